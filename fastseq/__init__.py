@@ -1,0 +1,32 @@
+"""Losses over long sequences of frame embeddings as fused kernels, memory linear in T.
+
+Public names are imported on first use, so that ``import fastseq`` costs nothing beyond torch and
+works without a GPU, a driver or a compiler.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastseq.ops.scl import scl_loss
+
+__version__ = "0.1.0"
+
+_PUBLIC = {"scl_loss": "fastseq.ops.scl"}
+_SUBMODULES = ("compat", "nn", "ops", "video")
+
+__all__ = ["__version__", "scl_loss"]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"fastseq.{name}")
+    raise AttributeError(f"module 'fastseq' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_PUBLIC, *_SUBMODULES])

@@ -1,0 +1,1 @@
+"""One folder per op, the same rooms in each: see CONTRIBUTING.md."""

@@ -1,0 +1,1 @@
+"""What several ops share: validation, lengths and masks, choice of backend."""

@@ -1,0 +1,90 @@
+"""Which backend runs a call, and why."""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+BACKENDS = ("reference", "torch", "triton", "cuda", "numba")
+
+
+class BackendStatus(NamedTuple):
+    available: bool
+    reason: str
+    fix: str
+
+
+def interpreting() -> bool:
+    """True when Triton kernels run in its CPU interpreter (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def backend_status(name: str) -> BackendStatus:
+    """Whether a backend can run here at all, why (not), and the one-line fix."""
+    if name in ("reference", "torch"):
+        return BackendStatus(True, "part of PyTorch", "")
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return BackendStatus(
+                False, "the package triton is not installed", "pip install triton (Linux)"
+            )
+        if interpreting():
+            return BackendStatus(True, "CPU interpreter (TRITON_INTERPRET=1)", "")
+        if not torch.cuda.is_available():
+            return BackendStatus(
+                False,
+                "PyTorch sees no CUDA device",
+                "run on a machine with an NVIDIA GPU and a CUDA build of torch",
+            )
+        return BackendStatus(True, "CUDA device present", "")
+    if name == "numba":
+        if importlib.util.find_spec("numba") is None:
+            return BackendStatus(False, "the package numba is not installed", "pip install numba")
+        return BackendStatus(True, "numba is installed", "")
+    if name == "cuda":
+        from fastseq.ops.common import extension
+
+        return BackendStatus(*extension.status())
+    raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
+
+
+def choose_backend(op: str, requested: str, why_not: Mapping[str, str | None]) -> tuple[str, str]:
+    """Return (backend, reason) for one call of ``op``.
+
+    ``why_not`` lists the op's backends in order of preference, each with None when it can serve
+    the call or else the reason that it cannot. ``requested`` is the caller's ``backend=``;
+    "auto" takes FASTSEQ_BACKEND when that is set and otherwise the first that can serve. A backend
+    asked for by name is never replaced: RuntimeError says why it cannot serve.
+    """
+    origin = "asked for by name"
+    if requested == "auto":
+        requested = os.environ.get("FASTSEQ_BACKEND", "auto")
+        origin = "FASTSEQ_BACKEND"
+    if requested == "auto":
+        skipped = []
+        for name, reason in why_not.items():
+            if reason is None:
+                return name, "; ".join(["preferred here", *skipped])
+            skipped.append(f"not {name}: {reason}")
+        raise RuntimeError(f"{op}: no backend can serve this call: {'; '.join(skipped)}")
+    if requested not in why_not:
+        raise ValueError(
+            f"{op}: unknown backend {requested!r} ({origin}); expected 'auto' or one of "
+            f"{', '.join(repr(name) for name in why_not)}"
+        )
+    reason = why_not[requested]
+    if reason is not None:
+        raise RuntimeError(
+            f"{op}: backend {requested!r} ({origin}) cannot serve this call: {reason}"
+        )
+    return requested, origin
+
+
+def unavailable(name: str) -> str | None:
+    """None when the backend can run here, otherwise reason and fix in one line."""
+    status = backend_status(name)
+    return None if status.available else f"{status.reason}; to fix: {status.fix}"

@@ -1,0 +1,108 @@
+"""Lengths, masks and timestamps: validated once, passed on in one form."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+INT_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def prepare_valid(
+    op: str,
+    suffix: str,
+    lengths: Tensor | Sequence[int] | int | None,
+    valid: Tensor | None,
+    num: int,
+    frames: int,
+    device: torch.device,
+) -> Tensor | None:
+    """One form for what is real: None (all), int64 lengths (N,) or a bool mask (N, T).
+
+    Lists and CPU tensors of lengths are checked and copied to ``device``; lengths and masks that
+    are on the GPU already are never read by the host (kernels clamp lengths to [0, T]).
+    """
+    if lengths is not None and valid is not None:
+        raise ValueError(f"{op}: give lengths{suffix} or valid{suffix}, not both")
+    if valid is not None:
+        if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+            what = valid.dtype if isinstance(valid, Tensor) else type(valid).__name__
+            raise TypeError(
+                f"{op}: valid{suffix} must be a bool tensor (True = real frame), got {what}"
+            )
+        if valid.dim() == 1 and num == 1:
+            valid = valid[None]
+        if valid.shape != (num, frames):
+            raise ValueError(
+                f"{op}: valid{suffix} must have shape {(num, frames)}, got {tuple(valid.shape)}"
+            )
+        return valid.to(device)
+    if lengths is None:
+        return None
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths)
+        if lengths.numel() == 0:
+            lengths = lengths.long()
+    if lengths.dtype not in INT_DTYPES:
+        raise TypeError(f"{op}: lengths{suffix} must be integers, got {lengths.dtype}")
+    if lengths.dim() == 0 and num == 1:
+        lengths = lengths[None]
+    if lengths.shape != (num,):
+        raise ValueError(
+            f"{op}: lengths{suffix} must have shape ({num},), got {tuple(lengths.shape)}"
+        )
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = [n for n in lengths.tolist() if not 0 <= n <= frames]
+        if wrong:
+            raise ValueError(
+                f"{op}: lengths{suffix} must lie between 0 and T = {frames}, got {wrong[0]}"
+            )
+    return lengths.to(device=device, dtype=torch.int64)
+
+
+def valid_mask(valid: Tensor | None, num: int, frames: int, device: torch.device) -> Tensor:
+    """The (N, T) bool mask of any form that :func:`prepare_valid` returns."""
+    if valid is None:
+        return torch.ones(num, frames, dtype=torch.bool, device=device)
+    if valid.dtype == torch.bool:
+        return valid
+    return torch.arange(frames, device=device) < valid[:, None]
+
+
+def prepare_times(
+    op: str, name: str, t: Tensor | None, num: int, frames: int, device: torch.device
+) -> Tensor | None:
+    """Timestamps as an (N, T) tensor; (T,) is shared by all sequences."""
+    if t is None:
+        return None
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"{op}: {name} must be integers or floats, got {t.dtype}")
+    if t.shape not in ((frames,), (num, frames)):
+        raise ValueError(
+            f"{op}: {name} must have shape ({frames},) or {(num, frames)}, got {tuple(t.shape)}"
+        )
+    if t.dtype in (torch.float16, torch.bfloat16):
+        t = t.float()
+    elif t.dtype not in (torch.float32, torch.float64, torch.int32):
+        t = t.long()
+    return t.detach().to(device).expand(num, frames)
+
+
+def shift_times(
+    t1: Tensor, t2: Tensor, m1: Tensor, m2: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Subtract each pair's earliest real time in the tensors' own dtype, then convert.
+
+    Nanosecond integers or epoch seconds lose nothing that way; padded entries become 0.
+    """
+    kind = torch.promote_types(t1.dtype, t2.dtype)
+    top = torch.finfo(kind).max if kind.is_floating_point else torch.iinfo(kind).max
+    both = torch.cat([t1.to(kind), t2.to(kind)], 1)
+    mask = torch.cat([m1, m2], 1)
+    if both.shape[1] == 0:
+        return t1.to(dtype), t2.to(dtype)
+    start = torch.where(mask, both, top).amin(1, keepdim=True)
+    both = torch.where(mask, both - start, 0).to(dtype)
+    return both[:, : t1.shape[1]], both[:, t1.shape[1] :]

@@ -1,0 +1,57 @@
+"""Checks of user input that two or more ops share. Errors say what came and what was expected."""
+
+import math
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_embeddings(op: str, name: str, z: Tensor) -> None:
+    """A floating tensor of shape (N, T, D) or (T, D), D >= 1."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(z).__name__}")
+    if z.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{op}: {name} must be float64, float32, bfloat16 or float16, got {z.dtype}"
+        )
+    if z.dim() not in (2, 3) or z.shape[-1] == 0:
+        raise ValueError(
+            f"{op}: {name} must have shape (N, T, D), or (T, D) for one sequence, with D >= 1; "
+            f"got {tuple(z.shape)}"
+        )
+
+
+def check_pair(op: str, name1: str, z1: Tensor, name2: str, z2: Tensor) -> None:
+    """Two embedding tensors of the same number of sequences, channels and device."""
+    check_embeddings(op, name1, z1)
+    check_embeddings(op, name2, z2)
+    if z1.dim() != z2.dim() or z1.shape[-1] != z2.shape[-1] or z1.shape[:-2] != z2.shape[:-2]:
+        raise ValueError(
+            f"{op}: {name1} and {name2} must agree in N and D, "
+            f"got {tuple(z1.shape)} and {tuple(z2.shape)}"
+        )
+    if z1.device != z2.device:
+        raise ValueError(
+            f"{op}: {name1} and {name2} must be on one device, got {z1.device} and {z2.device}"
+        )
+
+
+def check_positive(op: str, name: str, value: float) -> float:
+    """A finite Python number greater than zero."""
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{op}: {name} must be a Python number, got a Tensor; pass float({name}) "
+            f"(gradients with respect to {name} are not computed)"
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{op}: {name} must be finite and greater than 0, got {value}")
+    return float(value)
+
+
+def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")

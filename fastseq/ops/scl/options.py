@@ -1,0 +1,42 @@
+"""The options of one call, and what the backends share of the definition."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+OBJECTIVES = ("kl", "ce")
+NEGATIVES = ("cross", "video", "batch")
+REDUCTIONS = ("none", "mean", "sum", "paper")
+
+NORM_EPS = 1e-12  # as torch.nn.functional.normalize
+
+
+class SCLOptions(NamedTuple):
+    variance: float
+    temperature: float
+    normalize: bool
+    objective: str
+    negatives: str
+    reduction: str
+
+
+def reach(variance: float) -> float:
+    """Largest time gap with a non-zero target: where exp(-d^2 / (2 variance)) leaves fp32.
+
+    exp(-103) is the smallest fp32 number, hence d^2 = 206 variance: 45.4 frames at variance 10, as
+    the underflow in the released code has it. The same for every dtype and backend.
+    """
+    return math.sqrt(206.0 * variance)
+
+
+def row_coefficients(m1: Tensor, m2: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
+    """Weights (2, N): loss = sum over n of w[0, n] * rows of view 1 + w[1, n] * rows of view 2."""
+    counts = torch.stack([m1.sum(1), m2.sum(1)]).to(dtype)  # [2, N]
+    if reduction in ("none", "sum"):
+        return torch.ones_like(counts)
+    if reduction == "mean":
+        return (1 / counts.sum().clamp(min=1)).expand_as(counts)
+    videos = (counts.sum(0) > 0).sum().clamp(min=1)
+    return 1 / (counts.clamp(min=1) * videos)

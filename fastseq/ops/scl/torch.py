@@ -1,0 +1,312 @@
+"""Blockwise backend: any device, memory O(N T D), never a T x T matrix.
+
+Rows are taken in blocks whose similarities fit the cache. One block serves both directions, and
+its Gaussian is only formed on the columns within reach of its rows. Scores here are
+``s - shift`` with a constant shift 1/temperature where that is safe (|cosine| <= 1), else 0.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastseq.ops.common.lengths import shift_times, valid_mask
+from fastseq.ops.scl.options import NORM_EPS, SCLOptions, reach, row_coefficients
+
+# Elements of one block's buffer: about the size of one core's L2 cache in float32.
+BLOCK_ELEMENTS = 1 << 18
+# exp of the shifted scores stays a normal fp32 number down to -2 / 0.025 = -80.
+MIN_SHIFTED_TEMPERATURE = 0.025
+# Gaussians carry a factor 2^32, so that every weight within reach is a normal fp32 number.
+LOG_SCALE = 32 * math.log(2)
+MASKED = -1e30  # a score that exp turns into exactly 0, without the NaN of 0 * inf
+FAR = 1e18  # the time of padded frames
+
+
+def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions):
+    """Loss, statistics (3, N, T1 + T2) = log-denominators, inverse Gaussian sums, inverse norms
+    of all rows, and the coefficients (2, N) of the reduction."""
+    p = _Problem(z1, z2, t1, t2, valid1, valid2, opts)
+    stats = z1.new_empty((3, p.n, p.frames1 + p.frames2), dtype=p.dtype)
+    lse, inv_sum, inv_norm = stats
+    lse.fill_(MASKED)  # stays where the other view has no frame at all
+    inv_sum.zero_()
+    torch.cat([p.rn1, p.rn2], 1, out=inv_norm)
+    rows = torch.zeros_like(lse)
+    for seqs in p.groups():
+        _forward_group(p, seqs, lse[seqs], inv_sum[seqs], rows[seqs])
+    for z, m, group, out in p.same_side(lse):
+        torch.logaddexp(out, _self_lse(p, z, m, group), out=out)
+    has_target = inv_sum > 0
+    rows = torch.where(has_target, rows + lse, 0)
+    # exp(score - 1e30) = 0: rows without target have no softmax part either.
+    lse.masked_fill_(~has_target, -MASKED)
+    coef = row_coefficients(p.m1, p.m2, opts.reduction, p.dtype)
+    loss = coef[0] * rows[:, : p.frames1].sum(1) + coef[1] * rows[:, p.frames1 :].sum(1)
+    return loss if opts.reduction == "none" else loss.sum(), stats, coef
+
+
+def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, opts: SCLOptions, need1, need2):
+    """Gradients of z1 and z2 (None where not needed)."""
+    p = _Problem(z1, z2, t1, t2, valid1, valid2, opts, inv_norm=stats[2])
+    lse, inv_sum, _ = stats
+    weight = coef * grad / opts.temperature  # [2, N]
+    weight = torch.cat(
+        [weight[0, :, None].expand(-1, p.frames1), weight[1, :, None].expand(-1, p.frames2)], 1
+    ) * (inv_sum > 0)  # [N, T1 + T2]
+    dz1 = torch.zeros_like(p.z1) if need1 else None
+    dz2 = torch.zeros_like(p.z2) if need2 else None
+    for seqs in p.groups():
+        _backward_group(p, seqs, lse[seqs], inv_sum[seqs], weight[seqs], dz1, dz2)
+    _backward_same_side(p, lse, weight, dz1, dz2)
+    return (
+        _through_norm(dz1, p.z1, p.rn1, p.m1, z1.dtype, opts) if need1 else None,
+        _through_norm(dz2, p.z2, p.rn2, p.m2, z2.dtype, opts) if need2 else None,
+    )
+
+
+class _Problem:
+    """The inputs in the form that the loops want: masked, normalised, times shifted."""
+
+    def __init__(self, z1, z2, t1, t2, valid1, valid2, opts, inv_norm=None):
+        (self.n, self.frames1, _), self.frames2 = z1.shape, z2.shape[1]
+        self.opts, self.device = opts, z1.device
+        self.dtype = torch.float64 if z1.dtype == torch.float64 else torch.float32
+        self.m1 = valid_mask(valid1, self.n, self.frames1, z1.device)
+        self.m2 = valid_mask(valid2, self.n, self.frames2, z2.device)
+        rn1, rn2 = (
+            (None, None) if inv_norm is None else inv_norm.split([self.frames1, self.frames2], 1)
+        )
+        self.z1, self.rn1 = self._embed(z1, None if valid1 is None else self.m1, rn1)
+        self.z2, self.rn2 = self._embed(z2, None if valid2 is None else self.m2, rn2)
+        self.shifted = opts.normalize and opts.temperature >= MIN_SHIFTED_TEMPERATURE
+        self.shift = 1 / opts.temperature if self.shifted else 0.0
+        if t1 is None:
+            t1 = torch.arange(self.frames1, device=z1.device, dtype=self.dtype).expand_as(self.m1)
+            t2 = torch.arange(self.frames2, device=z1.device, dtype=self.dtype).expand_as(self.m2)
+        t1, t2 = shift_times(t1, t2, self.m1, self.m2, self.dtype)
+        self.t1 = torch.where(self.m1, t1, FAR)
+        self.t2 = torch.where(self.m2, t2, -FAR)
+        self.score_bias = torch.where(self.m2, -self.shift, MASKED).to(self.dtype)  # [N, T2]
+        self._find_bands(t2)
+
+    def _embed(self, z, mask, rn):
+        z = z.to(self.dtype)
+        if mask is not None:
+            z = torch.where(mask[..., None], z, 0)
+        if rn is None:
+            rn = z.new_ones(z.shape[:2])
+            if self.opts.normalize:
+                rn = 1 / torch.linalg.vector_norm(z, dim=-1).clamp(min=NORM_EPS)
+        return (z * rn[..., None] if self.opts.normalize else z), rn
+
+    def _find_bands(self, t2):
+        """Sorted times allow column bands. Looking costs a host read, so only on the CPU."""
+        self.keys = None
+        if self.device.type == "cpu" and self.frames2:
+            keys = torch.where(self.m2, t2, -FAR).cummax(1).values
+            if bool(((keys == t2) | ~self.m2).all()):
+                self.keys = keys
+
+    def groups(self):
+        """Slices of sequences whose blocks are worked on together."""
+        if self.n and self.frames1 and self.frames2:
+            size = max(1, BLOCK_ELEMENTS // (self.frames1 * self.frames2))
+            for start in range(0, self.n, size):
+                yield slice(start, min(start + size, self.n))
+
+    def row_blocks(self, num):
+        size = max(16, BLOCK_ELEMENTS // (num * self.frames2))
+        for start in range(0, self.frames1, size):
+            yield slice(start, min(start + size, self.frames1))
+
+    def band(self, seqs, rows) -> slice:
+        """Columns that some row of the block can reach."""
+        if self.keys is None:
+            return slice(0, self.frames2)
+        real, t = self.m1[seqs, rows], self.t1[seqs, rows]
+        if not bool(real.any()):
+            return slice(0, 0)
+        far = reach(self.opts.variance)
+        low = torch.where(real, t, FAR).amin(1, keepdim=True) - far
+        high = torch.where(real, t, -FAR).amax(1, keepdim=True) + far
+        start = torch.searchsorted(self.keys[seqs], low).amin()
+        stop = torch.searchsorted(self.keys[seqs], high, right=True).amax()
+        return slice(int(start), int(stop))
+
+    def scores(self, seqs, rows, out):
+        """Shifted scores of a block: (n, rows, T2), MASKED where the column is padding."""
+        shape = (out.shape[0], rows.stop - rows.start, self.frames2)
+        s = out.view(-1)[: math.prod(shape)].view(shape)
+        return torch.baddbmm(
+            self.score_bias[seqs, None, :].expand(shape),
+            self.z1[seqs, rows],
+            self.z2[seqs].mT,
+            alpha=1 / self.opts.temperature,
+            out=s,
+        )
+
+    def gaussian(self, seqs, rows, band):
+        """Weights 2^32 exp(-q) and exponents q = d^2 / (2 variance) on a block's band."""
+        q = self.t1[seqs, rows, None] - self.t2[seqs, None, band]
+        q.square_().mul_(0.5 / self.opts.variance)
+        far = q > reach(self.opts.variance) ** 2 * 0.5 / self.opts.variance
+        q.masked_fill_(far, 0)
+        return torch.sub(LOG_SCALE, q).exp_().masked_fill_(far, 0), q
+
+    def same_side(self, lse):
+        """What negatives="video" and "batch" add to the softmax of each row: embeddings to
+        compare among themselves, their mask, groups to leave out, and the rows' lse."""
+        if self.n == 0 or self.opts.negatives == "cross":
+            return
+        if self.opts.negatives == "video":
+            yield self.z1, self.m1, None, lse[:, : self.frames1]
+            yield self.z2, self.m2, None, lse[:, self.frames1 :]
+            return
+        video = torch.arange(self.n, device=self.device)[:, None].expand_as(lse)
+        z = torch.cat([self.z1, self.z2], 1).flatten(0, 1)[None]
+        mask = torch.cat([self.m1, self.m2], 1).flatten()[None]
+        yield z, mask, video.flatten()[None], lse.view(1, -1)
+
+    def self_scores(self, z, m, group):
+        """Blocks of scores of embeddings (B, T, D) among themselves: (b, rows, (1, rows, T))."""
+        frames = z.shape[1]
+        size = max(16, BLOCK_ELEMENTS // max(frames, 1))
+        bias = torch.where(m, -self.shift, MASKED).to(self.dtype)
+        for b in range(len(z)):
+            for start in range(0, frames, size):
+                rows = slice(start, min(start + size, frames))
+                s = torch.addmm(bias[b], z[b, rows], z[b].mT, alpha=1 / self.opts.temperature)
+                if group is not None:
+                    s.masked_fill_(group[b, rows, None] == group[b], MASKED)
+                yield b, rows, s
+
+
+def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out) -> None:
+    """Row and column statistics of a few sequences; rows_out gets the loss less the lse."""
+    num = seqs.stop - seqs.start
+    split = [p.frames1, p.frames2]
+    (lse1, lse2), (inv1, inv2) = lse.split(split, 1), inv_sum.split(split, 1)
+    out1, out2 = rows_out.split(split, 1)
+    # Columns: running sums over the row blocks (and a running maximum where nothing is shifted).
+    col_sum, col_g, col_u = p.z1.new_zeros((3, num, p.frames2))
+    col_max = p.z1.new_full((num, p.frames2), MASKED)
+    buffer = p.z1.new_empty((num, min(p.frames1, _rows(p, num)), p.frames2))
+    for rows in p.row_blocks(num):
+        s = p.scores(seqs, rows, buffer)
+        band = p.band(seqs, rows)
+        g, u = p.gaussian(seqs, rows, band)
+        if p.opts.objective == "kl":
+            u.add_(s[:, :, band])
+        else:
+            u = s[:, :, band].clone()
+        u.mul_(g)
+        _row_targets(g.sum(2), u.sum(2), p.opts, inv1[:, rows], out1[:, rows])
+        col_g[:, band] += g.sum(1)
+        col_u[:, band] += u.sum(1)
+        real = p.m1[seqs, rows].to(p.dtype)[:, None, :]  # [n, 1, rows]
+        if p.shifted:
+            s.exp_()
+            torch.log(s.sum(2), out=lse1[:, rows])
+            col_sum[:, None].baddbmm_(real, s)
+        else:
+            lse1[:, rows] = torch.logsumexp(s, 2)
+            s.masked_fill_(real.mT == 0, MASKED)
+            top = torch.maximum(col_max, s.amax(1))
+            col_sum.mul_((col_max - top).exp_()).add_(s.sub_(top[:, None]).exp_().sum(1))
+            col_max = top
+    lse2[:] = col_sum.log() + (0 if p.shifted else col_max)
+    _row_targets(col_g, col_u, p.opts, inv2, out2)
+
+
+def _rows(p: _Problem, num: int) -> int:
+    return max(16, BLOCK_ELEMENTS // (num * p.frames2))
+
+
+def _row_targets(g_sum, u_sum, opts: SCLOptions, inv_out, rows_out) -> None:
+    """KL = lse + [sum_j w_ij (log w_ij - s_ij)], of which this is the bracket.
+
+    With g = 2^32 exp(-q), w = g / G: log w = 32 log 2 - q - log G, so the bracket is
+    32 log 2 - log G - sum g (q + s) / G; without the entropy ("ce") it is - sum g s / G.
+    """
+    inv_out[:] = torch.where(g_sum > 0, 1 / g_sum, 0)
+    rows_out[:] = -u_sum * inv_out
+    if opts.objective == "kl":
+        rows_out += LOG_SCALE - torch.where(g_sum > 0, g_sum, 1).log()
+
+
+def _backward_group(p: _Problem, seqs, lse, inv_sum, weight, dz1, dz2) -> None:
+    num = seqs.stop - seqs.start
+    split = [p.frames1, p.frames2]
+    (lse1, lse2), (c1, c2) = lse.split(split, 1), weight.split(split, 1)
+    e1, e2 = (weight * inv_sum).split(split, 1)
+    buffers = p.z1.new_empty((2, num, min(p.frames1, _rows(p, num)), p.frames2))
+    for rows in p.row_blocks(num):
+        s = p.scores(seqs, rows, buffers[0])
+        spare = buffers[1].view(-1)[: s.numel()].view(s.shape)
+        _softmax_weights_(s, spare, lse1[:, rows], lse2, c1[:, rows], c2, p.shifted)
+        band = p.band(seqs, rows)
+        g, q = p.gaussian(seqs, rows, band)
+        torch.add(e1[:, rows, None], e2[:, None, band], out=q)
+        s[:, :, band] -= g.mul_(q)
+        if dz1 is not None:
+            torch.bmm(s, p.z2[seqs], out=dz1[seqs, rows])
+        if dz2 is not None:
+            dz2[seqs].baddbmm_(s.mT, p.z1[seqs, rows])
+
+
+def _softmax_weights_(s, spare, lse_row, lse_col, c_row, c_col, shifted: bool) -> None:
+    """In place: scores -> c_row softmax over the row + c_col softmax over the column."""
+    if shifted:  # one exp serves both
+        torch.add(
+            (c_row * (-lse_row).exp())[..., None], (c_col * (-lse_col).exp())[:, None], out=spare
+        )
+        s.exp_().mul_(spare)
+        return
+    torch.sub(s, lse_col[:, None], out=spare).exp_().mul_(c_col[:, None])
+    s.sub_(lse_row[..., None]).exp_().mul_(c_row[..., None]).add_(spare)
+
+
+def _self_lse(p: _Problem, z, m, group) -> Tensor:
+    out = z.new_empty(z.shape[:2])
+    for b, rows, s in p.self_scores(z, m, group):
+        out[b, rows] = torch.logsumexp(s, 1)
+    return out
+
+
+def _backward_same_side(p: _Problem, lse, weight, dz1, dz2) -> None:
+    """Softmax gradients through the candidates of the rows' own side (scores are symmetric)."""
+    parts = []
+    for (z, m, group, lse_rows), (_, _, _, c) in zip(
+        p.same_side(lse), p.same_side(weight), strict=True
+    ):
+        dz = torch.zeros_like(z)
+        for b, rows, s in p.self_scores(z, m, group):
+            pair = slice(b, b + 1)
+            s = s[None]
+            _softmax_weights_(
+                s,
+                torch.empty_like(s),
+                lse_rows[pair, rows],
+                lse_rows[pair],
+                c[pair, rows],
+                c[pair],
+                p.shifted,
+            )
+            torch.mm(s[0], z[b], out=dz[b, rows])
+        parts.append(dz)
+    if p.opts.negatives == "batch" and parts:
+        dz = parts[0].view(p.n, p.frames1 + p.frames2, -1)
+        parts = [dz[:, : p.frames1], dz[:, p.frames1 :]]
+    for total, dz in zip((dz1, dz2), parts, strict=False):
+        if total is not None:
+            total += dz
+
+
+def _through_norm(dz, z, rn, m, dtype, opts: SCLOptions) -> Tensor:
+    """From the gradient of the normalised embedding to that of the embedding itself."""
+    if opts.normalize:
+        # Below NORM_EPS the norm is a constant, as in torch.nn.functional.normalize.
+        inside = (dz * z).sum(-1) * (rn < 1 / NORM_EPS)
+        dz.addcmul_(z, inside[..., None], value=-1).mul_(rn[..., None])
+    return dz.masked_fill_(~m[..., None], 0).to(dtype)
