@@ -1,0 +1,216 @@
+"""scl_loss on NVIDIA GPUs: launches the kernels of triton_kernels.py. op.py checks the input.
+
+Two launches forward, one backward. Nothing is read back, so a CUDA graph can capture it.
+"""
+
+import contextlib
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from fastseq.ops.common.lengths import valid_mask
+from fastseq.ops.scl.options import SCLOptions, reach
+from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_reduce_kernel, scl_stats_kernel
+
+LOG2E = 1 / math.log(2)
+# From here on exp((s - 1) / temperature) stays a normal fp32 number for every cosine s, so that
+# 1 / temperature can stand in for the running maximum.
+CONSTANT_SHIFT_FROM = 0.025
+
+
+class Tiles(NamedTuple):
+    """Rows and columns of a tile, channels per step of the similarity and per gradient program."""
+
+    rows: int
+    columns: int
+    step: int
+    channels: int
+    warps: int
+    stages: int
+
+
+@lru_cache
+def tiles(kernel: str, d: int, half: bool, precision: str, arch: int) -> Tiles:
+    """The configuration of "stats" or "grad". It must not depend on N or T: a sequence gives the
+    same bits alone and in a batch."""
+    padded = max(16, triton.next_power_of_2(d))
+    if half:
+        if padded <= 128:
+            return Tiles(64, 64, padded, padded, 4, 2)
+        return Tiles(64, 64, padded, padded, 8, 2)
+    if precision == "tf32":
+        return Tiles(64, 64, padded, padded, 8, 2)
+    return Tiles(64, 64, 16, padded, 8, 2)
+
+
+def forward(
+    z1: Tensor,
+    z2: Tensor,
+    t1: Tensor | None,
+    t2: Tensor | None,
+    valid1: Tensor | None,
+    valid2: Tensor | None,
+    opts: SCLOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, row statistics (3, N, T1 + T2) and direction weights (2, N)."""
+    (n, frames1, d), frames2 = z1.shape, z2.shape[1]
+    fp32 = {"dtype": torch.float32, "device": z1.device}
+    shape = (n,) if opts.reduction == "none" else ()
+    if n == 0 or frames1 + frames2 == 0:
+        zeros = torch.zeros(shape, **fp32)
+        return zeros, torch.zeros(3, n, frames1 + frames2, **fp32), torch.zeros(2, n, **fp32)
+    t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
+    precision = _precision(z1)
+    tile = tiles("stats", d, z1.dtype != torch.float32, precision, _arch(z1.device))
+    blocks = triton.cdiv(max(frames1, frames2), tile.rows)
+    loss = torch.empty(shape, **fp32)
+    stats = torch.empty((3, n, frames1 + frames2), **fp32)
+    coef = torch.empty((2, n), **fp32)
+    part = torch.empty((2, 2, n, blocks), **fp32)
+    with _on(z1.device):
+        scl_stats_kernel[(2 * n * blocks,)](
+            z1,
+            z2,
+            t1,
+            t2,
+            valid1,
+            valid2,
+            stats,
+            part,
+            n,
+            frames1,
+            frames2,
+            0 if t1 is None else t1.stride(0),
+            0 if t2 is None else t2.stride(0),
+            *_scales(opts),
+            D=d,
+            BM=tile.rows,
+            BN=tile.columns,
+            BK=tile.step,
+            NORM=opts.normalize,
+            ONLINE=_online(opts),
+            KL=opts.objective == "kl",
+            MASK=masked,
+            PREC=precision,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        scl_reduce_kernel[(1,)](
+            part, loss, coef, n, blocks, REDUCTION=opts.reduction, BV=16, BB=64, num_warps=4
+        )
+    return loss, stats, coef
+
+
+def backward(
+    grad_out: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    t1: Tensor | None,
+    t2: Tensor | None,
+    valid1: Tensor | None,
+    valid2: Tensor | None,
+    stats: Tensor,
+    coef: Tensor,
+    opts: SCLOptions,
+    need1: bool,
+    need2: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of z1 and z2 in their dtype, None where not needed."""
+    (n, frames1, d), frames2 = z1.shape, z2.shape[1]
+    if n == 0 or frames1 + frames2 == 0 or not (need1 or need2):
+        return z1.new_zeros(z1.shape) if need1 else None, z2.new_zeros(z2.shape) if need2 else None
+    t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
+    precision = _precision(z1)
+    tile = tiles("grad", d, z1.dtype != torch.float32, precision, _arch(z1.device))
+    dz1 = torch.empty_like(z1) if need1 else None
+    dz2 = torch.empty_like(z2) if need2 else None
+    blocks = triton.cdiv(max(frames1, frames2), tile.rows)
+    directions = need1 + need2
+    chunks = triton.cdiv(d, tile.channels)
+    with _on(z1.device):
+        scl_grad_kernel[(chunks * directions * n * blocks,)](
+            z1,
+            z2,
+            t1,
+            t2,
+            valid1,
+            valid2,
+            stats,
+            coef,
+            grad_out,
+            dz1 if need1 else dz2,
+            dz2 if need2 else dz1,
+            n,
+            frames1,
+            frames2,
+            0 if t1 is None else t1.stride(0),
+            0 if t2 is None else t2.stride(0),
+            grad_out.stride(0) if grad_out.dim() else 0,
+            0 if need1 else 1,
+            directions,
+            *_scales(opts),
+            D=d,
+            BM=tile.rows,
+            BN=tile.columns,
+            BK=tile.step,
+            BD=tile.channels,
+            NORM=opts.normalize,
+            ONLINE=_online(opts),
+            MASK=masked,
+            PREC=precision,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return dz1, dz2
+
+
+def _side_inputs(z1, z2, t1, t2, valid1, valid2):
+    """Times with contiguous rows and one dtype; lengths, or masks for both views if for one."""
+    if t1 is not None:
+        if t1.dtype != t2.dtype:
+            both = (t1.dtype, t2.dtype)
+            wide = torch.float64 if any(t.is_floating_point for t in both) else torch.int64
+            t1, t2 = t1.to(wide), t2.to(wide)
+        t1 = t1 if t1.stride(1) == 1 else t1.contiguous()
+        t2 = t2 if t2.stride(1) == 1 else t2.contiguous()
+    masked = any(v is not None and v.dtype == torch.bool for v in (valid1, valid2))
+    if masked:
+        valid1 = valid_mask(valid1, *z1.shape[:2], z1.device)
+        valid2 = valid_mask(valid2, *z2.shape[:2], z2.device)
+    valid1 = None if valid1 is None else valid1.contiguous()
+    valid2 = None if valid2 is None else valid2.contiguous()
+    return t1, t2, valid1, valid2, masked
+
+
+@lru_cache
+def _scales(opts: SCLOptions) -> tuple[float, float, float]:
+    """log2(e) / temperature, log2(e) / (4 variance) and the largest gap with a weight."""
+    return LOG2E / opts.temperature, LOG2E / (4 * opts.variance), reach(opts.variance)
+
+
+def _online(opts: SCLOptions) -> bool:
+    return not (opts.normalize and opts.temperature >= CONSTANT_SHIFT_FROM)
+
+
+def _precision(z: Tensor) -> str:
+    """How fp32 operands are multiplied; half precision ignores it."""
+    if z.dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "tf32x3"
+
+
+@lru_cache
+def _arch(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 90  # the interpreter
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _on(device: torch.device):
+    """Triton launches on the current device's stream, which need not be the tensors' device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,0 +1,507 @@
+"""The Triton kernels of scl_loss. Direction 0 takes its rows from view 1, direction 1 from view 2.
+
+A program owns BM rows of one sequence in one direction and walks over the other view in tiles of BN
+frames, so nothing is added across programs: no atomics, no zero-fill, the same bits every time.
+README.md in this folder derives the formulas; all exponents and logarithms here are base 2.
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+# The interpreter's tl.dot multiplies the raw bits of bf16.
+INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+# Weights are 2^32 times the Gaussian: each of them within reach is then a normal fp32 number.
+ROOT_WEIGHT = tl.constexpr(65536.0)
+LN2 = tl.constexpr(0.6931471805599453)
+NORM_EPS = tl.constexpr(1e-12)
+# 1 / norm of a frame whose norm was clamped to NORM_EPS lies above, every other one below.
+CLAMPED = tl.constexpr(0.999e12)
+# p - w of a frame is far below fp16's smallest normal number once T is large.
+FP16_SCALE = tl.constexpr(8192.0)
+
+
+@triton.jit
+def _dot(b_x, b_y, b_acc, PREC: tl.constexpr):
+    if INTERPRET:
+        b_x = b_x.to(tl.float32)
+        b_y = b_y.to(tl.float32)
+    return tl.dot(b_x, b_y, b_acc, input_precision=PREC)
+
+
+@triton.jit
+def _length(p_v, i_n, T):
+    """Frames of sequence i_n: its length clamped to [0, T]."""
+    return tl.minimum(tl.maximum(tl.load(p_v + i_n).to(tl.int64), 0), T).to(tl.int32)
+
+
+@triton.jit
+def _valid(p_v, o_t, n_t, MASK: tl.constexpr):
+    """Which of the frames o_t are real; n_t bounds them, p_v is the sequence's row of the mask."""
+    m_t = o_t < n_t
+    if MASK:
+        m_t = m_t & (tl.load(p_v + o_t, mask=m_t, other=0) != 0)
+    return m_t
+
+
+@triton.jit
+def _frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
+    """Channels k to k + BK of the frames o_t, zero where masked."""
+    o_k = k + tl.arange(0, BK)
+    p_tile = p_z + o_t.to(tl.int64)[:, None] * D + o_k[None, :]  # [BT, BK]
+    m_tile = m_t[:, None]
+    if D % BK != 0:
+        m_tile = m_tile & (o_k < D)[None, :]
+    return tl.load(p_tile, mask=m_tile, other=0.0)
+
+
+@triton.jit
+def _times(p_t, o_t, m_t, ref):
+    """Times relative to ref, subtracted in their own dtype so that large offsets stay exact."""
+    b_t = tl.load(p_t + o_t, mask=m_t, other=0)
+    if b_t.dtype.is_int():
+        b_t = b_t.to(tl.int64)
+    return (b_t - ref).to(tl.float32)
+
+
+@triton.jit
+def _first_time(p_t, o_t, m_t, T):
+    """Time of the first real frame of a tile."""
+    first = tl.min(tl.where(m_t, o_t, T - 1), 0)
+    ref = tl.load(p_t + first)
+    if ref.dtype.is_int():
+        ref = ref.to(tl.int64)
+    return ref
+
+
+@triton.jit
+def _near_tiles(p_t, p_v, i_tile, n_t, ref, lo, hi, reach, BN: tl.constexpr, MASK: tl.constexpr):
+    """Bit k: tile i_tile + k of the other view comes within reach of the times [lo, hi]."""
+    o_k = tl.arange(0, 32)
+    o_t = (i_tile + o_k)[:, None] * BN + tl.arange(0, BN)[None, :]  # [32, BN]
+    m_t = _valid(p_v, o_t, n_t, MASK)
+    b_t = _times(p_t, o_t, m_t, ref)
+    b_lo = tl.min(tl.where(m_t, b_t, float("inf")), 1)  # [32]
+    b_hi = tl.max(tl.where(m_t, b_t, float("-inf")), 1)
+    # Written so that a NaN time keeps its tile; its pairs then fail the comparison one by one.
+    m_far = (b_lo - hi > reach) | (lo - b_hi > reach)
+    return tl.sum(tl.where(m_far, 0, 1 << o_k), 0)
+
+
+@triton.jit
+def _gaussian(b_d, m_n, gauss, reach):
+    """2^32 exp(-d^2 / (2 variance)) within reach, else 0, and half its exponent without the 32."""
+    b_h = -gauss * b_d * b_d
+    b_root = tl.exp2(b_h) * ROOT_WEIGHT
+    return tl.where((tl.abs(b_d) <= reach) & m_n[None, :], b_root * b_root, 0.0), b_h
+
+
+@triton.jit
+def _ordered(p_1, p_2, i_d):
+    """(own, other) of a pair given as (view 1, view 2)."""
+    if i_d == 0:
+        p_a = p_1
+        p_c = p_2
+    else:
+        p_a = p_2
+        p_c = p_1
+    return p_a, p_c
+
+
+@triton.jit
+def _sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D: tl.constexpr, MASK: tl.constexpr):
+    """Rows' (a) and columns' (c) side of sequence i_n: frames, embeddings, bound, mask."""
+    T_a, T_c = _ordered(T1, T2, i_d)
+    p_a, p_c = _ordered(p_z1, p_z2, i_d)
+    p_a += i_n * T_a * D
+    p_c += i_n * T_c * D
+    n_1 = T1
+    n_2 = T2
+    p_va = p_v1
+    p_vc = p_v2
+    if MASK:
+        p_va, p_vc = _ordered(p_v1, p_v2, i_d)
+        p_va += i_n * T_a
+        p_vc += i_n * T_c
+    else:
+        if p_v1 is not None:
+            n_1 = _length(p_v1, i_n, T1)
+        if p_v2 is not None:
+            n_2 = _length(p_v2, i_n, T2)
+    n_a, n_c = _ordered(n_1, n_2, i_d)
+    return T_a, T_c, p_a, p_c, n_a, n_c, p_va, p_vc
+
+
+@triton.jit
+def _clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a):
+    """Times of a row block relative to its first real one, their range, and where to go on."""
+    p_ta, p_tc = _ordered(p_t1 + i_n * st1, p_t2 + i_n * st2, i_d)
+    ref = _first_time(p_ta, o_m, m_m, T_a)
+    b_t = _times(p_ta, o_m, m_m, ref)
+    lo = tl.min(tl.where(m_m, b_t, float("inf")), 0)
+    hi = tl.max(tl.where(m_m, b_t, float("-inf")), 0)
+    return p_tc, ref, b_t, lo, hi
+
+
+@triton.jit
+def _near_indices(row, column, reach, BM: tl.constexpr, BN: tl.constexpr):
+    """Whether two tiles of frame indices come within reach of each other."""
+    return ((column - (row + BM - 1)) <= reach) & ((row - (column + BN - 1)) <= reach)
+
+
+@triton.jit
+def _products(
+    p_a,
+    p_c,
+    b_za,
+    o_m,
+    m_m,
+    o_n,
+    m_n,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    NORM: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """<row, column> of a tile, BK channels at a time, and 1 / norm of the columns."""
+    b_zc = _frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
+    b_s = _dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
+    b_fc = tl.full([BN], 1.0, tl.float32)
+    if NORM:
+        b_sq = tl.sum(b_zc.to(tl.float32) * b_zc.to(tl.float32), 1)
+    for k in range(BK, D, BK):
+        b_zk = _frames(p_c, o_n, m_n, k, D, BK)
+        b_s = _dot(_frames(p_a, o_m, m_m, k, D, BK), tl.trans(b_zk), b_s, PREC)
+        if NORM:
+            b_sq += tl.sum(b_zk.to(tl.float32) * b_zk.to(tl.float32), 1)
+    if NORM:
+        b_fc = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
+    return b_s, b_fc
+
+
+@triton.jit
+def _block_sums(p_part, i_d, o_v, m_v, N, blocks, BV: tl.constexpr, BB: tl.constexpr):
+    """Losses and real rows of the sequences o_v in one direction, added up over the blocks."""
+    b_loss = tl.zeros([BV, BB], tl.float32)
+    b_rows = tl.zeros([BV, BB], tl.float32)
+    p_v = p_part + (i_d * N + o_v).to(tl.int64)[:, None] * blocks  # [BV, 1]
+    for b in range(0, blocks, BB):
+        o_b = b + tl.arange(0, BB)[None, :]
+        m_b = m_v[:, None] & (o_b < blocks)
+        b_loss += tl.load(p_v + o_b, mask=m_b, other=0.0)
+        b_rows += tl.load(p_v + 2 * tl.cast(N, tl.int64) * blocks + o_b, mask=m_b, other=0.0)
+    return tl.sum(b_loss, 1), tl.sum(b_rows, 1)
+
+
+@triton.jit(do_not_specialize=["N", "T1", "T2", "st1", "st2"])
+def scl_stats_kernel(
+    p_z1,  # [N, T1, D]
+    p_z2,  # [N, T2, D]
+    p_t1,  # [N, T1] or None: frame indices
+    p_t2,  # [N, T2] or None
+    p_v1,  # None, lengths [N] or mask [N, T1]
+    p_v2,  # None, lengths [N] or mask [N, T2]
+    p_stats,  # [3, N, T1 + T2]: 1/R (online: lse, base 2), 1/N, 1/norm
+    p_part,  # [2, 2, N, blocks]: losses and real rows of each block, per direction
+    N,
+    T1,
+    T2,
+    st1,  # strides between sequences of the times
+    st2,
+    scale,  # log2(e) / temperature
+    gauss,  # log2(e) / (4 variance)
+    reach,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    NORM: tl.constexpr,
+    ONLINE: tl.constexpr,
+    KL: tl.constexpr,
+    MASK: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    scale = tl.cast(scale, tl.float32)
+    gauss = tl.cast(gauss, tl.float32)
+    reach = tl.cast(reach, tl.float32)
+    blocks = tl.cdiv(tl.maximum(T1, T2), BM)
+    i_b = tl.program_id(0) % blocks
+    i_d = tl.program_id(0) // blocks % 2
+    i_n = (tl.program_id(0) // blocks // 2).to(tl.int64)
+    T_a, T_c, p_a, p_c, n_a, n_c, p_va, p_vc = _sides(
+        p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK
+    )
+    o_m = i_b * BM + tl.arange(0, BM)
+    m_m = _valid(p_va, o_m, n_a, MASK)
+    rows = tl.sum(m_m.to(tl.int32), 0)
+    if p_t1 is None:
+        b_ta = (o_m - i_b * BM).to(tl.float32)
+    else:
+        p_tc, ref, b_ta, lo, hi = _clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a)
+
+    b_za = _frames(p_a, o_m, m_m, 0, D, BK)  # [BM, BK]
+    b_fa = tl.full([BM], 1.0, tl.float32)  # 1 / norm
+    if NORM:
+        b_sq = tl.sum(b_za.to(tl.float32) * b_za.to(tl.float32), 1)
+        for k in range(BK, D, BK):
+            b_zk = _frames(p_a, o_m, m_m, k, D, BK).to(tl.float32)
+            b_sq += tl.sum(b_zk * b_zk, 1)
+        b_fa = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
+    b_xa = b_fa * scale
+
+    b_max = tl.full([BM], float("-inf"), tl.float32)
+    b_r = tl.zeros([BM], tl.float32)
+    b_n = tl.zeros([BM], tl.float32)
+    b_p = tl.zeros([BM], tl.float32)
+    near_bits = 0
+    for j in range(0, tl.where(rows > 0, tl.cdiv(n_c, BN), 0)):
+        o_n = j * BN + tl.arange(0, BN)
+        m_n = _valid(p_vc, o_n, n_c, MASK)
+        b_s, b_fc = _products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM, PREC)
+        b_x = b_s * b_xa[:, None]
+        if ONLINE:
+            b_e = b_x * b_fc[None, :] + tl.where(m_n, 0.0, float("-inf"))[None, :]
+            b_new = tl.maximum(b_max, tl.max(b_e, 1))
+            b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
+            b_r = b_r * tl.exp2(b_max - b_shift) + tl.sum(tl.exp2(b_e - b_shift[:, None]), 1)
+            b_max = b_new
+        else:
+            b_shift = tl.where(m_n, -scale, float("-inf"))
+            b_r += tl.sum(tl.exp2(b_x * b_fc[None, :] + b_shift[None, :]), 1)
+
+        if p_t1 is None:
+            near = _near_indices(i_b * BM, j * BN, reach, BM, BN)
+        else:
+            if j % 32 == 0:
+                near_bits = _near_tiles(p_tc, p_vc, j, n_c, ref, lo, hi, reach, BN, MASK)
+            near = (near_bits >> (j % 32)) & 1
+        if near:
+            if p_t1 is None:
+                b_tc = (o_n - i_b * BM).to(tl.float32)
+            else:
+                b_tc = _times(p_tc, o_n, m_n, ref)
+            b_g, b_h = _gaussian(b_ta[:, None] - b_tc[None, :], m_n, gauss, reach)
+            b_q = -b_x * b_fc[None, :]
+            if KL:
+                b_q += 2.0 * b_h
+            b_n += tl.sum(b_g, 1)
+            b_p += tl.sum(b_g * b_q, 1)
+
+    # A row with nothing within reach: no loss, and statistics that make its gradient exactly 0.
+    m_row = m_m & (b_n > 0)
+    b_lse = tl.log2(b_r) + (b_max if ONLINE else scale)
+    b_loss = b_p / b_n + b_lse
+    if KL:
+        # log2 of the unscaled sum; scaled first where that is exact and closer to 0.
+        b_small = tl.log2(b_n) - 32.0
+        b_loss -= tl.where(b_n > 1e-27, tl.log2(b_n / (ROOT_WEIGHT * ROOT_WEIGHT)), b_small)
+    T = T1 + T2
+    p_row = p_stats + i_n * T + tl.where(i_d == 0, 0, T1) + o_m
+    m_in = o_m < T_a
+    if ONLINE:
+        tl.store(p_row, tl.where(m_row, b_lse, float("inf")), mask=m_in)
+    else:
+        tl.store(p_row, tl.where(m_row, 1.0 / b_r, 0.0), mask=m_in)
+    stride = tl.cast(N, tl.int64) * T
+    tl.store(p_row + stride, tl.where(m_row, 1.0 / b_n, 0.0), mask=m_in)
+    tl.store(p_row + 2 * stride, b_fa, mask=m_in)
+    p_block = p_part + (i_d * N + i_n) * blocks + i_b
+    tl.store(p_block, tl.sum(tl.where(m_row, b_loss * LN2, 0.0), 0))
+    tl.store(p_block + 2 * N * tl.cast(blocks, tl.int64), rows.to(tl.float32))
+
+
+@triton.jit(do_not_specialize=["N", "blocks"])
+def scl_reduce_kernel(
+    p_part,  # [2, 2, N, blocks]
+    p_loss,  # [N] or []
+    p_coef,  # [2, N]
+    N,
+    blocks,
+    REDUCTION: tl.constexpr,
+    BV: tl.constexpr,
+    BB: tl.constexpr,
+):
+    b_total = tl.zeros([BV], tl.float32)
+    b_count = tl.zeros([BV], tl.float32)
+    for v in range(0, N, BV):
+        o_v = v + tl.arange(0, BV)
+        m_v = o_v < N
+        b_l1, b_c1 = _block_sums(p_part, 0, o_v, m_v, N, blocks, BV, BB)
+        b_l2, b_c2 = _block_sums(p_part, 1, o_v, m_v, N, blocks, BV, BB)
+        b_w1 = tl.full([BV], 1.0, tl.float32)
+        b_w2 = b_w1
+        if REDUCTION == "paper":
+            b_w1 = 1.0 / tl.maximum(b_c1, 1.0)
+            b_w2 = 1.0 / tl.maximum(b_c2, 1.0)
+            b_count += ((b_c1 + b_c2) > 0).to(tl.float32)
+        else:
+            b_count += b_c1 + b_c2
+        b_loss = b_l1 * b_w1 + b_l2 * b_w2
+        b_total += b_loss
+        if REDUCTION == "none":
+            tl.store(p_loss + o_v, b_loss, mask=m_v)
+        tl.store(p_coef + o_v, b_w1, mask=m_v)
+        tl.store(p_coef + N + o_v, b_w2, mask=m_v)
+    if REDUCTION == "sum":
+        tl.store(p_loss, tl.sum(b_total, 0))
+    elif REDUCTION != "none":
+        share = 1.0 / tl.maximum(tl.sum(b_count, 0), 1.0)
+        tl.store(p_loss, tl.sum(b_total, 0) * share)
+        tl.debug_barrier()
+        for v in range(0, N, BV):
+            o_v = v + tl.arange(0, BV)
+            m_v = o_v < N
+            tl.store(p_coef + o_v, tl.load(p_coef + o_v, mask=m_v) * share, mask=m_v)
+            p_c2 = p_coef + N + o_v
+            tl.store(p_c2, tl.load(p_c2, mask=m_v) * share, mask=m_v)
+
+
+@triton.jit(do_not_specialize=["N", "T1", "T2", "st1", "st2", "sg", "first", "directions"])
+def scl_grad_kernel(
+    p_z1,
+    p_z2,
+    p_t1,
+    p_t2,
+    p_v1,
+    p_v2,
+    p_stats,
+    p_coef,  # [2, N]
+    p_grad,  # gradient of the loss, [N] with stride sg
+    p_d1,  # [N, T1, D]
+    p_d2,  # [N, T2, D]
+    N,
+    T1,
+    T2,
+    st1,
+    st2,
+    sg,
+    first,  # 0, or 1 when view 1 needs no gradient
+    directions,
+    scale,
+    gauss,
+    reach,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+    NORM: tl.constexpr,
+    ONLINE: tl.constexpr,
+    MASK: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    scale = tl.cast(scale, tl.float32)
+    gauss = tl.cast(gauss, tl.float32)
+    reach = tl.cast(reach, tl.float32)
+    FP16: tl.constexpr = p_z1.dtype.element_ty == tl.float16
+    WHOLE: tl.constexpr = BK == BD
+    CHUNKS: tl.constexpr = (D + BD - 1) // BD
+    blocks = tl.cdiv(tl.maximum(T1, T2), BM)
+    chunk = tl.program_id(0) % CHUNKS * BD
+    pid = tl.program_id(0) // CHUNKS
+    i_b = pid % blocks
+    i_d = first + pid // blocks % directions
+    i_n = (pid // blocks // directions).to(tl.int64)
+    T_a, T_c, p_a, p_c, n_a, n_c, p_va, p_vc = _sides(
+        p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK
+    )
+    o_m = i_b * BM + tl.arange(0, BM)
+    m_m = _valid(p_va, o_m, n_a, MASK)
+    rows = tl.sum(m_m.to(tl.int32), 0)
+    if p_t1 is None:
+        b_ta = (o_m - i_b * BM).to(tl.float32)
+    else:
+        p_tc, ref, b_ta, lo, hi = _clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a)
+
+    # The two directions' weights relative to the larger one, which is applied at the end: p - w
+    # times 1 / frames would leave fp16.
+    upstream = tl.load(p_grad + i_n * sg)
+    w_a = upstream * tl.load(p_coef + i_d * N + i_n)
+    w_c = upstream * tl.load(p_coef + (1 - i_d) * N + i_n)
+    weight = tl.maximum(tl.abs(w_a), tl.abs(w_c))
+    w_a = tl.where(weight == 0, 0.0, w_a / weight)
+    w_c = tl.where(weight == 0, 0.0, w_c / weight)
+
+    T = T1 + T2
+    stride = tl.cast(N, tl.int64) * T
+    p_sa = p_stats + i_n * T + tl.where(i_d == 0, 0, T1)
+    p_sc = p_stats + i_n * T + tl.where(i_d == 0, T1, 0)
+    NEUTRAL: tl.constexpr = float("inf") if ONLINE else 0.0
+    b_ra = tl.load(p_sa + o_m, mask=m_m, other=NEUTRAL)
+    b_na = tl.load(p_sa + stride + o_m, mask=m_m, other=0.0) * w_a
+    if not ONLINE:
+        b_ra *= w_a
+    b_fa = tl.full([BM], 1.0, tl.float32)
+    if NORM:
+        b_fa = tl.load(p_sa + 2 * stride + o_m, mask=m_m, other=0.0)
+    b_xa = b_fa * scale
+
+    b_za = _frames(p_a, o_m, m_m, 0, D, BK)
+    b_acc = tl.zeros([BM, BD], tl.float32)
+    b_proj = tl.zeros([BM], tl.float32)
+    near_bits = 0
+    for j in range(0, tl.where(rows > 0, tl.cdiv(n_c, BN), 0)):
+        o_n = j * BN + tl.arange(0, BN)
+        m_n = _valid(p_vc, o_n, n_c, MASK)
+        b_rc = tl.load(p_sc + o_n, mask=m_n, other=NEUTRAL)
+        b_nc = tl.load(p_sc + stride + o_n, mask=m_n, other=0.0) * w_c
+        b_fc = tl.full([BN], 1.0, tl.float32)
+        if NORM:
+            b_fc = tl.load(p_sc + 2 * stride + o_n, mask=m_n, other=0.0)
+        if WHOLE:
+            b_zc = _frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
+            b_s = _dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
+        else:
+            b_s, _ = _products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, False, PREC)
+        b_x = b_s * b_xa[:, None] * b_fc[None, :]
+        if ONLINE:
+            b_e = b_x + tl.where(m_n, 0.0, float("-inf"))[None, :]
+            b_g = w_a * tl.exp2(b_e - b_ra[:, None]) + w_c * tl.exp2(b_e - b_rc[None, :])
+        else:
+            b_shift = tl.where(m_n, -scale, float("-inf"))
+            b_g = tl.exp2(b_x + b_shift[None, :]) * (b_ra[:, None] + (b_rc * w_c)[None, :])
+
+        if p_t1 is None:
+            near = _near_indices(i_b * BM, j * BN, reach, BM, BN)
+        else:
+            if j % 32 == 0:
+                near_bits = _near_tiles(p_tc, p_vc, j, n_c, ref, lo, hi, reach, BN, MASK)
+            near = (near_bits >> (j % 32)) & 1
+        if near:
+            if p_t1 is None:
+                b_tc = (o_n - i_b * BM).to(tl.float32)
+            else:
+                b_tc = _times(p_tc, o_n, m_n, ref)
+            b_w, _ = _gaussian(b_ta[:, None] - b_tc[None, :], m_n, gauss, reach)
+            b_g -= b_w * (b_na[:, None] + b_nc[None, :])
+
+        if NORM:
+            b_proj += tl.sum(b_g * b_x, 1)
+        if not WHOLE:
+            b_zc = _frames(p_c, o_n, m_n, chunk, D, BD)  # [BN, BD]
+        if FP16:
+            b_g *= FP16_SCALE
+            if NORM:
+                # The power of two of 1 / norm goes to the frame (exactly), the rest to p - w.
+                b_pow = (b_fc.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+                b_zc = (b_zc.to(tl.float32) * b_pow[:, None]).to(tl.float16)
+                b_fc = tl.where(b_pow > 0, b_fc / b_pow, 0.0)
+        b_g = (b_g * b_fc[None, :]).to(b_zc.dtype)
+        b_acc = _dot(b_g, b_zc, b_acc, PREC)
+
+    if FP16:
+        b_acc *= 1.0 / FP16_SCALE
+    if NORM:
+        # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped.
+        b_proj = tl.where(b_fa < CLAMPED, b_proj * b_fa / scale, 0.0)
+        b_zd = _frames(p_a, o_m, m_m, chunk, D, BD).to(tl.float32)
+        b_acc = (b_acc - b_zd * b_proj[:, None]) * b_fa[:, None]
+    b_acc *= weight * scale * LN2  # scale * ln 2 = 1 / temperature
+    p_d, _ = _ordered(p_d1, p_d2, i_d)
+    o_k = chunk + tl.arange(0, BD)
+    p_out = p_d + (i_n * T_a + o_m)[:, None] * D + o_k[None, :]
+    m_out = (o_m < T_a)[:, None] & (o_k < D)[None, :]
+    tl.store(p_out, tl.where(m_m[:, None], b_acc, 0.0).to(p_d1.dtype.element_ty), mask=m_out)
