@@ -1,0 +1,245 @@
+"""Spatial augmentation that is the same for every frame of a clip."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+# Rec. 601 luma, the weights of PIL's and the released code's grayscale.
+_LUMA = np.array([0.299, 0.587, 0.114])
+_RGB_TO_YIQ = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
+_COLOUR_OPS = ("brightness", "contrast", "saturation", "hue")
+# The released blur radii are in pixels of a 224-pixel frame.
+_BLUR_REFERENCE_SIZE = 224
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a clip; the defaults are those of CARL's released self-supervised setting.
+
+    One set of parameters is drawn per clip, so frames stay consistent over time. Order: crop and
+    resize, flip, colour, grayscale, blur.
+
+    Attributes:
+        size: side of the square output in pixels.
+        scale: share of the frame's area that the crop keeps.
+        ratio: aspect ratio of the crop, drawn log-uniformly. After 10 draws that do not fit in the
+            frame, the central crop with the nearest allowed ratio is taken.
+        flip: probability of a horizontal flip.
+        jitter: probability of colour jitter.
+        strength: multiplies the four jitter ranges.
+        brightness, contrast, saturation: a factor 1 + U(-r strength, r strength), at least 0.
+        hue: a turn of U(-r strength, r strength) of the colour circle.
+        grayscale: probability of grayscale.
+        blur: probability of Gaussian blur. 0.4 is what the released code comes to: 0.5 inside the
+            jitter, itself 0.8. It blurs after each of the four jitter operations by accident; here
+            the blur is applied once.
+        blur_sigma: standard deviation in pixels at size 224, scaled with `size`.
+
+    The colour operations come in random order but act as one linear map per clip: contrast pulls
+    towards the mean luma of the clip, hue is a rotation in YIQ, and values are clipped once at the
+    end, where the released code rounds and clips each frame after each operation.
+    """
+
+    size: int = 224
+    scale: tuple[float, float] = (0.8, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    strength: float = 1.0
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+    grayscale: float = 0.2
+    blur: float = 0.4
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grayscale", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
+        for name in ("strength", "brightness", "contrast", "saturation", "hue"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, most in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                raise ValueError(f"{name} must be (low, high), 0 < low <= high, got {low}, {high}")
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+
+
+@dataclass(frozen=True)
+class ClipDraw:
+    """The parameters drawn for one clip, all an engine needs to apply an `Augmentation`.
+
+    `colour` lists (operation, amount) in their order; `blur_sigma` is in output pixels, 0 for none.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+    colour: tuple[tuple[str, float], ...]
+    blur_sigma: float
+
+
+def draw_clip(
+    height: int, width: int, spec: Augmentation, generator: np.random.Generator
+) -> ClipDraw:
+    """Draw one clip's parameters for frames of `height` by `width` pixels."""
+    box = _draw_crop(height, width, spec, generator)
+    flip = generator.random() < spec.flip
+    colour: list[tuple[str, float]] = []
+    if generator.random() < spec.jitter:
+        for op in generator.permutation(_COLOUR_OPS):
+            reach = getattr(spec, op) * spec.strength
+            amount = generator.uniform(-reach, reach)
+            colour.append((str(op), amount if op == "hue" else max(0.0, 1.0 + amount)))
+    if generator.random() < spec.grayscale:
+        colour.append(("saturation", 0.0))
+    sigma = 0.0
+    if generator.random() < spec.blur:
+        sigma = generator.uniform(*spec.blur_sigma) * spec.size / _BLUR_REFERENCE_SIZE
+    return ClipDraw(*box, flip, tuple(colour), sigma)
+
+
+def _draw_crop(
+    height: int, width: int, spec: Augmentation, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    low, high = np.log(spec.ratio)
+    for _ in range(10):
+        area = height * width * generator.uniform(*spec.scale)
+        ratio = math.exp(generator.uniform(low, high))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(generator.integers(0, height - crop_height + 1))
+            left = int(generator.integers(0, width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    return central_crop(height, width, spec.ratio)
+
+
+def central_crop(
+    height: int, width: int, ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the largest central crop with an aspect ratio in `ratio`."""
+    crop_height = min(height, max(1, round(width / ratio[0])))
+    crop_width = min(width, max(1, round(height * ratio[1])))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def augment_clip(
+    frames: torch.Tensor, spec: Augmentation, generator: np.random.Generator
+) -> torch.Tensor:
+    """Augment a clip with one draw for all its frames.
+
+    Args:
+        frames: uint8 (T, H, W, 3), RGB.
+        spec: what may happen.
+        generator: the only source of randomness.
+    Returns:
+        uint8 (T, 3, size, size).
+    Raises:
+        TypeError, ValueError: frames of another dtype or shape.
+    """
+    _check(frames)
+    draw = draw_clip(frames.shape[1], frames.shape[2], spec, generator)
+    return apply_draw(frames, draw, spec.size)
+
+
+def apply_draw(frames: torch.Tensor, draw: ClipDraw, size: int) -> torch.Tensor:
+    """Apply drawn parameters: uint8 (T, H, W, 3) -> uint8 (T, 3, size, size)."""
+    clip = _crop_resize(frames, (draw.top, draw.left, draw.height, draw.width), size)
+    if draw.flip:
+        clip = clip.flip(3)
+    clip = clip.contiguous()
+    if not draw.colour and not draw.blur_sigma:
+        return clip
+    pixels = clip.flatten(2).float()  # (T, 3, size * size)
+    if draw.colour:
+        matrix, bias = colour_map(draw.colour, pixels.mean((0, 2)).double().numpy())
+        weight = torch.from_numpy(matrix).float().expand(len(pixels), 3, 3)
+        pixels = torch.baddbmm(torch.from_numpy(bias).float()[:, None], weight, pixels)
+    if draw.blur_sigma:
+        rows = blur_matrix(size, draw.blur_sigma)
+        # Clipped first: the blur sees the picture, not the out-of-range values behind it.
+        pixels = rows @ (pixels.clamp_(0, 255).view(-1, size, size) @ rows.T)
+    return pixels.clamp_(0, 255).add_(0.5).to(torch.uint8).view(-1, 3, size, size)
+
+
+def colour_map(
+    colour: tuple[tuple[str, float], ...], mean: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fold colour operations into rgb -> matrix @ rgb + bias, (3, 3) and (3,) float64.
+
+    Brightness x -> b x. Contrast x -> c x + (1 - c) m, m the mean luma of the clip at that point.
+    Saturation x -> s x + (1 - s) luma(x). Hue h turns the (I, Q) plane by 2 pi h.
+    `mean` (3,) is the clip's mean colour before the first operation.
+    """
+    matrix, bias = np.eye(3), np.zeros(3)
+    for op, amount in colour:
+        if op == "brightness":
+            step, shift = amount * np.eye(3), np.zeros(3)
+        elif op == "contrast":
+            luma = _LUMA @ (matrix @ mean + bias)
+            step, shift = amount * np.eye(3), np.full(3, (1 - amount) * luma)
+        elif op == "saturation":
+            step, shift = amount * np.eye(3) + (1 - amount) * np.outer(np.ones(3), _LUMA), 0.0
+        elif op == "hue":
+            cos, sin = math.cos(2 * math.pi * amount), math.sin(2 * math.pi * amount)
+            turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+            step, shift = _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ, 0.0
+        else:
+            raise ValueError(f"unknown colour operation {op!r}, known: {', '.join(_COLOUR_OPS)}")
+        matrix, bias = step @ matrix, step @ bias + shift
+    return matrix, bias
+
+
+def blur_matrix(size: int, sigma: float) -> torch.Tensor:
+    """(size, size) float32: Gaussian blur along one axis, weights cut at 3 sigma.
+
+    At the border the weights that fall outside are dropped and the rest sums to 1. A product with
+    a matrix is faster than a depthwise convolution for the sizes used here.
+    """
+    place = torch.arange(size, dtype=torch.float64)
+    gap = (place[:, None] - place[None, :]).abs()
+    weight = torch.exp(-0.5 * (gap / sigma) ** 2)
+    weight[gap > max(1.0, math.ceil(3 * sigma))] = 0
+    return (weight / weight.sum(1, keepdim=True)).float()
+
+
+def eval_transform(frames: torch.Tensor, size: int) -> torch.Tensor:
+    """Resize frames for evaluation: uint8 (T, H, W, 3) -> uint8 (T, 3, size, size).
+
+    The largest central crop with an aspect ratio between 3:4 and 4:3 is squeezed into the square,
+    the geometry that the training crops have on average (the released code evaluates on the central
+    `size` pixels of the unscaled frame, which it never trains on).
+    """
+    _check(frames)
+    box = central_crop(frames.shape[1], frames.shape[2])
+    return _crop_resize(frames, box, size).contiguous()
+
+
+def _crop_resize(frames: torch.Tensor, box: tuple[int, int, int, int], size: int) -> torch.Tensor:
+    """Antialiased bilinear on bytes, (T, 3, size, size) with the channels last in memory."""
+    top, left, height, width = box
+    # Fast path of torch: bytes with the channels last, which is how frames lie in memory.
+    clip = frames[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+    if (height, width) == (size, size):
+        return clip
+    clip = clip.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(clip, (size, size), mode="bilinear", antialias=True)
+
+
+def _check(frames: torch.Tensor) -> None:
+    if frames.dtype != torch.uint8:
+        raise TypeError(f"frames must be uint8, got {frames.dtype}")
+    if frames.ndim != 4 or frames.shape[3] != 3:
+        raise ValueError(f"frames must be (T, H, W, 3), got {tuple(frames.shape)}")
