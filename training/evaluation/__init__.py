@@ -1,0 +1,1 @@
+"""Evaluation of frame embeddings: CARL's protocol, alignment, retrieval and pictures."""

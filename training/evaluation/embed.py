@@ -1,0 +1,105 @@
+"""Per-frame embeddings of whole videos: computing, saving and reading them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.data.index import VideoRecord
+
+
+@dataclass(frozen=True)
+class EmbeddedVideo:
+    """A video and one unit-length embedding for each of its frames.
+
+    ``embeddings`` is float32 of shape (frames, E), in presentation order, L2-normalised per frame.
+    """
+
+    record: VideoRecord
+    embeddings: np.ndarray
+
+
+def embed_records(
+    encoders: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    records: Sequence[VideoRecord],
+    cfg: Any,
+    *,
+    progress: bool = True,
+) -> dict[str, list[EmbeddedVideo]]:
+    """Embed every frame of every video with every encoder, one whole video at a time.
+
+    Each video is decoded once and shown to all encoders. An encoder maps uint8 (1, T, 3, S, S) to
+    (1, T, E), see :func:`training.evaluation.encoders.make_encoder`. The result has the keys of
+    ``encoders``, each with one :class:`EmbeddedVideo` per record, in the order of ``records``.
+
+    Raises ValueError when an encoder gives a wrong number of frames, a NaN or an infinity.
+    """
+    from tqdm import tqdm
+
+    from training.data.dataset import load_video
+
+    out: dict[str, list[EmbeddedVideo]] = {name: [] for name in encoders}
+    total = sum(record.frames for record in records)
+    with tqdm(total=total, unit="frame", desc="embedding", disable=not progress) as bar:
+        for record in records:
+            frames = load_video(record, cfg.augmentation.size, cfg.data.cache_side)
+            for name, encode in encoders.items():
+                embeddings = _unit_length(encode(frames[None])[0], name, record.id)
+                if len(embeddings) != len(frames):
+                    raise ValueError(
+                        f"encoder {name!r} gave {len(embeddings)} embeddings for the {len(frames)} "
+                        f"frames of {record.id}; one per frame was expected"
+                    )
+                out[name].append(EmbeddedVideo(record, embeddings))
+            bar.update(record.frames)
+    return out
+
+
+def _unit_length(embeddings: torch.Tensor, encoder: str, video: str) -> np.ndarray:
+    import torch
+
+    unit = torch.nn.functional.normalize(embeddings.detach().float(), dim=-1)
+    if not torch.isfinite(unit).all():
+        raise ValueError(
+            f"encoder {encoder!r} gave NaN or infinite embeddings for {video}: the training has "
+            "probably diverged; look at the loss in log.jsonl and use an earlier checkpoint"
+        )
+    return unit.cpu().numpy()
+
+
+def save_embeddings(folder: str | Path, videos: Sequence[EmbeddedVideo]) -> list[Path]:
+    """Write one npz per video under ``folder``; the file keeps the video's path, ending in .npz.
+
+    Arrays: ``embeddings`` float32 (frames, E); ``phases`` int64 (frames,), -1 = unlabelled, absent
+    when the video has no labels; ``id``, ``action``, ``split`` strings; ``fps`` float.
+    """
+    paths = []
+    for video in videos:
+        record = video.record
+        path = Path(folder) / f"{record.id}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        labels = {} if record.phases is None else {"phases": record.phases}
+        np.savez_compressed(
+            path,
+            embeddings=video.embeddings,
+            id=record.id,
+            action=record.action,
+            split=record.split,
+            fps=record.fps,
+            **labels,
+        )
+        paths.append(path)
+    return paths
+
+
+def load_embeddings(path: str | Path) -> dict[str, Any]:
+    """Read one file written by :func:`save_embeddings`; strings and fps come back as scalars."""
+    with np.load(path, allow_pickle=False) as data:
+        return {key: data[key].item() if data[key].ndim == 0 else data[key] for key in data.files}

@@ -1,0 +1,65 @@
+"""From a run directory to functions that embed whole videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+UNTRAINED = "untrained"
+TRAINED = "trained"
+UNTRAINED_WITHOUT_POSITIONS = "untrained, positions off"
+TRAINED_WITHOUT_POSITIONS = "trained, positions off"
+
+
+def make_encoder(model: Any, *, use_positions: bool = True) -> Callable[[Any], Any]:
+    """A function from uint8 frames (1, T, 3, S, S) to embeddings (1, T, E), without gradients.
+
+    ``use_positions=False`` leaves the positional encoding out, which shows how much of a result
+    comes from the pictures alone.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+
+    def encode(frames: torch.Tensor) -> torch.Tensor:
+        before = model.use_positions
+        model.use_positions = use_positions
+        try:
+            with torch.inference_mode():
+                return model.encode(frames.to(device))
+        finally:
+            model.use_positions = before
+
+    return encode
+
+
+def load_encoder(run: str | Path) -> tuple[Callable[[Any], Any], Any]:
+    """The trained encoder of a run, on the GPU when there is one, and the run's configuration."""
+    model, cfg = _load(run, untrained=False)
+    return make_encoder(model), cfg
+
+
+def load_compared_encoders(run: str | Path) -> tuple[dict[str, Callable[[Any], Any]], Any]:
+    """Untrained and trained encoders of a run, each with and without positions, and its config."""
+    untrained, cfg = _load(run, untrained=True)
+    trained, _ = _load(run, untrained=False)
+    encoders = {
+        UNTRAINED: make_encoder(untrained),
+        TRAINED: make_encoder(trained),
+        UNTRAINED_WITHOUT_POSITIONS: make_encoder(untrained, use_positions=False),
+        TRAINED_WITHOUT_POSITIONS: make_encoder(trained, use_positions=False),
+    }
+    return encoders, cfg
+
+
+def _load(run: str | Path, *, untrained: bool) -> tuple[Any, Any]:
+    import torch
+
+    from training.run import load_run
+
+    model, cfg = load_run(run, untrained=untrained)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), cfg

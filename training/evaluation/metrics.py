@@ -1,0 +1,246 @@
+"""The metrics of CARL's evaluation protocol, and the alignment error in phases.
+
+Every function works on the labelled frames of the videos of one action (:class:`LabelledVideo`) and
+returns a :class:`Score`: the value, NaN when it is undefined, and how much had to be left out.
+:mod:`training.evaluation.protocol` averages over actions. References: "Frame-wise Action
+Representations for Long Videos via Sequence Contrastive Learning" (CARL), section 4.1, and its
+released evaluation code.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from training.evaluation.dtw import dtw_path
+from training.evaluation.embed import EmbeddedVideo
+
+
+@dataclass(frozen=True)
+class LabelledVideo:
+    """The frames of a video that have a phase label.
+
+    embeddings (L, E); phases int64 (L,), all >= 0; position float64 (L,), the phase position of
+    :func:`phase_position`, or None where the phases do not follow one another in order.
+    """
+
+    id: str
+    embeddings: np.ndarray
+    phases: np.ndarray
+    position: np.ndarray | None
+
+
+@dataclass
+class Score:
+    """A metric's value and, by reason, the number of things left out of it."""
+
+    value: float
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def phase_position(phases: np.ndarray) -> np.ndarray | None:
+    """Phase index plus the fraction of that phase that has passed: p(t) = k + (t - s_k)/(e_k - s_k).
+
+    s_k is the first frame of phase k and e_k the frame after its last, so p is linear within a phase
+    and p(s_k) = k. Frames labelled -1 get NaN. None when the labelled phases ever step back
+    (a phase that comes twice has no single position).
+    """
+    labelled = np.flatnonzero(phases >= 0)
+    if np.any(np.diff(phases[labelled]) < 0):
+        return None
+    position = np.full(len(phases), np.nan)
+    for phase in np.unique(phases[labelled]):
+        frames = labelled[phases[labelled] == phase]
+        start, end = frames[0], frames[-1] + 1
+        position[frames] = phase + (frames - start) / (end - start)
+    return position
+
+
+def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
+    """The labelled frames of a video, or None if it has none. Unlabelled frames were embedded too."""
+    phases = video.record.phases
+    if phases is None or not (phases >= 0).any():
+        return None
+    if len(phases) != len(video.embeddings):
+        raise ValueError(
+            f"{video.record.id} has {len(phases)} phase labels and {len(video.embeddings)} frames; "
+            "write the index again with `python -m training.prepare`"
+        )
+    keep = phases >= 0
+    position = phase_position(phases)
+    return LabelledVideo(
+        video.record.id,
+        video.embeddings[keep].astype(np.float64),
+        phases[keep],
+        None if position is None else position[keep],
+    )
+
+
+def classification(
+    train: Sequence[LabelledVideo], test: Sequence[LabelledVideo], fraction: float = 1.0
+) -> Score:
+    """Share of test frames whose phase a linear classifier gets right (micro accuracy).
+
+    The classifier is scikit-learn's multinomial LogisticRegression (lbfgs, C = 1, at most 1e5
+    iterations), fitted to every labelled frame of the first int(fraction * n) training videos, at
+    least one. A test frame of a phase that no training frame has counts as wrong.
+    """
+    if not train or not test:
+        return Score(np.nan)
+    from sklearn.linear_model import LogisticRegression
+
+    train = train[: max(1, int(fraction * len(train)))]
+    x, y = _stack(train)
+    x_test, y_test = _stack(test)
+    if np.unique(y).size == 1:  # scikit-learn refuses a single class
+        predicted = np.full(len(y_test), y[0])
+    else:
+        model = LogisticRegression(C=1.0, solver="lbfgs", max_iter=100_000)
+        predicted = model.fit(x, y).predict(x_test)
+    unseen = int((~np.isin(y_test, y)).sum())
+    return Score(
+        float(np.mean(predicted == y_test)),
+        Counter({"test frames of a phase that no training frame has (counted as wrong)": unseen}),
+    )
+
+
+def progression(
+    train: Sequence[LabelledVideo], test: Sequence[LabelledVideo], num_phases: int
+) -> Score:
+    """How well a linear model tells the time to each phase boundary: mean R^2 on the test frames.
+
+    For boundary c = 0 .. num_phases - 2 the target of frame t is (t - last frame of phase c) / L, with
+    t and L counted over the labelled frames. One linear regression per boundary, fitted on the
+    training frames. A video in which phase c does not occur is left out of boundary c, in fitting and
+    in scoring (CARL's code stops with an error there). A boundary without any such video, or with a
+    constant target, is left out of the mean. R^2 has no lower bound.
+    """
+    from sklearn.linear_model import LinearRegression
+    from sklearn.metrics import r2_score
+
+    left_out: Counter[str] = Counter()
+    scores = []
+    for boundary in range(num_phases - 1):
+        fit = [video for video in train if boundary in video.phases]
+        score = [video for video in test if boundary in video.phases]
+        left_out["(training video, boundary) pairs where the phase does not occur"] += len(
+            train
+        ) - len(fit)
+        left_out["(test video, boundary) pairs where the phase does not occur"] += len(test) - len(
+            score
+        )
+        target = np.concatenate([_to_boundary(video, boundary) for video in score] or [[]])
+        if not fit or len(target) < 2 or np.ptp(target) == 0:
+            left_out["progression boundaries that cannot be scored"] += 1
+            continue
+        model = LinearRegression().fit(
+            _stack(fit)[0], np.concatenate([_to_boundary(video, boundary) for video in fit])
+        )
+        scores.append(r2_score(target, model.predict(_stack(score)[0])))
+    return Score(_mean(scores), left_out)
+
+
+def kendalls_tau(test: Sequence[LabelledVideo], stride: int) -> Score:
+    """Do nearest neighbours keep the order of time? Mean Kendall's tau-b over ordered video pairs.
+
+    For each ordered pair of different videos and every ``stride``-th frame of both: the nearest frame
+    of the second (squared Euclidean distance, the first one on a tie) for each frame of the first,
+    then scipy's tau-b between 0, 1, 2, ... and those indices. A pair without a tau (all frames have
+    the same neighbour, or fewer than two frames) is left out.
+    """
+    from scipy.stats import kendalltau
+
+    taus, left_out = [], Counter()
+    for query, other in _ordered_pairs(test):
+        nearest = _distances(query.embeddings[::stride], other.embeddings[::stride]).argmin(axis=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scipy's remark on constant input: counted below
+            tau = kendalltau(np.arange(len(nearest)), nearest).statistic
+        if np.isnan(tau):
+            left_out["video pairs without a tau (all frames have one neighbour)"] += 1
+        else:
+            taus.append(tau)
+    return Score(_mean(taus), left_out)
+
+
+def precision_at_k(test: Sequence[LabelledVideo], stride: int, k: int) -> Score:
+    """AP@K as CARL and LAV compute it: how many of the K nearest frames have the query's phase.
+
+    Queries are every ``stride``-th frame of a test video, candidates every ``stride``-th frame of all
+    the other test videos. Precision among the K nearest (squared Euclidean distance), averaged over
+    the frames of a video, then over videos. It is a precision, not an average precision.
+    """
+    means, left_out = [], Counter()
+    if len(test) < 2:
+        return Score(np.nan)
+    for index, query in enumerate(test):
+        others = [video for position, video in enumerate(test) if position != index]
+        x = np.concatenate([video.embeddings[::stride] for video in others])
+        y = np.concatenate([video.phases[::stride] for video in others])
+        if len(x) < k:
+            left_out[f"query videos with fewer than {k} candidate frames (all were taken)"] += 1
+        nearest = np.argsort(_distances(query.embeddings[::stride], x), axis=1, kind="stable")
+        hits = y[nearest[:, :k]] == query.phases[::stride, None]
+        means.append(hits.mean())
+    return Score(_mean(means), left_out)
+
+
+def alignment_error(test: Sequence[LabelledVideo], method: str = "nearest") -> Score:
+    """How far off the matched moment is, in phases: mean |p(match) - p(frame)|, lower is better.
+
+    For each ordered pair of different videos, every labelled frame of the first is matched to a frame
+    of the second: ``"nearest"`` takes the nearest embedding, ``"dtw"`` the frames that the cheapest
+    monotone path pairs it with (their mean error, when there are several). p is
+    :func:`phase_position`. Averaged over frames, then pairs. No stride. A video whose phases step
+    back has no phase position and is left out. 0.5 means half a phase too early or too late.
+    """
+    placed = [video for video in test if video.position is not None]
+    left_out = Counter({"test videos whose phases step back": len(test) - len(placed)})
+    errors = []
+    for query, other in _ordered_pairs(placed):
+        distances = _distances(query.embeddings, other.embeddings)
+        if method == "nearest":
+            gaps = np.abs(other.position[distances.argmin(axis=1)] - query.position)
+        elif method == "dtw":
+            i, j, _ = dtw_path(distances)
+            per_cell = np.abs(other.position[j] - query.position[i])
+            gaps = np.bincount(i, per_cell) / np.bincount(i)
+        else:
+            raise ValueError(f"method is {method!r}; expected 'nearest' or 'dtw'")
+        errors.append(gaps.mean())
+    return Score(_mean(errors), left_out)
+
+
+def _ordered_pairs(
+    videos: Sequence[LabelledVideo],
+) -> Iterator[tuple[LabelledVideo, LabelledVideo]]:
+    for i, query in enumerate(videos):
+        for j, other in enumerate(videos):
+            if i != j:
+                yield query, other
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    from scipy.spatial.distance import cdist
+
+    return cdist(x, y, "sqeuclidean")
+
+
+def _stack(videos: Sequence[LabelledVideo]) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.concatenate([video.embeddings for video in videos]),
+        np.concatenate([video.phases for video in videos]),
+    )
+
+
+def _to_boundary(video: LabelledVideo, phase: int) -> np.ndarray:
+    last = np.flatnonzero(video.phases == phase)[-1]
+    return (np.arange(len(video.phases)) - last) / len(video.phases)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")

@@ -1,0 +1,127 @@
+"""Pictures made of video frames: the retrieval sheet and the aligned side-by-side video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SAME = "#2e8b57"
+OTHER = "#c0392b"
+NEUTRAL = "#9aa0a6"
+INK = "#222222"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a contact sheet: uint8 (H, W, 3), the lines under it, its border colour."""
+
+    frame: np.ndarray
+    lines: Sequence[str]
+    border: str = NEUTRAL
+
+
+def contact_sheet(rows: Sequence[Sequence[Tile]], file: str | Path, *, width: int = 160) -> None:
+    """Rows of tiles; the first tile of each row is the query and stands a little apart."""
+    gap, border, query_gap = 10, 4, 26
+    font = ImageFont.load_default(size=12)
+    line_height = 15
+    lines = max(len(tile.lines) for row in rows for tile in row)
+    pictures = [[_fit(tile.frame, width) for tile in row] for row in rows]
+    heights = [max(picture.height for picture in row) for row in pictures]
+    cell = width + 2 * border
+    columns = max(len(row) for row in rows)
+    top = 28
+    sheet = Image.new(
+        "RGB",
+        (
+            gap + columns * (cell + gap) + query_gap,
+            top + sum(h + 2 * border + lines * line_height + 2 * gap for h in heights),
+        ),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    heading = ImageFont.load_default(size=14)
+    draw.text((gap, 7), "query frame", fill=INK, font=heading)
+    draw.text((gap + cell + gap + query_gap, 7), "most similar frames", fill=INK, font=heading)
+    y = top
+    for row, row_pictures, height in zip(rows, pictures, heights, strict=True):
+        for column, (tile, picture) in enumerate(zip(row, row_pictures, strict=True)):
+            x = gap + column * (cell + gap) + (query_gap if column else 0)
+            draw.rectangle(
+                (x, y, x + cell - 1, y + picture.height + 2 * border - 1), fill=tile.border
+            )
+            sheet.paste(picture, (x + border, y + border))
+            for number, line in enumerate(tile.lines):
+                text = _shorten(line, font, cell)
+                y_text = y + picture.height + 2 * border + 3 + number * line_height
+                draw.text((x, y_text), text, fill=INK, font=font)
+        y += height + 2 * border + lines * line_height + 2 * gap
+    sheet.save(file)
+
+
+def _fit(frame: np.ndarray, width: int) -> Image.Image:
+    height = max(1, round(frame.shape[0] * width / frame.shape[1]))
+    return Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The end of a too long text: file names differ there."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength("…" + text) > width:
+        text = text[1:]
+    return "…" + text
+
+
+def side_by_side(
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray]], *, height: int = 240
+) -> Iterator[np.ndarray]:
+    """Frames of a video that plays several panels next to each other.
+
+    Args:
+        panels: (title, frames, shown): frames uint8 (n, H, W, 3) and, for every output frame, the
+            index of the frame to show. All ``shown`` have one length.
+        height: of each panel's picture in pixels.
+    Yields:
+        uint8 (h, w, 3), both even. Under each panel stand its title, the frame number and a bar for
+        the place of that frame in its video.
+    """
+    pad, caption = 8, 40
+    font = ImageFont.load_default(size=13)
+    widths = [
+        max(150, round(frames.shape[2] * height / frames.shape[1])) for _, frames, _ in panels
+    ]
+    total = sum(widths) + pad * (len(panels) + 1)
+    tall = height + caption + 2 * pad
+    canvas_size = (total + total % 2, tall + tall % 2)
+    for step in range(len(panels[0][2])):
+        canvas = Image.new("RGB", canvas_size, "white")
+        draw = ImageDraw.Draw(canvas)
+        x = pad
+        for (title, frames, shown), width in zip(panels, widths, strict=True):
+            index = int(shown[step])
+            picture = _letterbox(frames[index], width, height)
+            canvas.paste(picture, (x, pad))
+            bar = pad + height + 5
+            last = max(len(frames) - 1, 1)
+            draw.rectangle((x, bar, x + width - 1, bar + 3), fill="#dddddd")
+            draw.rectangle((x, bar, x + round((width - 1) * index / last), bar + 3), fill="#1f4e79")
+            number = f"{index}"
+            room = width - font.getlength(number) - 8
+            draw.text((x, bar + 9), _shorten(title, font, room), fill=INK, font=font)
+            draw.text((x + width - 1, bar + 9), number, fill=INK, font=font, anchor="ra")
+            x += width + pad
+        yield np.asarray(canvas)
+
+
+def _letterbox(frame: np.ndarray, width: int, height: int) -> Image.Image:
+    scale = min(width / frame.shape[1], height / frame.shape[0])
+    size = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
+    picture = Image.new("RGB", (width, height), "black")
+    resized = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
+    picture.paste(resized, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return picture

@@ -1,0 +1,153 @@
+"""Diagrams of the report, as PNG files: similarity, loss, embeddings over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from training.evaluation.embed import EmbeddedVideo
+
+INK = "#333333"
+PHASE_COLOURS = (
+    ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb"]  # Tol bright
+    + ["#332288", "#ddcc77", "#117733", "#882255", "#44aa99", "#999933", "#cc6677"]  # Tol muted
+)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=9)
+
+
+def similarity_map(
+    a: EmbeddedVideo, b: EmbeddedVideo, path: tuple[np.ndarray, np.ndarray], file: str | Path
+) -> None:
+    """Cosine similarity of all frame pairs with the DTW path; dotted lines are phase boundaries."""
+    similarity = a.embeddings @ b.embeddings.T
+    rows, columns = similarity.shape
+    longest = max(rows, columns)
+    figure = _figure(2.2 + 4.6 * columns / longest, 1.4 + 4.6 * rows / longest)
+    axes = figure.subplots()
+    image = axes.imshow(similarity, cmap="cividis", vmax=1.0, aspect="equal", origin="upper")
+    axes.plot(path[1], path[0], color="white", linewidth=3.5)
+    axes.plot(path[1], path[0], color="#d62728", linewidth=1.6, label="alignment (DTW)")
+    for boundary in _boundaries(a):
+        axes.axhline(boundary - 0.5, color="white", linewidth=0.9, linestyle=":")
+    for boundary in _boundaries(b):
+        axes.axvline(boundary - 0.5, color="white", linewidth=0.9, linestyle=":")
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.set_xlabel(f"frame of {b.record.id}", color=INK)
+    axes.set_ylabel(f"frame of {a.record.id}", color=INK)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.legend(loc="lower left", fontsize=8, framealpha=0.9)
+    figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.8)
+    figure.savefig(file, dpi=110)
+
+
+def _boundaries(video: EmbeddedVideo) -> np.ndarray:
+    phases = video.record.phases
+    return np.array([]) if phases is None else np.flatnonzero(np.diff(phases)) + 1
+
+
+def loss_curve(steps: Sequence[int], losses: Sequence[float], file: str | Path) -> None:
+    """Training loss over steps: every logged value, and a running mean over a twentieth of them."""
+    figure = _figure(7.2, 2.9)
+    axes = figure.subplots()
+    steps, losses = np.asarray(steps), np.asarray(losses, dtype=float)
+    axes.plot(steps, losses, color="#9db8d2", linewidth=0.9, label="logged value")
+    window = max(1, len(losses) // 20)
+    if window > 1:
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :], smooth, color="#1f4e79", linewidth=1.8, label="running mean")
+        axes.legend(frameon=False, fontsize=9)
+    axes.set_xlabel("training step", color=INK)
+    axes.set_ylabel("loss", color=INK)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    _tidy(axes)
+    figure.savefig(file, dpi=110)
+
+
+def embedding_strips(
+    videos: Sequence[EmbeddedVideo], phase_names: Mapping[str, Sequence[str]], file: str | Path
+) -> None:
+    """Two bars per video over its length: the embedding as a colour, and the phase label.
+
+    The colour's red, green and blue are the first three principal components over all the frames
+    shown, each stretched between its 2nd and 98th percentile. Frames that the network finds alike
+    have like colours. Unlabelled frames stay white in the lower bar.
+    """
+    colours = _principal_colours([video.embeddings for video in videos])
+    labelled = any(video.record.phases is not None for video in videos)
+    figure = _figure(8.2, 0.5 * len(videos) + (1.0 if labelled else 0.5))
+    for row, axes in enumerate(np.atleast_1d(figure.subplots(len(videos), 1))):
+        video, colour = videos[row], colours[row]
+        axes.imshow(colour[None], aspect="auto", extent=(0, 1, 0.36, 1), interpolation="nearest")
+        phases = video.record.phases
+        if phases is not None:
+            axes.imshow(
+                np.ma.masked_less(phases, 0)[None] % len(PHASE_COLOURS),
+                aspect="auto",
+                extent=(0, 1, 0, 0.3),
+                cmap=ListedColormap(PHASE_COLOURS),
+                vmin=-0.5,
+                vmax=len(PHASE_COLOURS) - 0.5,
+                interpolation="nearest",
+            )
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0 if phases is not None else 0.36, 1)
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes.set_ylabel(
+            f"{video.record.id}\n{len(colour)} frames",
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=8,
+            color=INK,
+        )
+        axes.set_xticks([])
+    axes.set_xticks([0, 0.5, 1], ["start", "middle", "end"], fontsize=9, color=INK)
+    axes.tick_params(length=0)
+    actions = dict.fromkeys(video.record.action for video in videos)
+    names = [phase_names[action] for action in actions if action in phase_names]
+    if labelled and names:
+        _phase_legend(figure, names)
+    figure.savefig(file, dpi=110)
+
+
+def _phase_legend(figure: Figure, names: Sequence[Sequence[str]]) -> None:
+    from matplotlib.patches import Patch
+
+    most = max(len(phases) for phases in names)
+    handles = []
+    for phase in range(most):
+        label = " / ".join(dict.fromkeys(p[phase] for p in names if phase < len(p)))
+        handles.append(Patch(color=PHASE_COLOURS[phase % len(PHASE_COLOURS)], label=label))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(most, 5), fontsize=8, frameon=False
+    )
+
+
+def _principal_colours(embeddings: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """(frames, 3) colours in [0, 1] for each video, from components shared by all of them."""
+    stacked = np.concatenate(embeddings).astype(np.float64)
+    centred = stacked - stacked.mean(axis=0)
+    _, _, components = np.linalg.svd(centred, full_matrices=False)
+    projected = np.zeros((len(stacked), 3))
+    kept = min(3, len(components))
+    projected[:, :kept] = centred @ components[:kept].T
+    low, high = np.percentile(projected, [2, 98], axis=0)
+    colours = np.clip((projected - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return np.split(colours, np.cumsum([len(part) for part in embeddings])[:-1])
