@@ -1,0 +1,65 @@
+"""From the model section of a recipe to a model."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from training.models.carl import CarlModel
+from training.models.resnet import ResNet
+from training.models.small_cnn import SmallCNN
+from training.models.weights import load_backbone_weights
+
+if TYPE_CHECKING:
+    from training.config import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+
+def build_backbone(cfg: "ModelConfig") -> nn.Module:
+    if cfg.backbone == "small_cnn":
+        return SmallCNN(cfg.image_size, cfg.train_from)
+    depths = {"resnet18": 18, "resnet50": 50}
+    if cfg.backbone not in depths:
+        names = ["small_cnn", *depths]
+        raise ValueError(f"model.backbone must be one of {names}, got {cfg.backbone!r}")
+    return ResNet(depths[cfg.backbone], cfg.train_from)
+
+
+def build_model(cfg: "ModelConfig", *, load_weights: bool = True) -> CarlModel:
+    """The encoder that a recipe's ``model`` section describes, from torch's current random state.
+
+    ``load_weights=False`` skips the pre-trained backbone file, for when a checkpoint of the whole
+    model follows.
+    """
+    backbone = build_backbone(cfg)
+    if load_weights and cfg.weights:
+        logger.info("backbone weights: %s", load_backbone_weights(backbone, cfg.weights))
+    elif load_weights and backbone.frozen:
+        logger.warning(
+            "model.train_from=%s keeps part of %s frozen, but model.weights is not given: the "
+            "frozen part stays random. Give pre-trained weights, or set model.train_from=all.",
+            cfg.train_from,
+            cfg.backbone,
+        )
+    model = CarlModel(
+        backbone,
+        num_frames=cfg.num_frames,
+        frames_per_chunk=cfg.frames_per_chunk,
+        fc_layers=cfg.fc_layers,
+        fc_size=cfg.fc_size,
+        fc_dropout=cfg.fc_dropout,
+        layers=cfg.layers,
+        hidden_size=cfg.hidden_size,
+        heads=cfg.heads,
+        ff_size=cfg.ff_size,
+        dropout=cfg.dropout,
+        positions=cfg.positions,
+        embedding_size=cfg.embedding_size,
+        projection_hidden=cfg.projection_hidden,
+        projection_size=cfg.projection_size,
+    )
+    # Convolutions over frames are several times faster with the channels innermost.
+    model.backbone.to(memory_format=torch.channels_last)
+    return model

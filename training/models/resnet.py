@@ -1,0 +1,132 @@
+"""ResNet-18 and ResNet-50 with torchvision's state-dict keys, without the classifier."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+DEPTHS = (18, 50)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (ResNet-18)."""
+
+    expansion = 1
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels_in, channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv(channels, channels, 3)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = _downsample(channels_in, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1; the 3x3 carries the stride, as in torchvision (ResNet-50)."""
+
+    expansion = 4
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels_in, channels, 1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv(channels, channels, 3, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = _conv(channels, channels * 4, 1)
+        self.bn3 = nn.BatchNorm2d(channels * 4)
+        self.downsample = _downsample(channels_in, channels * 4, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return F.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """Images (n, 3, H, W) to feature vectors (n, C): the last map, max-pooled over space.
+
+    CARL trains the last stage and keeps the rest as pre-trained (section 3.3). Frozen stages never
+    track gradients, keep their batch-norm statistics, and stay in eval mode under ``train()``.
+
+    Args:
+        depth: 18 or 50.
+        train_from: first stage that is trained: "all", "layer3", "layer4" or "none".
+    """
+
+    def __init__(self, depth: int = 50, train_from: str = "layer4") -> None:
+        super().__init__()
+        if depth not in DEPTHS:
+            raise ValueError(f"ResNet: depth must be one of {DEPTHS}, got {depth}")
+        block, counts = (BasicBlock, (2, 2, 2, 2)) if depth == 18 else (Bottleneck, (3, 4, 6, 3))
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        channels_in = 64
+        for stage, (channels, count) in enumerate(zip((64, 128, 256, 512), counts, strict=True)):
+            blocks = []
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(block(channels_in, channels, stride))
+                channels_in = channels * block.expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.out_features = channels_in
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+        starts = {"all": 0, "none": len(STAGES), "layer3": 3, "layer4": 4}
+        if train_from not in starts:
+            raise ValueError(
+                f"ResNet: train_from must be one of {list(starts)}, got {train_from!r}"
+            )
+        self._first_trained = starts[train_from]
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        frozen = STAGES[: self._first_trained]
+        stem = [self.conv1, self.bn1] if frozen else []
+        return stem + [getattr(self, name) for name in frozen[1:]]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether any stage keeps the weights it started with."""
+        return self._first_trained > 0
+
+    def train(self, mode: bool = True) -> "ResNet":
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stages: list[Callable[[Tensor], Tensor]] = [self._stem]
+        stages += [getattr(self, name) for name in STAGES[1:]]
+        with torch.no_grad():
+            for stage in stages[: self._first_trained]:
+                x = stage(x)
+        for stage in stages[self._first_trained :]:
+            x = stage(x)
+        # CARL's released encoder takes the maximum over space, not torchvision's mean.
+        return F.adaptive_max_pool2d(x, 1).flatten(1)
+
+
+def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def _downsample(channels_in: int, channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and channels_in == channels:
+        return None
+    return nn.Sequential(_conv(channels_in, channels, 1, stride), nn.BatchNorm2d(channels))

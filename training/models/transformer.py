@@ -1,0 +1,42 @@
+"""Pre-norm Transformer encoder over frames, through scaled_dot_product_attention."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TransformerLayer(nn.Module):
+    """``x + drop(attention(norm(x)))``, then ``x + drop(feed_forward(norm(x)))``.
+
+    As CARL's released layer: dropout on the two residual branches only, ReLU, biases everywhere,
+    Xavier-uniform weights, and no norm after the last layer.
+    """
+
+    def __init__(self, size: int, heads: int, ff_size: int, dropout: float) -> None:
+        super().__init__()
+        if size % heads:
+            raise ValueError(f"hidden_size {size} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(size)
+        self.qkv = nn.Linear(size, 3 * size)
+        self.out = nn.Linear(size, size)
+        self.ff_norm = nn.LayerNorm(size)
+        self.ff1 = nn.Linear(size, ff_size)
+        self.ff2 = nn.Linear(ff_size, size)
+        self.dropout = nn.Dropout(dropout)
+        # One matrix for speed, but each third is initialised as the square matrix it is.
+        for weight in (
+            *self.qkv.weight.chunk(3),
+            self.out.weight,
+            self.ff1.weight,
+            self.ff2.weight,
+        ):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """x (N, T, size); keys: bool (N, 1, 1, T), True = may be attended to, or None."""
+        n, frames, size = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(n, frames, 3, self.heads, size // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, T, size / heads]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(n, frames, size)))
+        return x + self.dropout(self.ff2(F.relu(self.ff1(self.ff_norm(x)))))
