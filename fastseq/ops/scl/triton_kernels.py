@@ -76,25 +76,33 @@ def _first_time(p_t, o_t, m_t, T):
 
 
 @triton.jit
-def _near_tiles(p_t, p_v, i_tile, n_t, ref, lo, hi, reach, BN: tl.constexpr, MASK: tl.constexpr):
-    """Bit k: tile i_tile + k of the other view comes within reach of the times [lo, hi]."""
-    o_k = tl.arange(0, 32)
-    o_t = (i_tile + o_k)[:, None] * BN + tl.arange(0, BN)[None, :]  # [32, BN]
-    m_t = _valid(p_v, o_t, n_t, MASK)
-    b_t = _times(p_t, o_t, m_t, ref)
-    b_lo = tl.min(tl.where(m_t, b_t, float("inf")), 1)  # [32]
-    b_hi = tl.max(tl.where(m_t, b_t, float("-inf")), 1)
-    # Written so that a NaN time keeps its tile; its pairs then fail the comparison one by one.
-    m_far = (b_lo - hi > reach) | (lo - b_hi > reach)
-    return tl.sum(tl.where(m_far, 0, 1 << o_k), 0)
+def _near_range(p_t, p_v, n_t, tiles, ref, lo, hi, reach, BN: tl.constexpr, MASK: tl.constexpr):
+    """First tile of the other view within reach of the times [lo, hi], and how many up to the last.
+
+    Sorted times make that exactly the tiles that matter, others a superset.
+    """
+    first = tiles
+    end = 0
+    for j in range(0, tiles, 32):
+        o_k = j + tl.arange(0, 32)
+        o_t = o_k[:, None] * BN + tl.arange(0, BN)[None, :]  # [32, BN]
+        m_t = _valid(p_v, o_t, n_t, MASK)
+        b_t = _times(p_t, o_t, m_t, ref)
+        b_lo = tl.min(tl.where(m_t, b_t, float("inf")), 1)  # [32]
+        b_hi = tl.max(tl.where(m_t, b_t, float("-inf")), 1)
+        m_near = (b_lo - hi <= reach) & (lo - b_hi <= reach)
+        first = tl.minimum(first, tl.min(tl.where(m_near, o_k, tiles), 0))
+        end = tl.maximum(end, tl.max(tl.where(m_near, o_k + 1, 0), 0))
+    return first, tl.maximum(end - first, 0)
 
 
 @triton.jit
-def _gaussian(b_d, m_n, gauss, reach):
+def _gaussian(b_ta, b_tc, gauss, reach):
     """2^32 exp(-d^2 / (2 variance)) within reach, else 0, and half its exponent without the 32."""
+    b_d = b_ta[:, None] - b_tc[None, :]
     b_h = -gauss * b_d * b_d
     b_root = tl.exp2(b_h) * ROOT_WEIGHT
-    return tl.where((tl.abs(b_d) <= reach) & m_n[None, :], b_root * b_root, 0.0), b_h
+    return tl.where(tl.abs(b_d) <= reach, b_root * b_root, 0.0), b_h
 
 
 @triton.jit
@@ -118,8 +126,8 @@ def _sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D: tl.constexpr, MASK: tl.c
     p_c += i_n * T_c * D
     n_1 = T1
     n_2 = T2
-    p_va = p_v1
-    p_vc = p_v2
+    p_va = p_a  # a helper cannot return None; read with MASK alone
+    p_vc = p_c
     if MASK:
         p_va, p_vc = _ordered(p_v1, p_v2, i_d)
         p_va += i_n * T_a
@@ -145,9 +153,21 @@ def _clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a):
 
 
 @triton.jit
-def _near_indices(row, column, reach, BM: tl.constexpr, BN: tl.constexpr):
-    """Whether two tiles of frame indices come within reach of each other."""
-    return ((column - (row + BM - 1)) <= reach) & ((row - (column + BN - 1)) <= reach)
+def _near_indices(row, tiles, reach, BM: tl.constexpr, BN: tl.constexpr):
+    """_near_range where time is the frame index."""
+    gap = tl.minimum(reach, 1e9).to(tl.int32)
+    first = tl.minimum(tl.maximum(row - gap, 0) // BN, tiles)
+    end = tl.minimum((row + BM - 1 + gap) // BN + 1, tiles)
+    return first, end - first
+
+
+@triton.jit
+def _tile_index(k, first, near, FAR: tl.constexpr):
+    """The k-th tile within reach, or the k-th of all others."""
+    j = first + k
+    if FAR:
+        j = k + tl.where(k >= first, near, 0)
+    return j
 
 
 @triton.jit
@@ -237,10 +257,14 @@ def scl_stats_kernel(
     o_m = i_b * BM + tl.arange(0, BM)
     m_m = _valid(p_va, o_m, n_a, MASK)
     rows = tl.sum(m_m.to(tl.int32), 0)
+    tiles = tl.where(rows > 0, tl.cdiv(n_c, BN), 0)
     if p_t1 is None:
         b_ta = (o_m - i_b * BM).to(tl.float32)
+        first, near = _near_indices(i_b * BM, tiles, reach, BM, BN)
     else:
         p_tc, ref, b_ta, lo, hi = _clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a)
+        first, near = _near_range(p_tc, p_vc, n_c, tiles, ref, lo, hi, reach, BN, MASK)
+    b_ta = tl.where(m_m, b_ta, float("inf"))  # within reach of nothing
 
     b_za = _frames(p_a, o_m, m_m, 0, D, BK)  # [BM, BK]
     b_fa = tl.full([BM], 1.0, tl.float32)  # 1 / norm
@@ -256,39 +280,35 @@ def scl_stats_kernel(
     b_r = tl.zeros([BM], tl.float32)
     b_n = tl.zeros([BM], tl.float32)
     b_p = tl.zeros([BM], tl.float32)
-    near_bits = 0
-    for j in range(0, tl.where(rows > 0, tl.cdiv(n_c, BN), 0)):
-        o_n = j * BN + tl.arange(0, BN)
-        m_n = _valid(p_vc, o_n, n_c, MASK)
-        b_s, b_fc = _products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM, PREC)
-        b_x = b_s * b_xa[:, None]
-        if ONLINE:
-            b_e = b_x * b_fc[None, :] + tl.where(m_n, 0.0, float("-inf"))[None, :]
-            b_new = tl.maximum(b_max, tl.max(b_e, 1))
-            b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
-            b_r = b_r * tl.exp2(b_max - b_shift) + tl.sum(tl.exp2(b_e - b_shift[:, None]), 1)
-            b_max = b_new
-        else:
-            b_shift = tl.where(m_n, -scale, float("-inf"))
-            b_r += tl.sum(tl.exp2(b_x * b_fc[None, :] + b_shift[None, :]), 1)
-
-        if p_t1 is None:
-            near = _near_indices(i_b * BM, j * BN, reach, BM, BN)
-        else:
-            if j % 32 == 0:
-                near_bits = _near_tiles(p_tc, p_vc, j, n_c, ref, lo, hi, reach, BN, MASK)
-            near = (near_bits >> (j % 32)) & 1
-        if near:
-            if p_t1 is None:
-                b_tc = (o_n - i_b * BM).to(tl.float32)
+    for FAR in tl.static_range(2):
+        for k in range(0, tiles - near if FAR else near):
+            j = _tile_index(k, first, near, FAR)
+            o_n = j * BN + tl.arange(0, BN)
+            m_n = _valid(p_vc, o_n, n_c, MASK)
+            b_s, b_fc = _products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM, PREC)
+            b_x = b_s * b_xa[:, None]
+            if ONLINE:
+                b_e = b_x * b_fc[None, :] + tl.where(m_n, 0.0, float("-inf"))[None, :]
+                b_new = tl.maximum(b_max, tl.max(b_e, 1))
+                b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
+                b_r = b_r * tl.exp2(b_max - b_shift) + tl.sum(tl.exp2(b_e - b_shift[:, None]), 1)
+                b_max = b_new
             else:
-                b_tc = _times(p_tc, o_n, m_n, ref)
-            b_g, b_h = _gaussian(b_ta[:, None] - b_tc[None, :], m_n, gauss, reach)
-            b_q = -b_x * b_fc[None, :]
-            if KL:
-                b_q += 2.0 * b_h
-            b_n += tl.sum(b_g, 1)
-            b_p += tl.sum(b_g * b_q, 1)
+                b_shift = tl.where(m_n, -scale, float("-inf"))
+                b_r += tl.sum(tl.exp2(b_x * b_fc[None, :] + b_shift[None, :]), 1)
+
+            if not FAR:
+                if p_t1 is None:
+                    b_tc = (o_n - i_b * BM).to(tl.float32)
+                else:
+                    b_tc = _times(p_tc, o_n, m_n, ref)
+                b_tc = tl.where(m_n, b_tc, float("inf"))
+                b_g, b_h = _gaussian(b_ta, b_tc, gauss, reach)
+                b_q = -b_x * b_fc[None, :]
+                if KL:
+                    b_q += 2.0 * tl.maximum(b_h, -150.0)  # finite: masked frames lie at infinity
+                b_n += tl.sum(b_g, 1)
+                b_p += tl.sum(b_g * b_q, 1)
 
     # A row with nothing within reach: no loss, and statistics that make its gradient exactly 0.
     m_row = m_m & (b_n > 0)
@@ -411,10 +431,14 @@ def scl_grad_kernel(
     o_m = i_b * BM + tl.arange(0, BM)
     m_m = _valid(p_va, o_m, n_a, MASK)
     rows = tl.sum(m_m.to(tl.int32), 0)
+    tiles = tl.where(rows > 0, tl.cdiv(n_c, BN), 0)
     if p_t1 is None:
         b_ta = (o_m - i_b * BM).to(tl.float32)
+        first, near = _near_indices(i_b * BM, tiles, reach, BM, BN)
     else:
         p_tc, ref, b_ta, lo, hi = _clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a)
+        first, near = _near_range(p_tc, p_vc, n_c, tiles, ref, lo, hi, reach, BN, MASK)
+    b_ta = tl.where(m_m, b_ta, float("inf"))  # within reach of nothing
 
     # The two directions' weights relative to the larger one, which is applied at the end: p - w
     # times 1 / frames would leave fp16.
@@ -442,55 +466,53 @@ def scl_grad_kernel(
     b_za = _frames(p_a, o_m, m_m, 0, D, BK)
     b_acc = tl.zeros([BM, BD], tl.float32)
     b_proj = tl.zeros([BM], tl.float32)
-    near_bits = 0
-    for j in range(0, tl.where(rows > 0, tl.cdiv(n_c, BN), 0)):
-        o_n = j * BN + tl.arange(0, BN)
-        m_n = _valid(p_vc, o_n, n_c, MASK)
-        b_rc = tl.load(p_sc + o_n, mask=m_n, other=NEUTRAL)
-        b_nc = tl.load(p_sc + stride + o_n, mask=m_n, other=0.0) * w_c
-        b_fc = tl.full([BN], 1.0, tl.float32)
-        if NORM:
-            b_fc = tl.load(p_sc + 2 * stride + o_n, mask=m_n, other=0.0)
-        if WHOLE:
-            b_zc = _frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
-            b_s = _dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
-        else:
-            b_s, _ = _products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, False, PREC)
-        b_x = b_s * b_xa[:, None] * b_fc[None, :]
-        if ONLINE:
-            b_e = b_x + tl.where(m_n, 0.0, float("-inf"))[None, :]
-            b_g = w_a * tl.exp2(b_e - b_ra[:, None]) + w_c * tl.exp2(b_e - b_rc[None, :])
-        else:
-            b_shift = tl.where(m_n, -scale, float("-inf"))
-            b_g = tl.exp2(b_x + b_shift[None, :]) * (b_ra[:, None] + (b_rc * w_c)[None, :])
-
-        if p_t1 is None:
-            near = _near_indices(i_b * BM, j * BN, reach, BM, BN)
-        else:
-            if j % 32 == 0:
-                near_bits = _near_tiles(p_tc, p_vc, j, n_c, ref, lo, hi, reach, BN, MASK)
-            near = (near_bits >> (j % 32)) & 1
-        if near:
-            if p_t1 is None:
-                b_tc = (o_n - i_b * BM).to(tl.float32)
-            else:
-                b_tc = _times(p_tc, o_n, m_n, ref)
-            b_w, _ = _gaussian(b_ta[:, None] - b_tc[None, :], m_n, gauss, reach)
-            b_g -= b_w * (b_na[:, None] + b_nc[None, :])
-
-        if NORM:
-            b_proj += tl.sum(b_g * b_x, 1)
-        if not WHOLE:
-            b_zc = _frames(p_c, o_n, m_n, chunk, D, BD)  # [BN, BD]
-        if FP16:
-            b_g *= FP16_SCALE
+    for FAR in tl.static_range(2):
+        for k in range(0, tiles - near if FAR else near):
+            j = _tile_index(k, first, near, FAR)
+            o_n = j * BN + tl.arange(0, BN)
+            m_n = _valid(p_vc, o_n, n_c, MASK)
+            b_rc = tl.load(p_sc + o_n, mask=m_n, other=NEUTRAL)
+            b_nc = tl.load(p_sc + stride + o_n, mask=m_n, other=0.0) * w_c
+            # 1 / norm; 0 takes masked columns out of everything that follows.
+            b_fc = m_n.to(tl.float32)
             if NORM:
-                # The power of two of 1 / norm goes to the frame (exactly), the rest to p - w.
-                b_pow = (b_fc.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-                b_zc = (b_zc.to(tl.float32) * b_pow[:, None]).to(tl.float16)
-                b_fc = tl.where(b_pow > 0, b_fc / b_pow, 0.0)
-        b_g = (b_g * b_fc[None, :]).to(b_zc.dtype)
-        b_acc = _dot(b_g, b_zc, b_acc, PREC)
+                b_fc = tl.load(p_sc + 2 * stride + o_n, mask=m_n, other=0.0)
+            if WHOLE:
+                b_zc = _frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
+                b_s = _dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
+            else:
+                b_s, _ = _products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, False, PREC)
+            b_x = b_s * b_xa[:, None] * b_fc[None, :]
+            if ONLINE:
+                b_e = b_x + tl.where(m_n, 0.0, float("-inf"))[None, :]
+                b_g = w_a * tl.exp2(b_e - b_ra[:, None]) + w_c * tl.exp2(b_e - b_rc[None, :])
+            else:
+                b_g = tl.exp2(b_x - scale) * (b_ra[:, None] + (b_rc * w_c)[None, :])
+
+            if not FAR:
+                if p_t1 is None:
+                    b_tc = (o_n - i_b * BM).to(tl.float32)
+                else:
+                    b_tc = _times(p_tc, o_n, m_n, ref)
+                b_tc = tl.where(m_n, b_tc, float("inf"))
+                b_w, _ = _gaussian(b_ta, b_tc, gauss, reach)
+                b_g -= b_w * (b_na[:, None] + b_nc[None, :])
+
+            if NORM:
+                b_proj += tl.sum(b_g * b_x, 1)
+            if not WHOLE:
+                b_zc = _frames(p_c, o_n, m_n, chunk, D, BD)  # [BN, BD]
+            if FP16:
+                b_g *= FP16_SCALE
+                if NORM:
+                    # The power of two of 1 / norm goes to the frame (exactly), the rest to p - w.
+                    b_pow = (b_fc.to(tl.int32, bitcast=True) & 0x7F800000).to(
+                        tl.float32, bitcast=True
+                    )
+                    b_zc = (b_zc.to(tl.float32) * b_pow[:, None]).to(tl.float16)
+                    b_fc = tl.where(b_pow > 0, b_fc / b_pow, 0.0)
+            b_g = (b_g * b_fc[None, :]).to(b_zc.dtype)
+            b_acc = _dot(b_g, b_zc, b_acc, PREC)
 
     if FP16:
         b_acc *= 1.0 / FP16_SCALE
