@@ -49,8 +49,9 @@ def probe(
 ) -> VideoInfo:
     """Look into a video file.
 
-    By default the packets are counted and the first frame is decoded. Files whose packets do not
-    map to frames one to one (AVI, MPEG-TS, VP8, a start without a key frame) are decoded whole.
+    By default the packets are counted and the first frame is decoded. Files that break off, and
+    those whose packets do not map to frames one to one for certain (AVI, MPEG-TS, VP8, a start
+    without a key frame), are decoded whole.
 
     Args:
         decode: decode every frame, to find damage that packets do not show.
@@ -60,12 +61,13 @@ def probe(
     """
     path = os.fspath(path)
     deadline = Deadline(path, time_limit)
-    with _open(path, time_limit) as (container, stream):
+    with _open(path, deadline) as (container, stream):
         declared = stream.frames
         timeline, note = scan(container, stream, deadline)
         codec, average_rate = stream.codec_context.name, stream.average_rate
         time_base = stream.time_base
-    with _open(path, time_limit) as (container, stream):
+    decode = decode or bool(note)
+    with _open(path, deadline) as (container, stream):
         count, first = 0, None
         try:
             for frame in decoded(container, stream):
@@ -79,6 +81,8 @@ def probe(
                 count += 1
                 if timeline is not None and not decode:
                     break
+        except require_av().error.ExitError as error:
+            raise deadline.error() from error
         except require_av().error.FFmpegError as error:
             note = note or f"decoding stops after {count} frames ({reason_of(error)})"
     if first is None:
@@ -174,12 +178,14 @@ def _past_the_end(index: int, frames: int, note: str) -> str:
 
 
 @contextlib.contextmanager
-def _open(path: str, time_limit: float | None = None) -> Iterator[tuple[Any, Any]]:
+def _open(path: str, deadline: Deadline | None = None) -> Iterator[tuple[Any, Any]]:
     av = require_av()
     try:
         if Path(path).is_file() and Path(path).stat().st_size == 0:
             raise VideoError(path, "the file is empty (0 bytes)")
-        container = av.open(path, timeout=time_limit)
+        container = av.open(path, timeout=deadline.seconds if deadline else None)
+    except av.error.ExitError as error:
+        raise deadline.error() from error  # only happens with a time limit
     except (av.error.FFmpegError, OSError) as error:
         if isinstance(error, av.error.InvalidDataError):
             reason = "not a video file, or cut off before its index (FFmpeg cannot open it)"

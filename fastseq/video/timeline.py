@@ -41,7 +41,10 @@ class Deadline:
 
     def check(self) -> None:
         if self.end is not None and time.monotonic() > self.end:
-            raise VideoError(self.path, f"took longer than the limit of {self.seconds:g} s")
+            raise self.error()
+
+    def error(self) -> VideoError:
+        return VideoError(self.path, f"took longer than the limit of {self.seconds:g} s")
 
 
 def scan(container: Any, stream: Any, deadline: Deadline) -> tuple[Timeline | None, str]:
@@ -49,7 +52,7 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> tuple[Timeline | No
 
     Packets that an edit list discards are left out: they are decoded, never presented. The timeline
     is None where packets do not map to frames one to one for certain; only decoding tells then.
-    `note` is the demuxer's error when the file breaks off.
+    `note` says that the file breaks off, if the demuxer notices.
     """
     av = require_av()
     stamps: list[int | None] = []
@@ -65,10 +68,14 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> tuple[Timeline | No
                 first_pts, starts_with_key = packet.pts, packet.is_keyframe
             if packet.is_keyframe and packet.pts is not None:
                 keys.append(packet.pts)
+            if packet.is_corrupt and not note:
+                note = f"the file breaks off in the packet of frame {len(stamps)}"
             if not packet.is_discard:
                 stamps.append(packet.pts)
+    except av.error.ExitError as error:  # a read that FFmpeg gave up at the time limit
+        raise deadline.error() from error
     except av.error.FFmpegError as error:
-        note = f"the file breaks off after {len(stamps)} frames ({reason_of(error)})"
+        note = note or f"the file breaks off after {len(stamps)} frames ({reason_of(error)})"
     formats = set(container.format.name.split(","))
     exact = (
         formats & _ONE_PACKET_PER_FRAME

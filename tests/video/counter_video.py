@@ -1,0 +1,95 @@
+"""Videos whose every frame carries its own number, in the ways files come."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+BITS, BLOCK = 12, 16  # a 4 x 3 grid of black and white blocks
+WIDTH, HEIGHT = 4 * BLOCK, 3 * BLOCK
+
+
+def counter_frame(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    bits = np.array([(number >> bit) & 1 for bit in range(BITS)], dtype=np.uint8).reshape(3, 4)
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[:HEIGHT, :WIDTH] = (bits * 255).repeat(BLOCK, 0).repeat(BLOCK, 1)[:, :, None]
+    return image
+
+
+def read_counter(frame: np.ndarray) -> int:
+    """The number in the top left 64 x 48 pixels; fails where they are blurred."""
+    blocks = np.asarray(frame)[:HEIGHT, :WIDTH].mean(2).reshape(3, BLOCK, 4, BLOCK).mean((1, 3))
+    assert np.all((blocks < 70) | (blocks > 185)), f"blurred counter: {blocks.round()}"
+    return int((blocks.reshape(-1) > 128) @ (1 << np.arange(BITS)))
+
+
+def encode(
+    path: Path,
+    count: int,
+    *,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    stamps: list[int] | None = None,
+    audio_first: bool = False,
+) -> Path:
+    """`stamps`: presentation times in ms, for a variable frame rate."""
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        sound = container.add_stream("aac", rate=8000) if audio_first else None
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = size
+        stream.pix_fmt = pix_fmt
+        stream.options = options or {}
+        if stamps is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if sound is not None:
+            tone = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono"
+            )
+            tone.sample_rate, tone.pts = 8000, 0
+            container.mux(sound.encode(tone))
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(counter_frame(number, *size), format="rgb24")
+            if stamps is not None:
+                frame.pts, frame.time_base = stamps[number], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound is not None:
+            container.mux(sound.encode(None))
+    return path
+
+
+def remux(source: Path, target: Path, *, first_packet: int = 0, shift: int = 0) -> Path:
+    """Copy packets from the given one on, time stamps moved `shift` frames earlier.
+
+    In mp4, time stamps below zero become an edit list that hides those frames.
+    """
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        step = int(1 / (stream.average_rate * stream.time_base))
+        for number, packet in enumerate(old.demux(stream)):
+            if packet.dts is None or number < first_packet:
+                continue
+            packet.pts -= shift * step
+            packet.dts -= shift * step
+            packet.stream = copy
+            new.mux(packet)
+    return target
+
+
+def set_rotation(path: Path, degrees_clockwise: int) -> Path:
+    """Rewrite the display matrix in the track header of an mp4 file."""
+    cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees_clockwise]
+    matrix = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40  # version-0 header fields before the matrix
+    data[start : start + 36] = matrix
+    path.write_bytes(bytes(data))
+    return path
