@@ -18,7 +18,7 @@ def dtw_path(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     Args:
         cost: (T1, T2), finite, T1 and T2 at least 1.
     Returns:
-        i, j: int64 indices of the path, both starting at 0 and ending at T - 1; and the path's cost.
+        i, j: int64 indices of the path, from 0 to T - 1, and the path's cost.
     Raises:
         ValueError: wrong shape, empty, or not finite.
     """

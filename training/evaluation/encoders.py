@@ -27,7 +27,7 @@ def make_encoder(model: Any, *, use_positions: bool = True) -> Callable[[Any], A
 
     def encode(frames: torch.Tensor) -> torch.Tensor:
         before = model.use_positions
-        model.use_positions = use_positions
+        model.use_positions = before and use_positions
         try:
             with torch.inference_mode():
                 return model.encode(frames.to(device))

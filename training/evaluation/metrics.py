@@ -43,10 +43,10 @@ class Score:
 
 
 def phase_position(phases: np.ndarray) -> np.ndarray | None:
-    """Phase index plus the fraction of that phase that has passed: p(t) = k + (t - s_k)/(e_k - s_k).
+    """Phase index plus the part of the phase that has passed: p(t) = k + (t - s_k)/(e_k - s_k).
 
-    s_k is the first frame of phase k and e_k the frame after its last, so p is linear within a phase
-    and p(s_k) = k. Frames labelled -1 get NaN. None when the labelled phases ever step back
+    s_k is the first frame of phase k and e_k the frame after its last, so p is linear within a
+    phase and p(s_k) = k. Frames labelled -1 get NaN. None when the labelled phases ever step back
     (a phase that comes twice has no single position).
     """
     labelled = np.flatnonzero(phases >= 0)
@@ -61,7 +61,7 @@ def phase_position(phases: np.ndarray) -> np.ndarray | None:
 
 
 def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
-    """The labelled frames of a video, or None if it has none. Unlabelled frames were embedded too."""
+    """The labelled frames of a video, or None if it has none; all frames were embedded."""
     phases = video.record.phases
     if phases is None or not (phases >= 0).any():
         return None
@@ -113,11 +113,11 @@ def progression(
 ) -> Score:
     """How well a linear model tells the time to each phase boundary: mean R^2 on the test frames.
 
-    For boundary c = 0 .. num_phases - 2 the target of frame t is (t - last frame of phase c) / L, with
-    t and L counted over the labelled frames. One linear regression per boundary, fitted on the
-    training frames. A video in which phase c does not occur is left out of boundary c, in fitting and
-    in scoring (CARL's code stops with an error there). A boundary without any such video, or with a
-    constant target, is left out of the mean. R^2 has no lower bound.
+    For boundary c = 0 .. num_phases - 2 the target of frame t is (t - last frame of phase c) / L,
+    with t and L counted over the labelled frames. One linear regression per boundary, fitted on the
+    training frames. A video in which phase c does not occur is left out of boundary c, in fitting
+    and in scoring (CARL's code stops with an error there). A boundary without any such video, or
+    with a constant target, is left out of the mean. R^2 has no lower bound.
     """
     from sklearn.linear_model import LinearRegression
     from sklearn.metrics import r2_score
@@ -147,10 +147,10 @@ def progression(
 def kendalls_tau(test: Sequence[LabelledVideo], stride: int) -> Score:
     """Do nearest neighbours keep the order of time? Mean Kendall's tau-b over ordered video pairs.
 
-    For each ordered pair of different videos and every ``stride``-th frame of both: the nearest frame
-    of the second (squared Euclidean distance, the first one on a tie) for each frame of the first,
-    then scipy's tau-b between 0, 1, 2, ... and those indices. A pair without a tau (all frames have
-    the same neighbour, or fewer than two frames) is left out.
+    For each ordered pair of different videos and every ``stride``-th frame of both: the nearest
+    frame of the second (squared Euclidean distance, the first one on a tie) for each frame of the
+    first, then scipy's tau-b between 0, 1, 2, ... and those indices. A pair without a tau (all
+    frames have the same neighbour, or fewer than two frames) is left out.
     """
     from scipy.stats import kendalltau
 
@@ -170,9 +170,9 @@ def kendalls_tau(test: Sequence[LabelledVideo], stride: int) -> Score:
 def precision_at_k(test: Sequence[LabelledVideo], stride: int, k: int) -> Score:
     """AP@K as CARL and LAV compute it: how many of the K nearest frames have the query's phase.
 
-    Queries are every ``stride``-th frame of a test video, candidates every ``stride``-th frame of all
-    the other test videos. Precision among the K nearest (squared Euclidean distance), averaged over
-    the frames of a video, then over videos. It is a precision, not an average precision.
+    Queries are every ``stride``-th frame of a test video, candidates every ``stride``-th frame of
+    all the other test videos. Precision among the K nearest (squared Euclidean distance), averaged
+    over the frames of a video, then over videos. It is a precision, not an average precision.
     """
     means, left_out = [], Counter()
     if len(test) < 2:
@@ -192,9 +192,9 @@ def precision_at_k(test: Sequence[LabelledVideo], stride: int, k: int) -> Score:
 def alignment_error(test: Sequence[LabelledVideo], method: str = "nearest") -> Score:
     """How far off the matched moment is, in phases: mean |p(match) - p(frame)|, lower is better.
 
-    For each ordered pair of different videos, every labelled frame of the first is matched to a frame
-    of the second: ``"nearest"`` takes the nearest embedding, ``"dtw"`` the frames that the cheapest
-    monotone path pairs it with (their mean error, when there are several). p is
+    For each ordered pair of different videos, every labelled frame of the first is matched to a
+    frame of the second: ``"nearest"`` takes the nearest embedding, ``"dtw"`` the frames that the
+    cheapest monotone path pairs it with (their mean error, when there are several). p is
     :func:`phase_position`. Averaged over frames, then pairs. No stride. A video whose phases step
     back has no phase position and is left out. 0.5 means half a phase too early or too late.
     """

@@ -27,7 +27,7 @@ class Tile:
 def contact_sheet(rows: Sequence[Sequence[Tile]], file: str | Path, *, width: int = 160) -> None:
     """Rows of tiles; the first tile of each row is the query and stands a little apart."""
     gap, border, query_gap = 10, 4, 26
-    font = ImageFont.load_default(size=12)
+    font = _font(12)
     line_height = 15
     lines = max(len(tile.lines) for row in rows for tile in row)
     pictures = [[_fit(tile.frame, width) for tile in row] for row in rows]
@@ -44,7 +44,7 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], file: str | Path, *, width: in
         "white",
     )
     draw = ImageDraw.Draw(sheet)
-    heading = ImageFont.load_default(size=14)
+    heading = _font(14)
     draw.text((gap, 7), "query frame", fill=INK, font=heading)
     draw.text((gap + cell + gap + query_gap, 7), "most similar frames", fill=INK, font=heading)
     y = top
@@ -61,6 +61,15 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], file: str | Path, *, width: in
                 draw.text((x, y_text), text, fill=INK, font=font)
         y += height + 2 * border + lines * line_height + 2 * gap
     sheet.save(file)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib brings it along; Pillow's own font has no tick and no cross."""
+    import matplotlib
+
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size
+    )
 
 
 def _fit(frame: np.ndarray, width: int) -> Image.Image:
@@ -91,7 +100,7 @@ def side_by_side(
         the place of that frame in its video.
     """
     pad, caption = 8, 40
-    font = ImageFont.load_default(size=13)
+    font = _font(12)
     widths = [
         max(150, round(frames.shape[2] * height / frames.shape[1])) for _, frames, _ in panels
     ]

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from training.evaluation.embed import EmbeddedVideo
 
 INK = "#333333"
+# Tol's bright scheme, then his muted one: apart for colour-blind readers too.
 PHASE_COLOURS = (
-    ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb"]  # Tol bright
-    + ["#332288", "#ddcc77", "#117733", "#882255", "#44aa99", "#999933", "#cc6677"]  # Tol muted
+    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb"),
+    *("#332288", "#ddcc77", "#117733", "#882255", "#44aa99", "#999933", "#cc6677"),
 )
 
 

@@ -22,19 +22,20 @@ COLUMNS = {
     "ap_at_10": "AP@10",
     "ap_at_15": "AP@15",
     "alignment_error": "alignment error",
-    "alignment_error_dtw": "... with DTW",
+    "alignment_error_dtw": "same, by DTW",
 }
 
 DEFINITIONS = {
     "classification": (
         "Phase classification, higher is better: share of test frames whose phase a logistic "
-        "regression on the embedding gets right, fitted to the labelled training frames of the same "
-        "action."
+        "regression on the embedding gets right, fitted to the labelled training frames of the "
+        "same action."
     ),
     "progression": (
         "Phase progression, higher is better, at most 1, no lower bound: mean R^2 of one linear "
-        "regression per phase boundary, from the embedding to the time to that boundary as a share of "
-        "the video. A video without the phase before a boundary is left out of that boundary."
+        "regression per phase boundary, from the embedding to the time to that boundary as a "
+        "share of the video. A video without the phase before a boundary is left out of that "
+        "boundary."
     ),
     "kendalls_tau": (
         "Kendall's tau, between -1 and 1: over ordered pairs of test videos of one action, tau-b "
@@ -42,27 +43,28 @@ DEFINITIONS = {
         "whether the order is kept, not whether the matched moment is the right one."
     ),
     "ap_at_5": (
-        "AP@5, higher is better: of the 5 nearest frames in the other test videos of the action, the "
-        "share that has the same phase, averaged over frames, then videos (a precision at K)."
+        "AP@5, higher is better: of the 5 nearest frames in the other test videos of the action, "
+        "the share that has the same phase, averaged over frames, then videos (a precision at K)."
     ),
     "ap_at_10": "AP@10: as AP@5, with the 10 nearest frames.",
     "ap_at_15": "AP@15: as AP@5, with the 15 nearest frames.",
     "alignment_error": (
-        "Alignment error in phases, lower is better: every test frame is matched to the nearest frame "
-        "of another test video of the action; the mean difference of the true phase positions of the "
-        "two, where a position is the phase number plus the part of the phase that has passed."
+        "Alignment error in phases, lower is better: every test frame is matched to the nearest "
+        "frame of another test video of the action; the mean difference of the true phase "
+        "positions of the two, where a position is the phase number plus the part of the phase "
+        "that has passed."
     ),
     "alignment_error_dtw": (
-        "Alignment error in phases when the frames are matched by dynamic time warping instead, the "
-        "cheapest path that never goes back in time."
+        "Alignment error in phases when the frames are matched by dynamic time warping instead, "
+        "the cheapest path that never goes back in time."
     ),
     "mean over actions": (
-        "Each metric is computed within one action (classifier and regressions too) and then averaged "
-        "over the actions for which it is defined."
+        "Each metric is computed within one action (classifier and regressions too) and then "
+        "averaged over the actions for which it is defined."
     ),
     "stride": (
-        "Kendall's tau and AP@K use every stride-th labelled frame of each video; the other metrics "
-        "use every labelled frame. Figures are comparable at equal stride only."
+        "Kendall's tau and AP@K use every stride-th labelled frame of each video; the other "
+        "metrics use every labelled frame. Figures are comparable at equal stride only."
     ),
 }
 
@@ -78,8 +80,8 @@ ROW_DEFINITIONS = {
 }
 
 TAU_REMARK = (
-    "Kendall's tau is about 1 for any encoder that knows the frame's position, an untrained one too: "
-    "a copy of the clock keeps the order. Do not argue from tau alone."
+    "Kendall's tau is about 1 for any encoder that knows the frame's position, an untrained one "
+    "too: a copy of the clock keeps the order. Do not argue from tau alone."
 )
 
 
@@ -100,8 +102,8 @@ def evaluate_embeddings(
         fractions: shares of the training videos for classification. The column is the last one;
             others appear as ``classification_at_<fraction>``.
     Returns:
-        ``{"metrics": {name: value}, "per_action": {action: {name: value}}, "left_out": {what: n}}``,
-        NaN where a metric is undefined.
+        ``{"metrics": {name: value}, "per_action": {action: {name: value}}, "left_out": {what:
+        n}}``, NaN where a metric is undefined.
     """
     if stride < 1:
         raise ValueError(f"stride is {stride}; expected at least 1")

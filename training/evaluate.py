@@ -1,0 +1,152 @@
+"""Evaluate a run by CARL's protocol: `python -m training.evaluate RUN`.
+
+Prints a table and writes it, with the definition of every metric, to RUN/evaluation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.evaluation.cli import UserError, open_index, run_command, split_videos, write_json
+from training.evaluation.protocol import (
+    DEFAULT_STRIDE,
+    DEFINITIONS,
+    ROW_DEFINITIONS,
+    TAU_REMARK,
+    TIME_INDEX,
+    evaluate_embeddings,
+    format_table,
+)
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    folder: str | Path | None = None,
+    stride: int = DEFAULT_STRIDE,
+    fractions: Sequence[float] = (1.0,),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Embed the run's videos with the trained and the untrained network and compute every metric.
+
+    Args:
+        run: run directory of ``python -m training.train``.
+        folder: prepared folder of videos with labels; the run's own by default.
+        stride, fractions: see :func:`training.evaluation.protocol.evaluate_embeddings`.
+    Returns:
+        What RUN/evaluation.json holds: ``rows`` (name -> metrics, per_action, left_out), the
+        definitions as sentences, and what was evaluated.
+    """
+    from training.evaluation.baselines import time_index
+    from training.evaluation.embed import embed_records
+    from training.evaluation.encoders import load_compared_encoders
+
+    start = time.perf_counter()
+    encoders, cfg = load_compared_encoders(run)
+    index = open_index(cfg, folder)
+    train = split_videos(index, cfg.data.train_split)
+    test = split_videos(index, cfg.data.test_split)
+    _require_labels(index, train, cfg.data.train_split)
+    _require_labels(index, test, cfg.data.test_split)
+    records = train + test
+    embedded = {TIME_INDEX: time_index(records)}
+    embedded.update(embed_records(encoders, records, cfg, progress=progress))
+    rows = {
+        name: evaluate_embeddings(
+            videos[: len(train)],
+            videos[len(train) :],
+            index.classes,
+            stride=stride,
+            fractions=fractions,
+        )
+        for name, videos in embedded.items()
+    }
+    return {
+        "run": str(run),
+        "folder": str(index.folder),
+        "protocol": "carl",
+        "stride": stride,
+        "fractions": list(fractions),
+        "videos": {"train": len(train), "test": len(test)},
+        "actions": sorted({record.action for record in test}),
+        "seconds": round(time.perf_counter() - start, 1),
+        "rows": rows,
+        "definitions": DEFINITIONS,
+        "row_definitions": ROW_DEFINITIONS,
+        "remark": TAU_REMARK,
+    }
+
+
+def _require_labels(index: Any, records: Sequence[Any], split: str) -> None:
+    if not any(record.phases is not None and (record.phases >= 0).any() for record in records):
+        raise UserError(
+            f"none of the {len(records)} videos of the split {split!r} has phase labels, and the "
+            f"metrics need them: write {Path(index.folder) / 'labels.json'} and run "
+            f"`python -m training.prepare {index.folder}`"
+        )
+
+
+def left_out_lines(rows: dict[str, Any]) -> list[str]:
+    """What was left out of the metrics, one line per reason; per row where the rows differ."""
+    reasons = sorted({reason for row in rows.values() for reason in row["left_out"]})
+    lines = []
+    for reason in reasons:
+        counts = {name: Counter(row["left_out"])[reason] for name, row in rows.items()}
+        values = set(counts.values())
+        if len(values) == 1:
+            lines.append(f"{values.pop()} {reason}")
+        else:
+            lines.append(f"{reason}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
+    parser.add_argument(
+        "--folder", type=Path, help="prepared folder of labelled videos (default: the run's own)"
+    )
+    parser.add_argument(
+        "--stride",
+        type=int,
+        default=DEFAULT_STRIDE,
+        help="every how many frames Kendall's tau and AP@K look (default %(default)s, as CARL for "
+        "Pouring; CARL takes 2 for Penn Action)",
+    )
+    parser.add_argument(
+        "--fractions",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="F",
+        help="shares of the training videos for classification; the table shows the last "
+        "(default 1.0; CARL: 0.1 0.5 1.0)",
+    )
+    args = parser.parse_args(argv)
+
+    def command() -> None:
+        result = evaluate_run(
+            args.run, folder=args.folder, stride=args.stride, fractions=args.fractions
+        )
+        write_json(args.run / "evaluation.json", result)
+        print(format_table(result["rows"]))
+        print(
+            f"\n{result['videos']['train']} training and {result['videos']['test']} test videos, "
+            f"{len(result['actions'])} actions, stride {args.stride}, {result['seconds']:.0f} s"
+        )
+        for line in left_out_lines(result["rows"]):
+            print(f"left out: {line}")
+        print(TAU_REMARK)
+        print(f"written to {args.run / 'evaluation.json'}, with the definition of every column")
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

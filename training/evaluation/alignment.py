@@ -1,0 +1,64 @@
+"""Aligning two videos: the DTW path, its picture, and a video that plays them in step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training.evaluation.dtw import dtw_path, match_frames
+from training.evaluation.embed import EmbeddedVideo
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The DTW path between two videos, cost = squared distance of the unit-length embeddings.
+
+    i, j: int64, the path. matched: a frame of the second video for every frame of the first.
+    similarity: mean cosine similarity along the path. straight: the same along the straight line
+    from first to last frames, which is what stretching evenly would give.
+    """
+
+    i: np.ndarray
+    j: np.ndarray
+    matched: np.ndarray
+    similarity: float
+    straight: float
+
+
+def align(a: EmbeddedVideo, b: EmbeddedVideo) -> Alignment:
+    """Align two embedded videos from first to last frame."""
+    similarity = a.embeddings @ b.embeddings.T
+    i, j, _ = dtw_path(2.0 - 2.0 * similarity)
+    even = evenly(len(a.embeddings), len(b.embeddings))
+    return Alignment(
+        i,
+        j,
+        match_frames(i, j, len(a.embeddings)),
+        float(similarity[i, j].mean()),
+        float(similarity[np.arange(len(even)), even].mean()),
+    )
+
+
+def evenly(frames_a: int, frames_b: int) -> np.ndarray:
+    """For every frame of a, the frame of b at the same share of its length."""
+    return np.round(np.linspace(0, frames_b - 1, frames_a)).astype(np.int64)
+
+
+def write_aligned_video(
+    a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment, file: Path, *, height: int = 240
+) -> None:
+    """Three panels: a at its own pace, b aligned to it, and b stretched evenly for comparison."""
+    from fastseq.video import read_frames, write_video
+    from training.evaluation.pictures import side_by_side
+
+    frames_a, frames_b = (
+        read_frames(video.record.path, short_side=height).numpy() for video in (a, b)
+    )
+    panels = [
+        (a.record.id, frames_a, np.arange(len(frames_a))),
+        (f"{b.record.id}, aligned", frames_b, alignment.matched),
+        (f"{b.record.id}, evenly", frames_b, evenly(len(frames_a), len(frames_b))),
+    ]
+    write_video(file, side_by_side(panels, height=height), a.record.fps)

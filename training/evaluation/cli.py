@@ -1,0 +1,67 @@
+"""What the evaluation commands share: errors with one message, and the videos of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from training.data.index import Index, VideoRecord
+
+
+class UserError(Exception):
+    """Something that the user can put right; the message says what and how."""
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command's body; exit status 2 and one line on stderr for what a user can put right."""
+    from fastseq.video import VideoError
+
+    try:
+        command()
+    except (UserError, VideoError, ValueError, OSError, ImportError) as error:
+        if os.environ.get("FASTSEQ_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def open_index(cfg: Any, folder: str | Path | None) -> Index:
+    """The index of ``folder``, or of the folder that the run was trained on."""
+    from training.data.index import load_index
+
+    return load_index(folder or cfg.data.folder)
+
+
+def split_videos(index: Index, split: str) -> list[VideoRecord]:
+    """The videos of one split; UserError if there are none."""
+    records = [record for record in index.videos if record.split == split]
+    if not records:
+        splits = sorted({record.split for record in index.videos})
+        raise UserError(
+            f"{index.folder} has no videos in the split {split!r}, only {splits}; give videos that "
+            f'split in {Path(index.folder) / "labels.json"} ("split": "{split}") and run '
+            f"`python -m training.prepare {index.folder}`"
+        )
+    return records
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write strict JSON in one step; NaN becomes null."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

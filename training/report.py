@@ -1,0 +1,326 @@
+"""Write a page about a run: `python -m training.report RUN` makes RUN/report.html.
+
+One file that can be sent around: what was run, the loss curve, the evaluation table (from
+RUN/evaluation.json, written by `python -m training.evaluate RUN`), two test videos aligned, the
+most similar frames, and the embeddings over time. The pictures are also left in RUN/pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.evaluation import html
+from training.evaluation.cli import UserError, open_index, run_command, split_videos
+from training.evaluation.protocol import COLUMNS, TIME_INDEX, format_value
+
+if TYPE_CHECKING:
+    from training.data.index import Index
+    from training.evaluation.embed import EmbeddedVideo
+
+LOWER_IS_BETTER = {"alignment_error", "alignment_error_dtw"}
+COMPARED = {
+    "classification": "phase classification",
+    "ap_at_5": "AP@5",
+    "alignment_error": "alignment error",
+}
+STRIPS = 8
+
+
+def write_report(run: str | Path, *, folder: str | Path | None = None) -> Path:
+    """Make the pictures with the trained encoder and write RUN/report.html; returns its path."""
+    from training.evaluation.embed import embed_records
+    from training.evaluation.encoders import TRAINED, load_encoder
+
+    run = Path(run)
+    encode, cfg = load_encoder(run)
+    index = open_index(cfg, folder)
+    records = split_videos(index, cfg.data.test_split)
+    videos = embed_records({TRAINED: encode}, records, cfg)[TRAINED]
+    pictures = run / "pictures"
+    pictures.mkdir(exist_ok=True)
+    log = read_log(run / "log.jsonl")
+    body = [
+        f"<h1>{escape(run.resolve().name)}</h1>",
+        html.paragraph("Frame embeddings learned from video without labels.", quiet=True),
+        "<h2>What was run</h2>",
+        _what_was_run(run, cfg, index, log),
+        *_training(log, pictures),
+        *_table(run / "evaluation.json"),
+        *_alignment(videos, pictures, run),
+        *_retrieval(videos, index, pictures),
+        *_strips(videos, index, pictures),
+    ]
+    target = run / "report.html"
+    partial = run / f".report.html.{os.getpid()}.part"
+    partial.write_text(html.page(f"fastseq: {run.resolve().name}", body), encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The entries of log.jsonl; a last line cut short by a stopped run is left out."""
+    if not file.is_file():
+        return []
+    entries = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+def _what_was_run(run: Path, cfg: Any, index: Index, log: Sequence[Mapping[str, Any]]) -> str:
+    train = sum(record.split == cfg.data.train_split for record in index.videos)
+    test = sum(record.split == cfg.data.test_split for record in index.videos)
+    actions = sorted({record.action for record in index.videos})
+    rows = [
+        ("videos", f"{index.folder}: {train} for training, {test} for testing"),
+        ("actions", ", ".join(actions)),
+        ("frames", f"{cfg.augmentation.size} pixels, {cfg.data.num_frames} frames a view"),
+        ("this page's machine", _machine()),
+    ]
+    if index.bad:
+        rows.insert(1, ("left out", f"{len(index.bad)} files that could not be read"))
+    last = next((entry for entry in reversed(log) if "step" in entry), None)
+    if last is not None:
+        rows.insert(3, ("training", _training_summary(last)))
+    config = run / "config.yaml"
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    return html.facts(rows) + html.folded(
+        "the run's whole configuration", f"<pre>{escape(text)}</pre>"
+    )
+
+
+def _training_summary(last: Mapping[str, Any]) -> str:
+    text = f"{last['step']} steps"
+    if isinstance(last.get("seconds"), int | float):
+        text += f" in {last['seconds'] / 60:.1f} minutes"
+    return text
+
+
+def _machine() -> str:
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].split(":", 1)[1].strip() if names else processor
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{processor}, {os.cpu_count()} cores, {gpu}, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def _training(log: Sequence[Mapping[str, Any]], pictures: Path) -> list[str]:
+    from training.evaluation.plots import loss_curve
+
+    points = [(e["step"], e["loss"]) for e in log if "step" in e and "loss" in e]
+    points = [(step, loss) for step, loss in points if loss is not None and math.isfinite(loss)]
+    if not points:
+        return []
+    loss_curve(*zip(*points, strict=True), pictures / "loss.png")
+    return [
+        "<h2>Training loss</h2>",
+        html.picture(pictures / "loss.png", "training loss over steps"),
+        html.paragraph(
+            "A falling loss alone shows little: the frame's position in the clip can lower it too. "
+            "The table below compares with the time index, which needs no network."
+        ),
+    ]
+
+
+def _table(file: Path) -> list[str]:
+    heading = "<h2>How good are the embeddings?</h2>"
+    if not file.is_file():
+        return [
+            heading,
+            html.paragraph(
+                "Not evaluated yet. `python -m training.evaluate RUN` computes the table; it needs "
+                "phase labels."
+            ),
+        ]
+    result = json.loads(file.read_text(encoding="utf-8"))
+    rows = result["rows"]
+    columns = [
+        key for key in COLUMNS if any(row["metrics"].get(key) is not None for row in rows.values())
+    ]
+    best = {key: _best(key, [row["metrics"].get(key) for row in rows.values()]) for key in columns}
+    lines = ["<tr><th></th>" + "".join(f"<th>{escape(COLUMNS[key])}</th>" for key in columns)]
+    for name, row in rows.items():
+        cells = []
+        for key in columns:
+            value = row["metrics"].get(key)
+            mark = ' class="best"' if value is not None and value == best[key] else ""
+            cells.append(f"<td{mark}>{format_value(value)}</td>")
+        main = ' class="main"' if name == "trained" else ""
+        lines.append(f"<tr{main}><td>{escape(name)}</td>" + "".join(cells))
+    return [
+        heading,
+        *map(html.paragraph, compare_with_time_index(rows)),
+        '<div class="scroll"><table>' + "</tr>\n".join(lines) + "</tr></table></div>",
+        html.paragraph(result["remark"]),
+        html.paragraph(
+            f"{result['videos']['train']} training and {result['videos']['test']} test videos, "
+            f"stride {result['stride']}; the best value of each column is bold.",
+            quiet=True,
+        ),
+        html.folded(
+            "what the columns mean",
+            html.definitions(
+                [
+                    (COLUMNS.get(key, key), text)
+                    for key, text in result["definitions"].items()
+                    if key in columns or key not in COLUMNS
+                ]
+            ),
+        ),
+        html.folded("what the rows mean", html.definitions([*result["row_definitions"].items()])),
+        *_left_out(rows),
+    ]
+
+
+def _best(key: str, values: Sequence[float | None]) -> float:
+    return (min if key in LOWER_IS_BETTER else max)(v for v in values if v is not None)
+
+
+def _left_out(rows: Mapping[str, Any]) -> list[str]:
+    from training.evaluate import left_out_lines
+
+    lines = left_out_lines(rows)
+    if not lines:
+        return []
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return [html.folded("what was left out", f"<ul>{items}</ul>")]
+
+
+def compare_with_time_index(rows: Mapping[str, Any]) -> list[str]:
+    """One sentence: where the trained network is better than the clock, and where it is not."""
+    trained, clock = rows["trained"]["metrics"], rows[TIME_INDEX]["metrics"]
+    better, not_better = [], []
+    for key, name in COMPARED.items():
+        if trained.get(key) is None or clock.get(key) is None:
+            continue
+        gain = trained[key] - clock[key]
+        wins = gain < 0 if key in LOWER_IS_BETTER else gain > 0
+        text = f"{name} {format_value(trained[key])} against {format_value(clock[key])}"
+        (better if wins else not_better).append(text)
+    sentences = []
+    if better:
+        sentences.append("Better than the time index alone: " + ", ".join(better) + ".")
+    if not_better:
+        sentences.append("Not better than the time index alone: " + ", ".join(not_better) + ".")
+    return sentences
+
+
+def _alignment(videos: Sequence[EmbeddedVideo], pictures: Path, run: Path) -> list[str]:
+    from training.evaluation.alignment import align, write_aligned_video
+    from training.evaluation.plots import similarity_map
+
+    pair = first_pair(videos)
+    if pair is None:
+        return []
+    a, b = pair
+    alignment = align(a, b)
+    write_aligned_video(a, b, alignment, pictures / "aligned.mp4")
+    similarity_map(a, b, (alignment.i, alignment.j), pictures / "similarity.png")
+    return [
+        "<h2>Two videos in step</h2>",
+        html.paragraph(
+            f"The first two test videos of the action {a.record.action!r}, not chosen by result. "
+            f"Left: {a.record.id} at its own pace. Middle: {b.record.id}, each moment aligned to "
+            "the left one by dynamic time warping on the embeddings. Right: the same video "
+            "stretched evenly, which is what the clock alone would do. The bars show the place in "
+            "each video."
+        ),
+        html.video(pictures / "aligned.mp4", run),
+        html.paragraph(
+            "Similarity of every frame of one with every frame of the other. The red line is the "
+            f"alignment: mean cosine similarity {alignment.similarity:.3f} along it, "
+            f"{alignment.straight:.3f} along the straight line."
+            + (
+                " Dotted lines are the labelled phase boundaries; a good alignment passes where "
+                "they cross."
+                if a.record.phases is not None and b.record.phases is not None
+                else ""
+            )
+        ),
+        html.picture(pictures / "similarity.png", "similarity of all frame pairs, and the path"),
+    ]
+
+
+def first_pair(videos: Sequence[EmbeddedVideo]) -> tuple[EmbeddedVideo, EmbeddedVideo] | None:
+    """The first two videos that share an action."""
+    seen: dict[str, EmbeddedVideo] = {}
+    for video in videos:
+        if video.record.action in seen:
+            return seen[video.record.action], video
+        seen[video.record.action] = video
+    return None
+
+
+def _retrieval(videos: Sequence[EmbeddedVideo], index: Index, pictures: Path) -> list[str]:
+    from training.evaluation.retrieval import retrieval_sheet
+
+    if not retrieval_sheet(videos, index.classes, pictures / "retrieval.png"):
+        return []
+    return [
+        "<h2>Most similar frames</h2>",
+        html.paragraph(
+            "Left: frames of test videos, from the middle of a phase where there are labels. Right "
+            "of each: the most similar frame of the five closest other test videos of the action, "
+            "with its cosine similarity. Green and ✓: same phase as the query. Red and ✗: another "
+            "phase. Grey: no labels."
+        ),
+        html.picture(pictures / "retrieval.png", "query frames and their most similar frames"),
+    ]
+
+
+def _strips(videos: Sequence[EmbeddedVideo], index: Index, pictures: Path) -> list[str]:
+    from training.evaluation.plots import embedding_strips
+
+    action = videos[0].record.action
+    shown = [video for video in videos if video.record.action == action][:STRIPS]
+    embedding_strips(shown, index.classes, pictures / "embeddings.png")
+    return [
+        "<h2>Embeddings over time</h2>",
+        html.paragraph(
+            f"The first {len(shown)} test videos of the action {action!r}, each stretched to the "
+            "same width. Upper bar: the embedding of each frame as a colour (its first three "
+            "principal components). Lower bar: the labelled phase. If the network has found the "
+            "phases, the upper bar changes where the lower one does, and like phases have like "
+            "colours in all videos. If it only knows the time, all upper bars look the same."
+        ),
+        html.picture(pictures / "embeddings.png", "embeddings over time as colours"),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.report", description=__doc__)
+    parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
+    parser.add_argument(
+        "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
+    )
+    args = parser.parse_args(argv)
+
+    def command() -> None:
+        if not args.run.is_dir():
+            raise UserError(f"{args.run} is no directory; give a run of `python -m training.train`")
+        print(f"written: {write_report(args.run, folder=args.folder)}")
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

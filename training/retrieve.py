@@ -1,0 +1,50 @@
+"""Frames that the network finds alike: `python -m training.retrieve --run RUN`.
+
+Writes a contact sheet: query frames at the left, and beside each the most similar frame of the five
+closest other test videos of the same action. Green borders and a tick: same phase as the query;
+red borders and a cross: another phase; grey: no labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.evaluation.cli import UserError, open_index, run_command, split_videos
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.retrieve", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="run directory with the encoder")
+    parser.add_argument(
+        "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
+    )
+    parser.add_argument("--out", type=Path, help="PNG to write (default: RUN/retrieval.png)")
+    parser.add_argument("--queries", type=int, default=6, help="rows (default %(default)s)")
+    args = parser.parse_args(argv)
+
+    def command() -> None:
+        from training.evaluation.embed import embed_records
+        from training.evaluation.encoders import load_encoder
+        from training.evaluation.retrieval import retrieval_sheet
+
+        encode, cfg = load_encoder(args.run)
+        index = open_index(cfg, args.folder)
+        records = split_videos(index, cfg.data.test_split)
+        videos = embed_records({"trained": encode}, records, cfg)["trained"]
+        out = args.out or args.run / "retrieval.png"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not retrieval_sheet(videos, index.classes, out, queries=args.queries):
+            raise UserError(
+                f"no action has two videos in the split {cfg.data.test_split!r} of {index.folder}; "
+                "retrieval looks for a frame in the other videos of its action"
+            )
+        print(f"written: {out}")
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
