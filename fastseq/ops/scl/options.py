@@ -11,6 +11,7 @@ NEGATIVES = ("cross", "video", "batch")
 REDUCTIONS = ("none", "mean", "sum", "paper")
 
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
+MAX_EXPONENT = 103.0  # exp(-103) is the smallest fp32 number
 
 
 class SCLOptions(NamedTuple):
@@ -25,10 +26,10 @@ class SCLOptions(NamedTuple):
 def reach(variance: float) -> float:
     """Largest time gap with a non-zero target: where exp(-d^2 / (2 variance)) leaves fp32.
 
-    exp(-103) is the smallest fp32 number, hence d^2 = 206 variance: 45.4 frames at variance 10, as
-    the underflow in the released code has it. The same for every dtype and backend.
+    That is d^2 = 206 variance: 45.4 frames at variance 10, as the underflow in the released code
+    has it. The same for every dtype and backend.
     """
-    return math.sqrt(206.0 * variance)
+    return math.sqrt(2 * MAX_EXPONENT * variance)
 
 
 def row_coefficients(m1: Tensor, m2: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:

@@ -1,8 +1,8 @@
 """Blockwise backend: any device, memory O(N T D), never a T x T matrix.
 
 Rows are taken in blocks whose similarities fit the cache. One block serves both directions, and
-its Gaussian is only formed on the columns within reach of its rows. Scores here are
-``s - shift`` with a constant shift 1/temperature where that is safe (|cosine| <= 1), else 0.
+its Gaussian is only formed on the columns within reach of its rows. Cosines over a temperature
+that is not tiny need no running maximum (``bounded``): one exp then serves both directions.
 """
 
 import math
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times, valid_mask
-from fastseq.ops.scl.options import NORM_EPS, SCLOptions, reach, row_coefficients
+from fastseq.ops.scl.options import MAX_EXPONENT, NORM_EPS, SCLOptions, reach, row_coefficients
 
 # Elements of one block's buffer: about the size of one core's L2 cache in float32.
 BLOCK_ELEMENTS = 1 << 18
-# exp of the shifted scores stays a normal fp32 number down to -2 / 0.025 = -80.
-MIN_SHIFTED_TEMPERATURE = 0.025
+# Cosines over at least this: exp(+-40), and the sum of 10^20 of them, are normal fp32 numbers.
+MIN_BOUNDED_TEMPERATURE = 0.025
 # Gaussians carry a factor 2^32, so that every weight within reach is a normal fp32 number.
 LOG_SCALE = 32 * math.log(2)
 MASKED = -1e30  # a score that exp turns into exactly 0, without the NaN of 0 * inf
@@ -79,16 +79,21 @@ class _Problem:
         )
         self.z1, self.rn1 = self._embed(z1, None if valid1 is None else self.m1, rn1)
         self.z2, self.rn2 = self._embed(z2, None if valid2 is None else self.m2, rn2)
-        self.shifted = opts.normalize and opts.temperature >= MIN_SHIFTED_TEMPERATURE
-        self.shift = 1 / opts.temperature if self.shifted else 0.0
+        self.bounded = opts.normalize and opts.temperature >= MIN_BOUNDED_TEMPERATURE
+        self.log_scale = torch.full((), LOG_SCALE, dtype=self.dtype, device=self.device)
+        self.bias = None if valid2 is None else _bias(self.m2, self.dtype)  # [N, T2]
         if t1 is None:
             t1 = torch.arange(self.frames1, device=z1.device, dtype=self.dtype).expand_as(self.m1)
             t2 = torch.arange(self.frames2, device=z1.device, dtype=self.dtype).expand_as(self.m2)
-        t1, t2 = shift_times(t1, t2, self.m1, self.m2, self.dtype)
-        self.t1 = torch.where(self.m1, t1, FAR)
-        self.t2 = torch.where(self.m2, t2, -FAR)
-        self.score_bias = torch.where(self.m2, -self.shift, MASKED).to(self.dtype)  # [N, T2]
-        self._find_bands(t2)
+        # One row of times, one Gaussian, where all sequences have the same.
+        no_padding = valid1 is None and valid2 is None
+        self.shared_times = no_padding and t1.stride(0) == t2.stride(0) == 0
+        lead = slice(0, 1) if self.shared_times else slice(None)
+        m1, m2 = self.m1[lead], self.m2[lead]
+        t1, t2 = shift_times(t1[lead], t2[lead], m1, m2, self.dtype)
+        self.t1 = torch.where(m1, t1, FAR)
+        self.t2 = torch.where(m2, t2, -FAR)
+        self._find_bands(t2, m2)
 
     def _embed(self, z, mask, rn):
         z = z.to(self.dtype)
@@ -100,12 +105,12 @@ class _Problem:
                 rn = 1 / torch.linalg.vector_norm(z, dim=-1).clamp(min=NORM_EPS)
         return (z * rn[..., None] if self.opts.normalize else z), rn
 
-    def _find_bands(self, t2):
+    def _find_bands(self, t2, m2):
         """Sorted times allow column bands. Looking costs a host read, so only on the CPU."""
         self.keys = None
         if self.device.type == "cpu" and self.frames2:
-            keys = torch.where(self.m2, t2, -FAR).cummax(1).values
-            if bool(((keys == t2) | ~self.m2).all()):
+            keys = torch.where(m2, t2, -FAR).cummax(1).values
+            if bool(((keys == t2) | ~m2).all()):
                 self.keys = keys
 
     def groups(self):
@@ -124,35 +129,32 @@ class _Problem:
         """Columns that some row of the block can reach."""
         if self.keys is None:
             return slice(0, self.frames2)
-        real, t = self.m1[seqs, rows], self.t1[seqs, rows]
-        if not bool(real.any()):
-            return slice(0, 0)
-        far = reach(self.opts.variance)
-        low = torch.where(real, t, FAR).amin(1, keepdim=True) - far
-        high = torch.where(real, t, -FAR).amax(1, keepdim=True) + far
-        start = torch.searchsorted(self.keys[seqs], low).amin()
-        stop = torch.searchsorted(self.keys[seqs], high, right=True).amax()
+        lead = self._lead(seqs)
+        t, far = self.t1[lead, rows], reach(self.opts.variance)
+        low = t.amin(1, keepdim=True) - far
+        high = torch.where(t < FAR, t, -FAR).amax(1, keepdim=True) + far
+        start = torch.searchsorted(self.keys[lead], low).amin()
+        stop = torch.searchsorted(self.keys[lead], high, right=True).amax()
         return slice(int(start), int(stop))
 
+    def _lead(self, seqs) -> slice:
+        return slice(0, 1) if self.shared_times else seqs
+
     def scores(self, seqs, rows, out):
-        """Shifted scores of a block: (n, rows, T2), MASKED where the column is padding."""
+        """Scores of a block: (n, rows, T2), MASKED where the column is padding."""
         shape = (out.shape[0], rows.stop - rows.start, self.frames2)
         s = out.view(-1)[: math.prod(shape)].view(shape)
-        return torch.baddbmm(
-            self.score_bias[seqs, None, :].expand(shape),
-            self.z1[seqs, rows],
-            self.z2[seqs].mT,
-            alpha=1 / self.opts.temperature,
-            out=s,
-        )
+        torch.bmm(self.z1[seqs, rows] / self.opts.temperature, self.z2[seqs].mT, out=s)
+        return s if self.bias is None else s.add_(self.bias[seqs, None])
 
     def gaussian(self, seqs, rows, band):
-        """Weights 2^32 exp(-q) and exponents q = d^2 / (2 variance) on a block's band."""
-        q = self.t1[seqs, rows, None] - self.t2[seqs, None, band]
-        q.square_().mul_(0.5 / self.opts.variance)
-        far = q > reach(self.opts.variance) ** 2 * 0.5 / self.opts.variance
-        q.masked_fill_(far, 0)
-        return torch.sub(LOG_SCALE, q).exp_().masked_fill_(far, 0), q
+        """Weights g = exp(e) on a block's band, and e = 32 log 2 - d^2 / (2 variance); beyond
+        reach e is MASKED and g exactly 0. The first dimension is 1 where times are shared."""
+        lead = self._lead(seqs)
+        gap = self.t1[lead, rows, None] - self.t2[lead, None, band]
+        e = torch.addcmul(self.log_scale, gap, gap, value=-0.5 / self.opts.variance)
+        torch.threshold_(e, LOG_SCALE - MAX_EXPONENT, MASKED)
+        return e.exp(), e
 
     def same_side(self, lse):
         """What negatives="video" and "batch" add to the softmax of each row: embeddings to
@@ -172,7 +174,7 @@ class _Problem:
         """Blocks of scores of embeddings (B, T, D) among themselves: (b, rows, (1, rows, T))."""
         frames = z.shape[1]
         size = max(16, BLOCK_ELEMENTS // max(frames, 1))
-        bias = torch.where(m, -self.shift, MASKED).to(self.dtype)
+        bias = _bias(m, self.dtype)
         for b in range(len(z)):
             for start in range(0, frames, size):
                 rows = slice(start, min(start + size, frames))
@@ -182,30 +184,31 @@ class _Problem:
                 yield b, rows, s
 
 
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, MASKED)
+
+
 def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out) -> None:
     """Row and column statistics of a few sequences; rows_out gets the loss less the lse."""
     num = seqs.stop - seqs.start
     split = [p.frames1, p.frames2]
     (lse1, lse2), (inv1, inv2) = lse.split(split, 1), inv_sum.split(split, 1)
     out1, out2 = rows_out.split(split, 1)
-    # Columns: running sums over the row blocks (and a running maximum where nothing is shifted).
+    # Columns: running sums over the row blocks (and a running maximum unless bounded).
     col_sum, col_g, col_u = p.z1.new_zeros((3, num, p.frames2))
     col_max = p.z1.new_full((num, p.frames2), MASKED)
     buffer = p.z1.new_empty((num, min(p.frames1, _rows(p, num)), p.frames2))
     for rows in p.row_blocks(num):
         s = p.scores(seqs, rows, buffer)
         band = p.band(seqs, rows)
-        g, u = p.gaussian(seqs, rows, band)
-        if p.opts.objective == "kl":
-            u.add_(s[:, :, band])
-        else:
-            u = s[:, :, band].clone()
+        g, e = p.gaussian(seqs, rows, band)
+        u = s[:, :, band] - e if p.opts.objective == "kl" else s[:, :, band].clone()
         u.mul_(g)
         _row_targets(g.sum(2), u.sum(2), p.opts, inv1[:, rows], out1[:, rows])
         col_g[:, band] += g.sum(1)
         col_u[:, band] += u.sum(1)
         real = p.m1[seqs, rows].to(p.dtype)[:, None, :]  # [n, 1, rows]
-        if p.shifted:
+        if p.bounded:
             s.exp_()
             torch.log(s.sum(2), out=lse1[:, rows])
             col_sum[:, None].baddbmm_(real, s)
@@ -215,7 +218,7 @@ def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out) -> None:
             top = torch.maximum(col_max, s.amax(1))
             col_sum.mul_((col_max - top).exp_()).add_(s.sub_(top[:, None]).exp_().sum(1))
             col_max = top
-    lse2[:] = col_sum.log() + (0 if p.shifted else col_max)
+    lse2[:] = col_sum.log() + (0 if p.bounded else col_max)
     _row_targets(col_g, col_u, p.opts, inv2, out2)
 
 
@@ -226,13 +229,13 @@ def _rows(p: _Problem, num: int) -> int:
 def _row_targets(g_sum, u_sum, opts: SCLOptions, inv_out, rows_out) -> None:
     """KL = lse + [sum_j w_ij (log w_ij - s_ij)], of which this is the bracket.
 
-    With g = 2^32 exp(-q), w = g / G: log w = 32 log 2 - q - log G, so the bracket is
-    32 log 2 - log G - sum g (q + s) / G; without the entropy ("ce") it is - sum g s / G.
+    With G = sum_j g_ij: w = g / G and log w = e - log G, so the bracket is
+    - log G - sum_j g (s - e) / G. Without the entropy ("ce") it is - sum_j g s / G.
     """
     inv_out[:] = torch.where(g_sum > 0, 1 / g_sum, 0)
     rows_out[:] = -u_sum * inv_out
     if opts.objective == "kl":
-        rows_out += LOG_SCALE - torch.where(g_sum > 0, g_sum, 1).log()
+        rows_out -= torch.where(g_sum > 0, g_sum, 1).log()
 
 
 def _backward_group(p: _Problem, seqs, lse, inv_sum, weight, dz1, dz2) -> None:
@@ -244,20 +247,19 @@ def _backward_group(p: _Problem, seqs, lse, inv_sum, weight, dz1, dz2) -> None:
     for rows in p.row_blocks(num):
         s = p.scores(seqs, rows, buffers[0])
         spare = buffers[1].view(-1)[: s.numel()].view(s.shape)
-        _softmax_weights_(s, spare, lse1[:, rows], lse2, c1[:, rows], c2, p.shifted)
+        _softmax_weights_(s, spare, lse1[:, rows], lse2, c1[:, rows], c2, p.bounded)
         band = p.band(seqs, rows)
-        g, q = p.gaussian(seqs, rows, band)
-        torch.add(e1[:, rows, None], e2[:, None, band], out=q)
-        s[:, :, band] -= g.mul_(q)
+        g, _ = p.gaussian(seqs, rows, band)
+        s[:, :, band].addcmul_(e1[:, rows, None] + e2[:, None, band], g, value=-1)
         if dz1 is not None:
             torch.bmm(s, p.z2[seqs], out=dz1[seqs, rows])
         if dz2 is not None:
             dz2[seqs].baddbmm_(s.mT, p.z1[seqs, rows])
 
 
-def _softmax_weights_(s, spare, lse_row, lse_col, c_row, c_col, shifted: bool) -> None:
+def _softmax_weights_(s, spare, lse_row, lse_col, c_row, c_col, bounded: bool) -> None:
     """In place: scores -> c_row softmax over the row + c_col softmax over the column."""
-    if shifted:  # one exp serves both
+    if bounded:  # one exp serves both
         torch.add(
             (c_row * (-lse_row).exp())[..., None], (c_col * (-lse_col).exp())[:, None], out=spare
         )
@@ -291,7 +293,7 @@ def _backward_same_side(p: _Problem, lse, weight, dz1, dz2) -> None:
                 lse_rows[pair],
                 c[pair, rows],
                 c[pair],
-                p.shifted,
+                p.bounded,
             )
             torch.mm(s[0], z[b], out=dz[b, rows])
         parts.append(dz)
