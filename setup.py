@@ -89,7 +89,7 @@ def default_arch_list(known):
 
 
 def decide(environ=os.environ, platform=sys.platform):
-    """What FASTSEQ_BUILD asks for here: (nvcc or None, the reason for leaving the extension out)."""
+    """What FASTSEQ_BUILD asks for here: (nvcc or None, why the extension is left out)."""
     mode = environ.get("FASTSEQ_BUILD", "auto").lower() or "auto"
     if mode not in ("auto", "cuda", "none"):
         raise SystemExit(f"FASTSEQ_BUILD must be auto, cuda or none, got {mode!r}")
@@ -116,7 +116,7 @@ def say_left_out(reason):
 
 
 class BuildExt(build_ext):
-    """Every csrc/**/*.cu and *.cpp through nvcc, linked to one module with a static CUDA runtime."""
+    """Every csrc/**/*.cu and *.cpp through nvcc; the CUDA runtime is linked statically."""
 
     def run(self):
         # bdist_wheel and the build command both come through here.

@@ -15,10 +15,9 @@ std::string advice(cudaError_t code) {
         case cudaErrorInsufficientDriver: {
             int driver = 0;
             cudaDriverGetVersion(&driver);
-            if (!driver) return "; no NVIDIA driver is loaded on this machine";
             return "; the extension carries CUDA runtime " + version(CUDART_VERSION) +
                    " and the driver supports CUDA " + version(driver) +
-                   ": update the NVIDIA driver, or rebuild fastseq with an older nvcc";
+                   ": update the NVIDIA driver, or rebuild with an older nvcc";
         }
         case cudaErrorNoDevice:
             return "; check nvidia-smi and CUDA_VISIBLE_DEVICES";
@@ -34,6 +33,10 @@ std::string advice(cudaError_t code) {
 
 void check(cudaError_t code, const char* what) {
     if (code == cudaSuccess) return;
+    int driver = 0;
+    if (code == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && !driver) {
+        throw std::runtime_error(std::string(what) + ": no NVIDIA driver on this machine");
+    }
     cudaGetLastError();  // a failed launch must not be reported again by the next check
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(code) + ": " +
                              cudaGetErrorString(code) + advice(code));

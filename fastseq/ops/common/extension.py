@@ -45,7 +45,8 @@ def status() -> tuple[bool, str, str]:
     try:
         count = module.device_count()
     except RuntimeError as error:
-        return False, str(error), "run on a machine with an NVIDIA GPU and a driver as new"
+        needed = module.runtime_version() // 1000
+        return False, str(error), f"an NVIDIA GPU, with a driver for CUDA {needed} or newer"
     return True, f"extension loaded, {count} CUDA device{'s' * (count != 1)}", ""
 
 
