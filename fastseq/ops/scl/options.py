@@ -38,6 +38,6 @@ def row_coefficients(m1: Tensor, m2: Tensor, reduction: str, dtype: torch.dtype)
     if reduction in ("none", "sum"):
         return torch.ones_like(counts)
     if reduction == "mean":
-        return (1 / counts.sum().clamp(min=1)).expand_as(counts)
+        return torch.ones_like(counts) / counts.sum().clamp(min=1)
     videos = (counts.sum(0) > 0).sum().clamp(min=1)
     return 1 / (counts.clamp(min=1) * videos)

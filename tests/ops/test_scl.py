@@ -1,0 +1,433 @@
+"""scl_loss: the definition against loops, the blockwise backend against the definition."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops.scl_cases import brute_force, golden, loss_and_grads, reduce, relative
+
+import fastseq
+from fastseq.ops.common.lengths import valid_mask
+from fastseq.ops.scl.op import resolve_backend
+from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
+
+LINEAR = "torch"
+
+
+def _randn(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def _ragged(n=3, t1=9, t2=13, dtype=torch.float64):
+    z1, z2 = _randn(n, t1, 5, dtype=dtype), _randn(n, t2, 5, dtype=dtype, seed=1)
+    times = torch.randint(0, 120, (n, t1 + t2), generator=torch.Generator().manual_seed(2))
+    lengths1 = [t1, 0, 4][:n]
+    valid2 = torch.rand(n, t2, generator=torch.Generator().manual_seed(3)) < 0.7
+    return z1, z2, times[:, :t1], times[:, t1:], lengths1, valid2
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_reference_equals_loops(negatives, objective, normalize):
+    z1, z2, t1, t2, lengths1, valid2 = _ragged()
+    m1 = valid_mask(torch.tensor(lengths1), 3, 9, z1.device)
+    kw = {
+        "negatives": negatives,
+        "objective": objective,
+        "normalize": normalize,
+        "temperature": 0.3,
+    }
+    rows = brute_force(z1, z2, t1, t2, m1, valid2, **kw)
+    for reduction in REDUCTIONS:
+        got = fastseq.scl_loss(
+            z1,
+            z2,
+            t1,
+            t2,
+            lengths1=lengths1,
+            valid2=valid2,
+            reduction=reduction,
+            backend="reference",
+            **kw,
+        )
+        torch.testing.assert_close(
+            got, reduce(*rows, m1, valid2, reduction), rtol=1e-12, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("backend", ["reference", LINEAR])
+def test_golden_clean_value_and_gradient(backend):
+    z, steps, _ = golden()
+    z.requires_grad_()
+    loss = fastseq.scl_loss(
+        z[:, 0], z[:, 1], steps[:, 0], steps[:, 1], normalize=False, backend=backend
+    )
+    (dz,) = torch.autograd.grad(loss, z)
+    assert loss.item() == pytest.approx(9.19701, rel=1e-5)
+    assert dz.norm().item() == pytest.approx(5.54309, rel=1e-5)
+
+
+def test_reference_is_differentiable_twice():
+    z1, z2, t1, t2, _, valid2 = _ragged(n=2, t1=3, t2=4)
+
+    def loss(a, b):
+        return fastseq.scl_loss(
+            a, b, t1, t2, lengths1=[3, 2], valid2=valid2, temperature=0.5, backend="reference"
+        )
+
+    inputs = (z1.requires_grad_(), z2.requires_grad_())
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "reduction", "objective"),
+    list(itertools.product(NEGATIVES, REDUCTIONS, OBJECTIVES)),
+)
+@pytest.mark.parametrize("temperature", [0.01, 0.1])  # with and without running maximum
+def test_blockwise_equals_reference_in_float64(negatives, reduction, objective, temperature):
+    kw = {
+        "negatives": negatives,
+        "reduction": reduction,
+        "objective": objective,
+        "temperature": temperature,
+    }
+    z1, z2, t1, t2, lengths1, valid2 = _ragged()
+    upstream = -1.7 * _randn(3, seed=9) if reduction == "none" else -1.7
+    for normalize in (True, False):
+        for extra in ({}, {"lengths1": lengths1, "valid2": valid2}):
+            args = (z1, z2, t1, t2) if extra else (z1, z2)
+            pair = [
+                loss_and_grads(
+                    *args, upstream=upstream, normalize=normalize, backend=backend, **kw, **extra
+                )
+                for backend in ("reference", LINEAR)
+            ]
+            for want, got in zip(*pair, strict=True):
+                assert relative(got, want) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("frames1", "frames2"),
+    [(1, 1), (2, 63), (64, 65), (97, 480), (600, 600), (0, 3), (3, 0), (0, 0)],
+)
+@pytest.mark.parametrize("block", [1 << 8, 1 << 12, 1 << 18])
+def test_blockwise_over_lengths_and_block_sizes(frames1, frames2, block, monkeypatch):
+    import fastseq.ops.scl.torch as blockwise
+
+    monkeypatch.setattr(blockwise, "BLOCK_ELEMENTS", block)
+    z1, z2 = _randn(2, frames1, 17), _randn(2, frames2, 17, seed=1)
+    t1, t2 = torch.arange(frames1) * 2.5, torch.arange(frames2) * 1.5 + 4
+    pair = [loss_and_grads(z1, z2, t1, t2, backend=b) for b in ("reference", LINEAR)]
+    for want, got in zip(*pair, strict=True):
+        assert relative(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("backend", ["reference", LINEAR])
+@pytest.mark.parametrize("frames", [240, 480, 1024])
+def test_float32_against_float64(backend, frames):
+    z1, z2 = _randn(2, frames, 128), _randn(2, frames, 128, seed=1)
+    times = torch.rand(2, 2, frames).mul(3 * frames).sort(-1).values
+    want = loss_and_grads(z1, z2, *times, backend="reference")
+    got = loss_and_grads(z1.float(), z2.float(), *times, backend=backend)
+    assert relative(got[0], want[0]) < 1e-6
+    for a, b in zip(got[1:], want[1:], strict=True):
+        assert relative(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-2, 1, 10])
+def test_temperatures_no_worse_than_plain_float32(temperature):
+    z1, z2 = _randn(2, 100, 64), _randn(2, 100, 64, seed=1)
+    want = loss_and_grads(z1, z2, temperature=temperature, backend="reference")
+    plain, got = (
+        loss_and_grads(z1.float(), z2.float(), temperature=temperature, backend=b)
+        for b in ("reference", LINEAR)
+    )
+    for a, b, c in zip(got, plain, want, strict=True):
+        assert a.isfinite().all()
+        assert relative(a, c) <= 2 * relative(b, c) + 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_unnormalised_input(scale):
+    z1, z2 = _randn(2, 50, 8) * scale, _randn(2, 50, 8, seed=1) * scale
+    for normalize in (True, False):
+        want = loss_and_grads(z1, z2, normalize=normalize, backend="reference")
+        got = loss_and_grads(z1, z2, normalize=normalize, backend=LINEAR)
+        for a, b in zip(got, want, strict=True):
+            assert relative(a, b) < 1e-11
+
+
+@pytest.mark.parametrize("backend", ["reference", LINEAR])
+@pytest.mark.parametrize("gap", [0, 1, 19, 30, 44, 45, 46, 100])
+def test_isolated_rows_and_far_neighbours(backend, gap):
+    """A row whose nearest frame is far still has a full target up to reach (45.4 frames), then
+    exactly nothing; it counts in the mean all the same."""
+    z1, z2 = _randn(1, 4, 8, dtype=torch.float32), _randn(1, 3, 8, dtype=torch.float32, seed=1)
+    t1 = torch.tensor([[0.0, 1, 2, 500]])
+    t2 = torch.tensor([[0.0, 2, 500 + gap]])
+    m1, m2 = torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
+    loss, dz1, _ = loss_and_grads(z1, z2, t1, t2, backend=backend)
+    rows = brute_force(z1, z2, t1, t2, m1, m2)
+    assert loss.item() == pytest.approx(float(reduce(*rows, m1, m2, "mean")), rel=1e-5)
+    if gap > 45:
+        assert rows[0][0, 3] == 0
+        # Row 3 keeps only the gradient of being a candidate of view 2's rows.
+        alone, dz_alone, _ = loss_and_grads(
+            z1[:, 3:], z2[:, 2:], t1[:, 3:], t2[:, 2:], backend=backend
+        )
+        assert alone.item() == 0
+        assert (dz_alone == 0).all()
+    else:
+        assert rows[0][0, 3] > 0
+    assert dz1.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", LINEAR])
+def test_padding_never_matters(backend):
+    z1, z2, t1, t2, lengths1, valid2 = _ragged(dtype=torch.float32)
+    kw = {"lengths1": lengths1, "valid2": valid2, "backend": backend}
+    for negatives in NEGATIVES:
+        clean = loss_and_grads(z1, z2, t1, t2, negatives=negatives, **kw)
+        bad1, bad2 = z1.clone(), z2.clone()
+        m1 = valid_mask(torch.tensor(lengths1), 3, 9, z1.device)
+        bad1[~m1], bad2[~valid2] = torch.nan, torch.inf
+        late1, late2 = t1.clone(), t2.clone()
+        late1[~m1], late2[~valid2] = -(2**62), 2**62
+        dirty = loss_and_grads(bad1, bad2, late1, late2, negatives=negatives, **kw)
+        for a, b in zip(clean, dirty, strict=True):
+            assert torch.equal(a, b)
+        assert (dirty[1][~m1] == 0).all()
+        assert (dirty[2][~valid2] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", LINEAR])
+def test_nan_in_a_real_frame_is_not_hidden(backend):
+    z1, z2 = _randn(1, 4, 3), _randn(1, 4, 3, seed=1)
+    z1[0, 2, 1] = torch.nan
+    assert loss_and_grads(z1, z2, backend=backend)[0].isnan()
+
+
+@pytest.mark.parametrize("backend", ["reference", LINEAR])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nothing_real_gives_zero_and_zero_gradients(backend, reduction):
+    z = _randn(2, 4, 3)
+    for kw in ({"lengths1": [0, 0], "lengths2": [0, 0]}, {"lengths2": [0, 0]}):
+        loss, dz1, dz2 = loss_and_grads(z, z, reduction=reduction, backend=backend, **kw)
+        assert (loss == 0).all()
+        assert (dz1 == 0).all()
+        assert (dz2 == 0).all()
+    empty = fastseq.scl_loss(z[:0], z[:0], reduction=reduction, backend=backend)
+    assert empty.shape == ((0,) if reduction == "none" else ())
+    assert empty.sum() == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_invariances(data):
+    """Order of frames, swap of views, offset of time and ties between times."""
+    n, t1, t2 = 2, data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
+    seed = data.draw(st.integers(0, 2**16))
+    z1, z2 = _randn(n, t1, 4, seed=seed), _randn(n, t2, 4, seed=seed + 1)
+    times = st.lists(st.integers(0, 60), min_size=n * (t1 + t2), max_size=n * (t1 + t2))
+    s = torch.tensor(data.draw(times)).view(n, t1 + t2)
+    s1, s2 = s[:, :t1], s[:, t1:]
+    for backend in ("reference", LINEAR):
+        loss = fastseq.scl_loss(z1, z2, s1, s2, backend=backend)
+        order = torch.randperm(t1, generator=torch.Generator().manual_seed(seed))
+        for same in (
+            fastseq.scl_loss(z2, z1, s2, s1, backend=backend),
+            fastseq.scl_loss(z1[:, order], z2, s1[:, order], s2, backend=backend),
+            fastseq.scl_loss(z1, z2, s1 + 10**15, s2 + 10**15, backend=backend),
+            fastseq.scl_loss(z1, z2, s1.double() - 1e9, s2.double() - 1e9, backend=backend),
+        ):
+            torch.testing.assert_close(same, loss, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", ["reference", LINEAR])
+def test_forms_of_the_same_call(backend):
+    z1, z2 = _randn(2, 6, 4), _randn(2, 6, 4, seed=1)
+    loss = fastseq.scl_loss(z1, z2, lengths1=[6, 4], lengths2=[6, 4], backend=backend)
+    mask = torch.arange(6) < torch.tensor([[6], [4]])
+    lengths = torch.tensor([6, 4], dtype=torch.int32)
+    for kw in (
+        {"valid1": mask, "valid2": mask},
+        {"lengths1": lengths, "lengths2": lengths},
+        {"lengths1": lengths, "valid2": mask},
+    ):
+        assert fastseq.scl_loss(z1, z2, backend=backend, **kw) == loss
+    t = torch.arange(6)
+    every = fastseq.scl_loss(z1, z2, backend=backend)
+    torch.testing.assert_close(fastseq.scl_loss(z1, z2, t, t, backend=backend), every)
+    torch.testing.assert_close(
+        fastseq.scl_loss(z1, z2, t.expand(2, 6), t.double() + 0.0, backend=backend), every
+    )
+    none = fastseq.scl_loss(z1, z2, reduction="none", backend=backend)
+    total = fastseq.scl_loss(z1, z2, reduction="sum", backend=backend)
+    torch.testing.assert_close(none.sum(), total)
+    torch.testing.assert_close(total / 24, every)
+    paper = fastseq.scl_loss(z1, z2, reduction="paper", backend=backend)
+    torch.testing.assert_close(paper, 2 * every)  # equal lengths
+    one = fastseq.scl_loss(z1[0], z2[0], reduction="none", backend=backend)
+    assert one.shape == ()
+    torch.testing.assert_close(one, none[0])
+    torch.testing.assert_close(
+        fastseq.scl_loss(z1[1], z2[1], lengths1=4, lengths2=4, backend=backend),
+        fastseq.scl_loss(z1[1, :4], z2[1, :4], backend=backend),
+    )
+    module = fastseq.nn.SCLLoss(backend=backend, temperature=0.2)
+    assert module(z1, z2) == fastseq.scl_loss(z1, z2, temperature=0.2, backend=backend)
+    assert "temperature=0.2" in repr(module)
+
+
+@pytest.mark.parametrize("backend", ["reference", LINEAR])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_inputs_give_float32_loss_and_their_own_gradients(backend, dtype):
+    z1, z2 = _randn(2, 40, 16).to(dtype), _randn(2, 40, 16, seed=1).to(dtype)
+    loss, dz1, dz2 = loss_and_grads(z1, z2, backend=backend)
+    want, want1, _ = loss_and_grads(z1.double(), z2.double(), backend="reference")
+    assert loss.dtype == torch.float32
+    assert dz1.dtype == dz2.dtype == dtype
+    assert relative(loss, want) < 1e-6
+    assert relative(dz1, want1) < torch.finfo(dtype).eps
+    mixed = fastseq.scl_loss(z1, z2.float(), backend=backend)
+    assert mixed.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", ["reference", LINEAR])
+def test_autocast_changes_nothing(backend):
+    z1, z2 = _randn(2, 20, 8, dtype=torch.float32), _randn(2, 20, 8, dtype=torch.float32, seed=1)
+    plain = loss_and_grads(z1, z2, backend=backend)
+    a, b = z1.requires_grad_(), z2.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = fastseq.scl_loss(a, b, backend=backend)
+        if backend == LINEAR:  # its backward is ours, so that it may run under autocast too
+            inside = torch.autograd.grad(loss, (a, b), retain_graph=True)
+            assert all(map(torch.equal, plain[1:], inside))
+    assert all(map(torch.equal, plain, (loss, *torch.autograd.grad(loss, (a, b)))))
+
+
+def test_layouts_partial_gradients_and_repeatability():
+    base1, base2 = _randn(3, 8, 12, dtype=torch.float32), _randn(3, 8, 12, dtype=torch.float32)
+    z1, z2 = base1.mT, base2[:1].expand(3, 8, 12).mT  # transposed, expanded
+    want = loss_and_grads(z1.contiguous(), z2.contiguous(), backend=LINEAR)
+    got = loss_and_grads(z1, z2, backend=LINEAR)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
+    a = z1.contiguous().requires_grad_()
+    loss = fastseq.scl_loss(a, z2, backend=LINEAR)
+    (da,) = torch.autograd.grad(loss, a)
+    torch.testing.assert_close(da, want[1])
+    a.grad = torch.ones_like(a)
+    fastseq.scl_loss(a, z2, backend=LINEAR).backward()
+    torch.testing.assert_close(a.grad, want[1] + 1)
+
+
+def test_changing_an_input_before_backward_is_an_error():
+    z1, z2 = _randn(1, 4, 3), _randn(1, 4, 3, seed=1).requires_grad_()
+    loss = fastseq.scl_loss(z1, z2, backend=LINEAR)
+    z1.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_differentiating_twice_is_an_error_not_a_wrong_number():
+    z1, z2 = _randn(1, 4, 3).requires_grad_(), _randn(1, 4, 3, seed=1)
+    (dz,) = torch.autograd.grad(fastseq.scl_loss(z1, z2, backend=LINEAR), z1, create_graph=True)
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        dz.square().sum().backward()
+
+
+def test_gradcheck_of_the_blockwise_backend():
+    z1, z2, t1, t2, _, valid2 = _ragged(n=2, t1=3, t2=4)
+
+    def loss(a, b):
+        return fastseq.scl_loss(
+            a, b, t1, t2, lengths1=[3, 2], valid2=valid2, temperature=0.5, backend=LINEAR
+        )
+
+    assert torch.autograd.gradcheck(loss, (z1.requires_grad_(), z2.requires_grad_()))
+
+
+def _arguments(**change):
+    z = torch.zeros(2, 4, 3)
+    return {"z1": z, "z2": z, **change}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"z1": [[1.0]]}, TypeError, "z1 must be a torch.Tensor, got list"),
+        ({"z1": torch.zeros(2, 4, 3).long()}, TypeError, "got torch.int64"),
+        ({"z1": torch.zeros(4)}, ValueError, r"got \(4,\)"),
+        ({"z1": torch.zeros(2, 4, 0), "z2": torch.zeros(2, 4, 0)}, ValueError, "D >= 1"),
+        ({"z2": torch.zeros(3, 4, 3)}, ValueError, r"\(2, 4, 3\) and \(3, 4, 3\)"),
+        ({"z2": torch.zeros(2, 4, 5)}, ValueError, "agree in N and D"),
+        ({"t1": torch.arange(4)}, ValueError, "both t1 and t2 or neither"),
+        ({"t1": torch.arange(5), "t2": torch.arange(4)}, ValueError, r"got \(5,\)"),
+        ({"t1": [0, 1, 2, 3], "t2": torch.arange(4)}, TypeError, "t1 must be a torch.Tensor"),
+        ({"lengths1": [4, 5]}, ValueError, "between 0 and T = 4, got 5"),
+        ({"lengths1": [4, -1]}, ValueError, "got -1"),
+        ({"lengths1": [4]}, ValueError, r"shape \(2,\), got \(1,\)"),
+        ({"lengths2": torch.tensor([1.0, 2.0])}, TypeError, "integers, got torch.float32"),
+        ({"valid1": torch.ones(2, 4)}, TypeError, "bool tensor"),
+        ({"valid1": torch.ones(2, 3, dtype=torch.bool)}, ValueError, r"shape \(2, 4\)"),
+        (
+            {"valid1": torch.ones(2, 4, dtype=torch.bool), "lengths1": [4, 4]},
+            ValueError,
+            "not both",
+        ),
+        ({"temperature": 0}, ValueError, "greater than 0, got 0"),
+        ({"temperature": float("nan")}, ValueError, "finite"),
+        ({"temperature": torch.tensor(0.1)}, TypeError, r"pass float\(temperature\)"),
+        ({"variance": -1.0}, ValueError, "variance"),
+        ({"objective": "mse"}, ValueError, "'kl', 'ce'"),
+        ({"negatives": "all"}, ValueError, "'cross', 'video', 'batch'"),
+        ({"reduction": "avg"}, ValueError, "'none', 'mean', 'sum', 'paper'"),
+        ({"backend": "cuda"}, ValueError, "unknown backend 'cuda'"),
+    ],
+)
+def test_wrong_input_says_what_came_and_what_was_expected(change, error, text):
+    with pytest.raises(error, match=text):
+        fastseq.scl_loss(**_arguments(**change))
+
+
+def test_backends_asked_for_by_name_never_fall_back():
+    z = torch.zeros(2, 4, 3)
+    with pytest.raises(RuntimeError, match=r"negatives='video'.*backend='torch'"):
+        fastseq.scl_loss(z, z, negatives="video", backend="triton")
+    with pytest.raises(RuntimeError, match="float64"):
+        fastseq.scl_loss(z.double(), z.double(), backend="triton")
+
+
+def test_choice_of_backend(monkeypatch):
+    from fastseq.ops.common import dispatch
+
+    monkeypatch.delenv("FASTSEQ_BACKEND", raising=False)
+    ready = dispatch.BackendStatus(True, "", "")
+    monkeypatch.setattr(dispatch, "backend_status", lambda name: ready)
+    assert resolve_backend("auto", "cuda", torch.bfloat16, "cross")[0] == "triton"
+    assert resolve_backend("auto", "cuda", torch.float64, "cross")[0] == "torch"
+    name, reason = resolve_backend("auto", "cuda", torch.float32, "batch")
+    assert name == "torch"
+    assert "negatives='batch'" in reason
+    missing = dispatch.BackendStatus(False, "no triton", "pip install triton")
+    monkeypatch.setattr(dispatch, "backend_status", lambda name: missing)
+    name, reason = resolve_backend("auto", "cuda", torch.float32, "cross")
+    assert name == "torch"
+    assert "no triton; to fix: pip install triton" in reason
+    with pytest.raises(RuntimeError, match="pip install triton"):
+        resolve_backend("triton", "cuda", torch.float32, "cross")
+    monkeypatch.setenv("FASTSEQ_BACKEND", "reference")
+    assert resolve_backend("auto", "cpu", torch.float32, "cross") == (
+        "reference",
+        "FASTSEQ_BACKEND",
+    )
+    monkeypatch.setenv("FASTSEQ_BACKEND", "torch")
+    assert resolve_backend("reference", "cpu", torch.float32, "cross")[0] == "reference"
+    monkeypatch.setenv("FASTSEQ_BACKEND", "fast")
+    with pytest.raises(ValueError, match="FASTSEQ_BACKEND"):
+        resolve_backend("auto", "cpu", torch.float32, "cross")
