@@ -159,6 +159,12 @@ def read_frames(
     return torch.from_numpy(frames)
 
 
+def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(height, width) that `read_frames` scales a frame to for a given `short_side`."""
+    scale = short_side / min(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def _as_indices(indices: Any) -> np.ndarray:
     array = np.asarray(indices)
     if array.size == 0:
@@ -230,8 +236,7 @@ class _Converter:
         if self.size is not None:
             height, width = self.size[::-1] if self.quarter_turns % 2 else self.size
         elif self.short_side is not None:
-            scale = self.short_side / min(width, height)
-            width, height = max(1, round(width * scale)), max(1, round(height * scale))
+            height, width = scaled_size(height, width, self.short_side)
         self.stored_size = (width, height)
         return self.stored_size
 
