@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+from fastseq.video import probe
 from training.demo import render, scene
 
 av = pytest.importorskip("av", reason="PyAV writes and reads the demo's videos")
@@ -152,6 +153,7 @@ def test_files_hold_what_the_labels_say(dataset):
         assert label["boundaries"] == list(plan.boundaries)
         decoded, codec, rate = decode(folder / name)
         assert (codec, rate) == ("h264", render.FPS)
+        assert probe(folder / name).frames == plan.frames
         assert decoded.shape == (plan.frames, 32, 32, 3)
         rendered = render.render_video(plan, seed=0, side=32)
         # Lossy, with colour at half resolution; a frame out of place would be far off.
@@ -161,11 +163,20 @@ def test_files_hold_what_the_labels_say(dataset):
     assert summary.bytes == sum((folder / name).stat().st_size for name in files)
 
 
-def test_rendering_again_gives_the_same_bytes(dataset, tmp_path):
+def test_rendering_again_gives_the_same_pictures(dataset, tmp_path):
     folder, _ = dataset
     render.render_dataset(tmp_path / "again", **(SMALL | {"train_per_action": 1}))
     for path in (tmp_path / "again").rglob("*.mp4"):
-        assert path.read_bytes() == (folder / path.relative_to(tmp_path / "again")).read_bytes()
+        first, again = (
+            decode(file)[0].astype(int)
+            for file in (path, folder / path.relative_to(tmp_path / "again"))
+        )
+        # x264's mbtree now and then takes another decision for the same frames.
+        assert abs(first - again).max() <= 8
+    plan = render.plan_video(0, "swing", "test", 0)
+    pictures = [render.render_video(plan, seed=seed, side=32) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert (pictures[0] != pictures[2]).mean() > 0.1
 
 
 def test_same_options_reuse_the_files(dataset):

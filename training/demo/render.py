@@ -8,7 +8,7 @@ distribution, so that the time since the start says little about the phase; colo
 build of the actor and playing speed vary too.
 
 Every video has its own random streams, keyed by (seed, action, split, number): the same options
-give the same files, and asking for more videos does not change the earlier ones.
+give the same pictures, and asking for more videos does not change the earlier ones.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from training.demo.scene import ACTIONS, Drawing, draw_camera, draw_clutter, dra
 GENERATOR = "training.demo.render/1"  # raise the number whenever the pictures or labels change
 SPLITS = ("train", "test")
 FPS = 30
+QUALITY = 23  # x264's constant rate factor: about 20 kB a video
 FRAMES = (100, 300)
 SHORTEST_PHASE = 4  # frames
 CONCENTRATION = 1.0  # of the Dirichlet distribution of phase shares; lower varies more
@@ -256,12 +257,14 @@ def render_dataset(
 def _write_videos(folder: Path, plans, *, seed, side, clutter, progress) -> None:
     from tqdm import tqdm
 
+    from fastseq.video import write_video
+
     for action in ACTIONS:
         (folder / action).mkdir(parents=True)
 
     def write(plan: VideoPlan) -> None:
         pictures = render_video(plan, seed=seed, side=side, clutter=clutter)
-        _write_video(folder / plan.id, pictures, FPS)
+        write_video(folder / plan.id, pictures, FPS, crf=QUALITY)
 
     # Painting and encoding both release the interpreter lock, so threads are enough.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
@@ -274,19 +277,6 @@ def _write_videos(folder: Path, plans, *, seed, side, clutter, progress) -> None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _write_video(path: Path, pictures: np.ndarray, fps: int) -> None:
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"preset": "veryfast"})
-        stream.height, stream.width = pictures.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1  # the files are small, and several are written at once
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def main(argv: list[str] | None = None) -> None:
