@@ -235,6 +235,6 @@ def _check_values(config: DictConfig) -> None:
     if config.model.hidden_size % config.model.heads:
         raise ConfigError("model.hidden_size: expected a multiple of model.heads")
     try:
-        Augmentation(**OmegaConf.to_container(config.augmentation))
+        OmegaConf.to_object(config.augmentation)
     except ValueError as error:
         raise ConfigError(f"augmentation: {error}") from error

@@ -1,0 +1,49 @@
+"""A run directory and how to get a model back from it.
+
+RUN/config.yaml, RUN/environment.json, RUN/log.jsonl, RUN/tensorboard/, RUN/checkpoints/
+"""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from training.checkpoint import load_latest
+from training.config import load_config
+from training.models import CarlModel, build_model
+
+
+def initial_model(cfg: DictConfig) -> CarlModel:
+    """The model as it is before the first step, a function of the configuration alone.
+
+    The caller's random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.train.seed)
+        return build_model(cfg.model)
+
+
+def load_run(run_dir: str | Path, *, untrained: bool = False) -> tuple[CarlModel, DictConfig]:
+    """Model of a run on the CPU, in eval mode, and the run's full configuration.
+
+    Args:
+        untrained: give the weights from before the first step instead of the newest checkpoint's.
+
+    Raises:
+        FileNotFoundError: not a run directory, or no checkpoint in it yet.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"{run_dir} is not a run: there is no config.yaml in it. Runs are written by "
+            "python -m training.train"
+        )
+    cfg = load_config(run_dir / "config.yaml")
+    if untrained:
+        return initial_model(cfg).eval(), cfg
+    state = load_latest(run_dir / "checkpoints")
+    if state is None:
+        raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
+    model = build_model(cfg.model, load_weights=False)
+    model.load_state_dict(state["model"])
+    return model.eval(), cfg

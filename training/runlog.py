@@ -1,0 +1,71 @@
+"""What a run writes while it trains: log.jsonl, TensorBoard events, and measures of collapse."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RunLog:
+    """One JSON object per line in ``RUN/log.jsonl``, the same numbers under ``RUN/tensorboard``.
+
+    Continuing at ``start_step`` drops the lines an interrupted run wrote after its checkpoint.
+    """
+
+    def __init__(self, run_dir: Path, start_step: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError('training needs: pip install "fastseq[train]"') from error
+        path = run_dir / "log.jsonl"
+        kept = [line for line in read_log(run_dir) if line["step"] <= start_step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(path, "a")  # noqa: SIM115 - closed in close()
+        self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=start_step + 1)
+
+    def write(self, step: int, values: dict[str, float | int]) -> None:
+        # NaN is not JSON: a number that is not finite is written as null.
+        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+
+def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The lines of ``RUN/log.jsonl``; a last line cut short by a crash is left out."""
+    path = Path(run_dir) / "log.jsonl"
+    lines = []
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def collapse_measures(embeddings: Tensor, most: int = 512) -> dict[str, float]:
+    """Two numbers that fall when embeddings (rows of (M, E)) collapse.
+
+    ``pairwise_distance``: mean Euclidean distance of two different rows, each of unit length; about
+    1.41 for unrelated ones, 0 when all frames look alike. ``effective_rank``: exp of the entropy of
+    the normalised singular values of the centred rows, 1 when they lie on a line, at most E. At
+    most ``most`` rows, evenly taken, are looked at.
+    """
+    rows = embeddings.detach().float()
+    rows = torch.nn.functional.normalize(rows[:: max(1, len(rows) // most)], dim=-1)
+    singular = torch.linalg.svdvals(rows - rows.mean(0))
+    share = singular / singular.sum().clamp(min=1e-12)
+    entropy = -(share * share.clamp(min=1e-12).log()).sum()
+    return {
+        "pairwise_distance": torch.pdist(rows).mean().item() if len(rows) > 1 else 0.0,
+        "effective_rank": entropy.exp().item(),
+    }

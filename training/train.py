@@ -1,0 +1,262 @@
+"""Train CARL on a folder of videos: python -m training.train RECIPE [key=value ...]."""
+
+import argparse
+import json
+import logging
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from training.models import CarlModel
+
+# What a run directory holds; --overwrite removes these and nothing else.
+RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
+
+# Keys that may change when a run continues: they do not enter the mathematics of a step.
+MAY_CHANGE = {
+    "data.folder",
+    "data.cache",
+    "data.workers",
+    "model.weights",
+    "loss.backend",
+    "train.run_dir",
+    "train.device",
+    "train.max_minutes",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.max_nonfinite",
+}
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train",
+        description="Train CARL on a folder of videos prepared with python -m training.prepare.",
+        epilog="Example: python -m training.train recipes/carl_demo.yaml data.folder=videos "
+        "train.run_dir=runs/first",
+    )
+    parser.add_argument("recipe", help="YAML file, relative to here or to training/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace recipe values")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="continue the run in train.run_dir")
+    existing.add_argument("--overwrite", action="store_true", help="replace the run there")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 training failed, 2 wrong request, 130 or 143 after a signal."""
+    args = parse_arguments(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    try:  # only now, so that --help need not wait for torch
+        from training.config import ConfigError
+        from training.trainer import NonFiniteError
+    except ModuleNotFoundError as error:
+        print(f'error: {error}; training needs: pip install "fastseq[train]"', file=sys.stderr)
+        return 2
+
+    try:
+        cfg = compose(args)
+        run_dir = Path(cfg.train.run_dir)
+        if not args.dry_run:
+            check_run_dir(cfg, run_dir, args)
+        dataset = open_dataset(cfg)
+        model = open_model(cfg)
+    except (ConfigError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.dry_run:
+        print(describe(cfg, model, dataset))
+        return 0
+    try:
+        received = train(cfg, model, dataset, run_dir, resume=args.resume)
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if received:
+        print(f"stopped; continue with --resume: {run_dir}", file=sys.stderr)
+        return 128 + received
+    return 0
+
+
+def compose(args: argparse.Namespace) -> "DictConfig":
+    """The configuration, with the run directory filled in and paths that hold from anywhere."""
+    from training.config import ConfigError, load_config
+
+    cfg = load_config(args.recipe, args.overrides)
+    if not cfg.data.folder:
+        raise ConfigError("data.folder: not given; add data.folder=FOLDER with your videos")
+    cfg.data.folder = str(Path(cfg.data.folder).resolve())
+    if cfg.model.weights:
+        cfg.model.weights = str(Path(cfg.model.weights).resolve())
+    cfg.train.run_dir = cfg.train.run_dir or f"runs/{Path(args.recipe).stem}"
+    return cfg
+
+
+def check_run_dir(cfg: "DictConfig", run_dir: Path, args: argparse.Namespace) -> None:
+    """Refuse to mix two runs, or to continue one under another configuration."""
+    from training.config import ConfigError, differences, load_config
+
+    exists = any((run_dir / name).exists() for name in RUN_CONTENTS)
+    if exists and not (args.resume or args.overwrite):
+        raise ConfigError(
+            f"{run_dir} already holds a run: give --resume to continue it, --overwrite to replace "
+            "it, or another train.run_dir"
+        )
+    if args.resume:
+        if not (run_dir / "config.yaml").exists():
+            raise ConfigError(f"--resume: there is no run in {run_dir}")
+        changed = set(differences(cfg, load_config(run_dir / "config.yaml"))) - MAY_CHANGE
+        if changed:
+            raise ConfigError(
+                f"--resume: {run_dir} was started with other values of {', '.join(sorted(changed))}"
+            )
+
+
+def open_dataset(cfg: "DictConfig") -> Any:
+    from omegaconf import OmegaConf
+
+    from training.config import ConfigError
+    from training.data.dataset import TwoViewDataset
+    from training.data.index import load_index
+
+    index = load_index(cfg.data.folder)
+    records = [record for record in index.videos if record.split == cfg.data.train_split]
+    if not records:
+        splits = sorted({record.split for record in index.videos})
+        raise ConfigError(
+            f"data.train_split: no video of split {cfg.data.train_split!r} in {cfg.data.folder} "
+            f"(splits there: {', '.join(splits) or 'none'})"
+        )
+    augmentation = OmegaConf.to_object(cfg.augmentation)
+    return TwoViewDataset(records, cfg.data, augmentation, cfg.train.seed)
+
+
+def open_model(cfg: "DictConfig") -> "CarlModel":
+    from training.run import initial_model
+
+    return initial_model(cfg)
+
+
+def train(
+    cfg: "DictConfig", model: "CarlModel", dataset: Any, run_dir: Path, *, resume: bool = False
+) -> int | None:
+    """Train in ``run_dir``; the number of the signal that ended it early, or None.
+
+    Without ``resume``, what an earlier run left there is removed first.
+    """
+    import torch
+    from omegaconf import OmegaConf
+
+    from training.trainer import Trainer
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        for name in RUN_CONTENTS:
+            path = run_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    torch.manual_seed(cfg.train.seed)
+    trainer = Trainer(cfg, model, dataset, run_dir)
+    (run_dir / "environment.json").write_text(json.dumps(_environment(trainer), indent=2))
+    if resume and not trainer.resume():
+        logging.info("no checkpoint in %s yet: starting at step 0", run_dir)
+    logging.info(
+        "%s: %d videos, steps %d to %d on %s",
+        run_dir,
+        len(dataset),
+        trainer.step,
+        trainer.steps,
+        trainer.device,
+    )
+    return trainer.run()
+
+
+def describe(cfg: "DictConfig", model: "CarlModel", dataset: Any) -> str:
+    """Sizes of the model, the data and the memory that training takes, for --dry-run."""
+    from training.trainer import choose_device, steps_per_epoch, total_steps, uses_bf16
+
+    device = choose_device(cfg)
+    bf16 = uses_bf16(cfg, device)
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    videos = min(cfg.data.batch_size, len(dataset))
+    frames = videos * 2 * cfg.data.num_frames
+    weights = 4 * (total + 3 * trained)  # fp32 weights; gradients and Adam's two moments
+    activations = frames * saved_bytes_per_frame(model, cfg.augmentation.size, bf16)
+    return "\n".join(
+        [
+            f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
+            f"data         {len(dataset)} videos in split {cfg.data.train_split!r}, "
+            f"{steps_per_epoch(len(dataset), cfg.data.batch_size)} steps an epoch, "
+            f"{total_steps(cfg, len(dataset))} steps in all",
+            f"step         {videos} videos x 2 views x {cfg.data.num_frames} frames = {frames} "
+            f"frames of {cfg.augmentation.size} px",
+            f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
+            f"gradients and Adam, {_size(activations)} kept for backward",
+            f"runs on      {device}, {'bf16' if bf16 else 'fp32'}",
+            f"writes to    {cfg.train.run_dir}",
+        ]
+    )
+
+
+def saved_bytes_per_frame(model: "CarlModel", size: int, bf16: bool) -> float:
+    """Memory autograd keeps per frame, measured on a few frames on the CPU."""
+    few, more = 4, 12  # the difference leaves out what does not grow with the frames
+    return (_saved_bytes(model, more, size, bf16) - _saved_bytes(model, few, size, bf16)) / (
+        more - few
+    )
+
+
+def _saved_bytes(model: "CarlModel", frames: int, size: int, bf16: bool) -> int:
+    import torch
+
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        z = model(torch.zeros(1, frames, 3, size, size, dtype=torch.uint8))
+    del z  # holds the graph, and so every counted storage, until here
+    return sum(kept.values())
+
+
+def _environment(trainer: Any) -> dict[str, Any]:
+    import torch
+
+    import fastseq
+
+    device = trainer.device
+    return {
+        "fastseq": fastseq.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "precision": "bf16" if trainer.bf16 else "fp32",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""The training loop."""
+
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from fastseq import scl_loss
+from training.checkpoint import load_latest, random_state, save_checkpoint, set_random_state
+from training.models import CarlModel
+from training.runlog import RunLog, collapse_measures
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteError(RuntimeError):
+    """The loss stayed NaN or infinite."""
+
+
+def steps_per_epoch(videos: int, batch_size: int) -> int:
+    """Full batches per epoch (the rest waits for the next shuffle); one when there are fewer."""
+    return max(1, videos // batch_size)
+
+
+def total_steps(cfg: DictConfig, videos: int) -> int:
+    if cfg.train.steps is not None:
+        return cfg.train.steps
+    return cfg.train.epochs * steps_per_epoch(videos, cfg.data.batch_size)
+
+
+def learning_rate(cfg: DictConfig, progress: float) -> float:
+    """Half a cosine from ``optim.lr`` at progress 0 to 0 at progress 1, without restarts."""
+    if cfg.optim.schedule == "constant":
+        return cfg.optim.lr
+    return cfg.optim.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def choose_device(cfg: DictConfig) -> torch.device:
+    if cfg.train.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(cfg.train.device)
+
+
+def uses_bf16(cfg: DictConfig, device: torch.device) -> bool:
+    if cfg.train.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return cfg.train.precision == "bf16"
+
+
+class StepBatches(Sampler[list[tuple[int, int]]]):
+    """Lists of (epoch, video) for each step; a function of the seed and the step alone.
+
+    So a run continues at any step without replaying, and the loader never pauses at an epoch.
+    """
+
+    def __init__(self, videos: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+        self.videos, self.batch_size, self.seed = videos, batch_size, seed
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start, self.stop):
+            epoch, position = divmod(step, steps_per_epoch(self.videos, self.batch_size))
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.videos)
+            chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield [(epoch, int(video)) for video in chosen]
+
+
+class _EpochItems(Dataset):
+    """Lets a sampler name the epoch of each item, also inside worker processes."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        self.dataset.set_epoch(epoch)
+        return self.dataset[index]
+
+
+class Trainer:
+    """Trains a model on two views of each video until its steps, its time or a signal ends it.
+
+    Everything the next step depends on is in a checkpoint: on a CPU with the same number of
+    threads, a resumed run equals the uninterrupted one bit for bit (without ``max_minutes``).
+    """
+
+    def __init__(self, cfg: DictConfig, model: CarlModel, dataset: Any, run_dir: Path) -> None:
+        self.cfg, self.dataset, self.run_dir = cfg, dataset, run_dir
+        self.device = choose_device(cfg)
+        self.bf16 = uses_bf16(cfg, self.device)
+        self.model = model.to(self.device).train()
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            self.parameters,
+            lr=cfg.optim.lr,
+            betas=tuple(cfg.optim.betas),
+            weight_decay=cfg.optim.weight_decay,
+        )
+        self.loss_options = OmegaConf.to_container(cfg.loss)
+        self.steps = total_steps(cfg, len(dataset))
+        self.epoch_steps = steps_per_epoch(len(dataset), cfg.data.batch_size)
+        self.step = 0
+        self.seconds = 0.0  # spent in earlier parts of the run and in this one
+        self.skipped = 0  # steps without a finite loss, in all and in a row
+        self.skipped_in_a_row = 0
+        self.losses: list[float] = []  # since the last log line
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint; False when the run has none yet."""
+        state = load_latest(self.run_dir / "checkpoints", self.device)
+        if state is None:
+            return False
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.losses = state["losses"]
+        set_random_state(state["random"])
+        return True
+
+    def save(self) -> Path:
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(),
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "losses": self.losses,
+        }
+        folder = self.run_dir / "checkpoints"
+        return save_checkpoint(folder, self.step, state, self.cfg.train.keep_checkpoints)
+
+    def run(self) -> int | None:
+        """Train to the end, with a checkpoint there; the number of the signal that ended it."""
+        log = RunLog(self.run_dir, self.step)
+        saved_at = self.step if self.step else -1
+        try:
+            with _Signals() as signals, self._progress_bar() as bar:
+                for _ in self._train_steps(log, bar):
+                    if self.step % self.cfg.train.checkpoint_every == 0:
+                        self.save()
+                        saved_at = self.step
+                    if signals.received or self._out_of_time():
+                        break
+                if saved_at != self.step:
+                    self.save()
+                return signals.received
+        finally:
+            log.close()
+
+    def _train_steps(self, log: RunLog, bar: tqdm) -> Iterator[None]:
+        frames = waited = 0.0
+        clock = window = time.perf_counter()
+        for batch in self._loader():
+            arrived = time.perf_counter()
+            waited += arrived - clock
+            rate = learning_rate(self.cfg, self._progress())
+            loss, norm, h = self._train_step(batch, rate)
+            self.step += 1
+            self._count(loss, norm, batch)
+            frames += batch["valid"].numel()
+            now = time.perf_counter()
+            self.seconds += now - clock
+            clock = now
+            if self.step % self.cfg.train.log_every == 0 or self.step == self.steps:
+                elapsed = now - window
+                values = {
+                    "epoch": self.step
+                    // steps_per_epoch(len(self.dataset), self.cfg.data.batch_size),
+                    "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
+                    "lr": rate,
+                    "grad_norm": norm,
+                    "frames_per_s": frames / elapsed,
+                    "data_wait": waited / elapsed,
+                    "skipped": self.skipped,
+                    "seconds": self.seconds,
+                }
+                log.write(self.step, values | collapse_measures(h))
+                bar.set_postfix(
+                    loss=f"{values['loss']:.3f}",
+                    frames_per_s=round(values["frames_per_s"]),
+                    data_wait=f"{values['data_wait']:.0%}",
+                    refresh=False,
+                )
+                self.losses.clear()
+                frames = waited = 0.0
+                window = clock
+            bar.update()
+            yield
+            clock = time.perf_counter()  # what the caller did is neither waiting nor training
+
+    def _train_step(self, batch: dict[str, Any], rate: float) -> tuple[float, float, Tensor]:
+        """One optimizer step; the loss, the gradient norm before clipping, and real rows of h."""
+        n, views, t = batch["valid"].shape
+        # Most batches have no padding; known on the host, the mask can be left out.
+        padded = not bool(batch["valid"].all())
+        frames = batch["frames"].to(self.device, non_blocking=True).flatten(0, 1)
+        steps = batch["steps"].to(self.device, non_blocking=True)
+        valid = batch["valid"].to(self.device, non_blocking=True) if padded else None
+        rows = None if valid is None else valid.flatten(0, 1)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            h = self.model.encode(frames, rows)
+            z = self.model.project(h, rows).view(n, views, t, -1)
+        loss = scl_loss(
+            z[:, 0],
+            z[:, 1],
+            steps[:, 0],
+            steps[:, 1],
+            valid1=None if valid is None else valid[:, 0],
+            valid2=None if valid is None else valid[:, 1],
+            **self.loss_options,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip = self.cfg.optim.grad_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip)
+        loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
+        if math.isfinite(loss_value) and math.isfinite(norm_value):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        return loss_value, norm_value, h.flatten(0, 1) if rows is None else h[rows]
+
+    def _count(self, loss: float, norm: float, batch: dict[str, Any]) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.losses.append(loss)
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == 1:
+            tqdm.write(
+                f"step {self.step}: loss {loss}, gradient norm {norm}; step skipped "
+                f"(videos {', '.join(batch['ids'])})",
+                file=sys.stderr,
+            )
+        if self.skipped_in_a_row >= self.cfg.train.max_nonfinite:
+            raise NonFiniteError(
+                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a "
+                f"row, up to step {self.step}; the last checkpoint is from before. Try a smaller "
+                "optim.lr, train.precision=fp32 or a larger loss.temperature"
+            )
+
+    def _progress(self) -> float:
+        """Share of the run that is over, by steps or, if it comes first, by time."""
+        by_time = 0.0
+        if self.cfg.train.max_minutes is not None:
+            by_time = self.seconds / (60 * self.cfg.train.max_minutes)
+        return max(self.step / self.steps, by_time)
+
+    def _out_of_time(self) -> bool:
+        minutes = self.cfg.train.max_minutes
+        return minutes is not None and self.seconds >= 60 * minutes
+
+    def _loader(self) -> DataLoader:
+        data, seed = self.cfg.data, self.cfg.train.seed
+        return DataLoader(
+            _EpochItems(self.dataset),
+            batch_sampler=StepBatches(
+                len(self.dataset), data.batch_size, seed, self.step, self.steps
+            ),
+            collate_fn=getattr(self.dataset, "collate", None),
+            num_workers=data.workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_restore_signals,
+            # Its own generator: starting a loader must not advance the one dropout draws from.
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def _progress_bar(self) -> tqdm:
+        return tqdm(
+            total=self.steps,
+            initial=self.step,
+            unit="step",
+            desc="training",
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # keeps log files short
+        )
+
+
+class _Signals:
+    """Turns the first SIGINT or SIGTERM into a request to stop; the second acts as usual."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = number
+        tqdm.write("stopping after this step, with a checkpoint", file=sys.stderr)
+        self.__exit__()
+
+
+def _restore_signals(worker: int) -> None:
+    """Workers inherit the handlers: let them end on SIGTERM and leave Ctrl-C to the parent."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
