@@ -1,0 +1,61 @@
+# Every target sets up its own .venv with the versions of constraints.txt. PYTHON=... uses that
+# interpreter as it is instead: no .venv, nothing installed, no network.
+VENV := .venv
+BASE_PYTHON ?= python3
+CSRC := $(shell find csrc -type f)
+
+ifdef PYTHON
+RUN := $(PYTHON)
+DEV :=
+BENCH :=
+else
+RUN := $(VENV)/bin/python
+DEV := $(VENV)/.dev
+BENCH := $(VENV)/.bench
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint gpu bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+demo: $(DEV)  ## render videos, train CARL on them, evaluate, write the report; minutes on a CPU
+	$(RUN) -m training.demo
+
+test: $(DEV)  ## every test that this machine can run
+	$(RUN) -m pytest
+
+lint: $(DEV)  ## ruff
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+gpu: $(BENCH)  ## on a GPU machine: build, correctness gate, then the benchmarks
+	FASTSEQ_BUILD=$${FASTSEQ_BUILD:-cuda} $(RUN) setup.py build_ext --inplace
+	$(RUN) -m fastseq.info
+	env -u TRITON_INTERPRET $(RUN) -m fastseq.selftest
+	env -u TRITON_INTERPRET $(RUN) -m pytest --require-gpu $(wildcard tests/gpu) tests/ops
+	env -u TRITON_INTERPRET $(RUN) -m pytest benchmarks
+
+bench: $(BENCH)  ## the benchmarks alone
+	$(RUN) -m pytest benchmarks
+
+clean:  ## remove .venv and what was built
+	rm -rf $(VENV) build dist *.egg-info fastseq/_C.*.so
+
+$(VENV)/bin/python:
+	@echo "setting up $(VENV) from $(BASE_PYTHON)"
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q --upgrade pip
+
+# pip resolves an extra together with torch==2.13.0 in one call: asked for alone, several of them
+# would bring another torch.
+$(VENV)/.dev: pyproject.toml constraints.txt setup.py $(CSRC) | $(VENV)/bin/python
+	@echo "installing fastseq[dev] with the versions of constraints.txt (compiles csrc if nvcc is here)"
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	@echo "installing fastseq[bench]"
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e ".[bench]"
+	@touch $@

@@ -1,0 +1,132 @@
+"""``python -m fastseq.selftest``: every op and backend of this machine against its definition.
+
+Loss and gradients of each backend are compared with ``reference`` in float64. A backend passes when
+its error is at most twice that of plain PyTorch (``reference``) in the same dtype, or within a
+rounding of that dtype, whichever is larger. The exit code is 1 when anything fails.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import fastseq
+from fastseq.ops.common.dispatch import BACKENDS, backend_status
+
+# Relative L2 error that passes whatever the error of plain PyTorch is: another order of summation
+# in fp64 and fp32; one rounding of the embeddings, which tensor cores take as they are, in halves.
+_FLOOR = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-6,
+    torch.bfloat16: torch.finfo(torch.bfloat16).eps,
+    torch.float16: torch.finfo(torch.float16).eps,
+}
+_NAMES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op: how to draw its differentiable inputs, how to call it, where it runs."""
+
+    op: str
+    inputs: Callable[[torch.Generator], tuple[Tensor, ...]]  # float64, on the CPU
+    call: Callable[..., Tensor]  # call(*inputs, backend=name) -> scalar
+    dtypes: dict[str, tuple[torch.dtype, ...]]  # backend -> what it computes in
+
+
+def _scl_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return tuple(torch.randn(3, n, 48, generator=generator, dtype=torch.float64) for n in (97, 130))
+
+
+def _scl(z1: Tensor, z2: Tensor, *, backend: str) -> Tensor:
+    # Ragged, with one empty video: the cases where a kernel's masks matter.
+    return fastseq.scl_loss(z1, z2, lengths1=[97, 0, 64], lengths2=[130, 40, 65], backend=backend)
+
+
+_ALL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+# One entry per op.
+CASES = [
+    Case("scl_loss", _scl_inputs, _scl, {"torch": _ALL, "triton": _ALL[1:]}),
+]
+
+
+def evaluate(
+    case: Case, backend: str, dtype: torch.dtype, device: str
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(loss, gradients) of a case in float64 on the CPU; inputs are those of ``dtype``."""
+    drawn = case.inputs(torch.Generator().manual_seed(0))
+    # Inputs that every dtype below can represent: what is compared is the arithmetic alone.
+    inputs = [x.to(torch.bfloat16).to(device, dtype).requires_grad_() for x in drawn]
+    loss = case.call(*inputs, backend=backend)
+    grads = torch.autograd.grad(loss, inputs)
+    return loss.detach().double().cpu(), tuple(g.double().cpu() for g in grads)
+
+
+def relative_error(got: tuple[Tensor, tuple[Tensor, ...]], want) -> float:
+    """The largest relative L2 error of the loss and of each gradient; inf when one is NaN."""
+    pairs = [(got[0], want[0]), *zip(got[1], want[1], strict=True)]
+    errors = [((a - b).norm() / b.norm().clamp(min=1e-30)).item() for a, b in pairs]
+    return max(e if e == e else float("inf") for e in errors)
+
+
+def run(cases: list[Case], device: str) -> list[tuple[str, ...]]:
+    """Rows (op, backend, dtype, error, allowed, verdict); verdicts are ok, FAILED or skipped."""
+    rows = []
+    for case in cases:
+        exact = evaluate(case, "reference", torch.float64, "cpu")
+        for backend in BACKENDS:
+            if backend not in case.dtypes:
+                continue
+            status = backend_status(backend)
+            if not status.available:
+                rows.append((case.op, backend, "", "", "", f"skipped: {status.reason}"))
+                continue
+            for dtype in case.dtypes[backend]:
+                rows.append((case.op, backend, *_check(case, backend, dtype, device, exact)))
+    return rows
+
+
+def _check(case: Case, backend: str, dtype: torch.dtype, device: str, exact) -> tuple[str, ...]:
+    plain = relative_error(evaluate(case, "reference", dtype, device), exact)
+    allowed = max(2 * plain, _FLOOR[dtype])
+    try:
+        error = relative_error(evaluate(case, backend, dtype, device), exact)
+    except Exception as problem:  # one broken backend must not hide the others
+        text = str(problem).strip().splitlines() or [""]
+        return _NAMES[dtype], "", "", f"FAILED: {type(problem).__name__}: {text[0]}"
+    verdict = "ok" if error <= allowed else "FAILED"
+    return _NAMES[dtype], f"{error:.1e}", f"{allowed:.1e}", verdict
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastseq.selftest", description="Every op against its definition, here."
+    )
+    parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    print(f"fastseq {fastseq.__version__}, torch {torch.__version__}, {where}")
+    start = time.perf_counter()
+    rows = run(CASES, device)
+    for row in [("op", "backend", "dtype", "error", "allowed", ""), *rows]:
+        print("{:16s} {:10s} {:6s} {:>8s} {:>8s}  {}".format(*row).rstrip())
+    failed = sum(row[-1].startswith("FAILED") for row in rows)
+    passed = sum(row[-1] == "ok" for row in rows)
+    skipped = len(rows) - failed - passed
+    seconds = time.perf_counter() - start
+    print(f"{passed} ok, {failed} failed, {skipped} skipped in {seconds:.1f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
