@@ -39,6 +39,7 @@ def write_report(run: str | Path, *, folder: str | Path | None = None) -> Path:
     """Make the pictures with the trained encoder and write RUN/report.html; returns its path."""
     from training.evaluation.embed import embed_records
     from training.evaluation.encoders import TRAINED, load_encoder
+    from training.runlog import read_log
 
     run = Path(run)
     encode, cfg = load_encoder(run)
@@ -47,7 +48,7 @@ def write_report(run: str | Path, *, folder: str | Path | None = None) -> Path:
     videos = embed_records({TRAINED: encode}, records, cfg)[TRAINED]
     pictures = run / "pictures"
     pictures.mkdir(exist_ok=True)
-    log = read_log(run / "log.jsonl")
+    log = read_log(run)
     body = [
         f"<h1>{escape(run.resolve().name)}</h1>",
         html.paragraph("Frame embeddings learned from video without labels.", quiet=True),
@@ -66,19 +67,6 @@ def write_report(run: str | Path, *, folder: str | Path | None = None) -> Path:
     return target
 
 
-def read_log(file: Path) -> list[dict[str, Any]]:
-    """The entries of log.jsonl; a last line cut short by a stopped run is left out."""
-    if not file.is_file():
-        return []
-    entries = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return entries
-
-
 def _what_was_run(run: Path, cfg: Any, index: Index, log: Sequence[Mapping[str, Any]]) -> str:
     train = sum(record.split == cfg.data.train_split for record in index.videos)
     test = sum(record.split == cfg.data.test_split for record in index.videos)
@@ -86,14 +74,18 @@ def _what_was_run(run: Path, cfg: Any, index: Index, log: Sequence[Mapping[str, 
     rows = [
         ("videos", f"{index.folder}: {train} for training, {test} for testing"),
         ("actions", ", ".join(actions)),
-        ("frames", f"{cfg.augmentation.size} pixels, {cfg.data.num_frames} frames a view"),
+        (
+            "network",
+            f"{cfg.model.backbone}, {cfg.model.layers} Transformer layers, frames of "
+            f"{cfg.augmentation.size} pixels, {cfg.data.num_frames} frames a view",
+        ),
         ("this page's machine", _machine()),
     ]
     if index.bad:
         rows.insert(1, ("left out", f"{len(index.bad)} files that could not be read"))
     last = next((entry for entry in reversed(log) if "step" in entry), None)
     if last is not None:
-        rows.insert(3, ("training", _training_summary(last)))
+        rows.insert(-1, ("training", _training_summary(run, last)))
     config = run / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     return html.facts(rows) + html.folded(
@@ -101,10 +93,12 @@ def _what_was_run(run: Path, cfg: Any, index: Index, log: Sequence[Mapping[str, 
     )
 
 
-def _training_summary(last: Mapping[str, Any]) -> str:
-    text = f"{last['step']} steps"
-    if isinstance(last.get("seconds"), int | float):
-        text += f" in {last['seconds'] / 60:.1f} minutes"
+def _training_summary(run: Path, last: Mapping[str, Any]) -> str:
+    text = f"{last['step']} steps in {last['seconds'] / 60:.1f} minutes"
+    environment = run / "environment.json"
+    if environment.is_file():
+        known = json.loads(environment.read_text(encoding="utf-8"))
+        text += f" on {known['device']}, {known['precision']}, {known['threads']} threads"
     return text
 
 

@@ -14,19 +14,28 @@ if TYPE_CHECKING:
     from training.data.index import Index, VideoRecord
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something that the user can put right; the message says what and how."""
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command's body; exit status 2 and one line on stderr for what a user can put right."""
-    from fastseq.video import VideoError
+    """Run a command's body; exit status 2 and one message on stderr for what a user can put right.
 
+    Other errors are bugs and keep their traceback.
+    """
     try:
+        from fastseq.video import VideoError
+        from training.config import ConfigError
+        from training.data.index import StaleIndex
+        from training.data.labels import LabelError
+
         command()
-    except (UserError, VideoError, ValueError, OSError, ImportError) as error:
-        if os.environ.get("FASTSEQ_TRACEBACK"):
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("fastseq", "training"):
             raise
+        print(f'error: {error}; evaluation needs: pip install "fastseq[train]"', file=sys.stderr)
+        return 2
+    except (UserError, ConfigError, StaleIndex, LabelError, VideoError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.evaluation.cli import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -39,7 +41,8 @@ def embed_records(
     (1, T, E), see :func:`training.evaluation.encoders.make_encoder`. The result has the keys of
     ``encoders``, each with one :class:`EmbeddedVideo` per record, in the order of ``records``.
 
-    Raises ValueError when an encoder gives a wrong number of frames, a NaN or an infinity.
+    Raises ValueError when an encoder gives a wrong number of frames, and UserError (a ValueError)
+    when it gives a NaN or an infinity.
     """
     from tqdm import tqdm
 
@@ -67,7 +70,7 @@ def _unit_length(embeddings: torch.Tensor, encoder: str, video: str) -> np.ndarr
 
     unit = torch.nn.functional.normalize(embeddings.detach().float(), dim=-1)
     if not torch.isfinite(unit).all():
-        raise ValueError(
+        raise UserError(
             f"encoder {encoder!r} gave NaN or infinite embeddings for {video}: the training has "
             "probably diverged; look at the loss in log.jsonl and use an earlier checkpoint"
         )

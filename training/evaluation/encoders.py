@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.evaluation.cli import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -61,5 +63,8 @@ def _load(run: str | Path, *, untrained: bool) -> tuple[Any, Any]:
 
     from training.run import load_run
 
-    model, cfg = load_run(run, untrained=untrained)
+    try:
+        model, cfg = load_run(run, untrained=untrained)
+    except RuntimeError as error:  # damaged checkpoints, or weights of another architecture
+        raise UserError(f"{run}: {error}") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), cfg

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from training.evaluation.cli import UserError
 from training.evaluation.dtw import dtw_path
 from training.evaluation.embed import EmbeddedVideo
 
@@ -66,7 +67,7 @@ def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
     if phases is None or not (phases >= 0).any():
         return None
     if len(phases) != len(video.embeddings):
-        raise ValueError(
+        raise UserError(
             f"{video.record.id} has {len(phases)} phase labels and {len(video.embeddings)} frames; "
             "write the index again with `python -m training.prepare`"
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.evaluation import metrics
+from training.evaluation.cli import UserError
 from training.evaluation.embed import EmbeddedVideo
 
 DEFAULT_STRIDE = 5
@@ -106,9 +107,9 @@ def evaluate_embeddings(
         n}}``, NaN where a metric is undefined.
     """
     if stride < 1:
-        raise ValueError(f"stride is {stride}; expected at least 1")
+        raise UserError(f"stride is {stride}; expected at least 1")
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
-        raise ValueError(f"fractions are {list(fractions)}; expected numbers in (0, 1]")
+        raise UserError(f"fractions are {list(fractions)}; expected numbers in (0, 1]")
     left_out: Counter[str] = Counter()
     labelled = {
         split: _labelled_by_action(videos, split, left_out)

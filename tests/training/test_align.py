@@ -1,0 +1,214 @@
+"""DTW against exhaustive search; aligned videos, retrieval and their pictures."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fastseq.video import probe, read_frames, write_video
+from training import align as align_command
+from training.evaluation.alignment import align, evenly, write_aligned_video
+from training.evaluation.dtw import dtw_path, match_frames
+from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.retrieval import choose_queries, nearest_frames, retrieval_sheet
+
+PHASES = 3
+
+
+def all_paths(rows, columns):
+    """Every monotone path from the first to the last cell."""
+    if rows == columns == 1:
+        return [[(0, 0)]]
+    paths = []
+    for di, dj in [(1, 1), (1, 0), (0, 1)]:
+        if rows > di and columns > dj:
+            paths += [[*p, (rows - 1, columns - 1)] for p in all_paths(rows - di, columns - dj)]
+    return paths
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (2, 3), (4, 4), (5, 3), (5, 5)])
+def test_dtw_equals_exhaustive_search(shape):
+    rng = np.random.default_rng(shape[0] * 10 + shape[1])
+    for _ in range(5):
+        cost = rng.random(shape)
+        i, j, total = dtw_path(cost)
+        costs = {tuple(path): sum(cost[cell] for cell in path) for path in all_paths(*shape)}
+        best = min(costs, key=costs.get)
+        assert tuple(zip(i.tolist(), j.tolist(), strict=True)) == best
+        assert total == pytest.approx(costs[best], abs=1e-12)
+
+
+def test_dtw_takes_the_diagonal_on_a_tie():
+    i, j, total = dtw_path(np.zeros((3, 3)))
+    assert (i.tolist(), j.tolist(), total) == ([0, 1, 2], [0, 1, 2], 0.0)
+
+
+def test_dtw_with_negative_costs_and_other_dtypes():
+    i, j, total = dtw_path(np.array([[-1, 5], [5, -2]], dtype=np.float32))
+    assert (i.tolist(), j.tolist(), total) == ([0, 1], [0, 1], -3.0)
+
+
+@pytest.mark.parametrize("cost", [np.zeros((0, 3)), np.zeros(4), np.array([[0.0, np.nan]])])
+def test_dtw_refuses_what_has_no_path(cost):
+    with pytest.raises(ValueError, match=r"expected \(T1, T2\)|NaN"):
+        dtw_path(cost)
+
+
+def test_matched_frame_is_the_middle_of_those_on_the_path():
+    i, j = np.array([0, 1, 1, 1, 2, 3]), np.array([0, 1, 2, 3, 4, 4])
+    assert match_frames(i, j, 4).tolist() == [0, 2, 4, 4]
+
+
+def embedded(name, position, *, action="all", phases=True, path=""):
+    """A unit-length 2-d embedding whose angle is the phase position."""
+    angle = np.asarray(position, float) / PHASES * np.pi / 2
+    record = SimpleNamespace(
+        id=name,
+        path=str(path),
+        frames=len(angle),
+        fps=25.0,
+        action=action,
+        split="test",
+        phases=np.floor(position).astype(np.int64) if phases else None,
+    )
+    return EmbeddedVideo(record, np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32))
+
+
+def warped(frames, power):
+    """Phase positions 0 .. PHASES that run slow first (power > 1) or fast first (power < 1)."""
+    return PHASES * (np.arange(frames) / frames) ** power
+
+
+def test_alignment_finds_the_matching_moments_and_the_even_line_does_not():
+    slow, fast = warped(60, 2.0), warped(45, 0.7)
+    alignment = align(embedded("a", slow), embedded("b", fast))
+    off = np.abs(fast[alignment.matched] - slow)
+    off_evenly = np.abs(fast[evenly(60, 45)] - slow)
+    assert off.mean() < 0.06
+    assert off_evenly.mean() > 0.4
+    assert alignment.similarity > alignment.straight
+    assert alignment.similarity == pytest.approx(1.0, abs=2e-3)
+
+
+def grey_video(path, position, side=32, height=48):
+    """A video whose grey level is the phase position."""
+    levels = 40 + np.asarray(position) / PHASES * 180
+    write_video(path, (np.full((height, side, 3), v, np.uint8) for v in levels.round()), 25.0)
+    return path
+
+
+def test_aligned_video_shows_the_matched_frames(tmp_path):
+    slow, fast = warped(30, 2.0), warped(20, 0.7)
+    a = embedded("a", slow, path=grey_video(tmp_path / "a.mp4", slow))
+    b = embedded("b", fast, path=grey_video(tmp_path / "b.mp4", fast))
+    alignment = align(a, b)
+    write_aligned_video(a, b, alignment, tmp_path / "out.mp4", height=96)
+    assert probe(tmp_path / "out.mp4").frames == 30
+    shown = read_frames(tmp_path / "out.mp4").numpy().astype(float)
+    width = shown.shape[2]
+    panel = (width - 8) // 3
+    centre = [8 + number * panel + (panel - 8) // 2 for number in range(3)]
+    left, middle, right = (shown[:, 40:60, x - 4 : x + 4].mean(axis=(1, 2, 3)) for x in centre)
+    grey = 40 + np.stack([slow, fast[alignment.matched], fast[evenly(30, 20)]]) / PHASES * 180
+    np.testing.assert_allclose(left, grey[0], atol=6)
+    np.testing.assert_allclose(middle, grey[1], atol=6)
+    np.testing.assert_allclose(right, grey[2], atol=6)
+
+
+def grey_run(monkeypatch):
+    """Let the commands see a run whose encoder turns the grey level into an angle."""
+    import torch
+
+    from training.evaluation import encoders
+
+    class Grey(torch.nn.Module):
+        use_positions = True
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def encode(self, frames):
+            angle = (frames.float().mean(dim=(2, 3, 4)) - 40) / 180 * torch.pi / 2
+            return 3 * torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+    cfg = SimpleNamespace(
+        data=SimpleNamespace(cache_side=None), augmentation=SimpleNamespace(size=16)
+    )
+    monkeypatch.setattr(encoders, "_load", lambda run, untrained: (Grey(), cfg))
+
+
+def test_align_command(tmp_path, monkeypatch, capsys):
+    grey_run(monkeypatch)
+    a = grey_video(tmp_path / "a.mp4", warped(30, 2.0))
+    b = grey_video(tmp_path / "b.mp4", warped(20, 0.7))
+    out = tmp_path / "out"
+    assert align_command.main([str(a), str(b), "--run", "run", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert float(printed.split("path: ")[1].split()[0]) > 0.99
+    assert probe(out / "aligned.mp4").frames == 30
+    assert (out / "similarity.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_align_command_names_a_file_that_is_not_there(tmp_path, monkeypatch, capsys):
+    grey_run(monkeypatch)
+    a = grey_video(tmp_path / "a.mp4", warped(5, 1.0))
+    assert align_command.main([str(a), str(tmp_path / "no.mp4"), "--run", "run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "no.mp4" in error
+    assert len(error.splitlines()) == 1
+
+
+# --- retrieval ----------------------------------------------------------------------------------
+
+
+def test_queries_cover_phases_actions_and_videos():
+    videos = [
+        *(embedded(f"a{n}", warped(30, 1.0), action="a") for n in range(3)),
+        *(embedded(f"b{n}", warped(30, 1.0), action="b") for n in range(3)),
+        embedded("alone", warped(30, 1.0), action="c"),
+    ]
+    queries = choose_queries(videos, 6)
+    seen = {(videos[v].record.action, int(videos[v].record.phases[f])) for v, f in queries}
+    assert seen == {(action, phase) for action in "ab" for phase in range(PHASES)}
+    assert len({v for v, _ in queries}) > 2
+    assert len(choose_queries(videos, 4)) == 4
+
+
+def test_queries_without_labels_are_spread_over_videos():
+    videos = [embedded(str(n), warped(20, 1.0), phases=False) for n in range(4)]
+    assert choose_queries(videos, 3) == [(0, 3), (2, 10), (3, 16)]
+    assert choose_queries(videos[:1], 3) == []
+
+
+def test_nearest_frames_are_the_best_of_each_other_video_of_the_action():
+    videos = [
+        embedded("query", [1.0]),
+        embedded("far", [0.0, 2.5, 1.9]),
+        embedded("near", [0.0, 1.01, 2.9]),
+        embedded("other action", [1.0], action="x"),
+    ]
+    found = nearest_frames(videos, (0, 0), 5)
+    assert [(video, frame) for video, frame, _ in found] == [(2, 1), (1, 2)]
+    assert found[0][2] == pytest.approx(np.cos(0.01 / PHASES * np.pi / 2), abs=1e-6)
+    assert len(nearest_frames(videos, (0, 0), 1)) == 1
+
+
+def test_retrieval_sheet_has_borders_by_phase(tmp_path):
+    from PIL import Image
+
+    positions = [warped(12, 1.0), warped(9, 1.0), np.full(8, 2.5)]
+    videos = [
+        embedded(str(n), p, path=grey_video(tmp_path / f"{n}.mp4", p))
+        for n, p in enumerate(positions)
+    ]
+    rows = retrieval_sheet(videos, {"all": ["x", "y", "z"]}, tmp_path / "sheet.png")
+    assert rows == PHASES
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).reshape(-1, 3)
+    colours = set(map(tuple, np.unique(pixels, axis=0).tolist()))
+    assert {(0x2E, 0x8B, 0x57), (0xC0, 0x39, 0x2B), (0x9A, 0xA0, 0xA6)} <= colours
+    assert retrieval_sheet(videos[:1], {}, tmp_path / "none.png") == 0
+    assert not (tmp_path / "none.png").exists()

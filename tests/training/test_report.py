@@ -1,0 +1,313 @@
+"""The commands end to end, on tiny generated videos and a stand-in network."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastseq.video import write_video
+from training import evaluate, extract, report, retrieve
+from training.evaluation import encoders
+from training.evaluation.embed import load_embeddings
+
+ROOT = Path(__file__).parents[2]
+SIDE = 32
+PHASES = ["rest", "lift", "hold"]
+
+
+def grey_model(noise):
+    import torch
+
+    class GreyModel(torch.nn.Module):
+        use_positions = True
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.generator = torch.Generator().manual_seed(0)
+
+        def encode(self, frames):
+            level = frames.float().mean(dim=(2, 3, 4))
+            level = level + noise * torch.randn(level.shape, generator=self.generator)
+            angle = (level - 40) / 180 * torch.pi / 2
+            frequencies = torch.arange(1, 5)
+            waves = angle[..., None] * frequencies
+            x = torch.cat([waves.cos(), waves.sin()], dim=-1)
+            if self.use_positions:
+                clock = torch.linspace(0, 1, frames.shape[1])[None, :, None]
+                x = torch.cat([x, clock], dim=-1)
+            else:
+                x = torch.cat([x, torch.zeros_like(x[..., :1])], dim=-1)
+            return x
+
+    return GreyModel()
+
+
+def write_grey_videos(folder, *, labels=True, per_split=4):
+    """Videos whose grey level is the phase position, with phases of very different lengths."""
+    rng = np.random.default_rng(0)
+    entries = {}
+    for action in ("up", "down"):
+        for split in ("train", "test"):
+            for number in range(per_split):
+                cuts = np.sort(rng.choice(np.arange(3, 37), 2, replace=False))
+                position = np.interp(np.arange(40), [0, *cuts, 40], [0, 1, 2, 3])
+                levels = (40 + position / 3 * 180).round()
+                name = f"{action}_{split}{number}.mp4"
+                frames = (np.full((SIDE, SIDE, 3), level, np.uint8) for level in levels)
+                write_video(folder / name, frames, 25.0)
+                entries[name] = {"action": action, "split": split, "boundaries": cuts.tolist()}
+    if not labels:
+        for entry in entries.values():
+            del entry["boundaries"]
+    content = {"classes": {"up": PHASES, "down": PHASES}, "videos": entries}
+    (folder / "labels.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from training.data.index import build_index
+
+    folder = tmp_path_factory.mktemp("videos")
+    write_grey_videos(folder)
+    build_index(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, folder):
+    """A run on ``folder``: the trained network sees the phase, the untrained one noise."""
+    from types import SimpleNamespace as Namespace
+
+    cfg = Namespace(
+        data=Namespace(
+            folder=str(folder),
+            train_split="train",
+            test_split="test",
+            cache_side=None,
+            num_frames=16,
+        ),
+        augmentation=Namespace(size=SIDE),
+        model=Namespace(backbone="grey", layers=0),
+    )
+
+    def load(run, *, untrained):
+        return grey_model(200.0 if untrained else 0.5), cfg
+
+    monkeypatch.setattr(encoders, "_load", load)
+    run = tmp_path / "my <run>"
+    run.mkdir()
+    (run / "config.yaml").write_text("loss:\n  temperature: 0.1  # a < b\n")
+    lines = [
+        json.dumps({"step": step, "loss": 5 / (1 + step), "seconds": 2.0 * step})
+        for step in range(0, 100, 5)
+    ]
+    (run / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 100, "lo')
+    return run
+
+
+def evaluated(run, *arguments):
+    assert evaluate.main([str(run), *arguments]) == 0
+    return json.loads((run / "evaluation.json").read_text())
+
+
+def test_evaluate_compares_trained_untrained_and_time_index(run, capsys):
+    result = evaluated(run, "--stride", "2", "--fractions", "0.5", "1.0")
+    rows = result["rows"]
+    assert list(rows) == [
+        "time index only",
+        "untrained",
+        "trained",
+        "untrained, positions off",
+        "trained, positions off",
+    ]
+    trained, clock = rows["trained"]["metrics"], rows["time index only"]["metrics"]
+    assert trained["classification"] > clock["classification"] + 0.1
+    assert trained["ap_at_5"] > max(clock["ap_at_5"], rows["untrained"]["metrics"]["ap_at_5"])
+    assert trained["alignment_error"] < 0.5 * clock["alignment_error"]
+    assert clock["kendalls_tau"] > 0.98
+    assert "classification_at_0.5" in trained
+    # The stand-in knows the clock only through its positions.
+    off = rows["untrained, positions off"]["metrics"]
+    assert off["kendalls_tau"] < rows["untrained"]["metrics"]["kendalls_tau"]
+    assert result["stride"] == 2
+    assert result["videos"] == {"train": 8, "test": 8}
+    for key in ("classification", "progression", "kendalls_tau", "ap_at_5", "alignment_error"):
+        assert result["definitions"][key].endswith(".")
+        assert key in trained
+    printed = capsys.readouterr().out
+    assert f"{trained['ap_at_5']:.3f}" in printed
+    assert "Do not argue from tau alone" in printed
+
+
+def test_evaluate_twice_gives_the_same_figures(run):
+    assert evaluated(run)["rows"] == evaluated(run)["rows"]
+
+
+def test_evaluation_json_is_strict(run):
+    evaluated(run)
+    assert "NaN" not in (run / "evaluation.json").read_text()
+
+
+def test_evaluate_without_labels_names_the_labels_file(run, tmp_path, capsys):
+    from training.data.index import build_index
+
+    folder = tmp_path / "unlabelled"
+    folder.mkdir()
+    write_grey_videos(folder, labels=False, per_split=1)
+    build_index(folder)
+    assert evaluate.main([str(run), "--folder", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert str(folder / "labels.json") in error
+    assert "training.prepare" in error
+    assert not (run / "evaluation.json").exists()
+
+
+def test_evaluate_of_a_split_that_is_not_there(run, tmp_path, capsys):
+    from training.data.index import build_index
+
+    folder = tmp_path / "one"
+    folder.mkdir()
+    write_video(folder / "a.mp4", [np.zeros((SIDE, SIDE, 3), np.uint8)] * 5, 25.0)
+    build_index(folder)
+    assert evaluate.main([str(run), "--folder", str(folder)]) == 2
+    assert "no videos in the split 'test'" in capsys.readouterr().err
+
+
+def test_extract_writes_unit_length_embeddings(run, tmp_path):
+    assert extract.main([str(run), "--out", str(tmp_path / "out")]) == 0
+    files = sorted((tmp_path / "out").glob("*.npz"))
+    assert len(files) == 16
+    one = load_embeddings(tmp_path / "out" / "up_test0.mp4.npz")
+    assert one["embeddings"].shape == (40, 9)
+    assert one["embeddings"].dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(one["embeddings"], axis=1), 1, atol=1e-6)
+    assert (one["id"], one["action"], one["split"], one["fps"]) == (
+        "up_test0.mp4",
+        "up",
+        "test",
+        25,
+    )
+    assert one["phases"].shape == (40,)
+
+
+def test_diverged_network_is_an_error_that_says_so(run, monkeypatch, capsys, tmp_path):
+    model, cfg = grey_model(float("nan")), encoders._load(run, untrained=False)[1]
+    monkeypatch.setattr(encoders, "_load", lambda run, untrained: (model, cfg))
+    assert extract.main([str(run), "--out", str(tmp_path / "out")]) == 2
+    assert "diverged" in capsys.readouterr().err
+
+
+def test_retrieve_writes_the_sheet(run):
+    assert retrieve.main(["--run", str(run), "--queries", "3"]) == 0
+    assert (run / "retrieval.png").read_bytes().startswith(b"\x89PNG")
+
+
+class Page(HTMLParser):
+    """Collects what a page points to and checks that its tags close in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.open, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.sources += [value for key, value in attrs if key in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read_page(file):
+    page = Page()
+    page.feed(file.read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+def test_report_is_one_file_with_everything_in_it(run):
+    result = evaluated(run)
+    assert report.main([str(run)]) == 0
+    page = read_page(run / "report.html")
+    assert len(page.sources) == 5  # loss, video, similarity, retrieval, embeddings
+    assert all(source.startswith("data:") for source in page.sources)
+    assert sum(source.startswith("data:video/mp4") for source in page.sources) == 1
+    assert "my <run>" in page.text
+    assert "a < b" in page.text
+    assert "95 steps in 3.2 minutes" in page.text
+    assert "8 for training, 8 for testing" in page.text
+    assert f"{result['rows']['trained']['metrics']['ap_at_5']:.3f}" in page.text
+    assert "Better than the time index alone: phase classification" in page.text
+    assert "Do not argue from tau alone" in page.text
+    assert {file.name for file in (run / "pictures").iterdir()} == {
+        *("aligned.mp4", "similarity.png", "retrieval.png", "embeddings.png", "loss.png")
+    }
+
+
+def test_report_before_evaluation_says_how_to_get_the_table(run):
+    assert report.main([str(run)]) == 0
+    assert "python -m training.evaluate RUN" in read_page(run / "report.html").text
+
+
+def test_large_videos_are_linked(tmp_path):
+    from training.evaluation.html import video
+
+    (tmp_path / "pictures").mkdir()
+    file = tmp_path / "pictures" / "aligned.mp4"
+    file.write_bytes(b"0" * 100)
+    assert 'src="pictures/aligned.mp4"' in video(file, tmp_path, embed_below=50)
+    assert "data:video/mp4" in video(file, tmp_path, embed_below=100)
+
+
+def test_report_never_calls_a_tie_or_a_loss_better():
+    def rows(trained, clock):
+        keys = ("classification", "ap_at_5", "alignment_error")
+        values = {"trained": trained, "time index only": clock}
+        return {
+            name: {"metrics": dict(zip(keys, row, strict=True))} for name, row in values.items()
+        }
+
+    (tie,) = report.compare_with_time_index(rows((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    assert tie.startswith("Not better than the time index alone: phase classification 0.500")
+    better, worse = report.compare_with_time_index(rows((0.6, 0.4, 0.3), (0.5, 0.5, 0.5)))
+    assert re.search("phase classification.*alignment error", better)
+    assert "AP@5 0.400 against 0.500" in worse
+    assert report.compare_with_time_index(rows((0.6, None, None), (0.5, 0.5, 0.5))) == [
+        "Better than the time index alone: phase classification 0.600 against 0.500."
+    ]
+
+
+@pytest.mark.parametrize("name", ["evaluate", "extract", "align", "retrieve", "report"])
+def test_help_loads_nothing_heavy(name):
+    code = (
+        f"import sys, training.{name} as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "heavy = {'torch', 'sklearn', 'matplotlib', 'scipy', 'av'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: python -m training." + name in done.stdout
+
+
+@pytest.mark.parametrize("command", [evaluate, report])
+def test_a_run_that_is_not_there_is_one_clear_line(command, tmp_path, capsys):
+    assert command.main([str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "nowhere" in error
+    assert len(error.splitlines()) == 1
