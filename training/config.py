@@ -188,6 +188,10 @@ def _check_keys(values: DictConfig, schema: type, prefix: str, source: str) -> N
     for name in values:
         key = f"{prefix}{name}"
         if name not in known:
+            inside = values._get_node(name)
+            while isinstance(inside, DictConfig) and len(inside):  # "optm.lr", not "optm"
+                name = next(iter(inside))
+                key, inside = f"{key}.{name}", inside._get_node(name)
             raise ConfigError(f"{source}: unknown key {key!r}. {_suggestion(key)}")
         section = known[name].type
         if is_dataclass(section):

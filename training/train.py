@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:  # only now, so that --help need not wait for torch
         from training.config import ConfigError
+        from training.data.dataset import TooManyBadVideos
+        from training.run import initial_model
         from training.trainer import NonFiniteError
     except ModuleNotFoundError as error:
         print(f'error: {error}; training needs: pip install "fastseq[train]"', file=sys.stderr)
@@ -68,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_dir = Path(cfg.train.run_dir)
         if not args.dry_run:
             check_run_dir(cfg, run_dir, args)
-        dataset = open_dataset(cfg)
-        model = open_model(cfg)
-    except (ConfigError, OSError, ValueError) as error:
+        dataset = open_dataset(cfg, dry_run=args.dry_run)
+        model = initial_model(cfg)
+    except (ConfigError, OSError, ValueError, TooManyBadVideos) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.dry_run:
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         received = train(cfg, model, dataset, run_dir, resume=args.resume)
-    except NonFiniteError as error:
+    except (NonFiniteError, TooManyBadVideos) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if received:
@@ -121,7 +123,7 @@ def check_run_dir(cfg: "DictConfig", run_dir: Path, args: argparse.Namespace) ->
             )
 
 
-def open_dataset(cfg: "DictConfig") -> Any:
+def open_dataset(cfg: "DictConfig", *, dry_run: bool = False) -> Any:
     from omegaconf import OmegaConf
 
     from training.config import ConfigError
@@ -137,13 +139,9 @@ def open_dataset(cfg: "DictConfig") -> Any:
             f"(splits there: {', '.join(splits) or 'none'})"
         )
     augmentation = OmegaConf.to_object(cfg.augmentation)
-    return TwoViewDataset(records, cfg.data, augmentation, cfg.train.seed)
-
-
-def open_model(cfg: "DictConfig") -> "CarlModel":
-    from training.run import initial_model
-
-    return initial_model(cfg)
+    # A cache in memory is filled by decoding everything, which a dry run need not wait for.
+    data = OmegaConf.merge(cfg.data, {"cache": "none"}) if dry_run else cfg.data
+    return TwoViewDataset(records, data, augmentation, cfg.train.seed)
 
 
 def train(

@@ -275,7 +275,7 @@ class Trainer:
             batch_sampler=StepBatches(
                 len(self.dataset), data.batch_size, seed, self.step, self.steps
             ),
-            collate_fn=getattr(self.dataset, "collate", None),
+            collate_fn=self.dataset.collate,
             num_workers=data.workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_restore_signals,

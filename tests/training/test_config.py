@@ -1,0 +1,88 @@
+import pytest
+from omegaconf import OmegaConf
+
+from training.config import ConfigError, differences, find_recipe, load_config
+
+
+def test_published_recipe():
+    cfg = load_config("recipes/carl.yaml")
+    paper = {
+        "data.num_frames": 240,
+        "data.batch_size": 4,
+        "data.alpha": 1.5,
+        "data.beta": 0.2,
+        "data.crop_base": "clip",
+        "augmentation.size": 224,
+        "model.backbone": "resnet50",
+        "model.train_from": "layer4",
+        "model.layers": 3,
+        "model.hidden_size": 256,
+        "model.heads": 8,
+        "model.embedding_size": 128,
+        "loss.variance": 10.0,
+        "loss.temperature": 0.1,
+        "optim.lr": 1e-4,
+        "optim.weight_decay": 1e-5,
+        "train.epochs": 300,
+    }
+    assert {key: OmegaConf.select(cfg, key) for key in paper} == paper
+
+
+def test_every_recipe_loads_by_either_path():
+    for path in find_recipe("recipes/carl.yaml").parent.glob("*.yaml"):
+        assert load_config(path) == load_config(f"recipes/{path.name}")
+
+
+def test_sections_merge_key_by_key_and_the_command_line_wins(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {num_frames: 12}\ntrain: {steps: 5, seed: 3}\n")
+    cfg = load_config(recipe, ["train.seed=4", "data.span=[0.5,1]"])
+    assert (cfg.data.num_frames, cfg.data.alpha, *cfg.data.span) == (12, 1.5, 0.5, 1.0)
+    assert (cfg.train.steps, cfg.train.seed) == (5, 4)
+    assert cfg.model.num_frames == 12  # follows the data
+    assert cfg.model.image_size == cfg.augmentation.size == 224
+
+
+def test_saved_configuration_loads_back_the_same(tmp_path):
+    cfg = load_config("recipes/carl_demo.yaml", ["train.seed=9"])
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
+    assert differences(cfg, load_config(tmp_path / "config.yaml")) == []
+    assert differences(cfg, load_config("recipes/carl_demo.yaml")) == ["train.seed"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.temprature=0.2", "unknown key 'loss.temprature'. Did you mean 'loss.temperature'"),
+        ("lr=1e-3", "unknown key 'lr'. Did you mean 'optim.lr'"),
+        ("model.num_layers=2", "Did you mean 'model.layers'"),
+        ("train.epochs=many", "train.epochs: expected int | None, got 'many'"),
+        ("data.span=[0.1,b]", "data.span: expected tuple[float, float]"),
+        ("data.folder=null", "data.folder: expected str, got None"),
+        ("data.alpha=0.5", "data.alpha: expected at least 1, got 0.5"),
+        ("loss.temperature=cold", "loss.temperature: expected float, got 'cold'"),
+        ("model.backbone=resnet34", "model.backbone: expected one of resnet50, resnet18"),
+        ("model.hidden_size=100", "multiple of model.heads"),
+        ("augmentation.flip=2", "flip is a probability"),
+        ("model=resnet50", "model is a section"),
+        ("resume", "expected key=value"),
+        ("train.steps=5", "one of train.steps and train.epochs"),
+        ("train.epochs=null", "one of train.steps and train.epochs"),
+    ],
+)
+def test_errors_name_the_key(override, message):
+    with pytest.raises(ConfigError) as error:
+        load_config("recipes/carl.yaml", [override])
+    assert message in str(error.value)
+
+
+def test_errors_name_the_file(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("optim: {learning_rate: 1}\n")
+    with pytest.raises(ConfigError, match=r"r\.yaml: unknown key 'optim.learning_rate'"):
+        load_config(recipe)
+    recipe.write_text("optim: [broken\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(recipe)
+    with pytest.raises(ConfigError, match=r"does not exist; there are: .*carl\.yaml"):
+        load_config("recipes/nothing.yaml")
