@@ -81,14 +81,15 @@ def _near_range(p_t, p_v, n_t, tiles, ref, lo, hi, reach, BN: tl.constexpr, MASK
 
     Sorted times make that exactly the tiles that matter, others a superset.
     """
+    GROUP: tl.constexpr = 512 // BN
     first = tiles
     end = 0
-    for j in range(0, tiles, 32):
-        o_k = j + tl.arange(0, 32)
-        o_t = o_k[:, None] * BN + tl.arange(0, BN)[None, :]  # [32, BN]
+    for j in range(0, tiles, GROUP):
+        o_k = j + tl.arange(0, GROUP)
+        o_t = o_k[:, None] * BN + tl.arange(0, BN)[None, :]  # [GROUP, BN]
         m_t = _valid(p_v, o_t, n_t, MASK)
         b_t = _times(p_t, o_t, m_t, ref)
-        b_lo = tl.min(tl.where(m_t, b_t, float("inf")), 1)  # [32]
+        b_lo = tl.min(tl.where(m_t, b_t, float("inf")), 1)  # [GROUP]
         b_hi = tl.max(tl.where(m_t, b_t, float("-inf")), 1)
         m_near = (b_lo - hi <= reach) & (lo - b_hi <= reach)
         first = tl.minimum(first, tl.min(tl.where(m_near, o_k, tiles), 0))
@@ -417,7 +418,7 @@ def scl_grad_kernel(
     gauss = tl.cast(gauss, tl.float32)
     reach = tl.cast(reach, tl.float32)
     FP16: tl.constexpr = p_z1.dtype.element_ty == tl.float16
-    WHOLE: tl.constexpr = BK == BD
+    WHOLE: tl.constexpr = BK >= D
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
     blocks = tl.cdiv(tl.maximum(T1, T2), BM)
     chunk = tl.program_id(0) % CHUNKS * BD
