@@ -41,6 +41,17 @@ def decode_side(size: int, cache_side: int | None) -> int:
     return round(size * 8 / 7) if cache_side is None else cache_side
 
 
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Batch of N items: `frames` (N, 2, T, 3, S, S), `steps` and `valid` (N, 2, T), `num_frames`
+    (N,), `ids` a list."""
+    batch = {
+        key: torch.stack([item[key] for item in items]) for key in ("frames", "steps", "valid")
+    }
+    batch["num_frames"] = torch.tensor([item["num_frames"] for item in items], dtype=torch.int64)
+    batch["ids"] = [item["id"] for item in items]
+    return batch
+
+
 class TwoViewDataset(Dataset):
     """Two views of T frames of each video, cropped in time and augmented independently.
 
@@ -62,6 +73,8 @@ class TwoViewDataset(Dataset):
         seed: of all randomness.
         progress: show a bar while the cache is filled.
     """
+
+    collate = staticmethod(collate)
 
     def __init__(
         self,
@@ -86,8 +99,8 @@ class TwoViewDataset(Dataset):
             "span": tuple(data_cfg.span),
         }
         self.side = decode_side(augmentation.size, data_cfg.cache_side)
-        # Shared with loader workers, so that they see a new epoch and each other's bad videos.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.epoch = 0
+        # Shared with loader workers, so that all of them count the same bad videos.
         self._bad = torch.zeros(len(self.records), dtype=torch.uint8).share_memory_()
         self._reasons: dict[int, str] = {}
         self._infos: dict[int, VideoInfo] = {}
@@ -103,11 +116,15 @@ class TwoViewDataset(Dataset):
         return len(self.records)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the draws of the next pass; call it before iterating over the loader."""
-        self._epoch[0] = epoch
+        """Choose the draws of the next pass.
+
+        Call it before iterating over a loader. Its workers copy the number when they start, so
+        with `persistent_workers` they must be told by other means.
+        """
+        self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        generator_key = [self.seed, int(self._epoch), index]
+        generator_key = [self.seed, self.epoch, index]
         for step in range(len(self.records)):
             position = (index + step) % len(self.records)
             if self._bad[position]:
@@ -168,16 +185,6 @@ class TwoViewDataset(Dataset):
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Batch of N items: frames (N, 2, T, 3, S, S), steps and valid (N, 2, T), num_frames (N,), ids."""
-    batch = {
-        key: torch.stack([item[key] for item in items]) for key in ("frames", "steps", "valid")
-    }
-    batch["num_frames"] = torch.tensor([item["num_frames"] for item in items], dtype=torch.int64)
-    batch["ids"] = [item["id"] for item in items]
-    return batch
 
 
 def load_video(record: VideoRecord, size: int, cache_side: int | None = None) -> torch.Tensor:
