@@ -1,0 +1,121 @@
+"""python -m fastseq.info: what it reports here, and on machines made up for the test."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastseq
+from fastseq import info
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_json_is_the_report(capsys, monkeypatch):
+    monkeypatch.setenv("FASTSEQ_BACKEND", "torch")
+    assert info.main(["--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["versions"]["fastseq"] == fastseq.__version__
+    assert report["versions"]["torch"] == torch.__version__
+    assert list(report["backends"]) == ["reference", "torch", "triton", "cuda", "numba"]
+    assert report["backends"]["reference"]["available"]
+    assert report["environment"]["FASTSEQ_BACKEND"] == "torch"
+    assert len(report["devices"]) == torch.cuda.device_count()
+    for status in report["backends"].values():
+        assert status["reason"]
+        assert status["available"] or status["fix"]
+
+
+def test_text_has_a_line_for_each_part(capsys):
+    assert info.main([]) == 0
+    text = capsys.readouterr().out
+    for word in ("versions", "devices", "backends", "fastseq._C", "optional parts", "environment"):
+        assert word in text
+    for name in (
+        "reference",
+        "torch",
+        "triton",
+        "cuda",
+        "numba",
+        "video",
+        "dali",
+        "train",
+        "bench",
+    ):
+        assert f"\n  {name} " in text
+
+
+def test_with_torch_alone():
+    """Every optional package gone: it reports them missing with the line that installs them."""
+    code = """
+import sys
+import torch
+for name in ("triton", "numba", "av", "nvidia", "omegaconf", "tqdm", "tensorboard", "sklearn",
+             "pytest", "pytest_benchmark", "matplotlib", "pykeops", "fastseq._C"):
+    sys.modules[name] = None
+from fastseq import info
+raise SystemExit(info.main([]))
+"""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert out.returncode == 0, out.stderr
+    assert "the package triton is not installed" in out.stdout
+    assert "the package numba is not installed" in out.stdout
+    assert "missing av, omegaconf, tqdm, tensorboard, sklearn" in out.stdout
+    for name in ("video", "dali", "train", "bench"):
+        assert f'fix: pip install "fastseq[{name}]"' in out.stdout
+
+
+@pytest.fixture
+def gpu_machine():
+    """The report of a machine with a GPU and an extension that is newer than its driver."""
+    report = copy.deepcopy(info.collect())
+    report["devices"] = [
+        {"name": "NVIDIA H200", "capability": "9.0", "memory_gib": 139.8, "multiprocessors": 132}
+    ]
+    report["extension"] = {
+        "loaded": True,
+        "reason": "cudaGetDeviceCount: cudaErrorInsufficientDriver",
+        "fix": "update",
+        "architectures": "9.0a",
+        "cuda_runtime": "13.0",
+        "driver_supports": "12.4",
+    }
+    return report
+
+
+def test_driver_older_than_the_runtime_inside(gpu_machine):
+    text = info.render(gpu_machine)
+    assert "cuda:0 NVIDIA H200, capability 9.0, 139.8 GiB, 132 multiprocessors" in text
+    assert "carries CUDA runtime 13.0; the driver supports up to CUDA 12.4" in text
+    assert "cannot run kernels here" in text
+
+
+@pytest.mark.parametrize(
+    ("probe", "text"),
+    [
+        ((90, 90, True, 90), "runs sm_90a machine code on capability 9.0"),
+        ((87, 80, False, 80), "runs sm_80 machine code on capability 8.7"),
+        (
+            (120, 100, False, 120),
+            "runs PTX for sm_100, compiled by the driver for capability 12.0; "
+            'to fix: rebuild with TORCH_CUDA_ARCH_LIST="12.0"',
+        ),
+    ],
+)
+def test_machine_code_in_words(probe, text):
+    keys = ("capability", "compiled_for", "arch_specific", "binary")
+    assert info.describe_probe(dict(zip(keys, probe, strict=True))) == text
+
+
+def test_cuda_version_numbers():
+    assert info._cuda_version(13000) == "13.0"
+    assert info._cuda_version(12080) == "12.8"
+    assert info._cuda_version(0) is None
