@@ -114,11 +114,12 @@ def test_blockwise_equals_reference_in_float64(negatives, reduction, objective, 
     ("frames1", "frames2"),
     [(1, 1), (2, 63), (64, 65), (97, 480), (600, 600), (0, 3), (3, 0), (0, 0)],
 )
-@pytest.mark.parametrize("block", [1 << 8, 1 << 12, 1 << 18])
-def test_blockwise_over_lengths_and_block_sizes(frames1, frames2, block, monkeypatch):
+@pytest.mark.parametrize("elements", [1 << 8, 1 << 12, 1 << 20])
+def test_blockwise_over_lengths_and_block_sizes(frames1, frames2, elements, monkeypatch):
     import fastseq.ops.scl.torch as blockwise
 
-    monkeypatch.setattr(blockwise, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(blockwise, "SHORT_ELEMENTS", elements)
+    monkeypatch.setattr(blockwise, "LONG_ELEMENTS", elements)
     z1, z2 = _randn(2, frames1, 17), _randn(2, frames2, 17, seed=1)
     t1, t2 = torch.arange(frames1) * 2.5, torch.arange(frames2) * 1.5 + 4
     pair = [loss_and_grads(z1, z2, t1, t2, backend=b) for b in ("reference", LINEAR)]

@@ -13,8 +13,10 @@ from torch import Tensor
 from fastseq.ops.common.lengths import shift_times, valid_mask
 from fastseq.ops.scl.options import MAX_EXPONENT, NORM_EPS, SCLOptions, reach, row_coefficients
 
-# Elements of one block's buffer: about the size of one core's L2 cache in float32.
-BLOCK_ELEMENTS = 1 << 18
+# Measured on two cores at T = 240 to 4096: short sequences share a block of few rows (a narrow
+# Gaussian band, and the block stays in the L2 cache), long ones want rows for the matrix product.
+SHORT_ROWS, SHORT_ELEMENTS = 64, 1 << 17
+LONG_ROWS, LONG_ELEMENTS = 128, 1 << 20
 # Cosines over at least this: exp(+-40), and the sum of 10^20 of them, are normal fp32 numbers.
 MIN_BOUNDED_TEMPERATURE = 0.025
 # Gaussians carry a factor 2^32, so that every weight within reach is a normal fp32 number.
@@ -115,15 +117,20 @@ class _Problem:
 
     def groups(self):
         """Slices of sequences whose blocks are worked on together."""
-        if self.n and self.frames1 and self.frames2:
-            size = max(1, BLOCK_ELEMENTS // (self.frames1 * self.frames2))
-            for start in range(0, self.n, size):
-                yield slice(start, min(start + size, self.n))
+        if self.frames1 and self.frames2:
+            yield from _blocks(self.n, max(1, SHORT_ELEMENTS // (SHORT_ROWS * self.frames2)))
 
-    def row_blocks(self, num):
-        size = max(16, BLOCK_ELEMENTS // (num * self.frames2))
-        for start in range(0, self.frames1, size):
-            yield slice(start, min(start + size, self.frames1))
+    def rows_per_block(self, num: int) -> int:
+        if num > 1:
+            return SHORT_ROWS
+        return max(1, min(LONG_ROWS, LONG_ELEMENTS // max(self.frames2, 1)))
+
+    def row_blocks(self, num: int):
+        return _blocks(self.frames1, self.rows_per_block(num))
+
+    def buffer(self, num: int) -> Tensor:
+        """Room for the scores of the largest row block of ``num`` sequences."""
+        return self.z1.new_empty((num, min(self.frames1, self.rows_per_block(num)), self.frames2))
 
     def band(self, seqs, rows) -> slice:
         """Columns that some row of the block can reach."""
@@ -173,15 +180,19 @@ class _Problem:
     def self_scores(self, z, m, group):
         """Blocks of scores of embeddings (B, T, D) among themselves: (b, rows, (1, rows, T))."""
         frames = z.shape[1]
-        size = max(16, BLOCK_ELEMENTS // max(frames, 1))
+        size = max(1, min(LONG_ROWS, LONG_ELEMENTS // max(frames, 1)))
         bias = _bias(m, self.dtype)
         for b in range(len(z)):
-            for start in range(0, frames, size):
-                rows = slice(start, min(start + size, frames))
+            for rows in _blocks(frames, size):
                 s = torch.addmm(bias[b], z[b, rows], z[b].mT, alpha=1 / self.opts.temperature)
                 if group is not None:
                     s.masked_fill_(group[b, rows, None] == group[b], MASKED)
                 yield b, rows, s
+
+
+def _blocks(total: int, size: int):
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -197,7 +208,7 @@ def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out) -> None:
     # Columns: running sums over the row blocks (and a running maximum unless bounded).
     col_sum, col_g, col_u = p.z1.new_zeros((3, num, p.frames2))
     col_max = p.z1.new_full((num, p.frames2), MASKED)
-    buffer = p.z1.new_empty((num, min(p.frames1, _rows(p, num)), p.frames2))
+    buffer = p.buffer(num)
     for rows in p.row_blocks(num):
         s = p.scores(seqs, rows, buffer)
         band = p.band(seqs, rows)
@@ -222,10 +233,6 @@ def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out) -> None:
     _row_targets(col_g, col_u, p.opts, inv2, out2)
 
 
-def _rows(p: _Problem, num: int) -> int:
-    return max(16, BLOCK_ELEMENTS // (num * p.frames2))
-
-
 def _row_targets(g_sum, u_sum, opts: SCLOptions, inv_out, rows_out) -> None:
     """KL = lse + [sum_j w_ij (log w_ij - s_ij)], of which this is the bracket.
 
@@ -243,10 +250,10 @@ def _backward_group(p: _Problem, seqs, lse, inv_sum, weight, dz1, dz2) -> None:
     split = [p.frames1, p.frames2]
     (lse1, lse2), (c1, c2) = lse.split(split, 1), weight.split(split, 1)
     e1, e2 = (weight * inv_sum).split(split, 1)
-    buffers = p.z1.new_empty((2, num, min(p.frames1, _rows(p, num)), p.frames2))
+    buffer, spare_buffer = p.buffer(num), p.buffer(num)
     for rows in p.row_blocks(num):
-        s = p.scores(seqs, rows, buffers[0])
-        spare = buffers[1].view(-1)[: s.numel()].view(s.shape)
+        s = p.scores(seqs, rows, buffer)
+        spare = spare_buffer.view(-1)[: s.numel()].view(s.shape)
         _softmax_weights_(s, spare, lse1[:, rows], lse2, c1[:, rows], c2, p.bounded)
         band = p.band(seqs, rows)
         g, _ = p.gaussian(seqs, rows, band)
