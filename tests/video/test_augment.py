@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastseq.video import Augmentation, augment_clip, eval_transform
-from fastseq.video.augment import ClipDraw, apply_draw, blur_matrix, central_crop, draw_clip
+from fastseq.video.augment import ClipDraw, apply_draw, central_crop, draw_clip
 
 OFF = {"flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
 
@@ -120,15 +120,18 @@ def test_single_operations():
 
 
 def test_blur():
-    matrix = blur_matrix(31, 1.5).double()
-    assert torch.allclose(matrix.sum(1), torch.ones(31, dtype=torch.float64), atol=1e-6)
-    row = torch.exp(-0.5 * (torch.arange(-5, 6).double() / 1.5) ** 2)
-    assert torch.allclose(matrix[15, 10:21], row / row.sum(), atol=1e-6)
-    assert matrix[15, 9] == 0
-    frames = torch.zeros(1, 31, 31, 3, dtype=torch.uint8)
-    frames[0, 15, 15] = 255
-    out = apply_draw(frames, still(31, 31, blur_sigma=1.5), 31)[0, 0].double()
-    assert torch.allclose(out[10:21, 10:21], 255 * torch.outer(row, row) / row.sum() ** 2, atol=0.6)
+    """Against the mean over all pixels within 3 sigma, weighted by their distance, one by one."""
+    frames = picture(T=2, height=15, width=15)
+    out = apply_draw(frames, still(15, 15, blur_sigma=1.4), 15).double()
+    place = torch.arange(15).double()
+    for row, column in [(0, 0), (7, 7), (3, 14), (12, 6)]:
+        down, across = place - row, place - column
+        near = (down.abs() <= 5)[:, None] & (across.abs() <= 5)  # ceil(3 * 1.4)
+        weight = torch.exp(-(down[:, None] ** 2 + across**2) / (2 * 1.4**2)) * near
+        expected = torch.einsum("thwc,hw->tc", frames.double(), weight) / weight.sum()
+        assert (out[:, :, row, column] - expected).abs().max() <= 0.51
+    flat = torch.full((1, 20, 20, 3), 130, dtype=torch.uint8)
+    assert torch.all(apply_draw(flat, still(20, 20, blur_sigma=2.0), 20) == 130)
     # Defined at 224 pixels, weaker in proportion on smaller frames.
     spec = Augmentation(size=56, blur=1.0, blur_sigma=(2.0, 2.0))
     assert draw_clip(80, 80, spec, np.random.default_rng(0)).blur_sigma == 0.5
