@@ -10,7 +10,6 @@ from ops.scl_cases import brute_force, golden, loss_and_grads, reduce, relative
 
 import fastseq
 from fastseq.ops.common.lengths import valid_mask
-from fastseq.ops.scl.op import resolve_backend
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 
 LINEAR = "torch"
@@ -351,84 +350,3 @@ def test_gradcheck_of_the_blockwise_backend():
         )
 
     assert torch.autograd.gradcheck(loss, (z1.requires_grad_(), z2.requires_grad_()))
-
-
-def _arguments(**change):
-    z = torch.zeros(2, 4, 3)
-    return {"z1": z, "z2": z, **change}
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "text"),
-    [
-        ({"z1": [[1.0]]}, TypeError, "z1 must be a torch.Tensor, got list"),
-        ({"z1": torch.zeros(2, 4, 3).long()}, TypeError, "got torch.int64"),
-        ({"z1": torch.zeros(4)}, ValueError, r"got \(4,\)"),
-        ({"z1": torch.zeros(2, 4, 0), "z2": torch.zeros(2, 4, 0)}, ValueError, "D >= 1"),
-        ({"z2": torch.zeros(3, 4, 3)}, ValueError, r"\(2, 4, 3\) and \(3, 4, 3\)"),
-        ({"z2": torch.zeros(2, 4, 5)}, ValueError, "agree in N and D"),
-        ({"t1": torch.arange(4)}, ValueError, "both t1 and t2 or neither"),
-        ({"t1": torch.arange(5), "t2": torch.arange(4)}, ValueError, r"got \(5,\)"),
-        ({"t1": [0, 1, 2, 3], "t2": torch.arange(4)}, TypeError, "t1 must be a torch.Tensor"),
-        ({"lengths1": [4, 5]}, ValueError, "between 0 and T = 4, got 5"),
-        ({"lengths1": [4, -1]}, ValueError, "got -1"),
-        ({"lengths1": [4]}, ValueError, r"shape \(2,\), got \(1,\)"),
-        ({"lengths2": torch.tensor([1.0, 2.0])}, TypeError, "integers, got torch.float32"),
-        ({"valid1": torch.ones(2, 4)}, TypeError, "bool tensor"),
-        ({"valid1": torch.ones(2, 3, dtype=torch.bool)}, ValueError, r"shape \(2, 4\)"),
-        (
-            {"valid1": torch.ones(2, 4, dtype=torch.bool), "lengths1": [4, 4]},
-            ValueError,
-            "not both",
-        ),
-        ({"temperature": 0}, ValueError, "greater than 0, got 0"),
-        ({"temperature": float("nan")}, ValueError, "finite"),
-        ({"temperature": torch.tensor(0.1)}, TypeError, r"pass float\(temperature\)"),
-        ({"variance": -1.0}, ValueError, "variance"),
-        ({"objective": "mse"}, ValueError, "'kl', 'ce'"),
-        ({"negatives": "all"}, ValueError, "'cross', 'video', 'batch'"),
-        ({"reduction": "avg"}, ValueError, "'none', 'mean', 'sum', 'paper'"),
-        ({"backend": "cuda"}, ValueError, "unknown backend 'cuda'"),
-    ],
-)
-def test_wrong_input_says_what_came_and_what_was_expected(change, error, text):
-    with pytest.raises(error, match=text):
-        fastseq.scl_loss(**_arguments(**change))
-
-
-def test_backends_asked_for_by_name_never_fall_back():
-    z = torch.zeros(2, 4, 3)
-    with pytest.raises(RuntimeError, match=r"negatives='video'.*backend='torch'"):
-        fastseq.scl_loss(z, z, negatives="video", backend="triton")
-    with pytest.raises(RuntimeError, match="float64"):
-        fastseq.scl_loss(z.double(), z.double(), backend="triton")
-
-
-def test_choice_of_backend(monkeypatch):
-    from fastseq.ops.common import dispatch
-
-    monkeypatch.delenv("FASTSEQ_BACKEND", raising=False)
-    ready = dispatch.BackendStatus(True, "", "")
-    monkeypatch.setattr(dispatch, "backend_status", lambda name: ready)
-    assert resolve_backend("auto", "cuda", torch.bfloat16, "cross")[0] == "triton"
-    assert resolve_backend("auto", "cuda", torch.float64, "cross")[0] == "torch"
-    name, reason = resolve_backend("auto", "cuda", torch.float32, "batch")
-    assert name == "torch"
-    assert "negatives='batch'" in reason
-    missing = dispatch.BackendStatus(False, "no triton", "pip install triton")
-    monkeypatch.setattr(dispatch, "backend_status", lambda name: missing)
-    name, reason = resolve_backend("auto", "cuda", torch.float32, "cross")
-    assert name == "torch"
-    assert "no triton; to fix: pip install triton" in reason
-    with pytest.raises(RuntimeError, match="pip install triton"):
-        resolve_backend("triton", "cuda", torch.float32, "cross")
-    monkeypatch.setenv("FASTSEQ_BACKEND", "reference")
-    assert resolve_backend("auto", "cpu", torch.float32, "cross") == (
-        "reference",
-        "FASTSEQ_BACKEND",
-    )
-    monkeypatch.setenv("FASTSEQ_BACKEND", "torch")
-    assert resolve_backend("reference", "cpu", torch.float32, "cross")[0] == "reference"
-    monkeypatch.setenv("FASTSEQ_BACKEND", "fast")
-    with pytest.raises(ValueError, match="FASTSEQ_BACKEND"):
-        resolve_backend("auto", "cpu", torch.float32, "cross")
