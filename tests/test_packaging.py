@@ -206,7 +206,7 @@ before = set(sys.modules)
 import fastseq
 fastseq.scl_loss
 brought = {name.split(".")[0] for name in set(sys.modules) - before}
-print(sorted(brought & {"triton", "numba", "av", "numpy", "omegaconf", "matplotlib"}))
+print(sorted(brought & {"triton", "numba", "av", "omegaconf", "matplotlib"}))
 print("fastseq._C" in sys.modules)
 """
     out = subprocess.run(
