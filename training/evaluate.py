@@ -93,7 +93,7 @@ def _require_labels(index: Any, records: Sequence[Any], split: str) -> None:
 
 
 def left_out_lines(rows: dict[str, Any]) -> list[str]:
-    """What was left out of the metrics, one line per reason; per row where the rows differ."""
+    """What was left out of the metrics, one line per reason; by row where the rows differ."""
     reasons = sorted({reason for row in rows.values() for reason in row["left_out"]})
     lines = []
     for reason in reasons:
@@ -102,7 +102,8 @@ def left_out_lines(rows: dict[str, Any]) -> list[str]:
         if len(values) == 1:
             lines.append(f"{values.pop()} {reason}")
         else:
-            lines.append(f"{reason}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+            where = ", ".join(f"{count} in {name!r}" for name, count in counts.items() if count)
+            lines.append(f"{reason}: {where}")
     return lines
 
 
@@ -137,8 +138,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(args.run / "evaluation.json", result)
         print(format_table(result["rows"]))
         print(
-            f"\n{result['videos']['train']} training and {result['videos']['test']} test videos, "
-            f"{len(result['actions'])} actions, stride {args.stride}, {result['seconds']:.0f} s"
+            f"\n{result['videos']['train']} training and {result['videos']['test']} test videos; "
+            f"actions: {', '.join(result['actions'])}; stride {args.stride}; "
+            f"{result['seconds']:.0f} s"
         )
         for line in left_out_lines(result["rows"]):
             print(f"left out: {line}")

@@ -166,8 +166,9 @@ def _table(file: Path) -> list[str]:
         '<div class="scroll"><table>' + "</tr>\n".join(lines) + "</tr></table></div>",
         html.paragraph(result["remark"]),
         html.paragraph(
-            f"{result['videos']['train']} training and {result['videos']['test']} test videos, "
-            f"stride {result['stride']}; the best value of each column is bold.",
+            f"Evaluated on {result['folder']}: {result['videos']['train']} training and "
+            f"{result['videos']['test']} test videos, stride {result['stride']}. The best value of "
+            "each column is bold.",
             quiet=True,
         ),
         html.folded(
@@ -294,7 +295,8 @@ def _strips(videos: Sequence[EmbeddedVideo], index: Index, pictures: Path) -> li
             "same width. Upper bar: the embedding of each frame as a colour (its first three "
             "principal components). Lower bar: the labelled phase. If the network has found the "
             "phases, the upper bar changes where the lower one does, and like phases have like "
-            "colours in all videos. If it only knows the time, all upper bars look the same."
+            "colours in all videos. If it only knows the time, all upper bars look the same. If "
+            "each video has a colour of its own, it mostly sees how the video looks."
         ),
         html.picture(pictures / "embeddings.png", "embeddings over time as colours"),
     ]

@@ -13,7 +13,7 @@ from training.evaluation import metrics
 from training.evaluation.baselines import time_index, time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.metrics import LabelledVideo, labelled_video, phase_position
-from training.evaluation.protocol import evaluate_embeddings, format_table
+from training.evaluation.protocol import evaluate_embeddings, format_table, format_value
 
 
 def record(name, phases, *, action="all", split="test", frames=None):
@@ -385,4 +385,5 @@ def test_table_shows_undefined_values_as_a_dash():
     table = format_table({"trained": row})
     assert "0.500" in table
     assert "nan" not in table
+    assert format_value(-291.6) == "-292"
     assert "-" in table.splitlines()[1]

@@ -57,8 +57,8 @@ def write_aligned_video(
         read_frames(video.record.path, short_side=height).numpy() for video in (a, b)
     )
     panels = [
-        (a.record.id, frames_a, np.arange(len(frames_a))),
-        (f"{b.record.id}, aligned", frames_b, alignment.matched),
-        (f"{b.record.id}, evenly", frames_b, evenly(len(frames_a), len(frames_b))),
+        ("at its own pace", a.record.id, frames_a, np.arange(len(frames_a))),
+        ("aligned", b.record.id, frames_b, alignment.matched),
+        ("stretched evenly", b.record.id, frames_b, evenly(len(frames_a), len(frames_b))),
     ]
     write_video(file, side_by_side(panels, height=height), a.record.fps)

@@ -13,6 +13,7 @@ SAME = "#2e8b57"
 OTHER = "#c0392b"
 NEUTRAL = "#9aa0a6"
 INK = "#222222"
+QUIET = "#666666"
 
 
 @dataclass(frozen=True)
@@ -87,31 +88,31 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def side_by_side(
-    panels: Sequence[tuple[str, np.ndarray, np.ndarray]], *, height: int = 240
+    panels: Sequence[tuple[str, str, np.ndarray, np.ndarray]], *, height: int = 240
 ) -> Iterator[np.ndarray]:
     """Frames of a video that plays several panels next to each other.
 
     Args:
-        panels: (title, frames, shown): frames uint8 (n, H, W, 3) and, for every output frame, the
-            index of the frame to show. All ``shown`` have one length.
+        panels: (title, name, frames, shown): frames uint8 (n, H, W, 3) and, for every output frame,
+            the index of the frame to show. All ``shown`` have one length.
         height: of each panel's picture in pixels.
     Yields:
-        uint8 (h, w, 3), both even. Under each panel stand its title, the frame number and a bar for
-        the place of that frame in its video.
+        uint8 (h, w, 3), both even. Under each panel stand a bar for the place of that frame in
+        its video, the title, the frame number and the name.
     """
-    pad, caption = 8, 40
+    pad, caption = 8, 52
     font = _font(12)
     widths = [
-        max(150, round(frames.shape[2] * height / frames.shape[1])) for _, frames, _ in panels
+        max(150, round(frames.shape[2] * height / frames.shape[1])) for _, _, frames, _ in panels
     ]
     total = sum(widths) + pad * (len(panels) + 1)
     tall = height + caption + 2 * pad
     canvas_size = (total + total % 2, tall + tall % 2)
-    for step in range(len(panels[0][2])):
+    for step in range(len(panels[0][3])):
         canvas = Image.new("RGB", canvas_size, "white")
         draw = ImageDraw.Draw(canvas)
         x = pad
-        for (title, frames, shown), width in zip(panels, widths, strict=True):
+        for (title, name, frames, shown), width in zip(panels, widths, strict=True):
             index = int(shown[step])
             picture = _letterbox(frames[index], width, height)
             canvas.paste(picture, (x, pad))
@@ -119,10 +120,9 @@ def side_by_side(
             last = max(len(frames) - 1, 1)
             draw.rectangle((x, bar, x + width - 1, bar + 3), fill="#dddddd")
             draw.rectangle((x, bar, x + round((width - 1) * index / last), bar + 3), fill="#1f4e79")
-            number = f"{index}"
-            room = width - font.getlength(number) - 8
-            draw.text((x, bar + 9), _shorten(title, font, room), fill=INK, font=font)
-            draw.text((x + width - 1, bar + 9), number, fill=INK, font=font, anchor="ra")
+            draw.text((x, bar + 9), title, fill=INK, font=font)
+            draw.text((x + width - 1, bar + 9), f"{index}", fill=INK, font=font, anchor="ra")
+            draw.text((x, bar + 26), _shorten(name, font, width), fill=QUIET, font=font)
             x += width + pad
         yield np.asarray(canvas)
 

@@ -190,5 +190,7 @@ def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def format_value(value: float | None) -> str:
-    """Three decimals; '-' for a value that is undefined (None or NaN)."""
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+    """Three decimals, none from 100 on; '-' for a value that is undefined (None or NaN)."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
