@@ -34,7 +34,7 @@ gpu: $(BENCH)  ## on a GPU machine: build, correctness gate, then the benchmarks
 	FASTSEQ_BUILD=$${FASTSEQ_BUILD:-cuda} $(RUN) setup.py build_ext --inplace
 	$(RUN) -m fastseq.info
 	env -u TRITON_INTERPRET $(RUN) -m fastseq.selftest
-	env -u TRITON_INTERPRET $(RUN) -m pytest --require-gpu $(wildcard tests/gpu) tests/ops
+	env -u TRITON_INTERPRET $(RUN) -m pytest --require-gpu $(wildcard tests/gpu) tests/ops tests/test_extension.py
 	env -u TRITON_INTERPRET $(RUN) -m pytest benchmarks
 
 bench: $(BENCH)  ## the benchmarks alone

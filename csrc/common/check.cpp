@@ -33,8 +33,9 @@ std::string advice(cudaError_t code) {
 
 void check(cudaError_t code, const char* what) {
     if (code == cudaSuccess) return;
-    int driver = 0;
-    if (code == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && !driver) {
+    int driver = 1;
+    if (code == cudaErrorInsufficientDriver) cudaDriverGetVersion(&driver);
+    if (driver == 0) {
         throw std::runtime_error(std::string(what) + ": no NVIDIA driver on this machine");
     }
     cudaGetLastError();  // a failed launch must not be reported again by the next check
