@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # What a run directory holds; --overwrite removes these and nothing else.
 RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
 
-# Keys that may change when a run continues: they do not enter the mathematics of a step.
+# Keys that may change when a run continues: where it runs and what it writes, not what it learns
+# (except that max_minutes, where given, ends the cosine).
 MAY_CHANGE = {
     "data.folder",
     "data.cache",
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.run import initial_model
         from training.trainer import NonFiniteError
     except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("fastseq", "training"):
+            raise
         print(f'error: {error}; training needs: pip install "fastseq[train]"', file=sys.stderr)
         return 2
 

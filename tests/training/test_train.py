@@ -67,7 +67,7 @@ class MovingSquares:
             for t, step in enumerate(steps[view]):
                 frames[view, t, :, 12 * step // 40 :, : 4 + step // 10] = 255
         valid = np.ones((2, 8), dtype=bool)
-        if self.padded and index == 0:
+        if self.padded and index != 2:
             valid[1, 6:] = False
         return {
             "frames": torch.from_numpy(frames),

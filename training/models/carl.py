@@ -26,7 +26,7 @@ class CarlModel(nn.Module):
         num_frames: frames of a training clip; positions of other lengths are stretched to it.
         frames_per_chunk: frames per backbone call, 0 = all at once. Trained batch norm in the
             backbone takes its statistics per chunk; a chunk is a strided sample of the whole batch.
-        positions: "vaswani", "released" or "none", see :func:`~training.models.positions`.
+        positions: "vaswani", "released" or "none", see `positions.sine_cosine`.
 
     Attributes:
         use_positions: set to False to leave the positions out, at evaluation time.
