@@ -5,216 +5,28 @@ frames, so nothing is added across programs: no atomics, no zero-fill, the same 
 README.md in this folder derives the formulas; all exponents and logarithms here are base 2.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
-# The interpreter's tl.dot multiplies the raw bits of bf16.
-INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
-# Weights are 2^32 times the Gaussian: each of them within reach is then a normal fp32 number.
-ROOT_WEIGHT = tl.constexpr(65536.0)
-LN2 = tl.constexpr(0.6931471805599453)
-NORM_EPS = tl.constexpr(1e-12)
-# 1 / norm of a frame whose norm was clamped to NORM_EPS lies above, every other one below.
-CLAMPED = tl.constexpr(0.999e12)
-# p - w of a frame is far below fp16's smallest normal number once T is large.
-FP16_SCALE = tl.constexpr(8192.0)
-
-
-@triton.jit
-def _dot(b_x, b_y, b_acc, PREC: tl.constexpr):
-    if INTERPRET:
-        b_x = b_x.to(tl.float32)
-        b_y = b_y.to(tl.float32)
-    return tl.dot(b_x, b_y, b_acc, input_precision=PREC)
-
-
-@triton.jit
-def _length(p_v, i_n, T):
-    """Frames of sequence i_n: its length clamped to [0, T]."""
-    return tl.minimum(tl.maximum(tl.load(p_v + i_n).to(tl.int64), 0), T).to(tl.int32)
-
-
-@triton.jit
-def _valid(p_v, o_t, n_t, MASK: tl.constexpr):
-    """Which of the frames o_t are real; n_t bounds them, p_v is the sequence's row of the mask."""
-    m_t = o_t < n_t
-    if MASK:
-        m_t = m_t & (tl.load(p_v + o_t, mask=m_t, other=0) != 0)
-    return m_t
-
-
-@triton.jit
-def _frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
-    """Channels k to k + BK of the frames o_t, zero where masked."""
-    o_k = k + tl.arange(0, BK)
-    p_tile = p_z + o_t.to(tl.int64)[:, None] * D + o_k[None, :]  # [BT, BK]
-    m_tile = m_t[:, None]
-    if D % BK != 0:
-        m_tile = m_tile & (o_k < D)[None, :]
-    return tl.load(p_tile, mask=m_tile, other=0.0)
-
-
-@triton.jit
-def _times(p_t, o_t, m_t, ref):
-    """Times relative to ref, subtracted in their own dtype so that large offsets stay exact."""
-    b_t = tl.load(p_t + o_t, mask=m_t, other=0)
-    if b_t.dtype.is_int():
-        b_t = b_t.to(tl.int64)
-    return (b_t - ref).to(tl.float32)
-
-
-@triton.jit
-def _first_time(p_t, o_t, m_t, T):
-    """Time of the first real frame of a tile."""
-    first = tl.min(tl.where(m_t, o_t, T - 1), 0)
-    ref = tl.load(p_t + first)
-    if ref.dtype.is_int():
-        ref = ref.to(tl.int64)
-    return ref
-
-
-@triton.jit
-def _near_range(p_t, p_v, n_t, tiles, ref, lo, hi, reach, BN: tl.constexpr, MASK: tl.constexpr):
-    """First tile of the other view within reach of the times [lo, hi], and how many up to the last.
-
-    Sorted times make that exactly the tiles that matter, others a superset.
-    """
-    GROUP: tl.constexpr = 512 // BN
-    first = tiles
-    end = 0
-    for j in range(0, tiles, GROUP):
-        o_k = j + tl.arange(0, GROUP)
-        o_t = o_k[:, None] * BN + tl.arange(0, BN)[None, :]  # [GROUP, BN]
-        m_t = _valid(p_v, o_t, n_t, MASK)
-        b_t = _times(p_t, o_t, m_t, ref)
-        b_lo = tl.min(tl.where(m_t, b_t, float("inf")), 1)  # [GROUP]
-        b_hi = tl.max(tl.where(m_t, b_t, float("-inf")), 1)
-        m_near = (b_lo - hi <= reach) & (lo - b_hi <= reach)
-        first = tl.minimum(first, tl.min(tl.where(m_near, o_k, tiles), 0))
-        end = tl.maximum(end, tl.max(tl.where(m_near, o_k + 1, 0), 0))
-    return first, tl.maximum(end - first, 0)
-
-
-@triton.jit
-def _gaussian(b_ta, b_tc, gauss, reach):
-    """2^32 exp(-d^2 / (2 variance)) within reach, else 0, and half its exponent without the 32."""
-    b_d = b_ta[:, None] - b_tc[None, :]
-    b_h = -gauss * b_d * b_d
-    b_root = tl.exp2(b_h) * ROOT_WEIGHT
-    return tl.where(tl.abs(b_d) <= reach, b_root * b_root, 0.0), b_h
-
-
-@triton.jit
-def _ordered(p_1, p_2, i_d):
-    """(own, other) of a pair given as (view 1, view 2)."""
-    if i_d == 0:
-        p_a = p_1
-        p_c = p_2
-    else:
-        p_a = p_2
-        p_c = p_1
-    return p_a, p_c
-
-
-@triton.jit
-def _sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D: tl.constexpr, MASK: tl.constexpr):
-    """Rows' (a) and columns' (c) side of sequence i_n: frames, embeddings, bound, mask."""
-    T_a, T_c = _ordered(T1, T2, i_d)
-    p_a, p_c = _ordered(p_z1, p_z2, i_d)
-    p_a += i_n * T_a * D
-    p_c += i_n * T_c * D
-    n_1 = T1
-    n_2 = T2
-    p_va = p_a  # a helper cannot return None; read with MASK alone
-    p_vc = p_c
-    if MASK:
-        p_va, p_vc = _ordered(p_v1, p_v2, i_d)
-        p_va += i_n * T_a
-        p_vc += i_n * T_c
-    else:
-        if p_v1 is not None:
-            n_1 = _length(p_v1, i_n, T1)
-        if p_v2 is not None:
-            n_2 = _length(p_v2, i_n, T2)
-    n_a, n_c = _ordered(n_1, n_2, i_d)
-    return T_a, T_c, p_a, p_c, n_a, n_c, p_va, p_vc
-
-
-@triton.jit
-def _clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a):
-    """Times of a row block relative to its first real one, their range, and where to go on."""
-    p_ta, p_tc = _ordered(p_t1 + i_n * st1, p_t2 + i_n * st2, i_d)
-    ref = _first_time(p_ta, o_m, m_m, T_a)
-    b_t = _times(p_ta, o_m, m_m, ref)
-    lo = tl.min(tl.where(m_m, b_t, float("inf")), 0)
-    hi = tl.max(tl.where(m_m, b_t, float("-inf")), 0)
-    return p_tc, ref, b_t, lo, hi
-
-
-@triton.jit
-def _near_indices(row, tiles, reach, BM: tl.constexpr, BN: tl.constexpr):
-    """_near_range where time is the frame index."""
-    gap = tl.minimum(reach, 1e9).to(tl.int32)
-    first = tl.minimum(tl.maximum(row - gap, 0) // BN, tiles)
-    end = tl.minimum((row + BM - 1 + gap) // BN + 1, tiles)
-    return first, end - first
-
-
-@triton.jit
-def _tile_index(k, first, near, FAR: tl.constexpr):
-    """The k-th tile within reach, or the k-th of all others."""
-    j = first + k
-    if FAR:
-        j = k + tl.where(k >= first, near, 0)
-    return j
-
-
-@triton.jit
-def _products(
-    p_a,
-    p_c,
-    b_za,
-    o_m,
-    m_m,
-    o_n,
-    m_n,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    NORM: tl.constexpr,
-    PREC: tl.constexpr,
-):
-    """<row, column> of a tile, BK channels at a time, and 1 / norm of the columns."""
-    b_zc = _frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
-    b_s = _dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
-    b_fc = tl.full([BN], 1.0, tl.float32)
-    if NORM:
-        b_sq = tl.sum(b_zc.to(tl.float32) * b_zc.to(tl.float32), 1)
-    for k in range(BK, D, BK):
-        b_zk = _frames(p_c, o_n, m_n, k, D, BK)
-        b_s = _dot(_frames(p_a, o_m, m_m, k, D, BK), tl.trans(b_zk), b_s, PREC)
-        if NORM:
-            b_sq += tl.sum(b_zk.to(tl.float32) * b_zk.to(tl.float32), 1)
-    if NORM:
-        b_fc = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
-    return b_s, b_fc
-
-
-@triton.jit
-def _block_sums(p_part, i_d, o_v, m_v, N, blocks, BV: tl.constexpr, BB: tl.constexpr):
-    """Losses and real rows of the sequences o_v in one direction, added up over the blocks."""
-    b_loss = tl.zeros([BV, BB], tl.float32)
-    b_rows = tl.zeros([BV, BB], tl.float32)
-    p_v = p_part + (i_d * N + o_v).to(tl.int64)[:, None] * blocks  # [BV, 1]
-    for b in range(0, blocks, BB):
-        o_b = b + tl.arange(0, BB)[None, :]
-        m_b = m_v[:, None] & (o_b < blocks)
-        b_loss += tl.load(p_v + o_b, mask=m_b, other=0.0)
-        b_rows += tl.load(p_v + 2 * tl.cast(N, tl.int64) * blocks + o_b, mask=m_b, other=0.0)
-    return tl.sum(b_loss, 1), tl.sum(b_rows, 1)
+from fastseq.ops.scl.triton_tiles import (
+    CLAMPED,
+    FP16_SCALE,
+    LN2,
+    NORM_EPS,
+    block_sums,
+    clock,
+    dot,
+    frames,
+    near_indices,
+    near_range,
+    ordered,
+    products,
+    sides,
+    tile_index,
+    times,
+    valid,
+    weights,
+)
 
 
 @triton.jit(do_not_specialize=["N", "T1", "T2", "st1", "st2"])
@@ -252,27 +64,25 @@ def scl_stats_kernel(
     i_b = tl.program_id(0) % blocks
     i_d = tl.program_id(0) // blocks % 2
     i_n = (tl.program_id(0) // blocks // 2).to(tl.int64)
-    T_a, T_c, p_a, p_c, n_a, n_c, p_va, p_vc = _sides(
-        p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK
-    )
+    T_a, p_a, p_c, n_a, n_c, p_va, p_vc = sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK)
     o_m = i_b * BM + tl.arange(0, BM)
-    m_m = _valid(p_va, o_m, n_a, MASK)
+    m_m = valid(p_va, o_m, n_a, MASK)
     rows = tl.sum(m_m.to(tl.int32), 0)
     tiles = tl.where(rows > 0, tl.cdiv(n_c, BN), 0)
     if p_t1 is None:
         b_ta = (o_m - i_b * BM).to(tl.float32)
-        first, near = _near_indices(i_b * BM, tiles, reach, BM, BN)
+        first, near = near_indices(i_b * BM, tiles, reach, BM, BN)
     else:
-        p_tc, ref, b_ta, lo, hi = _clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a)
-        first, near = _near_range(p_tc, p_vc, n_c, tiles, ref, lo, hi, reach, BN, MASK)
+        p_tc, ref, b_ta, lo, hi = clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a)
+        first, near = near_range(p_tc, p_vc, n_c, tiles, ref, lo, hi, reach, BN, MASK)
     b_ta = tl.where(m_m, b_ta, float("inf"))  # within reach of nothing
 
-    b_za = _frames(p_a, o_m, m_m, 0, D, BK)  # [BM, BK]
+    b_za = frames(p_a, o_m, m_m, 0, D, BK)  # [BM, BK]
     b_fa = tl.full([BM], 1.0, tl.float32)  # 1 / norm
     if NORM:
         b_sq = tl.sum(b_za.to(tl.float32) * b_za.to(tl.float32), 1)
         for k in range(BK, D, BK):
-            b_zk = _frames(p_a, o_m, m_m, k, D, BK).to(tl.float32)
+            b_zk = frames(p_a, o_m, m_m, k, D, BK).to(tl.float32)
             b_sq += tl.sum(b_zk * b_zk, 1)
         b_fa = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
     b_xa = b_fa * scale
@@ -281,12 +91,13 @@ def scl_stats_kernel(
     b_r = tl.zeros([BM], tl.float32)
     b_n = tl.zeros([BM], tl.float32)
     b_p = tl.zeros([BM], tl.float32)
+    b_d0 = tl.full([BM], 0.0, tl.float32) + reach  # nearest frame of the other view
     for FAR in tl.static_range(2):
         for k in range(0, tiles - near if FAR else near):
-            j = _tile_index(k, first, near, FAR)
+            j = tile_index(k, first, near, FAR)
             o_n = j * BN + tl.arange(0, BN)
-            m_n = _valid(p_vc, o_n, n_c, MASK)
-            b_s, b_fc = _products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM, PREC)
+            m_n = valid(p_vc, o_n, n_c, MASK)
+            b_s, b_fc = products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM, PREC)
             b_x = b_s * b_xa[:, None]
             if ONLINE:
                 b_e = b_x * b_fc[None, :] + tl.where(m_n, 0.0, float("-inf"))[None, :]
@@ -302,23 +113,30 @@ def scl_stats_kernel(
                 if p_t1 is None:
                     b_tc = (o_n - i_b * BM).to(tl.float32)
                 else:
-                    b_tc = _times(p_tc, o_n, m_n, ref)
+                    b_tc = times(p_tc, o_n, m_n, ref)
                 b_tc = tl.where(m_n, b_tc, float("inf"))
-                b_g, b_h = _gaussian(b_ta, b_tc, gauss, reach)
+                # Exponents relative to the row's nearest frame so far: exact at any gap.
+                b_d = tl.abs(b_ta[:, None] - b_tc[None, :])
+                b_new = tl.minimum(b_d0, tl.min(b_d, 1))
+                b_down = -2.0 * gauss * (b_d0 - b_new) * (b_d0 + b_new)
+                b_h = -2.0 * gauss * (b_d - b_new[:, None]) * (b_d + b_new[:, None])
+                b_h = tl.maximum(b_h, -300.0)  # finite: masked frames lie at infinity
+                b_w = tl.where(b_d <= reach, tl.exp2(b_h), 0.0)
                 b_q = -b_x * b_fc[None, :]
                 if KL:
-                    b_q += 2.0 * tl.maximum(b_h, -150.0)  # finite: masked frames lie at infinity
-                b_n += tl.sum(b_g, 1)
-                b_p += tl.sum(b_g * b_q, 1)
+                    b_q += b_h
+                    b_p += b_down * b_n
+                b_p = b_p * tl.exp2(b_down) + tl.sum(b_w * b_q, 1)
+                b_n = b_n * tl.exp2(b_down) + tl.sum(b_w, 1)
+                b_d0 = b_new
 
     # A row with nothing within reach: no loss, and statistics that make its gradient exactly 0.
     m_row = m_m & (b_n > 0)
     b_lse = tl.log2(b_r) + (b_max if ONLINE else scale)
     b_loss = b_p / b_n + b_lse
     if KL:
-        # log2 of the unscaled sum; scaled first where that is exact and closer to 0.
-        b_small = tl.log2(b_n) - 32.0
-        b_loss -= tl.where(b_n > 1e-27, tl.log2(b_n / (ROOT_WEIGHT * ROOT_WEIGHT)), b_small)
+        b_loss -= tl.log2(b_n)
+    b_n *= weights(b_d0, gauss, reach)  # on the scale of the gradient kernel
     T = T1 + T2
     p_row = p_stats + i_n * T + tl.where(i_d == 0, 0, T1) + o_m
     m_in = o_m < T_a
@@ -350,8 +168,8 @@ def scl_reduce_kernel(
     for v in range(0, N, BV):
         o_v = v + tl.arange(0, BV)
         m_v = o_v < N
-        b_l1, b_c1 = _block_sums(p_part, 0, o_v, m_v, N, blocks, BV, BB)
-        b_l2, b_c2 = _block_sums(p_part, 1, o_v, m_v, N, blocks, BV, BB)
+        b_l1, b_c1 = block_sums(p_part, 0, o_v, m_v, N, blocks, BV, BB)
+        b_l2, b_c2 = block_sums(p_part, 1, o_v, m_v, N, blocks, BV, BB)
         b_w1 = tl.full([BV], 1.0, tl.float32)
         b_w2 = b_w1
         if REDUCTION == "paper":
@@ -426,19 +244,17 @@ def scl_grad_kernel(
     i_b = pid % blocks
     i_d = first + pid // blocks % directions
     i_n = (pid // blocks // directions).to(tl.int64)
-    T_a, T_c, p_a, p_c, n_a, n_c, p_va, p_vc = _sides(
-        p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK
-    )
+    T_a, p_a, p_c, n_a, n_c, p_va, p_vc = sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK)
     o_m = i_b * BM + tl.arange(0, BM)
-    m_m = _valid(p_va, o_m, n_a, MASK)
+    m_m = valid(p_va, o_m, n_a, MASK)
     rows = tl.sum(m_m.to(tl.int32), 0)
     tiles = tl.where(rows > 0, tl.cdiv(n_c, BN), 0)
     if p_t1 is None:
         b_ta = (o_m - i_b * BM).to(tl.float32)
-        first, near = _near_indices(i_b * BM, tiles, reach, BM, BN)
+        first, near = near_indices(i_b * BM, tiles, reach, BM, BN)
     else:
-        p_tc, ref, b_ta, lo, hi = _clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a)
-        first, near = _near_range(p_tc, p_vc, n_c, tiles, ref, lo, hi, reach, BN, MASK)
+        p_tc, ref, b_ta, lo, hi = clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a)
+        first, near = near_range(p_tc, p_vc, n_c, tiles, ref, lo, hi, reach, BN, MASK)
     b_ta = tl.where(m_m, b_ta, float("inf"))  # within reach of nothing
 
     # The two directions' weights relative to the larger one, which is applied at the end: p - w
@@ -464,14 +280,14 @@ def scl_grad_kernel(
         b_fa = tl.load(p_sa + 2 * stride + o_m, mask=m_m, other=0.0)
     b_xa = b_fa * scale
 
-    b_za = _frames(p_a, o_m, m_m, 0, D, BK)
+    b_za = frames(p_a, o_m, m_m, 0, D, BK)
     b_acc = tl.zeros([BM, BD], tl.float32)
     b_proj = tl.zeros([BM], tl.float32)
     for FAR in tl.static_range(2):
         for k in range(0, tiles - near if FAR else near):
-            j = _tile_index(k, first, near, FAR)
+            j = tile_index(k, first, near, FAR)
             o_n = j * BN + tl.arange(0, BN)
-            m_n = _valid(p_vc, o_n, n_c, MASK)
+            m_n = valid(p_vc, o_n, n_c, MASK)
             b_rc = tl.load(p_sc + o_n, mask=m_n, other=NEUTRAL)
             b_nc = tl.load(p_sc + stride + o_n, mask=m_n, other=0.0) * w_c
             # 1 / norm; 0 takes masked columns out of everything that follows.
@@ -479,10 +295,10 @@ def scl_grad_kernel(
             if NORM:
                 b_fc = tl.load(p_sc + 2 * stride + o_n, mask=m_n, other=0.0)
             if WHOLE:
-                b_zc = _frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
-                b_s = _dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
+                b_zc = frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
+                b_s = dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
             else:
-                b_s, _ = _products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, False, PREC)
+                b_s, _ = products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, False, PREC)
             b_x = b_s * b_xa[:, None] * b_fc[None, :]
             if ONLINE:
                 b_e = b_x + tl.where(m_n, 0.0, float("-inf"))[None, :]
@@ -494,15 +310,15 @@ def scl_grad_kernel(
                 if p_t1 is None:
                     b_tc = (o_n - i_b * BM).to(tl.float32)
                 else:
-                    b_tc = _times(p_tc, o_n, m_n, ref)
+                    b_tc = times(p_tc, o_n, m_n, ref)
                 b_tc = tl.where(m_n, b_tc, float("inf"))
-                b_w, _ = _gaussian(b_ta, b_tc, gauss, reach)
+                b_w = weights(b_ta[:, None] - b_tc[None, :], gauss, reach)
                 b_g -= b_w * (b_na[:, None] + b_nc[None, :])
 
             if NORM:
                 b_proj += tl.sum(b_g * b_x, 1)
             if not WHOLE:
-                b_zc = _frames(p_c, o_n, m_n, chunk, D, BD)  # [BN, BD]
+                b_zc = frames(p_c, o_n, m_n, chunk, D, BD)  # [BN, BD]
             if FP16:
                 b_g *= FP16_SCALE
                 if NORM:
@@ -513,17 +329,17 @@ def scl_grad_kernel(
                     b_zc = (b_zc.to(tl.float32) * b_pow[:, None]).to(tl.float16)
                     b_fc = tl.where(b_pow > 0, b_fc / b_pow, 0.0)
             b_g = (b_g * b_fc[None, :]).to(b_zc.dtype)
-            b_acc = _dot(b_g, b_zc, b_acc, PREC)
+            b_acc = dot(b_g, b_zc, b_acc, PREC)
 
     if FP16:
         b_acc *= 1.0 / FP16_SCALE
     if NORM:
         # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped.
         b_proj = tl.where(b_fa < CLAMPED, b_proj * b_fa / scale, 0.0)
-        b_zd = _frames(p_a, o_m, m_m, chunk, D, BD).to(tl.float32)
+        b_zd = frames(p_a, o_m, m_m, chunk, D, BD).to(tl.float32)
         b_acc = (b_acc - b_zd * b_proj[:, None]) * b_fa[:, None]
     b_acc *= weight * scale * LN2  # scale * ln 2 = 1 / temperature
-    p_d, _ = _ordered(p_d1, p_d2, i_d)
+    p_d, _ = ordered(p_d1, p_d2, i_d)
     o_k = chunk + tl.arange(0, BD)
     p_out = p_d + (i_n * T_a + o_m)[:, None] * D + o_k[None, :]
     m_out = (o_m < T_a)[:, None] & (o_k < D)[None, :]

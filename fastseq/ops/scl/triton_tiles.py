@@ -1,0 +1,213 @@
+"""What the Triton kernels of scl_loss share: one side of a sequence, one tile of a pair.
+
+Suffixes: a is the side whose frames are rows, c the side whose frames are columns.
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+# The interpreter's tl.dot multiplies the raw bits of bf16.
+INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+# Weights are 2^32 times the Gaussian: each of them within reach is then a normal fp32 number.
+ROOT_WEIGHT = tl.constexpr(65536.0)
+LN2 = tl.constexpr(0.6931471805599453)
+NORM_EPS = tl.constexpr(1e-12)
+# 1 / norm of a frame whose norm was clamped to NORM_EPS lies above, every other one below.
+CLAMPED = tl.constexpr(0.999e12)
+# p - w of a frame is far below fp16's smallest normal number once T is large.
+FP16_SCALE = tl.constexpr(8192.0)
+
+
+@triton.jit
+def dot(b_x, b_y, b_acc, PREC: tl.constexpr):
+    if INTERPRET:
+        b_x = b_x.to(tl.float32)
+        b_y = b_y.to(tl.float32)
+    return tl.dot(b_x, b_y, b_acc, input_precision=PREC)
+
+
+@triton.jit
+def length(p_v, i_n, T):
+    """Frames of sequence i_n: its length clamped to [0, T]."""
+    return tl.minimum(tl.maximum(tl.load(p_v + i_n).to(tl.int64), 0), T).to(tl.int32)
+
+
+@triton.jit
+def valid(p_v, o_t, n_t, MASK: tl.constexpr):
+    """Which of the frames o_t are real; n_t bounds them, p_v is the sequence's row of the mask."""
+    m_t = o_t < n_t
+    if MASK:
+        m_t = m_t & (tl.load(p_v + o_t, mask=m_t, other=0) != 0)
+    return m_t
+
+
+@triton.jit
+def frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
+    """Channels k to k + BK of the frames o_t, zero where masked."""
+    o_k = k + tl.arange(0, BK)
+    p_tile = p_z + o_t.to(tl.int64)[:, None] * D + o_k[None, :]  # [BT, BK]
+    m_tile = m_t[:, None]
+    if D % BK != 0:
+        m_tile = m_tile & (o_k < D)[None, :]
+    return tl.load(p_tile, mask=m_tile, other=0.0)
+
+
+@triton.jit
+def times(p_t, o_t, m_t, ref):
+    """Times relative to ref, subtracted in their own dtype so that large offsets stay exact."""
+    b_t = tl.load(p_t + o_t, mask=m_t, other=0)
+    if b_t.dtype.is_int():
+        b_t = b_t.to(tl.int64)
+    return (b_t - ref).to(tl.float32)
+
+
+@triton.jit
+def first_time(p_t, o_t, m_t, T):
+    """Time of the first real frame of a tile."""
+    first = tl.min(tl.where(m_t, o_t, T - 1), 0)
+    ref = tl.load(p_t + first)
+    if ref.dtype.is_int():
+        ref = ref.to(tl.int64)
+    return ref
+
+
+@triton.jit
+def near_range(p_t, p_v, n_t, tiles, ref, lo, hi, reach, BN: tl.constexpr, MASK: tl.constexpr):
+    """First tile of the other view within reach of the times [lo, hi], and how many up to the last.
+
+    Sorted times make that exactly the tiles that matter, others a superset.
+    """
+    GROUP: tl.constexpr = 512 // BN
+    first = tiles
+    end = 0
+    for j in range(0, tiles, GROUP):
+        o_k = j + tl.arange(0, GROUP)
+        o_t = o_k[:, None] * BN + tl.arange(0, BN)[None, :]  # [GROUP, BN]
+        m_t = valid(p_v, o_t, n_t, MASK)
+        b_t = times(p_t, o_t, m_t, ref)
+        b_lo = tl.min(tl.where(m_t, b_t, float("inf")), 1)  # [GROUP]
+        b_hi = tl.max(tl.where(m_t, b_t, float("-inf")), 1)
+        m_near = (b_lo - hi <= reach) & (lo - b_hi <= reach)
+        first = tl.minimum(first, tl.min(tl.where(m_near, o_k, tiles), 0))
+        end = tl.maximum(end, tl.max(tl.where(m_near, o_k + 1, 0), 0))
+    return first, tl.maximum(end - first, 0)
+
+
+@triton.jit
+def weights(b_d, gauss, reach):
+    """2^32 exp(-d^2 / (2 variance)) within reach, else 0."""
+    b_root = tl.exp2(-gauss * b_d * b_d) * ROOT_WEIGHT
+    return tl.where(tl.abs(b_d) <= reach, b_root * b_root, 0.0)
+
+
+@triton.jit
+def ordered(p_1, p_2, i_d):
+    """(own, other) of a pair given as (view 1, view 2)."""
+    if i_d == 0:
+        p_a = p_1
+        p_c = p_2
+    else:
+        p_a = p_2
+        p_c = p_1
+    return p_a, p_c
+
+
+@triton.jit
+def sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D: tl.constexpr, MASK: tl.constexpr):
+    """Rows' (a) and columns' (c) side of sequence i_n: frames, embeddings, bound, mask."""
+    T_a, T_c = ordered(T1, T2, i_d)
+    p_a, p_c = ordered(p_z1, p_z2, i_d)
+    p_a += i_n * T_a * D
+    p_c += i_n * T_c * D
+    n_1 = T1
+    n_2 = T2
+    p_va = p_a  # a helper cannot return None; read with MASK alone
+    p_vc = p_c
+    if MASK:
+        p_va, p_vc = ordered(p_v1, p_v2, i_d)
+        p_va += i_n * T_a
+        p_vc += i_n * T_c
+    else:
+        if p_v1 is not None:
+            n_1 = length(p_v1, i_n, T1)
+        if p_v2 is not None:
+            n_2 = length(p_v2, i_n, T2)
+    n_a, n_c = ordered(n_1, n_2, i_d)
+    return T_a, p_a, p_c, n_a, n_c, p_va, p_vc
+
+
+@triton.jit
+def clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a):
+    """Times of a row block relative to its first real one, their range, and where to go on."""
+    p_ta, p_tc = ordered(p_t1 + i_n * st1, p_t2 + i_n * st2, i_d)
+    ref = first_time(p_ta, o_m, m_m, T_a)
+    b_t = times(p_ta, o_m, m_m, ref)
+    lo = tl.min(tl.where(m_m, b_t, float("inf")), 0)
+    hi = tl.max(tl.where(m_m, b_t, float("-inf")), 0)
+    return p_tc, ref, b_t, lo, hi
+
+
+@triton.jit
+def near_indices(row, tiles, reach, BM: tl.constexpr, BN: tl.constexpr):
+    """near_range where time is the frame index."""
+    gap = tl.minimum(reach, 1e9).to(tl.int32)
+    first = tl.minimum(tl.maximum(row - gap, 0) // BN, tiles)
+    end = tl.minimum((row + BM - 1 + gap) // BN + 1, tiles)
+    return first, end - first
+
+
+@triton.jit
+def tile_index(k, first, near, FAR: tl.constexpr):
+    """The k-th tile within reach, or the k-th of all others."""
+    j = first + k
+    if FAR:
+        j = k + tl.where(k >= first, near, 0)
+    return j
+
+
+@triton.jit
+def products(
+    p_a,
+    p_c,
+    b_za,
+    o_m,
+    m_m,
+    o_n,
+    m_n,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    NORM: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """<row, column> of a tile, BK channels at a time, and 1 / norm of the columns."""
+    b_zc = frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
+    b_s = dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
+    b_fc = tl.full([BN], 1.0, tl.float32)
+    if NORM:
+        b_sq = tl.sum(b_zc.to(tl.float32) * b_zc.to(tl.float32), 1)
+    for k in range(BK, D, BK):
+        b_zk = frames(p_c, o_n, m_n, k, D, BK)
+        b_s = dot(frames(p_a, o_m, m_m, k, D, BK), tl.trans(b_zk), b_s, PREC)
+        if NORM:
+            b_sq += tl.sum(b_zk.to(tl.float32) * b_zk.to(tl.float32), 1)
+    if NORM:
+        b_fc = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
+    return b_s, b_fc
+
+
+@triton.jit
+def block_sums(p_part, i_d, o_v, m_v, N, blocks, BV: tl.constexpr, BB: tl.constexpr):
+    """Losses and real rows of the sequences o_v in one direction, added up over the blocks."""
+    b_loss = tl.zeros([BV, BB], tl.float32)
+    b_rows = tl.zeros([BV, BB], tl.float32)
+    p_v = p_part + (i_d * N + o_v).to(tl.int64)[:, None] * blocks  # [BV, 1]
+    for b in range(0, blocks, BB):
+        o_b = b + tl.arange(0, BB)[None, :]
+        m_b = m_v[:, None] & (o_b < blocks)
+        b_loss += tl.load(p_v + o_b, mask=m_b, other=0.0)
+        b_rows += tl.load(p_v + 2 * tl.cast(N, tl.int64) * blocks + o_b, mask=m_b, other=0.0)
+    return tl.sum(b_loss, 1), tl.sum(b_rows, 1)
