@@ -1,0 +1,1 @@
+"""Speed and memory of every op beside the ways to compute it without fastseq: see README.md."""

@@ -1,0 +1,75 @@
+"""Peak memory of one forward and backward above its inputs and gradients, in MB."""
+
+import contextlib
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.case import Case, build
+from benchmarks.timing import gradients
+
+ROOT = Path(__file__).parents[1]
+
+
+def peak_mb(op: str, case: Case, provider: str) -> float:
+    """In a child process on the CPU: only a fresh process says what this provider alone takes."""
+    if case.device == "cuda":
+        return _cuda_peak(op, case, provider)
+    # Freed blocks go back to the system at once; kept for later use they would hide in the RSS
+    # before the call.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "benchmarks.memory", op, provider, *map(str, case)]
+    child = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        raise RuntimeError(f"memory of {provider} at {case}: {last}")
+    return float(child.stdout.split()[-1])
+
+
+def _setup(op: str, case: Case, provider: str):
+    module = importlib.import_module(f"benchmarks.{op}")
+    found = next(p for p in module.providers(case.device) if p.name == provider)
+    fn, args = build(found, case), module.inputs(case)
+    grad_bytes = sum(x.numel() * x.element_size() for x in args if x.requires_grad)
+    return fn, args, grad_bytes
+
+
+def _cuda_peak(op: str, case: Case, provider: str) -> float:
+    fn, args, grad_bytes = _setup(op, case, provider)
+    gradients(fn(*args), args, case.upstream)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    gradients(fn(*args), args, case.upstream)
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before - grad_bytes) / 1e6
+
+
+def _cpu_peak(op: str, case: Case, provider: str) -> float:
+    fn, args, grad_bytes = _setup(op, case, provider)
+    gradients(fn(*args), args, case.upstream)
+    before = _status_kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    gradients(fn(*args), args, case.upstream)
+    return max(0.0, ((_status_kib("VmHWM") - before) * 1024 - grad_bytes) / 1e6)
+
+
+def _status_kib(name: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(x.split()[1]) for x in file if x.startswith(name + ":"))
+
+
+def main(argv: list[str]) -> None:
+    op, provider, n, t, d, precision, device = argv
+    case = Case(int(n), int(t), int(d), precision, device)
+    with contextlib.redirect_stdout(sys.stderr):  # KeOps greets on stdout
+        peak = _cpu_peak(op, case, provider)
+    print(peak)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,113 @@
+"""``python -m benchmarks.plot``: time and memory over T from each results/<device>/<op>.csv, and
+the tables beside them (results/<device>/<op>.md)."""
+
+import argparse
+from pathlib import Path
+
+from benchmarks import results
+
+# Fixed, so that a provider looks the same in every figure.
+STYLES = {
+    "fastseq triton": ("#d62728", "o"),
+    "fastseq torch": ("#ff7f0e", "o"),
+    "eager": ("#1f77b4", "s"),
+    "torch.compile": ("#2ca02c", "^"),
+    "released": ("#7f7f7f", "v"),
+    "KeOps": ("#9467bd", "D"),
+    "FlexAttention": ("#8c564b", "P"),
+}
+PANELS = (
+    ("median_ms", "forward + backward, ms"),
+    ("peak_mb", "peak above inputs and gradients, MB"),
+)
+
+
+def draw(path: Path) -> Path:
+    """One figure of the CSV: a row of panels per precision. Returns the picture's path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in results.read(path) if row["mode"] == "both"]
+    precisions = list(dict.fromkeys(row["precision"] for row in rows))
+    figure, axes = plt.subplots(
+        len(precisions), 2, figsize=(11, 4.2 * len(precisions)), squeeze=False, layout="constrained"
+    )
+    for line, precision in zip(axes, precisions, strict=True):
+        for ax, (column, label) in zip(line, PANELS, strict=True):
+            _panel(ax, [r for r in rows if r["precision"] == precision], column)
+            ax.set_title(f"{precision}: {label}", fontsize=11)
+    handles, labels = axes[0][1].get_legend_handles_labels()
+    more, names = axes[0][0].get_legend_handles_labels()
+    legend = dict(zip(labels + names, handles + more, strict=True))
+    figure.legend(legend.values(), legend.keys(), loc="outside right upper", frameon=False)
+    figure.suptitle(f"{path.stem} on {rows[0]['device']}, torch {rows[0]['torch']}", fontsize=12)
+    picture = path.with_suffix(".png")
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+    return picture
+
+
+def _panel(ax, rows: list[dict[str, str]], column: str) -> None:
+    shapes = sorted({(int(row["t"]), int(row["n"]), int(row["d"])) for row in rows})
+    for name in dict.fromkeys(row["provider"] for row in rows):
+        points = sorted(
+            (int(row["t"]), float(row[column]))
+            for row in rows
+            # A log axis has no zero: below 0.1 MB nothing is drawn.
+            if row["provider"] == name and row[column] and float(row[column]) >= 1e-1
+        )
+        if points:
+            color, marker = STYLES.get(name, (None, "x"))
+            ours = name.startswith("fastseq")
+            ax.plot(
+                *zip(*points, strict=True),
+                color=color,
+                marker=marker,
+                linewidth=2.4 if ours else 1.4,
+                markersize=6,
+                label=name,
+                zorder=3 if ours else 2,
+            )
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks([t for t, _, _ in shapes], [f"{n}×{t}" for t, n, _ in shapes], fontsize=9)
+    ax.minorticks_off()
+    ax.set_xlabel(f"N×T (D = {shapes[0][2]})")
+    ax.grid(alpha=0.3)
+
+
+def write_table(path: Path) -> Path:
+    rows = results.read(path)
+    first = rows[0]
+    versions = [f"torch {first['torch']}", f"Python {first['python']}"]
+    versions += [f"triton {first['triton']}"] if first["triton"] else []
+    versions += [f"driver {first['driver']}"] if first["driver"] else []
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    loads = [float(row["load"]) for row in rows]
+    text = (
+        f"# {path.stem} on {first['device']}\n\n"
+        f"{', '.join(versions)}; {first['threads']} CPU threads; commit {commits}; "
+        f"load average before the runs {min(loads):.2f} to {max(loads):.2f}. "
+        f"Written by `python -m benchmarks.plot` from `{path.name}`.\n\n"
+        f"![time and memory over T]({path.stem}.png)\n\n{results.table(rows)}\n"
+    )
+    page = path.with_suffix(".md")
+    page.write_text(text)
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
+    parser.add_argument("--results", type=Path, default=results.FOLDER)
+    folder = parser.parse_args().results
+    found = sorted(folder.glob("*/*.csv"))
+    if not found:
+        raise SystemExit(f"no CSV below {folder}: run `python -m benchmarks.run` first")
+    for path in found:
+        print(write_table(path), draw(path), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

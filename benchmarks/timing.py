@@ -1,0 +1,157 @@
+"""Times of several providers, taken in turns so that noise meets all of them alike. Seconds."""
+
+import math
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor
+
+Sample = dict[str, float]  # mode -> seconds
+GRAPH_BELOW_S = 2e-3  # longer calls keep the GPU busy without a graph
+
+
+def interleave(
+    calls: dict[str, Callable[[], Sample]], budget_s: float, min_rounds: int = 3
+) -> dict[str, list[Sample]]:
+    """Rounds of one sample of everybody; sample k of each list belongs to round k.
+
+    A provider leaves when its share of the budget is spent, though not before min_rounds, unless
+    it alone would spend the whole budget. Whoever is first stays as long as anybody does. The
+    order rotates, so that nobody always runs behind the same neighbour.
+    """
+    first = next(iter(calls))
+    samples = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    active = list(calls)
+    k = 0
+    while active:
+        order = [name for name in calls if name in active or name == first]
+        for name in order[k % len(order) :] + order[: k % len(order)]:
+            start = time.perf_counter()
+            samples[name].append(calls[name]())
+            spent[name] += time.perf_counter() - start
+        k += 1
+        active = [
+            name
+            for name in active
+            if spent[name] < budget_s
+            and (k < min_rounds or spent[name] < budget_s / len(calls))
+            and sum(spent.values()) < 4 * budget_s
+        ]
+    return samples
+
+
+def gradients(loss: Tensor, args: tuple[Tensor, ...], upstream: float) -> tuple[Tensor, ...]:
+    wanted = [x for x in args if x.requires_grad]
+    return torch.autograd.grad(loss, wanted, torch.full_like(loss, upstream))
+
+
+class CPUCall:
+    def __init__(self, fn, args: tuple[Tensor, ...], upstream: float):
+        self.fn, self.args, self.upstream = fn, args, upstream
+
+    def __call__(self) -> Sample:
+        start = time.perf_counter()
+        loss = self.fn(*self.args)
+        middle = time.perf_counter()
+        gradients(loss, self.args, self.upstream)
+        stop = time.perf_counter()
+        return {"forward": middle - start, "backward": stop - middle, "both": stop - start}
+
+
+def rotation(bytes_per_call: int, cache_bytes: int, limit: int) -> int:
+    """Input sets that together outgrow the cache three times."""
+    return max(1, min(limit, math.ceil(3 * cache_bytes / max(bytes_per_call, 1))))
+
+
+class GPUCall:
+    """GPU time of forward, and of forward and backward; backward is the difference.
+
+    Short calls are captured into CUDA graphs, one call per input set, so that the host's launch
+    gaps do not count; where capture fails, and for long calls, events bracket plain calls.
+    """
+
+    def __init__(self, fn, sets: list[tuple[Tensor, ...]], upstream: float, graph: bool):
+        self.fn, self.sets, self.upstream = fn, sets, upstream
+        self.timer = "events"
+        self.run = {"forward": self._forward, "both": self._both}
+        self._both()
+        # Long calls evict the cache by themselves and need few sets.
+        if self._events("both") > GRAPH_BELOW_S:
+            del self.sets[2:]
+        elif graph:
+            self._capture()
+
+    def _forward(self) -> None:
+        for args in self.sets:
+            self.fn(*args)
+
+    def _both(self) -> None:
+        for args in self.sets:
+            gradients(self.fn(*args), args, self.upstream)
+
+    def _capture(self) -> None:
+        graphs = {}
+        try:
+            for mode, run in list(self.run.items()):
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    run()
+                torch.cuda.current_stream().wait_stream(side)
+                graphs[mode] = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graphs[mode]):
+                    run()
+        except RuntimeError:
+            torch.cuda.synchronize()
+            return
+        self.timer = "graph"
+        self.run = {mode: graph.replay for mode, graph in graphs.items()}
+
+    def _events(self, mode: str) -> float:
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        self.run[mode]()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3 / len(self.sets)
+
+    def __call__(self) -> Sample:
+        forward, both = self._events("forward"), self._events("both")
+        return {"forward": forward, "backward": both - forward, "both": both}
+
+    def wall(self, seconds: float = 0.05) -> float:
+        """Time per forward and backward as a training loop sees it: launches and Python
+        included, the host running ahead of the GPU as far as it can."""
+
+        def several(count: int) -> float:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for k in range(count):
+                args = self.sets[k % len(self.sets)]
+                gradients(self.fn(*args), args, self.upstream)
+            torch.cuda.synchronize()
+            return (time.perf_counter() - start) / count
+
+        count = max(3, int(seconds / several(3)))
+        return median(several(count) for _ in range(5))
+
+
+def quartile_range(values: list[float]) -> float:
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+    return at(0.75) - at(0.25)
+
+
+def paired_ratio(theirs: list[float], ours: list[float]) -> float:
+    """Median over the rounds both were in: a slow moment of the machine hits both and cancels."""
+    return median(a / b for a, b in zip(theirs, ours, strict=False))

@@ -1,0 +1,164 @@
+"""The benchmarks themselves: peers compute the same function, the gate refuses what does not,
+tables and floors are right. Tiny shapes; nothing about speed."""
+
+import csv
+import math
+import time
+
+import pytest
+import torch
+
+from benchmarks import plot, results, run, scl, scl_peers
+from benchmarks.case import Case, Provider, Unavailable, build
+from benchmarks.floors import PEAKS, floor_seconds
+from benchmarks.memory import peak_mb
+from benchmarks.timing import gradients, interleave, paired_ratio, quartile_range, rotation
+
+CASE = Case(2, 70, 16)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    args = scl.inputs(CASE)
+    return args, scl.expected(CASE, args)
+
+
+def flex_with_dense_softmax(z1, z2, t1, t2):
+    return scl_peers.flex(z1, z2, t1, t2, lse=scl_peers.dense_lse)
+
+
+@pytest.mark.parametrize("peer", [scl_peers.eager, flex_with_dense_softmax])
+def test_peers_compute_the_loss(problem, peer):
+    args, want = problem
+    loss = peer(*args)
+    assert run.relative(loss.detach(), want[0]) < 1e-6
+    for got, expected in zip(gradients(loss, args, 1.0), want[1:], strict=True):
+        assert run.relative(got, expected) < 1e-5
+
+
+def test_released_formula_is_the_loss_up_to_its_epsilon():
+    case = Case(2, 70, 128)
+    args = scl.inputs(case)
+    grads = gradients(scl_peers.build_released(case)(*args), args, 1.0)
+    assert 1e-5 < run.relative(grads[0], scl.expected(case, args)[1]) < 2e-3
+
+
+def test_flex_log_sum_exp(problem):
+    z1, z2 = (z.detach() for z in problem[0][:2])
+    got = scl_peers.flex_lse(z1, z2)
+    torch.testing.assert_close(got, scl_peers.dense_lse(z1, z2))
+
+
+def test_inputs_are_sorted_distinct_frames_and_differ_by_seed():
+    z1, _, t1, t2 = scl.inputs(CASE)
+    for t in (t1, t2):
+        assert (t.diff(dim=1) > 0).all()
+        assert t.max() < 1.25 * CASE.t
+    assert not t1.equal(t2)
+    assert z1.requires_grad
+    assert not z1.equal(scl.inputs(CASE, seed=1)[0])
+
+
+def test_gate_refuses_another_function(problem):
+    args, want = problem
+    wrong = Provider("twice", lambda case: lambda *a: 2 * scl_peers.eager(*a))
+    with pytest.raises(run.WrongResult, match="twice at 2x70x16-fp32: relative error 1 against"):
+        run.gate(wrong, CASE, wrong.build(CASE), args, want)
+    nan = Provider("nan", lambda case: lambda *a: scl_peers.eager(*a) * math.nan)
+    with pytest.raises(run.WrongResult):
+        run.gate(nan, CASE, nan.build(CASE), args, want)
+
+
+def test_expected_is_the_same_dense_and_blockwise(problem, monkeypatch):
+    args, want = problem
+    # Few pairs are dense; as many as this count as too many for that.
+    monkeypatch.setattr(Case, "pairs", property(lambda self: 1 << 30))
+    for a, b in zip(scl.expected(CASE, args), want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-15)
+
+
+def test_what_does_not_fit_or_takes_too_long_is_left_out_with_the_reason():
+    eager, released = (
+        next(p for p in scl.providers("cpu") if p.name == n) for n in ("eager", "released")
+    )
+    with pytest.raises(Unavailable, match=r"needs about 3436 GB, \d+ GB are free"):
+        build(eager, Case(100, 1 << 15, 128))
+    with pytest.raises(Unavailable, match="too long on a CPU at T = 8192"):
+        build(released, Case(1, 8192, 128))
+
+
+def test_run_case_writes_one_row_per_key(tmp_path):
+    names = ["fastseq torch", "eager"]
+    for _ in range(2):
+        _, wrong = run.run_case("scl", CASE, tmp_path, budget_s=0.2, names=names, memory=False)
+    assert wrong == []
+    path = tmp_path / results.slug("cpu") / "scl.csv"
+    with path.open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [(r["provider"], r["mode"]) for r in written] == [
+        (name, mode) for name in names for mode in scl.MODES
+    ]
+    for row in written:
+        assert float(row["median_ms"]) > float(row["floor_ms"]) > 0
+        assert float(row["gradient_error"]) < 1e-5
+        assert row["ratio"] == "1" or row["provider"] == "eager"
+    for row in written[2::3]:
+        row["peak_mb"] = "1.0"
+    results.merge(path, written)
+    assert plot.draw(path).stat().st_size > 10_000
+    page = plot.write_table(path).read_text()
+    assert "| N, T, D | mode | fastseq torch | eager | % of floor |" in page
+    assert "| 2, 70, 16 | both |" in page
+
+
+def test_memory_counts_matrices():
+    case = Case(1, 1024, 16)
+    # Eager holds scores, gaps and four softmax matrices of 4.2 MB; ours blocks of 1 MB.
+    assert 4 * 4.2 < peak_mb("scl", case, "eager") < 12 * 4.2
+    assert peak_mb("scl", case, "fastseq torch") < 3 * 4.2
+
+
+@pytest.mark.parametrize(
+    ("shape", "overlapped_us", "summed_us"),
+    [
+        ((8, 480), 3.6, 6.5),
+        ((4, 4096), 130, 235),
+        ((1, 16384), 522, 939),
+        ((1, 65536), 8351, 15027),
+    ],
+)
+def test_floor_of_both_passes_on_an_h200(shape, overlapped_us, summed_us):
+    case = Case(*shape, 128, "bf16", "cuda")
+    peaks = PEAKS["NVIDIA H200"]
+    work = scl.work(case, "both")
+    assert floor_seconds(work, "bf16", peaks) * 1e6 == pytest.approx(summed_us, rel=0.02)
+    overlapped = floor_seconds(work, "bf16", peaks, overlap=True)
+    assert overlapped * 1e6 == pytest.approx(overlapped_us, rel=0.02)
+
+
+def test_rounds_rotate_and_a_slow_provider_leaves():
+    order = []
+
+    def call(name, seconds):
+        def sample():
+            order.append(name)
+            time.sleep(seconds)
+            return {"both": seconds}
+
+        return sample
+
+    calls = {"ours": call("ours", 0.001), "peer": call("peer", 0.01), "slow": call("slow", 0.2)}
+    samples = interleave(calls, budget_s=0.15)
+    assert order[:5] == ["ours", "peer", "slow", "peer", "ours"]
+    assert len(samples["slow"]) == 1
+    assert len(samples["peer"]) >= 3
+    assert len(samples["ours"]) >= len(samples["peer"])
+
+
+def test_statistics():
+    assert quartile_range([4.0, 1.0, 3.0, 2.0, 5.0]) == 2.0
+    assert quartile_range([7.0]) == 0.0
+    # A slow second round met both: the ratio stays.
+    assert paired_ratio([2.0, 20.0], [1.0, 10.0, 1.0]) == 2.0
+    assert rotation(1_000_000, 60_000_000, 100) == 100
+    assert rotation(20_000_000, 60_000_000, 100) == 9
