@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.evaluation.cli import UserError, open_index, run_command, split_videos, write_json
 from training.evaluation.protocol import (
@@ -23,6 +23,9 @@ from training.evaluation.protocol import (
     evaluate_embeddings,
     format_table,
 )
+
+if TYPE_CHECKING:
+    from training.evaluation.embed import EmbeddedVideo
 
 
 def evaluate_run(
@@ -55,18 +58,20 @@ def evaluate_run(
     _require_labels(index, train, cfg.data.train_split)
     _require_labels(index, test, cfg.data.test_split)
     records = train + test
-    embedded = {TIME_INDEX: time_index(records)}
-    embedded.update(embed_records(encoders, records, cfg, progress=progress))
-    rows = {
-        name: evaluate_embeddings(
+
+    def row(videos: Sequence[EmbeddedVideo]) -> dict[str, Any]:
+        return evaluate_embeddings(
             videos[: len(train)],
             videos[len(train) :],
             index.classes,
             stride=stride,
             fractions=fractions,
         )
-        for name, videos in embedded.items()
-    }
+
+    # The time index first: wrong options and labels show before the long part.
+    rows = {TIME_INDEX: row(time_index(records))}
+    embedded = embed_records(encoders, records, cfg, progress=progress)
+    rows.update({name: row(videos) for name, videos in embedded.items()})
     return {
         "run": str(run),
         "folder": str(index.folder),
