@@ -339,6 +339,16 @@ def test_load_run_says_what_is_missing(recipe, tmp_path):
         load_run("run")
 
 
+def test_bf16_trains_like_fp32(recipe):
+    options = ["train.steps=8", "train.log_every=8"]
+    main([recipe, "train.run_dir=fp32", *options])
+    main([recipe, "train.run_dir=bf16", *options, "train.precision=bf16"])
+    loss32, loss16 = read_log("fp32")[0]["loss"], read_log("bf16")[0]["loss"]
+    assert loss16 != loss32
+    assert loss16 == pytest.approx(loss32, rel=0.03)
+    assert all(value.dtype != torch.bfloat16 for value in weights("bf16").values())
+
+
 def test_loss_falls_on_a_small_set(recipe, monkeypatch):
     monkeypatch.setattr(
         training.train, "open_dataset", lambda cfg, **_: MovingSquares(4, padded=False)

@@ -1,8 +1,5 @@
 """ResNet-18 and ResNet-50 with torchvision's state-dict keys, without the classifier."""
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,8 +51,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Images (n, 3, H, W) to feature vectors (n, C): the last map, max-pooled over space.
 
-    CARL trains the last stage and keeps the rest as pre-trained (section 3.3). Frozen stages never
-    track gradients, keep their batch-norm statistics, and stay in eval mode under ``train()``.
+    CARL trains the last stage and keeps the rest as pre-trained (section 3.3). Frozen stages have
+    no gradients, keep their batch-norm statistics, and stay in eval mode under ``train()``.
 
     Args:
         depth: 18 or 50.
@@ -111,13 +108,9 @@ class ResNet(nn.Module):
         return F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        stages: list[Callable[[Tensor], Tensor]] = [self._stem]
-        stages += [getattr(self, name) for name in STAGES[1:]]
-        with torch.no_grad():
-            for stage in stages[: self._first_trained]:
-                x = stage(x)
-        for stage in stages[self._first_trained :]:
-            x = stage(x)
+        x = self._stem(x)
+        for name in STAGES[1:]:
+            x = getattr(self, name)(x)
         # CARL's released encoder takes the maximum over space, not torchvision's mean.
         return F.adaptive_max_pool2d(x, 1).flatten(1)
 

@@ -1,6 +1,5 @@
 """A small convolutional network that keeps where things are: the demo's backbone."""
 
-import torch
 from torch import Tensor, nn
 
 WIDTHS = (16, 32, 64, 128)
@@ -42,5 +41,4 @@ class SmallCNN(nn.Module):
         return super().train(mode and not self.frozen)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.layers(x).flatten(1)
+        return self.layers(x).flatten(1)
