@@ -17,6 +17,8 @@ def write_video(
 ) -> None:
     """Write frames to an H.264 mp4 file (yuv420p), atomically: never a half-written file.
 
+    The same frames give the same bytes.
+
     Args:
         frames: uint8 arrays or tensors (H, W, 3), RGB, all of one size. An odd side is padded by
             repeating its last row or column: yuv420p has no odd sizes.
@@ -48,7 +50,12 @@ def write_video(
                     stream.height = shape[0] + shape[0] % 2
                     stream.width = shape[1] + shape[1] % 2
                     stream.pix_fmt = "yuv420p"
-                    stream.options = {"preset": "veryfast", "crf": str(crf)}
+                    # mbtree makes x264's output differ from run to run on small pictures.
+                    stream.options = {
+                        "preset": "veryfast",
+                        "crf": str(crf),
+                        "x264-params": "mbtree=0",
+                    }
                 elif pixels.shape != shape:
                     raise ValueError(f"frame {number} is {pixels.shape}, the first was {shape}")
                 pad = ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0))

@@ -167,12 +167,8 @@ def test_rendering_again_gives_the_same_pictures(dataset, tmp_path):
     folder, _ = dataset
     render.render_dataset(tmp_path / "again", **(SMALL | {"train_per_action": 1}))
     for path in (tmp_path / "again").rglob("*.mp4"):
-        first, again = (
-            decode(file)[0].astype(int)
-            for file in (path, folder / path.relative_to(tmp_path / "again"))
-        )
-        # x264's mbtree now and then takes another decision for the same frames.
-        assert abs(first - again).max() <= 8
+        first = folder / path.relative_to(tmp_path / "again")
+        assert path.read_bytes() == first.read_bytes()
     plan = render.plan_video(0, "swing", "test", 0)
     pictures = [render.render_video(plan, seed=seed, side=32) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(pictures[0], pictures[1])

@@ -30,7 +30,7 @@ from training.demo.scene import ACTIONS, Drawing, draw_camera, draw_clutter, dra
 GENERATOR = "training.demo.render/1"  # raise the number whenever the pictures or labels change
 SPLITS = ("train", "test")
 FPS = 30
-QUALITY = 23  # x264's constant rate factor: about 20 kB a video
+QUALITY = 26  # x264's constant rate factor: about 20 kB a video
 FRAMES = (100, 300)
 SHORTEST_PHASE = 4  # frames
 CONCENTRATION = 1.0  # of the Dirichlet distribution of phase shares; lower varies more
@@ -279,6 +279,14 @@ def _write_videos(folder: Path, plans, *, seed, side, clutter, progress) -> None
             raise
 
 
+def describe(summary: RenderSummary) -> str:
+    took = "there already" if summary.reused else f"{summary.seconds:.1f} s"
+    return (
+        f"{summary.folder}: {summary.videos} videos, {summary.frames} frames, "
+        f"{summary.bytes / 1e6:.1f} MB, {took}"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.demo.render", description="Render the demo's videos and labels."
@@ -294,11 +302,7 @@ def main(argv: list[str] | None = None) -> None:
         summary = render_dataset(**vars(options))
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
-    print(
-        f"{summary.folder}: {summary.videos} videos, {summary.frames} frames, "
-        f"{summary.bytes / 1e6:.1f} MB, "
-        + ("there already" if summary.reused else f"{summary.seconds:.1f} s")
-    )
+    print(describe(summary))
 
 
 if __name__ == "__main__":

@@ -178,11 +178,15 @@ def _mean_of_defined(values: Any) -> float:
 
 def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows as aligned text, one line each, '-' where a metric is undefined."""
-    header = ["", *COLUMNS.values()]
-    lines = [header]
+    lines = [["", *COLUMNS.values()]]
     for name, row in rows.items():
         lines.append([name, *(format_value(row["metrics"].get(key)) for key in COLUMNS)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return format_cells(lines)
+
+
+def format_cells(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as text: the first column flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
         for line in lines

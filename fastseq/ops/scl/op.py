@@ -120,7 +120,6 @@ def scl_loss(
     return loss[0] if unbatched and reduction == "none" else loss
 
 
-@torch.compiler.assume_constant_result
 def resolve_backend(
     requested: str, device_type: str, dtype: torch.dtype, negatives: str
 ) -> tuple[str, str]:
@@ -131,6 +130,10 @@ def resolve_backend(
     # On the CPU Triton only has its interpreter, which is there for tests that ask for it.
     why_not = triton | torch_first if device_type == "cuda" else torch_first | triton
     return choose_backend("scl_loss", requested, why_not)
+
+
+# What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
+resolve_backend._dynamo_marked_constant = True
 
 
 def _why_not_triton(device_type: str, dtype: torch.dtype, negatives: str) -> str | None:
