@@ -5,9 +5,11 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.case import Case, build
 from benchmarks.timing import gradients
@@ -15,10 +17,19 @@ from benchmarks.timing import gradients
 ROOT = Path(__file__).parents[1]
 
 
-def peak_mb(op: str, case: Case, provider: str) -> float:
-    """In a child process on the CPU: only a fresh process says what this provider alone takes."""
-    if case.device == "cuda":
-        return _cuda_peak(op, case, provider)
+def cuda_peak_mb(fn: Callable[..., Tensor], args: tuple[Tensor, ...], upstream: float) -> float:
+    """What the caching allocator handed out at most, above what it had before the call."""
+    gradients(fn(*args), args, upstream)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    gradients(fn(*args), args, upstream)
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before - _gradient_bytes(args)) / 1e6
+
+
+def cpu_peak_mb(op: str, case: Case, provider: str) -> float:
+    """In a child process: only a fresh one says what this provider alone takes."""
     # Freed blocks go back to the system at once; kept for later use they would hide in the RSS
     # before the call.
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -30,32 +41,20 @@ def peak_mb(op: str, case: Case, provider: str) -> float:
     return float(child.stdout.split()[-1])
 
 
-def _setup(op: str, case: Case, provider: str):
+def _measure(op: str, case: Case, provider: str) -> float:
     module = importlib.import_module(f"benchmarks.{op}")
     found = next(p for p in module.providers(case.device) if p.name == provider)
     fn, args = build(found, case), module.inputs(case)
-    grad_bytes = sum(x.numel() * x.element_size() for x in args if x.requires_grad)
-    return fn, args, grad_bytes
-
-
-def _cuda_peak(op: str, case: Case, provider: str) -> float:
-    fn, args, grad_bytes = _setup(op, case, provider)
-    gradients(fn(*args), args, case.upstream)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    gradients(fn(*args), args, case.upstream)
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before - grad_bytes) / 1e6
-
-
-def _cpu_peak(op: str, case: Case, provider: str) -> float:
-    fn, args, grad_bytes = _setup(op, case, provider)
     gradients(fn(*args), args, case.upstream)
     before = _status_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     gradients(fn(*args), args, case.upstream)
-    return max(0.0, ((_status_kib("VmHWM") - before) * 1024 - grad_bytes) / 1e6)
+    peak = (_status_kib("VmHWM") - before) * 1024
+    return max(0.0, (peak - _gradient_bytes(args)) / 1e6)
+
+
+def _gradient_bytes(args: tuple[Tensor, ...]) -> int:
+    return sum(x.numel() * x.element_size() for x in args if x.requires_grad)
 
 
 def _status_kib(name: str) -> int:
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> None:
     op, provider, n, t, d, precision, device = argv
     case = Case(int(n), int(t), int(d), precision, device)
     with contextlib.redirect_stdout(sys.stderr):  # KeOps greets on stdout
-        peak = _cpu_peak(op, case, provider)
+        peak = _measure(op, case, provider)
     print(peak)
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from statistics import median
 
 import torch
@@ -45,7 +46,13 @@ def interleave(
 
 def gradients(loss: Tensor, args: tuple[Tensor, ...], upstream: float) -> tuple[Tensor, ...]:
     wanted = [x for x in args if x.requires_grad]
-    return torch.autograd.grad(loss, wanted, torch.full_like(loss, upstream))
+    return torch.autograd.grad(loss, wanted, _upstream(upstream, loss.dtype, loss.device))
+
+
+@lru_cache
+def _upstream(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made once: filling it anew would be a kernel launch of every call."""
+    return torch.tensor(value, dtype=dtype, device=device)
 
 
 class CPUCall:

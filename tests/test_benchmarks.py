@@ -11,7 +11,7 @@ import torch
 from benchmarks import plot, results, run, scl, scl_peers
 from benchmarks.case import Case, Provider, Unavailable, build
 from benchmarks.floors import PEAKS, floor_seconds
-from benchmarks.memory import peak_mb
+from benchmarks.memory import cpu_peak_mb
 from benchmarks.timing import gradients, interleave, paired_ratio, quartile_range, rotation
 
 CASE = Case(2, 70, 16)
@@ -114,8 +114,8 @@ def test_run_case_writes_one_row_per_key(tmp_path):
 def test_memory_counts_matrices():
     case = Case(1, 1024, 16)
     # Eager holds scores, gaps and four softmax matrices of 4.2 MB; ours blocks of 1 MB.
-    assert 4 * 4.2 < peak_mb("scl", case, "eager") < 12 * 4.2
-    assert peak_mb("scl", case, "fastseq torch") < 3 * 4.2
+    assert 4 * 4.2 < cpu_peak_mb("scl", case, "eager") < 12 * 4.2
+    assert cpu_peak_mb("scl", case, "fastseq torch") < 3 * 4.2
 
 
 @pytest.mark.parametrize(
