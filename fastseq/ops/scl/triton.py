@@ -23,7 +23,10 @@ CONSTANT_SHIFT_FROM = 0.025
 
 
 class Tiles(NamedTuple):
-    """Rows and columns of a tile, channels per step of the similarity and per gradient program."""
+    """Rows and columns of a tile, channels per step of the similarity and per gradient program.
+
+    ``registers`` caps what a thread takes where that puts one more program on a multiprocessor.
+    """
 
     rows: int
     columns: int
@@ -31,6 +34,7 @@ class Tiles(NamedTuple):
     channels: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 @lru_cache
@@ -45,7 +49,7 @@ def tiles(kernel: str, d: int, half: bool, precision: str, arch: int) -> Tiles:
     if kernel == "stats":
         if half:
             if padded <= 128:
-                return Tiles(64, 32, padded, padded, 4, 2)
+                return Tiles(64, 32, padded, padded, 4, 2, 168 if arch == 90 else None)
             return Tiles(64, 32, 256 if padded == 256 else 128, padded, 8, 2)
         if precision == "tf32":
             return Tiles(64, 32, min(padded, 32), padded, 8, 2)
@@ -114,6 +118,7 @@ def forward(
             PREC=precision,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            maxnreg=tile.registers,
         )
         scl_reduce_kernel[(1,)](
             part, loss, coef, n, blocks, REDUCTION=opts.reduction, BV=16, BB=64, num_warps=4
@@ -180,6 +185,7 @@ def backward(
             PREC=precision,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            maxnreg=tile.registers,
         )
     return dz1, dz2
 

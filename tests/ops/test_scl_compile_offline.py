@@ -1,0 +1,164 @@
+"""Every scl_loss kernel compiled for GPUs that are not there: nothing spills, tensor cores work.
+
+As a program it compiles the whole list and writes tests/data/scl_resources.json, which holds for
+the Triton version named in it: ``PYTHONPATH=.:tests python -m ops.test_scl_compile_offline``.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from offline import compile_all, job
+
+TABLE = Path(__file__).resolve().parent.parent / "data" / "scl_resources.json"
+ARCHS = (80, 90, 100)
+# Shared memory that one program can have, in bytes; sm_86 and sm_89 run the code for sm_80.
+SHARED_LIMIT = {80: 101_376, 90: 232_448, 100: 232_448}
+PRECISIONS = {
+    "bf16": ("bf16", "tf32"),
+    "fp16": ("fp16", "tf32"),
+    "tf32": ("fp32", "tf32"),
+    "tf32x3": ("fp32", "tf32x3"),
+}
+TENSOR_CORE = {"HMMA", "HGMMA", "UTCHMMA"}
+MODULE = "fastseq.ops.scl.triton_kernels"
+
+
+def scl_job(kernel, precision, d, arch, *, mode="shift", time="fp64", valid="mask"):
+    """``mode``: "shift", "online" or "raw" (online, not normalised). The defaults of ``time`` and
+    ``valid`` are the kinds that need most registers."""
+    from fastseq.ops.scl.triton import tiles
+
+    dtype, dot = PRECISIONS[precision]
+    tile = tiles(kernel, d, dtype != "fp32", dot, arch)
+    z, t = "*" + dtype, None if time is None else "*" + time
+    v = {"mask": "*i1", "lengths": "*i64", None: None}[valid]
+    ints = ["N", "T1", "T2", "st1", "st2"]
+    constants = {
+        "D": d,
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "BK": tile.step,
+        "NORM": mode != "raw",
+        "ONLINE": mode != "shift",
+        "MASK": valid == "mask",
+        "PREC": dot,
+    }
+    args = dict(
+        zip(("p_z1", "p_z2", "p_t1", "p_t2", "p_v1", "p_v2"), (z, z, t, t, v, v), strict=True)
+    )
+    args["p_stats"] = "*fp32"
+    if kernel == "stats":
+        args["p_part"] = "*fp32"
+        constants["KL"] = True
+    else:
+        args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
+        ints += ["sg", "first", "directions"]
+        constants["BD"] = tile.channels
+    args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "gauss", "reach"), "fp32")
+    return job(
+        MODULE,
+        f"scl_{kernel}_kernel",
+        args,
+        constants,
+        arch,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=tile.registers,
+    )
+
+
+def reduce_job(reduction, arch):
+    args = {"p_part": "*fp32", "p_loss": "*fp32", "p_coef": "*fp32", "N": "i32", "blocks": "i32"}
+    constants = {"REDUCTION": reduction, "BV": 16, "BB": 64}
+    return job(MODULE, "scl_reduce_kernel", args, constants, arch, num_warps=4)
+
+
+def core_cases():
+    cases = [("grad", p, 128, 90, {}) for p in PRECISIONS]
+    cases += [("stats", p, 128, 90, {}) for p in ("bf16", "tf32", "tf32x3")]
+    cases += [(k, "bf16", 128, a, {}) for k in ("stats", "grad") for a in (80, 100)]
+    return cases
+
+
+def all_cases():
+    cases = []
+    for arch in ARCHS:
+        for precision in PRECISIONS:
+            for kernel in ("stats", "grad"):
+                for d in (16, 32, 64, 128, 256, 512):
+                    for mode in ("shift", "online"):
+                        cases.append((kernel, precision, d, arch, {"mode": mode}))
+                cases.append((kernel, precision, 128, arch, {"mode": "raw"}))
+                for time, valid in ((None, None), ("i32", "lengths"), ("i64", "lengths")):
+                    cases.append((kernel, precision, 128, arch, {"time": time, "valid": valid}))
+        # Not a power of two, not a multiple of 16 bytes.
+        cases.append(("grad", "bf16", 200, arch, {}))
+        cases.append(("grad", "tf32x3", 17, arch, {}))
+    return cases
+
+
+def name(kernel, precision, d, arch, kinds):
+    kinds = {"mode": "shift", "time": "fp64", "valid": "mask"} | kinds
+    return " ".join(map(str, (kernel, precision, f"D{d}", f"sm_{arch}", *kinds.values())))
+
+
+def measure(cases, cache):
+    jobs = [scl_job(*case[:4], **case[4]) for case in cases]
+    return {name(*c): r for c, r in zip(cases, compile_all(jobs, cache), strict=True)}
+
+
+def check(cases, results):
+    import triton
+
+    table = json.loads(TABLE.read_text())
+    for case in cases:
+        key, arch = name(*case), case[3]
+        got = results[key]
+        assert "error" not in got, f"{key}: {got['error']}"
+        assert got["stack"] == 0, f"{key}: {got}"
+        assert got["spills"] == 0, f"{key}: {got}"
+        assert got["shared"] <= SHARED_LIMIT[arch], f"{key}: {got}"
+        assert TENSOR_CORE & set(got["mma"]), f"{key}: {got}"
+        if triton.__version__ == table["triton"]:
+            assert got == table["kernels"][key], f"{key}: run {Path(__file__).name} to update"
+
+
+def test_core(tmp_path):
+    """What most calls run: D = 128, every precision on sm_90, bf16 on the others."""
+    check(core_cases(), measure(core_cases(), tmp_path))
+
+
+def test_reduce(tmp_path):
+    jobs = [reduce_job(r, 90) for r in ("none", "mean", "sum", "paper")]
+    for got in compile_all(jobs, tmp_path):
+        assert "error" not in got, got
+        assert got["stack"] == got["spills"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_everything(tmp_path):
+    """Every precision, channel bucket, mode and architecture. About half an hour on one core."""
+    check(all_cases(), measure(all_cases(), tmp_path))
+
+
+def _update() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"  # this process only names the tiles
+    import triton
+
+    cases = {name(*c): c for c in all_cases() + core_cases()}
+    with tempfile.TemporaryDirectory() as cache:
+        kernels = measure(list(cases.values()), Path(cache))
+    for key, got in kernels.items():
+        if "error" in got or got["stack"] or got["spills"]:
+            print(key, got)
+    rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(kernels.items())]
+    text = f'{{\n  "triton": "{triton.__version__}",\n  "kernels": {{\n'
+    TABLE.write_text(text + ",\n".join(rows) + "\n  }\n}\n")
+
+
+if __name__ == "__main__":
+    _update()
