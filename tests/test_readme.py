@@ -1,0 +1,49 @@
+"""The README's Python examples run as they stand and print what they say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastseq
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _blocks(file: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+
+
+def test_first_snippet_prints_its_number():
+    (code,) = _blocks("README.md", "python")
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    promised = re.search(r"print\(.*# (\S+)$", code, re.MULTILINE)[1]
+    assert float(out) == pytest.approx(float(promised), abs=2e-4)
+
+
+def test_infonce_diff_gives_the_same_loss():
+    import torch.nn.functional as F
+
+    diff = next(block for block in _blocks("README.md", "diff") if "cross_entropy" in block)
+    z1, z2 = torch.randn(2, 3, 20, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    losses = []
+    for sign in "-+":
+        lines = [line[1:] for line in diff.splitlines() if line.startswith(sign)]
+        scope = {"torch": torch, "F": F, "fastseq": fastseq, "z1": z1, "z2": z2}
+        exec("\n".join(lines), scope)
+        losses.append(scope["loss"])
+    torch.testing.assert_close(*losses)
+
+
+def test_links_lead_somewhere():
+    for file in ROOT.rglob("*.md"):
+        if any(part.startswith(".") for part in file.relative_to(ROOT).parts):
+            continue
+        for link in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
+            if not link.startswith("http"):
+                assert (file.parent / link).exists(), f"{file.name}: {link}"
