@@ -1,0 +1,167 @@
+"""scl_loss on a real GPU: the gate before any benchmark. Error is judged against plain PyTorch."""
+
+import pytest
+import torch
+
+import fastseq
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def inputs(n, frames, channels, dtype, seed=0):
+    make = torch.Generator("cuda").manual_seed(seed)
+    z = torch.randn(2, n, frames, channels, device="cuda", generator=make)
+    z[1] += z[0]
+    t = torch.arange(frames, device="cuda").expand(n, frames)
+    return z[0].to(dtype), z[1].to(dtype), t, 2 * t
+
+
+def loss_and_grads(z1, z2, t1, t2, backend="triton", **kwargs):
+    z1, z2 = z1.detach().requires_grad_(), z2.detach().requires_grad_()
+    loss = fastseq.scl_loss(z1, z2, t1, t2, backend=backend, **kwargs)
+    return (loss, *torch.autograd.grad(loss.sum(), (z1, z2)))
+
+
+def plain(z1, z2, t1, t2, variance=10.0, temperature=0.1):
+    """What a user writes, in the inputs' own dtype: one sequence, reduction="mean"."""
+    z1, z2 = (torch.nn.functional.normalize(z, dim=-1).requires_grad_() for z in (z1, z2))
+    logits = z1 @ z2.T / temperature
+    gap = t1[:, None].float() - t2[None, :].float()
+    log_w = (-gap.square() / (2 * variance)).masked_fill(gap.abs() > (206 * variance) ** 0.5, -1e9)
+    total = 0
+    for rows, targets in ((logits, log_w), (logits.T, log_w.T)):
+        w = targets.softmax(-1) * (targets.amax(-1, keepdim=True) > -1e8)
+        log_p = rows.float().log_softmax(-1)
+        total = total + (torch.xlogy(w, w) - w * log_p).sum()
+    return total / (len(z1) + len(z2))
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 240, 128), (2, 1000, 200), (1, 4096, 128)])
+def test_error_is_that_of_plain_torch(shape, dtype):
+    z1, z2, t1, t2 = inputs(*shape, DTYPES[dtype])
+    truth = loss_and_grads(z1.double(), z2.double(), t1, t2, backend="reference")
+    got = loss_and_grads(z1, z2, t1, t2)
+    leaves = z1.detach().requires_grad_(), z2.detach().requires_grad_()
+    loss = sum(plain(*row) for row in zip(*leaves, t1, t2, strict=True)) / shape[0]
+    peer = (loss, *torch.autograd.grad(loss, leaves))
+    floor = 2e-6 if dtype == "fp32" else 1e-4
+    for a, p, b in zip(got, peer, truth, strict=True):
+        assert relative(a, b) <= 2 * relative(p, b) + floor
+
+
+@pytest.mark.parametrize("shape", [(4, 4096, 128), (1, 16384, 128)])
+def test_large(shape):
+    """Against the blockwise backend in fp32: float64 does not fit here."""
+    z1, z2, t1, t2 = inputs(*shape, torch.bfloat16)
+    got = loss_and_grads(z1, z2, t1, t2)
+    want = loss_and_grads(z1.float(), z2.float(), t1, t2, backend="torch")
+    assert relative(got[0], want[0]) <= 1e-4
+    for a, b in zip(got[1:], want[1:], strict=True):
+        assert relative(a, b) <= 2 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_fp32_follows_torch(precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        z1, z2, t1, t2 = inputs(2, 500, 128, torch.float32)
+        got = loss_and_grads(z1, z2, t1, t2)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    want = loss_and_grads(z1.double(), z2.double(), t1, t2, backend="reference")
+    for a, b in zip(got[1:], want[1:], strict=True):
+        assert relative(a, b) <= (1e-5 if precision == "highest" else 2e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_same_bits_twenty_times(temperature):
+    z1, z2, t1, t2 = inputs(4, 1000, 128, torch.bfloat16)
+    first = loss_and_grads(z1, z2, t1, t2, temperature=temperature)
+    for _ in range(20):
+        again = loss_and_grads(z1, z2, t1, t2, temperature=temperature)
+        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+    kwargs = {"temperature": temperature, "reduction": "none"}
+    batch = loss_and_grads(z1, z2, t1, t2, **kwargs)
+    alone = loss_and_grads(z1[2:3], z2[2:3], t1[2:3], t2[2:3], **kwargs)
+    assert all(torch.equal(a[0], b[2]) for a, b in zip(alone, batch, strict=True))
+
+
+def test_graph_replays_new_values():
+    z1, z2, t1, t2 = inputs(2, 300, 128, torch.bfloat16)
+    lengths = torch.tensor([300, 200], device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles outside the capture
+        loss_and_grads(z1, z2, t1, t2, lengths1=lengths)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = loss_and_grads(z1, z2, t1, t2, lengths1=lengths)
+    z1.copy_(torch.randn_like(z1))
+    lengths.copy_(torch.tensor([7, 299]))
+    graph.replay()
+    want = loss_and_grads(z1, z2, t1, t2, lengths1=lengths)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum", "paper"])
+def test_host_never_waits(reduction):
+    z1, z2, t1, t2 = inputs(2, 300, 128, torch.bfloat16)
+    lengths = torch.tensor([300, 200], device="cuda")
+    valid = torch.rand(2, 300, device="cuda") < 0.8
+    calls = ({"lengths1": lengths}, {"valid1": valid, "lengths2": lengths})
+    for kwargs in calls:
+        loss_and_grads(z1, z2, t1, t2, reduction=reduction, **kwargs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for kwargs in calls:
+            loss_and_grads(z1, z2, t1, t2, reduction=reduction, **kwargs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_runs_on_the_current_stream():
+    """Inputs that a slow kernel on the same stream is still writing."""
+    z1, z2, t1, t2 = inputs(2, 500, 128, torch.bfloat16)
+    want = loss_and_grads(z1, z2, t1, t2)
+    stream = torch.cuda.Stream()
+    late1, late2 = torch.zeros_like(z1), torch.zeros_like(z2)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        late1.copy_(z1)
+        late2.copy_(z2)
+        got = loss_and_grads(late1, late2, t1, t2)
+    stream.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_second_device():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    args = inputs(1, 100, 64, torch.bfloat16)
+    want = loss_and_grads(*args)
+    got = loss_and_grads(*(x.to("cuda:1") for x in args))
+    assert all(torch.equal(a.to("cuda:0"), b) for a, b in zip(got, want, strict=True))
+
+
+def test_memory_is_linear():
+    z1, z2, t1, t2 = inputs(1, 65536, 128, torch.bfloat16)
+    z1.requires_grad_()
+    z2.requires_grad_()
+    loss_and_grads(z1[:, :64], z2[:, :64], t1[:, :64], t2[:, :64])
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    fastseq.scl_loss(z1, z2, t1, t2, backend="triton").backward()
+    torch.cuda.synchronize()
+    gradients = z1.grad.nbytes + z2.grad.nbytes
+    assert torch.cuda.max_memory_allocated() - before - gradients < 200e6
