@@ -167,7 +167,7 @@ def test_first_step_is_that_of_plain_adam(recipe):
 def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
     main([recipe, "train.run_dir=whole"])
 
-    # Killed in step 8 with checkpoints of steps 2, 4 and 6, then again right after resuming.
+    # Killed after step 9, with a checkpoint of step 5 and a log line of step 8; then after step 11.
     class Killed(BaseException):
         pass
 
@@ -181,8 +181,8 @@ def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
 
         return train_step
 
-    arguments = [recipe, "train.run_dir=parts", "train.checkpoint_every=2"]
-    for step, resume in ((7, []), (9, ["--resume"])):
+    arguments = [recipe, "train.run_dir=parts"]
+    for step, resume in ((9, []), (11, ["--resume"])):
         monkeypatch.setattr(training.trainer.Trainer, "_train_step", killed_at(step))
         with pytest.raises(Killed):
             main([*arguments, *resume])

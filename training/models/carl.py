@@ -111,7 +111,7 @@ class CarlModel(nn.Module):
         x = self.dropout(x)
         keys = None
         if valid is not None:
-            # A sequence without a real frame attends everywhere: softmax over nothing is NaN.
+            # A sequence without a real frame attends everywhere: some kernels give NaN for nothing.
             keys = (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
         for layer in self.layers:
             x = layer(x, keys)
