@@ -13,6 +13,7 @@ from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 
 LINEAR = "torch"
+pytestmark = pytest.mark.usefixtures("nan_empty")
 
 
 def _randn(*shape, dtype=torch.float64, seed=0):
