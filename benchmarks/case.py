@@ -48,7 +48,8 @@ class Provider(NamedTuple):
 
     build(case) returns a function of the op's inputs that gives the scalar loss, or raises
     Unavailable. bytes_needed(case): its peak, for leaving out what does not fit. tolerance is
-    added to that of the case's precision. graph: CUDA graphs may be tried on it.
+    added to that of the case's precision. graph: CUDA graphs may be tried on it. own_process: it
+    brings an OpenMP runtime besides PyTorch's.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Provider(NamedTuple):
     tolerance: float = 0.0
     cpu_pairs: int = 1 << 40
     graph: bool = True
+    own_process: bool = False
 
 
 def available_bytes(device: str) -> int:

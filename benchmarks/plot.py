@@ -55,8 +55,7 @@ def _panel(ax, rows: list[dict[str, str]], column: str) -> None:
         points = sorted(
             (int(row["t"]), float(row[column]))
             for row in rows
-            # A log axis has no zero: below 0.1 MB nothing is drawn.
-            if row["provider"] == name and row[column] and float(row[column]) >= 1e-1
+            if row["provider"] == name and float(row[column] or 0) > 0
         )
         if points:
             color, marker = STYLES.get(name, (None, "x"))
@@ -73,6 +72,7 @@ def _panel(ax, rows: list[dict[str, str]], column: str) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xticks([t for t, _, _ in shapes], [f"{n}×{t}" for t, n, _ in shapes], fontsize=9)
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
     ax.set_xlabel(f"N×T (D = {shapes[0][2]})")
     ax.grid(alpha=0.3)

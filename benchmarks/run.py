@@ -7,36 +7,30 @@ import argparse
 import importlib
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from types import ModuleType
 
 import torch
-from torch import Tensor
 
 from benchmarks import results
-from benchmarks.case import PRECISIONS, Case, Provider, Unavailable, build
+from benchmarks.case import PRECISIONS, Case, Unavailable, build
 from benchmarks.floors import GEMM_FLOP, PEAKS, Gemm, floor_seconds
+from benchmarks.gate import WrongResult, gate, matmul_precision
 from benchmarks.memory import cpu_peak_mb, cuda_peak_mb
 from benchmarks.timing import (
     CPUCall,
     GPUCall,
-    gradients,
     interleave,
     paired_ratio,
     quartile_range,
     rotation,
 )
+from benchmarks.worker import Worker
 
 OPS = ("scl",)
-# Relative error of loss and gradients against float64 above which something else is computed.
-TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "fp16": 2e-2, "bf16": 5e-2}
 GEMM = "GEMM"
-
-
-class WrongResult(Exception):
-    """A provider computes something other than the reference; its speed would mean nothing."""
 
 
 def choose_device() -> str:
@@ -51,40 +45,11 @@ def cases(op: ModuleType, device: str) -> list[Case]:
     ]
 
 
-@contextmanager
-def matmul_precision(case: Case):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(PRECISIONS[case.precision][1])
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    return float((got.double() - want).norm() / want.norm())
-
-
-def gate(provider: Provider, case: Case, fn, args: tuple[Tensor, ...], want) -> float:
-    """Largest relative error of a gradient; WrongResult when it or the loss is off."""
-    loss = fn(*args)
-    grads = gradients(loss, args, case.upstream)
-    errors = [relative(g / case.upstream, w) for g, w in zip(grads, want[1:], strict=True)]
-    off = max(relative(loss.detach(), want[0]), *errors)
-    tolerance = TOLERANCE[case.precision] + provider.tolerance
-    if not off <= tolerance:  # also when NaN
-        raise WrongResult(
-            f"{provider.name} at {case}: relative error {off:.2g} against the float64 "
-            f"reference, allowed {tolerance:.2g}; it was not timed"
-        )
-    return max(errors)
-
-
 def check(
     op: ModuleType, case: Case, names: list[str] | None = None
-) -> tuple[dict[str, Callable[..., Tensor]], dict[str, float], dict[str, str], list[str]]:
-    """Functions that passed the gate, their gradient errors, why others are missing, and what
-    computed something wrong."""
+) -> tuple[dict[str, Callable | Worker], dict[str, float], dict[str, str], list[str]]:
+    """What passed the gate, its gradient errors, why others are missing, and what computed
+    something wrong."""
     # Every case compiles the same code; without the reset the ninth would fall back to eager.
     torch.compiler.reset()
     args = op.inputs(case)
@@ -94,9 +59,13 @@ def check(
         if names and provider.name not in names:
             continue
         try:
-            fn = build(provider, case)
-            errors[provider.name] = gate(provider, case, fn, args, want)
-            fns[provider.name] = fn
+            if provider.own_process and case.device == "cpu":
+                fns[provider.name] = worker = Worker(op.__name__, provider.name, case)
+                errors[provider.name] = worker.gradient_error
+            else:
+                fn = build(provider, case)
+                errors[provider.name] = gate(provider, case, fn, args, want)
+                fns[provider.name] = fn
         except Unavailable as error:
             notes[provider.name] = str(error)
         except WrongResult as error:
@@ -124,8 +93,10 @@ def run_case(
 ) -> tuple[list[dict[str, str]], list[str]]:
     """Measure a case and merge its rows into the CSV. Also returns what failed the gate."""
     op = importlib.import_module(f"benchmarks.{op_name}")
-    with matmul_precision(case):
+    with matmul_precision(case), ExitStack() as stack:
         fns, errors, notes, wrong = check(op, case, names)
+        for worker in (fn for fn in fns.values() if isinstance(fn, Worker)):
+            stack.callback(worker.close)
         calls, samples = {}, {}
         timed = case.pairs <= op.TIMED_PAIRS[case.device]
         if timed:
@@ -142,7 +113,9 @@ def _calls(op: ModuleType, case: Case, fns: dict) -> dict[str, Callable]:
     order = [ours, *(name for name in fns if name != ours)]
     if case.device == "cpu":
         args = op.inputs(case)
-        return {name: CPUCall(fns[name], args, case.upstream) for name in order} | {GEMM: Gemm()}
+        calls = {name: CPUCall(fns[name], args, case.upstream) for name in order}
+        calls |= {name: fn for name, fn in fns.items() if isinstance(fn, Worker)}
+        return calls | {GEMM: Gemm()}
     per_call = 4 * case.n * case.t * case.d * case.dtype.itemsize
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     sets = [op.inputs(case, seed) for seed in range(rotation(per_call, cache, 100))]

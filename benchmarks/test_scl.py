@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import scl
-from benchmarks.run import cases, check, choose_device, matmul_precision, run_case
+from benchmarks.gate import matmul_precision
+from benchmarks.run import cases, check, choose_device, run_case
 from benchmarks.timing import gradients
 
 DEVICE = choose_device()

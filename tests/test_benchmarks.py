@@ -8,11 +8,12 @@ import time
 import pytest
 import torch
 
-from benchmarks import plot, results, run, scl, scl_peers
+from benchmarks import gate, plot, results, run, scl, scl_peers
 from benchmarks.case import Case, Provider, Unavailable, build
 from benchmarks.floors import PEAKS, floor_seconds
 from benchmarks.memory import cpu_peak_mb
 from benchmarks.timing import gradients, interleave, paired_ratio, quartile_range, rotation
+from benchmarks.worker import Worker
 
 CASE = Case(2, 70, 16)
 
@@ -31,16 +32,16 @@ def flex_with_dense_softmax(z1, z2, t1, t2):
 def test_peers_compute_the_loss(problem, peer):
     args, want = problem
     loss = peer(*args)
-    assert run.relative(loss.detach(), want[0]) < 1e-6
+    assert gate.relative(loss.detach(), want[0]) < 1e-6
     for got, expected in zip(gradients(loss, args, 1.0), want[1:], strict=True):
-        assert run.relative(got, expected) < 1e-5
+        assert gate.relative(got, expected) < 1e-5
 
 
 def test_released_formula_is_the_loss_up_to_its_epsilon():
     case = Case(2, 70, 128)
     args = scl.inputs(case)
     grads = gradients(scl_peers.build_released(case)(*args), args, 1.0)
-    assert 1e-5 < run.relative(grads[0], scl.expected(case, args)[1]) < 2e-3
+    assert 1e-5 < gate.relative(grads[0], scl.expected(case, args)[1]) < 2e-3
 
 
 def test_flex_log_sum_exp(problem):
@@ -62,11 +63,11 @@ def test_inputs_are_sorted_distinct_frames_and_differ_by_seed():
 def test_gate_refuses_another_function(problem):
     args, want = problem
     wrong = Provider("twice", lambda case: lambda *a: 2 * scl_peers.eager(*a))
-    with pytest.raises(run.WrongResult, match="twice at 2x70x16-fp32: relative error 1 against"):
-        run.gate(wrong, CASE, wrong.build(CASE), args, want)
+    with pytest.raises(gate.WrongResult, match="twice at 2x70x16-fp32: relative error 1 against"):
+        gate.gate(wrong, CASE, wrong.build(CASE), args, want)
     nan = Provider("nan", lambda case: lambda *a: scl_peers.eager(*a) * math.nan)
-    with pytest.raises(run.WrongResult):
-        run.gate(nan, CASE, nan.build(CASE), args, want)
+    with pytest.raises(gate.WrongResult):
+        gate.gate(nan, CASE, nan.build(CASE), args, want)
 
 
 def test_expected_is_the_same_dense_and_blockwise(problem, monkeypatch):
@@ -153,6 +154,20 @@ def test_rounds_rotate_and_a_slow_provider_leaves():
     assert len(samples["slow"]) == 1
     assert len(samples["peer"]) >= 3
     assert len(samples["ours"]) >= len(samples["peer"])
+
+
+def test_a_worker_samples_and_reports_like_a_call_of_its_own():
+    worker = Worker("benchmarks.scl", "eager", CASE)
+    try:
+        assert worker.gradient_error < 1e-6
+        sample = worker()
+        assert sample["both"] == pytest.approx(sample["forward"] + sample["backward"])
+    finally:
+        worker.close()
+    with pytest.raises(Unavailable, match="too long on a CPU"):
+        Worker("benchmarks.scl", "released", Case(1, 8192, 128))
+    with pytest.raises(RuntimeError, match="nothing_here"):
+        Worker("benchmarks.nothing_here", "eager", CASE)
 
 
 def test_statistics():

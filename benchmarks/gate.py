@@ -1,0 +1,45 @@
+"""No speed of a wrong function: loss and gradients against the op's float64 result."""
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import PRECISIONS, Case, Provider
+from benchmarks.timing import gradients
+
+# Relative error of loss and gradients against float64 above which something else is computed.
+TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "fp16": 2e-2, "bf16": 5e-2}
+
+
+class WrongResult(Exception):
+    """A provider computes something other than the reference; its speed would mean nothing."""
+
+
+@contextmanager
+def matmul_precision(case: Case):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(PRECISIONS[case.precision][1])
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want).norm() / want.norm())
+
+
+def gate(provider: Provider, case: Case, fn, args: tuple[Tensor, ...], want) -> float:
+    """Largest relative error of a gradient; WrongResult when it or the loss is off."""
+    loss = fn(*args)
+    grads = gradients(loss, args, case.upstream)
+    errors = [relative(g / case.upstream, w) for g, w in zip(grads, want[1:], strict=True)]
+    off = max(relative(loss.detach(), want[0]), *errors)
+    tolerance = TOLERANCE[case.precision] + provider.tolerance
+    if not off <= tolerance:  # also when NaN
+        raise WrongResult(
+            f"{provider.name} at {case}: relative error {off:.2g} against the float64 "
+            f"reference, allowed {tolerance:.2g}; it was not timed"
+        )
+    return max(errors)
