@@ -38,33 +38,43 @@ class Tiles(NamedTuple):
 
 
 @lru_cache
-def tiles(kernel: str, d: int, half: bool, precision: str, arch: int) -> Tiles:
-    """The configuration of "stats" or "grad". It must not depend on N or T: a sequence gives the
-    same bits alone and in a batch. Chosen so that nothing spills; see tests/data."""
+def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
+    """The configuration of "stats" or "grad" for "bf16", "fp16", "tf32" or "tf32x3" operands.
+
+    It must not depend on N or T: a sequence gives the same bits alone and in a batch. Chosen so
+    that nothing spills (tests/data/scl_resources.json) and to fit the 99 kB of sm_86 and sm_89.
+    """
     padded = max(16, triton.next_power_of_2(d))
+    half = operands in ("bf16", "fp16")
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, padded, padded, 4, 1)
-    if half and padded <= 128 and 100 <= arch < 120:  # tcgen05
-        return Tiles(64, 64, padded, padded, 8, 2)
     if kernel == "stats":
+        if half and padded <= 128:
+            if 100 <= arch < 120:
+                return Tiles(64, 64, padded, padded, 8, 2)
+            return Tiles(64, 32, padded, padded, 4, 2, 168 if arch == 90 else None)
         if half:
-            if padded <= 128:
-                return Tiles(64, 32, padded, padded, 4, 2, 168 if arch == 90 else None)
-            return Tiles(64, 32, 256 if padded == 256 else 128, padded, 8, 2)
-        if precision == "tf32":
-            return Tiles(64, 32, min(padded, 32), padded, 8, 2)
+            return Tiles(64, 32, 128, padded, 8, 2)
+        if padded <= 32:
+            return Tiles(32, 32, 16, padded, 4, 2)
+        if operands == "tf32":
+            return Tiles(64, 32, 32, padded, 8, 2)
         return Tiles(64, 64, 16, padded, 8, 2)
     if half:
         if padded <= 64:
-            return Tiles(64, 64, padded, padded, 4, 2)
+            return Tiles(64, 32, padded, padded, 4, 2)
         if padded == 128:
+            if operands == "fp16":
+                return Tiles(64, 32, 128, 128, 8, 2)
             return Tiles(64, 32, 128, 128, 4, 2) if arch == 90 else Tiles(64, 64, 128, 128, 8, 2)
         return Tiles(32, 32, 256 if padded == 256 else 128, 256, 8, 2)
-    if precision == "tf32":
-        if padded <= 64:
-            return Tiles(64, 32, padded, padded, 4, 2)
-        return Tiles(32, 32, 128 if padded == 128 else 32, 128, 4, 2)
-    return Tiles(64, 32, 16, min(padded, 64), 8, 2)
+    if padded <= 32:
+        return Tiles(32, 32, 16, padded, 4, 2)
+    if operands == "tf32":
+        if padded == 64:
+            return Tiles(64, 32, 64, 64, 4, 2)
+        return Tiles(32, 32, 128 if padded == 128 else 32, 128, 4, 2, 255)
+    return Tiles(64, 32, 16, 64, 8, 2)
 
 
 def forward(
@@ -84,8 +94,8 @@ def forward(
         zeros = torch.zeros(shape, **fp32)
         return zeros, torch.zeros(3, n, frames1 + frames2, **fp32), torch.zeros(2, n, **fp32)
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
-    precision = _precision(z1)
-    tile = tiles("stats", d, z1.dtype != torch.float32, precision, _arch(z1.device))
+    operands, precision = _operands(z1.dtype)
+    tile = tiles("stats", d, operands, _arch(z1.device))
     blocks = triton.cdiv(max(frames1, frames2), tile.rows)
     loss = torch.empty(shape, **fp32)
     stats = torch.empty((3, n, frames1 + frames2), **fp32)
@@ -145,8 +155,8 @@ def backward(
     if n == 0 or frames1 + frames2 == 0 or not (need1 or need2):
         return z1.new_zeros(z1.shape) if need1 else None, z2.new_zeros(z2.shape) if need2 else None
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
-    precision = _precision(z1)
-    tile = tiles("grad", d, z1.dtype != torch.float32, precision, _arch(z1.device))
+    operands, precision = _operands(z1.dtype)
+    tile = tiles("grad", d, operands, _arch(z1.device))
     dz1 = torch.empty_like(z1) if need1 else None
     dz2 = torch.empty_like(z2) if need2 else None
     blocks = triton.cdiv(max(frames1, frames2), tile.rows)
@@ -218,11 +228,14 @@ def _online(opts: SCLOptions) -> bool:
     return not (opts.normalize and opts.temperature >= CONSTANT_SHIFT_FROM)
 
 
-def _precision(z: Tensor) -> str:
-    """How fp32 operands are multiplied; half precision ignores it."""
-    if z.dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
-        return "tf32"
-    return "tf32x3"
+def _operands(dtype: torch.dtype) -> tuple[str, str]:
+    """What the tensor cores multiply, and tl.dot's input_precision (half precision ignores it)."""
+    if dtype == torch.bfloat16:
+        return "bf16", "tf32"
+    if dtype == torch.float16:
+        return "fp16", "tf32"
+    how = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return how, how
 
 
 @lru_cache

@@ -12,7 +12,6 @@ from fastseq.ops.scl.triton_tiles import (
     CLAMPED,
     FP16_SCALE,
     LN2,
-    NORM_EPS,
     block_sums,
     clock,
     dot,
@@ -21,6 +20,7 @@ from fastseq.ops.scl.triton_tiles import (
     near_range,
     ordered,
     products,
+    row_norms,
     sides,
     tile_index,
     times,
@@ -37,7 +37,7 @@ def scl_stats_kernel(
     p_t2,  # [N, T2] or None
     p_v1,  # None, lengths [N] or mask [N, T1]
     p_v2,  # None, lengths [N] or mask [N, T2]
-    p_stats,  # [3, N, T1 + T2]: 1/R (online: lse, base 2), 1/N, 1/norm
+    p_stats,  # [3, N, T1 + T2]: 1/R, 1/N, 1/norm (online: the maximum instead)
     p_part,  # [2, 2, N, blocks]: losses and real rows of each block, per direction
     N,
     T1,
@@ -80,14 +80,15 @@ def scl_stats_kernel(
     b_za = frames(p_a, o_m, m_m, 0, D, BK)  # [BM, BK]
     b_fa = tl.full([BM], 1.0, tl.float32)  # 1 / norm
     if NORM:
-        b_sq = tl.sum(b_za.to(tl.float32) * b_za.to(tl.float32), 1)
-        for k in range(BK, D, BK):
-            b_zk = frames(p_a, o_m, m_m, k, D, BK).to(tl.float32)
-            b_sq += tl.sum(b_zk * b_zk, 1)
-        b_fa = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
-    b_xa = b_fa * scale
+        b_fa = row_norms(p_a, b_za, o_m, m_m, D, BK)
+    # Half of the scale on each side: both directions then round a similarity to the same bits, and
+    # the gradient meets the very maxima that were stored.
+    root = tl.sqrt(scale)
+    b_xa = b_fa * root
 
+    # What exponents are relative to: the largest so far, or the constant that bounds them all.
     b_max = tl.full([BM], float("-inf"), tl.float32)
+    b_ref = tl.zeros([BM], tl.float32) + (0.0 if ONLINE else scale)
     b_r = tl.zeros([BM], tl.float32)
     b_n = tl.zeros([BM], tl.float32)
     b_p = tl.zeros([BM], tl.float32)
@@ -97,17 +98,19 @@ def scl_stats_kernel(
             j = tile_index(k, first, near, FAR)
             o_n = j * BN + tl.arange(0, BN)
             m_n = valid(p_vc, o_n, n_c, MASK)
-            b_s, b_fc = products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM, PREC)
-            b_x = b_s * b_xa[:, None]
+            b_s, b_fc, _ = products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM, PREC)
+            b_x = b_s * (b_xa[:, None] * (b_fc * root)[None, :])
             if ONLINE:
-                b_e = b_x * b_fc[None, :] + tl.where(m_n, 0.0, float("-inf"))[None, :]
+                b_e = b_x + tl.where(m_n, 0.0, float("-inf"))[None, :]
                 b_new = tl.maximum(b_max, tl.max(b_e, 1))
                 b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
                 b_r = b_r * tl.exp2(b_max - b_shift) + tl.sum(tl.exp2(b_e - b_shift[:, None]), 1)
+                b_p += (b_shift - b_ref) * b_n
+                b_ref = b_shift
                 b_max = b_new
             else:
                 b_shift = tl.where(m_n, -scale, float("-inf"))
-                b_r += tl.sum(tl.exp2(b_x * b_fc[None, :] + b_shift[None, :]), 1)
+                b_r += tl.sum(tl.exp2(b_x + b_shift[None, :]), 1)
 
             if not FAR:
                 if p_t1 is None:
@@ -122,7 +125,7 @@ def scl_stats_kernel(
                 b_h = -2.0 * gauss * (b_d - b_new[:, None]) * (b_d + b_new[:, None])
                 b_h = tl.maximum(b_h, -300.0)  # finite: masked frames lie at infinity
                 b_w = tl.where(b_d <= reach, tl.exp2(b_h), 0.0)
-                b_q = -b_x * b_fc[None, :]
+                b_q = b_ref[:, None] - b_x
                 if KL:
                     b_q += b_h
                     b_p += b_down * b_n
@@ -132,21 +135,20 @@ def scl_stats_kernel(
 
     # A row with nothing within reach: no loss, and statistics that make its gradient exactly 0.
     m_row = m_m & (b_n > 0)
-    b_lse = tl.log2(b_r) + (b_max if ONLINE else scale)
-    b_loss = b_p / b_n + b_lse
+    b_loss = b_p / b_n + tl.log2(b_r)
     if KL:
         b_loss -= tl.log2(b_n)
     b_n *= weights(b_d0, gauss, reach)  # on the scale of the gradient kernel
     T = T1 + T2
     p_row = p_stats + i_n * T + tl.where(i_d == 0, 0, T1) + o_m
     m_in = o_m < T_a
-    if ONLINE:
-        tl.store(p_row, tl.where(m_row, b_lse, float("inf")), mask=m_in)
-    else:
-        tl.store(p_row, tl.where(m_row, 1.0 / b_r, 0.0), mask=m_in)
     stride = tl.cast(N, tl.int64) * T
+    tl.store(p_row, tl.where(m_row, 1.0 / b_r, 0.0), mask=m_in)
     tl.store(p_row + stride, tl.where(m_row, 1.0 / b_n, 0.0), mask=m_in)
-    tl.store(p_row + 2 * stride, b_fa, mask=m_in)
+    if ONLINE:
+        tl.store(p_row + 2 * stride, tl.where(m_row, b_max, float("inf")), mask=m_in)
+    else:
+        tl.store(p_row + 2 * stride, b_fa, mask=m_in)
     p_block = p_part + (i_d * N + i_n) * blocks + i_b
     tl.store(p_block, tl.sum(tl.where(m_row, b_loss * LN2, 0.0), 0))
     tl.store(p_block + 2 * N * tl.cast(blocks, tl.int64), rows.to(tl.float32))
@@ -236,7 +238,6 @@ def scl_grad_kernel(
     gauss = tl.cast(gauss, tl.float32)
     reach = tl.cast(reach, tl.float32)
     FP16: tl.constexpr = p_z1.dtype.element_ty == tl.float16
-    WHOLE: tl.constexpr = BK >= D
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
     blocks = tl.cdiv(tl.maximum(T1, T2), BM)
     chunk = tl.program_id(0) % CHUNKS * BD
@@ -270,17 +271,19 @@ def scl_grad_kernel(
     stride = tl.cast(N, tl.int64) * T
     p_sa = p_stats + i_n * T + tl.where(i_d == 0, 0, T1)
     p_sc = p_stats + i_n * T + tl.where(i_d == 0, T1, 0)
-    NEUTRAL: tl.constexpr = float("inf") if ONLINE else 0.0
-    b_ra = tl.load(p_sa + o_m, mask=m_m, other=NEUTRAL)
+    b_ra = tl.load(p_sa + o_m, mask=m_m, other=0.0) * w_a
     b_na = tl.load(p_sa + stride + o_m, mask=m_m, other=0.0) * w_a
-    if not ONLINE:
-        b_ra *= w_a
-    b_fa = tl.full([BM], 1.0, tl.float32)
-    if NORM:
-        b_fa = tl.load(p_sa + 2 * stride + o_m, mask=m_m, other=0.0)
-    b_xa = b_fa * scale
-
     b_za = frames(p_a, o_m, m_m, 0, D, BK)
+    b_fa = tl.full([BM], 1.0, tl.float32)
+    if ONLINE:
+        b_ma = tl.load(p_sa + 2 * stride + o_m, mask=m_m, other=float("inf"))
+        if NORM:
+            b_fa = row_norms(p_a, b_za, o_m, m_m, D, BK)
+    elif NORM:
+        b_fa = tl.load(p_sa + 2 * stride + o_m, mask=m_m, other=0.0)
+    root = tl.sqrt(scale)
+    b_xa = b_fa * root
+
     b_acc = tl.zeros([BM, BD], tl.float32)
     b_proj = tl.zeros([BM], tl.float32)
     for FAR in tl.static_range(2):
@@ -288,23 +291,24 @@ def scl_grad_kernel(
             j = tile_index(k, first, near, FAR)
             o_n = j * BN + tl.arange(0, BN)
             m_n = valid(p_vc, o_n, n_c, MASK)
-            b_rc = tl.load(p_sc + o_n, mask=m_n, other=NEUTRAL)
+            b_rc = tl.load(p_sc + o_n, mask=m_n, other=0.0) * w_c
             b_nc = tl.load(p_sc + stride + o_n, mask=m_n, other=0.0) * w_c
+            b_s, b_fc, b_zc = products(
+                p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM and ONLINE, PREC
+            )
             # 1 / norm; 0 takes masked columns out of everything that follows.
-            b_fc = m_n.to(tl.float32)
-            if NORM:
+            if NORM and not ONLINE:
                 b_fc = tl.load(p_sc + 2 * stride + o_n, mask=m_n, other=0.0)
-            if WHOLE:
-                b_zc = frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
-                b_s = dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
             else:
-                b_s, _ = products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, False, PREC)
-            b_x = b_s * b_xa[:, None] * b_fc[None, :]
+                b_fc = tl.where(m_n, b_fc, 0.0)
+            b_x = b_s * (b_xa[:, None] * (b_fc * root)[None, :])
             if ONLINE:
+                b_mc = tl.load(p_sc + 2 * stride + o_n, mask=m_n, other=float("inf"))
                 b_e = b_x + tl.where(m_n, 0.0, float("-inf"))[None, :]
-                b_g = w_a * tl.exp2(b_e - b_ra[:, None]) + w_c * tl.exp2(b_e - b_rc[None, :])
+                b_g = tl.exp2(b_e - b_ma[:, None]) * b_ra[:, None]
+                b_g += tl.exp2(b_e - b_mc[None, :]) * b_rc[None, :]
             else:
-                b_g = tl.exp2(b_x - scale) * (b_ra[:, None] + (b_rc * w_c)[None, :])
+                b_g = tl.exp2(b_x - scale) * (b_ra[:, None] + b_rc[None, :])
 
             if not FAR:
                 if p_t1 is None:
@@ -317,7 +321,7 @@ def scl_grad_kernel(
 
             if NORM:
                 b_proj += tl.sum(b_g * b_x, 1)
-            if not WHOLE:
+            if BK < D:
                 b_zc = frames(p_c, o_n, m_n, chunk, D, BD)  # [BN, BD]
             if FP16:
                 b_g *= FP16_SCALE

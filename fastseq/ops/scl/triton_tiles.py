@@ -168,6 +168,21 @@ def tile_index(k, first, near, FAR: tl.constexpr):
 
 
 @triton.jit
+def inverse_norm(b_sq):
+    return 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
+
+
+@triton.jit
+def row_norms(p_z, b_z, o_t, m_t, D: tl.constexpr, BK: tl.constexpr):
+    """1 / norm of frames whose first BK channels are loaded."""
+    b_sq = tl.sum(b_z.to(tl.float32) * b_z.to(tl.float32), 1)
+    for k in range(BK, D, BK):
+        b_zk = frames(p_z, o_t, m_t, k, D, BK).to(tl.float32)
+        b_sq += tl.sum(b_zk * b_zk, 1)
+    return inverse_norm(b_sq)
+
+
+@triton.jit
 def products(
     p_a,
     p_c,
@@ -183,7 +198,7 @@ def products(
     NORM: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """<row, column> of a tile, BK channels at a time, and 1 / norm of the columns."""
+    """<row, column> of a tile, BK channels at a time; the columns' 1 / norm and first channels."""
     b_zc = frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
     b_s = dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
     b_fc = tl.full([BN], 1.0, tl.float32)
@@ -195,8 +210,8 @@ def products(
         if NORM:
             b_sq += tl.sum(b_zk.to(tl.float32) * b_zk.to(tl.float32), 1)
     if NORM:
-        b_fc = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
-    return b_s, b_fc
+        b_fc = inverse_norm(b_sq)
+    return b_s, b_fc, b_zc
 
 
 @triton.jit
