@@ -40,7 +40,10 @@ def prepare_valid(
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths)
+        try:
+            lengths = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{op}: lengths{suffix} must be integers, got {lengths!r}") from None
         if lengths.numel() == 0:
             lengths = lengths.long()
     if lengths.dtype not in INT_DTYPES:
@@ -57,7 +60,8 @@ def prepare_valid(
             raise ValueError(
                 f"{op}: lengths{suffix} must lie between 0 and T = {frames}, got {wrong[0]}"
             )
-    return lengths.to(device=device, dtype=torch.int64)
+    # A copy: the caller may go on to change lengths in place before the backward.
+    return lengths.to(device=device, dtype=torch.int64, copy=lengths.device.type == "cpu")
 
 
 def valid_mask(valid: Tensor | None, num: int, frames: int, device: torch.device) -> Tensor:
@@ -98,6 +102,8 @@ def shift_times(
     Nanosecond integers or epoch seconds lose nothing that way; padded entries become 0.
     """
     kind = torch.promote_types(t1.dtype, t2.dtype)
+    # Wide enough for the differences: those of int32 need not be int32.
+    kind = torch.promote_types(kind, dtype) if kind.is_floating_point else torch.int64
     top = torch.finfo(kind).max if kind.is_floating_point else torch.iinfo(kind).max
     both = torch.cat([t1.to(kind), t2.to(kind)], 1)
     mask = torch.cat([m1, m2], 1)

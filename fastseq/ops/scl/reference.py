@@ -46,13 +46,13 @@ def _targets(t1, t2, m1, m2, variance: float, dtype: torch.dtype):
         t2 = torch.arange(m2.shape[1], device=m2.device).expand_as(m2)
     t1, t2 = shift_times(t1, t2, m1, m2, dtype)
     gap = t1[:, :, None] - t2[:, None, :]
-    near = m1[:, :, None] & m2[:, None, :] & (gap.abs() <= reach(variance))
+    near = m1[:, :, None] & m2[:, None, :] & ~(gap.abs() > reach(variance))  # NaN stays
     log_g = (-gap.square() / (2 * variance)).masked_fill(~near, -torch.inf)
     out = []
     for log_rows in (log_g, log_g.mT):
         log_w = torch.log_softmax(log_rows, -1) if log_rows.numel() else log_rows
-        log_w = torch.where(log_rows > -torch.inf, log_w, 0)
-        out.append((torch.where(log_rows > -torch.inf, log_w.exp(), 0), log_w))
+        none = log_rows == -torch.inf
+        out.append((log_w.exp().masked_fill(none, 0), log_w.masked_fill(none, 0)))
     (w, log_w), (wt, log_wt) = out
     return w, wt, log_w, log_wt
 

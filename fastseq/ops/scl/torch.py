@@ -22,7 +22,7 @@ MIN_BOUNDED_TEMPERATURE = 0.025
 # Gaussians carry a factor 2^32, so that every weight within reach is a normal fp32 number.
 LOG_SCALE = 32 * math.log(2)
 MASKED = -1e30  # a score that exp turns into exactly 0, without the NaN of 0 * inf
-FAR = 1e18  # the time of padded frames
+FAR = 1e38  # the time of padded frames, beyond any shifted integer
 
 
 def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions):
@@ -39,7 +39,7 @@ def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions):
         _forward_group(p, seqs, lse[seqs], inv_sum[seqs], rows[seqs])
     for z, m, group, out in p.same_side(lse):
         torch.logaddexp(out, _self_lse(p, z, m, group), out=out)
-    has_target = inv_sum > 0
+    has_target = inv_sum != 0  # NaN of a NaN timestamp stays
     rows = torch.where(has_target, rows + lse, 0)
     # exp(score - 1e30) = 0: rows without target have no softmax part either.
     lse.masked_fill_(~has_target, -MASKED)
@@ -55,7 +55,7 @@ def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, opts: SCLOptions
     weight = coef * grad / opts.temperature  # [2, N]
     weight = torch.cat(
         [weight[0, :, None].expand(-1, p.frames1), weight[1, :, None].expand(-1, p.frames2)], 1
-    ) * (inv_sum > 0)  # [N, T1 + T2]
+    ) * (inv_sum != 0)  # [N, T1 + T2]
     dz1 = torch.zeros_like(p.z1) if need1 else None
     dz2 = torch.zeros_like(p.z2) if need2 else None
     for seqs in p.groups():
@@ -239,10 +239,10 @@ def _row_targets(g_sum, u_sum, opts: SCLOptions, inv_out, rows_out) -> None:
     With G = sum_j g_ij: w = g / G and log w = e - log G, so the bracket is
     - log G - sum_j g (s - e) / G. Without the entropy ("ce") it is - sum_j g s / G.
     """
-    inv_out[:] = torch.where(g_sum > 0, 1 / g_sum, 0)
+    inv_out[:] = torch.where(g_sum == 0, 0, 1 / g_sum)
     rows_out[:] = -u_sum * inv_out
     if opts.objective == "kl":
-        rows_out -= torch.where(g_sum > 0, g_sum, 1).log()
+        rows_out -= torch.where(g_sum == 0, 1, g_sum).log()
 
 
 def _backward_group(p: _Problem, seqs, lse, inv_sum, weight, dz1, dz2) -> None:
@@ -305,7 +305,7 @@ def _backward_same_side(p: _Problem, lse, weight, dz1, dz2) -> None:
             torch.mm(s[0], z[b], out=dz[b, rows])
         parts.append(dz)
     if p.opts.negatives == "batch" and parts:
-        dz = parts[0].view(p.n, p.frames1 + p.frames2, -1)
+        dz = parts[0].view(p.n, p.frames1 + p.frames2, p.z1.shape[2])
         parts = [dz[:, : p.frames1], dz[:, p.frames1 :]]
     for total, dz in zip((dz1, dz2), parts, strict=False):
         if total is not None:
