@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fastseq.ops.common.validate import check_choice, check_positive
+from fastseq.ops.common.validate import check_bool, check_choice, check_positive
 from fastseq.ops.scl.op import scl_loss
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 
@@ -34,6 +34,7 @@ class SCLLoss(nn.Module):
         super().__init__()
         check_positive("SCLLoss", "variance", variance)
         check_positive("SCLLoss", "temperature", temperature)
+        check_bool("SCLLoss", "normalize", normalize)
         check_choice("SCLLoss", "objective", objective, OBJECTIVES)
         check_choice("SCLLoss", "negatives", negatives, NEGATIVES)
         check_choice("SCLLoss", "reduction", reduction, REDUCTIONS)

@@ -1,5 +1,6 @@
 """scl_loss: wrong input, and which backend serves a call."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ def _arguments(**change):
         ({"lengths1": [4, -1]}, ValueError, "got -1"),
         ({"lengths1": [4]}, ValueError, r"shape \(2,\), got \(1,\)"),
         ({"lengths2": torch.tensor([1.0, 2.0])}, TypeError, "integers, got torch.float32"),
+        ({"lengths2": [4, None]}, TypeError, r"lengths2 must be integers, got \[4, None\]"),
         ({"valid1": torch.ones(2, 4)}, TypeError, "bool tensor"),
         ({"valid1": torch.ones(2, 3, dtype=torch.bool)}, ValueError, r"shape \(2, 4\)"),
         (
@@ -39,6 +41,9 @@ def _arguments(**change):
         ({"temperature": float("nan")}, ValueError, "finite"),
         ({"temperature": torch.tensor(0.1)}, TypeError, r"pass float\(temperature\)"),
         ({"variance": -1.0}, ValueError, "variance"),
+        ({"variance": 1e-40}, ValueError, "1e-30 to 1e30"),
+        ({"variance": "10"}, TypeError, "variance must be a number, got str"),
+        ({"normalize": "false"}, TypeError, "True or False, got 'false'"),
         ({"objective": "mse"}, ValueError, "'kl', 'ce'"),
         ({"negatives": "all"}, ValueError, "'cross', 'video', 'batch'"),
         ({"reduction": "avg"}, ValueError, "'none', 'mean', 'sum', 'paper'"),
@@ -83,6 +88,35 @@ def test_choice_of_backend(monkeypatch):
     )
     monkeypatch.setenv("FASTSEQ_BACKEND", "torch")
     assert resolve_backend("reference", "cpu", torch.float32, "cross")[0] == "reference"
+    monkeypatch.setenv("FASTSEQ_BACKEND", "")  # as good as not set
+    assert resolve_backend("auto", "cpu", torch.float32, "cross") == ("torch", "preferred here")
     monkeypatch.setenv("FASTSEQ_BACKEND", "fast")
     with pytest.raises(ValueError, match="FASTSEQ_BACKEND"):
         resolve_backend("auto", "cpu", torch.float32, "cross")
+
+
+def test_numpy_numbers_are_numbers():
+    z = torch.eye(4)
+    want = fastseq.scl_loss(z, z, variance=4.0, temperature=0.5)
+    got = fastseq.scl_loss(z, z, variance=np.int64(4), temperature=np.float32(0.5))
+    assert got == want
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_meta_tensors_give_shapes(backend):
+    z = torch.zeros(2, 4, 3, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    loss = fastseq.scl_loss(z, z, lengths1=[4, 2], reduction="none", backend=backend)
+    assert (loss.device.type, loss.shape, loss.dtype) == ("meta", (2,), torch.float32)
+    assert torch.autograd.grad(loss.sum(), z)[0].shape == z.shape
+
+
+def test_function_transforms_need_the_reference():
+    z1, z2 = torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(0))
+    for call in (
+        lambda **kw: torch.func.grad(lambda x: fastseq.scl_loss(x, z2, **kw))(z1),
+        lambda **kw: torch.vmap(lambda x, y: fastseq.scl_loss(x, y, **kw))(z1, z2),
+        lambda **kw: torch.func.jvp(lambda x: fastseq.scl_loss(x, z2, **kw), (z1,), (z2,))[1],
+    ):
+        assert call(backend="reference").isfinite().all()
+        with pytest.raises(RuntimeError, match=r'torch.func transforms.*backend="reference"'):
+            call(backend="torch")

@@ -66,3 +66,28 @@ def test_compiled_with_only_one_gradient():
     compiled = torch.compile(fastseq.scl_loss, fullgraph=True, backend="aot_eager")
     (dz,) = torch.autograd.grad(compiled(z1, z2), z1)
     assert torch.equal(dz, loss_and_grads(z1, z2)[1])
+
+
+def test_compiled_with_other_lengths_and_temperatures():
+    """Another T compiles once more, for all of them; a schedule of the temperature is traced."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(fastseq.scl_loss, fullgraph=True, backend=counter)
+    for frames in (5, 8, 11, 14):
+        z1, z2 = torch.randn(2, 2, frames, 3)
+        assert torch.equal(compiled(z1, z2), fastseq.scl_loss(z1, z2))
+    assert counter.frame_count == 2
+    for temperature in (0.2, 0.3, 0.4):
+        kw = {"temperature": temperature}
+        assert torch.equal(compiled(z1, z2, **kw), fastseq.scl_loss(z1, z2, **kw))
+
+
+def test_compiled_forward_mode_is_an_error_not_zero():
+    z1, z2 = torch.randn(2, 2, 5, 3)
+
+    def tangent(a, b):
+        return torch.func.jvp(lambda x: fastseq.scl_loss(x, b), (a,), (b,))[1]
+
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        torch.compile(tangent, backend="aot_eager")(z1, z2)

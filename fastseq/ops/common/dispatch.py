@@ -1,5 +1,6 @@
 """Which backend runs a call, and why."""
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -62,7 +63,7 @@ def choose_backend(op: str, requested: str, why_not: Mapping[str, str | None]) -
     """
     origin = "asked for by name"
     if requested == "auto":
-        requested = os.environ.get("FASTSEQ_BACKEND", "auto")
+        requested = os.environ.get("FASTSEQ_BACKEND") or "auto"
         origin = "FASTSEQ_BACKEND"
     if requested == "auto":
         skipped = []
@@ -82,6 +83,13 @@ def choose_backend(op: str, requested: str, why_not: Mapping[str, str | None]) -
             f"{op}: backend {requested!r} ({origin}) cannot serve this call: {reason}"
         )
     return requested, origin
+
+
+def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """Autocast off, where the device type knows autocast (meta does not)."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def unavailable(name: str) -> str | None:

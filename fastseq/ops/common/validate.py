@@ -1,6 +1,6 @@
 """Checks of user input that two or more ops share. Errors say what came and what was expected."""
 
-import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -39,17 +39,25 @@ def check_pair(op: str, name1: str, z1: Tensor, name2: str, z2: Tensor) -> None:
 
 
 def check_positive(op: str, name: str, value: float) -> float:
-    """A finite Python number greater than zero."""
+    """A number greater than zero that float32 arithmetic can take, as a Python float."""
     if isinstance(value, Tensor):
         raise TypeError(
             f"{op}: {name} must be a Python number, got a Tensor; pass float({name}) "
             f"(gradients with respect to {name} are not computed)"
         )
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{op}: {name} must be finite and greater than 0, got {value}")
+    # One comparison refuses NaN too, and torch.compile can trace it.
+    if not 1e-30 <= value <= 1e30:
+        raise ValueError(
+            f"{op}: {name} must be finite (1e-30 to 1e30) and greater than 0, got {value}"
+        )
     return float(value)
+
+
+def check_bool(op: str, name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
 
 
 def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:

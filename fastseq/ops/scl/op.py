@@ -5,9 +5,9 @@ import importlib
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_backend, interpreting, unavailable
+from fastseq.ops.common.dispatch import choose_backend, interpreting, no_autocast, unavailable
 from fastseq.ops.common.lengths import prepare_times, prepare_valid
-from fastseq.ops.common.validate import check_choice, check_pair, check_positive
+from fastseq.ops.common.validate import check_bool, check_choice, check_pair, check_positive
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS, SCLOptions
 from fastseq.ops.scl.reference import scl_reference
 
@@ -84,11 +84,12 @@ def scl_loss(
     opts = SCLOptions(
         check_positive("scl_loss", "variance", variance),
         check_positive("scl_loss", "temperature", temperature),
-        bool(normalize),
+        normalize,
         objective,
         negatives,
         reduction,
     )
+    check_bool("scl_loss", "normalize", normalize)
     check_choice("scl_loss", "objective", objective, OBJECTIVES)
     check_choice("scl_loss", "negatives", negatives, NEGATIVES)
     check_choice("scl_loss", "reduction", reduction, REDUCTIONS)
@@ -111,8 +112,13 @@ def scl_loss(
     )
     name, _ = resolve_backend(backend, device.type, z1.dtype, negatives)
     if name == "reference":
-        with torch.autocast(device.type, enabled=False):
+        with no_autocast(device.type):
             loss = scl_reference(z1, z2, *times, *valid, opts)
+    elif torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"scl_loss: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
+            'jvp); to fix: scl_loss(..., backend="reference")'
+        )
     elif torch.compiler.is_compiling():
         loss = _forward_op(z1, z2, *times, *valid, name, *opts)[0]
     else:
@@ -152,12 +158,12 @@ def _backend(name: str):
 
 
 def _forward(z1, z2, t1, t2, valid1, valid2, name: str, opts: SCLOptions):
-    with torch.autocast(z1.device.type, enabled=False):
+    with no_autocast(z1.device.type):
         return _backend(name).forward(z1, z2, t1, t2, valid1, valid2, opts)
 
 
 def _backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, name, opts, need1, need2):
-    with torch.autocast(z1.device.type, enabled=False):
+    with no_autocast(z1.device.type):
         return _backend(name).backward(
             grad, z1, z2, t1, t2, valid1, valid2, stats, coef, opts, need1, need2
         )
