@@ -32,7 +32,7 @@ def scl_job(kernel, precision, d, arch, *, mode="shift", time="fp64", valid="mas
     from fastseq.ops.scl.triton import tiles
 
     dtype, dot = PRECISIONS[precision]
-    tile = tiles(kernel, d, precision, arch)
+    tile = tiles(kernel, d, precision, mode != "shift", arch)
     z, t = "*" + dtype, None if time is None else "*" + time
     v = {"mask": "*i1", "lengths": "*i64", None: None}[valid]
     ints = ["N", "T1", "T2", "st1", "st2"]

@@ -25,7 +25,8 @@ CONSTANT_SHIFT_FROM = 0.025
 class Tiles(NamedTuple):
     """Rows and columns of a tile, channels per step of the similarity and per gradient program.
 
-    ``registers`` caps what a thread takes where that puts one more program on a multiprocessor.
+    ``registers`` caps what a thread takes: below 255 where that puts one more program on a
+    multiprocessor, 255 where ptxas would spill for the same end.
     """
 
     rows: int
@@ -38,11 +39,12 @@ class Tiles(NamedTuple):
 
 
 @lru_cache
-def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
+def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
     """The configuration of "stats" or "grad" for "bf16", "fp16", "tf32" or "tf32x3" operands.
 
-    It must not depend on N or T: a sequence gives the same bits alone and in a batch. Chosen so
-    that nothing spills (tests/data/scl_resources.json) and to fit the 99 kB of sm_86 and sm_89.
+    ``online``: with a running maximum. Nothing here may depend on N or T: a sequence gives the same
+    bits alone and in a batch. Chosen so that nothing spills (tests/data/scl_resources.json) and to
+    fit the 99 kB of shared memory of sm_86 and sm_89.
     """
     padded = max(16, triton.next_power_of_2(d))
     half = operands in ("bf16", "fp16")
@@ -56,20 +58,24 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
         if half:
             return Tiles(64, 32, 128, padded, 8, 2)
         if padded <= 32:
-            return Tiles(32, 32, 16, padded, 4, 2)
+            return Tiles(32, 32, 16, padded, 4, 2, 255)
         if operands == "tf32":
             return Tiles(64, 32, 32, padded, 8, 2)
         return Tiles(64, 64, 16, padded, 8, 2)
     if half:
         if padded <= 64:
-            return Tiles(64, 32, padded, padded, 4, 2)
+            if 100 <= arch < 120:
+                return Tiles(64, 64, padded, padded, 8, 2)
+            return Tiles(64, 32, padded, padded, 4, 2, 255)
         if padded == 128:
+            if online:
+                return Tiles(32, 32, 128, 128, 8, 2)
             if operands == "fp16":
                 return Tiles(64, 32, 128, 128, 8, 2)
             return Tiles(64, 32, 128, 128, 4, 2) if arch == 90 else Tiles(64, 64, 128, 128, 8, 2)
         return Tiles(32, 32, 256 if padded == 256 else 128, 256, 8, 2)
     if padded <= 32:
-        return Tiles(32, 32, 16, padded, 4, 2)
+        return Tiles(32, 16, 16, padded, 4, 2, 255)
     if operands == "tf32":
         if padded == 64:
             return Tiles(64, 32, 64, 64, 4, 2)
@@ -95,7 +101,7 @@ def forward(
         return zeros, torch.zeros(3, n, frames1 + frames2, **fp32), torch.zeros(2, n, **fp32)
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
     operands, precision = _operands(z1.dtype)
-    tile = tiles("stats", d, operands, _arch(z1.device))
+    tile = tiles("stats", d, operands, _online(opts), _arch(z1.device))
     blocks = triton.cdiv(max(frames1, frames2), tile.rows)
     loss = torch.empty(shape, **fp32)
     stats = torch.empty((3, n, frames1 + frames2), **fp32)
@@ -156,7 +162,7 @@ def backward(
         return z1.new_zeros(z1.shape) if need1 else None, z2.new_zeros(z2.shape) if need2 else None
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
     operands, precision = _operands(z1.dtype)
-    tile = tiles("grad", d, operands, _arch(z1.device))
+    tile = tiles("grad", d, operands, _online(opts), _arch(z1.device))
     dz1 = torch.empty_like(z1) if need1 else None
     dz2 = torch.empty_like(z2) if need2 else None
     blocks = triton.cdiv(max(frames1, frames2), tile.rows)
