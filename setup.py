@@ -129,6 +129,8 @@ class BuildExt(build_ext):
             if os.environ.get("FASTSEQ_BUILD", "auto").lower() == "cuda":
                 raise SystemExit(f"fastseq: {error}") from None
             say_left_out(error)
+            for ext in self.extensions:  # an earlier build may have left one
+                Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             self.extensions = self.distribution.ext_modules = []
 
     def build_extension(self, ext):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -139,6 +140,10 @@ def test_auto_without_nvcc_is_pure_and_says_so_in_one_line(checkout, tmp_path):
 
 
 def test_auto_survives_a_compiler_that_fails(checkout, tmp_path):
+    # What an earlier build of the same checkout left must not get into the pure wheel.
+    left = checkout / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    (left / "fastseq").mkdir(parents=True)
+    (left / "fastseq" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").touch()
     run, (wheel,) = build(checkout, "wheel", FASTSEQ_BUILD="auto", PATH=broken_nvcc(tmp_path))
     assert run.returncode == 0, run.stderr
     assert wheel.name.endswith("-py3-none-any.whl")
