@@ -17,6 +17,8 @@ pytestmark = [
 ]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# exp2 and log2 of a GPU are good to 2^-22, those of the interpreter to the last bit.
+LOSS = 1e-6 if DEVICE == "cpu" else 3e-6
 LENGTHS = (0, 1, 2, 63, 64, 65, 97)
 
 
@@ -39,7 +41,7 @@ def run(z1, z2, *args, dtype=torch.float32, backend="triton", upstream=1.0, **kw
     return loss_and_grads(z1, z2, *args, backend=backend, upstream=there(upstream), **kwargs)
 
 
-def check(z1, z2, *args, dtype=torch.float32, loss=1e-6, grad=1e-5, **kwargs):
+def check(z1, z2, *args, dtype=torch.float32, loss=LOSS, grad=1e-5, **kwargs):
     """Triton in ``dtype`` against the reference in float64 on the same rounded inputs."""
     z1, z2 = z1.to(dtype), z2.to(dtype)
     got = run(z1, z2, *args, dtype=dtype, **kwargs)
@@ -83,16 +85,16 @@ def test_half(dtype, channels):
     """Operands are exact and accumulators fp32, so that only p - w and the result are rounded."""
     z1, z2 = randn(2, 97, channels), randn(2, 65, channels, seed=1)
     eps = torch.finfo(dtype).eps
-    check(z1, z2, lengths1=[97, 30], dtype=dtype, loss=2e-6, grad=eps)
-    check(z1, z2, temperature=0.01, dtype=dtype, loss=2e-6, grad=eps)
-    check(z1, z2, normalize=False, temperature=5.0, dtype=dtype, loss=2e-6, grad=eps)
+    check(z1, z2, lengths1=[97, 30], dtype=dtype, loss=2 * LOSS, grad=eps)
+    check(z1, z2, temperature=0.01, dtype=dtype, loss=2 * LOSS, grad=eps)
+    check(z1, z2, normalize=False, temperature=5.0, dtype=dtype, loss=2 * LOSS, grad=eps)
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1e2])
 def test_fp16_range(scale):
     """1 / norm and 1 / frames would leave fp16 where p - w is rounded."""
     z1, z2 = randn(1, 65, 17) * scale, randn(1, 40, 17, seed=1) * scale
-    check(z1, z2, dtype=torch.float16, loss=2e-6, grad=1e-3, upstream=1e3 * scale)
+    check(z1, z2, dtype=torch.float16, loss=2 * LOSS, grad=1e-3, upstream=1e3 * scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -114,7 +116,7 @@ def test_channel_steps_and_chunks(monkeypatch, kernel_tiles):
     monkeypatch.setattr(scl_triton, "tiles", lambda *_: tile)
     z1, z2 = randn(2, 33, 40), randn(2, 20, 40, seed=1)
     check(z1, z2, valid1=randint(0, 3, 2, 33) > 0, temperature=0.07)
-    check(z1, z2, dtype=torch.float16, temperature=0.01, loss=2e-6, grad=2e-3)
+    check(z1, z2, dtype=torch.float16, temperature=0.01, loss=2 * LOSS, grad=2e-3)
     check(z1, z2, normalize=False, temperature=8.0)
 
 
@@ -124,11 +126,12 @@ def test_temperature(temperature, normalize):
     z1, z2 = randn(2, 40, 16), randn(2, 70, 16, seed=1)
     if not normalize:
         z1, z2 = z1 / 4, z2 / 4
-    # At 1000 the rounding of a logit alone changes exp by 6e-5.
-    grad = 1e-5 if temperature > 0.01 else 3e-5
+    # At 1000 the rounding of a logit alone changes exp by 6e-5, and tensor cores add in an order of
+    # their own.
+    grad = 1e-5 if temperature > 0.01 else 3e-5 if DEVICE == "cpu" else 1e-3
     check(z1, z2, temperature=temperature, normalize=normalize, grad=grad)
     # Views that agree: tiny losses, where 1 / temperature would cancel, and p close to 1.
-    check(z1, z1 + 1e-2 * z2[:, :40], temperature=temperature, normalize=normalize)
+    check(z1, z1 + 1e-2 * z2[:, :40], temperature=temperature, normalize=normalize, grad=grad)
 
 
 @pytest.mark.parametrize("objective", ["kl", "ce"])
