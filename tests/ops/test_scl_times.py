@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.scl_cases import brute_force, loss_and_grads, reduce
+from ops.scl_cases import brute_force, loss_and_grads, reduce, relative
 
 import fastseq
 
@@ -68,3 +68,18 @@ def test_spans_of_time_beyond_the_integers_type(backend):
     got = fastseq.scl_loss(z1, z2, t1, t2, valid1=two, backend=backend)
     want = fastseq.scl_loss(z1[:, :2], z2, t1[:2], t2, backend=backend)
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float32_times_are_not_rounded(backend):
+    """Differences of float32 times are exact; those to an origin would not be."""
+    z1, z2 = _randn(1, 40, 4), _randn(1, 40, 4, seed=1)
+    t1, t2 = (2048 + _randn(1, 40, seed=s) for s in (2, 3))
+    t1[0, 0] = 1 / 3  # subtracted, it would round times below 2048 and above by different amounts
+    t1, t2 = t1.float(), t2.float()
+    want = loss_and_grads(z1, z2, t1.double(), t2.double(), variance=0.01, backend="reference")
+    for dtype in (torch.float32, torch.float64):
+        z = z1.to(dtype), z2.to(dtype)
+        got = loss_and_grads(*z, t1, t2, variance=0.01, backend=backend)
+        for a, b in zip(got, want, strict=True):
+            assert relative(a, b) < 1e-6

@@ -97,12 +97,13 @@ def prepare_times(
 def shift_times(
     t1: Tensor, t2: Tensor, m1: Tensor, m2: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Subtract each pair's earliest real time in the tensors' own dtype, then convert.
+    """Times in ``dtype``, ready for differences; padded entries become 0.
 
-    Nanosecond integers or epoch seconds lose nothing that way; padded entries become 0.
+    Each pair's earliest real time is subtracted in a type that holds the span, then converted:
+    nanosecond integers or epoch seconds lose nothing that way. Times that need no conversion stay
+    as they are, since subtracting would round them. One NaN makes all times of its pair NaN.
     """
     kind = torch.promote_types(t1.dtype, t2.dtype)
-    # Wide enough for the differences: those of int32 need not be int32.
     kind = torch.promote_types(kind, dtype) if kind.is_floating_point else torch.int64
     top = torch.finfo(kind).max if kind.is_floating_point else torch.iinfo(kind).max
     both = torch.cat([t1.to(kind), t2.to(kind)], 1)
@@ -110,5 +111,7 @@ def shift_times(
     if both.shape[1] == 0:
         return t1.to(dtype), t2.to(dtype)
     start = torch.where(mask, both, top).amin(1, keepdim=True)
+    if kind == dtype:
+        start = start - start  # 0 or NaN
     both = torch.where(mask, both - start, 0).to(dtype)
     return both[:, : t1.shape[1]], both[:, t1.shape[1] :]
