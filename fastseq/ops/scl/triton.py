@@ -54,22 +54,22 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
         if half and padded <= 128:
             if 100 <= arch < 120:
                 return Tiles(64, 64, padded, padded, 8, 2)
-            return Tiles(64, 32, padded, padded, 4, 2, 168 if arch == 90 else None)
+            return Tiles(64, 32, padded, padded, 4, 2, 168 if arch == 90 and not online else None)
         if half:
             return Tiles(64, 32, 128, padded, 8, 2)
         if padded <= 32:
             return Tiles(32, 32, 16, padded, 4, 2, 255)
         if operands == "tf32":
-            return Tiles(64, 32, 32, padded, 8, 2)
+            return Tiles(64, 32, 32, padded, 8, 2, 255)
         return Tiles(64, 64, 16, padded, 8, 2)
     if half:
         if padded <= 64:
             if 100 <= arch < 120:
                 return Tiles(64, 64, padded, padded, 8, 2)
             return Tiles(64, 32, padded, padded, 4, 2, 255)
+        if online:
+            return Tiles(32, 32, 128, 128, 8, 2)
         if padded == 128:
-            if online:
-                return Tiles(32, 32, 128, 128, 8, 2)
             if operands == "fp16":
                 return Tiles(64, 32, 128, 128, 8, 2)
             return Tiles(64, 32, 128, 128, 4, 2) if arch == 90 else Tiles(64, 64, 128, 128, 8, 2)
@@ -79,7 +79,7 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
     if operands == "tf32":
         if padded == 64:
             return Tiles(64, 32, 64, 64, 4, 2)
-        return Tiles(32, 32, 128 if padded == 128 else 32, 128, 4, 2, 255)
+        return Tiles(32, 32, 128 if padded == 128 and not online else 32, 128, 4, 2, 255)
     return Tiles(64, 32, 16, 64, 8, 2)
 
 

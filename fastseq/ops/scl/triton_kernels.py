@@ -123,8 +123,8 @@ def scl_stats_kernel(
                 b_new = tl.minimum(b_d0, tl.min(b_d, 1))
                 b_down = -2.0 * gauss * (b_d0 - b_new) * (b_d0 + b_new)
                 b_h = -2.0 * gauss * (b_d - b_new[:, None]) * (b_d + b_new[:, None])
-                b_h = tl.maximum(b_h, -300.0)  # finite: masked frames lie at infinity
-                b_w = tl.where(b_d <= reach, tl.exp2(b_h), 0.0)
+                b_h = tl.where(b_d <= reach, b_h, -300.0)  # of which exp2 is 0
+                b_w = tl.exp2(b_h)
                 b_q = b_ref[:, None] - b_x
                 if KL:
                     b_q += b_h
