@@ -96,9 +96,10 @@ def test_blockwise_equals_reference_in_float64(negatives, reduction, objective, 
     }
     z1, z2, t1, t2, lengths1, valid2 = _ragged()
     upstream = -1.7 * _randn(3, seed=9) if reduction == "none" else -1.7
+    times = (t1, t2), (t1[:1].expand_as(t1), t2[:1].expand_as(t2)), ()
     for normalize in (True, False):
-        for extra in ({}, {"lengths1": lengths1, "valid2": valid2}):
-            args = (z1, z2, t1, t2) if extra else (z1, z2)
+        for extra, t in itertools.product(({}, {"lengths1": lengths1, "valid2": valid2}), times):
+            args = (z1, z2, *t)
             pair = [
                 loss_and_grads(
                     *args, upstream=upstream, normalize=normalize, backend=backend, **kw, **extra
@@ -152,6 +153,16 @@ def test_temperatures_no_worse_than_plain_float32(temperature):
         assert relative(a, c) <= 2 * relative(b, c) + 1e-6
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 0.005, 0.02, 0.03])
+def test_equal_embeddings_at_small_temperatures(temperature):
+    """Cosines of 1: where exp without a running maximum would overflow."""
+    z = _randn(1, 50, 8)
+    want = loss_and_grads(z, z, temperature=temperature, backend="reference")
+    got = loss_and_grads(z.float(), z.float(), temperature=temperature, backend=LINEAR)
+    for a, b in zip(got, want, strict=True):
+        assert relative(a, b) < 1e-4
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_unnormalised_input(scale):
     z1, z2 = _randn(2, 50, 8) * scale, _randn(2, 50, 8, seed=1) * scale
@@ -188,15 +199,16 @@ def test_nan_in_a_real_frame_is_not_hidden(backend):
 
 
 @pytest.mark.parametrize("backend", ["reference", LINEAR])
-def test_zero_embeddings_differentiate_as_in_normalize(backend):
+def test_zero_and_tiny_embeddings_differentiate_as_in_normalize(backend):
     z1, z2 = _randn(1, 5, 3), _randn(1, 5, 3, seed=1)
     z1[0, 2] = z2[0, 4] = 0
+    z1[0, 1] *= 1e-13  # below the 1e-12 that stands for the norm
     unit = [F.normalize(z.requires_grad_(), dim=-1) for z in (z1, z2)]
     loss = fastseq.scl_loss(*unit, normalize=False, backend="reference")
     got = loss_and_grads(z1, z2, backend=backend)
     for a, b in zip(got, (loss, *torch.autograd.grad(loss, (z1, z2))), strict=True):
         torch.testing.assert_close(a, b)
-    assert got[1][0, 2].norm() > 1e6  # over the 1e-12 that stands for the norm
+    assert got[1][0, 2].norm() > 1e6
 
 
 @pytest.mark.parametrize("backend", ["reference", LINEAR])
@@ -243,6 +255,10 @@ def test_forms_of_the_same_call(backend):
     torch.testing.assert_close(total / 24, every)
     paper = fastseq.scl_loss(z1, z2, reduction="paper", backend=backend)
     torch.testing.assert_close(paper, 2 * every)  # equal lengths
+    # A video without real frames is no video of the mean.
+    first = {"lengths1": [6, 0], "lengths2": [6, 0], "reduction": "paper", "backend": backend}
+    alone = fastseq.scl_loss(z1[:1], z2[:1], reduction="paper", backend=backend)
+    torch.testing.assert_close(fastseq.scl_loss(z1, z2, **first), alone)
     one = fastseq.scl_loss(z1[0], z2[0], reduction="none", backend=backend)
     assert one.shape == ()
     torch.testing.assert_close(one, none[0])
@@ -265,17 +281,19 @@ def test_half_inputs_give_float32_loss_and_their_own_gradients(backend, dtype):
     assert dz1.dtype == dz2.dtype == dtype
     assert relative(loss, want) < 1e-6
     assert relative(dz1, want1) < torch.finfo(dtype).eps
-    mixed = fastseq.scl_loss(z1, z2.float(), backend=backend)
-    assert mixed.dtype == torch.float32
+    mixed = fastseq.scl_loss(z1, z2.float() + 1e-3, backend=backend)
+    assert mixed == fastseq.scl_loss(z1.float(), z2.float() + 1e-3, backend=backend)
 
 
+@pytest.mark.parametrize("negatives", NEGATIVES)
 @pytest.mark.parametrize("backend", ["reference", LINEAR])
-def test_autocast_changes_nothing(backend):
+def test_autocast_changes_nothing(backend, negatives):
+    kw = {"backend": backend, "negatives": negatives}
     z1, z2 = _randn(2, 20, 8, dtype=torch.float32), _randn(2, 20, 8, dtype=torch.float32, seed=1)
-    plain = loss_and_grads(z1, z2, backend=backend)
+    plain = loss_and_grads(z1, z2, **kw)
     a, b = z1.requires_grad_(), z2.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = fastseq.scl_loss(a, b, backend=backend)
+        loss = fastseq.scl_loss(a, b, **kw)
         if backend == LINEAR:  # its backward is ours, so that it may run under autocast too
             inside = torch.autograd.grad(loss, (a, b), retain_graph=True)
             assert all(map(torch.equal, plain[1:], inside))
