@@ -44,7 +44,7 @@ def scl_loss(
         z1, z2: embeddings (N, T1, D) and (N, T2, D), or (T1, D) and (T2, D) for one video;
             float64, float32, bfloat16 or float16. T1 and T2 may differ.
         t1, t2: timestamps (T,) or (N, T), any unit, any order, duplicates allowed; both or
-            neither. Default: the frame index.
+            neither. Default: the frame index. Constants: no gradient.
         lengths1, lengths2: (N,) integers, frames that are real (a prefix). Or instead
         valid1, valid2: (N, T) bool, True = real frame. Padding never matters, not even NaN.
         variance: sigma^2 of the Gaussian, in squared units of t. 10 frames^2: CARL, section 4.2.
