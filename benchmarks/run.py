@@ -93,6 +93,7 @@ def run_case(
 ) -> tuple[list[dict[str, str]], list[str]]:
     """Measure a case and merge its rows into the CSV. Also returns what failed the gate."""
     op = importlib.import_module(f"benchmarks.{op_name}")
+    results.environment(case.device)  # the load before we add to it
     with matmul_precision(case), ExitStack() as stack:
         fns, errors, notes, wrong = check(op, case, names)
         for worker in (fn for fn in fns.values() if isinstance(fn, Worker)):
@@ -101,7 +102,7 @@ def run_case(
         timed = case.pairs <= op.TIMED_PAIRS[case.device]
         if timed:
             calls = _calls(op, case, fns)
-            samples = interleave(calls, budget_s)
+            samples = interleave(calls, budget_s, (op.OURS[case.device], GEMM))
         peaks = _peaks(op_name, op, case, fns, notes) if memory else {}
         rows = _rows(op_name, op, case, calls, samples, errors, notes, peaks)
     results.merge(folder / results.slug(case.device) / f"{op_name}.csv", rows)

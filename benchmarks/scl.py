@@ -76,7 +76,7 @@ def providers(device: str) -> list[Provider]:
         Provider(
             "released", peers.build_released, _released_matrices, tolerance=0.05, cpu_pairs=1 << 24
         ),
-        Provider("KeOps", peers.build_keops, cpu_pairs=1 << 24, graph=False, own_process=True),
+        Provider("KeOps", peers.build_keops, cpu_pairs=1 << 20, graph=False, own_process=True),
     ]
     if device == "cuda":
         out.append(Provider("FlexAttention", peers.build_flex))

@@ -14,21 +14,26 @@ GRAPH_BELOW_S = 2e-3  # longer calls keep the GPU busy without a graph
 
 
 def interleave(
-    calls: dict[str, Callable[[], Sample]], budget_s: float, min_rounds: int = 3
+    calls: dict[str, Callable[[], Sample]],
+    budget_s: float,
+    companions: tuple[str, ...] = (),
+    min_rounds: int = 5,
 ) -> dict[str, list[Sample]]:
     """Rounds of one sample of everybody; sample k of each list belongs to round k.
 
     A provider leaves when its share of the budget is spent, though not before min_rounds, unless
-    it alone would spend the whole budget. Whoever is first stays as long as anybody does. The
-    order rotates, so that nobody always runs behind the same neighbour.
+    it alone has spent half the budget. Companions, what the others are compared with, are in
+    every round and take none of the budget. The order rotates, so that nobody always runs behind
+    the same neighbour.
     """
-    first = next(iter(calls))
     samples = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
-    active = list(calls)
+    # Alone, a companion is a provider like any other.
+    active = [name for name in calls if name not in companions] or list(calls)
+    share = budget_s / len(active)
     k = 0
     while active:
-        order = [name for name in calls if name in active or name == first]
+        order = [name for name in calls if name in active or name in companions]
         for name in order[k % len(order) :] + order[: k % len(order)]:
             start = time.perf_counter()
             samples[name].append(calls[name]())
@@ -37,9 +42,7 @@ def interleave(
         active = [
             name
             for name in active
-            if spent[name] < budget_s
-            and (k < min_rounds or spent[name] < budget_s / len(calls))
-            and sum(spent.values()) < 4 * budget_s
+            if spent[name] < budget_s / 2 and (k < min_rounds or spent[name] < share)
         ]
     return samples
 

@@ -149,11 +149,13 @@ def test_rounds_rotate_and_a_slow_provider_leaves():
         return sample
 
     calls = {"ours": call("ours", 0.001), "peer": call("peer", 0.01), "slow": call("slow", 0.2)}
-    samples = interleave(calls, budget_s=0.15)
+    samples = interleave(calls, budget_s=0.15, companions=("ours",), min_rounds=3)
     assert order[:5] == ["ours", "peer", "slow", "peer", "ours"]
     assert len(samples["slow"]) == 1
-    assert len(samples["peer"]) >= 3
-    assert len(samples["ours"]) >= len(samples["peer"])
+    assert 3 <= len(samples["peer"]) <= 8
+    assert len(samples["ours"]) == len(samples["peer"])
+    alone = interleave({"ours": calls["ours"]}, budget_s=0.02, companions=("ours",), min_rounds=3)
+    assert len(alone["ours"]) >= 3
 
 
 def test_a_worker_samples_and_reports_like_a_call_of_its_own():
