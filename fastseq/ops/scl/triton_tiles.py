@@ -56,10 +56,10 @@ def frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def times(p_t, o_t, m_t, ref):
-    """Times relative to ref, subtracted in their own dtype so that large offsets stay exact."""
+    """Times relative to ref, subtracted before they become fp32: large offsets stay exact."""
     b_t = tl.load(p_t + o_t, mask=m_t, other=0)
-    if b_t.dtype.is_int():
-        b_t = b_t.to(tl.int64)
+    if b_t.dtype == tl.int32:
+        b_t = b_t.to(tl.float64)  # holds every difference
     return (b_t - ref).to(tl.float32)
 
 
@@ -68,8 +68,8 @@ def first_time(p_t, o_t, m_t, T):
     """Time of the first real frame of a tile."""
     first = tl.min(tl.where(m_t, o_t, T - 1), 0)
     ref = tl.load(p_t + first)
-    if ref.dtype.is_int():
-        ref = ref.to(tl.int64)
+    if ref.dtype == tl.int32:
+        ref = ref.to(tl.float64)
     return ref
 
 
