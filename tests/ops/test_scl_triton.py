@@ -310,3 +310,18 @@ def test_empty_batch():
     assert loss == 0
     assert d1.shape == (0, 5, 3)
     assert d2.shape == (0, 4, 3)
+
+
+def test_timestamps_of_a_view_without_frames():
+    z1, z2 = randn(1, 0, 4), randn(1, 5, 4)
+    loss, dz1, dz2 = run(z1, z2, torch.arange(0), torch.arange(5))
+    assert loss == 0
+    assert dz1.shape == (1, 0, 4)
+    assert (dz2 == 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e3), (torch.float16, 1.2e4)])
+def test_huge_scores_keep_probabilities_at_most_one(dtype, scale):
+    """Scores of 10^7 are known to one unit: gradients are coarse, but never blow up."""
+    z1, z2 = randn(2, 9, 4) * scale, randn(2, 9, 4, seed=1) * scale
+    check(z1, z2, normalize=False, dtype=dtype, grad=1)

@@ -305,8 +305,9 @@ def scl_grad_kernel(
             if ONLINE:
                 b_mc = tl.load(p_sc + 2 * stride + o_n, mask=m_n, other=float("inf"))
                 b_e = b_x + tl.where(m_n, 0.0, float("-inf"))[None, :]
-                b_g = tl.exp2(b_e - b_ma[:, None]) * b_ra[:, None]
-                b_g += tl.exp2(b_e - b_mc[None, :]) * b_rc[None, :]
+                # No score exceeds its maximum, but one computed anew may, by its rounding.
+                b_g = tl.exp2(tl.minimum(b_e - b_ma[:, None], 0.0)) * b_ra[:, None]
+                b_g += tl.exp2(tl.minimum(b_e - b_mc[None, :], 0.0)) * b_rc[None, :]
             else:
                 b_g = tl.exp2(b_x - scale) * (b_ra[:, None] + b_rc[None, :])
 

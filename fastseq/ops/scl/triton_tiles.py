@@ -67,7 +67,7 @@ def times(p_t, o_t, m_t, ref):
 def first_time(p_t, o_t, m_t, T):
     """Time of the first real frame of a tile."""
     first = tl.min(tl.where(m_t, o_t, T - 1), 0)
-    ref = tl.load(p_t + first)
+    ref = tl.load(p_t + first, mask=first >= 0, other=0)  # T may be 0
     if ref.dtype == tl.int32:
         ref = ref.to(tl.float64)
     return ref
