@@ -158,4 +158,4 @@ def _table(rows: list[dict[str, str]], precision: str) -> str:
 
 
 def _ratio(row: dict[str, str]) -> str:
-    return f"{float(row['ratio']):.2f}x" if row.get("ratio") else "-"
+    return f"{float(row['ratio']):.3g}x" if row.get("ratio") else "-"
