@@ -21,6 +21,7 @@ LONG_ROWS, LONG_ELEMENTS = 128, 1 << 20
 MIN_BOUNDED_TEMPERATURE = 0.025
 # Gaussians carry a factor 2^32, so that every weight within reach is a normal fp32 number.
 LOG_SCALE = 32 * math.log(2)
+SMALLEST_WEIGHT = math.exp(LOG_SCALE - MAX_EXPONENT)
 MASKED = -1e30  # a score that exp turns into exactly 0, without the NaN of 0 * inf
 FAR = 1e38  # the time of padded frames, beyond any shifted integer
 
@@ -56,7 +57,7 @@ def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, opts: SCLOptions
     weight = torch.cat(
         [weight[0, :, None].expand(-1, p.frames1), weight[1, :, None].expand(-1, p.frames2)], 1
     ) * (inv_sum != 0)  # [N, T1 + T2]
-    dz1 = torch.zeros_like(p.z1) if need1 else None
+    dz1 = (torch.empty_like if p.frames2 else torch.zeros_like)(p.z1) if need1 else None
     dz2 = torch.zeros_like(p.z2) if need2 else None
     for seqs in p.groups():
         _backward_group(p, seqs, lse[seqs], inv_sum[seqs], weight[seqs], dz1, dz2)
@@ -83,7 +84,12 @@ class _Problem:
         self.z2, self.rn2 = self._embed(z2, None if valid2 is None else self.m2, rn2)
         self.bounded = opts.normalize and opts.temperature >= MIN_BOUNDED_TEMPERATURE
         self.log_scale = torch.full((), LOG_SCALE, dtype=self.dtype, device=self.device)
-        self.bias = None if valid2 is None else _bias(self.m2, self.dtype)  # [N, T2]
+        # Padded columns, [N, T2]: bounded scores are masked after exp, which is slow far below 0.
+        self.bias = self.real2 = None
+        if valid2 is not None and self.bounded:
+            self.real2 = self.m2.to(self.dtype)
+        elif valid2 is not None:
+            self.bias = _bias(self.m2, self.dtype)
         if t1 is None:
             t1 = torch.arange(self.frames1, device=z1.device, dtype=self.dtype).expand_as(self.m1)
             t2 = torch.arange(self.frames2, device=z1.device, dtype=self.dtype).expand_as(self.m2)
@@ -148,20 +154,21 @@ class _Problem:
         return slice(0, 1) if self.shared_times else seqs
 
     def scores(self, seqs, rows, out):
-        """Scores of a block: (n, rows, T2), MASKED where the column is padding."""
+        """Scores of a block: (n, rows, T2). Padded columns: MASKED, or 0 where bounded."""
         shape = (out.shape[0], rows.stop - rows.start, self.frames2)
         s = out.view(-1)[: math.prod(shape)].view(shape)
         torch.bmm(self.z1[seqs, rows] / self.opts.temperature, self.z2[seqs].mT, out=s)
         return s if self.bias is None else s.add_(self.bias[seqs, None])
 
     def gaussian(self, seqs, rows, band):
-        """Weights g = exp(e) on a block's band, and e = 32 log 2 - d^2 / (2 variance); beyond
-        reach e is MASKED and g exactly 0. The first dimension is 1 where times are shared."""
+        """Weights g = exp(e) on a block's band, and e = 32 log 2 - d^2 / (2 variance), bounded
+        below; beyond reach g is exactly 0. The first dimension is 1 where times are shared."""
         lead = self._lead(seqs)
         gap = self.t1[lead, rows, None] - self.t2[lead, None, band]
         e = torch.addcmul(self.log_scale, gap, gap, value=-0.5 / self.opts.variance)
-        torch.threshold_(e, LOG_SCALE - MAX_EXPONENT, MASKED)
-        return e.exp(), e
+        # exp of a number that underflows takes 10 to 30 times as long as of one that does not.
+        e.clamp_(min=LOG_SCALE - MAX_EXPONENT - 0.5)
+        return torch.threshold_(e.exp(), SMALLEST_WEIGHT, 0), e
 
     def same_side(self, lse):
         """What negatives="video" and "batch" add to the softmax of each row: embeddings to
@@ -221,6 +228,8 @@ def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out) -> None:
         real = p.m1[seqs, rows].to(p.dtype)[:, None, :]  # [n, 1, rows]
         if p.bounded:
             s.exp_()
+            if p.real2 is not None:
+                s.mul_(p.real2[seqs, None])
             torch.log(s.sum(2), out=lse1[:, rows])
             col_sum[:, None].baddbmm_(real, s)
         else:
