@@ -15,6 +15,10 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 
 
+class CheckpointError(RuntimeError):
+    """No checkpoint of a run can be read."""
+
+
 def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Write ``folder/step_00001234.pt`` atomically and keep the last ``keep`` checkpoints.
 
@@ -45,19 +49,23 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name).group(1)))
 
 
-def load_latest(folder: str | Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+def load_latest(folder: str | Path) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, or None when there is none at all.
 
-    A damaged file is reported and the one before it taken; RuntimeError when all are damaged.
+    Its tensors are on the CPU: Adam's step counters belong there, and random states too. A damaged
+    file is reported and the one before it taken; CheckpointError when all are damaged.
     """
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
-            return torch.load(path, map_location=device, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            logger.warning("%s cannot be read (%s); trying the one before", path, error)
+            logger.warning("%s cannot be read (%s)", path, type(error).__name__)
     if paths:
-        raise RuntimeError(f"none of the {len(paths)} checkpoints in {folder} can be read")
+        raise CheckpointError(
+            f"none of the {len(paths)} checkpoints in {folder} can be read: put back a copy, or "
+            "remove them to train from the start"
+        )
     return None
 
 

@@ -23,6 +23,10 @@ def _one_of(default: Any, *choices: Any) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
+def _above(default: Any, limit: float) -> Any:
+    return field(default=default, metadata={"above": limit})
+
+
 def _at_least(default: Any, minimum: float) -> Any:
     return field(default=default, metadata={"minimum": minimum})
 
@@ -91,7 +95,7 @@ class OptimConfig:
     weight_decay: float = _at_least(1e-5, 0)
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: str = _one_of("cosine", "cosine", "constant")
-    grad_clip: float | None = _at_least(10.0, 0)  # gradient norm; null = no clipping
+    grad_clip: float | None = _above(10.0, 0)  # gradient norm; null = no clipping
 
 
 @dataclass
@@ -102,7 +106,7 @@ class TrainConfig:
     steps: int | None = _at_least(None, 1)  # give steps or epochs
     epochs: int | None = _at_least(None, 1)
     # Stops the run and ends the cosine by then: the result then depends on the machine's speed.
-    max_minutes: float | None = _at_least(None, 0)
+    max_minutes: float | None = _above(None, 0)
     seed: int = _at_least(0, 0)
     device: str = "auto"  # auto = cuda when there is one
     precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto = bf16 on CUDA that has it
@@ -227,11 +231,14 @@ def _check_values(config: DictConfig) -> None:
     for key, leaf in _leaves(Config).items():
         value = OmegaConf.select(config, key)
         choices, minimum = leaf.metadata.get("choices"), leaf.metadata.get("minimum")
+        above = leaf.metadata.get("above")
         if choices and value not in choices:
             names = ", ".join(map(str, choices))
             raise ConfigError(f"{key}: expected one of {names}, got {value!r}")
         if minimum is not None and value is not None and not value >= minimum:
             raise ConfigError(f"{key}: expected at least {minimum}, got {value}")
+        if above is not None and value is not None and not value > above:
+            raise ConfigError(f"{key}: expected more than {above}, got {value}")
     if (config.train.steps is None) == (config.train.epochs is None):
         raise ConfigError("set one of train.steps and train.epochs; the other one to null")
     if config.model.backbone == "small_cnn" and config.model.train_from not in ("all", "none"):

@@ -16,7 +16,8 @@ _SHOWN = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 with at least one good video, 1 without, 2 for wrong usage or labels."""
+    """Exit status: 0 with at least one good video, 1 without, 2 for wrong usage or labels, 130
+    after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m training.prepare",
         description="Checks every video of a folder, reads the labels and writes "
@@ -58,13 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (LabelError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
     print(summary(index))
     _, others = find_videos(index.folder)
     if others:
         print(f"ignored: {others} files that are not videos by the ending of their names")
     print(f"written: {index.folder / INDEX_NAME}")
     if not index.videos:
-        print("error: no video can be used", file=sys.stderr)
+        why = "all are damaged" if index.bad else "none has the ending of a video file's name"
+        print(f"error: no video can be used: {why}", file=sys.stderr)
         return 1
     return 0
 

@@ -24,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="PNG to write (default: RUN/retrieval.png)")
     parser.add_argument("--queries", type=int, default=6, help="rows (default %(default)s)")
     args = parser.parse_args(argv)
+    if args.queries < 1:
+        parser.error(f"--queries must be at least 1, got {args.queries}")
+    if args.out is not None and args.out.suffix.lower() != ".png":
+        parser.error(f"--out must name a PNG file, got {args.out}")
 
     def command() -> None:
         from training.evaluation.embed import embed_records

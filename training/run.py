@@ -16,7 +16,7 @@ from training.models import CarlModel, build_model
 def initial_model(cfg: DictConfig) -> CarlModel:
     """The model as it is before the first step, a function of the configuration alone.
 
-    The caller's random state is left as it was.
+    The caller's random state is left as it was (that of the CPU; nothing is drawn on a GPU).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.train.seed)
@@ -31,6 +31,8 @@ def load_run(run_dir: str | Path, *, untrained: bool = False) -> tuple[CarlModel
 
     Raises:
         FileNotFoundError: not a run directory, or no checkpoint in it yet.
+        CheckpointError: no checkpoint can be read.
+        RuntimeError: the weights do not fit the configuration.
     """
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():

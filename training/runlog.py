@@ -58,10 +58,12 @@ def collapse_measures(embeddings: Tensor, most: int = 512) -> dict[str, float]:
     ``pairwise_distance``: mean Euclidean distance of two different rows, each of unit length; about
     1.41 for unrelated ones, 0 when all frames look alike. ``effective_rank``: exp of the entropy of
     the normalised singular values of the centred rows, 1 when they lie on a line, at most E. At
-    most ``most`` rows, evenly taken, are looked at.
+    most ``most`` rows, evenly taken, are looked at. Both are NaN when one of these is not finite.
     """
     rows = embeddings.detach().float()
     rows = torch.nn.functional.normalize(rows[:: max(1, len(rows) // most)], dim=-1)
+    if not torch.isfinite(rows).all():  # svdvals would raise, and the step is skipped anyway
+        return {"pairwise_distance": math.nan, "effective_rank": math.nan}
     singular = torch.linalg.svdvals(rows - rows.mean(0))
     share = singular / singular.sum().clamp(min=1e-12)
     entropy = -(share * share.clamp(min=1e-12).log()).sum()

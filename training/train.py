@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import platform
 import shutil
 import sys
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from training.models import CarlModel
+    from training.trainer import Trainer
 
-# What a run directory holds; --overwrite removes these and nothing else.
+# What training and evaluation write into a run directory; --overwrite removes these, nothing else.
 RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
+RUN_CONTENTS += ("evaluation.json", "report.html", "pictures", "retrieval.png")
 
 # Keys that may change when a run continues: where it runs and what it writes, not what it learns
 # (except that max_minutes, where given, ends the cosine).
@@ -56,12 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 training failed, 2 wrong request, 130 or 143 after a signal."""
     args = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return _run(args)
+    except KeyboardInterrupt:  # before the first step, or for the second time
+        print("interrupted", file=sys.stderr)
+        return 130
 
+
+def _run(args: argparse.Namespace) -> int:
     try:  # only now, so that --help need not wait for torch
+        from training.checkpoint import CheckpointError
         from training.config import ConfigError
         from training.data.dataset import TooManyBadVideos
         from training.run import initial_model
-        from training.trainer import NonFiniteError
+        from training.trainer import NonFiniteError, Trainer, check_loss, choose_device
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("fastseq", "training"):
             raise
@@ -73,17 +84,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_dir = Path(cfg.train.run_dir)
         if not args.dry_run:
             check_run_dir(cfg, run_dir, args)
-        dataset = open_dataset(cfg, dry_run=args.dry_run)
+        check_loss(cfg, choose_device(cfg))
         model = initial_model(cfg)
-    except (ConfigError, OSError, ValueError, TooManyBadVideos) as error:
+        dataset = open_dataset(cfg, dry_run=args.dry_run)  # last: may decode everything
+        trainer = Trainer(cfg, model, dataset, run_dir)
+        if not args.dry_run:
+            open_run(trainer, resume=args.resume)
+    except (ConfigError, OSError, ValueError, TooManyBadVideos, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.dry_run:
-        print(describe(cfg, model, dataset))
+        print(describe(trainer))
         return 0
     try:
-        received = train(cfg, model, dataset, run_dir, resume=args.resume)
-    except (NonFiniteError, TooManyBadVideos) as error:
+        received = trainer.run()
+    except (NonFiniteError, TooManyBadVideos, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if received:
@@ -108,8 +123,18 @@ def compose(args: argparse.Namespace) -> "DictConfig":
 
 def check_run_dir(cfg: "DictConfig", run_dir: Path, args: argparse.Namespace) -> None:
     """Refuse to mix two runs, or to continue one under another configuration."""
+    from omegaconf import OmegaConf
+
     from training.config import ConfigError, differences, load_config
 
+    existing = next(
+        path for path in (run_dir.resolve(), *run_dir.resolve().parents) if path.exists()
+    )
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        what = "is not writable" if existing.is_dir() else "is a file"
+        raise ConfigError(
+            f"train.run_dir: {run_dir} cannot be written to, {existing} {what}; give another one"
+        )
     exists = any((run_dir / name).exists() for name in RUN_CONTENTS)
     if exists and not (args.resume or args.overwrite):
         raise ConfigError(
@@ -118,11 +143,16 @@ def check_run_dir(cfg: "DictConfig", run_dir: Path, args: argparse.Namespace) ->
         )
     if args.resume:
         if not (run_dir / "config.yaml").exists():
-            raise ConfigError(f"--resume: there is no run in {run_dir}")
-        changed = set(differences(cfg, load_config(run_dir / "config.yaml"))) - MAY_CHANGE
+            raise ConfigError(f"--resume: there is no run in {run_dir}; without it one is started")
+        started = load_config(run_dir / "config.yaml")
+        changed = [
+            f"{key} = {OmegaConf.select(started, key)} (now {OmegaConf.select(cfg, key)})"
+            for key in sorted(set(differences(cfg, started)) - MAY_CHANGE)
+        ]
         if changed:
             raise ConfigError(
-                f"--resume: {run_dir} was started with other values of {', '.join(sorted(changed))}"
+                f"--resume: {run_dir} was started with other values: {', '.join(changed)}. Give "
+                "those, or another train.run_dir"
             )
 
 
@@ -136,10 +166,12 @@ def open_dataset(cfg: "DictConfig", *, dry_run: bool = False) -> Any:
     index = load_index(cfg.data.folder)
     records = [record for record in index.videos if record.split == cfg.data.train_split]
     if not records:
+        if not index.videos:
+            raise ConfigError(f"data.folder: {cfg.data.folder} has no video that can be read")
         splits = sorted({record.split for record in index.videos})
         raise ConfigError(
-            f"data.train_split: no video of split {cfg.data.train_split!r} in {cfg.data.folder} "
-            f"(splits there: {', '.join(splits) or 'none'})"
+            f"data.train_split: no video of split {cfg.data.train_split!r} in {cfg.data.folder}, "
+            f"only of {', '.join(splits)}"
         )
     augmentation = OmegaConf.to_object(cfg.augmentation)
     # A cache in memory is filled by decoding everything, which a dry run need not wait for.
@@ -147,63 +179,55 @@ def open_dataset(cfg: "DictConfig", *, dry_run: bool = False) -> Any:
     return TwoViewDataset(records, data, augmentation, cfg.train.seed)
 
 
-def train(
-    cfg: "DictConfig", model: "CarlModel", dataset: Any, run_dir: Path, *, resume: bool = False
-) -> int | None:
-    """Train in ``run_dir``; the number of the signal that ended it early, or None.
+def open_run(trainer: "Trainer", *, resume: bool) -> None:
+    """Write what a run directory starts with, or take up the training from its last checkpoint.
 
     Without ``resume``, what an earlier run left there is removed first.
     """
     import torch
     from omegaconf import OmegaConf
 
-    from training.trainer import Trainer
-
+    cfg, run_dir = trainer.cfg, trainer.run_dir
+    torch.manual_seed(cfg.train.seed)
+    resumed = resume and trainer.resume()
     run_dir.mkdir(parents=True, exist_ok=True)
     if not resume:
         for name in RUN_CONTENTS:
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-    torch.manual_seed(cfg.train.seed)
-    trainer = Trainer(cfg, model, dataset, run_dir)
     (run_dir / "environment.json").write_text(json.dumps(_environment(trainer), indent=2))
-    if resume and not trainer.resume():
+    if resume and not resumed:
         logging.info("no checkpoint in %s yet: starting at step 0", run_dir)
     logging.info(
         "%s: %d videos, steps %d to %d on %s",
         run_dir,
-        len(dataset),
+        len(trainer.dataset),
         trainer.step,
         trainer.steps,
         trainer.device,
     )
-    return trainer.run()
 
 
-def describe(cfg: "DictConfig", model: "CarlModel", dataset: Any) -> str:
+def describe(trainer: "Trainer") -> str:
     """Sizes of the model, the data and the memory that training takes, for --dry-run."""
-    from training.trainer import choose_device, steps_per_epoch, total_steps, uses_bf16
-
-    device = choose_device(cfg)
-    bf16 = uses_bf16(cfg, device)
+    cfg, model, dataset = trainer.cfg, trainer.model, trainer.dataset
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     videos = min(cfg.data.batch_size, len(dataset))
     frames = videos * 2 * cfg.data.num_frames
     weights = 4 * (total + 3 * trained)  # fp32 weights; gradients and Adam's two moments
-    activations = frames * saved_bytes_per_frame(model, cfg.augmentation.size, bf16)
+    activations = frames * saved_bytes_per_frame(model.cpu(), cfg.augmentation.size, trainer.bf16)
     return "\n".join(
         [
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
             f"data         {len(dataset)} videos in split {cfg.data.train_split!r}, "
-            f"{steps_per_epoch(len(dataset), cfg.data.batch_size)} steps an epoch, "
-            f"{total_steps(cfg, len(dataset))} steps in all",
+            f"{trainer.epoch_steps} steps an epoch, {trainer.steps} steps in all",
             f"step         {videos} videos x 2 views x {cfg.data.num_frames} frames = {frames} "
             f"frames of {cfg.augmentation.size} px",
             f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
             f"gradients and Adam, {_size(activations)} kept for backward",
-            f"runs on      {device}, {'bf16' if bf16 else 'fp32'}",
+            f"runs on      {trainer.device}, {'bf16' if trainer.bf16 else 'fp32'}",
             f"writes to    {cfg.train.run_dir}",
         ]
     )
@@ -239,7 +263,7 @@ def _saved_bytes(model: "CarlModel", frames: int, size: int, bf16: bool) -> int:
     return sum(kept.values())
 
 
-def _environment(trainer: Any) -> dict[str, Any]:
+def _environment(trainer: "Trainer") -> dict[str, Any]:
     import torch
 
     import fastseq

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from fastseq import scl_loss
 from training.checkpoint import load_latest, random_state, save_checkpoint, set_random_state
+from training.config import ConfigError
+from training.data.dataset import TooManyBadVideos
 from training.models import CarlModel
 from training.runlog import RunLog, collapse_measures
 
@@ -47,15 +49,36 @@ def learning_rate(cfg: DictConfig, progress: float) -> float:
 
 
 def choose_device(cfg: DictConfig) -> torch.device:
-    if cfg.train.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(cfg.train.device)
+    """``train.device``; ConfigError when it does not exist here."""
+    name = cfg.train.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"train.device: {name!r} cannot be used here ({reason}); expected auto, cpu, cuda or "
+            "cuda:N"
+        ) from error
+    return device
 
 
 def uses_bf16(cfg: DictConfig, device: torch.device) -> bool:
     if cfg.train.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return cfg.train.precision == "bf16"
+
+
+def check_loss(cfg: DictConfig, device: torch.device) -> None:
+    """ConfigError for loss options that scl_loss refuses, before there is a run to spoil."""
+    dtype = torch.bfloat16 if uses_bf16(cfg, device) else torch.float32
+    z = torch.zeros(1, 2, cfg.model.projection_size, device=device, dtype=dtype)
+    try:
+        scl_loss(z, z, **OmegaConf.to_container(cfg.loss))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"loss: {error}") from error
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
@@ -94,6 +117,8 @@ class _EpochItems(Dataset):
 class Trainer:
     """Trains a model on two views of each video until its steps, its time or a signal ends it.
 
+    Nothing is written before `run`; ConfigError or ValueError for options that cannot work.
+
     Everything the next step depends on is in a checkpoint: on a CPU with the same number of
     threads, a resumed run equals the uninterrupted one bit for bit (without ``max_minutes``).
     """
@@ -121,7 +146,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False when the run has none yet."""
-        state = load_latest(self.run_dir / "checkpoints", self.device)
+        state = load_latest(self.run_dir / "checkpoints")
         if state is None:
             return False
         self.model.load_state_dict(state["model"])
@@ -166,8 +191,8 @@ class Trainer:
 
     def _train_steps(self, log: RunLog, bar: tqdm) -> Iterator[None]:
         frames = waited = 0.0
-        clock = window = time.perf_counter()
-        for batch in self._loader():
+        clock, logged_at = time.perf_counter(), self.seconds
+        for batch in self._batches():
             arrived = time.perf_counter()
             waited += arrived - clock
             rate = learning_rate(self.cfg, self._progress())
@@ -179,10 +204,9 @@ class Trainer:
             self.seconds += now - clock
             clock = now
             if self.step % self.cfg.train.log_every == 0 or self.step == self.steps:
-                elapsed = now - window
+                elapsed = self.seconds - logged_at
                 values = {
-                    "epoch": self.step
-                    // steps_per_epoch(len(self.dataset), self.cfg.data.batch_size),
+                    "epoch": self.step // self.epoch_steps,
                     "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
                     "lr": rate,
                     "grad_norm": norm,
@@ -200,7 +224,7 @@ class Trainer:
                 )
                 self.losses.clear()
                 frames = waited = 0.0
-                window = clock
+                logged_at = self.seconds
             bar.update()
             yield
             clock = time.perf_counter()  # what the caller did is neither waiting nor training
@@ -253,8 +277,8 @@ class Trainer:
         if self.skipped_in_a_row >= self.cfg.train.max_nonfinite:
             raise NonFiniteError(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a "
-                f"row, up to step {self.step}; the last checkpoint is from before. Try a smaller "
-                "optim.lr, train.precision=fp32 or a larger loss.temperature"
+                f"row, up to step {self.step}; checkpoints hold the weights from before. Try a "
+                "smaller optim.lr, train.precision=fp32 or a larger loss.temperature"
             )
 
     def _progress(self) -> float:
@@ -267,6 +291,13 @@ class Trainer:
     def _out_of_time(self) -> bool:
         minutes = self.cfg.train.max_minutes
         return minutes is not None and self.seconds >= 60 * minutes
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self._loader()
+        except TooManyBadVideos as error:
+            # From a worker it comes with the worker's traceback as its text.
+            raise self.dataset.too_many_bad() from error
 
     def _loader(self) -> DataLoader:
         data, seed = self.cfg.data, self.cfg.train.seed

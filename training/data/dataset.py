@@ -98,6 +98,8 @@ class TwoViewDataset(Dataset):
             "beta": data_cfg.beta,
             "span": tuple(data_cfg.span),
         }
+        # Wrong options show here, not in a loader worker.
+        sample_views(1, self.num_frames, np.random.default_rng(seed), **self.view_options)
         self.side = decode_side(augmentation.size, data_cfg.cache_side)
         self.epoch = 0
         # Shared with loader workers, so that all of them count the same bad videos.
@@ -133,7 +135,7 @@ class TwoViewDataset(Dataset):
                 return self._item(position, np.random.default_rng(generator_key))
             except VideoError as error:
                 self._set_aside(position, error)
-        raise TooManyBadVideos("none of the videos can be read")
+        raise self.too_many_bad()
 
     def bad_videos(self) -> list[tuple[str, str]]:
         """(id, reason) of the videos set aside so far, by any worker."""
@@ -147,6 +149,16 @@ class TwoViewDataset(Dataset):
                     self._reasons[position] = error.reason
             found.append((self.records[position].id, self._reasons[position]))
         return found
+
+    def too_many_bad(self) -> TooManyBadVideos:
+        """The error that lists the videos set aside, for the caller to raise."""
+        found = self.bad_videos()
+        listed = "".join(f"\n  {name}: {reason}" for name, reason in found)
+        return TooManyBadVideos(
+            f"{len(found)} of {len(self.records)} videos cannot be read, more than "
+            f"{MAX_FAILED_SHARE:.0%}:{listed}\n"
+            "run `python -m training.prepare FOLDER --verify`, which leaves them out"
+        )
 
     def _item(self, position: int, generator: np.random.Generator) -> dict[str, Any]:
         record = self.records[position]
@@ -175,11 +187,7 @@ class TwoViewDataset(Dataset):
         self._reasons[position] = error.reason
         count, total = int(self._bad.sum()), len(self.records)
         if count > MAX_FAILED_SHARE * total:
-            listed = "".join(f"\n  {name}: {reason}" for name, reason in self.bad_videos())
-            raise TooManyBadVideos(
-                f"{count} of {total} videos cannot be read, more than {MAX_FAILED_SHARE:.0%}:"
-                f"{listed}\nrun `python -m training.prepare FOLDER --verify`, which leaves them out"
-            )
+            raise self.too_many_bad()
         warnings.warn(
             f"left out {self.records[position].id}: {error.reason} ({count} of {total} videos)",
             RuntimeWarning,

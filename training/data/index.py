@@ -180,8 +180,11 @@ def load_index(folder: str | os.PathLike) -> Index:
     Raises:
         StaleIndex: there is none, or files were added, removed or changed (size or time of
             modification) since it was written.
+        NotADirectoryError: `folder` is none.
     """
     folder = Path(folder).resolve()
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder; expected one with videos")
     advice = f"run `python -m training.prepare {folder}`"
     path = folder / INDEX_NAME
     if not path.is_file():

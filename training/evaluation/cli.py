@@ -21,7 +21,7 @@ class UserError(ValueError):
 def run_command(command: Callable[[], None]) -> int:
     """Run a command's body; exit status 2 and one message on stderr for what a user can put right.
 
-    Other errors are bugs and keep their traceback.
+    130 after Ctrl-C. Other errors are bugs and keep their traceback.
     """
     try:
         from fastseq.video import VideoError
@@ -38,6 +38,9 @@ def run_command(command: Callable[[], None]) -> int:
     except (UserError, ConfigError, StaleIndex, LabelError, VideoError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
