@@ -58,13 +58,13 @@ def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, opts: SCLOptions
         [weight[0, :, None].expand(-1, p.frames1), weight[1, :, None].expand(-1, p.frames2)], 1
     ) * (inv_sum != 0)  # [N, T1 + T2]
     dz1 = (torch.empty_like if p.frames2 else torch.zeros_like)(p.z1) if need1 else None
-    dz2 = torch.zeros_like(p.z2) if need2 else None
+    dz2 = (torch.empty_like if p.frames1 else torch.zeros_like)(p.z2) if need2 else None
     for seqs in p.groups():
         _backward_group(p, seqs, lse[seqs], inv_sum[seqs], weight[seqs], dz1, dz2)
     _backward_same_side(p, lse, weight, dz1, dz2)
     return (
-        _through_norm(dz1, p.z1, p.rn1, p.m1, z1.dtype, opts) if need1 else None,
-        _through_norm(dz2, p.z2, p.rn2, p.m2, z2.dtype, opts) if need2 else None,
+        _through_norm(dz1, p.z1, p.rn1, valid1, z1.dtype, opts) if need1 else None,
+        _through_norm(dz2, p.z2, p.rn2, valid2, z2.dtype, opts) if need2 else None,
     )
 
 
@@ -157,7 +157,8 @@ class _Problem:
         """Scores of a block: (n, rows, T2). Padded columns: MASKED, or 0 where bounded."""
         shape = (out.shape[0], rows.stop - rows.start, self.frames2)
         s = out.view(-1)[: math.prod(shape)].view(shape)
-        torch.bmm(self.z1[seqs, rows] / self.opts.temperature, self.z2[seqs].mT, out=s)
+        scale = 1 / self.opts.temperature
+        s.baddbmm_(self.z1[seqs, rows], self.z2[seqs].mT, beta=0, alpha=scale)
         return s if self.bias is None else s.add_(self.bias[seqs, None])
 
     def gaussian(self, seqs, rows, band):
@@ -270,7 +271,7 @@ def _backward_group(p: _Problem, seqs, lse, inv_sum, weight, dz1, dz2) -> None:
         if dz1 is not None:
             torch.bmm(s, p.z2[seqs], out=dz1[seqs, rows])
         if dz2 is not None:
-            dz2[seqs].baddbmm_(s.mT, p.z1[seqs, rows])
+            dz2[seqs].baddbmm_(s.mT, p.z1[seqs, rows], beta=float(rows.start > 0))
 
 
 def _softmax_weights_(s, spare, lse_row, lse_col, c_row, c_col, bounded: bool) -> None:
@@ -321,10 +322,12 @@ def _backward_same_side(p: _Problem, lse, weight, dz1, dz2) -> None:
             total += dz
 
 
-def _through_norm(dz, z, rn, m, dtype, opts: SCLOptions) -> Tensor:
+def _through_norm(dz, z, rn, valid, dtype, opts: SCLOptions) -> Tensor:
     """From the gradient of the normalised embedding to that of the embedding itself."""
     if opts.normalize:
         # Below NORM_EPS the norm is a constant, as in torch.nn.functional.normalize.
         inside = (dz * z).sum(-1) * (rn < 1 / NORM_EPS)
         dz.addcmul_(z, inside[..., None], value=-1).mul_(rn[..., None])
-    return dz.masked_fill_(~m[..., None], 0).to(dtype)
+    if valid is not None:
+        dz.masked_fill_(~valid_mask(valid, *dz.shape[:2], dz.device)[..., None], 0)
+    return dz.to(dtype)
