@@ -1,0 +1,34 @@
+"""The options of one call, and what the backends share of the definition."""
+
+from typing import NamedTuple, overload
+
+from torch import Tensor
+
+COSTS = ("sqeuclidean", "cosine")
+REDUCTIONS = ("none", "mean", "sum")
+
+NORM_EPS = 1e-12  # as torch.nn.functional.normalize
+
+
+class SoftDTWOptions(NamedTuple):
+    gamma: float
+    bandwidth: int | None
+
+
+@overload
+def band_limits(n: int, m: int, bandwidth: int | None) -> tuple[int, int]: ...
+@overload
+def band_limits(n: Tensor, m: Tensor, bandwidth: int | None) -> tuple[Tensor, Tensor]: ...
+def band_limits(n, m, bandwidth):
+    """(low, high): cell (i, j), counted from 0, is allowed when low <= j - i <= high.
+
+    n and m are the real lengths, integers or integer tensors. The band holds ``bandwidth``
+    diagonals on either side of those that lead from the first cell to the last one, so that it
+    always holds a path. Without a band the limits are those of the matrix.
+    """
+    if bandwidth is None:
+        return -n, m
+    extra = m - n
+    if isinstance(extra, Tensor):
+        return extra.clamp(max=0) - bandwidth, extra.clamp(min=0) + bandwidth
+    return min(extra, 0) - bandwidth, max(extra, 0) + bandwidth
