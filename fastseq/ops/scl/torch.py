@@ -15,7 +15,7 @@ from fastseq.ops.scl.options import MAX_EXPONENT, NORM_EPS, SCLOptions, reach, r
 
 # Measured on two cores at T = 240 to 4096: short sequences share a block of few rows (a narrow
 # Gaussian band, and the block stays in the L2 cache), long ones want rows for the matrix product.
-SHORT_ROWS, SHORT_ELEMENTS = 64, 1 << 17
+SHORT_ROWS, SHORT_ELEMENTS = 80, 1 << 18
 LONG_ROWS, LONG_ELEMENTS = 128, 1 << 20
 # Cosines over at least this: exp(+-40), and the sum of 10^20 of them, are normal fp32 numbers.
 MIN_BOUNDED_TEMPERATURE = 0.025
