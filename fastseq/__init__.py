@@ -9,13 +9,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastseq.ops.scl import scl_loss
+    from fastseq.ops.soft_dtw import dtw_path, soft_dtw, soft_dtw_alignment, soft_dtw_from_cost
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"scl_loss": "fastseq.ops.scl"}
+_PUBLIC = {
+    "dtw_path": "fastseq.ops.soft_dtw",
+    "scl_loss": "fastseq.ops.scl",
+    "soft_dtw": "fastseq.ops.soft_dtw",
+    "soft_dtw_alignment": "fastseq.ops.soft_dtw",
+    "soft_dtw_from_cost": "fastseq.ops.soft_dtw",
+}
 _SUBMODULES = ("compat", "nn", "ops", "video")
 
-__all__ = ["__version__", "scl_loss"]
+__all__ = [
+    "__version__",
+    "dtw_path",
+    "scl_loss",
+    "soft_dtw",
+    "soft_dtw_alignment",
+    "soft_dtw_from_cost",
+]
 
 
 def __getattr__(name: str):

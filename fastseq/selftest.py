@@ -52,11 +52,28 @@ def _scl(z1: Tensor, z2: Tensor, *, backend: str) -> Tensor:
     return fastseq.scl_loss(z1, z2, lengths1=[97, 0, 64], lengths2=[130, 40, 65], backend=backend)
 
 
+def _soft_dtw_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return tuple(torch.randn(3, n, 24, generator=generator, dtype=torch.float64) for n in (97, 70))
+
+
+def _soft_dtw(x: Tensor, y: Tensor, *, backend: str) -> Tensor:
+    lengths = {"lengths_x": [97, 0, 40], "lengths_y": [70, 30, 65]}
+    plain = fastseq.soft_dtw(x, y, gamma=0.5, **lengths, backend=backend)
+    banded = fastseq.soft_dtw(x, y, gamma=5.0, **lengths, bandwidth=4, backend=backend)
+    return plain.sum() + banded.sum()
+
+
 _ALL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # One entry per op.
 CASES = [
     Case("scl_loss", _scl_inputs, _scl, {"torch": _ALL, "triton": _ALL[1:]}),
+    Case(
+        "soft_dtw",
+        _soft_dtw_inputs,
+        _soft_dtw,
+        {name: _ALL for name in ("torch", "numba", "cuda")},
+    ),
 ]
 
 

@@ -59,14 +59,17 @@ def choose_backend(op: str, requested: str, why_not: Mapping[str, str | None]) -
     ``why_not`` lists the op's backends in order of preference, each with None when it can serve
     the call or else the reason that it cannot. ``requested`` is the caller's ``backend=``;
     "auto" takes FASTSEQ_BACKEND when that is set and otherwise the first that can serve. A backend
-    asked for by name is never replaced: RuntimeError says why it cannot serve.
+    asked for by name is never replaced: RuntimeError says why it cannot serve. FASTSEQ_BACKEND is
+    one default for all ops, so an op that has no such backend at all takes no notice of it.
     """
-    origin = "asked for by name"
+    origin, skipped = "asked for by name", []
     if requested == "auto":
         requested = os.environ.get("FASTSEQ_BACKEND") or "auto"
         origin = "FASTSEQ_BACKEND"
+        if requested in BACKENDS and requested not in why_not:
+            skipped.append(f"not {requested} (FASTSEQ_BACKEND): {op} has no such backend")
+            requested = "auto"
     if requested == "auto":
-        skipped = []
         for name, reason in why_not.items():
             if reason is None:
                 return name, "; ".join(["preferred here", *skipped])

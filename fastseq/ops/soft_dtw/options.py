@@ -1,13 +1,12 @@
 """The options of one call, and what the backends share of the definition."""
 
+import operator
 from typing import NamedTuple, overload
 
 from torch import Tensor
 
 COSTS = ("sqeuclidean", "cosine")
 REDUCTIONS = ("none", "mean", "sum")
-
-NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
 class SoftDTWOptions(NamedTuple):
@@ -32,3 +31,20 @@ def band_limits(n, m, bandwidth):
     if isinstance(extra, Tensor):
         return extra.clamp(max=0) - bandwidth, extra.clamp(min=0) + bandwidth
     return min(extra, 0) - bandwidth, max(extra, 0) + bandwidth
+
+
+def check_bandwidth(op: str, bandwidth: int | None) -> int | None:
+    """An integer of at least 0, or None for no band."""
+    if bandwidth is None:
+        return None
+    try:
+        if isinstance(bandwidth, bool | Tensor):
+            raise TypeError
+        bandwidth = operator.index(bandwidth)
+    except TypeError:
+        raise TypeError(
+            f"{op}: bandwidth must be an integer or None, got {type(bandwidth).__name__}"
+        ) from None
+    if bandwidth < 0:
+        raise ValueError(f"{op}: bandwidth must be 0 or more, or None, got {bandwidth}")
+    return bandwidth

@@ -20,7 +20,7 @@ def soft_dtw_reference(
     In float64 whatever the inputs are: R in float32 would cost the gradient its digits.
     """
     if cost is None:
-        cost = squared_distances(x, y, lengths_x, lengths_y)
+        cost = dense_cost(x, y, lengths_x, lengths_y)
         dtype = x.dtype
     else:
         dtype = cost.dtype
@@ -30,10 +30,8 @@ def soft_dtw_reference(
     return _last_cells(cost, lengths_x, lengths_y, opts).to(dtype)
 
 
-def squared_distances(
-    x: Tensor, y: Tensor, lengths_x: Tensor | None, lengths_y: Tensor | None
-) -> Tensor:
-    """(B, N, M) float64 ||x_i - y_j||^2 with frames of padding taken as 0; holds B N M D numbers."""
+def dense_cost(x: Tensor, y: Tensor, lengths_x: Tensor | None, lengths_y: Tensor | None) -> Tensor:
+    """(B, N, M) in float64, padded frames taken as 0. Needs memory for B N M D numbers."""
     mask_x, mask_y = _masks(*x.shape[:2], y.shape[1], lengths_x, lengths_y, x.device)
     x = torch.where(mask_x[..., None], x, 0).double()
     y = torch.where(mask_y[..., None], y, 0).double()

@@ -1,0 +1,31 @@
+"""Costs of pairing frames, all of them squared Euclidean distances."""
+
+import torch
+from torch import Tensor
+
+from fastseq.ops.common.lengths import valid_mask
+
+NORM_EPS = 1e-12  # as torch.nn.functional.normalize
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(..., N, M) of x (..., N, D) and y (..., M, D); not meant to be differentiated."""
+    # From differences, not products: no digits are lost however large the norms are.
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
+
+
+def cosine_frames(z: Tensor, lengths: Tensor | None, side: int) -> Tensor:
+    """Frames (B, T, D + 2) of x (side 0) or y (1) whose squared distances are 1 - cos(x, y).
+
+    These are unit vectors over sqrt(2). A frame without direction becomes 0 and is marked in its
+    side's one of the two last channels, with 1 over sqrt(2): its distance from all others is 1.
+    """
+    # Padding becomes 0, as the gradient of a NaN norm is NaN even where nobody asks for it.
+    if lengths is not None:
+        z = torch.where(valid_mask(lengths, *z.shape[:2], z.device)[..., None], z, 0)
+    flat = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) < NORM_EPS
+    safe = torch.where(flat, 1, z)
+    unit = torch.where(flat, 0, safe / torch.linalg.vector_norm(safe, dim=-1, keepdim=True))
+    mark = flat.to(z.dtype)
+    other = torch.zeros_like(mark)
+    return torch.cat([unit, *((mark, other) if side == 0 else (other, mark))], -1) * 0.5**0.5

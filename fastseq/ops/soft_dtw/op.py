@@ -1,0 +1,314 @@
+"""Soft-DTW as the caller sees it: checks, costs, reductions, choice of backend."""
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastseq.ops.common.dispatch import choose_backend, no_autocast, unavailable
+from fastseq.ops.common.lengths import prepare_valid
+from fastseq.ops.common.validate import (
+    FLOAT_DTYPES,
+    check_bool,
+    check_choice,
+    check_pair,
+    check_positive,
+)
+from fastseq.ops.soft_dtw import autograd
+from fastseq.ops.soft_dtw.costs import cosine_frames
+from fastseq.ops.soft_dtw.options import COSTS, REDUCTIONS, SoftDTWOptions, check_bandwidth
+from fastseq.ops.soft_dtw.reference import dense_cost, soft_dtw_reference
+
+Lengths = Tensor | Sequence[int] | int | None
+
+
+def soft_dtw(
+    x: Tensor,
+    y: Tensor,
+    *,
+    gamma: float = 1.0,
+    cost: str = "sqeuclidean",
+    lengths_x: Lengths = None,
+    lengths_y: Lengths = None,
+    bandwidth: int | None = None,
+    divergence: bool = False,
+    reduction: str = "none",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Soft dynamic time warping between each x and its y (Cuturi and Blondel, 2017).
+
+    The soft minimum over all monotone paths from the first pair of frames to the last one::
+
+        c_ij  = ||x_i - y_j||^2                                 or  1 - cos(x_i, y_j)
+        R_ij  = c_ij + softmin(R_i-1,j-1, R_i-1,j, R_i,j-1)     R of the first pair: its cost
+        value = R of the last pair of real frames
+        softmin(a, b, c) = -gamma log(exp(-a / gamma) + exp(-b / gamma) + exp(-c / gamma))
+
+    Memory grows with N + M and with N M / tile size; no N x M matrix, except with
+    ``backend="reference"``. The value may be negative: many paths count, not only the best.
+
+    Args:
+        x, y: embeddings (B, N, D) and (B, M, D), or (N, D) and (M, D) for one pair; float64,
+            float32, bfloat16 or float16. N and M may differ.
+        gamma: smoothing, in the units of the cost; towards 0 this becomes hard DTW. Default 1.0:
+            the paper and the packages that follow it. Used in practice: 1e-4 to 1e3.
+        cost: "sqeuclidean", or "cosine", 1 - cos (a frame of norm below 1e-12 costs 1 against
+            everything and gets no gradient). Any other cost: :func:`soft_dtw_from_cost`.
+        lengths_x, lengths_y: (B,) integers, frames that are real (a prefix). Padding never
+            matters, not even NaN.
+        bandwidth: Sakoe-Chiba band r >= 0, in frames: pairs with -r <= j - i <= (m - n) + r for
+            real lengths m >= n, mirrored for m < n, so that a path always exists. Default: none.
+        divergence: value(x, y) - (value(x, x) + value(y, y)) / 2, which is 0 for y = x (Blondel,
+            Mensch and Vert, 2021).
+        reduction: "none": (B,); "sum"; or "mean", over the pairs where both lengths are > 0.
+        backend: "auto", "numba" (CPU), "cuda" (NVIDIA GPU), "torch" (any device) or "reference"
+            (dense; the only one that can be differentiated twice).
+
+    Returns:
+        (B,), or a scalar for one pair or with a reduction: float64 for float64 inputs, otherwise
+        float32. Gradients have the dtypes of x and y. A pair with a length 0 has value 0 and
+        gradient 0.
+
+    Raises:
+        TypeError: wrong dtype or type. ValueError: wrong shape or option value.
+        RuntimeError: a backend asked for by name cannot serve the call (it never falls back), or
+            a backend other than "reference" is differentiated twice.
+
+    Example:
+        >>> import torch, fastseq
+        >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> y = torch.tensor([[0.0], [2.0], [2.0], [2.0]])
+        >>> round(fastseq.soft_dtw(x, y, gamma=0.01).item(), 4)
+        0.9931
+    """
+    op = "soft_dtw"
+    check_pair(op, "x", x, "y", y)
+    opts = _options(op, gamma, bandwidth)
+    check_choice(op, "cost", cost, COSTS)
+    check_choice(op, "reduction", reduction, REDUCTIONS)
+    check_bool(op, "divergence", divergence)
+    unbatched = x.dim() == 2
+    x, y, lengths_x, lengths_y = _embeddings(op, x, y, cost, lengths_x, lengths_y)
+    some = _some(x.shape[0], x.shape[1], y.shape[1], lengths_x, lengths_y)
+    run = functools.partial(_values, op, opts, backend)
+    values = run(x, y, None, lengths_x, lengths_y)
+    if divergence and some is not False:
+        # A pair with an empty side counts for nothing, so neither does its other side with itself.
+        if some is not None:
+            lengths_x, lengths_y = (
+                torch.where(some, t.shape[1] if lengths is None else lengths, 0)
+                for t, lengths in ((x, lengths_x), (y, lengths_y))
+            )
+        own = run(x, x, None, lengths_x, lengths_x) + run(y, y, None, lengths_y, lengths_y)
+        values = values - own / 2
+    return _reduce(values, some, reduction, unbatched)
+
+
+def soft_dtw_from_cost(
+    cost: Tensor,
+    *,
+    gamma: float = 1.0,
+    lengths_x: Lengths = None,
+    lengths_y: Lengths = None,
+    bandwidth: int | None = None,
+    reduction: str = "none",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Soft dynamic time warping of costs that the caller has computed; see :func:`soft_dtw`.
+
+    Args:
+        cost: (B, N, M), or (N, M) for one pair: the cost of pairing frame i of x with frame j of
+            y, of any sign; float64, float32, bfloat16 or float16. Its gradient is the expected
+            alignment.
+        gamma, lengths_x, lengths_y, bandwidth, reduction, backend: as in :func:`soft_dtw`.
+
+    Returns and raises what :func:`soft_dtw` does.
+
+    Example:
+        >>> import torch, fastseq
+        >>> cost = torch.cdist(torch.randn(2, 40, 8), torch.randn(2, 50, 8), p=1)
+        >>> fastseq.soft_dtw_from_cost(cost, gamma=0.1, lengths_x=[40, 25]).shape
+        torch.Size([2])
+    """
+    op = "soft_dtw_from_cost"
+    if not isinstance(cost, Tensor):
+        raise TypeError(f"{op}: cost must be a torch.Tensor, got {type(cost).__name__}")
+    if cost.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{op}: cost must be float64, float32, bfloat16 or float16, got {cost.dtype}"
+        )
+    if cost.dim() not in (2, 3):
+        raise ValueError(
+            f"{op}: cost must have shape (B, N, M), or (N, M) for one pair; got {tuple(cost.shape)}"
+        )
+    opts = _options(op, gamma, bandwidth)
+    check_choice(op, "reduction", reduction, REDUCTIONS)
+    unbatched = cost.dim() == 2
+    cost = _full_precision(cost[None] if unbatched else cost)
+    num, n, m = cost.shape
+    lengths_x = prepare_valid(op, "_x", lengths_x, None, num, n, cost.device)
+    lengths_y = prepare_valid(op, "_y", lengths_y, None, num, m, cost.device)
+    values = _values(op, opts, backend, None, None, cost, lengths_x, lengths_y)
+    return _reduce(values, _some(num, n, m, lengths_x, lengths_y), reduction, unbatched)
+
+
+def soft_dtw_alignment(
+    x: Tensor,
+    y: Tensor,
+    *,
+    gamma: float = 1.0,
+    cost: str = "sqeuclidean",
+    lengths_x: Lengths = None,
+    lengths_y: Lengths = None,
+    bandwidth: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Expected alignment of :func:`soft_dtw`: E_ij, the probability that a path pairs i with j.
+
+    Paths are weighted by exp(-cost of the path / gamma); E is the gradient of the value with
+    respect to the costs. Rows and columns of real frames sum to 1 or more, those of padding to 0.
+    E is the whole N x M matrix: the one exception to memory that grows with N + M.
+
+    Args:
+        x, y, gamma, cost, lengths_x, lengths_y, bandwidth, backend: as in :func:`soft_dtw`. Only
+            ``backend="reference"`` gives an E that can be differentiated.
+
+    Returns:
+        (B, N, M), or (N, M) for one pair: float64 for float64 inputs, otherwise float32.
+
+    Raises:
+        As :func:`soft_dtw`. RuntimeError when E is differentiated with another backend.
+
+    Example:
+        >>> import torch, fastseq
+        >>> x = torch.arange(3.0)[:, None]
+        >>> fastseq.soft_dtw_alignment(x, x, gamma=0.01).round(decimals=2)
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 1.]])
+    """
+    op = "soft_dtw_alignment"
+    check_pair(op, "x", x, "y", y)
+    opts = _options(op, gamma, bandwidth)
+    check_choice(op, "cost", cost, COSTS)
+    unbatched = x.dim() == 2
+    x, y, lengths_x, lengths_y = _embeddings(op, x, y, cost, lengths_x, lengths_y)
+    name = _resolve(op, backend, x.device.type)
+    if name == "reference":
+        expected = _reference_alignment(x, y, lengths_x, lengths_y, opts)
+    else:
+        _refuse_transforms(op, name)
+        expected = autograd.alignment(x, y, lengths_x, lengths_y, name, opts)
+    return expected[0] if unbatched else expected
+
+
+def resolve_backend(requested: str, device_type: str, op: str = "soft_dtw") -> tuple[str, str]:
+    """The backend that serves a call on such a device, and why. Reads nothing but its arguments
+    and the environment."""
+    why_not = {
+        "cuda": _elsewhere("cuda", device_type) or unavailable("cuda"),
+        "numba": _elsewhere("cpu", device_type) or unavailable("numba"),
+        "torch": None,
+        "reference": None,
+    }
+    return choose_backend(op, requested, why_not)
+
+
+def _elsewhere(home: str, device_type: str) -> str | None:
+    if device_type == home:
+        return None
+    where = "a CUDA device" if home == "cuda" else "the CPU"
+    return f"the tensors are on {device_type}; to fix: move them to {where}"
+
+
+def _resolve(op: str, requested: str, device_type: str) -> str:
+    name, reason = resolve_backend(requested, device_type, op)
+    if name == "torch" and device_type == "cuda" and reason.startswith("preferred"):
+        _warn_slow(reason)
+    return name
+
+
+@functools.cache
+def _warn_slow(reason: str) -> None:
+    warnings.warn(
+        f"soft_dtw runs as many small PyTorch kernels, which is slow on a GPU ({reason})",
+        stacklevel=4,
+    )
+
+
+# What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
+_resolve._dynamo_marked_constant = True
+
+
+def _options(op: str, gamma: float, bandwidth: int | None) -> SoftDTWOptions:
+    return SoftDTWOptions(check_positive(op, "gamma", gamma), check_bandwidth(op, bandwidth))
+
+
+def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths_x, lengths_y):
+    """Checked input as backends take it: batched, float32 or float64, cost squared Euclidean."""
+    if x.dim() == 2:
+        x, y = x[None], y[None]
+    wider = torch.promote_types(x.dtype, y.dtype)
+    x, y = _full_precision(x.to(wider)), _full_precision(y.to(wider))
+    num, device = x.shape[0], x.device
+    lengths_x = prepare_valid(op, "_x", lengths_x, None, num, x.shape[1], device)
+    lengths_y = prepare_valid(op, "_y", lengths_y, None, num, y.shape[1], device)
+    if cost == "cosine":
+        x, y = cosine_frames(x, lengths_x, 0), cosine_frames(y, lengths_y, 1)
+    return x, y, lengths_x, lengths_y
+
+
+def _full_precision(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, lengths_x, lengths_y):
+    """(B,) values by the backend that serves the call."""
+    device_type = (x if cost is None else cost).device.type
+    name = _resolve(op, backend, device_type)
+    if name == "reference":
+        with no_autocast(device_type):
+            return soft_dtw_reference(x, y, cost, lengths_x, lengths_y, opts)
+    _refuse_transforms(op, name)
+    return autograd.values(x, y, cost, lengths_x, lengths_y, name, opts)
+
+
+def _refuse_transforms(op: str, name: str) -> None:
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
+            f'jvp); to fix: {op}(..., backend="reference")'
+        )
+
+
+def _reference_alignment(x, y, lengths_x, lengths_y, opts: SoftDTWOptions) -> Tensor:
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    with no_autocast(x.device.type), torch.enable_grad():
+        cost = dense_cost(x, y, lengths_x, lengths_y)
+        if not differentiable:
+            cost = cost.detach().requires_grad_()
+        values = soft_dtw_reference(None, None, cost, lengths_x, lengths_y, opts)
+        (expected,) = torch.autograd.grad(values.sum(), cost, create_graph=differentiable)
+    return expected.to(x.dtype)
+
+
+def _some(num: int, n: int, m: int, lengths_x, lengths_y) -> Tensor | bool | None:
+    """Which pairs have frames on both sides: a mask, or None for all, or False for none."""
+    if n == 0 or m == 0:
+        return False
+    if lengths_x is None and lengths_y is None:
+        return None
+    parts = [lengths > 0 for lengths in (lengths_x, lengths_y) if lengths is not None]
+    return parts[0] if len(parts) == 1 else parts[0] & parts[1]
+
+
+def _reduce(values: Tensor, some: Tensor | bool | None, reduction: str, unbatched: bool) -> Tensor:
+    if reduction == "none":
+        return values[0] if unbatched else values
+    if reduction == "sum" or some is False:
+        return values.sum()
+    if some is None:
+        return values.sum() / max(values.shape[0], 1)
+    return values.sum() / some.sum().clamp(min=1)
