@@ -1,0 +1,52 @@
+// One call: its inputs, its options, and where the borders of the tiles lie that the forward keeps.
+#pragma once
+
+#include "tile.cuh"
+
+namespace fastseq {
+namespace soft_dtw {
+
+template <class T>
+struct Problem {
+    const T *x, *y;        // [batch, rows, channels], [batch, columns, channels]; or instead
+    const T* cost;         // [batch, rows, columns]
+    const long long *lengths_x, *lengths_y;  // [batch] or null: all real
+    int batch, rows, columns, channels;
+    int band;      // < 0: none
+    double gamma;
+    T* h;          // [batch, strips, width]: H of the last row of each strip
+    T* states;     // [batch, strips, phases, 2, 32]: H and V before each phase; null: not kept
+
+    FASTSEQ_FN int strips() const { return (rows + kLanes - 1) / kLanes; }
+    FASTSEQ_FN int blocks() const { return (columns + kLanes - 1) / kLanes; }
+    FASTSEQ_FN int width() const { return blocks() * kLanes; }
+    FASTSEQ_FN int phases() const { return blocks() + 1; }
+    FASTSEQ_FN Strip strip(int index, int b) const {
+        return make_strip(index, b, rows, columns, lengths_x, lengths_y, band);
+    }
+    // Costs are worked on in units of gamma / log2(e); dividing by the rounded scale undoes it.
+    FASTSEQ_FN T scale() const { return static_cast<T>(1.4426950408889634 / gamma); }
+
+    FASTSEQ_FN long long strip_at(int b, int strip) const {
+        return static_cast<long long>(b) * strips() + strip;
+    }
+    // One H per column along the border below a strip.
+    FASTSEQ_FN T* border(T* borders, int b, int strip) const {
+        return borders + strip_at(b, strip) * width();
+    }
+    FASTSEQ_FN T* state(int b, int strip, int t) const {
+        return states + (strip_at(b, strip) * phases() + t) * (2 * kLanes);
+    }
+    FASTSEQ_FN const T* x_row(int b, int i) const {
+        return x + (static_cast<long long>(b) * rows + i) * channels;
+    }
+    FASTSEQ_FN const T* y_row(int b, int j) const {
+        return y + (static_cast<long long>(b) * columns + j) * channels;
+    }
+    FASTSEQ_FN const T* cost_at(int b, int i, int j) const {
+        return cost + (static_cast<long long>(b) * rows + i) * columns + j;
+    }
+};
+
+}  // namespace soft_dtw
+}  // namespace fastseq
