@@ -1,4 +1,4 @@
-"""DTW against exhaustive search; aligned videos, retrieval and their pictures."""
+"""Aligned videos, retrieval and their pictures."""
 
 from __future__ import annotations
 
@@ -9,51 +9,11 @@ import pytest
 
 from fastseq.video import probe, read_frames, write_video
 from training import align as align_command
-from training.evaluation.alignment import align, evenly, write_aligned_video
-from training.evaluation.dtw import dtw_path, match_frames
+from training.evaluation.alignment import align, evenly, match_frames, write_aligned_video
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.retrieval import choose_queries, nearest_frames, retrieval_sheet
 
 PHASES = 3
-
-
-def all_paths(rows, columns):
-    """Every monotone path from the first to the last cell."""
-    if rows == columns == 1:
-        return [[(0, 0)]]
-    paths = []
-    for di, dj in [(1, 1), (1, 0), (0, 1)]:
-        if rows > di and columns > dj:
-            paths += [[*p, (rows - 1, columns - 1)] for p in all_paths(rows - di, columns - dj)]
-    return paths
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (2, 3), (4, 4), (5, 3), (5, 5)])
-def test_dtw_equals_exhaustive_search(shape):
-    rng = np.random.default_rng(shape[0] * 10 + shape[1])
-    for _ in range(5):
-        cost = rng.random(shape)
-        i, j, total = dtw_path(cost)
-        costs = {tuple(path): sum(cost[cell] for cell in path) for path in all_paths(*shape)}
-        best = min(costs, key=costs.get)
-        assert tuple(zip(i.tolist(), j.tolist(), strict=True)) == best
-        assert total == pytest.approx(costs[best], abs=1e-12)
-
-
-def test_dtw_takes_the_diagonal_on_a_tie():
-    i, j, total = dtw_path(np.zeros((3, 3)))
-    assert (i.tolist(), j.tolist(), total) == ([0, 1, 2], [0, 1, 2], 0.0)
-
-
-def test_dtw_with_negative_costs_and_other_dtypes():
-    i, j, total = dtw_path(np.array([[-1, 5], [5, -2]], dtype=np.float32))
-    assert (i.tolist(), j.tolist(), total) == ([0, 1], [0, 1], -3.0)
-
-
-@pytest.mark.parametrize("cost", [np.zeros((0, 3)), np.zeros(4), np.array([[0.0, np.nan]])])
-def test_dtw_refuses_what_has_no_path(cost):
-    with pytest.raises(ValueError, match=r"expected \(T1, T2\)|NaN"):
-        dtw_path(cost)
 
 
 def test_matched_frame_is_the_middle_of_those_on_the_path():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.evaluation.dtw import dtw_path, match_frames
+from fastseq.ops.soft_dtw import dtw_path_from_cost
 from training.evaluation.embed import EmbeddedVideo
 
 
@@ -30,7 +30,8 @@ class Alignment:
 def align(a: EmbeddedVideo, b: EmbeddedVideo) -> Alignment:
     """Align two embedded videos from first to last frame."""
     similarity = a.embeddings @ b.embeddings.T
-    i, j, _ = dtw_path(2.0 - 2.0 * similarity)
+    path, _ = dtw_path_from_cost(2.0 - 2.0 * similarity)
+    i, j = path.numpy().T
     even = evenly(len(a.embeddings), len(b.embeddings))
     return Alignment(
         i,
@@ -39,6 +40,16 @@ def align(a: EmbeddedVideo, b: EmbeddedVideo) -> Alignment:
         float(similarity[i, j].mean()),
         float(similarity[np.arange(len(even)), even].mean()),
     )
+
+
+def match_frames(i: np.ndarray, j: np.ndarray, length: int) -> np.ndarray:
+    """One frame of the second sequence for each of the ``length`` frames of the first.
+
+    The path may pair a frame with several; the middle one of them is taken.
+    """
+    first = np.searchsorted(i, np.arange(length), side="left")
+    last = np.searchsorted(i, np.arange(length), side="right") - 1
+    return j[(first + last) // 2]
 
 
 def evenly(frames_a: int, frames_b: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastseq.ops.soft_dtw import dtw_path_from_cost
 from training.evaluation.cli import UserError
-from training.evaluation.dtw import dtw_path
 from training.evaluation.embed import EmbeddedVideo
 
 
@@ -207,7 +207,8 @@ def alignment_error(test: Sequence[LabelledVideo], method: str = "nearest") -> S
         if method == "nearest":
             gaps = np.abs(other.position[distances.argmin(axis=1)] - query.position)
         elif method == "dtw":
-            i, j, _ = dtw_path(distances)
+            path, _ = dtw_path_from_cost(distances)
+            i, j = path.numpy().T
             per_cell = np.abs(other.position[j] - query.position[i])
             gaps = np.bincount(i, per_cell) / np.bincount(i)
         else:

@@ -8,6 +8,11 @@ from fastseq.ops.common.lengths import valid_mask
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
+def full_precision(t: Tensor) -> Tensor:
+    """Half precision becomes float32; float32 and float64 stay."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """(..., N, M) of x (..., N, D) and y (..., M, D); not meant to be differentiated."""
     # From differences, not products: no digits are lost however large the norms are.

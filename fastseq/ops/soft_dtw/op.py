@@ -17,7 +17,7 @@ from fastseq.ops.common.validate import (
     check_positive,
 )
 from fastseq.ops.soft_dtw import autograd
-from fastseq.ops.soft_dtw.costs import cosine_frames
+from fastseq.ops.soft_dtw.costs import cosine_frames, full_precision
 from fastseq.ops.soft_dtw.options import COSTS, REDUCTIONS, SoftDTWOptions, check_bandwidth
 from fastseq.ops.soft_dtw.reference import dense_cost, soft_dtw_reference
 
@@ -146,7 +146,7 @@ def soft_dtw_from_cost(
     opts = _options(op, gamma, bandwidth)
     check_choice(op, "reduction", reduction, REDUCTIONS)
     unbatched = cost.dim() == 2
-    cost = _full_precision(cost[None] if unbatched else cost)
+    cost = full_precision(cost[None] if unbatched else cost)
     num, n, m = cost.shape
     lengths_x = prepare_valid(op, "_x", lengths_x, None, num, n, cost.device)
     lengths_y = prepare_valid(op, "_y", lengths_y, None, num, m, cost.device)
@@ -251,17 +251,13 @@ def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths_x, lengths_y):
     if x.dim() == 2:
         x, y = x[None], y[None]
     wider = torch.promote_types(x.dtype, y.dtype)
-    x, y = _full_precision(x.to(wider)), _full_precision(y.to(wider))
+    x, y = full_precision(x.to(wider)), full_precision(y.to(wider))
     num, device = x.shape[0], x.device
     lengths_x = prepare_valid(op, "_x", lengths_x, None, num, x.shape[1], device)
     lengths_y = prepare_valid(op, "_y", lengths_y, None, num, y.shape[1], device)
     if cost == "cosine":
         x, y = cosine_frames(x, lengths_x, 0), cosine_frames(y, lengths_y, 1)
     return x, y, lengths_x, lengths_y
-
-
-def _full_precision(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
 
 
 def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, lengths_x, lengths_y):
