@@ -1,0 +1,129 @@
+"""CPU backend: strips of rows, one thread each, every one a few columns behind the strip above."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastseq.ops.soft_dtw.numba_kernels import LANES, STEPS, backward_strips, forward_strips
+from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
+
+CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
+
+
+def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, keep: bool):
+    """Values (B,) and what the backward needs: H of each strip's last row, H and V at the start
+    of each block."""
+    p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
+    below = p.new(p.batch, p.strips, p.m)
+    state = p.new(p.batch, p.strips, p.blocks if keep else 0, 2, LANES)
+    parts = np.zeros((p.batch, p.strips))
+    p.run(forward_strips, _numpy(below), _numpy(state), parts)
+    value = torch.from_numpy(parts.sum(1) * p.unit).to(below.dtype)
+    return value, (below, state) if keep else ()
+
+
+def backward(
+    grad, x, y, cost, lengths_x, lengths_y, saved, opts: SoftDTWOptions, need_x, need_y
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, y and cost, None where there is no such input or it is not asked for."""
+    p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
+    below, state = saved
+    flow = p.new(p.batch, p.strips, p.m)
+    outputs = [torch.zeros_like(torch.from_numpy(a)) for a in (p.x, p.y, p.cost)]
+    arrays = [_numpy(t) for t in (grad.contiguous(), below, state, flow, *outputs)]
+    p.run(backward_strips, *arrays)
+    dx, dy, dcost = outputs
+    if cost is not None:
+        return None, None, dcost
+    return dx if need_x else None, dy if need_y else None, None
+
+
+class _Problem:
+    """One call in the form that the kernels want."""
+
+    def __init__(self, x, y, cost, lengths_x, lengths_y, opts):
+        given = cost if x is None else x
+        self.batch, self.n = given.shape[:2]
+        self.m = cost.shape[2] if x is None else y.shape[1]
+        self.dtype = given.dtype
+        none = given.new_empty(self.batch, 0, 0)
+        self.x, self.y, self.cost = (
+            _numpy(none if t is None else t.detach()) for t in (x, y, cost)
+        )
+        self.n_real = _lengths(lengths_x, self.batch, self.n)
+        self.m_real = _lengths(lengths_y, self.batch, self.m)
+        limits = [
+            band_limits(int(n), int(m), opts.bandwidth)
+            for n, m in zip(self.n_real, self.m_real, strict=True)
+        ]
+        self.band = np.array(limits, np.int64).reshape(self.batch, 2)
+        self.unit = opts.gamma * np.log(2)
+        self.strips = -(-self.n // LANES)
+        self.blocks = -(-(self.m + LANES - 1) // STEPS)
+
+    def new(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype)
+
+    def run(self, kernel: Callable, *arrays: np.ndarray) -> None:
+        """``kernel`` on every strip; the caller's thread is one of the workers."""
+        if not self.batch or not self.strips or not self.m:
+            return
+        scale = _numpy(torch.tensor(1 / self.unit, dtype=self.dtype))[()]
+        cells = int((self.n_real * self.m_real).sum())
+        workers = min(
+            torch.get_num_threads(), self.batch * self.strips, 1 + cells // CELLS_PER_THREAD
+        )
+        progress = np.zeros(self.batch * self.strips, np.int64)
+        fixed = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band, scale)
+        gradient = arrays[:1] if kernel is backward_strips else ()
+
+        def work(worker: int) -> None:
+            rest = arrays[len(gradient) :]
+            kernel(*fixed, *gradient, worker, workers, progress, *rest)
+
+        _in_threads(work, workers)
+
+
+def _numpy(t: Tensor) -> np.ndarray:
+    return t.contiguous().numpy()
+
+
+def _lengths(lengths: Tensor | None, batch: int, frames: int) -> np.ndarray:
+    return np.full(batch, frames, np.int64) if lengths is None else _numpy(lengths)
+
+
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def _in_threads(work: Callable[[int], None], workers: int) -> None:
+    """work(0), ..., work(workers - 1) at the same time. They wait for each other, so all must
+    run: one call at a time has the pool."""
+    if workers == 1:
+        work(0)
+        return
+    global _pool
+    with _pool_lock:
+        if _pool is None or _pool._max_workers < workers - 1:
+            if _pool is not None:
+                _pool.shutdown()
+            _pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="fastseq")
+        others = [_pool.submit(work, worker) for worker in range(1, workers)]
+        work(0)
+        for other in others:
+            other.result()
+
+
+def _forget_pool() -> None:
+    """In a forked child the pool's threads do not exist."""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
