@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.evaluation.cli import run_command
+from training.evaluation.cli import make_folder, run_command
 
 if TYPE_CHECKING:
     from training.data.index import VideoRecord
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         records = [record_of(args.a), record_of(args.b)]
         encode, cfg = load_encoder(args.run)
+        make_folder(args.out)
         a, b = embed_records({"trained": encode}, records, cfg)["trained"]
         alignment = align(a, b)
-        args.out.mkdir(parents=True, exist_ok=True)
         similarity_map(a, b, (alignment.i, alignment.j), args.out / "similarity.png")
         write_aligned_video(a, b, alignment, args.out / "aligned.mp4")
         print(

@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ _NAME = re.compile(r"step_(\d{8,})\.pt")
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint of a run can be read."""
+    """No checkpoint of a run can be read, or its weights are those of another model."""
 
 
 def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
@@ -49,24 +50,41 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name).group(1)))
 
 
-def load_latest(folder: str | Path) -> dict[str, Any] | None:
+def load_latest(folder: str | Path, keys: Collection[str] = ()) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, or None when there is none at all.
 
     Its tensors are on the CPU: Adam's step counters belong there, and random states too. A damaged
-    file is reported and the one before it taken; CheckpointError when all are damaged.
+    file, or one without ``keys``, is reported and the one before it taken; CheckpointError when all
+    are damaged.
     """
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             logger.warning("%s cannot be read (%s)", path, type(error).__name__)
+            continue
+        if isinstance(state, dict) and state.keys() >= set(keys):
+            return state
+        logger.warning("%s is no checkpoint of a run (%s expected)", path, ", ".join(keys))
     if paths:
         raise CheckpointError(
             f"none of the {len(paths)} checkpoints in {folder} can be read: put back a copy, or "
             "remove them to train from the start"
         )
     return None
+
+
+def load_weights(model: torch.nn.Module, state: dict[str, Any], folder: str | Path) -> None:
+    """Put the weights of a checkpoint of ``folder`` into the model."""
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:  # names every tensor, one per line
+        differences = str(error).splitlines()[1:]
+        raise CheckpointError(
+            f"the weights in {folder} are of another model than config.yaml beside it describes "
+            f"({len(differences)} differences, such as {differences[0].strip()})"
+        ) from error
 
 
 def random_state() -> dict[str, Any]:

@@ -31,6 +31,10 @@ def _at_least(default: Any, minimum: float) -> Any:
     return field(default=default, metadata={"minimum": minimum})
 
 
+def _share(default: Any) -> Any:
+    return field(default=default, metadata={"minimum": 0, "maximum": 1})
+
+
 @dataclass
 class DataConfig:
     """Which videos, and how two views are drawn from each (CARL, section 3.2)."""
@@ -41,7 +45,7 @@ class DataConfig:
     sampling: str = _one_of("random", "random", "even")
     crop_base: str = _one_of("clip", "clip", "video", "span")
     alpha: float = _at_least(1.5, 1)
-    beta: float = 0.2
+    beta: float = _share(0.2)
     span: tuple[float, float] = (0.3, 1.0)
     cache: str = _one_of("none", "none", "ram")
     cache_side: int | None = _at_least(None, 1)  # short side of cached frames, in pixels
@@ -62,12 +66,12 @@ class ModelConfig:
     frames_per_chunk: int = _at_least(80, 0)  # frames per backbone call, 0 = all at once
     fc_layers: int = _at_least(2, 0)
     fc_size: int = _at_least(512, 1)
-    fc_dropout: float = _at_least(0.1, 0)
+    fc_dropout: float = _share(0.1)
     layers: int = _at_least(3, 0)
     hidden_size: int = _at_least(256, 2)
     heads: int = _at_least(8, 1)
     ff_size: int = _at_least(1024, 1)
-    dropout: float = _at_least(0.1, 0)
+    dropout: float = _share(0.1)
     positions: str = _one_of("vaswani", "vaswani", "released", "none")
     embedding_size: int = _at_least(128, 1)
     projection_hidden: int = _at_least(128, 1)
@@ -135,7 +139,8 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> DictConfig
     try:
         from_file = OmegaConf.load(path)
     except Exception as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        reason = " ".join(str(error).split())  # a YAML error has several lines
+        raise ConfigError(f"{path}: not valid YAML: {reason}") from error
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"override {override!r}: expected key=value, such as optim.lr=1e-3")
@@ -229,14 +234,20 @@ def _leaves(schema: type, prefix: str = "") -> dict[str, Any]:
 
 def _check_values(config: DictConfig) -> None:
     for key, leaf in _leaves(Config).items():
-        value = OmegaConf.select(config, key)
+        try:
+            value = OmegaConf.select(config, key)
+        except OmegaConfBaseException as error:  # ${...} that leads nowhere
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"{key}: {reason}") from error
         choices, minimum = leaf.metadata.get("choices"), leaf.metadata.get("minimum")
-        above = leaf.metadata.get("above")
+        above, maximum = leaf.metadata.get("above"), leaf.metadata.get("maximum")
         if choices and value not in choices:
             names = ", ".join(map(str, choices))
             raise ConfigError(f"{key}: expected one of {names}, got {value!r}")
         if minimum is not None and value is not None and not value >= minimum:
             raise ConfigError(f"{key}: expected at least {minimum}, got {value}")
+        if maximum is not None and not value <= maximum:
+            raise ConfigError(f"{key}: expected at most {maximum}, got {value}")
         if above is not None and value is not None and not value > above:
             raise ConfigError(f"{key}: expected more than {above}, got {value}")
     if (config.train.steps is None) == (config.train.epochs is None):
@@ -245,6 +256,10 @@ def _check_values(config: DictConfig) -> None:
         raise ConfigError("model.train_from: small_cnn is trained whole: expected all or none")
     if config.model.hidden_size % config.model.heads:
         raise ConfigError("model.hidden_size: expected a multiple of model.heads")
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ConfigError(
+            f"optim.betas: expected two numbers in [0, 1), got {[*config.optim.betas]}"
+        )
     try:
         OmegaConf.to_object(config.augmentation)
     except ValueError as error:

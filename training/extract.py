@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.evaluation.cli import UserError, open_index, run_command
+from training.evaluation.cli import UserError, make_folder, open_index, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         index = open_index(cfg, args.folder)
         if not index.videos:
             raise UserError(f"{index.folder} has no usable videos; see its fastseq_index.json")
+        make_folder(args.out)
         for record in index.videos:  # one at a time: a long run keeps what it has done
             (videos,) = embed_records({"trained": encode}, [record], cfg, progress=False).values()
             save_embeddings(args.out, videos)

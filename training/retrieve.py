@@ -12,7 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.evaluation.cli import UserError, open_index, run_command, split_videos
+from training.evaluation.cli import (
+    UserError,
+    make_folder,
+    open_index,
+    run_command,
+    split_videos,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         encode, cfg = load_encoder(args.run)
         index = open_index(cfg, args.folder)
         records = split_videos(index, cfg.data.test_split)
-        videos = embed_records({"trained": encode}, records, cfg)["trained"]
         out = args.out or args.run / "retrieval.png"
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
+        videos = embed_records({"trained": encode}, records, cfg)["trained"]
         if not retrieval_sheet(videos, index.classes, out, queries=args.queries):
             raise UserError(
                 f"no action has two videos in the split {cfg.data.test_split!r} of {index.folder}; "

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from training.checkpoint import load_latest
+from training.checkpoint import load_latest, load_weights
 from training.config import load_config
 from training.models import CarlModel, build_model
 
@@ -31,8 +31,7 @@ def load_run(run_dir: str | Path, *, untrained: bool = False) -> tuple[CarlModel
 
     Raises:
         FileNotFoundError: not a run directory, or no checkpoint in it yet.
-        CheckpointError: no checkpoint can be read.
-        RuntimeError: the weights do not fit the configuration.
+        CheckpointError: no checkpoint can be read, or the weights do not fit the configuration.
     """
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
@@ -43,9 +42,9 @@ def load_run(run_dir: str | Path, *, untrained: bool = False) -> tuple[CarlModel
     cfg = load_config(run_dir / "config.yaml")
     if untrained:
         return initial_model(cfg).eval(), cfg
-    state = load_latest(run_dir / "checkpoints")
+    state = load_latest(run_dir / "checkpoints", keys=["model"])
     if state is None:
         raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
     model = build_model(cfg.model, load_weights=False)
-    model.load_state_dict(state["model"])
+    load_weights(model, state, run_dir / "checkpoints")
     return model.eval(), cfg

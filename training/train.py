@@ -47,7 +47,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "train.run_dir=runs/first",
     )
     parser.add_argument("recipe", help="YAML file, relative to here or to training/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace recipe values")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="replace recipe values"
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue the run in train.run_dir")
     existing.add_argument("--overwrite", action="store_true", help="replace the run there")

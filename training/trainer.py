@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from fastseq import scl_loss
-from training.checkpoint import load_latest, random_state, save_checkpoint, set_random_state
+from training.checkpoint import (
+    load_latest,
+    load_weights,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
 from training.config import ConfigError
 from training.data.dataset import TooManyBadVideos
 from training.models import CarlModel
@@ -55,9 +62,9 @@ def choose_device(cfg: DictConfig) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = textwrap.shorten(str(error), 100, placeholder=" ...")
         raise ConfigError(
             f"train.device: {name!r} cannot be used here ({reason}); expected auto, cpu, cuda or "
             "cuda:N"
@@ -146,10 +153,11 @@ class Trainer:
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False when the run has none yet."""
-        state = load_latest(self.run_dir / "checkpoints")
+        folder = self.run_dir / "checkpoints"
+        state = load_latest(folder, keys=self._state())
         if state is None:
             return False
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state, folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
@@ -157,8 +165,8 @@ class Trainer:
         set_random_state(state["random"])
         return True
 
-    def save(self) -> Path:
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -168,8 +176,10 @@ class Trainer:
             "skipped_in_a_row": self.skipped_in_a_row,
             "losses": self.losses,
         }
-        folder = self.run_dir / "checkpoints"
-        return save_checkpoint(folder, self.step, state, self.cfg.train.keep_checkpoints)
+
+    def save(self) -> Path:
+        folder, keep = self.run_dir / "checkpoints", self.cfg.train.keep_checkpoints
+        return save_checkpoint(folder, self.step, self._state(), keep)
 
     def run(self) -> int | None:
         """Train to the end, with a checkpoint there; the number of the signal that ended it."""

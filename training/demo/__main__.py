@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+RECIPE = "recipes/carl_demo.yaml"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.demo", description=__doc__)
@@ -31,10 +33,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
-    from training import evaluate, prepare, report, train
-    from training.demo.render import describe, render_dataset
 
+def _run(options: argparse.Namespace) -> int:
+    try:  # only now, so that --help need not wait for torch
+        from training import evaluate, prepare, report, train
+        from training.config import ConfigError, load_config
+        from training.demo.render import describe, render_dataset
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("fastseq", "training"):
+            raise
+        print(f'error: {error}; the demo needs: pip install "fastseq[train]"', file=sys.stderr)
+        return 2
+
+    try:  # before the videos are rendered
+        load_config(RECIPE, options.overrides)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     began = time.perf_counter()
     evaluations = []
     for seed in range(options.seeds):
@@ -44,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with step(f"1/5 render videos{title}"):
             try:
                 print(describe(render_dataset(videos, seed=seed, clutter=options.clutter)))
-            except FileExistsError as error:
+            except OSError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
-        arguments = ["recipes/carl_demo.yaml", f"data.folder={videos}", f"train.run_dir={run}"]
+        arguments = [RECIPE, f"data.folder={videos}", f"train.run_dir={run}"]
         arguments += [f"train.seed={seed}", *options.overrides, "--overwrite"]
         steps: list[tuple[str, Callable[[list[str]], int], list[str]]] = [
             ("2/5 check and index them", prepare.main, [str(videos)]),

@@ -55,13 +55,28 @@ def split_videos(index: Index, split: str) -> list[VideoRecord]:
     """The videos of one split; UserError if there are none."""
     records = [record for record in index.videos if record.split == split]
     if not records:
-        splits = sorted({record.split for record in index.videos})
+        if not index.videos:
+            raise UserError(f"{index.folder} has no video that can be read")
+        splits = ", ".join(sorted({record.split for record in index.videos}))
         raise UserError(
-            f"{index.folder} has no videos in the split {split!r}, only {splits}; give videos that "
-            f'split in {Path(index.folder) / "labels.json"} ("split": "{split}") and run '
+            f"{index.folder} has no videos in the split {split!r}, only in {splits}; give videos "
+            f'that split in {Path(index.folder) / "labels.json"} ("split": "{split}") and run '
             f"`python -m training.prepare {index.folder}`"
         )
     return records
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder to write to, before there is work to lose; UserError if it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+        reason = "is not writable"
+    except OSError as error:
+        writable = False
+        reason = f"cannot be made a folder ({error.strerror})"
+    if not writable:
+        raise UserError(f"{folder} {reason}; give another one with --out")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
