@@ -17,9 +17,11 @@ from numba.extending import intrinsic, overload
 
 LANES = 64  # rows of a strip
 STEPS = 64  # steps of a block; at least LANES - 1, see `_wait`
-WINDOW = STEPS + LANES  # columns that a block reads, rounded up
+WINDOW = STEPS + LANES + 16  # columns that a block reads, and a stride that is no power of 2
 ABSENT = np.float32(1e30)  # the value of a predecessor that is not there: weight exactly 0
-_FLAGS = {"contract", "nsz"}  # fused multiply-add; no reordering, so that results are repeatable
+# Fused multiply-add, but no reordering: results are repeatable. Division without a check for 0.
+_OPTIONS = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+_kernel = numba.njit(**_OPTIONS)
 
 _ONE, _HALF, _TWO = np.float32(1), np.float32(0.5), np.float32(2)
 _UNDERFLOW = np.float32(-125)
@@ -141,14 +143,14 @@ def _wait(progress, strip, wanted):
             _sched_yield()
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _middle(x, y, zero):
     small, large = (x, y) if x < y else (y, x)
     inner = small if small > zero else zero
     return inner if inner < large else large
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _weigh(x, y, one):
     """(least, e_middle, e_most, their sum with 1) of the scores 0, x (up) and y (left).
 
@@ -162,7 +164,7 @@ def _weigh(x, y, one):
     return least, a, b, one + a + b
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _lane_range(s, top, rows, m, low, high):
     """Lanes [first, last) whose cell at step s is in the matrix and in the band.
 
@@ -173,7 +175,7 @@ def _lane_range(s, top, rows, m, low, high):
     return first, last
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _costs(u, xs, ys, scale):
     """u[k, lane] = scale * |x - y|^2 of a block by direct differences."""
     dims = xs.shape[0]
@@ -197,7 +199,7 @@ def _costs(u, xs, ys, scale):
             u[row, _i(r)] *= scale
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _read_costs(u, cost, start, top, rows, m, low, high, scale):
     """The same from a cost matrix (N, M)."""
     for k in range(STEPS):
@@ -206,7 +208,7 @@ def _read_costs(u, cost, start, top, rows, m, low, high, scale):
             u[k, r] = cost[top + r, start + k - r] * scale
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _edges(k, s, top, m, low, high, up, v, above):
     """Before step s: what comes from above the strip, and what the band's edges lack."""
     if top > 0 and s < m:
@@ -221,7 +223,7 @@ def _edges(k, s, top, m, low, high, up, v, above):
             v[r] = ABSENT
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _forward_block(u, up, v, sm, above, below, start, top, n, m, low, high, one):
     """One block: H and V of every cell in turn; returns what it adds to the value, in float64.
 
@@ -258,7 +260,7 @@ def _forward_block(u, up, v, sm, above, below, start, top, n, m, low, high, one)
     return value
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _value_of_step(s, first, last, top, n, m, up, then, v, sm):
     """R of the last cell: sm summed along the main diagonal, then H or V along the edge."""
     value = 0.0
@@ -277,9 +279,10 @@ def _value_of_step(s, first, last, top, n, m, up, then, v, sm):
     return value
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _probabilities(u, p, up, v, above, start, top, n, m, low, high, one):
-    """The block again, keeping what each cell owes to its diagonal, upper and left neighbour."""
+    """The block again, keeping what each cell owes to its diagonal, upper and left neighbour:
+    p[k, r], p[k, LANES + r] and p[k, 2 LANES + r]."""
     rows = min(LANES, n - top)
     zero = one - one
     for k in range(STEPS):
@@ -293,11 +296,11 @@ def _probabilities(u, p, up, v, above, start, top, n, m, low, high, one):
         if top == 0 and first == 0:
             from_lane = 1
             up[then, 1] = u[k, 0]
-            p[0, k, 0], p[1, k, 0], p[2, k, 0] = zero, zero, one
+            p[k, 0], p[k, LANES], p[k, 2 * LANES] = zero, zero, one
         if last == s + 1:
             to_lane = s
             v[s] = u[k, s]
-            p[0, k, s], p[1, k, s], p[2, k, s] = zero, one, zero
+            p[k, s], p[k, LANES + s], p[k, 2 * LANES + s] = zero, one, zero
         for r in range(from_lane, to_lane):
             i = _i(r)
             x, y = up[now, i], v[i]
@@ -307,12 +310,16 @@ def _probabilities(u, p, up, v, above, start, top, n, m, low, high, one):
             up[then, _i(r + 1)] = sm - y
             middle, share = _middle(x, y, zero), one / total
             diagonal = one if zero == least else e_middle if zero == middle else e_most
-            p[_i(0), row, i] = share * diagonal
-            p[_i(1), row, i] = share * (one if x == least else e_middle if x == middle else e_most)
-            p[_i(2), row, i] = share * (one if y == least else e_middle if y == middle else e_most)
+            p[row, i] = share * diagonal
+            p[row, _i(LANES + r)] = share * (
+                one if x == least else e_middle if x == middle else e_most
+            )
+            p[row, _i(2 * LANES + r)] = share * (
+                one if y == least else e_middle if y == middle else e_most
+            )
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _expectations(e, p, left, up, owed, seed, below, above, start, top, n, m, low, high):
     """E of a block, last step first; cells outside get 0. ``seed``: E of the very last cell.
 
@@ -335,16 +342,16 @@ def _expectations(e, p, left, up, owed, seed, below, above, start, top, n, m, lo
             i = _i(r)
             got = left[i] + up[_i(r + 1)]
             e[row, i] = got
-            left[i] = got * p[_i(2), row, i]
-            up[i] = got * p[_i(1), row, i] + owed[i]
-            owed[i] = got * p[_i(0), row, i]
+            left[i] = got * p[row, _i(2 * LANES + r)]
+            up[i] = got * p[row, _i(LANES + r)] + owed[i]
+            owed[i] = got * p[row, i]
         for r in range(max(first, last), LANES):
             e[k, r], left[r], up[r], owed[r] = 0, 0, owed[r], 0
         if s < m:
             above[s] = up[0]
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _row_gradients(e, xs, ys, gx):
     """gx[d, r] += sum over the block's columns of E (x - y)."""
     for k in range(0, STEPS, 4):
@@ -364,7 +371,7 @@ def _row_gradients(e, xs, ys, gx):
                 )
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _column_gradients(e, skewed, xs, ys, gy):
     """gy[d, q] = sum over the strip's rows of E (y - x); skewed[r, q] takes E by columns."""
     skewed[:] = 0
@@ -385,46 +392,54 @@ def _column_gradients(e, skewed, xs, ys, gy):
                 )
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _load_rows(xs, x, top, n):
     """xs[d, r] = x[top + r, d]; 0 in the padding, whatever it holds."""
-    for r in range(LANES):
+    xs[:] = 0
+    for r in range(min(LANES, n - top)):
         for d in range(xs.shape[0]):
-            xs[d, r] = x[top + r, d] if top + r < n else 0
+            xs[_i(d), _i(r)] = x[_i(top + r), _i(d)]
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
+def _window(start, m):
+    """Places q of a block's window whose column start + STEPS - 1 - q exists."""
+    return max(0, start + STEPS - m), min(STEPS + LANES - 1, start + STEPS)
+
+
+@_kernel
 def _load_columns(ys, y, start, m):
     """ys[d, q] = y[start + STEPS - 1 - q, d]: lanes to the right read columns to the left."""
-    for q in range(WINDOW):
-        j = start + STEPS - 1 - q
+    first, last = _window(start, m)
+    ys[:, :first] = 0
+    ys[:, last:] = 0
+    for q in range(first, last):
         for d in range(ys.shape[0]):
-            ys[d, q] = y[j, d] if 0 <= j < m else 0
+            ys[_i(d), _i(q)] = y[_i(start + STEPS - 1 - q), _i(d)]
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _add_columns(dy, gy, start, m):
-    for q in range(WINDOW):
-        j = start + STEPS - 1 - q
-        if 0 <= j < m:
-            for d in range(dy.shape[1]):
-                dy[j, d] += 2 * gy[d, q]
+    first, last = _window(start, m)
+    for q in range(first, last):
+        for d in range(dy.shape[1]):
+            dy[_i(start + STEPS - 1 - q), _i(d)] += 2 * gy[_i(d), _i(q)]
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _extent(strip, n, m):
     """(first row, number of blocks) of a strip."""
     top = strip * LANES
     return top, (m + min(LANES, n - top) - 1 + STEPS - 1) // STEPS
 
 
-@numba.njit(fastmath=_FLAGS)
+@_kernel
 def _outside(start, top, low, high):
     """Whether no cell of a block, nor a flux that leaves one, lies in the band."""
     return start + STEPS + 1 - top < low or start - top - 2 * LANES > high
 
 
-@numba.njit(fastmath=_FLAGS, nogil=True, cache=True)
+@numba.njit(**_OPTIONS, nogil=True, cache=True)
 def forward_strips(
     x, y, cost, n_real, m_real, band, scale, worker, workers, progress, below, state, value
 ):
@@ -485,7 +500,7 @@ def forward_strips(
         value[b, strip] = total
 
 
-@numba.njit(fastmath=_FLAGS, nogil=True, cache=True)
+@numba.njit(**_OPTIONS, nogil=True, cache=True)
 def backward_strips(
     x,
     y,
@@ -513,7 +528,7 @@ def backward_strips(
     ys, gy = np.empty((dims, WINDOW), below.dtype), np.empty((dims, WINDOW), below.dtype)
     skewed = np.empty((LANES, WINDOW), below.dtype)
     u, e = np.empty((STEPS, LANES), below.dtype), np.empty((STEPS, LANES), below.dtype)
-    p = np.empty((3, STEPS, LANES), below.dtype)
+    p = np.empty((STEPS, 3 * LANES), below.dtype)
     up, v = np.empty((2, LANES + 1), below.dtype), np.empty(LANES, below.dtype)
     left, lift, owed = (
         np.empty(LANES, below.dtype),
