@@ -23,9 +23,14 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 def check_value(name, value, want, dtype):
     error = np.abs(np.asarray(value, np.float64) - want)
-    if not (name.startswith("13") and dtype == torch.float32):
-        error = error / np.abs(want)
-    assert error.max() <= (1e-13 if dtype == torch.float64 else 5e-7)
+    if dtype == torch.float64:
+        assert (error <= 1e-13 * np.abs(want)).all()
+    elif name.startswith("13"):
+        # The costs on the diagonal are 0: what is summed over 50 cells is -log2(1 + small), and
+        # float32 rounds each 1 + small. Exact exp2 and log2 come to 7.7e-7 with these costs.
+        assert error <= 1e-6
+    else:
+        assert (error <= 5e-7 * np.abs(want)).all()
 
 
 def check_alignment(name, got, want, dtype):

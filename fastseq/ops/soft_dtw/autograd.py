@@ -224,8 +224,27 @@ def _(x, y, lengths_x, lengths_y, backend, gamma, bandwidth):
     return x.new_empty(*x.shape[:2], y.shape[1])
 
 
-def _raise_alignment(ctx, grad):
+@torch.library.custom_op(
+    "fastseq::soft_dtw_alignment_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor y) -> (Tensor, Tensor)",
+)
+def _alignment_backward_op(grad, x, y):
+    # As an op, because the gradient is traced for all inputs that want one, called for or not.
     raise RuntimeError(_ALIGNMENT)
 
 
-_alignment_op.register_autograd(_raise_alignment)
+@_alignment_backward_op.register_fake
+def _(grad, x, y):
+    return torch.empty_like(x), torch.empty_like(y)
+
+
+def _alignment_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _alignment_autograd(ctx, grad):
+    return *_alignment_backward_op(grad, *ctx.saved_tensors), *[None] * 5
+
+
+_alignment_op.register_autograd(_alignment_autograd, setup_context=_alignment_context)

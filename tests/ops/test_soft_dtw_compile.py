@@ -1,0 +1,137 @@
+"""soft_dtw as torch.library ops: opcheck, torch.compile in one graph, compiled equals eager."""
+
+import pytest
+import torch
+from ops.soft_dtw_cases import BACKENDS, backends, randn, value_and_grads
+
+import fastseq
+from fastseq.ops.soft_dtw.autograd import _alignment_op, _backward_op, _forward_op
+
+
+def _tensors(given):
+    x, y = randn(2, 7, 4, seed=1).requires_grad_(), randn(2, 5, 4, seed=2).requires_grad_()
+    lengths = torch.tensor([7, 3])
+    if given == "embeddings":
+        return x, y, None, lengths, None
+    return None, None, randn(2, 7, 5, seed=3).requires_grad_(), None, torch.tensor([4, 5])
+
+
+@pytest.mark.parametrize("given", ["embeddings", "costs"])
+@backends(BACKENDS)
+def test_opcheck(backend, given):
+    tensors, options = _tensors(given), (backend, 0.5, 2)
+    for keep in (True, False):
+        # Without what the backward needs there is no gradient to check.
+        inputs = [t if keep or t is None else t.detach() for t in tensors]
+        torch.library.opcheck(_forward_op, (*inputs, *options, keep))
+    value, packed, layout = _forward_op(*tensors, *options, True)
+    inputs = [t if t is None else t.detach() for t in tensors]
+    needs = [(True, True), (True, False), (False, True)]
+    for need in needs if given == "embeddings" else needs[:1]:
+        torch.library.opcheck(
+            _backward_op, (torch.ones_like(value), *inputs, packed, layout, *options, *need)
+        )
+
+
+@backends(BACKENDS)
+def test_opcheck_alignment(backend):
+    x, y, _, lengths, _ = _tensors("embeddings")
+    torch.library.opcheck(
+        _alignment_op, (x.detach(), y.detach(), lengths, None, backend, 0.5, None)
+    )
+
+
+def _both(function, *tensors):
+    out = []
+    torch._dynamo.reset()
+    for call in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        inputs = [t.clone().requires_grad_() for t in tensors]
+        value = call(*inputs)
+        out.append((value, *torch.autograd.grad(value.sum(), inputs)))
+    return out
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cost": "cosine", "bandwidth": 2}, {"divergence": True, "lengths_y": [5, 0]}],
+    ids=["plain", "cosine", "divergence"],
+)
+@backends(BACKENDS)
+def test_compiled_equals_eager(backend, options, autocast):
+    x, y = randn(2, 9, 4, seed=4), randn(2, 7, 4, seed=5)
+
+    def train(a, b):
+        return fastseq.soft_dtw(a * 2, b, gamma=0.2, lengths_x=[9, 4], backend=backend, **options)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        eager, compiled = _both(train, x, y)
+    for want, got in zip(eager, compiled, strict=True):
+        assert torch.equal(want, got)
+
+
+@backends(BACKENDS)
+def test_compiled_costs_reductions_and_halves(backend):
+    def costs(c):
+        return fastseq.soft_dtw_from_cost(c, reduction="mean", lengths_x=[9, 0], backend=backend)
+
+    def halves(a, b):
+        return fastseq.soft_dtw(a, b, gamma=0.2, backend=backend)
+
+    x, y = randn(2, 9, 4, seed=6).bfloat16(), randn(2, 7, 4, seed=7).bfloat16()
+    for eager, compiled in (_both(costs, randn(2, 9, 7, seed=8)), _both(halves, x, y)):
+        for want, got in zip(eager, compiled, strict=True):
+            assert torch.equal(want, got)
+
+
+@backends(BACKENDS)
+def test_compiled_with_only_one_gradient_and_with_none(backend):
+    x, y = randn(2, 9, 4, seed=9), randn(2, 7, 4, seed=10)
+    torch._dynamo.reset()
+    compiled = torch.compile(fastseq.soft_dtw, fullgraph=True, backend="aot_eager")
+    want = value_and_grads(x, y, backend=backend)
+    for k in (0, 1):
+        pair = [x.clone(), y.clone()]
+        pair[k].requires_grad_()
+        value = compiled(*pair, backend=backend)
+        assert torch.equal(torch.autograd.grad(value.sum(), pair[k])[0], want[k + 1])
+    with torch.no_grad():
+        assert torch.equal(compiled(x.requires_grad_(), y, backend=backend), want[0])
+
+
+@backends(BACKENDS)
+def test_compiled_alignment(backend):
+    x, y = randn(2, 9, 4, seed=11).requires_grad_(), randn(2, 7, 4, seed=12)
+    torch._dynamo.reset()
+    compiled = torch.compile(fastseq.soft_dtw_alignment, fullgraph=True, backend="aot_eager")
+    got = compiled(x, y, gamma=0.3, backend=backend)
+    assert torch.equal(got, fastseq.soft_dtw_alignment(x, y, gamma=0.3, backend=backend))
+    with pytest.raises(RuntimeError, match="alignment cannot be differentiated"):
+        got.sum().backward()
+
+
+@backends(BACKENDS)
+def test_other_lengths_and_gammas_compile_once_more(backend):
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(fastseq.soft_dtw, fullgraph=True, backend=counter)
+    for frames in (5, 8, 11, 14):
+        x, y = randn(2, frames, 3, seed=13).requires_grad_(), randn(2, frames + 2, 3, seed=14)
+        value = compiled(x, y, backend=backend)
+        assert torch.equal(value, fastseq.soft_dtw(x, y, backend=backend))
+        value.sum().backward()
+    assert counter.frame_count == 2
+    for gamma in (0.2, 0.3, 0.4):
+        kw = {"gamma": gamma, "backend": backend}
+        assert torch.equal(compiled(x, y, **kw), fastseq.soft_dtw(x, y, **kw))
+
+
+def test_compiled_forward_mode_is_an_error_not_zero():
+    x, y = randn(2, 5, 3, seed=15), randn(2, 5, 3, seed=16)
+
+    def tangent(a, b):
+        return torch.func.jvp(lambda z: fastseq.soft_dtw(z, b), (a,), (b,))[1]
+
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        torch.compile(tangent, backend="aot_eager")(x, y)
