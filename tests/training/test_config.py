@@ -59,6 +59,12 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ("train.epochs=many", "train.epochs: expected int | None, got 'many'"),
         ("data.span=[0.1,b]", "data.span: expected tuple[float, float]"),
         ("data.folder=null", "data.folder: expected str, got None"),
+        ("data.beta=1.5", "data.beta: expected at most 1, got 1.5"),
+        ("model.dropout=2", "model.dropout: expected at most 1, got 2.0"),
+        ("optim.grad_clip=0", "optim.grad_clip: expected more than 0, got 0.0"),
+        ("train.max_minutes=0", "train.max_minutes: expected more than 0, got 0.0"),
+        ("optim.betas=[0.9,1]", "optim.betas: expected two numbers in [0, 1), got [0.9, 1.0]"),
+        ("optim.lr=${optim.rate}", "optim.lr: Interpolation key 'optim.rate' not found"),
         ("data.alpha=0.5", "data.alpha: expected at least 1, got 0.5"),
         ("loss.temperature=cold", "loss.temperature: expected float, got 'cold'"),
         ("model.backbone=resnet34", "model.backbone: expected one of resnet50, resnet18"),
@@ -74,6 +80,7 @@ def test_errors_name_the_key(override, message):
     with pytest.raises(ConfigError) as error:
         load_config("recipes/carl.yaml", [override])
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_errors_name_the_file(tmp_path):
@@ -82,7 +89,8 @@ def test_errors_name_the_file(tmp_path):
     with pytest.raises(ConfigError, match=r"r\.yaml: unknown key 'optim.learning_rate'"):
         load_config(recipe)
     recipe.write_text("optim: [broken\n")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match=r"not valid YAML.*line 2") as error:
         load_config(recipe)
+    assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=r"does not exist; there are: .*carl\.yaml"):
         load_config("recipes/nothing.yaml")

@@ -187,6 +187,12 @@ def test_a_stale_index_is_refused(folder):
 # --- the data set ---
 
 
+def test_an_index_of_what_is_no_folder(folder):
+    for path in (folder / "none", folder / "a.mp4"):
+        with pytest.raises(NotADirectoryError, match=f"{path.name} is not a folder"):
+            load_index(path)
+
+
 @pytest.mark.parametrize("cache", ["none", "ram"])
 @pytest.mark.parametrize("crop_base", ["clip", "span", "video"])
 def test_items_show_the_frames_they_name(videos, cache, crop_base):
@@ -337,3 +343,5 @@ def test_wrong_settings(videos):
         TwoViewDataset([], config(), PLAIN, 0)
     with pytest.raises(ValueError, match='"none" or "ram", got \'disk\''):
         TwoViewDataset([record], config(cache="disk"), PLAIN, 0)
+    with pytest.raises(ValueError, match="span must be"):
+        TwoViewDataset([record], config(crop_base="span", span=[1.0, 0.3]), PLAIN, 0)

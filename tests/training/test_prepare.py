@@ -93,6 +93,25 @@ def test_wrong_usage(folder, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_ctrl_c(folder, monkeypatch, capsys):
+    import training.data.index
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.data.index, "build_index", interrupted)
+    assert main([str(folder)]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+
+
+def test_a_folder_without_a_usable_video_says_why(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert "none has the ending of a video file's name" in capsys.readouterr().err
+    (tmp_path / "zero.mp4").write_bytes(b"")
+    assert main([str(tmp_path)]) == 1
+    assert "all are damaged" in capsys.readouterr().err
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, runpy; sys.argv = ['prepare', '--help']\n"

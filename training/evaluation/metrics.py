@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastseq.ops.soft_dtw import dtw_path_from_cost
 from training.evaluation.cli import UserError
 from training.evaluation.embed import EmbeddedVideo
 
@@ -199,6 +198,8 @@ def alignment_error(test: Sequence[LabelledVideo], method: str = "nearest") -> S
     :func:`phase_position`. Averaged over frames, then pairs. No stride. A video whose phases step
     back has no phase position and is left out. 0.5 means half a phase too early or too late.
     """
+    from fastseq.ops.soft_dtw import dtw_path_from_cost  # loads torch: after --help
+
     placed = [video for video in test if video.position is not None]
     left_out = Counter({"test videos whose phases step back": len(test) - len(placed)})
     errors = []

@@ -1,0 +1,34 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.runlog import collapse_measures, read_log
+from training.train import main
+
+
+def test_collapse_measures():
+    torch.manual_seed(0)
+    same_everywhere = collapse_measures(torch.ones(10, 8) + 1e-7 * torch.randn(10, 8))
+    assert same_everywhere["pairwise_distance"] < 1e-5
+    opposite = torch.tensor([[1.0, 0], [-1, 0]]).repeat(5, 1)
+    measures = collapse_measures(opposite)
+    assert measures["pairwise_distance"] == pytest.approx(2 * 25 / 45)
+    assert measures["effective_rank"] == pytest.approx(1)
+    corners = torch.cat([torch.eye(6), -torch.eye(6)])
+    assert collapse_measures(5 * corners)["effective_rank"] == pytest.approx(6, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_collapse_measures_of_what_is_not_finite(value):
+    rows = torch.eye(6)
+    rows[2, 3] = value
+    assert all(math.isnan(measure) for measure in collapse_measures(rows).values())
+
+
+def test_log_continues_after_the_checkpoint(recipe):
+    main([recipe, "train.run_dir=run"])
+    path = Path("run/log.jsonl")
+    path.write_text(path.read_text() + '{"step": 16, "lo')  # a line cut short
+    assert [line["step"] for line in read_log("run")] == [4, 8, 12]

@@ -1,0 +1,257 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from runs import numbers, same, weights
+
+import training.train
+import training.trainer
+from training.checkpoint import CheckpointError, list_checkpoints
+from training.run import load_run
+from training.runlog import read_log
+from training.train import main
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in files}
+
+
+def test_resume_refuses_another_configuration(recipe, capsys):
+    main([recipe, "train.run_dir=run", "train.steps=2"])
+    before = contents("run")
+    assert main([recipe, "train.run_dir=run", "train.steps=3", "optim.lr=0.1", "--resume"]) == 2
+    expected = "other values: optim.lr = 0.001 (now 0.1), train.steps = 2 (now 3). Give those"
+    assert expected in capsys.readouterr().err
+    assert contents("run") == before
+    arguments = [recipe, "train.run_dir=run", "train.steps=2", "train.log_every=1", "--resume"]
+    assert main(arguments) == 0
+    assert main([recipe, "train.run_dir=nowhere", "--resume"]) == 2
+    assert "no run in nowhere" in capsys.readouterr().err
+
+
+def test_an_existing_run_is_not_overwritten_unasked(recipe, capsys):
+    main([recipe, "train.run_dir=run", "train.steps=5"])
+    evaluated = ["evaluation.json", "report.html", "retrieval.png", "pictures/similarity.png"]
+    mine = ["notes.txt", "figures/loss.png"]
+    for name in evaluated + mine:
+        Path("run", name).parent.mkdir(exist_ok=True)
+        Path("run", name).write_text(name)
+    before = contents("run")
+    assert main([recipe, "train.run_dir=run"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    wrong = ["loss.temperature=0", "--overwrite"]
+    assert main([recipe, "train.run_dir=run", *wrong]) == 2
+    assert contents("run") == before
+    assert main([recipe, "train.run_dir=run", "train.steps=4", "--overwrite"]) == 0
+    assert [p.name for p in list_checkpoints("run/checkpoints")] == ["step_00000004.pt"]
+    assert not any(Path("run", name).exists() for name in [*evaluated, "pictures"])
+    assert all(Path("run", name).read_text() == name for name in mine)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny.yaml", "optm.lr=1"], "Did you mean 'optim.lr'"),
+        (["missing.yaml"], "missing.yaml does not exist"),
+        (["tiny.yaml", "data.folder="], "data.folder"),
+        (["tiny.yaml", "model.weights=none.pt"], "none.pt does not exist"),
+        (["tiny.yaml", "train.device=cuda:99"], "train.device: 'cuda:99' cannot be used here"),
+        (["tiny.yaml", "train.device=gpu"], "expected auto, cpu, cuda or cuda:N"),
+        (["tiny.yaml", "train.device=meta"], "train.device: 'meta'"),  # exists, holds no numbers
+        (["tiny.yaml", "loss.temperature=0"], "loss: scl_loss: temperature must be"),
+        (["tiny.yaml", "loss.variance=nan"], "loss: scl_loss: variance must be"),
+        (["tiny.yaml", "loss.backend=fast"], "unknown backend 'fast'"),
+        (["tiny.yaml", "train.run_dir=tiny.yaml"], "tiny.yaml is a file"),
+        (["tiny.yaml", "train.run_dir=tiny.yaml/run"], "tiny.yaml is a file"),
+    ],
+)
+def test_wrong_requests_exit_with_2(recipe, capsys, arguments, message):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert os.listdir() == ["tiny.yaml"]
+
+
+def test_a_run_directory_that_cannot_be_written_to_exits_with_2(recipe, monkeypatch, capsys):
+    with monkeypatch.context() as patch:  # file modes do not bind root
+        patch.setattr(os, "access", lambda path, mode: False)
+        assert main([recipe, "train.run_dir=run"]) == 2
+    assert "run cannot be written to" in capsys.readouterr().err
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied", "run")
+
+    with monkeypatch.context() as patch:  # a file system that refuses only when it comes to it
+        patch.setattr(Path, "mkdir", refuse)
+        assert main([recipe, "train.run_dir=run"]) == 2
+    assert "Permission denied" in capsys.readouterr().err
+    assert os.listdir() == ["tiny.yaml"]
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def test_resume_takes_the_checkpoint_before_a_damaged_one(recipe, caplog):
+    caplog.set_level("INFO")
+    main([recipe, "train.run_dir=whole"])
+    main([recipe, "train.run_dir=run"])
+    newest = Path("run/checkpoints/step_00000012.pt")
+    damage(newest)
+    assert main([recipe, "train.run_dir=run", "--resume"]) == 0
+    assert "step_00000012.pt cannot be read" in caplog.text
+    assert "steps 10 to 12" in caplog.text
+    assert same(weights("run"), weights("whole"))
+    assert numbers("run") == numbers("whole")
+    torch.save({"step": 12, "weights": torch.zeros(3)}, newest)  # of another program
+    assert main([recipe, "train.run_dir=run", "--resume"]) == 0
+    assert "step_00000012.pt is no checkpoint of a run" in caplog.text
+    assert same(weights("run"), weights("whole"))
+
+
+def test_without_a_readable_checkpoint_nothing_is_changed(recipe, capsys):
+    main([recipe, "train.run_dir=run"])
+    for path in list_checkpoints("run/checkpoints"):
+        damage(path)
+    before = contents("run")
+    assert main([recipe, "train.run_dir=run", "train.log_every=1", "--resume"]) == 2
+    assert "none of the 2 checkpoints in run/checkpoints can be read" in capsys.readouterr().err
+    assert contents("run") == before
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        load_run("run")
+
+
+def test_weights_of_another_model_are_named_in_one_line(recipe, capsys):
+    main([recipe, "train.run_dir=run", "train.steps=1"])
+    options = ["train.steps=1", "model.embedding_size=8"]
+    main([recipe, "train.run_dir=other", *options])
+    for path in list_checkpoints("run/checkpoints"):
+        Path("other/checkpoints", path.name).write_bytes(path.read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"^.*another model than config\.yaml.*size mismatch.*$"
+    ):
+        load_run("other")
+    before = contents("other")
+    assert main([recipe, "train.run_dir=other", *options, "--resume"]) == 2
+    assert "another model" in capsys.readouterr().err
+    assert contents("other") == before
+
+
+def broken_loss(bad_steps, monkeypatch):
+    calls = iter(range(1000))
+    original = training.trainer.scl_loss
+
+    def loss(*args, **options):
+        if not args[0].requires_grad:  # the check of the options before the run
+            return original(*args, **options)
+        factor = float("nan") if next(calls) in bad_steps else 1.0
+        return original(*args, **options) * factor
+
+    monkeypatch.setattr(training.trainer, "scl_loss", loss)
+
+
+def test_steps_without_a_finite_loss_are_skipped(recipe, monkeypatch, capsys):
+    broken_loss({2, 3, 6}, monkeypatch)
+    assert main([recipe, "train.run_dir=run", "train.log_every=1", "train.max_nonfinite=3"]) == 0
+    lines = read_log("run")
+    assert [line["skipped"] for line in lines[:8]] == [0, 0, 1, 2, 2, 2, 3, 3]
+    assert [line["loss"] is None for line in lines[:8]] == [i in (2, 3, 6) for i in range(8)]
+    assert all(torch.isfinite(value).all() for value in weights("run").values())
+    assert "step 3: loss nan" in capsys.readouterr().err
+
+
+def test_a_skipped_step_leaves_the_weights(recipe, monkeypatch):
+    broken_loss({0, 1}, monkeypatch)
+    main([recipe, "train.run_dir=run", "train.steps=2"])
+    trained, initial = weights("run"), load_run("run", untrained=True)[0].named_parameters()
+    assert all(torch.equal(trained[key], value) for key, value in initial)
+
+
+def test_training_stops_when_the_loss_stays_not_finite(recipe, monkeypatch, capsys):
+    broken_loss(range(6, 1000), monkeypatch)
+    assert main([recipe, "train.run_dir=run", "train.max_nonfinite=4"]) == 1
+    assert "not finite in 4 steps in a row, up to step 10" in capsys.readouterr().err
+    assert list_checkpoints("run/checkpoints")[-1].name == "step_00000005.pt"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_a_checkpoint(recipe, monkeypatch, number, status):
+    original = training.trainer.Trainer._train_step
+
+    def train_step(self, batch, rate):
+        if self.step == 2:
+            os.kill(os.getpid(), number)
+        return original(self, batch, rate)
+
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.trainer.Trainer, "_train_step", train_step)
+        assert main([recipe, "train.run_dir=run"]) == status
+    assert list_checkpoints("run/checkpoints")[-1].name == "step_00000003.pt"
+    assert signal.getsignal(number) == handler
+    main([recipe, "train.run_dir=whole"])
+    assert main([recipe, "train.run_dir=run", "--resume"]) == 0
+    assert same(weights("run"), weights("whole"))
+
+
+def test_ctrl_c_before_the_first_step(recipe, monkeypatch, capsys):
+    def interrupted(cfg, dry_run=False):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.train, "open_dataset", interrupted)
+    assert main([recipe, "train.run_dir=run"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert os.listdir() == ["tiny.yaml"]
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint(recipe, monkeypatch, capsys):
+    original = training.trainer.Trainer._train_step
+
+    def train_step(self, batch, rate):
+        if self.step == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch, rate)
+
+    monkeypatch.setattr(training.trainer.Trainer, "_train_step", train_step)
+    assert main([recipe, "train.run_dir=run"]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert [path.name for path in list_checkpoints("run/checkpoints")] == ["step_00000005.pt"]
+
+
+def test_load_run_says_what_is_missing(recipe, tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a run"):
+        load_run(tmp_path)
+    main([recipe, "train.run_dir=run", "train.steps=1"])
+    for path in list_checkpoints("run/checkpoints"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        load_run("run")
+
+
+def test_a_folder_that_is_not_ready_exits_with_2(video_folder, capsys):
+    assert main(["tiny.yaml", "data.train_split=dev"]) == 2
+    assert "no video of split 'dev'" in capsys.readouterr().err
+    (video_folder / "fastseq_index.json").unlink()
+    assert main(["tiny.yaml"]) == 2
+    assert "training.prepare" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_bad_videos_met_in_a_worker_are_listed(video_folder, capsys):
+    for name in ("a.mp4", "c.mp4"):
+        path = video_folder / name
+        before = path.stat()
+        path.write_bytes(bytes(before.st_size))  # passes for unchanged
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    steps = ["train.run_dir=run", "train.steps=4", "data.workers=1"]
+    assert main(["tiny.yaml", *steps]) == 1
+    error = capsys.readouterr().err
+    assert "of 3 videos cannot be read, more than 1%:" in error
+    assert "  a.mp4: not a video file" in error or "  c.mp4: not a video file" in error
+    assert "--verify" in error
+    assert "Traceback" not in error
