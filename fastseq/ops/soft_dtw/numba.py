@@ -35,8 +35,7 @@ def backward(
     below, state = saved
     flow = p.new(p.batch, p.strips, p.m)
     outputs = [torch.zeros_like(torch.from_numpy(a)) for a in (p.x, p.y, p.cost)]
-    arrays = [_numpy(t) for t in (grad.contiguous(), below, state, flow, *outputs)]
-    p.run(backward_strips, *arrays)
+    p.run(backward_strips, *map(_numpy, (below, state, grad, flow, *outputs)))
     dx, dy, dcost = outputs
     if cost is not None:
         return None, None, dcost
@@ -79,12 +78,10 @@ class _Problem:
             torch.get_num_threads(), self.batch * self.strips, 1 + cells // CELLS_PER_THREAD
         )
         progress = np.zeros(self.batch * self.strips, np.int64)
-        fixed = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band, scale)
-        gradient = arrays[:1] if kernel is backward_strips else ()
+        problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band, scale)
 
         def work(worker: int) -> None:
-            rest = arrays[len(gradient) :]
-            kernel(*fixed, *gradient, worker, workers, progress, *rest)
+            kernel(problem, worker, workers, progress, *arrays)
 
         _in_threads(work, workers)
 

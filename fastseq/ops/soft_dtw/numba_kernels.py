@@ -6,165 +6,28 @@ walked in blocks of 64 steps; what enters a block is saved, so that the backward
 bit for bit. op README, "How it is computed", has the recurrence and its letters.
 """
 
-import math
-import sys
-
 import numba
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic, overload
+
+from fastseq.ops.soft_dtw.numba_math import (
+    OPTIONS,
+    kernel,
+    log2,
+    middle_of,
+    store_release,
+    wait_for,
+    weigh,
+)
 
 LANES = 64  # rows of a strip
-STEPS = 64  # steps of a block; at least LANES - 1, see `_wait`
+STEPS = 64  # steps of a block; at least LANES - 1, for `wait_for`
 WINDOW = STEPS + LANES + 16  # columns that a block reads, and a stride that is no power of 2
 ABSENT = np.float32(1e30)  # the value of a predecessor that is not there: weight exactly 0
-# Fused multiply-add, but no reordering: results are repeatable. Division without a check for 0.
-_OPTIONS = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
-_kernel = numba.njit(**_OPTIONS)
-
-_ONE, _HALF, _TWO = np.float32(1), np.float32(0.5), np.float32(2)
-_UNDERFLOW = np.float32(-125)
-# Chebyshev fits: 2^f on [-1/2, 1/2], error 2e-9; log2(1 + z) / z on [-1/4, 1/2], error 4e-8.
-_E1, _E2, _E3 = np.float32(6.93147207e-01), np.float32(2.40226512e-01), np.float32(5.55032721e-02)
-_E4, _E5, _E6 = np.float32(9.61802560e-03), np.float32(1.34004322e-03), np.float32(1.54697320e-04)
-_L0, _L1, _L2 = np.float32(1.44269503), np.float32(-0.72134847), np.float32(0.48090223)
-_L3, _L4, _L5 = np.float32(-0.36057657), np.float32(0.28818633), np.float32(-0.2427019)
-_L6, _L7, _L8 = np.float32(0.21635856), np.float32(-0.17444378), np.float32(0.0782798)
-
-
-@intrinsic
-def _float_of_bits(typingctx, bits):
-    """The float32 that an int32's bits are."""
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), codegen
-
-
-@intrinsic
-def _load_acquire(typingctx, array, index):
-    def codegen(context, builder, signature, args):
-        return builder.load_atomic(_element(context, builder, signature, args), "acquire", 8)
-
-    return types.int64(array, index), codegen
-
-
-@intrinsic
-def _store_release(typingctx, array, index, value):
-    def codegen(context, builder, signature, args):
-        builder.store_atomic(args[2], _element(context, builder, signature, args), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(array, index, types.int64), codegen
-
-
-def _element(context, builder, signature, args):
-    array = context.make_array(signature.args[0])(context, builder, args[0])
-    return builder.gep(array.data, [args[1]])
-
-
-def _exp2(x):
-    raise NotImplementedError
-
-
-@overload(_exp2)
-def _exp2_impl(x):
-    """2^x for x <= 0."""
-    if x == types.float64:
-        return lambda x: np.exp2(x)
-
-    def fp32(x):
-        n = np.floor(x + _HALF)
-        f = x - n
-        p = _E6
-        p = p * f + _E5
-        p = p * f + _E4
-        p = p * f + _E3
-        p = p * f + _E2
-        p = p * f + _E1
-        p = p * f + _ONE
-        n = n if n > _UNDERFLOW else _UNDERFLOW
-        scale = _float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
-        return p * scale if x > _UNDERFLOW else (x - x)  # 0, or NaN of NaN
-
-    return fp32
-
-
-def _log2(s):
-    raise NotImplementedError
-
-
-@overload(_log2)
-def _log2_impl(s):
-    """log2 of a number from 1 to 3."""
-    if s == types.float64:
-        return lambda s: math.log2(s)
-
-    def fp32(s):
-        high = s > np.float32(1.5)
-        z = (s * _HALF if high else s) - _ONE
-        p = _L8
-        p = p * z + _L7
-        p = p * z + _L6
-        p = p * z + _L5
-        p = p * z + _L4
-        p = p * z + _L3
-        p = p * z + _L2
-        p = p * z + _L1
-        p = p * z + _L0
-        return p * z + (_ONE if high else _ONE - _ONE)
-
-    return fp32
-
-
-if sys.platform == "win32":
-
-    @numba.njit
-    def _sched_yield():
-        return 0
-
-else:
-    _sched_yield = types.ExternalFunction("sched_yield", types.int32())
-
-
 # Signed indices may be negative, and the check for it keeps LLVM from vectorising a loop.
 _i = np.uintp
 
 
-@numba.njit(nogil=True)
-def _wait(progress, strip, wanted):
-    """Until the thread that works on a strip has finished so many of its blocks."""
-    looks = 0
-    while _load_acquire(progress, strip) < wanted:
-        looks += 1
-        if looks > 500:
-            _sched_yield()
-
-
-@_kernel
-def _middle(x, y, zero):
-    small, large = (x, y) if x < y else (y, x)
-    inner = small if small > zero else zero
-    return inner if inner < large else large
-
-
-@_kernel
-def _weigh(x, y, one):
-    """(least, e_middle, e_most, their sum with 1) of the scores 0, x (up) and y (left).
-
-    e = 2^(least - score): one of the three is exactly 1, so two exps serve.
-    """
-    zero = one - one
-    small, large = (x, y) if x < y else (y, x)
-    least = small if small < zero else zero
-    most = large if large > zero else zero
-    a, b = _exp2(least - _middle(x, y, zero)), _exp2(least - most)
-    return least, a, b, one + a + b
-
-
-@_kernel
+@kernel
 def _lane_range(s, top, rows, m, low, high):
     """Lanes [first, last) whose cell at step s is in the matrix and in the band.
 
@@ -175,7 +38,7 @@ def _lane_range(s, top, rows, m, low, high):
     return first, last
 
 
-@_kernel
+@kernel
 def _costs(u, xs, ys, scale):
     """u[k, lane] = scale * |x - y|^2 of a block by direct differences."""
     dims = xs.shape[0]
@@ -199,16 +62,28 @@ def _costs(u, xs, ys, scale):
             u[row, _i(r)] *= scale
 
 
-@_kernel
-def _read_costs(u, cost, start, top, rows, m, low, high, scale):
+@kernel
+def _read_costs(u, cost, area, scale):
     """The same from a cost matrix (N, M)."""
+    start, top, n, m, low, high = area
+    rows = min(LANES, n - top)
     for k in range(STEPS):
         first, last = _lane_range(start + k, top, rows, m, low, high)
         for r in range(first, last):
             u[k, r] = cost[top + r, start + k - r] * scale
 
 
-@_kernel
+@kernel
+def _write_costs(e, dcost, area):
+    """The gradient of a cost matrix is E."""
+    start, top, n, m, low, high = area
+    for k in range(STEPS):
+        first, last = _lane_range(start + k, top, min(LANES, n - top), m, low, high)
+        for r in range(first, last):
+            dcost[top + r, start + k - r] = e[k, r]
+
+
+@kernel
 def _edges(k, s, top, m, low, high, up, v, above):
     """Before step s: what comes from above the strip, and what the band's edges lack."""
     if top > 0 and s < m:
@@ -223,13 +98,15 @@ def _edges(k, s, top, m, low, high, up, v, above):
             v[r] = ABSENT
 
 
-@_kernel
-def _forward_block(u, up, v, sm, above, below, start, top, n, m, low, high, one):
+@kernel
+def _forward_block(u, up, v, sm, above, below, area, one):
     """One block: H and V of every cell in turn; returns what it adds to the value, in float64.
 
     up[k % 2, r]: H above lane r at step k; v[r]: V left of it. ``above`` and ``below``: H of the
-    last row of the strip above, and of this one.
+    last row of the strip above, and of this one. ``area``: (first step, first row, real lengths,
+    limits of the band).
     """
+    start, top, n, m, low, high = area
     rows = min(LANES, n - top)
     value = 0.0
     for k in range(STEPS):
@@ -249,8 +126,8 @@ def _forward_block(u, up, v, sm, above, below, start, top, n, m, low, high, one)
         for r in range(from_lane, to_lane):
             i = _i(r)
             x, y = up[now, i], v[i]
-            least, _, _, total = _weigh(x, y, one)
-            total = u[row, i] + (least - _log2(total))
+            least, _, _, total = weigh(x, y, one)
+            total = u[row, i] + (least - log2(total))
             sm[i] = total
             v[i] = total - x
             up[then, _i(r + 1)] = total - y
@@ -260,7 +137,7 @@ def _forward_block(u, up, v, sm, above, below, start, top, n, m, low, high, one)
     return value
 
 
-@_kernel
+@kernel
 def _value_of_step(s, first, last, top, n, m, up, then, v, sm):
     """R of the last cell: sm summed along the main diagonal, then H or V along the edge."""
     value = 0.0
@@ -279,10 +156,11 @@ def _value_of_step(s, first, last, top, n, m, up, then, v, sm):
     return value
 
 
-@_kernel
-def _probabilities(u, p, up, v, above, start, top, n, m, low, high, one):
+@kernel
+def _probabilities(u, p, up, v, above, area, one):
     """The block again, keeping what each cell owes to its diagonal, upper and left neighbour:
     p[k, r], p[k, LANES + r] and p[k, 2 LANES + r]."""
+    start, top, n, m, low, high = area
     rows = min(LANES, n - top)
     zero = one - one
     for k in range(STEPS):
@@ -304,11 +182,11 @@ def _probabilities(u, p, up, v, above, start, top, n, m, low, high, one):
         for r in range(from_lane, to_lane):
             i = _i(r)
             x, y = up[now, i], v[i]
-            least, e_middle, e_most, total = _weigh(x, y, one)
-            sm = u[row, i] + (least - _log2(total))
+            least, e_middle, e_most, total = weigh(x, y, one)
+            sm = u[row, i] + (least - log2(total))
             v[i] = sm - x
             up[then, _i(r + 1)] = sm - y
-            middle, share = _middle(x, y, zero), one / total
+            middle, share = middle_of(x, y, zero), one / total
             diagonal = one if zero == least else e_middle if zero == middle else e_most
             p[row, i] = share * diagonal
             p[row, _i(LANES + r)] = share * (
@@ -319,14 +197,15 @@ def _probabilities(u, p, up, v, above, start, top, n, m, low, high, one):
             )
 
 
-@_kernel
-def _expectations(e, p, left, up, owed, seed, below, above, start, top, n, m, low, high):
+@kernel
+def _expectations(e, p, left, up, owed, seed, below, above, area):
     """E of a block, last step first; cells outside get 0. ``seed``: E of the very last cell.
 
     Flux on its way: left[r] to the cell on the left, up[r] to the row above at the column of the
     step, owed[r] from the diagonal, which the row above gets one step later. ``below`` and
     ``above``: flux between strips, per column.
     """
+    start, top, n, m, low, high = area
     rows = min(LANES, n - top)
     for k in range(STEPS - 1, -1, -1):
         s, row = start + k, _i(k)
@@ -351,7 +230,7 @@ def _expectations(e, p, left, up, owed, seed, below, above, start, top, n, m, lo
             above[s] = up[0]
 
 
-@_kernel
+@kernel
 def _row_gradients(e, xs, ys, gx):
     """gx[d, r] += sum over the block's columns of E (x - y)."""
     for k in range(0, STEPS, 4):
@@ -371,7 +250,7 @@ def _row_gradients(e, xs, ys, gx):
                 )
 
 
-@_kernel
+@kernel
 def _column_gradients(e, skewed, xs, ys, gy):
     """gy[d, q] = sum over the strip's rows of E (y - x); skewed[r, q] takes E by columns."""
     skewed[:] = 0
@@ -392,7 +271,7 @@ def _column_gradients(e, skewed, xs, ys, gy):
                 )
 
 
-@_kernel
+@kernel
 def _load_rows(xs, x, top, n):
     """xs[d, r] = x[top + r, d]; 0 in the padding, whatever it holds."""
     xs[:] = 0
@@ -401,13 +280,13 @@ def _load_rows(xs, x, top, n):
             xs[_i(d), _i(r)] = x[_i(top + r), _i(d)]
 
 
-@_kernel
+@kernel
 def _window(start, m):
     """Places q of a block's window whose column start + STEPS - 1 - q exists."""
     return max(0, start + STEPS - m), min(STEPS + LANES - 1, start + STEPS)
 
 
-@_kernel
+@kernel
 def _load_columns(ys, y, start, m):
     """ys[d, q] = y[start + STEPS - 1 - q, d]: lanes to the right read columns to the left."""
     first, last = _window(start, m)
@@ -418,7 +297,7 @@ def _load_columns(ys, y, start, m):
             ys[_i(d), _i(q)] = y[_i(start + STEPS - 1 - q), _i(d)]
 
 
-@_kernel
+@kernel
 def _add_columns(dy, gy, start, m):
     first, last = _window(start, m)
     for q in range(first, last):
@@ -426,115 +305,83 @@ def _add_columns(dy, gy, start, m):
             dy[_i(start + STEPS - 1 - q), _i(d)] += 2 * gy[_i(d), _i(q)]
 
 
-@_kernel
+@kernel
 def _extent(strip, n, m):
     """(first row, number of blocks) of a strip."""
     top = strip * LANES
     return top, (m + min(LANES, n - top) - 1 + STEPS - 1) // STEPS
 
 
-@_kernel
+@kernel
 def _outside(start, top, low, high):
     """Whether no cell of a block, nor a flux that leaves one, lies in the band."""
     return start + STEPS + 1 - top < low or start - top - 2 * LANES > high
 
 
-@numba.njit(**_OPTIONS, nogil=True, cache=True)
-def forward_strips(
-    x, y, cost, n_real, m_real, band, scale, worker, workers, progress, below, state, value
-):
+@kernel
+def _block_costs(u, xs, ys, y, cost, area, scale):
+    """Costs of a block, fused from embeddings unless D = 0, which stands for a cost matrix."""
+    if xs.shape[0]:
+        _load_columns(ys, y, area[0], area[3])
+        _costs(u, xs, ys, scale)
+    else:
+        _read_costs(u, cost, area, scale)
+
+
+@numba.njit(**OPTIONS, nogil=True, cache=True)
+def forward_strips(problem, worker, workers, progress, below, state, value):
     """The strips of one worker, every ``workers``-th of all, each waiting for the one above.
 
+    problem: x (B, N, D), y (B, M, D), cost (B, N, M), real lengths, limits of the bands, scale.
     below (B, strips, M): H of the last row of each strip. state (B, strips, blocks, 2, LANES): H
     and V as they enter a block. value (B, strips): what each strip adds, in float64.
     """
+    x, y, cost, n_real, m_real, band, scale = problem
     batch, strips = value.shape
-    one = below.dtype.type(1)
-    fused = x.shape[2] > 0
-    xs = np.empty((x.shape[2], LANES), below.dtype)
-    ys = np.empty((x.shape[2], WINDOW), below.dtype)
-    u = np.empty((STEPS, LANES), below.dtype)
-    up, v, sm = np.empty((2, LANES + 1), below.dtype), np.empty(LANES, below.dtype), u[0].copy()
+    dtype, dims = below.dtype, x.shape[2]
+    one = dtype.type(1)
+    xs, ys = np.empty((dims, LANES), dtype), np.empty((dims, WINDOW), dtype)
+    u, up = np.empty((STEPS, LANES), dtype), np.empty((2, LANES + 1), dtype)
+    v, sm = np.empty(LANES, dtype), np.empty(LANES, dtype)
     for index in range(worker, batch * strips, workers):
         b, strip = index % batch, index // batch
         n, m, low, high = n_real[b], m_real[b], band[b, 0], band[b, 1]
         if strip * LANES >= n or m == 0:
             continue
         top, blocks = _extent(strip, n, m)
-        if fused:
-            _load_rows(xs, x[b], top, n)
+        blocks_above = _extent(strip - 1, n, m)[1]
+        _load_rows(xs, x[b], top, n)
         total = 0.0
         up[:], v[:] = 0, 0
         for block in range(blocks):
-            start = block * STEPS
+            area = (block * STEPS, top, n, m, low, high)
             if strip > 0:
-                _wait(
-                    progress, (strip - 1) * batch + b, min(block + 2, _extent(strip - 1, n, m)[1])
-                )
+                wait_for(progress, index - batch, min(block + 2, blocks_above))
             if state.shape[2]:
                 state[b, strip, block, 0] = up[0, 1:]
                 state[b, strip, block, 1] = v
-            if not _outside(start, top, low, high):
-                if fused:
-                    _load_columns(ys, y[b], start, m)
-                    _costs(u, xs, ys, scale)
-                else:
-                    rows = min(LANES, n - top)
-                    _read_costs(u, cost[b], start, top, rows, m, low, high, scale)
-                total += _forward_block(
-                    u,
-                    up,
-                    v,
-                    sm,
-                    below[b, max(strip - 1, 0)],
-                    below[b, strip],
-                    start,
-                    top,
-                    n,
-                    m,
-                    low,
-                    high,
-                    one,
-                )
-            _store_release(progress, strip * batch + b, block + 1)
+            if not _outside(block * STEPS, top, low, high):
+                _block_costs(u, xs, ys, y[b], cost[b], area, scale)
+                above = below[b, max(strip - 1, 0)]
+                total += _forward_block(u, up, v, sm, above, below[b, strip], area, one)
+            store_release(progress, index, block + 1)
         value[b, strip] = total
 
 
-@numba.njit(**_OPTIONS, nogil=True, cache=True)
-def backward_strips(
-    x,
-    y,
-    cost,
-    n_real,
-    m_real,
-    band,
-    scale,
-    grad,
-    worker,
-    workers,
-    progress,
-    below,
-    state,
-    flow,
-    dx,
-    dy,
-    dcost,
-):
+@numba.njit(**OPTIONS, nogil=True, cache=True)
+def backward_strips(problem, worker, workers, progress, below, state, grad, flow, dx, dy, dcost):
     """The same, last strip first. flow (B, strips, M): flux from each strip to the one above."""
+    x, y, cost, n_real, m_real, band, scale = problem
     batch, strips = flow.shape[:2]
-    dims = x.shape[2]
-    one = below.dtype.type(1)
-    xs, gx = np.empty((dims, LANES), below.dtype), np.empty((dims, LANES), below.dtype)
-    ys, gy = np.empty((dims, WINDOW), below.dtype), np.empty((dims, WINDOW), below.dtype)
-    skewed = np.empty((LANES, WINDOW), below.dtype)
-    u, e = np.empty((STEPS, LANES), below.dtype), np.empty((STEPS, LANES), below.dtype)
-    p = np.empty((STEPS, 3 * LANES), below.dtype)
-    up, v = np.empty((2, LANES + 1), below.dtype), np.empty(LANES, below.dtype)
-    left, lift, owed = (
-        np.empty(LANES, below.dtype),
-        np.empty(LANES + 1, below.dtype),
-        np.empty(LANES, below.dtype),
-    )
+    dtype, dims = below.dtype, x.shape[2]
+    one = dtype.type(1)
+    xs, gx = np.empty((dims, LANES), dtype), np.empty((dims, LANES), dtype)
+    ys, gy = np.empty((dims, WINDOW), dtype), np.empty((dims, WINDOW), dtype)
+    skewed = np.empty((LANES, WINDOW), dtype)
+    u, e = np.empty((STEPS, LANES), dtype), np.empty((STEPS, LANES), dtype)
+    p, up = np.empty((STEPS, 3 * LANES), dtype), np.empty((2, LANES + 1), dtype)
+    v, left = np.empty(LANES, dtype), np.empty(LANES, dtype)
+    lift, owed = np.empty(LANES + 1, dtype), np.empty(LANES, dtype)
     for index in range(worker, batch * strips, workers):
         b, strip = index % batch, strips - 1 - index // batch
         n, m, low, high = n_real[b], m_real[b], band[b, 0], band[b, 1]
@@ -542,65 +389,28 @@ def backward_strips(
             continue
         top, blocks = _extent(strip, n, m)
         rows = min(LANES, n - top)
-        last_strip = top + LANES >= n
-        if dims:
-            _load_rows(xs, x[b], top, n)
-            gx[:] = 0
+        blocks_below = _extent(strip + 1, n, m)[1]
+        _load_rows(xs, x[b], top, n)
+        gx[:] = 0
         left[:], lift[:], owed[:] = 0, 0, 0
         for block in range(blocks - 1, -1, -1):
-            start = block * STEPS
-            if not last_strip:
-                # Counted from the end: the strip below must have done its block before this one.
-                done = _extent(strip + 1, n, m)[1] - max(block - 1, 0)
-                _wait(progress, (strip + 1) * batch + b, done)
-            if not _outside(start, top, low, high):
+            area = (block * STEPS, top, n, m, low, high)
+            if top + LANES < n:  # the strip below must have finished the block before this one
+                wait_for(progress, index - batch, blocks_below - max(block - 1, 0))
+            if not _outside(block * STEPS, top, low, high):
                 up[0, 1:] = state[b, strip, block, 0]
                 v[:] = state[b, strip, block, 1]
-                if dims:
-                    _load_columns(ys, y[b], start, m)
-                    _costs(u, xs, ys, scale)
-                else:
-                    _read_costs(u, cost[b], start, top, rows, m, low, high, scale)
-                _probabilities(
-                    u,
-                    p,
-                    up,
-                    v,
-                    below[b, max(strip - 1, 0)],
-                    start,
-                    top,
-                    n,
-                    m,
-                    low,
-                    high,
-                    one,
-                )
-                _expectations(
-                    e,
-                    p,
-                    left,
-                    lift,
-                    owed,
-                    grad[b],
-                    flow[b, min(strip + 1, strips - 1)],
-                    flow[b, strip],
-                    start,
-                    top,
-                    n,
-                    m,
-                    low,
-                    high,
-                )
+                _block_costs(u, xs, ys, y[b], cost[b], area, scale)
+                _probabilities(u, p, up, v, below[b, max(strip - 1, 0)], area, one)
+                from_below, to_above = flow[b, min(strip + 1, strips - 1)], flow[b, strip]
+                _expectations(e, p, left, lift, owed, grad[b], from_below, to_above, area)
                 if dims:
                     _row_gradients(e, xs, ys, gx)
                     _column_gradients(e, skewed, xs, ys, gy)
-                    _add_columns(dy[b], gy, start, m)
+                    _add_columns(dy[b], gy, block * STEPS, m)
                 else:
-                    for k in range(STEPS):
-                        first, last = _lane_range(start + k, top, rows, m, low, high)
-                        for r in range(first, last):
-                            dcost[b, top + r, start + k - r] = e[k, r]
-            _store_release(progress, strip * batch + b, blocks - block)
+                    _write_costs(e, dcost[b], area)
+            store_release(progress, index, blocks - block)
         for r in range(rows):
             for d in range(dims):
                 dx[b, top + r, d] = 2 * gx[d, r]

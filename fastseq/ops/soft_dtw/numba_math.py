@@ -1,0 +1,155 @@
+"""What the kernels of the numba backend are made of: 2^x and log2 that vectorise (numba has no
+vector library of its own), the weights of one cell, and how threads wait for each other.
+
+numba's cache looks at the file of a compiled function alone: after an edit here, touch
+numba_kernels.py.
+"""
+
+import math
+import sys
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload
+
+# Fused multiply-add, but no reordering: results are repeatable. Division without a check for 0.
+OPTIONS = {"fastmath": {"contract", "nsz"}, "error_model": "numpy"}
+kernel = numba.njit(**OPTIONS)
+
+_ONE, _HALF = np.float32(1), np.float32(0.5)
+_UNDERFLOW = np.float32(-125)
+# Chebyshev fits: 2^f on [-1/2, 1/2], error 2e-9; log2(1 + z) / z on [-1/4, 1/2], error 4e-8.
+_E1, _E2, _E3 = np.float32(6.93147207e-01), np.float32(2.40226512e-01), np.float32(5.55032721e-02)
+_E4, _E5, _E6 = np.float32(9.61802560e-03), np.float32(1.34004322e-03), np.float32(1.54697320e-04)
+_L0, _L1, _L2 = np.float32(1.44269503), np.float32(-0.72134847), np.float32(0.48090223)
+_L3, _L4, _L5 = np.float32(-0.36057657), np.float32(0.28818633), np.float32(-0.2427019)
+_L6, _L7, _L8 = np.float32(0.21635856), np.float32(-0.17444378), np.float32(0.0782798)
+
+
+@intrinsic
+def _float_of_bits(typingctx, bits):
+    """The float32 that an int32's bits are."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
+def load_acquire(typingctx, array, index):
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(_element(context, builder, signature, args), "acquire", 8)
+
+    return types.int64(array, index), codegen
+
+
+@intrinsic
+def store_release(typingctx, array, index, value):
+    def codegen(context, builder, signature, args):
+        builder.store_atomic(args[2], _element(context, builder, signature, args), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, index, types.int64), codegen
+
+
+def _element(context, builder, signature, args):
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    return builder.gep(array.data, [args[1]])
+
+
+def exp2(x):
+    raise NotImplementedError
+
+
+@overload(exp2)
+def _exp2(x):
+    """2^x for x <= 0."""
+    if x == types.float64:
+        return lambda x: np.exp2(x)
+
+    def fp32(x):
+        n = np.floor(x + _HALF)
+        f = x - n
+        p = _E6
+        p = p * f + _E5
+        p = p * f + _E4
+        p = p * f + _E3
+        p = p * f + _E2
+        p = p * f + _E1
+        p = p * f + _ONE
+        n = n if n > _UNDERFLOW else _UNDERFLOW
+        scale = _float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+        return p * scale if x > _UNDERFLOW else (x - x)  # 0, or NaN of NaN
+
+    return fp32
+
+
+def log2(s):
+    raise NotImplementedError
+
+
+@overload(log2)
+def _log2(s):
+    """log2 of a number from 1 to 3."""
+    if s == types.float64:
+        return lambda s: math.log2(s)
+
+    def fp32(s):
+        high = s > np.float32(1.5)
+        z = (s * _HALF if high else s) - _ONE
+        p = _L8
+        p = p * z + _L7
+        p = p * z + _L6
+        p = p * z + _L5
+        p = p * z + _L4
+        p = p * z + _L3
+        p = p * z + _L2
+        p = p * z + _L1
+        p = p * z + _L0
+        return p * z + (_ONE if high else _ONE - _ONE)
+
+    return fp32
+
+
+if sys.platform == "win32":
+
+    @numba.njit
+    def _sched_yield():
+        return 0
+
+else:
+    _sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+@numba.njit(nogil=True)
+def wait_for(progress, strip, wanted):
+    """Until the thread that works on a strip has finished so many of its blocks."""
+    looks = 0
+    while load_acquire(progress, strip) < wanted:
+        looks += 1
+        if looks > 500:
+            _sched_yield()
+
+
+@kernel
+def middle_of(x, y, zero):
+    small, large = (x, y) if x < y else (y, x)
+    inner = small if small > zero else zero
+    return inner if inner < large else large
+
+
+@kernel
+def weigh(x, y, one):
+    """(least, e_middle, e_most, their sum with 1) of the scores 0, x (up) and y (left).
+
+    e = 2^(least - score): one of the three is exactly 1, so two exps serve.
+    """
+    zero = one - one
+    small, large = (x, y) if x < y else (y, x)
+    least = small if small < zero else zero
+    most = large if large > zero else zero
+    a, b = exp2(least - middle_of(x, y, zero)), exp2(least - most)
+    return least, a, b, one + a + b
