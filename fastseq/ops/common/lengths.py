@@ -94,6 +94,37 @@ def prepare_times(
     return t.detach().to(device).expand(num, frames)
 
 
+def prepare_duration(
+    op: str,
+    name: str,
+    duration: Tensor | Sequence[float] | float | None,
+    num: int,
+    device: torch.device,
+) -> Tensor | None:
+    """Lengths of whole videos, in the units of their times, as an (N,) tensor; one for all will do.
+
+    As with lengths, what is on the GPU already is never read by the host.
+    """
+    if duration is None:
+        return None
+    if not isinstance(duration, Tensor):
+        try:
+            duration = torch.as_tensor(duration, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{op}: {name} must be numbers, got {duration!r}") from None
+    if duration.is_complex() or duration.dtype == torch.bool:
+        raise TypeError(f"{op}: {name} must be integers or floats, got {duration.dtype}")
+    if duration.shape not in ((), (num,)):
+        raise ValueError(f"{op}: {name} must have shape ({num},), got {tuple(duration.shape)}")
+    if duration.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = [d for d in duration.reshape(-1).tolist() if not 0 < d < float("inf")]
+        if wrong:
+            raise ValueError(f"{op}: {name} must be finite and greater than 0, got {wrong[0]}")
+    # A copy: the caller may go on to change it in place before the backward.
+    copy = duration.device.type == "cpu"
+    return duration.detach().to(device=device, copy=copy).expand(num)
+
+
 def shift_times(
     t1: Tensor, t2: Tensor, m1: Tensor, m2: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

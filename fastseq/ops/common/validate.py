@@ -55,6 +55,17 @@ def check_positive(op: str, name: str, value: float) -> float:
     return float(value)
 
 
+def check_nonnegative(op: str, name: str, value: float, below: float | None = None) -> float:
+    """Zero or a number that :func:`check_positive` takes, less than ``below``, as a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{op}: {name} must be a Python number, got {type(value).__name__}")
+    top = 1e30 if below is None else below
+    if not 0 <= value <= top or value == below:
+        wanted = "finite and at least 0" if below is None else f"at least 0 and below {below:g}"
+        raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
+    return float(value)
+
+
 def check_bool(op: str, name: str, value: bool) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
