@@ -1,0 +1,280 @@
+"""contrastive_idm: checks, choice of backend, autograd, torch.library registration."""
+
+import functools
+import importlib
+import warnings
+
+import torch
+from torch import Tensor
+
+from fastseq.ops.common.dispatch import choose_backend, interpreting, no_autocast, unavailable
+from fastseq.ops.common.lengths import prepare_times, prepare_valid
+from fastseq.ops.common.validate import check_choice, check_embeddings, check_positive
+from fastseq.ops.contrastive_idm.options import (
+    DISTANCES,
+    FORMS,
+    REDUCTIONS,
+    WEIGHTS,
+    CIDMOptions,
+    check_window,
+)
+from fastseq.ops.contrastive_idm.reference import contrastive_idm_reference
+
+# Frames from which the squared gaps of eq. 7 outgrow a Soft-DTW over as many frames.
+LARGE_SCALE_FROM = 128
+
+
+def contrastive_idm(
+    z: Tensor,
+    t: Tensor | None = None,
+    *,
+    window: float | Tensor = 10.0,
+    margin: float = 2.0,
+    form: str = "contrastive",
+    weights: str = "paper",
+    distance: str = "sqeuclidean",
+    lengths: Tensor | list[int] | int | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Contrastive inverse difference moment of each sequence with itself (LAV, eq. 7).
+
+    Frames that are near in time are drawn together, those further apart than ``window`` are
+    pushed apart until their distance reaches ``margin``. With g_ij = |t_i - t_j| and
+    D_ij = ||z_i - z_j||^2, over all ordered pairs of real frames::
+
+        contrastive:  sum_ij  D_ij / (g_ij^2 + 1)                     where g_ij <= window
+                              (g_ij^2 + 1) max(0, margin - D_ij)      where g_ij > window
+        idm:          sum_ij  -(g_ij^2 + 1) D_ij                      (eq. 6; no bound from below)
+        sfa:          sum_ij  D_ij, or max(0, margin - D_ij)          (eq. 7 without its weights)
+
+    Memory grows with N T D, not with T^2, except with ``backend="reference"``.
+
+    Args:
+        z: embeddings (N, T, D), or (T, D) for one sequence; float64, float32, bfloat16 or float16.
+            They are not normalised here; LAV's are, so that D_ij lies between 0 and 4.
+        t: times (T,) or (N, T), any order, duplicates allowed. Default: the frame index. Constants.
+        window: sigma, in the unit of t, or one for each sequence as a tensor (N,). A gap of
+            exactly the window is near. 10.0: the released code, in frames of the video.
+        margin: lambda, in the unit of D. 2.0: the released code, on normalised embeddings. At
+            exactly the margin the gradient is 0.
+        form: see above; the three that LAV's Table 1 compares.
+        weights: "paper", or "code": near pairs have weight 1 as in the released code, which also
+            divides its times by the video's length (see :func:`fastseq.lav_loss`). Without effect
+            on "idm" and "sfa".
+        distance: "sqeuclidean", or "euclidean": D_ij = ||z_i - z_j||, whose gradient is 0 where
+            frames are equal.
+        lengths: (N,) integers, frames that are real (a prefix). Padding never matters, not even
+            NaN.
+        reduction: "none": (N,), the sums above; "sum": their sum; "mean": each divided by its
+            number of pairs, length^2, then the mean over sequences of at least one frame.
+        backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device) or "reference"
+            (dense; the only one that can be differentiated twice).
+
+    Returns:
+        A scalar, or (N,) with ``reduction="none"`` (a scalar for one sequence): float64 for float64
+        inputs, otherwise float32. The gradient has the dtype of z. One frame: 0 with gradient 0.
+
+    The scale of eq. 7 grows like T^4 where t counts frames: about 6e8 at T = 480, beside a Soft-DTW
+    of about 600. A warning says so once, above T = 128; times in seconds or in shares of the video
+    do not have that scale, nor have weights="code" with such times and form="sfa".
+
+    Raises:
+        TypeError: wrong dtype or type. ValueError: wrong shape or option value.
+        RuntimeError: a backend asked for by name cannot serve the call (it never falls back), or
+            a backend other than "reference" is differentiated twice.
+
+    Example:
+        >>> import torch, fastseq
+        >>> z = torch.tensor([[0.0], [1.0], [1.5]])
+        >>> fastseq.contrastive_idm(z, window=1, margin=4.0, reduction="sum").item()
+        18.75
+    """
+    op = "contrastive_idm"
+    check_embeddings(op, "z", z)
+    check_choice(op, "form", form, FORMS)
+    check_choice(op, "weights", weights, WEIGHTS)
+    check_choice(op, "distance", distance, DISTANCES)
+    check_choice(op, "reduction", reduction, REDUCTIONS)
+    margin = check_positive(op, "margin", margin)
+    unbatched = z.dim() == 2
+    if unbatched:
+        z = z[None]
+    num, frames, _ = z.shape
+    windows = None
+    if isinstance(window, Tensor):
+        windows, window = _prepare_windows(op, window, num, z.device), 0.0
+    opts = CIDMOptions(check_window(op, window), margin, form, weights, distance, reduction)
+    t = prepare_times(op, "t", t, num, frames, z.device)
+    lengths = prepare_valid(op, "", lengths, None, num, frames, z.device)
+    name, _ = resolve_backend(backend, z.device.type, z.dtype)
+    if frames > LARGE_SCALE_FROM and form != "sfa" and (form == "idm" or weights == "paper"):
+        _warn_large_scale()
+    if name == "reference":
+        with no_autocast(z.device.type):
+            loss = contrastive_idm_reference(z, t, lengths, windows, opts)
+    elif torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
+            f'jvp); to fix: {op}(..., backend="reference")'
+        )
+    elif torch.compiler.is_compiling():
+        loss = _forward_op(z, t, lengths, windows, name, *opts)[0]
+    else:
+        loss = _ContrastiveIDM.apply(z, t, lengths, windows, name, opts)
+    return loss[0] if unbatched and reduction == "none" else loss
+
+
+def _prepare_windows(op: str, window: Tensor, num: int, device: torch.device) -> Tensor:
+    if window.is_complex() or window.dtype == torch.bool:
+        raise TypeError(f"{op}: window must be integers or floats, got {window.dtype}")
+    if window.shape not in ((num,), ()):
+        raise ValueError(
+            f"{op}: window must be a number or have shape ({num},), got {tuple(window.shape)}"
+        )
+    if window.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = [w for w in window.flatten().tolist() if not 0 <= w <= 1e30]
+        if wrong:
+            raise ValueError(f"{op}: window must be finite and at least 0, got {wrong[0]}")
+    if window.dtype not in (torch.float32, torch.float64):
+        window = window.float()
+    return window.detach().expand(num).to(device=device, copy=True)
+
+
+@functools.cache
+def _warn_large_scale() -> None:
+    warnings.warn(
+        f"contrastive_idm: with more than {LARGE_SCALE_FROM} frames the weights (gap^2 + 1) of "
+        "the paper's form dwarf every other loss (about 6e8 at T = 480 as a sum, beside a Soft-DTW "
+        "of about 600) unless t is in seconds or in shares of the video; see weights='code', "
+        "form='sfa' or fastseq.lav_loss(form='code')",
+        stacklevel=3,
+    )
+
+
+def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
+    """The backend that serves such a call, and why. Reads nothing but its arguments and the
+    environment."""
+    triton = {"triton": _why_not_triton(device_type, dtype)}
+    torch_first = {"torch": None, "reference": None}
+    # On the CPU Triton only has its interpreter, which is there for tests that ask for it.
+    why_not = triton | torch_first if device_type == "cuda" else torch_first | triton
+    return choose_backend("contrastive_idm", requested, why_not)
+
+
+# What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
+resolve_backend._dynamo_marked_constant = True
+_warn_large_scale._dynamo_marked_constant = True
+
+
+def _why_not_triton(device_type: str, dtype: torch.dtype) -> str | None:
+    if dtype == torch.float64:
+        return "no kernel for float64; to fix: backend='torch', or float32 inputs"
+    reason = unavailable("triton")
+    if reason is None and device_type != "cuda" and not interpreting():
+        return f"the tensors are on {device_type}; to fix: move them to a CUDA device"
+    return reason
+
+
+def _backend(name: str):
+    return importlib.import_module(f"fastseq.ops.contrastive_idm.{name}")
+
+
+def _forward(z, t, lengths, windows, name: str, opts: CIDMOptions):
+    with no_autocast(z.device.type):
+        return _backend(name).forward(z, t, lengths, windows, opts)
+
+
+def _backward(grad, z, t, lengths, windows, coef, name: str, opts: CIDMOptions) -> Tensor:
+    with no_autocast(z.device.type):
+        return _backend(name).backward(grad, z, t, lengths, windows, coef, opts)
+
+
+class _ContrastiveIDM(torch.autograd.Function):
+    """Eager path: no torch.library boundary, which costs 15 to 60 us a call."""
+
+    @staticmethod
+    def forward(ctx, z, t, lengths, windows, name, opts):
+        z = z.contiguous()
+        loss, coef = _forward(z, t, lengths, windows, name, opts)
+        ctx.save_for_backward(z, t, lengths, windows, coef)
+        ctx.name, ctx.opts = name, opts
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        dz = _ContrastiveIDMBackward.apply(grad, *ctx.saved_tensors, ctx.name, ctx.opts)
+        return dz, None, None, None, None, None
+
+
+class _ContrastiveIDMBackward(torch.autograd.Function):
+    """The gradient as a node of its own, so that differentiating it again is an error."""
+
+    @staticmethod
+    def forward(ctx, grad, z, t, lengths, windows, coef, name, opts):
+        return _backward(grad, z, t, lengths, windows, coef, name, opts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError(_TWICE)
+
+
+_TWICE = (
+    "contrastive_idm: this backend cannot be differentiated twice (gradient penalties, "
+    'Hessian-vector products); to fix: contrastive_idm(..., backend="reference")'
+)
+
+# Under torch.compile the calls cross the torch.library boundary instead.
+_INPUTS = "Tensor z, Tensor? t, Tensor? lengths, Tensor? windows"
+_OPTS = (
+    "str backend, float window, float margin, str form, str weights, str distance, str reduction"
+)
+
+
+@torch.library.custom_op(
+    "fastseq::contrastive_idm_forward",
+    mutates_args=(),
+    schema=f"({_INPUTS}, {_OPTS}) -> (Tensor, Tensor)",
+)
+def _forward_op(z, t, lengths, windows, backend, *opts):
+    return _forward(z.contiguous(), t, lengths, windows, backend, CIDMOptions(*opts))
+
+
+@_forward_op.register_fake
+def _(z, t, lengths, windows, backend, *opts):
+    num = z.shape[0]
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    shape = (num,) if CIDMOptions(*opts).reduction == "none" else ()
+    return z.new_empty(shape, dtype=dtype), z.new_empty((num,), dtype=dtype)
+
+
+@torch.library.custom_op(
+    "fastseq::contrastive_idm_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_INPUTS}, Tensor coef, {_OPTS}) -> Tensor",
+)
+def _backward_op(grad, z, t, lengths, windows, coef, backend, *opts):
+    z, opts = z.contiguous(), CIDMOptions(*opts)
+    return _backward(grad, z, t, lengths, windows, coef, backend, opts)
+
+
+@_backward_op.register_fake
+def _(grad, z, t, lengths, windows, coef, backend, *opts):
+    return z.new_empty(z.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:4], output[1])
+    ctx.options = inputs[4:]
+
+
+def _autograd(ctx, grad, grad_coef):
+    return _backward_op(grad, *ctx.saved_tensors, *ctx.options), *[None] * 10
+
+
+def _raise_twice(ctx, grad):
+    raise RuntimeError(_TWICE)
+
+
+_forward_op.register_autograd(_autograd, setup_context=_setup_context)
+_backward_op.register_autograd(_raise_twice)
