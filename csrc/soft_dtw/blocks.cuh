@@ -19,9 +19,10 @@ template <class T>
 FASTSEQ_FN void load_chunk(const T* rows, int count, int channels, int first_channel, int thread,
                            T (&out)[kPerThread]) {
     const int d = first_channel + thread % kChunk;
-    for (int e = 0; e < kPerThread; ++e) {
-        const int row = thread / kChunk + e * (kCostThreads / kChunk);
-        out[e] = row < count && d < channels ? rows[static_cast<long long>(row) * channels + d] : T(0);
+    const int first_row = thread / kChunk, step = kCostThreads / kChunk;
+    const T* at = rows + static_cast<long long>(first_row) * channels + d;
+    for (int e = 0; e < kPerThread; ++e, at += static_cast<long long>(step) * channels) {
+        out[e] = first_row + e * step < count && d < channels ? *at : T(0);
     }
 }
 
@@ -35,16 +36,19 @@ FASTSEQ_FN void store_chunk(T* buffer, int thread, const T (&in)[kPerThread]) {
 
 template <class T>
 FASTSEQ_FN void add_distances(const T* xs, const T* ys, int thread, T (&sums)[kPerThread]) {
+    // A sum per chunk, so that rounding grows with the chunk and the number of chunks.
+    T chunk[kPerThread] = {};
     const int row = thread / 8, column = thread % 8;
     FASTSEQ_UNROLL(4)
     for (int d = 0; d < kChunk; ++d) {
         for (int a = 0; a < 2; ++a) {
             for (int c = 0; c < 4; ++c) {
                 const T gap = xs[(row + 16 * a) * kPitch + d] - ys[(column + 8 * c) * kPitch + d];
-                sums[4 * a + c] = fused(gap, gap, sums[4 * a + c]);
+                chunk[4 * a + c] = fused(gap, gap, chunk[4 * a + c]);
             }
         }
     }
+    for (int e = 0; e < kPerThread; ++e) sums[e] += chunk[e];
 }
 
 template <class T>
@@ -72,43 +76,57 @@ struct alignas(16) Quad {
     T at[4];
 };
 
-// One channel of the gradients of a block: sum_j E_ij (x_i - y_j) to gx(row, sum), 8 rows at a
-// time, and sum_i E_ij (y_j - x_i) into gy. x and y point at the channel in the block's first row
-// and column, `pitch` apart; `rows` and `columns` of them are real.
-template <class T, class SinkX>
-FASTSEQ_FN void gradient_channel(const T* es, const T* x, int rows, const T* y, int columns,
-                                 int pitch, T (&gy)[kLanes], const SinkX& sink_x) {
-    constexpr int kGroup = 8;
-    FASTSEQ_UNROLL(32)
-    for (int c = 0; c < kLanes; ++c) gy[c] = T(0);
+// One channel of the gradients of half a block, 32 rows x 16 columns: more would not stay in
+// registers. gx_i gets sum_j E_ij (x_i - y_j) on top of what it holds (`first`: it holds nothing
+// yet), gy_j becomes sum_i E_ij (y_j - x_i). x, y and gx (or null) point at the channel in the
+// first row or column, `pitch` apart; rows_x and rows_y of x and y are real, rows_gx of gx are
+// there. The factor 2 of the derivative is in E.
+constexpr int kHalf = kLanes / 2;
+
+template <class T>
+FASTSEQ_FN void gradient_channel(const T* es, const T* x, int rows_x, const T* y, int rows_y,
+                                 int pitch, T* gx, int rows_gx, bool first, T (&gy)[kHalf]) {
+    constexpr int kGroup = 4;
+    FASTSEQ_UNROLL(16)
+    for (int c = 0; c < kHalf; ++c) gy[c] = T(0);
     FASTSEQ_UNROLL(1)
-    for (int first = 0; first < kLanes; first += kGroup) {
-        T xs[kGroup], gx[kGroup];
+    for (int i = 0; i < kLanes; i += kGroup, es += kGroup * kLanes) {
+        T xs[kGroup], sums[kGroup];
         FASTSEQ_UNROLL(8)
-        for (int r = 0; r < kGroup; ++r) {
-            xs[r] = first + r < rows ? x[static_cast<long long>(first + r) * pitch] : T(0);
-            gx[r] = T(0);
+        for (int r = 0; r < kGroup; ++r, x += pitch) {
+            xs[r] = i + r < rows_x ? *x : T(0);
+            sums[r] = T(0);
         }
-        FASTSEQ_UNROLL(8)
-        for (int c = 0; c < kLanes; c += 4) {
+        const T* p_y = y;
+        forget(p_y);
+        forget(rows_y);
+        FASTSEQ_UNROLL(4)
+        for (int c = 0; c < kHalf; c += 4) {
             T ys[4];
             FASTSEQ_UNROLL(4)
-            for (int q = 0; q < 4; ++q) {
-                ys[q] = c + q < columns ? y[static_cast<long long>(c + q) * pitch] : T(0);
-            }
+            for (int q = 0; q < 4; ++q, p_y += pitch) ys[q] = c + q < rows_y ? *p_y : T(0);
             FASTSEQ_UNROLL(8)
             for (int r = 0; r < kGroup; ++r) {
-                const Quad<T> e = *reinterpret_cast<const Quad<T>*>(es + (first + r) * kLanes + c);
+                const Quad<T> e = *reinterpret_cast<const Quad<T>*>(es + r * kLanes + c);
                 FASTSEQ_UNROLL(4)
                 for (int q = 0; q < 4; ++q) {
                     const T gap = xs[r] - ys[q];
-                    gx[r] = fused(e.at[q], gap, gx[r]);
+                    sums[r] = fused(e.at[q], gap, sums[r]);
                     gy[c + q] = fused(-e.at[q], gap, gy[c + q]);
                 }
             }
         }
+        if (!gx) continue;
+        T held[kGroup];
+        T* p_gx = gx + static_cast<long long>(i) * pitch;
         FASTSEQ_UNROLL(8)
-        for (int r = 0; r < kGroup; ++r) sink_x(first + r, gx[r]);
+        for (int r = 0; r < kGroup; ++r) {
+            held[r] = !first && i + r < rows_gx ? p_gx[static_cast<long long>(r) * pitch] : T(0);
+        }
+        FASTSEQ_UNROLL(8)
+        for (int r = 0; r < kGroup; ++r, p_gx += pitch) {
+            if (i + r < rows_gx) *p_gx = held[r] + sums[r];
+        }
     }
 }
 

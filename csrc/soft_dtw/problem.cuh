@@ -13,7 +13,7 @@ struct Problem {
     const long long *lengths_x, *lengths_y;  // [batch] or null: all real
     int batch, rows, columns, channels;
     int band;      // < 0: none
-    double gamma;
+    T scale;       // log2(e) / gamma: costs are worked on in these units
     T* h;          // [batch, strips, width]: H of the last row of each strip
     T* states;     // [batch, strips, phases, 2, 32]: H and V before each phase; null: not kept
 
@@ -24,8 +24,6 @@ struct Problem {
     FASTSEQ_FN Strip strip(int index, int b) const {
         return make_strip(index, b, rows, columns, lengths_x, lengths_y, band);
     }
-    // Costs are worked on in units of gamma / log2(e); dividing by the rounded scale undoes it.
-    FASTSEQ_FN T scale() const { return static_cast<T>(1.4426950408889634 / gamma); }
 
     FASTSEQ_FN long long strip_at(int b, int strip) const {
         return static_cast<long long>(b) * strips() + strip;

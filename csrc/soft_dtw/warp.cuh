@@ -49,6 +49,67 @@ FASTSEQ_FN double reciprocal(double x) { return 1.0 / x; }
 FASTSEQ_FN double lowest(double a, double b) { return fmin(a, b); }
 FASTSEQ_FN double fused(double a, double b, double c) { return fma(a, b, c); }
 
+// The compiler no longer knows what the variable holds. Before an unrolled loop inside another one
+// it keeps it from computing all addresses and comparisons ahead, in as many registers.
+template <class T>
+FASTSEQ_FN void forget(T*& address) {
+    asm volatile("" : "+l"(address));
+}
+FASTSEQ_FN void forget(int& number) { asm volatile("" : "+r"(number)); }
+
+// Dynamic shared memory as one structure.
+template <class T>
+FASTSEQ_FN T& shared_memory() {
+    extern __shared__ __align__(16) unsigned char bytes[];
+    return *reinterpret_cast<T*>(bytes);
+}
+
+// A barrier for `count` threads of the thread block, whole warps; 0 is __syncthreads().
+template <int id, int count>
+FASTSEQ_FN void meet() {
+    asm volatile("bar.sync %0, %1;" ::"n"(id), "n"(count) : "memory");
+}
+
+// Between thread blocks: what a thread wrote before publish() is seen by a thread whose wait_for()
+// returned. Without a flag (one launch per strip) the launches order the memory.
+FASTSEQ_FN void publish(int* p_flag, int value) {
+    if (p_flag) asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p_flag), "r"(value) : "memory");
+}
+FASTSEQ_FN void wait_for(const int* p_flag, int value) {
+    if (!p_flag) return;
+    int seen;
+    do {
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(p_flag) : "memory");
+    } while (seen < value);
+}
+
+#else
+
+inline float power2(float x) { return std::exp2(x); }
+inline float log2_of(float x) { return std::log2(x); }
+inline double power2(double x) { return std::exp2(x); }
+inline double log2_of(double x) { return std::log2(x); }
+template <class T>
+inline T reciprocal(T x) {
+    return 1 / x;
+}
+template <class T>
+inline T lowest(T a, T b) {
+    return std::fmin(a, b);
+}
+template <class T>
+inline T fused(T a, T b, T c) {
+    return a * b + c;
+}
+
+template <class T>
+inline void forget(T&) {}
+
+#endif
+
+// FASTSEQ_SIMULATED: a test runs the kernels on the CPU and brings the shuffles itself.
+#if defined(__CUDACC__) || defined(FASTSEQ_SIMULATED)
+
 struct DeviceWarp {
     template <class T>
     struct Reg {
@@ -82,37 +143,8 @@ struct DeviceWarp {
     }
 };
 
-// Between thread blocks: what a thread wrote before publish() is seen by a thread whose wait_for()
-// returned. Without a flag (one launch per strip) the launches order the memory.
-FASTSEQ_FN void publish(int* p_flag, int value) {
-    if (p_flag) asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p_flag), "r"(value) : "memory");
-}
-FASTSEQ_FN void wait_for(const int* p_flag, int value) {
-    if (!p_flag) return;
-    int seen;
-    do {
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(p_flag) : "memory");
-    } while (seen < value);
-}
-
-#else
-
-inline float power2(float x) { return std::exp2(x); }
-inline float log2_of(float x) { return std::log2(x); }
-inline double power2(double x) { return std::exp2(x); }
-inline double log2_of(double x) { return std::log2(x); }
-template <class T>
-inline T reciprocal(T x) {
-    return 1 / x;
-}
-template <class T>
-inline T lowest(T a, T b) {
-    return std::fmin(a, b);
-}
-template <class T>
-inline T fused(T a, T b, T c) {
-    return a * b + c;
-}
+#endif
+#ifndef __CUDACC__
 
 struct HostWarp {
     template <class T>

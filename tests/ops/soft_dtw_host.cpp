@@ -1,5 +1,6 @@
 // The tile functions of csrc/soft_dtw on the host: strips from the top, tiles from the left, and
 // back. test_soft_dtw_cuda_host.py compiles this into a shared library and calls it.
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -29,7 +30,7 @@ void cost_block(const Problem<T>& p, const Strip& strip, int b, int block, T* ri
     if (p.cost) {
         for (int thread = 0; thread < kCostThreads; ++thread) {
             copy_costs(p.cost_at(b, strip.first_row, j0), p.columns, rows, columns, thread,
-                       p.scale(), out);
+                       p.scale, out);
         }
         return;
     }
@@ -48,7 +49,7 @@ void cost_block(const Problem<T>& p, const Strip& strip, int b, int block, T* ri
             add_distances(xs, ys, thread, sums[thread]);
     }
     for (int thread = 0; thread < kCostThreads; ++thread)
-        store_distances(out, thread, sums[thread], p.scale());
+        store_distances(out, thread, sums[thread], p.scale);
 }
 
 template <class T>
@@ -83,7 +84,7 @@ void forward(const Problem<T>& p, T* value) {
                                         p.width());
             }
             total = total + HostWarp::sum(sum);
-            if (strip.is_last()) value[b] = static_cast<T>(total / p.scale());
+            if (strip.is_last()) value[b] = static_cast<T>(total / p.scale);
         }
     }
 }
@@ -97,12 +98,15 @@ void block_gradients(const Problem<T>& p, const Strip& strip, int b, int block, 
         for (int c = 0; c < kLanes && j0 + c < p.columns; ++c)
             dcost[p.cost_at(b, i0 + r, j0 + c) - p.cost] = es[r * kLanes + c];
     for (int d = 0; !p.cost && d < p.channels; ++d) {
-        T gy[kLanes];
-        gradient_channel(es, p.x_row(b, i0) + d, rows, p.y_row(b, j0) + d, columns, p.channels, gy,
-                         [&](int row, T sum) {
-                             if (row < rows) dx[p.x_row(b, i0 + row) - p.x + d] += 2 * sum;
-                         });
-        for (int c = 0; c < kLanes && c < columns; ++c) dy[p.y_row(b, j0 + c) - p.y + d] += 2 * gy[c];
+        for (int half = 0; half < kLanes && j0 + half < p.columns; half += kHalf) {
+            T gy[kHalf];
+            gradient_channel(es + half, p.x_row(b, i0) + d, rows, p.y_row(b, j0 + half) + d,
+                             columns - half, p.channels, dx + (p.x_row(b, i0) - p.x) + d,
+                             std::min(kLanes, p.rows - i0),
+                             block == strip.last_block() && half == 0, gy);
+            for (int c = 0; c < kHalf && half + c < columns; ++c)
+                dy[p.y_row(b, j0 + half + c) - p.y + d] += gy[c];
+        }
     }
 }
 
@@ -136,8 +140,8 @@ void backward(const Problem<T>& p, const T* grad, T* dx, T* dy, T* dcost) {
                 recompute_phase<HostWarp>(strip, t, costs.cells, border, h, v, weights);
                 load_border(strip.is_last() ? nullptr : below.data(), t * kLanes - (kLanes - 1),
                             p.width(), border, T(0));
-                flux_phase<HostWarp>(strip, t, weights, border, grad[b], flux, es.cells,
-                                     above.data(), p.width());
+                flux_phase<HostWarp>(strip, t, weights, border, p.cost ? grad[b] : 2 * grad[b],
+                                     flux, es.cells, above.data(), p.width());
                 if (t >= strip.first_block() && t <= strip.last_block())
                     block_gradients(p, strip, b, t, ring_block(es.cells, t), dx, dy, dcost);
             }
@@ -152,14 +156,16 @@ void backward(const Problem<T>& p, const T* grad, T* dx, T* dy, T* dcost) {
                                      const long long* ly, int batch, int rows, int columns,        \
                                      int channels, int band, double gamma, T* h, T* states,        \
                                      T* value) {                                                   \
-        forward<T>({x, y, cost, lx, ly, batch, rows, columns, channels, band, gamma, h, states},   \
+        forward<T>({x, y, cost, lx, ly, batch, rows, columns, channels, band,               \
+                    static_cast<T>(1.4426950408889634 / gamma), h, states},   \
                    value);                                                                         \
     }                                                                                              \
     extern "C" void backward_##suffix(const T* x, const T* y, const T* cost, const long long* lx,  \
                                       const long long* ly, int batch, int rows, int columns,       \
                                       int channels, int band, double gamma, T* h, T* states,       \
                                       const T* grad, T* dx, T* dy, T* dcost) {                     \
-        backward<T>({x, y, cost, lx, ly, batch, rows, columns, channels, band, gamma, h, states},  \
+        backward<T>({x, y, cost, lx, ly, batch, rows, columns, channels, band,               \
+                    static_cast<T>(1.4426950408889634 / gamma), h, states},  \
                     grad, dx, dy, dcost);                                                          \
     }
 

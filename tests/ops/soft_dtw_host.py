@@ -1,7 +1,12 @@
-"""The CUDA arithmetic of Soft-DTW compiled for the host: forward and backward as a backend has."""
+"""The CUDA code of Soft-DTW compiled for the host, with the functions that a backend has.
+
+HostBackend: the arithmetic alone, tile after tile. FiberBackend: the kernels themselves, every
+thread a fiber (cuda_fibers.h), in an order drawn from ``seed``.
+"""
 
 import ctypes
 import functools
+import math
 import subprocess
 from pathlib import Path
 
@@ -12,9 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 LANES = 32
 
 
-def compile_library(compiler: str, folder: Path) -> Path:
-    library = folder / "soft_dtw_host.so"
-    source = ROOT / "tests/ops/soft_dtw_host.cpp"
+def compile_library(compiler: str, folder: Path, name: str) -> Path:
+    """tests/ops/<name>.cpp as a shared library."""
+    library = folder / f"{name}.so"
+    source = ROOT / f"tests/ops/{name}.cpp"
     command = [compiler, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     command += [f"-I{ROOT / 'csrc'}", str(source), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True)
@@ -65,6 +71,63 @@ class HostBackend:
         call += map(_pointer, (*saved, grad, *grads))
         self._function("backward", given.dtype)(*call)
         return grads
+
+
+class FiberBackend:
+    """``resident``: thread blocks that run at a time. ``debug``: one launch per strip, no flags."""
+
+    def __init__(self, library: Path, resident: int = 4, seed: int = 0, debug: bool = False):
+        self.library = ctypes.CDLL(str(library))
+        self.schedule = _Schedule(resident, seed, debug)
+
+    def forward(self, x, y, cost, lengths_x, lengths_y, opts, keep):
+        given, call = HostBackend._call(x, y, cost, lengths_x, lengths_y, opts)
+        batch, rows, columns = call[5:8]
+        strips, blocks = -(-rows // LANES), -(-columns // LANES)
+        saved = given.new_empty(batch, strips, blocks * LANES), None
+        if keep:
+            saved = saved[0], given.new_empty(batch, strips, blocks + 1, 2, LANES)
+        value = given.new_empty(batch)
+        totals = torch.empty(batch, strips, dtype=torch.float64)
+        sync = torch.full((1 + batch * strips,), -1, dtype=torch.int32)
+        self._run("forward", given.dtype, call, saved, value, totals, sync)
+        return value, saved if keep else ()
+
+    def backward(
+        self, grad, x, y, cost, lengths_x, lengths_y, saved, opts, need_x=True, need_y=True
+    ):
+        given, call = HostBackend._call(x, y, cost, lengths_x, lengths_y, opts)
+        wanted = zip((x, y, cost), (need_x, need_y, need_x), strict=True)
+        grads = tuple(torch.empty_like(t) if t is not None and w else None for t, w in wanted)
+        flux = torch.empty_like(saved[0])
+        sync = torch.full((1 + 5 * saved[0].shape[0] * saved[0].shape[1],), -1, dtype=torch.int32)
+        self._run("backward", given.dtype, call, saved, grad, *grads, flux, sync)
+        return grads
+
+    def _run(self, what, dtype, call, saved, *buffers):
+        single = dtype == torch.float32
+        scale = 1 / (math.log(2) * call[-1])
+        problem = (_Problem32 if single else _Problem64)(*call[:-1], scale, *map(_pointer, saved))
+        function = self.library[f"{what}_{'f32' if single else 'f64'}"]
+        function.argtypes = [ctypes.c_void_p, _Schedule, *[ctypes.c_void_p] * len(buffers)]
+        if function(ctypes.byref(problem), self.schedule, *map(_pointer, buffers)):
+            raise RuntimeError("the thread blocks wait for each other for ever")
+
+
+class _Schedule(ctypes.Structure):
+    _fields_ = (("resident", ctypes.c_uint), ("seed", ctypes.c_uint), ("debug", ctypes.c_int))
+
+
+def _problem(scalar):
+    """Problem<T> of csrc/soft_dtw/problem.cuh."""
+    pointers = [(name, ctypes.c_void_p) for name in ("x", "y", "cost", "lengths_x", "lengths_y")]
+    sizes = [(name, ctypes.c_int) for name in ("batch", "rows", "columns", "channels", "band")]
+    saved = [("h", ctypes.c_void_p), ("states", ctypes.c_void_p)]
+    fields = (*pointers, *sizes, ("scale", scalar), *saved)
+    return type("Problem", (ctypes.Structure,), {"_fields_": fields})
+
+
+_Problem32, _Problem64 = _problem(ctypes.c_float), _problem(ctypes.c_double)
 
 
 def _pointer(t: Tensor | None) -> int | None:

@@ -27,7 +27,9 @@ def host(tmp_path_factory):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++")
-    return HostBackend(compile_library(compiler, tmp_path_factory.mktemp("soft_dtw")))
+    return HostBackend(
+        compile_library(compiler, tmp_path_factory.mktemp("soft_dtw"), "soft_dtw_host")
+    )
 
 
 def frames(*shape, dtype=F64, seed=0, unit=False):
