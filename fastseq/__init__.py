@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastseq.ops.scl import scl_loss
     from fastseq.ops.soft_dtw import dtw_path, soft_dtw, soft_dtw_alignment, soft_dtw_from_cost
+    from fastseq.ops.tcc import tcc_loss
+    from fastseq.ops.tcn import tcn_loss
 
 __version__ = "0.1.0"
 
@@ -19,6 +21,8 @@ _PUBLIC = {
     "soft_dtw": "fastseq.ops.soft_dtw",
     "soft_dtw_alignment": "fastseq.ops.soft_dtw",
     "soft_dtw_from_cost": "fastseq.ops.soft_dtw",
+    "tcc_loss": "fastseq.ops.tcc",
+    "tcn_loss": "fastseq.ops.tcn",
 }
 _SUBMODULES = ("compat", "nn", "ops", "video")
 
@@ -29,6 +33,8 @@ __all__ = [
     "soft_dtw",
     "soft_dtw_alignment",
     "soft_dtw_from_cost",
+    "tcc_loss",
+    "tcn_loss",
 ]
 
 

@@ -2,13 +2,21 @@
 
 from torch import Tensor, nn
 
-from fastseq.ops.common.validate import check_bool, check_choice, check_positive
+from fastseq.ops.common.validate import (
+    check_bool,
+    check_choice,
+    check_nonnegative,
+    check_positive,
+)
 from fastseq.ops.scl.op import scl_loss
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 from fastseq.ops.soft_dtw import options as soft_dtw_options
 from fastseq.ops.soft_dtw.op import soft_dtw
+from fastseq.ops.tcc.op import Durations, Lengths, tcc_loss
+from fastseq.ops.tcc.op import check_options as check_tcc_options
+from fastseq.ops.tcn.op import tcn_loss
 
-__all__ = ["SCLLoss", "SoftDTW"]
+__all__ = ["SCLLoss", "SoftDTW", "TCCLoss", "TCNLoss"]
 
 
 class SCLLoss(nn.Module):
@@ -117,3 +125,86 @@ class SoftDTW(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class TCCLoss(nn.Module):
+    """:func:`fastseq.tcc_loss` as a module; see there for the formula, shapes and defaults.
+
+    Example:
+        >>> import torch
+        >>> loss = TCCLoss(loss_type="classification")
+        >>> x = torch.randn(4, 80, 128)
+        >>> loss(x, lengths_x=[80, 60, 80, 7]).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        *,
+        loss_type: str = "regression_mse_var",
+        similarity: str = "l2",
+        temperature: float = 0.1,
+        variance_lambda: float = 0.001,
+        label_smoothing: float = 0.1,
+        huber_delta: float = 0.1,
+        normalize_indices: bool = True,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ):
+        super().__init__()
+        self.options = {
+            "loss_type": loss_type,
+            "similarity": similarity,
+            "temperature": temperature,
+            "variance_lambda": variance_lambda,
+            "label_smoothing": label_smoothing,
+            "huber_delta": huber_delta,
+            "normalize_indices": normalize_indices,
+            "reduction": reduction,
+        }
+        check_tcc_options("TCCLoss", **self.options)
+        self.options["backend"] = backend
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        tx: Tensor | None = None,
+        ty: Tensor | None = None,
+        *,
+        duration_x: Durations = None,
+        duration_y: Durations = None,
+        lengths_x: Lengths = None,
+        lengths_y: Lengths = None,
+    ) -> Tensor:
+        frames = {
+            "duration_x": duration_x,
+            "duration_y": duration_y,
+            "lengths_x": lengths_x,
+            "lengths_y": lengths_y,
+        }
+        return tcc_loss(x, y, tx, ty, **frames, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class TCNLoss(nn.Module):
+    """:func:`fastseq.tcn_loss` as a module; see there for the formula, shapes and defaults.
+
+    Example:
+        >>> import torch
+        >>> z = torch.randn(4, 80, 128)
+        >>> TCNLoss()(z[:, 0::2], z[:, 1::2]).shape
+        torch.Size([])
+    """
+
+    def __init__(self, *, reg_lambda: float = 0.002):
+        super().__init__()
+        self.reg_lambda = check_nonnegative("TCNLoss", "reg_lambda", reg_lambda)
+
+    def forward(self, anchors: Tensor, positives: Tensor) -> Tensor:
+        return tcn_loss(anchors, positives, reg_lambda=self.reg_lambda)
+
+    def extra_repr(self) -> str:
+        return f"reg_lambda={self.reg_lambda!r}"

@@ -63,6 +63,17 @@ def _soft_dtw(x: Tensor, y: Tensor, *, backend: str) -> Tensor:
     return plain.sum() + banded.sum()
 
 
+def _tcc_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return tuple(torch.randn(3, n, 48, generator=generator, dtype=torch.float64) for n in (97, 130))
+
+
+def _tcc(x: Tensor, y: Tensor, *, backend: str) -> Tensor:
+    lengths = {"lengths_x": [97, 0, 64], "lengths_y": [130, 40, 65]}
+    pairs = fastseq.tcc_loss(x, y, temperature=0.5, **lengths, backend=backend)
+    classes = fastseq.tcc_loss(x, loss_type="classification", similarity="cosine", backend=backend)
+    return pairs + classes
+
+
 _ALL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # One entry per op.
@@ -74,6 +85,7 @@ CASES = [
         _soft_dtw,
         {"torch": _ALL, "cuda": _ALL, "numba": _ALL},
     ),
+    Case("tcc_loss", _tcc_inputs, _tcc, {"torch": _ALL}),
 ]
 
 
