@@ -5,7 +5,13 @@ import torch
 from ops.soft_dtw_cases import BACKENDS, backends, randn, value_and_grads
 
 import fastseq
-from fastseq.ops.soft_dtw.autograd import _alignment_op, _backward_op, _forward_op
+from fastseq.ops.soft_dtw.autograd import (
+    _alignment_op,
+    _backward_op,
+    _forward_op,
+    _pack,
+    _unpack,
+)
 
 
 def _tensors(given):
@@ -39,6 +45,17 @@ def test_opcheck_alignment(backend):
     torch.library.opcheck(
         _alignment_op, (x.detach(), y.detach(), lengths, None, backend, 0.5, None)
     )
+
+
+def test_what_is_saved_crosses_as_bytes():
+    saved = (randn(3, 1), torch.arange(3), randn(2, 0), torch.tensor(7, dtype=torch.uint8))
+    saved += (randn(1, 5).double(), randn(4, 3).mT)
+    packed, layout = _pack(saved, torch.device("cpu"))
+    assert packed.dtype == torch.uint8
+    for got, want in zip(_unpack(packed, layout), saved, strict=True):
+        assert got.dtype == want.dtype
+        assert torch.equal(got, want)
+    assert _unpack(*_pack((), torch.device("cpu"))) == ()
 
 
 def _both(function, *tensors):

@@ -117,7 +117,7 @@ _DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8)
 def _pack(saved: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """(bytes, layout) of contiguous tensors; layout on the CPU: dtype, rank and sizes of each."""
     layout = [n for t in saved for n in (_DTYPES.index(t.dtype), t.dim(), *t.shape)]
-    # Widest first would be needed to align the views; padding each to 8 bytes does as well.
+    # Each begins at a multiple of 8 bytes, as a view of another dtype has to.
     parts = [torch.empty(0, dtype=torch.uint8, device=device)]
     for t in saved:
         raw = t.contiguous().reshape(-1).view(torch.uint8)
