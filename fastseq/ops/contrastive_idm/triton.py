@@ -1,0 +1,201 @@
+"""contrastive_idm on NVIDIA GPUs: launches the kernels of triton_kernels.py. op.py checks the input.
+
+Two launches forward (all pairs; the sum of their blocks), one backward. Nothing is read back, so a
+CUDA graph can capture it.
+"""
+
+import contextlib
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from fastseq.ops.common.lengths import valid_mask
+from fastseq.ops.contrastive_idm.options import CIDMOptions, pair_times
+from fastseq.ops.contrastive_idm.triton_kernels import (
+    cidm_grad_kernel,
+    cidm_loss_kernel,
+    cidm_reduce_kernel,
+)
+
+
+class Tiles(NamedTuple):
+    """Rows and columns of a tile, channels per step of the distance and per gradient program."""
+
+    rows: int
+    columns: int
+    step: int
+    channels: int
+    warps: int
+    stages: int
+
+
+@lru_cache
+def tiles(kernel: str, d: int, operands: str, direct: bool, arch: int) -> Tiles:
+    """The configuration of "loss" or "grad" for "bf16", "fp16", "tf32" or "tf32x3" operands.
+
+    ``direct``: distances from differences. Nothing here may depend on N or T: a sequence gives the
+    same bits alone and in a batch. Chosen so that nothing spills
+    (tests/data/contrastive_idm_resources.json) and to fit the 99 kB of shared memory of sm_86.
+    """
+    padded = max(16, triton.next_power_of_2(d))
+    if direct:
+        return Tiles(32, 32, 8, min(padded, 64), 4, 1)
+    if arch == 0:  # the interpreter: few, large steps
+        return Tiles(64, 64, padded, padded, 4, 1)
+    half = operands in ("bf16", "fp16")
+    if kernel == "loss":
+        if half:
+            return Tiles(64, 64, min(padded, 128), padded, 8 if padded > 128 else 4, 2)
+        return Tiles(64, 64, 16, padded, 8, 2)
+    if half:
+        if padded <= 128:
+            return Tiles(64, 64, padded, padded, 8, 2)
+        return Tiles(32, 32, 128, 256, 8, 2)
+    return Tiles(64, 32, 16, min(padded, 64), 8, 2)
+
+
+def forward(
+    z: Tensor,
+    t: Tensor | None,
+    lengths: Tensor | None,
+    windows: Tensor | None,
+    opts: CIDMOptions,
+) -> tuple[Tensor, Tensor]:
+    """Loss, and the coefficients (N,) of the reduction."""
+    n, frames, d = z.shape
+    fp32 = {"dtype": torch.float32, "device": z.device}
+    shape = (n,) if opts.reduction == "none" else ()
+    if n == 0 or frames == 0:
+        return torch.zeros(shape, **fp32), torch.zeros(n, **fp32)
+    t, lengths, windows = _side_inputs(z, t, lengths, windows)
+    operands, precision = _operands(z.dtype)
+    direct = opts.distance == "euclidean"
+    tile = tiles("loss", d, operands, direct, _arch(z.device))
+    blocks = triton.cdiv(frames, tile.rows)
+    loss, coef = torch.empty(shape, **fp32), torch.empty(n, **fp32)
+    part = torch.empty((n, blocks), **fp32)
+    with _on(z.device):
+        cidm_loss_kernel[(n * blocks,)](
+            z,
+            t,
+            lengths,
+            windows,
+            part,
+            n,
+            frames,
+            0 if t is None else t.stride(0),
+            opts.window,
+            opts.margin,
+            D=d,
+            BM=tile.rows,
+            BK=tile.step,
+            **_kind(z, opts, precision),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        cidm_reduce_kernel[(1,)](
+            part,
+            lengths,
+            loss,
+            coef,
+            n,
+            frames,
+            blocks,
+            REDUCTION=opts.reduction,
+            BV=16,
+            BB=64,
+            num_warps=4,
+        )
+    return loss, coef
+
+
+def backward(
+    grad: Tensor,
+    z: Tensor,
+    t: Tensor | None,
+    lengths: Tensor | None,
+    windows: Tensor | None,
+    coef: Tensor,
+    opts: CIDMOptions,
+) -> Tensor:
+    n, frames, d = z.shape
+    dz = torch.empty_like(z)
+    if dz.numel() == 0:
+        return dz
+    t, lengths, windows = _side_inputs(z, t, lengths, windows)
+    operands, precision = _operands(z.dtype)
+    direct = opts.distance == "euclidean"
+    tile = tiles("grad", d, operands, direct, _arch(z.device))
+    blocks = triton.cdiv(frames, tile.rows)
+    with _on(z.device):
+        cidm_grad_kernel[(triton.cdiv(d, tile.channels) * n * blocks,)](
+            z,
+            t,
+            lengths,
+            windows,
+            coef,
+            grad,
+            dz,
+            n,
+            frames,
+            0 if t is None else t.stride(0),
+            grad.stride(0) if grad.dim() else 0,
+            opts.window,
+            opts.margin,
+            D=d,
+            BM=tile.rows,
+            BN=tile.columns,
+            BK=tile.step,
+            BD=tile.channels,
+            **_kind(z, opts, precision),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return dz
+
+
+def _side_inputs(z, t, lengths, windows):
+    """Times as the kernels read them: float32, int32 or int64 with contiguous rows."""
+    if t is not None:
+        if t.dtype == torch.float64:
+            t = pair_times(t, valid_mask(lengths, *z.shape[:2], z.device), torch.float32)
+        t = t if t.stride(1) == 1 else t.contiguous()
+    windows = None if windows is None else windows.float()
+    return t, lengths, windows
+
+
+def _kind(z: Tensor, opts: CIDMOptions, precision: str) -> dict[str, str | bool]:
+    direct = opts.distance == "euclidean"
+    return {
+        "FORM": opts.form,
+        "PAPER": opts.weights == "paper",
+        "DIRECT": direct,
+        "CENTRE": z.dtype == torch.float32,
+        "PREC": precision,
+    }
+
+
+def _operands(dtype: torch.dtype) -> tuple[str, str]:
+    """What the tensor cores multiply, and tl.dot's input_precision (bf16 and fp16 ignore it)."""
+    if dtype == torch.bfloat16:
+        return "bf16", "tf32"
+    if dtype == torch.float16:
+        return "fp16", "tf32"
+    how = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return how, how
+
+
+@lru_cache
+def _arch(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0  # the interpreter
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _on(device: torch.device):
+    """Triton launches on the current device's stream, which need not be the tensors' device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
