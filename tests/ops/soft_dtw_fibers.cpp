@@ -43,5 +43,10 @@ int launch(const Schedule& schedule, void (*kernel)(Args), Args args, int thread
                                    sizeof(BackwardShared<T>), 1 + kGradientWarps);              \
     }
 
+extern "C" int shared_bytes(int backward, int is_double) {
+    if (backward) return is_double ? sizeof(BackwardShared<double>) : sizeof(BackwardShared<float>);
+    return is_double ? sizeof(ForwardShared<double>) : sizeof(ForwardShared<float>);
+}
+
 FASTSEQ_EXPORT(float, f32)
 FASTSEQ_EXPORT(double, f64)

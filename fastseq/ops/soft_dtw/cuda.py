@@ -1,0 +1,96 @@
+"""CUDA backend: the kernels of csrc/soft_dtw. Nothing here waits for the GPU or reads from it.
+
+FASTSEQ_SOFT_DTW_DEBUG=1 launches once per strip of 32 rows instead of once, without the flags by
+which strips wait for each other: what goes wrong only without it is a matter of memory ordering.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+from fastseq.ops.common.extension import extension
+from fastseq.ops.soft_dtw.options import SoftDTWOptions
+
+LANES = 32  # rows of a strip
+FLAGS_FORWARD, FLAGS_BACKWARD = 1, 5  # per strip
+
+
+def forward(
+    x: Tensor | None,
+    y: Tensor | None,
+    cost: Tensor | None,
+    lengths_x: Tensor | None,
+    lengths_y: Tensor | None,
+    opts: SoftDTWOptions,
+    keep: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    given = x if cost is None else cost
+    batch, rows, columns = _sizes(x, y, cost)
+    if 0 in (batch, rows, columns):
+        return given.new_zeros(batch), ()
+    strips, blocks = -(-rows // LANES), -(-columns // LANES)
+    h = given.new_empty(batch, strips, blocks * LANES)
+    states = given.new_empty(batch, strips, blocks + 1, 2, LANES) if keep else None
+    value = given.new_empty(batch)
+    totals = given.new_empty(batch, strips, dtype=torch.float64)
+    sync = _sync(given, 1 + FLAGS_FORWARD * batch * strips)
+    call = _call(x, y, cost, lengths_x, lengths_y, opts, h, states)
+    extension().soft_dtw_forward(call, *map(_pointer, (value, totals, sync)))
+    return value, (h, states) if keep else ()
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
+    cost: Tensor | None,
+    lengths_x: Tensor | None,
+    lengths_y: Tensor | None,
+    saved: tuple[Tensor, ...],
+    opts: SoftDTWOptions,
+    need_x: bool,
+    need_y: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    wanted = zip((x, y, cost), (need_x, need_y, need_x), strict=True)
+    grads = tuple(torch.empty_like(t) if t is not None and need else None for t, need in wanted)
+    if all(t is None for t in grads):
+        return grads
+    if not saved:  # no cells
+        return tuple(t if t is None else t.zero_() for t in grads)
+    h, states = saved
+    sync = _sync(h, 1 + FLAGS_BACKWARD * h.shape[0] * h.shape[1])
+    call = _call(x, y, cost, lengths_x, lengths_y, opts, h, states)
+    buffers = (grad, *grads, torch.empty_like(h), sync)
+    extension().soft_dtw_backward(call, *map(_pointer, buffers))
+    return grads
+
+
+def _sizes(x: Tensor | None, y: Tensor | None, cost: Tensor | None) -> tuple[int, int, int]:
+    return (x.shape[0], x.shape[1], y.shape[1]) if cost is None else tuple(cost.shape)
+
+
+def _call(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, h: Tensor, states: Tensor | None):
+    """What both kernels get. Tensors have to outlive the launch, not the call."""
+    call = extension().SoftDTWCall()
+    call.device = h.get_device()
+    call.stream = torch.cuda.current_stream(h.device).cuda_stream
+    call.is_double = h.dtype == torch.float64
+    call.debug = os.environ.get("FASTSEQ_SOFT_DTW_DEBUG", "0") not in ("", "0")
+    call.x, call.y, call.cost = map(_pointer, (x, y, cost))
+    call.lengths_x, call.lengths_y = map(_pointer, (lengths_x, lengths_y))
+    call.batch, call.rows, call.columns = _sizes(x, y, cost)
+    call.channels = 0 if x is None else x.shape[2]
+    call.band = -1 if opts.bandwidth is None else min(opts.bandwidth, 2**30)
+    call.gamma = opts.gamma
+    call.h, call.states = map(_pointer, (h, states))
+    return call
+
+
+def _sync(like: Tensor, words: int) -> Tensor:
+    """Ticket counter and flags; the launch zeroes them on its stream."""
+    return like.new_empty(words, dtype=torch.int32)
+
+
+def _pointer(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()

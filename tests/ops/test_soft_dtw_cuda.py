@@ -1,0 +1,171 @@
+"""The CUDA backend of Soft-DTW without a GPU: its Python side drives the kernels as the CPU runs
+them, and nvcc compiles them without spilling registers."""
+
+import ctypes
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ops.soft_dtw_host import FiberBackend, compile_library
+from ops.test_soft_dtw_cuda_host import frames, relative, truth
+
+import fastseq
+from fastseq.ops.common import extension
+from fastseq.ops.soft_dtw import cuda, op
+from fastseq.ops.soft_dtw.options import SoftDTWOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "tests/data/soft_dtw_resources.json"
+
+
+class Extension:
+    """Stands for fastseq._C; the launches run on the CPU."""
+
+    SoftDTWCall = SimpleNamespace
+
+    def __init__(self, library: Path):
+        self.backend = FiberBackend(library)
+        self.debug = []
+
+    def _launch(self, what, call, *buffers):
+        self.debug.append(call.debug)
+        assert call.stream == 1234
+        self.backend.schedule.debug = call.debug
+        sizes = (call.batch, call.rows, call.columns, call.channels, call.band, call.gamma)
+        args = [call.x, call.y, call.cost, call.lengths_x, call.lengths_y, *sizes]
+        dtype = torch.float64 if call.is_double else torch.float32
+        saved = [_At(call.h), _At(call.states)]
+        self.backend._run(what, dtype, args, saved, *map(_At, buffers))
+
+    def soft_dtw_forward(self, call, *buffers):
+        self._launch("forward", call, *buffers)
+
+    def soft_dtw_backward(self, call, *buffers):
+        self._launch("backward", call, *buffers)
+
+
+class _At:
+    def __init__(self, address: int):
+        self.address = address
+
+    def data_ptr(self) -> int | None:
+        return self.address or None
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    folder = tmp_path_factory.mktemp("soft_dtw")
+    return compile_library("g++", folder, "soft_dtw_fibers")
+
+
+@pytest.fixture
+def simulated(library, monkeypatch):
+    module = Extension(library)
+    monkeypatch.setattr(cuda, "extension", lambda: module)
+    stream = SimpleNamespace(cuda_stream=1234)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(op, "_elsewhere", lambda home, device_type: None)
+    monkeypatch.setattr(op, "unavailable", lambda name: None)
+    return module
+
+
+@pytest.mark.parametrize("debug", ["0", "1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_public_function(simulated, monkeypatch, dtype, debug):
+    monkeypatch.setenv("FASTSEQ_SOFT_DTW_DEBUG", debug)
+    lengths_x, lengths_y = torch.tensor([40, 0, 33]), torch.tensor([50, 9, 1])
+    x = frames(3, 40, 6, seed=1, dtype=dtype).requires_grad_()
+    y = frames(3, 50, 6, seed=2, dtype=dtype).requires_grad_()
+    grad = torch.tensor([2.0, 3.0, -1.0], dtype=dtype)
+    value = fastseq.soft_dtw(
+        x, y, gamma=0.4, bandwidth=9, lengths_x=lengths_x, lengths_y=lengths_y, backend="cuda"
+    )
+    got = value.detach(), *torch.autograd.grad(value, (x, y), grad)
+    opts = SoftDTWOptions(0.4, 9)
+    want = truth(x.detach(), y.detach(), opts, lengths_x, lengths_y, grad)
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype
+        assert relative(a, b) <= (3e-6 if dtype == torch.float32 else 1e-11)
+    assert simulated.debug == [debug == "1"] * 2
+
+
+def test_from_cost_and_alignment(simulated):
+    x, y = frames(2, 35, 3, seed=1), frames(2, 40, 3, seed=2)
+    cost = (x[:, :, None] - y[:, None]).square().sum(-1).requires_grad_()
+    value = fastseq.soft_dtw_from_cost(cost, gamma=0.4, backend="cuda")
+    (expected,) = torch.autograd.grad(value.sum(), cost)
+    _, want = truth(cost.detach(), None, SoftDTWOptions(0.4, None))
+    assert relative(expected, want) <= 1e-11
+    assert relative(fastseq.soft_dtw_alignment(x, y, gamma=0.4, backend="cuda"), want) <= 1e-11
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 6), (2, 0, 6), (2, 5, 0)])
+def test_nothing_to_launch(simulated, shape):
+    batch, n, m = shape
+    x, y = torch.ones(batch, n, 3), torch.ones(batch, m, 3)
+    opts = SoftDTWOptions(1.0, None)
+    value, saved = cuda.forward(x, y, None, None, None, opts, True)
+    assert torch.equal(value, torch.zeros(batch))
+    dx, dy, dcost = cuda.backward(value, x, y, None, None, None, saved, opts, True, True)
+    assert torch.equal(dx, torch.zeros_like(x))
+    assert torch.equal(dy, torch.zeros_like(y))
+    assert dcost is None
+    assert not simulated.debug
+
+
+def test_extension_knows_the_call():
+    """Names and types of the compiled module, where it is built; an empty batch needs no GPU."""
+    loaded, reason, _ = extension.loaded()
+    if not loaded:
+        pytest.skip(reason)
+    module = extension.extension()
+    call = module.SoftDTWCall()
+    names = {name for name in vars(module.SoftDTWCall) if not name.startswith("_")}
+    code = Path(cuda.__file__).read_text()
+    assert names == set(re.findall(r"\bcall\.(\w+)", code))
+    call.gamma, call.band, call.x, call.is_double = 0.5, -1, 2**47, True
+    assert (call.gamma, call.band, call.x, call.is_double) == (0.5, -1, 2**47, True)
+    module.soft_dtw_forward(call, 0, 0, 0)
+    module.soft_dtw_backward(call, 0, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_registers(tmp_path, arch):
+    """No spills, and registers as in the table, which holds for the nvcc named in it."""
+    release = re.search(
+        r"release (\S+),", subprocess.check_output(["nvcc", "--version"], text=True)
+    )[1]
+    # The flags of setup.py.
+    command = ["nvcc", "-std=c++17", "-O3", "-Icsrc", f"-arch={arch}", "-lineinfo", "-Xptxas", "-v"]
+    command += ["-cubin", "csrc/soft_dtw/soft_dtw.cu", "-o", str(tmp_path / "kernels.cubin")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = {}
+    for kernel, body in re.findall(
+        r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", run.stderr, re.DOTALL
+    ):
+        name = re.search(r"(forward|backward)_kernelI([fd])E", kernel)
+        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in body, kernel
+        registers = int(re.search(r"Used (\d+) registers", body)[1])
+        found[f"{name[1]} {'fp32' if name[2] == 'f' else 'fp64'}"] = registers
+    table = json.loads(TABLE.read_text())
+    assert sorted(found) == sorted(table[arch])
+    limits = {"forward fp32": 96, "backward fp32": 80, "forward fp64": 168, "backward fp64": 168}
+    assert all(found[name] <= limits[name] for name in found)
+    if release == table["nvcc"]:
+        assert found == table[arch]
+
+
+def test_shared_memory_fits_every_gpu(library):
+    """99 KiB of a thread block is what the smallest of them has (8.6 and 8.9)."""
+    size = ctypes.CDLL(str(library)).shared_bytes
+    sizes = [size(backward, double) for backward in (0, 1) for double in (0, 1)]
+    assert sizes == [20996, 41992, 49820, 99616]
+    assert max(sizes) <= 99 * 1024
