@@ -1,0 +1,195 @@
+"""The CUDA backend of soft_dtw on a real GPU: the gate before any benchmark."""
+
+import pytest
+import torch
+
+import fastseq
+
+pytestmark = pytest.mark.gpu
+
+LENGTHS = [1, 2, 31, 32, 33, 64, 97, 480]
+
+
+def frames(*shape, dtype=torch.float32, seed=0, unit=True):
+    z = torch.randn(*shape, device="cuda", generator=torch.Generator("cuda").manual_seed(seed))
+    return (torch.nn.functional.normalize(z, dim=-1) if unit else z).to(dtype)
+
+
+def run(x, y, backend="cuda", grad=None, **options):
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    value = fastseq.soft_dtw(x, y, backend=backend, **options)
+    grad = torch.ones_like(value) if grad is None else grad.to(value.dtype)
+    return (value.detach(), *torch.autograd.grad(value, (x, y), grad))
+
+
+def run_cost(cost, backend="cuda", **options):
+    cost = cost.detach().requires_grad_()
+    value = fastseq.soft_dtw_from_cost(cost, backend=backend, **options)
+    return value.detach(), *torch.autograd.grad(value.sum(), cost)
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def check(got, want, dtype):
+    value, gradient = (1e-11, 1e-11) if dtype == torch.float64 else (5e-7, 1e-5)
+    assert relative(got[0], want[0]) <= value
+    for a, b in zip(got[1:], want[1:], strict=True):
+        assert relative(a, b) <= gradient
+
+
+def same(got, want):
+    return all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.fixture
+def debug(monkeypatch):
+    return lambda on: monkeypatch.setenv("FASTSEQ_SOFT_DTW_DEBUG", str(int(on)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bandwidth", [None, 0, 20])
+@pytest.mark.parametrize("n", LENGTHS)
+def test_against_the_definition(n, bandwidth, dtype):
+    for m in {n, max(1, n - 7), 65}:
+        x, y = frames(2, n, 40, dtype=dtype), frames(2, m, 40, dtype=dtype, seed=1)
+        grad = torch.tensor([-2.0, 0.5], device="cuda")
+        options = {"gamma": 0.1, "bandwidth": bandwidth, "grad": grad}
+        want = run(x.double(), y.double(), "reference", **options)
+        check(run(x, y, **options), want, dtype)
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("shape", [(1, 2048, 128), (4, 480, 128), (3, 480, 300), (32, 512, 64)])
+def test_long(shape, gamma):
+    x, y = frames(*shape), frames(*shape, seed=1)
+    got = run(x, y, gamma=gamma)
+    check(got, run(x.double(), y.double(), gamma=gamma), torch.float32)
+    if shape[0] * shape[1] <= 2048:
+        check(got, run(x.double(), y.double(), "reference", gamma=gamma), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ragged(dtype):
+    """NaN in padding never matters, lengths on the GPU are clamped, alone equals in a batch."""
+    n, m = 300, 200
+    lengths_x = torch.tensor([300, 1, 0, 33, 999, -4, 64, 200], device="cuda")
+    lengths_y = torch.tensor([200, 200, 5, 7, 150, 3, 65, 1], device="cuda")
+    ends = lengths_x.clamp(0, n), lengths_y.clamp(0, m)
+    x, y = frames(8, n, 50, dtype=dtype), frames(8, m, 50, dtype=dtype, seed=1)
+    real = [torch.arange(t, device="cuda") < e[:, None] for t, e in zip((n, m), ends, strict=True)]
+    for bandwidth in (None, 10):
+        options = {"gamma": 0.1, "bandwidth": bandwidth}
+        lengths = {"lengths_x": lengths_x, "lengths_y": lengths_y}
+        nan = [z.where(r[..., None], torch.nan) for z, r in zip((x, y), real, strict=True)]
+        got = run(*nan, **options, **lengths)
+        lengths = {"lengths_x": ends[0], "lengths_y": ends[1]}
+        check(got, run(x.double(), y.double(), "reference", **options, **lengths), dtype)
+        for grad, r in zip(got[1:], real, strict=True):
+            assert not grad[~r].any()
+        value, dx, dy = run(x[4:5], y[4:5, :150], **options)
+        assert same((value[0], dx[0], dy[0]), (got[0][4], got[1][4], got[2][4, :150]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bandwidth", [None, 40])
+def test_given_costs(bandwidth, dtype):
+    cost = frames(3, 300, 333, dtype=dtype, unit=False).square()
+    options = {"gamma": 0.5, "bandwidth": bandwidth}
+    got, want = run_cost(cost, **options), run_cost(cost.double(), "reference", **options)
+    check(got, want, dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 33, 8), (4, 480, 128), (32, 512, 64), (1, 8192, 16)])
+def test_flags_order_memory(shape, debug):
+    """One launch with flags gives the bits of a launch per strip, 20 times over."""
+    x, y = frames(*shape), frames(*shape, seed=1)
+    debug(True)
+    want = run(x, y, gamma=0.1)
+    debug(False)
+    assert all(same(run(x, y, gamma=0.1), want) for _ in range(20))
+
+
+def test_flags_order_memory_beside_other_work():
+    """More thread blocks than fit at a time, and another stream that keeps the GPU busy."""
+    x, y = frames(64, 700, 32), frames(64, 650, 32, seed=1)
+    want = run(x, y, gamma=0.1)
+    other, busy = torch.cuda.Stream(), torch.randn(4096, 4096, device="cuda")
+    for _ in range(20):
+        with torch.cuda.stream(other):
+            busy @ busy
+        assert same(run(x, y, gamma=0.1), want)
+    torch.cuda.synchronize()
+
+
+def test_waits_for_nothing():
+    x, y = frames(4, 100, 16), frames(4, 90, 16, seed=1)
+    lengths = torch.tensor([100, 50, 0, 7], device="cuda")
+    run(x, y, gamma=0.1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(x, y, gamma=0.1, lengths_x=lengths)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_cuda_graph():
+    x, y = frames(4, 480, 64).requires_grad_(), frames(4, 450, 64, seed=1).requires_grad_()
+
+    def step():
+        value = fastseq.soft_dtw(x, y, gamma=0.1, backend="cuda")
+        return (value, *torch.autograd.grad(value.sum(), (x, y)))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for seed in range(5):
+        with torch.no_grad():
+            x.copy_(frames(4, 480, 64, seed=10 + seed))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert same(captured, step())
+
+
+def test_runs_on_the_current_stream():
+    """Inputs that a slow kernel on the same stream is still writing."""
+    x, y = frames(2, 300, 64), frames(2, 300, 64, seed=1)
+    want = run(x, y, gamma=0.1)
+    stream = torch.cuda.Stream()
+    late_x, late_y = torch.zeros_like(x), torch.zeros_like(y)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        late_x.copy_(x)
+        late_y.copy_(y)
+        got = run(late_x, late_y, gamma=0.1)
+    stream.synchronize()
+    assert same(got, want)
+
+
+def test_second_device():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    x, y = frames(2, 100, 16), frames(2, 90, 16, seed=1)
+    got = run(x.to("cuda:1"), y.to("cuda:1"), gamma=0.1)
+    assert same([t.to("cuda:0") for t in got], run(x, y, gamma=0.1))
+
+
+def test_memory_is_linear():
+    """(8, 16384, 128) within 2 GB above inputs and gradients."""
+    x, y = frames(8, 16384, 128).requires_grad_(), frames(8, 16384, 128, seed=1).requires_grad_()
+    run(x[:, :64], y[:, :64], gamma=0.1)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    fastseq.soft_dtw(x, y, gamma=0.1, backend="cuda").sum().backward()
+    torch.cuda.synchronize()
+    gradients = x.grad.nbytes + y.grad.nbytes
+    assert torch.cuda.max_memory_allocated() - before - gradients < 2e9
