@@ -1,0 +1,74 @@
+"""tcc_loss: shapes, inputs, who computes it, floors. A case is N pairs of T frames each."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import fastseq
+from benchmarks import tcc_peers as peers
+from benchmarks.case import Case, Provider
+from benchmarks.floors import Work
+
+MODES = ("forward", "backward", "both")
+# The last CPU shape is there for its memory; times are taken up to TIMED_PAIRS.
+SHAPES = {
+    "cpu": [(8, 40, 128), (8, 240, 128), (1, 2048, 128), (1, 8192, 128)],
+    "cuda": [(8, 40, 128), (8, 240, 128), (8, 1024, 128), (4, 4096, 128), (1, 16384, 128)],
+}
+TIMED_PAIRS = {"cpu": 2048**2, "cuda": 1 << 40}
+PRECISIONS = {"cpu": ["fp32"], "cuda": ["bf16", "tf32", "fp32"]}
+# What the ratios are relative to.
+OURS = {"cpu": "fastseq torch", "cuda": "fastseq torch"}
+# Standard deviation of a channel: cycles come back to tens of frames, not to one and not to all.
+SPREAD = 0.5
+
+
+def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def frames() -> Tensor:
+        z = SPREAD * torch.randn(case.n, case.t, case.d, generator=generator)
+        return z.to(case.device, case.dtype).requires_grad_()
+
+    return frames(), frames()
+
+
+def expected(case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradients in float64: the reference, and where its matrices would not fit the
+    blockwise backend, which the tests hold to the reference."""
+    dense = case.pairs <= (1 << 22 if case.device == "cpu" else 1 << 27)
+    x, y = (z.detach().double().requires_grad_() for z in args)
+    loss = fastseq.tcc_loss(x, y, backend="reference" if dense else "torch")
+    return (loss.detach(), *torch.autograd.grad(loss, (x, y)))
+
+
+def _square_matrices(alive: int, case: Case) -> int:
+    return alive * 4 * case.pairs
+
+
+def providers(device: str) -> list[Provider]:
+    """Ours first."""
+    return [
+        Provider("fastseq torch", lambda case: partial(fastseq.tcc_loss, backend="torch")),
+        Provider("eager", lambda case: peers.eager, partial(_square_matrices, 16)),
+        Provider("torch.compile", peers.build_compiled, partial(_square_matrices, 10)),
+        # Its variance is a difference of means.
+        Provider("attention", lambda case: peers.attention, tolerance=0.05),
+    ]
+
+
+def work(case: Case, mode: str) -> Work:
+    """What the blocks compute for both directions: scores, nearest neighbours and logits forward;
+    the same and twice that backward; an exp for each score and each logit formed."""
+    flop = 2 * 2 * case.pairs * case.d
+    products, exps = {"forward": (3, 2), "backward": (9, 2), "both": (12, 4)}[mode]
+    tensors = {"forward": 2, "backward": 4, "both": 4}[mode]  # x, y in; their gradients out
+    moved = tensors * case.n * case.t * case.d * case.dtype.itemsize
+    return Work(products * flop, 2 * exps * case.pairs, moved)
+
+
+def least_flop(case: Case, mode: str) -> int:
+    """Products that no method can avoid: the three of a cycle, twice that for the gradients, and
+    in a backward of its own scores and logits anew."""
+    return {"forward": 3, "backward": 8, "both": 9}[mode] * 2 * 2 * case.pairs * case.d
