@@ -8,6 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fastseq.ops.contrastive_idm import contrastive_idm
+    from fastseq.ops.lav import lav_loss
     from fastseq.ops.scl import scl_loss
     from fastseq.ops.soft_dtw import dtw_path, soft_dtw, soft_dtw_alignment, soft_dtw_from_cost
     from fastseq.ops.tcc import tcc_loss
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "contrastive_idm": "fastseq.ops.contrastive_idm",
     "dtw_path": "fastseq.ops.soft_dtw",
+    "lav_loss": "fastseq.ops.lav",
     "scl_loss": "fastseq.ops.scl",
     "soft_dtw": "fastseq.ops.soft_dtw",
     "soft_dtw_alignment": "fastseq.ops.soft_dtw",
@@ -28,7 +32,9 @@ _SUBMODULES = ("compat", "nn", "ops", "video")
 
 __all__ = [
     "__version__",
+    "contrastive_idm",
     "dtw_path",
+    "lav_loss",
     "scl_loss",
     "soft_dtw",
     "soft_dtw_alignment",
