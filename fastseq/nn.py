@@ -8,6 +8,10 @@ from fastseq.ops.common.validate import (
     check_nonnegative,
     check_positive,
 )
+from fastseq.ops.contrastive_idm import options as idm_options
+from fastseq.ops.contrastive_idm.op import contrastive_idm
+from fastseq.ops.lav.op import FORMS as LAV_FORMS
+from fastseq.ops.lav.op import lav_loss
 from fastseq.ops.scl.op import scl_loss
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 from fastseq.ops.soft_dtw import options as soft_dtw_options
@@ -16,7 +20,7 @@ from fastseq.ops.tcc.op import Durations, Lengths, tcc_loss
 from fastseq.ops.tcc.op import check_options as check_tcc_options
 from fastseq.ops.tcn.op import tcn_loss
 
-__all__ = ["SCLLoss", "SoftDTW", "TCCLoss", "TCNLoss"]
+__all__ = ["ContrastiveIDM", "LAVLoss", "SCLLoss", "SoftDTW", "TCCLoss", "TCNLoss"]
 
 
 class SCLLoss(nn.Module):
@@ -208,3 +212,120 @@ class TCNLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"reg_lambda={self.reg_lambda!r}"
+
+
+class ContrastiveIDM(nn.Module):
+    """:func:`fastseq.contrastive_idm` as a module; see there for the formula, shapes and defaults.
+
+    A window for each sequence is the function's alone.
+
+    Example:
+        >>> import torch
+        >>> loss = ContrastiveIDM(window=1.0)
+        >>> loss(torch.randn(4, 80, 128), torch.arange(80) / 30, lengths=[80, 60, 80, 7]).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        *,
+        window: float = 10.0,
+        margin: float = 2.0,
+        form: str = "contrastive",
+        weights: str = "paper",
+        distance: str = "sqeuclidean",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ):
+        super().__init__()
+        check_nonnegative("ContrastiveIDM", "window", window)
+        check_positive("ContrastiveIDM", "margin", margin)
+        check_choice("ContrastiveIDM", "form", form, idm_options.FORMS)
+        check_choice("ContrastiveIDM", "weights", weights, idm_options.WEIGHTS)
+        check_choice("ContrastiveIDM", "distance", distance, idm_options.DISTANCES)
+        check_choice("ContrastiveIDM", "reduction", reduction, idm_options.REDUCTIONS)
+        self.options = {
+            "window": window,
+            "margin": margin,
+            "form": form,
+            "weights": weights,
+            "distance": distance,
+            "reduction": reduction,
+            "backend": backend,
+        }
+
+    def forward(self, z: Tensor, t: Tensor | None = None, *, lengths: Lengths = None) -> Tensor:
+        return contrastive_idm(z, t, lengths=lengths, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class LAVLoss(nn.Module):
+    """:func:`fastseq.lav_loss` as a module; see there for the formula, shapes and defaults.
+
+    Example:
+        >>> import torch
+        >>> loss = LAVLoss(form="code")
+        >>> x, y = torch.nn.functional.normalize(torch.randn(2, 4, 20, 128), dim=-1)
+        >>> tx = torch.arange(20) * 12
+        >>> loss(x, y, tx, tx, duration_x=240, duration_y=240).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 0.1,
+        alpha: float = 0.5,
+        window: float = 10.0,
+        margin: float = 2.0,
+        form: str = "paper",
+        cost: str = "sqeuclidean",
+        divergence: bool = False,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ):
+        super().__init__()
+        check_positive("LAVLoss", "gamma", gamma)
+        check_nonnegative("LAVLoss", "alpha", alpha)
+        check_nonnegative("LAVLoss", "window", window)
+        check_positive("LAVLoss", "margin", margin)
+        check_choice("LAVLoss", "form", form, LAV_FORMS)
+        check_choice("LAVLoss", "cost", cost, soft_dtw_options.COSTS)
+        check_bool("LAVLoss", "divergence", divergence)
+        check_choice("LAVLoss", "reduction", reduction, soft_dtw_options.REDUCTIONS)
+        self.options = {
+            "gamma": gamma,
+            "alpha": alpha,
+            "window": window,
+            "margin": margin,
+            "form": form,
+            "cost": cost,
+            "divergence": divergence,
+            "reduction": reduction,
+            "backend": backend,
+        }
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        tx: Tensor | None = None,
+        ty: Tensor | None = None,
+        *,
+        duration_x: Durations = None,
+        duration_y: Durations = None,
+        lengths_x: Lengths = None,
+        lengths_y: Lengths = None,
+    ) -> Tensor:
+        frames = {
+            "duration_x": duration_x,
+            "duration_y": duration_y,
+            "lengths_x": lengths_x,
+            "lengths_y": lengths_y,
+        }
+        return lav_loss(x, y, tx, ty, **frames, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -74,10 +74,28 @@ def _tcc(x: Tensor, y: Tensor, *, backend: str) -> Tensor:
     return pairs + classes
 
 
+def _contrastive_idm_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return (torch.randn(3, 97, 48, generator=generator, dtype=torch.float64) / 6,)
+
+
+def _contrastive_idm(z: Tensor, *, backend: str) -> Tensor:
+    t = torch.arange(97, device=z.device) / 25
+    kwargs = {"lengths": [97, 0, 64], "margin": 3.0, "backend": backend}
+    squared = fastseq.contrastive_idm(z, t, window=0.5, **kwargs)
+    root = fastseq.contrastive_idm(z, t, window=0.5, distance="euclidean", **kwargs)
+    return squared + root
+
+
 _ALL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # One entry per op.
 CASES = [
+    Case(
+        "contrastive_idm",
+        _contrastive_idm_inputs,
+        _contrastive_idm,
+        {"torch": _ALL, "triton": _ALL[1:]},
+    ),
     Case("scl_loss", _scl_inputs, _scl, {"torch": _ALL, "triton": _ALL[1:]}),
     Case(
         "soft_dtw",

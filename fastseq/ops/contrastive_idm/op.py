@@ -9,14 +9,18 @@ from torch import Tensor
 
 from fastseq.ops.common.dispatch import choose_backend, interpreting, no_autocast, unavailable
 from fastseq.ops.common.lengths import prepare_times, prepare_valid
-from fastseq.ops.common.validate import check_choice, check_embeddings, check_positive
+from fastseq.ops.common.validate import (
+    check_choice,
+    check_embeddings,
+    check_nonnegative,
+    check_positive,
+)
 from fastseq.ops.contrastive_idm.options import (
     DISTANCES,
     FORMS,
     REDUCTIONS,
     WEIGHTS,
     CIDMOptions,
-    check_window,
 )
 from fastseq.ops.contrastive_idm.reference import contrastive_idm_reference
 
@@ -104,7 +108,8 @@ def contrastive_idm(
     windows = None
     if isinstance(window, Tensor):
         windows, window = _prepare_windows(op, window, num, z.device), 0.0
-    opts = CIDMOptions(check_window(op, window), margin, form, weights, distance, reduction)
+    window = check_nonnegative(op, "window", window)
+    opts = CIDMOptions(window, margin, form, weights, distance, reduction)
     t = prepare_times(op, "t", t, num, frames, z.device)
     lengths = prepare_valid(op, "", lengths, None, num, frames, z.device)
     name, _ = resolve_backend(backend, z.device.type, z.dtype)

@@ -1,6 +1,5 @@
 """The options of one call, and what the backends share of the definition."""
 
-import numbers
 from typing import NamedTuple
 
 import torch
@@ -21,17 +20,6 @@ class CIDMOptions(NamedTuple):
     weights: str
     distance: str
     reduction: str
-
-
-def check_window(op: str, window: float) -> float:
-    """A finite number of at least 0, as a Python float."""
-    if isinstance(window, bool) or not isinstance(window, numbers.Real):
-        raise TypeError(
-            f"{op}: window must be a number or a tensor (N,), got {type(window).__name__}"
-        )
-    if not 0 <= window <= 1e30:  # refuses NaN too
-        raise ValueError(f"{op}: window must be finite and at least 0, got {window}")
-    return float(window)
 
 
 def pair_times(t: Tensor | None, real: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""contrastive_idm on NVIDIA GPUs: launches the kernels of triton_kernels.py. op.py checks the input.
+"""contrastive_idm on NVIDIA GPUs: launches the kernels of triton_kernels.py; op.py checks input.
 
 Two launches forward (all pairs; the sum of their blocks), one backward. Nothing is read back, so a
 CUDA graph can capture it.

@@ -84,8 +84,7 @@ def distances(
     CENTRE: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Distances of a tile, squared or (DIRECT, from differences) not; the columns' first channels.
-    """
+    """Distances of a tile, squared, or not (DIRECT: from differences); the columns' first channels."""
     b_zc = centred(p_z, o_n, m_n, first, 0, D, BK, CENTRE)  # [BN, BK]
     if DIRECT:
         b_e = b_za.to(tl.float32)[:, None, :] - b_zc.to(tl.float32)[None, :, :]
@@ -164,9 +163,9 @@ def pair_slopes(b_d, b_gap, window, margin, FORM: tl.constexpr, PAPER: tl.conste
 
 
 @triton.jit
-def to_operand(b_c, DTYPE: tl.constexpr, PREC: tl.constexpr):
+def to_operand(b_c, BF16: tl.constexpr, PREC: tl.constexpr):
     """Slopes as the tensor cores will take them, so that they can be added up as they are taken."""
-    if DTYPE == tl.bfloat16:
+    if BF16:
         b_c = b_c.to(tl.bfloat16).to(tl.float32)
     elif PREC == "tf32":
         b_bits = (b_c.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
@@ -314,7 +313,8 @@ def cidm_grad_kernel(
 ):
     margin = tl.cast(margin, tl.float32)
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
-    DTYPE: tl.constexpr = p_z.dtype.element_ty
+    BF16: tl.constexpr = p_z.dtype.element_ty == tl.bfloat16
+    FP16: tl.constexpr = p_z.dtype.element_ty == tl.float16
     blocks = tl.cdiv(T, BM)
     chunk = tl.program_id(0) % CHUNKS * BD
     pid = tl.program_id(0) // CHUNKS
@@ -347,15 +347,15 @@ def cidm_grad_kernel(
         if DIRECT:
             b_c = tl.where(b_d == 0.0, 0.0, b_c / b_d)
         m_pair = m_m[:, None] & m_n[None, :] & (o_m[:, None] != o_n[None, :])
-        b_c = to_operand(tl.where(m_pair, b_c, 0.0), DTYPE, PREC)
+        b_c = to_operand(tl.where(m_pair, b_c, 0.0), BF16, PREC)
         b_sum += tl.sum(b_c, 1) + tl.sum(b_tn - b_tn, 0)
         if BK < D:
             b_zc = centred(p_zn, o_n, m_n, first, chunk, D, BD, CENTRE)
-        if DTYPE == tl.float16:
+        if FP16:
             # Weights reach T^2: beyond fp16, within tf32, which holds fp16 frames exactly.
             b_acc = dot(b_c, b_zc.to(tl.float32), b_acc, PREC)
         else:
-            b_acc = dot(b_c.to(DTYPE), b_zc, b_acc, PREC)
+            b_acc = dot(b_c.to(b_zc.dtype), b_zc, b_acc, PREC)
 
     b_zm = centred(p_zn, o_m, m_m, first, chunk, D, BD, CENTRE).to(tl.float32)
     # Each pair counts twice, and the derivative of a square is another factor 2.
@@ -364,4 +364,4 @@ def cidm_grad_kernel(
     o_k = chunk + tl.arange(0, BD)
     p_out = p_dz + (i_n * T + o_m)[:, None] * D + o_k[None, :]
     m_out = (o_m < T)[:, None] & (o_k < D)[None, :]
-    tl.store(p_out, tl.where(m_m[:, None], b_dz, 0.0).to(DTYPE), mask=m_out)
+    tl.store(p_out, tl.where(m_m[:, None], b_dz, 0.0).to(p_dz.dtype.element_ty), mask=m_out)

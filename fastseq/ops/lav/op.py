@@ -1,0 +1,181 @@
+"""lav_loss: soft_dtw and contrastive_idm put together, in the paper's form and the released one."""
+
+import torch
+from torch import Tensor
+
+from fastseq.ops.common.dispatch import choose_backend, no_autocast
+from fastseq.ops.common.lengths import prepare_duration, prepare_times, prepare_valid
+from fastseq.ops.common.validate import (
+    check_bool,
+    check_choice,
+    check_nonnegative,
+    check_pair,
+    check_positive,
+)
+from fastseq.ops.contrastive_idm.op import contrastive_idm
+from fastseq.ops.contrastive_idm.options import REDUCTIONS, CIDMOptions
+from fastseq.ops.lav.reference import lav_reference
+from fastseq.ops.soft_dtw.op import soft_dtw
+from fastseq.ops.soft_dtw.options import COSTS
+
+FORMS = ("paper", "code")
+Lengths = Tensor | list[int] | int | None
+Durations = Tensor | list[float] | float | None
+
+
+def lav_loss(
+    x: Tensor,
+    y: Tensor,
+    tx: Tensor | None = None,
+    ty: Tensor | None = None,
+    *,
+    duration_x: Durations = None,
+    duration_y: Durations = None,
+    gamma: float = 0.1,
+    alpha: float = 0.5,
+    window: float = 10.0,
+    margin: float = 2.0,
+    form: str = "paper",
+    lengths_x: Lengths = None,
+    lengths_y: Lengths = None,
+    cost: str = "sqeuclidean",
+    divergence: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""LAV's loss of pairs of videos of the same action (eq. 8).
+
+    With :func:`fastseq.soft_dtw` and the sum I of :func:`fastseq.contrastive_idm` (eq. 7)::
+
+        paper:   soft_dtw(x, y) + alpha (I(x) + I(y))
+        code:    the same over T, with the near pairs' weight 1, times t / duration and
+                 window / duration
+
+    Args:
+        x, y: embeddings (N, T, D) and (N, T', D), or (T, D) and (T', D) for one pair; float64,
+            float32, bfloat16 or float16. The paper's margin and gamma are for embeddings of norm 1.
+        tx, ty: times (T,) or (N, T). Default: the frame index. For "code": raw frame indices.
+        duration_x, duration_y: for "code", the videos' lengths in the unit of t (frames): a number
+            or (N,). "paper" does not read them.
+        gamma: smoothing of Soft-DTW. 0.1: the released code.
+        alpha: weight of the regularisation, 0 or more; with 0 the embeddings collapse (the paper's
+            Table 1). 0.5: the released code.
+        window, margin: see :func:`fastseq.contrastive_idm`; window in the unit of t.
+        form: "paper", or "code" for what the released code computes: weights between 1 and 2, so
+            that both terms have one scale. Its T is the mean of both sequences' real lengths. Times
+            and window are divided in float32 as there, which decides for gaps of exactly the
+            window; compare raw frames (:func:`fastseq.contrastive_idm`) where that matters.
+        lengths_x, lengths_y: (N,) integers, frames that are real (a prefix). Padding never
+            matters, not even NaN.
+        cost: of Soft-DTW, "sqeuclidean" or "cosine".
+        divergence: Soft-DTW's divergence instead of its value (the released SDTW_NORMALIZE).
+        reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0.
+        backend: "auto" (each part its own best), "torch" (any device) or "reference" (dense; the
+            only one that can be differentiated twice).
+
+    Returns:
+        A scalar, or (N,) with ``reduction="none"`` (a scalar for one pair): float64 for float64
+        inputs, otherwise float32. Gradients have the dtypes of x and y. A pair with a length 0 has
+        value 0 and gradient 0.
+
+    With "paper" and times in frames the regularisation grows like T^4, Soft-DTW like T: above
+    128 frames a warning says so once.
+
+    Raises:
+        TypeError: wrong dtype or type. ValueError: wrong shape or option value, or "code" without
+            durations. RuntimeError: a backend asked for by name cannot serve the call.
+
+    Example:
+        >>> import torch, fastseq
+        >>> x = torch.nn.functional.normalize(torch.randn(2, 20, 128), dim=-1)
+        >>> y = torch.nn.functional.normalize(torch.randn(2, 20, 128), dim=-1)
+        >>> tx, ty = (torch.rand(2, 2, 20) * 300).long().sort(2).values
+        >>> loss = fastseq.lav_loss(x, y, tx, ty, duration_x=300, duration_y=300, form="code")
+        >>> loss.shape
+        torch.Size([])
+    """
+    op = "lav_loss"
+    check_pair(op, "x", x, "y", y)
+    check_choice(op, "form", form, FORMS)
+    check_choice(op, "cost", cost, COSTS)
+    check_choice(op, "reduction", reduction, REDUCTIONS)
+    check_bool(op, "divergence", divergence)
+    gamma, margin = check_positive(op, "gamma", gamma), check_positive(op, "margin", margin)
+    alpha = check_nonnegative(op, "alpha", alpha)
+    window = check_nonnegative(op, "window", window)
+    name, _ = choose_backend(op, backend, {"auto": None, "torch": None, "reference": None})
+    unbatched = x.dim() == 2
+    if unbatched:
+        x, y = x[None], y[None]
+    (num, frames_x, _), frames_y, device = x.shape, y.shape[1], x.device
+    tx = prepare_times(op, "tx", tx, num, frames_x, device)
+    ty = prepare_times(op, "ty", ty, num, frames_y, device)
+    lengths_x = prepare_valid(op, "_x", lengths_x, None, num, frames_x, device)
+    lengths_y = prepare_valid(op, "_y", lengths_y, None, num, frames_y, device)
+    some = _some(frames_x, frames_y, lengths_x, lengths_y, num, device)
+    if some is not None:  # a pair with an empty side counts for nothing, its other side too
+        lengths_x = torch.where(some, frames_x if lengths_x is None else lengths_x, 0)
+        lengths_y = torch.where(some, frames_y if lengths_y is None else lengths_y, 0)
+
+    windows = (None, None)
+    if form == "code":
+        tx, window_x = _shares(op, "duration_x", duration_x, tx, window, num, frames_x, device)
+        ty, window_y = _shares(op, "duration_y", duration_y, ty, window, num, frames_y, device)
+        windows = window_x, window_y
+    if name == "reference":
+        idm = CIDMOptions(window, margin, "contrastive", form, "sqeuclidean", "none")
+        sides = x, y, tx, ty, lengths_x, lengths_y
+        with no_autocast(device.type):
+            values = lav_reference(*sides, windows, gamma, alpha, idm, cost, divergence)
+    else:
+        options = {"margin": margin, "weights": form, "reduction": "none", "backend": name}
+        values = soft_dtw(
+            x,
+            y,
+            gamma=gamma,
+            cost=cost,
+            lengths_x=lengths_x,
+            lengths_y=lengths_y,
+            divergence=divergence,
+            backend=name,
+        )
+        for z, t, lengths, own in ((x, tx, lengths_x, windows[0]), (y, ty, lengths_y, windows[1])):
+            within = window if own is None else own
+            idm = contrastive_idm(z, t, window=within, lengths=lengths, **options)
+            values = values + alpha * idm
+    if form == "code":
+        sizes = [
+            frames if lengths is None else lengths.clamp(0, frames)
+            for lengths, frames in ((lengths_x, frames_x), (lengths_y, frames_y))
+        ]
+        total = sizes[0] + sizes[1]
+        values = 2 * values / (max(total, 1) if isinstance(total, int) else total.clamp(min=1))
+    if reduction == "none":
+        return values[0] if unbatched else values
+    if reduction == "mean":
+        count = max(num, 1) if some is None else some.sum().clamp(min=1)
+        return values.sum() / count
+    return values.sum()
+
+
+def _some(frames_x, frames_y, lengths_x, lengths_y, num, device) -> Tensor | None:
+    """Which pairs have frames on both sides; None: all."""
+    if frames_x == 0 or frames_y == 0:
+        return torch.zeros(num, dtype=torch.bool, device=device)
+    parts = [lengths > 0 for lengths in (lengths_x, lengths_y) if lengths is not None]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else parts[0] & parts[1]
+
+
+def _shares(op, name, duration, t, window, num, frames, device) -> tuple[Tensor, Tensor]:
+    """Times and window as shares of each video, in float32 as in the released code."""
+    if duration is None:
+        raise ValueError(
+            f"{op}: form='code' needs {name}, the length of each video in the unit of its times: "
+            "a number or (N,)"
+        )
+    duration = prepare_duration(op, name, duration, num, device).float()
+    if t is None:
+        t = torch.arange(frames, device=device).expand(num, frames)
+    return t.float() / duration[:, None], window / duration

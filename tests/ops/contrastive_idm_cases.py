@@ -1,0 +1,62 @@
+"""An independent contrastive_idm in float64 loops, and what its tests share."""
+
+import torch
+
+
+def brute_force(
+    z,
+    t=None,
+    *,
+    window=10.0,
+    margin=2.0,
+    form="contrastive",
+    weights="paper",
+    distance="sqeuclidean",
+):
+    """Eq. 7 (or 6) of one sequence (T, D) as a Python float, one pair at a time."""
+    z = z.double()
+    t = range(len(z)) if t is None else t.tolist()
+    total = 0.0
+    for i in range(len(z)):
+        for j in range(len(z)):
+            d = float((z[i] - z[j]).square().sum())
+            if distance == "euclidean":
+                d **= 0.5
+            gap = abs(t[i] - t[j])
+            if form == "idm":
+                total += -(gap**2 + 1) * d
+            elif gap > window:
+                total += (gap**2 + 1 if form == "contrastive" else 1) * max(0.0, margin - d)
+            elif form == "contrastive" and weights == "paper":
+                total += d / (gap**2 + 1)
+            else:
+                total += d
+    return total
+
+
+def relative(a, b) -> float:
+    """Relative L2 error of a against b; absolute where b vanishes."""
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / (b.norm() if b.norm() > 1e-2 else 1))
+
+
+def loss_and_grad(z, *args, upstream=1.0, **kwargs):
+    import fastseq
+
+    z = z.detach().requires_grad_()
+    loss = fastseq.contrastive_idm(z, *args, **kwargs)
+    return loss, *torch.autograd.grad((loss * upstream).sum(), z)
+
+
+def clear_of_margin(z, t, margin, room):
+    """A margin next to the one asked for that no squared distance of a far pair comes close to.
+
+    The hinge's slope jumps there, and rounding decides on which side a pair is.
+    """
+    z = z.double()
+    d = torch.cat([torch.cdist(a, a).square().flatten() for a in z]).sort().values
+    near = d[(d - margin).abs() < 1000 * room]
+    gaps = near.diff()
+    widest = int(gaps.argmax())
+    assert gaps[widest] > 2 * room, "no gap that wide between two distances"
+    return float(near[widest] + gaps[widest] / 2)

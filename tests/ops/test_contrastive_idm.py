@@ -1,0 +1,359 @@
+"""contrastive_idm: the definition against loops, the blockwise backend against the definition."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from ops.contrastive_idm_cases import brute_force, clear_of_margin, loss_and_grad, relative
+
+import fastseq
+from fastseq.ops.contrastive_idm.options import DISTANCES, FORMS, REDUCTIONS, WEIGHTS
+
+BACKENDS = ["reference", "torch"]
+KINDS = [("contrastive", w, d) for w in WEIGHTS for d in DISTANCES]
+KINDS += [(form, "paper", d) for form in ("idm", "sfa") for d in DISTANCES]
+pytestmark = [
+    pytest.mark.usefixtures("nan_empty"),
+    pytest.mark.filterwarnings("ignore:contrastive_idm. with more than 128 frames"),
+]
+
+
+def randn(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def randint(high, *shape, seed=0):
+    return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(*shape, dtype=torch.float64, seed=0):
+    return torch.nn.functional.normalize(randn(*shape, dtype=dtype, seed=seed), dim=-1)
+
+
+@pytest.mark.parametrize(("form", "weights", "distance"), KINDS)
+def test_reference_equals_loops(form, weights, distance):
+    z, t, lengths = randn(3, 9, 4), randint(40, 3, 9), [9, 0, 5]
+    kw = {"form": form, "weights": weights, "distance": distance, "window": 7, "margin": 6.0}
+    want = torch.tensor(
+        [brute_force(z[n, :k], t[n, :k], **kw) for n, k in enumerate(lengths)]
+    ).double()
+    pairs = torch.tensor([81.0, 1.0, 25.0])
+    reduced = {"none": want, "sum": want.sum(), "mean": (want / pairs).sum() / 2}
+    for reduction, value in reduced.items():
+        got = fastseq.contrastive_idm(
+            z, t, lengths=lengths, reduction=reduction, backend="reference", **kw
+        )
+        torch.testing.assert_close(got, value, rtol=1e-12, atol=1e-12)
+    index = fastseq.contrastive_idm(z[0], reduction="sum", backend="reference", **kw)
+    assert index.item() == pytest.approx(brute_force(z[0], **kw), rel=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_worked_by_hand(backend):
+    """Three frames on a line at 0, 1 and 1.5, window 1, margin 4: squared distances 1, 2.25, 0.25.
+
+    Near: 2 (1 + 0.25) / 2; far: 2 (4 + 1) (4 - 2.25).
+    """
+    z = torch.tensor([[0.0], [1.0], [1.5]], dtype=torch.float64)
+    kw = {"window": 1, "margin": 4.0, "reduction": "sum", "backend": backend}
+    loss, dz = loss_and_grad(z, **kw)
+    assert loss.item() == 18.75
+    # Slope of a near pair: 2 * 2 * (z_i - z_j) / 2; of the far one: -2 * 5 * 2 * (z_i - z_j).
+    assert dz.flatten().tolist() == pytest.approx([-2 + 30, 2 - 1, 1 - 30])
+    assert fastseq.contrastive_idm(z, weights="code", **kw).item() == 20.0
+    assert fastseq.contrastive_idm(z, form="sfa", **kw).item() == 6.0
+    assert fastseq.contrastive_idm(z, form="idm", **kw).item() == -(4 * 1.25 + 10 * 2.25)
+    one = fastseq.contrastive_idm(z, form="sfa", distance="euclidean", **kw)
+    assert one.item() == pytest.approx(2 * (1 + 0.5) + 2 * 2.5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gap_of_exactly_the_window_is_near(backend):
+    z = torch.tensor([[0.0], [0.5]], dtype=torch.float64)
+    for gap, window in ((10, 10), (10.0, 10.0), (0.25, 0.25), (0, 0)):
+        t = torch.tensor([3, 3 + gap])
+        kw = {"form": "sfa", "reduction": "sum", "backend": backend}
+        assert fastseq.contrastive_idm(z, t, window=window, **kw).item() == 0.5
+        below = math.nextafter(window, -1) if window else None
+        if below and t.is_floating_point():
+            # Times are compared in their own precision, float32.
+            below = window * (1 - 1e-6)
+            assert fastseq.contrastive_idm(z, t, window=below, **kw).item() == 3.5
+    # A window of 0 leaves duplicates near, and each frame itself.
+    t = torch.tensor([0, 1])
+    assert fastseq.contrastive_idm(z, t, window=0, **kw).item() == 3.5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_which_pairs_are_far_does_not_depend_on_the_dtype(backend):
+    """Times in thirds of a second: gaps of ten frames are, rounded, on either side of 10 / 3."""
+    t = torch.arange(60) / 3
+    z = unit(1, 60, 8)
+    kw = {"form": "sfa", "window": 10 / 3, "reduction": "sum"}
+    want = fastseq.contrastive_idm(z, t, backend="reference", **kw)
+    got = fastseq.contrastive_idm(z.float(), t, backend=backend, **kw)
+    assert got.item() == pytest.approx(want.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_at_exactly_the_margin(backend):
+    z = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
+    for distance, margin in (("sqeuclidean", 4.0), ("euclidean", 2.0)):
+        kw = {"window": 0, "distance": distance, "backend": backend, "reduction": "sum"}
+        for extra, slope in ((0.0, 0.0), (1e-9, 1.0), (-1e-9, 0.0)):
+            loss, dz = loss_and_grad(z, margin=margin + extra, **kw)
+            # 2 pairs, weight 2, and for the square twice the difference of 2.
+            factor = 16 if distance == "sqeuclidean" else 4
+            assert dz.flatten().tolist() == [slope * factor, -slope * factor]
+            assert loss.item() == pytest.approx(4 * max(extra, 0), abs=1e-15)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_single_frame_and_equal_frames_cost_nothing_near(backend, distance, form):
+    kw = {"form": form, "distance": distance, "backend": backend}
+    loss, dz = loss_and_grad(randn(2, 1, 5), **kw)
+    assert loss == 0
+    assert (dz == 0).all()
+    loss, dz = loss_and_grad(randn(2, 1, 5).expand(2, 4, 5) * 1e3, window=3, **kw)
+    assert loss == 0
+    assert (dz == 0).all()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_reference_is_differentiable_twice(distance):
+    z, t = randn(2, 5, 3), randint(30, 2, 5)
+
+    def loss(z):
+        kw = {"window": 8, "margin": 5.0, "distance": distance, "lengths": [5, 3]}
+        return fastseq.contrastive_idm(z, t, backend="reference", **kw)
+
+    assert torch.autograd.gradcheck(loss, z.requires_grad_())
+    assert torch.autograd.gradgradcheck(loss, z)
+
+
+def test_gradcheck_of_the_blockwise_backend():
+    z, t = randn(2, 5, 3).requires_grad_(), randint(30, 2, 5)
+    for form, weights, distance in KINDS:
+        kw = {"form": form, "weights": weights, "distance": distance, "lengths": [5, 3]}
+        assert torch.autograd.gradcheck(
+            lambda z, kw=kw: fastseq.contrastive_idm(z, t, window=8, backend="torch", **kw), z
+        )
+
+
+TIMES = {
+    "index": None,
+    "shared, sorted": torch.arange(97) * 2.5,
+    "unsorted": randint(300, 2, 97),
+    "sorted, each its own": randint(300, 2, 97).sort(1).values.int(),
+    "reversed": torch.arange(97).flip(0),
+    "duplicate": (torch.arange(97) // 5).expand(2, 97),
+    "fp64 epoch": 1.7e9 + randint(3000, 2, 97).double() / 16,
+    "offset": randint(400, 2, 97) + 10**12,
+}
+
+
+@pytest.mark.parametrize(("form", "weights", "distance"), KINDS)
+@pytest.mark.parametrize("times", TIMES)
+def test_blockwise_equals_reference_in_float64(form, weights, distance, times):
+    z = randn(2, 97, 6)
+    kw = {"form": form, "weights": weights, "distance": distance, "margin": 9.0}
+    upstream = {"none": torch.tensor([-2.0, 0.5]).double(), "mean": -1.7, "sum": 3.0}
+    windows = 10.0, torch.tensor([3.0, 40.0])
+    for reduction, lengths in itertools.product(REDUCTIONS, (None, [97, 13], [0, 81])):
+        pair = [
+            loss_and_grad(
+                z,
+                TIMES[times],
+                upstream=upstream[reduction],
+                reduction=reduction,
+                lengths=lengths,
+                window=windows[reduction == "sum"],
+                backend=backend,
+                **kw,
+            )
+            for backend in BACKENDS
+        ]
+        for want, got in zip(*pair, strict=True):
+            assert relative(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 63, 64, 65, 97, 300])
+@pytest.mark.parametrize("elements", [1 << 6, 1 << 12, 1 << 20])
+def test_blockwise_over_lengths_and_block_sizes(frames, elements, monkeypatch):
+    import fastseq.ops.contrastive_idm.torch as blockwise
+
+    monkeypatch.setattr(blockwise, "SHORT_ELEMENTS", elements)
+    monkeypatch.setattr(blockwise, "LONG_ELEMENTS", elements)
+    z = randn(3, frames, 17) / 4
+    for kw in ({}, {"window": 70}, {"form": "sfa"}):
+        pair = [loss_and_grad(z, reduction="sum", backend=b, **kw) for b in BACKENDS]
+        for want, got in zip(*pair, strict=True):
+            assert relative(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("frames", [480, 4096])
+def test_float32_gradients_where_no_pair_is_at_the_margin(frames):
+    z = unit(1, frames, 128)
+    margin = clear_of_margin(z, None, 1.2, 1e-5)
+    kw = {"margin": margin, "backend": "torch"}
+    want = loss_and_grad(z, **kw)
+    # Some pairs are pushed and others are not, or the hinge is not tested.
+    free = loss_and_grad(z, form="idm", margin=margin, backend="torch")
+    assert 0.01 < float(want[1].norm() / free[1].norm()) < 10
+    got = loss_and_grad(z.float(), **kw)
+    assert relative(got[0], want[0]) < 1e-6
+    assert relative(got[1], want[1]) < 1e-5
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_float32_of_embeddings_far_from_the_origin(distance):
+    """Distances of 1 beside norms of 1200: products of the embeddings alone would be useless."""
+    z = (unit(2, 200, 16) + 300 * unit(1, 1, 16, seed=1)).float()
+    kw = {"margin": 1.5, "distance": distance}
+    want = loss_and_grad(z.double(), backend="reference", **kw)
+    plain, got = (loss_and_grad(z, backend=b, **kw) for b in BACKENDS)
+    for a, b, c in zip(got, plain, want, strict=True):
+        assert relative(a, c) <= 2 * relative(b, c) + 2e-6
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("margin", [0.5, 2.0])
+def test_float32_is_at_most_twice_as_far_off_as_plain_torch(distance, margin):
+    for seed, z in enumerate((unit(2, 240, 64), randn(2, 240, 64) / 8, randn(2, 240, 2))):
+        walk = z.cumsum(1) / 10 if seed == 2 else z  # smooth, as videos are
+        z = walk.float()
+        kw = {"margin": margin, "distance": distance}
+        want = loss_and_grad(z.double(), backend="reference", **kw)
+        plain, got = (loss_and_grad(z, backend=b, **kw) for b in BACKENDS)
+        for a, b, c in zip(got, plain, want, strict=True):
+            assert relative(a, c) <= 2 * relative(b, c) + 5e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_padding_never_matters(backend, distance):
+    z, t, lengths = randn(3, 90, 5), randint(300, 3, 90).float(), [90, 0, 31]
+    padded = torch.arange(90) >= torch.tensor(lengths)[:, None]
+    for form in FORMS:
+        kw = {"lengths": lengths, "form": form, "distance": distance, "backend": backend}
+        clean = loss_and_grad(z, t, **kw)
+        for garbage in (torch.nan, torch.inf):
+            dirty = loss_and_grad(
+                z.masked_fill(padded[..., None], garbage), t.masked_fill(padded, garbage), **kw
+            )
+            assert all(map(torch.equal, clean, dirty))
+        assert (clean[1][padded] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_nan_in_a_real_frame_or_time_is_not_hidden(backend, form):
+    for distance, weights in itertools.product(DISTANCES, WEIGHTS):
+        kw = {"form": form, "distance": distance, "weights": weights, "backend": backend}
+        bad = randn(2, 40, 3)
+        bad[0, 30, 1] = torch.nan
+        time = torch.arange(40.0).expand(2, 40).clone()
+        time[0, 7] = torch.nan
+        clean = loss_and_grad(randn(2, 40, 3), reduction="none", **kw)
+        for args in ((bad,), (randn(2, 40, 3), time)):
+            loss, dz = loss_and_grad(*args, reduction="none", **kw)
+            assert loss[0].isnan()
+            assert dz[0].isnan().any(-1).all()
+            assert relative(loss[1], clean[0][1]) < 1e-12
+            assert relative(dz[1], clean[1][1]) < 1e-12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nothing_real_gives_zero_and_zero_gradients(backend, reduction):
+    z = randn(2, 4, 3)
+    for num, frames, lengths in ((2, 4, [0, 0]), (0, 4, None), (2, 0, None), (0, 0, [])):
+        some = z[:num, :frames]
+        for t in (None, torch.arange(4)[:frames]):
+            loss, dz = loss_and_grad(some, t, lengths=lengths, reduction=reduction, backend=backend)
+            assert loss.shape == ((num,) if reduction == "none" else ())
+            assert (loss == 0).all()
+            assert dz.shape == some.shape
+            assert (dz == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forms_of_the_same_call(backend):
+    z = randn(2, 20, 4)
+    kw = {"backend": backend, "window": 3.0}
+    loss = fastseq.contrastive_idm(z, lengths=[20, 6], **kw)
+    for lengths in (torch.tensor([20, 6]), torch.tensor([20, 6], dtype=torch.int32)):
+        assert fastseq.contrastive_idm(z, lengths=lengths, **kw) == loss
+    each = fastseq.contrastive_idm(z, reduction="none", **kw)
+    for t in (torch.arange(20), torch.arange(20.0) + 7, torch.arange(20).expand(2, 20)):
+        torch.testing.assert_close(fastseq.contrastive_idm(z, t, reduction="none", **kw), each)
+    for window in (torch.tensor(3), torch.tensor([3.0, 3.0]), torch.tensor([3, 3])):
+        got = fastseq.contrastive_idm(z, window=window, reduction="none", backend=backend)
+        torch.testing.assert_close(got, each)
+    one = fastseq.contrastive_idm(z[0], reduction="none", **kw)
+    assert one.shape == ()
+    torch.testing.assert_close(one, each[0])
+    torch.testing.assert_close(fastseq.contrastive_idm(z, **kw), each.mean() / 400)
+    cut = fastseq.contrastive_idm(z[1], lengths=6, **kw)
+    torch.testing.assert_close(cut, fastseq.contrastive_idm(z[1, :6], **kw))
+    module = fastseq.nn.ContrastiveIDM(backend=backend, window=3.0, form="sfa")
+    assert module(z) == fastseq.contrastive_idm(z, form="sfa", **kw)
+    assert "form='sfa'" in repr(module)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_inputs_give_float32_loss_and_their_own_gradients(backend, dtype):
+    z = (randn(2, 60, 16) / 4).to(dtype)
+    loss, dz = loss_and_grad(z, backend=backend)
+    want, want_dz = loss_and_grad(z.double(), backend="reference")
+    assert loss.dtype == torch.float32
+    assert dz.dtype == dtype
+    assert relative(loss, want) < 1e-6
+    assert relative(dz, want_dz) < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend):
+    z = randn(2, 30, 8, dtype=torch.float32)
+    plain = loss_and_grad(z, backend=backend)
+    a = z.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = fastseq.contrastive_idm(a, backend=backend)
+        if backend == "torch":  # its backward is ours, so that it may run under autocast too
+            (inside,) = torch.autograd.grad(loss, a, retain_graph=True)
+            assert torch.equal(plain[1], inside)
+    assert all(map(torch.equal, plain, (loss, *torch.autograd.grad(loss, a))))
+
+
+def test_layouts_and_repeatability():
+    base = randn(3, 8, 150, dtype=torch.float32)
+    for z in (base.mT, base[:1].expand(3, 8, 150).mT):
+        want = loss_and_grad(z.contiguous(), backend="torch")
+        for _ in range(2):
+            assert all(map(torch.equal, loss_and_grad(z, backend="torch"), want))
+
+
+def test_changing_an_input_before_backward_is_an_error():
+    z = randn(1, 4, 3).requires_grad_()
+    lengths, window = torch.tensor([4]), torch.tensor([2.0])
+    loss = fastseq.contrastive_idm(z * 1, lengths=lengths, window=window, backend="torch")
+    lengths.fill_(1)  # copied: the buffers are free again
+    window.fill_(0)
+    loss.backward()
+    middle = z * 1
+    loss = fastseq.contrastive_idm(middle, backend="torch")
+    middle.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_differentiating_twice_is_an_error_not_a_wrong_number():
+    z = randn(1, 4, 3).requires_grad_()
+    loss = fastseq.contrastive_idm(z, backend="torch")
+    (dz,) = torch.autograd.grad(loss, z, create_graph=True)
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        dz.square().sum().backward()
