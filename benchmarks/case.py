@@ -48,14 +48,16 @@ class Provider(NamedTuple):
 
     build(case) returns a function of the op's inputs that gives the scalar loss, or raises
     Unavailable. bytes_needed(case): its peak, for leaving out what does not fit. tolerance is
-    added to that of the case's precision. graph: CUDA graphs may be tried on it. own_process: it
-    brings an OpenMP runtime besides PyTorch's.
+    added to that of the case's precision, gradient_tolerance to that of the gradients alone.
+    graph: CUDA graphs may be tried on it. own_process: it brings an OpenMP runtime besides
+    PyTorch's.
     """
 
     name: str
     build: Callable[[Case], Callable[..., Tensor]]
     bytes_needed: Callable[[Case], int] = lambda case: 0
     tolerance: float = 0.0
+    gradient_tolerance: float = 0.0
     cpu_pairs: int = 1 << 40
     graph: bool = True
     own_process: bool = False

@@ -1,10 +1,17 @@
 """``pytest benchmarks/``: options, and the table of ratios at the end."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
 from benchmarks import results
+from benchmarks.case import Case
+from benchmarks.gate import matmul_precision
+from benchmarks.run import check, run_case
+from benchmarks.timing import gradients
 
 ROWS = pytest.StashKey[list[dict[str, str]]]()
 
@@ -25,9 +32,39 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def table_rows(request: pytest.FixtureRequest) -> list[dict[str, str]]:
-    """Rows measured in this session; printed when it ends."""
-    return request.config.stash[ROWS]
+def measure_table(request: pytest.FixtureRequest) -> Callable[[str, Case], None]:
+    """Measures a case of an op; the rows are written, and printed when the session ends."""
+    options = request.config.getoption
+
+    def measure(op: str, case: Case) -> None:
+        rows, wrong = run_case(op, case, options("--results"), budget_s=options("--budget"))
+        request.config.stash[ROWS] += rows
+        assert not wrong, "\n".join(wrong)
+
+    return measure
+
+
+@pytest.fixture
+def measure_call(benchmark) -> Callable[[ModuleType, Case, str], None]:
+    """Hands a provider's forward and backward to pytest-benchmark, once it is checked."""
+
+    def measure(op: ModuleType, case: Case, name: str) -> None:
+        with matmul_precision(case):
+            fns, _, notes, wrong = check(op, case, [name])
+            assert not wrong, "\n".join(wrong)
+            if name not in fns:
+                pytest.skip(notes[name])
+            args = op.inputs(case)
+
+            def call():
+                gradients(fns[name](*args), args, case.upstream)
+                if case.device == "cuda":
+                    torch.cuda.synchronize()
+
+            benchmark.group = f"{op.__name__} {case}"
+            benchmark.pedantic(call, rounds=5, warmup_rounds=1)
+
+    return measure
 
 
 class _WithoutPlugin:
@@ -41,5 +78,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if rows:
         terminalreporter.section("taken in turns, ratios from the same rounds")
         terminalreporter.write_line(f"{rows[0]['device']}, load {rows[0]['load']}")
-        terminalreporter.write_line(results.table(rows))
+        for op in dict.fromkeys(row["op"] for row in rows):
+            table = results.table([row for row in rows if row["op"] == op])
+            terminalreporter.write_line(f"\n{op}, {table}")
         terminalreporter.write_line(f"CSV: {config.getoption('--results')}")

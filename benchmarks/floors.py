@@ -14,17 +14,19 @@ class Peaks(NamedTuple):
     memory: float  # bytes
     exp: float
     alu: float  # float32 instructions
+    clock: float
 
 
 class Work(NamedTuple):
     flop: float
     exps: float
     moved: float  # bytes that go in and out at least once
+    clocks: float = 0.0  # of instructions that wait for each other
 
 
 # Keyed by what PyTorch calls the device. 132 SMs at 1.98 GHz: 16 exp, 128 FP32 lanes a clock.
 PEAKS = {
-    "NVIDIA H200": Peaks(790e12, 395e12, 4.3e12, 132 * 16 * 1.98e9, 132 * 128 * 1.98e9),
+    "NVIDIA H200": Peaks(790e12, 395e12, 4.3e12, 132 * 16 * 1.98e9, 132 * 128 * 1.98e9, 1.98e9),
 }
 ALU_PER_EXP = 5  # scale, shift and accumulate around each exp
 
@@ -37,10 +39,11 @@ def floor_seconds(work: Work, precision: str, peaks: Peaks, overlap: bool = Fals
     flop = work.flop * (3 if precision == "fp32" else 1)
     products = flop / (peaks.bf16 if precision in ("bf16", "fp16") else peaks.tf32)
     exps = work.exps / peaks.exp
+    least = max(work.moved / peaks.memory, work.clocks / peaks.clock)
     if overlap:
-        return max(products, exps, work.moved / peaks.memory)
+        return max(products, exps, least)
     arithmetic = work.exps * ALU_PER_EXP / peaks.alu
-    return max(products + exps + arithmetic, work.moved / peaks.memory)
+    return max(products + exps + arithmetic, least)
 
 
 GEMM_SIZE = 1024

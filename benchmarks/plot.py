@@ -1,4 +1,4 @@
-"""``python -m benchmarks.plot``: time and memory over T from each results/<device>/<op>.csv, and
+"""``python -m benchmarks.plot``: time and memory by shape from each results/<device>/<op>.csv, and
 the tables beside them (results/<device>/<op>.md)."""
 
 import argparse
@@ -10,11 +10,16 @@ from benchmarks import results
 STYLES = {
     "fastseq triton": ("#d62728", "o"),
     "fastseq torch": ("#ff7f0e", "o"),
+    "fastseq cuda": ("#d62728", "o"),
+    "fastseq numba": ("#e377c2", "o"),
     "eager": ("#1f77b4", "s"),
     "torch.compile": ("#2ca02c", "^"),
     "released": ("#7f7f7f", "v"),
     "KeOps": ("#9467bd", "D"),
     "FlexAttention": ("#8c564b", "P"),
+    "wavefront": ("#1f77b4", "s"),
+    "pysdtw": ("#2ca02c", "^"),
+    "tslearn": ("#7f7f7f", "v"),
 }
 PANELS = (
     ("median_ms", "forward + backward, ms"),
@@ -50,10 +55,14 @@ def draw(path: Path) -> Path:
 
 
 def _panel(ax, rows: list[dict[str, str]], column: str) -> None:
-    shapes = sorted({(int(row["t"]), int(row["n"]), int(row["d"])) for row in rows})
+    # By size, at equal distances: (4, 480) and (32, 512) would fall together on an axis of T.
+    shapes = sorted(
+        {tuple(int(row[key]) for key in "ntd") for row in rows},
+        key=lambda shape: (shape[0] * shape[1] ** 2, *shape),
+    )
     for name in dict.fromkeys(row["provider"] for row in rows):
         points = sorted(
-            (int(row["t"]), float(row[column]))
+            (shapes.index(tuple(int(row[key]) for key in "ntd")), float(row[column]))
             for row in rows
             if row["provider"] == name and float(row[column] or 0) > 0
         )
@@ -69,12 +78,11 @@ def _panel(ax, rows: list[dict[str, str]], column: str) -> None:
                 label=name,
                 zorder=3 if ours else 2,
             )
-    ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_xticks([t for t, _, _ in shapes], [f"{n}×{t}" for t, n, _ in shapes], fontsize=9)
+    ax.set_xticks(range(len(shapes)), ["×".join(map(str, shape)) for shape in shapes], fontsize=9)
     ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
-    ax.set_xlabel(f"N×T (D = {shapes[0][2]})")
+    ax.set_xlabel("N×T×D")
     ax.grid(alpha=0.3)
 
 
@@ -91,7 +99,7 @@ def write_table(path: Path) -> Path:
         f"{', '.join(versions)}; {first['threads']} CPU threads; commit {commits}; "
         f"load average before the runs {min(loads):.2f} to {max(loads):.2f}. "
         f"Written by `python -m benchmarks.plot` from `{path.name}`.\n\n"
-        f"![time and memory over T]({path.stem}.png)\n\n{results.table(rows)}\n"
+        f"![time and memory by shape]({path.stem}.png)\n\n{results.table(rows)}\n"
     )
     page = path.with_suffix(".md")
     page.write_text(text)

@@ -136,6 +136,7 @@ def _table(rows: list[dict[str, str]], precision: str) -> str:
         "| N, T, D | " + " | ".join(names) + " |",
         "|" + "---|" * (len(names) + 1),
     ]
+    errors = ["relative error of the gradients against float64:", *memory[1:]]
     for n, t, d in dict.fromkeys((row["n"], row["t"], row["d"]) for row in rows):
         found = {}
         for mode in ("forward", "backward", "both"):
@@ -149,12 +150,14 @@ def _table(rows: list[dict[str, str]], precision: str) -> str:
             lines.append(f"| {n}, {t}, {d} | {mode} | " + " | ".join(values) + " |")
         peaks = [found[name].get("peak_mb") or "-" for name in names]
         memory.append(f"| {n}, {t}, {d} | " + " | ".join(peaks) + " |")
+        off = [found[name].get("gradient_error") or "-" for name in names]
+        errors.append(f"| {n}, {t}, {d} | " + " | ".join(off) + " |")
     notes = dict.fromkeys(
         f"- {row['provider']} at ({row['n']}, {row['t']}, {row['d']}): {row['note']}"
         for row in rows
         if row["note"]
     )
-    return "\n".join([*lines, "", *memory, "", *notes]).rstrip()
+    return "\n".join([*lines, "", *memory, "", *errors, "", *notes]).rstrip()
 
 
 def _ratio(row: dict[str, str]) -> str:

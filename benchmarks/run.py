@@ -29,7 +29,7 @@ from benchmarks.timing import (
 )
 from benchmarks.worker import Worker
 
-OPS = ("scl",)
+OPS = ("scl", "soft_dtw", "tcc")
 GEMM = "GEMM"
 
 

@@ -1,7 +1,7 @@
 """A provider in a process of its own, sampled by turns with the others. CPU only.
 
-Two OpenMP runtimes in one process spin against each other: beside KeOps every call of PyTorch
-would take many times longer.
+Two OpenMP runtimes in one process spin against each other: beside KeOps, or numba's parallel
+loops, every call of PyTorch would take many times longer.
 """
 
 import contextlib
