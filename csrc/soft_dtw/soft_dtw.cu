@@ -56,7 +56,7 @@ void launch(const SoftDTWCall& c, void (*kernel)(Args), Args args, int threads, 
         return;
     }
     args.only_strip = -1;
-    const std::size_t bytes = sizeof(int) * (1 + static_cast<std::size_t>(blocks) * flags_per_strip);
+    const std::size_t bytes = sizeof(int) * (1 + blocks * flags_per_strip);
     check(cudaMemsetAsync(args.sync, 0, bytes, stream), name);
     kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(args);
     check(cudaGetLastError(), name);

@@ -17,7 +17,8 @@ struct SoftDTWCall {
     std::uintptr_t h = 0, states = 0;  // saved borders; states 0: no backward will come
 };
 
-// Sizes of the buffers stand in forward.cuh and backward.cuh. Nothing is done for an empty batch or matrix.
+// Sizes of the buffers stand in forward.cuh and backward.cuh. Nothing is done for an empty batch or
+// matrix.
 void soft_dtw_forward(const SoftDTWCall& call, std::uintptr_t value, std::uintptr_t totals,
                       std::uintptr_t sync);
 void soft_dtw_backward(const SoftDTWCall& call, std::uintptr_t grad, std::uintptr_t dx,

@@ -73,7 +73,8 @@ FASTSEQ_FN void meet() {
 // Between thread blocks: what a thread wrote before publish() is seen by a thread whose wait_for()
 // returned. Without a flag (one launch per strip) the launches order the memory.
 FASTSEQ_FN void publish(int* p_flag, int value) {
-    if (p_flag) asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p_flag), "r"(value) : "memory");
+    if (!p_flag) return;
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p_flag), "r"(value) : "memory");
 }
 FASTSEQ_FN void wait_for(const int* p_flag, int value) {
     if (!p_flag) return;

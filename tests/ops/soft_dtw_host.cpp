@@ -75,7 +75,8 @@ void forward(const Problem<T>& p, T* value) {
                 if (t >= strip.first_block() && t <= strip.last_block())
                     cost_block(p, strip, b, t, costs.cells);
                 T top[kLanes];
-                load_border(s ? p.border(p.h, b, s - 1) : nullptr, t * kLanes, p.width(), top, T(0));
+                load_border(s ? p.border(p.h, b, s - 1) : nullptr, t * kLanes, p.width(), top,
+                            T(0));
                 for (int lane = 0; p.states && lane < kLanes; ++lane) {
                     p.state(b, s, t)[lane] = h[lane];
                     p.state(b, s, t)[kLanes + lane] = v[lane];
@@ -151,22 +152,19 @@ void backward(const Problem<T>& p, const T* grad, T* dx, T* dy, T* dcost) {
 
 }  // namespace
 
-#define FASTSEQ_EXPORT(T, suffix)                                                                  \
-    extern "C" void forward_##suffix(const T* x, const T* y, const T* cost, const long long* lx,   \
-                                     const long long* ly, int batch, int rows, int columns,        \
-                                     int channels, int band, double gamma, T* h, T* states,        \
-                                     T* value) {                                                   \
-        forward<T>({x, y, cost, lx, ly, batch, rows, columns, channels, band,               \
-                    static_cast<T>(1.4426950408889634 / gamma), h, states},   \
-                   value);                                                                         \
-    }                                                                                              \
-    extern "C" void backward_##suffix(const T* x, const T* y, const T* cost, const long long* lx,  \
-                                      const long long* ly, int batch, int rows, int columns,       \
-                                      int channels, int band, double gamma, T* h, T* states,       \
-                                      const T* grad, T* dx, T* dy, T* dcost) {                     \
-        backward<T>({x, y, cost, lx, ly, batch, rows, columns, channels, band,               \
-                    static_cast<T>(1.4426950408889634 / gamma), h, states},  \
-                    grad, dx, dy, dcost);                                                          \
+#define FASTSEQ_CALL(T)                                                                       \
+    const T *x, const T *y, const T *cost, const long long *lx, const long long *ly, int batch, \
+        int rows, int columns, int channels, int band, double gamma, T *h, T *states
+#define FASTSEQ_PROBLEM(T)                                                                    \
+    {x, y, cost, lx, ly, batch, rows, columns, channels, band,                                \
+     static_cast<T>(1.4426950408889634 / gamma), h, states}
+#define FASTSEQ_EXPORT(T, suffix)                                                             \
+    extern "C" void forward_##suffix(FASTSEQ_CALL(T), T* value) {                             \
+        forward<T>(FASTSEQ_PROBLEM(T), value);                                                \
+    }                                                                                         \
+    extern "C" void backward_##suffix(FASTSEQ_CALL(T), const T* grad, T* dx, T* dy,           \
+                                      T* dcost) {                                             \
+        backward<T>(FASTSEQ_PROBLEM(T), grad, dx, dy, dcost);                                 \
     }
 
 FASTSEQ_EXPORT(float, f32)
