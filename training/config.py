@@ -2,132 +2,20 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import II, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
-from fastseq.video.augment import Augmentation
+from training.schema import Config, LossConfig
 
 TRAINING_FOLDER = Path(__file__).parent
 
 
 class ConfigError(ValueError):
     """A recipe or an override that cannot be used; the message names the key."""
-
-
-def _one_of(default: Any, *choices: Any) -> Any:
-    return field(default=default, metadata={"choices": choices})
-
-
-def _above(default: Any, limit: float) -> Any:
-    return field(default=default, metadata={"above": limit})
-
-
-def _at_least(default: Any, minimum: float) -> Any:
-    return field(default=default, metadata={"minimum": minimum})
-
-
-def _share(default: Any) -> Any:
-    return field(default=default, metadata={"minimum": 0, "maximum": 1})
-
-
-@dataclass
-class DataConfig:
-    """Which videos, and how two views are drawn from each (CARL, section 3.2)."""
-
-    folder: str = ""  # prepared with python -m training.prepare
-    num_frames: int = _at_least(240, 2)  # T, frames per view
-    batch_size: int = _at_least(4, 1)  # videos per step, two views each
-    sampling: str = _one_of("random", "random", "even")
-    crop_base: str = _one_of("clip", "clip", "video", "span")
-    alpha: float = _at_least(1.5, 1)
-    beta: float = _share(0.2)
-    span: tuple[float, float] = (0.3, 1.0)
-    cache: str = _one_of("none", "none", "ram")
-    cache_side: int | None = _at_least(None, 1)  # short side of cached frames, in pixels
-    workers: int = _at_least(4, 0)
-    train_split: str = "train"
-    test_split: str = "test"
-
-
-@dataclass
-class ModelConfig:
-    """The frame-level video encoder and the projection head (CARL, sections 3.3 and 3.4)."""
-
-    backbone: str = _one_of("resnet50", "resnet50", "resnet18", "small_cnn")
-    train_from: str = _one_of("layer4", "all", "layer3", "layer4", "none")
-    weights: str | None = None  # file with a pre-trained backbone
-    image_size: int = II("augmentation.size")
-    num_frames: int = II("data.num_frames")
-    frames_per_chunk: int = _at_least(80, 0)  # frames per backbone call, 0 = all at once
-    fc_layers: int = _at_least(2, 0)
-    fc_size: int = _at_least(512, 1)
-    fc_dropout: float = _share(0.1)
-    layers: int = _at_least(3, 0)
-    hidden_size: int = _at_least(256, 2)
-    heads: int = _at_least(8, 1)
-    ff_size: int = _at_least(1024, 1)
-    dropout: float = _share(0.1)
-    positions: str = _one_of("vaswani", "vaswani", "released", "none")
-    embedding_size: int = _at_least(128, 1)
-    projection_hidden: int = _at_least(128, 1)
-    projection_size: int = _at_least(128, 1)
-
-
-@dataclass
-class LossConfig:
-    """The options of fastseq.scl_loss."""
-
-    variance: float = 10.0
-    temperature: float = 0.1
-    normalize: bool = True
-    objective: str = _one_of("kl", *OBJECTIVES)
-    negatives: str = _one_of("cross", *NEGATIVES)
-    reduction: str = _one_of("mean", *(name for name in REDUCTIONS if name != "none"))
-    backend: str = "auto"
-
-
-@dataclass
-class OptimConfig:
-    """Adam with coupled weight decay; the rate follows half a cosine from ``lr`` to 0."""
-
-    lr: float = _at_least(1e-4, 0)
-    weight_decay: float = _at_least(1e-5, 0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    schedule: str = _one_of("cosine", "cosine", "constant")
-    grad_clip: float | None = _above(10.0, 0)  # gradient norm; null = no clipping
-
-
-@dataclass
-class TrainConfig:
-    """How long, where, and what is written."""
-
-    run_dir: str = ""  # default: runs/<name of the recipe>
-    steps: int | None = _at_least(None, 1)  # give steps or epochs
-    epochs: int | None = _at_least(None, 1)
-    # Stops the run and ends the cosine by then: the result then depends on the machine's speed.
-    max_minutes: float | None = _above(None, 0)
-    seed: int = _at_least(0, 0)
-    device: str = "auto"  # auto = cuda when there is one
-    precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto = bf16 on CUDA that has it
-    log_every: int = _at_least(20, 1)  # steps
-    checkpoint_every: int = _at_least(1000, 1)  # steps
-    keep_checkpoints: int = _at_least(2, 1)
-    max_nonfinite: int = _at_least(20, 1)  # steps in a row without a finite loss before giving up
-
-
-@dataclass
-class Config:
-    data: DataConfig = field(default_factory=DataConfig)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -164,6 +52,15 @@ def find_recipe(recipe: str | Path) -> Path:
 def differences(a: DictConfig, b: DictConfig) -> list[str]:
     """Dotted keys whose resolved values differ."""
     return [key for key in _leaves(Config) if OmegaConf.select(a, key) != OmegaConf.select(b, key)]
+
+
+def loss_terms(cfg: Any) -> list[tuple[str, float, dict[str, Any]]]:
+    """(name, weight, options) of the losses in a ``loss`` section whose weight is above 0."""
+    sections = OmegaConf.to_container(cfg, resolve=True)
+    weights = {name: section.pop("weight") for name, section in sections.items()}
+    if all(weight is None for weight in weights.values()):
+        weights["scl"] = 1.0
+    return [(name, weights[name], sections[name]) for name in sections if weights[name]]
 
 
 def _schema() -> DictConfig:
@@ -246,14 +143,17 @@ def _check_values(config: DictConfig) -> None:
             raise ConfigError(f"{key}: expected one of {names}, got {value!r}")
         if minimum is not None and value is not None and not value >= minimum:
             raise ConfigError(f"{key}: expected at least {minimum}, got {value}")
-        if maximum is not None and not value <= maximum:
+        if maximum is not None and value is not None and not value <= maximum:
             raise ConfigError(f"{key}: expected at most {maximum}, got {value}")
         if above is not None and value is not None and not value > above:
             raise ConfigError(f"{key}: expected more than {above}, got {value}")
+    _check_loss_and_data(config)
     if (config.train.steps is None) == (config.train.epochs is None):
         raise ConfigError("set one of train.steps and train.epochs; the other one to null")
     if config.model.backbone == "small_cnn" and config.model.train_from not in ("all", "none"):
         raise ConfigError("model.train_from: small_cnn is trained whole: expected all or none")
+    if config.model.backbone == "small_cnn" and config.model.backbone_to != "layer4":
+        raise ConfigError("model.backbone_to: small_cnn is used whole: expected layer4")
     if config.model.hidden_size % config.model.heads:
         raise ConfigError("model.hidden_size: expected a multiple of model.heads")
     if not all(0 <= beta < 1 for beta in config.optim.betas):
@@ -264,3 +164,29 @@ def _check_values(config: DictConfig) -> None:
         OmegaConf.to_object(config.augmentation)
     except ValueError as error:
         raise ConfigError(f"augmentation: {error}") from error
+
+
+def _check_loss_and_data(config: DictConfig) -> None:
+    """Losses and the clips they compare must fit together."""
+    losses = [name for name, *_ in loss_terms(config.loss)]
+    if not losses:
+        names = ", ".join(f"loss.{f.name}.weight" for f in fields(LossConfig))
+        raise ConfigError(f"loss: every weight is 0; give one of {names}")
+    views = [name for name in losses if name in ("scl", "nearest")]
+    if views and config.data.clips != "views":
+        raise ConfigError(
+            f"loss.{views[0]} compares timestamps of one video: data.clips must be views, "
+            f"got {config.data.clips}"
+        )
+    if "tcn" in losses and config.data.sampling != "anchors":
+        raise ConfigError(
+            "loss.tcn needs anchors and positives: data.sampling must be anchors, "
+            f"got {config.data.sampling}"
+        )
+    if config.data.sampling == "anchors" and config.data.num_frames % 2:
+        raise ConfigError("data.num_frames: sampling=anchors takes pairs, expected an even number")
+    if config.model.encoder == "fve" and config.model.num_context > 1:
+        raise ConfigError(
+            "data.num_context: model.encoder=fve looks at single frames, expected 1, "
+            f"got {config.data.num_context}"
+        )

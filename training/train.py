@@ -1,4 +1,4 @@
-"""Train CARL on a folder of videos: python -m training.train RECIPE [key=value ...]."""
+"""Train an encoder on a folder of videos: python -m training.train RECIPE [key=value ...]."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from training.models import CarlModel
+    from training.models import VideoEncoder
     from training.trainer import Trainer
 
 # What training and evaluation write into a run directory; --overwrite removes these, nothing else.
@@ -28,7 +28,7 @@ MAY_CHANGE = {
     "data.cache",
     "data.workers",
     "model.weights",
-    "loss.backend",
+    *(f"loss.{name}.backend" for name in ("scl", "soft_dtw", "lav", "tcc")),
     "train.run_dir",
     "train.device",
     "train.max_minutes",
@@ -42,7 +42,7 @@ MAY_CHANGE = {
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
-        description="Train CARL on a folder of videos prepared with python -m training.prepare.",
+        description="Train an encoder on videos prepared with python -m training.prepare.",
         epilog="Example: python -m training.train recipes/carl_demo.yaml data.folder=videos "
         "train.run_dir=runs/first",
     )
@@ -162,7 +162,7 @@ def open_dataset(cfg: "DictConfig", *, dry_run: bool = False) -> Any:
     from omegaconf import OmegaConf
 
     from training.config import ConfigError
-    from training.data.dataset import TwoViewDataset
+    from training.data.dataset import DATASETS
     from training.data.index import load_index
 
     index = load_index(cfg.data.folder)
@@ -178,7 +178,10 @@ def open_dataset(cfg: "DictConfig", *, dry_run: bool = False) -> Any:
     augmentation = OmegaConf.to_object(cfg.augmentation)
     # A cache in memory is filled by decoding everything, which a dry run need not wait for.
     data = OmegaConf.merge(cfg.data, {"cache": "none"}) if dry_run else cfg.data
-    return TwoViewDataset(records, data, augmentation, cfg.train.seed)
+    dataset = DATASETS[cfg.data.clips](records, data, augmentation, cfg.train.seed)
+    for name, reason in dataset.left_out:
+        logging.warning("left out %s: %s", name, reason)
+    return dataset
 
 
 def open_run(trainer: "Trainer", *, resume: bool) -> None:
@@ -217,7 +220,10 @@ def describe(trainer: "Trainer") -> str:
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     videos = min(cfg.data.batch_size, len(dataset))
-    frames = videos * 2 * cfg.data.num_frames
+    frames = videos * 2 * cfg.data.num_frames * cfg.data.num_context
+    what = "2 views" if cfg.data.clips == "views" else "2 videos"
+    context = f" x {cfg.data.num_context} with context" if cfg.data.num_context > 1 else ""
+    items = "videos" if cfg.data.clips == "views" else "pairs"
     weights = 4 * (total + 3 * trained)  # fp32 weights; gradients and Adam's two moments
     activations = frames * saved_bytes_per_frame(model.cpu(), cfg.augmentation.size, trainer.bf16)
     return "\n".join(
@@ -225,8 +231,8 @@ def describe(trainer: "Trainer") -> str:
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
             f"data         {len(dataset)} videos in split {cfg.data.train_split!r}, "
             f"{trainer.epoch_steps} steps an epoch, {trainer.steps} steps in all",
-            f"step         {videos} videos x 2 views x {cfg.data.num_frames} frames = {frames} "
-            f"frames of {cfg.augmentation.size} px",
+            f"step         {videos} {items} x {what} x {cfg.data.num_frames} frames{context} = "
+            f"{frames} frames of {cfg.augmentation.size} px",
             f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
             f"gradients and Adam, {_size(activations)} kept for backward",
             f"runs on      {trainer.device}, {'bf16' if trainer.bf16 else 'fp32'}",
@@ -235,7 +241,7 @@ def describe(trainer: "Trainer") -> str:
     )
 
 
-def saved_bytes_per_frame(model: "CarlModel", size: int, bf16: bool) -> float:
+def saved_bytes_per_frame(model: "VideoEncoder", size: int, bf16: bool) -> float:
     """Memory autograd keeps per frame, measured on a few frames on the CPU."""
     few, more = 4, 12  # the difference leaves out what does not grow with the frames
     return (_saved_bytes(model, more, size, bf16) - _saved_bytes(model, few, size, bf16)) / (
@@ -243,7 +249,7 @@ def saved_bytes_per_frame(model: "CarlModel", size: int, bf16: bool) -> float:
     )
 
 
-def _saved_bytes(model: "CarlModel", frames: int, size: int, bf16: bool) -> int:
+def _saved_bytes(model: "VideoEncoder", frames: int, size: int, bf16: bool) -> int:
     import torch
 
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
@@ -260,7 +266,9 @@ def _saved_bytes(model: "CarlModel", frames: int, size: int, bf16: bool) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
-        z = model(torch.zeros(1, frames, 3, size, size, dtype=torch.uint8))
+        context = getattr(model, "num_context", 1)
+        shape = (1, frames // context, *([context] if context > 1 else []), 3, size, size)
+        z = model(torch.zeros(shape, dtype=torch.uint8))
     del z  # holds the graph, and so every counted storage, until here
     return sum(kept.values())
 

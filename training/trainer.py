@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from fastseq import scl_loss
 from training.checkpoint import (
     load_latest,
     load_weights,
@@ -27,7 +26,8 @@ from training.checkpoint import (
 )
 from training.config import ConfigError
 from training.data.dataset import TooManyBadVideos
-from training.models import CarlModel
+from training.models import VideoEncoder
+from training.objectives import Clips, Objective
 from training.runlog import RunLog, collapse_measures
 
 logger = logging.getLogger(__name__)
@@ -79,11 +79,18 @@ def uses_bf16(cfg: DictConfig, device: torch.device) -> bool:
 
 
 def check_loss(cfg: DictConfig, device: torch.device) -> None:
-    """ConfigError for loss options that scl_loss refuses, before there is a run to spoil."""
+    """ConfigError for loss options that a loss refuses, before there is a run to spoil."""
     dtype = torch.bfloat16 if uses_bf16(cfg, device) else torch.float32
-    z = torch.zeros(1, 2, cfg.model.projection_size, device=device, dtype=dtype)
+
+    def zeros(size: int) -> Tensor:
+        return torch.zeros(1, 2, 2, size, device=device, dtype=dtype)
+
+    steps = torch.arange(2, device=device).expand(1, 2, 2)
+    num_frames = torch.full((1, 2), 2, device=device)
+    model = cfg.model
+    h, z = zeros(model.embedding_size), zeros(model.projection_size)
     try:
-        scl_loss(z, z, **OmegaConf.to_container(cfg.loss))
+        Objective(cfg.loss)(Clips(h, z, steps, None, num_frames))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"loss: {error}") from error
 
@@ -122,7 +129,7 @@ class _EpochItems(Dataset):
 
 
 class Trainer:
-    """Trains a model on two views of each video until its steps, its time or a signal ends it.
+    """Trains a model on items of two clips until its steps, its time or a signal ends it.
 
     Nothing is written before `run`; ConfigError or ValueError for options that cannot work.
 
@@ -130,7 +137,7 @@ class Trainer:
     threads, a resumed run equals the uninterrupted one bit for bit (without ``max_minutes``).
     """
 
-    def __init__(self, cfg: DictConfig, model: CarlModel, dataset: Any, run_dir: Path) -> None:
+    def __init__(self, cfg: DictConfig, model: VideoEncoder, dataset: Any, run_dir: Path) -> None:
         self.cfg, self.dataset, self.run_dir = cfg, dataset, run_dir
         self.device = choose_device(cfg)
         self.bf16 = uses_bf16(cfg, self.device)
@@ -142,7 +149,7 @@ class Trainer:
             betas=tuple(cfg.optim.betas),
             weight_decay=cfg.optim.weight_decay,
         )
-        self.loss_options = OmegaConf.to_container(cfg.loss)
+        self.objective = Objective(cfg.loss)
         self.steps = total_steps(cfg, len(dataset))
         self.epoch_steps = steps_per_epoch(len(dataset), cfg.data.batch_size)
         self.step = 0
@@ -206,7 +213,7 @@ class Trainer:
             arrived = time.perf_counter()
             waited += arrived - clock
             rate = learning_rate(self.cfg, self._progress())
-            loss, norm, h = self._train_step(batch, rate)
+            loss, norm, h, parts = self._train_step(batch, rate)
             self.step += 1
             self._count(loss, norm, batch)
             frames += batch["valid"].numel()
@@ -225,7 +232,7 @@ class Trainer:
                     "skipped": self.skipped,
                     "seconds": self.seconds,
                 }
-                log.write(self.step, values | collapse_measures(h))
+                log.write(self.step, values | parts | collapse_measures(h))
                 bar.set_postfix(
                     loss=f"{values['loss']:.3f}",
                     frames_per_s=round(values["frames_per_s"]),
@@ -239,37 +246,43 @@ class Trainer:
             yield
             clock = time.perf_counter()  # what the caller did is neither waiting nor training
 
-    def _train_step(self, batch: dict[str, Any], rate: float) -> tuple[float, float, Tensor]:
-        """One optimizer step; the loss, the gradient norm before clipping, and real rows of h."""
-        n, views, t = batch["valid"].shape
+    def _train_step(
+        self, batch: dict[str, Any], rate: float
+    ) -> tuple[float, float, Tensor, dict[str, float]]:
+        """One optimizer step; the loss, the gradient norm before clipping, real rows of h, and the
+        losses of which there are several."""
+        n, clips, t = batch["valid"].shape
         # Most batches have no padding; known on the host, the mask can be left out.
         padded = not bool(batch["valid"].all())
-        frames = batch["frames"].to(self.device, non_blocking=True).flatten(0, 1)
-        steps = batch["steps"].to(self.device, non_blocking=True)
-        valid = batch["valid"].to(self.device, non_blocking=True) if padded else None
+        frames, steps, valid, num_frames = (
+            batch[key].to(self.device, non_blocking=True)
+            for key in ("frames", "steps", "valid", "num_frames")
+        )
+        valid = valid if padded else None
         rows = None if valid is None else valid.flatten(0, 1)
+        z = None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            h = self.model.encode(frames, rows)
-            z = self.model.project(h, rows).view(n, views, t, -1)
-        loss = scl_loss(
-            z[:, 0],
-            z[:, 1],
-            steps[:, 0],
-            steps[:, 1],
-            valid1=None if valid is None else valid[:, 0],
-            valid2=None if valid is None else valid[:, 1],
-            **self.loss_options,
+            h = self.model.encode(frames.flatten(0, 1), rows)
+            if self.objective.needs_projection:
+                z = self.model.project(h, rows).view(n, clips, t, -1)
+        loss, parts = self.objective(
+            Clips(h.view(n, clips, t, -1), z, steps, valid, num_frames),
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         clip = self.cfg.optim.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip)
-        loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
+        loss_value, norm_value, *values = torch.stack(
+            [loss.detach(), norm, *(part.detach() for part in parts.values())]
+        ).tolist()
         if math.isfinite(loss_value) and math.isfinite(norm_value):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
-        return loss_value, norm_value, h.flatten(0, 1) if rows is None else h[rows]
+        several = len(parts) > 1
+        named = {f"loss_{name}": value for name, value in zip(parts, values, strict=True)}
+        real = h.flatten(0, 1) if rows is None else h[rows]
+        return loss_value, norm_value, real, named if several else {}
 
     def _count(self, loss: float, norm: float, batch: dict[str, Any]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -288,7 +301,7 @@ class Trainer:
             raise NonFiniteError(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a "
                 f"row, up to step {self.step}; checkpoints hold the weights from before. Try a "
-                "smaller optim.lr, train.precision=fp32 or a larger loss.temperature"
+                "smaller optim.lr, train.precision=fp32 or a larger temperature of the loss"
             )
 
     def _progress(self) -> float:

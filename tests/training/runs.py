@@ -57,7 +57,7 @@ class MovingSquares:
             "frames": torch.from_numpy(frames),
             "steps": torch.from_numpy(steps),
             "valid": torch.from_numpy(valid),
-            "num_frames": 40,
+            "num_frames": torch.tensor([40, 40]),
             "id": f"video{index}",
         }
 

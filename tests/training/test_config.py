@@ -1,7 +1,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from training.config import ConfigError, differences, find_recipe, load_config
+from training.config import ConfigError, differences, find_recipe, load_config, loss_terms
 
 
 def test_published_recipe():
@@ -19,8 +19,8 @@ def test_published_recipe():
         "model.hidden_size": 256,
         "model.heads": 8,
         "model.embedding_size": 128,
-        "loss.variance": 10.0,
-        "loss.temperature": 0.1,
+        "loss.scl.variance": 10.0,
+        "loss.scl.temperature": 0.1,
         "optim.lr": 1e-4,
         "optim.weight_decay": 1e-5,
         "train.epochs": 300,
@@ -31,6 +31,15 @@ def test_published_recipe():
 def test_every_recipe_loads_by_either_path():
     for path in find_recipe("recipes/carl.yaml").parent.glob("*.yaml"):
         assert load_config(path) == load_config(f"recipes/{path.name}")
+
+
+def test_any_loss_goes_with_either_encoder():
+    for name in ("lav", "tcc", "tcn", "lav_tcc"):
+        cfg = load_config(f"recipes/{name}.yaml", ["model.encoder=fve", "data.num_context=1"])
+        assert (cfg.model.encoder, cfg.model.layers, cfg.model.num_context) == ("fve", 3, 1)
+        assert [term for term, *_ in loss_terms(cfg.loss)] == name.split("_")
+    cfg = load_config("recipes/carl.yaml", ["model.encoder=conv3d", "data.num_context=2"])
+    assert [term for term, *_ in loss_terms(cfg.loss)] == ["scl"]
 
 
 def test_sections_merge_key_by_key_and_the_command_line_wins(tmp_path):
@@ -53,7 +62,10 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("loss.temprature=0.2", "unknown key 'loss.temprature'. Did you mean 'loss.temperature'"),
+        (
+            "loss.temprature=0.2",
+            "unknown key 'loss.temprature'. Did you mean 'loss.scl.temperature'",
+        ),
         ("lr=1e-3", "unknown key 'lr'. Did you mean 'optim.lr'"),
         ("model.num_layers=2", "Did you mean 'model.layers'"),
         ("train.epochs=many", "train.epochs: expected int | None, got 'many'"),
@@ -66,7 +78,7 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ("optim.betas=[0.9,1]", "optim.betas: expected two numbers in [0, 1), got [0.9, 1.0]"),
         ("optim.lr=${optim.rate}", "optim.lr: Interpolation key 'optim.rate' not found"),
         ("data.alpha=0.5", "data.alpha: expected at least 1, got 0.5"),
-        ("loss.temperature=cold", "loss.temperature: expected float, got 'cold'"),
+        ("loss.scl.temperature=cold", "loss.scl.temperature: expected float, got 'cold'"),
         ("model.backbone=resnet34", "model.backbone: expected one of resnet50, resnet18"),
         ("model.hidden_size=100", "multiple of model.heads"),
         ("augmentation.flip=2", "flip is a probability"),

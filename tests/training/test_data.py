@@ -64,6 +64,9 @@ def config(**changes):
         "alpha": 1.5,
         "beta": 0.2,
         "span": [0.3, 1.0],
+        "positive_window": 5,
+        "num_context": 1,
+        "context_stride": 15,
         "cache": "none",
         "cache_side": 24,
     }
@@ -207,7 +210,7 @@ def test_items_show_the_frames_they_name(videos, cache, crop_base):
         assert item["frames"].dtype == torch.uint8
         assert item["steps"].dtype == torch.int64
         assert item["valid"].dtype == torch.bool
-        assert (item["num_frames"], item["id"]) == (record.frames, record.id)
+        assert (item["num_frames"].tolist(), item["id"]) == ([record.frames] * 2, record.id)
         level = item["frames"].float().mean((2, 3, 4))
         assert (level - 8 * item["steps"]).abs().max() < 4  # also where padded: the last frame
         assert item["valid"].all() == (record.frames >= 12 and crop_base != "video")
@@ -252,7 +255,7 @@ def test_workers_do_not_change_the_draws(videos, cache):
                 assert torch.equal(a[key], b[key])
     first, second, again = passes[2]
     assert first[0]["frames"].shape == (2, 2, 12, 3, 16, 16)
-    assert first[0]["num_frames"].tolist() == [30, 24]
+    assert first[0]["num_frames"].tolist() == [[30, 30], [24, 24]]
     assert torch.equal(first[0]["frames"], again[0]["frames"])
     assert not torch.equal(first[0]["steps"], second[0]["steps"])
     other_seed = TwoViewDataset(records, config(), Augmentation(size=16), 8)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from runs import numbers, same, weights
 
+import training.objectives
 import training.train
 import training.trainer
 from training.checkpoint import CheckpointError, list_checkpoints
@@ -42,7 +43,7 @@ def test_an_existing_run_is_not_overwritten_unasked(recipe, capsys):
     before = contents("run")
     assert main([recipe, "train.run_dir=run"]) == 2
     assert "already holds a run" in capsys.readouterr().err
-    wrong = ["loss.temperature=0", "--overwrite"]
+    wrong = ["loss.scl.temperature=0", "--overwrite"]
     assert main([recipe, "train.run_dir=run", *wrong]) == 2
     assert contents("run") == before
     assert main([recipe, "train.run_dir=run", "train.steps=4", "--overwrite"]) == 0
@@ -61,9 +62,9 @@ def test_an_existing_run_is_not_overwritten_unasked(recipe, capsys):
         (["tiny.yaml", "train.device=cuda:99"], "train.device: 'cuda:99' cannot be used here"),
         (["tiny.yaml", "train.device=gpu"], "expected auto, cpu, cuda or cuda:N"),
         (["tiny.yaml", "train.device=meta"], "train.device: 'meta'"),  # exists, holds no numbers
-        (["tiny.yaml", "loss.temperature=0"], "loss: scl_loss: temperature must be"),
-        (["tiny.yaml", "loss.variance=nan"], "loss: scl_loss: variance must be"),
-        (["tiny.yaml", "loss.backend=fast"], "unknown backend 'fast'"),
+        (["tiny.yaml", "loss.scl.temperature=0"], "loss: scl_loss: temperature must be"),
+        (["tiny.yaml", "loss.scl.variance=nan"], "loss: scl_loss: variance must be"),
+        (["tiny.yaml", "loss.scl.backend=fast"], "unknown backend 'fast'"),
         (["tiny.yaml", "train.run_dir=tiny.yaml"], "tiny.yaml is a file"),
         (["tiny.yaml", "train.run_dir=tiny.yaml/run"], "tiny.yaml is a file"),
     ],
@@ -143,7 +144,7 @@ def test_weights_of_another_model_are_named_in_one_line(recipe, capsys):
 
 def broken_loss(bad_steps, monkeypatch):
     calls = iter(range(1000))
-    original = training.trainer.scl_loss
+    original = training.objectives.fastseq.scl_loss
 
     def loss(*args, **options):
         if not args[0].requires_grad:  # the check of the options before the run
@@ -151,7 +152,7 @@ def broken_loss(bad_steps, monkeypatch):
         factor = float("nan") if next(calls) in bad_steps else 1.0
         return original(*args, **options) * factor
 
-    monkeypatch.setattr(training.trainer, "scl_loss", loss)
+    monkeypatch.setattr(training.objectives.fastseq, "scl_loss", loss)
 
 
 def test_steps_without_a_finite_loss_are_skipped(recipe, monkeypatch, capsys):

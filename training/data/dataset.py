@@ -1,8 +1,9 @@
-"""Training examples (two augmented views of a video) and whole videos for evaluation."""
+"""Training examples (two augmented clips each) and whole videos for evaluation."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastseq.video import (
 )
 from training.data.cache import FrameCache
 from training.data.index import VideoRecord
+from training.data.sampling import VIEW_SAMPLING, context_frames, sample_clip
 
 # Of all videos: above this share the data set, not a file, is taken to be at fault.
 MAX_FAILED_SHARE = 0.01
@@ -43,21 +45,23 @@ def decode_side(size: int, cache_side: int | None) -> int:
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Batch of N items: `frames` (N, 2, T, 3, S, S), `steps` and `valid` (N, 2, T), `num_frames`
-    (N,), `ids` a list."""
+    (N, 2), `ids` a list."""
     batch = {
-        key: torch.stack([item[key] for item in items]) for key in ("frames", "steps", "valid")
+        key: torch.stack([item[key] for item in items])
+        for key in ("frames", "steps", "valid", "num_frames")
     }
-    batch["num_frames"] = torch.tensor([item["num_frames"] for item in items], dtype=torch.int64)
     batch["ids"] = [item["id"] for item in items]
     return batch
 
 
-class TwoViewDataset(Dataset):
-    """Two views of T frames of each video, cropped in time and augmented independently.
+class ClipDataset(Dataset):
+    """Items of two clips of T frames, sampled in time and augmented independently.
 
-    An item is a dict: `frames` uint8 (2, T, 3, S, S); `steps` int64 (2, T), the frames' numbers in
-    the video; `valid` bool (2, T), False where the video is too short and `frames` repeats its
-    last one; `num_frames` int, the video's length; `id` str. `collate` makes batches of them.
+    An item is a dict: `frames` uint8 (2, T, 3, S, S), or (2, T, C, 3, S, S) when the encoder sees
+    C > 1 frames at a time (`training.data.sampling.context_frames`); `steps` int64 (2, T), the
+    frames' numbers in the video; `valid` bool (2, T), False where the video is too short and
+    `frames` repeats its last one; `num_frames` int64 (2,), the videos' lengths; `id` str.
+    `collate` makes batches of them.
 
     Item i of epoch e depends on (seed, e, i) alone, whatever the number of workers.
 
@@ -66,12 +70,16 @@ class TwoViewDataset(Dataset):
 
     Args:
         records: the videos, usually one split of an index.
-        data_cfg: the recipe's `data` section: num_frames (T), sampling, crop_base, alpha, beta,
-            span, cache ("none": decode at every access; "ram": decode all now, keep them in
-            memory), cache_side (short side of decoded frames, None = 8/7 of the output).
-        augmentation: what happens to each view; its `size` is S.
+        data_cfg: the recipe's `data` section: num_frames (T), sampling and its options,
+            num_context (C), context_stride, cache ("none": decode at every access; "ram": decode
+            all now, keep them in memory), cache_side (short side of decoded frames, None = 8/7 of
+            the output).
+        augmentation: what happens to each clip, its context frames included; its `size` is S.
         seed: of all randomness.
         progress: show a bar while the cache is filled.
+
+    Attributes:
+        left_out: (id, reason) of videos that no item is made of.
     """
 
     collate = staticmethod(collate)
@@ -87,19 +95,21 @@ class TwoViewDataset(Dataset):
     ):
         if not records:
             raise ValueError("no videos to train on: the split is empty")
-        self.records = list(records)
+        self.left_out: list[tuple[str, str]] = []
+        self.records = self._usable(records)
         self.augmentation = augmentation
         self.seed = seed
         self.num_frames = data_cfg.num_frames
-        self.view_options = {
-            "strategy": data_cfg.sampling,
+        self.sampling = data_cfg.sampling
+        self.positive_window = data_cfg.positive_window
+        self.context = (data_cfg.num_context, data_cfg.context_stride)
+        self.crop_options = {
             "crop_base": data_cfg.crop_base,
             "alpha": data_cfg.alpha,
             "beta": data_cfg.beta,
             "span": tuple(data_cfg.span),
         }
-        # Wrong options show here, not in a loader worker.
-        sample_views(1, self.num_frames, np.random.default_rng(seed), **self.view_options)
+        self._draw(1, np.random.default_rng(seed))  # wrong options show here, not in a worker
         self.side = decode_side(augmentation.size, data_cfg.cache_side)
         self.epoch = 0
         # Shared with loader workers, so that all of them count the same bad videos.
@@ -131,11 +141,17 @@ class TwoViewDataset(Dataset):
             position = (index + step) % len(self.records)
             if self._bad[position]:
                 continue
-            try:
-                return self._item(position, np.random.default_rng(generator_key))
-            except VideoError as error:
-                self._set_aside(position, error)
+            item = self._item(position, generator_key)
+            if item is not None:
+                return item
         raise self.too_many_bad()
+
+    def _usable(self, records: Sequence[VideoRecord]) -> list[VideoRecord]:
+        return list(records)
+
+    def _item(self, position: int, key: list[int]) -> dict[str, Any] | None:
+        """The item of a video, or None when it had to be set aside."""
+        raise NotImplementedError
 
     def bad_videos(self) -> list[tuple[str, str]]:
         """(id, reason) of the videos set aside so far, by any worker."""
@@ -160,18 +176,43 @@ class TwoViewDataset(Dataset):
             "run `python -m training.prepare FOLDER --verify`, which leaves them out"
         )
 
-    def _item(self, position: int, generator: np.random.Generator) -> dict[str, Any]:
-        record = self.records[position]
-        steps, valid = sample_views(record.frames, self.num_frames, generator, **self.view_options)
-        clips = self._read(position, steps.reshape(-1)).unflatten(0, steps.shape)
-        views = [augment_clip(clip, self.augmentation, generator) for clip in clips]
-        return {
-            "frames": torch.stack(views),
-            "steps": torch.from_numpy(steps),
-            "valid": torch.from_numpy(valid),
-            "num_frames": record.frames,
-            "id": record.id,
-        }
+    def _draw(
+        self, num_frames: int, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Frames and validity (2, T) of two clips of one video."""
+        if self.sampling in VIEW_SAMPLING:
+            return sample_views(
+                num_frames,
+                self.num_frames,
+                generator,
+                strategy=self.sampling,
+                **self.crop_options,
+            )
+        clips = [
+            sample_clip(
+                num_frames,
+                self.num_frames,
+                generator,
+                strategy=self.sampling,
+                positive_window=self.positive_window,
+            )
+            for _ in range(2)
+        ]
+        steps, valid = zip(*clips, strict=True)
+        return np.stack(steps), np.stack(valid)
+
+    def _clip(
+        self, position: int, steps: np.ndarray, generator: np.random.Generator
+    ) -> torch.Tensor | None:
+        """Augmented frames (T, 3, S, S), or (T, C, 3, S, S); None when they cannot be read."""
+        indices = context_frames(steps, *self.context)
+        try:
+            frames = self._read(position, indices.reshape(-1))
+        except VideoError as error:
+            self._set_aside(position, error)
+            return None
+        frames = augment_clip(frames, self.augmentation, generator)
+        return frames if self.context[0] == 1 else frames.unflatten(0, indices.shape)
 
     def _read(self, position: int, indices: np.ndarray) -> torch.Tensor:
         if self.cache is not None:
@@ -193,6 +234,85 @@ class TwoViewDataset(Dataset):
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+class TwoViewDataset(ClipDataset):
+    """Two views of one video: see `ClipDataset`."""
+
+    def _item(self, position: int, key: list[int]) -> dict[str, Any] | None:
+        generator = np.random.default_rng(key)
+        record = self.records[position]
+        steps, valid = self._draw(record.frames, generator)
+        frames = []
+        for view in steps:
+            clip = self._clip(position, view, generator)
+            if clip is None:
+                return None
+            frames.append(clip)
+        return {
+            "frames": torch.stack(frames),
+            "steps": torch.from_numpy(steps),
+            "valid": torch.from_numpy(valid),
+            "num_frames": torch.tensor([record.frames] * 2),
+            "id": record.id,
+        }
+
+
+class PairDataset(ClipDataset):
+    """A video and another one of the same action, drawn anew each epoch: see `ClipDataset`.
+
+    There are as many items as videos. A video that is the only one of its action is left out.
+    """
+
+    def _usable(self, records: Sequence[VideoRecord]) -> list[VideoRecord]:
+        counts = Counter(record.action for record in records)
+        usable = [record for record in records if counts[record.action] > 1]
+        self.left_out = [
+            (record.id, f"the only video of action {record.action!r}, pairs need two")
+            for record in records
+            if counts[record.action] == 1
+        ]
+        if not usable:
+            raise ValueError(
+                f"no pairs to train on: each of the {len(records)} videos is the only one of its "
+                'action; give them the same "action" in labels.json, or none'
+            )
+        return usable
+
+    def _item(self, position: int, key: list[int]) -> dict[str, Any] | None:
+        action = self.records[position].action
+        while True:
+            generator = np.random.default_rng(key)
+            others = [
+                other
+                for other, record in enumerate(self.records)
+                if record.action == action and other != position and not self._bad[other]
+            ]
+            if not others:
+                return None
+            pair = (position, others[generator.integers(len(others))])
+            clips = []
+            for one in pair:
+                steps, valid = self._draw(self.records[one].frames, generator)
+                frames = self._clip(one, steps[0], generator)
+                if frames is None:
+                    break
+                clips.append((frames, torch.from_numpy(steps[0]), torch.from_numpy(valid[0])))
+            if len(clips) == 2:
+                break
+            if self._bad[position]:
+                return None
+        frames, steps, valid = (torch.stack(parts) for parts in zip(*clips, strict=True))
+        return {
+            "frames": frames,
+            "steps": steps,
+            "valid": valid,
+            "num_frames": torch.tensor([self.records[one].frames for one in pair]),
+            "id": " with ".join(self.records[one].id for one in pair),
+        }
+
+
+DATASETS = {"views": TwoViewDataset, "videos": PairDataset}  # by the recipe's data.clips
 
 
 def load_video(record: VideoRecord, size: int, cache_side: int | None = None) -> torch.Tensor:

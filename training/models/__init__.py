@@ -1,15 +1,19 @@
-"""The frame-level video encoder of CARL and its backbones."""
+"""Encoders from frames of a video to embeddings, and their backbones."""
 
 from training.models.build import build_backbone, build_model
 from training.models.carl import CarlModel
+from training.models.conv3d import ContextEncoder
+from training.models.encoder import VideoEncoder
 from training.models.resnet import ResNet
 from training.models.small_cnn import SmallCNN
 from training.models.weights import WeightReport, load_backbone_weights
 
 __all__ = [
     "CarlModel",
+    "ContextEncoder",
     "ResNet",
     "SmallCNN",
+    "VideoEncoder",
     "WeightReport",
     "build_backbone",
     "build_model",

@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from training.models.carl import CarlModel
+from training.models.conv3d import ContextEncoder
+from training.models.encoder import VideoEncoder
 from training.models.resnet import ResNet
 from training.models.small_cnn import SmallCNN
 from training.models.weights import load_backbone_weights
 
 if TYPE_CHECKING:
-    from training.config import ModelConfig
+    from training.schema import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +26,10 @@ def build_backbone(cfg: "ModelConfig") -> nn.Module:
     if cfg.backbone not in depths:
         names = ["small_cnn", *depths]
         raise ValueError(f"model.backbone must be one of {names}, got {cfg.backbone!r}")
-    return ResNet(depths[cfg.backbone], cfg.train_from)
+    return ResNet(depths[cfg.backbone], cfg.train_from, cfg.backbone_to)
 
 
-def build_model(cfg: "ModelConfig", *, load_weights: bool = True) -> CarlModel:
+def build_model(cfg: "ModelConfig", *, load_weights: bool = True) -> VideoEncoder:
     """The encoder that a recipe's ``model`` section describes, from torch's current random state.
 
     ``load_weights=False`` skips the pre-trained backbone file, for when a checkpoint of the whole
@@ -43,23 +45,36 @@ def build_model(cfg: "ModelConfig", *, load_weights: bool = True) -> CarlModel:
             cfg.train_from,
             cfg.backbone,
         )
-    model = CarlModel(
-        backbone,
-        num_frames=cfg.num_frames,
-        frames_per_chunk=cfg.frames_per_chunk,
-        fc_layers=cfg.fc_layers,
-        fc_size=cfg.fc_size,
-        fc_dropout=cfg.fc_dropout,
-        layers=cfg.layers,
-        hidden_size=cfg.hidden_size,
-        heads=cfg.heads,
-        ff_size=cfg.ff_size,
-        dropout=cfg.dropout,
-        positions=cfg.positions,
-        embedding_size=cfg.embedding_size,
-        projection_hidden=cfg.projection_hidden,
-        projection_size=cfg.projection_size,
-    )
+    shared = {
+        "frames_per_chunk": cfg.frames_per_chunk,
+        "fc_layers": cfg.fc_layers,
+        "fc_size": cfg.fc_size,
+        "fc_dropout": cfg.fc_dropout,
+        "embedding_size": cfg.embedding_size,
+        "projection_hidden": cfg.projection_hidden,
+        "projection_size": cfg.projection_size,
+    }
+    if cfg.encoder == "conv3d":
+        model: VideoEncoder = ContextEncoder(
+            backbone,
+            num_context=cfg.num_context,
+            context_stride=cfg.context_stride,
+            conv_layers=cfg.conv3d_layers,
+            conv_size=cfg.conv3d_size,
+            **shared,
+        )
+    else:
+        model = CarlModel(
+            backbone,
+            num_frames=cfg.num_frames,
+            layers=cfg.layers,
+            hidden_size=cfg.hidden_size,
+            heads=cfg.heads,
+            ff_size=cfg.ff_size,
+            dropout=cfg.dropout,
+            positions=cfg.positions,
+            **shared,
+        )
     # Convolutions over frames are several times faster with the channels innermost.
     model.backbone.to(memory_format=torch.channels_last)
     return model

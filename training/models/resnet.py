@@ -5,6 +5,8 @@ from torch.nn import functional as F
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 DEPTHS = (18, 50)
+ENDS = ("layer4", "layer3", "conv4c")
+TRAIN_FROM = ("all", "layer3", "layer4", "none", "batch_norm")
 
 
 class BasicBlock(nn.Module):
@@ -56,47 +58,57 @@ class ResNet(nn.Module):
 
     Args:
         depth: 18 or 50.
-        train_from: first stage that is trained: "all", "layer3", "layer4" or "none".
+        train_from: first stage that is trained: "all", "layer3", "layer4" or "none"; or
+            "batch_norm": all batch norms and nothing else (TCC's "only_bn").
+        end: last stage, "layer4" or "layer3"; "conv4c": layer3 up to its third block (LAV, TCC).
     """
 
-    def __init__(self, depth: int = 50, train_from: str = "layer4") -> None:
+    def __init__(self, depth: int = 50, train_from: str = "layer4", end: str = "layer4") -> None:
         super().__init__()
+        if end not in ENDS:
+            raise ValueError(f"ResNet: end must be one of {ENDS}, got {end!r}")
         if depth not in DEPTHS:
             raise ValueError(f"ResNet: depth must be one of {DEPTHS}, got {depth}")
         block, counts = (BasicBlock, (2, 2, 2, 2)) if depth == 18 else (Bottleneck, (3, 4, 6, 3))
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         channels_in = 64
-        for stage, (channels, count) in enumerate(zip((64, 128, 256, 512), counts, strict=True)):
+        self.stages = STAGES if end == "layer4" else STAGES[:-1]
+        if end == "conv4c":
+            counts = (*counts[:2], min(3, counts[2]), counts[3])
+        widths = (64, 128, 256, 512)[: len(self.stages) - 1]
+        for stage, (channels, count) in enumerate(zip(widths, counts, strict=False)):
             blocks = []
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 blocks.append(block(channels_in, channels, stride))
                 channels_in = channels * block.expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.out_features = channels_in
+        self.out_features = self.out_channels = channels_in
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-        starts = {"all": 0, "none": len(STAGES), "layer3": 3, "layer4": 4}
-        if train_from not in starts:
-            raise ValueError(
-                f"ResNet: train_from must be one of {list(starts)}, got {train_from!r}"
-            )
-        self._first_trained = starts[train_from]
+        if train_from not in TRAIN_FROM:
+            raise ValueError(f"ResNet: train_from must be one of {TRAIN_FROM}, got {train_from!r}")
+        self._first_trained = {"layer3": 3, "layer4": 4, "none": len(STAGES)}.get(train_from, 0)
+        self._only_batch_norm = train_from == "batch_norm"
         for module in self._frozen_modules():
             module.requires_grad_(False)
+        if self._only_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.requires_grad_(False)
 
     def _frozen_modules(self) -> list[nn.Module]:
-        frozen = STAGES[: self._first_trained]
+        frozen = self.stages[: self._first_trained]
         stem = [self.conv1, self.bn1] if frozen else []
         return stem + [getattr(self, name) for name in frozen[1:]]
 
     @property
     def frozen(self) -> bool:
-        """Whether any stage keeps the weights it started with."""
-        return self._first_trained > 0
+        """Whether any convolution keeps the weights it started with."""
+        return self._first_trained > 0 or self._only_batch_norm
 
     def train(self, mode: bool = True) -> "ResNet":
         super().train(mode)
@@ -107,12 +119,16 @@ class ResNet(nn.Module):
     def _stem(self, x: Tensor) -> Tensor:
         return F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> Tensor:
+        """Images (n, 3, H, W) to the last stage's map (n, C, H / 32, W / 32), or / 16."""
         x = self._stem(x)
-        for name in STAGES[1:]:
+        for name in self.stages[1:]:
             x = getattr(self, name)(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
         # CARL's released encoder takes the maximum over space, not torchvision's mean.
-        return F.adaptive_max_pool2d(x, 1).flatten(1)
+        return F.adaptive_max_pool2d(self.maps(x), 1).flatten(1)
 
 
 def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -33,6 +33,7 @@ class SmallCNN(nn.Module):
             ]
         layers.append(nn.Conv2d(WIDTHS[-1], CHANNELS_OUT, 1))
         self.layers = nn.Sequential(*layers)
+        self.out_channels = CHANNELS_OUT
         self.out_features = CHANNELS_OUT * (image_size // 16) ** 2
         self.frozen = train_from == "none"
         self.requires_grad_(not self.frozen)
@@ -40,5 +41,9 @@ class SmallCNN(nn.Module):
     def train(self, mode: bool = True) -> "SmallCNN":
         return super().train(mode and not self.frozen)
 
+    def maps(self, x: Tensor) -> Tensor:
+        """Images (n, 3, S, S) to the map (n, 32, S / 16, S / 16)."""
+        return self.layers(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).flatten(1)
+        return self.maps(x).flatten(1)

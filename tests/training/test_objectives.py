@@ -1,0 +1,244 @@
+"""Losses of a recipe against loops over frames, and their place in a run."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from runs import MovingSquares, numbers, same, weights
+
+import fastseq
+import training.train
+from training.config import ConfigError, load_config, loss_terms
+from training.objectives import Clips, Objective
+from training.runlog import read_log
+from training.train import main
+
+
+def clips(seed=0, n=3, t=8, padded=True) -> Clips:
+    generator = torch.Generator().manual_seed(seed)
+    h = torch.randn(n, 2, t, 5, generator=generator)
+    z = torch.randn(n, 2, t, 4, generator=generator)
+    steps = torch.sort(torch.rand(n, 2, 30, generator=generator).argsort(-1)[..., :t], -1).values
+    valid = None
+    if padded:
+        valid = torch.ones(n, 2, t, dtype=torch.bool)
+        valid[1, 0, 6:] = False
+        valid[2, 1, 4:] = False
+    return Clips(h, z, steps, valid, torch.tensor([[30, 40], [50, 30], [31, 37]])[:n])
+
+
+def objective(**losses) -> Objective:
+    clips_of = "videos" if {"lav", "tcc", "soft_dtw"} & losses.keys() else "views"
+    sampling = "anchors" if "tcn" in losses else "random"
+    overrides = [f"data.clips={clips_of}", f"data.sampling={sampling}", "loss.scl.weight=0"]
+    for name, options in losses.items():
+        overrides += [f"loss.{name}.{key}={value}" for key, value in options.items()]
+    return Objective(load_config("recipes/carl.yaml", overrides).loss)
+
+
+def real(batch: Clips, n: int, clip: int) -> slice:
+    return slice(None if batch.valid is None else int(batch.valid[n, clip].sum()))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_nearest_is_cross_entropy_with_the_nearest_frame(padded):
+    batch = clips(padded=padded)
+    total, count = 0.0, 0
+    for n in range(3):
+        for a, b in ((0, 1), (1, 0)):
+            za = F.normalize(batch.z[n, a, real(batch, n, a)].double(), dim=-1)
+            zb = F.normalize(batch.z[n, b, real(batch, n, b)].double(), dim=-1)
+            ta = batch.steps[n, a, real(batch, n, a)].tolist()
+            tb = batch.steps[n, b, real(batch, n, b)].tolist()
+            for row, step in zip(za, ta, strict=True):
+                count += 1
+                gaps = [abs(step - other) for other in tb]
+                if min(gaps) <= 3:
+                    logits = zb @ row / 0.2
+                    total -= logits.log_softmax(0)[int(np.argmin(gaps))].item()
+    value, parts = objective(nearest={"weight": 1, "temperature": 0.2, "reach": 3})(batch)
+    assert value.item() == pytest.approx(total / count, rel=1e-5)
+    assert parts.keys() == {"nearest"}
+
+
+def test_nearest_is_scl_with_a_narrow_gaussian():
+    # Every frame has exactly one at distance 0: both targets are the same one-hot rows.
+    batch = clips(padded=False)
+    batch.steps[:, 1] = batch.steps[:, 0]
+    nearest = objective(nearest={"weight": 1})(batch)[0]
+    scl = objective(scl={"weight": 1, "variance": 1e-3})(batch)[0]
+    assert nearest.item() == pytest.approx(scl.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_pairs_alone_equal_pairs_in_a_batch(padded):
+    batch = clips(padded=padded)
+    for name in ("soft_dtw", "lav", "tcc"):
+        together = objective(**{name: {"weight": 1}})(batch)[0].item()
+        alone = []
+        for n in range(3):
+            x, y = (batch.h[n, clip, real(batch, n, clip)] for clip in (0, 1))
+            tx, ty = (batch.steps[n, clip, real(batch, n, clip)] for clip in (0, 1))
+            if name == "tcc":
+                dx, dy = batch.num_frames[n].tolist()
+                cycles = fastseq.tcc_loss(
+                    x, y, tx, ty, duration_x=dx, duration_y=dy, reduction="sum"
+                )
+                alone.append((cycles.item(), len(x) + len(y)))
+                continue
+            x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
+            value = fastseq.soft_dtw(x, y, gamma=0.1, backend="reference")
+            if name == "lav":
+                for z, t, num in ((x, tx, batch.num_frames[n, 0]), (y, ty, batch.num_frames[n, 1])):
+                    u = t.double() / num
+                    gap = (u[:, None] - u).abs()
+                    distance = torch.cdist(z.double(), z.double()) ** 2
+                    far = (t[:, None] - t).abs() > 10
+                    near_sum = distance[~far].sum()
+                    far_sum = ((1 + gap**2) * (2 - distance).clamp(min=0))[far].sum()
+                    value = value + 0.5 * (near_sum + far_sum)
+            alone.append((value.item(), 1))
+        total = sum(value for value, _ in alone) / sum(weight for _, weight in alone)
+        if name == "soft_dtw":
+            total /= 8
+        if name == "lav":  # the released code divides by the number of frames
+            lengths = [[len(batch.h[n, c, real(batch, n, c)]) for c in (0, 1)] for n in range(3)]
+            total = np.mean(
+                [value / np.mean(n) for (value, _), n in zip(alone, lengths, strict=True)]
+            )
+        assert together == pytest.approx(total, rel=1e-4), name
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_tcn_takes_every_other_frame(padded):
+    batch = clips(padded=padded)
+    total = count = 0
+    for n in range(3):
+        for clip in (0, 1):
+            h = batch.h[n, clip, real(batch, n, clip)].double()
+            anchors, positives = h[0::2], h[1::2]
+            for i, anchor in enumerate(anchors):
+                total -= (positives @ anchor).log_softmax(0)[i].item()
+                total += 0.1 / 4 * (anchor.square().sum() + positives[i].square().sum()).item()
+                count += 1
+    value = objective(tcn={"weight": 1, "reg_lambda": 0.1})(batch)[0]
+    assert value.item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_padding_does_not_matter():
+    for name in ("soft_dtw", "lav", "tcc", "tcn", "nearest", "scl"):
+        batch = clips()
+        loss = objective(**{name: {"weight": 1}})
+        before = loss(batch)[0]
+        batch.h[~batch.valid] = math.nan if name not in ("scl", "nearest") else 0
+        batch.z[~batch.valid] = 1e6
+        batch.steps[~batch.valid] = 999
+        assert torch.equal(loss(batch)[0], before), name
+
+
+def test_weights_combine():
+    batch = clips()
+    lav, tcc = (objective(**{name: {"weight": 1}})(batch)[0] for name in ("lav", "tcc"))
+    both = objective(lav={"weight": 2}, tcc={"weight": 0.5})
+    total, parts = both(batch)
+    assert total.item() == pytest.approx(2 * lav.item() + 0.5 * tcc.item(), rel=1e-6)
+    assert parts["tcc"].item() == pytest.approx(tcc.item())
+    assert not both.needs_projection
+    assert objective(scl={"weight": 1}).needs_projection
+
+
+def test_without_a_weight_it_is_scl(recipe):
+    assert [(name, weight) for name, weight, _ in loss_terms(load_config(recipe).loss)] == [
+        ("scl", 1.0)
+    ]
+    cfg = load_config(recipe, ["loss.scl.weight=0", "loss.nearest.weight=0.5"])
+    assert [(name, weight) for name, weight, _ in loss_terms(cfg.loss)] == [("nearest", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.scl.weight=0"], "every weight is 0; give one of loss.scl.weight, loss.nearest"),
+        (["data.clips=videos"], "loss.scl compares timestamps of one video: data.clips must be"),
+        (["loss.tcn.weight=1"], "data.sampling must be anchors, got random"),
+        (["data.sampling=anchors", "data.num_frames=9"], "expected an even number"),
+        (["loss.lav.weight=-1"], "loss.lav.weight: expected at least 0"),
+        (["loss.vclr.weight=1"], "unknown key 'loss.vclr.weight'"),
+        (["loss.temperature=0.1"], "Did you mean 'loss.scl.temperature'"),
+        (["loss.lav=1"], "loss.lav is a section"),
+        (["data.num_context=2"], "model.encoder=fve looks at single frames"),
+        (["model.backbone_to=layer3"], "model.backbone_to: small_cnn is used whole"),
+    ],
+)
+def test_losses_and_data_that_do_not_fit(recipe, overrides, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(recipe, overrides)
+    assert message in str(error.value)
+
+
+def test_wrong_options_show_before_the_run(recipe, capsys):
+    wrong = {
+        "soft_dtw": ("gamma=0", "gamma"),
+        "lav": ("margin=-1", "margin"),
+        "tcc": ("temperature=0", "temperature"),
+    }
+    for name, (option, message) in wrong.items():
+        options = ["data.clips=videos", f"loss.{name}.weight=1", f"loss.{name}.{option}"]
+        assert main([recipe, "train.run_dir=run", *options]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: loss: ")
+        assert message in error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["loss.lav.weight=1", "loss.tcc.weight=0.1", "data.clips=videos"],
+        ["loss.tcn.weight=1", "data.sampling=anchors"],
+        ["loss.nearest.weight=1"],
+        ["loss.soft_dtw.weight=1", "data.clips=videos"],
+    ],
+)
+def test_runs_with_other_losses_resume(recipe, options, monkeypatch):
+    main([recipe, "train.run_dir=whole", *options])
+    original = training.trainer.Trainer._train_step
+
+    class Killed(BaseException):
+        pass
+
+    def train_step(self, batch, rate):
+        if self.step == 7:
+            raise Killed
+        return original(self, batch, rate)
+
+    monkeypatch.setattr(training.trainer.Trainer, "_train_step", train_step)
+    with pytest.raises(Killed):
+        main([recipe, "train.run_dir=parts", *options])
+    monkeypatch.setattr(training.trainer.Trainer, "_train_step", original)
+    assert main([recipe, "train.run_dir=parts", *options, "--resume"]) == 0
+    assert same(weights("whole"), weights("parts"))
+    assert numbers("whole") == numbers("parts")
+    line = read_log("whole")[-1]
+    if len(options) == 3:
+        assert line["loss_lav"] > 0
+        assert math.isfinite(line["loss_tcc"])
+    else:
+        assert "loss_tcn" not in line
+    backend = [] if "tcn" in options[0] or "nearest" in options[0] else ["lav", "soft_dtw", "tcc"]
+    moved = [f"loss.{name}.backend=reference" for name in backend]
+    assert main([recipe, "train.run_dir=parts", *options, *moved, "--resume"]) == 0
+
+
+def test_soft_dtw_alone_collapses_and_lav_does_not(recipe, monkeypatch):
+    monkeypatch.setattr(
+        training.train, "open_dataset", lambda cfg, **_: MovingSquares(4, padded=False)
+    )
+    shared = ["data.clips=videos", "train.steps=200", "train.log_every=50", "optim.lr=3e-3"]
+    shared += ["model.layers=0", "model.positions=none", "model.fc_dropout=0", "model.dropout=0"]
+    spread = {}
+    for name in ("soft_dtw", "lav"):
+        main([recipe, f"train.run_dir={name}", f"loss.{name}.weight=1", *shared])
+        spread[name] = read_log(name)[-1]["pairwise_distance"]
+    assert spread["soft_dtw"] < 0.25 * spread["lav"]

@@ -1,0 +1,155 @@
+"""The losses that a recipe combines, each with its weight, on the two clips of every item."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastseq
+from training.config import loss_terms
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What a loss sees of N items of two clips: two views of one video, or two videos.
+
+    h: embeddings (N, 2, T, E); z: projected embeddings (N, 2, T, P), or None where no loss needs
+    them; steps: int64 (N, 2, T), frame numbers in the video; valid: bool (N, 2, T), True = real
+    frame, real ones first, or None where all are; num_frames: (N, 2), lengths of the videos.
+    """
+
+    h: Tensor
+    z: Tensor | None
+    steps: Tensor
+    valid: Tensor | None
+    num_frames: Tensor
+
+    def lengths(self, clip: int) -> Tensor | None:
+        return None if self.valid is None else self.valid[:, clip].sum(-1)
+
+
+class Objective:
+    """Sum of weight times loss over the losses of a recipe that have a weight.
+
+    SCL and its baseline compare z = g(h), as CARL does; the others, which come without a projection
+    head, compare h.
+
+    Args:
+        cfg: the recipe's ``loss`` section.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        self.terms = [
+            (name, weight, _LOSSES[name], options) for name, weight, options in loss_terms(cfg)
+        ]
+        self.needs_projection = any(name in ("scl", "nearest") for name, *_ in self.terms)
+
+    def __call__(self, clips: Clips) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, and the value of each loss before its weight."""
+        values = {name: loss(clips, **options) for name, _, loss, options in self.terms}
+        return sum(weight * values[name] for name, weight, *_ in self.terms), values
+
+
+def _scl(clips: Clips, **options: Any) -> Tensor:
+    return fastseq.scl_loss(
+        clips.z[:, 0],
+        clips.z[:, 1],
+        clips.steps[:, 0],
+        clips.steps[:, 1],
+        valid1=None if clips.valid is None else clips.valid[:, 0],
+        valid2=None if clips.valid is None else clips.valid[:, 1],
+        **options,
+    )
+
+
+def _nearest(clips: Clips, *, temperature: float, reach: float) -> Tensor:
+    """CARL's contrastive baseline (A.4): the positive of a frame is the one nearest in time.
+
+    Cross-entropy over the other view of the video, both directions, averaged over real frames. As
+    in SCL, a frame with nothing within ``reach`` in the other view contributes 0 and counts.
+    """
+    if temperature <= 0 or reach < 0:
+        raise ValueError(
+            f"nearest: expected temperature > 0 and reach >= 0, got {temperature} and {reach}"
+        )
+    z = F.normalize(clips.z.float(), dim=-1)
+    n, _, t = clips.steps.shape
+    valid = clips.valid if clips.valid is not None else clips.steps.new_ones(n, 2, t).bool()
+    total = z.new_zeros(())
+    for view, other in ((0, 1), (1, 0)):
+        gaps = (clips.steps[:, view, :, None] - clips.steps[:, other, None, :]).abs().float()
+        gaps = gaps.masked_fill(~valid[:, other, None, :], torch.inf)
+        gap, positive = gaps.min(-1)
+        scores = (z[:, view] @ z[:, other].mT) / temperature
+        # Not -inf: a row without any real column must not become NaN where it is masked below.
+        scores = scores.masked_fill(~valid[:, other, None, :], -1e30)
+        rows = F.cross_entropy(scores.flatten(0, 1), positive.flatten(), reduction="none")
+        counted = valid[:, view] & (gap <= reach)
+        total = total + rows.view(n, t).masked_fill(~counted, 0).sum()
+    return total / valid.sum().clamp(min=1)
+
+
+def _soft_dtw(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
+    """Divided by the frames of a clip, as LAV's released code divides its sum."""
+    x, y = _pair(clips, normalize)
+    values = fastseq.soft_dtw(
+        x,
+        y,
+        lengths_x=clips.lengths(0),
+        lengths_y=clips.lengths(1),
+        reduction="mean",
+        **options,
+    )
+    return values / x.shape[1]
+
+
+def _lav(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
+    return fastseq.lav_loss(*_pair(clips, normalize), **_times(clips), **options)
+
+
+def _tcc(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
+    return fastseq.tcc_loss(*_pair(clips, normalize), **_times(clips), **options)
+
+
+def _tcn(clips: Clips, *, normalize: bool, reg_lambda: float) -> Tensor:
+    """Anchors are the even frames of a clip, positives the odd ones (data.sampling=anchors)."""
+    h = F.normalize(clips.h, dim=-1) if normalize else clips.h
+    anchors, positives = h[:, :, 0::2].flatten(0, 1), h[:, :, 1::2].flatten(0, 1)
+    if clips.valid is None:
+        return fastseq.tcn_loss(anchors, positives, reg_lambda=reg_lambda)
+    # Negatives are the clip's other frames, so a shorter clip has fewer and goes alone.
+    pairs = clips.valid[:, :, 1::2].sum(-1).flatten().tolist()
+    each = [
+        count * fastseq.tcn_loss(a[:count], p[:count], reg_lambda=reg_lambda)
+        for a, p, count in zip(anchors, positives, pairs, strict=True)
+    ]
+    return torch.stack(each).sum() / max(sum(pairs), 1)
+
+
+def _pair(clips: Clips, normalize: bool) -> tuple[Tensor, Tensor]:
+    h = F.normalize(clips.h.float(), dim=-1) if normalize else clips.h
+    return h[:, 0], h[:, 1]
+
+
+def _times(clips: Clips) -> dict[str, Any]:
+    return {
+        "tx": clips.steps[:, 0],
+        "ty": clips.steps[:, 1],
+        "duration_x": clips.num_frames[:, 0],
+        "duration_y": clips.num_frames[:, 1],
+        "lengths_x": clips.lengths(0),
+        "lengths_y": clips.lengths(1),
+    }
+
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "scl": _scl,
+    "nearest": _nearest,
+    "soft_dtw": _soft_dtw,
+    "lav": _lav,
+    "tcc": _tcc,
+    "tcn": _tcn,
+}

@@ -1,0 +1,214 @@
+"""The keys of a recipe: their types, defaults and limits."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import II
+
+from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
+from fastseq.ops.soft_dtw.options import COSTS
+from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
+from fastseq.video.augment import Augmentation
+from training.data.sampling import CLIP_SAMPLING, VIEW_SAMPLING
+from training.models.resnet import ENDS, TRAIN_FROM
+
+
+def _one_of(default: Any, *choices: Any) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+def _above(default: Any, limit: float) -> Any:
+    return field(default=default, metadata={"above": limit})
+
+
+def _at_least(default: Any, minimum: float) -> Any:
+    return field(default=default, metadata={"minimum": minimum})
+
+
+def _share(default: Any) -> Any:
+    return field(default=default, metadata={"minimum": 0, "maximum": 1})
+
+
+@dataclass
+class DataConfig:
+    """Which videos, and how the two clips of an item are drawn from them."""
+
+    folder: str = ""  # prepared with python -m training.prepare
+    clips: str = _one_of("views", "views", "videos")  # of one video, or of two of one action
+    num_frames: int = _at_least(240, 2)  # T, frames per clip
+    batch_size: int = _at_least(4, 1)  # items per step, two clips each
+    # "random" and "even" within a crop of the video (CARL, section 3.2; the crop is what the next
+    # four keys describe), the others over the whole video: see training.data.sampling.
+    sampling: str = _one_of("random", *VIEW_SAMPLING, *CLIP_SAMPLING)
+    crop_base: str = _one_of("clip", "clip", "video", "span")
+    alpha: float = _at_least(1.5, 1)
+    beta: float = _share(0.2)
+    span: tuple[float, float] = (0.3, 1.0)
+    positive_window: int = _at_least(5, 1)  # frames, for sampling=anchors
+    num_context: int = _at_least(1, 1)  # frames per embedding: itself, earlier ones
+    context_stride: int = _at_least(15, 1)  # frames between them
+    cache: str = _one_of("none", "none", "ram")
+    cache_side: int | None = _at_least(None, 1)  # short side of cached frames, in pixels
+    workers: int = _at_least(4, 0)
+    train_split: str = "train"
+    test_split: str = "test"
+
+
+@dataclass
+class ModelConfig:
+    """The encoder and the projection head (CARL, sections 3.3 and 3.4).
+
+    ``encoder``: "fve", CARL's frame-level video encoder, or "conv3d", that of TCC and LAV:
+    convolutions over a frame and its context, no attention, no positions.
+    """
+
+    encoder: str = _one_of("fve", "fve", "conv3d")
+    backbone: str = _one_of("resnet50", "resnet50", "resnet18", "small_cnn")
+    backbone_to: str = _one_of("layer4", *ENDS)  # last stage used; conv4c: 3 blocks of layer3
+    train_from: str = _one_of("layer4", *TRAIN_FROM)
+    weights: str | None = None  # file with a pre-trained backbone
+    image_size: int = II("augmentation.size")
+    num_frames: int = II("data.num_frames")
+    num_context: int = II("data.num_context")
+    context_stride: int = II("data.context_stride")
+    frames_per_chunk: int = _at_least(80, 0)  # frames per backbone call, 0 = all at once
+    conv3d_layers: int = _at_least(2, 1)
+    conv3d_size: int = _at_least(512, 1)
+    fc_layers: int = _at_least(2, 0)
+    fc_size: int = _at_least(512, 1)
+    fc_dropout: float = _share(0.1)
+    layers: int = _at_least(3, 0)  # this and the next five: fve alone
+    hidden_size: int = _at_least(256, 2)
+    heads: int = _at_least(8, 1)
+    ff_size: int = _at_least(1024, 1)
+    dropout: float = _share(0.1)
+    positions: str = _one_of("vaswani", "vaswani", "released", "none")
+    embedding_size: int = _at_least(128, 1)
+    projection_hidden: int = _at_least(128, 1)
+    projection_size: int = _at_least(128, 1)
+
+
+@dataclass
+class SCLConfig:
+    """The options of fastseq.scl_loss. The two clips must be views of one video."""
+
+    weight: float | None = _at_least(None, 0)
+    variance: float = 10.0
+    temperature: float = 0.1
+    normalize: bool = True
+    objective: str = _one_of("kl", *OBJECTIVES)
+    negatives: str = _one_of("cross", *NEGATIVES)
+    reduction: str = _one_of("mean", *(name for name in REDUCTIONS if name != "none"))
+    backend: str = "auto"
+
+
+@dataclass
+class NearestConfig:
+    """CARL's contrastive baseline (A.4): the only positive is the frame nearest in time."""
+
+    weight: float | None = _at_least(None, 0)
+    temperature: float = _above(0.1, 0)
+    reach: float = _at_least(45.0, 0)  # frames: as far as SCL's Gaussian reaches at variance 10
+
+
+@dataclass
+class SoftDTWConfig:
+    """The options of fastseq.soft_dtw; the value is divided by the frames of a clip."""
+
+    weight: float | None = _at_least(None, 0)
+    gamma: float = 0.1
+    cost: str = _one_of("sqeuclidean", *COSTS)
+    bandwidth: int | None = _at_least(None, 0)
+    divergence: bool = False
+    normalize: bool = True  # embeddings to unit length first
+    backend: str = "auto"
+
+
+@dataclass
+class LAVConfig:
+    """The options of fastseq.lav_loss."""
+
+    weight: float | None = _at_least(None, 0)
+    gamma: float = 0.1
+    alpha: float = 0.5
+    window: float = 10.0
+    margin: float = 2.0
+    form: str = _one_of("code", "code", "paper")
+    normalize: bool = True  # embeddings to unit length first, as LAV does
+    backend: str = "auto"
+
+
+@dataclass
+class TCCConfig:
+    """The options of fastseq.tcc_loss, between the two clips of each item."""
+
+    weight: float | None = _at_least(None, 0)
+    loss_type: str = _one_of("regression_mse_var", *LOSS_TYPES)
+    similarity: str = _one_of("l2", *SIMILARITIES)
+    temperature: float = 0.1
+    variance_lambda: float = 0.001
+    label_smoothing: float = 0.1
+    huber_delta: float = 0.1
+    normalize_indices: bool = True
+    normalize: bool = False  # embeddings to unit length first; TCC does not
+    backend: str = "auto"
+
+
+@dataclass
+class TCNConfig:
+    """The options of fastseq.tcn_loss; needs data.sampling=anchors."""
+
+    weight: float | None = _at_least(None, 0)
+    reg_lambda: float = 0.002
+    normalize: bool = False
+
+
+@dataclass
+class LossConfig:
+    """What is minimised: the sum of weight times loss. Without any weight: SCL with weight 1."""
+
+    scl: SCLConfig = field(default_factory=SCLConfig)
+    nearest: NearestConfig = field(default_factory=NearestConfig)
+    soft_dtw: SoftDTWConfig = field(default_factory=SoftDTWConfig)
+    lav: LAVConfig = field(default_factory=LAVConfig)
+    tcc: TCCConfig = field(default_factory=TCCConfig)
+    tcn: TCNConfig = field(default_factory=TCNConfig)
+
+
+@dataclass
+class OptimConfig:
+    """Adam with coupled weight decay; the rate follows half a cosine from ``lr`` to 0."""
+
+    lr: float = _at_least(1e-4, 0)
+    weight_decay: float = _at_least(1e-5, 0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str = _one_of("cosine", "cosine", "constant")
+    grad_clip: float | None = _above(10.0, 0)  # gradient norm; null = no clipping
+
+
+@dataclass
+class TrainConfig:
+    """How long, where, and what is written."""
+
+    run_dir: str = ""  # default: runs/<name of the recipe>
+    steps: int | None = _at_least(None, 1)  # give steps or epochs
+    epochs: int | None = _at_least(None, 1)
+    # Stops the run and ends the cosine by then: the result then depends on the machine's speed.
+    max_minutes: float | None = _above(None, 0)
+    seed: int = _at_least(0, 0)
+    device: str = "auto"  # auto = cuda when there is one
+    precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto = bf16 on CUDA that has it
+    log_every: int = _at_least(20, 1)  # steps
+    checkpoint_every: int = _at_least(1000, 1)  # steps
+    keep_checkpoints: int = _at_least(2, 1)
+    max_nonfinite: int = _at_least(20, 1)  # steps in a row without a finite loss before giving up
+
+
+@dataclass
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
