@@ -48,15 +48,24 @@ def loss_and_grad(z, *args, upstream=1.0, **kwargs):
     return loss, *torch.autograd.grad((loss * upstream).sum(), z)
 
 
-def clear_of_margin(z, t, margin, room):
-    """A margin next to the one asked for that no squared distance of a far pair comes close to.
+def clear_of_margin(z, margin, room):
+    """A margin near the one asked for that no squared distance comes within ``room`` of.
 
     The hinge's slope jumps there, and rounding decides on which side a pair is.
     """
-    z = z.double()
-    d = torch.cat([torch.cdist(a, a).square().flatten() for a in z]).sort().values
-    near = d[(d - margin).abs() < 1000 * room]
-    gaps = near.diff()
-    widest = int(gaps.argmax())
-    assert gaps[widest] > 2 * room, "no gap that wide between two distances"
-    return float(near[widest] + gaps[widest] / 2)
+    d = torch.cdist(z[0], z[0]).square().flatten()
+    d = d[(d - margin).abs() < 1000 * room].sort().values
+    widest = int(d.diff().argmax())
+    assert d[widest + 1] - d[widest] > 2 * room, "no gap that wide between two distances"
+    return float(d[widest : widest + 2].mean())
+
+
+def two_scales(frames):
+    """(1, T, 128): frames of 16 kinds in turn, squared distances about 0.5 within a kind and 2.5
+    between kinds, none of them within 0.1 of 1.3."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, frames, 128, dtype=torch.float64, generator=generator)
+    z = torch.eye(128, dtype=torch.float64)[torch.arange(frames) % 16] + noise / (2 * 128**0.5)
+    d = torch.cdist(z[0, :1000], z[0]).square()
+    assert ((d - 1.3).abs() > 0.1).all()
+    return z

@@ -5,7 +5,13 @@ import math
 
 import pytest
 import torch
-from ops.contrastive_idm_cases import brute_force, clear_of_margin, loss_and_grad, relative
+from ops.contrastive_idm_cases import (
+    brute_force,
+    clear_of_margin,
+    loss_and_grad,
+    relative,
+    two_scales,
+)
 
 import fastseq
 from fastseq.ops.contrastive_idm.options import DISTANCES, FORMS, REDUCTIONS, WEIGHTS
@@ -35,9 +41,8 @@ def unit(*shape, dtype=torch.float64, seed=0):
 def test_reference_equals_loops(form, weights, distance):
     z, t, lengths = randn(3, 9, 4), randint(40, 3, 9), [9, 0, 5]
     kw = {"form": form, "weights": weights, "distance": distance, "window": 7, "margin": 6.0}
-    want = torch.tensor(
-        [brute_force(z[n, :k], t[n, :k], **kw) for n, k in enumerate(lengths)]
-    ).double()
+    values = [brute_force(z[n, :k], t[n, :k], **kw) for n, k in enumerate(lengths)]
+    want = torch.tensor(values, dtype=torch.float64)
     pairs = torch.tensor([81.0, 1.0, 25.0])
     reduced = {"none": want, "sum": want.sum(), "mean": (want / pairs).sum() / 2}
     for reduction, value in reduced.items():
@@ -194,18 +199,40 @@ def test_blockwise_over_lengths_and_block_sizes(frames, elements, monkeypatch):
             assert relative(got, want) < 1e-12
 
 
-@pytest.mark.parametrize("frames", [480, 4096])
-def test_float32_gradients_where_no_pair_is_at_the_margin(frames):
-    z = unit(1, frames, 128)
-    margin = clear_of_margin(z, None, 1.2, 1e-5)
-    kw = {"margin": margin, "backend": "torch"}
-    want = loss_and_grad(z, **kw)
-    # Some pairs are pushed and others are not, or the hinge is not tested.
-    free = loss_and_grad(z, form="idm", margin=margin, backend="torch")
-    assert 0.01 < float(want[1].norm() / free[1].norm()) < 10
-    got = loss_and_grad(z.float(), **kw)
+@pytest.mark.parametrize(
+    ("frames", "backend"), [(480, "reference"), (480, "torch"), (4096, "torch")]
+)
+def test_float32_gradients_where_no_pair_is_at_the_margin(frames, backend):
+    if frames == 480:
+        z = unit(1, frames, 128)
+        margin = clear_of_margin(z, 2.0, 1e-5)
+    else:
+        z, margin = two_scales(frames), 1.3
+    want = loss_and_grad(z, margin=margin, backend="torch")
+    # The hinge is at work: with all pairs inside the margin the gradient is another one.
+    every = loss_and_grad(z, margin=1e3, backend="torch")
+    assert 0.01 < float(want[1].norm() / every[1].norm()) < 0.99
+    got = loss_and_grad(z.float(), margin=margin, backend=backend)
     assert relative(got[0], want[0]) < 1e-6
     assert relative(got[1], want[1]) < 1e-5
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_float32_gradients_at_the_margin(distance):
+    """Random directions: thousands of pairs are within 1e-3 of the paper's margin, some of them
+    within rounding. Which side they are on is decided in float64."""
+    z = unit(2, 1500, 128, dtype=torch.float32)
+    kw = {"margin": 2.0 if distance == "sqeuclidean" else 2**0.5, "distance": distance}
+    want = loss_and_grad(z.double(), backend="torch", **kw)[1]
+    assert relative(loss_and_grad(z, backend="torch", **kw)[1], want) <= 1e-6
+
+
+def test_frames_at_exactly_the_margin_have_no_gradient():
+    """All pairs of 300 orthogonal frames: more of them than are looked at at once."""
+    z = torch.eye(300)[None]
+    loss, dz = loss_and_grad(z, margin=2.0, window=0, backend="torch")
+    assert loss == 0
+    assert (dz == 0).all()
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

@@ -113,7 +113,8 @@ def contrastive_idm(
     t = prepare_times(op, "t", t, num, frames, z.device)
     lengths = prepare_valid(op, "", lengths, None, num, frames, z.device)
     name, _ = resolve_backend(backend, z.device.type, z.dtype)
-    if frames > LARGE_SCALE_FROM and form != "sfa" and (form == "idm" or weights == "paper"):
+    large = form == "idm" or (form == "contrastive" and weights == "paper")
+    if large and not torch.compiler.is_compiling() and frames > LARGE_SCALE_FROM:
         _warn_large_scale()
     if name == "reference":
         with no_autocast(z.device.type):
@@ -169,7 +170,6 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
 
 # What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
 resolve_backend._dynamo_marked_constant = True
-_warn_large_scale._dynamo_marked_constant = True
 
 
 def _why_not_triton(device_type: str, dtype: torch.dtype) -> str | None:

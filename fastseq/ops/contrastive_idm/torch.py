@@ -15,6 +15,9 @@ from fastseq.ops.contrastive_idm.options import CIDMOptions, coefficients, pair_
 # diagonal is formed twice), long ones want rows for the matrix product.
 SHORT_ROWS, SHORT_ELEMENTS = 80, 1 << 18
 LONG_ROWS, LONG_ELEMENTS = 128, 1 << 19
+# Rounding of a distance, relative to the norms that it was formed from: more than it ever is.
+ROUNDINGS = 16 * torch.finfo(torch.float32).eps
+DOUBTFUL_AT_ONCE = 4096
 
 
 def forward(z, t, lengths, windows, opts: CIDMOptions) -> tuple[Tensor, Tensor]:
@@ -109,6 +112,10 @@ class _Problem:
         d.diagonal(dim1=1, dim2=2).zero_()
         return z_row, z_col, d
 
+    def norms(self, seqs, rows) -> Tensor:
+        """Squared norms of the columns, relative to the first row."""
+        return (self.z[seqs, rows.start :] - self.z[seqs, rows.start, None]).square().sum(2)
+
     def gaps(self, seqs, rows) -> tuple[Tensor, Tensor]:
         """|t_i - t_j| (n or 1, R, C), and its square plus 1 in the embeddings' dtype."""
         lead = seqs if len(self.times) == self.num else slice(0, 1)
@@ -160,7 +167,7 @@ class _Problem:
         if opts.form == "idm":
             c = weight.neg().expand_as(d)
         else:
-            c = (d < opts.margin).to(d.dtype).neg_()
+            c = self.inside_margin(d, seqs, rows).to(d.dtype).neg_()
             if opts.form == "contrastive":
                 c *= weight
             near = self.near_columns(seqs, rows)
@@ -173,6 +180,22 @@ class _Problem:
         elif opts.form == "idm":
             c = c.clone()
         return self.masked_(c, seqs, rows)
+
+    def inside_margin(self, d: Tensor, seqs, rows) -> Tensor:
+        """d < margin. The slope jumps there, so distances that rounding may have moved across are
+        computed again in float64 (a host read, so only on the CPU)."""
+        inside, margin = d < self.opts.margin, self.opts.margin
+        if d.dtype == torch.float64 or d.device.type != "cpu":
+            return inside
+        euclidean = self.opts.distance == "euclidean"
+        spread = 0 if euclidean else 2 * self.norms(seqs, rows).amax()
+        doubtful = ((d - margin).abs_() <= ROUNDINGS * (margin + spread)).nonzero()
+        z = self.z[seqs]
+        for n, i, j in (part.unbind(1) for part in doubtful.split(DOUBTFUL_AT_ONCE)):
+            gap = z[n, rows.start + i].double() - z[n, rows.start + j].double()
+            exact = gap.square().sum(1)
+            inside[n, i, j] = (exact.sqrt() if euclidean else exact) < margin
+        return inside
 
 
 def _slices(total: int, size: int):

@@ -84,7 +84,7 @@ def distances(
     CENTRE: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Distances of a tile, squared, or not (DIRECT: from differences); the columns' first channels."""
+    """Distances of a tile, squared ones unless DIRECT; the columns' first channels."""
     b_zc = centred(p_z, o_n, m_n, first, 0, D, BK, CENTRE)  # [BN, BK]
     if DIRECT:
         b_e = b_za.to(tl.float32)[:, None, :] - b_zc.to(tl.float32)[None, :, :]

@@ -1,0 +1,78 @@
+"""contrastive_idm as a torch.library op: opcheck, torch.compile in one graph, equal to eager."""
+
+import pytest
+import torch
+from ops.contrastive_idm_cases import loss_and_grad
+
+import fastseq
+from fastseq.ops.contrastive_idm.op import _backward_op, _forward_op
+
+OPTIONS = ("torch", 3.0, 2.0, "contrastive", "paper", "sqeuclidean")
+
+
+def inputs(reduction="mean"):
+    z = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    tensors = z, torch.arange(14).view(2, 7), torch.tensor([7, 3]), torch.tensor([2.0, 1.0])
+    return *tensors, *OPTIONS, reduction
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_opcheck_forward(reduction):
+    torch.library.opcheck(_forward_op, inputs(reduction))
+    torch.library.opcheck(_forward_op, (inputs()[0], None, None, None, *OPTIONS, reduction))
+
+
+def test_opcheck_backward():
+    z, *rest = inputs()
+    loss, coef = _forward_op(z, *rest)
+    args = (torch.ones_like(loss), z.detach(), *rest[:3], coef.detach(), *rest[3:])
+    torch.library.opcheck(_backward_op, args)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("window", [4.0, torch.tensor([2.0, 5.0])])
+def test_compiled_equals_eager(autocast, window):
+    z = torch.randn(2, 140, 4, generator=torch.Generator().manual_seed(0))
+    t = torch.arange(140) * 2
+
+    def train(x):
+        return fastseq.contrastive_idm(x * 2, t, lengths=[140, 4], window=window, margin=9.0)
+
+    def both(function):
+        x = z.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = function(x)
+        return (loss, *torch.autograd.grad(loss, x))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(train, fullgraph=True, backend="aot_eager")
+    for want, got in zip(both(train), both(compiled), strict=True):
+        assert torch.equal(want, got)
+
+
+def test_compiled_with_other_lengths():
+    """Another T compiles once more, for all of them."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(fastseq.contrastive_idm, fullgraph=True, backend=counter)
+    for frames in (5, 8, 11, 14):
+        z = torch.randn(2, frames, 3)
+        assert torch.equal(compiled(z), fastseq.contrastive_idm(z))
+    assert counter.frame_count == 2
+
+
+def test_compiled_twice_differentiated_is_an_error():
+    z = torch.randn(2, 5, 3, requires_grad=True)
+
+    def penalty(x):
+        (dx,) = torch.autograd.grad(fastseq.contrastive_idm(x), x, create_graph=True)
+        return dx.square().sum()
+
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        penalty(z).backward()
+    opts = ("torch", 10.0, 2.0, "contrastive", "paper", "sqeuclidean", "mean")
+    loss, _ = _forward_op(z, None, None, None, *opts)
+    (dz,) = torch.autograd.grad(loss, z, create_graph=True)
+    assert torch.equal(dz, loss_and_grad(z)[1])
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        dz.square().sum().backward()
