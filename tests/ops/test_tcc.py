@@ -9,6 +9,7 @@ from ops.tcc_cases import brute_force, loss_and_grads, randn, relative
 
 import fastseq
 import fastseq.ops.tcc.torch as blockwise
+from fastseq.ops.tcc.op import check_options
 from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, VARIANCE_FLOOR
 
 BOTH = ["reference", "torch"]
@@ -330,6 +331,29 @@ def test_gradient_of_one_input_alone():
         inputs[k].requires_grad_()
         (got,) = torch.autograd.grad(fastseq.tcc_loss(*inputs), inputs[k])
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_gradients_kept_by_the_forward_or_formed_in_the_backward(loss_type):
+    x, y = randn(2, 9, 5, dtype=torch.float32), randn(2, 13, 5, dtype=torch.float32, seed=1)
+    opts = check_options("", loss_type, "l2", 0.1, 0.001, 0.1, 0.1, True, "mean")
+    for two in (y, None):
+        tensors = (x, two, *[None] * 6)
+        grad = torch.tensor(-3.0)
+        kept = blockwise.forward(*tensors, opts, True)
+        bare = blockwise.forward(*tensors, opts, False)
+        assert torch.equal(kept[0], bare[0])
+        assert bare[1:] == (None, None)
+        late = blockwise.backward(grad, *tensors, *bare[1:], opts)
+        for a, b in zip(blockwise.backward(grad, *tensors, *kept[1:], opts), late, strict=True):
+            assert b is None or relative(a, b) < 1e-6
+
+
+def test_backward_twice_over_one_graph():
+    x = randn(2, 9, 5).requires_grad_()
+    loss = fastseq.tcc_loss(x)
+    first, again = (torch.autograd.grad(loss * k, x, retain_graph=True)[0] for k in (1, 2))
+    assert torch.equal(2 * first, again)
 
 
 def test_differentiating_twice_raises():

@@ -10,22 +10,25 @@ from fastseq.ops.tcc.op import _backward_op, _forward_op
 OPTIONS = ("torch", "regression_mse_var", "l2", 0.1, 0.001, 0.1, 0.1, True)
 
 
-def _inputs(pair=True, reduction="mean"):
+def _inputs(pair=True, reduction="mean", keep=True):
     x = randn(2, 7, 4, dtype=torch.float32).requires_grad_()
     y = randn(2, 5, 4, dtype=torch.float32, seed=1).requires_grad_() if pair else None
     lengths, duration = torch.tensor([7, 3]), torch.tensor([9.0, 4.0])
-    return x, y, None, None, lengths, None, duration, None, *OPTIONS, reduction
+    return x, y, None, None, lengths, None, duration, None, *OPTIONS, reduction, keep
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("pair", [True, False])
-def test_opcheck(pair, reduction):
-    args = _inputs(pair, reduction)
+@pytest.mark.parametrize("keep", [True, False])
+def test_opcheck(pair, reduction, keep):
+    args = _inputs(pair, reduction, keep)
     torch.library.opcheck(_forward_op, args)
-    loss, count = _forward_op(*args)
+    loss, dx, dy = (out.detach() for out in _forward_op(*args))
+    kept = dx if dx.numel() else None, dy if dy.numel() else None
+    assert (kept[0] is not None) == (keep and (pair or reduction == "mean"))
     x, y = (None if z is None else z.detach() for z in args[:2])
     grad = torch.ones_like(loss)
-    torch.library.opcheck(_backward_op, (grad, x, y, *args[2:8], count.detach(), *args[8:]))
+    torch.library.opcheck(_backward_op, (grad, x, y, *args[2:8], *kept, *args[8:-1]))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -83,7 +86,7 @@ def test_compiled_with_other_lengths_and_temperatures():
 
 def test_compiled_twice_differentiated_raises():
     x = randn(2, 5, 3).requires_grad_()
-    loss = _forward_op(x, *[None] * 7, *OPTIONS, "mean")[0]
+    loss = _forward_op(x, *[None] * 7, *OPTIONS, "mean", True)[0]
     (dx,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match='backend="reference"'):
         dx.sum().backward()

@@ -155,10 +155,12 @@ def tcc_loss(
             f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
             f'jvp); to fix: {op}(..., backend="reference")'
         )
-    elif torch.compiler.is_compiling():
-        loss = _forward_op(*tensors, name, *opts)[0]
     else:
-        loss = _TCC.apply(*tensors, name, opts)
+        keep = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in (x, y))
+        if torch.compiler.is_compiling():
+            loss = _forward_op(*tensors, name, *opts, keep)[0]
+        else:
+            loss = _TCC.apply(*tensors, name, opts, keep)
     return loss[0] if unbatched and reduction == "none" else loss
 
 
@@ -214,9 +216,9 @@ def _backend(name: str):
     return importlib.import_module(f"fastseq.ops.tcc.{name}")
 
 
-def _forward(tensors, name: str, opts: TCCOptions) -> tuple[Tensor, Tensor]:
+def _forward(tensors, name: str, opts: TCCOptions, keep: bool):
     with no_autocast(tensors[0].device.type):
-        return _backend(name).forward(*tensors, opts)
+        return _backend(name).forward(*tensors, opts, keep)
 
 
 def _backward(grad, tensors, name: str, opts: TCCOptions) -> tuple[Tensor, Tensor | None]:
@@ -228,17 +230,17 @@ class _TCC(torch.autograd.Function):
     """Eager path: no torch.library boundary, which costs 15 to 60 us a call."""
 
     @staticmethod
-    def forward(ctx, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, name, opts):
+    def forward(ctx, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, name, opts, keep):
         tensors = (x, y, tx, ty, valid_x, valid_y, duration_x, duration_y)
-        loss, count = _forward(tensors, name, opts)
-        ctx.save_for_backward(*tensors, count)
+        loss, *kept = _forward(tensors, name, opts, keep)
+        ctx.save_for_backward(*tensors, *kept)
         ctx.name, ctx.opts = name, opts
         return loss
 
     @staticmethod
     def backward(ctx, grad):
         dx, dy = _TCCBackward.apply(grad, ctx.name, ctx.opts, *ctx.saved_tensors)
-        return dx, dy, *[None] * 8
+        return dx, dy, *[None] * 9
 
 
 class _TCCBackward(torch.autograd.Function):
@@ -270,44 +272,57 @@ _OPTS = (
 
 
 @torch.library.custom_op(
-    "fastseq::tcc_forward", mutates_args=(), schema=f"({_INPUTS}, {_OPTS}) -> (Tensor, Tensor)"
+    "fastseq::tcc_forward",
+    mutates_args=(),
+    schema=f"({_INPUTS}, {_OPTS}, bool keep) -> (Tensor, Tensor, Tensor)",
 )
 def _forward_op(*args):
-    return _forward(args[:8], args[8], TCCOptions(*args[9:]))
+    loss, dx, dy = _forward(args[:8], args[8], TCCOptions(*args[9:-1]), args[-1])
+    # An op cannot return None: an empty tensor stands for what is not there.
+    return loss, *(loss.new_empty(0) if d is None else d for d in (dx, dy))
 
 
 @_forward_op.register_fake
 def _(*args):
-    x, opts = args[0], TCCOptions(*args[9:])
+    (x, y), opts, keep = args[:2], TCCOptions(*args[9:-1]), args[-1]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shape = x.shape[:1] if opts.reduction == "none" else ()
-    return x.new_empty(shape, dtype=dtype), x.new_empty((), dtype=dtype)
+    keep = keep and (y is not None or opts.reduction != "none")
+    shapes = (
+        x.shape[:1] if opts.reduction == "none" else (),
+        x.shape if keep else (0,),
+        y.shape if keep and y is not None else (0,),
+    )
+    return tuple(x.new_empty(shape, dtype=dtype) for shape in shapes)
 
 
 @torch.library.custom_op(
     "fastseq::tcc_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, {_INPUTS}, Tensor count, {_OPTS}) -> (Tensor, Tensor)",
+    schema=f"(Tensor grad, {_INPUTS}, Tensor? kept_x, Tensor? kept_y, {_OPTS}) -> (Tensor, Tensor)",
 )
 def _backward_op(grad, *args):
-    dx, dy = _backward(grad, args[:9], args[9], TCCOptions(*args[10:]))
-    # An op cannot return None: an empty tensor stands for the gradient of what is not there.
+    dx, dy = _backward(grad, args[:10], args[10], TCCOptions(*args[11:]))
     return dx, dx.new_empty(0) if dy is None else dy
 
 
 @_backward_op.register_fake
 def _(grad, x, y, *rest):
-    return x.new_empty(x.shape), x.new_empty(0 if y is None else y.shape)
+    return x.new_empty(x.shape), x.new_empty(0) if y is None else y.new_empty(y.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:8], output[1])
-    ctx.options = inputs[8:]
+    y = inputs[1]
+    kept_x, kept_y = output[1:]
+    keep = inputs[-1] and (y is not None or TCCOptions(*inputs[9:-1]).reduction != "none")
+    ctx.save_for_backward(
+        *inputs[:8], kept_x if keep else None, kept_y if keep and y is not None else None
+    )
+    ctx.options = inputs[8:-1]
 
 
-def _autograd(ctx, grad, grad_count):
+def _autograd(ctx, grad, *grad_kept):
     dx, dy = _backward_op(grad, *ctx.saved_tensors, *ctx.options)
-    return dx, None if ctx.saved_tensors[1] is None else dy, *[None] * 15
+    return dx, None if ctx.saved_tensors[1] is None else dy, *[None] * 16
 
 
 def _raise_twice(ctx, *grads):

@@ -1,8 +1,8 @@
 """Blockwise backend: any device, memory O(N T D), never a T x T matrix.
 
 A cycle starts and ends in u, so a block of rows of u goes all the way at once: to its soft nearest
-neighbours in v, back to u, to its loss. Nothing is kept for the backward but the inputs; it takes
-each block the same way again.
+neighbours in v, back to u, to its loss, and with the softmaxes at hand on to its gradients. The
+forward forms them too where the upstream gradient can only be a factor for each pair.
 """
 
 import torch
@@ -18,39 +18,59 @@ MASKED = -1e30  # a score that exp turns into exactly 0, without the NaN of 0 * 
 
 
 def forward(
-    x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions
-) -> tuple[Tensor, Tensor]:
-    """The loss, and the number that the sum over cycles was divided by."""
+    x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, keep: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss and, to ``keep``, its gradients with respect to x and y in the loss's dtype."""
     a, b = _sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts)
-    sums = a.z.new_zeros(len(x))
-    for u, v, _ in _hops(a, b):
-        _Hop(u, v, opts).add_losses(sums)
-    count = sums.new_ones(())
-    if opts.reduction == "mean":
-        count = num_cycles(a.real, None if b is None else b.real).clamp(min=1).to(sums.dtype)
-    return sums if opts.reduction == "none" else sums.sum() / count, count
+    share, sums = _share(a, b, opts), a.z.new_zeros(len(x))
+    # Without y each sequence has a part in the losses of all others.
+    factors = b is not None or opts.reduction != "none"
+    weight = share.expand(len(x)) if keep and factors else None
+    da, db = _run(a, b, opts, sums, weight)
+    return sums if opts.reduction == "none" else sums.sum() * share, da, db
 
 
 def backward(
-    grad, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, count, opts: TCCOptions
+    grad, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, da, db, opts: TCCOptions
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of x and y."""
-    a, b = _sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts)
-    weight = (grad.to(a.z.dtype) / count).expand(len(x))
-    da = torch.zeros_like(a.z)
-    db = da if b is None else torch.zeros_like(b.z)
+    """Gradients of x and y, from those that the forward has kept or else from the start."""
+    if da is None:
+        a, b = _sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts)
+        weight = grad.to(a.z.dtype) * _share(a, b, opts)
+        da, db = _run(a, b, opts, a.z.new_zeros(len(x)), weight.expand(len(x)))
+    else:
+        da, db = (None if d is None else d * grad.view(-1, 1, 1) for d in (da, db))
+    return da.to(x.dtype), None if y is None else db.to(y.dtype)
+
+
+def _share(a: Side, b: Side | None, opts: TCCOptions) -> Tensor:
+    """What the sum over a cycle's loss counts in the result."""
+    if opts.reduction != "mean":
+        return a.z.new_ones(())
+    count = num_cycles(a.real, None if b is None else b.real)
+    return 1 / count.clamp(min=1).to(a.z.dtype)
+
+
+def _run(
+    a: Side, b: Side | None, opts: TCCOptions, sums: Tensor, weight: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Add each sequence's losses to sums; gradients of sum_n weight_n sums_n."""
+    if weight is None:
+        for u, v, _ in _hops(a, b):
+            _Hop(u, v, opts).run(sums)
+        return None, None
+    da, db = torch.zeros_like(a.z), None if b is None else torch.zeros_like(b.z)
     for u, v, shift in _hops(a, b):
         du, dv = (da, db) if u is a else (db, da)
         if b is None:
             dv = torch.zeros_like(da)
-        _Hop(u, v, opts).add_gradients(weight, du, dv)
+        _Hop(u, v, opts).run(sums, weight, du, dv)
         if b is None:
             da += dv.roll(shift, 0)
-    out = [
-        None if z is None else d.masked_fill_(~s.real[..., None], 0).to(z.dtype)
-        for z, d, s in ((x, da, a), (y, db, b))
-    ]
-    return out[0], out[1]
+    for d, s in ((da, a), (db, b)):
+        if d is not None:
+            d.masked_fill_(~s.real[..., None], 0)
+    return da, db
 
 
 def _sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions):
@@ -116,18 +136,22 @@ class _Hop:
             for rows in _slices(frames, height):
                 yield seqs, rows, scratch
 
-    def add_losses(self, sums: Tensor) -> None:
-        for seqs, rows, scratch in self.blocks():
-            losses = _Block(self, seqs, rows, scratch).losses()
-            sums[seqs] += torch.where(self.real[seqs, rows], losses, 0).sum(1)
-
-    def add_gradients(self, weight: Tensor, du: Tensor, dv: Tensor) -> None:
-        """Add the gradients of sum_n weight_n * (losses of sequence n)."""
+    def run(
+        self,
+        sums: Tensor,
+        weight: Tensor | None = None,
+        du: Tensor | None = None,
+        dv: Tensor | None = None,
+    ) -> None:
+        """Add the losses of sequence n to sums_n, and the gradients of sum_n weight_n losses_n."""
         # Sums over rows of the gradients of the scores: what the |b|^2 of each column gets.
         columns_u, columns_v = torch.zeros_like(self.bias_u), torch.zeros_like(self.bias_v)
         for seqs, rows, scratch in self.blocks():
-            block = _Block(self, seqs, rows, scratch)
-            d_logits = block.d_logits(weight[seqs, None] * self.real[seqs, rows])
+            block, real = _Block(self, seqs, rows, scratch), self.real[seqs, rows]
+            losses, d_logits = block.solve(None if weight is None else weight[seqs, None] * real)
+            sums[seqs] += torch.where(real, losses, 0).sum(1)
+            if weight is None:
+                continue
             d_nearest = self.alpha * torch.bmm(d_logits, self.u[seqs])
             du[seqs].baddbmm_(d_logits.mT, block.nearest, alpha=self.alpha)
             dv[seqs].baddbmm_(block.p_v.mT, d_nearest)
@@ -137,7 +161,7 @@ class _Hop:
             if self.distances:
                 columns_u[seqs] += d_logits.sum(1)
                 columns_v[seqs] += d_scores.sum(1)
-        if self.distances:
+        if self.distances and weight is not None:
             du.addcmul_(self.u, columns_u[..., None], value=-self.alpha)
             dv.addcmul_(self.v, columns_v[..., None], value=-self.alpha)
 
@@ -164,44 +188,38 @@ class _Block:
         shape = like.shape if isinstance(like, Tensor) else torch.Size(like)
         return self.scratch[index, : shape.numel()].view(shape)
 
-    def losses(self) -> Tensor:
-        """(n, rows)."""
-        opts = self.hop.opts
-        if opts.loss_type == "classification":
-            own = self._own(self.logits)
-            lse = torch.logsumexp(self.logits, 2)
-            mean = self.logits.mul_(self._real_columns()).sum(2) / self._num_columns()
-            return lse - (1 - opts.label_smoothing) * own - opts.label_smoothing * mean
-        error, variance, _, _ = self._moments()
-        if opts.loss_type == "regression_mse":
-            return error.square()
-        if opts.loss_type == "regression_huber":
-            size, delta = error.abs(), opts.huber_delta
-            return torch.where(size <= delta, size.square() / 2, delta * size - delta * delta / 2)
-        variance = torch.maximum(variance, self.hop.floor[self.seqs])
-        return error.square() / variance + opts.variance_lambda * variance.log()
-
-    def d_logits(self, weight: Tensor) -> Tensor:
-        """Gradient of sum_i weight_i loss_i with respect to the logits; weight (n, rows)."""
-        opts, hop = self.hop.opts, self.hop
-        if opts.loss_type == "classification":
-            out = torch.softmax(self.logits, 2, out=self._buffer(3, self.logits))
-            smooth = (opts.label_smoothing / self._num_columns())[..., None]
-            out.addcmul_(smooth, self._real_columns(), value=-1)
-            self._own(out).sub_(1 - opts.label_smoothing)
-            return out.mul_(weight[..., None])
+    def solve(self, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Losses (n, rows), and the gradient of sum_i weight_i loss_i in the logits."""
+        if self.hop.opts.loss_type == "classification":
+            return self._classify(weight)
         error, variance, deviation, beta = self._moments()
-        slope, curve = self._derivatives(error, variance)
-        scale = hop.scale[self.seqs]
-        slope, curve = weight * slope * scale, weight * curve
-        out = self._buffer(3, beta)
-        if opts.loss_type == "regression_mse_var":
+        losses, slope, curve = self._regress(error, variance)
+        if weight is None:
+            return losses, None
+        scale, out = self.hop.scale[self.seqs], self._buffer(3, beta)
+        slope = weight * slope * scale
+        if curve is None:
+            torch.mul(deviation, slope[..., None], out=out)
+        else:
             # beta (slope c + curve (c^2 - variance)), c the deviation from the predicted time
+            curve = weight * curve
             torch.mul(deviation, (curve * scale.square())[..., None], out=out)
             out.add_(slope[..., None]).mul_(deviation).sub_((curve * variance)[..., None])
-        else:
-            torch.mul(deviation, slope[..., None], out=out)
-        return out.mul_(beta)
+        return losses, out.mul_(beta)
+
+    def _classify(self, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        hop, smoothing, out = self.hop, self.hop.opts.label_smoothing, self._buffer(3, self.logits)
+        real = hop.real[self.seqs, None].to(self.u.dtype)  # [n, 1, T]
+        count = real.sum(2).clamp(min=1)
+        mean = torch.mul(self.logits, real, out=out).sum(2) / count
+        losses = torch.logsumexp(self.logits, 2) - smoothing * mean
+        losses -= (1 - smoothing) * self._own(self.logits)
+        if weight is None:
+            return losses, None
+        torch.softmax(self.logits, 2, out=out)
+        out.addcmul_((smoothing / count)[..., None], real, value=-1)
+        self._own(out).sub_(1 - smoothing)
+        return losses, out.mul_(weight[..., None])
 
     def d_scores(self, d_nearest: Tensor) -> Tensor:
         """Gradient with respect to the scores against v, from that of the nearest neighbours."""
@@ -224,27 +242,22 @@ class _Block:
         scale = hop.scale[self.seqs]
         return error * scale, variance * scale.square(), deviation, beta
 
-    def _derivatives(self, error: Tensor, variance: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Of a row's loss, with respect to error and variance."""
+    def _regress(self, error: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses of rows, and their derivatives with respect to error and variance."""
         opts, floor = self.hop.opts, self.hop.floor[self.seqs]
         if opts.loss_type == "regression_mse":
-            return 2 * error, 0.0
+            return error.square(), 2 * error, None
         if opts.loss_type == "regression_huber":
-            return error.clamp(-opts.huber_delta, opts.huber_delta), 0.0
+            slope = error.clamp(-opts.huber_delta, opts.huber_delta)
+            return slope * (error - slope / 2), slope, None
         floored = torch.maximum(variance, floor)
-        slope = 2 * error / floored
-        curve = (opts.variance_lambda - error.square() / floored) / floored
-        return slope, curve.masked_fill(variance < floor, 0)
+        ratio = error.square() / floored
+        curve = ((opts.variance_lambda - ratio) / floored).masked_fill(variance < floor, 0)
+        return ratio + opts.variance_lambda * floored.log(), 2 * error / floored, curve
 
     def _own(self, scores: Tensor) -> Tensor:
         """The entries of a block of u against u in which a frame meets itself: (n, rows)."""
         return scores[:, :, self.rows].diagonal(dim1=1, dim2=2)
-
-    def _real_columns(self) -> Tensor:
-        return self.hop.real[self.seqs, None].to(self.u.dtype)
-
-    def _num_columns(self) -> Tensor:
-        return self._real_columns().sum(2).clamp(min=1)
 
 
 def _slices(total: int, size: int):
