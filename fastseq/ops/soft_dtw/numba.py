@@ -33,7 +33,7 @@ def backward(
     """Gradients of x, y and cost, None where there is no such input or it is not asked for."""
     p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
     below, state = saved
-    flow = p.new(p.batch, p.strips, p.m)
+    flow = torch.empty(p.batch, p.strips, p.m, dtype=torch.float64)
     outputs = [torch.zeros_like(torch.from_numpy(a)) for a in (p.x, p.y, p.cost)]
     p.run(backward_strips, *map(_numpy, (below, state, grad, flow, *outputs)))
     dx, dy, dcost = outputs

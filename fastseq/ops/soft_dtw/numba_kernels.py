@@ -12,7 +12,7 @@ import numpy as np
 from fastseq.ops.soft_dtw.numba_math import (
     OPTIONS,
     kernel,
-    log2,
+    log2_1p,
     middle_of,
     store_release,
     wait_for,
@@ -126,11 +126,11 @@ def _forward_block(u, up, v, sm, above, below, area, one):
         for r in range(from_lane, to_lane):
             i = _i(r)
             x, y = up[now, i], v[i]
-            least, _, _, total = weigh(x, y, one)
-            total = u[row, i] + (least - log2(total))
-            sm[i] = total
-            v[i] = total - x
-            up[then, _i(r + 1)] = total - y
+            least, _, _, others = weigh(x, y, one)
+            rest = u[row, i] - log2_1p(others)
+            sm[i] = rest + least
+            v[i] = rest + (least - x)
+            up[then, _i(r + 1)] = rest + (least - y)
         value += _value_of_step(s, first, last, top, n, m, up, then, v, sm)
         if last == LANES:
             below[s - LANES + 1] = up[then, LANES]
@@ -182,11 +182,11 @@ def _probabilities(u, p, up, v, above, area, one):
         for r in range(from_lane, to_lane):
             i = _i(r)
             x, y = up[now, i], v[i]
-            least, e_middle, e_most, total = weigh(x, y, one)
-            sm = u[row, i] + (least - log2(total))
-            v[i] = sm - x
-            up[then, _i(r + 1)] = sm - y
-            middle, share = middle_of(x, y, zero), one / total
+            least, e_middle, e_most, others = weigh(x, y, one)
+            rest = u[row, i] - log2_1p(others)
+            v[i] = rest + (least - x)
+            up[then, _i(r + 1)] = rest + (least - y)
+            middle, share = middle_of(x, y, zero), one / (one + others)
             diagonal = one if zero == least else e_middle if zero == middle else e_most
             p[row, i] = share * diagonal
             p[row, _i(LANES + r)] = share * (
@@ -203,7 +203,8 @@ def _expectations(e, p, left, up, owed, seed, below, above, area):
 
     Flux on its way: left[r] to the cell on the left, up[r] to the row above at the column of the
     step, owed[r] from the diagonal, which the row above gets one step later. ``below`` and
-    ``above``: flux between strips, per column.
+    ``above``: flux between strips, per column. All flux is float64, and what leaves a cell is what
+    came: where one path dominates, float32 would lose the little that comes back to it.
     """
     start, top, n, m, low, high = area
     rows = min(LANES, n - top)
@@ -221,9 +222,13 @@ def _expectations(e, p, left, up, owed, seed, below, above, area):
             i = _i(r)
             got = left[i] + up[_i(r + 1)]
             e[row, i] = got
-            left[i] = got * p[row, _i(2 * LANES + r)]
-            up[i] = got * p[row, _i(LANES + r)] + owed[i]
-            owed[i] = got * p[row, i]
+            diagonal = np.float64(p[row, i])
+            upper = np.float64(p[row, _i(LANES + r)])
+            leftmost = np.float64(p[row, _i(2 * LANES + r)])
+            got /= diagonal + upper + leftmost
+            left[i] = got * leftmost
+            up[i] = got * upper + owed[i]
+            owed[i] = got * diagonal
         for r in range(max(first, last), LANES):
             e[k, r], left[r], up[r], owed[r] = 0, 0, owed[r], 0
         if s < m:
@@ -380,8 +385,8 @@ def backward_strips(problem, worker, workers, progress, below, state, grad, flow
     skewed = np.empty((LANES, WINDOW), dtype)
     u, e = np.empty((STEPS, LANES), dtype), np.empty((STEPS, LANES), dtype)
     p, up = np.empty((STEPS, 3 * LANES), dtype), np.empty((2, LANES + 1), dtype)
-    v, left = np.empty(LANES, dtype), np.empty(LANES, dtype)
-    lift, owed = np.empty(LANES + 1, dtype), np.empty(LANES, dtype)
+    v, left = np.empty(LANES, dtype), np.empty(LANES)
+    lift, owed = np.empty(LANES + 1), np.empty(LANES)
     for index in range(worker, batch * strips, workers):
         b, strip = index % batch, strips - 1 - index // batch
         n, m, low, high = n_real[b], m_real[b], band[b, 0], band[b, 1]

@@ -20,12 +20,13 @@ kernel = numba.njit(**OPTIONS)
 
 _ONE, _HALF = np.float32(1), np.float32(0.5)
 _UNDERFLOW = np.float32(-125)
-# Chebyshev fits: 2^f on [-1/2, 1/2], error 2e-9; log2(1 + z) / z on [-1/4, 1/2], error 4e-8.
+# Chebyshev fits: 2^f on [-1/2, 1/2], error 2e-9; log2(1 + z) / z on [-1/4, 1/2], error 7e-9.
 _E1, _E2, _E3 = np.float32(6.93147207e-01), np.float32(2.40226512e-01), np.float32(5.55032721e-02)
 _E4, _E5, _E6 = np.float32(9.61802560e-03), np.float32(1.34004322e-03), np.float32(1.54697320e-04)
-_L0, _L1, _L2 = np.float32(1.44269503), np.float32(-0.72134847), np.float32(0.48090223)
-_L3, _L4, _L5 = np.float32(-0.36057657), np.float32(0.28818633), np.float32(-0.2427019)
-_L6, _L7, _L8 = np.float32(0.21635856), np.float32(-0.17444378), np.float32(0.0782798)
+_L0, _L1, _L2 = np.float32(1.44269503), np.float32(-0.721347535), np.float32(0.480900769)
+_L3, _L4, _L5 = np.float32(-0.360675106), np.float32(0.288384543), np.float32(-0.240141685)
+_L6, _L7, _L8 = np.float32(0.20908246), np.float32(-0.190318899), np.float32(0.150851797)
+_L9 = np.float32(-0.0645084384)
 
 
 @intrinsic
@@ -87,20 +88,21 @@ def _exp2(x):
     return fp32
 
 
-def log2(s):
+def log2_1p(t):
     raise NotImplementedError
 
 
-@overload(log2)
-def _log2(s):
-    """log2 of a number from 1 to 3."""
-    if s == types.float64:
-        return lambda s: math.log2(s)
+@overload(log2_1p)
+def _log2_1p(t):
+    """log2(1 + t) for t from 0 to 2, to rounding of the result also where t is small."""
+    if t == types.float64:
+        return lambda t: math.log1p(t) / math.log(2)
 
-    def fp32(s):
-        high = s > np.float32(1.5)
-        z = (s * _HALF if high else s) - _ONE
-        p = _L8
+    def fp32(t):
+        high = t > _HALF
+        z = (t - _ONE) * _HALF if high else t
+        p = _L9
+        p = p * z + _L8
         p = p * z + _L7
         p = p * z + _L6
         p = p * z + _L5
@@ -143,13 +145,13 @@ def middle_of(x, y, zero):
 
 @kernel
 def weigh(x, y, one):
-    """(least, e_middle, e_most, their sum with 1) of the scores 0, x (up) and y (left).
+    """(least, e_middle, e_most, their sum) of the scores 0, x (up) and y (left).
 
-    e = 2^(least - score): one of the three is exactly 1, so two exps serve.
+    e = 2^(least - score): the third is exactly 1, so two exps serve.
     """
     zero = one - one
     small, large = (x, y) if x < y else (y, x)
     least = small if small < zero else zero
     most = large if large > zero else zero
     a, b = exp2(least - middle_of(x, y, zero)), exp2(least - most)
-    return least, a, b, one + a + b
+    return least, a, b, a + b
