@@ -20,6 +20,9 @@ from fastseq.ops.contrastive_idm.triton_kernels import (
     cidm_reduce_kernel,
 )
 
+# Without a limit of its own ptxas stops at 128 or 168 registers and spills a few.
+MAX_REGISTERS = 255
+
 
 class Tiles(NamedTuple):
     """Rows and columns of a tile, channels per step of the distance and per gradient program."""
@@ -41,9 +44,10 @@ def tiles(kernel: str, d: int, operands: str, direct: bool, arch: int) -> Tiles:
     (tests/data/contrastive_idm_resources.json) and to fit the 99 kB of shared memory of sm_86.
     """
     padded = max(16, triton.next_power_of_2(d))
+    interpreted = arch == 0  # which wants few, large steps
     if direct:
-        return Tiles(32, 32, 8, min(padded, 64), 4, 1)
-    if arch == 0:  # the interpreter: few, large steps
+        return Tiles(32, 32, min(padded, 64) if interpreted else 8, min(padded, 64), 4, 1)
+    if interpreted:
         return Tiles(64, 64, padded, padded, 4, 1)
     half = operands in ("bf16", "fp16")
     if kernel == "loss":
@@ -51,8 +55,10 @@ def tiles(kernel: str, d: int, operands: str, direct: bool, arch: int) -> Tiles:
             return Tiles(64, 64, min(padded, 128), padded, 8 if padded > 128 else 4, 2)
         return Tiles(64, 64, 16, padded, 8, 2)
     if half:
-        if padded <= 128:
-            return Tiles(64, 64, padded, padded, 8, 2)
+        if padded <= 64:
+            return Tiles(64, 32 if arch < 90 else 64, padded, padded, 4 if arch < 90 else 8, 2)
+        if padded == 128:
+            return Tiles(64, 32 if arch < 90 and operands == "fp16" else 64, 128, 128, 8, 2)
         return Tiles(32, 32, 128, 256, 8, 2)
     return Tiles(64, 32, 16, min(padded, 64), 8, 2)
 
@@ -95,6 +101,7 @@ def forward(
             **_kind(z, opts, precision),
             num_warps=tile.warps,
             num_stages=tile.stages,
+            maxnreg=MAX_REGISTERS,
         )
         cidm_reduce_kernel[(1,)](
             part,
@@ -153,6 +160,7 @@ def backward(
             **_kind(z, opts, precision),
             num_warps=tile.warps,
             num_stages=tile.stages,
+            maxnreg=MAX_REGISTERS,
         )
     return dz
 

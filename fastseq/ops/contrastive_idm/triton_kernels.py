@@ -349,7 +349,7 @@ def cidm_grad_kernel(
         m_pair = m_m[:, None] & m_n[None, :] & (o_m[:, None] != o_n[None, :])
         b_c = to_operand(tl.where(m_pair, b_c, 0.0), BF16, PREC)
         b_sum += tl.sum(b_c, 1) + tl.sum(b_tn - b_tn, 0)
-        if BK < D:
+        if BK < D or BK != BD:
             b_zc = centred(p_zn, o_n, m_n, first, chunk, D, BD, CENTRE)
         if FP16:
             # Weights reach T^2: beyond fp16, within tf32, which holds fp16 frames exactly.
