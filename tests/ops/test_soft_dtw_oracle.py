@@ -21,14 +21,14 @@ def load(name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def check_value(name, value, want, dtype):
+def check_value(name, value, want, dtype, backend):
     error = np.abs(np.asarray(value, np.float64) - want)
     if dtype == torch.float64:
         assert (error <= 1e-13 * np.abs(want)).all()
     elif name.startswith("13"):
-        # The costs on the diagonal are 0: what is summed over 50 cells is -log2(1 + small), and
-        # float32 rounds each 1 + small. Exact exp2 and log2 come to 7.7e-7 with these costs.
-        assert error <= 1e-6
+        # The costs on the diagonal are 0: what is summed over 50 cells is -log2(1 + small). The
+        # torch backend rounds each 1 + small first, with which exact functions come to 7.7e-7.
+        assert error <= (1e-6 if backend == "torch" else 5e-7)
     else:
         assert (error <= 5e-7 * np.abs(want)).all()
 
@@ -54,7 +54,7 @@ def test_costs(backend, name, dtype):
     options = {"gamma": float(case["gamma"]), "backend": backend}
     value, expected = value_and_alignment(torch.tensor(case["D"], dtype=dtype), **options)
     assert (value.dtype, expected.dtype) == (dtype, dtype)
-    check_value(name, value, case["value"], dtype)
+    check_value(name, value, case["value"], dtype, backend)
     check_alignment(name, expected, case["grad_D"], dtype)
 
 
@@ -66,7 +66,7 @@ def test_embeddings(backend, name, dtype):
     x, y = (torch.tensor(case[key], dtype=dtype) for key in "XY")
     options = {"gamma": float(case["gamma"]), "backend": backend}
     value, dx, dy = value_and_grads(x, y, **options)
-    check_value(name, value, case["value"], dtype)
+    check_value(name, value, case["value"], dtype, backend)
     allowed = 1e-12 if dtype == torch.float64 else 1e-5
     assert relative(dx, case["grad_X"]) <= allowed
     assert relative(dy, case["grad_Y"]) <= allowed
@@ -87,7 +87,7 @@ def test_padded_batch(backend, dtype):
         "backend": backend,
     }
     value, dx, dy = value_and_grads(x, y, **options)
-    check_value(path.stem, value, case["value"], dtype)
+    check_value(path.stem, value, case["value"], dtype, backend)
     expected = fastseq.soft_dtw_alignment(x, y, **options)
     check_alignment(path.stem, expected, case["grad_D"], dtype)
     for got, want in ((dx, case["grad_X"]), (dy, case["grad_Y"]), (expected, case["grad_D"])):
@@ -104,7 +104,7 @@ def test_divergence(backend, dtype):
     for gamma in (0.1, 1.0, 10.0):
         options = {"gamma": gamma, "divergence": True, "backend": backend}
         value, dx, _ = value_and_grads(x, y, **options)
-        check_value(path.stem, value, case[f"div_sq_value_g{gamma}"], dtype)
+        check_value(path.stem, value, case[f"div_sq_value_g{gamma}"], dtype, backend)
         allowed = 1e-12 if dtype == torch.float64 else 1e-5
         assert relative(dx, case[f"div_sq_grad_X_g{gamma}"]) <= allowed
 
@@ -117,5 +117,5 @@ def test_hard_limit(backend, dtype):
     x, y = (torch.tensor(case[key], dtype=dtype) for key in "XY")
     for gamma in ("0.1", "0.01", "0.001", "0.0001", "1e-06"):
         value = fastseq.soft_dtw(x, y, gamma=float(gamma), backend=backend)
-        check_value(path.stem, value, case[f"soft_g{gamma}"], dtype)
+        check_value(path.stem, value, case[f"soft_g{gamma}"], dtype, backend)
     assert fastseq.dtw_path(x.double(), y.double())[1] == pytest.approx(case["hard_sq"], rel=1e-6)
