@@ -1,4 +1,4 @@
-"""Evaluate a run by CARL's protocol: `python -m training.evaluate RUN`.
+"""Evaluate a run by a paper's protocol: `python -m training.evaluate RUN`.
 
 Prints a table and writes it, with the definition of every metric, to RUN/evaluation.json.
 """
@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from training.evaluation.cli import UserError, open_index, run_command, split_videos, write_json
 from training.evaluation.protocol import (
-    DEFAULT_STRIDE,
-    DEFINITIONS,
     ROW_DEFINITIONS,
     TAU_REMARK,
     TIME_INDEX,
     evaluate_embeddings,
     format_table,
 )
+from training.evaluation.protocols import PROTOCOLS, definitions, find_protocol
 
 if TYPE_CHECKING:
     from training.evaluation.embed import EmbeddedVideo
@@ -32,7 +31,8 @@ def evaluate_run(
     run: str | Path,
     *,
     folder: str | Path | None = None,
-    stride: int = DEFAULT_STRIDE,
+    protocol: str = "carl",
+    stride: int | None = None,
     fractions: Sequence[float] = (1.0,),
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def evaluate_run(
     Args:
         run: run directory of ``python -m training.train``.
         folder: prepared folder of videos with labels; the run's own by default.
-        stride, fractions: see :func:`training.evaluation.protocol.evaluate_embeddings`.
+        protocol, stride, fractions: see :func:`training.evaluation.protocol.evaluate_embeddings`.
     Returns:
         What RUN/evaluation.json holds: ``rows`` (name -> metrics, per_action, left_out), the
         definitions as sentences, and what was evaluated.
@@ -51,6 +51,7 @@ def evaluate_run(
     from training.evaluation.encoders import load_compared_encoders
 
     start = time.perf_counter()
+    stride = find_protocol(protocol).stride if stride is None else stride
     encoders, cfg = load_compared_encoders(run)
     index = open_index(cfg, folder)
     train = split_videos(index, cfg.data.train_split)
@@ -64,6 +65,7 @@ def evaluate_run(
             videos[: len(train)],
             videos[len(train) :],
             index.classes,
+            protocol=protocol,
             stride=stride,
             fractions=fractions,
         )
@@ -75,14 +77,14 @@ def evaluate_run(
     return {
         "run": str(run),
         "folder": str(index.folder),
-        "protocol": "carl",
+        "protocol": protocol,
         "stride": stride,
         "fractions": list(fractions),
         "videos": {"train": len(train), "test": len(test)},
         "actions": sorted({record.action for record in test}),
         "seconds": round(time.perf_counter() - start, 1),
         "rows": rows,
-        "definitions": DEFINITIONS,
+        "definitions": definitions(protocol, stride),
         "row_definitions": ROW_DEFINITIONS,
         "remark": TAU_REMARK,
     }
@@ -119,11 +121,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--folder", type=Path, help="prepared folder of labelled videos (default: the run's own)"
     )
     parser.add_argument(
+        "--protocol",
+        choices=list(PROTOCOLS),
+        default="carl",
+        help="whose classifier, scores and strides (default %(default)s)",
+    )
+    parser.add_argument(
         "--stride",
         type=int,
-        default=DEFAULT_STRIDE,
-        help="every how many frames Kendall's tau and AP@K look (default %(default)s, as CARL for "
-        "Pouring; CARL takes 2 for Penn Action)",
+        help="every how many frames Kendall's tau looks, and CARL's AP@K (default 5; CARL takes 2 "
+        "for Penn Action)",
     )
     parser.add_argument(
         "--fractions",
@@ -138,15 +145,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         result = evaluate_run(
-            args.run, folder=args.folder, stride=args.stride, fractions=args.fractions
+            args.run,
+            folder=args.folder,
+            protocol=args.protocol,
+            stride=args.stride,
+            fractions=args.fractions,
         )
         write_json(args.run / "evaluation.json", result)
         print(format_table(result["rows"]))
         print(
             f"\n{result['videos']['train']} training and {result['videos']['test']} test videos; "
-            f"actions: {', '.join(result['actions'])}; stride {args.stride}; "
+            f"actions: {', '.join(result['actions'])}; stride {result['stride']}; "
             f"{result['seconds']:.0f} s"
         )
+        print(result["definitions"]["protocol"])
         for line in left_out_lines(result["rows"]):
             print(f"left out: {line}")
         print(TAU_REMARK)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from training.evaluation import html
 from training.evaluation.cli import UserError, open_index, run_command, split_videos
-from training.evaluation.protocol import COLUMNS, TIME_INDEX, format_value
+from training.evaluation.protocol import TIME_INDEX, format_value
+from training.evaluation.protocols import COLUMNS
 
 if TYPE_CHECKING:
     from training.data.index import Index
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 LOWER_IS_BETTER = {"alignment_error", "alignment_error_dtw"}
 COMPARED = {
     "classification": "phase classification",
+    "weighted_f1": "phase classification (F1)",
     "ap_at_5": "AP@5",
+    "map_at_10": "mAP@10",
     "alignment_error": "alignment error",
 }
 STRIPS = 8
@@ -167,8 +170,8 @@ def _table(file: Path) -> list[str]:
         html.paragraph(result["remark"]),
         html.paragraph(
             f"Evaluated on {result['folder']}: {result['videos']['train']} training and "
-            f"{result['videos']['test']} test videos, stride {result['stride']}. The best value of "
-            "each column is bold.",
+            f"{result['videos']['test']} test videos, protocol {result['protocol']}, "
+            f"stride {result['stride']}. The best value of each column is bold.",
             quiet=True,
         ),
         html.folded(

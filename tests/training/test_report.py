@@ -148,6 +148,22 @@ def test_evaluate_compares_trained_untrained_and_time_index(run, capsys):
     assert "Do not argue from tau alone" in printed
 
 
+def test_protocols_of_evaluate(run, capsys):
+    result = evaluated(run, "--protocol", "ae2")
+    assert (result["protocol"], result["stride"]) == ("ae2", 5)
+    assert {"weighted_f1", "map_at_10"} <= result["rows"]["trained"]["metrics"].keys()
+    assert "weighted by the test frames" in result["definitions"]["weighted_f1"]
+    printed = capsys.readouterr().out
+    assert "AE2 (released code)" in printed
+    assert "mAP@10" in printed
+    assert report.main([str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "mAP@10" in page
+    assert "protocol ae2, stride 5" in page
+    with pytest.raises(SystemExit):
+        evaluate.main([str(run), "--protocol", "gta"])
+
+
 def test_evaluate_twice_gives_the_same_figures(run):
     assert evaluated(run)["rows"] == evaluated(run)["rows"]
 

@@ -106,12 +106,15 @@ class step:
 
 def spread_table(evaluations: Sequence[dict]) -> str:
     """Mean and standard deviation over runs of every metric, one line for each row."""
-    from training.evaluation.protocol import COLUMNS, format_cells
+    from training.evaluation.protocol import format_cells
+    from training.evaluation.protocols import COLUMNS
 
-    lines = [["", *COLUMNS.values()]]
+    first = next(iter(evaluations[0]["rows"].values()))["metrics"]
+    columns = [metric for metric in COLUMNS if metric in first]
+    lines = [["", *(COLUMNS[metric] for metric in columns)]]
     for row in evaluations[0]["rows"]:
         cells = []
-        for metric in COLUMNS:
+        for metric in columns:
             values = [e["rows"][row]["metrics"].get(metric) for e in evaluations]
             known = [value for value in values if value is not None]
             if len(known) < 2:

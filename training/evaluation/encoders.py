@@ -46,15 +46,13 @@ def load_encoder(run: str | Path) -> tuple[Callable[[Any], Any], Any]:
 
 
 def load_compared_encoders(run: str | Path) -> tuple[dict[str, Callable[[Any], Any]], Any]:
-    """Untrained and trained encoders of a run, each with and without positions, and its config."""
+    """Untrained and trained encoders of a run, with and without positions if any, its config."""
     untrained, cfg = _load(run, untrained=True)
     trained, _ = _load(run, untrained=False)
-    encoders = {
-        UNTRAINED: make_encoder(untrained),
-        TRAINED: make_encoder(trained),
-        UNTRAINED_WITHOUT_POSITIONS: make_encoder(untrained, use_positions=False),
-        TRAINED_WITHOUT_POSITIONS: make_encoder(trained, use_positions=False),
-    }
+    encoders = {UNTRAINED: make_encoder(untrained), TRAINED: make_encoder(trained)}
+    if trained.use_positions:
+        encoders[UNTRAINED_WITHOUT_POSITIONS] = make_encoder(untrained, use_positions=False)
+        encoders[TRAINED_WITHOUT_POSITIONS] = make_encoder(trained, use_positions=False)
     return encoders, cfg
 
 

@@ -81,17 +81,26 @@ def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
 
 
 def classification(
-    train: Sequence[LabelledVideo], test: Sequence[LabelledVideo], fraction: float = 1.0
+    train: Sequence[LabelledVideo],
+    test: Sequence[LabelledVideo],
+    fraction: float = 1.0,
+    *,
+    classifier: str = "logistic",
+    weighted_f1: bool = False,
 ) -> Score:
-    """Share of test frames whose phase a linear classifier gets right (micro accuracy).
+    """Share of test frames whose phase a classifier gets right (micro accuracy).
 
     The classifier is scikit-learn's multinomial LogisticRegression (lbfgs, C = 1, at most 1e5
-    iterations), fitted to every labelled frame of the first int(fraction * n) training videos, at
-    least one. A test frame of a phase that no training frame has counts as wrong.
+    iterations), or with ``"svm"`` its SVC (RBF, C = 1, gamma = "scale", one against one), fitted
+    to every labelled frame of the first int(fraction * n) training videos, at least one. A test
+    frame of a phase that no training frame has counts as wrong. ``weighted_f1``: instead of the
+    accuracy, the F1 of each phase, weighted by its test frames.
     """
     if not train or not test:
         return Score(np.nan)
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.svm import SVC
 
     train = train[: max(1, int(fraction * len(train)))]
     x, y = _stack(train)
@@ -99,32 +108,46 @@ def classification(
     if np.unique(y).size == 1:  # scikit-learn refuses a single class
         predicted = np.full(len(y_test), y[0])
     else:
-        model = LogisticRegression(C=1.0, solver="lbfgs", max_iter=100_000)
+        if classifier == "logistic":
+            model = LogisticRegression(C=1.0, solver="lbfgs", max_iter=100_000)
+        elif classifier == "svm":
+            model = SVC(C=1.0, kernel="rbf", gamma="scale", decision_function_shape="ovo")
+        else:
+            raise ValueError(f"classifier is {classifier!r}; expected 'logistic' or 'svm'")
         predicted = model.fit(x, y).predict(x_test)
+    if weighted_f1:
+        value = f1_score(y_test, predicted, average="weighted", zero_division=0)
+    else:
+        value = accuracy_score(y_test, predicted)
     unseen = int((~np.isin(y_test, y)).sum())
     return Score(
-        float(np.mean(predicted == y_test)),
+        float(value),
         Counter({"test frames of a phase that no training frame has (counted as wrong)": unseen}),
     )
 
 
 def progression(
-    train: Sequence[LabelledVideo], test: Sequence[LabelledVideo], num_phases: int
+    train: Sequence[LabelledVideo],
+    test: Sequence[LabelledVideo],
+    num_phases: int,
+    *,
+    last_phase: bool = False,
 ) -> Score:
     """How well a linear model tells the time to each phase boundary: mean R^2 on the test frames.
 
-    For boundary c = 0 .. num_phases - 2 the target of frame t is (t - last frame of phase c) / L,
-    with t and L counted over the labelled frames. One linear regression per boundary, fitted on the
-    training frames. A video in which phase c does not occur is left out of boundary c, in fitting
-    and in scoring (CARL's code stops with an error there). A boundary without any such video, or
-    with a constant target, is left out of the mean. R^2 has no lower bound.
+    For boundary c = 0 .. num_phases - 2, with ``last_phase`` (AE2) also num_phases - 1, the target
+    of frame t is (t - last frame of phase c) / L, with t and L counted over the labelled frames.
+    One linear regression per boundary, fitted on the training frames. A video in which phase c does
+    not occur is left out of boundary c, in fitting and in scoring (CARL's code stops with an error
+    there). A boundary without any such video, or with a constant target, is left out of the mean.
+    R^2 has no lower bound.
     """
     from sklearn.linear_model import LinearRegression
     from sklearn.metrics import r2_score
 
     left_out: Counter[str] = Counter()
     scores = []
-    for boundary in range(num_phases - 1):
+    for boundary in range(num_phases if last_phase else num_phases - 1):
         fit = [video for video in train if boundary in video.phases]
         score = [video for video in test if boundary in video.phases]
         left_out["(training video, boundary) pairs where the phase does not occur"] += len(
@@ -174,9 +197,33 @@ def precision_at_k(test: Sequence[LabelledVideo], stride: int, k: int) -> Score:
     all the other test videos. Precision among the K nearest (squared Euclidean distance), averaged
     over the frames of a video, then over videos. It is a precision, not an average precision.
     """
-    means, left_out = [], Counter()
     if len(test) < 2:
         return Score(np.nan)
+    left_out: Counter[str] = Counter()
+    means = [hits.mean() for hits in _nearest_hits(test, stride, k, left_out)]
+    return Score(_mean(means), left_out)
+
+
+def average_precision_at_k(test: Sequence[LabelledVideo], stride: int, k: int) -> Score:
+    """mAP@K (AE2): average precision of the K nearest frames of other videos, over all frames.
+
+    AP of a query = sum_j precision@j rel_j / sum_j rel_j over places j = 1 .. K, where rel_j = 1
+    if the j-th nearest frame has the query's phase; 0 if none has. Queries and candidates are
+    every ``stride``-th frame; the mean is over all queries, so that long videos count for more.
+    """
+    if len(test) < 2:
+        return Score(np.nan)
+    precisions, left_out = [], Counter()
+    for hits in _nearest_hits(test, stride, k, left_out):
+        at_place = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
+        precisions.append((at_place * hits).sum(1) / np.maximum(hits.sum(1), 1))
+    return Score(_mean(np.concatenate(precisions)), left_out)
+
+
+def _nearest_hits(
+    test: Sequence[LabelledVideo], stride: int, k: int, left_out: Counter[str]
+) -> Iterator[np.ndarray]:
+    """For each video bool (queries, K): has the j-th nearest frame of the others the same phase?"""
     for index, query in enumerate(test):
         others = [video for position, video in enumerate(test) if position != index]
         x = np.concatenate([video.embeddings[::stride] for video in others])
@@ -184,9 +231,7 @@ def precision_at_k(test: Sequence[LabelledVideo], stride: int, k: int) -> Score:
         if len(x) < k:
             left_out[f"query videos with fewer than {k} candidate frames (all were taken)"] += 1
         nearest = np.argsort(_distances(query.embeddings[::stride], x), axis=1, kind="stable")
-        hits = y[nearest[:, :k]] == query.phases[::stride, None]
-        means.append(hits.mean())
-    return Score(_mean(means), left_out)
+        yield y[nearest[:, :k]] == query.phases[::stride, None]
 
 
 def alignment_error(test: Sequence[LabelledVideo], method: str = "nearest") -> Score:

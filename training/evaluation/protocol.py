@@ -10,64 +10,9 @@ from typing import Any
 from training.evaluation import metrics
 from training.evaluation.cli import UserError
 from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.protocols import COLUMNS, Protocol, find_protocol
 
-DEFAULT_STRIDE = 5
-RETRIEVAL_KS = (5, 10, 15)
 TIME_INDEX = "time index only"
-
-COLUMNS = {
-    "classification": "classification",
-    "progression": "progression",
-    "kendalls_tau": "tau",
-    "ap_at_5": "AP@5",
-    "ap_at_10": "AP@10",
-    "ap_at_15": "AP@15",
-    "alignment_error": "alignment error",
-    "alignment_error_dtw": "same, by DTW",
-}
-
-DEFINITIONS = {
-    "classification": (
-        "Phase classification, higher is better: share of test frames whose phase a logistic "
-        "regression on the embedding gets right, fitted to the labelled training frames of the "
-        "same action."
-    ),
-    "progression": (
-        "Phase progression, higher is better, at most 1, no lower bound: mean R^2 of one linear "
-        "regression per phase boundary, from the embedding to the time to that boundary as a "
-        "share of the video. A video without the phase before a boundary is left out of that "
-        "boundary."
-    ),
-    "kendalls_tau": (
-        "Kendall's tau, between -1 and 1: over ordered pairs of test videos of one action, tau-b "
-        "between the frame order and the order of the nearest frames in the other video. It asks "
-        "whether the order is kept, not whether the matched moment is the right one."
-    ),
-    "ap_at_5": (
-        "AP@5, higher is better: of the 5 nearest frames in the other test videos of the action, "
-        "the share that has the same phase, averaged over frames, then videos (a precision at K)."
-    ),
-    "ap_at_10": "AP@10: as AP@5, with the 10 nearest frames.",
-    "ap_at_15": "AP@15: as AP@5, with the 15 nearest frames.",
-    "alignment_error": (
-        "Alignment error in phases, lower is better: every test frame is matched to the nearest "
-        "frame of another test video of the action; the mean difference of the true phase "
-        "positions of the two, where a position is the phase number plus the part of the phase "
-        "that has passed."
-    ),
-    "alignment_error_dtw": (
-        "Alignment error in phases when the frames are matched by dynamic time warping instead, "
-        "the cheapest path that never goes back in time."
-    ),
-    "mean over actions": (
-        "Each metric is computed within one action (classifier and regressions too) and then "
-        "averaged over the actions for which it is defined."
-    ),
-    "stride": (
-        "Kendall's tau and AP@K use every stride-th labelled frame of each video; the other "
-        "metrics use every labelled frame. Figures are comparable at equal stride only."
-    ),
-}
 
 ROW_DEFINITIONS = {
     TIME_INDEX: (
@@ -91,21 +36,26 @@ def evaluate_embeddings(
     test: Sequence[EmbeddedVideo],
     classes: Mapping[str, Sequence[str]],
     *,
-    stride: int = DEFAULT_STRIDE,
+    protocol: str = "carl",
+    stride: int | None = None,
     fractions: Sequence[float] = (1.0,),
 ) -> dict[str, Any]:
-    """All metrics of one set of embeddings by CARL's protocol.
+    """All metrics of one set of embeddings by one of the PROTOCOLS.
 
     Args:
         train, test: embedded videos; those without any label are left out and counted.
         classes: phase names per action, as in the index; the number of phases comes from here.
-        stride: every how many frames Kendall's tau and AP@K look (CARL: 5 for Pouring, 2 for Penn).
+        protocol: "carl", "lav", "tcc" or "ae2".
+        stride: every how many frames Kendall's tau looks, with CARL's protocol AP@K too (CARL: 5
+            for Pouring, 2 for Penn). Default: the protocol's.
         fractions: shares of the training videos for classification. The column is the last one;
             others appear as ``classification_at_<fraction>``.
     Returns:
         ``{"metrics": {name: value}, "per_action": {action: {name: value}}, "left_out": {what:
         n}}``, NaN where a metric is undefined.
     """
+    chosen = find_protocol(protocol)
+    stride = chosen.stride if stride is None else stride
     if stride < 1:
         raise UserError(f"stride is {stride}; expected at least 1")
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
@@ -121,7 +71,7 @@ def evaluate_embeddings(
             int(video.phases.max()) for video in videos + labelled["training"].get(action, [])
         )
         scores = _scores(
-            labelled["training"].get(action, []), videos, num_phases, stride, fractions
+            labelled["training"].get(action, []), videos, num_phases, chosen, stride, fractions
         )
         per_action[action] = {name: score.value for name, score in scores.items()}
         for score in scores.values():
@@ -151,20 +101,29 @@ def _scores(
     train: list[metrics.LabelledVideo],
     test: list[metrics.LabelledVideo],
     num_phases: int,
+    protocol: Protocol,
     stride: int,
     fractions: Sequence[float],
 ) -> dict[str, metrics.Score]:
+    name = "weighted_f1" if protocol.weighted_f1 else "classification"
+    classify = {"classifier": protocol.classifier, "weighted_f1": protocol.weighted_f1}
     scores = {
-        f"classification_at_{fraction:g}": metrics.Score(
-            metrics.classification(train, test, fraction).value
+        f"{name}_at_{fraction:g}": metrics.Score(
+            metrics.classification(train, test, fraction, **classify).value
         )
         for fraction in fractions[:-1]
     }
-    scores["classification"] = metrics.classification(train, test, fractions[-1])
-    scores["progression"] = metrics.progression(train, test, num_phases)
+    scores[name] = metrics.classification(train, test, fractions[-1], **classify)
+    scores["progression"] = metrics.progression(
+        train, test, num_phases, last_phase=protocol.last_phase
+    )
     scores["kendalls_tau"] = metrics.kendalls_tau(test, stride)
-    for k in RETRIEVAL_KS:
-        scores[f"ap_at_{k}"] = metrics.precision_at_k(test, stride, k)
+    retrieval_stride = protocol.retrieval_stride or stride
+    for k in protocol.ks:
+        if protocol.retrieval == "precision":
+            scores[f"ap_at_{k}"] = metrics.precision_at_k(test, retrieval_stride, k)
+        else:
+            scores[f"map_at_{k}"] = metrics.average_precision_at_k(test, retrieval_stride, k)
     scores["alignment_error"] = metrics.alignment_error(test)
     dtw = metrics.alignment_error(test, "dtw")
     scores["alignment_error_dtw"] = metrics.Score(dtw.value)  # leaves out the same videos
@@ -178,9 +137,10 @@ def _mean_of_defined(values: Any) -> float:
 
 def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows as aligned text, one line each, '-' where a metric is undefined."""
-    lines = [["", *COLUMNS.values()]]
+    columns = [key for key in COLUMNS if any(key in row["metrics"] for row in rows.values())]
+    lines = [["", *(COLUMNS[key] for key in columns)]]
     for name, row in rows.items():
-        lines.append([name, *(format_value(row["metrics"].get(key)) for key in COLUMNS)])
+        lines.append([name, *(format_value(row["metrics"].get(key)) for key in columns)])
     return format_cells(lines)
 
 

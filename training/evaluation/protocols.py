@@ -1,0 +1,171 @@
+"""What the papers' evaluations differ in, and every column's definition as a sentence."""
+
+from dataclasses import dataclass
+
+from training.evaluation.cli import UserError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One paper's way to measure frame embeddings.
+
+    classifier: "logistic" or "svm"; weighted_f1: score it by weighted F1 instead of accuracy;
+    retrieval: "precision", "average precision" or None, at each of ``ks``; stride: every how many
+    frames Kendall's tau looks; retrieval_stride: the same for retrieval, None = as tau;
+    last_phase: whether progression has a target for the last phase too; source: where it is from.
+    """
+
+    classifier: str
+    weighted_f1: bool
+    retrieval: str | None
+    ks: tuple[int, ...]
+    stride: int
+    retrieval_stride: int | None
+    last_phase: bool
+    source: str
+
+
+PROTOCOLS = {
+    "carl": Protocol(
+        classifier="logistic",
+        weighted_f1=False,
+        retrieval="precision",
+        ks=(5, 10, 15),
+        stride=5,
+        retrieval_stride=None,
+        last_phase=False,
+        source=(
+            "CARL (section 4.1 and released code): logistic regression, AP@K with the stride of "
+            "Kendall's tau (5 for Pouring, 2 for Penn Action)."
+        ),
+    ),
+    "lav": Protocol(
+        classifier="svm",
+        weighted_f1=False,
+        retrieval="precision",
+        ks=(5, 10, 15),
+        stride=5,
+        retrieval_stride=1,
+        last_phase=False,
+        source=(
+            "LAV (section 4): support vector machine, AP@K over all frames of the other test "
+            "videos. Its released script differs: it fits and scores on the same videos and "
+            "retrieves within a video, the query included; its figures are not comparable."
+        ),
+    ),
+    "tcc": Protocol(
+        classifier="svm",
+        weighted_f1=False,
+        retrieval=None,
+        ks=(),
+        stride=5,
+        retrieval_stride=None,
+        last_phase=False,
+        source="TCC (released code): support vector machine, no retrieval.",
+    ),
+    "ae2": Protocol(
+        classifier="svm",
+        weighted_f1=True,
+        retrieval="average precision",
+        ks=(10,),
+        stride=5,
+        retrieval_stride=1,
+        last_phase=True,
+        source=(
+            "AE2 (released code), for Break Eggs, Pour Milk, Pour Liquid and Tennis Forehand, all "
+            "views together: support vector machine scored by weighted F1, mAP@10, progression to "
+            "the end of every phase. Not included: the frame index that it appends to embeddings "
+            "of Pour Liquid, and its comparisons across views."
+        ),
+    ),
+}
+
+COLUMNS = {
+    "classification": "classification",
+    "weighted_f1": "F1",
+    "progression": "progression",
+    "kendalls_tau": "tau",
+    "ap_at_5": "AP@5",
+    "ap_at_10": "AP@10",
+    "ap_at_15": "AP@15",
+    "map_at_10": "mAP@10",
+    "alignment_error": "alignment error",
+    "alignment_error_dtw": "same, by DTW",
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    if name not in PROTOCOLS:
+        raise UserError(f"protocol is {name!r}; expected one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def definitions(name: str, stride: int) -> dict[str, str]:
+    """The protocol in a sentence, and one for each of its columns."""
+    protocol = find_protocol(name)
+    classifier = {
+        "logistic": "a logistic regression (multinomial, C = 1)",
+        "svm": "a support vector machine (RBF kernel, C = 1, gamma = 'scale', one against one)",
+    }[protocol.classifier]
+    fitted = f"{classifier} on the embedding, fitted to the labelled training frames of the action"
+    out = {"protocol": protocol.source}
+    if protocol.weighted_f1:
+        out["weighted_f1"] = (
+            "Phase classification, higher is better: F1 of each phase, weighted by the test frames "
+            f"it has, of {fitted}."
+        )
+    else:
+        out["classification"] = (
+            "Phase classification, higher is better: share of test frames whose phase is told "
+            f"right by {fitted}."
+        )
+    targets = "phase" if protocol.last_phase else "phase boundary"
+    out["progression"] = (
+        "Phase progression, higher is better, at most 1, no lower bound: mean R^2 of one linear "
+        f"regression per {targets}, from the embedding to the time to "
+        f"{'its end' if protocol.last_phase else 'that boundary'} as a share of the video"
+        f"{', the last phase included' if protocol.last_phase else ''}. A video without the phase "
+        "is left out of its regression."
+    )
+    out["kendalls_tau"] = (
+        "Kendall's tau, between -1 and 1: over ordered pairs of test videos of one action, tau-b "
+        "between the frame order and the order of the nearest frames in the other video. It asks "
+        "whether the order is kept, not whether the matched moment is the right one."
+    )
+    for k in protocol.ks:
+        if protocol.retrieval == "precision":
+            out[f"ap_at_{k}"] = (
+                f"AP@{k}, higher is better: of the {k} nearest frames in the other test videos of "
+                "the action, the share that has the same phase, averaged over frames, then videos "
+                "(a precision at K)."
+            )
+        else:
+            out[f"map_at_{k}"] = (
+                f"mAP@{k}, higher is better: average precision of the {k} nearest frames in the "
+                "other test videos of the action, which is the mean of precision at j over the "
+                "places j that have the query's phase, 0 if none has; averaged over all frames."
+            )
+    out["alignment_error"] = (
+        "Alignment error in phases, lower is better: every test frame is matched to the nearest "
+        "frame of another test video of the action; the mean difference of the true phase "
+        "positions of the two, where a position is the phase number plus the part of the phase "
+        "that has passed. Ours; in no paper's protocol."
+    )
+    out["alignment_error_dtw"] = (
+        "Alignment error in phases when the frames are matched by dynamic time warping instead, "
+        "the cheapest path that never goes back in time."
+    )
+    out["embeddings"] = "Embeddings have unit length and distances are Euclidean."
+    out["mean over actions"] = (
+        "Each metric is computed within one action (classifier and regressions too) and then "
+        "averaged over the actions for which it is defined."
+    )
+    used = f"Kendall's tau uses every {stride}th labelled frame of each video"
+    if protocol.retrieval:
+        other = protocol.retrieval_stride or stride
+        used += ", retrieval " + ("every one" if other == 1 else f"every {other}th")
+    out["stride"] = (
+        f"{used}; the other metrics use every labelled frame. Figures are comparable at equal "
+        "stride only."
+    )
+    return out
