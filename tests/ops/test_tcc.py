@@ -136,6 +136,17 @@ def test_blockwise_over_lengths_and_block_sizes(frames1, frames2, rows, elements
                 assert relative(a, b) < 1e-11
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_all_pairs_of_six_in_groups_of_shifts(at_once, monkeypatch):
+    x = randn(6, 7, 4)
+    monkeypatch.setitem(blockwise.ELEMENTS, "cpu", at_once * x.numel())
+    kw = {"lengths_x": [7, 3, 0, 5, 7, 1], "temperature": 0.5, "upstream": randn(6, seed=4)}
+    for reduction in REDUCTIONS:
+        want, got = (loss_and_grads(x, reduction=reduction, backend=b, **kw) for b in BOTH)
+        for a, b in zip(got, want, strict=True):
+            assert relative(a, b) < 1e-11
+
+
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize(("similarity", "scale"), [("l2", 0.6), ("l2", 1.0), ("cosine", 1.0)])
 def test_float32_against_float64(loss_type, similarity, scale):

@@ -1,5 +1,6 @@
 """The options of one call, and what the backends share of the definition."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,9 +38,9 @@ class Side(NamedTuple):
     scale: Tensor  # [N] from the caller's units of time to those of the loss
     floor: Tensor  # [N] least variance, in squared units of the loss
 
-    def roll(self, shift: int) -> "Side":
-        """Sequence n becomes sequence n + shift, cyclically."""
-        return Side(*(part.roll(-shift, 0) for part in self))
+    def rolled(self, shifts: Sequence[int]) -> "Side":
+        """For each shift in turn, all sequences, beginning with number ``shift``, cyclically."""
+        return Side(*(torch.cat([part.roll(-shift, 0) for shift in shifts]) for part in self))
 
 
 def side(

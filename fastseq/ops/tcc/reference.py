@@ -23,7 +23,7 @@ def tcc_reference(
     if y is None:
         sums = a.z.new_zeros(len(x)) + 0 * a.z.sum()  # a graph, though there be no pair
         for shift in range(1, len(x)):
-            sums = sums + _cycles(a, a.roll(shift), opts)
+            sums = sums + _cycles(a, a.rolled([shift]), opts)
         count = num_cycles(a.real, None)
     else:
         b = side(y, ty, valid_y, duration_y, opts)

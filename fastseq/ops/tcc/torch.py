@@ -55,22 +55,35 @@ def _run(
     a: Side, b: Side | None, opts: TCCOptions, sums: Tensor, weight: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Add each sequence's losses to sums; gradients of sum_n weight_n sums_n."""
-    if weight is None:
-        for u, v, _ in _hops(a, b):
-            _Hop(u, v, opts).run(sums)
-        return None, None
-    da, db = torch.zeros_like(a.z), None if b is None else torch.zeros_like(b.z)
-    for u, v, shift in _hops(a, b):
-        du, dv = (da, db) if u is a else (db, da)
-        if b is None:
-            dv = torch.zeros_like(da)
-        _Hop(u, v, opts).run(sums, weight, du, dv)
-        if b is None:
-            da += dv.roll(shift, 0)
+    da, db = (None if weight is None or s is None else torch.zeros_like(s.z) for s in (a, b))
+    if b is None:
+        _run_all_pairs(a, opts, sums, weight, da)
+    else:
+        _Hop(a, b, opts).run(sums, weight, da, db)
+        _Hop(b, a, opts).run(sums, weight, db, da)
     for d, s in ((da, a), (db, b)):
         if d is not None:
             d.masked_fill_(~s.real[..., None], 0)
     return da, db
+
+
+def _run_all_pairs(a: Side, opts: TCCOptions, sums, weight: Tensor | None, da: Tensor | None):
+    """Sequence n goes over sequence n + shift, for all shifts; some at once when they are short."""
+    num = len(a.z)
+    at_once = max(1, _elements(a.z) // max(a.z.numel(), 1))
+    for some in _slices(num - 1, at_once):
+        shifts = range(some.start + 1, some.stop + 1)
+        u, v = a.rolled([0] * len(shifts)), a.rolled(shifts)
+        part = sums.new_zeros(len(shifts) * num)
+        if weight is None:
+            _Hop(u, v, opts).run(part)
+        else:
+            du, dv = torch.zeros_like(u.z), torch.zeros_like(v.z)
+            _Hop(u, v, opts).run(part, weight.repeat(len(shifts)), du, dv)
+            da += du.view(len(shifts), *da.shape).sum(0)
+            for shift, d in zip(shifts, dv.view(len(shifts), *da.shape), strict=True):
+                da += d.roll(shift, 0)
+        sums += part.view(len(shifts), num).sum(0)
 
 
 def _sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions):
@@ -94,14 +107,8 @@ def _centered(s: Side | None, center: Tensor) -> Side | None:
     return s._replace(z=torch.where(s.real[..., None], s.z - center[:, None], 0))
 
 
-def _hops(a: Side, b: Side | None):
-    """(u, v, shift): cycles from u over v back to u. Without b, sequence n goes over n + shift."""
-    if b is not None:
-        yield a, b, 0
-        yield b, a, 0
-        return
-    for shift in range(1, len(a.z)):
-        yield a, a.roll(shift), shift
+def _elements(z: Tensor) -> int:
+    return ELEMENTS.get(z.device.type, ELEMENTS["cuda"])
 
 
 class _Hop:
@@ -122,7 +129,7 @@ class _Hop:
             for z, real in ((self.u, self.real), (self.v, v.real))
         )
         self.columns = max(self.u.shape[1], self.v.shape[1])
-        self.elements = ELEMENTS.get(u.z.device.type, ELEMENTS["cuda"])
+        self.elements = _elements(u.z)
 
     def blocks(self):
         """(sequences, rows, scratch): scratch has four buffers for the scores of a block."""
