@@ -40,6 +40,21 @@ def test_infonce_diff_gives_the_same_loss():
     torch.testing.assert_close(*losses)
 
 
+def test_soft_dtw_example(tmp_path, monkeypatch):
+    pytest.importorskip("tslearn", reason='needs tslearn: pip install "fastseq[bench]"')
+    plt = pytest.importorskip("matplotlib.pyplot", reason="needs matplotlib")
+    (code,) = _blocks("fastseq/ops/soft_dtw/README.md", "python")
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend("Agg")
+    scope = {}
+    exec(code, scope)
+    plt.close("all")
+    assert (tmp_path / "trace.png").stat().st_size > 10_000
+    # The average keeps the spike of 4 that the mean of frames levels.
+    assert scope["average"].max() > 3 > 2 > scope["few"].mean(0).max()
+    assert scope["path"][-1].tolist() == [274, 274]
+
+
 def test_links_lead_somewhere():
     for file in ROOT.rglob("*.md"):
         if any(part.startswith(".") for part in file.relative_to(ROOT).parts):
