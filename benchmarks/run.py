@@ -29,7 +29,7 @@ from benchmarks.timing import (
 )
 from benchmarks.worker import Worker
 
-OPS = ("scl", "soft_dtw", "tcc")
+OPS = ("scl", "soft_dtw", "tcc", "contrastive_idm")
 GEMM = "GEMM"
 
 

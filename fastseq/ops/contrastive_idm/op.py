@@ -80,8 +80,8 @@ def contrastive_idm(
         inputs, otherwise float32. The gradient has the dtype of z. One frame: 0 with gradient 0.
 
     The scale of eq. 7 grows like T^4 where t counts frames: about 6e8 at T = 480, beside a Soft-DTW
-    of about 600. A warning says so once, above T = 128; times in seconds or in shares of the video
-    do not have that scale, nor have weights="code" with such times and form="sfa".
+    of about 600. A warning says so once, above T = 128, where t is not given or integer; times in
+    seconds or in shares of the video (floats) do not have that scale, nor has form="sfa".
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value.
@@ -113,8 +113,9 @@ def contrastive_idm(
     t = prepare_times(op, "t", t, num, frames, z.device)
     lengths = prepare_valid(op, "", lengths, None, num, frames, z.device)
     name, _ = resolve_backend(backend, z.device.type, z.dtype)
-    large = form == "idm" or (form == "contrastive" and weights == "paper")
-    if large and not torch.compiler.is_compiling() and frames > LARGE_SCALE_FROM:
+    grows = form == "idm" or (form == "contrastive" and weights == "paper")
+    counts = t is None or not t.is_floating_point()
+    if grows and counts and frames > LARGE_SCALE_FROM and not torch.compiler.is_compiling():
         _warn_large_scale()
     if name == "reference":
         with no_autocast(z.device.type):
@@ -152,8 +153,8 @@ def _warn_large_scale() -> None:
     warnings.warn(
         f"contrastive_idm: with more than {LARGE_SCALE_FROM} frames the weights (gap^2 + 1) of "
         "the paper's form dwarf every other loss (about 6e8 at T = 480 as a sum, beside a Soft-DTW "
-        "of about 600) unless t is in seconds or in shares of the video; see weights='code', "
-        "form='sfa' or fastseq.lav_loss(form='code')",
+        "of about 600); to fix: t in seconds or in shares of the video, form='sfa' or "
+        "fastseq.lav_loss(form='code')",
         stacklevel=3,
     )
 

@@ -1,0 +1,190 @@
+"""contrastive_idm on a real GPU: the gate before any benchmark. Error is judged against plain
+PyTorch."""
+
+import pytest
+import torch
+
+import fastseq
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:contrastive_idm. with more than 128 frames"),
+]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def inputs(n, frames, channels, dtype, seed=0):
+    make = torch.Generator("cuda").manual_seed(seed)
+    z = torch.randn(n, frames, channels, device="cuda", generator=make)
+    t = torch.arange(frames, device="cuda").expand(n, frames) / frames
+    return torch.nn.functional.normalize(z, dim=-1).to(dtype), t
+
+
+def loss_and_grad(z, t, backend="triton", **kwargs):
+    z = z.detach().requires_grad_()
+    loss = fastseq.contrastive_idm(z, t, window=0.1, backend=backend, **kwargs)
+    return loss, *torch.autograd.grad(loss.sum(), z)
+
+
+def plain(z, t, distance, margin=2.0):
+    """What a user writes, in the inputs' own dtype: one sequence, reduction="mean"."""
+    norms = z.square().sum(-1)
+    d = (norms[:, None] + norms - 2 * z @ z.T).float()
+    if distance == "euclidean":
+        d = torch.cdist(z.float(), z.float())
+    gap = (t[:, None] - t).abs()
+    weight = 1 + gap.square()
+    return torch.where(gap > 0.1, weight * torch.relu(margin - d), d / weight).mean()
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 240, 128), (2, 1000, 200), (1, 4096, 128)])
+@pytest.mark.parametrize("distance", ["sqeuclidean", "euclidean"])
+def test_error_is_that_of_plain_torch(shape, dtype, distance):
+    z, t = inputs(*shape, DTYPES[dtype])
+    margin = 2.0 if distance == "sqeuclidean" else 2**0.5
+    kwargs = {"distance": distance, "margin": margin}
+    truth = loss_and_grad(z.double(), t, backend="torch", **kwargs)
+    got = loss_and_grad(z, t, **kwargs)
+    leaf = z.detach().requires_grad_()
+    peer = sum(plain(*row, distance, margin) for row in zip(leaf, t, strict=True)) / shape[0]
+    peer_grads = torch.autograd.grad(peer, leaf)
+    floor = 2e-6 if dtype == "fp32" else torch.finfo(DTYPES[dtype]).eps / 2
+    for a, p, b in zip(got, (peer, *peer_grads), truth, strict=True):
+        assert relative(a, b) <= 2 * relative(p, b) + floor
+
+
+def test_fp32_gradients_where_no_pair_is_at_the_margin():
+    """Kinds of frames with squared distances of 0.5 within and 2.5 between."""
+    z, t = inputs(1, 4096, 128, torch.float32)
+    z = z / 2 + torch.eye(128, device="cuda")[torch.arange(4096, device="cuda") % 16]
+    want = loss_and_grad(z.double(), t, backend="torch", margin=1.3)
+    got = loss_and_grad(z, t, margin=1.3)
+    assert relative(got[0], want[0]) <= 1e-6
+    assert relative(got[1], want[1]) <= 1e-5
+
+
+def test_large():
+    z, t = inputs(1, 16384, 128, torch.bfloat16)
+    got = loss_and_grad(z, t)
+    want = loss_and_grad(z.float(), t, backend="torch")
+    assert relative(got[0], want[0]) <= 1e-4
+    assert relative(got[1], want[1]) <= 2 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_fp32_follows_torch(precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        z, t = inputs(2, 500, 128, torch.float32)
+        got = loss_and_grad(z, t, margin=10.0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    want = loss_and_grad(z.double(), t, backend="reference", margin=10.0)
+    assert relative(got[1], want[1]) <= (1e-5 if precision == "highest" else 2e-3)
+
+
+@pytest.mark.parametrize("distance", ["sqeuclidean", "euclidean"])
+def test_same_bits_twenty_times(distance):
+    z, t = inputs(4, 1000, 128, torch.bfloat16)
+    kwargs = {"distance": distance, "reduction": "none"}
+    first = loss_and_grad(z, t, **kwargs)
+    for _ in range(20):
+        again = loss_and_grad(z, t, **kwargs)
+        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+    alone = loss_and_grad(z[2:3], t[2:3], **kwargs)
+    assert all(torch.equal(a[0], b[2]) for a, b in zip(alone, first, strict=True))
+
+
+def test_graph_replays_new_values():
+    z, t = inputs(2, 300, 128, torch.bfloat16)
+    lengths = torch.tensor([300, 200], device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles outside the capture
+        loss_and_grad(z, t, lengths=lengths)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = loss_and_grad(z, t, lengths=lengths)
+    z.copy_(torch.randn_like(z))
+    lengths.copy_(torch.tensor([7, 299]))
+    graph.replay()
+    want = loss_and_grad(z, t, lengths=lengths)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_host_never_waits(reduction):
+    z, t = inputs(2, 300, 128, torch.bfloat16)
+    lengths = torch.tensor([300, 200], device="cuda")
+    windows = torch.tensor([0.1, 0.2], device="cuda")
+    calls = ((t, 0.1), (t.double(), windows), (None, 10.0))
+
+    def call(times, window):
+        leaf = z.detach().requires_grad_()
+        loss = fastseq.contrastive_idm(
+            leaf, times, window=window, lengths=lengths, reduction=reduction, backend="triton"
+        )
+        loss.sum().backward()
+
+    for args in calls:
+        call(*args)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for args in calls:
+            call(*args)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_runs_on_the_current_stream():
+    """Inputs that a slow kernel on the same stream is still writing."""
+    z, t = inputs(2, 500, 128, torch.bfloat16)
+    want = loss_and_grad(z, t)
+    stream, late = torch.cuda.Stream(), torch.zeros_like(z)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        late.copy_(z)
+        got = loss_and_grad(late, t)
+    stream.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_second_device():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    args = inputs(1, 100, 64, torch.bfloat16)
+    got = loss_and_grad(*(x.to("cuda:1") for x in args))
+    for a, b in zip(got, loss_and_grad(*args), strict=True):
+        assert torch.equal(a.to("cuda:0"), b)
+
+
+def test_memory_is_linear():
+    z, t = inputs(1, 65536, 128, torch.bfloat16)
+    z.requires_grad_()
+    loss_and_grad(z[:, :64], t[:, :64])
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    fastseq.contrastive_idm(z, t, backend="triton").backward()
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before - z.grad.nbytes < 100e6
+
+
+@pytest.mark.parametrize("form", ["paper", "code"])
+def test_lav(form):
+    """Soft-DTW and Contrastive-IDM each by their own best backend."""
+    x, _ = inputs(4, 20, 128, torch.float32)
+    y, _ = inputs(4, 20, 128, torch.float32, seed=1)
+    kwargs = {"form": form, "duration_x": 60, "duration_y": 60}
+    got = fastseq.lav_loss(x, y, **kwargs)
+    want = fastseq.lav_loss(x.double(), y.double(), backend="reference", **kwargs)
+    assert relative(got, want) <= 1e-5
