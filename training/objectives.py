@@ -116,7 +116,7 @@ def _tcc(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
 
 def _tcn(clips: Clips, *, normalize: bool, reg_lambda: float) -> Tensor:
     """Anchors are the even frames of a clip, positives the odd ones (data.sampling=anchors)."""
-    h = F.normalize(clips.h, dim=-1) if normalize else clips.h
+    h = _embeddings(clips, normalize)
     anchors, positives = h[:, :, 0::2].flatten(0, 1), h[:, :, 1::2].flatten(0, 1)
     if clips.valid is None:
         return fastseq.tcn_loss(anchors, positives, reg_lambda=reg_lambda)
@@ -130,8 +130,12 @@ def _tcn(clips: Clips, *, normalize: bool, reg_lambda: float) -> Tensor:
 
 
 def _pair(clips: Clips, normalize: bool) -> tuple[Tensor, Tensor]:
-    h = F.normalize(clips.h.float(), dim=-1) if normalize else clips.h
+    h = _embeddings(clips, normalize)
     return h[:, 0], h[:, 1]
+
+
+def _embeddings(clips: Clips, normalize: bool) -> Tensor:
+    return F.normalize(clips.h.float(), dim=-1) if normalize else clips.h
 
 
 def _times(clips: Clips) -> dict[str, Any]:

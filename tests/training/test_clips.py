@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_data import PLAIN, config
+from torch.utils.data import DataLoader
 
 from fastseq.video import Augmentation, write_video
 from training.data.dataset import PairDataset, TwoViewDataset, collate
@@ -164,6 +165,18 @@ def test_items_depend_on_seed_epoch_and_index_alone(records):
     two.set_epoch(1)
     assert not torch.equal(two[0]["steps"], one[0]["steps"])
     assert not torch.equal(pairs(records, 4, spec)[0]["steps"], one[0]["steps"])
+
+
+def test_workers_do_not_change_the_pairs(records):
+    passes = []
+    for workers in (0, 2):
+        data = pairs(records, 5, Augmentation(size=16))
+        data.set_epoch(2)
+        passes.append([*DataLoader(data, 2, num_workers=workers, collate_fn=data.collate)])
+    for one, two in zip(*passes, strict=True):
+        assert one["ids"] == two["ids"]
+        for key in ("frames", "steps", "valid", "num_frames"):
+            assert torch.equal(one[key], two[key])
 
 
 def test_a_bad_video_is_replaced_also_as_the_partner(records, tmp_path):
