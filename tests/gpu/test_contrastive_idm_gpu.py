@@ -47,7 +47,8 @@ def relative(a, b):
 @pytest.mark.parametrize("distance", ["sqeuclidean", "euclidean"])
 def test_error_is_that_of_plain_torch(shape, dtype, distance):
     z, t = inputs(*shape, DTYPES[dtype])
-    margin = 2.0 if distance == "sqeuclidean" else 2**0.5
+    # All pairs inside, as one that rounding moves across the margin would be another's error.
+    margin = 10.0
     kwargs = {"distance": distance, "margin": margin}
     truth = loss_and_grad(z.double(), t, backend="torch", **kwargs)
     got = loss_and_grad(z, t, **kwargs)
