@@ -152,8 +152,6 @@ def _check_values(config: DictConfig) -> None:
         raise ConfigError("set one of train.steps and train.epochs; the other one to null")
     if config.model.backbone == "small_cnn" and config.model.train_from not in ("all", "none"):
         raise ConfigError("model.train_from: small_cnn is trained whole: expected all or none")
-    if config.model.backbone == "small_cnn" and config.model.backbone_to != "layer4":
-        raise ConfigError("model.backbone_to: small_cnn is used whole: expected layer4")
     if config.model.hidden_size % config.model.heads:
         raise ConfigError("model.hidden_size: expected a multiple of model.heads")
     if not all(0 <= beta < 1 for beta in config.optim.betas):

@@ -64,7 +64,7 @@ class ModelConfig:
 
     encoder: str = _one_of("fve", "fve", "conv3d")
     backbone: str = _one_of("resnet50", "resnet50", "resnet18", "small_cnn")
-    backbone_to: str = _one_of("layer4", *ENDS)  # last stage used; conv4c: 3 blocks of layer3
+    backbone_to: str = _one_of("layer4", *ENDS)  # of a ResNet; conv4c: 3 blocks of layer3
     train_from: str = _one_of("layer4", *TRAIN_FROM)
     weights: str | None = None  # file with a pre-trained backbone
     image_size: int = II("augmentation.size")

@@ -169,7 +169,7 @@ def test_without_a_weight_it_is_scl(recipe):
         (["loss.temperature=0.1"], "Did you mean 'loss.scl.temperature'"),
         (["loss.lav=1"], "loss.lav is a section"),
         (["data.num_context=2"], "model.encoder=fve looks at single frames"),
-        (["model.backbone_to=layer3"], "model.backbone_to: small_cnn is used whole"),
+        (["model.backbone_to=layer5"], "model.backbone_to: expected one of layer4, layer3, conv4c"),
     ],
 )
 def test_losses_and_data_that_do_not_fit(recipe, overrides, message):
@@ -235,7 +235,7 @@ def test_soft_dtw_alone_collapses_and_lav_does_not(recipe, monkeypatch):
     monkeypatch.setattr(
         training.train, "open_dataset", lambda cfg, **_: MovingSquares(4, padded=False)
     )
-    shared = ["data.clips=videos", "train.steps=200", "train.log_every=50", "optim.lr=3e-3"]
+    shared = ["data.clips=videos", "train.steps=60", "train.log_every=20", "optim.lr=3e-3"]
     shared += ["model.layers=0", "model.positions=none", "model.fc_dropout=0", "model.dropout=0"]
     spread = {}
     for name in ("soft_dtw", "lav"):
