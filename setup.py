@@ -28,6 +28,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHS = ("8.0", "8.6", "8.9", "9.0a", "10.0")
@@ -222,6 +223,20 @@ def execute(command, what):
     return result.stdout
 
 
+class BuildPy(build_py):
+    """Packs the kernels' headers too: where the extension is missing they are compiled at run
+    time. An editable install finds them in the checkout."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for header in sorted(Path("csrc").rglob("*.cuh")):
+            target = Path(self.build_lib) / "fastseq" / header
+            self.mkpath(str(target.parent))
+            self.copy_file(str(header), str(target))
+
+
 class BdistWheel(bdist_wheel):
     """Compile first: only then is it known whether the wheel is bound to a platform."""
 
@@ -246,5 +261,5 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     setup(
         ext_modules=extensions(),
-        cmdclass={"build_ext": BuildExt, "bdist_wheel": BdistWheel},
+        cmdclass={"build_ext": BuildExt, "build_py": BuildPy, "bdist_wheel": BdistWheel},
     )

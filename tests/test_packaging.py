@@ -112,11 +112,18 @@ def test_pure_wheel(checkout, tmp_path):
         for pattern in ("*.py", "README.md", "py.typed")
         for p in (ROOT / "fastseq").rglob(pattern)
     }
+    kernels = {p.name for p in (ROOT / "csrc/soft_dtw").glob("*.cuh")}
+    assert len(kernels) >= 7
+    in_tree |= {f"fastseq/csrc/soft_dtw/{name}" for name in kernels}
     packaged = {name for name in names if name.startswith("fastseq/")}
     assert packaged == in_tree
     assert {name.split("/")[0] for name in names - packaged} == {"fastseq-0.1.0.dist-info"}
 
-    code = NO_EDITABLE + "import fastseq.info as i; print(i.__file__); raise SystemExit(i.main([]))"
+    code = NO_EDITABLE + (
+        "import fastseq.info as i; print(i.__file__);"
+        "from fastseq.ops.common import nvrtc; print(sorted(nvrtc.sources('soft_dtw')));"
+        "raise SystemExit(i.main([]))"
+    )
     site = tmp_path / "site"
     out = subprocess.run(
         [sys.executable, "-c", code],
@@ -129,6 +136,7 @@ def test_pure_wheel(checkout, tmp_path):
     assert out.returncode == 0, out.stderr
     assert out.stdout.startswith(str(site))
     assert "built without its CUDA extension" in out.stdout
+    assert out.stdout.splitlines()[1] == str(sorted(kernels))
 
 
 def test_auto_without_nvcc_is_pure_and_says_so_in_one_line(checkout, tmp_path):

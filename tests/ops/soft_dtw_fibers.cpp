@@ -1,5 +1,6 @@
 // The kernels of csrc/soft_dtw on the CPU, as cuda_fibers.h runs them. The functions return 0, or 1
-// when the thread blocks wait for each other for ever.
+// when the thread blocks wait for each other for ever. forward_* and backward_* launch as soft_dtw.cu
+// does; one_* make one launch with the arguments and sizes of the caller.
 #include "cuda_fibers.h"
 #include "soft_dtw/backward.cuh"
 #include "soft_dtw/forward.cuh"
@@ -41,12 +42,29 @@ int launch(const Schedule& schedule, void (*kernel)(Args), Args args, int thread
         return launch<Backward<T>>(schedule, backward_kernel<T>,                                \
                                    {*p, grad, dx, dy, dcost, flux, sync, -1}, kBackwardThreads, \
                                    sizeof(BackwardShared<T>), 1 + kGradientWarps);              \
+    }                                                                                           \
+    extern "C" int one_forward_##suffix(const Forward<T>* args, Schedule how, unsigned blocks,  \
+                                        unsigned threads, unsigned shared) {                    \
+        return !fibers::launch(blocks, threads, shared, how.resident, how.seed,                 \
+                               [&] { forward_kernel<T>(*args); });                              \
+    }                                                                                           \
+    extern "C" int one_backward_##suffix(const Backward<T>* args, Schedule how, unsigned blocks, \
+                                         unsigned threads, unsigned shared) {                   \
+        return !fibers::launch(blocks, threads, shared, how.resident, how.seed,                 \
+                               [&] { backward_kernel<T>(*args); });                             \
     }
 
 extern "C" int shared_bytes(int backward, int is_double) {
     if (backward) return is_double ? sizeof(BackwardShared<double>) : sizeof(BackwardShared<float>);
     return is_double ? sizeof(ForwardShared<double>) : sizeof(ForwardShared<float>);
 }
+
+extern "C" int arguments_bytes(int backward, int is_double) {
+    if (backward) return is_double ? sizeof(Backward<double>) : sizeof(Backward<float>);
+    return is_double ? sizeof(Forward<double>) : sizeof(Forward<float>);
+}
+
+extern "C" int threads(int backward) { return backward ? kBackwardThreads : kForwardThreads; }
 
 FASTSEQ_EXPORT(float, f32)
 FASTSEQ_EXPORT(double, f64)

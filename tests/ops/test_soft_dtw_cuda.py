@@ -68,7 +68,7 @@ def library(tmp_path_factory):
 @pytest.fixture
 def simulated(library, monkeypatch):
     module = Extension(library)
-    monkeypatch.setattr(cuda, "extension", lambda: module)
+    monkeypatch.setattr(cuda, "_build", lambda: module)
     stream = SimpleNamespace(cuda_stream=1234)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(op, "_elsewhere", lambda home, device_type: None)

@@ -47,10 +47,21 @@ def backend_status(name: str) -> BackendStatus:
             return BackendStatus(False, "the package numba is not installed", "pip install numba")
         return BackendStatus(True, "numba is installed", "")
     if name == "cuda":
-        from fastseq.ops.common import extension
-
-        return BackendStatus(*extension.status())
+        return _cuda_status()
     raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
+
+
+def _cuda_status() -> BackendStatus:
+    """The compiled extension, or else kernels compiled at run time."""
+    from fastseq.ops.common import extension, nvrtc
+
+    built, why, _ = extension.status()
+    if built:
+        return BackendStatus(True, why, "")
+    possible, reason, fix = nvrtc.status()
+    if possible:
+        return BackendStatus(True, f"kernels compiled at run time by {reason} ({why})", "")
+    return BackendStatus(False, f"{why}; nothing can be compiled at run time: {reason}", fix)
 
 
 def choose_backend(op: str, requested: str, why_not: Mapping[str, str | None]) -> tuple[str, str]:

@@ -1,19 +1,21 @@
-"""CUDA backend: the kernels of csrc/soft_dtw. Nothing here waits for the GPU or reads from it.
+"""CUDA backend: the kernels of csrc/soft_dtw, compiled into the extension or at run time. Nothing
+here waits for the GPU or reads from it.
 
 FASTSEQ_SOFT_DTW_DEBUG=1 launches once per strip of 32 rows instead of once, without the flags by
 which strips wait for each other: what goes wrong only without it is a matter of memory ordering.
 """
 
+import functools
 import os
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.extension import extension
+from fastseq.ops.common import extension
+from fastseq.ops.soft_dtw import runtime
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
-
-LANES = 32  # rows of a strip
-FLAGS_FORWARD, FLAGS_BACKWARD = 1, 5  # per strip
+from fastseq.ops.soft_dtw.runtime import FLAGS, LANES
 
 
 def forward(
@@ -34,9 +36,9 @@ def forward(
     states = given.new_empty(batch, strips, blocks + 1, 2, LANES) if keep else None
     value = given.new_empty(batch)
     totals = given.new_empty(batch, strips, dtype=torch.float64)
-    sync = _sync(given, 1 + FLAGS_FORWARD * batch * strips)
+    sync = _sync(given, 1 + FLAGS["forward"] * batch * strips)
     call = _call(x, y, cost, lengths_x, lengths_y, opts, h, states)
-    extension().soft_dtw_forward(call, *map(_pointer, (value, totals, sync)))
+    _build().soft_dtw_forward(call, *map(_pointer, (value, totals, sync)))
     return value, (h, states) if keep else ()
 
 
@@ -59,11 +61,17 @@ def backward(
     if not saved:  # no cells
         return tuple(t if t is None else t.zero_() for t in grads)
     h, states = saved
-    sync = _sync(h, 1 + FLAGS_BACKWARD * h.shape[0] * h.shape[1])
+    sync = _sync(h, 1 + FLAGS["backward"] * h.shape[0] * h.shape[1])
     call = _call(x, y, cost, lengths_x, lengths_y, opts, h, states)
     buffers = (grad, *grads, torch.empty_like(h), sync)
-    extension().soft_dtw_backward(call, *map(_pointer, buffers))
+    _build().soft_dtw_backward(call, *map(_pointer, buffers))
     return grads
+
+
+@functools.cache
+def _build() -> ModuleType:
+    """fastseq._C where it can run kernels, otherwise what stands in for it."""
+    return extension.extension() if extension.status()[0] else runtime
 
 
 def _sizes(x: Tensor | None, y: Tensor | None, cost: Tensor | None) -> tuple[int, int, int]:
@@ -72,7 +80,7 @@ def _sizes(x: Tensor | None, y: Tensor | None, cost: Tensor | None) -> tuple[int
 
 def _call(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, h: Tensor, states: Tensor | None):
     """What both kernels get. Tensors have to outlive the launch, not the call."""
-    call = extension().SoftDTWCall()
+    call = _build().SoftDTWCall()
     call.device = h.get_device()
     call.stream = torch.cuda.current_stream(h.device).cuda_stream
     call.is_double = h.dtype == torch.float64

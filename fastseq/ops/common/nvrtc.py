@@ -1,0 +1,194 @@
+"""CUDA kernels compiled at run time, for a GPU where the compiled extension is missing.
+
+CUDA builds of torch bring NVRTC, which compiles without a toolkit and without headers. Only the
+documented C functions of NVRTC and of the driver are called, nothing that torch keeps private:
+``torch.cuda._compile_kernel`` asks for CUDA_HOME, which those who need this module do not have.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+_OLDEST = (8, 0)  # compute capability; setup.py builds for none before it either
+_MAX_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_TRIAL = 'extern "C" __global__ void trial() {}'
+
+
+@functools.cache
+def status() -> tuple[bool, str, str]:
+    """(whether kernels can be compiled for the GPUs here, by what or why not, the one-line fix)."""
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        fix = "run on a machine with an NVIDIA GPU and a CUDA build of torch"
+        return False, "PyTorch sees no CUDA device", fix
+    if not sys.platform.startswith("linux"):
+        return False, f"it is done on Linux only, this is {sys.platform}", "run on Linux"
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    if min(found) < _OLDEST:
+        reason = "a GPU here has compute capability {}.{}, older than 8.0".format(*min(found))
+        return False, reason, "select newer ones with CUDA_VISIBLE_DEVICES"
+    try:
+        for capability in found:
+            compile_kernels(_TRIAL, {}, ["trial"], capability)
+    except OSError as error:
+        major = torch.version.cuda.split(".")[0]
+        package = "nvidia-cuda-nvrtc-cu12" if major == "12" else f"nvidia-cuda-nvrtc=={major}.*"
+        return False, str(error), f'pip install "{package}"'
+    except RuntimeError as error:
+        return False, " ".join(str(error).split()), "a newer torch, which knows this GPU"
+    return True, f"NVRTC {_version()}", ""
+
+
+def sources(op: str) -> dict[str, str]:
+    """The headers of csrc/<op> by name: inside an installed package, beside it in a checkout."""
+    for root in (_PACKAGE, _PACKAGE.parent):
+        paths = sorted((root / "csrc" / op).glob("*.cuh"))
+        if paths:
+            return {path.name: path.read_text() for path in paths}
+    raise RuntimeError(f"{_PACKAGE / 'csrc' / op} is missing: reinstall fastseq")
+
+
+def compile_kernels(
+    source: str,
+    headers: Mapping[str, str],
+    kernels: Sequence[str],
+    capability: tuple[int, int],
+) -> tuple[bytes, list[str]]:
+    """(machine code for a compute capability, name of each kernel in it).
+
+    ``kernels`` are C++ expressions such as ``forward_kernel<float>``; the source includes headers
+    by the names that they have in ``headers``.
+    """
+    lib = _library()
+    texts, names = (_strings(items) for items in (headers.values(), headers))
+    arch = "--gpu-architecture=sm_{}{}".format(*capability)
+    flags = _strings([arch, "--std=c++17"])
+    program = ctypes.c_void_p()
+    _check(
+        lib.nvrtcCreateProgram(
+            ctypes.byref(program), source.encode(), b"fastseq.cu", len(headers), texts, names
+        )
+    )
+    try:
+        for kernel in kernels:
+            _check(lib.nvrtcAddNameExpression(program, kernel.encode()))
+        code = lib.nvrtcCompileProgram(program, len(flags), flags)
+        if code:
+            _check(code, _bytes("ProgramLog", program).rstrip(b"\0").decode(errors="replace"))
+        return _bytes("CUBIN", program), [_lowered(program, kernel) for kernel in kernels]
+    finally:
+        lib.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+class Kernel:
+    """A kernel of compiled machine code on one device."""
+
+    def __init__(self, code: bytes, name: str, device: int, threads: int, shared: int) -> None:
+        self.device, self.threads, self.shared = device, threads, shared
+        self.function, module = ctypes.c_void_p(), ctypes.c_void_p()
+        with _context(device):
+            _drive("cuModuleLoadData", ctypes.byref(module), code)
+            _drive("cuModuleGetFunction", ctypes.byref(self.function), module, name.encode())
+            _drive("cuFuncSetAttribute", self.function, _MAX_SHARED, shared)
+
+    def launch(self, blocks: int, arguments: ctypes.Structure, stream: int) -> None:
+        """Launches with one structure, passed by value."""
+        values = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        grid, size = (blocks, 1, 1), (self.threads, 1, 1)
+        with _context(self.device):
+            _drive(
+                "cuLaunchKernel",
+                *(self.function, *grid, *size, self.shared, ctypes.c_void_p(stream), values, None),
+            )
+
+    def zero(self, address: int, words: int, stream: int) -> None:
+        """Zeroes words of 32 bits on the stream."""
+        with _context(self.device):
+            _drive(
+                "cuMemsetD32Async",
+                *(ctypes.c_uint64(address), 0, ctypes.c_size_t(words), ctypes.c_void_p(stream)),
+            )
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """NVRTC of torch's CUDA version: as torch has loaded it, or from its package."""
+    name = f"libnvrtc.so.{(torch.version.cuda or '13').split('.')[0]}"
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL(name)
+    packages = importlib.util.find_spec("nvidia")
+    for folder in packages.submodule_search_locations or () if packages else ():
+        for path in Path(folder).glob(f"*/lib/{name}"):
+            return ctypes.CDLL(str(path))
+    raise OSError(f"{name} is not there")
+
+
+def _version() -> str:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(_library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    return f"{major.value}.{minor.value}"
+
+
+def _strings(items) -> ctypes.Array:
+    encoded = [item.encode() for item in items]
+    return (ctypes.c_char_p * len(encoded))(*encoded)
+
+
+def _bytes(what: str, program: ctypes.c_void_p) -> bytes:
+    size, lib = ctypes.c_size_t(), _library()
+    _check(getattr(lib, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+    buffer = ctypes.create_string_buffer(size.value)
+    _check(getattr(lib, f"nvrtcGet{what}")(program, buffer))
+    return buffer.raw
+
+
+def _lowered(program: ctypes.c_void_p, kernel: str) -> str:
+    name = ctypes.c_char_p()
+    _check(_library().nvrtcGetLoweredName(program, kernel.encode(), ctypes.byref(name)))
+    return name.value.decode()
+
+
+def _check(code: int, log: str = "") -> None:
+    if code:
+        lib = _library()
+        lib.nvrtcGetErrorString.restype = ctypes.c_char_p
+        raise RuntimeError(f"NVRTC: {lib.nvrtcGetErrorString(code).decode()}\n{log}".rstrip())
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _drive(function: str, *arguments) -> None:
+    """Calls the driver; RuntimeError with its description of what failed."""
+    code = getattr(_driver(), function)(*arguments)
+    if code:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(code, ctypes.byref(text))
+        raise RuntimeError(f"{function}: {(text.value or b'unknown error').decode()}")
+
+
+@functools.cache
+def _primary(device: int) -> ctypes.c_void_p:
+    """The context of a device that torch works in."""
+    handle, context = ctypes.c_int(), ctypes.c_void_p()
+    _drive("cuDeviceGet", ctypes.byref(handle), device)
+    _drive("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+    return context
+
+
+@contextlib.contextmanager
+def _context(device: int) -> Iterator[None]:
+    """Makes a device's context current: in a thread of autograd there may be none yet."""
+    _drive("cuCtxPushCurrent_v2", _primary(device))
+    try:
+        yield
+    finally:
+        _drive("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))

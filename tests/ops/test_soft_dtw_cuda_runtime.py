@@ -1,0 +1,163 @@
+"""Soft-DTW's kernels compiled at run time, without a GPU: NVRTC takes the sources, and the kernels,
+run by the CPU, understand the arguments that Python builds for them."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ops.soft_dtw_host import _Schedule, compile_library
+from ops.test_soft_dtw_cuda_host import frames, relative, truth
+
+import fastseq
+from fastseq.ops.common import extension, nvrtc
+from fastseq.ops.soft_dtw import cuda, op, runtime
+from fastseq.ops.soft_dtw.options import SoftDTWOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Kernel:
+    """Stands for nvrtc.Kernel; launches run on the CPU."""
+
+    def __init__(self, library: ctypes.CDLL, what: str, is_double: bool):
+        self.function = library[f"one_{what}_{'f64' if is_double else 'f32'}"]
+        self.size = runtime.THREADS[what], runtime.SHARED[what][is_double]
+        self.sync, self.blocks = None, []
+
+    def zero(self, address, words, stream):
+        assert (address, words, stream) == (self.sync.data_ptr(), self.sync.numel(), 1234)
+        self.sync.zero_()
+
+    def launch(self, blocks, arguments, stream):
+        assert stream == 1234
+        self.blocks.append(blocks)
+        if self.function(ctypes.byref(arguments), _Schedule(3, 1, 0), blocks, *self.size):
+            raise RuntimeError("the thread blocks wait for each other for ever")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    folder = tmp_path_factory.mktemp("soft_dtw")
+    return ctypes.CDLL(str(compile_library("g++", folder, "soft_dtw_fibers")))
+
+
+@pytest.fixture
+def simulated(library, monkeypatch):
+    """The kernels by (what, is_double). Counter and flags hold rubbish before they are zeroed."""
+    kernels = {
+        (what, is_double): Kernel(library, what, is_double)
+        for what in runtime.THREADS
+        for is_double in (False, True)
+    }
+
+    def sync(like, words):
+        out = torch.full((words,), 99, dtype=torch.int32)
+        for kernel in kernels.values():
+            kernel.sync = out
+        return out
+
+    def of_device(device, is_double):
+        assert device == -1  # a CPU tensor's
+        return {what: kernels[what, is_double] for what in runtime.THREADS}
+
+    monkeypatch.setattr(cuda, "_build", lambda: runtime)
+    monkeypatch.setattr(cuda, "_sync", sync)
+    monkeypatch.setattr(runtime, "kernels", of_device)
+    stream = SimpleNamespace(cuda_stream=1234)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(op, "_elsewhere", lambda home, device_type: None)
+    monkeypatch.setattr(op, "unavailable", lambda name: None)
+    return kernels
+
+
+@pytest.mark.parametrize("debug", ["0", "1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_public_function(simulated, monkeypatch, dtype, debug):
+    monkeypatch.setenv("FASTSEQ_SOFT_DTW_DEBUG", debug)
+    lengths_x, lengths_y = torch.tensor([40, 0, 33]), torch.tensor([50, 9, 1])
+    x = frames(3, 40, 6, seed=1, dtype=dtype).requires_grad_()
+    y = frames(3, 50, 6, seed=2, dtype=dtype).requires_grad_()
+    grad = torch.tensor([2.0, 3.0, -1.0], dtype=dtype)
+    value = fastseq.soft_dtw(
+        x, y, gamma=0.4, bandwidth=9, lengths_x=lengths_x, lengths_y=lengths_y, backend="cuda"
+    )
+    got = value.detach(), *torch.autograd.grad(value, (x, y), grad)
+    opts = SoftDTWOptions(0.4, 9)
+    want = truth(x.detach(), y.detach(), opts, lengths_x, lengths_y, grad)
+    for a, b in zip(got, want, strict=True):
+        assert relative(a, b) <= (3e-6 if dtype == torch.float32 else 1e-11)
+    blocks = [3, 3] if debug == "1" else [6]  # batch, or batch times strips
+    for what in runtime.THREADS:
+        assert simulated[what, dtype == torch.float64].blocks == blocks
+        assert simulated[what, dtype != torch.float64].blocks == []
+
+
+def test_given_costs(simulated):
+    cost = frames(2, 35, 40, seed=1).square().requires_grad_()
+    value = fastseq.soft_dtw_from_cost(cost, gamma=0.4, backend="cuda")
+    (expected,) = torch.autograd.grad(value.sum(), cost)
+    want = truth(cost.detach(), None, SoftDTWOptions(0.4, None))
+    assert relative(value.detach(), want[0]) <= 1e-11
+    assert relative(expected, want[1]) <= 1e-11
+
+
+def test_sizes_are_those_of_the_kernels(library):
+    for backward, what in enumerate(("forward", "backward")):
+        assert runtime.THREADS[what] == library.threads(backward)
+        for is_double in (False, True):
+            arguments = runtime._arguments(what, is_double)
+            assert ctypes.sizeof(arguments) == library.arguments_bytes(backward, is_double)
+            assert runtime.SHARED[what][is_double] == library.shared_bytes(backward, is_double)
+
+
+def test_too_many_blocks(simulated):
+    call = runtime.SoftDTWCall(device=-1, is_double=False, batch=2**24, rows=4096, debug=False)
+    for name in ("x", "y", "cost", "lengths_x", "lengths_y", "columns", "channels", "band"):
+        setattr(call, name, 0)
+    call.gamma, call.h, call.states, call.stream = 1.0, 0, 0, 1234
+    with pytest.raises(RuntimeError, match="batch \\* frames is too large for one launch"):
+        runtime.soft_dtw_forward(call, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("built", "stands"), [(True, "fastseq._C"), (False, "runtime")])
+def test_extension_comes_first(monkeypatch, built, stands):
+    monkeypatch.setattr(extension, "status", lambda: (built, "reason", "fix"))
+    monkeypatch.setattr(extension, "extension", lambda: "fastseq._C")
+    cuda._build.cache_clear()
+    try:
+        assert cuda._build() is (runtime if stands == "runtime" else "fastseq._C")
+    finally:
+        cuda._build.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_device_code_includes_nothing_of_a_toolkit():
+    """With the macro that NVRTC sets, the preprocessor finds all includes in csrc/soft_dtw."""
+    command = ["g++", "-E", "-nostdinc", "-nostdinc++", "-D__CUDACC__", "-Icsrc/soft_dtw"]
+    command += ["-x", "c++", "-"]
+    run = subprocess.run(
+        command, cwd=ROOT, input=runtime.SOURCE, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "backward_kernel(" in run.stdout
+    assert "forward_kernel(" in run.stdout
+
+
+@pytest.mark.parametrize("is_double", [False, True], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_nvrtc_compiles_the_sources(capability, is_double):
+    try:
+        nvrtc._library()
+    except OSError as error:
+        pytest.skip(f"{error}; pip install nvidia-cuda-nvrtc")
+    code, names = runtime.machine_code(capability, is_double)
+    assert list(names) == ["forward", "backward"]
+    for what, name in names.items():
+        assert f"{what}_kernel" in name
+        assert f".text.{name}\0".encode() in code
