@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import fastseq
+from fastseq.ops.common import extension, nvrtc
+from fastseq.ops.soft_dtw import cuda, runtime
 
 pytestmark = pytest.mark.gpu
 
@@ -41,6 +43,16 @@ def check(got, want, dtype):
 
 def same(got, want):
     return all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.fixture(autouse=True, params=["extension", "runtime"])
+def build(request, monkeypatch):
+    """The compiled extension and the same kernels compiled at run time, where each can run."""
+    possible, reason, _ = (extension if request.param == "extension" else nvrtc).status()
+    if not possible:
+        pytest.skip(reason)
+    module = extension.extension() if request.param == "extension" else runtime
+    monkeypatch.setattr(cuda, "_build", lambda: module)
 
 
 @pytest.fixture
