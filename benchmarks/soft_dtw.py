@@ -22,7 +22,7 @@ TIMED_PAIRS = {"cpu": 4096**2, "cuda": 1 << 40}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["fp32"]}
 # What the ratios are relative to.
 OURS = {"cpu": "fastseq numba", "cuda": "fastseq cuda"}
-# Several seconds a call above this many cells.
+# Several seconds a call above this many cells; the wavefront, above 2^23.
 CPU_CELLS = 1 << 20
 # The peers keep R in float32 and divide differences of its cells by gamma: the longer the
 # sequence, the fewer digits of the gradient are left (of pysdtw's 2e-4 are wrong at T = 480 and
@@ -75,6 +75,7 @@ def providers(device: str) -> list[Provider]:
             "wavefront",
             peers.build_wavefront,
             partial(_matrices, 45),
+            cpu_pairs=1 << 23,
             gradient_tolerance=LOST_DIGITS,
         ),
         Provider("pysdtw", peers.build_pysdtw, partial(_matrices, 30), **apart),
