@@ -22,6 +22,7 @@ from fastseq.ops.soft_dtw.numba_math import (
 LANES = 64  # rows of a strip
 STEPS = 64  # steps of a block; at least LANES - 1, for `wait_for`
 WINDOW = STEPS + LANES + 16  # columns that a block reads, and a stride that is no power of 2
+CHANNELS = 8  # D is filled up with zeros to a multiple of this
 ABSENT = np.float32(1e30)  # the value of a predecessor that is not there: weight exactly 0
 # Signed indices may be negative, and the check for it keeps LLVM from vectorising a loop.
 _i = np.uintp
@@ -40,26 +41,29 @@ def _lane_range(s, top, rows, m, low, high):
 
 @kernel
 def _costs(u, xs, ys, scale):
-    """u[k, lane] = scale * |x - y|^2 of a block by direct differences."""
-    dims = xs.shape[0]
-    whole = dims - dims % 4
-    for k in range(STEPS):
-        row, shift = _i(k), STEPS - 1 - k
-        for r in range(LANES):
-            u[row, _i(r)] = 0
-        for d in range(0, whole, 4):
-            d0, d1, d2, d3 = _i(d), _i(d + 1), _i(d + 2), _i(d + 3)
+    """u[k, lane] = scale * |x - y|^2 of a block by direct differences.
+
+    Flat arrays with constant strides, two steps and eight channels at a time: this is where the
+    time goes, and what LLVM then keeps in registers.
+    """
+    out = u.reshape(STEPS * LANES)
+    for k in range(0, STEPS, 2):
+        row, shift = k * LANES, STEPS - 1 - k
+        for r in range(2 * LANES):
+            out[_i(row + r)] = 0
+        for d in range(0, xs.size // LANES, CHANNELS):
+            at_x, at_y = d * LANES, d * WINDOW + shift
             for r in range(LANES):
-                i, q = _i(r), _i(shift + r)
-                a, b = xs[d0, i] - ys[d0, q], xs[d1, i] - ys[d1, q]
-                c, e = xs[d2, i] - ys[d2, q], xs[d3, i] - ys[d3, q]
-                u[row, i] += (a * a + b * b) + (c * c + e * e)
-        for d in range(whole, dims):
-            for r in range(LANES):
-                a = xs[_i(d), _i(r)] - ys[_i(d), _i(shift + r)]
-                u[row, _i(r)] += a * a
-        for r in range(LANES):
-            u[row, _i(r)] *= scale
+                first, second = out[_i(row + r)], out[_i(row + LANES + r)]
+                for c in range(CHANNELS):
+                    x = xs[_i(at_x + c * LANES + r)]
+                    a = x - ys[_i(at_y + c * WINDOW + r)]
+                    b = x - ys[_i(at_y + c * WINDOW + r - 1)]
+                    first += a * a
+                    second += b * b
+                out[_i(row + r)], out[_i(row + LANES + r)] = first, second
+        for r in range(2 * LANES):
+            out[_i(row + r)] *= scale
 
 
 @kernel
@@ -238,20 +242,19 @@ def _expectations(e, p, left, up, owed, seed, below, above, area):
 @kernel
 def _row_gradients(e, xs, ys, gx):
     """gx[d, r] += sum over the block's columns of E (x - y)."""
+    flat = e.reshape(STEPS * LANES)
     for k in range(0, STEPS, 4):
-        k0, k1, k2, k3 = _i(k), _i(k + 1), _i(k + 2), _i(k + 3)
-        shift = STEPS - 1 - k
-        for d in range(xs.shape[0]):
-            c = _i(d)
+        row, shift = k * LANES, STEPS - 1 - k
+        for d in range(xs.size // LANES):
+            at_x, at_y = d * LANES, d * WINDOW + shift
             for r in range(LANES):
-                i = _i(r)
-                x = xs[c, i]
-                gx[c, i] += (
-                    e[k0, i] * (x - ys[c, _i(shift + r)])
-                    + e[k1, i] * (x - ys[c, _i(shift - 1 + r)])
+                x = xs[_i(at_x + r)]
+                gx[_i(at_x + r)] += (
+                    flat[_i(row + r)] * (x - ys[_i(at_y + r)])
+                    + flat[_i(row + LANES + r)] * (x - ys[_i(at_y + r - 1)])
                 ) + (
-                    e[k2, i] * (x - ys[c, _i(shift - 2 + r)])
-                    + e[k3, i] * (x - ys[c, _i(shift - 3 + r)])
+                    flat[_i(row + 2 * LANES + r)] * (x - ys[_i(at_y + r - 2)])
+                    + flat[_i(row + 3 * LANES + r)] * (x - ys[_i(at_y + r - 3)])
                 )
 
 
@@ -260,19 +263,23 @@ def _column_gradients(e, skewed, xs, ys, gy):
     """gy[d, q] = sum over the strip's rows of E (y - x); skewed[r, q] takes E by columns."""
     skewed[:] = 0
     gy[:] = 0
+    flat = e.reshape(STEPS * LANES)
     for k in range(STEPS):
         for r in range(LANES):
-            skewed[_i(r), _i(STEPS - 1 - k + r)] = e[_i(k), _i(r)]
+            skewed[_i(r * WINDOW + STEPS - 1 - k + r)] = flat[_i(k * LANES + r)]
     for r in range(0, LANES, 4):
-        r0, r1, r2, r3 = _i(r), _i(r + 1), _i(r + 2), _i(r + 3)
-        for d in range(xs.shape[0]):
-            c = _i(d)
-            x0, x1, x2, x3 = xs[c, r0], xs[c, r1], xs[c, r2], xs[c, r3]
+        row = r * WINDOW
+        for d in range(xs.size // LANES):
+            at_x, at_y = d * LANES + r, d * WINDOW
+            x0, x1 = xs[_i(at_x)], xs[_i(at_x + 1)]
+            x2, x3 = xs[_i(at_x + 2)], xs[_i(at_x + 3)]
             for q in range(r, r + STEPS + 3):
-                j = _i(q)
-                y = ys[c, j]
-                gy[c, j] += (skewed[r0, j] * (y - x0) + skewed[r1, j] * (y - x1)) + (
-                    skewed[r2, j] * (y - x2) + skewed[r3, j] * (y - x3)
+                y = ys[_i(at_y + q)]
+                gy[_i(at_y + q)] += (
+                    skewed[_i(row + q)] * (y - x0) + skewed[_i(row + WINDOW + q)] * (y - x1)
+                ) + (
+                    skewed[_i(row + 2 * WINDOW + q)] * (y - x2)
+                    + skewed[_i(row + 3 * WINDOW + q)] * (y - x3)
                 )
 
 
@@ -281,8 +288,8 @@ def _load_rows(xs, x, top, n):
     """xs[d, r] = x[top + r, d]; 0 in the padding, whatever it holds."""
     xs[:] = 0
     for r in range(min(LANES, n - top)):
-        for d in range(xs.shape[0]):
-            xs[_i(d), _i(r)] = x[_i(top + r), _i(d)]
+        for d in range(x.shape[1]):
+            xs[_i(d * LANES + r)] = x[_i(top + r), _i(d)]
 
 
 @kernel
@@ -295,11 +302,12 @@ def _window(start, m):
 def _load_columns(ys, y, start, m):
     """ys[d, q] = y[start + STEPS - 1 - q, d]: lanes to the right read columns to the left."""
     first, last = _window(start, m)
-    ys[:, :first] = 0
-    ys[:, last:] = 0
+    for d in range(y.shape[1]):
+        ys[d * WINDOW : d * WINDOW + first] = 0
+        ys[d * WINDOW + last : (d + 1) * WINDOW] = 0
     for q in range(first, last):
-        for d in range(ys.shape[0]):
-            ys[_i(d), _i(q)] = y[_i(start + STEPS - 1 - q), _i(d)]
+        for d in range(y.shape[1]):
+            ys[_i(d * WINDOW + q)] = y[_i(start + STEPS - 1 - q), _i(d)]
 
 
 @kernel
@@ -307,7 +315,7 @@ def _add_columns(dy, gy, start, m):
     first, last = _window(start, m)
     for q in range(first, last):
         for d in range(dy.shape[1]):
-            dy[_i(start + STEPS - 1 - q), _i(d)] += 2 * gy[_i(d), _i(q)]
+            dy[_i(start + STEPS - 1 - q), _i(d)] += 2 * gy[_i(d * WINDOW + q)]
 
 
 @kernel
@@ -326,7 +334,7 @@ def _outside(start, top, low, high):
 @kernel
 def _block_costs(u, xs, ys, y, cost, area, scale):
     """Costs of a block, fused from embeddings unless D = 0, which stands for a cost matrix."""
-    if xs.shape[0]:
+    if xs.size:
         _load_columns(ys, y, area[0], area[3])
         _costs(u, xs, ys, scale)
     else:
@@ -343,9 +351,9 @@ def forward_strips(problem, worker, workers, progress, below, state, value):
     """
     x, y, cost, n_real, m_real, band, scale = problem
     batch, strips = value.shape
-    dtype, dims = below.dtype, x.shape[2]
+    dtype, channels = below.dtype, -(-x.shape[2] // CHANNELS) * CHANNELS
     one = dtype.type(1)
-    xs, ys = np.empty((dims, LANES), dtype), np.empty((dims, WINDOW), dtype)
+    xs, ys = np.zeros(channels * LANES, dtype), np.zeros(channels * WINDOW, dtype)
     u, up = np.empty((STEPS, LANES), dtype), np.empty((2, LANES + 1), dtype)
     v, sm = np.empty(LANES, dtype), np.empty(LANES, dtype)
     for index in range(worker, batch * strips, workers):
@@ -379,10 +387,11 @@ def backward_strips(problem, worker, workers, progress, below, state, grad, flow
     x, y, cost, n_real, m_real, band, scale = problem
     batch, strips = flow.shape[:2]
     dtype, dims = below.dtype, x.shape[2]
+    channels = -(-dims // CHANNELS) * CHANNELS
     one = dtype.type(1)
-    xs, gx = np.empty((dims, LANES), dtype), np.empty((dims, LANES), dtype)
-    ys, gy = np.empty((dims, WINDOW), dtype), np.empty((dims, WINDOW), dtype)
-    skewed = np.empty((LANES, WINDOW), dtype)
+    xs, gx = np.zeros(channels * LANES, dtype), np.zeros(channels * LANES, dtype)
+    ys, gy = np.zeros(channels * WINDOW, dtype), np.zeros(channels * WINDOW, dtype)
+    skewed = np.empty(LANES * WINDOW, dtype)
     u, e = np.empty((STEPS, LANES), dtype), np.empty((STEPS, LANES), dtype)
     p, up = np.empty((STEPS, 3 * LANES), dtype), np.empty((2, LANES + 1), dtype)
     v, left = np.empty(LANES, dtype), np.empty(LANES)
@@ -418,4 +427,4 @@ def backward_strips(problem, worker, workers, progress, below, state, grad, flow
             store_release(progress, index, blocks - block)
         for r in range(rows):
             for d in range(dims):
-                dx[b, top + r, d] = 2 * gx[d, r]
+                dx[b, top + r, d] = 2 * gx[d * LANES + r]
