@@ -44,8 +44,10 @@ def _costs(u, xs, ys, scale):
     """u[k, lane] = scale * |x - y|^2 of a block by direct differences.
 
     Flat arrays with constant strides, two steps and eight channels at a time: this is where the
-    time goes, and what LLVM then keeps in registers.
+    time goes, and what LLVM then keeps in registers. A sum per eight channels rounds less than one
+    chain over all of them.
     """
+    zero = scale - scale
     out = u.reshape(STEPS * LANES)
     for k in range(0, STEPS, 2):
         row, shift = k * LANES, STEPS - 1 - k
@@ -54,14 +56,15 @@ def _costs(u, xs, ys, scale):
         for d in range(0, xs.size // LANES, CHANNELS):
             at_x, at_y = d * LANES, d * WINDOW + shift
             for r in range(LANES):
-                first, second = out[_i(row + r)], out[_i(row + LANES + r)]
+                first, second = zero, zero
                 for c in range(CHANNELS):
                     x = xs[_i(at_x + c * LANES + r)]
                     a = x - ys[_i(at_y + c * WINDOW + r)]
                     b = x - ys[_i(at_y + c * WINDOW + r - 1)]
                     first += a * a
                     second += b * b
-                out[_i(row + r)], out[_i(row + LANES + r)] = first, second
+                out[_i(row + r)] += first
+                out[_i(row + LANES + r)] += second
         for r in range(2 * LANES):
             out[_i(row + r)] *= scale
 
