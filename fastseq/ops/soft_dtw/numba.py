@@ -34,7 +34,8 @@ def backward(
     p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
     below, state = saved
     flow = torch.empty(p.batch, p.strips, p.m, dtype=torch.float64)
-    outputs = [torch.zeros_like(torch.from_numpy(a)) for a in (p.x, p.y, p.cost)]
+    # Not torch.zeros: its threads would spin on the processors that ours are about to need.
+    outputs = [torch.from_numpy(np.zeros_like(a)) for a in (p.x, p.y, p.cost)]
     p.run(backward_strips, *map(_numpy, (below, state, grad, flow, *outputs)))
     dx, dy, dcost = outputs
     if cost is not None:
