@@ -23,7 +23,16 @@ from fastseq.ops.tcn.op import tcn_loss
 __all__ = ["ContrastiveIDM", "LAVLoss", "SCLLoss", "SoftDTW", "TCCLoss", "TCNLoss"]
 
 
-class SCLLoss(nn.Module):
+class _Loss(nn.Module):
+    """Shows the options of a loss, ``self.options``, in its representation."""
+
+    options: dict
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class SCLLoss(_Loss):
     """:func:`fastseq.scl_loss` as a module; see there for the formula, shapes and defaults.
 
     Example:
@@ -77,11 +86,8 @@ class SCLLoss(nn.Module):
         real = {"lengths1": lengths1, "lengths2": lengths2, "valid1": valid1, "valid2": valid2}
         return scl_loss(z1, z2, t1, t2, **real, **self.options)
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
-
-class SoftDTW(nn.Module):
+class SoftDTW(_Loss):
     """:func:`fastseq.soft_dtw` as a module; see there for the formula, shapes and defaults.
 
     Example:
@@ -127,11 +133,8 @@ class SoftDTW(nn.Module):
     ) -> Tensor:
         return soft_dtw(x, y, lengths_x=lengths_x, lengths_y=lengths_y, **self.options)
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
-
-class TCCLoss(nn.Module):
+class TCCLoss(_Loss):
     """:func:`fastseq.tcc_loss` as a module; see there for the formula, shapes and defaults.
 
     Example:
@@ -189,9 +192,6 @@ class TCCLoss(nn.Module):
         }
         return tcc_loss(x, y, tx, ty, **frames, **self.options)
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-
 
 class TCNLoss(nn.Module):
     """:func:`fastseq.tcn_loss` as a module; see there for the formula, shapes and defaults.
@@ -214,7 +214,7 @@ class TCNLoss(nn.Module):
         return f"reg_lambda={self.reg_lambda!r}"
 
 
-class ContrastiveIDM(nn.Module):
+class ContrastiveIDM(_Loss):
     """:func:`fastseq.contrastive_idm` as a module; see there for the formula, shapes and defaults.
 
     A window for each sequence is the function's alone.
@@ -257,11 +257,8 @@ class ContrastiveIDM(nn.Module):
     def forward(self, z: Tensor, t: Tensor | None = None, *, lengths: Lengths = None) -> Tensor:
         return contrastive_idm(z, t, lengths=lengths, **self.options)
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
-
-class LAVLoss(nn.Module):
+class LAVLoss(_Loss):
     """:func:`fastseq.lav_loss` as a module; see there for the formula, shapes and defaults.
 
     Example:
@@ -326,6 +323,3 @@ class LAVLoss(nn.Module):
             "lengths_y": lengths_y,
         }
         return lav_loss(x, y, tx, ty, **frames, **self.options)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -4,7 +4,6 @@ Two launches forward (all pairs; the sum of their blocks), one backward. Nothing
 CUDA graph can capture it.
 """
 
-import contextlib
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from fastseq.ops.common import launch
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.contrastive_idm.options import CIDMOptions, pair_times
 from fastseq.ops.contrastive_idm.triton_kernels import (
@@ -77,13 +77,13 @@ def forward(
     if n == 0 or frames == 0:
         return torch.zeros(shape, **fp32), torch.zeros(n, **fp32)
     t, lengths, windows = _side_inputs(z, t, lengths, windows)
-    operands, precision = _operands(z.dtype)
+    operands, precision = launch.operands(z.dtype)
     direct = opts.distance == "euclidean"
-    tile = tiles("loss", d, operands, direct, _arch(z.device))
+    tile = tiles("loss", d, operands, direct, launch.architecture(z.device))
     blocks = triton.cdiv(frames, tile.rows)
     loss, coef = torch.empty(shape, **fp32), torch.empty(n, **fp32)
     part = torch.empty((n, blocks), **fp32)
-    with _on(z.device):
+    with launch.on_device(z.device):
         cidm_loss_kernel[(n * blocks,)](
             z,
             t,
@@ -133,11 +133,11 @@ def backward(
     if dz.numel() == 0:
         return dz
     t, lengths, windows = _side_inputs(z, t, lengths, windows)
-    operands, precision = _operands(z.dtype)
+    operands, precision = launch.operands(z.dtype)
     direct = opts.distance == "euclidean"
-    tile = tiles("grad", d, operands, direct, _arch(z.device))
+    tile = tiles("grad", d, operands, direct, launch.architecture(z.device))
     blocks = triton.cdiv(frames, tile.rows)
-    with _on(z.device):
+    with launch.on_device(z.device):
         cidm_grad_kernel[(triton.cdiv(d, tile.channels) * n * blocks,)](
             z,
             t,
@@ -184,26 +184,3 @@ def _kind(z: Tensor, opts: CIDMOptions, precision: str) -> dict[str, str | bool]
         "CENTRE": z.dtype == torch.float32,
         "PREC": precision,
     }
-
-
-def _operands(dtype: torch.dtype) -> tuple[str, str]:
-    """What the tensor cores multiply, and tl.dot's input_precision (bf16 and fp16 ignore it)."""
-    if dtype == torch.bfloat16:
-        return "bf16", "tf32"
-    if dtype == torch.float16:
-        return "fp16", "tf32"
-    how = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return how, how
-
-
-@lru_cache
-def _arch(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0  # the interpreter
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def _on(device: torch.device):
-    """Triton launches on the current device's stream, which need not be the tensors' device."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

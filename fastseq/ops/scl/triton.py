@@ -3,7 +3,6 @@
 Two launches forward, one backward. Nothing is read back, so a CUDA graph can capture it.
 """
 
-import contextlib
 import math
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from fastseq.ops.common import launch
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.scl.options import SCLOptions, reach
 from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_reduce_kernel, scl_stats_kernel
@@ -100,14 +100,14 @@ def forward(
         zeros = torch.zeros(shape, **fp32)
         return zeros, torch.zeros(3, n, frames1 + frames2, **fp32), torch.zeros(2, n, **fp32)
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
-    operands, precision = _operands(z1.dtype)
-    tile = tiles("stats", d, operands, _online(opts), _arch(z1.device))
+    operands, precision = launch.operands(z1.dtype)
+    tile = tiles("stats", d, operands, _online(opts), launch.architecture(z1.device))
     blocks = triton.cdiv(max(frames1, frames2), tile.rows)
     loss = torch.empty(shape, **fp32)
     stats = torch.empty((3, n, frames1 + frames2), **fp32)
     coef = torch.empty((2, n), **fp32)
     part = torch.empty((2, 2, n, blocks), **fp32)
-    with _on(z1.device):
+    with launch.on_device(z1.device):
         scl_stats_kernel[(2 * n * blocks,)](
             z1,
             z2,
@@ -161,14 +161,14 @@ def backward(
     if n == 0 or frames1 + frames2 == 0 or not (need1 or need2):
         return z1.new_zeros(z1.shape) if need1 else None, z2.new_zeros(z2.shape) if need2 else None
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
-    operands, precision = _operands(z1.dtype)
-    tile = tiles("grad", d, operands, _online(opts), _arch(z1.device))
+    operands, precision = launch.operands(z1.dtype)
+    tile = tiles("grad", d, operands, _online(opts), launch.architecture(z1.device))
     dz1 = torch.empty_like(z1) if need1 else None
     dz2 = torch.empty_like(z2) if need2 else None
     blocks = triton.cdiv(max(frames1, frames2), tile.rows)
     directions = need1 + need2
     chunks = triton.cdiv(d, tile.channels)
-    with _on(z1.device):
+    with launch.on_device(z1.device):
         scl_grad_kernel[(chunks * directions * n * blocks,)](
             z1,
             z2,
@@ -232,26 +232,3 @@ def _scales(opts: SCLOptions) -> tuple[float, float, float]:
 
 def _online(opts: SCLOptions) -> bool:
     return not (opts.normalize and opts.temperature >= CONSTANT_SHIFT_FROM)
-
-
-def _operands(dtype: torch.dtype) -> tuple[str, str]:
-    """What the tensor cores multiply, and tl.dot's input_precision (half precision ignores it)."""
-    if dtype == torch.bfloat16:
-        return "bf16", "tf32"
-    if dtype == torch.float16:
-        return "fp16", "tf32"
-    how = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return how, how
-
-
-@lru_cache
-def _arch(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0  # the interpreter
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def _on(device: torch.device):
-    """Triton launches on the current device's stream, which need not be the tensors' device."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
