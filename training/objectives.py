@@ -1,6 +1,6 @@
 """The losses that a recipe combines, each with its weight, on the two clips of every item."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ class Clips:
     h: embeddings (N, 2, T, E); z: projected embeddings (N, 2, T, P), or None where no loss needs
     them; steps: int64 (N, 2, T), frame numbers in the video; valid: bool (N, 2, T), True = real
     frame, real ones first, or None where all are; num_frames: (N, 2), lengths of the videos.
+    actions: the action of each item, N of them, which both its clips show; None = all of one.
     """
 
     h: Tensor
@@ -26,6 +27,7 @@ class Clips:
     steps: Tensor
     valid: Tensor | None
     num_frames: Tensor
+    actions: Sequence[str] | None = None
 
     def lengths(self, clip: int) -> Tensor | None:
         return None if self.valid is None else self.valid[:, clip].sum(-1)
@@ -110,8 +112,64 @@ def _lav(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
     return fastseq.lav_loss(*_pair(clips, normalize), **_times(clips), **options)
 
 
-def _tcc(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
-    return fastseq.tcc_loss(*_pair(clips, normalize), **_times(clips), **options)
+def _contrastive_idm(
+    clips: Clips, *, normalize: bool, window: float, weights: str, **options: Any
+) -> Tensor:
+    """Both clips' sums over the frames of a clip: LAV is _soft_dtw + alpha times this.
+
+    With ``weights="code"`` times and window are shares of the video, as in LAV's released code.
+    """
+    h = _embeddings(clips, normalize)
+    total = torch.zeros((), device=h.device)
+    for clip in (0, 1):
+        times, within = clips.steps[:, clip], window
+        if weights == "code":
+            duration = clips.num_frames[:, clip].float()
+            times, within = times.float() / duration[:, None], window / duration
+        total = total + fastseq.contrastive_idm(
+            h[:, clip],
+            times,
+            window=within,
+            weights=weights,
+            lengths=clips.lengths(clip),
+            reduction="sum",
+            **options,
+        )
+    return total / (h.shape[0] * h.shape[2])
+
+
+def _tcc(clips: Clips, *, normalize: bool, pairs: str, **options: Any) -> Tensor:
+    if pairs == "given":
+        return fastseq.tcc_loss(*_pair(clips, normalize), **_times(clips), **options)
+    if pairs != "all":
+        raise ValueError(f"tcc: pairs is {pairs!r}; expected 'given' or 'all'")
+    return _tcc_all_pairs(clips, _embeddings(clips, normalize), **options)
+
+
+def _tcc_all_pairs(clips: Clips, h: Tensor, **options: Any) -> Tensor:
+    """All ordered pairs of the batch's 2N clips that show one action, every cycle weighing 1."""
+    n, _, t, _ = h.shape
+    actions = [""] * n if clips.actions is None else list(clips.actions)
+    if len(actions) != n:
+        raise ValueError(f"tcc: {len(actions)} actions for {n} items; expected one for each")
+    total, cycles = torch.zeros((), device=h.device), 0
+    for action in dict.fromkeys(actions):
+        items = torch.tensor([i for i in range(n) if actions[i] == action], device=h.device)
+        lengths = None
+        if clips.valid is not None:
+            lengths = clips.valid[items].flatten(0, 1).sum(-1)
+        total = total + fastseq.tcc_loss(
+            h[items].flatten(0, 1),
+            tx=clips.steps[items].flatten(0, 1),
+            duration_x=clips.num_frames[items].flatten(),
+            lengths_x=lengths,
+            reduction="sum",
+            **options,
+        )
+        count = 2 * len(items)
+        frames = count * t if lengths is None else lengths.sum()
+        cycles = cycles + (count - 1) * frames
+    return total / cycles
 
 
 def _tcn(clips: Clips, *, normalize: bool, reg_lambda: float) -> Tensor:
@@ -154,6 +212,7 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
     "nearest": _nearest,
     "soft_dtw": _soft_dtw,
     "lav": _lav,
+    "contrastive_idm": _contrastive_idm,
     "tcc": _tcc,
     "tcn": _tcn,
 }

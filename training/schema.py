@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import II
 
+from fastseq.ops.contrastive_idm.options import DISTANCES, FORMS, WEIGHTS
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 from fastseq.ops.soft_dtw.options import COSTS
 from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
@@ -139,10 +140,33 @@ class LAVConfig:
 
 
 @dataclass
-class TCCConfig:
-    """The options of fastseq.tcc_loss, between the two clips of each item."""
+class ContrastiveIDMConfig:
+    """The options of fastseq.contrastive_idm on both clips; the sum is divided by their frames.
+
+    So ``soft_dtw`` + 0.5 ``contrastive_idm`` is ``lav``, and other forms take its place (LAV,
+    Table 1). With weights=code, times and window are shares of the video, as in LAV's code.
+    """
 
     weight: float | None = _at_least(None, 0)
+    window: float = 10.0
+    margin: float = 2.0
+    form: str = _one_of("contrastive", *FORMS)
+    weights: str = _one_of("code", *WEIGHTS)
+    distance: str = _one_of("sqeuclidean", *DISTANCES)
+    normalize: bool = True  # embeddings to unit length first, as LAV does
+    backend: str = "auto"
+
+
+@dataclass
+class TCCConfig:
+    """The options of fastseq.tcc_loss.
+
+    ``pairs``: the two clips of each item in both directions, or all ordered pairs of the batch's
+    clips that show one action, as in TCC's released code (the same at data.batch_size=1).
+    """
+
+    weight: float | None = _at_least(None, 0)
+    pairs: str = _one_of("given", "given", "all")
     loss_type: str = _one_of("regression_mse_var", *LOSS_TYPES)
     similarity: str = _one_of("l2", *SIMILARITIES)
     temperature: float = 0.1
@@ -171,6 +195,7 @@ class LossConfig:
     nearest: NearestConfig = field(default_factory=NearestConfig)
     soft_dtw: SoftDTWConfig = field(default_factory=SoftDTWConfig)
     lav: LAVConfig = field(default_factory=LAVConfig)
+    contrastive_idm: ContrastiveIDMConfig = field(default_factory=ContrastiveIDMConfig)
     tcc: TCCConfig = field(default_factory=TCCConfig)
     tcn: TCNConfig = field(default_factory=TCNConfig)
 

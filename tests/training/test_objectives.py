@@ -1,11 +1,13 @@
 """Losses of a recipe against loops over frames, and their place in a run."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ops.tcc_cases import cycle
 from runs import MovingSquares, numbers, same, weights
 
 import fastseq
@@ -30,7 +32,8 @@ def clips(seed=0, n=3, t=8, padded=True) -> Clips:
 
 
 def objective(**losses) -> Objective:
-    clips_of = "videos" if {"lav", "tcc", "soft_dtw"} & losses.keys() else "views"
+    of_pairs = {"lav", "tcc", "soft_dtw", "contrastive_idm"}
+    clips_of = "videos" if of_pairs & losses.keys() else "views"
     sampling = "anchors" if "tcn" in losses else "random"
     overrides = [f"data.clips={clips_of}", f"data.sampling={sampling}", "loss.scl.weight=0"]
     for name, options in losses.items():
@@ -112,6 +115,76 @@ def test_pairs_alone_equal_pairs_in_a_batch(padded):
 
 
 @pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("actions", [None, ("pour",) * 3, ("pour", "cut", "pour")])
+def test_tcc_of_all_pairs_equals_loops_over_the_pairs_of_an_action(padded, actions):
+    batch = dataclasses.replace(clips(padded=padded), actions=actions)
+    every = [(n, clip) for n in range(3) for clip in (0, 1)]
+    total = count = 0
+    for n, clip in every:
+        for m, other in every:
+            if (n, clip) == (m, other) or (actions and actions[n] != actions[m]):
+                continue
+            u = batch.h[n, clip, real(batch, n, clip)].double()
+            v = batch.h[m, other, real(batch, m, other)].double()
+            t = batch.steps[n, clip, real(batch, n, clip)].tolist()
+            total += sum(cycle(u, v, t, float(batch.num_frames[n, clip]), temperature=0.3))
+            count += len(u)
+    value, _ = objective(tcc={"weight": 1, "pairs": "all", "temperature": 0.3})(batch)
+    assert value.item() == pytest.approx(total / count, rel=1e-5)
+    # Three pairs of one action are not their fifteen combinations.
+    given, _ = objective(tcc={"weight": 1, "temperature": 0.3})(batch)
+    assert given.item() != pytest.approx(value.item(), rel=1e-3)
+
+
+def test_tcc_of_all_pairs_of_one_item_is_that_of_the_given_pair():
+    for batch in (clips(n=1, padded=False), clips()):
+        one = dataclasses.replace(batch, actions=("a", "b", "c")[: len(batch.h)])
+        both = [objective(tcc={"weight": 1, "pairs": pairs})(one)[0] for pairs in ("given", "all")]
+        torch.testing.assert_close(*both)  # an action of its own for each item
+
+
+def test_actions_that_do_not_fit_the_batch_are_refused():
+    batch = dataclasses.replace(clips(), actions=("pour", "cut"))
+    with pytest.raises(ValueError, match="2 actions for 3 items"):
+        objective(tcc={"weight": 1, "pairs": "all"})(batch)
+
+
+def test_lav_is_soft_dtw_and_contrastive_idm_by_their_weights():
+    batch = clips(padded=False)
+    lav = objective(lav={"weight": 1, "alpha": 0.7, "window": 6, "margin": 1.5})(batch)[0]
+    idm = {"weight": 0.7, "window": 6, "margin": 1.5}
+    parts = objective(soft_dtw={"weight": 1}, contrastive_idm=idm)(batch)[0]
+    torch.testing.assert_close(parts, lav)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("form", ["contrastive", "idm", "sfa"])
+@pytest.mark.parametrize("weights", ["code", "paper"])
+def test_contrastive_idm_equals_loops(padded, form, weights):
+    batch = clips(padded=padded)
+    total = 0.0
+    for n in range(3):
+        for clip in (0, 1):
+            z = F.normalize(batch.h[n, clip, real(batch, n, clip)].double(), dim=-1)
+            t = batch.steps[n, clip, real(batch, n, clip)].tolist()
+            duration = batch.num_frames[n, clip].item() if weights == "code" else 1
+            for i in range(len(z)):
+                for j in range(len(z)):
+                    distance = (z[i] - z[j]).square().sum().item()
+                    far, weight = abs(t[i] - t[j]) > 7.5, 1 + ((t[i] - t[j]) / duration) ** 2
+                    if form == "idm":
+                        total -= weight * distance
+                    elif far:
+                        total += max(0, 1.5 - distance) * (weight if form == "contrastive" else 1)
+                    else:
+                        drawn = form == "contrastive" and weights == "paper"
+                        total += distance / (weight if drawn else 1)
+    options = {"weight": 1, "window": 7.5, "margin": 1.5, "form": form, "weights": weights}
+    value = objective(contrastive_idm=options)(batch)[0]
+    assert value.item() == pytest.approx(total / (3 * 8), rel=1e-4)
+
+
+@pytest.mark.parametrize("padded", [False, True])
 def test_tcn_takes_every_other_frame(padded):
     batch = clips(padded=padded)
     total = count = 0
@@ -128,9 +201,10 @@ def test_tcn_takes_every_other_frame(padded):
 
 
 def test_padding_does_not_matter():
-    for name in ("soft_dtw", "lav", "tcc", "tcn", "nearest", "scl"):
+    names = ("soft_dtw", "lav", "contrastive_idm", "tcc", "tcn", "nearest", "scl")
+    for name, more in [(name, {}) for name in names] + [("tcc", {"pairs": "all"})]:
         batch = clips()
-        loss = objective(**{name: {"weight": 1}})
+        loss = objective(**{name: {"weight": 1} | more})
         before = loss(batch)[0]
         batch.h[~batch.valid] = math.nan if name not in ("scl", "nearest") else 0
         batch.z[~batch.valid] = 1e6
@@ -167,6 +241,8 @@ def test_without_a_weight_it_is_scl(recipe):
         (["loss.lav.weight=-1"], "loss.lav.weight: expected at least 0"),
         (["loss.vclr.weight=1"], "unknown key 'loss.vclr.weight'"),
         (["loss.temperature=0.1"], "Did you mean 'loss.scl.temperature'"),
+        (["loss.tcc.pairs=some"], "loss.tcc.pairs: expected one of given, all, got 'some'"),
+        (["loss.contrastive_idm.form=cidm"], "expected one of contrastive, idm, sfa, got 'cidm'"),
         (["loss.lav=1"], "loss.lav is a section"),
         (["data.num_context=2"], "model.encoder=fve looks at single frames"),
         (["model.backbone_to=layer5"], "model.backbone_to: expected one of layer4, layer3, conv4c"),
@@ -183,6 +259,7 @@ def test_wrong_options_show_before_the_run(recipe, capsys):
         "soft_dtw": ("gamma=0", "gamma"),
         "lav": ("margin=-1", "margin"),
         "tcc": ("temperature=0", "temperature"),
+        "contrastive_idm": ("margin=0", "margin"),
     }
     for name, (option, message) in wrong.items():
         options = ["data.clips=videos", f"loss.{name}.weight=1", f"loss.{name}.{option}"]
@@ -196,6 +273,7 @@ def test_wrong_options_show_before_the_run(recipe, capsys):
     "options",
     [
         ["loss.lav.weight=1", "loss.tcc.weight=0.1", "data.clips=videos"],
+        ["loss.tcc.weight=1", "loss.tcc.pairs=all", "data.clips=videos", "data.batch_size=3"],
         ["loss.tcn.weight=1", "data.sampling=anchors"],
         ["loss.nearest.weight=1"],
         ["loss.soft_dtw.weight=1", "data.clips=videos"],
