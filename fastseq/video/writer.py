@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -29,45 +32,115 @@ def write_video(
         VideoError: this PyAV has no H.264 encoder, or the file cannot be written.
     """
     av = require_av()
-    target = Path(path)
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with av.open(str(partial), "w", format="mp4") as container:
-            stream, shape = None, None
-            for number, frame in enumerate(frames):
-                pixels = np.asarray(frame)
-                if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-                    raise ValueError(
-                        f"frame {number} must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}"
-                    )
-                if stream is None:
-                    shape = pixels.shape
-                    stream = container.add_stream(
-                        "libx264", rate=Fraction(fps).limit_denominator(100_000)
-                    )
-                    stream.height = shape[0] + shape[0] % 2
-                    stream.width = shape[1] + shape[1] % 2
-                    stream.pix_fmt = "yuv420p"
-                    # mbtree makes x264's output differ from run to run on small pictures.
-                    stream.options = {
-                        "preset": "veryfast",
-                        "crf": str(crf),
-                        "x264-params": "mbtree=0",
-                    }
-                elif pixels.shape != shape:
-                    raise ValueError(f"frame {number} is {pixels.shape}, the first was {shape}")
-                pad = ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0))
-                pixels = np.ascontiguousarray(np.pad(pixels, pad, mode="edge"))
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            if stream is None:
-                raise ValueError("no frames to write")
-            container.mux(stream.encode(None))
-        os.replace(partial, target)
-    except av.codec.codec.UnknownCodecError as error:
-        raise VideoError(str(target), "this build of PyAV has no H.264 encoder") from error
-    except av.error.FFmpegError as error:
-        raise VideoError(str(target), f"cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    shape = None
+    # mbtree makes x264's output differ from run to run on small pictures.
+    options = {"preset": "veryfast", "crf": str(crf), "x264-params": "mbtree=0"}
+    with H264File(path, fps, options) as file:
+        for number, frame in enumerate(frames):
+            pixels = np.asarray(frame)
+            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+                raise ValueError(
+                    f"frame {number} must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}"
+                )
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise ValueError(f"frame {number} is {pixels.shape}, the first was {shape}")
+            pad = ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0))
+            pixels = np.ascontiguousarray(np.pad(pixels, pad, mode="edge"))
+            file.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
+        if shape is None:
+            raise ValueError("no frames to write")
+
+
+class H264File:
+    """An mp4 file with one H.264 stream (yuv420p), frame after frame at a constant rate.
+
+    Used in a `with` block. The frames go to a hidden file beside `path`, which takes its place when
+    the block ends well and is removed when it does not. The number in its name is the writing
+    process, so that what a killed one left can be told.
+
+    Args:
+        options: of the encoder, by FFmpeg's names.
+        threads: of the encoder, 0 = as many as it likes.
+        comment: kept as the file's metadata.
+        check: called with the finished hidden file; what it raises keeps the file from its place.
+    Raises:
+        VideoError: this PyAV has no H.264 encoder, or the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        fps: float,
+        options: Mapping[str, str],
+        *,
+        threads: int = 0,
+        comment: str = "",
+        check: Callable[[Path], None] | None = None,
+    ):
+        self.path = Path(path)
+        self.partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self.rate = Fraction(fps).limit_denominator(100_000)
+        self.options, self.threads, self.comment, self.check = options, threads, comment, check
+        self.count = 0
+
+    def __enter__(self) -> H264File:
+        with contextlib.ExitStack() as undo, self._reported():
+            undo.callback(self.partial.unlink, missing_ok=True)
+            self.container = undo.enter_context(
+                require_av().open(str(self.partial), "w", format="mp4")
+            )
+            self.stream = self.container.add_stream(
+                "libx264", rate=self.rate, options=dict(self.options)
+            )
+            self.stream.pix_fmt = "yuv420p"
+            self.stream.codec_context.thread_count = self.threads
+            if self.comment:
+                self.container.metadata["comment"] = self.comment
+            undo.pop_all()
+        return self
+
+    def add(self, frame: Any) -> None:
+        """Append an `av.VideoFrame` of even sizes; the first one settles size and colours."""
+        if self.count == 0:
+            self.stream.width, self.stream.height = frame.width, frame.height
+            if frame.format.name == "yuv420p":  # anything else is converted on the way
+                codec = self.stream.codec_context
+                codec.colorspace, codec.color_range = frame.colorspace, frame.color_range
+                codec.color_trc, codec.color_primaries = frame.color_trc, frame.color_primaries
+        frame.pts, frame.time_base = self.count, 1 / self.rate
+        with self._reported():
+            self.container.mux(self.stream.encode(frame))
+        self.count += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is not None:
+                with contextlib.suppress(require_av().error.FFmpegError):
+                    self.container.close()
+                return
+            with self._reported():
+                with self.container:
+                    self.container.mux(self.stream.encode(None))
+                if self.check is not None:
+                    self.check(self.partial)
+                os.replace(self.partial, self.path)
+        finally:
+            self.partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        av = require_av()
+        try:
+            yield
+        except av.codec.codec.UnknownCodecError as error:
+            raise VideoError(str(self.path), "this build of PyAV has no H.264 encoder") from error
+        except (av.error.FFmpegError, OSError) as error:
+            raise VideoError(str(self.path), f"cannot be written: {error}") from error
