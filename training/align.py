@@ -61,9 +61,11 @@ def record_of(path: Path) -> VideoRecord:
         path=str(path),
         frames=info.frames,
         fps=info.fps,
-        action="all",
         split="test",
-        phases=None,
+        width=info.width,
+        height=info.height,
+        rotation=info.rotation,
+        codec=info.codec,
     )
 
 

@@ -10,7 +10,8 @@ from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 from fastseq.ops.soft_dtw.options import COSTS
 from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
 from fastseq.video.augment import Augmentation
-from training.data.sampling import CLIP_SAMPLING, VIEW_SAMPLING
+from fastseq.video.engines.choose import ENGINES
+from fastseq.video.sampling import CLIP_SAMPLING, VIEW_SAMPLING
 from training.models.resnet import ENDS, TRAIN_FROM
 
 
@@ -39,7 +40,7 @@ class DataConfig:
     num_frames: int = _at_least(240, 2)  # T, frames per clip
     batch_size: int = _at_least(4, 1)  # items per step, two clips each
     # "random" and "even" within a crop of the video (CARL, section 3.2; the crop is what the next
-    # four keys describe), the others over the whole video: see training.data.sampling.
+    # four keys describe), the others over the whole video: see fastseq.video.sample_clip.
     sampling: str = _one_of("random", *VIEW_SAMPLING, *CLIP_SAMPLING)
     crop_base: str = _one_of("clip", "clip", "video", "span")
     alpha: float = _at_least(1.5, 1)
@@ -48,9 +49,10 @@ class DataConfig:
     positive_window: int = _at_least(5, 1)  # frames, for sampling=anchors
     num_context: int = _at_least(1, 1)  # frames per embedding: itself, earlier ones
     context_stride: int = _at_least(15, 1)  # frames between them
+    engine: str = _one_of("auto", *ENGINES)  # what decodes; auto: the fastest that works
     cache: str = _one_of("none", "none", "ram")
     cache_side: int | None = _at_least(None, 1)  # short side of cached frames, in pixels
-    workers: int = _at_least(4, 0)
+    workers: int = _at_least(4, 0)  # processes (PyAV) or threads (DALI); 0: this one, all cores
     train_split: str = "train"
     test_split: str = "test"
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from omegaconf import DictConfig
 
+    from fastseq.video import ClipLoader
     from training.models import VideoEncoder
     from training.trainer import Trainer
 
@@ -70,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:  # only now, so that --help need not wait for torch
+        from fastseq.video import TooManyBadVideos
         from training.checkpoint import CheckpointError
         from training.config import ConfigError
-        from training.data.dataset import TooManyBadVideos
         from training.run import initial_model
         from training.trainer import NonFiniteError, Trainer, check_loss, choose_device
     except ModuleNotFoundError as error:
@@ -86,10 +88,11 @@ def _run(args: argparse.Namespace) -> int:
         run_dir = Path(cfg.train.run_dir)
         if not args.dry_run:
             check_run_dir(cfg, run_dir, args)
-        check_loss(cfg, choose_device(cfg))
+        device = choose_device(cfg)
+        check_loss(cfg, device)
         model = initial_model(cfg)
-        dataset = open_dataset(cfg, dry_run=args.dry_run)  # last: may decode everything
-        trainer = Trainer(cfg, model, dataset, run_dir)
+        loader = open_loader(cfg, device, dry_run=args.dry_run)  # last: may decode everything
+        trainer = Trainer(cfg, model, loader, run_dir)
         if not args.dry_run:
             open_run(trainer, resume=args.resume)
     except (ConfigError, OSError, ValueError, TooManyBadVideos, CheckpointError) as error:
@@ -158,11 +161,14 @@ def check_run_dir(cfg: "DictConfig", run_dir: Path, args: argparse.Namespace) ->
             )
 
 
-def open_dataset(cfg: "DictConfig", *, dry_run: bool = False) -> Any:
+def open_loader(
+    cfg: "DictConfig", device: "torch.device", *, dry_run: bool = False
+) -> "ClipLoader":
     from omegaconf import OmegaConf
 
+    import training.data.dataset
+    from fastseq.video import TooManyBadVideos
     from training.config import ConfigError
-    from training.data.dataset import DATASETS
     from training.data.index import load_index
 
     index = load_index(cfg.data.folder)
@@ -178,10 +184,18 @@ def open_dataset(cfg: "DictConfig", *, dry_run: bool = False) -> Any:
     augmentation = OmegaConf.to_object(cfg.augmentation)
     # A cache in memory is filled by decoding everything, which a dry run need not wait for.
     data = OmegaConf.merge(cfg.data, {"cache": "none"}) if dry_run else cfg.data
-    dataset = DATASETS[cfg.data.clips](records, data, augmentation, cfg.train.seed)
-    for name, reason in dataset.left_out:
-        logging.warning("left out %s: %s", name, reason)
-    return dataset
+    try:
+        loader, reason = training.data.dataset.open_loader(
+            records, data, augmentation, cfg.train.seed, device=device
+        )
+    except (ImportError, RuntimeError) as error:
+        if isinstance(error, TooManyBadVideos):
+            raise
+        raise ConfigError(f"data.engine: {error}") from error
+    for name, why in loader.items.left_out:
+        logging.warning("left out %s: %s", name, why)
+    logging.info("videos are read by %s: %s", loader.engine.name, reason)
+    return loader
 
 
 def open_run(trainer: "Trainer", *, resume: bool) -> None:
@@ -207,7 +221,7 @@ def open_run(trainer: "Trainer", *, resume: bool) -> None:
     logging.info(
         "%s: %d videos, steps %d to %d on %s",
         run_dir,
-        len(trainer.dataset),
+        len(trainer.loader.items),
         trainer.step,
         trainer.steps,
         trainer.device,
@@ -216,22 +230,22 @@ def open_run(trainer: "Trainer", *, resume: bool) -> None:
 
 def describe(trainer: "Trainer") -> str:
     """Sizes of the model, the data and the memory that training takes, for --dry-run."""
-    cfg, model, dataset = trainer.cfg, trainer.model, trainer.dataset
+    cfg, model, items = trainer.cfg, trainer.model, trainer.loader.items
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    videos = min(cfg.data.batch_size, len(dataset))
+    videos = min(cfg.data.batch_size, len(items))
     frames = videos * 2 * cfg.data.num_frames * cfg.data.num_context
     what = "2 views" if cfg.data.clips == "views" else "2 videos"
     context = f" x {cfg.data.num_context} with context" if cfg.data.num_context > 1 else ""
-    items = "videos" if cfg.data.clips == "views" else "pairs"
+    unit = "videos" if cfg.data.clips == "views" else "pairs"
     weights = 4 * (total + 3 * trained)  # fp32 weights; gradients and Adam's two moments
     activations = frames * saved_bytes_per_frame(model.cpu(), cfg.augmentation.size, trainer.bf16)
     return "\n".join(
         [
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
-            f"data         {len(dataset)} videos in split {cfg.data.train_split!r}, "
+            f"data         {len(items)} videos in split {cfg.data.train_split!r}, "
             f"{trainer.epoch_steps} steps an epoch, {trainer.steps} steps in all",
-            f"step         {videos} {items} x {what} x {cfg.data.num_frames} frames{context} = "
+            f"step         {videos} {unit} x {what} x {cfg.data.num_frames} frames{context} = "
             f"{frames} frames of {cfg.augmentation.size} px",
             f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
             f"gradients and Adam, {_size(activations)} kept for backward",

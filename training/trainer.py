@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from fastseq.video import ClipLoader
 from training.checkpoint import (
     load_latest,
     load_weights,
@@ -25,7 +24,6 @@ from training.checkpoint import (
     set_random_state,
 )
 from training.config import ConfigError
-from training.data.dataset import TooManyBadVideos
 from training.models import VideoEncoder
 from training.objectives import Clips, Objective
 from training.runlog import RunLog, collapse_measures
@@ -37,15 +35,10 @@ class NonFiniteError(RuntimeError):
     """The loss stayed NaN or infinite."""
 
 
-def steps_per_epoch(videos: int, batch_size: int) -> int:
-    """Full batches per epoch (the rest waits for the next shuffle); one when there are fewer."""
-    return max(1, videos // batch_size)
-
-
-def total_steps(cfg: DictConfig, videos: int) -> int:
+def total_steps(cfg: DictConfig, epoch_steps: int) -> int:
     if cfg.train.steps is not None:
         return cfg.train.steps
-    return cfg.train.epochs * steps_per_epoch(videos, cfg.data.batch_size)
+    return cfg.train.epochs * epoch_steps
 
 
 def learning_rate(cfg: DictConfig, progress: float) -> float:
@@ -95,39 +88,6 @@ def check_loss(cfg: DictConfig, device: torch.device) -> None:
         raise ConfigError(f"loss: {error}") from error
 
 
-class StepBatches(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, video) for each step; a function of the seed and the step alone.
-
-    So a run continues at any step without replaying, and the loader never pauses at an epoch.
-    """
-
-    def __init__(self, videos: int, batch_size: int, seed: int, start: int, stop: int) -> None:
-        self.videos, self.batch_size, self.seed = videos, batch_size, seed
-        self.start, self.stop = start, stop
-
-    def __len__(self) -> int:
-        return max(0, self.stop - self.start)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.start, self.stop):
-            epoch, position = divmod(step, steps_per_epoch(self.videos, self.batch_size))
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.videos)
-            chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [(epoch, int(video)) for video in chosen]
-
-
-class _EpochItems(Dataset):
-    """Lets a sampler name the epoch of each item, also inside worker processes."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key
-        self.dataset.set_epoch(epoch)
-        return self.dataset[index]
-
-
 class Trainer:
     """Trains a model on items of two clips until its steps, its time or a signal ends it.
 
@@ -137,8 +97,10 @@ class Trainer:
     threads, a resumed run equals the uninterrupted one bit for bit (without ``max_minutes``).
     """
 
-    def __init__(self, cfg: DictConfig, model: VideoEncoder, dataset: Any, run_dir: Path) -> None:
-        self.cfg, self.dataset, self.run_dir = cfg, dataset, run_dir
+    def __init__(
+        self, cfg: DictConfig, model: VideoEncoder, loader: ClipLoader, run_dir: Path
+    ) -> None:
+        self.cfg, self.loader, self.run_dir = cfg, loader, run_dir
         self.device = choose_device(cfg)
         self.bf16 = uses_bf16(cfg, self.device)
         self.model = model.to(self.device).train()
@@ -150,8 +112,8 @@ class Trainer:
             weight_decay=cfg.optim.weight_decay,
         )
         self.objective = Objective(cfg.loss)
-        self.steps = total_steps(cfg, len(dataset))
-        self.epoch_steps = steps_per_epoch(len(dataset), cfg.data.batch_size)
+        self.epoch_steps = loader.batches_per_epoch
+        self.steps = total_steps(cfg, self.epoch_steps)
         self.step = 0
         self.seconds = 0.0  # spent in earlier parts of the run and in this one
         self.skipped = 0  # steps without a finite loss, in all and in a row
@@ -169,6 +131,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.losses = state["losses"]
+        self.loader.load_state_dict(state["loader"])
         set_random_state(state["random"])
         return True
 
@@ -182,6 +145,7 @@ class Trainer:
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "losses": self.losses,
+            "loader": self.loader.state_dict(),
         }
 
     def save(self) -> Path:
@@ -204,12 +168,13 @@ class Trainer:
                     self.save()
                 return signals.received
         finally:
+            self.loader.engine.close()
             log.close()
 
     def _train_steps(self, log: RunLog, bar: tqdm) -> Iterator[None]:
         frames = waited = 0.0
         clock, logged_at = time.perf_counter(), self.seconds
-        for batch in self._batches():
+        for batch in self.loader.stream(self.steps):
             arrived = time.perf_counter()
             waited += arrived - clock
             rate = learning_rate(self.cfg, self._progress())
@@ -230,6 +195,7 @@ class Trainer:
                     "frames_per_s": frames / elapsed,
                     "data_wait": waited / elapsed,
                     "skipped": self.skipped,
+                    "bad_videos": len(self.loader.bad),
                     "seconds": self.seconds,
                 }
                 log.write(self.step, values | parts | collapse_measures(h))
@@ -315,28 +281,6 @@ class Trainer:
         minutes = self.cfg.train.max_minutes
         return minutes is not None and self.seconds >= 60 * minutes
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        try:
-            yield from self._loader()
-        except TooManyBadVideos as error:
-            # From a worker it comes with the worker's traceback as its text.
-            raise self.dataset.too_many_bad() from error
-
-    def _loader(self) -> DataLoader:
-        data, seed = self.cfg.data, self.cfg.train.seed
-        return DataLoader(
-            _EpochItems(self.dataset),
-            batch_sampler=StepBatches(
-                len(self.dataset), data.batch_size, seed, self.step, self.steps
-            ),
-            collate_fn=self.dataset.collate,
-            num_workers=data.workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_restore_signals,
-            # Its own generator: starting a loader must not advance the one dropout draws from.
-            generator=torch.Generator().manual_seed(seed),
-        )
-
     def _progress_bar(self) -> tqdm:
         return tqdm(
             total=self.steps,
@@ -367,9 +311,3 @@ class _Signals:
         self.received = number
         tqdm.write("stopping after this step, with a checkpoint", file=sys.stderr)
         self.__exit__()
-
-
-def _restore_signals(worker: int) -> None:
-    """Workers inherit the handlers: let them end on SIGTERM and leave Ctrl-C to the parent."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

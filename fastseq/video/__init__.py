@@ -1,23 +1,48 @@
 """Video files in, clips for training out: exact frame reading, view sampling, augmentation.
 
-What to read (`sample_views`: frame indices) and what to do with it (`Augmentation`: a description)
-are plain data, apart from the engine that decodes (PyAV here) and the one that transforms (torch).
-Needs `pip install "fastseq[video]"` for everything that opens a file.
+What to read (`TwoViews`, `VideoPairs`: frame numbers) and what to do with it (`Augmentation`) are
+plain data. Engines make pixels of them: DALI on the GPU, DALI on the CPU, or PyAV with torch;
+`open_engine` chooses one and says why, `ClipLoader` iterates. Files are opened with PyAV
+(`pip install "fastseq[video]"`), also to look into them for DALI (`pip install "fastseq[dali]"`).
 """
 
-from fastseq.video.augment import Augmentation, augment_clip, eval_transform
-from fastseq.video.reader import VideoError, VideoInfo, probe, read_frames
+from fastseq.video.augment import Augmentation, augment_clip, eval_draw, eval_transform
+from fastseq.video.engines.choose import ENGINES, choose_engine, open_engine
+from fastseq.video.engines.pyav import PyAVEngine
+from fastseq.video.items import ClipItems, Item, TwoViews, VideoPairs, decode_side
+from fastseq.video.loader import ClipLoader, TooManyBadVideos
+from fastseq.video.reader import VideoError, VideoInfo, probe, read_frames, scaled_size
+from fastseq.video.sampling import context_frames, sample_clip
 from fastseq.video.views import sample_views
+from fastseq.video.work import Clip, Engine, Reading
 from fastseq.video.writer import write_video
 
 __all__ = [
+    "ENGINES",
     "Augmentation",
+    "Clip",
+    "ClipItems",
+    "ClipLoader",
+    "Engine",
+    "Item",
+    "PyAVEngine",
+    "Reading",
+    "TooManyBadVideos",
+    "TwoViews",
     "VideoError",
     "VideoInfo",
+    "VideoPairs",
     "augment_clip",
+    "choose_engine",
+    "context_frames",
+    "decode_side",
+    "eval_draw",
     "eval_transform",
+    "open_engine",
     "probe",
     "read_frames",
+    "sample_clip",
     "sample_views",
+    "scaled_size",
     "write_video",
 ]

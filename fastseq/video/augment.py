@@ -223,8 +223,12 @@ def eval_transform(frames: torch.Tensor, size: int) -> torch.Tensor:
     `size` pixels of the unscaled frame, which it never trains on).
     """
     _check(frames)
-    box = central_crop(frames.shape[1], frames.shape[2])
-    return _crop_resize(frames, box, size).contiguous()
+    return apply_draw(frames, eval_draw(frames.shape[1], frames.shape[2]), size)
+
+
+def eval_draw(height: int, width: int) -> ClipDraw:
+    """What `eval_transform` does to frames of `height` by `width` pixels: only a crop."""
+    return ClipDraw(*central_crop(height, width), flip=False, colour=(), blur_sigma=0.0)
 
 
 def _crop_resize(frames: torch.Tensor, box: tuple[int, int, int, int], size: int) -> torch.Tensor:

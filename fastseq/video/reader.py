@@ -43,6 +43,10 @@ class VideoInfo:
     note: str = ""
     timeline: Timeline | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def id(self) -> str:
+        return self.path
+
 
 def probe(
     path: str | os.PathLike, *, decode: bool = False, time_limit: float | None = None
@@ -113,6 +117,7 @@ def read_frames(
     short_side: int | None = None,
     size: int | tuple[int, int] | None = None,
     info: VideoInfo | None = None,
+    time_limit: float | None = None,
 ) -> torch.Tensor:
     """Read exactly the frames asked for.
 
@@ -125,6 +130,7 @@ def read_frames(
         short_side: scale the shorter side to this many pixels, aspect kept.
         size: scale to exactly this size, an int for a square or (height, width).
         info: `probe(path)` from before; spares a walk over the packets on each call.
+        time_limit: seconds after which the file is given up with a `VideoError`.
     Returns:
         uint8 tensor (n, H, W, 3), RGB.
     Raises:
@@ -141,19 +147,20 @@ def read_frames(
     if asked is not None and info is not None and asked.size and asked.max() >= info.frames:
         raise VideoError(path, _past_the_end(int(asked.max()), info.frames, info.note))
     converter = _Converter(short_side, size)
+    deadline = Deadline(path, time_limit)
     if asked is None:
-        with _open(path) as (container, stream):
-            timeline, note = scan(container, stream, Deadline(path, None))
+        with _open(path, deadline) as (container, stream):
+            timeline, note = scan(container, stream, deadline)
         if note:
             raise VideoError(path, f"{note}; ask for the frames before that by their indices")
         if timeline is None:
-            return torch.from_numpy(_read_counted(path, converter))
+            return torch.from_numpy(_read_counted(path, converter, deadline))
         asked = np.arange(len(timeline.pts))
     wanted, places = np.unique(asked, return_inverse=True)
     if not wanted.size:
-        first = _collect(path, np.array([0]), info, converter)
+        first = _collect(path, np.array([0]), info, converter, deadline)
         return torch.from_numpy(first[:0])
-    frames = _collect(path, wanted, info, converter)
+    frames = _collect(path, wanted, info, converter, deadline)
     if not np.array_equal(wanted, asked):
         frames = frames[places]
     return torch.from_numpy(frames)
@@ -248,24 +255,29 @@ class _Converter:
         return np.rot90(rgb, self.quarter_turns) if self.quarter_turns else rgb
 
 
-def _read_counted(path: str, converter: _Converter) -> np.ndarray:
+def _read_counted(path: str, converter: _Converter, deadline: Deadline) -> np.ndarray:
     """Every frame of a file without a timeline. One that breaks off is not called a shorter one."""
     frames: list[np.ndarray] = []
-    with _open(path) as (container, stream):
-        problem = _play(container, stream, None, None, lambda _, f: frames.append(converter(f)))
+    with _open(path, deadline) as (container, stream):
+        frames_of = _within(deadline, container, stream)
+        problem = _play(frames_of, None, None, lambda _, f: frames.append(converter(f)))
     if problem or not frames:
         raise VideoError(path, problem or "no frame can be decoded")
     return np.stack(frames)
 
 
 def _collect(
-    path: str, wanted: np.ndarray, info: VideoInfo | None, converter: _Converter
+    path: str,
+    wanted: np.ndarray,
+    info: VideoInfo | None,
+    converter: _Converter,
+    deadline: Deadline,
 ) -> np.ndarray:
     """Frames at the ascending indices `wanted`, (len(wanted), H, W, 3)."""
     timeline, note = (info.timeline, info.note) if info is not None else (None, "")
-    with _open(path) as (container, stream):
-        if timeline is None:
-            timeline, note = scan(container, stream, Deadline(path, None))
+    if info is None:
+        with _open(path, deadline) as (container, stream):
+            timeline, note = scan(container, stream, deadline)
     if timeline is not None and wanted[-1] >= len(timeline.pts):
         raise VideoError(path, _past_the_end(int(wanted[-1]), len(timeline.pts), note))
     out: list[np.ndarray | None] = [None]
@@ -280,11 +292,11 @@ def _collect(
         filled = place + 1
 
     if timeline is not None:
-        with _open(path) as (container, stream):
-            if _jump(container, stream, wanted, timeline, put):
+        with _open(path, deadline) as (container, stream):
+            if _jump(container, stream, wanted, timeline, put, deadline):
                 return out[0]
-    with _open(path) as (container, stream):
-        problem = _play(container, stream, wanted, timeline, put)
+    with _open(path, deadline) as (container, stream):
+        problem = _play(_within(deadline, container, stream), wanted, timeline, put)
     if problem:
         raise VideoError(path, f"frame {wanted[filled]} was asked for, but {problem}")
     return out[0]
@@ -296,19 +308,22 @@ def _jump(
     wanted: np.ndarray,
     timeline: Timeline,
     put: Callable[[int, Any], None],
+    deadline: Deadline,
 ) -> bool:
     """Decode the wanted frames from the key frames before them.
 
     Every frame from a key frame on must come with the very next time stamp of the timeline;
     False as soon as one does not, so that the caller reads from the start instead.
     """
-    position, key, frames = 0, int(timeline.pts[0]), decoded(container, stream)
+    position, key = 0, int(timeline.pts[0])
+    frames = _within(deadline, container, stream)
     try:
         for place, index in enumerate(wanted):
             entry, entry_index = timeline.entry(index)
             if entry_index > position + _SEEK_GAP:
                 container.seek(entry, stream=stream, backward=True, any_frame=False)
-                position, key, frames = entry_index, entry, decoded(container, stream)
+                position, key = entry_index, entry
+                frames = _within(deadline, container, stream)
             for frame in frames:
                 if frame.pts is None:
                     return False
@@ -329,9 +344,18 @@ def _jump(
     return True
 
 
+def _within(deadline: Deadline, container: Any, stream: Any) -> Iterator[Any]:
+    """Frames from the container's current position on, until the time limit is passed."""
+    try:
+        for frame in decoded(container, stream):
+            deadline.check()
+            yield frame
+    except require_av().error.ExitError as error:
+        raise deadline.error() from error
+
+
 def _play(
-    container: Any,
-    stream: Any,
+    frames: Iterator[Any],
     wanted: np.ndarray | None,
     timeline: Timeline | None,
     put: Callable[[int, Any], None],
@@ -343,7 +367,7 @@ def _play(
     """
     count, place = 0, 0
     try:
-        for frame in decoded(container, stream):
+        for frame in frames:
             if timeline is not None and (
                 count >= len(timeline.pts) or frame.pts != timeline.pts[count]
             ):

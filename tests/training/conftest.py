@@ -2,7 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
-from runs import RECIPE, MovingSquares
+from runs import RECIPE, squares
 
 import training.train
 from fastseq.video import write_video
@@ -13,7 +13,7 @@ from training.data.index import build_index
 def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    monkeypatch.setattr(training.train, "open_dataset", lambda cfg, dry_run=False: MovingSquares())
+    monkeypatch.setattr(training.train, "open_loader", squares)
     return "tiny.yaml"
 
 

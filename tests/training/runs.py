@@ -1,14 +1,16 @@
 """A small recipe, videos that need no files, and what runs are compared by."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
-from training.data.dataset import collate
+from fastseq.video import Clip, ClipLoader, Item, PyAVEngine, Reading
 from training.run import load_run
 from training.runlog import read_log
 
 RECIPE = """
-data: {folder: videos, num_frames: 8, batch_size: 2, workers: 0}
+data: {folder: videos, num_frames: 8, batch_size: 2, workers: 0, engine: pyav}
 augmentation: {size: 16}
 model:
   backbone: small_cnn
@@ -27,39 +29,48 @@ train: {steps: 12, log_every: 4, checkpoint_every: 5, device: cpu}
 """
 
 
-class MovingSquares:
-    """Stands in for videos: a bright square that moves, a pure function of (epoch, index)."""
+class SquareItems:
+    """Stands in for videos: two clips that are a pure function of (epoch, index)."""
 
-    collate = staticmethod(collate)
+    num_context = 1
+    left_out = ()
 
-    def __init__(self, videos: int = 5, padded: bool = True) -> None:
-        self.videos, self.padded, self.epoch = videos, padded, 0
-        self.asked: list[tuple[int, int]] = []
+    def __init__(self, videos: int, padded: bool) -> None:
+        self.videos = [SimpleNamespace(id=f"video{i}", path=str(i)) for i in range(videos)]
+        self.padded = padded
 
     def __len__(self) -> int:
-        return self.videos
+        return len(self.videos)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __getitem__(self, index: int) -> dict:
-        self.asked.append((self.epoch, index))
-        rng = np.random.default_rng([self.epoch, index])
+    def item(self, seed: int, epoch: int, index: int, bad=()) -> Item:
+        rng = np.random.default_rng([epoch, index])
         steps = np.stack([np.sort(rng.choice(40, 8, replace=False)) for _ in range(2)])
-        frames = np.full((2, 8, 3, 16, 16), 20 * index, dtype=np.uint8)
-        for view in range(2):
-            for t, step in enumerate(steps[view]):
-                frames[view, t, :, 12 * step // 40 :, : 4 + step // 10] = 255
         valid = np.ones((2, 8), dtype=bool)
         if self.padded and index != 2:
             valid[1, 6:] = False
-        return {
-            "frames": torch.from_numpy(frames),
-            "steps": torch.from_numpy(steps),
-            "valid": torch.from_numpy(valid),
-            "num_frames": torch.tensor([40, 40]),
-            "id": f"video{index}",
-        }
+        clips = tuple(Clip(view, None) for view in steps)
+        reading = Reading(str(index), 16, 16, 16, clips)
+        return Item(f"video{index}", (reading,), steps, valid, np.array([40, 40]), np.ones(2))
+
+
+class SquareEngine(PyAVEngine):
+    """A bright square that moves, before a grey that tells the video."""
+
+    def read(self, readings) -> torch.Tensor:
+        frames = np.empty((len(readings), 2, 8, 3, 16, 16), dtype=np.uint8)
+        for reading, made in zip(readings, frames, strict=True):
+            made[:] = 20 * int(reading.path)
+            for view, clip in zip(made, reading.clips, strict=True):
+                for pixels, step in zip(view, clip.frames, strict=True):
+                    pixels[:, 12 * step // 40 :, : 4 + step // 10] = 255
+        return torch.from_numpy(frames)
+
+
+def squares(cfg, *_, videos: int = 5, padded: bool = True, **__) -> ClipLoader:
+    """In place of training.train.open_loader: no files."""
+    items = SquareItems(videos, padded)
+    engine = SquareEngine(16, workers=cfg.data.workers)
+    return ClipLoader(items, cfg.data.batch_size, engine=engine, seed=cfg.train.seed)
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:

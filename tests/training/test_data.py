@@ -1,24 +1,22 @@
 import json
 import os
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch._utils import ExceptionWrapper
-from torch.utils.data import DataLoader
 
 pytest.importorskip("av")
 
-from fastseq.video import Augmentation, VideoError, read_frames, write_video
-from training.data.dataset import (
+from fastseq.video import (
+    Augmentation,
     TooManyBadVideos,
-    TwoViewDataset,
-    collate,
-    decode_side,
-    load_video,
+    VideoError,
+    eval_transform,
+    read_frames,
+    write_video,
 )
+from training.data.dataset import load_video, open_loader
 from training.data.index import (
     INDEX_NAME,
     StaleIndex,
@@ -58,6 +56,8 @@ def folder(videos, tmp_path):
 
 def config(**changes):
     values = {
+        "clips": "views",
+        "batch_size": 2,
         "num_frames": 12,
         "sampling": "random",
         "crop_base": "clip",
@@ -67,6 +67,8 @@ def config(**changes):
         "positive_window": 5,
         "num_context": 1,
         "context_stride": 15,
+        "engine": "pyav",
+        "workers": 0,
         "cache": "none",
         "cache_side": 24,
     }
@@ -196,155 +198,60 @@ def test_an_index_of_what_is_no_folder(folder):
             load_index(path)
 
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
-@pytest.mark.parametrize("crop_base", ["clip", "span", "video"])
-def test_items_show_the_frames_they_name(videos, cache, crop_base):
-    build_index(videos)
-    records = load_index(videos).videos
-    data = TwoViewDataset(
-        records, config(cache=cache, crop_base=crop_base), PLAIN, 0, progress=False
-    )
-    for index, record in enumerate(records):
-        item = data[index]
-        assert item["frames"].shape == (2, 12, 3, 16, 16)
-        assert item["frames"].dtype == torch.uint8
-        assert item["steps"].dtype == torch.int64
-        assert item["valid"].dtype == torch.bool
-        assert (item["num_frames"].tolist(), item["id"]) == ([record.frames] * 2, record.id)
-        level = item["frames"].float().mean((2, 3, 4))
-        assert (level - 8 * item["steps"]).abs().max() < 4  # also where padded: the last frame
-        assert item["valid"].all() == (record.frames >= 12 and crop_base != "video")
-
-
 def test_memory_and_disk_give_the_same_items(videos):
     build_index(videos)
     records = load_index(videos).videos
     spec = Augmentation(size=16)
-    memory = TwoViewDataset(records, config(cache="ram"), spec, 3, progress=False)
-    disk = TwoViewDataset(records, config(), spec, 3)
-    for index in range(3):
-        one, two = memory[index], disk[index]
-        assert torch.equal(one["frames"], two["frames"])
-        assert torch.equal(one["steps"], two["steps"])
+    memory, why = open_loader(records, config(cache="ram", engine="auto"), spec, 3, progress=False)
+    assert (memory.engine.name, why) == ("pyav", "frames are cached in memory, nothing is decoded")
+    disk, _ = open_loader(records, config(), spec, 3)
+    for one, two in zip(memory.stream(3), disk.stream(3), strict=True):
+        assert one["ids"] == two["ids"]
+        for key in ("frames", "steps"):
+            assert torch.equal(one[key], two[key])
+    with pytest.raises(ValueError, match="'dali-cpu' cannot read from the cache"):
+        open_loader(records, config(cache="ram", engine="dali-cpu"), spec, 3, progress=False)
 
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
-def test_workers_do_not_change_the_draws(videos, cache):
-    build_index(videos)
-    records = load_index(videos).videos
-    passes = {}
-    for workers in (0, 2):
-        data = TwoViewDataset(
-            records, config(cache=cache), Augmentation(size=16), 7, progress=False
-        )
-        loader = DataLoader(
-            data,
-            batch_size=2,
-            num_workers=workers,
-            collate_fn=data.collate,
-        )
-        epochs = []
-        for epoch in (0, 1, 0):
-            data.set_epoch(epoch)
-            epochs.append(list(loader))
-        passes[workers] = epochs
-    for mine, theirs in zip(passes[0], passes[2], strict=True):
-        for a, b in zip(mine, theirs, strict=True):
-            assert a["ids"] == b["ids"]
-            for key in ("frames", "steps", "valid", "num_frames"):
-                assert torch.equal(a[key], b[key])
-    first, second, again = passes[2]
-    assert first[0]["frames"].shape == (2, 2, 12, 3, 16, 16)
-    assert first[0]["num_frames"].tolist() == [[30, 30], [24, 24]]
-    assert torch.equal(first[0]["frames"], again[0]["frames"])
-    assert not torch.equal(first[0]["steps"], second[0]["steps"])
-    other_seed = TwoViewDataset(records, config(), Augmentation(size=16), 8)
-    assert not torch.equal(other_seed[0]["steps"], first[0]["steps"][0])
-
-
-def test_spawned_workers_get_the_cache(videos):
-    build_index(videos)
-    data = TwoViewDataset(load_index(videos).videos, config(cache="ram"), PLAIN, 7, progress=False)
-    loader = DataLoader(data, None, num_workers=1, multiprocessing_context="spawn")
-    for index, item in enumerate(loader):
-        assert torch.equal(item["frames"], data[index]["frames"])
-
-
-def records_with_bad(videos, tmp_path, good, bad):
+def test_a_bad_video_is_left_out_of_the_cache_too(videos, tmp_path, cache):
     (tmp_path / "zero.mp4").write_bytes(b"")
-    path = str(videos / "a.mp4")
-    records = [VideoRecord(f"good{i}", path, 30, 20.0, width=48, height=36) for i in range(good)]
-    for i in range(bad):
-        records.insert(
-            5, VideoRecord(f"bad{i}", str(tmp_path / "zero.mp4"), 30, 20.0, width=48, height=36)
-        )
-    return records
+    good = VideoRecord("good", str(videos / "a.mp4"), 30, 20.0, width=48, height=36)
+    bad = VideoRecord("bad", str(tmp_path / "zero.mp4"), 30, 20.0, width=48, height=36)
+    options = config(cache=cache, batch_size=101)
 
+    def first():
+        loader, _ = open_loader([bad] + [good] * 100, options, PLAIN, 0, progress=False)
+        return loader, next(iter(loader))
 
-@pytest.mark.parametrize("cache", ["none", "ram"])
-def test_a_bad_video_is_replaced_counted_and_named(videos, tmp_path, cache):
-    records = records_with_bad(videos, tmp_path, 100, 1)
-
-    def fifth():
-        data = TwoViewDataset(records, config(cache=cache), PLAIN, 0, progress=False)
-        return data, data[5]
-
-    with pytest.warns(RuntimeWarning, match=r"left out bad0: the file is empty.*\(1 of 101"):
-        data, item = fifth()
-    assert item["id"] == "good5"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert data[5]["id"] == "good5"  # said once
-    assert data.bad_videos() == [("bad0", "the file is empty (0 bytes)")]
-
-
-def test_bad_videos_above_one_percent_stop_the_training(videos, tmp_path):
-    records = records_with_bad(videos, tmp_path, 100, 2)
-    data = TwoViewDataset(records, config(), PLAIN, 0)
-    with pytest.warns(RuntimeWarning), pytest.raises(TooManyBadVideos) as caught:
-        data[5]
-    assert "2 of 102 videos" in str(caught.value)
-    assert "bad1: the file is empty (0 bytes)\n  bad0" in str(caught.value)
-    small = records_with_bad(videos, tmp_path, 6, 1)[5:]
+    with pytest.warns(RuntimeWarning, match=r"left out bad: the file is empty.*\(1 of 101"):
+        loader, batch = first()
+    assert set(batch["ids"]) == {"good"}
+    assert loader.bad == {bad.path: "the file is empty (0 bytes)"}
     with pytest.raises(TooManyBadVideos, match="1 of 2 videos"):
-        TwoViewDataset(small, config(cache="ram"), PLAIN, 0, progress=False)
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_bad_videos_in_workers_are_known_outside(videos, tmp_path):
-    data = TwoViewDataset(records_with_bad(videos, tmp_path, 100, 1), config(), PLAIN, 0)
-    batches = DataLoader(data, 4, num_workers=2, collate_fn=collate, sampler=range(4, 12))
-    assert [name for batch in batches for name in batch["ids"]][1] == "good5"
-    assert data.bad_videos() == [("bad0", "the file is empty (0 bytes)")]
-    # A worker's error crosses to the parent as its type and one message. (Raising it in a real
-    # worker makes the loader wait 5 s for each of them.)
-    data = TwoViewDataset(records_with_bad(videos, tmp_path, 100, 2), config(), PLAIN, 0)
-    try:
-        data[5]
-    except TooManyBadVideos:
-        error = ExceptionWrapper(where="in a worker")
-    with pytest.raises(TooManyBadVideos, match="bad0: the file is empty"):
-        error.reraise()
+        next(iter(open_loader([bad, good], config(cache=cache), PLAIN, 0, progress=False)[0]))
 
 
 def test_whole_videos_for_evaluation(videos, monkeypatch):
     monkeypatch.setattr("training.data.dataset._CHUNK", 7)  # several chunks
-    record = VideoRecord("a.mp4", str(videos / "a.mp4"), 30, 20.0)
+    record = VideoRecord("a.mp4", str(videos / "a.mp4"), 30, 20.0, width=48, height=36)
     frames = load_video(record, 16, 24)
     assert frames.shape == (30, 3, 16, 16)
     assert frames.dtype == torch.uint8
     assert (frames.float().mean((1, 2, 3)) - 8 * torch.arange(30)).abs().max() < 4
+    read = read_frames(record.path, short_side=24)
+    assert torch.equal(frames, eval_transform(read, 16))
     assert load_video(record, 16).shape == (30, 3, 16, 16)
-    assert (decode_side(224, None), decode_side(64, 96)) == (256, 96)
+    longer = VideoRecord("a.mp4", record.path, 31, 20.0, width=48, height=36)
     with pytest.raises(VideoError, match="the video has 30 frames"):
-        load_video(VideoRecord("a.mp4", str(videos / "a.mp4"), 31, 20.0), 16, 24)
+        load_video(longer, 16, 24)
 
 
 def test_wrong_settings(videos):
-    record = VideoRecord("a.mp4", str(videos / "a.mp4"), 30, 20.0)
+    record = VideoRecord("a.mp4", str(videos / "a.mp4"), 30, 20.0, width=48, height=36)
     with pytest.raises(ValueError, match="no videos to train on"):
-        TwoViewDataset([], config(), PLAIN, 0)
+        open_loader([], config(), PLAIN, 0)
     with pytest.raises(ValueError, match='"none" or "ram", got \'disk\''):
-        TwoViewDataset([record], config(cache="disk"), PLAIN, 0)
+        open_loader([record], config(cache="disk"), PLAIN, 0)
     with pytest.raises(ValueError, match="span must be"):
-        TwoViewDataset([record], config(crop_base="span", span=[1.0, 0.3]), PLAIN, 0)
+        open_loader([record], config(crop_base="span", span=[1.0, 0.3]), PLAIN, 0)

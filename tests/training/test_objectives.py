@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from ops.tcc_cases import cycle
-from runs import MovingSquares, numbers, same, weights
+from runs import numbers, same, squares, weights
 
 import fastseq
 import training.train
@@ -310,9 +311,7 @@ def test_runs_with_other_losses_resume(recipe, options, monkeypatch):
 
 
 def test_soft_dtw_alone_collapses_and_lav_does_not(recipe, monkeypatch):
-    monkeypatch.setattr(
-        training.train, "open_dataset", lambda cfg, **_: MovingSquares(4, padded=False)
-    )
+    monkeypatch.setattr(training.train, "open_loader", partial(squares, videos=4, padded=False))
     shared = ["data.clips=videos", "train.steps=60", "train.log_every=20", "optim.lr=3e-3"]
     shared += ["model.layers=0", "model.positions=none", "model.fc_dropout=0", "model.dropout=0"]
     spread = {}

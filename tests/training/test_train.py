@@ -2,12 +2,13 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import MovingSquares, numbers, same, weights
+from runs import numbers, same, squares, weights
 
 import training.train
 import training.trainer
@@ -16,7 +17,6 @@ from training.config import load_config
 from training.run import initial_model, load_run
 from training.runlog import read_log
 from training.train import main
-from training.trainer import StepBatches, steps_per_epoch
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,11 +51,8 @@ def test_first_step_is_that_of_plain_adam(recipe):
     main([recipe, "train.run_dir=run", "train.steps=1", "model.dropout=0", "model.fc_dropout=0"])
     model, cfg = load_run("run", untrained=True)
     model.train()
-    (batch,) = StepBatches(5, 2, cfg.train.seed, 0, 1)
-    items = [MovingSquares()[index] for _, index in batch]
-    frames, steps, valid = (
-        torch.stack([item[k] for item in items]) for k in ("frames", "steps", "valid")
-    )
+    batch = next(squares(cfg).stream(1))
+    frames, steps, valid = (batch[key] for key in ("frames", "steps", "valid"))
     z = model(frames.flatten(0, 1), valid.flatten(0, 1)).view(2, 2, 8, -1)
     z = torch.nn.functional.normalize(z, dim=-1)
     rows = []
@@ -170,25 +167,12 @@ def test_bf16_trains_like_fp32(recipe):
 
 
 def test_loss_falls_on_a_small_set(recipe, monkeypatch):
-    monkeypatch.setattr(
-        training.train, "open_dataset", lambda cfg, **_: MovingSquares(4, padded=False)
-    )
+    monkeypatch.setattr(training.train, "open_loader", partial(squares, videos=4, padded=False))
     steps = ["train.steps=150", "train.log_every=10", "model.dropout=0", "model.fc_dropout=0"]
     main([recipe, "train.run_dir=run", "model.positions=none", *steps, "optim.lr=3e-3"])
     lines = read_log("run")
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
     assert lines[-1]["pairwise_distance"] > 0.2
-
-
-def test_each_epoch_visits_full_batches_of_different_videos():
-    batches = [*StepBatches(videos=7, batch_size=3, seed=1, start=0, stop=10)]
-    assert steps_per_epoch(7, 3) == 2
-    assert [epoch for batch in batches for epoch, _ in batch[:1]] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    for first, second in zip(batches[::2], batches[1::2], strict=True):
-        assert len({video for _, video in first + second}) == 6
-    assert [*StepBatches(7, 3, 1, 5, 10)] == batches[5:]
-    assert [*StepBatches(7, 3, 2, 0, 10)] != batches
-    assert [len(batch) for batch in StepBatches(2, 3, 1, 0, 3)] == [2, 2, 2]
 
 
 def test_workers_give_the_same_run(recipe):

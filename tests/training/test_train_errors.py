@@ -200,10 +200,10 @@ def test_a_signal_ends_the_run_with_a_checkpoint(recipe, monkeypatch, number, st
 
 
 def test_ctrl_c_before_the_first_step(recipe, monkeypatch, capsys):
-    def interrupted(cfg, dry_run=False):
+    def interrupted(*args, dry_run=False):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.train, "open_dataset", interrupted)
+    monkeypatch.setattr(training.train, "open_loader", interrupted)
     assert main([recipe, "train.run_dir=run"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert os.listdir() == ["tiny.yaml"]

@@ -2,58 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from fastseq.video import VideoError, probe, read_frames
-from fastseq.video.reader import scaled_size
+from fastseq.video import VideoError, read_frames, scaled_size
 from training.data.index import VideoRecord, in_threads
 
 
-class FrameCache:
+class FrameCache(Mapping[str, torch.Tensor]):
     """All frames of all videos as bytes, scaled to one short side, decoded once.
 
-    One block of memory: forked loader workers share it as it is, spawned ones through a single
-    shared segment.
+    Maps a video's path to its frames, uint8 (frames, H, W, 3). One block of memory: forked loader
+    workers share it as it is, spawned ones through a single shared segment.
 
     Attributes:
-        failed: position -> error of the videos that could not be decoded.
+        failed: the errors of the videos that could not be decoded.
     """
 
     def __init__(self, records: Sequence[VideoRecord], short_side: int, *, progress: bool = True):
-        self.shapes: list[tuple[int, int, int, int]] = []
-        self.starts = [0]
+        self._places: dict[str, tuple[int, torch.Size]] = {}
+        total = 0
         for record in records:
-            height, width = record.height, record.width
-            if not (height and width):
-                info = probe(record.path)
-                height, width = info.height, info.width
-            shape = (record.frames, *scaled_size(height, width, short_side), 3)
-            self.shapes.append(shape)
-            self.starts.append(self.starts[-1] + torch.Size(shape).numel())
-        self.data = torch.empty(self.starts[-1], dtype=torch.uint8)
-        self.failed: dict[int, VideoError] = {}
+            if record.path not in self._places:
+                height, width = scaled_size(record.height, record.width, short_side)
+                shape = torch.Size((record.frames, height, width, 3))
+                self._places[record.path] = (total, shape)
+                total += shape.numel()
+        self.data = torch.empty(total, dtype=torch.uint8)
+        self.failed: list[VideoError] = []
 
-        def decode(position: int) -> None:
-            record = records[position]
+        def decode(path: str) -> None:
+            out = self[path]
             try:
-                frames = read_frames(record.path, range(record.frames), short_side=short_side)
-                if frames.shape != self.shapes[position]:
-                    expected = self.shapes[position]
+                frames = read_frames(path, range(len(out)), short_side=short_side)
+                if frames.shape != out.shape:
                     raise VideoError(
-                        record.path,
+                        path,
                         f"has changed since it was indexed: {tuple(frames.shape)} instead of "
-                        f"{expected}; run `python -m training.prepare` again",
+                        f"{tuple(out.shape)}; run `python -m training.prepare` again",
                     )
-                self[position].copy_(frames)
+                out.copy_(frames)
             except VideoError as error:
-                self.failed[position] = error
+                self.failed.append(error)
 
-        what = f"caching {self.starts[-1] / 2**20:.0f} MiB"
-        in_threads(decode, range(len(records)), what, progress)
+        in_threads(decode, self._places, f"caching {total / 2**20:.0f} MiB", progress)
+        for error in self.failed:
+            del self._places[error.path]
 
-    def __getitem__(self, position: int) -> torch.Tensor:
-        """uint8 (frames, H, W, 3), a view."""
-        start, end = self.starts[position], self.starts[position + 1]
-        return self.data[start:end].view(self.shapes[position])
+    def __getitem__(self, path: str) -> torch.Tensor:
+        start, shape = self._places[path]
+        return self.data[start : start + shape.numel()].view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

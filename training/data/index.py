@@ -17,7 +17,7 @@ from training.data.labels import Labels, check_names, phases_of, read_labels
 
 INDEX_NAME = "fastseq_index.json"
 LABELS_NAME = "labels.json"
-_FORMAT = 1
+_FORMAT = 2
 _SUFFIXES = (".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg")
 _SUFFIXES += (".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
 
@@ -34,10 +34,12 @@ class VideoRecord:
         id: path relative to the folder, with forward slashes.
         path: absolute path.
         frames: presented frames; fps: their average rate.
+        width, height: in pixels after rotation.
         action: name of the action, "all" if not given.
         split: "train" or "test".
+        view: name of the camera's view, empty if not given.
         phases: int64 (frames,), index into the action's phases, -1 = unlabelled; None = no labels.
-        width, height: in pixels after rotation, 0 if unknown.
+        rotation: degrees that reading applies; codec: FFmpeg's name of it.
         note: what is wrong with the file although it can be used; empty if nothing.
     """
 
@@ -45,12 +47,15 @@ class VideoRecord:
     path: str
     frames: int
     fps: float
+    width: int
+    height: int
     action: str = "all"
     split: str = "train"
     phases: np.ndarray | None = None
-    width: int = 0
-    height: int = 0
     note: str = ""
+    rotation: int = 0
+    codec: str = ""
+    view: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,10 +150,12 @@ def build_index(
                 "fps": info.fps,
                 "width": info.width,
                 "height": info.height,
+                "rotation": info.rotation,
                 "codec": info.codec,
                 "note": info.note,
                 "action": label.get("action", "all"),
                 "split": label.get("split", "train"),
+                "view": label.get("view", ""),
                 "phases": _run_lengths(phases.get(name)),
                 "stamp": stamps[name],
             }
@@ -263,6 +270,9 @@ def _index(folder: Path, content: dict[str, Any]) -> Index:
             width=entry["width"],
             height=entry["height"],
             note=entry["note"],
+            rotation=entry["rotation"],
+            codec=entry["codec"],
+            view=entry.get("view", ""),  # not in indexes from before there were views
         )
         for entry in content["videos"]
     ]

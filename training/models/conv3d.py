@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from training.data.sampling import context_frames
+from fastseq.video import context_frames
 from training.models.encoder import VideoEncoder, projection_head, unpack
 
 

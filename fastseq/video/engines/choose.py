@@ -1,0 +1,126 @@
+"""Which engine reads a set of videos, and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fastseq.video.engines.pyav import PyAVEngine
+from fastseq.video.work import Engine
+
+ENGINES = ("auto", "dali-gpu", "dali-cpu", "pyav")
+_DALI_PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110")
+
+
+def dali_version() -> str | None:
+    """Version of the installed DALI, or None."""
+    for package in _DALI_PACKAGES:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def choose_engine(
+    videos: Sequence[Any],
+    *,
+    dali: str | None,
+    gpu: str | None,
+    cached: bool = False,
+) -> tuple[str, str]:
+    """(engine, reason): the fastest that reads every video exactly. A pure function.
+
+    Args:
+        videos: `fastseq.video.VideoInfo`, or anything with its attributes.
+        dali: version of the installed DALI, None = none.
+        gpu: None if DALI can decode on the GPU, otherwise why not.
+        cached: whether the frames are in memory already.
+    """
+    if cached:
+        return "pyav", "frames are cached in memory, nothing is decoded"
+    if dali is None:
+        return "pyav", 'DALI is not installed (pip install "fastseq[dali]")'
+    from fastseq.video.engines.dali import unsupported
+
+    if gpu is None:
+        refused = _refused(videos, "gpu", dali, unsupported)
+        if not refused:
+            return "dali-gpu", f"DALI {dali} decodes and augments on the GPU"
+        gpu = refused
+    refused = _refused(videos, "cpu", dali, unsupported)
+    if refused:
+        return "pyav", f"not DALI's GPU engine: {gpu}; not its CPU engine: {refused}"
+    return "dali-cpu", f"DALI {dali} reads every video on the CPU; not on the GPU: {gpu}"
+
+
+def _refused(videos: Sequence[Any], device: str, version: str, unsupported: Any) -> str | None:
+    reasons = [(video, unsupported(video, device, version)) for video in videos]
+    reasons = [(video.id, reason) for video, reason in reasons if reason]
+    if not reasons:
+        return None
+    name, reason = reasons[0]
+    return f"{len(reasons)} of {len(videos)} videos, such as {name}: {reason}"
+
+
+def open_engine(
+    name: str,
+    videos: Sequence[Any],
+    size: int,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    cache: Mapping[str, torch.Tensor] | None = None,
+) -> tuple[Engine, str]:
+    """The engine that reads `videos`, and why it is this one.
+
+    Args:
+        name: "dali-gpu", "dali-cpu" or "pyav", which never fall back; "auto" takes the fastest that
+            reads every video exactly.
+        size: side of the output in pixels.
+        device: where training runs: "dali-gpu" decodes there, for others batches come in
+            page-locked memory if it is a GPU.
+        workers: processes (PyAV) or threads (DALI, 0 = one per core).
+        cache: path -> frames that are in memory already (PyAV alone).
+
+    Raises:
+        ValueError: an unknown name, or a video that the engine asked for by name cannot read.
+        ImportError, RuntimeError: an engine asked for by name does not work here; says why and
+            what to do.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+    device = torch.device(device)
+    dali, reason = dali_version(), "asked for by name"
+    if name == "auto":
+        name, reason = choose_engine(
+            videos, dali=dali, gpu=_why_not_gpu(device, dali), cached=cache is not None
+        )
+    if name == "pyav":
+        pin = device.type == "cuda"
+        return PyAVEngine(size, workers=workers, pin_memory=pin, cache=cache), reason
+    if cache is not None:
+        raise ValueError(f"engine {name!r} cannot read from the cache in memory; use pyav")
+    from fastseq.video.engines.dali import DaliEngine, unsupported
+
+    where = name.removeprefix("dali-")
+    if where == "gpu" and device.type != "cuda":
+        raise RuntimeError(f"engine 'dali-gpu' needs a CUDA device to work on, got {device}")
+    engine = DaliEngine(size, device=where, device_id=device.index or 0, threads=workers or None)
+    refused = _refused(videos, where, dali, unsupported)
+    if refused:
+        raise ValueError(f"engine {name!r} cannot read {refused}")
+    return engine, reason
+
+
+def _why_not_gpu(device: torch.device, dali: str | None) -> str | None:
+    if device.type != "cuda":
+        return f"training runs on {device.type}"
+    if dali is None:
+        return "DALI is not installed"
+    from fastseq.video.engines.dali import why_no_gpu_decoder
+
+    return why_no_gpu_decoder()

@@ -1,0 +1,238 @@
+"""Which clips make a training item: drawn from (seed, epoch, index) alone, no file is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fastseq.video.augment import Augmentation, draw_clip
+from fastseq.video.reader import scaled_size
+from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip
+from fastseq.video.views import sample_views
+from fastseq.video.work import Clip, Reading
+
+
+class Video(Protocol):
+    """What has to be known of a video; `fastseq.video.VideoInfo` will do."""
+
+    id: str
+    path: str
+    frames: int
+    fps: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """Two clips of T frames, of one video or of two.
+
+    Attributes:
+        id: names the video, or both.
+        readings: one with two clips, or two with one clip each.
+        steps: int64 (2, T), the frames' numbers in their video.
+        valid: bool (2, T), False where a video is too short and its last frame stands in.
+        num_frames: int64 (2,), the videos' lengths in frames.
+        fps: float64 (2,), their average frame rates.
+    """
+
+    id: str
+    readings: tuple[Reading, ...]
+    steps: np.ndarray
+    valid: np.ndarray
+    num_frames: np.ndarray
+    fps: np.ndarray
+
+
+def decode_side(size: int, side: int | None = None) -> int:
+    """Short side that frames are scaled to while they are decoded.
+
+    Default 8/7 of the network's input, the usual 256 for 224: full-size frames of a long clip
+    would take gigabytes.
+    """
+    return round(size * 8 / 7) if side is None else side
+
+
+class ClipItems:
+    """Items of two clips, sampled in time and augmented independently: `TwoViews`, `VideoPairs`.
+
+    Item i of epoch e depends on (seed, e, i) alone, whatever reads it. A video that is set aside is
+    replaced by the next one in order.
+
+    Args:
+        videos: what there is to draw from, see `Video`.
+        num_frames: T, frames a clip.
+        augmentation: what happens to each clip, its context frames included.
+        sampling: "random" or "even" within a crop of the video (`sample_views`); "segment",
+            "offset_uniform" or "anchors" over the whole video (`sample_clip`).
+        crop_base, alpha, beta, span: of the crop, see `sample_views`.
+        positive_window: frames, for "anchors".
+        num_context, context_stride: C frames stand for each one: itself and C - 1 earlier ones,
+            `context_stride` apart.
+        side: short side that frames are decoded to, default 8/7 of the augmentation's size.
+
+    Attributes:
+        left_out: (id, reason) of videos that no item is made of.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        num_frames: int,
+        augmentation: Augmentation,
+        *,
+        sampling: str = "random",
+        crop_base: str = "clip",
+        alpha: float = 1.5,
+        beta: float = 0.2,
+        span: tuple[float, float] = (0.3, 1.0),
+        positive_window: int = 5,
+        num_context: int = 1,
+        context_stride: int = 15,
+        side: int | None = None,
+    ):
+        if not videos:
+            raise ValueError("no videos to train on: the split is empty")
+        self.left_out: list[tuple[str, str]] = []
+        self.videos = self._usable(videos)
+        self.num_frames = num_frames
+        self.augmentation = augmentation
+        self.sampling = sampling
+        self.crop_options = {"crop_base": crop_base, "alpha": alpha, "beta": beta, "span": span}
+        self.positive_window = positive_window
+        self.num_context, self.context_stride = num_context, context_stride
+        self.side = decode_side(augmentation.size, side)
+        self._draw(1, np.random.default_rng(0))  # wrong options show here, not in a worker
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def item(
+        self, seed: int, epoch: int, index: int, bad: Container[str] = frozenset()
+    ) -> Item | None:
+        """Item `index` of an epoch; `bad` holds paths to leave out. None if nothing is left."""
+        for step in range(len(self.videos)):
+            position = (index + step) % len(self.videos)
+            if self.videos[position].path in bad:
+                continue
+            generator = np.random.default_rng([seed, epoch, index])
+            item = self._item(position, generator, bad)
+            if item is not None:
+                return item
+        return None
+
+    def _usable(self, videos: Sequence[Video]) -> list[Video]:
+        return list(videos)
+
+    def _item(
+        self, position: int, generator: np.random.Generator, bad: Container[str]
+    ) -> Item | None:
+        raise NotImplementedError
+
+    def _draw(
+        self, num_frames: int, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Frames and validity (2, T) of two clips of one video."""
+        if self.sampling in VIEW_SAMPLING:
+            return sample_views(
+                num_frames,
+                self.num_frames,
+                generator,
+                strategy=self.sampling,
+                **self.crop_options,
+            )
+        clips = [
+            sample_clip(
+                num_frames,
+                self.num_frames,
+                generator,
+                strategy=self.sampling,
+                positive_window=self.positive_window,
+            )
+            for _ in range(2)
+        ]
+        steps, valid = zip(*clips, strict=True)
+        return np.stack(steps), np.stack(valid)
+
+    def _reading(
+        self, video: Video, clips: Sequence[np.ndarray], generator: np.random.Generator
+    ) -> Reading:
+        height, width = scaled_size(video.height, video.width, self.side)
+        made = []
+        for steps in clips:
+            frames = context_frames(steps, self.num_context, self.context_stride).reshape(-1)
+            made.append(Clip(frames, draw_clip(height, width, self.augmentation, generator)))
+        return Reading(video.path, video.height, video.width, self.side, tuple(made))
+
+
+class TwoViews(ClipItems):
+    """Two views of one video (CARL): see `ClipItems`."""
+
+    def _item(
+        self, position: int, generator: np.random.Generator, bad: Container[str]
+    ) -> Item | None:
+        video = self.videos[position]
+        steps, valid = self._draw(video.frames, generator)
+        reading = self._reading(video, steps, generator)
+        return Item(
+            video.id,
+            (reading,),
+            steps,
+            valid,
+            np.array([video.frames] * 2),
+            np.array([video.fps] * 2, dtype=np.float64),
+        )
+
+
+class VideoPairs(ClipItems):
+    """A video and another one of the same action, drawn anew each epoch (LAV): see `ClipItems`.
+
+    Videos have an `action`. There are as many items as videos. A video that is the only one of its
+    action is left out.
+    """
+
+    def _usable(self, videos: Sequence[Video]) -> list[Video]:
+        counts = Counter(video.action for video in videos)
+        self.left_out = [
+            (video.id, f"the only video of action {video.action!r}, pairs need two")
+            for video in videos
+            if counts[video.action] == 1
+        ]
+        usable = [video for video in videos if counts[video.action] > 1]
+        if not usable:
+            raise ValueError(
+                f"no pairs to train on: each of the {len(videos)} videos is the only one of its "
+                'action; give them the same "action" in labels.json, or none'
+            )
+        return usable
+
+    def _item(
+        self, position: int, generator: np.random.Generator, bad: Container[str]
+    ) -> Item | None:
+        first = self.videos[position]
+        others = [
+            video
+            for other, video in enumerate(self.videos)
+            if video.action == first.action and other != position and video.path not in bad
+        ]
+        if not others:
+            return None
+        pair = (first, others[generator.integers(len(others))])
+        readings, steps, valid = [], [], []
+        for video in pair:
+            drawn, real = self._draw(video.frames, generator)
+            readings.append(self._reading(video, drawn[:1], generator))
+            steps.append(drawn[0])
+            valid.append(real[0])
+        return Item(
+            " with ".join(video.id for video in pair),
+            tuple(readings),
+            np.stack(steps),
+            np.stack(valid),
+            np.array([video.frames for video in pair]),
+            np.array([video.fps for video in pair], dtype=np.float64),
+        )

@@ -1,0 +1,208 @@
+"""Batches of clips for training, the same whatever engine reads them, resumable anywhere."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastseq.video._av import VideoError
+from fastseq.video.items import ClipItems, Item
+from fastseq.video.work import Engine, Reading
+
+# Of all videos: above this share the data set, not a file, is taken to be at fault.
+MAX_BAD_SHARE = 0.01
+LAST = ("drop", "keep", "wrap")
+
+
+class TooManyBadVideos(RuntimeError):
+    """More than 1 % of the videos could not be read; the message lists them."""
+
+
+class ClipLoader:
+    """Iterates over batches of items: ``for batch in loader`` is one epoch, in a new order.
+
+    A batch of N items is a dict:
+
+    - `frames` uint8 (N, 2, T, 3, S, S), or (N, 2, T, C, 3, S, S) with C > 1 context frames;
+      normalise on the device. A CUDA tensor from DALI's GPU engine, elsewhere a CPU tensor;
+    - `steps` int64 (N, 2, T), frame numbers; `times` float64 (N, 2, T), seconds at the video's
+      average rate; `valid` bool (N, 2, T); `lengths` int64 (N, 2), valid frames;
+      `num_frames` int64 (N, 2), the videos' lengths in frames; `ids`, a list.
+
+    Batch k is a function of (seed, k, videos set aside so far): any engine and any number of
+    workers give the same frame numbers, crops, flips and colours. A video that cannot be read is
+    replaced by the next in order, counted and named in a warning; above 1 % of all videos
+    `TooManyBadVideos` lists them.
+
+    Args:
+        items: what the clips are, `TwoViews` or `VideoPairs`.
+        batch_size: N, items a batch and rank.
+        engine: what reads them, see `fastseq.video.open_engine`.
+        seed: of all draws and of each epoch's order.
+        rank, world_size: of this process; ranks get disjoint parts of each global batch.
+        last: what becomes of the items that do not fill the last (global) batch of an epoch:
+            "drop" leaves them out (they come in another epoch's order; an epoch has one batch
+            at least), "wrap" fills up from the start of the order, "keep" gives a smaller batch
+            (one process only).
+
+    Attributes:
+        position: batches given so far, over all epochs. To be set to continue elsewhere.
+        bad: path -> reason of the videos set aside.
+
+    Raises:
+        ValueError: an option out of its range.
+
+    Example:
+        >>> from fastseq.video import Augmentation, ClipLoader, TwoViews, open_engine, probe
+        >>> videos = [probe(path) for path in paths]  # doctest: +SKIP
+        >>> items = TwoViews(videos, 240, Augmentation(size=224))  # doctest: +SKIP
+        >>> engine = open_engine("auto", videos, 224)  # doctest: +SKIP
+        >>> for batch in ClipLoader(items, 4, engine=engine):  # doctest: +SKIP
+        ...     batch["frames"].shape
+        torch.Size([4, 2, 240, 3, 224, 224])
+    """
+
+    def __init__(
+        self,
+        items: ClipItems,
+        batch_size: int,
+        *,
+        engine: Engine,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        last: str = "drop",
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"expected 0 <= rank < world_size, got {rank} and {world_size}")
+        if last not in LAST:
+            raise ValueError(f"last must be one of {', '.join(LAST)}, got {last!r}")
+        if last == "keep" and world_size > 1:
+            raise ValueError(
+                'last="keep" gives ranks batches of different sizes; use "drop" or "wrap" with '
+                f"{world_size} ranks"
+            )
+        self.items, self.batch_size, self.engine, self.seed = items, batch_size, engine, seed
+        self.rank, self.world_size, self.last = rank, world_size, last
+        self.position = 0
+        self.bad: dict[str, str] = {}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        whole, rest = divmod(len(self.items), self.batch_size * self.world_size)
+        return max(1, whole if self.last == "drop" else whole + bool(rest))
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The rest of the epoch at `position`."""
+        epoch = self.position // self.batches_per_epoch
+        return self.stream((epoch + 1) * self.batches_per_epoch)
+
+    def stream(self, stop: int) -> Iterator[dict[str, Any]]:
+        """Batches `position` to `stop` - 1, without a pause between epochs."""
+        while self.position < stop:
+            try:
+                for frames in self.engine.batches(self.readings, self.position, stop):
+                    batch = self._batch(self.items_of(self.position), frames)
+                    self.position += 1
+                    yield batch
+            except VideoError as error:
+                self.set_aside(error)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The epoch's order of all items, the same on every rank."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
+
+    def items_of(self, batch: int) -> list[Item]:
+        """What batch `batch`, counted over all epochs, is made of on this rank."""
+        epoch, place = divmod(batch, self.batches_per_epoch)
+        order = self.order(epoch)
+        start = (place * self.world_size + self.rank) * self.batch_size
+        chosen = order[start : start + self.batch_size]
+        if self.world_size > 1 or self.last == "wrap":
+            places = np.arange(start, start + self.batch_size) % len(order)
+            chosen = order[places]
+        made = [self.items.item(self.seed, epoch, int(i), self.bad.keys()) for i in chosen]
+        if None in made:
+            raise self.too_many_bad()
+        return made
+
+    def readings(self, batch: int) -> list[Reading]:
+        return [reading for item in self.items_of(batch) for reading in item.readings]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is, for `load_state_dict`: plain numbers and strings."""
+        return {
+            "position": self.position,
+            "bad": dict(self.bad),
+            "seed": self.seed,
+            "items": len(self.items),
+            "batch_size": self.batch_size * self.world_size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was called, with the very same batches.
+
+        Raises ValueError if the loader has another seed, number of items or global batch size.
+        """
+        mine = self.state_dict()
+        for name in ("seed", "items", "batch_size"):
+            if state[name] != mine[name]:
+                raise ValueError(
+                    f"the saved loader had {name} = {state[name]}, this one has {mine[name]}; "
+                    "batches would not be the same"
+                )
+        self.position, self.bad = state["position"], dict(state["bad"])
+
+    def too_many_bad(self) -> TooManyBadVideos:
+        """The error that lists the videos set aside."""
+        names = {video.path: video.id for video in self.items.videos}
+        listed = "".join(
+            f"\n  {names.get(path, path)}: {reason}" for path, reason in self.bad.items()
+        )
+        return TooManyBadVideos(
+            f"{len(self.bad)} of {len(self.items)} videos cannot be read, more than "
+            f"{MAX_BAD_SHARE:.0%}:{listed}\n"
+            "check the folder again (python -m training.prepare FOLDER --verify), which leaves "
+            "them out"
+        )
+
+    def set_aside(self, error: VideoError) -> None:
+        """Leave a video out from now on; TooManyBadVideos above 1 % of all."""
+        if error.path in self.bad:
+            raise RuntimeError(f"{error} (although it was set aside)") from error
+        self.bad[error.path] = error.reason
+        count, total = len(self.bad), len(self.items)
+        if count > MAX_BAD_SHARE * total:
+            raise self.too_many_bad() from error
+        name = next(video.id for video in self.items.videos if video.path == error.path)
+        warnings.warn(
+            f"left out {name}: {error.reason} ({count} of {total} videos)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+    def _batch(self, items: list[Item], frames: torch.Tensor) -> dict[str, Any]:
+        context = self.items.num_context
+        steps, valid, num_frames, fps = (
+            torch.from_numpy(np.stack([getattr(item, name) for item in items]))
+            for name in ("steps", "valid", "num_frames", "fps")
+        )
+        t = (steps.shape[-1], context) if context > 1 else (steps.shape[-1],)
+        return {
+            "frames": frames.view(len(items), 2, *t, *frames.shape[-3:]),
+            "steps": steps,
+            "times": steps / fps[..., None],
+            "valid": valid,
+            "lengths": valid.sum(-1),
+            "num_frames": num_frames,
+            "ids": [item.id for item in items],
+        }

@@ -1,0 +1,52 @@
+"""Recipes train on video files, on pairs of videos and with context frames too."""
+
+import numpy as np
+import pytest
+import torch
+
+from training.run import load_run
+from training.runlog import read_log
+from training.train import main
+
+
+def test_training_on_pairs_says_what_is_left_out(video_folder, capsys, caplog):
+    options = ["data.clips=videos", "data.sampling=segment", "loss.lav.weight=1"]
+    arguments = ["tiny.yaml", "train.steps=2", "train.log_every=1", *options]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "2 pairs x 2 videos x 8 frames = 32 frames of 16 px" in capsys.readouterr().out
+    assert main([*arguments, "train.run_dir=run"]) == 0
+    context = ["model.encoder=conv3d", "model.conv3d_size=8", "data.num_context=2"]
+    with caplog.at_level("WARNING"):
+        assert main([*arguments, *context, "train.run_dir=conv", "--dry-run"]) == 0
+    assert "x 8 frames x 2 with context = 64 frames" in capsys.readouterr().out
+    assert main([*arguments, *context, "train.run_dir=conv"]) == 0
+
+
+@pytest.mark.parametrize("name", ["lav", "tcc", "tcn", "lav_tcc"])
+@pytest.mark.parametrize("encoder", ["conv3d", "fve"])
+def test_recipes_train(video_folder, name, encoder):
+    small = ["model.backbone=small_cnn", "model.train_from=all", "augmentation.size=16"]
+    small += ["data.num_frames=8", "data.cache_side=18", "data.workers=0", "data.batch_size=2"]
+    small += [
+        "data.engine=pyav",
+        "model.conv3d_size=8",
+        "train.epochs=null",
+        "train.steps=2",
+        "train.log_every=1",
+    ]
+    if encoder == "fve":
+        small += ["model.encoder=fve", "data.num_context=1"]
+    folder = [f"data.folder={video_folder}", "train.run_dir=run"]
+    assert main([f"recipes/{name}.yaml", *folder, *small]) == 0
+    first, last = read_log("run")
+    assert np.isfinite([first["loss"], last["loss"]]).all()
+    trained, initial = load_run("run")[0], load_run("run", untrained=True)[0]
+    moved = [
+        key
+        for key, value in trained.named_parameters()
+        if not torch.equal(value, dict(initial.named_parameters())[key])
+    ]
+    assert any(key.startswith("backbone") for key in moved)
+    assert any(key.startswith("embedding") for key in moved)
+    assert not any(key.startswith("projection") for key in moved)  # in no loss
+    assert trained.encode(torch.zeros(1, 5, 3, 16, 16, dtype=torch.uint8)).shape == (1, 5, 128)
