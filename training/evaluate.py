@@ -34,6 +34,7 @@ def evaluate_run(
     protocol: str = "carl",
     stride: int | None = None,
     fractions: Sequence[float] = (1.0,),
+    few_shot: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Embed the run's videos with the trained and the untrained network and compute every metric.
@@ -41,7 +42,8 @@ def evaluate_run(
     Args:
         run: run directory of ``python -m training.train``.
         folder: prepared folder of videos with labels; the run's own by default.
-        protocol, stride, fractions: see :func:`training.evaluation.protocol.evaluate_embeddings`.
+        protocol, stride, fractions, few_shot: see
+            :func:`training.evaluation.protocol.evaluate_embeddings`.
     Returns:
         What RUN/evaluation.json holds: ``rows`` (name -> metrics, per_action, left_out), the
         definitions as sentences, and what was evaluated.
@@ -68,6 +70,7 @@ def evaluate_run(
             protocol=protocol,
             stride=stride,
             fractions=fractions,
+            few_shot=few_shot,
         )
 
     # The time index first: wrong options and labels show before the long part.
@@ -84,7 +87,9 @@ def evaluate_run(
         "actions": sorted({record.action for record in test}),
         "seconds": round(time.perf_counter() - start, 1),
         "rows": rows,
-        "definitions": definitions(protocol, stride),
+        "definitions": definitions(
+            protocol, stride, views=[record.view for record in test], few_shot=few_shot
+        ),
         "row_definitions": ROW_DEFINITIONS,
         "remark": TAU_REMARK,
     }
@@ -141,6 +146,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="shares of the training videos for classification; the table shows the last "
         "(default 1.0; CARL: 0.1 0.5 1.0)",
     )
+    parser.add_argument(
+        "--few-shot",
+        action="store_true",
+        help="also classify from 1, 2, 3, 5, 10 and half of the training videos, as AE2 does; with "
+        "--protocol ae2",
+    )
     args = parser.parse_args(argv)
 
     def command() -> None:
@@ -150,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             protocol=args.protocol,
             stride=args.stride,
             fractions=args.fractions,
+            few_shot=args.few_shot,
         )
         write_json(args.run / "evaluation.json", result)
         print(format_table(result["rows"]))
@@ -159,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{result['seconds']:.0f} s"
         )
         print(result["definitions"]["protocol"])
+        if "across views" in result["definitions"]:
+            print(f"across views: {result['definitions']['across views']}")
         for line in left_out_lines(result["rows"]):
             print(f"left out: {line}")
         print(TAU_REMARK)

@@ -16,7 +16,7 @@ from training.evaluation.metrics import LabelledVideo, labelled_video, phase_pos
 from training.evaluation.protocol import evaluate_embeddings, format_table, format_value
 
 
-def record(name, phases, *, action="all", split="test", frames=None):
+def record(name, phases, *, action="all", split="test", frames=None, view=""):
     phases = None if phases is None else np.asarray(phases, dtype=np.int64)
     return SimpleNamespace(
         id=name,
@@ -26,14 +26,15 @@ def record(name, phases, *, action="all", split="test", frames=None):
         action=action,
         split=split,
         phases=phases,
+        view=view,
     )
 
 
-def video(x, phases, name="v"):
+def video(x, phases, name="v", view=""):
     """A LabelledVideo from plain lists; 1-d embeddings may be a flat list."""
     x = np.asarray(x, dtype=np.float64).reshape(len(phases), -1)
     phases = np.asarray(phases, dtype=np.int64)
-    return LabelledVideo(name, x, phases, phase_position(phases))
+    return LabelledVideo(name, x, phases, phase_position(phases), view)
 
 
 def random_videos(count, seed=0, dim=3, phases=3):
@@ -336,10 +337,10 @@ def test_a_video_of_one_frame_has_an_embedding():
 # --- protocol -----------------------------------------------------------------------------------
 
 
-def embedded(name, phases, action, seed):
+def embedded(name, phases, action, seed, view=""):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(len(phases), 4)).astype(np.float32)
-    return EmbeddedVideo(record(name, phases, action=action), x)
+    return EmbeddedVideo(record(name, phases, action=action, view=view), x)
 
 
 def test_metrics_are_computed_within_actions_and_averaged_over_them():

@@ -1,15 +1,20 @@
 """The parts of the protocols that differ, against explicit loops; the command end to end."""
 
+import itertools
+import json
 import math
+import random
 
 import numpy as np
 import pytest
 from test_evaluation import embedded, random_videos, squared, video
 
+from training.data.index import build_index, load_index
+from training.data.labels import LabelError
 from training.evaluation import metrics
 from training.evaluation.cli import UserError
 from training.evaluation.protocol import evaluate_embeddings, format_table
-from training.evaluation.protocols import PROTOCOLS, definitions
+from training.evaluation.protocols import FEW_SHOT, PROTOCOLS, columns, definitions
 
 
 @pytest.mark.parametrize(("stride", "k"), [(1, 10), (2, 3), (3, 40)])
@@ -123,3 +128,152 @@ def test_strides_of_the_protocols():
     assert lav["ap_at_5"] == row("lav", 2)["ap_at_5"]
     with pytest.raises(UserError, match="expected one of carl, lav, tcc, ae2"):
         row("gta")
+
+
+# --- AE2: across views, few shots ---------------------------------------------------------------
+
+
+def test_retrieval_across_views_by_hand():
+    # Queries are the frames of ego videos: at 0 (phase 0) and at 10 (phase 1). Candidates are the
+    # exo frames alone, at 1, 2, 3 and 9, though the other ego video has frames that are nearer.
+    ego = [video([0.0, 10.0], [0, 1], "a", "ego"), video([0.1, 9.9], [1, 0], "b", "ego")]
+    exo = [video([1.0, 2.0], [0, 1], "c", "exo"), video([3.0, 9.0], [0, 1], "d", "exo")]
+    nowhere = video([0.0, 10.0], [0, 1], "e")
+    # Ranks from 0 and 0.1: phases 0 1 0 1; from 10 and 9.9: 1 0 1 0. Cut off at 3.
+    ap = {(0, 0): (1 + 2 / 3) / 2, (10, 1): (1 + 2 / 3) / 2, (0.1, 1): 1 / 2, (9.9, 0): 1 / 2}
+    score = metrics.average_precision_at_k([*ego, *exo, nowhere], 1, 3, views=("ego", "exo"))
+    assert score.value == pytest.approx(sum(ap.values()) / 4)
+    assert math.isnan(metrics.average_precision_at_k(ego, 1, 3, views=("ego", "exo")).value)
+    assert math.isnan(metrics.average_precision_at_k(exo, 1, 3, views=("ego", "exo")).value)
+
+
+@pytest.mark.parametrize("views", [("ego", "exo"), ("exo", "ego")])
+def test_retrieval_across_views_equals_loops_over_all_frames(views):
+    videos = [
+        metrics.LabelledVideo(v.id, v.embeddings, v.phases, v.position, ("ego", "exo")[n % 2])
+        for n, v in enumerate(random_videos(5, seed=3))
+    ]
+    frames = [
+        (v, x, p) for v in videos for x, p in zip(v.embeddings, v.phases.tolist(), strict=True)
+    ]
+    values = []
+    for query, x, phase in frames:
+        if query.view != views[0]:
+            continue
+        ranked = sorted(frames, key=lambda other, x=x: squared(x, other[1]))
+        allowed = [p for v, _, p in ranked if v.id != query.id and v.view != query.view][:10]
+        precisions = [allowed[: j + 1].count(phase) / (j + 1) for j in range(10)]
+        hits = [p for p, other in zip(precisions, allowed, strict=True) if other == phase]
+        values.append(sum(hits) / len(hits) if hits else 0.0)
+    score = metrics.average_precision_at_k(videos, 1, 10, views=views)
+    assert score.value == pytest.approx(np.mean(values), abs=1e-12)
+
+
+def across_views(**changes):
+    """Two views that see a feature with opposite signs; a video without a view among them."""
+    x, phases = np.array([[-1.0], [-0.9], [0.9], [1.0]], np.float32), [0, 0, 1, 1]
+
+    def one(name, view, sign):
+        video = embedded(name, phases, "pour", 0, view)
+        return type(video)(video.record, x * sign)
+
+    train = [one("a", "ego", 1), one("b", "exo", -1)]
+    test = [one("c", "ego", 1), one("d", "exo", -1), one("e", "", 1)]
+    return evaluate_embeddings(train, test, {"pour": ["x", "y"]}, **{"protocol": "ae2"} | changes)
+
+
+def test_a_classifier_of_one_view_is_scored_on_the_other():
+    row = across_views()
+    for name in ("weighted_f1", "map_at_10"):
+        assert {f"{name} ego to exo", f"{name} exo to ego"} <= row["metrics"].keys()
+    # What ego says is phase 0 is phase 1 of exo.
+    assert row["metrics"]["weighted_f1 ego to exo"] == 0
+    # From each frame the two frames of the other phase come first: (1/3 + 2/4) / 2.
+    assert row["metrics"]["map_at_10 exo to ego"] == pytest.approx(5 / 12)
+    assert row["left_out"]["test videos without a view (in no comparison across views)"] == 1
+    assert not any("ego" in key for key in across_views(protocol="lav")["metrics"])
+    header = format_table({"trained": row}).splitlines()[0]
+    assert "F1 ego to exo" in header
+    assert "mAP@10 exo to ego" in header
+
+
+def test_actions_with_and_without_views_are_averaged_where_there_are_views():
+    labels = [0, 0, 0, 1, 1, 1]
+    views = {"cut": ["", ""], "pour": ["ego", "exo"], "stir": ["ego", "exo"]}
+    videos = [
+        embedded(f"{action}{n}", labels, action, n, view)
+        for action, pair in views.items()
+        for n, view in enumerate(pair)
+    ]
+    row = evaluate_embeddings(videos, videos, {a: ["x", "y"] for a in views}, protocol="ae2")
+    for key in ("map_at_10 ego to exo", "weighted_f1 exo to ego"):
+        assert key not in row["per_action"]["cut"]
+        mean = (row["per_action"]["pour"][key] + row["per_action"]["stir"][key]) / 2
+        assert row["metrics"][key] == pytest.approx(mean)
+
+
+def test_definitions_across_views_and_of_few_shots():
+    texts = definitions("ae2", 5, views=["exo", "ego", ""], few_shot=True)
+    keys = [f"{k} {a} to {b}" for k in ("weighted_f1", "map_at_10") for a, b in views_both_ways()]
+    keys += [f"weighted_f1 from {count}" for count in FEW_SHOT]
+    for key in keys:
+        assert texts[key].endswith(".")
+    assert "training frames of view ego alone" in texts["weighted_f1 ego to exo"]
+    assert "view ego as queries" in texts["map_at_10 ego to exo"]
+    assert "50 random choices" in texts["weighted_f1 from 10"]
+    assert "10 random choices" in texts["weighted_f1 from half"]
+    assert "no two test videos" in definitions("ae2", 5, views=["ego", ""])["across views"]
+    assert "across views" not in texts
+    assert "across views" not in definitions("carl", 5, views=["ego", "exo"])
+
+
+def views_both_ways():
+    return list(itertools.permutations(["ego", "exo"], 2))
+
+
+def test_few_shot_is_the_mean_over_the_choices_of_the_released_code():
+    train, test = random_videos(5, seed=4), random_videos(3, seed=5)
+    options = {"classifier": "svm", "weighted_f1": True}
+    values = []
+    for episode in range(6):
+        random.seed(42 + episode)
+        chosen = random.sample(range(5), 2)
+        values.append(metrics.classification([train[i] for i in chosen], test, **options).value)
+    assert len(set(values)) > 1
+    assert metrics.few_shot(train, test, 2, 6, **options).value == pytest.approx(np.mean(values))
+    everything = metrics.few_shot(train, test, 5, 1, **options).value
+    assert everything == pytest.approx(metrics.classification(train, test, **options).value)
+    for count in (0, 6):
+        assert math.isnan(metrics.few_shot(train, test, count, 6).value)
+
+
+def test_few_shot_columns():
+    labels = [0, 0, 0, 1, 1, 1]
+    videos = [embedded(str(seed), labels, "all", seed) for seed in range(6)]
+    row = evaluate_embeddings(videos[:4], videos[4:], {"all": ["x", "y"]}, protocol="ae2")
+    assert not any("from" in key for key in row["metrics"])
+    options = {"protocol": "ae2", "few_shot": True}
+    row = evaluate_embeddings(videos[:4], videos[4:], {"all": ["x", "y"]}, **options)
+    values = {count: row["metrics"][f"weighted_f1 from {count}"] for count in FEW_SHOT}
+    assert [count for count, value in values.items() if math.isnan(value)] == ["5", "10"]
+    assert row["left_out"]["few-shot columns: not that many training videos"] == 2
+    # Half of four videos are two, chosen as the first ten of the fifty choices of two.
+    assert values["half"] != values["2"]
+    assert "F1 from half" in columns(row["metrics"]).values()
+    with pytest.raises(UserError, match="part of the protocol ae2, not carl"):
+        evaluate_embeddings(videos, videos, {}, few_shot=True)
+
+
+def test_views_come_from_the_labels_file(tmp_path):
+    from fastseq.video import write_video
+
+    for name in ("a", "b"):
+        write_video(tmp_path / f"{name}.mp4", np.zeros((4, 16, 16, 3), np.uint8), 10)
+    labels = {"videos": {"a.mp4": {"view": "ego"}, "b.mp4": {}}}
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    build_index(tmp_path)
+    assert [record.view for record in load_index(tmp_path).videos] == ["ego", ""]
+    for view in (1, " "):
+        (tmp_path / "labels.json").write_text(json.dumps({"videos": {"a.mp4": {"view": view}}}))
+        with pytest.raises(LabelError, match=r"a\.mp4: view is .*expected a name such as 'ego'"):
+            build_index(tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-_VIDEO_KEYS = ("action", "split", "boundaries", "phases", "remark")
+_VIDEO_KEYS = ("action", "split", "view", "boundaries", "phases", "remark")
 _SPLITS = ("train", "test")
 _SHOWN = 20
 
@@ -114,6 +114,9 @@ def _entry_problems(entry: dict[str, Any], classes: dict[str, list[str]]) -> lis
     if not isinstance(action, str):
         problems.append(f"action is {action!r}, expected a name")
         return problems
+    view = entry.get("view", "none")
+    if not isinstance(view, str) or not view.strip():
+        problems.append(f"view is {view!r}, expected a name such as 'ego', or no such key")
     for key in ("boundaries", "phases"):
         values = entry.get(key)
         if values is not None and not (

@@ -9,10 +9,12 @@ released evaluation code.
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +27,15 @@ class LabelledVideo:
     """The frames of a video that have a phase label.
 
     embeddings (L, E); phases int64 (L,), all >= 0; position float64 (L,), the phase position of
-    :func:`phase_position`, or None where the phases do not follow one another in order.
+    :func:`phase_position`, or None where the phases do not follow one another in order; view: name
+    of the camera's view, empty if not given.
     """
 
     id: str
     embeddings: np.ndarray
     phases: np.ndarray
     position: np.ndarray | None
+    view: str = ""
 
 
 @dataclass
@@ -77,6 +81,7 @@ def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
         video.embeddings[keep].astype(np.float64),
         phases[keep],
         None if position is None else position[keep],
+        video.record.view,
     )
 
 
@@ -124,6 +129,28 @@ def classification(
         float(value),
         Counter({"test frames of a phase that no training frame has (counted as wrong)": unseen}),
     )
+
+
+def few_shot(
+    train: Sequence[LabelledVideo],
+    test: Sequence[LabelledVideo],
+    count: int,
+    episodes: int,
+    **options: Any,
+) -> Score:
+    """:func:`classification` from ``count`` training videos alone, mean over random choices (AE2).
+
+    The choices are those of AE2's code: ``random.sample`` without replacement, seeded with 42 plus
+    the number of the episode, so that every embedding sees the same ones. NaN where there are
+    fewer training videos than that, or none is asked for.
+    """
+    if not 1 <= count <= len(train):
+        return Score(np.nan, Counter({"few-shot columns: not that many training videos": 1}))
+    values = []
+    for episode in range(episodes):
+        chosen = random.Random(42 + episode).sample(range(len(train)), count)
+        values.append(classification([train[i] for i in chosen], test, **options).value)
+    return Score(_mean(values))
 
 
 def progression(
@@ -197,35 +224,44 @@ def precision_at_k(test: Sequence[LabelledVideo], stride: int, k: int) -> Score:
     all the other test videos. Precision among the K nearest (squared Euclidean distance), averaged
     over the frames of a video, then over videos. It is a precision, not an average precision.
     """
-    if len(test) < 2:
-        return Score(np.nan)
     left_out: Counter[str] = Counter()
     means = [hits.mean() for hits in _nearest_hits(test, stride, k, left_out)]
     return Score(_mean(means), left_out)
 
 
-def average_precision_at_k(test: Sequence[LabelledVideo], stride: int, k: int) -> Score:
+def average_precision_at_k(
+    test: Sequence[LabelledVideo], stride: int, k: int, views: tuple[str, str] | None = None
+) -> Score:
     """mAP@K (AE2): average precision of the K nearest frames of other videos, over all frames.
 
     AP of a query = sum_j precision@j rel_j / sum_j rel_j over places j = 1 .. K, where rel_j = 1
     if the j-th nearest frame has the query's phase; 0 if none has. Queries and candidates are
     every ``stride``-th frame; the mean is over all queries, so that long videos count for more.
+    With ``views``, queries are of videos of the first view, candidates of videos of the second.
     """
-    if len(test) < 2:
-        return Score(np.nan)
     precisions, left_out = [], Counter()
-    for hits in _nearest_hits(test, stride, k, left_out):
+    for hits in _nearest_hits(test, stride, k, left_out, views):
         at_place = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
         precisions.append((at_place * hits).sum(1) / np.maximum(hits.sum(1), 1))
-    return Score(_mean(np.concatenate(precisions)), left_out)
+    return Score(_mean(np.concatenate(precisions or [[]])), left_out)
 
 
 def _nearest_hits(
-    test: Sequence[LabelledVideo], stride: int, k: int, left_out: Counter[str]
+    test: Sequence[LabelledVideo],
+    stride: int,
+    k: int,
+    left_out: Counter[str],
+    views: tuple[str, str] | None = None,
 ) -> Iterator[np.ndarray]:
     """For each video bool (queries, K): has the j-th nearest frame of the others the same phase?"""
     for index, query in enumerate(test):
-        others = [video for position, video in enumerate(test) if position != index]
+        others = [
+            video
+            for position, video in enumerate(test)
+            if position != index and (views is None or video.view == views[1])
+        ]
+        if not others or (views is not None and query.view != views[0]):
+            continue
         x = np.concatenate([video.embeddings[::stride] for video in others])
         y = np.concatenate([video.phases[::stride] for video in others])
         if len(x) < k:

@@ -10,7 +10,16 @@ from typing import Any
 from training.evaluation import metrics
 from training.evaluation.cli import UserError
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.protocols import COLUMNS, Protocol, find_protocol
+from training.evaluation.protocols import (
+    FEW_SHOT,
+    PROTOCOLS,
+    Protocol,
+    across_key,
+    columns,
+    few_shot_key,
+    find_protocol,
+    view_pairs,
+)
 
 TIME_INDEX = "time index only"
 
@@ -39,6 +48,7 @@ def evaluate_embeddings(
     protocol: str = "carl",
     stride: int | None = None,
     fractions: Sequence[float] = (1.0,),
+    few_shot: bool = False,
 ) -> dict[str, Any]:
     """All metrics of one set of embeddings by one of the PROTOCOLS.
 
@@ -50,6 +60,8 @@ def evaluate_embeddings(
             for Pouring, 2 for Penn). Default: the protocol's.
         fractions: shares of the training videos for classification. The column is the last one;
             others appear as ``classification_at_<fraction>``.
+        few_shot: classify from few training videos too, which fits 260 classifiers an action; for
+            the protocol that has it (AE2's).
     Returns:
         ``{"metrics": {name: value}, "per_action": {action: {name: value}}, "left_out": {what:
         n}}``, NaN where a metric is undefined.
@@ -60,6 +72,9 @@ def evaluate_embeddings(
         raise UserError(f"stride is {stride}; expected at least 1")
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise UserError(f"fractions are {list(fractions)}; expected numbers in (0, 1]")
+    if few_shot and not chosen.few_shot:
+        having = ", ".join(name for name, one in PROTOCOLS.items() if one.few_shot)
+        raise UserError(f"few-shot classification is part of the protocol {having}, not {protocol}")
     left_out: Counter[str] = Counter()
     labelled = {
         split: _labelled_by_action(videos, split, left_out)
@@ -70,16 +85,22 @@ def evaluate_embeddings(
         num_phases = len(classes.get(action, ())) or 1 + max(
             int(video.phases.max()) for video in videos + labelled["training"].get(action, [])
         )
-        scores = _scores(
-            labelled["training"].get(action, []), videos, num_phases, chosen, stride, fractions
-        )
+        train_videos = labelled["training"].get(action, [])
+        scores = _scores(train_videos, videos, num_phases, chosen, stride, fractions)
+        if chosen.across_views:
+            scores |= _across_views(train_videos, videos, chosen, stride)
+        if few_shot:
+            scores |= _few_shot(train_videos, videos, chosen)
         per_action[action] = {name: score.value for name, score in scores.items()}
         for score in scores.values():
             left_out.update(score.left_out)
         if len(videos) < 2:
             left_out["test videos without another one of their action (no pair to compare)"] += 1
-    names = list(next(iter(per_action.values()), {}))
-    means = {name: _mean_of_defined(row[name] for row in per_action.values()) for name in names}
+    names = dict.fromkeys(name for row in per_action.values() for name in row)
+    means = {
+        name: _mean_of_defined(row[name] for row in per_action.values() if name in row)
+        for name in names
+    }
     return {"metrics": means, "per_action": per_action, "left_out": +left_out}
 
 
@@ -106,7 +127,7 @@ def _scores(
     fractions: Sequence[float],
 ) -> dict[str, metrics.Score]:
     name = "weighted_f1" if protocol.weighted_f1 else "classification"
-    classify = {"classifier": protocol.classifier, "weighted_f1": protocol.weighted_f1}
+    classify = _classifier(protocol)
     scores = {
         f"{name}_at_{fraction:g}": metrics.Score(
             metrics.classification(train, test, fraction, **classify).value
@@ -130,6 +151,51 @@ def _scores(
     return scores
 
 
+def _across_views(
+    train: list[metrics.LabelledVideo],
+    test: list[metrics.LabelledVideo],
+    protocol: Protocol,
+    stride: int,
+) -> dict[str, metrics.Score]:
+    """From each view of the test videos to each other one; nothing where there are not two."""
+    scores = {}
+    pairs = view_pairs(video.view for video in test)
+    for a, b in pairs:
+        scores[across_key("weighted_f1", (a, b))] = metrics.classification(
+            [video for video in train if video.view == a],
+            [video for video in test if video.view == b],
+            **_classifier(protocol),
+        )
+        for k in protocol.ks:
+            scores[across_key(f"map_at_{k}", (a, b))] = metrics.average_precision_at_k(
+                test, protocol.retrieval_stride or stride, k, views=(a, b)
+            )
+    without = sum(not video.view for video in test)
+    if pairs and without:
+        reason = "test videos without a view (in no comparison across views)"
+        next(iter(scores.values())).left_out[reason] += without
+    return scores
+
+
+def _few_shot(
+    train: list[metrics.LabelledVideo], test: list[metrics.LabelledVideo], protocol: Protocol
+) -> dict[str, metrics.Score]:
+    return {
+        few_shot_key(count): metrics.few_shot(
+            train,
+            test,
+            len(train) // 2 if count == "half" else int(count),
+            episodes,
+            **_classifier(protocol),
+        )
+        for count, episodes in FEW_SHOT.items()
+    }
+
+
+def _classifier(protocol: Protocol) -> dict[str, Any]:
+    return {"classifier": protocol.classifier, "weighted_f1": protocol.weighted_f1}
+
+
 def _mean_of_defined(values: Any) -> float:
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
@@ -137,10 +203,10 @@ def _mean_of_defined(values: Any) -> float:
 
 def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows as aligned text, one line each, '-' where a metric is undefined."""
-    columns = [key for key in COLUMNS if any(key in row["metrics"] for row in rows.values())]
-    lines = [["", *(COLUMNS[key] for key in columns)]]
+    shown = columns(key for row in rows.values() for key in row["metrics"])
+    lines = [["", *shown.values()]]
     for name, row in rows.items():
-        lines.append([name, *(format_value(row["metrics"].get(key)) for key in columns)])
+        lines.append([name, *(format_value(row["metrics"].get(key)) for key in shown)])
     return format_cells(lines)
 
 
