@@ -111,6 +111,7 @@ class H264File:
                 codec.colorspace, codec.color_range = frame.colorspace, frame.color_range
                 codec.color_trc, codec.color_primaries = frame.color_trc, frame.color_primaries
         frame.pts, frame.time_base = self.count, 1 / self.rate
+        frame.pict_type = 0  # or x264 makes key frames where the decoded file had them
         with self._reported():
             self.container.mux(self.stream.encode(frame))
         self.count += 1
