@@ -103,7 +103,7 @@ CASES = [
         _soft_dtw,
         {"torch": _ALL, "cuda": _ALL, "numba": _ALL},
     ),
-    Case("tcc_loss", _tcc_inputs, _tcc, {"torch": _ALL}),
+    Case("tcc_loss", _tcc_inputs, _tcc, {"torch": _ALL, "triton": _ALL[1:]}),
 ]
 
 

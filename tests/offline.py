@@ -12,9 +12,74 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(__file__).resolve().parent / "data"
+ARCHS = (80, 90, 100)
+# Shared memory that one program can have, in bytes; sm_86 and sm_89 run the code for sm_80.
+SHARED_LIMIT = {80: 101_376, 90: 232_448, 100: 232_448}
+# Element type and tl.dot's input_precision of the operands that the tensor cores multiply.
+PRECISIONS = {
+    "bf16": ("bf16", "tf32"),
+    "fp16": ("fp16", "tf32"),
+    "tf32": ("fp32", "tf32"),
+    "tf32x3": ("fp32", "tf32x3"),
+}
+TENSOR_CORE = {"HMMA", "HGMMA", "UTCHMMA"}
+
+
+class Table:
+    """The committed resources of an op's kernels, which hold for the Triton version named there.
+
+    A case is (kernel, precision, channels, architecture, options of ``make``); ``make`` gives the
+    job of a case, ``name`` its key in the table.
+    """
+
+    def __init__(self, file: str, make: Callable[..., dict], name: Callable[..., str]):
+        self.path, self.make, self.name = DATA / file, make, name
+
+    def measure(self, cases: list[tuple], cache: Path) -> dict[str, dict]:
+        jobs = [self.make(*case[:4], **case[4]) for case in cases]
+        return {self.name(*c): r for c, r in zip(cases, compile_all(jobs, cache), strict=True)}
+
+    def check(
+        self, cases: list[tuple], cache: Path, multiplies: Callable[..., bool] = lambda *_: True
+    ) -> None:
+        """Nothing spills, tensor cores work where the case ``multiplies``, nothing has changed."""
+        import triton
+
+        table, results = json.loads(self.path.read_text()), self.measure(cases, cache)
+        for case in cases:
+            key = self.name(*case)
+            got = results[key]
+            fits(key, got)
+            assert got["shared"] <= SHARED_LIMIT[case[3]], f"{key}: {got}"
+            if multiplies(*case):
+                assert TENSOR_CORE & set(got["mma"]), f"{key}: {got}"
+            if triton.__version__ == table["triton"]:
+                assert got == table["kernels"][key], f"{key}: update {self.path.name}"
+
+    def update(self, cases: list[tuple]) -> None:
+        """Compile the cases and write the table."""
+        os.environ["TRITON_INTERPRET"] = "1"  # this process only names the tiles
+        import triton
+
+        with tempfile.TemporaryDirectory() as cache:
+            kernels = self.measure(list({self.name(*c): c for c in cases}.values()), Path(cache))
+        for key, got in kernels.items():
+            if "error" in got or got["stack"] or got["spills"]:
+                print(key, got)
+        rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(kernels.items())]
+        text = f'{{\n  "triton": "{triton.__version__}",\n  "kernels": {{\n'
+        self.path.write_text(text + ",\n".join(rows) + "\n  }\n}\n")
+
+
+def fits(key: str, got: dict) -> None:
+    """The kernel compiled, and its registers hold all that it has."""
+    assert "error" not in got, f"{key}: {got['error']}"
+    assert got["stack"] == got["spills"] == 0, f"{key}: {got}"
 
 
 def job(module: str, kernel: str, args: dict, constants: dict, arch: int, **options) -> dict:

@@ -6,7 +6,9 @@ import torch
 
 import fastseq
 from fastseq.nn import TCCLoss
-from fastseq.ops.tcc.op import resolve_backend
+from fastseq.ops.common import dispatch
+from fastseq.ops.common.dispatch import BackendStatus
+from fastseq.ops.tcc import op
 
 
 def _arguments(**change):
@@ -46,7 +48,7 @@ def _arguments(**change):
         ({"huber_delta": 0.0}, ValueError, "huber_delta"),
         ({"normalize_indices": 1}, TypeError, "True or False, got 1"),
         ({"reduction": "avg"}, ValueError, "'none', 'mean', 'sum'"),
-        ({"backend": "triton"}, ValueError, "unknown backend 'triton'.*'torch', 'reference'"),
+        ({"backend": "cuda"}, ValueError, "unknown backend 'cuda'.*'torch', 'reference', 'triton'"),
     ],
 )
 def test_wrong_input_says_what_came_and_what_was_expected(change, error, text):
@@ -56,13 +58,36 @@ def test_wrong_input_says_what_came_and_what_was_expected(change, error, text):
 
 def test_choice_of_backend(monkeypatch):
     monkeypatch.delenv("FASTSEQ_BACKEND", raising=False)
-    assert resolve_backend("auto") == ("torch", "preferred here")
+    here = BackendStatus(True, "here", "")
+    monkeypatch.setattr(dispatch, "backend_status", lambda name: here)
+    monkeypatch.setattr(op, "interpreting", lambda: False)
+    half, double = torch.bfloat16, torch.float64
+    assert op.resolve_backend("auto", "cuda", half) == ("triton", "preferred here")
+    assert op.resolve_backend("auto", "cpu", half) == ("torch", "preferred here")
+    name, reason = op.resolve_backend("auto", "cuda", double)
+    assert name == "torch"
+    assert "not triton: no kernel for float64" in reason
+    for device, dtype, text in (("cuda", double, "float32 inputs"), ("cpu", half, "CUDA device")):
+        with pytest.raises(RuntimeError, match=f"'triton'.*cannot serve.*to fix: .*{text}"):
+            op.resolve_backend("triton", device, dtype)
+    monkeypatch.setattr(op, "interpreting", lambda: True)
+    assert op.resolve_backend("triton", "cpu", half)[0] == "triton"
+    assert op.resolve_backend("auto", "cpu", half)[0] == "torch"
     monkeypatch.setenv("FASTSEQ_BACKEND", "reference")
-    assert resolve_backend("auto") == ("reference", "FASTSEQ_BACKEND")
-    assert resolve_backend("torch")[0] == "torch"
+    assert op.resolve_backend("auto", "cuda", half) == ("reference", "FASTSEQ_BACKEND")
+    assert op.resolve_backend("torch", "cuda", half)[0] == "torch"
     # A default for all ops; this one has no such backend.
-    monkeypatch.setenv("FASTSEQ_BACKEND", "triton")
-    assert resolve_backend("auto")[0] == "torch"
+    monkeypatch.setenv("FASTSEQ_BACKEND", "cuda")
+    assert op.resolve_backend("auto", "cuda", half)[0] == "triton"
+
+
+def test_triton_missing_falls_back_only_when_not_asked_for(monkeypatch):
+    missing = BackendStatus(False, "no triton", "get some")
+    monkeypatch.setattr(dispatch, "backend_status", lambda name: missing)
+    name, reason = op.resolve_backend("auto", "cuda", torch.float32)
+    assert (name, "not triton: no triton; to fix: get some" in reason) == ("torch", True)
+    with pytest.raises(RuntimeError, match="no triton; to fix: get some"):
+        op.resolve_backend("triton", "cuda", torch.float32)
 
 
 def test_module_passes_everything_on():

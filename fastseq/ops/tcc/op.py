@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_backend, no_autocast
+from fastseq.ops.common.dispatch import choose_backend, interpreting, no_autocast, unavailable
 from fastseq.ops.common.lengths import prepare_duration, prepare_times, prepare_valid
 from fastseq.ops.common.validate import (
     check_bool,
@@ -83,8 +83,8 @@ def tcc_loss(
         reduction: "none": (N,), the sum over cycles: of both directions of a pair, or without y
             of those that start in sequence n; "sum": its sum; "mean": that divided by the number
             of cycles, that is of real frames over all ordered pairs (released code).
-        backend: "auto", "torch" (blockwise, any device) or "reference" (dense; the only one that
-            can be differentiated twice).
+        backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device) or "reference"
+            (dense; the only one that can be differentiated twice).
 
     Returns:
         A scalar, or (N,) with ``reduction="none"``: float64 for float64 inputs, otherwise float32.
@@ -97,7 +97,8 @@ def tcc_loss(
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value.
-        RuntimeError: a backend other than "reference" is differentiated twice.
+        RuntimeError: a backend asked for by name cannot serve the call (it never falls back), or
+            a backend other than "reference" is differentiated twice.
 
     Example:
         >>> import torch, fastseq
@@ -146,7 +147,7 @@ def tcc_loss(
         )
     ]
     tensors = (x, y, *(pair for both in zip(*sides, strict=True) for pair in both))
-    name, _ = resolve_backend(backend)
+    name, _ = resolve_backend(backend, x.device.type, x.dtype)
     if name == "reference":
         with no_autocast(x.device.type):
             loss = tcc_reference(*tensors, opts)
@@ -203,13 +204,27 @@ def _frames(op, suffix, z, t, lengths, duration, device):
     )
 
 
-def resolve_backend(requested: str) -> tuple[str, str]:
-    """The backend that serves a call, and why. There is no kernel: see the op's README."""
-    return choose_backend("tcc_loss", requested, {"torch": None, "reference": None})
+def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
+    """The backend that serves such a call, and why. Reads nothing but its arguments and the
+    environment."""
+    triton = {"triton": _why_not_triton(device_type, dtype)}
+    torch_first = {"torch": None, "reference": None}
+    # On the CPU Triton only has its interpreter, which is there for tests that ask for it.
+    why_not = triton | torch_first if device_type == "cuda" else torch_first | triton
+    return choose_backend("tcc_loss", requested, why_not)
 
 
 # What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
 resolve_backend._dynamo_marked_constant = True
+
+
+def _why_not_triton(device_type: str, dtype: torch.dtype) -> str | None:
+    if dtype == torch.float64:
+        return "no kernel for float64; to fix: backend='torch', or float32 inputs"
+    reason = unavailable("triton")
+    if reason is None and device_type != "cuda" and not interpreting():
+        return f"the tensors are on {device_type}; to fix: move them to a CUDA device"
+    return reason
 
 
 def _backend(name: str):
