@@ -38,7 +38,6 @@ class VideoRecord:
         action: name of the action, "all" if not given.
         split: "train" or "test".
         view: name of the camera's view, empty if not given.
-        view: name of the camera's view, empty if not given.
         phases: int64 (frames,), index into the action's phases, -1 = unlabelled; None = no labels.
         rotation: degrees that reading applies; codec: FFmpeg's name of it.
         note: what is wrong with the file although it can be used; empty if nothing.
@@ -56,7 +55,6 @@ class VideoRecord:
     note: str = ""
     rotation: int = 0
     codec: str = ""
-    view: str = ""
     view: str = ""
 
 
@@ -157,7 +155,6 @@ def build_index(
                 "note": info.note,
                 "action": label.get("action", "all"),
                 "split": label.get("split", "train"),
-                "view": label.get("view", ""),
                 "view": label.get("view", ""),
                 "phases": _run_lengths(phases.get(name)),
                 "stamp": stamps[name],
@@ -275,8 +272,7 @@ def _index(folder: Path, content: dict[str, Any]) -> Index:
             note=entry["note"],
             rotation=entry["rotation"],
             codec=entry["codec"],
-            view=entry.get("view", ""),  # not in indexes from before there were views
-            view=entry.get("view", ""),  # not in indexes from before there were views
+            view=entry["view"],
         )
         for entry in content["videos"]
     ]
