@@ -1,4 +1,7 @@
-"""Check a folder of videos once and write its index: python -m training.prepare FOLDER."""
+"""Check a folder of videos once and write its index: python -m training.prepare FOLDER.
+
+With --transcode OUT: copy the videos into files that decode fast, and write the index of OUT.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from training.data.index import Index
+    from training.transcode import Report
 
 _SHOWN = 10
 
@@ -35,9 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="give a file up after this long (default: 60)",
+        help="give a file up after this long (default: 60), with --transcode after this long "
+        "without a new frame",
+    )
+    copies = parser.add_argument_group("copies that decode fast")
+    copies.add_argument(
+        "--transcode",
+        type=Path,
+        metavar="OUT",
+        help="copy the videos and labels to this folder, in a form that decodes fast, and write "
+        "its index instead; goes on where it was interrupted",
+    )
+    copies.add_argument("--short-side", type=int, metavar="PIXELS", help="default: 256")
+    copies.add_argument("--keyframe-every", type=int, metavar="FRAMES", help="default: 16")
+    copies.add_argument(
+        "--crf", type=int, help="quality, 0 to 51, smaller is better and larger (default: 20)"
     )
     args = parser.parse_args(arguments)
+    chosen = {name: getattr(args, name) for name in ("short_side", "keyframe_every", "crf")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if chosen and args.transcode is None:
+        parser.error(f"--{next(iter(chosen)).replace('_', '-')} needs --transcode OUT")
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is not a folder")
     if args.labels is not None and not args.labels.is_file():
@@ -46,32 +68,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--time-limit must be positive, got {args.time_limit:g}")
 
     from training.data.index import INDEX_NAME, build_index, find_videos  # slow: after --help
-    from training.data.labels import LabelError
 
+    folder, labels, report = args.folder, args.labels, None
     try:
+        if args.transcode is not None:
+            from training.transcode import Settings, transcode_folder
+
+            report = transcode_folder(
+                folder,
+                args.transcode,
+                Settings(**chosen),
+                labels=labels,
+                time_limit=args.time_limit,
+                progress=True,
+            )
+            print(transcoded(report))
+            folder, labels = args.transcode, None
         index = build_index(
-            args.folder,
-            labels=args.labels,
+            folder,
+            labels=labels,
             verify=args.verify,
             time_limit=args.time_limit,
             progress=True,
         )
-    except (LabelError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        what = "nothing was written" if args.transcode is None else "finished copies stay"
+        print(f"interrupted; {what}", file=sys.stderr)
         return 130
     print(summary(index))
-    _, others = find_videos(index.folder)
+    _, others = find_videos(args.folder)
     if others:
         print(f"ignored: {others} files that are not videos by the ending of their names")
     print(f"written: {index.folder / INDEX_NAME}")
     if not index.videos:
-        why = "all are damaged" if index.bad else "none has the ending of a video file's name"
+        bad = index.bad or (report.bad if report else [])
+        why = "all are damaged" if bad else "none has the ending of a video file's name"
         print(f"error: no video can be used: {why}", file=sys.stderr)
         return 1
     return 0
+
+
+def transcoded(report: Report) -> str:
+    """What was copied and what was not, in a few lines."""
+    speed = f", {report.frames / report.seconds:.0f} frames/s" if report.frames else ""
+    lines = [f"copied: {len(report.written)} videos, {report.frames} frames{speed}"]
+    if report.kept:
+        lines.append(f"copied before: {len(report.kept)} videos")
+    bad = [(entry["reason"], entry["path"]) for entry in report.bad]
+    lines += _grouped(f"not copied: {len(bad)} videos", bad)
+    strays = [("no video of this name was copied", name) for name in report.strays]
+    lines += _grouped(f"in the output folder all the same: {len(strays)} videos", strays)
+    return "\n".join(lines)
 
 
 def summary(index: Index) -> str:

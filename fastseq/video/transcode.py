@@ -57,12 +57,7 @@ def transcode(
         from fastseq.video.transcode import transcode
         transcode("holiday.mov", "holiday.mp4", short_side=256)
     """
-    if short_side < 2 or short_side % 2:
-        raise ValueError(f"short_side must be an even number from 2, got {short_side}")
-    if keyframe_every < 1:
-        raise ValueError(f"keyframe_every must be at least 1, got {keyframe_every}")
-    if not 0 <= crf <= 51:
-        raise ValueError(f"crf must be from 0 to 51, got {crf}")
+    check_settings(short_side, keyframe_every, crf)
     source = os.fspath(source)
     info = probe(source, time_limit=time_limit)
     if info.note:
@@ -88,6 +83,16 @@ def transcode(
             if on_frame is not None:
                 on_frame(count, info.frames)
     return probe(target)
+
+
+def check_settings(short_side: int, keyframe_every: int, crf: int) -> None:
+    """Raise ValueError for a setting of `transcode` that is out of range."""
+    if short_side < 2 or short_side % 2:
+        raise ValueError(f"short_side must be an even number from 2, got {short_side}")
+    if keyframe_every < 1:
+        raise ValueError(f"keyframe_every must be at least 1, got {keyframe_every}")
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf must be from 0 to 51, got {crf}")
 
 
 def _options(keyframe_every: int, crf: int) -> dict[str, str]:

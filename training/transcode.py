@@ -1,0 +1,267 @@
+"""A folder of videos copied into files that decode fast: python -m training.prepare --transcode."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fastseq.video._av import require_av
+from fastseq.video.transcode import check_settings, transcode
+from training.data.index import LABELS_NAME, find_videos, in_threads
+from training.data.labels import check_names, read_labels
+
+# Raised by one when the encoder's options change: files written before are done again.
+_FORMAT = 1
+_MARK = "fastseq_transcode"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the copies; see `fastseq.video.transcode.transcode`."""
+
+    short_side: int = 256
+    keyframe_every: int = 16
+    crf: int = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """Names relative to the output folder.
+
+    Attributes:
+        written: copied now; kept: were there already, from the same file with the same settings.
+        bad: {path, reason} of the videos that were not copied, relative to the input folder.
+        strays: videos in the output folder that belong to no video of the input folder.
+        frames, seconds: what was written now and how long it took.
+    """
+
+    written: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    bad: list[dict[str, str]] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    frames: int = 0
+    seconds: float = 0.0
+
+
+def transcode_folder(
+    folder: str | os.PathLike,
+    out: str | os.PathLike,
+    settings: Settings | None = None,
+    *,
+    labels: str | os.PathLike | None = None,
+    time_limit: float = 60.0,
+    progress: bool = False,
+) -> Report:
+    """Copy every video under `folder` into `out`, and the labels with them.
+
+    `a/b.mp4` keeps its name, `a/b.avi` becomes `a/b.avi.mp4`, in the labels too. A copy is kept
+    from an earlier call if the video has not changed since (size, time of modification) and the
+    settings are the same. Damaged videos and labels of them are left out.
+
+    Args:
+        labels: labels file; default FOLDER/labels.json if there is one.
+        time_limit: seconds without progress after which a file is given up.
+        progress: show a bar.
+    Raises:
+        LabelError: labels that do not fit.
+        ValueError: a setting out of range, one folder inside the other, two videos of one name.
+        NotADirectoryError: `folder` is none.
+    """
+    settings = settings or Settings()
+    check_settings(**asdict(settings))
+    folder, out = Path(folder).resolve(), Path(out).resolve()
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder")
+    if folder.is_relative_to(out) or out.is_relative_to(folder):
+        raise ValueError(f"{out} and {folder} must be two folders, none inside the other")
+    names, _ = find_videos(folder)
+    targets = {name: _target_name(name) for name in names}
+    if len(set(targets.values())) < len(names):
+        twice = next(n for n, t in targets.items() if n != t and t in targets)
+        raise ValueError(f"{twice} and {targets[twice]} would get the same name; rename one")
+    if labels is None and (folder / LABELS_NAME).is_file():
+        labels = folder / LABELS_NAME
+    if labels is not None:
+        check_names(Path(labels), read_labels(Path(labels)), set(names))
+    out.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(out)
+
+    marks = {name: _mark(folder / name, settings) for name in names}
+
+    def look(name: str) -> str:
+        return _state(out / targets[name], marks[name])
+
+    states = dict(zip(names, in_threads(look, names, "looking", progress), strict=True))
+    todo = [name for name in names if states[name] == "to do"]
+    bad = {
+        name: f"{out / targets[name]} exists and is not a copy made here; remove it or choose "
+        "another folder"
+        for name in names
+        if states[name] == "foreign"
+    }
+    written = {}
+    bar = _Bar({name: (folder / name).stat().st_size for name in todo}, progress)
+
+    def copy(name: str) -> int | str:
+        try:
+            (out / targets[name]).parent.mkdir(parents=True, exist_ok=True)
+            return transcode(
+                folder / name,
+                out / targets[name],
+                **asdict(settings),
+                time_limit=time_limit,
+                comment=marks[name],
+                on_frame=lambda done, frames: bar.advance(name, done / frames),
+            ).frames
+        except Exception as error:  # whatever one file does, the others still count
+            return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
+
+    with contextlib.closing(_on_all_cores(copy, todo, bar)) as results:
+        for name, result in results:
+            if isinstance(result, int):
+                written[name] = result
+            else:
+                bad[name] = result
+                (out / targets[name]).unlink(missing_ok=True)  # of what the file was before
+    if labels is not None:
+        _copy_labels(Path(labels), out, targets, bad)
+    strays = set(find_videos(out)[0]) - set(targets.values())
+    return Report(
+        written=[targets[name] for name in names if name in written],
+        kept=[targets[name] for name in names if states[name] == "done"],
+        bad=[{"path": name, "reason": bad[name]} for name in names if name in bad],
+        strays=sorted(strays),
+        frames=sum(written.values()),
+        seconds=bar.seconds,
+    )
+
+
+def _target_name(name: str) -> str:
+    return name if name.lower().endswith(".mp4") else f"{name}.mp4"
+
+
+def _mark(source: Path, settings: Settings) -> str:
+    """Kept in a copy: what it was made from and how."""
+    status = source.stat()
+    stamp = [status.st_size, status.st_mtime_ns]
+    return json.dumps({_MARK: _FORMAT, **asdict(settings), "source": stamp})
+
+
+def _state(target: Path, mark: str) -> str:
+    """ "to do", "done", or "foreign" for a video that is no copy."""
+    av = require_av()
+    if not target.exists():
+        return "to do"
+    try:
+        with av.open(str(target)) as container:
+            found = container.metadata.get("comment", "")
+    except av.error.FFmpegError:
+        return "to do"  # nothing that could be lost
+    if found == mark:
+        return "done"
+    return "to do" if found.startswith(f'{{"{_MARK}"') else "foreign"
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Half-written copies of a process that was killed."""
+    for path in out.rglob(".*.part"):
+        number = re.fullmatch(r"\..+\.(\d+)\.part", path.name)
+        if number and not _runs(int(number[1])):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _copy_labels(source: Path, out: Path, targets: dict[str, str], bad: dict[str, str]) -> None:
+    """Labels of the videos that were copied, under their new names. Frame numbers stay right."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    videos = content.get("videos", {})
+    content["videos"] = {targets[n]: entry for n, entry in videos.items() if n not in bad}
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    target = out / LABELS_NAME
+    if target.is_file() and target.read_text(encoding="utf-8") == text:
+        return
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _Bar:
+    """Progress in bytes of the input, which foretells the end better than counting files."""
+
+    def __init__(self, sizes: dict[str, int], shown: bool):
+        from tqdm import tqdm
+
+        self.sizes = sizes
+        self.left = dict(sizes)
+        self.frames = 0
+        self.stopped = False
+        self.start = time.monotonic()
+        self.lock = threading.Lock()
+        self.bar = tqdm(
+            desc="transcoding",
+            total=sum(sizes.values()),
+            unit="B",
+            unit_scale=True,
+            disable=not (shown and sizes),
+        )
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def advance(self, name: str, share: float) -> None:
+        """One more frame of a file, `share` of which is done now."""
+        if self.stopped:
+            raise InterruptedError("stopped")
+        with self.lock:
+            self.frames += 1
+            self.bar.set_postfix_str(f"{self.frames / self.seconds:.0f} frames/s", refresh=False)
+            self._move(name, self.sizes[name] * (1 - share))
+
+    def finish(self, name: str) -> None:
+        with self.lock:
+            self._move(name, 0)
+
+    def _move(self, name: str, left: float) -> None:
+        self.bar.update(self.left[name] - left)
+        self.left[name] = left
+
+
+def _on_all_cores(
+    function: Callable[[str], int | str], names: list[str], bar: _Bar
+) -> Iterator[tuple[str, int | str]]:
+    """(name, function(name)) as they come. Decoding and encoding release the interpreter's lock.
+
+    When the caller is interrupted, the bar stops the work within a frame.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool = ThreadPoolExecutor(max_workers=cores or 1)
+    try:
+        futures = {pool.submit(function, name): name for name in names}
+        for future in as_completed(futures):
+            bar.finish(futures[future])
+            yield futures[future], future.result()
+    finally:
+        bar.stopped = True
+        pool.shutdown(cancel_futures=True)
+        bar.bar.close()
