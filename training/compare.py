@@ -1,8 +1,9 @@
 """Compare losses on generated videos: `python -m training.compare --seeds 3`.
 
 Trains the same per-frame encoder for the same number of steps with each method and seed, evaluates
-by CARL's protocol, and writes a table of means and spreads to OUT/comparison.md. Interrupted, it
-continues where it was: finished (method, seed) pairs are kept in OUT/seed_N/METHOD.
+by CARL's protocol, and writes a table of means and spreads to OUT/comparison.md. Several are
+trained at a time, each in a process of one thread that writes to OUT/seed_N/METHOD.log.
+Interrupted, it continues where it was: finished (method, seed) pairs are kept in OUT/seed_N/METHOD.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing.connection
+import os
 import shutil
-import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from training.evaluation.cli import write_json
+from training.evaluation.comparison import TIME_INDEX, TITLES, markdown
 
 RECIPE = "recipes/compare.yaml"
+DONE = "result.json"
 UNTRAINED_STEPS = (
     50  # of batch-norm statistics at lr 0: 0.9^50, what is left of the start, is 0.5 %
 )
@@ -33,33 +37,18 @@ REACH = math.sqrt(206 * VARIANCE)  # of SCL's Gaussian; the baseline counts the 
 
 _VIEWS = ["data.clips=views", "data.sampling=random"]
 _PAIRS = ["data.clips=videos", "data.sampling=segment"]
+_REGULARISED = ["loss.soft_dtw.weight=1", "loss.contrastive_idm.weight=0.5"]  # by LAV's alpha
 METHODS = {
     "untrained": ["optim.lr=0", *_VIEWS],
     "soft_dtw": ["loss.soft_dtw.weight=1", *_PAIRS],
+    "soft_dtw_idm": [*_REGULARISED, "loss.contrastive_idm.form=idm", *_PAIRS],
+    "soft_dtw_sfa": [*_REGULARISED, "loss.contrastive_idm.form=sfa", *_PAIRS],
     "lav": ["loss.lav.weight=1", *_PAIRS],
+    "lav_tcc": ["loss.lav.weight=1", "loss.tcc.weight=1", "loss.tcc.normalize=true", *_PAIRS],
     "tcc": ["loss.tcc.weight=1", "data.clips=videos", "data.sampling=offset_uniform"],
     "tcn": ["loss.tcn.weight=1", "data.clips=views", "data.sampling=anchors"],
     "nearest": ["loss.nearest.weight=1", f"loss.nearest.reach={REACH:.4f}", *_VIEWS],
     "carl": ["loss.scl.weight=1", f"loss.scl.variance={VARIANCE}", *_VIEWS],
-}
-TIME_INDEX = "time_index"
-TITLES = {
-    TIME_INDEX: "time index only",
-    "untrained": "untrained",
-    "soft_dtw": "Soft-DTW alone",
-    "lav": "LAV",
-    "tcc": "TCC",
-    "tcn": "TCN",
-    "nearest": "contrastive baseline",
-    "carl": "CARL (SCL)",
-}
-COLUMNS = {
-    "classification": "classification",
-    "progression": "progression",
-    "kendalls_tau": "tau",
-    "ap_at_5": "AP@5",
-    "pairwise_distance": "spread",
-    "effective_rank": "effective rank",
 }
 
 
@@ -82,10 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="A,B,...",
         help=f"of {', '.join(METHODS)} (default: all)",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=min(4, _cores()),
+        metavar="N",
+        help="trainings at a time, each on one thread; 1: one after another in this process, on "
+        "all threads (default: the number of cores, at most 4: %(default)s)",
+    )
     parser.add_argument("--train-videos", type=int, default=40, help="per action (default: 40)")
     parser.add_argument("--test-videos", type=int, default=12, help="per action (default: 12)")
     options = parser.parse_intermixed_args(argv)
-    for name in ("seeds", "steps", "train_videos", "test_videos"):
+    for name in ("seeds", "steps", "jobs", "train_videos", "test_videos"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     try:
@@ -93,6 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _methods(text: str) -> list[str]:
@@ -132,11 +135,13 @@ def _run(options: argparse.Namespace) -> int:
             if status:
                 return status
             results.setdefault(TIME_INDEX, []).append(_time_index(videos, folder))
-            for method in options.methods:
-                result = _one(method, seed, folder, options)
-                if result is None:
-                    return 1
-                results.setdefault(method, []).append(result)
+        runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+        missing = [run for run in runs if not _is_done(*run, options)]
+        if not (_one_by_one if options.jobs == 1 else _in_processes)(missing, options):
+            return 1
+        for method, seed in runs:
+            text = (_run_dir(method, seed, options) / DONE).read_text()
+            results.setdefault(method, []).append(json.loads(text))
     except (ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -154,42 +159,113 @@ def _overrides(method: str, options: argparse.Namespace) -> list[str]:
     return [*options.overrides, *METHODS[method], *steps]
 
 
-def _one(method: str, seed: int, folder: Path, options: argparse.Namespace) -> dict | None:
-    """The result of one method and seed, from an earlier call if it is there."""
-    from training import train
-    from training.config import ConfigError, differences, load_config
+def _run_dir(method: str, seed: int, options: argparse.Namespace) -> Path:
+    return options.out / f"seed_{seed}" / method
 
-    run, done = folder / method, folder / method / "result.json"
-    overrides = [
-        f"data.folder={(folder / 'videos').resolve()}",
+
+def _run_overrides(method: str, seed: int, options: argparse.Namespace) -> list[str]:
+    run = _run_dir(method, seed, options)
+    return [
+        f"data.folder={(run.parent / 'videos').resolve()}",
         f"train.run_dir={run}",
         f"train.seed={seed}",
         *_overrides(method, options),
     ]
-    if done.is_file():
-        changed = (
-            set(differences(load_config(RECIPE, overrides), load_config(run / "config.yaml")))
-            - train.MAY_CHANGE
+
+
+def _is_done(method: str, seed: int, options: argparse.Namespace) -> bool:
+    """Whether an earlier call has made the result, of the same values."""
+    from training import train
+    from training.config import ConfigError, differences, load_config
+
+    run = _run_dir(method, seed, options)
+    if not (run / DONE).is_file():
+        return False
+    now = load_config(RECIPE, _run_overrides(method, seed, options))
+    changed = set(differences(now, load_config(run / "config.yaml"))) - train.MAY_CHANGE
+    if changed:
+        raise ConfigError(
+            f"{run} is the result of other values of {', '.join(sorted(changed))}; give those, "
+            "another --out, or remove it"
         )
-        if changed:
-            raise ConfigError(
-                f"{run} is the result of other values of {', '.join(sorted(changed))}; give those, "
-                "another --out, or remove it"
-            )
-        print(f"\n== {TITLES[method]}, seed {seed}: there already")
-        return json.loads(done.read_text())
-    print(f"\n== {TITLES[method]}, seed {seed}", flush=True)
+    print(f"{TITLES[method]}, seed {seed}: there already")
+    return True
+
+
+def _one_by_one(runs: Sequence[tuple[str, int]], options: argparse.Namespace) -> bool:
+    for method, seed in runs:
+        print(f"\n== {TITLES[method]}, seed {seed}", flush=True)
+        if _one(method, seed, options):
+            return False
+    return True
+
+
+def _in_processes(runs: Sequence[tuple[str, int]], options: argparse.Namespace) -> bool:
+    """Several at a time; False when one has failed, once the others that run have ended."""
+    waiting, done, failed = list(runs), 0, False
+    running: dict[int, tuple[Any, str, int, float]] = {}
+    try:
+        while running or (waiting and not failed):
+            while waiting and not failed and len(running) < options.jobs:
+                method, seed = waiting.pop(0)
+                _log(method, seed, options).write_text("")
+                process = multiprocessing.get_context("spawn").Process(
+                    target=_in_process, args=(method, seed, options)
+                )
+                process.start()
+                running[process.sentinel] = process, method, seed, time.perf_counter()
+            for sentinel in multiprocessing.connection.wait(running):
+                process, method, seed, began = running.pop(sentinel)
+                process.join()
+                what = f"{TITLES[method]}, seed {seed}"
+                if process.exitcode == 0:
+                    done += 1
+                    seconds = time.perf_counter() - began
+                    print(f"{what}: {seconds:.0f} s ({done} of {len(runs)})", flush=True)
+                    continue
+                failed = True
+                log = _log(method, seed, options)
+                last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+                print(f"error: {what} failed; the end of {log}:\n{last}", file=sys.stderr)
+    except KeyboardInterrupt:
+        # Ctrl-C has reached them too: they write a checkpoint and end.
+        for process, *_ in running.values():
+            process.join()
+        raise
+    return not failed
+
+
+def _log(method: str, seed: int, options: argparse.Namespace) -> Path:
+    return _run_dir(method, seed, options).with_suffix(".log")
+
+
+def _in_process(method: str, seed: int, options: argparse.Namespace) -> None:
+    """What a process does; all it prints goes to a file."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch and BLAS are not loaded yet
+    with open(_log(method, seed, options), "w") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    try:
+        sys.exit(_one(method, seed, options))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _one(method: str, seed: int, options: argparse.Namespace) -> int:
+    """Train or continue, evaluate, write the result; the status of training."""
+    from training import train
+
+    run = _run_dir(method, seed, options)
     resume = (run / "config.yaml").is_file()
     if run.exists() and not resume:
         shutil.rmtree(run)
+    overrides = _run_overrides(method, seed, options)
     status = train.main([RECIPE, *overrides, *(["--resume"] if resume else [])])
     if status in (130, 143):
         raise KeyboardInterrupt
-    if status:
-        return None
-    result = _evaluate(run)
-    write_json(done, result)
-    return result
+    if not status:
+        write_json(run / DONE, _evaluate(run))
+    return status
 
 
 def _evaluate(run: Path) -> dict[str, Any]:
@@ -231,72 +307,6 @@ def _scores(embedded: Sequence[Any], index: Any) -> dict[str, Any]:
     rows = np.concatenate([video.embeddings for video in split["test"]])
     spread = collapse_measures(torch.from_numpy(rows), most=1024)
     return {"metrics": row["metrics"] | spread, "left_out": dict(row["left_out"])}
-
-
-def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The table, and whether the orderings that the papers report hold here."""
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for method in (name for name in TITLES if name in results):
-        cells = [_cell([_value(one, key) for one in results[method]]) for key in COLUMNS]
-        lines.append(f"| {TITLES[method]} | " + " | ".join(cells) + " |")
-    seeds = len(next(iter(results.values())))
-    lines += ["", f"Mean and standard deviation over {seeds} seed{'s' if seeds > 1 else ''}.", ""]
-    return "\n".join(lines + [f"- {claim}" for claim in claims(results)]) + "\n"
-
-
-def claims(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Each expected ordering with the number of seeds in which it holds."""
-    out = []
-    for low, high in (("soft_dtw", "untrained"), ("soft_dtw", "lav")):
-        if low in results and high in results:
-            pairs = _pairs(results, low, high, "pairwise_distance")
-            held = sum(a < 0.5 * b for a, b in pairs)
-            ratios = ", ".join(f"{a / b:.2f}" for a, b in pairs)
-            out.append(
-                f"Spread of {TITLES[low]} below half of {TITLES[high]}: in {held} of {len(pairs)} "
-                f"seeds (ratios {ratios})."
-            )
-    if "lav" in results and "untrained" in results:
-        pairs = _pairs(results, "lav", "untrained", "pairwise_distance")
-        held = sum(a > 0.5 * b for a, b in pairs)
-        ratios = ", ".join(f"{a / b:.2f}" for a, b in pairs)
-        out.append(
-            f"Spread of LAV above half of untrained: in {held} of {len(pairs)} seeds "
-            f"(ratios {ratios})."
-        )
-    if "carl" in results and "nearest" in results:
-        for key in ("classification", "progression", "kendalls_tau", "ap_at_5"):
-            pairs = _pairs(results, "carl", "nearest", key)
-            held = sum(a > b for a, b in pairs)
-            gaps = ", ".join(f"{a - b:+.3f}" for a, b in pairs)
-            out.append(
-                f"CARL above its contrastive baseline in {COLUMNS[key]}: in {held} of {len(pairs)} "
-                f"seeds ({gaps})."
-            )
-    return out
-
-
-def _pairs(results: Mapping, a: str, b: str, key: str) -> list[tuple[float, float]]:
-    return [
-        (_value(one, key), _value(other, key))
-        for one, other in zip(results[a], results[b], strict=True)
-    ]
-
-
-def _value(result: Mapping[str, Any], key: str) -> float:
-    value = result["metrics"].get(key)
-    return math.nan if value is None else value
-
-
-def _cell(values: Sequence[float]) -> str:
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return "-"
-    digits = 3 if abs(statistics.mean(known)) < 10 else 1
-    text = f"{statistics.mean(known):.{digits}f}"
-    if len(known) > 1:
-        text += f" ± {statistics.stdev(known):.{digits}f}"
-    return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)} seeds)"
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from training import compare, train
 from training.config import load_config, loss_terms
+from training.evaluation import comparison
 from training.trainer import Trainer
 
 SMALL = ["augmentation.size=32", "data.cache_side=36", "model.fc_size=16", "model.hidden_size=16"]
@@ -27,7 +29,10 @@ def test_methods_differ_in_the_loss_and_its_clips_alone():
     assert terms == {
         "untrained": ["scl"],
         "soft_dtw": ["soft_dtw"],
+        "soft_dtw_idm": ["soft_dtw", "contrastive_idm"],
+        "soft_dtw_sfa": ["soft_dtw", "contrastive_idm"],
         "lav": ["lav"],
+        "lav_tcc": ["lav", "tcc"],
         "tcc": ["tcc"],
         "tcn": ["tcn"],
         "nearest": ["nearest"],
@@ -38,6 +43,16 @@ def test_methods_differ_in_the_loss_and_its_clips_alone():
         assert cfg.model == first.model
         assert cfg.augmentation == first.augmentation
         assert (cfg.data.num_frames, cfg.data.batch_size) == (20, 4)
+    # The regularisers of LAV's Table 1 differ in their form alone.
+    lav = configs["lav"].loss.lav
+    for form in ("idm", "sfa"):
+        idm = configs[f"soft_dtw_{form}"].loss.contrastive_idm
+        assert (idm.form, idm.weight, idm.weights) == (form, lav.alpha, lav.form)
+        assert (idm.window, idm.margin, idm.normalize) == (lav.window, lav.margin, lav.normalize)
+        assert configs[f"soft_dtw_{form}"].loss.soft_dtw.gamma == lav.gamma
+    # LAV + TCC as in its recipe.
+    assert configs["lav_tcc"].loss == load_config("recipes/lav_tcc.yaml").loss
+    assert comparison.TITLES.keys() == {comparison.TIME_INDEX, *compare.METHODS}
     # The baseline counts the frames that have a target in SCL.
     scl, nearest = configs["carl"].loss.scl, configs["nearest"].loss.nearest
     assert nearest.reach == pytest.approx(math.sqrt(206 * scl.variance), rel=1e-4)
@@ -52,20 +67,26 @@ def test_table_and_claims_by_hand():
         "nearest": [result(classification=0.5), result(classification=0.6)],
         "carl": [result(classification=0.6), result(classification=None)],
     }
-    lines = compare.markdown(results).splitlines()
+    lines = comparison.markdown(results).splitlines()
     assert lines[0].startswith("| | classification | progression | tau | AP@5 | spread |")
     assert "| Soft-DTW alone | - | - | - | - | 0.350 ± 0.354 | - |" in lines
     assert "| CARL (SCL) | 0.600 (1 of 2 seeds) | - | - | - | - | - |" in lines
-    claims = "\n".join(compare.claims(results))
+    claims = "\n".join(comparison.claims(results))
     assert "Soft-DTW alone below half of untrained: in 1 of 2 seeds (ratios 0.10, 0.75)" in claims
     assert "Soft-DTW alone below half of LAV: in 1 of 2 seeds (ratios 0.08, 0.60)" in claims
     assert "LAV above half of untrained: in 2 of 2 seeds (ratios 1.20, 1.25)" in claims
-    assert "baseline in classification: in 1 of 2 seeds (+0.100, +nan)" in claims
+    text = "CARL (SCL) above contrastive baseline in classification: in 1 of 2 seeds (+0.100, +nan)"
+    assert text in claims
+    assert "IDM" not in claims
+    results["soft_dtw_idm"] = [result(ap_at_5=0.1), result(ap_at_5=0.4)]
+    results["lav"] = [result(ap_at_5=0.2), result(ap_at_5=0.3)]
+    text = "LAV above Soft-DTW + IDM in AP@5: in 1 of 2 seeds (+0.100, -0.100)"
+    assert text in "\n".join(comparison.claims(results))
 
 
 def test_it_continues_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = [*SMALL, *COUNTS, "--seeds", "1", "--methods", "soft_dtw,carl"]
+    arguments = [*SMALL, *COUNTS, "--seeds", "1", "--methods", "soft_dtw,carl", "--jobs", "1"]
     original = Trainer._train_step
 
     def interrupted(self, batch, rate):
@@ -99,6 +120,34 @@ def test_it_continues_where_it_was(tmp_path, monkeypatch, capsys):
     assert "is the result of other values of optim.lr" in capsys.readouterr().err
 
 
+def test_processes_give_the_same_as_one_after_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    arguments = [*SMALL, *COUNTS, "--seeds", "1", "--methods", "soft_dtw_sfa,lav_tcc"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert compare.main([*arguments, "--jobs", "1", "--out", "one"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert compare.main([*arguments, "--jobs", "2", "--out", "two"]) == 0
+    out = capsys.readouterr().out
+    assert "(1 of 2)" in out
+    assert "(2 of 2)" in out
+    one, two = (Path(out, "comparison.md").read_text() for out in ("one", "two"))
+    assert one == two
+    assert "steps 0 to 2" in Path("two/seed_0/lav_tcc.log").read_text()
+
+    # A failure is told with the end of its log, and nothing else is started.
+    (tmp_path / "bad/seed_0").mkdir(parents=True)
+    (tmp_path / "bad/seed_0/soft_dtw_sfa").write_text("in the way")
+    bad = [*arguments, "--methods", "soft_dtw_sfa", "--jobs", "2", "--out", "bad"]
+    assert compare.main(bad) == 1
+    error = capsys.readouterr().err
+    assert "Soft-DTW + SFA, seed 0 failed; the end of bad/seed_0/soft_dtw_sfa.log" in error
+    assert not Path("bad/comparison.md").exists()
+
+
 def test_wrong_requests(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert compare.main(["optim.rate=1"]) == 2
@@ -107,6 +156,9 @@ def test_wrong_requests(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         compare.main(["--seeds", "0"])
     assert "--seeds must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        compare.main(["--jobs", "0"])
+    assert "--jobs must be at least 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         compare.main(["--methods", "carl,vclr"])
     assert "'vclr'; expected some of untrained, soft_dtw" in capsys.readouterr().err

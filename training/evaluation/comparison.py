@@ -1,0 +1,102 @@
+"""The table of a comparison of losses, and whether the orderings that papers report hold in it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TIME_INDEX = "time_index"
+TITLES = {
+    TIME_INDEX: "time index only",
+    "untrained": "untrained",
+    "soft_dtw": "Soft-DTW alone",
+    "soft_dtw_idm": "Soft-DTW + IDM",
+    "soft_dtw_sfa": "Soft-DTW + SFA",
+    "lav": "LAV",
+    "lav_tcc": "LAV + TCC",
+    "tcc": "TCC",
+    "tcn": "TCN",
+    "nearest": "contrastive baseline",
+    "carl": "CARL (SCL)",
+}
+COLUMNS = {
+    "classification": "classification",
+    "progression": "progression",
+    "kendalls_tau": "tau",
+    "ap_at_5": "AP@5",
+    "pairwise_distance": "spread",
+    "effective_rank": "effective rank",
+}
+# (better, worse): LAV's Tables 1 and 2, CARL's Table 13.
+ORDERINGS = [("lav", "soft_dtw_idm"), ("lav", "soft_dtw_sfa"), ("lav_tcc", "lav")]
+ORDERINGS += [("carl", "nearest")]
+
+
+def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The table, and whether the orderings that the papers report hold here."""
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for method in (name for name in TITLES if name in results):
+        cells = [_cell([_value(one, key) for one in results[method]]) for key in COLUMNS]
+        lines.append(f"| {TITLES[method]} | " + " | ".join(cells) + " |")
+    seeds = len(next(iter(results.values())))
+    lines += ["", f"Mean and standard deviation over {seeds} seed{'s' if seeds > 1 else ''}.", ""]
+    return "\n".join(lines + [f"- {claim}" for claim in claims(results)]) + "\n"
+
+
+def claims(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Each expected ordering with the number of seeds in which it holds."""
+    out = []
+    for low, high in (("soft_dtw", "untrained"), ("soft_dtw", "lav")):
+        if low in results and high in results:
+            pairs = _pairs(results, low, high, "pairwise_distance")
+            held = sum(a < 0.5 * b for a, b in pairs)
+            ratios = ", ".join(f"{a / b:.2f}" for a, b in pairs)
+            out.append(
+                f"Spread of {TITLES[low]} below half of {TITLES[high]}: in {held} of {len(pairs)} "
+                f"seeds (ratios {ratios})."
+            )
+    if "lav" in results and "untrained" in results:
+        pairs = _pairs(results, "lav", "untrained", "pairwise_distance")
+        held = sum(a > 0.5 * b for a, b in pairs)
+        ratios = ", ".join(f"{a / b:.2f}" for a, b in pairs)
+        out.append(
+            f"Spread of LAV above half of untrained: in {held} of {len(pairs)} seeds "
+            f"(ratios {ratios})."
+        )
+    for high, low in ORDERINGS:
+        for key in ("classification", "progression", "kendalls_tau", "ap_at_5"):
+            if high not in results or low not in results:
+                continue
+            pairs = _pairs(results, high, low, key)
+            held = sum(a > b for a, b in pairs)
+            gaps = ", ".join(f"{a - b:+.3f}" for a, b in pairs)
+            out.append(
+                f"{TITLES[high]} above {TITLES[low]} in {COLUMNS[key]}: in {held} of {len(pairs)} "
+                f"seeds ({gaps})."
+            )
+    return out
+
+
+def _pairs(results: Mapping, a: str, b: str, key: str) -> list[tuple[float, float]]:
+    return [
+        (_value(one, key), _value(other, key))
+        for one, other in zip(results[a], results[b], strict=True)
+    ]
+
+
+def _value(result: Mapping[str, Any], key: str) -> float:
+    value = result["metrics"].get(key)
+    return math.nan if value is None else value
+
+
+def _cell(values: Sequence[float]) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "-"
+    digits = 3 if abs(statistics.mean(known)) < 10 else 1
+    text = f"{statistics.mean(known):.{digits}f}"
+    if len(known) > 1:
+        text += f" ± {statistics.stdev(known):.{digits}f}"
+    return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)} seeds)"
