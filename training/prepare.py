@@ -95,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        what = "nothing was written" if args.transcode is None else "finished copies stay"
+        goes_on = "finished copies stay, the same command goes on"
+        what = "nothing was written" if args.transcode is None else goes_on
         print(f"interrupted; {what}", file=sys.stderr)
         return 130
     print(summary(index))

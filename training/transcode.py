@@ -236,13 +236,13 @@ class _Bar:
         with self.lock:
             self.frames += 1
             self.bar.set_postfix_str(f"{self.frames / self.seconds:.0f} frames/s", refresh=False)
-            self._move(name, self.sizes[name] * (1 - share))
+            self._move(name, int(self.sizes[name] * (1 - share)))
 
     def finish(self, name: str) -> None:
         with self.lock:
             self._move(name, 0)
 
-    def _move(self, name: str, left: float) -> None:
+    def _move(self, name: str, left: int) -> None:
         self.bar.update(self.left[name] - left)
         self.left[name] = left
 

@@ -2,15 +2,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-pytest.importorskip("av")
+av = pytest.importorskip("av")
 
-from fastseq.video import write_video
-from training.data.index import INDEX_NAME, load_index
-from training.prepare import main
+from video.counter_video import encode, read_counter  # noqa: E402
+
+from fastseq.video import read_frames, write_video  # noqa: E402
+from training.data.index import INDEX_NAME, load_index  # noqa: E402
+from training.prepare import main  # noqa: E402
 
 
 @pytest.fixture
@@ -56,6 +59,98 @@ def test_verify_finds_damage_that_packets_do_not_show(folder, capsys):
     _, damaged = load_index(folder).videos
     assert 0 < damaged.frames < 25
     assert damaged.note in out
+
+
+def sound_only(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        tone = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono"
+        )
+        tone.sample_rate = 8000
+        container.mux(stream.encode(tone))
+        container.mux(stream.encode(None))
+
+
+def test_every_kind_of_file_is_used_or_named_with_its_reason(tmp_path, capsys):
+    hevc = {"x265-params": "log-level=none:pools=none"}
+    encode(tmp_path / "one_frame.mp4", 1)
+    encode(tmp_path / "odd.mkv", 7, pix_fmt="yuv444p", size=(65, 49))
+    encode(tmp_path / "ten_bit.mkv", 8, codec="libx265", pix_fmt="yuv420p10le", options=hevc)
+    encode(tmp_path / "sound_first.mp4", 9, audio_first=True)
+    faststart = {"movflags": "faststart"}
+    data = encode(tmp_path / "cut.mp4", 60, container_options=faststart).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 8 // 10])
+    data = encode(tmp_path / "no_index.mp4", 60).read_bytes()
+    (tmp_path / "no_index.mp4").write_bytes(data[: len(data) // 2])
+    data = encode(tmp_path / "corrupt.mp4", 60).read_bytes()
+    (tmp_path / "corrupt.mp4").write_bytes(np.random.default_rng(0).bytes(len(data)))
+    sound_only(tmp_path / "sound.mp4")
+    (tmp_path / "zero.mp4").write_bytes(b"")
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    index = load_index(tmp_path)
+    found = {video.id: (video.frames, video.width, video.height) for video in index.videos}
+    cut = found.pop("cut.mp4")
+    assert 0 < cut[0] < 60
+    assert found == {
+        "odd.mkv": (7, 65, 49),
+        "one_frame.mp4": (1, 64, 48),
+        "sound_first.mp4": (9, 64, 48),
+        "ten_bit.mkv": (8, 64, 48),
+    }
+    for video in index.videos:
+        numbers = [read_counter(f) for f in read_frames(video.path, range(video.frames))]
+        assert numbers == list(range(video.frames))
+        assert ("breaks off" in video.note) == (video.id == "cut.mp4")
+    no_video = "not a video file, or cut off before its index (FFmpeg cannot open it)"
+    assert {entry["path"]: entry["reason"] for entry in index.bad} == {
+        "corrupt.mp4": no_video,
+        "no_index.mp4": no_video,
+        "sound.mp4": "no video stream (holds audio)",
+        "zero.mp4": "the file is empty (0 bytes)",
+    }
+    assert "used as far as they go: 1 damaged videos\n  the file breaks off" in out
+    assert "left out: 4 files" in out
+    for name in ("cut.mp4", "corrupt.mp4", "no_index.mp4", "sound.mp4", "zero.mp4"):
+        assert name in out
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi"])
+def test_a_file_without_end_is_given_up_at_the_limit(folder, suffix, capsys):
+    """A terabyte of nothing after the first frames: reading on would take many minutes."""
+    path = encode(folder / f"endless.{suffix}", 60)
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size * 2 // 3)
+        file.truncate(1 << 40)  # sparse: takes no space
+    start = time.monotonic()
+    assert main([str(folder), "--time-limit", "0.5"]) == 0
+    assert time.monotonic() - start < 8
+    assert f"took longer than the limit of 0.5 s (1): endless.{suffix}" in capsys.readouterr().out
+    assert len(load_index(folder).videos) == 2
+
+
+def test_a_long_decode_is_given_up_at_the_limit(tmp_path, capsys):
+    encode(tmp_path / "long.mp4", 4000, options={"preset": "ultrafast"})
+    start = time.monotonic()
+    assert main([str(tmp_path), "--verify", "--time-limit", "0.05"]) == 1
+    assert time.monotonic() - start < 2
+    assert "took longer than the limit" in capsys.readouterr().out
+
+
+def test_memory_and_files_stay_flat(folder, capsys):
+    data = (folder / "a.mp4").read_bytes()
+    for number in range(40):
+        kept = len(data) if number % 2 else len(data) // 2
+        (folder / f"{number}.mp4").write_bytes(data[:kept])
+    sizes, handles = [], []
+    for _ in range(5):
+        main([str(folder), "--verify"])
+        with open("/proc/self/statm") as statm:
+            sizes.append(int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        handles.append(len(os.listdir("/proc/self/fd")))
+    assert handles[-1] == handles[1]
+    assert sizes[-1] - sizes[1] < 8 << 20
 
 
 def test_labels(folder, capsys):
