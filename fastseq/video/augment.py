@@ -201,18 +201,24 @@ def colour_map(
     return matrix, bias
 
 
-def _blur(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Separable Gaussian cut at 3 sigma; weights outside the picture are left out of the mean."""
+def blur_kernel(sigma: float) -> np.ndarray:
+    """Weights of a Gaussian cut at 3 sigma, float64 of odd length, sum 1."""
     reach = max(1, math.ceil(3 * sigma))
-    weight = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).double() / sigma) ** 2).float()
-    down = weight.view(1, 1, -1, 1).expand(3, 1, -1, 1)
-    across = weight.view(1, 1, 1, -1).expand(3, 1, 1, -1)
-    total = F.conv1d(torch.ones(1, 1, pixels.shape[-1]), weight.view(1, 1, -1), padding=reach)[0, 0]
+    weight = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    return weight / weight.sum()
+
+
+def _blur(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Separable Gaussian; the picture is mirrored at its outermost pixels, as DALI does."""
+    weight = torch.from_numpy(blur_kernel(sigma)).float()
+    reach, side = len(weight) // 2, pixels.shape[-1]
+    mirrored = torch.from_numpy(np.pad(np.arange(side), reach, mode="reflect"))
     # A depthwise convolution is many times faster with the channels last.
     pixels = pixels.contiguous(memory_format=torch.channels_last)
-    pixels = F.conv2d(pixels, down, padding=(reach, 0), groups=3)
-    pixels = F.conv2d(pixels, across, padding=(0, reach), groups=3)
-    return pixels.div_(total[:, None] * total)
+    down = weight.view(1, 1, -1, 1).expand(3, 1, -1, 1)
+    across = weight.view(1, 1, 1, -1).expand(3, 1, 1, -1)
+    pixels = F.conv2d(pixels.index_select(2, mirrored), down, groups=3)
+    return F.conv2d(pixels.index_select(3, mirrored), across, groups=3)
 
 
 def eval_transform(frames: torch.Tensor, size: int) -> torch.Tensor:

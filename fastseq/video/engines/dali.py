@@ -1,0 +1,290 @@
+"""DALI decodes and augments, on the GPU or on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from fastseq.video._av import VideoError
+from fastseq.video.engines.dali_inputs import File, Inputs, inputs_of, inspect, wanted_frames
+from fastseq.video.reader import VideoInfo, read_frames
+from fastseq.video.work import Reading, Source, shape_of
+
+# FFmpeg's names. H.264 and HEVC left DALI's CPU build with version 2.1.1.
+_CPU_CODECS = {"vp8", "libvpx", "vp9", "libvpx-vp9", "mjpeg"}
+_CPU_CODECS_UNTIL_2_1_0 = {"h264", "hevc"}
+_GPU_CODECS = _CPU_CODECS | _CPU_CODECS_UNTIL_2_1_0 | {"av1", "libdav1d"}
+_FIX = "`python -m training.prepare --transcode` rewrites such files as H.264"
+
+
+def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
+    """Why DALI does not give exactly the frames of a video, with the fix; None if it does.
+
+    Args:
+        info: of the video, or anything with its `codec` and `note`.
+        device: "cpu" or "gpu".
+        version: of DALI. Versions after 2.1.0 decode no H.264 and no HEVC on the CPU.
+    """
+    if info.note:
+        return f"the file is damaged ({info.note}); {_FIX}"
+    if device == "gpu":
+        if info.codec not in _GPU_CODECS:
+            return f"DALI's GPU decoder does not know the codec {info.codec!r}; {_FIX}"
+        return None
+    if info.codec in _CPU_CODECS:
+        return None
+    before = tuple(int(part) for part in version.split(".")[:3]) <= (2, 1, 0)
+    if info.codec not in _CPU_CODECS_UNTIL_2_1_0:
+        fix = _FIX if before else "the PyAV engine reads it"
+        return f"DALI does not decode the codec {info.codec!r} on the CPU; {fix}"
+    if not before:
+        return (
+            f"DALI {version} does not decode {info.codec!r} on the CPU, 2.1.0 was the last that "
+            'did (pip install "nvidia-dali-cuda130==2.1.0"); the PyAV engine reads it'
+        )
+    return None
+
+
+def why_no_gpu_decoder() -> str | None:
+    """Why DALI cannot decode on this machine's GPU, with the fix; None if it can."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError as error:
+        return (
+            f"the GPU's video decoder, libnvcuvid, does not load ({error}): it comes with NVIDIA's "
+            "driver; containers need the driver capability `video` "
+            "(NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
+        )
+    return None
+
+
+class DaliEngine:
+    """Reads and augments whole batches with NVIDIA DALI, some batches ahead.
+
+    Each file is decoded once for all its clips, and only the frames that some clip needs. Frames,
+    crops and flips are those of the PyAV engine. Pixels differ by what crop and resize in one step
+    changes against two, and by the decoders' conversion to RGB; DALI ignores the colour tags of a
+    file (it takes Rec. 709 for Rec. 601, 6 grey levels off in the mean), which is undone here.
+
+    Args:
+        size: side of the output in pixels.
+        device: "cpu", or "gpu" to decode and augment on a GPU.
+        device_id: which GPU.
+        threads: of DALI, default one per core that this process may use.
+        prefetch: batches worked on ahead.
+        time_limit: seconds for the first look into a file; above, it counts as unreadable.
+    Raises:
+        ImportError: DALI or PyAV is not installed.
+        RuntimeError: device="gpu" where DALI cannot decode on a GPU; says why and what to do.
+        ValueError: an option out of its range.
+
+    Example:
+        >>> from fastseq.video.augment import ClipDraw
+        >>> from fastseq.video.work import Clip, Reading
+        >>> draw = ClipDraw(0, 40, 240, 240, flip=True, colour=(), blur_sigma=0.0)
+        >>> clip = Clip(np.array([0, 8, 16]), draw)
+        >>> readings = [Reading("swing.mp4", 360, 640, side=240, clips=(clip,))]
+        >>> engine = DaliEngine(224, threads=2)
+        >>> for frames in engine.batches(lambda k: readings, 0, 10):
+        ...     frames.shape  # torch.Size([1, 1, 3, 3, 224, 224])
+        >>> engine.close()
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        device: str = "cpu",
+        device_id: int = 0,
+        threads: int | None = None,
+        prefetch: int = 2,
+        time_limit: float = 60.0,
+    ):
+        if device not in ("cpu", "gpu"):
+            raise ValueError(f"device must be 'cpu' or 'gpu', got {device!r}")
+        if size < 1 or prefetch < 1 or (threads is not None and threads < 1):
+            raise ValueError(
+                f"size, threads and prefetch must be at least 1, got {size}, {threads}, {prefetch}"
+            )
+        self._version = _dali_version()
+        if device == "gpu" and (reason := why_no_gpu_decoder()):
+            raise RuntimeError(f"DALI cannot decode on the GPU: {reason}; or use the CPU or PyAV")
+        self.name = f"dali-{device}"
+        self.size, self.device, self.prefetch = size, device, prefetch
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.time_limit = time_limit
+        self._device_id = device_id if device == "gpu" else None
+        self._gpu_operators = device == "gpu"
+        self._files: dict[str, File] = {}
+        self._loader: ThreadPoolExecutor | None = None
+        self._runs: set[_Run] = set()
+
+    def batches(self, source: Source, start: int, stop: int) -> Iterator[torch.Tensor]:
+        """Yield batches start to stop - 1, see `Engine.batches`.
+
+        On the GPU the tensors are CUDA tensors, ready on torch's current stream.
+
+        Raises:
+            VideoError: a file that cannot be read as asked, or not exactly by DALI.
+            RuntimeError: DALI fails on a batch that PyAV reads.
+        """
+        if start >= stop:
+            return
+        if self._loader is None:
+            self._loader = ThreadPoolExecutor(1, thread_name_prefix="fastseq-dali")
+        run = _Run(self, source, start, stop)
+        self._runs.add(run)
+        try:
+            for _ in range(start, stop):
+                yield run.next()
+        finally:
+            self._runs.discard(run)
+            run.close()
+
+    def close(self) -> None:
+        for run in list(self._runs):
+            run.close()
+        self._runs.clear()
+        if self._loader is not None:
+            self._loader.shutdown(cancel_futures=True)
+            self._loader = None
+        self._files.clear()
+
+    def _load(self, source: Source, batch: int) -> tuple[Sequence[Reading], list[Inputs]]:
+        """The readings of a batch and the graph's inputs for each."""
+        readings = source(batch)
+        lengths = [[len(clip.frames) for clip in reading.clips] for reading in readings]
+        if not lengths or any(row != lengths[0] for row in lengths) or len(set(lengths[0])) != 1:
+            raise ValueError(
+                f"the clips of a batch must have the same number of frames, got {lengths}"
+            )
+        return readings, [inputs_of(r, self._file(r.path)) for r in readings]
+
+    def _file(self, path: str) -> File:
+        if path not in self._files:
+            file = inspect(path, self.device, self.time_limit)
+            reason = unsupported(file.info, self.device, self._version)
+            if reason:
+                raise VideoError(path, reason)
+            self._files[path] = file
+        return self._files[path]
+
+
+class _Run:
+    """One pass over batches: a thread reads the files, the graph follows, `next` waits for it."""
+
+    def __init__(self, engine: DaliEngine, source: Source, start: int, stop: int):
+        self.engine, self.source = engine, source
+        self.todo = iter(range(start, stop))
+        self.loads: deque[Future] = deque()  # being read
+        self.fed: deque[Sequence[Reading]] = deque()  # in the graph
+        self.failure: Exception | None = None
+        self.pipeline: Any = None
+        self.kept: Any = None
+        self.closed = False
+        for _ in range(engine.prefetch):
+            self._load_next()
+
+    def next(self) -> torch.Tensor:
+        if self.closed:
+            raise RuntimeError("the engine was closed while its batches were iterated over")
+        if self.pipeline is None:
+            self.pipeline = self._build(self.loads[0].result()[0])
+        try:
+            outputs = self.pipeline.run(self._stream())
+        except StopIteration:
+            raise self.failure from None
+        except RuntimeError as error:
+            raise _explained(error, self.fed, self.engine.time_limit) from error
+        return self._to_torch(outputs, self.fed.popleft())
+
+    def close(self) -> None:
+        self.closed = True
+        for load in self.loads:
+            load.cancel()
+        self.loads.clear()
+        self.pipeline = self.kept = None  # the last reference: its threads end
+
+    def _load_next(self) -> None:
+        batch = next(self.todo, None)
+        if batch is not None:
+            self.loads.append(self.engine._loader.submit(self.engine._load, self.source, batch))
+
+    def _feed(self) -> list[Inputs]:
+        """What DALI asks for the next batch."""
+        if not self.loads:
+            raise StopIteration
+        try:
+            readings, inputs = self.loads.popleft().result()
+        except Exception as error:  # reported when the batches before it are out
+            self.failure = error
+            self.loads.clear()
+            raise StopIteration from error
+        self._load_next()
+        self.fed.append(readings)
+        return inputs
+
+    def _build(self, readings: Sequence[Reading]) -> Any:
+        from fastseq.video.engines.dali_graph import build
+
+        engine = self.engine
+        return build(
+            self._feed,
+            clips=len(readings[0].clips),
+            size=engine.size,
+            batch_size=len(readings),
+            threads=engine.threads,
+            prefetch=engine.prefetch,
+            device_id=engine._device_id,
+            gpu_operators=engine._gpu_operators,
+        )
+
+    def _stream(self) -> torch.cuda.Stream | None:
+        device = self.engine._device_id
+        return None if device is None else torch.cuda.current_stream(device)
+
+    def _to_torch(self, outputs: tuple[Any, ...], readings: Sequence[Reading]) -> torch.Tensor:
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        engine, stream = self.engine, self._stream()
+        device = torch.device("cpu") if stream is None else torch.device("cuda", engine._device_id)
+        batch = torch.empty(shape_of(readings, engine.size), dtype=torch.uint8, device=device)
+        for number, clips in enumerate(outputs):
+            for reading in range(len(readings)):
+                feed_ndarray(clips[reading], batch[reading, number], cuda_stream=stream)
+        if stream is not None:
+            # The copies may still wait in torch's stream: DALI's memory is held until the next one.
+            self.kept = outputs
+        return batch
+
+
+def _dali_version() -> str:
+    try:
+        import nvidia.dali
+    except ImportError as error:
+        raise ImportError(
+            'the DALI engines need nvidia-dali: pip install "fastseq[dali]"'
+        ) from error
+    return nvidia.dali.__version__
+
+
+def _explained(
+    error: RuntimeError, batches: Sequence[Sequence[Reading]], time_limit: float
+) -> Exception:
+    """DALI says neither which file it failed on nor why: PyAV does."""
+    for reading in batches[0]:
+        try:
+            frames, _ = wanted_frames(reading)
+            read_frames(reading.path, frames, short_side=16, time_limit=time_limit)
+        except VideoError as reason:
+            return reason
+    paths = ", ".join(reading.path for reading in batches[0])
+    return RuntimeError(f"DALI fails on a batch that PyAV reads ({paths}): {error}")

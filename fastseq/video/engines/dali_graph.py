@@ -1,0 +1,178 @@
+"""The DALI graph: encoded files in, augmented clips out. Needs DALI to be installed.
+
+Per clip: choose frames, crop + resize + flip in one step, colour, blur, turn upright. The whole
+graph is DALI's operators on either device but for one step: on the CPU torch crops and resizes,
+with the function that the PyAV engine uses, several times faster than `fn.resize` does there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, math, pipeline_def, types
+from nvidia.dali.pipeline import do_not_convert
+
+from fastseq.video.augment import _crop_resize
+from fastseq.video.engines.dali_inputs import Inputs
+
+# What the graph is fed: (name, type, dimensions), per reading and for each of its clips.
+_READING_INPUTS = (("encoded", types.UINT8, 1), ("frames", types.INT32, 1))
+_CLIP_INPUTS = (
+    ("order", types.INT32, 1),
+    ("roi_start", types.FLOAT, 1),
+    ("roi_end", types.FLOAT, 1),
+    ("turned", types.BOOL, 0),
+    ("changed", types.BOOL, 0),
+    ("coloured", types.BOOL, 0),
+    ("matrix", types.FLOAT, 2),
+    ("pull", types.FLOAT, 2),
+    ("shift", types.FLOAT, 1),
+    ("blurred", types.BOOL, 0),
+)
+_CLIP_INPUTS_GPU = (*_CLIP_INPUTS, ("sigma", types.FLOAT, 0), ("window", types.INT32, 0))
+_CLIP_INPUTS_CPU = (*_CLIP_INPUTS, ("kernel", types.FLOAT, 1))
+# Frames that torch gathers and resizes at a time: few enough to stay in the cache.
+_CHUNK = 8
+
+
+def build(
+    source: Callable[[], list[Inputs]],
+    *,
+    clips: int,
+    size: int,
+    batch_size: int,
+    threads: int,
+    prefetch: int,
+    device_id: int | None,
+    gpu_operators: bool,
+) -> Any:
+    """A pipeline with one output per clip: (T, 3, size, size) uint8 for each reading of a batch.
+
+    Args:
+        source: gives the next batch, an `Inputs` for each reading; StopIteration after the last.
+        device_id: a GPU, or None for the CPU.
+        gpu_operators: resize and blur with the operators for GPUs. On the CPU they are slower;
+            this is how tests reach them there.
+    """
+    gpu = device_id is not None
+    per_clip = _CLIP_INPUTS_GPU if gpu_operators else _CLIP_INPUTS_CPU
+    inputs = _READING_INPUTS + per_clip * clips
+    names = [name for name, _, _ in per_clip]
+
+    def batch() -> tuple[list[np.ndarray], ...]:
+        rows = [
+            [reading.encoded, reading.frames]
+            + [np.asarray(clip[name]) for clip in reading.clips for name in names]
+            for reading in source()
+        ]
+        return tuple(map(list, zip(*rows, strict=True)))
+
+    @pipeline_def(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=device_id,
+        prefetch_queue_depth=prefetch,
+        exec_dynamic=True,
+        enable_conditionals=True,
+    )
+    def graph():
+        encoded, frames, *drawn = fn.external_source(
+            source=batch,
+            num_outputs=len(inputs),
+            batch=True,
+            dtype=[dtype for _, dtype, _ in inputs],
+            ndim=[ndim for _, _, ndim in inputs],
+        )
+        # pad_mode "none": a frame past the end raises, by default it would come out black.
+        video = fn.decoders.video(
+            encoded, frames=frames, device="mixed" if gpu else "cpu", pad_mode="none"
+        )
+        outputs = []
+        for clip in range(clips):
+            draw = _named(names, drawn[clip * len(names) : (clip + 1) * len(names)])
+            outputs.append(_clip(video, draw, size, gpu, gpu_operators))
+        return tuple(outputs)
+
+    pipeline = graph()
+    pipeline.build()
+    return pipeline
+
+
+@do_not_convert
+def _named(names: list[str], nodes: list[Any]) -> dict[str, Any]:
+    return dict(zip(names, nodes, strict=True))
+
+
+def _clip(video: Any, draw: dict[str, Any], size: int, gpu: bool, gpu_operators: bool) -> Any:
+    if gpu_operators:
+        clip = fn.sequence_rearrange(video, new_order=draw["order"])
+        clip = fn.resize(
+            clip,
+            size=(size, size),
+            roi_start=draw["roi_start"],
+            roi_end=draw["roi_end"],
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
+        )
+    else:
+        clip = fn.python_function(
+            video,
+            draw["order"],
+            draw["roi_start"],
+            draw["roi_end"],
+            function=functools.partial(crop_resize, size),
+            output_layouts="FHWC",
+        )
+    if draw["changed"]:
+        if draw["coloured"]:  # noqa: SIM108, DALI takes statements
+            pixels = _colour(clip, draw, gpu)
+        else:
+            pixels = fn.cast(clip, dtype=types.FLOAT)
+        if draw["blurred"]:
+            pixels = _blur(math.clamp(pixels, 0.0, 255.0), draw, gpu_operators)
+        clip = fn.cast(pixels, dtype=types.UINT8)  # clips and rounds
+    if draw["turned"]:
+        clip = fn.transpose(clip, perm=[0, 3, 2, 1])
+    else:
+        clip = fn.transpose(clip, perm=[0, 3, 1, 2])
+    return clip
+
+
+def _colour(clip: Any, draw: dict[str, Any], gpu: bool) -> Any:
+    mean = fn.reductions.mean(clip, axes=[0, 1, 2])
+    if gpu:
+        mean = mean.cpu()  # three numbers: operators take their arguments from the CPU
+    bias = fn.coord_transform(fn.reshape(mean, shape=[1, 3]), M=draw["pull"], T=draw["shift"])
+    bias = fn.reshape(bias, shape=[3])
+    return fn.coord_transform(clip, M=draw["matrix"], T=bias, dtype=types.FLOAT)
+
+
+def _blur(pixels: Any, draw: dict[str, Any], gpu_operators: bool) -> Any:
+    pixels = fn.reshape(pixels, layout="FHWC")
+    if gpu_operators:
+        return fn.gaussian_blur(pixels, sigma=draw["sigma"], window_size=draw["window"])
+    # On the CPU several times faster than gaussian_blur.
+    pixels = fn.filter(pixels, fn.reshape(draw["kernel"], shape=[-1, 1]))
+    return fn.filter(pixels, fn.reshape(draw["kernel"], shape=[1, -1]))
+
+
+@do_not_convert
+def crop_resize(
+    size: int, video: np.ndarray, order: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> np.ndarray:
+    """What `fn.sequence_rearrange` and `fn.resize` do: (T, size, size, 3) from (F, H, W, 3)."""
+    top, left = np.minimum(start, end).astype(int)
+    bottom, right = np.maximum(start, end).astype(int)
+    flips = [axis for axis in (1, 2) if start[axis - 1] > end[axis - 1]]
+    frames = torch.from_numpy(video)[:, top:bottom, left:right]
+    order = torch.from_numpy(order.astype(np.int64))
+    box = (0, 0, *frames.shape[1:3])
+    out = torch.empty(len(order), size, size, 3, dtype=torch.uint8)
+    for chunk, places in zip(out.split(_CHUNK), order.split(_CHUNK), strict=True):
+        resized = _crop_resize(frames[places], box, size).permute(0, 2, 3, 1)
+        chunk.copy_(resized.flip(flips) if flips else resized)
+    return out.numpy()

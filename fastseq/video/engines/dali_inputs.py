@@ -1,0 +1,181 @@
+"""What the DALI graph is fed for a reading: plain numbers, worked out without DALI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastseq.video._av import VideoError
+from fastseq.video.augment import blur_kernel, colour_map
+from fastseq.video.reader import VideoInfo, _open, probe, scaled_size
+from fastseq.video.work import Clip, Reading
+
+# (red, blue) weights in luma of FFmpeg's AVColorSpace numbers; the others are Rec. 601's.
+_LUMA = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
+_REC_601 = (0.299, 0.114)
+_FULL_RANGE = 2  # AVColorRange
+
+
+@dataclass(frozen=True, eq=False)
+class File:
+    """A file as DALI decodes it.
+
+    Attributes:
+        info: what `probe` says, without the timeline.
+        matrix, shift: DALI's rgb -> matrix @ rgb + shift, the true one. DALI takes every file for
+            Rec. 601, whatever it is tagged as; None where that is right.
+    """
+
+    info: VideoInfo
+    matrix: np.ndarray | None
+    shift: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the graph needs to make the clips of a reading.
+
+    Attributes:
+        encoded: uint8, the file's bytes.
+        frames: int32, ascending: what any of the clips needs.
+        clips: for each clip
+
+            - `order` int32 (T,): places in `frames`;
+            - `roi_start`, `roi_end` float32 (2,): y, x in the stored frame of the corner that comes
+              out top left and of the opposite one, which may be above or left of it: a flip;
+            - `turned`: rows and columns change places at last;
+            - `coloured`: rgb -> matrix @ rgb + pull @ (mean rgb of the clip) + shift;
+            - `blurred`: Gaussian of `sigma`, `window` wide, or convolution with `kernel`;
+            - `changed`: one of these two.
+    """
+
+    encoded: np.ndarray
+    frames: np.ndarray
+    clips: tuple[dict[str, Any], ...]
+
+
+def inspect(path: str, device: str, time_limit: float) -> File:
+    """Look into a file. Raises VideoError."""
+    info = probe(path, time_limit=time_limit)
+    with _open(path) as (_, stream):
+        codec = stream.codec_context
+        space, pixels = int(codec.colorspace), str(codec.pix_fmt)
+        marked_full = int(codec.color_range) == _FULL_RANGE
+    full = marked_full or pixels.startswith("yuvj")
+    # On the CPU DALI knows full range from FFmpeg's old names of pixel formats alone.
+    taken_for_full = full if device == "gpu" else pixels.startswith("yuvj")
+    info = VideoInfo(**{**vars(info), "timeline": None})
+    if not pixels.startswith("yuv") or (space not in _LUMA and full == taken_for_full):
+        return File(info, None, None)
+    true, true_shift = _to_rgb(*_LUMA.get(space, _REC_601), full)
+    taken, taken_shift = _to_rgb(*_REC_601, taken_for_full)
+    matrix = true @ np.linalg.inv(taken)
+    return File(info, matrix, true_shift - matrix @ taken_shift)
+
+
+def _to_rgb(red: float, blue: float, full: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(3, 3) and (3,): bytes y, cb, cr -> rgb in 0 to 255."""
+    luma = np.array([red, 1 - red - blue, blue])
+    to_cb = (np.array([0, 0, 1]) - luma) / (2 * (1 - blue))
+    to_cr = (np.array([1, 0, 0]) - luma) / (2 * (1 - red))
+    matrix = np.linalg.inv([luma, to_cb, to_cr])
+    if full:
+        return matrix, matrix @ [0, -128, -128]
+    matrix = matrix * [255 / 219, 255 / 224, 255 / 224]
+    return matrix, matrix @ [-16, -128, -128]
+
+
+def wanted_frames(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending frame numbers that any clip needs, and (clips, T) their places in it."""
+    asked = np.stack([clip.frames for clip in reading.clips])
+    wanted, places = np.unique(asked, return_inverse=True)
+    return wanted.astype(np.int32), places.reshape(asked.shape).astype(np.int32)
+
+
+def inputs_of(reading: Reading, file: File) -> Inputs:
+    """Raises VideoError where the file does not hold what the reading asks for."""
+    info = file.info
+    if (reading.height, reading.width) != (info.height, info.width):
+        raise VideoError(
+            reading.path,
+            f"frames are {info.width} x {info.height}, but were announced as {reading.width} x "
+            f"{reading.height}; index the folder again (python -m training.prepare)",
+        )
+    wanted, places = wanted_frames(reading)
+    if wanted.size and not 0 <= wanted[0] <= wanted[-1] < info.frames:
+        bad = wanted[0] if wanted[0] < 0 else wanted[-1]
+        raise VideoError(
+            reading.path,
+            f"frame {bad} was asked for, but the video has {info.frames} frames, 0 to "
+            f"{info.frames - 1}",
+        )
+    clips = []
+    for clip, order in zip(reading.clips, places, strict=True):
+        draw = {"order": order, **_geometry(clip, reading, info.rotation), **_pixels(clip, file)}
+        clips.append(draw)
+    try:
+        encoded = np.fromfile(reading.path, dtype=np.uint8)
+    except OSError as error:
+        raise VideoError(reading.path, str(error.strerror or error)) from error
+    return Inputs(encoded, wanted, tuple(clips))
+
+
+def _geometry(clip: Clip, reading: Reading, rotation: int) -> dict[str, Any]:
+    """`roi_start`, `roi_end`, `turned`.
+
+    The box, in pixels of the upright frame scaled to `side`, becomes a box of the stored frame, its
+    edges rounded to whole pixels. Flips and the flip part of a rotation swap its corners.
+    """
+    draw, height, width = clip.draw, reading.height, reading.width
+    scaled = scaled_size(height, width, reading.side)
+    top, bottom = _rounded(draw.top, draw.height, height / scaled[0], height)
+    left, right = _rounded(draw.left, draw.width, width / scaled[1], width)
+    if rotation == 90:  # the stored frame, turned counterclockwise by `rotation`, is upright
+        top, bottom, left, right = left, right, height - bottom, height - top
+    elif rotation == 180:
+        top, bottom, left, right = height - bottom, height - top, width - right, width - left
+    elif rotation == 270:
+        top, bottom, left, right = width - right, width - left, top, bottom
+    turned = rotation in (90, 270)
+    flip_rows = (rotation in (180, 270)) ^ (draw.flip and turned)
+    flip_columns = (rotation in (90, 180)) ^ (draw.flip and not turned)
+    rows, columns = (top, bottom), (left, right)
+    if flip_rows:
+        rows = rows[::-1]
+    if flip_columns:
+        columns = columns[::-1]
+    start, end = np.array([rows, columns], dtype=np.float32).T
+    return {"roi_start": start.copy(), "roi_end": end.copy(), "turned": turned}
+
+
+def _rounded(start: int, length: int, scale: float, most: int) -> tuple[int, int]:
+    first, last = round(start * scale), round((start + length) * scale)
+    first = min(first, most - 1)
+    return first, min(max(last, first + 1), most)
+
+
+def _pixels(clip: Clip, file: File) -> dict[str, Any]:
+    draw = clip.draw
+    matrix, _ = colour_map(draw.colour, np.zeros(3))
+    # The bias is linear in the clip's mean colour: its columns are the biases at unit colours.
+    pull = np.stack([colour_map(draw.colour, unit)[1] for unit in np.eye(3)], axis=1)
+    shift = np.zeros(3)
+    if file.matrix is not None:
+        shift = (matrix + pull) @ file.shift
+        matrix, pull = matrix @ file.matrix, pull @ file.matrix
+    coloured = bool(draw.colour) or file.matrix is not None
+    blurred = draw.blur_sigma > 0
+    kernel = blur_kernel(draw.blur_sigma) if blurred else np.ones(1)
+    return {
+        "changed": coloured or blurred,
+        "coloured": coloured,
+        "matrix": matrix.astype(np.float32),
+        "pull": pull.astype(np.float32),
+        "shift": shift.astype(np.float32),
+        "blurred": blurred,
+        "sigma": np.float32(draw.blur_sigma if blurred else 1.0),
+        "window": np.int32(len(kernel)),
+        "kernel": kernel.astype(np.float32),
+    }
