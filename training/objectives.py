@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fastseq
 from training.config import loss_terms
+from training.distributed import gather_rows, world_size
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,60 @@ class Objective:
         ]
         self.needs_projection = any(name in ("scl", "nearest") for name, *_ in self.terms)
 
-    def __call__(self, clips: Clips) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total, and the value of each loss before its weight."""
-        values = {name: loss(clips, **options) for name, _, loss, options in self.terms}
+    def __call__(
+        self, clips: Clips, shares: Sequence[float] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, and the value of each loss before its weight.
+
+        ``shares``: what each loss counts for, where these clips are part of a larger batch.
+        """
+        shares = [1.0] * len(self.terms) if shares is None else shares
+        values = {
+            name: share * loss(clips, **options)
+            for share, (name, _, loss, options) in zip(shares, self.terms, strict=True)
+        }
         return sum(weight * values[name] for name, weight, *_ in self.terms), values
+
+    def counts(self, valid: Tensor, actions: Sequence[str] | None = None) -> list[float]:
+        """What the mean of each loss runs over in clips with such a mask (N, 2, T)."""
+        return [float(_COUNTS[name](valid, actions, options)) for name, *_, options in self.terms]
+
+    def shares(self, mine: Tensor, everyone: Tensor) -> Tensor:
+        """What each loss of this rank counts for in the mean over a batch, part by part.
+
+        Args:
+            mine: `counts` of this rank's clips, float64 (parts, losses).
+            everyone: their sum over ranks.
+
+        Shares of all ranks and parts add up to 1, except for a loss that is a sum, not a mean.
+        """
+        shares = mine / everyone.sum(0).clamp(min=1)
+        for i, (name, *_, options) in enumerate(self.terms):
+            if _is_gathered(name, options):  # each rank has the value of all
+                shares[:, i] = everyone[:, i] / everyone[:, i].sum().clamp(min=1) / world_size()
+            if options.get("reduction") == "sum":
+                shares[:, i] = 1 / world_size() if _is_gathered(name, options) else 1
+        return shares
+
+
+def _is_gathered(name: str, options: dict[str, Any]) -> bool:
+    """Whether a loss compares clips of different ranks."""
+    return name == "scl" and options.get("negatives") == "batch" and world_size() > 1
 
 
 def _scl(clips: Clips, **options: Any) -> Tensor:
+    """With negatives="batch" over the clips of all ranks, the same value on each of them."""
+    z, steps, valid = clips.z, clips.steps, clips.valid
+    if _is_gathered("scl", options):
+        valid = torch.ones_like(steps, dtype=torch.bool) if valid is None else valid
+        z, steps, valid = gather_rows(z), gather_rows(steps), gather_rows(valid)
     return fastseq.scl_loss(
-        clips.z[:, 0],
-        clips.z[:, 1],
-        clips.steps[:, 0],
-        clips.steps[:, 1],
-        valid1=None if clips.valid is None else clips.valid[:, 0],
-        valid2=None if clips.valid is None else clips.valid[:, 1],
+        z[:, 0],
+        z[:, 1],
+        steps[:, 0],
+        steps[:, 1],
+        valid1=None if valid is None else valid[:, 0],
+        valid2=None if valid is None else valid[:, 1],
         **options,
     )
 
@@ -169,7 +210,7 @@ def _tcc_all_pairs(clips: Clips, h: Tensor, **options: Any) -> Tensor:
         count = 2 * len(items)
         frames = count * t if lengths is None else lengths.sum()
         cycles = cycles + (count - 1) * frames
-    return total / cycles
+    return total / torch.as_tensor(cycles).clamp(min=1)
 
 
 def _tcn(clips: Clips, *, normalize: bool, reg_lambda: float) -> Tensor:
@@ -215,4 +256,39 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
     "contrastive_idm": _contrastive_idm,
     "tcc": _tcc,
     "tcn": _tcn,
+}
+
+
+def _frames(valid: Tensor, *_: Any) -> Tensor:
+    return valid.sum()
+
+
+def _scl_count(valid: Tensor, _: Any, options: dict[str, Any]) -> Tensor:
+    return valid.any(2).any(1).sum() if options.get("reduction") == "paper" else valid.sum()
+
+
+def _pairs(valid: Tensor, *_: Any) -> Tensor:
+    return valid.any(2).all(1).sum()
+
+
+def _tcc_count(valid: Tensor, actions: Sequence[str] | None, options: dict[str, Any]) -> float:
+    lengths = valid.sum(2)
+    if options["pairs"] == "given":
+        return float((lengths.sum(1) * lengths.all(1)).sum())
+    actions = [""] * len(valid) if actions is None else list(actions)
+    cycles = 0.0
+    for action in dict.fromkeys(actions):
+        items = [i for i in range(len(valid)) if actions[i] == action]
+        cycles += (2 * len(items) - 1) * float(lengths[items].sum())
+    return cycles
+
+
+_COUNTS: dict[str, Callable[..., Tensor | float]] = {
+    "scl": _scl_count,
+    "nearest": _frames,
+    "soft_dtw": _pairs,
+    "lav": _pairs,
+    "contrastive_idm": lambda valid, *_: len(valid) * valid.shape[2],
+    "tcc": _tcc_count,
+    "tcn": lambda valid, *_: valid[:, :, 1::2].sum(),
 }

@@ -1,0 +1,134 @@
+"""Batch norm over the rows of all ranks, on a CPU too (torch.nn.SyncBatchNorm is for GPUs)."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def sync_batch_norms(module: nn.Module, device: torch.device) -> None:
+    """Replace, in place, the batch norms that are in training mode; frozen ones stay.
+
+    Parameters, buffers and their names stay the same. Every rank has to call each of them equally
+    often; one without rows calls it with none.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm) and child.training:
+            if device.type == "cuda":
+                synced = nn.SyncBatchNorm.convert_sync_batchnorm(child)
+                synced.__class__ = _SyncBatchNormGPU
+            else:
+                synced = SyncBatchNorm.taking_over(child)
+            setattr(module, name, synced)
+        else:
+            sync_batch_norms(child, device)
+
+
+class _SyncBatchNormGPU(nn.SyncBatchNorm):
+    """Without rows torch's sends its statistics in the input's type, others send fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.numel() else x.float()).to(x.dtype)
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Training: mean and variance over the rows of all ranks. Evaluation: as any batch norm.
+
+    x (n, C, ...) of any floating type, computed in fp32 at least; n may differ between ranks, and
+    be 0. Running statistics are the same on every rank.
+    """
+
+    @classmethod
+    def taking_over(cls, other: _BatchNorm) -> "SyncBatchNorm":
+        """The same parameters and buffers, not copies of them."""
+        made = cls(
+            other.num_features, other.eps, other.momentum, other.affine, other.track_running_stats
+        )
+        made._parameters, made._buffers = other._parameters, other._buffers
+        return made.train(other.training)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"SyncBatchNorm: expected (n, C, ...), got {tuple(x.shape)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        self._check_input_dim(x)
+        out, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        if self.track_running_stats and count > 0:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                share = self.momentum
+                if share is None:  # a plain average
+                    share = 1 / float(self.num_batches_tracked)
+                unbiased = var * count / (count - 1).clamp(min=1)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+        return out
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / sqrt(var + eps) * weight + bias; also mean, var (biased) and count of all."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
+        rows = _rows(x)
+        mean, squares, count = _statistics(rows)
+        var = squares / count.clamp(min=1)
+        scale = (var + eps).rsqrt()
+        normal = (rows - mean) * scale
+        ctx.save_for_backward(normal, weight, scale, count)
+        ctx.has_bias = bias is not None
+        out = normal if weight is None else normal * weight
+        out = out if bias is None else out + bias
+        ctx.mark_non_differentiable(mean, var, count)
+        return _unrows(out, x), mean, var, count
+
+    @staticmethod
+    def backward(ctx, grad_out: Tensor, *_):
+        normal, weight, scale, count = ctx.saved_tensors
+        grad = _rows(grad_out)
+        grad_bias, grad_weight = grad.sum(0), (grad * normal).sum(0)  # of this rank, as DDP expects
+        sums = torch.stack([grad_bias, grad_weight])
+        dist.all_reduce(sums)
+        mean, slope = sums / count.clamp(min=1)
+        grad_x = (grad - mean - normal * slope) * scale
+        if weight is not None:
+            grad_x = grad_x * weight
+        return (
+            _unrows(grad_x, grad_out),
+            None if weight is None else grad_weight.to(weight.dtype),
+            grad_bias if ctx.has_bias else None,
+            None,
+        )
+
+
+def _statistics(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, sum of squared deviations from it, and number of all ranks' rows (M, C).
+
+    Merged from the ranks' own, after Chan, Golub and LeVeque: E[x^2] - E[x]^2 would cancel where
+    the mean is large. In the order of the ranks, so that all get the same bits.
+    """
+    channels = rows.shape[1]
+    mean = rows.mean(0) if len(rows) else rows.new_zeros(channels)
+    squares = (rows - mean).square().sum(0)
+    mine = torch.cat([mean, squares, mean.new_tensor([float(len(rows))])])
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    means, all_squares, counts = torch.stack(parts).split([channels, channels, 1], 1)
+    count = counts.sum()
+    mean = (counts * means).sum(0) / count.clamp(min=1)
+    squares = (all_squares + counts * (means - mean).square()).sum(0)
+    return mean, squares, count
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(n, C, ...) to (M, C), in fp32 at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def _unrows(rows: Tensor, like: Tensor) -> Tensor:
+    shape = (like.shape[0], *like.shape[2:], like.shape[1])
+    return rows.view(shape).movedim(-1, 1).to(like.dtype)
