@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from training.schema import Config, LossConfig
+from training.schema import RENAMED, Config, LossConfig
 
 TRAINING_FOLDER = Path(__file__).parent
 
@@ -109,6 +109,8 @@ def _check_keys(values: DictConfig, schema: type, prefix: str, source: str) -> N
 
 def _suggestion(key: str) -> str:
     """The nearest known key, by the whole name and by its last part alone ("lr")."""
+    if key in RENAMED:
+        return f"It is called {RENAMED[key]!r} now; give the same value there."
 
     def likeness(known: str) -> float:
         last, known_last = key.rpartition(".")[2], known.rpartition(".")[2]

@@ -20,7 +20,7 @@ def initial_model(cfg: DictConfig) -> CarlModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.train.seed)
-        return build_model(cfg.model)
+        return build_model(cfg)
 
 
 def load_run(run_dir: str | Path, *, untrained: bool = False) -> tuple[CarlModel, DictConfig]:
@@ -45,6 +45,6 @@ def load_run(run_dir: str | Path, *, untrained: bool = False) -> tuple[CarlModel
     state = load_latest(run_dir / "checkpoints", keys=["model"])
     if state is None:
         raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
-    model = build_model(cfg.model, load_weights=False)
+    model = build_model(cfg, load_weights=False)
     load_weights(model, state, run_dir / "checkpoints")
     return model.eval(), cfg

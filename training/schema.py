@@ -74,7 +74,6 @@ class ModelConfig:
     num_frames: int = II("data.num_frames")
     num_context: int = II("data.num_context")
     context_stride: int = II("data.context_stride")
-    frames_per_chunk: int = _at_least(80, 0)  # frames per backbone call, 0 = all at once
     conv3d_layers: int = _at_least(2, 1)
     conv3d_size: int = _at_least(512, 1)
     fc_layers: int = _at_least(2, 0)
@@ -225,10 +224,19 @@ class TrainConfig:
     seed: int = _at_least(0, 0)
     device: str = "auto"  # auto = cuda when there is one
     precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto = bf16 on CUDA that has it
+    # Frames per backbone call, 0 = all at once; the backbone's batch norms take their statistics
+    # there. Memory grows with it, not with the length of the clips.
+    chunk_frames: int = _at_least(80, 0)
+    checkpointing: bool = True  # keep what enters the backbone's trained part, compute it twice
+    compile: bool = False  # torch.compile of the backbone; the first steps take minutes
     log_every: int = _at_least(20, 1)  # steps
     checkpoint_every: int = _at_least(1000, 1)  # steps
     keep_checkpoints: int = _at_least(2, 1)
     max_nonfinite: int = _at_least(20, 1)  # steps in a row without a finite loss before giving up
+
+
+# Former names, for runs and recipes that still have them.
+RENAMED = {"model.frames_per_chunk": "train.chunk_frames"}
 
 
 @dataclass

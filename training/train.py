@@ -33,6 +33,8 @@ MAY_CHANGE = {
     *(f"loss.{name}.backend" for name in ("scl", "soft_dtw", "lav", "tcc")),
     "train.run_dir",
     "train.device",
+    "train.checkpointing",
+    "train.compile",
     "train.max_minutes",
     "train.log_every",
     "train.checkpoint_every",

@@ -2,16 +2,17 @@
 
 import logging
 import math
-import signal
+import os
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,9 +25,22 @@ from training.checkpoint import (
     set_random_state,
 )
 from training.config import ConfigError
+from training.distributed import (
+    asked_for,
+    from_main,
+    gather,
+    is_main,
+    local_rank,
+    on_main,
+    rank,
+    world_size,
+)
+from training.environment import environment, warn_if_inexact
 from training.models import VideoEncoder
 from training.objectives import Clips, Objective
 from training.runlog import RunLog, collapse_measures
+from training.signals import ENDING, Signals
+from training.step import GradientStep, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +49,10 @@ class NonFiniteError(RuntimeError):
     """The loss stayed NaN or infinite."""
 
 
-def total_steps(cfg: DictConfig, epoch_steps: int) -> int:
+def total_steps(cfg: DictConfig, epoch_batches: int) -> int:
     if cfg.train.steps is not None:
         return cfg.train.steps
-    return cfg.train.epochs * epoch_steps
+    return max(1, cfg.train.epochs * epoch_batches // cfg.train.accumulate)
 
 
 def learning_rate(cfg: DictConfig, progress: float) -> float:
@@ -49,10 +63,12 @@ def learning_rate(cfg: DictConfig, progress: float) -> float:
 
 
 def choose_device(cfg: DictConfig) -> torch.device:
-    """``train.device``; ConfigError when it does not exist here."""
+    """``train.device``, of several processes each its own; ConfigError when it does not exist."""
     name = cfg.train.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and asked_for():
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -62,7 +78,19 @@ def choose_device(cfg: DictConfig) -> torch.device:
             f"train.device: {name!r} cannot be used here ({reason}); expected auto, cpu, cuda or "
             "cuda:N"
         ) from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
+
+
+def set_deterministic(cfg: DictConfig) -> None:
+    """``train.deterministic``: the same bits from run to run on a GPU; before anything is on it."""
+    if cfg.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(cfg.train.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging, and slow
+    torch.backends.cudnn.deterministic = cfg.train.deterministic
+    torch.backends.cudnn.benchmark = False
 
 
 def uses_bf16(cfg: DictConfig, device: torch.device) -> bool:
@@ -94,7 +122,8 @@ class Trainer:
     Nothing is written before `run`; ConfigError or ValueError for options that cannot work.
 
     Everything the next step depends on is in a checkpoint: on a CPU with the same number of
-    threads, a resumed run equals the uninterrupted one bit for bit (without ``max_minutes``).
+    threads and ranks, a resumed run equals the uninterrupted one bit for bit (without
+    ``max_minutes``). Of several ranks, rank 0 logs and writes.
     """
 
     def __init__(
@@ -104,101 +133,133 @@ class Trainer:
         self.device = choose_device(cfg)
         self.bf16 = uses_bf16(cfg, self.device)
         self.model = model.to(self.device).train()
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if cfg.train.compile:
+            self.model.compile_backbone()
         self.optimizer = torch.optim.Adam(
-            self.parameters,
+            [p for p in model.parameters() if p.requires_grad],
             lr=cfg.optim.lr,
             betas=tuple(cfg.optim.betas),
             weight_decay=cfg.optim.weight_decay,
         )
-        self.objective = Objective(cfg.loss)
-        self.epoch_steps = loader.batches_per_epoch
-        self.steps = total_steps(cfg, self.epoch_steps)
+        self.gradient_step = GradientStep(cfg, model, self.optimizer, self.device, self.bf16)
+        self.signals = Signals()
+        self.steps = total_steps(cfg, loader.batches_per_epoch)
         self.step = 0
         self.seconds = 0.0  # spent in earlier parts of the run and in this one
         self.skipped = 0  # steps without a finite loss, in all and in a row
         self.skipped_in_a_row = 0
-        self.losses: list[float] = []  # since the last log line
+        self.losses: list[float] = []  # since the last log line, as the next
+        self.nonfinite: list[dict[str, Any]] = []  # steps that were skipped, with their videos
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False when the run has none yet."""
         folder = self.run_dir / "checkpoints"
-        state = load_latest(folder, keys=self._state())
+        # Rank 0 reads: other machines may not see the folder, and all must take the same one.
+        state = on_main(lambda: load_latest(folder, keys=(*self._state(), "model", "ranks")))
         if state is None:
             return False
         load_weights(self.model, state, folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        self.losses = state["losses"]
-        self.loader.load_state_dict(state["loader"])
-        set_random_state(state["random"])
+        self.losses, self.nonfinite = state["losses"], state["nonfinite"]
+        ranks = state["ranks"]
+        if len(ranks) == world_size():
+            self.loader.load_state_dict(ranks[rank()]["loader"])
+            set_random_state(ranks[rank()]["random"])
+        else:
+            bad = {path: why for one in ranks for path, why in one["loader"]["bad"].items()}
+            self.loader.load_state_dict(ranks[0]["loader"] | {"bad": bad})
+        if is_main():
+            warn_if_inexact(state["environment"], environment(self.device, self.bf16))
         return True
 
     def _state(self) -> dict[str, Any]:
+        """What is the same on every rank, but for the model, which is large."""
         return {
             "step": self.step,
-            "model": self.model.state_dict(),
+            "epoch": self._epoch(),
+            "learning_rate": learning_rate(self.cfg, self._progress()),  # of the next step
             "optimizer": self.optimizer.state_dict(),
-            "random": random_state(),
             "seconds": self.seconds,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "losses": self.losses,
-            "loader": self.loader.state_dict(),
+            "nonfinite": self.nonfinite,
+            "config": OmegaConf.to_container(self.cfg, resolve=True),
+            "environment": environment(self.device, self.bf16),
         }
 
-    def save(self) -> Path:
+    def save(self) -> None:
+        """Rank 0 writes; CheckpointError on every rank when it cannot."""
+        ranks = gather({"random": random_state(), "loader": self.loader.state_dict()})
+        state = self._state() | {"model": self.model.state_dict(), "ranks": ranks}
         folder, keep = self.run_dir / "checkpoints", self.cfg.train.keep_checkpoints
-        return save_checkpoint(folder, self.step, self._state(), keep)
+        on_main(lambda: save_checkpoint(folder, self.step, state, keep))
 
     def run(self) -> int | None:
         """Train to the end, with a checkpoint there; the number of the signal that ended it."""
-        log = RunLog(self.run_dir, self.step)
+        self.gradient_step.distribute()
+        log = RunLog(self.run_dir, self.step) if is_main() else None
         saved_at = self.step if self.step else -1
+        received = None
         try:
-            with _Signals() as signals, self._progress_bar() as bar:
-                for _ in self._train_steps(log, bar):
-                    if self.step % self.cfg.train.checkpoint_every == 0:
+            with self.signals, self._progress_bar() as bar:
+                for result in self._train_steps(log, bar):
+                    ending = [n for n, asked in zip(ENDING, result.requests, strict=True) if asked]
+                    received = max(ending, default=None)
+                    ends = received or self._out_of_time() or self.step == self.steps
+                    if ends or self.step % self.cfg.train.checkpoint_every == 0:
+                        if log is not None:
+                            log.sync()
                         self.save()
                         saved_at = self.step
-                    if signals.received or self._out_of_time():
+                    if ends:
                         break
-                if saved_at != self.step:
+                if saved_at != self.step:  # a run that was over when it was resumed
                     self.save()
-                return signals.received
+                return received
         finally:
             self.loader.engine.close()
-            log.close()
+            if log is not None:
+                log.close()
 
-    def _train_steps(self, log: RunLog, bar: tqdm) -> Iterator[None]:
+    def _train_steps(self, log: RunLog | None, bar: tqdm) -> Iterator[StepResult]:
         frames = waited = 0.0
         clock, logged_at = time.perf_counter(), self.seconds
-        for batch in self.loader.stream(self.steps):
+        parts = self.cfg.train.accumulate
+        stream = self.loader.stream(self.steps * parts)
+        while batches := list(islice(stream, parts)):
             arrived = time.perf_counter()
             waited += arrived - clock
             rate = learning_rate(self.cfg, self._progress())
-            loss, norm, h, parts = self._train_step(batch, rate)
+            result = self._train_step(batches, rate)
             self.step += 1
-            self._count(loss, norm, batch)
-            frames += batch["valid"].numel()
+            self._count(result, batches)
+            frames += world_size() * sum(batch["valid"].numel() for batch in batches)
             now = time.perf_counter()
             self.seconds += now - clock
             clock = now
-            if self.step % self.cfg.train.log_every == 0 or self.step == self.steps:
+            if self.cfg.train.max_minutes is not None:
+                self.seconds = from_main(self.seconds)  # it ends the run, and sets the rate
+            hopeless = self.skipped_in_a_row >= self.cfg.train.max_nonfinite
+            if self.step % self.cfg.train.log_every == 0 or self.step == self.steps or hopeless:
                 elapsed = self.seconds - logged_at
+                bad = {path for paths in gather(list(self.loader.bad)) for path in paths}
                 values = {
-                    "epoch": self.step // self.epoch_steps,
+                    "epoch": self._epoch(),
                     "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
                     "lr": rate,
-                    "grad_norm": norm,
+                    "grad_norm": result.norm,
                     "frames_per_s": frames / elapsed,
                     "data_wait": waited / elapsed,
                     "skipped": self.skipped,
-                    "bad_videos": len(self.loader.bad),
+                    "bad_videos": len(bad),
                     "seconds": self.seconds,
                 }
-                log.write(self.step, values | parts | collapse_measures(h))
+                if log is not None:
+                    measures = collapse_measures(result.embeddings)
+                    log.write(self.step, values | result.losses | measures, self.nonfinite)
                 bar.set_postfix(
                     loss=f"{values['loss']:.3f}",
                     frames_per_s=round(values["frames_per_s"]),
@@ -206,69 +267,41 @@ class Trainer:
                     refresh=False,
                 )
                 self.losses.clear()
+                self.nonfinite.clear()
                 frames = waited = 0.0
                 logged_at = self.seconds
+            if hopeless:
+                raise NonFiniteError(
+                    f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in "
+                    f"a row, up to step {self.step}; checkpoints hold the weights from before. Try "
+                    "a smaller optim.lr, train.precision=fp32 or a larger temperature of the loss"
+                )
             bar.update()
-            yield
+            yield result
             clock = time.perf_counter()  # what the caller did is neither waiting nor training
 
-    def _train_step(
-        self, batch: dict[str, Any], rate: float
-    ) -> tuple[float, float, Tensor, dict[str, float]]:
-        """One optimizer step; the loss, the gradient norm before clipping, real rows of h, and the
-        losses of which there are several."""
-        n, clips, t = batch["valid"].shape
-        # Most batches have no padding; known on the host, the mask can be left out.
-        padded = not bool(batch["valid"].all())
-        frames, steps, valid, num_frames = (
-            batch[key].to(self.device, non_blocking=True)
-            for key in ("frames", "steps", "valid", "num_frames")
-        )
-        valid = valid if padded else None
-        rows = None if valid is None else valid.flatten(0, 1)
-        z = None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            h = self.model.encode(frames.flatten(0, 1), rows)
-            if self.objective.needs_projection:
-                z = self.model.project(h, rows).view(n, clips, t, -1)
-        loss, parts = self.objective(
-            Clips(h.view(n, clips, t, -1), z, steps, valid, num_frames),
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        clip = self.cfg.optim.grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip)
-        loss_value, norm_value, *values = torch.stack(
-            [loss.detach(), norm, *(part.detach() for part in parts.values())]
-        ).tolist()
-        if math.isfinite(loss_value) and math.isfinite(norm_value):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-        several = len(parts) > 1
-        named = {f"loss_{name}": value for name, value in zip(parts, values, strict=True)}
-        real = h.flatten(0, 1) if rows is None else h[rows]
-        return loss_value, norm_value, real, named if several else {}
+    def _train_step(self, batches: list[dict[str, Any]], rate: float) -> StepResult:
+        return self.gradient_step(batches, rate, self.signals.requests)
 
-    def _count(self, loss: float, norm: float, batch: dict[str, Any]) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.losses.append(loss)
+    def _count(self, result: StepResult, batches: list[dict[str, Any]]) -> None:
+        if result.finite:
+            self.losses.append(result.loss)
             self.skipped_in_a_row = 0
             return
         self.skipped += 1
         self.skipped_in_a_row += 1
-        if self.skipped_in_a_row == 1:
+        mine = [name for batch in batches for name in batch["ids"]]
+        videos = [name for names in gather(mine) for name in names]
+        self.nonfinite.append({"step": self.step, "videos": videos})
+        if self.skipped_in_a_row == 1 and is_main():
             tqdm.write(
-                f"step {self.step}: loss {loss}, gradient norm {norm}; step skipped "
-                f"(videos {', '.join(batch['ids'])})",
+                f"step {self.step}: loss {result.loss}, gradient norm {result.norm}; step skipped "
+                f"(videos {', '.join(videos)})",
                 file=sys.stderr,
             )
-        if self.skipped_in_a_row >= self.cfg.train.max_nonfinite:
-            raise NonFiniteError(
-                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a "
-                f"row, up to step {self.step}; checkpoints hold the weights from before. Try a "
-                "smaller optim.lr, train.precision=fp32 or a larger temperature of the loss"
-            )
+
+    def _epoch(self) -> int:
+        return self.step * self.cfg.train.accumulate // self.loader.batches_per_epoch
 
     def _progress(self) -> float:
         """Share of the run that is over, by steps or, if it comes first, by time."""
@@ -288,26 +321,5 @@ class Trainer:
             unit="step",
             desc="training",
             mininterval=0.5 if sys.stderr.isatty() else 30,  # keeps log files short
+            disable=not is_main(),
         )
-
-
-class _Signals:
-    """Turns the first SIGINT or SIGTERM into a request to stop; the second acts as usual."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        self.received = number
-        tqdm.write("stopping after this step, with a checkpoint", file=sys.stderr)
-        self.__exit__()

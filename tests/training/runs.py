@@ -15,7 +15,6 @@ augmentation: {size: 16}
 model:
   backbone: small_cnn
   train_from: all
-  frames_per_chunk: 20
   fc_size: 16
   hidden_size: 16
   heads: 2
@@ -25,7 +24,7 @@ model:
   projection_hidden: 16
   projection_size: 16
 optim: {lr: 1.0e-3}
-train: {steps: 12, log_every: 4, checkpoint_every: 5, device: cpu}
+train: {chunk_frames: 20, steps: 12, log_every: 4, checkpoint_every: 5, device: cpu}
 """
 
 

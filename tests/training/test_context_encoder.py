@@ -33,8 +33,7 @@ def video(frames=11, seed=1):
 
 
 def test_layers_are_those_of_the_papers():
-    cfg = load_config("recipes/lav.yaml").model
-    model = build_model(cfg)
+    model = build_model(load_config("recipes/lav.yaml"))
     shapes = [tuple(m.weight.shape) for m in model.convolutions if isinstance(m, nn.Conv3d)]
     assert shapes == [(512, 1024, 3, 3, 3), (512, 512, 3, 3, 3)]
     assert [m.out_features for m in model.embedding if isinstance(m, nn.Linear)] == [512, 512, 128]
@@ -69,7 +68,7 @@ def test_an_embedding_from_its_definition():
 
 @pytest.mark.parametrize("chunk", [0, 1, 4, 100])
 def test_a_whole_video_is_its_frames_with_their_context(chunk):
-    model = settled(small(frames_per_chunk=chunk))
+    model = settled(small(chunk_frames=chunk))
     frames = video()
     index = torch.arange(11)
     clips = torch.stack([frames[:, (index - 3).clamp(min=0)], frames[:, index]], 2)

@@ -104,7 +104,7 @@ def test_resnet18_has_torchvisions_size():
 
 def test_carl_recipe_has_the_released_number_of_parameters():
     cfg = load_config("recipes/carl.yaml")
-    model = build_model(cfg.model, load_weights=False)
+    model = build_model(cfg, load_weights=False)
     sizes = {
         name: sum(p.numel() for p in part.parameters())
         for name, part in model.backbone.named_children()
@@ -220,10 +220,10 @@ def test_weight_files_with_python_objects_are_refused(tmp_path):
 
 def test_a_frozen_backbone_without_weights_warns(caplog):
     options = ["model.backbone=resnet18", "model.layers=1"]
-    build_model(load_config("recipes/carl.yaml", options).model)
+    build_model(load_config("recipes/carl.yaml", options))
     assert "stays random" in caplog.text
     caplog.clear()
-    build_model(load_config("recipes/carl.yaml", [*options, "model.train_from=all"]).model)
+    build_model(load_config("recipes/carl.yaml", [*options, "model.train_from=all"]))
     assert not caplog.text
 
 
@@ -323,7 +323,7 @@ def test_pixels_are_normalised_as_imagenet():
     model = small_model().eval()
     frames = clip(1, 2)
     seen = []
-    model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model.backbone.layers.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     from_bytes = model.encode(frames)
     from_floats = model.encode(frames.float() / 255)
     value = frames[0, 1, 2, 3, 4].item() / 255  # blue
@@ -332,10 +332,10 @@ def test_pixels_are_normalised_as_imagenet():
 
 
 def test_backbone_in_chunks_gives_frames_in_order():
-    whole, chunked = small_model(frames_per_chunk=0).eval(), small_model(frames_per_chunk=4).eval()
+    whole, chunked = small_model(chunk_frames=0).eval(), small_model(chunk_frames=4).eval()
     frames = clip(2, 7)
     calls = []
-    chunked.backbone.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    chunked.backbone.layers.register_forward_pre_hook(lambda m, args: calls.append(len(args[0])))
     torch.testing.assert_close(chunked.encode(frames), whole.encode(frames))
     assert len(calls) == 4
     assert max(calls) == 4

@@ -1,5 +1,6 @@
 """Encoders from frames of a video to embeddings, and their backbones."""
 
+from training.models.backbone import Backbone
 from training.models.build import build_backbone, build_model
 from training.models.carl import CarlModel
 from training.models.conv3d import ContextEncoder
@@ -9,6 +10,7 @@ from training.models.small_cnn import SmallCNN
 from training.models.weights import WeightReport, load_backbone_weights
 
 __all__ = [
+    "Backbone",
     "CarlModel",
     "ContextEncoder",
     "ResNet",

@@ -4,8 +4,8 @@ import logging
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
+from training.models.backbone import Backbone
 from training.models.carl import CarlModel
 from training.models.conv3d import ContextEncoder
 from training.models.encoder import VideoEncoder
@@ -14,12 +14,12 @@ from training.models.small_cnn import SmallCNN
 from training.models.weights import load_backbone_weights
 
 if TYPE_CHECKING:
-    from training.schema import ModelConfig
+    from training.schema import Config, ModelConfig
 
 logger = logging.getLogger(__name__)
 
 
-def build_backbone(cfg: "ModelConfig") -> nn.Module:
+def build_backbone(cfg: "ModelConfig") -> Backbone:
     if cfg.backbone == "small_cnn":
         return SmallCNN(cfg.image_size, cfg.train_from)
     depths = {"resnet18": 18, "resnet50": 50}
@@ -29,12 +29,13 @@ def build_backbone(cfg: "ModelConfig") -> nn.Module:
     return ResNet(depths[cfg.backbone], cfg.train_from, cfg.backbone_to)
 
 
-def build_model(cfg: "ModelConfig", *, load_weights: bool = True) -> VideoEncoder:
-    """The encoder that a recipe's ``model`` section describes, from torch's current random state.
+def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder:
+    """The encoder that a recipe describes, from torch's current random state.
 
     ``load_weights=False`` skips the pre-trained backbone file, for when a checkpoint of the whole
     model follows.
     """
+    cfg = config.model
     backbone = build_backbone(cfg)
     if load_weights and cfg.weights:
         logger.info("backbone weights: %s", load_backbone_weights(backbone, cfg.weights))
@@ -46,7 +47,8 @@ def build_model(cfg: "ModelConfig", *, load_weights: bool = True) -> VideoEncode
             cfg.backbone,
         )
     shared = {
-        "frames_per_chunk": cfg.frames_per_chunk,
+        "chunk_frames": config.train.chunk_frames,
+        "checkpointing": config.train.checkpointing,
         "fc_layers": cfg.fc_layers,
         "fc_size": cfg.fc_size,
         "fc_dropout": cfg.fc_dropout,

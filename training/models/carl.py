@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from training.models.backbone import Backbone
 from training.models.encoder import VideoEncoder, projection_head, unpack
 from training.models.positions import KINDS, frame_positions, sine_cosine
 from training.models.transformer import TransformerLayer
@@ -22,17 +23,17 @@ class CarlModel(VideoEncoder):
     Args:
         backbone: images (n, 3, H, W) to features (n, ``backbone.out_features``).
         num_frames: frames of a training clip; positions of other lengths are stretched to it.
-        frames_per_chunk: frames per backbone call, 0 = all at once. Trained batch norm in the
-            backbone takes its statistics per chunk; a chunk is a strided sample of the whole batch.
+        chunk_frames, checkpointing: how the backbone is called, see `VideoEncoder`.
         positions: "vaswani", "released" or "none", see `positions.sine_cosine`.
     """
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         *,
         num_frames: int = 240,
-        frames_per_chunk: int = 80,
+        chunk_frames: int = 80,
+        checkpointing: bool = True,
         fc_layers: int = 2,
         fc_size: int = 512,
         fc_dropout: float = 0.1,
@@ -46,7 +47,7 @@ class CarlModel(VideoEncoder):
         projection_hidden: int = 128,
         projection_size: int = 128,
     ) -> None:
-        super().__init__(backbone, frames_per_chunk)
+        super().__init__(backbone, chunk_frames, checkpointing)
         if positions not in KINDS:
             raise ValueError(f"CarlModel: positions must be one of {KINDS}, got {positions!r}")
         self.num_frames = num_frames
@@ -81,9 +82,8 @@ class CarlModel(VideoEncoder):
         """
         _check(frames, valid)
         n, t = frames.shape[:2]
-        features = self._per_frame(
-            frames.flatten(0, 1) if valid is None else frames[valid], self.backbone
-        )
+        real = None if valid is None else valid.flatten().nonzero().squeeze(1)
+        features = self._per_frame(frames.flatten(0, 1), real, pooled=True)
         x = self.fc_block(features)
         x = x.view(n, t, -1) if valid is None else unpack(x, valid)
         if self.use_positions and self.positions != "none":

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastseq.video import context_frames
+from training.models.backbone import Backbone
 from training.models.encoder import VideoEncoder, projection_head, unpack
 
 
@@ -18,17 +19,18 @@ class ContextEncoder(VideoEncoder):
         backbone: images (n, 3, H, W) to maps (n, ``backbone.out_channels``, h, w) by ``maps``.
         num_context: frames per embedding, the last one is the frame itself.
         context_stride: how many frames apart.
-        frames_per_chunk: frames per backbone call, 0 = all at once; of whole videos, also frames
-            embedded at a time.
+        chunk_frames, checkpointing: how the backbone is called, see `VideoEncoder`; of whole
+            videos, ``chunk_frames`` are also embedded at a time.
     """
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         *,
         num_context: int = 2,
         context_stride: int = 15,
-        frames_per_chunk: int = 80,
+        chunk_frames: int = 80,
+        checkpointing: bool = True,
         conv_layers: int = 2,
         conv_size: int = 512,
         fc_layers: int = 2,
@@ -38,7 +40,7 @@ class ContextEncoder(VideoEncoder):
         projection_hidden: int = 128,
         projection_size: int = 128,
     ) -> None:
-        super().__init__(backbone, frames_per_chunk)
+        super().__init__(backbone, chunk_frames, checkpointing)
         self.num_context, self.context_stride = num_context, context_stride
         convolutions: list[nn.Module] = []
         channels = backbone.out_channels
@@ -81,23 +83,26 @@ class ContextEncoder(VideoEncoder):
         if frames.dim() == 5:
             h = self._whole_videos(frames)
             return h if valid is None else h.masked_fill(~valid[..., None], 0)
-        rows = frames.flatten(0, 1) if valid is None else frames[valid]
-        maps = self._per_frame(rows.flatten(0, 1), self.backbone.maps)
-        h = self._embed(maps.unflatten(0, (len(rows), context)))
+        index = None
+        if valid is not None:
+            real = valid.flatten().nonzero()
+            index = (real * context + torch.arange(context, device=real.device)).flatten()
+        maps = self._per_frame(frames.flatten(0, 2), index, pooled=False)
+        h = self._embed(maps.unflatten(0, (-1, context)))
         return h.view(*frames.shape[:2], -1) if valid is None else unpack(h, valid)
 
     def _whole_videos(self, frames: Tensor) -> Tensor:
         """A chunk of frames at a time; each frame goes through the backbone once per chunk."""
         n, t = frames.shape[:2]
         index = context_frames(torch.arange(t).numpy(), self.num_context, self.context_stride)
-        size = t if self.training or not self.frames_per_chunk else self.frames_per_chunk
+        size = t if self.training or not self.chunk_frames else self.chunk_frames
         out = []
         for start in range(0, t, max(size, 1)):
             needed, place = torch.from_numpy(index[start : start + size]).unique(
                 return_inverse=True
             )
             used = frames[:, needed.to(frames.device)]
-            maps = self._per_frame(used.flatten(0, 1), self.backbone.maps)
+            maps = self._per_frame(used.flatten(0, 1), None, pooled=False)
             maps = maps.unflatten(0, used.shape[:2])[:, place.to(frames.device)]
             out.append(self._embed(maps.flatten(0, 1)).unflatten(0, (n, -1)))
         return torch.cat(out, 1)

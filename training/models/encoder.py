@@ -1,9 +1,15 @@
 """What every encoder shares: pixels, backbone calls, and the projection head."""
 
-from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.checkpoint import checkpoint
+
+from training.models.backbone import Backbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -15,6 +21,14 @@ class VideoEncoder(nn.Module):
     Subclasses define ``encode``; this class normalises pixels by ImageNet's mean and standard
     deviation, calls the backbone in chunks, and owns the projection head g.
 
+    Args:
+        chunk_frames: frames per backbone call, 0 = all at once. Trained batch norm in the backbone
+            takes its statistics per chunk; a chunk is a strided sample of the whole batch.
+        checkpointing: keep between forward and backward only what enters the backbone's trained
+            part, and compute that part again, chunk by chunk, in backward. The gradients are the
+            same; so are the running statistics, which move in the forward pass alone. Without
+            effect on a single chunk, where backward needs everything at once anyway.
+
     Attributes:
         positions: kind of positional encoding, "none" where there is none.
         use_positions: set to False to leave the positions out, at evaluation time.
@@ -23,14 +37,10 @@ class VideoEncoder(nn.Module):
     positions = "none"
     use_positions = False
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        frames_per_chunk: int,
-    ) -> None:
+    def __init__(self, backbone: Backbone, chunk_frames: int, checkpointing: bool) -> None:
         super().__init__()
         self.backbone = backbone
-        self.frames_per_chunk = frames_per_chunk
+        self.chunk_frames, self.checkpointing = chunk_frames, checkpointing
         scale = 1 / torch.tensor(IMAGENET_STD)
         self.register_buffer("pixel_scale", scale.view(3, 1, 1), persistent=False)
         shift = -torch.tensor(IMAGENET_MEAN) * scale
@@ -46,25 +56,96 @@ class VideoEncoder(nn.Module):
             return self.projection(h.flatten(0, 1)).view(*h.shape[:2], -1)
         return unpack(self.projection(h[valid]), valid)
 
-    def _per_frame(self, frames: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
-        """Images (M, 3, H, W) through a function of the backbone, ``frames_per_chunk`` at a time.
+    def compile_backbone(self) -> None:
+        """Both parts of the backbone through torch.compile, each one graph."""
+        self.backbone.frozen_part = torch.compile(self.backbone.frozen_part)
+        self.backbone.trained_part = torch.compile(self.backbone.trained_part)
 
-        A chunk is a strided sample of all of them: trained batch norm takes its statistics there.
+    def chunk_count(self, rows: int) -> int:
+        """Backbone calls that ``rows`` frames take.
+
+        Processes that share batch-norm statistics must agree on it, or they wait for each other.
         """
-        chunks = 1
-        if self.frames_per_chunk:
-            chunks = max(1, -(-len(frames) // self.frames_per_chunk))
+        return max(1, -(-rows // self.chunk_frames)) if self.chunk_frames else 1
+
+    def _per_frame(self, frames: Tensor, index: Tensor | None, *, pooled: bool) -> Tensor:
+        """Images through the backbone, ``chunk_frames`` at a time: vectors, or maps if not pooled.
+
+        Args:
+            frames: (M, 3, H, W), uint8 up to here: floating point exists for one chunk at a time.
+            index: which of them, in which order; None: all.
+        """
+        rows = len(frames) if index is None else len(index)
+        chunks = self.chunk_count(rows)
+        parts: list[Any] = [slice(c, None, chunks) for c in range(chunks)]
+        if index is not None:
+            parts = [index[part] for part in parts]
+        again = self.checkpointing and chunks > 1
+        features = [self._chunk(frames, part, pooled, again) for part in parts]
         if chunks == 1:
-            return call(self._normalise(frames))
-        features = [call(self._normalise(frames[c::chunks])) for c in range(chunks)]
-        index = torch.arange(len(frames), device=frames.device)
-        order = torch.cat([index[c::chunks] for c in range(chunks)])
+            return features[0]
+        place = torch.arange(rows, device=frames.device)
+        order = torch.cat([place[c::chunks] for c in range(chunks)])
         return torch.cat(features)[order.argsort()]
+
+    def _chunk(self, frames: Tensor, part: slice | Tensor, pooled: bool, again: bool) -> Tensor:
+        """``frames[part]`` through the backbone, with ``again`` computed once more in backward."""
+        backbone = self.backbone
+
+        def trained(x: Tensor) -> Tensor:
+            maps = backbone.trained_part(x)
+            return backbone.pool(maps) if pooled else maps
+
+        if backbone.starts_frozen:
+            with torch.no_grad():
+                entering: Any = backbone.frozen_part(self._normalise(frames[part]))
+            call = trained
+        else:  # then the uint8 frames are all that needs to be kept
+            entering = part
+
+            def call(part: slice | Tensor) -> Tensor:
+                return trained(self._normalise(frames[part]))
+
+        if not (again and torch.is_grad_enabled() and _is_trained(backbone)):
+            return call(entering)
+        return checkpoint(
+            call,
+            entering,
+            use_reentrant=False,
+            # Saving it for nothing would read the generator, which no CUDA graph may.
+            preserve_rng_state=any(isinstance(m, _DropoutNd) for m in backbone.modules()),
+            context_fn=lambda: (nullcontext(), _StatisticsAtRest(backbone)),
+        )
 
     def _normalise(self, frames: Tensor) -> Tensor:
         scale = self.pixel_scale / 255 if frames.dtype == torch.uint8 else self.pixel_scale
         x = frames.to(self.pixel_scale.dtype, memory_format=torch.channels_last)
         return torch.addcmul(self.pixel_shift, x, scale)
+
+
+class _StatisticsAtRest:
+    """Context in which batch norms normalise as ever, but keep their running statistics.
+
+    Momentum 0 rather than ``track_running_stats = False``: a recomputation must save the same
+    tensors as the forward pass did, the running statistics among them.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+        self.before: list[tuple[float | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self.before = [(m.momentum, m.num_batches_tracked) for m in self.norms]
+        for norm in self.norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *error: object) -> None:
+        for norm, before in zip(self.norms, self.before, strict=True):
+            norm.momentum, norm.num_batches_tracked = before
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 def projection_head(embedding_size: int, hidden: int, size: int) -> nn.Sequential:

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.models.backbone import Backbone
+
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 DEPTHS = (18, 50)
 ENDS = ("layer4", "layer3", "conv4c")
@@ -50,7 +52,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Images (n, 3, H, W) to feature vectors (n, C): the last map, max-pooled over space.
 
     CARL trains the last stage and keeps the rest as pre-trained (section 3.3). Frozen stages have
@@ -119,16 +121,25 @@ class ResNet(nn.Module):
     def _stem(self, x: Tensor) -> Tensor:
         return F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
 
-    def maps(self, x: Tensor) -> Tensor:
-        """Images (n, 3, H, W) to the last stage's map (n, C, H / 32, W / 32), or / 16."""
-        x = self._stem(x)
-        for name in self.stages[1:]:
-            x = getattr(self, name)(x)
+    @property
+    def starts_frozen(self) -> bool:
+        return self._first_trained > 0
+
+    def frozen_part(self, x: Tensor) -> Tensor:
+        return self._run(x, self.stages[: self._first_trained])
+
+    def trained_part(self, x: Tensor) -> Tensor:
+        """What follows, up to the last stage's map (n, C, H / 32, W / 32), or / 16."""
+        return self._run(x, self.stages[self._first_trained :])
+
+    def _run(self, x: Tensor, stages: tuple[str, ...]) -> Tensor:
+        for name in stages:
+            x = self._stem(x) if name == "stem" else getattr(self, name)(x)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pool(self, maps: Tensor) -> Tensor:
         # CARL's released encoder takes the maximum over space, not torchvision's mean.
-        return F.adaptive_max_pool2d(self.maps(x), 1).flatten(1)
+        return F.adaptive_max_pool2d(maps, 1).flatten(1)
 
 
 def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:

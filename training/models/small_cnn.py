@@ -2,11 +2,13 @@
 
 from torch import Tensor, nn
 
+from training.models.backbone import Backbone
+
 WIDTHS = (16, 32, 64, 128)
 CHANNELS_OUT = 32
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(Backbone):
     """Images (n, 3, S, S) to feature vectors (n, 32 (S/16)^2), S a multiple of 16.
 
     Four stride-2 3x3 convolutions (16, 32, 64, 128 channels) with batch norm and ReLU, a 1x1
@@ -41,9 +43,16 @@ class SmallCNN(nn.Module):
     def train(self, mode: bool = True) -> "SmallCNN":
         return super().train(mode and not self.frozen)
 
-    def maps(self, x: Tensor) -> Tensor:
-        """Images (n, 3, S, S) to the map (n, 32, S / 16, S / 16)."""
-        return self.layers(x)
+    @property
+    def starts_frozen(self) -> bool:
+        return self.frozen
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.maps(x).flatten(1)
+    def frozen_part(self, x: Tensor) -> Tensor:
+        return self.layers(x) if self.frozen else x
+
+    def trained_part(self, x: Tensor) -> Tensor:
+        """Up to the map (n, 32, S / 16, S / 16)."""
+        return x if self.frozen else self.layers(x)
+
+    def pool(self, maps: Tensor) -> Tensor:
+        return maps.flatten(1)
