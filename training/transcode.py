@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastseq.video._av import require_av
@@ -43,12 +43,12 @@ class Report:
         frames, seconds: what was written now and how long it took.
     """
 
-    written: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    bad: list[dict[str, str]] = field(default_factory=list)
-    strays: list[str] = field(default_factory=list)
-    frames: int = 0
-    seconds: float = 0.0
+    written: list[str]
+    kept: list[str]
+    bad: list[dict[str, str]]
+    strays: list[str]
+    frames: int
+    seconds: float
 
 
 def transcode_folder(

@@ -52,10 +52,15 @@ def transcode(
             written. No target then; one from before stays.
         ValueError: an option out of range.
 
-    Example::
-
-        from fastseq.video.transcode import transcode
-        transcode("holiday.mov", "holiday.mp4", short_side=256)
+    Example:
+        >>> import tempfile
+        >>> from fastseq.video import write_video
+        >>> folder = tempfile.mkdtemp()
+        >>> grey = [np.full((360, 640, 3), 9 * k, np.uint8) for k in range(20)]
+        >>> write_video(f"{folder}/slow.mp4", grey, fps=25)
+        >>> copy = transcode(f"{folder}/slow.mp4", f"{folder}/fast.mp4")
+        >>> copy.frames, copy.width, copy.height
+        (20, 456, 256)
     """
     check_settings(short_side, keyframe_every, crf)
     source = os.fspath(source)
