@@ -7,11 +7,12 @@ plain data. Engines make pixels of them: DALI on the GPU, DALI on the CPU, or Py
 """
 
 from fastseq.video.augment import Augmentation, augment_clip, eval_draw, eval_transform
+from fastseq.video.decode import scaled_size
 from fastseq.video.engines.choose import ENGINES, choose_engine, open_engine
 from fastseq.video.engines.pyav import PyAVEngine
 from fastseq.video.items import ClipItems, Item, TwoViews, VideoPairs, decode_side
 from fastseq.video.loader import ClipLoader, TooManyBadVideos
-from fastseq.video.reader import VideoError, VideoInfo, probe, read_frames, scaled_size
+from fastseq.video.reader import VideoError, VideoInfo, probe, read_frames
 from fastseq.video.sampling import context_frames, sample_clip
 from fastseq.video.views import sample_views
 from fastseq.video.work import Clip, Engine, Reading

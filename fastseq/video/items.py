@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fastseq.video.augment import Augmentation, draw_clip
-from fastseq.video.reader import scaled_size
+from fastseq.video.decode import scaled_size
 from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip
 from fastseq.video.views import sample_views
 from fastseq.video.work import Clip, Reading

@@ -1,0 +1,267 @@
+"""Reading clips from files: clips per second of every engine and of what there was before.
+
+``python -m benchmarks.video``; ``pytest benchmarks/test_video.py`` does the same.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import results
+from fastseq.video import (
+    Augmentation,
+    Clip,
+    Reading,
+    decode_side,
+    eval_draw,
+    open_engine,
+    probe,
+    scaled_size,
+    write_video,
+)
+from fastseq.video.augment import draw_clip
+
+HEIGHT, WIDTH, FRAMES = 360, 640, 450
+SIZE = 224
+LENGTHS = (32, 240)  # frames a clip
+BATCH = 4  # clips
+COLUMNS = (
+    "device",
+    "frames",
+    "augmentation",
+    "provider",
+    "clips_per_s",
+    "frames_per_s",
+    "ratio",  # fastseq's best clips/s over this one's, same rounds
+    "rounds",
+    "augmentation_share",  # of the time: 1 - time without augmentation / time with it
+    "note",
+    "load",
+    "threads",
+    "torch",
+    "dali",
+    "python",
+    "commit",
+)
+
+
+def render(path: Path, *, seed: int = 0) -> None:
+    """A textured background that pans, three discs that move, a little noise."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.random((1, 3, 24, 64), dtype=np.float32))
+    wide = torch.nn.functional.interpolate(coarse, (HEIGHT, 2 * WIDTH), mode="bicubic")[0]
+    fine = rng.random((HEIGHT, 2 * WIDTH, 3), dtype=np.float32)
+    texture = wide.permute(1, 2, 0).numpy() * 0.8 + fine * 0.2
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+
+    def frames() -> Iterator[np.ndarray]:
+        for t in range(FRAMES):
+            shift = t * WIDTH // FRAMES
+            picture = texture[:, shift : shift + WIDTH] * 200 + rng.integers(0, 6)
+            for disc in range(3):
+                y = HEIGHT * (0.5 + 0.35 * np.sin(0.05 * t + disc))
+                x = WIDTH * (0.5 + 0.4 * np.cos(0.031 * t * (disc + 1)))
+                picture[(rows - y) ** 2 + (columns - x) ** 2 < (30 + 10 * disc) ** 2] = 60 * disc
+            yield picture.clip(0, 255).astype(np.uint8)
+
+    write_video(path, frames(), 30)
+
+
+def work(path: Path, length: int, augmented: bool, clips: int) -> list[Reading]:
+    """Random sorted frames, one clip a reading."""
+    rng = np.random.default_rng(length)
+    side = decode_side(SIZE)
+    height, width = scaled_size(HEIGHT, WIDTH, side)
+    out = []
+    for _ in range(clips):
+        frames = np.sort(rng.permutation(FRAMES)[:length])
+        draw = eval_draw(height, width)
+        if augmented:
+            draw = draw_clip(height, width, Augmentation(size=SIZE), rng)
+        out.append(Reading(str(path), HEIGHT, WIDTH, side, (Clip(frames, draw),)))
+    return out
+
+
+Run = Callable[[list[Reading]], Iterator[torch.Tensor]]
+
+
+def providers(path: Path, threads: int, augmented: bool) -> dict[str, Run | str]:
+    """Ours, then the others; a string says why one is missing."""
+    from benchmarks import video_peers as peers
+
+    info = probe(path)
+    spec = Augmentation(size=SIZE) if augmented else None
+
+    def engine(name: str) -> Run | str:
+        try:
+            made, _ = open_engine(
+                name,
+                [info],
+                SIZE,
+                device="cuda" if name == "dali-gpu" else "cpu",
+                workers=threads,
+            )
+        except (ImportError, RuntimeError, ValueError) as error:
+            return str(error)
+
+        def run(readings: list[Reading]) -> Iterator[torch.Tensor]:
+            stop = len(readings) // BATCH
+            yield from made.batches(lambda k: readings[k * BATCH : (k + 1) * BATCH], 0, stop)
+            made.close()
+
+        return run
+
+    def peer(dataset: Callable[..., Any]) -> Run:
+        return lambda readings: peers.in_workers(dataset(readings, SIZE, spec), threads)
+
+    return {
+        "fastseq dali-gpu": engine("dali-gpu"),
+        "fastseq dali-cpu": engine("dali-cpu"),
+        "fastseq pyav": engine("pyav"),
+        "PyAV alone": peer(peers.PlainPyAV),
+        "CARL_code": peer(peers.Released),
+    }
+
+
+def clips_per_second(run: Run, readings: list[Reading]) -> float:
+    """Of a pipeline that is under way: from its first batch to its last."""
+    started = count = 0.0
+    for batch in run(readings):
+        if batch.device.type == "cuda":
+            torch.cuda.synchronize()
+        if not started:
+            started = time.perf_counter()
+        else:
+            count += len(batch)
+    return count / (time.perf_counter() - started)
+
+
+def measure(
+    folder: Path,
+    length: int,
+    *,
+    rounds: int = 3,
+    seconds: float = 4.0,
+    threads: int | None = None,
+) -> list[dict[str, str]]:
+    """Rows for clips of `length` frames, with and without augmentation, all in turns."""
+    threads = threads or len(os.sched_getaffinity(0))
+    path = folder / "clip.mp4"
+    if not path.exists():
+        render(path)
+    calls, notes = {}, {}
+    for augmented in (False, True):
+        for name, run in providers(path, threads, augmented).items():
+            if isinstance(run, str):
+                notes[name, augmented] = run
+                continue
+            # The rate tells how many clips fill a sample; it is also the warm-up.
+            few = 3 * BATCH if name.startswith("fastseq") else 2 * threads
+            first = clips_per_second(run, work(path, length, augmented, few))
+            clips = max(few, BATCH * round(first * seconds / BATCH))
+            calls[name, augmented] = run, work(path, length, augmented, clips)
+    rates: dict[tuple[str, bool], list[float]] = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, (run, readings) in calls.items():
+            rates[key].append(clips_per_second(run, readings))
+    return _rows(length, rates, notes, threads)
+
+
+def _rows(length: int, rates: dict, notes: dict, threads: int) -> list[dict[str, str]]:
+    from fastseq.video.engines.choose import dali_version
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    common = {
+        **{k: v for k, v in results.environment(device).items() if k in COLUMNS},
+        "threads": str(threads),
+        "dali": dali_version() or "",
+        "frames": str(length),
+    }
+    rows = []
+    for name, augmented in [*rates, *notes]:
+        row = common | {"provider": name, "augmentation": "yes" if augmented else "no"}
+        if (name, augmented) in rates:
+            mine = rates[name, augmented]
+            ours = [v for (n, a), v in rates.items() if a == augmented and n.startswith("fastseq")]
+            best = max(ours, key=median)
+            row |= {
+                "clips_per_s": f"{median(mine):.3g}",
+                "frames_per_s": f"{median(mine) * length:.4g}",
+                "ratio": f"{median(a / b for a, b in zip(best, mine, strict=True)):.3g}",
+                "rounds": str(len(mine)),
+            }
+            if augmented:
+                share = 1 - median(mine) / median(rates[name, False])
+                row["augmentation_share"] = f"{max(share, 0):.2f}"
+        else:
+            row["note"] = notes[name, augmented]
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    lines = [
+        "| frames | augmented | reader | clips/s | frames/s | best fastseq is faster by | "
+        "augmentation's share |",
+        "|" + "---|" * 7,
+    ]
+    for row in rows:
+        if row.get("clips_per_s"):
+            lines.append(
+                f"| {row['frames']} | {row['augmentation']} | {row['provider']} | "
+                f"{row['clips_per_s']} | {row['frames_per_s']} | {row['ratio']}x | "
+                f"{row.get('augmentation_share') or '-'} |"
+            )
+    missing = dict.fromkeys(f"- {r['provider']}: {r['note']}" for r in rows if r.get("note"))
+    return "\n".join([*lines, "", *missing]).rstrip()
+
+
+def write(rows: list[dict[str, str]], folder: Path) -> Path:
+    """results/<device>/video.csv and .md, whole."""
+    import csv
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    path = folder / results.slug(device) / "video.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    first = rows[0]
+    path.with_suffix(".md").write_text(
+        f"# Reading clips on {first['device']}\n\n"
+        f"Random sorted frames of an H.264 file of {FRAMES} frames, {HEIGHT} x {WIDTH} (x264's "
+        f"default key frames), to {SIZE} x {SIZE} bytes; batches of {BATCH} clips, "
+        f"{first['threads']} threads or processes; torch {first['torch']}, DALI "
+        f"{first['dali'] or 'not installed'}, Python {first['python']}; commit {first['commit']}; "
+        f"load average before {first['load']}. Written by `python -m benchmarks.video`.\n\n"
+        f"{table(rows)}\n"
+    )
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.video", description=__doc__)
+    parser.add_argument("--frames", type=int, action="append", help="a clip; default 32 and 240")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each sample")
+    parser.add_argument("--results", type=Path, default=results.FOLDER)
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for length in options.frames or LENGTHS:
+            rows += measure(Path(folder), length, rounds=options.rounds, seconds=options.seconds)
+    print(table(rows))
+    print(write(rows, options.results))
+
+
+if __name__ == "__main__":
+    main()
