@@ -11,6 +11,7 @@ av = pytest.importorskip("av")
 
 from video.counter_video import encode, read_counter  # noqa: E402
 
+import fastseq.video.reader  # noqa: E402
 from fastseq.video import read_frames, write_video  # noqa: E402
 from training.data.index import INDEX_NAME, load_index  # noqa: E402
 from training.prepare import main  # noqa: E402
@@ -130,12 +131,20 @@ def test_a_file_without_end_is_given_up_at_the_limit(folder, suffix, capsys):
     assert len(load_index(folder).videos) == 2
 
 
-def test_a_long_decode_is_given_up_at_the_limit(tmp_path, capsys):
-    encode(tmp_path / "long.mp4", 4000, options={"preset": "ultrafast"})
+def test_a_slow_decode_is_given_up_at_the_limit(tmp_path, monkeypatch, capsys):
+    encode(tmp_path / "slow.mp4", 400)
+    decoded = fastseq.video.reader.decoded
+
+    def slowly(*args):
+        for frame in decoded(*args):
+            time.sleep(0.05)  # 20 s in all
+            yield frame
+
+    monkeypatch.setattr(fastseq.video.reader, "decoded", slowly)
     start = time.monotonic()
-    assert main([str(tmp_path), "--verify", "--time-limit", "0.05"]) == 1
-    assert time.monotonic() - start < 2
-    assert "took longer than the limit" in capsys.readouterr().out
+    assert main([str(tmp_path), "--verify", "--time-limit", "0.5"]) == 1
+    assert 0.5 < time.monotonic() - start < 8
+    assert "took longer than the limit of 0.5 s (1): slow.mp4" in capsys.readouterr().out
 
 
 def test_memory_and_files_stay_flat(folder, capsys):
