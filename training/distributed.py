@@ -4,11 +4,16 @@ In one process every function here does nothing, or returns what it is given.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class OtherRankFailed(RuntimeError):
+    """Another rank has said why."""
 
 
 def asked_for() -> bool:
@@ -21,10 +26,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def start(device_type: str) -> None:
-    """Join the other processes. Values on the host always go through gloo: no GPU is waited for."""
+def start() -> None:
+    """Join the other processes: CUDA tensors go through NCCL, those of the CPU through gloo."""
     if asked_for() and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+        gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
 
 
 def stop() -> None:
@@ -76,6 +82,43 @@ def from_main(value: Any) -> Any:
     if world_size() > 1:
         dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
     return values[0]
+
+
+def on_main(function: Callable[[], Any]) -> Any:
+    """What a function gives on rank 0, on every rank; its error is raised on every rank too."""
+    if world_size() == 1:
+        return function()
+    value, error = None, None
+    if is_main():
+        try:
+            value = function()
+        except Exception as raised:
+            error = raised
+    value, error = from_main((value, error))
+    if error is not None:
+        raise error
+    return value
+
+
+def together(function: Callable[[], Any]) -> Any:
+    """Call a function on every rank; where it fails on some, the others raise `OtherRankFailed`.
+
+    So no rank waits for one that is gone. The function itself must not wait for other ranks.
+    """
+    value, error = None, None
+    try:
+        value = function()
+    except Exception as raised:
+        if world_size() == 1:
+            raise
+        error = raised
+    failed = [r for r, one in enumerate(gather(error is not None)) if one]
+    if error is not None:
+        error.speaks = failed[0] == rank()
+        raise error
+    if failed:
+        raise OtherRankFailed(f"rank {failed[0]} could not start")
+    return value
 
 
 def gather_rows(rows: Tensor) -> Tensor:

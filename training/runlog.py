@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from training.checkpoint import write_text
 
 
 class RunLog:
@@ -22,17 +25,27 @@ class RunLog:
             raise ImportError('training needs: pip install "fastseq[train]"') from error
         path = run_dir / "log.jsonl"
         kept = [line for line in read_log(run_dir) if line["step"] <= start_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if path.exists():  # whole or not at all: what is kept here is in no checkpoint
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed in close()
         self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=start_step + 1)
 
-    def write(self, step: int, values: dict[str, float | int]) -> None:
+    def write(
+        self, step: int, values: dict[str, float | int], nonfinite: list[dict[str, Any]]
+    ) -> None:
+        """``nonfinite``: the steps that were skipped since the last line, with their videos."""
         # NaN is not JSON: a number that is not finite is written as null.
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        if nonfinite:
+            line["nonfinite"] = nonfinite
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Lines up to here survive a power cut; called before a checkpoint that follows them."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

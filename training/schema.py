@@ -38,7 +38,7 @@ class DataConfig:
     folder: str = ""  # prepared with python -m training.prepare
     clips: str = _one_of("views", "views", "videos")  # of one video, or of two of one action
     num_frames: int = _at_least(240, 2)  # T, frames per clip
-    batch_size: int = _at_least(4, 1)  # items per step, two clips each
+    batch_size: int = _at_least(4, 1)  # items at a time, over all ranks; two clips each
     # "random" and "even" within a crop of the video (CARL, section 3.2; the crop is what the next
     # four keys describe), the others over the whole video: see fastseq.video.sample_clip.
     sampling: str = _one_of("random", *VIEW_SAMPLING, *CLIP_SAMPLING)
@@ -222,6 +222,7 @@ class TrainConfig:
     # Stops the run and ends the cosine by then: the result then depends on the machine's speed.
     max_minutes: float | None = _above(None, 0)
     seed: int = _at_least(0, 0)
+    accumulate: int = _at_least(1, 1)  # batches of data.batch_size per step of the optimizer
     device: str = "auto"  # auto = cuda when there is one
     precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto = bf16 on CUDA that has it
     # Frames per backbone call, 0 = all at once; the backbone's batch norms take their statistics
@@ -233,6 +234,7 @@ class TrainConfig:
     checkpoint_every: int = _at_least(1000, 1)  # steps
     keep_checkpoints: int = _at_least(2, 1)
     max_nonfinite: int = _at_least(20, 1)  # steps in a row without a finite loss before giving up
+    deterministic: bool = False  # the same bits on a GPU from run to run, at some speed
 
 
 # Former names, for runs and recipes that still have them.

@@ -4,12 +4,11 @@ import argparse
 import json
 import logging
 import os
-import platform
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +39,7 @@ MAY_CHANGE = {
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.max_nonfinite",
+    "train.deterministic",
 }
 
 
@@ -68,50 +68,96 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except KeyboardInterrupt:  # before the first step, or for the second time
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)
         return 130
 
 
 def _run(args: argparse.Namespace) -> int:
     try:  # only now, so that --help need not wait for torch
         from fastseq.video import TooManyBadVideos
+        from training import distributed
         from training.checkpoint import CheckpointError
         from training.config import ConfigError
         from training.run import initial_model
-        from training.trainer import NonFiniteError, Trainer, check_loss, choose_device
+        from training.trainer import NonFiniteError, Trainer, check_loss
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("fastseq", "training"):
             raise
         print(f'error: {error}; training needs: pip install "fastseq[train]"', file=sys.stderr)
         return 2
 
+    distributed.start()
+    if not distributed.is_main():
+        logging.getLogger().setLevel(logging.ERROR)
     try:
-        cfg = compose(args)
+        cfg, device = distributed.together(lambda: _configure(args))
         run_dir = Path(cfg.train.run_dir)
         if not args.dry_run:
-            check_run_dir(cfg, run_dir, args)
-        device = choose_device(cfg)
+            distributed.on_main(lambda: check_run_dir(cfg, run_dir, args))
         check_loss(cfg, device)
-        model = initial_model(cfg)
-        loader = open_loader(cfg, device, dry_run=args.dry_run)  # last: may decode everything
-        trainer = Trainer(cfg, model, loader, run_dir)
+
+        def assemble() -> Trainer:
+            model = initial_model(cfg)
+            loader = open_loader(cfg, device, dry_run=args.dry_run)  # last: may decode everything
+            return Trainer(cfg, model, loader, run_dir)
+
+        trainer = distributed.together(assemble)
         if not args.dry_run:
             open_run(trainer, resume=args.resume)
     except (ConfigError, OSError, ValueError, TooManyBadVideos, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if getattr(error, "speaks", distributed.is_main()):
+            _complain(error)
+        distributed.stop()
+        return 2
+    except distributed.OtherRankFailed:
+        distributed.stop()
         return 2
     if args.dry_run:
-        print(describe(trainer))
+        if distributed.is_main():
+            print(describe(trainer))
+        distributed.stop()
         return 0
     try:
         received = trainer.run()
-    except (NonFiniteError, TooManyBadVideos, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (NonFiniteError, CheckpointError) as error:  # on all ranks
+        if distributed.is_main():
+            _complain(error)
+        distributed.stop()
         return 1
+    except (TooManyBadVideos, OSError) as error:  # on this one; torchrun ends the others
+        _complain(error)
+        return 1
+    distributed.stop()
     if received:
-        print(f"stopped; continue with --resume: {run_dir}", file=sys.stderr)
+        if distributed.is_main():
+            print(f"stopped; continue with --resume: {run_dir}", file=sys.stderr)
         return 128 + received
     return 0
+
+
+def _complain(error: Exception) -> None:
+    from training.distributed import rank
+
+    where = f"rank {rank()}: " if rank() else ""
+    print(f"error: {where}{error}", file=sys.stderr)
+
+
+def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
+    from training.config import ConfigError
+    from training.distributed import world_size
+    from training.trainer import choose_device, set_deterministic
+
+    cfg = compose(args)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # torchrun --max-restarts
+        args.resume, args.overwrite = Path(cfg.train.run_dir, "config.yaml").exists(), False
+    if cfg.data.batch_size % world_size():
+        raise ConfigError(
+            f"data.batch_size: {cfg.data.batch_size} items cannot be shared by {world_size()} "
+            "ranks; give a multiple"
+        )
+    set_deterministic(cfg)
+    return cfg, choose_device(cfg)
 
 
 def compose(args: argparse.Namespace) -> "DictConfig":
@@ -172,6 +218,7 @@ def open_loader(
     from fastseq.video import TooManyBadVideos
     from training.config import ConfigError
     from training.data.index import load_index
+    from training.distributed import is_main, rank, world_size
 
     index = load_index(cfg.data.folder)
     records = [record for record in index.videos if record.split == cfg.data.train_split]
@@ -188,7 +235,14 @@ def open_loader(
     data = OmegaConf.merge(cfg.data, {"cache": "none"}) if dry_run else cfg.data
     try:
         loader, reason = training.data.dataset.open_loader(
-            records, data, augmentation, cfg.train.seed, device=device
+            records,
+            data,
+            augmentation,
+            cfg.train.seed,
+            device=device,
+            rank=rank(),
+            world_size=world_size(),
+            progress=is_main(),
         )
     except (ImportError, RuntimeError) as error:
         if isinstance(error, TooManyBadVideos):
@@ -208,16 +262,25 @@ def open_run(trainer: "Trainer", *, resume: bool) -> None:
     import torch
     from omegaconf import OmegaConf
 
+    from training.checkpoint import write_text
+    from training.distributed import on_main, rank
+    from training.environment import environment
+
     cfg, run_dir = trainer.cfg, trainer.run_dir
-    torch.manual_seed(cfg.train.seed)
+    torch.manual_seed(cfg.train.seed + (rank() << 32))  # every rank its own dropout
     resumed = resume and trainer.resume()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        for name in RUN_CONTENTS:
-            path = run_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-    (run_dir / "environment.json").write_text(json.dumps(_environment(trainer), indent=2))
+
+    def write() -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for name in RUN_CONTENTS:
+                path = run_dir / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        facts = environment(trainer.device, trainer.bf16)
+        write_text(run_dir / "environment.json", json.dumps(facts, indent=2))
+
+    on_main(write)
     if resume and not resumed:
         logging.info("no checkpoint in %s yet: starting at step 0", run_dir)
     logging.info(
@@ -232,26 +295,35 @@ def open_run(trainer: "Trainer", *, resume: bool) -> None:
 
 def describe(trainer: "Trainer") -> str:
     """Sizes of the model, the data and the memory that training takes, for --dry-run."""
+    from training.distributed import world_size
+
     cfg, model, items = trainer.cfg, trainer.model, trainer.loader.items
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    videos = min(cfg.data.batch_size, len(items))
+    ranks, parts = world_size(), cfg.train.accumulate
+    videos = min(cfg.data.batch_size, len(items)) if ranks == 1 else cfg.data.batch_size
     frames = videos * 2 * cfg.data.num_frames * cfg.data.num_context
+    shared = f", {frames // ranks} on each of {ranks} ranks" if ranks > 1 else ""
+    several = f"; {parts} times, then Adam's step" if parts > 1 else ""
     what = "2 views" if cfg.data.clips == "views" else "2 videos"
     context = f" x {cfg.data.num_context} with context" if cfg.data.num_context > 1 else ""
+    others = f" and {ranks - 1} more" if ranks > 1 else ""
     unit = "videos" if cfg.data.clips == "views" else "pairs"
+    epoch_steps = trainer.loader.batches_per_epoch / parts
     weights = 4 * (total + 3 * trained)  # fp32 weights; gradients and Adam's two moments
-    activations = frames * saved_bytes_per_frame(model.cpu(), cfg.augmentation.size, trainer.bf16)
+    activations = (
+        frames // ranks * saved_bytes_per_frame(model.cpu(), cfg.augmentation.size, trainer.bf16)
+    )
     return "\n".join(
         [
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
             f"data         {len(items)} videos in split {cfg.data.train_split!r}, "
-            f"{trainer.epoch_steps} steps an epoch, {trainer.steps} steps in all",
+            f"{epoch_steps:g} steps an epoch, {trainer.steps} steps in all",
             f"step         {videos} {unit} x {what} x {cfg.data.num_frames} frames{context} = "
-            f"{frames} frames of {cfg.augmentation.size} px",
+            f"{frames} frames of {cfg.augmentation.size} px{shared}{several}",
             f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
             f"gradients and Adam, {_size(activations)} kept for backward",
-            f"runs on      {trainer.device}, {'bf16' if trainer.bf16 else 'fp32'}",
+            f"runs on      {trainer.device}{others}, {'bf16' if trainer.bf16 else 'fp32'}",
             f"writes to    {cfg.train.run_dir}",
         ]
     )
@@ -287,22 +359,6 @@ def _saved_bytes(model: "VideoEncoder", frames: int, size: int, bf16: bool) -> i
         z = model(torch.zeros(shape, dtype=torch.uint8))
     del z  # holds the graph, and so every counted storage, until here
     return sum(kept.values())
-
-
-def _environment(trainer: "Trainer") -> dict[str, Any]:
-    import torch
-
-    import fastseq
-
-    device = trainer.device
-    return {
-        "fastseq": fastseq.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "precision": "bf16" if trainer.bf16 else "fp32",
-        "threads": torch.get_num_threads(),
-    }
 
 
 def _size(count: float) -> str:

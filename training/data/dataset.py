@@ -57,11 +57,13 @@ def open_loader(
     seed: int,
     *,
     device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
     progress: bool = True,
 ) -> tuple[ClipLoader, str]:
     """The loader of a recipe, and why it has the engine it has.
 
-    With `data.cache=ram` every video is decoded now; those that fail are set aside.
+    `data.batch_size` items make a batch; each of `world_size` ranks reads its part of them. With `data.cache=ram` every video is decoded now; those that fail are set aside.
     """
     items = open_items(records, data_cfg, augmentation)
     cache = None
@@ -77,7 +79,14 @@ def open_loader(
         workers=data_cfg.workers,
         cache=cache,
     )
-    loader = ClipLoader(items, data_cfg.batch_size, engine=engine, seed=seed)
+    loader = ClipLoader(
+        items,
+        data_cfg.batch_size // world_size,
+        engine=engine,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
     for error in cache.failed if cache is not None else ():
         loader.set_aside(error)
     return loader, reason

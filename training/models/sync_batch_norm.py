@@ -58,7 +58,8 @@ class SyncBatchNorm(_BatchNorm):
         out, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats and count > 0:
             with torch.no_grad():
-                self.num_batches_tracked += 1
+                if self.num_batches_tracked is not None:  # None where a chunk is computed again
+                    self.num_batches_tracked += 1
                 share = self.momentum
                 if share is None:  # a plain average
                     share = 1 / float(self.num_batches_tracked)
