@@ -1,0 +1,134 @@
+"""Blockwise backend: any device, the (N, K) scores never exist.
+
+The queue is read once, in blocks whose scores fit the cache: a product with the queries, exp, and
+where a gradient is wanted the product of those exponentials with the same block. What the backward
+needs of the queue is the mean of its rows under the softmax, (N, D).
+"""
+
+import torch
+from torch import Tensor
+
+from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, accumulator
+
+# Scores of a block: 2 MB of float32. Smaller ones fit the L2 cache and cost more synchronisation.
+ROWS, ELEMENTS = 512, 1 << 19
+MIN_COLUMNS, MAX_COLUMNS = 256, 4096
+# Queries up to this long need no running maximum against unit vectors: exp(+-40) is a normal
+# number, and so are sums of it.
+BOUNDED = 40.0
+# Sums of plain exponentials within these are as good as any: nothing overflowed, and what is lost
+# by underflow is less than a rounding.
+SAFE_SUMS = 1e-25, 1e25
+
+
+def forward(
+    q: Tensor, positives: Tensor, queue: Tensor, opts: QueueNCEOptions, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Losses (N, P), what each positive lacks of probability 1 (N, P), and to ``keep`` the
+    queue's mean under the softmax of each query (N, D)."""
+    u, v = (_unit(z, opts)[0] for z in (q, positives))
+    scores = (v * u[:, None]).sum(2) / opts.temperature
+    lse, mean = _scan(u / opts.temperature, queue, keep)
+    gap = lse[:, None] - scores
+    return torch.logaddexp(torch.zeros_like(gap), gap), torch.sigmoid(gap), mean
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    positives: Tensor,
+    lack: Tensor,
+    mean: Tensor | None,
+    opts: QueueNCEOptions,
+    need_q: bool,
+    need_positives: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of q and of the positives in their dtype, None where not needed."""
+    (u, q_norm), (v, v_norm) = _unit(q, opts), _unit(positives, opts)
+    weight = grad * lack / opts.temperature  # [N, P]
+    dq = dp = None
+    if need_q:
+        du = weight.sum(1, keepdim=True) * mean - (weight[..., None] * v).sum(1)
+        dq = _through_norm(du, u, q_norm).to(q.dtype)
+    if need_positives:
+        dv = -weight[..., None] * u[:, None]
+        dp = _through_norm(dv, v, v_norm).to(positives.dtype)
+    return dq, dp
+
+
+def _unit(z: Tensor, opts: QueueNCEOptions) -> tuple[Tensor, Tensor | None]:
+    """Embeddings as they are multiplied, and their norms where they were divided by them."""
+    z = z.to(accumulator(z.dtype))
+    if not opts.normalize:
+        return z, None
+    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return z / norm.clamp(min=NORM_EPS), norm
+
+
+def _through_norm(d: Tensor, unit: Tensor, norm: Tensor | None) -> Tensor:
+    if norm is None:
+        return d
+    # Where the norm was clamped it is a constant.
+    along = torch.where(norm < NORM_EPS, 0, (d * unit).sum(-1, keepdim=True))
+    return (d - along * unit) / norm.clamp(min=NORM_EPS)
+
+
+def _scan(x: Tensor, queue: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """log sum_k exp(<x_n, queue_k>) (N,), and the rows' mean with those weights (N, D)."""
+    num, length = len(x), len(queue)
+    total = x.new_empty(num)
+    peak = torch.zeros_like(total)
+    mean = torch.empty_like(x) if keep else None
+    columns = max(MIN_COLUMNS, min(MAX_COLUMNS, ELEMENTS // max(1, min(num, ROWS))))
+    scratch = x.new_empty(min(num, ROWS) * min(length, columns))
+    for start in range(0, num, ROWS):
+        rows = slice(start, min(start + ROWS, num))
+        out = total[rows], peak[rows], None if mean is None else mean[rows]
+        if not _plain_sums(x[rows], queue, columns, scratch, *out[::2]):
+            _running_maximum(x[rows], queue, columns, scratch, *out)
+    if keep:
+        # An empty queue: 0 / 0.
+        mean /= total[:, None] if length else 1
+    return total.log() + peak, mean
+
+
+def _plain_sums(x, queue, columns, scratch, total, mean) -> bool:
+    """Sums of exponentials as they are, which saves reading the scores once more. False when they
+    may have left the range; looking costs a host read, so only on the CPU."""
+    if x.device.type != "cpu" or bool((torch.linalg.vector_norm(x, dim=1) > BOUNDED).any()):
+        return False
+    total.zero_()
+    if mean is not None:
+        mean.zero_()
+    for block, scores in _blocks(x, queue, columns, scratch):
+        scores.exp_()
+        total += scores.sum(1)
+        if mean is not None:
+            mean.addmm_(scores, block)
+    low, high = SAFE_SUMS
+    return len(queue) == 0 or not bool(((total < low) | (total > high)).any())  # NaN stays
+
+
+def _running_maximum(x, queue, columns, scratch, total, peak, mean) -> None:
+    total.zero_()
+    peak.fill_(-torch.inf)
+    if mean is not None:
+        mean.zero_()
+    for block, scores in _blocks(x, queue, columns, scratch):
+        before = peak.clone()
+        torch.maximum(before, scores.amax(1), out=peak)
+        shrink = (before - peak).exp_()
+        scores.sub_(peak[:, None]).exp_()
+        total.mul_(shrink).add_(scores.sum(1))
+        if mean is not None:
+            mean.mul_(shrink[:, None]).addmm_(scores, block)
+    if len(queue) == 0:
+        peak.zero_()
+
+
+def _blocks(x: Tensor, queue: Tensor, columns: int, scratch: Tensor):
+    """Blocks of the queue's rows in the type of x, and their scores (rows of x, block)."""
+    for start in range(0, len(queue), columns):
+        block = queue[start : start + columns].to(x.dtype)
+        scores = scratch[: len(x) * len(block)].view(len(x), len(block))
+        yield block, torch.mm(x, block.mT, out=scores)

@@ -1,0 +1,168 @@
+"""queue_nce on NVIDIA GPUs: launches the kernels of triton_kernels.py; op.py checks the input.
+
+Two launches forward (the queue in parts; joining them, and the losses), one backward. Nothing is
+read back, so a CUDA graph can capture it.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from fastseq.ops.common import launch
+from fastseq.ops.queue_nce.options import QueueNCEOptions
+from fastseq.ops.queue_nce.triton_kernels import (
+    queue_nce_grad_kernel,
+    queue_nce_loss_kernel,
+    queue_nce_scan_kernel,
+)
+
+LOG2E = 1 / math.log(2)
+# Parts of the queue, and the fewest of its rows that are a part. More parts keep more
+# multiprocessors busy where queries are few, and cost memory: their sums are (N, parts, D).
+MAX_SPLITS, MIN_SPAN = 64, 512
+# Without a limit of its own ptxas stops at 128 or 168 registers and spills a few.
+MAX_REGISTERS = 255
+
+
+class Tiles(NamedTuple):
+    """Rows and columns of a tile, channels per step of the scores and per program."""
+
+    rows: int
+    columns: int
+    step: int
+    channels: int
+    warps: int
+    stages: int
+
+
+@lru_cache
+def tiles(d: int, operands: str, arch: int) -> Tiles:
+    """The configuration of the scan for "bf16", "fp16", "tf32" or "tf32x3" operands.
+
+    Nothing here may depend on N: a query gives the same bits alone and in a batch. Chosen so that
+    nothing spills (tests/data/queue_nce_resources.json) and to fit the 99 kB of shared memory of
+    sm_86 and sm_89.
+    """
+    padded = max(16, triton.next_power_of_2(d))
+    if arch == 0:  # the interpreter: few, large steps
+        return Tiles(64, 64, padded, padded, 4, 1)
+    if operands in ("bf16", "fp16"):
+        return Tiles(64, 64, min(padded, 128), min(padded, 128), 8 if padded > 64 else 4, 2)
+    return Tiles(64, 32, 16, min(padded, 64), 8, 2)
+
+
+@lru_cache
+def parts(length: int, columns: int) -> tuple[int, int]:
+    """How many parts a queue of this length is scanned in, and the rows of each: whole tiles."""
+    span = max(MIN_SPAN, triton.cdiv(triton.cdiv(length, MAX_SPLITS), columns) * columns)
+    return max(1, triton.cdiv(length, span)), span
+
+
+def row_channels(d: int) -> int:
+    """A whole embedding in one program."""
+    return max(16, triton.next_power_of_2(d))
+
+
+def forward(
+    q: Tensor, positives: Tensor, queue: Tensor, opts: QueueNCEOptions, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Losses (N, P), what each positive lacks of probability 1 (N, P), and to ``keep`` the
+    queue's mean under the softmax of each query (N, D)."""
+    n, per_query, d = positives.shape
+    fp32 = {"dtype": torch.float32, "device": q.device}
+    losses, lack = torch.empty((2, n, per_query), **fp32).unbind()
+    mean = torch.empty((n, d), **fp32) if keep else None
+    if n == 0:
+        return losses, lack, mean
+    queue = queue.contiguous()
+    operands, precision = launch.operands(q.dtype)
+    tile = tiles(d, operands, launch.architecture(q.device))
+    splits, span = parts(len(queue), tile.columns)
+    top, total = torch.empty((2, n, splits), **fp32).unbind()
+    acc = torch.empty((n, splits, d), **fp32) if keep else None
+    chunks = triton.cdiv(d, tile.channels) if keep else 1
+    with launch.on_device(q.device):
+        queue_nce_scan_kernel[(triton.cdiv(n, tile.rows) * chunks * splits,)](
+            q,
+            queue,
+            top,
+            total,
+            acc,
+            n,
+            len(queue),
+            splits,
+            span,
+            LOG2E / opts.temperature,
+            D=d,
+            BM=tile.rows,
+            BN=tile.columns,
+            BK=tile.step,
+            BD=tile.channels,
+            NORM=opts.normalize,
+            KEEP=keep,
+            PREC=precision,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            maxnreg=MAX_REGISTERS,
+        )
+        queue_nce_loss_kernel[(n,)](
+            q,
+            positives,
+            top,
+            total,
+            acc,
+            losses,
+            lack,
+            mean,
+            per_query,
+            splits,
+            LOG2E / opts.temperature,
+            D=d,
+            BS=MAX_SPLITS,
+            BC=min(64, row_channels(d)),
+            BD=row_channels(d),
+            NORM=opts.normalize,
+            KEEP=keep,
+            num_warps=4,
+        )
+    return losses, lack, mean
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    positives: Tensor,
+    lack: Tensor,
+    mean: Tensor | None,
+    opts: QueueNCEOptions,
+    need_q: bool,
+    need_positives: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of q and of the positives in their dtype, None where not needed."""
+    n, per_query, d = positives.shape
+    dq = torch.empty_like(q) if need_q else None
+    dp = torch.empty_like(positives) if need_positives else None
+    if n == 0 or not (need_q or need_positives):
+        return dq, dp
+    with launch.on_device(q.device):
+        queue_nce_grad_kernel[(n,)](
+            q,
+            positives,
+            lack,
+            mean if need_q else None,
+            grad,
+            dq,
+            dp,
+            per_query,
+            *grad.stride(),
+            1 / opts.temperature,
+            D=d,
+            BD=row_channels(d),
+            NORM=opts.normalize,
+            num_warps=4,
+        )
+    return dq, dp
