@@ -27,6 +27,10 @@ def _at_least(default: Any, minimum: float) -> Any:
     return field(default=default, metadata={"minimum": minimum})
 
 
+def _weight() -> Any:
+    return field(default=None, metadata={"minimum": 0, "maximum": 1e12})  # finite
+
+
 def _share(default: Any) -> Any:
     return field(default=default, metadata={"minimum": 0, "maximum": 1})
 
@@ -94,7 +98,7 @@ class ModelConfig:
 class SCLConfig:
     """The options of fastseq.scl_loss. The two clips must be views of one video."""
 
-    weight: float | None = _at_least(None, 0)
+    weight: float | None = _weight()
     variance: float = 10.0
     temperature: float = 0.1
     normalize: bool = True
@@ -108,7 +112,7 @@ class SCLConfig:
 class NearestConfig:
     """CARL's contrastive baseline (A.4): the only positive is the frame nearest in time."""
 
-    weight: float | None = _at_least(None, 0)
+    weight: float | None = _weight()
     temperature: float = _above(0.1, 0)
     reach: float = _at_least(45.0, 0)  # frames: as far as SCL's Gaussian reaches at variance 10
 
@@ -117,7 +121,7 @@ class NearestConfig:
 class SoftDTWConfig:
     """The options of fastseq.soft_dtw; the value is divided by the frames of a clip."""
 
-    weight: float | None = _at_least(None, 0)
+    weight: float | None = _weight()
     gamma: float = 0.1
     cost: str = _one_of("sqeuclidean", *COSTS)
     bandwidth: int | None = _at_least(None, 0)
@@ -130,7 +134,7 @@ class SoftDTWConfig:
 class LAVConfig:
     """The options of fastseq.lav_loss."""
 
-    weight: float | None = _at_least(None, 0)
+    weight: float | None = _weight()
     gamma: float = 0.1
     alpha: float = 0.5
     window: float = 10.0
@@ -148,8 +152,8 @@ class ContrastiveIDMConfig:
     Table 1). With weights=code, times and window are shares of the video, as in LAV's code.
     """
 
-    weight: float | None = _at_least(None, 0)
-    window: float = 10.0
+    weight: float | None = _weight()
+    window: float = _at_least(10.0, 0)
     margin: float = 2.0
     form: str = _one_of("contrastive", *FORMS)
     weights: str = _one_of("code", *WEIGHTS)
@@ -166,7 +170,7 @@ class TCCConfig:
     clips that show one action, as in TCC's released code (the same at data.batch_size=1).
     """
 
-    weight: float | None = _at_least(None, 0)
+    weight: float | None = _weight()
     pairs: str = _one_of("given", "given", "all")
     loss_type: str = _one_of("regression_mse_var", *LOSS_TYPES)
     similarity: str = _one_of("l2", *SIMILARITIES)
@@ -183,7 +187,7 @@ class TCCConfig:
 class TCNConfig:
     """The options of fastseq.tcn_loss; needs data.sampling=anchors."""
 
-    weight: float | None = _at_least(None, 0)
+    weight: float | None = _weight()
     reg_lambda: float = 0.002
     normalize: bool = False
 
