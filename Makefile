@@ -7,10 +7,12 @@ CSRC := $(shell find csrc -type f)
 ifdef PYTHON
 RUN := $(PYTHON)
 DEV :=
+DALI :=
 BENCH :=
 else
 RUN := $(VENV)/bin/python
 DEV := $(VENV)/.dev
+DALI := $(VENV)/.dali
 BENCH := $(VENV)/.bench
 endif
 
@@ -23,7 +25,7 @@ help:  ## list the targets
 demo: $(DEV)  ## render videos, train CARL on them, evaluate, write the report; minutes on a CPU
 	$(RUN) -m training.demo
 
-test: $(DEV)  ## every test that this machine can run
+test: $(DEV) $(DALI)  ## every test that this machine can run
 	$(RUN) -m pytest
 
 lint: $(DEV)  ## ruff
@@ -53,6 +55,11 @@ $(VENV)/bin/python:
 $(VENV)/.dev: pyproject.toml constraints.txt setup.py $(CSRC) | $(VENV)/bin/python
 	@echo "installing fastseq[dev] with the versions of constraints.txt (compiles csrc if nvcc is here)"
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(VENV)/.dali: $(VENV)/.dev
+	@echo "installing fastseq[dali] (on Linux; elsewhere its tests are skipped)"
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e ".[dali]"
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

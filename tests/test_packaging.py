@@ -295,5 +295,4 @@ def test_every_direct_dependency_is_pinned():
     pinned = re.findall(r"^([a-z0-9-]+)==", (ROOT / "constraints.txt").read_text(), re.M)
     assert pinned[0] == "torch"
     assert {"setuptools", "av", "numba", "pytest"} <= listed
-    # Neither CI nor make installs DALI: it needs a GPU.
-    assert listed - set(pinned) == {"nvidia-dali-cuda130"}
+    assert listed <= set(pinned)

@@ -1,5 +1,6 @@
 """The README's Python examples run as they stand and print what they say."""
 
+import os
 import re
 import subprocess
 import sys
@@ -53,6 +54,22 @@ def test_soft_dtw_example(tmp_path, monkeypatch):
     # The average keeps the spike of 4 that the mean of frames levels.
     assert scope["average"].max() > 3 > 2 > scope["few"].mean(0).max()
     assert scope["path"][-1].tolist() == [274, 274]
+
+
+def test_video_example(tmp_path):
+    pytest.importorskip("av")
+    (code,) = _blocks("fastseq/video/README.md", "python")
+    # As a file: worker processes are forked, but elsewhere they would be spawned.
+    (tmp_path / "example.py").write_text(code)
+    out = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert out == "torch.Size([2, 2, 32, 3, 48, 48]) torch.Size([2, 2, 32])\n"
 
 
 def test_links_lead_somewhere():
