@@ -10,11 +10,11 @@ from offline import ARCHS, PRECISIONS, Table, compile_all, fits, job
 PACKED = ("p_z", "p_bias", "p_t", "p_len", "p_seq")
 # Pointers, integers and floats of a kernel, in any order.
 ARGUMENTS = {
-    "nearest": (("p_nn", "p_op", "p_row"), ("first",), ()),
-    "moments": (("p_op", "p_row", "p_part"), ("first",), ("variance_lambda", "smoothing", "delta")),
-    "pull": (("p_nn", "p_op", "p_row", "p_pull", "p_level"), ("first",), ("smoothing",)),
+    "nearest": (("p_nn", "p_row"), ("first",), ()),
+    "moments": (("p_nn", "p_row", "p_part"), ("first",), ("variance_lambda", "smoothing", "delta")),
+    "pull": (("p_nn", "p_row", "p_pull", "p_level"), ("first",), ("smoothing",)),
     "grad": (
-        ("p_op", "p_row", "p_pull", "p_level", "p_dx", "p_dy"),
+        ("p_nn", "p_row", "p_pull", "p_level", "p_dx", "p_dy"),
         ("N", "T1", "T2", "first", "add"),
         ("smoothing",),
     ),
@@ -29,12 +29,8 @@ def tcc_job(kernel, precision, d, arch, *, loss_type="regression_mse_var", l2=Tr
     tile = tiles(kernel, d, precision, arch)
     pointers, ints, floats = ARGUMENTS[kernel]
     packed = (name for name in PACKED if name not in WITHOUT[kernel])
-    args = {name: "*fp32" for name in (*packed, *pointers)}
-    args |= {name: "*" + dtype for name in ("p_z", "p_op") if name in args}
-    if "p_len" in args:
-        args["p_len"] = "*i32"
-    if "p_pull" in args:
-        args["p_pull"] = "*bf16" if precision == "bf16" else "*fp32"
+    args = dict.fromkeys((*packed, *pointers), "*fp32")
+    args |= {"p_z": "*" + dtype, "p_len": "*i32"}
     args |= dict.fromkeys(("M", "T", "hops", *ints), "i32")
     args |= dict.fromkeys(("scale", *floats), "fp32")
     constants = {"D": d, "BM": tile.rows, "BN": tile.columns, "BK": tile.step, "PREC": dot}
@@ -96,12 +92,13 @@ def all_cases():
     cases = []
     for arch in ARCHS:
         for precision in PRECISIONS:
-            for kernel in ARGUMENTS:
-                for d in (16, 32, 64, 128, 256, 512):
-                    cases.append((kernel, precision, d, arch, {}))
-                if kernel != "nearest":
-                    kinds = {"loss_type": "classification"}
-                    cases.append((kernel, precision, 128, arch, kinds))
+            for kernel in ("nearest", "moments"):
+                cases += [(kernel, precision, d, arch, {}) for d in (32, 128, 512)]
+            for kernel in ("pull", "grad"):
+                cases += [(kernel, precision, d, arch, {}) for d in (16, 64, 128, 256, 512)]
+        for precision in ("bf16", "tf32x3"):
+            for kernel in ("moments", "pull", "grad"):
+                cases.append((kernel, precision, 128, arch, {"loss_type": "classification"}))
             cases.append(("grad", precision, 128, arch, {"loss_type": "regression_mse"}))
             cases.append(("grad", precision, 128, arch, {"l2": False}))
         # Not a power of two, not a multiple of 16 bytes.

@@ -54,6 +54,12 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, padded, padded, 4, 1)
     half = operands in ("bf16", "fp16")
+    if kernel == "grad":
+        warps = 8 if padded > 64 or not half else 4
+        if half:
+            return Tiles(32, 32, min(padded, 128), min(padded, 128), warps, 2)
+        step, channels = (32, 128) if operands == "tf32" else (16, 64)
+        return Tiles(32, 32, min(padded, step), min(padded, channels), warps, 2)
     if half:
         return Tiles(64, 32, min(padded, 128), min(padded, 128), 8 if padded > 64 else 4, 2)
     return Tiles(64, 32, 16, min(padded, 64), 8, 2)
@@ -76,7 +82,6 @@ class Cycles(NamedTuple):
 
     first: int
     nearest: Tensor  # [hops, T, D]
-    operand: Tensor  # the same in the inputs' dtype
     row: Tensor  # [6, hops, T]
 
 
@@ -219,7 +224,7 @@ def _run(
     packed: Packed, part: Tensor | None, shifts: int, opts: TCCOptions, keep: bool, all_pairs: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Row losses of every hop, to ``keep`` also the gradients of their weighted sum."""
-    many, frames, d = packed.z.shape
+    many, _, d = packed.z.shape
     fp32 = {"dtype": torch.float32, "device": packed.z.device}
     dx = dy = None
     if keep:
@@ -247,11 +252,10 @@ def _cycles(packed: Packed, first: int, hops: int, part: Tensor, opts: TCCOption
     z, _, precision = packed.z, *launch.operands(packed.z.dtype)
     fp32 = {"dtype": torch.float32, "device": z.device}
     nearest = torch.empty((hops, frames, d), **fp32)
-    operand = nearest if z.dtype == torch.float32 else torch.empty_like(nearest, dtype=z.dtype)
     row = torch.empty((6, hops, frames), **fp32)
     tile = _tiles("nearest", packed)
     tcc_nearest_kernel[(triton.cdiv(d, tile.channels) * triton.cdiv(frames, tile.rows) * hops,)](
-        *(z, packed.bias, packed.lengths, nearest, operand, row),
+        *(z, packed.bias, packed.lengths, nearest, row),
         *(many, frames, first, hops, _scale(packed, opts)),
         D=d,
         BM=tile.rows,
@@ -268,7 +272,7 @@ def _cycles(packed: Packed, first: int, hops: int, part: Tensor, opts: TCCOption
     if part.numel() == 0:
         part = torch.empty((hops, blocks), **fp32)
     tcc_moments_kernel[(blocks * hops,)](
-        *(z, packed.bias, packed.t, packed.lengths, packed.seq, operand, row, part),
+        *(z, packed.bias, packed.t, packed.lengths, packed.seq, nearest, row, part),
         *(many, frames, first, hops, _scale(packed, opts)),
         *(opts.variance_lambda, opts.label_smoothing, opts.huber_delta),
         D=d,
@@ -281,24 +285,21 @@ def _cycles(packed: Packed, first: int, hops: int, part: Tensor, opts: TCCOption
         num_stages=tile.stages,
         maxnreg=MAX_REGISTERS,
     )
-    return Cycles(first, nearest, operand, row)
+    return Cycles(first, nearest, row)
 
 
 def _gradients(packed: Packed, cycles: Cycles, dx, dy, add: bool, opts: TCCOptions) -> None:
     many, frames, d = packed.z.shape
     z, _, precision = packed.z, *launch.operands(packed.z.dtype)
     hops = len(cycles.nearest)
-    # Slopes reach the inverse of the variance floor: beyond fp16, within tf32, which holds fp16
-    # frames exactly.
-    like = torch.bfloat16 if z.dtype == torch.bfloat16 else torch.float32
-    pull = torch.empty_like(cycles.nearest, dtype=like)
+    pull = torch.empty_like(cycles.nearest)
     tile = _tiles("pull", packed)
     chunks = triton.cdiv(d, tile.channels)
     level = torch.empty((chunks, hops, frames), dtype=torch.float32, device=z.device)
     shared = {"TYPE": opts.loss_type, "PREC": precision}
     tcc_pull_kernel[(chunks * triton.cdiv(frames, tile.rows) * hops,)](
         *(z, packed.bias, packed.t, packed.lengths),
-        *(cycles.nearest, cycles.operand, cycles.row, pull, level),
+        *(cycles.nearest, cycles.row, pull, level),
         *(many, frames, cycles.first, hops, _scale(packed, opts), opts.label_smoothing),
         D=d,
         BM=tile.rows,
@@ -313,7 +314,7 @@ def _gradients(packed: Packed, cycles: Cycles, dx, dy, add: bool, opts: TCCOptio
     tile = _tiles("grad", packed)
     tcc_grad_kernel[(triton.cdiv(d, tile.channels) * triton.cdiv(frames, tile.rows) * many,)](
         *(z, packed.bias, packed.t, packed.lengths),
-        *(cycles.operand, cycles.row, pull, level, dx, dy),
+        *(cycles.nearest, cycles.row, pull, level, dx, dy),
         *(packed.num, many, frames, *packed.frames, cycles.first, hops, int(add)),
         *(_scale(packed, opts), opts.label_smoothing),
         D=d,

@@ -32,8 +32,7 @@ def tcc_nearest_kernel(
     p_z,  # [M, T, D]
     p_bias,  # [M, T]
     p_len,  # [M]
-    p_nn,  # [hops, T, D] fp32: soft nearest neighbours
-    p_op,  # the same in the dtype of z
+    p_nn,  # [hops, T, D]: soft nearest neighbours
     p_row,  # [6, hops, T]
     M,
     T,
@@ -48,7 +47,6 @@ def tcc_nearest_kernel(
     PREC: tl.constexpr,
 ):
     scale = tl.cast(scale, tl.float32)
-    DTYPE: tl.constexpr = p_z.dtype.element_ty
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
     blocks = tl.cdiv(T, BM)
     chunk = tl.program_id(0) % CHUNKS * BD
@@ -76,10 +74,10 @@ def tcc_nearest_kernel(
         b_x = b_s * scale - b_bias[None, :]
         b_new = tl.maximum(b_max, tl.max(b_x, 1))
         b_p = tl.exp2(b_x - b_new[:, None])
-        b_pr = to_operand(b_p, DTYPE, PREC)
+        b_pr = to_operand(b_p, PREC)
         b_down = tl.exp2(b_max - b_new)
         b_l = b_l * b_down + tl.sum(b_p, 1)
-        b_lr = b_lr * b_down + tl.sum(b_pr.to(tl.float32), 1)
+        b_lr = b_lr * b_down + tl.sum(b_pr, 1)
         b_c = chunk_of(p_v, b_c, o_n, m_n, chunk, D, BK, BD)
         b_acc = dot(b_pr, b_c, b_acc * b_down[:, None], PREC)
         b_max = b_new
@@ -89,8 +87,6 @@ def tcc_nearest_kernel(
     p_out = (i_h * T + o_m)[:, None] * D + o_k[None, :]
     m_out = m_m[:, None] & (o_k < D)[None, :]
     tl.store(p_nn + p_out, b_acc, mask=m_out)
-    if tl.float32 != DTYPE:
-        tl.store(p_op + p_out, b_acc.to(DTYPE), mask=m_out)
     if chunk == 0:
         tl.store(row_of(p_row, LSE_V, i_h, hops, T) + o_m, b_max + tl.log2(b_l), mask=m_m)
 
@@ -102,7 +98,7 @@ def tcc_moments_kernel(
     p_t,  # [M, T]
     p_len,
     p_seq,  # [3, M]: scale of times, least variance, weight
-    p_op,
+    p_nn,
     p_row,
     p_part,  # [hops, blocks]: losses
     M,
@@ -129,9 +125,9 @@ def tcc_moments_kernel(
     i_b = tl.program_id(0) % blocks
     i_h = (tl.program_id(0) // blocks).to(tl.int64)
     i_u = i_h % M
-    n_u, n_v = hop(p_len, i_u, (i_u + first + i_h // M) % M)
+    n_u = hop(p_len, i_u, (i_u + first + i_h // M) % M)[0]
     p_u = p_z + i_u * T * D
-    p_h = p_op + i_h * T * D
+    p_h = p_nn + i_h * T * D
     o_m = i_b * BM + tl.arange(0, BM)
     m_m = o_m < n_u
     b_nn = frames(p_h, o_m, m_m, 0, D, BK)
@@ -214,7 +210,6 @@ def tcc_pull_kernel(
     p_t,
     p_len,
     p_nn,
-    p_op,
     p_row,
     p_pull,  # [hops, T, D]: gradient of the nearest neighbours over the scale of scores
     p_level,  # [chunks, hops, T]: its product with them
@@ -234,7 +229,6 @@ def tcc_pull_kernel(
 ):
     scale = tl.cast(scale, tl.float32)
     smoothing = tl.cast(smoothing, tl.float32)
-    DTYPE: tl.constexpr = p_pull.dtype.element_ty
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
     blocks = tl.cdiv(T, BM)
     i_c = tl.program_id(0) % CHUNKS
@@ -243,9 +237,9 @@ def tcc_pull_kernel(
     i_b = pid % blocks
     i_h = (pid // blocks).to(tl.int64)
     i_u = i_h % M
-    n_u, n_v = hop(p_len, i_u, (i_u + first + i_h // M) % M)
+    n_u = hop(p_len, i_u, (i_u + first + i_h // M) % M)[0]
     p_u = p_z + i_u * T * D
-    p_h = p_op + i_h * T * D
+    p_h = p_nn + i_h * T * D
     o_m = i_b * BM + tl.arange(0, BM)
     m_m = o_m < n_u
     b_nn = frames(p_h, o_m, m_m, 0, D, BK)
@@ -265,17 +259,17 @@ def tcc_pull_kernel(
         m_pair = m_m[:, None] & m_n[None, :]
         b_w, b_y, b_z = b_a[:, None], b_b[:, None], b_c[:, None]
         b_dl = slopes(b_x, b_d, b_w, b_y, b_z, m_own, m_pair, smoothing, n_u, TYPE)
-        b_dl = to_operand(b_dl, DTYPE, PREC)
-        b_sum += tl.sum(b_dl.to(tl.float32), 1)
+        b_dl = to_operand(b_dl, PREC)
+        b_sum += tl.sum(b_dl, 1)
         b_acc = dot(b_dl, chunk_of(p_u, b_u, o_n, m_n, chunk, D, BK, BD), b_acc, PREC)
 
     # Rows of dl sum to 0 but for rounding, which a common offset of all frames would magnify.
-    b_nn = frames(p_nn + i_h * T * D, o_m, m_m, chunk, D, BD)
-    b_pull = to_operand(b_acc - b_sum[:, None] * b_nn, DTYPE, PREC)
+    b_nn = frames(p_h, o_m, m_m, chunk, D, BD)
+    b_pull = to_operand(b_acc - b_sum[:, None] * b_nn, PREC)
     o_k = chunk + tl.arange(0, BD)
     p_out = p_pull + (i_h * T + o_m)[:, None] * D + o_k[None, :]
     tl.store(p_out, b_pull, mask=m_m[:, None] & (o_k < D)[None, :])
-    b_level = tl.sum(b_pull.to(tl.float32) * b_nn, 1)
+    b_level = tl.sum(b_pull * b_nn, 1)
     tl.store(row_of(p_level, i_c, i_h, hops, T) + o_m, b_level, mask=m_m)
 
 
@@ -312,7 +306,7 @@ def tcc_grad_kernel(
     p_bias,
     p_t,
     p_len,
-    p_op,
+    p_nn,
     p_row,
     p_pull,
     p_level,
@@ -341,7 +335,6 @@ def tcc_grad_kernel(
     scale = tl.cast(scale, tl.float32)
     smoothing = tl.cast(smoothing, tl.float32)
     factor = scale * LN2
-    DTYPE: tl.constexpr = p_pull.dtype.element_ty
     blocks = tl.cdiv(T, BM)
     PARTS: tl.constexpr = (D + BD - 1) // BD
     chunk = tl.program_id(0) % PARTS * BD
@@ -376,7 +369,7 @@ def tcc_grad_kernel(
         b_sum = tl.zeros([BM], tl.float32)
 
         # Out, as keys: the cycles of all frames end here.
-        p_h = p_op + i_h * T * D
+        p_h = p_nn + i_h * T * D
         for i in range(0, n_u, BN):
             o_n = i + tl.arange(0, BN)
             m_n = o_n < n_u
@@ -390,8 +383,8 @@ def tcc_grad_kernel(
             m_pair = m_m[:, None] & m_n[None, :]
             b_w, b_y, b_z = b_a[None, :], b_b[None, :], b_c[None, :]
             b_dl = slopes(b_x, b_d, b_w, b_y, b_z, m_own, m_pair, smoothing, n_u, TYPE)
-            b_dl = to_operand(b_dl, DTYPE, PREC)
-            b_sum += tl.sum(b_dl.to(tl.float32), 1)
+            b_dl = to_operand(b_dl, PREC)
+            b_sum += tl.sum(b_dl, 1)
             b_acc = dot(b_dl, chunk_of(p_h, b_nn, o_n, m_n, chunk, D, BK, BD), b_acc, PREC)
 
         # Out, as queries: these frames' cycles pass through v.
@@ -407,8 +400,8 @@ def tcc_grad_kernel(
             b_s, _ = products(p_m, b_m, o_m, m_m, p_v, o_n, m_n, D, BM, BN, BK, PREC)
             b_r, b_v = products(p_q, b_q_m, o_m, m_u, p_v, o_n, m_n, D, BM, BN, BK, PREC)
             b_p = tl.exp2(b_s * scale - b_bias[None, :] - b_lse_m[:, None])
-            b_ds = to_operand(b_p * (b_r - b_level_m[:, None]) * factor, DTYPE, PREC)
-            b_sum += tl.sum(b_ds.to(tl.float32), 1)
+            b_ds = to_operand(b_p * (b_r - b_level_m[:, None]) * factor, PREC)
+            b_sum += tl.sum(b_ds, 1)
             b_acc = dot(b_ds, chunk_of(p_v, b_v, o_n, m_n, chunk, D, BK, BD), b_acc, PREC)
 
         # In: other sequences' cycles pass through these frames.
@@ -424,10 +417,10 @@ def tcc_grad_kernel(
             b_s, b_u = products(p_m, b_m, o_m, m_m, p_u, o_n, m_n, D, BM, BN, BK, PREC)
             b_r, b_q = products(p_m, b_m, o_m, m_m, p_q, o_n, m_n, D, BM, BN, BK, PREC)
             b_p = tl.exp2(b_s * scale - b_bm[:, None] - b_lse[None, :])
-            b_ds = to_operand(b_p * (b_r - b_level[None, :]) * factor, DTYPE, PREC)
-            b_sum += tl.sum(b_ds.to(tl.float32), 1)
+            b_ds = to_operand(b_p * (b_r - b_level[None, :]) * factor, PREC)
+            b_sum += tl.sum(b_ds, 1)
             b_acc = dot(b_ds, chunk_of(p_u, b_u, o_n, m_n, chunk, D, BK, BD), b_acc, PREC)
-            b_pr = to_operand(b_p, DTYPE, PREC)
+            b_pr = to_operand(b_p, PREC)
             b_acc = dot(b_pr, chunk_of(p_q, b_q, o_n, m_n, chunk, D, BK, BD), b_acc, PREC)
 
         if L2:

@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def either(a, b, second):
-    if second:
+    if second:  # noqa: SIM108
         r = b
     else:
         r = a

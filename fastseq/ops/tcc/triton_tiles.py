@@ -1,8 +1,8 @@
 """What the Triton kernels of tcc_loss share: frames, scores of a tile, their slopes.
 
 Sequences are packed: z [M, T, D], padded frames 0. With y, M = 2 N and sequence n goes to n + N and
-back; without, M = N and it goes to n + shift for every shift. "out" is the hop from a sequence, "in"
-the one to it; hop g M + m of a group of shifts is that of sequence m with the g-th of them.
+back; without, M = N and it goes to n + shift for every shift. "Out" is the hop from a sequence,
+"in" the one to it; hop g M + m of a group of shifts is that of sequence m by the g-th of them.
 """
 
 import os
@@ -24,6 +24,8 @@ LEVEL = tl.constexpr(5)
 
 @triton.jit
 def dot(b_x, b_y, b_acc, PREC: tl.constexpr):
+    """Two tiles of half precision as they are; with a computed one, in tf32, which holds frames of
+    half precision exactly."""
     if INTERPRET or b_x.dtype != b_y.dtype:
         b_x = b_x.to(tl.float32)
         b_y = b_y.to(tl.float32)
@@ -31,11 +33,9 @@ def dot(b_x, b_y, b_acc, PREC: tl.constexpr):
 
 
 @triton.jit
-def to_operand(b_x, DTYPE: tl.constexpr, PREC: tl.constexpr):
-    """Numbers as the tensor cores will take them, so that they can be added up as they are taken."""
-    if tl.float32 != DTYPE:
-        b_x = b_x.to(DTYPE)
-    elif PREC == "tf32":
+def to_operand(b_x, PREC: tl.constexpr):
+    """As the tensor cores will take it, so that sums are those of what is multiplied."""
+    if PREC == "tf32":
         b_bits = (b_x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
         b_x = b_bits.to(tl.float32, bitcast=True)
     return b_x
