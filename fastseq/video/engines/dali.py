@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import torch
@@ -198,12 +199,17 @@ class _Run:
             raise RuntimeError("the engine was closed while its batches were iterated over")
         if self.pipeline is None:
             self.pipeline = self._build(self.loads[0].result()[0])
+        # Raised out here and without DALI's error as their cause: its traceback would keep the
+        # pipeline and its threads for as long as somebody keeps the error.
+        failure = None
         try:
             outputs = self.pipeline.run(self._stream())
         except StopIteration:
-            raise self.failure from None
+            failure = self.failure
         except RuntimeError as error:
-            raise _explained(error, self.fed, self.engine.time_limit) from error
+            failure = _explained(str(error), chain(*self.fed), self.engine.time_limit)
+        if failure is not None:
+            raise failure
         return self._to_torch(outputs, self.fed.popleft())
 
     def close(self) -> None:
@@ -220,14 +226,13 @@ class _Run:
 
     def _feed(self) -> list[Inputs]:
         """What DALI asks for the next batch."""
-        if not self.loads:
-            raise StopIteration
         try:
-            readings, inputs = self.loads.popleft().result()
-        except Exception as error:  # reported when the batches before it are out
-            self.failure = error
+            readings, inputs = self.loads.popleft().result() if self.loads else (None, None)
+        except Exception as error:  # raised by `next` when the batches before it are out
+            self.failure, readings = error, None
+        if readings is None:
             self.loads.clear()
-            raise StopIteration from error
+            raise StopIteration
         self._load_next()
         self.fed.append(readings)
         return inputs
@@ -276,15 +281,14 @@ def _dali_version() -> str:
     return nvidia.dali.__version__
 
 
-def _explained(
-    error: RuntimeError, batches: Sequence[Sequence[Reading]], time_limit: float
-) -> Exception:
+def _explained(text: str, readings: Iterable[Reading], time_limit: float) -> Exception:
     """DALI says neither which file it failed on nor why: PyAV does."""
-    for reading in batches[0]:
+    paths = []
+    for reading in readings:
+        paths.append(reading.path)
         try:
             frames, _ = wanted_frames(reading)
             read_frames(reading.path, frames, short_side=16, time_limit=time_limit)
-        except VideoError as reason:
-            return reason
-    paths = ", ".join(reading.path for reading in batches[0])
-    return RuntimeError(f"DALI fails on a batch that PyAV reads ({paths}): {error}")
+        except VideoError as error:
+            return VideoError(error.path, error.reason)
+    return RuntimeError(f"DALI fails on files that PyAV reads ({', '.join(paths)}): {text}")

@@ -23,8 +23,9 @@ from fastseq.video.engines.dali_inputs import Inputs
 _READING_INPUTS = (("encoded", types.UINT8, 1), ("frames", types.INT32, 1))
 _CLIP_INPUTS = (
     ("order", types.INT32, 1),
-    ("roi_start", types.FLOAT, 1),
-    ("roi_end", types.FLOAT, 1),
+    ("start", types.INT32, 1),
+    ("end", types.INT32, 1),
+    ("flips", types.FLOAT, 1),
     ("turned", types.BOOL, 0),
     ("changed", types.BOOL, 0),
     ("coloured", types.BOOL, 0),
@@ -110,11 +111,14 @@ def _named(names: list[str], nodes: list[Any]) -> dict[str, Any]:
 def _clip(video: Any, draw: dict[str, Any], size: int, gpu: bool, gpu_operators: bool) -> Any:
     if gpu_operators:
         clip = fn.sequence_rearrange(video, new_order=draw["order"])
+        # Not by the region of fn.resize alone, which looks at pixels beyond its edges.
+        clip = fn.slice(clip, start=draw["start"], end=draw["end"], axes=[1, 2])
         clip = fn.resize(
             clip,
             size=(size, size),
-            roi_start=draw["roi_start"],
-            roi_end=draw["roi_end"],
+            roi_start=draw["flips"],
+            roi_end=1.0 - draw["flips"],
+            roi_relative=True,
             interp_type=types.INTERP_LINEAR,
             antialias=True,
         )
@@ -122,8 +126,9 @@ def _clip(video: Any, draw: dict[str, Any], size: int, gpu: bool, gpu_operators:
         clip = fn.python_function(
             video,
             draw["order"],
-            draw["roi_start"],
-            draw["roi_end"],
+            draw["start"],
+            draw["end"],
+            draw["flips"],
             function=functools.partial(crop_resize, size),
             output_layouts="FHWC",
         )
@@ -162,17 +167,21 @@ def _blur(pixels: Any, draw: dict[str, Any], gpu_operators: bool) -> Any:
 
 @do_not_convert
 def crop_resize(
-    size: int, video: np.ndarray, order: np.ndarray, start: np.ndarray, end: np.ndarray
+    size: int,
+    video: np.ndarray,
+    order: np.ndarray,
+    start: np.ndarray,
+    end: np.ndarray,
+    flips: np.ndarray,
 ) -> np.ndarray:
-    """What `fn.sequence_rearrange` and `fn.resize` do: (T, size, size, 3) from (F, H, W, 3)."""
-    top, left = np.minimum(start, end).astype(int)
-    bottom, right = np.maximum(start, end).astype(int)
-    flips = [axis for axis in (1, 2) if start[axis - 1] > end[axis - 1]]
+    """What the GPU's operators do above: (T, size, size, 3) from (F, H, W, 3)."""
+    (top, left), (bottom, right) = start.tolist(), end.tolist()
     frames = torch.from_numpy(video)[:, top:bottom, left:right]
     order = torch.from_numpy(order.astype(np.int64))
-    box = (0, 0, *frames.shape[1:3])
+    box = (0, 0, bottom - top, right - left)
+    mirrored = [axis for axis in (1, 2) if flips[axis - 1]]
     out = torch.empty(len(order), size, size, 3, dtype=torch.uint8)
     for chunk, places in zip(out.split(_CHUNK), order.split(_CHUNK), strict=True):
         resized = _crop_resize(frames[places], box, size).permute(0, 2, 3, 1)
-        chunk.copy_(resized.flip(flips) if flips else resized)
+        chunk.copy_(resized.flip(mirrored) if mirrored else resized)
     return out.numpy()

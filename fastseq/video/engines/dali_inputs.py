@@ -9,7 +9,8 @@ import numpy as np
 
 from fastseq.video._av import VideoError
 from fastseq.video.augment import blur_kernel, colour_map
-from fastseq.video.reader import VideoInfo, _open, probe, scaled_size
+from fastseq.video.decode import open_video, scaled_size
+from fastseq.video.reader import VideoInfo, probe
 from fastseq.video.work import Clip, Reading
 
 # (red, blue) weights in luma of FFmpeg's AVColorSpace numbers; the others are Rec. 601's.
@@ -43,8 +44,8 @@ class Inputs:
         clips: for each clip
 
             - `order` int32 (T,): places in `frames`;
-            - `roi_start`, `roi_end` float32 (2,): y, x in the stored frame of the corner that comes
-              out top left and of the opposite one, which may be above or left of it: a flip;
+            - `start`, `end` int32 (2,): y, x of the crop's corners in the stored frame;
+            - `flips` float32 (2,): 1 where the rows (columns) come out in reverse order;
             - `turned`: rows and columns change places at last;
             - `coloured`: rgb -> matrix @ rgb + pull @ (mean rgb of the clip) + shift;
             - `blurred`: Gaussian of `sigma`, `window` wide, or convolution with `kernel`;
@@ -59,7 +60,7 @@ class Inputs:
 def inspect(path: str, device: str, time_limit: float) -> File:
     """Look into a file. Raises VideoError."""
     info = probe(path, time_limit=time_limit)
-    with _open(path) as (_, stream):
+    with open_video(path) as (_, stream):
         codec = stream.codec_context
         space, pixels = int(codec.colorspace), str(codec.pix_fmt)
         marked_full = int(codec.color_range) == _FULL_RANGE
@@ -123,10 +124,10 @@ def inputs_of(reading: Reading, file: File) -> Inputs:
 
 
 def _geometry(clip: Clip, reading: Reading, rotation: int) -> dict[str, Any]:
-    """`roi_start`, `roi_end`, `turned`.
+    """`start`, `end`, `flips`, `turned`.
 
     The box, in pixels of the upright frame scaled to `side`, becomes a box of the stored frame, its
-    edges rounded to whole pixels. Flips and the flip part of a rotation swap its corners.
+    edges rounded to whole pixels. A quarter turn is a flip and `turned`.
     """
     draw, height, width = clip.draw, reading.height, reading.width
     scaled = scaled_size(height, width, reading.side)
@@ -141,13 +142,12 @@ def _geometry(clip: Clip, reading: Reading, rotation: int) -> dict[str, Any]:
     turned = rotation in (90, 270)
     flip_rows = (rotation in (180, 270)) ^ (draw.flip and turned)
     flip_columns = (rotation in (90, 180)) ^ (draw.flip and not turned)
-    rows, columns = (top, bottom), (left, right)
-    if flip_rows:
-        rows = rows[::-1]
-    if flip_columns:
-        columns = columns[::-1]
-    start, end = np.array([rows, columns], dtype=np.float32).T
-    return {"roi_start": start.copy(), "roi_end": end.copy(), "turned": turned}
+    return {
+        "start": np.array([top, left], np.int32),
+        "end": np.array([bottom, right], np.int32),
+        "flips": np.array([flip_rows, flip_columns], np.float32),
+        "turned": turned,
+    }
 
 
 def _rounded(start: int, length: int, scale: float, most: int) -> tuple[int, int]:
