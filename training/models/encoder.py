@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
+from training.distributed import most
 from training.models.backbone import Backbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -62,11 +63,12 @@ class VideoEncoder(nn.Module):
         self.backbone.trained_part = torch.compile(self.backbone.trained_part)
 
     def chunk_count(self, rows: int) -> int:
-        """Backbone calls that ``rows`` frames take.
+        """Backbone calls that ``rows`` frames take, in training the same on every rank.
 
-        Processes that share batch-norm statistics must agree on it, or they wait for each other.
+        Ranks that share batch-norm statistics would otherwise wait for each other.
         """
-        return max(1, -(-rows // self.chunk_frames)) if self.chunk_frames else 1
+        chunks = max(1, -(-rows // self.chunk_frames)) if self.chunk_frames else 1
+        return most(chunks) if self.training else chunks
 
     def _per_frame(self, frames: Tensor, index: Tensor | None, *, pooled: bool) -> Tensor:
         """Images through the backbone, ``chunk_frames`` at a time: vectors, or maps if not pooled.
@@ -137,7 +139,9 @@ class _StatisticsAtRest:
     def __enter__(self) -> None:
         self.before = [(m.momentum, m.num_batches_tracked) for m in self.norms]
         for norm in self.norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
+            counter = norm.num_batches_tracked  # a copy is counted up, and dropped
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None if counter is None else counter.clone()
 
     def __exit__(self, *error: object) -> None:
         for norm, before in zip(self.norms, self.before, strict=True):
