@@ -29,7 +29,7 @@ def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[An
     except av.error.ExitError as error:
         raise deadline.error() from error  # only happens with a time limit
     except (av.error.FFmpegError, OSError) as error:
-        if isinstance(error, av.error.InvalidDataError):
+        if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
             reason = "not a video file, or cut off before its index (FFmpeg cannot open it)"
         else:
             reason = reason_of(error)

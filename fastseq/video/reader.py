@@ -19,7 +19,14 @@ from fastseq.video.decode import (
     read_counted,
     rotation_of,
 )
-from fastseq.video.timeline import Deadline, Timeline, decoded, reason_of, scan
+from fastseq.video.timeline import (
+    Deadline,
+    Timeline,
+    breaks_off_early,
+    decoded,
+    reason_of,
+    scan,
+)
 
 __all__ = ["VideoError", "VideoInfo", "probe", "read_frames"]
 
@@ -73,6 +80,7 @@ def probe(
         timeline, note = scan(container, stream, deadline)
         codec, average_rate = stream.codec_context.name, stream.average_rate
         time_base = stream.time_base
+        note = note or breaks_off_early(container, stream, timeline)
     decode = decode or bool(note)
     with open_video(path, deadline) as (container, stream):
         count, first = 0, None

@@ -94,6 +94,23 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> tuple[Timeline | No
     return Timeline(pts, np.unique(np.asarray(keys, dtype=np.int64))), note
 
 
+def breaks_off_early(container: Any, stream: Any, timeline: Timeline | None) -> str:
+    """A note if a Matroska file ends well before the duration in its header; its demuxer takes a
+    file that was cut off for a shorter one."""
+    formats = set(container.format.name.split(","))
+    # With other streams the duration is that of the longest.
+    if timeline is None or not formats & {"matroska", "webm"} or len(container.streams) > 1:
+        return ""
+    if container.duration is None or len(timeline.pts) < 2:
+        return ""
+    gap = float(np.diff(timeline.pts).max() * stream.time_base)
+    end = float(timeline.pts[-1] * stream.time_base) + gap
+    declared = container.duration / 1e6
+    if end > declared - max(2 * gap, 0.02 * declared):
+        return ""
+    return f"the header declares {declared:.1f} s, the frames end at {end:.1f} s"
+
+
 def decoded(container: Any, stream: Any) -> Iterator[Any]:
     """Frames from the container's current position on; FFmpeg's errors pass through."""
     for packet in container.demux(stream):

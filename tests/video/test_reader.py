@@ -187,7 +187,8 @@ def test_truncated_files_give_the_frames_that_exist(folder, kind):
     info = probe(path, decode=True)
     frames = info.frames
     assert COUNT // 4 < frames < COUNT
-    assert kind != "mp4" or "breaks off" in info.note
+    said = {"mp4": "breaks off", "mkv": "the header declares", "webm": "the header declares"}
+    assert said.get(kind, "") in info.note
     assert probe(path) == info  # the packets show the damage, so that it is decoded anyway
     numbers = [read_counter(f) for f in read_frames(path, range(frames))]
     assert numbers == list(range(frames))
