@@ -10,23 +10,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastseq.ops.contrastive_idm import contrastive_idm
     from fastseq.ops.lav import lav_loss
+    from fastseq.ops.queue_nce import queue_nce
     from fastseq.ops.scl import scl_loss
     from fastseq.ops.soft_dtw import dtw_path, soft_dtw, soft_dtw_alignment, soft_dtw_from_cost
     from fastseq.ops.tcc import tcc_loss
     from fastseq.ops.tcn import tcn_loss
+    from fastseq.ops.vclr import intra_nce, temporal_order_loss, vclr_loss
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "contrastive_idm": "fastseq.ops.contrastive_idm",
     "dtw_path": "fastseq.ops.soft_dtw",
+    "intra_nce": "fastseq.ops.vclr",
     "lav_loss": "fastseq.ops.lav",
+    "queue_nce": "fastseq.ops.queue_nce",
     "scl_loss": "fastseq.ops.scl",
     "soft_dtw": "fastseq.ops.soft_dtw",
     "soft_dtw_alignment": "fastseq.ops.soft_dtw",
     "soft_dtw_from_cost": "fastseq.ops.soft_dtw",
     "tcc_loss": "fastseq.ops.tcc",
     "tcn_loss": "fastseq.ops.tcn",
+    "temporal_order_loss": "fastseq.ops.vclr",
+    "vclr_loss": "fastseq.ops.vclr",
 }
 _SUBMODULES = ("compat", "nn", "ops", "video")
 
@@ -34,13 +40,17 @@ __all__ = [
     "__version__",
     "contrastive_idm",
     "dtw_path",
+    "intra_nce",
     "lav_loss",
+    "queue_nce",
     "scl_loss",
     "soft_dtw",
     "soft_dtw_alignment",
     "soft_dtw_from_cost",
     "tcc_loss",
     "tcn_loss",
+    "temporal_order_loss",
+    "vclr_loss",
 ]
 
 

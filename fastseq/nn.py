@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from fastseq.feature_queue import FeatureQueue
 from fastseq.ops.common.validate import (
     check_bool,
     check_choice,
@@ -12,6 +13,8 @@ from fastseq.ops.contrastive_idm import options as idm_options
 from fastseq.ops.contrastive_idm.op import contrastive_idm
 from fastseq.ops.lav.op import FORMS as LAV_FORMS
 from fastseq.ops.lav.op import lav_loss
+from fastseq.ops.queue_nce.op import queue_nce
+from fastseq.ops.queue_nce.options import REDUCTIONS as QUEUE_REDUCTIONS
 from fastseq.ops.scl.op import scl_loss
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 from fastseq.ops.soft_dtw import options as soft_dtw_options
@@ -20,7 +23,16 @@ from fastseq.ops.tcc.op import Durations, Lengths, tcc_loss
 from fastseq.ops.tcc.op import check_options as check_tcc_options
 from fastseq.ops.tcn.op import tcn_loss
 
-__all__ = ["ContrastiveIDM", "LAVLoss", "SCLLoss", "SoftDTW", "TCCLoss", "TCNLoss"]
+__all__ = [
+    "ContrastiveIDM",
+    "FeatureQueue",
+    "LAVLoss",
+    "QueueNCE",
+    "SCLLoss",
+    "SoftDTW",
+    "TCCLoss",
+    "TCNLoss",
+]
 
 
 class _Loss(nn.Module):
@@ -323,3 +335,38 @@ class LAVLoss(_Loss):
             "lengths_y": lengths_y,
         }
         return lav_loss(x, y, tx, ty, **frames, **self.options)
+
+
+class QueueNCE(_Loss):
+    """:func:`fastseq.queue_nce` as a module; see there for the formula, shapes and defaults.
+
+    Example:
+        >>> import torch
+        >>> queue = FeatureQueue(4096, 128)
+        >>> q, keys = torch.randn(8, 128), torch.randn(8, 3, 128)
+        >>> QueueNCE()(q, keys, queue.features).shape
+        torch.Size([])
+        >>> queue.enqueue(keys)
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        normalize: bool = True,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ):
+        super().__init__()
+        check_positive("QueueNCE", "temperature", temperature)
+        check_bool("QueueNCE", "normalize", normalize)
+        check_choice("QueueNCE", "reduction", reduction, QUEUE_REDUCTIONS)
+        self.options = {
+            "temperature": temperature,
+            "normalize": normalize,
+            "reduction": reduction,
+            "backend": backend,
+        }
+
+    def forward(self, q: Tensor, positives: Tensor, queue: Tensor) -> Tensor:
+        return queue_nce(q, positives, queue, **self.options)

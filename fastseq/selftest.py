@@ -86,6 +86,21 @@ def _contrastive_idm(z: Tensor, *, backend: str) -> Tensor:
     return squared + root
 
 
+def _queue_nce_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.randn(70, *shape, generator=generator, dtype=torch.float64)
+        for shape in ((48,), (3, 48))
+    )
+
+
+def _queue_nce(q: Tensor, positives: Tensor, *, backend: str) -> Tensor:
+    # Cosines of a queue: i 37 mod 101 gives every machine and dtype the same one.
+    queue = (torch.arange(600 * 48, device=q.device) * 37 % 101 - 50).view(600, 48)
+    queue = torch.nn.functional.normalize(queue.double(), dim=1).to(torch.bfloat16).to(q.dtype)
+    unit = fastseq.queue_nce(q, positives, queue, backend=backend)
+    return unit + fastseq.queue_nce(q, positives, queue, normalize=False, backend=backend)
+
+
 _ALL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # One entry per op.
@@ -94,6 +109,12 @@ CASES = [
         "contrastive_idm",
         _contrastive_idm_inputs,
         _contrastive_idm,
+        {"torch": _ALL, "triton": _ALL[1:]},
+    ),
+    Case(
+        "queue_nce",
+        _queue_nce_inputs,
+        _queue_nce,
         {"torch": _ALL, "triton": _ALL[1:]},
     ),
     Case("scl_loss", _scl_inputs, _scl, {"torch": _ALL, "triton": _ALL[1:]}),

@@ -52,7 +52,7 @@ def tiles(d: int, operands: str, arch: int) -> Tiles:
         return Tiles(64, 64, padded, padded, 4, 1)
     if operands in ("bf16", "fp16"):
         return Tiles(64, 64, min(padded, 128), min(padded, 128), 8 if padded > 64 else 4, 2)
-    return Tiles(64, 32, 16, min(padded, 64), 8, 2)
+    return Tiles(64, 32, 16, min(padded, 128), 8, 2)
 
 
 @lru_cache
