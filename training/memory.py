@@ -1,0 +1,237 @@
+"""Peak memory of a training step by the length of its clips: `python -m training.memory RECIPE`.
+
+Each length is measured in a process of its own, on random frames; a line a + b T is fitted to the
+peaks. Written to --out: memory.json and memory.png. With --plain, also the plain way to do the
+same step: all frames at once, nothing computed twice, dense losses.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+WAYS = ("recipe", "plain")
+CARDS = (16, 24, 80, 141)  # GB
+# malloc raises these as large blocks are freed, and then keeps what was freed: the peak of a
+# process would hang on its history. Fixed, every block above goes back to the system at once.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
+
+
+class MeasurementError(RuntimeError):
+    """A step failed, and not for want of memory."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 a step failed, 2 wrong request, 130 interrupted."""
+    args = parse_arguments(argv)
+    try:
+        from training.config import ConfigError
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("fastseq", "training"):
+            raise
+        print(f'error: {error}; training needs: pip install "fastseq[train]"', file=sys.stderr)
+        return 2
+    try:
+        # All are checked before the first is measured.
+        requests = {
+            (way, frames): request(args, way, frames)
+            for frames in args.frames
+            for way in WAYS[: 1 + args.plain]
+        }
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    runs = []
+    try:
+        for (way, _), asked in requests.items():
+            runs.append({"way": way} | measure(asked))
+            print(describe(runs[-1]), flush=True)
+    except MeasurementError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    result = summary(args, runs)
+    (args.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(conclusion(result))
+    from training.memory_picture import draw
+
+    draw(result, args.out / "memory.png")
+    print(f"written to {args.out}: memory.json, memory.png")
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.memory",
+        description=__doc__.partition("\n")[2],
+        epilog="Example: python -m training.memory recipes/carl.yaml data.batch_size=1 "
+        "augmentation.size=64 --frames 80,160,240,480,960,1920 --plain",
+    )
+    parser.add_argument("recipe", help="YAML file, relative to here or to training/")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="replace recipe values"
+    )
+    parser.add_argument(
+        "--frames",
+        type=_lengths,
+        default=[80, 160, 240, 480, 960, 1920],
+        metavar="T,T,...",
+        help="frames of a clip (default: 80,160,240,480,960,1920)",
+    )
+    parser.add_argument("--plain", action="store_true", help="measure the plain way too")
+    parser.add_argument(
+        "--fit-from",
+        type=int,
+        default=240,
+        metavar="T",
+        help="shortest clip in the fit: below, the scratch of one chunk dominates (default: 240)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("memory"), help="folder to write to (default: memory)"
+    )
+    args = parser.parse_intermixed_args(argv)
+    if sum(frames >= args.fit_from for frames in args.frames) < 2:
+        parser.error(
+            f"--frames: a line needs two lengths of at least --fit-from {args.fit_from}, got "
+            f"{','.join(map(str, args.frames))}"
+        )
+    return args
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        lengths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        lengths = []
+    if not lengths or lengths[0] < 2:
+        raise argparse.ArgumentTypeError(f"expected numbers of at least 2, as 240,480, got {text}")
+    return lengths
+
+
+def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
+    """What `training.memory_step` reads; ConfigError where the recipe does not allow it."""
+    from training.config import load_config, loss_terms
+
+    overrides = [*args.overrides, f"data.num_frames={frames}"]
+    cfg = load_config(args.recipe, overrides)
+    if way == "plain":
+        overrides += ["train.chunk_frames=0", "train.checkpointing=false"]
+        overrides += [
+            f"loss.{name}.backend=reference"
+            for name, _, options in loss_terms(cfg.loss)
+            if "backend" in options
+        ]
+        load_config(args.recipe, overrides)
+    return {"recipe": args.recipe, "overrides": overrides, "frames": frames}
+
+
+def measure(asked: dict[str, Any]) -> dict[str, Any]:
+    """One step in a process of its own; {"frames", "error"} where memory does not suffice."""
+    done = subprocess.run(
+        [sys.executable, "-m", "training.memory_step"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=os.environ | MALLOC,
+        check=False,
+    )
+    if done.returncode == 0:
+        return json.loads(done.stdout)
+    lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+    no_memory = ("out of memory", "can't allocate memory", "MemoryError")
+    if done.returncode == -signal.SIGKILL or any(words in lines[-1] for words in no_memory):
+        return {"frames": asked["frames"], "error": "out of memory"}
+    raise MeasurementError(f"T = {asked['frames']}: {lines[-1]}")
+
+
+def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything measured, and what follows from it."""
+    from training.config import load_config
+
+    cfg = load_config(args.recipe, args.overrides)
+    fits = {
+        way: fit([run for run in runs if run["way"] == way and run["frames"] >= args.fit_from])
+        for way in WAYS[: 1 + args.plain]
+    }
+    ours, plain = fits["recipe"], fits.get("plain")
+    model = next((run["model"] for run in runs if "model" in run), 0)
+    longest = {}
+    if ours:
+        longest = {str(card): int((card * 1e9 - model - ours["a"]) // ours["b"]) for card in CARDS}
+    return {
+        "recipe": args.recipe,
+        "overrides": args.overrides,
+        "clips": 2 * cfg.data.batch_size,
+        "runs": runs,
+        "fits": fits,
+        "slope_ratio": plain["b"] / ours["b"] if ours and plain else None,
+        "longest": longest,
+    }
+
+
+def fit(runs: list[dict[str, Any]]) -> dict[str, float] | None:
+    """peak = a + b T by least squares, in bytes; None of fewer than two measurements."""
+    import numpy as np
+
+    points = [(run["frames"], run["peak"]) for run in runs if "peak" in run]
+    if len(points) < 2:
+        return None
+    frames, peaks = np.array(points, dtype=float).T
+    b, a = np.polyfit(frames, peaks, 1)
+    left = float(((peaks - a - b * frames) ** 2).sum())
+    r2 = 1 - left / float(((peaks - peaks.mean()) ** 2).sum())
+    return {"a": float(a), "b": float(b), "r2": r2, "from": float(frames.min())}
+
+
+def describe(run: dict[str, Any]) -> str:
+    start = f"{run['way']:7} T = {run['frames']:5}"
+    if "error" in run:
+        return f"{start}   {run['error']}"
+    parts = "  ".join(f"{name} {size / 1e6:.0f}" for name, size in run["parts"].items())
+    rest = (run["peak"] - sum(run["parts"].values())) / 1e6
+    return (
+        f"{start}   {run['peak'] / 1e6:7.0f} MB   {run['seconds']:7.2f} s   ({parts}  "
+        f"scratch and gradients {rest:.0f})"
+    )
+
+
+def conclusion(result: dict[str, Any]) -> str:
+    measured = [run for run in result["runs"] if "peak" in run]
+    if not measured:
+        return "nothing could be measured: memory did not suffice for any length"
+    one = measured[0]
+    where = f"{one['device']}, {one['precision']}, torch {one['torch']}"
+    on_cpu = one["device"] == "cpu"
+    counted = "resident memory" if on_cpu else "PyTorch's allocator"
+    threads = f", threads: {one['threads']}" if on_cpu else ""
+    lines = [
+        f"{where}{threads}; peak of {counted} above the model and Adam ({one['model'] / 1e6:.0f} "
+        f"MB), {result['clips']} clips of T frames"
+    ]
+    for way, line in result["fits"].items():
+        if line is None:
+            lines.append(f"{way}: too few lengths could be measured for a fit")
+            continue
+        lines.append(
+            f"{way}: peak = {line['a'] / 1e6:.0f} MB + {line['b'] / 1e3:.1f} kB x T, "
+            f"R^2 = {line['r2']:.5f} from T = {line['from']:.0f}"
+        )
+    if result["slope_ratio"]:
+        lines.append(f"plain / recipe, by b: {result['slope_ratio']:.1f}")
+    if result["longest"]:
+        longest = ", ".join(f"{card} GB: {t}" for card, t in result["longest"].items())
+        note = "this CPU's figures; a GPU's differ" if on_cpu else "without CUDA's own and gaps"
+        lines.append(f"longest T by the fit ({note}): {longest}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

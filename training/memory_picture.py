@@ -1,0 +1,51 @@
+"""The picture of training.memory: peaks with their lines, and what the parts keep."""
+
+from pathlib import Path
+from typing import Any
+
+LABELS = {
+    "recipe": "as the recipe says",
+    "plain": "plain: all frames at once, dense loss",
+}
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for way, line in result["fits"].items():
+        runs = _measured(result, way)
+        frames = [run["frames"] for run in runs]
+        (dots,) = left.plot(frames, [run["peak"] / 1e9 for run in runs], "o", label=LABELS[way])
+        if line is not None:
+            ends = [line["from"], max(frames)]
+            height = [(line["a"] + line["b"] * t) / 1e9 for t in ends]
+            text = f"{line['a'] / 1e6:.0f} MB + {line['b'] / 1e3:.0f} kB T, R² {line['r2']:.5f}"
+            left.plot(ends, height, "-", color=dots.get_color(), label=text)
+    left.set(xlabel="T, frames of a clip", ylabel="peak above model and Adam, GB")
+    left.set(xlim=(0, None), ylim=(0, None))
+    left.legend()
+    _parts(right, _measured(result, "recipe"))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _measured(result: dict[str, Any], way: str) -> list[dict[str, Any]]:
+    return [run for run in result["runs"] if run["way"] == way and "peak" in run]
+
+
+def _parts(axes: Any, runs: list[dict[str, Any]]) -> None:
+    """Stacked bars: kept by each part until backward, and what comes and goes."""
+    ticks = [str(run["frames"]) for run in runs]
+    bottom = [0.0] * len(runs)
+    for name in runs[0]["parts"] if runs else ():
+        heights = [max(run["parts"][name], 0) / 1e6 for run in runs]
+        axes.bar(ticks, heights, bottom=bottom, label=name)
+        bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
+    rest = [max(run["peak"] / 1e6 - b, 0) for run, b in zip(runs, bottom, strict=True)]
+    axes.bar(ticks, rest, bottom=bottom, label="scratch and gradients", color="lightgrey")
+    axes.set(xlabel="T, as the recipe says", ylabel="MB")
+    axes.legend()

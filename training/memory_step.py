@@ -1,0 +1,153 @@
+"""One training step in a process of its own, and what memory it takes (for training.memory).
+
+Reads {"recipe", "overrides", "frames"} as JSON from stdin, writes the measurement to stdout.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from training.config import load_config
+from training.run import initial_model
+from training.trainer import Trainer
+
+# In the order of the step; what is in none of them comes and goes: scratch, gradients of
+# activations, and in backward what checkpointing computes again.
+PARTS = ("frames", "frozen", "layer4", "transformer", "loss")
+WARM_UP_FRAMES = 8
+
+
+class Meter:
+    """What each part of a step adds to the memory in use.
+
+    On a GPU by PyTorch's allocator, on a CPU by the resident size of the process, which counts what
+    tensors do not show, such as the scratch of convolutions.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.kept = dict.fromkeys(PARTS, 0)
+        self.part: str | None = None
+        self.baseline = self.last = 0
+
+    def start(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        self.baseline = self.last = self.in_use()
+        self.part = PARTS[0]
+
+    def switch(self, part: str | None) -> str | None:
+        """From now on it is this part's; None: of no part any more. Gives the part before."""
+        now, before = self.in_use(), self.part
+        if before is not None:
+            self.kept[before] += now - self.last
+        self.last, self.part = now, part
+        return before
+
+    def in_use(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def peak(self) -> int:
+        """Bytes above what was in use at the start."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.baseline
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 - self.baseline
+        raise RuntimeError("/proc/self/status has no VmHWM; memory of a CPU needs Linux")
+
+
+class _Marked:
+    """A callable whose memory is a part's; before backward, which calls some of them again."""
+
+    def __init__(self, call: Any, meter: Meter, part: str, *, last: bool = False) -> None:
+        self._call, self._meter, self._part, self._last = call, meter, part, last
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if self._meter.part is None:
+            return self._call(*args, **options)
+        before = self._meter.switch(self._part)
+        result = self._call(*args, **options)
+        self._meter.switch(None if self._last else before)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+
+def measure(cfg: DictConfig) -> dict[str, Any]:
+    """Memory in bytes and time in seconds of a step on random frames of the recipe's sizes."""
+    trainer = Trainer(cfg, initial_model(cfg), SimpleNamespace(batches_per_epoch=1), Path())
+    step, model, device = trainer.gradient_step, trainer.model, trainer.device
+    frames = cfg.data.num_frames
+    meter = Meter(device)
+    # On a CPU a short one: what a long one leaves in the heap would count as there before.
+    warm_up = frames if device.type == "cuda" else min(frames, WARM_UP_FRAMES)
+    step([_batch(cfg, warm_up)], cfg.optim.lr, list)
+    backbone = model.backbone
+    backbone.frozen_part = _Marked(backbone.frozen_part, meter, "frozen")
+    backbone.trained_part = _Marked(backbone.trained_part, meter, "layer4")
+    model.encode = _Marked(model.encode, meter, "transformer")
+    model.project = _Marked(model.project, meter, "transformer")
+    step.objective = _Marked(step.objective, meter, "loss", last=True)
+
+    trainer.optimizer.zero_grad(set_to_none=True)  # as a step begins
+    meter.start()
+    batch = _batch(cfg, frames)
+    clock = time.perf_counter()
+    step([batch], cfg.optim.lr, list)  # ends with a value on the host
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - clock
+    tensors = [*model.parameters(), *model.buffers()]
+    for state in trainer.optimizer.state.values():
+        tensors += [value for value in state.values() if torch.is_tensor(value)]
+    on_gpu = device.type == "cuda"
+    return {
+        "frames": frames,
+        "peak": meter.peak(),
+        "parts": meter.kept,
+        "model": sum(t.nbytes for t in tensors),
+        "seconds": seconds,
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "precision": "bf16" if trainer.bf16 else "fp32",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _batch(cfg: DictConfig, frames: int) -> dict[str, Any]:
+    """As the loader gives it, one clip with a padded frame: masks everywhere, the dearer case."""
+    n, size, context = cfg.data.batch_size, cfg.augmentation.size, cfg.data.num_context
+    shape = (n, 2, frames, *([context] if context > 1 else []), 3, size, size)
+    valid = torch.ones(n, 2, frames, dtype=torch.bool)
+    valid[0, 0, -1] = False
+    return {
+        "frames": torch.randint(256, shape, dtype=torch.uint8),
+        "steps": torch.arange(frames).expand(n, 2, frames).clone(),
+        "valid": valid,
+        "num_frames": torch.full((n, 2), frames),
+        "ids": [str(i) for i in range(n)],
+    }
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    cfg = load_config(request["recipe"], [*request["overrides"]])
+    print(json.dumps(measure(cfg)))
+
+
+if __name__ == "__main__":
+    main()
