@@ -201,24 +201,23 @@ def colour_map(
     return matrix, bias
 
 
-def blur_kernel(sigma: float) -> np.ndarray:
-    """Weights of a Gaussian cut at 3 sigma, float64 of odd length, sum 1."""
-    reach = max(1, math.ceil(3 * sigma))
+def blur_kernel(sigma: float, size: int) -> np.ndarray:
+    """Weights of a Gaussian cut at 3 sigma and at a picture's side: float64, odd number, sum 1."""
+    reach = min(max(1, math.ceil(3 * sigma)), size - 1)
     weight = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     return weight / weight.sum()
 
 
 def _blur(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Separable Gaussian; the picture is mirrored at its outermost pixels, as DALI does."""
-    weight = torch.from_numpy(blur_kernel(sigma)).float()
-    reach, side = len(weight) // 2, pixels.shape[-1]
-    mirrored = torch.from_numpy(np.pad(np.arange(side), reach, mode="reflect"))
-    # A depthwise convolution is many times faster with the channels last.
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    """Separable Gaussian; at its edges the picture is mirrored (at pixel centres), as by DALI."""
+    weight = torch.from_numpy(blur_kernel(sigma, pixels.shape[-1])).float()
+    reach = len(weight) // 2
     down = weight.view(1, 1, -1, 1).expand(3, 1, -1, 1)
     across = weight.view(1, 1, 1, -1).expand(3, 1, 1, -1)
-    pixels = F.conv2d(pixels.index_select(2, mirrored), down, groups=3)
-    return F.conv2d(pixels.index_select(3, mirrored), across, groups=3)
+    # A depthwise convolution is many times faster with the channels last.
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    pixels = F.conv2d(F.pad(pixels, (0, 0, reach, reach), mode="reflect"), down, groups=3)
+    return F.conv2d(F.pad(pixels, (reach, reach, 0, 0), mode="reflect"), across, groups=3)
 
 
 def eval_transform(frames: torch.Tensor, size: int) -> torch.Tensor:

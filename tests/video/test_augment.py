@@ -119,17 +119,30 @@ def test_single_operations():
     assert min(abs(hue - 1 / 3), abs(hue - 2 / 3)) < 0.1  # a third of the circle away
 
 
+def mirrored(index, size):
+    """Where a position is found in a picture that goes on in its mirror image: 2 1 0 1 2 1 0."""
+    index = abs(index) % (2 * size - 2)
+    return min(index, 2 * size - 2 - index)
+
+
 def test_blur():
-    """Against the mean over all pixels within 3 sigma, weighted by their distance, one by one."""
-    frames = picture(T=2, height=15, width=15)
-    out = apply_draw(frames, still(15, 15, blur_sigma=1.4), 15).double()
-    place = torch.arange(15).double()
+    """Against the mean over all positions within 3 sigma, weighted by their distance."""
+    frames = picture(T=2, height=15, width=15).double()
+    out = apply_draw(frames.byte(), still(15, 15, blur_sigma=1.4), 15).double()
     for row, column in [(0, 0), (7, 7), (3, 14), (12, 6)]:
-        down, across = place - row, place - column
-        near = (down.abs() <= 5)[:, None] & (across.abs() <= 5)  # ceil(3 * 1.4)
-        weight = torch.exp(-(down[:, None] ** 2 + across**2) / (2 * 1.4**2)) * near
-        expected = torch.einsum("thwc,hw->tc", frames.double(), weight) / weight.sum()
-        assert (out[:, :, row, column] - expected).abs().max() <= 0.51
+        total, expected = 0.0, torch.zeros(2, 3, dtype=torch.float64)
+        for down in range(-5, 6):  # ceil(3 * 1.4)
+            for across in range(-5, 6):
+                weight = math.exp(-(down**2 + across**2) / (2 * 1.4**2))
+                place = mirrored(row + down, 15), mirrored(column + across, 15)
+                expected += weight * frames[:, place[0], place[1]]
+                total += weight
+        assert (out[:, :, row, column] - expected / total).abs().max() <= 0.51
+    for size in (1, 2, 5):  # less than 3 sigma wide
+        small = apply_draw(
+            picture(T=1, height=size, width=size), still(size, size, blur_sigma=4.0), size
+        )
+        assert small.shape == (1, 3, size, size)
     flat = torch.full((1, 20, 20, 3), 130, dtype=torch.uint8)
     assert torch.all(apply_draw(flat, still(20, 20, blur_sigma=2.0), 20) == 130)
     # Defined at 224 pixels, weaker in proportion on smaller frames.

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from fastseq.video._av import VideoError
-from fastseq.video.engines.dali_inputs import File, Inputs, inputs_of, inspect, wanted_frames
+from fastseq.video.engines.dali_inputs import (
+    File,
+    Inputs,
+    inputs_of,
+    inspect,
+    release,
+    wanted_frames,
+)
 from fastseq.video.reader import VideoInfo, read_frames
 from fastseq.video.work import Reading, Source, shape_of
 
@@ -40,7 +47,7 @@ def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
         return None
     if info.codec in _CPU_CODECS:
         return None
-    before = tuple(int(part) for part in version.split(".")[:3]) <= (2, 1, 0)
+    before = release(version) <= (2, 1, 0)
     if info.codec not in _CPU_CODECS_UNTIL_2_1_0:
         fix = _FIX if before else "the PyAV engine reads it"
         return f"DALI does not decode the codec {info.codec!r} on the CPU; {fix}"
@@ -167,11 +174,11 @@ class DaliEngine:
             raise ValueError(
                 f"the clips of a batch must have the same number of frames, got {lengths}"
             )
-        return readings, [inputs_of(r, self._file(r.path)) for r in readings]
+        return readings, [inputs_of(r, self._file(r.path), self.size) for r in readings]
 
     def _file(self, path: str) -> File:
         if path not in self._files:
-            file = inspect(path, self.device, self.time_limit)
+            file = inspect(path, self.device, self._version, self.time_limit)
             reason = unsupported(file.info, self.device, self._version)
             if reason:
                 raise VideoError(path, reason)

@@ -17,6 +17,8 @@ from fastseq.video.work import Clip, Reading
 _LUMA = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 _REC_601 = (0.299, 0.114)
 _FULL_RANGE = 2  # AVColorRange
+# Before, DALI on the CPU knew full range by FFmpeg's old names of pixel formats (yuvj...) alone.
+_CPU_READS_RANGE = (2, 3, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +59,21 @@ class Inputs:
     clips: tuple[dict[str, Any], ...]
 
 
-def inspect(path: str, device: str, time_limit: float) -> File:
-    """Look into a file. Raises VideoError."""
+def release(version: str) -> tuple[int, ...]:
+    """(2, 1, 0) of "2.1.0"."""
+    return tuple(int(part) for part in version.split(".")[:3])
+
+
+def inspect(path: str, device: str, version: str, time_limit: float) -> File:
+    """Look into a file that a version of DALI is to decode on a device. Raises VideoError."""
     info = probe(path, time_limit=time_limit)
     with open_video(path) as (_, stream):
         codec = stream.codec_context
         space, pixels = int(codec.colorspace), str(codec.pix_fmt)
         marked_full = int(codec.color_range) == _FULL_RANGE
     full = marked_full or pixels.startswith("yuvj")
-    # On the CPU DALI knows full range from FFmpeg's old names of pixel formats alone.
-    taken_for_full = full if device == "gpu" else pixels.startswith("yuvj")
+    known = device == "gpu" or release(version) >= _CPU_READS_RANGE
+    taken_for_full = full if known else pixels.startswith("yuvj")
     info = VideoInfo(**{**vars(info), "timeline": None})
     if not pixels.startswith("yuv") or (space not in _LUMA and full == taken_for_full):
         return File(info, None, None)
@@ -95,7 +102,7 @@ def wanted_frames(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     return wanted.astype(np.int32), places.reshape(asked.shape).astype(np.int32)
 
 
-def inputs_of(reading: Reading, file: File) -> Inputs:
+def inputs_of(reading: Reading, file: File, size: int) -> Inputs:
     """Raises VideoError where the file does not hold what the reading asks for."""
     info = file.info
     if (reading.height, reading.width) != (info.height, info.width):
@@ -114,7 +121,11 @@ def inputs_of(reading: Reading, file: File) -> Inputs:
         )
     clips = []
     for clip, order in zip(reading.clips, places, strict=True):
-        draw = {"order": order, **_geometry(clip, reading, info.rotation), **_pixels(clip, file)}
+        draw = {
+            "order": order,
+            **_geometry(clip, reading, info.rotation),
+            **_pixels(clip, file, size),
+        }
         clips.append(draw)
     try:
         encoded = np.fromfile(reading.path, dtype=np.uint8)
@@ -156,7 +167,7 @@ def _rounded(start: int, length: int, scale: float, most: int) -> tuple[int, int
     return first, min(max(last, first + 1), most)
 
 
-def _pixels(clip: Clip, file: File) -> dict[str, Any]:
+def _pixels(clip: Clip, file: File, size: int) -> dict[str, Any]:
     draw = clip.draw
     matrix, _ = colour_map(draw.colour, np.zeros(3))
     # The bias is linear in the clip's mean colour: its columns are the biases at unit colours.
@@ -167,7 +178,7 @@ def _pixels(clip: Clip, file: File) -> dict[str, Any]:
         matrix, pull = matrix @ file.matrix, pull @ file.matrix
     coloured = bool(draw.colour) or file.matrix is not None
     blurred = draw.blur_sigma > 0
-    kernel = blur_kernel(draw.blur_sigma) if blurred else np.ones(1)
+    kernel = blur_kernel(draw.blur_sigma, size) if blurred else np.ones(1)
     return {
         "changed": coloured or blurred,
         "coloured": coloured,
