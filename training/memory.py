@@ -177,8 +177,11 @@ def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-def fit(runs: list[dict[str, Any]]) -> dict[str, float] | None:
-    """peak = a + b T by least squares, in bytes; None of fewer than two measurements."""
+def fit(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """peak = a + b T by least squares, in bytes; None of fewer than two measurements.
+
+    R^2 says nothing of two, and is None there.
+    """
     import numpy as np
 
     points = [(run["frames"], run["peak"]) for run in runs if "peak" in run]
@@ -186,8 +189,10 @@ def fit(runs: list[dict[str, Any]]) -> dict[str, float] | None:
         return None
     frames, peaks = np.array(points, dtype=float).T
     b, a = np.polyfit(frames, peaks, 1)
-    left = float(((peaks - a - b * frames) ** 2).sum())
-    r2 = 1 - left / float(((peaks - peaks.mean()) ** 2).sum())
+    r2 = None
+    if len(points) > 2:
+        left = ((peaks - a - b * frames) ** 2).sum()
+        r2 = float(1 - left / ((peaks - peaks.mean()) ** 2).sum())
     return {"a": float(a), "b": float(b), "r2": r2, "from": float(frames.min())}
 
 
@@ -201,6 +206,11 @@ def describe(run: dict[str, Any]) -> str:
         f"{start}   {run['peak'] / 1e6:7.0f} MB   {run['seconds']:7.2f} s   ({parts}  "
         f"scratch and gradients {rest:.0f})"
     )
+
+
+def equation(line: dict[str, Any]) -> str:
+    quality = "two lengths" if line["r2"] is None else f"R^2 = {line['r2']:.5f}"
+    return f"{line['a'] / 1e6:.0f} MB + {line['b'] / 1e3:.1f} kB x T, {quality}"
 
 
 def conclusion(result: dict[str, Any]) -> str:
@@ -220,10 +230,7 @@ def conclusion(result: dict[str, Any]) -> str:
         if line is None:
             lines.append(f"{way}: too few lengths could be measured for a fit")
             continue
-        lines.append(
-            f"{way}: peak = {line['a'] / 1e6:.0f} MB + {line['b'] / 1e3:.1f} kB x T, "
-            f"R^2 = {line['r2']:.5f} from T = {line['from']:.0f}"
-        )
+        lines.append(f"{way}: peak = {equation(line)} from T = {line['from']:.0f}")
     if result["slope_ratio"]:
         lines.append(f"plain / recipe, by b: {result['slope_ratio']:.1f}")
     if result["longest"]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from training.memory import equation
+
 LABELS = {
     "recipe": "as the recipe says",
     "plain": "plain: all frames at once, dense loss",
@@ -23,8 +25,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         if line is not None:
             ends = [line["from"], max(frames)]
             height = [(line["a"] + line["b"] * t) / 1e9 for t in ends]
-            text = f"{line['a'] / 1e6:.0f} MB + {line['b'] / 1e3:.0f} kB T, R² {line['r2']:.5f}"
-            left.plot(ends, height, "-", color=dots.get_color(), label=text)
+            left.plot(ends, height, "-", color=dots.get_color(), label=equation(line))
     left.set(xlabel="T, frames of a clip", ylabel="peak above model and Adam, GB")
     left.set(xlim=(0, None), ylim=(0, None))
     left.legend()
@@ -48,4 +49,4 @@ def _parts(axes: Any, runs: list[dict[str, Any]]) -> None:
     rest = [max(run["peak"] / 1e6 - b, 0) for run, b in zip(runs, bottom, strict=True)]
     axes.bar(ticks, rest, bottom=bottom, label="scratch and gradients", color="lightgrey")
     axes.set(xlabel="T, as the recipe says", ylabel="MB")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
