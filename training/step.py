@@ -1,6 +1,7 @@
 """One optimizer step: forward and backward over parts and ranks, and the update if it is finite."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from training.distributed import most, total, world_size
+from training.distributed import total, world_size
 from training.models import VideoEncoder
 from training.models.sync_batch_norm import sync_batch_norms
 from training.objectives import Clips, Objective
@@ -78,17 +79,16 @@ class GradientStep:
         if world_size() == 1:
             return
         sync_batch_norms(self.model, self.device)
-        # Ranks that share statistics must call the backbone equally often.
-        own = self.model.chunk_count
-        self.model.chunk_count = lambda rows: most(own(rows)) if self.model.training else own(rows)
         self._find_statistics()
         if not self.objective.needs_projection:
             self.model.projection.requires_grad_(False)
-        self.module = DistributedDataParallel(
-            self.module,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,  # the statistics are the same everywhere
-        )
+        with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            self.module = DistributedDataParallel(
+                self.module,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,  # the statistics are the same everywhere
+            )
 
     def __call__(
         self, batches: Sequence[dict[str, Any]], rate: float, requests: Callable[[], list[int]]

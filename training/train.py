@@ -114,8 +114,9 @@ def _run(args: argparse.Namespace) -> int:
         distributed.stop()
         return 2
     if args.dry_run:
+        text = describe(trainer)  # runs the encoder, which may wait for the other ranks
         if distributed.is_main():
-            print(describe(trainer))
+            print(text)
         distributed.stop()
         return 0
     try:
@@ -311,9 +312,7 @@ def describe(trainer: "Trainer") -> str:
     unit = "videos" if cfg.data.clips == "views" else "pairs"
     epoch_steps = trainer.loader.batches_per_epoch / parts
     weights = 4 * (total + 3 * trained)  # fp32 weights; gradients and Adam's two moments
-    activations = (
-        frames // ranks * saved_bytes_per_frame(model.cpu(), cfg.augmentation.size, trainer.bf16)
-    )
+    activations = saved_bytes(model.cpu(), frames // ranks, cfg.augmentation.size, trainer.bf16)
     return "\n".join(
         [
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
@@ -327,6 +326,21 @@ def describe(trainer: "Trainer") -> str:
             f"writes to    {cfg.train.run_dir}",
         ]
     )
+
+
+def saved_bytes(model: "VideoEncoder", frames: int, size: int, bf16: bool) -> float:
+    """Memory autograd keeps: of every frame, or of what enters the chunks that are computed again
+    in backward, and of one whole chunk."""
+    chunk = model.chunk_frames
+    model.chunk_frames = 0
+    whole = saved_bytes_per_frame(model, size, bf16)
+    model.chunk_frames = chunk
+    if not (model.checkpointing and 0 < chunk < frames):
+        return frames * whole
+    model.chunk_frames = 2  # a share of the few frames that are looked at
+    kept = saved_bytes_per_frame(model, size, bf16)
+    model.chunk_frames = chunk
+    return frames * kept + chunk * (whole - kept)
 
 
 def saved_bytes_per_frame(model: "VideoEncoder", size: int, bf16: bool) -> float:
@@ -351,6 +365,7 @@ def _saved_bytes(model: "VideoEncoder", frames: int, size: int, bf16: bool) -> i
 
     model.train()
     with (
+        torch.compiler.set_stance("force_eager"),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):

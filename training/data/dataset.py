@@ -63,7 +63,8 @@ def open_loader(
 ) -> tuple[ClipLoader, str]:
     """The loader of a recipe, and why it has the engine it has.
 
-    `data.batch_size` items make a batch; each of `world_size` ranks reads its part of them. With `data.cache=ram` every video is decoded now; those that fail are set aside.
+    `data.batch_size` items make a batch; each of `world_size` ranks reads its part of them. With
+    `data.cache=ram` every video is decoded now; those that fail are set aside.
     """
     items = open_items(records, data_cfg, augmentation)
     cache = None

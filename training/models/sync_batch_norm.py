@@ -55,7 +55,10 @@ class SyncBatchNorm(_BatchNorm):
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
         self._check_input_dim(x)
-        out, mean, var, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        # (n, C, ...) to rows (M, C) and back; neither copies where channels are innermost.
+        rows = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, -1)
+        flat = rows.reshape(-1, x.shape[1])
+        out, mean, var, count = _Normalise.apply(flat, self.weight, self.bias, self.eps)
         if self.track_running_stats and count > 0:
             with torch.no_grad():
                 if self.num_batches_tracked is not None:  # None where a chunk is computed again
@@ -66,30 +69,28 @@ class SyncBatchNorm(_BatchNorm):
                 unbiased = var * count / (count - 1).clamp(min=1)
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
-        return out
+        return out.view(rows.shape).movedim(-1, 1).to(x.dtype)
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) * weight + bias; also mean, var (biased) and count of all."""
+    """Of rows (M, C): (row - mean) / sqrt(var + eps) * weight + bias; mean, var, count of all."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
-        rows = _rows(x)
+    def forward(ctx, rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
         mean, squares, count = _statistics(rows)
         var = squares / count.clamp(min=1)
         scale = (var + eps).rsqrt()
         normal = (rows - mean) * scale
         ctx.save_for_backward(normal, weight, scale, count)
         ctx.has_bias = bias is not None
-        out = normal if weight is None else normal * weight
+        out = normal.clone() if weight is None else normal * weight  # what follows may change it
         out = out if bias is None else out + bias
         ctx.mark_non_differentiable(mean, var, count)
-        return _unrows(out, x), mean, var, count
+        return out, mean, var, count
 
     @staticmethod
-    def backward(ctx, grad_out: Tensor, *_):
+    def backward(ctx, grad: Tensor, *_):
         normal, weight, scale, count = ctx.saved_tensors
-        grad = _rows(grad_out)
         grad_bias, grad_weight = grad.sum(0), (grad * normal).sum(0)  # of this rank, as DDP expects
         sums = torch.stack([grad_bias, grad_weight])
         dist.all_reduce(sums)
@@ -98,7 +99,7 @@ class _Normalise(torch.autograd.Function):
         if weight is not None:
             grad_x = grad_x * weight
         return (
-            _unrows(grad_x, grad_out),
+            grad_x,
             None if weight is None else grad_weight.to(weight.dtype),
             grad_bias if ctx.has_bias else None,
             None,
@@ -122,14 +123,3 @@ def _statistics(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = (counts * means).sum(0) / count.clamp(min=1)
     squares = (all_squares + counts * (means - mean).square()).sum(0)
     return mean, squares, count
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(n, C, ...) to (M, C), in fp32 at least."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x.movedim(1, -1).reshape(-1, x.shape[1])
-
-
-def _unrows(rows: Tensor, like: Tensor) -> Tensor:
-    shape = (like.shape[0], *like.shape[2:], like.shape[1])
-    return rows.view(shape).movedim(-1, 1).to(like.dtype)

@@ -1,0 +1,103 @@
+"""Processes of their own that start quickly: forked from a server that has imported everything."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import training.train
+from training import distributed
+from training.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["two_ranks", "training.train", "torch.utils.tensorboard"])
+
+
+def launch(
+    function: Callable[..., Any], *arguments: Any, num: int = 1, **environment: str
+) -> list[BaseProcess]:
+    """``function(*arguments)`` in ``num`` processes that find each other as torchrun's do.
+
+    In the current folder; what a process says goes to `said`. What it returns is its exit status.
+    """
+    before = dict(os.environ)
+    os.environ.update(PYTHONPATH=PATH, OMP_NUM_THREADS="1")  # of the server
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment |= {"WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = []
+    for rank in range(num):
+        own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = _CONTEXT.Process(target=_child, args=(os.getcwd(), own, function, arguments))
+        process.start()
+        process.said = Path(f"said_{process.pid}.txt").resolve()
+        processes.append(process)
+    return processes
+
+
+def wait(processes: list[BaseProcess], seconds: float = 120) -> list[int | None]:
+    """Their exit statuses; -9 for one that was killed, None for one that is not over by then."""
+    try:
+        for process in processes:
+            process.join(seconds)
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def said(process: BaseProcess) -> str:
+    return process.said.read_text()
+
+
+def _child(folder: str, environment: dict[str, str], function, arguments) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    descriptor = os.open(f"said_{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    try:
+        status = function(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        status = 99
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status or 0)
+
+
+def train(open_loader: Callable, arguments: list[str]) -> int:
+    """training.train with another loader.
+
+    STOP_AT=SIGNAL:STEP sends the last rank, and it alone, a signal in that step.
+    """
+    training.train.open_loader = open_loader
+    number, _, at = os.environ.get("STOP_AT", "").partition(":")
+    step = Trainer._train_step
+
+    def train_step(self, batches, rate):
+        last = distributed.rank() == distributed.world_size() - 1
+        if last and str(self.step) == at:
+            os.kill(os.getpid(), signal.Signals[number])
+        return step(self, batches, rate)
+
+    Trainer._train_step = train_step
+    return training.train.main(arguments)
