@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastseq
 from training.config import ConfigError, load_config
 from training.models import CarlModel, ContextEncoder, ResNet, SmallCNN, build_model
+from training.train import saved_bytes, saved_bytes_per_frame
 
 BACKBONES = {
     "layer4": lambda: ResNet(18, "layer4"),
@@ -250,3 +251,16 @@ def test_keys_of_a_recipe_reach_the_model(tmp_path):
     old.write_text("model: {frames_per_chunk: 40}\n")
     with pytest.raises(ConfigError, match=r"old.yaml.*It is called 'train.chunk_frames' now"):
         load_config(old)
+
+
+def test_a_dry_run_counts_what_is_kept():
+    model = carl("layer4", chunk_frames=80)
+    whole = saved_bytes_per_frame(model, 32, False)  # 12 frames at most: one chunk
+    assert saved_bytes(model, 80, 32, False) == pytest.approx(80 * whole)
+    kept = saved_bytes(model, 8000, 32, False) - 80 * whole
+    # layer3's map and a narrow head, a fraction of what layer4 computes.
+    assert 7920 * 4096 < kept < 7920 * (4096 + 8192)
+    assert kept < 7920 * whole / 3
+    model.checkpointing = False
+    assert saved_bytes(model, 8000, 32, False) == pytest.approx(8000 * whole)
+    assert model.chunk_frames == 80
