@@ -20,7 +20,7 @@ SHAPES = {
 TIMED_PAIRS = {"cpu": 2048**2, "cuda": 1 << 40}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["bf16", "tf32", "fp32"]}
 # What the ratios are relative to.
-OURS = {"cpu": "fastseq torch", "cuda": "fastseq torch"}
+OURS = {"cpu": "fastseq torch", "cuda": "fastseq triton"}
 # Standard deviation of a channel: cycles come back to tens of frames, not to one and not to all.
 SPREAD = 0.5
 
@@ -44,14 +44,19 @@ def expected(case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tens
     return (loss.detach(), *torch.autograd.grad(loss, (x, y)))
 
 
+def _fastseq(backend: str, case: Case):
+    return partial(fastseq.tcc_loss, backend=backend)
+
+
 def _square_matrices(alive: int, case: Case) -> int:
     return alive * 4 * case.pairs
 
 
 def providers(device: str) -> list[Provider]:
     """Ours first."""
+    ours = ["triton", "torch"] if device == "cuda" else ["torch"]
     return [
-        Provider("fastseq torch", lambda case: partial(fastseq.tcc_loss, backend="torch")),
+        *(Provider(f"fastseq {name}", partial(_fastseq, name)) for name in ours),
         Provider("eager", lambda case: peers.eager, partial(_square_matrices, 16)),
         Provider("torch.compile", peers.build_compiled, partial(_square_matrices, 10)),
         # Its variance is a difference of means.

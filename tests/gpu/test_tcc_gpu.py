@@ -4,11 +4,13 @@ import pytest
 import torch
 
 import fastseq
+from fastseq.ops.tcc.op import resolve_backend
 from fastseq.ops.tcc.options import LOSS_TYPES
 
 pytestmark = pytest.mark.gpu
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+BACKENDS = ["triton", "torch"]
 
 
 def inputs(n, frames, channels, dtype=torch.float32):
@@ -28,36 +30,92 @@ def relative(a, b):
     return float((a - b).norm() / b.norm())
 
 
+def test_auto_takes_the_kernels():
+    assert resolve_backend("auto", "cuda", torch.bfloat16)[0] == "triton"
+    assert resolve_backend("auto", "cuda", torch.float64)[0] == "torch"
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(8, 40, 128), (2, 1000, 200), (1, 4096, 128)])
-def test_error_is_that_of_plain_torch(shape, loss_type, dtype):
+def test_error_is_that_of_plain_torch(shape, backend, loss_type, dtype):
     x, y = inputs(*shape, DTYPES[dtype])
     kw = {"loss_type": loss_type}
     want = loss_and_grads(x.double(), y.double(), backend="reference", **kw)
-    plain, got = (loss_and_grads(x, y, backend=b, **kw) for b in ("reference", "torch"))
+    plain, got = (loss_and_grads(x, y, backend=b, **kw) for b in ("reference", backend))
     floor = 1e-5 if dtype == "fp32" else torch.finfo(DTYPES[dtype]).eps
     for a, p, b in zip(got, plain, want, strict=True):
         assert relative(a, b) <= 2 * relative(p, b) + floor
 
 
-def test_all_ordered_pairs():
+@pytest.mark.parametrize("channels", [16, 17, 32, 64, 256, 512])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("similarity", ["l2", "cosine"])
+def test_channels(similarity, dtype, channels):
+    """Every configuration of tiles."""
+    x, y = inputs(2, 97, channels, DTYPES[dtype])
+    kw = {"similarity": similarity, "lengths_x": [97, 33]}
+    want = loss_and_grads(x.double(), y.double(), backend="reference", **kw)
+    plain, got = (loss_and_grads(x, y, backend=b, **kw) for b in ("reference", "triton"))
+    floor = 1e-5 if dtype == "fp32" else torch.finfo(DTYPES[dtype]).eps
+    for a, p, b in zip(got, plain, want, strict=True):
+        assert relative(a, b) <= 2 * relative(p, b) + floor
+
+
+def test_tf32_when_allowed():
+    x, y = inputs(2, 500, 128)
+    want = loss_and_grads(x.double(), y.double(), backend="reference")
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        plain, got = (loss_and_grads(x, y, backend=b) for b in ("reference", "triton"))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for a, p, b in zip(got, plain, want, strict=True):
+        assert relative(a, b) <= 2 * relative(p, b) + 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_ordered_pairs(backend):
     x, _ = inputs(6, 300, 64)
     want = loss_and_grads(x.double(), backend="reference")
-    for a, b in zip(loss_and_grads(x), want, strict=True):
+    for a, b in zip(loss_and_grads(x, backend=backend), want, strict=True):
         assert relative(a, b) < 1e-5
 
 
-def test_same_bits_twenty_times():
+def test_many_pairs():
+    """More than the kernels take at once of lengths and of losses."""
+    x, y = inputs(150, 20, 32)
+    lengths = torch.arange(150) % 21
+    want = loss_and_grads(x.double(), y.double(), lengths_x=lengths, backend="reference")
+    for a, b in zip(loss_and_grads(x, y, lengths_x=lengths), want, strict=True):
+        assert relative(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_alone_and_in_a_batch(dtype):
+    x, y = inputs(3, 300, 128, DTYPES[dtype])
+    lengths = {"lengths_x": [300, 64, 5], "lengths_y": [200, 300, 65]}
+    batch = loss_and_grads(x, y, reduction="none", **lengths)
+    for n, (i, j) in enumerate(zip(*lengths.values(), strict=True)):
+        alone = loss_and_grads(x[n, :i], y[n, :j], reduction="none")
+        want = (batch[0][n], batch[1][n, :i], batch[2][n, :j])
+        assert all(torch.equal(a, b) for a, b in zip(alone, want, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_same_bits_twenty_times(backend):
     x, y = inputs(4, 1000, 128)
-    first = loss_and_grads(x, y)
+    first = loss_and_grads(x, y, backend=backend)
     for _ in range(20):
-        again = loss_and_grads(x, y)
+        again = loss_and_grads(x, y, backend=backend)
         assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_host_never_waits(reduction):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_host_never_waits(backend, reduction):
     x, y = inputs(2, 300, 128)
     lengths = torch.tensor([300, 200], device="cuda")
     calls = (
@@ -65,42 +123,57 @@ def test_host_never_waits(reduction):
         (x, None, {"lengths_x": lengths, "loss_type": "classification"}),
     )
     for a, b, kwargs in calls:
-        loss_and_grads(a, b, reduction=reduction, **kwargs)
+        loss_and_grads(a, b, reduction=reduction, backend=backend, **kwargs)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for a, b, kwargs in calls:
-            loss_and_grads(a, b, reduction=reduction, **kwargs)
+            loss_and_grads(a, b, reduction=reduction, backend=backend, **kwargs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_graph_replays_new_values():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_graph_replays_new_values(backend):
     x, y = inputs(2, 300, 128)
     lengths = torch.tensor([300, 200], device="cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        loss_and_grads(x, y, lengths_x=lengths)
+        loss_and_grads(x, y, lengths_x=lengths, backend=backend)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = loss_and_grads(x, y, lengths_x=lengths)
+        got = loss_and_grads(x, y, lengths_x=lengths, backend=backend)
     x.copy_(0.5 * torch.randn_like(x))
     lengths.copy_(torch.tensor([7, 299]))
     graph.replay()
-    want = loss_and_grads(x, y, lengths_x=lengths)
+    want = loss_and_grads(x, y, lengths_x=lengths, backend=backend)
     for a, b in zip(got, want, strict=True):
         assert relative(a, b) < 1e-6
 
 
-def test_memory_is_linear():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_is_linear(backend):
     x, y = (z.requires_grad_() for z in inputs(1, 32768, 128))
-    fastseq.tcc_loss(x[:, :64], y[:, :64]).backward()
+    fastseq.tcc_loss(x[:, :64], y[:, :64], backend=backend).backward()
     x.grad = y.grad = None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    fastseq.tcc_loss(x, y).backward()
+    fastseq.tcc_loss(x, y, backend=backend).backward()
     torch.cuda.synchronize()
     gradients = x.grad.nbytes + y.grad.nbytes
     assert torch.cuda.max_memory_allocated() - before - gradients < 250e6  # one matrix: 4.3 GB
+
+
+@pytest.mark.parametrize("pair", [True, False])
+def test_compiled_equals_eager(pair):
+    x, y = inputs(2, 100, 64)
+    args = (x, y) if pair else (x,)
+    want = loss_and_grads(*args)
+    torch._dynamo.reset()
+    compiled = torch.compile(fastseq.tcc_loss, fullgraph=True)
+    leaves = [z.detach().requires_grad_() for z in args]
+    loss = compiled(*leaves)
+    got = (loss, *torch.autograd.grad(loss, leaves))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -4,25 +4,9 @@ As a program it compiles the whole list and writes tests/data/scl_resources.json
 the Triton version named in it: ``PYTHONPATH=.:tests python -m ops.test_scl_compile_offline``.
 """
 
-import json
-import os
-import tempfile
-from pathlib import Path
-
 import pytest
-from offline import compile_all, job
+from offline import ARCHS, PRECISIONS, Table, compile_all, fits, job
 
-TABLE = Path(__file__).resolve().parent.parent / "data" / "scl_resources.json"
-ARCHS = (80, 90, 100)
-# Shared memory that one program can have, in bytes; sm_86 and sm_89 run the code for sm_80.
-SHARED_LIMIT = {80: 101_376, 90: 232_448, 100: 232_448}
-PRECISIONS = {
-    "bf16": ("bf16", "tf32"),
-    "fp16": ("fp16", "tf32"),
-    "tf32": ("fp32", "tf32"),
-    "tf32x3": ("fp32", "tf32x3"),
-}
-TENSOR_CORE = {"HMMA", "HGMMA", "UTCHMMA"}
 MODULE = "fastseq.ops.scl.triton_kernels"
 
 
@@ -105,60 +89,26 @@ def name(kernel, precision, d, arch, kinds):
     return " ".join(map(str, (kernel, precision, f"D{d}", f"sm_{arch}", *kinds.values())))
 
 
-def measure(cases, cache):
-    jobs = [scl_job(*case[:4], **case[4]) for case in cases]
-    return {name(*c): r for c, r in zip(cases, compile_all(jobs, cache), strict=True)}
-
-
-def check(cases, results):
-    import triton
-
-    table = json.loads(TABLE.read_text())
-    for case in cases:
-        key, arch = name(*case), case[3]
-        got = results[key]
-        assert "error" not in got, f"{key}: {got['error']}"
-        assert got["stack"] == 0, f"{key}: {got}"
-        assert got["spills"] == 0, f"{key}: {got}"
-        assert got["shared"] <= SHARED_LIMIT[arch], f"{key}: {got}"
-        assert TENSOR_CORE & set(got["mma"]), f"{key}: {got}"
-        if triton.__version__ == table["triton"]:
-            assert got == table["kernels"][key], f"{key}: run {Path(__file__).name} to update"
+TABLE = Table("scl_resources.json", scl_job, name)
 
 
 def test_core(tmp_path):
     """What most calls run: D = 128, every precision on sm_90, bf16 on the others."""
-    check(core_cases(), measure(core_cases(), tmp_path))
+    TABLE.check(core_cases(), tmp_path)
 
 
 def test_reduce(tmp_path):
     jobs = [reduce_job(r, 90) for r in ("none", "mean", "sum", "paper")]
     for got in compile_all(jobs, tmp_path):
-        assert "error" not in got, got
-        assert got["stack"] == got["spills"] == 0
+        fits("reduce", got)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_everything(tmp_path):
     """Every precision, channel bucket, mode and architecture. About half an hour on one core."""
-    check(all_cases(), measure(all_cases(), tmp_path))
-
-
-def _update() -> None:
-    os.environ["TRITON_INTERPRET"] = "1"  # this process only names the tiles
-    import triton
-
-    cases = {name(*c): c for c in all_cases() + core_cases()}
-    with tempfile.TemporaryDirectory() as cache:
-        kernels = measure(list(cases.values()), Path(cache))
-    for key, got in kernels.items():
-        if "error" in got or got["stack"] or got["spills"]:
-            print(key, got)
-    rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(kernels.items())]
-    text = f'{{\n  "triton": "{triton.__version__}",\n  "kernels": {{\n'
-    TABLE.write_text(text + ",\n".join(rows) + "\n  }\n}\n")
+    TABLE.check(all_cases(), tmp_path)
 
 
 if __name__ == "__main__":
-    _update()
+    TABLE.update(all_cases() + core_cases())

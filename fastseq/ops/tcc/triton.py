@@ -54,15 +54,17 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, padded, padded, 4, 1)
     half = operands in ("bf16", "fp16")
-    if kernel == "grad":
-        warps = 8 if padded > 64 or not half else 4
-        if half:
-            return Tiles(32, 32, min(padded, 128), min(padded, 128), warps, 2)
-        step, channels = (32, 128) if operands == "tf32" else (16, 64)
-        return Tiles(32, 32, min(padded, step), min(padded, channels), warps, 2)
     if half:
-        return Tiles(64, 32, min(padded, 128), min(padded, 128), 8 if padded > 64 else 4, 2)
-    return Tiles(64, 32, 16, min(padded, 64), 8, 2)
+        step, channels = 128 if padded <= 128 else 64, 128
+    elif kernel == "grad":
+        step, channels = (32, 128) if operands == "tf32" else (16, 64)
+    else:
+        step, channels = 16, 64
+    rows, columns = 32 if kernel == "grad" else 64, 32
+    if kernel == "grad" and operands == "tf32x3" and padded == 32:
+        columns = channels = 16
+    warps = 4 if half and padded <= 64 else 8
+    return Tiles(rows, columns, min(padded, step), min(padded, channels), warps, 2)
 
 
 class Packed(NamedTuple):

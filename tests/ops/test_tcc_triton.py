@@ -1,0 +1,348 @@
+"""The Triton kernels of tcc_loss against float64, interpreted where there is no GPU."""
+
+import math
+
+import pytest
+import torch
+from ops.tcc_cases import brute_force, randn, relative
+from ops.tcc_cases import loss_and_grads as call
+
+import fastseq
+from fastseq.ops.tcc import triton as tcc_triton
+from fastseq.ops.tcc.op import check_options
+from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, VARIANCE_FLOOR
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # NumPy warns about the infinities and NaN that masked entries hold on purpose.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FRAMES = [(1, 1), (1, 2), (2, 1), (63, 64), (64, 65), (65, 97), (97, 63), (130, 40)]
+
+
+def there(x):
+    return x.to(DEVICE) if isinstance(x, torch.Tensor) else x
+
+
+def run(x, y=None, *times, dtype=torch.float32, backend="triton", **kwargs):
+    """Loss and gradients on the device under test."""
+    x, y = (None if z is None else there(z.to(dtype)) for z in (x, y))
+    kwargs = {k: there(v) for k, v in kwargs.items()}
+    return call(x, y, *map(there, times), backend=backend, **kwargs)
+
+
+def check(x, y=None, *times, dtype=torch.float32, loss=1e-6, grad=3e-6, **kwargs):
+    """Triton in ``dtype`` against the blockwise backend in float64 on the same rounded inputs."""
+    x, y = (None if z is None else z.to(dtype) for z in (x, y))
+    got = run(x, y, *times, dtype=dtype, **kwargs)
+    want = run(x, y, *times, dtype=torch.float64, backend="torch", **kwargs)
+    assert got[0].dtype == torch.float32
+    assert relative(got[0], want[0]) <= loss
+    for a, b in zip(got[1:], want[1:], strict=True):
+        assert a.dtype == dtype
+        assert relative(a, b) <= grad
+    return got
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_equals_loops(loss_type, similarity):
+    x, y = randn(2, 9, 5), randn(2, 7, 5, seed=1)
+    t, s = [[3, 1, 4, 1, 5, 9, 2, 6, 8]] * 2, [[2, 7, 1, 8, 2, 8, 1]] * 2
+    kw = {"loss_type": loss_type, "temperature": 0.7, "variance_lambda": 0.03, "huber_delta": 0.05}
+    numbers = [9, 4], [7, 6], [12.0, 20.0], [11.0, 9.0]
+    names = ("lengths_x", "lengths_y", "duration_x", "duration_y")
+    want = brute_force(x, y, t, s, *numbers, "none", similarity_kind=similarity, **kw)
+    kw |= dict(zip(names, numbers, strict=True)) | {"similarity": similarity}
+    got, *_ = run(x, y, torch.tensor(t), torch.tensor(s), reduction="none", **kw)
+    torch.testing.assert_close(got.double().cpu(), want, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("frames", FRAMES, ids=str)
+@pytest.mark.parametrize("loss_type", ["regression_mse_var", "classification"])
+def test_frames(frames, loss_type):
+    x, y = (randn(1, n, 17, seed=n) for n in frames)
+    check(x, y, temperature=0.5, loss_type=loss_type)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_kinds_and_reductions(loss_type, similarity):
+    """Ragged pairs and all ordered pairs, with empty sequences."""
+    x, y = randn(3, 30, 12), randn(3, 20, 12, seed=1)
+    reduction = REDUCTIONS[LOSS_TYPES.index(loss_type) % 3]
+    upstream = torch.tensor([-2.0, 0.5, 3.0]) if reduction == "none" else -2.5
+    kw = {"loss_type": loss_type, "similarity": similarity, "reduction": reduction}
+    kw |= {"upstream": upstream, "temperature": 0.6, "huber_delta": 0.02}
+    check(x, y, lengths_x=[30, 5, 13], lengths_y=[7, 20, 0], **kw)
+    check(y, lengths_x=[20, 0, 13], normalize_indices=False, **kw)
+
+
+@pytest.mark.parametrize("channels", [1, 8, 17, 64, 200, 512])
+def test_channels(channels):
+    x, y = randn(1, 20, channels), randn(1, 15, channels, seed=1)
+    check(x, y, temperature=0.5)
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 16, 16), (32, 16, 32, 64)], ids=str)
+def test_channel_steps_and_chunks(monkeypatch, shape):
+    """Scores in steps over the channels, nearest neighbours and gradients in chunks of them."""
+    tile = tcc_triton.Tiles(*shape, 4, 1)
+    monkeypatch.setattr(tcc_triton, "tiles", lambda *_: tile)
+    x, y = randn(1, 35, 40), randn(1, 20, 40, seed=1)
+    check(x, y, temperature=0.5)
+    check(x, y, dtype=torch.float16, loss=3e-6, grad=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_half(dtype, similarity):
+    """Products of frames are exact, all else is rounded to tf32 at most; then the result."""
+    x, y = randn(2, 20, 24) / 2, randn(2, 30, 24, seed=1) / 2
+    eps = torch.finfo(dtype).eps
+    kw = {"dtype": dtype, "similarity": similarity, "loss": 1e-5, "grad": eps, "temperature": 0.3}
+    check(x, y, lengths_x=[20, 11], **kw)
+    check(x, loss_type="classification", **kw)
+    # Beyond fp16's range: times in frames, whose slopes are in the thousands, and a small share.
+    check(x, y, normalize_indices=False, upstream=1e-3, **kw)
+
+
+def test_mixed_dtypes():
+    x, y = randn(1, 20, 8).half(), randn(1, 25, 8, seed=1).float()
+    got = call(there(x), there(y), backend="triton")
+    want = call(x.double(), y.double())
+    assert (got[1].dtype, got[2].dtype) == (torch.float16, torch.float32)
+    for a, b, eps in zip(got, want, (1e-6, 1e-3, 3e-6), strict=True):
+        assert relative(a.cpu(), b) < eps
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_all_pairs_in_groups_of_shifts(monkeypatch, group):
+    """The groups change no bit: each hop is added to what the earlier ones have left."""
+    x, upstream = randn(4, 9, 6), torch.tensor([1.0, -2, 3, 0.5])
+    kw = {"lengths_x": [9, 4, 8, 1], "temperature": 0.5, "reduction": "none", "upstream": upstream}
+    want = run(x, **kw)
+    monkeypatch.setattr(tcc_triton, "ELEMENTS", group * x.numel())
+    assert all(map(torch.equal, check(x, **kw), want))
+
+
+def test_far_from_the_origin():
+    x, y = ((randn(1, 40, 16, seed=n) + 100).float().double() for n in (0, 1))
+    check(x, y, loss=1e-5, grad=1e-5)
+    check(torch.cat([x, y]), loss=1e-5, grad=1e-5)
+
+
+def test_spread_from_soft_to_nearly_hard():
+    """A softmax over all frames, over tens of them and over one or two."""
+    x = randn(1, 70, 32)
+    y = x + 0.5 * randn(1, 70, 32, seed=1)
+    for scale in (0.1, 0.6, 1.2):
+        for loss_type in ("regression_mse_var", "classification"):
+            kw = {"loss_type": loss_type}
+            a, b = x * scale, y * scale
+            want = run(a.float(), b.float(), dtype=torch.float64, backend="torch", **kw)
+            plain, got = (run(a, b, backend=name, **kw) for name in ("reference", "triton"))
+            for g, p, w in zip(got, plain, want, strict=True):
+                assert relative(g, w) <= max(1e-5, 2 * relative(p, w))
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.003, 0.001])
+def test_nearly_collapsed_is_as_exact_as_float64(temperature):
+    """Variances from 1e-3 to below the floor, the regime in which training ends."""
+    x = randn(1, 30, 8) * 0.7
+    y = x + 0.01 * randn(1, 30, 8, seed=1)
+    got = check(x, y, temperature=temperature, loss=1e-4, grad=2e-3)
+    assert all(g.isfinite().all() for g in got)
+
+
+def test_collapsed_on_the_right_frame():
+    x = 100 * randn(2, 20, 16)
+    x[1] = x[0]
+    loss, dx = run(x)
+    assert loss.item() == pytest.approx(0.001 * math.log(VARIANCE_FLOOR))
+    assert (dx == 0).all()
+
+
+def test_collapsed_on_a_wrong_frame():
+    """All frames of x meet in the one frame of y, and go back to the frame of x next to it."""
+    x, y = 100 * torch.eye(6)[None], 100 * torch.eye(6)[None, 2:3]
+    loss, *grads = run(x, y, reduction="none")
+    errors = (torch.arange(6) - 2) / 6.0
+    want = errors.square().sum() / VARIANCE_FLOOR + 7 * 0.001 * math.log(VARIANCE_FLOOR)
+    torch.testing.assert_close(loss.cpu(), want[None], rtol=1e-5, atol=0)
+    assert all((g == 0).all() for g in grads)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "similarity"), [("regression_mse_var", "l2"), ("classification", "cosine")]
+)
+def test_padding_never_matters(loss_type, similarity):
+    x, y = randn(3, 20, 7), randn(3, 33, 7, seed=1)
+    tx, ty = torch.arange(60).view(3, 20) * 2, torch.arange(99).view(3, 33) ** 2
+    lengths = {"lengths_x": torch.tensor([20, 0, 9]), "lengths_y": torch.tensor([31, 33, 3])}
+    kw = {"loss_type": loss_type, "similarity": similarity, "temperature": 0.5}
+    clean = check(x, y, tx, ty, **lengths, **kw)
+    alone = check(x, None, tx, lengths_x=lengths["lengths_x"], **kw)
+    bad = []
+    for z, t, n in ((x, tx, lengths["lengths_x"]), (y, ty, lengths["lengths_y"])):
+        padded = torch.arange(z.shape[1]) >= n[:, None]
+        value = torch.tensor([math.nan, math.inf, -math.inf]).double()[:, None, None]
+        bad += [torch.where(padded[..., None], value, z), t.masked_fill(padded, -(2**62))]
+    got = run(bad[0], bad[2], bad[1], bad[3], **lengths, **kw)
+    assert all(map(torch.equal, got, clean))
+    got = run(bad[0], None, bad[1], lengths_x=lengths["lengths_x"], **kw)
+    assert all(map(torch.equal, got, alone))
+    assert (got[1][1] == 0).all()
+    assert (got[1][2, 9:] == 0).all()
+
+
+def test_lengths_are_clamped():
+    """Lengths on a GPU are never read by the host, so that kernels take whatever they hold."""
+    opts = check_options("", "regression_mse_var", "l2", 0.1, 0.001, 0.1, 0.1, True, "mean")
+    x, y = there(randn(3, 20, 4).float()), there(randn(3, 9, 4, seed=1).float())
+    wild, tame = there(torch.tensor([-3, 2**40, 7])), there(torch.tensor([0, 20, 7]))
+    got, want = (
+        tcc_triton.forward(x, y, None, None, n, None, None, None, opts, True) for n in (wild, tame)
+    )
+    assert all(map(torch.equal, got, want))
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_nan_in_a_real_frame_or_time_is_not_hidden(loss_type):
+    x, y, t = randn(2, 20, 5), randn(2, 20, 5, seed=1), torch.arange(20.0).repeat(2, 1)
+    bad, late = x.clone(), t.clone()
+    bad[1, 16, 1] = late[1, 16] = math.nan
+    kw = {"reduction": "none", "loss_type": loss_type}
+    calls = [run(bad, y, **kw), run(y, bad, **kw)]
+    if loss_type != "classification":  # which knows no times
+        calls.append(run(x, y, late, t, **kw))
+    for loss, *grads in calls:
+        assert loss.isnan().tolist() == [False, True]
+        for g in grads:
+            assert g[1].isnan().any()
+            assert g[0].isfinite().all()
+    assert run(bad, **kw)[0].isnan().all()
+
+
+TIMES = {
+    "unsorted": torch.randperm(20, generator=torch.Generator().manual_seed(0)) * 3,
+    "offset": torch.arange(20) ** 2 + 1_700_000_000 * 10**9,
+    "int32": (torch.arange(20) - 100).int(),
+    "int32 span": torch.tensor([-(2**31), 2**31 - 1] * 10).int(),
+    "fp32 thirds": torch.arange(20) / 3,
+    "fp64 epoch": 1.7e9 + torch.arange(20).double() / 16,
+    "fp16": (torch.arange(20) / 4).half(),
+}
+
+
+@pytest.mark.parametrize("kind", TIMES)
+def test_times(kind):
+    """Also beside times of another type, and as (T,) or (N, T)."""
+    x, y, t = randn(2, 20, 8), randn(2, 10, 8, seed=1), TIMES[kind]
+    kw = {"duration_x": [80.0, 200.0], "temperature": 0.5}
+    check(x, None, t.expand(2, 20).clone(), **kw)
+    kw |= {"lengths_x": [20, 12], "duration_y": torch.tensor(90)}
+    check(x, y, t, t[:10].expand(2, 10), **kw)
+    check(x, y, t, torch.arange(10) / 2, **kw)
+
+
+def test_a_prediction_right_to_a_part_of_a_frame_in_a_long_video():
+    """Frame numbers about 10^7: means of t and t^2 would lose the variance, differences do not."""
+    x = 4 * randn(1, 40, 32)
+    y, t = x + randn(1, 40, 32, seed=1), torch.arange(40) * 5 + 10_000_000
+    check(x, y, t, t, duration_x=2e7, duration_y=2e7, temperature=1.0, loss=1e-5, grad=3e-5)
+
+
+def test_inputs_of_any_layout():
+    x, y = randn(3, 20, 5), randn(3, 13, 5, seed=1)
+    want = run(x, y)
+    for strided in (
+        torch.stack([x, x], 3)[..., 0],
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+        x.mT.contiguous().mT,
+    ):
+        assert not strided.is_contiguous()
+        assert all(map(torch.equal, run(strided, y), want))
+    same = x[:1].expand(3, 20, 5)
+    assert all(map(torch.equal, run(same, y), run(same.clone(), y)))
+    one = run(x[0], y[0], reduction="none")
+    assert (one[0].shape, one[1].shape) == ((), (20, 5))
+
+
+def test_upstream_layouts():
+    """A gradient expanded from one number, and one with a stride."""
+    x, y = randn(3, 20, 5), randn(3, 13, 5, seed=1)
+    strided = torch.tensor([2.0, 9.0, -1.0, 9.0, 0.0, 9.0])[::2]
+    for upstream in (strided, torch.tensor(3.0).expand(3)):
+        check(x, y, reduction="none", upstream=upstream)
+        check(x, reduction="none", upstream=upstream)
+
+
+def test_gradient_of_one_input_alone_and_of_none():
+    x, y = (there(randn(2, n, 5, seed=n).float()) for n in (20, 13))
+    loss, dx, dy = run(x, y)
+    for k, want in enumerate((dx, dy)):
+        inputs = [x.clone(), y.clone()]
+        inputs[k].requires_grad_()
+        out = fastseq.tcc_loss(*inputs, backend="triton")
+        assert torch.equal(torch.autograd.grad(out, inputs[k])[0], want)
+    assert torch.equal(fastseq.tcc_loss(x, y, backend="triton"), loss)
+    assert torch.equal(fastseq.tcc_loss(x, backend="triton"), run(x)[0])
+
+
+def test_same_bits_alone_and_in_a_batch():
+    x, y = randn(2, 70, 16), randn(2, 66, 16, seed=1)
+    lengths = {"lengths_x": [70, 64], "lengths_y": [5, 66]}
+    batch = run(x, y, reduction="none", **lengths)
+    assert all(map(torch.equal, run(x, y, reduction="none", **lengths), batch))
+    for n, (i, j) in enumerate(zip(*lengths.values(), strict=True)):
+        loss, dx, dy = run(x[n, :i], y[n, :j], reduction="none")
+        assert torch.equal(loss, batch[0][n])
+        assert torch.equal(dx, batch[1][n, :i])
+        assert torch.equal(dy, batch[2][n, :j])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nothing_to_compare_gives_zero_and_zero_gradients(reduction):
+    for x, y, more in (
+        (randn(1, 4, 3), None, {}),
+        (randn(0, 4, 3), None, {}),
+        (randn(2, 0, 3), None, {}),
+        (randn(0, 4, 3), randn(0, 2, 3), {}),
+        (randn(2, 4, 3), randn(2, 0, 3), {}),
+        (randn(2, 4, 3), None, {"lengths_x": [0, 4]}),
+        (randn(2, 4, 3), randn(2, 3, 3), {"lengths_x": [0, 4], "lengths_y": [3, 0]}),
+    ):
+        loss, *grads = run(x, y, reduction=reduction, **more)
+        assert loss.shape == ((len(x),) if reduction == "none" else ())
+        assert (loss == 0).all()
+        for z, dz in zip((x, y), grads, strict=False):
+            assert dz.shape == z.shape
+            assert (dz == 0).all()
+
+
+def test_one_frame():
+    """It always returns to itself: no error, no variance, no entropy."""
+    x = randn(1, 1, 3)
+    for loss_type in LOSS_TYPES:
+        loss, dx, dy = run(x, x, loss_type=loss_type)
+        floor = 0.001 * math.log(VARIANCE_FLOOR)
+        assert loss.item() == pytest.approx(floor if "var" in loss_type else 0, abs=1e-7)
+        assert (dx == 0).all()
+        assert (dy == 0).all()
+
+
+def test_many_pairs():
+    """More than the reduction takes at once."""
+    lengths = torch.arange(17) % 4
+    check(randn(17, 3, 4), randn(17, 2, 4, seed=1), lengths_x=lengths, temperature=2.0)
+
+
+def test_differentiating_twice_raises():
+    x = there(randn(2, 5, 3).float()).requires_grad_()
+    loss = fastseq.tcc_loss(x, backend="triton")
+    (dx,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        dx.square().sum().backward()
