@@ -163,8 +163,9 @@ def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, A
     }
     ours, plain = fits["recipe"], fits.get("plain")
     model = next((run["model"] for run in runs if "model" in run), 0)
+    rises = ours is not None and ours["b"] > 0  # very small steps drown in noise
     longest = {}
-    if ours:
+    if rises:
         longest = {str(card): int((card * 1e9 - model - ours["a"]) // ours["b"]) for card in CARDS}
     return {
         "recipe": args.recipe,
@@ -172,7 +173,7 @@ def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, A
         "clips": 2 * cfg.data.batch_size,
         "runs": runs,
         "fits": fits,
-        "slope_ratio": plain["b"] / ours["b"] if ours and plain else None,
+        "slope_ratio": plain["b"] / ours["b"] if rises and plain else None,
         "longest": longest,
     }
 

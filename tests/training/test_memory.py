@@ -11,6 +11,9 @@ from runs import RECIPE
 
 from training import memory, memory_step
 from training.config import load_config
+from training.models import CarlModel
+from training.run import initial_model
+from training.step import GradientStep
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory of a CPU is read from /proc")
 
@@ -64,13 +67,22 @@ def test_one_step_names_its_parts(encoder, tmp_path):
     assert measured["frames"] == 6
     assert tuple(measured["parts"]) == memory_step.PARTS
     assert measured["seconds"] > 0
-    model = load_config(tmp_path / "tiny.yaml", options)
-    torch.manual_seed(0)
-    from training.run import initial_model
-
-    parameters = sum(p.numel() for p in initial_model(model).parameters())
+    model = initial_model(load_config(tmp_path / "tiny.yaml", options))
+    parameters = sum(p.numel() for p in model.parameters())
     assert measured["model"] >= 3 * 4 * parameters * 0.9  # weights, and Adam's two moments
     assert measured["device"] == "cpu"
+
+
+@linux
+def test_the_step_is_the_trainer_s_own(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    compiled = []
+    monkeypatch.setattr(CarlModel, "compile_backbone", lambda self: compiled.append(self))
+    monkeypatch.setattr(GradientStep, "__call__", lambda self, *_: steps.append(self))
+    steps = []
+    memory_step.measure(load_config(tmp_path / "tiny.yaml", ["train.compile=true"]))
+    assert len(compiled) == 1
+    assert len(steps) == 2  # one to warm up
 
 
 def test_memory_is_the_part_s_that_runs_when_it_is_taken():

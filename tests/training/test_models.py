@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from training.config import load_config
 from training.models import CarlModel, ResNet, SmallCNN, build_model, load_backbone_weights
@@ -279,6 +281,25 @@ def test_layer_weights_are_xavier_uniform_each_matrix_by_itself():
     bound = math.sqrt(6 / (64 + 64))
     for third in weight.chunk(3):
         assert 0.95 * bound < third.abs().max().item() <= bound
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_makes_no_matrix_of_frames_by_frames(masked):
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            tensors = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+            self.numel = max([self.numel, *(t.untyped_storage().nbytes() // 4 for t in tensors)])
+            return out
+
+    layer = TransformerLayer(16, 2, 16, dropout=0.1)
+    x = torch.randn(1, 1024, 16, requires_grad=True)
+    keys = (torch.arange(1024) < 1000).view(1, 1, 1, -1) if masked else None
+    with Largest() as largest:
+        layer(x, keys).sum().backward()
+    assert largest.numel == 3 * 1024 * 16  # q, k and v
 
 
 # The whole model
