@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from training.evaluation import html
 from training.evaluation.cli import UserError, open_index, run_command, split_videos
 from training.evaluation.protocol import TIME_INDEX, format_value
-from training.evaluation.protocols import COLUMNS
+from training.evaluation.protocols import columns
 
 if TYPE_CHECKING:
     from training.data.index import Index
@@ -150,14 +150,14 @@ def _table(file: Path) -> list[str]:
         ]
     result = json.loads(file.read_text(encoding="utf-8"))
     rows = result["rows"]
-    columns = [
-        key for key in COLUMNS if any(row["metrics"].get(key) is not None for row in rows.values())
-    ]
-    best = {key: _best(key, [row["metrics"].get(key) for row in rows.values()]) for key in columns}
-    lines = ["<tr><th></th>" + "".join(f"<th>{escape(COLUMNS[key])}</th>" for key in columns)]
+    shown = columns(
+        key for row in rows.values() for key, value in row["metrics"].items() if value is not None
+    )
+    best = {key: _best(key, [row["metrics"].get(key) for row in rows.values()]) for key in shown}
+    lines = ["<tr><th></th>" + "".join(f"<th>{escape(title)}</th>" for title in shown.values())]
     for name, row in rows.items():
         cells = []
-        for key in columns:
+        for key in shown:
             value = row["metrics"].get(key)
             mark = ' class="best"' if value is not None and value == best[key] else ""
             cells.append(f"<td{mark}>{format_value(value)}</td>")
@@ -178,9 +178,9 @@ def _table(file: Path) -> list[str]:
             "what the columns mean",
             html.definitions(
                 [
-                    (COLUMNS.get(key, key), text)
+                    (shown.get(key, key), text)
                     for key, text in result["definitions"].items()
-                    if key in columns or key not in COLUMNS
+                    if key in shown or not columns([key])
                 ]
             ),
         ),

@@ -145,7 +145,8 @@ class GradientStep:
     def _shares(self, batches: Sequence[dict[str, Any]]) -> list[list[float]]:
         """What each loss of each part counts for in the mean over the whole batch."""
         mine = torch.tensor(
-            [self.objective.counts(batch["valid"]) for batch in batches], dtype=torch.float64
+            [self.objective.counts(batch["valid"], batch["actions"]) for batch in batches],
+            dtype=torch.float64,
         )
         return self.objective.shares(mine, total(mine)).tolist()
 
@@ -165,7 +166,7 @@ class GradientStep:
             h, z = self.module(frames.flatten(0, 1), rows)
         z = None if z is None else z.view(n, clips, t, -1)
         loss, losses = self.objective(
-            Clips(h.view(n, clips, t, -1), z, steps, valid, num_frames), shares
+            Clips(h.view(n, clips, t, -1), z, steps, valid, num_frames, batch["actions"]), shares
         )
         embeddings = h.flatten(0, 1) if rows is None else h[rows]
         return loss, list(losses.values()), embeddings.detach()

@@ -29,7 +29,7 @@ MAY_CHANGE = {
     "data.cache",
     "data.workers",
     "model.weights",
-    *(f"loss.{name}.backend" for name in ("scl", "soft_dtw", "lav", "tcc")),
+    *(f"loss.{name}.backend" for name in ("scl", "soft_dtw", "contrastive_idm", "lav", "tcc")),
     "train.run_dir",
     "train.device",
     "train.checkpointing",

@@ -25,6 +25,7 @@ class Video(Protocol):
     fps: float
     width: int
     height: int
+    action: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Item:
 
     Attributes:
         id: names the video, or both.
+        action: what they show.
         readings: one with two clips, or two with one clip each.
         steps: int64 (2, T), the frames' numbers in their video.
         valid: bool (2, T), False where a video is too short and its last frame stands in.
@@ -41,6 +43,7 @@ class Item:
     """
 
     id: str
+    action: str
     readings: tuple[Reading, ...]
     steps: np.ndarray
     valid: np.ndarray
@@ -180,6 +183,7 @@ class TwoViews(ClipItems):
         reading = self._reading(video, steps, generator)
         return Item(
             video.id,
+            video.action,
             (reading,),
             steps,
             valid,
@@ -230,6 +234,7 @@ class VideoPairs(ClipItems):
             valid.append(real[0])
         return Item(
             " with ".join(video.id for video in pair),
+            first.action,
             tuple(readings),
             np.stack(steps),
             np.stack(valid),

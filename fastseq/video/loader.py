@@ -31,7 +31,7 @@ class ClipLoader:
       normalise on the device. A CUDA tensor from DALI's GPU engine, elsewhere a CPU tensor;
     - `steps` int64 (N, 2, T), frame numbers; `times` float64 (N, 2, T), seconds at the video's
       average rate; `valid` bool (N, 2, T); `lengths` int64 (N, 2), valid frames;
-      `num_frames` int64 (N, 2), the videos' lengths in frames; `ids`, a list.
+      `num_frames` int64 (N, 2), the videos' lengths in frames; `ids` and `actions`, lists.
 
     Batch k is a function of (seed, k, videos set aside so far): any engine and any number of
     workers give the same frame numbers, crops, flips and colours. A video that cannot be read is
@@ -205,4 +205,5 @@ class ClipLoader:
             "lengths": valid.sum(-1),
             "num_frames": num_frames,
             "ids": [item.id for item in items],
+            "actions": [item.action for item in items],
         }

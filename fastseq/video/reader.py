@@ -57,6 +57,10 @@ class VideoInfo:
     def id(self) -> str:
         return self.path
 
+    @property
+    def action(self) -> str:
+        return "all"  # a file does not say what it shows
+
 
 def probe(
     path: str | os.PathLike, *, decode: bool = False, time_limit: float | None = None

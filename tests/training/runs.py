@@ -49,7 +49,9 @@ class SquareItems:
             valid[1, 6:] = False
         clips = tuple(Clip(view, None) for view in steps)
         reading = Reading(str(index), 16, 16, 16, clips)
-        return Item(f"video{index}", (reading,), steps, valid, np.array([40, 40]), np.ones(2))
+        return Item(
+            f"video{index}", "all", (reading,), steps, valid, np.array([40, 40]), np.ones(2)
+        )
 
 
 class SquareEngine(PyAVEngine):

@@ -1,12 +1,15 @@
 """Recipes train on video files, on pairs of videos and with context frames too."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from training.data.index import build_index
 from training.run import load_run
 from training.runlog import read_log
-from training.train import main
+from training.train import main, open_loader
 
 
 def test_training_on_pairs_says_what_is_left_out(video_folder, capsys, caplog):
@@ -50,3 +53,18 @@ def test_recipes_train(video_folder, name, encoder):
     assert any(key.startswith("embedding") for key in moved)
     assert not any(key.startswith("projection") for key in moved)  # in no loss
     assert trained.encode(torch.zeros(1, 5, 3, 16, 16, dtype=torch.uint8)).shape == (1, 5, 128)
+
+
+def test_pairs_of_all_clips_stay_within_an_action(video_folder, capsys):
+    """The loader tells the loss which action an item shows; a mixture of them is not compared."""
+    labels = {"a.mp4": "swing", "b.mp4": "swing", "c.mp4": "pour"}
+    entries = {name: {"action": action} for name, action in labels.items()}
+    (video_folder / "labels.json").write_text(json.dumps({"videos": entries}))
+    build_index(video_folder)
+    arguments = ["tiny.yaml", "data.batch_size=3", "train.steps=1", "loss.tcc.weight=1"]
+    arguments += ["data.sampling=offset_uniform", "loss.tcc.normalize=true", "model.dropout=0"]
+    assert main([*arguments, "loss.tcc.pairs=all", "train.run_dir=one"]) == 0
+    cfg = load_run("one")[1]
+    loader = open_loader(cfg, torch.device("cpu"))
+    batch = next(iter(loader))
+    assert [labels[name] for name in batch["ids"]] == batch["actions"]
