@@ -29,7 +29,7 @@ from benchmarks.timing import (
 )
 from benchmarks.worker import Worker
 
-OPS = ("scl", "soft_dtw", "tcc", "contrastive_idm")
+OPS = ("scl", "soft_dtw", "tcc", "contrastive_idm", "queue_nce")
 GEMM = "GEMM"
 
 

@@ -1,0 +1,97 @@
+"""Every queue_nce kernel compiled for GPUs that are not there: nothing spills, tensor cores work.
+
+As a program it compiles the whole list and writes tests/data/queue_nce_resources.json, which holds
+for the Triton version named in it:
+``PYTHONPATH=.:tests python -m ops.test_queue_nce_compile_offline``.
+"""
+
+import pytest
+from offline import ARCHS, PRECISIONS, Table, job
+
+POINTERS = {
+    "scan": ("p_max", "p_sum", "p_acc"),
+    "loss": ("p_pos", "p_max", "p_sum", "p_acc", "p_loss", "p_lack", "p_mean"),
+    "grad": ("p_pos", "p_lack", "p_mean", "p_grad", "p_dq", "p_dpos"),
+}
+INTEGERS = {
+    "scan": ("N", "K", "splits", "span"),
+    "loss": ("P", "splits"),
+    "grad": ("P", "sgn", "sgp"),
+}
+
+
+def queue_nce_job(kernel, precision, d, arch, *, keep=True, norm=True, queue=None):
+    from fastseq.ops.queue_nce.triton import MAX_REGISTERS, MAX_SPLITS, row_channels, tiles
+
+    dtype, dot = PRECISIONS[precision]
+    tile = tiles(d, precision, arch)
+    args = dict.fromkeys(POINTERS[kernel], "*fp32")
+    args |= dict.fromkeys(("p_q", "p_pos", "p_dq", "p_dpos"), "*" + dtype)
+    args |= {"p_c": "*" + (queue or dtype)}
+    if not keep:
+        args |= dict.fromkeys({"p_acc", "p_mean", "p_dq"} & set(POINTERS[kernel]))
+    args |= dict.fromkeys(INTEGERS[kernel], "i32") | {"scale": "fp32", "rate": "fp32"}
+    constants = {"D": d, "NORM": norm}
+    options = {"num_warps": 4}
+    if kernel == "scan":
+        constants |= {"BM": tile.rows, "BN": tile.columns, "BK": tile.step, "BD": tile.channels}
+        constants |= {"KEEP": keep, "PREC": dot}
+        options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": MAX_REGISTERS}
+    else:
+        constants["BD"] = row_channels(d)
+    if kernel == "loss":
+        constants |= {"BS": MAX_SPLITS, "BC": min(64, row_channels(d)), "KEEP": keep}
+    name = f"queue_nce_{kernel}_kernel"
+    return job("fastseq.ops.queue_nce.triton_kernels", name, args, constants, arch, **options)
+
+
+def core_cases():
+    cases = [("scan", p, 128, 90, {}) for p in PRECISIONS]
+    cases += [("scan", "bf16", 128, a, {}) for a in (80, 100)]
+    return cases + [(k, "bf16", 128, 90, {}) for k in ("loss", "grad")]
+
+
+def all_cases():
+    cases = []
+    for arch in ARCHS:
+        for precision in PRECISIONS:
+            for kernel in POINTERS:
+                for d in (16, 32, 64, 128, 256, 512):
+                    cases.append((kernel, precision, d, arch, {}))
+                cases.append((kernel, precision, 128, arch, {"keep": False, "norm": False}))
+        # A queue of another type; not a power of two, not a multiple of 16 bytes; a long row.
+        cases.append(("scan", "tf32x3", 128, arch, {"queue": "bf16"}))
+        cases.append(("scan", "bf16", 200, arch, {}))
+        cases.append(("scan", "tf32x3", 17, arch, {}))
+        cases += [(kernel, "bf16", 2048, arch, {}) for kernel in ("loss", "grad")]
+    return cases
+
+
+def name(kernel, precision, d, arch, kinds):
+    kinds = {"keep": True, "norm": True, "queue": ""} | kinds
+    parts = [kernel, precision, f"D{d}", f"sm_{arch}", kinds["queue"]]
+    parts += [word for word in ("keep", "norm") if kinds[word]]
+    return " ".join(filter(None, parts))
+
+
+TABLE = Table("queue_nce_resources.json", queue_nce_job, name)
+
+
+def multiplies(kernel, *_):
+    return kernel == "scan"
+
+
+def test_core(tmp_path):
+    """What most calls run: D = 128, every precision on sm_90, bf16 on the others."""
+    TABLE.check(core_cases(), tmp_path, multiplies)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_everything(tmp_path):
+    """Every precision, channel bucket, kind and architecture. Many minutes on one core."""
+    TABLE.check(all_cases(), tmp_path, multiplies)
+
+
+if __name__ == "__main__":
+    TABLE.update(all_cases())
