@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from types import SimpleNamespace
@@ -10,13 +11,14 @@ pytest.importorskip("av")
 
 from fastseq.video import (
     Augmentation,
+    PyAVEngine,
     TooManyBadVideos,
     VideoError,
     eval_transform,
     read_frames,
     write_video,
 )
-from training.data.dataset import load_video, open_loader
+from training.data.dataset import load_videos, open_loader
 from training.data.index import (
     INDEX_NAME,
     StaleIndex,
@@ -234,17 +236,18 @@ def test_a_bad_video_is_left_out_of_the_cache_too(videos, tmp_path, cache):
 
 def test_whole_videos_for_evaluation(videos, monkeypatch):
     monkeypatch.setattr("training.data.dataset._CHUNK", 7)  # several chunks
-    record = VideoRecord("a.mp4", str(videos / "a.mp4"), 30, 20.0, width=48, height=36)
-    frames = load_video(record, 16, 24)
-    assert frames.shape == (30, 3, 16, 16)
-    assert frames.dtype == torch.uint8
-    assert (frames.float().mean((1, 2, 3)) - 8 * torch.arange(30)).abs().max() < 4
-    read = read_frames(record.path, short_side=24)
-    assert torch.equal(frames, eval_transform(read, 16))
-    assert load_video(record, 16).shape == (30, 3, 16, 16)
-    longer = VideoRecord("a.mp4", record.path, 31, 20.0, width=48, height=36)
+    build_index(videos)
+    records = load_index(videos).videos
+    engine = PyAVEngine(16)
+    read = [*load_videos(records, 16, 24, engine=engine)]
+    for record, frames in zip(records, read, strict=True):
+        assert frames.shape == (record.frames, 3, 16, 16)
+        assert frames.dtype == torch.uint8
+        assert (frames.float().mean((1, 2, 3)) - 8 * torch.arange(record.frames)).abs().max() < 4
+        assert torch.equal(frames, eval_transform(read_frames(record.path, short_side=24), 16))
+    longer = dataclasses.replace(records[0], frames=31)
     with pytest.raises(VideoError, match="the video has 30 frames"):
-        load_video(longer, 16, 24)
+        next(load_videos([longer], 16, 24, engine=engine))
 
 
 def test_wrong_settings(videos):

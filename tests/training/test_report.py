@@ -91,6 +91,8 @@ def run(tmp_path, monkeypatch, folder):
             folder=str(folder),
             train_split="train",
             test_split="test",
+            engine="pyav",
+            cache="none",
             cache_side=None,
             num_frames=16,
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from fastseq.video import (
     ClipItems,
     ClipLoader,
     Engine,
-    PyAVEngine,
     Reading,
     TwoViews,
     VideoPairs,
@@ -93,27 +92,39 @@ def open_loader(
     return loader, reason
 
 
-def load_video(
-    record: VideoRecord, size: int, side: int | None = None, engine: Engine | None = None
-) -> torch.Tensor:
-    """Every frame of a video with the evaluation transform: uint8 (frames, 3, size, size).
+def open_evaluation_engine(records: Sequence[VideoRecord], cfg: Any) -> Engine:
+    """The engine that a run of this configuration was trained with, to read whole videos.
+
+    Decoders convert colours differently, so that training and evaluation should share one.
+    """
+    name = "pyav" if cfg.data.cache == "ram" else cfg.data.engine
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return open_engine(name, records, cfg.augmentation.size, device=device)[0]
+
+
+def load_videos(
+    records: Sequence[VideoRecord], size: int, side: int | None = None, *, engine: Engine
+) -> Iterator[torch.Tensor]:
+    """Every frame of each video with the evaluation transform: uint8 (frames, 3, size, size).
 
     Raises:
         VideoError: a frame that the index counts does not come out.
     """
     side = decode_side(size, side)
-    draw = eval_draw(*scaled_size(record.height, record.width, side))
     chunks = [
-        np.arange(start, min(start + _CHUNK, record.frames))
+        (record, np.arange(start, min(start + _CHUNK, record.frames)))
+        for record in records
         for start in range(0, record.frames, _CHUNK)
     ]
 
     def source(chunk: int) -> list[Reading]:
-        clips = (Clip(chunks[chunk], draw),)
-        return [Reading(record.path, record.height, record.width, side, clips)]
+        record, frames = chunks[chunk]
+        draw = eval_draw(*scaled_size(record.height, record.width, side))
+        return [Reading(record.path, record.height, record.width, side, (Clip(frames, draw),))]
 
-    engine = engine or PyAVEngine(size)
-    out = torch.empty((record.frames, 3, size, size), dtype=torch.uint8)
-    for frames, made in zip(chunks, engine.batches(source, 0, len(chunks)), strict=True):
-        out[frames[0] : frames[-1] + 1].copy_(made[0, 0])
-    return out
+    parts = []
+    for (record, frames), made in zip(chunks, engine.batches(source, 0, len(chunks)), strict=True):
+        parts.append(made[0, 0])
+        if frames[-1] == record.frames - 1:
+            yield torch.cat(parts)
+            parts.clear()

@@ -46,13 +46,14 @@ def embed_records(
     """
     from tqdm import tqdm
 
-    from training.data.dataset import load_video
+    from training.data.dataset import load_videos, open_evaluation_engine
 
+    engine = open_evaluation_engine(records, cfg)
+    read = load_videos(records, cfg.augmentation.size, cfg.data.cache_side, engine=engine)
     out: dict[str, list[EmbeddedVideo]] = {name: [] for name in encoders}
     total = sum(record.frames for record in records)
     with tqdm(total=total, unit="frame", desc="embedding", disable=not progress) as bar:
-        for record in records:
-            frames = load_video(record, cfg.augmentation.size, cfg.data.cache_side)
+        for record, frames in zip(records, read, strict=True):
             for name, encode in encoders.items():
                 embeddings = _unit_length(encode(frames[None])[0], name, record.id)
                 if len(embeddings) != len(frames):
@@ -62,6 +63,7 @@ def embed_records(
                     )
                 out[name].append(EmbeddedVideo(record, embeddings))
             bar.update(record.frames)
+    engine.close()
     return out
 
 
