@@ -22,11 +22,14 @@ from video.dali_cases import (
     texture,
 )
 
+from fastseq.video import VideoError
 from fastseq.video.engines.dali import why_no_gpu_decoder
 
 pytestmark = pytest.mark.gpu
-# Chroma is subsampled and interpolated in other ways than on the CPU, so noise differs more.
-BORDER = 4
+# Conversions to RGB differ by one grey level, which contrast and saturation enlarge; at the edges
+# see tests/video/test_dali.py.
+CLOSE = {"inner": 3, "border": 6}
+REFUSED = ("odd_444.mkv", "ten_bit.mp4")
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +53,32 @@ def make_engine():
         engine.close()
 
 
+def by_cpu(reading, size):
+    engine = engine_of(size)
+    clips = run(engine, [reading])[0][0]
+    engine.close()
+    return clips
+
+
 @pytest.mark.parametrize("name", [*ANY_VERSION, *H264_AND_HEVC])
 def test_every_index_gives_its_frame(folder, make_engine, name):
-    makers = {**ANY_VERSION, **H264_AND_HEVC}
-    check_counters(make_engine(48), makers[name](folder / name))
+    path = {**ANY_VERSION, **H264_AND_HEVC}[name](folder / name)
+    if name in REFUSED:
+        with pytest.raises(VideoError, match=r"do not decode h264 with pixels of yuv4.*--tran"):
+            check_counters(make_engine(48), path)
+    else:
+        check_counters(make_engine(48), path)
 
 
-def test_augmentation_is_that_of_apply_draw(folder, make_engine):
-    check_stages(make_engine(40), texture(folder / "texture.webm"), BORDER)
+def test_augmentation_is_that_of_the_cpu(folder, make_engine):
+    path = texture(folder / "texture.webm", size=(160, 144), chroma=False)
+    check_stages(make_engine(40), path, **CLOSE, reference=by_cpu)
 
 
 @pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
 def test_rotation_is_applied(folder, make_engine, clockwise):
-    path = texture(folder / "turned.mp4", count=6)
-    check_rotation(make_engine(32), path, clockwise, BORDER)
+    path = texture(folder / "turned.mp4", size=(160, 144), count=6, chroma=False)
+    check_rotation(make_engine(32), path, clockwise, **CLOSE, reference=by_cpu)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ class _Run:
         self.fed: deque[Sequence[Reading]] = deque()  # in the graph
         self.failure: Exception | None = None
         self.pipeline: Any = None
-        self.kept: Any = None
+        self.copied: tuple[torch.cuda.Event, Any] | None = None
         self.closed = False
         for _ in range(engine.prefetch):
             self._load_next()
@@ -224,7 +224,8 @@ class _Run:
         for load in self.loads:
             load.cancel()
         self.loads.clear()
-        self.pipeline = self.kept = None  # the last reference: its threads end
+        self._release_copied()
+        self.pipeline = None  # the last reference: its threads end
 
     def _load_next(self) -> None:
         batch = next(self.todo, None)
@@ -273,9 +274,15 @@ class _Run:
             for reading in range(len(readings)):
                 feed_ndarray(clips[reading], batch[reading, number], cuda_stream=stream)
         if stream is not None:
-            # The copies may still wait in torch's stream: DALI's memory is held until the next one.
-            self.kept = outputs
+            # DALI's memory is held until torch's stream has come to the copies.
+            self._release_copied()
+            self.copied = (stream.record_event(), outputs)
         return batch
+
+    def _release_copied(self) -> None:
+        if self.copied is not None:
+            self.copied[0].synchronize()
+            self.copied = None
 
 
 def _dali_version() -> str:

@@ -20,6 +20,10 @@ _FULL_RANGE = 2  # AVColorRange
 # Before, DALI on the CPU knew full range by FFmpeg's old names of pixel formats (yuvj...) alone.
 _CPU_READS_RANGE = (2, 3, 0)
 
+# What NVIDIA's hardware decodes beyond 4:2:0 with 8 bits, by its documentation.
+_GPU_PIXELS = {"yuv420p", "yuvj420p"}
+_GPU_PIXELS_TEN_BIT = {"hevc", "vp9", "libvpx-vp9", "av1", "libdav1d"}
+
 
 @dataclass(frozen=True, eq=False)
 class File:
@@ -71,6 +75,13 @@ def inspect(path: str, device: str, version: str, time_limit: float) -> File:
         codec = stream.codec_context
         space, pixels = int(codec.colorspace), str(codec.pix_fmt)
         marked_full = int(codec.color_range) == _FULL_RANGE
+    deep = pixels == "yuv420p10le" and info.codec in _GPU_PIXELS_TEN_BIT
+    if device == "gpu" and not deep and pixels not in _GPU_PIXELS:
+        raise VideoError(
+            path,
+            f"GPUs do not decode {info.codec} with pixels of {pixels}; "
+            "`python -m training.prepare --transcode` rewrites it as yuv420p",
+        )
     full = marked_full or pixels.startswith("yuvj")
     known = device == "gpu" or release(version) >= _CPU_READS_RANGE
     taken_for_full = full if known else pixels.startswith("yuvj")
