@@ -86,7 +86,7 @@ def test_rotation_is_applied(folder, make_engine, clockwise):
 )
 def test_colour_tags_are_honoured(folder, make_engine, space, full):
     video = tagged(folder / f"{space}_{full}.mp4", space, full, pixels="yuv420p")
-    check_colours(make_engine(96), *video)
+    check_colours(make_engine(96), *video, mean=1.5)  # patches blur into each other in 4:2:0
 
 
 def test_batches_are_ready_on_the_current_stream(folder, make_engine):

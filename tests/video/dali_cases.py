@@ -185,7 +185,7 @@ def stages():
 
 
 def check_stages(engine, path, border, inner=1, reference=by_pyav):
-    """Every stage against `apply_draw`: at most `inner` grey levels apart, `border` at the edges."""
+    """Every stage against `apply_draw`: within `inner` grey levels, `border` at the edges."""
     frames = np.array([[4, 7, 7, 1, 0, 11]])
     names, draws = zip(*stages(), strict=True)
     readings = [reading_of(path, frames, [draw]) for draw in draws]
@@ -219,12 +219,16 @@ def tagged(path, space, full, codec="libx264", pixels="yuv444p"):
     chroma = 1 if full else 224 / 255
     planes = np.stack([low + scale * luma, 128 + chroma * cb, 128 + chroma * cr])
     planes = planes.round().astype(np.uint8).repeat(16, 1).repeat(16, 2)
+    height, width = planes.shape[1:]
+    if pixels == "yuv420p":
+        chroma_planes = planes[1:, ::2, ::2].reshape(height // 2, width)
+        planes = np.concatenate([planes[0], chroma_planes])
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
-        stream.height, stream.width = planes.shape[1:]
+        stream.height, stream.width = height, width
         stream.pix_fmt = pixels
         stream.options = {"crf": "1"} if codec == "libx264" else {"lossless": "1"}
-        frame = av.VideoFrame.from_ndarray(planes, format="yuv444p")
+        frame = av.VideoFrame.from_ndarray(planes, format=pixels)
         for target in (stream.codec_context, frame):
             target.colorspace, target.color_range = space, 2 if full else 1
         container.mux(stream.encode(frame))
@@ -232,13 +236,13 @@ def tagged(path, space, full, codec="libx264", pixels="yuv444p"):
     return rgb, path
 
 
-def check_colours(engine, rgb, path):
+def check_colours(engine, rgb, path, mean=0.7):
     """DALI's own conversion is 5 to 10 grey levels off in the mean where the tag matters."""
     got = run(engine, [reading_of(path, [[0]], [plain(96, 128)])])[0][0, 0, 0]
     # Output of 96 x 96: patches of 16 x 12.
     means = got.double().view(3, 6, 16, 8, 12)[..., 4:-4].mean((2, 4)).permute(1, 2, 0).numpy()
-    assert np.abs(means - rgb).mean() < 0.7
-    assert np.abs(means - rgb).max() < 3
+    assert np.abs(means - rgb).mean() < mean
+    assert np.abs(means - rgb).max() < 5 * mean
 
 
 def engine_of(size, device="cpu", gpu_operators=None, **options):

@@ -131,7 +131,7 @@ class DaliEngine:
         self.time_limit = time_limit
         self._device_id = device_id if device == "gpu" else None
         self._gpu_operators = device == "gpu"
-        self._files: dict[str, File] = {}
+        self._files: dict[str, tuple[tuple[int, int], File]] = {}
         self._loader: ThreadPoolExecutor | None = None
         self._runs: set[_Run] = set()
 
@@ -177,13 +177,19 @@ class DaliEngine:
         return readings, [inputs_of(r, self._file(r.path), self.size) for r in readings]
 
     def _file(self, path: str) -> File:
-        if path not in self._files:
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise VideoError(path, str(error.strerror)) from error
+        stamp = (stat.st_mtime_ns, stat.st_size)  # a file may be rewritten
+        known = self._files.get(path)
+        if known is None or known[0] != stamp:
             file = inspect(path, self.device, self._version, self.time_limit)
             reason = unsupported(file.info, self.device, self._version)
             if reason:
                 raise VideoError(path, reason)
-            self._files[path] = file
-        return self._files[path]
+            self._files[path] = known = (stamp, file)
+        return known[1]
 
 
 class _Run:
