@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastseq.video._av import VideoError
@@ -199,7 +200,8 @@ class _Run:
         self.engine, self.source = engine, source
         self.todo = iter(range(start, stop))
         self.loads: deque[Future] = deque()  # being read
-        self.fed: deque[Sequence[Reading]] = deque()  # in the graph
+        # In the graph: the readings of a batch, and what shapes have to be decoded.
+        self.fed: deque[tuple[Sequence[Reading], list[tuple[int, ...]]]] = deque()
         self.failure: Exception | None = None
         self.pipeline: Any = None
         self.copied: tuple[torch.cuda.Event, Any] | None = None
@@ -220,10 +222,21 @@ class _Run:
         except StopIteration:
             failure = self.failure
         except RuntimeError as error:
-            failure = _explained(str(error), chain(*self.fed), self.engine.time_limit)
+            failure = _explained(
+                str(error), chain(*(readings for readings, _ in self.fed)), self.engine.time_limit
+            )
         if failure is not None:
             raise failure
-        return self._to_torch(outputs, self.fed.popleft())
+        readings, expected = self.fed.popleft()
+        shapes, *clips = outputs
+        for reading, shape, wanted in zip(readings, shapes, expected, strict=True):
+            if tuple(np.asarray(shape)) != wanted:
+                raise VideoError(
+                    reading.path,
+                    f"DALI decodes {np.asarray(shape).tolist()} instead of {list(wanted)} frames, "
+                    f"rows, columns and colours; {_FIX}",
+                )
+        return self._to_torch(clips, readings)
 
     def close(self) -> None:
         self.closed = True
@@ -248,7 +261,7 @@ class _Run:
             self.loads.clear()
             raise StopIteration
         self._load_next()
-        self.fed.append(readings)
+        self.fed.append((readings, [reading.shape for reading in inputs]))
         return inputs
 
     def _build(self, readings: Sequence[Reading]) -> Any:
@@ -270,7 +283,7 @@ class _Run:
         device = self.engine._device_id
         return None if device is None else torch.cuda.current_stream(device)
 
-    def _to_torch(self, outputs: tuple[Any, ...], readings: Sequence[Reading]) -> torch.Tensor:
+    def _to_torch(self, outputs: list[Any], readings: Sequence[Reading]) -> torch.Tensor:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         engine, stream = self.engine, self._stream()

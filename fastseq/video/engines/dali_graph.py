@@ -51,7 +51,8 @@ def build(
     device_id: int | None,
     gpu_operators: bool,
 ) -> Any:
-    """A pipeline with one output per clip: (T, 3, size, size) uint8 for each reading of a batch.
+    """A pipeline whose outputs are, for each reading of a batch, the shape of what was decoded,
+    int64 (4,), and then each clip, uint8 (T, 3, size, size).
 
     Args:
         source: gives the next batch, an `Inputs` for each reading; StopIteration after the last.
@@ -92,7 +93,7 @@ def build(
         video = fn.decoders.video(
             encoded, frames=frames, device="mixed" if gpu else "cpu", pad_mode="none"
         )
-        outputs = []
+        outputs = [video.shape()]
         for clip in range(clips):
             draw = _named(names, drawn[clip * len(names) : (clip + 1) * len(names)])
             outputs.append(_clip(video, draw, size, gpu, gpu_operators))

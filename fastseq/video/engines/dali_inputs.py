@@ -47,6 +47,7 @@ class Inputs:
     Attributes:
         encoded: uint8, the file's bytes.
         frames: int32, ascending: what any of the clips needs.
+        shape: (frames, height, width, 3) that has to come out of the decoder.
         clips: for each clip
 
             - `order` int32 (T,): places in `frames`;
@@ -60,6 +61,7 @@ class Inputs:
 
     encoded: np.ndarray
     frames: np.ndarray
+    shape: tuple[int, int, int, int]
     clips: tuple[dict[str, Any], ...]
 
 
@@ -71,7 +73,13 @@ def release(version: str) -> tuple[int, ...]:
 def inspect(path: str, device: str, version: str, time_limit: float) -> File:
     """Look into a file that a version of DALI is to decode on a device. Raises VideoError."""
     info = probe(path, time_limit=time_limit)
-    with open_video(path) as (_, stream):
+    with open_video(path) as (container, stream):
+        if container.streams.best("video").index != stream.index:
+            raise VideoError(
+                path,
+                "of its several video streams DALI takes another one than the first; "
+                "`python -m training.prepare --transcode` keeps that one alone",
+            )
         codec = stream.codec_context
         space, pixels = int(codec.colorspace), str(codec.pix_fmt)
         marked_full = int(codec.color_range) == _FULL_RANGE
@@ -142,7 +150,9 @@ def inputs_of(reading: Reading, file: File, size: int) -> Inputs:
         encoded = np.fromfile(reading.path, dtype=np.uint8)
     except OSError as error:
         raise VideoError(reading.path, str(error.strerror or error)) from error
-    return Inputs(encoded, wanted, tuple(clips))
+    sides = (info.height, info.width)
+    stored = sides[::-1] if info.rotation in (90, 270) else sides
+    return Inputs(encoded, wanted, (len(wanted), *stored, 3), tuple(clips))
 
 
 def _geometry(clip: Clip, reading: Reading, rotation: int) -> dict[str, Any]:
