@@ -91,9 +91,9 @@ def test_channel_steps_and_chunks(monkeypatch, shape):
     """Scores in steps over the channels, nearest neighbours and gradients in chunks of them."""
     tile = tcc_triton.Tiles(*shape, 4, 1)
     monkeypatch.setattr(tcc_triton, "tiles", lambda *_: tile)
-    x, y = randn(1, 35, 40), randn(1, 20, 40, seed=1)
+    x, y = randn(1, 20, 40), randn(1, 18, 40, seed=1)
     check(x, y, temperature=0.5)
-    check(x, y, dtype=torch.float16, loss=3e-6, grad=1e-3)
+    check(x, y, temperature=0.5, dtype=torch.float16, loss=1e-5, grad=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

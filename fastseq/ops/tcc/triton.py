@@ -56,13 +56,15 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
     half = operands in ("bf16", "fp16")
     if half:
         step, channels = 128 if padded <= 128 else 64, 128
+        if kernel == "grad" and padded == 256:
+            step = 32
     elif kernel == "grad":
         step, channels = (32, 128) if operands == "tf32" else (16, 64)
     else:
         step, channels = 16, 64
     rows, columns = 32 if kernel == "grad" else 64, 32
-    if kernel == "grad" and operands == "tf32x3" and padded == 32:
-        columns = channels = 16
+    if kernel == "grad" and operands == "tf32x3" and (padded == 32 or padded > 256):
+        columns, channels = 16, 16 if padded == 32 else 64
     warps = 4 if half and padded <= 64 else 8
     return Tiles(rows, columns, min(padded, step), min(padded, channels), warps, 2)
 
