@@ -1,8 +1,9 @@
 """Video files in, clips for training out: exact frame reading, view sampling, augmentation.
 
-What to read (`TwoViews`, `VideoPairs`: frame numbers) and what to do with it (`Augmentation`) are
-plain data. Engines make pixels of them: DALI on the GPU, DALI on the CPU, or PyAV with torch;
-`open_engine` chooses one and says why, `ClipLoader` iterates. Files are opened with PyAV
+What to read (`TwoViews`, `VideoPairs`, `SegmentTuples`: frame numbers) and what to do with it
+(`Augmentation`) are plain data. Engines make pixels of them: DALI on the GPU, DALI on the CPU, or
+PyAV with torch; `open_engine` chooses one and says why, `ClipLoader` iterates. Files are opened
+with PyAV
 (`pip install "fastseq[video]"`), also to look into them for DALI (`pip install "fastseq[dali]"`).
 """
 
@@ -10,10 +11,11 @@ from fastseq.video.augment import Augmentation, augment_clip, eval_draw, eval_tr
 from fastseq.video.decode import scaled_size
 from fastseq.video.engines.choose import ENGINES, choose_engine, open_engine
 from fastseq.video.engines.pyav import PyAVEngine
-from fastseq.video.items import ClipItems, Item, TwoViews, VideoPairs, decode_side
+from fastseq.video.items import ClipItems, Item, Items, TwoViews, VideoPairs, decode_side
 from fastseq.video.loader import ClipLoader, TooManyBadVideos
 from fastseq.video.reader import VideoError, VideoInfo, probe, read_frames
 from fastseq.video.sampling import context_frames, sample_clip
+from fastseq.video.tuples import SegmentTuples
 from fastseq.video.views import sample_views
 from fastseq.video.work import Clip, Engine, Reading
 from fastseq.video.writer import write_video
@@ -26,8 +28,10 @@ __all__ = [
     "ClipLoader",
     "Engine",
     "Item",
+    "Items",
     "PyAVEngine",
     "Reading",
+    "SegmentTuples",
     "TooManyBadVideos",
     "TwoViews",
     "VideoError",

@@ -40,6 +40,8 @@ class Augmentation:
             jitter, itself 0.8. It blurs after each of the four jitter operations by accident; here
             the blur is applied once.
         blur_sigma: standard deviation in pixels at size 224, scaled with `size`.
+        per_clip: False: of the tuples of `SegmentTuples` each frame has a draw of its own, as in
+            VCLR's released code. Clips of several frames always share one.
 
     The colour operations come in random order but act as one linear map per clip: contrast pulls
     towards the mean luma of the clip, hue is a rotation in YIQ, and values are clipped once at the
@@ -59,6 +61,7 @@ class Augmentation:
     grayscale: float = 0.2
     blur: float = 0.4
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    per_clip: bool = True
 
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "grayscale", "blur"):

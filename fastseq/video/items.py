@@ -30,16 +30,16 @@ class Video(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """Two clips of T frames, of one video or of two.
+    """Clips of T frames each: two of one video or of two, or the tuples of `SegmentTuples`.
 
     Attributes:
         id: names the video, or both.
         action: what they show.
-        readings: one with two clips, or two with one clip each.
-        steps: int64 (2, T), the frames' numbers in their video.
-        valid: bool (2, T), False where a video is too short and its last frame stands in.
-        num_frames: int64 (2,), the videos' lengths in frames.
-        fps: float64 (2,), their average frame rates.
+        readings: one with all C clips, or two with one clip each.
+        steps: int64 (C, T), the frames' numbers in their video.
+        valid: bool (C, T), False where a video is too short and its last frame stands in.
+        num_frames: int64 (C,), the videos' lengths in frames.
+        fps: float64 (C,), their average frame rates.
     """
 
     id: str
@@ -60,56 +60,31 @@ def decode_side(size: int, side: int | None = None) -> int:
     return round(size * 8 / 7) if side is None else side
 
 
-class ClipItems:
-    """Items of two clips, sampled in time and augmented independently: `TwoViews`, `VideoPairs`.
+class Items:
+    """What a loader draws from: `TwoViews`, `VideoPairs`, `SegmentTuples`.
 
     Item i of epoch e depends on (seed, e, i) alone, whatever reads it. A video that is set aside is
     replaced by the next one in order.
 
     Args:
         videos: what there is to draw from, see `Video`.
-        num_frames: T, frames a clip.
-        augmentation: what happens to each clip, its context frames included.
-        sampling: "random" or "even" within a crop of the video (`sample_views`); "segment",
-            "offset_uniform" or "anchors" over the whole video (`sample_clip`).
-        crop_base, alpha, beta, span: of the crop, see `sample_views`.
-        positive_window: frames, for "anchors".
-        num_context, context_stride: C frames stand for each one: itself and C - 1 earlier ones,
-            `context_stride` apart.
+        augmentation: what happens to each clip.
         side: short side that frames are decoded to, default 8/7 of the augmentation's size.
 
     Attributes:
         left_out: (id, reason) of videos that no item is made of.
+        num_context: frames that stand for one, itself included.
     """
 
-    def __init__(
-        self,
-        videos: Sequence[Video],
-        num_frames: int,
-        augmentation: Augmentation,
-        *,
-        sampling: str = "random",
-        crop_base: str = "clip",
-        alpha: float = 1.5,
-        beta: float = 0.2,
-        span: tuple[float, float] = (0.3, 1.0),
-        positive_window: int = 5,
-        num_context: int = 1,
-        context_stride: int = 15,
-        side: int | None = None,
-    ):
+    num_context = 1
+
+    def __init__(self, videos: Sequence[Video], augmentation: Augmentation, side: int | None):
         if not videos:
             raise ValueError("no videos to train on: the split is empty")
+        self.augmentation = augmentation
+        self.side = decode_side(augmentation.size, side)
         self.left_out: list[tuple[str, str]] = []
         self.videos = self._usable(videos)
-        self.num_frames = num_frames
-        self.augmentation = augmentation
-        self.sampling = sampling
-        self.crop_options = {"crop_base": crop_base, "alpha": alpha, "beta": beta, "span": span}
-        self.positive_window = positive_window
-        self.num_context, self.context_stride = num_context, context_stride
-        self.side = decode_side(augmentation.size, side)
-        self._draw(1, np.random.default_rng(0))  # wrong options show here, not in a worker
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -135,6 +110,51 @@ class ClipItems:
         self, position: int, generator: np.random.Generator, bad: Container[str]
     ) -> Item | None:
         raise NotImplementedError
+
+
+class ClipItems(Items):
+    """Items of two clips, sampled in time and augmented independently: `TwoViews`, `VideoPairs`.
+
+    Args:
+        videos: what there is to draw from, see `Video`.
+        num_frames: T, frames a clip.
+        augmentation: what happens to each clip, its context frames included.
+        sampling: "random" or "even" within a crop of the video (`sample_views`); "segment",
+            "offset_uniform" or "anchors" over the whole video (`sample_clip`).
+        crop_base, alpha, beta, span: of the crop, see `sample_views`.
+        positive_window: frames, for "anchors".
+        num_context, context_stride: C frames stand for each one: itself and C - 1 earlier ones,
+            `context_stride` apart.
+        side: short side that frames are decoded to, default 8/7 of the augmentation's size.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        num_frames: int,
+        augmentation: Augmentation,
+        *,
+        sampling: str = "random",
+        crop_base: str = "clip",
+        alpha: float = 1.5,
+        beta: float = 0.2,
+        span: tuple[float, float] = (0.3, 1.0),
+        positive_window: int = 5,
+        num_context: int = 1,
+        context_stride: int = 15,
+        side: int | None = None,
+    ):
+        super().__init__(videos, augmentation, side)
+        if not augmentation.per_clip:
+            raise ValueError(
+                "per_clip must be true for clips of several frames: their frames share one draw"
+            )
+        self.num_frames = num_frames
+        self.sampling = sampling
+        self.crop_options = {"crop_base": crop_base, "alpha": alpha, "beta": beta, "span": span}
+        self.positive_window = positive_window
+        self.num_context, self.context_stride = num_context, context_stride
+        self._draw(1, np.random.default_rng(0))  # wrong options show here, not in a worker
 
     def _draw(
         self, num_frames: int, generator: np.random.Generator

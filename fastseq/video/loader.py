@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fastseq.video._av import VideoError
-from fastseq.video.items import ClipItems, Item
+from fastseq.video.items import Item, Items
 from fastseq.video.work import Engine, Reading
 
 # Of all videos: above this share the data set, not a file, is taken to be at fault.
@@ -28,7 +28,8 @@ class ClipLoader:
     A batch of N items is a dict:
 
     - `frames` uint8 (N, 2, T, 3, S, S), or (N, 2, T, C, 3, S, S) with C > 1 context frames;
-      normalise on the device. A CUDA tensor from DALI's GPU engine, elsewhere a CPU tensor;
+      normalise on the device. A CUDA tensor from DALI's GPU engine, elsewhere a CPU tensor. (With
+      `SegmentTuples` there are 2 S + 1 clips of one frame in place of 2 of T, here and below);
     - `steps` int64 (N, 2, T), frame numbers; `times` float64 (N, 2, T), seconds at the video's
       average rate; `valid` bool (N, 2, T); `lengths` int64 (N, 2), valid frames;
       `num_frames` int64 (N, 2), the videos' lengths in frames; `ids` and `actions`, lists.
@@ -39,7 +40,7 @@ class ClipLoader:
     `TooManyBadVideos` lists them.
 
     Args:
-        items: what the clips are, `TwoViews` or `VideoPairs`.
+        items: what the clips are: `TwoViews`, `VideoPairs` or `SegmentTuples`.
         batch_size: N, items a batch and rank.
         engine: what reads them, see `fastseq.video.open_engine`.
         seed: of all draws and of each epoch's order.
@@ -68,7 +69,7 @@ class ClipLoader:
 
     def __init__(
         self,
-        items: ClipItems,
+        items: Items,
         batch_size: int,
         *,
         engine: Engine,
@@ -198,7 +199,7 @@ class ClipLoader:
         )
         t = (steps.shape[-1], context) if context > 1 else (steps.shape[-1],)
         return {
-            "frames": frames.view(len(items), 2, *t, *frames.shape[-3:]),
+            "frames": frames.view(*steps.shape[:2], *t, *frames.shape[-3:]),
             "steps": steps,
             "times": steps / fps[..., None],
             "valid": valid,
