@@ -133,7 +133,7 @@ def _two_of_each(num_frames: int, segments: int, generator: np.random.Generator)
 
 
 def anchors(steps: Tensor) -> Tensor:
-    """Place of the frame-level anchor in the tuple q: (N,) from a batch's `steps` (N, 2 S + 1, 1)."""
+    """Place of the frame-level anchor in q: (N,) from a batch's `steps` (N, 2 S + 1, 1)."""
     q = steps[:, : steps.shape[1] // 2, 0]
     return (q == steps[:, -1]).long().argmax(1)
 
