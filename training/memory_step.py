@@ -18,8 +18,8 @@ from training.config import load_config
 from training.run import initial_model
 from training.trainer import Trainer
 
-# In the order of the step; what is in none of them comes and goes: scratch, gradients of
-# activations, and in backward what checkpointing computes again.
+# In the order of the step; layer4 stands for the trained part of any backbone. What is in none of
+# them comes and goes: scratch, gradients, and in backward what checkpointing computes again.
 PARTS = ("frames", "frozen", "layer4", "transformer", "loss")
 WARM_UP_FRAMES = 8
 
@@ -96,9 +96,8 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     # On a CPU a short one: what a long one leaves in the heap would count as there before.
     warm_up = frames if device.type == "cuda" else min(frames, WARM_UP_FRAMES)
     step([_batch(cfg, warm_up)], cfg.optim.lr, list)
-    backbone = model.backbone
-    backbone.frozen_part = _Marked(backbone.frozen_part, meter, "frozen")
-    backbone.trained_part = _Marked(backbone.trained_part, meter, "layer4")
+    model._per_frame = _Marked(model._per_frame, meter, "layer4")
+    model.backbone.frozen_part = _Marked(model.backbone.frozen_part, meter, "frozen")
     model.encode = _Marked(model.encode, meter, "transformer")
     model.project = _Marked(model.project, meter, "transformer")
     step.objective = _Marked(step.objective, meter, "loss", last=True)
@@ -140,6 +139,7 @@ def _batch(cfg: DictConfig, frames: int) -> dict[str, Any]:
         "valid": valid,
         "num_frames": torch.full((n, 2), frames),
         "ids": [str(i) for i in range(n)],
+        "actions": [""] * n,
     }
 
 

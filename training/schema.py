@@ -232,7 +232,9 @@ class TrainConfig:
     # Frames per backbone call, 0 = all at once; the backbone's batch norms take their statistics
     # there. Memory grows with it, not with the length of the clips.
     chunk_frames: int = _at_least(80, 0)
-    checkpointing: bool = True  # keep what enters the backbone's trained part, compute it twice
+    # Keep what enters the backbone's trained part and the Transformer's branches for backward, and
+    # compute these twice: less memory, the same gradients.
+    checkpointing: bool = True
     compile: bool = False  # torch.compile of the backbone; the first steps take minutes
     log_every: int = _at_least(20, 1)  # steps
     checkpoint_every: int = _at_least(1000, 1)  # steps

@@ -262,5 +262,6 @@ def test_a_dry_run_counts_what_is_kept():
     assert 7920 * 4096 < kept < 7920 * (4096 + 8192)
     assert kept < 7920 * whole / 3
     model.checkpointing = False
+    whole = saved_bytes_per_frame(model, 32, False)
     assert saved_bytes(model, 8000, 32, False) == pytest.approx(8000 * whole)
     assert model.chunk_frames == 80

@@ -83,8 +83,7 @@ class CarlModel(VideoEncoder):
         _check(frames, valid)
         n, t = frames.shape[:2]
         real = None if valid is None else valid.flatten().nonzero().squeeze(1)
-        features = self._per_frame(frames.flatten(0, 1), real, pooled=True)
-        x = self.fc_block(features)
+        x = self.fc_block(self._per_frame(frames.flatten(0, 1), real, pooled=True))
         x = x.view(n, t, -1) if valid is None else unpack(x, valid)
         if self.use_positions and self.positions != "none":
             lengths = torch.full((n,), t, device=x.device) if valid is None else valid.sum(1)
@@ -95,8 +94,9 @@ class CarlModel(VideoEncoder):
         if valid is not None:
             # A sequence without a real frame attends everywhere: some kernels give NaN for nothing.
             keys = (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
+        again = self.checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
-            x = layer(x, keys)
+            x = layer(x, keys, again=again)
         h = self.embedding(x)
         return h if valid is None else h.masked_fill(~valid[..., None], 0)
 

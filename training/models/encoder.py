@@ -26,9 +26,10 @@ class VideoEncoder(nn.Module):
         chunk_frames: frames per backbone call, 0 = all at once. Trained batch norm in the backbone
             takes its statistics per chunk; a chunk is a strided sample of the whole batch.
         checkpointing: keep between forward and backward only what enters the backbone's trained
-            part, and compute that part again, chunk by chunk, in backward. The gradients are the
-            same; so are the running statistics, which move in the forward pass alone. Without
-            effect on a single chunk, where backward needs everything at once anyway.
+            part, and compute that part again, chunk by chunk, in backward; likewise the branches of
+            Transformer layers. The gradients are the same; so are the running statistics, which
+            move in the forward pass alone. A single chunk is kept whole, since backward would need
+            all of it at once anyway.
 
     Attributes:
         positions: kind of positional encoding, "none" where there is none.

@@ -1,7 +1,10 @@
 """Pre-norm Transformer encoder over frames, through scaled_dot_product_attention."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class TransformerLayer(nn.Module):
@@ -32,11 +35,27 @@ class TransformerLayer(nn.Module):
         ):
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """x (N, T, size); keys: bool (N, 1, 1, T), True = may be attended to, or None."""
+    def forward(self, x: Tensor, keys: Tensor | None, *, again: bool = False) -> Tensor:
+        """x (N, T, size); keys: bool (N, 1, 1, T), True = may be attended to, or None.
+
+        With ``again`` both branches, but for their dropouts, are computed once more in backward.
+        """
+        x = x + self.dropout(_branch(self._attend, again, x, keys))
+        return x + self.dropout(_branch(self._feed_forward, again, x))
+
+    def _attend(self, x: Tensor, keys: Tensor | None) -> Tensor:
         n, frames, size = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(n, frames, 3, self.heads, size // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, T, size / heads]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
-        x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(n, frames, size)))
-        return x + self.dropout(self.ff2(F.relu(self.ff1(self.ff_norm(x)))))
+        return self.out(mixed.transpose(1, 2).reshape(n, frames, size))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.ff2(F.relu(self.ff1(self.ff_norm(x))))
+
+
+def _branch(call: Callable[..., Tensor], again: bool, *inputs: Tensor | None) -> Tensor:
+    if not again:
+        return call(*inputs)
+    # Nothing in a branch is random; the generator need not be read.
+    return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False)
