@@ -2,8 +2,9 @@
 
 What to read (`TwoViews`, `VideoPairs`, `SegmentTuples`: frame numbers) and what to do with it
 (`Augmentation`) are plain data. Engines make pixels of them: DALI on the GPU, DALI on the CPU, or
-PyAV with torch; `open_engine` chooses one and says why, `ClipLoader` iterates. Files are opened with PyAV
-(`pip install "fastseq[video]"`), also to look into them for DALI (`pip install "fastseq[dali]"`).
+PyAV with torch; `open_engine` chooses one and says why, `ClipLoader` iterates. Files are opened
+with PyAV (`pip install "fastseq[video]"`), also to look into them for DALI
+(`pip install "fastseq[dali]"`).
 """
 
 from fastseq.video.augment import Augmentation, augment_clip, eval_draw, eval_transform
