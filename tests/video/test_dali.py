@@ -145,7 +145,8 @@ def test_batches_start_anywhere_and_give_the_same(folder, engine):
     assert asked == [2, 3, 4, 5]
     assert list(engine.batches(source, 3, 3)) == []
     # A last batch with fewer readings, and one reading of a single clip and frame.
-    for short in ([*batches[:2], batches[2][:1]], [[reading_of(path, [[7]], draws[:1])]]):
+    small_first = [batches[2][:1], *batches[:2]]
+    for short in (small_first, small_first[::-1], [[reading_of(path, [[7]], draws[:1])]]):
         for got, readings in zip(run(engine, *short), short, strict=True):
             assert got.shape[:2] == (len(readings), len(readings[0].clips))
 

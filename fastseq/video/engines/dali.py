@@ -29,6 +29,7 @@ from fastseq.video.work import Reading, Source, shape_of
 _CPU_CODECS = {"vp8", "libvpx", "vp9", "libvpx-vp9", "mjpeg"}
 _CPU_CODECS_UNTIL_2_1_0 = {"h264", "hevc"}
 _GPU_CODECS = _CPU_CODECS | _CPU_CODECS_UNTIL_2_1_0 | {"av1", "libdav1d"}
+_MAX_READINGS = 256
 _FIX = "`python -m training.prepare --transcode` rewrites such files as H.264"
 
 
@@ -78,10 +79,16 @@ def why_no_gpu_decoder() -> str | None:
 class DaliEngine:
     """Reads and augments whole batches with NVIDIA DALI, some batches ahead.
 
-    Each file is decoded once for all its clips, and only the frames that some clip needs. Frames,
-    crops and flips are those of the PyAV engine. Pixels differ by what crop and resize in one step
-    changes against two, and by the decoders' conversion to RGB; DALI ignores the colour tags of a
-    file (it takes Rec. 709 for Rec. 601, 6 grey levels off in the mean), which is undone here.
+    Each file is decoded once for all its clips, and only the frames that some clip needs, at full
+    size: hour-long or large videos want `python -m training.prepare --transcode` first.
+
+    Frames, crops and flips are those of the PyAV engine. Pixels are not, for two reasons. PyAV's
+    frames are scaled to a reading's `side` before they are cropped, here both is one step, the
+    crop's edges rounded to whole pixels of the stored frame. And the conversions to RGB differ:
+    1.1 grey levels in the mean on real clips at full size, PyAV's being that much darker than
+    exact; 1.4 to 3.1 with frames scaled by PyAV. DALI itself takes files tagged as Rec. 709 for
+    Rec. 601 (5 to 10 grey levels off in the mean, PyAV is right) and until 2.3.0 some of full range
+    for limited; both are undone here as part of the colour step.
 
     Args:
         size: side of the output in pixels.
@@ -272,7 +279,8 @@ class _Run:
             self._feed,
             clips=len(readings[0].clips),
             size=engine.size,
-            batch_size=len(readings),
+            # An upper bound: a run may start with the smaller batch that ends an epoch.
+            batch_size=max(_MAX_READINGS, len(readings)),
             threads=engine.threads,
             prefetch=engine.prefetch,
             device_id=engine._device_id,
