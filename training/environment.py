@@ -20,7 +20,7 @@ def environment(device: torch.device, bf16: bool) -> dict[str, Any]:
     """Plain types: for RUN/environment.json and for checkpoints."""
     return {
         "fastseq": fastseq.__version__,
-        "torch": torch.__version__.split("+")[0],
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),

@@ -108,28 +108,23 @@ def _run(args: argparse.Namespace) -> int:
     except (ConfigError, OSError, ValueError, TooManyBadVideos, CheckpointError) as error:
         if getattr(error, "speaks", distributed.is_main()):
             _complain(error)
-        distributed.stop()
         return 2
     except distributed.OtherRankFailed:
-        distributed.stop()
         return 2
     if args.dry_run:
         text = describe(trainer)  # runs the encoder, which may wait for the other ranks
         if distributed.is_main():
             print(text)
-        distributed.stop()
         return 0
     try:
         received = trainer.run()
     except (NonFiniteError, CheckpointError) as error:  # on all ranks
         if distributed.is_main():
             _complain(error)
-        distributed.stop()
         return 1
     except (TooManyBadVideos, OSError) as error:  # on this one; torchrun ends the others
         _complain(error)
         return 1
-    distributed.stop()
     if received:
         if distributed.is_main():
             print(f"stopped; continue with --resume: {run_dir}", file=sys.stderr)
@@ -381,4 +376,9 @@ def _size(count: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from training.distributed import leave
+
+        leave(status)
+    sys.exit(status)

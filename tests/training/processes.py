@@ -1,5 +1,6 @@
 """Processes of their own that start quickly: forked from a server that has imported everything."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -21,7 +22,8 @@ from training.trainer import Trainer
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["two_ranks", "training.train", "torch.utils.tensorboard"])
+# torch imports the last one at the first step.
+_CONTEXT.set_forkserver_preload(["two_ranks", "torch.utils.tensorboard", "torch._dynamo"])
 
 
 def launch(
@@ -74,6 +76,7 @@ def _child(folder: str, environment: dict[str, str], function, arguments) -> Non
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(60)  # says where a rank waits
     try:
         status = function(*arguments)
     except BaseException:

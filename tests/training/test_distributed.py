@@ -188,7 +188,8 @@ def test_torchrun_passes_sigterm_on(here):
     script = Path("train_squares.py")
     script.write_text(
         "import sys; from processes import train; from two_ranks import squares\n"
-        "sys.exit(train(squares, sys.argv[1:]))\n"
+        "from training.distributed import leave\n"
+        "leave(train(squares, sys.argv[1:]))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(script), "tiny.yaml", "train.run_dir=run", "train.steps=100000"]

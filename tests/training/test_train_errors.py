@@ -109,6 +109,7 @@ def test_resume_takes_the_checkpoint_before_a_damaged_one(recipe, caplog):
     assert same(weights("run"), weights("whole"))
     assert numbers("run") == numbers("whole")
     torch.save({"step": 12, "weights": torch.zeros(3)}, newest)  # of another program
+    Path("run/checkpoints/manifest.json").unlink()
     assert main([recipe, "train.run_dir=run", "--resume"]) == 0
     assert "step_00000012.pt is no checkpoint of a run" in caplog.text
     assert same(weights("run"), weights("whole"))
@@ -132,6 +133,7 @@ def test_weights_of_another_model_are_named_in_one_line(recipe, capsys):
     main([recipe, "train.run_dir=other", *options])
     for path in list_checkpoints("run/checkpoints"):
         Path("other/checkpoints", path.name).write_bytes(path.read_bytes())
+    Path("other/checkpoints/manifest.json").unlink()
     with pytest.raises(
         CheckpointError, match=r"^.*another model than config\.yaml.*size mismatch.*$"
     ):

@@ -54,7 +54,8 @@ def batch_of(items: range, *, empty: bool = False) -> dict:
         "num_frames": torch.full((ITEMS, 2), 40),
     }
     return {k: v[items.start : items.stop] for k, v in whole.items()} | {
-        "ids": [f"video{i}" for i in items]
+        "ids": [f"video{i}" for i in items],
+        "actions": [""] * len(items),
     }
 
 
@@ -206,4 +207,3 @@ def main(folder: Path) -> None:
         "skipping": skipping(folder),
     }
     torch.save(results, folder / f"ranks{distributed.world_size()}_{distributed.rank()}.pt")
-    distributed.stop()
