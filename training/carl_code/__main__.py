@@ -1,0 +1,139 @@
+"""Take over what CARL's released code works with: `python -m training.carl_code WHAT ...`.
+
+recipe: a configuration as a recipe; labels: train.pkl and val.pkl as labels.json; checkpoint: a
+checkpoint as a run directory for evaluate, align, retrieve, extract and export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.evaluation.cli import UserError, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.carl_code", description=__doc__)
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    one = commands.add_parser("recipe", help="configs/*.yml as a recipe")
+    one.add_argument("config", type=Path, help="a configuration of CARL_code")
+    one.add_argument("--out", type=Path, required=True, help="recipe to write, such as mine.yaml")
+    one = commands.add_parser("labels", help="train.pkl and val.pkl as labels.json")
+    one.add_argument("folder", type=Path, help="folder that holds the videos")
+    one.add_argument("--train", type=Path, nargs="+", required=True, metavar="PKL")
+    one.add_argument("--test", type=Path, nargs="+", default=[], metavar="PKL", help="val.pkl")
+    one.add_argument("--out", type=Path, help="default: FOLDER/labels.json")
+    one = commands.add_parser("checkpoint", help="checkpoint_epoch_*.pth as a run directory")
+    one.add_argument("file", type=Path, help="a checkpoint of CARL_code")
+    one.add_argument("--out", type=Path, required=True, help="run directory to write")
+    one.add_argument("--folder", default="", help="data.folder of the run: a prepared folder")
+    args = parser.parse_args(argv)
+    return run_command(lambda: _COMMANDS[args.what](args))
+
+
+def _recipe(args: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from training.carl_code.recipe import convert_config
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(args.config))
+    except OSError:
+        raise
+    except Exception as error:
+        raise UserError(f"{args.config}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{args.config} has no sections with keys")
+    converted = convert_config(config)
+    _check(converted.recipe)
+    _refuse_existing(args.out)
+    args.out.write_text(f"# From {args.config.name} of CARL_code.\n{_yaml(converted.recipe)}")
+    _report(converted)
+    print(f"written: {args.out}")
+
+
+def _labels(args: argparse.Namespace) -> None:
+    from training.carl_code.labels import convert_labels
+
+    if not args.folder.is_dir():
+        raise UserError(f"{args.folder} is not a folder")
+    out = args.out or args.folder / "labels.json"
+    _refuse_existing(out)
+    labels = convert_labels({"train": args.train, "test": args.test}, args.folder)
+    missing = [name for name in labels["videos"] if not (args.folder / name).is_file()]
+    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps(labels) + "\n")
+    os.replace(partial, out)
+    print(f"written: {out}: {len(labels['videos'])} videos, actions {', '.join(labels['classes'])}")
+    if missing:
+        print(
+            f"not in {args.folder}: {len(missing)} of them, such as {missing[0]}; remove their "
+            "entries or add the files before `python -m training.prepare`"
+        )
+
+
+def _checkpoint(args: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from training.carl_code.checkpoint import convert_checkpoint
+    from training.checkpoint import CheckpointError, load_weights, save_checkpoint
+    from training.export import write_safetensors
+    from training.models import build_model
+
+    converted, weights = convert_checkpoint(args.file)
+    cfg = _check(converted.recipe)
+    cfg.data.folder = str(Path(args.folder).resolve()) if args.folder else ""
+    cfg.train.run_dir = str(args.out)
+    try:
+        load_weights(build_model(cfg, load_weights=False), {"model": weights}, args.file)
+    except CheckpointError as error:
+        raise UserError(f"{args.file}: {error}") from error
+    _refuse_existing(args.out)
+    args.out.mkdir(parents=True)
+    OmegaConf.save(cfg, args.out / "config.yaml", resolve=True)
+    save_checkpoint(args.out / "checkpoints", 0, {"model": weights})
+    write_safetensors(args.out / "model.safetensors", weights, cfg)
+    _report(converted)
+    print(f"written: {args.out}, {len(weights)} tensors, also as {args.out / 'model.safetensors'}")
+
+
+def _check(recipe: dict[str, Any]) -> Any:
+    """The full configuration; ConfigError for a value that a key does not take."""
+    import tempfile
+
+    from training.config import load_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "converted.yaml")
+        path.write_text(_yaml(recipe))
+        return load_config(path)
+
+
+def _yaml(recipe: dict[str, Any]) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(recipe))
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} exists already; move it, or give another one")
+
+
+def _report(converted: Any) -> None:
+    if converted.ignored:
+        print(f"without a counterpart, left out: {', '.join(converted.ignored)}")
+    if converted.unknown:
+        print(f"unknown, left out: {', '.join(converted.unknown)}", file=sys.stderr)
+
+
+_COMMANDS = {"recipe": _recipe, "labels": _labels, "checkpoint": _checkpoint}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
