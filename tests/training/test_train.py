@@ -12,7 +12,7 @@ from runs import numbers, same, squares, weights
 
 import training.train
 import training.trainer
-from training.checkpoint import list_checkpoints
+from training.checkpoint import list_checkpoints, load_latest
 from training.config import load_config
 from training.run import initial_model, load_run
 from training.runlog import read_log
@@ -173,6 +173,35 @@ def test_loss_falls_on_a_small_set(recipe, monkeypatch):
     lines = read_log("run")
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
     assert lines[-1]["pairwise_distance"] > 0.2
+
+
+def test_a_step_takes_several_batches(recipe):
+    options = ["train.accumulate=2", "train.log_every=1"]
+    assert main([recipe, "train.run_dir=run", "train.steps=6", *options]) == 0
+    lines = read_log("run")
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 2 batches an epoch
+    cfg = load_run("run")[1]
+    assert (cfg.data.batch_size, cfg.train.accumulate) == (2, 2)
+    state = load_latest("run/checkpoints")
+    assert state["ranks"][0]["loader"]["position"] == 12
+    # 5 epochs are 10 batches, so 3 steps of three batches and one batch that is left.
+    epochs = ["train.steps=null", "train.epochs=5", "train.accumulate=3"]
+    assert main([recipe, "train.run_dir=epochs", *epochs]) == 0
+    assert load_latest("epochs/checkpoints")["step"] == 3
+
+
+def test_deterministic_gives_the_same_run(recipe, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    main([recipe, "train.run_dir=as_ever", "train.steps=3"])
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        assert main([recipe, "train.run_dir=run", "train.steps=3", "train.deterministic=true"]) == 0
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = False
+    assert same(weights("run"), weights("as_ever"))
 
 
 def test_workers_give_the_same_run(recipe):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import numbers, same, weights
+from runs import numbers, same, squares, weights
 
 import training.objectives
 import training.train
@@ -165,6 +165,11 @@ def test_steps_without_a_finite_loss_are_skipped(recipe, monkeypatch, capsys):
     assert [line["loss"] is None for line in lines[:8]] == [i in (2, 3, 6) for i in range(8)]
     assert all(torch.isfinite(value).all() for value in weights("run").values())
     assert "step 3: loss nan" in capsys.readouterr().err
+    videos = {line["step"]: line["nonfinite"] for line in lines if "nonfinite" in line}
+    assert set(videos) == {3, 4, 7}
+    batches = list(squares(load_run("run")[1]).stream(12))
+    for step, skipped in videos.items():
+        assert skipped == [{"step": step, "videos": batches[step - 1]["ids"]}]
 
 
 def test_a_skipped_step_leaves_the_weights(recipe, monkeypatch):
@@ -172,6 +177,9 @@ def test_a_skipped_step_leaves_the_weights(recipe, monkeypatch):
     main([recipe, "train.run_dir=run", "train.steps=2"])
     trained, initial = weights("run"), load_run("run", untrained=True)[0].named_parameters()
     assert all(torch.equal(trained[key], value) for key, value in initial)
+    # Nor do batch norms move, whose statistics may be what is not finite.
+    assert trained["projection.1.num_batches_tracked"] == 0
+    assert torch.equal(trained["projection.1.running_var"], torch.ones(16))
 
 
 def test_training_stops_when_the_loss_stays_not_finite(recipe, monkeypatch, capsys):
@@ -179,6 +187,9 @@ def test_training_stops_when_the_loss_stays_not_finite(recipe, monkeypatch, caps
     assert main([recipe, "train.run_dir=run", "train.max_nonfinite=4"]) == 1
     assert "not finite in 4 steps in a row, up to step 10" in capsys.readouterr().err
     assert list_checkpoints("run/checkpoints")[-1].name == "step_00000005.pt"
+    last = read_log("run")[-1]  # written although it is not the turn of step 10
+    assert [skipped["step"] for skipped in last["nonfinite"]] == [9, 10]
+    assert last["step"] == 10
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
