@@ -58,7 +58,8 @@ class FeatureQueue(nn.Module):
 
         B is any number, also another on each rank, and may exceed the queue's size: the last ones
         stay. Call it on every rank, with nothing to store as well, after the loss has been computed
-        with the queue of the earlier steps. The backward may follow later.
+        with the queue of the earlier steps. The backward may follow later. One process never waits
+        for its GPU; several tell each other how many keys they have, which the host waits for.
         """
         if not isinstance(keys, Tensor) or not keys.is_floating_point():
             what = keys.dtype if isinstance(keys, Tensor) else type(keys).__name__
