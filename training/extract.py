@@ -1,7 +1,8 @@
 """Save the embedding of every frame: `python -m training.extract RUN --out DIR`.
 
 One npz per video, under its own path: embeddings (frames, E) float32 of unit length, phases if
-the video has labels, id, action, split and fps. Read one with numpy.load.
+the video has labels, id, action, split and fps. Read one with numpy.load. Interrupted, the same
+command continues: files that these weights made of these videos stay.
 """
 
 from __future__ import annotations
@@ -21,21 +22,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--overwrite", action="store_true", help="embed again what is there")
     args = parser.parse_args(argv)
 
     def command() -> None:
-        from training.evaluation.embed import embed_records, save_embeddings
+        from training.evaluation.embed import embed_each, has_embeddings, save_embeddings
         from training.evaluation.encoders import load_encoder
+        from training.run import weights_name
 
         encode, cfg = load_encoder(args.run)
+        weights = weights_name(args.run)
         index = open_index(cfg, args.folder)
         if not index.videos:
             raise UserError(f"{index.folder} has no usable videos; see its fastseq_index.json")
         make_folder(args.out)
-        for record in index.videos:  # one at a time: a long run keeps what it has done
-            (videos,) = embed_records({"trained": encode}, [record], cfg, progress=False).values()
-            save_embeddings(args.out, videos)
-        print(f"{len(index.videos)} files written to {args.out}")
+        files = {record.id: args.out / f"{record.id}.npz" for record in index.videos}
+        todo = [
+            record
+            for record in index.videos
+            if args.overwrite or not has_embeddings(files[record.id], record, weights)
+        ]
+        for (video,) in (made.values() for made in embed_each({"trained": encode}, todo, cfg)):
+            save_embeddings(files[video.record.id], video, weights)
+        there = len(index.videos) - len(todo)
+        earlier = f", {there} were there already (--overwrite embeds them again)" if there else ""
+        print(f"{len(todo)} files written to {args.out}{earlier}")
 
     return run_command(command)
 

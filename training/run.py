@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from training.checkpoint import load_latest, load_weights
+from training.checkpoint import list_checkpoints, load_latest, load_weights, read_manifest
 from training.config import load_config
 from training.models import CarlModel, build_model
 
@@ -48,3 +48,11 @@ def load_run(run_dir: str | Path, *, untrained: bool = False) -> tuple[CarlModel
     model = build_model(cfg, load_weights=False)
     load_weights(model, state, run_dir / "checkpoints")
     return model.eval(), cfg
+
+
+def weights_name(run_dir: str | Path) -> str:
+    """Tells one set of weights from another: the newest checkpoint's name and SHA-256."""
+    folder = Path(run_dir) / "checkpoints"
+    manifest = read_manifest(folder)
+    names = [path.name for path in list_checkpoints(folder)[-1:]]
+    return " ".join(f"{name} {manifest.get(name, {}).get('sha256', '')}" for name in names)

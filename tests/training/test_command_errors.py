@@ -180,7 +180,7 @@ def test_ctrl_c_in_a_command(run, capsys, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embed, "embed_records", interrupted)
+    monkeypatch.setattr(embed, "embed_each", interrupted)
     capsys.readouterr()
     assert extract.main(["run", "--out", "out"]) == 130
     assert one_line(capsys) == "interrupted"

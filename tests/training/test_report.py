@@ -212,6 +212,25 @@ def test_extract_writes_unit_length_embeddings(run, tmp_path):
     assert one["phases"].shape == (40,)
 
 
+def test_extract_continues_where_it_was(run, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert extract.main([str(run), "--out", str(out)]) == 0
+    files = sorted(out.glob("*.npz"))
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:100])  # as if cut off
+    stamps = {file: file.stat().st_mtime_ns for file in files[2:]}
+    capsys.readouterr()
+    assert extract.main([str(run), "--out", str(out)]) == 0
+    assert "2 files written" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in files[2:]} == stamps
+    assert len(load_embeddings(files[1])["embeddings"]) == 40
+    monkeypatch.setattr("training.run.weights_name", lambda run: "others")
+    assert extract.main([str(run), "--out", str(out)]) == 0
+    assert "16 files written" in capsys.readouterr().out
+    assert extract.main([str(run), "--out", str(out), "--overwrite"]) == 0
+    assert "16 files written" in capsys.readouterr().out
+
+
 def test_diverged_network_is_an_error_that_says_so(run, monkeypatch, capsys, tmp_path):
     model, cfg = grey_model(float("nan")), encoders._load(run, untrained=False)[1]
     monkeypatch.setattr(encoders, "_load", lambda run, untrained: (model, cfg))

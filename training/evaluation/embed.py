@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +37,29 @@ def embed_records(
     *,
     progress: bool = True,
 ) -> dict[str, list[EmbeddedVideo]]:
-    """Embed every frame of every video with every encoder, one whole video at a time.
+    """Embed every frame of every video with every encoder: see `embed_each`.
 
-    Each video is decoded once and shown to all encoders. An encoder maps uint8 (1, T, 3, S, S) to
-    (1, T, E), see :func:`training.evaluation.encoders.make_encoder`. The result has the keys of
-    ``encoders``, each with one :class:`EmbeddedVideo` per record, in the order of ``records``.
+    The result has the keys of ``encoders``, each with one :class:`EmbeddedVideo` per record, in the
+    order of ``records``.
+    """
+    out: dict[str, list[EmbeddedVideo]] = {name: [] for name in encoders}
+    for videos in embed_each(encoders, records, cfg, progress=progress):
+        for name, video in videos.items():
+            out[name].append(video)
+    return out
+
+
+def embed_each(
+    encoders: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    records: Sequence[VideoRecord],
+    cfg: Any,
+    *,
+    progress: bool = True,
+) -> Iterator[dict[str, EmbeddedVideo]]:
+    """For each video its embeddings by each encoder, one whole video at a time.
+
+    A video is decoded once and shown to all encoders. An encoder maps uint8 (1, T, 3, S, S) to
+    (1, T, E), see :func:`training.evaluation.encoders.make_encoder`.
 
     Raises ValueError when an encoder gives a wrong number of frames, and UserError (a ValueError)
     when it gives a NaN or an infinity.
@@ -50,10 +70,10 @@ def embed_records(
 
     engine = open_evaluation_engine(records, cfg)
     read = load_videos(records, cfg.augmentation.size, cfg.data.cache_side, engine=engine)
-    out: dict[str, list[EmbeddedVideo]] = {name: [] for name in encoders}
     total = sum(record.frames for record in records)
     with tqdm(total=total, unit="frame", desc="embedding", disable=not progress) as bar:
         for record, frames in zip(records, read, strict=True):
+            made = {}
             for name, encode in encoders.items():
                 embeddings = _unit_length(encode(frames[None])[0], name, record.id)
                 if len(embeddings) != len(frames):
@@ -61,10 +81,10 @@ def embed_records(
                         f"encoder {name!r} gave {len(embeddings)} embeddings for the {len(frames)} "
                         f"frames of {record.id}; one per frame was expected"
                     )
-                out[name].append(EmbeddedVideo(record, embeddings))
+                made[name] = EmbeddedVideo(record, embeddings)
             bar.update(record.frames)
+            yield made
     engine.close()
-    return out
 
 
 def _unit_length(embeddings: torch.Tensor, encoder: str, video: str) -> np.ndarray:
@@ -79,29 +99,49 @@ def _unit_length(embeddings: torch.Tensor, encoder: str, video: str) -> np.ndarr
     return unit.cpu().numpy()
 
 
-def save_embeddings(folder: str | Path, videos: Sequence[EmbeddedVideo]) -> list[Path]:
-    """Write one npz per video under ``folder``; the file keeps the video's path, ending in .npz.
+def save_embeddings(path: Path, video: EmbeddedVideo, weights: str) -> None:
+    """Write one video's npz, atomically.
 
     Arrays: ``embeddings`` float32 (frames, E); ``phases`` int64 (frames,), -1 = unlabelled, absent
-    when the video has no labels; ``id``, ``action``, ``split`` strings; ``fps`` float.
+    when the video has no labels; ``id``, ``action``, ``split``, ``weights`` (what made them)
+    strings; ``fps`` float.
     """
-    paths = []
-    for video in videos:
-        record = video.record
-        path = Path(folder) / f"{record.id}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        labels = {} if record.phases is None else {"phases": record.phases}
-        np.savez_compressed(
-            path,
-            embeddings=video.embeddings,
-            id=record.id,
-            action=record.action,
-            split=record.split,
-            fps=record.fps,
-            **labels,
-        )
-        paths.append(path)
-    return paths
+    record = video.record
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = {} if record.phases is None else {"phases": record.phases}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            np.savez_compressed(
+                file,
+                embeddings=video.embeddings,
+                id=record.id,
+                action=record.action,
+                split=record.split,
+                fps=record.fps,
+                weights=weights,
+                **labels,
+            )
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def has_embeddings(path: Path, record: VideoRecord, weights: str) -> bool:
+    """Whether a file holds what `save_embeddings` would write for this video and these weights."""
+    try:
+        found = load_embeddings(path)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+    phases = found.get("phases")
+    labelled = phases is not None if record.phases is None else phases is None
+    return (
+        found.get("weights") == weights
+        and len(found["embeddings"]) == record.frames
+        and not labelled
+        and (phases is None or np.array_equal(phases, record.phases))
+        and [found["action"], found["split"]] == [record.action, record.split]
+    )
 
 
 def load_embeddings(path: str | Path) -> dict[str, Any]:
