@@ -156,6 +156,8 @@ def _check_values(config: DictConfig) -> None:
         raise ConfigError("model.train_from: small_cnn is trained whole: expected all or none")
     if config.model.hidden_size % config.model.heads:
         raise ConfigError("model.hidden_size: expected a multiple of model.heads")
+    if config.optim.warmup_steps and config.optim.warmup_epochs:
+        raise ConfigError("set one of optim.warmup_steps and optim.warmup_epochs; the other to 0")
     if not all(0 <= beta < 1 for beta in config.optim.betas):
         raise ConfigError(
             f"optim.betas: expected two numbers in [0, 1), got {[*config.optim.betas]}"
@@ -164,6 +166,31 @@ def _check_values(config: DictConfig) -> None:
         OmegaConf.to_object(config.augmentation)
     except ValueError as error:
         raise ConfigError(f"augmentation: {error}") from error
+
+
+def _check_vclr(config: DictConfig, losses: list[str]) -> None:
+    """VCLR's losses, clips and encoder come together, and alone."""
+    others = [name for name in losses if name != "vclr"]
+    needed = {"data.clips": "tuples", "model.encoder": "vclr"}
+    have = {key: OmegaConf.select(config, key) == value for key, value in needed.items()}
+    if "vclr" in losses:
+        if others:
+            raise ConfigError(f"loss.vclr cannot be combined with loss.{others[0]}")
+        for key, value in needed.items():
+            if not have[key]:
+                got = OmegaConf.select(config, key)
+                raise ConfigError(f"loss.vclr needs {key}={value}, got {got}")
+        vclr = config.loss.vclr
+        if not (vclr.inter or vclr.intra or vclr.video or vclr.order):
+            raise ConfigError("loss.vclr: inter, intra, video and order are all 0; give one")
+        if config.data.num_context > 1:
+            raise ConfigError("data.num_context: data.clips=tuples has single frames, expected 1")
+    else:
+        for key, value in needed.items():
+            if have[key]:
+                raise ConfigError(f"{key}={value} is for loss.vclr alone, got loss.{others[0]}")
+        if not config.augmentation.per_clip:
+            raise ConfigError("augmentation.per_clip: false is for data.clips=tuples alone")
 
 
 def _check_loss_and_data(config: DictConfig) -> None:
@@ -178,6 +205,7 @@ def _check_loss_and_data(config: DictConfig) -> None:
             f"loss.{views[0]} compares timestamps of one video: data.clips must be views, "
             f"got {config.data.clips}"
         )
+    _check_vclr(config, losses)
     if "tcn" in losses and config.data.sampling != "anchors":
         raise ConfigError(
             "loss.tcn needs anchors and positives: data.sampling must be anchors, "

@@ -9,10 +9,12 @@ from fastseq.ops.contrastive_idm.options import DISTANCES, FORMS, WEIGHTS
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 from fastseq.ops.soft_dtw.options import COSTS
 from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
+from fastseq.ops.vclr.op import FORMS as VCLR_FORMS
 from fastseq.video.augment import Augmentation
 from fastseq.video.engines.choose import ENGINES
 from fastseq.video.sampling import CLIP_SAMPLING, VIEW_SAMPLING
-from training.models.resnet import ENDS, TRAIN_FROM
+from fastseq.video.tuples import ANCHORS
+from training.models.resnet import ENDS, POOLS, TRAIN_FROM
 
 
 def _one_of(default: Any, *choices: Any) -> Any:
@@ -37,10 +39,14 @@ def _share(default: Any) -> Any:
 
 @dataclass
 class DataConfig:
-    """Which videos, and how the two clips of an item are drawn from them."""
+    """Which videos, and how the clips of an item are drawn from them.
+
+    ``clips``: two views of one video, two videos of one action, or VCLR's tuples of single frames
+    (`fastseq.video.SegmentTuples`), which the three keys after ``context_stride`` describe.
+    """
 
     folder: str = ""  # prepared with python -m training.prepare
-    clips: str = _one_of("views", "views", "videos")  # of one video, or of two of one action
+    clips: str = _one_of("views", "views", "videos", "tuples")
     num_frames: int = _at_least(240, 2)  # T, frames per clip
     batch_size: int = _at_least(4, 1)  # items at a time, over all ranks; two clips each
     # "random" and "even" within a crop of the video (CARL, section 3.2; the crop is what the next
@@ -53,6 +59,9 @@ class DataConfig:
     positive_window: int = _at_least(5, 1)  # frames, for sampling=anchors
     num_context: int = _at_least(1, 1)  # frames per embedding: itself, earlier ones
     context_stride: int = _at_least(15, 1)  # frames between them
+    segments: int = _at_least(3, 2)  # S: a tuple has one frame of each
+    anchor: str = _one_of("ends", *ANCHORS)  # segments that the frame-level anchor may be from
+    reversal: bool = False  # whether a shuffled tuple may be in exactly reversed order
     engine: str = _one_of("auto", *ENGINES)  # what decodes; auto: the fastest that works
     cache: str = _one_of("none", "none", "ram")
     cache_side: int | None = _at_least(None, 1)  # short side of cached frames, in pixels
@@ -65,13 +74,15 @@ class DataConfig:
 class ModelConfig:
     """The encoder and the projection head (CARL, sections 3.3 and 3.4).
 
-    ``encoder``: "fve", CARL's frame-level video encoder, or "conv3d", that of TCC and LAV:
-    convolutions over a frame and its context, no attention, no positions.
+    ``encoder``: "fve", CARL's frame-level video encoder; "conv3d", that of TCC and LAV:
+    convolutions over a frame and its context, no attention, no positions; "vclr": the backbone
+    alone, with one head of ``projection_hidden`` and ``projection_size`` for each of VCLR's losses.
     """
 
-    encoder: str = _one_of("fve", "fve", "conv3d")
+    encoder: str = _one_of("fve", "fve", "conv3d", "vclr")
     backbone: str = _one_of("resnet50", "resnet50", "resnet18", "small_cnn")
     backbone_to: str = _one_of("layer4", *ENDS)  # of a ResNet; conv4c: 3 blocks of layer3
+    pool: str = _one_of("max", *POOLS)  # of a ResNet's last map, over space
     train_from: str = _one_of("layer4", *TRAIN_FROM)
     weights: str | None = None  # file with a pre-trained backbone
     image_size: int = II("augmentation.size")
@@ -193,6 +204,26 @@ class TCNConfig:
 
 
 @dataclass
+class VCLRConfig:
+    """``weight`` times the weighted sum of VCLR's four losses; a loss with weight 0 is left out.
+
+    Needs data.clips=tuples and model.encoder=vclr. ``form``, ``temperature``: see
+    fastseq.vclr_loss.
+    """
+
+    weight: float | None = _weight()
+    inter: float = _at_least(1.0, 0)
+    intra: float = _at_least(1.0, 0)
+    video: float = _at_least(1.0, 0)  # of tuples
+    order: float = _at_least(1.0, 0)
+    temperature: float = _above(0.1, 0)
+    form: str = _one_of("code", *VCLR_FORMS)
+    queue_size: int = _at_least(131072, 1)  # keys in each of the two queues
+    momentum: float = _share(0.999)  # of the encoder that makes the keys
+    backend: str = "auto"
+
+
+@dataclass
 class LossConfig:
     """What is minimised: the sum of weight times loss. Without any weight: SCL with weight 1."""
 
@@ -203,16 +234,25 @@ class LossConfig:
     contrastive_idm: ContrastiveIDMConfig = field(default_factory=ContrastiveIDMConfig)
     tcc: TCCConfig = field(default_factory=TCCConfig)
     tcn: TCNConfig = field(default_factory=TCNConfig)
+    vclr: VCLRConfig = field(default_factory=VCLRConfig)
 
 
 @dataclass
 class OptimConfig:
-    """Adam with coupled weight decay; the rate follows half a cosine from ``lr`` to 0."""
+    """The optimizer, with coupled weight decay.
 
+    The rate rises from lr / 100 to lr over the warm-up, then follows half a cosine to ``min_lr``.
+    """
+
+    name: str = _one_of("adam", "adam", "sgd")
     lr: float = _at_least(1e-4, 0)
     weight_decay: float = _at_least(1e-5, 0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam
+    momentum: float = _share(0.9)  # of SGD
     schedule: str = _one_of("cosine", "cosine", "constant")
+    min_lr: float = _at_least(0.0, 0)
+    warmup_steps: int = _at_least(0, 0)  # or
+    warmup_epochs: float = _at_least(0.0, 0)
     grad_clip: float | None = _above(10.0, 0)  # gradient norm; null = no clipping
 
 

@@ -70,6 +70,7 @@ class GradientStep:
         self.cfg, self.model, self.optimizer = cfg, model, optimizer
         self.device, self.bf16 = device, bf16
         self.objective = Objective(cfg.loss)
+        self.names = [name for name, *_ in self.objective.terms]
         self.module: nn.Module = _Forward(model, self.objective.needs_projection)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._find_statistics()
@@ -82,6 +83,9 @@ class GradientStep:
         self._find_statistics()
         if not self.objective.needs_projection:
             self.model.projection.requires_grad_(False)
+        self._share_gradients()
+
+    def _share_gradients(self) -> None:
         with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
             self.module = DistributedDataParallel(
@@ -93,7 +97,7 @@ class GradientStep:
     def __call__(
         self, batches: Sequence[dict[str, Any]], rate: float, requests: Callable[[], list[int]]
     ) -> StepResult:
-        """The gradient of all parts; then Adam's step, unless something is not finite anywhere.
+        """The gradient of all parts; then the optimizer's step, unless something is not finite.
 
         ``requests`` is called at the end, just before the ranks' values are summed.
         """
@@ -102,13 +106,14 @@ class GradientStep:
         norm_value, *local = torch.stack([norm, *values]).tolist()
         counted = [*local, not math.isfinite(norm_value), *requests()]
         loss, *counted = total(torch.tensor(counted, dtype=torch.float64)).tolist()
-        names = [name for name, *_ in self.objective.terms]
+        names = self.names
         losses, (not_finite, *requested) = counted[: len(names)], counted[len(names) :]
         finite = math.isfinite(loss) and not not_finite
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            self._stepped()
         else:
             for buffer, before in zip(self.statistics, statistics, strict=True):
                 buffer.copy_(before)
@@ -121,6 +126,9 @@ class GradientStep:
             finite,
             [int(value) for value in requested],
         )
+
+    def _stepped(self) -> None:
+        """What follows a step of the optimizer; nothing here."""
 
     def gradient(self, batches: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
         """Into ``grad``, clipped: of the mean over all parts and ranks.

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastseq.video import ClipLoader
@@ -41,8 +41,11 @@ from training.objectives import Clips, Objective
 from training.runlog import RunLog, collapse_measures
 from training.signals import ENDING, Signals
 from training.step import GradientStep, StepResult
+from training.vclr_step import VCLRStep, check_vclr
 
 logger = logging.getLogger(__name__)
+
+WARMUP_START = 0.01  # of the rate, at the first step (VCLR's released code)
 
 
 class NonFiniteError(RuntimeError):
@@ -55,11 +58,36 @@ def total_steps(cfg: DictConfig, epoch_batches: int) -> int:
     return max(1, cfg.train.epochs * epoch_batches // cfg.train.accumulate)
 
 
-def learning_rate(cfg: DictConfig, progress: float) -> float:
-    """Half a cosine from ``optim.lr`` at progress 0 to 0 at progress 1, without restarts."""
+def warmup_share(cfg: DictConfig, steps: int, epoch_batches: int) -> float:
+    """The part of the run in which the rate rises: ``optim.warmup_steps`` or ``warmup_epochs``."""
+    from_epochs = cfg.optim.warmup_epochs * epoch_batches / cfg.train.accumulate
+    return (cfg.optim.warmup_steps or from_epochs) / steps
+
+
+def learning_rate(cfg: DictConfig, progress: float, warmup: float = 0.0) -> float:
+    """Half a cosine from ``optim.lr`` to ``optim.min_lr`` at progress 1, without restarts.
+
+    Before it, up to progress ``warmup``, a straight line from a hundredth of ``optim.lr``.
+    """
+    top, least = cfg.optim.lr, cfg.optim.min_lr
+    if progress < warmup:
+        return top * (WARMUP_START + (1 - WARMUP_START) * progress / warmup)
     if cfg.optim.schedule == "constant":
-        return cfg.optim.lr
-    return cfg.optim.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return top
+    progress = min(1.0, (progress - warmup) / (1 - warmup)) if warmup < 1 else 1.0
+    return least + (top - least) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(cfg: DictConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """``optim.name`` on these parameters, weight decay coupled."""
+    optim = cfg.optim
+    if optim.name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+        )
+    return torch.optim.Adam(
+        parameters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay
+    )
 
 
 def choose_device(cfg: DictConfig) -> torch.device:
@@ -102,6 +130,11 @@ def uses_bf16(cfg: DictConfig, device: torch.device) -> bool:
 def check_loss(cfg: DictConfig, device: torch.device) -> None:
     """ConfigError for loss options that a loss refuses, before there is a run to spoil."""
     dtype = torch.bfloat16 if uses_bf16(cfg, device) else torch.float32
+    if cfg.loss.vclr.weight:
+        try:
+            return check_vclr(cfg.loss.vclr, cfg.data.segments, device, dtype)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"loss.vclr: {error}") from error
 
     def zeros(size: int) -> Tensor:
         return torch.zeros(1, 2, 2, size, device=device, dtype=dtype)
@@ -117,7 +150,7 @@ def check_loss(cfg: DictConfig, device: torch.device) -> None:
 
 
 class Trainer:
-    """Trains a model on items of two clips until its steps, its time or a signal ends it.
+    """Trains a model on items of clips until its steps, its time or a signal ends it.
 
     Nothing is written before `run`; ConfigError or ValueError for options that cannot work.
 
@@ -135,15 +168,12 @@ class Trainer:
         self.model = model.to(self.device).train()
         if cfg.train.compile:
             self.model.compile_backbone()
-        self.optimizer = torch.optim.Adam(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=cfg.optim.lr,
-            betas=tuple(cfg.optim.betas),
-            weight_decay=cfg.optim.weight_decay,
-        )
-        self.gradient_step = GradientStep(cfg, model, self.optimizer, self.device, self.bf16)
+        self.optimizer = make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
+        step = VCLRStep if cfg.loss.vclr.weight else GradientStep
+        self.gradient_step = step(cfg, model, self.optimizer, self.device, self.bf16)
         self.signals = Signals()
         self.steps = total_steps(cfg, loader.batches_per_epoch)
+        self.warmup = warmup_share(cfg, self.steps, loader.batches_per_epoch)
         self.step = 0
         self.seconds = 0.0  # spent in earlier parts of the run and in this one
         self.skipped = 0  # steps without a finite loss, in all and in a row
@@ -179,7 +209,7 @@ class Trainer:
         return {
             "step": self.step,
             "epoch": self._epoch(),
-            "learning_rate": learning_rate(self.cfg, self._progress()),  # of the next step
+            "learning_rate": self._rate(),  # of the next step
             "optimizer": self.optimizer.state_dict(),
             "seconds": self.seconds,
             "skipped": self.skipped,
@@ -232,7 +262,7 @@ class Trainer:
         while batches := list(islice(stream, parts)):
             arrived = time.perf_counter()
             waited += arrived - clock
-            rate = learning_rate(self.cfg, self._progress())
+            rate = self._rate()
             result = self._train_step(batches, rate)
             self.step += 1
             self._count(result, batches)
@@ -302,6 +332,9 @@ class Trainer:
 
     def _epoch(self) -> int:
         return self.step * self.cfg.train.accumulate // self.loader.batches_per_epoch
+
+    def _rate(self) -> float:
+        return learning_rate(self.cfg, self._progress(), self.warmup)
 
     def _progress(self) -> float:
         """Share of the run that is over, by steps or, if it comes first, by time."""

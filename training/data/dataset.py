@@ -11,10 +11,11 @@ import torch
 from fastseq.video import (
     Augmentation,
     Clip,
-    ClipItems,
     ClipLoader,
     Engine,
+    Items,
     Reading,
+    SegmentTuples,
     TwoViews,
     VideoPairs,
     decode_side,
@@ -31,8 +32,17 @@ _CHUNK = 512  # frames decoded at a time when a whole video is read
 
 def open_items(
     records: Sequence[VideoRecord], data_cfg: Any, augmentation: Augmentation
-) -> ClipItems:
-    """Items of two clips, as the recipe's `data` section describes them."""
+) -> Items:
+    """Items of clips, as the recipe's `data` section describes them."""
+    if data_cfg.clips == "tuples":
+        return SegmentTuples(
+            records,
+            augmentation,
+            segments=data_cfg.segments,
+            anchor=data_cfg.anchor,
+            reversal=data_cfg.reversal,
+            side=data_cfg.cache_side,
+        )
     return ITEMS[data_cfg.clips](
         records,
         data_cfg.num_frames,

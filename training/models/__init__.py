@@ -7,6 +7,7 @@ from training.models.conv3d import ContextEncoder
 from training.models.encoder import VideoEncoder
 from training.models.resnet import ResNet
 from training.models.small_cnn import SmallCNN
+from training.models.vclr import VCLRModel
 from training.models.weights import WeightReport, load_backbone_weights
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ContextEncoder",
     "ResNet",
     "SmallCNN",
+    "VCLRModel",
     "VideoEncoder",
     "WeightReport",
     "build_backbone",

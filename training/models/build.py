@@ -11,6 +11,7 @@ from training.models.conv3d import ContextEncoder
 from training.models.encoder import VideoEncoder
 from training.models.resnet import ResNet
 from training.models.small_cnn import SmallCNN
+from training.models.vclr import LOSSES, VCLREncoder, VCLRModel
 from training.models.weights import load_backbone_weights
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ def build_backbone(cfg: "ModelConfig") -> Backbone:
     if cfg.backbone not in depths:
         names = ["small_cnn", *depths]
         raise ValueError(f"model.backbone must be one of {names}, got {cfg.backbone!r}")
-    return ResNet(depths[cfg.backbone], cfg.train_from, cfg.backbone_to)
+    return ResNet(depths[cfg.backbone], cfg.train_from, cfg.backbone_to, cfg.pool)
 
 
-def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder:
+def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder | VCLRModel:
     """The encoder that a recipe describes, from torch's current random state.
 
     ``load_weights=False`` skips the pre-trained backbone file, for when a checkpoint of the whole
@@ -46,9 +47,28 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder:
             cfg.train_from,
             cfg.backbone,
         )
-    shared = {
+    # Convolutions over frames are several times faster with the channels innermost.
+    backbone.to(memory_format=torch.channels_last)
+    calls = {
         "chunk_frames": config.train.chunk_frames,
         "checkpointing": config.train.checkpointing,
+    }
+    if cfg.encoder == "vclr":
+        loss = config.loss.vclr
+        encoder = VCLREncoder(
+            backbone,
+            [name for name in LOSSES if loss[name]],
+            hidden=cfg.projection_hidden,
+            size=cfg.projection_size,
+            **calls,
+        )
+        return VCLRModel(
+            encoder,
+            segments=config.data.segments,
+            queue_size=loss.queue_size,
+            momentum=loss.momentum,
+        )
+    shared = calls | {
         "fc_layers": cfg.fc_layers,
         "fc_size": cfg.fc_size,
         "fc_dropout": cfg.fc_dropout,
@@ -57,7 +77,7 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder:
         "projection_size": cfg.projection_size,
     }
     if cfg.encoder == "conv3d":
-        model: VideoEncoder = ContextEncoder(
+        return ContextEncoder(
             backbone,
             num_context=cfg.num_context,
             context_stride=cfg.context_stride,
@@ -65,18 +85,14 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder:
             conv_size=cfg.conv3d_size,
             **shared,
         )
-    else:
-        model = CarlModel(
-            backbone,
-            num_frames=cfg.num_frames,
-            layers=cfg.layers,
-            hidden_size=cfg.hidden_size,
-            heads=cfg.heads,
-            ff_size=cfg.ff_size,
-            dropout=cfg.dropout,
-            positions=cfg.positions,
-            **shared,
-        )
-    # Convolutions over frames are several times faster with the channels innermost.
-    model.backbone.to(memory_format=torch.channels_last)
-    return model
+    return CarlModel(
+        backbone,
+        num_frames=cfg.num_frames,
+        layers=cfg.layers,
+        hidden_size=cfg.hidden_size,
+        heads=cfg.heads,
+        ff_size=cfg.ff_size,
+        dropout=cfg.dropout,
+        positions=cfg.positions,
+        **shared,
+    )

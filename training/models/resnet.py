@@ -8,6 +8,7 @@ from training.models.backbone import Backbone
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 DEPTHS = (18, 50)
 ENDS = ("layer4", "layer3", "conv4c")
+POOLS = ("max", "mean")
 TRAIN_FROM = ("all", "layer3", "layer4", "none", "batch_norm")
 
 
@@ -53,7 +54,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Backbone):
-    """Images (n, 3, H, W) to feature vectors (n, C): the last map, max-pooled over space.
+    """Images (n, 3, H, W) to feature vectors (n, C): the last map, pooled over space.
 
     CARL trains the last stage and keeps the rest as pre-trained (section 3.3). Frozen stages have
     no gradients, keep their batch-norm statistics, and stay in eval mode under ``train()``.
@@ -63,10 +64,16 @@ class ResNet(Backbone):
         train_from: first stage that is trained: "all", "layer3", "layer4" or "none"; or
             "batch_norm": all batch norms and nothing else (TCC's "only_bn").
         end: last stage, "layer4" or "layer3"; "conv4c": layer3 up to its third block (LAV, TCC).
+        pool: "max", as CARL's released encoder does, or "mean", as torchvision and VCLR do.
     """
 
-    def __init__(self, depth: int = 50, train_from: str = "layer4", end: str = "layer4") -> None:
+    def __init__(
+        self, depth: int = 50, train_from: str = "layer4", end: str = "layer4", pool: str = "max"
+    ) -> None:
         super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"ResNet: pool must be one of {POOLS}, got {pool!r}")
+        self.pooled_by = pool
         if end not in ENDS:
             raise ValueError(f"ResNet: end must be one of {ENDS}, got {end!r}")
         if depth not in DEPTHS:
@@ -138,7 +145,8 @@ class ResNet(Backbone):
         return x
 
     def pool(self, maps: Tensor) -> Tensor:
-        # CARL's released encoder takes the maximum over space, not torchvision's mean.
+        if self.pooled_by == "mean":
+            return maps.mean((2, 3))
         return F.adaptive_max_pool2d(maps, 1).flatten(1)
 
 

@@ -1,0 +1,125 @@
+"""VCLR's model: an encoder with a head for each loss, its moving average, and queues of keys."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fastseq.nn import FeatureQueue
+from training.models.backbone import Backbone
+from training.models.encoder import VideoEncoder
+
+LOSSES = ("inter", "intra", "video", "order")
+QUEUED = ("inter", "video")  # those with negatives from other videos
+
+
+class VCLREncoder(VideoEncoder):
+    """A backbone whose pooled features are the embeddings, and a head for each loss.
+
+    A head is two linear layers with a ReLU between them (VCLR, A.1). They serve the losses alone:
+    ``encode`` gives the features, the backbone's own (N, T, F).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        losses: Sequence[str],
+        *,
+        hidden: int,
+        size: int,
+        chunk_frames: int,
+        checkpointing: bool,
+    ) -> None:
+        super().__init__(backbone, chunk_frames, checkpointing)
+        features = backbone.out_features
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, size)
+                )
+                for name in losses
+            }
+        )
+
+    def encode(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Frames (N, T, 3, H, W) to features (N, T, F), each frame for itself."""
+        n, t = frames.shape[:2]
+        return self._per_frame(frames.flatten(0, 1), None, pooled=True).view(n, t, -1)
+
+    def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
+        return self.encode(frames, valid)
+
+
+class MomentumEncoder(AveragedModel):
+    """Moving average of an encoder: theta <- m theta + (1 - m) theta_encoder (VCLR, eq. 12).
+
+    It starts as a copy, and its first update is an average as all others are. Of the parameters
+    alone, as in the released code: torch's class would copy the encoder's batch-norm statistics.
+    """
+
+    def __init__(self, encoder: nn.Module, momentum: float) -> None:
+        super().__init__(encoder, multi_avg_fn=get_ema_multi_avg_fn(momentum))
+        self.requires_grad_(False)
+        self.n_averaged.fill_(1)  # torch's class copies the parameters at 0
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        own = [buffer.clone() for buffer in self.module.buffers()]
+        super().update_parameters(model)
+        for buffer, before in zip(self.module.buffers(), own, strict=True):
+            buffer.copy_(before)
+
+
+class VCLRModel(nn.Module):
+    """All that VCLR trains with; as an encoder it is the online one.
+
+    Args:
+        encoder: the online encoder; its heads say which of the LOSSES there are.
+        segments: frames of a tuple, for the classifier of temporal order.
+        queue_size: keys of earlier steps that each queue holds.
+        momentum: m of the moving average.
+
+    Attributes:
+        encoder: trained; momentum: its moving average, which encodes the keys.
+        order: classifier of the four temporal orders, if that loss is used.
+        queues: "inter" and "video", as far as these losses are used.
+    """
+
+    positions = "none"
+    use_positions = False
+
+    def __init__(
+        self, encoder: VCLREncoder, *, segments: int, queue_size: int, momentum: float
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.momentum = MomentumEncoder(encoder, momentum)
+        sizes = {name: head[-1].out_features for name, head in encoder.heads.items()}
+        self.order = nn.Linear(2 * segments * sizes["order"], 4) if "order" in sizes else None
+        self.queues = nn.ModuleDict(
+            {name: FeatureQueue(queue_size, sizes[name]) for name in QUEUED if name in sizes}
+        )
+
+    def encode(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
+        """See `VCLREncoder.encode`."""
+        return self.encoder.encode(frames, valid)
+
+    def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
+        return self.encode(frames, valid)
+
+    def compile_backbone(self) -> None:
+        self.encoder.compile_backbone()
+        self.momentum.module.compile_backbone()
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.encoder.checkpointing
+
+    @property
+    def chunk_frames(self) -> int:
+        return self.encoder.chunk_frames
+
+    @chunk_frames.setter
+    def chunk_frames(self, frames: int) -> None:
+        self.encoder.chunk_frames = self.momentum.module.chunk_frames = frames

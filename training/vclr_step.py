@@ -1,0 +1,181 @@
+"""VCLR's optimizer step: keys from the momentum encoder, four losses, then encoder and queues."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import fastseq
+from fastseq.video.tuples import anchors, order_labels
+from training.distributed import gather_rows, rank, world_size
+from training.models.vclr import VCLRModel
+from training.step import GradientStep, StepResult
+
+
+def check_vclr(cfg: DictConfig, segments: int, device: torch.device, dtype: torch.dtype) -> None:
+    """ValueError or RuntimeError for options of ``loss.vclr`` that a loss refuses."""
+    z = torch.ones(1, segments, 4, device=device, dtype=dtype)
+    labels = torch.zeros(1, dtype=torch.int64, device=device)
+    fastseq.vclr_loss(
+        inter=(z[:, 0], z, z[0].float()),
+        intra=(z[:, 0], z[:, 0], z),
+        order=(z, z, labels, lambda x: x[:, :4]),
+        **_options(cfg),
+    )
+
+
+def _options(cfg: DictConfig) -> dict[str, Any]:
+    return {"temperature": cfg.temperature, "form": cfg.form, "backend": cfg.backend}
+
+
+class _Losses(nn.Module):
+    """Frames of the anchor tuples, and keys, to the losses: all that DistributedDataParallel sees.
+
+    All parameters that it holds are trained, and each gets a gradient.
+    """
+
+    def __init__(self, model: VCLRModel, cfg: DictConfig) -> None:
+        super().__init__()
+        self.encoder, self.order = model.encoder, model.order
+        self.options = _options(cfg)
+
+    def forward(
+        self,
+        frames: Tensor,
+        keys: dict[str, Tensor],
+        queues: dict[str, Tensor],
+        anchor: Tensor,
+        labels: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Losses, one for each head, and the features of the frames (N, S, F)."""
+        features = self.encoder.encode(frames)
+        item = torch.arange(len(anchor), device=anchor.device)
+        entering = {
+            "inter": features[item, anchor],
+            "intra": features[item, anchor],
+            "video": features.mean(1),
+            "order": features,
+        }
+        losses = []
+        for name, head in self.encoder.heads.items():
+            q, k = head(entering[name]), keys[name]
+            if name == "intra":
+                given = (q, k[:, 0], k[:, 1:])
+            elif name == "order":
+                given = (q, k, labels, self.order)
+            else:
+                given = (q, k, queues[name])
+            losses.append(fastseq.vclr_loss(**{name: given}, **self.options))
+        return torch.stack(losses), features
+
+
+class VCLRStep(GradientStep):
+    """Steps of a `VCLRModel` on batches of `SegmentTuples`.
+
+    Queries: the S frames of the anchor tuple, of which one is the frame-level anchor. Keys: the
+    anchor augmented anew, the other frames of the anchor tuple, the positive tuple. All frames of
+    a network go through it together, which is what its batch norms see. (The released code passes
+    the anchor through the query encoder twice, and keys through theirs one kind at a time.)
+
+    Batch norm normalises the frames of one rank. With several ranks the keys of all are shuffled
+    between them before the momentum encoder and put back after it (Shuffle-BN, A.1), so that a
+    query and its keys share no statistics; not where all batch norms are frozen. On one rank,
+    nothing can be done about it.
+
+    After a step that was taken the momentum encoder moves and the keys enter the queues; a step
+    without a finite loss leaves everything as it was.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        model: VCLRModel,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        bf16: bool,
+    ) -> None:
+        self.cfg, self.model, self.optimizer = cfg, model, optimizer
+        self.device, self.bf16 = device, bf16
+        options = cfg.loss.vclr
+        self.names = list(model.encoder.heads)
+        self.weights = torch.tensor(
+            [options.weight * options[name] for name in self.names], device=device
+        )
+        self.module: nn.Module = _Losses(model, options)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.shuffles = False
+        self.new_keys: list[dict[str, Tensor]] = []  # of the parts of this step
+        self._find_statistics()
+
+    def distribute(self) -> None:
+        """Share gradients with the other ranks, from rank 0's weights."""
+        if world_size() == 1:
+            return
+        self._share_gradients()
+        self.shuffles = any(
+            isinstance(m, _BatchNorm) and m.training for m in self.model.momentum.modules()
+        )
+
+    def __call__(
+        self, batches: Sequence[dict[str, Any]], rate: float, requests: Callable[[], list[int]]
+    ) -> StepResult:
+        self.new_keys.clear()
+        return super().__call__(batches, rate, requests)
+
+    def _shares(self, batches: Sequence[dict[str, Any]]) -> list[list[float]]:
+        """All parts have equally many items, on every rank."""
+        return [[1 / (len(batches) * world_size())] * len(self.names)] * len(batches)
+
+    def _loss(
+        self, batch: dict[str, Any], shares: Sequence[float]
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        steps = batch["steps"]
+        anchor, labels = (x.to(self.device) for x in (anchors(steps), order_labels(steps)))
+        frames = batch["frames"].to(self.device, non_blocking=True)[:, :, 0]
+        q = frames[:, : steps.shape[1] // 2]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            keys = self._keys(frames, anchor)
+            queues = {name: queue.features for name, queue in self.model.queues.items()}
+            losses, features = self.module(q, keys, queues, anchor, labels)
+        self.new_keys.append({name: keys[name] for name in queues})
+        losses = losses * losses.new_tensor(shares)
+        total = (self.weights.to(losses.dtype) * losses).sum()
+        return total, list(losses), features.detach().flatten(0, 1)
+
+    @torch.no_grad()
+    def _keys(self, frames: Tensor, anchor: Tensor) -> dict[str, Tensor]:
+        """What the momentum encoder's heads make of all clips but the anchor itself.
+
+        "inter", "intra": (N, S, D), the anchor augmented anew before the others; "video": (N, D);
+        "order": (N, S, D).
+        """
+        n, clips = frames.shape[:2]
+        encoder = self.model.momentum.module
+        kept = torch.arange(clips, device=anchor.device) != anchor[:, None]
+        features = self._features(frames[kept]).view(n, clips - 1, -1)
+        same = torch.cat([features[:, -1:], features[:, : clips // 2 - 1]], 1)
+        positive = features[:, clips // 2 - 1 : -1]
+        entering = {"inter": same, "intra": same, "video": positive.mean(1), "order": positive}
+        return {name: head(entering[name]) for name, head in encoder.heads.items()}
+
+    def _features(self, frames: Tensor) -> Tensor:
+        """(M, 3, H, W) through the momentum encoder: (M, F)."""
+        if not self.shuffles:
+            return self.model.momentum(frames[None])[0]
+        everyone = gather_rows(frames)
+        # The same on all ranks, and after a resume: momentum.n_averaged counts steps.
+        drawn = [self.cfg.train.seed, int(self.model.momentum.n_averaged), len(self.new_keys)]
+        order = np.random.default_rng(drawn).permutation(len(everyone)).reshape(world_size(), -1)
+        mine = torch.from_numpy(order[rank()]).to(frames.device)
+        features = gather_rows(self.model.momentum(everyone[mine][None])[0])
+        back = torch.from_numpy(np.argsort(order.reshape(-1))).to(frames.device)
+        return features[back].view(world_size(), len(frames), -1)[rank()]
+
+    def _stepped(self) -> None:
+        self.model.momentum.update_parameters(self.model.encoder)
+        for name, queue in self.model.queues.items():
+            queue.enqueue(torch.cat([keys[name].flatten(0, -2) for keys in self.new_keys]))
