@@ -13,7 +13,7 @@ from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, accumulator
 # Scores of a block: 8 MB of float32. Blocks of 2 MB take the same processor time, and four times
 # as many moments at which threads wait for each other, which is what busy neighbours make slow.
 ROWS, ELEMENTS = 512, 1 << 21
-MIN_COLUMNS, MAX_COLUMNS = 256, 4096
+MIN_COLUMNS, MAX_COLUMNS = 256, 16384
 # Queries up to this long need no running maximum against unit vectors: exp(+-40) is a normal
 # number, and so are sums of it.
 BOUNDED = 40.0
