@@ -22,6 +22,8 @@ from training.evaluation.protocol import (
     format_table,
 )
 from training.evaluation.protocols import PROTOCOLS, definitions, find_protocol
+from training.evaluation.video_level import NAME as VIDEO_LEVEL
+from training.evaluation.video_level import evaluate_video_level
 
 if TYPE_CHECKING:
     from training.evaluation.embed import EmbeddedVideo
@@ -127,9 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--protocol",
-        choices=list(PROTOCOLS),
+        choices=[*PROTOCOLS, VIDEO_LEVEL],
         default="carl",
-        help="whose classifier, scores and strides (default %(default)s)",
+        help="whose classifier, scores and strides (default %(default)s); vclr judges whole "
+        "videos by their action, the others frames by their phase",
     )
     parser.add_argument(
         "--stride",
@@ -155,6 +158,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def command() -> None:
+        if args.protocol == VIDEO_LEVEL:
+            for name in ("stride", "fractions", "few_shot"):
+                if getattr(args, name) != parser.get_default(name):
+                    option = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{option} is for frames, --protocol {VIDEO_LEVEL} for videos")
+            report(args.run, evaluate_video_level(args.run, folder=args.folder))
+            return
         result = evaluate_run(
             args.run,
             folder=args.folder,
@@ -163,22 +173,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             fractions=args.fractions,
             few_shot=args.few_shot,
         )
-        write_json(args.run / "evaluation.json", result)
-        print(format_table(result["rows"]))
-        print(
-            f"\n{result['videos']['train']} training and {result['videos']['test']} test videos; "
-            f"actions: {', '.join(result['actions'])}; stride {result['stride']}; "
-            f"{result['seconds']:.0f} s"
-        )
-        print(result["definitions"]["protocol"])
-        if "across views" in result["definitions"]:
-            print(f"across views: {result['definitions']['across views']}")
-        for line in left_out_lines(result["rows"]):
-            print(f"left out: {line}")
-        print(TAU_REMARK)
-        print(f"written to {args.run / 'evaluation.json'}, with the definition of every column")
+        report(args.run, result)
 
     return run_command(command)
+
+
+def report(run: Path, result: dict[str, Any]) -> None:
+    """Write RUN/evaluation.json and print what it says."""
+    write_json(run / "evaluation.json", result)
+    print(format_table(result["rows"]))
+    stride = f"stride {result['stride']}; " if "stride" in result else ""
+    print(
+        f"\n{result['videos']['train']} training and {result['videos']['test']} test videos; "
+        f"actions: {', '.join(result['actions'])}; {stride}{result['seconds']:.0f} s"
+    )
+    print(result["definitions"]["protocol"])
+    if "across views" in result["definitions"]:
+        print(f"across views: {result['definitions']['across views']}")
+    for line in left_out_lines(result["rows"]):
+        print(f"left out: {line}")
+    if "remark" in result:
+        print(result["remark"])
+    print(f"written to {run / 'evaluation.json'}, with the definition of every column")
 
 
 if __name__ == "__main__":

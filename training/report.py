@@ -153,6 +153,7 @@ def _table(file: Path) -> list[str]:
     shown = columns(
         key for row in rows.values() for key, value in row["metrics"].items() if value is not None
     )
+    stride = f", stride {result['stride']}" if "stride" in result else ""
     best = {key: _best(key, [row["metrics"].get(key) for row in rows.values()]) for key in shown}
     lines = ["<tr><th></th>" + "".join(f"<th>{escape(title)}</th>" for title in shown.values())]
     for name, row in rows.items():
@@ -165,13 +166,13 @@ def _table(file: Path) -> list[str]:
         lines.append(f"<tr{main}><td>{escape(name)}</td>" + "".join(cells))
     return [
         heading,
-        *map(html.paragraph, compare_with_time_index(rows)),
+        *map(html.paragraph, compare_with_time_index(rows) if TIME_INDEX in rows else ()),
         '<div class="scroll"><table>' + "</tr>\n".join(lines) + "</tr></table></div>",
-        html.paragraph(result["remark"]),
+        *map(html.paragraph, [result["remark"]] if "remark" in result else ()),
         html.paragraph(
             f"Evaluated on {result['folder']}: {result['videos']['train']} training and "
-            f"{result['videos']['test']} test videos, protocol {result['protocol']}, "
-            f"stride {result['stride']}. The best value of each column is bold.",
+            f"{result['videos']['test']} test videos, protocol {result['protocol']}{stride}. The "
+            "best value of each column is bold.",
             quiet=True,
         ),
         html.folded(

@@ -99,6 +99,13 @@ COLUMNS = {
     "map_at_10": "mAP@10",
     "alignment_error": "alignment error",
     "alignment_error_dtw": "same, by DTW",
+    # One feature for each video (video_level.py).
+    "linear_svm": "linear SVM",
+    "recall_at_1": "R@1",
+    "recall_at_5": "R@5",
+    "recall_at_10": "R@10",
+    "recall_at_20": "R@20",
+    "recall_at_50": "R@50",
 }
 
 

@@ -1,0 +1,173 @@
+"""VCLR's evaluation: one feature for each video, a linear classifier of actions, retrieval."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from training.evaluation.cli import UserError, open_index, split_videos
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.data.index import VideoRecord
+
+NAME = "vclr"
+FRAMES = 30
+KS = (1, 5, 10, 20, 50)
+
+ROW_DEFINITIONS = {
+    "untrained": "The same network and seed before the first training step.",
+    "trained": "The network after training.",
+    "untrained, positions off": "The untrained network without its positional encoding.",
+    "trained, positions off": "The trained network, positional encoding left out at test time.",
+}
+
+
+def evaluate_video_level(
+    run: str | Path, *, folder: str | Path | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """What RUN/evaluation.json holds for ``--protocol vclr``; classes are the videos' actions.
+
+    Args:
+        run: run directory of ``python -m training.train``, of any loss.
+        folder: prepared folder of videos with actions; the run's own by default.
+    """
+    from training.evaluation.encoders import load_compared_encoders
+
+    start = time.perf_counter()
+    encoders, cfg = load_compared_encoders(run)
+    if cfg.model.encoder == "conv3d":
+        raise UserError(
+            f"{run}: model.encoder=conv3d looks at neighbouring frames; --protocol {NAME} shows it "
+            f"{FRAMES} frames of the whole video, expected fve or vclr"
+        )
+    index = open_index(cfg, folder)
+    train = split_videos(index, cfg.data.train_split)
+    test = split_videos(index, cfg.data.test_split)
+    _require_classes(index.folder, train)
+    features = video_features(encoders, train + test, cfg, progress=progress)
+    labels = [np.array([record.action for record in split]) for split in (train, test)]
+    rows = {
+        name: {
+            "metrics": video_scores(rows[: len(train)], labels[0], rows[len(train) :], labels[1]),
+            "per_action": {},
+            "left_out": {},
+        }
+        for name, rows in features.items()
+    }
+    return {
+        "run": str(run),
+        "folder": str(index.folder),
+        "protocol": NAME,
+        "videos": {"train": len(train), "test": len(test)},
+        "actions": sorted({record.action for record in test}),
+        "seconds": round(time.perf_counter() - start, 1),
+        "rows": rows,
+        "definitions": definitions(len(set(labels[0]))),
+        "row_definitions": {name: ROW_DEFINITIONS[name] for name in rows},
+    }
+
+
+def video_features(
+    encoders: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    records: Sequence[VideoRecord],
+    cfg: Any,
+    *,
+    progress: bool = True,
+) -> dict[str, np.ndarray]:
+    """Of each encoder float64 (videos, E): the mean embedding of FRAMES frames of each video."""
+    import torch
+    from tqdm import tqdm
+
+    from fastseq.video import decode_side
+    from training.data.dataset import open_evaluation_engine
+
+    size = cfg.augmentation.size
+    side = decode_side(size, cfg.data.cache_side)
+    engine = open_evaluation_engine(records, cfg)
+    read = engine.batches(lambda k: [_reading(records[k], size, side)], 0, len(records))
+    out: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
+    bar = tqdm(zip(records, read, strict=True), "embedding", len(records), disable=not progress)
+    for record, frames in bar:
+        for name, encode in encoders.items():
+            feature = encode(frames[0])[0].float().mean(0)
+            if not torch.isfinite(feature).all():
+                raise UserError(
+                    f"encoder {name!r} gave NaN or infinite features for {record.id}: the training "
+                    "has probably diverged; look at the loss in log.jsonl"
+                )
+            out[name].append(feature.double().cpu().numpy())
+    engine.close()
+    return {name: np.stack(rows) for name, rows in out.items()}
+
+
+def _reading(record: VideoRecord, size: int, side: int) -> Any:
+    """Evenly spaced frames, and of each the central square of ``size`` pixels."""
+    from fastseq.video import Clip, Reading, scaled_size
+    from fastseq.video.augment import ClipDraw
+
+    height, width = scaled_size(record.height, record.width, side)
+    square = min(size, height, width)
+    box = ((height - square) // 2, (width - square) // 2, square, square)
+    frames = np.round(np.linspace(0, record.frames - 1, FRAMES)).astype(np.int64)
+    clip = Clip(frames, ClipDraw(*box, flip=False, colour=(), blur_sigma=0.0))
+    return Reading(record.path, record.height, record.width, side, (clip,))
+
+
+def video_scores(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
+) -> dict[str, float]:
+    """``linear_svm`` and ``recall_at_K`` of features (videos, E); NaN beyond the training videos.
+
+    See `definitions`.
+    """
+    from sklearn.svm import LinearSVC
+
+    svm = LinearSVC(C=1.0, dual=False, fit_intercept=False, max_iter=10_000)
+    accuracy = float(svm.fit(train, train_labels).score(test, test_labels))
+    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (train, test)]
+    order = np.argsort(-(unit[1] @ unit[0].T), axis=1, kind="stable")
+    hits = train_labels[order] == test_labels[:, None]
+    recalls = {
+        f"recall_at_{k}": float(hits[:, :k].any(1).mean()) if k <= len(train) else float("nan")
+        for k in KS
+    }
+    return {"linear_svm": accuracy} | recalls
+
+
+def definitions(classes: int) -> dict[str, str]:
+    """The protocol in a sentence, and one for each of its columns."""
+    out = {
+        "protocol": (
+            f"VCLR (sections 4.3 and 4.6, A.2.3): a video's feature is the mean of the embeddings "
+            f"of {FRAMES} evenly spaced frames, each cropped to its centre, without the losses' "
+            "heads; the videos' actions are the classes."
+        ),
+        "linear_svm": (
+            "Linear classification, higher is better: share of test videos whose action is told "
+            f"right, of {classes}, by a linear support vector machine fitted to the training "
+            "videos' features as they are (squared hinge, C = 1, no intercept, one against rest: "
+            "liblinear's -s 2 -c 1, which the released code calls)."
+        ),
+    }
+    for k in KS:
+        out[f"recall_at_{k}"] = (
+            f"R@{k}, higher is better: share of test videos with a video of the same action among "
+            f"the {k} nearest training videos, by cosine similarity."
+        )
+    return out
+
+
+def _require_classes(folder: Path, train: Sequence[VideoRecord]) -> None:
+    actions = {record.action for record in train}
+    if len(actions) < 2:
+        raise UserError(
+            f"--protocol {NAME} tells actions apart, and the training videos of {folder} all have "
+            f'the action {actions.pop()!r}: give them "action" in {folder / "labels.json"} and '
+            f"run `python -m training.prepare {folder}`"
+        )
