@@ -272,8 +272,8 @@ class TrainConfig:
     # Frames per backbone call, 0 = all at once; the backbone's batch norms take their statistics
     # there. Memory grows with it, not with the length of the clips.
     chunk_frames: int = _at_least(80, 0)
-    # Keep what enters the backbone's trained part and the Transformer's branches for backward, and
-    # compute these twice: less memory, the same gradients.
+    # Keep what enters the backbone's trained part, the fc block and the Transformer's branches for
+    # backward, and compute these twice: less memory, the same gradients.
     checkpointing: bool = True
     compile: bool = False  # torch.compile of the backbone; the first steps take minutes
     log_every: int = _at_least(20, 1)  # steps

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from training.models.backbone import Backbone
-from training.models.encoder import VideoEncoder, projection_head, unpack
+from training.models.encoder import VideoEncoder, computed_again, projection_head, unpack
 from training.models.positions import KINDS, frame_positions, sine_cosine
 from training.models.transformer import TransformerLayer
 
@@ -83,7 +83,9 @@ class CarlModel(VideoEncoder):
         _check(frames, valid)
         n, t = frames.shape[:2]
         real = None if valid is None else valid.flatten().nonzero().squeeze(1)
-        x = self.fc_block(self._per_frame(frames.flatten(0, 1), real, pooled=True))
+        again = self.checkpointing and torch.is_grad_enabled()
+        x = self._per_frame(frames.flatten(0, 1), real, pooled=True)
+        x = computed_again(self.fc_block, x, module=self.fc_block) if again else self.fc_block(x)
         x = x.view(n, t, -1) if valid is None else unpack(x, valid)
         if self.use_positions and self.positions != "none":
             lengths = torch.full((n,), t, device=x.device) if valid is None else valid.sum(1)
@@ -94,7 +96,6 @@ class CarlModel(VideoEncoder):
         if valid is not None:
             # A sequence without a real frame attends everywhere: some kernels give NaN for nothing.
             keys = (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
-        again = self.checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
             x = layer(x, keys, again=again)
         h = self.embedding(x)

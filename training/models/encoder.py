@@ -1,5 +1,6 @@
 """What every encoder shares: pixels, backbone calls, and the projection head."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,10 +27,10 @@ class VideoEncoder(nn.Module):
         chunk_frames: frames per backbone call, 0 = all at once. Trained batch norm in the backbone
             takes its statistics per chunk; a chunk is a strided sample of the whole batch.
         checkpointing: keep between forward and backward only what enters the backbone's trained
-            part, and compute that part again, chunk by chunk, in backward; likewise the branches of
-            Transformer layers. The gradients are the same; so are the running statistics, which
-            move in the forward pass alone. A single chunk is kept whole, since backward would need
-            all of it at once anyway.
+            part, and compute that part again, chunk by chunk, in backward; likewise CARL's fc block
+            and the branches of its Transformer. The gradients are the same; so are the running
+            statistics, which move in the forward pass alone. A single chunk is kept whole, since
+            backward would need all of it at once anyway.
 
     Attributes:
         positions: kind of positional encoding, "none" where there is none.
@@ -111,19 +112,27 @@ class VideoEncoder(nn.Module):
 
         if not (again and torch.is_grad_enabled() and _is_trained(backbone)):
             return call(entering)
-        return checkpoint(
-            call,
-            entering,
-            use_reentrant=False,
-            # Saving it for nothing would read the generator, which no CUDA graph may.
-            preserve_rng_state=any(isinstance(m, _DropoutNd) for m in backbone.modules()),
-            context_fn=lambda: (nullcontext(), _StatisticsAtRest(backbone)),
-        )
+        return computed_again(call, entering, module=backbone)
 
     def _normalise(self, frames: Tensor) -> Tensor:
         scale = self.pixel_scale / 255 if frames.dtype == torch.uint8 else self.pixel_scale
         x = frames.to(self.pixel_scale.dtype, memory_format=torch.channels_last)
         return torch.addcmul(self.pixel_shift, x, scale)
+
+
+def computed_again(call: Callable[[Any], Tensor], x: Any, *, module: nn.Module) -> Tensor:
+    """``call(x)``, of which backward keeps x alone; ``module`` is what it runs.
+
+    Running statistics move once, and dropout draws the same both times.
+    """
+    random = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in module.modules())
+    return checkpoint(
+        call,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=random,  # it reads the generator, which no CUDA graph may
+        context_fn=lambda: (nullcontext(), _StatisticsAtRest(module)),
+    )
 
 
 class _StatisticsAtRest:
