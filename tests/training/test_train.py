@@ -14,6 +14,7 @@ import training.train
 import training.trainer
 from training.checkpoint import list_checkpoints, load_latest
 from training.config import load_config
+from training.dry_run import saved_bytes_per_frame
 from training.run import initial_model, load_run
 from training.runlog import read_log
 from training.train import main
@@ -130,7 +131,7 @@ def test_memory_per_frame_is_what_autograd_keeps():
             x = frames.float().requires_grad_()
             return x * x  # keeps x: 4 bytes for each of 3 * 16 * 16 values
 
-    assert training.train.saved_bytes_per_frame(Square(), 16, False) == 4 * 3 * 16 * 16
+    assert saved_bytes_per_frame(Square(), 16, False) == 4 * 3 * 16 * 16
 
 
 def test_a_time_budget_ends_the_run_and_the_cosine(recipe, monkeypatch):

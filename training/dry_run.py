@@ -1,0 +1,95 @@
+"""What a training would do and take: python -m training.train --dry-run."""
+
+import torch
+
+from training.distributed import world_size
+from training.models import VideoEncoder
+from training.trainer import Trainer
+
+
+def describe(trainer: Trainer) -> str:
+    """Sizes of the model, the data and the memory that training takes, for --dry-run."""
+    cfg, model, items = trainer.cfg, trainer.model, trainer.loader.items
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    ranks, parts = world_size(), cfg.train.accumulate
+    videos = min(cfg.data.batch_size, len(items)) if ranks == 1 else cfg.data.batch_size
+    tuples = cfg.data.clips == "tuples"
+    clips, length = (2 * cfg.data.segments + 1, 1) if tuples else (2, cfg.data.num_frames)
+    frames = videos * clips * length * cfg.data.num_context
+    shared = f", {frames // ranks} on each of {ranks} ranks" if ranks > 1 else ""
+    optimizer = cfg.optim.name.upper() if cfg.optim.name == "sgd" else "Adam"
+    several = f"; {parts} times, then {optimizer}'s step" if parts > 1 else ""
+    what = {"views": "2 views", "videos": "2 videos", "tuples": f"{clips} single frames"}
+    what = what[cfg.data.clips] + ("" if tuples else f" x {length} frames")
+    context = f" x {cfg.data.num_context} with context" if cfg.data.num_context > 1 else ""
+    others = f" and {ranks - 1} more" if ranks > 1 else ""
+    unit = "pairs" if cfg.data.clips == "videos" else "videos"
+    epoch_steps = trainer.loader.batches_per_epoch / parts
+    # fp32 weights; gradients, and what the optimizer keeps of each: Adam two moments, SGD one.
+    weights = 4 * (total + (2 if cfg.optim.name == "sgd" else 3) * trained)
+    kept = videos * cfg.data.segments if tuples else frames  # keys take no part in backward
+    activations = saved_bytes(model.cpu(), kept // ranks, cfg.augmentation.size, trainer.bf16)
+    return "\n".join(
+        [
+            f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
+            f"data         {len(items)} videos in split {cfg.data.train_split!r}, "
+            f"{epoch_steps:g} steps an epoch, {trainer.steps} steps in all",
+            f"step         {videos} {unit} x {what}{context} = "
+            f"{frames} frames of {cfg.augmentation.size} px{shared}{several}",
+            f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
+            f"gradients and {optimizer}, {_size(activations)} kept for backward",
+            f"runs on      {trainer.device}{others}, {'bf16' if trainer.bf16 else 'fp32'}",
+            f"writes to    {cfg.train.run_dir}",
+        ]
+    )
+
+
+def saved_bytes(model: VideoEncoder, frames: int, size: int, bf16: bool) -> float:
+    """Memory autograd keeps: of every frame, or of what enters the chunks that are computed again
+    in backward, and of one whole chunk."""
+    chunk = model.chunk_frames
+    model.chunk_frames = 0
+    whole = saved_bytes_per_frame(model, size, bf16)
+    model.chunk_frames = chunk
+    if not (model.checkpointing and 0 < chunk < frames):
+        return frames * whole
+    model.chunk_frames = 2  # a share of the few frames that are looked at
+    kept = saved_bytes_per_frame(model, size, bf16)
+    model.chunk_frames = chunk
+    return frames * kept + chunk * (whole - kept)
+
+
+def saved_bytes_per_frame(model: VideoEncoder, size: int, bf16: bool) -> float:
+    """Memory autograd keeps per frame, measured on a few frames on the CPU."""
+    few, more = 4, 12  # the difference leaves out what does not grow with the frames
+    return (_saved_bytes(model, more, size, bf16) - _saved_bytes(model, few, size, bf16)) / (
+        more - few
+    )
+
+
+def _saved_bytes(model: VideoEncoder, frames: int, size: int, bf16: bool) -> int:
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        context = getattr(model, "num_context", 1)
+        shape = (1, frames // context, *([context] if context > 1 else []), 3, size, size)
+        z = model(torch.zeros(shape, dtype=torch.uint8))
+    del z  # holds the graph, and so every counted storage, until here
+    return sum(kept.values())
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
