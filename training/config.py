@@ -199,13 +199,13 @@ def _check_loss_and_data(config: DictConfig) -> None:
     if not losses:
         names = ", ".join(f"loss.{f.name}.weight" for f in fields(LossConfig))
         raise ConfigError(f"loss: every weight is 0; give one of {names}")
+    _check_vclr(config, losses)
     views = [name for name in losses if name in ("scl", "nearest")]
     if views and config.data.clips != "views":
         raise ConfigError(
             f"loss.{views[0]} compares timestamps of one video: data.clips must be views, "
             f"got {config.data.clips}"
         )
-    _check_vclr(config, losses)
     if "tcn" in losses and config.data.sampling != "anchors":
         raise ConfigError(
             "loss.tcn needs anchors and positives: data.sampling must be anchors, "

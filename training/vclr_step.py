@@ -177,5 +177,6 @@ class VCLRStep(GradientStep):
 
     def _stepped(self) -> None:
         self.model.momentum.update_parameters(self.model.encoder)
-        for name, queue in self.model.queues.items():
-            queue.enqueue(torch.cat([keys[name].flatten(0, -2) for keys in self.new_keys]))
+        for keys in self.new_keys:  # one part after the other: in the same order on any ranks
+            for name, queue in self.model.queues.items():
+                queue.enqueue(keys[name])

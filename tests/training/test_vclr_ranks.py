@@ -1,0 +1,85 @@
+"""VCLR on two processes with gloo on the CPU, against one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from processes import launch, said, train, wait
+from runs import numbers, same, weights
+from vclr_cases import RECIPE, tuples
+from vclr_ranks import main, trainer_of
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """One rank's results, and a pair of two ranks'."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for num in (1, 2):
+            processes = launch(main, folder, num=num)
+            assert wait(processes) == [0] * num, said(processes[0])
+    one, *two = (torch.load(folder / f"ranks{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    return one, two
+
+
+@pytest.mark.parametrize("what", ["steps", "parts"])
+def test_two_ranks_train_as_one(results, what):
+    """Batch norms are frozen: weights, momentum encoder and queues after two steps."""
+    one, two = results[0][what], [rank[what] for rank in results[1]]
+    assert one["finite"] == [True, True]
+    for rank in two:
+        np.testing.assert_allclose(rank["loss"], one["loss"], rtol=1e-6)
+        for a, b in zip(rank["losses"], one["losses"], strict=True):
+            assert a == pytest.approx(b, rel=1e-6)
+        assert rank["state"].keys() == one["state"].keys()
+        for key, value in one["state"].items():
+            torch.testing.assert_close(rank["state"][key], value, rtol=1e-6, atol=1e-8, msg=key)
+    assert one["state"]["queues.inter.pointer"] == 2 * 4 * 3 % 20
+    assert same(two[0]["state"], two[1]["state"])
+    assert not any(rank["shuffles"] for rank in (one, *two))  # nothing to shuffle for
+
+
+def test_no_rank_steps_where_one_has_no_finite_loss(results):
+    one, two = results[0]["broken"], [rank["broken"] for rank in results[1]]
+    for rank in (one, *two):
+        assert rank["finite"] == [True, False]
+        assert rank["state"]["momentum.n_averaged"] == 2
+        assert rank["state"]["queues.video.pointer"] == 4
+    assert same(two[0]["state"], two[1]["state"])
+
+
+def test_keys_are_normalised_in_shuffled_groups(results, tmp_path):
+    """Each rank's features are those that its rows have among the rows they were mixed with."""
+    one, two = results[0]["shuffled"], [rank["shuffled"] for rank in results[1]]
+    assert not one["shuffles"]
+    assert all(rank["shuffles"] for rank in two)
+    model = trainer_of(tmp_path, frozen=False).model
+    frames = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(5))
+    order = np.random.default_rng([0, 1, 0]).permutation(8).reshape(2, 4)
+    assert {*order[0]} not in ({0, 1, 2, 3}, {4, 5, 6, 7})  # or this would show nothing
+    expected = torch.empty(8, 32, dtype=torch.float64)
+    with torch.no_grad():
+        for group in order:
+            rows = frames[torch.from_numpy(group)].to(torch.uint8)
+            expected[group] = model.momentum(rows[None])[0]
+    got = torch.cat([rank["features"] for rank in two])
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(one["features"], expected, atol=1e-3)
+
+
+def test_two_ranks_end_and_resume_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(RECIPE)
+
+    def start(run: str, *options: str, **environment: str) -> list:
+        arguments = ["tiny.yaml", f"train.run_dir={run}", "train.log_every=1", *options]
+        return launch(train, tuples, arguments, num=2, **environment)
+
+    whole = start("whole")
+    assert wait(whole) == [0, 0], said(whole[0])
+    assert wait(start("cut", STOP_AT="SIGTERM:6")) == [143, 143]
+    assert wait(start("cut", "--resume")) == [0, 0]
+    assert same(weights("cut"), weights("whole"))
+    assert numbers("cut") == numbers("whole")

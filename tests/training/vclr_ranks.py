@@ -1,0 +1,67 @@
+"""What test_vclr_ranks.py computes on one rank and on two, in processes of their own."""
+
+from pathlib import Path
+
+import torch
+from vclr_cases import RECIPE, tuples
+
+from training import distributed
+from training.config import load_config
+from training.run import initial_model
+from training.trainer import Trainer
+
+BATCH = 4
+
+
+def trainer_of(folder: Path, *options: str, frozen: bool) -> Trainer:
+    recipe = folder / f"recipe{distributed.rank()}.yaml"
+    recipe.write_text(RECIPE)
+    cfg = load_config(recipe, [f"data.batch_size={BATCH}", *options])
+    model = initial_model(cfg).double()
+    trainer = Trainer(cfg, model, tuples(cfg), folder)
+    if frozen:
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+    trainer.gradient_step.distribute()
+    return trainer
+
+
+def steps(folder: Path, *options: str, broken: int | None = None) -> dict:
+    """Two steps with frozen batch norms; in step `broken` the last rank's losses are NaN."""
+    trainer = trainer_of(folder, *options, frozen=True)
+    results = []
+    parts = trainer.cfg.train.accumulate
+    stream = trainer.loader.stream(2 * parts)
+    for number in range(2):
+        if number == broken and distributed.rank() == distributed.world_size() - 1:
+            trainer.gradient_step.weights.fill_(torch.nan)
+        results.append(trainer._train_step([next(stream) for _ in range(parts)], 0.02))
+    return {
+        "loss": [result.loss for result in results],
+        "losses": [result.losses for result in results],
+        "finite": [result.finite for result in results],
+        "shuffles": trainer.gradient_step.shuffles,
+        "state": trainer.model.state_dict(),
+    }
+
+
+def shuffled(folder: Path) -> dict:
+    """Features of 8 rows a rank, by the step and directly."""
+    trainer = trainer_of(folder, frozen=False)
+    step = trainer.gradient_step
+    frames = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(5))
+    mine = frames.chunk(distributed.world_size())[distributed.rank()]
+    return {"shuffles": step.shuffles, "features": step._features(mine.to(torch.uint8))}
+
+
+def main(folder: Path) -> None:
+    distributed.start()
+    results = {
+        "steps": steps(folder),
+        "parts": steps(folder, "train.accumulate=2", f"data.batch_size={BATCH // 2}"),
+        "broken": steps(folder, broken=1),
+        "shuffled": shuffled(folder),
+    }
+    torch.save(results, folder / f"ranks{distributed.world_size()}_{distributed.rank()}.pt")
+    distributed.leave(0)
