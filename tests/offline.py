@@ -61,13 +61,21 @@ class Table:
             if triton.__version__ == table["triton"]:
                 assert got == table["kernels"][key], f"{key}: update {self.path.name}"
 
-    def update(self, cases: list[tuple]) -> None:
-        """Compile the cases and write the table."""
+    def update(self, cases: list[tuple], *words: str) -> None:
+        """Compile the cases and write the table; with words, only those that have all in their
+        name, and the table's other rows stay."""
         os.environ["TRITON_INTERPRET"] = "1"  # this process only names the tiles
         import triton
 
+        unique = {self.name(*c): c for c in cases}
+        some = [c for key, c in unique.items() if set(words) <= set(key.split())]
         with tempfile.TemporaryDirectory() as cache:
-            kernels = self.measure(list({self.name(*c): c for c in cases}.values()), Path(cache))
+            kernels = self.measure(some, Path(cache))
+        if len(some) < len(unique):
+            table = json.loads(self.path.read_text())
+            if table["triton"] != triton.__version__:
+                raise SystemExit(f"{self.path} is of Triton {table['triton']}: update all of it")
+            kernels = {k: v for k, v in table["kernels"].items() if k in unique} | kernels
         for key, got in kernels.items():
             if "error" in got or got["stack"] or got["spills"]:
                 print(key, got)

@@ -2,7 +2,10 @@
 
 As a program it compiles the whole list and writes tests/data/tcc_resources.json, which holds for
 the Triton version named in it: ``PYTHONPATH=.:tests python -m ops.test_tcc_compile_offline``.
+Words after it, as in ``grad D200``, limit it to kernels that have all of them in their name.
 """
+
+import sys
 
 import pytest
 from offline import ARCHS, PRECISIONS, Table, compile_all, fits, job
@@ -23,9 +26,10 @@ WITHOUT = {"nearest": ("p_t", "p_seq"), "moments": (), "pull": ("p_seq",), "grad
 
 
 def tcc_job(kernel, precision, d, arch, *, loss_type="regression_mse_var", l2=True):
-    from fastseq.ops.tcc.triton import MAX_REGISTERS, tiles
+    from fastseq.ops.tcc.triton import MAX_REGISTERS, packed_channels, tiles
 
     dtype, dot = PRECISIONS[precision]
+    channels, d = d, packed_channels(d)
     tile = tiles(kernel, d, precision, arch)
     pointers, ints, floats = ARGUMENTS[kernel]
     packed = (name for name in PACKED if name not in WITHOUT[kernel])
@@ -40,7 +44,7 @@ def tcc_job(kernel, precision, d, arch, *, loss_type="regression_mse_var", l2=Tr
         constants["TYPE"] = loss_type
     if kernel == "grad":
         chunks = -(-d // tiles("pull", d, precision, arch).channels)
-        constants |= {"L2": l2, "CHUNKS": chunks}
+        constants |= {"CHANNELS": channels, "L2": l2, "CHUNKS": chunks}
     return job(
         "fastseq.ops.tcc.triton_kernels",
         f"tcc_{kernel}_kernel",
@@ -65,7 +69,8 @@ def pack_jobs(arch):
         packed |= dict.fromkeys(("T", "stx", "sty", "sg"), "i32")
         packed |= {"unit": "fp32", "floor": "fp32"}
         kinds = {"D": 200, "PAIRS": pairs}
-        more = kinds | {"BT": 32, "BK": 128, "SHARES": False, "REDUCTION": "mean"}
+        more = {"CHANNELS": 200, "D": 224, "PAIRS": pairs}
+        more |= {"BT": 32, "BK": 128, "SHARES": False, "REDUCTION": "mean"}
         for kernel, types, constants in (
             ("centre", centre, kinds | {"BT": 128, "BK": 16}),
             ("pack", packed, more),
@@ -134,4 +139,4 @@ def test_everything(tmp_path):
 
 
 if __name__ == "__main__":
-    TABLE.update(all_cases() + core_cases())
+    TABLE.update(all_cases() + core_cases(), *sys.argv[1:])

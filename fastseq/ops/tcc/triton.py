@@ -41,16 +41,22 @@ class Tiles(NamedTuple):
     stages: int
 
 
+def packed_channels(d: int) -> int:
+    """Channels that packed frames are filled up to, with zeros. A multiple of 16 bytes loads wide
+    and a multiple of the gradients' steps needs no mask in them, for which there is no register."""
+    return 16 if d <= 16 else triton.cdiv(d, 32) * 32
+
+
 @lru_cache
 def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
-    """The configuration of "nearest", "moments", "pull" or "grad" for "bf16", "fp16", "tf32" or
-    "tf32x3" operands.
+    """The configuration of "nearest", "moments", "pull" or "grad" for d packed channels and "bf16",
+    "fp16", "tf32" or "tf32x3" operands.
 
     Nothing here may depend on N or T: a pair gives the same bits alone and in a batch. Chosen so
     that nothing spills (tests/data/tcc_resources.json) and to fit the 99 kB of shared memory of
     sm_86 and sm_89.
     """
-    padded = max(16, triton.next_power_of_2(d))
+    padded = triton.next_power_of_2(d)
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, padded, padded, 4, 1)
     half = operands in ("bf16", "fp16")
@@ -74,6 +80,7 @@ class Packed(NamedTuple):
 
     num: int  # sequences, or pairs
     frames: tuple[int, int]
+    channels: int  # without those that z is filled up with
     z: Tensor  # [M, T, D]
     bias: Tensor  # [M, T]
     t: Tensor  # [M, T]
@@ -178,7 +185,8 @@ def _pack(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, grad, opts: TC
     packed = Packed(
         n,
         (x.shape[1], y.shape[1]),
-        torch.empty((many, frames, d), dtype=x.dtype, device=x.device),
+        d,
+        torch.empty((many, frames, packed_channels(d)), dtype=x.dtype, device=x.device),
         torch.empty((many, frames), **fp32),
         torch.empty((many, frames), **fp32),
         torch.empty(many, dtype=torch.int32, device=x.device),
@@ -186,14 +194,15 @@ def _pack(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, grad, opts: TC
     )
     tcc_pack_kernel[(many * triton.cdiv(frames, 32),)](
         *(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, centre, grad),
-        *packed[2:],
+        *packed[3:],
         *(n, x.shape[1], y.shape[1], frames),
         *strides,
         *(0 if t is None else t.stride(0) for t in (tx, ty)),
         grad.stride(0) if grad is not None and grad.dim() else 0,
         LOG2E / (d * opts.temperature) if distances else 0.0,
         VARIANCE_FLOOR,
-        D=d,
+        CHANNELS=d,
+        D=packed.z.shape[2],
         BT=32,
         BK=step,
         PAIRS=pairs,
@@ -228,7 +237,7 @@ def _run(
     packed: Packed, part: Tensor | None, shifts: int, opts: TCCOptions, keep: bool, all_pairs: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Row losses of every hop, to ``keep`` also the gradients of their weighted sum."""
-    many, _, d = packed.z.shape
+    many, d = len(packed.z), packed.channels
     fp32 = {"dtype": torch.float32, "device": packed.z.device}
     dx = dy = None
     if keep:
@@ -247,7 +256,7 @@ def _run(
 
 def _scale(packed: Packed, opts: TCCOptions) -> float:
     """From products to scores, base 2."""
-    scale = LOG2E / (packed.z.shape[2] * opts.temperature)
+    scale = LOG2E / (packed.channels * opts.temperature)
     return 2 * scale if opts.similarity == "l2" else scale
 
 
@@ -321,6 +330,7 @@ def _gradients(packed: Packed, cycles: Cycles, dx, dy, add: bool, opts: TCCOptio
         *(cycles.nearest, cycles.row, pull, level, dx, dy),
         *(packed.num, many, frames, *packed.frames, cycles.first, hops, int(add)),
         *(_scale(packed, opts), opts.label_smoothing),
+        CHANNELS=packed.channels,
         D=d,
         BM=tile.rows,
         BN=tile.columns,

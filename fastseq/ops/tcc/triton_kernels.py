@@ -310,8 +310,8 @@ def tcc_grad_kernel(
     p_row,
     p_pull,
     p_level,
-    p_dx,  # [N, T1, D] fp32
-    p_dy,  # [N, T2, D] fp32
+    p_dx,  # [N, T1, CHANNELS] fp32
+    p_dy,  # [N, T2, CHANNELS] fp32
     N,
     M,
     T,
@@ -322,6 +322,7 @@ def tcc_grad_kernel(
     add,  # 0, or 1 to add to the gradients of earlier hops
     scale,
     smoothing,
+    CHANNELS: tl.constexpr,
     D: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -349,14 +350,14 @@ def tcc_grad_kernel(
     b_bm = tl.load(p_bias + i_m * T + o_m, mask=m_m, other=float("inf"))
     b_tm = tl.load(p_t + i_m * T + o_m, mask=m_m, other=0.0)
     some = i_b * BM < n_m
-    p_out = p_dx + i_m * T1 * D
+    p_out = p_dx + i_m * T1 * CHANNELS
     T_m = T1
     if i_m >= N:
-        p_out = p_dy + (i_m - N) * T2 * D
+        p_out = p_dy + (i_m - N) * T2 * CHANNELS
         T_m = T2
     o_k = chunk + tl.arange(0, BD)
-    p_out += o_m.to(tl.int64)[:, None] * D + o_k[None, :]
-    m_out = (o_m < T_m)[:, None] & (o_k < D)[None, :]
+    p_out += o_m.to(tl.int64)[:, None] * CHANNELS + o_k[None, :]
+    m_out = (o_m < T_m)[:, None] & (o_k < CHANNELS)[None, :]
 
     for i_g in range(0, hops // M):
         shift = first + i_g

@@ -87,17 +87,17 @@ def tcc_centre_kernel(
     do_not_specialize=["N", "T1", "T2", "T", "sxn", "sxt", "syn", "syt", "stx", "sty", "sg"]
 )
 def tcc_pack_kernel(
-    p_x,
-    p_y,
+    p_x,  # [N, T1, CHANNELS], any strides
+    p_y,  # [N, T2, CHANNELS]
     p_tx,  # [N, T1] or None: frame indices
     p_ty,
     p_lx,
     p_ly,
     p_dx,  # [N] or None: real frames
     p_dy,
-    p_centre,  # [N or 1, D] or None
+    p_centre,  # [N or 1, CHANNELS] or None
     p_grad,  # gradient of the loss, [N] with stride sg, or None: 1
-    p_z,  # [M, T, D]
+    p_z,  # [M, T, D], filled up with zeros
     p_bias,  # [M, T]: what a score against the frame loses, base 2
     p_t,  # [M, T]
     p_len,  # [M]
@@ -117,6 +117,7 @@ def tcc_pack_kernel(
     sg,
     unit,  # of squared norms, log2(e) / (D temperature); 0: no distances
     floor,  # least variance in squared durations
+    CHANNELS: tl.constexpr,
     D: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
@@ -143,15 +144,15 @@ def tcc_pack_kernel(
     b_sq = tl.zeros([BT], tl.float32)
     for k in range(0, D, BK):
         o_k = k + tl.arange(0, BK)
-        m_k = o_k < D
+        m_k = o_k < CHANNELS
         p_tile = p_from + o_t.to(tl.int64)[:, None] * st + o_k.to(tl.int64)[None, :] * sd
         b_z = tl.load(p_tile, mask=m_t[:, None] & m_k[None, :], other=0.0)
         if p_centre is not None:
-            b_c = tl.load(p_centre + (i_n * D if PAIRS else 0) + o_k, mask=m_k, other=0.0)
+            b_c = tl.load(p_centre + (i_n * CHANNELS if PAIRS else 0) + o_k, mask=m_k, other=0.0)
             b_z = tl.where(m_t[:, None], b_z - b_c[None, :], 0.0)
         b_sq += tl.sum(b_z.to(tl.float32) * b_z.to(tl.float32), 1)
         p_to = p_z + (i_m * T + o_t)[:, None] * D + o_k[None, :]
-        tl.store(p_to, b_z, mask=m_in[:, None] & m_k[None, :])
+        tl.store(p_to, b_z, mask=m_in[:, None] & (o_k < D)[None, :])
     tl.store(p_bias + i_m * T + o_t, b_sq * unit, mask=m_in)
 
     if p_tx is None:

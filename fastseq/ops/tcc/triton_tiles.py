@@ -1,8 +1,8 @@
 """What the Triton kernels of tcc_loss share: frames, scores of a tile, their slopes.
 
-Sequences are packed: z [M, T, D], padded frames 0. With y, M = 2 N and sequence n goes to n + N and
-back; without, M = N and it goes to n + shift for every shift. "Out" is the hop from a sequence,
-"in" the one to it; hop g M + m of a group of shifts is that of sequence m by the g-th of them.
+Sequences are packed: z [M, T, D], padded frames and channels 0. With y, M = 2 N and sequence n goes
+to n + N and back; without, M = N and it goes to n + shift for every shift. "Out" is the hop from a
+sequence, "in" the one to it; hop g M + m of a group of shifts is that of sequence m by the g-th.
 """
 
 import os
