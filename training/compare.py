@@ -1,16 +1,17 @@
 """Compare losses on generated videos: `python -m training.compare --seeds 3`.
 
 Trains the same per-frame encoder for the same number of steps with each method and seed, evaluates
-by CARL's protocol, and writes a table of means and spreads to OUT/comparison.md. Several are
-trained at a time, each in a process of one thread that writes to OUT/seed_N/METHOD.log.
-Interrupted, it continues where it was: finished (method, seed) pairs are kept in OUT/seed_N/METHOD.
+by CARL's protocol, and writes a table of means and spreads to OUT/comparison.md. With
+`--suite vclr` the methods are VCLR's four losses, alone and together (its Table 6), on videos of
+six classes, by VCLR's protocol. Several are trained at a time, each in a process of one thread that
+writes to OUT/seed_N/METHOD.log. Interrupted, it continues where it was: finished (method, seed)
+pairs are kept in OUT/seed_N/METHOD.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing.connection
 import os
 import shutil
@@ -21,41 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluation.cli import write_json
-from training.evaluation.comparison import TIME_INDEX, TITLES, markdown
+from training.evaluation.comparison import TIME_INDEX
+from training.suites import METHODS, SUITES, VCLR_METHODS, time_index_result
 
-RECIPE = "recipes/compare.yaml"
 DONE = "result.json"
 UNTRAINED_STEPS = (
     50  # of batch-norm statistics at lr 0: 0.9^50, what is left of the start, is 0.5 %
 )
 
-# CARL's variance is 10 frames^2 where neighbouring frames of a view are 1.25 frames apart (crops of
-# 1 to 1.5 T frames). Here they are 6.5 apart on average (0.65 of 200 frames, T = 20), so the same
-# Gaussian in units of that gap has 10 (6.5 / 1.25)^2 = 270 frames^2. Not tuned.
-VARIANCE = 270.0
-REACH = math.sqrt(206 * VARIANCE)  # of SCL's Gaussian; the baseline counts the same frames
-
-_VIEWS = ["data.clips=views", "data.sampling=random"]
-_PAIRS = ["data.clips=videos", "data.sampling=segment"]
-_REGULARISED = ["loss.soft_dtw.weight=1", "loss.contrastive_idm.weight=0.5"]  # by LAV's alpha
-METHODS = {
-    "untrained": ["optim.lr=0", *_VIEWS],
-    "soft_dtw": ["loss.soft_dtw.weight=1", *_PAIRS],
-    "soft_dtw_idm": [*_REGULARISED, "loss.contrastive_idm.form=idm", *_PAIRS],
-    "soft_dtw_sfa": [*_REGULARISED, "loss.contrastive_idm.form=sfa", *_PAIRS],
-    "lav": ["loss.lav.weight=1", *_PAIRS],
-    "lav_tcc": ["loss.lav.weight=1", "loss.tcc.weight=1", "loss.tcc.normalize=true", *_PAIRS],
-    "tcc": ["loss.tcc.weight=1", "data.clips=videos", "data.sampling=offset_uniform"],
-    "tcn": ["loss.tcn.weight=1", "data.clips=views", "data.sampling=anchors"],
-    "nearest": ["loss.nearest.weight=1", f"loss.nearest.reach={REACH:.4f}", *_VIEWS],
-    "carl": ["loss.scl.weight=1", f"loss.scl.variance={VARIANCE}", *_VIEWS],
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.compare", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every method")
-    parser.add_argument("--out", type=Path, default=Path("compare"), help="default: %(default)s")
+    parser.add_argument(
+        "--suite", choices=list(SUITES), default="frames", help="default: %(default)s"
+    )
+    parser.add_argument("--out", type=Path, help="default: compare, with --suite vclr compare_vclr")
     parser.add_argument(
         "--seeds",
         type=int,
@@ -66,10 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="of each training (default: the recipe's)")
     parser.add_argument(
         "--methods",
-        type=_methods,
-        default=list(METHODS),
         metavar="A,B,...",
-        help=f"of {', '.join(METHODS)} (default: all)",
+        help=f"of {', '.join(METHODS)}; with --suite vclr of {', '.join(VCLR_METHODS)} "
+        "(default: all)",
     )
     parser.add_argument(
         "--jobs",
@@ -79,12 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="trainings at a time, each on one thread; 1: one after another in this process, on "
         "all threads (default: the number of cores, at most 4: %(default)s)",
     )
-    parser.add_argument("--train-videos", type=int, default=40, help="per action (default: 40)")
-    parser.add_argument("--test-videos", type=int, default=12, help="per action (default: 12)")
+    parser.add_argument("--train-videos", type=int, help="per action (default: 40)")
+    parser.add_argument(
+        "--test-videos", type=int, help="per action (default: 12, with --suite vclr 20)"
+    )
     options = parser.parse_intermixed_args(argv)
+    suite = SUITES[options.suite]
+    options.out = options.out or Path("compare_vclr" if options.suite == "vclr" else "compare")
+    options.methods = options.methods.split(",") if options.methods else list(suite.methods)
+    for name in options.methods:
+        if name not in suite.methods:
+            expected = ", ".join(suite.methods)
+            parser.error(f"argument --methods: {name!r}; expected some of {expected}")
     for name in ("seeds", "steps", "jobs", "train_videos", "test_videos"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.train_videos is None:
+        options.train_videos = suite.videos[0]
+    if options.test_videos is None:
+        options.test_videos = suite.videos[1]
     try:
         return _run(options)
     except KeyboardInterrupt:
@@ -98,19 +92,10 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _methods(text: str) -> list[str]:
-    names = text.split(",")
-    wrong = [name for name in names if name not in METHODS]
-    if wrong:
-        raise argparse.ArgumentTypeError(f"{wrong[0]!r}; expected some of {', '.join(METHODS)}")
-    return names
-
-
 def _run(options: argparse.Namespace) -> int:
     try:  # only now, so that --help need not wait for torch
         from training import prepare
         from training.config import ConfigError, load_config
-        from training.demo.render import render_dataset
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("fastseq", "training"):
             raise
@@ -118,23 +103,20 @@ def _run(options: argparse.Namespace) -> int:
         return 2
 
     began = time.perf_counter()
+    suite = SUITES[options.suite]
     results: dict[str, list[dict[str, Any]]] = {}
     try:
         for method in options.methods:
-            load_config(RECIPE, _overrides(method, options))  # before anything is rendered
+            load_config(suite.recipe, _overrides(method, options))  # before anything is rendered
         for seed in range(options.seeds):
             folder = options.out / f"seed_{seed}"
             videos = folder / "videos"
-            render_dataset(
-                videos,
-                seed=seed,
-                train_per_action=options.train_videos,
-                test_per_action=options.test_videos,
-            )
+            suite.render(videos, seed, options.train_videos, options.test_videos)
             status = prepare.main([str(videos)])
             if status:
                 return status
-            results.setdefault(TIME_INDEX, []).append(_time_index(videos, folder))
+            if suite.time_index:
+                results.setdefault(TIME_INDEX, []).append(time_index_result(videos, folder))
         runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
         missing = [run for run in runs if not _is_done(*run, options)]
         if not (_one_by_one if options.jobs == 1 else _in_processes)(missing, options):
@@ -145,7 +127,7 @@ def _run(options: argparse.Namespace) -> int:
     except (ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = markdown(results)
+    text = suite.table(results)
     (options.out / "comparison.md").write_text(text)
     print(f"\n{text}\nall done in {(time.perf_counter() - began) / 60:.1f} minutes")
     print(f"written to {options.out / 'comparison.md'}")
@@ -156,7 +138,7 @@ def _overrides(method: str, options: argparse.Namespace) -> list[str]:
     steps = [] if options.steps is None else [f"train.steps={options.steps}"]
     if method == "untrained":
         steps = [f"train.steps={min(options.steps or UNTRAINED_STEPS, UNTRAINED_STEPS)}"]
-    return [*options.overrides, *METHODS[method], *steps]
+    return [*options.overrides, *SUITES[options.suite].methods[method], *steps]
 
 
 def _run_dir(method: str, seed: int, options: argparse.Namespace) -> Path:
@@ -181,20 +163,20 @@ def _is_done(method: str, seed: int, options: argparse.Namespace) -> bool:
     run = _run_dir(method, seed, options)
     if not (run / DONE).is_file():
         return False
-    now = load_config(RECIPE, _run_overrides(method, seed, options))
+    now = load_config(SUITES[options.suite].recipe, _run_overrides(method, seed, options))
     changed = set(differences(now, load_config(run / "config.yaml"))) - train.MAY_CHANGE
     if changed:
         raise ConfigError(
             f"{run} is the result of other values of {', '.join(sorted(changed))}; give those, "
             "another --out, or remove it"
         )
-    print(f"{TITLES[method]}, seed {seed}: there already")
+    print(f"{_what(method, seed, options)}: there already")
     return True
 
 
 def _one_by_one(runs: Sequence[tuple[str, int]], options: argparse.Namespace) -> bool:
     for method, seed in runs:
-        print(f"\n== {TITLES[method]}, seed {seed}", flush=True)
+        print(f"\n== {_what(method, seed, options)}", flush=True)
         if _one(method, seed, options):
             return False
     return True
@@ -217,7 +199,7 @@ def _in_processes(runs: Sequence[tuple[str, int]], options: argparse.Namespace) 
             for sentinel in multiprocessing.connection.wait(running):
                 process, method, seed, began = running.pop(sentinel)
                 process.join()
-                what = f"{TITLES[method]}, seed {seed}"
+                what = _what(method, seed, options)
                 if process.exitcode == 0:
                     done += 1
                     seconds = time.perf_counter() - began
@@ -233,6 +215,10 @@ def _in_processes(runs: Sequence[tuple[str, int]], options: argparse.Namespace) 
             process.join()
         raise
     return not failed
+
+
+def _what(method: str, seed: int, options: argparse.Namespace) -> str:
+    return f"{SUITES[options.suite].titles[method]}, seed {seed}"
 
 
 def _log(method: str, seed: int, options: argparse.Namespace) -> Path:
@@ -260,53 +246,13 @@ def _one(method: str, seed: int, options: argparse.Namespace) -> int:
     if run.exists() and not resume:
         shutil.rmtree(run)
     overrides = _run_overrides(method, seed, options)
-    status = train.main([RECIPE, *overrides, *(["--resume"] if resume else [])])
+    suite = SUITES[options.suite]
+    status = train.main([suite.recipe, *overrides, *(["--resume"] if resume else [])])
     if status in (130, 143):
         raise KeyboardInterrupt
     if not status:
-        write_json(run / DONE, _evaluate(run))
+        write_json(run / DONE, suite.evaluate(run))
     return status
-
-
-def _evaluate(run: Path) -> dict[str, Any]:
-    from training.data.index import load_index
-    from training.evaluation.embed import embed_records
-    from training.evaluation.encoders import load_encoder
-    from training.runlog import read_log
-
-    encode, cfg = load_encoder(run)
-    index = load_index(cfg.data.folder)
-    embedded = embed_records({"it": encode}, index.videos, cfg, progress=False)["it"]
-    last = read_log(run)[-1]
-    return _scores(embedded, index) | {"seconds": last["seconds"], "log": last}
-
-
-def _time_index(videos: Path, folder: Path) -> dict[str, Any]:
-    from training.data.index import load_index
-    from training.evaluation.baselines import time_index
-
-    index = load_index(videos)
-    result = _scores(time_index(index.videos), index)
-    write_json(folder / "time_index.json", result)
-    return result
-
-
-def _scores(embedded: Sequence[Any], index: Any) -> dict[str, Any]:
-    """CARL's metrics, and the spread of the embeddings of the test videos."""
-    import numpy as np
-    import torch
-
-    from training.evaluation.protocol import evaluate_embeddings
-    from training.runlog import collapse_measures
-
-    split = {
-        name: [video for video in embedded if video.record.split == name]
-        for name in ("train", "test")
-    }
-    row = evaluate_embeddings(split["train"], split["test"], index.classes)
-    rows = np.concatenate([video.embeddings for video in split["test"]])
-    spread = collapse_measures(torch.from_numpy(rows), most=1024)
-    return {"metrics": row["metrics"] | spread, "left_out": dict(row["left_out"])}
 
 
 if __name__ == "__main__":

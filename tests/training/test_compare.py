@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import compare, train
+from training import compare, suites, train
 from training.config import load_config, loss_terms
 from training.evaluation import comparison
 from training.trainer import Trainer
@@ -23,7 +23,7 @@ def result(**metrics):
 
 def test_methods_differ_in_the_loss_and_its_clips_alone():
     configs = {
-        name: load_config(compare.RECIPE, options) for name, options in compare.METHODS.items()
+        name: load_config(suites.RECIPE, options) for name, options in suites.METHODS.items()
     }
     terms = {name: [term for term, *_ in loss_terms(cfg.loss)] for name, cfg in configs.items()}
     assert terms == {
@@ -52,7 +52,7 @@ def test_methods_differ_in_the_loss_and_its_clips_alone():
         assert configs[f"soft_dtw_{form}"].loss.soft_dtw.gamma == lav.gamma
     # LAV + TCC as in its recipe.
     assert configs["lav_tcc"].loss == load_config("recipes/lav_tcc.yaml").loss
-    assert comparison.TITLES.keys() == {comparison.TIME_INDEX, *compare.METHODS}
+    assert comparison.TITLES.keys() == {comparison.TIME_INDEX, *suites.METHODS}
     # The baseline counts the frames that have a target in SCL.
     scl, nearest = configs["carl"].loss.scl, configs["nearest"].loss.nearest
     assert nearest.reach == pytest.approx(math.sqrt(206 * scl.variance), rel=1e-4)

@@ -18,6 +18,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,26 +223,39 @@ def render_dataset(
         ValueError: an odd or tiny side, or fewer than one video in all.
         FileExistsError: the folder holds something else.
     """
-    if side < 16 or side % 2:
-        raise ValueError(f"side must be an even number of at least 16 pixels, got {side}")
     if min(train_per_action, test_per_action) < 0 or train_per_action + test_per_action == 0:
         raise ValueError(
             "expected numbers of videos of at least 0 and not both 0, got "
             f"train_per_action={train_per_action}, test_per_action={test_per_action}"
         )
-    began = time.perf_counter()
-    folder = Path(folder)
     plans = plan_dataset(
         seed=seed, train_per_action=train_per_action, test_per_action=test_per_action
     )
     options = {"name": GENERATOR, "seed": seed, "side": side, "clutter": clutter}
     labels = _labels(plans, options)
+    return write_dataset(folder, plans, labels, progress=progress)
+
+
+def write_dataset(
+    folder: str | os.PathLike, plans: Sequence[VideoPlan], labels: dict, *, progress: bool = True
+) -> RenderSummary:
+    """Write planned videos and their labels, or reuse them if `folder` holds just these.
+
+    ``labels["generator"]`` has the seed, side and clutter that they are drawn with.
+    """
+    began = time.perf_counter()
+    folder = Path(folder)
+    options = {key: labels["generator"][key] for key in ("seed", "side", "clutter")}
+    if options["side"] < 16 or options["side"] % 2:
+        raise ValueError(
+            f"side must be an even number of at least 16 pixels, got {options['side']}"
+        )
     reused = _is_there(folder, labels)
     if not reused:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             whole = Path(scratch) / "videos"
-            _write_videos(whole, plans, seed=seed, side=side, clutter=clutter, progress=progress)
+            _write_videos(whole, plans, **options, progress=progress)
             (whole / "labels.json").write_text(json.dumps(labels, indent=1) + "\n")
             os.replace(whole, folder)
     return RenderSummary(
@@ -259,8 +273,8 @@ def _write_videos(folder: Path, plans, *, seed, side, clutter, progress) -> None
 
     from fastseq.video import write_video
 
-    for action in ACTIONS:
-        (folder / action).mkdir(parents=True)
+    for plan in plans:
+        (folder / plan.id).parent.mkdir(parents=True, exist_ok=True)
 
     def write(plan: VideoPlan) -> None:
         pictures = render_video(plan, seed=seed, side=side, clutter=clutter)

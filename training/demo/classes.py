@@ -1,0 +1,113 @@
+"""Generated videos of six classes, for methods that judge whole videos: parts of the two actions.
+
+    python -m training.demo.classes FOLDER [--seed 0]
+
+A class is one or two successive phases of an action, and its videos show these alone, in 60 to 180
+frames; colours, viewpoint, build and speed are drawn anew for each. So the classes of an action
+share its scene, and some of their frames: one begins with the pose in which another ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training.demo.render import (
+    SHORTEST_PHASE,
+    SPLITS,
+    RenderSummary,
+    VideoPlan,
+    describe,
+    write_dataset,
+)
+from training.demo.scene import ACTIONS
+
+GENERATOR = "training.demo.classes/1"  # raise the number whenever the pictures or labels change
+FRAMES = (60, 180)
+CLASSES = {  # action and the phases that are shown, first and last
+    "place-reach": ("place", 0, 1),
+    "place-carry": ("place", 2, 3),
+    "place-return": ("place", 4, 4),
+    "swing-backswing": ("swing", 0, 1),
+    "swing-downswing": ("swing", 2, 3),
+    "swing-finish": ("swing", 4, 4),
+}
+# A video is drawn from its number: those of different classes must not share theirs.
+NUMBERS = 100_000
+
+
+@dataclass(frozen=True)
+class ClassPlan(VideoPlan):
+    """A plan in which the phases before and after those of the class have no frames."""
+
+    name: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}/{self.split}_{self.number % NUMBERS:03d}.mp4"
+
+
+def plan_class(seed: int, name: str, split: str, number: int) -> ClassPlan:
+    action, first, last = CLASSES[name]
+    place = list(CLASSES).index(name)
+    rng = np.random.default_rng([seed, place, SPLITS.index(split), number, 3])
+    frames = int(rng.integers(FRAMES[0], FRAMES[1], endpoint=True))
+    shown = last - first + 1
+    inner = np.sort(rng.integers(SHORTEST_PHASE, frames - SHORTEST_PHASE, shown - 1))
+    after = len(ACTIONS[action].phases) - 1 - last
+    boundaries = (*[0] * first, *inner.tolist(), *[frames] * after)
+    return ClassPlan(action, split, place * NUMBERS + number, boundaries, frames, name)
+
+
+def render_classes(
+    folder: str | os.PathLike,
+    *,
+    seed: int = 0,
+    train_per_class: int = 40,
+    test_per_class: int = 20,
+    side: int = 96,
+    clutter: bool = False,
+    progress: bool = True,
+) -> RenderSummary:
+    """Write the data set to `folder`, or reuse it; see `training.demo.render.render_dataset`.
+
+    In labels.json the class is the "action" of a video; there are no phases.
+    """
+    counts = dict(zip(SPLITS, (train_per_class, test_per_class), strict=True))
+    plans = [
+        plan_class(seed, name, split, number)
+        for name in CLASSES
+        for split, count in counts.items()
+        for number in range(count)
+    ]
+    labels = {
+        "generator": {"name": GENERATOR, "seed": seed, "side": side, "clutter": clutter},
+        "videos": {plan.id: {"action": plan.name, "split": plan.split} for plan in plans},
+    }
+    return write_dataset(folder, plans, labels, progress=progress)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.demo.classes", description="Render videos of six classes."
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-per-class", type=int, default=40)
+    parser.add_argument("--test-per-class", type=int, default=20)
+    parser.add_argument("--side", type=int, default=96, help="pixels")
+    parser.add_argument("--clutter", action="store_true", help="shapes behind the actor")
+    options = parser.parse_args(argv)
+    try:
+        summary = render_classes(**vars(options))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(describe(summary))
+
+
+if __name__ == "__main__":
+    main()

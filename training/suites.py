@@ -1,0 +1,155 @@
+"""What training.compare compares: methods with the recipe, videos, metrics and table they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.evaluation.cli import write_json
+from training.evaluation.comparison import TITLES, VIDEO_TITLES, markdown, video_markdown
+
+RECIPE = "recipes/compare.yaml"
+
+# CARL's variance is 10 frames^2 where neighbouring frames of a view are 1.25 frames apart (crops of
+# 1 to 1.5 T frames). Here they are 6.5 apart on average (0.65 of 200 frames, T = 20), so the same
+# Gaussian in units of that gap has 10 (6.5 / 1.25)^2 = 270 frames^2. Not tuned.
+VARIANCE = 270.0
+REACH = math.sqrt(206 * VARIANCE)  # of SCL's Gaussian; the baseline counts the same frames
+
+_VIEWS = ["data.clips=views", "data.sampling=random"]
+_PAIRS = ["data.clips=videos", "data.sampling=segment"]
+_REGULARISED = ["loss.soft_dtw.weight=1", "loss.contrastive_idm.weight=0.5"]  # by LAV's alpha
+METHODS = {
+    "untrained": ["optim.lr=0", *_VIEWS],
+    "soft_dtw": ["loss.soft_dtw.weight=1", *_PAIRS],
+    "soft_dtw_idm": [*_REGULARISED, "loss.contrastive_idm.form=idm", *_PAIRS],
+    "soft_dtw_sfa": [*_REGULARISED, "loss.contrastive_idm.form=sfa", *_PAIRS],
+    "lav": ["loss.lav.weight=1", *_PAIRS],
+    "lav_tcc": ["loss.lav.weight=1", "loss.tcc.weight=1", "loss.tcc.normalize=true", *_PAIRS],
+    "tcc": ["loss.tcc.weight=1", "data.clips=videos", "data.sampling=offset_uniform"],
+    "tcn": ["loss.tcn.weight=1", "data.clips=views", "data.sampling=anchors"],
+    "nearest": ["loss.nearest.weight=1", f"loss.nearest.reach={REACH:.4f}", *_VIEWS],
+    "carl": ["loss.scl.weight=1", f"loss.scl.variance={VARIANCE}", *_VIEWS],
+}
+
+VCLR_RECIPE = "recipes/vclr_demo.yaml"
+_VCLR_LOSSES = ("inter", "intra", "video", "order")
+VCLR_METHODS = {"untrained": ["optim.lr=0"]} | {
+    name: [f"loss.vclr.{one}={int(one in used)}" for one in _VCLR_LOSSES]
+    for name in VIDEO_TITLES
+    if name != "untrained"
+    for used in [_VCLR_LOSSES if name == "all" else name.split("_")]
+}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Methods that are compared, with the recipe that they share.
+
+    render: writes the videos of a seed to a folder, so many of each action for training and test;
+    evaluate: from a run to what is kept of it; table: from all that to markdown; time_index:
+    whether the clock alone is a row of it; videos: how many of each action unless told.
+    """
+
+    recipe: str
+    methods: dict[str, list[str]]
+    titles: dict[str, str]
+    render: Callable[[Path, int, int, int], Any]
+    evaluate: Callable[[Path], dict[str, Any]]
+    table: Callable[[dict[str, list[dict[str, Any]]]], str]
+    time_index: bool
+    videos: tuple[int, int]
+
+
+def _evaluate(run: Path) -> dict[str, Any]:
+    from training.data.index import load_index
+    from training.evaluation.embed import embed_records
+    from training.evaluation.encoders import load_encoder
+    from training.runlog import read_log
+
+    encode, cfg = load_encoder(run)
+    index = load_index(cfg.data.folder)
+    embedded = embed_records({"it": encode}, index.videos, cfg, progress=False)["it"]
+    last = read_log(run)[-1]
+    return _scores(embedded, index) | {"seconds": last["seconds"], "log": last}
+
+
+def time_index_result(videos: Path, folder: Path) -> dict[str, Any]:
+    from training.data.index import load_index
+    from training.evaluation.baselines import time_index
+
+    index = load_index(videos)
+    result = _scores(time_index(index.videos), index)
+    write_json(folder / "time_index.json", result)
+    return result
+
+
+def _scores(embedded: Sequence[Any], index: Any) -> dict[str, Any]:
+    """CARL's metrics, and the spread of the embeddings of the test videos."""
+    import numpy as np
+    import torch
+
+    from training.evaluation.protocol import evaluate_embeddings
+    from training.runlog import collapse_measures
+
+    split = {
+        name: [video for video in embedded if video.record.split == name]
+        for name in ("train", "test")
+    }
+    row = evaluate_embeddings(split["train"], split["test"], index.classes)
+    rows = np.concatenate([video.embeddings for video in split["test"]])
+    spread = collapse_measures(torch.from_numpy(rows), most=1024)
+    return {"metrics": row["metrics"] | spread, "left_out": dict(row["left_out"])}
+
+
+def _render_actions(folder: Path, seed: int, train: int, test: int) -> None:
+    from training.demo.render import render_dataset
+
+    render_dataset(folder, seed=seed, train_per_action=train, test_per_action=test)
+
+
+def _render_classes(folder: Path, seed: int, train: int, test: int) -> None:
+    from training.demo.classes import render_classes
+
+    render_classes(folder, seed=seed, train_per_class=train, test_per_class=test)
+
+
+def _evaluate_videos(run: Path) -> dict[str, Any]:
+    """VCLR's metrics, and the spread of the features of the test videos."""
+    import numpy as np
+    import torch
+
+    from training.data.index import load_index
+    from training.evaluation.encoders import load_encoder
+    from training.evaluation.video_level import video_features, video_scores
+    from training.runlog import collapse_measures, read_log
+
+    encode, cfg = load_encoder(run)
+    records = load_index(cfg.data.folder).videos
+    rows = video_features({"it": encode}, records, cfg, progress=False)["it"]
+    actions = np.array([record.action for record in records])
+    test = np.array([record.split == "test" for record in records])
+    scores = video_scores(rows[~test], actions[~test], rows[test], actions[test])
+    spread = collapse_measures(torch.from_numpy(rows[test]), most=1024)
+    last = read_log(run)[-1]
+    return {"metrics": scores | spread, "seconds": last["seconds"], "log": last}
+
+
+SUITES = {
+    "frames": Suite(
+        RECIPE, METHODS, TITLES, _render_actions, _evaluate, markdown, True, videos=(40, 12)
+    ),
+    "vclr": Suite(
+        VCLR_RECIPE,
+        VCLR_METHODS,
+        VIDEO_TITLES,
+        _render_classes,
+        _evaluate_videos,
+        video_markdown,
+        False,
+        videos=(40, 20),
+    ),
+}
