@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fastseq.video._av import VideoError, require_av, single_thread
-from fastseq.video.reader import VideoInfo, _open, _rotation, probe
+from fastseq.video.decode import open_video, rotation_of
+from fastseq.video.reader import VideoInfo, probe
 from fastseq.video.timeline import Deadline, decoded, reason_of
 from fastseq.video.writer import H264File
 
@@ -117,7 +118,7 @@ def _frames(info: VideoInfo, time_limit: float | None) -> Iterator[Any]:
     av = require_av()
     count = 0
     deadline = Deadline(info.path, time_limit)
-    with _open(info.path, deadline) as (container, stream):
+    with open_video(info.path, deadline) as (container, stream):
         frames = decoded(container, stream)
         while True:
             try:
@@ -152,7 +153,7 @@ class _Picture:
     def __call__(self, frame: Any) -> Any:
         if self.size is None:
             self.size = even_size(frame.width, frame.height, self.short_side)
-            self.quarter_turns = _rotation(frame) // 90
+            self.quarter_turns = rotation_of(frame) // 90
         colours = {}
         if frame.colorspace == _MATRIX_RGB or frame.format.is_rgb:
             colours = {"dst_colorspace": _MATRIX_BT601, "dst_color_range": _RANGE_LIMITED}
