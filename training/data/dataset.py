@@ -30,9 +30,7 @@ ITEMS = {"views": TwoViews, "videos": VideoPairs}  # by the recipe's data.clips
 _CHUNK = 512  # frames decoded at a time when a whole video is read
 
 
-def open_items(
-    records: Sequence[VideoRecord], data_cfg: Any, augmentation: Augmentation
-) -> Items:
+def open_items(records: Sequence[VideoRecord], data_cfg: Any, augmentation: Augmentation) -> Items:
     """Items of clips, as the recipe's `data` section describes them."""
     if data_cfg.clips == "tuples":
         return SegmentTuples(
