@@ -115,8 +115,10 @@ def test_channel_steps_and_chunks(monkeypatch, shape, dtype, limits):
     check(x, y, temperature=0.5, dtype=dtype, **limits)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize(
+    ("dtype", "similarity"),
+    [(torch.float16, "l2"), (torch.bfloat16, "l2"), (torch.bfloat16, "cosine")],
+)
 def test_half(dtype, similarity):
     """Products of frames are exact, all else is rounded to tf32 at most; then the result."""
     x, y = randn(2, 20, 24) / 2, randn(2, 30, 24, seed=1) / 2
@@ -231,7 +233,7 @@ def test_lengths_are_clamped():
     assert all(map(torch.equal, got, want))
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", ["regression_mse_var", "regression_huber", "classification"])
 def test_nan_in_a_real_frame_or_time_is_not_hidden(loss_type):
     x, y, t = randn(2, 20, 5), randn(2, 20, 5, seed=1), torch.arange(20.0).repeat(2, 1)
     bad, late = x.clone(), t.clone()
