@@ -104,6 +104,8 @@ def open_engine(
         return PyAVEngine(size, workers=workers, pin_memory=pin, cache=cache), reason
     if cache is not None:
         raise ValueError(f"engine {name!r} cannot read from the cache in memory; use pyav")
+    if dali is None:
+        raise ImportError(f'engine {name!r} needs NVIDIA DALI: pip install "fastseq[dali]"')
     from fastseq.video.engines.dali import DaliEngine, unsupported
 
     where = name.removeprefix("dali-")

@@ -1,0 +1,141 @@
+"""Which engine is taken and why; a loader gives the same work on each of them."""
+
+import importlib.util
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av")
+
+from fastseq.video import (
+    Augmentation,
+    ClipLoader,
+    PyAVEngine,
+    TwoViews,
+    choose_engine,
+    open_engine,
+    probe,
+    write_video,
+)
+from fastseq.video.engines import choose
+
+NO_GPU = "training runs on cpu"
+needs_dali = pytest.mark.skipif(
+    importlib.util.find_spec("nvidia") is None or choose.dali_version() is None,
+    reason='needs DALI: pip install "fastseq[dali]"',
+)
+
+
+def video(codec="h264", note="", name="a.mp4"):
+    return SimpleNamespace(id=name, codec=codec, note=note, rotation=0)
+
+
+@pytest.mark.parametrize(
+    ("videos", "dali", "gpu", "engine", "reason"),
+    [
+        ([video()], None, NO_GPU, "pyav", 'DALI is not installed .pip install "fastseq.dali."'),
+        ([video()], "2.4.0", None, "dali-gpu", "on the GPU"),
+        ([video()], "2.1.0", NO_GPU, "dali-cpu", "not on the GPU: training runs on cpu"),
+        ([video()], "2.4.0", NO_GPU, "pyav", "2.4.0 does not decode 'h264' on the CPU"),
+        ([video("vp9")], "2.4.0", NO_GPU, "dali-cpu", "reads every video"),
+        (
+            [video("vp9"), video("av1", name="b.mkv")],
+            "2.4.0",
+            NO_GPU,
+            "pyav",
+            "1 of 2 videos, such as b.mkv",
+        ),
+        ([video(), video(note="cut off")], "2.1.0", None, "pyav", "damaged .cut off."),
+    ],
+)
+def test_the_fastest_that_reads_every_video_is_chosen(videos, dali, gpu, engine, reason):
+    name, why = choose_engine(videos, dali=dali, gpu=gpu)
+    assert name == engine
+    assert re.search(reason, why), why
+
+
+def test_what_is_in_memory_is_not_decoded():
+    name, why = choose_engine([video()], dali="2.1.0", gpu=None, cached=True)
+    assert (name, why) == ("pyav", "frames are cached in memory, nothing is decoded")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engines")
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        base = torch.from_numpy(rng.random((1, 3, 6, 8), dtype=np.float32) * 255)
+        picture = torch.nn.functional.interpolate(base, (48, 64), mode="bicubic")[0]
+        picture = picture.clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        frames = [np.roll(picture, 2 * t, axis=1) for t in range(40)]
+        write_video(folder / f"{name}.mp4", frames, 25, crf=10)
+    return [probe(folder / f"{name}.mp4") for name in "abcd"]
+
+
+def test_an_engine_asked_for_by_name_never_falls_back(files, monkeypatch):
+    with pytest.raises(ValueError, match=r"engine must be one of auto, .*got 'decord'"):
+        open_engine("decord", files, 32)
+    with pytest.raises(ValueError, match="'dali-cpu' cannot read from the cache"):
+        open_engine("dali-cpu", files, 32, cache={})
+    with pytest.raises(RuntimeError, match="'dali-gpu' needs a CUDA device to work on, got cpu"):
+        open_engine("dali-gpu", files, 32)
+    engine, why = open_engine("pyav", files, 32)
+    assert (engine.name, why) == ("pyav", "asked for by name")
+    monkeypatch.setattr(choose, "dali_version", lambda: None)
+    with pytest.raises(ImportError, match=r'pip install "fastseq\[dali\]"'):
+        open_engine("dali-cpu", files, 32)
+    assert open_engine("auto", files, 32)[0].name == "pyav"
+
+
+@needs_dali
+def test_dali_says_which_video_it_cannot_read(files):
+    odd = SimpleNamespace(**{k: getattr(files[0], k) for k in ("id", "rotation", "note")})
+    odd.codec = "mpeg4"
+    with pytest.raises(ValueError, match="'dali-cpu' cannot read 1 of 5 videos, such as"):
+        open_engine("dali-cpu", [*files, odd], 32)
+
+
+@needs_dali
+def test_a_loader_gives_the_same_work_on_every_engine(files):
+    items = TwoViews(files, 16, Augmentation(size=32), side=48)
+
+    def loader():
+        engine, _ = open_engine("dali-cpu", files, 32)
+        return ClipLoader(items, 2, engine=engine, seed=3)
+
+    dali, pyav = loader(), ClipLoader(items, 2, engine=PyAVEngine(32), seed=3)
+    batches = [*dali.stream(5)]
+    for one, two in zip(batches, pyav.stream(5), strict=True):
+        assert one["ids"] == two["ids"]
+        for key in ("steps", "valid", "num_frames"):
+            assert torch.equal(one[key], two[key])
+        difference = (one["frames"].float() - two["frames"].float()).abs()
+        assert difference.mean() < 3  # decoders convert colours differently
+        wrong = (one["frames"].float() - two["frames"].float().flip(-1)).abs()
+        assert wrong.mean() > 4 * difference.mean()
+    continued = loader()
+    continued.load_state_dict(dali.state_dict() | {"position": 3})
+    for one, two in zip(continued.stream(5), batches[3:], strict=True):
+        assert torch.equal(one["frames"], two["frames"])
+
+
+@needs_dali
+def test_a_file_that_breaks_later_is_replaced(files, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all")
+    names = ("frames", "fps", "width", "height", "action", "codec", "note", "rotation")
+    good = [
+        SimpleNamespace(id=f"good{n}", path=one.path, **{k: getattr(one, k) for k in names})
+        for n, one in enumerate(files * 25)
+    ]
+    bad = SimpleNamespace(**(vars(good[0]) | {"id": "bad", "path": str(broken)}))
+    items = TwoViews([bad, *good], 4, Augmentation(size=16))
+    engine, _ = open_engine("dali-cpu", files, 16)
+    loader = ClipLoader(items, 101, engine=engine)
+    with pytest.warns(RuntimeWarning, match=r"left out bad: .*\(1 of 101 videos\)"):
+        batch = next(iter(loader))
+    assert "bad" not in batch["ids"]
+    assert [*loader.bad] == [str(broken)]
