@@ -118,10 +118,12 @@ def _lengths(text: str) -> list[int]:
 
 def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
     """What `training.memory_step` reads; ConfigError where the recipe does not allow it."""
-    from training.config import load_config, loss_terms
+    from training.config import ConfigError, load_config, loss_terms
 
     overrides = [*args.overrides, f"data.num_frames={frames}"]
     cfg = load_config(args.recipe, overrides)
+    if cfg.data.clips == "tuples":
+        raise ConfigError("data.clips: tuples are of single frames, there is no length to measure")
     if way == "plain":
         overrides += ["train.chunk_frames=0", "train.checkpointing=false"]
         overrides += [
