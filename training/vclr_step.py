@@ -32,6 +32,12 @@ def _options(cfg: DictConfig) -> dict[str, Any]:
     return {"temperature": cfg.temperature, "form": cfg.form, "backend": cfg.backend}
 
 
+def _others(steps: Tensor) -> Tensor:
+    """Places (N, 2 S) of all clips but the anchor in q: rest of q, k, the anchor augmented anew."""
+    kept = torch.arange(steps.shape[1]) != anchors(steps)[:, None]
+    return kept.nonzero()[:, 1].view(len(steps), -1)
+
+
 class _Losses(nn.Module):
     """Frames of the anchor tuples, and keys, to the losses: all that DistributedDataParallel sees.
 
@@ -134,11 +140,15 @@ class VCLRStep(GradientStep):
         self, batch: dict[str, Any], shares: Sequence[float]
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         steps = batch["steps"]
-        anchor, labels = (x.to(self.device) for x in (anchors(steps), order_labels(steps)))
+        anchor, labels, others = (
+            x.to(self.device, non_blocking=True)
+            for x in (anchors(steps), order_labels(steps), _others(steps))
+        )
         frames = batch["frames"].to(self.device, non_blocking=True)[:, :, 0]
         q = frames[:, : steps.shape[1] // 2]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            keys = self._keys(frames, anchor)
+            item = torch.arange(len(frames), device=self.device)[:, None]
+            keys = self._keys(frames[item, others])
             queues = {name: queue.features for name, queue in self.model.queues.items()}
             losses, features = self.module(q, keys, queues, anchor, labels)
         self.new_keys.append({name: keys[name] for name in queues})
@@ -147,16 +157,15 @@ class VCLRStep(GradientStep):
         return total, list(losses), features.detach().flatten(0, 1)
 
     @torch.no_grad()
-    def _keys(self, frames: Tensor, anchor: Tensor) -> dict[str, Tensor]:
-        """What the momentum encoder's heads make of all clips but the anchor itself.
+    def _keys(self, frames: Tensor) -> dict[str, Tensor]:
+        """What the momentum encoder's heads make of `_others` (N, 2 S, 3, H, W).
 
         "inter", "intra": (N, S, D), the anchor augmented anew before the others; "video": (N, D);
         "order": (N, S, D).
         """
         n, clips = frames.shape[:2]
         encoder = self.model.momentum.module
-        kept = torch.arange(clips, device=anchor.device) != anchor[:, None]
-        features = self._features(frames[kept]).view(n, clips - 1, -1)
+        features = self._features(frames.flatten(0, 1)).view(n, clips, -1)
         same = torch.cat([features[:, -1:], features[:, : clips // 2 - 1]], 1)
         positive = features[:, clips // 2 - 1 : -1]
         entering = {"inter": same, "intra": same, "video": positive.mean(1), "order": positive}

@@ -142,6 +142,21 @@ def test_parts_of_a_step_share_the_queue_and_fill_it_once(recipe):
     assert trainer.model.momentum.n_averaged == 2
 
 
+def test_pretrained_weights_start_both_encoders(recipe):
+    pretrained = {
+        key: torch.rand_like(value) if value.is_floating_point() else value
+        for key, value in initial_model(load_config(recipe)).encoder.backbone.state_dict().items()
+    }
+    moco = {f"module.encoder_q.{key}": value for key, value in pretrained.items()}
+    torch.save({"state_dict": moco | {"module.encoder_q.fc.weight": torch.rand(3)}}, "moco.pth")
+    assert main([recipe, "train.run_dir=run", *ONE, "optim.lr=0", "model.weights=moco.pth"]) == 0
+    state = weights("run")
+    for key, value in pretrained.items():
+        if "running" not in key and "num_batches" not in key:  # these move in the one step
+            assert torch.equal(state[f"encoder.backbone.{key}"], value)
+            torch.testing.assert_close(state[f"momentum.module.backbone.{key}"], value)
+
+
 @pytest.mark.parametrize("used", ["inter", "intra", "video", "order", "inter,order"])
 def test_losses_without_weight_are_left_out(recipe, used):
     names = used.split(",")
