@@ -1,0 +1,56 @@
+"""VCLR's step on a GPU against the same on the CPU."""
+
+import pytest
+import torch
+
+from fastseq.video.tuples import anchors
+from training.config import load_config
+from training.run import initial_model
+from training.trainer import make_optimizer
+from training.vclr_step import VCLRStep
+
+pytestmark = pytest.mark.gpu
+SMALL = ["model.backbone=resnet18", "model.pool=mean", "loss.vclr.queue_size=64"]
+
+
+def two_steps(device: str, *, bf16: bool = False):
+    """Results of two steps on made-up tuples of 8 videos, and what they leave."""
+    cfg = load_config("recipes/vclr_demo.yaml", SMALL)
+    generator = torch.Generator().manual_seed(0)
+    model = initial_model(cfg).to(device).train()
+    optimizer = make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
+    step = VCLRStep(cfg, model, optimizer, torch.device(device), bf16)
+    results = []
+    for _ in range(2):
+        steps = torch.rand(8, 7, generator=generator).argsort(1) * 10
+        steps[:, 6] = steps[:, 0]
+        assert (anchors(steps[..., None]) == 0).all()
+        frames = torch.randint(0, 256, (8, 7, 1, 3, 64, 64), generator=generator)
+        batch = {
+            "frames": frames.to(torch.uint8),
+            "steps": steps[..., None],
+            "valid": torch.ones(8, 7, 1, dtype=torch.bool),
+        }
+        results.append(step([batch], 1e-3, list))
+    return results, {key: value.cpu() for key, value in model.state_dict().items()}
+
+
+def test_steps_are_those_of_the_cpu():
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        a, state = two_steps("cuda")
+    b, expected = two_steps("cpu")
+    for on_gpu, on_cpu in zip(a, b, strict=True):
+        assert on_gpu.finite
+        for name, value in on_cpu.losses.items():
+            assert on_gpu.losses[name] == pytest.approx(value, rel=0.02, abs=1e-3), name
+    assert state["queues.inter.pointer"] == expected["queues.inter.pointer"] == 48
+    for name in ("inter", "video"):
+        key = f"queues.{name}.features"
+        assert (state[key] - expected[key]).abs().max() < 0.05, key
+
+
+def test_bf16():
+    (a, state), (b, _) = two_steps("cuda", bf16=True), two_steps("cuda")
+    for half, full in zip(a, b, strict=True):
+        assert half.loss == pytest.approx(full.loss, rel=0.05)
+    assert all(value.dtype != torch.bfloat16 for value in state.values())
