@@ -9,6 +9,7 @@ from runs import numbers, same, weights
 from vclr_cases import RECIPE, by_definition, tuples
 
 import training.train
+from training import memory
 from training.checkpoint import load_latest
 from training.config import load_config
 from training.data.index import build_index
@@ -205,6 +206,22 @@ def test_losses_fall_on_a_small_set(recipe, monkeypatch, name, factor):
     first, *_, last = read_log("run")
     assert last["loss"] < factor * first["loss"]
     assert last["pairwise_distance"] > 0.3
+
+
+def test_resnet_features_are_means_over_space():
+    options = ["model.backbone=resnet18", "loss.vclr.queue_size=4"]
+    model = initial_model(load_config("recipes/vclr.yaml", options)).eval()
+    frames = torch.randint(0, 256, (1, 2, 3, 64, 64)).to(torch.uint8)
+    with torch.no_grad():
+        features = model.encode(frames)
+        maps = model.encoder.backbone.maps(model.encoder._normalise(frames[0]))
+    assert maps.shape == (2, 512, 2, 2)
+    torch.testing.assert_close(features[0], maps.mean((2, 3)))
+
+
+def test_memory_is_not_measured_by_length(capsys):
+    assert memory.main(["recipes/vclr.yaml"]) == 2
+    assert "tuples are of single frames" in capsys.readouterr().err
 
 
 def test_dry_run(recipe, capsys):
