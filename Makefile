@@ -9,11 +9,13 @@ RUN := $(PYTHON)
 DEV :=
 DALI :=
 BENCH :=
+PARALLEL :=
 else
 RUN := $(VENV)/bin/python
 DEV := $(VENV)/.dev
 DALI := $(VENV)/.dali
 BENCH := $(VENV)/.bench
+PARALLEL := -n 2 --dist loadfile
 endif
 
 .DEFAULT_GOAL := help
@@ -26,7 +28,7 @@ demo: $(DEV)  ## render videos, train CARL on them, evaluate, write the report; 
 	$(RUN) -m training.demo
 
 test: $(DEV) $(DALI)  ## every test that this machine can run
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 lint: $(DEV)  ## ruff
 	$(RUN) -m ruff check .

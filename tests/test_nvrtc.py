@@ -93,6 +93,8 @@ def test_library_comes_from_its_package(monkeypatch, tmp_path):
     path = tmp_path / "nvidia" / "cu99" / "lib" / "libnvrtc.so.99"
     path.parent.mkdir(parents=True)
     path.touch()
+    # Looking for it has imported the namespace of other nvidia packages (DALI), with its old path.
+    monkeypatch.delitem(nvrtc.sys.modules, "nvidia", raising=False)
     nvrtc.importlib.invalidate_caches()
     with pytest.raises(OSError, match="file too short"):
         find()

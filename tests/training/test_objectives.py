@@ -243,7 +243,7 @@ def test_without_a_weight_it_is_scl(recipe):
         (["loss.lav.weight=inf"], "loss.lav.weight: expected at most"),
         (["loss.lav.weight=nan"], "loss.lav.weight: expected at least 0, got nan"),
         (["loss.contrastive_idm.window=-3"], "loss.contrastive_idm.window: expected at least 0"),
-        (["loss.vclr.weight=1"], "unknown key 'loss.vclr.weight'"),
+        (["loss.moco.weight=1"], "unknown key 'loss.moco.weight'"),
         (["loss.temperature=0.1"], "Did you mean 'loss.scl.temperature'"),
         (["loss.tcc.pairs=some"], "loss.tcc.pairs: expected one of given, all, got 'some'"),
         (["loss.contrastive_idm.form=cidm"], "expected one of contrastive, idm, sfa, got 'cidm'"),
