@@ -38,20 +38,12 @@ def video(codec="h264", note="", name="a.mp4"):
     [
         ([video()], None, NO_GPU, "pyav", 'DALI is not installed .pip install "fastseq.dali."'),
         ([video()], "2.4.0", None, "dali-gpu", "on the GPU"),
-        ([video()], "2.1.0", NO_GPU, "dali-cpu", "not on the GPU: training runs on cpu"),
-        ([video()], "2.4.0", NO_GPU, "pyav", "2.4.0 does not decode 'h264' on the CPU"),
-        ([video("vp9")], "2.4.0", NO_GPU, "dali-cpu", "reads every video"),
-        (
-            [video("vp9"), video("av1", name="b.mkv")],
-            "2.4.0",
-            NO_GPU,
-            "pyav",
-            "1 of 2 videos, such as b.mkv",
-        ),
+        ([video()], "2.1.0", NO_GPU, "pyav", "fastest on a CPU; .*: training runs on cpu"),
+        ([video(), video("ffv1", name="b.mkv")], "2.4.0", None, "pyav", "1 of 2 .* as b.mkv"),
         ([video(), video(note="cut off")], "2.1.0", None, "pyav", "damaged .cut off."),
     ],
 )
-def test_the_fastest_that_reads_every_video_is_chosen(videos, dali, gpu, engine, reason):
+def test_dali_where_the_gpu_reads_every_video_else_pyav(videos, dali, gpu, engine, reason):
     name, why = choose_engine(videos, dali=dali, gpu=gpu)
     assert name == engine
     assert re.search(reason, why), why
