@@ -8,7 +8,6 @@ documented C functions of NVRTC and of the driver are called, nothing that torch
 import contextlib
 import ctypes
 import functools
-import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -122,9 +121,10 @@ def _library() -> ctypes.CDLL:
     name = f"libnvrtc.so.{(torch.version.cuda or '13').split('.')[0]}"
     with contextlib.suppress(OSError):
         return ctypes.CDLL(name)
-    packages = importlib.util.find_spec("nvidia")
-    for folder in packages.submodule_search_locations or () if packages else ():
-        for path in Path(folder).glob(f"*/lib/{name}"):
+    # Not through the package "nvidia": some of NVIDIA's wheels make it one with an __init__.py,
+    # which hides the parts of it in other folders.
+    for folder in sys.path:
+        for path in Path(folder, "nvidia").glob(f"*/lib/{name}"):
             return ctypes.CDLL(str(path))
     raise OSError(f"{name} is not there")
 
