@@ -110,7 +110,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     folder = parser.parse_args().results
-    found = sorted(folder.glob("*/*.csv"))
+    # benchmarks.video writes a table of its own.
+    found = [path for path in sorted(folder.glob("*/*.csv")) if path.stem != "video"]
     if not found:
         raise SystemExit(f"no CSV below {folder}: run `python -m benchmarks.run` first")
     for path in found:
