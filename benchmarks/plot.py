@@ -20,6 +20,9 @@ STYLES = {
     "wavefront": ("#1f77b4", "s"),
     "pysdtw": ("#2ca02c", "^"),
     "tslearn": ("#7f7f7f", "v"),
+    "logits once": ("#1f77b4", "s"),
+    "shared lse": ("#17becf", "X"),
+    "attention": ("#8c564b", "P"),
 }
 PANELS = (
     ("median_ms", "forward + backward, ms"),
