@@ -60,7 +60,7 @@ def test_choice_of_backend(monkeypatch):
     monkeypatch.delenv("FASTSEQ_BACKEND", raising=False)
     here = BackendStatus(True, "here", "")
     monkeypatch.setattr(dispatch, "backend_status", lambda name: here)
-    monkeypatch.setattr(op, "interpreting", lambda: False)
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
     half, double = torch.bfloat16, torch.float64
     assert op.resolve_backend("auto", "cuda", half) == ("triton", "preferred here")
     assert op.resolve_backend("auto", "cpu", half) == ("torch", "preferred here")
@@ -70,7 +70,7 @@ def test_choice_of_backend(monkeypatch):
     for device, dtype, text in (("cuda", double, "float32 inputs"), ("cpu", half, "CUDA device")):
         with pytest.raises(RuntimeError, match=f"'triton'.*cannot serve.*to fix: .*{text}"):
             op.resolve_backend("triton", device, dtype)
-    monkeypatch.setattr(op, "interpreting", lambda: True)
+    monkeypatch.setattr(dispatch, "interpreting", lambda: True)
     assert op.resolve_backend("triton", "cpu", half)[0] == "triton"
     assert op.resolve_backend("auto", "cpu", half)[0] == "torch"
     monkeypatch.setenv("FASTSEQ_BACKEND", "reference")

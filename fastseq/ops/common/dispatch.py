@@ -99,6 +99,33 @@ def choose_backend(op: str, requested: str, why_not: Mapping[str, str | None]) -
     return requested, origin
 
 
+def choose_triton_or_torch(
+    op: str,
+    requested: str,
+    device_type: str,
+    dtype: torch.dtype,
+    no_kernel: str | None = None,
+) -> tuple[str, str]:
+    """`choose_backend` for an op with the backends triton, torch and reference.
+
+    ``no_kernel``: why Triton has no kernel for the call, where the op knows of a reason.
+    """
+    triton = {"triton": no_kernel or _why_not_triton(device_type, dtype)}
+    torch_first = {"torch": None, "reference": None}
+    # On the CPU Triton only has its interpreter, which is there for tests that ask for it.
+    why_not = triton | torch_first if device_type == "cuda" else torch_first | triton
+    return choose_backend(op, requested, why_not)
+
+
+def _why_not_triton(device_type: str, dtype: torch.dtype) -> str | None:
+    if dtype == torch.float64:
+        return "no kernel for float64; to fix: backend='torch', or float32 inputs"
+    reason = unavailable("triton")
+    if reason is None and device_type != "cuda" and not interpreting():
+        return f"the tensors are on {device_type}; to fix: move them to a CUDA device"
+    return reason
+
+
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """Autocast off, where the device type knows autocast (meta does not)."""
     if torch.amp.is_autocast_available(device_type):

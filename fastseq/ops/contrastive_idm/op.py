@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_backend, interpreting, no_autocast, unavailable
+from fastseq.ops.common.dispatch import choose_triton_or_torch, no_autocast
 from fastseq.ops.common.lengths import prepare_times, prepare_valid
 from fastseq.ops.common.validate import (
     check_choice,
@@ -162,24 +162,11 @@ def _warn_large_scale() -> None:
 def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     """The backend that serves such a call, and why. Reads nothing but its arguments and the
     environment."""
-    triton = {"triton": _why_not_triton(device_type, dtype)}
-    torch_first = {"torch": None, "reference": None}
-    # On the CPU Triton only has its interpreter, which is there for tests that ask for it.
-    why_not = triton | torch_first if device_type == "cuda" else torch_first | triton
-    return choose_backend("contrastive_idm", requested, why_not)
+    return choose_triton_or_torch("contrastive_idm", requested, device_type, dtype)
 
 
 # What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
 resolve_backend._dynamo_marked_constant = True
-
-
-def _why_not_triton(device_type: str, dtype: torch.dtype) -> str | None:
-    if dtype == torch.float64:
-        return "no kernel for float64; to fix: backend='torch', or float32 inputs"
-    reason = unavailable("triton")
-    if reason is None and device_type != "cuda" and not interpreting():
-        return f"the tensors are on {device_type}; to fix: move them to a CUDA device"
-    return reason
 
 
 def _backend(name: str):
