@@ -6,36 +6,15 @@ kernel joins them, one query a program. No atomics: the same bits every time. Al
 logarithms are base 2.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
-# The interpreter's tl.dot multiplies the raw bits of bf16.
-INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+from fastseq.ops.common.triton_tiles import dot, frames
+
 LN2 = tl.constexpr(0.6931471805599453)
 NORM_EPS = tl.constexpr(1e-12)
 # Exponentials of at most 1 on their way through fp16: what underflows is then below a rounding.
 FP16_SCALE = tl.constexpr(32768.0)
-
-
-@triton.jit
-def dot(b_x, b_y, b_acc, PREC: tl.constexpr):
-    if INTERPRET:
-        b_x = b_x.to(tl.float32)
-        b_y = b_y.to(tl.float32)
-    return tl.dot(b_x, b_y, b_acc, input_precision=PREC)
-
-
-@triton.jit
-def rows(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
-    """Channels k to k + BK of the rows o_t, zero where masked."""
-    o_k = k + tl.arange(0, BK)
-    p_tile = p_z + o_t.to(tl.int64)[:, None] * D + o_k[None, :]  # [BT, BK]
-    m_tile = m_t[:, None]
-    if D % BK != 0:
-        m_tile = m_tile & (o_k < D)[None, :]
-    return tl.load(p_tile, mask=m_tile, other=0.0)
 
 
 @triton.jit
@@ -87,12 +66,12 @@ def queue_nce_scan_kernel(
     i_s = tl.program_id(0) // blocks // CHUNKS
     chunk = tl.program_id(0) // blocks % CHUNKS * BD
 
-    b_qa = rows(p_q, o_m, m_m, 0, D, BK)  # [BM, BK]
+    b_qa = frames(p_q, o_m, m_m, 0, D, BK)  # [BM, BK]
     b_f = tl.zeros([BM], tl.float32) + scale
     if NORM:
         b_sq = tl.sum(b_qa.to(tl.float32) * b_qa.to(tl.float32), 1)
         for k in range(BK, D, BK):
-            b_qk = rows(p_q, o_m, m_m, k, D, BK).to(tl.float32)
+            b_qk = frames(p_q, o_m, m_m, k, D, BK).to(tl.float32)
             b_sq += tl.sum(b_qk * b_qk, 1)
         b_f *= inverse_norm(b_sq, NORM)
 
@@ -103,11 +82,11 @@ def queue_nce_scan_kernel(
     for j in range(i_s * span, stop, BN):
         o_n = j + tl.arange(0, BN)
         m_n = o_n < stop
-        b_c = rows(p_c, o_n, m_n, 0, D, BK).to(KIND)  # [BN, BK]
+        b_c = frames(p_c, o_n, m_n, 0, D, BK).to(KIND)  # [BN, BK]
         b_x = dot(b_qa, tl.trans(b_c), tl.zeros([BM, BN], tl.float32), PREC)
         for k in range(BK, D, BK):
-            b_ck = rows(p_c, o_n, m_n, k, D, BK).to(KIND)
-            b_x = dot(rows(p_q, o_m, m_m, k, D, BK), tl.trans(b_ck), b_x, PREC)
+            b_ck = frames(p_c, o_n, m_n, k, D, BK).to(KIND)
+            b_x = dot(frames(p_q, o_m, m_m, k, D, BK), tl.trans(b_ck), b_x, PREC)
         b_x = tl.where(m_n[None, :], b_x * b_f[:, None], float("-inf"))
         b_new = tl.maximum(b_max, tl.max(b_x, 1))
         b_e = tl.exp2(b_x - b_new[:, None])
@@ -116,7 +95,7 @@ def queue_nce_scan_kernel(
         b_max = b_new
         if KEEP:
             if BK < D or BK != BD:
-                b_c = rows(p_c, o_n, m_n, chunk, D, BD).to(KIND)
+                b_c = frames(p_c, o_n, m_n, chunk, D, BD).to(KIND)
             b_acc = dot((b_e * FACTOR).to(KIND), b_c, b_acc * b_shrink[:, None], PREC)
 
     o_part = o_m.to(tl.int64) * splits + i_s

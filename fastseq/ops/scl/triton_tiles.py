@@ -3,13 +3,11 @@
 Suffixes: a is the side whose frames are rows, c the side whose frames are columns.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
-# The interpreter's tl.dot multiplies the raw bits of bf16.
-INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+from fastseq.ops.common.triton_tiles import dot, frames
+
 # Weights are 2^32 times the Gaussian: each of them within reach is then a normal fp32 number.
 ROOT_WEIGHT = tl.constexpr(65536.0)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -18,14 +16,6 @@ NORM_EPS = tl.constexpr(1e-12)
 CLAMPED = tl.constexpr(0.999e12)
 # p - w of a frame is far below fp16's smallest normal number once T is large.
 FP16_SCALE = tl.constexpr(8192.0)
-
-
-@triton.jit
-def dot(b_x, b_y, b_acc, PREC: tl.constexpr):
-    if INTERPRET:
-        b_x = b_x.to(tl.float32)
-        b_y = b_y.to(tl.float32)
-    return tl.dot(b_x, b_y, b_acc, input_precision=PREC)
 
 
 @triton.jit
@@ -41,17 +31,6 @@ def valid(p_v, o_t, n_t, MASK: tl.constexpr):
     if MASK:
         m_t = m_t & (tl.load(p_v + o_t, mask=m_t, other=0) != 0)
     return m_t
-
-
-@triton.jit
-def frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
-    """Channels k to k + BK of the frames o_t, zero where masked."""
-    o_k = k + tl.arange(0, BK)
-    p_tile = p_z + o_t.to(tl.int64)[:, None] * D + o_k[None, :]  # [BT, BK]
-    m_tile = m_t[:, None]
-    if D % BK != 0:
-        m_tile = m_tile & (o_k < D)[None, :]
-    return tl.load(p_tile, mask=m_tile, other=0.0)
 
 
 @triton.jit

@@ -5,13 +5,11 @@ to n + N and back; without, M = N and it goes to n + shift for every shift. "Out
 sequence, "in" the one to it; hop g M + m of a group of shifts is that of sequence m by the g-th.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
-# The interpreter's tl.dot multiplies the raw bits of bf16.
-INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+from fastseq.ops.common.triton_tiles import INTERPRET, frames
+
 LN2 = tl.constexpr(0.6931471805599453)
 # Rows of the statistics of a cycle [6, hops, T]; all logarithms are base 2.
 LSE_V = tl.constexpr(0)  # of the scores against v
@@ -39,17 +37,6 @@ def to_operand(b_x, PREC: tl.constexpr):
         b_bits = (b_x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
         b_x = b_bits.to(tl.float32, bitcast=True)
     return b_x
-
-
-@triton.jit
-def frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
-    """Channels k to k + BK of the frames o_t, zero where masked."""
-    o_k = k + tl.arange(0, BK)
-    p_tile = p_z + o_t.to(tl.int64)[:, None] * D + o_k[None, :]  # [BT, BK]
-    m_tile = m_t[:, None]
-    if D % BK != 0:
-        m_tile = m_tile & (o_k < D)[None, :]
-    return tl.load(p_tile, mask=m_tile, other=0.0)
 
 
 @triton.jit

@@ -1,0 +1,28 @@
+"""What the Triton kernels of several ops do with a tile."""
+
+import os
+
+import triton
+import triton.language as tl
+
+# The interpreter's tl.dot multiplies the raw bits of bf16.
+INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+
+
+@triton.jit
+def dot(b_x, b_y, b_acc, PREC: tl.constexpr):
+    if INTERPRET:
+        b_x = b_x.to(tl.float32)
+        b_y = b_y.to(tl.float32)
+    return tl.dot(b_x, b_y, b_acc, input_precision=PREC)
+
+
+@triton.jit
+def frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
+    """Channels k to k + BK of the frames (rows of z) o_t, zero where masked."""
+    o_k = k + tl.arange(0, BK)
+    p_tile = p_z + o_t.to(tl.int64)[:, None] * D + o_k[None, :]  # [BT, BK]
+    m_tile = m_t[:, None]
+    if D % BK != 0:
+        m_tile = m_tile & (o_k < D)[None, :]
+    return tl.load(p_tile, mask=m_tile, other=0.0)
