@@ -82,7 +82,7 @@ def _panel(ax, rows: list[dict[str, str]], column: str) -> None:
                 zorder=3 if ours else 2,
             )
     ax.set_yscale("log")
-    ax.set_xticks(range(len(shapes)), ["×".join(map(str, shape)) for shape in shapes], fontsize=9)
+    ax.set_xticks(range(len(shapes)), ["×".join(map(str, shape)) for shape in shapes], fontsize=8)
     ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
     ax.set_xlabel("N×T×D")

@@ -19,7 +19,10 @@ from fastseq.ops.common.dispatch import BACKENDS, backend_status
 _EXTRAS = {
     "video": ("reading video files", ("av",)),
     "dali": ("decoding on the GPU", ("nvidia.dali",)),
-    "train": ("the training scripts", ("av", "omegaconf", "tqdm", "tensorboard", "sklearn")),
+    "train": (
+        "the training scripts",
+        ("av", "omegaconf", "tqdm", "tensorboard", "sklearn", "safetensors"),
+    ),
     "bench": ("the benchmarks", ("pytest", "pytest_benchmark", "matplotlib", "pykeops")),
 }
 
