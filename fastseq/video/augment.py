@@ -159,21 +159,38 @@ def augment_clip(
 
 def apply_draw(frames: torch.Tensor, draw: ClipDraw, size: int) -> torch.Tensor:
     """Apply drawn parameters: uint8 (T, H, W, 3) -> uint8 (T, 3, size, size)."""
-    clip = _crop_resize(frames, (draw.top, draw.left, draw.height, draw.width), size)
-    if draw.flip:
-        clip = clip.flip(3)
-    clip = clip.contiguous()
-    if not draw.colour and not draw.blur_sigma:
-        return clip
-    pixels = clip.flatten(2).float()  # (T, 3, size * size)
-    if draw.colour:
-        matrix, bias = colour_map(draw.colour, pixels.mean((0, 2)).double().numpy())
-        weight = torch.from_numpy(matrix).float().expand(len(pixels), 3, 3)
-        pixels = torch.baddbmm(torch.from_numpy(bias).float()[:, None], weight, pixels)
-    pixels = pixels.clamp_(0, 255).view(-1, 3, size, size)
-    if draw.blur_sigma:  # sees the clipped picture, not the out-of-range values behind it
-        pixels = _blur(pixels, draw.blur_sigma)
-    return pixels.add_(0.5).to(torch.uint8).contiguous()
+    resized = torch.empty(len(frames), size, size, 3, dtype=torch.uint8)
+    box = (draw.top, draw.left, draw.height, draw.width)
+    for frame, into in zip(frames.split(1), resized.split(1), strict=True):
+        crop_resize(frame, box, into)
+    return finish(resized, draw, torch.empty(len(frames), 3, size, size, dtype=torch.uint8))
+
+
+def finish(resized: torch.Tensor, draw: ClipDraw, out: torch.Tensor) -> torch.Tensor:
+    """Flip, colour and blur a cropped clip: uint8 (T, S, S, 3) into `out` (T, 3, S, S)."""
+    size = resized.shape[1]
+    if draw.colour and len(resized):
+        mean = sum(f.mean((0, 1), dtype=torch.float32).double() for f in resized) / len(resized)
+        matrix, bias = (torch.from_numpy(x).float() for x in colour_map(draw.colour, mean.numpy()))
+    if draw.blur_sigma:
+        weights = blur_kernel(draw.blur_sigma, size).tolist()
+    # Frame by frame in the same memory: getting fresh pages takes longer than the arithmetic.
+    planes = torch.empty(3, size, size, dtype=torch.uint8)
+    pixels, mapped = torch.empty(2, 3, size, size)
+    for frame, into in zip(resized, out, strict=True):
+        planes.copy_((frame.flip(1) if draw.flip else frame).permute(2, 0, 1))
+        if not draw.colour and not draw.blur_sigma:
+            into.copy_(planes)
+            continue
+        result = pixels.copy_(planes)
+        if draw.colour:
+            result = mapped
+            torch.addmm(bias[:, None], matrix, pixels.view(3, -1), out=mapped.view(3, -1))
+            mapped.clamp_(0, 255)  # the blur sees the clipped picture
+        if draw.blur_sigma:
+            _blur(result, weights)
+        into.copy_(result.add_(0.5))
+    return out
 
 
 def colour_map(
@@ -211,16 +228,15 @@ def blur_kernel(sigma: float, size: int) -> np.ndarray:
     return weight / weight.sum()
 
 
-def _blur(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Separable Gaussian; at its edges the picture is mirrored (at pixel centres), as by DALI."""
-    weight = torch.from_numpy(blur_kernel(sigma, pixels.shape[-1])).float()
-    reach = len(weight) // 2
-    down = weight.view(1, 1, -1, 1).expand(3, 1, -1, 1)
-    across = weight.view(1, 1, 1, -1).expand(3, 1, 1, -1)
-    # A depthwise convolution is many times faster with the channels last.
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    pixels = F.conv2d(F.pad(pixels, (0, 0, reach, reach), mode="reflect"), down, groups=3)
-    return F.conv2d(F.pad(pixels, (reach, reach, 0, 0), mode="reflect"), across, groups=3)
+def _blur(picture: torch.Tensor, weights: list[float]) -> None:
+    """Convolve (3, S, S) down, then across; it goes on beyond its edges in its mirror image (about
+    the centres of the outermost pixels), as with DALI."""
+    reach, size = len(weights) // 2, picture.shape[1]
+    for axis, pad in ((1, (0, 0, reach, reach)), (2, (reach, reach, 0, 0))):
+        padded = F.pad(picture[None], pad, mode="reflect")[0]
+        picture.zero_()
+        for shift, weight in enumerate(weights):
+            picture.add_(padded.narrow(axis, shift, size), alpha=weight)
 
 
 def eval_transform(frames: torch.Tensor, size: int) -> torch.Tensor:
@@ -239,15 +255,17 @@ def eval_draw(height: int, width: int) -> ClipDraw:
     return ClipDraw(*central_crop(height, width), flip=False, colour=(), blur_sigma=0.0)
 
 
-def _crop_resize(frames: torch.Tensor, box: tuple[int, int, int, int], size: int) -> torch.Tensor:
-    """Antialiased bilinear on bytes, (T, 3, size, size) with the channels last in memory."""
+def crop_resize(frames: torch.Tensor, box: tuple[int, int, int, int], out: torch.Tensor) -> None:
+    """Antialiased bilinear on bytes: the (top, left, height, width) of (T, H, W, 3) into `out`,
+    (T, S, S, 3)."""
     top, left, height, width = box
-    # Fast path of torch: bytes with the channels last, which is how frames lie in memory.
-    clip = frames[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
-    if (height, width) == (size, size):
-        return clip
-    clip = clip.contiguous(memory_format=torch.channels_last)
-    return F.interpolate(clip, (size, size), mode="bilinear", antialias=True)
+    clip = frames[:, top : top + height, left : left + width]
+    if clip.shape[1:] != out.shape[1:]:
+        # Fast path of torch: bytes with the channels last, which is how frames lie in memory.
+        clip = clip.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        clip = F.interpolate(clip, out.shape[1:3], mode="bilinear", antialias=True)
+        clip = clip.permute(0, 2, 3, 1)
+    out.copy_(clip)
 
 
 def _check(frames: torch.Tensor) -> None:

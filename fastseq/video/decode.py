@@ -118,32 +118,54 @@ def collect(
     deadline: Deadline,
 ) -> np.ndarray:
     """Frames at the ascending indices `wanted`, (len(wanted), H, W, 3)."""
+    out: list[np.ndarray] = []
+
+    def keep(place: int, pixels: np.ndarray) -> None:
+        if not out:
+            out.append(np.empty((len(wanted), *pixels.shape), dtype=np.uint8))
+        out[0][place] = pixels
+
+    deliver(path, wanted, info, converter, deadline, keep)
+    return out[0]
+
+
+def deliver(
+    path: str,
+    wanted: np.ndarray,
+    info: VideoInfo | None,
+    converter: Converter,
+    deadline: Deadline,
+    take: Callable[[int, np.ndarray], None],
+) -> None:
+    """Call `take(place, pixels)` for the frame at each of the ascending indices `wanted`.
+
+    `pixels` (H, W, 3) are the decoder's own memory, to be copied or used at once. After damage that
+    seeking did not get past, places come a second time, from the first on.
+    """
     timeline, note = (info.timeline, info.note) if info is not None else (None, "")
     if info is None:
         with open_video(path, deadline) as (container, stream):
             timeline, note = scan(container, stream, deadline)
-    if timeline is not None and wanted[-1] >= len(timeline.pts):
-        raise VideoError(path, past_the_end(int(wanted[-1]), len(timeline.pts), note))
-    out: list[np.ndarray | None] = [None]
+    frames = info.frames if info is not None else timeline and len(timeline.pts)
+    if frames is not None and wanted[-1] >= frames:
+        raise VideoError(path, past_the_end(int(wanted[-1]), frames, note))
+    if wanted[0] < 0:
+        raise VideoError(path, f"frame {wanted[0]} was asked for, but frames count from 0")
     filled = 0
 
     def put(place: int, frame: Any) -> None:
         nonlocal filled
-        pixels = converter(frame)
-        if out[0] is None:
-            out[0] = np.empty((len(wanted), *pixels.shape), dtype=np.uint8)
-        out[0][place] = pixels
+        take(place, converter(frame))
         filled = place + 1
 
     if timeline is not None:
         with open_video(path, deadline) as (container, stream):
             if _jump(container, stream, wanted, timeline, put, deadline):
-                return out[0]
+                return
     with open_video(path, deadline) as (container, stream):
         problem = _play(_within(deadline, container, stream), wanted, timeline, put)
     if problem:
         raise VideoError(path, f"frame {wanted[filled]} was asked for, but {problem}")
-    return out[0]
 
 
 def _jump(

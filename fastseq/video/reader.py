@@ -15,7 +15,6 @@ from fastseq.video.decode import (
     Converter,
     collect,
     open_video,
-    past_the_end,
     read_counted,
     rotation_of,
 )
@@ -159,8 +158,6 @@ def read_frames(
     asked = None if indices is None else _as_indices(indices)
     if asked is None and info is not None:
         asked = np.arange(info.frames)
-    if asked is not None and info is not None and asked.size and asked.max() >= info.frames:
-        raise VideoError(path, past_the_end(int(asked.max()), info.frames, info.note))
     converter = Converter(short_side, size)
     deadline = Deadline(path, time_limit)
     if asked is None:

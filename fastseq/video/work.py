@@ -9,7 +9,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from fastseq.video._av import VideoError
 from fastseq.video.augment import ClipDraw
+from fastseq.video.decode import scaled_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +35,8 @@ class Reading:
     Attributes:
         path: the file.
         height, width: of its frames as they are shown, after rotation, in pixels.
-        side: short side that frames are scaled to before they are cropped. (An engine may crop
-            and scale at once.)
+        side: short side of the scaled frame in whose pixels crops are given. (Engines crop and
+            scale the full frame at once, see `box_of`; only frames in memory have this size.)
         clips: all with the same number of frames.
     """
 
@@ -72,3 +74,35 @@ def shape_of(readings: Sequence[Reading], size: int) -> torch.Size:
     """Shape of the tensor that an engine makes of a batch."""
     first = readings[0]
     return torch.Size((len(readings), len(first.clips), len(first.clips[0].frames), 3, size, size))
+
+
+def wanted_frames(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+    """int64: ascending frame numbers that any clip needs, and (clips, T) their places in it."""
+    asked = np.stack([clip.frames for clip in reading.clips])
+    wanted, places = np.unique(asked, return_inverse=True)
+    return wanted, places.reshape(asked.shape)
+
+
+def box_of(clip: Clip, reading: Reading) -> tuple[int, int, int, int]:
+    """The crop as (top, left, height, width) in whole pixels of the full upright frame."""
+    draw = clip.draw
+    height, width = scaled_size(reading.height, reading.width, reading.side)
+    top, bottom = _rounded(draw.top, draw.height, reading.height / height, reading.height)
+    left, right = _rounded(draw.left, draw.width, reading.width / width, reading.width)
+    return top, left, bottom - top, right - left
+
+
+def _rounded(start: int, length: int, scale: float, most: int) -> tuple[int, int]:
+    first, last = round(start * scale), round((start + length) * scale)
+    first = min(first, most - 1)
+    return first, min(max(last, first + 1), most)
+
+
+def check_size(reading: Reading, height: int, width: int) -> None:
+    """VideoError unless the file's frames have the size that the reading was drawn for."""
+    if (reading.height, reading.width) != (height, width):
+        raise VideoError(
+            reading.path,
+            f"frames are {width} x {height}, but were announced as {reading.width} x "
+            f"{reading.height}; index the folder again (python -m training.prepare)",
+        )

@@ -206,11 +206,14 @@ def test_memory_and_disk_give_the_same_items(videos):
     spec = Augmentation(size=16)
     memory, why = open_loader(records, config(cache="ram", engine="auto"), spec, 3, progress=False)
     assert (memory.engine.name, why) == ("pyav", "frames are cached in memory, nothing is decoded")
-    disk, _ = open_loader(records, config(), spec, 3)
-    for one, two in zip(memory.stream(3), disk.stream(3), strict=True):
-        assert one["ids"] == two["ids"]
+    disk, scaled = (open_loader(records, config(), spec, 3)[0] for _ in range(2))
+    scaled.engine = PyAVEngine(16, scale_first=True)
+    for one, two, three in zip(*(x.stream(3) for x in (memory, scaled, disk)), strict=True):
+        assert one["ids"] == two["ids"] == three["ids"]
         for key in ("frames", "steps"):
             assert torch.equal(one[key], two[key])
+        assert torch.equal(one["steps"], three["steps"])
+        assert (one["frames"].float() - three["frames"].float()).abs().mean() < 3
     with pytest.raises(ValueError, match="'dali-cpu' cannot read from the cache"):
         open_loader(records, config(cache="ram", engine="dali-cpu"), spec, 3, progress=False)
 
@@ -239,12 +242,15 @@ def test_whole_videos_for_evaluation(videos, monkeypatch):
     build_index(videos)
     records = load_index(videos).videos
     engine = PyAVEngine(16)
+    scaled = load_videos(records, 16, 24, engine=PyAVEngine(16, scale_first=True))
+    for record, frames in zip(records, scaled, strict=True):
+        assert torch.equal(frames, eval_transform(read_frames(record.path, short_side=24), 16))
     read = [*load_videos(records, 16, 24, engine=engine)]
     for record, frames in zip(records, read, strict=True):
         assert frames.shape == (record.frames, 3, 16, 16)
         assert frames.dtype == torch.uint8
         assert (frames.float().mean((1, 2, 3)) - 8 * torch.arange(record.frames)).abs().max() < 4
-        assert torch.equal(frames, eval_transform(read_frames(record.path, short_side=24), 16))
+        assert torch.equal(frames, eval_transform(read_frames(record.path), 16))
     longer = dataclasses.replace(records[0], frames=31)
     with pytest.raises(VideoError, match="the video has 30 frames"):
         next(load_videos([longer], 16, 24, engine=engine))

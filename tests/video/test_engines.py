@@ -10,16 +10,22 @@ import torch
 
 pytest.importorskip("av")
 
+from dali_cases import check_rotation, check_stages, texture
+
 from fastseq.video import (
     Augmentation,
+    Clip,
     ClipLoader,
     PyAVEngine,
+    Reading,
     TwoViews,
+    VideoError,
     choose_engine,
     open_engine,
     probe,
     write_video,
 )
+from fastseq.video.augment import ClipDraw
 from fastseq.video.engines import choose
 
 NO_GPU = "training runs on cpu"
@@ -88,6 +94,47 @@ def test_dali_says_which_video_it_cannot_read(files):
     odd.codec = "mpeg4"
     with pytest.raises(ValueError, match="'dali-cpu' cannot read 1 of 5 videos, such as"):
         open_engine("dali-cpu", [*files, odd], 32)
+
+
+def test_pyav_makes_clips_of_full_frames(tmp_path):
+    check_stages(PyAVEngine(40), texture(tmp_path / "a.webm"), border=0, inner=0)
+
+
+@pytest.mark.parametrize("clockwise", [90, 180, 270])
+def test_pyav_crops_and_flips_the_upright_frame(tmp_path, clockwise):
+    engine = PyAVEngine(32)
+    check_rotation(engine, texture(tmp_path / "a.mp4"), clockwise, border=0, inner=0)
+
+
+def test_pyav_scales_a_frame_once_for_each_clip_that_shows_it(files):
+    """Views share decoded frames; frames come in any order, with repeats."""
+    crops = [ClipDraw(0, 0, 48, 48, False, (), 0.0), ClipDraw(4, 9, 40, 30, True, (), 0.0)]
+    orders = [[7, 3, 3, 11], [3, 8, 7, 7]]
+    info = files[0]
+
+    def reading(clips):
+        return Reading(info.path, info.height, info.width, 48, clips)
+
+    clips = [Clip(np.array(o), c) for o, c in zip(orders, crops, strict=True)]
+    both = PyAVEngine(32).read([reading(tuple(clips))])
+    engine = PyAVEngine(32)
+    alone = [engine.read([reading((clip,))])[0, 0] for clip in clips]
+    assert torch.equal(both[0], torch.stack(alone))
+    assert torch.equal(both[0, 0, 1], both[0, 0, 2])
+    assert not torch.equal(both[0, 0, 0], both[0, 0, 1])
+
+
+def test_pyav_refuses_other_frames_than_were_announced(files):
+    clip = Clip(np.array([0]), ClipDraw(0, 0, 10, 10, False, (), 0.0))
+    wrong = Reading(files[0].path, files[0].height, files[0].width + 2, 48, (clip,))
+    with pytest.raises(VideoError, match=r"were announced as .* index the folder again"):
+        PyAVEngine(32).read([wrong])
+    for frame, message in ((-1, "count from 0"), (files[0].frames, "was asked for, but the video")):
+        clip = Clip(np.array([frame]), clip.draw)
+        with pytest.raises(VideoError, match=message):
+            PyAVEngine(32).read(
+                [Reading(files[0].path, files[0].height, files[0].width, 48, (clip,))]
+            )
 
 
 @needs_dali

@@ -1,6 +1,7 @@
 """SegmentTuples: which frames, which draws, and that every engine and the loader take them."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from fastseq.video import (
 from fastseq.video.augment import apply_draw
 from fastseq.video.engines.choose import dali_version
 from fastseq.video.tuples import anchors, order_labels
+from fastseq.video.work import box_of
 
 PER_FRAME = Augmentation(size=16, per_clip=False)
 
@@ -137,8 +139,9 @@ def test_batches_hold_the_frames_that_their_steps_name(tmp_path):
     ):
         (reading,) = item.readings
         for clip, made, step in zip(reading.clips, frames, steps, strict=True):
-            decoded = read_frames(reading.path, step.tolist(), short_side=reading.side)
-            assert torch.equal(made, apply_draw(decoded, clip.draw, 16))
+            decoded = read_frames(reading.path, step.tolist())
+            box = dict(zip(("top", "left", "height", "width"), box_of(clip, reading), strict=True))
+            assert torch.equal(made, apply_draw(decoded, replace(clip.draw, **box), 16))
     again = ClipLoader(items, 2, engine=PyAVEngine(16, workers=1))
     assert torch.equal(next(again.stream(1))["frames"], batch["frames"])
 

@@ -14,6 +14,7 @@ from fastseq.video import (
     ClipLoader,
     Engine,
     Items,
+    PyAVEngine,
     Reading,
     SegmentTuples,
     TwoViews,
@@ -105,9 +106,11 @@ def open_evaluation_engine(records: Sequence[VideoRecord], cfg: Any) -> Engine:
 
     Decoders convert colours differently, so that training and evaluation should share one.
     """
-    name = "pyav" if cfg.data.cache == "ram" else cfg.data.engine
+    size = cfg.augmentation.size
+    if cfg.data.cache == "ram":
+        return PyAVEngine(size, scale_first=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return open_engine(name, records, cfg.augmentation.size, device=device)[0]
+    return open_engine(cfg.data.engine, records, size, device=device)[0]
 
 
 def load_videos(

@@ -16,7 +16,7 @@ import torch
 from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 
-from fastseq.video.augment import _crop_resize
+from fastseq.video.augment import crop_resize
 from fastseq.video.engines.dali_inputs import Inputs
 
 # What the graph is fed: (name, type, dimensions), per reading and for each of its clips.
@@ -130,7 +130,7 @@ def _clip(video: Any, draw: dict[str, Any], size: int, gpu: bool, gpu_operators:
             draw["start"],
             draw["end"],
             draw["flips"],
-            function=functools.partial(crop_resize, size),
+            function=functools.partial(_crop_resize, size),
             output_layouts="FHWC",
         )
     if draw["changed"]:
@@ -167,7 +167,7 @@ def _blur(pixels: Any, draw: dict[str, Any], gpu_operators: bool) -> Any:
 
 
 @do_not_convert
-def crop_resize(
+def _crop_resize(
     size: int,
     video: np.ndarray,
     order: np.ndarray,
@@ -183,6 +183,7 @@ def crop_resize(
     mirrored = [axis for axis in (1, 2) if flips[axis - 1]]
     out = torch.empty(len(order), size, size, 3, dtype=torch.uint8)
     for chunk, places in zip(out.split(_CHUNK), order.split(_CHUNK), strict=True):
-        resized = _crop_resize(frames[places], box, size).permute(0, 2, 3, 1)
-        chunk.copy_(resized.flip(mirrored) if mirrored else resized)
+        crop_resize(frames[places], box, chunk)
+        if mirrored:
+            chunk.copy_(chunk.flip(mirrored))
     return out.numpy()

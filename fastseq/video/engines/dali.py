@@ -20,10 +20,9 @@ from fastseq.video.engines.dali_inputs import (
     inputs_of,
     inspect,
     release,
-    wanted_frames,
 )
 from fastseq.video.reader import VideoInfo, read_frames
-from fastseq.video.work import Reading, Source, shape_of
+from fastseq.video.work import Reading, Source, shape_of, wanted_frames
 
 # FFmpeg's names. H.264 and HEVC left DALI's CPU build with version 2.1.1.
 _CPU_CODECS = {"vp8", "libvpx", "vp9", "libvpx-vp9", "mjpeg"}
@@ -82,11 +81,9 @@ class DaliEngine:
     Each file is decoded once for all its clips, and only the frames that some clip needs, at full
     size: hour-long or large videos want `python -m training.prepare --transcode` first.
 
-    Frames, crops and flips are those of the PyAV engine. Pixels are not, for two reasons. PyAV's
-    frames are scaled to a reading's `side` before they are cropped, here both is one step, the
-    crop's edges rounded to whole pixels of the stored frame. And the conversions to RGB differ:
-    1.1 grey levels in the mean on real clips at full size, PyAV's being that much darker than
-    exact; 1.4 to 3.1 with frames scaled by PyAV. DALI itself takes files tagged as Rec. 709 for
+    Frames, crops and flips are those of the PyAV engine. Pixels are not, as the conversions to RGB
+    differ: 1.1 grey levels in the mean on real clips, PyAV's being that much darker than exact.
+    DALI itself takes files tagged as Rec. 709 for
     Rec. 601 (5 to 10 grey levels off in the mean, PyAV is right) and until 2.3.0 some of full range
     for limited; both are undone here as part of the colour step.
 

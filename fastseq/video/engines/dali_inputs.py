@@ -9,9 +9,9 @@ import numpy as np
 
 from fastseq.video._av import VideoError
 from fastseq.video.augment import blur_kernel, colour_map
-from fastseq.video.decode import open_video, scaled_size
+from fastseq.video.decode import open_video, past_the_end
 from fastseq.video.reader import VideoInfo, probe
-from fastseq.video.work import Clip, Reading
+from fastseq.video.work import Clip, Reading, box_of, check_size, wanted_frames
 
 # (red, blue) weights in luma of FFmpeg's AVColorSpace numbers; the others are Rec. 601's.
 _LUMA = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
@@ -114,34 +114,18 @@ def _to_rgb(red: float, blue: float, full: bool) -> tuple[np.ndarray, np.ndarray
     return matrix, matrix @ [-16, -128, -128]
 
 
-def wanted_frames(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending frame numbers that any clip needs, and (clips, T) their places in it."""
-    asked = np.stack([clip.frames for clip in reading.clips])
-    wanted, places = np.unique(asked, return_inverse=True)
-    return wanted.astype(np.int32), places.reshape(asked.shape).astype(np.int32)
-
-
 def inputs_of(reading: Reading, file: File, size: int) -> Inputs:
     """Raises VideoError where the file does not hold what the reading asks for."""
     info = file.info
-    if (reading.height, reading.width) != (info.height, info.width):
-        raise VideoError(
-            reading.path,
-            f"frames are {info.width} x {info.height}, but were announced as {reading.width} x "
-            f"{reading.height}; index the folder again (python -m training.prepare)",
-        )
+    check_size(reading, info.height, info.width)
     wanted, places = wanted_frames(reading)
     if wanted.size and not 0 <= wanted[0] <= wanted[-1] < info.frames:
         bad = wanted[0] if wanted[0] < 0 else wanted[-1]
-        raise VideoError(
-            reading.path,
-            f"frame {bad} was asked for, but the video has {info.frames} frames, 0 to "
-            f"{info.frames - 1}",
-        )
+        raise VideoError(reading.path, past_the_end(int(bad), info.frames, info.note))
     clips = []
     for clip, order in zip(reading.clips, places, strict=True):
         draw = {
-            "order": order,
+            "order": order.astype(np.int32),
             **_geometry(clip, reading, info.rotation),
             **_pixels(clip, file, size),
         }
@@ -152,19 +136,17 @@ def inputs_of(reading: Reading, file: File, size: int) -> Inputs:
         raise VideoError(reading.path, str(error.strerror or error)) from error
     sides = (info.height, info.width)
     stored = sides[::-1] if info.rotation in (90, 270) else sides
-    return Inputs(encoded, wanted, (len(wanted), *stored, 3), tuple(clips))
+    return Inputs(encoded, wanted.astype(np.int32), (len(wanted), *stored, 3), tuple(clips))
 
 
 def _geometry(clip: Clip, reading: Reading, rotation: int) -> dict[str, Any]:
     """`start`, `end`, `flips`, `turned`.
 
-    The box, in pixels of the upright frame scaled to `side`, becomes a box of the stored frame, its
-    edges rounded to whole pixels. A quarter turn is a flip and `turned`.
+    The box is one of the stored frame. A quarter turn is a flip and `turned`.
     """
     draw, height, width = clip.draw, reading.height, reading.width
-    scaled = scaled_size(height, width, reading.side)
-    top, bottom = _rounded(draw.top, draw.height, height / scaled[0], height)
-    left, right = _rounded(draw.left, draw.width, width / scaled[1], width)
+    top, left, rows, columns = box_of(clip, reading)
+    bottom, right = top + rows, left + columns
     if rotation == 90:  # the stored frame, turned counterclockwise by `rotation`, is upright
         top, bottom, left, right = left, right, height - bottom, height - top
     elif rotation == 180:
@@ -180,12 +162,6 @@ def _geometry(clip: Clip, reading: Reading, rotation: int) -> dict[str, Any]:
         "flips": np.array([flip_rows, flip_columns], np.float32),
         "turned": turned,
     }
-
-
-def _rounded(start: int, length: int, scale: float, most: int) -> tuple[int, int]:
-    first, last = round(start * scale), round((start + length) * scale)
-    first = min(first, most - 1)
-    return first, min(max(last, first + 1), most)
 
 
 def _pixels(clip: Clip, file: File, size: int) -> dict[str, Any]:

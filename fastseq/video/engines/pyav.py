@@ -7,16 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fastseq.video._av import VideoError
-from fastseq.video.augment import apply_draw
+from fastseq.video.augment import apply_draw, crop_resize, finish
+from fastseq.video.decode import Converter, deliver
 from fastseq.video.reader import VideoInfo, probe, read_frames
-from fastseq.video.work import Reading, Source, shape_of
+from fastseq.video.timeline import Deadline
+from fastseq.video.work import Reading, Source, box_of, check_size, shape_of, wanted_frames
 
 
 class PyAVEngine:
     """Reads exactly the frames asked for, one file a time in each worker.
+
+    Each frame is cropped and resized as it leaves the decoder, from its full size.
 
     Args:
         size: side of the output in pixels.
@@ -24,6 +28,8 @@ class PyAVEngine:
         pin_memory: put batches into page-locked memory, from which a GPU copies faster.
         cache: path -> uint8 (frames, H, W, 3), the whole video scaled to the readings' `side`:
             such files are not opened.
+        scale_first: scale frames to the readings' `side` before the crop, so that pixels are those
+            that a cache gives. Slower.
         time_limit: seconds for one file, after which it counts as unreadable.
     """
 
@@ -36,11 +42,13 @@ class PyAVEngine:
         workers: int = 0,
         pin_memory: bool = False,
         cache: Mapping[str, torch.Tensor] | None = None,
+        scale_first: bool = False,
         time_limit: float = 60.0,
     ):
         self.size, self.workers, self.pin_memory = size, workers, pin_memory
-        self.cache, self.time_limit = cache, time_limit
+        self.cache, self.scale_first, self.time_limit = cache, scale_first, time_limit
         self._infos: dict[str, VideoInfo] = {}
+        self._resized = torch.empty(0, dtype=torch.uint8)
 
     def batches(self, source: Source, start: int, stop: int) -> Iterator[torch.Tensor]:
         loader = DataLoader(
@@ -61,33 +69,65 @@ class PyAVEngine:
 
     def close(self) -> None:
         self._infos.clear()
+        self._resized = torch.empty(0, dtype=torch.uint8)
 
     def read(self, readings: Sequence[Reading]) -> torch.Tensor:
         """uint8 (readings, clips, T, 3, size, size)."""
         out = torch.empty(shape_of(readings, self.size), dtype=torch.uint8)
+        if get_worker_info() is not None:
+            out.share_memory_()  # while it is empty: on its way to the parent it would be copied
         for reading, clips in zip(readings, out, strict=True):
-            wanted, places = np.unique(
-                np.concatenate([clip.frames for clip in reading.clips]), return_inverse=True
-            )
-            frames = self._frames(reading, wanted)
-            at = places.reshape(len(reading.clips), -1)
-            for clip, which, pixels in zip(reading.clips, at, clips, strict=True):
-                pixels.copy_(apply_draw(frames[torch.from_numpy(which)], clip.draw, self.size))
+            if self.scale_first or (self.cache is not None and reading.path in self.cache):
+                self._from_scaled(reading, clips)
+            else:
+                self._from_full(reading, clips)
         return out
 
-    def _frames(self, reading: Reading, wanted: np.ndarray) -> torch.Tensor:
+    def _from_full(self, reading: Reading, out: torch.Tensor) -> None:
+        info = self._info(reading)
+        wanted, places = wanted_frames(reading)
+        users: list[list[tuple[int, int]]] = [[] for _ in wanted]
+        for clip, t in np.ndindex(places.shape):
+            users[places[clip, t]].append((clip, t))
+        boxes = [box_of(clip, reading) for clip in reading.clips]
+        shape = (*places.shape, self.size, self.size, 3)
+        if self._resized.shape != shape:  # kept: fresh memory takes as long as the resizing
+            self._resized = torch.empty(shape, dtype=torch.uint8)
+        resized = self._resized
+
+        def take(place: int, pixels: np.ndarray) -> None:
+            frame = torch.from_numpy(np.ascontiguousarray(pixels))[None]
+            for clip, t in users[place]:
+                crop_resize(frame, boxes[clip], resized[clip, t : t + 1])
+
+        converter = Converter(None, (reading.height, reading.width))
+        deadline = Deadline(reading.path, self.time_limit)
+        deliver(reading.path, wanted, info, converter, deadline, take)
+        for clip, frames, pixels in zip(reading.clips, resized, out, strict=True):
+            finish(frames, clip.draw, pixels)
+
+    def _from_scaled(self, reading: Reading, out: torch.Tensor) -> None:
+        wanted, places = wanted_frames(reading)
+        if self.cache is not None and reading.path in self.cache:
+            frames = self.cache[reading.path][torch.from_numpy(wanted)]
+        else:
+            frames = read_frames(
+                reading.path,
+                wanted,
+                short_side=reading.side,
+                info=self._info(reading),
+                time_limit=self.time_limit,
+            )
+        for clip, which, pixels in zip(reading.clips, places, out, strict=True):
+            pixels.copy_(apply_draw(frames[torch.from_numpy(which)], clip.draw, self.size))
+
+    def _info(self, reading: Reading) -> VideoInfo:
         path = reading.path
-        if self.cache is not None and path in self.cache:
-            return self.cache[path][torch.from_numpy(wanted)]
         if path not in self._infos:
             self._infos[path] = probe(path, time_limit=self.time_limit)
-        return read_frames(
-            path,
-            wanted,
-            short_side=reading.side,
-            info=self._infos[path],
-            time_limit=self.time_limit,
-        )
+        info = self._infos[path]
+        check_size(reading, info.height, info.width)
+        return info
 
 
 class _Batches(Dataset):
