@@ -1,6 +1,6 @@
 """Reading clips from files: clips per second of every engine and of what there was before.
 
-``python -m benchmarks.video``; ``pytest benchmarks/test_video.py`` does the same.
+``python -m benchmarks.video [--video FILE]``; ``pytest benchmarks/test_video.py`` does the same.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from fastseq.video import (
     Augmentation,
     Clip,
     Reading,
+    VideoInfo,
     decode_side,
     eval_draw,
     open_engine,
@@ -33,8 +34,10 @@ HEIGHT, WIDTH, FRAMES = 360, 640, 450
 SIZE = 224
 LENGTHS = (32, 240)  # frames a clip
 BATCH = 4  # clips
+DECODING = "decoding alone"  # as fastseq's PyAV engine decodes: its floor
 COLUMNS = (
     "device",
+    "clip",
     "frames",
     "augmentation",
     "provider",
@@ -42,6 +45,7 @@ COLUMNS = (
     "frames_per_s",
     "ratio",  # fastseq's best clips/s over this one's, same rounds
     "rounds",
+    "decode_share",  # of the time: time to decode, nothing else / time
     "augmentation_share",  # of the time: 1 - time without augmentation / time with it
     "note",
     "load",
@@ -75,29 +79,28 @@ def render(path: Path, *, seed: int = 0) -> None:
     write_video(path, frames(), 30)
 
 
-def work(path: Path, length: int, augmented: bool, clips: int) -> list[Reading]:
+def work(info: VideoInfo, length: int, augmented: bool, clips: int) -> list[Reading]:
     """Random sorted frames, one clip a reading."""
     rng = np.random.default_rng(length)
     side = decode_side(SIZE)
-    height, width = scaled_size(HEIGHT, WIDTH, side)
+    height, width = scaled_size(info.height, info.width, side)
     out = []
     for _ in range(clips):
-        frames = np.sort(rng.permutation(FRAMES)[:length])
+        frames = np.sort(rng.permutation(info.frames)[:length])
         draw = eval_draw(height, width)
         if augmented:
             draw = draw_clip(height, width, Augmentation(size=SIZE), rng)
-        out.append(Reading(str(path), HEIGHT, WIDTH, side, (Clip(frames, draw),)))
+        out.append(Reading(info.path, info.height, info.width, side, (Clip(frames, draw),)))
     return out
 
 
 Run = Callable[[list[Reading]], Iterator[torch.Tensor]]
 
 
-def providers(path: Path, threads: int, augmented: bool) -> dict[str, Run | str]:
+def providers(info: VideoInfo, threads: int, augmented: bool) -> dict[str, Run | str]:
     """Ours, then the others; a string says why one is missing."""
     from benchmarks import video_peers as peers
 
-    info = probe(path)
     spec = Augmentation(size=SIZE) if augmented else None
 
     def engine(name: str) -> Run | str:
@@ -126,56 +129,57 @@ def providers(path: Path, threads: int, augmented: bool) -> dict[str, Run | str]
         "fastseq dali-gpu": engine("dali-gpu"),
         "fastseq dali-cpu": engine("dali-cpu"),
         "fastseq pyav": engine("pyav"),
+        DECODING: peer(peers.Decoding),
         "PyAV alone": peer(peers.PlainPyAV),
         "CARL_code": peer(peers.Released),
     }
 
 
-def clips_per_second(run: Run, readings: list[Reading]) -> float:
-    """Of a pipeline that is under way: from its first batch to its last."""
+def clips_per_second(run: Run, readings: list[Reading], threads: int) -> float:
+    """Of a pipeline that is under way: after each worker's first batch, up to the last one."""
     started = count = 0.0
-    for batch in run(readings):
+    for number, batch in enumerate(run(readings), 1):
         if batch.device.type == "cuda":
             torch.cuda.synchronize()
-        if not started:
+        if number == threads:
             started = time.perf_counter()
-        else:
+        elif number > threads:
             count += len(batch)
     return count / (time.perf_counter() - started)
 
 
 def measure(
-    folder: Path,
+    path: Path,
     length: int,
     *,
     rounds: int = 3,
     seconds: float = 4.0,
     threads: int | None = None,
 ) -> list[dict[str, str]]:
-    """Rows for clips of `length` frames, with and without augmentation, all in turns."""
+    """Rows for clips of `length` frames of a file, with and without augmentation, all in turns."""
     threads = threads or len(os.sched_getaffinity(0))
-    path = folder / "clip.mp4"
-    if not path.exists():
-        render(path)
+    info = probe(path)
     calls, notes = {}, {}
     for augmented in (False, True):
-        for name, run in providers(path, threads, augmented).items():
+        for name, run in providers(info, threads, augmented).items():
             if isinstance(run, str):
                 notes[name, augmented] = run
                 continue
             # The rate tells how many clips fill a sample; it is also the warm-up.
-            few = 3 * BATCH if name.startswith("fastseq") else 2 * threads
-            first = clips_per_second(run, work(path, length, augmented, few))
-            clips = max(few, BATCH * round(first * seconds / BATCH))
-            calls[name, augmented] = run, work(path, length, augmented, clips)
+            turn = threads * (BATCH if name.startswith("fastseq") else 1)
+            first = clips_per_second(run, work(info, length, augmented, 2 * turn), threads)
+            clips = turn * (1 + max(1, round(first * seconds / turn)))
+            calls[name, augmented] = run, work(info, length, augmented, clips)
     rates: dict[tuple[str, bool], list[float]] = {key: [] for key in calls}
     for _ in range(rounds):
         for key, (run, readings) in calls.items():
-            rates[key].append(clips_per_second(run, readings))
-    return _rows(length, rates, notes, threads)
+            rates[key].append(clips_per_second(run, readings, threads))
+    return _rows(info, length, rates, notes, threads)
 
 
-def _rows(length: int, rates: dict, notes: dict, threads: int) -> list[dict[str, str]]:
+def _rows(
+    info: VideoInfo, length: int, rates: dict, notes: dict, threads: int
+) -> list[dict[str, str]]:
     from fastseq.video.engines.choose import dali_version
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -183,6 +187,8 @@ def _rows(length: int, rates: dict, notes: dict, threads: int) -> list[dict[str,
         **{k: v for k, v in results.environment(device).items() if k in COLUMNS},
         "threads": str(threads),
         "dali": dali_version() or "",
+        "clip": f"{Path(info.path).stem}, {info.frames} frames, {info.height} x {info.width}, "
+        f"{Path(info.path).stat().st_size / 2**10:.0f} KiB of {info.codec}",
         "frames": str(length),
     }
     rows = []
@@ -198,7 +204,10 @@ def _rows(length: int, rates: dict, notes: dict, threads: int) -> list[dict[str,
                 "ratio": f"{median(a / b for a, b in zip(best, mine, strict=True)):.3g}",
                 "rounds": str(len(mine)),
             }
-            if augmented:
+            if name == "fastseq pyav":
+                share = median(mine) / median(rates[DECODING, augmented])
+                row["decode_share"] = f"{share:.2f}"
+            if augmented and name != DECODING:
                 share = 1 - median(mine) / median(rates[name, False])
                 row["augmentation_share"] = f"{max(share, 0):.2f}"
         else:
@@ -208,20 +217,28 @@ def _rows(length: int, rates: dict, notes: dict, threads: int) -> list[dict[str,
 
 
 def table(rows: list[dict[str, str]]) -> str:
+    """One for each file."""
+    parts = []
+    for clip in dict.fromkeys(row["clip"] for row in rows):
+        parts.append(f"{clip}:\n\n{_table([row for row in rows if row['clip'] == clip])}")
+    missing = dict.fromkeys(f"- {r['provider']}: {r['note']}" for r in rows if r.get("note"))
+    return "\n\n".join([*parts, "\n".join(missing)]).rstrip()
+
+
+def _table(rows: list[dict[str, str]]) -> str:
     lines = [
         "| frames | augmented | reader | clips/s | frames/s | best fastseq is faster by | "
-        "augmentation's share |",
-        "|" + "---|" * 7,
+        "decoding's share | augmentation's share |",
+        "|" + "---|" * 8,
     ]
     for row in rows:
         if row.get("clips_per_s"):
             lines.append(
                 f"| {row['frames']} | {row['augmentation']} | {row['provider']} | "
                 f"{row['clips_per_s']} | {row['frames_per_s']} | {row['ratio']}x | "
-                f"{row.get('augmentation_share') or '-'} |"
+                f"{row.get('decode_share') or '-'} | {row.get('augmentation_share') or '-'} |"
             )
-    missing = dict.fromkeys(f"- {r['provider']}: {r['note']}" for r in rows if r.get("note"))
-    return "\n".join([*lines, "", *missing]).rstrip()
+    return "\n".join(lines)
 
 
 def write(rows: list[dict[str, str]], folder: Path) -> Path:
@@ -238,8 +255,8 @@ def write(rows: list[dict[str, str]], folder: Path) -> Path:
     first = rows[0]
     path.with_suffix(".md").write_text(
         f"# Reading clips on {first['device']}\n\n"
-        f"Random sorted frames of an H.264 file of {FRAMES} frames, {HEIGHT} x {WIDTH} (x264's "
-        f"default key frames), to {SIZE} x {SIZE} bytes; batches of {BATCH} clips, "
+        f"Random sorted frames of a file (`rendered`: drawn by the benchmark, x264's default key "
+        f"frames) to {SIZE} x {SIZE} bytes; batches of {BATCH} clips, "
         f"{first['threads']} threads or processes; torch {first['torch']}, DALI "
         f"{first['dali'] or 'not installed'}, Python {first['python']}; commit {first['commit']}; "
         f"load average before {first['load']}. Written by `python -m benchmarks.video`.\n\n"
@@ -251,14 +268,18 @@ def write(rows: list[dict[str, str]], folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.video", description=__doc__)
     parser.add_argument("--frames", type=int, action="append", help="a clip; default 32 and 240")
+    parser.add_argument("--video", type=Path, action="append", help="measure on this file, too")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each sample")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for length in options.frames or LENGTHS:
-            rows += measure(Path(folder), length, rounds=options.rounds, seconds=options.seconds)
+        rendered = Path(folder) / "rendered.mp4"
+        render(rendered)
+        for path in (rendered, *(options.video or ())):
+            for length in options.frames or LENGTHS:
+                rows += measure(path, length, rounds=options.rounds, seconds=options.seconds)
     print(table(rows))
     print(write(rows, options.results))
 

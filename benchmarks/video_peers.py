@@ -1,5 +1,6 @@
 """Reading clips without fastseq: the way CARL's released loader does it, and PyAV as one would."""
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,8 +12,11 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from fastseq.video import Augmentation, Reading
+from fastseq.video import Augmentation, Reading, probe
 from fastseq.video.augment import apply_draw
+from fastseq.video.decode import deliver
+from fastseq.video.timeline import Deadline
+from fastseq.video.work import wanted_frames
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -119,6 +123,25 @@ class PlainPyAV(Dataset):
             box = {name: int(getattr(draw, name) * scale) for name in edges}
             clips.append(apply_draw(pixels, replace(draw, **box), self.size))
         return torch.stack(clips)
+
+
+class Decoding(Dataset):
+    """The decoding of fastseq's PyAV engine; the frames are dropped."""
+
+    def __init__(self, readings: Sequence[Reading], size: int, spec: Augmentation | None):
+        self.readings = readings
+
+    def __len__(self) -> int:
+        return len(self.readings)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        path, deadline = self.readings[index].path, Deadline(self.readings[index].path, None)
+        wanted, _ = wanted_frames(self.readings[index])
+        deliver(path, wanted, _info(path), lambda frame: frame, deadline, lambda place, frame: None)
+        return torch.zeros(1)
+
+
+_info = functools.cache(probe)
 
 
 def in_workers(dataset: Dataset, workers: int) -> Iterator[torch.Tensor]:
