@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -222,6 +223,9 @@ def in_threads(
     try:
         results = pool.map(function, items)
         return list(tqdm(results, what, len(items), unit="video", disable=not progress))
+    except KeyboardInterrupt:
+        print("\nstopping after the videos under way", file=sys.stderr)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
