@@ -161,8 +161,9 @@ def apply_draw(frames: torch.Tensor, draw: ClipDraw, size: int) -> torch.Tensor:
     """Apply drawn parameters: uint8 (T, H, W, 3) -> uint8 (T, 3, size, size)."""
     resized = torch.empty(len(frames), size, size, 3, dtype=torch.uint8)
     box = (draw.top, draw.left, draw.height, draw.width)
-    for frame, into in zip(frames.split(1), resized.split(1), strict=True):
-        crop_resize(frame, box, into)
+    some = _some(size)
+    for chunk, into in zip(frames.split(some), resized.split(some), strict=True):
+        crop_resize(chunk, box, into)
     return finish(resized, draw, torch.empty(len(frames), 3, size, size, dtype=torch.uint8))
 
 
@@ -174,23 +175,31 @@ def finish(resized: torch.Tensor, draw: ClipDraw, out: torch.Tensor) -> torch.Te
         matrix, bias = (torch.from_numpy(x).float() for x in colour_map(draw.colour, mean.numpy()))
     if draw.blur_sigma:
         weights = blur_kernel(draw.blur_sigma, size).tolist()
-    # Frame by frame in the same memory: getting fresh pages takes longer than the arithmetic.
-    planes = torch.empty(3, size, size, dtype=torch.uint8)
-    pixels, mapped = torch.empty(2, 3, size, size)
-    for frame, into in zip(resized, out, strict=True):
-        planes.copy_((frame.flip(1) if draw.flip else frame).permute(2, 0, 1))
+    # A few frames at a time in the same memory: fresh pages take longer than the arithmetic.
+    some = min(_some(size), len(resized))
+    all_planes = torch.empty(some, 3, size, size, dtype=torch.uint8)
+    all_pixels, all_mapped = torch.empty(2, some, 3, size, size)
+    for frames, into in zip(resized.split(some), out.split(some), strict=True):
+        n = len(frames)
+        planes, pixels, mapped = all_planes[:n], all_pixels[:n], all_mapped[:n]
+        planes.copy_((frames.flip(2) if draw.flip else frames).permute(0, 3, 1, 2))
         if not draw.colour and not draw.blur_sigma:
             into.copy_(planes)
             continue
         result = pixels.copy_(planes)
         if draw.colour:
-            result = mapped
-            torch.addmm(bias[:, None], matrix, pixels.view(3, -1), out=mapped.view(3, -1))
+            result, weight = mapped, matrix.expand(n, 3, 3)
+            torch.baddbmm(bias[:, None], weight, pixels.flatten(2), out=mapped.flatten(2))
             mapped.clamp_(0, 255)  # the blur sees the clipped picture
         if draw.blur_sigma:
             _blur(result, weights)
         into.copy_(result.add_(0.5))
     return out
+
+
+def _some(size: int) -> int:
+    """Frames of `size` that are worked on at a time: about as many pixels as one of 224."""
+    return max(1, (224 // size) ** 2)
 
 
 def colour_map(
@@ -228,15 +237,15 @@ def blur_kernel(sigma: float, size: int) -> np.ndarray:
     return weight / weight.sum()
 
 
-def _blur(picture: torch.Tensor, weights: list[float]) -> None:
-    """Convolve (3, S, S) down, then across; it goes on beyond its edges in its mirror image (about
-    the centres of the outermost pixels), as with DALI."""
-    reach, size = len(weights) // 2, picture.shape[1]
-    for axis, pad in ((1, (0, 0, reach, reach)), (2, (reach, reach, 0, 0))):
-        padded = F.pad(picture[None], pad, mode="reflect")[0]
-        picture.zero_()
+def _blur(pictures: torch.Tensor, weights: list[float]) -> None:
+    """Convolve (T, 3, S, S) down, then across; beyond its edges a picture goes on in its mirror
+    image (about the centres of the outermost pixels), as with DALI."""
+    reach, size = len(weights) // 2, pictures.shape[2]
+    for axis, pad in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
+        padded = F.pad(pictures, pad, mode="reflect")
+        pictures.zero_()
         for shift, weight in enumerate(weights):
-            picture.add_(padded.narrow(axis, shift, size), alpha=weight)
+            pictures.add_(padded.narrow(axis, shift, size), alpha=weight)
 
 
 def eval_transform(frames: torch.Tensor, size: int) -> torch.Tensor:

@@ -35,7 +35,7 @@ def choose_engine(
     """(engine, reason) for "auto": a pure function.
 
     DALI on the GPU where it reads every video exactly, PyAV elsewhere: on a CPU DALI's engine takes
-    1.2 to 2 times as long (benchmarks/results), so that it is for those who ask for it by name.
+    1.6 to 3.2 times as long (benchmarks/results), so that it is for those who ask for it by name.
 
     Args:
         videos: `fastseq.video.VideoInfo`, or anything with its attributes.
