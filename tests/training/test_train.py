@@ -223,6 +223,7 @@ def test_help_does_not_wait_for_torch():
 
 def test_training_on_video_files(video_folder):
     arguments = ["tiny.yaml", "train.steps=4", "train.log_every=1", "data.batch_size=3"]
+    arguments.append("data.cache_side=32")  # that of the files: the cache scales nothing
     assert main([*arguments, "train.run_dir=decoded"]) == 0
     assert main([*arguments, "train.run_dir=cached", "data.cache=ram"]) == 0
     assert same(weights("decoded"), weights("cached"))
