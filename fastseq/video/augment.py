@@ -93,6 +93,10 @@ class ClipDraw:
     colour: tuple[tuple[str, float], ...]
     blur_sigma: float
 
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        return self.top, self.left, self.height, self.width
+
 
 def draw_clip(
     height: int, width: int, spec: Augmentation, generator: np.random.Generator
@@ -160,17 +164,18 @@ def augment_clip(
 def apply_draw(frames: torch.Tensor, draw: ClipDraw, size: int) -> torch.Tensor:
     """Apply drawn parameters: uint8 (T, H, W, 3) -> uint8 (T, 3, size, size)."""
     resized = torch.empty(len(frames), size, size, 3, dtype=torch.uint8)
-    box = (draw.top, draw.left, draw.height, draw.width)
     some = _some(size)
     for chunk, into in zip(frames.split(some), resized.split(some), strict=True):
-        crop_resize(chunk, box, into)
+        crop_resize(chunk, draw.box, into)
     return finish(resized, draw, torch.empty(len(frames), 3, size, size, dtype=torch.uint8))
 
 
 def finish(resized: torch.Tensor, draw: ClipDraw, out: torch.Tensor) -> torch.Tensor:
     """Flip, colour and blur a cropped clip: uint8 (T, S, S, 3) into `out` (T, 3, S, S)."""
     size = resized.shape[1]
-    if draw.colour and len(resized):
+    if not len(resized):
+        return out
+    if draw.colour:
         mean = sum(f.mean((0, 1), dtype=torch.float32).double() for f in resized) / len(resized)
         matrix, bias = (torch.from_numpy(x).float() for x in colour_map(draw.colour, mean.numpy()))
     if draw.blur_sigma:

@@ -71,9 +71,16 @@ class Engine(Protocol):
 
 
 def shape_of(readings: Sequence[Reading], size: int) -> torch.Size:
-    """Shape of the tensor that an engine makes of a batch."""
-    first = readings[0]
-    return torch.Size((len(readings), len(first.clips), len(first.clips[0].frames), 3, size, size))
+    """Shape of the tensor that an engine makes of a batch; ValueError for clips that make none."""
+    lengths = [[len(clip.frames) for clip in reading.clips] for reading in readings]
+    clips = len(lengths[0]) if lengths else 0
+    T = lengths[0][0] if clips else 0
+    if not T or any(row != [T] * clips for row in lengths):
+        raise ValueError(
+            "the clips of a batch must not be empty and have the same number of frames, "
+            f"got {lengths}"
+        )
+    return torch.Size((len(lengths), clips, T, 3, size, size))
 
 
 def wanted_frames(reading: Reading) -> tuple[np.ndarray, np.ndarray]:

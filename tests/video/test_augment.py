@@ -57,6 +57,11 @@ def test_resize_by_half_is_the_antialiased_triangle():
     assert (out - expected).abs().max() <= 1.5  # bytes in between
 
 
+@pytest.mark.parametrize("draw", [{}, {"colour": (("hue", 0.1),), "blur_sigma": 1.0}])
+def test_a_clip_without_frames(draw):
+    assert apply_draw(picture(T=0), still(16, 16, **draw), 8).shape == (0, 3, 8, 8)
+
+
 def naive_colour(frames, colour):
     """Operation by operation on float pixels, clipped at the end."""
     x = frames.double().numpy()

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+from fractions import Fraction
+from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,10 @@ import torch
 
 pytest.importorskip("av")
 
-from dali_cases import check_rotation, check_stages, texture
+import av
+from counter_video import counter_frame
+from dali_cases import check_rotation, check_stages, plain, texture
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from fastseq.video import (
     Augmentation,
@@ -27,6 +32,7 @@ from fastseq.video import (
 )
 from fastseq.video.augment import ClipDraw
 from fastseq.video.engines import choose
+from fastseq.video.engines import pyav as pyav_engine
 
 NO_GPU = "training runs on cpu"
 needs_dali = pytest.mark.skipif(
@@ -135,6 +141,79 @@ def test_pyav_refuses_other_frames_than_were_announced(files):
             PyAVEngine(32).read(
                 [Reading(files[0].path, files[0].height, files[0].width, 48, (clip,))]
             )
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory):
+    """20 frames of 64 x 48, then 20 of 160 x 96, in one stream."""
+    path = tmp_path_factory.mktemp("growing") / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for start, size in ((0, (64, 48)), (20, (160, 96))):
+            encoder = av.CodecContext.create("mjpeg", "w")
+            encoder.width, encoder.height, encoder.pix_fmt = *size, "yuvj420p"
+            encoder.time_base = Fraction(1, 25)
+            packets = []
+            for number in range(start, start + 20):
+                frame = av.VideoFrame.from_ndarray(counter_frame(number, *size), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                packets += encoder.encode(frame)
+            for packet in packets + encoder.encode(None):
+                packet.stream = stream
+                container.mux(packet)
+    return probe(path)
+
+
+@pytest.mark.parametrize("scale_first", [False, True])
+def test_pyav_gives_a_frame_the_first_ones_size(growing, scale_first):
+    """Whichever frames of a stream that changes its size are asked for."""
+    engine = PyAVEngine(40, scale_first=scale_first)
+    assert (growing.frames, growing.width, growing.height) == (40, 64, 48)
+
+    def read(*frames):
+        clip = Clip(np.array(frames), plain(24, 30, top=5, left=9))
+        return engine.read([Reading(growing.path, 48, 64, 40, (clip,))])[0, 0]
+
+    assert torch.equal(read(3, 25)[1:], read(25))
+
+
+@pytest.mark.parametrize("lengths", [[], [[]], [[0]], [[2, 3]], [[2], [3]], [[2], [2, 2]]])
+def test_pyav_refuses_clips_that_make_no_tensor(files, lengths):
+    readings = [
+        Reading(files[0].path, 48, 64, 48, tuple(Clip(np.arange(n), plain(9, 9)) for n in row))
+        for row in lengths
+    ]
+    with pytest.raises(ValueError, match=re.escape(f"same number of frames, got {lengths}")):
+        PyAVEngine(32).read(readings)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pyav_names_the_bad_file_with_pinned_memory_too(tmp_path, workers, monkeypatch):
+    """Older versions of torch make a list of a tuple there."""
+
+    def pinned(*args, **options):
+        for batch in DataLoader(*args, **options):
+            yield [*batch] if isinstance(batch, tuple) else pin_memory(batch)
+
+    DataLoader = pyav_engine.DataLoader
+    monkeypatch.setattr(pyav_engine, "DataLoader", pinned)
+    (tmp_path / "a.mp4").write_bytes(b"")
+    bad = Reading(str(tmp_path / "a.mp4"), 48, 64, 48, (Clip(np.arange(2), plain(9, 9)),))
+    with pytest.raises(VideoError, match="the file is empty") as caught:
+        next(PyAVEngine(32, workers=workers).batches(lambda k: [bad], 0, 1))
+    assert caught.value.path == bad.path
+
+
+def test_spawned_workers_share_no_memory_that_is_written_to(files):
+    clip = Clip(np.arange(2), plain(9, 9))
+    readings = [Reading(files[0].path, 48, 64, 48, (clip,))]
+    engine = PyAVEngine(32)
+    frames = engine.read(readings)
+    # As processes that are spawned get it.
+    copies = [ForkingPickler.loads(ForkingPickler.dumps(engine)) for _ in range(2)]
+    assert all(torch.equal(copy.read(readings), frames) for copy in copies)
+    assert copies[0]._resized.data_ptr() != copies[1]._resized.data_ptr()
 
 
 @needs_dali

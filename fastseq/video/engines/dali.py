@@ -176,11 +176,7 @@ class DaliEngine:
     def _load(self, source: Source, batch: int) -> tuple[Sequence[Reading], list[Inputs]]:
         """The readings of a batch and the graph's inputs for each."""
         readings = source(batch)
-        lengths = [[len(clip.frames) for clip in reading.clips] for reading in readings]
-        if not lengths or any(row != lengths[0] for row in lengths) or len(set(lengths[0])) != 1:
-            raise ValueError(
-                f"the clips of a batch must have the same number of frames, got {lengths}"
-            )
+        shape_of(readings, self.size)  # a batch that makes no tensor fails here
         return readings, [inputs_of(r, self._file(r.path), self.size) for r in readings]
 
     def _file(self, path: str) -> File:

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fastseq.video._av import VideoError
-from fastseq.video.augment import apply_draw, crop_resize, finish
-from fastseq.video.decode import Converter, deliver
-from fastseq.video.reader import VideoInfo, probe, read_frames
+from fastseq.video.augment import crop_resize, finish
+from fastseq.video.decode import Converter, deliver, scaled_size
+from fastseq.video.reader import VideoInfo, probe
 from fastseq.video.timeline import Deadline
 from fastseq.video.work import Reading, Source, box_of, check_size, shape_of, wanted_frames
 
@@ -63,8 +63,8 @@ class PyAVEngine:
             generator=torch.Generator().manual_seed(0),
         )
         for frames in loader:
-            if isinstance(frames, tuple):  # an exception would lose its type on the way here
-                raise VideoError(*frames)
+            if isinstance(frames, VideoError):  # raised in a worker it would lose its type
+                raise frames
             yield frames
 
     def close(self) -> None:
@@ -77,21 +77,25 @@ class PyAVEngine:
         if get_worker_info() is not None:
             out.share_memory_()  # while it is empty: on its way to the parent it would be copied
         for reading, clips in zip(readings, out, strict=True):
-            if self.scale_first or (self.cache is not None and reading.path in self.cache):
-                self._from_scaled(reading, clips)
-            else:
-                self._from_full(reading, clips)
+            self._read(reading, clips)
         return out
 
-    def _from_full(self, reading: Reading, out: torch.Tensor) -> None:
-        info = self._info(reading)
+    def _read(self, reading: Reading, out: torch.Tensor) -> None:
         wanted, places = wanted_frames(reading)
         users: list[list[tuple[int, int]]] = [[] for _ in wanted]
         for clip, t in np.ndindex(places.shape):
             users[places[clip, t]].append((clip, t))
-        boxes = [box_of(clip, reading) for clip in reading.clips]
+        cached = self.cache is not None and reading.path in self.cache
+        if cached or self.scale_first:
+            frame_size = scaled_size(reading.height, reading.width, reading.side)
+            boxes = [clip.draw.box for clip in reading.clips]
+        else:
+            frame_size = (reading.height, reading.width)
+            boxes = [box_of(clip, reading) for clip in reading.clips]
         shape = (*places.shape, self.size, self.size, 3)
-        if self._resized.shape != shape:  # kept: fresh memory takes as long as the resizing
+        # Kept, as fresh memory takes as long as the resizing; but not what came pickled, which all
+        # spawned workers share.
+        if self._resized.shape != shape or self._resized.is_shared():
             self._resized = torch.empty(shape, dtype=torch.uint8)
         resized = self._resized
 
@@ -100,26 +104,16 @@ class PyAVEngine:
             for clip, t in users[place]:
                 crop_resize(frame, boxes[clip], resized[clip, t : t + 1])
 
-        converter = Converter(None, (reading.height, reading.width))
-        deadline = Deadline(reading.path, self.time_limit)
-        deliver(reading.path, wanted, info, converter, deadline, take)
+        if cached:
+            video = self.cache[reading.path]
+            for place, number in enumerate(wanted):
+                take(place, video[number].numpy())
+        else:
+            info, converter = self._info(reading), Converter(None, frame_size)
+            deadline = Deadline(reading.path, self.time_limit)
+            deliver(reading.path, wanted, info, converter, deadline, take)
         for clip, frames, pixels in zip(reading.clips, resized, out, strict=True):
             finish(frames, clip.draw, pixels)
-
-    def _from_scaled(self, reading: Reading, out: torch.Tensor) -> None:
-        wanted, places = wanted_frames(reading)
-        if self.cache is not None and reading.path in self.cache:
-            frames = self.cache[reading.path][torch.from_numpy(wanted)]
-        else:
-            frames = read_frames(
-                reading.path,
-                wanted,
-                short_side=reading.side,
-                info=self._info(reading),
-                time_limit=self.time_limit,
-            )
-        for clip, which, pixels in zip(reading.clips, places, out, strict=True):
-            pixels.copy_(apply_draw(frames[torch.from_numpy(which)], clip.draw, self.size))
 
     def _info(self, reading: Reading) -> VideoInfo:
         path = reading.path
@@ -136,14 +130,14 @@ class _Batches(Dataset):
     def __init__(self, engine: PyAVEngine, source: Source):
         self.engine, self.source = engine, source
 
-    def __getitem__(self, batch: int) -> torch.Tensor | tuple[str, str]:
+    def __getitem__(self, batch: int) -> torch.Tensor | VideoError:
         try:
             return self.engine.read(self.source(batch))
         except VideoError as error:
-            return error.path, error.reason
+            return error
 
 
-def _unchanged(batch: torch.Tensor | tuple[str, str]) -> torch.Tensor | tuple[str, str]:
+def _unchanged(batch: torch.Tensor | VideoError) -> torch.Tensor | VideoError:
     return batch
 
 
