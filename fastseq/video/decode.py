@@ -25,7 +25,9 @@ def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[An
     try:
         if Path(path).is_file() and Path(path).stat().st_size == 0:
             raise VideoError(path, "the file is empty (0 bytes)")
-        container = av.open(path, timeout=deadline.seconds if deadline else None)
+        # Titles and names in another encoding than UTF-8 are no reason not to read the frames.
+        timeout = deadline.seconds if deadline else None
+        container = av.open(path, timeout=timeout, metadata_errors="replace")
     except av.error.ExitError as error:
         raise deadline.error() from error  # only happens with a time limit
     except (av.error.FFmpegError, OSError) as error:

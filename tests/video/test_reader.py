@@ -140,6 +140,21 @@ def test_wrong_requests(folder):
         read_frames(path, [0], size=8, short_side=8)
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "avi", "mp4"])
+def test_a_title_in_another_encoding_does_not_matter(folder, suffix):
+    path = folder / f"title.{suffix}"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "caf\u00e9"
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(counter_frame(5, 64, 48), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    data = path.read_bytes()
+    assert data.count("caf\u00e9".encode()) == 1
+    path.write_bytes(data.replace("caf\u00e9".encode(), "caf\u00e9 ".encode("latin-1")))
+    assert read_counter(read_frames(path, [0], info=probe(path))[0]) == 5
+
+
 def test_unreadable_files_say_why(folder):
     video = encode(folder / "whole.mp4", 60, options=X264)
     data = video.read_bytes()
