@@ -52,10 +52,9 @@ class Item:
 
 
 def decode_side(size: int, side: int | None = None) -> int:
-    """Short side that frames are scaled to while they are decoded.
+    """Short side of the scaled frame in whose pixels crops are drawn, see `Reading`.
 
-    Default 8/7 of the network's input, the usual 256 for 224: full-size frames of a long clip
-    would take gigabytes.
+    Default 8/7 of the network's input, the usual 256 for 224.
     """
     return round(size * 8 / 7) if side is None else side
 
@@ -69,7 +68,7 @@ class Items:
     Args:
         videos: what there is to draw from, see `Video`.
         augmentation: what happens to each clip.
-        side: short side that frames are decoded to, default 8/7 of the augmentation's size.
+        side: short side of the frame in whose pixels crops are drawn, see `decode_side`.
 
     Attributes:
         left_out: (id, reason) of videos that no item is made of.
@@ -125,7 +124,7 @@ class ClipItems(Items):
         positive_window: frames, for "anchors".
         num_context, context_stride: C frames stand for each one: itself and C - 1 earlier ones,
             `context_stride` apart.
-        side: short side that frames are decoded to, default 8/7 of the augmentation's size.
+        side: short side of the frame in whose pixels crops are drawn, see `decode_side`.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class SegmentTuples(Items):
             (released code), or "any" of them (the paper does not restrict it).
         reversal: whether a shuffled tuple may be in exactly reversed order. Not in the released
             code; the paper does not say. Two frames have no other order.
-        side: short side that frames are decoded to, default 8/7 of the augmentation's size.
+        side: short side of the frame in whose pixels crops are drawn, see `decode_side`.
 
     Attributes:
         left_out: (id, reason) of videos that are too short.

@@ -35,8 +35,8 @@ class Reading:
     Attributes:
         path: the file.
         height, width: of its frames as they are shown, after rotation, in pixels.
-        side: short side of the scaled frame in whose pixels crops are given. (Engines crop and
-            scale the full frame at once, see `box_of`; only frames in memory have this size.)
+        side: short side of the scaled frame in whose pixels crops are given. Only frames in memory
+            have this size; engines crop the full frame, see `box_of`.
         clips: all with the same number of frames.
     """
 

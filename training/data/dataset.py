@@ -137,5 +137,5 @@ def load_videos(
     for (record, frames), made in zip(chunks, engine.batches(source, 0, len(chunks)), strict=True):
         parts.append(made[0, 0])
         if frames[-1] == record.frames - 1:
-            yield torch.cat(parts)
-            parts.clear()
+            parts = [torch.cat(parts)]
+            yield parts.pop()  # kept nowhere here while it is worked on
