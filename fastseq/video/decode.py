@@ -63,8 +63,11 @@ def past_the_end(index: int, frames: int, note: str) -> str:
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """(height, width) that `read_frames` scales a frame to for a given `short_side`.
 
-    The longer side is the nearest even number: FFmpeg's scaler is half as fast for odd widths.
+    The longer side is the nearest even number: FFmpeg's scaler is half as fast for odd widths. A
+    square stays one, so that turning a frame turns its size.
     """
+    if height == width:
+        return short_side, short_side
     scale = short_side / min(height, width)
     longer = max(short_side, 2 * round(max(height, width) * scale / 2))
     return (longer, short_side) if height > width else (short_side, longer)

@@ -10,7 +10,13 @@ av = pytest.importorskip("av")
 
 from counter_video import counter_frame, encode, read_counter, remux, set_rotation  # noqa: E402
 
-from fastseq.video import VideoError, probe, read_frames, write_video  # noqa: E402
+from fastseq.video import (  # noqa: E402
+    VideoError,
+    probe,
+    read_frames,
+    scaled_size,
+    write_video,
+)
 
 COUNT = 97
 X264 = {"crf": "18", "x264-params": "keyint=12:min-keyint=12:bframes=3:scenecut=0:threads=1"}
@@ -110,6 +116,15 @@ def test_rotation_is_applied(folder, clockwise):
     assert frame.shape == (info.height, info.width, 3)
     assert read_counter(np.rot90(frame, clockwise // 90)) == 19  # undone counterclockwise
     assert read_frames(path, [19], size=(40, 20)).shape == (1, 40, 20, 3)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 48), (66, 64)])
+def test_a_turned_frame_has_the_scaled_size_of_its_upright_one(folder, size):
+    path = encode(folder / f"turned_{size[0]}.mp4", 2, options=X264, size=size)
+    info = probe(set_rotation(path, 90))
+    for side in (23, 24, 31):
+        expected = scaled_size(info.height, info.width, side)
+        assert read_frames(path, [0], short_side=side).shape == (1, *expected, 3)
 
 
 def test_sizes_orders_and_repeats(folder):

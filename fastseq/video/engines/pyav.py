@@ -24,7 +24,9 @@ class PyAVEngine:
 
     Args:
         size: side of the output in pixels.
-        workers: processes; 0 reads in this one, between batches.
+        workers: processes; 0 reads in this one, between batches. Each works two batches ahead.
+            They lie in shared memory: /dev/shm, small in containers (`--shm-size`), has to hold
+            them.
         pin_memory: put batches into page-locked memory, from which a GPU copies faster.
         cache: path -> uint8 (frames, H, W, 3), the whole video scaled to the readings' `side`:
             such files are not opened.
