@@ -107,7 +107,8 @@ def all_cases():
             cases.append(("grad", precision, 128, arch, {"loss_type": "regression_mse"}))
             cases.append(("grad", precision, 128, arch, {"l2": False}))
         # Not a power of two, not a multiple of 16 bytes.
-        cases.append(("grad", "bf16", 200, arch, {}))
+        for kernel in ("nearest", "moments", "pull", "grad"):
+            cases += [(kernel, precision, 200, arch, {}) for precision in ("bf16", "tf32x3")]
         cases.append(("grad", "tf32x3", 17, arch, {}))
     return cases
 
