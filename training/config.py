@@ -151,7 +151,10 @@ def _check_values(config: DictConfig) -> None:
             raise ConfigError(f"{key}: expected more than {above}, got {value}")
     _check_loss_and_data(config)
     if (config.train.steps is None) == (config.train.epochs is None):
-        raise ConfigError("set one of train.steps and train.epochs; the other one to null")
+        raise ConfigError(
+            f"train.steps is {config.train.steps} and train.epochs {config.train.epochs}: "
+            "set one of train.steps and train.epochs, and the other one to null"
+        )
     if config.model.backbone == "small_cnn" and config.model.train_from not in ("all", "none"):
         raise ConfigError("model.train_from: small_cnn is trained whole: expected all or none")
     if config.model.hidden_size % config.model.heads:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.evaluation.cli import UserError, run_command
+from training.evaluation.cli import UserError, make_folder, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -27,17 +27,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def command() -> None:
+        from safetensors import SafetensorError
+
         from training.checkpoint import CheckpointError
         from training.run import load_run
 
-        if args.out.exists() and not args.overwrite:
+        if args.out.is_file() and not args.overwrite:
             raise UserError(f"{args.out} exists already; --overwrite replaces it")
+        if args.out.is_dir():
+            raise UserError(f"{args.out} is a folder; give a file, such as model.safetensors")
         try:
             model, cfg = load_run(args.run)
         except CheckpointError as error:
             raise UserError(str(error)) from error
         weights = model.state_dict()
-        write_safetensors(args.out, weights, cfg)
+        make_folder(args.out.parent)
+        try:
+            write_safetensors(args.out, weights, cfg)
+        except SafetensorError as error:  # a full disk, for one
+            raise UserError(f"{args.out} was not written: {error}") from error
         size = args.out.stat().st_size / 1e6
         print(f"written: {args.out}, {len(weights)} tensors, {size:.1f} MB")
 

@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = weights_name(args.run)
         index = open_index(cfg, args.folder)
         if not index.videos:
-            raise UserError(f"{index.folder} has no usable videos; see its fastseq_index.json")
+            raise UserError(
+                f"{index.folder} has no video that can be read; "
+                f"`python -m training.prepare {index.folder}` says why"
+            )
         make_folder(args.out)
         files = {record.id: args.out / f"{record.id}.npz" for record in index.videos}
         todo = [

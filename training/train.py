@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -44,11 +45,14 @@ MAY_CHANGE = {
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    recipes = (Path(__file__).parent / "recipes").glob("*.yaml")
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
         description="Train an encoder on videos prepared with python -m training.prepare.",
         epilog="Example: python -m training.train recipes/carl_demo.yaml data.folder=videos "
-        "train.run_dir=runs/first",
+        "train.run_dir=runs/first. "
+        f"There are, in training/: {', '.join(f'recipes/{p.name}' for p in sorted(recipes))}. "
+        "Every key with its meaning and default: training/schema.py.",
     )
     parser.add_argument("recipe", help="YAML file, relative to here or to training/")
     parser.add_argument(
@@ -75,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:  # only now, so that --help need not wait for torch
+        import av  # noqa: F401  missing, it would show only when there is a run directory already
+        import tensorboard  # noqa: F401
+
         from fastseq.video import TooManyBadVideos
         from training import distributed
         from training.checkpoint import CheckpointError
@@ -132,7 +139,11 @@ def _run(args: argparse.Namespace) -> int:
     if received:
         if distributed.is_main():
             print(f"stopped; continue with --resume: {run_dir}", file=sys.stderr)
+            if distributed.world_size() == 1:  # else under a launcher with options of its own
+                words = shlex.join([args.recipe, *args.overrides, "--resume"])
+                print(f"  python -m training.train {words}", file=sys.stderr)
         return 128 + received
+    logging.info("done: python -m training.evaluate, extract, align and export take %s", run_dir)
     return 0
 
 
@@ -230,7 +241,10 @@ def open_loader(
     records = [record for record in index.videos if record.split == cfg.data.train_split]
     if not records:
         if not index.videos:
-            raise ConfigError(f"data.folder: {cfg.data.folder} has no video that can be read")
+            raise ConfigError(
+                f"data.folder: {cfg.data.folder} has no video that can be read; "
+                f"`python -m training.prepare {cfg.data.folder}` says why"
+            )
         splits = sorted({record.split for record in index.videos})
         raise ConfigError(
             f"data.train_split: no video of split {cfg.data.train_split!r} in {cfg.data.folder}, "
@@ -291,6 +305,9 @@ def open_run(trainer: "Trainer", *, resume: bool) -> None:
     on_main(write)
     if resume and not resumed:
         logging.info("no checkpoint in %s yet: starting at step 0", run_dir)
+    if trainer.step >= trainer.steps:
+        logging.info("%s: all %d steps are done, nothing is left to train", run_dir, trainer.steps)
+        return
     logging.info(
         "%s: %d videos, steps %d to %d on %s",
         run_dir,

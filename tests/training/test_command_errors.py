@@ -1,13 +1,15 @@
 """Wrong use of the commands that read a run: one clear line, status 2, nothing spoiled."""
 
+import importlib
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from runs import RECIPE
 
-from training import align, evaluate, extract, report, retrieve, train
+from training import align, evaluate, export, extract, report, retrieve, train
 from training.checkpoint import list_checkpoints
 from training.data.index import build_index
 from training.demo import __main__ as demo
@@ -132,7 +134,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
 
 def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(cli.os, "access", lambda path, mode: False)  # file modes do not bind root
-    with pytest.raises(cli.UserError, match=r"out is not writable; give another one with --out"):
+    with pytest.raises(cli.UserError, match=r"out is not writable; give another place"):
         cli.make_folder(tmp_path / "out")
 
 
@@ -174,6 +176,41 @@ def test_videos_that_are_none(run, capsys):
         assert bad in error
         assert message in error.replace("Is a d", "d")
     assert not Path("out").exists()
+
+
+def test_export_makes_the_folder_and_takes_no_folder_for_a_file(run, capsys):
+    assert export.main(["run", "new/model.safetensors"]) == 0
+    assert Path("new/model.safetensors").stat().st_size > 1000
+    capsys.readouterr()
+    assert export.main(["run", "new", "--overwrite"]) == 2
+    assert "new is a folder; give a file" in one_line(capsys)
+    assert export.main(["run", "file/model.safetensors"]) == 2
+    assert "cannot be made a folder" in one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["av", "tensorboard"])
+def test_training_without_an_extra_starts_no_run(run, capsys, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    assert train.main(["tiny.yaml", "data.folder=videos", "train.run_dir=new"]) == 2
+    assert 'training needs: pip install "fastseq[train]"' in one_line(capsys)
+    assert not Path("new").exists()
+
+
+def test_a_missing_decoder_is_named_by_every_command(capsys):
+    def command():
+        raise ImportError('reading video needs PyAV: pip install "fastseq[video]"')
+
+    assert cli.run_command(command) == 2
+    assert one_line(capsys) == 'error: reading video needs PyAV: pip install "fastseq[video]"'
+    with pytest.raises(ModuleNotFoundError, match="bogus"):  # a bug keeps its traceback
+        cli.run_command(lambda: importlib.import_module("training.bogus"))
+
+
+def test_a_finished_run_says_so(run, capsys, caplog):
+    caplog.set_level("INFO")
+    recipe = ["tiny.yaml", f"data.folder={Path('videos').resolve()}", "train.run_dir=run"]
+    assert train.main([*recipe, "train.steps=1", "--resume"]) == 0
+    assert "run: all 1 steps are done" in caplog.text
 
 
 def test_ctrl_c_in_a_command(run, capsys, monkeypatch):

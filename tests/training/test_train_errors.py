@@ -193,7 +193,7 @@ def test_training_stops_when_the_loss_stays_not_finite(recipe, monkeypatch, caps
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_with_a_checkpoint(recipe, monkeypatch, number, status):
+def test_a_signal_ends_the_run_with_a_checkpoint(recipe, monkeypatch, capsys, number, status):
     original = training.trainer.Trainer._train_step
 
     def train_step(self, batch, rate):
@@ -205,6 +205,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint(recipe, monkeypatch, number, st
     with monkeypatch.context() as patch:
         patch.setattr(training.trainer.Trainer, "_train_step", train_step)
         assert main([recipe, "train.run_dir=run"]) == status
+    goes_on = f"  python -m training.train {recipe} train.run_dir=run --resume\n"
+    assert capsys.readouterr().err.endswith(f"stopped; continue with --resume: run\n{goes_on}")
     assert list_checkpoints("run/checkpoints")[-1].name == "step_00000003.pt"
     assert signal.getsignal(number) == handler
     main([recipe, "train.run_dir=whole"])

@@ -39,17 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _recipe(args: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
-    from training.carl_code.recipe import convert_config
+    from training.carl_code.recipe import convert_config, flatten
 
     try:
         config = OmegaConf.to_container(OmegaConf.load(args.config))
-    except OSError:
-        raise
+    except OSError as error:
+        raise UserError(f"{args.config}: {error.strerror}") from error
     except Exception as error:
         raise UserError(f"{args.config}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(f"{args.config} has no sections with keys")
     converted = convert_config(config)
+    if len(converted.unknown) == len(flatten(config)):
+        raise UserError(f"{args.config} is no configuration of CARL_code: no key of it is known")
     _check(converted.recipe)
     _refuse_existing(args.out)
     args.out.write_text(f"# From {args.config.name} of CARL_code.\n{_yaml(converted.recipe)}")
@@ -122,7 +124,7 @@ def _yaml(recipe: dict[str, Any]) -> str:
 
 def _refuse_existing(path: Path) -> None:
     if path.exists():
-        raise UserError(f"{path} exists already; move it, or give another one")
+        raise UserError(f"{path} exists already; move it, or give another one with --out")
 
 
 def _report(converted: Any) -> None:

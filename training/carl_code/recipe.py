@@ -66,7 +66,7 @@ def convert_config(config: Mapping[str, Any]) -> Converted:
 
     Raises UserError for a value that has no counterpart, such as supervised training.
     """
-    flat = _flatten(config)
+    flat = flatten(config)
     out = Converted({})
     algorithm = str(flat.pop("TRAINING_ALGO", "scl"))
     if algorithm not in ("scl", "tcc", "tcn"):
@@ -239,12 +239,12 @@ _SWITCHES: dict[str, tuple[str, Any]] = {
 }
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{name}.")
+            flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value
     return flat

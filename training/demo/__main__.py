@@ -1,7 +1,7 @@
 """The demo: `python -m training.demo` renders videos, trains CARL on them, evaluates, reports.
 
 OUT/videos gets 104 short H.264 files with their labels, OUT/run the trained model, evaluation.json
-and report.html. Labels are used for evaluation only.
+and report.html. Labels are used for evaluation only. An earlier demo in OUT is replaced.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:  # only now, so that --help need not wait for torch
+        import av  # noqa: F401
+
         from training import evaluate, prepare, report, train
         from training.config import ConfigError, load_config
         from training.demo.render import describe, render_dataset

@@ -30,10 +30,8 @@ def run_command(command: Callable[[], None]) -> int:
         from training.data.labels import LabelError
 
         command()
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("fastseq", "training"):
-            raise
-        print(f'error: {error}; evaluation needs: pip install "fastseq[train]"', file=sys.stderr)
+    except ImportError as error:
+        print(f"error: {missing_extra(error, 'evaluation')}", file=sys.stderr)
         return 2
     except (UserError, ConfigError, StaleIndex, LabelError, VideoError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,6 +40,15 @@ def run_command(command: Callable[[], None]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def missing_extra(error: ImportError, what: str) -> str:
+    """What is not installed and the command that installs it; raises ``error`` if it is a bug."""
+    if error.name is None:  # raised by fastseq, with the command
+        return str(error)
+    if error.name.split(".")[0] in ("fastseq", "training"):
+        raise error
+    return f'{error}; {what} needs: pip install "fastseq[train]"'
 
 
 def open_index(cfg: Any, folder: str | Path | None) -> Index:
@@ -56,11 +63,14 @@ def split_videos(index: Index, split: str) -> list[VideoRecord]:
     records = [record for record in index.videos if record.split == split]
     if not records:
         if not index.videos:
-            raise UserError(f"{index.folder} has no video that can be read")
+            raise UserError(
+                f"{index.folder} has no video that can be read; "
+                f"`python -m training.prepare {index.folder}` says why"
+            )
         splits = ", ".join(sorted({record.split for record in index.videos}))
         raise UserError(
-            f"{index.folder} has no videos in the split {split!r}, only in {splits}; give videos "
-            f'that split in {Path(index.folder) / "labels.json"} ("split": "{split}") and run '
+            f"{index.folder} has no videos in the split {split!r}, only in {splits}; write "
+            f'"split": "{split}" for some of them in {Path(index.folder) / "labels.json"} and run '
             f"`python -m training.prepare {index.folder}`"
         )
     return records
@@ -76,7 +86,7 @@ def make_folder(folder: Path) -> None:
         writable = False
         reason = f"cannot be made a folder ({error.strerror})"
     if not writable:
-        raise UserError(f"{folder} {reason}; give another one with --out")
+        raise UserError(f"{folder} {reason}; give another place for the output")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -47,7 +47,10 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> WeightReport
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"backbone weights: {path} does not exist")
+        raise FileNotFoundError(
+            f"backbone weights: {path} does not exist; give model.weights= a file that you have "
+            "(torchvision, BYOL, MoCo or SimCLR layout), nothing is downloaded"
+        )
     layout, state = _recognise(_read(path), path)
     state = {key: value for key, value in state.items() if not key.startswith(IGNORED)}
     own = backbone.state_dict()
