@@ -75,6 +75,8 @@ def test_aligned_video_shows_the_matched_frames(tmp_path):
     np.testing.assert_allclose(left, grey[0], atol=6)
     np.testing.assert_allclose(middle, grey[1], atol=6)
     np.testing.assert_allclose(right, grey[2], atol=6)
+    above = shown[:, :38]  # titles and names, where a player's controls do not hide them
+    assert above.mean() > 200 > 100 > above.min()
 
 
 def grey_run(monkeypatch):

@@ -97,16 +97,17 @@ def side_by_side(
             the index of the frame to show. All ``shown`` have one length.
         height: of each panel's picture in pixels.
     Yields:
-        uint8 (h, w, 3), both even. Under each panel stand a bar for the place of that frame in
-        its video, the title, the frame number and the name.
+        uint8 (h, w, 3), both even. Over each panel stand the title, the frame number and the name,
+        where a player's controls do not hide them; under it a bar for the frame's place in its
+        video.
     """
-    pad, caption = 8, 52
+    pad, caption, bar_height = 8, 40, 12
     font = _font(12)
     widths = [
         max(150, round(frames.shape[2] * height / frames.shape[1])) for _, _, frames, _ in panels
     ]
     total = sum(widths) + pad * (len(panels) + 1)
-    tall = height + caption + 2 * pad
+    tall = caption + height + bar_height + pad
     canvas_size = (total + total % 2, tall + tall % 2)
     for step in range(len(panels[0][3])):
         canvas = Image.new("RGB", canvas_size, "white")
@@ -115,14 +116,14 @@ def side_by_side(
         for (title, name, frames, shown), width in zip(panels, widths, strict=True):
             index = int(shown[step])
             picture = _letterbox(frames[index], width, height)
-            canvas.paste(picture, (x, pad))
-            bar = pad + height + 5
+            canvas.paste(picture, (x, caption))
+            bar = caption + height + 5
             last = max(len(frames) - 1, 1)
             draw.rectangle((x, bar, x + width - 1, bar + 3), fill="#dddddd")
             draw.rectangle((x, bar, x + round((width - 1) * index / last), bar + 3), fill="#1f4e79")
-            draw.text((x, bar + 9), title, fill=INK, font=font)
-            draw.text((x + width - 1, bar + 9), f"{index}", fill=INK, font=font, anchor="ra")
-            draw.text((x, bar + 26), _shorten(name, font, width), fill=QUIET, font=font)
+            draw.text((x, 4), title, fill=INK, font=font)
+            draw.text((x + width - 1, 4), f"frame {index}", fill=INK, font=font, anchor="ra")
+            draw.text((x, 21), _shorten(name, font, width), fill=QUIET, font=font)
             x += width + pad
         yield np.asarray(canvas)
 

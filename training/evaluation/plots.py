@@ -43,6 +43,8 @@ def similarity_map(
     image = axes.imshow(similarity, cmap="cividis", vmax=1.0, aspect="equal", origin="upper")
     axes.plot(path[1], path[0], color="white", linewidth=3.5)
     axes.plot(path[1], path[0], color="#d62728", linewidth=1.6, label="alignment (DTW)")
+    if len(_boundaries(a)) or len(_boundaries(b)):  # white lines, grey in the legend
+        axes.plot([], [], color="0.4", linewidth=0.9, linestyle=":", label="phase boundaries")
     for boundary in _boundaries(a):
         axes.axhline(boundary - 0.5, color="white", linewidth=0.9, linestyle=":")
     for boundary in _boundaries(b):

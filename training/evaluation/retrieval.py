@@ -75,7 +75,7 @@ def retrieval_sheet(
         picture = read_frames(record.path, [frame], short_side=160)[0].numpy()
         phase = None if record.phases is None else int(record.phases[frame])
         name = _phase_name(phase_names, record.action, phase)
-        score = "" if similarity is None else f"   {similarity:.2f}"
+        score = "" if similarity is None else f"   cosine {similarity:.2f}"
         border = NEUTRAL
         if similarity is not None and _known(phase) and _known(query_phase):
             border = SAME if phase == query_phase else OTHER
