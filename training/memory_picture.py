@@ -17,7 +17,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
     for way, line in result["fits"].items():
         runs = _measured(result, way)
         frames = [run["frames"] for run in runs]
@@ -28,7 +28,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             left.plot(ends, height, "-", color=dots.get_color(), label=equation(line))
     left.set(xlabel="T, frames of a clip", ylabel="peak above model and Adam, GB")
     left.set(xlim=(0, None), ylim=(0, None))
-    left.legend()
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14))  # below: lines fill the axes
     _parts(right, _measured(result, "recipe"))
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -48,5 +48,5 @@ def _parts(axes: Any, runs: list[dict[str, Any]]) -> None:
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     rest = [max(run["peak"] / 1e6 - b, 0) for run, b in zip(runs, bottom, strict=True)]
     axes.bar(ticks, rest, bottom=bottom, label="scratch and gradients", color="lightgrey")
-    axes.set(xlabel="T, as the recipe says", ylabel="MB")
+    axes.set(xlabel="T, frames of a clip, as the recipe says", ylabel="peak by part, MB")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
