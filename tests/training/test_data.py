@@ -157,7 +157,11 @@ def test_labels_that_do_not_fit(folder, entry, message):
 
 
 def test_labels_that_are_no_labels(folder):
-    for text, message in [("{", "not a readable JSON"), ('{"videos": [1]}', '"videos" must map')]:
+    for text, message in [
+        ("{", "not a readable JSON"),
+        ('{"videos": [1]}', '"videos" must map'),
+        ('{"video": {}}', 'unknown key "video"; did you mean "videos"'),
+    ]:
         (folder / "labels.json").write_text(text)
         with pytest.raises(LabelError, match=message):
             build_index(folder)

@@ -41,6 +41,9 @@ def read_labels(path: Path) -> Labels:
         raise LabelError(f'{path}: expected an object with "classes" and "videos"')
     classes, videos = content.get("classes", {}), content.get("videos", {})
     problems = []
+    for key in content.keys() - {"classes", "videos"}:  # others may say where labels come from
+        for near in difflib.get_close_matches(key, ("classes", "videos"), n=1):
+            problems.append(f'unknown key "{key}"; did you mean "{near}"?')
     if not isinstance(classes, dict) or not all(
         isinstance(names, list) and names and all(isinstance(n, str) for n in names)
         for names in classes.values()
