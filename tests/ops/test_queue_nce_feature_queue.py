@@ -133,7 +133,7 @@ def test_wrong_input(call, error, text):
 
 
 RANK = """
-import datetime, sys, torch, torch.distributed as dist
+import datetime, os, sys, torch, torch.distributed as dist
 from fastseq.nn import FeatureQueue
 rank, file = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2,
@@ -144,7 +144,8 @@ queue.features.zero_()
 for step, counts in enumerate([(2, 1), (0, 3), (0, 0), (2, 2), (9, 1)]):
     keys = 100 * step + 10 * rank + torch.arange(counts[rank]) + 1.0
     queue.enqueue(keys[:, None].expand(-1, 2))
-print(queue.features[:, 0].long().tolist(), int(queue.pointer))
+print(queue.features[:, 0].long().tolist(), int(queue.pointer), flush=True)
+os._exit(0)  # an ordinary exit beside gloo's threads aborts now and then
 """
 
 
