@@ -20,6 +20,7 @@ from fastseq.video import (
     Augmentation,
     Clip,
     Reading,
+    VideoError,
     VideoInfo,
     decode_side,
     eval_draw,
@@ -273,6 +274,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each sample")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     options = parser.parse_args()
+    for path in options.video or ():  # now, not after minutes on the rendered file
+        try:
+            found = probe(path).frames
+        except VideoError as error:
+            parser.error(f"--video: {error}")
+        if found < max(options.frames or LENGTHS):
+            parser.error(f"--video: {path} has {found} frames, fewer than a clip; see --frames")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         rendered = Path(folder) / "rendered.mp4"
