@@ -12,6 +12,14 @@ import numpy as np
 BITS, BLOCK = 12, 16  # a 4 x 3 grid of black and white blocks
 WIDTH, HEIGHT = 4 * BLOCK, 3 * BLOCK
 
+# One thread and no macroblock tree: the same bytes in every run, where tests damage files.
+X264 = {
+    "crf": "18",
+    "x264-params": "keyint=12:min-keyint=12:bframes=3:scenecut=0:threads=1:mbtree=0",
+}
+OPEN_GOP = {**X264, "x264-params": X264["x264-params"] + ":open-gop=1"}
+HEVC = {"x265-params": "keyint=12:min-keyint=12:bframes=3:open-gop=1:log-level=none:pools=none"}
+
 
 def counter_frame(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
     bits = np.array([(number >> bit) & 1 for bit in range(BITS)], dtype=np.uint8).reshape(3, 4)

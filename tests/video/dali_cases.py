@@ -5,7 +5,17 @@ from __future__ import annotations
 import av
 import numpy as np
 import torch
-from video.counter_video import BITS, BLOCK, HEIGHT, WIDTH, remux, set_rotation
+from video.counter_video import (
+    BITS,
+    BLOCK,
+    HEIGHT,
+    HEVC,
+    OPEN_GOP,
+    WIDTH,
+    X264,
+    remux,
+    set_rotation,
+)
 from video.counter_video import encode as encode_counter
 
 from fastseq.video import read_frames
@@ -16,9 +26,6 @@ from fastseq.video.reader import probe
 from fastseq.video.work import Clip, Reading
 
 COUNT = 97
-X264 = {"crf": "18", "x264-params": "keyint=12:min-keyint=12:bframes=3:scenecut=0:threads=1"}
-OPEN_GOP = {**X264, "x264-params": X264["x264-params"] + ":open-gop=1"}
-HEVC = {"x265-params": "keyint=12:min-keyint=12:bframes=3:open-gop=1:log-level=none:pools=none"}
 VP9 = {"g": "20", "crf": "20", "b": "0", "cpu-used": "8"}
 HIDDEN = {"g": "40", "auto-alt-ref": "1", "lag-in-frames": "16", "b": "2M", "cpu-used": "8"}
 IRREGULAR = np.cumsum([0, *np.random.default_rng(3).integers(5, 200, COUNT - 1)]).tolist()

@@ -8,7 +8,16 @@ import torch
 
 av = pytest.importorskip("av")
 
-from counter_video import counter_frame, encode, read_counter, remux, set_rotation  # noqa: E402
+from counter_video import (  # noqa: E402
+    HEVC,
+    OPEN_GOP,
+    X264,
+    counter_frame,
+    encode,
+    read_counter,
+    remux,
+    set_rotation,
+)
 
 from fastseq.video import (  # noqa: E402
     VideoError,
@@ -19,9 +28,6 @@ from fastseq.video import (  # noqa: E402
 )
 
 COUNT = 97
-X264 = {"crf": "18", "x264-params": "keyint=12:min-keyint=12:bframes=3:scenecut=0:threads=1"}
-OPEN_GOP = {**X264, "x264-params": X264["x264-params"] + ":open-gop=1"}
-HEVC = {"x265-params": "keyint=12:min-keyint=12:bframes=3:open-gop=1:log-level=none:pools=none"}
 IRREGULAR = np.cumsum([0, *np.random.default_rng(3).integers(5, 200, COUNT - 1)]).tolist()
 
 

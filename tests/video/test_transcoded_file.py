@@ -8,27 +8,32 @@ import torch
 
 av = pytest.importorskip("av")
 
-from video.counter_video import encode, read_counter, remux, set_rotation  # noqa: E402
+from video.counter_video import (  # noqa: E402
+    HEVC,
+    OPEN_GOP,
+    encode,
+    read_counter,
+    remux,
+    set_rotation,
+)
 
 import fastseq.video.writer  # noqa: E402
 from fastseq.video import VideoError, probe, read_frames, write_video  # noqa: E402
 from fastseq.video.transcode import even_size, transcode  # noqa: E402
 
 COUNT = 61
-X264 = {"crf": "18", "x264-params": "keyint=12:min-keyint=12:bframes=3:scenecut=0:open-gop=1"}
-HEVC = {"x265-params": "keyint=12:bframes=3:open-gop=1:log-level=none:pools=none"}
 IRREGULAR = np.cumsum([0, *np.random.default_rng(3).integers(5, 200, COUNT - 1)]).tolist()
 HIDDEN = {"g": "40", "auto-alt-ref": "1", "lag-in-frames": "16", "crf": "6", "b": "2M"}
 
 SOURCES = {
-    "b_frames.mp4": lambda p: encode(p, COUNT, options=X264),
-    "late_start.ts": lambda p: encode(p, COUNT, options=X264),
+    "b_frames.mp4": lambda p: encode(p, COUNT, options=OPEN_GOP),
+    "late_start.ts": lambda p: encode(p, COUNT, options=OPEN_GOP),
     "edit_list.mp4": lambda p: remux(
-        encode(p.with_name("whole.mp4"), COUNT, options=X264), p, shift=35
+        encode(p.with_name("whole.mp4"), COUNT, options=OPEN_GOP), p, shift=35
     ),
-    "vfr.mkv": lambda p: encode(p, COUNT, options=X264, stamps=IRREGULAR),
-    "sound_first.mp4": lambda p: encode(p, COUNT, options=X264, audio_first=True),
-    "odd_444.mkv": lambda p: encode(p, COUNT, options=X264, pix_fmt="yuv444p", size=(65, 49)),
+    "vfr.mkv": lambda p: encode(p, COUNT, options=OPEN_GOP, stamps=IRREGULAR),
+    "sound_first.mp4": lambda p: encode(p, COUNT, options=OPEN_GOP, audio_first=True),
+    "odd_444.mkv": lambda p: encode(p, COUNT, options=OPEN_GOP, pix_fmt="yuv444p", size=(65, 49)),
     "hevc_10bit.mkv": lambda p: encode(
         p, COUNT, codec="libx265", options=HEVC, pix_fmt="yuv420p10le"
     ),
@@ -63,7 +68,7 @@ def test_frame_k_is_frame_k(tmp_path, name):
 
 
 def test_a_variable_rate_becomes_its_average(tmp_path):
-    source = encode(tmp_path / "vfr.mkv", COUNT, options=X264, stamps=IRREGULAR)
+    source = encode(tmp_path / "vfr.mkv", COUNT, options=OPEN_GOP, stamps=IRREGULAR)
     info = transcode(source, tmp_path / "copy.mp4")
     assert info.fps == pytest.approx((COUNT - 1) / (IRREGULAR[-1] / 1000), rel=1e-4)
     levels = [np.full((32, 32, 3), 8 * x, dtype=np.uint8) for x in range(9)]
@@ -75,7 +80,7 @@ def test_a_variable_rate_becomes_its_average(tmp_path):
 
 @pytest.mark.parametrize("clockwise", [90, 180, 270])
 def test_rotation_is_baked_in(tmp_path, clockwise):
-    source = set_rotation(encode(tmp_path / "turned.mp4", 20, options=X264), clockwise)
+    source = set_rotation(encode(tmp_path / "turned.mp4", 20, options=OPEN_GOP), clockwise)
     info = transcode(source, tmp_path / "copy.mp4", short_side=36)
     assert info.rotation == 0
     assert (info.width, info.height) == ((36, 48) if clockwise % 180 else (48, 36))
@@ -152,7 +157,7 @@ def test_a_damaged_source_gives_no_copy(tmp_path):
     target = tmp_path / "copies" / "copy.mp4"
     target.parent.mkdir()
     index_first = {"movflags": "faststart"}
-    cut = encode(tmp_path / "cut.mp4", COUNT, options=X264, container_options=index_first)
+    cut = encode(tmp_path / "cut.mp4", COUNT, options=OPEN_GOP, container_options=index_first)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 7 // 10])
     noise = np.random.default_rng(0).integers(0, 256, (25, 64, 64, 3), dtype=np.uint8)
     write_video(tmp_path / "hole.mp4", noise, 25)  # packets are in order, their content is not
@@ -172,7 +177,7 @@ def test_a_damaged_source_gives_no_copy(tmp_path):
 
 
 def test_what_was_there_stays_when_the_work_ends_early(tmp_path):
-    source = encode(tmp_path / "source.mp4", 40, options=X264)
+    source = encode(tmp_path / "source.mp4", 40, options=OPEN_GOP)
     transcode(source, tmp_path / "copy.mp4")
     before = (tmp_path / "copy.mp4").read_bytes()
     calls = []
@@ -194,7 +199,7 @@ def test_what_was_there_stays_when_the_work_ends_early(tmp_path):
 
 
 def test_a_copy_that_lost_a_frame_is_refused(tmp_path, monkeypatch):
-    source = encode(tmp_path / "source.mp4", 40, options=X264)
+    source = encode(tmp_path / "source.mp4", 40, options=OPEN_GOP)
     add = fastseq.video.writer.H264File.add
     seen = []
 
@@ -210,7 +215,7 @@ def test_a_copy_that_lost_a_frame_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path):
-    source = encode(tmp_path / "source.mp4", 40, options=X264)
+    source = encode(tmp_path / "source.mp4", 40, options=OPEN_GOP)
     for name in ("a.mp4", "b.mp4"):
         transcode(source, tmp_path / name, comment="of a test")
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
