@@ -79,7 +79,6 @@ def transcode(
         target,
         info.fps or 25.0,  # a single frame has no rate
         _options(keyframe_every, crf),
-        threads=1,  # callers work on several files at once
         comment=comment,
         check=check,
     )

@@ -20,7 +20,7 @@ def write_video(
 ) -> None:
     """Write frames to an H.264 mp4 file (yuv420p), atomically: never a half-written file.
 
-    The same frames give the same bytes.
+    The same frames give the same bytes, on machines with any number of cores.
 
     Args:
         frames: uint8 arrays or tensors (H, W, 3), RGB, all of one size. An odd side is padded by
@@ -63,7 +63,6 @@ class H264File:
 
     Args:
         options: of the encoder, by FFmpeg's names.
-        threads: of the encoder, 0 = as many as it likes.
         comment: kept as the file's metadata.
         check: called with the finished hidden file; what it raises keeps the file from its place.
     Raises:
@@ -76,14 +75,13 @@ class H264File:
         fps: float,
         options: Mapping[str, str],
         *,
-        threads: int = 0,
         comment: str = "",
         check: Callable[[Path], None] | None = None,
     ):
         self.path = Path(path)
         self.partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self.rate = Fraction(fps).limit_denominator(100_000)
-        self.options, self.threads, self.comment, self.check = options, threads, comment, check
+        self.options, self.comment, self.check = options, comment, check
         self.count = 0
 
     def __enter__(self) -> H264File:
@@ -96,7 +94,8 @@ class H264File:
                 "libx264", rate=self.rate, options=dict(self.options)
             )
             self.stream.pix_fmt = "yuv420p"
-            self.stream.codec_context.thread_count = self.threads
+            # The number of threads changes x264's output. Callers write several files at once.
+            self.stream.codec_context.thread_count = 1
             if self.comment:
                 self.container.metadata["comment"] = self.comment
             undo.pop_all()
