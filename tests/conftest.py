@@ -1,5 +1,6 @@
 """What every test runs under. Imported before anything that imports Triton."""
 
+import contextlib
 import os
 
 import torch
@@ -9,6 +10,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+
+with contextlib.suppress(ImportError):  # the tests that need it say so
+    import hypothesis
+
+    # The same examples in every run: a change is judged by itself, not by the draw.
+    hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("repeatable")
 
 EMPTY = ("empty", "empty_like", "empty_strided")
 
@@ -30,6 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.fail("--require-gpu was given and PyTorch sees no CUDA device", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers, whichever tests ran before in this process."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**SIZES, options=OPTIONS, upstream=st.floats(-3, 3))
 def test_blockwise_is_the_definition(n, per_query, length, d, seed, options, upstream):
     args = inputs(n, per_query, length, d, seed=seed)
@@ -38,7 +38,7 @@ def test_blockwise_is_the_definition(n, per_query, length, d, seed, options, ups
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(**SIZES, options=OPTIONS)
 def test_invariances(n, per_query, length, d, seed, options):
     """Order of the queue, of queries and of positives; rotation; units; another copy of a row."""

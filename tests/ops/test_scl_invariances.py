@@ -15,7 +15,7 @@ def _randn(*shape, seed):
     return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_invariances(data):
     """Order of frames, swap of views, offset of time and ties between times."""

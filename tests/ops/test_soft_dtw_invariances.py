@@ -191,7 +191,7 @@ def _calls(draw):
 
 
 @backends()
-@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(call=_calls())
 def test_any_call(backend, call):
     n, m, options, lengths, scale, seed = call

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_invariances(data):
     """Swap of the sides, order of frames and sequences, origin and unit of time, offset of l2."""

@@ -14,7 +14,7 @@ options = {
 }
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     **options,
     crop_base=st.sampled_from(["clip", "video", "span"]),
@@ -41,7 +41,7 @@ def test_indices_are_sorted_unique_and_in_range(
             assert count == min(num_frames, T)  # T different frames whenever there are that many
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(**options, crop_base=st.sampled_from(["clip", "span"]))
 def test_crops_overlap_by_beta(num_frames, T, seed, strategy, beta, crop_base):
     """With even sampling a view spans its crop from end to end, so the crops can be seen."""
