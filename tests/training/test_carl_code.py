@@ -167,7 +167,8 @@ def test_a_pickle_that_would_run_something_is_refused(pickles, capsys, monkeypat
     assert "it would run posix.system" in capsys.readouterr().err
     torch.save({"model_state": {}, "cfg": Evil()}, "evil.pth")
     assert main(["checkpoint", "evil.pth", "--out", "run"]) == 2
-    assert "cannot be read as a checkpoint of CARL_code" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "cannot be read as a checkpoint of CARL_code: it would run posix.system" in error
     # A tensor's bytes are a pickle of their own.
     inside = pickle.dumps([{"video_file": "a", "frame_label": _Storage()}])
     (pickles / "inside.pkl").write_bytes(inside)
@@ -185,11 +186,17 @@ def test_other_files_say_what_they_are_not(pickles, capsys):
     (pickles / "text.pkl").write_text("no pickle")
     (pickles / "dict.pkl").write_bytes(pickle.dumps({"a": 1}))
     torch.save({"weights": 1}, pickles / "other.pth")
+    (pickles / "text.pth").write_text("no checkpoint")
+    (pickles / "empty.pth").touch()
+    (pickles / "cut.pth").write_bytes((pickles / "other.pth").read_bytes()[:300])
     for arguments, message in (
         (["labels", "--train", "text.pkl"], "is not a label file"),
         (["labels", "--train", "dict.pkl"], "frame_label and video_file"),
         (["labels", "--train", "none.pkl"], "No such file"),
         (["checkpoint", "other.pth", "--out", "run"], "has model_state and cfg"),
+        (["checkpoint", "text.pth", "--out", "run"], "not a file of torch.save, or is cut off"),
+        (["checkpoint", "empty.pth", "--out", "run"], "not a file of torch.save, or is cut off"),
+        (["checkpoint", "cut.pth", "--out", "run"], "not a file of torch.save, or is cut off"),
         (["checkpoint", "none.pth", "--out", "run"], "No such file"),
     ):
         what, *rest = [str(pickles / one) if "." in one else one for one in arguments]

@@ -28,6 +28,7 @@ _NAMES = [
     (re.compile(_LAYER + r"self_att\.linear_d2Q\."), r"layers.\1.out."),
     (re.compile(_LAYER + r"feed_forward\.fc([12])\."), r"layers.\1.ff\2."),
 ]
+_REFUSED = re.compile(r"\bGLOBAL ([\w.]+)")
 _PART_OF_QKV = re.compile(_LAYER + r"self_att\.linear_([QKV])2d\.(weight|bias)")
 
 
@@ -44,8 +45,12 @@ def read_checkpoint(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except Exception as error:
-        text = str(error)
-        reason = (text.partition("WeightsUnpickler error:")[2] or text).strip().splitlines()[0]
+        refused = _REFUSED.search(str(error))
+        reason = (
+            f"it would run {refused[1]}, which is not a plain value"
+            if refused
+            else "it is not a file of torch.save, or is cut off"
+        )
         raise UserError(f"{path} cannot be read as a checkpoint of CARL_code: {reason}") from error
     if not isinstance(content, Mapping) or not {"model_state", "cfg"} <= content.keys():
         keys = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
