@@ -109,12 +109,19 @@ class ClipLoader:
 
     def stream(self, stop: int) -> Iterator[dict[str, Any]]:
         """Batches `position` to `stop` - 1, without a pause between epochs."""
-        while self.position < stop:
+        while (position := self.position) < stop:
             try:
-                for frames in self.engine.batches(self.readings, self.position, stop):
-                    batch = self._batch(self.items_of(self.position), frames)
-                    self.position += 1
+                for frames in self.engine.batches(self.readings, position, stop):
+                    batch = self._batch(self.items_of(position), frames)
+                    position += 1
+                    self.position = position
                     yield batch
+                    if self.position != position:  # frames to come are of other items
+                        raise RuntimeError(
+                            f"the loader was moved from batch {position} to {self.position} while "
+                            "it was iterated over: start a new iterator after that, and use one "
+                            "at a time"
+                        )
             except VideoError as error:
                 self.set_aside(error)
 

@@ -148,6 +148,26 @@ def test_a_saved_loader_continues_with_the_same_batches(videos):
             wrong.load_state_dict(state)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_frames_never_come_with_the_numbers_of_another_batch(videos, workers):
+    made = loader(views(videos), workers=workers)
+    first = iter(made)
+    next(first)
+    assert len([*made]) == 2  # the rest of the epoch, by a second iterator
+    with pytest.raises(RuntimeError, match="moved from batch 1 to 3 while it was iterated over"):
+        next(first)
+    for batch in made:  # the next epoch, left in its middle
+        level = batch["frames"].float().mean((3, 4, 5))
+        assert (level - 8 * batch["steps"]).abs().max() < 4
+        break
+    assert len([*made]) == 2
+    stream = made.stream(9)
+    next(stream)
+    made.load_state_dict(made.state_dict() | {"position": 0})
+    with pytest.raises(RuntimeError, match="moved from batch 7 to 0"):
+        next(stream)
+
+
 def order(items, batch_size, epochs=1, **options):
     made = ClipLoader(items, batch_size, engine=None, **options)
     stop = epochs * made.batches_per_epoch
