@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,27 +149,39 @@ class ClipLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, for `load_state_dict`: plain numbers and strings."""
+        frames = np.array([video.frames for video in self.items.videos], dtype="<i8")
+        ids = {video.path: video.id for video in self.items.videos}
         return {
             "position": self.position,
-            "bad": dict(self.bad),
+            "bad": {ids[path]: reason for path, reason in self.bad.items()},  # folders may move
             "seed": self.seed,
             "items": len(self.items),
             "batch_size": self.batch_size * self.world_size,
+            "last": self.last,
+            "videos": zlib.crc32(frames.tobytes()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was called, with the very same batches.
 
-        Raises ValueError if the loader has another seed, number of items or global batch size.
+        Raises ValueError if the loader has another seed, global batch size or `last`, or other
+        videos, told by how many they are and by their numbers of frames, in this order.
         """
         mine = self.state_dict()
-        for name in ("seed", "items", "batch_size"):
+        for name in ("seed", "items", "batch_size", "last"):
             if state[name] != mine[name]:
                 raise ValueError(
                     f"the saved loader had {name} = {state[name]}, this one has {mine[name]}; "
                     "batches would not be the same"
                 )
-        self.position, self.bad = state["position"], dict(state["bad"])
+        if state["videos"] != mine["videos"]:
+            raise ValueError(
+                "the saved loader had other videos, or the same ones in another order (their "
+                "numbers of frames differ); batches would not be the same"
+            )
+        paths = {video.id: video.path for video in self.items.videos}
+        self.bad = {paths[name]: reason for name, reason in state["bad"].items() if name in paths}
+        self.position = state["position"]
 
     def too_many_bad(self) -> TooManyBadVideos:
         """The error that lists the videos set aside."""

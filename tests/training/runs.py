@@ -35,7 +35,9 @@ class SquareItems:
     left_out = ()
 
     def __init__(self, videos: int, padded: bool) -> None:
-        self.videos = [SimpleNamespace(id=f"video{i}", path=str(i)) for i in range(videos)]
+        self.videos = [
+            SimpleNamespace(id=f"video{i}", path=str(i), frames=40) for i in range(videos)
+        ]
         self.padded = padded
 
     def __len__(self) -> int:

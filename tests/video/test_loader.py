@@ -143,9 +143,17 @@ def test_a_saved_loader_continues_with_the_same_batches(videos):
     continued.load_state_dict(state)
     for one, two in zip(continued.stream(8), whole[4:], strict=True):
         assert same(one, two)
-    for name, wrong in (("seed", loader(items, seed=6)), ("batch_size", loader(items, 3, seed=5))):
+    for name, wrong in (
+        ("seed", loader(items, seed=6)),
+        ("batch_size", loader(items, 3, seed=5)),
+        ("batch_size", loader(items, 2, seed=5, world_size=2)),
+        ("items", loader(views(videos[1:], FULL), seed=5)),
+        ("last", loader(items, seed=5, last="wrap")),
+    ):
         with pytest.raises(ValueError, match=f"the saved loader had {name} = "):
             wrong.load_state_dict(state)
+    with pytest.raises(ValueError, match="other videos, or the same ones in another order"):
+        loader(views(videos[::-1], FULL), seed=5).load_state_dict(state)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -203,7 +211,7 @@ def test_ranks_share_an_epoch(videos, last):
 
 
 def with_bad(videos, tmp_path, good, bad):
-    (tmp_path / "zero.mp4").write_bytes(b"")
+    tmp_path.mkdir(exist_ok=True)
     made = [video(f"good{i}", videos[0].path) for i in range(good)]
     for i in range(bad):
         (tmp_path / f"zero{i}.mp4").write_bytes(b"")
@@ -232,6 +240,21 @@ def test_a_bad_video_is_replaced_counted_and_named(videos, tmp_path, workers, it
     expected = made.item(0, 0, 6)
     replaced = made.item(0, 0, 5, bad=reader.bad)
     assert replaced.id.split(" with ")[0] == expected.id.split(" with ")[0] == "good5"
+
+
+def test_a_moved_folder_does_not_count_its_bad_videos_twice(videos, tmp_path):
+    made = with_bad(videos, tmp_path / "here", 100, 1)
+    reader = loader(views(made, num_frames=3), 51)
+    with pytest.warns(RuntimeWarning, match=r"\(1 of 101"):
+        expected = [*reader.stream(3)]
+    state = reader.state_dict() | {"position": 0}
+    (tmp_path / "here").rename(tmp_path / "there")
+    for one in made:
+        one.path = one.path.replace("here", "there")
+    moved = loader(views(made, num_frames=3), 51)
+    moved.load_state_dict(state)
+    assert moved.bad == {made[5].path: "the file is empty (0 bytes)"}
+    assert all(same(one, two) for one, two in zip(moved.stream(3), expected, strict=True))
 
 
 def test_bad_videos_above_one_percent_stop(videos, tmp_path):
