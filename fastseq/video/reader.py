@@ -29,6 +29,8 @@ from fastseq.video.timeline import (
 
 __all__ = ["VideoError", "VideoInfo", "probe", "read_frames"]
 
+_DEFAULT_FPS = 25  # FFmpeg's own
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -38,7 +40,7 @@ class VideoInfo:
         frames: frames that come out: edit lists honoured, damaged tails left out if decoded.
         width, height: in pixels, after rotation.
         rotation: degrees counterclockwise (0, 90, 180, 270) that reading applies.
-        fps: average over the presented frames.
+        fps: average over the presented frames, above 0: 25 where nothing tells, as of one frame.
         note: why `frames` is less than the file promises; empty if it is not.
     """
 
@@ -86,7 +88,7 @@ def probe(
         note = note or breaks_off_early(container, stream, timeline)
     decode = decode or bool(note)
     with open_video(path, deadline) as (container, stream):
-        count, first = 0, None
+        count, first, times = 0, None, []
         try:
             for frame in decoded(container, stream):
                 deadline.check()
@@ -97,6 +99,8 @@ def probe(
                     break
                 first = first or (frame.width, frame.height, rotation_of(frame))
                 count += 1
+                if frame.time is not None:
+                    times.append(frame.time)
                 if timeline is not None and not decode:
                     break
         except require_av().error.ExitError as error:
@@ -115,9 +119,12 @@ def probe(
         frames = count
     if not note and timeline is None and declared > frames:
         note = f"the header declares {declared} frames, {frames} come out"
-    fps = float(average_rate or 0)
-    if timeline is not None and frames > 1 and time_base:
-        fps = float((frames - 1) / ((timeline.pts[-1] - timeline.pts[0]) * time_base))
+    if timeline is not None:
+        times = [float(timeline.pts[0] * time_base), float(timeline.pts[-1] * time_base)]
+    # Where the rate varies, the header's is nominal or missing; where stamps start anew, it counts.
+    fps = float(average_rate or _DEFAULT_FPS)
+    if times == sorted(times) and times[-1:] > times[:1]:
+        fps = (frames - 1) / (times[-1] - times[0])
     width, height, rotation = first
     if rotation in (90, 270):
         width, height = height, width

@@ -77,7 +77,7 @@ def transcode(
     picture = _Picture(short_side)
     file = H264File(
         target,
-        info.fps or 25.0,  # a single frame has no rate
+        info.fps,
         _options(keyframe_every, crf),
         comment=comment,
         check=check,

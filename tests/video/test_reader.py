@@ -292,6 +292,25 @@ def test_write_video(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["written.mp4"]
 
 
+@pytest.mark.parametrize(
+    ("ending", "codec"),
+    [("mkv", "libx264"), ("ts", "libx264"), ("flv", "libx264"), ("avi", "mpeg4"), ("wmv", "wmv2")],
+)
+def test_the_average_rate_is_that_of_the_frames_shown(tmp_path, ending, codec):
+    stamps = np.cumsum([0] + 8 * [40, 200, 1000])[:24].tolist()
+    path = encode(tmp_path / f"varies.{ending}", 24, codec=codec, stamps=stamps)
+    assert probe(path).fps == pytest.approx(23_000 / stamps[-1], rel=1e-3)
+    one = probe(encode(tmp_path / f"one.{ending}", 1, codec=codec))
+    assert (one.frames, one.fps) == (1, 25)  # and not 0, by which times would be divided
+
+
+def test_the_average_rate_of_a_file_whose_stamps_start_anew(tmp_path):
+    part = encode(tmp_path / "part.ts", 30, options=X264).read_bytes()
+    (tmp_path / "twice.ts").write_bytes(2 * part)
+    info = probe(tmp_path / "twice.ts")
+    assert (info.frames, info.fps) == (60, 25)
+
+
 def iter_and_fail(frames):
     yield frames[0]
     raise KeyError("the source failed")
