@@ -22,12 +22,15 @@ _SEEK_GAP = 8
 @contextlib.contextmanager
 def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[Any, Any]]:
     av = require_av()
+    name = path
     try:
-        if Path(path).is_file() and Path(path).stat().st_size == 0:
-            raise VideoError(path, "the file is empty (0 bytes)")
+        if Path(path).is_file():
+            if Path(path).stat().st_size == 0:
+                raise VideoError(path, "the file is empty (0 bytes)")
+            name = f"file:{path}"  # or FFmpeg takes "take:1.mp4" for a protocol
         # Titles and names in another encoding than UTF-8 are no reason not to read the frames.
         timeout = deadline.seconds if deadline else None
-        container = av.open(path, timeout=timeout, metadata_errors="replace")
+        container = av.open(name, timeout=timeout, metadata_errors="replace")
     except av.error.ExitError as error:
         raise deadline.error() from error  # only happens with a time limit
     except (av.error.FFmpegError, OSError) as error:

@@ -88,7 +88,8 @@ class H264File:
         with contextlib.ExitStack() as undo, self._reported():
             undo.callback(self.partial.unlink, missing_ok=True)
             self.container = undo.enter_context(
-                require_av().open(str(self.partial), "w", format="mp4")
+                # "file:", or FFmpeg takes "take:1.mp4" for a protocol
+                require_av().open(f"file:{self.partial}", "w", format="mp4")
             )
             self.stream = self.container.add_stream(
                 "libx264", rate=self.rate, options=dict(self.options)
@@ -133,7 +134,8 @@ class H264File:
                     self.check(self.partial)
                 os.replace(self.partial, self.path)
         finally:
-            self.partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what went wrong before is what counts
+                self.partial.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:

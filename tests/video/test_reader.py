@@ -311,6 +311,27 @@ def test_the_average_rate_of_a_file_whose_stamps_start_anew(tmp_path):
     assert (info.frames, info.fps) == (60, 25)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["2024-05-01T10:30.mp4", "concat:a|b.mp4", "pipe:0.mp4", "f%03d.mp4", "-i.mp4", "[1]?x#*.mp4"],
+)
+def test_a_name_means_a_file_and_nothing_else(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_video(name, [counter_frame(n) for n in range(6)], 25)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    for path in (name, tmp_path / name):
+        assert probe(path).frames == 6
+        assert read_counter(read_frames(path, [4])[0]) == 4
+    (tmp_path / name).unlink()
+    with pytest.raises(VideoError):
+        probe(name)
+
+
+def test_a_name_that_the_file_system_refuses(tmp_path):
+    with pytest.raises(VideoError, match="cannot be written: .*File name too long"):
+        write_video(tmp_path / f"{'x' * 250}.mp4", [counter_frame(0)], 25)
+
+
 def iter_and_fail(frames):
     yield frames[0]
     raise KeyError("the source failed")
