@@ -328,7 +328,7 @@ def test_a_name_means_a_file_and_nothing_else(tmp_path, monkeypatch, name):
 
 
 def test_a_name_that_the_file_system_refuses(tmp_path):
-    with pytest.raises(VideoError, match="cannot be written: .*File name too long"):
+    with pytest.raises(VideoError, match=r"cannot be written: .*File name too long"):
         write_video(tmp_path / f"{'x' * 250}.mp4", [counter_frame(0)], 25)
 
 
