@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -54,11 +55,12 @@ def launch(
     return processes
 
 
-def wait(processes: list[BaseProcess], seconds: float = 120) -> list[int | None]:
+def wait(processes: list[BaseProcess], seconds: float = 240) -> list[int | None]:
     """Their exit statuses; -9 for one that was killed, None for one that is not over by then."""
+    deadline = time.monotonic() + seconds
     try:
         for process in processes:
-            process.join(seconds)
+            process.join(max(0, deadline - time.monotonic()))
         return [process.exitcode for process in processes]
     finally:
         for process in processes:
@@ -76,7 +78,7 @@ def _child(folder: str, environment: dict[str, str], function, arguments) -> Non
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(60)  # says where a rank waits
+    faulthandler.dump_traceback_later(200)  # says where a rank waits, before `wait` kills it
     try:
         status = function(*arguments)
     except BaseException:

@@ -125,9 +125,9 @@ def test_a_file_without_end_is_given_up_at_the_limit(folder, suffix, capsys):
         file.truncate(path.stat().st_size * 2 // 3)
         file.truncate(1 << 40)  # sparse: takes no space
     start = time.monotonic()
-    assert main([str(folder), "--time-limit", "0.5"]) == 0
-    assert time.monotonic() - start < 8
-    assert f"took longer than the limit of 0.5 s (1): endless.{suffix}" in capsys.readouterr().out
+    assert main([str(folder), "--time-limit", "2"]) == 0  # enough for the others, however busy
+    assert time.monotonic() - start < 60
+    assert f"took longer than the limit of 2 s (1): endless.{suffix}" in capsys.readouterr().out
     assert len(load_index(folder).videos) == 2
 
 
@@ -137,13 +137,13 @@ def test_a_slow_decode_is_given_up_at_the_limit(tmp_path, monkeypatch, capsys):
 
     def slowly(*args):
         for frame in decoded(*args):
-            time.sleep(0.05)  # 20 s in all
+            time.sleep(0.25)  # 100 s in all
             yield frame
 
     monkeypatch.setattr(fastseq.video.reader, "decoded", slowly)
     start = time.monotonic()
     assert main([str(tmp_path), "--verify", "--time-limit", "0.5"]) == 1
-    assert 0.5 < time.monotonic() - start < 8
+    assert 0.5 < time.monotonic() - start < 50
     assert "took longer than the limit of 0.5 s (1): slow.mp4" in capsys.readouterr().out
 
 

@@ -160,13 +160,16 @@ def write_forever(folder: Path) -> None:
         save_checkpoint(folder, step, {"step": step, "weights": torch.full((500_000,), step)})
 
 
+def newest_step(folder: Path) -> int:
+    return max((int(path.stem.split("_")[1]) for path in list_checkpoints(folder)), default=0)
+
+
 def kill_writers(folder: Path, count: int) -> None:
     draw = random.Random(2)
     last = 0
     for _ in range(count):
         (process,) = launch(write_forever, folder)
-        new = folder / f"step_{last + 1:08d}.pt"
-        while not new.exists() and process.is_alive():
+        while newest_step(folder) <= last and process.is_alive():
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.1))
         process.kill()
