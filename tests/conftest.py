@@ -14,8 +14,14 @@ import pytest
 with contextlib.suppress(ImportError):  # the tests that need it say so
     import hypothesis
 
-    # The same examples in every run: a change is judged by itself, not by the draw.
-    hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+    # The same examples in every run: a change is judged by itself, not by the draw. Nor by how
+    # long a busy machine takes to draw them.
+    hypothesis.settings.register_profile(
+        "repeatable",
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
     hypothesis.settings.load_profile("repeatable")
 
 EMPTY = ("empty", "empty_like", "empty_strided")

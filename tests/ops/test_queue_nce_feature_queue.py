@@ -137,7 +137,7 @@ import datetime, os, sys, torch, torch.distributed as dist
 from fastseq.nn import FeatureQueue
 rank, file = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2,
-                        timeout=datetime.timedelta(seconds=60))
+                        timeout=datetime.timedelta(seconds=200))
 queue = FeatureQueue(7, 2, normalize=False)
 queue.features.zero_()
 # Keys of rank 0 and 1 per step: different numbers, none at all, more than the queue.
@@ -160,7 +160,7 @@ def test_all_ranks_store_the_keys_of_all(tmp_path):
         )
         for rank in range(2)
     ]
-    outputs = [child.communicate(timeout=120) for child in children]
+    outputs = [child.communicate(timeout=300) for child in children]
     assert all(child.returncode == 0 for child in children), outputs
     want = [0] * 7
     stream = [1, 2, 11, 111, 112, 113, 301, 302, 311, 312, *range(401, 410), 411]

@@ -88,7 +88,7 @@ def test_calls_from_several_threads_at_once(threads):
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(60)
+        caller.join(120)
     for result in results:
         assert result is not None, "a call did not come back"
         assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
@@ -103,12 +103,12 @@ x = torch.randn(2, 300, 4)
 expected = fastseq.soft_dtw(x, x, gamma=0.1, backend="numba")
 child = os.fork()
 if child == 0:
-    signal.alarm(60)
+    signal.alarm(200)
     same = torch.equal(fastseq.soft_dtw(x, x, gamma=0.1, backend="numba"), expected)
     os._exit(0 if same else 3)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=300)
 
 
 def test_memory_of_long_sequences():

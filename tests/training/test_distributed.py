@@ -196,11 +196,11 @@ def test_torchrun_passes_sigterm_on(here):
     environment = os.environ | {"PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 200
         while not read_log("run") and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=120)
     finally:
         process.kill()
     assert "stopped; continue with --resume: run" in error

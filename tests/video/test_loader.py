@@ -282,7 +282,7 @@ def test_workers_end_with_the_iteration(videos):
     assert len(workers) == 2
     stream.close()
     for worker in workers:
-        worker.join(10)
+        worker.join(60)
         assert not worker.is_alive()
 
 
