@@ -389,7 +389,7 @@ def test_containers_that_dali_does_not_open_are_named(folder, engine, name):
     readings = [reading_of(path, [[4]], [plain(48, 64)])]
     if name.endswith(".ts"):
         return check_counters(engine, path)
-    with pytest.raises(VideoError, match="DALI opens no .*; the PyAV engine reads them"):
+    with pytest.raises(VideoError, match=r"DALI opens no .*; the PyAV engine reads them"):
         run(engine, readings)
 
 

@@ -42,7 +42,7 @@ needs_dali = pytest.mark.skipif(
 
 
 def video(codec="h264", note="", name="a.mp4"):
-    return SimpleNamespace(id=name, codec=codec, note=note, rotation=0)
+    return SimpleNamespace(id=name, path=name, codec=codec, note=note, rotation=0)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,7 @@ def video(codec="h264", note="", name="a.mp4"):
         ([video()], "2.4.0", None, "dali-gpu", "on the GPU"),
         ([video()], "2.1.0", NO_GPU, "pyav", "fastest on a CPU; .*: training runs on cpu"),
         ([video(), video("ffv1", name="b.mkv")], "2.4.0", None, "pyav", "1 of 2 .* as b.mkv"),
+        ([video(), video(name="b.flv")], "2.4.0", None, "pyav", "as b.flv: DALI opens no"),
         ([video(), video(note="cut off")], "2.1.0", None, "pyav", "damaged .cut off."),
     ],
 )
@@ -96,7 +97,7 @@ def test_an_engine_asked_for_by_name_never_falls_back(files, monkeypatch):
 
 @needs_dali
 def test_dali_says_which_video_it_cannot_read(files):
-    odd = SimpleNamespace(**{k: getattr(files[0], k) for k in ("id", "rotation", "note")})
+    odd = SimpleNamespace(**{k: getattr(files[0], k) for k in ("id", "path", "rotation", "note")})
     odd.codec = "mpeg4"
     with pytest.raises(ValueError, match="'dali-cpu' cannot read 1 of 5 videos, such as"):
         open_engine("dali-cpu", [*files, odd], 32)

@@ -28,6 +28,8 @@ from fastseq.video.work import Reading, Source, shape_of, wanted_frames
 _CPU_CODECS = {"vp8", "libvpx", "vp9", "libvpx-vp9", "mjpeg"}
 _CPU_CODECS_UNTIL_2_1_0 = {"h264", "hevc"}
 _GPU_CODECS = _CPU_CODECS | _CPU_CODECS_UNTIL_2_1_0 | {"av1", "libdav1d"}
+# By the files' names: DALI's FFmpeg opens neither FLV nor program streams (2.1.0 on the CPU).
+_CLOSED = (".flv", ".mpg", ".mpeg", ".vob")
 _MAX_READINGS = 256
 _FIX = "`python -m training.prepare --transcode` rewrites such files as H.264"
 
@@ -36,12 +38,14 @@ def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
     """Why DALI does not give exactly the frames of a video, with the fix; None if it does.
 
     Args:
-        info: of the video, or anything with its `codec` and `note`.
+        info: of the video, or anything with its `path`, `codec` and `note`.
         device: "cpu" or "gpu".
         version: of DALI. Versions after 2.1.0 decode no H.264 and no HEVC on the CPU.
     """
     if info.note:
         return f"the file is damaged ({info.note}); {_FIX}"
+    if info.path.lower().endswith(_CLOSED):
+        return f"DALI opens no {', '.join(_CLOSED)} files; the PyAV engine reads them"
     if device == "gpu":
         if info.codec not in _GPU_CODECS:
             return f"DALI's GPU decoder does not know the codec {info.codec!r}; {_FIX}"
