@@ -73,7 +73,8 @@ class Augmentation:
         for name, most in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
-                raise ValueError(f"{name} must be (low, high), 0 < low <= high, got {low}, {high}")
+                limits = "0 < low <= high" + (f" <= {most:g}" if most < math.inf else "")
+                raise ValueError(f"{name} must be (low, high), {limits}, got {low}, {high}")
         if self.size < 1:
             raise ValueError(f"size must be at least 1, got {self.size}")
 

@@ -82,6 +82,8 @@ class Items:
             raise ValueError("no videos to train on: the split is empty")
         self.augmentation = augmentation
         self.side = decode_side(augmentation.size, side)
+        if self.side < 1:
+            raise ValueError(f"side must be at least 1, got {side}")
         self.left_out: list[tuple[str, str]] = []
         self.videos = self._usable(videos)
 
@@ -144,6 +146,13 @@ class ClipItems(Items):
         side: int | None = None,
     ):
         super().__init__(videos, augmentation, side)
+        for name, given, least in (
+            ("num_context", num_context, 1),
+            ("context_stride", context_stride, 0),
+            ("positive_window", positive_window, 1),
+        ):
+            if given < least:
+                raise ValueError(f"{name} must be at least {least}, got {given}")
         if not augmentation.per_clip:
             raise ValueError(
                 "per_clip must be true for clips of several frames: their frames share one draw"

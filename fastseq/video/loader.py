@@ -81,6 +81,8 @@ class ClipLoader:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
         if not 0 <= rank < world_size:
             raise ValueError(f"expected 0 <= rank < world_size, got {rank} and {world_size}")
         if last not in LAST:

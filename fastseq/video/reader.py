@@ -157,11 +157,14 @@ def read_frames(
     Raises:
         VideoError: the file cannot be read, or a frame asked for does not come out of it. Never
             fewer frames, nor a stand-in for a missing one.
-        ValueError: negative or non-integer indices, both sizes given.
+        ValueError: negative or non-integer indices, both sizes given, a size below 1.
     """
     path = os.fspath(path)
     if short_side is not None and size is not None:
         raise ValueError("give short_side or size, not both")
+    sides = np.ravel([side for side in (short_side, size) if side is not None])
+    if (sides < 1).any():
+        raise ValueError(f"short_side and size must be at least 1, got {sides.tolist()}")
     asked = None if indices is None else _as_indices(indices)
     if asked is None and info is not None:
         asked = np.arange(info.frames)

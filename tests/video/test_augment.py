@@ -218,3 +218,13 @@ def test_wrong_input():
             Augmentation(**wrong)
     with pytest.raises(ValueError, match="'gamma'"):
         apply_draw(picture(), still(40, 56, colour=(("gamma", math.pi),)), 8)
+
+
+@pytest.mark.parametrize(
+    ("option", "limits"),
+    [("scale", "0 < low <= high <= 1, got 0.5, 1.5"), ("ratio", "low <= high,")],
+)
+def test_limits_are_named(option, limits):
+    wrong = (0.5, 1.5) if option == "scale" else (1.5, 0.5)
+    with pytest.raises(ValueError, match=rf"{option} must be \(low, high\), .*{limits}"):
+        Augmentation(**{option: wrong})

@@ -301,7 +301,16 @@ def test_refusals(videos):
         pairs(videos[:1])
     with pytest.raises(ValueError, match="span must be"):
         views(videos, crop_base="span", span=(1.0, 0.3))
+    for option, least in (
+        ("num_context", 1),
+        ("context_stride", 0),
+        ("positive_window", 1),
+        ("side", 1),
+    ):
+        with pytest.raises(ValueError, match=f"{option} must be at least {least}, got {least - 1}"):
+            views(videos, **{option: least - 1})
     for options, message in (
+        ({"seed": -1}, "seed must not be negative, got -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"rank": 2, "world_size": 2}, "expected 0 <= rank < world_size, got 2 and 2"),
         ({"last": "pad"}, "last must be one of drop, keep, wrap, got 'pad'"),

@@ -311,6 +311,13 @@ def test_the_average_rate_of_a_file_whose_stamps_start_anew(tmp_path):
     assert (info.frames, info.fps) == (60, 25)
 
 
+@pytest.mark.parametrize("wrong", [{"short_side": 0}, {"size": -2}, {"size": (0, 9)}])
+def test_a_size_that_is_none_is_not_the_files_fault(tmp_path, wrong):
+    path = encode(tmp_path / "a.mp4", 2)
+    with pytest.raises(ValueError, match="short_side and size must be at least 1, got"):
+        read_frames(path, [0], **wrong)
+
+
 @pytest.mark.parametrize(
     "name",
     ["2024-05-01T10:30.mp4", "concat:a|b.mp4", "pipe:0.mp4", "f%03d.mp4", "-i.mp4", "[1]?x#*.mp4"],
