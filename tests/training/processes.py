@@ -4,7 +4,6 @@ import faulthandler
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 import training.train
 from training import distributed
@@ -41,16 +41,22 @@ def launch(
     finally:
         os.environ.clear()
         os.environ.update(before)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment |= {"WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    # They meet in this process, as torchrun's do in torchrun: a port that is free now may be taken
+    # by the time a rank opens it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment |= {
+        "WORLD_SIZE": str(num),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     processes = []
     for rank in range(num):
         own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         process = _CONTEXT.Process(target=_child, args=(os.getcwd(), own, function, arguments))
         process.start()
         process.said = Path(f"said_{process.pid}.txt").resolve()
+        process.store = store  # open as long as the process is known
         processes.append(process)
     return processes
 
