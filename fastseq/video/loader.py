@@ -81,6 +81,11 @@ class ClipLoader:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if engine.size != items.augmentation.size:
+            raise ValueError(
+                f"the engine makes frames of size {engine.size}, the items' augmentation is for "
+                f"{items.augmentation.size}; give both the same"
+            )
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
         if not 0 <= rank < world_size:

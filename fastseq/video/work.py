@@ -54,6 +54,7 @@ class Engine(Protocol):
     """Something that turns readings into pixels."""
 
     name: str
+    size: int  # side of the output in pixels
 
     def batches(self, source: Source, start: int, stop: int) -> object:
         """Yield, for batches start, start + 1, ..., stop - 1, a uint8 tensor.

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from fastseq.video import Clip, ClipLoader, Item, PyAVEngine, Reading
+from fastseq.video import Augmentation, Clip, ClipLoader, Item, PyAVEngine, Reading
 from training.run import load_run
 from training.runlog import read_log
 
@@ -33,6 +33,7 @@ class SquareItems:
 
     num_context = 1
     left_out = ()
+    augmentation = Augmentation(size=16)
 
     def __init__(self, videos: int, padded: bool) -> None:
         self.videos = [

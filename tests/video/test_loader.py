@@ -177,7 +177,7 @@ def test_frames_never_come_with_the_numbers_of_another_batch(videos, workers):
 
 
 def order(items, batch_size, epochs=1, **options):
-    made = ClipLoader(items, batch_size, engine=None, **options)
+    made = ClipLoader(items, batch_size, engine=PyAVEngine(16), **options)
     stop = epochs * made.batches_per_epoch
     return [[item.id for item in made.items_of(batch)] for batch in range(stop)]
 
@@ -310,6 +310,7 @@ def test_refusals(videos):
         with pytest.raises(ValueError, match=f"{option} must be at least {least}, got {least - 1}"):
             views(videos, **{option: least - 1})
     for options, message in (
+        ({"engine": PyAVEngine(24)}, "makes frames of size 24, the items' augmentation is for 16"),
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"rank": 2, "world_size": 2}, "expected 0 <= rank < world_size, got 2 and 2"),
@@ -317,4 +318,4 @@ def test_refusals(videos):
         ({"last": "keep", "world_size": 2}, 'last="keep" gives ranks batches of different sizes'),
     ):
         with pytest.raises(ValueError, match=message):
-            ClipLoader(items, **{"batch_size": 2, "engine": None} | options)
+            ClipLoader(items, **{"batch_size": 2, "engine": PyAVEngine(16)} | options)
