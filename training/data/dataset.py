@@ -75,10 +75,7 @@ def open_loader(
     `data.cache=ram` every video is decoded now; those that fail are set aside.
     """
     items = open_items(records, data_cfg, augmentation)
-    cache = None
-    if data_cfg.cache == "ram":
-        cache = FrameCache(items.videos, items.side, progress=progress)
-    elif data_cfg.cache != "none":
+    if data_cfg.cache not in ("none", "ram"):
         raise ValueError(f'data.cache must be "none" or "ram", got {data_cfg.cache!r}')
     engine, reason = open_engine(
         data_cfg.engine,
@@ -86,8 +83,12 @@ def open_loader(
         augmentation.size,
         device=device,
         workers=data_cfg.workers,
-        cache=cache,
+        cache={} if data_cfg.cache == "ram" else None,  # an engine that has none says so first
     )
+    failed = []
+    if data_cfg.cache == "ram":
+        engine.cache = FrameCache(items.videos, items.side, progress=progress)
+        failed = engine.cache.failed
     loader = ClipLoader(
         items,
         data_cfg.batch_size // world_size,
@@ -96,7 +97,7 @@ def open_loader(
         rank=rank,
         world_size=world_size,
     )
-    for error in cache.failed if cache is not None else ():
+    for error in failed:
         loader.set_aside(error)
     return loader, reason
 
