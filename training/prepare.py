@@ -102,11 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(summary(index))
     _, others = find_videos(args.folder)
     if others:
-        print(f"ignored: {others} files that are not videos by the ending of their names")
+        print(f"ignored: {others} files without the ending of a video's name, or broken links")
     print(f"written: {index.folder / INDEX_NAME}")
     if not index.videos:
         bad = index.bad or (report.bad if report else [])
-        why = "all are damaged" if bad else "none has the ending of a video file's name"
+        none = "none has the ending of a video file's name, or all are broken links"
+        why = "all are damaged" if bad else none
         print(f"error: no video can be used: {why}", file=sys.stderr)
         return 1
     return 0
@@ -167,4 +168,5 @@ def _grouped(title: str, items: list[tuple[str, str]]) -> list[str]:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no UTF-8
     sys.exit(main())

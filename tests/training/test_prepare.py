@@ -45,6 +45,17 @@ def test_a_folder_with_bad_files(folder, capsys):
     assert not list(folder.glob("*.part"))
 
 
+def test_names_in_another_encoding_and_broken_links(folder):
+    (folder / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"")
+    (folder / "annexed.mp4").symlink_to("nowhere")
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}  # as most locales have it: strict
+    command = [sys.executable, "-m", "training.prepare", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert r"the file is empty (0 bytes) (1): caf\udce9.mp4" in done.stdout
+    assert "ignored: 1 files without the ending of a video's name, or broken links" in done.stdout
+
+
 def test_verify_finds_damage_that_packets_do_not_show(folder, capsys):
     noise = np.random.default_rng(0).integers(0, 256, (25, 64, 64, 3), dtype=np.uint8)
     write_video(folder / "b.mp4", noise, 25)
