@@ -18,12 +18,13 @@ pytest.importorskip("av")
 pytest.importorskip("nvidia.dali", reason='needs DALI: pip install "fastseq[dali]"')
 
 import av
-from counter_video import HEIGHT, WIDTH, counter_frame
+from counter_video import HEIGHT, WIDTH, counter_frame, set_rotation
 from dali_cases import (
     ANY_VERSION,
     COUNT,
     H264_AND_HEVC,
     X264,
+    by_pyav,
     check_colours,
     check_counters,
     check_rotation,
@@ -97,6 +98,25 @@ def test_augmentation_is_that_of_apply_draw(folder, gpu_operators, border):
 def test_rotation_is_applied(folder, clockwise, gpu_operators, border):
     engine = engine_of(32, gpu_operators=gpu_operators)
     check_rotation(engine, texture(folder / "turned.mp4", count=6), clockwise, border)
+    engine.close()
+
+
+@BOTH
+@pytest.mark.parametrize("coloured", [(), (0,), (1,), (0, 1)])
+def test_turned_and_upright_files_share_a_batch(folder, gpu_operators, border, coloured):
+    upright = texture(folder / "upright.mp4", count=6)
+    turned = set_rotation(texture(folder / "on_its_side.mp4", count=6), 90)
+    readings = []
+    for place, path in enumerate((upright, turned)):
+        info = probe(path)
+        colour = (("brightness", 0.9),) if place in coloured else ()
+        draw = plain(info.height, info.width, colour=colour)
+        readings.append(reading_of(path, [[0, 5]], [draw]))
+    engine = engine_of(32, gpu_operators=gpu_operators)
+    for made, reading in zip(run(engine, readings)[0], readings, strict=True):
+        off = (made[0].int() - by_pyav(reading, 32)[0].int()).abs()
+        assert off[..., 1:-1, 1:-1].max() <= 1
+        assert off.max() <= border
     engine.close()
 
 

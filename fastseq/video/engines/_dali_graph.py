@@ -141,10 +141,11 @@ def _clip(video: Any, draw: dict[str, Any], size: int, gpu: bool, gpu_operators:
         if draw["blurred"]:
             pixels = _blur(math.clamp(pixels, 0.0, 255.0), draw, gpu_operators)
         clip = fn.cast(pixels, dtype=types.UINT8)  # clips and rounds
+    # The branches have to give one layout: FCWH and FCHW could not be in one batch.
     if draw["turned"]:
-        clip = fn.transpose(clip, perm=[0, 3, 2, 1])
+        clip = fn.transpose(clip, perm=[0, 3, 2, 1], transpose_layout=False)
     else:
-        clip = fn.transpose(clip, perm=[0, 3, 1, 2])
+        clip = fn.transpose(clip, perm=[0, 3, 1, 2], transpose_layout=False)
     return clip
 
 
