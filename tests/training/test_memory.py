@@ -40,18 +40,19 @@ def test_memory_grows_linearly_and_slower_than_the_plain_way(tmp_path, monkeypat
         "model.ff_size=32",
         "model.layers=1",
     ]
-    command = ["recipes/carl.yaml", *options, "--frames", "240,480", "--plain"]
+    # Peaks vary by 2 MB from run to run: over 960 frames that is 2 kB a frame, over 240 it is 8.
+    command = ["recipes/carl.yaml", *options, "--frames", "240,1200", "--plain"]
     assert memory.main([*command, "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "memory.json").read_text())
     peaks = {(run["way"], run["frames"]): run["peak"] for run in result["runs"]}
     assert result["slope_ratio"] > 4, peaks
-    assert peaks["recipe", 480] < peaks["plain", 480]
+    assert peaks["recipe", 1200] < peaks["plain", 1200]
     # What has to stay are the frames, with room for the head; the first convolution and its batch
     # norm alone would be ten times that.
     for_sure = 2 * 3 * 32 * 32
     assert for_sure < result["fits"]["recipe"]["b"] < 5 * for_sure
-    parts = next(run["parts"] for run in result["runs"] if run["frames"] == 480)
-    assert parts["frames"] == pytest.approx(480 * 2 * 3 * 32 * 32, rel=0.2)
+    parts = next(run["parts"] for run in result["runs"] if run["frames"] == 1200)
+    assert parts["frames"] == pytest.approx(1200 * 2 * 3 * 32 * 32, rel=0.2)
     assert parts["layer4"] < 2 * parts["frames"]  # kept whole, it would be over 20 times that
     assert (tmp_path / "memory.png").read_bytes()[:4] == b"\x89PNG"
     out = capsys.readouterr().out
