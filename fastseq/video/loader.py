@@ -37,8 +37,8 @@ class ClipLoader:
 
     Batch k is a function of (seed, k, videos set aside so far): any engine and any number of
     workers give the same frame numbers, crops, flips and colours. A video that cannot be read is
-    replaced by the next in order, counted and named in a warning; above 1 % of all videos
-    `TooManyBadVideos` lists them.
+    replaced by the next in order, counted and named in a warning; above 1 % of all videos, on one
+    rank, `TooManyBadVideos` lists them.
 
     Args:
         items: what the clips are: `TwoViews`, `VideoPairs` or `SegmentTuples`.
@@ -52,7 +52,8 @@ class ClipLoader:
             (one process only).
 
     Attributes:
-        position: batches given so far, over all epochs. To be set to continue elsewhere.
+        position: batches given so far, over all epochs. To be set, between two iterators, to
+            continue elsewhere.
         bad: path -> reason of the videos set aside.
 
     Raises:
@@ -179,12 +180,12 @@ class ClipLoader:
             if state[name] != mine[name]:
                 raise ValueError(
                     f"the saved loader had {name} = {state[name]}, this one has {mine[name]}; "
-                    "batches would not be the same"
+                    "batches would not be the same. Give what it had"
                 )
         if state["videos"] != mine["videos"]:
             raise ValueError(
                 "the saved loader had other videos, or the same ones in another order (their "
-                "numbers of frames differ); batches would not be the same"
+                "numbers of frames differ); batches would not be the same. Give those that it had"
             )
         paths = {video.id: video.path for video in self.items.videos}
         self.bad = {paths[name]: reason for name, reason in state["bad"].items() if name in paths}

@@ -69,8 +69,8 @@ def probe(
     """Look into a video file.
 
     By default the packets are counted and the first frame is decoded. Files that break off, and
-    those whose packets do not map to frames one to one for certain (AVI, MPEG-TS, VP8, a start
-    without a key frame), are decoded whole.
+    those whose packets do not map to frames one to one for certain (all but mp4, mov, mkv and webm;
+    VP8; a start without a key frame), are decoded whole.
 
     Args:
         decode: decode every frame, to find damage that packets do not show.
