@@ -113,6 +113,21 @@ def test_pyav_crops_and_flips_the_upright_frame(tmp_path, clockwise):
     check_rotation(engine, texture(tmp_path / "a.mp4"), clockwise, border=0, inner=0)
 
 
+def test_pyav_keeps_no_more_time_stamps_than_it_says(files, monkeypatch):
+    monkeypatch.setattr(pyav_engine, "_MOST_KNOWN", 100)  # of four videos of 40 frames
+    engine = PyAVEngine(32)
+    draw = ClipDraw(0, 0, 48, 48, False, (), 0.0)
+
+    def frames(engine, info):
+        clip = Clip(np.array([3, 30]), draw)
+        return engine.read([Reading(info.path, info.height, info.width, 48, (clip,))])
+
+    for info in 2 * files:
+        assert torch.equal(frames(engine, info), frames(PyAVEngine(32), info))
+        assert info.path in engine._infos
+        assert sum(kept.frames for kept in engine._infos.values()) <= 100
+
+
 def test_pyav_scales_a_frame_once_for_each_clip_that_shows_it(files):
     """Views share decoded frames; frames come in any order, with repeats."""
     crops = [ClipDraw(0, 0, 48, 48, False, (), 0.0), ClipDraw(4, 9, 40, 30, True, (), 0.0)]
