@@ -2,8 +2,13 @@
 
 import contextlib
 import os
+import signal
 
 import torch
+
+# Under `nohup make test &` Ctrl-C is ignored, and so it would be in the processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Triton decides at import whether kernels are compiled or interpreted.
 if not torch.cuda.is_available():
