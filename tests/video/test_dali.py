@@ -101,6 +101,12 @@ def test_rotation_is_applied(folder, clockwise, gpu_operators, border):
     engine.close()
 
 
+def test_a_large_batch_may_follow_the_small_one_that_ends_an_epoch(folder, engine):
+    path = texture(folder / "small_first.mp4", count=1)
+    reading = reading_of(path, [[0]], [plain(80, 96)])
+    assert [len(batch) for batch in run(engine, [reading], [reading] * 300)] == [1, 300]
+
+
 @BOTH
 @pytest.mark.parametrize("coloured", [(), (0,), (1,), (0, 1)])
 def test_turned_and_upright_files_share_a_batch(folder, gpu_operators, border, coloured):

@@ -30,7 +30,7 @@ _CPU_CODECS_UNTIL_2_1_0 = {"h264", "hevc"}
 _GPU_CODECS = _CPU_CODECS | _CPU_CODECS_UNTIL_2_1_0 | {"av1", "libdav1d"}
 # By the files' names: DALI's FFmpeg opens neither FLV nor program streams (2.1.0 on the CPU).
 _CLOSED = (".flv", ".mpg", ".mpeg", ".vob")
-_MAX_READINGS = 256
+_MAX_READINGS = 4096  # costs nothing on the CPU: speed and memory are those of 256
 _FIX = "`python -m training.prepare --transcode` rewrites such files as H.264"
 
 
