@@ -78,13 +78,9 @@ class _Problem:
         workers = min(
             torch.get_num_threads(), self.batch * self.strips, 1 + cells // CELLS_PER_THREAD
         )
-        progress = np.zeros(self.batch * self.strips, np.int64)
+        counter, progress = np.zeros(1, np.int64), np.zeros(self.batch * self.strips, np.int64)
         problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band, scale)
-
-        def work(worker: int) -> None:
-            kernel(problem, worker, workers, progress, *arrays)
-
-        _in_threads(work, workers)
+        _in_threads(lambda: kernel(problem, counter, progress, *arrays), workers)
 
 
 def _numpy(t: Tensor) -> np.ndarray:
@@ -99,21 +95,20 @@ _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
 
 
-def _in_threads(work: Callable[[int], None], workers: int) -> None:
-    """work(0), ..., work(workers - 1) at the same time. They wait for each other, so all must
-    run: one call at a time has the pool."""
-    if workers == 1:
-        work(0)
-        return
-    global _pool
-    with _pool_lock:
-        if _pool is None or _pool._max_workers < workers - 1:
-            if _pool is not None:
-                _pool.shutdown()
-            _pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="fastseq")
-        others = [_pool.submit(work, worker) for worker in range(1, workers)]
-        work(0)
-        for other in others:
+def _in_threads(work: Callable[[], None], workers: int) -> None:
+    """``work`` in this thread, and in up to ``workers - 1`` others as far as they are free."""
+    others = []
+    if workers > 1:
+        global _pool
+        with _pool_lock:
+            if _pool is None or _pool._max_workers < workers - 1:
+                if _pool is not None:
+                    _pool.shutdown(wait=False)
+                _pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="fastseq")
+            others = [_pool.submit(work) for _ in range(workers - 1)]
+    work()
+    for other in others:
+        if not other.cancel():  # it has begun
             other.result()
 
 

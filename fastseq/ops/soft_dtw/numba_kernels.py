@@ -15,6 +15,7 @@ from fastseq.ops.soft_dtw.numba_math import (
     log2_1p,
     middle_of,
     store_release,
+    take_number,
     wait_for,
     weigh,
 )
@@ -345,8 +346,9 @@ def _block_costs(u, xs, ys, y, cost, area, scale):
 
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
-def forward_strips(problem, worker, workers, progress, below, state, value):
-    """The strips of one worker, every ``workers``-th of all, each waiting for the one above.
+def forward_strips(problem, counter, progress, below, state, value):
+    """Strip after strip, as many as this thread gets to, each waiting for the one above, which
+    was taken before it. A thread that starts late, or shares its core, takes fewer.
 
     problem: x (B, N, D), y (B, M, D), cost (B, N, M), real lengths, limits of the bands, scale.
     below (B, strips, M): H of the last row of each strip. state (B, strips, blocks, 2, LANES): H
@@ -359,7 +361,10 @@ def forward_strips(problem, worker, workers, progress, below, state, value):
     xs, ys = np.zeros(channels * LANES, dtype), np.zeros(channels * WINDOW, dtype)
     u, up = np.empty((STEPS, LANES), dtype), np.empty((2, LANES + 1), dtype)
     v, sm = np.empty(LANES, dtype), np.empty(LANES, dtype)
-    for index in range(worker, batch * strips, workers):
+    while True:
+        index = take_number(counter)
+        if index >= batch * strips:
+            break
         b, strip = index % batch, index // batch
         n, m, low, high = n_real[b], m_real[b], band[b, 0], band[b, 1]
         if strip * LANES >= n or m == 0:
@@ -385,7 +390,7 @@ def forward_strips(problem, worker, workers, progress, below, state, value):
 
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
-def backward_strips(problem, worker, workers, progress, below, state, grad, flow, dx, dy, dcost):
+def backward_strips(problem, counter, progress, below, state, grad, flow, dx, dy, dcost):
     """The same, last strip first. flow (B, strips, M): flux from each strip to the one above."""
     x, y, cost, n_real, m_real, band, scale = problem
     batch, strips = flow.shape[:2]
@@ -399,7 +404,10 @@ def backward_strips(problem, worker, workers, progress, below, state, grad, flow
     p, up = np.empty((STEPS, 3 * LANES), dtype), np.empty((2, LANES + 1), dtype)
     v, left = np.empty(LANES, dtype), np.empty(LANES)
     lift, owed = np.empty(LANES + 1), np.empty(LANES)
-    for index in range(worker, batch * strips, workers):
+    while True:
+        index = take_number(counter)
+        if index >= batch * strips:
+            break
         b, strip = index % batch, strips - 1 - index // batch
         n, m, low, high = n_real[b], m_real[b], band[b, 0], band[b, 1]
         if strip * LANES >= n or m == 0:

@@ -56,6 +56,17 @@ def store_release(typingctx, array, index, value):
     return types.void(array, index, types.int64), codegen
 
 
+@intrinsic
+def take_number(typingctx, counter):
+    """0, 1, 2, ...: the next of an int64 counter that threads share."""
+
+    def codegen(context, builder, signature, args):
+        place = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), codegen
+
+
 def _element(context, builder, signature, args):
     array = context.make_array(signature.args[0])(context, builder, args[0])
     return builder.gep(array.data, [args[1]])
