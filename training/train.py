@@ -135,6 +135,9 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     except (TooManyBadVideos, OSError) as error:  # on this one; torchrun ends the others
         _complain(error)
+        if isinstance(error, TooManyBadVideos):
+            again = "once they can be read again, --resume continues the run"
+            print(f"{again}; without them a new one is needed", file=sys.stderr)
         return 1
     if received:
         if distributed.is_main():

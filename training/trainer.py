@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastseq.video import ClipLoader
+from fastseq.video import ClipLoader, TooManyBadVideos
 from training.checkpoint import (
     load_latest,
     load_weights,
@@ -249,6 +249,13 @@ class Trainer:
                 if saved_at != self.step:  # a run that was over when it was resumed
                     self.save()
                 return received
+        except TooManyBadVideos:
+            # Among several ranks the others are not here to tell what they hold.
+            if world_size() == 1 and self.step > max(saved_at, 0):
+                self.loader.position = self.step * self.cfg.train.accumulate
+                self.loader.bad.popitem()  # the one too many: it may be back when this goes on
+                self.save()
+            raise
         finally:
             self.loader.engine.close()
             if log is not None:

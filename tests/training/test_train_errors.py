@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import numbers, same, squares, weights
+from runs import SquareEngine, numbers, same, squares, weights
 
 import training.objectives
 import training.train
 import training.trainer
+from fastseq.video import VideoError
 from training.checkpoint import CheckpointError, list_checkpoints
 from training.run import load_run
 from training.runlog import read_log
@@ -271,3 +272,29 @@ def test_bad_videos_met_in_a_worker_are_listed(video_folder, capsys):
     assert "  a.mp4: not a video file" in error or "  c.mp4: not a video file" in error
     assert "--verify" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_that_bad_videos_ended_goes_on_once_they_are_back(
+    recipe, monkeypatch, capsys, accumulate
+):
+    options = [recipe, f"train.accumulate={accumulate}", "train.checkpoint_every=100"]
+    options.append(f"train.steps={24 // accumulate}")
+    assert main([*options, "train.run_dir=whole"]) == 0
+    read, gone = SquareEngine.read, iter([False] * 15 + [True])
+
+    def read_or_fail(self, readings):
+        if next(gone, False):
+            raise VideoError(readings[0].path, "No such file or directory")
+        return read(self, readings)
+
+    monkeypatch.setattr(SquareEngine, "read", read_or_fail)
+    options.append("train.run_dir=run")
+    assert main(options) == 1
+    assert "1 of 5 videos cannot be read" in capsys.readouterr().err
+    assert [path.name for path in list_checkpoints("run/checkpoints")] == [
+        f"step_{15 // accumulate:08}.pt"
+    ]
+    assert main([*options, "--resume"]) == 0
+    assert same(weights("run"), weights("whole"))
+    assert numbers("run") == numbers("whole")
