@@ -100,9 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted; {what}", file=sys.stderr)
         return 130
     print(summary(index))
-    _, others = find_videos(args.folder)
+    _, others, closed = find_videos(args.folder)
     if others:
         print(f"ignored: {others} files without the ending of a video's name, or broken links")
+    for name in closed:
+        print(f"not looked into: {name}")
     print(f"written: {index.folder / INDEX_NAME}")
     if not index.videos:
         bad = index.bad or (report.bad if report else [])

@@ -254,17 +254,16 @@ def open_loader(
             f"only of {', '.join(splits)}"
         )
     augmentation = OmegaConf.to_object(cfg.augmentation)
-    # A cache in memory is filled by decoding everything, which a dry run need not wait for.
-    data = OmegaConf.merge(cfg.data, {"cache": "none"}) if dry_run else cfg.data
     try:
         loader, reason = training.data.dataset.open_loader(
             records,
-            data,
+            cfg.data,
             augmentation,
             cfg.train.seed,
             device=device,
             rank=rank(),
             world_size=world_size(),
+            fill_cache=not dry_run,  # it decodes everything
             progress=is_main(),
         )
     except (ImportError, RuntimeError) as error:

@@ -82,7 +82,7 @@ def transcode_folder(
         raise NotADirectoryError(f"{folder} is not a folder")
     if folder.is_relative_to(out) or out.is_relative_to(folder):
         raise ValueError(f"{out} and {folder} must be two folders, none inside the other")
-    names, _ = find_videos(folder)
+    names, *_ = find_videos(folder)
     targets = {name: _target_name(name) for name in names}
     if len(set(targets.values())) < len(names):
         twice = next(n for n, t in targets.items() if n != t and t in targets)

@@ -14,6 +14,7 @@ from video.dali_cases import (
     check_counters,
     check_rotation,
     check_stages,
+    check_turned_beside_upright,
     engine_of,
     plain,
     reading_of,
@@ -79,6 +80,12 @@ def test_augmentation_is_that_of_the_cpu(folder, make_engine):
 def test_rotation_is_applied(folder, make_engine, clockwise):
     path = texture(folder / "turned.mp4", size=(160, 144), count=6, chroma=False)
     check_rotation(make_engine(32), path, clockwise, **CLOSE, reference=by_cpu)
+
+
+@pytest.mark.parametrize("coloured", [(), (0,), (1,), (0, 1)])
+def test_turned_and_upright_files_share_a_batch(folder, make_engine, coloured):
+    how = {"size": (160, 144), "chroma": False, "reference": by_cpu}
+    check_turned_beside_upright(make_engine(32), folder, coloured, **CLOSE, **how)
 
 
 @pytest.mark.parametrize(

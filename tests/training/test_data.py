@@ -101,7 +101,7 @@ def test_index_of_a_folder(folder):
     }
     (folder / "labels.json").write_text(json.dumps(labels))
     built = build_index(folder)
-    assert find_videos(folder) == (["a.mp4", "b.mp4", "more/c.mp4", "zero.mp4"], 1)
+    assert find_videos(folder) == (["a.mp4", "b.mp4", "more/c.mp4", "zero.mp4"], 1, [])
     for index in (built, load_index(folder), load_index(str(folder))):
         assert index.folder == folder.resolve()
         assert [(v.id, v.frames) for v in index.videos] == list(LENGTHS.items())

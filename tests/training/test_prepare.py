@@ -25,6 +25,20 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_a_folder_that_cannot_be_looked_into_is_named(folder, capsys, monkeypatch):
+    (folder / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "closed":  # root may look into everything
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert main([str(folder)]) == 0
+    assert "not looked into: closed: Permission denied\n" in capsys.readouterr().out
+
+
 def test_a_folder_with_bad_files(folder, capsys):
     data = (folder / "b.mp4").read_bytes()
     (folder / "cut.mp4").write_bytes(data[: len(data) // 2])

@@ -221,6 +221,17 @@ def test_help_does_not_wait_for_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+def test_a_dry_run_fills_no_cache_but_wants_an_engine_that_reads_it(
+    video_folder, capsys, monkeypatch
+):
+    monkeypatch.setattr("training.data.dataset.FrameCache", None)
+    arguments = ["tiny.yaml", "--dry-run", "data.cache=ram"]
+    assert main([*arguments, "data.engine=dali-cpu"]) == 2
+    assert "'dali-cpu' cannot read from the cache" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "memory       about" in capsys.readouterr().out
+
+
 def test_training_on_video_files(video_folder):
     arguments = ["tiny.yaml", "train.steps=4", "train.log_every=1", "data.batch_size=3"]
     arguments.append("data.cache_side=32")  # that of the files: the cache scales nothing

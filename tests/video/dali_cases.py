@@ -153,6 +153,22 @@ def shrunk(frame):
     return torch.nn.functional.interpolate(counter.float(), (48, 48), mode="area")[0]
 
 
+def check_turned_beside_upright(engine, folder, coloured, inner, border, reference, **how):
+    """Both kinds of phone video in one batch; `coloured`: which of the two is changed in colour."""
+    upright = texture(folder / "upright.mp4", count=6, **how)
+    turned = set_rotation(texture(folder / "on_its_side.mp4", count=6, **how), 90)
+    readings = []
+    for place, path in enumerate((upright, turned)):
+        info = probe(path)
+        colour = (("brightness", 0.9),) if place in coloured else ()
+        draw = plain(info.height, info.width, colour=colour)
+        readings.append(reading_of(path, [[0, 5]], [draw]))
+    for made, reading in zip(run(engine, readings)[0], readings, strict=True):
+        off = (made[0].int() - reference(reading, 32)[0].int()).abs()
+        assert off[..., 1:-1, 1:-1].max() <= inner
+        assert off.max() <= border
+
+
 def texture(path, size=(96, 80), count=12, chroma=True):
     """Noise that is smooth over a few pixels, another one each frame, coded without loss.
 

@@ -18,7 +18,7 @@ pytest.importorskip("av")
 pytest.importorskip("nvidia.dali", reason='needs DALI: pip install "fastseq[dali]"')
 
 import av
-from counter_video import HEIGHT, WIDTH, counter_frame, set_rotation
+from counter_video import HEIGHT, WIDTH, counter_frame
 from dali_cases import (
     ANY_VERSION,
     COUNT,
@@ -29,6 +29,7 @@ from dali_cases import (
     check_counters,
     check_rotation,
     check_stages,
+    check_turned_beside_upright,
     encode,
     engine_of,
     plain,
@@ -110,19 +111,8 @@ def test_a_large_batch_may_follow_the_small_one_that_ends_an_epoch(folder, engin
 @BOTH
 @pytest.mark.parametrize("coloured", [(), (0,), (1,), (0, 1)])
 def test_turned_and_upright_files_share_a_batch(folder, gpu_operators, border, coloured):
-    upright = texture(folder / "upright.mp4", count=6)
-    turned = set_rotation(texture(folder / "on_its_side.mp4", count=6), 90)
-    readings = []
-    for place, path in enumerate((upright, turned)):
-        info = probe(path)
-        colour = (("brightness", 0.9),) if place in coloured else ()
-        draw = plain(info.height, info.width, colour=colour)
-        readings.append(reading_of(path, [[0, 5]], [draw]))
     engine = engine_of(32, gpu_operators=gpu_operators)
-    for made, reading in zip(run(engine, readings)[0], readings, strict=True):
-        off = (made[0].int() - by_pyav(reading, 32)[0].int()).abs()
-        assert off[..., 1:-1, 1:-1].max() <= 1
-        assert off.max() <= border
+    check_turned_beside_upright(engine, folder, coloured, 1, border, by_pyav)
     engine.close()
 
 

@@ -67,12 +67,14 @@ def open_loader(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world_size: int = 1,
+    fill_cache: bool = True,
     progress: bool = True,
 ) -> tuple[ClipLoader, str]:
     """The loader of a recipe, and why it has the engine it has.
 
     `data.batch_size` items make a batch; each of `world_size` ranks reads its part of them. With
-    `data.cache=ram` every video is decoded now; those that fail are set aside.
+    `data.cache=ram` every video is decoded now; those that fail are set aside. Without `fill_cache`
+    none is, and clips come from the files.
     """
     items = open_items(records, data_cfg, augmentation)
     if data_cfg.cache not in ("none", "ram"):
@@ -86,7 +88,7 @@ def open_loader(
         cache={} if data_cfg.cache == "ram" else None,  # an engine that has none says so first
     )
     failed = []
-    if data_cfg.cache == "ram":
+    if data_cfg.cache == "ram" and fill_cache:
         engine.cache = FrameCache(items.videos, items.side, progress=progress)
         failed = engine.cache.failed
     loader = ClipLoader(

@@ -69,13 +69,18 @@ class Index:
     classes: dict[str, list[str]] = field(default_factory=dict)
 
 
-def find_videos(folder: Path) -> tuple[list[str], int]:
-    """(relative paths of the video files by their names' endings, number of other files), sorted.
+def find_videos(folder: Path) -> tuple[list[str], int, list[str]]:
+    """(relative paths of the video files by their names' endings, number of other files, folders
+    that cannot be looked into with the reason), sorted.
 
     Hidden files and folders are left out, links are followed.
     """
-    videos, others, seen = [], 0, set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    videos, others, closed, seen = [], 0, [], set()
+
+    def refused(error: OSError) -> None:
+        closed.append(f"{os.path.relpath(error.filename, folder)}: {error.strerror}")
+
+    for root, folders, files in os.walk(folder, onerror=refused, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:  # a link back to a parent
             folders.clear()
@@ -90,7 +95,7 @@ def find_videos(folder: Path) -> tuple[list[str], int]:
                 videos.append(path.relative_to(folder).as_posix())
             else:
                 others += 1
-    return sorted(videos), others
+    return sorted(videos), others, sorted(closed)
 
 
 def build_index(
@@ -122,7 +127,7 @@ def build_index(
             f"{folder} cannot be written to, and the index belongs there: link the videos into a "
             "folder of your own"
         )
-    names, _ = find_videos(folder)
+    names, *_ = find_videos(folder)
     labels_path = _labels_path(folder, labels)
     given = read_labels(labels_path) if labels_path else Labels({}, {})
     if labels_path:
@@ -245,7 +250,7 @@ def _stamp(path: Path) -> list[int]:
 def _changes(folder: Path, content: dict[str, Any]) -> list[str]:
     stamps = {entry["id"]: entry["stamp"] for entry in content["videos"]}
     stamps |= {entry["path"]: entry["stamp"] for entry in content["bad"]}
-    names, _ = find_videos(folder)
+    names, *_ = find_videos(folder)
     changes = [f"{name} is new" for name in names if name not in stamps]
     labels = content["labels"]
     if labels is not None:
