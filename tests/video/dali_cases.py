@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import av
 import numpy as np
+import pytest
 import torch
 from video.counter_video import (
     BITS,
@@ -21,11 +24,15 @@ from video.counter_video import encode as encode_counter
 from fastseq.video import read_frames
 from fastseq.video.augment import Augmentation, ClipDraw, apply_draw, draw_clip
 from fastseq.video.decode import scaled_size
-from fastseq.video.engines.dali import DaliEngine
+from fastseq.video.engines import dali as dali_engine
+from fastseq.video.engines.dali import DaliEngine, unsupported
 from fastseq.video.reader import probe
 from fastseq.video.work import Clip, Reading
 
 COUNT = 97
+VERSION = dali_engine._dali_version()
+H264 = unsupported(SimpleNamespace(path="a.mp4", codec="h264", note=""), "cpu", VERSION) is None
+needs_h264 = pytest.mark.skipif(not H264, reason=f"DALI {VERSION} has no H.264 on the CPU")
 VP9 = {"g": "20", "crf": "20", "b": "0", "cpu-used": "8"}
 HIDDEN = {"g": "40", "auto-alt-ref": "1", "lag-in-frames": "16", "b": "2M", "cpu-used": "8"}
 IRREGULAR = np.cumsum([0, *np.random.default_rng(3).integers(5, 200, COUNT - 1)]).tolist()
