@@ -48,13 +48,6 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("dali_videos")
 
 
-@pytest.fixture
-def engine():
-    engine = engine_of(48)
-    yield engine
-    engine.close()
-
-
 @pytest.mark.parametrize("name", ANY_VERSION)
 def test_every_index_gives_its_frame(folder, engine, name):
     check_counters(engine, ANY_VERSION[name](folder / name))

@@ -21,7 +21,6 @@ from dali_cases import (
     X264,
     check_counters,
     encode,
-    engine_of,
     needs_h264,
     plain,
     reading_of,
@@ -33,13 +32,6 @@ from fastseq.video import VideoError, read_frames
 from fastseq.video.engines import dali as dali_engine
 from fastseq.video.engines.dali import DaliEngine, unsupported
 from fastseq.video.work import Clip, Reading
-
-
-@pytest.fixture
-def engine():
-    engine = engine_of(48)
-    yield engine
-    engine.close()
 
 
 def broken(path):
