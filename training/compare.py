@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.cli import write_json
+from training.evaluation.cli import missing_extra, write_json
 from training.evaluation.comparison import TIME_INDEX
 from training.suites import METHODS, SUITES, VCLR_METHODS, time_index_result
 
@@ -96,10 +96,8 @@ def _run(options: argparse.Namespace) -> int:
     try:  # only now, so that --help need not wait for torch
         from training import prepare
         from training.config import ConfigError, load_config
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("fastseq", "training"):
-            raise
-        print(f'error: {error}; it needs: pip install "fastseq[train]"', file=sys.stderr)
+    except ImportError as error:
+        print(f"error: {missing_extra(error, 'the comparison')}", file=sys.stderr)
         return 2
 
     began = time.perf_counter()

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.evaluation.cli import missing_extra
+
 WAYS = ("recipe", "plain")
 CARDS = (16, 24, 80, 141)  # GB
 # malloc raises these as large blocks are freed, and then keeps what was freed: the peak of a
@@ -31,10 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         from training.config import ConfigError
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("fastseq", "training"):
-            raise
-        print(f'error: {error}; training needs: pip install "fastseq[train]"', file=sys.stderr)
+    except ImportError as error:
+        print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
         return 2
     try:
         # All are checked before the first is measured.

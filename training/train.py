@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.evaluation.cli import missing_extra
+
 if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
@@ -88,10 +90,8 @@ def _run(args: argparse.Namespace) -> int:
         from training.config import ConfigError
         from training.run import initial_model
         from training.trainer import NonFiniteError, Trainer, check_loss
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("fastseq", "training"):
-            raise
-        print(f'error: {error}; training needs: pip install "fastseq[train]"', file=sys.stderr)
+    except ImportError as error:
+        print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
         return 2
 
     distributed.start()

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from training.evaluation.cli import missing_extra
+
 RECIPE = "recipes/carl_demo.yaml"
 
 
@@ -47,10 +49,8 @@ def _run(options: argparse.Namespace) -> int:
         from training import evaluate, prepare, report, train
         from training.config import ConfigError, load_config
         from training.demo.render import describe, render_dataset
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("fastseq", "training"):
-            raise
-        print(f'error: {error}; the demo needs: pip install "fastseq[train]"', file=sys.stderr)
+    except ImportError as error:
+        print(f"error: {missing_extra(error, 'the demo')}", file=sys.stderr)
         return 2
 
     try:  # before the videos are rendered
