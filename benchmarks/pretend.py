@@ -1,0 +1,125 @@
+"""A GPU that is not there: Triton compiles for it, and every launch is noted instead of run.
+
+Inside ``pretend(90)`` the ops run with ``backend="triton"`` on CPU tensors: checks, autograd,
+Triton's own argument binder and its compiler are the real ones. What the kernels would write is
+left as it was allocated. Not under TRITON_INTERPRET=1, which replaces the compiler.
+"""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from fastseq.ops.common import dispatch, launch
+
+OPS = ("scl", "contrastive_idm", "tcc", "queue_nce")
+DEVICE = -1  # what CPU tensors answer to get_device()
+
+
+class Binary(NamedTuple):
+    """What the driver would have loaded."""
+
+    name: str
+    cubin: bytes
+    shared: int
+
+
+class Launch(NamedTuple):
+    kernel: str
+    grid: tuple[int, int, int]
+    binary: Binary
+    types: dict[str, str]  # of each argument, as Triton spells them; "constexpr" too
+    constants: dict[str, Any]  # by name, absent tensors (None) among them
+    metadata: Any  # num_warps, num_stages, maxnreg, target, ... of the compilation
+
+
+class _Launcher:
+    """Made by Triton for each compiled kernel; called in place of the C launcher."""
+
+    def __init__(self, source, metadata) -> None:
+        names = source.fn.arg_names
+        self.name, self.types, self.metadata = source.fn.__name__, source.signature, metadata
+        self.constants = {names[path[0]]: value for path, value in source.constants.items()}
+
+    def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter, leave, *args):
+        if _noted is not None:
+            grid = (x, y, z)
+            _noted.append(
+                Launch(self.name, grid, function, self.types, self.constants, self.metadata)
+            )
+
+
+class _Utils:
+    def __init__(self, arch: int) -> None:
+        # As launched on sm_80 too: what is larger would not run on sm_86 and sm_89.
+        self.shared = 101_376 if arch < 90 else 232_448
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": self.shared, "multiprocessor_count": 132, "warpSize": 32}
+
+    def load_binary(self, name: str, cubin: bytes, shared: int, device: int):
+        return None, Binary(name, cubin, shared), 0, 0, 1024  # registers, spills, most threads
+
+
+class _Driver:
+    launcher_cls = _Launcher
+
+    def __init__(self, arch: int) -> None:
+        self.arch, self.utils = arch, _Utils(arch)
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return DEVICE
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+_noted: list[Launch] | None = None
+_arch: int | None = None  # of this process: Triton keeps what it has compiled by device alone
+
+
+@contextlib.contextmanager
+def pretend(arch: int = 90, *, note: bool = True) -> Iterator[list[Launch]]:
+    """A GPU of compute capability ``arch`` (90 for 9.0). Gives the list of launches, which grows
+    as ops are called, unless ``note`` is False. One capability a process.
+    """
+    global _arch, _noted
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        raise RuntimeError("pretend() needs Triton's compiler: unset TRITON_INTERPRET")
+    if _arch not in (None, arch):
+        raise RuntimeError(f"this process has compiled for sm_{_arch}: start one for sm_{arch}")
+    _arch = arch
+    for op in OPS:
+        importlib.import_module(f"fastseq.ops.{op}.triton")
+    from triton.runtime import driver
+
+    launches: list[Launch] = []
+    _noted = launches if note else None
+    before = driver._active
+    driver.set_active(_Driver(arch))
+    with (
+        _replaced(launch, "architecture", lambda device: arch),
+        _replaced(dispatch, "_why_not_triton", lambda device_type, dtype: None),
+    ):
+        try:
+            yield launches
+        finally:
+            _noted = None
+            driver._active = before
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
