@@ -63,7 +63,7 @@ class _Utils:
         return {"max_shared_mem": self.shared, "multiprocessor_count": 132, "warpSize": 32}
 
     def load_binary(self, name: str, cubin: bytes, shared: int, device: int):
-        return None, Binary(name, cubin, shared), 0, 0, 1024  # registers, spills, most threads
+        return self, Binary(name, cubin, shared), 0, 0, 1024  # registers, spills, most threads
 
 
 class _Extension:
