@@ -192,7 +192,8 @@ def measure(name: str, variant: Variant, case: Case, path: Path) -> None:
                 row["note"] = "WRONG"
         row["timer"] = getattr(call, "timer", "perf_counter")
         calls = {"shipped": shipped.call, "variant": _under(variant, call)}
-        samples = interleave(calls, 0.02 if record.dry() else TIMING_S, ("shipped",))
+        rounds = {"min_rounds": 1} if record.dry() else {}
+        samples = interleave(calls, TIMING_S, ("shipped",), **rounds)
         ours, theirs = ([s[variant.mode] for s in samples[who]] for who in calls)
         row["us"] = f"{median(theirs) * 1e6:.1f}"
         row["of_default"] = f"{paired_ratio(theirs, ours):.3f}"
