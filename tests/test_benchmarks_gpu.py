@@ -1,4 +1,4 @@
-"""One call on a GPU, rehearsed on a CPU: every phase leaves its result, whatever happens to others."""
+"""One call on a GPU, rehearsed on a CPU: each phase leaves its result, whatever befalls others."""
 
 import json
 import os

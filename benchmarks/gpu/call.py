@@ -105,7 +105,7 @@ def _interrupt(signum: int, frame: object) -> None:
 def _environment(call: Call) -> dict[str, str]:
     """What every process gets; BLAS threads of many processes would fight for the cores."""
     mine = {"OUT": str(call.out), "RESULTS": str(call.results), "DRY": str(int(call.dry))}
-    mine |= {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    mine |= {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     mine |= {"PYTHONPATH": os.pathsep.join(paths)}
     defaults = {

@@ -59,9 +59,16 @@ def steps(python: str, dry: bool, limit_s: float, work: Path) -> list[Step]:
 def report(work: Path) -> None:
     """A line for each launch that ncu wrote about; also where it was killed on the way."""
     log = work / "profile_ncu.log"
-    if log.exists():
-        for name, metrics in launches(log.read_text(errors="replace")):
-            record.say("profile", name, **metrics)
+    if not log.exists():
+        return
+    text = log.read_text(errors="replace")
+    found = launches(text)
+    for name, metrics in found:
+        record.say("profile", name, **metrics)
+    if not found:  # for one, counters may be for administrators alone
+        words = [line for line in text.splitlines() if line.startswith("==ERROR==")]
+        why = words[0][:200] if words else "ncu wrote of no launch; log.txt has what it said"
+        record.say("profile", "launches", ok=False, error=why)
 
 
 def launches(text: str) -> list[tuple[str, dict[str, str]]]:
