@@ -165,7 +165,7 @@ def scl_stats_kernel(
 @triton.jit
 def reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION: tl.constexpr):
     """The loss, and the weights of the directions, from the blocks of all programs."""
-    BV: tl.constexpr = 16
+    BV: tl.constexpr = 8  # with 16, stats kernels held to 168 registers would spill two
     BB: tl.constexpr = 64
     b_total = tl.zeros([BV], tl.float32)
     b_count = tl.zeros([BV], tl.float32)
