@@ -2,17 +2,20 @@
 
 Inside ``pretend(90)`` the ops run with ``backend="triton"`` on CPU tensors: checks, autograd,
 Triton's own argument binder and its compiler are the real ones. What the kernels would write is
-left as it was allocated. Not under TRITON_INTERPRET=1, which replaces the compiler.
+left as it was allocated. soft_dtw runs with ``backend="cuda"`` up to its extension, of which
+nothing is compiled or noted. Not under TRITON_INTERPRET=1, which replaces Triton's compiler.
 """
 
 import contextlib
 import importlib
 import os
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from fastseq.ops.common import dispatch, launch
+from fastseq.ops.soft_dtw import cuda as soft_dtw_cuda
+from fastseq.ops.soft_dtw import op as soft_dtw
 
 OPS = ("scl", "contrastive_idm", "tcc", "queue_nce")
 DEVICE = -1  # what CPU tensors answer to get_device()
@@ -60,7 +63,20 @@ class _Utils:
         return {"max_shared_mem": self.shared, "multiprocessor_count": 132, "warpSize": 32}
 
     def load_binary(self, name: str, cubin: bytes, shared: int, device: int):
-        return None, Binary(name, cubin, shared), 0, 0, 1024  # registers, spills, most threads
+        return self, Binary(name, cubin, shared), 0, 0, 1024  # registers, spills, most threads
+
+
+class _Extension:
+    """Stands in for fastseq._C, and for torch's current stream."""
+
+    cuda_stream = 0
+    SoftDTWCall = SimpleNamespace
+
+    @staticmethod
+    def soft_dtw_forward(*args) -> None: ...
+
+    @staticmethod
+    def soft_dtw_backward(*args) -> None: ...
 
 
 class _Driver:
@@ -101,17 +117,21 @@ def pretend(arch: int = 90, *, note: bool = True) -> Iterator[list[Launch]]:
     from triton.runtime import driver
 
     launches: list[Launch] = []
-    _noted = launches if note else None
+    outer, _noted = _noted, launches if note else None
     before = driver._active
     driver.set_active(_Driver(arch))
     with (
         _replaced(launch, "architecture", lambda device: arch),
         _replaced(dispatch, "_why_not_triton", lambda device_type, dtype: None),
+        _replaced(soft_dtw, "_elsewhere", lambda name, device_type: None),
+        _replaced(soft_dtw, "unavailable", lambda name: None),
+        _replaced(soft_dtw_cuda, "_build", lambda: _Extension),
+        _replaced(soft_dtw_cuda.torch.cuda, "current_stream", lambda device: _Extension),
     ):
         try:
             yield launches
         finally:
-            _noted = None
+            _noted = outer
             driver._active = before
 
 
