@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from fastseq.ops.common import dispatch, launch
 from fastseq.ops.soft_dtw import cuda as soft_dtw_cuda
 from fastseq.ops.soft_dtw import op as soft_dtw
@@ -97,6 +100,12 @@ class _Driver:
         return 0
 
 
+def _ticket(like: Tensor) -> Tensor:
+    """As on a GPU, where a stream has one that is kept."""
+    return _tickets[like.get_device(), 0]
+
+
+_tickets = {(DEVICE, 0): torch.zeros(1, dtype=torch.int32)}
 _noted: list[Launch] | None = None
 _arch: int | None = None  # of this process: Triton keeps what it has compiled by device alone
 
@@ -122,6 +131,7 @@ def pretend(arch: int = 90, *, note: bool = True) -> Iterator[list[Launch]]:
     driver.set_active(_Driver(arch))
     with (
         _replaced(launch, "architecture", lambda device: arch),
+        _replaced(launch, "ticket", _ticket),
         _replaced(dispatch, "_why_not_triton", lambda device_type, dtype: None),
         _replaced(soft_dtw, "_elsewhere", lambda name, device_type: None),
         _replaced(soft_dtw, "unavailable", lambda name: None),

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -110,11 +110,19 @@ def choose_triton_or_torch(
 
     ``no_kernel``: why Triton has no kernel for the call, where the op knows of a reason.
     """
-    triton = {"triton": no_kernel or _why_not_triton(device_type, dtype)}
-    torch_first = {"torch": None, "reference": None}
+    why_not = no_kernel or _why_not_triton(device_type, dtype)
+    return _choose(op, requested, os.environ.get("FASTSEQ_BACKEND"), device_type == "cuda", why_not)
+
+
+@functools.lru_cache
+def _choose(
+    op: str, requested: str, default: str | None, on_gpu: bool, why_not: str | None
+) -> tuple[str, str]:
+    """Every call comes here; ``default`` is in the arguments so that the cache sees it change."""
+    triton, others = {"triton": why_not}, {"torch": None, "reference": None}
     # On the CPU Triton only has its interpreter, which is there for tests that ask for it.
-    why_not = triton | torch_first if device_type == "cuda" else torch_first | triton
-    return choose_backend(op, requested, why_not)
+    order = triton | others if on_gpu else others | triton
+    return choose_backend(op, requested, order)
 
 
 def _why_not_triton(device_type: str, dtype: torch.dtype) -> str | None:
@@ -126,11 +134,37 @@ def _why_not_triton(device_type: str, dtype: torch.dtype) -> str | None:
     return reason
 
 
+_AS_IT_IS = contextlib.nullcontext()
+
+
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """Autocast off; the meta device knows no autocast (torch 2.11 cannot trace asking)."""
     if device_type == "meta":
-        return contextlib.nullcontext()
-    return torch.autocast(device_type, enabled=False)
+        return _AS_IT_IS
+    if torch.compiler.is_compiling():
+        return torch.autocast(device_type, enabled=False)
+    # torch.autocast would also empty the cache of casted weights, and takes 10 us at every call.
+    return _without_autocast(device_type) if torch.is_autocast_enabled(device_type) else _AS_IT_IS
+
+
+@contextlib.contextmanager
+def _without_autocast(device_type: str) -> Iterator[None]:
+    torch.set_autocast_enabled(device_type, False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device_type, True)
+
+
+def gradient(function: type[torch.autograd.Function], *args):
+    """``function.apply(*args)`` in a backward: what differentiating the gradient meets.
+
+    Only under ``create_graph=True``, when autograd is on in a backward, can that happen; otherwise
+    the node would be 15 us for nothing.
+    """
+    if torch.is_grad_enabled():
+        return function.apply(*args)
+    return function.forward(None, *args)
 
 
 def unavailable(name: str) -> str | None:

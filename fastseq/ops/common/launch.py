@@ -1,9 +1,18 @@
-"""How Triton kernels are launched: what tensor cores multiply, for which GPU, on which device."""
+"""How Triton kernels are launched: what tensor cores multiply, for which GPU, on which device, and
+how Triton is asked only once what to launch."""
 
-import contextlib
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
 
 import torch
+import triton
+from torch import Tensor
+from triton import knobs
+from triton.runtime import JITFunction, driver
+
+# Versions of Triton whose compiled kernels a Kernel calls directly.
+KNOWN = ("3.6", "3.7")
 
 
 def operands(dtype: torch.dtype) -> tuple[str, str]:
@@ -16,6 +25,11 @@ def operands(dtype: torch.dtype) -> tuple[str, str]:
     return how, how
 
 
+def cdiv(a: int, b: int) -> int:
+    """How many b it takes for a. triton.cdiv, which also serves kernels, takes 3 us."""
+    return -(-a // b)
+
+
 @lru_cache
 def architecture(device: torch.device) -> int:
     """90 for capability 9.0; 0 for the interpreter."""
@@ -25,6 +39,114 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device's stream, which need not be the tensors' device."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+class Kernel:
+    """A Triton kernel whose constants and options are chosen: called with tensors and numbers.
+
+    Triton's launcher examines every argument of every call to find what it has compiled; for a
+    short sequence that takes longer than the GPU does. A Kernel asks it once for each kind of call:
+    device, dtypes of the tensors, which of them are None, what integers are specialised to. After
+    that it calls what was compiled. That call is private to Triton: a version not KNOWN takes the
+    public launcher every time. So do the interpreter, hooks on launches (profilers), tensors that
+    do not start at a multiple of 16 bytes and integers beyond 32 bits.
+
+    ``kernel`` takes tensors first, named p_*, then numbers, then constants.
+    """
+
+    def __init__(self, kernel: Any, **keywords: Any) -> None:
+        self.kernel, self.keywords = kernel, keywords
+        self.compiled: dict[tuple, tuple] = {}
+        self.direct = isinstance(kernel, JITFunction) and known(triton.__version__)
+        if self.direct:
+            self.constants = [keywords[p.name] for p in kernel.params if p.is_constexpr]
+            rest = [p for p in kernel.params if not (p.is_constexpr or p.name.startswith("p_"))]
+            self.specialised = [not p.do_not_specialize for p in rest]
+
+    def __call__(
+        self, programs: int, tensors: tuple[Tensor | None, ...], numbers: tuple[int | float, ...]
+    ) -> None:
+        """Launch on the current stream of the device of the tensors, of which the first is one."""
+        device = tensors[0].get_device()
+        if device >= 0 and device != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self._launch(device, programs, tensors, numbers)
+        else:
+            self._launch(device, programs, tensors, numbers)
+
+    def _launch(self, device: int, programs: int, tensors: tuple, numbers: tuple) -> None:
+        if not self.direct or _hooked():
+            self.kernel[(programs,)](*tensors, *numbers, **self.keywords)
+            return
+        addresses, kind, bits = [], [device], 0
+        for tensor in tensors:
+            if tensor is None:
+                addresses.append(None)
+                kind.append(None)
+            else:
+                address = tensor.data_ptr()
+                bits |= address
+                addresses.append(address)
+                kind.append(tensor.dtype)
+        usual = bits % 16 == 0
+        for number, specialised in zip(numbers, self.specialised, strict=True):
+            if type(number) is int:
+                usual = usual and -(2**31) <= number < 2**31
+                if specialised:
+                    kind.append((number == 1, number % 16 == 0))
+        found = self.compiled.get(kind := tuple(kind)) if usual else None
+        if found is None:
+            compiled = self.kernel[(programs,)](*tensors, *numbers, **self.keywords)
+            if usual:
+                self.compiled[kind] = compiled.run, compiled.function, compiled.packed_metadata
+            return
+        run, function, metadata = found
+        stream = driver.active.get_current_stream(device)
+        # What follows the metadata is for hooks, of which there are none.
+        run(
+            *(programs, 1, 1, stream, function, metadata, None, None, None),
+            *(*addresses, *numbers, *self.constants),
+        )
+
+
+def known(version: str) -> bool:
+    """Whether a Kernel calls compiled kernels of this Triton directly."""
+    return ".".join(version.split(".")[:2]) in KNOWN
+
+
+def _hooked() -> bool:
+    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return any(getattr(hook, "calls", hook) for hook in hooks)
+
+
+_kept: list[Callable] = []
+
+
+def once(make: Callable) -> Callable:
+    """``functools.cache`` for what chooses kernels and their tiles, until :func:`clear`."""
+    kept = cache(make)
+    _kept.append(kept)
+    return kept
+
+
+def clear() -> None:
+    """Forget every choice of tiles, so that a changed one takes effect (tuning)."""
+    for kept in _kept:
+        kept.cache_clear()
+
+
+_tickets: dict[tuple[int, int], Tensor] = {}
+
+
+def ticket(like: Tensor) -> Tensor:
+    """One int32 that is 0 when a kernel starts on the current stream of the tensor's device.
+
+    The programs of a kernel count themselves in it, so that the one that ends last can do what
+    needs the results of all, and that one sets it back to 0: it serves every launch of its stream.
+    A CUDA graph, which may be replayed on any stream, gets one of its own.
+    """
+    device = like.get_device()
+    if device < 0 or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(1, dtype=torch.int32, device=like.device)
+    key = device, driver.active.get_current_stream(device)
+    if key not in _tickets:
+        _tickets[key] = torch.zeros(1, dtype=torch.int32, device=like.device)
+    return _tickets[key]

@@ -26,3 +26,17 @@ def frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
     if D % BK != 0:
         m_tile = m_tile & (o_k < D)[None, :]
     return tl.load(p_tile, mask=m_tile, other=0.0)
+
+
+@triton.jit
+def is_last(p_ticket):
+    """Whether every other program has come here before: what they stored so far can be read.
+
+    Only the last one goes on, alone and in an order of its own, so that which one it is does not
+    show. It leaves the ticket at 0 for the next launch.
+    """
+    tl.debug_barrier()  # all threads have stored, before one of them says so
+    last = tl.atomic_add(p_ticket, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1
+    if last:
+        tl.store(p_ticket, 0)
+    return last

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_triton_or_torch, no_autocast
+from fastseq.ops.common.dispatch import choose_triton_or_torch, gradient, no_autocast
 from fastseq.ops.common.lengths import prepare_times, prepare_valid
 from fastseq.ops.common.validate import (
     check_choice,
@@ -169,6 +169,7 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
 resolve_backend._dynamo_marked_constant = True
 
 
+@functools.cache
 def _backend(name: str):
     return importlib.import_module(f"fastseq.ops.contrastive_idm.{name}")
 
@@ -196,7 +197,7 @@ class _ContrastiveIDM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        dz = _ContrastiveIDMBackward.apply(grad, *ctx.saved_tensors, ctx.name, ctx.opts)
+        dz = gradient(_ContrastiveIDMBackward, grad, *ctx.saved_tensors, ctx.name, ctx.opts)
         return dz, None, None, None, None, None
 
 

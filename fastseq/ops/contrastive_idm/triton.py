@@ -1,7 +1,6 @@
 """contrastive_idm on NVIDIA GPUs: launches the kernels of triton_kernels.py; op.py checks input.
 
-Two launches forward (all pairs; the sum of their blocks), one backward. Nothing is read back, so a
-CUDA graph can capture it.
+One launch forward, one backward. Nothing is read back, so a CUDA graph can capture it.
 """
 
 from functools import lru_cache
@@ -14,11 +13,7 @@ from torch import Tensor
 from fastseq.ops.common import launch
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.contrastive_idm.options import CIDMOptions, pair_times
-from fastseq.ops.contrastive_idm.triton_kernels import (
-    cidm_grad_kernel,
-    cidm_loss_kernel,
-    cidm_reduce_kernel,
-)
+from fastseq.ops.contrastive_idm.triton_kernels import cidm_grad_kernel, cidm_loss_kernel
 
 # Without a limit of its own ptxas stops at 128 or 168 registers and spills a few.
 MAX_REGISTERS = 255
@@ -71,51 +66,21 @@ def forward(
     opts: CIDMOptions,
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the coefficients (N,) of the reduction."""
-    n, frames, d = z.shape
+    n, frames, _ = z.shape
     fp32 = {"dtype": torch.float32, "device": z.device}
     shape = (n,) if opts.reduction == "none" else ()
     if n == 0 or frames == 0:
         return torch.zeros(shape, **fp32), torch.zeros(n, **fp32)
     t, lengths, windows = _side_inputs(z, t, lengths, windows)
-    operands, precision = launch.operands(z.dtype)
-    direct = opts.distance == "euclidean"
-    tile = tiles("loss", d, operands, direct, launch.architecture(z.device))
-    blocks = triton.cdiv(frames, tile.rows)
+    kernels = _kernels(z, opts)
+    blocks = launch.cdiv(frames, kernels.rows)
     loss, coef = torch.empty(shape, **fp32), torch.empty(n, **fp32)
     part = torch.empty((n, blocks), **fp32)
-    with launch.on_device(z.device):
-        cidm_loss_kernel[(n * blocks,)](
-            z,
-            t,
-            lengths,
-            windows,
-            part,
-            n,
-            frames,
-            0 if t is None else t.stride(0),
-            opts.window,
-            opts.margin,
-            D=d,
-            BM=tile.rows,
-            BK=tile.step,
-            **_kind(z, opts, precision),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-            maxnreg=MAX_REGISTERS,
-        )
-        cidm_reduce_kernel[(1,)](
-            part,
-            lengths,
-            loss,
-            coef,
-            n,
-            frames,
-            blocks,
-            REDUCTION=opts.reduction,
-            BV=16,
-            BB=64,
-            num_warps=4,
-        )
+    kernels.loss(
+        n * blocks,
+        (z, t, lengths, windows, part, loss, coef, launch.ticket(z)),
+        (n, frames, 0 if t is None else t.stride(0), opts.window, opts.margin),
+    )
     return loss, coef
 
 
@@ -128,41 +93,71 @@ def backward(
     coef: Tensor,
     opts: CIDMOptions,
 ) -> Tensor:
-    n, frames, d = z.shape
+    n, frames, _ = z.shape
     dz = torch.empty_like(z)
     if dz.numel() == 0:
         return dz
     t, lengths, windows = _side_inputs(z, t, lengths, windows)
-    operands, precision = launch.operands(z.dtype)
-    direct = opts.distance == "euclidean"
-    tile = tiles("grad", d, operands, direct, launch.architecture(z.device))
-    blocks = triton.cdiv(frames, tile.rows)
-    with launch.on_device(z.device):
-        cidm_grad_kernel[(triton.cdiv(d, tile.channels) * n * blocks,)](
-            z,
-            t,
-            lengths,
-            windows,
-            coef,
-            grad,
-            dz,
-            n,
-            frames,
-            0 if t is None else t.stride(0),
-            grad.stride(0) if grad.dim() else 0,
-            opts.window,
-            opts.margin,
-            D=d,
-            BM=tile.rows,
-            BN=tile.columns,
-            BK=tile.step,
-            BD=tile.channels,
-            **_kind(z, opts, precision),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-            maxnreg=MAX_REGISTERS,
-        )
+    kernels = _kernels(z, opts)
+    blocks = launch.cdiv(frames, kernels.grad_rows)
+    strides = 0 if t is None else t.stride(0), grad.stride(0) if grad.dim() else 0
+    kernels.grad(
+        kernels.chunks * n * blocks,
+        (z, t, lengths, windows, coef, grad, dz),
+        (n, frames, *strides, opts.window, opts.margin),
+    )
     return dz
+
+
+class Kernels(NamedTuple):
+    """Both kernels of a kind of call, rows of their tiles, gradient programs for all channels."""
+
+    loss: launch.Kernel
+    rows: int
+    grad: launch.Kernel
+    grad_rows: int
+    chunks: int
+
+
+def _kernels(z: Tensor, opts: CIDMOptions) -> Kernels:
+    kind = opts.form, opts.weights == "paper", opts.distance == "euclidean", opts.reduction
+    centre = z.dtype == torch.float32
+    return _choose(
+        z.shape[2], *launch.operands(z.dtype), launch.architecture(z.device), centre, *kind
+    )
+
+
+@launch.once
+def _choose(
+    d: int,
+    operands: str,
+    precision: str,
+    arch: int,
+    centre: bool,
+    form: str,
+    paper: bool,
+    direct: bool,
+    reduction: str,
+) -> Kernels:
+    shared = {"D": d, "FORM": form, "PAPER": paper, "DIRECT": direct, "CENTRE": centre}
+    shared |= {"PREC": precision, "maxnreg": MAX_REGISTERS}
+    loss, grad = (tiles(kernel, d, operands, direct, arch) for kernel in ("loss", "grad"))
+    return Kernels(
+        launch.Kernel(cidm_loss_kernel, **shared, **_tile(loss), REDUCTION=reduction),
+        loss.rows,
+        launch.Kernel(cidm_grad_kernel, **shared, **_tile(grad), BN=grad.columns, BD=grad.channels),
+        grad.rows,
+        launch.cdiv(d, grad.channels),
+    )
+
+
+def _tile(tile: Tiles) -> dict[str, int]:
+    return {
+        "BM": tile.rows,
+        "BK": tile.step,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
 
 
 def _side_inputs(z, t, lengths, windows):
@@ -173,14 +168,3 @@ def _side_inputs(z, t, lengths, windows):
         t = t if t.stride(1) == 1 else t.contiguous()
     windows = None if windows is None else windows.float()
     return t, lengths, windows
-
-
-def _kind(z: Tensor, opts: CIDMOptions, precision: str) -> dict[str, str | bool]:
-    direct = opts.distance == "euclidean"
-    return {
-        "FORM": opts.form,
-        "PAPER": opts.weights == "paper",
-        "DIRECT": direct,
-        "CENTRE": z.dtype == torch.float32,
-        "PREC": precision,
-    }

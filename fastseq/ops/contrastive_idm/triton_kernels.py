@@ -9,7 +9,7 @@ bits every time. README.md in this folder derives the formulas.
 import triton
 import triton.language as tl
 
-from fastseq.ops.common.triton_tiles import dot, frames
+from fastseq.ops.common.triton_tiles import dot, frames, is_last
 
 
 @triton.jit
@@ -158,6 +158,9 @@ def cidm_loss_kernel(
     p_len,  # [N] or None
     p_window,  # [N] or None: window
     p_part,  # [N, blocks]
+    p_loss,  # [N] or []
+    p_coef,  # [N]
+    p_ticket,  # 0, and 0 again in the end
     N,
     T,
     st,  # stride between sequences of the times
@@ -171,6 +174,7 @@ def cidm_loss_kernel(
     DIRECT: tl.constexpr,
     CENTRE: tl.constexpr,
     PREC: tl.constexpr,
+    REDUCTION: tl.constexpr,
 ):
     margin = tl.cast(margin, tl.float32)
     blocks = tl.cdiv(T, BM)
@@ -209,21 +213,15 @@ def cidm_loss_kernel(
         b_row += tl.where(k > 0, 2.0 * b_sum, b_sum)
     p_block = p_part + i_n * blocks + i_b
     tl.store(p_block, tl.sum(b_row, 0))
+    if is_last(p_ticket):
+        reduce(p_part, p_len, p_loss, p_coef, N, T, blocks, REDUCTION)
 
 
-@triton.jit(do_not_specialize=["N", "T", "blocks"])
-def cidm_reduce_kernel(
-    p_part,  # [N, blocks]
-    p_len,
-    p_loss,  # [N] or []
-    p_coef,  # [N]
-    N,
-    T,
-    blocks,
-    REDUCTION: tl.constexpr,
-    BV: tl.constexpr,
-    BB: tl.constexpr,
-):
+@triton.jit
+def reduce(p_part, p_len, p_loss, p_coef, N, T, blocks, REDUCTION: tl.constexpr):
+    """The loss, and the coefficients of the sequences, from the blocks of all programs."""
+    BV: tl.constexpr = 16
+    BB: tl.constexpr = 64
     share = 1.0
     if REDUCTION == "mean":
         b_count = tl.zeros([BV], tl.float32)

@@ -1,11 +1,12 @@
 """queue_nce: checks, choice of backend, autograd, torch.library registration."""
 
+import functools
 import importlib
 
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_triton_or_torch, no_autocast
+from fastseq.ops.common.dispatch import choose_triton_or_torch, gradient, no_autocast
 from fastseq.ops.common.validate import FLOAT_DTYPES, check_bool, check_choice, check_positive
 from fastseq.ops.queue_nce.options import REDUCTIONS, QueueNCEOptions, accumulator
 from fastseq.ops.queue_nce.reference import queue_nce_reference
@@ -139,6 +140,7 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
 resolve_backend._dynamo_marked_constant = True
 
 
+@functools.cache
 def _backend(name: str):
     return importlib.import_module(f"fastseq.ops.queue_nce.{name}")
 
@@ -166,8 +168,13 @@ class _QueueNCE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        dq, dp = _QueueNCEBackward.apply(
-            grad, *ctx.saved_tensors, ctx.name, ctx.opts, *ctx.needs_input_grad[:2]
+        dq, dp = gradient(
+            _QueueNCEBackward,
+            grad,
+            *ctx.saved_tensors,
+            ctx.name,
+            ctx.opts,
+            *ctx.needs_input_grad[:2],
         )
         return dq, dp, None, None, None, None
 

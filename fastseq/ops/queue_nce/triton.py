@@ -58,8 +58,8 @@ def tiles(d: int, operands: str, arch: int) -> Tiles:
 @lru_cache
 def parts(length: int, columns: int) -> tuple[int, int]:
     """How many parts a queue of this length is scanned in, and the rows of each: whole tiles."""
-    span = max(MIN_SPAN, triton.cdiv(triton.cdiv(length, MAX_SPLITS), columns) * columns)
-    return max(1, triton.cdiv(length, span)), span
+    span = max(MIN_SPAN, launch.cdiv(launch.cdiv(length, MAX_SPLITS), columns) * columns)
+    return max(1, launch.cdiv(length, span)), span
 
 
 def row_channels(d: int) -> int:
@@ -79,56 +79,17 @@ def forward(
     if n == 0:
         return losses, lack, mean
     queue = queue.contiguous()
-    operands, precision = launch.operands(q.dtype)
-    tile = tiles(d, operands, launch.architecture(q.device))
-    splits, span = parts(len(queue), tile.columns)
+    kernels = _kernels(q, keep, opts)
+    splits, span = parts(len(queue), kernels.columns)
     top, total = torch.empty((2, n, splits), **fp32).unbind()
     acc = torch.empty((n, splits, d), **fp32) if keep else None
-    chunks = triton.cdiv(d, tile.channels) if keep else 1
-    with launch.on_device(q.device):
-        queue_nce_scan_kernel[(triton.cdiv(n, tile.rows) * chunks * splits,)](
-            q,
-            queue,
-            top,
-            total,
-            acc,
-            n,
-            len(queue),
-            splits,
-            span,
-            LOG2E / opts.temperature,
-            D=d,
-            BM=tile.rows,
-            BN=tile.columns,
-            BK=tile.step,
-            BD=tile.channels,
-            NORM=opts.normalize,
-            KEEP=keep,
-            PREC=precision,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-            maxnreg=MAX_REGISTERS,
-        )
-        queue_nce_loss_kernel[(n,)](
-            q,
-            positives,
-            top,
-            total,
-            acc,
-            losses,
-            lack,
-            mean,
-            per_query,
-            splits,
-            LOG2E / opts.temperature,
-            D=d,
-            BS=MAX_SPLITS,
-            BC=min(64, row_channels(d)),
-            BD=row_channels(d),
-            NORM=opts.normalize,
-            KEEP=keep,
-            num_warps=4,
-        )
+    scale = LOG2E / opts.temperature
+    kernels.scan(
+        launch.cdiv(n, kernels.rows) * kernels.chunks * splits,
+        (q, queue, top, total, acc),
+        (n, len(queue), splits, span, scale),
+    )
+    kernels.loss(n, (q, positives, top, total, acc, losses, lack, mean), (per_query, splits, scale))
     return losses, lack, mean
 
 
@@ -148,21 +109,60 @@ def backward(
     dp = torch.empty_like(positives) if need_positives else None
     if n == 0 or not (need_q or need_positives):
         return dq, dp
-    with launch.on_device(q.device):
-        queue_nce_grad_kernel[(n,)](
-            q,
-            positives,
-            lack,
-            mean if need_q else None,
-            grad,
-            dq,
-            dp,
-            per_query,
-            *grad.stride(),
-            1 / opts.temperature,
-            D=d,
-            BD=row_channels(d),
-            NORM=opts.normalize,
-            num_warps=4,
-        )
+    _kernels(q, need_q, opts).grad(
+        n,
+        (q, positives, lack, mean if need_q else None, grad, dq, dp),
+        (per_query, *grad.stride(), 1 / opts.temperature),
+    )
     return dq, dp
+
+
+class Kernels(NamedTuple):
+    """The kernels of a kind of call; rows and columns of the scan's tiles, its programs for all
+    channels."""
+
+    scan: launch.Kernel
+    rows: int
+    columns: int
+    chunks: int
+    loss: launch.Kernel
+    grad: launch.Kernel
+
+
+def _kernels(q: Tensor, keep: bool, opts: QueueNCEOptions) -> Kernels:
+    arch = launch.architecture(q.device)
+    return _choose(q.shape[1], *launch.operands(q.dtype), arch, opts.normalize, keep)
+
+
+@launch.once
+def _choose(
+    d: int, operands: str, precision: str, arch: int, normalize: bool, keep: bool
+) -> Kernels:
+    tile = tiles(d, operands, arch)
+    both = {"D": d, "NORM": normalize}
+    scan = launch.Kernel(
+        queue_nce_scan_kernel,
+        **both,
+        BM=tile.rows,
+        BN=tile.columns,
+        BK=tile.step,
+        BD=tile.channels,
+        KEEP=keep,
+        PREC=precision,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=MAX_REGISTERS,
+    )
+    whole = row_channels(d)
+    loss = launch.Kernel(
+        queue_nce_loss_kernel,
+        **both,
+        BS=MAX_SPLITS,
+        BC=min(64, whole),
+        BD=whole,
+        KEEP=keep,
+        num_warps=4,
+    )
+    grad = launch.Kernel(queue_nce_grad_kernel, **both, BD=whole, num_warps=4)
+    chunks = launch.cdiv(d, tile.channels) if keep else 1
+    return Kernels(scan, tile.rows, tile.columns, chunks, loss, grad)

@@ -1,6 +1,6 @@
 """scl_loss on NVIDIA GPUs: launches the kernels of triton_kernels.py. op.py checks the input.
 
-Two launches forward, one backward. Nothing is read back, so a CUDA graph can capture it.
+One launch forward, one backward. Nothing is read back, so a CUDA graph can capture it.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastseq.ops.common import launch
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.scl.options import SCLOptions, reach
-from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_reduce_kernel, scl_stats_kernel
+from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_stats_kernel
 
 LOG2E = 1 / math.log(2)
 # From here on exp((s - 1) / temperature) stays a normal fp32 number for every cosine s, so that
@@ -93,52 +93,24 @@ def forward(
     opts: SCLOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, row statistics (3, N, T1 + T2) and direction weights (2, N)."""
-    (n, frames1, d), frames2 = z1.shape, z2.shape[1]
+    (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     fp32 = {"dtype": torch.float32, "device": z1.device}
     shape = (n,) if opts.reduction == "none" else ()
     if n == 0 or frames1 + frames2 == 0:
         zeros = torch.zeros(shape, **fp32)
         return zeros, torch.zeros(3, n, frames1 + frames2, **fp32), torch.zeros(2, n, **fp32)
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
-    operands, precision = launch.operands(z1.dtype)
-    tile = tiles("stats", d, operands, _online(opts), launch.architecture(z1.device))
-    blocks = triton.cdiv(max(frames1, frames2), tile.rows)
+    kernels = _kernels(z1, masked, opts)
+    blocks = launch.cdiv(max(frames1, frames2), kernels.rows)
     loss = torch.empty(shape, **fp32)
     stats = torch.empty((3, n, frames1 + frames2), **fp32)
     coef = torch.empty((2, n), **fp32)
     part = torch.empty((2, 2, n, blocks), **fp32)
-    with launch.on_device(z1.device):
-        scl_stats_kernel[(2 * n * blocks,)](
-            z1,
-            z2,
-            t1,
-            t2,
-            valid1,
-            valid2,
-            stats,
-            part,
-            n,
-            frames1,
-            frames2,
-            0 if t1 is None else t1.stride(0),
-            0 if t2 is None else t2.stride(0),
-            *_scales(opts),
-            D=d,
-            BM=tile.rows,
-            BN=tile.columns,
-            BK=tile.step,
-            NORM=opts.normalize,
-            ONLINE=_online(opts),
-            KL=opts.objective == "kl",
-            MASK=masked,
-            PREC=precision,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-            maxnreg=tile.registers,
-        )
-        scl_reduce_kernel[(1,)](
-            part, loss, coef, n, blocks, REDUCTION=opts.reduction, BV=16, BB=64, num_warps=4
-        )
+    kernels.stats(
+        2 * n * blocks,
+        (z1, z2, t1, t2, valid1, valid2, stats, part, loss, coef, launch.ticket(z1)),
+        (n, frames1, frames2, _stride(t1), _stride(t2), *_scales(opts)),
+    )
     return loss, stats, coef
 
 
@@ -157,53 +129,82 @@ def backward(
     need2: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of z1 and z2 in their dtype, None where not needed."""
-    (n, frames1, d), frames2 = z1.shape, z2.shape[1]
+    (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     if n == 0 or frames1 + frames2 == 0 or not (need1 or need2):
         return z1.new_zeros(z1.shape) if need1 else None, z2.new_zeros(z2.shape) if need2 else None
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
-    operands, precision = launch.operands(z1.dtype)
-    tile = tiles("grad", d, operands, _online(opts), launch.architecture(z1.device))
+    kernels = _kernels(z1, masked, opts)
     dz1 = torch.empty_like(z1) if need1 else None
     dz2 = torch.empty_like(z2) if need2 else None
-    blocks = triton.cdiv(max(frames1, frames2), tile.rows)
+    blocks = launch.cdiv(max(frames1, frames2), kernels.grad_rows)
     directions = need1 + need2
-    chunks = triton.cdiv(d, tile.channels)
-    with launch.on_device(z1.device):
-        scl_grad_kernel[(chunks * directions * n * blocks,)](
-            z1,
-            z2,
-            t1,
-            t2,
-            valid1,
-            valid2,
-            stats,
-            coef,
-            grad_out,
-            dz1 if need1 else dz2,
-            dz2 if need2 else dz1,
-            n,
-            frames1,
-            frames2,
-            0 if t1 is None else t1.stride(0),
-            0 if t2 is None else t2.stride(0),
-            grad_out.stride(0) if grad_out.dim() else 0,
-            0 if need1 else 1,
-            directions,
-            *_scales(opts),
-            D=d,
-            BM=tile.rows,
-            BN=tile.columns,
-            BK=tile.step,
-            BD=tile.channels,
-            NORM=opts.normalize,
-            ONLINE=_online(opts),
-            MASK=masked,
-            PREC=precision,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-            maxnreg=tile.registers,
-        )
+    out = dz1 if need1 else dz2, dz2 if need2 else dz1
+    kernels.grad(
+        kernels.chunks * directions * n * blocks,
+        (z1, z2, t1, t2, valid1, valid2, stats, coef, grad_out, *out),
+        (
+            *(n, frames1, frames2, _stride(t1), _stride(t2), _stride(grad_out)),
+            *(0 if need1 else 1, directions, *_scales(opts)),
+        ),
+    )
     return dz1, dz2
+
+
+class Kernels(NamedTuple):
+    """Both kernels of a kind of call, rows of their tiles, gradient programs for all channels."""
+
+    stats: launch.Kernel
+    rows: int
+    grad: launch.Kernel
+    grad_rows: int
+    chunks: int
+
+
+def _kernels(z: Tensor, masked: bool, opts: SCLOptions) -> Kernels:
+    kind = opts.normalize, _online(opts), opts.objective == "kl", opts.reduction
+    return _choose(
+        z.shape[2], *launch.operands(z.dtype), launch.architecture(z.device), masked, *kind
+    )
+
+
+@launch.once
+def _choose(
+    d: int,
+    operands: str,
+    precision: str,
+    arch: int,
+    masked: bool,
+    normalize: bool,
+    online: bool,
+    kl: bool,
+    reduction: str,
+) -> Kernels:
+    shared = {"D": d, "NORM": normalize, "ONLINE": online, "MASK": masked, "PREC": precision}
+    stats, grad = (tiles(kernel, d, operands, online, arch) for kernel in ("stats", "grad"))
+    chunks = launch.cdiv(d, grad.channels)
+    return Kernels(
+        launch.Kernel(scl_stats_kernel, **shared, **_tile(stats), KL=kl, REDUCTION=reduction),
+        stats.rows,
+        launch.Kernel(scl_grad_kernel, **shared, **_tile(grad), BD=grad.channels),
+        grad.rows,
+        chunks,
+    )
+
+
+def _tile(tile: Tiles) -> dict[str, int | None]:
+    return {
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "BK": tile.step,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        "maxnreg": tile.registers,
+    }
+
+
+def _stride(x: Tensor | None) -> int:
+    """Between sequences; 0 where all share one value."""
+    return x.stride(0) if x is not None and x.dim() else 0
 
 
 def _side_inputs(z1, z2, t1, t2, valid1, valid2):

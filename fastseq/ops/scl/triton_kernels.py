@@ -8,6 +8,7 @@ README.md in this folder derives the formulas; all exponents and logarithms here
 import triton
 import triton.language as tl
 
+from fastseq.ops.common.triton_tiles import is_last
 from fastseq.ops.scl.triton_tiles import (
     CLAMPED,
     FP16_SCALE,
@@ -39,6 +40,9 @@ def scl_stats_kernel(
     p_v2,  # None, lengths [N] or mask [N, T2]
     p_stats,  # [3, N, T1 + T2]: 1/R, 1/N, 1/norm (online: the maximum instead)
     p_part,  # [2, 2, N, blocks]: losses and real rows of each block, per direction
+    p_loss,  # [N] or []
+    p_coef,  # [2, N]: weights of the directions
+    p_ticket,  # 0, and 0 again in the end
     N,
     T1,
     T2,
@@ -54,6 +58,7 @@ def scl_stats_kernel(
     NORM: tl.constexpr,
     ONLINE: tl.constexpr,
     KL: tl.constexpr,
+    REDUCTION: tl.constexpr,
     MASK: tl.constexpr,
     PREC: tl.constexpr,
 ):
@@ -152,19 +157,15 @@ def scl_stats_kernel(
     p_block = p_part + (i_d * N + i_n) * blocks + i_b
     tl.store(p_block, tl.sum(tl.where(m_row, b_loss * LN2, 0.0), 0))
     tl.store(p_block + 2 * N * tl.cast(blocks, tl.int64), rows.to(tl.float32))
+    if is_last(p_ticket):
+        reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION)
 
 
-@triton.jit(do_not_specialize=["N", "blocks"])
-def scl_reduce_kernel(
-    p_part,  # [2, 2, N, blocks]
-    p_loss,  # [N] or []
-    p_coef,  # [2, N]
-    N,
-    blocks,
-    REDUCTION: tl.constexpr,
-    BV: tl.constexpr,
-    BB: tl.constexpr,
-):
+@triton.jit
+def reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION: tl.constexpr):
+    """The loss, and the weights of the directions, from the blocks of all programs."""
+    BV: tl.constexpr = 16
+    BB: tl.constexpr = 64
     b_total = tl.zeros([BV], tl.float32)
     b_count = tl.zeros([BV], tl.float32)
     for v in range(0, N, BV):

@@ -1,11 +1,12 @@
 """Values and gradients of a backend as PyTorch operations: autograd and torch.library."""
 
+import functools
 import importlib
 
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import no_autocast
+from fastseq.ops.common.dispatch import gradient, no_autocast
 from fastseq.ops.soft_dtw.costs import squared_distances
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 
@@ -26,6 +27,7 @@ def alignment(x, y, lengths_x, lengths_y, name: str, opts: SoftDTWOptions) -> Te
     return _Alignment.apply(x, y, lengths_x, lengths_y, name, opts)
 
 
+@functools.cache
 def _backend(name: str):
     return importlib.import_module(f"fastseq.ops.soft_dtw.{name}")
 
@@ -71,7 +73,7 @@ class _SoftDTW(torch.autograd.Function):
     def backward(ctx, grad):
         need_x, need_y, need_cost = ctx.needs_input_grad[:3]
         need = need_x or need_cost, need_y
-        grads = _SoftDTWBackward.apply(grad, ctx.name, ctx.opts, *need, *ctx.saved_tensors)
+        grads = gradient(_SoftDTWBackward, grad, ctx.name, ctx.opts, *need, *ctx.saved_tensors)
         return *grads, None, None, None, None, None
 
 

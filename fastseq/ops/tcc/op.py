@@ -1,12 +1,13 @@
 """tcc_loss: checks, choice of backend, autograd, torch.library registration."""
 
+import functools
 import importlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_triton_or_torch, no_autocast
+from fastseq.ops.common.dispatch import choose_triton_or_torch, gradient, no_autocast
 from fastseq.ops.common.lengths import prepare_duration, prepare_times, prepare_valid
 from fastseq.ops.common.validate import (
     check_bool,
@@ -214,6 +215,7 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
 resolve_backend._dynamo_marked_constant = True
 
 
+@functools.cache
 def _backend(name: str):
     return importlib.import_module(f"fastseq.ops.tcc.{name}")
 
@@ -241,7 +243,7 @@ class _TCC(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        dx, dy = _TCCBackward.apply(grad, ctx.name, ctx.opts, *ctx.saved_tensors)
+        dx, dy = gradient(_TCCBackward, grad, ctx.name, ctx.opts, *ctx.saved_tensors)
         return dx, dy, *[None] * 9
 
 
