@@ -91,10 +91,10 @@ def _triton(job: Job) -> Result:
             for phase, launches in phases.items():
                 found[phase] = []
                 for one in launches:
-                    key = one.kernel + hashlib.sha256(one.binary.cubin).hexdigest()
+                    key = hashlib.sha256(one.binary.cubin).hexdigest()
                     if key not in kernels:
                         kernels[key] = len(result.kernels)
-                        result.kernels.append(_report(job, one))
+                        result.kernels.append(_report(job, one, key))
                     grid = one.grid[0] * one.grid[1] * one.grid[2]
                     found[phase].append((kernels[key], grid))
             if job.shapes:
@@ -114,7 +114,7 @@ def _call(op, case: Case, options: dict[str, Any], launched: list) -> dict[str, 
     return {"forward": forward, "backward": list(launched)}
 
 
-def _report(job: Job, one) -> KernelReport:
+def _report(job: Job, one, digest: str) -> KernelReport:
     function = sass.functions(tools.disassemble(one.binary.cubin))[one.binary.name]
     return kernel_report(
         job.op,
@@ -127,6 +127,7 @@ def _report(job: Job, one) -> KernelReport:
         usage=tools.usage(one.binary.cubin)[one.binary.name],
         shared=one.binary.shared,
         arch=job.arch,
+        digest=digest,
     )
 
 
@@ -136,6 +137,8 @@ def _tiles(job: Job):
     if not job.tiles:
         yield
         return
+    from fastseq.ops.common import launch
+
     module = importlib.import_module(f"fastseq.ops.{job.op}.triton")
     chosen = module.tiles
 
@@ -147,10 +150,12 @@ def _tiles(job: Job):
         return tile._replace(**dict(job.tiles))
 
     module.tiles = changed
+    launch.clear()
     try:
         yield
     finally:
         module.tiles = chosen
+        launch.clear()
 
 
 @cache
@@ -178,6 +183,7 @@ def _soft_dtw(job: Job) -> Result:
             usage=usage[name],
             shared=runtime.SHARED[what][0],
             arch=job.arch,
+            digest=f"{what} {job.channels}",
         )
         for what, name in names.items()
     ]

@@ -36,7 +36,8 @@ class Role(NamedTuple):
     """``names``: of the first, second ... such loop of a kernel (the last one is for all others).
 
     ``trips``: one function a name. ``tile``: rows and columns of a trip, or with ``whole`` of all
-    trips together. ``folded``: counted as part of the loop around it.
+    trips together. ``folded``: counted as part of the loop around it. ``rereads``: what it loads is
+    in L1 by then. ``last``: the last thread block alone goes through it.
     """
 
     kernels: str
@@ -46,6 +47,8 @@ class Role(NamedTuple):
     tile: Callable[[Values], tuple[int, int]] | None = None
     whole: bool = False
     folded: bool = False
+    rereads: bool = False
+    last: bool = False
 
 
 def _tiles(v: Values) -> int:
@@ -87,7 +90,7 @@ def _cuda(line: str, name: str, trips: Count, **options) -> Role:
     return Role("soft_dtw", re.escape(line), (name,), (trips,), **options)
 
 
-# POSITIVES of the benchmark: 3. Blocks of partial sums are those of 64 rows.
+# Positives of the benchmark: 3. Sums are of 64 blocks of 64 rows for 16 sequences at a time.
 ROLES = (
     Role(
         "scl_",
@@ -125,8 +128,8 @@ ROLES = (
     _triton("tcc_pack", "range(0, D, BK)", "channels", lambda v: ceil(v.D / v.BK)),
     _triton("tcc_pack", "range(0, N, BV)", "sequences", lambda v: ceil(v.n / 64)),
     _triton("", "range(BK, D, BK)", "channels", lambda v: ceil(v.D / v.BK) - 1, folded=True),
-    _triton("", "range(0, N, BV)", "sequences", lambda v: ceil(v.n / v.BV)),
-    _triton("", "range(0, blocks, BB)", "blocks", lambda v: ceil(ceil(v.t / 64) / v.BB)),
+    _triton("", "range(0, N, BV)", "sequences", lambda v: ceil(v.n / 16), last=True),
+    _triton("", "range(0, blocks, BB)", "blocks", lambda v: ceil(ceil(v.t / 64) / 64)),
     _cuda("k < kLanes; ++k", "recursion", lambda v: 32, tile=_cells, whole=True),
     _cuda("k = kLanes - 1; k >= 0", "E", lambda v: 32, tile=_cells, whole=True),
     _cuda(
@@ -141,7 +144,7 @@ ROLES = (
         whole=True,
     ),
     _cuda("c < columns; c += kHalf", "halves", lambda v: 2, folded=True),
-    _cuda("i < kLanes; i += kGroup", "rows", lambda v: 8, folded=True),
+    _cuda("i < kLanes; i += kGroup", "rows", lambda v: 8, folded=True, rereads=True),
     _cuda("cell < kBlock; cell += kLanes", "is E 0", lambda v: 32),
     _cuda("cell < kBlock; cell += k", "costs are given", _never),
     _cuda("while (seen < value)", "waiting", _one),
@@ -150,9 +153,13 @@ ROLES = (
     _cuda("begin[at] = T(0)", "zeros", _never),
     _cuda("a.dcost && r < rows", "zeros", _never),
 )
-# Of soft_dtw, by the loop: how many of a thread block's warps run it; gradients take as many as
-# there are channels for.
-WARPS = {"recursion": 1, "E": 1, "costs": 4, "gradients": 4}
+# How many warps of a thread block of soft_dtw run a loop.
+WARPS: dict[str, Count] = {
+    "recursion": _one,
+    "E": _one,
+    "costs": lambda v: 4,
+    "gradients": lambda v: min(4, ceil(v.D / 32)),  # a channel per thread
+}
 
 
 class Named(NamedTuple):

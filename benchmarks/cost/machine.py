@@ -46,7 +46,9 @@ CARDS = {
 CONSTANTS = {
     "busy": (0.8, "instructions a clock that a scheduler issues when it has warps enough"),
     "alone": (0.5, "instructions a clock of a single warp"),
-    "global_clocks": (450.0, "from a load or copy to its data, out of L2"),
+    "load_clocks": (300.0, "from a load to its data, out of L2"),
+    "again_clocks": (40.0, "the same where a loop reads what it has just read, out of L1"),
+    "copy_clocks": (450.0, "from an asynchronous copy to its data in shared memory, out of L2"),
     "barrier_clocks": (20.0, "that a barrier of a thread block adds"),
     "tensor_clocks": (32.0, "from the end of a wgmma group to the warps that wait for it"),
     "hmma_clocks": (8.0, "of a tensor core for one HMMA"),

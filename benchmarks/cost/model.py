@@ -62,7 +62,13 @@ def units(code: Sequence[sass.Instruction]) -> Counter:
     return counts
 
 
-def alone(code: Sequence[sass.Instruction | float], warps: int, *, again: bool = True) -> float:
+def alone(
+    code: Sequence[sass.Instruction | float],
+    warps: int,
+    *,
+    again: bool = True,
+    load_clocks: float = VALUE["load_clocks"],
+) -> float:
     """Clocks of a thread block alone for this code, in which numbers are clocks of inner loops.
 
     In order, at the rate of a single warp, or of as many as share a scheduler. Waits: for a load
@@ -88,9 +94,9 @@ def alone(code: Sequence[sass.Instruction | float], warps: int, *, again: bool =
                 first = re.match(r"R(\d+)", one.operands)
                 width = next((w for key, w in _WIDE.items() if key in one.op.split(".")), 1)
                 for r in range(int(first[1]), int(first[1]) + width) if first else ():
-                    loads[r] = now + VALUE["global_clocks"]
+                    loads[r] = now + load_clocks
             elif one.name == "LDGDEPBAR":
-                copies.append(now + VALUE["global_clocks"])
+                copies.append(now + VALUE["copy_clocks"])
             elif one.name == "HGMMA":
                 took = product_clocks(one) * max(1.0, warps / SCHEDULERS)
                 tensor_free = max(now, tensor_free) + took
@@ -124,10 +130,17 @@ def block_clocks(parts: Sequence[Part], side_by_side: int) -> float:
     return sum(p.trips * max(side_by_side * p.load, p.alone) for p in parts)
 
 
-def launch_us(parts: Sequence[Part], grid: int, blocks_per_sm: int, card: Card) -> float:
-    """Microseconds of one launch of ``grid`` equal thread blocks."""
+def launch_us(
+    parts: Sequence[Part],
+    grid: int,
+    blocks_per_sm: int,
+    card: Card,
+    last: Sequence[Part] = (),
+) -> float:
+    """Microseconds of one launch of ``grid`` equal thread blocks, of which the one that ends last
+    goes through ``last`` too."""
     full, rest = divmod(grid, card.processors * blocks_per_sm)
-    clocks = full * block_clocks(parts, blocks_per_sm)
+    clocks = full * block_clocks(parts, blocks_per_sm) + block_clocks(last, 1)
     if rest:
         clocks += block_clocks(parts, -(-rest // card.processors))
     return clocks / card.clock * 1e6 + VALUE["launch_us"]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.cost import model, sass
 from benchmarks.cost.loops import WARPS, Named, Namer, Values
-from benchmarks.cost.machine import blocks_per_sm
+from benchmarks.cost.machine import VALUE, blocks_per_sm
 
 
 OUTSIDE = Named("outside loops", "")
@@ -58,6 +58,7 @@ class KernelReport(NamedTuple):
     spills: int
     shared: int
     blocks_per_sm: int
+    digest: str  # of the machine code
     outside: LoopReport  # code outside loops; its inner loops are the outermost ones
 
     def loops(self) -> list[LoopReport]:
@@ -68,16 +69,19 @@ class KernelReport(NamedTuple):
 
         return below(self.outside)[1:]
 
-    def parts(self, values: Values) -> list[model.Part]:
-        """What a thread block goes through at this shape."""
+    def parts(self, values: Values) -> tuple[list[model.Part], list[model.Part]]:
+        """What a thread block goes through at this shape, and the last one besides."""
+        every: list[model.Part] = []
+        last: list[model.Part] = []
 
-        def below(loop: LoopReport, times: float) -> list[model.Part]:
-            parts = [model.Part(times, loop.load, loop.alone)]
+        def below(loop: LoopReport, times: float, to: list[model.Part]) -> None:
+            to.append(model.Part(times, loop.load, loop.alone))
             for inner in loop.inner:
-                parts += below(inner, times * inner.trips(values))
-            return parts
+                role = inner.named.role
+                below(inner, times * inner.trips(values), last if role and role.last else to)
 
-        return below(self.outside, 1.0)
+        below(self.outside, 1.0, every)
+        return every, last
 
 
 def kernel_report(
@@ -92,6 +96,7 @@ def kernel_report(
     usage: dict[str, int],
     shared: int,
     arch: int,
+    digest: str,
 ) -> KernelReport:
     """``shared``: what a launch asks for; ``usage``: of cuobjdump."""
     reader = _Reader(function.code, Namer(f"{op} {name}" if op == "soft_dtw" else name), constants)
@@ -113,6 +118,7 @@ def kernel_report(
         sass.spills(function.code),
         shared,
         blocks_per_sm(arch, usage["REG"], shared, warps),
+        digest,
         outside,
     )
 
@@ -129,7 +135,7 @@ class _Reader:
     def read(self, loop: sass.Loop, warps: int, *, once: bool = False) -> LoopReport:
         named = OUTSIDE if once else self.namer(loop.line)
         role = named.role
-        warps = WARPS.get(named.name, warps) if role and role.whole else warps
+        warps = self.warps(loop, named, warps)
         body = loop.body(self.code)
         units, classes = model.units(body), sass.classes(body)
         shapes, waits = sass.tensor_shapes(body), float(sass.tensor_waits(body))
@@ -148,7 +154,8 @@ class _Reader:
             made_of += f" + {trips:g} x " + (f"({got.made_of})" if "+" in got.made_of else got.made_of)
             events.append((one.header, trips * got.alone))
         ordered = [event for _, event in sorted(events, key=lambda pair: pair[0])]
-        clocks = model.alone(ordered, warps, again=not once)
+        latency = VALUE["again_clocks" if role and role.rereads else "load_clocks"]
+        clocks = model.alone(ordered, warps, again=not once, load_clocks=latency)
         if role and role.whole:
             trips = named.trips(self.values)
             for counts in (units, classes, shapes):
@@ -170,6 +177,25 @@ class _Reader:
             clocks,
             tuple(apart),
         )
+
+
+    def warps(self, loop: sass.Loop, named: Named, around: int) -> int:
+        """How many run the loop: those of the thread block, or of soft_dtw's task."""
+        if named.role is None or not named.role.kernels.startswith("soft_dtw"):
+            return around
+        if named.role.whole:
+            return int(WARPS[named.name](self.values))
+        if named.name != "phases":
+            return around
+        tasks = [name for inner in loop.inner if (name := self.task(inner))]
+        if len(tasks) > 1:
+            return around
+        return int(WARPS[tasks[0]](self.values)) if tasks else 1
+
+    def task(self, loop: sass.Loop) -> str:
+        """The task that a loop is, "" if none."""
+        named = Namer("soft_dtw")(loop.line)
+        return named.name if named.role and named.role.whole else ""
 
 
 def _add(counts: Counter, more: dict, times: float) -> None:
