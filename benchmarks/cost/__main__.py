@@ -43,11 +43,20 @@ def run_all(jobs: list[Job], processes: int) -> list[Result]:
     environment()
     spawn = multiprocessing.get_context("spawn")
     done: dict[Job, Result] = {}
+    failed = []
     with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=spawn) as pool:
         futures = {pool.submit(run, job): job for job in jobs}
         for future in progress(as_completed(futures), len(jobs)):
-            done[futures[future]] = future.result()
-    return [done[job] for job in jobs]
+            job = futures[future]
+            try:
+                done[job] = future.result()
+            except Exception as error:  # the others are worth having
+                failed.append(f"{job}: {type(error).__name__}: {str(error)[-2000:]}")
+    if failed:
+        print("\n".join(failed))
+    if not done:
+        raise SystemExit(1)
+    return [done[job] for job in jobs if job in done]
 
 
 def progress(some: Iterator, total: int) -> Iterator:
@@ -129,7 +138,9 @@ def print_one(job: Job, card: str) -> None:
     if not chosen:
         known = ", ".join(dict.fromkeys(row["kernel"] for row in lines))
         raise ValueError(
-            result.note if not lines else f"kernel {job.kernel!r} is not known: expected a part of {known}"
+            result.note
+            if not lines
+            else f"kernel {job.kernel!r} is not known: expected a part of {known}"
         )
     print(table.text(chosen, classes=True))
     if CARDS[card].arch == job.arch:

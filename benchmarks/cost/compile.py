@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import PRECISIONS, Case
+from benchmarks.case import Case
 from benchmarks.cost import sass, tools
 from benchmarks.cost.loops import ROOT
 from benchmarks.cost.report import KernelReport, kernel_report

@@ -195,7 +195,9 @@ class Namer:
                 which = min(self.seen[k], len(role.names) - 1)
                 self.seen[k] += 1
                 unrolled = re.search(r"FASTSEQ_UNROLL\((\d+)\)", before)
-                return Named(role.names[which], place, k, which, int(unrolled[1]) if unrolled else 1)
+                return Named(
+                    role.names[which], place, k, which, int(unrolled[1]) if unrolled else 1
+                )
         return Named(place, place)
 
 

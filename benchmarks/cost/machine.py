@@ -45,7 +45,13 @@ CARDS = {
 
 CONSTANTS = {
     "busy": (0.8, "instructions a clock that a scheduler issues when it has warps enough"),
-    "alone": (0.5, "instructions a clock of a single warp"),
+    "half_clocks": (
+        2.0,
+        "of a scheduler for one integer or predicate instruction: 16 lanes a clock",
+    ),
+    "alu_clocks": (5.0, "from an arithmetic instruction to its result"),
+    "long_clocks": (23.0, "the same of MUFU, conversions and shuffles"),
+    "shared_clocks": (29.0, "the same of loads from shared memory"),
     "load_clocks": (300.0, "from a load to its data, out of L2"),
     "again_clocks": (40.0, "the same where a loop reads what it has just read, out of L1"),
     "copy_clocks": (450.0, "from an asynchronous copy to its data in shared memory, out of L2"),
@@ -60,7 +66,7 @@ CONSTANTS = {
 VALUE = {name: value for name, (value, _) in CONSTANTS.items()}
 
 # By what a prediction may be multiplied or divided; a judgement until a card has been measured.
-SPREAD = {"scl": 1.4, "contrastive_idm": 1.5, "tcc": 1.6, "queue_nce": 1.5, "soft_dtw": 1.5}
+SPREAD = {"scl": 1.4, "contrastive_idm": 1.5, "tcc": 1.6, "queue_nce": 1.5, "soft_dtw": 1.8}
 
 
 def named(what: str, table: dict, key):

@@ -10,12 +10,20 @@ the last wave has fewer of them there, and counts.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from benchmarks.cost import sass
 from benchmarks.cost.machine import SCHEDULERS, VALUE, Card
 
 _WIDE = {"128": 4, "64": 2}
+_REGISTER = re.compile(r"\b(R|UR|P|UP)(\d+)")
+# Or asynchronously, as HGMMA does, which the code waits for by itself.
+_WRITES_NOTHING = {
+    *("STS", "STG", "ST", "STL", "STSM", "RED", "REDG", "LDGSTS", "HGMMA", "BAR", "BRA", "EXIT"),
+    *("RET", "CALL", "DEPBAR", "LDGDEPBAR", "WARPGROUP", "WARPSYNC", "MEMBAR", "FENCE", "ERRBAR"),
+    *("CCTL", "NOP", "BSSY", "BSYNC", "YIELD"),
+}
 _XU = {"MUFU", "F2F", "F2I", "I2F", "FRND"}
 
 
@@ -37,6 +45,7 @@ def load(counts: Counter, warps: int) -> float:
         counts["instructions"] * per_scheduler / VALUE["busy"],
         counts["xu"] * per_scheduler * VALUE["xu_clocks"],
         counts["fp64"] * per_scheduler * VALUE["fp64_clocks"],
+        counts["half"] * per_scheduler * VALUE["half_clocks"],
         counts["products"] * per_scheduler,  # a warp group has a warp on each scheduler
         counts["shared"] * warps,
     )
@@ -47,6 +56,7 @@ def units(code: Sequence[sass.Instruction]) -> Counter:
     counts: Counter = Counter(instructions=len(code))
     for one in code:
         kind = one.kind
+        counts["half"] += half_rate(one)
         if one.name in _XU:
             counts["xu"] += 1
         elif kind == "fp64":
@@ -71,13 +81,13 @@ def alone(
 ) -> float:
     """Clocks of a thread block alone for this code, in which numbers are clocks of inner loops.
 
-    In order, at the rate of a single warp, or of as many as share a scheduler. Waits: for a load
-    where its register is first used, for asynchronous copies and products where the code says so.
+    One warp, in order, beside those that share its scheduler: an instruction is issued when its
+    operands are there. Asynchronous copies and products are waited for where the code says so.
     ``again``: of a second pass, which meets what the first has left under way.
     """
-    step = max(1 / VALUE["alone"], warps / SCHEDULERS / VALUE["busy"])
-    now = begin = tensor_free = 0.0
-    loads: dict[int, float] = {}  # when a register has what was loaded
+    step = warps / SCHEDULERS / VALUE["busy"]
+    now = begin = tensor_free = half_free = 0.0
+    ready: dict[str, float] = {}  # when a register may be read
     copies: list[float] = []  # when a group has arrived
     products: list[float] = []  # when a group is through
     for _ in range(2 if again else 1):
@@ -86,16 +96,14 @@ def alone(
             if not isinstance(one, sass.Instruction):
                 now += one
                 continue
-            now += step
-            if loads:
-                for r in {int(x) for x in re.findall(r"\bR(\d+)", one.operands)} & loads.keys():
-                    now = max(now, loads.pop(r))
-            if one.name in ("LDG", "LD"):
-                first = re.match(r"R(\d+)", one.operands)
-                width = next((w for key, w in _WIDE.items() if key in one.op.split(".")), 1)
-                for r in range(int(first[1]), int(first[1]) + width) if first else ():
-                    loads[r] = now + load_clocks
-            elif one.name == "LDGDEPBAR":
+            used, written = registers(one)
+            now = max([now, *(ready[r] for r in used if r in ready)])
+            if half_rate(one):
+                now = max(now, half_free)
+                half_free = now + VALUE["half_clocks"]
+            latency = load_clocks if one.name in ("LDG", "LD") else _latency(one)
+            ready.update(dict.fromkeys(written, now + latency))
+            if one.name == "LDGDEPBAR":
                 copies.append(now + VALUE["copy_clocks"])
             elif one.name == "HGMMA":
                 took = product_clocks(one) * max(1.0, warps / SCHEDULERS)
@@ -108,7 +116,40 @@ def alone(
                 copies, now = _wait(copies, left, now)
             elif (left := sass.product_wait(one)) is not None:
                 products, now = _wait(products, left, now)
+            now += max(step, 1.0)
     return now - begin
+
+
+def half_rate(one: sass.Instruction) -> bool:
+    """Sixteen lanes a clock; IMAD and its moves go to the FP32 units."""
+    return one.kind in ("integer", "predicate") and not one.name.startswith(("IMAD", "U", "LDC"))
+
+
+def _latency(one: sass.Instruction) -> float:
+    if one.kind in ("mufu", "shuffle") or one.name in _XU:
+        return VALUE["long_clocks"]
+    if one.name == "HMMA":
+        return VALUE["long_clocks"]
+    return VALUE["shared_clocks"] if one.kind == "shared" else VALUE["alu_clocks"]
+
+
+@lru_cache(maxsize=1 << 16)
+def registers(one: sass.Instruction) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that it mentions (reads, or must not overtake), and those that it writes."""
+    used = [f"{kind}{number}" for kind, number in _REGISTER.findall(one.operands)]
+    used += [f"R{int(n) + 1}" for n in re.findall(r"\bR(\d+)(?:\.reuse)?\.64", one.operands)]
+    used += [f"{kind}{number}" for kind, number in _REGISTER.findall(one.guard)]
+    if one.name in _WRITES_NOTHING:
+        return tuple(used), ()
+    first, second = (*one.operands.split(","), "", "")[:2]
+    targets = first + second if one.kind == "shuffle" or first.strip()[:1] == "P" else first
+    written = []
+    width = next((w for key, w in _WIDE.items() if key in one.op.split(".")), 1)
+    width = max(width, 2 if one.kind == "fp64" or ".WIDE" in one.op else 1)
+    for kind, number in _REGISTER.findall(targets):
+        wide = width if kind == "R" else 1
+        written += [f"{kind}{int(number) + k}" for k in range(wide)]
+    return tuple(used), tuple(written)
 
 
 def _wait(groups: list[float], left: int, now: float) -> tuple[list[float], float]:
@@ -173,5 +214,3 @@ def wavefront_us(
     waiting = (strips - 1) * (2 * phase + hand_over) + phases * phase
     busy = grid * phases * work / min(card.processors, grid)
     return max(waiting, busy) / card.clock * 1e6 + VALUE["launch_us"]
-
-

@@ -66,10 +66,11 @@ def _predictions(rows: list[dict[str, str]]) -> list[str]:
         return []
     out = []
     for card in dict.fromkeys(row["card"] for row in rows):
-        mine = {
-            (r["op"], r["shape"], r["dtype"], r["mode"]): r for r in rows if r["card"] == card
-        }
-        lines = ["| op, shape, dtype | forward | forward and backward | measured |", "|---|---|---|---|"]
+        mine = {(r["op"], r["shape"], r["dtype"], r["mode"]): r for r in rows if r["card"] == card}
+        lines = [
+            "| op, shape, dtype | forward | forward and backward | measured |",
+            "|---|---|---|---|",
+        ]
         for op, shape, dtype in dict.fromkeys(key[:3] for key in mine):
             ahead = mine.get((op, shape, dtype, "forward"))
             both = mine.get((op, shape, dtype, "both"))
@@ -127,27 +128,25 @@ def _model() -> str:
     cards = ", ".join(
         f"{name} {card.processors} at {card.clock / 1e9:g} GHz" for name, card in CARDS.items()
     )
-    lines = [f"| {name} | {value:g} | {what} |" for name, (value, what) in CONSTANTS.items()]
-    return "\n".join(
-        [
-            "## The model",
-            "",
-            "A tile has two prices. Its **load**: clocks for which its warps keep the busiest unit of",
-            "a multiprocessor (issue slots, tensor cores, MUFU, shared memory). **Alone**: clocks until",
-            "a thread block that has the multiprocessor for itself is done, waits for loads, copies,",
-            "products and barriers included, from the instructions in order. R thread blocks side by",
-            "side take max(R load, alone). They come in waves of R to a multiprocessor; the last wave",
-            "counts in full. soft_dtw: a strip starts two phases and a hand-over after its neighbour,",
-            "a phase takes the longest of its tasks or, where that is more, all of them together.",
-            f"Multiprocessors: {cards}.",
-            "",
-            "| constant | value | what |",
-            "|---|---|---|",
-            *lines,
-            "",
-            "All of it stands in `benchmarks/cost/machine.py` and `model.py`. No constant was fitted.",
-        ]
+    lines = "\n".join(
+        f"| {name} | {value:g} | {what} |" for name, (value, what) in CONSTANTS.items()
     )
+    return f"""## The model
+
+A tile has two prices. Its **load**: clocks for which its warps keep the busiest unit of a
+multiprocessor (issue slots, integer units, tensor cores, MUFU, shared memory). **Alone**: clocks
+until a thread block that has the multiprocessor for itself is done with it: the instructions of a
+warp in order, each when its operands are there, and the waits for copies, products and barriers.
+R thread blocks side by side take max(R load, alone). They come in waves of R to a multiprocessor,
+and the last wave counts in full. soft_dtw: a strip starts two phases and a hand-over after its
+neighbour; a phase takes as long as its longest task or, where that is more, all of them together.
+Multiprocessors: {cards}.
+
+| constant | value | what |
+|---|---|---|
+{lines}
+
+All of it stands in `benchmarks/cost/machine.py` and `model.py`. No constant was fitted."""
 
 
 def _weak() -> str:
@@ -177,7 +176,11 @@ def draw(tables: dict[str, list[dict[str, str]]], path: Path) -> Path | None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels: dict[str, list[tuple[str, dict[str, str]]]] = {"bf16": [], "fp32": [], "soft_dtw fp32": []}
+    panels: dict[str, list[tuple[str, dict[str, str]]]] = {
+        "bf16": [],
+        "fp32": [],
+        "soft_dtw fp32": [],
+    }
     for op, rows in tables.items():
         for row in _main_loops(op, rows):
             panel = row["configuration"].split()[0]

@@ -57,8 +57,12 @@ def predict(result: Result, card_name: str) -> list[dict[str, str]]:
                     "card": card_name,
                     "predicted_us": f"{found.us:.3g}" if found.us < 1000 else f"{found.us:.0f}",
                     "measured_us": "" if measured is None else f"{measured:.4g}",
-                    "low_us": f"{found.us / spread:.2g}" if found.us < 100 else f"{found.us / spread:.0f}",
-                    "high_us": f"{found.us * spread:.2g}" if found.us < 50 else f"{found.us * spread:.0f}",
+                    "low_us": f"{found.us / spread:.2g}"
+                    if found.us < 100
+                    else f"{found.us / spread:.0f}",
+                    "high_us": f"{found.us * spread:.2g}"
+                    if found.us < 50
+                    else f"{found.us * spread:.0f}",
                     "launches": str(found.launches),
                     "bound": found.bound,
                 }

@@ -7,7 +7,6 @@ from benchmarks.cost import model, sass
 from benchmarks.cost.loops import WARPS, Named, Namer, Values
 from benchmarks.cost.machine import VALUE, blocks_per_sm
 
-
 OUTSIDE = Named("outside loops", "")
 
 
@@ -151,7 +150,9 @@ class _Reader:
             _add(classes, got.classes, trips)
             _add(shapes, got.shapes, trips)
             waits += trips * got.tensor_waits
-            made_of += f" + {trips:g} x " + (f"({got.made_of})" if "+" in got.made_of else got.made_of)
+            made_of += f" + {trips:g} x " + (
+                f"({got.made_of})" if "+" in got.made_of else got.made_of
+            )
             events.append((one.header, trips * got.alone))
         ordered = [event for _, event in sorted(events, key=lambda pair: pair[0])]
         latency = VALUE["again_clocks" if role and role.rereads else "load_clocks"]
@@ -177,7 +178,6 @@ class _Reader:
             clocks,
             tuple(apart),
         )
-
 
     def warps(self, loop: sass.Loop, named: Named, around: int) -> int:
         """How many run the loop: those of the thread block, or of soft_dtw's task."""

@@ -106,8 +106,8 @@ def text(lines: list[dict[str, str]], classes: bool) -> str:
         each = f", {row['per_element']} an element" if tile else ""
         flight = f", {row['tiles_in_flight']} in flight" if row["tiles_in_flight"] else ""
         out.append(
-            f"  {row['loop']:<14} {tile:<7} {row['warps']} warps, {row['instructions']} instructions"
-            f" ({row['made_of']}){each}{flight}; clocks: load {row['load_clocks']}, "
+            f"  {row['loop']:<14} {tile:<7} {row['warps']} warps, {row['instructions']} "
+            f"instructions ({row['made_of']}){each}{flight}; clocks: load {row['load_clocks']}, "
             f"alone {row['alone_clocks']}"
         )
         if row["tensor_shapes"]:
