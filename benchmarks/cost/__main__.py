@@ -156,7 +156,7 @@ def write_all(ops: tuple[str, ...], arch: int, card: str, processes: int, folder
     folder = folder / f"offline-sm_{arch}"
     rows = [row for row in predict.read(folder / "predicted.csv") if row["op"] not in ops]
     for op in ops:
-        mine = [result for result in done if result.job.op == op]
+        mine = sorted((r for r in done if r.job.op == op), key=_by_configuration)
         lines = table.rows(mine, compiler())
         for note in dict.fromkeys(r.note for r in mine if r.note and not r.kernels):
             print(note)
@@ -169,10 +169,23 @@ def write_all(ops: tuple[str, ...], arch: int, card: str, processes: int, folder
                 if result.kernels
                 for row in predict.predict(result, card)
             ]
-    rows.sort(key=lambda row: (OPS.index(row["op"]), row["dtype"]))
+    rows.sort(key=lambda row: (OPS.index(row["op"]), row["dtype"], _size(row)))
     table.write(folder / "predicted.csv", (*predict.COLUMNS, *predict.MORE), rows)
     print(page.write(folder, arch))
+    if folder == results.FOLDER / "offline-sm_90" and card == CARD:
+        page.write_quotes(folder)
     print(f"{time.monotonic() - begin:.0f} s with {processes} processes")
+
+
+def _size(row: dict[str, str]) -> float:
+    n, t, _ = map(int, row["shape"].split("x"))
+    return n * t * t
+
+
+def _by_configuration(result: Result) -> tuple[int, int, int]:
+    """As people look for them: halves, D = 128 and the default mode first."""
+    job = result.job
+    return list(PRECISIONS).index(job.precision), -job.channels, list(MODES[job.op]).index(job.mode)
 
 
 def main(arguments: list[str] | None = None) -> None:

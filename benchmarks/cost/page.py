@@ -1,7 +1,9 @@
 """results/offline-sm_90/README.md and its picture, from the CSV files beside it."""
 
+import re
 from pathlib import Path
 
+import fastseq
 from benchmarks.cost import predict, table
 from benchmarks.cost.compile import MODES, OPS
 from benchmarks.cost.machine import CARDS, CONSTANTS
@@ -10,6 +12,7 @@ _COLOURS = {
     "tensor": "#d62728",
     "mufu": "#ff7f0e",
     "fp32": "#1f77b4",
+    "fp64": "#0b3d66",
     "conversion": "#17becf",
     "shuffle": "#9467bd",
     "shared": "#8c564b",
@@ -75,7 +78,7 @@ def _predictions(rows: list[dict[str, str]]) -> list[str]:
             ahead = mine.get((op, shape, dtype, "forward"))
             both = mine.get((op, shape, dtype, "both"))
             measured = " / ".join(
-                f"{float(r['measured_us']):.3g}" for r in (ahead, both) if r and r["measured_us"]
+                f"{float(r['measured_us']):.4g} us" for r in (ahead, both) if r and r["measured_us"]
             )
             lines.append(
                 f"| {op} {shape.replace('x', ', ')} {dtype} | {_range(ahead)} | {_range(both)} | "
@@ -83,7 +86,7 @@ def _predictions(rows: list[dict[str, str]]) -> list[str]:
             )
         error = predict.error(list(mine.values()))
         out += [
-            f"## Predicted for {card}, microseconds",
+            f"## Predicted for {card}",
             "In brackets the range that we would bet on at four to one. GPU time of a CUDA graph's "
             "replay; what the host needs comes on top in eager calls (`benchmarks/host.py`)."
             + (f" {error}" if error else ""),
@@ -93,7 +96,16 @@ def _predictions(rows: list[dict[str, str]]) -> list[str]:
 
 
 def _range(row: dict[str, str] | None) -> str:
-    return f"{row['predicted_us']} ({row['low_us']}-{row['high_us']})" if row else "-"
+    if not row:
+        return "-"
+    us, low, high = (float(row[key]) for key in ("predicted_us", "low_us", "high_us"))
+    unit, by = ("ms", 1e3) if us >= 1e4 else ("us", 1)
+    return f"{_short(us / by)} {unit} ({_short(low / by)}-{_short(high / by)})"
+
+
+def _short(value: float) -> str:
+    """Two digits, three from 100 on."""
+    return f"{value:.2g}" if value < 100 else f"{float(f'{value:.3g}'):.0f}"
 
 
 def _main_loops(op: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -119,9 +131,44 @@ def _op(op: str, rows: list[dict[str, str]]) -> str:
             held += ", serialised"
         if row["spills"] != "0":
             held += f", {row['spills']} spills"
-        name = row["kernel"].replace("_kernel", "").replace("soft_dtw_", "")
-        lines.append(f"| {name} {row['loop']} {dtype} | {tile} | {row['per_element']} | {held} |")
+        lines.append(f"| {_name(row)} {dtype} | {tile} | {row['per_element']} | {held} |")
     return "\n".join(lines)
+
+
+# Between these the README of an op quotes its figures.
+QUOTE = re.compile(r"(<!-- benchmarks\.cost -->).*?(<!-- /benchmarks\.cost -->)", re.DOTALL)
+_SOURCES = Path(fastseq.__file__).parent / "ops"
+
+
+def quote(op: str, rows: list[dict[str, str]], predicted: list[dict[str, str]]) -> str:
+    """What an op's README says: instructions of the main loops, the least and the largest shape."""
+    dtype = "fp32" if op == "soft_dtw" else "bf16"
+    loops = [r for r in _main_loops(op, rows) if r["configuration"].split()[0] == dtype]
+    each = ", ".join(f"{_name(r)} {r['per_element']}" for r in loops)
+    times = [r for r in predicted if r["op"] == op and r["dtype"] == dtype and r["mode"] == "both"]
+    said = ", ".join(f"{_range(r)} at ({r['shape'].replace('x', ', ')})" for r in times)
+    return (
+        f"Compiled for sm_90, {dtype}, D = 128, instructions an element: {each}. From that "
+        f"`python -m benchmarks.cost` predicts for an {times[0]['card'].split(' 80GB')[0]}, forward "
+        f"and backward: {said} "
+        "([tables and model](../../../benchmarks/results/offline-sm_90/README.md); not measured yet)."
+    )
+
+
+def write_quotes(folder: Path) -> None:
+    """Into the READMEs of the ops."""
+    predicted = predict.read(folder / "predicted.csv")
+    for op in OPS:
+        rows, path = predict.read(folder / f"{op}.csv"), _SOURCES / op / "README.md"
+        if rows and any(row["op"] == op for row in predicted):
+            said = quote(op, rows, predicted)
+            path.write_text(QUOTE.sub(lambda m, s=said: f"{m[1]}\n{s}\n{m[2]}", path.read_text()))
+
+
+def _name(row: dict[str, str]) -> str:
+    """scl_stats far, queue_nce_scan, forward costs."""
+    name = row["kernel"].replace("_kernel", "").replace("soft_dtw_", "")
+    return name if row["loop"] == "tiles" else f"{name} {row['loop']}"
 
 
 def _model() -> str:
@@ -154,16 +201,20 @@ def _weak() -> str:
 - *An element*: instructions of one lane for one element of the tile. *Held*: registers of a thread,
   thread blocks a multiprocessor, tiles on their way while one is worked on (0: each tile waits for
   memory in full). *Serialised*: as many waits as wgmma instructions.
+- A kernel that several configurations share stands under the first of them in the CSV.
 - Instructions are counted in the code, both sides of a branch included. That is exact for the
-  Triton loops, which have none, and too much for soft_dtw's recursion (about 15 %).
-- scl at (8, 480): one thread block a multiprocessor, so it is latency alone, and 40 % of it is the
-  near loop, whose loads of times wait one after another for want of registers.
-- soft_dtw backward: how long the gradients' loads take hangs on L1, which polls of flags empty; and
-  blocks where E is exactly 0 are skipped, which the model does not know.
+  loops over tiles of Triton, which have none, and too much for soft_dtw's recursion (about 15 %).
+- scl at (8, 480): one thread block a multiprocessor, so all of it is waiting, and most of that in
+  the near loop, whose loads of times follow one another for want of registers.
+- soft_dtw is predicted at twice what its own README once assumed, and for two reasons that are
+  seen in the code: a step of the recursion is 200 clocks long, 45 of them for the fp64 sum of the
+  value, which stands between two shuffles; and in the backward, which has 80 registers, almost
+  every load of the costs from shared memory is waited for at once. Blocks where E is exactly 0 are
+  skipped, which the model does not know, and that gradients find their rows in L1 is assumed.
 - contrastive_idm: loads inside the tile are taken to come from L2; many may come from L1.
-- tcc: the kernels run one thread block a multiprocessor, and every wait counts in full.
-- Rows and columns of unequal length, other gaps of the timestamps, L2 misses, clocks below 1.755
-  GHz and the slack between kernels of other streams are not in it."""
+- tcc: the kernels run one or two thread blocks a multiprocessor, and every wait counts in full.
+- Rows and columns of unequal length, other gaps of the timestamps, L2 misses, other clocks and what
+  else runs on the card are not in it."""
 
 
 def draw(tables: dict[str, list[dict[str, str]]], path: Path) -> Path | None:
@@ -186,8 +237,7 @@ def draw(tables: dict[str, list[dict[str, str]]], path: Path) -> Path | None:
             panel = row["configuration"].split()[0]
             panel = "soft_dtw fp32" if op == "soft_dtw" else panel
             if panel in panels:
-                name = row["kernel"].replace("_kernel", "").replace("soft_dtw_", "")
-                panels[panel].append((f"{name} {row['loop']}", row))
+                panels[panel].append((_name(row), row))
     panels = {name: bars for name, bars in panels.items() if bars}
     heights = [len(bars) + 1.5 for bars in panels.values()]
     figure, axes = plt.subplots(
