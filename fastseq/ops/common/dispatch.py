@@ -73,9 +73,18 @@ def choose_backend(op: str, requested: str, why_not: Mapping[str, str | None]) -
     asked for by name is never replaced: RuntimeError says why it cannot serve. FASTSEQ_BACKEND is
     one default for all ops, so an op that has no such backend at all takes no notice of it.
     """
+    return _choose(op, requested, os.environ.get("FASTSEQ_BACKEND"), tuple(why_not.items()))
+
+
+@functools.lru_cache
+def _choose(
+    op: str, requested: str, default: str | None, preference: tuple[tuple[str, str | None], ...]
+) -> tuple[str, str]:
+    """Apart because every call of an op asks, and hardly ever something new."""
+    why_not = dict(preference)
     origin, skipped = "asked for by name", []
     if requested == "auto":
-        requested = os.environ.get("FASTSEQ_BACKEND") or "auto"
+        requested = default or "auto"
         origin = "FASTSEQ_BACKEND"
         if requested in BACKENDS and requested not in why_not:
             skipped.append(f"not {requested} (FASTSEQ_BACKEND): {op} has no such backend")
@@ -110,19 +119,11 @@ def choose_triton_or_torch(
 
     ``no_kernel``: why Triton has no kernel for the call, where the op knows of a reason.
     """
-    why_not = no_kernel or _why_not_triton(device_type, dtype)
-    return _choose(op, requested, os.environ.get("FASTSEQ_BACKEND"), device_type == "cuda", why_not)
-
-
-@functools.lru_cache
-def _choose(
-    op: str, requested: str, default: str | None, on_gpu: bool, why_not: str | None
-) -> tuple[str, str]:
-    """Every call comes here; ``default`` is in the arguments so that the cache sees it change."""
-    triton, others = {"triton": why_not}, {"torch": None, "reference": None}
+    triton = {"triton": no_kernel or _why_not_triton(device_type, dtype)}
+    torch_first = {"torch": None, "reference": None}
     # On the CPU Triton only has its interpreter, which is there for tests that ask for it.
-    order = triton | others if on_gpu else others | triton
-    return choose_backend(op, requested, order)
+    why_not = triton | torch_first if device_type == "cuda" else torch_first | triton
+    return choose_backend(op, requested, why_not)
 
 
 def _why_not_triton(device_type: str, dtype: torch.dtype) -> str | None:

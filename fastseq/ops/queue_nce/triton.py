@@ -74,14 +74,14 @@ def forward(
     queue's mean under the softmax of each query (N, D)."""
     n, per_query, d = positives.shape
     fp32 = {"dtype": torch.float32, "device": q.device}
-    losses, lack = torch.empty((2, n, per_query), **fp32).unbind()
+    losses, lack = (torch.empty((n, per_query), **fp32) for _ in range(2))
     mean = torch.empty((n, d), **fp32) if keep else None
     if n == 0:
         return losses, lack, mean
     queue = queue.contiguous()
     kernels = _kernels(q, keep, opts)
     splits, span = parts(len(queue), kernels.columns)
-    top, total = torch.empty((2, n, splits), **fp32).unbind()
+    top, total = (torch.empty((n, splits), **fp32) for _ in range(2))
     acc = torch.empty((n, splits, d), **fp32) if keep else None
     scale = LOG2E / opts.temperature
     kernels.scan(
@@ -104,7 +104,7 @@ def backward(
     need_positives: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of q and of the positives in their dtype, None where not needed."""
-    n, per_query, d = positives.shape
+    n, per_query, _ = positives.shape
     dq = torch.empty_like(q) if need_q else None
     dp = torch.empty_like(positives) if need_positives else None
     if n == 0 or not (need_q or need_positives):

@@ -17,7 +17,7 @@ def values(x, y, cost, lengths_x, lengths_y, name: str, opts: SoftDTWOptions) ->
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     if torch.compiler.is_compiling():
         return _forward_op(x, y, cost, lengths_x, lengths_y, name, *opts, keep)[0]
-    return _SoftDTW.apply(x, y, cost, lengths_x, lengths_y, name, opts, keep)
+    return _SoftDTW.apply(x, y, cost, (lengths_x, lengths_y), name, opts, keep)
 
 
 def alignment(x, y, lengths_x, lengths_y, name: str, opts: SoftDTWOptions) -> Tensor:
@@ -62,10 +62,10 @@ class _SoftDTW(torch.autograd.Function):
     """Eager path: no torch.library boundary, which costs 15 to 60 us a call."""
 
     @staticmethod
-    def forward(ctx, x, y, cost, lengths_x, lengths_y, name, opts, keep):
+    def forward(ctx, x, y, cost, lengths, name, opts, keep):
         x, y, cost = _dense(x, y, cost)
-        value, saved = _forward(x, y, cost, lengths_x, lengths_y, name, opts, keep)
-        ctx.save_for_backward(x, y, cost, lengths_x, lengths_y, *saved)
+        value, saved = _forward(x, y, cost, *lengths, name, opts, keep)
+        ctx.save_for_backward(x, y, cost, *lengths, *saved)
         ctx.name, ctx.opts = name, opts
         return value
 
@@ -74,7 +74,7 @@ class _SoftDTW(torch.autograd.Function):
         need_x, need_y, need_cost = ctx.needs_input_grad[:3]
         need = need_x or need_cost, need_y
         grads = gradient(_SoftDTWBackward, grad, ctx.name, ctx.opts, *need, *ctx.saved_tensors)
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None
 
 
 class _SoftDTWBackward(torch.autograd.Function):

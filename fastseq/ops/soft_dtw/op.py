@@ -250,8 +250,10 @@ def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths_x, lengths_y):
     """Checked input as backends take it: batched, float32 or float64, cost squared Euclidean."""
     if x.dim() == 2:
         x, y = x[None], y[None]
-    wider = torch.promote_types(x.dtype, y.dtype)
-    x, y = full_precision(x.to(wider)), full_precision(y.to(wider))
+    if x.dtype != y.dtype:
+        wider = torch.promote_types(x.dtype, y.dtype)
+        x, y = x.to(wider), y.to(wider)
+    x, y = full_precision(x), full_precision(y)
     num, device = x.shape[0], x.device
     lengths_x = prepare_valid(op, "_x", lengths_x, None, num, x.shape[1], device)
     lengths_y = prepare_valid(op, "_y", lengths_y, None, num, y.shape[1], device)

@@ -162,7 +162,7 @@ def tcc_loss(
         if torch.compiler.is_compiling():
             loss = _forward_op(*tensors, name, *opts, keep)[0]
         else:
-            loss = _TCC.apply(*tensors, name, opts, keep)
+            loss = _TCC.apply(*tensors[:2], tensors[2:], name, opts, keep)
     return loss[0] if unbatched and reduction == "none" else loss
 
 
@@ -234,8 +234,9 @@ class _TCC(torch.autograd.Function):
     """Eager path: no torch.library boundary, which costs 15 to 60 us a call."""
 
     @staticmethod
-    def forward(ctx, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, name, opts, keep):
-        tensors = (x, y, tx, ty, valid_x, valid_y, duration_x, duration_y)
+    def forward(ctx, x, y, constants, name, opts, keep):
+        # Arguments of their own would cost 2 us each, for gradients that these do not have.
+        tensors = (x, y, *constants)
         loss, *kept = _forward(tensors, name, opts, keep)
         ctx.save_for_backward(*tensors, *kept)
         ctx.name, ctx.opts = name, opts
@@ -244,7 +245,7 @@ class _TCC(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         dx, dy = gradient(_TCCBackward, grad, ctx.name, ctx.opts, *ctx.saved_tensors)
-        return dx, dy, *[None] * 9
+        return dx, dy, None, None, None, None
 
 
 class _TCCBackward(torch.autograd.Function):

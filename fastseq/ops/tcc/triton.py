@@ -44,7 +44,7 @@ class Tiles(NamedTuple):
 def packed_channels(d: int) -> int:
     """Channels that packed frames are filled up to, with zeros. A multiple of 16 bytes loads wide
     and a multiple of the gradients' steps needs no mask in them, for which there is no register."""
-    return 16 if d <= 16 else triton.cdiv(d, 32) * 32
+    return 16 if d <= 16 else launch.cdiv(d, 32) * 32
 
 
 @lru_cache
@@ -108,25 +108,14 @@ def forward(
     if n == 0 or frames == 0 or shifts == 0:
         grads = (z.new_zeros(z.shape, dtype=torch.float32) if keep else None for z in _given(x, y))
         return x.new_zeros(shape, dtype=torch.float32), *_two(grads)
-    with launch.on_device(x.device):
-        packed = _pack(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, None, opts)
-        rows = _tiles("moments", packed).rows
-        blocks = triton.cdiv(frames, rows)
-        part = torch.empty((shifts, len(packed.z), blocks), dtype=torch.float32, device=x.device)
-        grads = _run(packed, part, shifts, opts, keep, y is None)
-        loss = torch.empty(shape, dtype=torch.float32, device=x.device)
-        tcc_reduce_kernel[(1,)](
-            part,
-            packed.seq[2],
-            loss,
-            n,
-            part.numel() // (n * blocks),
-            blocks,
-            REDUCTION=opts.reduction,
-            BV=16,
-            BB=64,
-            num_warps=4,
-        )
+    kernels = _kernels(x, y, opts)
+    packed = _pack(kernels, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, None, opts)
+    blocks = launch.cdiv(frames, kernels.moments.rows)
+    part = torch.empty((shifts, len(packed.z), blocks), dtype=torch.float32, device=x.device)
+    grads = _run(kernels, packed, part, shifts, opts, keep, y is None)
+    loss = torch.empty(shape, dtype=torch.float32, device=x.device)
+    hops = part.numel() // (n * blocks)
+    kernels.reduce(1, (part, packed.seq[2], loss), (n, hops, blocks))
     return loss, *grads
 
 
@@ -140,10 +129,87 @@ def backward(
         dx, dy = _two(torch.zeros_like(z) for z in _given(x, y))
     else:
         shifts = len(x) - 1 if y is None else 1
-        with launch.on_device(x.device):
-            packed = _pack(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, grad, opts)
-            dx, dy = _run(packed, None, shifts, opts, True, y is None)
+        kernels = _kernels(x, y, opts)
+        packed = _pack(kernels, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, grad, opts)
+        dx, dy = _run(kernels, packed, None, shifts, opts, True, y is None)
     return dx.to(x.dtype), None if y is None else dy.to(y.dtype)
+
+
+class OfTiles(NamedTuple):
+    """A kernel that works in tiles: their rows, and programs for all channels."""
+
+    kernel: launch.Kernel
+    rows: int
+    chunks: int
+
+    def __call__(self, frames: int, hops: int, tensors: tuple, numbers: tuple) -> None:
+        self.kernel(self.chunks * launch.cdiv(frames, self.rows) * hops, tensors, numbers)
+
+
+class Kernels(NamedTuple):
+    """The kernels of a kind of call, in the order in which they run."""
+
+    centre: launch.Kernel
+    pack: launch.Kernel
+    nearest: OfTiles
+    moments: OfTiles
+    pull: OfTiles
+    grad: OfTiles
+    reduce: launch.Kernel
+
+
+def _kernels(x: Tensor, y: Tensor | None, opts: TCCOptions) -> Kernels:
+    kind = opts.loss_type, opts.similarity == "l2", opts.normalize_indices, opts.reduction
+    arch = launch.architecture(x.device)
+    return _choose(x.shape[2], *launch.operands(x.dtype), arch, y is not None, *kind)
+
+
+@launch.once
+def _choose(
+    d: int,
+    operands: str,
+    precision: str,
+    arch: int,
+    pairs: bool,
+    loss_type: str,
+    l2: bool,
+    shares: bool,
+    reduction: str,
+) -> Kernels:
+    packed = packed_channels(d)
+
+    def of_tiles(name: str, kernel, **constants) -> OfTiles:
+        tile = tiles(name, packed, operands, arch)
+        if name != "moments":
+            constants["BD"] = tile.channels
+        made = launch.Kernel(
+            kernel,
+            D=packed,
+            BM=tile.rows,
+            BN=tile.columns,
+            BK=tile.step,
+            PREC=precision,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            maxnreg=MAX_REGISTERS,
+            **constants,
+        )
+        chunks = 1 if name == "moments" else launch.cdiv(packed, tile.channels)
+        return OfTiles(made, tile.rows, chunks)
+
+    step = min(128, max(16, triton.next_power_of_2(d)))
+    pull = of_tiles("pull", tcc_pull_kernel, TYPE=loss_type)
+    grad = {"CHANNELS": d, "CHUNKS": pull.chunks, "L2": l2, "TYPE": loss_type}
+    pack = {"CHANNELS": d, "D": packed, "SHARES": shares, "REDUCTION": reduction}
+    return Kernels(
+        launch.Kernel(tcc_centre_kernel, D=d, BT=128, BK=16, PAIRS=pairs, num_warps=4),
+        launch.Kernel(tcc_pack_kernel, **pack, BT=32, BK=step, PAIRS=pairs, num_warps=4),
+        of_tiles("nearest", tcc_nearest_kernel),
+        of_tiles("moments", tcc_moments_kernel, TYPE=loss_type),
+        pull,
+        of_tiles("grad", tcc_grad_kernel, **grad),
+        launch.Kernel(tcc_reduce_kernel, REDUCTION=reduction, BV=16, BB=64, num_warps=4),
+    )
 
 
 def _given(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
@@ -155,7 +221,19 @@ def _two(values) -> tuple[Tensor | None, Tensor | None]:
     return first, second
 
 
-def _pack(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, grad, opts: TCCOptions) -> Packed:
+def _pack(
+    kernels: Kernels,
+    x: Tensor,
+    y: Tensor | None,
+    tx: Tensor | None,
+    ty: Tensor | None,
+    valid_x: Tensor | None,
+    valid_y: Tensor | None,
+    duration_x: Tensor | None,
+    duration_y: Tensor | None,
+    grad: Tensor | None,
+    opts: TCCOptions,
+) -> Packed:
     n, d = len(x), x.shape[2]
     pairs, distances = y is not None, opts.similarity == "l2"
     if not pairs:
@@ -168,19 +246,15 @@ def _pack(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, grad, opts: TC
     fp32 = {"dtype": torch.float32, "device": x.device}
     many = 2 * n if pairs else n
     strides = (*x.stride(), *y.stride())
-    step = min(128, max(16, triton.next_power_of_2(d)))
     centre = None
     # Distances do not see a common offset, but the products that they are made of do. Products of
     # half precision are exact, which its differences would not be.
     if distances and x.dtype == torch.float32:
         centre = torch.empty((n if pairs else 1, d), **fp32)
-        tcc_centre_kernel[(len(centre) * triton.cdiv(d, 16),)](
-            *(x, y, valid_x, valid_y, centre, n, x.shape[1], y.shape[1], *strides),
-            D=d,
-            BT=128,
-            BK=16,
-            PAIRS=pairs,
-            num_warps=4,
+        kernels.centre(
+            len(centre) * launch.cdiv(d, 16),
+            (x, y, valid_x, valid_y, centre),
+            (n, x.shape[1], y.shape[1], *strides),
         )
     packed = Packed(
         n,
@@ -192,23 +266,17 @@ def _pack(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, grad, opts: TC
         torch.empty(many, dtype=torch.int32, device=x.device),
         torch.empty((3, many), **fp32),
     )
-    tcc_pack_kernel[(many * triton.cdiv(frames, 32),)](
-        *(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, centre, grad),
-        *packed[3:],
-        *(n, x.shape[1], y.shape[1], frames),
-        *strides,
-        *(0 if t is None else t.stride(0) for t in (tx, ty)),
-        grad.stride(0) if grad is not None and grad.dim() else 0,
-        LOG2E / (d * opts.temperature) if distances else 0.0,
-        VARIANCE_FLOOR,
-        CHANNELS=d,
-        D=packed.z.shape[2],
-        BT=32,
-        BK=step,
-        PAIRS=pairs,
-        SHARES=opts.normalize_indices,
-        REDUCTION=opts.reduction,
-        num_warps=4,
+    kernels.pack(
+        many * launch.cdiv(frames, 32),
+        (x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, centre, grad, *packed[3:]),
+        (
+            *(n, x.shape[1], y.shape[1], frames),
+            *strides,
+            *(0 if t is None else t.stride(0) for t in (tx, ty)),
+            grad.stride(0) if grad is not None and grad.dim() else 0,
+            LOG2E / (d * opts.temperature) if distances else 0.0,
+            VARIANCE_FLOOR,
+        ),
     )
     return packed
 
@@ -228,13 +296,14 @@ def _times(tx: Tensor | None, ty: Tensor | None, valid_x, valid_y):
     return tuple(t if t.stride(1) == 1 else t.contiguous() for t in (tx, ty))
 
 
-def _tiles(kernel: str, packed: Packed) -> Tiles:
-    operands, _ = launch.operands(packed.z.dtype)
-    return tiles(kernel, packed.z.shape[2], operands, launch.architecture(packed.z.device))
-
-
 def _run(
-    packed: Packed, part: Tensor | None, shifts: int, opts: TCCOptions, keep: bool, all_pairs: bool
+    kernels: Kernels,
+    packed: Packed,
+    part: Tensor | None,
+    shifts: int,
+    opts: TCCOptions,
+    keep: bool,
+    all_pairs: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Row losses of every hop, to ``keep`` also the gradients of their weighted sum."""
     many, d = len(packed.z), packed.channels
@@ -248,9 +317,9 @@ def _run(
         group = min(at_once, shifts - start)
         first = 1 + start if all_pairs else packed.num
         some = torch.empty(0, **fp32) if part is None else part[start : start + group]
-        cycles = _cycles(packed, first, group * many, some, opts)
+        cycles = _cycles(kernels, packed, first, group * many, some, opts)
         if keep:
-            _gradients(packed, cycles, dx, dx if all_pairs else dy, start > 0, opts)
+            _gradients(kernels, packed, cycles, dx, dx if all_pairs else dy, start > 0, opts)
     return dx, dy
 
 
@@ -260,86 +329,36 @@ def _scale(packed: Packed, opts: TCCOptions) -> float:
     return 2 * scale if opts.similarity == "l2" else scale
 
 
-def _cycles(packed: Packed, first: int, hops: int, part: Tensor, opts: TCCOptions) -> Cycles:
+def _cycles(
+    kernels: Kernels, packed: Packed, first: int, hops: int, part: Tensor, opts: TCCOptions
+) -> Cycles:
     many, frames, d = packed.z.shape
-    z, _, precision = packed.z, *launch.operands(packed.z.dtype)
-    fp32 = {"dtype": torch.float32, "device": z.device}
+    fp32 = {"dtype": torch.float32, "device": packed.z.device}
     nearest = torch.empty((hops, frames, d), **fp32)
     row = torch.empty((6, hops, frames), **fp32)
-    tile = _tiles("nearest", packed)
-    tcc_nearest_kernel[(triton.cdiv(d, tile.channels) * triton.cdiv(frames, tile.rows) * hops,)](
-        *(z, packed.bias, packed.lengths, nearest, row),
-        *(many, frames, first, hops, _scale(packed, opts)),
-        D=d,
-        BM=tile.rows,
-        BN=tile.columns,
-        BK=tile.step,
-        BD=tile.channels,
-        PREC=precision,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        maxnreg=MAX_REGISTERS,
-    )
-    tile = _tiles("moments", packed)
-    blocks = triton.cdiv(frames, tile.rows)
+    sizes = many, frames, first, hops, _scale(packed, opts)
+    kernels.nearest(frames, hops, (packed.z, packed.bias, packed.lengths, nearest, row), sizes)
     if part.numel() == 0:
-        part = torch.empty((hops, blocks), **fp32)
-    tcc_moments_kernel[(blocks * hops,)](
-        *(z, packed.bias, packed.t, packed.lengths, packed.seq, nearest, row, part),
-        *(many, frames, first, hops, _scale(packed, opts)),
-        *(opts.variance_lambda, opts.label_smoothing, opts.huber_delta),
-        D=d,
-        BM=tile.rows,
-        BN=tile.columns,
-        BK=tile.step,
-        TYPE=opts.loss_type,
-        PREC=precision,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        maxnreg=MAX_REGISTERS,
+        part = torch.empty((hops, launch.cdiv(frames, kernels.moments.rows)), **fp32)
+    kernels.moments(
+        *(frames, hops, (*packed[3:], nearest, row, part)),
+        (*sizes, opts.variance_lambda, opts.label_smoothing, opts.huber_delta),
     )
     return Cycles(first, nearest, row)
 
 
-def _gradients(packed: Packed, cycles: Cycles, dx, dy, add: bool, opts: TCCOptions) -> None:
-    many, frames, d = packed.z.shape
-    z, _, precision = packed.z, *launch.operands(packed.z.dtype)
-    hops = len(cycles.nearest)
-    pull = torch.empty_like(cycles.nearest)
-    tile = _tiles("pull", packed)
-    chunks = triton.cdiv(d, tile.channels)
-    level = torch.empty((chunks, hops, frames), dtype=torch.float32, device=z.device)
-    shared = {"TYPE": opts.loss_type, "PREC": precision}
-    tcc_pull_kernel[(chunks * triton.cdiv(frames, tile.rows) * hops,)](
-        *(z, packed.bias, packed.t, packed.lengths),
-        *(cycles.nearest, cycles.row, pull, level),
-        *(many, frames, cycles.first, hops, _scale(packed, opts), opts.label_smoothing),
-        D=d,
-        BM=tile.rows,
-        BN=tile.columns,
-        BK=tile.step,
-        BD=tile.channels,
-        **shared,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        maxnreg=MAX_REGISTERS,
-    )
-    tile = _tiles("grad", packed)
-    tcc_grad_kernel[(triton.cdiv(d, tile.channels) * triton.cdiv(frames, tile.rows) * many,)](
-        *(z, packed.bias, packed.t, packed.lengths),
-        *(cycles.nearest, cycles.row, pull, level, dx, dy),
-        *(packed.num, many, frames, *packed.frames, cycles.first, hops, int(add)),
-        *(_scale(packed, opts), opts.label_smoothing),
-        CHANNELS=packed.channels,
-        D=d,
-        BM=tile.rows,
-        BN=tile.columns,
-        BK=tile.step,
-        BD=tile.channels,
-        CHUNKS=chunks,
-        L2=opts.similarity == "l2",
-        **shared,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        maxnreg=MAX_REGISTERS,
+def _gradients(
+    kernels: Kernels, packed: Packed, cycles: Cycles, dx, dy, add: bool, opts: TCCOptions
+) -> None:
+    many, frames, _ = packed.z.shape
+    first, nearest, row = cycles
+    hops = len(nearest)
+    pull = torch.empty_like(nearest)
+    level = nearest.new_empty((kernels.pull.chunks, hops, frames))
+    hop = *packed[3:7], nearest, row, pull, level
+    scales = _scale(packed, opts), opts.label_smoothing
+    kernels.pull(frames, hops, hop, (many, frames, first, hops, *scales))
+    kernels.grad(
+        *(frames, many, (*hop, dx, dy)),
+        (packed.num, many, frames, *packed.frames, first, hops, int(add), *scales),
     )
