@@ -326,6 +326,14 @@ def test_page_is_as_the_command_writes_it(tmp_path):
     assert {path.stem for path in FOLDER.glob("*.csv")} == {*predict.SHAPES, "predicted"}
 
 
+@pytest.mark.parametrize("op", predict.SHAPES)
+def test_quotes_in_readmes_are_of_the_tables(op):
+    """Written by the command too: run it after a change to a kernel."""
+    rows, predicted = (predict.read(FOLDER / f"{name}.csv") for name in (op, "predicted"))
+    text = (ROOT / "fastseq/ops" / op / "README.md").read_text()
+    assert page.quote(op, rows, predicted) in page.QUOTE.search(text)[0]
+
+
 def test_plot_leaves_the_offline_tables_alone(tmp_path, monkeypatch):
     shutil.copytree(FOLDER, tmp_path / FOLDER.name)
     monkeypatch.setattr(sys, "argv", ["plot", "--results", str(tmp_path)])

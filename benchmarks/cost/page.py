@@ -147,11 +147,12 @@ def quote(op: str, rows: list[dict[str, str]], predicted: list[dict[str, str]]) 
     each = ", ".join(f"{_name(r)} {r['per_element']}" for r in loops)
     times = [r for r in predicted if r["op"] == op and r["dtype"] == dtype and r["mode"] == "both"]
     said = ", ".join(f"{_range(r)} at ({r['shape'].replace('x', ', ')})" for r in times)
+    card = times[0]["card"].split(" 80GB")[0]
+    link = "../../../benchmarks/results/offline-sm_90/README.md"
     return (
         f"Compiled for sm_90, {dtype}, D = 128, instructions an element: {each}. From that "
-        f"`python -m benchmarks.cost` predicts for an {times[0]['card'].split(' 80GB')[0]}, forward "
-        f"and backward: {said} "
-        "([tables and model](../../../benchmarks/results/offline-sm_90/README.md); not measured yet)."
+        f"`python -m benchmarks.cost` predicts for an {card}, forward and backward: {said} "
+        f"([tables and model]({link}); not measured yet)."
     )
 
 
