@@ -334,6 +334,19 @@ def test_quotes_in_readmes_are_of_the_tables(op):
     assert page.quote(op, rows, predicted) in page.QUOTE.search(text)[0]
 
 
+# Products of warp groups that wait for each other one by one: faults that are known, to be removed.
+KNOWN_SERIALISED = {
+    ("cidm_grad_kernel", "bf16 D=128 squared"),
+    ("cidm_grad_kernel", "bf16 D=64 squared"),
+}
+
+
+def test_no_other_kernel_serialises_its_products():
+    rows = [row for op in predict.SHAPES for row in predict.read(FOLDER / f"{op}.csv")]
+    found = {(row["kernel"], row["configuration"]) for row in rows if table.serialised(row)}
+    assert found <= KNOWN_SERIALISED
+
+
 def test_plot_leaves_the_offline_tables_alone(tmp_path, monkeypatch):
     shutil.copytree(FOLDER, tmp_path / FOLDER.name)
     monkeypatch.setattr(sys, "argv", ["plot", "--results", str(tmp_path)])

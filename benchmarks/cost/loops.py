@@ -210,7 +210,7 @@ def source_line(path: str, number: int) -> tuple[str, str]:
             lines = _lines(ROOT / below / path.rpartition(below)[2])
             break
     else:
-        lines = _lines(ROOT / "csrc/soft_dtw" / path) if "/" not in path else []
+        lines = _lines(ROOT / "csrc/soft_dtw" / Path(path).name)  # NVRTC knows names alone
     if not 0 < number <= len(lines):
         return "", ""
     return lines[number - 1], lines[number - 2] if number > 1 else ""

@@ -104,6 +104,8 @@ def tasks(kernel: KernelReport) -> list[model.Task]:
         found += [
             model.Task(load / shares + loop.load, alone / shares + loop.alone) for loop in own
         ] or [model.Task(load, alone)]
+    if not any(loop.named.role and loop.named.role.whole for loop in kernel.loops()):
+        raise RuntimeError(f"{kernel.kernel}: no loop is known (cost/loops.py) or has its line")
     return found
 
 
