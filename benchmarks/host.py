@@ -3,8 +3,8 @@
 Ours with 128 channels: checks, allocation, autograd and Triton's launcher up to the driver, which
 is replaced by one that launches nothing. Beside it the same loss in plain PyTorch. Both on tensors
 so small that the dispatch of operations is what takes the time; it depends on N and T in neither,
-except for the loop over T of Soft-DTW in plain PyTorch, which has the T named in the table. One
-thread, in turns; a figure is the lowest of many short loops, since other work only ever adds. No
+except for the loop over T of Soft-DTW in plain PyTorch, here of 480 frames. One thread, its own
+CPU time, in turns; a figure is the lowest of many short loops, since other work only ever adds. No
 GPU is needed. What the driver adds (a few microseconds a launch) is in neither figure.
 """
 
@@ -116,11 +116,12 @@ def table(rows: list[dict[str, str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__)
     parser.add_argument("--op", choices=OPS, action="append", help="repeatable; default: all")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="loops (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="CSV to write; default: no file")
     options = parser.parse_args()
     rows = []
     for op in options.op or OPS:
-        rows += measure(op)
+        rows += measure(op, options.rounds)
         print(f"done: {op}", flush=True)
     print(table(rows))
     if options.out:

@@ -4,7 +4,10 @@ work.
 As a program it compiles the whole list and writes tests/data/contrastive_idm_resources.json, which
 holds for the Triton version named in it:
 ``PYTHONPATH=.:tests python -m ops.test_contrastive_idm_compile_offline``.
+Words after it, as in ``loss sm_90``, limit it to kernels that have all of them in their name.
 """
+
+import sys
 
 import pytest
 from offline import ARCHS, PRECISIONS, Table, compile_all, fits, job
@@ -12,7 +15,18 @@ from offline import ARCHS, PRECISIONS, Table, compile_all, fits, job
 MODULE = "fastseq.ops.contrastive_idm.triton_kernels"
 
 
-def cidm_job(kernel, precision, d, arch, *, form="contrastive", direct=False, time="i64", own=True):
+def cidm_job(
+    kernel,
+    precision,
+    d,
+    arch,
+    *,
+    form="contrastive",
+    direct=False,
+    time="i64",
+    own=True,
+    reduction="mean",
+):
     """The defaults of ``time`` and ``own`` (a length and a window for each sequence) are the kinds
     that need most registers."""
     from fastseq.ops.contrastive_idm.triton import MAX_REGISTERS, tiles
@@ -38,7 +52,8 @@ def cidm_job(kernel, precision, d, arch, *, form="contrastive", direct=False, ti
     }
     ints = ["N", "T", "st"]
     if kernel == "loss":
-        args["p_part"] = "*fp32"
+        args |= {"p_part": "*fp32", "p_loss": "*fp32", "p_coef": "*fp32", "p_ticket": "*i32"}
+        constants["REDUCTION"] = reduction
     else:
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_dz": z}
         ints.append("sg")
@@ -54,17 +69,6 @@ def cidm_job(kernel, precision, d, arch, *, form="contrastive", direct=False, ti
         num_stages=tile.stages,
         maxnreg=MAX_REGISTERS,
     )
-
-
-def reduce_job(reduction, arch, own):
-    args = {
-        "p_part": "*fp32",
-        "p_len": "*i64" if own else None,
-        "p_loss": "*fp32",
-        "p_coef": "*fp32",
-    } | dict.fromkeys(("N", "T", "blocks"), "i32")
-    constants = {"REDUCTION": reduction, "BV": 16, "BB": 64}
-    return job(MODULE, "cidm_reduce_kernel", args, constants, arch, num_warps=4)
 
 
 def core_cases():
@@ -111,10 +115,11 @@ def test_core(tmp_path):
     TABLE.check(core_cases(), tmp_path, multiplies)
 
 
-def test_reduce(tmp_path):
-    jobs = [reduce_job(r, 90, own) for r in ("none", "mean", "sum") for own in (False, True)]
-    for got in compile_all(jobs, tmp_path):
-        fits("reduce", got)
+def test_reductions(tmp_path):
+    kinds = [(reduction, own) for reduction in ("none", "sum") for own in (False, True)]
+    jobs = [cidm_job("loss", "bf16", 128, 90, reduction=r, own=own) for r, own in kinds]
+    for kind, got in zip(kinds, compile_all(jobs, tmp_path), strict=True):
+        fits(kind, got)
 
 
 @pytest.mark.slow
@@ -125,4 +130,4 @@ def test_everything(tmp_path):
 
 
 if __name__ == "__main__":
-    TABLE.update(all_cases() + core_cases())
+    TABLE.update(all_cases() + core_cases(), *sys.argv[1:])

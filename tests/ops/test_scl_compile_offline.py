@@ -2,7 +2,10 @@
 
 As a program it compiles the whole list and writes tests/data/scl_resources.json, which holds for
 the Triton version named in it: ``PYTHONPATH=.:tests python -m ops.test_scl_compile_offline``.
+Words after it, as in ``stats sm_90``, limit it to kernels that have all of them in their name.
 """
+
+import sys
 
 import pytest
 from offline import ARCHS, PRECISIONS, Table, compile_all, fits, job
@@ -10,7 +13,9 @@ from offline import ARCHS, PRECISIONS, Table, compile_all, fits, job
 MODULE = "fastseq.ops.scl.triton_kernels"
 
 
-def scl_job(kernel, precision, d, arch, *, mode="shift", time="fp64", valid="mask"):
+def scl_job(
+    kernel, precision, d, arch, *, mode="shift", time="fp64", valid="mask", reduction="paper"
+):
     """``mode``: "shift", "online" or "raw" (online, not normalised). The defaults of ``time`` and
     ``valid`` are the kinds that need most registers."""
     from fastseq.ops.scl.triton import tiles
@@ -35,8 +40,8 @@ def scl_job(kernel, precision, d, arch, *, mode="shift", time="fp64", valid="mas
     )
     args["p_stats"] = "*fp32"
     if kernel == "stats":
-        args["p_part"] = "*fp32"
-        constants["KL"] = True
+        args |= {"p_part": "*fp32", "p_loss": "*fp32", "p_coef": "*fp32", "p_ticket": "*i32"}
+        constants |= {"KL": True, "REDUCTION": reduction}
     else:
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
         ints += ["sg", "first", "directions"]
@@ -52,12 +57,6 @@ def scl_job(kernel, precision, d, arch, *, mode="shift", time="fp64", valid="mas
         num_stages=tile.stages,
         maxnreg=tile.registers,
     )
-
-
-def reduce_job(reduction, arch):
-    args = {"p_part": "*fp32", "p_loss": "*fp32", "p_coef": "*fp32", "N": "i32", "blocks": "i32"}
-    constants = {"REDUCTION": reduction, "BV": 16, "BB": 64}
-    return job(MODULE, "scl_reduce_kernel", args, constants, arch, num_warps=4)
 
 
 def core_cases():
@@ -97,10 +96,11 @@ def test_core(tmp_path):
     TABLE.check(core_cases(), tmp_path)
 
 
-def test_reduce(tmp_path):
-    jobs = [reduce_job(r, 90) for r in ("none", "mean", "sum", "paper")]
-    for got in compile_all(jobs, tmp_path):
-        fits("reduce", got)
+def test_reductions(tmp_path):
+    reductions = ("none", "mean", "sum")
+    jobs = [scl_job("stats", "bf16", 128, 90, reduction=reduction) for reduction in reductions]
+    for reduction, got in zip(reductions, compile_all(jobs, tmp_path), strict=True):
+        fits(reduction, got)
 
 
 @pytest.mark.slow
@@ -111,4 +111,4 @@ def test_everything(tmp_path):
 
 
 if __name__ == "__main__":
-    TABLE.update(all_cases() + core_cases())
+    TABLE.update(all_cases() + core_cases(), *sys.argv[1:])

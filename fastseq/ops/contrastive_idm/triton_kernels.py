@@ -2,8 +2,8 @@
 
 The loss kernel visits each pair of blocks once: block i goes with the blocks i, i + 1, ... up to
 half way around the circle of blocks, so that all programs have the same work. The gradient kernel
-goes over all blocks, so that nothing is added across programs: no atomics, no zero-fill, the same
-bits every time. README.md in this folder derives the formulas.
+goes over all blocks, so that nothing is added across programs. The losses are, by the one that ends
+last and in an order of its own: no float atomics, no zero-fill, the same bits every time. README.md in this folder derives the formulas.
 """
 
 import triton

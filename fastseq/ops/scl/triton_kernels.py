@@ -1,7 +1,8 @@
 """The Triton kernels of scl_loss. Direction 0 takes its rows from view 1, direction 1 from view 2.
 
 A program owns BM rows of one sequence in one direction and walks over the other view in tiles of BN
-frames, so nothing is added across programs: no atomics, no zero-fill, the same bits every time.
+frames, so nothing is added across programs before the last one ends, which adds up the losses in
+an order of its own: no float atomics, no zero-fill, the same bits every time.
 README.md in this folder derives the formulas; all exponents and logarithms here are base 2.
 """
 

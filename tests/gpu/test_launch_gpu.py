@@ -1,0 +1,99 @@
+"""Launches past Triton's launcher, and programs that count themselves, on a real GPU."""
+
+import pytest
+import torch
+
+import fastseq
+
+pytestmark = pytest.mark.gpu
+
+SHAPE = (4, 300, 64)
+
+
+def call(op, seed, dtype=torch.bfloat16):
+    """A function that gives the loss and its gradients, of inputs of its own."""
+    make = torch.Generator("cuda").manual_seed(seed)
+    z1, z2 = (
+        torch.randn(*SHAPE, device="cuda", generator=make).to(dtype).requires_grad_()
+        for _ in range(2)
+    )
+    if op == "scl":
+        leaves = z1, z2
+        run = lambda: fastseq.scl_loss(z1, z2, backend="triton")  # noqa: E731
+    elif op == "contrastive_idm":
+        leaves = (z1,)
+        run = lambda: fastseq.contrastive_idm(z1, form="sfa", backend="triton")  # noqa: E731
+    elif op == "tcc":
+        leaves = z1, z2
+        run = lambda: fastseq.tcc_loss(z1, z2, backend="triton")  # noqa: E731
+    else:
+        leaves = (q := z1[0].detach().requires_grad_(),)
+        run = lambda: fastseq.queue_nce(q, z2[0].detach(), z2[1].detach(), backend="triton")  # noqa: E731
+
+    def both():
+        loss = run()
+        return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+    return both
+
+
+OPS = ("scl", "contrastive_idm", "tcc", "queue_nce")
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_direct_launch_gives_the_bits_of_the_public_one(op, monkeypatch):
+    from fastseq.ops.common import launch
+
+    both = call(op, 0)
+    both()
+    direct = both()
+    monkeypatch.setattr(launch, "KNOWN", ())
+    launch.clear()
+    public = both()
+    launch.clear()
+    assert same(direct, public)
+
+
+@pytest.mark.parametrize("op", ["scl", "contrastive_idm"])
+def test_streams_do_not_share_a_ticket(op):
+    """Calls on several streams at once: each stream's programs count by themselves."""
+    calls = [call(op, seed) for seed in range(4)]
+    want = [both() for both in calls]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in calls]
+    got = [[] for _ in calls]
+    for _ in range(25):
+        for both, stream, results in zip(calls, streams, got, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(both())
+    torch.cuda.synchronize()
+    for results, expected in zip(got, want, strict=True):
+        assert all(same(result, expected) for result in results)
+
+
+@pytest.mark.parametrize("op", ["scl", "contrastive_idm"])
+def test_a_graph_replays_beside_calls_on_the_stream_of_its_capture(op):
+    first, second = call(op, 0), call(op, 1)
+    want = first(), second()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        first()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        held = first()
+    torch.cuda.synchronize()
+    other = torch.cuda.Stream()
+    for _ in range(25):
+        with torch.cuda.stream(other):
+            graph.replay()
+        with torch.cuda.stream(side):
+            again = second()
+        torch.cuda.synchronize()
+        assert same(held, want[0])
+        assert same(again, want[1])
