@@ -132,7 +132,8 @@ def one(options: argparse.Namespace) -> Job:
 
 
 def print_one(job: Job, card: str) -> None:
-    (result,) = run_all([job], 1)
+    environment()
+    result = run(job)
     lines = table.rows([result], compiler())
     chosen = [row for row in lines if job.kernel in row["kernel"]]
     if not chosen:
