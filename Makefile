@@ -4,6 +4,8 @@ VENV := .venv
 BASE_PYTHON ?= python3
 CSRC := $(shell find csrc -type f)
 
+export BUDGET_S PHASES OUT DRY
+
 ifdef PYTHON
 RUN := $(PYTHON)
 DEV :=
@@ -34,12 +36,10 @@ lint: $(DEV)  ## ruff
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-gpu: $(BENCH)  ## on a GPU machine: build, correctness gate, then the benchmarks
-	FASTSEQ_BUILD=$${FASTSEQ_BUILD:-cuda} $(RUN) setup.py build_ext --inplace
-	$(RUN) -m fastseq.info
-	env -u TRITON_INTERPRET $(RUN) -m fastseq.selftest
-	env -u TRITON_INTERPRET $(RUN) -m pytest --require-gpu $(wildcard tests/gpu) tests/ops tests/test_extension.py
-	env -u TRITON_INTERPRET $(RUN) -m pytest benchmarks
+# BUDGET_S, PHASES, OUT and DRY, of make's command line or of the environment, are read by the
+# command. Its status is of smoke and tests, once everything else has run too.
+gpu: $(BENCH)  ## on a GPU: build, smoke, tests, times, tiles in 7 minutes; DRY=1 rehearses on a CPU
+	$(RUN) -m benchmarks.gpu
 
 bench: $(BENCH)  ## the benchmarks alone
 	$(RUN) -m pytest benchmarks

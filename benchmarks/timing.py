@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Result = TypeVar("Result")
 Sample = dict[str, float]  # mode -> seconds
 GRAPH_BELOW_S = 2e-3  # longer calls keep the GPU busy without a graph
 
@@ -71,6 +73,29 @@ class CPUCall:
         return {"forward": middle - start, "backward": stop - middle, "both": stop - start}
 
 
+def elapsed(run: Callable[[], object]) -> float:
+    """Seconds of GPU time."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1e3
+
+
+def captured(run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """run() as a CUDA graph, warmed up on a side stream; and what replays write."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return graph, result
+
+
 def rotation(bytes_per_call: int, cache_bytes: int, limit: int) -> int:
     """Input sets that together outgrow the cache three times."""
     return max(1, min(limit, math.ceil(3 * cache_bytes / max(bytes_per_call, 1))))
@@ -103,17 +128,8 @@ class GPUCall:
             gradients(self.fn(*args), args, self.upstream)
 
     def _capture(self) -> None:
-        graphs = {}
         try:
-            for mode, run in list(self.run.items()):
-                side = torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
-                    run()
-                torch.cuda.current_stream().wait_stream(side)
-                graphs[mode] = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graphs[mode]):
-                    run()
+            graphs = {mode: captured(run)[0] for mode, run in self.run.items()}
         except RuntimeError:
             torch.cuda.synchronize()
             return
@@ -121,13 +137,8 @@ class GPUCall:
         self.run = {mode: graph.replay for mode, graph in graphs.items()}
 
     def _events(self, mode: str) -> float:
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        start.record()
-        self.run[mode]()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop) / 1e3 / len(self.sets)
+        return elapsed(self.run[mode]) / len(self.sets)
 
     def __call__(self) -> Sample:
         forward, both = self._events("forward"), self._events("both")

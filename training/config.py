@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from training.schema import RENAMED, Config, LossConfig
+from training.schema import RENAMED, Config, LossConfig, loss_terms
 
 TRAINING_FOLDER = Path(__file__).parent
 
@@ -52,15 +52,6 @@ def find_recipe(recipe: str | Path) -> Path:
 def differences(a: DictConfig, b: DictConfig) -> list[str]:
     """Dotted keys whose resolved values differ."""
     return [key for key in _leaves(Config) if OmegaConf.select(a, key) != OmegaConf.select(b, key)]
-
-
-def loss_terms(cfg: Any) -> list[tuple[str, float, dict[str, Any]]]:
-    """(name, weight, options) of the losses in a ``loss`` section whose weight is above 0."""
-    sections = OmegaConf.to_container(cfg, resolve=True)
-    weights = {name: section.pop("weight") for name, section in sections.items()}
-    if all(weight is None for weight in weights.values()):
-        weights["scl"] = 1.0
-    return [(name, weights[name], sections[name]) for name in sections if weights[name]]
 
 
 def _schema() -> DictConfig:

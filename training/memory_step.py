@@ -7,21 +7,24 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig
 
-from training.config import load_config
-from training.run import initial_model
-from training.trainer import Trainer
+from training.step import GradientStep
+
+if TYPE_CHECKING:
+    from training.schema import Config
 
 # In the order of the step; layer4 stands for the trained part of any backbone. What is in none of
 # them comes and goes: scratch, gradients, and in backward what checkpointing computes again.
 PARTS = ("frames", "frozen", "layer4", "transformer", "loss")
 WARM_UP_FRAMES = 8
+DRAWN = 1 << 22  # random pixels
 
 
 class Meter:
@@ -87,31 +90,33 @@ class _Marked:
         return getattr(self._call, name)
 
 
-def measure(cfg: DictConfig) -> dict[str, Any]:
+def measure(cfg: "Config") -> dict[str, Any]:
     """Memory in bytes and time in seconds of a step on random frames of the recipe's sizes."""
-    trainer = Trainer(cfg, initial_model(cfg), SimpleNamespace(batches_per_epoch=1), Path())
-    step, model, device = trainer.gradient_step, trainer.model, trainer.device
-    frames = cfg.data.num_frames
-    meter = Meter(device)
-    # On a CPU a short one: what a long one leaves in the heap would count as there before.
-    warm_up = frames if device.type == "cuda" else min(frames, WARM_UP_FRAMES)
-    step([_batch(cfg, warm_up)], cfg.optim.lr, list)
-    model._per_frame = _Marked(model._per_frame, meter, "layer4")
-    model.backbone.frozen_part = _Marked(model.backbone.frozen_part, meter, "frozen")
-    model.encode = _Marked(model.encode, meter, "transformer")
-    model.project = _Marked(model.project, meter, "transformer")
-    step.objective = _Marked(step.objective, meter, "loss", last=True)
+    from training.run import initial_model
+    from training.trainer import Trainer
 
-    trainer.optimizer.zero_grad(set_to_none=True)  # as a step begins
-    meter.start()
-    batch = _batch(cfg, frames)
-    clock = time.perf_counter()
-    step([batch], cfg.optim.lr, list)  # ends with a value on the host
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - clock
-    tensors = [*model.parameters(), *model.buffers()]
-    for state in trainer.optimizer.state.values():
+    trainer = Trainer(cfg, initial_model(cfg), SimpleNamespace(batches_per_epoch=1), Path())
+    step, frames = trainer.gradient_step, cfg.data.num_frames
+    # On a CPU a short one: what a long one leaves in the heap would count as there before.
+    warm_up = frames if step.device.type == "cuda" else min(frames, WARM_UP_FRAMES)
+    step([random_batch(cfg, warm_up)], cfg.optim.lr, list)
+    return measure_step(cfg, step, frames)
+
+
+def measure_step(cfg: "Config", step: GradientStep, frames: int) -> dict[str, Any]:
+    """The same of a step that has run before, at this length."""
+    device, meter = step.device, Meter(step.device)
+    with _marked(step, meter):
+        step.optimizer.zero_grad(set_to_none=True)  # as a step begins
+        meter.start()
+        batch = random_batch(cfg, frames)
+        clock = time.perf_counter()
+        step([batch], cfg.optim.lr, list)  # ends with a value on the host
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - clock
+    tensors = [*step.model.parameters(), *step.model.buffers()]
+    for state in step.optimizer.state.values():
         tensors += [value for value in state.values() if torch.is_tensor(value)]
     on_gpu = device.type == "cuda"
     return {
@@ -121,20 +126,42 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
         "model": sum(t.nbytes for t in tensors),
         "seconds": seconds,
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "precision": "bf16" if trainer.bf16 else "fp32",
+        "precision": "bf16" if step.bf16 else "fp32",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
 
 
-def _batch(cfg: DictConfig, frames: int) -> dict[str, Any]:
+@contextmanager
+def _marked(step: GradientStep, meter: Meter) -> Iterator[None]:
+    """The parts of a step say when they run."""
+    model = step.model
+    places = [
+        (model, "_per_frame", "layer4"),
+        (model.backbone, "frozen_part", "frozen"),
+        (model, "encode", "transformer"),
+        (model, "project", "transformer"),
+        (step, "objective", "loss"),
+    ]
+    own = [vars(owner).get(name) for owner, name, _ in places]  # None: a method of its class
+    try:
+        for owner, name, part in places:
+            call = _Marked(getattr(owner, name), meter, part, last=part == "loss")
+            setattr(owner, name, call)
+        yield
+    finally:
+        for (owner, name, _), before in zip(places, own, strict=True):
+            delattr(owner, name) if before is None else setattr(owner, name, before)
+
+
+def random_batch(cfg: "Config", frames: int) -> dict[str, Any]:
     """As the loader gives it, one clip with a padded frame: masks everywhere, the dearer case."""
     n, size, context = cfg.data.batch_size, cfg.augmentation.size, cfg.data.num_context
     shape = (n, 2, frames, *([context] if context > 1 else []), 3, size, size)
     valid = torch.ones(n, 2, frames, dtype=torch.bool)
     valid[0, 0, -1] = False
     return {
-        "frames": torch.randint(256, shape, dtype=torch.uint8),
+        "frames": _pixels(shape),
         "steps": torch.arange(frames).expand(n, 2, frames).clone(),
         "valid": valid,
         "num_frames": torch.full((n, 2), frames),
@@ -143,7 +170,19 @@ def _batch(cfg: DictConfig, frames: int) -> dict[str, Any]:
     }
 
 
+def _pixels(shape: tuple[int, ...]) -> torch.Tensor:
+    """Random ones, which repeat: to draw them all would take longer than the step."""
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    flat = pixels.view(-1)
+    drawn = torch.randint(256, (min(flat.numel(), DRAWN),), dtype=torch.uint8)
+    for part in flat.split(DRAWN):
+        part.copy_(drawn[: part.numel()])
+    return pixels
+
+
 def main() -> None:
+    from training.config import load_config
+
     request = json.load(sys.stdin)
     cfg = load_config(request["recipe"], [*request["overrides"]])
     print(json.dumps(measure(cfg)))

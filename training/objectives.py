@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastseq
-from training.config import loss_terms
 from training.distributed import gather_rows, world_size
+from training.schema import loss_terms
 
 
 @dataclass(frozen=True)

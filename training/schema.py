@@ -1,9 +1,8 @@
-"""The keys of a recipe: their types, defaults and limits."""
+"""The keys of a recipe: their types, defaults and limits. Needs no omegaconf; recipes do."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
-
-from omegaconf import II
 
 from fastseq.ops.contrastive_idm.options import DISTANCES, FORMS, WEIGHTS
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
@@ -85,10 +84,10 @@ class ModelConfig:
     pool: str = _one_of("max", *POOLS)  # of a ResNet's last map, over space
     train_from: str = _one_of("layer4", *TRAIN_FROM)
     weights: str | None = None  # file with a pre-trained backbone
-    image_size: int = II("augmentation.size")
-    num_frames: int = II("data.num_frames")
-    num_context: int = II("data.num_context")
-    context_stride: int = II("data.context_stride")
+    image_size: int = "${augmentation.size}"
+    num_frames: int = "${data.num_frames}"
+    num_context: int = "${data.num_context}"
+    context_stride: int = "${data.context_stride}"
     conv3d_layers: int = _at_least(2, 1)
     conv3d_size: int = _at_least(512, 1)
     fc_layers: int = _at_least(2, 0)
@@ -295,3 +294,39 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def plain_config(values: Mapping[str, Any]) -> Config:
+    """Defaults with ``values`` ("data.num_frames": 480) in their place, where no recipe is read.
+
+    Unknown keys are refused; types and limits are not looked at.
+    """
+    config = Config()
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if not hasattr(getattr(config, section, None), name):
+            raise ValueError(
+                f"unknown key {key!r}; expected a section and a key, as data.num_frames"
+            )
+        # One of them is frozen.
+        setattr(config, section, replace(getattr(config, section), **{name: value}))
+    for one in fields(config.model):
+        value = getattr(config.model, one.name)
+        if isinstance(value, str) and value.startswith("${"):
+            section, _, name = value[2:-1].partition(".")
+            setattr(config.model, one.name, getattr(getattr(config, section), name))
+    return config
+
+
+def loss_terms(cfg: Any) -> list[tuple[str, float, dict[str, Any]]]:
+    """(name, weight, options) of the losses in a ``loss`` section whose weight is above 0."""
+    if is_dataclass(cfg):
+        sections = asdict(cfg)
+    else:
+        from omegaconf import OmegaConf
+
+        sections = OmegaConf.to_container(cfg, resolve=True)
+    weights = {name: section.pop("weight") for name, section in sections.items()}
+    if all(weight is None for weight in weights.values()):
+        weights["scl"] = 1.0
+    return [(name, weights[name], sections[name]) for name in sections if weights[name]]

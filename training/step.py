@@ -5,10 +5,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +16,9 @@ from training.distributed import total, world_size
 from training.models import VideoEncoder
 from training.models.sync_batch_norm import sync_batch_norms
 from training.objectives import Clips, Objective
+
+if TYPE_CHECKING:
+    from training.schema import Config
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,18 @@ class StepResult:
     embeddings: Tensor
     finite: bool
     requests: list[int]
+
+
+def make_optimizer(cfg: "Config", parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """``optim.name`` on these parameters, weight decay coupled."""
+    optim = cfg.optim
+    if optim.name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+        )
+    return torch.optim.Adam(
+        parameters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay
+    )
 
 
 class _Forward(nn.Module):
@@ -61,7 +75,7 @@ class GradientStep:
 
     def __init__(
         self,
-        cfg: DictConfig,
+        cfg: "Config",
         model: VideoEncoder,
         optimizer: torch.optim.Optimizer,
         device: torch.device,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from fastseq.video import ClipLoader, TooManyBadVideos
@@ -40,7 +40,7 @@ from training.models import VideoEncoder
 from training.objectives import Clips, Objective
 from training.runlog import RunLog, collapse_measures
 from training.signals import ENDING, Signals
-from training.step import GradientStep, StepResult
+from training.step import GradientStep, StepResult, make_optimizer
 from training.vclr_step import VCLRStep, check_vclr
 
 logger = logging.getLogger(__name__)
@@ -76,18 +76,6 @@ def learning_rate(cfg: DictConfig, progress: float, warmup: float = 0.0) -> floa
         return top
     progress = min(1.0, (progress - warmup) / (1 - warmup)) if warmup < 1 else 1.0
     return least + (top - least) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def make_optimizer(cfg: DictConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """``optim.name`` on these parameters, weight decay coupled."""
-    optim = cfg.optim
-    if optim.name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-        )
-    return torch.optim.Adam(
-        parameters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay
-    )
 
 
 def choose_device(cfg: DictConfig) -> torch.device:

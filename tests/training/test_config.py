@@ -1,7 +1,11 @@
+import subprocess
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
 from training.config import ConfigError, differences, find_recipe, load_config, loss_terms
+from training.schema import plain_config
 
 
 def test_published_recipe():
@@ -106,3 +110,27 @@ def test_errors_name_the_file(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=r"does not exist; there are: .*carl\.yaml"):
         load_config("recipes/nothing.yaml")
+
+
+def test_plain_values_are_carl_s_recipe():
+    """What a step is built from where there is no omegaconf: the same values, those of CARL."""
+    plain = plain_config({"data.num_frames": 480, "augmentation.size": 64})
+    recipe = load_config("recipes/carl.yaml", ["data.num_frames=480", "augmentation.size=64"])
+    ours = OmegaConf.to_container(OmegaConf.structured(plain), resolve=True)
+    theirs = OmegaConf.to_container(recipe, resolve=True)
+    for section in ("model", "optim"):
+        assert ours[section] == theirs[section]
+    assert loss_terms(plain.loss) == loss_terms(recipe.loss)
+    assert plain.model.num_frames == 480
+    with pytest.raises(ValueError, match=r"unknown key 'data\.frames'"):
+        plain_config({"data.frames": 1})
+
+
+def test_a_step_needs_neither_omegaconf_nor_av():
+    code = """
+import sys
+sys.modules |= dict.fromkeys(("omegaconf", "av", "tqdm", "yaml"))
+import training.memory_step, training.models
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

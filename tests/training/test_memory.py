@@ -116,7 +116,7 @@ def test_memory_is_the_part_s_that_runs_when_it_is_taken():
 def test_the_batch_has_padding_and_the_recipe_s_shape(tmp_path):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     cfg = load_config(tmp_path / "tiny.yaml", ["data.batch_size=3"])
-    batch = memory_step._batch(cfg, 5)
+    batch = memory_step.random_batch(cfg, 5)
     assert batch["frames"].shape == (3, 2, 5, 3, 16, 16)
     assert batch["frames"].dtype == torch.uint8
     assert batch["valid"].sum() == 3 * 2 * 5 - 1

@@ -1,0 +1,49 @@
+"""Our own implementation of each op as the benchmarks call it; in a rehearsal the interpreter's."""
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import Case
+from benchmarks.gpu import record
+from benchmarks.timing import gradients
+
+OPS = ("scl", "contrastive_idm", "tcc", "queue_nce", "soft_dtw")
+# Channels, and N and T (of queue_nce: queries and rows) at which a kernel is compiled beforehand.
+D = 128
+TINY = {"scl": (1, 70), "contrastive_idm": (1, 70), "tcc": (1, 70), "queue_nce": (5, 600)}
+
+
+def module(op: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.{op}")
+
+
+def case(op: str, shape: tuple[int, int, int], precision: str) -> Case:
+    """In a rehearsal a tiny one, in the precision that the interpreter multiplies rightly."""
+    if not record.dry():
+        return Case(*shape, precision, "cuda")
+    tiny = {"queue_nce": (5, 70, 16), "soft_dtw": (1, 9, 4)}.get(op, (1, 9, 16))
+    return Case(*tiny, "fp32", "cpu")
+
+
+def ours(op: str, case: Case) -> Callable[..., Tensor]:
+    fn = module(op).providers(case.device)[0].build(case)
+    if not record.dry():
+        return fn
+    return partial(fn, backend="torch" if op == "soft_dtw" else "triton")
+
+
+def loss_and_gradients(
+    fn: Callable[..., Tensor], args: tuple[Tensor, ...], upstream: float
+) -> tuple[Tensor, ...]:
+    loss = fn(*args)
+    return loss.detach(), *gradients(loss, args, upstream)
+
+
+def synchronize() -> None:
+    if not record.dry():
+        torch.cuda.synchronize()
