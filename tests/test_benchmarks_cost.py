@@ -14,7 +14,7 @@ from benchmarks import plot, results
 from benchmarks.case import Case
 from benchmarks.cost import __main__ as command
 from benchmarks.cost import loops, model, page, predict, sass, table, tools
-from benchmarks.cost.compile import Job
+from benchmarks.cost.compile import Job, run
 from benchmarks.cost.machine import CARDS, VALUE, Card, blocks_per_sm, named
 from benchmarks.cost.report import kernel_report
 
@@ -352,6 +352,21 @@ def test_plot_leaves_the_offline_tables_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["plot", "--results", str(tmp_path)])
     with pytest.raises(SystemExit, match="no CSV below"):
         plot.main()
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_tasks_of_soft_dtw():
+    """Its loops are recognised, and belong to the warps that run them."""
+    forward, backward = run(Job("soft_dtw", "fp32", 64, "", 90)).kernels
+    loops_of = {loop.name: loop for loop in forward.loops()}
+    assert (loops_of["costs"].warps, loops_of["recursion"].warps) == (4, 1)
+    assert loops_of["costs"].made_of.startswith("2 x (")  # chunks of 32 channels
+    assert loops_of["recursion"].classes["shuffle"] >= 32
+    gradients = next(loop for loop in backward.loops() if loop.name == "gradients")
+    assert gradients.warps == 2  # a channel per thread
+    assert len(predict.tasks(forward)) == 2
+    assert len(predict.tasks(backward)) == 5
+    assert (forward.spills, forward.stack, backward.spills) == (0, 0, 0)
 
 
 def test_one_kernel_from_end_to_end():
