@@ -113,8 +113,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     folder = parser.parse_args().results
-    # benchmarks.video writes a table of its own.
-    found = [path for path in sorted(folder.glob("*/*.csv")) if path.stem != "video"]
+    # benchmarks.video and benchmarks.cost write tables of their own.
+    found = [
+        path
+        for path in sorted(folder.glob("*/*.csv"))
+        if path.stem != "video" and not path.parent.name.startswith("offline-")
+    ]
     if not found:
         raise SystemExit(f"no CSV below {folder}: run `python -m benchmarks.run` first")
     for path in found:

@@ -58,6 +58,7 @@ def compile_kernels(
     headers: Mapping[str, str],
     kernels: Sequence[str],
     capability: tuple[int, int],
+    options: Sequence[str] = (),
 ) -> tuple[bytes, list[str]]:
     """(machine code for a compute capability, name of each kernel in it).
 
@@ -67,7 +68,7 @@ def compile_kernels(
     lib = _library()
     texts, names = (_strings(items) for items in (headers.values(), headers))
     arch = "--gpu-architecture=sm_{}{}".format(*capability)
-    flags = _strings([arch, "--std=c++17"])
+    flags = _strings([arch, "--std=c++17", *options])
     program = ctypes.c_void_p()
     _check(
         lib.nvrtcCreateProgram(
