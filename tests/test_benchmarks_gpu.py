@@ -135,6 +135,7 @@ def scripted(out, monkeypatch, tmp_path):
         return Step(phase, name, [sys.executable, "-c", code], limit_s, log)
 
     monkeypatch.setattr(Call, "child", child)
+    monkeypatch.setattr(call, "DRY_SLACK", 1)
     monkeypatch.setattr(call, "SMOKE_S", 3.5)
     monkeypatch.setattr(call, "SMOKE_SOFT_DTW_S", 3.5)
     monkeypatch.setattr("benchmarks.gpu.processes.GRACE_S", 0.5)
