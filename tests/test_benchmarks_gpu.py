@@ -1,5 +1,6 @@
 """One call on a GPU, rehearsed on a CPU: each phase leaves its result, whatever befalls others."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -451,6 +452,33 @@ def test_a_prediction_is_of_this_card_alone(tmp_path, monkeypatch):
     predictions.table.cache_clear()
     assert predictions.microseconds("scl", case, "both", "NVIDIA H200") == ""
     predictions.table.cache_clear()
+
+
+def test_a_real_call_asks_for_what_there_is(monkeypatch):
+    """Cases, peers, kernels and fields of tiles; a rehearsal has others of its own."""
+    from benchmarks.gpu import bench, problems, sweep
+
+    monkeypatch.setenv("DRY", "0")
+    for wanted in bench.plan():
+        providers = problems.module(wanted.op).providers("cuda")
+        names = {provider.name for provider in providers}
+        assert {problems.module(wanted.op).OURS["cuda"], *wanted.peers} <= names, wanted
+        assert wanted.group in bench.GROUPS
+    sizes = {"scl": (128, "bf16", False, 90), "contrastive_idm": (128, "bf16", False, 90)}
+    sizes |= {"tcc": (128, "bf16", 90), "queue_nce": (128, "bf16", 90)}
+    variants = sweep.variants()
+    assert len(set(map(repr, variants))) == len(variants)
+    for variant in variants:
+        with sweep.using(variant):
+            module = importlib.import_module(f"fastseq.ops.{variant.op}.triton")
+            for kernel in variant.kernels or [None]:
+                names = [] if kernel is None else [kernel]
+                tile = module.tiles(*names, *sizes[variant.op])
+                assert {name: getattr(tile, name) for name in variant.change} == variant.change
+        if variant.op == "scl":
+            kernels = importlib.import_module("fastseq.ops.scl.triton_kernels")
+            assert hasattr(kernels, f"scl_{variant.kernels[0]}_kernel")
+        assert module.tiles.__module__ == module.__name__  # the shipped ones are back
 
 
 # The training step
