@@ -1,4 +1,4 @@
-"""What a call on a GPU makes of results: summary, pages, predictions, lengths of a training step."""
+"""What a call on a GPU makes of results: summary, pages, predictions, lengths of a step."""
 
 import importlib
 import json
