@@ -32,9 +32,8 @@ def same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
 
 
 def against_float64(name: str, op: str, case: Case) -> None:
-    module, fn = problems.module(op), problems.ours(op, case)
-    args = module.inputs(case)
-    want = module.expected(case, args)
+    fn, args = problems.ours(op, case), problems.module(op).inputs(case)
+    want = problems.expected(op, case, args)
     times, got = [], []
     for _ in range(2):
         problems.synchronize()
