@@ -39,11 +39,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skip_without_interpreter(items)
     if torch.cuda.is_available() or config.getoption("--require-gpu"):
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; PyTorch sees none"))
+
+
+def skip_without_interpreter(items: list[pytest.Item]) -> None:
+    """Tests of Triton kernels, where they would be interpreted and the interpreter cannot."""
+    from fastseq.ops.common import interpreter  # after TRITON_INTERPRET is set
+    from fastseq.ops.common.dispatch import interpreting
+
+    works, reason, fix = interpreter.status()
+    if works or not interpreting():
+        return
+    for item in items:
+        if item.get_closest_marker("interpreter"):
+            item.add_marker(pytest.mark.skip(reason=f"{reason}; to fix: {fix}"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

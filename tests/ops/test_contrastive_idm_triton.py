@@ -10,6 +10,7 @@ from fastseq.ops.contrastive_idm import triton as cidm_triton
 from fastseq.ops.contrastive_idm.options import CIDMOptions
 
 pytestmark = [
+    pytest.mark.interpreter,
     pytest.mark.usefixtures("one_thread"),
     # NumPy warns about the infinities and NaN that masked entries hold on purpose.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),

@@ -10,6 +10,7 @@ import fastseq
 from fastseq.ops.queue_nce import triton as queue_triton
 
 pytestmark = [
+    pytest.mark.interpreter,
     pytest.mark.usefixtures("one_thread"),
     # NumPy warns about the infinities and NaN that masked entries hold on purpose.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),

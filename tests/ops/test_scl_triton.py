@@ -11,6 +11,7 @@ from fastseq.ops.scl import triton as scl_triton
 from fastseq.ops.scl.options import SCLOptions
 
 pytestmark = [
+    pytest.mark.interpreter,
     pytest.mark.usefixtures("one_thread"),
     # NumPy warns about the infinities and NaN that masked entries hold on purpose.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),

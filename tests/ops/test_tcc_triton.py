@@ -13,6 +13,7 @@ from fastseq.ops.tcc.op import check_options
 from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, VARIANCE_FLOOR
 
 pytestmark = [
+    pytest.mark.interpreter,
     pytest.mark.usefixtures("one_thread"),
     # NumPy warns about the infinities and NaN that masked entries hold on purpose.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
