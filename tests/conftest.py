@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+import tolerance
 
 with contextlib.suppress(ImportError):  # the tests that need it say so
     import hypothesis
@@ -36,6 +38,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-gpu", action="store_true", help="fail tests marked gpu when there is no GPU"
     )
+    parser.addoption(
+        "--margins", type=Path, help="append to this file how near each error came to its bound"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    tolerance.margins = config.getoption("--margins")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if tolerance.margins is not None and tolerance.margins.exists():
+        terminalreporter.section("tightest margins")
+        for line in tolerance.tightest(20):
+            terminalreporter.write_line(line)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
