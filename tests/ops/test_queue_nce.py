@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from ops.queue_nce_cases import brute_force, inputs, loss_and_grads, relative
-from tolerance import as_accurate_as
+from ops.queue_nce_cases import brute_force, inputs, loss_and_grads
+from tolerance import as_accurate_as, relative
 
 import fastseq
 from fastseq.ops.queue_nce import torch as blockwise

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.scl_cases import brute_force, golden, loss_and_grads, reduce, relative
-from tolerance import as_accurate_as
+from ops.scl_cases import brute_force, golden, loss_and_grads, reduce
+from tolerance import as_accurate_as, relative
 
 import fastseq
 from fastseq.ops.common.lengths import valid_mask

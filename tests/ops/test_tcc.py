@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from ops.tcc_cases import brute_force, loss_and_grads, randn, relative
-from tolerance import as_accurate_as
+from ops.tcc_cases import brute_force, loss_and_grads, randn
+from tolerance import as_accurate_as, relative
 
 import fastseq
 import fastseq.ops.tcc.torch as blockwise
