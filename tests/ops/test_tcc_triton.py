@@ -281,18 +281,8 @@ def test_a_prediction_right_to_a_part_of_a_frame_in_a_long_video():
     """Frame numbers about 10^7: means of t and t^2 would lose the variance, differences do not."""
     x = 4 * randn(1, 40, 32)
     y, t = x + randn(1, 40, 32, seed=1), torch.arange(40) * 5 + 10_000_000
-    check(
-        x,
-        y,
-        t,
-        t,
-        duration_x=2e7,
-        duration_y=2e7,
-        temperature=1.0,
-        loss=1e-5,
-        grad=3e-5,
-        plain=False,
-    )
+    kw = {"duration_x": 2e7, "duration_y": 2e7, "temperature": 1.0}
+    check(x, y, t, t, loss=1e-5, grad=3e-5, plain=False, **kw)
 
 
 def test_inputs_of_any_layout():
