@@ -89,6 +89,7 @@ raise SystemExit(info.main([]))
     ],
 )
 def test_interpreter_of_an_old_triton_beside_a_new_numpy(monkeypatch, capsys, triton, numpy, works):
+    pytest.importorskip("triton", reason="needs triton")
     versions = {"triton": triton, "numpy": numpy}
     real = importlib.metadata.version
 

@@ -20,6 +20,10 @@ from gpu import test_tcc_gpu as tcc
 from tolerance import as_accurate_as, relative, rounding
 
 ROOT = Path(__file__).parents[1]
+ON_THE_CPU = pytest.mark.skipif(
+    torch.cuda.is_available(),
+    reason="kernels are compiled here, tests/gpu has them",
+)
 
 
 def scl_case(dtype, backend):
@@ -81,7 +85,7 @@ def unnoted(monkeypatch):
     [
         ("torch", torch.bfloat16),
         ("torch", torch.float16),
-        pytest.param("triton", torch.float16, marks=pytest.mark.interpreter),
+        pytest.param("triton", torch.float16, marks=[pytest.mark.interpreter, ON_THE_CPU]),
     ],
 )
 @pytest.mark.parametrize("op", CASES)
