@@ -24,9 +24,13 @@ class Work(NamedTuple):
     clocks: float = 0.0  # of instructions that wait for each other
 
 
-# Keyed by what PyTorch calls the device. 132 SMs at 1.98 GHz: 16 exp, 128 FP32 lanes a clock.
+# 132 SMs at 1.98 GHz: 16 exp, 128 FP32 lanes a clock. The SXM boards of both have the same chip.
+_HOPPER = Peaks(790e12, 395e12, 0, 132 * 16 * 1.98e9, 132 * 128 * 1.98e9, 1.98e9)
+# Keyed by what PyTorch calls the device. Memory as reached: 4.3 of 4.8 TB/s, 3.0 of 3.35. The H100
+# PCIe and NVL have other clocks and memories, and nobody has measured them for this table.
 PEAKS = {
-    "NVIDIA H200": Peaks(790e12, 395e12, 4.3e12, 132 * 16 * 1.98e9, 132 * 128 * 1.98e9, 1.98e9),
+    "NVIDIA H200": _HOPPER._replace(memory=4.3e12),
+    "NVIDIA H100 80GB HBM3": _HOPPER._replace(memory=3.0e12),
 }
 ALU_PER_EXP = 5  # scale, shift and accumulate around each exp
 

@@ -12,7 +12,7 @@ import sys
 import torch
 
 import fastseq
-from fastseq.ops.common import extension
+from fastseq.ops.common import extension, interpreter
 from fastseq.ops.common.dispatch import BACKENDS, backend_status
 
 # What each extra of pyproject.toml is for, and the modules that show that it is installed.
@@ -43,6 +43,7 @@ def collect() -> dict:
         },
         "devices": _devices(),
         "backends": {name: backend_status(name)._asdict() for name in BACKENDS},
+        "interpreter": dict(zip(("works", "reason", "fix"), interpreter.status(), strict=True)),
         "extension": _extension(),
         "extras": _extras(),
         "environment": {
@@ -164,6 +165,10 @@ def render(info: dict) -> str:
     lines.append("backends")
     for name, status in info["backends"].items():
         lines += _status(name, status["available"], status["reason"], status["fix"])
+
+    lines.append("Triton kernels without a GPU, for tests")
+    found = info["interpreter"]
+    lines += _status("interpreter", found["works"], found["reason"], found["fix"])
 
     lines.append("compiled extension fastseq._C")
     ext = info["extension"]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+import tolerance
 
 with contextlib.suppress(ImportError):  # the tests that need it say so
     import hypothesis
@@ -36,14 +38,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-gpu", action="store_true", help="fail tests marked gpu when there is no GPU"
     )
+    parser.addoption(
+        "--margins", type=Path, help="append to this file how near each error came to its bound"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    tolerance.margins = config.getoption("--margins")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if tolerance.margins is not None and tolerance.margins.exists():
+        terminalreporter.section("tightest margins")
+        for line in tolerance.tightest(20):
+            terminalreporter.write_line(line)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skip_without_interpreter(items)
     if torch.cuda.is_available() or config.getoption("--require-gpu"):
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; PyTorch sees none"))
+
+
+def skip_without_interpreter(items: list[pytest.Item]) -> None:
+    """Tests of Triton kernels, where they would be interpreted and the interpreter cannot."""
+    from fastseq.ops.common import interpreter  # after TRITON_INTERPRET is set
+    from fastseq.ops.common.dispatch import interpreting
+
+    works, reason, fix = interpreter.status()
+    if works or not interpreting():
+        return
+    for item in items:
+        if item.get_closest_marker("interpreter"):
+            item.add_marker(pytest.mark.skip(reason=f"{reason}; to fix: {fix}"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import gate, plot, results, run, scl, scl_peers, timing
 from benchmarks.case import Case, Provider, Unavailable, build
-from benchmarks.floors import PEAKS, floor_seconds
+from benchmarks.floors import PEAKS, Work, floor_seconds
 from benchmarks.memory import cpu_peak_mb
 from benchmarks.timing import gradients, interleave, paired_ratio, quartile_range, rotation
 from benchmarks.worker import Worker
@@ -135,6 +135,14 @@ def test_floor_of_both_passes_on_an_h200(shape, overlapped_us, summed_us):
     assert floor_seconds(work, "bf16", peaks) * 1e6 == pytest.approx(summed_us, rel=0.02)
     overlapped = floor_seconds(work, "bf16", peaks, overlap=True)
     assert overlapped * 1e6 == pytest.approx(overlapped_us, rel=0.02)
+
+
+def test_an_h100_has_the_floors_of_an_h200_but_for_its_memory():
+    h100, h200 = (PEAKS[f"NVIDIA {name}"] for name in ("H100 80GB HBM3", "H200"))
+    for bound_by_memory, ratio in ((False, 1), (True, 4.3 / 3)):
+        work = Work(flop=0 if bound_by_memory else 1e15, exps=0, moved=1e9)
+        seconds = [floor_seconds(work, "bf16", peaks) for peaks in (h100, h200)]
+        assert seconds[0] / seconds[1] == pytest.approx(ratio)
 
 
 def test_rounds_rotate_and_a_slow_provider_leaves(monkeypatch):

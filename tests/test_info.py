@@ -1,17 +1,20 @@
 """python -m fastseq.info: what it reports here, and on machines made up for the test."""
 
 import copy
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fastseq
 from fastseq import info
+from fastseq.ops.common import dispatch, interpreter
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,6 +74,72 @@ raise SystemExit(info.main([]))
     assert "missing av, omegaconf, tqdm, tensorboard, sklearn" in out.stdout
     for name in ("video", "dali", "train", "bench"):
         assert f'fix: pip install "fastseq[{name}]"' in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "works"),
+    [
+        ("3.6.0", "2.4.6", False),
+        ("3.6.0", "2.5.2", False),
+        ("3.4.0+git1", "2.4.0rc1", False),
+        ("3.6.0", "2.3.5", True),
+        ("3.7.1", "2.4.6", True),
+        ("4.0.0", "3.0.0", True),
+        (None, "2.4.6", True),  # built under another name
+    ],
+)
+def test_interpreter_of_an_old_triton_beside_a_new_numpy(monkeypatch, capsys, triton, numpy, works):
+    pytest.importorskip("triton", reason="needs triton")
+    versions = {"triton": triton, "numpy": numpy}
+    real = importlib.metadata.version
+
+    def version(name):
+        if versions.get(name, "") is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions.get(name) or real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    dispatch.backend_status.cache_clear()
+    try:
+        status = dispatch.backend_status("triton")
+        info.main([])
+        z = torch.randn(1, 4, 3)
+        if not works:
+            with pytest.raises(RuntimeError, match=r'does not work with numpy.*"numpy<2\.4"'):
+                fastseq.scl_loss(z, z, backend="triton")
+    finally:
+        dispatch.backend_status.cache_clear()
+    said = f"triton {triton} (TRITON_INTERPRET=1) does not work with numpy {numpy}"
+    text = capsys.readouterr().out
+    assert status.available == works
+    assert (said in status.reason) == (not works)
+    assert text.count(said) == (0 if works else 2)  # of the backend, and of the interpreter
+    assert ('fix: pip install "numpy<2.4", or triton 3.7 or later' in text) == (not works)
+
+
+def test_tests_of_kernels_are_skipped_where_the_interpreter_does_not_work(monkeypatch, request):
+    """With the reason; others run."""
+    plugins = request.config.pluginmanager.get_plugins()
+    conftest = next(p for p in plugins if hasattr(p, "skip_without_interpreter"))
+
+    def marks():
+        item = SimpleNamespace(added=[], add_marker=lambda mark: item.added.append(mark.mark))
+        item.get_closest_marker = lambda name: name == "interpreter"
+        other = SimpleNamespace(get_closest_marker=lambda name: None)
+        conftest.skip_without_interpreter([item, other])
+        return item.added
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(interpreter, "status", lambda: (False, "too old", "mend it"))
+    (mark,) = marks()
+    assert mark.name == "skip"
+    assert mark.kwargs["reason"] == "too old; to fix: mend it"
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert marks() == []
+    monkeypatch.setattr(interpreter, "status", lambda: (True, "works", ""))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert marks() == []
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ PyTorch."""
 
 import pytest
 import torch
+from tolerance import as_accurate_as, relative
 
 import fastseq
 
@@ -14,10 +15,10 @@ pytestmark = [
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def inputs(n, frames, channels, dtype, seed=0):
-    make = torch.Generator("cuda").manual_seed(seed)
-    z = torch.randn(n, frames, channels, device="cuda", generator=make)
-    t = torch.arange(frames, device="cuda").expand(n, frames) / frames
+def inputs(n, frames, channels, dtype, seed=0, device="cuda"):
+    make = torch.Generator(device).manual_seed(seed)
+    z = torch.randn(n, frames, channels, device=device, generator=make)
+    t = torch.arange(frames, device=device).expand(n, frames) / frames
     return torch.nn.functional.normalize(z, dim=-1).to(dtype), t
 
 
@@ -28,18 +29,30 @@ def loss_and_grad(z, t, backend="triton", **kwargs):
 
 
 def plain(z, t, distance, margin=2.0):
-    """What a user writes, in the inputs' own dtype: one sequence, reduction="mean"."""
+    """What a user writes: one sequence, reduction="mean". Halves are multiplied in float32."""
+    z = z.float()
     norms = z.square().sum(-1)
-    d = (norms[:, None] + norms - 2 * z @ z.T).float()
+    d = norms[:, None] + norms - 2 * z @ z.T
     if distance == "euclidean":
-        d = torch.cdist(z.float(), z.float())
+        d = torch.cdist(z, z)
     gap = (t[:, None] - t).abs()
     weight = 1 + gap.square()
     return torch.where(gap > 0.1, weight * torch.relu(margin - d), d / weight).mean()
 
 
-def relative(a, b):
-    return float((a.double() - b.double()).norm() / b.double().norm())
+# All pairs inside it, as one that rounding moves across the margin would be another's error.
+WIDE = 10.0
+
+
+def check_error(z, t, distance, got):
+    kwargs = {"distance": distance, "margin": WIDE}
+    truth = loss_and_grad(z.double(), t, backend="torch", **kwargs)
+    leaf = z.detach().requires_grad_()
+    peer = sum(plain(*row, distance, WIDE) for row in zip(leaf, t, strict=True)) / len(z)
+    peer = (peer, *torch.autograd.grad(peer, leaf))
+    # Tensor cores add in an order and to a width of their own.
+    as_accurate_as(got[0], peer[0], truth[0], floor=None if z.dtype == torch.float32 else 1e-4)
+    as_accurate_as(got[1:], peer[1:], truth[1:], what=("dz",))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -47,17 +60,7 @@ def relative(a, b):
 @pytest.mark.parametrize("distance", ["sqeuclidean", "euclidean"])
 def test_error_is_that_of_plain_torch(shape, dtype, distance):
     z, t = inputs(*shape, DTYPES[dtype])
-    # All pairs inside, as one that rounding moves across the margin would be another's error.
-    margin = 10.0
-    kwargs = {"distance": distance, "margin": margin}
-    truth = loss_and_grad(z.double(), t, backend="torch", **kwargs)
-    got = loss_and_grad(z, t, **kwargs)
-    leaf = z.detach().requires_grad_()
-    peer = sum(plain(*row, distance, margin) for row in zip(leaf, t, strict=True)) / shape[0]
-    peer_grads = torch.autograd.grad(peer, leaf)
-    floor = 2e-6 if dtype == "fp32" else torch.finfo(DTYPES[dtype]).eps / 2
-    for a, p, b in zip(got, (peer, *peer_grads), truth, strict=True):
-        assert relative(a, b) <= 2 * relative(p, b) + floor
+    check_error(z, t, distance, loss_and_grad(z, t, distance=distance, margin=WIDE))
 
 
 def test_fp32_gradients_where_no_pair_is_at_the_margin():
@@ -66,7 +69,7 @@ def test_fp32_gradients_where_no_pair_is_at_the_margin():
     z = z / 2 + torch.eye(128, device="cuda")[torch.arange(4096, device="cuda") % 16]
     want = loss_and_grad(z.double(), t, backend="torch", margin=1.3)
     got = loss_and_grad(z, t, margin=1.3)
-    assert relative(got[0], want[0]) <= 1e-6
+    as_accurate_as(got[0], want[0], want[0])
     assert relative(got[1], want[1]) <= 1e-5
 
 
@@ -75,7 +78,8 @@ def test_large():
     got = loss_and_grad(z, t)
     want = loss_and_grad(z.float(), t, backend="torch")
     assert relative(got[0], want[0]) <= 1e-4
-    assert relative(got[1], want[1]) <= 2 * torch.finfo(torch.bfloat16).eps
+    # Two roundings, of slopes and of the result, come to half an eps together.
+    assert relative(got[1], want[1]) <= torch.finfo(torch.bfloat16).eps
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
@@ -84,10 +88,10 @@ def test_fp32_follows_torch(precision):
     torch.set_float32_matmul_precision(precision)
     try:
         z, t = inputs(2, 500, 128, torch.float32)
-        got = loss_and_grad(z, t, margin=10.0)
+        got = loss_and_grad(z, t, margin=WIDE)
     finally:
         torch.set_float32_matmul_precision(before)
-    want = loss_and_grad(z.double(), t, backend="reference", margin=10.0)
+    want = loss_and_grad(z.double(), t, backend="reference", margin=WIDE)
     assert relative(got[1], want[1]) <= (1e-5 if precision == "highest" else 2e-3)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("av")
+pytest.importorskip("av", reason='needs PyAV: pip install "fastseq[video]"')
 pytest.importorskip("nvidia.dali", reason='needs DALI: pip install "fastseq[dali]"')
 
 from video.counter_video import HEIGHT, WIDTH

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tolerance import as_accurate_as, relative
 
 import fastseq
 
@@ -10,11 +11,11 @@ pytestmark = pytest.mark.gpu
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def inputs(n, frames, channels, dtype, seed=0):
-    make = torch.Generator("cuda").manual_seed(seed)
-    z = torch.randn(2, n, frames, channels, device="cuda", generator=make)
+def inputs(n, frames, channels, dtype, seed=0, device="cuda"):
+    make = torch.Generator(device).manual_seed(seed)
+    z = torch.randn(2, n, frames, channels, device=device, generator=make)
     z[1] += z[0]
-    t = torch.arange(frames, device="cuda").expand(n, frames)
+    t = torch.arange(frames, device=device).expand(n, frames)
     return z[0].to(dtype), z[1].to(dtype), t, 2 * t
 
 
@@ -25,46 +26,46 @@ def loss_and_grads(z1, z2, t1, t2, backend="triton", **kwargs):
 
 
 def plain(z1, z2, t1, t2, variance=10.0, temperature=0.1):
-    """What a user writes, in the inputs' own dtype: one sequence, reduction="mean"."""
-    z1, z2 = (torch.nn.functional.normalize(z, dim=-1).requires_grad_() for z in (z1, z2))
+    """What a user writes: one sequence, reduction="mean". Halves are multiplied in float32."""
+    z1, z2 = (torch.nn.functional.normalize(z.float(), dim=-1) for z in (z1, z2))
     logits = z1 @ z2.T / temperature
     gap = t1[:, None].float() - t2[None, :].float()
     log_w = (-gap.square() / (2 * variance)).masked_fill(gap.abs() > (206 * variance) ** 0.5, -1e9)
     total = 0
     for rows, targets in ((logits, log_w), (logits.T, log_w.T)):
         w = targets.softmax(-1) * (targets.amax(-1, keepdim=True) > -1e8)
-        log_p = rows.float().log_softmax(-1)
+        log_p = rows.log_softmax(-1)
         total = total + (torch.xlogy(w, w) - w * log_p).sum()
     return total / (len(z1) + len(z2))
 
 
-def relative(a, b):
-    return float((a.double() - b.double()).norm() / b.double().norm())
+def check_error(z1, z2, t1, t2, got):
+    """Tensor cores add in an order and to a width of their own: 1e-4 in the loss of halves."""
+    truth = loss_and_grads(z1.double(), z2.double(), t1, t2, backend="reference")
+    leaves = z1.detach().requires_grad_(), z2.detach().requires_grad_()
+    loss = sum(plain(*row) for row in zip(*leaves, t1, t2, strict=True)) / len(z1)
+    peer = (loss, *torch.autograd.grad(loss, leaves))
+    as_accurate_as(got[0], peer[0], truth[0], floor=None if z1.dtype == torch.float32 else 1e-4)
+    as_accurate_as(got[1:], peer[1:], truth[1:], what=("dz1", "dz2"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 240, 128), (2, 1000, 200), (1, 4096, 128)])
 def test_error_is_that_of_plain_torch(shape, dtype):
-    z1, z2, t1, t2 = inputs(*shape, DTYPES[dtype])
-    truth = loss_and_grads(z1.double(), z2.double(), t1, t2, backend="reference")
-    got = loss_and_grads(z1, z2, t1, t2)
-    leaves = z1.detach().requires_grad_(), z2.detach().requires_grad_()
-    loss = sum(plain(*row) for row in zip(*leaves, t1, t2, strict=True)) / shape[0]
-    peer = (loss, *torch.autograd.grad(loss, leaves))
-    floor = 2e-6 if dtype == "fp32" else 1e-4
-    for a, p, b in zip(got, peer, truth, strict=True):
-        assert relative(a, b) <= 2 * relative(p, b) + floor
+    args = inputs(*shape, DTYPES[dtype])
+    check_error(*args, loss_and_grads(*args))
 
 
 @pytest.mark.parametrize("shape", [(4, 4096, 128), (1, 16384, 128)])
 def test_large(shape):
-    """Against the blockwise backend in fp32: float64 does not fit here."""
+    """Against the blockwise backend in fp32: float64 does not fit here. Two roundings of halves,
+    of an operand and of the result, come to half an eps together."""
     z1, z2, t1, t2 = inputs(*shape, torch.bfloat16)
     got = loss_and_grads(z1, z2, t1, t2)
     want = loss_and_grads(z1.float(), z2.float(), t1, t2, backend="torch")
     assert relative(got[0], want[0]) <= 1e-4
     for a, b in zip(got[1:], want[1:], strict=True):
-        assert relative(a, b) <= 2 * torch.finfo(torch.bfloat16).eps
+        assert relative(a, b) <= torch.finfo(torch.bfloat16).eps
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tolerance import as_accurate_as, relative
 
 import fastseq
 from fastseq.ops.tcc.op import resolve_backend
@@ -13,9 +14,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BACKENDS = ["triton", "torch"]
 
 
-def inputs(n, frames, channels, dtype=torch.float32):
-    make = torch.Generator("cuda").manual_seed(0)
-    z = 0.5 * torch.randn(2, n, frames, channels, device="cuda", generator=make)
+def inputs(n, frames, channels, dtype=torch.float32, device="cuda"):
+    make = torch.Generator(device).manual_seed(0)
+    z = 0.5 * torch.randn(2, n, frames, channels, device=device, generator=make)
     return z[0].to(dtype), (z[1] + z[0]).to(dtype)
 
 
@@ -25,9 +26,15 @@ def loss_and_grads(x, y=None, **kwargs):
     return (loss, *torch.autograd.grad(loss.sum(), inputs))
 
 
-def relative(a, b):
-    a, b = a.detach().double(), b.detach().double()
-    return float((a - b).norm() / b.norm())
+def check_error(got, plain, want, dtype):
+    """In fp32 three products after one another, each of them three of tf32, and two softmaxes.
+
+    In halves all but the products of frames is rounded to tf32, several times before the result is:
+    much less than bf16's own rounding, but as much as fp16's, which has no more bits.
+    """
+    loss, grad = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 1e-3)}.get(dtype, (2e-3, None))
+    as_accurate_as(got[0], plain[0], want[0], floor=loss)
+    as_accurate_as(got[1:], plain[1:], want[1:], floor=grad, what=("dx", "dy"))
 
 
 def test_auto_takes_the_kernels():
@@ -44,9 +51,7 @@ def test_error_is_that_of_plain_torch(shape, backend, loss_type, dtype):
     kw = {"loss_type": loss_type}
     want = loss_and_grads(x.double(), y.double(), backend="reference", **kw)
     plain, got = (loss_and_grads(x, y, backend=b, **kw) for b in ("reference", backend))
-    floor = 1e-5 if dtype == "fp32" else torch.finfo(DTYPES[dtype]).eps
-    for a, p, b in zip(got, plain, want, strict=True):
-        assert relative(a, b) <= 2 * relative(p, b) + floor
+    check_error(got, plain, want, DTYPES[dtype])
 
 
 @pytest.mark.parametrize("channels", [16, 17, 32, 64, 256, 512])
@@ -58,9 +63,7 @@ def test_channels(similarity, dtype, channels):
     kw = {"similarity": similarity, "lengths_x": [97, 33]}
     want = loss_and_grads(x.double(), y.double(), backend="reference", **kw)
     plain, got = (loss_and_grads(x, y, backend=b, **kw) for b in ("reference", "triton"))
-    floor = 1e-5 if dtype == "fp32" else torch.finfo(DTYPES[dtype]).eps
-    for a, p, b in zip(got, plain, want, strict=True):
-        assert relative(a, b) <= 2 * relative(p, b) + floor
+    check_error(got, plain, want, DTYPES[dtype])
 
 
 def test_tf32_when_allowed():
@@ -72,8 +75,7 @@ def test_tf32_when_allowed():
         plain, got = (loss_and_grads(x, y, backend=b) for b in ("reference", "triton"))
     finally:
         torch.set_float32_matmul_precision(before)
-    for a, p, b in zip(got, plain, want, strict=True):
-        assert relative(a, b) <= 2 * relative(p, b) + 1e-5
+    check_error(got, plain, want, torch.float32)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -166,6 +168,7 @@ def test_memory_is_linear(backend):
     assert torch.cuda.max_memory_allocated() - before - gradients < 250e6  # one matrix: 4.3 GB
 
 
+@pytest.mark.timeout(180)  # Inductor alone takes 20 to 40 s, more beside other tests
 @pytest.mark.parametrize("pair", [True, False])
 def test_compiled_equals_eager(pair):
     x, y = inputs(2, 100, 64)

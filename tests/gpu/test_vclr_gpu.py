@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+pytest.importorskip("omegaconf", reason='needs omegaconf: pip install "fastseq[train]"')
+pytest.importorskip("tqdm", reason='needs tqdm: pip install "fastseq[train]"')
+
 from fastseq.video.tuples import anchors
 from training.config import load_config
 from training.run import initial_model

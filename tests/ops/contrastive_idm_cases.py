@@ -34,12 +34,6 @@ def brute_force(
     return total
 
 
-def relative(a, b) -> float:
-    """Relative L2 error of a against b; absolute where b vanishes."""
-    a, b = a.detach().double(), b.detach().double()
-    return float((a - b).norm() / (b.norm() if b.norm() > 1e-2 else 1))
-
-
 def loss_and_grad(z, *args, upstream=1.0, **kwargs):
     import fastseq
 

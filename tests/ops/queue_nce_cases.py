@@ -25,12 +25,6 @@ def brute_force(q, positives, queue, *, temperature=0.1, normalize=True):
     return out
 
 
-def relative(a, b) -> float:
-    """Relative L2 error of a against b; absolute where b vanishes."""
-    a, b = a.detach().double(), b.detach().double()
-    return float((a - b).norm() / (b.norm() if b.norm() > 0 else 1))
-
-
 def loss_and_grads(q, positives, queue, *, upstream=1.0, **kwargs):
     import fastseq
 

@@ -94,12 +94,6 @@ def golden(dtype=torch.float32):
     return z, steps, torch.tensor([[30, 30], [45, 45]])
 
 
-def relative(a, b) -> float:
-    """Relative L2 error of a against b; absolute where b vanishes."""
-    a, b = a.detach().double(), b.detach().double()
-    return float((a - b).norm() / (b.norm() if b.norm() > 1e-2 else 1))
-
-
 def loss_and_grads(z1, z2, *args, upstream=1.0, **kwargs):
     import fastseq
 

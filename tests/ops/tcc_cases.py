@@ -85,12 +85,6 @@ def randn(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def relative(a, b) -> float:
-    """Relative L2 error of a against b; absolute where b vanishes."""
-    a, b = a.detach().double(), b.detach().double()
-    return float((a - b).norm() / (b.norm() if b.norm() > 1e-4 else 1))
-
-
 def loss_and_grads(x, y=None, *times, upstream=1.0, **kwargs):
     import fastseq
 

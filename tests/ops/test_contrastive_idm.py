@@ -5,13 +5,8 @@ import math
 
 import pytest
 import torch
-from ops.contrastive_idm_cases import (
-    brute_force,
-    clear_of_margin,
-    loss_and_grad,
-    relative,
-    two_scales,
-)
+from ops.contrastive_idm_cases import brute_force, clear_of_margin, loss_and_grad, two_scales
+from tolerance import as_accurate_as, relative
 
 import fastseq
 from fastseq.ops.contrastive_idm.options import DISTANCES, FORMS, REDUCTIONS, WEIGHTS
@@ -97,8 +92,10 @@ def test_which_pairs_are_far_does_not_depend_on_the_dtype(backend):
     z = unit(1, 60, 8)
     kw = {"form": "sfa", "window": 10 / 3, "reduction": "sum"}
     want = fastseq.contrastive_idm(z, t, backend="reference", **kw)
-    got = fastseq.contrastive_idm(z.float(), t, backend=backend, **kw)
-    assert got.item() == pytest.approx(want.item(), rel=1e-6)
+    got, plain = (
+        fastseq.contrastive_idm(z.float(), t, backend=b, **kw) for b in (backend, "reference")
+    )
+    as_accurate_as(got, plain, want)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -213,8 +210,9 @@ def test_float32_gradients_where_no_pair_is_at_the_margin(frames, backend):
     every = loss_and_grad(z, margin=1e3, backend="torch")
     assert 0.01 < float(want[1].norm() / every[1].norm()) < 0.99
     got = loss_and_grad(z.float(), margin=margin, backend=backend)
-    assert relative(got[0], want[0]) < 1e-6
-    assert relative(got[1], want[1]) < 1e-5
+    # At 4096 frames the definition would need gigabytes: the floors alone, there.
+    plain = loss_and_grad(z.float(), margin=margin, backend="reference") if frames == 480 else want
+    as_accurate_as(got, plain, want)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -223,8 +221,8 @@ def test_float32_gradients_at_the_margin(distance):
     within rounding. Which side they are on is decided in float64."""
     z = unit(2, 1500, 128, dtype=torch.float32)
     kw = {"margin": 2.0 if distance == "sqeuclidean" else 2**0.5, "distance": distance}
-    want = loss_and_grad(z.double(), backend="torch", **kw)[1]
-    assert relative(loss_and_grad(z, backend="torch", **kw)[1], want) <= 1e-6
+    want = loss_and_grad(z.double(), backend="torch", **kw)
+    as_accurate_as(loss_and_grad(z, backend="torch", **kw), want, want)
 
 
 def test_frames_at_exactly_the_margin_have_no_gradient():
@@ -242,8 +240,7 @@ def test_float32_of_embeddings_far_from_the_origin(distance):
     kw = {"margin": 1.5, "distance": distance}
     want = loss_and_grad(z.double(), backend="reference", **kw)
     plain, got = (loss_and_grad(z, backend=b, **kw) for b in BACKENDS)
-    for a, b, c in zip(got, plain, want, strict=True):
-        assert relative(a, c) <= 2 * relative(b, c) + 2e-6
+    as_accurate_as(got, plain, want)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -255,8 +252,7 @@ def test_float32_is_at_most_twice_as_far_off_as_plain_torch(distance, margin):
         kw = {"margin": margin, "distance": distance}
         want = loss_and_grad(z.double(), backend="reference", **kw)
         plain, got = (loss_and_grad(z, backend=b, **kw) for b in BACKENDS)
-        for a, b, c in zip(got, plain, want, strict=True):
-            assert relative(a, c) <= 2 * relative(b, c) + 5e-6
+        as_accurate_as(got, plain, want)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -335,12 +331,10 @@ def test_forms_of_the_same_call(backend):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_inputs_give_float32_loss_and_their_own_gradients(backend, dtype):
     z = (randn(2, 60, 16) / 4).to(dtype)
-    loss, dz = loss_and_grad(z, backend=backend)
-    want, want_dz = loss_and_grad(z.double(), backend="reference")
-    assert loss.dtype == torch.float32
-    assert dz.dtype == dtype
-    assert relative(loss, want) < 1e-6
-    assert relative(dz, want_dz) < torch.finfo(dtype).eps
+    got, plain = (loss_and_grad(z, backend=b) for b in (backend, "reference"))
+    assert got[0].dtype == torch.float32
+    assert got[1].dtype == dtype
+    as_accurate_as(got, plain, loss_and_grad(z.double(), backend="reference"))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

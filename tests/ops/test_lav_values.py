@@ -10,6 +10,7 @@ import torch
 import fastseq
 
 BACKENDS = ["reference", "torch", "auto"]
+TRITON = pytest.param("triton", marks=pytest.mark.interpreter)
 DTYPES = [(torch.float32, 1e-6), (torch.float64, 1e-12)]
 SIGMA, MARGIN = 10.0, 2.0
 
@@ -86,7 +87,7 @@ BY_HAND = [
 ]
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+@pytest.mark.parametrize("backend", [*BACKENDS, TRITON])
 @pytest.mark.parametrize(("steps", "margin", "value"), BY_HAND)
 def test_contrastive_idm_by_hand(backend, steps, margin, value):
     z = torch.tensor([CIRCLE])
@@ -95,7 +96,7 @@ def test_contrastive_idm_by_hand(backend, steps, margin, value):
     assert idm_loop(CIRCLE, steps, 64, margin) == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+@pytest.mark.parametrize("backend", [*BACKENDS, TRITON])
 def test_gradient_at_the_edge_of_the_window_and_at_the_margin(backend):
     # Only (0, 1) pulls, twice |z0 - z1|^2: 4 (z0 - z1). What meets the margin has no gradient.
     z = torch.tensor([CIRCLE], requires_grad=True)

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from ops.tcc_cases import randn, relative
+from ops.tcc_cases import randn
+from tolerance import relative
 
 import fastseq
 from fastseq.nn import TCNLoss

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from fastseq.ops.common import interpreter
+
 BACKENDS = ("reference", "torch", "triton", "cuda", "numba")
 
 
@@ -29,12 +31,8 @@ def backend_status(name: str) -> BackendStatus:
     if name in ("reference", "torch"):
         return BackendStatus(True, "part of PyTorch", "")
     if name == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return BackendStatus(
-                False, "the package triton is not installed", "pip install triton (Linux)"
-            )
-        if interpreting():
-            return BackendStatus(True, "CPU interpreter (TRITON_INTERPRET=1)", "")
+        if importlib.util.find_spec("triton") is None or interpreting():
+            return BackendStatus(*interpreter.status())
         if not torch.cuda.is_available():
             return BackendStatus(
                 False,

@@ -1,0 +1,32 @@
+"""Whether Triton's CPU interpreter (``TRITON_INTERPRET=1``) works with the NumPy that is here."""
+
+import importlib.metadata
+import importlib.util
+import re
+
+
+def status() -> tuple[bool, str, str]:
+    """(works, reason, fix), by the versions alone: nothing is imported."""
+    if importlib.util.find_spec("triton") is None:
+        return False, "the package triton is not installed", "pip install triton (Linux)"
+    triton, numpy = _version("triton"), _version("numpy")
+    # It calls int() on arrays of one element, which NumPy refuses from 2.4 on; Triton 3.7 does not.
+    if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
+        reason = (
+            f"the CPU interpreter of triton {triton} (TRITON_INTERPRET=1) does not work with "
+            f"numpy {numpy}"
+        )
+        return False, reason, 'pip install "numpy<2.4", or triton 3.7 or later'
+    return True, f"CPU interpreter (TRITON_INTERPRET=1), triton {triton} with numpy {numpy}", ""
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:  # a build under another name: taken as recent
+        return "of unknown version"
+
+
+def _release(version: str) -> tuple[float, float]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (float("inf"), 0)
