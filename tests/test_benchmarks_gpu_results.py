@@ -139,7 +139,7 @@ def test_the_sanitizer_s_last_words(tmp_path):
     ]
 
 
-def test_a_prediction_is_of_this_card_alone(tmp_path, monkeypatch):
+def test_a_prediction_is_of_this_card_or_one_with_its_processors(tmp_path, monkeypatch):
     from benchmarks.case import Case
     from benchmarks.gpu import predictions
 
@@ -152,7 +152,9 @@ def test_a_prediction_is_of_this_card_alone(tmp_path, monkeypatch):
     predictions.table.cache_clear()
     case = Case(8, 480, 128, "bf16", "cuda")
     assert predictions.microseconds("scl", case, "both", "NVIDIA H200") == "42"
-    assert predictions.microseconds("scl", case, "both", "NVIDIA A100") == ""
+    assert predictions.microseconds("scl", case, "both", "NVIDIA H100 80GB HBM3") == "42"
+    for other in ("NVIDIA A100-SXM4-80GB", "NVIDIA A100"):
+        assert predictions.microseconds("scl", case, "both", other) == ""
     monkeypatch.setattr(predictions, "TABLE", tmp_path / "none.csv")
     predictions.table.cache_clear()
     assert predictions.microseconds("scl", case, "both", "NVIDIA H200") == ""

@@ -5,6 +5,7 @@ import re
 from functools import lru_cache
 
 from benchmarks.case import Case
+from benchmarks.cost.machine import CARDS
 from benchmarks.results import FOLDER
 
 TABLE = FOLDER / "offline-sm_90" / "predicted.csv"
@@ -25,8 +26,11 @@ def table() -> dict[tuple, str]:
 
 
 def microseconds(op: str, case: Case, mode: str, card: str) -> str:
-    """Empty where nothing is expected of this card."""
-    return table().get((op, tuple(case[:3]), case.precision, mode, card), "")
+    """Empty where nothing is expected of this card, nor of one that the model takes for equal (an
+    H200 has the processors of an H100)."""
+    equal = [name for name, one in CARDS.items() if one == CARDS.get(card)]
+    found = (table().get((op, tuple(case[:3]), case.precision, mode, c)) for c in (card, *equal))
+    return next(filter(None, found), "")
 
 
 def _numbers(shape: str) -> tuple[int, ...]:
