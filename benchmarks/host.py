@@ -22,6 +22,7 @@ from benchmarks.case import Case
 from benchmarks.pretend import pretend
 from benchmarks.run import OPS
 from benchmarks.timing import gradients
+from fastseq.ops.common.dispatch import interpreting
 
 COLUMNS = (
     *("op", "mode", "fastseq_us", "eager_us", "ratio", "launches", "eager_t", "load"),
@@ -119,6 +120,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="loops (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="CSV to write; default: no file")
     options = parser.parse_args()
+    if interpreting():
+        parser.error("it needs Triton's compiler: unset TRITON_INTERPRET")
     rows = []
     for op in options.op or OPS:
         rows += measure(op, options.rounds)

@@ -1,11 +1,13 @@
 """queue_nce: the definition against loops, the blockwise backend against the definition."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from ops.queue_nce_cases import brute_force, inputs, loss_and_grads
 from tolerance import as_accurate_as, relative
+from torch.utils.checkpoint import checkpoint
 
 import fastseq
 from fastseq.ops.queue_nce import torch as blockwise
@@ -311,3 +313,18 @@ def test_differentiating_twice_is_an_error_not_a_wrong_number():
     (dq,) = torch.autograd.grad(loss, q, create_graph=True)
     with pytest.raises(RuntimeError, match='backend="reference"'):
         dq.square().sum().backward()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_under_checkpointing_what_was_saved_is_read_once(reduction):
+    q, positives, queue = torch.randn(4, 8), torch.randn(4, 8), torch.randn(20, 8)
+
+    def loss(q):
+        return fastseq.queue_nce(q, positives, queue, reduction=reduction, backend="torch").sum()
+
+    grads = []
+    for call in (loss, partial(checkpoint, loss, use_reentrant=False)):
+        leaf = q.clone().requires_grad_()
+        call(leaf).backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)

@@ -120,3 +120,9 @@ def test_function_transforms_need_the_reference():
         assert call(backend="reference").isfinite().all()
         with pytest.raises(RuntimeError, match=r'torch.func transforms.*backend="reference"'):
             call(backend="torch")
+
+
+def test_a_backend_is_named_by_a_string():
+    z = torch.ones(2, 3)
+    with pytest.raises(TypeError, match=r"scl_loss: backend must be a string, got \['torch'\]"):
+        fastseq.scl_loss(z, z, backend=["torch"])

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -71,6 +72,8 @@ def choose_backend(op: str, requested: str, why_not: Mapping[str, str | None]) -
     asked for by name is never replaced: RuntimeError says why it cannot serve. FASTSEQ_BACKEND is
     one default for all ops, so an op that has no such backend at all takes no notice of it.
     """
+    if not isinstance(requested, str):
+        raise TypeError(f"{op}: backend must be a string, got {requested!r}")
     return _choose(op, requested, os.environ.get("FASTSEQ_BACKEND"), tuple(why_not.items()))
 
 
@@ -142,7 +145,8 @@ def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
         return _AS_IT_IS
     if torch.compiler.is_compiling():
         return torch.autocast(device_type, enabled=False)
-    # torch.autocast would also empty the cache of casted weights, and takes 10 us at every call.
+    # torch.autocast takes 10 us at every call, and where it is the only one it would also empty the
+    # cache of casted weights.
     return _without_autocast(device_type) if torch.is_autocast_enabled(device_type) else _AS_IT_IS
 
 
@@ -153,6 +157,24 @@ def _without_autocast(device_type: str) -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_enabled(device_type, True)
+
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def inside_custom_op() -> Iterator[None]:
+    """Marks calls by torch.compile, whose allocations may come from a CUDA graph's pool."""
+    _thread.custom_op = True
+    try:
+        yield
+    finally:
+        _thread.custom_op = False
+
+
+def in_custom_op() -> bool:
+    """Whether nothing that is allocated now may be kept for later calls."""
+    return getattr(_thread, "custom_op", False)
 
 
 def gradient(function: type[torch.autograd.Function], *args):

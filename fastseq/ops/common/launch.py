@@ -11,6 +11,8 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import JITFunction, driver
 
+from fastseq.ops.common.dispatch import in_custom_op
+
 # Versions of Triton whose compiled kernels a Kernel calls directly.
 KNOWN = ("3.6", "3.7")
 
@@ -46,8 +48,9 @@ class Kernel:
     short sequence that takes longer than the GPU does. A Kernel asks it once for each kind of call:
     device, dtypes of the tensors, which of them are None, what integers are specialised to. After
     that it calls what was compiled. That call is private to Triton: a version not KNOWN takes the
-    public launcher every time. So do the interpreter, hooks on launches (profilers), tensors that
-    do not start at a multiple of 16 bytes and integers beyond 32 bits.
+    public launcher every time. So do the interpreter, hooks on launches (profilers) or on the
+    kernel, tensors that do not start at a multiple of 16 bytes and integers beyond 32 bits. What
+    else Triton reads at a launch (knobs of debugging and instrumentation) counts at the first.
 
     ``kernel`` takes tensors first, named p_*, then numbers, then constants.
     """
@@ -57,6 +60,9 @@ class Kernel:
         self.compiled: dict[tuple, tuple] = {}
         self.direct = isinstance(kernel, JITFunction) and known(triton.__version__)
         if self.direct:
+            kinds = [2 * p.is_constexpr or not p.name.startswith("p_") for p in kernel.params]
+            if kinds != sorted(kinds):
+                raise ValueError(f"{kernel.__name__}: tensors (p_*), numbers, constants, in turn")
             self.constants = [keywords[p.name] for p in kernel.params if p.is_constexpr]
             rest = [p for p in kernel.params if not (p.is_constexpr or p.name.startswith("p_"))]
             self.specialised = [not p.do_not_specialize for p in rest]
@@ -64,7 +70,7 @@ class Kernel:
     def __call__(
         self, programs: int, tensors: tuple[Tensor | None, ...], numbers: tuple[int | float, ...]
     ) -> None:
-        """Launch on the current stream of the device of the tensors, of which the first is one."""
+        """Launch on the current stream of the tensors' device; the first is never None."""
         device = tensors[0].get_device()
         if device >= 0 and device != torch.cuda.current_device():
             with torch.cuda.device(device):
@@ -73,7 +79,7 @@ class Kernel:
             self._launch(device, programs, tensors, numbers)
 
     def _launch(self, device: int, programs: int, tensors: tuple, numbers: tuple) -> None:
-        if not self.direct or _hooked():
+        if not self.direct or self.kernel.pre_run_hooks or _hooked():
             self.kernel[(programs,)](*tensors, *numbers, **self.keywords)
             return
         addresses, kind, bits = [], [device], 0
@@ -95,7 +101,7 @@ class Kernel:
         found = self.compiled.get(kind := tuple(kind)) if usual else None
         if found is None:
             compiled = self.kernel[(programs,)](*tensors, *numbers, **self.keywords)
-            if usual:
+            if usual and compiled is not None:  # a hook on compilation may forbid it
                 self.compiled[kind] = compiled.run, compiled.function, compiled.packed_metadata
             return
         run, function, metadata = found
@@ -141,10 +147,14 @@ def ticket(like: Tensor) -> Tensor:
 
     The programs of a kernel count themselves in it, so that the one that ends last can do what
     needs the results of all, and that one sets it back to 0: it serves every launch of its stream.
-    A CUDA graph, which may be replayed on any stream, gets one of its own.
+    A CUDA graph, which may be replayed on any stream, gets one of its own, and so does a call by
+    torch.compile, which keeps graphs itself.
     """
     device = like.get_device()
-    if device < 0 or torch.cuda.is_current_stream_capturing():
+    if device >= 0 and device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return ticket(like)
+    if device < 0 or in_custom_op() or torch.cuda.is_current_stream_capturing():
         return torch.zeros(1, dtype=torch.int32, device=like.device)
     key = device, driver.active.get_current_stream(device)
     if key not in _tickets:

@@ -91,9 +91,8 @@ def prepare_times(
         t = t.float()
     elif t.dtype not in (torch.float32, torch.float64, torch.int32):
         t = t.long()
-    # Most calls need none of these, and each takes microseconds.
-    if t.requires_grad:
-        t = t.detach()
+    t = t.detach()
+    # Most calls need neither of these, and each takes microseconds.
     if t.device != device:
         t = t.to(device)
     return t if t.dim() == 2 else t.expand(num, frames)

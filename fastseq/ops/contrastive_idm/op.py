@@ -7,7 +7,12 @@ import warnings
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_triton_or_torch, gradient, no_autocast
+from fastseq.ops.common.dispatch import (
+    choose_triton_or_torch,
+    gradient,
+    inside_custom_op,
+    no_autocast,
+)
 from fastseq.ops.common.lengths import prepare_times, prepare_valid
 from fastseq.ops.common.validate import (
     check_choice,
@@ -232,7 +237,8 @@ _OPTS = (
     schema=f"({_INPUTS}, {_OPTS}) -> (Tensor, Tensor)",
 )
 def _forward_op(z, t, lengths, windows, backend, *opts):
-    return _forward(z.contiguous(), t, lengths, windows, backend, CIDMOptions(*opts))
+    with inside_custom_op():
+        return _forward(z.contiguous(), t, lengths, windows, backend, CIDMOptions(*opts))
 
 
 @_forward_op.register_fake

@@ -177,12 +177,13 @@ class _QueueNCE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        saved = ctx.saved_tensors  # once: hooks may have to bring them back
         if ctx.count is not None:  # here, and not as autograd's nodes, which cost 40 us
-            grad = (grad / ctx.count).expand(ctx.saved_tensors[1].shape[:2])
+            grad = (grad / ctx.count).expand(saved[1].shape[:2])
         dq, dp = gradient(
             _QueueNCEBackward,
             grad,
-            *ctx.saved_tensors,
+            *saved,
             ctx.name,
             ctx.opts,
             *ctx.needs_input_grad[:2],

@@ -6,7 +6,12 @@ import importlib
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_triton_or_torch, gradient, no_autocast
+from fastseq.ops.common.dispatch import (
+    choose_triton_or_torch,
+    gradient,
+    inside_custom_op,
+    no_autocast,
+)
 from fastseq.ops.common.lengths import prepare_times, prepare_valid
 from fastseq.ops.common.validate import check_bool, check_choice, check_pair, check_positive
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS, SCLOptions
@@ -214,7 +219,8 @@ _OPTS = (
 )
 def _forward_op(z1, z2, t1, t2, valid1, valid2, backend, *opts):
     opts = SCLOptions(*opts)
-    return _forward(z1.contiguous(), z2.contiguous(), t1, t2, valid1, valid2, backend, opts)
+    with inside_custom_op():
+        return _forward(z1.contiguous(), z2.contiguous(), t1, t2, valid1, valid2, backend, opts)
 
 
 @_forward_op.register_fake

@@ -91,7 +91,7 @@ def tcc_nearest_kernel(
         tl.store(row_of(p_row, LSE_V, i_h, hops, T) + o_m, b_max + tl.log2(b_l), mask=m_m)
 
 
-@triton.jit(do_not_specialize=["M", "T", "hops"])
+@triton.jit(do_not_specialize=["M", "T", "first", "hops"])
 def tcc_moments_kernel(
     p_z,
     p_bias,
