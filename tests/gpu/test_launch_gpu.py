@@ -17,18 +17,14 @@ def call(op, seed, dtype=torch.bfloat16):
         torch.randn(*SHAPE, device="cuda", generator=make).to(dtype).requires_grad_()
         for _ in range(2)
     )
-    if op == "scl":
-        leaves = z1, z2
-        run = lambda: fastseq.scl_loss(z1, z2, backend="triton")  # noqa: E731
-    elif op == "contrastive_idm":
-        leaves = (z1,)
-        run = lambda: fastseq.contrastive_idm(z1, form="sfa", backend="triton")  # noqa: E731
-    elif op == "tcc":
-        leaves = z1, z2
-        run = lambda: fastseq.tcc_loss(z1, z2, backend="triton")  # noqa: E731
-    else:
-        leaves = (q := z1[0].detach().requires_grad_(),)
-        run = lambda: fastseq.queue_nce(q, z2[0].detach(), z2[1].detach(), backend="triton")  # noqa: E731
+    q = z1[0].detach().requires_grad_()
+    kind = {"backend": "triton"}
+    run, leaves = {
+        "scl": (lambda: fastseq.scl_loss(z1, z2, **kind), (z1, z2)),
+        "contrastive_idm": (lambda: fastseq.contrastive_idm(z1, form="sfa", **kind), (z1,)),
+        "tcc": (lambda: fastseq.tcc_loss(z1, z2, **kind), (z1, z2)),
+        "queue_nce": (lambda: fastseq.queue_nce(q, z2[0].detach(), z2[1].detach(), **kind), (q,)),
+    }[op]
 
     def both():
         loss = run()

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton import knobs
 from triton.runtime import JITFunction, driver
 
 from fastseq.ops.common.dispatch import in_custom_op
+
+try:
+    from triton import knobs
+except ImportError:  # before 3.4: no version of which anything private is called
+    knobs = None
 
 # Versions of Triton whose compiled kernels a Kernel calls directly.
 KNOWN = ("3.6", "3.7")
