@@ -165,8 +165,9 @@ def scl_stats_kernel(
 @triton.jit
 def reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION: tl.constexpr):
     """The loss, and the weights of the directions, from the blocks of all programs."""
-    BV: tl.constexpr = 8  # with 16, stats kernels held to 168 registers would spill two
-    BB: tl.constexpr = 64
+    # Larger tiles make stats kernels that are held to 168 registers spill two of them.
+    BV: tl.constexpr = 8
+    BB: tl.constexpr = 32
     b_total = tl.zeros([BV], tl.float32)
     b_count = tl.zeros([BV], tl.float32)
     for v in range(0, N, BV):
