@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def one(options: argparse.Namespace) -> Job:
-    """The configuration asked for; ValueError where there is none like it."""
+    """The configuration that the options name; ValueError where there is none."""
     if not options.op:
         raise ValueError(f"which op? Add --op, one of {', '.join(OPS)}")
     mode = options.mode or next(iter(MODES[options.op]))

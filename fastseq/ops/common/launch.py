@@ -110,7 +110,7 @@ class Kernel:
             return
         run, function, metadata = found
         stream = driver.active.get_current_stream(device)
-        # What follows the metadata is for hooks, of which there are none.
+        # What follows the metadata is for hooks: there are none here.
         run(
             *(programs, 1, 1, stream, function, metadata, None, None, None),
             *(*addresses, *numbers, *self.constants),
