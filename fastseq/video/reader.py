@@ -40,8 +40,14 @@ class VideoInfo:
         frames: frames that come out: edit lists honoured, damaged tails left out if decoded.
         width, height: in pixels, after rotation.
         rotation: degrees counterclockwise (0, 90, 180, 270) that reading applies.
+        mirrored: whether reading mirrors the picture left to right after that.
         fps: average over the presented frames, above 0: 25 where nothing tells, as of one frame.
-        note: why `frames` is less than the file promises; empty if it is not.
+        note: what is damaged; empty if nothing is, as far as was looked.
+        gaps: ranges (first, stop) of frames that do not come out sound; such frames are not read.
+        interlaced: two fields a frame; such files are not read, `transcode` makes them progressive.
+        random_access: False where key frames are missing or none that can be trusted, so that
+            reading begins far ahead of a frame, at worst at the start of the file.
+        remarks: what else is worth knowing, such as which of several video streams was taken.
     """
 
     path: str
@@ -52,6 +58,11 @@ class VideoInfo:
     fps: float
     codec: str
     note: str = ""
+    mirrored: bool = False
+    gaps: tuple[tuple[int, int], ...] = ()
+    interlaced: bool = False
+    random_access: bool = True
+    remarks: tuple[str, ...] = ()
     timeline: Timeline | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -1,0 +1,24 @@
+"""Frames of a damaged video that come out sound, and those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+Gaps = Sequence[tuple[int, int]]  # ranges (first, stop), ascending
+
+
+def sound_frames(frames: int, gaps: Gaps = ()) -> np.ndarray:
+    """int64: the numbers 0 to `frames` - 1 that lie in no gap, ascending."""
+    sound = np.ones(frames, dtype=bool)
+    for first, stop in gaps:
+        sound[first:stop] = False
+    return np.flatnonzero(sound)
+
+
+def gaps_of(missing: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Ranges (first, stop) of ascending frame numbers."""
+    numbers = np.fromiter(missing, dtype=np.int64)
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in runs if run.size)
