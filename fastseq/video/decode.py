@@ -2,60 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastseq.video._av import VideoError, require_av, single_thread
-from fastseq.video.timeline import Deadline, Timeline, reason_of, scan
+from fastseq.video.orientation import UnknownOrientation, orientation_of, upright
+from fastseq.video.source import open_video
+from fastseq.video.stretch import Stretch, counted, whole_pictures
+from fastseq.video.timeline import Deadline, Timeline, scan
 
 if TYPE_CHECKING:
     from fastseq.video.reader import VideoInfo
 
 # Decoding this many unwanted frames is cheaper than a seek.
 _SEEK_GAP = 8
+_DISORDER = "frames come in another order than that of their time stamps"
 
-
-@contextlib.contextmanager
-def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[Any, Any]]:
-    av = require_av()
-    name = path
-    try:
-        if Path(path).is_file():
-            if Path(path).stat().st_size == 0:
-                raise VideoError(path, "the file is empty (0 bytes)")
-            name = f"file:{path}"  # or FFmpeg takes "take:1.mp4" for a protocol
-        # Titles and names in another encoding than UTF-8 are no reason not to read the frames.
-        timeout = deadline.seconds if deadline else None
-        container = av.open(name, timeout=timeout, metadata_errors="replace")
-    except av.error.ExitError as error:
-        raise deadline.error() from error  # only happens with a time limit
-    except (av.error.FFmpegError, OSError) as error:
-        if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
-            reason = "not a video file, or cut off before its index (FFmpeg cannot open it)"
-        else:
-            reason = reason_of(error)
-        raise VideoError(path, reason) from error
-    with container:
-        cover = av.stream.Disposition.attached_pic
-        streams = [s for s in container.streams.video if not s.disposition & cover]
-        if not streams:
-            kinds = sorted({stream.type for stream in container.streams})
-            raise VideoError(path, f"no video stream (holds {', '.join(kinds) or 'nothing'})")
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise VideoError(path, "the video's codec is unknown to this FFmpeg")
-        # One thread a file: where decoding stops in a damaged file must not depend on the number
-        # of cores. Callers work on several files at once instead.
-        stream.codec_context.thread_count = 1
-        yield container, stream
-
-
-def rotation_of(frame: Any) -> int:
-    return round(frame.rotation / 90) % 4 * 90
+INTERLACED = (
+    "two fields a frame (interlaced), which look like combs as one picture; "
+    "`python -m training.prepare --transcode` makes a progressive copy"
+)
 
 
 def past_the_end(index: int, frames: int, note: str) -> str:
@@ -77,20 +45,21 @@ def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 class Converter:
-    """Frame -> uint8 array (H, W, 3), scaled while it is converted to RGB, then rotated.
+    """Frame -> uint8 array (H, W, 3), scaled while it is converted to RGB, then turned upright.
 
     The first frame settles the size: a stream that changes resolution still gives one shape.
     """
 
-    def __init__(self, short_side: int | None, size: int | tuple[int, int] | None):
+    def __init__(self, path: str, short_side: int | None, size: int | tuple[int, int] | None):
+        self.path = path
         self.short_side = short_side
         self.size = (size, size) if isinstance(size, int) else size
         self.reformatter = require_av().video.reformatter.VideoReformatter()
         self.stored_size: tuple[int, int] | None = None  # width, height before rotation
-        self.quarter_turns = 0
+        self.quarter_turns, self.mirrored = 0, False
 
     def _settle(self, frame: Any) -> tuple[int, int]:
-        self.quarter_turns = rotation_of(frame) // 90
+        self.quarter_turns, self.mirrored = upright_by(self.path, frame)
         width, height = frame.width, frame.height
         if self.size is not None:
             height, width = self.size[::-1] if self.quarter_turns % 2 else self.size
@@ -100,22 +69,21 @@ class Converter:
         return self.stored_size
 
     def __call__(self, frame: Any) -> np.ndarray:
+        if frame.interlaced_frame:
+            raise VideoError(self.path, INTERLACED)
         width, height = self.stored_size or self._settle(frame)
         rgb = self.reformatter.reformat(
             frame, width, height, "rgb24", interpolation="BILINEAR", **single_thread()
         ).to_ndarray()
-        return np.rot90(rgb, self.quarter_turns) if self.quarter_turns else rgb
+        return upright(rgb, self.quarter_turns, self.mirrored)
 
 
-def read_counted(path: str, converter: Converter, deadline: Deadline) -> np.ndarray:
-    """Every frame of a file without a timeline. One that breaks off is not called a shorter one."""
-    frames: list[np.ndarray] = []
-    with open_video(path, deadline) as (container, stream):
-        frames_of = _within(deadline, container, stream)
-        problem = _play(frames_of, None, None, lambda _, f: frames.append(converter(f)))
-    if problem or not frames:
-        raise VideoError(path, problem or "no frame can be decoded")
-    return np.stack(frames)
+def upright_by(path: str, frame: Any) -> tuple[int, bool]:
+    """`orientation_of` a frame, or a VideoError."""
+    try:
+        return orientation_of(frame)
+    except UnknownOrientation as error:
+        raise VideoError(path, str(error)) from error
 
 
 def collect(
@@ -147,124 +115,165 @@ def deliver(
 ) -> None:
     """Call `take(place, pixels)` for the frame at each of the ascending indices `wanted`.
 
-    `pixels` (H, W, 3) are the decoder's own memory, to be copied or used at once. After damage that
-    seeking did not get past, places come a second time, from the first on.
+    `pixels` (H, W, 3) are the decoder's own memory, to be copied or used at once. Where seeking
+    does not give the right frames, places come a second time, from the first on.
     """
-    timeline, note = (info.timeline, info.note) if info is not None else (None, "")
+    timeline, note, gaps = (info.timeline, info.note, info.gaps) if info else (None, "", ())
     if info is None:
         with open_video(path, deadline) as (container, stream):
-            timeline, note = scan(container, stream, deadline)
+            found = scan(container, stream, deadline)
+            timeline, note = found.timeline, found.note
     frames = info.frames if info is not None else timeline and len(timeline.pts)
     if frames is not None and wanted[-1] >= frames:
         raise VideoError(path, past_the_end(int(wanted[-1]), frames, note))
     if wanted[0] < 0:
         raise VideoError(path, f"frame {wanted[0]} was asked for, but frames count from 0")
-    filled = 0
+    for first, stop in gaps:
+        place = int(np.searchsorted(wanted, first))
+        if place < len(wanted) and wanted[place] < stop:
+            raise VideoError(path, f"frame {wanted[place]} was asked for, but {note}")
 
     def put(place: int, frame: Any) -> None:
-        nonlocal filled
         take(place, converter(frame))
-        filled = place + 1
 
+    problem = _DISORDER
     if timeline is not None:
-        with open_video(path, deadline) as (container, stream):
-            if _jump(container, stream, wanted, timeline, put, deadline):
+        for seeks in (True, False):
+            with open_video(path, deadline) as (container, stream):
+                by_time = _ByTime(container, stream, wanted, timeline, deadline, seeks)
+                problem = by_time.deliver(put)
+            if not problem:
                 return
-    with open_video(path, deadline) as (container, stream):
-        problem = _play(_within(deadline, container, stream), wanted, timeline, put)
+        if problem != _DISORDER and shows_all(path, timeline, deadline):
+            problem = _DISORDER
+    if problem == _DISORDER:
+        with open_video(path, deadline) as (container, stream):
+            problem = _by_count(Stretch(container, stream, deadline), wanted, put)
     if problem:
-        raise VideoError(path, f"frame {wanted[filled]} was asked for, but {problem}")
+        raise VideoError(path, problem)
 
 
-def _jump(
-    container: Any,
-    stream: Any,
-    wanted: np.ndarray,
-    timeline: Timeline,
-    put: Callable[[int, Any], None],
-    deadline: Deadline,
-) -> bool:
-    """Decode the wanted frames from the key frames before them.
+def read_counted(path: str, converter: Converter, deadline: Deadline) -> np.ndarray:
+    """Every frame of a file without a timeline. One that breaks off is not called a shorter one."""
+    frames: list[np.ndarray] = []
+    with open_video(path, deadline) as (container, stream):
+        stretch = Stretch(container, stream, deadline)
+        problem = _by_count(stretch, None, lambda _, frame: frames.append(converter(frame)))
+    if problem or not frames:
+        raise VideoError(path, problem or "no frame can be decoded")
+    return np.stack(frames)
 
-    Between a key frame and a wanted one the decoder leaves out what neither is wanted nor referred
-    to (B-frames, mostly). All else must come in the timeline's order; False as soon as a frame does
-    not, so that the caller reads everything from the start instead.
+
+class _ByTime:
+    """Finds the wanted frames of a file by their time stamps.
+
+    With `seeks` decoding begins at the key before each, and leaves out frames that are neither
+    wanted nor referred to (B-frames, mostly). Frames count from the key itself on, if that is the
+    key frame that the timeline takes it for. Without, it goes from the file's start, and a frame
+    that is missing shows.
     """
-    stamps = set(timeline.pts[wanted].tolist())
-    position, key = 0, int(timeline.pts[0])
-    frames = _within(deadline, container, stream, stamps)
-    try:
-        for place, index in enumerate(wanted):
-            entry, entry_index = timeline.entry(index)
-            if entry_index > position + _SEEK_GAP:
-                container.seek(entry, stream=stream, backward=True, any_frame=False)
-                position, key = entry_index, entry
-                frames = _within(deadline, container, stream, stamps)
-            for frame in frames:
-                if frame.pts is None:
-                    return False
-                if frame.pts < key:  # frames of an earlier group that lack their references
-                    continue
-                here = int(np.searchsorted(timeline.pts, frame.pts))
-                if not position <= here <= index or frame.pts != timeline.pts[here]:
-                    return False
-                if frame.is_corrupt or (frame.pts == key and position and not frame.key_frame):
-                    return False
-                position = here + 1
-                if here == index:
-                    put(place, frame)
-                    break
-            else:
-                return False
-    except require_av().error.FFmpegError:
-        return False
-    return True
 
+    def __init__(
+        self,
+        container: Any,
+        stream: Any,
+        wanted: np.ndarray,
+        timeline: Timeline,
+        deadline: Deadline,
+        seeks: bool,
+    ):
+        self.container, self.stream, self.deadline = container, stream, deadline
+        self.wanted, self.timeline, self.seeks = wanted, timeline, seeks
+        self.stamps = set(timeline.pts[wanted].tolist()) if seeks else None
+        self.key = int(timeline.pts[0])
+        self.position = 0  # the frame that comes next at the earliest
+        self.begun = True  # whether the key has come
+        self.missing: set[int] = set()
+        self.stretch = Stretch(container, stream, deadline, self.stamps)
 
-def _within(
-    deadline: Deadline, container: Any, stream: Any, stamps: set[int] | None = None
-) -> Iterator[Any]:
-    """Frames from the container's current position on, until the time limit is passed.
-
-    With `stamps` the decoder need not make frames of other time stamps that no frame refers to.
-    """
-    try:
-        for packet in container.demux(stream):
-            deadline.check()
-            if stamps is not None:
-                needed = packet.pts is None or packet.pts in stamps
-                stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
-            yield from packet.decode()
-    except require_av().error.ExitError as error:
-        raise deadline.error() from error
-
-
-def _play(
-    frames: Iterator[Any],
-    wanted: np.ndarray | None,
-    timeline: Timeline | None,
-    put: Callable[[int, Any], None],
-) -> str:
-    """Decode from the start up to the last wanted frame; the reason if it does not get there.
-
-    With a timeline a missing or damaged frame is noticed, so that no later frame moves up into
-    its place. Without one, frames are counted as they come.
-    """
-    count, place = 0, 0
-    try:
-        for frame in frames:
-            if timeline is not None and (
-                count >= len(timeline.pts) or frame.pts != timeline.pts[count]
-            ):
-                return f"frame {count} does not decode (the file is damaged there)"
-            if wanted is None or count == wanted[place]:
-                put(place, frame)
-                place += 1
-                if wanted is not None and place == len(wanted):
-                    return ""
-            count += 1
-    except require_av().error.FFmpegError as error:
-        return f"decoding stops after {count} frames ({reason_of(error)})"
-    if wanted is None:
+    def deliver(self, put: Callable[[int, Any], None]) -> str:
+        """The reason if a frame does not come out sound."""
+        for place, index in enumerate(self.wanted.tolist()):
+            key, first = self.timeline.entry(index)
+            if self.seeks and first > self.position + _SEEK_GAP:
+                self._seek(key, first)
+            frame = self._find(index)
+            if isinstance(frame, str) and self.seeks and self.key != key:
+                self._seek(key, first)  # behind damage, for one
+                frame = self._find(index)
+            if isinstance(frame, str):
+                return frame
+            put(place, frame)
         return ""
-    return f"only {count} frames come out of the file"
+
+    def _seek(self, key: int, first: int) -> None:
+        self.container.seek(key, stream=self.stream, backward=True, any_frame=False)
+        self.stamps.add(key)
+        self.key, self.position, self.begun = key, first, False
+        self.stretch = Stretch(self.container, self.stream, self.deadline, self.stamps)
+
+    def _find(self, index: int) -> Any:
+        """The frame, or why it does not come."""
+        pts, stretch = self.timeline.pts, self.stretch
+        asked = f"frame {index} was asked for, but"
+        for frame in stretch:
+            if frame.pts is None:
+                return _DISORDER
+            if frame.pts < self.key:  # of an earlier group, without its references
+                continue
+            if frame.pts > pts[-1]:  # the file breaks off, what comes here is not counted
+                break
+            here = int(np.searchsorted(pts, frame.pts))
+            if frame.pts != pts[here] or here < self.position:
+                return _DISORDER
+            if not self.begun and not _begins(frame, self.key):
+                return f"{asked} the frame before it that is marked as a key frame is none"
+            self.begun = True
+            if not self.seeks:
+                self.missing.update(pts[self.position : here].tolist())
+            self.position = here + 1
+            damaged = stretch.damaged | self.missing
+            if damaged and self.timeline.spoilt(damaged)[index]:
+                return f"{asked} it is damaged ({stretch.reason or 'frames are missing'})"
+            if here == index:
+                return frame
+            if here > index:
+                return f"{asked} it does not decode"
+        why = stretch.reason or f"only {self.position} frames come out of the file"
+        return f"{asked} decoding stops before it ({why})"
+
+
+def _begins(frame: Any, key: int) -> bool:
+    return frame.pts == key and frame.key_frame and frame.pict_type in whole_pictures()
+
+
+def _by_count(stretch: Stretch, wanted: np.ndarray | None, put: Callable[[int, Any], None]) -> str:
+    """Count frames as they come; the reason if a wanted one (None: any) does not come out sound."""
+    place, count = 0, 0
+    for count, frame, sound in counted(stretch):
+        number = count - 1
+        if wanted is not None and number != wanted[place]:
+            continue
+        if not sound:
+            return f"frame {number} is damaged ({stretch.reason})"
+        put(place, frame)
+        place += 1
+        if wanted is not None and place == len(wanted):
+            return ""
+    if stretch.reason and stretch.stopped:
+        stops = f"decoding stops after {count} frames ({stretch.reason})"
+    else:
+        stops = f"only {count} frames come out of the file"
+    if wanted is None:
+        return stops if stretch.stopped else ""
+    return f"frame {wanted[place]} was asked for, but {stops}"
+
+
+def shows_all(path: str, timeline: Timeline, deadline: Deadline) -> bool:
+    """Whether every frame comes out sound, be it in another order than that of time stamps."""
+    with open_video(path, deadline) as (container, stream):
+        stretch = Stretch(container, stream, deadline)
+        stamps = [frame.pts for frame in stretch]
+    return not stretch.damaged and sorted(stamps, key=lambda s: -1 if s is None else s) == list(
+        timeline.pts
+    )

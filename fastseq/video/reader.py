@@ -10,22 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastseq.video._av import VideoError, require_av
-from fastseq.video.decode import (
-    Converter,
-    collect,
-    open_video,
-    read_counted,
-    rotation_of,
-)
-from fastseq.video.timeline import (
-    Deadline,
-    Timeline,
-    breaks_off_early,
-    decoded,
-    reason_of,
-    scan,
-)
+from fastseq.video._av import VideoError
+from fastseq.video.damage import judge
+from fastseq.video.decode import Converter, collect, read_counted, upright_by
+from fastseq.video.source import chosen_stream, open_video
+from fastseq.video.timeline import Deadline, Timeline, scan
 
 __all__ = ["VideoError", "VideoInfo", "probe", "read_frames"]
 
@@ -92,54 +81,51 @@ def probe(
     path = os.fspath(path)
     deadline = Deadline(path, time_limit)
     with open_video(path, deadline) as (container, stream):
-        declared = stream.frames
-        timeline, note = scan(container, stream, deadline)
+        found = scan(container, stream, deadline)
         codec, average_rate = stream.codec_context.name, stream.average_rate
-        time_base = stream.time_base
-        note = note or breaks_off_early(container, stream, timeline)
-    decode = decode or bool(note)
-    with open_video(path, deadline) as (container, stream):
-        count, first, times = 0, None, []
-        try:
-            for frame in decoded(container, stream):
-                deadline.check()
-                if timeline is not None and (
-                    count == len(timeline.pts) or frame.pts != timeline.pts[count]
-                ):
-                    note = note or f"frame {count} does not decode"
-                    break
-                first = first or (frame.width, frame.height, rotation_of(frame))
-                count += 1
-                if frame.time is not None:
-                    times.append(frame.time)
-                if timeline is not None and not decode:
-                    break
-        except require_av().error.ExitError as error:
-            raise deadline.error() from error
-        except require_av().error.FFmpegError as error:
-            note = note or f"decoding stops after {count} frames ({reason_of(error)})"
-    if first is None:
-        raise VideoError(path, f"no frame can be decoded{f': {note}' if note else ''}")
-    if timeline is not None:
-        promised = len(timeline.pts)
-        frames = count if decode else promised
-        if decode and count < promised and not note:
-            note = f"only {count} of {promised} frames decode"
-        timeline = Timeline(timeline.pts[:frames], timeline.keys)
-    else:
-        frames = count
-    if not note and timeline is None and declared > frames:
-        note = f"the header declares {declared} frames, {frames} come out"
+        time_base, reorder = stream.time_base, stream.codec_context.has_b_frames
+        _, remark = chosen_stream(path, container)
+    timeline = found.timeline
+    # More than the stream says: frames may not come in the order of their time stamps.
+    whole = decode or bool(found.note) or timeline is None or timeline.delay() > reorder
+    judged = judge(path, timeline, deadline, whole)
+    if judged.first is None:
+        why = found.note or judged.note
+        raise VideoError(path, f"no frame can be decoded{f': {why}' if why else ''}")
+    timeline, frames = judged.timeline, judged.frames
+    note = "; ".join(part for part in (found.note, judged.note) if part)
+    if not note and timeline is None and found.declared > frames:
+        note = f"the header declares {found.declared} frames, {frames} come out"
+    times = judged.times
     if timeline is not None:
         times = [float(timeline.pts[0] * time_base), float(timeline.pts[-1] * time_base)]
     # Where the rate varies, the header's is nominal or missing; where stamps start anew, it counts.
-    fps = float(average_rate or _DEFAULT_FPS)
-    if times == sorted(times) and times[-1:] > times[:1]:
+    if timeline is None and found.rate and found.packets == frames:
+        fps = found.rate
+    elif times == sorted(times) and times[-1:] > times[:1]:
         fps = (frames - 1) / (times[-1] - times[0])
-    width, height, rotation = first
-    if rotation in (90, 270):
+    else:
+        fps = float(average_rate or _DEFAULT_FPS)
+    turns, mirrored = upright_by(path, judged.first)
+    width, height = judged.first.width, judged.first.height
+    if turns % 2:
         width, height = height, width
-    return VideoInfo(path, frames, width, height, rotation, fps, codec, note, timeline)
+    return VideoInfo(
+        path,
+        frames,
+        width,
+        height,
+        90 * turns,
+        fps,
+        codec,
+        note,
+        mirrored,
+        judged.gaps,
+        judged.interlaced,
+        found.random_access,
+        (remark,) if remark else (),
+        timeline,
+    )
 
 
 def read_frames(
@@ -179,16 +165,16 @@ def read_frames(
     asked = None if indices is None else _as_indices(indices)
     if asked is None and info is not None:
         asked = np.arange(info.frames)
-    converter = Converter(short_side, size)
+    converter = Converter(path, short_side, size)
     deadline = Deadline(path, time_limit)
     if asked is None:
         with open_video(path, deadline) as (container, stream):
-            timeline, note = scan(container, stream, deadline)
-        if note:
-            raise VideoError(path, f"{note}; ask for the frames before that by their indices")
-        if timeline is None:
+            found = scan(container, stream, deadline)
+        if found.note:
+            raise VideoError(path, f"{found.note}; ask for the frames before that by their indices")
+        if found.timeline is None:
             return torch.from_numpy(read_counted(path, converter, deadline))
-        asked = np.arange(len(timeline.pts))
+        asked = np.arange(len(found.timeline.pts))
     wanted, places = np.unique(asked, return_inverse=True)
     if not wanted.size:
         first = collect(path, np.array([0]), info, converter, deadline)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fastseq.video._av import VideoError, require_av
+from fastseq.video.entry import is_entry
 
 # Containers that store one presented frame per packet, each with its own time stamp. Elsewhere
 # (AVI, MPEG-TS, raw streams) time stamps are missing or a packet may hold one field only.
@@ -20,15 +21,92 @@ _HIDDEN_FRAME_CODECS = {"vp8"}
 
 @dataclass(frozen=True)
 class Timeline:
-    """Presentation time stamps `pts` (n,) ascending, and `keys` (k,), those of the key packets."""
+    """When a video's frames are shown.
+
+    Attributes:
+        pts: int64 (n,), presentation time stamps, ascending.
+        keys: int64 (k,), those of the packets that decoding can begin with, ascending.
+        order: int32 (n,), the frames in the order of their packets.
+    """
 
     pts: np.ndarray
     keys: np.ndarray
+    order: np.ndarray
 
     def entry(self, index: int) -> tuple[int, int]:
-        """Time stamp of the last key packet at or before frame `index`, and its first frame."""
-        key = int(self.keys[np.searchsorted(self.keys, self.pts[index], side="right") - 1])
+        """Time stamp of the last key at or before frame `index` and its frame number.
+
+        Without such a key those of the first frame: decoding begins with the file.
+        """
+        place = np.searchsorted(self.keys, self.pts[index], side="right") - 1
+        key = int(self.keys[place] if place >= 0 else self.pts[0])
         return key, int(np.searchsorted(self.pts, key))
+
+    def until(self, frames: int) -> Timeline:
+        """The timeline of the first frames alone."""
+        return Timeline(self.pts[:frames], self.keys, self.order[self.order < frames])
+
+    def certain(self) -> Timeline:
+        """The timeline of a file that breaks off, less the frames before which others may lack.
+
+        Those between two frames come after both: at the end of such a file nobody knows how many
+        were to follow.
+        """
+        if not self.delay():
+            return self
+        last = int(np.flatnonzero(self.order == len(self.order) - 1)[0])
+        return self.until(int(self.order[last:].min()))
+
+    def delay(self) -> int:
+        """Frames that a decoder has to keep back to give them in the order of their time stamps."""
+        return int((np.arange(len(self.order)) - self.order).max(initial=0))
+
+    def spoilt(self, stamps: Iterable[int | None]) -> np.ndarray:
+        """bool (n,): frames that may refer to one of the damaged packets of these time stamps.
+
+        They are all whose packets come from the damaged one on up to the next key, and those shown
+        before that key that follow it: they refer to both.
+        """
+        out = np.zeros(len(self.pts), dtype=bool)
+        rank = np.empty(len(self.order), dtype=np.int64)
+        rank[self.order] = np.arange(len(self.order))
+        keys = np.flatnonzero(np.isin(self.pts, self.keys))
+        key_ranks = rank[keys]
+        for stamp in set(stamps) - {None}:
+            if stamp > self.pts[-1]:
+                continue
+            # Of a frame that is hidden by an edit list: from the one before it on.
+            index = int(np.searchsorted(self.pts, stamp, side="right")) - 1
+            begin = rank[index] if index >= 0 else 0
+            later = np.searchsorted(key_ranks, begin, side="right")
+            stop, shown = len(rank), len(rank)
+            if later < len(keys):
+                stop, shown = key_ranks[later], keys[later]
+            out[self.order[begin:stop]] = True
+            leading = self.order[stop:]
+            out[leading[leading < shown]] = True
+        return out
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the packets of a file say.
+
+    Attributes:
+        timeline: None where packets do not map to frames one to one for certain.
+        note: that the file breaks off, if the demuxer notices; else empty.
+        random_access: False if packets are flagged as key frames that are none.
+        declared: frames that the header announces and the packets do not make up for.
+        packets: their number, and `rate`: packets a second by their time stamps for decoding; None
+            if these do not tell.
+    """
+
+    timeline: Timeline | None
+    note: str
+    random_access: bool
+    declared: int
+    packets: int
+    rate: float | None
 
 
 class Deadline:
@@ -37,7 +115,10 @@ class Deadline:
     def __init__(self, path: str, seconds: float | None):
         self.path = path
         self.seconds = seconds
-        self.end = None if seconds is None else time.monotonic() + seconds
+        self.restart()
+
+    def restart(self) -> None:
+        self.end = None if self.seconds is None else time.monotonic() + self.seconds
 
     def check(self) -> None:
         if self.end is not None and time.monotonic() > self.end:
@@ -47,54 +128,64 @@ class Deadline:
         return VideoError(self.path, f"took longer than the limit of {self.seconds:g} s")
 
 
-def scan(container: Any, stream: Any, deadline: Deadline) -> tuple[Timeline | None, str]:
-    """Walk all packets once: (timeline, note).
+def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
+    """Walk all packets once.
 
-    Packets that an edit list discards are left out: they are decoded, never presented. The timeline
-    is None where packets do not map to frames one to one for certain; only decoding tells then.
-    `note` says that the file breaks off, if the demuxer notices.
+    Packets that an edit list discards are left out: they are decoded, never presented.
     """
     av = require_av()
+    codec = stream.codec_context
     stamps: list[int | None] = []
+    decoding: list[int | None] = []
     keys: list[int] = []
-    first_pts, starts_with_key, note = None, False, ""
+    first, starts_with_key, random_access, note = None, False, True, ""
     try:
         for count, packet in enumerate(container.demux(stream)):
             if count % 256 == 0:
                 deadline.check()
             if not packet.size:
                 continue
-            if first_pts is None:
-                first_pts, starts_with_key = packet.pts, packet.is_keyframe
-            if packet.is_keyframe and packet.pts is not None:
+            key = packet.is_keyframe and is_entry(codec.name, codec.extradata, bytes(packet))
+            random_access = random_access and key == packet.is_keyframe
+            if first is None:
+                first, starts_with_key = packet, key
+            if key and packet.pts is not None:
                 keys.append(packet.pts)
             if packet.is_corrupt and not note:
                 note = f"the file breaks off in the packet of frame {len(stamps)}"
+            decoding.append(packet.dts)
             if not packet.is_discard:
                 stamps.append(packet.pts)
     except av.error.ExitError as error:  # a read that FFmpeg gave up at the time limit
         raise deadline.error() from error
     except av.error.FFmpegError as error:
         note = note or f"the file breaks off after {len(stamps)} frames ({reason_of(error)})"
+    declared, rate = _declared(stream, decoding), _rate(stream, decoding)
     formats = set(container.format.name.split(","))
     exact = (
         formats & _ONE_PACKET_PER_FRAME
-        and stream.codec_context.name not in _HIDDEN_FRAME_CODECS
+        and codec.name not in _HIDDEN_FRAME_CODECS
         and stamps
         and starts_with_key
-        and first_pts is not None
+        and first.pts is not None
         and None not in stamps
     )
-    if not exact:
-        return None, note
-    pts = np.sort(np.asarray(stamps, dtype=np.int64))
-    # A frame presented before the first key frame needs frames that are not in the file.
-    if np.any(np.diff(pts) == 0) or pts[0] < first_pts:
-        return None, note
-    return Timeline(pts, np.unique(np.asarray(keys, dtype=np.int64))), note
+    timeline = None
+    if exact:
+        shown = np.asarray(stamps, dtype=np.int64)
+        order = np.argsort(shown, kind="stable")
+        pts, ranks = shown[order], np.empty(len(order), dtype=np.int32)
+        ranks[order] = np.arange(len(order))
+        # A frame presented before the first key frame needs frames that are not in the file.
+        if np.all(np.diff(pts) > 0) and pts[0] >= first.pts:
+            timeline = Timeline(pts, np.unique(np.asarray(keys, dtype=np.int64)), ranks)
+    note = note or _breaks_off_early(container, stream, timeline)
+    if note and timeline is not None:
+        timeline = timeline.certain()
+    return Scan(timeline, note, random_access, declared, len(decoding), rate)
 
 
-def breaks_off_early(container: Any, stream: Any, timeline: Timeline | None) -> str:
+def _breaks_off_early(container: Any, stream: Any, timeline: Timeline | None) -> str:
     """A note if a Matroska file ends well before the duration in its header; its demuxer takes a
     file that was cut off for a shorter one."""
     formats = set(container.format.name.split(","))
@@ -111,10 +202,21 @@ def breaks_off_early(container: Any, stream: Any, timeline: Timeline | None) -> 
     return f"the header declares {declared:.1f} s, the frames end at {end:.1f} s"
 
 
-def decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """Frames from the container's current position on; FFmpeg's errors pass through."""
-    for packet in container.demux(stream):
-        yield from packet.decode()
+def _declared(stream: Any, decoding: list[int | None]) -> int:
+    """Frames in the header. AVI counts its ticks: with several ticks a frame only its end tells."""
+    declared, rate = stream.frames, stream.average_rate
+    stamps = [stamp for stamp in decoding if stamp is not None]
+    if not declared or not rate or stream.time_base * rate != 1 or len(stamps) < 2:
+        return declared
+    ticks = max(stamps) - min(stamps) + int(np.diff(sorted(stamps)).max())
+    return len(decoding) if ticks >= declared else declared
+
+
+def _rate(stream: Any, decoding: list[int | None]) -> float | None:
+    """Packets a second, where each has a later time stamp for decoding than the one before."""
+    if len(decoding) < 2 or None in decoding or not np.all(np.diff(decoding) > 0):
+        return None
+    return (len(decoding) - 1) / float((decoding[-1] - decoding[0]) * stream.time_base)
 
 
 def reason_of(error: Exception) -> str:

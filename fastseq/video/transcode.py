@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 
 from fastseq.video._av import VideoError, require_av, single_thread
-from fastseq.video.decode import open_video, rotation_of
+from fastseq.video.decode import upright_by
+from fastseq.video.interlaced import deinterlaced
+from fastseq.video.orientation import upright
 from fastseq.video.reader import VideoInfo, probe
-from fastseq.video.timeline import Deadline, decoded, reason_of
+from fastseq.video.source import open_video
+from fastseq.video.stretch import Stretch
+from fastseq.video.timeline import Deadline
 from fastseq.video.writer import H264File
 
 # FFmpeg's numbers of colour matrices and ranges.
@@ -32,11 +36,12 @@ def transcode(
 ) -> VideoInfo:
     """Copy a video to an H.264 mp4 file (yuv420p, no sound) whose frame k is the source's frame k.
 
-    Frames are those that `read_frames` gives: edit lists are applied and rotation is baked in. They
-    follow each other at the source's average rate, without B-frames, so that packets, frames and
-    time stamps are one to one for every reader. The colour matrix and range stay; RGB sources
-    become BT.601, limited range. The target appears when it is whole and its frames have been
-    counted.
+    Frames are those that `read_frames` gives: edit lists are applied, turned and mirrored pictures
+    become upright. Interlaced ones, which `read_frames` refuses, become progressive by FFmpeg's
+    bwdif, one picture of two fields. Frames follow each other at the source's average rate, without
+    B-frames, so that packets, frames and time stamps are one to one for every reader. The colour
+    matrix and range stay; RGB sources become BT.601, limited range. The target appears when it is
+    whole and its frames have been counted.
 
     Args:
         short_side: scale the shorter side down to this many pixels, an even number; a smaller
@@ -74,7 +79,7 @@ def transcode(
         if found != info.frames:
             raise VideoError(source, f"the copy has {found} frames instead of {info.frames}")
 
-    picture = _Picture(short_side)
+    picture = _Picture(source, short_side)
     file = H264File(
         target,
         info.fps,
@@ -113,53 +118,48 @@ def _options(keyframe_every: int, crf: int) -> dict[str, str]:
 
 
 def _frames(info: VideoInfo, time_limit: float | None) -> Iterator[Any]:
-    """Every frame of a video in order, or a VideoError at the first that is missing."""
-    av = require_av()
-    count = 0
+    """Every frame of a video in order, or a VideoError at the first that is missing or damaged."""
     deadline = Deadline(info.path, time_limit)
     with open_video(info.path, deadline) as (container, stream):
-        frames = decoded(container, stream)
-        while True:
-            try:
-                frame = next(frames, None)
-            except av.error.ExitError as error:
-                raise deadline.error() from error
-            except av.error.FFmpegError as error:
-                why = f"decoding stops after {count} frames ({reason_of(error)})"
-                raise VideoError(info.path, why) from error
-            deadline.check()
-            if frame is None:
-                break
-            expected = info.timeline.pts[count : count + 1] if info.timeline is not None else None
-            if count == info.frames or (expected is not None and frame.pts != expected):
-                raise VideoError(info.path, f"frame {count} does not decode")
+        stretch, count = Stretch(container, stream, deadline), 0
+        frames = deinterlaced(stream, stretch) if info.interlaced else stretch
+        for count, frame in enumerate(frames, 1):
+            expected = None if info.timeline is None else info.timeline.pts[count - 1 : count]
+            if count > info.frames or (expected is not None and frame.pts != expected):
+                raise VideoError(info.path, f"frame {count - 1} does not decode")
+            if stretch.damaged:
+                reason = f"frame {count - 1} is damaged ({stretch.reason})"
+                raise VideoError(info.path, reason)
             yield frame
-            count += 1
-            deadline = Deadline(info.path, time_limit)
-    if count != info.frames:
-        raise VideoError(info.path, f"only {count} of {info.frames} frames decode")
+            deadline.restart()
+    if count != info.frames or stretch.damaged:
+        why = f" ({stretch.reason})" if stretch.reason else ""
+        raise VideoError(info.path, f"only {count} of {info.frames} frames decode{why}")
 
 
 class _Picture:
     """Frame -> yuv420p frame of even sizes, scaled and upright. The first one settles the size."""
 
-    def __init__(self, short_side: int):
+    def __init__(self, path: str, short_side: int):
+        self.path = path
         self.short_side = short_side
         self.size: tuple[int, int] | None = None  # width, height before rotation
-        self.quarter_turns = 0
+        self.quarter_turns, self.mirrored = 0, False
         self.reformatter = require_av().video.reformatter.VideoReformatter()
 
     def __call__(self, frame: Any) -> Any:
         if self.size is None:
             self.size = even_size(frame.width, frame.height, self.short_side)
-            self.quarter_turns = rotation_of(frame) // 90
+            self.quarter_turns, self.mirrored = upright_by(self.path, frame)
         colours = {}
         if frame.colorspace == _MATRIX_RGB or frame.format.is_rgb:
             colours = {"dst_colorspace": _MATRIX_BT601, "dst_color_range": _RANGE_LIMITED}
         small = self.reformatter.reformat(
             frame, *self.size, "yuv420p", interpolation="BILINEAR", **colours, **single_thread()
         )
-        return _turned(small, self.quarter_turns) if self.quarter_turns else small
+        if not self.quarter_turns and not self.mirrored:
+            return small
+        return _turned(small, self.quarter_turns, self.mirrored)
 
 
 def even_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -174,12 +174,12 @@ def even_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return width, height
 
 
-def _turned(frame: Any, quarter_turns: int) -> Any:
-    """A yuv420p frame turned counterclockwise."""
+def _turned(frame: Any, quarter_turns: int, mirrored: bool) -> Any:
+    """A yuv420p frame turned counterclockwise, then mirrored left to right."""
     width, height = frame.width, frame.height
     luma, chroma = np.split(frame.to_ndarray(), [height])
     planes = [luma, *chroma.reshape(2, height // 2, width // 2)]
-    planes = [np.rot90(plane, quarter_turns) for plane in planes]
+    planes = [upright(plane, quarter_turns, mirrored) for plane in planes]
     stacked = np.concatenate([plane.ravel() for plane in planes])
     turned = require_av().VideoFrame.from_ndarray(
         stacked.reshape(-1, planes[0].shape[1]), format="yuv420p"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fastseq.video._av import VideoError
+from fastseq.video.decode import INTERLACED
 from fastseq.video.engines.dali_inputs import (
     File,
     Inputs,
@@ -38,12 +39,16 @@ def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
     """Why DALI does not give exactly the frames of a video, with the fix; None if it does.
 
     Args:
-        info: of the video, or anything with its `path`, `codec` and `note`.
+        info: of the video, or anything with its `path`, `codec`, `note` and `random_access`.
         device: "cpu" or "gpu".
         version: of DALI. Versions after 2.1.0 decode no H.264 and no HEVC on the CPU.
     """
     if info.note:
         return f"the file is damaged ({info.note}); {_FIX}"
+    if getattr(info, "interlaced", False):
+        return INTERLACED
+    if not getattr(info, "random_access", True):
+        return f"packets are marked as key frames that are none, and DALI believes them; {_FIX}"
     if info.path.lower().endswith(_CLOSED):
         return f"DALI opens no {', '.join(_CLOSED)} files; the PyAV engine reads them"
     if device == "gpu":

@@ -9,8 +9,9 @@ import numpy as np
 
 from fastseq.video._av import VideoError
 from fastseq.video.augment import blur_kernel, colour_map
-from fastseq.video.decode import open_video, past_the_end
+from fastseq.video.decode import past_the_end
 from fastseq.video.reader import VideoInfo, probe
+from fastseq.video.source import open_video
 from fastseq.video.work import Clip, Reading, box_of, check_size, wanted_frames
 
 # (red, blue) weights in luma of FFmpeg's AVColorSpace numbers; the others are Rec. 601's.
@@ -77,7 +78,7 @@ def inspect(path: str, device: str, version: str, time_limit: float) -> File:
         if container.streams.best("video").index != stream.index:
             raise VideoError(
                 path,
-                "of its several video streams DALI takes another one than the first; "
+                "of its several video streams DALI takes another one than players do; "
                 "`python -m training.prepare --transcode` keeps that one alone",
             )
         codec = stream.codec_context
@@ -126,7 +127,7 @@ def inputs_of(reading: Reading, file: File, size: int) -> Inputs:
     for clip, order in zip(reading.clips, places, strict=True):
         draw = {
             "order": order.astype(np.int32),
-            **_geometry(clip, reading, info.rotation),
+            **_geometry(clip, reading, info.rotation, info.mirrored),
             **_pixels(clip, file, size),
         }
         clips.append(draw)
@@ -139,7 +140,7 @@ def inputs_of(reading: Reading, file: File, size: int) -> Inputs:
     return Inputs(encoded, wanted.astype(np.int32), (len(wanted), *stored, 3), tuple(clips))
 
 
-def _geometry(clip: Clip, reading: Reading, rotation: int) -> dict[str, Any]:
+def _geometry(clip: Clip, reading: Reading, rotation: int, mirrored: bool) -> dict[str, Any]:
     """`start`, `end`, `flips`, `turned`.
 
     The box is one of the stored frame. A quarter turn is a flip and `turned`.
@@ -147,6 +148,8 @@ def _geometry(clip: Clip, reading: Reading, rotation: int) -> dict[str, Any]:
     draw, height, width = clip.draw, reading.height, reading.width
     top, left, rows, columns = box_of(clip, reading)
     bottom, right = top + rows, left + columns
+    if mirrored:
+        left, right = width - right, width - left
     if rotation == 90:  # the stored frame, turned counterclockwise by `rotation`, is upright
         top, bottom, left, right = left, right, height - bottom, height - top
     elif rotation == 180:
@@ -154,8 +157,9 @@ def _geometry(clip: Clip, reading: Reading, rotation: int) -> dict[str, Any]:
     elif rotation == 270:
         top, bottom, left, right = width - right, width - left, top, bottom
     turned = rotation in (90, 270)
-    flip_rows = (rotation in (180, 270)) ^ (draw.flip and turned)
-    flip_columns = (rotation in (90, 180)) ^ (draw.flip and not turned)
+    flip = draw.flip != mirrored
+    flip_rows = (rotation in (180, 270)) ^ (flip and turned)
+    flip_columns = (rotation in (90, 180)) ^ (flip and not turned)
     return {
         "start": np.array([top, left], np.int32),
         "end": np.array([bottom, right], np.int32),

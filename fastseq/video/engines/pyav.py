@@ -116,7 +116,7 @@ class PyAVEngine:
             for place, number in enumerate(wanted):
                 take(place, video[number].numpy())
         else:
-            info, converter = self._info(reading), Converter(None, frame_size)
+            info, converter = self._info(reading), Converter(reading.path, None, frame_size)
             deadline = Deadline(reading.path, self.time_limit)
             deliver(reading.path, wanted, info, converter, deadline, take)
         for clip, frames, pixels in zip(reading.clips, resized, out, strict=True):

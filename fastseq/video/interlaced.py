@@ -1,0 +1,45 @@
+"""Progressive pictures of interlaced video, one of each two fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fastseq.video._av import require_av
+
+
+def deinterlaced(stream: Any, frames: Iterable[Any]) -> Iterator[Any]:
+    """As many frames as come in, those that are interlaced passed through FFmpeg's bwdif.
+
+    A picture is made of its frame and both neighbours: the frames have to come in order.
+    """
+    av, graph = require_av(), None
+    for number, frame in enumerate(frames):
+        if graph is None:
+            graph = av.filter.Graph()
+            source = graph.add_buffer(
+                width=frame.width,
+                height=frame.height,
+                format=frame.format.name,
+                time_base=stream.time_base,
+            )
+            bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+            sink = graph.add("buffersink")
+            source.link_to(bwdif)
+            bwdif.link_to(sink)
+            graph.configure()
+        frame.pts = number  # the filter goes by them, and the file's may be missing
+        graph.push(frame)
+        yield from _ready(graph)
+    if graph is not None:
+        graph.push(None)
+        yield from _ready(graph)
+
+
+def _ready(graph: Any) -> Iterator[Any]:
+    av = require_av()
+    while True:
+        try:
+            yield graph.pull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return

@@ -1,0 +1,108 @@
+"""Frames as the decoder gives them, and which of them are sound."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from fastseq.video._av import require_av
+from fastseq.video.timeline import Deadline, reason_of
+
+# No decoder keeps more frames back to put them into order.
+_MOST_HELD = 17
+
+
+@functools.cache
+def whole_pictures() -> frozenset[int]:
+    """Types of pictures that refer to no other: PyAV has none for codecs without such types."""
+    kinds = require_av().video.frame.PictureType
+    return frozenset({int(kinds.NONE), int(kinds.I), int(kinds.SI)})
+
+
+class Stretch:
+    """Frames of a file from its current position on.
+
+    A frame between two others (a B-frame) comes after the decoder has given the later one: if that
+    one is damaged, `damaged` says so by then.
+
+    Args:
+        stamps: time stamps of frames that are wanted. The decoder need not make others that no
+            frame refers to. None: all are wanted.
+
+    Attributes:
+        damaged: time stamps of packets that raised an error and of frames that the decoder has made
+            up in part; None for one without a time stamp.
+        stopped: whether a packet raised an error: from there on nobody can count frames.
+        reason: FFmpeg's words for the first error.
+    """
+
+    def __init__(
+        self, container: Any, stream: Any, deadline: Deadline, stamps: set[int] | None = None
+    ):
+        self.damaged: set[int | None] = set()
+        self.stopped, self.reason = False, ""
+        self._frames = self._in_order(self._decoded(container, stream, deadline, stamps))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._frames
+
+    def _decoded(
+        self, container: Any, stream: Any, deadline: Deadline, stamps: set[int] | None
+    ) -> Iterator[Any]:
+        av = require_av()
+        packets = container.demux(stream)
+        while True:
+            packet = None
+            try:
+                packet = next(packets, None)
+                deadline.check()
+                if packet is None:
+                    return
+                if stamps is not None:
+                    needed = packet.pts is None or packet.pts in stamps
+                    stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+                made = packet.decode()
+            except av.error.ExitError as error:
+                raise deadline.error() from error
+            except av.error.FFmpegError as error:
+                self.stopped, self.reason = True, self.reason or reason_of(error)
+                if packet is None:  # the file ends here
+                    return
+                self.damaged.add(packet.pts)
+                continue
+            for frame in made:
+                if frame.is_corrupt:
+                    self.reason = self.reason or "FFmpeg had to make up a part of it"
+                    self.damaged.add(frame.pts)
+                yield frame
+
+    def _in_order(self, frames: Iterator[Any]) -> Iterator[Any]:
+        between = int(require_av().video.frame.PictureType.B)
+        held: list[Any] = []
+        for frame in frames:
+            held.append(frame)
+            if frame.pict_type != between or len(held) > _MOST_HELD:
+                yield from held
+                held.clear()
+        yield from held
+
+
+def counted(stretch: Stretch) -> Iterator[tuple[int, Any, bool]]:
+    """(frames so far, frame, whether it is sound) from the start of a file without a timeline.
+
+    After damage frames are sound again from the next key frame on. The iterator ends where a packet
+    raises an error, as nobody knows how many frames are lost; packets before the first frame are
+    those of a file that starts between two key frames.
+    """
+    for count, frame in enumerate(stretch, 1):
+        whole = frame.key_frame and not frame.is_corrupt and frame.pict_type in whole_pictures()
+        if count == 1:
+            stretch.stopped, stretch.reason = False, ""
+            if whole or not frame.is_corrupt:
+                stretch.damaged.clear()
+        if stretch.stopped:
+            return
+        if whole:
+            stretch.damaged.clear()
+        yield count, frame, not stretch.damaged
