@@ -10,7 +10,7 @@ import numpy as np
 from fastseq.video.gaps import Gaps, gaps_of
 from fastseq.video.source import open_video
 from fastseq.video.stretch import Stretch, counted
-from fastseq.video.timeline import Deadline, Timeline
+from fastseq.video.timeline import Deadline, Scan, Timeline
 
 _SHOWN = 5
 
@@ -38,8 +38,9 @@ class Judged:
     times: list[float] = field(default_factory=list)
 
 
-def judge(path: str, timeline: Timeline | None, deadline: Deadline, whole: bool) -> Judged:
+def judge(path: str, found: Scan, deadline: Deadline, whole: bool) -> Judged:
     """Decode a file, or its first frame alone if that is the one that the timeline promises."""
+    timeline = found.timeline
     with open_video(path, deadline) as (container, stream):
         stretch = Stretch(container, stream, deadline)
         if timeline is None:
@@ -58,7 +59,9 @@ def judge(path: str, timeline: Timeline | None, deadline: Deadline, whole: bool)
             stamps.append(frame.pts)
     known = [stamp for stamp in stamps if stamp is not None]
     shown = not stretch.damaged and len(known) == len(stamps) == len(timeline.pts)
-    if out.interlaced or (shown and known != sorted(known)):
+    # Frames that come in another order; a file that is cut within a group and lacks its start.
+    late = not found.begins and not stretch.damaged and known[:1] > [timeline.pts[0]]
+    if out.interlaced or late or (shown and known != sorted(known)):
         with open_video(path, deadline) as (container, stream):
             return _without_timeline(Stretch(container, stream, deadline))
     missing = timeline.pts[~np.isin(timeline.pts, known)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastseq.video._av import VideoError, require_av, single_thread
+from fastseq.video.damage import judge
 from fastseq.video.orientation import UnknownOrientation, orientation_of, upright
 from fastseq.video.source import open_video
 from fastseq.video.stretch import Stretch, counted, whole_pictures
@@ -122,7 +123,10 @@ def deliver(
     if info is None:
         with open_video(path, deadline) as (container, stream):
             found = scan(container, stream, deadline)
-            timeline, note = found.timeline, found.note
+        timeline, note = found.timeline, found.note
+        if timeline is not None and not found.begins:
+            info = judge(path, found, deadline, whole=True)
+            timeline, note, gaps = info.timeline, info.note, info.gaps
     frames = info.frames if info is not None else timeline and len(timeline.pts)
     if frames is not None and wanted[-1] >= frames:
         raise VideoError(path, past_the_end(int(wanted[-1]), frames, note))

@@ -45,7 +45,7 @@ def _length_size(extradata: bytes | None, place: int) -> int:
 
 def _units(packet: bytes, length_size: int) -> Iterator[bytes]:
     """The NAL units of a packet."""
-    if length_size and not packet.startswith((b"\0\0\0\1", b"\0\0\1")):
+    if length_size:
         start = 0
         while start + length_size < len(packet):
             length = int.from_bytes(packet[start : start + length_size], "big")

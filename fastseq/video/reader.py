@@ -86,9 +86,9 @@ def probe(
         time_base, reorder = stream.time_base, stream.codec_context.has_b_frames
         _, remark = chosen_stream(path, container)
     timeline = found.timeline
-    # More than the stream says: frames may not come in the order of their time stamps.
-    whole = decode or bool(found.note) or timeline is None or timeline.delay() > reorder
-    judged = judge(path, timeline, deadline, whole)
+    whole = decode or bool(found.note) or not found.begins
+    whole = whole or timeline is None or timeline.doubtful(reorder)
+    judged = judge(path, found, deadline, whole)
     if judged.first is None:
         why = found.note or judged.note
         raise VideoError(path, f"no frame can be decoded{f': {why}' if why else ''}")

@@ -43,8 +43,8 @@ def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[An
 def chosen_stream(path: str, container: Any) -> tuple[Any, str]:
     """The video stream that players show, and a remark if there are several.
 
-    The one marked as default, among several or without any FFmpeg's choice (size, number of
-    frames). Cover pictures and thumbnails never.
+    FFmpeg's choice: the one marked as default, among several the one of the most frames and the
+    largest. Cover pictures and thumbnails never.
     """
     flags = require_av().stream.Disposition
     pictures = flags.attached_pic | flags.timed_thumbnails
@@ -57,11 +57,11 @@ def chosen_stream(path: str, container: Any) -> tuple[Any, str]:
         raise VideoError(path, "the video's codec is unknown to this FFmpeg")
     if len(streams) == 1:
         return known[0], ""
-    marked = [stream for stream in known if stream.disposition & flags.default]
-    candidates = marked or known
     best = container.streams.best("video")
-    stream = next((s for s in candidates if best and s.index == best.index), candidates[0])
-    why = "marked as default" if len(marked) == 1 else "the one that FFmpeg prefers"
+    stream = next((s for s in known if best and s.index == best.index), known[0])
+    marked = [stream for stream in known if stream.disposition & flags.default]
+    alone = len(marked) == 1 and marked[0] is stream
+    why = "the only one marked as default" if alone else "the one that FFmpeg prefers"
     codec = stream.codec_context
     return stream, (
         f"of {len(streams)} video streams number {stream.index} is read, {why} "

@@ -15,6 +15,7 @@ from fastseq.video.entry import is_entry
 # Containers that store one presented frame per packet, each with its own time stamp. Elsewhere
 # (AVI, MPEG-TS, raw streams) time stamps are missing or a packet may hold one field only.
 _ONE_PACKET_PER_FRAME = {"mov", "mp4", "matroska", "webm"}
+_FEW = 0.1
 # VP8 stores its hidden reference frames as packets of their own.
 _HIDDEN_FRAME_CODECS = {"vp8"}
 
@@ -61,6 +62,16 @@ class Timeline:
         """Frames that a decoder has to keep back to give them in the order of their time stamps."""
         return int((np.arange(len(self.order)) - self.order).max(initial=0))
 
+    def doubtful(self, reorder: int) -> bool:
+        """Whether frames may come in another order than that of their time stamps.
+
+        They may where a decoder would have to keep back more frames than the `reorder` of the
+        stream, and where few packets are out of order: between two others come most frames of a
+        stream or none, and a few are stamps that got exchanged.
+        """
+        moved = np.mean(self.order != np.arange(len(self.order)))
+        return self.delay() > reorder or 0 < moved < _FEW
+
     def spoilt(self, stamps: Iterable[int | None]) -> np.ndarray:
         """bool (n,): frames that may refer to one of the damaged packets of these time stamps.
 
@@ -95,6 +106,7 @@ class Scan:
     Attributes:
         timeline: None where packets do not map to frames one to one for certain.
         note: that the file breaks off, if the demuxer notices; else empty.
+        begins: whether the first packet is one that decoding can begin with.
         random_access: False if packets are flagged as key frames that are none.
         declared: frames that the header announces and the packets do not make up for.
         packets: their number, and `rate`: packets a second by their time stamps for decoding; None
@@ -103,6 +115,7 @@ class Scan:
 
     timeline: Timeline | None
     note: str
+    begins: bool
     random_access: bool
     declared: int
     packets: int
@@ -138,7 +151,7 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
     stamps: list[int | None] = []
     decoding: list[int | None] = []
     keys: list[int] = []
-    first, starts_with_key, random_access, note = None, False, True, ""
+    first, begins, random_access, note = None, False, True, ""
     try:
         for count, packet in enumerate(container.demux(stream)):
             if count % 256 == 0:
@@ -148,7 +161,7 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
             key = packet.is_keyframe and is_entry(codec.name, codec.extradata, bytes(packet))
             random_access = random_access and key == packet.is_keyframe
             if first is None:
-                first, starts_with_key = packet, key
+                first, begins = packet, key
             if key and packet.pts is not None:
                 keys.append(packet.pts)
             if packet.is_corrupt and not note:
@@ -166,7 +179,6 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
         formats & _ONE_PACKET_PER_FRAME
         and codec.name not in _HIDDEN_FRAME_CODECS
         and stamps
-        and starts_with_key
         and first.pts is not None
         and None not in stamps
     )
@@ -182,7 +194,7 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
     note = note or _breaks_off_early(container, stream, timeline)
     if note and timeline is not None:
         timeline = timeline.certain()
-    return Scan(timeline, note, random_access, declared, len(decoding), rate)
+    return Scan(timeline, note, begins, random_access, declared, len(decoding), rate)
 
 
 def _breaks_off_early(container: Any, stream: Any, timeline: Timeline | None) -> str:

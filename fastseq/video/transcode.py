@@ -128,7 +128,7 @@ def _frames(info: VideoInfo, time_limit: float | None) -> Iterator[Any]:
             if count > info.frames or (expected is not None and frame.pts != expected):
                 raise VideoError(info.path, f"frame {count - 1} does not decode")
             if stretch.damaged:
-                reason = f"frame {count - 1} is damaged ({stretch.reason})"
+                reason = f"frame {count - 1} does not decode soundly ({stretch.reason})"
                 raise VideoError(info.path, reason)
             yield frame
             deadline.restart()

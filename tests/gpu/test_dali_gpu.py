@@ -10,6 +10,7 @@ from video.counter_video import HEIGHT, WIDTH
 from video.dali_cases import (
     ANY_VERSION,
     H264_AND_HEVC,
+    MATRICES,
     check_colours,
     check_counters,
     check_rotation,
@@ -76,10 +77,10 @@ def test_augmentation_is_that_of_the_cpu(folder, make_engine):
     check_stages(make_engine(40), path, **CLOSE, reference=by_cpu)
 
 
-@pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
-def test_rotation_is_applied(folder, make_engine, clockwise):
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_rotation_and_mirrors_are_applied(folder, make_engine, matrix):
     path = texture(folder / "turned.mp4", size=(160, 144), count=6, chroma=False)
-    check_rotation(make_engine(32), path, clockwise, **CLOSE, reference=by_cpu)
+    check_rotation(make_engine(32), path, MATRICES[matrix], **CLOSE, reference=by_cpu)
 
 
 @pytest.mark.parametrize("coloured", [(), (0,), (1,), (0, 1)])

@@ -11,8 +11,8 @@ av = pytest.importorskip("av")
 
 from video.counter_video import encode, read_counter  # noqa: E402
 
-import fastseq.video.reader  # noqa: E402
 from fastseq.video import read_frames, write_video  # noqa: E402
+from fastseq.video.timeline import Deadline  # noqa: E402
 from training.data.index import INDEX_NAME, load_index  # noqa: E402
 from training.prepare import main  # noqa: E402
 
@@ -158,14 +158,13 @@ def test_a_file_without_end_is_given_up_at_the_limit(folder, suffix, capsys):
 
 def test_a_slow_decode_is_given_up_at_the_limit(tmp_path, monkeypatch, capsys):
     encode(tmp_path / "slow.mp4", 400)
-    decoded = fastseq.video.reader.decoded
+    check = Deadline.check
 
-    def slowly(*args):
-        for frame in decoded(*args):
-            time.sleep(0.25)  # 100 s in all
-            yield frame
+    def slowly(deadline):  # before each packet is decoded
+        time.sleep(0.25)  # 100 s in all
+        check(deadline)
 
-    monkeypatch.setattr(fastseq.video.reader, "decoded", slowly)
+    monkeypatch.setattr(Deadline, "check", slowly)
     start = time.monotonic()
     assert main([str(tmp_path), "--verify", "--time-limit", "0.5"]) == 1
     assert 0.5 < time.monotonic() - start < 50

@@ -83,7 +83,7 @@ def remux(source: Path, target: Path, *, first_packet: int = 0, shift: int = 0) 
         copy = new.add_stream_from_template(stream)
         step = int(1 / (stream.average_rate * stream.time_base))
         for number, packet in enumerate(old.demux(stream)):
-            if packet.dts is None or number < first_packet:
+            if not packet.size or number < first_packet:
                 continue
             packet.pts -= shift * step
             packet.dts -= shift * step
@@ -93,9 +93,14 @@ def remux(source: Path, target: Path, *, first_packet: int = 0, shift: int = 0) 
 
 
 def set_rotation(path: Path, degrees_clockwise: int) -> Path:
-    """Rewrite the display matrix in the track header of an mp4 file."""
     cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees_clockwise]
-    matrix = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    return set_matrix(path, cos, sin, -sin, cos)
+
+
+def set_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
+    """Rewrite the display matrix in the track header of an mp4 file: (x, y) -> (a x + c y, ...)."""
+    a, b, c, d = (round(entry * 65536) for entry in (a, b, c, d))
+    matrix = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 4 + 40  # version-0 header fields before the matrix
     data[start : start + 36] = matrix

@@ -18,8 +18,11 @@ pytest.importorskip("nvidia.dali", reason='needs DALI: pip install "fastseq[dali
 from counter_video import HEIGHT, WIDTH
 from dali_cases import (
     ANY_VERSION,
+    COUNT,
     H264,
     H264_AND_HEVC,
+    MATRICES,
+    SEGMENTED,
     VERSION,
     X264,
     by_pyav,
@@ -54,6 +57,14 @@ def test_every_index_gives_its_frame(folder, engine, name):
 
 
 @needs_h264
+def test_key_frames_that_are_none_are_refused(folder, engine):
+    path = encode(folder / "intra_refresh.mp4", COUNT, options=SEGMENTED)
+    reading = reading_of(path, [[3]], [plain(HEIGHT, WIDTH)])
+    with pytest.raises(VideoError, match="marked as key frames that are none"):
+        run(engine, [reading])
+
+
+@needs_h264
 @pytest.mark.parametrize("name", H264_AND_HEVC)
 def test_every_index_gives_its_frame_h264_and_hevc(folder, engine, name):
     check_counters(engine, H264_AND_HEVC[name](folder / name))
@@ -80,10 +91,10 @@ def test_augmentation_is_that_of_apply_draw(folder, gpu_operators, border):
 
 
 @BOTH
-@pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
-def test_rotation_is_applied(folder, clockwise, gpu_operators, border):
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_rotation_and_mirrors_are_applied(folder, matrix, gpu_operators, border):
     engine = engine_of(32, gpu_operators=gpu_operators)
-    check_rotation(engine, texture(folder / "turned.mp4", count=6), clockwise, border)
+    check_rotation(engine, texture(folder / "turned.mp4", count=6), MATRICES[matrix], border)
     engine.close()
 
 
