@@ -52,7 +52,7 @@ def test_a_folder_with_bad_files(folder, capsys):
     assert "left out: 3 files" in out
     assert "FFmpeg cannot open it) (2): cut.mp4, text.mp4" in out
     assert "the file is empty (0 bytes) (1): zero.mov" in out
-    assert "ignored: 2 files" in out
+    assert "ignored: 1 .txt (notes.txt), 1 no regular file (pipe.mp4)\n" in out
     index = load_index(folder)
     assert [video.id for video in index.videos] == ["a.mp4", "b.mp4"]
     assert sorted(entry["path"] for entry in index.bad) == ["cut.mp4", "text.mp4", "zero.mov"]
@@ -67,7 +67,7 @@ def test_names_in_another_encoding_and_broken_links(folder):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert r"the file is empty (0 bytes) (1): caf\udce9.mp4" in done.stdout
-    assert "ignored: 1 files without the ending of a video's name, or broken links" in done.stdout
+    assert "ignored: 1 broken link (annexed.mp4)\n" in done.stdout
 
 
 def test_verify_finds_damage_that_packets_do_not_show(folder, capsys):
