@@ -128,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in passed_over(found, sequences):
         print(line)
     print(f"written: {index.folder / INDEX_NAME}")
+    if sequences and index.videos:
+        print('how to make videos of numbered pictures: training/data/README.md, "Pictures"')
     if not index.videos:
         if sequences:
             print(how_to_make_videos(args.folder.resolve(), sequences))
