@@ -1,5 +1,6 @@
 """labels.json as people write it: encodings, spellings of names, keys given twice."""
 
+import dataclasses
 import json
 import os
 import unicodedata
@@ -10,10 +11,11 @@ import pytest
 
 pytest.importorskip("av")
 
-from fastseq.video import write_video
+from fastseq.video import probe, write_video
 from training.data.index import build_index, load_index
 from training.data.labels import LabelError, Labels, phases_of, read_labels
 from training.data.names import Names
+from training.prepare import main
 from training.transcode import transcode_folder
 
 ENTRY = {"action": "s", "split": "test", "boundaries": [4]}
@@ -164,3 +166,65 @@ def test_names_in_another_encoding_are_copied(tmp_path):
     (tmp_path / "in" / "labels.json").write_text(json.dumps(content(name)))
     transcode_folder(tmp_path / "in", tmp_path / "out")
     assert list(json.loads((tmp_path / "out" / "labels.json").read_text())["videos"]) == [name]
+
+
+def test_damaged_videos_with_labels_stop_nothing(tmp_path, capsys):
+    """Verified or copied or neither, labelled or not: reported, and the sound ones are used."""
+    folder = tmp_path / "in"
+    for name in ("a.mp4", "b.mp4"):
+        clip(folder / name)
+    noise = np.random.default_rng(0).integers(0, 256, (25, 64, 64, 3), dtype=np.uint8)
+    write_video(folder / "hole.mp4", noise, 25)
+    data = bytearray((folder / "hole.mp4").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = b"\xff" * 2000
+    (folder / "hole.mp4").write_bytes(data)
+    (folder / "zero.mp4").write_bytes(b"")
+    labels = content("a.mp4", "b.mp4")
+    labels["videos"]["hole.mp4"] = {"action": "s", "boundaries": [25]}
+    labels["videos"]["zero.mp4"] = ENTRY
+    for given in (labels, content("a.mp4"), None):
+        (folder / "labels.json").unlink(missing_ok=True)
+        if given is not None:
+            (folder / "labels.json").write_text(json.dumps(given))
+        for options in ([], ["--verify"], ["--transcode", str(tmp_path / "out")]):
+            assert main([str(folder), *options]) == 0
+            out = capsys.readouterr().out
+            unused = "labels not copied" if len(options) == 2 else "labels not used"
+            count = 1 + (len(options) == 2)
+            assert (f"{unused}: {count} videos\n  the video is left out" in out) == (
+                given is labels
+            )
+            assert "the file is empty (0 bytes) (1): zero.mp4" in out
+            if options:
+                assert "hole.mp4" in out
+            cut = "labels cut to the frames there are: 1 damaged videos\n"
+            assert (cut in out) == (given is labels and options == ["--verify"])
+            made = load_index(options[1] if len(options) == 2 else folder)
+            assert [video.id for video in made.videos][:2] == ["a.mp4", "b.mp4"]
+            if cut in out:
+                assert "(1): hole.mp4" in out.split(cut)[1].splitlines()[0]
+                hole = made.videos[2]
+                assert hole.phases.tolist() == [0] * hole.frames
+                assert 0 < hole.frames < 25
+                assert made.changed_labels == ["hole.mp4"]
+    labels["videos"]["a.mp4"] = {"action": "s", "boundaries": [10]}  # of a sound video: an error
+    (folder / "labels.json").write_text(json.dumps(labels))
+    assert main([str(folder), "--verify"]) == 2
+    assert "a.mp4: boundary 10 lies past the video's 9 frames" in capsys.readouterr().err
+
+
+def test_frames_behind_a_gap_keep_their_labels(tmp_path, monkeypatch):
+    """A gap counts: its frames have numbers, and labels."""
+    clip(tmp_path / "a.mp4")
+    labels = content()
+    labels["videos"]["a.mp4"] = {"action": "s", "phases": [0, 0, 0, 1, 1, 1, 1, 0, 1, 1, 1]}
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    with pytest.raises(LabelError, match="11 phases for 9 frames"):
+        build_index(tmp_path)
+    info = dataclasses.replace(probe(tmp_path / "a.mp4"), frames=9, gaps=((2, 4), (6, 7)))
+    monkeypatch.setattr("fastseq.video.probe", lambda path, **options: info)
+    build_index(tmp_path)
+    index = load_index(tmp_path)
+    assert index.videos[0].phases.tolist() == [0, 0, 0, 1, 1, 1, 1, 0, 1]
+    assert index.videos[0].gaps == ((2, 4), (6, 7))
+    assert index.changed_labels == ["a.mp4"]
