@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import training.data.files  # noqa: E402
 from fastseq.video import read_frames  # noqa: E402
 from training.data.files import as_patterns, by_name, find_videos, holds_video  # noqa: E402
 from training.data.index import StaleIndex, build_index, load_index  # noqa: E402
+from training.data.pictures import Pictures, program  # noqa: E402
 from training.prepare import main  # noqa: E402
 
 ENDINGS = {  # with a codec that FFmpeg's own writer takes
@@ -209,6 +211,14 @@ def test_numbered_pictures_and_the_way_to_videos(tmp_path, capsys):
     assert "3 sequences" in out
     assert "import re" not in out
     assert "training/data/README.md" in out
+
+
+def test_the_program_of_the_documentation_is_the_one_that_is_printed():
+    text = Path(training.data.files.__file__).with_name("README.md").read_text(encoding="utf-8")
+    documented = text.split("## Pictures")[1].split("```python\n")[1].split("```")[0]
+    printed = program(Path("/x/FOLDER"), [Pictures("0001", "", ".jpg", 9)])
+    same = [line for line in printed.splitlines() if not line.startswith("source, ")]
+    assert [line for line in documented.splitlines() if not line.startswith("source, ")] == same
 
 
 def test_a_linked_folder_and_a_pipe(tmp_path):
