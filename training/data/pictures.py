@@ -22,7 +22,7 @@ source, target, fps = Path({source!r}), Path({target!r}), 25
 videos = {{}}
 for path in source.rglob("*"):
     numbered = re.fullmatch(r"(.*?)(\\d+)", path.stem)
-    if numbered and path.suffix == {ending!r}:
+    if numbered and path.suffix == "{ending}":
         name = path.parent.relative_to(source.parent) / numbered[1]
         videos.setdefault(name, []).append((int(numbered[2]), path))
 for name, pictures in videos.items():
