@@ -12,11 +12,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.data.pictures import Pictures, named, numbered_pictures, program
+
 if TYPE_CHECKING:
+    from training.data.files import Found
     from training.data.index import Index
     from training.transcode import Report
 
 _SHOWN = 10
+_FEW = 3
+_UNUSED = "the video is left out"
+_FAR = (
+    "reading begins far ahead of a frame; `python -m training.prepare {} --transcode OUT` makes "
+    "copies that are quick"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="folder with videos, searched to any depth")
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="labels file (default: FOLDER/labels.json)"
+    )
+    parser.add_argument(
+        "--include",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATTERN",
+        help="files to take whatever their ending if they hold a video, such as '*.dat' (after "
+        "FOLDER; may be repeated). Without it, files whose ending says nothing are looked at, and "
+        "those that are texts, sounds, pictures, archives by their ending are ignored",
     )
     parser.add_argument(
         "--verify", action="store_true", help="decode every frame: finds all damage, takes longer"
@@ -67,9 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.time_limit > 0:
         parser.error(f"--time-limit must be positive, got {args.time_limit:g}")
 
-    from training.data.index import INDEX_NAME, build_index, find_videos  # slow: after --help
+    from training.data.files import INDEX_NAME, as_patterns
+    from training.data.index import build_index  # slow: after --help
 
     folder, labels, report = args.folder, args.labels, None
+    include = as_patterns(args.folder.resolve(), args.include)
     try:
         if args.transcode is not None:
             from training.transcode import Settings, transcode_folder
@@ -79,14 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 args.transcode,
                 Settings(**chosen),
                 labels=labels,
+                include=include,
                 time_limit=args.time_limit,
                 progress=True,
             )
             print(transcoded(report))
-            folder, labels = args.transcode, None
+            folder, labels, include = args.transcode, None, []
         index = build_index(
             folder,
             labels=labels,
+            include=include,
             verify=args.verify,
             time_limit=args.time_limit,
             progress=True,
@@ -100,19 +123,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted; {what}", file=sys.stderr)
         return 130
     print(summary(index))
-    _, others, closed = find_videos(args.folder)
-    if others:
-        print(f"ignored: {others} files without the ending of a video's name, or broken links")
-    for name in closed:
-        print(f"not looked into: {name}")
+    found = report.found if report else index.found
+    sequences = numbered_pictures(found.ignored)
+    for line in passed_over(found, sequences):
+        print(line)
     print(f"written: {index.folder / INDEX_NAME}")
+    if sequences and index.videos:
+        print('how to make videos of numbered pictures: training/data/README.md, "Pictures"')
     if not index.videos:
+        if sequences:
+            print(how_to_make_videos(args.folder.resolve(), sequences))
         bad = index.bad or (report.bad if report else [])
-        none = "none has the ending of a video file's name, or all are broken links"
-        why = "all are damaged" if bad else none
+        none = (
+            "none has the ending of a video file's name or holds a video, or all are broken links"
+        )
+        damaged = "all are damaged"
+        if any(entry["reason"].startswith("interlaced") for entry in bad):
+            damaged += " or interlaced"
+        why = damaged if bad else none
         print(f"error: no video can be used: {why}", file=sys.stderr)
         return 1
     return 0
+
+
+def passed_over(found: Found, sequences: Sequence[Pictures]) -> list[str]:
+    """Lines about the files of a folder that are not taken for videos."""
+    lines = []
+    groups = defaultdict(list)
+    for name, what in found.ignored.items():
+        groups[what].append(name)
+    if groups:
+        counted = [
+            f"{len(names)} {what} ({', '.join(names[:_FEW])}{', ...' * (len(names) > _FEW)})"
+            for what, names in sorted(groups.items(), key=lambda item: -len(item[1]))
+        ]
+        lines.append(f"ignored: {', '.join(counted)}")
+        lines.append("  one that is a video all the same: --include PATTERN")
+    if sequences:
+        lines.append(named(sequences))
+    lines += [f"--include {one}: no file of this name" for one in found.unmatched]
+    lines += [f"not looked into: {name}" for name in found.closed]
+    return lines
+
+
+def how_to_make_videos(folder: Path, sequences: Sequence[Pictures]) -> str:
+    """What to do with a folder that stores its videos as pictures."""
+    return (
+        "Make videos of the numbered pictures first: save this as make_videos.py, set fps, run "
+        f"`python make_videos.py` and then `python -m training.prepare` on the new folder\n\n"
+        f"{program(folder, sequences)}"
+    )
 
 
 def transcoded(report: Report) -> str:
@@ -123,6 +183,8 @@ def transcoded(report: Report) -> str:
         lines.append(f"copied before: {len(report.kept)} videos")
     bad = [(entry["reason"], entry["path"]) for entry in report.bad]
     lines += _grouped(f"not copied: {len(bad)} videos", bad)
+    unused = [(_UNUSED, name) for name in report.unused_labels]
+    lines += _grouped(f"labels not copied: {len(unused)} videos", unused)
     strays = [("no video of this name was copied", name) for name in report.strays]
     lines += _grouped(f"in the output folder all the same: {len(strays)} videos", strays)
     return "\n".join(lines)
@@ -146,8 +208,16 @@ def summary(index: Index) -> str:
         lines.append(f"  frames a video: {lengths[0]} to {lengths[-1]}, median {middle}")
     notes = [(video.note, video.id) for video in videos if video.note]
     lines += _grouped(f"used as far as they go: {len(notes)} damaged videos", notes)
+    cut = [("beyond the damage they count for nothing", name) for name in index.changed_labels]
+    lines += _grouped(f"labels cut to the frames there are: {len(cut)} damaged videos", cut)
+    far = [(_FAR.format(index.folder), video.id) for video in videos if not video.random_access]
+    lines += _grouped(f"slow to read: {len(far)} videos", far)
+    remarks = [(remark, video.id) for video in videos for remark in video.remarks]
+    lines += _grouped(f"to be known: {len({name for _, name in remarks})} videos", remarks)
     bad = [(entry["reason"], entry["path"]) for entry in index.bad]
     lines += _grouped(f"left out: {len(bad)} files", bad)
+    unused = [(_UNUSED, name) for name in index.unused_labels]
+    lines += _grouped(f"labels not used: {len(unused)} videos", unused)
     return "\n".join(lines)
 
 

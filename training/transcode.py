@@ -8,15 +8,18 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from fastseq.video._av import require_av
 from fastseq.video.transcode import check_settings, transcode
-from training.data.index import LABELS_NAME, find_videos, in_threads
-from training.data.labels import check_names, read_labels
+from training.data.files import LABELS_NAME, Found, find_videos
+from training.data.labels import Labels, match_names, read_labels
+from training.data.names import Names
+from training.data.threads import in_threads
 
 # Raised by one when the encoder's options change: files written before are done again.
 _FORMAT = 1
@@ -40,6 +43,8 @@ class Report:
         written: copied now; kept: were there already, from the same file with the same settings.
         bad: {path, reason} of the videos that were not copied, relative to the input folder.
         strays: videos in the output folder that belong to no video of the input folder.
+        unused_labels: videos with labels among those that were not copied.
+        found: the files of the input folder.
         frames, seconds: what was written now and how long it took.
     """
 
@@ -47,6 +52,8 @@ class Report:
     kept: list[str]
     bad: list[dict[str, str]]
     strays: list[str]
+    unused_labels: list[str]
+    found: Found
     frames: int
     seconds: float
 
@@ -57,6 +64,7 @@ def transcode_folder(
     settings: Settings | None = None,
     *,
     labels: str | os.PathLike | None = None,
+    include: Iterable[str] = (),
     time_limit: float = 60.0,
     progress: bool = False,
 ) -> Report:
@@ -68,6 +76,7 @@ def transcode_folder(
 
     Args:
         labels: labels file; default FOLDER/labels.json if there is one.
+        include: patterns of files that are looked at whatever their ending; see `find_videos`.
         time_limit: seconds without progress after which a file is given up.
         progress: show a bar.
     Raises:
@@ -82,15 +91,18 @@ def transcode_folder(
         raise NotADirectoryError(f"{folder} is not a folder")
     if folder.is_relative_to(out) or out.is_relative_to(folder):
         raise ValueError(f"{out} and {folder} must be two folders, none inside the other")
-    names, *_ = find_videos(folder)
+    files = find_videos(folder, include, progress=progress)
+    names = files.videos
     targets = {name: _target_name(name) for name in names}
     if len(set(targets.values())) < len(names):
         twice = next(n for n, t in targets.items() if n != t and t in targets)
         raise ValueError(f"{twice} and {targets[twice]} would get the same name; rename one")
     if labels is None and (folder / LABELS_NAME).is_file():
         labels = folder / LABELS_NAME
+    given = Labels({}, {})
     if labels is not None:
-        check_names(Path(labels), read_labels(Path(labels)), set(names))
+        names_of = Names(folder, names, files.ignored)
+        given = match_names(Path(labels), read_labels(Path(labels)), names_of)
     out.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
 
@@ -132,13 +144,15 @@ def transcode_folder(
                 bad[name] = result
                 (out / targets[name]).unlink(missing_ok=True)  # of what the file was before
     if labels is not None:
-        _copy_labels(Path(labels), out, targets, bad)
-    strays = set(find_videos(out)[0]) - set(targets.values())
+        _copy_labels(given, out, targets, bad)
+    strays = set(find_videos(out).videos) - set(targets.values())
     return Report(
         written=[targets[name] for name in names if name in written],
         kept=[targets[name] for name in names if states[name] == "done"],
         bad=[{"path": name, "reason": bad[name]} for name in names if name in bad],
         strays=sorted(strays),
+        unused_labels=[name for name in given.videos if name in bad],
+        found=files,
         frames=sum(written.values()),
         seconds=bar.seconds,
     )
@@ -188,21 +202,27 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _copy_labels(source: Path, out: Path, targets: dict[str, str], bad: dict[str, str]) -> None:
+def _copy_labels(labels: Labels, out: Path, targets: dict[str, str], bad: dict[str, str]) -> None:
     """Labels of the videos that were copied, under their new names. Frame numbers stay right."""
-    content = json.loads(source.read_text(encoding="utf-8"))
-    videos = content.get("videos", {})
-    content["videos"] = {targets[n]: entry for n, entry in videos.items() if n not in bad}
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    videos = {targets[n]: entry for n, entry in labels.videos.items() if n not in bad}
+    content = {**labels.content, "videos": videos}
+    data = _encoded(content)
     target = out / LABELS_NAME
-    if target.is_file() and target.read_text(encoding="utf-8") == text:
+    if target.is_file() and target.read_bytes() == data:
         return
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    try:
+        return f"{json.dumps(content, indent=1, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:  # a file name in another encoding than UTF-8
+        return f"{json.dumps(content, indent=1)}\n".encode()
 
 
 class _Bar:

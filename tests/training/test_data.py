@@ -19,12 +19,12 @@ from fastseq.video import (
     write_video,
 )
 from training.data.dataset import load_videos, open_loader
+from training.data.files import find_videos
 from training.data.index import (
     INDEX_NAME,
     StaleIndex,
     VideoRecord,
     build_index,
-    find_videos,
     load_index,
 )
 from training.data.labels import LabelError
@@ -101,7 +101,9 @@ def test_index_of_a_folder(folder):
     }
     (folder / "labels.json").write_text(json.dumps(labels))
     built = build_index(folder)
-    assert find_videos(folder) == (["a.mp4", "b.mp4", "more/c.mp4", "zero.mp4"], 1, [])
+    found = find_videos(folder)
+    assert found.videos == ["a.mp4", "b.mp4", "more/c.mp4", "zero.mp4"]
+    assert (found.ignored, found.closed) == ({"notes.txt": ".txt"}, [])
     for index in (built, load_index(folder), load_index(str(folder))):
         assert index.folder == folder.resolve()
         assert [(v.id, v.frames) for v in index.videos] == list(LENGTHS.items())
@@ -140,7 +142,12 @@ def test_a_phase_that_is_never_reached(folder):
         ({"a.mp4": {"boundaries": [-1]}}, "frame numbers from 0"),
         ({"a.mp4": {"phases": [0] * 29}}, "a.mp4: 29 phases for 30 frames; give one per"),
         ({"a.mp4": {"phases": [0] * 29 + [3]}}, "phase 3 at frame 29 is out of range.*0 to 2"),
-        ({"a.mp4": {"phases": [0.5]}}, "list of whole numbers"),
+        ({"a.mp4": {"phases": [0.5]}}, "list of whole numbers, got 0.5 at place 0$"),
+        ({"a.mp4": {"boundaries": [4, 9.0]}}, "got 9.0 at place 1; write 9"),
+        ({"a.mp4": {"boundaries": ["4"]}}, 'got "4" at place 0; write 4'),
+        ({"a.mp4": {"boundaries": [True]}}, "got true at place 0"),
+        ({"a.mp4": {"boundaries": None}}, "'boundaries' must be a list .*, got null"),
+        ({"a.mp4": {"boundaries": [1e400]}}, "got Infinity at place 0"),
         ({"a.mp4": {"boundary": [3]}}, "unknown key 'boundary', did you mean 'boundaries'"),
         ({"a.mp4": {"split": "val"}}, "split is 'val', expected 'train' or 'test'"),
         ({"a.mp4": {"action": "run", "boundaries": [3]}}, "\"classes\" does not name .* 'run'"),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -52,7 +53,7 @@ def test_a_folder_with_bad_files(folder, capsys):
     assert "left out: 3 files" in out
     assert "FFmpeg cannot open it) (2): cut.mp4, text.mp4" in out
     assert "the file is empty (0 bytes) (1): zero.mov" in out
-    assert "ignored: 2 files" in out
+    assert "ignored: 1 .txt (notes.txt), 1 no regular file (pipe.mp4)\n" in out
     index = load_index(folder)
     assert [video.id for video in index.videos] == ["a.mp4", "b.mp4"]
     assert sorted(entry["path"] for entry in index.bad) == ["cut.mp4", "text.mp4", "zero.mov"]
@@ -67,7 +68,7 @@ def test_names_in_another_encoding_and_broken_links(folder):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert r"the file is empty (0 bytes) (1): caf\udce9.mp4" in done.stdout
-    assert "ignored: 1 files without the ending of a video's name, or broken links" in done.stdout
+    assert "ignored: 1 broken link (annexed.mp4)\n" in done.stdout
 
 
 def test_verify_finds_damage_that_packets_do_not_show(folder, capsys):
@@ -198,6 +199,42 @@ def test_labels(folder, capsys):
     assert main([str(folder), "--labels", str(folder / "mine.json")]) == 2
     assert "c.mp4: no such video in the folder" in capsys.readouterr().err
     assert (folder / INDEX_NAME).read_bytes() == before
+
+
+def test_what_is_worth_knowing_is_in_the_summary_and_the_index(folder, capsys, monkeypatch):
+    encode(folder / "fields.mp4", 3)
+    changes = {
+        "a.mp4": {"random_access": False, "remarks": ("two video streams, the first one taken",)},
+        "b.mp4": {"mirrored": True},
+        "fields.mp4": {"interlaced": True},
+    }
+    probe = fastseq.video.probe
+
+    def changed(path, **options):
+        return dataclasses.replace(probe(path, **options), **changes[os.path.basename(path)])
+
+    monkeypatch.setattr(fastseq.video, "probe", changed)
+    assert main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    for lines in (
+        "slow to read: 1 videos\n  reading begins far ahead of a frame; `python -m "
+        f"training.prepare {folder} --transcode OUT` makes copies that are quick (1): a.mp4\n",
+        "to be known: 1 videos\n  two video streams, the first one taken (1): a.mp4\n",
+        "left out: 1 files\n  interlaced (two fields a frame), not read as it is: `python -m "
+        f"training.prepare {folder} --transcode OUT` makes a progressive copy",
+    ):
+        assert lines in out
+    a, b = load_index(folder).videos
+    assert (a.random_access, a.remarks, a.mirrored) == (
+        False,
+        ("two video streams, the first one taken",),
+        False,
+    )
+    assert (b.random_access, b.remarks, b.mirrored, b.gaps) == (True, (), True, ())
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).unlink()
+    assert main([str(folder)]) == 1
+    assert "all are damaged or interlaced" in capsys.readouterr().err
 
 
 def test_time_limit(folder, capsys):

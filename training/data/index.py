@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -14,13 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from training.data.labels import Labels, check_names, phases_of, read_labels
+from training.data.files import (
+    INDEX_NAME,
+    LABELS_NAME,
+    Found,
+    by_name,
+    find_videos,
+    list_files,
+)
+from training.data.labels import Labels, match_names, phases_of, read_labels
+from training.data.names import Names
+from training.data.threads import in_threads
 
-INDEX_NAME = "fastseq_index.json"
-LABELS_NAME = "labels.json"
-_FORMAT = 2
-_SUFFIXES = (".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg")
-_SUFFIXES += (".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
+_FORMAT = 3
 
 
 class StaleIndex(ValueError):
@@ -41,7 +46,12 @@ class VideoRecord:
         view: name of the camera's view, empty if not given.
         phases: int64 (frames,), index into the action's phases, -1 = unlabelled; None = no labels.
         rotation: degrees that reading applies; codec: FFmpeg's name of it.
+        mirrored: whether reading mirrors the picture left to right after that.
         note: what is wrong with the file although it can be used; empty if nothing.
+        gaps: ranges (first, stop) of frames that do not come out sound; `frames` counts them.
+        interlaced: two fields a frame; False in an index, which leaves such files out.
+        random_access: False where reading begins far ahead of a frame.
+        remarks: what else is worth knowing.
     """
 
     id: str
@@ -57,51 +67,37 @@ class VideoRecord:
     rotation: int = 0
     codec: str = ""
     view: str = ""
+    mirrored: bool = False
+    gaps: tuple[tuple[int, int], ...] = ()
+    interlaced: bool = False
+    random_access: bool = True
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The videos of `folder` that can be read, those that cannot ({path, reason}), the phases."""
+    """The videos of `folder` that can be read, those that cannot ({path, reason}), the phases.
+
+    Attributes:
+        changed_labels: damaged videos whose labels were cut, or filled up, to their frames.
+        unused_labels: videos with labels among those that cannot be read.
+        found: the folder's files, where they have just been looked for.
+    """
 
     folder: Path
     videos: list[VideoRecord]
     bad: list[dict[str, str]] = field(default_factory=list)
     classes: dict[str, list[str]] = field(default_factory=dict)
-
-
-def find_videos(folder: Path) -> tuple[list[str], int, list[str]]:
-    """(relative paths of the video files by their names' endings, number of other files, folders
-    that cannot be looked into with the reason), sorted.
-
-    Hidden files and folders are left out, links are followed.
-    """
-    videos, others, closed, seen = [], 0, [], set()
-
-    def refused(error: OSError) -> None:
-        closed.append(f"{os.path.relpath(error.filename, folder)}: {error.strerror}")
-
-    for root, folders, files in os.walk(folder, onerror=refused, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:  # a link back to a parent
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            path = Path(root, name)
-            if name.startswith(".") or name in (INDEX_NAME, LABELS_NAME):
-                continue
-            if path.suffix.lower() in _SUFFIXES and path.is_file():
-                videos.append(path.relative_to(folder).as_posix())
-            else:
-                others += 1
-    return sorted(videos), others, sorted(closed)
+    changed_labels: list[str] = field(default_factory=list)
+    unused_labels: list[str] = field(default_factory=list)
+    found: Found | None = None
 
 
 def build_index(
     folder: str | os.PathLike,
     *,
     labels: str | os.PathLike | None = None,
+    include: Iterable[str] = (),
     verify: bool = False,
     time_limit: float = 60.0,
     progress: bool = False,
@@ -110,6 +106,7 @@ def build_index(
 
     Args:
         labels: labels file; default FOLDER/labels.json if there is one.
+        include: patterns of files that are looked at whatever their ending; see `find_videos`.
         verify: decode every frame.
         time_limit: seconds per file, after which it counts as bad.
         progress: show a bar.
@@ -127,15 +124,18 @@ def build_index(
             f"{folder} cannot be written to, and the index belongs there: link the videos into a "
             "folder of your own"
         )
-    names, *_ = find_videos(folder)
+    include = [*include]
     labels_path = _labels_path(folder, labels)
     given = read_labels(labels_path) if labels_path else Labels({}, {})
+    files = find_videos(folder, include, progress=progress)
+    names = files.videos
     if labels_path:
-        check_names(labels_path, given, set(names))
+        given = match_names(labels_path, given, Names(folder, names, files.ignored))
 
     def look(name: str) -> VideoInfo | str:
         try:
-            return probe(folder / name, decode=verify, time_limit=time_limit)
+            info = probe(folder / name, decode=verify, time_limit=time_limit)
+            return _interlaced(folder) if info.interlaced else info
         except ImportError:
             raise
         except Exception as error:  # whatever one file does, the others still count
@@ -145,7 +145,8 @@ def build_index(
     found = dict(zip(names, in_threads(look, names, "checking", progress), strict=True))
     good = {name: info for name, info in found.items() if not isinstance(info, str)}
     frames = {name: info.frames for name, info in good.items()}
-    phases = phases_of(labels_path, given, frames) if labels_path else {}
+    damaged = [name for name, info in good.items() if info.note or info.gaps]
+    phases, changed = phases_of(labels_path, given, frames, damaged)
     entries = []
     for name, info in good.items():
         label = given.videos.get(name, {})
@@ -158,7 +159,11 @@ def build_index(
                 "height": info.height,
                 "rotation": info.rotation,
                 "codec": info.codec,
+                "mirrored": info.mirrored,
                 "note": info.note,
+                "gaps": info.gaps,
+                "random_access": info.random_access,
+                "remarks": info.remarks,
                 "action": label.get("action", "all"),
                 "split": label.get("split", "train"),
                 "view": label.get("view", ""),
@@ -174,7 +179,11 @@ def build_index(
         else {
             "path": Path(os.path.relpath(labels_path, folder)).as_posix(),
             "stamp": _stamp(labels_path),
+            "changed": changed,
+            "unused": [name for name in given.videos if name not in good],
         },
+        "include": include,
+        "looked": files.looked,
         "classes": given.classes,
         "videos": entries,
         "bad": [
@@ -184,7 +193,15 @@ def build_index(
         ],
     }
     _write(folder / INDEX_NAME, content)
-    return _index(folder, content)
+    return _index(folder, json.loads(json.dumps(content)), files)
+
+
+def _interlaced(folder: Path) -> str:
+    return (
+        "interlaced (two fields a frame), not read as it is: "
+        f"`python -m training.prepare {shlex.quote(str(folder))} --transcode OUT` makes a "
+        "progressive copy (FFmpeg's bwdif)"
+    )
 
 
 def load_index(folder: str | os.PathLike) -> Index:
@@ -209,30 +226,13 @@ def load_index(folder: str | os.PathLike) -> Index:
         raise StaleIndex(f"{path} is damaged ({error}): {advice}") from error
     if not current:
         raise StaleIndex(f"{path} was written by another version of the project: {advice}")
+    if content["include"]:
+        advice = f"{advice[:-1]} --include {shlex.join(content['include'])}`"
     changes = _changes(folder, content)
     if changes:
         shown = ", ".join(changes[:5]) + (f" and {len(changes) - 5} more" * (len(changes) > 5))
         raise StaleIndex(f"the index of {folder} is out of date ({shown}): {advice}")
     return _index(folder, content)
-
-
-def in_threads(
-    function: Callable[[Any], Any], items: Iterable[Any], what: str, progress: bool
-) -> list[Any]:
-    """[function(item) for item in items] on all cores: decoding releases the interpreter's lock."""
-    from tqdm import tqdm
-
-    items = list(items)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(max_workers=cores or 1)
-    try:
-        results = pool.map(function, items)
-        return list(tqdm(results, what, len(items), unit="video", disable=not progress))
-    except KeyboardInterrupt:
-        print("\nstopping after the videos under way", file=sys.stderr)
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _labels_path(folder: Path, labels: str | os.PathLike | None) -> Path | None:
@@ -250,8 +250,7 @@ def _stamp(path: Path) -> list[int]:
 def _changes(folder: Path, content: dict[str, Any]) -> list[str]:
     stamps = {entry["id"]: entry["stamp"] for entry in content["videos"]}
     stamps |= {entry["path"]: entry["stamp"] for entry in content["bad"]}
-    names, *_ = find_videos(folder)
-    changes = [f"{name} is new" for name in names if name not in stamps]
+    changes = [f"{name} is new" for name in _new(folder, content, set(stamps))]
     labels = content["labels"]
     if labels is not None:
         stamps[labels["path"]] = labels["stamp"]
@@ -266,7 +265,19 @@ def _changes(folder: Path, content: dict[str, Any]) -> list[str]:
     return changes
 
 
-def _index(folder: Path, content: dict[str, Any]) -> Index:
+def _new(folder: Path, content: dict[str, Any], known: set[str]) -> list[str]:
+    """Files that are videos by their names, or may be by their content. None is opened."""
+    include: Sequence[str] = content["include"]
+    known |= set(content["looked"])
+    names, _ = list_files(folder)
+    return [
+        name
+        for name in names
+        if name not in known and by_name(name, include) is not False and (folder / name).is_file()
+    ]
+
+
+def _index(folder: Path, content: dict[str, Any], found: Found | None = None) -> Index:
     records = [
         VideoRecord(
             id=entry["id"],
@@ -282,11 +293,24 @@ def _index(folder: Path, content: dict[str, Any]) -> Index:
             rotation=entry["rotation"],
             codec=entry["codec"],
             view=entry["view"],
+            mirrored=entry["mirrored"],
+            gaps=tuple((first, stop) for first, stop in entry["gaps"]),
+            random_access=entry["random_access"],
+            remarks=tuple(entry["remarks"]),
         )
         for entry in content["videos"]
     ]
     bad = [{"path": entry["path"], "reason": entry["reason"]} for entry in content["bad"]]
-    return Index(folder, records, bad, content["classes"])
+    labels = content["labels"] or {"changed": [], "unused": []}
+    return Index(
+        folder,
+        records,
+        bad,
+        content["classes"],
+        changed_labels=labels["changed"],
+        unused_labels=labels["unused"],
+        found=found,
+    )
 
 
 def _run_lengths(phases: np.ndarray | None) -> list[list[int]] | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from training.data.names import Names
 
 _VIDEO_KEYS = ("action", "split", "view", "boundaries", "phases", "remark")
 _SPLITS = ("train", "test")
@@ -23,8 +26,20 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class Labels:
+    """Phases of each action, an entry for each labelled video, and the file's whole content."""
+
     classes: dict[str, list[str]]
     videos: dict[str, dict[str, Any]]
+    content: dict[str, Any] = field(default_factory=dict)
+
+
+class _Object(dict):
+    """A JSON object that knows which of its keys were given twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        seen: set[str] = set()
+        self.twice = [key for key, _ in pairs if key in seen or seen.add(key)]
 
 
 def read_labels(path: Path) -> Labels:
@@ -33,14 +48,15 @@ def read_labels(path: Path) -> Labels:
     Raises:
         LabelError: not JSON, or not of the documented form.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LabelError(f"{path}: not a readable JSON file: {error}") from error
+    content = _parse(path)
     if not isinstance(content, dict):
         raise LabelError(f'{path}: expected an object with "classes" and "videos"')
     classes, videos = content.get("classes", {}), content.get("videos", {})
-    problems = []
+    problems = _twice("the file", content) + _twice('"classes"', classes)
+    if isinstance(videos, dict):
+        problems += _twice('"videos"', videos)
+        for name, entry in videos.items():
+            problems += _twice(name, entry)
     for key in content.keys() - {"classes", "videos"}:  # others may say where labels come from
         for near in difflib.get_close_matches(key, ("classes", "videos"), n=1):
             problems.append(f'unknown key "{key}"; did you mean "{near}"?')
@@ -57,51 +73,112 @@ def read_labels(path: Path) -> Labels:
         problems += [f"{name}: {problem}" for problem in _entry_problems(entry, classes)]
     if problems:
         raise LabelError(_listed(path, problems))
-    return Labels(classes, videos)
+    return Labels(classes, videos, content)
 
 
-def check_names(path: Path, labels: Labels, known: set[str]) -> None:
-    """Raise LabelError for labels of files that are not in the folder."""
-    problems = []
-    for name in labels.videos:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            advice = f"did you mean {near[0]}?" if near else "remove the entry or add the file"
-            problems.append(f"{name}: no such video in the folder; {advice}")
+def _parse(path: Path) -> Any:
+    try:
+        data = path.read_bytes()
+        if b"\0" in data[:4] or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise LabelError(
+                f"{path}: saved as UTF-16 or UTF-32; save it as UTF-8 (Notepad: Save as, Encoding "
+                "UTF-8; PowerShell: Out-File -Encoding utf8)"
+            )
+        text = data.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_Object)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise LabelError(
+            f"{path}: line {line} is not UTF-8 (byte {data[error.start]:#x}); save the file as "
+            "UTF-8"
+        ) from error
+    except LabelError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise LabelError(f"{path}: not a readable JSON file: {error}") from error
+
+
+def _twice(where: str, given: Any) -> list[str]:
+    return [
+        f"{where}: the key {key!r} is there twice; one would replace the other, remove one"
+        for key in getattr(given, "twice", [])
+    ]
+
+
+def match_names(path: Path, labels: Labels, names: Names) -> Labels:
+    """Labels under the names that the files have, however those are spelt in the labels file.
+
+    Raises LabelError for labels of files that are not in the folder, and for two of one file.
+    """
+    videos: dict[str, dict[str, Any]] = {}
+    spelt: dict[str, str] = {}
+    problems, missing = [], []
+    for name, entry in labels.videos.items():
+        try:
+            video = names.match(name)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if video is None:
+            missing.append(name)
+        elif video in videos:
+            problems.append(
+                f"{name}: the labels of this video are there twice, as {spelt[video]!a} and "
+                f"{name!a}; remove one"
+            )
+        else:
+            videos[video], spelt[video] = entry, name
+    for number, name in enumerate(missing):
+        advice = names.hint(name) if number < _SHOWN else ""  # a look at all the names each
+        problems.append(f"{name}: no such video in the folder; {advice}")
     if problems:
         raise LabelError(_listed(path, problems))
+    return replace(labels, videos=videos)
 
 
-def phases_of(path: Path, labels: Labels, frames: Mapping[str, int]) -> dict[str, np.ndarray]:
+def phases_of(
+    path: Path, labels: Labels, frames: Mapping[str, int], damaged: Iterable[str] = ()
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """int64 phase per frame of each labelled video, given the videos' numbers of frames.
 
-    Raises LabelError for labels that do not fit a video's length.
+    Labels of the `damaged` ones need not fit: what lies beyond the last frame is cut, frames beyond
+    a list's end are unlabelled. The second result names those videos.
+
+    Raises LabelError for labels that do not fit the length of a sound video.
     """
-    phases, problems = {}, []
+    phases, changed, problems = {}, [], []
+    damaged = set(damaged)
     for name, entry in labels.videos.items():
         if name not in frames:  # a file that could not be read
             continue
         count = frames[name]
+        problem = ""
         if "boundaries" in entry:
-            boundaries = entry["boundaries"]
+            boundaries = [min(boundary, count + 1) for boundary in entry["boundaries"]]
             if boundaries and boundaries[-1] > count:
-                problems.append(
-                    f"{name}: boundary {boundaries[-1]} lies past the video's {count} frames; a "
+                problem = (
+                    f"boundary {entry['boundaries'][-1]} lies past the video's {count} frames; a "
                     f"phase that is never reached starts at {count}"
                 )
-                continue
-            phases[name] = np.searchsorted(boundaries, np.arange(count), side="right")
+            values = np.searchsorted(boundaries, np.arange(count), side="right")
         elif "phases" in entry:
-            if len(entry["phases"]) != count:
-                problems.append(
-                    f"{name}: {len(entry['phases'])} phases for {count} frames; give one per "
-                    "presented frame, -1 where unlabelled"
+            given = entry["phases"]
+            if len(given) != count:
+                problem = (
+                    f"{len(given)} phases for {count} frames; give one per presented frame, -1 "
+                    "where unlabelled"
                 )
-                continue
-            phases[name] = np.asarray(entry["phases"], dtype=np.int64)
+            values = given[:count] + [-1] * (count - len(given))
+        else:
+            continue
+        phases[name] = np.asarray(values, dtype=np.int64)
+        if problem and name in damaged:
+            changed.append(name)
+        elif problem:
+            problems.append(f"{name}: {problem}")
     if problems:
         raise LabelError(_listed(path, problems))
-    return {name: array.astype(np.int64) for name, array in phases.items()}
+    return phases, changed
 
 
 def _entry_problems(entry: dict[str, Any], classes: dict[str, list[str]]) -> list[str]:
@@ -121,11 +198,16 @@ def _entry_problems(entry: dict[str, Any], classes: dict[str, list[str]]) -> lis
     if not isinstance(view, str) or not view.strip():
         problems.append(f"view is {view!r}, expected a name such as 'ego', or no such key")
     for key in ("boundaries", "phases"):
-        values = entry.get(key)
-        if values is not None and not (
-            isinstance(values, list) and all(type(v) is int for v in values)
-        ):
-            problems.append(f"{key!r} must be a list of whole numbers")
+        values = entry.get(key, [])
+        if not isinstance(values, list):
+            problems.append(f"{key!r} must be a list of whole numbers, got {_short(values)}")
+            return problems
+        wrong = next((place for place, v in enumerate(values) if type(v) is not int), None)
+        if wrong is not None:
+            problems.append(
+                f"{key!r} must be a list of whole numbers, got {_short(values[wrong])} at place "
+                f"{wrong}{_whole(values[wrong])}"
+            )
             return problems
     if "boundaries" not in entry and "phases" not in entry:
         return problems
@@ -155,6 +237,21 @@ def _entry_problems(entry: dict[str, Any], classes: dict[str, list[str]]) -> lis
             f"has {names} phases, 0 to {names - 1} (-1 = unlabelled)"
         )
     return problems
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _whole(value: Any) -> str:
+    """Advice for a number that is whole but not written so."""
+    try:
+        number = int(float(value)) if type(value) in (float, str) else None
+    except (ValueError, OverflowError):
+        return ""
+    whole = number is not None and number == float(value)
+    return f"; write {number}" if whole else ""
 
 
 def _listed(path: Path, problems: list[str]) -> str:

@@ -1,0 +1,201 @@
+"""Which files of a folder are videos: by their names' endings, else by what they hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import escape
+from pathlib import Path, PurePosixPath
+
+from training.data.threads import in_threads
+
+INDEX_NAME = "fastseq_index.json"
+LABELS_NAME = "labels.json"
+NO_ENDING = "without ending"
+
+
+def _endings(text: str) -> set[str]:
+    return {f".{ending}" for ending in text.split()}
+
+
+_TAKEN = _endings("""
+264 265 266 3g2 3gp 3gpp amv asf avc avi av1 divx dv f4v flv gif gxf h261 h263 h264 h265 h266 hevc
+ivf m1v m2t m2ts m2v m4v mjpeg mjpg mk3d mkv mov mp4 mpe mpeg mpg mpv mpv2 mts mxf nut obu ogm ogv
+qt rm rmvb tod ts vc1 vob vvc webm wmv wtv xvid y4m
+""")
+PICTURES = _endings("""
+apng arw avif bmp cr2 cr3 cur dds dng dpx exr hdr heic heif ico j2k jfif jp2 jpe jpeg jpg jxl mpo
+nef pbm pcx pfm pgm png pnm ppm psd ras raw sgi svg tga tif tiff webp xbm xcf xpm
+""")
+_PASSED_OVER = PICTURES | _endings("""
+aac ac3 aif aiff amr ape au caf dts eac3 flac m3u m3u8 m4a m4b mid midi mka mp2 mp3 mpa mpc oga opus
+pls ra wav wma wv ass cue idx lrc sbv smi srt ssa sub sup ttml vtt
+7z bz2 gz iso jar lz4 rar tar tgz whl xz zip zst
+bib cfg conf css csv doc docx eaf htm html ini ipynb json jsonl ldjson log markdown md ods odt pdf
+pptx rst rtf tex textgrid toml torrent trc tsv txt xls xlsx xml yaml yml nfo
+bat c cc cpp cu go h hpp ipp java js lua m php pl ps1 py pyc pyi r rb rs sh so sql
+aria2 bak bin ckpt crdownload db dll download egg-info err exe feather flo h5 hdf5 joblib lmdb lock
+lnk mat mdb mmap msgpack npy npz old onnx orig out parquet part partial pb pickle pid pkl pt pth
+safetensors sqlite swp tfrecord tmp weights bvh c3d obj ply stl vtk md5 sha1 sha256
+""")
+# FFmpeg's readers of files with video, those left out that also take pictures, texts, playlists
+# (which open other files) or noise.
+_CONTAINERS = (
+    "3g2,3gp,asf,av1,avi,bink,cavsvideo,dhav,dirac,dv,flic,flv,gxf,h261,"
+    "h263,h264,hevc,ivf,kux,live_flv,lvf,m4a,m4v,matroska,mj2,mlv,mov,"
+    "mp4,mpeg,mpegts,mpegvideo,mxf,nsv,nut,nuv,obu,ogg,r3d,rm,roq,smk,"
+    "swf,ty,vc1,vc1test,vivo,vvc,webm,wtv,yuv4mpegpipe"
+)
+# What FFmpeg calls video although nobody does: pictures, and texts with coloured letters.
+_NO_VIDEO = re.compile(r"image2|.*_pipe|apng|fits|ico|iff|jpegxl_anim|adf|bin|idf|tty|xbin")
+_STILLS = {"avif", "avis", "heic", "heim", "heis", "heix", "mif1", "msf1"}  # brands of ISO files
+_PROBE = {"probesize": "1000000", "analyzeduration": "2000000"}  # bytes, microseconds
+_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files of a folder, names relative to it with forward slashes, sorted.
+
+    Attributes:
+        videos: taken for videos.
+        ignored: other files -> their ending, or what they are instead of files.
+        looked: the ignored files whose content was looked at.
+        unmatched: patterns of `include` that no file has.
+        closed: folders that cannot be looked into, with the reason.
+    """
+
+    videos: list[str]
+    ignored: dict[str, str]
+    looked: list[str]
+    unmatched: list[str]
+    closed: list[str]
+
+
+def find_videos(folder: Path, include: Iterable[str] = (), *, progress: bool = False) -> Found:
+    """Look for videos in a folder, to any depth.
+
+    A file is taken for its name's ending if that is a video's, passed over if it is that of
+    something else, and looked at otherwise: at most a megabyte of it. Hidden files and folders are
+    left out, links are followed.
+
+    Args:
+        include: patterns (`*.dat`, `clips/a?`) of files to look at whatever their ending. They are
+            compared with the relative path and with the name alone. Pictures are never videos.
+        progress: show a bar while contents are looked at.
+    """
+    names, closed = list_files(folder)
+    include = [*include]
+    videos, ignored, unknown = [], {}, []
+    for name in names:
+        taken = by_name(name, include)
+        path = folder / name
+        if taken is not False and not path.is_file():
+            ignored[name] = "broken link" if path.is_symlink() else "no regular file"
+        elif taken is None:
+            unknown.append(name)
+        elif taken:
+            videos.append(name)
+        else:
+            ignored[name] = ending_of(name) or NO_ENDING
+
+    def look(name: str) -> bool:
+        return holds_video(folder / name, asked=_matches(name, include))
+
+    looked = []
+    verdicts = in_threads(look, unknown, "looking into other files", progress and bool(unknown))
+    for name, video in zip(unknown, verdicts, strict=True):
+        if video:
+            videos.append(name)
+        else:
+            looked.append(name)
+            ignored[name] = ending_of(name) or NO_ENDING
+    unmatched = [p for p in include if not any(_matches(name, [p]) for name in names)]
+    return Found(sorted(videos), dict(sorted(ignored.items())), looked, unmatched, closed)
+
+
+def list_files(folder: Path) -> tuple[list[str], list[str]]:
+    """(relative paths of the files, folders that cannot be looked into), sorted."""
+    names, closed, seen = [], [], set()
+
+    def refused(error: OSError) -> None:
+        closed.append(f"{os.path.relpath(error.filename, folder)}: {error.strerror}")
+
+    for root, folders, files in os.walk(folder, onerror=refused, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link back to a parent
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(root).relative_to(folder)
+        names += [
+            (inside / name).as_posix()
+            for name in files
+            if not name.startswith(".") and name not in (INDEX_NAME, LABELS_NAME)
+        ]
+    return sorted(names), sorted(closed)
+
+
+def by_name(name: str, include: Sequence[str] = ()) -> bool | None:
+    """Whether a file is taken for a video by its name; None where its content has to tell."""
+    ending = ending_of(name)
+    if ending in _TAKEN:
+        return True
+    if ending in PICTURES:
+        return False
+    if _matches(name, include):
+        return None
+    if ending in _PASSED_OVER or name.endswith("~") or ".tfevents." in name:
+        return False
+    return None
+
+
+def ending_of(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _matches(name: str, include: Iterable[str]) -> bool:
+    short = name.rpartition("/")[2]
+    return any(fnmatchcase(name, one) or fnmatchcase(short, one) for one in include)
+
+
+def as_patterns(folder: Path, given: Iterable[str]) -> list[str]:
+    """Patterns of `find_videos`, from those and from paths of files, as a shell makes of them."""
+    patterns = []
+    for one in given:
+        path = Path(os.path.abspath(one))
+        if path.is_file() and path.is_relative_to(folder):
+            one = escape(path.relative_to(folder).as_posix())
+        patterns.append(one.removeprefix("./"))
+    return patterns
+
+
+def holds_video(path: Path, *, asked: bool = False) -> bool:
+    """Whether FFmpeg finds a video, no cover nor picture, at the beginning of a file.
+
+    Args:
+        asked: the user calls it a video: one that cannot be opened is then a damaged one.
+    """
+    from fastseq.video._av import require_av
+
+    av = require_av()
+    options = dict(_PROBE) if asked else _PROBE | {"format_whitelist": _CONTAINERS}
+    try:
+        with av.open(
+            f"file:{path}", options=options, timeout=_SECONDS, metadata_errors="replace"
+        ) as container:
+            if _NO_VIDEO.fullmatch(container.format.name):
+                return False
+            if container.metadata.get("major_brand") in _STILLS:
+                return False
+            cover = av.stream.Disposition.attached_pic
+            return any(
+                stream.codec_context is not None and not stream.disposition & cover
+                for stream in container.streams.video
+            )
+    except (av.error.FFmpegError, OSError, ValueError):
+        return asked

@@ -1,0 +1,104 @@
+"""Labels' names for videos matched with the files of the folder."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+_CLOSE = 5  # candidates that a hint names
+
+
+def composed(name: str) -> str:
+    """One spelling of a name: "é" is one character or two, by the system that wrote it."""
+    return unicodedata.normalize("NFC", name)
+
+
+class Names:
+    """The files of a folder by their names.
+
+    Args:
+        videos: their paths relative to the folder, with forward slashes.
+        ignored: other files and what they are instead, such as ".txt".
+    """
+
+    def __init__(self, folder: Path, videos: Iterable[str], ignored: Mapping[str, str]):
+        self.folder = folder
+        self.ignored = ignored
+        self.videos = dict.fromkeys(videos)
+        self.spellings: dict[str, list[str]] = defaultdict(list)
+        for name in self.videos:
+            self.spellings[composed(name)].append(name)
+        self.stems: dict[str, list[str]] | None = None
+
+    def match(self, name: str) -> str | None:
+        """The video of this name, however its accents are stored.
+
+        Raises ValueError with the reason where two files have it.
+        """
+        if name in self.videos:
+            return name
+        found = self.spellings.get(composed(name), [])
+        if len(found) > 1:
+            raise ValueError(
+                f"{len(found)} files have this name, their accented letters stored in different "
+                f"ways ({', '.join(map(ascii, found))}); rename one"
+            )
+        return found[0] if found else None
+
+    def hint(self, name: str) -> str:
+        """What to do about a name that no video has."""
+        if name in self.ignored:
+            what = self.ignored[name]
+            return f"it is there, but not taken for a video ({what}); name it with --include"
+        near = self._near(name)
+        if not near:
+            return "remove the entry or add the file"
+        if len(near) == 1:
+            return f"did you mean {near[0]}?"
+        more = f" and {len(near) - _CLOSE} more" if len(near) > _CLOSE else ""
+        return f"did you mean one of {', '.join(near[:_CLOSE])}{more}?"
+
+    def _near(self, name: str) -> list[str]:
+        """Videos whose names differ by as little as can be: folder, case or ending."""
+        if self.stems is None:
+            self.stems = defaultdict(list)
+            for video in self.videos:
+                self.stems[_folded(PurePosixPath(video).stem)].append(video)
+        wanted = PurePosixPath(self._relative(name.strip()))
+        # "clip.v1" may be a name without its ending, or one with another.
+        alike = self.stems.get(_folded(wanted.stem), []) + self.stems.get(_folded(wanted.name), [])
+        ranks = defaultdict(list)
+        for video in dict.fromkeys(alike):
+            ranks[_distance(wanted, PurePosixPath(video))].append(video)
+        if ranks:
+            return ranks[min(ranks)]
+        return difflib.get_close_matches(str(wanted), self.videos, n=1)
+
+    def _relative(self, name: str) -> str:
+        """The path below the folder, from Windows' spelling or an absolute one too."""
+        name = name.replace("\\", "/")
+        path = Path(os.path.normpath(name))
+        return path.relative_to(self.folder).as_posix() if self._inside(path) else path.as_posix()
+
+    def _inside(self, path: Path) -> bool:
+        return path.is_absolute() and path.is_relative_to(self.folder)
+
+
+def _folded(name: str) -> str:
+    return composed(name).casefold()
+
+
+def _distance(wanted: PurePosixPath, video: PurePosixPath) -> tuple[bool, int, bool, bool]:
+    """Less is nearer: another ending, folders in common, another base name, another case."""
+    ending = _folded(wanted.name) != _folded(video.name)
+    common = 0
+    for one, other in zip(wanted.parts[-2::-1], video.parts[-2::-1], strict=False):
+        if _folded(one) != _folded(other):
+            break
+        common += 1
+    same = composed(wanted.name) == composed(video.name)
+    return ending, -common, not same, composed(str(wanted)) != composed(str(video))
