@@ -42,6 +42,7 @@ class VideoRecord:
         phases: int64 (frames,), index into the action's phases, -1 = unlabelled; None = no labels.
         rotation: degrees that reading applies; codec: FFmpeg's name of it.
         note: what is wrong with the file although it can be used; empty if nothing.
+        gaps: ranges (first, stop) of frames that are damaged and are not read.
     """
 
     id: str
@@ -57,6 +58,7 @@ class VideoRecord:
     rotation: int = 0
     codec: str = ""
     view: str = ""
+    gaps: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
