@@ -55,9 +55,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "train.run_dir=runs/first. "
         f"There are, in training/: {', '.join(f'recipes/{p.name}' for p in sorted(recipes))}. "
         "Every key with its meaning and default: training/schema.py. "
-        "Exit status: 0 done; 3 done, but videos had to be left out, which are named as they are met "
-        "and in the last lines (under torchrun, for which that is a crash, 0 instead); 1 training "
-        "failed; 2 wrong request; 130 or 143 stopped by a signal, with a checkpoint.",
+        "Exit status: 0 done; 3 done, but videos had to be left out, which are named as they are "
+        "met and in the last lines (under torchrun, for which that is a crash, 0 instead); 1 "
+        "training failed; 2 wrong request; 130 or 143 stopped by a signal, with a checkpoint.",
     )
     parser.add_argument("recipe", help="YAML file, relative to here or to training/")
     parser.add_argument(
