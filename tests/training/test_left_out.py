@@ -6,11 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from runs import RECIPE
-
-av = pytest.importorskip("av")
 
 from fastseq.video import VideoError, write_video
 from training import align, compare, evaluate, extract, report, retrieve, train
