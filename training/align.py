@@ -1,7 +1,8 @@
 """Align two videos: `python -m training.align A.mp4 B.mp4 --run RUN --out DIR`.
 
 Writes DIR/aligned.mp4 (A at its own pace; B aligned to it by dynamic time warping; B stretched
-evenly for comparison) and DIR/similarity.png (similarity of all frame pairs with the path).
+evenly for comparison) and DIR/similarity.png (similarity of all frame pairs with the path). Of a
+damaged video the sound frames are aligned, and it is named; one that cannot be read is an error.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         alignment = align(a, b)
         similarity_map(a, b, (alignment.i, alignment.j), args.out / "similarity.png")
         write_aligned_video(a, b, alignment, args.out / "aligned.mp4")
+        for record in records:
+            if record.note:
+                print(
+                    f"{record.id} is damaged, its sound frames were taken: {record.note}",
+                    file=sys.stderr,
+                )
         print(
             f"mean cosine similarity along the path: {alignment.similarity:.4f} "
             f"(stretched evenly: {alignment.straight:.4f})\n"
@@ -51,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def record_of(path: Path) -> VideoRecord:
-    """An unlabelled record for a video file that is in no index."""
+    """An unlabelled record for a video file that is in no index: decoded once, to know damage."""
     from fastseq.video import probe
     from training.data.index import VideoRecord
 
-    info = probe(path)
+    info = probe(path, decode=True)
     return VideoRecord(
         id=path.name,
         path=str(path),
@@ -66,6 +73,8 @@ def record_of(path: Path) -> VideoRecord:
         height=info.height,
         rotation=info.rotation,
         codec=info.codec,
+        note=info.note,
+        gaps=info.gaps,
     )
 
 

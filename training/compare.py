@@ -5,7 +5,8 @@ by CARL's protocol, and writes a table of means and spreads to OUT/comparison.md
 `--suite vclr` the methods are VCLR's four losses, alone and together (its Table 6), on videos of
 six classes, by VCLR's protocol. Several are trained at a time, each in a process of one thread that
 writes to OUT/seed_N/METHOD.log. Interrupted, it continues where it was: finished (method, seed)
-pairs are kept in OUT/seed_N/METHOD.
+pairs are kept in OUT/seed_N/METHOD. A generated video that cannot be read any more ends it with
+status 1: methods are compared on the same videos.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.cli import missing_extra, write_json
+from training.evaluation.cli import INCOMPLETE, missing_extra, write_json
 from training.evaluation.comparison import TIME_INDEX
 from training.suites import METHODS, SUITES, VCLR_METHODS, time_index_result
 
@@ -236,7 +237,11 @@ def _in_process(method: str, seed: int, options: argparse.Namespace) -> None:
 
 
 def _one(method: str, seed: int, options: argparse.Namespace) -> int:
-    """Train or continue, evaluate, write the result; the status of training."""
+    """Train or continue, evaluate, write the result; the status of training.
+
+    1 if a video had to be left out: what is compared would be of other videos.
+    """
+    from fastseq.video import VideoError
     from training import train
 
     run = _run_dir(method, seed, options)
@@ -248,8 +253,19 @@ def _one(method: str, seed: int, options: argparse.Namespace) -> int:
     status = train.main([suite.recipe, *overrides, *(["--resume"] if resume else [])])
     if status in (130, 143):
         raise KeyboardInterrupt
-    if not status:
-        write_json(run / DONE, suite.evaluate(run))
+    try:
+        if not status:
+            write_json(run / DONE, suite.evaluate(run))
+    except VideoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = INCOMPLETE
+    if status == INCOMPLETE:
+        print(
+            f"error: a comparison needs all videos: remove {run} and {run.parent / 'videos'}, and "
+            "the same command makes them anew",
+            file=sys.stderr,
+        )
+        return 1
     return status
 
 

@@ -13,7 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.evaluation.cli import UserError, open_index, run_command, split_videos, write_json
+from training.evaluation.cli import (
+    EXIT_STATUS,
+    LeftOut,
+    UserError,
+    open_index,
+    require_some,
+    run_command,
+    split_videos,
+    write_json,
+)
 from training.evaluation.protocol import (
     ROW_DEFINITIONS,
     TAU_REMARK,
@@ -37,6 +46,7 @@ def evaluate_run(
     stride: int | None = None,
     fractions: Sequence[float] = (1.0,),
     few_shot: bool = False,
+    left_out: LeftOut | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Embed the run's videos with the trained and the untrained network and compute every metric.
@@ -46,8 +56,10 @@ def evaluate_run(
         folder: prepared folder of videos with labels; the run's own by default.
         protocol, stride, fractions, few_shot: see
             :func:`training.evaluation.protocol.evaluate_embeddings`.
+        left_out: takes the videos that cannot be read; all rows are without them.
     Returns:
-        What RUN/evaluation.json holds: ``rows`` (name -> metrics, per_action, left_out), the
+        What RUN/evaluation.json holds: ``rows`` (name -> metrics, per_action, left_out), the videos
+        that could not be read (``left_out``: id -> reason), the
         definitions as sentences, and what was evaluated.
     """
     from training.evaluation.baselines import time_index
@@ -55,6 +67,7 @@ def evaluate_run(
     from training.evaluation.encoders import load_compared_encoders
 
     start = time.perf_counter()
+    left_out = LeftOut() if left_out is None else left_out
     stride = find_protocol(protocol).stride if stride is None else stride
     encoders, cfg = load_compared_encoders(run)
     index = open_index(cfg, folder)
@@ -62,7 +75,7 @@ def evaluate_run(
     test = split_videos(index, cfg.data.test_split)
     _require_labels(index, train, cfg.data.train_split)
     _require_labels(index, test, cfg.data.test_split)
-    records = train + test
+    left_out.in_index = len(index.bad)
 
     def row(videos: Sequence[EmbeddedVideo]) -> dict[str, Any]:
         return evaluate_embeddings(
@@ -76,8 +89,14 @@ def evaluate_run(
         )
 
     # The time index first: wrong options and labels show before the long part.
-    rows = {TIME_INDEX: row(time_index(records))}
-    embedded = embed_records(encoders, records, cfg, progress=progress)
+    rows = {TIME_INDEX: row(time_index(train + test))}
+    embedded = embed_records(encoders, train + test, cfg, left_out, progress=progress)
+    if left_out.videos:  # from all rows, so that they are of the same videos
+        train, test = left_out.kept(train), left_out.kept(test)
+        for split, name in ((train, cfg.data.train_split), (test, cfg.data.test_split)):
+            require_some(split, name, index.folder)
+            _require_labels(index, split, name)
+        rows = {TIME_INDEX: row(time_index(train + test))}
     rows.update({name: row(videos) for name, videos in embedded.items()})
     return {
         "run": str(run),
@@ -88,6 +107,7 @@ def evaluate_run(
         "videos": {"train": len(train), "test": len(test)},
         "actions": sorted({record.action for record in test}),
         "seconds": round(time.perf_counter() - start, 1),
+        "left_out": left_out.videos,
         "rows": rows,
         "definitions": definitions(
             protocol, stride, views=[record.view for record in test], few_shot=few_shot
@@ -100,8 +120,8 @@ def evaluate_run(
 def _require_labels(index: Any, records: Sequence[Any], split: str) -> None:
     if not any(record.phases is not None and (record.phases >= 0).any() for record in records):
         raise UserError(
-            f"none of the {len(records)} videos of the split {split!r} has phase labels, and the "
-            f"metrics need them: write {Path(index.folder) / 'labels.json'} and run "
+            f"none of the {len(records)} readable videos of the split {split!r} has phase labels, "
+            f"and the metrics need them: write {Path(index.folder) / 'labels.json'} and run "
             f"`python -m training.prepare {index.folder}`"
         )
 
@@ -122,7 +142,9 @@ def left_out_lines(rows: dict[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description=__doc__, epilog=EXIT_STATUS
+    )
     parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
     parser.add_argument(
         "--folder", type=Path, help="prepared folder of labelled videos (default: the run's own)"
@@ -157,14 +179,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
 
-    def command() -> None:
+    def command() -> LeftOut:
+        left_out = LeftOut()
         if args.protocol == VIDEO_LEVEL:
             for name in ("stride", "fractions", "few_shot"):
                 if getattr(args, name) != parser.get_default(name):
                     option = f"--{name.replace('_', '-')}"
                     raise UserError(f"{option} is for frames, --protocol {VIDEO_LEVEL} for videos")
-            report(args.run, evaluate_video_level(args.run, folder=args.folder))
-            return
+            result = evaluate_video_level(args.run, folder=args.folder, left_out=left_out)
+            report(args.run, result)
+            return left_out
         result = evaluate_run(
             args.run,
             folder=args.folder,
@@ -172,8 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             stride=args.stride,
             fractions=args.fractions,
             few_shot=args.few_shot,
+            left_out=left_out,
         )
         report(args.run, result)
+        return left_out
 
     return run_command(command)
 

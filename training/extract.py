@@ -1,8 +1,9 @@
 """Save the embedding of every frame: `python -m training.extract RUN --out DIR`.
 
-One npz per video, under its own path: embeddings (frames, E) float32 of unit length, phases if
-the video has labels, id, action, split and fps. Read one with numpy.load. Interrupted, the same
-command continues: files that these weights made of these videos stay.
+One npz per video, under its own path: embeddings (n, E) float32 of unit length, their frames'
+numbers (all but those in the gaps of a damaged video), phases if the video has labels, id, action,
+split and fps. Read one with numpy.load. Interrupted, the same command continues: files that these
+weights made of these videos stay. A video that could not be read is done once it is repaired.
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.evaluation.cli import UserError, make_folder, open_index, run_command
+from training.evaluation.cli import (
+    EXIT_STATUS,
+    LeftOut,
+    UserError,
+    make_folder,
+    open_index,
+    run_command,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.extract", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.extract", description=__doc__, epilog=EXIT_STATUS
+    )
     parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
     parser.add_argument(
         "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
@@ -25,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="embed again what is there")
     args = parser.parse_args(argv)
 
-    def command() -> None:
+    def command() -> LeftOut:
         from training.evaluation.embed import embed_each, has_embeddings, save_embeddings
         from training.evaluation.encoders import load_encoder
         from training.run import weights_name
@@ -45,11 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for record in index.videos
             if args.overwrite or not has_embeddings(files[record.id], record, weights)
         ]
-        for (video,) in (made.values() for made in embed_each({"trained": encode}, todo, cfg)):
-            save_embeddings(files[video.record.id], video, weights)
+        left_out = LeftOut(len(index.bad))
+        for made in embed_each({"trained": encode}, todo, cfg, left_out):
+            save_embeddings(files[made["trained"].record.id], made["trained"], weights)
         there = len(index.videos) - len(todo)
         earlier = f", {there} were there already (--overwrite embeds them again)" if there else ""
-        print(f"{len(todo)} files written to {args.out}{earlier}")
+        print(f"{len(todo) - len(left_out.videos)} files written to {args.out}{earlier}")
+        return left_out
 
     return run_command(command)
 

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.evaluation import html
-from training.evaluation.cli import UserError, open_index, run_command, split_videos
+from training.evaluation.cli import (
+    EXIT_STATUS,
+    LeftOut,
+    UserError,
+    open_index,
+    require_some,
+    run_command,
+    split_videos,
+)
 from training.evaluation.protocol import TIME_INDEX, format_value
 from training.evaluation.protocols import columns
 
@@ -38,17 +46,24 @@ COMPARED = {
 STRIPS = 8
 
 
-def write_report(run: str | Path, *, folder: str | Path | None = None) -> Path:
-    """Make the pictures with the trained encoder and write RUN/report.html; returns its path."""
+def write_report(
+    run: str | Path, *, folder: str | Path | None = None, left_out: LeftOut | None = None
+) -> Path:
+    """Make the pictures with the trained encoder and write RUN/report.html; returns its path.
+
+    Test videos that cannot be read go to ``left_out``, and the page names them.
+    """
     from training.evaluation.embed import embed_records
     from training.evaluation.encoders import TRAINED, load_encoder
     from training.runlog import read_log
 
-    run = Path(run)
+    run, left_out = Path(run), LeftOut() if left_out is None else left_out
     encode, cfg = load_encoder(run)
     index = open_index(cfg, folder)
     records = split_videos(index, cfg.data.test_split)
-    videos = embed_records({TRAINED: encode}, records, cfg)[TRAINED]
+    left_out.in_index = len(index.bad)
+    videos = embed_records({TRAINED: encode}, records, cfg, left_out)[TRAINED]
+    require_some(left_out.kept(records), cfg.data.test_split, index.folder)
     pictures = run / "pictures"
     pictures.mkdir(exist_ok=True)
     log = read_log(run)
@@ -56,7 +71,7 @@ def write_report(run: str | Path, *, folder: str | Path | None = None) -> Path:
         f"<h1>{escape(run.resolve().name)}</h1>",
         html.paragraph("Frame embeddings learned from video without labels.", quiet=True),
         "<h2>What was run</h2>",
-        _what_was_run(run, cfg, index, log),
+        _what_was_run(run, cfg, index, log, left_out),
         *_training(log, pictures),
         *_table(run / "evaluation.json"),
         *_alignment(videos, pictures, run),
@@ -70,7 +85,9 @@ def write_report(run: str | Path, *, folder: str | Path | None = None) -> Path:
     return target
 
 
-def _what_was_run(run: Path, cfg: Any, index: Index, log: Sequence[Mapping[str, Any]]) -> str:
+def _what_was_run(
+    run: Path, cfg: Any, index: Index, log: Sequence[Mapping[str, Any]], left_out: LeftOut
+) -> str:
     train = sum(record.split == cfg.data.train_split for record in index.videos)
     test = sum(record.split == cfg.data.test_split for record in index.videos)
     actions = sorted({record.action for record in index.videos})
@@ -84,6 +101,8 @@ def _what_was_run(run: Path, cfg: Any, index: Index, log: Sequence[Mapping[str, 
         ),
         ("this page's machine", _machine()),
     ]
+    if left_out.videos:
+        rows.insert(1, ("not in the pictures", "; ".join(map(": ".join, left_out.videos.items()))))
     if index.bad:
         rows.insert(1, ("left out", f"{len(index.bad)} files that could not be read"))
     last = next((entry for entry in reversed(log) if "step" in entry), None)
@@ -186,7 +205,7 @@ def _table(file: Path) -> list[str]:
             ),
         ),
         html.folded("what the rows mean", html.definitions([*result["row_definitions"].items()])),
-        *_left_out(rows),
+        *_left_out(rows, result.get("left_out", {})),
     ]
 
 
@@ -194,10 +213,11 @@ def _best(key: str, values: Sequence[float | None]) -> float:
     return (min if key in LOWER_IS_BETTER else max)(v for v in values if v is not None)
 
 
-def _left_out(rows: Mapping[str, Any]) -> list[str]:
+def _left_out(rows: Mapping[str, Any], unreadable: Mapping[str, str]) -> list[str]:
     from training.evaluate import left_out_lines
 
-    lines = left_out_lines(rows)
+    lines = [f"{name}: {reason}" for name, reason in unreadable.items()]
+    lines += left_out_lines(rows)
     if not lines:
         return []
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
@@ -307,17 +327,21 @@ def _strips(videos: Sequence[EmbeddedVideo], index: Index, pictures: Path) -> li
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.report", description=__doc__, epilog=EXIT_STATUS
+    )
     parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
     parser.add_argument(
         "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
     )
     args = parser.parse_args(argv)
 
-    def command() -> None:
+    def command() -> LeftOut:
+        left_out = LeftOut()
         if not args.run.is_dir():
             raise UserError(f"{args.run} is no directory; give a run of `python -m training.train`")
-        print(f"written: {write_report(args.run, folder=args.folder)}")
+        print(f"written: {write_report(args.run, folder=args.folder, left_out=left_out)}")
+        return left_out
 
     return run_command(command)
 

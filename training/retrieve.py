@@ -13,16 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.evaluation.cli import (
+    EXIT_STATUS,
+    LeftOut,
     UserError,
     make_folder,
     open_index,
+    require_some,
     run_command,
     split_videos,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.retrieve", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.retrieve", description=__doc__, epilog=EXIT_STATUS
+    )
     parser.add_argument("--run", type=Path, required=True, help="run directory with the encoder")
     parser.add_argument(
         "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
@@ -35,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out is not None and args.out.suffix.lower() != ".png":
         parser.error(f"--out must name a PNG file, got {args.out}")
 
-    def command() -> None:
+    def command() -> LeftOut:
         from training.evaluation.embed import embed_records
         from training.evaluation.encoders import load_encoder
         from training.evaluation.retrieval import retrieval_sheet
@@ -45,13 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         records = split_videos(index, cfg.data.test_split)
         out = args.out or args.run / "retrieval.png"
         make_folder(out.parent)
-        videos = embed_records({"trained": encode}, records, cfg)["trained"]
+        left_out = LeftOut(len(index.bad))
+        videos = embed_records({"trained": encode}, records, cfg, left_out)["trained"]
+        require_some(left_out.kept(records), cfg.data.test_split, index.folder)
         if not retrieval_sheet(videos, index.classes, out, queries=args.queries):
             raise UserError(
-                f"no action has two videos in the split {cfg.data.test_split!r} of {index.folder}; "
-                "retrieval looks for a frame in the other videos of its action"
+                f"no action has two readable videos in the split {cfg.data.test_split!r} of "
+                f"{index.folder}; retrieval looks for a frame in the other videos of its action"
             )
         print(f"written: {out}")
+        return left_out
 
     return run_command(command)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.evaluation.cli import missing_extra
+from training.evaluation.cli import INCOMPLETE, LeftOut, missing_extra
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Example: python -m training.train recipes/carl_demo.yaml data.folder=videos "
         "train.run_dir=runs/first. "
         f"There are, in training/: {', '.join(f'recipes/{p.name}' for p in sorted(recipes))}. "
-        "Every key with its meaning and default: training/schema.py.",
+        "Every key with its meaning and default: training/schema.py. "
+        "Exit status: 0 done; 3 done, but videos had to be left out, which are named as they are "
+        "met and in the last lines (under torchrun, for which that is a crash, 0 instead); 1 "
+        "training failed; 2 wrong request; 130 or 143 stopped by a signal, with a checkpoint.",
     )
     parser.add_argument("recipe", help="YAML file, relative to here or to training/")
     parser.add_argument(
@@ -68,7 +71,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 training failed, 2 wrong request, 130 or 143 after a signal."""
+    """Exit status: 0 done, 1 training failed, 2 wrong request, 130 or 143 after a signal.
+
+    3: done, but videos had to be left out. Of several ranks 0 instead: torchrun would take 3 for a
+    crash and, told so, start the run again.
+    """
     args = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -105,10 +112,12 @@ def _run(args: argparse.Namespace) -> int:
         if not args.dry_run:
             distributed.on_main(lambda: check_run_dir(cfg, run_dir, args))
         check_loss(cfg, device)
+        left_out = LeftOut()
 
         def assemble() -> Trainer:
             model = initial_model(cfg)
-            loader = open_loader(cfg, device, dry_run=args.dry_run)  # last: may decode everything
+            # Last: it may decode everything.
+            loader = open_loader(cfg, device, dry_run=args.dry_run, left_out=left_out)
             return Trainer(cfg, model, loader, run_dir)
 
         trainer = distributed.together(assemble)
@@ -129,6 +138,7 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     try:
         received = trainer.run()
+        left_out.videos.update(trainer.left_out())
     except (NonFiniteError, CheckpointError) as error:  # on all ranks
         if distributed.is_main():
             _complain(error)
@@ -139,6 +149,8 @@ def _run(args: argparse.Namespace) -> int:
             again = "once they can be read again, --resume continues the run"
             print(f"{again}; without them a new one is needed", file=sys.stderr)
         return 1
+    for line in left_out.lines():
+        logging.warning("%s", line)
     if received:
         if distributed.is_main():
             print(f"stopped; continue with --resume: {run_dir}", file=sys.stderr)
@@ -147,7 +159,7 @@ def _run(args: argparse.Namespace) -> int:
                 print(f"  python -m training.train {words}", file=sys.stderr)
         return 128 + received
     logging.info("done: python -m training.evaluate, extract, align and export take %s", run_dir)
-    return 0
+    return INCOMPLETE if left_out.videos and distributed.world_size() == 1 else 0
 
 
 def _complain(error: Exception) -> None:
@@ -230,8 +242,13 @@ def check_run_dir(cfg: "DictConfig", run_dir: Path, args: argparse.Namespace) ->
 
 
 def open_loader(
-    cfg: "DictConfig", device: "torch.device", *, dry_run: bool = False
+    cfg: "DictConfig",
+    device: "torch.device",
+    *,
+    dry_run: bool = False,
+    left_out: LeftOut | None = None,
 ) -> "ClipLoader":
+    """The loader of a run; ``left_out`` gets the number of files that `prepare` had left out."""
     from omegaconf import OmegaConf
 
     import training.data.dataset
@@ -241,6 +258,8 @@ def open_loader(
     from training.distributed import is_main, rank, world_size
 
     index = load_index(cfg.data.folder)
+    if left_out is not None:
+        left_out.in_index = len(index.bad)
     records = [record for record in index.videos if record.split == cfg.data.train_split]
     if not records:
         if not index.videos:

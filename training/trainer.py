@@ -168,6 +168,7 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.losses: list[float] = []  # since the last log line, as the next
         self.nonfinite: list[dict[str, Any]] = []  # steps that were skipped, with their videos
+        self.bad_before = 0  # videos set aside before the step under way
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False when the run has none yet."""
@@ -191,6 +192,11 @@ class Trainer:
         if is_main():
             warn_if_inexact(state["environment"], environment(self.device, self.bf16))
         return True
+
+    def left_out(self) -> dict[str, str]:
+        """The videos that any rank has set aside, with the reasons. To be called on every rank."""
+        ranks = gather(self.loader.state_dict()["bad"])
+        return {name: reason for bad in ranks for name, reason in bad.items()}
 
     def _state(self) -> dict[str, Any]:
         """What is the same on every rank, but for the model, which is large."""
@@ -241,7 +247,8 @@ class Trainer:
             # Among several ranks the others are not here to tell what they hold.
             if world_size() == 1 and self.step > max(saved_at, 0):
                 self.loader.position = self.step * self.cfg.train.accumulate
-                self.loader.bad.popitem()  # the one too many: it may be back when this goes on
+                while len(self.loader.bad) > self.bad_before:
+                    self.loader.bad.popitem()  # no step lacks it yet: a disk may be back then
                 self.save()
             raise
         finally:
@@ -254,7 +261,11 @@ class Trainer:
         clock, logged_at = time.perf_counter(), self.seconds
         parts = self.cfg.train.accumulate
         stream = self.loader.stream(self.steps * parts)
-        while batches := list(islice(stream, parts)):
+        while True:
+            self.bad_before = len(self.loader.bad)
+            batches = list(islice(stream, parts))
+            if not batches:
+                break
             arrived = time.perf_counter()
             waited += arrived - clock
             rate = self._rate()
@@ -289,6 +300,7 @@ class Trainer:
                     loss=f"{values['loss']:.3f}",
                     frames_per_s=round(values["frames_per_s"]),
                     data_wait=f"{values['data_wait']:.0%}",
+                    **({"left_out": len(bad)} if bad else {}),
                     refresh=False,
                 )
                 self.losses.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,11 @@ def sound_frames(frames: int, gaps: Gaps = ()) -> np.ndarray:
     for first, stop in gaps:
         sound[first:stop] = False
     return np.flatnonzero(sound)
+
+
+def frames_of(video: Any) -> np.ndarray:
+    """`sound_frames` of a `fastseq.video.Video`; one without `gaps` is sound throughout."""
+    return sound_frames(video.frames, getattr(video, "gaps", ()))
 
 
 def gaps_of(missing: Iterable[int]) -> tuple[tuple[int, int], ...]:

@@ -11,13 +11,17 @@ import numpy as np
 
 from fastseq.video.augment import Augmentation, draw_clip
 from fastseq.video.decode import scaled_size
+from fastseq.video.gaps import frames_of
 from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip
 from fastseq.video.views import sample_views
 from fastseq.video.work import Clip, Reading
 
 
 class Video(Protocol):
-    """What has to be known of a video; `fastseq.video.VideoInfo` will do."""
+    """What has to be known of a video; `fastseq.video.VideoInfo` will do.
+
+    It may have `gaps` too, ranges (first, stop) of frames that are damaged: no item asks for them.
+    """
 
     id: str
     path: str
@@ -63,7 +67,8 @@ class Items:
     """What a loader draws from: `TwoViews`, `VideoPairs`, `SegmentTuples`.
 
     Item i of epoch e depends on (seed, e, i) alone, whatever reads it. A video that is set aside is
-    replaced by the next one in order.
+    replaced by the next one in order. Frames are drawn among the sound ones of a video, by their
+    places: two that a gap parts are neighbours, their `steps` are not.
 
     Args:
         videos: what there is to draw from, see `Video`.
@@ -85,7 +90,15 @@ class Items:
         if self.side < 1:
             raise ValueError(f"side must be at least 1, got {side}")
         self.left_out: list[tuple[str, str]] = []
-        self.videos = self._usable(videos)
+        whole = [video for video in videos if len(frames_of(video))]
+        if not whole:
+            raise ValueError(f"none of the {len(videos)} videos has a frame that is sound")
+        self.videos = self._usable(whole)
+        self.left_out += [
+            (video.id, f"none of its {video.frames} frames is sound")
+            for video in videos
+            if not len(frames_of(video))
+        ]
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -167,7 +180,7 @@ class ClipItems(Items):
     def _draw(
         self, num_frames: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Frames and validity (2, T) of two clips of one video."""
+        """Places and validity (2, T) of two clips of one video of so many sound frames."""
         if self.sampling in VIEW_SAMPLING:
             return sample_views(
                 num_frames,
@@ -190,13 +203,19 @@ class ClipItems(Items):
         return np.stack(steps), np.stack(valid)
 
     def _reading(
-        self, video: Video, clips: Sequence[np.ndarray], generator: np.random.Generator
+        self,
+        video: Video,
+        sound: np.ndarray,
+        clips: Sequence[np.ndarray],
+        generator: np.random.Generator,
     ) -> Reading:
+        """Of clips that are given by places among the `sound` frames."""
         height, width = scaled_size(video.height, video.width, self.side)
         made = []
-        for steps in clips:
-            frames = context_frames(steps, self.num_context, self.context_stride).reshape(-1)
-            made.append(Clip(frames, draw_clip(height, width, self.augmentation, generator)))
+        for places in clips:
+            with_context = context_frames(places, self.num_context, self.context_stride)
+            draw = draw_clip(height, width, self.augmentation, generator)
+            made.append(Clip(sound[with_context.reshape(-1)], draw))
         return Reading(video.path, video.height, video.width, self.side, tuple(made))
 
 
@@ -207,13 +226,14 @@ class TwoViews(ClipItems):
         self, position: int, generator: np.random.Generator, bad: Container[str]
     ) -> Item | None:
         video = self.videos[position]
-        steps, valid = self._draw(video.frames, generator)
-        reading = self._reading(video, steps, generator)
+        sound = frames_of(video)
+        places, valid = self._draw(len(sound), generator)
+        reading = self._reading(video, sound, places, generator)
         return Item(
             video.id,
             video.action,
             (reading,),
-            steps,
+            sound[places],
             valid,
             np.array([video.frames] * 2),
             np.array([video.fps] * 2, dtype=np.float64),
@@ -256,9 +276,10 @@ class VideoPairs(ClipItems):
         pair = (first, others[generator.integers(len(others))])
         readings, steps, valid = [], [], []
         for video in pair:
-            drawn, real = self._draw(video.frames, generator)
-            readings.append(self._reading(video, drawn[:1], generator))
-            steps.append(drawn[0])
+            sound = frames_of(video)
+            places, real = self._draw(len(sound), generator)
+            readings.append(self._reading(video, sound, places[:1], generator))
+            steps.append(sound[places[0]])
             valid.append(real[0])
         return Item(
             " with ".join(video.id for video in pair),

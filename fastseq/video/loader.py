@@ -14,13 +14,14 @@ from fastseq.video._av import VideoError
 from fastseq.video.items import Item, Items
 from fastseq.video.work import Engine, Reading
 
-# Of all videos: above this share the data set, not a file, is taken to be at fault.
+# More bad videos than either: the data set, not a file, is taken to be at fault.
+MAX_BAD = 10
 MAX_BAD_SHARE = 0.01
 LAST = ("drop", "keep", "wrap")
 
 
 class TooManyBadVideos(RuntimeError):
-    """More than 1 % of the videos could not be read; the message lists them."""
+    """Too many videos could not be read, or no item is left; the message lists them."""
 
 
 class ClipLoader:
@@ -37,8 +38,9 @@ class ClipLoader:
 
     Batch k is a function of (seed, k, videos set aside so far): any engine and any number of
     workers give the same frame numbers, crops, flips and colours. A video that cannot be read is
-    replaced by the next in order, counted and named in a warning; above 1 % of all videos, on one
-    rank, `TooManyBadVideos` lists them.
+    replaced by the next in order, counted and named in a warning. `TooManyBadVideos` lists them
+    when there are more than 10 and more than 1 % of all videos, or when no item is left. Each rank
+    counts those that it has met.
 
     Args:
         items: what the clips are: `TwoViews`, `VideoPairs` or `SegmentTuples`.
@@ -147,10 +149,7 @@ class ClipLoader:
         if self.world_size > 1 or self.last == "wrap":
             places = np.arange(start, start + self.batch_size) % len(order)
             chosen = order[places]
-        made = [self.items.item(self.seed, epoch, int(i), self.bad.keys()) for i in chosen]
-        if None in made:
-            raise self.too_many_bad()
-        return made
+        return [self.items.item(self.seed, epoch, int(i), self.bad.keys()) for i in chosen]
 
     def readings(self, batch: int) -> list[Reading]:
         return [reading for item in self.items_of(batch) for reading in item.readings]
@@ -158,6 +157,11 @@ class ClipLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, for `load_state_dict`: plain numbers and strings."""
         frames = np.array([video.frames for video in self.items.videos], dtype="<i8")
+        gaps = [
+            (place, *gap)
+            for place, video in enumerate(self.items.videos)
+            for gap in getattr(video, "gaps", ())
+        ]
         ids = {video.path: video.id for video in self.items.videos}
         return {
             "position": self.position,
@@ -166,14 +170,15 @@ class ClipLoader:
             "items": len(self.items),
             "batch_size": self.batch_size * self.world_size,
             "last": self.last,
-            "videos": zlib.crc32(frames.tobytes()),
+            "videos": zlib.crc32(np.array(gaps, dtype="<i8"), zlib.crc32(frames)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was called, with the very same batches.
 
         Raises ValueError if the loader has another seed, global batch size or `last`, or other
-        videos, told by how many they are and by their numbers of frames, in this order.
+        videos, told by how many they are and by their numbers of frames and gaps, in this order.
+        TooManyBadVideos if none of them is left.
         """
         mine = self.state_dict()
         for name in ("seed", "items", "batch_size", "last"):
@@ -185,33 +190,41 @@ class ClipLoader:
         if state["videos"] != mine["videos"]:
             raise ValueError(
                 "the saved loader had other videos, or the same ones in another order (their "
-                "numbers of frames differ); batches would not be the same. Give those that it had"
+                "numbers of frames or their gaps differ); batches would not be the same. Give "
+                "those that it had"
             )
         paths = {video.id: video.path for video in self.items.videos}
         self.bad = {paths[name]: reason for name, reason in state["bad"].items() if name in paths}
         self.position = state["position"]
+        self._require_items()
 
-    def too_many_bad(self) -> TooManyBadVideos:
+    def _require_items(self) -> None:
+        """TooManyBadVideos if no item can be made without the videos set aside."""
+        if self.items.item(self.seed, 0, 0, self.bad.keys()) is None:
+            raise self._too_many_bad("nothing is left to train on")
+
+    def _too_many_bad(self, why: str) -> TooManyBadVideos:
         """The error that lists the videos set aside."""
         names = {video.path: video.id for video in self.items.videos}
         listed = "".join(
             f"\n  {names.get(path, path)}: {reason}" for path, reason in self.bad.items()
         )
         return TooManyBadVideos(
-            f"{len(self.bad)} of {len(self.items)} videos cannot be read, more than "
-            f"{MAX_BAD_SHARE:.0%}:{listed}\n"
+            f"{len(self.bad)} of {len(self.items)} videos cannot be read, {why}:{listed}\n"
             "check the folder again (python -m training.prepare FOLDER --verify), which leaves "
             "them out"
         )
 
     def set_aside(self, error: VideoError) -> None:
-        """Leave a video out from now on; TooManyBadVideos above 1 % of all."""
+        """Leave a video out from now on; TooManyBadVideos if that ends the training."""
         if error.path in self.bad:
             raise RuntimeError(f"{error} (although it was set aside)") from error
         self.bad[error.path] = error.reason
+        self._require_items()
         count, total = len(self.bad), len(self.items)
-        if count > MAX_BAD_SHARE * total:
-            raise self.too_many_bad() from error
+        most = max(MAX_BAD, int(MAX_BAD_SHARE * total))
+        if count > most:
+            raise self._too_many_bad(f"more than {most}") from error
         name = next(video.id for video in self.items.videos if video.path == error.path)
         warnings.warn(
             f"left out {name}: {error.reason} ({count} of {total} videos)",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastseq.video.augment import Augmentation, ClipDraw, draw_clip
 from fastseq.video.decode import scaled_size
+from fastseq.video.gaps import frames_of
 from fastseq.video.items import Item, Items, Video
 from fastseq.video.work import Clip, Reading
 
@@ -73,16 +74,21 @@ class SegmentTuples(Items):
     def _usable(self, videos: Sequence[Video]) -> list[Video]:
         least = 2 * self.segments
         needed = f"{self.segments} segments of two frames need {least}"
-        short = [video for video in videos if video.frames < least]
-        self.left_out = [(video.id, f"has {video.frames} frames, {needed}") for video in short]
-        usable = [video for video in videos if video.frames >= least]
+        counts = [len(frames_of(video)) for video in videos]
+        self.left_out = [
+            (video.id, f"has {count} {'sound ' * (count < video.frames)}frames, {needed}")
+            for video, count in zip(videos, counts, strict=True)
+            if count < least
+        ]
+        usable = [video for video, count in zip(videos, counts, strict=True) if count >= least]
         if not usable:
             raise ValueError(f"all {len(videos)} videos are too short: {needed} frames")
         return usable
 
     def _item(self, position: int, generator: np.random.Generator, bad: Container[str]) -> Item:
         video = self.videos[position]
-        tuples = _two_of_each(video.frames, self.segments, generator)
+        sound = frames_of(video)
+        tuples = sound[_two_of_each(len(sound), self.segments, generator)]
         ends = (0, self.segments - 1)
         anchor = generator.choice(ends if self.anchor == "ends" else self.segments)
         again = tuples[0, anchor]

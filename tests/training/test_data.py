@@ -245,8 +245,28 @@ def test_a_bad_video_is_left_out_of_the_cache_too(videos, tmp_path, cache):
         loader, batch = first()
     assert set(batch["ids"]) == {"good"}
     assert loader.bad == {bad.path: "the file is empty (0 bytes)"}
-    with pytest.raises(TooManyBadVideos, match="1 of 2 videos"):
-        next(iter(open_loader([bad, good], config(cache=cache), PLAIN, 0, progress=False)[0]))
+    with pytest.raises(TooManyBadVideos, match="1 of 1 videos cannot be read, nothing is left"):
+        next(iter(open_loader([bad], config(cache=cache), PLAIN, 0, progress=False)[0]))
+
+
+def test_gaps_are_read_neither_into_the_cache_nor_out_of_it(videos, monkeypatch):
+    asked = []
+
+    def reading(path, indices, **options):
+        asked.extend(indices)
+        return read_frames(path, indices, **options)
+
+    monkeypatch.setattr("training.data.cache.read_frames", reading)
+    gaps = ((0, 3), (10, 12), (25, 30))
+    record = VideoRecord("a", str(videos / "a.mp4"), 30, 20.0, width=48, height=36, gaps=gaps)
+    loader, _ = open_loader([record], config(cache="ram"), PLAIN, 0, progress=False)
+    sound = [*range(3, 10), *range(12, 25)]
+    assert asked == sound
+    loader.engine.cache.data.view(30, -1)[[0, 1, 2, 10, 11, 25, 29]] = 255
+    for batch in loader.stream(10):
+        assert {*batch["steps"].flatten().tolist()} <= {*sound}
+        level = batch["frames"].float().mean((3, 4, 5))
+        assert (level - 8 * batch["steps"]).abs().max() < 4
 
 
 def test_whole_videos_for_evaluation(videos, monkeypatch):
@@ -264,8 +284,49 @@ def test_whole_videos_for_evaluation(videos, monkeypatch):
         assert (frames.float().mean((1, 2, 3)) - 8 * torch.arange(record.frames)).abs().max() < 4
         assert torch.equal(frames, eval_transform(read_frames(record.path), 16))
     longer = dataclasses.replace(records[0], frames=31)
-    with pytest.raises(VideoError, match="the video has 30 frames"):
-        next(load_videos([longer], 16, 24, engine=engine))
+    made = [*load_videos([longer, records[1], longer], 16, 24, engine=engine)]
+    assert [type(one) for one in made] == [VideoError, torch.Tensor, VideoError]
+    assert "the video has 30 frames" in str(made[0])
+    assert torch.equal(made[1], read[1])
+
+
+def test_whole_videos_without_their_gaps(videos, monkeypatch):
+    monkeypatch.setattr("training.data.dataset._CHUNK", 7)
+    build_index(videos)
+    whole, *others = load_index(videos).videos
+    damaged = dataclasses.replace(whole, gaps=((0, 3), (10, 12), (25, 30)))
+    gone = dataclasses.replace(whole, gaps=((0, 30),))
+    (frames,) = load_videos([whole], 16, 24, engine=PyAVEngine(16))
+    one, nothing, other = load_videos([damaged, gone, others[0]], 16, 24, engine=PyAVEngine(16))
+    assert torch.equal(one, frames[[*range(3, 10), *range(12, 25)]])
+    assert isinstance(nothing, VideoError)
+    assert "none of its 30 frames is sound" in str(nothing)
+    assert len(other) == others[0].frames
+
+
+def test_an_error_that_comes_ahead_waits_for_its_turn(videos, monkeypatch):
+    """As engines that work ahead may raise it: in place of a batch that would have come."""
+    monkeypatch.setattr("training.data.dataset._CHUNK", 7)
+    build_index(videos)
+    records = load_index(videos).videos
+    bad = dataclasses.replace(records[1], path=str(videos / "gone.mp4"))
+    expected = [*load_videos(records, 16, 24, engine=PyAVEngine(16))]
+
+    class Hasty(PyAVEngine):
+        hasty = True
+
+        def batches(self, source, start, stop):
+            made = super().batches(source, start, stop)
+            if self.hasty:
+                self.hasty = False
+                yield next(made)
+                raise VideoError(bad.path, "No such file or directory")
+            yield from made
+
+    first, second, third = load_videos([records[0], bad, records[2]], 16, 24, engine=Hasty(16))
+    assert torch.equal(first, expected[0])
+    assert str(second) == f"{bad.path}: No such file or directory"
+    assert torch.equal(third, expected[2])
 
 
 def test_wrong_settings(videos):

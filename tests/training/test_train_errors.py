@@ -11,6 +11,7 @@ import training.train
 import training.trainer
 from fastseq.video import VideoError
 from training.checkpoint import CheckpointError, list_checkpoints
+from training.data.index import build_index
 from training.run import load_run
 from training.runlog import read_log
 from training.train import main
@@ -216,7 +217,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(recipe, monkeypatch, capsys, nu
 
 
 def test_ctrl_c_before_the_first_step(recipe, monkeypatch, capsys):
-    def interrupted(*args, dry_run=False):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training.train, "open_loader", interrupted)
@@ -259,19 +260,77 @@ def test_a_folder_that_is_not_ready_exits_with_2(video_folder, capsys):
     assert not Path("runs").exists()
 
 
-def test_bad_videos_met_in_a_worker_are_listed(video_folder, capsys):
-    for name in ("a.mp4", "c.mp4"):
-        path = video_folder / name
-        before = path.stat()
-        path.write_bytes(bytes(before.st_size))  # passes for unchanged
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+def spoil(path: Path) -> bytes:
+    """Make a file unreadable that passes for unchanged; what it held."""
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return content
+
+
+def test_videos_that_cannot_be_read_while_training_are_listed(video_folder, capsys):
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        spoil(video_folder / name)
     steps = ["train.run_dir=run", "train.steps=4", "data.workers=1"]
-    assert main(["tiny.yaml", *steps]) == 1
+    with pytest.warns(RuntimeWarning, match="left out"):
+        assert main(["tiny.yaml", *steps]) == 1
     error = capsys.readouterr().err
-    assert "of 3 videos cannot be read, more than 1%:" in error
-    assert "  a.mp4: not a video file" in error or "  c.mp4: not a video file" in error
+    assert "3 of 3 videos cannot be read, nothing is left to train on:" in error
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        assert f"\n  {name}: not a video file" in error
     assert "--verify" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_training_goes_on_without_a_bad_video(video_folder, caplog, capsys, cache):
+    caplog.set_level("INFO")
+    (video_folder / "zero.mp4").write_bytes(b"")
+    build_index(video_folder)  # leaves that one out
+    spoil(video_folder / "a.mp4")
+    options = ["tiny.yaml", "train.run_dir=run", f"data.cache={cache}"]
+    with pytest.warns(RuntimeWarning, match=r"left out a.mp4: not a video file.*\(1 of 3 videos"):
+        assert main([*options, "train.steps=4"]) == 3
+    last = caplog.text[caplog.text.index("1 file was left out when the folder was prepared") :]
+    assert "1 video could not be read and had to be left out:" in last
+    assert "  a.mp4: not a video file" in last
+    assert read_log("run")[-1]["bad_videos"] == 1
+    assert "left_out=1" in capsys.readouterr().err
+    caplog.clear()  # a resumed run knows it without another look
+    assert main([*options, "train.steps=4", "--resume"]) == 3
+    assert "  a.mp4: not a video file" in caplog.text
+
+
+def test_files_that_prepare_left_out_are_counted_and_no_more(video_folder, caplog):
+    caplog.set_level("INFO")
+    for name in ("zero.mp4", "nought.mp4"):
+        (video_folder / name).write_bytes(b"")
+    build_index(video_folder)
+    assert main(["tiny.yaml", "train.run_dir=run", "train.steps=1"]) == 0
+    assert "2 files were left out when the folder was prepared" in caplog.text
+    assert "could not be read" not in caplog.text
+
+
+def test_videos_that_went_away_together_are_not_remembered(recipe, monkeypatch, capsys):
+    """A disk that is gone takes the whole batch with it; --resume reads all of it again."""
+    options = [recipe, "train.steps=24", "train.checkpoint_every=100"]
+    assert main([*options, "train.run_dir=whole"]) == 0
+    read, reads, gone = SquareEngine.read, iter(range(1000)), iter("01")
+
+    def read_or_fail(self, readings):
+        if next(reads) >= 15:
+            raise VideoError(next(gone), "No such file or directory")
+        return read(self, readings)
+
+    monkeypatch.setattr(SquareEngine, "read", read_or_fail)
+    monkeypatch.setattr("fastseq.video.loader.MAX_BAD", 1)
+    options.append("train.run_dir=run")
+    with pytest.warns(RuntimeWarning, match="left out video0"):
+        assert main(options) == 1
+    assert "2 of 5 videos cannot be read, more than 1:" in capsys.readouterr().err
+    monkeypatch.setattr(SquareEngine, "read", read)
+    assert main([*options, "--resume"]) == 0
+    assert same(weights("run"), weights("whole"))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -289,9 +348,10 @@ def test_a_run_that_bad_videos_ended_goes_on_once_they_are_back(
         return read(self, readings)
 
     monkeypatch.setattr(SquareEngine, "read", read_or_fail)
+    monkeypatch.setattr("fastseq.video.loader.MAX_BAD", 0)
     options.append("train.run_dir=run")
     assert main(options) == 1
-    assert "1 of 5 videos cannot be read" in capsys.readouterr().err
+    assert "1 of 5 videos cannot be read, more than 0:" in capsys.readouterr().err
     assert [path.name for path in list_checkpoints("run/checkpoints")] == [
         f"step_{15 // accumulate:08}.pt"
     ]

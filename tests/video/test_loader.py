@@ -14,6 +14,7 @@ from fastseq.video import (
     PyAVEngine,
     TooManyBadVideos,
     TwoViews,
+    VideoError,
     VideoPairs,
     decode_side,
     probe,
@@ -257,13 +258,48 @@ def test_a_moved_folder_does_not_count_its_bad_videos_twice(videos, tmp_path):
     assert all(same(one, two) for one, two in zip(moved.stream(3), expected, strict=True))
 
 
-def test_bad_videos_above_one_percent_stop(videos, tmp_path):
-    reader = loader(views(with_bad(videos, tmp_path, 100, 2), num_frames=3), 102)
+@pytest.mark.parametrize(("good", "most"), [(20, 10), (1088, 11)])
+def test_more_than_ten_bad_videos_and_one_percent_stop(videos, tmp_path, good, most):
+    made = views(with_bad(videos, tmp_path, good, most + 1), num_frames=3)
+    bad = [video for video in made.videos if video.id.startswith("bad")]
+    reader = loader(made)
+    for number, one in enumerate(bad[:most], start=1):
+        with pytest.warns(RuntimeWarning, match=rf"left out {one.id}: .* \({number} of "):
+            reader.set_aside(VideoError(one.path, "the file is empty (0 bytes)"))
+    with pytest.raises(TooManyBadVideos) as caught:
+        reader.set_aside(VideoError(bad[most].path, "the file is empty (0 bytes)"))
+    assert f"{most + 1} of {len(made)} videos cannot be read, more than {most}:" in str(
+        caught.value
+    )
+    for one in bad:
+        assert f"\n  {one.id}: the file is empty (0 bytes)" in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("items", [views, pairs])
+def test_the_videos_that_are_left_are_enough(videos, tmp_path, workers, items):
+    made = items(with_bad(videos, tmp_path, 5, 4), num_frames=3)
+    reader = loader(made, 9, workers=workers)
+    with pytest.warns(RuntimeWarning):
+        batches = [*reader.stream(3)]
+    assert len(reader.bad) == 4
+    assert {name[:4] for batch in batches for name in batch["ids"]} == {"good"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("items", "good"), [(views, 0), (pairs, 1)])
+def test_training_stops_when_nothing_is_left(videos, tmp_path, workers, items, good):
+    made = items(with_bad(videos, tmp_path, good, 2), num_frames=3)
+    reader = loader(made, 1, workers=workers)
     with pytest.warns(RuntimeWarning), pytest.raises(TooManyBadVideos) as caught:
-        next(iter(reader))
-    assert "2 of 102 videos" in str(caught.value)
-    for name in ("bad0", "bad1"):
-        assert f"\n  {name}: the file is empty (0 bytes)" in str(caught.value)
+        [*reader.stream(9)]
+    assert f"2 of {good + 2} videos cannot be read, nothing is left to train on:" in str(
+        caught.value
+    )
+    assert len(reader.bad) == 2
+    again = loader(made, 1)
+    with pytest.raises(TooManyBadVideos, match="nothing is left"):
+        again.load_state_dict(reader.state_dict())
 
 
 def test_a_file_that_takes_too_long_is_set_aside(videos):

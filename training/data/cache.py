@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from fastseq.video import VideoError, read_frames, scaled_size
+from fastseq.video.gaps import frames_of
 from training.data.index import VideoRecord, in_threads
 
 
 class FrameCache(Mapping[str, torch.Tensor]):
     """All frames of all videos as bytes, scaled to one short side, decoded once.
 
-    Maps a video's path to its frames, uint8 (frames, H, W, 3). One block of memory: forked loader
-    workers share it as it is, spawned ones through a single shared segment.
+    Maps a video's path to its frames, uint8 (frames, H, W, 3), those in its gaps left undefined.
+    One block of memory: forked loader workers share it as it is, spawned ones through a single
+    shared segment.
 
     Attributes:
         failed: the errors of the videos that could not be decoded.
@@ -22,6 +24,7 @@ class FrameCache(Mapping[str, torch.Tensor]):
 
     def __init__(self, records: Sequence[VideoRecord], short_side: int, *, progress: bool = True):
         self._places: dict[str, tuple[int, torch.Size]] = {}
+        sound = {record.path: frames_of(record) for record in records}
         total = 0
         for record in records:
             if record.path not in self._places:
@@ -35,14 +38,14 @@ class FrameCache(Mapping[str, torch.Tensor]):
         def decode(path: str) -> None:
             out = self[path]
             try:
-                frames = read_frames(path, range(len(out)), short_side=short_side)
-                if frames.shape != out.shape:
+                frames = read_frames(path, sound[path], short_side=short_side)
+                if frames.shape[1:] != out.shape[1:]:
                     raise VideoError(
                         path,
-                        f"has changed since it was indexed: {tuple(frames.shape)} instead of "
-                        f"{tuple(out.shape)}; run `python -m training.prepare` again",
+                        f"has changed since it was indexed: {tuple(frames.shape[1:])} instead of "
+                        f"{tuple(out.shape[1:])}; run `python -m training.prepare` again",
                     )
-                out.copy_(frames)
+                out[torch.from_numpy(sound[path])] = frames
             except VideoError as error:
                 self.failed.append(error)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from fastseq.video import (
@@ -18,12 +17,14 @@ from fastseq.video import (
     Reading,
     SegmentTuples,
     TwoViews,
+    VideoError,
     VideoPairs,
     decode_side,
     eval_draw,
     open_engine,
     scaled_size,
 )
+from fastseq.video.gaps import frames_of
 from training.data.cache import FrameCache
 from training.data.index import VideoRecord
 
@@ -118,27 +119,61 @@ def open_evaluation_engine(records: Sequence[VideoRecord], cfg: Any) -> Engine:
 
 def load_videos(
     records: Sequence[VideoRecord], size: int, side: int | None = None, *, engine: Engine
-) -> Iterator[torch.Tensor]:
-    """Every frame of each video with the evaluation transform: uint8 (frames, 3, size, size).
+) -> Iterator[torch.Tensor | VideoError]:
+    """The sound frames of each video with the evaluation transform: uint8 (n, 3, size, size).
 
-    Raises:
-        VideoError: a frame that the index counts does not come out.
+    In place of a video that cannot be read comes the error that says why.
     """
     side = decode_side(size, side)
-    chunks = [
-        (record, np.arange(start, min(start + _CHUNK, record.frames)))
-        for record in records
-        for start in range(0, record.frames, _CHUNK)
-    ]
 
-    def source(chunk: int) -> list[Reading]:
-        record, frames = chunks[chunk]
+    def reading(record: VideoRecord, chunk: int) -> Reading:
+        frames = frames_of(record)[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         draw = eval_draw(*scaled_size(record.height, record.width, side))
-        return [Reading(record.path, record.height, record.width, side, (Clip(frames, draw),))]
+        return Reading(record.path, record.height, record.width, side, (Clip(frames, draw),))
 
-    parts = []
-    for (record, frames), made in zip(chunks, engine.batches(source, 0, len(chunks)), strict=True):
-        parts.append(made[0, 0])
-        if frames[-1] == record.frames - 1:
-            parts = [torch.cat(parts)]
-            yield parts.pop()  # kept nowhere here while it is worked on
+    chunks = [-(-len(frames_of(record)) // _CHUNK) for record in records]
+    return read_each(records, chunks, reading, engine=engine)
+
+
+def read_each(
+    records: Sequence[VideoRecord],
+    counts: Sequence[int],
+    reading: Callable[[VideoRecord, int], Reading],
+    *,
+    engine: Engine,
+) -> Iterator[torch.Tensor | VideoError]:
+    """Of each video the frames of its readings 0 to count - 1, put together, or what went wrong."""
+    plan = [
+        (place, k) for place, count in enumerate(counts) for k in range(max(1, count))
+    ]  # of no frame at all too, which is an error
+    failed: dict[str, VideoError] = {}
+
+    def source(position: int) -> list[Reading]:
+        place, k = plan[position]
+        record = records[place]
+        if record.path in failed:
+            raise failed[record.path]
+        if not counts[place]:
+            raise VideoError(record.path, f"none of its {record.frames} frames is sound")
+        return [reading(record, k)]
+
+    position, parts = 0, []
+    while position < len(plan):
+        try:
+            for made in engine.batches(source, position, len(plan)):
+                place, k = plan[position]
+                position += 1
+                parts.append(made[0, 0])
+                if k + 1 == counts[place]:
+                    parts = [torch.cat(parts)]
+                    yield parts.pop()  # kept nowhere here while it is worked on
+        except VideoError as error:
+            place, k = plan[position]
+            if error.path == records[place].path:
+                parts.clear()
+                position += max(1, counts[place]) - k
+                yield error
+            elif error.path in failed:
+                raise
+            else:  # met while working ahead: it comes when its turn has come
+                failed[error.path] = error

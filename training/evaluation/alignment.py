@@ -15,7 +15,8 @@ from training.evaluation.embed import EmbeddedVideo
 class Alignment:
     """The DTW path between two videos, cost = squared distance of the unit-length embeddings.
 
-    i, j: int64, the path. matched: a frame of the second video for every frame of the first.
+    i, j: int64, the path, in rows of the embeddings, which are frames unless there are gaps.
+    matched: a row of the second video for every row of the first.
     similarity: mean cosine similarity along the path. straight: the same along the straight line
     from first to last frames, which is what stretching evenly would give.
     """
@@ -32,7 +33,7 @@ def align(a: EmbeddedVideo, b: EmbeddedVideo) -> Alignment:
     similarity = a.embeddings @ b.embeddings.T
     path, _ = dtw_path_from_cost(2.0 - 2.0 * similarity)
     i, j = path.numpy().T
-    even = evenly(len(a.embeddings), len(b.embeddings))
+    even = stretched(a, b)
     return Alignment(
         i,
         j,
@@ -57,19 +58,28 @@ def evenly(frames_a: int, frames_b: int) -> np.ndarray:
     return np.round(np.linspace(0, frames_b - 1, frames_a)).astype(np.int64)
 
 
+def stretched(a: EmbeddedVideo, b: EmbeddedVideo) -> np.ndarray:
+    """For every row of a, the row of b whose frame is nearest to `evenly`'s."""
+    frames, asked = b.frames, evenly(a.record.frames, b.record.frames)[a.frames]
+    after = np.searchsorted(frames, asked).clip(max=len(frames) - 1)
+    before = np.maximum(after - 1, 0)
+    nearer = np.abs(frames[before] - asked) < np.abs(frames[after] - asked)
+    return np.where(nearer, before, after)
+
+
 def write_aligned_video(
     a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment, file: Path, *, height: int = 240
 ) -> None:
     """Three panels: a at its own pace, b aligned to it, and b stretched evenly for comparison."""
     from fastseq.video import read_frames, write_video
-    from training.evaluation.pictures import side_by_side
+    from training.evaluation.pictures import Panel, side_by_side
 
     frames_a, frames_b = (
-        read_frames(video.record.path, short_side=height).numpy() for video in (a, b)
+        read_frames(video.record.path, video.frames, short_side=height).numpy() for video in (a, b)
     )
     panels = [
-        ("at its own pace", a.record.id, frames_a, np.arange(len(frames_a))),
-        ("aligned", b.record.id, frames_b, alignment.matched),
-        ("stretched evenly", b.record.id, frames_b, evenly(len(frames_a), len(frames_b))),
+        Panel("at its own pace", a.record.id, frames_a, a.frames, np.arange(len(frames_a))),
+        Panel("aligned", b.record.id, frames_b, b.frames, alignment.matched),
+        Panel("stretched evenly", b.record.id, frames_b, b.frames, stretched(a, b)),
     ]
     write_video(file, side_by_side(panels, height=height), a.record.fps)

@@ -32,4 +32,9 @@ def time_index_embedding(frames: int) -> np.ndarray:
 
 def time_index(records: Sequence[VideoRecord]) -> list[EmbeddedVideo]:
     """The time-index baseline for every video: nothing of the pictures is used."""
-    return [EmbeddedVideo(record, time_index_embedding(record.frames)) for record in records]
+    from fastseq.video.gaps import frames_of
+
+    return [
+        EmbeddedVideo(record, time_index_embedding(record.frames)[frames_of(record)])
+        for record in records
+    ]

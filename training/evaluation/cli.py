@@ -6,11 +6,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastseq.video import VideoError
     from training.data.index import Index, VideoRecord
 
 
@@ -18,10 +20,55 @@ class UserError(ValueError):
     """Something that the user can put right; the message says what and how."""
 
 
-def run_command(command: Callable[[], None]) -> int:
+INCOMPLETE = 3  # exit status: done, but for videos that could not be read
+EXIT_STATUS = (
+    "Exit status: 0 done; 3 done, but for videos that could not be read, which are named as they "
+    "are met and in the last lines; 2 wrong request; 130 interrupted."
+)
+
+
+@dataclass
+class LeftOut:
+    """The videos that a command could not read, and the files that `prepare` had left out.
+
+    in_index: how many these are; they do not change the exit status. videos: id -> reason.
+    """
+
+    in_index: int = 0
+    videos: dict[str, str] = field(default_factory=dict)
+
+    def add(self, record: VideoRecord, error: VideoError) -> None:
+        """Count a video and name it at once."""
+        from tqdm import tqdm
+
+        self.videos[record.id] = error.reason
+        tqdm.write(f"left out {record.id}: {error.reason}", file=sys.stderr)
+
+    def kept(self, records: Sequence[VideoRecord]) -> list[VideoRecord]:
+        return [record for record in records if record.id not in self.videos]
+
+    def lines(self) -> list[str]:
+        """What a command says of it in the end."""
+        out = []
+        if self.in_index:
+            files = "1 file was" if self.in_index == 1 else f"{self.in_index} files were"
+            out.append(f"{files} left out when the folder was prepared")
+        if self.videos:
+            count = "1 video" if len(self.videos) == 1 else f"{len(self.videos)} videos"
+            out.append(f"{count} could not be read and had to be left out:")
+            out += [f"  {name}: {reason}" for name, reason in self.videos.items()]
+            out.append(
+                "repair or remove such files; `python -m training.prepare FOLDER --verify` finds "
+                "all of them"
+            )
+        return out
+
+
+def run_command(command: Callable[[], LeftOut | None]) -> int:
     """Run a command's body; exit status 2 and one message on stderr for what a user can put right.
 
-    130 after Ctrl-C. Other errors are bugs and keep their traceback.
+    INCOMPLETE where it returns that videos were left out, with these as the last lines. 130 after
+    Ctrl-C. Other errors are bugs and keep their traceback.
     """
     try:
         from fastseq.video import VideoError
@@ -29,7 +76,7 @@ def run_command(command: Callable[[], None]) -> int:
         from training.data.index import StaleIndex
         from training.data.labels import LabelError
 
-        command()
+        left_out = command() or LeftOut()
     except ImportError as error:
         print(f"error: {missing_extra(error, 'evaluation')}", file=sys.stderr)
         return 2
@@ -39,7 +86,9 @@ def run_command(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    for line in left_out.lines():
+        print(line)
+    return INCOMPLETE if left_out.videos else 0
 
 
 def missing_extra(error: ImportError, what: str) -> str:
@@ -74,6 +123,15 @@ def split_videos(index: Index, split: str) -> list[VideoRecord]:
             f"`python -m training.prepare {index.folder}`"
         )
     return records
+
+
+def require_some(kept: Sequence[VideoRecord], split: str, folder: Path) -> None:
+    """UserError if no video of a split could be read; each has been named then."""
+    if not kept:
+        raise UserError(
+            f"none of the videos in the split {split!r} of {folder} can be read: "
+            f"`python -m training.prepare {folder} --verify` says why"
+        )
 
 
 def make_folder(folder: Path) -> None:

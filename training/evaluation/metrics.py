@@ -65,8 +65,11 @@ def phase_position(phases: np.ndarray) -> np.ndarray | None:
 
 
 def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
-    """The labelled frames of a video, or None if it has none; all frames were embedded."""
-    phases = video.record.phases
+    """The labelled frames of a video, or None if it has none; frames in gaps count as unlabelled.
+
+    UserError unless there is an embedding for each sound frame.
+    """
+    phases = video.phases
     if phases is None or not (phases >= 0).any():
         return None
     if len(phases) != len(video.embeddings):
@@ -75,12 +78,14 @@ def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
             "write the index again with `python -m training.prepare`"
         )
     keep = phases >= 0
-    position = phase_position(phases)
+    in_video = np.full(video.record.frames, -1)
+    in_video[video.frames] = phases
+    position = phase_position(in_video)
     return LabelledVideo(
         video.record.id,
         video.embeddings[keep].astype(np.float64),
         phases[keep],
-        None if position is None else position[keep],
+        None if position is None else position[video.frames[keep]],
         video.record.view,
     )
 

@@ -87,14 +87,26 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return "…" + text
 
 
-def side_by_side(
-    panels: Sequence[tuple[str, str, np.ndarray, np.ndarray]], *, height: int = 240
-) -> Iterator[np.ndarray]:
+@dataclass(frozen=True)
+class Panel:
+    """A video in `side_by_side`.
+
+    frames: uint8 (n, H, W, 3); numbers: those they have in the video, ascending; shown: for every
+    output frame the place in these.
+    """
+
+    title: str
+    name: str
+    frames: np.ndarray
+    numbers: np.ndarray
+    shown: np.ndarray
+
+
+def side_by_side(panels: Sequence[Panel], *, height: int = 240) -> Iterator[np.ndarray]:
     """Frames of a video that plays several panels next to each other.
 
     Args:
-        panels: (title, name, frames, shown): frames uint8 (n, H, W, 3) and, for every output frame,
-            the index of the frame to show. All ``shown`` have one length.
+        panels: all with the same number of ``shown`` frames.
         height: of each panel's picture in pixels.
     Yields:
         uint8 (h, w, 3), both even. Over each panel stand the title, the frame number and the name,
@@ -104,26 +116,29 @@ def side_by_side(
     pad, caption, bar_height = 8, 40, 12
     font = _font(12)
     widths = [
-        max(150, round(frames.shape[2] * height / frames.shape[1])) for _, _, frames, _ in panels
+        max(150, round(panel.frames.shape[2] * height / panel.frames.shape[1])) for panel in panels
     ]
     total = sum(widths) + pad * (len(panels) + 1)
     tall = caption + height + bar_height + pad
     canvas_size = (total + total % 2, tall + tall % 2)
-    for step in range(len(panels[0][3])):
+    for step in range(len(panels[0].shown)):
         canvas = Image.new("RGB", canvas_size, "white")
         draw = ImageDraw.Draw(canvas)
         x = pad
-        for (title, name, frames, shown), width in zip(panels, widths, strict=True):
-            index = int(shown[step])
-            picture = _letterbox(frames[index], width, height)
+        for panel, width in zip(panels, widths, strict=True):
+            place = int(panel.shown[step])
+            number = int(panel.numbers[place])
+            picture = _letterbox(panel.frames[place], width, height)
             canvas.paste(picture, (x, caption))
             bar = caption + height + 5
-            last = max(len(frames) - 1, 1)
+            last = max(int(panel.numbers[-1]), 1)
             draw.rectangle((x, bar, x + width - 1, bar + 3), fill="#dddddd")
-            draw.rectangle((x, bar, x + round((width - 1) * index / last), bar + 3), fill="#1f4e79")
-            draw.text((x, 4), title, fill=INK, font=font)
-            draw.text((x + width - 1, 4), f"frame {index}", fill=INK, font=font, anchor="ra")
-            draw.text((x, 21), _shorten(name, font, width), fill=QUIET, font=font)
+            draw.rectangle(
+                (x, bar, x + round((width - 1) * number / last), bar + 3), fill="#1f4e79"
+            )
+            draw.text((x, 4), panel.title, fill=INK, font=font)
+            draw.text((x + width - 1, 4), f"frame {number}", fill=INK, font=font, anchor="ra")
+            draw.text((x, 21), _shorten(panel.name, font, width), fill=QUIET, font=font)
             x += width + pad
         yield np.asarray(canvas)
 

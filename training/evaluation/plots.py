@@ -34,15 +34,20 @@ def _tidy(axes) -> None:
 def similarity_map(
     a: EmbeddedVideo, b: EmbeddedVideo, path: tuple[np.ndarray, np.ndarray], file: str | Path
 ) -> None:
-    """Cosine similarity of all frame pairs with the DTW path; dotted lines are phase boundaries."""
-    similarity = a.embeddings @ b.embeddings.T
+    """Cosine similarity of all frame pairs with the DTW path; dotted lines are phase boundaries.
+
+    Axes are the frames' numbers; those in gaps stay white.
+    """
+    similarity = np.full((a.record.frames, b.record.frames), np.nan, dtype=np.float32)
+    similarity[np.ix_(a.frames, b.frames)] = a.embeddings @ b.embeddings.T
+    i, j = a.frames[path[0]], b.frames[path[1]]
     rows, columns = similarity.shape
     longest = max(rows, columns)
     figure = _figure(2.2 + 4.6 * columns / longest, 1.4 + 4.6 * rows / longest)
     axes = figure.subplots()
     image = axes.imshow(similarity, cmap="cividis", vmax=1.0, aspect="equal", origin="upper")
-    axes.plot(path[1], path[0], color="white", linewidth=3.5)
-    axes.plot(path[1], path[0], color="#d62728", linewidth=1.6, label="alignment (DTW)")
+    axes.plot(j, i, color="white", linewidth=3.5)
+    axes.plot(j, i, color="#d62728", linewidth=1.6, label="alignment (DTW)")
     if len(_boundaries(a)) or len(_boundaries(b)):  # white lines, grey in the legend
         axes.plot([], [], color="0.4", linewidth=0.9, linestyle=":", label="phase boundaries")
     for boundary in _boundaries(a):
@@ -89,13 +94,15 @@ def embedding_strips(
 
     The colour's red, green and blue are the first three principal components over all the frames
     shown, each stretched between its 2nd and 98th percentile. Frames that the network finds alike
-    have like colours. Unlabelled frames stay white in the lower bar.
+    have like colours. Unlabelled frames stay white in the lower bar, frames in gaps in the upper.
     """
     colours = _principal_colours([video.embeddings for video in videos])
     labelled = any(video.record.phases is not None for video in videos)
     figure = _figure(8.2, 0.5 * len(videos) + (1.0 if labelled else 0.5))
     for row, axes in enumerate(np.atleast_1d(figure.subplots(len(videos), 1))):
-        video, colour = videos[row], colours[row]
+        video = videos[row]
+        colour = np.ones((video.record.frames, 3))
+        colour[video.frames] = colours[row]
         axes.imshow(colour[None], aspect="auto", extent=(0, 1, 0.36, 1), interpolation="nearest")
         phases = video.record.phases
         if phases is not None:

@@ -11,7 +11,7 @@ from training.evaluation.embed import EmbeddedVideo
 
 
 def choose_queries(videos: Sequence[EmbeddedVideo], count: int) -> list[tuple[int, int]]:
-    """``count`` queries (video, frame), spread over actions, phases and videos; always the same.
+    """``count`` queries (video, row), spread over actions, phases and videos; always the same.
 
     With labels: the middle frame of a phase, phases in turn, each from another video where there is
     one. Without: frames spread evenly over the videos. A video alone in its action is no query.
@@ -20,7 +20,7 @@ def choose_queries(videos: Sequence[EmbeddedVideo], count: int) -> list[tuple[in
     usable = [v for v, action in enumerate(actions) if actions.count(action) > 1]
     by_phase: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for number in usable:
-        phases = videos[number].record.phases
+        phases = videos[number].phases
         for phase in [] if phases is None else np.unique(phases[phases >= 0]):
             frames = np.flatnonzero(phases == phase)
             key = (actions[number], int(phase))
@@ -43,7 +43,7 @@ def _spread(length: int, count: int) -> list[int]:
 def nearest_frames(
     videos: Sequence[EmbeddedVideo], query: tuple[int, int], count: int
 ) -> list[tuple[int, int, float]]:
-    """The most similar frame of each other video of the action: (video, frame, similarity).
+    """The most similar frame of each other video of the action: (video, row, similarity).
 
     One frame per video, since neighbours in time look alike; the ``count`` best videos, best first.
     """
@@ -70,8 +70,8 @@ def retrieval_sheet(
     from fastseq.video import read_frames
     from training.evaluation.pictures import NEUTRAL, OTHER, SAME, Tile, contact_sheet
 
-    def tile(number: int, frame: int, query_phase: int | None, similarity: float | None) -> Tile:
-        record = videos[number].record
+    def tile(number: int, row: int, query_phase: int | None, similarity: float | None) -> Tile:
+        record, frame = videos[number].record, int(videos[number].frames[row])
         picture = read_frames(record.path, [frame], short_side=160)[0].numpy()
         phase = None if record.phases is None else int(record.phases[frame])
         name = _phase_name(phase_names, record.action, phase)
@@ -84,7 +84,7 @@ def retrieval_sheet(
 
     rows = []
     for number, frame in choose_queries(videos, queries):
-        phases = videos[number].record.phases
+        phases = videos[number].phases
         query_phase = None if phases is None else int(phases[frame])
         row = [tile(number, frame, None, None)]
         for other, best, similarity in nearest_frames(videos, (number, frame), neighbours):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.evaluation.cli import UserError, open_index, split_videos
+from training.evaluation.cli import LeftOut, UserError, open_index, require_some, split_videos
 
 if TYPE_CHECKING:
     import torch
@@ -29,17 +29,23 @@ ROW_DEFINITIONS = {
 
 
 def evaluate_video_level(
-    run: str | Path, *, folder: str | Path | None = None, progress: bool = True
+    run: str | Path,
+    *,
+    folder: str | Path | None = None,
+    left_out: LeftOut | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """What RUN/evaluation.json holds for ``--protocol vclr``; classes are the videos' actions.
 
     Args:
         run: run directory of ``python -m training.train``, of any loss.
         folder: prepared folder of videos with actions; the run's own by default.
+        left_out: takes the videos that cannot be read; all rows are without them.
     """
     from training.evaluation.encoders import load_compared_encoders
 
     start = time.perf_counter()
+    left_out = LeftOut() if left_out is None else left_out
     encoders, cfg = load_compared_encoders(run)
     if cfg.model.encoder == "conv3d":
         raise UserError(
@@ -50,7 +56,12 @@ def evaluate_video_level(
     train = split_videos(index, cfg.data.train_split)
     test = split_videos(index, cfg.data.test_split)
     _require_classes(index.folder, train)
-    features = video_features(encoders, train + test, cfg, progress=progress)
+    left_out.in_index = len(index.bad)
+    features = video_features(encoders, train + test, cfg, left_out, progress=progress)
+    train, test = left_out.kept(train), left_out.kept(test)
+    require_some(train, cfg.data.train_split, index.folder)
+    require_some(test, cfg.data.test_split, index.folder)
+    _require_classes(index.folder, train)
     labels = [np.array([record.action for record in split]) for split in (train, test)]
     rows = {
         name: {
@@ -67,6 +78,7 @@ def evaluate_video_level(
         "videos": {"train": len(train), "test": len(test)},
         "actions": sorted({record.action for record in test}),
         "seconds": round(time.perf_counter() - start, 1),
+        "left_out": left_out.videos,
         "rows": rows,
         "definitions": definitions(len(set(labels[0]))),
         "row_definitions": {name: ROW_DEFINITIONS[name] for name in rows},
@@ -77,25 +89,36 @@ def video_features(
     encoders: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
     records: Sequence[VideoRecord],
     cfg: Any,
+    left_out: LeftOut | None = None,
     *,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Of each encoder float64 (videos, E): the mean embedding of FRAMES frames of each video."""
+    """Of each encoder float64 (videos, E): the mean embedding of FRAMES frames of each video.
+
+    Videos that cannot be read go to ``left_out``; without that their VideoError is raised.
+    """
     import torch
     from tqdm import tqdm
 
     from fastseq.video import decode_side
-    from training.data.dataset import open_evaluation_engine
+    from fastseq.video.gaps import frames_of
+    from training.data.dataset import open_evaluation_engine, read_each
 
     size = cfg.augmentation.size
     side = decode_side(size, cfg.data.cache_side)
     engine = open_evaluation_engine(records, cfg)
-    read = engine.batches(lambda k: [_reading(records[k], size, side)], 0, len(records))
+    counts = [int(len(frames_of(record)) > 0) for record in records]
+    read = read_each(records, counts, lambda one, _: _reading(one, size, side), engine=engine)
     out: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     bar = tqdm(zip(records, read, strict=True), "embedding", len(records), disable=not progress)
     for record, frames in bar:
+        if isinstance(frames, Exception):
+            if left_out is None:
+                raise frames
+            left_out.add(record, frames)
+            continue
         for name, encode in encoders.items():
-            feature = encode(frames[0])[0].float().mean(0)
+            feature = encode(frames[None])[0].float().mean(0)
             if not torch.isfinite(feature).all():
                 raise UserError(
                     f"encoder {name!r} gave NaN or infinite features for {record.id}: the training "
@@ -103,18 +126,20 @@ def video_features(
                 )
             out[name].append(feature.double().cpu().numpy())
     engine.close()
-    return {name: np.stack(rows) for name, rows in out.items()}
+    return {name: np.stack(rows) if rows else np.empty((0, 0)) for name, rows in out.items()}
 
 
 def _reading(record: VideoRecord, size: int, side: int) -> Any:
     """Evenly spaced frames, and of each the central square of ``size`` pixels."""
     from fastseq.video import Clip, Reading, scaled_size
     from fastseq.video.augment import ClipDraw
+    from fastseq.video.gaps import frames_of
 
     height, width = scaled_size(record.height, record.width, side)
     square = min(size, height, width)
     box = ((height - square) // 2, (width - square) // 2, square, square)
-    frames = np.round(np.linspace(0, record.frames - 1, FRAMES)).astype(np.int64)
+    sound = frames_of(record)
+    frames = sound[np.round(np.linspace(0, len(sound) - 1, FRAMES)).astype(np.int64)]
     clip = Clip(frames, ClipDraw(*box, flip=False, colour=(), blur_sigma=0.0))
     return Reading(record.path, record.height, record.width, side, (clip,))
 
