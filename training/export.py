@@ -34,16 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.checkpoint import CheckpointError
         from training.run import load_run
 
+        if args.out.is_file() and not args.overwrite:
+            raise UserError(f"{args.out} exists already; --overwrite replaces it")
+        if args.out.is_dir():
+            raise UserError(f"{args.out} is a folder; give a file, such as model.safetensors")
         writer = WRITERS.get(args.out.suffix.lower())
         if writer is None:
             raise UserError(
                 f"{args.out} ends in {args.out.suffix or 'nothing'}; what can be written ends in "
                 f"{', '.join(WRITERS)}"
             )
-        if args.out.is_file() and not args.overwrite:
-            raise UserError(f"{args.out} exists already; --overwrite replaces it")
-        if args.out.is_dir():
-            raise UserError(f"{args.out} is a folder; give a file, such as model.safetensors")
         try:
             model, cfg = load_run(args.run)
         except CheckpointError as error:

@@ -211,7 +211,6 @@ BESIDE = {
     "omegaconf": OmegaConf.create({"a": {"b": [1, "x"]}, "c": None}),
     "attributes": Attributes(a=1, b=Path("x")),
     "slots": Slots(),
-    "module": nn.Linear(2, 2),
     "optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
     "dtype": torch.float16,
     "complex": 1j,
@@ -227,6 +226,13 @@ def test_other_values_are_passed_over(beside, old, tmp_path):
     assert equal(state)
     assert report.taken == "state_dict.module."
     assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+def test_a_module_is_passed_over_or_refused(tmp_path):
+    content = {"state_dict": STATE, "module": nn.Linear(2, 2)}
+    assert equal(loaded(content, tmp_path)[1])
+    with pytest.raises(ValueError, match="Only persistent_load of storage is allowed"):
+        loaded(content, tmp_path, _use_new_zipfile_serialization=False)
 
 
 class Runs:
@@ -253,7 +259,8 @@ def test_nothing_in_a_file_runs(call, old, tmp_path):
     torch.save(
         {"state_dict": STATE, "x": bad}, tmp_path / "w.pt", _use_new_zipfile_serialization=not old
     )
-    if call in (os.system, os.mkdir):  # torch.load refuses names of the module os
+    # torch.load refuses names of the module os, and to call what a call has given (Path.touch).
+    if call in (os.system, os.mkdir, Path.touch):
         with pytest.raises(ValueError, match="cannot be read as a checkpoint of plain tensors"):
             load_backbone_weights(network, tmp_path / "w.pt")
     else:

@@ -2,6 +2,7 @@
 
 import _compat_pickle
 import pickletools
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -27,7 +28,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except ImportError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        text = str(error).strip()  # torch.load puts the reason after advice to allow everything
+        reason = text.partition("WeightsUnpickler error: ")[2] or text
+        reason = re.split(r"\n|\. ", reason)[0][:200]
         raise ValueError(
             f"{path}: cannot be read as a checkpoint of plain tensors ({type(error).__name__}: "
             f"{reason}). If it holds other Python objects and you trust it, load it yourself and "
@@ -106,7 +109,8 @@ def _globals(file: IO[bytes]) -> set[str]:
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL":
             module, _, name = argument.partition(" ")
-            # Python 2's names are Python 3's by the time that torch.load compares them.
+            names.add(f"{module}.{name}")
+            # Some of Python 2's names are Python 3's by the time that torch.load compares them.
             if (module, name) in _compat_pickle.NAME_MAPPING:
                 module, name = _compat_pickle.NAME_MAPPING[module, name]
             module = _compat_pickle.IMPORT_MAPPING.get(module, module)
