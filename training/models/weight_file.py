@@ -29,7 +29,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:
         text = str(error).strip()  # torch.load puts the reason after advice to allow everything
-        reason = text.partition("WeightsUnpickler error: ")[2] or text
+        reason = (text.partition("WeightsUnpickler error:")[2] or text).strip()
         reason = re.split(r"\n|\. ", reason)[0][:200]
         raise ValueError(
             f"{path}: cannot be read as a checkpoint of plain tensors ({type(error).__name__}: "
