@@ -19,6 +19,7 @@ from fastseq.video import (
     context_frames,
     eval_draw,
     eval_transform,
+    open_engine,
     probe,
     sample_clip,
     sample_views,
@@ -26,6 +27,7 @@ from fastseq.video import (
 )
 from fastseq.video.arguments import as_int, as_path
 from fastseq.video.augment import apply_draw
+from fastseq.video.engines.dali import DaliEngine
 
 INFO = VideoInfo("a.mp4", 40, 32, 24, 0, 25.0, "h264")
 AUGMENTATION = Augmentation(size=16)
@@ -126,6 +128,31 @@ def test_other_arguments_of_items(call, error, message):
 def test_arguments_of_the_loader(given, error, message):
     with pytest.raises(error, match=message):
         loader(**given)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: PyAVEngine((16, 24)), ValueError, "size is the side of a square"),
+        (lambda: PyAVEngine("16"), TypeError, "size must be an integer, got str"),
+        (lambda: PyAVEngine(0), ValueError, "size must be at least 1, got 0"),
+        (lambda: PyAVEngine(16, workers=None), TypeError, "workers must be an integer"),
+        (lambda: PyAVEngine(16, workers=-1), ValueError, "workers must be at least 0, got -1"),
+        (lambda: PyAVEngine(16, cache="ram"), TypeError, "cache must be a dict .* got str"),
+        (lambda: PyAVEngine(16, time_limit="60"), TypeError, "time_limit must be a number"),
+        (lambda: open_engine("pyav", ["a.mp4"], 16), TypeError, r"videos\[0\] .*probe"),
+        (lambda: open_engine("pyav", INFO, 16), TypeError, "videos must be a list"),
+        (lambda: open_engine("pyav", [INFO], (16, 24)), ValueError, "size is the side"),
+        (lambda: open_engine("pyav", [INFO], 16, workers="2"), TypeError, "workers must be"),
+        (lambda: open_engine(None, [INFO], 16), ValueError, "engine must be one of .* None"),
+        (lambda: DaliEngine(16.0), TypeError, "size must be an integer"),
+        (lambda: DaliEngine(16, threads="2"), TypeError, "threads must be an integer"),
+        (lambda: DaliEngine(16, prefetch=0), ValueError, "prefetch must be at least 1, got 0"),
+    ],
+)
+def test_arguments_of_engines(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 @pytest.mark.parametrize(
