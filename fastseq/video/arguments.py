@@ -96,18 +96,18 @@ def check_frames(frames: Any) -> None:
         raise ValueError(f"frames must be (T, H, W, 3), got {tuple(frames.shape)}")
 
 
-def as_videos(videos: Any) -> list[Any]:
-    """A list of what `probe` gives, or of objects with the same attributes."""
+def as_videos(videos: Any, needed: tuple[str, ...] = _OF_A_VIDEO) -> list[Any]:
+    """A list of what `probe` gives, or of objects with the attributes that are needed."""
     expected = "what fastseq.video.probe gives"
     if isinstance(videos, (str, bytes, os.PathLike)) or not isinstance(videos, Iterable):
-        one = all(hasattr(videos, name) for name in _OF_A_VIDEO)
+        one = all(hasattr(videos, name) for name in needed)
         fix = "a single one too goes into a list" if one else "give [probe(path) for path in paths]"
         raise TypeError(f"videos must be a list of {expected}, got one {_kind(videos)}; {fix}")
     videos = list(videos)
     for place, video in enumerate(videos):
-        missing = [name for name in _OF_A_VIDEO if not hasattr(video, name)]
+        missing = [name for name in needed if not hasattr(video, name)]
         if missing:
-            without = "" if len(missing) == len(_OF_A_VIDEO) else f" without {', '.join(missing)}"
+            without = "" if len(missing) == len(needed) else f" without {', '.join(missing)}"
             raise TypeError(
                 f"videos[{place}] must be {expected}, got {_shown(video)}{without}; give "
                 "[probe(path) for path in paths]"

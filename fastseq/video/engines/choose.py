@@ -92,7 +92,8 @@ def open_engine(
     """
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
-    size, workers, videos = as_size(size), as_int("workers", workers, 0), as_videos(videos)
+    size, workers = as_size(size), as_int("workers", workers, 0)
+    videos = as_videos(videos, needed=("id", "path"))
     device = torch.device(device)
     dali, reason = dali_version(), "asked for by name"
     if name == "auto":
