@@ -18,6 +18,13 @@ DEV := $(VENV)/.dev
 DALI := $(VENV)/.dali
 BENCH := $(VENV)/.bench
 PARALLEL := -n 2 --dist loadfile
+# Two processes of one thread each: what needs more threads sets them itself.
+test: export OMP_NUM_THREADS ?= 1
+endif
+
+# Threads that wait for others sleep soon instead of keeping the cores: see training/__init__.py.
+ifeq ($(GOMP_SPINCOUNT)$(OMP_WAIT_POLICY),)
+test: export GOMP_SPINCOUNT := 1000
 endif
 
 .DEFAULT_GOAL := help

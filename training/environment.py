@@ -1,6 +1,7 @@
 """What a run's numbers depend on besides its configuration: versions, device, threads, ranks."""
 
 import logging
+import os
 import platform
 from typing import Any
 
@@ -11,6 +12,9 @@ import fastseq
 from training.distributed import world_size
 
 logger = logging.getLogger(__name__)
+
+# What the speed on a busy machine depends on, for libgomp and for Intel's and LLVM's runtimes.
+_OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "KMP_BLOCKTIME")
 
 # A resumed run has other bits where one of these is another.
 _EXACT = ("torch", "device", "precision", "threads", "ranks")
@@ -26,6 +30,7 @@ def environment(device: torch.device, bf16: bool) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "precision": "bf16" if bf16 else "fp32",
         "threads": torch.get_num_threads(),
+        "openmp": " ".join(f"{key}={os.environ[key]}" for key in _OPENMP if key in os.environ),
         "ranks": world_size(),
     }
 

@@ -1,15 +1,17 @@
-"""The trained weights as one safetensors file: `python -m training.export RUN OUT.safetensors`.
+"""The trained weights as one file: `python -m training.export RUN OUT.safetensors`.
 
-Names are those of the model's state dict; the metadata holds the run's configuration as YAML under
-"config". safetensors.torch.load_file reads it, from Python or elsewhere, and runs no code.
+Names are those of the model's state dict. A .safetensors file holds the run's configuration too, as
+YAML under "config" in its metadata; safetensors.torch.load_file reads it, from Python or elsewhere,
+and runs no code. A .pt or .pth file is the state dict alone, for torch.load(weights_only=True).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{args.out} exists already; --overwrite replaces it")
         if args.out.is_dir():
             raise UserError(f"{args.out} is a folder; give a file, such as model.safetensors")
+        writer = WRITERS.get(args.out.suffix.lower())
+        if writer is None:
+            raise UserError(
+                f"{args.out} ends in {args.out.suffix or 'nothing'}; what can be written ends in "
+                f"{', '.join(WRITERS)}"
+            )
         try:
             model, cfg = load_run(args.run)
         except CheckpointError as error:
@@ -43,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = model.state_dict()
         make_folder(args.out.parent)
         try:
-            write_safetensors(args.out, weights, cfg)
-        except SafetensorError as error:  # a full disk, for one
+            writer(args.out, weights, cfg)
+        except (SafetensorError, RuntimeError) as error:  # a full disk, for one
             raise UserError(f"{args.out} was not written: {error}") from error
         size = args.out.stat().st_size / 1e6
         print(f"written: {args.out}, {len(weights)} tensors, {size:.1f} MB")
@@ -57,16 +65,32 @@ def write_safetensors(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any)
     from omegaconf import OmegaConf
     from safetensors.torch import save_file
 
+    metadata = {"config": OmegaConf.to_yaml(cfg, resolve=True)}
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    with _in_place(path) as partial:
+        save_file(contiguous, partial, metadata=metadata)
+
+
+def write_state_dict(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
+    """Write weights alone, atomically."""
+    import torch
+
+    with _in_place(path) as partial:
+        torch.save({name: value.contiguous() for name, value in weights.items()}, partial)
+
+
+@contextlib.contextmanager
+def _in_place(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` that takes its place once it is whole."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(
-            {name: value.contiguous() for name, value in weights.items()},
-            partial,
-            metadata={"config": OmegaConf.to_yaml(cfg, resolve=True)},
-        )
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+WRITERS = {".safetensors": write_safetensors, ".pt": write_state_dict, ".pth": write_state_dict}
 
 
 if __name__ == "__main__":

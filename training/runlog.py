@@ -52,6 +52,37 @@ class RunLog:
         self._writer.close()
 
 
+class Pace:
+    """Says once that training has become far slower than it was at first.
+
+    Time that is spent waiting for data does not count: the log's ``data_wait`` shows that.
+    """
+
+    FIRST = 3  # intervals that tell what is usual
+    SHARE = 0.4  # of it
+
+    def __init__(self) -> None:
+        self._first: list[float] = []
+        self._said = False
+
+    def remark(self, frames: float, seconds: float) -> str:
+        """What to say after an interval of so many frames and seconds of work, often ""."""
+        rate = frames / max(seconds, 1e-9)
+        if len(self._first) < self.FIRST:
+            self._first.append(rate)
+            return ""
+        usual = sorted(self._first)[self.FIRST // 2]
+        if self._said or rate >= self.SHARE * usual:
+            return ""
+        self._said = True
+        load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+        return (
+            f"training takes {rate:.0f} frames/s, at first it took {usual:.0f}{load} on "
+            f"{os.cpu_count()} cores: other work on them slows down the threads, which wait for "
+            "each other. OMP_WAIT_POLICY=passive or OMP_NUM_THREADS=1 makes that cheaper"
+        )
+
+
 def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
     """The lines of ``RUN/log.jsonl``; a last line cut short by a crash is left out."""
     path = Path(run_dir) / "log.jsonl"

@@ -84,6 +84,7 @@ class ModelConfig:
     pool: str = _one_of("max", *POOLS)  # of a ResNet's last map, over space
     train_from: str = _one_of("layer4", *TRAIN_FROM)
     weights: str | None = None  # file with a pre-trained backbone
+    weights_key: str | None = None  # which of several in it, such as teacher
     image_size: int = "${augmentation.size}"
     num_frames: int = "${data.num_frames}"
     num_context: int = "${data.num_context}"

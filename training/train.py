@@ -31,6 +31,7 @@ MAY_CHANGE = {
     "data.cache",
     "data.workers",
     "model.weights",
+    "model.weights_key",
     *(f"loss.{name}.backend" for name in ("scl", "soft_dtw", "contrastive_idm", "lav", "tcc")),
     "loss.vclr.backend",
     "train.run_dir",

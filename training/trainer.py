@@ -38,7 +38,7 @@ from training.distributed import (
 from training.environment import environment, warn_if_inexact
 from training.models import VideoEncoder
 from training.objectives import Clips, Objective
-from training.runlog import RunLog, collapse_measures
+from training.runlog import Pace, RunLog, collapse_measures
 from training.signals import ENDING, Signals
 from training.step import GradientStep, StepResult, make_optimizer
 from training.vclr_step import VCLRStep, check_vclr
@@ -258,6 +258,7 @@ class Trainer:
 
     def _train_steps(self, log: RunLog | None, bar: tqdm) -> Iterator[StepResult]:
         frames = waited = 0.0
+        pace = Pace()
         clock, logged_at = time.perf_counter(), self.seconds
         parts = self.cfg.train.accumulate
         stream = self.loader.stream(self.steps * parts)
@@ -303,6 +304,8 @@ class Trainer:
                     **({"left_out": len(bad)} if bad else {}),
                     refresh=False,
                 )
+                if (remark := pace.remark(frames, elapsed - waited)) and is_main():
+                    bar.write(remark, file=sys.stderr)
                 self.losses.clear()
                 self.nonfinite.clear()
                 frames = waited = 0.0

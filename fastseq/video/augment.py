@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from fastseq.video.arguments import as_number, as_range, as_size, check_frames, check_generator
+
 # Rec. 601 luma, the weights of PIL's and the released code's grayscale.
 _LUMA = np.array([0.299, 0.587, 0.114])
 _RGB_TO_YIQ = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -64,19 +66,30 @@ class Augmentation:
     per_clip: bool = True
 
     def __post_init__(self) -> None:
+        checked = {"size": as_size(self.size)}
         for name in ("flip", "jitter", "grayscale", "blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
+            checked[name] = as_number(name, getattr(self, name))
+            if not 0 <= checked[name] <= 1:
+                raise ValueError(f"{name} is a probability, got {checked[name]}")
         for name in ("strength", "brightness", "contrast", "saturation", "hue"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            checked[name] = as_number(name, getattr(self, name))
+            if not 0 <= checked[name] < math.inf:
+                what = "must not be negative" if checked[name] < 0 else "must be finite"
+                raise ValueError(f"{name} {what}, got {checked[name]}")
         for name, most in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= most:
-                limits = "0 < low <= high" + (f" <= {most:g}" if most < math.inf else "")
-                raise ValueError(f"{name} must be (low, high), {limits}, got {low}, {high}")
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1, got {self.size}")
+            checked[name] = as_range(name, getattr(self, name), most)
+        if not isinstance(self.per_clip, (bool, np.bool_)):
+            raise TypeError(f"per_clip must be True or False, got {self.per_clip!r}")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # numbers of numpy have become Python's
+
+
+def check_augmentation(spec: object, name: str) -> None:
+    if not isinstance(spec, Augmentation):
+        raise TypeError(
+            f"{name} must be a fastseq.video.Augmentation, got {type(spec).__name__}; give "
+            "Augmentation(size=...)"
+        )
 
 
 @dataclass(frozen=True)
@@ -155,15 +168,21 @@ def augment_clip(
     Returns:
         uint8 (T, 3, size, size).
     Raises:
-        TypeError, ValueError: frames of another dtype or shape.
+        TypeError, ValueError: an argument of another kind, frames of another dtype or shape.
     """
-    _check(frames)
+    check_frames(frames)
+    check_augmentation(spec, "spec")
+    check_generator(generator)
     draw = draw_clip(frames.shape[1], frames.shape[2], spec, generator)
     return apply_draw(frames, draw, spec.size)
 
 
 def apply_draw(frames: torch.Tensor, draw: ClipDraw, size: int) -> torch.Tensor:
     """Apply drawn parameters: uint8 (T, H, W, 3) -> uint8 (T, 3, size, size)."""
+    check_frames(frames)
+    if not isinstance(draw, ClipDraw):
+        raise TypeError(f"draw must be what draw_clip or eval_draw gives, got {draw!r}")
+    size = as_size(size)
     resized = torch.empty(len(frames), size, size, 3, dtype=torch.uint8)
     some = _some(size)
     for chunk, into in zip(frames.split(some), resized.split(some), strict=True):
@@ -261,7 +280,7 @@ def eval_transform(frames: torch.Tensor, size: int) -> torch.Tensor:
     the geometry that the training crops have on average (the released code evaluates on the central
     `size` pixels of the unscaled frame, which it never trains on).
     """
-    _check(frames)
+    check_frames(frames)
     return apply_draw(frames, eval_draw(frames.shape[1], frames.shape[2]), size)
 
 
@@ -281,10 +300,3 @@ def crop_resize(frames: torch.Tensor, box: tuple[int, int, int, int], out: torch
         clip = F.interpolate(clip, out.shape[1:3], mode="bilinear", antialias=True)
         clip = clip.permute(0, 2, 3, 1)
     out.copy_(clip)
-
-
-def _check(frames: torch.Tensor) -> None:
-    if frames.dtype != torch.uint8:
-        raise TypeError(f"frames must be uint8, got {frames.dtype}")
-    if frames.ndim != 4 or frames.shape[3] != 3:
-        raise ValueError(f"frames must be (T, H, W, 3), got {tuple(frames.shape)}")

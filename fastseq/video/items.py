@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from fastseq.video.augment import Augmentation, draw_clip
+from fastseq.video.arguments import as_int, as_videos
+from fastseq.video.augment import Augmentation, check_augmentation, draw_clip
 from fastseq.video.decode import scaled_size
 from fastseq.video.gaps import frames_of
 from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip
@@ -83,12 +84,12 @@ class Items:
     num_context = 1
 
     def __init__(self, videos: Sequence[Video], augmentation: Augmentation, side: int | None):
+        videos = as_videos(videos)
+        check_augmentation(augmentation, "augmentation")
         if not videos:
             raise ValueError("no videos to train on: the split is empty")
         self.augmentation = augmentation
-        self.side = decode_side(augmentation.size, side)
-        if self.side < 1:
-            raise ValueError(f"side must be at least 1, got {side}")
+        self.side = as_int("side", decode_side(augmentation.size, side), 1)
         self.left_out: list[tuple[str, str]] = []
         whole = [video for video in videos if len(frames_of(video))]
         if not whole:
@@ -159,22 +160,16 @@ class ClipItems(Items):
         side: int | None = None,
     ):
         super().__init__(videos, augmentation, side)
-        for name, given, least in (
-            ("num_context", num_context, 1),
-            ("context_stride", context_stride, 0),
-            ("positive_window", positive_window, 1),
-        ):
-            if given < least:
-                raise ValueError(f"{name} must be at least {least}, got {given}")
         if not augmentation.per_clip:
             raise ValueError(
                 "per_clip must be true for clips of several frames: their frames share one draw"
             )
-        self.num_frames = num_frames
+        self.num_frames = as_int("num_frames", num_frames, 1)
         self.sampling = sampling
         self.crop_options = {"crop_base": crop_base, "alpha": alpha, "beta": beta, "span": span}
-        self.positive_window = positive_window
-        self.num_context, self.context_stride = num_context, context_stride
+        self.positive_window = as_int("positive_window", positive_window, 1)
+        self.num_context = as_int("num_context", num_context, 1)
+        self.context_stride = as_int("context_stride", context_stride, 0)
         self._draw(1, np.random.default_rng(0))  # wrong options show here, not in a worker
 
     def _draw(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastseq.video._av import VideoError
+from fastseq.video.arguments import as_int
 from fastseq.video.items import Item, Items
 from fastseq.video.work import Engine, Reading
 
@@ -82,8 +83,19 @@ class ClipLoader:
         world_size: int = 1,
         last: str = "drop",
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not callable(getattr(items, "item", None)):
+            raise TypeError(
+                "items must be TwoViews, VideoPairs or SegmentTuples, got "
+                f"{type(items).__name__}; give TwoViews([probe(path) for path in paths], ...)"
+            )
+        if not (hasattr(engine, "batches") and hasattr(engine, "size")):
+            raise TypeError(
+                f"engine must be a PyAVEngine or DaliEngine, got {type(engine).__name__}; "
+                "fastseq.video.open_engine(...)[0] is one, its [1] says why it was taken"
+            )
+        batch_size = as_int("batch_size", batch_size, 1)
+        rank, world_size = as_int("rank", rank), as_int("world_size", world_size)
+        seed = as_int("seed", seed)
         if engine.size != items.augmentation.size:
             raise ValueError(
                 f"the engine makes frames of size {engine.size}, the items' augmentation is for "

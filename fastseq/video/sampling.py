@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from fastseq.video.arguments import as_int, check_generator
+
 VIEW_SAMPLING = ("random", "even")  # within a crop: fastseq.video.sample_views
 CLIP_SAMPLING = ("segment", "offset_uniform", "anchors")
 
@@ -30,6 +32,9 @@ def sample_clip(
         frames: int64 (T,), padding at the end set to num_frames - 1.
         valid: bool (T,), False for padding.
     """
+    check_generator(generator)
+    num_frames, T = as_int("num_frames", num_frames), as_int("T", T)
+    positive_window = as_int("positive_window", positive_window, 1)
     if strategy not in CLIP_SAMPLING:
         raise ValueError(f"sampling must be one of {CLIP_SAMPLING}, got {strategy!r}")
     if num_frames < 1 or T < 1:
@@ -61,5 +66,6 @@ def context_frames(frames: np.ndarray, num_context: int, stride: int) -> np.ndar
 
     Before the start of the video stands its first frame, as in LAV and TCC.
     """
+    num_context, stride = as_int("num_context", num_context, 1), as_int("stride", stride, 0)
     back = stride * np.arange(num_context - 1, -1, -1)
     return np.maximum(frames[..., None] - back, 0)

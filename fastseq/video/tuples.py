@@ -7,6 +7,7 @@ from collections.abc import Container, Sequence
 import numpy as np
 from torch import Tensor
 
+from fastseq.video.arguments import as_int
 from fastseq.video.augment import Augmentation, ClipDraw, draw_clip
 from fastseq.video.decode import scaled_size
 from fastseq.video.gaps import frames_of
@@ -64,8 +65,7 @@ class SegmentTuples(Items):
         reversal: bool = False,
         side: int | None = None,
     ):
-        if segments < 2:
-            raise ValueError(f"segments must be at least 2, got {segments}")
+        segments = as_int("segments", segments, 2)
         if anchor not in ANCHORS:
             raise ValueError(f"anchor must be one of {', '.join(ANCHORS)}, got {anchor!r}")
         self.segments, self.anchor, self.reversal = segments, anchor, reversal

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from fastseq.video.arguments import as_int, as_number, as_range, check_generator
+
 _STRATEGIES = ("random", "even")
 _CROP_BASES = ("clip", "video", "span")
 
@@ -47,6 +49,8 @@ def sample_views(
     Raises:
         ValueError: an option out of its range.
     """
+    check_generator(generator)
+    num_frames, T = as_int("num_frames", num_frames), as_int("T", T)
     _validate(num_frames, T, strategy, crop_base, alpha, beta, span)
     count = min(num_frames, T)
     positions = np.full((2, T), num_frames, dtype=np.int64)
@@ -87,9 +91,8 @@ def _validate(num_frames, T, strategy, crop_base, alpha, beta, span) -> None:
         raise ValueError(f"strategy must be one of {', '.join(_STRATEGIES)}, got {strategy!r}")
     if crop_base not in _CROP_BASES:
         raise ValueError(f"crop_base must be one of {', '.join(_CROP_BASES)}, got {crop_base!r}")
-    if not alpha >= 1:
+    if not as_number("alpha", alpha) >= 1:
         raise ValueError(f"alpha must be at least 1, got {alpha}")
-    if not 0 <= beta <= 1:
+    if not 0 <= as_number("beta", beta) <= 1:
         raise ValueError(f"beta must lie in [0, 1], got {beta}")
-    if len(span) != 2 or not 0 < span[0] <= span[1] <= 1:
-        raise ValueError(f"span must be (low, high) with 0 < low <= high <= 1, got {tuple(span)}")
+    as_range("span", span, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastseq.video._av import VideoError, require_av
+from fastseq.video.arguments import as_int, as_number, as_path
 
 
 def write_video(
@@ -28,12 +30,20 @@ def write_video(
         fps: frames per second.
         crf: x264's constant rate factor, 0 (lossless) to 51; smaller is better and larger on disk.
     Raises:
+        TypeError: an argument of another kind.
         ValueError: no frames, or a frame of another shape or dtype.
         VideoError: this PyAV has no H.264 encoder, or the file cannot be written.
     """
     av = require_av()
-    if not fps > 0:
-        raise ValueError(f"fps must be positive, got {fps}")
+    path, fps, crf = as_path(path), as_number("fps", fps), as_int("crf", crf, 0)
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps must be positive and finite, got {fps}")
+    if crf > 51:
+        raise ValueError(f"crf must be at most 51, got {crf}")
+    if not isinstance(frames, Iterable) or isinstance(frames, (str, bytes)):
+        raise TypeError(
+            f"frames must be arrays or tensors (H, W, 3), one by one, got {type(frames).__name__}"
+        )
     shape = None
     # mbtree makes x264's output differ from run to run on small pictures.
     options = {"preset": "veryfast", "crf": str(crf), "x264-params": "mbtree=0"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import RECIPE
+from safetensors.torch import load_file
 
 from training import align, evaluate, export, extract, report, retrieve, train
 from training.checkpoint import list_checkpoints
@@ -15,6 +16,8 @@ from training.data.index import build_index
 from training.demo import __main__ as demo
 from training.demo import render
 from training.evaluation import cli, embed
+from training.models import build_model, load_backbone_weights
+from training.run import load_run
 
 COMMANDS = {
     "evaluate": (evaluate.main, ["RUN"]),
@@ -186,6 +189,34 @@ def test_export_makes_the_folder_and_takes_no_folder_for_a_file(run, capsys):
     assert "new is a folder; give a file" in one_line(capsys)
     assert export.main(["run", "file/model.safetensors"]) == 2
     assert "cannot be made a folder" in one_line(capsys)
+
+
+def test_export_writes_what_the_ending_says(run, capsys):
+    assert export.main(["run", "model.safetensors"]) == 0
+    expected = load_file("model.safetensors")
+    for name in ("model.pt", "model.pth", "MODEL.PT"):
+        assert export.main(["run", name]) == 0
+        state = torch.load(name, weights_only=True)
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[key], expected[key]) for key in state)
+    before = sorted(Path().iterdir())
+    for name in ("model.onnx", "model.bin", "model", "model.npz", "model.safetensor"):
+        capsys.readouterr()
+        assert export.main(["run", name]) == 2
+        assert "what can be written ends in .safetensors, .pt, .pth" in one_line(capsys)
+    assert sorted(Path().iterdir()) == before
+
+
+def test_weights_of_a_run_start_another_one(run):
+    assert export.main(["run", "model.safetensors"]) == 0
+    model, cfg = load_run("run")
+    expected = model.backbone.state_dict()
+    for path in ("model.safetensors", max(Path("run/checkpoints").glob("*.pt"))):
+        backbone = build_model(cfg, load_weights=False).backbone
+        assert str(path).endswith(".pt") == load_backbone_weights(backbone, path).taken.startswith(
+            "model."
+        )
+        assert all(torch.equal(v, expected[k]) for k, v in backbone.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["av", "tensorboard"])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.runlog import collapse_measures, read_log
+from training.runlog import Pace, collapse_measures, read_log
 from training.train import main
 
 
@@ -32,3 +32,17 @@ def test_log_continues_after_the_checkpoint(recipe):
     path = Path("run/log.jsonl")
     path.write_text(path.read_text() + '{"step": 16, "lo')  # a line cut short
     assert [line["step"] for line in read_log("run")] == [4, 8, 12]
+
+
+def test_a_run_that_becomes_slow_says_so_once():
+    pace = Pace()
+    assert [pace.remark(100, s) for s in (9, 1, 1)] == [""] * 3  # the first steps warm up
+    assert pace.remark(100, 2.4) == ""
+    assert "takes 33 frames/s, at first it took 100" in pace.remark(100, 3)
+    assert pace.remark(100, 30) == ""
+
+
+def test_the_remark_comes_with_the_progress(recipe, capsys, monkeypatch):
+    monkeypatch.setattr(Pace, "remark", lambda self, frames, seconds: f"{frames:.0f} frames")
+    main([recipe, "train.run_dir=run"])
+    assert " frames\n" in capsys.readouterr().err

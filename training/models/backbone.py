@@ -13,6 +13,7 @@ class Backbone(nn.Module):
     out_channels: int
     out_features: int
     frozen: bool  # whether any convolution keeps the weights it started with
+    left_out: tuple[str, ...] = ()  # what names begin with that the whole network has beyond this
 
     @property
     def starts_frozen(self) -> bool:

@@ -39,7 +39,8 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
     cfg = config.model
     backbone = build_backbone(cfg)
     if load_weights and cfg.weights:
-        logger.info("backbone weights: %s", load_backbone_weights(backbone, cfg.weights))
+        report = load_backbone_weights(backbone, cfg.weights, cfg.weights_key)
+        logger.info("backbone weights: %s", report)
     elif load_weights and backbone.frozen:
         logger.warning(
             "model.train_from=%s keeps part of %s frozen, but model.weights is not given: the "

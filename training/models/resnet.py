@@ -83,7 +83,9 @@ class ResNet(Backbone):
         self.bn1 = nn.BatchNorm2d(64)
         channels_in = 64
         self.stages = STAGES if end == "layer4" else STAGES[:-1]
+        self.left_out = ("layer4.",) if end != "layer4" else ()
         if end == "conv4c":
+            self.left_out += tuple(f"layer3.{block}." for block in range(3, counts[2]))
             counts = (*counts[:2], min(3, counts[2]), counts[3])
         widths = (64, 128, 256, 512)[: len(self.stages) - 1]
         for stage, (channels, count) in enumerate(zip(widths, counts, strict=False)):

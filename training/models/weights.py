@@ -1,121 +1,203 @@
-"""Backbone weights from a file, in the key layouts people have them in."""
+"""Backbone weights from a file, wherever in it they are."""
 
 import logging
-from collections.abc import Mapping
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from training.models.backbone import Backbone
+from training.models.weight_file import read_tensors, some
 
 logger = logging.getLogger(__name__)
 
-IGNORED = ("fc.",)  # the classifier or projection that sits on a pre-trained backbone
+# Of the backbone's entries: where more are missing, the file is of something else.
+MAX_MISSING = 0.1
+# A moving average of the network beside it (encoder_k, momentum_encoder, target_net, model_ema).
+_AVERAGE = re.compile(r"(^|_)(k|key|ema|momentum|target|avg|averaged?)(_|$)")
 
 
 @dataclass(frozen=True)
 class WeightReport:
-    """What a file gave: its layout and the names on either side that found no partner."""
+    """What a file gave: from where in it, and the names on either side that found no partner."""
 
-    layout: str
+    taken: str  # the common prefix of the names, containers included; "" if there is none
     loaded: int
     missing: list[str]
     unexpected: list[str]
 
     def __str__(self) -> str:
+        tops = Counter(name.partition(".")[0] for name in self.unexpected)
+        unused = ", ".join(f"{top} ({count})" for top, count in tops.items())
         return (
-            f"{self.layout} layout: {self.loaded} entries loaded, {len(self.missing)} missing, "
-            f"{len(self.unexpected)} unexpected"
+            f"taken from {_shown(self.taken)}: {self.loaded} entries loaded, {len(self.missing)} "
+            f"missing, {len(self.unexpected)} not used{f': {unused}' if unused else ''}"
         )
 
 
-def load_backbone_weights(backbone: nn.Module, path: str | Path) -> WeightReport:
+def load_backbone_weights(
+    backbone: Backbone, path: str | Path, key: str | None = None
+) -> WeightReport:
     """Load a checkpoint into a backbone and say what matched.
 
-    Layouts, recognised by their keys (before them a ``module.`` of DataParallel is dropped):
+    The backbone's own names (torchvision's for a ResNet) are looked for under any common prefix,
+    made of containers ("state_dict", "model", "teacher") and of names ("module.", "encoder_q.",
+    "backbone."). Where they are found more than once, a network goes before its moving average
+    (MoCo's and BYOL's ``encoder_k``, ``momentum``, ``target``, ``ema``); other than that ``key``
+    has to choose. SimCLR's ``v1.weight`` is ``conv1.weight``.
 
-    - torchvision: ``conv1.weight``, ..., the state dict itself or under "state_dict" or "model";
-    - MoCo: ``encoder_q.*`` under "state_dict";
-    - BYOL: ``encoder.*`` under "model", where ``encoder_k.*`` is the moving average and left out;
-    - SimCLR: ``encoder.*`` under "state_dict", with ``v1.weight`` for ``conv1.weight``.
+    Heads (``fc``, a projector, queues) and stages that ``model.backbone_to`` leaves out are not
+    used. Batch counters may be missing, as in old files, and a tenth of the entries, with a
+    warning.
 
-    A classifier (``fc.*``) is ignored. Batch counters may be missing, as in old files.
+    Args:
+        key: names that the prefix has to contain, such as "teacher" or "teacher.backbone".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no plain checkpoint, nothing in it matches, or shapes differ.
+        ValueError: the file is no plain checkpoint, nothing in it matches, several places in it do,
+            or these are weights of another architecture.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"backbone weights: {path} does not exist; give model.weights= a file that you have "
-            "(torchvision, BYOL, MoCo or SimCLR layout), nothing is downloaded"
+            "(written by torch.save, .safetensors or .npz), nothing is downloaded"
         )
-    layout, state = _recognise(_read(path), path)
-    state = {key: value for key, value in state.items() if not key.startswith(IGNORED)}
+    tensors = read_tensors(path)
     own = backbone.state_dict()
-    matching = {key: value for key, value in state.items() if key in own}
-    if not any(own[key].dim() > 0 for key in matching):
+    found = [
+        _Candidate(prefix, tensors, own, backbone.left_out) for prefix in _prefixes(tensors, own)
+    ]
+    if not found:
         raise ValueError(
-            f"{path}: nothing matches the backbone. Read as {layout} layout, keys like "
-            f"{_some(state)}; the backbone has keys like {_some(own)}"
+            f"{path}: nothing matches the backbone. The file has keys like {some(tensors)}; the "
+            f"backbone has keys like {some(own)}"
         )
-    for key, value in matching.items():
-        if value.shape != own[key].shape:
-            raise ValueError(
-                f"{path}: {key} has shape {tuple(value.shape)}, the backbone needs "
-                f"{tuple(own[key].shape)}: these are weights of another architecture"
-            )
-    backbone.load_state_dict(matching, strict=False)
+    if key is not None:
+        found = _asked_for(key, found, path)
+    chosen = _choose([one for one in found if not one.problem], path)
+    if chosen is None:
+        best = max(found, key=lambda one: len(one.matching))
+        raise ValueError(f"{path}: {best.problem}")
+    backbone.load_state_dict(chosen.matching, strict=False)
     report = WeightReport(
-        layout,
-        len(matching),
-        [key for key in own if key not in state and not key.endswith("num_batches_tracked")],
-        [key for key in state if key not in own],
+        chosen.prefix, len(chosen.matching), chosen.missing, list(chosen.unexpected)
     )
     if report.missing:
-        logger.warning("%s: %s; left as initialised: %s", path, report, _some(report.missing))
+        logger.warning("%s: %s; left as initialised: %s", path, report, some(report.missing))
     return report
 
 
-def _read(path: Path) -> Mapping:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+class _Candidate:
+    """The names under one prefix beside those of the backbone."""
+
+    def __init__(
+        self,
+        prefix: str,
+        tensors: dict[str, Tensor],
+        own: dict[str, Tensor],
+        left_out: tuple[str, ...],
+    ) -> None:
+        self.prefix = prefix
+        inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if "v1.weight" in inside and "conv1.weight" in own and "conv1.weight" not in inside:
+            inside["conv1.weight"] = inside.pop("v1.weight")
+        self.matching = {name: value for name, value in inside.items() if name in own}
+        self.missing = [name for name in own if name not in inside and not _counter(name)]
+        self.unexpected = [name for name in inside if name not in own and not _counter(name)]
+        self.problem = self._problem(own, left_out)
+
+    def _problem(self, own: dict[str, Tensor], left_out: tuple[str, ...]) -> str:
+        """Why these are not the backbone's weights, "" if they may be."""
+        of_another = "these are weights of another architecture"
+        for name, value in self.matching.items():
+            if value.shape != own[name].shape:
+                return (
+                    f"{self.prefix}{name} has shape {tuple(value.shape)}, the backbone needs "
+                    f"{tuple(own[name].shape)}: {of_another}"
+                )
+            if value.is_floating_point() != own[name].is_floating_point():
+                return (
+                    f"{self.prefix}{name} is {value.dtype}, the backbone needs {own[name].dtype}: "
+                    "quantised or otherwise encoded weights have to be converted first"
+                )
+        parts = {_without_number(name) for name in own}
+        extra = [
+            name
+            for name in self.unexpected
+            if _without_number(name) in parts and not name.startswith(left_out)
+        ]
+        if extra:
+            return (
+                f"{len(extra)} entries under {_shown(self.prefix)} have no place in the backbone "
+                f"({some(extra)}): {of_another}"
+            )
+        needed = sum(not _counter(name) for name in own)
+        if len(self.missing) > MAX_MISSING * needed:
+            return (
+                f"{len(self.missing)} of the backbone's {needed} entries are not under "
+                f"{_shown(self.prefix)} ({some(self.missing)}): {of_another}, or part of one"
+            )
+        return ""
+
+
+def _prefixes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """Everything that stands before a name of the backbone's, the commonest first."""
+    counts: Counter[str] = Counter()
+    for place in tensors:
+        start = 0
+        while True:
+            if place[start:] in own and not _counter(place):
+                counts[place[:start]] += 1
+            start = place.find(".", start) + 1
+            if not start:
+                break
+    return [prefix for prefix, _ in counts.most_common()]
+
+
+def _asked_for(key: str, found: list[_Candidate], path: Path) -> list[_Candidate]:
+    asked = [one for one in found if f".{key.strip('.')}." in f".{one.prefix}"]
+    if not asked:
+        most = len(found[0].matching)
+        there = [_shown(one.prefix) for one in found if 2 * len(one.matching) >= most]
         raise ValueError(
-            f"{path}: cannot be read as a checkpoint of plain tensors ({type(error).__name__}). "
-            "If it holds other Python objects and you trust it, load it yourself and save "
-            "its state dict alone with torch.save"
-        ) from error
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path}: expected a dictionary, got {type(checkpoint).__name__}")
-    return checkpoint
+            f"{path}: model.weights_key={key} is nowhere before the backbone's names; they are "
+            f"under {' and '.join(there)}"
+        )
+    return asked
 
 
-def _recognise(checkpoint: Mapping, path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Name of the layout, and the tensors under the backbone's own names."""
-    container = next(
-        (name for name in ("state_dict", "model") if isinstance(checkpoint.get(name), Mapping)), ""
+def _choose(fitting: list[_Candidate], path: Path) -> _Candidate | None:
+    trained = [one for one in fitting if not any(map(_AVERAGE.search, one.prefix.split(".")))]
+    fitting = trained or fitting
+    if any(not _same(fitting[0], other) for other in fitting[1:]):
+        names = " and ".join(_shown(one.prefix) for one in fitting)
+        raise ValueError(
+            f"{path}: the backbone's names are in it more than once, under {names}; choose with "
+            f"model.weights_key={fitting[0].prefix.strip('.') or fitting[1].prefix.strip('.')}"
+        )
+    return fitting[0] if fitting else None
+
+
+def _same(one: _Candidate, other: _Candidate) -> bool:
+    """Whether two places hold the same values, as of a module that has two names."""
+    return one.matching.keys() == other.matching.keys() and all(
+        torch.equal(value, other.matching[name]) for name, value in one.matching.items()
     )
-    tensors = {
-        str(key).removeprefix("module."): value
-        for key, value in (checkpoint[container] if container else checkpoint).items()
-        if isinstance(value, Tensor)
-    }
-    if not tensors:
-        raise ValueError(f"{path}: no tensors in it, top-level keys {_some(checkpoint)}")
-    for prefix, layout in (
-        ("encoder_q.", "MoCo"),
-        ("encoder.", "BYOL" if container == "model" else "SimCLR"),
-    ):
-        inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if inner:
-            if layout == "SimCLR" and "v1.weight" in inner:
-                inner["conv1.weight"] = inner.pop("v1.weight")
-            return layout, inner
-    return "torchvision", tensors
 
 
-def _some(keys: Mapping | list[str]) -> str:
-    names = [str(key) for key in keys]
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "(none)"
+def _counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _without_number(name: str) -> str:
+    """The part of a network that a name belongs to: "layer" of "layer4.0.conv1.weight"."""
+    return name.partition(".")[0].rstrip("0123456789")
+
+
+def _shown(prefix: str) -> str:
+    return f"{prefix}*" if prefix else "the file's top level"

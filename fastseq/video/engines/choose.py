@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastseq.video.arguments import as_int, as_size, as_videos
 from fastseq.video.engines.pyav import PyAVEngine
 from fastseq.video.work import Engine
 
@@ -91,6 +92,8 @@ def open_engine(
     """
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+    size, workers = as_size(size), as_int("workers", workers, 0)
+    videos = as_videos(videos, needed=("id", "path"))
     device = torch.device(device)
     dali, reason = dali_version(), "asked for by name"
     if name == "auto":

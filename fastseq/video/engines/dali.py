@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fastseq.video._av import VideoError
+from fastseq.video.arguments import as_int, as_number, as_size
 from fastseq.video.decode import INTERLACED
 from fastseq.video.engines.dali_inputs import (
     File,
@@ -135,10 +136,10 @@ class DaliEngine:
     ):
         if device not in ("cpu", "gpu"):
             raise ValueError(f"device must be 'cpu' or 'gpu', got {device!r}")
-        if size < 1 or prefetch < 1 or (threads is not None and threads < 1):
-            raise ValueError(
-                f"size, threads and prefetch must be at least 1, got {size}, {threads}, {prefetch}"
-            )
+        size, prefetch = as_size(size), as_int("prefetch", prefetch, 1)
+        threads = None if threads is None else as_int("threads", threads, 1)
+        device_id = as_int("device_id", device_id, 0)
+        time_limit = as_number("time_limit", time_limit)
         self._version = _dali_version()
         if device == "gpu" and (reason := why_no_gpu_decoder()):
             raise RuntimeError(f"DALI cannot decode on the GPU: {reason}; or use the CPU or PyAV")

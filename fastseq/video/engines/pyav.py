@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fastseq.video._av import VideoError
+from fastseq.video.arguments import as_int, as_number, as_size
 from fastseq.video.augment import crop_resize, finish
 from fastseq.video.decode import Converter, deliver, scaled_size
 from fastseq.video.reader import VideoInfo, probe
@@ -51,8 +52,14 @@ class PyAVEngine:
         scale_first: bool = False,
         time_limit: float = 60.0,
     ):
-        self.size, self.workers, self.pin_memory = size, workers, pin_memory
-        self.cache, self.scale_first, self.time_limit = cache, scale_first, time_limit
+        self.size, self.workers = as_size(size), as_int("workers", workers, 0)
+        self.pin_memory = pin_memory
+        if cache is not None and not callable(getattr(cache, "get", None)):
+            raise TypeError(
+                f"cache must be a dict of paths to frames, or None, got {type(cache).__name__}"
+            )
+        self.cache, self.scale_first = cache, scale_first
+        self.time_limit = as_number("time_limit", time_limit)
         self._infos: dict[str, VideoInfo] = {}
         self._known = 0
         self._resized = torch.empty(0, dtype=torch.uint8)

@@ -1,0 +1,143 @@
+"""What a file of weights holds, read without running anything that is in it."""
+
+import _compat_pickle
+import pickletools
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor in a file, by its dotted place in it ("state_dict.module.conv1.weight").
+
+    Endings .safetensors and .npz are what they say, anything else was written by torch.save, today
+    or in the old format. Other Python objects in such a file (argparse.Namespace, numbers of numpy,
+    paths, configurations) are passed over: their classes are neither imported nor called.
+
+    Raises ValueError for a file that is none of these, or has no tensors.
+    """
+    try:
+        content = _READERS.get(path.suffix.lower(), _read_pickle)(path)
+    except ImportError:
+        raise
+    except Exception as error:
+        text = str(error).strip()  # torch.load puts the reason after advice to allow everything
+        reason = (text.partition("WeightsUnpickler error:")[2] or text).strip()
+        reason = re.split(r"\n|\. ", reason)[0][:200]
+        raise ValueError(
+            f"{path}: cannot be read as a checkpoint of plain tensors ({type(error).__name__}: "
+            f"{reason}). If it holds other Python objects and you trust it, load it yourself and "
+            "save its state dict alone with torch.save"
+        ) from error
+    if isinstance(content, _Passed):
+        raise ValueError(
+            f"{path}: holds a pickled object, of a class that is not loaded, instead of a state "
+            "dict; save model.state_dict() in its place"
+        )
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a dictionary, got {type(content).__name__}")
+    tensors = dict(_flat(content))
+    if not tensors:
+        raise ValueError(f"{path}: no tensors in it, top-level keys {some(content)}")
+    return tensors
+
+
+def some(keys: Mapping | list[str]) -> str:
+    """The first few of many names."""
+    names = [str(key) for key in keys]
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "(none)"
+
+
+class _Passed:
+    """Stands for any object that is passed over: takes what unpickling gives it and keeps nothing.
+
+    Its own class is all that is ever called, whatever the name in the file."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Passed":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _PassedMapping(_Passed):
+    """The same where entries are set one by one, as in subclasses of dict."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:
+        return OrderedDict()
+
+
+def _read_pickle(path: Path) -> Any:
+    names = _named_in(path)
+    # torch.load looks at its own list first: what it takes for tensors stays as it is.
+    for stand_in in (_Passed, _PassedMapping):
+        try:
+            with torch.serialization.safe_globals([(stand_in, name) for name in names]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:
+            if stand_in is _PassedMapping or not names:
+                raise
+    raise AssertionError("not reached")
+
+
+def _named_in(path: Path) -> set[str]:
+    """Names of the classes and functions that a file refers to, found without unpickling it."""
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            return {name for _ in range(4) for name in _globals(file)}  # the fourth is the object
+    with zipfile.ZipFile(path) as archive:
+        inside = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
+        names = set()
+        for name in inside:
+            with archive.open(name) as file:
+                names |= set(_globals(file))
+        return names
+
+
+def _globals(file: IO[bytes]) -> set[str]:
+    names = set()
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL":
+            module, _, name = argument.partition(" ")
+            names.add(f"{module}.{name}")
+            # Some of Python 2's names are Python 3's by the time that torch.load compares them.
+            if (module, name) in _compat_pickle.NAME_MAPPING:
+                module, name = _compat_pickle.NAME_MAPPING[module, name]
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+            names.add(f"{module}.{name}")
+    return names
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError('.safetensors files need: pip install "fastseq[train]"') from error
+    return load_file(path)
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        kinds = {name: array for name, array in arrays.items() if array.dtype.kind in "fiub"}
+        return {name: torch.from_numpy(array) for name, array in kinds.items()}
+
+
+_READERS = {".safetensors": _read_safetensors, ".npz": _read_npz}
+
+
+def _flat(content: Mapping, place: str = "") -> Any:
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{place}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _flat(value, f"{place}{key}.")
