@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_backend, no_autocast, unavailable
+from fastseq.ops.common.dispatch import (
+    choose_backend,
+    no_autocast,
+    refuse_transforms,
+    unavailable,
+)
 from fastseq.ops.common.lengths import prepare_valid
 from fastseq.ops.common.validate import (
     FLOAT_DTYPES,
@@ -201,7 +206,7 @@ def soft_dtw_alignment(
     if name == "reference":
         expected = _reference_alignment(x, y, lengths_x, lengths_y, opts)
     else:
-        _refuse_transforms(op, name)
+        refuse_transforms(op, name)
         expected = autograd.alignment(x, y, lengths_x, lengths_y, name, opts)
     return expected[0] if unbatched else expected
 
@@ -271,16 +276,8 @@ def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, lengths_x, 
     if name == "reference":
         with no_autocast(device_type):
             return soft_dtw_reference(x, y, cost, lengths_x, lengths_y, opts)
-    _refuse_transforms(op, name)
+    refuse_transforms(op, name)
     return autograd.values(x, y, cost, lengths_x, lengths_y, name, opts)
-
-
-def _refuse_transforms(op: str, name: str) -> None:
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
-            f'jvp); to fix: {op}(..., backend="reference")'
-        )
 
 
 def _reference_alignment(x, y, lengths_x, lengths_y, opts: SoftDTWOptions) -> Tensor:
