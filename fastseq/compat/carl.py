@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastseq.ops.common.dispatch import call_as
 from fastseq.ops.scl import scl_loss
 
 
@@ -88,7 +89,9 @@ class SCL:
             return {"loss": self._released(embs, seq_lens, steps, valid)}
         # Both views of a video have one length, which makes the released rescaling of steps
         # the identity.
-        loss = scl_loss(
+        loss = call_as(
+            "SCL",
+            scl_loss,
             embs[:, 0],
             embs[:, 1],
             steps[:, 0],

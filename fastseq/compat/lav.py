@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastseq.ops.common.dispatch import call_as
 from fastseq.ops.common.validate import (
     check_bool,
     check_nonnegative,
@@ -82,12 +83,20 @@ class LAV(torch.nn.Module):
                 "LAV: a_emb and b_emb must have shape (B, N, D) and (B, M, D), got "
                 f"{tuple(a_emb.shape)} and {tuple(b_emb.shape)}"
             )
-        total = soft_dtw(
-            a_emb, b_emb, gamma=self.gamma, divergence=self.normalize, backend=self.backend
+        total = call_as(
+            "LAV",
+            soft_dtw,
+            a_emb,
+            b_emb,
+            gamma=self.gamma,
+            divergence=self.normalize,
+            backend=self.backend,
         )
         for z, idx, length in ((a_emb, a_idx, a_len), (b_emb, b_idx, b_len)):
             length = torch.as_tensor(length, device=z.device).float().reshape(-1)
-            idm = contrastive_idm(
+            idm = call_as(
+                "LAV",
+                contrastive_idm,
                 z,
                 idx.float(),
                 window=(self.sigma / length).expand(len(z)),

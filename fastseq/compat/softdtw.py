@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastseq.ops.common.dispatch import call_as
 from fastseq.ops.common.validate import check_pair, check_positive
 from fastseq.ops.soft_dtw import soft_dtw, soft_dtw_from_cost
 from fastseq.ops.soft_dtw.costs import full_precision
@@ -82,13 +83,13 @@ class SoftDTW(torch.nn.Module):
         # fastseq's band is the same one for n = m; else it is wider on one side.
         narrow = band is not None and n != m
         if self.dist_func is None and not narrow:
-            return soft_dtw(x, y, **options)
+            return call_as("SoftDTW", soft_dtw, x, y, **options)
         cost = (self.dist_func or _squared_distances)(x, y)
         if narrow:
             gap = torch.arange(m, device=x.device) - torch.arange(n, device=x.device)[:, None]
             # A finite cost that no path can afford; half precision has none.
             cost = torch.where(gap.abs() <= band, full_precision(cost), 1e30 * self.gamma)
-        return soft_dtw_from_cost(cost, **options)
+        return call_as("SoftDTW", soft_dtw_from_cost, cost, **options)
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:

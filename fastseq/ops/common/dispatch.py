@@ -5,7 +5,7 @@ import functools
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -186,6 +186,45 @@ def gradient(function: type[torch.autograd.Function], *args):
     if torch.is_grad_enabled():
         return function.apply(*args)
     return function.forward(None, *args)
+
+
+def refuse_transforms(op: str, name: str) -> None:
+    """RuntimeError inside torch.func's transforms, which backends with kernels cannot serve."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
+            f'jvp); to fix: {op}(..., backend="reference")'
+        )
+
+
+def refuse_forward_mode(op: str, op_of_costs: str | None = None) -> staticmethod:
+    """The ``jvp`` of an autograd.Function, which only forward-mode differentiation calls.
+
+    ``op_of_costs``: the op that was called when the third input, the costs, has a tangent.
+    """
+
+    def jvp(ctx, *tangents):
+        called = op if op_of_costs is None or tangents[2] is None else op_of_costs
+        raise RuntimeError(
+            f"{called}: this backend does not work under forward-mode differentiation "
+            f'(torch.autograd.forward_ad); to fix: {called}(..., backend="reference")'
+        )
+
+    return staticmethod(jvp)
+
+
+def call_as(op: str, function: Callable, *args, **options):
+    """``function(*args, **options)``, whose errors name ``op``, which the user called, or
+    "op: part" of its arguments."""
+    try:
+        return function(*args, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        inner, text = function.__name__, str(error)
+        if not text.startswith(f"{inner}:"):
+            raise
+        called = op.partition(":")[0]
+        text = text.removeprefix(f"{inner}:").replace(f"{inner}(", f"{called}(")
+        raise type(error)(f"{op}:{text}") from None
 
 
 def unavailable(name: str) -> str | None:

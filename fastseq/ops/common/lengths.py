@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-INT_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INT_DTYPES = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
 
 
 def prepare_valid(
@@ -41,7 +45,7 @@ def prepare_valid(
         return None
     if not isinstance(lengths, Tensor):
         try:
-            lengths = torch.as_tensor(lengths)
+            lengths = _integers(lengths)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{op}: lengths{suffix} must be integers, got {lengths!r}") from None
         if lengths.numel() == 0:
@@ -62,6 +66,13 @@ def prepare_valid(
             )
     # A copy: the caller may go on to change lengths in place before the backward.
     return lengths.to(device=device, dtype=torch.int64, copy=lengths.device.type == "cpu")
+
+
+def _integers(lengths: Sequence[int] | int) -> Tensor:
+    try:
+        return torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError):  # a list of numpy's unsigned numbers
+        return torch.as_tensor(np.asarray(lengths))
 
 
 def valid_mask(valid: Tensor | None, num: int, frames: int, device: torch.device) -> Tensor:
@@ -113,6 +124,8 @@ def prepare_duration(
         return None
     if not isinstance(duration, Tensor):
         try:
+            if isinstance(duration, bool | np.bool_):
+                raise TypeError
             duration = torch.as_tensor(duration, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{op}: {name} must be numbers, got {duration!r}") from None

@@ -8,6 +8,23 @@ from torch import Tensor
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+# How a number is learned that an op takes as a constant: the same value of scaled inputs.
+_LEARNED = {
+    ("scl_loss", "temperature"): "scl_loss(normalize(z1) / tau, normalize(z2), temperature=1, "
+    "normalize=False), where normalize is torch.nn.functional.normalize(z, dim=-1)",
+    ("queue_nce", "temperature"): "queue_nce(normalize(q) / tau, normalize(positives), queue, "
+    "temperature=1, normalize=False), where normalize is torch.nn.functional.normalize(z, dim=-1)",
+    ("intra_nce", "temperature"): "intra_nce(normalize(q) / tau, normalize(positive), "
+    "normalize(negatives), temperature=1, normalize=False), where normalize is "
+    "torch.nn.functional.normalize(z, dim=-1)",
+    ("vclr_loss", "temperature"): "add up queue_nce and intra_nce, whose errors say how",
+    ("tcc_loss", "temperature"): "tcc_loss(x / tau.sqrt(), y / tau.sqrt(), temperature=1)",
+    ("soft_dtw", "gamma"): "gamma * soft_dtw(x / gamma.sqrt(), y / gamma.sqrt(), gamma=1), of "
+    "squared Euclidean costs",
+    ("soft_dtw_from_cost", "gamma"): "gamma * soft_dtw_from_cost(cost / gamma, gamma=1)",
+}
+
+
 def check_embeddings(op: str, name: str, z: Tensor) -> None:
     """A floating tensor of shape (N, T, D) or (T, D), D >= 1."""
     if not isinstance(z, Tensor):
@@ -54,7 +71,8 @@ def check_positive(op: str, name: str, value: float) -> float:
     if isinstance(value, Tensor):
         raise TypeError(
             f"{op}: {name} must be a Python number, got a Tensor; pass float({name}) "
-            f"(gradients with respect to {name} are not computed)"
+            f"(gradients with respect to {name} are not computed"
+            + (f"; to learn it: {_LEARNED[op, name]})" if (op, name) in _LEARNED else ")")
         )
     if not _is_number(value):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")

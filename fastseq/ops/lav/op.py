@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_backend, no_autocast
+from fastseq.ops.common.dispatch import call_as, choose_backend, no_autocast
 from fastseq.ops.common.lengths import prepare_duration, prepare_times, prepare_valid
 from fastseq.ops.common.validate import (
     check_bool,
@@ -129,7 +129,9 @@ def lav_loss(
             values = lav_reference(*sides, windows, gamma, alpha, idm, cost, divergence)
     else:
         options = {"margin": margin, "weights": form, "reduction": "none", "backend": name}
-        values = soft_dtw(
+        values = call_as(
+            op,
+            soft_dtw,
             x,
             y,
             gamma=gamma,
@@ -141,7 +143,7 @@ def lav_loss(
         )
         for z, t, lengths, own in ((x, tx, lengths_x, windows[0]), (y, ty, lengths_y, windows[1])):
             within = window if own is None else own
-            idm = contrastive_idm(z, t, window=within, lengths=lengths, **options)
+            idm = call_as(op, contrastive_idm, z, t, window=within, lengths=lengths, **options)
             values = values + alpha * idm
     if form == "code":
         sizes = [

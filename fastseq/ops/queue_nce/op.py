@@ -6,7 +6,13 @@ import importlib
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_triton_or_torch, gradient, no_autocast
+from fastseq.ops.common.dispatch import (
+    choose_triton_or_torch,
+    gradient,
+    no_autocast,
+    refuse_forward_mode,
+    refuse_transforms,
+)
 from fastseq.ops.common.validate import FLOAT_DTYPES, check_bool, check_choice, check_positive
 from fastseq.ops.queue_nce.options import REDUCTIONS, QueueNCEOptions, accumulator
 from fastseq.ops.queue_nce.reference import queue_nce_reference
@@ -81,12 +87,8 @@ def queue_nce(
     if name == "reference":
         with no_autocast(q.device.type):
             losses = queue_nce_reference(q, positives, queue, opts)
-    elif torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
-            f'jvp); to fix: {op}(..., backend="reference")'
-        )
     else:
+        refuse_transforms(op, name)
         # What the backward of q needs has to be gathered while the queue is read.
         keep = torch.is_grad_enabled() and q.requires_grad
         if not torch.compiler.is_compiling():
@@ -166,6 +168,8 @@ def _backward(grad, q, positives, lack, mean, name, opts, need_q: bool, need_pos
 
 class _QueueNCE(torch.autograd.Function):
     """Eager path: no torch.library boundary, which costs 15 to 60 us a call."""
+
+    jvp = refuse_forward_mode("queue_nce")
 
     @staticmethod
     def forward(ctx, q, positives, queue, name, opts, keep, count):

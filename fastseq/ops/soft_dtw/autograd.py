@@ -6,7 +6,7 @@ import importlib
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import gradient, no_autocast
+from fastseq.ops.common.dispatch import gradient, no_autocast, refuse_forward_mode
 from fastseq.ops.soft_dtw.costs import squared_distances
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 
@@ -61,6 +61,8 @@ def _align(x, y, lengths_x, lengths_y, name, opts) -> Tensor:
 class _SoftDTW(torch.autograd.Function):
     """Eager path: no torch.library boundary, which costs 15 to 60 us a call."""
 
+    jvp = refuse_forward_mode("soft_dtw", "soft_dtw_from_cost")
+
     @staticmethod
     def forward(ctx, x, y, cost, lengths, name, opts, keep):
         x, y, cost = _dense(x, y, cost)
@@ -91,6 +93,8 @@ class _SoftDTWBackward(torch.autograd.Function):
 
 
 class _Alignment(torch.autograd.Function):
+    jvp = refuse_forward_mode("soft_dtw_alignment")
+
     @staticmethod
     def forward(ctx, x, y, lengths_x, lengths_y, name, opts):
         return _align(x, y, lengths_x, lengths_y, name, opts)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastseq.ops.soft_dtw.numba_absolute import backward_absolute, forward_absolute
 from fastseq.ops.soft_dtw.numba_kernels import LANES, STEPS, backward_strips, forward_strips
 from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
 
@@ -17,14 +18,23 @@ CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
 
 def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, keep: bool):
     """Values (B,) and what the backward needs: H of each strip's last row, H and V at the start
-    of each block."""
+    of each block. Of pairs with infinite costs, if there are any, also their numbers and R."""
     p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
     below = p.new(p.batch, p.strips, p.m)
     state = p.new(p.batch, p.strips, p.blocks if keep else 0, 2, LANES)
     parts = np.zeros((p.batch, p.strips))
     p.run(forward_strips, _numpy(below), _numpy(state), parts)
-    value = torch.from_numpy(parts.sum(1) * p.unit).to(below.dtype)
-    return value, (below, state) if keep else ()
+    value = parts.sum(1) * p.unit
+    extra = ()
+    if cost is not None and not np.isfinite(value).all():
+        numbers = np.flatnonzero(~np.isfinite(value))
+        r = np.empty((len(numbers), p.n, p.m))
+        part = np.empty(len(numbers))
+        p.run_absolute(forward_absolute, numbers, r, part)
+        value[numbers] = part
+        extra = torch.from_numpy(numbers), torch.from_numpy(r)
+    value = torch.from_numpy(value).to(below.dtype)
+    return value, (below, state, *extra) if keep else ()
 
 
 def backward(
@@ -32,12 +42,20 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, y and cost, None where there is no such input or it is not asked for."""
     p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
-    below, state = saved
+    below, state, *extra = saved
     flow = torch.empty(p.batch, p.strips, p.m, dtype=torch.float64)
     # Not torch.zeros: its threads would spin on the processors that ours are about to need.
     outputs = [torch.from_numpy(np.zeros_like(a)) for a in (p.x, p.y, p.cost)]
+    if extra:
+        numbers, r = map(_numpy, extra)
+        part = np.empty((len(numbers), p.n, p.m), p.cost.dtype)
+        p.run_absolute(backward_absolute, numbers, r, _numpy(grad)[numbers], part)
+        p.n_real = p.n_real.copy()
+        p.n_real[numbers] = 0  # done
     p.run(backward_strips, *map(_numpy, (below, state, grad, flow, *outputs)))
     dx, dy, dcost = outputs
+    if extra:
+        dcost.numpy()[numbers] = part
     if cost is not None:
         return None, None, dcost
     return dx if need_x else None, dy if need_y else None, None
@@ -62,6 +80,7 @@ class _Problem:
             for n, m in zip(self.n_real, self.m_real, strict=True)
         ]
         self.band = np.array(limits, np.int64).reshape(self.batch, 2)
+        self.gamma = opts.gamma
         self.unit = opts.gamma * np.log(2)
         self.strips = -(-self.n // LANES)
         self.blocks = -(-(self.m + LANES - 1) // STEPS)
@@ -81,6 +100,13 @@ class _Problem:
         counter, progress = np.zeros(1, np.int64), np.zeros(self.batch * self.strips, np.int64)
         problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band, scale)
         _in_threads(lambda: kernel(problem, counter, progress, *arrays), workers)
+
+    def run_absolute(self, kernel: Callable, numbers: np.ndarray, *arrays: np.ndarray) -> None:
+        """``kernel`` on some pairs, of which each is the work of one thread."""
+        parts = (t[numbers] for t in (self.cost, self.n_real, self.m_real, self.band))
+        problem, counter = (*parts, float(self.gamma)), np.zeros(1, np.int64)
+        workers = min(torch.get_num_threads(), len(numbers))
+        _in_threads(lambda: kernel(problem, counter, *arrays), workers)
 
 
 def _numpy(t: Tensor) -> np.ndarray:

@@ -72,13 +72,16 @@ def _costs(u, xs, ys, scale):
 
 @kernel
 def _read_costs(u, cost, area, scale):
-    """The same from a cost matrix (N, M)."""
+    """The same from a cost matrix (N, M); returns how many are infinite or NaN."""
     start, top, n, m, low, high = area
-    rows = min(LANES, n - top)
+    rows, odd = min(LANES, n - top), 0
     for k in range(STEPS):
         first, last = _lane_range(start + k, top, rows, m, low, high)
         for r in range(first, last):
             u[k, r] = cost[top + r, start + k - r] * scale
+        for r in range(first, last):
+            odd += 0 if abs(u[_i(k), _i(r)]) < np.inf else 1
+    return odd
 
 
 @kernel
@@ -337,12 +340,13 @@ def _outside(start, top, low, high):
 
 @kernel
 def _block_costs(u, xs, ys, y, cost, area, scale):
-    """Costs of a block, fused from embeddings unless D = 0, which stands for a cost matrix."""
+    """Costs of a block, fused from embeddings unless D = 0, which stands for a cost matrix; returns
+    how many of those are infinite or NaN."""
     if xs.size:
         _load_columns(ys, y, area[0], area[3])
         _costs(u, xs, ys, scale)
-    else:
-        _read_costs(u, cost, area, scale)
+        return 0
+    return _read_costs(u, cost, area, scale)
 
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
@@ -352,7 +356,8 @@ def forward_strips(problem, counter, progress, below, state, value):
 
     problem: x (B, N, D), y (B, M, D), cost (B, N, M), real lengths, limits of the bands, scale.
     below (B, strips, M): H of the last row of each strip. state (B, strips, blocks, 2, LANES): H
-    and V as they enter a block. value (B, strips): what each strip adds, in float64.
+    and V as they enter a block. value (B, strips): what each strip adds, in float64; NaN where a
+    given cost is infinite: that is the work of numba_absolute.py.
     """
     x, y, cost, n_real, m_real, band, scale = problem
     batch, strips = value.shape
@@ -372,7 +377,7 @@ def forward_strips(problem, counter, progress, below, state, value):
         top, blocks = _extent(strip, n, m)
         blocks_above = _extent(strip - 1, n, m)[1]
         _load_rows(xs, x[b], top, n)
-        total = 0.0
+        total, odd = 0.0, 0
         up[:], v[:] = 0, 0
         for block in range(blocks):
             area = (block * STEPS, top, n, m, low, high)
@@ -382,11 +387,11 @@ def forward_strips(problem, counter, progress, below, state, value):
                 state[b, strip, block, 0] = up[0, 1:]
                 state[b, strip, block, 1] = v
             if not _outside(block * STEPS, top, low, high):
-                _block_costs(u, xs, ys, y[b], cost[b], area, scale)
+                odd += _block_costs(u, xs, ys, y[b], cost[b], area, scale)
                 above = below[b, max(strip - 1, 0)]
                 total += _forward_block(u, up, v, sm, above, below[b, strip], area, one)
             store_release(progress, index, block + 1)
-        value[b, strip] = total
+        value[b, strip] = total if odd == 0 else np.nan
 
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)

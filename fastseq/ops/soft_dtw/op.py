@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_backend, no_autocast, unavailable
+from fastseq.ops.common.dispatch import (
+    choose_backend,
+    no_autocast,
+    refuse_transforms,
+    unavailable,
+)
 from fastseq.ops.common.lengths import prepare_valid
 from fastseq.ops.common.validate import (
     FLOAT_DTYPES,
@@ -121,7 +126,9 @@ def soft_dtw_from_cost(
     Args:
         cost: (B, N, M), or (N, M) for one pair: the cost of pairing frame i of x with frame j of
             y, of any sign; float64, float32, bfloat16 or float16. Its gradient is the expected
-            alignment.
+            alignment. +inf forbids a pair, whose gradient is then 0 (not yet with "cuda": NaN or
+            a wrong value; use "torch" there). Where no path is left the value is +inf and the
+            whole gradient 0. NaN and -inf make the value NaN.
         gamma, lengths_x, lengths_y, bandwidth, reduction, backend: as in :func:`soft_dtw`.
 
     Returns and raises what :func:`soft_dtw` does.
@@ -199,7 +206,7 @@ def soft_dtw_alignment(
     if name == "reference":
         expected = _reference_alignment(x, y, lengths_x, lengths_y, opts)
     else:
-        _refuse_transforms(op, name)
+        refuse_transforms(op, name)
         expected = autograd.alignment(x, y, lengths_x, lengths_y, name, opts)
     return expected[0] if unbatched else expected
 
@@ -269,16 +276,8 @@ def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, lengths_x, 
     if name == "reference":
         with no_autocast(device_type):
             return soft_dtw_reference(x, y, cost, lengths_x, lengths_y, opts)
-    _refuse_transforms(op, name)
+    refuse_transforms(op, name)
     return autograd.values(x, y, cost, lengths_x, lengths_y, name, opts)
-
-
-def _refuse_transforms(op: str, name: str) -> None:
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
-            f'jvp); to fix: {op}(..., backend="reference")'
-        )
 
 
 def _reference_alignment(x, y, lengths_x, lengths_y, opts: SoftDTWOptions) -> Tensor:

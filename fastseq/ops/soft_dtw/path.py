@@ -42,6 +42,11 @@ def dtw_path(
         >>> path.tolist(), total
         ([[0, 0], [0, 1], [1, 2]], 4.0)
     """
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "dtw_path: a path has no derivative, and it does not work inside torch.func transforms "
+            '(grad, vmap, jvp); to fix: soft_dtw_alignment(..., backend="reference")'
+        )
     check_pair("dtw_path", "x", x, "y", y)
     check_choice("dtw_path", "cost", cost, COSTS)
     if x.dim() != 2:

@@ -27,6 +27,8 @@ def soft_dtw_reference(
         # Padding may hold NaN, and a gradient of 0 times NaN is NaN.
         mask_x, mask_y = _masks(*cost.shape, lengths_x, lengths_y, cost.device)
         cost = torch.where(mask_x[:, :, None] & mask_y[:, None], cost, 0).double()
+        # Of a path through -inf no weight can be formed.
+        cost = torch.where(cost == -torch.inf, torch.nan, cost)
     return _last_cells(cost, lengths_x, lengths_y, opts).to(dtype)
 
 
@@ -46,7 +48,8 @@ def _last_cells(cost: Tensor, lengths_x, lengths_y, opts: SoftDTWOptions) -> Ten
     """R at the last real cell, where R_ij = cost_ij + softmin(R_i-1,j-1, R_i-1,j, R_i,j-1).
 
     softmin(a, b, c) = -gamma log(exp(-a / gamma) + exp(-b / gamma) + exp(-c / gamma)) over the
-    cells that exist and lie in the band, 0 at the first cell.
+    cells that exist, lie in the band and have a path to them, 0 at the first cell. A cell of cost
+    +inf has none. Where the last cell has none R is +inf, a constant.
     """
     num, n, m = cost.shape
     if cost.numel() == 0:
@@ -59,29 +62,36 @@ def _last_cells(cost: Tensor, lengths_x, lengths_y, opts: SoftDTWOptions) -> Ten
 
     # One anti-diagonal k = i + j at a time, indexed by i; diagonals[k] is [B, N].
     i = torch.arange(n, device=device)
+    allowed = cost != torch.inf
+    cost = torch.where(allowed, cost, 0)
 
     def present(k: int) -> Tensor:
         j = k - i
-        return (j >= 0) & (j < m) & (low <= j - i) & (j - i <= high)  # [B, N]
+        inside = (j >= 0) & (j < m) & (low <= j - i) & (j - i <= high)  # [B, N]
+        return inside & allowed[:, i, j.clamp(0, m - 1)]
 
     def down(t: Tensor) -> Tensor:  # what row i - 1 holds, at row i
         return torch.cat([torch.zeros_like(t[:, :1]), t[:, :-1]], 1)
 
     nowhere = torch.zeros(num, n, dtype=torch.bool, device=device)
     nothing = torch.zeros(num, n, dtype=cost.dtype, device=device)
-    diagonals, before, last = [], (nothing, nowhere), (nothing, nowhere)
+    diagonals, reached, before, last = [], [], (nothing, nowhere), (nothing, nowhere)
     for k in range(n + m - 1):
         steps = [down(before[0]), down(last[0]), last[0]]
         there = [down(before[1]), down(last[1]), last[1]]
         here = cost[:, i, (k - i).clamp(0, m - 1)] + _softmin(steps, there, opts.gamma)
         inside = present(k)
+        if k > 0:
+            inside = inside & (there[0] | there[1] | there[2])
         # A cell that nobody may read still has to be finite, for the sake of the gradient.
         diagonals.append(torch.where(inside, here, 0))
+        reached.append(inside)
         before, last = last, (diagonals[-1], inside)
     empty = (end_x == 0) | (end_y == 0)
     row = (end_x - 1).clamp(min=0)
     k = (row + end_y - 1).clamp(min=0)
-    values = torch.stack(diagonals, 1)[torch.arange(num, device=device), k, row]
+    at = torch.arange(num, device=device), k, row
+    values = torch.where(torch.stack(reached, 1)[at], torch.stack(diagonals, 1)[at], torch.inf)
     return torch.where(empty, 0, values)
 
 

@@ -3,6 +3,9 @@
 About 25 small operations per diagonal: slow beside numba and cuda, but it needs nothing. Every
 sqrt(N + M)-th diagonal is kept, and the backward walks the stretches between them again: memory
 grows with T sqrt(T). The op's README has the recurrence and its letters.
+
+Of given costs it is the recurrence over R itself, in float64: where pairs are forbidden (+inf) the
+differences of neighbours do not say how two ways around them compare.
 """
 
 import math
@@ -14,6 +17,7 @@ from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
 
 ABSENT = 1e30  # the value of a predecessor that is not there: weight exactly 0
+NO_PATH = 1e300  # R of a cell that no path leads to, and ABSENT among R
 
 
 def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, keep: bool):
@@ -27,8 +31,8 @@ def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, keep: bool):
             kept.append(torch.cat([up, v], 1))
         sm, _ = wave.step(s, up, v)
         wave.add_to_value(value, s, sm, up, v)
-    value = (value * wave.unit).to(up.dtype)
-    return value, (torch.stack(kept),) if kept else ()
+    value = torch.where(value < NO_PATH, value * wave.unit, value + torch.inf)  # keeps NaN
+    return value.to((x if cost is None else cost).dtype), (torch.stack(kept),) if kept else ()
 
 
 def backward(
@@ -48,7 +52,9 @@ def backward(
             lanes = wave.lanes(s)
             below = slice(lanes.start + 1, lanes.stop + 1)
             got = left[:, lanes] + up[:, below] + wave.seed(s, grad)
-            diagonal, upper, leftmost = shares.pop()
+            diagonal, upper, leftmost, gone = shares.pop()
+            if gone is not None:
+                got = got.masked_fill(gone, 0)
             left[:, lanes] = got * leftmost
             up[:, lanes] = got * upper + owed[:, lanes]
             owed[:, lanes] = got * diagonal
@@ -87,9 +93,13 @@ class _Wave:
         self.low, self.high, self.banded = low[:, None], high[:, None], opts.bandwidth is not None
         self.rows = torch.arange(self.n, device=self.device)
         # Padding may hold NaN, and cells there are computed, though nothing real reads them.
+        self.x = None
         if x is None:
             self.real = self.real_x[:, :, None] & self.real_y[:, None, :]
-            self.cost = torch.where(self.real, cost, 0)
+            self.cost = torch.where(self.real, cost, 0).double()
+            # Of a path through -inf no weight can be formed.
+            self.cost.masked_fill_(self.cost == -torch.inf, torch.nan)
+            self.dtype = torch.float64
         else:
             self.x = torch.where(self.real_x[..., None], x, 0)
             self.y = torch.where(self.real_y[..., None], y, 0).flip(1)
@@ -115,14 +125,14 @@ class _Wave:
         offset = matrix.storage_offset() + start
         return matrix.as_strided(shape, (self.n * self.m, max(self.m - 1, 1)), offset)
 
-    def step(self, s: int, up: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """R_ij - R_i-1,j-1 on diagonal s, and what each cell owes to its diagonal, upper and left
-        neighbour; ``up`` (H of the row above) and ``v`` go on to the next diagonal in place."""
+    def step(self, s: int, up: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """R_ij - R_i-1,j-1 on diagonal s; what each cell owes to its diagonal, upper and left
+        neighbour, and which cells have no path (None: all have). ``up`` (H of the row above) and
+        ``v`` go on to the next diagonal in place."""
+        if self.x is None:
+            return self.step_of_costs(s, up, v)
         lanes = self.lanes(s)
-        if hasattr(self, "cost"):
-            u = self.diagonal(self.cost, s) / self.unit
-        else:
-            u = self.difference(s).square().sum(-1) / self.unit
+        u = self.difference(s).square().sum(-1) / self.unit
         x, y, z = up[:, lanes].clone(), v[:, lanes].clone(), torch.zeros_like(u)
         if self.banded:
             gap = s - 2 * self.rows[lanes]  # j - i
@@ -134,17 +144,43 @@ class _Wave:
             x[:, -1], y[:, -1], z[:, -1] = 0, ABSENT, ABSENT
         if s == 0:
             x[:, 0], y[:, 0], z[:, 0] = ABSENT, ABSENT, 0
-        least = torch.minimum(torch.minimum(x, y), z)
-        shares = [torch.exp2(least - score) for score in (z, x, y)]
-        total = shares[0] + shares[1] + shares[2]
-        sm = u + (least - total.log2())
+        _, rest, shares = _weigh(x, y, z)
+        sm = u + rest
         v[:, lanes] = sm - x
         up[:, lanes.start + 1 : lanes.stop + 1] = sm - y
-        return sm, tuple(share / total for share in shares)
+        return sm, (*shares, None)
+
+    def step_of_costs(self, s: int, up: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same for given costs: of R itself, which ``up`` is of the row above, ``v`` of the
+        diagonal neighbour. A cell outside the band has no path either."""
+        lanes = self.lanes(s)
+        below = slice(lanes.start + 1, lanes.stop + 1)
+        u = self.diagonal(self.cost, s) / self.unit
+        x, y, z = up[:, lanes].clone(), up[:, below].clone(), v[:, lanes].clone()
+        v[:, lanes] = x
+        if lanes.start == 0:
+            x[:, 0] = z[:, 0] = NO_PATH
+        if lanes.stop == s + 1:
+            y[:, -1] = z[:, -1] = NO_PATH
+        if s == 0:
+            z[:, 0] = 0
+        least, rest, shares = _weigh(x, y, z)
+        # Also beside NaN: what is forbidden stays so.
+        gone = (u == torch.inf) | (least == NO_PATH)
+        if self.banded:
+            gap = s - 2 * self.rows[lanes]
+            gone |= (gap > self.high) | (gap < self.low)
+        r = (u + rest).masked_fill(gone, NO_PATH)
+        up[:, below] = r
+        return r, (*shares, gone)
 
     def add_to_value(self, value: Tensor, s: int, sm: Tensor, up: Tensor, v: Tensor) -> None:
         """R of the last cell: sm summed along the main diagonal, then H or V along the edge."""
         n, m = self.n_real, self.m_real
+        if self.x is None:
+            ends = (n + m - 2 == s) & (n > 0) & (m > 0)
+            value += torch.where(ends, up.gather(1, n[:, None])[:, 0], 0)
+            return
         if s % 2 == 0 and s // 2 < min(self.n, self.m):
             i = s // 2
             value += torch.where(i < torch.minimum(n, m), sm[:, i - self.lanes(s).start], 0)
@@ -161,3 +197,11 @@ class _Wave:
         ends = (n + m - 2 == s) & (n > 0) & (m > 0)
         last = ends[:, None] & (self.rows[self.lanes(s)] == n[:, None] - 1)
         return torch.where(last, grad[:, None], 0)
+
+
+def _weigh(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Of the scores z (diagonal), x (up) and y (left): the least, their softmin, their shares."""
+    least = torch.minimum(torch.minimum(x, y), z)
+    shares = [torch.exp2(least - score) for score in (z, x, y)]
+    total = shares[0] + shares[1] + shares[2]
+    return least, least - total.log2(), tuple(share / total for share in shares)

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import choose_triton_or_torch, gradient, no_autocast
+from fastseq.ops.common.dispatch import (
+    choose_triton_or_torch,
+    gradient,
+    no_autocast,
+    refuse_forward_mode,
+    refuse_transforms,
+)
 from fastseq.ops.common.lengths import prepare_duration, prepare_times, prepare_valid
 from fastseq.ops.common.validate import (
     check_bool,
@@ -152,12 +158,8 @@ def tcc_loss(
     if name == "reference":
         with no_autocast(x.device.type):
             loss = tcc_reference(*tensors, opts)
-    elif torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
-            f'jvp); to fix: {op}(..., backend="reference")'
-        )
     else:
+        refuse_transforms(op, name)
         keep = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in (x, y))
         if torch.compiler.is_compiling():
             loss = _forward_op(*tensors, name, *opts, keep)[0]
@@ -232,6 +234,8 @@ def _backward(grad, tensors, name: str, opts: TCCOptions) -> tuple[Tensor, Tenso
 
 class _TCC(torch.autograd.Function):
     """Eager path: no torch.library boundary, which costs 15 to 60 us a call."""
+
+    jvp = refuse_forward_mode("tcc_loss")
 
     @staticmethod
     def forward(ctx, x, y, constants, name, opts, keep):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import no_autocast
+from fastseq.ops.common.dispatch import call_as, no_autocast
 from fastseq.ops.common.validate import (
     FLOAT_DTYPES,
     check_bool,
@@ -214,8 +214,14 @@ def vclr_loss(
         0.000182
     """
     op = "vclr_loss"
-    if len(weights) != 4:
-        raise ValueError(f"{op}: weights must be 4 numbers, got {len(weights)}")
+    try:
+        count = len(weights)
+    except TypeError:
+        raise TypeError(f"{op}: weights must be 4 numbers, got {weights!r}") from None
+    if count != 4:
+        raise ValueError(f"{op}: weights must be 4 numbers, got {count}")
+    temperature = check_positive(op, "temperature", temperature)
+    check_bool(op, "normalize", normalize)
     weights = [check_nonnegative(op, f"weights[{i}]", w) for i, w in enumerate(weights)]
     check_choice(op, "form", form, FORMS)
     shared = {"temperature": temperature, "normalize": normalize}
@@ -232,7 +238,7 @@ def vclr_loss(
             continue
         if not isinstance(args, tuple | list) or len(args) != count:
             raise ValueError(f"{op}: {name} must be a tuple of {count}, got {_describe(args)}")
-        term = weight * function(*args, **options)
+        term = weight * call_as(f"{op}: {name}", function, *args, **options)
         total = term if total is None else total + term
     if total is None:
         raise ValueError(f"{op}: give at least one of inter, intra, video and order")
