@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastseq.video._av import VideoError
+from fastseq.video.arguments import as_path
 from fastseq.video.damage import judge
 from fastseq.video.decode import Converter, collect, read_counted, upright_by
 from fastseq.video.source import chosen_stream, open_video
@@ -78,7 +79,7 @@ def probe(
     Raises:
         VideoError: no readable video stream, no frame comes out, or the time limit is passed.
     """
-    path = os.fspath(path)
+    path = as_path(path)
     deadline = Deadline(path, time_limit)
     with open_video(path, deadline) as (container, stream):
         found = scan(container, stream, deadline)
@@ -156,7 +157,7 @@ def read_frames(
             fewer frames, nor a stand-in for a missing one.
         ValueError: negative or non-integer indices, both sizes given, a size below 1.
     """
-    path = os.fspath(path)
+    path = as_path(path)
     if short_side is not None and size is not None:
         raise ValueError("give short_side or size, not both")
     sides = np.ravel([side for side in (short_side, size) if side is not None])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastseq.video._av import VideoError, require_av, single_thread
+from fastseq.video.arguments import as_path
 from fastseq.video.decode import upright_by
 from fastseq.video.interlaced import deinterlaced
 from fastseq.video.orientation import upright
@@ -69,7 +70,7 @@ def transcode(
         (20, 456, 256)
     """
     check_settings(short_side, keyframe_every, crf)
-    source = os.fspath(source)
+    source = as_path(source, "source")
     info = probe(source, time_limit=time_limit)
     if info.note:
         raise VideoError(source, info.note)

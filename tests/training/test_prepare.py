@@ -12,6 +12,7 @@ av = pytest.importorskip("av")
 
 from video.counter_video import encode, read_counter  # noqa: E402
 
+import fastseq.video  # noqa: E402
 from fastseq.video import read_frames, write_video  # noqa: E402
 from fastseq.video.timeline import Deadline  # noqa: E402
 from training.data.index import INDEX_NAME, load_index  # noqa: E402
