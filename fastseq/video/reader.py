@@ -71,13 +71,15 @@ def probe(
 
     By default the packets are counted and the first frame is decoded. Files that break off, and
     those whose packets do not map to frames one to one for certain (all but mp4, mov, mkv and webm;
-    VP8; a start without a key frame), are decoded whole.
+    VP8; a start without a key frame; time stamps out of order), are decoded whole.
 
     Args:
-        decode: decode every frame, to find damage that packets do not show.
+        decode: decode every frame, to find the damage that decoding shows: see `VideoInfo.gaps`.
         time_limit: seconds after which the file is given up with a `VideoError`.
     Raises:
-        VideoError: no readable video stream, no frame comes out, or the time limit is passed.
+        VideoError: no readable video stream, no sound frame comes out, pictures turned by no right
+            angle, or the time limit is passed.
+        TypeError: `path` is no name of a file.
     """
     path = as_path(path)
     deadline = Deadline(path, time_limit)
@@ -141,7 +143,7 @@ def read_frames(
     """Read exactly the frames asked for.
 
     Frame k is the k-th presented frame: edit lists are honoured, variable frame rates do not
-    matter, rotation is applied. Decoding starts at the key frame before each index where that
+    matter, pictures come upright. Decoding starts at the key frame before each index where that
     is certain to give the same frames, and at the beginning of the file elsewhere.
 
     Args:
@@ -153,8 +155,9 @@ def read_frames(
     Returns:
         uint8 tensor (n, H, W, 3), RGB.
     Raises:
-        VideoError: the file cannot be read, or a frame asked for does not come out of it. Never
-            fewer frames, nor a stand-in for a missing one.
+        VideoError: the file cannot be read, a frame asked for does not come out of it or is
+            damaged, or it is interlaced. Never fewer frames, nor a stand-in for a missing one.
+        TypeError: `path` is no name of a file.
         ValueError: negative or non-integer indices, both sizes given, a size below 1.
     """
     path = as_path(path)
