@@ -9,7 +9,7 @@ import numpy as np
 
 from fastseq.video.gaps import Gaps, gaps_of
 from fastseq.video.source import open_video
-from fastseq.video.stretch import Stretch, counted
+from fastseq.video.stretch import Stretch, counted, is_whole
 from fastseq.video.timeline import Deadline, Scan, Timeline
 
 _SHOWN = 5
@@ -52,8 +52,11 @@ def judge(path: str, found: Scan, deadline: Deadline, whole: bool) -> Judged:
                 return Judged(timeline, len(timeline.pts), first=frame)
     with open_video(path, deadline) as (container, stream):
         stretch = Stretch(container, stream, deadline)
-        out, stamps = Judged(timeline), []
+        out, stamps, begun = Judged(timeline), [], found.begins or stretch.waits_for_key
         for frame in stretch:
+            begun = begun or is_whole(frame)
+            if not begun:
+                continue
             out.first = out.first or frame
             out.interlaced = out.interlaced or frame.interlaced_frame
             stamps.append(frame.pts)

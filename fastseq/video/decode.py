@@ -23,7 +23,8 @@ _DISORDER = "frames come in another order than that of their time stamps"
 
 INTERLACED = (
     "two fields a frame (interlaced), which look like combs as one picture; "
-    "`python -m training.prepare --transcode` makes a progressive copy"
+    "fastseq.video.transcode.transcode makes a progressive copy, and so does "
+    "`python -m training.prepare FOLDER --transcode OUT`"
 )
 
 
@@ -124,7 +125,7 @@ def deliver(
         with open_video(path, deadline) as (container, stream):
             found = scan(container, stream, deadline)
         timeline, note = found.timeline, found.note
-        if timeline is not None and not found.begins:
+        if timeline is not None and not found.certain:
             info = judge(path, found, deadline, whole=True)
             timeline, note, gaps = info.timeline, info.note, info.gaps
     frames = info.frames if info is not None else timeline and len(timeline.pts)

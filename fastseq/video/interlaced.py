@@ -11,29 +11,45 @@ from fastseq.video._av import require_av
 def deinterlaced(stream: Any, frames: Iterable[Any]) -> Iterator[Any]:
     """As many frames as come in, those that are interlaced passed through FFmpeg's bwdif.
 
-    A picture is made of its frame and both neighbours: the frames have to come in order.
+    A picture is made of its frame and both neighbours: the frames have to come in order. Up to the
+    first interlaced one they pass as they are.
     """
-    av, graph = require_av(), None
+    graph = before = None
     for number, frame in enumerate(frames):
+        if graph is None and not frame.interlaced_frame:
+            if before is not None:
+                yield before
+            before = frame
+            continue
         if graph is None:
-            graph = av.filter.Graph()
-            source = graph.add_buffer(
-                width=frame.width,
-                height=frame.height,
-                format=frame.format.name,
-                time_base=stream.time_base,
-            )
-            bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-            sink = graph.add("buffersink")
-            source.link_to(bwdif)
-            bwdif.link_to(sink)
-            graph.configure()
+            graph = _graph(stream, frame)
+            if before is not None:
+                before.pts = number - 1
+                graph.push(before)
         frame.pts = number  # the filter goes by them, and the file's may be missing
         graph.push(frame)
         yield from _ready(graph)
     if graph is not None:
         graph.push(None)
         yield from _ready(graph)
+    elif before is not None:
+        yield before
+
+
+def _graph(stream: Any, frame: Any) -> Any:
+    graph = require_av().filter.Graph()
+    source = graph.add_buffer(
+        width=frame.width,
+        height=frame.height,
+        format=frame.format.name,
+        time_base=stream.time_base,
+    )
+    bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+    sink = graph.add("buffersink")
+    source.link_to(bwdif)
+    bwdif.link_to(sink)
+    graph.configure()
+    return graph
 
 
 def _ready(graph: Any) -> Iterator[Any]:

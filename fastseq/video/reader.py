@@ -86,11 +86,10 @@ def probe(
     with open_video(path, deadline) as (container, stream):
         found = scan(container, stream, deadline)
         codec, average_rate = stream.codec_context.name, stream.average_rate
-        time_base, reorder = stream.time_base, stream.codec_context.has_b_frames
+        time_base = stream.time_base
         _, remark = chosen_stream(path, container)
     timeline = found.timeline
-    whole = decode or bool(found.note) or not found.begins
-    whole = whole or timeline is None or timeline.doubtful(reorder)
+    whole = decode or bool(found.note) or timeline is None or not found.certain
     judged = judge(path, found, deadline, whole)
     if judged.first is None:
         why = found.note or judged.note
@@ -176,6 +175,11 @@ def read_frames(
             found = scan(container, stream, deadline)
         if found.note:
             raise VideoError(path, f"{found.note}; ask for the frames before that by their indices")
+        if found.timeline is not None and not found.certain:
+            info = probe(path, time_limit=time_limit)
+            if info.note:
+                raise VideoError(path, info.note)
+            return read_frames(path, short_side=short_side, size=size, info=info)
         if found.timeline is None:
             return torch.from_numpy(read_counted(path, converter, deadline))
         asked = np.arange(len(found.timeline.pts))

@@ -9,6 +9,8 @@ from typing import Any
 from fastseq.video._av import require_av
 from fastseq.video.timeline import Deadline, reason_of
 
+# They give no picture before the first that is right, be that a key frame or a recovery point.
+_WAIT_FOR_KEY = {"h264", "hevc", "vvc"}
 # No decoder keeps more frames back to put them into order.
 _MOST_HELD = 17
 
@@ -42,6 +44,8 @@ class Stretch:
     ):
         self.damaged: set[int | None] = set()
         self.stopped, self.reason = False, ""
+        # Other decoders make pictures of what refers to frames that they never had.
+        self.waits_for_key = stream.codec_context.name in _WAIT_FOR_KEY
         self._frames = self._in_order(self._decoded(container, stream, deadline, stamps))
 
     def __iter__(self) -> Iterator[Any]:
@@ -52,6 +56,8 @@ class Stretch:
     ) -> Iterator[Any]:
         av = require_av()
         packets = container.demux(stream)
+        hidden: set[int | None] | None = set()  # None once a packet of a shown frame has come
+        before: set[int | None] = set()
         while True:
             packet = None
             try:
@@ -62,7 +68,13 @@ class Stretch:
                 if stamps is not None:
                     needed = packet.pts is None or packet.pts in stamps
                     stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
-                made = packet.decode()
+                if hidden is not None and packet.is_discard:
+                    hidden.add(packet.pts)
+                    before = hidden
+                    made = stream.codec_context.decode(_shown(packet))
+                else:
+                    hidden = None
+                    made = packet.decode()
             except av.error.ExitError as error:
                 raise deadline.error() from error
             except av.error.FFmpegError as error:
@@ -75,7 +87,8 @@ class Stretch:
                 if frame.is_corrupt:
                     self.reason = self.reason or "FFmpeg had to make up a part of it"
                     self.damaged.add(frame.pts)
-                yield frame
+                if frame.pts not in before:
+                    yield frame
 
     def _in_order(self, frames: Iterator[Any]) -> Iterator[Any]:
         between = int(require_av().video.frame.PictureType.B)
@@ -88,16 +101,33 @@ class Stretch:
         yield from held
 
 
+def _shown(packet: Any) -> Any:
+    """The packet of a frame that an edit list hides, such that the decoder gives the frame: only
+    there it says whether it is sound, and the first ones that are shown refer to it."""
+    copy = require_av().Packet(bytes(packet))
+    copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+    copy.is_keyframe = packet.is_keyframe
+    return copy
+
+
+def is_whole(frame: Any) -> bool:
+    """Whether it is a sound key frame that refers to no other picture."""
+    return frame.key_frame and not frame.is_corrupt and frame.pict_type in whole_pictures()
+
+
 def counted(stretch: Stretch) -> Iterator[tuple[int, Any, bool]]:
     """(frames so far, frame, whether it is sound) from the start of a file without a timeline.
 
     After damage frames are sound again from the next key frame on. The iterator ends where a packet
-    raises an error, as nobody knows how many frames are lost; packets before the first frame are
-    those of a file that starts between two key frames.
+    raises an error, as nobody knows how many frames are lost. Of a file that starts between two key
+    frames, what comes before the first one does not count.
     """
-    for count, frame in enumerate(stretch, 1):
-        whole = frame.key_frame and not frame.is_corrupt and frame.pict_type in whole_pictures()
-        if count == 1:
+    count = 0
+    for frame in stretch:
+        whole = is_whole(frame)
+        if not count:
+            if not whole and not stretch.waits_for_key:
+                continue
             stretch.stopped, stretch.reason = False, ""
             if whole or not frame.is_corrupt:
                 stretch.damaged.clear()
@@ -105,4 +135,5 @@ def counted(stretch: Stretch) -> Iterator[tuple[int, Any, bool]]:
             return
         if whole:
             stretch.damaged.clear()
+        count += 1
         yield count, frame, not stretch.damaged

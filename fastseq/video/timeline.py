@@ -62,15 +62,15 @@ class Timeline:
         """Frames that a decoder has to keep back to give them in the order of their time stamps."""
         return int((np.arange(len(self.order)) - self.order).max(initial=0))
 
-    def doubtful(self, reorder: int) -> bool:
+    def doubtful(self, reorders: bool) -> bool:
         """Whether frames may come in another order than that of their time stamps.
 
-        They may where a decoder would have to keep back more frames than the `reorder` of the
-        stream, and where few packets are out of order: between two others come most frames of a
-        stream or none, and a few are stamps that got exchanged.
+        They may if the stream is said to be in order and these are not, or if few packets are out
+        of order: between two others come most frames of a stream or none, and a few are stamps that
+        got exchanged.
         """
         moved = np.mean(self.order != np.arange(len(self.order)))
-        return self.delay() > reorder or 0 < moved < _FEW
+        return (moved > 0 and not reorders) or 0 < moved < _FEW
 
     def spoilt(self, stamps: Iterable[int | None]) -> np.ndarray:
         """bool (n,): frames that may refer to one of the damaged packets of these time stamps.
@@ -107,6 +107,7 @@ class Scan:
         timeline: None where packets do not map to frames one to one for certain.
         note: that the file breaks off, if the demuxer notices; else empty.
         begins: whether the first packet is one that decoding can begin with.
+        certain: whether the timeline holds without a look at the decoded frames.
         random_access: False if packets are flagged as key frames that are none.
         declared: frames that the header announces and the packets do not make up for.
         packets: their number, and `rate`: packets a second by their time stamps for decoding; None
@@ -116,6 +117,7 @@ class Scan:
     timeline: Timeline | None
     note: str
     begins: bool
+    certain: bool
     random_access: bool
     declared: int
     packets: int
@@ -152,6 +154,7 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
     decoding: list[int | None] = []
     keys: list[int] = []
     first, begins, random_access, note = None, False, True, ""
+    breaks_at: int | None = None
     try:
         for count, packet in enumerate(container.demux(stream)):
             if count % 256 == 0:
@@ -164,8 +167,8 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
                 first, begins = packet, key
             if key and packet.pts is not None:
                 keys.append(packet.pts)
-            if packet.is_corrupt and not note:
-                note = f"the file breaks off in the packet of frame {len(stamps)}"
+            if packet.is_corrupt and breaks_at is None:
+                breaks_at = len(decoding)
             decoding.append(packet.dts)
             if not packet.is_discard:
                 stamps.append(packet.pts)
@@ -182,7 +185,7 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
         and first.pts is not None
         and None not in stamps
     )
-    timeline = None
+    timeline, certain = None, begins
     if exact:
         shown = np.asarray(stamps, dtype=np.int64)
         order = np.argsort(shown, kind="stable")
@@ -191,10 +194,16 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
         # A frame presented before the first key frame needs frames that are not in the file.
         if np.all(np.diff(pts) > 0) and pts[0] >= first.pts:
             timeline = Timeline(pts, np.unique(np.asarray(keys, dtype=np.int64)), ranks)
+    if breaks_at is not None and breaks_at < len(decoding) - 1:
+        breaks_at, certain = None, False  # a hole: decoding tells what it did
+    if breaks_at is not None:
+        note = note or f"the file breaks off in the packet of frame {breaks_at}"
     note = note or _breaks_off_early(container, stream, timeline)
     if note and timeline is not None:
         timeline = timeline.certain()
-    return Scan(timeline, note, begins, random_access, declared, len(decoding), rate)
+    if timeline is not None and timeline.doubtful(codec.has_b_frames):
+        certain = False
+    return Scan(timeline, note, begins, certain, random_access, declared, len(decoding), rate)
 
 
 def _breaks_off_early(container: Any, stream: Any, timeline: Timeline | None) -> str:

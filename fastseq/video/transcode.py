@@ -16,7 +16,7 @@ from fastseq.video.interlaced import deinterlaced
 from fastseq.video.orientation import upright
 from fastseq.video.reader import VideoInfo, probe
 from fastseq.video.source import open_video
-from fastseq.video.stretch import Stretch
+from fastseq.video.stretch import Stretch, counted
 from fastseq.video.timeline import Deadline
 from fastseq.video.writer import H264File
 
@@ -80,19 +80,23 @@ def transcode(
         if found != info.frames:
             raise VideoError(source, f"the copy has {found} frames instead of {info.frames}")
 
-    picture = _Picture(source, short_side)
-    file = H264File(
-        target,
-        info.fps,
-        _options(keyframe_every, crf),
-        comment=comment,
-        check=check,
-    )
-    with file:
-        for count, frame in enumerate(_frames(info, time_limit), 1):
-            file.add(picture(frame))
-            if on_frame is not None:
-                on_frame(count, info.frames)
+    def copy() -> None:
+        picture = _Picture(source, short_side)
+        options = _options(keyframe_every, crf)
+        with H264File(target, info.fps, options, comment=comment, check=check) as file:
+            for count, frame in enumerate(_frames(info, time_limit), 1):
+                file.add(picture(frame))
+                if on_frame is not None:
+                    on_frame(count, info.frames)
+
+    try:
+        copy()
+    except VideoError:
+        judged = probe(source, decode=True, time_limit=time_limit)
+        if judged.note or (judged.timeline is None) == (info.timeline is None):
+            raise
+        info = judged  # frames come in another order than that of their time stamps
+        copy()
     return probe(target)
 
 
@@ -119,20 +123,27 @@ def _options(keyframe_every: int, crf: int) -> dict[str, str]:
 
 
 def _frames(info: VideoInfo, time_limit: float | None) -> Iterator[Any]:
-    """Every frame of a video in order, or a VideoError at the first that is missing or damaged."""
+    """Every frame of a video in order, progressive; a VideoError at the first that is not sound."""
     deadline = Deadline(info.path, time_limit)
     with open_video(info.path, deadline) as (container, stream):
-        stretch, count = Stretch(container, stream, deadline), 0
-        frames = deinterlaced(stream, stretch) if info.interlaced else stretch
-        for count, frame in enumerate(frames, 1):
-            expected = None if info.timeline is None else info.timeline.pts[count - 1 : count]
-            if count > info.frames or (expected is not None and frame.pts != expected):
-                raise VideoError(info.path, f"frame {count - 1} does not decode")
-            if stretch.damaged:
-                reason = f"frame {count - 1} does not decode soundly ({stretch.reason})"
-                raise VideoError(info.path, reason)
-            yield frame
-            deadline.restart()
+        stretch = Stretch(container, stream, deadline)
+        yield from deinterlaced(stream, _sound(info, stretch, deadline))
+
+
+def _sound(info: VideoInfo, stretch: Stretch, deadline: Deadline) -> Iterator[Any]:
+    pts = None if info.timeline is None else info.timeline.pts
+    frames = stretch if pts is not None else (frame for _, frame, _ in counted(stretch))
+    count = 0
+    for count, frame in enumerate(frames, 1):
+        why = f" ({stretch.reason})" if stretch.reason else ""
+        if (
+            count > info.frames
+            or stretch.damaged
+            or (pts is not None and frame.pts != pts[count - 1])
+        ):
+            raise VideoError(info.path, f"frame {count - 1} does not decode soundly{why}")
+        yield frame
+        deadline.restart()
     if count != info.frames or stretch.damaged:
         why = f" ({stretch.reason})" if stretch.reason else ""
         raise VideoError(info.path, f"only {count} of {info.frames} frames decode{why}")

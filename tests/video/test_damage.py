@@ -6,7 +6,7 @@ import torch
 
 av = pytest.importorskip("av")
 
-from counter_video import encode, read_counter  # noqa: E402
+from counter_video import encode, read_counter, remux  # noqa: E402
 
 from fastseq.video import VideoError, probe, read_frames  # noqa: E402
 from fastseq.video.gaps import gaps_of, sound_frames  # noqa: E402
@@ -141,6 +141,33 @@ def test_without_a_timeline_flagged_frames_are_a_gap(tmp_path, suffix):
         with pytest.raises(VideoError, match=r"damaged|breaks off"):
             read_frames(path)
     assert checked
+
+
+@pytest.mark.parametrize("bf", [0, 2])
+def test_damage_in_frames_that_an_edit_list_hides(tmp_path, bf):
+    """What is shown first refers to them."""
+    source = remux(noisy_video(tmp_path / "a.mp4", bf), tmp_path / "edit.mp4", shift=17)
+    whole, noticed = read_frames(source), 0
+    for number in (3, 12, 14):
+        for seed in range(4):
+            path = damage(source, number, "noise", seed)
+            info = probe(path, decode=True)
+            noticed += bool(info.gaps)
+            wrong = (read_frames_anyhow(path) != whole).flatten(1).any(1)
+            if not info.gaps:
+                continue
+            assert info.gaps[0][0] == 0
+            assert not wrong[sound_frames(info.frames, info.gaps)].any()
+            with pytest.raises(VideoError, match="damaged"):
+                read_frames(path, [0])
+    assert noticed > 3
+
+
+def read_frames_anyhow(path):
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        pixels = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return torch.from_numpy(np.stack(pixels))
 
 
 def test_counters_keep_their_numbers_behind_a_gap(tmp_path):
