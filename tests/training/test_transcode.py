@@ -112,7 +112,7 @@ def damage(folder: Path) -> dict[str, str]:
     os.mkfifo(folder / "pipe.mp4")  # opening it would wait for ever
     return {
         "cut.mp4": "breaks off",
-        "hole.mp4": "is damaged",
+        "hole.mp4": "does not decode soundly",
         "late_index.mp4": "cut off before its index",
         "sound.mp4": "no video stream (holds audio)",
         "text.mov": "not a video file",

@@ -261,7 +261,7 @@ def test_other_losses_do_not_take_tuples(recipe, capsys):
     assert main([recipe, *zero]) == 2
     assert "inter, intra, video and order are all 0" in capsys.readouterr().err
     assert main([recipe, "loss.vclr.backend=cuda"]) == 2
-    assert "error: loss.vclr: queue_nce: " in capsys.readouterr().err
+    assert "error: loss.vclr: vclr_loss: inter: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["vclr", "vclr_demo"])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 
 from fastseq.video import ClipLoader, PyAVEngine, SegmentTuples
 from training import distributed
@@ -51,7 +52,7 @@ def tuples(cfg, *_, videos: int = 5, **__) -> ClipLoader:
     data = cfg.data
     items = SegmentTuples(
         records,
-        cfg.augmentation,
+        OmegaConf.to_object(cfg.augmentation),
         segments=data.segments,
         anchor=data.anchor,
         reversal=data.reversal,
