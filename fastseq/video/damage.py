@@ -9,7 +9,7 @@ import numpy as np
 
 from fastseq.video.gaps import Gaps, gaps_of
 from fastseq.video.source import open_video
-from fastseq.video.stretch import Stretch, counted, is_whole
+from fastseq.video.stretch import Stretch, counted
 from fastseq.video.timeline import Deadline, Scan, Timeline
 
 _SHOWN = 5
@@ -52,9 +52,9 @@ def judge(path: str, found: Scan, deadline: Deadline, whole: bool) -> Judged:
                 return Judged(timeline, len(timeline.pts), first=frame)
     with open_video(path, deadline) as (container, stream):
         stretch = Stretch(container, stream, deadline)
-        out, stamps, begun = Judged(timeline), [], found.begins or stretch.waits_for_key
+        out, stamps, begun = Judged(timeline), [], False
         for frame in stretch:
-            begun = begun or is_whole(frame)
+            begun = begun or stretch.begins_with(frame)
             if not begun:
                 continue
             out.first = out.first or frame

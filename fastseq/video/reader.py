@@ -33,7 +33,8 @@ class VideoInfo:
         mirrored: whether reading mirrors the picture left to right after that.
         fps: average over the presented frames, above 0: 25 where nothing tells, as of one frame.
         note: what is damaged; empty if nothing is, as far as was looked.
-        gaps: ranges (first, stop) of frames that do not come out sound; such frames are not read.
+        gaps: ranges (first, stop) of frames that are damaged, or may refer to such; they are not
+            read. Empty where nobody looked: only `decode=True` and doubts decode every frame.
         interlaced: two fields a frame; such files are not read, `transcode` makes them progressive.
         random_access: False where key frames are missing or none that can be trusted, so that
             reading begins far ahead of a frame, at worst at the start of the file.

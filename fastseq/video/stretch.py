@@ -44,12 +44,20 @@ class Stretch:
     ):
         self.damaged: set[int | None] = set()
         self.stopped, self.reason = False, ""
-        # Other decoders make pictures of what refers to frames that they never had.
-        self.waits_for_key = stream.codec_context.name in _WAIT_FOR_KEY
+        self._waits = stream.codec_context.name in _WAIT_FOR_KEY
+        self._starts_with_key: bool | None = None
         self._frames = self._in_order(self._decoded(container, stream, deadline, stamps))
 
     def __iter__(self) -> Iterator[Any]:
         return self._frames
+
+    def begins_with(self, frame: Any) -> bool:
+        """Whether the first frame that comes can be trusted.
+
+        Of a file that starts between two key frames some decoders make pictures of what refers to
+        frames that they never had, up to the next key frame.
+        """
+        return self._waits or bool(self._starts_with_key) or is_whole(frame)
 
     def _decoded(
         self, container: Any, stream: Any, deadline: Deadline, stamps: set[int] | None
@@ -65,6 +73,8 @@ class Stretch:
                 deadline.check()
                 if packet is None:
                     return
+                if self._starts_with_key is None:
+                    self._starts_with_key = packet.is_keyframe
                 if stamps is not None:
                     needed = packet.pts is None or packet.pts in stamps
                     stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
@@ -126,7 +136,7 @@ def counted(stretch: Stretch) -> Iterator[tuple[int, Any, bool]]:
     for frame in stretch:
         whole = is_whole(frame)
         if not count:
-            if not whole and not stretch.waits_for_key:
+            if not stretch.begins_with(frame):
                 continue
             stretch.stopped, stretch.reason = False, ""
             if whole or not frame.is_corrupt:
