@@ -47,8 +47,8 @@ class Timeline:
         """The timeline of the first frames alone."""
         return Timeline(self.pts[:frames], self.keys, self.order[self.order < frames])
 
-    def certain(self) -> Timeline:
-        """The timeline of a file that breaks off, less the frames before which others may lack.
+    def settled(self) -> Timeline:
+        """The timeline of a file that breaks off, up to the last frame whose number is known.
 
         Those between two frames come after both: at the end of such a file nobody knows how many
         were to follow.
@@ -200,7 +200,7 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
         note = note or f"the file breaks off in the packet of frame {breaks_at}"
     note = note or _breaks_off_early(container, stream, timeline)
     if note and timeline is not None:
-        timeline = timeline.certain()
+        timeline = timeline.settled()
     if timeline is not None and timeline.doubtful(codec.has_b_frames):
         certain = False
     return Scan(timeline, note, begins, certain, random_access, declared, len(decoding), rate)

@@ -102,7 +102,7 @@ class _Problem:
         _in_threads(lambda: kernel(problem, counter, progress, *arrays), workers)
 
     def run_absolute(self, kernel: Callable, numbers: np.ndarray, *arrays: np.ndarray) -> None:
-        """``kernel`` on some pairs, of which each is the work of one thread."""
+        """``kernel`` on some pairs; one thread works on each."""
         parts = (t[numbers] for t in (self.cost, self.n_real, self.m_real, self.band))
         problem, counter = (*parts, float(self.gamma)), np.zeros(1, np.int64)
         workers = min(torch.get_num_threads(), len(numbers))
