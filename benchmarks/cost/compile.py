@@ -181,7 +181,7 @@ def _soft_dtw(job: Job) -> Result:
             warps=runtime.THREADS[what] // 32,
             stages=None,
             usage=usage[name],
-            shared=runtime.SHARED[what][0],
+            shared=runtime.SHARED["Embeddings"][what][0],
             arch=job.arch,
             digest=f"{what} {job.channels}",
         )
@@ -192,7 +192,8 @@ def _soft_dtw(job: Job) -> Result:
 
 @cache
 def _cuda(arch: int) -> tuple[bytes, dict[str, str], str]:
-    """Machine code of csrc/soft_dtw, the names of its fp32 kernels, and what compiled it."""
+    """Machine code of csrc/soft_dtw, the names of its kernels for embeddings in fp32, and what
+    compiled it."""
     from fastseq.ops.common import nvrtc
     from fastseq.ops.soft_dtw import runtime
 
@@ -210,11 +211,11 @@ def _cuda(arch: int) -> tuple[bytes, dict[str, str], str]:
         version = subprocess.check_output([nvcc, "--version"], text=True)
         found = re.search(r"release (\S+),", version)
         names = {
-            what: next(n for n in tools.usage(cubin) if re.search(rf"{what}_kernelIfE", n))
+            what: next(n for n in tools.usage(cubin) if re.search(rf"{what}_kernelI.*EmbeddingsIfE", n))
             for what in runtime.THREADS
         }
         return cubin, names, f"nvcc {found[1] if found else '?'}"
-    wanted = {what: f"fastseq::soft_dtw::{what}_kernel<float>" for what in runtime.THREADS}
+    wanted = {what: runtime.kernel(what, "Embeddings", False) for what in runtime.THREADS}
     try:
         cubin, lowered = nvrtc.compile_kernels(
             runtime.SOURCE,

@@ -10,9 +10,11 @@ constexpr int kGradientThreads = 128;
 constexpr int kGradientWarps = kGradientThreads / kLanes;
 constexpr int kBackwardThreads = 3 * kLanes + kCostThreads + kGradientThreads;
 
-template <class T>
+template <class Kind>
 struct Backward {
-    Problem<T> p;
+    using T = typename Kind::Number;
+
+    Problem<Kind> p;
     const T* grad;         // [batch]
     T *dx, *dy, *dcost;    // as x, y, cost; null: not asked for
     T* flux;               // [batch, strips, width]: what each strip hands up
@@ -31,14 +33,17 @@ struct Backward {
     }
 };
 
-template <class T>
+template <class Kind>
 struct BackwardShared {
-    T costs[kRing * kBlock];
+    using T = typename Kind::Number;
+    using State = typename Kind::State;
+
+    State costs[kRing * kBlock];
     T es[kRing * kBlock];
     T weights[2][2 * kBlock];
-    T top[kLanes];
+    State top[kLanes];
     T bottom[2][kLanes];
-    CostBuffers<T> buffers;
+    CostBuffers<Kind> buffers;
     int ticket;
     Strip strip;
 };
@@ -49,9 +54,10 @@ FASTSEQ_FN void fill_zero(T* begin, long long count) {
 }
 
 // What no block of the strip's cells writes: padding, and costs outside the band.
-template <class T>
-FASTSEQ_FN void fill_rest(const Backward<T>& a, const Strip& strip, int b) {
-    const Problem<T>& p = a.p;
+template <class Kind>
+FASTSEQ_FN void fill_rest(const Backward<Kind>& a, const Strip& strip, int b) {
+    using T = typename Kind::Number;
+    const Problem<Kind>& p = a.p;
     const int i = strip.first_row, rows = lesser(kLanes, p.rows - i);
     const bool empty = strip.empty();
     if (a.dx && empty) fill_zero(a.dx + (p.x_row(b, i) - p.x), 1ll * rows * p.channels);
@@ -68,19 +74,24 @@ FASTSEQ_FN void fill_rest(const Backward<T>& a, const Strip& strip, int b) {
 
 // Gradients of one block. Strips add to dy from the last to the first, each warp its own channels.
 template <class T>
-FASTSEQ_FN void gradient_block(const Backward<T>& a, const Strip& strip, int b, int block,
+FASTSEQ_FN void gradient_block(const Backward<Costs<T>>& a, const Strip& strip, int b, int block,
                                const T* es, int thread) {
-    const Problem<T>& p = a.p;
+    const Problem<Costs<T>>& p = a.p;
     const int i = strip.first_row, j = block * kLanes;
     const int rows = lesser(kLanes, p.rows - i), columns = lesser(kLanes, p.columns - j);
-    if (p.cost) {
-        T* out = a.dcost + (p.cost_at(b, i, j) - p.cost);
-        for (int cell = thread; cell < kBlock; cell += kGradientThreads) {
-            const int r = cell / kLanes, c = cell % kLanes;
-            if (r < rows && c < columns) out[1ll * r * p.columns + c] = es[cell];
-        }
-        return;
+    T* out = a.dcost + (p.cost_at(b, i, j) - p.cost);
+    for (int cell = thread; cell < kBlock; cell += kGradientThreads) {
+        const int r = cell / kLanes, c = cell % kLanes;
+        if (r < rows && c < columns) out[1ll * r * p.columns + c] = es[cell];
     }
+}
+
+template <class T>
+FASTSEQ_FN void gradient_block(const Backward<Embeddings<T>>& a, const Strip& strip, int b,
+                               int block, const T* es, int thread) {
+    const Problem<Embeddings<T>>& p = a.p;
+    const int i = strip.first_row, j = block * kLanes;
+    const int rows = lesser(kLanes, p.rows - i), columns = lesser(kLanes, p.columns - j);
     const bool first_x = block == strip.last_block();
     const bool first_y = strip.is_last() || block < strip.neighbour(1).first_block();
     const int warp = thread / kLanes;
@@ -124,12 +135,15 @@ FASTSEQ_FN void gradient_block(const Backward<T>& a, const Strip& strip, int b, 
 
 // The tasks of the backward. All go through the same phases t, from two after the last one of the
 // strip to one before the first, and meet after each; at t they work on different tiles.
-template <class T>
+template <class Kind>
 struct BackwardTasks {
-    const Backward<T>& a;
-    const Problem<T>& p;
+    using T = typename Kind::Number;
+    using State = typename Kind::State;
+
+    const Backward<Kind>& a;
+    const Problem<Kind>& p;
     const Strip& strip;  // in shared memory: registers are short
-    BackwardShared<T>& mem;
+    BackwardShared<Kind>& mem;
     int b, lane;
 
     template <class Step>
@@ -151,12 +165,12 @@ struct BackwardTasks {
         const Strip here = strip;
         Flux<DeviceWarp, T> flux;
         flux.clear();
-        const T grad = p.cost ? a.grad[b] : 2 * a.grad[b];  // 2: the derivative of the square
+        const T grad = (Kind::given ? 1 : 2) * a.grad[b];  // 2: the derivative of the square
         int* p_done = a.phase_flag(b, strip.index);
         walk([&](int t) {
             if (!has_phase(t)) return;
-            flux_phase<DeviceWarp>(here, t, mem.weights[t % 2], mem.bottom[t % 2], grad, flux,
-                                   mem.es, p.border(a.flux, b, strip.index), p.width());
+            flux_phase<DeviceWarp, Kind>(here, t, mem.weights[t % 2], mem.bottom[t % 2], grad, flux,
+                                         mem.es, p.border(a.flux, b, strip.index), p.width());
             if (lane == 0) publish(p_done, p.phases() - t);  // the lane that wrote the border
         });
     }
@@ -164,7 +178,7 @@ struct BackwardTasks {
     // The weights of phase t - 1. What they start from is read one phase ahead.
     FASTSEQ_FN void recompute() const {
         const Strip here = strip;
-        T next_h = T(0), next_v = T(0), next_top = T(0);
+        State next_h = 0, next_v = 0, next_top = 0;
         const auto read_ahead = [&](int t) {
             if (!has_phase(t)) return;
             next_h = p.state(b, strip.index, t)[lane];
@@ -172,13 +186,13 @@ struct BackwardTasks {
             next_top = load_top(p, strip, b, t, lane);
         };
         walk([&](int t) {
-            DeviceWarp::Reg<T> h{next_h}, v{next_v};
+            States<DeviceWarp, Kind> h{next_h}, v{next_v};
             mem.top[lane] = next_top;
             read_ahead(t - 2);
             if (!has_phase(t - 1)) return;
             __syncwarp();
-            recompute_phase<DeviceWarp>(here, t - 1, mem.costs, mem.top, h, v,
-                                        mem.weights[(t - 1) % 2]);
+            recompute_phase<DeviceWarp, Kind>(here, t - 1, mem.costs, mem.top, h, v,
+                                              mem.weights[(t - 1) % 2]);
         });
     }
 
@@ -216,10 +230,10 @@ struct BackwardTasks {
     }
 };
 
-template <class T>
-__global__ void __launch_bounds__(kBackwardThreads, sizeof(T) == 4 ? 2 : 1)
-    backward_kernel(const Backward<T> a) {
-    auto& mem = shared_memory<BackwardShared<T>>();
+template <class Kind>
+__global__ void __launch_bounds__(kBackwardThreads, sizeof(typename Kind::Number) == 4 ? 2 : 1)
+    backward_kernel(const Backward<Kind> a) {
+    auto& mem = shared_memory<BackwardShared<Kind>>();
     const Turn turn = take_turn(a.sync, a.only_strip, a.p.batch, mem.ticket);
     const Strip strip = a.p.strip(a.p.strips() - 1 - turn.strip, turn.b);
     fill_rest(a, strip, turn.b);
@@ -227,7 +241,7 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(T) == 4 ? 2 : 1)
     if (threadIdx.x == 0) mem.strip = strip;
     __syncthreads();
     const int lane = threadIdx.x % kLanes;
-    const BackwardTasks<T> tasks{a, a.p, mem.strip, mem, turn.b, lane};
+    const BackwardTasks<Kind> tasks{a, a.p, mem.strip, mem, turn.b, lane};
     constexpr int kFirstCost = 3 * kLanes, kFirstGradient = kFirstCost + kCostThreads;
     if (threadIdx.x < kLanes) {
         tasks.flux();

@@ -64,10 +64,13 @@ FASTSEQ_FN void store_distances(T* block, int thread, const T (&sums)[kPerThread
 // Costs that are given instead: [row][pitch] from `costs` on, of which `rows` x `columns` are real.
 template <class T>
 FASTSEQ_FN void copy_costs(const T* costs, long long pitch, int rows, int columns, int thread,
-                           T scale, T* block) {
+                           T scale, double* block) {
     for (int cell = thread; cell < kBlock; cell += kCostThreads) {
         const int row = cell / kLanes, column = cell % kLanes;
-        block[cell] = row < rows && column < columns ? costs[row * pitch + column] * scale : T(0);
+        const double u = row < rows && column < columns
+                             ? static_cast<double>(costs[row * pitch + column]) * scale
+                             : 0.0;
+        block[cell] = u < 0 ? u + (u - u) : u;  // -inf becomes NaN: a path through it has no weight
     }
 }
 

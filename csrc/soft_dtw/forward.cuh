@@ -8,34 +8,34 @@ namespace soft_dtw {
 
 constexpr int kForwardThreads = 2 * kLanes + kCostThreads;
 
-template <class T>
+template <class Kind>
 struct Forward {
-    Problem<T> p;
-    T* value;         // [batch]
+    Problem<Kind> p;
+    typename Kind::Number* value;  // [batch]
     double* totals;   // [batch, strips]: the value's sum down to each strip
     int* sync;        // 1 + batch * strips
     int only_strip;
 };
 
-template <class T>
+template <class Kind>
 struct ForwardShared {
-    T costs[kRing * kBlock];
-    T top[2][kLanes];
-    CostBuffers<T> buffers;
+    typename Kind::State costs[kRing * kBlock];
+    typename Kind::State top[2][kLanes];
+    CostBuffers<Kind> buffers;
     int ticket;
 };
 
-template <class T>
-__global__ void __launch_bounds__(kForwardThreads, sizeof(T) == 4 ? 3 : 2)
-    forward_kernel(const Forward<T> a) {
-    auto& mem = shared_memory<ForwardShared<T>>();
-    const Problem<T>& p = a.p;
+template <class Kind>
+__global__ void __launch_bounds__(kForwardThreads, sizeof(typename Kind::Number) == 4 ? 3 : 2)
+    forward_kernel(const Forward<Kind> a) {
+    auto& mem = shared_memory<ForwardShared<Kind>>();
+    const Problem<Kind>& p = a.p;
     const Turn turn = take_turn(a.sync, a.only_strip, p.batch, mem.ticket);
     const int b = turn.b, s = turn.strip;
     const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
     const Strip strip = p.strip(s, b);
     if (strip.empty()) {
-        if (s == 0 && threadIdx.x == 0) a.value[b] = T(0);
+        if (s == 0 && threadIdx.x == 0) a.value[b] = 0;
         return;
     }
     // A flag counts the phases that are over, from phase 0 on.
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kForwardThreads, sizeof(T) == 4 ? 3 : 2)
     const int first = strip.first_phase(), last = strip.last_phase();
     const int above_phases = strip.neighbour(-1).last_phase() + 1;
 
-    DeviceWarp::Reg<T> h{T(0)}, v{T(0)};
+    States<DeviceWarp, Kind> h{0}, v{0};
     DeviceWarp::Reg<double> sum{0.0};
     for (int t = first - 1; t <= last; ++t) {
         if (warp == 0) {
@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(kForwardThreads, sizeof(T) == 4 ? 3 : 2)
                     p.state(b, s, t)[lane] = h[lane];
                     p.state(b, s, t)[kLanes + lane] = v[lane];
                 }
-                forward_phase<DeviceWarp>(strip, t, mem.costs, mem.top[t % 2], h, v, sum,
-                                          p.border(p.h, b, s), p.width());
+                forward_phase<DeviceWarp, Kind>(strip, t, mem.costs, mem.top[t % 2], h, v, sum,
+                                                p.border(p.h, b, s), p.width());
                 const double strip_sum = t == last ? DeviceWarp::sum(sum) : 0.0;
                 // The lane that wrote the border also writes the sum and the flag.
                 if (lane == kLanes - 1) {
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kForwardThreads, sizeof(T) == 4 ? 3 : 2)
                         const double* p_total = a.totals + p.strip_at(b, s) - 1;
                         const double total = (s > 0 ? __ldcg(p_total) : 0.0) + strip_sum;
                         a.totals[p.strip_at(b, s)] = total;
-                        if (strip.is_last()) a.value[b] = static_cast<T>(total / p.scale);
+                        if (strip.is_last()) a.value[b] = Kind::value(total, p.scale);
                     }
                     publish(p_done, t + 1);
                 }

@@ -6,16 +6,19 @@
 namespace fastseq {
 namespace soft_dtw {
 
-template <class T>
+template <class Kind>
 struct Problem {
-    const T *x, *y;        // [batch, rows, channels], [batch, columns, channels]; or instead
-    const T* cost;         // [batch, rows, columns]
+    using T = typename Kind::Number;
+    using State = typename Kind::State;
+
+    const T *x, *y;  // [batch, rows, channels], [batch, columns, channels]; Costs: null
+    const T* cost;   // [batch, rows, columns]; Embeddings: null
     const long long *lengths_x, *lengths_y;  // [batch] or null: all real
     int batch, rows, columns, channels;
     int band;      // < 0: none
     T scale;       // log2(e) / gamma: costs are worked on in these units
-    T* h;          // [batch, strips, width]: H of the last row of each strip
-    T* states;     // [batch, strips, phases, 2, 32]: H and V before each phase; null: not kept
+    State* h;      // [batch, strips, width]: h of the last row of each strip
+    State* states;  // [batch, strips, phases, 2, 32]: h and v before each phase; null: not kept
 
     FASTSEQ_FN int strips() const { return (rows + kLanes - 1) / kLanes; }
     FASTSEQ_FN int blocks() const { return (columns + kLanes - 1) / kLanes; }
@@ -28,11 +31,12 @@ struct Problem {
     FASTSEQ_FN long long strip_at(int b, int strip) const {
         return static_cast<long long>(b) * strips() + strip;
     }
-    // One H per column along the border below a strip.
-    FASTSEQ_FN T* border(T* borders, int b, int strip) const {
+    // One number per column along the border below a strip.
+    template <class Border>
+    FASTSEQ_FN Border* border(Border* borders, int b, int strip) const {
         return borders + strip_at(b, strip) * width();
     }
-    FASTSEQ_FN T* state(int b, int strip, int t) const {
+    FASTSEQ_FN State* state(int b, int strip, int t) const {
         return states + (strip_at(b, strip) * phases() + t) * (2 * kLanes);
     }
     FASTSEQ_FN const T* x_row(int b, int i) const {

@@ -17,8 +17,10 @@ T* pointer(std::uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-template <class T>
-Problem<T> problem(const SoftDTWCall& c) {
+template <class Kind>
+Problem<Kind> problem(const SoftDTWCall& c) {
+    using T = typename Kind::Number;
+    using State = typename Kind::State;
     return {pointer<const T>(c.x),
             pointer<const T>(c.y),
             pointer<const T>(c.cost),
@@ -30,8 +32,8 @@ Problem<T> problem(const SoftDTWCall& c) {
             c.channels,
             c.band,
             static_cast<T>(1.4426950408889634 / c.gamma),
-            pointer<T>(c.h),
-            pointer<T>(c.states)};
+            pointer<State>(c.h),
+            pointer<State>(c.states)};
 }
 
 // Zeroes the counter and flags and launches: one thread block per strip and batch entry, or with
@@ -62,23 +64,33 @@ void launch(const SoftDTWCall& c, void (*kernel)(Args), Args args, int threads, 
     check(cudaGetLastError(), name);
 }
 
-template <class T>
+template <class Kind>
 void forward(const SoftDTWCall& c, std::uintptr_t value, std::uintptr_t totals,
              std::uintptr_t sync) {
-    const Forward<T> args{problem<T>(c), pointer<T>(value), pointer<double>(totals),
-                          pointer<int>(sync), -1};
-    launch(c, forward_kernel<T>, args, kForwardThreads, sizeof(ForwardShared<T>), 1,
+    using T = typename Kind::Number;
+    const Forward<Kind> args{problem<Kind>(c), pointer<T>(value), pointer<double>(totals),
+                             pointer<int>(sync), -1};
+    launch(c, forward_kernel<Kind>, args, kForwardThreads, sizeof(ForwardShared<Kind>), 1,
            "soft_dtw forward");
 }
 
-template <class T>
+template <class Kind>
 void backward(const SoftDTWCall& c, std::uintptr_t grad, std::uintptr_t dx, std::uintptr_t dy,
               std::uintptr_t dcost, std::uintptr_t flux, std::uintptr_t sync) {
-    const Backward<T> args{problem<T>(c),     pointer<const T>(grad), pointer<T>(dx),
-                           pointer<T>(dy),    pointer<T>(dcost),      pointer<T>(flux),
-                           pointer<int>(sync), -1};
-    launch(c, backward_kernel<T>, args, kBackwardThreads, sizeof(BackwardShared<T>),
+    using T = typename Kind::Number;
+    const Backward<Kind> args{problem<Kind>(c),   pointer<const T>(grad), pointer<T>(dx),
+                              pointer<T>(dy),     pointer<T>(dcost),      pointer<T>(flux),
+                              pointer<int>(sync), -1};
+    launch(c, backward_kernel<Kind>, args, kBackwardThreads, sizeof(BackwardShared<Kind>),
            1 + kGradientWarps, "soft_dtw backward");
+}
+
+// The one of four functions that a call wants.
+template <class Function>
+Function choose(const SoftDTWCall& c, Function embeddings32, Function embeddings64,
+                Function costs32, Function costs64) {
+    if (c.cost) return c.is_double ? costs64 : costs32;
+    return c.is_double ? embeddings64 : embeddings32;
 }
 
 bool nothing(const SoftDTWCall& c) { return c.batch == 0 || c.rows == 0 || c.columns == 0; }
@@ -89,7 +101,8 @@ void soft_dtw_forward(const SoftDTWCall& call, std::uintptr_t value, std::uintpt
                       std::uintptr_t sync) {
     if (nothing(call)) return;
     DeviceGuard guard(call.device);
-    (call.is_double ? forward<double> : forward<float>)(call, value, totals, sync);
+    choose(call, forward<Embeddings<float>>, forward<Embeddings<double>>, forward<Costs<float>>,
+           forward<Costs<double>>)(call, value, totals, sync);
 }
 
 void soft_dtw_backward(const SoftDTWCall& call, std::uintptr_t grad, std::uintptr_t dx,
@@ -97,7 +110,8 @@ void soft_dtw_backward(const SoftDTWCall& call, std::uintptr_t grad, std::uintpt
                        std::uintptr_t sync) {
     if (nothing(call)) return;
     DeviceGuard guard(call.device);
-    (call.is_double ? backward<double> : backward<float>)(call, grad, dx, dy, dcost, flux, sync);
+    choose(call, backward<Embeddings<float>>, backward<Embeddings<double>>, backward<Costs<float>>,
+           backward<Costs<double>>)(call, grad, dx, dy, dcost, flux, sync);
 }
 
 }  // namespace fastseq

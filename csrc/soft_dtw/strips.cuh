@@ -7,10 +7,13 @@
 namespace fastseq {
 namespace soft_dtw {
 
-template <class T>
+// Channels on their way to costs; costs that are given need none.
+template <class Kind>
 struct CostBuffers {
-    T x[kLanes * kPitch], y[kLanes * kPitch];
+    typename Kind::Number x[kLanes * kPitch], y[kLanes * kPitch];
 };
+template <class T>
+struct CostBuffers<Costs<T>> {};
 
 // The strip of this thread block, counted in the order in which strips depend on each other, and
 // its batch entry. `sync` is zeroed before each launch: a ticket counter, then the flags of the
@@ -29,14 +32,18 @@ FASTSEQ_FN Turn take_turn(int* sync, int only_strip, int batch, int& ticket) {
 }
 
 template <class T>
-FASTSEQ_FN void cost_block(const Problem<T>& p, const Strip& strip, int b, int block, T* ring,
-                           CostBuffers<T>& buffers, int thread) {
+FASTSEQ_FN void cost_block(const Problem<Costs<T>>& p, const Strip& strip, int b, int block,
+                           double* ring, CostBuffers<Costs<T>>&, int thread) {
+    const int i = strip.first_row, j = block * kLanes;
+    copy_costs(p.cost_at(b, i, j), p.columns, strip.n - i, strip.m - j, thread, p.scale,
+               ring_block(ring, block));
+}
+
+template <class T>
+FASTSEQ_FN void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block,
+                           T* ring, CostBuffers<Embeddings<T>>& buffers, int thread) {
     T* out = ring_block(ring, block);
     const int i = strip.first_row, j = block * kLanes;
-    if (p.cost) {
-        copy_costs(p.cost_at(b, i, j), p.columns, strip.n - i, strip.m - j, thread, p.scale, out);
-        return;
-    }
     const T* x = p.x_row(b, i);
     const T* y = p.y_row(b, j);
     T sums[kPerThread] = {}, next_x[kPerThread], next_y[kPerThread];
@@ -54,11 +61,12 @@ FASTSEQ_FN void cost_block(const Problem<T>& p, const Strip& strip, int b, int b
     store_distances(out, thread, sums, p.scale);
 }
 
-// H above a strip at column 32 t + lane. Past L1: in the forward another block has just written it.
-template <class T>
-FASTSEQ_FN T load_top(const Problem<T>& p, const Strip& strip, int b, int t, int lane) {
+// h above a strip at column 32 t + lane. Past L1: in the forward another block has just written it.
+template <class Kind>
+FASTSEQ_FN typename Kind::State load_top(const Problem<Kind>& p, const Strip& strip, int b, int t,
+                                         int lane) {
     const int j = t * kLanes + lane;
-    if (strip.index == 0 || j >= p.width()) return T(0);
+    if (strip.index == 0 || j >= p.width()) return 0;
     return __ldcg(p.border(p.h, b, strip.index - 1) + j);
 }
 

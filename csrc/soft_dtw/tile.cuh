@@ -2,11 +2,11 @@
 //
 // A strip is 32 rows of the cost matrix, one per lane. The wave is skewed: at step k of phase t
 // lane l is at column 32 t + k - l, so that a phase is 32 steps without filling or draining and
-// what passes from phase to phase is one H and one V per lane. A block is 32 rows x 32 columns,
+// what passes from phase to phase is one h and one v per lane. A block is 32 rows x 32 columns,
 // [row][column]; phase t meets the blocks t and t - 1. Blocks lie in rings of three.
 #pragma once
 
-#include "warp.cuh"
+#include "cells.cuh"
 
 namespace fastseq {
 namespace soft_dtw {
@@ -18,12 +18,6 @@ template <class T>
 FASTSEQ_FN T* ring_block(T* ring, int block) {
     return ring + (block + kRing) % kRing * kBlock;  // block may be -1
 }
-
-// What one lane needs to know of its row. Cells first <= j <= last exist.
-struct Row {
-    int i, first, last;
-    int up_end;  // cells left of it have a predecessor above
-};
 
 // 32 rows of one sequence pair of real lengths n and m, with cells where low <= j - i <= high.
 struct Strip {
@@ -58,49 +52,27 @@ FASTSEQ_FN Strip make_strip(int index, int b, int rows, int columns, const long 
     return {index, index * kLanes, n, m, lesser(0, m - n) - reach, larger(0, m - n) + reach};
 }
 
-template <class T>
-struct Cell {
-    T h, v;     // R_ij - R_i,j-1 and R_ij - R_i-1,j
-    T through;  // R_ij - R_i-1,j-1
-    T p_diag, p_up;
-};
+// What passes from cell to cell, one per lane.
+template <class W, class Kind>
+using States = typename W::template Reg<typename Kind::State>;
 
-// `above` is H of the cell above, `left` V of the cell to the left; both may be anything when that
-// cell does not exist. On row 0 the V handed on is 0, in column 0 the H is, which makes H = u and
-// V = u there.
-template <class T>
-FASTSEQ_FN Cell<T> make_cell(const Row& row, int j, T u, T above, T left) {
-    const T absent = T(1e30);
-    const T x = j < row.up_end ? above : absent;
-    const T y = j > row.first ? left : absent;
-    const T mn = lowest(T(0), lowest(x, y));
-    const T to_x = mn - x, to_y = mn - y;
-    const T e_diag = (row.i > 0) == (j > 0) ? power2(mn) : T(0);
-    const T e_up = power2(to_x), e_left = power2(to_y);
-    const T s = e_diag + (e_up + e_left);
-    const T rest = u - log2_of(s);
-    const T r = reciprocal(s);
-    return {j == 0 ? T(0) : rest + to_y, row.i == 0 ? T(0) : rest + to_x, rest + mn, e_diag * r,
-            e_up * r};
-}
-
-// One phase of the recursion. `costs` is a ring of blocks in units u; top[k] is H above lane 0 at
+// One phase of the recursion. `costs` is a ring of blocks in units u; top[k] is h above lane 0 at
 // column 32 t + k; h and v pass from phase to phase; sink(lane, k, row, j, exists, cell) takes
 // the cells.
-template <class W, class T, class Sink>
-FASTSEQ_FN void wave_phase(const Strip& strip, int t, const T* costs, const T* top,
-                           typename W::template Reg<T>& h, typename W::template Reg<T>& v,
-                           const Sink& sink) {
-    const T* here = ring_block(costs, t);
-    const T* before = ring_block(costs, t - 1);
+template <class W, class Kind, class Sink>
+FASTSEQ_FN void wave_phase(const Strip& strip, int t, const typename Kind::State* costs,
+                           const typename Kind::State* top, States<W, Kind>& h,
+                           States<W, Kind>& v, const Sink& sink) {
+    const auto* here = ring_block(costs, t);
+    const auto* before = ring_block(costs, t - 1);
     FASTSEQ_UNROLL(4)
     for (int k = 0; k < kLanes; ++k) {
         const auto above = W::from_above(h, top[k]);
         W::each([&](int lane) {
             const Row row = strip.row(lane);
             const int j = kLanes * t + k - lane;
-            const T u = (k >= lane ? here : before)[lane * kLanes + (k - lane + kLanes) % kLanes];
-            const Cell<T> cell = make_cell(row, j, u, above[lane], v[lane]);
+            const auto u = (k >= lane ? here : before)[lane * kLanes + (k - lane + kLanes) % kLanes];
+            const auto cell = Kind::cell(row, j, u, above[lane], h[lane], v[lane]);
             h[lane] = cell.h;
             v[lane] = cell.v;
             sink(lane, k, row, j, j >= row.first && j <= row.last, cell);
@@ -108,37 +80,37 @@ FASTSEQ_FN void wave_phase(const Strip& strip, int t, const T* costs, const T* t
     }
 }
 
-// What a cell adds to the value: the main diagonal, then the rest of the last row or column.
-template <class T>
-FASTSEQ_FN T value_term(const Strip& strip, const Row& row, int j, const Cell<T>& cell) {
-    if (row.i == j) return cell.through;
-    if (j > row.i) return row.i == strip.n - 1 ? cell.h : T(0);
-    return j == strip.m - 1 ? cell.v : T(0);
-}
-
-// Forward: `sum` gathers the value; the last lane's H goes to bottom[j], 0 <= j < width.
-template <class W, class T>
-FASTSEQ_FN void forward_phase(const Strip& strip, int t, const T* costs, const T* top,
-                              typename W::template Reg<T>& h, typename W::template Reg<T>& v,
-                              typename W::template Reg<double>& sum, T* bottom, int width) {
-    wave_phase<W>(strip, t, costs, top, h, v,
-                  [&](int lane, int, const Row& row, int j, bool exists, const Cell<T>& cell) {
-                      if (exists) sum[lane] += static_cast<double>(value_term(strip, row, j, cell));
-                      if (lane == kLanes - 1 && j >= 0 && j < width) bottom[j] = cell.h;
-                  });
+// Forward: `sum` gathers the value; the last lane's h goes to bottom[j], 0 <= j < width.
+template <class W, class Kind>
+FASTSEQ_FN void forward_phase(const Strip& strip, int t, const typename Kind::State* costs,
+                              const typename Kind::State* top, States<W, Kind>& h,
+                              States<W, Kind>& v, typename W::template Reg<double>& sum,
+                              typename Kind::State* bottom, int width) {
+    using Cell = typename Kind::Cell;
+    wave_phase<W, Kind>(
+        strip, t, costs, top, h, v,
+        [&](int lane, int, const Row& row, int j, bool exists, const Cell& cell) {
+            if (exists) {
+                const auto term = Kind::value_term(strip.n, strip.m, row, j, cell);
+                sum[lane] += static_cast<double>(term);
+            }
+            if (lane == kLanes - 1 && j >= 0 && j < width) bottom[j] = cell.h;
+        });
 }
 
 // Backward, first half: the weights of the predecessors, p_diag then p_up, [step][lane] each.
-template <class W, class T>
-FASTSEQ_FN void recompute_phase(const Strip& strip, int t, const T* costs, const T* top,
-                                typename W::template Reg<T>& h, typename W::template Reg<T>& v,
-                                T* weights) {
-    wave_phase<W>(strip, t, costs, top, h, v,
-                  [&](int lane, int k, const Row&, int, bool exists, const Cell<T>& cell) {
-                      T* p_weight = weights + k * kLanes + lane;
-                      p_weight[0] = exists ? cell.p_diag : T(0);
-                      p_weight[kBlock] = exists ? cell.p_up : T(0);
-                  });
+template <class W, class Kind>
+FASTSEQ_FN void recompute_phase(const Strip& strip, int t, const typename Kind::State* costs,
+                                const typename Kind::State* top, States<W, Kind>& h,
+                                States<W, Kind>& v, typename Kind::Number* weights) {
+    using T = typename Kind::Number;
+    using Cell = typename Kind::Cell;
+    wave_phase<W, Kind>(strip, t, costs, top, h, v,
+                        [&](int lane, int k, const Row&, int, bool exists, const Cell& cell) {
+                            T* p_weight = weights + k * kLanes + lane;
+                            p_weight[0] = exists ? cell.p_diag : T(0);
+                            p_weight[kBlock] = exists ? cell.p_up : T(0);
+                        });
 }
 
 // What passes from a phase of the backward wave to the one on its left.
@@ -154,7 +126,7 @@ struct Flux {
 // Backward, second half, right to left: E_ij gathers what its successors hand back. A row hands up
 // to column j its E_ij p_up and, with it, E_i,j+1 p_diag. bottom[k]: the same from the strip below
 // at column 32 t + k - 31. E goes to the ring `es`; lane 0 hands up to top[j], 0 <= j < width.
-template <class W, class T>
+template <class W, class Kind, class T>
 FASTSEQ_FN void flux_phase(const Strip& strip, int t, const T* weights, const T* bottom, T grad,
                            Flux<W, T>& flux, T* es, T* top, int width) {
     T* here = ring_block(es, t);
@@ -171,6 +143,9 @@ FASTSEQ_FN void flux_phase(const Strip& strip, int t, const T* weights, const T*
             const T p_left = rest < T(0) ? T(0) : rest;  // keeps NaN
             T e = j >= row.first && j <= row.last ? below[lane] + flux.left[lane] : T(0);
             if (row.i == strip.n - 1 && j == strip.m - 1) e = grad;
+            if constexpr (Kind::given) {
+                if (p_diag < T(0)) e = T(0);  // no path leads here, whatever comes back, NaN too
+            }
             flux.left[lane] = e * p_left;
             flux.up[lane] = fused(e, p_up, flux.diag[lane]);
             flux.diag[lane] = e * p_diag;

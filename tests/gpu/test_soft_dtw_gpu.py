@@ -112,10 +112,21 @@ def test_ragged(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bandwidth", [None, 40])
-def test_given_costs(bandwidth, dtype):
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_given_costs(forbidden, bandwidth, dtype):
+    """With forbidden pairs too: walls with a gate, and one without."""
     cost = frames(3, 300, 333, dtype=dtype, unit=False).square()
+    if forbidden:
+        cost[:, 150, :140] = cost[:, 150, 141:] = torch.inf
+        cost[1, 40:90, 60:80] = torch.inf
+        cost[2, 150] = torch.inf
     options = {"gamma": 0.5, "bandwidth": bandwidth}
     got, want = run_cost(cost, **options), run_cost(cost.double(), "reference", **options)
+    if forbidden:
+        assert got[0].isinf().tolist() == [False, False, True]
+        assert not got[1][cost == torch.inf].any()
+        assert not got[1][2].any()
+        got, want = ([z[:2] for z in result] for result in (got, want))
     check(got, want, dtype)
 
 

@@ -31,40 +31,41 @@ int launch(const Schedule& schedule, void (*kernel)(Args), Args args, int thread
 
 }  // namespace
 
-#define FASTSEQ_EXPORT(T, suffix)                                                               \
-    extern "C" int forward_##suffix(const Problem<T>* p, Schedule schedule, T* value,           \
+#define FASTSEQ_EXPORT(K, T, suffix)                                                            \
+    extern "C" int forward_##suffix(const Problem<K>* p, Schedule schedule, T* value,           \
                                     double* totals, int* sync) {                                \
-        return launch<Forward<T>>(schedule, forward_kernel<T>, {*p, value, totals, sync, -1},   \
-                                  kForwardThreads, sizeof(ForwardShared<T>), 1);                \
+        return launch<Forward<K>>(schedule, forward_kernel<K>, {*p, value, totals, sync, -1},   \
+                                  kForwardThreads, sizeof(ForwardShared<K>), 1);                \
     }                                                                                           \
-    extern "C" int backward_##suffix(const Problem<T>* p, Schedule schedule, const T* grad,     \
+    extern "C" int backward_##suffix(const Problem<K>* p, Schedule schedule, const T* grad,     \
                                      T* dx, T* dy, T* dcost, T* flux, int* sync) {              \
-        return launch<Backward<T>>(schedule, backward_kernel<T>,                                \
+        return launch<Backward<K>>(schedule, backward_kernel<K>,                                \
                                    {*p, grad, dx, dy, dcost, flux, sync, -1}, kBackwardThreads, \
-                                   sizeof(BackwardShared<T>), 1 + kGradientWarps);              \
+                                   sizeof(BackwardShared<K>), 1 + kGradientWarps);              \
     }                                                                                           \
-    extern "C" int one_forward_##suffix(const Forward<T>* args, Schedule how, unsigned blocks,  \
+    extern "C" int one_forward_##suffix(const Forward<K>* args, Schedule how, unsigned blocks,  \
                                         unsigned threads, unsigned shared) {                    \
         return !fibers::launch(blocks, threads, shared, how.resident, how.seed,                 \
-                               [&] { forward_kernel<T>(*args); });                              \
+                               [&] { forward_kernel<K>(*args); });                              \
     }                                                                                           \
-    extern "C" int one_backward_##suffix(const Backward<T>* args, Schedule how, unsigned blocks, \
+    extern "C" int one_backward_##suffix(const Backward<K>* args, Schedule how, unsigned blocks, \
                                          unsigned threads, unsigned shared) {                   \
         return !fibers::launch(blocks, threads, shared, how.resident, how.seed,                 \
-                               [&] { backward_kernel<T>(*args); });                             \
+                               [&] { backward_kernel<K>(*args); });                             \
     }
 
-extern "C" int shared_bytes(int backward, int is_double) {
-    if (backward) return is_double ? sizeof(BackwardShared<double>) : sizeof(BackwardShared<float>);
-    return is_double ? sizeof(ForwardShared<double>) : sizeof(ForwardShared<float>);
-}
-
-extern "C" int arguments_bytes(int backward, int is_double) {
-    if (backward) return is_double ? sizeof(Backward<double>) : sizeof(Backward<float>);
-    return is_double ? sizeof(Forward<double>) : sizeof(Forward<float>);
-}
+#define FASTSEQ_SIZES(K, suffix)                                             \
+    extern "C" int shared_bytes_##suffix(int backward) {                    \
+        return backward ? sizeof(BackwardShared<K>) : sizeof(ForwardShared<K>); \
+    }                                                                       \
+    extern "C" int arguments_bytes_##suffix(int backward) {                 \
+        return backward ? sizeof(Backward<K>) : sizeof(Forward<K>);         \
+    }
 
 extern "C" int threads(int backward) { return backward ? kBackwardThreads : kForwardThreads; }
 
-FASTSEQ_EXPORT(float, f32)
-FASTSEQ_EXPORT(double, f64)
+#define FASTSEQ_BOTH(K, T, suffix) FASTSEQ_EXPORT(K, T, suffix) FASTSEQ_SIZES(K, suffix)
+FASTSEQ_BOTH(Embeddings<float>, float, Embeddings_f32)
+FASTSEQ_BOTH(Embeddings<double>, double, Embeddings_f64)
+FASTSEQ_BOTH(Costs<float>, float, Costs_f32)
+FASTSEQ_BOTH(Costs<double>, double, Costs_f64)

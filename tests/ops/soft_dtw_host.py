@@ -27,13 +27,18 @@ def compile_library(compiler: str, folder: Path, name: str) -> Path:
     return library
 
 
+def suffix(given: bool, dtype: torch.dtype) -> str:
+    """The end of a C++ function's name: where costs come from, and the type of numbers."""
+    return f"{'Costs' if given else 'Embeddings'}_{'f32' if dtype == torch.float32 else 'f64'}"
+
+
 class HostBackend:
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
 
     @functools.cache  # noqa: B019
-    def _function(self, what: str, dtype: torch.dtype):
-        function = self.library[f"{what}_{'f32' if dtype == torch.float32 else 'f64'}"]
+    def _function(self, what: str, given: bool, dtype: torch.dtype):
+        function = self.library[f"{what}_{suffix(given, dtype)}"]
         pointers = [ctypes.c_void_p] * (3 if what == "forward" else 6)
         function.argtypes = (
             [ctypes.c_void_p] * 5 + [ctypes.c_int] * 5 + [ctypes.c_double, *pointers]
@@ -56,11 +61,12 @@ class HostBackend:
         given, call = self._call(x, y, cost, lengths_x, lengths_y, opts)
         batch, rows, columns = call[5:8]
         strips, blocks = -(-rows // LANES), -(-columns // LANES)
-        h = given.new_empty(batch, strips, blocks * LANES)
-        states = given.new_empty(batch, strips, blocks + 1, 2, LANES) if keep else None
+        state = given.dtype if cost is None else torch.float64
+        h = given.new_empty(batch, strips, blocks * LANES, dtype=state)
+        states = h.new_empty(batch, strips, blocks + 1, 2, LANES) if keep else None
         value = given.new_empty(batch)
         call += map(_pointer, (h, states, value))
-        self._function("forward", given.dtype)(*call)
+        self._function("forward", cost is not None, given.dtype)(*call)
         return value, (h, states) if keep else ()
 
     def backward(
@@ -69,7 +75,7 @@ class HostBackend:
         given, call = self._call(x, y, cost, lengths_x, lengths_y, opts)
         grads = tuple(None if t is None else torch.zeros_like(t) for t in (x, y, cost))
         call += map(_pointer, (*saved, grad, *grads))
-        self._function("backward", given.dtype)(*call)
+        self._function("backward", cost is not None, given.dtype)(*call)
         return grads
 
 
@@ -84,9 +90,10 @@ class FiberBackend:
         given, call = HostBackend._call(x, y, cost, lengths_x, lengths_y, opts)
         batch, rows, columns = call[5:8]
         strips, blocks = -(-rows // LANES), -(-columns // LANES)
-        saved = given.new_empty(batch, strips, blocks * LANES), None
+        state = given.dtype if cost is None else torch.float64
+        saved = given.new_empty(batch, strips, blocks * LANES, dtype=state), None
         if keep:
-            saved = saved[0], given.new_empty(batch, strips, blocks + 1, 2, LANES)
+            saved = saved[0], saved[0].new_empty(batch, strips, blocks + 1, 2, LANES)
         value = given.new_empty(batch)
         totals = torch.empty(batch, strips, dtype=torch.float64)
         sync = torch.full((1 + batch * strips,), -1, dtype=torch.int32)
@@ -99,7 +106,7 @@ class FiberBackend:
         given, call = HostBackend._call(x, y, cost, lengths_x, lengths_y, opts)
         wanted = zip((x, y, cost), (need_x, need_y, need_x), strict=True)
         grads = tuple(torch.empty_like(t) if t is not None and w else None for t, w in wanted)
-        flux = torch.empty_like(saved[0])
+        flux = torch.empty_like(saved[0], dtype=given.dtype)
         sync = torch.full((1 + 5 * saved[0].shape[0] * saved[0].shape[1],), -1, dtype=torch.int32)
         self._run("backward", given.dtype, call, saved, grad, *grads, flux, sync)
         return grads
@@ -108,7 +115,7 @@ class FiberBackend:
         single = dtype == torch.float32
         scale = 1 / (math.log(2) * call[-1])
         problem = (_Problem32 if single else _Problem64)(*call[:-1], scale, *map(_pointer, saved))
-        function = self.library[f"{what}_{'f32' if single else 'f64'}"]
+        function = self.library[f"{what}_{suffix(bool(call[2]), dtype)}"]
         function.argtypes = [ctypes.c_void_p, _Schedule, *[ctypes.c_void_p] * len(buffers)]
         if function(ctypes.byref(problem), self.schedule, *map(_pointer, buffers)):
             raise RuntimeError("the thread blocks wait for each other for ever")
@@ -119,7 +126,7 @@ class _Schedule(ctypes.Structure):
 
 
 def _problem(scalar):
-    """Problem<T> of csrc/soft_dtw/problem.cuh."""
+    """Problem of csrc/soft_dtw/problem.cuh, of either kind."""
     pointers = [(name, ctypes.c_void_p) for name in ("x", "y", "cost", "lengths_x", "lengths_y")]
     sizes = [(name, ctypes.c_int) for name in ("batch", "rows", "columns", "channels", "band")]
     saved = [("h", ctypes.c_void_p), ("states", ctypes.c_void_p)]

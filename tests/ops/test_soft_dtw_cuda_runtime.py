@@ -2,6 +2,7 @@
 run by the CPU, understand the arguments that Python builds for them."""
 
 import ctypes
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class Kernel:
     """Stands for nvrtc.Kernel; launches run on the CPU."""
 
-    def __init__(self, library: ctypes.CDLL, what: str, is_double: bool):
-        self.function = library[f"one_{what}_{'f64' if is_double else 'f32'}"]
-        self.size = runtime.THREADS[what], runtime.SHARED[what][is_double]
+    def __init__(self, library: ctypes.CDLL, what: str, kind: str, is_double: bool):
+        self.function = library[f"one_{what}_{kind}_{'f64' if is_double else 'f32'}"]
+        self.size = runtime.THREADS[what], runtime.SHARED[kind][what][is_double]
         self.sync, self.blocks = None, []
 
     def zero(self, address, words, stream):
@@ -49,11 +50,11 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def simulated(library, monkeypatch):
-    """The kernels by (what, is_double). Counter and flags hold rubbish before they are zeroed."""
+    """The kernels by (what, kind, is_double). Counter and flags hold rubbish before they are
+    zeroed."""
     kernels = {
-        (what, is_double): Kernel(library, what, is_double)
-        for what in runtime.THREADS
-        for is_double in (False, True)
+        call: Kernel(library, *call)
+        for call in itertools.product(runtime.THREADS, runtime.SHARED, (False, True))
     }
 
     def sync(like, words):
@@ -62,9 +63,9 @@ def simulated(library, monkeypatch):
             kernel.sync = out
         return out
 
-    def of_device(device, is_double):
+    def of_device(device, kind, is_double):
         assert device == -1  # a CPU tensor's
-        return {what: kernels[what, is_double] for what in runtime.THREADS}
+        return {what: kernels[what, kind, is_double] for what in runtime.THREADS}
 
     monkeypatch.setattr(cuda, "_build", lambda: runtime)
     monkeypatch.setattr(cuda, "_sync", sync)
@@ -93,27 +94,36 @@ def test_public_function(simulated, monkeypatch, dtype, debug):
     for a, b in zip(got, want, strict=True):
         assert relative(a, b) <= (3e-6 if dtype == torch.float32 else 1e-11)
     blocks = [3, 3] if debug == "1" else [6]  # batch, or batch times strips
-    for what in runtime.THREADS:
-        assert simulated[what, dtype == torch.float64].blocks == blocks
-        assert simulated[what, dtype != torch.float64].blocks == []
+    for call, kernel in simulated.items():
+        used = call[1:] == ("Embeddings", dtype == torch.float64)
+        assert kernel.blocks == (blocks if used else [])
 
 
-def test_given_costs(simulated):
-    cost = frames(2, 35, 40, seed=1).square().requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_given_costs(simulated, dtype):
+    cost = frames(2, 35, 40, seed=1, dtype=dtype).square()
+    cost[1, 10:20, 5:30] = torch.inf
+    cost.requires_grad_()
     value = fastseq.soft_dtw_from_cost(cost, gamma=0.4, backend="cuda")
     (expected,) = torch.autograd.grad(value.sum(), cost)
     want = truth(cost.detach(), None, SoftDTWOptions(0.4, None))
-    assert relative(value.detach(), want[0]) <= 1e-11
-    assert relative(expected, want[1]) <= 1e-11
+    bound = 3e-6 if dtype == torch.float32 else 1e-11
+    assert relative(value.detach(), want[0]) <= bound
+    assert relative(expected, want[1]) <= bound
+    for call, kernel in simulated.items():
+        used = call[1:] == ("Costs", dtype == torch.float64)
+        assert kernel.blocks == ([4] if used else [])
 
 
 def test_sizes_are_those_of_the_kernels(library):
-    for backward, what in enumerate(("forward", "backward")):
-        assert runtime.THREADS[what] == library.threads(backward)
-        for is_double in (False, True):
-            arguments = runtime._arguments(what, is_double)
-            assert ctypes.sizeof(arguments) == library.arguments_bytes(backward, is_double)
-            assert runtime.SHARED[what][is_double] == library.shared_bytes(backward, is_double)
+    for kind, shared in runtime.SHARED.items():
+        for is_double, suffix in enumerate(("f32", "f64")):
+            for backward, what in enumerate(("forward", "backward")):
+                assert runtime.THREADS[what] == library.threads(backward)
+                size = ctypes.sizeof(runtime._arguments(what, bool(is_double)))
+                assert size == library[f"arguments_bytes_{kind}_{suffix}"](backward)
+                size = shared[what][is_double]
+                assert size == library[f"shared_bytes_{kind}_{suffix}"](backward)
 
 
 def test_too_many_blocks(simulated):
@@ -150,13 +160,14 @@ def test_device_code_includes_nothing_of_a_toolkit():
 
 
 @pytest.mark.parametrize("is_double", [False, True], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("kind", runtime.SHARED)
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_nvrtc_compiles_the_sources(capability, is_double):
+def test_nvrtc_compiles_the_sources(capability, kind, is_double):
     try:
         nvrtc._library()
     except OSError as error:
         pytest.skip(f"{error}; pip install nvidia-cuda-nvrtc")
-    code, names = runtime.machine_code(capability, is_double)
+    code, names = runtime.machine_code(capability, kind, is_double)
     assert list(names) == ["forward", "backward"]
     for what, name in names.items():
         assert f"{what}_kernel" in name

@@ -32,8 +32,10 @@ def forward(
     if 0 in (batch, rows, columns):
         return given.new_zeros(batch), ()
     strips, blocks = -(-rows // LANES), -(-columns // LANES)
-    h = given.new_empty(batch, strips, blocks * LANES)
-    states = given.new_empty(batch, strips, blocks + 1, 2, LANES) if keep else None
+    # Of given costs the recursion is over R itself, which float32 cannot hold.
+    state = {"dtype": given.dtype if cost is None else torch.float64}
+    h = given.new_empty(batch, strips, blocks * LANES, **state)
+    states = given.new_empty(batch, strips, blocks + 1, 2, LANES, **state) if keep else None
     value = given.new_empty(batch)
     totals = given.new_empty(batch, strips, dtype=torch.float64)
     sync = _sync(given, 1 + FLAGS["forward"] * batch * strips)
@@ -63,7 +65,8 @@ def backward(
     h, states = saved
     sync = _sync(h, 1 + FLAGS["backward"] * h.shape[0] * h.shape[1])
     call = _call(x, y, cost, lengths_x, lengths_y, opts, h, states)
-    buffers = (grad, *grads, torch.empty_like(h), sync)
+    flux = torch.empty_like(h, dtype=grad.dtype)
+    buffers = (grad, *grads, flux, sync)
     _build().soft_dtw_backward(call, *map(_pointer, buffers))
     return grads
 
@@ -83,7 +86,7 @@ def _call(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, h: Tensor, sta
     call = _build().SoftDTWCall()
     call.device = h.get_device()
     call.stream = torch.cuda.current_stream(h.device).cuda_stream
-    call.is_double = h.dtype == torch.float64
+    call.is_double = (x if cost is None else cost).dtype == torch.float64
     call.debug = os.environ.get("FASTSEQ_SOFT_DTW_DEBUG", "0") not in ("", "0")
     call.x, call.y, call.cost = map(_pointer, (x, y, cost))
     call.lengths_x, call.lengths_y = map(_pointer, (lengths_x, lengths_y))

@@ -126,9 +126,8 @@ def soft_dtw_from_cost(
     Args:
         cost: (B, N, M), or (N, M) for one pair: the cost of pairing frame i of x with frame j of
             y, of any sign; float64, float32, bfloat16 or float16. Its gradient is the expected
-            alignment. +inf forbids a pair, whose gradient is then 0 (not yet with "cuda": NaN or
-            a wrong value; use "torch" there). Where no path is left the value is +inf and the
-            whole gradient 0. NaN and -inf make the value NaN.
+            alignment. +inf forbids a pair, whose gradient is then 0. Where no path is left the
+            value is +inf and the whole gradient 0. NaN and -inf make the value NaN.
         gamma, lengths_x, lengths_y, bandwidth, reduction, backend: as in :func:`soft_dtw`.
 
     Returns and raises what :func:`soft_dtw` does.

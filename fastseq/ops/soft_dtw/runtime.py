@@ -1,7 +1,7 @@
 """Stands in for fastseq._C in cuda.py: the same kernels, compiled at run time by NVRTC.
 
-What csrc/soft_dtw/soft_dtw.cu does in C++: arguments, shared memory, launches. The first call for
-a dtype compiles for some seconds.
+What csrc/soft_dtw/soft_dtw.cu does in C++: arguments, shared memory, launches. The first call of
+a kind and dtype compiles for some seconds.
 """
 
 import ctypes
@@ -17,8 +17,12 @@ SOURCE = '#include "backward.cuh"\n#include "forward.cuh"\n'
 LANES = 32  # rows of a strip
 FLAGS = {"forward": 1, "backward": 5}  # per strip
 THREADS = {"forward": 192, "backward": 352}
-# Bytes of ForwardShared and BackwardShared, for float and double.
-SHARED = {"forward": (20996, 41992), "backward": (49820, 99616)}
+# Where costs come from, as cells.cuh has it: bytes of ForwardShared and BackwardShared, for float
+# and double.
+SHARED = {
+    "Embeddings": {"forward": (20996, 41992), "backward": (49820, 99616)},
+    "Costs": {"forward": (25096, 25096), "backward": (53792, 82720)},
+}
 
 SoftDTWCall = SimpleNamespace
 
@@ -34,7 +38,7 @@ def soft_dtw_backward(
 
 
 def _launch(what: str, call: SimpleNamespace, *buffers: int) -> None:
-    kernel = kernels(call.device, call.is_double)[what]
+    kernel = kernels(call.device, "Costs" if call.cost else "Embeddings", call.is_double)[what]
     args = _arguments(what, call.is_double)(_problem(call), *buffers)
     strips = -(-call.rows // LANES)
     words = 1 + call.batch * strips * FLAGS[what]
@@ -51,21 +55,28 @@ def _launch(what: str, call: SimpleNamespace, *buffers: int) -> None:
 
 
 @functools.cache
-def kernels(device: int, is_double: bool) -> dict[str, Kernel]:
+def kernels(device: int, kind: str, is_double: bool) -> dict[str, Kernel]:
     """Both kernels, so that no backward waits for a compilation."""
-    code, names = machine_code(torch.cuda.get_device_capability(device), is_double)
+    code, names = machine_code(torch.cuda.get_device_capability(device), kind, is_double)
     return {
-        what: Kernel(code, name, device, THREADS[what], SHARED[what][is_double])
+        what: Kernel(code, name, device, THREADS[what], SHARED[kind][what][is_double])
         for what, name in names.items()
     }
 
 
 @functools.cache
-def machine_code(capability: tuple[int, int], is_double: bool) -> tuple[bytes, dict[str, str]]:
-    scalar = "double" if is_double else "float"
-    wanted = [f"fastseq::soft_dtw::{what}_kernel<{scalar}>" for what in THREADS]
+def machine_code(
+    capability: tuple[int, int], kind: str, is_double: bool
+) -> tuple[bytes, dict[str, str]]:
+    wanted = [kernel(what, kind, is_double) for what in THREADS]
     code, names = compile_kernels(SOURCE, sources("soft_dtw"), wanted, capability)
     return code, dict(zip(THREADS, names, strict=True))
+
+
+def kernel(what: str, kind: str, is_double: bool) -> str:
+    """The C++ expression of one kernel."""
+    scalar = "double" if is_double else "float"
+    return "fastseq::soft_dtw::{0}_kernel<fastseq::soft_dtw::{1}<{2}>>".format(what, kind, scalar)
 
 
 def _problem(call: SimpleNamespace) -> ctypes.Structure:
@@ -79,7 +90,7 @@ def _problem(call: SimpleNamespace) -> ctypes.Structure:
 
 @functools.cache
 def _problem_type(is_double: bool) -> type[ctypes.Structure]:
-    """Problem<T> of problem.cuh."""
+    """Problem of problem.cuh, of numbers of one dtype; of either kind."""
     return _structure(
         *_pointers("x", "y", "cost", "lengths_x", "lengths_y"),
         *((name, ctypes.c_int) for name in ("batch", "rows", "columns", "channels", "band")),
@@ -90,7 +101,7 @@ def _problem_type(is_double: bool) -> type[ctypes.Structure]:
 
 @functools.cache
 def _arguments(what: str, is_double: bool) -> type[ctypes.Structure]:
-    """Forward<T> of forward.cuh, Backward<T> of backward.cuh."""
+    """Forward of forward.cuh, Backward of backward.cuh."""
     forward, backward = ("value", "totals"), ("grad", "dx", "dy", "dcost", "flux")
     return _structure(
         ("p", _problem_type(is_double)),
