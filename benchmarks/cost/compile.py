@@ -211,7 +211,9 @@ def _cuda(arch: int) -> tuple[bytes, dict[str, str], str]:
         version = subprocess.check_output([nvcc, "--version"], text=True)
         found = re.search(r"release (\S+),", version)
         names = {
-            what: next(n for n in tools.usage(cubin) if re.search(rf"{what}_kernelI.*EmbeddingsIfE", n))
+            what: next(
+                n for n in tools.usage(cubin) if re.search(rf"{what}_kernelI.*EmbeddingsIfE", n)
+            )
             for what in runtime.THREADS
         }
         return cubin, names, f"nvcc {found[1] if found else '?'}"

@@ -146,7 +146,6 @@ ROLES = (
     _cuda("c < columns; c += kHalf", "halves", lambda v: 2, folded=True),
     _cuda("i < kLanes; i += kGroup", "rows", lambda v: 8, folded=True, rereads=True),
     _cuda("cell < kBlock; cell += kLanes", "is E 0", lambda v: 32),
-    _cuda("cell < kBlock; cell += k", "costs are given", _never),
     _cuda("while (seen < value)", "waiting", _one),
     _cuda("t >= strip.first_phase() - 1", "phases", _one),
     _cuda("t = first - 1; t <= last", "phases", _one),

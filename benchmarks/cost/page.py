@@ -207,12 +207,11 @@ def _weak() -> str:
   loops over tiles of Triton, which have none, and too much for soft_dtw's recursion (about 15 %).
 - scl at (8, 480): one thread block a multiprocessor, so all of it is waiting, and most of that in
   the near loop, whose loads of times follow one another for want of registers.
-- soft_dtw is predicted at several times what `csrc/soft_dtw/README.md` assumes, for two reasons
-  that are seen in the code: a step of the recursion is 200 clocks long, not 100, and 45 of them go
-  to the fp64 sum of the value, which stands between two shuffles; and in the backward, which has
-  80 registers, almost every load of the costs from shared memory is waited for at once. Blocks
-  where E is exactly 0 are skipped, which the model does not know; that the gradients find their
-  rows in L1 is assumed.
+- soft_dtw is predicted at several times what `csrc/soft_dtw/README.md` assumes: a step of the
+  recursion is 200 clocks long, not 100, and 45 of them go to the fp64 sum of the value, which
+  stands between two shuffles. Blocks where E is exactly 0 are skipped, which the model does not
+  know; that the gradients find their rows in L1 is assumed. Calls with given costs have kernels of
+  their own, which are not in the table.
 - contrastive_idm: loads inside the tile are taken to come from L2; many may come from L1.
 - tcc: the kernels run one or two thread blocks a multiprocessor, and every wait counts in full.
 - Rows and columns of unequal length, other gaps of the timestamps, L2 misses, other clocks and what

@@ -76,7 +76,7 @@ def machine_code(
 def kernel(what: str, kind: str, is_double: bool) -> str:
     """The C++ expression of one kernel."""
     scalar = "double" if is_double else "float"
-    return "fastseq::soft_dtw::{0}_kernel<fastseq::soft_dtw::{1}<{2}>>".format(what, kind, scalar)
+    return f"fastseq::soft_dtw::{what}_kernel<fastseq::soft_dtw::{kind}<{scalar}>>"
 
 
 def _problem(call: SimpleNamespace) -> ctypes.Structure:
