@@ -169,6 +169,10 @@ def test_nan_and_minus_infinity_stay_visible(backend):
         assert gradient[1].isnan().any()
         assert not gradient[1, 8:12, 10:20].any()
         assert gradient[[0, 2]].isfinite().all()
+        cost = clean.clone()
+        cost[1, -1, -1] = bad
+        assert value_and_alignment(cost, gamma=0.1, backend=backend)[0][1].isnan()
+        cost[1, -1, -1], cost[1, 3, 3] = 0, bad
         # A NaN that no path meets is not one of the pair's costs: the row before is a wall.
         cost[1, 2] = INF
         value, gradient = value_and_alignment(cost, gamma=0.1, backend=backend)
