@@ -15,9 +15,9 @@ struct Problem {
     const T* cost;   // [batch, rows, columns]; Embeddings: null
     const long long *lengths_x, *lengths_y;  // [batch] or null: all real
     int batch, rows, columns, channels;
-    int band;      // < 0: none
-    T scale;       // log2(e) / gamma: costs are worked on in these units
-    State* h;      // [batch, strips, width]: h of the last row of each strip
+    int band;       // < 0: none
+    T scale;        // log2(e) / gamma: costs are worked on in these units
+    State* h;       // [batch, strips, width]: h of the last row of each strip
     State* states;  // [batch, strips, phases, 2, 32]: h and v before each phase; null: not kept
 
     FASTSEQ_FN int strips() const { return (rows + kLanes - 1) / kLanes; }
