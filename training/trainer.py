@@ -168,7 +168,7 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.losses: list[float] = []  # since the last log line, as the next
         self.nonfinite: list[dict[str, Any]] = []  # steps that were skipped, with their videos
-        self.bad_before = 0  # videos set aside before the step under way
+        self.bad_before = 0  # videos skipped before the step under way
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False when the run has none yet."""
@@ -194,7 +194,7 @@ class Trainer:
         return True
 
     def left_out(self) -> dict[str, str]:
-        """The videos that any rank has set aside, with the reasons. To be called on every rank."""
+        """The videos that any rank has skipped, with the reasons. To be called on every rank."""
         ranks = gather(self.loader.state_dict()["bad"])
         return {name: reason for bad in ranks for name, reason in bad.items()}
 

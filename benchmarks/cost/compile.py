@@ -217,7 +217,7 @@ def _cuda(arch: int) -> tuple[bytes, dict[str, str], str]:
             for what in runtime.THREADS
         }
         return cubin, names, f"nvcc {found[1] if found else '?'}"
-    wanted = {what: runtime.kernel(what, "Embeddings", False) for what in runtime.THREADS}
+    wanted = {what: runtime.expression(what, "Embeddings", False) for what in runtime.THREADS}
     try:
         cubin, lowered = nvrtc.compile_kernels(
             runtime.SOURCE,

@@ -1,4 +1,4 @@
-"""Checks of arguments that several functions share: the name, what came, what is expected.
+"""Checks of arguments that several functions share. Errors name argument, value and expectation.
 
 A value of another type is a TypeError, one out of range a ValueError. Numbers of numpy are taken
 wherever Python's are, and come out as Python's.

@@ -1,4 +1,4 @@
-"""Decoding the frames asked for, from the nearest key frame where that is certain to be exact."""
+"""Decoding the requested frames, from the nearest key frame where that is certain to be exact."""
 
 from __future__ import annotations
 

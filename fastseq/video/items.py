@@ -67,7 +67,7 @@ def decode_side(size: int, side: int | None = None) -> int:
 class Items:
     """What a loader draws from: `TwoViews`, `VideoPairs`, `SegmentTuples`.
 
-    Item i of epoch e depends on (seed, e, i) alone, whatever reads it. A video that is set aside is
+    Item i of epoch e depends on (seed, e, i) alone, whatever reads it. A video that is skipped is
     replaced by the next one in order. Frames are drawn among the sound ones of a video, by their
     places: two that a gap parts are neighbours, their `steps` are not.
 

@@ -37,7 +37,7 @@ class ClipLoader:
       average rate; `valid` bool (N, 2, T); `lengths` int64 (N, 2), valid frames;
       `num_frames` int64 (N, 2), the videos' lengths in frames; `ids` and `actions`, lists.
 
-    Batch k is a function of (seed, k, videos set aside so far): any engine and any number of
+    Batch k is a function of (seed, k, videos skipped so far): any engine and any number of
     workers give the same frame numbers, crops, flips and colours. A video that cannot be read is
     replaced by the next in order, counted and named in a warning. `TooManyBadVideos` lists them
     when there are more than 10 and more than 1 % of all videos, or when no item is left. Each rank
@@ -57,7 +57,7 @@ class ClipLoader:
     Attributes:
         position: batches given so far, over all epochs. To be set, between two iterators, to
             continue elsewhere.
-        bad: path -> reason of the videos set aside.
+        bad: path -> reason, of the skipped videos.
 
     Raises:
         ValueError: an option out of its range.
@@ -211,12 +211,12 @@ class ClipLoader:
         self._require_items()
 
     def _require_items(self) -> None:
-        """TooManyBadVideos if no item can be made without the videos set aside."""
+        """TooManyBadVideos if no video is left to draw from."""
         if self.items.item(self.seed, 0, 0, self.bad.keys()) is None:
             raise self._too_many_bad("nothing is left to train on")
 
     def _too_many_bad(self, why: str) -> TooManyBadVideos:
-        """The error that lists the videos set aside."""
+        """The error that lists the skipped videos."""
         names = {video.path: video.id for video in self.items.videos}
         listed = "".join(
             f"\n  {names.get(path, path)}: {reason}" for path, reason in self.bad.items()
@@ -230,7 +230,7 @@ class ClipLoader:
     def set_aside(self, error: VideoError) -> None:
         """Leave a video out from now on; TooManyBadVideos if that ends the training."""
         if error.path in self.bad:
-            raise RuntimeError(f"{error} (although it was set aside)") from error
+            raise RuntimeError(f"{error} (although it was skipped)") from error
         self.bad[error.path] = error.reason
         self._require_items()
         count, total = len(self.bad), len(self.items)

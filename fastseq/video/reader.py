@@ -140,7 +140,7 @@ def read_frames(
     info: VideoInfo | None = None,
     time_limit: float | None = None,
 ) -> torch.Tensor:
-    """Read exactly the frames asked for.
+    """Read exactly the requested frames.
 
     Frame k is the k-th presented frame: edit lists are honoured, variable frame rates do not
     matter, pictures come upright. Decoding starts at the key frame before each index where that
@@ -155,7 +155,7 @@ def read_frames(
     Returns:
         uint8 tensor (n, H, W, 3), RGB.
     Raises:
-        VideoError: the file cannot be read, a frame asked for does not come out of it or is
+        VideoError: the file cannot be read, a requested frame cannot be decoded or is
             damaged, or it is interlaced. Never fewer frames, nor a stand-in for a missing one.
         TypeError: `path` is no name of a file.
         ValueError: negative or non-integer indices, both sizes given, a size below 1.

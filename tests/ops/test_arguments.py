@@ -168,7 +168,7 @@ LEARNED = {
 
 @pytest.mark.parametrize(("op", "name"), LEARNED)
 def test_the_way_to_learn_a_number_is_right(op, name):
-    """What the TypeError prints is run as it stands; against a central difference in float64."""
+    """Runs the code that the TypeError prints, against a central difference in float64."""
     tensors = {key: t.double() for key, t in LEARNED[op, name].items()}
     function = getattr(fastseq, op)
     for number in (torch.tensor(0.3), torch.tensor(0.3, requires_grad=True)):

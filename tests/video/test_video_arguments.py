@@ -1,4 +1,4 @@
-"""Wrong arguments: refused where they are given, by name, with what came and what is expected."""
+"""Wrong arguments: the error names the argument, the value passed and what was expected."""
 
 import io
 from pathlib import Path

@@ -74,7 +74,7 @@ def open_loader(
     """The loader of a recipe, and why it has the engine it has.
 
     `data.batch_size` items make a batch; each of `world_size` ranks reads its part of them. With
-    `data.cache=ram` every video is decoded now; those that fail are set aside. Without `fill_cache`
+    `data.cache=ram` every video is decoded now; those that fail are skipped. Without `fill_cache`
     none is, and clips come from the files.
     """
     items = open_items(records, data_cfg, augmentation)

@@ -33,9 +33,9 @@ def forward(
         return given.new_zeros(batch), ()
     strips, blocks = -(-rows // LANES), -(-columns // LANES)
     # Of given costs the recursion is over R itself, which float32 cannot hold.
-    state = {"dtype": given.dtype if cost is None else torch.float64}
-    h = given.new_empty(batch, strips, blocks * LANES, **state)
-    states = given.new_empty(batch, strips, blocks + 1, 2, LANES, **state) if keep else None
+    dtype = given.dtype if cost is None else torch.float64
+    h = given.new_empty(batch, strips, blocks * LANES, dtype=dtype)
+    states = h.new_empty(batch, strips, blocks + 1, 2, LANES) if keep else None
     value = given.new_empty(batch)
     totals = given.new_empty(batch, strips, dtype=torch.float64)
     sync = _sync(given, 1 + FLAGS["forward"] * batch * strips)

@@ -68,12 +68,12 @@ def kernels(device: int, kind: str, is_double: bool) -> dict[str, Kernel]:
 def machine_code(
     capability: tuple[int, int], kind: str, is_double: bool
 ) -> tuple[bytes, dict[str, str]]:
-    wanted = [kernel(what, kind, is_double) for what in THREADS]
+    wanted = [expression(what, kind, is_double) for what in THREADS]
     code, names = compile_kernels(SOURCE, sources("soft_dtw"), wanted, capability)
     return code, dict(zip(THREADS, names, strict=True))
 
 
-def kernel(what: str, kind: str, is_double: bool) -> str:
+def expression(what: str, kind: str, is_double: bool) -> str:
     """The C++ expression of one kernel."""
     scalar = "double" if is_double else "float"
     return f"fastseq::soft_dtw::{what}_kernel<fastseq::soft_dtw::{kind}<{scalar}>>"

@@ -23,7 +23,7 @@ _MOST_KNOWN = 10_000_000
 
 
 class PyAVEngine:
-    """Reads exactly the frames asked for, one file a time in each worker.
+    """Reads exactly the requested frames, one file a time in each worker.
 
     Each frame is cropped and resized as it leaves the decoder, from its full size.
 
