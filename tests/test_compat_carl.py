@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ops.scl_cases import golden
+from ops.scl.cases import golden
 
 import fastseq
 from fastseq.compat.carl import SCL

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.lav_cases import LENGTH_A, LENGTH_B, STEPS_A, STEPS_B, golden, released
+from ops.lav.cases import LENGTH_A, LENGTH_B, STEPS_A, STEPS_B, golden, released
 
 import fastseq
 from fastseq.compat.lav import LAV

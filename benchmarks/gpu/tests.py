@@ -9,9 +9,13 @@ from typing import NamedTuple
 from benchmarks.gpu import environment, record
 from benchmarks.gpu.processes import Step
 
-PATHS = ("tests/gpu", "tests/test_extension.py", "tests/test_nvrtc.py")
+PATHS = (
+    "tests/gpu",
+    "tests/ops/common/test_extension.py",
+    "tests/ops/common/test_nvrtc.py",
+)
 # A rehearsal: a file that is skipped whole on a CPU, and kernels in the interpreter.
-DRY_PATHS = ("tests/gpu/test_scl_gpu.py", "tests/ops/test_scl_triton.py")
+DRY_PATHS = ("tests/gpu/test_scl_gpu.py", "tests/ops/scl/test_triton.py")
 DRY_ONLY = ["-k", "scl_gpu or equals_loops"]
 SOFT_DTW = "tests/gpu/test_soft_dtw_gpu.py"
 TEST_LIMIT_S = 60

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.tcc_cases import cycle
+from ops.tcc.cases import cycle
 from runs import numbers, same, squares, weights
 
 import fastseq

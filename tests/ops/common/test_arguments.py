@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from ops.soft_dtw_cases import randn
 from torch.nn.functional import normalize
 
 import fastseq
 from fastseq.compat.lav import LAV
 from fastseq.compat.softdtw import SoftDTW
+from ops.soft_dtw.cases import randn
 
 X, Y = randn(3, 12, 4, seed=1), randn(3, 12, 4, seed=2)
 COST = randn(3, 12, 12, seed=3).square()

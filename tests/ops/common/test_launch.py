@@ -16,7 +16,7 @@ import torch
 
 from fastseq.ops.common import dispatch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 OTHER = os.environ.get("FASTSEQ_OTHER_TRITON")
 
 SETUP = """

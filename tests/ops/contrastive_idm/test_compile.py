@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from ops.contrastive_idm_cases import loss_and_grad
 
 import fastseq
 from fastseq.ops.contrastive_idm.op import _backward_op, _forward_op
+from ops.contrastive_idm.cases import loss_and_grad
 
 OPTIONS = ("torch", 3.0, 2.0, "contrastive", "paper", "sqeuclidean")
 

@@ -3,7 +3,7 @@ work.
 
 As a program it compiles the whole list and writes tests/data/contrastive_idm_resources.json, which
 holds for the Triton version named in it:
-``PYTHONPATH=.:tests python -m ops.test_contrastive_idm_compile_offline``.
+``PYTHONPATH=.:tests python -m ops.contrastive_idm.test_compile_offline``.
 Words after it, as in ``loss sm_90``, limit it to kernels that have all of them in their name.
 """
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from ops.contrastive_idm_cases import brute_force, loss_and_grad
 from tolerance import as_accurate_as, interpreted
 
 from fastseq.ops.contrastive_idm import triton as cidm_triton
 from fastseq.ops.contrastive_idm.options import CIDMOptions
+from ops.contrastive_idm.cases import brute_force, loss_and_grad
 
 pytestmark = [
     pytest.mark.interpreter,

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from ops.contrastive_idm_cases import brute_force, clear_of_margin, loss_and_grad, two_scales
 from tolerance import as_accurate_as, relative
 
 import fastseq
 from fastseq.ops.contrastive_idm.options import DISTANCES, FORMS, REDUCTIONS, WEIGHTS
+from ops.contrastive_idm.cases import brute_force, clear_of_margin, loss_and_grad, two_scales
 
 BACKENDS = ["reference", "torch"]
 KINDS = [("contrastive", w, d) for w in WEIGHTS for d in DISTANCES]

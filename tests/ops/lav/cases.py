@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from ops.soft_dtw_cases import recursion, squared
+
+from ops.soft_dtw.cases import recursion, squared
 
 STEPS_A, LENGTH_A = [0, 3, 9, 20, 33, 50], 60
 STEPS_B, LENGTH_B = [2, 5, 11, 18, 30, 41], 45

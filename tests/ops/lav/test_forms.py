@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from ops.contrastive_idm_cases import brute_force
-from ops.lav_cases import LENGTH_A, LENGTH_B, STEPS_A, STEPS_B, golden, released
-from ops.soft_dtw_cases import recursion, squared
 from tolerance import as_accurate_as
 
 import fastseq
+from ops.contrastive_idm.cases import brute_force
+from ops.lav.cases import LENGTH_A, LENGTH_B, STEPS_A, STEPS_B, golden, released
+from ops.soft_dtw.cases import recursion, squared
 
 BACKENDS = ["reference", "torch", "auto"]
 pytestmark = pytest.mark.usefixtures("nan_empty")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from ops.queue_nce_cases import inputs, loss_and_grads
 
 import fastseq
 from fastseq.ops.queue_nce.op import _backward_op, _forward_op
+from ops.queue_nce.cases import inputs, loss_and_grads
 
 OPTIONS = ("torch", 0.1, True)
 

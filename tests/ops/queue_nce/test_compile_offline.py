@@ -2,7 +2,7 @@
 
 As a program it compiles the whole list and writes tests/data/queue_nce_resources.json, which holds
 for the Triton version named in it:
-``PYTHONPATH=.:tests python -m ops.test_queue_nce_compile_offline``.
+``PYTHONPATH=.:tests python -m ops.queue_nce.test_compile_offline``.
 """
 
 import pytest

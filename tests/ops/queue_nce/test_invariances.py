@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from ops.queue_nce_cases import inputs, loss_and_grads
 
 import fastseq
+from ops.queue_nce.cases import inputs, loss_and_grads
 
 pytest.importorskip("hypothesis", reason="needs the package hypothesis")
 from hypothesis import given, settings

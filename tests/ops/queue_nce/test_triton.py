@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from ops.queue_nce_cases import brute_force, inputs, loss_and_grads
 from tolerance import as_accurate_as, interpreted
 
 import fastseq
 from fastseq.ops.queue_nce import triton as queue_triton
+from ops.queue_nce.cases import brute_force, inputs, loss_and_grads
 
 pytestmark = [
     pytest.mark.interpreter,

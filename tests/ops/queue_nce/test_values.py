@@ -5,13 +5,13 @@ from functools import partial
 
 import pytest
 import torch
-from ops.queue_nce_cases import brute_force, inputs, loss_and_grads
 from tolerance import as_accurate_as, relative
 from torch.utils.checkpoint import checkpoint
 
 import fastseq
 from fastseq.ops.queue_nce import torch as blockwise
 from fastseq.ops.queue_nce.options import REDUCTIONS
+from ops.queue_nce.cases import brute_force, inputs, loss_and_grads
 
 BACKENDS = ["reference", "torch"]
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from ops.scl_cases import loss_and_grads
 
 import fastseq
 from fastseq.ops.scl.op import _backward_op, _forward_op
+from ops.scl.cases import loss_and_grads
 
 OPTIONS = ("torch", 10.0, 0.1, True, "kl", "cross")
 

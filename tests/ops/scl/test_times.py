@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from ops.scl_cases import brute_force, loss_and_grads, reduce
 from tolerance import as_accurate_as, rounding
 
 import fastseq
+from ops.scl.cases import brute_force, loss_and_grads, reduce
 
 BACKENDS = ["reference", "torch"]
 

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from ops.scl_cases import brute_force, loss_and_grads
 from tolerance import as_accurate_as, interpreted
 
 import fastseq
 from fastseq.ops.scl import triton as scl_triton
 from fastseq.ops.scl.options import SCLOptions
+from ops.scl.cases import brute_force, loss_and_grads
 
 pytestmark = [
     pytest.mark.interpreter,

@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.scl_cases import brute_force, golden, loss_and_grads, reduce
 from tolerance import as_accurate_as, relative
 
 import fastseq
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
+from ops.scl.cases import brute_force, golden, loss_and_grads, reduce
 
 LINEAR = "torch"
 pytestmark = pytest.mark.usefixtures("nan_empty")

@@ -1,5 +1,5 @@
 // The tile functions of csrc/soft_dtw on the host: strips from the top, tiles from the left, and
-// back. test_soft_dtw_cuda_host.py compiles this into a shared library and calls it.
+// back. test_cuda_host.py compiles this into a shared library and calls it.
 #include <algorithm>
 #include <limits>
 #include <vector>

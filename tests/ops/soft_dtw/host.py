@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LANES = 32
 
 
 def compile_library(compiler: str, folder: Path, name: str) -> Path:
-    """tests/ops/<name>.cpp as a shared library."""
+    """<name>.cpp of this folder as a shared library."""
     library = folder / f"{name}.so"
-    source = ROOT / f"tests/ops/{name}.cpp"
+    source = Path(__file__).with_name(f"{name}.cpp")
     command = [compiler, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     command += [f"-I{ROOT / 'csrc'}", str(source), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True)

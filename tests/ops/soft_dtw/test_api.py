@@ -5,13 +5,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from ops.soft_dtw_cases import BACKENDS, backends, randn, relative, value_and_grads
 
 import fastseq
 from fastseq.ops.common import dispatch
 from fastseq.ops.common.dispatch import choose_backend
 from fastseq.ops.soft_dtw import autograd, op
 from fastseq.ops.soft_dtw.op import resolve_backend
+from ops.soft_dtw.cases import BACKENDS, backends, randn, relative, value_and_grads
 
 
 def _arguments(**change):

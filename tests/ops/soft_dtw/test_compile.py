@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from ops.soft_dtw_cases import BACKENDS, backends, randn, value_and_grads
 
 import fastseq
 from fastseq.ops.soft_dtw.autograd import (
@@ -12,6 +11,7 @@ from fastseq.ops.soft_dtw.autograd import (
     _pack,
     _unpack,
 )
+from ops.soft_dtw.cases import BACKENDS, backends, randn, value_and_grads
 
 
 def _tensors(given):

@@ -12,16 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ops import test_soft_dtw_forbidden as forbidden
-from ops.soft_dtw_host import FiberBackend, compile_library
-from ops.test_soft_dtw_cuda_host import frames, relative, truth
 
 import fastseq
 from fastseq.ops.common import extension
 from fastseq.ops.soft_dtw import cuda, op
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
+from ops.soft_dtw import test_forbidden as forbidden
+from ops.soft_dtw.host import FiberBackend, compile_library
+from ops.soft_dtw.test_cuda_host import frames, relative, truth
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TABLE = ROOT / "tests/data/soft_dtw_resources.json"
 
 
@@ -64,7 +64,7 @@ def library(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     folder = tmp_path_factory.mktemp("soft_dtw")
-    return compile_library("g++", folder, "soft_dtw_fibers")
+    return compile_library("g++", folder, "fibers")
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from ops.soft_dtw_host import FiberBackend, compile_library
-from ops.test_soft_dtw_cuda_host import frames, relative, run, truth
 
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
+from ops.soft_dtw.host import FiberBackend, compile_library
+from ops.soft_dtw.test_cuda_host import frames, relative, run, truth
 
 F32, F64 = torch.float32, torch.float64
 
@@ -18,7 +18,7 @@ def library(tmp_path_factory):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++")
-    return compile_library(compiler, tmp_path_factory.mktemp("soft_dtw"), "soft_dtw_fibers")
+    return compile_library(compiler, tmp_path_factory.mktemp("soft_dtw"), "fibers")
 
 
 def same(got, want):

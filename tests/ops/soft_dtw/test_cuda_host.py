@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ops.soft_dtw_host import HostBackend, compile_library
 
 from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
 from fastseq.ops.soft_dtw.reference import soft_dtw_reference
+from ops.soft_dtw.host import HostBackend, compile_library
 
 ORACLE = Path(
-    os.environ.get("FASTSEQ_ORACLE", Path(__file__).parents[3] / "shared/oracle")
+    os.environ.get("FASTSEQ_ORACLE", Path(__file__).parents[4] / "shared/oracle")
 ).joinpath("soft_dtw")
 CASES = sorted(path.stem for path in ORACLE.glob("*.npz"))
 F32, F64 = torch.float32, torch.float64
@@ -27,9 +27,7 @@ def host(tmp_path_factory):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++")
-    return HostBackend(
-        compile_library(compiler, tmp_path_factory.mktemp("soft_dtw"), "soft_dtw_host")
-    )
+    return HostBackend(compile_library(compiler, tmp_path_factory.mktemp("soft_dtw"), "host"))
 
 
 def frames(*shape, dtype=F64, seed=0, unit=False):

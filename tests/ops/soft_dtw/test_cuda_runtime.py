@@ -10,15 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ops.soft_dtw_host import _Schedule, compile_library
-from ops.test_soft_dtw_cuda_host import frames, relative, truth
 
 import fastseq
 from fastseq.ops.common import extension, nvrtc
 from fastseq.ops.soft_dtw import cuda, op, runtime
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
+from ops.soft_dtw.host import _Schedule, compile_library
+from ops.soft_dtw.test_cuda_host import frames, relative, truth
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Kernel:
@@ -45,7 +45,7 @@ def library(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     folder = tmp_path_factory.mktemp("soft_dtw")
-    return ctypes.CDLL(str(compile_library("g++", folder, "soft_dtw_fibers")))
+    return ctypes.CDLL(str(compile_library("g++", folder, "fibers")))
 
 
 @pytest.fixture

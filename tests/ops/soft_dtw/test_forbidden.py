@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from ops.soft_dtw_cases import (
+
+import fastseq
+from ops.soft_dtw.cases import (
     BACKENDS,
     EVERY,
     all_paths,
@@ -13,8 +15,6 @@ from ops.soft_dtw_cases import (
     relative,
     value_and_alignment,
 )
-
-import fastseq
 
 INF, NAN = float("inf"), float("nan")
 

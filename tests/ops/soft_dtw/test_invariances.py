@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from ops.soft_dtw_cases import (
+
+import fastseq
+from ops.soft_dtw.cases import (
     backends,
     randn,
     recursion,
@@ -14,8 +16,6 @@ from ops.soft_dtw_cases import (
     value_and_alignment,
     value_and_grads,
 )
-
-import fastseq
 
 LENGTHS = {"lengths_x": [70, 33, 1, 0, 40], "lengths_y": [41, 66, 66, 5, 0]}
 

@@ -14,7 +14,7 @@ import torch
 import fastseq
 from fastseq.ops.soft_dtw import numba_math
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @numba.njit

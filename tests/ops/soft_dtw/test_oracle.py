@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ops.soft_dtw_cases import backends, relative, value_and_alignment, value_and_grads
 
 import fastseq
+from ops.soft_dtw.cases import backends, relative, value_and_alignment, value_and_grads
 
-DATA = Path(__file__).parents[1] / "data" / "soft_dtw"
+DATA = Path(__file__).parents[2] / "data" / "soft_dtw"
 PAIRS = [
     path.stem for path in sorted(DATA.glob("*.npz")) if path.stem[:2] not in ("21", "22", "25")
 ]

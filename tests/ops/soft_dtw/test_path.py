@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from ops.soft_dtw_cases import all_paths, in_band
 
 import fastseq
 from fastseq.ops.soft_dtw import dtw_path_from_cost
+from ops.soft_dtw.cases import all_paths, in_band
 
 SHAPES = [(1, 1), (1, 4), (4, 1), (2, 3), (4, 4), (5, 3), (3, 5), (5, 5)]
 

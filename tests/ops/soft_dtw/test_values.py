@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from ops.soft_dtw_cases import (
+
+import fastseq
+from ops.soft_dtw.cases import (
     BACKENDS,
     GRADIENT,
     VALUE,
@@ -19,8 +21,6 @@ from ops.soft_dtw_cases import (
     value_and_alignment,
     value_and_grads,
 )
-
-import fastseq
 
 SMALL = [(1, 1), (1, 5), (5, 1), (2, 2), (3, 4), (6, 4), (6, 6)]
 # Around the sizes at which tiles, strips and blocks begin and end.

@@ -1,7 +1,7 @@
 """Every tcc_loss kernel compiled for GPUs that are not there: nothing spills, tensor cores work.
 
 As a program it compiles the whole list and writes tests/data/tcc_resources.json, which holds for
-the Triton version named in it: ``PYTHONPATH=.:tests python -m ops.test_tcc_compile_offline``.
+the Triton version named in it: ``PYTHONPATH=.:tests python -m ops.tcc.test_compile_offline``.
 Words after it, as in ``grad D200``, limit it to kernels that have all of them in their name.
 """
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from ops.tcc_cases import randn
 
 import fastseq
 from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
+from ops.tcc.cases import randn
 
 pytest.importorskip("hypothesis", reason="needs the package hypothesis")
 from hypothesis import given, settings

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from ops.tcc_cases import brute_force, randn
-from ops.tcc_cases import loss_and_grads as call
 from tolerance import as_accurate_as, interpreted
 
 import fastseq
 from fastseq.ops.tcc import triton as tcc_triton
 from fastseq.ops.tcc.op import check_options
 from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, VARIANCE_FLOOR
+from ops.tcc.cases import brute_force, randn
+from ops.tcc.cases import loss_and_grads as call
 
 pytestmark = [
     pytest.mark.interpreter,

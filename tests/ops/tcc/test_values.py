@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from ops.tcc_cases import brute_force, loss_and_grads, randn
 from tolerance import as_accurate_as, relative
 
 import fastseq
 import fastseq.ops.tcc.torch as blockwise
 from fastseq.ops.tcc.op import check_options
 from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, VARIANCE_FLOOR
+from ops.tcc.cases import brute_force, loss_and_grads, randn
 
 BOTH = ["reference", "torch"]
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from ops.tcc_cases import randn
 from tolerance import relative
 
 import fastseq
 from fastseq.nn import TCNLoss
+from ops.tcc.cases import randn
 
 
 def brute_force(anchors, positives, reg_lambda):
