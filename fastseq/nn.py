@@ -1,27 +1,28 @@
 """nn.Module twins of the losses: options in the constructor, tensors in the call."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
 from fastseq.feature_queue import FeatureQueue
-from fastseq.ops.common.validate import (
-    check_bool,
-    check_choice,
-    check_nonnegative,
-    check_positive,
-)
-from fastseq.ops.contrastive_idm import options as idm_options
+from fastseq.ops.common.lengths import Durations, Lengths
+from fastseq.ops.common.validate import check_nonnegative
 from fastseq.ops.contrastive_idm.op import contrastive_idm
-from fastseq.ops.lav.op import FORMS as LAV_FORMS
+from fastseq.ops.contrastive_idm.options import CIDMOptions
 from fastseq.ops.lav.op import lav_loss
+from fastseq.ops.lav.options import LAVOptions
 from fastseq.ops.queue_nce.op import queue_nce
-from fastseq.ops.queue_nce.options import REDUCTIONS as QUEUE_REDUCTIONS
+from fastseq.ops.queue_nce.options import QueueNCEOptions
 from fastseq.ops.scl.op import scl_loss
-from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
-from fastseq.ops.soft_dtw import options as soft_dtw_options
+from fastseq.ops.scl.options import SCLOptions
 from fastseq.ops.soft_dtw.op import soft_dtw
-from fastseq.ops.tcc.op import Durations, Lengths, tcc_loss
-from fastseq.ops.tcc.op import check_options as check_tcc_options
+from fastseq.ops.soft_dtw.options import SoftDTWOptions
+from fastseq.ops.tcc.op import tcc_loss
+from fastseq.ops.tcc.options import TCCOptions
 from fastseq.ops.tcn.op import tcn_loss
+from fastseq.ops.vclr.op import vclr_loss
+from fastseq.ops.vclr.options import VCLROptions
 
 __all__ = [
     "ContrastiveIDM",
@@ -32,13 +33,17 @@ __all__ = [
     "SoftDTW",
     "TCCLoss",
     "TCNLoss",
+    "VCLRLoss",
 ]
 
 
 class _Loss(nn.Module):
-    """Shows the options of a loss, ``self.options``, in its representation."""
+    """Checks the options of a loss when it is made, and shows them in its representation."""
 
-    options: dict
+    def __init__(self, check: Callable[..., object], backend: str, **options: Any) -> None:
+        super().__init__()
+        check(type(self).__name__, **options)
+        self.options = options | {"backend": backend}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
@@ -66,22 +71,16 @@ class SCLLoss(_Loss):
         reduction: str = "mean",
         backend: str = "auto",
     ):
-        super().__init__()
-        check_positive("SCLLoss", "variance", variance)
-        check_positive("SCLLoss", "temperature", temperature)
-        check_bool("SCLLoss", "normalize", normalize)
-        check_choice("SCLLoss", "objective", objective, OBJECTIVES)
-        check_choice("SCLLoss", "negatives", negatives, NEGATIVES)
-        check_choice("SCLLoss", "reduction", reduction, REDUCTIONS)
-        self.options = {
-            "variance": variance,
-            "temperature": temperature,
-            "normalize": normalize,
-            "objective": objective,
-            "negatives": negatives,
-            "reduction": reduction,
-            "backend": backend,
-        }
+        super().__init__(
+            SCLOptions.checked,
+            backend,
+            variance=variance,
+            temperature=temperature,
+            normalize=normalize,
+            objective=objective,
+            negatives=negatives,
+            reduction=reduction,
+        )
 
     def forward(
         self,
@@ -90,8 +89,8 @@ class SCLLoss(_Loss):
         t1: Tensor | None = None,
         t2: Tensor | None = None,
         *,
-        lengths1: Tensor | list[int] | int | None = None,
-        lengths2: Tensor | list[int] | int | None = None,
+        lengths1: Lengths = None,
+        lengths2: Lengths = None,
         valid1: Tensor | None = None,
         valid2: Tensor | None = None,
     ) -> Tensor:
@@ -120,28 +119,23 @@ class SoftDTW(_Loss):
         reduction: str = "none",
         backend: str = "auto",
     ):
-        super().__init__()
-        check_positive("SoftDTW", "gamma", gamma)
-        check_choice("SoftDTW", "cost", cost, soft_dtw_options.COSTS)
-        soft_dtw_options.check_bandwidth("SoftDTW", bandwidth)
-        check_bool("SoftDTW", "divergence", divergence)
-        check_choice("SoftDTW", "reduction", reduction, soft_dtw_options.REDUCTIONS)
-        self.options = {
-            "gamma": gamma,
-            "cost": cost,
-            "bandwidth": bandwidth,
-            "divergence": divergence,
-            "reduction": reduction,
-            "backend": backend,
-        }
+        super().__init__(
+            SoftDTWOptions.checked,
+            backend,
+            gamma=gamma,
+            cost=cost,
+            bandwidth=bandwidth,
+            divergence=divergence,
+            reduction=reduction,
+        )
 
     def forward(
         self,
         x: Tensor,
         y: Tensor,
         *,
-        lengths_x: Tensor | list[int] | int | None = None,
-        lengths_y: Tensor | list[int] | int | None = None,
+        lengths_x: Lengths = None,
+        lengths_y: Lengths = None,
     ) -> Tensor:
         return soft_dtw(x, y, lengths_x=lengths_x, lengths_y=lengths_y, **self.options)
 
@@ -170,19 +164,18 @@ class TCCLoss(_Loss):
         reduction: str = "mean",
         backend: str = "auto",
     ):
-        super().__init__()
-        self.options = {
-            "loss_type": loss_type,
-            "similarity": similarity,
-            "temperature": temperature,
-            "variance_lambda": variance_lambda,
-            "label_smoothing": label_smoothing,
-            "huber_delta": huber_delta,
-            "normalize_indices": normalize_indices,
-            "reduction": reduction,
-        }
-        check_tcc_options("TCCLoss", **self.options)
-        self.options["backend"] = backend
+        super().__init__(
+            TCCOptions.checked,
+            backend,
+            loss_type=loss_type,
+            similarity=similarity,
+            temperature=temperature,
+            variance_lambda=variance_lambda,
+            label_smoothing=label_smoothing,
+            huber_delta=huber_delta,
+            normalize_indices=normalize_indices,
+            reduction=reduction,
+        )
 
     def forward(
         self,
@@ -249,22 +242,16 @@ class ContrastiveIDM(_Loss):
         reduction: str = "mean",
         backend: str = "auto",
     ):
-        super().__init__()
-        check_nonnegative("ContrastiveIDM", "window", window)
-        check_positive("ContrastiveIDM", "margin", margin)
-        check_choice("ContrastiveIDM", "form", form, idm_options.FORMS)
-        check_choice("ContrastiveIDM", "weights", weights, idm_options.WEIGHTS)
-        check_choice("ContrastiveIDM", "distance", distance, idm_options.DISTANCES)
-        check_choice("ContrastiveIDM", "reduction", reduction, idm_options.REDUCTIONS)
-        self.options = {
-            "window": window,
-            "margin": margin,
-            "form": form,
-            "weights": weights,
-            "distance": distance,
-            "reduction": reduction,
-            "backend": backend,
-        }
+        super().__init__(
+            CIDMOptions.checked,
+            backend,
+            window=window,
+            margin=margin,
+            form=form,
+            weights=weights,
+            distance=distance,
+            reduction=reduction,
+        )
 
     def forward(self, z: Tensor, t: Tensor | None = None, *, lengths: Lengths = None) -> Tensor:
         return contrastive_idm(z, t, lengths=lengths, **self.options)
@@ -295,26 +282,18 @@ class LAVLoss(_Loss):
         reduction: str = "mean",
         backend: str = "auto",
     ):
-        super().__init__()
-        check_positive("LAVLoss", "gamma", gamma)
-        check_nonnegative("LAVLoss", "alpha", alpha)
-        check_nonnegative("LAVLoss", "window", window)
-        check_positive("LAVLoss", "margin", margin)
-        check_choice("LAVLoss", "form", form, LAV_FORMS)
-        check_choice("LAVLoss", "cost", cost, soft_dtw_options.COSTS)
-        check_bool("LAVLoss", "divergence", divergence)
-        check_choice("LAVLoss", "reduction", reduction, soft_dtw_options.REDUCTIONS)
-        self.options = {
-            "gamma": gamma,
-            "alpha": alpha,
-            "window": window,
-            "margin": margin,
-            "form": form,
-            "cost": cost,
-            "divergence": divergence,
-            "reduction": reduction,
-            "backend": backend,
-        }
+        super().__init__(
+            LAVOptions.checked,
+            backend,
+            gamma=gamma,
+            alpha=alpha,
+            window=window,
+            margin=margin,
+            form=form,
+            cost=cost,
+            divergence=divergence,
+            reduction=reduction,
+        )
 
     def forward(
         self,
@@ -357,16 +336,54 @@ class QueueNCE(_Loss):
         reduction: str = "mean",
         backend: str = "auto",
     ):
-        super().__init__()
-        check_positive("QueueNCE", "temperature", temperature)
-        check_bool("QueueNCE", "normalize", normalize)
-        check_choice("QueueNCE", "reduction", reduction, QUEUE_REDUCTIONS)
-        self.options = {
-            "temperature": temperature,
-            "normalize": normalize,
-            "reduction": reduction,
-            "backend": backend,
-        }
+        super().__init__(
+            QueueNCEOptions.checked,
+            backend,
+            temperature=temperature,
+            normalize=normalize,
+            reduction=reduction,
+        )
 
     def forward(self, q: Tensor, positives: Tensor, queue: Tensor) -> Tensor:
         return queue_nce(q, positives, queue, **self.options)
+
+
+class VCLRLoss(_Loss):
+    """:func:`fastseq.vclr_loss` as a module; see there for the formula, shapes and defaults.
+
+    Example:
+        >>> import torch
+        >>> q, queue = torch.randn(8, 128), FeatureQueue(4096, 128)
+        >>> classifier = torch.nn.Linear(2 * 3 * 16, 4)
+        >>> order = (*torch.randn(2, 8, 3, 16), torch.zeros(8, dtype=torch.long), classifier)
+        >>> VCLRLoss()(inter=(q, q, queue.features), order=order).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        temperature: float = 0.1,
+        normalize: bool = True,
+        form: str = "paper",
+        backend: str = "auto",
+    ):
+        super().__init__(
+            VCLROptions.checked,
+            backend,
+            weights=weights,
+            temperature=temperature,
+            normalize=normalize,
+            form=form,
+        )
+
+    def forward(
+        self,
+        *,
+        inter: tuple[Tensor, Tensor, Tensor] | None = None,
+        intra: tuple[Tensor, Tensor, Tensor] | None = None,
+        video: tuple[Tensor, Tensor, Tensor] | None = None,
+        order: tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]] | None = None,
+    ) -> Tensor:
+        return vclr_loss(inter=inter, intra=intra, video=video, order=order, **self.options)

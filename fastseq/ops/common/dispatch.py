@@ -177,40 +177,13 @@ def in_custom_op() -> bool:
     return getattr(_thread, "custom_op", False)
 
 
-def gradient(function: type[torch.autograd.Function], *args):
-    """``function.apply(*args)`` in a backward: what differentiating the gradient meets.
+def constant_under_compile(function: Callable) -> Callable:
+    """A function of Python values that torch.compile calls once instead of tracing it.
 
-    Only under ``create_graph=True``, when autograd is on in a backward, can that happen; otherwise
-    the node would be 15 us for nothing.
+    What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
     """
-    if torch.is_grad_enabled():
-        return function.apply(*args)
-    return function.forward(None, *args)
-
-
-def refuse_transforms(op: str, name: str) -> None:
-    """RuntimeError inside torch.func's transforms, which backends with kernels cannot serve."""
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
-            f'jvp); to fix: {op}(..., backend="reference")'
-        )
-
-
-def refuse_forward_mode(op: str, op_of_costs: str | None = None) -> staticmethod:
-    """The ``jvp`` of an autograd.Function, which only forward-mode differentiation calls.
-
-    ``op_of_costs``: the op that was called when the third input, the costs, has a tangent.
-    """
-
-    def jvp(ctx, *tangents):
-        called = op if op_of_costs is None or tangents[2] is None else op_of_costs
-        raise RuntimeError(
-            f"{called}: this backend does not work under forward-mode differentiation "
-            f'(torch.autograd.forward_ad); to fix: {called}(..., backend="reference")'
-        )
-
-    return staticmethod(jvp)
+    function._dynamo_marked_constant = True
+    return function
 
 
 def call_as(op: str, function: Callable, *args, **options):

@@ -12,10 +12,15 @@ INT_DTYPES = (
 )
 
 
+# How a user says how many frames of each sequence are real, and how long each whole video is.
+Lengths = Tensor | Sequence[int] | int | None
+Durations = Tensor | Sequence[float] | float | None
+
+
 def prepare_valid(
     op: str,
     suffix: str,
-    lengths: Tensor | Sequence[int] | int | None,
+    lengths: Lengths,
     valid: Tensor | None,
     num: int,
     frames: int,
@@ -112,7 +117,7 @@ def prepare_times(
 def prepare_duration(
     op: str,
     name: str,
-    duration: Tensor | Sequence[float] | float | None,
+    duration: Durations,
     num: int,
     device: torch.device,
 ) -> Tensor | None:

@@ -1,34 +1,16 @@
-"""contrastive_idm: checks, choice of backend, autograd, torch.library registration."""
+"""contrastive_idm: checks, choice of backend, and how its backends join PyTorch."""
 
 import functools
-import importlib
 import warnings
 
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import (
-    choose_triton_or_torch,
-    gradient,
-    inside_custom_op,
-    no_autocast,
-    refuse_forward_mode,
-    refuse_transforms,
-)
-from fastseq.ops.common.lengths import prepare_times, prepare_valid
-from fastseq.ops.common.validate import (
-    check_choice,
-    check_embeddings,
-    check_nonnegative,
-    check_positive,
-)
-from fastseq.ops.contrastive_idm.options import (
-    DISTANCES,
-    FORMS,
-    REDUCTIONS,
-    WEIGHTS,
-    CIDMOptions,
-)
+from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_compile
+from fastseq.ops.common.fused import FusedLoss
+from fastseq.ops.common.lengths import Lengths, prepare_times, prepare_valid
+from fastseq.ops.common.validate import check_embeddings
+from fastseq.ops.contrastive_idm.options import CIDMOptions
 from fastseq.ops.contrastive_idm.reference import contrastive_idm_reference
 
 # Frames from which the squared gaps of eq. 7 outgrow a Soft-DTW over as many frames.
@@ -44,7 +26,7 @@ def contrastive_idm(
     form: str = "contrastive",
     weights: str = "paper",
     distance: str = "sqeuclidean",
-    lengths: Tensor | list[int] | int | None = None,
+    lengths: Lengths = None,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -103,11 +85,6 @@ def contrastive_idm(
     """
     op = "contrastive_idm"
     check_embeddings(op, "z", z)
-    check_choice(op, "form", form, FORMS)
-    check_choice(op, "weights", weights, WEIGHTS)
-    check_choice(op, "distance", distance, DISTANCES)
-    check_choice(op, "reduction", reduction, REDUCTIONS)
-    margin = check_positive(op, "margin", margin)
     unbatched = z.dim() == 2
     if unbatched:
         z = z[None]
@@ -115,8 +92,7 @@ def contrastive_idm(
     windows = None
     if isinstance(window, Tensor):
         windows, window = _prepare_windows(op, window, num, z.device), 0.0
-    window = check_nonnegative(op, "window", window)
-    opts = CIDMOptions(window, margin, form, weights, distance, reduction)
+    opts = CIDMOptions.checked(op, window, margin, form, weights, distance, reduction)
     t = prepare_times(op, "t", t, num, frames, z.device)
     lengths = prepare_valid(op, "", lengths, None, num, frames, z.device)
     name, _ = resolve_backend(backend, z.device.type, z.dtype)
@@ -124,15 +100,7 @@ def contrastive_idm(
     counts = t is None or not t.is_floating_point()
     if grows and counts and frames > LARGE_SCALE_FROM and not torch.compiler.is_compiling():
         _warn_large_scale()
-    if name == "reference":
-        with no_autocast(z.device.type):
-            loss = contrastive_idm_reference(z, t, lengths, windows, opts)
-    else:
-        refuse_transforms(op, name)
-        if torch.compiler.is_compiling():
-            loss = _forward_op(z, t, lengths, windows, name, *opts)[0]
-        else:
-            loss = _ContrastiveIDM.apply(z, (t, lengths, windows), name, opts)
+    loss = FUSED(name, opts, z, t, lengths, windows)
     return loss[0] if unbatched and reduction == "none" else loss
 
 
@@ -163,120 +131,25 @@ def _warn_large_scale() -> None:
     )
 
 
+@constant_under_compile
 def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     """The backend that serves such a call, and why. Reads nothing but its arguments and the
     environment."""
     return choose_triton_or_torch("contrastive_idm", requested, device_type, dtype)
 
 
-# What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
-resolve_backend._dynamo_marked_constant = True
+def _shapes(z, t, lengths, windows, opts: CIDMOptions, needs):
+    """Of the loss and of the coefficients of the reduction."""
+    return z.shape[:1] if opts.reduction == "none" else (), z.shape[:1]
 
 
-@functools.cache
-def _backend(name: str):
-    return importlib.import_module(f"fastseq.ops.contrastive_idm.{name}")
-
-
-def _forward(z, t, lengths, windows, name: str, opts: CIDMOptions):
-    with no_autocast(z.device.type):
-        return _backend(name).forward(z, t, lengths, windows, opts)
-
-
-def _backward(grad, z, t, lengths, windows, coef, name: str, opts: CIDMOptions) -> Tensor:
-    with no_autocast(z.device.type):
-        return _backend(name).backward(grad, z, t, lengths, windows, coef, opts)
-
-
-class _ContrastiveIDM(torch.autograd.Function):
-    """Eager path: no torch.library boundary, which costs 15 to 60 us a call."""
-
-    jvp = refuse_forward_mode("contrastive_idm")
-
-    @staticmethod
-    def forward(ctx, z, constants, name, opts):
-        # Arguments of their own would cost 2 us each, for gradients that these do not have.
-        z = z.contiguous()
-        loss, coef = _forward(z, *constants, name, opts)
-        ctx.save_for_backward(z, *constants, coef)
-        ctx.name, ctx.opts = name, opts
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad):
-        dz = gradient(_ContrastiveIDMBackward, grad, *ctx.saved_tensors, ctx.name, ctx.opts)
-        return dz, None, None, None
-
-
-class _ContrastiveIDMBackward(torch.autograd.Function):
-    """The gradient as a node of its own, so that differentiating it again is an error."""
-
-    @staticmethod
-    def forward(ctx, grad, z, t, lengths, windows, coef, name, opts):
-        return _backward(grad, z, t, lengths, windows, coef, name, opts)
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise RuntimeError(_TWICE)
-
-
-_TWICE = (
-    "contrastive_idm: this backend cannot be differentiated twice (gradient penalties, "
-    'Hessian-vector products); to fix: contrastive_idm(..., backend="reference")'
+FUSED = FusedLoss(
+    "contrastive_idm",
+    "fastseq.ops.contrastive_idm",
+    inputs=("z", "t?", "lengths?", "windows?"),
+    differentiable=1,
+    options=CIDMOptions,
+    reference=contrastive_idm_reference,
+    kept=1,
+    shapes=_shapes,
 )
-
-# Under torch.compile the calls cross the torch.library boundary instead.
-_INPUTS = "Tensor z, Tensor? t, Tensor? lengths, Tensor? windows"
-_OPTS = (
-    "str backend, float window, float margin, str form, str weights, str distance, str reduction"
-)
-
-
-@torch.library.custom_op(
-    "fastseq::contrastive_idm_forward",
-    mutates_args=(),
-    schema=f"({_INPUTS}, {_OPTS}) -> (Tensor, Tensor)",
-)
-def _forward_op(z, t, lengths, windows, backend, *opts):
-    with inside_custom_op():
-        return _forward(z.contiguous(), t, lengths, windows, backend, CIDMOptions(*opts))
-
-
-@_forward_op.register_fake
-def _(z, t, lengths, windows, backend, *opts):
-    num = z.shape[0]
-    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-    shape = (num,) if CIDMOptions(*opts).reduction == "none" else ()
-    return z.new_empty(shape, dtype=dtype), z.new_empty((num,), dtype=dtype)
-
-
-@torch.library.custom_op(
-    "fastseq::contrastive_idm_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_INPUTS}, Tensor coef, {_OPTS}) -> Tensor",
-)
-def _backward_op(grad, z, t, lengths, windows, coef, backend, *opts):
-    z, opts = z.contiguous(), CIDMOptions(*opts)
-    return _backward(grad, z, t, lengths, windows, coef, backend, opts)
-
-
-@_backward_op.register_fake
-def _(grad, z, t, lengths, windows, coef, backend, *opts):
-    return z.new_empty(z.shape)
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:4], output[1])
-    ctx.options = inputs[4:]
-
-
-def _autograd(ctx, grad, grad_coef):
-    return _backward_op(grad, *ctx.saved_tensors, *ctx.options), *[None] * 10
-
-
-def _raise_twice(ctx, grad):
-    raise RuntimeError(_TWICE)
-
-
-_forward_op.register_autograd(_autograd, setup_context=_setup_context)
-_backward_op.register_autograd(_raise_twice)

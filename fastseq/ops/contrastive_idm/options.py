@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times
+from fastseq.ops.common.validate import check_choice, check_nonnegative, check_positive
 
 FORMS = ("contrastive", "idm", "sfa")
 WEIGHTS = ("paper", "code")
@@ -20,6 +21,25 @@ class CIDMOptions(NamedTuple):
     weights: str
     distance: str
     reduction: str
+
+    @classmethod
+    def checked(
+        cls,
+        op: str,
+        window: float,
+        margin: float,
+        form: str,
+        weights: str,
+        distance: str,
+        reduction: str,
+    ) -> "CIDMOptions":
+        window = check_nonnegative(op, "window", window)
+        margin = check_positive(op, "margin", margin)
+        check_choice(op, "form", form, FORMS)
+        check_choice(op, "weights", weights, WEIGHTS)
+        check_choice(op, "distance", distance, DISTANCES)
+        check_choice(op, "reduction", reduction, REDUCTIONS)
+        return cls(window, margin, form, weights, distance, reduction)
 
 
 def pair_times(t: Tensor | None, real: Tensor, dtype: torch.dtype) -> Tensor:

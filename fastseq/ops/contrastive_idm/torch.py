@@ -20,7 +20,7 @@ ROUNDINGS = 16 * torch.finfo(torch.float32).eps
 DOUBTFUL_AT_ONCE = 4096
 
 
-def forward(z, t, lengths, windows, opts: CIDMOptions) -> tuple[Tensor, Tensor]:
+def forward(z, t, lengths, windows, opts: CIDMOptions, needs) -> tuple[Tensor, Tensor]:
     """Loss, and the coefficients (N,) of the reduction."""
     p = _Problem(z, t, lengths, windows, opts)
     sums = p.z.new_zeros(p.num)
@@ -35,7 +35,7 @@ def forward(z, t, lengths, windows, opts: CIDMOptions) -> tuple[Tensor, Tensor]:
     return loss if opts.reduction == "none" else loss.sum(), coef
 
 
-def backward(grad, z, t, lengths, windows, coef, opts: CIDMOptions) -> Tensor:
+def backward(grad, z, t, lengths, windows, coef, opts: CIDMOptions, needs) -> tuple[Tensor]:
     p = _Problem(z, t, lengths, windows, opts)
     dz = torch.zeros_like(p.z)
     for seqs, rows in p.blocks():
@@ -51,7 +51,7 @@ def backward(grad, z, t, lengths, windows, coef, opts: CIDMOptions) -> Tensor:
     dz *= scale[:, None, None]
     if lengths is not None:
         dz.masked_fill_(~p.real[..., None], 0)
-    return dz.to(z.dtype)
+    return (dz.to(z.dtype),)
 
 
 class _Problem:

@@ -3,6 +3,7 @@
 One launch forward, one backward. Nothing is read back, so a CUDA graph can capture it.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -64,6 +65,7 @@ def forward(
     lengths: Tensor | None,
     windows: Tensor | None,
     opts: CIDMOptions,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the coefficients (N,) of the reduction."""
     n, frames, _ = z.shape
@@ -92,11 +94,12 @@ def backward(
     windows: Tensor | None,
     coef: Tensor,
     opts: CIDMOptions,
-) -> Tensor:
+    needs: Sequence[bool],
+) -> tuple[Tensor]:
     n, frames, _ = z.shape
     dz = torch.empty_like(z)
     if dz.numel() == 0:
-        return dz
+        return (dz,)
     t, lengths, windows = _side_inputs(z, t, lengths, windows)
     kernels = _kernels(z, opts)
     blocks = launch.cdiv(frames, kernels.grad_rows)
@@ -106,7 +109,7 @@ def backward(
         (z, t, lengths, windows, coef, grad, dz),
         (n, frames, *strides, opts.window, opts.margin),
     )
-    return dz
+    return (dz,)
 
 
 class Kernels(NamedTuple):

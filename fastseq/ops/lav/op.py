@@ -4,23 +4,18 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.dispatch import call_as, choose_backend, no_autocast
-from fastseq.ops.common.lengths import prepare_duration, prepare_times, prepare_valid
-from fastseq.ops.common.validate import (
-    check_bool,
-    check_choice,
-    check_nonnegative,
-    check_pair,
-    check_positive,
+from fastseq.ops.common.lengths import (
+    Durations,
+    Lengths,
+    prepare_duration,
+    prepare_times,
+    prepare_valid,
 )
+from fastseq.ops.common.validate import check_pair
 from fastseq.ops.contrastive_idm.op import contrastive_idm
-from fastseq.ops.contrastive_idm.options import REDUCTIONS, CIDMOptions
+from fastseq.ops.lav.options import LAVOptions
 from fastseq.ops.lav.reference import lav_reference
 from fastseq.ops.soft_dtw.op import soft_dtw
-from fastseq.ops.soft_dtw.options import COSTS
-
-FORMS = ("paper", "code")
-Lengths = Tensor | list[int] | int | None
-Durations = Tensor | list[float] | float | None
 
 
 def lav_loss(
@@ -96,13 +91,7 @@ def lav_loss(
     """
     op = "lav_loss"
     check_pair(op, "x", x, "y", y)
-    check_choice(op, "form", form, FORMS)
-    check_choice(op, "cost", cost, COSTS)
-    check_choice(op, "reduction", reduction, REDUCTIONS)
-    check_bool(op, "divergence", divergence)
-    gamma, margin = check_positive(op, "gamma", gamma), check_positive(op, "margin", margin)
-    alpha = check_nonnegative(op, "alpha", alpha)
-    window = check_nonnegative(op, "window", window)
+    opts = LAVOptions.checked(op, gamma, alpha, window, margin, form, cost, divergence, reduction)
     name, _ = choose_backend(op, backend, {"auto": None, "torch": None, "reference": None})
     unbatched = x.dim() == 2
     if unbatched:
@@ -119,14 +108,13 @@ def lav_loss(
 
     windows = (None, None)
     if form == "code":
-        tx, window_x = _shares(op, "duration_x", duration_x, tx, window, num, frames_x, device)
-        ty, window_y = _shares(op, "duration_y", duration_y, ty, window, num, frames_y, device)
+        tx, window_x = _shares(op, "duration_x", duration_x, tx, opts.window, num, frames_x, device)
+        ty, window_y = _shares(op, "duration_y", duration_y, ty, opts.window, num, frames_y, device)
         windows = window_x, window_y
     if name == "reference":
-        idm = CIDMOptions(window, margin, "contrastive", form, "sqeuclidean", "none")
         sides = x, y, tx, ty, lengths_x, lengths_y
         with no_autocast(device.type):
-            values = lav_reference(*sides, windows, gamma, alpha, idm, cost, divergence)
+            values = lav_reference(*sides, windows, opts)
     else:
         options = {"margin": margin, "weights": form, "reduction": "none", "backend": name}
         values = call_as(

@@ -1,20 +1,12 @@
-"""queue_nce: checks, choice of backend, autograd, torch.library registration."""
-
-import functools
-import importlib
+"""queue_nce: checks, choice of backend, and how its backends join PyTorch."""
 
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import (
-    choose_triton_or_torch,
-    gradient,
-    no_autocast,
-    refuse_forward_mode,
-    refuse_transforms,
-)
-from fastseq.ops.common.validate import FLOAT_DTYPES, check_bool, check_choice, check_positive
-from fastseq.ops.queue_nce.options import REDUCTIONS, QueueNCEOptions, accumulator
+from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_compile
+from fastseq.ops.common.fused import FusedLoss
+from fastseq.ops.common.validate import FLOAT_DTYPES
+from fastseq.ops.queue_nce.options import QueueNCEOptions
 from fastseq.ops.queue_nce.reference import queue_nce_reference
 
 
@@ -73,9 +65,7 @@ def queue_nce(
     """
     op = "queue_nce"
     check_inputs(op, q, positives, queue)
-    opts = QueueNCEOptions(check_positive(op, "temperature", temperature), normalize)
-    check_bool(op, "normalize", normalize)
-    check_choice(op, "reduction", reduction, REDUCTIONS)
+    opts = QueueNCEOptions.checked(op, temperature, normalize, reduction)
     single = positives.dim() == 2
     if single:
         positives = positives[:, None]
@@ -84,28 +74,8 @@ def queue_nce(
         wide = torch.promote_types(torch.promote_types(wide, positives.dtype), queue.dtype)
         q, positives = q.to(wide), positives.to(wide)
     name, _ = resolve_backend(backend, q.device.type, wide)
-    if name == "reference":
-        with no_autocast(q.device.type):
-            losses = queue_nce_reference(q, positives, queue, opts)
-    else:
-        refuse_transforms(op, name)
-        # What the backward of q needs has to be gathered while the queue is read.
-        keep = torch.is_grad_enabled() and q.requires_grad
-        if not torch.compiler.is_compiling():
-            count = _count(positives, reduction)
-            losses = _QueueNCE.apply(q, positives, queue, name, opts, keep, count)
-            return losses[:, 0] if single and count is None else losses
-        losses = _forward_op(q, positives, queue, name, *opts, keep)[0]
-    if reduction == "none":
-        return losses[:, 0] if single else losses
-    return losses.sum() / _count(positives, reduction)
-
-
-def _count(positives: Tensor, reduction: str) -> int | None:
-    """What the sum of the losses is divided by; None: they are not added up."""
-    if reduction == "none":
-        return None
-    return max(1, positives.shape[0] * positives.shape[1]) if reduction == "mean" else 1
+    loss = FUSED(name, opts, q, positives, queue)
+    return loss[:, 0] if single and reduction == "none" else loss
 
 
 def check_inputs(op: str, q: Tensor, positives: Tensor, queue: Tensor) -> None:
@@ -141,141 +111,27 @@ def check_inputs(op: str, q: Tensor, positives: Tensor, queue: Tensor) -> None:
         )
 
 
+@constant_under_compile
 def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     """The backend that serves such a call, and why. Reads nothing but its arguments and the
     environment."""
     return choose_triton_or_torch("queue_nce", requested, device_type, dtype)
 
 
-# What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
-resolve_backend._dynamo_marked_constant = True
+def _shapes(q, positives, queue, opts: QueueNCEOptions, needs):
+    """Of the loss, what each positive lacks of probability 1, and the queue's mean."""
+    losses = positives.shape[:2]
+    return losses if opts.reduction == "none" else (), losses, q.shape if needs[0] else None
 
 
-@functools.cache
-def _backend(name: str):
-    return importlib.import_module(f"fastseq.ops.queue_nce.{name}")
-
-
-def _forward(q, positives, queue, name: str, opts: QueueNCEOptions, keep: bool):
-    with no_autocast(q.device.type):
-        return _backend(name).forward(q, positives, queue, opts, keep)
-
-
-def _backward(grad, q, positives, lack, mean, name, opts, need_q: bool, need_positives: bool):
-    with no_autocast(q.device.type):
-        return _backend(name).backward(grad, q, positives, lack, mean, opts, need_q, need_positives)
-
-
-class _QueueNCE(torch.autograd.Function):
-    """Eager path: no torch.library boundary, which costs 15 to 60 us a call."""
-
-    jvp = refuse_forward_mode("queue_nce")
-
-    @staticmethod
-    def forward(ctx, q, positives, queue, name, opts, keep, count):
-        q, positives = q.contiguous(), positives.contiguous()
-        losses, lack, mean = _forward(q, positives, queue, name, opts, keep)
-        ctx.save_for_backward(q, positives, lack, mean)
-        ctx.name, ctx.opts, ctx.count = name, opts, count
-        return losses if count is None else losses.sum() / count
-
-    @staticmethod
-    def backward(ctx, grad):
-        saved = ctx.saved_tensors  # once: hooks may have to bring them back
-        if ctx.count is not None:  # here, and not as autograd's nodes, which cost 40 us
-            grad = (grad / ctx.count).expand(saved[1].shape[:2])
-        dq, dp = gradient(
-            _QueueNCEBackward,
-            grad,
-            *saved,
-            ctx.name,
-            ctx.opts,
-            *ctx.needs_input_grad[:2],
-        )
-        return dq, dp, *[None] * 5
-
-
-class _QueueNCEBackward(torch.autograd.Function):
-    """The gradient as a node of its own, so that differentiating it again is an error."""
-
-    @staticmethod
-    def forward(ctx, *args):
-        return _backward(*args)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(_TWICE)
-
-
-_TWICE = (
-    "queue_nce: this backend cannot be differentiated twice (gradient penalties, Hessian-vector "
-    'products); to fix: queue_nce(..., backend="reference")'
+FUSED = FusedLoss(
+    "queue_nce",
+    "fastseq.ops.queue_nce",
+    inputs=("q", "positives", "queue"),
+    differentiable=2,
+    options=QueueNCEOptions,
+    reference=queue_nce_reference,
+    kept=2,
+    shapes=_shapes,
+    forward_only=1,
 )
-
-# Under torch.compile the calls cross the torch.library boundary instead.
-_OPTS = "str backend, float temperature, bool normalize"
-
-
-@torch.library.custom_op(
-    "fastseq::queue_nce_forward",
-    mutates_args=(),
-    schema=f"(Tensor q, Tensor positives, Tensor queue, {_OPTS}, bool keep)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-def _forward_op(q, positives, queue, backend, *rest):
-    *opts, keep = rest
-    q, positives = q.contiguous(), positives.contiguous()
-    losses, lack, mean = _forward(q, positives, queue, backend, QueueNCEOptions(*opts), keep)
-    # An op cannot return None: an empty tensor stands for what is not there.
-    return losses, lack, losses.new_empty(0) if mean is None else mean
-
-
-@_forward_op.register_fake
-def _(q, positives, queue, backend, *rest):
-    kind = {"dtype": accumulator(q.dtype)}
-    shape = positives.shape[:2]
-    mean = q.new_empty(q.shape if rest[-1] else (0,), **kind)
-    return q.new_empty(shape, **kind), q.new_empty(shape, **kind), mean
-
-
-@torch.library.custom_op(
-    "fastseq::queue_nce_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor q, Tensor positives, Tensor lack, Tensor mean, {_OPTS}, "
-    "bool need_q, bool need_positives) -> (Tensor, Tensor)",
-)
-def _backward_op(grad, q, positives, lack, mean, backend, *rest):
-    *opts, need_q, need_positives = rest
-    q, positives = q.contiguous(), positives.contiguous()
-    dq, dp = _backward(
-        grad, q, positives, lack, mean, backend, QueueNCEOptions(*opts), need_q, need_positives
-    )
-    return q.new_empty(0) if dq is None else dq, q.new_empty(0) if dp is None else dp
-
-
-@_backward_op.register_fake
-def _(grad, q, positives, lack, mean, backend, *rest):
-    need_q, need_positives = rest[-2:]
-    return (
-        q.new_empty(q.shape if need_q else (0,)),
-        positives.new_empty(positives.shape if need_positives else (0,)),
-    )
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:2], *output[1:])
-    ctx.options = inputs[3:-1]
-
-
-def _autograd(ctx, grad, *unused):
-    need_q, need_positives = ctx.needs_input_grad[:2]
-    dq, dp = _backward_op(grad, *ctx.saved_tensors, *ctx.options, need_q, need_positives)
-    return dq if need_q else None, dp if need_positives else None, *[None] * 5
-
-
-def _raise_twice(ctx, *grads):
-    raise RuntimeError(_TWICE)
-
-
-_forward_op.register_autograd(_autograd, setup_context=_setup_context)
-_backward_op.register_autograd(_raise_twice)

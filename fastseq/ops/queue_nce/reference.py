@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, accumulator
+from fastseq.ops.common.dtypes import accumulator
+from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, reduced
 
 
 def queue_nce_reference(
     q: Tensor, positives: Tensor, queue: Tensor, opts: QueueNCEOptions
 ) -> Tensor:
-    """Losses (N, P) of q (N, D), positives (N, P, D) and queue (K, D). Needs N P K numbers."""
+    """The loss of q (N, D), positives (N, P, D) and queue (K, D). Needs N P K numbers."""
     dtype = accumulator(q.dtype)
     # A copy: autograd keeps what it multiplies by, and the queue changes before the backward.
     q, positives, queue = q.to(dtype), positives.to(dtype), queue.to(dtype, copy=True)
@@ -19,4 +20,4 @@ def queue_nce_reference(
     positive = (positives @ q[:, :, None]) / opts.temperature  # [N, P, 1]
     negative = (q @ queue.mT / opts.temperature)[:, None].expand(-1, positives.shape[1], -1)
     logits = torch.cat([positive, negative], 2)  # [N, P, 1 + K]
-    return torch.logsumexp(logits, 2) - positive[..., 0]
+    return reduced(torch.logsumexp(logits, 2) - positive[..., 0], opts.reduction)

@@ -5,10 +5,13 @@ where a gradient is wanted the product of those exponentials with the same block
 needs of the queue is the mean of its rows under the softmax, (N, D).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, accumulator
+from fastseq.ops.common.dtypes import accumulator
+from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, reduced, spread
 
 # Scores of a block: 8 MB of float32. Blocks of 2 MB take the same processor time, and four times
 # as many moments at which threads wait for each other, which is what busy neighbours make slow.
@@ -23,15 +26,16 @@ SAFE_SUMS = 1e-25, 1e25
 
 
 def forward(
-    q: Tensor, positives: Tensor, queue: Tensor, opts: QueueNCEOptions, keep: bool
+    q: Tensor, positives: Tensor, queue: Tensor, opts: QueueNCEOptions, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Losses (N, P), what each positive lacks of probability 1 (N, P), and to ``keep`` the
+    """The loss, what each positive lacks of probability 1 (N, P), and for the gradient of q the
     queue's mean under the softmax of each query (N, D)."""
     u, v = (_unit(z, opts)[0] for z in (q, positives))
     scores = (v * u[:, None]).sum(2) / opts.temperature
-    lse, mean = _scan(u / opts.temperature, queue, keep)
+    lse, mean = _scan(u / opts.temperature, queue, needs[0])
     gap = lse[:, None] - scores
-    return torch.logaddexp(torch.zeros_like(gap), gap), torch.sigmoid(gap), mean
+    losses = torch.logaddexp(torch.zeros_like(gap), gap)
+    return reduced(losses, opts.reduction), torch.sigmoid(gap), mean
 
 
 def backward(
@@ -41,12 +45,12 @@ def backward(
     lack: Tensor,
     mean: Tensor | None,
     opts: QueueNCEOptions,
-    need_q: bool,
-    need_positives: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of q and of the positives in their dtype, None where not needed."""
+    need_q, need_positives = needs
     (u, q_norm), (v, v_norm) = _unit(q, opts), _unit(positives, opts)
-    weight = grad * lack / opts.temperature  # [N, P]
+    weight = spread(grad, lack, opts.reduction) * lack / opts.temperature  # [N, P]
     dq = dp = None
     if need_q:
         du = weight.sum(1, keepdim=True) * mean - (weight[..., None] * v).sum(1)

@@ -5,6 +5,7 @@ read back, so a CUDA graph can capture it.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import triton
 from torch import Tensor
 
 from fastseq.ops.common import launch
-from fastseq.ops.queue_nce.options import QueueNCEOptions
+from fastseq.ops.queue_nce.options import QueueNCEOptions, reduced, spread
 from fastseq.ops.queue_nce.triton_kernels import (
     queue_nce_grad_kernel,
     queue_nce_loss_kernel,
@@ -68,16 +69,16 @@ def row_channels(d: int) -> int:
 
 
 def forward(
-    q: Tensor, positives: Tensor, queue: Tensor, opts: QueueNCEOptions, keep: bool
+    q: Tensor, positives: Tensor, queue: Tensor, opts: QueueNCEOptions, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Losses (N, P), what each positive lacks of probability 1 (N, P), and to ``keep`` the
+    """The loss, what each positive lacks of probability 1 (N, P), and for the gradient of q the
     queue's mean under the softmax of each query (N, D)."""
-    n, per_query, d = positives.shape
+    (n, per_query, d), keep = positives.shape, needs[0]
     fp32 = {"dtype": torch.float32, "device": q.device}
     losses, lack = (torch.empty((n, per_query), **fp32) for _ in range(2))
     mean = torch.empty((n, d), **fp32) if keep else None
     if n == 0:
-        return losses, lack, mean
+        return reduced(losses, opts.reduction), lack, mean
     queue = queue.contiguous()
     kernels = _kernels(q, keep, opts)
     splits, span = parts(len(queue), kernels.columns)
@@ -90,7 +91,7 @@ def forward(
         (n, len(queue), splits, span, scale),
     )
     kernels.loss(n, (q, positives, top, total, acc, losses, lack, mean), (per_query, splits, scale))
-    return losses, lack, mean
+    return reduced(losses, opts.reduction), lack, mean
 
 
 def backward(
@@ -100,15 +101,16 @@ def backward(
     lack: Tensor,
     mean: Tensor | None,
     opts: QueueNCEOptions,
-    need_q: bool,
-    need_positives: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of q and of the positives in their dtype, None where not needed."""
+    need_q, need_positives = needs
     n, per_query, _ = positives.shape
     dq = torch.empty_like(q) if need_q else None
     dp = torch.empty_like(positives) if need_positives else None
     if n == 0 or not (need_q or need_positives):
         return dq, dp
+    grad = spread(grad, lack, opts.reduction)
     _kernels(q, need_q, opts).grad(
         n,
         (q, positives, lack, mean if need_q else None, grad, dq, dp),

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastseq.ops.common.validate import check_bool, check_choice, check_positive
+
 OBJECTIVES = ("kl", "ce")
 NEGATIVES = ("cross", "video", "batch")
 REDUCTIONS = ("none", "mean", "sum", "paper")
@@ -21,6 +23,25 @@ class SCLOptions(NamedTuple):
     objective: str
     negatives: str
     reduction: str
+
+    @classmethod
+    def checked(
+        cls,
+        op: str,
+        variance: float,
+        temperature: float,
+        normalize: bool,
+        objective: str,
+        negatives: str,
+        reduction: str,
+    ) -> "SCLOptions":
+        check_bool(op, "normalize", normalize)
+        check_choice(op, "objective", objective, OBJECTIVES)
+        check_choice(op, "negatives", negatives, NEGATIVES)
+        check_choice(op, "reduction", reduction, REDUCTIONS)
+        variance = check_positive(op, "variance", variance)
+        temperature = check_positive(op, "temperature", temperature)
+        return cls(variance, temperature, normalize, objective, negatives, reduction)
 
 
 def reach(variance: float) -> float:

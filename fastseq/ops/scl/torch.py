@@ -26,7 +26,7 @@ MASKED = -1e30  # a score that exp turns into exactly 0, without the NaN of 0 * 
 FAR = 1e38  # the time of padded frames, beyond any shifted integer
 
 
-def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions):
+def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     """Loss, statistics (3, N, T1 + T2) = log-denominators, inverse Gaussian sums, inverse norms
     of all rows, and the coefficients (2, N) of the reduction."""
     p = _Problem(z1, z2, t1, t2, valid1, valid2, opts)
@@ -49,8 +49,9 @@ def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions):
     return loss if opts.reduction == "none" else loss.sum(), stats, coef
 
 
-def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, opts: SCLOptions, need1, need2):
+def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, opts: SCLOptions, needs):
     """Gradients of z1 and z2 (None where not needed)."""
+    need1, need2 = needs
     p = _Problem(z1, z2, t1, t2, valid1, valid2, opts, inv_norm=stats[2])
     lse, inv_sum, _ = stats
     weight = coef * grad / opts.temperature  # [2, N]

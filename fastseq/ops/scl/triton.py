@@ -4,6 +4,7 @@ One launch forward, one backward. Nothing is read back, so a CUDA graph can capt
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -91,6 +92,7 @@ def forward(
     valid1: Tensor | None,
     valid2: Tensor | None,
     opts: SCLOptions,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, row statistics (3, N, T1 + T2) and direction weights (2, N)."""
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
@@ -125,10 +127,10 @@ def backward(
     stats: Tensor,
     coef: Tensor,
     opts: SCLOptions,
-    need1: bool,
-    need2: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of z1 and z2 in their dtype, None where not needed."""
+    need1, need2 = needs
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     if n == 0 or frames1 + frames2 == 0 or not (need1 or need2):
         return z1.new_zeros(z1.shape) if need1 else None, z2.new_zeros(z2.shape) if need2 else None

@@ -7,6 +7,7 @@ which strips wait for each other: what goes wrong only without it is a matter of
 
 import functools
 import os
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -25,23 +26,23 @@ def forward(
     lengths_x: Tensor | None,
     lengths_y: Tensor | None,
     opts: SoftDTWOptions,
-    keep: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
     given = x if cost is None else cost
     batch, rows, columns = _sizes(x, y, cost)
     if 0 in (batch, rows, columns):
-        return given.new_zeros(batch), ()
+        return (given.new_zeros(batch),)
     strips, blocks = -(-rows // LANES), -(-columns // LANES)
     # Of given costs the recursion is over R itself, which float32 cannot hold.
     dtype = given.dtype if cost is None else torch.float64
     h = given.new_empty(batch, strips, blocks * LANES, dtype=dtype)
-    states = h.new_empty(batch, strips, blocks + 1, 2, LANES) if keep else None
+    states = h.new_empty(batch, strips, blocks + 1, 2, LANES) if any(needs) else None
     value = given.new_empty(batch)
     totals = given.new_empty(batch, strips, dtype=torch.float64)
     sync = _sync(given, 1 + FLAGS["forward"] * batch * strips)
     call = _call(x, y, cost, lengths_x, lengths_y, opts, h, states)
     _build().soft_dtw_forward(call, *map(_pointer, (value, totals, sync)))
-    return value, (h, states) if keep else ()
+    return (value,) if states is None else (value, h, states)
 
 
 def backward(
@@ -51,24 +52,26 @@ def backward(
     cost: Tensor | None,
     lengths_x: Tensor | None,
     lengths_y: Tensor | None,
-    saved: tuple[Tensor, ...],
+    *saved: Tensor,
     opts: SoftDTWOptions,
-    need_x: bool,
-    need_y: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    wanted = zip((x, y, cost), (need_x, need_y, need_x), strict=True)
-    grads = tuple(torch.empty_like(t) if t is not None and need else None for t, need in wanted)
-    if all(t is None for t in grads):
-        return grads
+    wanted = zip((x, y, cost), needs, strict=True)
+    dx, dy, dcost = grads = [torch.empty_like(t) if need else None for t, need in wanted]
+    if not any(needs):
+        return dx, dy, dcost
     if not saved:  # no cells
-        return tuple(t if t is None else t.zero_() for t in grads)
+        for t in grads:
+            if t is not None:
+                t.zero_()
+        return dx, dy, dcost
     h, states = saved
     sync = _sync(h, 1 + FLAGS["backward"] * h.shape[0] * h.shape[1])
     call = _call(x, y, cost, lengths_x, lengths_y, opts, h, states)
     flux = torch.empty_like(h, dtype=grad.dtype)
-    buffers = (grad, *grads, flux, sync)
+    buffers = (grad.contiguous(), dx, dy, dcost, flux, sync)
     _build().soft_dtw_backward(call, *map(_pointer, buffers))
-    return grads
+    return dx, dy, dcost
 
 
 @functools.cache

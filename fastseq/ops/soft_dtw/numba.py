@@ -16,12 +16,12 @@ from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
 CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
 
 
-def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, keep: bool):
+def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
     """Values (B,) and what the backward needs: H of each strip's last row, H and V at the start
     of each block. Of pairs with infinite costs, if there are any, also their numbers and R."""
     p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
     below = p.new(p.batch, p.strips, p.m)
-    state = p.new(p.batch, p.strips, p.blocks if keep else 0, 2, LANES)
+    state = p.new(p.batch, p.strips, p.blocks if any(needs) else 0, 2, LANES)
     parts = np.zeros((p.batch, p.strips))
     p.run(forward_strips, _numpy(below), _numpy(state), parts)
     value = parts.sum(1) * p.unit
@@ -34,13 +34,13 @@ def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, keep: bool):
         value[numbers] = part
         extra = torch.from_numpy(numbers), torch.from_numpy(r)
     value = torch.from_numpy(value).to(below.dtype)
-    return value, (below, state, *extra) if keep else ()
+    return (value, below, state, *extra) if any(needs) else (value,)
 
 
 def backward(
-    grad, x, y, cost, lengths_x, lengths_y, saved, opts: SoftDTWOptions, need_x, need_y
+    grad, x, y, cost, lengths_x, lengths_y, *saved, opts: SoftDTWOptions, needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, y and cost, None where there is no such input or it is not asked for."""
+    """Gradients of x, y and cost, None where there is no such input or it is not needed."""
     p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
     below, state, *extra = saved
     flow = torch.empty(p.batch, p.strips, p.m, dtype=torch.float64)
@@ -58,7 +58,7 @@ def backward(
         dcost.numpy()[numbers] = part
     if cost is not None:
         return None, None, dcost
-    return dx if need_x else None, dy if need_y else None, None
+    return dx if needs[0] else None, dy if needs[1] else None, None
 
 
 class _Problem:

@@ -2,31 +2,23 @@
 
 import functools
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastseq.ops.common.dispatch import (
     choose_backend,
+    constant_under_compile,
     no_autocast,
-    refuse_transforms,
     unavailable,
 )
-from fastseq.ops.common.lengths import prepare_valid
-from fastseq.ops.common.validate import (
-    FLOAT_DTYPES,
-    check_bool,
-    check_choice,
-    check_pair,
-    check_positive,
-)
+from fastseq.ops.common.fused import refuse_transforms
+from fastseq.ops.common.lengths import Lengths, prepare_valid
+from fastseq.ops.common.validate import FLOAT_DTYPES, check_pair
 from fastseq.ops.soft_dtw import autograd
 from fastseq.ops.soft_dtw.costs import cosine_frames, full_precision
-from fastseq.ops.soft_dtw.options import COSTS, REDUCTIONS, SoftDTWOptions, check_bandwidth
+from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from fastseq.ops.soft_dtw.reference import dense_cost, soft_dtw_reference
-
-Lengths = Tensor | Sequence[int] | int | None
 
 
 def soft_dtw(
@@ -90,10 +82,7 @@ def soft_dtw(
     """
     op = "soft_dtw"
     check_pair(op, "x", x, "y", y)
-    opts = _options(op, gamma, bandwidth)
-    check_choice(op, "cost", cost, COSTS)
-    check_choice(op, "reduction", reduction, REDUCTIONS)
-    check_bool(op, "divergence", divergence)
+    opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost, divergence, reduction)
     unbatched = x.dim() == 2
     x, y, lengths_x, lengths_y = _embeddings(op, x, y, cost, lengths_x, lengths_y)
     some = _some(x.shape[0], x.shape[1], y.shape[1], lengths_x, lengths_y)
@@ -149,8 +138,7 @@ def soft_dtw_from_cost(
         raise ValueError(
             f"{op}: cost must have shape (B, N, M), or (N, M) for one pair; got {tuple(cost.shape)}"
         )
-    opts = _options(op, gamma, bandwidth)
-    check_choice(op, "reduction", reduction, REDUCTIONS)
+    opts = SoftDTWOptions.checked(op, gamma, bandwidth, reduction=reduction)
     unbatched = cost.dim() == 2
     cost = full_precision(cost[None] if unbatched else cost)
     num, n, m = cost.shape
@@ -197,8 +185,7 @@ def soft_dtw_alignment(
     """
     op = "soft_dtw_alignment"
     check_pair(op, "x", x, "y", y)
-    opts = _options(op, gamma, bandwidth)
-    check_choice(op, "cost", cost, COSTS)
+    opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost)
     unbatched = x.dim() == 2
     x, y, lengths_x, lengths_y = _embeddings(op, x, y, cost, lengths_x, lengths_y)
     name = _resolve(op, backend, x.device.type)
@@ -229,6 +216,7 @@ def _elsewhere(home: str, device_type: str) -> str | None:
     return f"the tensors are on {device_type}; to fix: move them to {where}"
 
 
+@constant_under_compile
 def _resolve(op: str, requested: str, device_type: str) -> str:
     name, reason = resolve_backend(requested, device_type, op)
     if name == "torch" and device_type == "cuda" and reason.startswith("preferred"):
@@ -242,14 +230,6 @@ def _warn_slow(reason: str) -> None:
         f"soft_dtw runs as many small PyTorch kernels, which is slow on a GPU ({reason})",
         stacklevel=4,
     )
-
-
-# What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
-_resolve._dynamo_marked_constant = True
-
-
-def _options(op: str, gamma: float, bandwidth: int | None) -> SoftDTWOptions:
-    return SoftDTWOptions(check_positive(op, "gamma", gamma), check_bandwidth(op, bandwidth))
 
 
 def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths_x, lengths_y):
@@ -272,11 +252,7 @@ def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, lengths_x, 
     """(B,) values by the backend that serves the call."""
     device_type = (x if cost is None else cost).device.type
     name = _resolve(op, backend, device_type)
-    if name == "reference":
-        with no_autocast(device_type):
-            return soft_dtw_reference(x, y, cost, lengths_x, lengths_y, opts)
-    refuse_transforms(op, name)
-    return autograd.values(x, y, cost, lengths_x, lengths_y, name, opts)
+    return autograd.FUSED[op](name, opts, x, y, cost, lengths_x, lengths_y)
 
 
 def _reference_alignment(x, y, lengths_x, lengths_y, opts: SoftDTWOptions) -> Tensor:

@@ -5,6 +5,8 @@ from typing import NamedTuple, overload
 
 from torch import Tensor
 
+from fastseq.ops.common.validate import check_bool, check_choice, check_positive
+
 COSTS = ("sqeuclidean", "cosine")
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -12,6 +14,22 @@ REDUCTIONS = ("none", "mean", "sum")
 class SoftDTWOptions(NamedTuple):
     gamma: float
     bandwidth: int | None
+
+    @classmethod
+    def checked(
+        cls,
+        op: str,
+        gamma: float,
+        bandwidth: int | None,
+        cost: str = "sqeuclidean",
+        divergence: bool = False,
+        reduction: str = "none",
+    ) -> "SoftDTWOptions":
+        """What backends get; the others concern the op alone."""
+        check_choice(op, "cost", cost, COSTS)
+        check_bool(op, "divergence", divergence)
+        check_choice(op, "reduction", reduction, REDUCTIONS)
+        return cls(check_positive(op, "gamma", gamma), check_bandwidth(op, bandwidth))
 
 
 @overload

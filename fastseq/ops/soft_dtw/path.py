@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastseq.ops.common.fused import transforms_active
 from fastseq.ops.common.validate import check_choice, check_pair
 from fastseq.ops.soft_dtw.costs import cosine_frames, squared_distances
 from fastseq.ops.soft_dtw.options import COSTS, band_limits, check_bandwidth
@@ -42,7 +43,7 @@ def dtw_path(
         >>> path.tolist(), total
         ([[0, 0], [0, 1], [1, 2]], 4.0)
     """
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         raise RuntimeError(
             "dtw_path: a path has no derivative, and it does not work inside torch.func transforms "
             '(grad, vmap, jvp); to fix: soft_dtw_alignment(..., backend="reference")'

@@ -20,25 +20,27 @@ ABSENT = 1e30  # the value of a predecessor that is not there: weight exactly 0
 NO_PATH = 1e300  # R of a cell that no path leads to, and ABSENT among R
 
 
-def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, keep: bool):
+def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
     """Values (B,), and H and V where each stretch of diagonals begins."""
     wave = _Wave(x, y, cost, lengths_x, lengths_y, opts)
     up, v = wave.new(wave.n + 1), wave.new(wave.n)
     value = torch.zeros(wave.batch, dtype=torch.float64, device=wave.device)
     kept = []
     for s in range(wave.steps):
-        if keep and s % wave.stretch == 0:
+        if any(needs) and s % wave.stretch == 0:
             kept.append(torch.cat([up, v], 1))
         sm, _ = wave.step(s, up, v)
         wave.add_to_value(value, s, sm, up, v)
     value = torch.where(value < NO_PATH, value * wave.unit, value + torch.inf)  # keeps NaN
-    return value.to((x if cost is None else cost).dtype), (torch.stack(kept),) if kept else ()
+    value = value.to((x if cost is None else cost).dtype)
+    return (value, torch.stack(kept)) if kept else (value,)
 
 
 def backward(
-    grad, x, y, cost, lengths_x, lengths_y, saved, opts: SoftDTWOptions, need_x, need_y
+    grad, x, y, cost, lengths_x, lengths_y, *saved, opts: SoftDTWOptions, needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, y and cost, None where there is no such input or it is not asked for."""
+    """Gradients of x, y and cost, None where there is no such input or it is not needed."""
+    need_x, need_y, _ = needs
     wave = _Wave(x, y, cost, lengths_x, lengths_y, opts)
     dx, dy, dcost = (None if t is None else torch.zeros_like(t) for t in (x, y, cost))
     # Flux on its way to the left, to the row above, and from the diagonal, one step later.

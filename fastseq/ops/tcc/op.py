@@ -1,33 +1,20 @@
-"""tcc_loss: checks, choice of backend, autograd, torch.library registration."""
-
-import functools
-import importlib
-from collections.abc import Sequence
+"""tcc_loss: checks, choice of backend, and how its backends join PyTorch."""
 
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import (
-    choose_triton_or_torch,
-    gradient,
-    no_autocast,
-    refuse_forward_mode,
-    refuse_transforms,
+from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_compile
+from fastseq.ops.common.fused import FusedLoss
+from fastseq.ops.common.lengths import (
+    Durations,
+    Lengths,
+    prepare_duration,
+    prepare_times,
+    prepare_valid,
 )
-from fastseq.ops.common.lengths import prepare_duration, prepare_times, prepare_valid
-from fastseq.ops.common.validate import (
-    check_bool,
-    check_choice,
-    check_embeddings,
-    check_nonnegative,
-    check_pair,
-    check_positive,
-)
-from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, TCCOptions
+from fastseq.ops.common.validate import check_embeddings, check_pair
+from fastseq.ops.tcc.options import TCCOptions
 from fastseq.ops.tcc.reference import tcc_reference
-
-Lengths = Tensor | Sequence[int] | int | None
-Durations = Tensor | Sequence[float] | float | None
 
 
 def tcc_loss(
@@ -129,7 +116,7 @@ def tcc_loss(
         check_pair(op, "x", x, "y", y)
         if (tx is None) != (ty is None):
             raise ValueError(f"{op}: give both tx and ty or neither")
-    opts = check_options(
+    opts = TCCOptions.checked(
         op,
         loss_type,
         similarity,
@@ -155,44 +142,8 @@ def tcc_loss(
     ]
     tensors = (x, y, *(pair for both in zip(*sides, strict=True) for pair in both))
     name, _ = resolve_backend(backend, x.device.type, x.dtype)
-    if name == "reference":
-        with no_autocast(x.device.type):
-            loss = tcc_reference(*tensors, opts)
-    else:
-        refuse_transforms(op, name)
-        keep = torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in (x, y))
-        if torch.compiler.is_compiling():
-            loss = _forward_op(*tensors, name, *opts, keep)[0]
-        else:
-            loss = _TCC.apply(*tensors[:2], tensors[2:], name, opts, keep)
+    loss = FUSED(name, opts, *tensors)
     return loss[0] if unbatched and reduction == "none" else loss
-
-
-def check_options(
-    op: str,
-    loss_type: str,
-    similarity: str,
-    temperature: float,
-    variance_lambda: float,
-    label_smoothing: float,
-    huber_delta: float,
-    normalize_indices: bool,
-    reduction: str,
-) -> TCCOptions:
-    check_choice(op, "loss_type", loss_type, LOSS_TYPES)
-    check_choice(op, "similarity", similarity, SIMILARITIES)
-    check_bool(op, "normalize_indices", normalize_indices)
-    check_choice(op, "reduction", reduction, REDUCTIONS)
-    return TCCOptions(
-        loss_type,
-        similarity,
-        check_positive(op, "temperature", temperature),
-        check_nonnegative(op, "variance_lambda", variance_lambda),
-        check_nonnegative(op, "label_smoothing", label_smoothing, below=1),
-        check_positive(op, "huber_delta", huber_delta),
-        normalize_indices,
-        reduction,
-    )
 
 
 def _frames(op, suffix, z, t, lengths, duration, device):
@@ -207,136 +158,31 @@ def _frames(op, suffix, z, t, lengths, duration, device):
     )
 
 
+@constant_under_compile
 def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     """The backend that serves such a call, and why. Reads nothing but its arguments and the
     environment."""
     return choose_triton_or_torch("tcc_loss", requested, device_type, dtype)
 
 
-# What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
-resolve_backend._dynamo_marked_constant = True
-
-
-@functools.cache
-def _backend(name: str):
-    return importlib.import_module(f"fastseq.ops.tcc.{name}")
-
-
-def _forward(tensors, name: str, opts: TCCOptions, keep: bool):
-    with no_autocast(tensors[0].device.type):
-        return _backend(name).forward(*tensors, opts, keep)
-
-
-def _backward(grad, tensors, name: str, opts: TCCOptions) -> tuple[Tensor, Tensor | None]:
-    with no_autocast(grad.device.type):
-        return _backend(name).backward(grad, *tensors, opts)
-
-
-class _TCC(torch.autograd.Function):
-    """Eager path: no torch.library boundary, which costs 15 to 60 us a call."""
-
-    jvp = refuse_forward_mode("tcc_loss")
-
-    @staticmethod
-    def forward(ctx, x, y, constants, name, opts, keep):
-        # Arguments of their own would cost 2 us each, for gradients that these do not have.
-        tensors = (x, y, *constants)
-        loss, *kept = _forward(tensors, name, opts, keep)
-        ctx.save_for_backward(*tensors, *kept)
-        ctx.name, ctx.opts = name, opts
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad):
-        dx, dy = gradient(_TCCBackward, grad, ctx.name, ctx.opts, *ctx.saved_tensors)
-        return dx, dy, None, None, None, None
-
-
-class _TCCBackward(torch.autograd.Function):
-    """The gradient as a node of its own, so that differentiating it again is an error."""
-
-    @staticmethod
-    def forward(ctx, grad, name, opts, *tensors):
-        return _backward(grad, tensors, name, opts)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(_TWICE)
-
-
-_TWICE = (
-    "tcc_loss: this backend cannot be differentiated twice (gradient penalties, Hessian-vector "
-    'products); to fix: tcc_loss(..., backend="reference")'
-)
-
-# Under torch.compile the calls cross the torch.library boundary instead.
-_INPUTS = (
-    "Tensor x, Tensor? y, Tensor? tx, Tensor? ty, Tensor? valid_x, Tensor? valid_y, "
-    "Tensor? duration_x, Tensor? duration_y"
-)
-_OPTS = (
-    "str backend, str loss_type, str similarity, float temperature, float variance_lambda, "
-    "float label_smoothing, float huber_delta, bool normalize_indices, str reduction"
-)
-
-
-@torch.library.custom_op(
-    "fastseq::tcc_forward",
-    mutates_args=(),
-    schema=f"({_INPUTS}, {_OPTS}, bool keep) -> (Tensor, Tensor, Tensor)",
-)
-def _forward_op(*args):
-    loss, dx, dy = _forward(args[:8], args[8], TCCOptions(*args[9:-1]), args[-1])
-    # An op cannot return None: an empty tensor stands for what is not there.
-    return loss, *(loss.new_empty(0) if d is None else d for d in (dx, dy))
-
-
-@_forward_op.register_fake
-def _(*args):
-    (x, y), opts, keep = args[:2], TCCOptions(*args[9:-1]), args[-1]
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    keep = keep and (y is not None or opts.reduction != "none")
-    shapes = (
+def _shapes(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, needs):
+    """Of the loss, and of its gradients with respect to x and y."""
+    # Without y each sequence has a part in the losses of all others.
+    keep = any(needs) and (y is not None or opts.reduction != "none")
+    return (
         x.shape[:1] if opts.reduction == "none" else (),
-        x.shape if keep else (0,),
-        y.shape if keep and y is not None else (0,),
+        x.shape if keep else None,
+        y.shape if keep and y is not None else None,
     )
-    return tuple(x.new_empty(shape, dtype=dtype) for shape in shapes)
 
 
-@torch.library.custom_op(
-    "fastseq::tcc_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_INPUTS}, Tensor? kept_x, Tensor? kept_y, {_OPTS}) -> (Tensor, Tensor)",
+FUSED = FusedLoss(
+    "tcc_loss",
+    "fastseq.ops.tcc",
+    inputs=("x", "y?", "tx?", "ty?", "valid_x?", "valid_y?", "duration_x?", "duration_y?"),
+    differentiable=2,
+    options=TCCOptions,
+    reference=tcc_reference,
+    kept=2,
+    shapes=_shapes,
 )
-def _backward_op(grad, *args):
-    dx, dy = _backward(grad, args[:10], args[10], TCCOptions(*args[11:]))
-    return dx, dx.new_empty(0) if dy is None else dy
-
-
-@_backward_op.register_fake
-def _(grad, x, y, *rest):
-    return x.new_empty(x.shape), x.new_empty(0) if y is None else y.new_empty(y.shape)
-
-
-def _setup_context(ctx, inputs, output):
-    y = inputs[1]
-    kept_x, kept_y = output[1:]
-    keep = inputs[-1] and (y is not None or TCCOptions(*inputs[9:-1]).reduction != "none")
-    ctx.save_for_backward(
-        *inputs[:8], kept_x if keep else None, kept_y if keep and y is not None else None
-    )
-    ctx.options = inputs[8:-1]
-
-
-def _autograd(ctx, grad, *grad_kept):
-    dx, dy = _backward_op(grad, *ctx.saved_tensors, *ctx.options)
-    return dx, None if ctx.saved_tensors[1] is None else dy, *[None] * 16
-
-
-def _raise_twice(ctx, *grads):
-    raise RuntimeError(_TWICE)
-
-
-_forward_op.register_autograd(_autograd, setup_context=_setup_context)
-_backward_op.register_autograd(_raise_twice)

@@ -7,6 +7,12 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times, valid_mask
+from fastseq.ops.common.validate import (
+    check_bool,
+    check_choice,
+    check_nonnegative,
+    check_positive,
+)
 
 LOSS_TYPES = ("regression_mse_var", "regression_mse", "regression_huber", "classification")
 SIMILARITIES = ("l2", "cosine")
@@ -27,6 +33,34 @@ class TCCOptions(NamedTuple):
     huber_delta: float
     normalize_indices: bool
     reduction: str
+
+    @classmethod
+    def checked(
+        cls,
+        op: str,
+        loss_type: str,
+        similarity: str,
+        temperature: float,
+        variance_lambda: float,
+        label_smoothing: float,
+        huber_delta: float,
+        normalize_indices: bool,
+        reduction: str,
+    ) -> "TCCOptions":
+        check_choice(op, "loss_type", loss_type, LOSS_TYPES)
+        check_choice(op, "similarity", similarity, SIMILARITIES)
+        check_bool(op, "normalize_indices", normalize_indices)
+        check_choice(op, "reduction", reduction, REDUCTIONS)
+        return cls(
+            loss_type,
+            similarity,
+            check_positive(op, "temperature", temperature),
+            check_nonnegative(op, "variance_lambda", variance_lambda),
+            check_nonnegative(op, "label_smoothing", label_smoothing, below=1),
+            check_positive(op, "huber_delta", huber_delta),
+            normalize_indices,
+            reduction,
+        )
 
 
 class Side(NamedTuple):

@@ -18,20 +18,20 @@ MASKED = -1e30  # a score that exp turns into exactly 0, without the NaN of 0 * 
 
 
 def forward(
-    x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, keep: bool
+    x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss and, to ``keep``, its gradients with respect to x and y in the loss's dtype."""
+    """The loss and, where one of them is needed, its gradients of x and y in the loss's dtype."""
     a, b = _sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts)
     share, sums = _share(a, b, opts), a.z.new_zeros(len(x))
     # Without y each sequence has a part in the losses of all others.
-    factors = b is not None or opts.reduction != "none"
-    weight = share.expand(len(x)) if keep and factors else None
+    keep = any(needs) and (b is not None or opts.reduction != "none")
+    weight = share.expand(len(x)) if keep else None
     da, db = _run(a, b, opts, sums, weight)
     return sums if opts.reduction == "none" else sums.sum() * share, da, db
 
 
 def backward(
-    grad, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, da, db, opts: TCCOptions
+    grad, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, da, db, opts: TCCOptions, needs
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of x and y, from those that the forward has kept or else from the start."""
     if da is None:

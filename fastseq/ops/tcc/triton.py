@@ -97,14 +97,14 @@ class Cycles(NamedTuple):
 
 
 def forward(
-    x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, keep: bool
+    x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss and, to ``keep``, its gradients with respect to x and y in float32."""
+    """The loss and, where one of them is needed, its gradients of x and y in float32."""
     n, frames = len(x), max(x.shape[1], 0 if y is None else y.shape[1])
     shifts = n - 1 if y is None else 1
     shape = (n,) if opts.reduction == "none" else ()
     # Without y each sequence has a part in the losses of all others.
-    keep = keep and (y is not None or opts.reduction != "none")
+    keep = any(needs) and (y is not None or opts.reduction != "none")
     if n == 0 or frames == 0 or shifts == 0:
         grads = (z.new_zeros(z.shape, dtype=torch.float32) if keep else None for z in _given(x, y))
         return x.new_zeros(shape, dtype=torch.float32), *_two(grads)
@@ -120,7 +120,7 @@ def forward(
 
 
 def backward(
-    grad, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, dx, dy, opts: TCCOptions
+    grad, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, dx, dy, opts: TCCOptions, needs
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of x and y, from those that the forward has kept or else from the start."""
     if dx is not None:

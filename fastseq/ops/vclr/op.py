@@ -11,13 +11,11 @@ from fastseq.ops.common.validate import (
     FLOAT_DTYPES,
     check_bool,
     check_choice,
-    check_nonnegative,
     check_positive,
 )
 from fastseq.ops.queue_nce.op import queue_nce
+from fastseq.ops.vclr.options import FORMS, REDUCTIONS, VCLROptions
 
-FORMS = ("paper", "code")
-REDUCTIONS = ("none", "mean", "sum")
 ORDERS = 4
 
 
@@ -214,17 +212,8 @@ def vclr_loss(
         0.000182
     """
     op = "vclr_loss"
-    try:
-        count = len(weights)
-    except TypeError:
-        raise TypeError(f"{op}: weights must be 4 numbers, got {weights!r}") from None
-    if count != 4:
-        raise ValueError(f"{op}: weights must be 4 numbers, got {count}")
-    temperature = check_positive(op, "temperature", temperature)
-    check_bool(op, "normalize", normalize)
-    weights = [check_nonnegative(op, f"weights[{i}]", w) for i, w in enumerate(weights)]
-    check_choice(op, "form", form, FORMS)
-    shared = {"temperature": temperature, "normalize": normalize}
+    opts = VCLROptions.checked(op, weights, temperature, normalize, form)
+    shared = {"temperature": opts.temperature, "normalize": normalize}
     queued = shared | {"backend": backend}
     terms = (
         ("inter", inter, 3, queue_nce, queued),
@@ -233,7 +222,7 @@ def vclr_loss(
         ("order", order, 4, temporal_order_loss, {"form": form}),
     )
     total = None
-    for (name, args, count, function, options), weight in zip(terms, weights, strict=True):
+    for (name, args, count, function, options), weight in zip(terms, opts.weights, strict=True):
         if args is None:
             continue
         if not isinstance(args, tuple | list) or len(args) != count:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastseq
-from fastseq.ops.contrastive_idm.op import _backward_op, _forward_op
+from fastseq.ops.contrastive_idm.op import FUSED
 from ops.contrastive_idm.cases import loss_and_grad
 
 OPTIONS = ("torch", 3.0, 2.0, "contrastive", "paper", "sqeuclidean")
@@ -13,20 +13,21 @@ OPTIONS = ("torch", 3.0, 2.0, "contrastive", "paper", "sqeuclidean")
 def inputs(reduction="mean"):
     z = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     tensors = z, torch.arange(14).view(2, 7), torch.tensor([7, 3]), torch.tensor([2.0, 1.0])
-    return *tensors, *OPTIONS, reduction
+    return *tensors, *OPTIONS, reduction, [True]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_opcheck_forward(reduction):
-    torch.library.opcheck(_forward_op, inputs(reduction))
-    torch.library.opcheck(_forward_op, (inputs()[0], None, None, None, *OPTIONS, reduction))
+    z, t, lengths, windows, *options = inputs(reduction)
+    torch.library.opcheck(FUSED.forward_op, (z, t, lengths, windows, *options))
+    torch.library.opcheck(FUSED.forward_op, (z, None, None, None, *options))
 
 
 def test_opcheck_backward():
     z, *rest = inputs()
-    loss, coef = _forward_op(z, *rest)
+    loss, coef = FUSED.forward_op(z, *rest)
     args = (torch.ones_like(loss), z.detach(), *rest[:3], coef.detach(), *rest[3:])
-    torch.library.opcheck(_backward_op, args)
+    torch.library.opcheck(FUSED.backward_op, args)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -70,8 +71,8 @@ def test_compiled_twice_differentiated_is_an_error():
 
     with pytest.raises(RuntimeError, match='backend="reference"'):
         penalty(z).backward()
-    opts = ("torch", 10.0, 2.0, "contrastive", "paper", "sqeuclidean", "mean")
-    loss, _ = _forward_op(z, None, None, None, *opts)
+    opts = ("torch", 10.0, 2.0, "contrastive", "paper", "sqeuclidean", "mean", [True])
+    loss, _ = FUSED.forward_op(z, None, None, None, *opts)
     (dz,) = torch.autograd.grad(loss, z, create_graph=True)
     assert torch.equal(dz, loss_and_grad(z)[1])
     with pytest.raises(RuntimeError, match='backend="reference"'):

@@ -176,8 +176,8 @@ def test_lengths_are_clamped():
     wild = torch.tensor([-3, 2**40, 7], device=DEVICE)
     tame = torch.tensor([0, 20, 7], device=DEVICE)
     for a, b in zip(
-        cidm_triton.forward(z, None, wild, None, opts),
-        cidm_triton.forward(z, None, tame, None, opts),
+        cidm_triton.forward(z, None, wild, None, opts, [True]),
+        cidm_triton.forward(z, None, tame, None, opts, [True]),
         strict=True,
     ):
         assert torch.equal(a, b)

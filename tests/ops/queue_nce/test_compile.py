@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import fastseq
-from fastseq.ops.queue_nce.op import _backward_op, _forward_op
+from fastseq.ops.queue_nce.op import FUSED
 from ops.queue_nce.cases import inputs, loss_and_grads
 
-OPTIONS = ("torch", 0.1, True)
+OPTIONS = ("torch", 0.1, True)  # and the reduction
 
 
 def tensors(grad=True):
@@ -15,20 +15,23 @@ def tensors(grad=True):
     return q.requires_grad_(grad), positives.requires_grad_(grad), queue
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("keep", [True, False])
-def test_opcheck_forward(keep):
+def test_opcheck_forward(keep, reduction):
     q, positives, queue = tensors()
     if not keep:
         q = q.detach()
-    torch.library.opcheck(_forward_op, (q, positives, queue, *OPTIONS, keep))
+    options = *OPTIONS, reduction, [keep, True]
+    torch.library.opcheck(FUSED.forward_op, (q, positives, queue, *options))
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 def test_opcheck_backward(needs):
-    args = tensors(grad=False)
-    losses, lack, mean = _forward_op(*args, *OPTIONS, needs[0])
+    args, options = tensors(grad=False), (*OPTIONS, "mean", needs)
+    loss, lack, mean = FUSED.forward_op(*args, *options)
+    mean = mean if needs[0] else None
     torch.library.opcheck(
-        _backward_op, (torch.ones_like(losses), *args[:2], lack, mean, *OPTIONS, *needs)
+        FUSED.backward_op, (torch.ones_like(loss), *args[:2], lack, mean, *options)
     )
 
 
@@ -92,8 +95,8 @@ def test_compiled_with_other_numbers_of_queries():
 
 def test_compiled_twice_differentiated_is_an_error():
     q, positives, queue = tensors()
-    losses, *_ = _forward_op(q, positives, queue, *OPTIONS, True)
-    (dq,) = torch.autograd.grad(losses.sum(), q, create_graph=True)
+    loss, *_ = FUSED.forward_op(q, positives, queue, *OPTIONS, "sum", (True, True))
+    (dq,) = torch.autograd.grad(loss, q, create_graph=True)
     assert torch.equal(dq, loss_and_grads(q, positives, queue, reduction="sum")[1])
     with pytest.raises(RuntimeError, match='backend="reference"'):
         dq.square().sum().backward()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastseq
-from fastseq.ops.scl.op import _backward_op, _forward_op
+from fastseq.ops.scl.op import FUSED
 from ops.scl.cases import loss_and_grads
 
 OPTIONS = ("torch", 10.0, 0.1, True, "kl", "cross")
@@ -15,17 +15,17 @@ def _inputs(reduction="mean"):
     z1 = torch.randn(2, 7, 4, generator=g, requires_grad=True)
     z2 = torch.randn(2, 5, 4, generator=g, requires_grad=True)
     lengths = torch.tensor([7, 3])
-    return z1, z2, None, None, lengths, None, *OPTIONS, reduction
+    return z1, z2, None, None, lengths, None, *OPTIONS, reduction, [True, True]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_opcheck_forward(reduction):
-    torch.library.opcheck(_forward_op, _inputs(reduction))
+    torch.library.opcheck(FUSED.forward_op, _inputs(reduction))
 
 
 def test_opcheck_backward():
     z1, z2, *rest = _inputs()
-    loss, stats, coef = _forward_op(z1, z2, *rest)
+    loss, stats, coef = FUSED.forward_op(z1, z2, *rest)
     tensors = (
         torch.ones_like(loss),
         z1.detach(),
@@ -34,8 +34,8 @@ def test_opcheck_backward():
         stats.detach(),
         coef.detach(),
     )
-    for need in ((True, True), (True, False)):
-        torch.library.opcheck(_backward_op, (*tensors, *rest[4:], *need))
+    for needs in ([True, True], [True, False], [False, True]):
+        torch.library.opcheck(FUSED.backward_op, (*tensors, *rest[4:-1], needs))
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -57,20 +57,20 @@ class HostBackend:
         band = -1 if opts.bandwidth is None else opts.bandwidth
         return given, [*map(_pointer, tensors), batch, rows, columns, channels, band, opts.gamma]
 
-    def forward(self, x, y, cost, lengths_x, lengths_y, opts, keep):
+    def forward(self, x, y, cost, lengths_x, lengths_y, opts, needs):
         given, call = self._call(x, y, cost, lengths_x, lengths_y, opts)
         batch, rows, columns = call[5:8]
         strips, blocks = -(-rows // LANES), -(-columns // LANES)
         state = given.dtype if cost is None else torch.float64
         h = given.new_empty(batch, strips, blocks * LANES, dtype=state)
-        states = h.new_empty(batch, strips, blocks + 1, 2, LANES) if keep else None
+        states = h.new_empty(batch, strips, blocks + 1, 2, LANES) if any(needs) else None
         value = given.new_empty(batch)
         call += map(_pointer, (h, states, value))
         self._function("forward", cost is not None, given.dtype)(*call)
-        return value, (h, states) if keep else ()
+        return (value, h, states) if any(needs) else (value,)
 
     def backward(
-        self, grad, x, y, cost, lengths_x, lengths_y, saved, opts, need_x=True, need_y=True
+        self, grad, x, y, cost, lengths_x, lengths_y, *saved, opts, needs=(True, True, True)
     ):
         given, call = self._call(x, y, cost, lengths_x, lengths_y, opts)
         grads = tuple(None if t is None else torch.zeros_like(t) for t in (x, y, cost))
@@ -86,25 +86,25 @@ class FiberBackend:
         self.library = ctypes.CDLL(str(library))
         self.schedule = _Schedule(resident, seed, debug)
 
-    def forward(self, x, y, cost, lengths_x, lengths_y, opts, keep):
+    def forward(self, x, y, cost, lengths_x, lengths_y, opts, needs):
         given, call = HostBackend._call(x, y, cost, lengths_x, lengths_y, opts)
         batch, rows, columns = call[5:8]
         strips, blocks = -(-rows // LANES), -(-columns // LANES)
         state = given.dtype if cost is None else torch.float64
         saved = given.new_empty(batch, strips, blocks * LANES, dtype=state), None
-        if keep:
+        if any(needs):
             saved = saved[0], saved[0].new_empty(batch, strips, blocks + 1, 2, LANES)
         value = given.new_empty(batch)
         totals = torch.empty(batch, strips, dtype=torch.float64)
         sync = torch.full((1 + batch * strips,), -1, dtype=torch.int32)
         self._run("forward", given.dtype, call, saved, value, totals, sync)
-        return value, saved if keep else ()
+        return (value, *saved) if any(needs) else (value,)
 
     def backward(
-        self, grad, x, y, cost, lengths_x, lengths_y, saved, opts, need_x=True, need_y=True
+        self, grad, x, y, cost, lengths_x, lengths_y, *saved, opts, needs=(True, True, True)
     ):
         given, call = HostBackend._call(x, y, cost, lengths_x, lengths_y, opts)
-        wanted = zip((x, y, cost), (need_x, need_y, need_x), strict=True)
+        wanted = zip((x, y, cost), needs, strict=True)
         grads = tuple(torch.empty_like(t) if t is not None and w else None for t, w in wanted)
         flux = torch.empty_like(saved[0], dtype=given.dtype)
         sync = torch.full((1 + 5 * saved[0].shape[0] * saved[0].shape[1],), -1, dtype=torch.int32)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import fastseq
-from fastseq.ops.common import dispatch
+from fastseq.ops.common import dispatch, fused
 from fastseq.ops.common.dispatch import choose_backend
-from fastseq.ops.soft_dtw import autograd, op
+from fastseq.ops.soft_dtw import op
 from fastseq.ops.soft_dtw.op import resolve_backend
 from ops.soft_dtw.cases import BACKENDS, backends, randn, relative, value_and_grads
 
@@ -206,35 +206,36 @@ def test_lengths_changed_in_place_after_the_call_do_not_matter(backend):
 
 
 def test_what_a_backend_gets(monkeypatch):
-    """Contiguous float32 or float64, int64 lengths, and ``keep`` only when a gradient may come."""
+    """Contiguous float32 or float64, int64 lengths, and which gradients may come."""
     calls = []
 
     class Recorder:
         @staticmethod
-        def forward(x, y, cost, lengths_x, lengths_y, opts, keep):
-            calls.append((x, y, cost, lengths_x, lengths_y, opts, keep))
-            return torch.zeros(2), ()
+        def forward(x, y, cost, lengths_x, lengths_y, opts, needs):
+            calls.append((x, y, cost, lengths_x, lengths_y, opts, needs))
+            return (torch.zeros(2),)
 
         @staticmethod
-        def backward(grad, x, y, cost, lengths_x, lengths_y, saved, opts, need_x, need_y):
-            calls.append((grad, need_x, need_y))
+        def backward(grad, x, y, cost, lengths_x, lengths_y, opts, needs):
+            calls.append((grad, needs))
             return torch.zeros_like(x), None, None
 
-    monkeypatch.setattr(autograd, "_backend", lambda name: Recorder)
+    monkeypatch.setattr(fused, "_backend", lambda package, name: Recorder)
     x, y = randn(2, 3, 8).mT.bfloat16().requires_grad_(), randn(1, 5, 3).expand(2, -1, -1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fastseq.soft_dtw(x, y, lengths_x=[8, 2], bandwidth=3, backend="torch").sum().backward()
-    (a, b, cost, lengths_x, lengths_y, opts, keep), (grad, *need) = calls
-    for t in (a, b, grad):
+    (a, b, cost, lengths_x, lengths_y, opts, needs), (grad, needs_then) = calls
+    for t in (a, b):
         assert t.is_contiguous()
         assert t.dtype == torch.float32
     assert lengths_x.dtype == torch.int64
-    assert (cost, lengths_y, opts, keep) == (None, None, (1.0, 3), True)
-    assert need == [True, False]
+    assert grad.dtype == torch.float32
+    assert (cost, lengths_y, opts) == (None, None, (1.0, 3))
+    assert needs == needs_then == [True, False, False]
     with torch.no_grad():
         fastseq.soft_dtw(x, y, backend="torch")
     fastseq.soft_dtw(x.detach(), y, backend="torch")
-    assert [call[-1] for call in calls[2:]] == [False, False]
+    assert [call[-1] for call in calls[2:]] == [[False] * 3] * 2
 
 
 def test_numbers_of_numpy_are_numbers():

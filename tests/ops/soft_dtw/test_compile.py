@@ -4,13 +4,8 @@ import pytest
 import torch
 
 import fastseq
-from fastseq.ops.soft_dtw.autograd import (
-    _alignment_op,
-    _backward_op,
-    _forward_op,
-    _pack,
-    _unpack,
-)
+from fastseq.ops.common.packing import pack, unpack
+from fastseq.ops.soft_dtw.autograd import FUSED, _alignment_op
 from ops.soft_dtw.cases import BACKENDS, backends, randn, value_and_grads
 
 
@@ -26,16 +21,20 @@ def _tensors(given):
 @backends(BACKENDS)
 def test_opcheck(backend, given):
     tensors, options = _tensors(given), (backend, 0.5, 2)
+    fused = FUSED["soft_dtw" if given == "embeddings" else "soft_dtw_from_cost"]
     for keep in (True, False):
         # Without what the backward needs there is no gradient to check.
         inputs = [t if keep or t is None else t.detach() for t in tensors]
-        torch.library.opcheck(_forward_op, (*inputs, *options, keep))
-    value, packed, layout = _forward_op(*tensors, *options, True)
+        needs = [t is not None and t.requires_grad for t in inputs[:3]]
+        assert any(needs) == keep
+        torch.library.opcheck(fused.forward_op, (*inputs, *options, needs))
+    needs = [t is not None for t in tensors[:3]]
+    value, packed, layout = fused.forward_op(*tensors, *options, needs)
     inputs = [t if t is None else t.detach() for t in tensors]
-    needs = [(True, True), (True, False), (False, True)]
-    for need in needs if given == "embeddings" else needs[:1]:
+    embeddings = [True, True, False], [True, False, False], [False, True, False]
+    for needs in embeddings if given == "embeddings" else [[False, False, True]]:
         torch.library.opcheck(
-            _backward_op, (torch.ones_like(value), *inputs, packed, layout, *options, *need)
+            fused.backward_op, (torch.ones_like(value), *inputs, packed, layout, *options, needs)
         )
 
 
@@ -50,12 +49,12 @@ def test_opcheck_alignment(backend):
 def test_what_is_saved_crosses_as_bytes():
     saved = (randn(3, 1), torch.arange(3), randn(2, 0), torch.tensor(7, dtype=torch.uint8))
     saved += (randn(1, 5).double(), randn(4, 3).mT)
-    packed, layout = _pack(saved, torch.device("cpu"))
+    packed, layout = pack(saved, torch.device("cpu"))
     assert packed.dtype == torch.uint8
-    for got, want in zip(_unpack(packed, layout), saved, strict=True):
+    for got, want in zip(unpack(packed, layout), saved, strict=True):
         assert got.dtype == want.dtype
         assert torch.equal(got, want)
-    assert _unpack(*_pack((), torch.device("cpu"))) == ()
+    assert unpack(*pack((), torch.device("cpu"))) == ()
 
 
 def _both(function, *tensors):

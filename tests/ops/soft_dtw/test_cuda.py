@@ -138,9 +138,10 @@ def test_nothing_to_launch(simulated, shape):
     batch, n, m = shape
     x, y = torch.ones(batch, n, 3), torch.ones(batch, m, 3)
     opts = SoftDTWOptions(1.0, None)
-    value, saved = cuda.forward(x, y, None, None, None, opts, True)
+    needs = True, True, False
+    value, *saved = cuda.forward(x, y, None, None, None, opts=opts, needs=needs)
     assert torch.equal(value, torch.zeros(batch))
-    dx, dy, dcost = cuda.backward(value, x, y, None, None, None, saved, opts, True, True)
+    dx, dy, dcost = cuda.backward(value, x, y, None, None, None, *saved, opts=opts, needs=needs)
     assert torch.equal(dx, torch.zeros_like(x))
     assert torch.equal(dy, torch.zeros_like(y))
     assert dcost is None

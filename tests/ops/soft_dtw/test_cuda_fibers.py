@@ -73,10 +73,10 @@ def test_any_order_gives_the_same_bits(library, bandwidth, given):
 def test_only_what_is_asked_for(library, need):
     x, y = frames(1, 70, 5, seed=1), frames(1, 40, 5, seed=2)
     opts, backend = SoftDTWOptions(0.5, None), FiberBackend(library)
-    _, saved = backend.forward(x, y, None, None, None, opts, True)
+    _, *saved = backend.forward(x, y, None, None, None, opts, needs=[True] * 3)
     one = torch.ones(1, dtype=F64)
-    both = backend.backward(one, x, y, None, None, None, saved, opts)
-    got = backend.backward(one, x, y, None, None, None, saved, opts, *need)
+    both = backend.backward(one, x, y, None, None, None, *saved, opts=opts)
+    got = backend.backward(one, x, y, None, None, None, *saved, opts=opts, needs=(*need, False))
     for grad, want, asked in zip(got[:2], both[:2], need, strict=True):
         assert torch.equal(grad, want) if asked else grad is None
 
@@ -84,6 +84,6 @@ def test_only_what_is_asked_for(library, need):
 def test_forward_alone(library):
     x, y = frames(2, 70, 5, seed=1), frames(2, 40, 5, seed=2)
     opts, backend = SoftDTWOptions(0.5, None), FiberBackend(library)
-    value, saved = backend.forward(x, y, None, None, None, opts, False)
-    assert saved == ()
-    assert torch.equal(value, backend.forward(x, y, None, None, None, opts, True)[0])
+    value, *saved = backend.forward(x, y, None, None, None, opts, needs=[False] * 3)
+    assert saved == []
+    assert torch.equal(value, backend.forward(x, y, None, None, None, opts, needs=[True] * 3)[0])

@@ -40,9 +40,9 @@ def frames(*shape, dtype=F64, seed=0, unit=False):
 def run(host, x, y, opts, lengths_x=None, lengths_y=None, grad=None):
     """Value, dx, dy; or value and dcost when y is None."""
     args = (x, y, None) if y is not None else (None, None, x)
-    value, saved = host.forward(*args, lengths_x, lengths_y, opts, True)
+    value, *saved = host.forward(*args, lengths_x, lengths_y, opts, needs=[True] * 3)
     grad = torch.ones_like(value) if grad is None else grad.to(value.dtype)
-    dx, dy, dcost = host.backward(grad, *args, lengths_x, lengths_y, saved, opts)
+    dx, dy, dcost = host.backward(grad, *args, lengths_x, lengths_y, *saved, opts=opts)
     return (value, dx, dy) if y is not None else (value, dcost)
 
 
@@ -234,6 +234,6 @@ def test_nan_in_a_real_frame_is_not_hidden(host):
 def test_nothing_is_kept_without_a_gradient(host):
     x, y = frames(1, 70, 4, seed=7), frames(1, 50, 4, seed=8)
     opts = SoftDTWOptions(0.1, None)
-    value, saved = host.forward(x, y, None, None, None, opts, False)
+    value, *saved = host.forward(x, y, None, None, None, opts, needs=[False] * 3)
     assert saved == ()
-    assert torch.equal(value, host.forward(x, y, None, None, None, opts, True)[0])
+    assert torch.equal(value, host.forward(x, y, None, None, None, opts, needs=[True] * 3)[0])

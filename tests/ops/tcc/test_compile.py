@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastseq
-from fastseq.ops.tcc.op import _backward_op, _forward_op
+from fastseq.ops.tcc.op import FUSED
 from ops.tcc.cases import loss_and_grads, randn
 
 OPTIONS = ("torch", "regression_mse_var", "l2", 0.1, 0.001, 0.1, 0.1, True)
@@ -14,7 +14,8 @@ def _inputs(pair=True, reduction="mean", keep=True):
     x = randn(2, 7, 4, dtype=torch.float32).requires_grad_()
     y = randn(2, 5, 4, dtype=torch.float32, seed=1).requires_grad_() if pair else None
     lengths, duration = torch.tensor([7, 3]), torch.tensor([9.0, 4.0])
-    return x, y, None, None, lengths, None, duration, None, *OPTIONS, reduction, keep
+    needs = [keep, keep and pair]
+    return x, y, None, None, lengths, None, duration, None, *OPTIONS, reduction, needs
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -22,13 +23,18 @@ def _inputs(pair=True, reduction="mean", keep=True):
 @pytest.mark.parametrize("keep", [True, False])
 def test_opcheck(pair, reduction, keep):
     args = _inputs(pair, reduction, keep)
-    torch.library.opcheck(_forward_op, args)
-    loss, dx, dy = (out.detach() for out in _forward_op(*args))
+    if not keep:
+        # Without what the backward needs there is no gradient to check.
+        args = [z.detach() if isinstance(z, torch.Tensor) else z for z in args]
+    torch.library.opcheck(FUSED.forward_op, args)
+    loss, dx, dy = (out.detach() for out in FUSED.forward_op(*args))
     kept = dx if dx.numel() else None, dy if dy.numel() else None
     assert (kept[0] is not None) == (keep and (pair or reduction == "mean"))
     x, y = (None if z is None else z.detach() for z in args[:2])
     grad = torch.ones_like(loss)
-    torch.library.opcheck(_backward_op, (grad, x, y, *args[2:8], *kept, *args[8:-1]))
+    # Also from nothing kept, as where the forward ran without autograd.
+    rest = *args[8:-1], [True, pair]
+    torch.library.opcheck(FUSED.backward_op, (grad, x, y, *args[2:8], *kept, *rest))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -86,7 +92,7 @@ def test_compiled_with_other_lengths_and_temperatures():
 
 def test_compiled_twice_differentiated_raises():
     x = randn(2, 5, 3).requires_grad_()
-    loss = _forward_op(x, *[None] * 7, *OPTIONS, "mean", True)[0]
+    loss = FUSED.forward_op(x, *[None] * 7, *OPTIONS, "mean", [True, False])[0]
     (dx,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match='backend="reference"'):
         dx.sum().backward()

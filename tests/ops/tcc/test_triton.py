@@ -8,8 +8,7 @@ from tolerance import as_accurate_as, interpreted
 
 import fastseq
 from fastseq.ops.tcc import triton as tcc_triton
-from fastseq.ops.tcc.op import check_options
-from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, VARIANCE_FLOOR
+from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, VARIANCE_FLOOR, TCCOptions
 from ops.tcc.cases import brute_force, randn
 from ops.tcc.cases import loss_and_grads as call
 
@@ -230,11 +229,12 @@ def test_padding_never_matters(loss_type, similarity, pairs):
 
 def test_lengths_are_clamped():
     """Lengths on a GPU are never read by the host, so that kernels take whatever they hold."""
-    opts = check_options("", "regression_mse_var", "l2", 0.1, 0.001, 0.1, 0.1, True, "mean")
+    opts = TCCOptions.checked("", "regression_mse_var", "l2", 0.1, 0.001, 0.1, 0.1, True, "mean")
     x, y = there(randn(3, 20, 4).float()), there(randn(3, 9, 4, seed=1).float())
     wild, tame = there(torch.tensor([-3, 2**40, 7])), there(torch.tensor([0, 20, 7]))
     got, want = (
-        tcc_triton.forward(x, y, None, None, n, None, None, None, opts, True) for n in (wild, tame)
+        tcc_triton.forward(x, y, None, None, n, None, None, None, opts, (True, True))
+        for n in (wild, tame)
     )
     assert all(map(torch.equal, got, want))
 

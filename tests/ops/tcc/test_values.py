@@ -9,8 +9,7 @@ from tolerance import as_accurate_as, relative
 
 import fastseq
 import fastseq.ops.tcc.torch as blockwise
-from fastseq.ops.tcc.op import check_options
-from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, VARIANCE_FLOOR
+from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, VARIANCE_FLOOR, TCCOptions
 from ops.tcc.cases import brute_force, loss_and_grads, randn
 
 BOTH = ["reference", "torch"]
@@ -344,18 +343,18 @@ def test_gradient_of_one_input_alone():
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_gradients_kept_by_the_forward_or_formed_in_the_backward(loss_type):
     x, y = randn(2, 9, 5, dtype=torch.float32), randn(2, 13, 5, dtype=torch.float32, seed=1)
-    opts = check_options("", loss_type, "l2", 0.1, 0.001, 0.1, 0.1, True, "mean")
+    opts = TCCOptions.checked("", loss_type, "l2", 0.1, 0.001, 0.1, 0.1, True, "mean")
     for two in (y, None):
         tensors = (x, two, *[None] * 6)
         exact = (None if z is None else z.double() for z in (x, two))
         want = loss_and_grads(*exact, upstream=-3.0, loss_type=loss_type)
         grad = torch.tensor(-3.0)
-        kept = blockwise.forward(*tensors, opts, True)
-        bare = blockwise.forward(*tensors, opts, False)
+        kept = blockwise.forward(*tensors, opts, (True, two is not None))
+        bare = blockwise.forward(*tensors, opts, (False, False))
         assert torch.equal(kept[0], bare[0])
         assert bare[1:] == (None, None)
-        late = blockwise.backward(grad, *tensors, *bare[1:], opts)
-        early = blockwise.backward(grad, *tensors, *kept[1:], opts)
+        late = blockwise.backward(grad, *tensors, *bare[1:], opts, (True, two is not None))
+        early = blockwise.backward(grad, *tensors, *kept[1:], opts, (True, two is not None))
         early, late = ([g for g in grads if g is not None] for grads in (early, late))
         as_accurate_as(late, early, want[1:], what=("dx", "dy")[: len(want) - 1])
 

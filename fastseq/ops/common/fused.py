@@ -1,0 +1,282 @@
+"""How an op's backends become one differentiable PyTorch function, eager and under torch.compile.
+
+An op states what it is in one :class:`FusedLoss`; its backends are modules that fulfil
+:class:`Backend`. All that PyTorch asks for is here: an autograd.Function for eager calls, a custom
+operator with its fake and its gradient for torch.compile (that boundary costs 15 to 60 us a call,
+so eager calls do not cross it), and errors where no backend could give a right answer: second
+derivatives, torch.func, forward mode.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastseq.ops.common.dispatch import inside_custom_op, no_autocast
+from fastseq.ops.common.dtypes import accumulator
+from fastseq.ops.common.packing import pack, unpack
+
+Tensors = Sequence[Tensor | None]
+
+
+class Backend(Protocol):
+    """``fastseq/ops/<op>/<backend>.py``: tensors in, tensors out, nothing is validated.
+
+    ``needs`` says of each differentiable input whether its gradient is wanted. Those inputs are
+    contiguous, and autocast is off.
+    """
+
+    def forward(self, *inputs: Tensor | None, opts: Any, needs: Sequence[bool]) -> Tensors:
+        """The value, then whatever ``backward`` needs beside the inputs."""
+
+    def backward(
+        self, grad: Tensor, *inputs_and_kept: Tensor | None, opts: Any, needs: Sequence[bool]
+    ) -> Tensors:
+        """The gradient of each differentiable input; None where it is not wanted."""
+
+
+class FusedLoss:
+    """One op as PyTorch sees it, called with a backend's name, options and checked inputs.
+
+    Args:
+        op: the public function, for errors.
+        package: where the backends are: "fastseq.ops.scl".
+        inputs: names of the tensors, first those that can have a gradient; "t1?" may be None.
+        differentiable: how many can have a gradient.
+        options: the NamedTuple of numbers, flags and words that backends get.
+        reference: ``reference(*inputs, opts)``, the definition, which autograd differentiates.
+        kept: how many tensors a forward keeps for the backward; None: only the backend knows, and
+            the value is (N,) in the inputs' dtype.
+        shapes: ``shapes(*inputs, opts, needs)``: of the value and of each tensor that is kept,
+            None for one that is not kept in such a call. All have the accumulator's dtype.
+        forward_only: how many inputs, the last ones, ``backward`` does without: they may change as
+            soon as the forward has returned.
+        stem: of the operators' names, "fastseq::<stem>_forward"; default: the package's.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        package: str,
+        *,
+        inputs: tuple[str, ...],
+        differentiable: int,
+        options: Any,
+        reference: Callable[..., Tensor],
+        kept: int | None = None,
+        shapes: Callable[..., Sequence[Sequence[int] | None]] | None = None,
+        forward_only: int = 0,
+        stem: str | None = None,
+    ) -> None:
+        self.op, self.package, self.inputs = op, package, inputs
+        self.differentiable, self.saved = differentiable, len(inputs) - forward_only
+        self.options, self.reference = options, reference
+        self.kept, self.shapes = kept, shapes
+        self.twice = (
+            f"{op}: this backend cannot be differentiated twice (gradient penalties, "
+            f'Hessian-vector products); to fix: {op}(..., backend="reference")'
+        )
+        self.function = _function(self)
+        self.forward_op, self.backward_op = _operators(self, stem or package.rpartition(".")[2])
+
+    def __call__(self, name: str, opts: Any, *inputs: Tensor | None) -> Tensor:
+        """The value by backend ``name``."""
+        if name == "reference":
+            with no_autocast(_device_type(inputs)):
+                return self.reference(*inputs, opts)
+        refuse_transforms(self.op, name)
+        given = inputs[: self.differentiable]
+        grad = torch.is_grad_enabled()
+        needs = [grad and z is not None and z.requires_grad for z in given]
+        if torch.compiler.is_compiling():
+            return self.forward_op(*inputs, name, *opts, needs)[0]
+        # Arguments of their own would cost the constants 2 us each, for gradients they do not have.
+        return self.function.apply(name, opts, needs, inputs[self.differentiable :], *given)
+
+    def forward(self, name: str, opts: Any, needs: Sequence[bool], *inputs) -> Tensors:
+        with no_autocast(_device_type(inputs)):
+            return _backend(self.package, name).forward(*inputs, opts=opts, needs=needs)
+
+    def backward(self, grad: Tensor, name: str, opts: Any, needs: Sequence[bool], *saved):
+        with no_autocast(grad.device.type):
+            backend = _backend(self.package, name)
+            return tuple(backend.backward(grad, *saved, opts=opts, needs=needs))
+
+
+@functools.cache
+def _backend(package: str, name: str) -> Backend:
+    return importlib.import_module(f"{package}.{name}")
+
+
+def _device_type(inputs: Tensors) -> str:
+    return next(z for z in inputs if z is not None).device.type
+
+
+def _contiguous(inputs: Tensors) -> Tensors:
+    return [z if z is None else z.contiguous() for z in inputs]
+
+
+def _function(loss: FusedLoss) -> type[torch.autograd.Function]:
+    """The path of eager calls."""
+
+    class Gradient(torch.autograd.Function):
+        """A node of its own, so that differentiating the gradient is an error."""
+
+        @staticmethod
+        def forward(ctx, grad, name, opts, needs, *saved):
+            return loss.backward(grad, name, opts, needs, *saved)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            raise RuntimeError(loss.twice)
+
+    class Value(torch.autograd.Function):
+        jvp = refuse_forward_mode(loss.op)
+
+        @staticmethod
+        def forward(ctx, name, opts, needs, constants, *given):
+            inputs = (*_contiguous(given), *constants)
+            value, *kept = loss.forward(name, opts, needs, *inputs)
+            ctx.save_for_backward(*inputs[: loss.saved], *kept)
+            ctx.call = name, opts, needs
+            return value
+
+        @staticmethod
+        def backward(ctx, grad):
+            # Autograd is on in a backward only under create_graph=True. Otherwise nobody can
+            # differentiate the gradient, and its node would be 15 us for nothing.
+            run = Gradient.apply if torch.is_grad_enabled() else loss.backward
+            return None, None, None, None, *run(grad, *ctx.call, *ctx.saved_tensors)
+
+    return type(loss.op, (Value,), {})  # grad_fn and profilers show that name
+
+
+_SCHEMA = {float: "float", bool: "bool", str: "str", int | None: "int?"}
+
+
+def _operators(loss: FusedLoss, stem: str) -> tuple[Callable, Callable]:
+    """The path of torch.compile: operators fastseq::<stem>_forward and fastseq::<stem>_backward.
+
+    An operator cannot return None: an empty tensor stands for what is not there. What only the
+    backend knows crosses the boundary as bytes, with its layout beside it.
+    """
+    fields = loss.options.__annotations__
+    differentiable, tail = loss.differentiable, len(fields) + 2
+
+    def split(args):
+        """The tensors of a call, and (name, opts, needs)."""
+        name, *opts, needs = args[-tail:]
+        return args[:-tail], (name, loss.options(*opts), needs)
+
+    inputs = [f"Tensor{'?' * i.endswith('?')} {i.rstrip('?')}" for i in loss.inputs]
+    options = ["str backend", *(f"{_SCHEMA[kind]} {name}" for name, kind in fields.items())]
+    call = ", ".join([*options, "bool[] needs"])
+    kept = ["packed", "layout"] if loss.kept is None else [f"kept{i}" for i in range(loss.kept)]
+    saved = [*inputs[: loss.saved], *(f"Tensor? {name}" for name in kept)]
+
+    @torch.library.custom_op(
+        f"fastseq::{stem}_forward",
+        mutates_args=(),
+        schema=f"({', '.join(inputs)}, {call}) -> ({', '.join(['Tensor'] * (1 + len(kept)))})",
+    )
+    def forward_op(*args):
+        inputs, call = split(args)
+        inputs = *_contiguous(inputs[:differentiable]), *inputs[differentiable:]
+        with inside_custom_op():
+            value, *kept = loss.forward(*call, *inputs)
+        if loss.kept is None:
+            return value, *pack(kept, value.device)
+        return value, *(value.new_empty(0) if k is None else k for k in kept)
+
+    @forward_op.register_fake
+    def _(*args):
+        inputs, (_, opts, needs) = split(args)
+        like = next(z for z in inputs if z is not None)
+        if loss.kept is not None:
+            dtype = accumulator(like.dtype)
+            shapes = loss.shapes(*inputs, opts=opts, needs=needs)
+            return tuple(like.new_empty((0,) if s is None else s, dtype=dtype) for s in shapes)
+        sizes = [0, 0]
+        if any(needs):
+            context = torch.library.get_ctx()
+            sizes = [context.new_dynamic_size(), context.new_dynamic_size()]
+        return (
+            like.new_empty(like.shape[0]),
+            like.new_empty(sizes[0], dtype=torch.uint8),
+            torch.empty(sizes[1], dtype=torch.int64, device="cpu"),
+        )
+
+    @torch.library.custom_op(
+        f"fastseq::{stem}_backward",
+        mutates_args=(),
+        schema=f"(Tensor grad, {', '.join(saved)}, {call}) -> "
+        f"({', '.join(['Tensor'] * differentiable)})",
+    )
+    def backward_op(grad, *args):
+        saved, call = split(args)
+        given, constants = saved[:differentiable], saved[differentiable : loss.saved]
+        kept = saved[loss.saved :]
+        if loss.kept is None:
+            kept = unpack(*kept)
+        grads = loss.backward(grad, *call, *_contiguous(given), *constants, *kept)
+        needs = call[-1]
+        grads = [g if n else grad.new_empty(0) for g, n in zip(grads, needs, strict=True)]
+        return grads[0] if differentiable == 1 else tuple(grads)
+
+    @backward_op.register_fake
+    def _(grad, *args):
+        saved, (_, _, needs) = split(args)
+        given = zip(saved[:differentiable], needs, strict=True)
+        grads = [z.new_empty(z.shape) if n else grad.new_empty(0) for z, n in given]
+        return grads[0] if differentiable == 1 else tuple(grads)
+
+    def setup_context(ctx, inputs, output):
+        kept = output[1:]
+        if loss.kept is not None:
+            tensors, (_, opts, needs) = split(inputs)
+            _, *shapes = loss.shapes(*tensors, opts=opts, needs=needs)
+            kept = [None if s is None else k for k, s in zip(kept, shapes, strict=True)]
+        ctx.save_for_backward(*inputs[: loss.saved], *kept)
+        ctx.call = inputs[len(loss.inputs) :]
+
+    def gradients(ctx, grad, *unused):
+        grads = backward_op(grad, *ctx.saved_tensors, *ctx.call)
+        grads = [grads] if differentiable == 1 else grads
+        grads = [g if n else None for g, n in zip(grads, ctx.call[-1], strict=True)]
+        return *grads, *[None] * (len(loss.inputs) - differentiable + tail)
+
+    def raise_twice(ctx, *grads):
+        raise RuntimeError(loss.twice)
+
+    forward_op.register_autograd(gradients, setup_context=setup_context)
+    backward_op.register_autograd(raise_twice)
+    return forward_op, backward_op
+
+
+def transforms_active() -> bool:
+    """Whether one of torch.func's transforms is being applied. PyTorch has no public question."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def refuse_transforms(op: str, name: str) -> None:
+    """RuntimeError inside torch.func's transforms, which backends with kernels cannot serve."""
+    if transforms_active():
+        raise RuntimeError(
+            f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "
+            f'jvp); to fix: {op}(..., backend="reference")'
+        )
+
+
+def refuse_forward_mode(op: str) -> staticmethod:
+    """The ``jvp`` of an autograd.Function, which only forward-mode differentiation calls."""
+
+    def jvp(ctx, *tangents):
+        raise RuntimeError(
+            f"{op}: this backend does not work under forward-mode differentiation "
+            f'(torch.autograd.forward_ad); to fix: {op}(..., backend="reference")'
+        )
+
+    return staticmethod(jvp)
