@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastseq.feature_queue import FeatureQueue
 from fastseq.ops.common.lengths import Durations, Lengths
-from fastseq.ops.common.validate import check_nonnegative
+from fastseq.ops.common.validate import check_nonnegative, renamed
 from fastseq.ops.contrastive_idm.op import contrastive_idm
 from fastseq.ops.contrastive_idm.options import CIDMOptions
 from fastseq.ops.lav.op import lav_loss
 from fastseq.ops.lav.options import LAVOptions
+from fastseq.ops.queue_nce.feature_queue import FeatureQueue
 from fastseq.ops.queue_nce.op import queue_nce
 from fastseq.ops.queue_nce.options import QueueNCEOptions
 from fastseq.ops.scl.op import scl_loss
@@ -136,8 +136,16 @@ class SoftDTW(_Loss):
         *,
         lengths_x: Lengths = None,
         lengths_y: Lengths = None,
+        valid_x: Tensor | None = None,
+        valid_y: Tensor | None = None,
     ) -> Tensor:
-        return soft_dtw(x, y, lengths_x=lengths_x, lengths_y=lengths_y, **self.options)
+        real = {
+            "lengths_x": lengths_x,
+            "lengths_y": lengths_y,
+            "valid_x": valid_x,
+            "valid_y": valid_y,
+        }
+        return soft_dtw(x, y, **real, **self.options)
 
 
 class TCCLoss(_Loss):
@@ -188,12 +196,16 @@ class TCCLoss(_Loss):
         duration_y: Durations = None,
         lengths_x: Lengths = None,
         lengths_y: Lengths = None,
+        valid_x: Tensor | None = None,
+        valid_y: Tensor | None = None,
     ) -> Tensor:
         frames = {
             "duration_x": duration_x,
             "duration_y": duration_y,
             "lengths_x": lengths_x,
             "lengths_y": lengths_y,
+            "valid_x": valid_x,
+            "valid_y": valid_y,
         }
         return tcc_loss(x, y, tx, ty, **frames, **self.options)
 
@@ -236,25 +248,35 @@ class ContrastiveIDM(_Loss):
         *,
         window: float = 10.0,
         margin: float = 2.0,
-        form: str = "contrastive",
+        kind: str = "contrastive",
         weights: str = "paper",
         distance: str = "sqeuclidean",
         reduction: str = "mean",
         backend: str = "auto",
+        form: str | None = None,
     ):
+        if form is not None:
+            kind = renamed("ContrastiveIDM", "form", form, "kind", kind, "contrastive")
         super().__init__(
             CIDMOptions.checked,
             backend,
             window=window,
             margin=margin,
-            form=form,
+            kind=kind,
             weights=weights,
             distance=distance,
             reduction=reduction,
         )
 
-    def forward(self, z: Tensor, t: Tensor | None = None, *, lengths: Lengths = None) -> Tensor:
-        return contrastive_idm(z, t, lengths=lengths, **self.options)
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor | None = None,
+        *,
+        lengths: Lengths = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        return contrastive_idm(z, t, lengths=lengths, valid=valid, **self.options)
 
 
 class LAVLoss(_Loss):
@@ -306,12 +328,16 @@ class LAVLoss(_Loss):
         duration_y: Durations = None,
         lengths_x: Lengths = None,
         lengths_y: Lengths = None,
+        valid_x: Tensor | None = None,
+        valid_y: Tensor | None = None,
     ) -> Tensor:
         frames = {
             "duration_x": duration_x,
             "duration_y": duration_y,
             "lengths_x": lengths_x,
             "lengths_y": lengths_y,
+            "valid_x": valid_x,
+            "valid_y": valid_y,
         }
         return lav_loss(x, y, tx, ty, **frames, **self.options)
 

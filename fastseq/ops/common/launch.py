@@ -3,7 +3,7 @@ how Triton is asked only once what to launch."""
 
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -29,6 +29,27 @@ def operands(dtype: torch.dtype) -> tuple[str, str]:
         return "fp16", "tf32"
     how = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     return how, how
+
+
+# Of a thread. Where it is not stated ptxas stops at 128 or 168 and spills a few.
+MOST_REGISTERS = 255
+
+
+class Tiles(NamedTuple):
+    """How a kernel divides its work: an entry of an op's table ``tiles``.
+
+    Rows and columns of a tile, channels per step of the scores (similarities, distances), channels
+    per program of a gradient, warps, stages of the pipeline, and the most registers of a thread:
+    fewer than 255 where that puts one more program on a multiprocessor. None: as the op has it.
+    """
+
+    rows: int
+    columns: int
+    step: int
+    channels: int
+    warps: int
+    stages: int
+    registers: int | None = None
 
 
 def cdiv(a: int, b: int) -> int:

@@ -89,6 +89,53 @@ def valid_mask(valid: Tensor | None, num: int, frames: int, device: torch.device
     return torch.arange(frames, device=device) < valid[:, None]
 
 
+def real_first(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """(order, lengths) of any form that :func:`prepare_valid` returns, for what takes lengths only.
+
+    Of a mask: frame numbers (N, T), those of the real frames first and in their order, and how many
+    there are. The order is None for lengths and for None, which need no other.
+    """
+    if valid is None or valid.dtype != torch.bool:
+        return None, valid
+    return (~valid).byte().argsort(stable=True, dim=1), valid.sum(1)
+
+
+def reorder(z: Tensor, order: Tensor | None, dim: int = 1) -> Tensor:
+    """Frames of z (N, ..., T, ...), which dimension ``dim`` counts, in the order of (N, T)."""
+    if order is None:
+        return z
+    shape = [1] * z.dim()
+    shape[0], shape[dim] = order.shape
+    return z.gather(dim, order.view(shape).expand_as(z))
+
+
+def compact(
+    z: Tensor, t: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Embeddings (N, T, D) and times with the real frames first, and how many there are."""
+    order, lengths = real_first(valid)
+    if order is not None:
+        z, t = reorder(z, order), order if t is None else reorder(t, order)
+    return z, t, lengths
+
+
+def nonempty_pairs(
+    num: int,
+    frames_x: int,
+    frames_y: int,
+    lengths_x: Tensor | None,
+    lengths_y: Tensor | None,
+    device: torch.device,
+) -> Tensor | None:
+    """Which pairs have frames on both sides, (N,); None: all."""
+    if frames_x == 0 or frames_y == 0:
+        return torch.zeros(num, dtype=torch.bool, device=device)
+    parts = [lengths > 0 for lengths in (lengths_x, lengths_y) if lengths is not None]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else parts[0] & parts[1]
+
+
 def prepare_times(
     op: str, name: str, t: Tensor | None, num: int, frames: int, device: torch.device
 ) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Checks of user input that two or more ops share. Errors say what came and what was expected."""
 
 import numbers
+import warnings
 
 import torch
 from torch import Tensor
@@ -103,3 +104,17 @@ def check_bool(op: str, name: str, value: bool) -> None:
 def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {choices}, got {value!r}")
+
+
+def renamed(op: str, old: str, old_value: str, new: str, value: str, default: str) -> str:
+    """The value of an option that was given under its former name, ``old``."""
+    if value != default:
+        raise TypeError(f"{op}: {old} is the former name of {new}; give {new} alone")
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            f"{op}: {old}= is called {new}= now, and will not be taken from version 0.3 on; "
+            f"to fix: {new}={old_value!r}",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    return old_value

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_compile
 from fastseq.ops.common.fused import FusedLoss
-from fastseq.ops.common.lengths import Lengths, prepare_times, prepare_valid
-from fastseq.ops.common.validate import check_embeddings
+from fastseq.ops.common.lengths import Lengths, compact, prepare_times, prepare_valid
+from fastseq.ops.common.validate import check_embeddings, renamed
 from fastseq.ops.contrastive_idm.options import CIDMOptions
 from fastseq.ops.contrastive_idm.reference import contrastive_idm_reference
 
@@ -23,12 +23,14 @@ def contrastive_idm(
     *,
     window: float | Tensor = 10.0,
     margin: float = 2.0,
-    form: str = "contrastive",
+    kind: str = "contrastive",
     weights: str = "paper",
     distance: str = "sqeuclidean",
     lengths: Lengths = None,
+    valid: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
+    form: str | None = None,
 ) -> Tensor:
     r"""Contrastive inverse difference moment of each sequence with itself (LAV, eq. 7).
 
@@ -51,18 +53,20 @@ def contrastive_idm(
             exactly the window is near. 10.0: the released code, in frames of the video.
         margin: lambda, in the unit of D. 2.0: the released code, on normalised embeddings. At
             exactly the margin the gradient is 0.
-        form: see above; the three that LAV's Table 1 compares.
+        kind: see above; the three that LAV's Table 1 compares.
         weights: "paper", or "code": near pairs have weight 1 as in the released code, which also
             divides its times by the video's length (see :func:`fastseq.lav_loss`). Without effect
             on "idm" and "sfa".
         distance: "sqeuclidean", or "euclidean": D_ij = ||z_i - z_j||, whose gradient is 0 where
             frames are equal.
-        lengths: (N,) integers, frames that are real (a prefix). Padding never matters, not even
-            NaN.
+        lengths: (N,) integers: the number of real frames at the start of each sequence.
+            Alternatively,
+        valid: (N, T) bool, True = real frame. Padding is ignored, even if it contains NaN.
         reduction: "none": (N,), the sums above; "sum": their sum; "mean": each divided by its
             number of pairs, length^2, then the mean over sequences of at least one frame.
         backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device) or "reference"
             (dense; the only one that can be differentiated twice).
+        form: the former name of ``kind``, for one more version.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"`` (a scalar for one sequence): float64 for float64
@@ -70,7 +74,7 @@ def contrastive_idm(
 
     The scale of eq. 7 grows like T^4 where t counts frames: about 6e8 at T = 480, beside a Soft-DTW
     of about 600. A warning says so once, above T = 128, where t is not given or integer; times in
-    seconds or in shares of the video (floats) do not have that scale, nor has form="sfa".
+    seconds or in shares of the video (floats) do not have that scale, nor has kind="sfa".
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value.
@@ -84,6 +88,8 @@ def contrastive_idm(
         18.75
     """
     op = "contrastive_idm"
+    if form is not None:
+        kind = renamed(op, "form", form, "kind", kind, "contrastive")
     check_embeddings(op, "z", z)
     unbatched = z.dim() == 2
     if unbatched:
@@ -92,11 +98,12 @@ def contrastive_idm(
     windows = None
     if isinstance(window, Tensor):
         windows, window = _prepare_windows(op, window, num, z.device), 0.0
-    opts = CIDMOptions.checked(op, window, margin, form, weights, distance, reduction)
+    opts = CIDMOptions.checked(op, window, margin, kind, weights, distance, reduction)
     t = prepare_times(op, "t", t, num, frames, z.device)
-    lengths = prepare_valid(op, "", lengths, None, num, frames, z.device)
+    valid = prepare_valid(op, "", lengths, valid, num, frames, z.device)
+    z, t, lengths = compact(z, t, valid)
     name, _ = resolve_backend(backend, z.device.type, z.dtype)
-    grows = form == "idm" or (form == "contrastive" and weights == "paper")
+    grows = kind == "idm" or (kind == "contrastive" and weights == "paper")
     counts = t is None or not t.is_floating_point()
     if grows and counts and frames > LARGE_SCALE_FROM and not torch.compiler.is_compiling():
         _warn_large_scale()
@@ -125,7 +132,7 @@ def _warn_large_scale() -> None:
     warnings.warn(
         f"contrastive_idm: with more than {LARGE_SCALE_FROM} frames the weights (gap^2 + 1) of "
         "the paper's form dwarf every other loss (about 6e8 at T = 480 as a sum, beside a Soft-DTW "
-        "of about 600); to fix: t in seconds or in shares of the video, form='sfa' or "
+        "of about 600); to fix: t in seconds or in shares of the video, kind='sfa' or "
         "fastseq.lav_loss(form='code')",
         stacklevel=3,
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastseq.ops.common.lengths import shift_times
 from fastseq.ops.common.validate import check_choice, check_nonnegative, check_positive
 
-FORMS = ("contrastive", "idm", "sfa")
+KINDS = ("contrastive", "idm", "sfa")
 WEIGHTS = ("paper", "code")
 DISTANCES = ("sqeuclidean", "euclidean")
 REDUCTIONS = ("none", "mean", "sum")
@@ -17,7 +17,7 @@ REDUCTIONS = ("none", "mean", "sum")
 class CIDMOptions(NamedTuple):
     window: float
     margin: float
-    form: str
+    kind: str
     weights: str
     distance: str
     reduction: str
@@ -28,18 +28,18 @@ class CIDMOptions(NamedTuple):
         op: str,
         window: float,
         margin: float,
-        form: str,
+        kind: str,
         weights: str,
         distance: str,
         reduction: str,
     ) -> "CIDMOptions":
         window = check_nonnegative(op, "window", window)
         margin = check_positive(op, "margin", margin)
-        check_choice(op, "form", form, FORMS)
+        check_choice(op, "kind", kind, KINDS)
         check_choice(op, "weights", weights, WEIGHTS)
         check_choice(op, "distance", distance, DISTANCES)
         check_choice(op, "reduction", reduction, REDUCTIONS)
-        return cls(window, margin, form, weights, distance, reduction)
+        return cls(window, margin, kind, weights, distance, reduction)
 
 
 def pair_times(t: Tensor | None, real: Tensor, dtype: torch.dtype) -> Tensor:

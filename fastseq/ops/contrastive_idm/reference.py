@@ -29,9 +29,9 @@ def contrastive_idm_reference(
     window = opts.window if windows is None else windows.to(gap.dtype)[:, None, None]
     far = gap > window
     weight = 1 + gap.to(dtype).square()
-    if opts.form == "idm":
+    if opts.kind == "idm":
         pairs = -weight * distance
-    elif opts.form == "sfa":
+    elif opts.kind == "sfa":
         pairs = torch.where(far, torch.relu(opts.margin - distance), distance)
     else:
         near = distance / weight if opts.weights == "paper" else distance

@@ -80,7 +80,7 @@ class _Problem:
         """Sorted times have the pairs within the window in a band beside the diagonal. Looking
         costs a host read, so only on the CPU."""
         self.keys = None
-        if self.times.device.type == "cpu" and self.opts.form != "idm":
+        if self.times.device.type == "cpu" and self.opts.kind != "idm":
             real = self.real[: len(self.times)]
             times = self.times
             if len(times) > 1 or self.num == 1:  # else padding is masked, whatever its time
@@ -147,15 +147,15 @@ class _Problem:
         """Each pair's term of the loss; overwrites the distances."""
         gap, weight = self.gaps(seqs, rows)
         opts = self.opts
-        if opts.form == "idm":
+        if opts.kind == "idm":
             return self.masked_(d.mul_(weight).neg_(), seqs, rows)
         near = self.near_columns(seqs, rows)
         attract = d[:, :, :near]
-        if opts.form == "contrastive" and opts.weights == "paper":
+        if opts.kind == "contrastive" and opts.weights == "paper":
             attract = attract / weight[:, :, :near]
         far = self.is_far(gap[:, :, :near], seqs)
         repel = (opts.margin - d).clamp_(min=0)
-        if opts.form == "contrastive":
+        if opts.kind == "contrastive":
             repel *= weight
         repel[:, :, :near] = torch.where(far, repel[:, :, :near], attract)
         return self.masked_(repel, seqs, rows)
@@ -164,20 +164,20 @@ class _Problem:
         """Each pair's derivative by its distance; by its square, halved, for "euclidean"."""
         gap, weight = self.gaps(seqs, rows)
         opts = self.opts
-        if opts.form == "idm":
+        if opts.kind == "idm":
             c = weight.neg().expand_as(d)
         else:
             c = self.inside_margin(d, seqs, rows).to(d.dtype).neg_()
-            if opts.form == "contrastive":
+            if opts.kind == "contrastive":
                 c *= weight
             near = self.near_columns(seqs, rows)
             far = self.is_far(gap[:, :, :near], seqs)
-            paper = opts.form == "contrastive" and opts.weights == "paper"
+            paper = opts.kind == "contrastive" and opts.weights == "paper"
             attract = 1 / weight[:, :, :near] if paper else torch.ones_like(gap[:, :, :near])
             c[:, :, :near] = torch.where(far, c[:, :, :near], attract.to(d.dtype))
         if opts.distance == "euclidean":
             c = torch.where(d == 0, 0, c / d)
-        elif opts.form == "idm":
+        elif opts.kind == "idm":
             c = c.clone()
         return self.masked_(c, seqs, rows)
 

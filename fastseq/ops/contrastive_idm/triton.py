@@ -12,23 +12,10 @@ import triton
 from torch import Tensor
 
 from fastseq.ops.common import launch
+from fastseq.ops.common.launch import Tiles
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.contrastive_idm.options import CIDMOptions, pair_times
 from fastseq.ops.contrastive_idm.triton_kernels import cidm_grad_kernel, cidm_loss_kernel
-
-# Without a limit of its own ptxas stops at 128 or 168 registers and spills a few.
-MAX_REGISTERS = 255
-
-
-class Tiles(NamedTuple):
-    """Rows and columns of a tile, channels per step of the distance and per gradient program."""
-
-    rows: int
-    columns: int
-    step: int
-    channels: int
-    warps: int
-    stages: int
 
 
 @lru_cache
@@ -123,10 +110,10 @@ class Kernels(NamedTuple):
 
 
 def _kernels(z: Tensor, opts: CIDMOptions) -> Kernels:
-    kind = opts.form, opts.weights == "paper", opts.distance == "euclidean", opts.reduction
+    options = opts.kind, opts.weights == "paper", opts.distance == "euclidean", opts.reduction
     centre = z.dtype == torch.float32
     return _choose(
-        z.shape[2], *launch.operands(z.dtype), launch.architecture(z.device), centre, *kind
+        z.shape[2], *launch.operands(z.dtype), launch.architecture(z.device), centre, *options
     )
 
 
@@ -137,13 +124,13 @@ def _choose(
     precision: str,
     arch: int,
     centre: bool,
-    form: str,
+    kind: str,
     paper: bool,
     direct: bool,
     reduction: str,
 ) -> Kernels:
-    shared = {"D": d, "FORM": form, "PAPER": paper, "DIRECT": direct, "CENTRE": centre}
-    shared |= {"PREC": precision, "maxnreg": MAX_REGISTERS}
+    shared = {"D": d, "KIND": kind, "PAPER": paper, "DIRECT": direct, "CENTRE": centre}
+    shared |= {"PREC": precision}
     loss, grad = (tiles(kernel, d, operands, direct, arch) for kernel in ("loss", "grad"))
     return Kernels(
         launch.Kernel(cidm_loss_kernel, **shared, **_tile(loss), REDUCTION=reduction),
@@ -160,6 +147,7 @@ def _tile(tile: Tiles) -> dict[str, int]:
         "BK": tile.step,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        "maxnreg": tile.registers or launch.MOST_REGISTERS,
     }
 
 

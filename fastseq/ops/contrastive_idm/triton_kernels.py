@@ -108,15 +108,15 @@ def window_of(p_window, window, i_n):
 
 
 @triton.jit
-def pair_losses(b_d, b_gap, window, margin, FORM: tl.constexpr, PAPER: tl.constexpr):
+def pair_losses(b_d, b_gap, window, margin, KIND: tl.constexpr, PAPER: tl.constexpr):
     """Each pair's term of the loss. Comparisons are such that a NaN distance stays NaN."""
     b_w = b_gap * b_gap + 1.0
-    if FORM == "idm":
+    if KIND == "idm":
         b_pair = -b_w * b_d
     else:
         b_repel = tl.where(b_d >= margin, 0.0, margin - b_d)
         b_attract = b_d
-        if FORM == "contrastive":
+        if KIND == "contrastive":
             b_repel *= b_w
             if PAPER:
                 b_attract = b_d / b_w
@@ -125,15 +125,15 @@ def pair_losses(b_d, b_gap, window, margin, FORM: tl.constexpr, PAPER: tl.conste
 
 
 @triton.jit
-def pair_slopes(b_d, b_gap, window, margin, FORM: tl.constexpr, PAPER: tl.constexpr):
+def pair_slopes(b_d, b_gap, window, margin, KIND: tl.constexpr, PAPER: tl.constexpr):
     """Each pair's derivative by its distance."""
     b_w = b_gap * b_gap + 1.0
-    if FORM == "idm":
+    if KIND == "idm":
         b_c = -b_w + 0.0 * b_d
     else:
         b_repel = tl.where(b_d >= margin, 0.0, -1.0)
         b_attract = tl.full(b_d.shape, 1.0, tl.float32)
-        if FORM == "contrastive":
+        if KIND == "contrastive":
             b_repel *= b_w
             if PAPER:
                 b_attract = 1.0 / b_w
@@ -170,7 +170,7 @@ def cidm_loss_kernel(
     D: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
-    FORM: tl.constexpr,
+    KIND: tl.constexpr,
     PAPER: tl.constexpr,
     DIRECT: tl.constexpr,
     CENTRE: tl.constexpr,
@@ -208,7 +208,7 @@ def cidm_loss_kernel(
             p_zn, b_za, b_na, o_m, m_m, o_n, m_n, first, D, BM, BM, BK, DIRECT, CENTRE, PREC
         )
         b_gap = b_tm[:, None] - times(p_tn, o_n, m_n, first)[None, :]
-        b_pair = pair_losses(b_d, b_gap, window, margin, FORM, PAPER)
+        b_pair = pair_losses(b_d, b_gap, window, margin, KIND, PAPER)
         m_pair = m_m[:, None] & m_n[None, :] & (o_m[:, None] != o_n[None, :])
         b_sum = tl.sum(tl.where(m_pair, b_pair, 0.0), 1)
         b_row += tl.where(k > 0, 2.0 * b_sum, b_sum)
@@ -282,7 +282,7 @@ def cidm_grad_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
-    FORM: tl.constexpr,
+    KIND: tl.constexpr,
     PAPER: tl.constexpr,
     DIRECT: tl.constexpr,
     CENTRE: tl.constexpr,
@@ -320,7 +320,7 @@ def cidm_grad_kernel(
             p_zn, b_za, b_na, o_m, m_m, o_n, m_n, first, D, BM, BN, BK, DIRECT, CENTRE, PREC
         )
         b_tn = times(p_tn, o_n, m_n, first)
-        b_c = pair_slopes(b_d, b_tm[:, None] - b_tn[None, :], window, margin, FORM, PAPER)
+        b_c = pair_slopes(b_d, b_tm[:, None] - b_tn[None, :], window, margin, KIND, PAPER)
         if DIRECT:
             b_c = tl.where(b_d == 0.0, 0.0, b_c / b_d)
         m_pair = m_m[:, None] & m_n[None, :] & (o_m[:, None] != o_n[None, :])

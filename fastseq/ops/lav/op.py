@@ -7,6 +7,8 @@ from fastseq.ops.common.dispatch import call_as, choose_backend, no_autocast
 from fastseq.ops.common.lengths import (
     Durations,
     Lengths,
+    compact,
+    nonempty_pairs,
     prepare_duration,
     prepare_times,
     prepare_valid,
@@ -33,6 +35,8 @@ def lav_loss(
     form: str = "paper",
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
+    valid_x: Tensor | None = None,
+    valid_y: Tensor | None = None,
     cost: str = "sqeuclidean",
     divergence: bool = False,
     reduction: str = "mean",
@@ -47,7 +51,7 @@ def lav_loss(
                  window / duration
 
     Args:
-        x, y: embeddings (N, T, D) and (N, T', D), or (T, D) and (T', D) for one pair; float64,
+        x, y: embeddings (N, T, D) and (N, S, D), or (T, D) and (S, D) for one pair; float64,
             float32, bfloat16 or float16. The paper's margin and gamma are for embeddings of norm 1.
         tx, ty: times (T,) or (N, T). Default: the frame index. For "code": raw frame indices.
         duration_x, duration_y: for "code", the videos' lengths in the unit of t (frames): a number
@@ -60,8 +64,10 @@ def lav_loss(
             that both terms have one scale. Its T is the mean of both sequences' real lengths. Times
             and window are divided in float32 as there, which decides for gaps of exactly the
             window; compare raw frames (:func:`fastseq.contrastive_idm`) where that matters.
-        lengths_x, lengths_y: (N,) integers, frames that are real (a prefix). Padding never
-            matters, not even NaN.
+        lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
+            sequence. Alternatively,
+        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame. Padding is ignored, even if
+            it contains NaN.
         cost: of Soft-DTW, "sqeuclidean" or "cosine".
         divergence: Soft-DTW's divergence instead of its value (the released SDTW_NORMALIZE).
         reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0.
@@ -99,12 +105,14 @@ def lav_loss(
     (num, frames_x, _), frames_y, device = x.shape, y.shape[1], x.device
     tx = prepare_times(op, "tx", tx, num, frames_x, device)
     ty = prepare_times(op, "ty", ty, num, frames_y, device)
-    lengths_x = prepare_valid(op, "_x", lengths_x, None, num, frames_x, device)
-    lengths_y = prepare_valid(op, "_y", lengths_y, None, num, frames_y, device)
-    some = _some(frames_x, frames_y, lengths_x, lengths_y, num, device)
-    if some is not None:  # a pair with an empty side counts for nothing, its other side too
-        lengths_x = torch.where(some, frames_x if lengths_x is None else lengths_x, 0)
-        lengths_y = torch.where(some, frames_y if lengths_y is None else lengths_y, 0)
+    valid_x = prepare_valid(op, "_x", lengths_x, valid_x, num, frames_x, device)
+    valid_y = prepare_valid(op, "_y", lengths_y, valid_y, num, frames_y, device)
+    x, tx, lengths_x = compact(x, tx, valid_x)
+    y, ty, lengths_y = compact(y, ty, valid_y)
+    pairs = nonempty_pairs(num, frames_x, frames_y, lengths_x, lengths_y, device)
+    if pairs is not None:  # a pair with an empty side counts for nothing, its other side too
+        lengths_x = torch.where(pairs, frames_x if lengths_x is None else lengths_x, 0)
+        lengths_y = torch.where(pairs, frames_y if lengths_y is None else lengths_y, 0)
 
     windows = (None, None)
     if form == "code":
@@ -143,19 +151,9 @@ def lav_loss(
     if reduction == "none":
         return values[0] if unbatched else values
     if reduction == "mean":
-        count = max(num, 1) if some is None else some.sum().clamp(min=1)
+        count = max(num, 1) if pairs is None else pairs.sum().clamp(min=1)
         return values.sum() / count
     return values.sum()
-
-
-def _some(frames_x, frames_y, lengths_x, lengths_y, num, device) -> Tensor | None:
-    """Which pairs have frames on both sides; None: all."""
-    if frames_x == 0 or frames_y == 0:
-        return torch.zeros(num, dtype=torch.bool, device=device)
-    parts = [lengths > 0 for lengths in (lengths_x, lengths_y) if lengths is not None]
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else parts[0] & parts[1]
 
 
 def _shares(op, name, duration, t, window, num, frames, device) -> tuple[Tensor, Tensor]:

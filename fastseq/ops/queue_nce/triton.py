@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from fastseq.ops.common import launch
+from fastseq.ops.common.launch import Tiles
 from fastseq.ops.queue_nce.options import QueueNCEOptions, reduced, spread
 from fastseq.ops.queue_nce.triton_kernels import (
     queue_nce_grad_kernel,
@@ -25,19 +26,6 @@ LOG2E = 1 / math.log(2)
 # Parts of the queue, and the fewest of its rows that are a part. More parts keep more
 # multiprocessors busy where queries are few, and cost memory: their sums are (N, parts, D).
 MAX_SPLITS, MIN_SPAN = 64, 512
-# Without a limit of its own ptxas stops at 128 or 168 registers and spills a few.
-MAX_REGISTERS = 255
-
-
-class Tiles(NamedTuple):
-    """Rows and columns of a tile, channels per step of the scores and per program."""
-
-    rows: int
-    columns: int
-    step: int
-    channels: int
-    warps: int
-    stages: int
 
 
 @lru_cache
@@ -153,7 +141,7 @@ def _choose(
         PREC=precision,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        maxnreg=MAX_REGISTERS,
+        maxnreg=tile.registers or launch.MOST_REGISTERS,
     )
     whole = row_channels(d)
     loss = launch.Kernel(

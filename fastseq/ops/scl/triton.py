@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from fastseq.ops.common import launch
+from fastseq.ops.common.launch import Tiles
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.scl.options import SCLOptions, reach
 from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_stats_kernel
@@ -21,22 +22,6 @@ LOG2E = 1 / math.log(2)
 # From here on exp((s - 1) / temperature) stays a normal fp32 number for every cosine s, so that
 # 1 / temperature can stand in for the running maximum.
 CONSTANT_SHIFT_FROM = 0.025
-
-
-class Tiles(NamedTuple):
-    """Rows and columns of a tile, channels per step of the similarity and per gradient program.
-
-    ``registers`` caps what a thread takes: below 255 where that puts one more program on a
-    multiprocessor, 255 where ptxas would spill for the same end.
-    """
-
-    rows: int
-    columns: int
-    step: int
-    channels: int
-    warps: int
-    stages: int
-    registers: int | None = None
 
 
 @lru_cache

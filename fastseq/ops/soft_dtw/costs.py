@@ -14,13 +14,13 @@ def full_precision(t: Tensor) -> Tensor:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """(..., N, M) of x (..., N, D) and y (..., M, D); not meant to be differentiated."""
+    """(..., T, S) of x (..., T, D) and y (..., S, D); not meant to be differentiated."""
     # From differences, not products: no digits are lost however large the norms are.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
 
 def cosine_frames(z: Tensor, lengths: Tensor | None, side: int) -> Tensor:
-    """Frames (B, T, D + 2) of x (side 0) or y (1) whose squared distances are 1 - cos(x, y).
+    """Frames (N, T, D + 2) of x (side 0) or y (1) whose squared distances are 1 - cos(x, y).
 
     These are unit vectors over sqrt(2). A frame without direction becomes 0 and is marked in its
     side's one of the two last channels, with 1 over sqrt(2): its distance from all others is 1.

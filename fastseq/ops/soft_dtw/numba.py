@@ -17,7 +17,7 @@ CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
 
 
 def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
-    """Values (B,) and what the backward needs: H of each strip's last row, H and V at the start
+    """Values (N,) and what the backward needs: H of each strip's last row, H and V at the start
     of each block. Of pairs with infinite costs, if there are any, also their numbers and R."""
     p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
     below = p.new(p.batch, p.strips, p.m)

@@ -36,9 +36,9 @@ def _columns(i, m, limits):
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
 def forward_absolute(problem, counter, r, value):
-    """Fills r[k] (N, M), in units of gamma, and value[k], for each pair k in turn.
+    """Fills r[k] (T, S), in units of gamma, and value[k], for each pair k in turn.
 
-    problem: pairs' costs (K, N, M), real lengths, limits of the bands, gamma.
+    problem: pairs' costs (K, T, S), real lengths, limits of the bands, gamma.
     """
     cost, n_real, m_real, band, gamma = problem
     while True:

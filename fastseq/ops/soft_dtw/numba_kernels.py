@@ -72,7 +72,7 @@ def _costs(u, xs, ys, scale):
 
 @kernel
 def _read_costs(u, cost, area, scale):
-    """The same from a cost matrix (N, M); returns how many are infinite or NaN."""
+    """The same from a cost matrix (T, S); returns how many are infinite or NaN."""
     start, top, n, m, low, high = area
     rows, odd = min(LANES, n - top), 0
     for k in range(STEPS):
@@ -354,9 +354,9 @@ def forward_strips(problem, counter, progress, below, state, value):
     """Strip after strip, as many as this thread gets to, each waiting for the one above, which
     was taken before it. A thread that starts late, or shares its core, takes fewer.
 
-    problem: x (B, N, D), y (B, M, D), cost (B, N, M), real lengths, limits of the bands, scale.
-    below (B, strips, M): H of the last row of each strip. state (B, strips, blocks, 2, LANES): H
-    and V as they enter a block. value (B, strips): what each strip adds, in float64; NaN where a
+    problem: x (N, T, D), y (N, S, D), cost (N, T, S), real lengths, limits of the bands, scale.
+    below (N, strips, S): H of the last row of each strip. state (N, strips, blocks, 2, LANES): H
+    and V as they enter a block. value (N, strips): what each strip adds, in float64; NaN where a
     given cost is infinite: that is the work of numba_absolute.py.
     """
     x, y, cost, n_real, m_real, band, scale = problem
@@ -396,7 +396,7 @@ def forward_strips(problem, counter, progress, below, state, value):
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
 def backward_strips(problem, counter, progress, below, state, grad, flow, dx, dy, dcost):
-    """The same, last strip first. flow (B, strips, M): flux from each strip to the one above."""
+    """The same, last strip first. flow (N, strips, S): flux from each strip to the one above."""
     x, y, cost, n_real, m_real, band, scale = problem
     batch, strips = flow.shape[:2]
     dtype, dims = below.dtype, x.shape[2]

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +14,13 @@ from fastseq.ops.common.dispatch import (
     unavailable,
 )
 from fastseq.ops.common.fused import refuse_transforms
-from fastseq.ops.common.lengths import Lengths, prepare_valid
+from fastseq.ops.common.lengths import (
+    Lengths,
+    nonempty_pairs,
+    prepare_valid,
+    real_first,
+    reorder,
+)
 from fastseq.ops.common.validate import FLOAT_DTYPES, check_pair
 from fastseq.ops.soft_dtw import autograd
 from fastseq.ops.soft_dtw.costs import cosine_frames, full_precision
@@ -29,6 +36,8 @@ def soft_dtw(
     cost: str = "sqeuclidean",
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
+    valid_x: Tensor | None = None,
+    valid_y: Tensor | None = None,
     bandwidth: int | None = None,
     divergence: bool = False,
     reduction: str = "none",
@@ -43,28 +52,31 @@ def soft_dtw(
         value = R of the last pair of real frames
         softmin(a, b, c) = -gamma log(exp(-a / gamma) + exp(-b / gamma) + exp(-c / gamma))
 
-    Memory grows with N + M and with N M / tile size; no N x M matrix, except with
+    Memory grows with T + S and with T S / tile size; no T x S matrix, except with
     ``backend="reference"``. The value may be negative: many paths count, not only the best.
 
     Args:
-        x, y: embeddings (B, N, D) and (B, M, D), or (N, D) and (M, D) for one pair; float64,
-            float32, bfloat16 or float16. N and M may differ.
+        x, y: embeddings (N, T, D) and (N, S, D), or (T, D) and (S, D) for one pair; float64,
+            float32, bfloat16 or float16. T and S may differ.
         gamma: smoothing, in the units of the cost; towards 0 this becomes hard DTW. Default 1.0:
             the paper and the packages that follow it. Used in practice: 1e-4 to 1e3.
         cost: "sqeuclidean", or "cosine", 1 - cos (a frame of norm below 1e-12 costs 1 against
             everything and gets no gradient). Any other cost: :func:`soft_dtw_from_cost`.
-        lengths_x, lengths_y: (B,) integers, frames that are real (a prefix). Padding never
-            matters, not even NaN.
-        bandwidth: Sakoe-Chiba band r >= 0, in frames: pairs with -r <= j - i <= (m - n) + r for
-            real lengths m >= n, mirrored for m < n, so that a path always exists. Default: none.
+        lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
+            sequence. Alternatively,
+        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame. Frames that are not
+            real are left out, as if those beside them were neighbours. Padding is ignored, even if
+            it contains NaN.
+        bandwidth: Sakoe-Chiba band r >= 0, in frames: pairs with -r <= j - i <= (s - t) + r for
+            real lengths s >= t, mirrored for s < t, so that a path always exists. Default: none.
         divergence: value(x, y) - (value(x, x) + value(y, y)) / 2, which is 0 for y = x (Blondel,
             Mensch and Vert, 2021).
-        reduction: "none": (B,); "sum"; or "mean", over the pairs where both lengths are > 0.
+        reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0.
         backend: "auto", "numba" (CPU), "cuda" (NVIDIA GPU), "torch" (any device) or "reference"
             (dense; the only one that can be differentiated twice).
 
     Returns:
-        (B,), or a scalar for one pair or with a reduction: float64 for float64 inputs, otherwise
+        (N,), or a scalar for one pair or with a reduction: float64 for float64 inputs, otherwise
         float32. Gradients have the dtypes of x and y. A pair with a length 0 has value 0 and
         gradient 0.
 
@@ -84,20 +96,23 @@ def soft_dtw(
     check_pair(op, "x", x, "y", y)
     opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost, divergence, reduction)
     unbatched = x.dim() == 2
-    x, y, lengths_x, lengths_y = _embeddings(op, x, y, cost, lengths_x, lengths_y)
-    some = _some(x.shape[0], x.shape[1], y.shape[1], lengths_x, lengths_y)
+    x, y, lengths_x, lengths_y, _ = _embeddings(
+        op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y)
+    )
+    sizes = x.shape[0], x.shape[1], y.shape[1]
+    pairs = nonempty_pairs(*sizes, lengths_x, lengths_y, x.device)
     run = functools.partial(_values, op, opts, backend)
     values = run(x, y, None, lengths_x, lengths_y)
-    if divergence and some is not False:
+    if divergence:
         # A pair with an empty side counts for nothing, so neither does its other side with itself.
-        if some is not None:
+        if pairs is not None:
             lengths_x, lengths_y = (
-                torch.where(some, t.shape[1] if lengths is None else lengths, 0)
+                torch.where(pairs, t.shape[1] if lengths is None else lengths, 0)
                 for t, lengths in ((x, lengths_x), (y, lengths_y))
             )
         own = run(x, x, None, lengths_x, lengths_x) + run(y, y, None, lengths_y, lengths_y)
         values = values - own / 2
-    return _reduce(values, some, reduction, unbatched)
+    return _reduce(values, pairs, reduction, unbatched)
 
 
 def soft_dtw_from_cost(
@@ -106,6 +121,8 @@ def soft_dtw_from_cost(
     gamma: float = 1.0,
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
+    valid_x: Tensor | None = None,
+    valid_y: Tensor | None = None,
     bandwidth: int | None = None,
     reduction: str = "none",
     backend: str = "auto",
@@ -113,11 +130,12 @@ def soft_dtw_from_cost(
     r"""Soft dynamic time warping of costs that the caller has computed; see :func:`soft_dtw`.
 
     Args:
-        cost: (B, N, M), or (N, M) for one pair: the cost of pairing frame i of x with frame j of
+        cost: (N, T, S), or (T, S) for one pair: the cost of pairing frame i of x with frame j of
             y, of any sign; float64, float32, bfloat16 or float16. Its gradient is the expected
             alignment. +inf forbids a pair, whose gradient is then 0. Where no path is left the
             value is +inf and the whole gradient 0. NaN and -inf make the value NaN.
-        gamma, lengths_x, lengths_y, bandwidth, reduction, backend: as in :func:`soft_dtw`.
+        gamma, lengths_x, lengths_y, valid_x, valid_y, bandwidth, reduction, backend: as in
+            :func:`soft_dtw`.
 
     Returns and raises what :func:`soft_dtw` does.
 
@@ -136,16 +154,19 @@ def soft_dtw_from_cost(
         )
     if cost.dim() not in (2, 3):
         raise ValueError(
-            f"{op}: cost must have shape (B, N, M), or (N, M) for one pair; got {tuple(cost.shape)}"
+            f"{op}: cost must have shape (N, T, S), or (T, S) for one pair; got {tuple(cost.shape)}"
         )
     opts = SoftDTWOptions.checked(op, gamma, bandwidth, reduction=reduction)
     unbatched = cost.dim() == 2
     cost = full_precision(cost[None] if unbatched else cost)
-    num, n, m = cost.shape
-    lengths_x = prepare_valid(op, "_x", lengths_x, None, num, n, cost.device)
-    lengths_y = prepare_valid(op, "_y", lengths_y, None, num, m, cost.device)
+    orders, (lengths_x, lengths_y) = _lengths(
+        op, cost.shape, cost.device, (lengths_x, lengths_y), (valid_x, valid_y)
+    )
+    for dim, order in enumerate(orders, 1):
+        cost = reorder(cost, order, dim)
     values = _values(op, opts, backend, None, None, cost, lengths_x, lengths_y)
-    return _reduce(values, _some(num, n, m, lengths_x, lengths_y), reduction, unbatched)
+    pairs = nonempty_pairs(*cost.shape, lengths_x, lengths_y, cost.device)
+    return _reduce(values, pairs, reduction, unbatched)
 
 
 def soft_dtw_alignment(
@@ -156,6 +177,8 @@ def soft_dtw_alignment(
     cost: str = "sqeuclidean",
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
+    valid_x: Tensor | None = None,
+    valid_y: Tensor | None = None,
     bandwidth: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -163,14 +186,14 @@ def soft_dtw_alignment(
 
     Paths are weighted by exp(-cost of the path / gamma); E is the gradient of the value with
     respect to the costs. Rows and columns of real frames sum to 1 or more, those of padding to 0.
-    E is the whole N x M matrix: the one exception to memory that grows with N + M.
+    E is the whole T x S matrix: the one exception to memory that grows with T + S.
 
     Args:
-        x, y, gamma, cost, lengths_x, lengths_y, bandwidth, backend: as in :func:`soft_dtw`. Only
-            ``backend="reference"`` gives an E that can be differentiated.
+        x, y, gamma, cost, lengths_x, lengths_y, valid_x, valid_y, bandwidth, backend: as in
+            :func:`soft_dtw`. Only ``backend="reference"`` gives an E that can be differentiated.
 
     Returns:
-        (B, N, M), or (N, M) for one pair: float64 for float64 inputs, otherwise float32.
+        (N, T, S), or (T, S) for one pair: float64 for float64 inputs, otherwise float32.
 
     Raises:
         As :func:`soft_dtw`. RuntimeError when E is differentiated with another backend.
@@ -187,13 +210,17 @@ def soft_dtw_alignment(
     check_pair(op, "x", x, "y", y)
     opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost)
     unbatched = x.dim() == 2
-    x, y, lengths_x, lengths_y = _embeddings(op, x, y, cost, lengths_x, lengths_y)
+    x, y, lengths_x, lengths_y, orders = _embeddings(
+        op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y)
+    )
     name = _resolve(op, backend, x.device.type)
     if name == "reference":
         expected = _reference_alignment(x, y, lengths_x, lengths_y, opts)
     else:
         refuse_transforms(op, name)
         expected = autograd.alignment(x, y, lengths_x, lengths_y, name, opts)
+    for dim, order in enumerate(orders, 1):  # frames go back to where they were
+        expected = reorder(expected, None if order is None else order.argsort(1), dim)
     return expected[0] if unbatched else expected
 
 
@@ -232,24 +259,34 @@ def _warn_slow(reason: str) -> None:
     )
 
 
-def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths_x, lengths_y):
-    """Checked input as backends take it: batched, float32 or float64, cost squared Euclidean."""
+def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths, valid):
+    """Checked input as backends take it: batched, float32 or float64, cost squared Euclidean, real
+    frames first. And the orders by which they came there."""
     if x.dim() == 2:
         x, y = x[None], y[None]
     if x.dtype != y.dtype:
         wider = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(wider), y.to(wider)
     x, y = full_precision(x), full_precision(y)
-    num, device = x.shape[0], x.device
-    lengths_x = prepare_valid(op, "_x", lengths_x, None, num, x.shape[1], device)
-    lengths_y = prepare_valid(op, "_y", lengths_y, None, num, y.shape[1], device)
+    sizes = x.shape[0], x.shape[1], y.shape[1]
+    orders, (lengths_x, lengths_y) = _lengths(op, sizes, x.device, lengths, valid)
+    x, y = reorder(x, orders[0]), reorder(y, orders[1])
     if cost == "cosine":
         x, y = cosine_frames(x, lengths_x, 0), cosine_frames(y, lengths_y, 1)
-    return x, y, lengths_x, lengths_y
+    return x, y, lengths_x, lengths_y, orders
+
+
+def _lengths(op: str, sizes: Sequence[int], device: torch.device, lengths, valid):
+    """Orders that put real frames first, and how many are real, of both sides."""
+    num, *frames = sizes
+    sides = zip(("_x", "_y"), lengths, valid, frames, strict=True)
+    real = [prepare_valid(op, name, n, mask, num, size, device) for name, n, mask, size in sides]
+    (order_x, lengths_x), (order_y, lengths_y) = map(real_first, real)
+    return (order_x, order_y), (lengths_x, lengths_y)
 
 
 def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, lengths_x, lengths_y):
-    """(B,) values by the backend that serves the call."""
+    """(N,) values by the backend that serves the call."""
     device_type = (x if cost is None else cost).device.type
     name = _resolve(op, backend, device_type)
     return autograd.FUSED[op](name, opts, x, y, cost, lengths_x, lengths_y)
@@ -266,21 +303,11 @@ def _reference_alignment(x, y, lengths_x, lengths_y, opts: SoftDTWOptions) -> Te
     return expected.to(x.dtype)
 
 
-def _some(num: int, n: int, m: int, lengths_x, lengths_y) -> Tensor | bool | None:
-    """Which pairs have frames on both sides: a mask, or None for all, or False for none."""
-    if n == 0 or m == 0:
-        return False
-    if lengths_x is None and lengths_y is None:
-        return None
-    parts = [lengths > 0 for lengths in (lengths_x, lengths_y) if lengths is not None]
-    return parts[0] if len(parts) == 1 else parts[0] & parts[1]
-
-
-def _reduce(values: Tensor, some: Tensor | bool | None, reduction: str, unbatched: bool) -> Tensor:
+def _reduce(values: Tensor, pairs: Tensor | None, reduction: str, unbatched: bool) -> Tensor:
     if reduction == "none":
         return values[0] if unbatched else values
-    if reduction == "sum" or some is False:
+    if reduction == "sum":
         return values.sum()
-    if some is None:
+    if pairs is None:
         return values.sum() / max(values.shape[0], 1)
-    return values.sum() / some.sum().clamp(min=1)
+    return values.sum() / pairs.sum().clamp(min=1)

@@ -20,17 +20,17 @@ def dtw_path(
     ``R_ij = c_ij + min(R_i-1,j-1, R_i-1,j, R_i,j-1)``; the path follows the minimum back from the
     last pair. On a tie the diagonal step is taken first, then the step in x, then the step in y.
     The limit of :func:`fastseq.soft_dtw` for gamma towards 0. Not differentiable; runs on the CPU
-    in float64, with 10 bytes for each of the N M pairs; 4000 x 4000 frames take about a second.
+    in float64, with 10 bytes for each of the T S pairs; 4000 x 4000 frames take about a second.
 
     Args:
-        x, y: embeddings (N, D) and (M, D), finite, N and M at least 1; float64, float32, bfloat16
+        x, y: embeddings (T, D) and (S, D), finite, T and S at least 1; float64, float32, bfloat16
             or float16, on any device.
         cost: "sqeuclidean" or "cosine", as in :func:`fastseq.soft_dtw`. Any other cost:
             :func:`fastseq.ops.soft_dtw.dtw_path_from_cost`.
         bandwidth: Sakoe-Chiba band, as in :func:`fastseq.soft_dtw`.
 
     Returns:
-        The path, an int64 CPU tensor (L, 2) of pairs (i, j) from (0, 0) to (N - 1, M - 1), and its
+        The path, an int64 CPU tensor (L, 2) of pairs (i, j) from (0, 0) to (T - 1, S - 1), and its
         cost, the sum over the path.
 
     Raises:
@@ -52,7 +52,7 @@ def dtw_path(
     check_choice("dtw_path", "cost", cost, COSTS)
     if x.dim() != 2:
         raise ValueError(
-            f"dtw_path: x and y must have shape (N, D) and (M, D), got {tuple(x.shape)} and "
+            f"dtw_path: x and y must have shape (T, D) and (S, D), got {tuple(x.shape)} and "
             f"{tuple(y.shape)}; call it for one pair at a time"
         )
     x, y = (t.detach().double().cpu() for t in (x, y))
@@ -64,7 +64,7 @@ def dtw_path(
 def dtw_path_from_cost(
     cost: Tensor | np.ndarray, *, bandwidth: int | None = None
 ) -> tuple[Tensor, float]:
-    """:func:`dtw_path` of costs (N, M) that the caller has computed, of any sign.
+    """:func:`dtw_path` of costs (T, S) that the caller has computed, of any sign.
 
     Example:
         >>> import torch
@@ -81,7 +81,7 @@ def dtw_path_from_cost(
     cost = np.ascontiguousarray(cost, dtype=np.float64)
     if cost.ndim != 2 or 0 in cost.shape:
         raise ValueError(
-            f"{op}: the costs must have shape (N, M) with N and M at least 1, got {cost.shape}"
+            f"{op}: the costs must have shape (T, S) with T and S at least 1, got {cost.shape}"
         )
     if not np.isfinite(cost).all():
         raise ValueError(f"{op}: the costs hold NaN or infinity; expected finite numbers")

@@ -15,7 +15,7 @@ def soft_dtw_reference(
     lengths_y: Tensor | None,
     opts: SoftDTWOptions,
 ) -> Tensor:
-    """Values (B,) of inputs that op.py has checked: x (B, N, D) and y (B, M, D), or cost (B, N, M).
+    """Values (N,) of inputs that op.py has checked: x (N, T, D) and y (N, S, D), or cost (N, T, S).
 
     In float64 whatever the inputs are: R in float32 would cost the gradient its digits.
     """
@@ -33,7 +33,7 @@ def soft_dtw_reference(
 
 
 def dense_cost(x: Tensor, y: Tensor, lengths_x: Tensor | None, lengths_y: Tensor | None) -> Tensor:
-    """(B, N, M) in float64, padded frames taken as 0. Needs memory for B N M D numbers."""
+    """(N, T, S) in float64, padded frames taken as 0. Needs memory for N T S D numbers."""
     mask_x, mask_y = _masks(*x.shape[:2], y.shape[1], lengths_x, lengths_y, x.device)
     x = torch.where(mask_x[..., None], x, 0).double()
     y = torch.where(mask_y[..., None], y, 0).double()

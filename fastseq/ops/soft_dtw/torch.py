@@ -1,7 +1,7 @@
 """Plain PyTorch on any device: all cells of an anti-diagonal at once, one diagonal after another.
 
 About 25 small operations per diagonal: slow beside numba and cuda, but it needs nothing. Every
-sqrt(N + M)-th diagonal is kept, and the backward walks the stretches between them again: memory
+sqrt(T + S)-th diagonal is kept, and the backward walks the stretches between them again: memory
 grows with T sqrt(T). The op's README has the recurrence and its letters.
 
 Of given costs it is the recurrence over R itself, in float64: where pairs are forbidden (+inf) the
@@ -21,7 +21,7 @@ NO_PATH = 1e300  # R of a cell that no path leads to, and ABSENT among R
 
 
 def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
-    """Values (B,), and H and V where each stretch of diagonals begins."""
+    """Values (N,), and H and V where each stretch of diagonals begins."""
     wave = _Wave(x, y, cost, lengths_x, lengths_y, opts)
     up, v = wave.new(wave.n + 1), wave.new(wave.n)
     value = torch.zeros(wave.batch, dtype=torch.float64, device=wave.device)
@@ -114,13 +114,13 @@ class _Wave:
         return slice(max(0, s - self.m + 1), min(self.n, s + 1))
 
     def difference(self, s: int) -> Tensor:
-        """x_i - y_j on diagonal s: (B, lanes, D)."""
+        """x_i - y_j on diagonal s: (N, lanes, D)."""
         lanes = self.lanes(s)
         shift = self.m - 1 - s
         return self.x[:, lanes] - self.y[:, lanes.start + shift : lanes.stop + shift]
 
     def diagonal(self, matrix: Tensor, s: int) -> Tensor:
-        """Diagonal s of (B, N, M), rows in rising order: a view."""
+        """Diagonal s of (N, T, S), rows in rising order: a view."""
         lanes = self.lanes(s)
         start = lanes.start * self.m + s - lanes.start
         shape = (self.batch, lanes.stop - lanes.start)

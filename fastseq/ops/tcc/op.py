@@ -8,6 +8,7 @@ from fastseq.ops.common.fused import FusedLoss
 from fastseq.ops.common.lengths import (
     Durations,
     Lengths,
+    compact,
     prepare_duration,
     prepare_times,
     prepare_valid,
@@ -34,6 +35,8 @@ def tcc_loss(
     normalize_indices: bool = True,
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
+    valid_x: Tensor | None = None,
+    valid_y: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -57,8 +60,8 @@ def tcc_loss(
     Args:
         x: embeddings (N, T, D); float64, float32, bfloat16 or float16. Without y, all N (N - 1)
             ordered pairs of its sequences are compared (TCC; one sequence alone gives 0).
-        y: (N, Ty, D), then each pair (x_n, y_n) is compared in both directions (LAV). For one pair
-            (T, D) and (Ty, D) will do.
+        y: (N, S, D), then each pair (x_n, y_n) is compared in both directions (LAV). For one pair
+            (T, D) and (S, D) will do.
         tx, ty: times (T,) or (N, T), any unit; with y both or neither. Default: the frame index.
             Constants: no gradient.
         duration_x, duration_y: lengths of the videos in the units of t, (N,) or one for all:
@@ -72,8 +75,10 @@ def tcc_loss(
             released configuration. Smoothing only concerns the classification.
         normalize_indices: divide times by the duration first, so that errors are fractions of the
             video.
-        lengths_x, lengths_y: (N,) integers, frames that are real (a prefix). Padding never
-            matters, not even NaN.
+        lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
+            sequence. Alternatively,
+        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame. Padding is ignored, even if
+            it contains NaN.
         reduction: "none": (N,), the sum over cycles: of both directions of a pair, or without y
             of those that start in sequence n; "sum": its sum; "mean": that divided by the number
             of cycles, that is of real frames over all ordered pairs (released code).
@@ -108,7 +113,7 @@ def tcc_loss(
                 f"{op}: without y, x must have shape (N, T, D), got {tuple(x.shape)}; a single "
                 "sequence has no other to be compared with"
             )
-        given = {"ty": ty, "duration_y": duration_y, "lengths_y": lengths_y}
+        given = {"ty": ty, "duration_y": duration_y, "lengths_y": lengths_y, "valid_y": valid_y}
         extra = [name for name, value in given.items() if value is not None]
         if extra:
             raise ValueError(f"{op}: {', '.join(extra)} given without y")
@@ -136,26 +141,24 @@ def tcc_loss(
     sides = [
         _frames(op, *one, x.device)
         for one in (
-            ("x", x, tx, lengths_x, duration_x),
-            ("y", y, ty, lengths_y, duration_y),
+            ("x", x, tx, lengths_x, valid_x, duration_x),
+            ("y", y, ty, lengths_y, valid_y, duration_y),
         )
     ]
-    tensors = (x, y, *(pair for both in zip(*sides, strict=True) for pair in both))
+    tensors = [tensor for both in zip(*sides, strict=True) for tensor in both]
     name, _ = resolve_backend(backend, x.device.type, x.dtype)
     loss = FUSED(name, opts, *tensors)
     return loss[0] if unbatched and reduction == "none" else loss
 
 
-def _frames(op, suffix, z, t, lengths, duration, device):
-    """(times, what is real, durations) of one side."""
+def _frames(op, suffix, z, t, lengths, valid, duration, device):
+    """(embeddings, times, lengths, durations) of one side."""
     if z is None:
-        return None, None, None
+        return None, None, None, None
     num, frames = z.shape[:2]
-    return (
-        prepare_times(op, f"t{suffix}", t, num, frames, device),
-        prepare_valid(op, f"_{suffix}", lengths, None, num, frames, device),
-        prepare_duration(op, f"duration_{suffix}", duration, num, device),
-    )
+    t = prepare_times(op, f"t{suffix}", t, num, frames, device)
+    valid = prepare_valid(op, f"_{suffix}", lengths, valid, num, frames, device)
+    return *compact(z, t, valid), prepare_duration(op, f"duration_{suffix}", duration, num, device)
 
 
 @constant_under_compile

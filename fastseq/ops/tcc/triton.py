@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from fastseq.ops.common import launch
+from fastseq.ops.common.launch import Tiles
 from fastseq.ops.common.lengths import shift_times, valid_mask
 from fastseq.ops.tcc.options import VARIANCE_FLOOR, TCCOptions
 from fastseq.ops.tcc.triton_kernels import (
@@ -26,19 +27,6 @@ from fastseq.ops.tcc.triton_pack import tcc_centre_kernel, tcc_pack_kernel, tcc_
 LOG2E = 1 / math.log(2)
 # Nearest neighbours that all ordered pairs keep at a time, as a number of their channels.
 ELEMENTS = 1 << 24
-# Without a limit of its own ptxas stops at 128 or 168 registers and spills a few.
-MAX_REGISTERS = 255
-
-
-class Tiles(NamedTuple):
-    """Rows and columns of a tile, channels per step of the scores and per program."""
-
-    rows: int
-    columns: int
-    step: int
-    channels: int
-    warps: int
-    stages: int
 
 
 def packed_channels(d: int) -> int:
@@ -191,7 +179,7 @@ def _choose(
             PREC=precision,
             num_warps=tile.warps,
             num_stages=tile.stages,
-            maxnreg=MAX_REGISTERS,
+            maxnreg=tile.registers or launch.MOST_REGISTERS,
             **constants,
         )
         chunks = 1 if name == "moments" else launch.cdiv(packed, tile.channels)

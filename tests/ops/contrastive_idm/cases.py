@@ -9,7 +9,7 @@ def brute_force(
     *,
     window=10.0,
     margin=2.0,
-    form="contrastive",
+    kind="contrastive",
     weights="paper",
     distance="sqeuclidean",
 ):
@@ -23,11 +23,11 @@ def brute_force(
             if distance == "euclidean":
                 d **= 0.5
             gap = abs(t[i] - t[j])
-            if form == "idm":
+            if kind == "idm":
                 total += -(gap**2 + 1) * d
             elif gap > window:
-                total += (gap**2 + 1 if form == "contrastive" else 1) * max(0.0, margin - d)
-            elif form == "contrastive" and weights == "paper":
+                total += (gap**2 + 1 if kind == "contrastive" else 1) * max(0.0, margin - d)
+            elif kind == "contrastive" and weights == "paper":
                 total += d / (gap**2 + 1)
             else:
                 total += d

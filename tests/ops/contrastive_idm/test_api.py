@@ -31,7 +31,7 @@ from fastseq.ops.contrastive_idm.op import resolve_backend
         ({"window": torch.tensor([True, True])}, TypeError, "got torch.bool"),
         ({"margin": 0}, ValueError, "margin must be finite"),
         ({"margin": torch.tensor(2.0)}, TypeError, r"pass float\(margin\)"),
-        ({"form": "cidm"}, ValueError, "'contrastive', 'idm', 'sfa'"),
+        ({"kind": "cidm"}, ValueError, "'contrastive', 'idm', 'sfa'"),
         ({"weights": "one"}, ValueError, "'paper', 'code'"),
         ({"distance": "cosine"}, ValueError, "'sqeuclidean', 'euclidean'"),
         ({"reduction": "avg"}, ValueError, "'none', 'mean', 'sum'"),
@@ -44,7 +44,7 @@ def test_wrong_input_says_what_came_and_what_was_expected(change, error, text):
 
 
 @pytest.mark.parametrize(
-    ("options", "error"), [({"window": -1}, ValueError), ({"form": "x"}, ValueError)]
+    ("options", "error"), [({"window": -1}, ValueError), ({"kind": "x"}, ValueError)]
 )
 def test_the_module_checks_its_options(options, error):
     with pytest.raises(error, match="ContrastiveIDM"):
@@ -53,7 +53,7 @@ def test_the_module_checks_its_options(options, error):
 
 def test_the_scale_of_the_papers_form_is_said_once():
     op._warn_large_scale.cache_clear()
-    quiet = [{"form": "sfa"}, {"weights": "code"}]
+    quiet = [{"kind": "sfa"}, {"weights": "code"}]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fastseq.contrastive_idm(torch.zeros(128, 2))
@@ -63,7 +63,7 @@ def test_the_scale_of_the_papers_form_is_said_once():
         fastseq.contrastive_idm(torch.zeros(129, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fastseq.contrastive_idm(torch.zeros(129, 2), form="idm")
+        fastseq.contrastive_idm(torch.zeros(129, 2), kind="idm")
     assert caught[0].filename == __file__
 
 

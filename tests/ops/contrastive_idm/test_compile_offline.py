@@ -21,7 +21,7 @@ def cidm_job(
     d,
     arch,
     *,
-    form="contrastive",
+    kind="contrastive",
     direct=False,
     time="i64",
     own=True,
@@ -38,7 +38,7 @@ def cidm_job(
         "D": d,
         "BM": tile.rows,
         "BK": tile.step,
-        "FORM": form,
+        "KIND": kind,
         "PAPER": True,
         "DIRECT": direct,
         "CENTRE": dtype == "fp32",
@@ -83,8 +83,8 @@ def all_cases():
             for kernel in ("loss", "grad"):
                 for d in (16, 32, 64, 128, 256, 512):
                     cases.append((kernel, precision, d, arch, {}))
-                for form in ("idm", "sfa"):
-                    cases.append((kernel, precision, 128, arch, {"form": form}))
+                for kind in ("idm", "sfa"):
+                    cases.append((kernel, precision, 128, arch, {"kind": kind}))
                 for time in (None, "fp32", "i32"):
                     cases.append((kernel, precision, 128, arch, {"time": time, "own": False}))
                 cases.append((kernel, precision, 128, arch, {"direct": True}))
@@ -97,9 +97,9 @@ def all_cases():
 
 
 def name(kernel, precision, d, arch, kinds):
-    kinds = {"form": "contrastive", "direct": False, "time": "i64", "own": True} | kinds
-    form, direct, time, own = kinds.values()
-    parts = (kernel, precision, f"D{d}", f"sm_{arch}", form, time)
+    kinds = {"kind": "contrastive", "direct": False, "time": "i64", "own": True} | kinds
+    kind, direct, time, own = kinds.values()
+    parts = (kernel, precision, f"D{d}", f"sm_{arch}", kind, time)
     return " ".join(map(str, parts)) + " direct" * direct + " own" * own
 
 
@@ -125,7 +125,7 @@ def test_reductions(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_everything(tmp_path):
-    """Every precision, channel bucket, form and architecture. Many minutes on one core."""
+    """Every precision, channel bucket, kind and architecture. Many minutes on one core."""
     TABLE.check(all_cases(), tmp_path, multiplies)
 
 

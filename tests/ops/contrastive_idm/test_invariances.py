@@ -21,7 +21,7 @@ def test_invariances(data):
     times = st.lists(st.integers(0, 60), min_size=num * frames, max_size=num * frames)
     t = torch.tensor(data.draw(times)).view(num, frames)
     kw = {
-        "form": data.draw(st.sampled_from(["contrastive", "idm", "sfa"])),
+        "kind": data.draw(st.sampled_from(["contrastive", "idm", "sfa"])),
         "weights": data.draw(st.sampled_from(["paper", "code"])),
         "distance": data.draw(st.sampled_from(["sqeuclidean", "euclidean"])),
         "reduction": data.draw(st.sampled_from(["none", "mean", "sum"])),

@@ -14,7 +14,7 @@ z.requires_grad_()
 
 def step():
     z.grad = None
-    fastseq.contrastive_idm(z, distance={distance!r}, form="sfa", backend={backend!r}).backward()
+    fastseq.contrastive_idm(z, distance={distance!r}, kind="sfa", backend={backend!r}).backward()
 
 def status(name):
     with open("/proc/self/status") as f:

@@ -20,7 +20,7 @@ pytestmark = [
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = (0, 1, 2, 63, 64, 65, 97, 130, 200)
-KINDS = [
+VARIANTS = [
     ("contrastive", "paper", "sqeuclidean"),
     ("contrastive", "code", "sqeuclidean"),
     ("idm", "paper", "sqeuclidean"),
@@ -64,10 +64,10 @@ def check(z, *args, dtype=torch.float32, grad=None, **kwargs):
     return got
 
 
-@pytest.mark.parametrize(("form", "weights", "distance"), KINDS)
-def test_equals_loops(form, weights, distance):
+@pytest.mark.parametrize(("kind", "weights", "distance"), VARIANTS)
+def test_equals_loops(kind, weights, distance):
     z, t = randn(2, 9, 5), randint(0, 40, 2, 9)
-    kw = {"form": form, "weights": weights, "distance": distance, "window": 7, "margin": 6.0}
+    kw = {"kind": kind, "weights": weights, "distance": distance, "window": 7, "margin": 6.0}
     want = torch.tensor([brute_force(z[n], t[n], **kw) for n in range(2)], dtype=torch.float64)
     got, plain = (
         run(z, t, reduction="none", backend=b, **kw)[0].cpu() for b in ("triton", "reference")
@@ -94,12 +94,12 @@ def test_channels(channels, distance):
     check(randn(1, 70, channels) / channels**0.5, window=30, distance=distance, grad=grad)
 
 
-@pytest.mark.parametrize(("form", "weights", "distance"), KINDS)
+@pytest.mark.parametrize(("kind", "weights", "distance"), VARIANTS)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_kinds_and_reductions(form, weights, distance, reduction):
+def test_kinds_and_reductions(kind, weights, distance, reduction):
     z, t = randn(3, 97, 17) / 4, randint(0, 300, 3, 97)
     upstream = torch.tensor([-2.0, 0.5, 3.0]) if reduction == "none" else -2.5
-    kw = {"form": form, "weights": weights, "distance": distance, "reduction": reduction}
+    kw = {"kind": kind, "weights": weights, "distance": distance, "reduction": reduction}
     check(z, t, lengths=torch.tensor([97, 0, 30]), margin=1.5, upstream=upstream, **kw)
 
 
@@ -152,7 +152,7 @@ def test_exactly_at_the_margin_and_at_the_window():
         loss, dz = run(z, window=0, margin=margin, distance=distance)
         assert loss == 0
         assert (dz == 0).all()
-    kw = {"form": "sfa", "reduction": "sum", "margin": 10.0}
+    kw = {"kind": "sfa", "reduction": "sum", "margin": 10.0}
     for t, window, want in (([3, 13], 10, 8), ([3, 13], 9.99, 12), ([0.25, 0.5], 0.25, 8)):
         assert run(z, torch.tensor(t), window=window, **kw)[0] == want
 
@@ -183,10 +183,10 @@ def test_lengths_are_clamped():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_nan_in_a_frame_or_a_time_shows(kind):
-    form, weights, distance = kind
-    kw = {"form": form, "weights": weights, "distance": distance, "reduction": "none"}
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nan_in_a_frame_or_a_time_shows(variant):
+    kind, weights, distance = variant
+    kw = {"kind": kind, "weights": weights, "distance": distance, "reduction": "none"}
     bad, time = randn(2, 70, 8), torch.arange(70.0).expand(2, 70).clone()
     bad[0, 67, 3] = time[0, 5] = math.nan
     for args in ((bad,), (randn(2, 70, 8), time)):

@@ -8,12 +8,12 @@ import torch
 from tolerance import as_accurate_as, relative
 
 import fastseq
-from fastseq.ops.contrastive_idm.options import DISTANCES, FORMS, REDUCTIONS, WEIGHTS
+from fastseq.ops.contrastive_idm.options import DISTANCES, KINDS, REDUCTIONS, WEIGHTS
 from ops.contrastive_idm.cases import brute_force, clear_of_margin, loss_and_grad, two_scales
 
 BACKENDS = ["reference", "torch"]
-KINDS = [("contrastive", w, d) for w in WEIGHTS for d in DISTANCES]
-KINDS += [(form, "paper", d) for form in ("idm", "sfa") for d in DISTANCES]
+VARIANTS = [("contrastive", w, d) for w in WEIGHTS for d in DISTANCES]
+VARIANTS += [(kind, "paper", d) for kind in ("idm", "sfa") for d in DISTANCES]
 pytestmark = [
     pytest.mark.usefixtures("nan_empty"),
     pytest.mark.filterwarnings("ignore:contrastive_idm. with more than 128 frames"),
@@ -32,10 +32,10 @@ def unit(*shape, dtype=torch.float64, seed=0):
     return torch.nn.functional.normalize(randn(*shape, dtype=dtype, seed=seed), dim=-1)
 
 
-@pytest.mark.parametrize(("form", "weights", "distance"), KINDS)
-def test_reference_equals_loops(form, weights, distance):
+@pytest.mark.parametrize(("kind", "weights", "distance"), VARIANTS)
+def test_reference_equals_loops(kind, weights, distance):
     z, t, lengths = randn(3, 9, 4), randint(40, 3, 9), [9, 0, 5]
-    kw = {"form": form, "weights": weights, "distance": distance, "window": 7, "margin": 6.0}
+    kw = {"kind": kind, "weights": weights, "distance": distance, "window": 7, "margin": 6.0}
     values = [brute_force(z[n, :k], t[n, :k], **kw) for n, k in enumerate(lengths)]
     want = torch.tensor(values, dtype=torch.float64)
     pairs = torch.tensor([81.0, 1.0, 25.0])
@@ -62,9 +62,9 @@ def test_worked_by_hand(backend):
     # Slope of a near pair: 2 * 2 * (z_i - z_j) / 2; of the far one: -2 * 5 * 2 * (z_i - z_j).
     assert dz.flatten().tolist() == pytest.approx([-2 + 30, 2 - 1, 1 - 30])
     assert fastseq.contrastive_idm(z, weights="code", **kw).item() == 20.0
-    assert fastseq.contrastive_idm(z, form="sfa", **kw).item() == 6.0
-    assert fastseq.contrastive_idm(z, form="idm", **kw).item() == -(4 * 1.25 + 10 * 2.25)
-    one = fastseq.contrastive_idm(z, form="sfa", distance="euclidean", **kw)
+    assert fastseq.contrastive_idm(z, kind="sfa", **kw).item() == 6.0
+    assert fastseq.contrastive_idm(z, kind="idm", **kw).item() == -(4 * 1.25 + 10 * 2.25)
+    one = fastseq.contrastive_idm(z, kind="sfa", distance="euclidean", **kw)
     assert one.item() == pytest.approx(2 * (1 + 0.5) + 2 * 2.5)
 
 
@@ -73,7 +73,7 @@ def test_a_gap_of_exactly_the_window_is_near(backend):
     z = torch.tensor([[0.0], [0.5]], dtype=torch.float64)
     for gap, window in ((10, 10), (10.0, 10.0), (0.25, 0.25), (0, 0)):
         t = torch.tensor([3, 3 + gap])
-        kw = {"form": "sfa", "reduction": "sum", "backend": backend}
+        kw = {"kind": "sfa", "reduction": "sum", "backend": backend}
         assert fastseq.contrastive_idm(z, t, window=window, **kw).item() == 0.5
         below = math.nextafter(window, -1) if window else None
         if below and t.is_floating_point():
@@ -90,7 +90,7 @@ def test_which_pairs_are_far_does_not_depend_on_the_dtype(backend):
     """Times in thirds of a second: gaps of ten frames are, rounded, on either side of 10 / 3."""
     t = torch.arange(60) / 3
     z = unit(1, 60, 8)
-    kw = {"form": "sfa", "window": 10 / 3, "reduction": "sum"}
+    kw = {"kind": "sfa", "window": 10 / 3, "reduction": "sum"}
     want = fastseq.contrastive_idm(z, t, backend="reference", **kw)
     got, plain = (
         fastseq.contrastive_idm(z.float(), t, backend=b, **kw) for b in (backend, "reference")
@@ -113,9 +113,9 @@ def test_no_gradient_at_exactly_the_margin(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("form", FORMS)
-def test_a_single_frame_and_equal_frames_cost_nothing_near(backend, distance, form):
-    kw = {"form": form, "distance": distance, "backend": backend}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_frame_and_equal_frames_cost_nothing_near(backend, distance, kind):
+    kw = {"kind": kind, "distance": distance, "backend": backend}
     loss, dz = loss_and_grad(randn(2, 1, 5), **kw)
     assert loss == 0
     assert (dz == 0).all()
@@ -138,8 +138,8 @@ def test_reference_is_differentiable_twice(distance):
 
 def test_gradcheck_of_the_blockwise_backend():
     z, t = randn(2, 5, 3).requires_grad_(), randint(30, 2, 5)
-    for form, weights, distance in KINDS:
-        kw = {"form": form, "weights": weights, "distance": distance, "lengths": [5, 3]}
+    for kind, weights, distance in VARIANTS:
+        kw = {"kind": kind, "weights": weights, "distance": distance, "lengths": [5, 3]}
         assert torch.autograd.gradcheck(
             lambda z, kw=kw: fastseq.contrastive_idm(z, t, window=8, backend="torch", **kw), z
         )
@@ -157,11 +157,11 @@ TIMES = {
 }
 
 
-@pytest.mark.parametrize(("form", "weights", "distance"), KINDS)
+@pytest.mark.parametrize(("kind", "weights", "distance"), VARIANTS)
 @pytest.mark.parametrize("times", TIMES)
-def test_blockwise_equals_reference_in_float64(form, weights, distance, times):
+def test_blockwise_equals_reference_in_float64(kind, weights, distance, times):
     z = randn(2, 97, 6)
-    kw = {"form": form, "weights": weights, "distance": distance, "margin": 9.0}
+    kw = {"kind": kind, "weights": weights, "distance": distance, "margin": 9.0}
     upstream = {"none": torch.tensor([-2.0, 0.5]).double(), "mean": -1.7, "sum": 3.0}
     windows = 10.0, torch.tensor([3.0, 40.0])
     for reduction, lengths in itertools.product(REDUCTIONS, (None, [97, 13], [0, 81])):
@@ -190,7 +190,7 @@ def test_blockwise_over_lengths_and_block_sizes(frames, elements, monkeypatch):
     monkeypatch.setattr(blockwise, "SHORT_ELEMENTS", elements)
     monkeypatch.setattr(blockwise, "LONG_ELEMENTS", elements)
     z = randn(3, frames, 17) / 4
-    for kw in ({}, {"window": 70}, {"form": "sfa"}):
+    for kw in ({}, {"window": 70}, {"kind": "sfa"}):
         pair = [loss_and_grad(z, reduction="sum", backend=b, **kw) for b in BACKENDS]
         for want, got in zip(*pair, strict=True):
             assert relative(got, want) < 1e-12
@@ -260,8 +260,8 @@ def test_float32_is_at_most_twice_as_far_off_as_plain_torch(distance, margin):
 def test_padding_never_matters(backend, distance):
     z, t, lengths = randn(3, 90, 5), randint(300, 3, 90).float(), [90, 0, 31]
     padded = torch.arange(90) >= torch.tensor(lengths)[:, None]
-    for form in FORMS:
-        kw = {"lengths": lengths, "form": form, "distance": distance, "backend": backend}
+    for kind in KINDS:
+        kw = {"lengths": lengths, "kind": kind, "distance": distance, "backend": backend}
         clean = loss_and_grad(z, t, **kw)
         for garbage in (torch.nan, torch.inf):
             dirty = loss_and_grad(
@@ -272,10 +272,10 @@ def test_padding_never_matters(backend, distance):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("form", FORMS)
-def test_nan_in_a_real_frame_or_time_is_not_hidden(backend, form):
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_in_a_real_frame_or_time_is_not_hidden(backend, kind):
     for distance, weights in itertools.product(DISTANCES, WEIGHTS):
-        kw = {"form": form, "distance": distance, "weights": weights, "backend": backend}
+        kw = {"kind": kind, "distance": distance, "weights": weights, "backend": backend}
         bad = randn(2, 40, 3)
         bad[0, 30, 1] = torch.nan
         time = torch.arange(40.0).expand(2, 40).clone()
@@ -322,9 +322,9 @@ def test_forms_of_the_same_call(backend):
     torch.testing.assert_close(fastseq.contrastive_idm(z, **kw), each.mean() / 400)
     cut = fastseq.contrastive_idm(z[1], lengths=6, **kw)
     torch.testing.assert_close(cut, fastseq.contrastive_idm(z[1, :6], **kw))
-    module = fastseq.nn.ContrastiveIDM(backend=backend, window=3.0, form="sfa")
-    assert module(z) == fastseq.contrastive_idm(z, form="sfa", **kw)
-    assert "form='sfa'" in repr(module)
+    module = fastseq.nn.ContrastiveIDM(backend=backend, window=3.0, kind="sfa")
+    assert module(z) == fastseq.contrastive_idm(z, kind="sfa", **kw)
+    assert "kind='sfa'" in repr(module)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
