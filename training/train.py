@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from fastseq.video import ClipLoader
-    from training.trainer import Trainer
+    from training.loop.trainer import Trainer
 
 # What training and evaluation write into a run directory; --overwrite removes these, nothing else.
 RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
@@ -55,7 +55,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Example: python -m training.train recipes/carl_demo.yaml data.folder=videos "
         "train.run_dir=runs/first. "
         f"There are, in training/: {', '.join(f'recipes/{p.name}' for p in sorted(recipes))}. "
-        "Every key with its meaning and default: training/schema.py. "
+        "Every key with its meaning and default: training/recipe/schema.py. "
         "Exit status: 0 done; 3 done, but videos had to be left out, which are named as they are "
         "met and in the last lines (under torchrun, for which that is a crash, 0 instead); 1 "
         "training failed; 2 wrong request; 130 or 143 stopped by a signal, with a checkpoint.",
@@ -93,11 +93,11 @@ def _run(args: argparse.Namespace) -> int:
         import tensorboard  # noqa: F401
 
         from fastseq.video import TooManyBadVideos
-        from training import distributed
-        from training.checkpoint import CheckpointError
-        from training.config import ConfigError
-        from training.run import initial_model
-        from training.trainer import NonFiniteError, Trainer, check_loss
+        from training.loop.trainer import NonFiniteError, Trainer, check_loss
+        from training.recipe.load import ConfigError
+        from training.runs.checkpoint import CheckpointError
+        from training.runs.model import initial_model
+        from training.support import distributed
     except ImportError as error:
         print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
         return 2
@@ -131,7 +131,7 @@ def _run(args: argparse.Namespace) -> int:
     except distributed.OtherRankFailed:
         return 2
     if args.dry_run:
-        from training.dry_run import describe
+        from training.loop.dry_run import describe
 
         text = describe(trainer)  # runs the encoder, which may wait for the other ranks
         if distributed.is_main():
@@ -164,16 +164,16 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _complain(error: Exception) -> None:
-    from training.distributed import rank
+    from training.support.distributed import rank
 
     where = f"rank {rank()}: " if rank() else ""
     print(f"error: {where}{error}", file=sys.stderr)
 
 
 def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
-    from training.config import ConfigError
-    from training.distributed import world_size
-    from training.trainer import choose_device, set_deterministic
+    from training.loop.trainer import choose_device, set_deterministic
+    from training.recipe.load import ConfigError
+    from training.support.distributed import world_size
 
     cfg = compose(args)
     if cfg.data.batch_size % world_size():
@@ -195,7 +195,7 @@ def _restarted(run_dir: Path) -> bool:
 
 def compose(args: argparse.Namespace) -> "DictConfig":
     """The configuration, with the run directory filled in and paths that hold from anywhere."""
-    from training.config import ConfigError, load_config
+    from training.recipe.load import ConfigError, load_config
 
     cfg = load_config(args.recipe, args.overrides)
     if not cfg.data.folder:
@@ -211,7 +211,7 @@ def check_run_dir(cfg: "DictConfig", run_dir: Path, args: argparse.Namespace) ->
     """Refuse to mix two runs, or to continue one under another configuration."""
     from omegaconf import OmegaConf
 
-    from training.config import ConfigError, differences, load_config
+    from training.recipe.load import ConfigError, differences, load_config
 
     existing = next(
         path for path in (run_dir.resolve(), *run_dir.resolve().parents) if path.exists()
@@ -254,9 +254,9 @@ def open_loader(
 
     import training.data.dataset
     from fastseq.video import TooManyBadVideos
-    from training.config import ConfigError
     from training.data.index import load_index
-    from training.distributed import is_main, rank, world_size
+    from training.recipe.load import ConfigError
+    from training.support.distributed import is_main, rank, world_size
 
     index = load_index(cfg.data.folder)
     if left_out is not None:
@@ -304,9 +304,9 @@ def open_run(trainer: "Trainer", *, resume: bool) -> None:
     import torch
     from omegaconf import OmegaConf
 
-    from training.checkpoint import write_text
-    from training.distributed import on_main, rank
-    from training.environment import environment
+    from training.runs.checkpoint import write_text
+    from training.runs.environment import environment
+    from training.support.distributed import on_main, rank
 
     cfg, run_dir = trainer.cfg, trainer.run_dir
     torch.manual_seed(cfg.train.seed + (rank() << 32))  # every rank its own dropout
@@ -343,7 +343,7 @@ def open_run(trainer: "Trainer", *, resume: bool) -> None:
 if __name__ == "__main__":
     status = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from training.distributed import leave
+        from training.support.distributed import leave
 
         leave(status)
     sys.exit(status)

@@ -17,15 +17,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastseq.video import ClipLoader, TooManyBadVideos
-from training.checkpoint import (
+from training.loop.objectives import Clips, Objective
+from training.loop.step import GradientStep, StepResult, make_optimizer
+from training.loop.vclr_step import VCLRStep, check_vclr
+from training.models import VideoEncoder
+from training.recipe.load import ConfigError
+from training.runs.checkpoint import (
     load_latest,
     load_weights,
     random_state,
     save_checkpoint,
     set_random_state,
 )
-from training.config import ConfigError
-from training.distributed import (
+from training.runs.environment import environment, warn_if_inexact
+from training.runs.log import Pace, RunLog, collapse_measures
+from training.support.distributed import (
     asked_for,
     from_main,
     gather,
@@ -35,13 +41,7 @@ from training.distributed import (
     rank,
     world_size,
 )
-from training.environment import environment, warn_if_inexact
-from training.models import VideoEncoder
-from training.objectives import Clips, Objective
-from training.runlog import Pace, RunLog, collapse_measures
-from training.signals import ENDING, Signals
-from training.step import GradientStep, StepResult, make_optimizer
-from training.vclr_step import VCLRStep, check_vclr
+from training.support.signals import ENDING, Signals
 
 logger = logging.getLogger(__name__)
 
