@@ -1,11 +1,9 @@
 """Train an encoder on a folder of videos: python -m training.train RECIPE [key=value ...]."""
 
 import argparse
-import json
 import logging
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,33 +16,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from fastseq.video import ClipLoader
-    from training.loop.trainer import Trainer
-
-# What training and evaluation write into a run directory; --overwrite removes these, nothing else.
-RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
-RUN_CONTENTS += ("evaluation.json", "report.html", "pictures", "retrieval.png")
-
-# Keys that may change when a run continues: where it runs and what it writes, not what it learns
-# (except that max_minutes, where given, ends the cosine).
-MAY_CHANGE = {
-    "data.folder",
-    "data.cache",
-    "data.workers",
-    "model.weights",
-    "model.weights_key",
-    *(f"loss.{name}.backend" for name in ("scl", "soft_dtw", "contrastive_idm", "lav", "tcc")),
-    "loss.vclr.backend",
-    "train.run_dir",
-    "train.device",
-    "train.checkpointing",
-    "train.compile",
-    "train.max_minutes",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.max_nonfinite",
-    "train.deterministic",
-}
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -96,6 +67,7 @@ def _run(args: argparse.Namespace) -> int:
         from training.loop.trainer import NonFiniteError, Trainer, check_loss
         from training.recipe.load import ConfigError
         from training.runs.checkpoint import CheckpointError
+        from training.runs.folder import check_run_dir, open_run, restarted
         from training.runs.model import initial_model
         from training.support import distributed
     except ImportError as error:
@@ -108,10 +80,12 @@ def _run(args: argparse.Namespace) -> int:
     try:
         cfg, device = distributed.together(lambda: _configure(args))
         run_dir = Path(cfg.train.run_dir)
-        if distributed.on_main(lambda: _restarted(run_dir)):
+        if distributed.on_main(lambda: restarted(run_dir)):
             args.resume, args.overwrite = True, False
         if not args.dry_run:
-            distributed.on_main(lambda: check_run_dir(cfg, run_dir, args))
+            distributed.on_main(
+                lambda: check_run_dir(cfg, run_dir, resume=args.resume, overwrite=args.overwrite)
+            )
         check_loss(cfg, device)
         left_out = LeftOut()
 
@@ -185,14 +159,6 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
     return cfg, choose_device(cfg)
 
 
-def _restarted(run_dir: Path) -> bool:
-    """Whether torchrun --max-restarts started this process again for the run that is there."""
-    path = run_dir / "environment.json"
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not path.exists():
-        return False
-    return json.loads(path.read_text()).get("launch") == os.environ.get("TORCHELASTIC_RUN_ID")
-
-
 def compose(args: argparse.Namespace) -> "DictConfig":
     """The configuration, with the run directory filled in and paths that hold from anywhere."""
     from training.recipe.load import ConfigError, load_config
@@ -205,41 +171,6 @@ def compose(args: argparse.Namespace) -> "DictConfig":
         cfg.model.weights = str(Path(cfg.model.weights).resolve())
     cfg.train.run_dir = cfg.train.run_dir or f"runs/{Path(args.recipe).stem}"
     return cfg
-
-
-def check_run_dir(cfg: "DictConfig", run_dir: Path, args: argparse.Namespace) -> None:
-    """Refuse to mix two runs, or to continue one under another configuration."""
-    from omegaconf import OmegaConf
-
-    from training.recipe.load import ConfigError, differences, load_config
-
-    existing = next(
-        path for path in (run_dir.resolve(), *run_dir.resolve().parents) if path.exists()
-    )
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        what = "is not writable" if existing.is_dir() else "is a file"
-        raise ConfigError(
-            f"train.run_dir: {run_dir} cannot be written to, {existing} {what}; give another one"
-        )
-    exists = any((run_dir / name).exists() for name in RUN_CONTENTS)
-    if exists and not (args.resume or args.overwrite):
-        raise ConfigError(
-            f"{run_dir} already holds a run: give --resume to continue it, --overwrite to replace "
-            "it, or another train.run_dir"
-        )
-    if args.resume:
-        if not (run_dir / "config.yaml").exists():
-            raise ConfigError(f"--resume: there is no run in {run_dir}; without it one is started")
-        started = load_config(run_dir / "config.yaml")
-        changed = [
-            f"{key} = {OmegaConf.select(started, key)} (now {OmegaConf.select(cfg, key)})"
-            for key in sorted(set(differences(cfg, started)) - MAY_CHANGE)
-        ]
-        if changed:
-            raise ConfigError(
-                f"--resume: {run_dir} was started with other values: {', '.join(changed)}. Give "
-                "those, or another train.run_dir"
-            )
 
 
 def open_loader(
@@ -294,50 +225,6 @@ def open_loader(
         logging.warning("left out %s: %s", name, why)
     logging.info("videos are read by %s: %s", loader.engine.name, reason)
     return loader
-
-
-def open_run(trainer: "Trainer", *, resume: bool) -> None:
-    """Write what a run directory starts with, or take up the training from its last checkpoint.
-
-    Without ``resume``, what an earlier run left there is removed first.
-    """
-    import torch
-    from omegaconf import OmegaConf
-
-    from training.runs.checkpoint import write_text
-    from training.runs.environment import environment
-    from training.support.distributed import on_main, rank
-
-    cfg, run_dir = trainer.cfg, trainer.run_dir
-    torch.manual_seed(cfg.train.seed + (rank() << 32))  # every rank its own dropout
-    resumed = resume and trainer.resume()
-
-    def write() -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            for name in RUN_CONTENTS:
-                path = run_dir / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        facts = environment(trainer.device, trainer.bf16)
-        if launch := os.environ.get("TORCHELASTIC_RUN_ID"):
-            facts["launch"] = launch
-        write_text(run_dir / "environment.json", json.dumps(facts, indent=2))
-
-    on_main(write)
-    if resume and not resumed:
-        logging.info("no checkpoint in %s yet: starting at step 0", run_dir)
-    if trainer.step >= trainer.steps:
-        logging.info("%s: all %d steps are done, nothing is left to train", run_dir, trainer.steps)
-        return
-    logging.info(
-        "%s: %d videos, steps %d to %d on %s",
-        run_dir,
-        len(trainer.loader.items),
-        trainer.step,
-        trainer.steps,
-        trainer.device,
-    )
 
 
 if __name__ == "__main__":
