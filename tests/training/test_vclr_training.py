@@ -11,7 +11,8 @@ from vclr_cases import RECIPE, by_definition, tuples
 import training.train
 from training import memory
 from training.data.index import build_index
-from training.loop.trainer import Trainer, learning_rate, warmup_share
+from training.loop.schedule import learning_rate, warmup_share
+from training.loop.trainer import Trainer
 from training.loop.vclr_step import _Losses
 from training.models.vclr import MomentumEncoder
 from training.recipe.load import load_config
