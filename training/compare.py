@@ -24,7 +24,7 @@ from typing import Any
 
 from training.evaluation.cli import INCOMPLETE, missing_extra, write_json
 from training.evaluation.comparison import TIME_INDEX
-from training.suites import METHODS, SUITES, VCLR_METHODS, time_index_result
+from training.studies.suites import METHODS, SUITES, VCLR_METHODS, time_index_result
 
 DONE = "result.json"
 UNTRAINED_STEPS = (
@@ -96,7 +96,7 @@ def _cores() -> int:
 def _run(options: argparse.Namespace) -> int:
     try:  # only now, so that --help need not wait for torch
         from training import prepare
-        from training.config import ConfigError, load_config
+        from training.recipe.load import ConfigError, load_config
     except ImportError as error:
         print(f"error: {missing_extra(error, 'the comparison')}", file=sys.stderr)
         return 2
@@ -156,14 +156,14 @@ def _run_overrides(method: str, seed: int, options: argparse.Namespace) -> list[
 
 def _is_done(method: str, seed: int, options: argparse.Namespace) -> bool:
     """Whether an earlier call has made the result, of the same values."""
-    from training import train
-    from training.config import ConfigError, differences, load_config
+    from training.recipe.load import ConfigError, differences, load_config
+    from training.runs.folder import MAY_CHANGE
 
     run = _run_dir(method, seed, options)
     if not (run / DONE).is_file():
         return False
     now = load_config(SUITES[options.suite].recipe, _run_overrides(method, seed, options))
-    changed = set(differences(now, load_config(run / "config.yaml"))) - train.MAY_CHANGE
+    changed = set(differences(now, load_config(run / "config.yaml"))) - MAY_CHANGE
     if changed:
         raise ConfigError(
             f"{run} is the result of other values of {', '.join(sorted(changed))}; give those, "

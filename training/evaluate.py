@@ -23,7 +23,7 @@ from training.evaluation.cli import (
     split_videos,
     write_json,
 )
-from training.evaluation.protocol import (
+from training.evaluation.frame_level import (
     ROW_DEFINITIONS,
     TAU_REMARK,
     TIME_INDEX,
@@ -55,7 +55,7 @@ def evaluate_run(
         run: run directory of ``python -m training.train``.
         folder: prepared folder of videos with labels; the run's own by default.
         protocol, stride, fractions, few_shot: see
-            :func:`training.evaluation.protocol.evaluate_embeddings`.
+            :func:`training.evaluation.frame_level.evaluate_embeddings`.
         left_out: takes the videos that cannot be read; all rows are without them.
     Returns:
         What RUN/evaluation.json holds: ``rows`` (name -> metrics, per_action, left_out), the videos

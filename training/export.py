@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         from safetensors import SafetensorError
 
-        from training.checkpoint import CheckpointError
-        from training.run import load_run
+        from training.runs.checkpoint import CheckpointError
+        from training.runs.model import load_run
 
         if args.out.is_file() and not args.overwrite:
             raise UserError(f"{args.out} exists already; --overwrite replaces it")

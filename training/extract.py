@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> LeftOut:
         from training.evaluation.embed import embed_each, has_embeddings, save_embeddings
         from training.evaluation.encoders import load_encoder
-        from training.run import weights_name
+        from training.runs.model import weights_name
 
         encode, cfg = load_encoder(args.run)
         weights = weights_name(args.run)

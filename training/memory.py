@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a step failed, 2 wrong request, 130 interrupted."""
     args = parse_arguments(argv)
     try:
-        from training.config import ConfigError
+        from training.recipe.load import ConfigError
     except ImportError as error:
         print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
         return 2
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = summary(args, runs)
     (args.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
     print(conclusion(result))
-    from training.memory_picture import draw
+    from training.studies.memory_picture import draw
 
     draw(result, args.out / "memory.png")
     print(f"written to {args.out}: memory.json, memory.png")
@@ -117,8 +117,8 @@ def _lengths(text: str) -> list[int]:
 
 
 def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
-    """What `training.memory_step` reads; ConfigError where the recipe does not allow it."""
-    from training.config import ConfigError, load_config, loss_terms
+    """What `training.studies.memory_step` reads; ConfigError where the recipe does not allow it."""
+    from training.recipe.load import ConfigError, load_config, loss_terms
 
     overrides = [*args.overrides, f"data.num_frames={frames}"]
     cfg = load_config(args.recipe, overrides)
@@ -138,7 +138,7 @@ def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
     """One step in a process of its own; {"frames", "error"} where memory does not suffice."""
     done = subprocess.run(
-        [sys.executable, "-m", "training.memory_step"],
+        [sys.executable, "-m", "training.studies.memory_step"],
         input=json.dumps(asked),
         capture_output=True,
         text=True,
@@ -156,7 +156,7 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
 
 def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything measured, and what follows from it."""
-    from training.config import load_config
+    from training.recipe.load import load_config
 
     cfg = load_config(args.recipe, args.overrides)
     fits = {

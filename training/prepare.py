@@ -17,7 +17,7 @@ from training.data.pictures import Pictures, named, numbered_pictures, program
 if TYPE_CHECKING:
     from training.data.files import Found
     from training.data.index import Index
-    from training.transcode import Report
+    from training.data.transcode import Report
 
 _SHOWN = 10
 _FEW = 3
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     include = as_patterns(args.folder.resolve(), args.include)
     try:
         if args.transcode is not None:
-            from training.transcode import Settings, transcode_folder
+            from training.data.transcode import Settings, transcode_folder
 
             report = transcode_folder(
                 folder,

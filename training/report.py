@@ -28,7 +28,7 @@ from training.evaluation.cli import (
     run_command,
     split_videos,
 )
-from training.evaluation.protocol import TIME_INDEX, format_value
+from training.evaluation.frame_level import TIME_INDEX, format_value
 from training.evaluation.protocols import columns
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def write_report(
     """
     from training.evaluation.embed import embed_records
     from training.evaluation.encoders import TRAINED, load_encoder
-    from training.runlog import read_log
+    from training.runs.log import read_log
 
     run, left_out = Path(run), LeftOut() if left_out is None else left_out
     encode, cfg = load_encoder(run)

@@ -1,11 +1,9 @@
 """Train an encoder on a folder of videos: python -m training.train RECIPE [key=value ...]."""
 
 import argparse
-import json
 import logging
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,33 +16,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from fastseq.video import ClipLoader
-    from training.trainer import Trainer
-
-# What training and evaluation write into a run directory; --overwrite removes these, nothing else.
-RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
-RUN_CONTENTS += ("evaluation.json", "report.html", "pictures", "retrieval.png")
-
-# Keys that may change when a run continues: where it runs and what it writes, not what it learns
-# (except that max_minutes, where given, ends the cosine).
-MAY_CHANGE = {
-    "data.folder",
-    "data.cache",
-    "data.workers",
-    "model.weights",
-    "model.weights_key",
-    *(f"loss.{name}.backend" for name in ("scl", "soft_dtw", "contrastive_idm", "lav", "tcc")),
-    "loss.vclr.backend",
-    "train.run_dir",
-    "train.device",
-    "train.checkpointing",
-    "train.compile",
-    "train.max_minutes",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.max_nonfinite",
-    "train.deterministic",
-}
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,7 +26,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Example: python -m training.train recipes/carl_demo.yaml data.folder=videos "
         "train.run_dir=runs/first. "
         f"There are, in training/: {', '.join(f'recipes/{p.name}' for p in sorted(recipes))}. "
-        "Every key with its meaning and default: training/schema.py. "
+        "Every key with its meaning and default: training/recipe/schema.py. "
         "Exit status: 0 done; 3 done, but videos had to be left out, which are named as they are "
         "met and in the last lines (under torchrun, for which that is a crash, 0 instead); 1 "
         "training failed; 2 wrong request; 130 or 143 stopped by a signal, with a checkpoint.",
@@ -93,11 +64,12 @@ def _run(args: argparse.Namespace) -> int:
         import tensorboard  # noqa: F401
 
         from fastseq.video import TooManyBadVideos
-        from training import distributed
-        from training.checkpoint import CheckpointError
-        from training.config import ConfigError
-        from training.run import initial_model
-        from training.trainer import NonFiniteError, Trainer, check_loss
+        from training.loop.trainer import NonFiniteError, Trainer, check_loss
+        from training.recipe.load import ConfigError
+        from training.runs.checkpoint import CheckpointError
+        from training.runs.folder import check_run_dir, open_run, restarted
+        from training.runs.model import initial_model
+        from training.support import distributed
     except ImportError as error:
         print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
         return 2
@@ -108,10 +80,12 @@ def _run(args: argparse.Namespace) -> int:
     try:
         cfg, device = distributed.together(lambda: _configure(args))
         run_dir = Path(cfg.train.run_dir)
-        if distributed.on_main(lambda: _restarted(run_dir)):
+        if distributed.on_main(lambda: restarted(run_dir)):
             args.resume, args.overwrite = True, False
         if not args.dry_run:
-            distributed.on_main(lambda: check_run_dir(cfg, run_dir, args))
+            distributed.on_main(
+                lambda: check_run_dir(cfg, run_dir, resume=args.resume, overwrite=args.overwrite)
+            )
         check_loss(cfg, device)
         left_out = LeftOut()
 
@@ -131,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
     except distributed.OtherRankFailed:
         return 2
     if args.dry_run:
-        from training.dry_run import describe
+        from training.loop.dry_run import describe
 
         text = describe(trainer)  # runs the encoder, which may wait for the other ranks
         if distributed.is_main():
@@ -164,16 +138,16 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _complain(error: Exception) -> None:
-    from training.distributed import rank
+    from training.support.distributed import rank
 
     where = f"rank {rank()}: " if rank() else ""
     print(f"error: {where}{error}", file=sys.stderr)
 
 
 def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
-    from training.config import ConfigError
-    from training.distributed import world_size
-    from training.trainer import choose_device, set_deterministic
+    from training.loop.trainer import choose_device, set_deterministic
+    from training.recipe.load import ConfigError
+    from training.support.distributed import world_size
 
     cfg = compose(args)
     if cfg.data.batch_size % world_size():
@@ -185,17 +159,9 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
     return cfg, choose_device(cfg)
 
 
-def _restarted(run_dir: Path) -> bool:
-    """Whether torchrun --max-restarts started this process again for the run that is there."""
-    path = run_dir / "environment.json"
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not path.exists():
-        return False
-    return json.loads(path.read_text()).get("launch") == os.environ.get("TORCHELASTIC_RUN_ID")
-
-
 def compose(args: argparse.Namespace) -> "DictConfig":
     """The configuration, with the run directory filled in and paths that hold from anywhere."""
-    from training.config import ConfigError, load_config
+    from training.recipe.load import ConfigError, load_config
 
     cfg = load_config(args.recipe, args.overrides)
     if not cfg.data.folder:
@@ -205,41 +171,6 @@ def compose(args: argparse.Namespace) -> "DictConfig":
         cfg.model.weights = str(Path(cfg.model.weights).resolve())
     cfg.train.run_dir = cfg.train.run_dir or f"runs/{Path(args.recipe).stem}"
     return cfg
-
-
-def check_run_dir(cfg: "DictConfig", run_dir: Path, args: argparse.Namespace) -> None:
-    """Refuse to mix two runs, or to continue one under another configuration."""
-    from omegaconf import OmegaConf
-
-    from training.config import ConfigError, differences, load_config
-
-    existing = next(
-        path for path in (run_dir.resolve(), *run_dir.resolve().parents) if path.exists()
-    )
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        what = "is not writable" if existing.is_dir() else "is a file"
-        raise ConfigError(
-            f"train.run_dir: {run_dir} cannot be written to, {existing} {what}; give another one"
-        )
-    exists = any((run_dir / name).exists() for name in RUN_CONTENTS)
-    if exists and not (args.resume or args.overwrite):
-        raise ConfigError(
-            f"{run_dir} already holds a run: give --resume to continue it, --overwrite to replace "
-            "it, or another train.run_dir"
-        )
-    if args.resume:
-        if not (run_dir / "config.yaml").exists():
-            raise ConfigError(f"--resume: there is no run in {run_dir}; without it one is started")
-        started = load_config(run_dir / "config.yaml")
-        changed = [
-            f"{key} = {OmegaConf.select(started, key)} (now {OmegaConf.select(cfg, key)})"
-            for key in sorted(set(differences(cfg, started)) - MAY_CHANGE)
-        ]
-        if changed:
-            raise ConfigError(
-                f"--resume: {run_dir} was started with other values: {', '.join(changed)}. Give "
-                "those, or another train.run_dir"
-            )
 
 
 def open_loader(
@@ -254,9 +185,9 @@ def open_loader(
 
     import training.data.dataset
     from fastseq.video import TooManyBadVideos
-    from training.config import ConfigError
     from training.data.index import load_index
-    from training.distributed import is_main, rank, world_size
+    from training.recipe.load import ConfigError
+    from training.support.distributed import is_main, rank, world_size
 
     index = load_index(cfg.data.folder)
     if left_out is not None:
@@ -296,54 +227,10 @@ def open_loader(
     return loader
 
 
-def open_run(trainer: "Trainer", *, resume: bool) -> None:
-    """Write what a run directory starts with, or take up the training from its last checkpoint.
-
-    Without ``resume``, what an earlier run left there is removed first.
-    """
-    import torch
-    from omegaconf import OmegaConf
-
-    from training.checkpoint import write_text
-    from training.distributed import on_main, rank
-    from training.environment import environment
-
-    cfg, run_dir = trainer.cfg, trainer.run_dir
-    torch.manual_seed(cfg.train.seed + (rank() << 32))  # every rank its own dropout
-    resumed = resume and trainer.resume()
-
-    def write() -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            for name in RUN_CONTENTS:
-                path = run_dir / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        facts = environment(trainer.device, trainer.bf16)
-        if launch := os.environ.get("TORCHELASTIC_RUN_ID"):
-            facts["launch"] = launch
-        write_text(run_dir / "environment.json", json.dumps(facts, indent=2))
-
-    on_main(write)
-    if resume and not resumed:
-        logging.info("no checkpoint in %s yet: starting at step 0", run_dir)
-    if trainer.step >= trainer.steps:
-        logging.info("%s: all %d steps are done, nothing is left to train", run_dir, trainer.steps)
-        return
-    logging.info(
-        "%s: %d videos, steps %d to %d on %s",
-        run_dir,
-        len(trainer.loader.items),
-        trainer.step,
-        trainer.steps,
-        trainer.device,
-    )
-
-
 if __name__ == "__main__":
     status = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from training.distributed import leave
+        from training.support.distributed import leave
 
         leave(status)
     sys.exit(status)

@@ -15,12 +15,12 @@ import torch
 
 from benchmarks.gpu import record
 from benchmarks.timing import CPUCall, GPUCall
+from training.loop.objectives import Clips
+from training.loop.step import GradientStep, make_optimizer
 from training.memory import fit
-from training.memory_step import measure_step, random_batch
 from training.models import build_model
-from training.objectives import Clips
-from training.schema import Config, plain_config
-from training.step import GradientStep, make_optimizer
+from training.recipe.schema import Config, plain_config
+from training.studies.memory_step import measure_step, random_batch
 
 FIRST, DRY_LENGTHS = 240, (24, 48)
 ROUND = 120  # frames; the last length is a multiple

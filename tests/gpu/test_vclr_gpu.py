@@ -7,10 +7,10 @@ pytest.importorskip("omegaconf", reason='needs omegaconf: pip install "fastseq[t
 pytest.importorskip("tqdm", reason='needs tqdm: pip install "fastseq[train]"')
 
 from fastseq.video.tuples import anchors
-from training.config import load_config
-from training.run import initial_model
-from training.trainer import make_optimizer
-from training.vclr_step import VCLRStep
+from training.loop.trainer import make_optimizer
+from training.loop.vclr_step import VCLRStep
+from training.recipe.load import load_config
+from training.runs.model import initial_model
 
 pytestmark = pytest.mark.gpu
 SMALL = ["model.backbone=resnet18", "model.pool=mean", "loss.vclr.queue_size=64"]

@@ -17,8 +17,8 @@ import torch
 from torch.distributed import TCPStore
 
 import training.train
-from training import distributed
-from training.trainer import Trainer
+from training.loop.trainer import Trainer
+from training.support import distributed
 
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])

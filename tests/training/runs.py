@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from fastseq.video import Augmentation, Clip, ClipLoader, Item, PyAVEngine, Reading
-from training.run import load_run
-from training.runlog import read_log
+from training.runs.log import read_log
+from training.runs.model import load_run
 
 RECIPE = """
 data: {folder: videos, num_frames: 8, batch_size: 2, workers: 0, engine: pyav}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import checkpoint
-from training.checkpoint import (
+from training.runs import checkpoint
+from training.runs.checkpoint import (
     CheckpointError,
     list_checkpoints,
     load_latest,

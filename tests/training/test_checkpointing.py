@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastseq
-from training.config import ConfigError, load_config
-from training.dry_run import saved_bytes, saved_bytes_per_frame
+from training.loop.dry_run import saved_bytes, saved_bytes_per_frame
 from training.models import CarlModel, ContextEncoder, ResNet, SmallCNN, build_model
+from training.recipe.load import ConfigError, load_config
 
 BACKBONES = {
     "layer4": lambda: ResNet(18, "layer4"),

@@ -11,13 +11,13 @@ from runs import RECIPE
 from safetensors.torch import load_file
 
 from training import align, evaluate, export, extract, report, retrieve, train
-from training.checkpoint import list_checkpoints
 from training.data.index import build_index
 from training.demo import __main__ as demo
 from training.demo import render
 from training.evaluation import cli, embed
 from training.models import build_model, load_backbone_weights
-from training.run import load_run
+from training.runs.checkpoint import list_checkpoints
+from training.runs.model import load_run
 
 COMMANDS = {
     "evaluate": (evaluate.main, ["RUN"]),

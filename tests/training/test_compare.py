@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import compare, suites, train
-from training.config import load_config, loss_terms
+from training import compare, train
 from training.evaluation import comparison
-from training.trainer import Trainer
+from training.loop.trainer import Trainer
+from training.recipe.load import load_config, loss_terms
+from training.studies import suites
 
 SMALL = ["augmentation.size=32", "data.cache_side=36", "model.fc_size=16", "model.hidden_size=16"]
 SMALL += ["model.embedding_size=16", "train.log_every=1", "data.num_frames=8"]

@@ -4,8 +4,8 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from training.config import ConfigError, differences, find_recipe, load_config, loss_terms
-from training.schema import plain_config
+from training.recipe.load import ConfigError, differences, find_recipe, load_config, loss_terms
+from training.recipe.schema import plain_config
 
 
 def test_published_recipe():
@@ -130,7 +130,7 @@ def test_a_step_needs_neither_omegaconf_nor_av():
     code = """
 import sys
 sys.modules |= dict.fromkeys(("omegaconf", "av", "tqdm", "yaml"))
-import training.memory_step, training.models
+import training.studies.memory_step, training.models
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

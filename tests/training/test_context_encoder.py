@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.config import load_config
 from training.models import ContextEncoder, ResNet, SmallCNN, build_model, load_backbone_weights
+from training.recipe.load import load_config
 
 
 def small(**options) -> ContextEncoder:

@@ -14,9 +14,9 @@ from processes import PATH, launch, said, train, wait
 from runs import RECIPE, numbers, same, weights
 from two_ranks import LOSSES, main, squares
 
-from training import distributed
-from training.checkpoint import list_checkpoints, load_latest
-from training.runlog import read_log
+from training.runs.checkpoint import list_checkpoints, load_latest
+from training.runs.log import read_log
+from training.support import distributed
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_torchrun_passes_sigterm_on(here):
     script = Path("train_squares.py")
     script.write_text(
         "import sys; from processes import train; from two_ranks import squares\n"
-        "from training.distributed import leave\n"
+        "from training.support.distributed import leave\n"
         "leave(train(squares, sys.argv[1:]))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -15,8 +15,8 @@ from fastseq.video import probe, write_video
 from training.data.index import build_index, load_index
 from training.data.labels import LabelError, Labels, phases_of, read_labels
 from training.data.names import Names
+from training.data.transcode import transcode_folder
 from training.prepare import main
-from training.transcode import transcode_folder
 
 ENTRY = {"action": "s", "split": "test", "boundaries": [4]}
 COMPOSED = unicodedata.normalize("NFC", "clips/Zoë.mp4")

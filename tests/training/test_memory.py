@@ -9,11 +9,12 @@ import pytest
 import torch
 from runs import RECIPE
 
-from training import memory, memory_step
-from training.config import load_config
+from training import memory
+from training.loop.step import GradientStep
 from training.models import CarlModel
-from training.run import initial_model
-from training.step import GradientStep
+from training.recipe.load import load_config
+from training.runs.model import initial_model
+from training.studies import memory_step
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory of a CPU is read from /proc")
 
@@ -165,7 +166,7 @@ def test_what_did_not_fit_is_left_out_of_the_line(tmp_path):
     assert result["slope_ratio"] is None
     assert "out of memory" in memory.describe(runs[-1])
     assert "plain: too few lengths" in memory.conclusion(result)
-    from training.memory_picture import draw
+    from training.studies.memory_picture import draw
 
     draw(result, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000

@@ -6,10 +6,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training.config import load_config
 from training.models import CarlModel, ResNet, SmallCNN, build_model, load_backbone_weights
 from training.models.positions import frame_positions, sine_cosine
 from training.models.transformer import TransformerLayer
+from training.recipe.load import load_config
 
 
 def small_model(**options) -> CarlModel:

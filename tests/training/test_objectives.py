@@ -13,9 +13,9 @@ from runs import numbers, same, squares, weights
 
 import fastseq
 import training.train
-from training.config import ConfigError, load_config, loss_terms
-from training.objectives import Clips, Objective
-from training.runlog import read_log
+from training.loop.objectives import Clips, Objective
+from training.recipe.load import ConfigError, load_config, loss_terms
+from training.runs.log import read_log
 from training.train import main
 
 
@@ -285,7 +285,7 @@ def test_wrong_options_show_before_the_run(recipe, capsys):
 )
 def test_runs_with_other_losses_resume(recipe, options, monkeypatch):
     main([recipe, "train.run_dir=whole", *options])
-    original = training.trainer.Trainer._train_step
+    original = training.loop.trainer.Trainer._train_step
 
     class Killed(BaseException):
         pass
@@ -295,10 +295,10 @@ def test_runs_with_other_losses_resume(recipe, options, monkeypatch):
             raise Killed
         return original(self, batch, rate)
 
-    monkeypatch.setattr(training.trainer.Trainer, "_train_step", train_step)
+    monkeypatch.setattr(training.loop.trainer.Trainer, "_train_step", train_step)
     with pytest.raises(Killed):
         main([recipe, "train.run_dir=parts", *options])
-    monkeypatch.setattr(training.trainer.Trainer, "_train_step", original)
+    monkeypatch.setattr(training.loop.trainer.Trainer, "_train_step", original)
     assert main([recipe, "train.run_dir=parts", *options, "--resume"]) == 0
     assert same(weights("whole"), weights("parts"))
     assert numbers("whole") == numbers("parts")

@@ -13,7 +13,7 @@ from training.data.index import build_index, load_index
 from training.data.labels import LabelError
 from training.evaluation import metrics
 from training.evaluation.cli import UserError
-from training.evaluation.protocol import evaluate_embeddings, format_table
+from training.evaluation.frame_level import evaluate_embeddings, format_table
 from training.evaluation.protocols import FEW_SHOT, PROTOCOLS, columns, definitions
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from training.data.index import build_index
-from training.run import load_run
-from training.runlog import read_log
+from training.runs.log import read_log
+from training.runs.model import load_run
 from training.train import main, open_loader
 
 

@@ -224,7 +224,7 @@ def test_extract_continues_where_it_was(run, tmp_path, capsys, monkeypatch):
     assert "2 files written" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in files[2:]} == stamps
     assert len(load_embeddings(files[1])["embeddings"]) == 40
-    monkeypatch.setattr("training.run.weights_name", lambda run: "others")
+    monkeypatch.setattr("training.runs.model.weights_name", lambda run: "others")
     assert extract.main([str(run), "--out", str(out)]) == 0
     assert "16 files written" in capsys.readouterr().out
     assert extract.main([str(run), "--out", str(out), "--overwrite"]) == 0

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from processes import ROOT, launch, said, train, wait
 from runs import RECIPE, numbers, same, squares, weights
 
-from training import checkpoint
-from training.checkpoint import list_checkpoints, load_latest, save_checkpoint
-from training.runlog import RunLog, read_log
-from training.trainer import Trainer
+from training.loop.trainer import Trainer
+from training.runs import checkpoint
+from training.runs.checkpoint import list_checkpoints, load_latest, save_checkpoint
+from training.runs.log import RunLog, read_log
 
 OPTIONS = ["tiny.yaml", "train.log_every=1", "train.checkpoint_every=3", "train.steps=20"]
 

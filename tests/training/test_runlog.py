@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.runlog import Pace, collapse_measures, read_log
+from training.runs.log import Pace, collapse_measures, read_log
 from training.train import main
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from runs import numbers, same, squares, weights
 
+import training.loop.trainer
 import training.train
-import training.trainer
-from training.checkpoint import list_checkpoints, load_latest
-from training.config import load_config
-from training.dry_run import saved_bytes_per_frame
-from training.run import initial_model, load_run
-from training.runlog import read_log
+from training.loop.dry_run import saved_bytes_per_frame
+from training.recipe.load import load_config
+from training.runs.checkpoint import list_checkpoints, load_latest
+from training.runs.log import read_log
+from training.runs.model import initial_model, load_run
 from training.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
     class Killed(BaseException):
         pass
 
-    original = training.trainer.Trainer._train_step
+    original = training.loop.trainer.Trainer._train_step
 
     def killed_at(step):
         def train_step(self, batch, rate):
@@ -102,10 +102,10 @@ def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
 
     arguments = [recipe, "train.run_dir=parts"]
     for step, resume in ((9, []), (11, ["--resume"])):
-        monkeypatch.setattr(training.trainer.Trainer, "_train_step", killed_at(step))
+        monkeypatch.setattr(training.loop.trainer.Trainer, "_train_step", killed_at(step))
         with pytest.raises(Killed):
             main([*arguments, *resume])
-    monkeypatch.setattr(training.trainer.Trainer, "_train_step", original)
+    monkeypatch.setattr(training.loop.trainer.Trainer, "_train_step", original)
     torch.rand(7)  # the process that resumes has another random state
     assert main([*arguments, "--resume"]) == 0
     assert same(weights("whole"), weights("parts"))
@@ -136,7 +136,7 @@ def test_memory_per_frame_is_what_autograd_keeps():
 
 def test_a_time_budget_ends_the_run_and_the_cosine(recipe, monkeypatch):
     clock = iter(range(0, 10**6, 1))  # each look at the clock takes a second
-    monkeypatch.setattr(training.trainer.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(training.loop.trainer.time, "perf_counter", lambda: float(next(clock)))
     arguments = [recipe, "train.run_dir=run", "train.steps=1000", "train.log_every=1"]
     assert main([*arguments, "train.max_minutes=0.5"]) == 0
     lines = read_log("run")

@@ -6,14 +6,14 @@ import pytest
 import torch
 from runs import SquareEngine, numbers, same, squares, weights
 
-import training.objectives
+import training.loop.objectives
+import training.loop.trainer
 import training.train
-import training.trainer
 from fastseq.video import VideoError
-from training.checkpoint import CheckpointError, list_checkpoints
 from training.data.index import build_index
-from training.run import load_run
-from training.runlog import read_log
+from training.runs.checkpoint import CheckpointError, list_checkpoints
+from training.runs.log import read_log
+from training.runs.model import load_run
 from training.train import main
 
 
@@ -148,7 +148,7 @@ def test_weights_of_another_model_are_named_in_one_line(recipe, capsys):
 
 def broken_loss(bad_steps, monkeypatch):
     calls = iter(range(1000))
-    original = training.objectives.fastseq.scl_loss
+    original = training.loop.objectives.fastseq.scl_loss
 
     def loss(*args, **options):
         if not args[0].requires_grad:  # the check of the options before the run
@@ -156,7 +156,7 @@ def broken_loss(bad_steps, monkeypatch):
         factor = float("nan") if next(calls) in bad_steps else 1.0
         return original(*args, **options) * factor
 
-    monkeypatch.setattr(training.objectives.fastseq, "scl_loss", loss)
+    monkeypatch.setattr(training.loop.objectives.fastseq, "scl_loss", loss)
 
 
 def test_steps_without_a_finite_loss_are_skipped(recipe, monkeypatch, capsys):
@@ -196,7 +196,7 @@ def test_training_stops_when_the_loss_stays_not_finite(recipe, monkeypatch, caps
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_with_a_checkpoint(recipe, monkeypatch, capsys, number, status):
-    original = training.trainer.Trainer._train_step
+    original = training.loop.trainer.Trainer._train_step
 
     def train_step(self, batch, rate):
         if self.step == 2:
@@ -205,7 +205,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(recipe, monkeypatch, capsys, nu
 
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(training.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(training.loop.trainer.Trainer, "_train_step", train_step)
         assert main([recipe, "train.run_dir=run"]) == status
     goes_on = f"  python -m training.train {recipe} train.run_dir=run --resume\n"
     assert capsys.readouterr().err.endswith(f"stopped; continue with --resume: run\n{goes_on}")
@@ -227,7 +227,7 @@ def test_ctrl_c_before_the_first_step(recipe, monkeypatch, capsys):
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint(recipe, monkeypatch, capsys):
-    original = training.trainer.Trainer._train_step
+    original = training.loop.trainer.Trainer._train_step
 
     def train_step(self, batch, rate):
         if self.step == 6:
@@ -235,7 +235,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint(recipe, monkeypatch, cap
             signal.raise_signal(signal.SIGINT)
         return original(self, batch, rate)
 
-    monkeypatch.setattr(training.trainer.Trainer, "_train_step", train_step)
+    monkeypatch.setattr(training.loop.trainer.Trainer, "_train_step", train_step)
     assert main([recipe, "train.run_dir=run"]) == 130
     assert capsys.readouterr().err.endswith("interrupted\n")
     assert [path.name for path in list_checkpoints("run/checkpoints")] == ["step_00000005.pt"]

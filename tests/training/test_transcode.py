@@ -17,8 +17,8 @@ from video.counter_video import encode, read_counter  # noqa: E402
 
 from fastseq.video import read_frames, write_video  # noqa: E402
 from training.data.index import build_index, load_index  # noqa: E402
+from training.data.transcode import Settings, transcode_folder  # noqa: E402
 from training.prepare import main  # noqa: E402
-from training.transcode import Settings, transcode_folder  # noqa: E402
 
 LABELS = {
     "classes": {"swing": ["up", "down"]},

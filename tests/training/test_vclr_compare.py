@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from fastseq.video import probe
-from training import compare, suites
-from training.config import load_config
+from training import compare
 from training.demo.classes import CLASSES, FRAMES, plan_class, render_classes
 from training.demo.render import VideoPlan, render_video
 from training.demo.scene import ACTIONS
 from training.evaluation import comparison
+from training.recipe.load import load_config
+from training.studies import suites
 
 SMALL = {"train_per_class": 2, "test_per_class": 1, "side": 32, "progress": False}
 

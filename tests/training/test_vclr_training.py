@@ -10,15 +10,16 @@ from vclr_cases import RECIPE, by_definition, tuples
 
 import training.train
 from training import memory
-from training.checkpoint import load_latest
-from training.config import load_config
 from training.data.index import build_index
+from training.loop.schedule import learning_rate, warmup_share
+from training.loop.trainer import Trainer
+from training.loop.vclr_step import _Losses
 from training.models.vclr import MomentumEncoder
-from training.run import initial_model, load_run
-from training.runlog import read_log
+from training.recipe.load import load_config
+from training.runs.checkpoint import load_latest
+from training.runs.log import read_log
+from training.runs.model import initial_model, load_run
 from training.train import main
-from training.trainer import Trainer, learning_rate, warmup_share
-from training.vclr_step import _Losses
 
 ONE = ["train.steps=1", "train.log_every=1"]
 

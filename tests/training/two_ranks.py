@@ -8,11 +8,11 @@ from runs import RECIPE, SquareEngine, SquareItems
 from torch import nn
 
 from fastseq.video import ClipLoader
-from training import distributed
-from training.config import load_config
+from training.loop.trainer import Trainer
 from training.models.sync_batch_norm import sync_batch_norms
-from training.run import initial_model
-from training.trainer import Trainer
+from training.recipe.load import load_config
+from training.runs.model import initial_model
+from training.support import distributed
 
 ITEMS = 8
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from fastseq.video import ClipLoader, PyAVEngine, SegmentTuples
-from training import distributed
+from training.support import distributed
 
 RECIPE = """
 data: {clips: tuples, folder: videos, batch_size: 2, workers: 0, engine: pyav}

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from vclr_cases import RECIPE, tuples
 
-from training import distributed
-from training.config import load_config
-from training.run import initial_model
-from training.trainer import Trainer
+from training.loop.trainer import Trainer
+from training.recipe.load import load_config
+from training.runs.model import initial_model
+from training.support import distributed
 
 BATCH = 4
 

@@ -83,9 +83,9 @@ def _checkpoint(args: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
     from training.carl_code.checkpoint import convert_checkpoint
-    from training.checkpoint import CheckpointError, load_weights, save_checkpoint
     from training.export import write_safetensors
     from training.models import build_model
+    from training.runs.checkpoint import CheckpointError, load_weights, save_checkpoint
 
     converted, weights = convert_checkpoint(args.file)
     cfg = _check(converted.recipe)
@@ -108,7 +108,7 @@ def _check(recipe: dict[str, Any]) -> Any:
     """The full configuration; ConfigError for a value that a key does not take."""
     import tempfile
 
-    from training.config import load_config
+    from training.recipe.load import load_config
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "converted.yaml")

@@ -47,8 +47,8 @@ def _run(options: argparse.Namespace) -> int:
         import av  # noqa: F401
 
         from training import evaluate, prepare, report, train
-        from training.config import ConfigError, load_config
         from training.demo.render import describe, render_dataset
+        from training.recipe.load import ConfigError, load_config
     except ImportError as error:
         print(f"error: {missing_extra(error, 'the demo')}", file=sys.stderr)
         return 2
@@ -108,7 +108,7 @@ class step:
 
 def spread_table(evaluations: Sequence[dict]) -> str:
     """Mean and standard deviation over runs of every metric, one line for each row."""
-    from training.evaluation.protocol import format_cells
+    from training.evaluation.frame_level import format_cells
     from training.evaluation.protocols import COLUMNS
 
     first = next(iter(evaluations[0]["rows"].values()))["metrics"]

@@ -72,9 +72,9 @@ def run_command(command: Callable[[], LeftOut | None]) -> int:
     """
     try:
         from fastseq.video import VideoError
-        from training.config import ConfigError
         from training.data.index import StaleIndex
         from training.data.labels import LabelError
+        from training.recipe.load import ConfigError
 
         left_out = command() or LeftOut()
     except ImportError as error:

@@ -59,8 +59,8 @@ def load_compared_encoders(run: str | Path) -> tuple[dict[str, Callable[[Any], A
 def _load(run: str | Path, *, untrained: bool) -> tuple[Any, Any]:
     import torch
 
-    from training.checkpoint import CheckpointError
-    from training.run import load_run
+    from training.runs.checkpoint import CheckpointError
+    from training.runs.model import load_run
 
     try:
         model, cfg = load_run(run, untrained=untrained)

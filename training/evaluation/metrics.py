@@ -2,7 +2,7 @@
 
 Every function works on the labelled frames of the videos of one action (:class:`LabelledVideo`) and
 returns a :class:`Score`: the value, NaN when it is undefined, and how much had to be left out.
-:mod:`training.evaluation.protocol` averages over actions. References: "Frame-wise Action
+:mod:`training.evaluation.frame_level` averages over actions. References: "Frame-wise Action
 Representations for Long Videos via Sequence Contrastive Learning" (CARL), section 4.1, and its
 released evaluation code.
 """

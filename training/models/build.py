@@ -15,7 +15,7 @@ from training.models.vclr import LOSSES, VCLREncoder, VCLRModel
 from training.models.weights import load_backbone_weights
 
 if TYPE_CHECKING:
-    from training.schema import Config, ModelConfig
+    from training.recipe.schema import Config, ModelConfig
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.distributed import is_main
+from training.support.distributed import is_main
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastseq
-from training.distributed import gather_rows, world_size
-from training.schema import loss_terms
+from training.recipe.schema import loss_terms
+from training.support.distributed import gather_rows, world_size
 
 
 @dataclass(frozen=True)

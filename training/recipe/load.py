@@ -9,9 +9,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from training.schema import RENAMED, Config, LossConfig, loss_terms
+from training.recipe.schema import RENAMED, Config, LossConfig, loss_terms
 
-TRAINING_FOLDER = Path(__file__).parent
+TRAINING_FOLDER = Path(__file__).parents[1]
 
 
 class ConfigError(ValueError):

@@ -17,15 +17,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastseq.video import ClipLoader, TooManyBadVideos
-from training.checkpoint import (
+from training.loop.objectives import Clips, Objective
+from training.loop.schedule import learning_rate, total_steps, warmup_share
+from training.loop.step import GradientStep, StepResult, make_optimizer
+from training.loop.vclr_step import VCLRStep, check_vclr
+from training.models import VideoEncoder
+from training.recipe.load import ConfigError
+from training.runs.checkpoint import (
     load_latest,
     load_weights,
     random_state,
     save_checkpoint,
     set_random_state,
 )
-from training.config import ConfigError
-from training.distributed import (
+from training.runs.environment import environment, warn_if_inexact
+from training.runs.log import Pace, RunLog, collapse_measures
+from training.support.distributed import (
     asked_for,
     from_main,
     gather,
@@ -35,47 +42,13 @@ from training.distributed import (
     rank,
     world_size,
 )
-from training.environment import environment, warn_if_inexact
-from training.models import VideoEncoder
-from training.objectives import Clips, Objective
-from training.runlog import Pace, RunLog, collapse_measures
-from training.signals import ENDING, Signals
-from training.step import GradientStep, StepResult, make_optimizer
-from training.vclr_step import VCLRStep, check_vclr
+from training.support.signals import ENDING, Signals
 
 logger = logging.getLogger(__name__)
-
-WARMUP_START = 0.01  # of the rate, at the first step (VCLR's released code)
 
 
 class NonFiniteError(RuntimeError):
     """The loss stayed NaN or infinite."""
-
-
-def total_steps(cfg: DictConfig, epoch_batches: int) -> int:
-    if cfg.train.steps is not None:
-        return cfg.train.steps
-    return max(1, cfg.train.epochs * epoch_batches // cfg.train.accumulate)
-
-
-def warmup_share(cfg: DictConfig, steps: int, epoch_batches: int) -> float:
-    """The part of the run in which the rate rises: ``optim.warmup_steps`` or ``warmup_epochs``."""
-    from_epochs = cfg.optim.warmup_epochs * epoch_batches / cfg.train.accumulate
-    return (cfg.optim.warmup_steps or from_epochs) / steps
-
-
-def learning_rate(cfg: DictConfig, progress: float, warmup: float = 0.0) -> float:
-    """Half a cosine from ``optim.lr`` to ``optim.min_lr`` at progress 1, without restarts.
-
-    Before it, up to progress ``warmup``, a straight line from a hundredth of ``optim.lr``.
-    """
-    top, least = cfg.optim.lr, cfg.optim.min_lr
-    if progress < warmup:
-        return top * (WARMUP_START + (1 - WARMUP_START) * progress / warmup)
-    if cfg.optim.schedule == "constant":
-        return top
-    progress = min(1.0, (progress - warmup) / (1 - warmup)) if warmup < 1 else 1.0
-    return least + (top - least) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def choose_device(cfg: DictConfig) -> torch.device:

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import fastseq
 from fastseq.video.tuples import anchors, order_labels
-from training.distributed import gather_rows, rank, world_size
+from training.loop.step import GradientStep, StepResult
 from training.models.vclr import VCLRModel
-from training.step import GradientStep, StepResult
+from training.support.distributed import gather_rows, rank, world_size
 
 
 def check_vclr(cfg: DictConfig, segments: int, device: torch.device, dtype: torch.dtype) -> None:

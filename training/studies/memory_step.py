@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from training.step import GradientStep
+from training.loop.step import GradientStep
 
 if TYPE_CHECKING:
-    from training.schema import Config
+    from training.recipe.schema import Config
 
 # In the order of the step; layer4 stands for the trained part of any backbone. What is in none of
 # them comes and goes: scratch, gradients, and in backward what checkpointing computes again.
@@ -92,8 +92,8 @@ class _Marked:
 
 def measure(cfg: "Config") -> dict[str, Any]:
     """Memory in bytes and time in seconds of a step on random frames of the recipe's sizes."""
-    from training.run import initial_model
-    from training.trainer import Trainer
+    from training.loop.trainer import Trainer
+    from training.runs.model import initial_model
 
     trainer = Trainer(cfg, initial_model(cfg), SimpleNamespace(batches_per_epoch=1), Path())
     step, frames = trainer.gradient_step, cfg.data.num_frames
@@ -181,7 +181,7 @@ def _pixels(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def main() -> None:
-    from training.config import load_config
+    from training.recipe.load import load_config
 
     request = json.load(sys.stdin)
     cfg = load_config(request["recipe"], [*request["overrides"]])

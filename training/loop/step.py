@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from training.distributed import total, world_size
+from training.loop.objectives import Clips, Objective
 from training.models import VideoEncoder
 from training.models.sync_batch_norm import sync_batch_norms
-from training.objectives import Clips, Objective
+from training.support.distributed import total, world_size
 
 if TYPE_CHECKING:
-    from training.schema import Config
+    from training.recipe.schema import Config
 
 
 @dataclass(frozen=True)

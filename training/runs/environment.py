@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import fastseq
-from training.distributed import world_size
+from training.support.distributed import world_size
 
 logger = logging.getLogger(__name__)
 

@@ -68,7 +68,7 @@ def _evaluate(run: Path) -> dict[str, Any]:
     from training.data.index import load_index
     from training.evaluation.embed import embed_records
     from training.evaluation.encoders import load_encoder
-    from training.runlog import read_log
+    from training.runs.log import read_log
 
     encode, cfg = load_encoder(run)
     index = load_index(cfg.data.folder)
@@ -92,8 +92,8 @@ def _scores(embedded: Sequence[Any], index: Any) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from training.evaluation.protocol import evaluate_embeddings
-    from training.runlog import collapse_measures
+    from training.evaluation.frame_level import evaluate_embeddings
+    from training.runs.log import collapse_measures
 
     split = {
         name: [video for video in embedded if video.record.split == name]
@@ -125,7 +125,7 @@ def _evaluate_videos(run: Path) -> dict[str, Any]:
     from training.data.index import load_index
     from training.evaluation.encoders import load_encoder
     from training.evaluation.video_level import video_features, video_scores
-    from training.runlog import collapse_measures, read_log
+    from training.runs.log import collapse_measures, read_log
 
     encode, cfg = load_encoder(run)
     records = load_index(cfg.data.folder).videos

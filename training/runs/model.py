@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from training.checkpoint import list_checkpoints, load_latest, load_weights, read_manifest
-from training.config import load_config
 from training.models import CarlModel, build_model
+from training.recipe.load import load_config
+from training.runs.checkpoint import list_checkpoints, load_latest, load_weights, read_manifest
 
 
 def initial_model(cfg: DictConfig) -> CarlModel:

@@ -2,9 +2,9 @@
 
 import torch
 
-from training.distributed import world_size
+from training.loop.trainer import Trainer
 from training.models import VideoEncoder
-from training.trainer import Trainer
+from training.support.distributed import world_size
 
 
 def describe(trainer: Trainer) -> str:

@@ -1,0 +1,1 @@
+"""The loop that trains: step, losses, and the dry run."""

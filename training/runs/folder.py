@@ -1,0 +1,125 @@
+"""What a run directory holds, when a run may be started in it, and how one begins or continues."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from training.recipe.load import ConfigError, differences, load_config
+from training.runs.checkpoint import write_text
+from training.runs.environment import environment
+from training.support.distributed import on_main, rank
+
+if TYPE_CHECKING:
+    from training.loop.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+# What training and evaluation write into a run directory; --overwrite removes these, nothing else.
+RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
+RUN_CONTENTS += ("evaluation.json", "report.html", "pictures", "retrieval.png")
+
+# Keys that may change when a run continues: where it runs and what it writes, not what it learns
+# (except that max_minutes, where given, ends the cosine).
+MAY_CHANGE = {
+    "data.folder",
+    "data.cache",
+    "data.workers",
+    "model.weights",
+    "model.weights_key",
+    *(f"loss.{name}.backend" for name in ("scl", "soft_dtw", "contrastive_idm", "lav", "tcc")),
+    "loss.vclr.backend",
+    "train.run_dir",
+    "train.device",
+    "train.checkpointing",
+    "train.compile",
+    "train.max_minutes",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.max_nonfinite",
+    "train.deterministic",
+}
+
+
+def restarted(run_dir: Path) -> bool:
+    """Whether torchrun --max-restarts started this process again for the run that is there."""
+    path = run_dir / "environment.json"
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not path.exists():
+        return False
+    return json.loads(path.read_text()).get("launch") == os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+def check_run_dir(cfg: DictConfig, run_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to mix two runs, or to continue one under another configuration."""
+    existing = next(
+        path for path in (run_dir.resolve(), *run_dir.resolve().parents) if path.exists()
+    )
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        what = "is not writable" if existing.is_dir() else "is a file"
+        raise ConfigError(
+            f"train.run_dir: {run_dir} cannot be written to, {existing} {what}; give another one"
+        )
+    exists = any((run_dir / name).exists() for name in RUN_CONTENTS)
+    if exists and not (resume or overwrite):
+        raise ConfigError(
+            f"{run_dir} already holds a run: give --resume to continue it, --overwrite to replace "
+            "it, or another train.run_dir"
+        )
+    if resume:
+        if not (run_dir / "config.yaml").exists():
+            raise ConfigError(f"--resume: there is no run in {run_dir}; without it one is started")
+        started = load_config(run_dir / "config.yaml")
+        changed = [
+            f"{key} = {OmegaConf.select(started, key)} (now {OmegaConf.select(cfg, key)})"
+            for key in sorted(set(differences(cfg, started)) - MAY_CHANGE)
+        ]
+        if changed:
+            raise ConfigError(
+                f"--resume: {run_dir} was started with other values: {', '.join(changed)}. Give "
+                "those, or another train.run_dir"
+            )
+
+
+def open_run(trainer: Trainer, *, resume: bool) -> None:
+    """Write what a run directory starts with, or take up the training from its last checkpoint.
+
+    Without ``resume``, what an earlier run left there is removed first.
+    """
+    cfg, run_dir = trainer.cfg, trainer.run_dir
+    torch.manual_seed(cfg.train.seed + (rank() << 32))  # every rank its own dropout
+    resumed = resume and trainer.resume()
+
+    def write() -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for name in RUN_CONTENTS:
+                path = run_dir / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        facts = environment(trainer.device, trainer.bf16)
+        if launch := os.environ.get("TORCHELASTIC_RUN_ID"):
+            facts["launch"] = launch
+        write_text(run_dir / "environment.json", json.dumps(facts, indent=2))
+
+    on_main(write)
+    if resume and not resumed:
+        logger.info("no checkpoint in %s yet: starting at step 0", run_dir)
+    if trainer.step >= trainer.steps:
+        logger.info("%s: all %d steps are done, nothing is left to train", run_dir, trainer.steps)
+        return
+    logger.info(
+        "%s: %d videos, steps %d to %d on %s",
+        run_dir,
+        len(trainer.loader.items),
+        trainer.step,
+        trainer.steps,
+        trainer.device,
+    )
