@@ -154,11 +154,11 @@ def _lav(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
 
 
 def _contrastive_idm(
-    clips: Clips, *, normalize: bool, window: float, weights: str, **options: Any
+    clips: Clips, *, normalize: bool, window: float, form: str, weights: str, **options: Any
 ) -> Tensor:
     """Both clips' sums over the frames of a clip: LAV is _soft_dtw + alpha times this.
 
-    With ``weights="code"`` times and window are shares of the video, as in LAV's released code.
+    ``form`` is what fastseq calls ``kind``: recipes of earlier runs have that name. With ``weights="code"`` times and window are shares of the video, as in LAV's released code.
     """
     h = _embeddings(clips, normalize)
     total = torch.zeros((), device=h.device)
@@ -171,6 +171,7 @@ def _contrastive_idm(
             h[:, clip],
             times,
             window=within,
+            kind=form,
             weights=weights,
             lengths=clips.lengths(clip),
             reduction="sum",

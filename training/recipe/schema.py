@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from fastseq.ops.contrastive_idm.options import DISTANCES, FORMS, WEIGHTS
+from fastseq.ops.contrastive_idm.options import DISTANCES, KINDS, WEIGHTS
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 from fastseq.ops.soft_dtw.options import COSTS
 from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
@@ -166,7 +166,7 @@ class ContrastiveIDMConfig:
     weight: float | None = _weight()
     window: float = _at_least(10.0, 0)
     margin: float = 2.0
-    form: str = _one_of("contrastive", *FORMS)
+    form: str = _one_of("contrastive", *KINDS)
     weights: str = _one_of("code", *WEIGHTS)
     distance: str = _one_of("sqeuclidean", *DISTANCES)
     normalize: bool = True  # embeddings to unit length first, as LAV does
