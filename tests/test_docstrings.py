@@ -1,8 +1,11 @@
-"""Every example in a docstring of the package runs and prints what it says."""
+"""Docstrings and messages of the package: examples run, advice names what is installed."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +35,16 @@ def test_example(name):
     runner = doctest.DocTestRunner(verbose=False)
     runner.run(EXAMPLES[name], out=output.append)
     assert not runner.failures, "".join(output)
+
+
+def test_no_message_names_a_module_of_training():
+    """`training/` is not in the wheel: who has installed the package cannot follow such advice."""
+    files = sorted(Path(fastseq.__file__).parent.rglob("*.py"))
+    strings = [
+        (path.name, node.lineno, node.value)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(strings) > 1000
+    assert [found for found in strings if re.search(r"\btraining\.\w", found[2])] == []

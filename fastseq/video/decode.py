@@ -23,8 +23,7 @@ _DISORDER = "frames come in another order than that of their time stamps"
 
 INTERLACED = (
     "two fields a frame (interlaced), which look like combs as one picture; "
-    "fastseq.video.transcode.transcode makes a progressive copy, and so does "
-    "`python -m training.prepare FOLDER --transcode OUT`"
+    "`fastseq.video.transcode(source, target)` makes a progressive copy"
 )
 
 

@@ -13,9 +13,9 @@ from fastseq.video.arguments import as_int, as_videos
 from fastseq.video.augment import Augmentation, check_augmentation, draw_clip
 from fastseq.video.decode import scaled_size
 from fastseq.video.gaps import frames_of
+from fastseq.video.readings import Clip, Reading
 from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip
 from fastseq.video.views import sample_views
-from fastseq.video.work import Clip, Reading
 
 
 class Video(Protocol):

@@ -13,7 +13,7 @@ import torch
 from fastseq.video._av import VideoError
 from fastseq.video.arguments import as_int
 from fastseq.video.items import Item, Items
-from fastseq.video.work import Engine, Reading
+from fastseq.video.readings import Engine, Reading
 
 # More bad videos than either: the data set, not a file, is taken to be at fault.
 MAX_BAD = 10
@@ -223,8 +223,8 @@ class ClipLoader:
         )
         return TooManyBadVideos(
             f"{len(self.bad)} of {len(self.items)} videos cannot be read, {why}:{listed}\n"
-            "check the folder again (python -m training.prepare FOLDER --verify), which leaves "
-            "them out"
+            "check all files with `fastseq.video.probe(path, decode=True)` and leave out those "
+            "that it refuses"
         )
 
     def set_aside(self, error: VideoError) -> None:

@@ -61,7 +61,7 @@ def transcode(
 
     Example:
         >>> import tempfile
-        >>> from fastseq.video import write_video
+        >>> from fastseq.video import transcode, write_video
         >>> folder = tempfile.mkdtemp()
         >>> grey = [np.full((360, 640, 3), 9 * k, np.uint8) for k in range(20)]
         >>> write_video(f"{folder}/slow.mp4", grey, fps=25)

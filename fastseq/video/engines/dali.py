@@ -24,7 +24,7 @@ from fastseq.video.engines.dali_inputs import (
     release,
 )
 from fastseq.video.reader import VideoInfo, read_frames
-from fastseq.video.work import Reading, Source, shape_of, wanted_frames
+from fastseq.video.readings import Reading, Source, shape_of, wanted_frames
 
 # FFmpeg's names. H.264 and HEVC left DALI's CPU build with version 2.1.1.
 _CPU_CODECS = {"vp8", "libvpx", "vp9", "libvpx-vp9", "mjpeg"}
@@ -33,7 +33,7 @@ _GPU_CODECS = _CPU_CODECS | _CPU_CODECS_UNTIL_2_1_0 | {"av1", "libdav1d"}
 # By the files' names: DALI's FFmpeg opens neither FLV nor program streams (2.1.0 on the CPU).
 _CLOSED = (".flv", ".mpg", ".mpeg", ".vob")
 _MAX_READINGS = 4096  # costs nothing on the CPU: speed and memory are those of 256
-_FIX = "`python -m training.prepare --transcode` rewrites such files as H.264"
+_FIX = "`fastseq.video.transcode(source, target)` rewrites such files as H.264"
 
 
 def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
@@ -45,7 +45,7 @@ def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
         version: of DALI. Versions after 2.1.0 decode no H.264 and no HEVC on the CPU.
     """
     if info.note:
-        return f"the file is damaged ({info.note}); {_FIX}"
+        return f"the file is damaged ({info.note}); the PyAV engine reads its sound frames"
     if getattr(info, "interlaced", False):
         return INTERLACED
     if not getattr(info, "random_access", True):
@@ -89,7 +89,7 @@ class DaliEngine:
     """Reads and augments whole batches with NVIDIA DALI, some batches ahead.
 
     Each file is decoded once for all its clips, and only the frames that some clip needs, at full
-    size: hour-long or large videos want `python -m training.prepare --transcode` first.
+    size: hour-long or large videos are best copied with `fastseq.video.transcode` first.
 
     Frames, crops and flips are those of the PyAV engine. Pixels are not, as the conversions to RGB
     differ: by 0.5 to 1.2 grey levels in the mean, 1.1 over 28 real clips of 4:2:0 as 224 x 224,
@@ -113,7 +113,7 @@ class DaliEngine:
     Example:
         >>> import numpy as np
         >>> from fastseq.video.augment import ClipDraw
-        >>> from fastseq.video.work import Clip, Reading
+        >>> from fastseq.video.readings import Clip, Reading
         >>> draw = ClipDraw(0, 40, 240, 240, flip=True, colour=(), blur_sigma=0.0)
         >>> clip = Clip(np.array([0, 8, 16]), draw)
         >>> readings = [Reading("swing.mp4", 360, 640, side=240, clips=(clip,))]
