@@ -184,8 +184,8 @@ def apply_draw(frames: torch.Tensor, draw: ClipDraw, size: int) -> torch.Tensor:
         raise TypeError(f"draw must be what draw_clip or eval_draw gives, got {draw!r}")
     size = as_size(size)
     resized = torch.empty(len(frames), size, size, 3, dtype=torch.uint8)
-    some = _some(size)
-    for chunk, into in zip(frames.split(some), resized.split(some), strict=True):
+    count = _chunk_frames(size)
+    for chunk, into in zip(frames.split(count), resized.split(count), strict=True):
         crop_resize(chunk, draw.box, into)
     return finish(resized, draw, torch.empty(len(frames), 3, size, size, dtype=torch.uint8))
 
@@ -201,10 +201,10 @@ def finish(resized: torch.Tensor, draw: ClipDraw, out: torch.Tensor) -> torch.Te
     if draw.blur_sigma:
         weights = blur_kernel(draw.blur_sigma, size).tolist()
     # A few frames at a time in the same memory: fresh pages take longer than the arithmetic.
-    some = min(_some(size), len(resized))
-    all_planes = torch.empty(some, 3, size, size, dtype=torch.uint8)
-    all_pixels, all_mapped = torch.empty(2, some, 3, size, size)
-    for frames, into in zip(resized.split(some), out.split(some), strict=True):
+    count = min(_chunk_frames(size), len(resized))
+    all_planes = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    all_pixels, all_mapped = torch.empty(2, count, 3, size, size)
+    for frames, into in zip(resized.split(count), out.split(count), strict=True):
         n = len(frames)
         planes, pixels, mapped = all_planes[:n], all_pixels[:n], all_mapped[:n]
         planes.copy_((frames.flip(2) if draw.flip else frames).permute(0, 3, 1, 2))
@@ -222,7 +222,7 @@ def finish(resized: torch.Tensor, draw: ClipDraw, out: torch.Tensor) -> torch.Te
     return out
 
 
-def _some(size: int) -> int:
+def _chunk_frames(size: int) -> int:
     """Frames of `size` that are worked on at a time: about as many pixels as one of 224."""
     return max(1, (224 // size) ** 2)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +12,7 @@ from fastseq.video.damage import judge
 from fastseq.video.orientation import UnknownOrientation, orientation_of, upright
 from fastseq.video.source import open_video
 from fastseq.video.stretch import Stretch, counted, whole_pictures
-from fastseq.video.timeline import Deadline, Timeline, scan
-
-if TYPE_CHECKING:
-    from fastseq.video.reader import VideoInfo
+from fastseq.video.timeline import Deadline, Timeline, VideoInfo, scan
 
 # Decoding this many unwanted frames is cheaper than a seek.
 _SEEK_GAP = 8

@@ -14,8 +14,7 @@ from fastseq.video.augment import Augmentation, check_augmentation, draw_clip
 from fastseq.video.decode import scaled_size
 from fastseq.video.gaps import frames_of
 from fastseq.video.readings import Clip, Reading
-from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip
-from fastseq.video.views import sample_views
+from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip, sample_views
 
 
 class Video(Protocol):

@@ -1,10 +1,10 @@
-"""Which frames a video presents, read from its packets without decoding them."""
+"""What a video file holds and which frames it presents, by its packets, without decoding them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,49 @@ class Timeline:
             leading = self.order[stop:]
             out[leading[leading < shown]] = True
         return out
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds.
+
+    Attributes:
+        frames: frames that come out: edit lists honoured, damaged tails left out if decoded.
+        width, height: in pixels, after rotation.
+        rotation: degrees counterclockwise (0, 90, 180, 270) that reading applies.
+        mirrored: whether reading mirrors the picture left to right after that.
+        fps: average over the presented frames, above 0: 25 where nothing tells, as of one frame.
+        note: what is damaged; empty if nothing is, as far as was looked.
+        gaps: ranges (first, stop) of frames that are damaged, or may refer to such; they are not
+            read. Empty where nobody looked: only `decode=True` and doubts decode every frame.
+        interlaced: two fields a frame; such files are not read, `transcode` makes them progressive.
+        random_access: False where key frames are missing or none that can be trusted, so that
+            reading begins far ahead of a frame, at worst at the start of the file.
+        remarks: what else is worth knowing, such as which of several video streams was taken.
+    """
+
+    path: str
+    frames: int
+    width: int
+    height: int
+    rotation: int
+    fps: float
+    codec: str
+    note: str = ""
+    mirrored: bool = False
+    gaps: tuple[tuple[int, int], ...] = ()
+    interlaced: bool = False
+    random_access: bool = True
+    remarks: tuple[str, ...] = ()
+    timeline: Timeline | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        return self.path
+
+    @property
+    def action(self) -> str:
+        return "all"  # a file does not say what it shows
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from fastseq.video.arguments import as_path
 from fastseq.video.decode import upright_by
 from fastseq.video.interlaced import deinterlaced
 from fastseq.video.orientation import upright
-from fastseq.video.reader import VideoInfo, probe
+from fastseq.video.reader import probe
 from fastseq.video.source import open_video
 from fastseq.video.stretch import Stretch, counted
-from fastseq.video.timeline import Deadline
+from fastseq.video.timeline import Deadline, VideoInfo
 from fastseq.video.writer import H264File
 
 # FFmpeg's numbers of colour matrices and ranges.

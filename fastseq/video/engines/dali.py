@@ -23,8 +23,9 @@ from fastseq.video.engines.dali_inputs import (
     inspect,
     release,
 )
-from fastseq.video.reader import VideoInfo, read_frames
+from fastseq.video.reader import read_frames
 from fastseq.video.readings import Reading, Source, shape_of, wanted_frames
+from fastseq.video.timeline import VideoInfo
 
 # FFmpeg's names. H.264 and HEVC left DALI's CPU build with version 2.1.1.
 _CPU_CODECS = {"vp8", "libvpx", "vp9", "libvpx-vp9", "mjpeg"}

@@ -10,9 +10,10 @@ import numpy as np
 from fastseq.video._av import VideoError
 from fastseq.video.augment import blur_kernel, colour_map
 from fastseq.video.decode import past_the_end
-from fastseq.video.reader import VideoInfo, probe
+from fastseq.video.reader import probe
 from fastseq.video.readings import Clip, Reading, box_of, check_size, wanted_frames
 from fastseq.video.source import open_video
+from fastseq.video.timeline import VideoInfo
 
 # (red, blue) weights in luma of FFmpeg's AVColorSpace numbers; the others are Rec. 601's.
 _LUMA = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}

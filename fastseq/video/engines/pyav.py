@@ -13,9 +13,9 @@ from fastseq.video._av import VideoError
 from fastseq.video.arguments import as_int, as_number, as_size
 from fastseq.video.augment import crop_resize, finish
 from fastseq.video.decode import Converter, deliver, scaled_size
-from fastseq.video.reader import VideoInfo, probe
+from fastseq.video.reader import probe
 from fastseq.video.readings import Reading, Source, box_of, check_size, shape_of, wanted_frames
-from fastseq.video.timeline import Deadline
+from fastseq.video.timeline import Deadline, VideoInfo
 
 # Frames whose time stamps each worker keeps: 140 MB. Of 240 000 videos of 300 frames they
 # would be 1 GB.
