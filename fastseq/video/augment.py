@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class Augmentation:
     per_clip: bool = True
 
     def __post_init__(self) -> None:
-        checked = {"size": as_size(self.size)}
+        checked: dict[str, Any] = {"size": as_size(self.size)}
         for name in ("flip", "jitter", "grayscale", "blur"):
             checked[name] = as_number(name, getattr(self, name))
             if not 0 <= checked[name] <= 1:
@@ -244,11 +245,12 @@ def colour_map(
             luma = _LUMA @ (matrix @ mean + bias)
             step, shift = amount * np.eye(3), np.full(3, (1 - amount) * luma)
         elif op == "saturation":
-            step, shift = amount * np.eye(3) + (1 - amount) * np.outer(np.ones(3), _LUMA), 0.0
+            step = amount * np.eye(3) + (1 - amount) * np.outer(np.ones(3), _LUMA)
+            shift = np.zeros(3)
         elif op == "hue":
             cos, sin = math.cos(2 * math.pi * amount), math.sin(2 * math.pi * amount)
             turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-            step, shift = _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ, 0.0
+            step, shift = _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ, np.zeros(3)
         else:
             raise ValueError(f"unknown colour operation {op!r}, known: {', '.join(_COLOUR_OPS)}")
         matrix, bias = step @ matrix, step @ bias + shift

@@ -83,7 +83,7 @@ class Timeline:
         rank[self.order] = np.arange(len(self.order))
         keys = np.flatnonzero(np.isin(self.pts, self.keys))
         key_ranks = rank[keys]
-        for stamp in set(stamps) - {None}:
+        for stamp in {stamp for stamp in stamps if stamp is not None}:
             if stamp > self.pts[-1]:
                 continue
             # Of a frame that is hidden by an edit list: from the one before it on.
@@ -196,7 +196,8 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
     stamps: list[int | None] = []
     decoding: list[int | None] = []
     keys: list[int] = []
-    first, begins, random_access, note = None, False, True, ""
+    first: Any = None
+    begins, random_access, note = False, True, ""
     breaks_at: int | None = None
     try:
         for count, packet in enumerate(container.demux(stream)):
@@ -278,9 +279,10 @@ def _declared(stream: Any, decoding: list[int | None]) -> int:
 
 def _rate(stream: Any, decoding: list[int | None]) -> float | None:
     """Packets a second, where each has a later time stamp for decoding than the one before."""
-    if len(decoding) < 2 or None in decoding or not np.all(np.diff(decoding) > 0):
+    stamps = [stamp for stamp in decoding if stamp is not None]
+    if len(stamps) < max(2, len(decoding)) or not np.all(np.diff(stamps) > 0):
         return None
-    return (len(decoding) - 1) / float((decoding[-1] - decoding[0]) * stream.time_base)
+    return (len(stamps) - 1) / float((stamps[-1] - stamps[0]) * stream.time_base)
 
 
 def reason_of(error: Exception) -> str:

@@ -167,7 +167,7 @@ class DaliEngine:
             return
         if self._loader is None:
             self._loader = ThreadPoolExecutor(1, thread_name_prefix="fastseq-dali")
-        run = _Run(self, source, start, stop)
+        run = _Run(self, self._loader, source, start, stop)
         self._runs.add(run)
         try:
             for _ in range(start, stop):
@@ -210,8 +210,15 @@ class DaliEngine:
 class _Run:
     """One pass over batches: a thread reads the files, the graph follows, `next` waits for it."""
 
-    def __init__(self, engine: DaliEngine, source: Source, start: int, stop: int):
-        self.engine, self.source = engine, source
+    def __init__(
+        self,
+        engine: DaliEngine,
+        loader: ThreadPoolExecutor,
+        source: Source,
+        start: int,
+        stop: int,
+    ):
+        self.engine, self.loader, self.source = engine, loader, source
         self.todo = iter(range(start, stop))
         self.loads: deque[Future] = deque()  # being read
         # In the graph: the readings of a batch, and what shapes have to be decoded.
@@ -263,17 +270,20 @@ class _Run:
     def _load_next(self) -> None:
         batch = next(self.todo, None)
         if batch is not None:
-            self.loads.append(self.engine._loader.submit(self.engine._load, self.source, batch))
+            self.loads.append(self.loader.submit(self.engine._load, self.source, batch))
 
     def _feed(self) -> list[Inputs]:
         """What DALI asks for the next batch."""
+        loaded: tuple[Sequence[Reading], list[Inputs]] | None = None
         try:
-            readings, inputs = self.loads.popleft().result() if self.loads else (None, None)
+            if self.loads:
+                loaded = self.loads.popleft().result()
         except Exception as error:  # raised by `next` when the batches before it are out
-            self.failure, readings = error, None
-        if readings is None:
+            self.failure = error
+        if loaded is None:
             self.loads.clear()
             raise StopIteration
+        readings, inputs = loaded
         self._load_next()
         self.fed.append((readings, [reading.shape for reading in inputs]))
         return inputs
@@ -302,7 +312,8 @@ class _Run:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         engine, stream = self.engine, self._stream()
-        device = torch.device("cpu") if stream is None else torch.device("cuda", engine._device_id)
+        device_id = engine._device_id
+        device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
         batch = torch.empty(shape_of(readings, engine.size), dtype=torch.uint8, device=device)
         for number, clips in enumerate(outputs):
             for reading in range(len(readings)):
