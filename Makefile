@@ -39,9 +39,10 @@ demo: $(DEV)  ## render videos, train CARL on them, evaluate, write the report; 
 test: $(DEV) $(DALI)  ## every test that this machine can run
 	$(RUN) -m pytest $(PARALLEL)
 
-lint: $(DEV)  ## ruff
+lint: $(DEV)  ## ruff; mypy on what users import
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 # BUDGET_S, PHASES, OUT and DRY, of make's command line or of the environment, are read by the
 # command. Its status is of smoke and tests, once everything else has run too.

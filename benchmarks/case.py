@@ -1,10 +1,13 @@
 """What every op's benchmark is made of: cases (one shape, one precision, one device), providers."""
 
+import importlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
+
+from benchmarks.floors import Work
 
 # Precision of a case: dtype of the inputs, and torch's float32 matmul precision.
 PRECISIONS = {
@@ -61,6 +64,51 @@ class Provider(NamedTuple):
     cpu_pairs: int = 1 << 40
     graph: bool = True
     own_process: bool = False
+
+
+class OpBenchmark(Protocol):
+    """A module that benchmarks one op, ``benchmarks/<op>.py``. Dicts have the keys cpu and cuda.
+
+    Attributes:
+        MODES: what is timed, of "forward", "backward" and "both".
+        SHAPES: N, T, D of the cases.
+        TIMED_PAIRS: cases with more `pairs` are there for their memory.
+        PRECISIONS: names of `PRECISIONS`.
+        OURS: the provider that the ratios are relative to.
+        CALLED: the providers whose calls are short enough to be repeated one by one.
+    """
+
+    __name__: str
+    MODES: tuple[str, ...]
+    SHAPES: dict[str, list[tuple[int, int, int]]]
+    TIMED_PAIRS: dict[str, int]
+    PRECISIONS: dict[str, list[str]]
+    OURS: dict[str, str]
+    CALLED: dict[str, list[str]]
+
+    def inputs(self, case: Case, seed: int = 0) -> tuple[Tensor, ...]:
+        """What the providers' functions take; gradients are those of all that require one."""
+        ...
+
+    def expected(self, case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Loss and gradients in float64."""
+        ...
+
+    def providers(self, device: str) -> list[Provider]:
+        """Ours first."""
+        ...
+
+    def work(self, case: Case, mode: str) -> Work:
+        """What the op costs a GPU at least, for the floor."""
+        ...
+
+    def least_flop(self, case: Case, mode: str) -> float:
+        """Of the products that no method can avoid, for the floor on a CPU."""
+        ...
+
+
+def op_benchmark(op: str) -> OpBenchmark:
+    return cast(OpBenchmark, importlib.import_module(f"benchmarks.{op}"))
 
 
 def available_bytes(device: str) -> int:

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 from benchmarks import results
-from benchmarks.case import Case
+from benchmarks.case import Case, op_benchmark
 from benchmarks.gate import matmul_precision
 from benchmarks.run import check, run_case
 from benchmarks.timing import gradients
@@ -45,10 +44,11 @@ def measure_table(request: pytest.FixtureRequest) -> Callable[[str, Case], None]
 
 
 @pytest.fixture
-def measure_call(benchmark) -> Callable[[ModuleType, Case, str], None]:
+def measure_call(benchmark) -> Callable[[str, Case, str], None]:
     """Hands a provider's forward and backward to pytest-benchmark, once it is checked."""
 
-    def measure(op: ModuleType, case: Case, name: str) -> None:
+    def measure(op_name: str, case: Case, name: str) -> None:
+        op = op_benchmark(op_name)
         with matmul_precision(case):
             fns, _, notes, wrong = check(op, case, [name])
             assert not wrong, "\n".join(wrong)

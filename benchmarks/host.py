@@ -10,7 +10,6 @@ GPU is needed. What the driver adds (a few microseconds a launch) is in neither 
 
 import argparse
 import csv
-import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import results
-from benchmarks.case import Case
+from benchmarks.case import Case, op_benchmark
 from benchmarks.pretend import pretend
 from benchmarks.run import OPS
 from benchmarks.timing import gradients
@@ -42,7 +41,7 @@ ROUNDS, SECONDS = 40, 0.02  # loops, and how long one takes
 
 def calls(op: str) -> dict[str, dict[str, Callable[[], object]]]:
     """fastseq and eager, forward and both, as functions of nothing."""
-    module = importlib.import_module(f"benchmarks.{op}")
+    module = op_benchmark(op)
     name, small = EAGER[op]
     case = OURS[op]
     ours = next(p for p in module.providers("cuda") if p.name == module.OURS["cuda"])

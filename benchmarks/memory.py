@@ -1,7 +1,6 @@
 """Peak memory of one forward and backward above its inputs and gradients, in MB."""
 
 import contextlib
-import importlib
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, build
+from benchmarks.case import Case, build, op_benchmark
 from benchmarks.timing import gradients
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +41,7 @@ def cpu_peak_mb(op: str, case: Case, provider: str) -> float:
 
 
 def _measure(op: str, case: Case, provider: str) -> float:
-    module = importlib.import_module(f"benchmarks.{op}")
+    module = op_benchmark(op)
     found = next(p for p in module.providers(case.device) if p.name == provider)
     fn, args = build(found, case), module.inputs(case)
     gradients(fn(*args), args, case.upstream)

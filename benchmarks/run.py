@@ -4,18 +4,16 @@ The same without pytest; ``pytest benchmarks/`` calls run_case() for each case.
 """
 
 import argparse
-import importlib
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 
 import torch
 
 from benchmarks import results
-from benchmarks.case import PRECISIONS, Case, Unavailable, build
+from benchmarks.case import PRECISIONS, Case, OpBenchmark, Unavailable, build, op_benchmark
 from benchmarks.floors import GEMM_FLOP, PEAKS, Gemm, floor_seconds
 from benchmarks.gate import WrongResult, gate, matmul_precision
 from benchmarks.memory import cpu_peak_mb, cuda_peak_mb
@@ -37,7 +35,7 @@ def choose_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def cases(op: ModuleType, device: str) -> list[Case]:
+def cases(op: OpBenchmark, device: str) -> list[Case]:
     return [
         Case(*shape, precision, device)
         for precision in op.PRECISIONS[device]
@@ -46,7 +44,7 @@ def cases(op: ModuleType, device: str) -> list[Case]:
 
 
 def check(
-    op: ModuleType, case: Case, names: list[str] | None = None
+    op: OpBenchmark, case: Case, names: list[str] | None = None
 ) -> tuple[dict[str, Callable | Worker], dict[str, float], dict[str, str], list[str]]:
     """What passed the gate, its gradient errors, why others are missing, and what computed
     something wrong."""
@@ -92,7 +90,7 @@ def run_case(
     memory: bool = True,
 ) -> tuple[list[dict[str, str]], list[str]]:
     """Measure a case and merge its rows into the CSV. Also returns what failed the gate."""
-    op = importlib.import_module(f"benchmarks.{op_name}")
+    op = op_benchmark(op_name)
     results.environment(case.device)  # the load before we add to it
     with matmul_precision(case), ExitStack() as stack:
         fns, errors, notes, wrong = check(op, case, names)
@@ -110,7 +108,7 @@ def run_case(
     return rows, wrong
 
 
-def _calls(op: ModuleType, case: Case, fns: dict) -> dict[str, Callable]:
+def _calls(op: OpBenchmark, case: Case, fns: dict) -> dict[str, Callable]:
     ours = op.OURS[case.device]
     order = [ours, *(name for name in fns if name != ours)]
     if case.device == "cpu":
@@ -125,7 +123,7 @@ def _calls(op: ModuleType, case: Case, fns: dict) -> dict[str, Callable]:
     return {name: GPUCall(fns[name], list(sets), case.upstream, graph[name]) for name in order}
 
 
-def _peaks(op_name: str, op: ModuleType, case: Case, fns: dict, notes: dict) -> dict[str, float]:
+def _peaks(op_name: str, op: OpBenchmark, case: Case, fns: dict, notes: dict) -> dict[str, float]:
     peaks = {}
     for name in fns:
         try:
@@ -140,7 +138,7 @@ def _peaks(op_name: str, op: ModuleType, case: Case, fns: dict, notes: dict) -> 
     return peaks
 
 
-def _floor(op: ModuleType, case: Case, mode: str, samples: dict) -> float | None:
+def _floor(op: OpBenchmark, case: Case, mode: str, samples: dict) -> float | None:
     """Seconds: from the device's peaks, on the CPU from the products timed in the same rounds."""
     if case.device == "cpu":
         rate = GEMM_FLOP / median(s["both"] for s in samples[GEMM])
@@ -204,7 +202,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     options = parser.parse_args()
-    op = importlib.import_module(f"benchmarks.{options.op}")
+    op = op_benchmark(options.op)
     names = options.provider and [op.OURS[options.device], *options.provider]
     shapes = options.shape or op.SHAPES[options.device]
     failed = []

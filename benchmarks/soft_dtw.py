@@ -22,6 +22,8 @@ TIMED_PAIRS = {"cpu": 4096**2, "cuda": 1 << 40}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["fp32"]}
 # What the ratios are relative to.
 OURS = {"cpu": "fastseq numba", "cuda": "fastseq cuda"}
+# Whose calls test_call repeats one by one: they are short enough.
+CALLED = {"cpu": ["fastseq numba"], "cuda": ["fastseq cuda"]}
 # Several seconds a call above this many cells; the wavefront, above 2^23.
 CPU_CELLS = 1 << 20
 # The peers keep R in float32 and divide differences of its cells by gamma: the longer the

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from fastseq.video import Augmentation, Reading, probe
 from fastseq.video.augment import apply_draw
 from fastseq.video.decode import deliver
+from fastseq.video.readings import wanted_frames
 from fastseq.video.timeline import Deadline
-from fastseq.video.work import wanted_frames
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

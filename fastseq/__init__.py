@@ -8,6 +8,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fastseq import compat as compat
+    from fastseq import nn as nn
+    from fastseq import ops as ops
+    from fastseq import video as video
     from fastseq.ops.contrastive_idm import contrastive_idm
     from fastseq.ops.lav import lav_loss
     from fastseq.ops.queue_nce import queue_nce
@@ -54,14 +58,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name in _PUBLIC:
-        value = getattr(importlib.import_module(_PUBLIC[name]), name)
-        globals()[name] = value
-        return value
-    if name in _SUBMODULES:
-        return importlib.import_module(f"fastseq.{name}")
-    raise AttributeError(f"module 'fastseq' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
+
+    def __getattr__(name: str):
+        if name in _PUBLIC:
+            value = getattr(importlib.import_module(_PUBLIC[name]), name)
+            globals()[name] = value
+            return value
+        if name in _SUBMODULES:
+            return importlib.import_module(f"fastseq.{name}")
+        raise AttributeError(f"module 'fastseq' has no attribute {name!r}")
 
 
 def __dir__():

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ def _driver() -> str | None:
         output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return (output.stdout.split() or [None])[0]
+    return next(iter(output.stdout.split()), None)
 
 
 def _devices() -> list[dict]:
@@ -91,7 +92,7 @@ def _devices() -> list[dict]:
 def _extension() -> dict:
     """The compiled module: loaded or why not, and which of its machine code each GPU runs."""
     present, reason, fix = extension.loaded()
-    out = {"loaded": present, "reason": reason, "fix": fix}
+    out: dict[str, Any] = {"loaded": present, "reason": reason, "fix": fix}
     if not present:
         return out
     module = extension.extension()

@@ -2,14 +2,24 @@
 tables and floors are right. Tiny shapes; nothing about speed."""
 
 import csv
+import inspect
 import math
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import pytest
 import torch
 
 from benchmarks import gate, plot, results, run, scl, scl_peers, timing
-from benchmarks.case import Case, Provider, Unavailable, build
+from benchmarks.case import (
+    PRECISIONS,
+    Case,
+    OpBenchmark,
+    Provider,
+    Unavailable,
+    build,
+    op_benchmark,
+)
 from benchmarks.floors import PEAKS, Work, floor_seconds
 from benchmarks.memory import cpu_peak_mb
 from benchmarks.timing import gradients, interleave, paired_ratio, quartile_range, rotation
@@ -22,6 +32,33 @@ CASE = Case(2, 70, 16)
 def problem():
     args = scl.inputs(CASE)
     return args, scl.expected(CASE, args)
+
+
+@pytest.mark.parametrize("op", run.OPS)
+def test_every_op_has_what_the_protocol_names(op):
+    module = op_benchmark(op)
+    functions = {name: f for name, f in vars(OpBenchmark).items() if inspect.isfunction(f)}
+    functions = {name: f for name, f in functions.items() if not name.startswith("_")}
+    assert {"inputs", "expected", "providers", "work", "least_flop"} == set(functions)
+    for name, function in functions.items():
+        wanted = list(inspect.signature(function).parameters.values())[1:]  # without self
+        assert [*inspect.signature(getattr(module, name)).parameters.values()] == wanted
+    assert set(module.MODES) <= {"forward", "backward", "both"}
+    tables = set(get_type_hints(OpBenchmark)) - {"__name__", "MODES"}
+    assert {"SHAPES", "TIMED_PAIRS", "PRECISIONS", "OURS", "CALLED"} == tables
+    for device in ("cpu", "cuda"):
+        for name in tables:
+            assert set(getattr(module, name)) == {"cpu", "cuda"}, name
+        names = [provider.name for provider in module.providers(device)]
+        assert len(names) == len(set(names))
+        assert names[0] == module.OURS[device]
+        assert module.OURS[device] in module.CALLED[device]
+        assert set(module.CALLED[device]) <= set(names)
+        assert set(module.PRECISIONS[device]) <= set(PRECISIONS)
+    for mode in module.MODES:
+        assert isinstance(module.work(CASE, mode), Work)
+        assert 0 < module.least_flop(CASE, mode) <= module.work(CASE, mode).flop
+    assert any(x.requires_grad for x in module.inputs(CASE, seed=1))
 
 
 def flex_with_dense_softmax(z1, z2, t1, t2):

@@ -1,8 +1,11 @@
-"""Every example in a docstring of the package runs and prints what it says."""
+"""Docstrings and messages of the package: examples run, advice names what is installed."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +35,26 @@ def test_example(name):
     runner = doctest.DocTestRunner(verbose=False)
     runner.run(EXAMPLES[name], out=output.append)
     assert not runner.failures, "".join(output)
+
+
+def _strings() -> list[tuple[str, int, str]]:
+    """(file, line, text) of every string in the package, docstrings too."""
+    return [
+        (path.name, node.lineno, node.value)
+        for path in sorted(Path(fastseq.__file__).parent.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+
+
+def test_no_message_names_a_module_of_training():
+    """`training/` is not in the wheel: who has installed the package cannot follow such advice."""
+    assert len(_strings()) > 1000
+    assert [found for found in _strings() if re.search(r"\btraining\.\w", found[2])] == []
+
+
+def test_what_messages_name_exists():
+    names = {name for *_, text in _strings() for name in re.findall(r"\bfastseq(?:\.\w+)+", text)}
+    assert {"fastseq.video.transcode", "fastseq.scl_loss"} <= names
+    for name in names - {"fastseq._C"}:  # which is there where nvcc was
+        pkgutil.resolve_name(name)  # raises

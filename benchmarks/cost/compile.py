@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Case
+from benchmarks.case import Case, op_benchmark
 from benchmarks.cost import sass, tools
 from benchmarks.cost.loops import ROOT
 from benchmarks.cost.report import KernelReport, kernel_report
@@ -77,7 +77,7 @@ def _triton(job: Job) -> Result:
     from benchmarks.gate import matmul_precision
     from benchmarks.pretend import pretend
 
-    op = importlib.import_module(f"benchmarks.{job.op}")
+    op = op_benchmark(job.op)
     kernels: dict[str, int] = {}
     result = Result(job, [], {})
     small = (2, 4 if job.op != "queue_nce" else 64, job.channels)

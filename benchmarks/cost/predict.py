@@ -1,14 +1,13 @@
 """Predicted times of the benchmark's shapes, and what a card has measured."""
 
 import csv
-import importlib
 from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from benchmarks import results
-from benchmarks.case import Case
+from benchmarks.case import Case, op_benchmark
 from benchmarks.cost import model
 from benchmarks.cost.compile import Result
 from benchmarks.cost.loops import Values
@@ -38,7 +37,7 @@ class Prediction(NamedTuple):
 def predict(result: Result, card_name: str) -> list[dict[str, str]]:
     """Rows of predicted.csv for every shape of a job."""
     card = named("card", CARDS, card_name)
-    op = importlib.import_module(f"benchmarks.{result.job.op}")
+    op = op_benchmark(result.job.op)
     rows = []
     for shape, phases in result.launches.items():
         case = Case(*shape, result.job.precision)
@@ -136,7 +135,7 @@ def measured_us(
     op: str, case: Case, mode: str, card: str, folder: Path = results.FOLDER
 ) -> float | None:
     """Of ours, from results/<device>/<op>.csv of that card."""
-    ours = importlib.import_module(f"benchmarks.{op}").OURS["cuda"]
+    ours = op_benchmark(op).OURS["cuda"]
     want = {"device": card, "n": str(case.n), "t": str(case.t), "d": str(case.d)}
     want |= {"precision": case.precision, "mode": mode, "provider": ours}
     for path in sorted(folder.glob(f"*/{op}.csv")):

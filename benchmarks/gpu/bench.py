@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import results
-from benchmarks.case import Case
+from benchmarks.case import Case, op_benchmark
 from benchmarks.gate import matmul_precision
 from benchmarks.gpu import predictions, problems, record
 from benchmarks.run import run_case
@@ -74,7 +74,7 @@ def jobs(group: str) -> Iterator[record.Job]:
 
 
 def measure(name: str, wanted: Wanted, case: Case) -> None:
-    ours = problems.module(wanted.op).OURS[case.device]
+    ours = op_benchmark(wanted.op).OURS[case.device]
     rows, wrong = run_case(
         wanted.op,
         case,
@@ -132,7 +132,7 @@ def compile_part(part: int, of: int) -> None:
         case = problems.case(op, (*problems.TINY[op], d), precision)
         try:
             with matmul_precision(case):
-                args = problems.module(op).inputs(case)
+                args = op_benchmark(op).inputs(case)
                 problems.loss_and_gradients(problems.ours(op, case), args, case.upstream)
             problems.synchronize()
         except Exception as error:  # the bench meets it again, and reports it

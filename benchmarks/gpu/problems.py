@@ -1,14 +1,12 @@
 """Our own implementation of each op as the benchmarks call it; in a rehearsal the interpreter's."""
 
-import importlib
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case
+from benchmarks.case import Case, op_benchmark
 from benchmarks.gpu import record
 from benchmarks.timing import gradients
 
@@ -16,10 +14,6 @@ OPS = ("scl", "contrastive_idm", "tcc", "queue_nce", "soft_dtw")
 # Channels, and N and T (of queue_nce: queries and rows) at which a kernel is compiled beforehand.
 D = 128
 TINY = {"scl": (1, 70), "contrastive_idm": (1, 70), "tcc": (1, 70), "queue_nce": (5, 600)}
-
-
-def module(op: str) -> ModuleType:
-    return importlib.import_module(f"benchmarks.{op}")
 
 
 def case(op: str, shape: tuple[int, int, int], precision: str) -> Case:
@@ -31,7 +25,7 @@ def case(op: str, shape: tuple[int, int, int], precision: str) -> Case:
 
 
 def ours(op: str, case: Case) -> Callable[..., Tensor]:
-    fn = module(op).providers(case.device)[0].build(case)
+    fn = op_benchmark(op).providers(case.device)[0].build(case)
     if not record.dry():
         return fn
     return partial(fn, backend="torch" if op == "soft_dtw" else "triton")
@@ -40,7 +34,7 @@ def ours(op: str, case: Case) -> Callable[..., Tensor]:
 def expected(op: str, case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Loss and gradients in float64."""
     if not (record.dry() and op == "soft_dtw"):
-        return module(op).expected(case, args)
+        return op_benchmark(op).expected(case, args)
     # That of the CPU is numba's, which compiles for half a minute.
     x, y = (z.detach().double().requires_grad_() for z in args)
     return loss_and_gradients(partial(ours(op, case), backend="reference"), (x, y), 1.0)

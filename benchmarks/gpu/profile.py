@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+from benchmarks.case import op_benchmark
 from benchmarks.gpu import record
 from benchmarks.gpu.processes import Step
 
@@ -92,7 +93,7 @@ def main() -> None:
     ready = []
     # In a rehearsal shapes of an op are one.
     for op, case in dict.fromkeys((case[0], problems.case(*case)) for case in CASES):
-        ready.append((problems.ours(op, case), problems.module(op).inputs(case), case.upstream))
+        ready.append((problems.ours(op, case), op_benchmark(op).inputs(case), case.upstream))
     for one in ready:
         problems.loss_and_gradients(*one)
     problems.synchronize()

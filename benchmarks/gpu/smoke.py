@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case
+from benchmarks.case import Case, op_benchmark
 from benchmarks.gate import matmul_precision, relative
 from benchmarks.gpu import problems, record
 from benchmarks.timing import captured
@@ -32,7 +32,7 @@ def same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
 
 
 def against_float64(name: str, op: str, case: Case) -> None:
-    fn, args = problems.ours(op, case), problems.module(op).inputs(case)
+    fn, args = problems.ours(op, case), op_benchmark(op).inputs(case)
     want = problems.expected(op, case, args)
     times, got = [], []
     for _ in range(2):
@@ -62,7 +62,7 @@ def against_float64(name: str, op: str, case: Case) -> None:
 
 def graph_replay(name: str, op: str, case: Case) -> None:
     """A captured forward and backward gives what eager gives, for other values too."""
-    fn, args = problems.ours(op, case), problems.module(op).inputs(case)
+    fn, args = problems.ours(op, case), op_benchmark(op).inputs(case)
     run = partial(problems.loss_and_gradients, fn, args, case.upstream)
     run()
     graph, got = captured(run)
@@ -78,7 +78,7 @@ def graph_replay(name: str, op: str, case: Case) -> None:
 
 def without_flags(name: str, op: str, case: Case) -> None:
     """One launch for each strip needs no flags and must give the same bits."""
-    fn, args = problems.ours(op, case), problems.module(op).inputs(case)
+    fn, args = problems.ours(op, case), op_benchmark(op).inputs(case)
     got = [problems.loss_and_gradients(fn, args, case.upstream) for _ in range(5)]
     os.environ["FASTSEQ_SOFT_DTW_DEBUG"] = "1"
     try:

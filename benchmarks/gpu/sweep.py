@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import results
-from benchmarks.case import Case
+from benchmarks.case import Case, op_benchmark
 from benchmarks.gate import relative
 from benchmarks.gpu import environment, problems, record
 from benchmarks.timing import CPUCall, GPUCall, interleave, paired_ratio
@@ -137,7 +137,7 @@ class Problem:
     """Inputs of a shape, and what the shipped tiles make of them."""
 
     def __init__(self, op: str, case: Case, times: bool) -> None:
-        self.fn, args = problems.ours(op, case), problems.module(op).inputs(case)
+        self.fn, args = problems.ours(op, case), op_benchmark(op).inputs(case)
         self.case, self.args = case, args if times else args[:2]
         self.result, self.call = self.run(), self.timer()
 
@@ -248,7 +248,7 @@ def compile_part(part: int, of: int) -> None:
         variant = Variant(op, case[:3], kernels, dict(change), times)
         try:
             with using(variant):
-                args = problems.module(op).inputs(case)
+                args = op_benchmark(op).inputs(case)
                 args = args if times else args[:2]
                 problems.loss_and_gradients(problems.ours(op, case), args, case.upstream)
                 problems.synchronize()

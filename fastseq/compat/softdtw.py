@@ -81,14 +81,14 @@ class SoftDTW(torch.nn.Module):
                 "widens with the difference"
             )
         # fastseq's band is the same one for n = m; else it is wider on one side.
-        narrow = band is not None and n != m
-        if self.dist_func is None and not narrow:
+        narrow = band if n != m else None
+        if self.dist_func is None and narrow is None:
             return call_as("SoftDTW", soft_dtw, x, y, **options)
         cost = (self.dist_func or _squared_distances)(x, y)
-        if narrow:
+        if narrow is not None:
             gap = torch.arange(m, device=x.device) - torch.arange(n, device=x.device)[:, None]
             # A finite cost that no path can afford; half precision has none.
-            cost = torch.where(gap.abs() <= band, full_precision(cost), 1e30 * self.gamma)
+            cost = torch.where(gap.abs() <= narrow, full_precision(cost), 1e30 * self.gamma)
         return call_as("SoftDTW", soft_dtw_from_cost, cost, **options)
 
 

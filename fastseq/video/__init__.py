@@ -7,17 +7,19 @@ with PyAV (`pip install "fastseq[video]"`), also to look into them for DALI
 (`pip install "fastseq[dali]"`).
 """
 
+from fastseq.video._av import VideoError
 from fastseq.video.augment import Augmentation, augment_clip, eval_draw, eval_transform
 from fastseq.video.decode import scaled_size
 from fastseq.video.engines.choose import ENGINES, choose_engine, open_engine
 from fastseq.video.engines.pyav import PyAVEngine
 from fastseq.video.items import ClipItems, Item, Items, TwoViews, VideoPairs, decode_side
 from fastseq.video.loader import ClipLoader, TooManyBadVideos
-from fastseq.video.reader import VideoError, VideoInfo, probe, read_frames
-from fastseq.video.sampling import context_frames, sample_clip
+from fastseq.video.reader import probe, read_frames
+from fastseq.video.readings import Clip, Engine, Reading
+from fastseq.video.sampling import context_frames, sample_clip, sample_views
+from fastseq.video.timeline import VideoInfo
+from fastseq.video.transcoding import transcode
 from fastseq.video.tuples import SegmentTuples
-from fastseq.video.views import sample_views
-from fastseq.video.work import Clip, Engine, Reading
 from fastseq.video.writer import write_video
 
 __all__ = [
@@ -49,5 +51,6 @@ __all__ = [
     "sample_clip",
     "sample_views",
     "scaled_size",
+    "transcode",
     "write_video",
 ]

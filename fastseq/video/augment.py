@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class Augmentation:
     per_clip: bool = True
 
     def __post_init__(self) -> None:
-        checked = {"size": as_size(self.size)}
+        checked: dict[str, Any] = {"size": as_size(self.size)}
         for name in ("flip", "jitter", "grayscale", "blur"):
             checked[name] = as_number(name, getattr(self, name))
             if not 0 <= checked[name] <= 1:
@@ -184,8 +185,8 @@ def apply_draw(frames: torch.Tensor, draw: ClipDraw, size: int) -> torch.Tensor:
         raise TypeError(f"draw must be what draw_clip or eval_draw gives, got {draw!r}")
     size = as_size(size)
     resized = torch.empty(len(frames), size, size, 3, dtype=torch.uint8)
-    some = _some(size)
-    for chunk, into in zip(frames.split(some), resized.split(some), strict=True):
+    count = _chunk_frames(size)
+    for chunk, into in zip(frames.split(count), resized.split(count), strict=True):
         crop_resize(chunk, draw.box, into)
     return finish(resized, draw, torch.empty(len(frames), 3, size, size, dtype=torch.uint8))
 
@@ -201,10 +202,10 @@ def finish(resized: torch.Tensor, draw: ClipDraw, out: torch.Tensor) -> torch.Te
     if draw.blur_sigma:
         weights = blur_kernel(draw.blur_sigma, size).tolist()
     # A few frames at a time in the same memory: fresh pages take longer than the arithmetic.
-    some = min(_some(size), len(resized))
-    all_planes = torch.empty(some, 3, size, size, dtype=torch.uint8)
-    all_pixels, all_mapped = torch.empty(2, some, 3, size, size)
-    for frames, into in zip(resized.split(some), out.split(some), strict=True):
+    count = min(_chunk_frames(size), len(resized))
+    all_planes = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    all_pixels, all_mapped = torch.empty(2, count, 3, size, size)
+    for frames, into in zip(resized.split(count), out.split(count), strict=True):
         n = len(frames)
         planes, pixels, mapped = all_planes[:n], all_pixels[:n], all_mapped[:n]
         planes.copy_((frames.flip(2) if draw.flip else frames).permute(0, 3, 1, 2))
@@ -222,7 +223,7 @@ def finish(resized: torch.Tensor, draw: ClipDraw, out: torch.Tensor) -> torch.Te
     return out
 
 
-def _some(size: int) -> int:
+def _chunk_frames(size: int) -> int:
     """Frames of `size` that are worked on at a time: about as many pixels as one of 224."""
     return max(1, (224 // size) ** 2)
 
@@ -244,11 +245,12 @@ def colour_map(
             luma = _LUMA @ (matrix @ mean + bias)
             step, shift = amount * np.eye(3), np.full(3, (1 - amount) * luma)
         elif op == "saturation":
-            step, shift = amount * np.eye(3) + (1 - amount) * np.outer(np.ones(3), _LUMA), 0.0
+            step = amount * np.eye(3) + (1 - amount) * np.outer(np.ones(3), _LUMA)
+            shift = np.zeros(3)
         elif op == "hue":
             cos, sin = math.cos(2 * math.pi * amount), math.sin(2 * math.pi * amount)
             turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-            step, shift = _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ, 0.0
+            step, shift = _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ, np.zeros(3)
         else:
             raise ValueError(f"unknown colour operation {op!r}, known: {', '.join(_COLOUR_OPS)}")
         matrix, bias = step @ matrix, step @ bias + shift

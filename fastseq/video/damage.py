@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastseq.video.gaps import Gaps, gaps_of
+from fastseq.video.gaps import gaps_of
 from fastseq.video.source import open_video
 from fastseq.video.stretch import Stretch, counted
 from fastseq.video.timeline import Deadline, Scan, Timeline
@@ -31,7 +31,7 @@ class Judged:
 
     timeline: Timeline | None
     frames: int = 0
-    gaps: Gaps = ()
+    gaps: tuple[tuple[int, int], ...] = ()
     note: str = ""
     first: Any = None
     interlaced: bool = False
@@ -47,8 +47,12 @@ def judge(path: str, found: Scan, deadline: Deadline, whole: bool) -> Judged:
             return _without_timeline(stretch)
         if not whole:
             frame = next(iter(stretch), None)
-            expected = frame is not None and frame.pts == timeline.pts[0]
-            if expected and not stretch.damaged and not frame.interlaced_frame:
+            if (
+                frame is not None
+                and frame.pts == timeline.pts[0]
+                and not stretch.damaged
+                and not frame.interlaced_frame
+            ):
                 return Judged(timeline, len(timeline.pts), first=frame)
     with open_video(path, deadline) as (container, stream):
         stretch = Stretch(container, stream, deadline)

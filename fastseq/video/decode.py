@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastseq.video._av import VideoError, require_av, single_thread
-from fastseq.video.damage import judge
+from fastseq.video.damage import Judged, judge
 from fastseq.video.orientation import UnknownOrientation, orientation_of, upright
 from fastseq.video.source import open_video
 from fastseq.video.stretch import Stretch, counted, whole_pictures
-from fastseq.video.timeline import Deadline, Timeline, scan
-
-if TYPE_CHECKING:
-    from fastseq.video.reader import VideoInfo
+from fastseq.video.timeline import Deadline, Timeline, VideoInfo, scan
 
 # Decoding this many unwanted frames is cheaper than a seek.
 _SEEK_GAP = 8
@@ -23,8 +20,7 @@ _DISORDER = "frames come in another order than that of their time stamps"
 
 INTERLACED = (
     "two fields a frame (interlaced), which look like combs as one picture; "
-    "fastseq.video.transcode.transcode makes a progressive copy, and so does "
-    "`python -m training.prepare FOLDER --transcode OUT`"
+    "`fastseq.video.transcode(source, target)` makes a progressive copy"
 )
 
 
@@ -120,15 +116,17 @@ def deliver(
     `pixels` (H, W, 3) are the decoder's own memory, to be copied or used at once. Where seeking
     does not give the right frames, places come a second time, from the first on.
     """
-    timeline, note, gaps = (info.timeline, info.note, info.gaps) if info else (None, "", ())
-    if info is None:
+    known: VideoInfo | Judged | None = info
+    if known is None:
         with open_video(path, deadline) as (container, stream):
             found = scan(container, stream, deadline)
         timeline, note = found.timeline, found.note
+        gaps: tuple[tuple[int, int], ...] = ()
+        frames = None if timeline is None else len(timeline.pts)
         if timeline is not None and not found.certain:
-            info = judge(path, found, deadline, whole=True)
-            timeline, note, gaps = info.timeline, info.note, info.gaps
-    frames = info.frames if info is not None else timeline and len(timeline.pts)
+            known = judge(path, found, deadline, whole=True)
+    if known is not None:
+        timeline, note, gaps, frames = known.timeline, known.note, known.gaps, known.frames
     if frames is not None and wanted[-1] >= frames:
         raise VideoError(path, past_the_end(int(wanted[-1]), frames, note))
     if wanted[0] < 0:
@@ -189,12 +187,12 @@ class _ByTime:
     ):
         self.container, self.stream, self.deadline = container, stream, deadline
         self.wanted, self.timeline, self.seeks = wanted, timeline, seeks
-        self.stamps = set(timeline.pts[wanted].tolist()) if seeks else None
+        self.stamps = set(timeline.pts[wanted].tolist())
         self.key = int(timeline.pts[0])
         self.position = 0  # the frame that comes next at the earliest
         self.begun = True  # whether the key has come
         self.missing: set[int] = set()
-        self.stretch = Stretch(container, stream, deadline, self.stamps)
+        self.stretch = Stretch(container, stream, deadline, self.stamps if seeks else None)
 
     def deliver(self, put: Callable[[int, Any], None]) -> str:
         """The reason if a frame does not come out sound."""

@@ -19,7 +19,7 @@ def sound_frames(frames: int, gaps: Gaps = ()) -> np.ndarray:
 
 
 def frames_of(video: Any) -> np.ndarray:
-    """`sound_frames` of a `fastseq.video.Video`; one without `gaps` is sound throughout."""
+    """`sound_frames` of a `fastseq.video.items.Video`; one without `gaps` is sound throughout."""
     return sound_frames(video.frames, getattr(video, "gaps", ()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,9 +13,8 @@ from fastseq.video.arguments import as_int, as_videos
 from fastseq.video.augment import Augmentation, check_augmentation, draw_clip
 from fastseq.video.decode import scaled_size
 from fastseq.video.gaps import frames_of
-from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip
-from fastseq.video.views import sample_views
-from fastseq.video.work import Clip, Reading
+from fastseq.video.readings import Clip, Reading
+from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip, sample_views
 
 
 class Video(Protocol):
@@ -166,7 +165,12 @@ class ClipItems(Items):
             )
         self.num_frames = as_int("num_frames", num_frames, 1)
         self.sampling = sampling
-        self.crop_options = {"crop_base": crop_base, "alpha": alpha, "beta": beta, "span": span}
+        self.crop_options: dict[str, Any] = {
+            "crop_base": crop_base,
+            "alpha": alpha,
+            "beta": beta,
+            "span": span,
+        }
         self.positive_window = as_int("positive_window", positive_window, 1)
         self.num_context = as_int("num_context", num_context, 1)
         self.context_stride = as_int("context_stride", context_stride, 0)
@@ -201,10 +205,10 @@ class ClipItems(Items):
         self,
         video: Video,
         sound: np.ndarray,
-        clips: Sequence[np.ndarray],
+        clips: np.ndarray,
         generator: np.random.Generator,
     ) -> Reading:
-        """Of clips that are given by places among the `sound` frames."""
+        """Of clips that are given by (clips, T) places among the `sound` frames."""
         height, width = scaled_size(video.height, video.width, self.side)
         made = []
         for places in clips:

@@ -13,7 +13,7 @@ import torch
 from fastseq.video._av import VideoError
 from fastseq.video.arguments import as_int
 from fastseq.video.items import Item, Items
-from fastseq.video.work import Engine, Reading
+from fastseq.video.readings import Engine, Reading
 
 # More bad videos than either: the data set, not a file, is taken to be at fault.
 MAX_BAD = 10
@@ -161,14 +161,14 @@ class ClipLoader:
         if self.world_size > 1 or self.last == "wrap":
             places = np.arange(start, start + self.batch_size) % len(order)
             chosen = order[places]
-        return [self.items.item(self.seed, epoch, int(i), self.bad.keys()) for i in chosen]
+        return [self._item(epoch, int(index)) for index in chosen]
 
     def readings(self, batch: int) -> list[Reading]:
         return [reading for item in self.items_of(batch) for reading in item.readings]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, for `load_state_dict`: plain numbers and strings."""
-        frames = np.array([video.frames for video in self.items.videos], dtype="<i8")
+        frames = np.array([video.frames for video in self.items.videos], dtype="<i8").tobytes()
         gaps = [
             (place, *gap)
             for place, video in enumerate(self.items.videos)
@@ -182,7 +182,7 @@ class ClipLoader:
             "items": len(self.items),
             "batch_size": self.batch_size * self.world_size,
             "last": self.last,
-            "videos": zlib.crc32(np.array(gaps, dtype="<i8"), zlib.crc32(frames)),
+            "videos": zlib.crc32(np.array(gaps, dtype="<i8").tobytes(), zlib.crc32(frames)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -208,12 +208,14 @@ class ClipLoader:
         paths = {video.id: video.path for video in self.items.videos}
         self.bad = {paths[name]: reason for name, reason in state["bad"].items() if name in paths}
         self.position = state["position"]
-        self._require_items()
+        self._item(0, 0)  # raises if nothing is left
 
-    def _require_items(self) -> None:
+    def _item(self, epoch: int, index: int) -> Item:
         """TooManyBadVideos if no video is left to draw from."""
-        if self.items.item(self.seed, 0, 0, self.bad.keys()) is None:
+        item = self.items.item(self.seed, epoch, index, self.bad.keys())
+        if item is None:
             raise self._too_many_bad("nothing is left to train on")
+        return item
 
     def _too_many_bad(self, why: str) -> TooManyBadVideos:
         """The error that lists the skipped videos."""
@@ -223,8 +225,8 @@ class ClipLoader:
         )
         return TooManyBadVideos(
             f"{len(self.bad)} of {len(self.items)} videos cannot be read, {why}:{listed}\n"
-            "check the folder again (python -m training.prepare FOLDER --verify), which leaves "
-            "them out"
+            "check all files with `fastseq.video.probe(path, decode=True)` and leave out those "
+            "that it refuses"
         )
 
     def set_aside(self, error: VideoError) -> None:
@@ -232,7 +234,7 @@ class ClipLoader:
         if error.path in self.bad:
             raise RuntimeError(f"{error} (although it was skipped)") from error
         self.bad[error.path] = error.reason
-        self._require_items()
+        self._item(0, 0)  # raises if nothing is left
         count, total = len(self.bad), len(self.items)
         most = max(MAX_BAD, int(MAX_BAD_SHARE * total))
         if count > most:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,54 +14,9 @@ from fastseq.video.arguments import as_path
 from fastseq.video.damage import judge
 from fastseq.video.decode import Converter, collect, read_counted, upright_by
 from fastseq.video.source import chosen_stream, open_video
-from fastseq.video.timeline import Deadline, Timeline, scan
-
-__all__ = ["VideoError", "VideoInfo", "probe", "read_frames"]
+from fastseq.video.timeline import Deadline, VideoInfo, scan
 
 _DEFAULT_FPS = 25  # FFmpeg's own
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file holds.
-
-    Attributes:
-        frames: frames that come out: edit lists honoured, damaged tails left out if decoded.
-        width, height: in pixels, after rotation.
-        rotation: degrees counterclockwise (0, 90, 180, 270) that reading applies.
-        mirrored: whether reading mirrors the picture left to right after that.
-        fps: average over the presented frames, above 0: 25 where nothing tells, as of one frame.
-        note: what is damaged; empty if nothing is, as far as was looked.
-        gaps: ranges (first, stop) of frames that are damaged, or may refer to such; they are not
-            read. Empty where nobody looked: only `decode=True` and doubts decode every frame.
-        interlaced: two fields a frame; such files are not read, `transcode` makes them progressive.
-        random_access: False where key frames are missing or none that can be trusted, so that
-            reading begins far ahead of a frame, at worst at the start of the file.
-        remarks: what else is worth knowing, such as which of several video streams was taken.
-    """
-
-    path: str
-    frames: int
-    width: int
-    height: int
-    rotation: int
-    fps: float
-    codec: str
-    note: str = ""
-    mirrored: bool = False
-    gaps: tuple[tuple[int, int], ...] = ()
-    interlaced: bool = False
-    random_access: bool = True
-    remarks: tuple[str, ...] = ()
-    timeline: Timeline | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def id(self) -> str:
-        return self.path
-
-    @property
-    def action(self) -> str:
-        return "all"  # a file does not say what it shows
 
 
 def probe(

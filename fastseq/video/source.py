@@ -16,14 +16,14 @@ def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[An
     """(container, stream) of a file; the stream is that of `chosen_stream`."""
     av = require_av()
     name = path
+    deadline = deadline or Deadline(path, None)
     try:
         if Path(path).is_file():
             if Path(path).stat().st_size == 0:
                 raise VideoError(path, "the file is empty (0 bytes)")
             name = f"file:{path}"  # or FFmpeg takes "take:1.mp4" for a protocol
         # Titles and names in another encoding than UTF-8 are no reason not to read the frames.
-        timeout = deadline.seconds if deadline else None
-        container = av.open(name, timeout=timeout, metadata_errors="replace")
+        container = av.open(name, timeout=deadline.seconds, metadata_errors="replace")
     except av.error.ExitError as error:
         raise deadline.error() from error  # only happens with a time limit
     except (av.error.FFmpegError, OSError) as error:

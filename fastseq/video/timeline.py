@@ -1,10 +1,10 @@
-"""Which frames a video presents, read from its packets without decoding them."""
+"""What a video file holds and which frames it presents, by its packets, without decoding them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class Timeline:
         rank[self.order] = np.arange(len(self.order))
         keys = np.flatnonzero(np.isin(self.pts, self.keys))
         key_ranks = rank[keys]
-        for stamp in set(stamps) - {None}:
+        for stamp in {stamp for stamp in stamps if stamp is not None}:
             if stamp > self.pts[-1]:
                 continue
             # Of a frame that is hidden by an edit list: from the one before it on.
@@ -97,6 +97,49 @@ class Timeline:
             leading = self.order[stop:]
             out[leading[leading < shown]] = True
         return out
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds.
+
+    Attributes:
+        frames: frames that come out: edit lists honoured, damaged tails left out if decoded.
+        width, height: in pixels, after rotation.
+        rotation: degrees counterclockwise (0, 90, 180, 270) that reading applies.
+        mirrored: whether reading mirrors the picture left to right after that.
+        fps: average over the presented frames, above 0: 25 where nothing tells, as of one frame.
+        note: what is damaged; empty if nothing is, as far as was looked.
+        gaps: ranges (first, stop) of frames that are damaged, or may refer to such; they are not
+            read. Empty where nobody looked: only `decode=True` and doubts decode every frame.
+        interlaced: two fields a frame; such files are not read, `transcode` makes them progressive.
+        random_access: False where key frames are missing or none that can be trusted, so that
+            reading begins far ahead of a frame, at worst at the start of the file.
+        remarks: what else is worth knowing, such as which of several video streams was taken.
+    """
+
+    path: str
+    frames: int
+    width: int
+    height: int
+    rotation: int
+    fps: float
+    codec: str
+    note: str = ""
+    mirrored: bool = False
+    gaps: tuple[tuple[int, int], ...] = ()
+    interlaced: bool = False
+    random_access: bool = True
+    remarks: tuple[str, ...] = ()
+    timeline: Timeline | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        return self.path
+
+    @property
+    def action(self) -> str:
+        return "all"  # a file does not say what it shows
 
 
 @dataclass(frozen=True)
@@ -153,7 +196,8 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
     stamps: list[int | None] = []
     decoding: list[int | None] = []
     keys: list[int] = []
-    first, begins, random_access, note = None, False, True, ""
+    first: Any = None
+    begins, random_access, note = False, True, ""
     breaks_at: int | None = None
     try:
         for count, packet in enumerate(container.demux(stream)):
@@ -235,9 +279,10 @@ def _declared(stream: Any, decoding: list[int | None]) -> int:
 
 def _rate(stream: Any, decoding: list[int | None]) -> float | None:
     """Packets a second, where each has a later time stamp for decoding than the one before."""
-    if len(decoding) < 2 or None in decoding or not np.all(np.diff(decoding) > 0):
+    stamps = [stamp for stamp in decoding if stamp is not None]
+    if len(stamps) < max(2, len(decoding)) or not np.all(np.diff(stamps) > 0):
         return None
-    return (len(decoding) - 1) / float((decoding[-1] - decoding[0]) * stream.time_base)
+    return (len(stamps) - 1) / float((stamps[-1] - stamps[0]) * stream.time_base)
 
 
 def reason_of(error: Exception) -> str:

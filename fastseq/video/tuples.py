@@ -12,7 +12,7 @@ from fastseq.video.augment import Augmentation, ClipDraw, draw_clip
 from fastseq.video.decode import scaled_size
 from fastseq.video.gaps import frames_of
 from fastseq.video.items import Item, Items, Video
-from fastseq.video.work import Clip, Reading
+from fastseq.video.readings import Clip, Reading
 
 ANCHORS = ("ends", "any")
 

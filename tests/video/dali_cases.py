@@ -28,7 +28,7 @@ from fastseq.video.decode import scaled_size
 from fastseq.video.engines import dali as dali_engine
 from fastseq.video.engines.dali import DaliEngine, unsupported
 from fastseq.video.reader import probe
-from fastseq.video.work import Clip, Reading
+from fastseq.video.readings import Clip, Reading
 
 COUNT = 97
 VERSION = dali_engine._dali_version()

@@ -8,9 +8,8 @@ av = pytest.importorskip("av")
 
 from counter_video import encode, read_counter, remux  # noqa: E402
 
-from fastseq.video import VideoError, probe, read_frames  # noqa: E402
+from fastseq.video import VideoError, probe, read_frames, transcode  # noqa: E402
 from fastseq.video.gaps import gaps_of, sound_frames  # noqa: E402
-from fastseq.video.transcode import transcode  # noqa: E402
 
 COUNT = 90
 

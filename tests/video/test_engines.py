@@ -149,7 +149,7 @@ def test_pyav_scales_a_frame_once_for_each_clip_that_shows_it(files):
 def test_pyav_refuses_other_frames_than_were_announced(files):
     clip = Clip(np.array([0]), ClipDraw(0, 0, 10, 10, False, (), 0.0))
     wrong = Reading(files[0].path, files[0].height, files[0].width + 2, 48, (clip,))
-    with pytest.raises(VideoError, match=r"were announced as .* index the folder again"):
+    with pytest.raises(VideoError, match=r"were announced as .*video\.probe\(path\)` again"):
         PyAVEngine(32).read([wrong])
     for frame, message in ((-1, "count from 0"), (files[0].frames, "was asked for, but the video")):
         clip = Clip(np.array([frame]), clip.draw)

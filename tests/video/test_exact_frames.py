@@ -26,10 +26,10 @@ from fastseq.video import (  # noqa: E402
     VideoError,
     probe,
     read_frames,
+    transcode,
 )
 from fastseq.video.augment import ClipDraw  # noqa: E402
 from fastseq.video.gaps import sound_frames  # noqa: E402
-from fastseq.video.transcode import transcode  # noqa: E402
 
 COUNT = 130
 WHOLE = ClipDraw(0, 0, 48, 64, flip=False, colour=(), blur_sigma=0.0)
@@ -218,7 +218,7 @@ def test_interlaced_files_are_refused_and_their_copies_read(tmp_path, name):
     assert info.interlaced
     assert info.frames == 40
     for call in (read_frames, lambda p: read_frames(p, [3]), lambda p: read_frames(p, info=info)):
-        with pytest.raises(VideoError, match=r"interlaced.*--transcode"):
+        with pytest.raises(VideoError, match=r"interlaced.*video\.transcode\(source, target\)"):
             call(path)
     copy = transcode(path, tmp_path / "copy.mp4")
     assert not copy.interlaced

@@ -18,8 +18,14 @@ from video.counter_video import (  # noqa: E402
 )
 
 import fastseq.video.writer  # noqa: E402
-from fastseq.video import VideoError, probe, read_frames, write_video  # noqa: E402
-from fastseq.video.transcode import even_size, transcode  # noqa: E402
+from fastseq.video import (  # noqa: E402
+    VideoError,
+    probe,
+    read_frames,
+    transcode,
+    write_video,
+)
+from fastseq.video.transcoding import even_size  # noqa: E402
 
 COUNT = 61
 IRREGULAR = np.cumsum([0, *np.random.default_rng(3).integers(5, 200, COUNT - 1)]).tolist()

@@ -22,8 +22,8 @@ from fastseq.video import (
 )
 from fastseq.video.augment import apply_draw
 from fastseq.video.engines.choose import dali_version
+from fastseq.video.readings import box_of
 from fastseq.video.tuples import anchors, order_labels
-from fastseq.video.work import box_of
 
 PER_FRAME = Augmentation(size=16, per_clip=False)
 

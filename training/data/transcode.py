@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastseq.video import transcode
 from fastseq.video._av import require_av
-from fastseq.video.transcode import check_settings, transcode
+from fastseq.video.transcoding import check_settings
 from training.data.files import LABELS_NAME, Found, find_videos
 from training.data.labels import Labels, match_names, read_labels
 from training.data.names import Names
@@ -28,7 +29,7 @@ _MARK = "fastseq_transcode"
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the copies; see `fastseq.video.transcode.transcode`."""
+    """Of the copies; see `fastseq.video.transcode`."""
 
     short_side: int = 256
     keyframe_every: int = 16

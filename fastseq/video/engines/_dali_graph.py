@@ -179,11 +179,11 @@ def _crop_resize(
     """What the GPU's operators do above: (T, size, size, 3) from (F, H, W, 3)."""
     (top, left), (bottom, right) = start.tolist(), end.tolist()
     frames = torch.from_numpy(video)[:, top:bottom, left:right]
-    order = torch.from_numpy(order.astype(np.int64))
+    all_places = torch.from_numpy(order.astype(np.int64))
     box = (0, 0, bottom - top, right - left)
     mirrored = [axis for axis in (1, 2) if flips[axis - 1]]
     out = torch.empty(len(order), size, size, 3, dtype=torch.uint8)
-    for chunk, places in zip(out.split(_CHUNK), order.split(_CHUNK), strict=True):
+    for chunk, places in zip(out.split(_CHUNK), all_places.split(_CHUNK), strict=True):
         crop_resize(frames[places], box, chunk)
         if mirrored:
             chunk.copy_(chunk.flip(mirrored))

@@ -10,7 +10,7 @@ import torch
 
 from fastseq.video.arguments import as_int, as_size, as_videos
 from fastseq.video.engines.pyav import PyAVEngine
-from fastseq.video.work import Engine
+from fastseq.video.readings import Engine
 
 ENGINES = ("auto", "dali-gpu", "dali-cpu", "pyav")
 _DALI_PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110")

@@ -23,8 +23,9 @@ from fastseq.video.engines.dali_inputs import (
     inspect,
     release,
 )
-from fastseq.video.reader import VideoInfo, read_frames
-from fastseq.video.work import Reading, Source, shape_of, wanted_frames
+from fastseq.video.reader import read_frames
+from fastseq.video.readings import Reading, Source, shape_of, wanted_frames
+from fastseq.video.timeline import VideoInfo
 
 # FFmpeg's names. H.264 and HEVC left DALI's CPU build with version 2.1.1.
 _CPU_CODECS = {"vp8", "libvpx", "vp9", "libvpx-vp9", "mjpeg"}
@@ -33,7 +34,7 @@ _GPU_CODECS = _CPU_CODECS | _CPU_CODECS_UNTIL_2_1_0 | {"av1", "libdav1d"}
 # By the files' names: DALI's FFmpeg opens neither FLV nor program streams (2.1.0 on the CPU).
 _CLOSED = (".flv", ".mpg", ".mpeg", ".vob")
 _MAX_READINGS = 4096  # costs nothing on the CPU: speed and memory are those of 256
-_FIX = "`python -m training.prepare --transcode` rewrites such files as H.264"
+_FIX = "`fastseq.video.transcode(source, target)` rewrites such files as H.264"
 
 
 def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
@@ -45,7 +46,7 @@ def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
         version: of DALI. Versions after 2.1.0 decode no H.264 and no HEVC on the CPU.
     """
     if info.note:
-        return f"the file is damaged ({info.note}); {_FIX}"
+        return f"the file is damaged ({info.note}); the PyAV engine reads its sound frames"
     if getattr(info, "interlaced", False):
         return INTERLACED
     if not getattr(info, "random_access", True):
@@ -89,7 +90,7 @@ class DaliEngine:
     """Reads and augments whole batches with NVIDIA DALI, some batches ahead.
 
     Each file is decoded once for all its clips, and only the frames that some clip needs, at full
-    size: hour-long or large videos want `python -m training.prepare --transcode` first.
+    size: hour-long or large videos are best copied with `fastseq.video.transcode` first.
 
     Frames, crops and flips are those of the PyAV engine. Pixels are not, as the conversions to RGB
     differ: by 0.5 to 1.2 grey levels in the mean, 1.1 over 28 real clips of 4:2:0 as 224 x 224,
@@ -113,7 +114,7 @@ class DaliEngine:
     Example:
         >>> import numpy as np
         >>> from fastseq.video.augment import ClipDraw
-        >>> from fastseq.video.work import Clip, Reading
+        >>> from fastseq.video.readings import Clip, Reading
         >>> draw = ClipDraw(0, 40, 240, 240, flip=True, colour=(), blur_sigma=0.0)
         >>> clip = Clip(np.array([0, 8, 16]), draw)
         >>> readings = [Reading("swing.mp4", 360, 640, side=240, clips=(clip,))]
@@ -166,7 +167,7 @@ class DaliEngine:
             return
         if self._loader is None:
             self._loader = ThreadPoolExecutor(1, thread_name_prefix="fastseq-dali")
-        run = _Run(self, source, start, stop)
+        run = _Run(self, self._loader, source, start, stop)
         self._runs.add(run)
         try:
             for _ in range(start, stop):
@@ -209,8 +210,15 @@ class DaliEngine:
 class _Run:
     """One pass over batches: a thread reads the files, the graph follows, `next` waits for it."""
 
-    def __init__(self, engine: DaliEngine, source: Source, start: int, stop: int):
-        self.engine, self.source = engine, source
+    def __init__(
+        self,
+        engine: DaliEngine,
+        loader: ThreadPoolExecutor,
+        source: Source,
+        start: int,
+        stop: int,
+    ):
+        self.engine, self.loader, self.source = engine, loader, source
         self.todo = iter(range(start, stop))
         self.loads: deque[Future] = deque()  # being read
         # In the graph: the readings of a batch, and what shapes have to be decoded.
@@ -262,17 +270,20 @@ class _Run:
     def _load_next(self) -> None:
         batch = next(self.todo, None)
         if batch is not None:
-            self.loads.append(self.engine._loader.submit(self.engine._load, self.source, batch))
+            self.loads.append(self.loader.submit(self.engine._load, self.source, batch))
 
     def _feed(self) -> list[Inputs]:
         """What DALI asks for the next batch."""
+        loaded: tuple[Sequence[Reading], list[Inputs]] | None = None
         try:
-            readings, inputs = self.loads.popleft().result() if self.loads else (None, None)
+            if self.loads:
+                loaded = self.loads.popleft().result()
         except Exception as error:  # raised by `next` when the batches before it are out
-            self.failure, readings = error, None
-        if readings is None:
+            self.failure = error
+        if loaded is None:
             self.loads.clear()
             raise StopIteration
+        readings, inputs = loaded
         self._load_next()
         self.fed.append((readings, [reading.shape for reading in inputs]))
         return inputs
@@ -301,7 +312,8 @@ class _Run:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         engine, stream = self.engine, self._stream()
-        device = torch.device("cpu") if stream is None else torch.device("cuda", engine._device_id)
+        device_id = engine._device_id
+        device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
         batch = torch.empty(shape_of(readings, engine.size), dtype=torch.uint8, device=device)
         for number, clips in enumerate(outputs):
             for reading in range(len(readings)):

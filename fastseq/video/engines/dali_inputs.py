@@ -10,9 +10,10 @@ import numpy as np
 from fastseq.video._av import VideoError
 from fastseq.video.augment import blur_kernel, colour_map
 from fastseq.video.decode import past_the_end
-from fastseq.video.reader import VideoInfo, probe
+from fastseq.video.reader import probe
+from fastseq.video.readings import Clip, Reading, box_of, check_size, wanted_frames
 from fastseq.video.source import open_video
-from fastseq.video.work import Clip, Reading, box_of, check_size, wanted_frames
+from fastseq.video.timeline import VideoInfo
 
 # (red, blue) weights in luma of FFmpeg's AVColorSpace numbers; the others are Rec. 601's.
 _LUMA = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
@@ -79,7 +80,7 @@ def inspect(path: str, device: str, version: str, time_limit: float) -> File:
             raise VideoError(
                 path,
                 "of its several video streams DALI takes another one than players do; "
-                "`python -m training.prepare --transcode` keeps that one alone",
+                "`fastseq.video.transcode(source, target)` keeps the one that players show",
             )
         codec = stream.codec_context
         space, pixels = int(codec.colorspace), str(codec.pix_fmt)
@@ -89,7 +90,7 @@ def inspect(path: str, device: str, version: str, time_limit: float) -> File:
         raise VideoError(
             path,
             f"GPUs do not decode {info.codec} with pixels of {pixels}; "
-            "`python -m training.prepare --transcode` rewrites it as yuv420p",
+            "`fastseq.video.transcode(source, target)` rewrites it as yuv420p",
         )
     full = marked_full or pixels.startswith("yuvj")
     known = device == "gpu" or release(version) >= _CPU_READS_RANGE

@@ -14,10 +14,10 @@ from fastseq.video.arguments import as_path
 from fastseq.video.decode import upright_by
 from fastseq.video.interlaced import deinterlaced
 from fastseq.video.orientation import upright
-from fastseq.video.reader import VideoInfo, probe
+from fastseq.video.reader import probe
 from fastseq.video.source import open_video
 from fastseq.video.stretch import Stretch, counted
-from fastseq.video.timeline import Deadline
+from fastseq.video.timeline import Deadline, VideoInfo
 from fastseq.video.writer import H264File
 
 # FFmpeg's numbers of colour matrices and ranges.
@@ -61,7 +61,7 @@ def transcode(
 
     Example:
         >>> import tempfile
-        >>> from fastseq.video import write_video
+        >>> from fastseq.video import transcode, write_video
         >>> folder = tempfile.mkdtemp()
         >>> grey = [np.full((360, 640, 3), 9 * k, np.uint8) for k in range(20)]
         >>> write_video(f"{folder}/slow.mp4", grey, fps=25)

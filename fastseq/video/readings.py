@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,7 +56,7 @@ class Engine(Protocol):
     name: str
     size: int  # side of the output in pixels
 
-    def batches(self, source: Source, start: int, stop: int) -> object:
+    def batches(self, source: Source, start: int, stop: int) -> Iterator[torch.Tensor]:
         """Yield, for batches start, start + 1, ..., stop - 1, a uint8 tensor.
 
         Its shape is (readings, clips, T, 3, size, size). Batches may be worked on ahead.
@@ -112,5 +112,5 @@ def check_size(reading: Reading, height: int, width: int) -> None:
         raise VideoError(
             reading.path,
             f"frames are {width} x {height}, but were announced as {reading.width} x "
-            f"{reading.height}; index the folder again (python -m training.prepare)",
+            f"{reading.height}; call `fastseq.video.probe(path)` again",
         )
