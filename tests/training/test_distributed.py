@@ -18,6 +18,8 @@ from training import distributed
 from training.checkpoint import list_checkpoints, load_latest
 from training.runlog import read_log
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

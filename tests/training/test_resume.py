@@ -19,6 +19,8 @@ from training.checkpoint import list_checkpoints, load_latest, save_checkpoint
 from training.runlog import RunLog, read_log
 from training.trainer import Trainer
 
+pytestmark = pytest.mark.process
+
 OPTIONS = ["tiny.yaml", "train.log_every=1", "train.checkpoint_every=3", "train.steps=20"]
 
 
