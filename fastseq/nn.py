@@ -94,8 +94,17 @@ class SCLLoss(_Loss):
         valid1: Tensor | None = None,
         valid2: Tensor | None = None,
     ) -> Tensor:
-        real = {"lengths1": lengths1, "lengths2": lengths2, "valid1": valid1, "valid2": valid2}
-        return scl_loss(z1, z2, t1, t2, **real, **self.options)
+        return scl_loss(
+            z1,
+            z2,
+            t1,
+            t2,
+            lengths1=lengths1,
+            lengths2=lengths2,
+            valid1=valid1,
+            valid2=valid2,
+            **self.options,
+        )
 
 
 class SoftDTW(_Loss):
@@ -139,13 +148,15 @@ class SoftDTW(_Loss):
         valid_x: Tensor | None = None,
         valid_y: Tensor | None = None,
     ) -> Tensor:
-        real = {
-            "lengths_x": lengths_x,
-            "lengths_y": lengths_y,
-            "valid_x": valid_x,
-            "valid_y": valid_y,
-        }
-        return soft_dtw(x, y, **real, **self.options)
+        return soft_dtw(
+            x,
+            y,
+            lengths_x=lengths_x,
+            lengths_y=lengths_y,
+            valid_x=valid_x,
+            valid_y=valid_y,
+            **self.options,
+        )
 
 
 class TCCLoss(_Loss):
@@ -199,15 +210,19 @@ class TCCLoss(_Loss):
         valid_x: Tensor | None = None,
         valid_y: Tensor | None = None,
     ) -> Tensor:
-        frames = {
-            "duration_x": duration_x,
-            "duration_y": duration_y,
-            "lengths_x": lengths_x,
-            "lengths_y": lengths_y,
-            "valid_x": valid_x,
-            "valid_y": valid_y,
-        }
-        return tcc_loss(x, y, tx, ty, **frames, **self.options)
+        return tcc_loss(
+            x,
+            y,
+            tx,
+            ty,
+            duration_x=duration_x,
+            duration_y=duration_y,
+            lengths_x=lengths_x,
+            lengths_y=lengths_y,
+            valid_x=valid_x,
+            valid_y=valid_y,
+            **self.options,
+        )
 
 
 class TCNLoss(nn.Module):
@@ -331,15 +346,19 @@ class LAVLoss(_Loss):
         valid_x: Tensor | None = None,
         valid_y: Tensor | None = None,
     ) -> Tensor:
-        frames = {
-            "duration_x": duration_x,
-            "duration_y": duration_y,
-            "lengths_x": lengths_x,
-            "lengths_y": lengths_y,
-            "valid_x": valid_x,
-            "valid_y": valid_y,
-        }
-        return lav_loss(x, y, tx, ty, **frames, **self.options)
+        return lav_loss(
+            x,
+            y,
+            tx,
+            ty,
+            duration_x=duration_x,
+            duration_y=duration_y,
+            lengths_x=lengths_x,
+            lengths_y=lengths_y,
+            valid_x=valid_x,
+            valid_y=valid_y,
+            **self.options,
+        )
 
 
 class QueueNCE(_Loss):

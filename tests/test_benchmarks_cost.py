@@ -369,6 +369,7 @@ def test_tasks_of_soft_dtw():
     assert (forward.spills, forward.stack, backward.spills) == (0, 0, 0)
 
 
+@pytest.mark.process
 def test_one_kernel_from_end_to_end():
     """Its own call, Triton's compiler, the disassembler, the report; three stages in flight."""
     words = "--op queue_nce --kernel scan --channels 64 --set stages=3 --arch 90"

@@ -64,6 +64,7 @@ def _committed_results() -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.process
 @pytest.mark.timeout(600)
 def test_a_rehearsal_of_all_phases_leaves_every_result(rehearsal):
     out, done = rehearsal
@@ -87,6 +88,7 @@ def test_a_rehearsal_of_all_phases_leaves_every_result(rehearsal):
     assert report.counts["skipped"] > 0
 
 
+@pytest.mark.process
 def test_a_rehearsal_leaves_at_most_eight_flat_files(rehearsal):
     out, _ = rehearsal
     found = sorted(path.name for path in out.iterdir())
@@ -98,6 +100,7 @@ def test_a_rehearsal_leaves_at_most_eight_flat_files(rehearsal):
     assert "first_contact.md" in names
 
 
+@pytest.mark.process
 def test_every_page_names_the_machine(rehearsal):
     out, _ = rehearsal
     machine = tables.of(lines_of(out), "machine")[0]
@@ -201,6 +204,7 @@ def test_missing_plugins_are_said_and_done_without(out, monkeypatch):
     assert [line["name"] for line in lines_of(out)] == ["pytest-xdist", "pytest-timeout"]
 
 
+@pytest.mark.process
 def test_an_interrupted_call_kills_its_processes_and_writes_the_summary(out):
     code = "import signal, time; signal.signal(2, signal.SIG_IGN); print('up'); time.sleep(600)"
     script = f"""
@@ -293,6 +297,7 @@ def test_options_come_from_the_environment(monkeypatch):
         parse([])
 
 
+@pytest.mark.process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_rehearsal_is_named():
     env = {k: v for k, v in os.environ.items() if k not in ("DRY", "PHASES", "BUDGET_S")}

@@ -18,6 +18,7 @@ def _title(place: int) -> str:
     return f"{place}-{re.findall(r'^## (.*)', before, re.MULTILINE)[-1].split()[0].strip('`')}"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("place", range(len(SNIPPETS)), ids=_title)
 def test_snippets_print_what_the_page_says(place):
     code, _, said = SNIPPETS[place]

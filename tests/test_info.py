@@ -53,6 +53,7 @@ def test_text_has_a_line_for_each_part(capsys):
         assert f"\n  {name} " in text
 
 
+@pytest.mark.process
 def test_with_torch_alone():
     """Every optional package gone: it reports them missing with the line that installs them."""
     code = """

@@ -84,6 +84,7 @@ def last_lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("fastseq:")]
 
 
+@pytest.mark.process
 def test_sdist_has_all_that_a_build_needs(checkout):
     run, (sdist,) = build(checkout, "sdist", FASTSEQ_BUILD="none")
     assert run.returncode == 0, run.stderr
@@ -96,6 +97,7 @@ def test_sdist_has_all_that_a_build_needs(checkout):
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
 
 
+@pytest.mark.process
 def test_pure_wheel(checkout, tmp_path):
     run, (wheel,) = build(checkout, "wheel", FASTSEQ_BUILD="none")
     assert run.returncode == 0, run.stderr
@@ -139,6 +141,7 @@ def test_pure_wheel(checkout, tmp_path):
     assert out.stdout.splitlines()[1] == str(sorted(kernels))
 
 
+@pytest.mark.process
 def test_auto_without_nvcc_is_pure_and_says_so_in_one_line(checkout, tmp_path):
     run, (wheel,) = build(checkout, "wheel", FASTSEQ_BUILD="auto", PATH=no_nvcc(tmp_path))
     assert run.returncode == 0, run.stderr
@@ -147,6 +150,7 @@ def test_auto_without_nvcc_is_pure_and_says_so_in_one_line(checkout, tmp_path):
     assert "no nvcc on PATH" in line
 
 
+@pytest.mark.process
 def test_auto_survives_a_compiler_that_fails(checkout, tmp_path):
     # What an earlier build of the same checkout left must not get into the pure wheel.
     left = checkout / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
@@ -160,6 +164,7 @@ def test_auto_survives_a_compiler_that_fails(checkout, tmp_path):
         assert not [name for name in archive.namelist() if name.endswith(".so")]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -174,6 +179,7 @@ def test_cuda_asked_for_by_name_fails_with_the_reason(checkout, tmp_path, path, 
     assert message in run.stderr
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_wheel_with_the_extension(checkout, tmp_path):
     env = {"FASTSEQ_BUILD": "cuda", "FASTSEQ_BUILD_VERBOSE": "1"}
@@ -211,6 +217,7 @@ def test_wheel_with_the_extension(checkout, tmp_path):
     assert out.stdout.startswith("True 8.0;9.0a True (False, 'cudaGetDeviceCount: ")
 
 
+@pytest.mark.process
 def test_import_brings_nothing_heavy():
     code = """
 import sys

@@ -18,6 +18,7 @@ def _blocks(file: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
 
 
+@pytest.mark.process
 def test_first_snippet_prints_its_number():
     (code,) = _blocks("README.md", "python")
     out = subprocess.run(
@@ -56,6 +57,7 @@ def test_soft_dtw_example(tmp_path, monkeypatch):
     assert scope["path"][-1].tolist() == [274, 274]
 
 
+@pytest.mark.process
 def test_video_example(tmp_path):
     pytest.importorskip("av")
     (code,) = _blocks("fastseq/video/README.md", "python")

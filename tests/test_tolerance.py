@@ -166,6 +166,7 @@ def test_margins_are_written_and_the_tightest_comes_first(tmp_path, monkeypatch)
 BLOCKED = ("omegaconf", "av", "nvidia.dali")
 
 
+@pytest.mark.process
 def test_tests_of_the_gpu_are_collected_without_the_extras():
     """A machine with torch, triton and pytest: nothing of fastseq[train], [video] and [dali]."""
     code = f"""

@@ -221,6 +221,7 @@ def test_a_step_without_padding_reads_nothing_back():
     assert "nonzero" in reads.seen  # so the list above does see them
 
 
+@pytest.mark.compile
 def test_a_compiled_backbone_gives_the_same_gradients(monkeypatch):
     # Traced and split into forward and backward, but not turned into C++: that takes a minute.
     traced = functools.partial(torch.compile, backend="aot_eager")

@@ -126,6 +126,7 @@ def test_plain_values_are_carl_s_recipe():
         plain_config({"data.frames": 1})
 
 
+@pytest.mark.process
 def test_a_step_needs_neither_omegaconf_nor_av():
     code = """
 import sys

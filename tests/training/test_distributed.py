@@ -18,6 +18,8 @@ from training.runs.checkpoint import list_checkpoints, load_latest
 from training.runs.log import read_log
 from training.support import distributed
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

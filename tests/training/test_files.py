@@ -176,6 +176,7 @@ def test_photographs_in_a_video_container(tmp_path):
         assert holds_video(tmp_path / "clip") is video
 
 
+@pytest.mark.process
 def test_numbered_pictures_and_the_way_to_videos(tmp_path, capsys):
     source = tmp_path / "set"
     for folder, prefix, ending, levels in (

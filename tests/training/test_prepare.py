@@ -61,6 +61,7 @@ def test_a_folder_with_bad_files(folder, capsys):
     assert not list(folder.glob("*.part"))
 
 
+@pytest.mark.process
 def test_names_in_another_encoding_and_broken_links(folder):
     (folder / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"")
     (folder / "annexed.mp4").symlink_to("nowhere")
@@ -278,6 +279,7 @@ def test_a_folder_without_a_usable_video_says_why(tmp_path, capsys):
     assert "all are damaged" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, runpy; sys.argv = ['prepare', '--help']\n"

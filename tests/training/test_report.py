@@ -321,6 +321,7 @@ def test_report_never_calls_a_tie_or_a_loss_better():
     ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["evaluate", "extract", "align", "retrieve", "report"])
 def test_help_loads_nothing_heavy(name):
     code = (

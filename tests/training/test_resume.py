@@ -19,6 +19,8 @@ from training.runs import checkpoint
 from training.runs.checkpoint import list_checkpoints, load_latest, save_checkpoint
 from training.runs.log import RunLog, read_log
 
+pytestmark = pytest.mark.process
+
 OPTIONS = ["tiny.yaml", "train.log_every=1", "train.checkpoint_every=3", "train.steps=20"]
 
 

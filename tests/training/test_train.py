@@ -211,6 +211,7 @@ def test_workers_give_the_same_run(recipe):
     assert same(weights("one"), weights("two"))
 
 
+@pytest.mark.process
 def test_help_does_not_wait_for_torch():
     code = (
         "import sys, training.train\n"

@@ -162,6 +162,7 @@ def test_videos_that_are_no_copies_are_not_touched(folder, tmp_path, capsys):
     assert (out / "a.mp4").read_bytes() == mine
 
 
+@pytest.mark.process
 def test_what_a_killed_process_left_is_removed(folder, tmp_path):
     out = tmp_path / "out"
     (out / "deep").mkdir(parents=True)
@@ -188,6 +189,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_it_within_a_frame(folder, tmp_path):
     for number in range(4):
         encode(folder / f"c{number}.mp4", 400)  # 20 seconds each

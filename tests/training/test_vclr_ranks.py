@@ -10,6 +10,8 @@ from runs import numbers, same, weights
 from vclr_cases import RECIPE, tuples
 from vclr_ranks import main, trainer_of
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

@@ -243,6 +243,7 @@ class Runs:
         return self.call, self.args
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("call", [os.system, os.mkdir, exec, eval, Path.touch, "subprocess"])
 def test_nothing_in_a_file_runs(call, old, tmp_path):

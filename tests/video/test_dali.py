@@ -207,6 +207,7 @@ def test_threads_end_and_memory_stays(folder):
     assert not [t for t in threading.enumerate() if t.name.startswith("fastseq-dali")]
 
 
+@pytest.mark.process
 def test_the_interpreter_exits_with_batches_under_way(folder):
     path = vp9(folder / "exit.webm", 40)
     code = (

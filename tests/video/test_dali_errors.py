@@ -156,6 +156,7 @@ def test_errors_of_the_source_come_through(tmp_path, engine):
         run(engine, ragged)
 
 
+@pytest.mark.process
 def test_what_is_missing_is_named(monkeypatch):
     code = (
         "import sys; sys.modules['nvidia.dali'] = None\n"

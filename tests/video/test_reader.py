@@ -344,6 +344,7 @@ def iter_and_fail(frames):
     raise KeyError("the source failed")
 
 
+@pytest.mark.process
 def test_importing_needs_no_pyav():
     code = (
         "import sys; sys.modules['av'] = None\n"

@@ -107,20 +107,20 @@ def lav_loss(
     ty = prepare_times(op, "ty", ty, num, frames_y, device)
     valid_x = prepare_valid(op, "_x", lengths_x, valid_x, num, frames_x, device)
     valid_y = prepare_valid(op, "_y", lengths_y, valid_y, num, frames_y, device)
-    x, tx, lengths_x = compact(x, tx, valid_x)
-    y, ty, lengths_y = compact(y, ty, valid_y)
-    pairs = nonempty_pairs(num, frames_x, frames_y, lengths_x, lengths_y, device)
+    x, tx, real_x = compact(x, tx, valid_x)
+    y, ty, real_y = compact(y, ty, valid_y)
+    pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, device)
     if pairs is not None:  # a pair with an empty side counts for nothing, its other side too
-        lengths_x = torch.where(pairs, frames_x if lengths_x is None else lengths_x, 0)
-        lengths_y = torch.where(pairs, frames_y if lengths_y is None else lengths_y, 0)
+        real_x = torch.where(pairs, frames_x if real_x is None else real_x, 0)
+        real_y = torch.where(pairs, frames_y if real_y is None else real_y, 0)
 
-    windows = (None, None)
+    windows: tuple[Tensor | None, Tensor | None] = (None, None)
     if form == "code":
         tx, window_x = _shares(op, "duration_x", duration_x, tx, opts.window, num, frames_x, device)
         ty, window_y = _shares(op, "duration_y", duration_y, ty, opts.window, num, frames_y, device)
         windows = window_x, window_y
     if name == "reference":
-        sides = x, y, tx, ty, lengths_x, lengths_y
+        sides = x, y, tx, ty, real_x, real_y
         with no_autocast(device.type):
             values = lav_reference(*sides, windows, opts)
     else:
@@ -132,19 +132,19 @@ def lav_loss(
             y,
             gamma=gamma,
             cost=cost,
-            lengths_x=lengths_x,
-            lengths_y=lengths_y,
+            lengths_x=real_x,
+            lengths_y=real_y,
             divergence=divergence,
             backend=name,
         )
-        for z, t, lengths, own in ((x, tx, lengths_x, windows[0]), (y, ty, lengths_y, windows[1])):
+        for z, t, lengths, own in ((x, tx, real_x, windows[0]), (y, ty, real_y, windows[1])):
             within = window if own is None else own
             idm = call_as(op, contrastive_idm, z, t, window=within, lengths=lengths, **options)
             values = values + alpha * idm
     if form == "code":
         sizes = [
             frames if lengths is None else lengths.clamp(0, frames)
-            for lengths, frames in ((lengths_x, frames_x), (lengths_y, frames_y))
+            for lengths, frames in ((real_x, frames_x), (real_y, frames_y))
         ]
         total = sizes[0] + sizes[1]
         values = 2 * values / (max(total, 1) if isinstance(total, int) else total.clamp(min=1))
@@ -158,12 +158,13 @@ def lav_loss(
 
 def _shares(op, name, duration, t, window, num, frames, device) -> tuple[Tensor, Tensor]:
     """Times and window as shares of each video, in float32 as in the released code."""
-    if duration is None:
+    durations = prepare_duration(op, name, duration, num, device)
+    if durations is None:
         raise ValueError(
             f"{op}: form='code' needs {name}, the length of each video in the unit of its times: "
             "a number or (N,)"
         )
-    duration = prepare_duration(op, name, duration, num, device).float()
+    durations = durations.float()
     if t is None:
         t = torch.arange(frames, device=device).expand(num, frames)
-    return t.float() / duration[:, None], window / duration
+    return t.float() / durations[:, None], window / durations

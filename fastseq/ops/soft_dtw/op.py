@@ -96,21 +96,19 @@ def soft_dtw(
     check_pair(op, "x", x, "y", y)
     opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost, divergence, reduction)
     unbatched = x.dim() == 2
-    x, y, lengths_x, lengths_y, _ = _embeddings(
+    x, y, real_x, real_y, _ = _embeddings(
         op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y)
     )
-    sizes = x.shape[0], x.shape[1], y.shape[1]
-    pairs = nonempty_pairs(*sizes, lengths_x, lengths_y, x.device)
+    num, frames_x, frames_y = x.shape[0], x.shape[1], y.shape[1]
+    pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, x.device)
     run = functools.partial(_values, op, opts, backend)
-    values = run(x, y, None, lengths_x, lengths_y)
+    values = run(x, y, None, real_x, real_y)
     if divergence:
         # A pair with an empty side counts for nothing, so neither does its other side with itself.
         if pairs is not None:
-            lengths_x, lengths_y = (
-                torch.where(pairs, t.shape[1] if lengths is None else lengths, 0)
-                for t, lengths in ((x, lengths_x), (y, lengths_y))
-            )
-        own = run(x, x, None, lengths_x, lengths_x) + run(y, y, None, lengths_y, lengths_y)
+            real_x = torch.where(pairs, frames_x if real_x is None else real_x, 0)
+            real_y = torch.where(pairs, frames_y if real_y is None else real_y, 0)
+        own = run(x, x, None, real_x, real_x) + run(y, y, None, real_y, real_y)
         values = values - own / 2
     return _reduce(values, pairs, reduction, unbatched)
 
@@ -159,13 +157,14 @@ def soft_dtw_from_cost(
     opts = SoftDTWOptions.checked(op, gamma, bandwidth, reduction=reduction)
     unbatched = cost.dim() == 2
     cost = full_precision(cost[None] if unbatched else cost)
-    orders, (lengths_x, lengths_y) = _lengths(
+    num, frames_x, frames_y = cost.shape
+    orders, (real_x, real_y) = _real_first(
         op, cost.shape, cost.device, (lengths_x, lengths_y), (valid_x, valid_y)
     )
     for dim, order in enumerate(orders, 1):
         cost = reorder(cost, order, dim)
-    values = _values(op, opts, backend, None, None, cost, lengths_x, lengths_y)
-    pairs = nonempty_pairs(*cost.shape, lengths_x, lengths_y, cost.device)
+    values = _values(op, opts, backend, None, None, cost, real_x, real_y)
+    pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, cost.device)
     return _reduce(values, pairs, reduction, unbatched)
 
 
@@ -210,15 +209,15 @@ def soft_dtw_alignment(
     check_pair(op, "x", x, "y", y)
     opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost)
     unbatched = x.dim() == 2
-    x, y, lengths_x, lengths_y, orders = _embeddings(
+    x, y, real_x, real_y, orders = _embeddings(
         op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y)
     )
     name = _resolve(op, backend, x.device.type)
     if name == "reference":
-        expected = _reference_alignment(x, y, lengths_x, lengths_y, opts)
+        expected = _reference_alignment(x, y, real_x, real_y, opts)
     else:
         refuse_transforms(op, name)
-        expected = autograd.alignment(x, y, lengths_x, lengths_y, name, opts)
+        expected = autograd.alignment(x, y, real_x, real_y, name, opts)
     for dim, order in enumerate(orders, 1):  # frames go back to where they were
         expected = reorder(expected, None if order is None else order.argsort(1), dim)
     return expected[0] if unbatched else expected
@@ -269,14 +268,14 @@ def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths, valid):
         x, y = x.to(wider), y.to(wider)
     x, y = full_precision(x), full_precision(y)
     sizes = x.shape[0], x.shape[1], y.shape[1]
-    orders, (lengths_x, lengths_y) = _lengths(op, sizes, x.device, lengths, valid)
+    orders, (real_x, real_y) = _real_first(op, sizes, x.device, lengths, valid)
     x, y = reorder(x, orders[0]), reorder(y, orders[1])
     if cost == "cosine":
-        x, y = cosine_frames(x, lengths_x, 0), cosine_frames(y, lengths_y, 1)
-    return x, y, lengths_x, lengths_y, orders
+        x, y = cosine_frames(x, real_x, 0), cosine_frames(y, real_y, 1)
+    return x, y, real_x, real_y, orders
 
 
-def _lengths(op: str, sizes: Sequence[int], device: torch.device, lengths, valid):
+def _real_first(op: str, sizes: Sequence[int], device: torch.device, lengths, valid):
     """Orders that put real frames first, and how many are real, of both sides."""
     num, *frames = sizes
     sides = zip(("_x", "_y"), lengths, valid, frames, strict=True)

@@ -134,7 +134,7 @@ def tcc_loss(
     )
     unbatched = x.dim() == 2
     if unbatched:
-        x, y = x[None], y[None]
+        x, y = x[None], None if y is None else y[None]
     if y is not None and x.dtype != y.dtype:
         wider = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(wider), y.to(wider)

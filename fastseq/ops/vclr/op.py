@@ -1,6 +1,7 @@
 """VCLR's losses beside queue_nce, and the sum of its four, in plain PyTorch."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -215,7 +216,7 @@ def vclr_loss(
     opts = VCLROptions.checked(op, weights, temperature, normalize, form)
     shared = {"temperature": opts.temperature, "normalize": normalize}
     queued = shared | {"backend": backend}
-    terms = (
+    terms: tuple[tuple[str, tuple | None, int, Callable[..., Tensor], dict[str, Any]], ...] = (
         ("inter", inter, 3, queue_nce, queued),
         ("intra", intra, 3, intra_nce, shared | {"form": form}),
         ("video", video, 3, queue_nce, queued),

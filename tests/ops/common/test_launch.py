@@ -158,6 +158,7 @@ def other_triton():
 VERSIONS = [pytest.param(None, id="installed"), other_triton()]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("triton", VERSIONS)
 def test_direct_launches_are_those_of_triton(triton, tmp_path):
     """The same kernels, grids, streams, machine code and arguments, forward and backward."""
@@ -165,6 +166,7 @@ def test_direct_launches_are_those_of_triton(triton, tmp_path):
     assert said.splitlines() == ["scl", "contrastive_idm", "tcc", "tcc fp32", "queue_nce"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("triton", VERSIONS)
 def test_each_kind_of_call_has_its_own_machine_code(triton):
     assert child(KINDS, triton).startswith("done")

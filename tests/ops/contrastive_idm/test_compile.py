@@ -7,6 +7,8 @@ import fastseq
 from fastseq.ops.contrastive_idm.op import FUSED
 from ops.contrastive_idm.cases import loss_and_grad
 
+pytestmark = pytest.mark.compile
+
 OPTIONS = ("torch", 3.0, 2.0, "contrastive", "paper", "sqeuclidean")
 
 

@@ -12,6 +12,8 @@ import sys
 import pytest
 from offline import ARCHS, PRECISIONS, Table, compile_all, fits, job
 
+pytestmark = [pytest.mark.compile, pytest.mark.process]
+
 MODULE = "fastseq.ops.contrastive_idm.triton_kernels"
 
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 CHILD = """
 import torch, fastseq
 torch.manual_seed(0)

@@ -210,6 +210,7 @@ def test_autocast_changes_nothing(backend):
         assert fastseq.lav_loss(x, y, **kw) == want
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("form", ["paper", "code"])
 def test_compiled_equals_eager(form):
     x, y = unit(2, 20, 8, dtype=torch.float32), unit(2, 18, 8, seed=1, dtype=torch.float32)

@@ -7,6 +7,8 @@ import fastseq
 from fastseq.ops.queue_nce.op import FUSED
 from ops.queue_nce.cases import inputs, loss_and_grads
 
+pytestmark = pytest.mark.compile
+
 OPTIONS = ("torch", 0.1, True)  # and the reduction
 
 

@@ -8,6 +8,8 @@ for the Triton version named in it:
 import pytest
 from offline import ARCHS, PRECISIONS, Table, job
 
+pytestmark = [pytest.mark.compile, pytest.mark.process]
+
 POINTERS = {
     "scan": ("p_max", "p_sum", "p_acc"),
     "loss": ("p_pos", "p_max", "p_sum", "p_acc", "p_loss", "p_lack", "p_mean"),

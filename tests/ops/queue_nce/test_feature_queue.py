@@ -149,6 +149,7 @@ os._exit(0)  # an ordinary exit beside gloo's threads aborts now and then
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_all_ranks_store_the_keys_of_all(tmp_path):
     children = [

@@ -7,6 +7,8 @@ import fastseq
 from fastseq.ops.scl.op import FUSED
 from ops.scl.cases import loss_and_grads
 
+pytestmark = pytest.mark.compile
+
 OPTIONS = ("torch", 10.0, 0.1, True, "kl", "cross")
 
 

@@ -10,6 +10,8 @@ import sys
 import pytest
 from offline import ARCHS, PRECISIONS, Table, compile_all, fits, job
 
+pytestmark = [pytest.mark.compile, pytest.mark.process]
+
 MODULE = "fastseq.ops.scl.triton_kernels"
 
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 CHILD = """
 import torch, fastseq
 z1, z2 = torch.randn(2, 1, {frames}, 128).unbind()

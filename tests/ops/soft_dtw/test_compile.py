@@ -8,6 +8,8 @@ from fastseq.ops.common.packing import pack, unpack
 from fastseq.ops.soft_dtw.autograd import FUSED, _alignment_op
 from ops.soft_dtw.cases import BACKENDS, backends, randn, value_and_grads
 
+pytestmark = pytest.mark.compile
+
 
 def _tensors(given):
     x, y = randn(2, 7, 4, seed=1).requires_grad_(), randn(2, 5, 4, seed=2).requires_grad_()

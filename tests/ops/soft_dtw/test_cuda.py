@@ -78,6 +78,7 @@ def simulated(library, monkeypatch):
     return module
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("debug", ["0", "1"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_public_function(simulated, monkeypatch, dtype, debug):
@@ -98,6 +99,7 @@ def test_public_function(simulated, monkeypatch, dtype, debug):
     assert simulated.debug == [debug == "1"] * 2
 
 
+@pytest.mark.process
 def test_from_cost_and_alignment(simulated):
     x, y = frames(2, 35, 3, seed=1), frames(2, 40, 3, seed=2)
     cost = (x[:, :, None] - y[:, None]).square().sum(-1).requires_grad_()
@@ -108,18 +110,21 @@ def test_from_cost_and_alignment(simulated):
     assert relative(fastseq.soft_dtw_alignment(x, y, gamma=0.4, backend="cuda"), want) <= 1e-11
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("bandwidth", [None, 1])
 def test_every_way_around_forbidden_pairs(simulated, bandwidth, dtype):
     forbidden.test_every_way_around_forbidden_pairs("cuda", bandwidth, dtype)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("gamma", [1e-3, 0.1, 100.0])
 @pytest.mark.parametrize("shape", [(70, 70), (130, 97), (64, 200)])
 def test_forbidden_pairs_beyond_one_tile(simulated, shape, gamma):
     forbidden.test_forbidden_pairs_beyond_one_tile("cuda", shape, gamma)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "case",
     [
@@ -133,6 +138,7 @@ def test_infinities(simulated, case):
     case("cuda")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("shape", [(0, 5, 6), (2, 0, 6), (2, 5, 0)])
 def test_nothing_to_launch(simulated, shape):
     batch, n, m = shape
@@ -164,6 +170,7 @@ def test_extension_knows_the_call():
     module.soft_dtw_backward(call, 0, 0, 0, 0, 0, 0)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_registers(tmp_path, arch):
@@ -192,6 +199,7 @@ def test_registers(tmp_path, arch):
         assert found == table[arch]
 
 
+@pytest.mark.process
 def test_shared_memory_fits_every_gpu(library):
     """99 KiB of a thread block is what the smallest of them has (8.6 and 8.9)."""
     loaded = ctypes.CDLL(str(library))

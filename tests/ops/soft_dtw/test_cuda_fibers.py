@@ -10,6 +10,8 @@ from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from ops.soft_dtw.host import FiberBackend, compile_library
 from ops.soft_dtw.test_cuda_host import frames, relative, run, truth
 
+pytestmark = pytest.mark.process
+
 F32, F64 = torch.float32, torch.float64
 
 

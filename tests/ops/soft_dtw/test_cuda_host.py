@@ -15,6 +15,8 @@ from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
 from fastseq.ops.soft_dtw.reference import soft_dtw_reference
 from ops.soft_dtw.host import HostBackend, compile_library
 
+pytestmark = pytest.mark.process
+
 ORACLE = Path(
     os.environ.get("FASTSEQ_ORACLE", Path(__file__).parents[4] / "shared/oracle")
 ).joinpath("soft_dtw")

@@ -77,6 +77,7 @@ def simulated(library, monkeypatch):
     return kernels
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("debug", ["0", "1"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_public_function(simulated, monkeypatch, dtype, debug):
@@ -99,6 +100,7 @@ def test_public_function(simulated, monkeypatch, dtype, debug):
         assert kernel.blocks == (blocks if used else [])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_given_costs(simulated, dtype):
     cost = frames(2, 35, 40, seed=1, dtype=dtype).square()
@@ -115,6 +117,7 @@ def test_given_costs(simulated, dtype):
         assert kernel.blocks == ([4] if used else [])
 
 
+@pytest.mark.process
 def test_sizes_are_those_of_the_kernels(library):
     for kind, shared in runtime.SHARED.items():
         for is_double, suffix in enumerate(("f32", "f64")):
@@ -126,6 +129,7 @@ def test_sizes_are_those_of_the_kernels(library):
                 assert size == library[f"shared_bytes_{kind}_{suffix}"](backward)
 
 
+@pytest.mark.process
 def test_too_many_blocks(simulated):
     call = runtime.SoftDTWCall(device=-1, is_double=False, batch=2**24, rows=4096, debug=False)
     for name in ("x", "y", "cost", "lengths_x", "lengths_y", "columns", "channels", "band"):
@@ -146,6 +150,7 @@ def test_extension_comes_first(monkeypatch, built, stands):
         cuda._build.cache_clear()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_device_code_includes_nothing_of_a_toolkit():
     """With the macro that NVRTC sets, the preprocessor finds all includes in csrc/soft_dtw."""

@@ -192,6 +192,7 @@ def test_only_pairs_with_infinities_leave_the_waves(backend):
     assert not torch.equal(got[1][2], want[1][2])
 
 
+@pytest.mark.compile
 @backends(BACKENDS)
 def test_compiled_equals_eager(backend):
     cost = randn(3, 20, 30, seed=6)

@@ -94,6 +94,7 @@ def test_calls_from_several_threads_at_once(threads):
         assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_can_call():
     code = """
@@ -111,6 +112,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=300)
 
 
+@pytest.mark.process
 def test_memory_of_long_sequences():
     """Forward and backward at (1, 8192, 128) peak under 60 MB above inputs and gradients."""
     code = """

@@ -7,6 +7,8 @@ import fastseq
 from fastseq.ops.tcc.op import FUSED
 from ops.tcc.cases import loss_and_grads, randn
 
+pytestmark = pytest.mark.compile
+
 OPTIONS = ("torch", "regression_mse_var", "l2", 0.1, 0.001, 0.1, 0.1, True)
 
 

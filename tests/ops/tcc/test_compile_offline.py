@@ -10,6 +10,8 @@ import sys
 import pytest
 from offline import ARCHS, PRECISIONS, Table, compile_all, fits, job
 
+pytestmark = [pytest.mark.compile, pytest.mark.process]
+
 PACKED = ("p_z", "p_bias", "p_t", "p_len", "p_seq")
 # Pointers, integers and floats of a kernel, in any order.
 ARGUMENTS = {

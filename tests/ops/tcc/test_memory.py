@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 CHILD = """
 import torch, fastseq
 x, y = torch.randn(2, 1, {frames}, 128).unbind()

@@ -80,6 +80,7 @@ def test_one_pair_has_no_negatives():
     assert fastseq.tcn_loss(a, p, reg_lambda=0.0) == 0
 
 
+@pytest.mark.compile
 def test_compiled_equals_eager():
     a, p = randn(2, 6, 8, dtype=torch.float32), randn(2, 6, 8, dtype=torch.float32, seed=1)
     torch._dynamo.reset()

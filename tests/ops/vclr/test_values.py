@@ -273,6 +273,7 @@ def test_wrong_parts(options, text):
         fastseq.vclr_loss(**options)
 
 
+@pytest.mark.compile
 def test_compiled_equals_eager():
     given = parts()
     q = given["inter"][0].clone()
