@@ -99,9 +99,9 @@ def scl_stats_kernel(
     b_n = tl.zeros([BM], tl.float32)
     b_p = tl.zeros([BM], tl.float32)
     b_d0 = tl.full([BM], 0.0, tl.float32) + reach  # nearest frame of the other view
-    for FAR in tl.static_range(2):
-        for k in range(0, tiles - near if FAR else near):
-            j = tile_index(k, first, near, FAR)
+    for OUTSIDE in tl.static_range(2):
+        for k in range(0, tiles - near if OUTSIDE else near):
+            j = tile_index(k, first, near, OUTSIDE)
             o_n = j * BN + tl.arange(0, BN)
             m_n = valid(p_vc, o_n, n_c, MASK)
             b_s, b_fc, _ = products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM, PREC)
@@ -118,7 +118,7 @@ def scl_stats_kernel(
                 b_shift = tl.where(m_n, -scale, float("-inf"))
                 b_r += tl.sum(tl.exp2(b_x + b_shift[None, :]), 1)
 
-            if not FAR:
+            if not OUTSIDE:
                 if p_t1 is None:
                     b_tc = (o_n - i_b * BM).to(tl.float32)
                 else:
@@ -203,7 +203,7 @@ def reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION: tl.constexpr):
             tl.store(p_c2, tl.load(p_c2, mask=m_v) * share, mask=m_v)
 
 
-@triton.jit(do_not_specialize=["N", "T1", "T2", "st1", "st2", "sg", "first", "directions"])
+@triton.jit(do_not_specialize=["N", "T1", "T2", "st1", "st2", "sg", "first_direction", "directions"])
 def scl_grad_kernel(
     p_z1,
     p_z2,
@@ -222,7 +222,7 @@ def scl_grad_kernel(
     st1,
     st2,
     sg,
-    first,  # 0, or 1 when view 1 needs no gradient
+    first_direction,  # 0, or 1 when view 1 needs no gradient
     directions,
     scale,
     gauss,
@@ -246,7 +246,7 @@ def scl_grad_kernel(
     chunk = tl.program_id(0) % CHUNKS * BD
     pid = tl.program_id(0) // CHUNKS
     i_b = pid % blocks
-    i_d = first + pid // blocks % directions
+    i_d = first_direction + pid // blocks % directions
     i_n = (pid // blocks // directions).to(tl.int64)
     T_a, p_a, p_c, n_a, n_c, p_va, p_vc = sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK)
     o_m = i_b * BM + tl.arange(0, BM)
@@ -289,9 +289,9 @@ def scl_grad_kernel(
 
     b_acc = tl.zeros([BM, BD], tl.float32)
     b_proj = tl.zeros([BM], tl.float32)
-    for FAR in tl.static_range(2):
-        for k in range(0, tiles - near if FAR else near):
-            j = tile_index(k, first, near, FAR)
+    for OUTSIDE in tl.static_range(2):
+        for k in range(0, tiles - near if OUTSIDE else near):
+            j = tile_index(k, first, near, OUTSIDE)
             o_n = j * BN + tl.arange(0, BN)
             m_n = valid(p_vc, o_n, n_c, MASK)
             b_rc = tl.load(p_sc + o_n, mask=m_n, other=0.0) * w_c
@@ -314,7 +314,7 @@ def scl_grad_kernel(
             else:
                 b_g = tl.exp2(b_x - scale) * (b_ra[:, None] + b_rc[None, :])
 
-            if not FAR:
+            if not OUTSIDE:
                 if p_t1 is None:
                     b_tc = (o_n - i_b * BM).to(tl.float32)
                 else:

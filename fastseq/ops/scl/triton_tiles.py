@@ -138,10 +138,10 @@ def near_indices(row, tiles, reach, BM: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def tile_index(k, first, near, FAR: tl.constexpr):
+def tile_index(k, first, near, OUTSIDE: tl.constexpr):
     """The k-th tile within reach, or the k-th of all others."""
     j = first + k
-    if FAR:
+    if OUTSIDE:
         j = k + tl.where(k >= first, near, 0)
     return j
 

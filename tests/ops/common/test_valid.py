@@ -130,7 +130,7 @@ def test_tcc_takes_no_mask_of_a_y_that_is_not_there():
         fastseq.tcc_loss(randn(N, T, 4), valid_y=masks()[1])
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.compile
 def test_compiled_in_one_graph():
     x, y, (valid_x, valid_y) = randn(N, T, 4), randn(N, S, 4, seed=1), masks()
 
