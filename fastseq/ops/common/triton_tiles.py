@@ -1,8 +1,8 @@
 """What the Triton kernels of several ops do with a tile.
 
-Names of all kernels begin with what they hold: ``p_`` a pointer, ``b_`` the values of a block (rows,
-columns or a tile), ``o_`` offsets or frame numbers, ``m_`` a mask, ``i_`` the number of a program's
-sequence, direction or block. Names in capitals are constants that a kernel is compiled for.
+Names in kernels begin with what they hold: ``p_`` a pointer, ``b_`` the values of a block (rows,
+columns or a tile), ``o_`` offsets or frame numbers, ``m_`` a mask, ``i_`` which sequence, direction
+or block a program works on. Names in capitals are constants that a kernel is compiled for.
 """
 
 import os

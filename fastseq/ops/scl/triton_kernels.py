@@ -203,7 +203,9 @@ def reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION: tl.constexpr):
             tl.store(p_c2, tl.load(p_c2, mask=m_v) * share, mask=m_v)
 
 
-@triton.jit(do_not_specialize=["N", "T1", "T2", "st1", "st2", "sg", "first_direction", "directions"])
+@triton.jit(
+    do_not_specialize=["N", "T1", "T2", "st1", "st2", "sg", "first_direction", "directions"]
+)
 def scl_grad_kernel(
     p_z1,
     p_z2,
