@@ -12,23 +12,25 @@ DEV :=
 DALI :=
 BENCH :=
 PARALLEL :=
+SPREAD :=
 else
 RUN := $(VENV)/bin/python
 DEV := $(VENV)/.dev
 DALI := $(VENV)/.dali
 BENCH := $(VENV)/.bench
 PARALLEL := -n 2 --dist loadfile
+SPREAD := -n 2 --dist worksteal
 # Two processes of one thread each: what needs more threads sets them itself.
-test: export OMP_NUM_THREADS ?= 1
+test quick: export OMP_NUM_THREADS ?= 1
 endif
 
 # Threads that wait for others sleep soon instead of keeping the cores: see training/__init__.py.
 ifeq ($(GOMP_SPINCOUNT)$(OMP_WAIT_POLICY),)
-test: export GOMP_SPINCOUNT := 1000
+test quick: export GOMP_SPINCOUNT := 1000
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint gpu bench clean
+.PHONY: help demo test quick lint gpu bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -38,6 +40,11 @@ demo: $(DEV)  ## render videos, train CARL on them, evaluate, write the report; 
 
 test: $(DEV) $(DALI)  ## every test that this machine can run
 	$(RUN) -m pytest $(PARALLEL)
+
+# What compiles, interprets kernels or starts processes has a marker: tests/test_layers.py.
+quick: $(DEV)  ## values and errors of the ops on small shapes, under a minute: at each save
+	$(RUN) -m pytest $(SPREAD) -q tests/ops tests/test_compat_*.py \
+		-m "not (interpreter or compile or process or sweep or slow or gpu)"
 
 lint: $(DEV)  ## ruff; mypy on what users import
 	$(RUN) -m ruff check .

@@ -15,6 +15,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import interpreted
 import pytest
 import tolerance
 
@@ -79,6 +80,8 @@ def skip_without_interpreter(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.fail("--require-gpu was given and PyTorch sees no CUDA device", pytrace=False)
+    if item.get_closest_marker("interpreter") and not torch.cuda.is_available():
+        interpreted.patch_once_per_launch()
 
 
 @pytest.fixture(autouse=True)

@@ -40,17 +40,15 @@ class Table:
     def __init__(self, file: str, make: Callable[..., dict], name: Callable[..., str]):
         self.path, self.make, self.name = DATA / file, make, name
 
-    def measure(self, cases: list[tuple], cache: Path) -> dict[str, dict]:
+    def measure(self, cases: list[tuple]) -> dict[str, dict]:
         jobs = [self.make(*case[:4], **case[4]) for case in cases]
-        return {self.name(*c): r for c, r in zip(cases, compile_all(jobs, cache), strict=True)}
+        return {self.name(*c): r for c, r in zip(cases, compile_all(jobs), strict=True)}
 
-    def check(
-        self, cases: list[tuple], cache: Path, multiplies: Callable[..., bool] = lambda *_: True
-    ) -> None:
+    def check(self, cases: list[tuple], multiplies: Callable[..., bool] = lambda *_: True) -> None:
         """Nothing spills, tensor cores work where the case ``multiplies``, nothing has changed."""
         import triton
 
-        table, results = json.loads(self.path.read_text()), self.measure(cases, cache)
+        table, results = json.loads(self.path.read_text()), self.measure(cases)
         for case in cases:
             key = self.name(*case)
             got = results[key]
@@ -69,8 +67,7 @@ class Table:
 
         unique = {self.name(*c): c for c in cases}
         some = [c for key, c in unique.items() if set(words) <= set(key.split())]
-        with tempfile.TemporaryDirectory() as cache:
-            kernels = self.measure(some, Path(cache))
+        kernels = self.measure(some)
         if len(some) < len(unique):
             table = json.loads(self.path.read_text())
             if table["triton"] != triton.__version__:
@@ -103,10 +100,13 @@ def job(module: str, kernel: str, args: dict, constants: dict, arch: int, **opti
     }
 
 
-def compile_all(jobs: list[dict], cache: Path) -> list[dict]:
-    """Resources of each job: registers, stack, spills, shared, mma; or error."""
+def compile_all(jobs: list[dict]) -> list[dict]:
+    """Resources of each job: registers, stack, spills, shared, mma; or error.
+
+    What has been compiled before comes from Triton's cache, keyed by sources, options and versions.
+    """
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     child = subprocess.run(
         [sys.executable, __file__],
         input=json.dumps(jobs),

@@ -102,14 +102,14 @@ def needs(modules: dict[str, Module], module: str, test: str) -> set[str]:
             elif word in one.words or word in one.imported:
                 left.append((module, word))
             else:  # a fixture?
-                left += [(c, word) for c in conftests(module) if word in modules[c].words]
+                left += [(c, word) for c in conftests(modules, module) if word in modules[c].words]
     return found
 
 
-def conftests(module: str) -> list[str]:
+def conftests(modules: dict[str, Module], module: str) -> list[str]:
     folders = module.split(".")[:-1]
     above = (".".join([*folders[:n], "conftest"]) for n in range(len(folders) + 1))
-    return [name for name in above if (TESTS / f"{name.replace('.', '/')}.py").exists()]
+    return [name for name in above if name in modules]
 
 
 def unmarked(modules: dict[str, Module]) -> list[str]:

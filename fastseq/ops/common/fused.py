@@ -30,7 +30,7 @@ class Backend(Protocol):
     """
 
     def forward(self, *inputs_opts_needs: Any) -> Tensors:
-        """``forward(*inputs, opts, needs)``: the value, then what ``backward`` needs beside them."""
+        """``forward(*inputs, opts, needs)``: the value, then what ``backward`` needs besides."""
 
     def backward(
         self, grad: Tensor, *inputs_and_kept: Tensor | None, opts: Any, needs: Sequence[bool]

@@ -124,6 +124,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("op", OPS)
 def test_other_ways_to_differentiate_work_or_are_one_sentence(op, transform):

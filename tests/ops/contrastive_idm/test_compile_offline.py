@@ -112,23 +112,23 @@ def multiplies(kernel, precision, d, arch, kinds):
     return kernel == "grad" or not kinds.get("direct")
 
 
-def test_core(tmp_path):
+def test_core():
     """What most calls run: D = 128, every precision on sm_90, bf16 on the others."""
-    TABLE.check(core_cases(), tmp_path, multiplies)
+    TABLE.check(core_cases(), multiplies)
 
 
-def test_reductions(tmp_path):
+def test_reductions():
     kinds = [(reduction, own) for reduction in ("none", "sum") for own in (False, True)]
     jobs = [cidm_job("loss", "bf16", 128, 90, reduction=r, own=own) for r, own in kinds]
-    for kind, got in zip(kinds, compile_all(jobs, tmp_path), strict=True):
+    for kind, got in zip(kinds, compile_all(jobs), strict=True):
         fits(kind, got)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_everything(tmp_path):
+def test_everything():
     """Every precision, channel bucket, kind and architecture. Many minutes on one core."""
-    TABLE.check(all_cases(), tmp_path, multiplies)
+    TABLE.check(all_cases(), multiplies)
 
 
 if __name__ == "__main__":

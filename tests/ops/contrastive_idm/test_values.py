@@ -182,6 +182,7 @@ def test_blockwise_equals_reference_in_float64(kind, weights, distance, times):
             assert relative(got, want) < 1e-12
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("frames", [0, 1, 2, 63, 64, 65, 97, 300])
 @pytest.mark.parametrize("elements", [1 << 6, 1 << 12, 1 << 20])
 def test_blockwise_over_lengths_and_block_sizes(frames, elements, monkeypatch):
@@ -196,6 +197,7 @@ def test_blockwise_over_lengths_and_block_sizes(frames, elements, monkeypatch):
             assert relative(got, want) < 1e-12
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("frames", "backend"), [(480, "reference"), (480, "torch"), (4096, "torch")]
 )
@@ -243,6 +245,7 @@ def test_float32_of_embeddings_far_from_the_origin(distance):
     as_accurate_as(got, plain, want)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("margin", [0.5, 2.0])
 def test_float32_is_at_most_twice_as_far_off_as_plain_torch(distance, margin):

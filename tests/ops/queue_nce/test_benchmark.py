@@ -28,6 +28,7 @@ def test_peers_compute_the_loss(peer):
     assert gate.relative(grad, want[1]) < 1e-5
 
 
+@pytest.mark.process
 def test_a_case_is_measured(tmp_path):
     names = ["fastseq torch", "released", "shared lse"]
     rows, wrong = run.run_case("queue_nce", CASE, tmp_path, budget_s=0.1, names=names, memory=False)

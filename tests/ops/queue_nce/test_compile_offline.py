@@ -83,16 +83,16 @@ def multiplies(kernel, *_):
     return kernel == "scan"
 
 
-def test_core(tmp_path):
+def test_core():
     """What most calls run: D = 128, every precision on sm_90, bf16 on the others."""
-    TABLE.check(core_cases(), tmp_path, multiplies)
+    TABLE.check(core_cases(), multiplies)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_everything(tmp_path):
+def test_everything():
     """Every precision, channel bucket, kind and architecture. Many minutes on one core."""
-    TABLE.check(all_cases(), tmp_path, multiplies)
+    TABLE.check(all_cases(), multiplies)
 
 
 if __name__ == "__main__":

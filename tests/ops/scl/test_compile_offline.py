@@ -93,25 +93,25 @@ def name(kernel, precision, d, arch, kinds):
 TABLE = Table("scl_resources.json", scl_job, name)
 
 
-def test_core(tmp_path):
+def test_core():
     """What most calls run: D = 128, every precision on sm_90, bf16 on the others."""
-    TABLE.check(core_cases(), tmp_path)
+    TABLE.check(core_cases())
 
 
-def test_reductions(tmp_path):
+def test_reductions():
     """Adding up takes no register from the loops: what is tightest, and what most calls are."""
     kinds = [(r, {}) for r in ("none", "mean", "sum")]
     kinds += [(r, {"time": "i64", "valid": None}) for r in ("mean", "paper")]
     jobs = [scl_job("stats", "bf16", 128, 90, reduction=r, **more) for r, more in kinds]
-    for kind, got in zip(kinds, compile_all(jobs, tmp_path), strict=True):
+    for kind, got in zip(kinds, compile_all(jobs), strict=True):
         fits(str(kind), got)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_everything(tmp_path):
+def test_everything():
     """Every precision, channel bucket, mode and architecture. About half an hour on one core."""
-    TABLE.check(all_cases(), tmp_path)
+    TABLE.check(all_cases())
 
 
 if __name__ == "__main__":

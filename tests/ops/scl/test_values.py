@@ -111,6 +111,7 @@ def test_blockwise_equals_reference_in_float64(negatives, reduction, objective, 
                 assert relative(got, want) < 1e-12
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("frames1", "frames2"),
     [(1, 1), (2, 63), (64, 65), (97, 480), (600, 600), (0, 3), (3, 0), (0, 0)],

@@ -1,5 +1,6 @@
 """Independent soft-DTW in float64 loops, and what every backend's tests share."""
 
+import functools
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ BACKENDS = ("numba", "torch")
 EVERY = ("reference", *BACKENDS)
 
 
+@functools.cache
 def all_paths(n, m):
     """Every monotone path from the first to the last cell, as lists of (i, j)."""
     if n == m == 1:

@@ -57,7 +57,7 @@ def test_wrong_input_says_what_came_and_what_was_expected(change, error, text):
     [
         ([[1.0]], TypeError, "cost must be a torch.Tensor, got list"),
         (torch.zeros(2, 2, dtype=torch.int32), TypeError, "got torch.int32"),
-        (torch.zeros(3), ValueError, r"\(B, N, M\), or \(N, M\).*got \(3,\)"),
+        (torch.zeros(3), ValueError, r"\(N, T, S\), or \(T, S\).*got \(3,\)"),
     ],
 )
 def test_wrong_costs(cost, error, text):

@@ -18,7 +18,7 @@ from fastseq.ops.common import extension
 from fastseq.ops.soft_dtw import cuda, op
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from ops.soft_dtw import test_forbidden as forbidden
-from ops.soft_dtw.host import FiberBackend, compile_library
+from ops.soft_dtw.host import FiberBackend
 from ops.soft_dtw.test_cuda_host import frames, relative, truth
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,17 +59,9 @@ class _At:
         return self.address or None
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    folder = tmp_path_factory.mktemp("soft_dtw")
-    return compile_library("g++", folder, "fibers")
-
-
 @pytest.fixture
-def simulated(library, monkeypatch):
-    module = Extension(library)
+def simulated(fibers, monkeypatch):
+    module = Extension(fibers)
     monkeypatch.setattr(cuda, "_build", lambda: module)
     stream = SimpleNamespace(cuda_stream=1234)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
@@ -200,9 +192,9 @@ def test_registers(tmp_path, arch):
 
 
 @pytest.mark.process
-def test_shared_memory_fits_every_gpu(library):
+def test_shared_memory_fits_every_gpu(fibers):
     """99 KiB of a thread block is what the smallest of them has (8.6 and 8.9)."""
-    loaded = ctypes.CDLL(str(library))
+    loaded = ctypes.CDLL(str(fibers))
     kinds = itertools.product(("Embeddings", "Costs"), ("f32", "f64"), (0, 1))
     sizes = {kind: loaded[f"shared_bytes_{kind[0]}_{kind[1]}"](kind[2]) for kind in kinds}
     assert max(sizes.values()) <= 99 * 1024, sizes

@@ -1,26 +1,16 @@
 """The CUDA kernels of Soft-DTW themselves, with their warps, barriers and flags, on the CPU: every
 thread a fiber, in orders drawn from seeds. Missing fences alone do not show this way."""
 
-import shutil
-
 import pytest
 import torch
 
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
-from ops.soft_dtw.host import FiberBackend, compile_library
+from ops.soft_dtw.host import FiberBackend
 from ops.soft_dtw.test_cuda_host import frames, relative, run, truth
 
 pytestmark = pytest.mark.process
 
 F32, F64 = torch.float32, torch.float64
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    return compile_library(compiler, tmp_path_factory.mktemp("soft_dtw"), "fibers")
 
 
 def same(got, want):
@@ -29,18 +19,18 @@ def same(got, want):
 
 @pytest.mark.parametrize("bandwidth", [None, 0, 31, 33])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 70), (70, 1), (33, 64), (64, 33), (100, 130)])
-def test_against_the_definition(library, shape, bandwidth):
+def test_against_the_definition(fibers, shape, bandwidth):
     n, m = shape
     x, y = frames(2, n, 35, seed=n), frames(2, m, 35, seed=m + 1)
     opts, grad = SoftDTWOptions(0.7, bandwidth), torch.tensor([-2.0, 0.5])
-    got = run(FiberBackend(library), x, y, opts, grad=grad)
+    got = run(FiberBackend(fibers), x, y, opts, grad=grad)
     for a, b in zip(got, truth(x, y, opts, grad=grad), strict=True):
         assert relative(a, b) <= 1e-11
 
 
 @pytest.mark.parametrize("given", ["embeddings", "cost"])
 @pytest.mark.parametrize("bandwidth", [None, 20])
-def test_any_order_gives_the_same_bits(library, bandwidth, given):
+def test_any_order_gives_the_same_bits(fibers, bandwidth, given):
     """Whatever the order of threads, the number of thread blocks at a time and the mode; with
     padding of NaN, which never matters, and gradients that are 0 there."""
     lengths_x, lengths_y = torch.tensor([100, 0, 33, 64, -1]), torch.tensor([70, 5, 64, 200, 3])
@@ -57,7 +47,7 @@ def test_any_order_gives_the_same_bits(library, bandwidth, given):
     opts = SoftDTWOptions(0.3, bandwidth)
 
     def result(*schedule):
-        return run(FiberBackend(library, *schedule), *nan, opts, lengths_x, lengths_y)
+        return run(FiberBackend(fibers, *schedule), *nan, opts, lengths_x, lengths_y)
 
     first = result(4, 0)
     for a, b in zip(first, truth(*clean, opts, end_x, end_y), strict=True):
@@ -67,14 +57,14 @@ def test_any_order_gives_the_same_bits(library, bandwidth, given):
     assert all(same(result(*how), first) for how in ((1, 1), (3, 2), (100, 3), (2, 4, True)))
     if given == "embeddings":
         x, y = (z[2:3, :e].contiguous() for z, e in zip(clean, (33, 64), strict=True))
-        value, dx, dy = run(FiberBackend(library), x, y, opts)
+        value, dx, dy = run(FiberBackend(fibers), x, y, opts)
         assert same((value[0], dx[0], dy[0]), (first[0][2], first[1][2, :33], first[2][2, :64]))
 
 
 @pytest.mark.parametrize("need", [(True, False), (False, True)])
-def test_only_what_is_asked_for(library, need):
+def test_only_what_is_asked_for(fibers, need):
     x, y = frames(1, 70, 5, seed=1), frames(1, 40, 5, seed=2)
-    opts, backend = SoftDTWOptions(0.5, None), FiberBackend(library)
+    opts, backend = SoftDTWOptions(0.5, None), FiberBackend(fibers)
     _, *saved = backend.forward(x, y, None, None, None, opts, needs=[True] * 3)
     one = torch.ones(1, dtype=F64)
     both = backend.backward(one, x, y, None, None, None, *saved, opts=opts)
@@ -83,9 +73,9 @@ def test_only_what_is_asked_for(library, need):
         assert torch.equal(grad, want) if asked else grad is None
 
 
-def test_forward_alone(library):
+def test_forward_alone(fibers):
     x, y = frames(2, 70, 5, seed=1), frames(2, 40, 5, seed=2)
-    opts, backend = SoftDTWOptions(0.5, None), FiberBackend(library)
+    opts, backend = SoftDTWOptions(0.5, None), FiberBackend(fibers)
     value, *saved = backend.forward(x, y, None, None, None, opts, needs=[False] * 3)
     assert saved == []
     assert torch.equal(value, backend.forward(x, y, None, None, None, opts, needs=[True] * 3)[0])

@@ -1,5 +1,7 @@
 """Infinite costs: pairs that no path may use."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,16 @@ def _check(cost, got, wanted, tolerance):
     assert not gradient[torch.as_tensor(expected) == 0].any()  # what lies on no path either
 
 
+@functools.cache  # one truth for all backends
+def _masked(seed, bandwidth, dtype):
+    shape = [(5, 6), (6, 4), (1, 5), (5, 1), (5, 5)][seed % 5]
+    cost = randn(*shape, seed=seed).abs().to(dtype)
+    share = [0.1, 0.2, 0.3, 0.45][seed // 10]
+    cost[torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share] = INF
+    return cost, over_allowed_paths(cost, 0.2, bandwidth)
+
+
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("bandwidth", [None, 1])
 @backends()
@@ -80,11 +92,7 @@ def test_every_way_around_forbidden_pairs(backend, bandwidth, dtype):
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     blocked = 0
     for seed in range(40):
-        shape = [(5, 6), (6, 4), (1, 5), (5, 1), (5, 5)][seed % 5]
-        cost = randn(*shape, seed=seed).abs().to(dtype)
-        share = [0.1, 0.2, 0.3, 0.45][seed // 10]
-        cost[torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share] = INF
-        wanted = over_allowed_paths(cost, 0.2, bandwidth)
+        cost, wanted = _masked(seed, bandwidth, dtype)
         got = value_and_alignment(cost, gamma=0.2, bandwidth=bandwidth, backend=backend)
         assert got[1].dtype == dtype
         # In bfloat16 the gradient is rounded as it is handed over.
@@ -96,18 +104,25 @@ def test_every_way_around_forbidden_pairs(backend, bandwidth, dtype):
     assert 5 < blocked < 35
 
 
-@pytest.mark.parametrize("gamma", [1e-3, 0.1, 100.0])
-@pytest.mark.parametrize("shape", [(70, 70), (130, 97), (64, 200)])
-@backends()
-def test_forbidden_pairs_beyond_one_tile(backend, shape, gamma):
-    """A wall with two gates and a hole, across the strips and blocks of every backend."""
+@functools.cache
+def _walled(shape, gamma):
     n, m = shape
     cost = randn(n, m, seed=1).square()
     cost[n // 2, : 3 * m // 4] = INF
     cost[n // 2, m // 5] = 0.5
     cost[n // 8 : n // 3, m // 8 : m // 2] = INF
+    return cost, by_cells(cost, gamma)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("gamma", [1e-3, 0.1, 100.0])
+@pytest.mark.parametrize("shape", [(70, 70), (130, 97), (64, 200)])
+@backends()
+def test_forbidden_pairs_beyond_one_tile(backend, shape, gamma):
+    """A wall with two gates and a hole, across the strips and blocks of every backend."""
+    cost, wanted = _walled(shape, gamma)
     got = value_and_alignment(cost, gamma=gamma, backend=backend)
-    _check(cost, got, by_cells(cost, gamma), 1e-6)
+    _check(cost, got, wanted, 1e-6)
     assert got[1].sum() > 0
 
 

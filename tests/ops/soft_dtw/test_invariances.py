@@ -17,6 +17,8 @@ from ops.soft_dtw.cases import (
     value_and_grads,
 )
 
+pytestmark = pytest.mark.sweep
+
 LENGTHS = {"lengths_x": [70, 33, 1, 0, 40], "lengths_y": [41, 66, 66, 5, 0]}
 
 

@@ -67,7 +67,7 @@ def test_half_precision_and_gradients_are_taken_as_numbers():
     [
         ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)), ValueError, "one pair at a time"),
         ((torch.zeros(3, 4), torch.zeros(3, 5)), ValueError, "agree in N and D"),
-        ((torch.zeros(0, 4), torch.zeros(3, 4)), ValueError, "N and M at least 1"),
+        ((torch.zeros(0, 4), torch.zeros(3, 4)), ValueError, "T and S at least 1"),
         ((torch.full((2, 1), torch.nan), torch.zeros(2, 1)), ValueError, "NaN or infinity"),
         (([[1.0]], torch.zeros(2, 1)), TypeError, "must be a torch.Tensor"),
     ],
@@ -85,5 +85,5 @@ def test_wrong_options_and_costs():
         fastseq.dtw_path(x, x, cost="l1")
     with pytest.raises(TypeError, match="a tensor or an array, got list"):
         dtw_path_from_cost([[1.0]])
-    with pytest.raises(ValueError, match="N and M at least 1"):
+    with pytest.raises(ValueError, match="T and S at least 1"):
         dtw_path_from_cost(np.zeros(4))

@@ -124,21 +124,21 @@ def name(kernel, precision, d, arch, kinds):
 TABLE = Table("tcc_resources.json", tcc_job, name)
 
 
-def test_core(tmp_path):
+def test_core():
     """What most calls run: D = 128, every precision on sm_90, bf16 on sm_80."""
-    TABLE.check(core_cases(), tmp_path)
+    TABLE.check(core_cases())
 
 
-def test_around_the_cycles(tmp_path):
-    for got in compile_all(list(pack_jobs(90)), tmp_path):
+def test_around_the_cycles():
+    for got in compile_all(list(pack_jobs(90))):
         fits("", got)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_everything(tmp_path):
+def test_everything():
     """Every precision, channel bucket, loss type and architecture. Many minutes on one core."""
-    TABLE.check(all_cases(), tmp_path)
+    TABLE.check(all_cases())
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ def test_blockwise_equals_reference_in_float64(loss_type, similarity):
                 assert relative(a, b) < 1e-11
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("frames1", "frames2"),
     [(1, 1), (1, 5), (2, 63), (64, 65), (97, 200), (300, 130), (0, 3), (3, 0), (0, 0)],
