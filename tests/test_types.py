@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("mypy", reason="mypy is not installed: pip install mypy")
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[1]
 RIGHT = """\

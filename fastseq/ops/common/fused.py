@@ -25,8 +25,7 @@ Tensors = Sequence[Tensor | None]
 class Backend(Protocol):
     """``fastseq/ops/<op>/<backend>.py``: tensors in, tensors out, nothing is validated.
 
-    ``needs`` says of each differentiable input whether its gradient is wanted. Those inputs are
-    contiguous, and autocast is off.
+    ``needs`` says of each differentiable input whether its gradient is wanted. Autocast is off.
     """
 
     def forward(self, *inputs_opts_needs: Any) -> Tensors:
@@ -54,6 +53,8 @@ class FusedLoss:
             None for one that is not kept in such a call. All have the accumulator's dtype.
         forward_only: how many inputs, the last ones, ``backward`` does without: they may change as
             soon as the forward has returned.
+        contiguous: backends get contiguous inputs of those that can have a gradient; False: their
+            kernels take any strides.
         stem: of the operators' names, "fastseq::<stem>_forward"; default: the package's.
     """
 
@@ -69,12 +70,14 @@ class FusedLoss:
         kept: int | None = None,
         shapes: Callable[..., Sequence[Sequence[int] | None]] | None = None,
         forward_only: int = 0,
+        contiguous: bool = True,
         stem: str | None = None,
     ) -> None:
         self.op, self.package, self.inputs = op, package, inputs
         self.differentiable, self.saved = differentiable, len(inputs) - forward_only
         self.options, self.reference = options, reference
         self.kept, self.shapes = kept, shapes
+        self.arrange = _contiguous if contiguous else list
         self.twice = (
             f"{op}: this backend cannot be differentiated twice (gradient penalties, "
             f'Hessian-vector products); to fix: {op}(..., backend="reference")'
@@ -143,7 +146,7 @@ def _function(loss: FusedLoss) -> type[torch.autograd.Function]:
 
         @staticmethod
         def forward(ctx, call, constants, *given):
-            inputs = *_contiguous(given), *constants
+            inputs = *loss.arrange(given), *constants
             value, *kept = loss.forward(*call, *inputs)
             ctx.save_for_backward(*inputs[: loss.saved], *kept)
             ctx.call = call
@@ -189,7 +192,7 @@ def _operators(loss: FusedLoss, stem: str) -> tuple[Callable, Callable]:
     )
     def forward_op(*args):
         inputs, call = split(args)
-        inputs = *_contiguous(inputs[:differentiable]), *inputs[differentiable:]
+        inputs = *loss.arrange(inputs[:differentiable]), *inputs[differentiable:]
         with inside_custom_op():
             value, *kept = loss.forward(*call, *inputs)
         if loss.kept is None:
@@ -226,7 +229,7 @@ def _operators(loss: FusedLoss, stem: str) -> tuple[Callable, Callable]:
         kept = saved[loss.saved :]
         if loss.kept is None:
             kept = unpack(*kept)
-        grads = loss.backward(grad, *call, *_contiguous(given), *constants, *kept)
+        grads = loss.backward(grad, *call, *loss.arrange(given), *constants, *kept)
         needs = call[-1]
         grads = [g if n else grad.new_empty(0) for g, n in zip(grads, needs, strict=True)]
         return grads[0] if differentiable == 1 else tuple(grads)

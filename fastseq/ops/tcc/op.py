@@ -188,4 +188,5 @@ FUSED = FusedLoss(
     reference=tcc_reference,
     kept=2,
     shapes=_shapes,
+    contiguous=False,
 )
