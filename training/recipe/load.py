@@ -10,11 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from training.recipe.schema import RENAMED, Config, LossConfig, loss_terms
+from training.support.command import UserError
 
 TRAINING_FOLDER = Path(__file__).parents[1]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A recipe or an override that cannot be used; the message names the key."""
 
 

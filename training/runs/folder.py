@@ -13,9 +13,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from training.recipe.load import ConfigError, differences, load_config
-from training.runs.checkpoint import write_text
 from training.runs.environment import environment
-from training.support.distributed import on_main, rank
+from training.support.distributed import rank, run_on_main
+from training.support.files import write_text
 
 if TYPE_CHECKING:
     from training.loop.trainer import Trainer
@@ -109,7 +109,7 @@ def open_run(trainer: Trainer, *, resume: bool) -> None:
             facts["launch"] = launch
         write_text(run_dir / "environment.json", json.dumps(facts, indent=2))
 
-    on_main(write)
+    run_on_main(write)
     if resume and not resumed:
         logger.info("no checkpoint in %s yet: starting at step 0", run_dir)
     if trainer.step >= trainer.steps:

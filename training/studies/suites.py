@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.cli import write_json
 from training.evaluation.comparison import TITLES, VIDEO_TITLES, markdown, video_markdown
+from training.support.files import write_json
 
 RECIPE = "recipes/compare.yaml"
 

@@ -1,23 +1,18 @@
-"""What the evaluation commands share: errors with one message, and the videos of a run."""
+"""What commands share: errors in one line, exit statuses, and the videos that were left out."""
 
-from __future__ import annotations
-
-import json
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fastseq.video import VideoError
-    from training.data.index import Index, VideoRecord
+from typing import Any
 
 
 class UserError(ValueError):
-    """Something that the user can put right; the message says what and how."""
+    """Something that the user can put right; the message says what and how.
+
+    Every error that a command prints and that is ours is one of these.
+    """
 
 
 INCOMPLETE = 3  # exit status: done, but for videos that could not be read
@@ -37,14 +32,15 @@ class LeftOut:
     in_index: int = 0
     videos: dict[str, str] = field(default_factory=dict)
 
-    def add(self, record: VideoRecord, error: VideoError) -> None:
+    def add(self, name: str, reason: str) -> None:
         """Count a video and name it at once."""
         from tqdm import tqdm
 
-        self.videos[record.id] = error.reason
-        tqdm.write(f"left out {record.id}: {error.reason}", file=sys.stderr)
+        self.videos[name] = reason
+        tqdm.write(f"left out {name}: {reason}", file=sys.stderr)
 
-    def kept(self, records: Sequence[VideoRecord]) -> list[VideoRecord]:
+    def kept(self, records: Sequence[Any]) -> list[Any]:
+        """The records (they have an ``id``) of videos that were not left out."""
         return [record for record in records if record.id not in self.videos]
 
     def lines(self) -> list[str]:
@@ -64,28 +60,34 @@ class LeftOut:
         return out
 
 
-def run_command(command: Callable[[], LeftOut | None]) -> int:
+def run_command(
+    command: Callable[[], LeftOut | int | None],
+    *,
+    needs: str = "evaluation",
+    interrupted: str = "interrupted",
+) -> int:
     """Run a command's body; exit status 2 and one message on stderr for what a user can put right.
 
-    INCOMPLETE where it returns that videos were left out, with these as the last lines. 130 after
-    Ctrl-C. Other errors are bugs and keep their traceback.
+    INCOMPLETE where it returns that videos were left out, with these as the last lines; a status
+    that it returns itself is passed on. 130 and ``interrupted`` after Ctrl-C. Other errors are bugs
+    and keep their traceback. ``needs``: what cannot be done without a package that is missing.
     """
     try:
-        from fastseq.video import VideoError
-        from training.data.index import StaleIndex
-        from training.data.labels import LabelError
-        from training.recipe.load import ConfigError
+        from fastseq.video import VideoError  # only now, so that --help need not wait for torch
 
-        left_out = command() or LeftOut()
+        result = command()
     except ImportError as error:
-        print(f"error: {missing_extra(error, 'evaluation')}", file=sys.stderr)
-        return 2
-    except (UserError, ConfigError, StaleIndex, LabelError, VideoError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {missing_extra(error, needs)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
+    except (UserError, VideoError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if isinstance(result, int):
+        return result
+    left_out = result or LeftOut()
     for line in left_out.lines():
         print(line)
     return INCOMPLETE if left_out.videos else 0
@@ -100,40 +102,6 @@ def missing_extra(error: ImportError, what: str) -> str:
     return f'{error}; {what} needs: pip install "fastseq[train]"'
 
 
-def open_index(cfg: Any, folder: str | Path | None) -> Index:
-    """The index of ``folder``, or of the folder that the run was trained on."""
-    from training.data.index import load_index
-
-    return load_index(folder or cfg.data.folder)
-
-
-def split_videos(index: Index, split: str) -> list[VideoRecord]:
-    """The videos of one split; UserError if there are none."""
-    records = [record for record in index.videos if record.split == split]
-    if not records:
-        if not index.videos:
-            raise UserError(
-                f"{index.folder} has no video that can be read; "
-                f"`python -m training.prepare {index.folder}` says why"
-            )
-        splits = ", ".join(sorted({record.split for record in index.videos}))
-        raise UserError(
-            f"{index.folder} has no videos in the split {split!r}, only in {splits}; write "
-            f'"split": "{split}" for some of them in {Path(index.folder) / "labels.json"} and run '
-            f"`python -m training.prepare {index.folder}`"
-        )
-    return records
-
-
-def require_some(kept: Sequence[VideoRecord], split: str, folder: Path) -> None:
-    """UserError if no video of a split could be read; each has been named then."""
-    if not kept:
-        raise UserError(
-            f"none of the videos in the split {split!r} of {folder} can be read: "
-            f"`python -m training.prepare {folder} --verify` says why"
-        )
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder to write to, before there is work to lose; UserError if it cannot be one."""
     try:
@@ -145,18 +113,3 @@ def make_folder(folder: Path) -> None:
         reason = f"cannot be made a folder ({error.strerror})"
     if not writable:
         raise UserError(f"{folder} {reason}; give another place for the output")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write strict JSON in one step; NaN becomes null."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
