@@ -149,14 +149,13 @@ def _run_overrides(method: str, seed: int, options: argparse.Namespace) -> list[
 
 def _is_done(method: str, seed: int, options: argparse.Namespace) -> bool:
     """Whether an earlier call has made the result, of the same values."""
-    from training.recipe.load import ConfigError, differences, load_config
-    from training.runs.folder import MAY_CHANGE
+    from training.recipe.load import ConfigError, differences, load_config, may_change
 
     run = _run_dir(method, seed, options)
     if not (run / DONE).is_file():
         return False
     now = load_config(SUITES[options.suite].recipe, _run_overrides(method, seed, options))
-    changed = set(differences(now, load_config(run / "config.yaml"))) - MAY_CHANGE
+    changed = set(differences(now, load_config(run / "config.yaml"))) - may_change()
     if changed:
         raise ConfigError(
             f"{run} is the result of other values of {', '.join(sorted(changed))}; give those, "

@@ -55,6 +55,11 @@ def differences(a: DictConfig, b: DictConfig) -> list[str]:
     return [key for key in _leaves(Config) if OmegaConf.select(a, key) != OmegaConf.select(b, key)]
 
 
+def may_change() -> set[str]:
+    """Dotted keys that may have another value when a run is resumed."""
+    return {key for key, leaf in _leaves(Config).items() if leaf.metadata.get("may_change")}
+
+
 def _schema() -> DictConfig:
     schema = OmegaConf.structured(Config)
     # A frozen dataclass makes a read-only node; a recipe may still set its fields.
