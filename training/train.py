@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
         def assemble() -> Trainer:
             model = initial_model(cfg)
             # Last: it may decode everything.
-            loader = open_loader(cfg, device, dry_run=args.dry_run, left_out=left_out)
+            loader = training_loader(cfg, device, dry_run=args.dry_run, left_out=left_out)
             return Trainer(cfg, model, loader, run_dir)
 
         trainer = distributed.run_on_all(assemble)
@@ -171,7 +171,7 @@ def compose(args: argparse.Namespace) -> "DictConfig":
     return cfg
 
 
-def open_loader(
+def training_loader(
     cfg: "DictConfig",
     device: "torch.device",
     *,

@@ -169,7 +169,7 @@ def test_bf16_trains_like_fp32(recipe):
 
 
 def test_loss_falls_on_a_small_set(recipe, monkeypatch):
-    monkeypatch.setattr(training.train, "open_loader", partial(squares, videos=4, padded=False))
+    monkeypatch.setattr(training.train, "training_loader", partial(squares, videos=4, padded=False))
     steps = ["train.steps=150", "train.log_every=10", "model.dropout=0", "model.fc_dropout=0"]
     main([recipe, "train.run_dir=run", "model.positions=none", *steps, "optim.lr=3e-3"])
     lines = read_log("run")

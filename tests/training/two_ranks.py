@@ -18,7 +18,7 @@ ITEMS = 8
 
 
 def squares(cfg, *_, videos: int = 5, **__) -> ClipLoader:
-    """In place of training.train.open_loader: each rank its part of the batches."""
+    """In place of training.train.training_loader: each rank its part of the batches."""
     ranks = distributed.world_size()
     return ClipLoader(
         SquareItems(videos, padded=True),

@@ -3,7 +3,7 @@
 import torch
 
 from training.loop.trainer import Trainer
-from training.models import VideoEncoder
+from training.models import VCLRModel, VideoEncoder
 from training.support.distributed import world_size
 
 
@@ -41,7 +41,7 @@ def describe(trainer: Trainer) -> str:
     )
 
 
-def saved_bytes(model: VideoEncoder, frames: int, size: int, bf16: bool) -> float:
+def saved_bytes(model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool) -> float:
     """Memory autograd keeps: of every frame, or of what enters the chunks that are computed again
     in backward, and of one whole chunk."""
     chunk = model.chunk_frames
@@ -56,7 +56,7 @@ def saved_bytes(model: VideoEncoder, frames: int, size: int, bf16: bool) -> floa
     return frames * kept + chunk * (whole - kept)
 
 
-def saved_bytes_per_frame(model: VideoEncoder, size: int, bf16: bool) -> float:
+def saved_bytes_per_frame(model: VideoEncoder | VCLRModel, size: int, bf16: bool) -> float:
     """Memory autograd keeps per frame, measured on a few frames on the CPU."""
     few, more = 4, 12  # the difference leaves out what does not grow with the frames
     return (_saved_bytes(model, more, size, bf16) - _saved_bytes(model, few, size, bf16)) / (
@@ -64,7 +64,7 @@ def saved_bytes_per_frame(model: VideoEncoder, size: int, bf16: bool) -> float:
     )
 
 
-def _saved_bytes(model: VideoEncoder, frames: int, size: int, bf16: bool) -> int:
+def _saved_bytes(model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool) -> int:
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     kept: dict[int, int] = {}
 

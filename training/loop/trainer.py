@@ -19,7 +19,7 @@ from training.loop.pair_step import PairStep
 from training.loop.schedule import learning_rate, total_steps, warmup_share
 from training.loop.step import GradientStep, StepResult, make_optimizer
 from training.loop.vclr_step import VCLRStep
-from training.models import VideoEncoder
+from training.models import VCLRModel, VideoEncoder
 from training.recipe.load import ConfigError
 from training.runs.checkpoint import (
     load_latest,
@@ -113,7 +113,7 @@ class Trainer:
     """
 
     def __init__(
-        self, cfg: DictConfig, model: VideoEncoder, loader: ClipLoader, run_dir: Path
+        self, cfg: DictConfig, model: VideoEncoder | VCLRModel, loader: ClipLoader, run_dir: Path
     ) -> None:
         self.cfg, self.loader, self.run_dir = cfg, loader, run_dir
         self.device = choose_device(cfg)
