@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluation.cli import INCOMPLETE, missing_extra, write_json
-from training.evaluation.comparison import TIME_INDEX
-from training.studies.suites import METHODS, SUITES, VCLR_METHODS, time_index_result
+from training.studies.comparison_table import TIME_INDEX_METHOD
+from training.studies.suites import FRAMES_METHODS, SUITES, VCLR_METHODS, time_index_result
 
 DONE = "result.json"
 UNTRAINED_STEPS = (
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--methods",
         metavar="A,B,...",
-        help=f"of {', '.join(METHODS)}; with --suite vclr of {', '.join(VCLR_METHODS)} "
+        help=f"of {', '.join(FRAMES_METHODS)}; with --suite vclr of {', '.join(VCLR_METHODS)} "
         "(default: all)",
     )
     parser.add_argument(
@@ -115,7 +115,7 @@ def _run(options: argparse.Namespace) -> int:
             if status:
                 return status
             if suite.time_index:
-                results.setdefault(TIME_INDEX, []).append(time_index_result(videos, folder))
+                results.setdefault(TIME_INDEX_METHOD, []).append(time_index_result(videos, folder))
         runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
         missing = [run for run in runs if not _is_done(*run, options)]
         if not (_one_by_one if options.jobs == 1 else _in_processes)(missing, options):
