@@ -13,16 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.evaluation.cli import (
-    EXIT_STATUS,
-    LeftOut,
-    UserError,
-    open_index,
-    require_some,
-    run_command,
-    split_videos,
-    write_json,
-)
 from training.evaluation.frame_level import (
     ROW_DEFINITIONS,
     TAU_REMARK,
@@ -33,6 +23,9 @@ from training.evaluation.frame_level import (
 from training.evaluation.protocols import PROTOCOLS, definitions, find_protocol
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
 from training.evaluation.video_level import evaluate_video_level
+from training.evaluation.videos import open_index, require_some, split_videos
+from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
+from training.support.files import write_json
 
 if TYPE_CHECKING:
     from training.evaluation.embed import EmbeddedVideo

@@ -8,14 +8,13 @@ and runs no code. A .pt or .pth file is the state dict alone, for torch.load(wei
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.evaluation.cli import UserError, make_folder, run_command
+from training.support.command import UserError, make_folder, run_command
+from training.support.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +66,7 @@ def write_safetensors(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any)
 
     metadata = {"config": OmegaConf.to_yaml(cfg, resolve=True)}
     contiguous = {name: value.contiguous() for name, value in weights.items()}
-    with _in_place(path) as partial:
+    with replacing(path) as partial:
         save_file(contiguous, partial, metadata=metadata)
 
 
@@ -75,19 +74,8 @@ def write_state_dict(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) 
     """Write weights alone, atomically."""
     import torch
 
-    with _in_place(path) as partial:
+    with replacing(path) as partial:
         torch.save({name: value.contiguous() for name, value in weights.items()}, partial)
-
-
-@contextlib.contextmanager
-def _in_place(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` that takes its place once it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 WRITERS = {".safetensors": write_safetensors, ".pt": write_state_dict, ".pth": write_state_dict}

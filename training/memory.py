@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.cli import missing_extra
 from training.studies.memory_fit import equation, fit
+from training.support.command import run_command
 
 WAYS = ("recipe", "plain")
 CARDS = (16, 24, 80, 141)  # GB
@@ -32,22 +32,17 @@ class MeasurementError(RuntimeError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a step failed, 2 wrong request, 130 interrupted."""
     args = parse_arguments(argv)
-    try:
-        from training.recipe.load import ConfigError
-    except ImportError as error:
-        print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
-        return 2
-    try:
-        # All are checked before the first is measured.
-        requests = {
-            (way, frames): request(args, way, frames)
-            for frames in args.frames
-            for way in WAYS[: 1 + args.plain]
-        }
-        args.out.mkdir(parents=True, exist_ok=True)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _run(args), needs="training")
+
+
+def _run(args: argparse.Namespace) -> int:
+    # All are checked before the first is measured.
+    requests = {
+        (way, frames): request(args, way, frames)
+        for frames in args.frames
+        for way in WAYS[: 1 + args.plain]
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
     runs = []
     try:
         for (way, _), asked in requests.items():
@@ -56,9 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MeasurementError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     result = summary(args, runs)
     (args.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
     print(conclusion(result))

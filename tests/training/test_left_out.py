@@ -18,10 +18,10 @@ from training.evaluation import embed, plots
 from training.evaluation.alignment import align as align_videos
 from training.evaluation.alignment import evenly, stretched, write_aligned_video
 from training.evaluation.baselines import time_index, time_index_embedding
-from training.evaluation.cli import LeftOut
 from training.evaluation.embed import EmbeddedVideo, has_embeddings, load_embeddings
 from training.evaluation.metrics import labelled_video
 from training.evaluation.video_level import evaluate_video_level
+from training.support.command import LeftOut
 
 NAMES = ["train0", "train1", "train2", "test0", "test1", "test2"]
 OPTIONS = {"g": "10", "bf": "0", "crf": "18"}

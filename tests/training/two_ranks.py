@@ -70,7 +70,7 @@ def trainer_of(cfg, dtype: torch.dtype, prepare=lambda model: None) -> Trainer:
 def gradient(cfg, batches, dtype=torch.float64, prepare=lambda model: None) -> dict:
     trainer = trainer_of(cfg, dtype, prepare)
     norm, values, _ = trainer.gradient_step.gradient(batches)
-    values = distributed.total(values.double())
+    values = distributed.sum_over_ranks(values.double())
     return {
         "gradient": {
             name: parameter.grad
@@ -158,7 +158,7 @@ def batch_norm(dtype: torch.dtype) -> dict:
         results[f"empty={empty}"] = {
             "out": distributed.gather_rows(out.detach()),
             "gradient": distributed.gather_rows(mine.grad),
-            "weights": distributed.total(weights),
+            "weights": distributed.sum_over_ranks(weights),
             "mean": norm[0].running_mean,
             "var": norm[0].running_var,
             "batches": norm[0].num_batches_tracked,

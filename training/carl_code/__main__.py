@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.cli import UserError, run_command
+from training.support.command import UserError, run_command
+from training.support.files import replacing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,9 +68,8 @@ def _labels(args: argparse.Namespace) -> None:
     _refuse_existing(out)
     labels = convert_labels({"train": args.train, "test": args.test}, args.folder)
     missing = [name for name in labels["videos"] if not (args.folder / name).is_file()]
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(labels) + "\n")
-    os.replace(partial, out)
+    with replacing(out) as partial:
+        partial.write_text(json.dumps(labels) + "\n")
     print(f"written: {out}: {len(labels['videos'])} videos, actions {', '.join(labels['classes'])}")
     if missing:
         print(

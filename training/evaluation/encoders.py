@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.evaluation.cli import UserError
+from training.support.command import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.evaluation import metrics
-from training.evaluation.cli import UserError
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.protocols import (
     FEW_SHOT,
@@ -20,6 +19,7 @@ from training.evaluation.protocols import (
     find_protocol,
     view_pairs,
 )
+from training.support.command import UserError
 
 TIME_INDEX = "time index only"
 

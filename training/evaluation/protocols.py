@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from training.evaluation.cli import UserError
+from training.support.command import UserError
 
 
 @dataclass(frozen=True)

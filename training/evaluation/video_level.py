@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.evaluation.cli import LeftOut, UserError, open_index, require_some, split_videos
+from training.evaluation.videos import open_index, require_some, split_videos
+from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +116,7 @@ def video_features(
         if isinstance(frames, Exception):
             if left_out is None:
                 raise frames
-            left_out.add(record, frames)
+            left_out.add(record.id, frames.reason)
             continue
         for name, encode in encoders.items():
             feature = encode(frames[None])[0].float().mean(0)

@@ -158,7 +158,8 @@ def _contrastive_idm(
 ) -> Tensor:
     """Both clips' sums over the frames of a clip: LAV is _soft_dtw + alpha times this.
 
-    ``form`` is what fastseq calls ``kind``: recipes of earlier runs have that name. With ``weights="code"`` times and window are shares of the video, as in LAV's released code.
+    ``form`` is what fastseq calls ``kind``: recipes of earlier runs have that name. With
+    ``weights="code"`` times and window are shares of the video, as in LAV's released code.
     """
     h = _embeddings(clips, normalize)
     total = torch.zeros((), device=h.device)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.loop.objectives import Clips, Objective
 from training.models import VideoEncoder
 from training.models.sync_batch_norm import sync_batch_norms
-from training.support.distributed import total, world_size
+from training.support.distributed import sum_over_ranks, world_size
 
 if TYPE_CHECKING:
     from training.recipe.schema import Config
@@ -119,7 +119,7 @@ class GradientStep:
         norm, values, embeddings = self.gradient(batches)
         norm_value, *local = torch.stack([norm, *values]).tolist()
         counted = [*local, not math.isfinite(norm_value), *requests()]
-        loss, *counted = total(torch.tensor(counted, dtype=torch.float64)).tolist()
+        loss, *counted = sum_over_ranks(torch.tensor(counted, dtype=torch.float64)).tolist()
         names = self.names
         losses, (not_finite, *requested) = counted[: len(names)], counted[len(names) :]
         finite = math.isfinite(loss) and not not_finite
@@ -170,7 +170,7 @@ class GradientStep:
             [self.objective.counts(batch["valid"], batch["actions"]) for batch in batches],
             dtype=torch.float64,
         )
-        return self.objective.shares(mine, total(mine)).tolist()
+        return self.objective.shares(mine, sum_over_ranks(mine)).tolist()
 
     def _loss(
         self, batch: dict[str, Any], shares: Sequence[float]

@@ -32,14 +32,15 @@ from training.runs.checkpoint import (
 )
 from training.runs.environment import environment, warn_if_inexact
 from training.runs.log import Pace, RunLog, collapse_measures
+from training.support.command import UserError
 from training.support.distributed import (
-    asked_for,
-    from_main,
-    gather,
+    broadcast_from_main,
+    gather_objects,
     is_main,
+    launched_by_torchrun,
     local_rank,
-    on_main,
     rank,
+    run_on_main,
     world_size,
 )
 from training.support.signals import ENDING, Signals
@@ -47,7 +48,7 @@ from training.support.signals import ENDING, Signals
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError):
     """The loss stayed NaN or infinite."""
 
 
@@ -56,7 +57,7 @@ def choose_device(cfg: DictConfig) -> torch.device:
     name = cfg.train.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and asked_for():
+    if name == "cuda" and launched_by_torchrun():
         name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
@@ -147,7 +148,7 @@ class Trainer:
         """Continue from the newest checkpoint; False when the run has none yet."""
         folder = self.run_dir / "checkpoints"
         # Rank 0 reads: other machines may not see the folder, and all must take the same one.
-        state = on_main(lambda: load_latest(folder, keys=(*self._state(), "model", "ranks")))
+        state = run_on_main(lambda: load_latest(folder, keys=(*self._state(), "model", "ranks")))
         if state is None:
             return False
         load_weights(self.model, state, folder)
@@ -168,7 +169,7 @@ class Trainer:
 
     def left_out(self) -> dict[str, str]:
         """The videos that any rank has skipped, with the reasons. To be called on every rank."""
-        ranks = gather(self.loader.state_dict()["bad"])
+        ranks = gather_objects(self.loader.state_dict()["bad"])
         return {name: reason for bad in ranks for name, reason in bad.items()}
 
     def _state(self) -> dict[str, Any]:
@@ -189,10 +190,10 @@ class Trainer:
 
     def save(self) -> None:
         """Rank 0 writes; CheckpointError on every rank when it cannot."""
-        ranks = gather({"random": random_state(), "loader": self.loader.state_dict()})
+        ranks = gather_objects({"random": random_state(), "loader": self.loader.state_dict()})
         state = self._state() | {"model": self.model.state_dict(), "ranks": ranks}
         folder, keep = self.run_dir / "checkpoints", self.cfg.train.keep_checkpoints
-        on_main(lambda: save_checkpoint(folder, self.step, state, keep))
+        run_on_main(lambda: save_checkpoint(folder, self.step, state, keep))
 
     def run(self) -> int | None:
         """Train to the end, with a checkpoint there; the number of the signal that ended it."""
@@ -251,11 +252,13 @@ class Trainer:
             self.seconds += now - clock
             clock = now
             if self.cfg.train.max_minutes is not None:
-                self.seconds = from_main(self.seconds)  # it ends the run, and sets the rate
+                self.seconds = broadcast_from_main(
+                    self.seconds
+                )  # it ends the run, and sets the rate
             hopeless = self.skipped_in_a_row >= self.cfg.train.max_nonfinite
             if self.step % self.cfg.train.log_every == 0 or self.step == self.steps or hopeless:
                 elapsed = self.seconds - logged_at
-                bad = {path for paths in gather(list(self.loader.bad)) for path in paths}
+                bad = {path for paths in gather_objects(list(self.loader.bad)) for path in paths}
                 values = {
                     "epoch": self._epoch(),
                     "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
@@ -304,7 +307,7 @@ class Trainer:
         self.skipped += 1
         self.skipped_in_a_row += 1
         mine = [name for batch in batches for name in batch["ids"]]
-        videos = [name for names in gather(mine) for name in names]
+        videos = [name for names in gather_objects(mine) for name in names]
         self.nonfinite.append({"step": self.step, "videos": videos})
         if self.skipped_in_a_row == 1 and is_main():
             tqdm.write(

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 from training.models.backbone import Backbone
-from training.support.distributed import most
+from training.support.distributed import max_over_ranks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -70,7 +70,7 @@ class VideoEncoder(nn.Module):
         Ranks that share batch-norm statistics would otherwise wait for each other.
         """
         chunks = max(1, -(-rows // self.chunk_frames)) if self.chunk_frames else 1
-        return most(chunks) if self.training else chunks
+        return max_over_ranks(chunks) if self.training else chunks
 
     def _per_frame(self, frames: Tensor, index: Tensor | None, *, pooled: bool) -> Tensor:
         """Images through the backbone, ``chunk_frames`` at a time: vectors, or maps if not pooled.

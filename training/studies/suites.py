@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.cli import write_json
 from training.studies.comparison_table import (
     FRAMES_TITLES,
     VCLR_TITLES,
     frames_table,
     vclr_table,
 )
+from training.support.files import write_json
 
 FRAMES_RECIPE = "recipes/compare.yaml"
 
