@@ -10,7 +10,7 @@ import torch
 from runs import RECIPE
 
 from training import memory
-from training.loop.step import GradientStep
+from training.loop.pair_step import PairStep
 from training.models import CarlModel
 from training.recipe.load import load_config
 from training.runs.model import initial_model
@@ -86,7 +86,7 @@ def test_the_step_is_the_trainer_s_own(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     compiled = []
     monkeypatch.setattr(CarlModel, "compile_backbone", lambda self: compiled.append(self))
-    monkeypatch.setattr(GradientStep, "__call__", lambda self, *_: steps.append(self))
+    monkeypatch.setattr(PairStep, "__call__", lambda self, *_: steps.append(self))
     steps = []
     memory_step.measure(load_config(tmp_path / "tiny.yaml", ["train.compile=true"]))
     assert len(compiled) == 1

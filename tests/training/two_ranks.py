@@ -193,7 +193,7 @@ def skipping(folder: Path) -> dict:
     return {
         "finite": result.finite,
         "same": all(torch.equal(before[k], after[k]) for k in before),
-        "nonfinite": trainer.nonfinite,
+        "nonfinite": trainer.meter.nonfinite,
         "adam": len(trainer.optimizer.state),
     }
 

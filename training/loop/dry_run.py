@@ -14,28 +14,24 @@ def describe(trainer: Trainer) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     ranks, parts = world_size(), cfg.train.accumulate
     videos = min(cfg.data.batch_size, len(items)) if ranks == 1 else cfg.data.batch_size
-    tuples = cfg.data.clips == "tuples"
-    clips, length = (2 * cfg.data.segments + 1, 1) if tuples else (2, cfg.data.num_frames)
-    frames = videos * clips * length * cfg.data.num_context
+    item = trainer.gradient_step.describe(cfg)
+    frames = videos * item.read
     shared = f", {frames // ranks} on each of {ranks} ranks" if ranks > 1 else ""
     optimizer = cfg.optim.name.upper() if cfg.optim.name == "sgd" else "Adam"
     several = f"; {parts} times, then {optimizer}'s step" if parts > 1 else ""
-    what = {"views": "2 views", "videos": "2 videos", "tuples": f"{clips} single frames"}
-    what = what[cfg.data.clips] + ("" if tuples else f" x {length} frames")
-    context = f" x {cfg.data.num_context} with context" if cfg.data.num_context > 1 else ""
     others = f" and {ranks - 1} more" if ranks > 1 else ""
     unit = "pairs" if cfg.data.clips == "videos" else "videos"
     epoch_steps = trainer.loader.batches_per_epoch / parts
     # fp32 weights; gradients, and what the optimizer keeps of each: Adam two moments, SGD one.
     weights = 4 * (total + (2 if cfg.optim.name == "sgd" else 3) * trained)
-    kept = videos * cfg.data.segments if tuples else frames  # keys take no part in backward
-    activations = saved_bytes(model.cpu(), kept // ranks, cfg.augmentation.size, trainer.bf16)
+    kept = videos * item.kept // ranks
+    activations = saved_bytes(model.cpu(), kept, cfg.augmentation.size, trainer.bf16)
     return "\n".join(
         [
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
             f"data         {len(items)} videos in split {cfg.data.train_split!r}, "
             f"{epoch_steps:g} steps an epoch, {trainer.steps} steps in all",
-            f"step         {videos} {unit} x {what}{context} = "
+            f"step         {videos} {unit} x {item.words} = "
             f"{frames} frames of {cfg.augmentation.size} px{shared}{several}",
             f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
             f"gradients and {optimizer}, {_size(activations)} kept for backward",
