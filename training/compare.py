@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.comparison import TIME_INDEX
-from training.studies.suites import METHODS, SUITES, VCLR_METHODS, time_index_result
+from training.studies.comparison_table import TIME_INDEX_METHOD
+from training.studies.suites import FRAMES_METHODS, SUITES, VCLR_METHODS, time_index_result
 from training.support.command import INCOMPLETE, run_command
 from training.support.files import write_json
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--methods",
         metavar="A,B,...",
-        help=f"of {', '.join(METHODS)}; with --suite vclr of {', '.join(VCLR_METHODS)} "
+        help=f"of {', '.join(FRAMES_METHODS)}; with --suite vclr of {', '.join(VCLR_METHODS)} "
         "(default: all)",
     )
     parser.add_argument(
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
         if status:
             return status
         if suite.time_index:
-            results.setdefault(TIME_INDEX, []).append(time_index_result(videos, folder))
+            results.setdefault(TIME_INDEX_METHOD, []).append(time_index_result(videos, folder))
     runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
     missing = [run for run in runs if not _is_done(*run, options)]
     if not (_one_by_one if options.jobs == 1 else _in_processes)(missing, options):

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from training.runs.weight_writers import WRITERS
 from training.support.command import UserError, make_folder, run_command
-from training.support.files import replacing
-
-if TYPE_CHECKING:
-    import torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,28 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"written: {args.out}, {len(weights)} tensors, {size:.1f} MB")
 
     return run_command(command)
-
-
-def write_safetensors(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
-    """Write weights and configuration, atomically."""
-    from omegaconf import OmegaConf
-    from safetensors.torch import save_file
-
-    metadata = {"config": OmegaConf.to_yaml(cfg, resolve=True)}
-    contiguous = {name: value.contiguous() for name, value in weights.items()}
-    with replacing(path) as partial:
-        save_file(contiguous, partial, metadata=metadata)
-
-
-def write_state_dict(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
-    """Write weights alone, atomically."""
-    import torch
-
-    with replacing(path) as partial:
-        torch.save({name: value.contiguous() for name, value in weights.items()}, partial)
-
-
-WRITERS = {".safetensors": write_safetensors, ".pt": write_state_dict, ".pth": write_state_dict}
 
 
 if __name__ == "__main__":

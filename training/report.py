@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.evaluation import html
-from training.evaluation.frame_level import TIME_INDEX, format_value
+from training.evaluation.baselines import TIME_INDEX
 from training.evaluation.protocols import columns
+from training.evaluation.tables import format_value, left_out_lines
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
 from training.support.files import replacing
@@ -207,8 +208,6 @@ def _best(key: str, values: Sequence[float | None]) -> float:
 
 
 def _left_out(rows: Mapping[str, Any], unreadable: Mapping[str, str]) -> list[str]:
-    from training.evaluate import left_out_lines
-
     lines = [f"{name}: {reason}" for name, reason in unreadable.items()]
     lines += left_out_lines(rows)
     if not lines:

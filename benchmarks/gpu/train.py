@@ -18,9 +18,9 @@ from benchmarks.timing import CPUCall, GPUCall
 from training.loop.objectives import Clips
 from training.loop.pair_step import PairStep
 from training.loop.step import make_optimizer
-from training.memory import fit
 from training.models import build_model
 from training.recipe.schema import Config, plain_config
+from training.studies.memory_fit import fit
 from training.studies.memory_step import measure_step, random_batch
 
 FIRST, DRY_LENGTHS = 240, (24, 48)

@@ -82,9 +82,9 @@ def _checkpoint(args: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
     from training.carl_code.checkpoint import convert_checkpoint
-    from training.export import write_safetensors
     from training.models import build_model
     from training.runs.checkpoint import CheckpointError, load_weights, save_checkpoint
+    from training.runs.weight_writers import write_safetensors
 
     converted, weights = convert_checkpoint(args.file)
     cfg = _check(converted.recipe)

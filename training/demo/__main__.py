@@ -92,8 +92,8 @@ class step:
 
 def spread_table(evaluations: Sequence[dict]) -> str:
     """Mean and standard deviation over runs of every metric, one line for each row."""
-    from training.evaluation.frame_level import format_cells
     from training.evaluation.protocols import COLUMNS
+    from training.evaluation.tables import format_cells
 
     first = next(iter(evaluations[0]["rows"].values()))["metrics"]
     columns = [metric for metric in COLUMNS if metric in first]

@@ -16,6 +16,13 @@ TRAINED = "trained"
 UNTRAINED_WITHOUT_POSITIONS = "untrained, positions off"
 TRAINED_WITHOUT_POSITIONS = "trained, positions off"
 
+ROW_DEFINITIONS = {
+    UNTRAINED: "The same network and seed before the first training step.",
+    TRAINED: "The network after training.",
+    UNTRAINED_WITHOUT_POSITIONS: "The untrained network without its positional encoding.",
+    TRAINED_WITHOUT_POSITIONS: "The trained network, positional encoding left out at test time.",
+}
+
 
 def make_encoder(model: Any, *, use_positions: bool = True) -> Callable[[Any], Any]:
     """A function from uint8 frames (1, T, 3, S, S) to embeddings (1, T, E), without gradients.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.evaluation.encoders import ROW_DEFINITIONS, load_compared_encoders
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.support.command import LeftOut, UserError
 
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
 NAME = "vclr"
 FRAMES = 30
 KS = (1, 5, 10, 20, 50)
-
-ROW_DEFINITIONS = {
-    "untrained": "The same network and seed before the first training step.",
-    "trained": "The network after training.",
-    "untrained, positions off": "The untrained network without its positional encoding.",
-    "trained, positions off": "The trained network, positional encoding left out at test time.",
-}
 
 
 def evaluate_video_level(
@@ -43,8 +37,6 @@ def evaluate_video_level(
         folder: prepared folder of videos with actions; the run's own by default.
         left_out: takes the videos that cannot be read; all rows are without them.
     """
-    from training.evaluation.encoders import load_compared_encoders
-
     start = time.perf_counter()
     left_out = LeftOut() if left_out is None else left_out
     encoders, cfg = load_compared_encoders(run)
