@@ -186,9 +186,9 @@ def skipping(folder: Path) -> dict:
     if distributed.rank() == distributed.world_size() - 1:
         batch["steps"] = batch["steps"].double()
         batch["steps"][0, 0, 0] = torch.nan
+    trainer.meter.start()
     result = trainer._train_step([batch], 1e-3)
-    trainer.step = 1
-    trainer._count(result, [batch])
+    trainer.meter.stepped(1, result, [batch])
     after = trainer.model.state_dict()
     return {
         "finite": result.finite,
