@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.evaluation.cli import make_folder, run_command
+from training.support.command import make_folder, run_command
 
 if TYPE_CHECKING:
     from training.data.index import VideoRecord

@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.cli import INCOMPLETE, missing_extra, write_json
-from training.evaluation.comparison import TIME_INDEX
-from training.studies.suites import METHODS, SUITES, VCLR_METHODS, time_index_result
+from training.studies.comparison_table import TIME_INDEX_METHOD
+from training.studies.suites import FRAMES_METHODS, SUITES, VCLR_METHODS, time_index_result
+from training.support.command import INCOMPLETE, run_command
+from training.support.files import write_json
 
 DONE = "result.json"
 UNTRAINED_STEPS = (
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--methods",
         metavar="A,B,...",
-        help=f"of {', '.join(METHODS)}; with --suite vclr of {', '.join(VCLR_METHODS)} "
+        help=f"of {', '.join(FRAMES_METHODS)}; with --suite vclr of {', '.join(VCLR_METHODS)} "
         "(default: all)",
     )
     parser.add_argument(
@@ -80,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.train_videos = suite.videos[0]
     if options.test_videos is None:
         options.test_videos = suite.videos[1]
-    try:
-        return _run(options)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+    return run_command(
+        lambda: _run(options),
+        needs="the comparison",
+        interrupted="interrupted; the same command continues",
+    )
 
 
 def _cores() -> int:
@@ -94,38 +95,30 @@ def _cores() -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:  # only now, so that --help need not wait for torch
-        from training import prepare
-        from training.recipe.load import ConfigError, load_config
-    except ImportError as error:
-        print(f"error: {missing_extra(error, 'the comparison')}", file=sys.stderr)
-        return 2
+    from training import prepare  # only now, so that --help need not wait for torch
+    from training.recipe.load import load_config
 
     began = time.perf_counter()
     suite = SUITES[options.suite]
     results: dict[str, list[dict[str, Any]]] = {}
-    try:
-        for method in options.methods:
-            load_config(suite.recipe, _overrides(method, options))  # before anything is rendered
-        for seed in range(options.seeds):
-            folder = options.out / f"seed_{seed}"
-            videos = folder / "videos"
-            suite.render(videos, seed, options.train_videos, options.test_videos)
-            status = prepare.main([str(videos)])
-            if status:
-                return status
-            if suite.time_index:
-                results.setdefault(TIME_INDEX, []).append(time_index_result(videos, folder))
-        runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
-        missing = [run for run in runs if not _is_done(*run, options)]
-        if not (_one_by_one if options.jobs == 1 else _in_processes)(missing, options):
-            return 1
-        for method, seed in runs:
-            text = (_run_dir(method, seed, options) / DONE).read_text()
-            results.setdefault(method, []).append(json.loads(text))
-    except (ConfigError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for method in options.methods:
+        load_config(suite.recipe, _overrides(method, options))  # before anything is rendered
+    for seed in range(options.seeds):
+        folder = options.out / f"seed_{seed}"
+        videos = folder / "videos"
+        suite.render(videos, seed, options.train_videos, options.test_videos)
+        status = prepare.main([str(videos)])
+        if status:
+            return status
+        if suite.time_index:
+            results.setdefault(TIME_INDEX_METHOD, []).append(time_index_result(videos, folder))
+    runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+    missing = [run for run in runs if not _is_done(*run, options)]
+    if not (_one_by_one if options.jobs == 1 else _in_processes)(missing, options):
+        return 1
+    for method, seed in runs:
+        text = (_run_dir(method, seed, options) / DONE).read_text()
+        results.setdefault(method, []).append(json.loads(text))
     text = suite.table(results)
     (options.out / "comparison.md").write_text(text)
     print(f"\n{text}\nall done in {(time.perf_counter() - began) / 60:.1f} minutes")
@@ -156,14 +149,13 @@ def _run_overrides(method: str, seed: int, options: argparse.Namespace) -> list[
 
 def _is_done(method: str, seed: int, options: argparse.Namespace) -> bool:
     """Whether an earlier call has made the result, of the same values."""
-    from training.recipe.load import ConfigError, differences, load_config
-    from training.runs.folder import MAY_CHANGE
+    from training.recipe.load import ConfigError, differences, load_config, may_change
 
     run = _run_dir(method, seed, options)
     if not (run / DONE).is_file():
         return False
     now = load_config(SUITES[options.suite].recipe, _run_overrides(method, seed, options))
-    changed = set(differences(now, load_config(run / "config.yaml"))) - MAY_CHANGE
+    changed = set(differences(now, load_config(run / "config.yaml"))) - may_change()
     if changed:
         raise ConfigError(
             f"{run} is the result of other values of {', '.join(sorted(changed))}; give those, "

@@ -8,17 +8,12 @@ and runs no code. A .pt or .pth file is the state dict alone, for torch.load(wei
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from training.evaluation.cli import UserError, make_folder, run_command
-
-if TYPE_CHECKING:
-    import torch
+from training.runs.weight_writers import WRITERS
+from training.support.command import UserError, make_folder, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,39 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"written: {args.out}, {len(weights)} tensors, {size:.1f} MB")
 
     return run_command(command)
-
-
-def write_safetensors(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
-    """Write weights and configuration, atomically."""
-    from omegaconf import OmegaConf
-    from safetensors.torch import save_file
-
-    metadata = {"config": OmegaConf.to_yaml(cfg, resolve=True)}
-    contiguous = {name: value.contiguous() for name, value in weights.items()}
-    with _in_place(path) as partial:
-        save_file(contiguous, partial, metadata=metadata)
-
-
-def write_state_dict(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
-    """Write weights alone, atomically."""
-    import torch
-
-    with _in_place(path) as partial:
-        torch.save({name: value.contiguous() for name, value in weights.items()}, partial)
-
-
-@contextlib.contextmanager
-def _in_place(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` that takes its place once it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-WRITERS = {".safetensors": write_safetensors, ".pt": write_state_dict, ".pth": write_state_dict}
 
 
 if __name__ == "__main__":

@@ -13,14 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.evaluation.cli import (
-    EXIT_STATUS,
-    LeftOut,
-    UserError,
-    make_folder,
-    open_index,
-    run_command,
-)
+from training.evaluation.videos import open_index
+from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.cli import missing_extra
+from training.studies.memory_fit import equation, fit
+from training.support.command import run_command
 
 WAYS = ("recipe", "plain")
 CARDS = (16, 24, 80, 141)  # GB
@@ -31,22 +32,17 @@ class MeasurementError(RuntimeError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a step failed, 2 wrong request, 130 interrupted."""
     args = parse_arguments(argv)
-    try:
-        from training.recipe.load import ConfigError
-    except ImportError as error:
-        print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
-        return 2
-    try:
-        # All are checked before the first is measured.
-        requests = {
-            (way, frames): request(args, way, frames)
-            for frames in args.frames
-            for way in WAYS[: 1 + args.plain]
-        }
-        args.out.mkdir(parents=True, exist_ok=True)
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _run(args), needs="training")
+
+
+def _run(args: argparse.Namespace) -> int:
+    # All are checked before the first is measured.
+    requests = {
+        (way, frames): request(args, way, frames)
+        for frames in args.frames
+        for way in WAYS[: 1 + args.plain]
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
     runs = []
     try:
         for (way, _), asked in requests.items():
@@ -55,9 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MeasurementError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     result = summary(args, runs)
     (args.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
     print(conclusion(result))
@@ -180,25 +173,6 @@ def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-def fit(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """peak = a + b T by least squares, in bytes; None of fewer than two measurements.
-
-    R^2 says nothing of two, and is None there.
-    """
-    import numpy as np
-
-    points = [(run["frames"], run["peak"]) for run in runs if "peak" in run]
-    if len(points) < 2:
-        return None
-    frames, peaks = np.array(points, dtype=float).T
-    b, a = np.polyfit(frames, peaks, 1)
-    r2 = None
-    if len(points) > 2:
-        left = ((peaks - a - b * frames) ** 2).sum()
-        r2 = float(1 - left / ((peaks - peaks.mean()) ** 2).sum())
-    return {"a": float(a), "b": float(b), "r2": r2, "from": float(frames.min())}
-
-
 def describe(run: dict[str, Any]) -> str:
     start = f"{run['way']:7} T = {run['frames']:5}"
     if "error" in run:
@@ -209,11 +183,6 @@ def describe(run: dict[str, Any]) -> str:
         f"{start}   {run['peak'] / 1e6:7.0f} MB   {run['seconds']:7.2f} s   ({parts}  "
         f"scratch and gradients {rest:.0f})"
     )
-
-
-def equation(line: dict[str, Any]) -> str:
-    quality = "two lengths" if line["r2"] is None else f"R^2 = {line['r2']:.5f}"
-    return f"{line['a'] / 1e6:.0f} MB + {line['b'] / 1e3:.1f} kB x T, {quality}"
 
 
 def conclusion(result: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.data.pictures import Pictures, named, numbered_pictures, program
+from training.support.command import run_command
 
 if TYPE_CHECKING:
     from training.data.files import Found
@@ -86,42 +87,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.time_limit > 0:
         parser.error(f"--time-limit must be positive, got {args.time_limit:g}")
 
-    from training.data.files import INDEX_NAME, as_patterns
-    from training.data.index import build_index  # slow: after --help
+    again = "finished copies stay, the same command goes on"
+    done = again if args.transcode is not None else "nothing was written"
+    return run_command(
+        lambda: _run(args, chosen), needs="preparing", interrupted=f"interrupted; {done}"
+    )
+
+
+def _run(args: argparse.Namespace, chosen: dict[str, int]) -> int:
+    from training.data.files import INDEX_NAME, as_patterns  # slow: after --help
+    from training.data.index import build_index
 
     folder, labels, report = args.folder, args.labels, None
     include = as_patterns(args.folder.resolve(), args.include)
-    try:
-        if args.transcode is not None:
-            from training.data.transcode import Settings, transcode_folder
+    if args.transcode is not None:
+        from training.data.transcode import Settings, transcode_folder
 
-            report = transcode_folder(
-                folder,
-                args.transcode,
-                Settings(**chosen),
-                labels=labels,
-                include=include,
-                time_limit=args.time_limit,
-                progress=True,
-            )
-            print(transcoded(report))
-            folder, labels, include = args.transcode, None, []
-        index = build_index(
+        report = transcode_folder(
             folder,
+            args.transcode,
+            Settings(**chosen),
             labels=labels,
             include=include,
-            verify=args.verify,
             time_limit=args.time_limit,
             progress=True,
         )
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        goes_on = "finished copies stay, the same command goes on"
-        what = "nothing was written" if args.transcode is None else goes_on
-        print(f"interrupted; {what}", file=sys.stderr)
-        return 130
+        print(transcoded(report))
+        folder, labels, include = args.transcode, None, []
+    index = build_index(
+        folder,
+        labels=labels,
+        include=include,
+        verify=args.verify,
+        time_limit=args.time_limit,
+        progress=True,
+    )
     print(summary(index))
     found = report.found if report else index.found
     sequences = numbered_pictures(found.ignored)

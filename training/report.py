@@ -19,17 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.evaluation import html
-from training.evaluation.cli import (
-    EXIT_STATUS,
-    LeftOut,
-    UserError,
-    open_index,
-    require_some,
-    run_command,
-    split_videos,
-)
-from training.evaluation.frame_level import TIME_INDEX, format_value
+from training.evaluation.baselines import TIME_INDEX
 from training.evaluation.protocols import columns
+from training.evaluation.tables import format_value, left_out_lines
+from training.evaluation.videos import open_index, require_some, split_videos
+from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
+from training.support.files import replacing
 
 if TYPE_CHECKING:
     from training.data.index import Index
@@ -79,9 +74,8 @@ def write_report(
         *_strips(videos, index, pictures),
     ]
     target = run / "report.html"
-    partial = run / f".report.html.{os.getpid()}.part"
-    partial.write_text(html.page(f"fastseq: {run.resolve().name}", body), encoding="utf-8")
-    os.replace(partial, target)
+    with replacing(target) as partial:
+        partial.write_text(html.page(f"fastseq: {run.resolve().name}", body), encoding="utf-8")
     return target
 
 
@@ -214,8 +208,6 @@ def _best(key: str, values: Sequence[float | None]) -> float:
 
 
 def _left_out(rows: Mapping[str, Any], unreadable: Mapping[str, str]) -> list[str]:
-    from training.evaluate import left_out_lines
-
     lines = [f"{name}: {reason}" for name, reason in unreadable.items()]
     lines += left_out_lines(rows)
     if not lines:

@@ -12,16 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.evaluation.cli import (
-    EXIT_STATUS,
-    LeftOut,
-    UserError,
-    make_folder,
-    open_index,
-    require_some,
-    run_command,
-    split_videos,
-)
+from training.evaluation.videos import open_index, require_some, split_videos
+from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.evaluation.cli import INCOMPLETE, LeftOut, missing_extra
+from training.support.command import INCOMPLETE, LeftOut, UserError, missing_extra
 
 if TYPE_CHECKING:
     import torch
@@ -64,9 +64,7 @@ def _run(args: argparse.Namespace) -> int:
         import tensorboard  # noqa: F401
 
         from fastseq.video import TooManyBadVideos
-        from training.loop.trainer import NonFiniteError, Trainer, check_loss
-        from training.recipe.load import ConfigError
-        from training.runs.checkpoint import CheckpointError
+        from training.loop.trainer import Trainer, check_loss
         from training.runs.folder import check_run_dir, open_run, restarted
         from training.runs.model import initial_model
         from training.support import distributed
@@ -78,12 +76,12 @@ def _run(args: argparse.Namespace) -> int:
     if not distributed.is_main():
         logging.getLogger().setLevel(logging.ERROR)
     try:
-        cfg, device = distributed.together(lambda: _configure(args))
+        cfg, device = distributed.run_on_all(lambda: _configure(args))
         run_dir = Path(cfg.train.run_dir)
-        if distributed.on_main(lambda: restarted(run_dir)):
+        if distributed.run_on_main(lambda: restarted(run_dir)):
             args.resume, args.overwrite = True, False
         if not args.dry_run:
-            distributed.on_main(
+            distributed.run_on_main(
                 lambda: check_run_dir(cfg, run_dir, resume=args.resume, overwrite=args.overwrite)
             )
         check_loss(cfg, device)
@@ -92,13 +90,13 @@ def _run(args: argparse.Namespace) -> int:
         def assemble() -> Trainer:
             model = initial_model(cfg)
             # Last: it may decode everything.
-            loader = open_loader(cfg, device, dry_run=args.dry_run, left_out=left_out)
+            loader = training_loader(cfg, device, dry_run=args.dry_run, left_out=left_out)
             return Trainer(cfg, model, loader, run_dir)
 
-        trainer = distributed.together(assemble)
+        trainer = distributed.run_on_all(assemble)
         if not args.dry_run:
             open_run(trainer, resume=args.resume)
-    except (ConfigError, OSError, ValueError, TooManyBadVideos, CheckpointError) as error:
+    except (ValueError, OSError, TooManyBadVideos) as error:  # ValueError: UserError, and models'
         if getattr(error, "speaks", distributed.is_main()):
             _complain(error)
         return 2
@@ -114,7 +112,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         received = trainer.run()
         left_out.videos.update(trainer.left_out())
-    except (NonFiniteError, CheckpointError) as error:  # on all ranks
+    except UserError as error:  # on all ranks
         if distributed.is_main():
             _complain(error)
         return 1
@@ -173,7 +171,7 @@ def compose(args: argparse.Namespace) -> "DictConfig":
     return cfg
 
 
-def open_loader(
+def training_loader(
     cfg: "DictConfig",
     device: "torch.device",
     *,

@@ -109,7 +109,7 @@ def _kept(path: Path) -> dict[str, str]:
 
 
 def _training(lines: list[Line], folder: Path, where: str) -> None:
-    from training.memory import equation, fit
+    from training.studies.memory_fit import equation, fit
 
     every = tables.training(lines)
     one = every[0].runs[0]

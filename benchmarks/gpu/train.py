@@ -16,10 +16,11 @@ import torch
 from benchmarks.gpu import record
 from benchmarks.timing import CPUCall, GPUCall
 from training.loop.objectives import Clips
-from training.loop.step import GradientStep, make_optimizer
-from training.memory import fit
+from training.loop.pair_step import PairStep
+from training.loop.step import make_optimizer
 from training.models import build_model
 from training.recipe.schema import Config, plain_config
+from training.studies.memory_fit import fit
 from training.studies.memory_step import measure_step, random_batch
 
 FIRST, DRY_LENGTHS = 240, (24, 48)
@@ -38,17 +39,17 @@ DRY_VALUES = {
 }
 
 
-def make_step(cfg: Config, precision: str) -> GradientStep:
+def make_step(cfg: Config, precision: str) -> PairStep:
     """From random weights: neither time nor memory depends on them."""
     logging.getLogger("training.models.build").setLevel(logging.ERROR)
     torch.manual_seed(0)
     device = torch.device(record.device())
     model = build_model(cfg).to(device).train()
     optimizer = make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
-    return GradientStep(cfg, model, optimizer, device, precision == "bf16")
+    return PairStep(cfg, model, optimizer, device, precision == "bf16")
 
 
-def measure(cfg: Config, step: GradientStep, frames: int) -> dict[str, Any]:
+def measure(cfg: Config, step: PairStep, frames: int) -> dict[str, Any]:
     """Peak of one step, seconds with the frames on the device, and those that the loss takes."""
     found = measure_step(cfg, step, frames)
     batch = random_batch(cfg, frames)
@@ -66,7 +67,7 @@ def measure(cfg: Config, step: GradientStep, frames: int) -> dict[str, Any]:
     return found
 
 
-def _seconds(run: Callable[[], Any], step: GradientStep) -> float:
+def _seconds(run: Callable[[], Any], step: PairStep) -> float:
     def wait() -> None:
         if step.device.type == "cuda":
             torch.cuda.synchronize(step.device)
@@ -78,7 +79,7 @@ def _seconds(run: Callable[[], Any], step: GradientStep) -> float:
     return time.perf_counter() - start
 
 
-def loss_seconds(cfg: Config, step: GradientStep, batch: dict[str, Any]) -> float:
+def loss_seconds(cfg: Config, step: PairStep, batch: dict[str, Any]) -> float:
     """Forward and backward of the objective alone, its launches included."""
     n, clips, t = batch["valid"].shape
     device, dtype = step.device, torch.bfloat16 if step.bf16 else torch.float32

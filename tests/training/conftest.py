@@ -13,7 +13,7 @@ from training.data.index import build_index
 def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    monkeypatch.setattr(training.train, "open_loader", squares)
+    monkeypatch.setattr(training.train, "training_loader", squares)
     return "tiny.yaml"
 
 

@@ -100,7 +100,7 @@ def train(open_loader: Callable, arguments: list[str]) -> int:
 
     STOP_AT=SIGNAL:STEP sends the last rank, and it alone, a signal in that step.
     """
-    training.train.open_loader = open_loader
+    training.train.training_loader = open_loader
     number, _, at = os.environ.get("STOP_AT", "").partition(":")
     step = Trainer._train_step
 

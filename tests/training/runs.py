@@ -71,7 +71,7 @@ class SquareEngine(PyAVEngine):
 
 
 def squares(cfg, *_, videos: int = 5, padded: bool = True, **__) -> ClipLoader:
-    """In place of training.train.open_loader: no files."""
+    """In place of training.train.training_loader: no files."""
     items = SquareItems(videos, padded)
     engine = SquareEngine(16, workers=cfg.data.workers)
     return ClipLoader(items, cfg.data.batch_size, engine=engine, seed=cfg.train.seed)

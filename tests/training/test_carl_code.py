@@ -16,11 +16,11 @@ from safetensors import safe_open
 
 from training.carl_code.__main__ import main
 from training.carl_code.recipe import convert_config
-from training.evaluation.cli import UserError
 from training.export import main as export
 from training.models import build_model
 from training.recipe.load import load_config
 from training.runs.model import load_run
+from training.support.command import UserError
 
 POURING = {  # the keys of scl_transformer_config.yml
     "DATASETS": ["pouring"],

@@ -62,9 +62,11 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path, monkeypatch, func
 
 def test_what_a_kill_leaves_behind_is_never_taken_for_a_checkpoint(tmp_path):
     save_checkpoint(tmp_path, 1, state(1))
-    (tmp_path / "step_00000002.tmp").write_bytes(b"half")
+    (tmp_path / ".step_00000002.pt.1.part").write_bytes(b"half")
     assert load_latest(tmp_path)["step"] == 1
     assert len(list_checkpoints(tmp_path)) == 1
+    save_checkpoint(tmp_path, 2, state(2))
+    assert names(tmp_path) == ["step_00000001.pt", "step_00000002.pt"]
 
 
 def test_a_full_disk_raises_and_leaves_the_one_before(tmp_path, monkeypatch):
@@ -204,7 +206,7 @@ def test_a_damaged_file_is_reported_and_passed_over(tmp_path, caplog):
     assert load_latest(tmp_path)["step"] == 1
     assert "step_00000002.pt cannot be read" in caplog.text
     (tmp_path / "step_00000001.pt").write_bytes(b"")
-    with pytest.raises(RuntimeError, match="none of the 2 checkpoints"):
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
         load_latest(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Wrong use of the commands that read a run: one clear line, status 2, nothing spoiled."""
 
 import importlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ from training import align, evaluate, export, extract, report, retrieve, train
 from training.data.index import build_index
 from training.demo import __main__ as demo
 from training.demo import render
-from training.evaluation import cli, embed
+from training.evaluation import embed
 from training.models import build_model, load_backbone_weights
 from training.runs.checkpoint import list_checkpoints
 from training.runs.model import load_run
+from training.support import command
 
 COMMANDS = {
     "evaluate": (evaluate.main, ["RUN"]),
@@ -136,9 +138,9 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
 
 
 def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)  # file modes do not bind root
-    with pytest.raises(cli.UserError, match=r"out is not writable; give another place"):
-        cli.make_folder(tmp_path / "out")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # file modes do not bind root
+    with pytest.raises(command.UserError, match=r"out is not writable; give another place"):
+        command.make_folder(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -228,13 +230,13 @@ def test_training_without_an_extra_starts_no_run(run, capsys, monkeypatch, name)
 
 
 def test_a_missing_decoder_is_named_by_every_command(capsys):
-    def command():
+    def read():
         raise ImportError('reading video needs PyAV: pip install "fastseq[video]"')
 
-    assert cli.run_command(command) == 2
+    assert command.run_command(read) == 2
     assert one_line(capsys) == 'error: reading video needs PyAV: pip install "fastseq[video]"'
     with pytest.raises(ModuleNotFoundError, match="bogus"):  # a bug keeps its traceback
-        cli.run_command(lambda: importlib.import_module("training.bogus"))
+        command.run_command(lambda: importlib.import_module("training.bogus"))
 
 
 def test_a_finished_run_says_so(run, capsys, caplog):

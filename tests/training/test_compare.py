@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from training import compare, train
-from training.evaluation import comparison
 from training.loop.trainer import Trainer
 from training.recipe.load import load_config, loss_terms
-from training.studies import suites
+from training.studies import comparison_table, suites
 
 SMALL = ["augmentation.size=32", "data.cache_side=36", "model.fc_size=16", "model.hidden_size=16"]
 SMALL += ["model.embedding_size=16", "train.log_every=1", "data.num_frames=8"]
@@ -24,7 +23,8 @@ def result(**metrics):
 
 def test_methods_differ_in_the_loss_and_its_clips_alone():
     configs = {
-        name: load_config(suites.RECIPE, options) for name, options in suites.METHODS.items()
+        name: load_config(suites.FRAMES_RECIPE, options)
+        for name, options in suites.FRAMES_METHODS.items()
     }
     terms = {name: [term for term, *_ in loss_terms(cfg.loss)] for name, cfg in configs.items()}
     assert terms == {
@@ -53,7 +53,10 @@ def test_methods_differ_in_the_loss_and_its_clips_alone():
         assert configs[f"soft_dtw_{form}"].loss.soft_dtw.gamma == lav.gamma
     # LAV + TCC as in its recipe.
     assert configs["lav_tcc"].loss == load_config("recipes/lav_tcc.yaml").loss
-    assert comparison.TITLES.keys() == {comparison.TIME_INDEX, *suites.METHODS}
+    assert comparison_table.FRAMES_TITLES.keys() == {
+        comparison_table.TIME_INDEX_METHOD,
+        *suites.FRAMES_METHODS,
+    }
     # The baseline counts the frames that have a target in SCL.
     scl, nearest = configs["carl"].loss.scl, configs["nearest"].loss.nearest
     assert nearest.reach == pytest.approx(math.sqrt(206 * scl.variance), rel=1e-4)
@@ -68,11 +71,11 @@ def test_table_and_claims_by_hand():
         "nearest": [result(classification=0.5), result(classification=0.6)],
         "carl": [result(classification=0.6), result(classification=None)],
     }
-    lines = comparison.markdown(results).splitlines()
+    lines = comparison_table.frames_table(results).splitlines()
     assert lines[0].startswith("| | classification | progression | tau | AP@5 | spread |")
     assert "| Soft-DTW alone | - | - | - | - | 0.350 ± 0.354 | - |" in lines
     assert "| CARL (SCL) | 0.600 (1 of 2 seeds) | - | - | - | - | - |" in lines
-    claims = "\n".join(comparison.claims(results))
+    claims = "\n".join(comparison_table.frames_claims(results))
     assert "Soft-DTW alone below half of untrained: in 1 of 2 seeds (ratios 0.10, 0.75)" in claims
     assert "Soft-DTW alone below half of LAV: in 1 of 2 seeds (ratios 0.08, 0.60)" in claims
     assert "LAV above half of untrained: in 2 of 2 seeds (ratios 1.20, 1.25)" in claims
@@ -82,7 +85,7 @@ def test_table_and_claims_by_hand():
     results["soft_dtw_idm"] = [result(ap_at_5=0.1), result(ap_at_5=0.4)]
     results["lav"] = [result(ap_at_5=0.2), result(ap_at_5=0.3)]
     text = "LAV above Soft-DTW + IDM in AP@5: in 1 of 2 seeds (+0.100, -0.100)"
-    assert text in "\n".join(comparison.claims(results))
+    assert text in "\n".join(comparison_table.frames_claims(results))
 
 
 def test_it_continues_where_it_was(tmp_path, monkeypatch, capsys):

@@ -4,7 +4,14 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from training.recipe.load import ConfigError, differences, find_recipe, load_config, loss_terms
+from training.recipe.load import (
+    ConfigError,
+    differences,
+    find_recipe,
+    load_config,
+    loss_terms,
+    may_change,
+)
 from training.recipe.schema import plain_config
 
 
@@ -135,3 +142,25 @@ import training.studies.memory_step, training.models
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():
+    losses = ("scl", "soft_dtw", "contrastive_idm", "lav", "tcc", "vclr")
+    assert may_change() == {
+        "data.folder",
+        "data.cache",
+        "data.workers",
+        "model.weights",
+        "model.weights_key",
+        *(f"loss.{name}.backend" for name in losses),
+        "train.run_dir",
+        "train.device",
+        "train.checkpointing",
+        "train.compile",
+        "train.max_minutes",
+        "train.log_every",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.max_nonfinite",
+        "train.deterministic",
+    }

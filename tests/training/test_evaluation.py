@@ -12,8 +12,9 @@ import pytest
 from training.evaluation import metrics
 from training.evaluation.baselines import time_index, time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.frame_level import evaluate_embeddings, format_table, format_value
+from training.evaluation.frame_level import evaluate_embeddings
 from training.evaluation.metrics import LabelledVideo, labelled_video, phase_position
+from training.evaluation.tables import format_table, format_value
 
 
 def record(name, phases, *, action="all", split="test", frames=None, view=""):

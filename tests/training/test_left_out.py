@@ -18,10 +18,11 @@ from training.evaluation import embed, plots
 from training.evaluation.alignment import align as align_videos
 from training.evaluation.alignment import evenly, stretched, write_aligned_video
 from training.evaluation.baselines import time_index, time_index_embedding
-from training.evaluation.cli import LeftOut
 from training.evaluation.embed import EmbeddedVideo, has_embeddings, load_embeddings
+from training.evaluation.frame_level import evaluate_embeddings
 from training.evaluation.metrics import labelled_video
 from training.evaluation.video_level import evaluate_video_level
+from training.support.command import LeftOut
 
 NAMES = ["train0", "train1", "train2", "test0", "test1", "test2"]
 OPTIONS = {"g": "10", "bf": "0", "crf": "18"}
@@ -120,12 +121,12 @@ def test_evaluation_drops_a_video_from_all_rows(folder, capsys, protocol, name):
     index = load_index(folder)
     kept = [record for record in index.videos if record.id != name]
     by_split = [[r for r in kept if r.split == one] for one in ("train", "test")]
-    expected = evaluate.evaluate_embeddings(
+    expected = evaluate_embeddings(
         *map(time_index, by_split), index.classes, protocol=protocol, stride=5
     )
     row = result["rows"]["time index only"]["metrics"]
     assert row == {k: v if np.isfinite(v) else None for k, v in expected["metrics"].items()}
-    untouched = evaluate.evaluate_embeddings(
+    untouched = evaluate_embeddings(
         *[time_index([r for r in index.videos if r.split == s]) for s in ("train", "test")],
         index.classes,
         protocol=protocol,

@@ -10,11 +10,11 @@ import torch
 from runs import RECIPE
 
 from training import memory
-from training.loop.step import GradientStep
+from training.loop.pair_step import PairStep
 from training.models import CarlModel
 from training.recipe.load import load_config
 from training.runs.model import initial_model
-from training.studies import memory_step
+from training.studies import memory_fit, memory_step
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory of a CPU is read from /proc")
 
@@ -86,7 +86,7 @@ def test_the_step_is_the_trainer_s_own(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     compiled = []
     monkeypatch.setattr(CarlModel, "compile_backbone", lambda self: compiled.append(self))
-    monkeypatch.setattr(GradientStep, "__call__", lambda self, *_: steps.append(self))
+    monkeypatch.setattr(PairStep, "__call__", lambda self, *_: steps.append(self))
     steps = []
     memory_step.measure(load_config(tmp_path / "tiny.yaml", ["train.compile=true"]))
     assert len(compiled) == 1
@@ -128,16 +128,18 @@ def test_the_batch_has_padding_and_the_recipe_s_shape(tmp_path):
 
 
 def test_a_line_through_known_points():
-    line = memory.fit([run_of("recipe", t, 7e6 + 3e4 * t) for t in (240, 480, 960)])
+    line = memory_fit.fit([run_of("recipe", t, 7e6 + 3e4 * t) for t in (240, 480, 960)])
     assert line["a"] == pytest.approx(7e6)
     assert line["b"] == pytest.approx(3e4)
     assert line["r2"] == pytest.approx(1)
     assert line["from"] == 240
-    bent = memory.fit([run_of("recipe", t, t**2) for t in (1, 2, 3)])
+    bent = memory_fit.fit([run_of("recipe", t, t**2) for t in (1, 2, 3)])
     # Line 4 t - 10 / 3 through 1, 4, 9: residuals 1/3, -2/3, 1/3.
     assert bent["b"] == pytest.approx(4)
     assert bent["r2"] == pytest.approx(1 - (6 / 9) / (98 / 3))
-    assert memory.fit([run_of("recipe", 2, 1.0), {"frames": 3, "error": "out of memory"}]) is None
+    assert (
+        memory_fit.fit([run_of("recipe", 2, 1.0), {"frames": 3, "error": "out of memory"}]) is None
+    )
 
 
 def test_the_longest_clips_follow_from_the_line():

@@ -314,7 +314,7 @@ def test_runs_with_other_losses_resume(recipe, options, monkeypatch):
 
 
 def test_soft_dtw_alone_collapses_and_lav_does_not(recipe, monkeypatch):
-    monkeypatch.setattr(training.train, "open_loader", partial(squares, videos=4, padded=False))
+    monkeypatch.setattr(training.train, "training_loader", partial(squares, videos=4, padded=False))
     shared = ["data.clips=videos", "train.steps=60", "train.log_every=20", "optim.lr=3e-3"]
     shared += ["model.layers=0", "model.positions=none", "model.fc_dropout=0", "model.dropout=0"]
     spread = {}

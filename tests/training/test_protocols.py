@@ -12,9 +12,10 @@ from test_evaluation import embedded, random_videos, squared, video
 from training.data.index import build_index, load_index
 from training.data.labels import LabelError
 from training.evaluation import metrics
-from training.evaluation.cli import UserError
-from training.evaluation.frame_level import evaluate_embeddings, format_table
+from training.evaluation.frame_level import evaluate_embeddings
 from training.evaluation.protocols import FEW_SHOT, PROTOCOLS, columns, definitions
+from training.evaluation.tables import format_table
+from training.support.command import UserError
 
 
 @pytest.mark.parametrize(("stride", "k"), [(1, 10), (2, 3), (3, 40)])

@@ -9,7 +9,7 @@ import torch
 from training.data.index import build_index
 from training.runs.log import read_log
 from training.runs.model import load_run
-from training.train import main, open_loader
+from training.train import main, training_loader
 
 
 def test_training_on_pairs_says_what_is_left_out(video_folder, capsys, caplog):
@@ -65,6 +65,6 @@ def test_pairs_of_all_clips_stay_within_an_action(video_folder, capsys):
     arguments += ["data.sampling=offset_uniform", "loss.tcc.normalize=true", "model.dropout=0"]
     assert main([*arguments, "loss.tcc.pairs=all", "train.run_dir=one"]) == 0
     cfg = load_run("one")[1]
-    loader = open_loader(cfg, torch.device("cpu"))
+    loader = training_loader(cfg, torch.device("cpu"))
     batch = next(iter(loader))
     assert [labels[name] for name in batch["ids"]] == batch["actions"]

@@ -114,7 +114,7 @@ def test_a_kill_at_this_moment_changes_nothing(whole, moment):
     assert wait(resumed) == [0]
     assert f"steps {step} to 20" in said(resumed[0])
     check_same_as_whole()
-    assert [path.name for path in Path("run/checkpoints").iterdir() if path.suffix == ".tmp"] == []
+    assert [path.name for path in Path("run/checkpoints").iterdir() if path.suffix == ".part"] == []
 
 
 def kill_at_random(start, count: int, seed: int) -> None:

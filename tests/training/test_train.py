@@ -10,6 +10,7 @@ import pytest
 import torch
 from runs import numbers, same, squares, weights
 
+import training.loop.meter
 import training.loop.trainer
 import training.train
 from training.loop.dry_run import saved_bytes_per_frame
@@ -136,7 +137,7 @@ def test_memory_per_frame_is_what_autograd_keeps():
 
 def test_a_time_budget_ends_the_run_and_the_cosine(recipe, monkeypatch):
     clock = iter(range(0, 10**6, 1))  # each look at the clock takes a second
-    monkeypatch.setattr(training.loop.trainer.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(training.loop.meter.time, "perf_counter", lambda: float(next(clock)))
     arguments = [recipe, "train.run_dir=run", "train.steps=1000", "train.log_every=1"]
     assert main([*arguments, "train.max_minutes=0.5"]) == 0
     lines = read_log("run")
@@ -168,7 +169,7 @@ def test_bf16_trains_like_fp32(recipe):
 
 
 def test_loss_falls_on_a_small_set(recipe, monkeypatch):
-    monkeypatch.setattr(training.train, "open_loader", partial(squares, videos=4, padded=False))
+    monkeypatch.setattr(training.train, "training_loader", partial(squares, videos=4, padded=False))
     steps = ["train.steps=150", "train.log_every=10", "model.dropout=0", "model.fc_dropout=0"]
     main([recipe, "train.run_dir=run", "model.positions=none", *steps, "optim.lr=3e-3"])
     lines = read_log("run")

@@ -220,7 +220,7 @@ def test_ctrl_c_before_the_first_step(recipe, monkeypatch, capsys):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.train, "open_loader", interrupted)
+    monkeypatch.setattr(training.train, "training_loader", interrupted)
     assert main([recipe, "train.run_dir=run"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert os.listdir() == ["tiny.yaml"]

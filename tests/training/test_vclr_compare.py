@@ -11,9 +11,8 @@ from training import compare
 from training.demo.classes import CLASSES, FRAMES, plan_class, render_classes
 from training.demo.render import VideoPlan, render_video
 from training.demo.scene import ACTIONS
-from training.evaluation import comparison
 from training.recipe.load import load_config
-from training.studies import suites
+from training.studies import comparison_table, suites
 
 SMALL = {"train_per_class": 2, "test_per_class": 1, "side": 32, "progress": False}
 
@@ -86,7 +85,7 @@ def test_methods_differ_in_the_weights_of_the_losses_alone():
         assert cfg.data == configs["all"].data
         assert cfg.model == configs["all"].model
         assert (cfg.optim == configs["all"].optim) == (name != "untrained")
-    assert comparison.VIDEO_TITLES.keys() == suites.VCLR_METHODS.keys()
+    assert comparison_table.VCLR_TITLES.keys() == suites.VCLR_METHODS.keys()
 
 
 def test_table_by_hand():
@@ -94,7 +93,7 @@ def test_table_by_hand():
         return {"metrics": {"linear_svm": svm, "recall_at_1": 0.5, "recall_at_10": None}}
 
     results = {"video": [result(0.5), result(0.7)], "inter": [result(0.6), result(0.6)]}
-    text = comparison.video_markdown(results)
+    text = comparison_table.vclr_table(results)
     assert "| video-level alone | 0.600 ± 0.141 | 0.500 ± 0.000 | - | - | - | - |" in text
     claim = "video-level alone above inter-frame alone in linear SVM: in 1 of 2 seeds"
     assert f"- {claim} (-0.100, +0.100)." in text

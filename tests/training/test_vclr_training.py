@@ -28,7 +28,7 @@ ONE = ["train.steps=1", "train.log_every=1"]
 def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    monkeypatch.setattr(training.train, "open_loader", tuples)
+    monkeypatch.setattr(training.train, "training_loader", tuples)
     return "tiny.yaml"
 
 
@@ -198,7 +198,7 @@ def test_the_rate_warms_up_and_ends_at_the_least_one(recipe):
 
 @pytest.mark.parametrize(("name", "factor"), [("order", 0.5), ("inter", 0.9)])
 def test_losses_fall_on_a_small_set(recipe, monkeypatch, name, factor):
-    monkeypatch.setattr(training.train, "open_loader", partial(tuples, videos=8))
+    monkeypatch.setattr(training.train, "training_loader", partial(tuples, videos=8))
     rest = [f"loss.vclr.{n}=0" for n in ("inter", "intra", "video", "order") if n != name]
     # A queue of one step's keys: half of them are of other videos.
     options = ["train.steps=100", "train.log_every=20", "data.batch_size=4", "optim.lr=0.05"]

@@ -18,7 +18,7 @@ ITEMS = 8
 
 
 def squares(cfg, *_, videos: int = 5, **__) -> ClipLoader:
-    """In place of training.train.open_loader: each rank its part of the batches."""
+    """In place of training.train.training_loader: each rank its part of the batches."""
     ranks = distributed.world_size()
     return ClipLoader(
         SquareItems(videos, padded=True),
@@ -70,7 +70,7 @@ def trainer_of(cfg, dtype: torch.dtype, prepare=lambda model: None) -> Trainer:
 def gradient(cfg, batches, dtype=torch.float64, prepare=lambda model: None) -> dict:
     trainer = trainer_of(cfg, dtype, prepare)
     norm, values, _ = trainer.gradient_step.gradient(batches)
-    values = distributed.total(values.double())
+    values = distributed.sum_over_ranks(values.double())
     return {
         "gradient": {
             name: parameter.grad
@@ -158,7 +158,7 @@ def batch_norm(dtype: torch.dtype) -> dict:
         results[f"empty={empty}"] = {
             "out": distributed.gather_rows(out.detach()),
             "gradient": distributed.gather_rows(mine.grad),
-            "weights": distributed.total(weights),
+            "weights": distributed.sum_over_ranks(weights),
             "mean": norm[0].running_mean,
             "var": norm[0].running_var,
             "batches": norm[0].num_batches_tracked,
@@ -186,14 +186,14 @@ def skipping(folder: Path) -> dict:
     if distributed.rank() == distributed.world_size() - 1:
         batch["steps"] = batch["steps"].double()
         batch["steps"][0, 0, 0] = torch.nan
+    trainer.meter.start()
     result = trainer._train_step([batch], 1e-3)
-    trainer.step = 1
-    trainer._count(result, [batch])
+    trainer.meter.stepped(1, result, [batch])
     after = trainer.model.state_dict()
     return {
         "finite": result.finite,
         "same": all(torch.equal(before[k], after[k]) for k in before),
-        "nonfinite": trainer.nonfinite,
+        "nonfinite": trainer.meter.nonfinite,
         "adam": len(trainer.optimizer.state),
     }
 

@@ -42,7 +42,7 @@ class TupleEngine(PyAVEngine):
 
 
 def tuples(cfg, *_, videos: int = 5, **__) -> ClipLoader:
-    """In place of training.train.open_loader: each rank its part of the batches."""
+    """In place of training.train.training_loader: each rank its part of the batches."""
     records = [
         SimpleNamespace(
             id=f"video{i}", path=str(i), frames=40, fps=25.0, width=24, height=16, action="all"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.cli import UserError, run_command
+from training.support.command import UserError, run_command
+from training.support.files import replacing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,9 +68,8 @@ def _labels(args: argparse.Namespace) -> None:
     _refuse_existing(out)
     labels = convert_labels({"train": args.train, "test": args.test}, args.folder)
     missing = [name for name in labels["videos"] if not (args.folder / name).is_file()]
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(labels) + "\n")
-    os.replace(partial, out)
+    with replacing(out) as partial:
+        partial.write_text(json.dumps(labels) + "\n")
     print(f"written: {out}: {len(labels['videos'])} videos, actions {', '.join(labels['classes'])}")
     if missing:
         print(
@@ -83,9 +82,9 @@ def _checkpoint(args: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
     from training.carl_code.checkpoint import convert_checkpoint
-    from training.export import write_safetensors
     from training.models import build_model
     from training.runs.checkpoint import CheckpointError, load_weights, save_checkpoint
+    from training.runs.weight_writers import write_safetensors
 
     converted, weights = convert_checkpoint(args.file)
     cfg = _check(converted.recipe)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from training.carl_code.recipe import Converted, convert_config
-from training.evaluation.cli import UserError
+from training.support.command import UserError
 
 _BACKBONE = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3"}
 _LAYER = r"embed\.video_encoder\.enc_layers\.(\d+)\."

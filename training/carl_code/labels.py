@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.evaluation.cli import UserError
+from training.support.command import UserError
 
 _ARRAYS = re.compile(r"numpy\.(_)?core\.multiarray")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from training.evaluation.cli import UserError
+from training.support.command import UserError
 
 # Keys whose value has no counterpart here: where the released code looks for files, how often it
 # prints, what it never reads.

@@ -24,11 +24,13 @@ from training.data.files import (
 from training.data.labels import Labels, match_names, phases_of, read_labels
 from training.data.names import Names
 from training.data.threads import in_threads
+from training.support.command import UserError
+from training.support.files import replacing
 
 _FORMAT = 3
 
 
-class StaleIndex(ValueError):
+class StaleIndex(UserError):
     """An index that is missing or no longer describes its folder; the message says what to run."""
 
 
@@ -327,9 +329,5 @@ def _from_run_lengths(runs: list[list[int]] | None) -> np.ndarray | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from training.data.names import Names
+from training.support.command import UserError
 
 _VIDEO_KEYS = ("action", "split", "view", "boundaries", "phases", "remark")
 _SPLITS = ("train", "test")
 _SHOWN = 20
 
 
-class LabelError(ValueError):
+class LabelError(UserError):
     """A labels file that does not fit; the message names each entry and how to put it right."""
 
 

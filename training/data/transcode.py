@@ -21,6 +21,8 @@ from training.data.files import LABELS_NAME, Found, find_videos
 from training.data.labels import Labels, match_names, read_labels
 from training.data.names import Names
 from training.data.threads import in_threads
+from training.support.command import UserError
+from training.support.files import replacing
 
 # Raised by one when the encoder's options change: files written before are done again.
 _FORMAT = 1
@@ -86,18 +88,21 @@ def transcode_folder(
         NotADirectoryError: `folder` is none.
     """
     settings = settings or Settings()
-    check_settings(**asdict(settings))
+    try:
+        check_settings(**asdict(settings))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     folder, out = Path(folder).resolve(), Path(out).resolve()
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder")
     if folder.is_relative_to(out) or out.is_relative_to(folder):
-        raise ValueError(f"{out} and {folder} must be two folders, none inside the other")
+        raise UserError(f"{out} and {folder} must be two folders, none inside the other")
     files = find_videos(folder, include, progress=progress)
     names = files.videos
     targets = {name: _target_name(name) for name in names}
     if len(set(targets.values())) < len(names):
         twice = next(n for n, t in targets.items() if n != t and t in targets)
-        raise ValueError(f"{twice} and {targets[twice]} would get the same name; rename one")
+        raise UserError(f"{twice} and {targets[twice]} would get the same name; rename one")
     if labels is None and (folder / LABELS_NAME).is_file():
         labels = folder / LABELS_NAME
     given = Labels({}, {})
@@ -211,12 +216,8 @@ def _copy_labels(labels: Labels, out: Path, targets: dict[str, str], bad: dict[s
     target = out / LABELS_NAME
     if target.is_file() and target.read_bytes() == data:
         return
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with replacing(target) as partial:
         partial.write_bytes(data)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _encoded(content: dict[str, Any]) -> bytes:

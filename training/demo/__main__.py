@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from training.evaluation.cli import missing_extra
+from training.support.command import run_command
 
 RECIPE = "recipes/carl_demo.yaml"
 
@@ -35,29 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
-    try:
-        return _run(options)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(lambda: _run(options), needs="the demo")
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:  # only now, so that --help need not wait for torch
-        import av  # noqa: F401
+    import av  # noqa: F401  only now, so that --help need not wait for it and for torch
 
-        from training import evaluate, prepare, report, train
-        from training.demo.render import describe, render_dataset
-        from training.recipe.load import ConfigError, load_config
-    except ImportError as error:
-        print(f"error: {missing_extra(error, 'the demo')}", file=sys.stderr)
-        return 2
+    from training import evaluate, prepare, report, train
+    from training.demo.render import describe, render_dataset
+    from training.recipe.load import load_config
 
-    try:  # before the videos are rendered
-        load_config(RECIPE, options.overrides)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    load_config(RECIPE, options.overrides)  # ConfigError before the videos are rendered
     began = time.perf_counter()
     evaluations = []
     for seed in range(options.seeds):
@@ -65,11 +53,7 @@ def _run(options: argparse.Namespace) -> int:
         run = options.out / ("run" if seed == 0 else f"run_{seed}")
         title = f" (seed {seed})" if options.seeds > 1 else ""
         with step(f"1/5 render videos{title}"):
-            try:
-                print(describe(render_dataset(videos, seed=seed, clutter=options.clutter)))
-            except OSError as error:
-                print(f"error: {error}", file=sys.stderr)
-                return 2
+            print(describe(render_dataset(videos, seed=seed, clutter=options.clutter)))
         arguments = [RECIPE, f"data.folder={videos}", f"train.run_dir={run}"]
         arguments += [f"train.seed={seed}", *options.overrides, "--overwrite"]
         steps: list[tuple[str, Callable[[list[str]], int], list[str]]] = [
@@ -108,8 +92,8 @@ class step:
 
 def spread_table(evaluations: Sequence[dict]) -> str:
     """Mean and standard deviation over runs of every metric, one line for each row."""
-    from training.evaluation.frame_level import format_cells
     from training.evaluation.protocols import COLUMNS
+    from training.evaluation.tables import format_cells
 
     first = next(iter(evaluations[0]["rows"].values()))["metrics"]
     columns = [metric for metric in COLUMNS if metric in first]

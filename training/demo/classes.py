@@ -25,6 +25,7 @@ from training.demo.render import (
     write_dataset,
 )
 from training.demo.scene import ACTIONS
+from training.support.command import UserError
 
 GENERATOR = "training.demo.classes/1"  # raise the number whenever the pictures or labels change
 FRAMES = (60, 180)
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         summary = render_classes(**vars(options))
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         parser.error(str(error))
     print(describe(summary))
 

@@ -27,6 +27,7 @@ import numpy as np
 from numba import njit
 
 from training.demo.scene import ACTIONS, Drawing, draw_camera, draw_clutter, draw_look
+from training.support.command import UserError
 
 GENERATOR = "training.demo.render/1"  # raise the number whenever the pictures or labels change
 SPLITS = ("train", "test")
@@ -220,11 +221,11 @@ def render_dataset(
         progress: show a progress bar.
 
     Raises:
-        ValueError: an odd or tiny side, or fewer than one video in all.
+        UserError: an odd or tiny side, or fewer than one video in all.
         FileExistsError: the folder holds something else.
     """
     if min(train_per_action, test_per_action) < 0 or train_per_action + test_per_action == 0:
-        raise ValueError(
+        raise UserError(
             "expected numbers of videos of at least 0 and not both 0, got "
             f"train_per_action={train_per_action}, test_per_action={test_per_action}"
         )
@@ -247,9 +248,7 @@ def write_dataset(
     folder = Path(folder)
     options = {key: labels["generator"][key] for key in ("seed", "side", "clutter")}
     if options["side"] < 16 or options["side"] % 2:
-        raise ValueError(
-            f"side must be an even number of at least 16 pixels, got {options['side']}"
-        )
+        raise UserError(f"side must be an even number of at least 16 pixels, got {options['side']}")
     reused = _is_there(folder, labels)
     if not reused:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -314,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         summary = render_dataset(**vars(options))
-    except (ValueError, OSError, ImportError) as error:
+    except (UserError, OSError, ImportError) as error:
         parser.error(str(error))
     print(describe(summary))
 

@@ -1,1 +1,1 @@
-"""Evaluation of frame embeddings: CARL's protocol, alignment, retrieval and pictures."""
+"""Evaluation of embeddings: the papers' protocols, alignment, retrieval, tables and pictures."""

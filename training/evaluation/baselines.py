@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from training.data.index import VideoRecord
 
 HARMONICS = 8
+TIME_INDEX = "time index only"
+TIME_INDEX_DEFINITION = (
+    "An embedding made of the frame's share of the video's length alone, as sines and cosines. "
+    "It never looks at a picture."
+)
 
 
 def time_index_embedding(frames: int) -> np.ndarray:

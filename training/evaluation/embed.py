@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.evaluation.cli import LeftOut, UserError
+from training.support.command import LeftOut, UserError
+from training.support.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,7 @@ def embed_each(
             if isinstance(frames, Exception):
                 if left_out is None:
                     raise frames
-                left_out.add(record, frames)
+                left_out.add(record.id, frames.reason)
                 bar.set_postfix(left_out=len(left_out.videos), refresh=False)
                 bar.update(record.frames)
                 continue
@@ -141,23 +141,18 @@ def save_embeddings(path: Path, video: EmbeddedVideo, weights: str) -> None:
     record = video.record
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = {} if record.phases is None else {"phases": video.phases}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as file:
-            np.savez_compressed(
-                file,
-                embeddings=video.embeddings,
-                frames=video.frames,
-                id=record.id,
-                action=record.action,
-                split=record.split,
-                fps=record.fps,
-                weights=weights,
-                **labels,
-            )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(
+            file,
+            embeddings=video.embeddings,
+            frames=video.frames,
+            id=record.id,
+            action=record.action,
+            split=record.split,
+            fps=record.fps,
+            weights=weights,
+            **labels,
+        )
 
 
 def has_embeddings(path: Path, record: VideoRecord, weights: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.evaluation.cli import UserError
+from training.support.command import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +15,13 @@ UNTRAINED = "untrained"
 TRAINED = "trained"
 UNTRAINED_WITHOUT_POSITIONS = "untrained, positions off"
 TRAINED_WITHOUT_POSITIONS = "trained, positions off"
+
+ROW_DEFINITIONS = {
+    UNTRAINED: "The same network and seed before the first training step.",
+    TRAINED: "The network after training.",
+    UNTRAINED_WITHOUT_POSITIONS: "The untrained network without its positional encoding.",
+    TRAINED_WITHOUT_POSITIONS: "The trained network, positional encoding left out at test time.",
+}
 
 
 def make_encoder(model: Any, *, use_positions: bool = True) -> Callable[[Any], Any]:

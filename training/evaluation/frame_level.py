@@ -1,43 +1,117 @@
-"""One row of the evaluation table: all metrics per action, averaged over actions."""
+"""Evaluation of frame embeddings by one of the `protocols`: all metrics of a run, row by row.
+
+`video_level` is its counterpart for one feature of each video.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from training.evaluation import metrics
-from training.evaluation.cli import UserError
+from training.evaluation.baselines import TIME_INDEX, TIME_INDEX_DEFINITION, time_index
 from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.encoders import ROW_DEFINITIONS, load_compared_encoders
 from training.evaluation.protocols import (
     FEW_SHOT,
     PROTOCOLS,
     Protocol,
     across_key,
-    columns,
+    definitions,
     few_shot_key,
     find_protocol,
     view_pairs,
 )
+from training.evaluation.videos import open_index, require_some, split_videos
+from training.support.command import LeftOut, UserError
 
-TIME_INDEX = "time index only"
-
-ROW_DEFINITIONS = {
-    TIME_INDEX: (
-        "An embedding made of the frame's share of the video's length alone, as sines and cosines. "
-        "It never looks at a picture."
-    ),
-    "untrained": "The same network and seed before the first training step.",
-    "trained": "The network after training.",
-    "untrained, positions off": "The untrained network without its positional encoding.",
-    "trained, positions off": "The trained network, positional encoding left out at test time.",
-}
+if TYPE_CHECKING:
+    from training.data.index import Index, VideoRecord
 
 TAU_REMARK = (
     "Kendall's tau is about 1 for any encoder that knows the frame's position, an untrained one "
     "too: a copy of the clock keeps the order. Do not argue from tau alone."
 )
+
+
+def evaluate_frame_level(
+    run: str | Path,
+    *,
+    folder: str | Path | None = None,
+    protocol: str = "carl",
+    stride: int | None = None,
+    fractions: Sequence[float] = (1.0,),
+    few_shot: bool = False,
+    left_out: LeftOut | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Embed the run's videos with the trained and the untrained network and compute every metric.
+
+    Args:
+        run: run directory of ``python -m training.train``.
+        folder: prepared folder of videos with labels; the run's own by default.
+        protocol, stride, fractions, few_shot: see `evaluate_embeddings`.
+        left_out: takes the videos that cannot be read; all rows are without them.
+    Returns:
+        What RUN/evaluation.json holds: ``rows`` (name -> metrics, per_action, left_out), the videos
+        that could not be read (``left_out``: id -> reason), the
+        definitions as sentences, and what was evaluated.
+    """
+    from training.evaluation.embed import embed_records
+
+    start = time.perf_counter()
+    left_out = LeftOut() if left_out is None else left_out
+    stride = find_protocol(protocol).stride if stride is None else stride
+    encoders, cfg = load_compared_encoders(run)
+    index = open_index(cfg, folder)
+    train = split_videos(index, cfg.data.train_split)
+    test = split_videos(index, cfg.data.test_split)
+    _require_labels(index, train, cfg.data.train_split)
+    _require_labels(index, test, cfg.data.test_split)
+    left_out.in_index = len(index.bad)
+
+    def row(videos: Sequence[EmbeddedVideo]) -> dict[str, Any]:
+        return evaluate_embeddings(
+            videos[: len(train)],
+            videos[len(train) :],
+            index.classes,
+            protocol=protocol,
+            stride=stride,
+            fractions=fractions,
+            few_shot=few_shot,
+        )
+
+    # The time index first: wrong options and labels show before the long part.
+    rows = {TIME_INDEX: row(time_index(train + test))}
+    embedded = embed_records(encoders, train + test, cfg, left_out, progress=progress)
+    if left_out.videos:  # from all rows, so that they are of the same videos
+        train, test = left_out.kept(train), left_out.kept(test)
+        for split, name in ((train, cfg.data.train_split), (test, cfg.data.test_split)):
+            require_some(split, name, index.folder)
+            _require_labels(index, split, name)
+        rows = {TIME_INDEX: row(time_index(train + test))}
+    rows.update({name: row(videos) for name, videos in embedded.items()})
+    return {
+        "run": str(run),
+        "folder": str(index.folder),
+        "protocol": protocol,
+        "stride": stride,
+        "fractions": list(fractions),
+        "videos": {"train": len(train), "test": len(test)},
+        "actions": sorted({record.action for record in test}),
+        "seconds": round(time.perf_counter() - start, 1),
+        "left_out": left_out.videos,
+        "rows": rows,
+        "definitions": definitions(
+            protocol, stride, views=[record.view for record in test], few_shot=few_shot
+        ),
+        "row_definitions": {TIME_INDEX: TIME_INDEX_DEFINITION} | ROW_DEFINITIONS,
+        "remark": TAU_REMARK,
+    }
 
 
 def evaluate_embeddings(
@@ -102,6 +176,15 @@ def evaluate_embeddings(
         for name in names
     }
     return {"metrics": means, "per_action": per_action, "left_out": +left_out}
+
+
+def _require_labels(index: Index, records: Sequence[VideoRecord], split: str) -> None:
+    if not any(record.phases is not None and (record.phases >= 0).any() for record in records):
+        raise UserError(
+            f"none of the {len(records)} readable videos of the split {split!r} has phase labels, "
+            f"and the metrics need them: write {Path(index.folder) / 'labels.json'} and run "
+            f"`python -m training.prepare {index.folder}`"
+        )
 
 
 def _labelled_by_action(
@@ -199,28 +282,3 @@ def _classifier(protocol: Protocol) -> dict[str, Any]:
 def _mean_of_defined(values: Any) -> float:
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
-
-
-def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The rows as aligned text, one line each, '-' where a metric is undefined."""
-    shown = columns(key for row in rows.values() for key in row["metrics"])
-    lines = [["", *shown.values()]]
-    for name, row in rows.items():
-        lines.append([name, *(format_value(row["metrics"].get(key)) for key in shown)])
-    return format_cells(lines)
-
-
-def format_cells(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as text: the first column flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    )
-
-
-def format_value(value: float | None) -> str:
-    """Three decimals, none from 100 on; '-' for a value that is undefined (None or NaN)."""
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"

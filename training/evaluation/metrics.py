@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.cli import UserError
 from training.evaluation.embed import EmbeddedVideo
+from training.support.command import UserError
 
 
 @dataclass(frozen=True)

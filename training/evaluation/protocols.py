@@ -1,10 +1,13 @@
-"""What the papers' evaluations differ in, and every column's definition as a sentence."""
+"""The papers' evaluations as data: what they differ in, and each column's definition.
+
+`frame_level` computes what a protocol says.
+"""
 
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from training.evaluation.cli import UserError
+from training.support.command import UserError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.evaluation.cli import LeftOut, UserError, open_index, require_some, split_videos
+from training.evaluation.encoders import ROW_DEFINITIONS, load_compared_encoders
+from training.evaluation.videos import open_index, require_some, split_videos
+from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +21,6 @@ if TYPE_CHECKING:
 NAME = "vclr"
 FRAMES = 30
 KS = (1, 5, 10, 20, 50)
-
-ROW_DEFINITIONS = {
-    "untrained": "The same network and seed before the first training step.",
-    "trained": "The network after training.",
-    "untrained, positions off": "The untrained network without its positional encoding.",
-    "trained, positions off": "The trained network, positional encoding left out at test time.",
-}
 
 
 def evaluate_video_level(
@@ -42,8 +37,6 @@ def evaluate_video_level(
         folder: prepared folder of videos with actions; the run's own by default.
         left_out: takes the videos that cannot be read; all rows are without them.
     """
-    from training.evaluation.encoders import load_compared_encoders
-
     start = time.perf_counter()
     left_out = LeftOut() if left_out is None else left_out
     encoders, cfg = load_compared_encoders(run)
@@ -115,7 +108,7 @@ def video_features(
         if isinstance(frames, Exception):
             if left_out is None:
                 raise frames
-            left_out.add(record, frames)
+            left_out.add(record.id, frames.reason)
             continue
         for name, encode in encoders.items():
             feature = encode(frames[None])[0].float().mean(0)

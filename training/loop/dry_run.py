@@ -3,7 +3,7 @@
 import torch
 
 from training.loop.trainer import Trainer
-from training.models import VideoEncoder
+from training.models import VCLRModel, VideoEncoder
 from training.support.distributed import world_size
 
 
@@ -14,28 +14,24 @@ def describe(trainer: Trainer) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     ranks, parts = world_size(), cfg.train.accumulate
     videos = min(cfg.data.batch_size, len(items)) if ranks == 1 else cfg.data.batch_size
-    tuples = cfg.data.clips == "tuples"
-    clips, length = (2 * cfg.data.segments + 1, 1) if tuples else (2, cfg.data.num_frames)
-    frames = videos * clips * length * cfg.data.num_context
+    item = trainer.gradient_step.describe(cfg)
+    frames = videos * item.read
     shared = f", {frames // ranks} on each of {ranks} ranks" if ranks > 1 else ""
     optimizer = cfg.optim.name.upper() if cfg.optim.name == "sgd" else "Adam"
     several = f"; {parts} times, then {optimizer}'s step" if parts > 1 else ""
-    what = {"views": "2 views", "videos": "2 videos", "tuples": f"{clips} single frames"}
-    what = what[cfg.data.clips] + ("" if tuples else f" x {length} frames")
-    context = f" x {cfg.data.num_context} with context" if cfg.data.num_context > 1 else ""
     others = f" and {ranks - 1} more" if ranks > 1 else ""
     unit = "pairs" if cfg.data.clips == "videos" else "videos"
     epoch_steps = trainer.loader.batches_per_epoch / parts
     # fp32 weights; gradients, and what the optimizer keeps of each: Adam two moments, SGD one.
     weights = 4 * (total + (2 if cfg.optim.name == "sgd" else 3) * trained)
-    kept = videos * cfg.data.segments if tuples else frames  # keys take no part in backward
-    activations = saved_bytes(model.cpu(), kept // ranks, cfg.augmentation.size, trainer.bf16)
+    kept = videos * item.kept // ranks
+    activations = saved_bytes(model.cpu(), kept, cfg.augmentation.size, trainer.bf16)
     return "\n".join(
         [
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
             f"data         {len(items)} videos in split {cfg.data.train_split!r}, "
             f"{epoch_steps:g} steps an epoch, {trainer.steps} steps in all",
-            f"step         {videos} {unit} x {what}{context} = "
+            f"step         {videos} {unit} x {item.words} = "
             f"{frames} frames of {cfg.augmentation.size} px{shared}{several}",
             f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
             f"gradients and {optimizer}, {_size(activations)} kept for backward",
@@ -45,7 +41,7 @@ def describe(trainer: Trainer) -> str:
     )
 
 
-def saved_bytes(model: VideoEncoder, frames: int, size: int, bf16: bool) -> float:
+def saved_bytes(model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool) -> float:
     """Memory autograd keeps: of every frame, or of what enters the chunks that are computed again
     in backward, and of one whole chunk."""
     chunk = model.chunk_frames
@@ -60,7 +56,7 @@ def saved_bytes(model: VideoEncoder, frames: int, size: int, bf16: bool) -> floa
     return frames * kept + chunk * (whole - kept)
 
 
-def saved_bytes_per_frame(model: VideoEncoder, size: int, bf16: bool) -> float:
+def saved_bytes_per_frame(model: VideoEncoder | VCLRModel, size: int, bf16: bool) -> float:
     """Memory autograd keeps per frame, measured on a few frames on the CPU."""
     few, more = 4, 12  # the difference leaves out what does not grow with the frames
     return (_saved_bytes(model, more, size, bf16) - _saved_bytes(model, few, size, bf16)) / (
@@ -68,7 +64,7 @@ def saved_bytes_per_frame(model: VideoEncoder, size: int, bf16: bool) -> float:
     )
 
 
-def _saved_bytes(model: VideoEncoder, frames: int, size: int, bf16: bool) -> int:
+def _saved_bytes(model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool) -> int:
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     kept: dict[int, int] = {}
 

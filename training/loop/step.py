@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from training.loop.objectives import Clips, Objective
-from training.models import VideoEncoder
-from training.models.sync_batch_norm import sync_batch_norms
-from training.support.distributed import total, world_size
+from training.support.distributed import sum_over_ranks, world_size
 
 if TYPE_CHECKING:
     from training.recipe.schema import Config
@@ -37,6 +34,15 @@ class StepResult:
     requests: list[int]
 
 
+@dataclass(frozen=True)
+class ItemFrames:
+    """Frames of one item: those that are read, those that are kept for backward, and in words."""
+
+    read: int
+    kept: int
+    words: str
+
+
 def make_optimizer(cfg: "Config", parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """``optim.name`` on these parameters, weight decay coupled."""
     optim = cfg.optim
@@ -49,55 +55,47 @@ def make_optimizer(cfg: "Config", parameters: list[nn.Parameter]) -> torch.optim
     )
 
 
-class _Forward(nn.Module):
-    """Frames to h, and z where a loss needs it, in one call: all that DistributedDataParallel sees.
-
-    It expects every trained parameter to get a gradient, so an unused head is left out of it.
-    """
-
-    def __init__(self, model: VideoEncoder, needs_projection: bool) -> None:
-        super().__init__()
-        self.model, self.needs_projection = model, needs_projection
-
-    def forward(self, frames: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        h = self.model.encode(frames, rows)
-        return h, self.model.project(h, rows) if self.needs_projection else None
-
-
 class GradientStep:
     """Steps of one model on batches that ranks share and that may come in parts.
 
-    The loss is the mean over the whole batch: each loss has its denominator summed over all ranks
-    and parts before the first backward. So the gradient does not depend on how the batch is
-    shared out, except through batch norm: in training mode it normalises over all ranks, but one
-    part (and, in the backbone, one chunk of frames) at a time.
+    What is trained, with which losses on which batches, is a subclass: it gives ``module``, which
+    is all that DistributedDataParallel sees, and the names of its losses, and defines `_loss`,
+    `_shares`, `check` and `describe`.
     """
+
+    section: str  # of the recipe, with the options that `check` looks at
 
     def __init__(
         self,
         cfg: "Config",
-        model: VideoEncoder,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
         bf16: bool,
+        *,
+        module: nn.Module,
+        names: list[str],
     ) -> None:
         self.cfg, self.model, self.optimizer = cfg, model, optimizer
         self.device, self.bf16 = device, bf16
-        self.objective = Objective(cfg.loss)
-        self.names = [name for name, *_ in self.objective.terms]
-        self.module: nn.Module = _Forward(model, self.objective.needs_projection)
+        self.module, self.names = module, names
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._find_statistics()
 
+    @staticmethod
+    def check(cfg: "Config", device: torch.device, dtype: torch.dtype) -> None:
+        """ValueError or RuntimeError for options that a loss refuses; tried on zeros."""
+        raise NotImplementedError
+
+    @staticmethod
+    def describe(cfg: "Config") -> ItemFrames:
+        """The frames that one item of a batch has."""
+        raise NotImplementedError
+
     def distribute(self) -> None:
-        """Share gradients and batch-norm statistics with the other ranks, from rank 0's weights."""
-        if world_size() == 1:
-            return
-        sync_batch_norms(self.model, self.device)
-        self._find_statistics()
-        if not self.objective.needs_projection:
-            self.model.projection.requires_grad_(False)
-        self._share_gradients()
+        """Share gradients with the other ranks, from rank 0's weights."""
+        if world_size() > 1:
+            self._share_gradients()
 
     def _share_gradients(self) -> None:
         with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
@@ -119,7 +117,7 @@ class GradientStep:
         norm, values, embeddings = self.gradient(batches)
         norm_value, *local = torch.stack([norm, *values]).tolist()
         counted = [*local, not math.isfinite(norm_value), *requests()]
-        loss, *counted = total(torch.tensor(counted, dtype=torch.float64)).tolist()
+        loss, *counted = sum_over_ranks(torch.tensor(counted, dtype=torch.float64)).tolist()
         names = self.names
         losses, (not_finite, *requested) = counted[: len(names)], counted[len(names) :]
         finite = math.isfinite(loss) and not not_finite
@@ -166,32 +164,13 @@ class GradientStep:
 
     def _shares(self, batches: Sequence[dict[str, Any]]) -> list[list[float]]:
         """What each loss of each part counts for in the mean over the whole batch."""
-        mine = torch.tensor(
-            [self.objective.counts(batch["valid"], batch["actions"]) for batch in batches],
-            dtype=torch.float64,
-        )
-        return self.objective.shares(mine, total(mine)).tolist()
+        raise NotImplementedError
 
     def _loss(
         self, batch: dict[str, Any], shares: Sequence[float]
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        n, clips, t = batch["valid"].shape
-        # Most batches have no padding; known on the host, the mask can be left out.
-        padded = not bool(batch["valid"].all())
-        frames, steps, valid, num_frames = (
-            batch[key].to(self.device, non_blocking=True)
-            for key in ("frames", "steps", "valid", "num_frames")
-        )
-        valid = valid if padded else None
-        rows = None if valid is None else valid.flatten(0, 1)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            h, z = self.module(frames.flatten(0, 1), rows)
-        z = None if z is None else z.view(n, clips, t, -1)
-        loss, losses = self.objective(
-            Clips(h.view(n, clips, t, -1), z, steps, valid, num_frames, batch["actions"]), shares
-        )
-        embeddings = h.flatten(0, 1) if rows is None else h[rows]
-        return loss, list(losses.values()), embeddings.detach()
+        """The weighted sum of a part's losses, each loss, and real rows of h."""
+        raise NotImplementedError
 
     def _find_statistics(self) -> None:
         """Buffers of trained batch norms: a step that is skipped must leave them as they were."""

@@ -1,11 +1,9 @@
 """The training loop."""
 
 import logging
-import math
 import os
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,15 +11,15 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from tqdm import tqdm
 
 from fastseq.video import ClipLoader, TooManyBadVideos
-from training.loop.objectives import Clips, Objective
+from training.loop.meter import Meter
+from training.loop.pair_step import PairStep
 from training.loop.schedule import learning_rate, total_steps, warmup_share
 from training.loop.step import GradientStep, StepResult, make_optimizer
-from training.loop.vclr_step import VCLRStep, check_vclr
-from training.models import VideoEncoder
+from training.loop.vclr_step import VCLRStep
+from training.models import VCLRModel, VideoEncoder
 from training.recipe.load import ConfigError
 from training.runs.checkpoint import (
     load_latest,
@@ -31,15 +29,16 @@ from training.runs.checkpoint import (
     set_random_state,
 )
 from training.runs.environment import environment, warn_if_inexact
-from training.runs.log import Pace, RunLog, collapse_measures
+from training.runs.log import RunLog, collapse_measures
+from training.support.command import UserError
 from training.support.distributed import (
-    asked_for,
-    from_main,
-    gather,
+    broadcast_from_main,
+    gather_objects,
     is_main,
+    launched_by_torchrun,
     local_rank,
-    on_main,
     rank,
+    run_on_main,
     world_size,
 )
 from training.support.signals import ENDING, Signals
@@ -47,7 +46,7 @@ from training.support.signals import ENDING, Signals
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError):
     """The loss stayed NaN or infinite."""
 
 
@@ -56,7 +55,7 @@ def choose_device(cfg: DictConfig) -> torch.device:
     name = cfg.train.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and asked_for():
+    if name == "cuda" and launched_by_torchrun():
         name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
@@ -88,26 +87,19 @@ def uses_bf16(cfg: DictConfig, device: torch.device) -> bool:
     return cfg.train.precision == "bf16"
 
 
+def step_class(cfg: DictConfig) -> type[GradientStep]:
+    """What trains a recipe: the one place where the loop asks whether that is VCLR."""
+    return VCLRStep if cfg.loss.vclr.weight else PairStep
+
+
 def check_loss(cfg: DictConfig, device: torch.device) -> None:
     """ConfigError for loss options that a loss refuses, before there is a run to spoil."""
     dtype = torch.bfloat16 if uses_bf16(cfg, device) else torch.float32
-    if cfg.loss.vclr.weight:
-        try:
-            return check_vclr(cfg.loss.vclr, cfg.data.segments, device, dtype)
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"loss.vclr: {error}") from error
-
-    def zeros(size: int) -> Tensor:
-        return torch.zeros(1, 2, 2, size, device=device, dtype=dtype)
-
-    steps = torch.arange(2, device=device).expand(1, 2, 2)
-    num_frames = torch.full((1, 2), 2, device=device)
-    model = cfg.model
-    h, z = zeros(model.embedding_size), zeros(model.projection_size)
+    step = step_class(cfg)
     try:
-        Objective(cfg.loss)(Clips(h, z, steps, None, num_frames))
+        step.check(cfg, device, dtype)
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"loss: {error}") from error
+        raise ConfigError(f"{step.section}: {error}") from error
 
 
 class Trainer:
@@ -121,7 +113,7 @@ class Trainer:
     """
 
     def __init__(
-        self, cfg: DictConfig, model: VideoEncoder, loader: ClipLoader, run_dir: Path
+        self, cfg: DictConfig, model: VideoEncoder | VCLRModel, loader: ClipLoader, run_dir: Path
     ) -> None:
         self.cfg, self.loader, self.run_dir = cfg, loader, run_dir
         self.device = choose_device(cfg)
@@ -130,31 +122,25 @@ class Trainer:
         if cfg.train.compile:
             self.model.compile_backbone()
         self.optimizer = make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
-        step = VCLRStep if cfg.loss.vclr.weight else GradientStep
-        self.gradient_step = step(cfg, model, self.optimizer, self.device, self.bf16)
+        self.gradient_step = step_class(cfg)(cfg, model, self.optimizer, self.device, self.bf16)
         self.signals = Signals()
         self.steps = total_steps(cfg, loader.batches_per_epoch)
         self.warmup = warmup_share(cfg, self.steps, loader.batches_per_epoch)
         self.step = 0
-        self.seconds = 0.0  # spent in earlier parts of the run and in this one
-        self.skipped = 0  # steps without a finite loss, in all and in a row
-        self.skipped_in_a_row = 0
-        self.losses: list[float] = []  # since the last log line, as the next
-        self.nonfinite: list[dict[str, Any]] = []  # steps that were skipped, with their videos
+        self.meter = Meter()
         self.bad_before = 0  # videos skipped before the step under way
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False when the run has none yet."""
         folder = self.run_dir / "checkpoints"
         # Rank 0 reads: other machines may not see the folder, and all must take the same one.
-        state = on_main(lambda: load_latest(folder, keys=(*self._state(), "model", "ranks")))
+        state = run_on_main(lambda: load_latest(folder, keys=(*self._state(), "model", "ranks")))
         if state is None:
             return False
         load_weights(self.model, state, folder)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        self.losses, self.nonfinite = state["losses"], state["nonfinite"]
+        self.step = state["step"]
+        self.meter.load_state(state)
         ranks = state["ranks"]
         if len(ranks) == world_size():
             self.loader.load_state_dict(ranks[rank()]["loader"])
@@ -168,7 +154,7 @@ class Trainer:
 
     def left_out(self) -> dict[str, str]:
         """The videos that any rank has skipped, with the reasons. To be called on every rank."""
-        ranks = gather(self.loader.state_dict()["bad"])
+        ranks = gather_objects(self.loader.state_dict()["bad"])
         return {name: reason for bad in ranks for name, reason in bad.items()}
 
     def _state(self) -> dict[str, Any]:
@@ -178,21 +164,16 @@ class Trainer:
             "epoch": self._epoch(),
             "learning_rate": self._rate(),  # of the next step
             "optimizer": self.optimizer.state_dict(),
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "losses": self.losses,
-            "nonfinite": self.nonfinite,
             "config": OmegaConf.to_container(self.cfg, resolve=True),
             "environment": environment(self.device, self.bf16),
-        }
+        } | self.meter.state()
 
     def save(self) -> None:
         """Rank 0 writes; CheckpointError on every rank when it cannot."""
-        ranks = gather({"random": random_state(), "loader": self.loader.state_dict()})
+        ranks = gather_objects({"random": random_state(), "loader": self.loader.state_dict()})
         state = self._state() | {"model": self.model.state_dict(), "ranks": ranks}
         folder, keep = self.run_dir / "checkpoints", self.cfg.train.keep_checkpoints
-        on_main(lambda: save_checkpoint(folder, self.step, state, keep))
+        run_on_main(lambda: save_checkpoint(folder, self.step, state, keep))
 
     def run(self) -> int | None:
         """Train to the end, with a checkpoint there; the number of the signal that ended it."""
@@ -230,88 +211,61 @@ class Trainer:
                 log.close()
 
     def _train_steps(self, log: RunLog | None, bar: tqdm) -> Iterator[StepResult]:
-        frames = waited = 0.0
-        pace = Pace()
-        clock, logged_at = time.perf_counter(), self.seconds
-        parts = self.cfg.train.accumulate
-        stream = self.loader.stream(self.steps * parts)
+        cfg, meter = self.cfg.train, self.meter
+        stream = self.loader.stream(self.steps * cfg.accumulate)
         while True:
+            meter.start()  # what the caller did is neither waiting nor training
             self.bad_before = len(self.loader.bad)
-            batches = list(islice(stream, parts))
+            batches = list(islice(stream, cfg.accumulate))
             if not batches:
                 break
-            arrived = time.perf_counter()
-            waited += arrived - clock
+            meter.arrived()
             rate = self._rate()
             result = self._train_step(batches, rate)
             self.step += 1
-            self._count(result, batches)
-            frames += world_size() * sum(batch["valid"].numel() for batch in batches)
-            now = time.perf_counter()
-            self.seconds += now - clock
-            clock = now
-            if self.cfg.train.max_minutes is not None:
-                self.seconds = from_main(self.seconds)  # it ends the run, and sets the rate
-            hopeless = self.skipped_in_a_row >= self.cfg.train.max_nonfinite
-            if self.step % self.cfg.train.log_every == 0 or self.step == self.steps or hopeless:
-                elapsed = self.seconds - logged_at
-                bad = {path for paths in gather(list(self.loader.bad)) for path in paths}
-                values = {
-                    "epoch": self._epoch(),
-                    "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
-                    "lr": rate,
-                    "grad_norm": result.norm,
-                    "frames_per_s": frames / elapsed,
-                    "data_wait": waited / elapsed,
-                    "skipped": self.skipped,
-                    "bad_videos": len(bad),
-                    "seconds": self.seconds,
-                }
-                if log is not None:
-                    measures = collapse_measures(result.embeddings)
-                    log.write(self.step, values | result.losses | measures, self.nonfinite)
-                bar.set_postfix(
-                    loss=f"{values['loss']:.3f}",
-                    frames_per_s=round(values["frames_per_s"]),
-                    data_wait=f"{values['data_wait']:.0%}",
-                    **({"left_out": len(bad)} if bad else {}),
-                    refresh=False,
-                )
-                if (remark := pace.remark(frames, elapsed - waited)) and is_main():
-                    bar.write(remark, file=sys.stderr)
-                self.losses.clear()
-                self.nonfinite.clear()
-                frames = waited = 0.0
-                logged_at = self.seconds
+            meter.stepped(self.step, result, batches)
+            if cfg.max_minutes is not None:  # time ends the run, and sets the rate
+                meter.seconds = broadcast_from_main(meter.seconds)
+            hopeless = meter.skipped_in_a_row >= cfg.max_nonfinite
+            if self.step % cfg.log_every == 0 or self.step == self.steps or hopeless:
+                self._log(result, rate, log, bar)
             if hopeless:
                 raise NonFiniteError(
-                    f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in "
+                    f"the loss or its gradient was not finite in {meter.skipped_in_a_row} steps in "
                     f"a row, up to step {self.step}; checkpoints hold the weights from before. Try "
                     "a smaller optim.lr, train.precision=fp32 or a larger temperature of the loss"
                 )
             bar.update()
             yield result
-            clock = time.perf_counter()  # what the caller did is neither waiting nor training
 
     def _train_step(self, batches: list[dict[str, Any]], rate: float) -> StepResult:
         return self.gradient_step(batches, rate, self.signals.requests)
 
-    def _count(self, result: StepResult, batches: list[dict[str, Any]]) -> None:
-        if result.finite:
-            self.losses.append(result.loss)
-            self.skipped_in_a_row = 0
-            return
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        mine = [name for batch in batches for name in batch["ids"]]
-        videos = [name for names in gather(mine) for name in names]
-        self.nonfinite.append({"step": self.step, "videos": videos})
-        if self.skipped_in_a_row == 1 and is_main():
-            tqdm.write(
-                f"step {self.step}: loss {result.loss}, gradient norm {result.norm}; step skipped "
-                f"(videos {', '.join(videos)})",
-                file=sys.stderr,
-            )
+    def _log(self, result: StepResult, rate: float, log: RunLog | None, bar: tqdm) -> None:
+        bad = {path for paths in gather_objects(list(self.loader.bad)) for path in paths}
+        values = {
+            "epoch": self._epoch(),
+            "loss": self.meter.loss,
+            "lr": rate,
+            "grad_norm": result.norm,
+            "frames_per_s": self.meter.frames_per_s,
+            "data_wait": self.meter.data_wait,
+            "skipped": self.meter.skipped,
+            "bad_videos": len(bad),
+            "seconds": self.meter.seconds,
+        }
+        if log is not None:
+            measures = collapse_measures(result.embeddings)
+            log.write(self.step, values | result.losses | measures, self.meter.nonfinite)
+        bar.set_postfix(
+            loss=f"{values['loss']:.3f}",
+            frames_per_s=round(values["frames_per_s"]),
+            data_wait=f"{values['data_wait']:.0%}",
+            **({"left_out": len(bad)} if bad else {}),
+            refresh=False,
+        )
+        if (remark := self.meter.logged()) and is_main():
+            bar.write(remark, file=sys.stderr)
 
     def _epoch(self) -> int:
         return self.step * self.cfg.train.accumulate // self.loader.batches_per_epoch
@@ -323,12 +277,12 @@ class Trainer:
         """Share of the run that is over, by steps or, if it comes first, by time."""
         by_time = 0.0
         if self.cfg.train.max_minutes is not None:
-            by_time = self.seconds / (60 * self.cfg.train.max_minutes)
+            by_time = self.meter.seconds / (60 * self.cfg.train.max_minutes)
         return max(self.step / self.steps, by_time)
 
     def _out_of_time(self) -> bool:
         minutes = self.cfg.train.max_minutes
-        return minutes is not None and self.seconds >= 60 * minutes
+        return minutes is not None and self.meter.seconds >= 60 * minutes
 
     def _progress_bar(self) -> tqdm:
         return tqdm(

@@ -11,21 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import fastseq
 from fastseq.video.tuples import anchors, order_labels
-from training.loop.step import GradientStep, StepResult
+from training.loop.step import GradientStep, ItemFrames, StepResult
 from training.models.vclr import VCLRModel
 from training.support.distributed import gather_rows, rank, world_size
-
-
-def check_vclr(cfg: DictConfig, segments: int, device: torch.device, dtype: torch.dtype) -> None:
-    """ValueError or RuntimeError for options of ``loss.vclr`` that a loss refuses."""
-    z = torch.ones(1, segments, 4, device=device, dtype=dtype)
-    labels = torch.zeros(1, dtype=torch.int64, device=device)
-    fastseq.vclr_loss(
-        inter=(z[:, 0], z, z[0].float()),
-        intra=(z[:, 0], z[:, 0], z),
-        order=(z, z, labels, lambda x: x[:, :4]),
-        **_options(cfg),
-    )
 
 
 def _options(cfg: DictConfig) -> dict[str, Any]:
@@ -96,6 +84,8 @@ class VCLRStep(GradientStep):
     without a finite loss leaves everything as it was.
     """
 
+    section = "loss.vclr"
+
     def __init__(
         self,
         cfg: DictConfig,
@@ -104,25 +94,36 @@ class VCLRStep(GradientStep):
         device: torch.device,
         bf16: bool,
     ) -> None:
-        self.cfg, self.model, self.optimizer = cfg, model, optimizer
-        self.device, self.bf16 = device, bf16
-        options = cfg.loss.vclr
-        self.names = list(model.encoder.heads)
-        self.weights = torch.tensor(
-            [options.weight * options[name] for name in self.names], device=device
+        options, names = cfg.loss.vclr, list(model.encoder.heads)
+        super().__init__(
+            cfg, model, optimizer, device, bf16, module=_Losses(model, options), names=names
         )
-        self.module: nn.Module = _Losses(model, options)
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.weights = torch.tensor(
+            [options.weight * options[name] for name in names], device=device
+        )
         self.shuffles = False
         self.new_keys: list[dict[str, Tensor]] = []  # of the parts of this step
-        self._find_statistics()
+
+    @staticmethod
+    def check(cfg: DictConfig, device: torch.device, dtype: torch.dtype) -> None:
+        z = torch.ones(1, cfg.data.segments, 4, device=device, dtype=dtype)
+        labels = torch.zeros(1, dtype=torch.int64, device=device)
+        fastseq.vclr_loss(
+            inter=(z[:, 0], z, z[0].float()),
+            intra=(z[:, 0], z[:, 0], z),
+            order=(z, z, labels, lambda x: x[:, :4]),
+            **_options(cfg.loss.vclr),
+        )
+
+    @staticmethod
+    def describe(cfg: DictConfig) -> ItemFrames:
+        """Two tuples and the anchor augmented anew; keys take no part in backward."""
+        read = 2 * cfg.data.segments + 1
+        return ItemFrames(read, cfg.data.segments, f"{read} single frames")
 
     def distribute(self) -> None:
-        """Share gradients with the other ranks, from rank 0's weights."""
-        if world_size() == 1:
-            return
-        self._share_gradients()
-        self.shuffles = any(
+        super().distribute()
+        self.shuffles = world_size() > 1 and any(
             isinstance(m, _BatchNorm) and m.training for m in self.model.momentum.modules()
         )
 

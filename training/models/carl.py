@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from training.models.backbone import Backbone
-from training.models.encoder import VideoEncoder, computed_again, projection_head, unpack
+from training.models.encoder import VideoEncoder, checkpointed, projection_head, unpack
 from training.models.positions import KINDS, frame_positions, sine_cosine
 from training.models.transformer import TransformerLayer
 
@@ -83,9 +83,9 @@ class CarlModel(VideoEncoder):
         _check(frames, valid)
         n, t = frames.shape[:2]
         real = None if valid is None else valid.flatten().nonzero().squeeze(1)
-        again = self.checkpointing and torch.is_grad_enabled()
+        recompute = self.checkpointing and torch.is_grad_enabled()
         x = self._per_frame(frames.flatten(0, 1), real, pooled=True)
-        x = computed_again(self.fc_block, x, module=self.fc_block) if again else self.fc_block(x)
+        x = checkpointed(self.fc_block, x, module=self.fc_block) if recompute else self.fc_block(x)
         x = x.view(n, t, -1) if valid is None else unpack(x, valid)
         if self.use_positions and self.positions != "none":
             lengths = torch.full((n,), t, device=x.device) if valid is None else valid.sum(1)
@@ -97,7 +97,7 @@ class CarlModel(VideoEncoder):
             # A sequence without a real frame attends everywhere: some kernels give NaN for nothing.
             keys = (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
         for layer in self.layers:
-            x = layer(x, keys, again=again)
+            x = layer(x, keys, recompute=recompute)
         h = self.embedding(x)
         return h if valid is None else h.masked_fill(~valid[..., None], 0)
 

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 from training.models.backbone import Backbone
-from training.support.distributed import most
+from training.support.distributed import max_over_ranks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -70,7 +70,7 @@ class VideoEncoder(nn.Module):
         Ranks that share batch-norm statistics would otherwise wait for each other.
         """
         chunks = max(1, -(-rows // self.chunk_frames)) if self.chunk_frames else 1
-        return most(chunks) if self.training else chunks
+        return max_over_ranks(chunks) if self.training else chunks
 
     def _per_frame(self, frames: Tensor, index: Tensor | None, *, pooled: bool) -> Tensor:
         """Images through the backbone, ``chunk_frames`` at a time: vectors, or maps if not pooled.
@@ -84,16 +84,16 @@ class VideoEncoder(nn.Module):
         parts: list[Any] = [slice(c, None, chunks) for c in range(chunks)]
         if index is not None:
             parts = [index[part] for part in parts]
-        again = self.checkpointing and chunks > 1
-        features = [self._chunk(frames, part, pooled, again) for part in parts]
+        recompute = self.checkpointing and chunks > 1
+        features = [self._chunk(frames, part, pooled, recompute) for part in parts]
         if chunks == 1:
             return features[0]
         place = torch.arange(rows, device=frames.device)
         order = torch.cat([place[c::chunks] for c in range(chunks)])
         return torch.cat(features)[order.argsort()]
 
-    def _chunk(self, frames: Tensor, part: slice | Tensor, pooled: bool, again: bool) -> Tensor:
-        """``frames[part]`` through the backbone, with ``again`` computed once more in backward."""
+    def _chunk(self, frames: Tensor, part: slice | Tensor, pooled: bool, recompute: bool) -> Tensor:
+        """``frames[part]`` through the backbone; ``recompute``: once more in backward."""
         backbone = self.backbone
 
         def trained(x: Tensor) -> Tensor:
@@ -110,9 +110,9 @@ class VideoEncoder(nn.Module):
             def call(part: slice | Tensor) -> Tensor:
                 return trained(self._normalise(frames[part]))
 
-        if not (again and torch.is_grad_enabled() and _is_trained(backbone)):
+        if not (recompute and torch.is_grad_enabled() and _is_trained(backbone)):
             return call(entering)
-        return computed_again(call, entering, module=backbone)
+        return checkpointed(call, entering, module=backbone)
 
     def _normalise(self, frames: Tensor) -> Tensor:
         scale = self.pixel_scale / 255 if frames.dtype == torch.uint8 else self.pixel_scale
@@ -120,7 +120,7 @@ class VideoEncoder(nn.Module):
         return torch.addcmul(self.pixel_shift, x, scale)
 
 
-def computed_again(call: Callable[[Any], Tensor], x: Any, *, module: nn.Module) -> Tensor:
+def checkpointed(call: Callable[[Any], Tensor], x: Any, *, module: nn.Module) -> Tensor:
     """``call(x)``, of which backward keeps x alone; ``module`` is what it runs.
 
     Running statistics move once, and dropout draws the same both times.

@@ -35,13 +35,13 @@ class TransformerLayer(nn.Module):
         ):
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, x: Tensor, keys: Tensor | None, *, again: bool = False) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor | None, *, recompute: bool = False) -> Tensor:
         """x (N, T, size); keys: bool (N, 1, 1, T), True = may be attended to, or None.
 
-        With ``again`` both branches, but for their dropouts, are computed once more in backward.
+        With ``recompute`` backward computes both branches once more, but for their dropouts.
         """
-        x = x + self.dropout(_branch(self._attend, again, x, keys))
-        return x + self.dropout(_branch(self._feed_forward, again, x))
+        x = x + self.dropout(_branch(self._attend, recompute, x, keys))
+        return x + self.dropout(_branch(self._feed_forward, recompute, x))
 
     def _attend(self, x: Tensor, keys: Tensor | None) -> Tensor:
         n, frames, size = x.shape
@@ -54,8 +54,8 @@ class TransformerLayer(nn.Module):
         return self.ff2(F.relu(self.ff1(self.ff_norm(x))))
 
 
-def _branch(call: Callable[..., Tensor], again: bool, *inputs: Tensor | None) -> Tensor:
-    if not again:
+def _branch(call: Callable[..., Tensor], recompute: bool, *inputs: Tensor | None) -> Tensor:
+    if not recompute:
         return call(*inputs)
     # Nothing in a branch is random; the generator need not be read.
     return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -5,7 +5,7 @@ import pickletools
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,11 +45,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: expected a dictionary, got {type(content).__name__}")
     tensors = dict(_flat(content))
     if not tensors:
-        raise ValueError(f"{path}: no tensors in it, top-level keys {some(content)}")
+        raise ValueError(f"{path}: no tensors in it, top-level keys {examples(content)}")
     return tensors
 
 
-def some(keys: Mapping | list[str]) -> str:
+def examples(keys: Mapping | list[str]) -> str:
     """The first few of many names."""
     names = [str(key) for key in keys]
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "(none)"
@@ -135,7 +135,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 _READERS = {".safetensors": _read_safetensors, ".npz": _read_npz}
 
 
-def _flat(content: Mapping, place: str = "") -> Any:
+def _flat(content: Mapping, place: str = "") -> Iterator[tuple[str, Tensor]]:
     for key, value in content.items():
         if isinstance(value, Tensor):
             yield f"{place}{key}", value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.models.backbone import Backbone
-from training.models.weight_file import read_tensors, some
+from training.models.weight_file import examples, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ def load_backbone_weights(
     ]
     if not found:
         raise ValueError(
-            f"{path}: nothing matches the backbone. The file has keys like {some(tensors)}; the "
-            f"backbone has keys like {some(own)}"
+            f"{path}: nothing matches the backbone. The file has keys like {examples(tensors)}; "
+            f"the backbone has keys like {examples(own)}"
         )
     if key is not None:
         found = _asked_for(key, found, path)
@@ -88,7 +88,7 @@ def load_backbone_weights(
         chosen.prefix, len(chosen.matching), chosen.missing, list(chosen.unexpected)
     )
     if report.missing:
-        logger.warning("%s: %s; left as initialised: %s", path, report, some(report.missing))
+        logger.warning("%s: %s; left as initialised: %s", path, report, examples(report.missing))
     return report
 
 
@@ -134,13 +134,13 @@ class _Candidate:
         if extra:
             return (
                 f"{len(extra)} entries under {_shown(self.prefix)} have no place in the backbone "
-                f"({some(extra)}): {of_another}"
+                f"({examples(extra)}): {of_another}"
             )
         needed = sum(not _counter(name) for name in own)
         if len(self.missing) > MAX_MISSING * needed:
             return (
                 f"{len(self.missing)} of the backbone's {needed} entries are not under "
-                f"{_shown(self.prefix)} ({some(self.missing)}): {of_another}, or part of one"
+                f"{_shown(self.prefix)} ({examples(self.missing)}): {of_another}, or part of one"
             )
         return ""
 

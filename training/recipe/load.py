@@ -10,11 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from training.recipe.schema import RENAMED, Config, LossConfig, loss_terms
+from training.support.command import UserError
 
 TRAINING_FOLDER = Path(__file__).parents[1]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A recipe or an override that cannot be used; the message names the key."""
 
 
@@ -52,6 +53,11 @@ def find_recipe(recipe: str | Path) -> Path:
 def differences(a: DictConfig, b: DictConfig) -> list[str]:
     """Dotted keys whose resolved values differ."""
     return [key for key in _leaves(Config) if OmegaConf.select(a, key) != OmegaConf.select(b, key)]
+
+
+def may_change() -> set[str]:
+    """Dotted keys that may have another value when a run is resumed."""
+    return {key for key, leaf in _leaves(Config).items() if leaf.metadata.get("may_change")}
 
 
 def _schema() -> DictConfig:

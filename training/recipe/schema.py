@@ -15,25 +15,36 @@ from fastseq.video.sampling import CLIP_SAMPLING, VIEW_SAMPLING
 from fastseq.video.tuples import ANCHORS
 from training.models.resnet import ENDS, POOLS, TRAIN_FROM
 
-
-def _one_of(default: Any, *choices: Any) -> Any:
-    return field(default=default, metadata={"choices": choices})
-
-
-def _above(default: Any, limit: float) -> Any:
-    return field(default=default, metadata={"above": limit})
+# ``may_change=True`` marks the keys that may change when a run is resumed: where it runs and what
+# it writes, not what it learns (except that max_minutes, where given, ends the cosine).
 
 
-def _at_least(default: Any, minimum: float) -> Any:
-    return field(default=default, metadata={"minimum": minimum})
+def _any(default: Any, **metadata: Any) -> Any:
+    return field(default=default, metadata=metadata)
 
 
-def _weight() -> Any:
-    return field(default=None, metadata={"minimum": 0, "maximum": 1e12})  # finite
+def _one_of(default: Any, *choices: Any, **metadata: Any) -> Any:
+    return _any(default, choices=choices, **metadata)
+
+
+def _above(default: Any, limit: float, **metadata: Any) -> Any:
+    return _any(default, above=limit, **metadata)
+
+
+def _at_least(default: Any, minimum: float, **metadata: Any) -> Any:
+    return _any(default, minimum=minimum, **metadata)
 
 
 def _share(default: Any) -> Any:
-    return field(default=default, metadata={"minimum": 0, "maximum": 1})
+    return _any(default, minimum=0, maximum=1)
+
+
+def _weight() -> Any:
+    return _any(None, minimum=0, maximum=1e12)  # finite
+
+
+def _backend() -> Any:
+    return _any("auto", may_change=True)
 
 
 @dataclass
@@ -44,7 +55,7 @@ class DataConfig:
     (`fastseq.video.SegmentTuples`), which the three keys after ``context_stride`` describe.
     """
 
-    folder: str = ""  # prepared with python -m training.prepare
+    folder: str = _any("", may_change=True)  # prepared with python -m training.prepare
     clips: str = _one_of("views", "views", "videos", "tuples")
     num_frames: int = _at_least(240, 2)  # T, frames per clip
     batch_size: int = _at_least(4, 1)  # items at a time, over all ranks; two clips each
@@ -62,9 +73,10 @@ class DataConfig:
     anchor: str = _one_of("ends", *ANCHORS)  # segments that the frame-level anchor may be from
     reversal: bool = False  # whether a shuffled tuple may be in exactly reversed order
     engine: str = _one_of("auto", *ENGINES)  # what decodes; auto: the fastest that works
-    cache: str = _one_of("none", "none", "ram")
+    cache: str = _one_of("none", "none", "ram", may_change=True)
     cache_side: int | None = _at_least(None, 1)  # short side of cached frames, in pixels
-    workers: int = _at_least(4, 0)  # processes (PyAV) or threads (DALI); 0: this one, all cores
+    # Processes (PyAV) or threads (DALI); 0: this one, all cores.
+    workers: int = _at_least(4, 0, may_change=True)
     train_split: str = "train"
     test_split: str = "test"
 
@@ -83,8 +95,9 @@ class ModelConfig:
     backbone_to: str = _one_of("layer4", *ENDS)  # of a ResNet; conv4c: 3 blocks of layer3
     pool: str = _one_of("max", *POOLS)  # of a ResNet's last map, over space
     train_from: str = _one_of("layer4", *TRAIN_FROM)
-    weights: str | None = None  # file with a pre-trained backbone
-    weights_key: str | None = None  # which of several in it, such as teacher
+    weights: str | None = _any(None, may_change=True)  # file with a pre-trained backbone
+    # Which of several in it, such as teacher.
+    weights_key: str | None = _any(None, may_change=True)
     image_size: int = "${augmentation.size}"
     num_frames: int = "${data.num_frames}"
     num_context: int = "${data.num_context}"
@@ -116,7 +129,7 @@ class SCLConfig:
     objective: str = _one_of("kl", *OBJECTIVES)
     negatives: str = _one_of("cross", *NEGATIVES)
     reduction: str = _one_of("mean", *(name for name in REDUCTIONS if name != "none"))
-    backend: str = "auto"
+    backend: str = _backend()
 
 
 @dataclass
@@ -138,7 +151,7 @@ class SoftDTWConfig:
     bandwidth: int | None = _at_least(None, 0)
     divergence: bool = False
     normalize: bool = True  # embeddings to unit length first
-    backend: str = "auto"
+    backend: str = _backend()
 
 
 @dataclass
@@ -152,7 +165,7 @@ class LAVConfig:
     margin: float = 2.0
     form: str = _one_of("code", "code", "paper")
     normalize: bool = True  # embeddings to unit length first, as LAV does
-    backend: str = "auto"
+    backend: str = _backend()
 
 
 @dataclass
@@ -170,7 +183,7 @@ class ContrastiveIDMConfig:
     weights: str = _one_of("code", *WEIGHTS)
     distance: str = _one_of("sqeuclidean", *DISTANCES)
     normalize: bool = True  # embeddings to unit length first, as LAV does
-    backend: str = "auto"
+    backend: str = _backend()
 
 
 @dataclass
@@ -191,7 +204,7 @@ class TCCConfig:
     huber_delta: float = 0.1
     normalize_indices: bool = True
     normalize: bool = False  # embeddings to unit length first; TCC does not
-    backend: str = "auto"
+    backend: str = _backend()
 
 
 @dataclass
@@ -220,7 +233,7 @@ class VCLRConfig:
     form: str = _one_of("code", *VCLR_FORMS)
     queue_size: int = _at_least(131072, 1)  # keys in each of the two queues
     momentum: float = _share(0.999)  # of the encoder that makes the keys
-    backend: str = "auto"
+    backend: str = _backend()
 
 
 @dataclass
@@ -260,27 +273,30 @@ class OptimConfig:
 class TrainConfig:
     """How long, where, and what is written."""
 
-    run_dir: str = ""  # default: runs/<name of the recipe>
+    run_dir: str = _any("", may_change=True)  # default: runs/<name of the recipe>
     steps: int | None = _at_least(None, 1)  # give steps or epochs
     epochs: int | None = _at_least(None, 1)
     # Stops the run and ends the cosine by then: the result then depends on the machine's speed.
-    max_minutes: float | None = _above(None, 0)
+    max_minutes: float | None = _above(None, 0, may_change=True)
     seed: int = _at_least(0, 0)
     accumulate: int = _at_least(1, 1)  # batches of data.batch_size per step of the optimizer
-    device: str = "auto"  # auto = cuda when there is one
+    device: str = _any("auto", may_change=True)  # auto = cuda when there is one
     precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto = bf16 on CUDA that has it
     # Frames per backbone call, 0 = all at once; the backbone's batch norms take their statistics
     # there. Memory grows with it, not with the length of the clips.
     chunk_frames: int = _at_least(80, 0)
     # Keep what enters the backbone's trained part, the fc block and the Transformer's branches for
     # backward, and compute these twice: less memory, the same gradients.
-    checkpointing: bool = True
-    compile: bool = False  # torch.compile of the backbone; the first steps take minutes
-    log_every: int = _at_least(20, 1)  # steps
-    checkpoint_every: int = _at_least(1000, 1)  # steps
-    keep_checkpoints: int = _at_least(2, 1)
-    max_nonfinite: int = _at_least(20, 1)  # steps in a row without a finite loss before giving up
-    deterministic: bool = False  # the same bits on a GPU from run to run, at some speed
+    checkpointing: bool = _any(True, may_change=True)
+    # torch.compile of the backbone; the first steps take minutes.
+    compile: bool = _any(False, may_change=True)
+    log_every: int = _at_least(20, 1, may_change=True)  # steps
+    checkpoint_every: int = _at_least(1000, 1, may_change=True)  # steps
+    keep_checkpoints: int = _at_least(2, 1, may_change=True)
+    # Steps in a row without a finite loss before giving up.
+    max_nonfinite: int = _at_least(20, 1, may_change=True)
+    # The same bits on a GPU from run to run, at some speed.
+    deterministic: bool = _any(False, may_change=True)
 
 
 # Former names, for runs and recipes that still have them.

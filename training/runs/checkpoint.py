@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.support.command import UserError
+from training.support.files import replacing, write_text
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint cannot be written, or none can be read, or its weights are of another model."""
 
 
@@ -37,7 +40,7 @@ def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: 
     path = folder / f"step_{step:08d}.pt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*.tmp"):  # by a kill
+        for left in folder.glob(".*.part"):  # by a kill
             left.unlink(missing_ok=True)
         _write(path, state, keep)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
@@ -54,21 +57,17 @@ def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: 
 
 def _write(path: Path, state: dict[str, Any], keep: int) -> None:
     folder = path.parent
-    unfinished = path.with_suffix(".tmp")
-    try:
-        with open(unfinished, "wb") as file:
+    with replacing(path) as partial:
+        with open(partial, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        entry = {"sha256": _sha256(unfinished), "bytes": unfinished.stat().st_size}
+        entry = {"sha256": _sha256(partial), "bytes": partial.stat().st_size}
         # A file without an entry is judged by loading it, one with a wrong entry is damaged. So an
         # entry never outlives its file, and a new one comes after it.
         entries = read_manifest(folder)
         if entries.pop(path.name, None):
             _write_manifest(folder, entries)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     _sync_folder(folder)
     kept = list_checkpoints(folder)[-keep:]
     entries = {name: entries[name] for name in (p.name for p in kept) if name in entries}
@@ -152,19 +151,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file whole, or leave it as it was."""
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        with open(unfinished, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_manifest(folder: Path, entries: dict[str, dict[str, Any]]) -> None:

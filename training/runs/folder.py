@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from training.recipe.load import ConfigError, differences, load_config
-from training.runs.checkpoint import write_text
+from training.recipe.load import ConfigError, differences, load_config, may_change
 from training.runs.environment import environment
-from training.support.distributed import on_main, rank
+from training.support.distributed import rank, run_on_main
+from training.support.files import write_text
 
 if TYPE_CHECKING:
     from training.loop.trainer import Trainer
@@ -25,28 +25,6 @@ logger = logging.getLogger(__name__)
 # What training and evaluation write into a run directory; --overwrite removes these, nothing else.
 RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
 RUN_CONTENTS += ("evaluation.json", "report.html", "pictures", "retrieval.png")
-
-# Keys that may change when a run continues: where it runs and what it writes, not what it learns
-# (except that max_minutes, where given, ends the cosine).
-MAY_CHANGE = {
-    "data.folder",
-    "data.cache",
-    "data.workers",
-    "model.weights",
-    "model.weights_key",
-    *(f"loss.{name}.backend" for name in ("scl", "soft_dtw", "contrastive_idm", "lav", "tcc")),
-    "loss.vclr.backend",
-    "train.run_dir",
-    "train.device",
-    "train.checkpointing",
-    "train.compile",
-    "train.max_minutes",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.max_nonfinite",
-    "train.deterministic",
-}
 
 
 def restarted(run_dir: Path) -> bool:
@@ -79,7 +57,7 @@ def check_run_dir(cfg: DictConfig, run_dir: Path, *, resume: bool, overwrite: bo
         started = load_config(run_dir / "config.yaml")
         changed = [
             f"{key} = {OmegaConf.select(started, key)} (now {OmegaConf.select(cfg, key)})"
-            for key in sorted(set(differences(cfg, started)) - MAY_CHANGE)
+            for key in sorted(set(differences(cfg, started)) - may_change())
         ]
         if changed:
             raise ConfigError(
@@ -109,7 +87,7 @@ def open_run(trainer: Trainer, *, resume: bool) -> None:
             facts["launch"] = launch
         write_text(run_dir / "environment.json", json.dumps(facts, indent=2))
 
-    on_main(write)
+    run_on_main(write)
     if resume and not resumed:
         logger.info("no checkpoint in %s yet: starting at step 0", run_dir)
     if trainer.step >= trainer.steps:

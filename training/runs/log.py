@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.runs.checkpoint import write_text
+from training.support.files import write_text
 
 
 class RunLog:

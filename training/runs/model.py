@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from training.models import CarlModel, build_model
+from training.models import VCLRModel, VideoEncoder, build_model
 from training.recipe.load import load_config
 from training.runs.checkpoint import list_checkpoints, load_latest, load_weights, read_manifest
 
 
-def initial_model(cfg: DictConfig) -> CarlModel:
+def initial_model(cfg: DictConfig) -> VideoEncoder | VCLRModel:
     """The model as it is before the first step, a function of the configuration alone.
 
     The caller's random state is left as it was (that of the CPU; nothing is drawn on a GPU).
@@ -23,7 +23,9 @@ def initial_model(cfg: DictConfig) -> CarlModel:
         return build_model(cfg)
 
 
-def load_run(run_dir: str | Path, *, untrained: bool = False) -> tuple[CarlModel, DictConfig]:
+def load_run(
+    run_dir: str | Path, *, untrained: bool = False
+) -> tuple[VideoEncoder | VCLRModel, DictConfig]:
     """Model of a run on the CPU, in eval mode, and the run's full configuration.
 
     Args:

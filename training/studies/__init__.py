@@ -1,1 +1,1 @@
-"""Behind the commands compare and memory: what is compared, one measured step and its picture."""
+"""Behind the commands compare and memory: what is measured, and its tables and pictures."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from training.memory import equation
+from training.studies.memory_fit import equation
 
 LABELS = {
     "recipe": "as the recipe says",

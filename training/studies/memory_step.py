@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from training.loop.step import GradientStep
+from training.loop.pair_step import PairStep
 
 if TYPE_CHECKING:
     from training.recipe.schema import Config
@@ -103,7 +103,7 @@ def measure(cfg: "Config") -> dict[str, Any]:
     return measure_step(cfg, step, frames)
 
 
-def measure_step(cfg: "Config", step: GradientStep, frames: int) -> dict[str, Any]:
+def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
     """The same of a step that has run before, at this length."""
     device, meter = step.device, Meter(step.device)
     with _marked(step, meter):
@@ -133,7 +133,7 @@ def measure_step(cfg: "Config", step: GradientStep, frames: int) -> dict[str, An
 
 
 @contextmanager
-def _marked(step: GradientStep, meter: Meter) -> Iterator[None]:
+def _marked(step: PairStep, meter: Meter) -> Iterator[None]:
     """The parts of a step say when they run."""
     model = step.model
     places = [

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.cli import write_json
-from training.evaluation.comparison import TITLES, VIDEO_TITLES, markdown, video_markdown
+from training.studies.comparison_table import (
+    FRAMES_TITLES,
+    VCLR_TITLES,
+    frames_table,
+    vclr_table,
+)
+from training.support.files import write_json
 
-RECIPE = "recipes/compare.yaml"
+FRAMES_RECIPE = "recipes/compare.yaml"
 
 # CARL's variance is 10 frames^2 where neighbouring frames of a view are 1.25 frames apart (crops of
 # 1 to 1.5 T frames). Here they are 6.5 apart on average (0.65 of 200 frames, T = 20), so the same
@@ -22,7 +27,7 @@ REACH = math.sqrt(206 * VARIANCE)  # of SCL's Gaussian; the baseline counts the 
 _VIEWS = ["data.clips=views", "data.sampling=random"]
 _PAIRS = ["data.clips=videos", "data.sampling=segment"]
 _REGULARISED = ["loss.soft_dtw.weight=1", "loss.contrastive_idm.weight=0.5"]  # by LAV's alpha
-METHODS = {
+FRAMES_METHODS = {
     "untrained": ["optim.lr=0", *_VIEWS],
     "soft_dtw": ["loss.soft_dtw.weight=1", *_PAIRS],
     "soft_dtw_idm": [*_REGULARISED, "loss.contrastive_idm.form=idm", *_PAIRS],
@@ -39,7 +44,7 @@ VCLR_RECIPE = "recipes/vclr_demo.yaml"
 _VCLR_LOSSES = ("inter", "intra", "video", "order")
 VCLR_METHODS = {"untrained": ["optim.lr=0"]} | {
     name: [f"loss.vclr.{one}={int(one in used)}" for one in _VCLR_LOSSES]
-    for name in VIDEO_TITLES
+    for name in VCLR_TITLES
     if name != "untrained"
     for used in [_VCLR_LOSSES if name == "all" else name.split("_")]
 }
@@ -64,15 +69,15 @@ class Suite:
     videos: tuple[int, int]
 
 
-def _evaluate(run: Path) -> dict[str, Any]:
+def _evaluate_frames(run: Path) -> dict[str, Any]:
     from training.data.index import load_index
     from training.evaluation.embed import embed_records
-    from training.evaluation.encoders import load_encoder
+    from training.evaluation.encoders import TRAINED, load_encoder
     from training.runs.log import read_log
 
     encode, cfg = load_encoder(run)
     index = load_index(cfg.data.folder)
-    embedded = embed_records({"it": encode}, index.videos, cfg, progress=False)["it"]
+    embedded = embed_records({TRAINED: encode}, index.videos, cfg, progress=False)[TRAINED]
     last = read_log(run)[-1]
     return _scores(embedded, index) | {"seconds": last["seconds"], "log": last}
 
@@ -123,13 +128,13 @@ def _evaluate_videos(run: Path) -> dict[str, Any]:
     import torch
 
     from training.data.index import load_index
-    from training.evaluation.encoders import load_encoder
+    from training.evaluation.encoders import TRAINED, load_encoder
     from training.evaluation.video_level import video_features, video_scores
     from training.runs.log import collapse_measures, read_log
 
     encode, cfg = load_encoder(run)
     records = load_index(cfg.data.folder).videos
-    rows = video_features({"it": encode}, records, cfg, progress=False)["it"]
+    rows = video_features({TRAINED: encode}, records, cfg, progress=False)[TRAINED]
     actions = np.array([record.action for record in records])
     test = np.array([record.split == "test" for record in records])
     scores = video_scores(rows[~test], actions[~test], rows[test], actions[test])
@@ -140,16 +145,23 @@ def _evaluate_videos(run: Path) -> dict[str, Any]:
 
 SUITES = {
     "frames": Suite(
-        RECIPE, METHODS, TITLES, _render_actions, _evaluate, markdown, True, videos=(40, 12)
+        FRAMES_RECIPE,
+        FRAMES_METHODS,
+        FRAMES_TITLES,
+        _render_actions,
+        _evaluate_frames,
+        frames_table,
+        time_index=True,
+        videos=(40, 12),
     ),
     "vclr": Suite(
         VCLR_RECIPE,
         VCLR_METHODS,
-        VIDEO_TITLES,
+        VCLR_TITLES,
         _render_classes,
         _evaluate_videos,
-        video_markdown,
-        False,
+        vclr_table,
+        time_index=False,
         videos=(40, 20),
     ),
 }

@@ -1,1 +1,1 @@
-"""What every room may use: ranks and signals."""
+"""What every room may use: commands, whole files, ranks and signals."""

@@ -17,7 +17,7 @@ class OtherRankFailed(RuntimeError):
     """Another rank has said why."""
 
 
-def asked_for() -> bool:
+def launched_by_torchrun() -> bool:
     """Whether torchrun started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
@@ -29,7 +29,7 @@ def local_rank() -> int:
 
 def start() -> None:
     """Join the other processes: CUDA tensors go through NCCL, those of the CPU through gloo."""
-    if asked_for() and not dist.is_initialized():
+    if launched_by_torchrun() and not dist.is_initialized():
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
 
@@ -58,7 +58,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def total(values: Tensor) -> Tensor:
+def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum over ranks of a CPU tensor."""
     if world_size() > 1:
         values = values.clone()
@@ -66,7 +66,7 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def most(value: int) -> int:
+def max_over_ranks(value: int) -> int:
     """The largest of the ranks' values."""
     if world_size() == 1:
         return value
@@ -75,7 +75,7 @@ def most(value: int) -> int:
     return int(largest)
 
 
-def gather(value: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """The values of all ranks, in order; plain types and CPU tensors."""
     values = [value] * world_size()
     if world_size() > 1:
@@ -83,7 +83,7 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def from_main(value: Any) -> Any:
+def broadcast_from_main(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     values = [value]
     if world_size() > 1:
@@ -91,7 +91,7 @@ def from_main(value: Any) -> Any:
     return values[0]
 
 
-def on_main(function: Callable[[], Any]) -> Any:
+def run_on_main(function: Callable[[], Any]) -> Any:
     """What a function gives on rank 0, on every rank; its error is raised on every rank too."""
     if world_size() == 1:
         return function()
@@ -101,13 +101,13 @@ def on_main(function: Callable[[], Any]) -> Any:
             value = function()
         except Exception as raised:
             error = raised
-    value, error = from_main((value, error))
+    value, error = broadcast_from_main((value, error))
     if error is not None:
         raise error
     return value
 
 
-def together(function: Callable[[], Any]) -> Any:
+def run_on_all(function: Callable[[], Any]) -> Any:
     """Call a function on every rank; where it fails on some, the others raise `OtherRankFailed`.
 
     So no rank waits for one that is gone. The function itself must not wait for other ranks.
@@ -119,7 +119,7 @@ def together(function: Callable[[], Any]) -> Any:
         if world_size() == 1:
             raise
         error = raised
-    failed = [r for r, one in enumerate(gather(error is not None)) if one]
+    failed = [r for r, one in enumerate(gather_objects(error is not None)) if one]
     if error is not None:
         error.speaks = failed[0] == rank()
         raise error
@@ -140,7 +140,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
-        ctx.counts = gather(len(rows))
+        ctx.counts = gather_objects(len(rows))
         largest = max(ctx.counts)
         # A collective takes equal sizes, and not every one takes bool.
         padded = rows.new_zeros(largest, *rows.shape[1:], dtype=_sendable(rows.dtype))

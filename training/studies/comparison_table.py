@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-TIME_INDEX = "time_index"
-TITLES = {
-    TIME_INDEX: "time index only",
+TIME_INDEX_METHOD = "time_index"
+FRAMES_TITLES = {
+    TIME_INDEX_METHOD: "time index only",
     "untrained": "untrained",
     "soft_dtw": "Soft-DTW alone",
     "soft_dtw_idm": "Soft-DTW + IDM",
@@ -21,7 +21,7 @@ TITLES = {
     "nearest": "contrastive baseline",
     "carl": "CARL (SCL)",
 }
-COLUMNS = {
+FRAMES_COLUMNS = {
     "classification": "classification",
     "progression": "progression",
     "kendalls_tau": "tau",
@@ -30,11 +30,11 @@ COLUMNS = {
     "effective_rank": "effective rank",
 }
 # (better, worse): LAV's Tables 1 and 2, CARL's Table 13.
-ORDERINGS = [("lav", "soft_dtw_idm"), ("lav", "soft_dtw_sfa"), ("lav_tcc", "lav")]
-ORDERINGS += [("carl", "nearest")]
+FRAMES_ORDERINGS = [("lav", "soft_dtw_idm"), ("lav", "soft_dtw_sfa"), ("lav_tcc", "lav")]
+FRAMES_ORDERINGS += [("carl", "nearest")]
 
 # VCLR's Table 6: each of its losses alone, and together.
-VIDEO_TITLES = {
+VCLR_TITLES = {
     "untrained": "untrained",
     "intra": "intra-frame alone",
     "inter": "inter-frame alone",
@@ -45,7 +45,7 @@ VIDEO_TITLES = {
     "inter_intra_video": "inter + intra + video",
     "all": "all four (VCLR)",
 }
-VIDEO_COLUMNS = {
+VCLR_COLUMNS = {
     "linear_svm": "linear SVM",
     "recall_at_1": "R@1",
     "recall_at_5": "R@5",
@@ -53,7 +53,7 @@ VIDEO_COLUMNS = {
     "pairwise_distance": "spread",
     "effective_rank": "effective rank",
 }
-VIDEO_ORDERINGS = [
+VCLR_ORDERINGS = [
     ("video", "inter"),
     ("inter", "order"),
     ("inter_intra", "inter"),
@@ -64,15 +64,15 @@ VIDEO_ORDERINGS = [
 ]
 
 
-def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def frames_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The table of methods for frames, and whether the orderings that the papers report hold."""
-    return _table(results, TITLES, COLUMNS, claims(results))
+    return _table(results, FRAMES_TITLES, FRAMES_COLUMNS, frames_claims(results))
 
 
-def video_markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def vclr_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The table of VCLR's losses, and whether the orderings of its Table 6 hold here."""
-    found = _orderings(results, VIDEO_ORDERINGS, ["linear_svm"], VIDEO_TITLES, VIDEO_COLUMNS)
-    return _table(results, VIDEO_TITLES, VIDEO_COLUMNS, found)
+    found = _orderings(results, VCLR_ORDERINGS, ["linear_svm"], VCLR_TITLES, VCLR_COLUMNS)
+    return _table(results, VCLR_TITLES, VCLR_COLUMNS, found)
 
 
 def _table(
@@ -90,7 +90,7 @@ def _table(
     return "\n".join(lines + [f"- {claim}" for claim in found]) + "\n"
 
 
-def claims(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def frames_claims(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Each expected ordering with the number of seeds in which it holds."""
     out = []
     for low, high in (("soft_dtw", "untrained"), ("soft_dtw", "lav")):
@@ -99,8 +99,8 @@ def claims(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
             held = sum(a < 0.5 * b for a, b in pairs)
             ratios = ", ".join(f"{a / b:.2f}" for a, b in pairs)
             out.append(
-                f"Spread of {TITLES[low]} below half of {TITLES[high]}: in {held} of {len(pairs)} "
-                f"seeds (ratios {ratios})."
+                f"Spread of {FRAMES_TITLES[low]} below half of {FRAMES_TITLES[high]}: in {held} of "
+                f"{len(pairs)} seeds (ratios {ratios})."
             )
     if "lav" in results and "untrained" in results:
         pairs = _pairs(results, "lav", "untrained", "pairwise_distance")
@@ -111,7 +111,7 @@ def claims(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
             f"(ratios {ratios})."
         )
     keys = ["classification", "progression", "kendalls_tau", "ap_at_5"]
-    return out + _orderings(results, ORDERINGS, keys, TITLES, COLUMNS)
+    return out + _orderings(results, FRAMES_ORDERINGS, keys, FRAMES_TITLES, FRAMES_COLUMNS)
 
 
 def _orderings(

@@ -1,0 +1,50 @@
+"""The rows of an evaluation as text."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from training.evaluation.protocols import columns
+
+
+def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows as aligned text, one line each, '-' where a metric is undefined."""
+    shown = columns(key for row in rows.values() for key in row["metrics"])
+    lines = [["", *shown.values()]]
+    for name, row in rows.items():
+        lines.append([name, *(format_value(row["metrics"].get(key)) for key in shown)])
+    return format_cells(lines)
+
+
+def format_cells(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as text: the first column flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    )
+
+
+def format_value(value: float | None) -> str:
+    """Three decimals, none from 100 on; '-' for a value that is undefined (None or NaN)."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def left_out_lines(rows: Mapping[str, Any]) -> list[str]:
+    """What was left out of the metrics, one line per reason; by row where the rows differ."""
+    reasons = sorted({reason for row in rows.values() for reason in row["left_out"]})
+    lines = []
+    for reason in reasons:
+        counts = {name: Counter(row["left_out"])[reason] for name, row in rows.items()}
+        values = set(counts.values())
+        if len(values) == 1:
+            lines.append(f"{values.pop()} {reason}")
+        else:
+            where = ", ".join(f"{count} in {name!r}" for name, count in counts.items() if count)
+            lines.append(f"{reason}: {where}")
+    return lines

@@ -1,0 +1,46 @@
+"""The videos that are evaluated: the index of a folder, and those of one split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.support.command import UserError
+
+if TYPE_CHECKING:
+    from training.data.index import Index, VideoRecord
+
+
+def open_index(cfg: Any, folder: str | Path | None) -> Index:
+    """The index of ``folder``, or of the folder that the run was trained on."""
+    from training.data.index import load_index
+
+    return load_index(folder or cfg.data.folder)
+
+
+def split_videos(index: Index, split: str) -> list[VideoRecord]:
+    """The videos of one split; UserError if there are none."""
+    records = [record for record in index.videos if record.split == split]
+    if not records:
+        if not index.videos:
+            raise UserError(
+                f"{index.folder} has no video that can be read; "
+                f"`python -m training.prepare {index.folder}` says why"
+            )
+        splits = ", ".join(sorted({record.split for record in index.videos}))
+        raise UserError(
+            f"{index.folder} has no videos in the split {split!r}, only in {splits}; write "
+            f'"split": "{split}" for some of them in {Path(index.folder) / "labels.json"} and run '
+            f"`python -m training.prepare {index.folder}`"
+        )
+    return records
+
+
+def require_some(kept: Sequence[VideoRecord], split: str, folder: Path) -> None:
+    """UserError if no video of a split could be read; each has been named then."""
+    if not kept:
+        raise UserError(
+            f"none of the videos in the split {split!r} of {folder} can be read: "
+            f"`python -m training.prepare {folder} --verify` says why"
+        )

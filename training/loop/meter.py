@@ -1,0 +1,95 @@
+"""What a run counts while it trains: time, frames, losses, and steps that were skipped."""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from training.loop.step import StepResult
+from training.runs.log import Pace
+from training.support.distributed import gather_objects, is_main, world_size
+
+
+class Meter:
+    """Counts in all, and since the last log line.
+
+    Time is counted from `start` to `stepped`, and as waiting up to `arrived`, when the data of the
+    step are there. Logs and checkpoints, written between `stepped` and the next `start`, take none.
+    """
+
+    KEPT = ("seconds", "skipped", "skipped_in_a_row", "losses", "nonfinite")  # by checkpoints
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # spent in earlier parts of the run and in this one
+        self.skipped = 0  # steps without a finite loss, in all and in a row
+        self.skipped_in_a_row = 0
+        self.losses: list[float] = []  # since the last log line, as all that follows
+        self.nonfinite: list[dict[str, Any]] = []  # steps that were skipped, with their videos
+        self._frames = self._waited = 0.0
+        self._logged_at = 0.0
+        self._pace = Pace()
+
+    def state(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.KEPT}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name in self.KEPT:
+            setattr(self, name, state[name])
+        self._logged_at = self.seconds
+
+    def start(self) -> None:
+        """A step begins."""
+        self._clock = time.perf_counter()
+
+    def arrived(self) -> None:
+        self._waited += time.perf_counter() - self._clock
+
+    def stepped(self, step: int, result: StepResult, batches: Sequence[dict[str, Any]]) -> None:
+        """Count a step, on every rank."""
+        self._count(step, result, batches)
+        self._frames += world_size() * sum(batch["valid"].numel() for batch in batches)
+        self.seconds += time.perf_counter() - self._clock
+
+    def _count(self, step: int, result: StepResult, batches: Sequence[dict[str, Any]]) -> None:
+        if result.finite:
+            self.losses.append(result.loss)
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        mine = [name for batch in batches for name in batch["ids"]]
+        videos = [name for names in gather_objects(mine) for name in names]
+        self.nonfinite.append({"step": step, "videos": videos})
+        if self.skipped_in_a_row == 1 and is_main():
+            tqdm.write(
+                f"step {step}: loss {result.loss}, gradient norm {result.norm}; step skipped "
+                f"(videos {', '.join(videos)})",
+                file=sys.stderr,
+            )
+
+    @property
+    def loss(self) -> float:
+        """Mean over the steps since the last log line; NaN where all were skipped."""
+        return sum(self.losses) / len(self.losses) if self.losses else math.nan
+
+    @property
+    def frames_per_s(self) -> float:
+        return self._frames / (self.seconds - self._logged_at)
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time that was spent waiting for data."""
+        return self._waited / (self.seconds - self._logged_at)
+
+    def logged(self) -> str:
+        """Begin the next line; a remark on how fast the last one was, often ""."""
+        worked = self.seconds - self._logged_at - self._waited
+        remark = self._pace.remark(self._frames, worked)
+        self.losses.clear()
+        self.nonfinite.clear()
+        self._frames = self._waited = 0.0
+        self._logged_at = self.seconds
+        return remark

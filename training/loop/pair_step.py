@@ -1,0 +1,117 @@
+"""The optimizer step on items of two clips: the losses of `Objective` on their embeddings."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from training.loop.objectives import Clips, Objective
+from training.loop.step import GradientStep, ItemFrames
+from training.models import VideoEncoder
+from training.models.sync_batch_norm import sync_batch_norms
+from training.support.distributed import sum_over_ranks, world_size
+
+if TYPE_CHECKING:
+    from training.recipe.schema import Config
+
+
+class _Forward(nn.Module):
+    """Frames to h, and z where a loss needs it, in one call: all that DistributedDataParallel sees.
+
+    It expects every trained parameter to get a gradient, so an unused head is left out of it.
+    """
+
+    def __init__(self, model: VideoEncoder, needs_projection: bool) -> None:
+        super().__init__()
+        self.model, self.needs_projection = model, needs_projection
+
+    def forward(self, frames: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        h = self.model.encode(frames, rows)
+        return h, self.model.project(h, rows) if self.needs_projection else None
+
+
+class PairStep(GradientStep):
+    """Steps of a `VideoEncoder` on two views of each video, or on two videos of one action.
+
+    The loss is the mean over the whole batch: each loss has its denominator summed over all ranks
+    and parts before the first backward. So the gradient does not depend on how the batch is
+    shared out, except through batch norm: in training mode it normalises over all ranks, but one
+    part (and, in the backbone, one chunk of frames) at a time.
+    """
+
+    section = "loss"
+
+    def __init__(
+        self,
+        cfg: "Config",
+        model: VideoEncoder,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        bf16: bool,
+    ) -> None:
+        self.objective = Objective(cfg.loss)
+        super().__init__(
+            cfg,
+            model,
+            optimizer,
+            device,
+            bf16,
+            module=_Forward(model, self.objective.needs_projection),
+            names=[name for name, *_ in self.objective.terms],
+        )
+
+    @staticmethod
+    def check(cfg: "Config", device: torch.device, dtype: torch.dtype) -> None:
+        def zeros(size: int) -> Tensor:
+            return torch.zeros(1, 2, 2, size, device=device, dtype=dtype)
+
+        steps = torch.arange(2, device=device).expand(1, 2, 2)
+        num_frames = torch.full((1, 2), 2, device=device)
+        h, z = zeros(cfg.model.embedding_size), zeros(cfg.model.projection_size)
+        Objective(cfg.loss)(Clips(h, z, steps, None, num_frames))
+
+    @staticmethod
+    def describe(cfg: "Config") -> ItemFrames:
+        length, context = cfg.data.num_frames, cfg.data.num_context
+        words = f"2 {cfg.data.clips} x {length} frames"
+        if context > 1:
+            words += f" x {context} with context"
+        return ItemFrames(2 * length * context, 2 * length * context, words)
+
+    def distribute(self) -> None:
+        """Share batch-norm statistics and gradients with the other ranks."""
+        if world_size() > 1:
+            sync_batch_norms(self.model, self.device)
+            self._find_statistics()
+            if not self.objective.needs_projection:
+                self.model.projection.requires_grad_(False)
+        super().distribute()
+
+    def _shares(self, batches: Sequence[dict[str, Any]]) -> list[list[float]]:
+        mine = torch.tensor(
+            [self.objective.counts(batch["valid"], batch["actions"]) for batch in batches],
+            dtype=torch.float64,
+        )
+        return self.objective.shares(mine, sum_over_ranks(mine)).tolist()
+
+    def _loss(
+        self, batch: dict[str, Any], shares: Sequence[float]
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        n, clips, t = batch["valid"].shape
+        # Most batches have no padding; known on the host, the mask can be left out.
+        padded = not bool(batch["valid"].all())
+        frames, steps, valid, num_frames = (
+            batch[key].to(self.device, non_blocking=True)
+            for key in ("frames", "steps", "valid", "num_frames")
+        )
+        valid = valid if padded else None
+        rows = None if valid is None else valid.flatten(0, 1)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            h, z = self.module(frames.flatten(0, 1), rows)
+        z = None if z is None else z.view(n, clips, t, -1)
+        loss, losses = self.objective(
+            Clips(h.view(n, clips, t, -1), z, steps, valid, num_frames, batch["actions"]), shares
+        )
+        embeddings = h.flatten(0, 1) if rows is None else h[rows]
+        return loss, list(losses.values()), embeddings.detach()
