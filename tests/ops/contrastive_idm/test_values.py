@@ -217,6 +217,7 @@ def test_float32_gradients_where_no_pair_is_at_the_margin(frames, backend):
     as_accurate_as(got, plain, want)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_float32_gradients_at_the_margin(distance):
     """Random directions: thousands of pairs are within 1e-3 of the paper's margin, some of them

@@ -129,6 +129,7 @@ def test_blockwise_over_lengths_and_block_sizes(frames1, frames2, elements, monk
         assert relative(got, want) < 1e-12
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("backend", ["reference", LINEAR])
 @pytest.mark.parametrize("frames", [240, 480, 1024])
 def test_float32_against_float64(backend, frames):

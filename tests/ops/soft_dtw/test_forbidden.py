@@ -138,6 +138,7 @@ def test_a_band_of_infinities_is_a_band(backend):
     assert torch.equal(drawn == 0, (drawn == 0) | (gap < -7) | (gap > 27))
 
 
+@pytest.mark.sweep
 @backends()
 def test_a_batch_with_pairs_that_have_no_path(backend):
     """Lengths, an upstream gradient per pair, and the same bits as alone."""

@@ -9,6 +9,8 @@ import torch
 import fastseq
 from ops.soft_dtw.cases import backends, relative, value_and_alignment, value_and_grads
 
+pytestmark = pytest.mark.sweep
+
 DATA = Path(__file__).parents[2] / "data" / "soft_dtw"
 PAIRS = [
     path.stem for path in sorted(DATA.glob("*.npz")) if path.stem[:2] not in ("21", "22", "25")

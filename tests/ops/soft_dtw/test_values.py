@@ -114,6 +114,7 @@ def test_gradcheck(backend, cost):
             assert torch.autograd.gradgradcheck(call, (x, y), fast_mode=True)
 
 
+@pytest.mark.sweep
 @backends()
 def test_gradcheck_of_costs(backend):
     cost = randn(2, 6, 5, dtype=torch.float64).requires_grad_()
@@ -184,6 +185,7 @@ def test_huge_costs(backend):
         assert np.abs(alignment[0].double().numpy() - expected).max() < 2e-5
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("gamma", [0.1, 0.01])
 @pytest.mark.parametrize(
     "frames", [480, pytest.param(4096, marks=pytest.mark.slow)], ids=["T480", "T4096"]

@@ -84,6 +84,7 @@ def test_default_duration_is_the_number_of_real_frames():
         assert fastseq.tcc_loss(x, lengths_x=lengths) == want
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_reference_is_differentiable_twice(loss_type, similarity):
