@@ -24,7 +24,6 @@ TIMED_PAIRS = {"cpu": 1 << 62, "cuda": 1 << 62}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["bf16", "fp16", "tf32", "fp32"]}
 # What the ratios are relative to.
 OURS = {"cpu": "fastseq torch", "cuda": "fastseq triton"}
-# Whose calls test_call repeats one by one: they are short enough.
 CALLED = {
     "cpu": ["fastseq torch", "shared lse"],
     "cuda": ["fastseq triton", "fastseq torch", "shared lse"],

@@ -27,7 +27,6 @@ TIMED_PAIRS = {"cpu": 4096**2, "cuda": 1 << 40}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["bf16", "fp16", "tf32", "fp32"]}
 # What the ratios are relative to.
 OURS = {"cpu": "fastseq torch", "cuda": "fastseq triton"}
-# Whose calls test_call repeats one by one: they are short enough.
 CALLED = {"cpu": ["fastseq torch", "eager"], "cuda": ["fastseq triton", "fastseq torch", "eager"]}
 
 

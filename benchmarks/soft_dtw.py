@@ -22,7 +22,6 @@ TIMED_PAIRS = {"cpu": 4096**2, "cuda": 1 << 40}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["fp32"]}
 # What the ratios are relative to.
 OURS = {"cpu": "fastseq numba", "cuda": "fastseq cuda"}
-# Whose calls test_call repeats one by one: they are short enough.
 CALLED = {"cpu": ["fastseq numba"], "cuda": ["fastseq cuda"]}
 # Several seconds a call above this many cells; the wavefront, above 2^23.
 CPU_CELLS = 1 << 20
@@ -61,7 +60,7 @@ def _matrices(bytes_per_cell: int, case: Case) -> int:
 
 
 def _differences(case: Case) -> int:
-    """(x - y), its square and the gradients of both, N x M x D."""
+    """(x - y), its square and the gradients of both, T x S x D."""
     return 4 * 4 * case.pairs * case.d
 
 

@@ -21,7 +21,6 @@ TIMED_PAIRS = {"cpu": 2048**2, "cuda": 1 << 40}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["bf16", "tf32", "fp32"]}
 # What the ratios are relative to.
 OURS = {"cpu": "fastseq torch", "cuda": "fastseq triton"}
-# Whose calls test_call repeats one by one: they are short enough.
 CALLED = {"cpu": ["fastseq torch", "eager"], "cuda": ["fastseq triton", "fastseq torch", "eager"]}
 # Standard deviation of a channel: cycles come back to tens of frames, not to one and not to all.
 SPREAD = 0.5

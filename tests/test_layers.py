@@ -44,6 +44,9 @@ class Module:
                     self.words |= dict.fromkeys(named(target), named(node))
                 if "pytestmark" in named(node):
                     everywhere = marks(node)
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    self.imported[alias.asname or alias.name] = (alias.name, "")
             elif isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     self.imported[alias.asname or alias.name] = (node.module, alias.name)
@@ -98,7 +101,7 @@ def needs(modules: dict[str, Module], module: str, test: str) -> set[str]:
                 found.add(NEEDS[word])
             owner, _, last = word.rpartition(".")
             if owner in one.imported:  # from ops.soft_dtw import test_forbidden
-                left.append((".".join(one.imported[owner]), last))
+                left.append((".".join(one.imported[owner]).rstrip("."), last))
             elif word in one.words or word in one.imported:
                 left.append((module, word))
             else:  # a fixture?

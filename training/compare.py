@@ -24,7 +24,7 @@ from typing import Any
 
 from training.studies.comparison_table import TIME_INDEX_METHOD
 from training.studies.suites import FRAMES_METHODS, SUITES, VCLR_METHODS, time_index_result
-from training.support.command import INCOMPLETE, run_command
+from training.support.command import INCOMPLETE, UserError, run_command
 from training.support.files import write_json
 
 DONE = "result.json"
@@ -117,8 +117,14 @@ def _run(options: argparse.Namespace) -> int:
     if not (_one_by_one if options.jobs == 1 else _in_processes)(missing, options):
         return 1
     for method, seed in runs:
-        text = (_run_dir(method, seed, options) / DONE).read_text()
-        results.setdefault(method, []).append(json.loads(text))
+        path = _run_dir(method, seed, options) / DONE
+        try:
+            result = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path} is not JSON ({error}); remove it, and the same command makes it again"
+            ) from error
+        results.setdefault(method, []).append(result)
     text = suite.table(results)
     (options.out / "comparison.md").write_text(text)
     print(f"\n{text}\nall done in {(time.perf_counter() - began) / 60:.1f} minutes")

@@ -26,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         from safetensors import SafetensorError
 
-        from training.runs.checkpoint import CheckpointError
         from training.runs.model import load_run
 
         if args.out.is_file() and not args.overwrite:
@@ -39,10 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{args.out} ends in {args.out.suffix or 'nothing'}; what can be written ends in "
                 f"{', '.join(WRITERS)}"
             )
-        try:
-            model, cfg = load_run(args.run)
-        except CheckpointError as error:
-            raise UserError(str(error)) from error
+        model, cfg = load_run(args.run)
         weights = model.state_dict()
         make_folder(args.out.parent)
         try:

@@ -136,10 +136,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _complain(error: Exception) -> None:
+    from fastseq.video import TooManyBadVideos
     from training.support.distributed import rank
 
     where = f"rank {rank()}: " if rank() else ""
     print(f"error: {where}{error}", file=sys.stderr)
+    if isinstance(error, TooManyBadVideos):
+        print("python -m training.prepare FOLDER --verify leaves such videos out", file=sys.stderr)
 
 
 def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":

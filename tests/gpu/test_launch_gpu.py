@@ -18,12 +18,15 @@ def call(op, seed, dtype=torch.bfloat16):
         for _ in range(2)
     )
     q = z1[0].detach().requires_grad_()
-    kind = {"backend": "triton"}
+    options = {"backend": "triton"}
     run, leaves = {
-        "scl": (lambda: fastseq.scl_loss(z1, z2, **kind), (z1, z2)),
-        "contrastive_idm": (lambda: fastseq.contrastive_idm(z1, form="sfa", **kind), (z1,)),
-        "tcc": (lambda: fastseq.tcc_loss(z1, z2, **kind), (z1, z2)),
-        "queue_nce": (lambda: fastseq.queue_nce(q, z2[0].detach(), z2[1].detach(), **kind), (q,)),
+        "scl": (lambda: fastseq.scl_loss(z1, z2, **options), (z1, z2)),
+        "contrastive_idm": (lambda: fastseq.contrastive_idm(z1, kind="sfa", **options), (z1,)),
+        "tcc": (lambda: fastseq.tcc_loss(z1, z2, **options), (z1, z2)),
+        "queue_nce": (
+            lambda: fastseq.queue_nce(q, z2[0].detach(), z2[1].detach(), **options),
+            (q,),
+        ),
     }[op]
 
     def both():
@@ -64,7 +67,7 @@ def test_graphs_that_torch_compile_keeps():
     z1, z2 = torch.randn(2, *SHAPE, device="cuda", generator=make).unbind()
 
     def loss(z1, z2):
-        return fastseq.scl_loss(z1, z2) + fastseq.contrastive_idm(z1, form="sfa")
+        return fastseq.scl_loss(z1, z2) + fastseq.contrastive_idm(z1, kind="sfa")
 
     compiled = torch.compile(loss, mode="reduce-overhead")
     want = loss(z1, z2)

@@ -123,6 +123,10 @@ def test_it_continues_where_it_was(tmp_path, monkeypatch, capsys):
     assert compare.main([*arguments, "optim.lr=0.1"]) == 2
     assert "is the result of other values of optim.lr" in capsys.readouterr().err
 
+    (folder / "carl/result.json").write_text("{")
+    assert compare.main(arguments) == 2
+    assert "carl/result.json is not JSON" in capsys.readouterr().err
+
 
 def test_processes_give_the_same_as_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -249,3 +249,7 @@ def test_command_line(tmp_path, capsys):
         render.main(arguments)
     assert stopped.value.code == 2
     assert "holds something else" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        render.main([str(tmp_path / "other"), "--seed=-1"])
+    assert stopped.value.code == 2
+    assert "non-negative" in capsys.readouterr().err

@@ -25,7 +25,6 @@ from training.demo.render import (
     write_dataset,
 )
 from training.demo.scene import ACTIONS
-from training.support.command import UserError
 
 GENERATOR = "training.demo.classes/1"  # raise the number whenever the pictures or labels change
 FRAMES = (60, 180)
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         summary = render_classes(**vars(options))
-    except (UserError, OSError) as error:
+    except (ValueError, OSError) as error:  # ValueError: UserError, and numpy of seeds
         parser.error(str(error))
     print(describe(summary))
 

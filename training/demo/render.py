@@ -313,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         summary = render_dataset(**vars(options))
-    except (UserError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ValueError: UserError, and numpy of seeds
         parser.error(str(error))
     print(describe(summary))
 

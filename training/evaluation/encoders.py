@@ -66,11 +66,10 @@ def load_compared_encoders(run: str | Path) -> tuple[dict[str, Callable[[Any], A
 def _load(run: str | Path, *, untrained: bool) -> tuple[Any, Any]:
     import torch
 
-    from training.runs.checkpoint import CheckpointError
     from training.runs.model import load_run
 
     try:
         model, cfg = load_run(run, untrained=untrained)
-    except (CheckpointError, ValueError) as error:  # ValueError: options that do not fit together
+    except ValueError as error:  # UserError, and options that do not fit together
         raise UserError(f"{run}: {error}") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), cfg

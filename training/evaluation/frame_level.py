@@ -56,10 +56,11 @@ def evaluate_frame_level(
         folder: prepared folder of videos with labels; the run's own by default.
         protocol, stride, fractions, few_shot: see `evaluate_embeddings`.
         left_out: takes the videos that cannot be read; all rows are without them.
+
     Returns:
         What RUN/evaluation.json holds: ``rows`` (name -> metrics, per_action, left_out), the videos
-        that could not be read (``left_out``: id -> reason), the
-        definitions as sentences, and what was evaluated.
+        that could not be read (``left_out``: id -> reason), the definitions as sentences, and what
+        was evaluated.
     """
     from training.evaluation.embed import embed_records
 

@@ -16,8 +16,8 @@ from training.support.distributed import gather_objects, is_main, world_size
 class Meter:
     """Counts in all, and since the last log line.
 
-    Time is counted from `start` to `stepped`, and as waiting up to `arrived`, when the data of the
-    step are there. Logs and checkpoints, written between `stepped` and the next `start`, take none.
+    Time is counted from `start` to `stepped`, and as waiting up to `arrived`, when the step's data
+    have arrived. Logs and checkpoints, written between `stepped` and the next `start`, take none.
     """
 
     KEPT = ("seconds", "skipped", "skipped_in_a_row", "losses", "nonfinite")  # by checkpoints

@@ -40,7 +40,7 @@ def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: 
     path = folder / f"step_{step:08d}.pt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*.part"):  # by a kill
+        for left in (*folder.glob(".*.part"), *folder.glob("*.tmp")):  # by a kill; .tmp: once
             left.unlink(missing_ok=True)
         _write(path, state, keep)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk

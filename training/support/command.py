@@ -11,7 +11,7 @@ from typing import Any
 class UserError(ValueError):
     """Something that the user can put right; the message says what and how.
 
-    Every error that a command prints and that is ours is one of these.
+    Commands print it in one line without a traceback, as they do VideoError and OSError.
     """
 
 

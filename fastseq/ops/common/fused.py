@@ -34,7 +34,8 @@ class Backend(Protocol):
     def backward(
         self, grad: Tensor, *inputs_and_kept: Tensor | None, opts: Any, needs: Sequence[bool]
     ) -> Tensors:
-        """The gradient of each differentiable input, None where it is not wanted."""
+        """The gradient of each differentiable input, None where it is not wanted. Of the inputs
+        the last ``forward_only`` are left out."""
 
 
 class FusedLoss:
@@ -45,7 +46,7 @@ class FusedLoss:
         package: where the backends are: "fastseq.ops.scl".
         inputs: names of the tensors, first those that can have a gradient; "t1?" may be None.
         differentiable: how many can have a gradient.
-        options: the NamedTuple of numbers, flags and words that backends get.
+        options: the NamedTuple that backends get, of float, bool, str or int | None.
         reference: ``reference(*inputs, opts)``, the definition, which autograd differentiates.
         kept: how many tensors a forward keeps for the backward; None: only the backend knows, and
             the value is (N,) in the inputs' dtype.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+REDUCTIONS = ("none", "mean", "sum")
 
 
 # How a number is learned that an op takes as a constant: the same value of scaled inputs.
@@ -112,7 +113,7 @@ def renamed(op: str, old: str, old_value: str, new: str, value: str, default: st
         raise TypeError(f"{op}: {old} is the former name of {new}; give {new} alone")
     if not torch.compiler.is_compiling():
         warnings.warn(
-            f"{op}: {old}= is called {new}= now, and will not be taken from version 0.3 on; "
+            f"{op}: {old}= is called {new}= now, and is no longer accepted from version 0.3 on; "
             f"to fix: {new}={old_value!r}",
             DeprecationWarning,
             stacklevel=3,

@@ -60,13 +60,13 @@ def contrastive_idm(
         distance: "sqeuclidean", or "euclidean": D_ij = ||z_i - z_j||, whose gradient is 0 where
             frames are equal.
         lengths: (N,) integers: the number of real frames at the start of each sequence.
-            Alternatively,
-        valid: (N, T) bool, True = real frame. Padding is ignored, even if it contains NaN.
+        valid: (N, T) bool, True = real frame; give this or lengths. Padding is ignored, even if it
+            contains NaN.
         reduction: "none": (N,), the sums above; "sum": their sum; "mean": each divided by its
             number of pairs, length^2, then the mean over sequences of at least one frame.
         backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device) or "reference"
             (dense; the only one that can be differentiated twice).
-        form: the former name of ``kind``, for one more version.
+        form: the former name of ``kind``, accepted until version 0.3.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"`` (a scalar for one sequence): float64 for float64
@@ -77,7 +77,8 @@ def contrastive_idm(
     seconds or in shares of the video (floats) do not have that scale, nor has kind="sfa".
 
     Raises:
-        TypeError: wrong dtype or type. ValueError: wrong shape or option value.
+        TypeError: wrong dtype or type, or form beside another kind. ValueError: wrong shape or
+            option value.
         RuntimeError: a backend asked for by name cannot serve the call (it never falls back), or
             a backend other than "reference" is differentiated twice.
 

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times
-from fastseq.ops.common.validate import check_choice, check_nonnegative, check_positive
+from fastseq.ops.common.validate import REDUCTIONS, check_choice, check_nonnegative, check_positive
 
 KINDS = ("contrastive", "idm", "sfa")
 WEIGHTS = ("paper", "code")
 DISTANCES = ("sqeuclidean", "euclidean")
-REDUCTIONS = ("none", "mean", "sum")
 
 
 class CIDMOptions(NamedTuple):

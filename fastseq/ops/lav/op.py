@@ -65,9 +65,9 @@ def lav_loss(
             and window are divided in float32 as there, which decides for gaps of exactly the
             window; compare raw frames (:func:`fastseq.contrastive_idm`) where that matters.
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
-            sequence. Alternatively,
-        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame. Padding is ignored, even if
-            it contains NaN.
+            sequence.
+        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; give these or lengths. Padding
+            is ignored, even if it contains NaN.
         cost: of Soft-DTW, "sqeuclidean" or "cosine".
         divergence: Soft-DTW's divergence instead of its value (the released SDTW_NORMALIZE).
         reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0.
@@ -124,13 +124,13 @@ def lav_loss(
         with no_autocast(device.type):
             values = lav_reference(*sides, windows, opts)
     else:
-        options = {"margin": margin, "weights": form, "reduction": "none", "backend": name}
+        options = {"margin": opts.margin, "weights": form, "reduction": "none", "backend": name}
         values = call_as(
             op,
             soft_dtw,
             x,
             y,
-            gamma=gamma,
+            gamma=opts.gamma,
             cost=cost,
             lengths_x=real_x,
             lengths_y=real_y,
@@ -138,9 +138,9 @@ def lav_loss(
             backend=name,
         )
         for z, t, lengths, own in ((x, tx, real_x, windows[0]), (y, ty, real_y, windows[1])):
-            within = window if own is None else own
+            within = opts.window if own is None else own
             idm = call_as(op, contrastive_idm, z, t, window=within, lengths=lengths, **options)
-            values = values + alpha * idm
+            values = values + opts.alpha * idm
     if form == "code":
         sizes = [
             frames if lengths is None else lengths.clamp(0, frames)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from fastseq.ops.common.validate import (
+    REDUCTIONS,
     check_bool,
     check_choice,
     check_nonnegative,
@@ -11,7 +12,6 @@ from fastseq.ops.common.validate import (
 from fastseq.ops.soft_dtw.options import COSTS
 
 FORMS = ("paper", "code")
-REDUCTIONS = ("none", "mean", "sum")
 
 
 class LAVOptions(NamedTuple):

@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fastseq.ops.common.validate import check_bool, check_choice, check_positive
+from fastseq.ops.common.validate import REDUCTIONS, check_bool, check_choice, check_positive
 
-REDUCTIONS = ("none", "mean", "sum")
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 

@@ -44,8 +44,9 @@ def scl_loss(
             float64, float32, bfloat16 or float16. T1 and T2 may differ.
         t1, t2: timestamps (T,) or (N, T), any unit, any order, duplicates allowed; both or
             neither. Default: the frame index. Constants: no gradient.
-        lengths1, lengths2: (N,) integers, frames that are real (a prefix). Or instead
-        valid1, valid2: (N, T) bool, True = real frame. Padding never matters, not even NaN.
+        lengths1, lengths2: (N,) integers: the number of real frames at the start of each view.
+        valid1, valid2: (N, T1) and (N, T2) bool, True = real frame; give these or lengths. Padding
+            is ignored, even if it contains NaN.
         variance: sigma^2 of the Gaussian, in squared units of t. 10 frames^2: CARL, section 4.2.
         temperature: tau. 0.1: CARL, section 4.2.
         normalize: divide each embedding by its L2 norm first (the cosine of the paper).

@@ -63,12 +63,13 @@ def soft_dtw(
         cost: "sqeuclidean", or "cosine", 1 - cos (a frame of norm below 1e-12 costs 1 against
             everything and gets no gradient). Any other cost: :func:`soft_dtw_from_cost`.
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
-            sequence. Alternatively,
-        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame. Frames that are not
-            real are left out, as if those beside them were neighbours. Padding is ignored, even if
-            it contains NaN.
-        bandwidth: Sakoe-Chiba band r >= 0, in frames: pairs with -r <= j - i <= (s - t) + r for
-            real lengths s >= t, mirrored for s < t, so that a path always exists. Default: none.
+            sequence.
+        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; give these or lengths. Frames
+            that are not real are left out: those on either side become neighbours. Padding is
+            ignored, even if it contains NaN.
+        bandwidth: Sakoe-Chiba band r >= 0, in (real) frames: pairs with -r <= j - i <= (s - t) + r
+            for real lengths s >= t, mirrored for s < t, so that a path always exists. Default:
+            none.
         divergence: value(x, y) - (value(x, x) + value(y, y)) / 2, which is 0 for y = x (Blondel,
             Mensch and Vert, 2021).
         reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0.

@@ -5,10 +5,9 @@ from typing import NamedTuple, overload
 
 from torch import Tensor
 
-from fastseq.ops.common.validate import check_bool, check_choice, check_positive
+from fastseq.ops.common.validate import REDUCTIONS, check_bool, check_choice, check_positive
 
 COSTS = ("sqeuclidean", "cosine")
-REDUCTIONS = ("none", "mean", "sum")
 
 
 class SoftDTWOptions(NamedTuple):
@@ -25,7 +24,7 @@ class SoftDTWOptions(NamedTuple):
         divergence: bool = False,
         reduction: str = "none",
     ) -> "SoftDTWOptions":
-        """What backends get; the others concern the op alone."""
+        """Backends get gamma and bandwidth; the others are only checked here."""
         check_choice(op, "cost", cost, COSTS)
         check_bool(op, "divergence", divergence)
         check_choice(op, "reduction", reduction, REDUCTIONS)

@@ -65,7 +65,8 @@ def tcc_loss(
         tx, ty: times (T,) or (N, T), any unit; with y both or neither. Default: the frame index.
             Constants: no gradient.
         duration_x, duration_y: lengths of the videos in the units of t, (N,) or one for all:
-            "seq_lens" of the released code. Default as there: the number of (real) frames.
+            "seq_lens" of the released code. Default as there: the number of (real) frames. Give
+            it with a mask that has holes: the default times then go up to T - 1.
         loss_type: as above. Default: the released configuration.
         similarity: "l2" or "cosine", which is the released code's name for a plain product;
             normalise the embeddings for a cosine. Both are divided by the number of channels:
@@ -76,9 +77,9 @@ def tcc_loss(
         normalize_indices: divide times by the duration first, so that errors are fractions of the
             video.
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
-            sequence. Alternatively,
-        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame. Padding is ignored, even if
-            it contains NaN.
+            sequence.
+        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; give these or lengths. Padding
+            is ignored, even if it contains NaN.
         reduction: "none": (N,), the sum over cycles: of both directions of a pair, or without y
             of those that start in sequence n; "sum": its sum; "mean": that divided by the number
             of cycles, that is of real frames over all ordered pairs (released code).

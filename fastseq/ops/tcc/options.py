@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times, valid_mask
 from fastseq.ops.common.validate import (
+    REDUCTIONS,
     check_bool,
     check_choice,
     check_nonnegative,
@@ -16,7 +17,6 @@ from fastseq.ops.common.validate import (
 
 LOSS_TYPES = ("regression_mse_var", "regression_mse", "regression_huber", "classification")
 SIMILARITIES = ("l2", "cosine")
-REDUCTIONS = ("none", "mean", "sum")
 
 # The least variance of a predicted time, in squared durations. A softmax that has collapsed to one
 # frame has variance 0, whose logarithm and inverse are not finite. A standard deviation of a

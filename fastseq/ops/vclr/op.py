@@ -10,12 +10,13 @@ from torch import Tensor
 from fastseq.ops.common.dispatch import call_as, no_autocast
 from fastseq.ops.common.validate import (
     FLOAT_DTYPES,
+    REDUCTIONS,
     check_bool,
     check_choice,
     check_positive,
 )
 from fastseq.ops.queue_nce.op import queue_nce
-from fastseq.ops.vclr.options import FORMS, REDUCTIONS, VCLROptions
+from fastseq.ops.vclr.options import FORMS, VCLROptions
 
 ORDERS = 4
 

@@ -11,7 +11,6 @@ from fastseq.ops.common.validate import (
 )
 
 FORMS = ("paper", "code")
-REDUCTIONS = ("none", "mean", "sum")
 
 
 class VCLROptions(NamedTuple):

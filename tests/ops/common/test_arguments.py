@@ -2,6 +2,7 @@
 was called, one sentence where PyTorch's other ways to differentiate are tried."""
 
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_numbers_of_numpy_are_numbers(op, name, number):
     want = OPS[op](X, **{name: number})
     kinds = [np.int64, np.int8, np.uint16]
     if name != "bandwidth":
-        kinds += [np.float32, np.float64]
+        kinds += [np.float32, np.float64, Fraction]
     for kind in kinds:
         assert torch.equal(OPS[op](X, **{name: kind(number)}), want)
     for wrong in (np.True_, "3", 1j):

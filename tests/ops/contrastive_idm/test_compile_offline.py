@@ -31,7 +31,8 @@ def cidm_job(
 ):
     """The defaults of ``time`` and ``own`` (a length and a window for each sequence) are the kinds
     that need most registers."""
-    from fastseq.ops.contrastive_idm.triton import MAX_REGISTERS, tiles
+    from fastseq.ops.common.launch import MOST_REGISTERS
+    from fastseq.ops.contrastive_idm.triton import tiles
 
     dtype, dot = PRECISIONS[precision]
     tile = tiles(kernel, d, precision, direct, arch)
@@ -69,7 +70,7 @@ def cidm_job(
         arch,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        maxnreg=MAX_REGISTERS,
+        maxnreg=tile.registers or MOST_REGISTERS,
     )
 
 

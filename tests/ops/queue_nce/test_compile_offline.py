@@ -23,7 +23,8 @@ INTEGERS = {
 
 
 def queue_nce_job(kernel, precision, d, arch, *, keep=True, norm=True, queue=None):
-    from fastseq.ops.queue_nce.triton import MAX_REGISTERS, MAX_SPLITS, row_channels, tiles
+    from fastseq.ops.common.launch import MOST_REGISTERS
+    from fastseq.ops.queue_nce.triton import MAX_SPLITS, row_channels, tiles
 
     dtype, dot = PRECISIONS[precision]
     tile = tiles(d, precision, arch)
@@ -38,7 +39,11 @@ def queue_nce_job(kernel, precision, d, arch, *, keep=True, norm=True, queue=Non
     if kernel == "scan":
         constants |= {"BM": tile.rows, "BN": tile.columns, "BK": tile.step, "BD": tile.channels}
         constants |= {"KEEP": keep, "PREC": dot}
-        options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": MAX_REGISTERS}
+        options = {
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+            "maxnreg": tile.registers or MOST_REGISTERS,
+        }
     else:
         constants["BD"] = row_channels(d)
     if kernel == "loss":

@@ -28,7 +28,8 @@ WITHOUT = {"nearest": ("p_t", "p_seq"), "moments": (), "pull": ("p_seq",), "grad
 
 
 def tcc_job(kernel, precision, d, arch, *, loss_type="regression_mse_var", l2=True):
-    from fastseq.ops.tcc.triton import MAX_REGISTERS, packed_channels, tiles
+    from fastseq.ops.common.launch import MOST_REGISTERS
+    from fastseq.ops.tcc.triton import packed_channels, tiles
 
     dtype, dot = PRECISIONS[precision]
     channels, d = d, packed_channels(d)
@@ -55,7 +56,7 @@ def tcc_job(kernel, precision, d, arch, *, loss_type="regression_mse_var", l2=Tr
         arch,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        maxnreg=MAX_REGISTERS,
+        maxnreg=tile.registers or MOST_REGISTERS,
     )
 
 
