@@ -94,7 +94,7 @@ def _cuda(line: str, name: str, trips: Count, **options) -> Role:
 ROLES = (
     Role(
         "scl_",
-        re.escape("range(0, tiles - near if FAR else near)"),
+        re.escape("range(0, tiles - near if OUTSIDE else near)"),
         ("near", "far"),
         (_near, lambda v: _tiles(v) - _near(v)),
         _block,

@@ -46,7 +46,7 @@ def scl_job(
         constants |= {"KL": True, "REDUCTION": reduction}
     else:
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
-        ints += ["sg", "first", "directions"]
+        ints += ["sg", "first_direction", "directions"]
         constants["BD"] = tile.channels
     args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "gauss", "reach"), "fp32")
     return job(
