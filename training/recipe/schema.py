@@ -173,7 +173,8 @@ class ContrastiveIDMConfig:
     """The options of fastseq.contrastive_idm on both clips; the sum is divided by their frames.
 
     So ``soft_dtw`` + 0.5 ``contrastive_idm`` is ``lav``, and other forms take its place (LAV,
-    Table 1). With weights=code, times and window are shares of the video, as in LAV's code.
+    Table 1); ``form`` is the function's ``kind``. With weights=code, times and window are shares of
+    the video, as in LAV's code.
     """
 
     weight: float | None = _weight()
