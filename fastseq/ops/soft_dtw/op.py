@@ -286,7 +286,7 @@ def _real_first(op: str, sizes: Sequence[int], device: torch.device, lengths, va
 
 
 def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, lengths_x, lengths_y):
-    """(N,) values by the backend that serves the call."""
+    """(N,) values; picks the backend."""
     device_type = (x if cost is None else cost).device.type
     name = _resolve(op, backend, device_type)
     return autograd.FUSED[op](name, opts, x, y, cost, lengths_x, lengths_y)
