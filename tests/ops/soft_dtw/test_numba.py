@@ -114,7 +114,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 @pytest.mark.process
 def test_memory_of_long_sequences():
-    """Forward and backward at (1, 8192, 128) peak under 60 MB above inputs and gradients."""
+    """Above inputs and gradients, less than one byte for each pair of frames."""
     code = """
 import torch, fastseq
 def status(key):
@@ -122,7 +122,7 @@ def status(key):
         return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
 def call(x, y):
     fastseq.soft_dtw(x, y, gamma=0.1, backend="numba").sum().backward()
-x, y = (torch.randn(1, 8192, 128).requires_grad_() for _ in range(2))
+x, y = (torch.randn(1, 4096, 128).requires_grad_() for _ in range(2))
 x.grad, y.grad = torch.zeros_like(x), torch.zeros_like(y)
 call(x[:, :200], y[:, :200])  # loads and compiles
 with open("/proc/self/clear_refs", "w") as file:
@@ -136,4 +136,4 @@ print(status("VmHWM") - before)
     output = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-    assert float(output) < 60
+    assert float(output) < 4096**2 / 2**20
