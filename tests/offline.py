@@ -5,13 +5,17 @@ the tests set on machines without a GPU, turns every kernel of a process into an
 As a program it reads jobs from standard input and writes results, both as JSON.
 """
 
+import hashlib
 import importlib
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import tokenize
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +31,7 @@ PRECISIONS = {
     "tf32": ("fp32", "tf32"),
     "tf32x3": ("fp32", "tf32x3"),
 }
+ASIDE = {tokenize.COMMENT, tokenize.NL}
 TENSOR_CORE = {"HMMA", "HGMMA", "UTCHMMA"}
 
 
@@ -34,21 +39,34 @@ class Table:
     """The committed resources of an op's kernels, which hold for the Triton version named there.
 
     A case is (kernel, precision, channels, architecture, options of ``make``); ``make`` gives the
-    job of a case, ``name`` its key in the table.
+    job of a case, ``name`` its key in the table. Rows of ``core`` also have a digest of what they
+    were compiled from: while it holds they are read, not compiled again.
     """
 
-    def __init__(self, file: str, make: Callable[..., dict], name: Callable[..., str]):
-        self.path, self.make, self.name = DATA / file, make, name
+    def __init__(
+        self, file: str, make: Callable[..., dict], name: Callable[..., str], core: list[tuple]
+    ):
+        self.path, self.make, self.name, self.core = DATA / file, make, name, core
 
     def measure(self, cases: list[tuple]) -> dict[str, dict]:
-        jobs = [self.make(*case[:4], **case[4]) for case in cases]
-        return {self.name(*c): r for c, r in zip(cases, compile_all(jobs), strict=True)}
+        results = compile_all([self.job(case) for case in cases]) if cases else []
+        return {self.name(*c): r for c, r in zip(cases, results, strict=True)}
+
+    def job(self, case: tuple) -> dict:
+        return self.make(*case[:4], **case[4])
 
     def check(self, cases: list[tuple], multiplies: Callable[..., bool] = lambda *_: True) -> None:
         """Nothing spills, tensor cores work where the case ``multiplies``, nothing has changed."""
         import triton
 
-        table, results = json.loads(self.path.read_text()), self.measure(cases)
+        table = json.loads(self.path.read_text())
+        rows = table["kernels"] if triton.__version__ == table["triton"] else {}
+        known = {self.name(*c): row_of(rows, self.name(*c), self.job(c)) for c in cases}
+        anew = [case for case in cases if known[self.name(*case)] is None]
+        if anew and rows:
+            command = f"PYTHONPATH=.:tests python -m {self.make.__module__} core"
+            warnings.warn(f"{len(anew)} kernels are compiled anew: {command}", stacklevel=2)
+        results = {key: row for key, row in known.items() if row} | self.measure(anew)
         for case in cases:
             key = self.name(*case)
             got = results[key]
@@ -56,18 +74,24 @@ class Table:
             assert got["shared"] <= SHARED_LIMIT[case[3]], f"{key}: {got}"
             if multiplies(*case):
                 assert TENSOR_CORE & set(got["mma"]), f"{key}: {got}"
-            if triton.__version__ == table["triton"]:
-                assert got == table["kernels"][key], f"{key}: update {self.path.name}"
+            if rows:
+                assert got == without_digest(rows[key]), f"{key}: update {self.path.name}"
 
-    def update(self, cases: list[tuple], *words: str) -> None:
-        """Compile the cases and write the table; with words, only those that have all in their
-        name, and the table's other rows stay."""
+    def update(self, every: list[tuple], *words: str) -> None:
+        """Compile ``every`` case and write the table; with words, only those that have all in
+        their name (with "core", those of the core), and the table's other rows stay."""
         os.environ["TRITON_INTERPRET"] = "1"  # this process only names the tiles
         import triton
 
-        unique = {self.name(*c): c for c in cases}
-        some = [c for key, c in unique.items() if set(words) <= set(key.split())]
+        core = {self.name(*c) for c in self.core}
+        unique = {self.name(*c): c for c in [*every, *self.core]}
+        marks = {key: {*key.split(), *(["core"] if key in core else [])} for key in unique}
+        some = [c for key, c in unique.items() if set(words) <= marks[key]]
         kernels = self.measure(some)
+        for case in some:
+            key = self.name(*case)
+            if key in core:
+                kernels[key]["digest"] = digest(self.job(case))
         if len(some) < len(unique):
             table = json.loads(self.path.read_text())
             if table["triton"] != triton.__version__:
@@ -79,6 +103,27 @@ class Table:
         rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(kernels.items())]
         text = f'{{\n  "triton": "{triton.__version__}",\n  "kernels": {{\n'
         self.path.write_text(text + ",\n".join(rows) + "\n  }\n}\n")
+
+
+def row_of(rows: dict, key: str, job: dict) -> dict | None:
+    """The row of a job that nothing has changed since it was compiled."""
+    row = rows.get(key, {})
+    return without_digest(row) if row.get("digest") == digest(job) else None
+
+
+def without_digest(row: dict) -> dict:
+    return {k: v for k, v in row.items() if k != "digest"}
+
+
+def digest(job: dict) -> str:
+    """Of the job, the code of its op's kernels (comments aside) and how both are measured."""
+    folder = ROOT.joinpath(*job["module"].split(".")).parent
+    files = [*folder.glob("triton_*.py"), *(folder.parent / "common").glob("triton_*.py")]
+    words = [json.dumps(job, sort_keys=True), *map(inspect.getsource, (_compile, _resources))]
+    for path in sorted(files):
+        with path.open("rb") as file:
+            words += [t.string for t in tokenize.tokenize(file.readline) if t.type not in ASIDE]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 def fits(key: str, got: dict) -> None:

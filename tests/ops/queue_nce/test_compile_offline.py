@@ -3,7 +3,11 @@
 As a program it compiles the whole list and writes tests/data/queue_nce_resources.json, which holds
 for the Triton version named in it:
 ``PYTHONPATH=.:tests python -m ops.queue_nce.test_compile_offline``.
+Words after it, as in ``scan sm_90``, limit it to kernels that have all of them in their name;
+``core`` to those that every run of the tests looks at.
 """
+
+import sys
 
 import pytest
 from offline import ARCHS, PRECISIONS, Table, job
@@ -81,7 +85,7 @@ def name(kernel, precision, d, arch, kinds):
     return " ".join(filter(None, parts))
 
 
-TABLE = Table("queue_nce_resources.json", queue_nce_job, name)
+TABLE = Table("queue_nce_resources.json", queue_nce_job, name, core_cases())
 
 
 def multiplies(kernel, *_):
@@ -101,4 +105,4 @@ def test_everything():
 
 
 if __name__ == "__main__":
-    TABLE.update(all_cases())
+    TABLE.update(all_cases(), *sys.argv[1:])

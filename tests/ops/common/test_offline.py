@@ -1,0 +1,119 @@
+"""The tables of compiled kernels: what they hold is read, what has changed is compiled anew."""
+
+import json
+import shutil
+
+import offline
+import pytest
+
+from ops.queue_nce.test_compile_offline import TABLE, core_cases
+
+pytestmark = [pytest.mark.compile, pytest.mark.process]
+
+CASE = next(case for case in core_cases() if case[0] == "loss")
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """The table of queue_nce, and a copy of the kernels that it was made from."""
+    for name in ("queue_nce", "common"):
+        folder = tmp_path / "fastseq" / "ops" / name
+        folder.mkdir(parents=True)
+        for path in (offline.ROOT / "fastseq" / "ops" / name).glob("triton_*.py"):
+            shutil.copy(path, folder)
+    path = tmp_path / TABLE.path.name
+    data = json.loads(TABLE.path.read_text())
+    data["triton"] = pytest.importorskip("triton").__version__
+    path.write_text(json.dumps(data))
+    monkeypatch.setattr(offline, "ROOT", tmp_path)
+    monkeypatch.setattr(TABLE, "path", path)
+    return path
+
+
+@pytest.fixture
+def compiled(monkeypatch, table):
+    """How many kernels were compiled; each has the registers of the table, and ``more``."""
+    jobs, more, row = [], {}, json.loads(table.read_text())["kernels"][TABLE.name(*CASE)]
+
+    def compile_all(some):
+        jobs.extend(some)
+        return [offline.without_digest(row) | more for _ in some]
+
+    monkeypatch.setattr(offline, "compile_all", compile_all)
+    return jobs, more
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def check():
+    TABLE.check([CASE], lambda *_: False)
+
+
+def test_what_has_not_changed_is_read(compiled, table):
+    edit(
+        table.parent / "fastseq/ops/queue_nce/triton_kernels.py",
+        "import triton\n",
+        "# why\n" * 2 + "import triton\n",
+    )
+    check()
+    assert not compiled[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("queue_nce/triton_kernels.py", "1e-12", "1e-11"),
+        ("common/triton_tiles.py", "tl.dot", "dot"),
+    ],
+)
+def test_changed_code_is_compiled_anew(compiled, table, file, old, new):
+    jobs, more = compiled
+    edit(table.parent / "fastseq/ops" / file, old, new)
+    with pytest.warns(UserWarning, match="1 kernels are compiled anew"):
+        check()
+    assert jobs == [TABLE.job(CASE)]
+    more["registers"] = 99
+    with pytest.warns(UserWarning, match="anew"), pytest.raises(AssertionError, match="update"):
+        check()
+
+
+def test_changed_tiles_are_compiled_anew(compiled, monkeypatch):
+    make = TABLE.make
+    monkeypatch.setattr(
+        TABLE, "make", lambda *a, **k: make(*a, **k) | {"options": {"num_warps": 8}}
+    )
+    with pytest.warns(UserWarning, match="anew"):
+        TABLE.check([CASE], lambda *_: False)
+    assert len(compiled[0]) == 1
+
+
+def test_another_triton_compiles_everything(compiled, table):
+    edit(table, json.loads(table.read_text())["triton"], "0.0")
+    compiled[1]["registers"] = 99  # not held against the table of another version
+    check()
+    assert len(compiled[0]) == 1
+    compiled[1]["spills"] = 1
+    with pytest.raises(AssertionError, match="spills"):
+        check()
+
+
+def test_a_row_that_spills_fails(compiled, table):
+    data = json.loads(table.read_text())
+    data["kernels"][TABLE.name(*CASE)]["spills"] = 1
+    table.write_text(json.dumps(data))
+    with pytest.raises(AssertionError, match="spills"):
+        check()
+    assert not compiled[0]
+
+
+def test_a_kernel_compiles_to_its_row():
+    triton = pytest.importorskip("triton")
+    data = json.loads(TABLE.path.read_text())
+    (got,) = TABLE.measure([CASE]).values()
+    offline.fits("", got)
+    if triton.__version__ == data["triton"]:
+        assert got == offline.without_digest(data["kernels"][TABLE.name(*CASE)])
