@@ -10,6 +10,7 @@
 
 #include <ucontext.h>
 
+#include <csetjmp>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -29,7 +30,9 @@ struct Barrier {
 struct Block;
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t begin;
+    jmp_buf here;
+    bool begun = false;
     std::unique_ptr<char[]> stack;
     Block* block;
     Index index;
@@ -52,15 +55,24 @@ struct Block {
 };
 
 inline Fiber* current;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::function<void()> kernel;
 constexpr size_t kStack = 64 * 1024;
+
+// Jumps between stacks: swapcontext makes a system call each time, which takes 20 times as long.
+inline void go_on(Fiber& fiber) {
+    current = &fiber;
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.here, 1);
+    fiber.begun = true;
+    setcontext(&fiber.begin);
+}
 
 inline void sleep_until(const int* word, int target) {
     Fiber* self = current;
     self->word = word;
     self->target = target;
-    swapcontext(&self->context, &scheduler);
+    if (!_setjmp(self->here)) _longjmp(scheduler, 1);
     self->word = nullptr;
 }
 
@@ -90,7 +102,7 @@ inline void body() {
     kernel();
     current->done = true;
     --current->block->running;
-    swapcontext(&current->context, &scheduler);
+    _longjmp(scheduler, 1);
 }
 
 inline void start(Block& block, unsigned index, unsigned threads, size_t shared,
@@ -112,10 +124,10 @@ inline void start(Block& block, unsigned index, unsigned threads, size_t shared,
         const bool same_warp = x % 32 != 0;
         fiber.laziness = same_warp ? block.fibers[x - x % 32].laziness : random() % 12 ? 4 : 63;
         if (random() % 2048 == 0) fiber.laziness = 63;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = kStack;
-        makecontext(&fiber.context, body, 0);
+        getcontext(&fiber.begin);
+        fiber.begin.uc_stack.ss_sp = fiber.stack.get();
+        fiber.begin.uc_stack.ss_size = kStack;
+        makecontext(&fiber.begin, body, 0);
     }
 }
 
@@ -145,9 +157,8 @@ inline bool launch(unsigned blocks, unsigned threads, size_t shared, unsigned re
                     moved = true;  // it could have gone on, and will
                     continue;
                 }
-                current = &fiber;
                 moved = true;
-                swapcontext(&scheduler, &fiber.context);
+                go_on(fiber);
             }
         }
         if (!moved) return false;
