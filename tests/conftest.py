@@ -81,7 +81,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.fail("--require-gpu was given and PyTorch sees no CUDA device", pytrace=False)
     if item.get_closest_marker("interpreter") and not torch.cuda.is_available():
-        interpreted.patch_once_per_launch()
+        interpreted.speed_up()
 
 
 @pytest.fixture(autouse=True)

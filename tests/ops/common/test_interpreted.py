@@ -6,35 +6,68 @@ import torch
 
 import fastseq
 
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
 
-@pytest.mark.interpreter
-@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_patching_once_per_launch_changes_no_bit(monkeypatch):
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    if not hasattr(interpreter, "_LangPatchScope"):
+
+@pytest.fixture
+def replaced():
+    pytest.importorskip("triton")
+    if not interpreted.replaced:
         pytest.skip("this version of Triton is left as it is")
-    patches = []
-    monkeypatch.setattr(interpreter._LangPatchScope, "__init__", _counting(interpreter, patches))
-    x, y = (torch.randn(1, 20, 5, requires_grad=True) for _ in range(2))
-
-    def call():
-        patches.clear()
-        loss = fastseq.scl_loss(x, y, backend="triton")
-        return loss, *torch.autograd.grad(loss, (x, y)), len(patches)
-
-    *once, few = call()
-    monkeypatch.setattr(interpreter, "_patch_lang", interpreted.original[0])
-    *each_time, many = call()
-    assert all(map(torch.equal, once, each_time))
-    assert 0 < few < many
+    return interpreted.replaced
 
 
-def _counting(interpreter, patches):
-    start = interpreter._LangPatchScope.__init__
+def every_op(dtype):
+    x, y = (torch.randn(2, n, 5).to(dtype).requires_grad_() for n in (20, 13))
+    queue, positives = torch.randn(30, 5).to(dtype), torch.randn(20, 1, 5).to(dtype)
+    out = []
+    for loss in (
+        fastseq.scl_loss(x, y, lengths1=[20, 7], backend="triton"),
+        fastseq.contrastive_idm(x, torch.arange(20), lengths=[20, 7], backend="triton"),
+        fastseq.tcc_loss(x, y, lengths_y=[13, 2], backend="triton"),
+        fastseq.queue_nce(x[0], positives, queue, backend="triton"),
+    ):
+        out += [loss, *torch.autograd.grad(loss, (x, y), allow_unused=True)]
+    return [t for t in out if t is not None]
 
-    def count(self):
-        patches.append(self)
-        start(self)
 
-    return count
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_no_bit_changes(replaced, monkeypatch, dtype):
+    fast = every_op(dtype)
+    for owner, name, own in replaced:
+        assert getattr(owner, name) is not own
+        monkeypatch.setattr(owner, name, own)
+    torch.manual_seed(0)
+    assert all(map(torch.equal, fast, every_op(dtype)))
+    assert len(fast) == 10
+
+
+def test_overflow_is_found(replaced):
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def kernel(p, n, OPERATION: tl.constexpr):
+        a = tl.load(p + tl.arange(0, 2))
+        if OPERATION == "add":
+            a = a + n
+        elif OPERATION == "sub":
+            a = a - n
+        else:
+            a = a * n
+        tl.store(p + tl.arange(0, 2), a)
+
+    def run(name, number):
+        p = torch.tensor([-(2**31) + 5, 2**31 - 6], dtype=torch.int32)
+        kernel[(1,)](p, number, name)
+        return p.tolist()
+
+    assert run("add", 5) == [-(2**31) + 10, 2**31 - 1]
+    assert run("sub", 5) == [-(2**31), 2**31 - 11]
+    for name, number in (("add", 6), ("add", -6), ("sub", 6), ("sub", -6), ("mul", 2)):
+        with pytest.raises(Exception, match=f"int32 overflow detected for operation {name}"):
+            run(name, number)
