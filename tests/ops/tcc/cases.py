@@ -60,8 +60,11 @@ def cycle(
     return out
 
 
-def brute_force(x, y, tx, ty, lengths_x, lengths_y, duration_x, duration_y, reduction, **options):
-    """Over the pairs of x and y, or without y over all ordered pairs of x. Lists per sequence."""
+def brute_force(x, y, tx, ty, lengths_x, lengths_y, duration_x, duration_y, **options):
+    """Loss of every reduction. Over the pairs of x and y, or without y over all ordered pairs of x.
+
+    Lists per sequence.
+    """
     n = len(x)
     us = [(x[k, : lengths_x[k]], tx[k][: lengths_x[k]], duration_x[k]) for k in range(n)]
     if y is None:
@@ -74,10 +77,9 @@ def brute_force(x, y, tx, ty, lengths_x, lengths_y, duration_x, duration_y, redu
         if len(u) and len(v):
             sums[k] += sum(cycle(u, v, t, duration, **options))
             count += len(u)
-    if reduction == "none":
-        return torch.tensor(sums, dtype=torch.float64)
-    total = sum(sums) / max(count, 1) if reduction == "mean" else sum(sums)
-    return torch.tensor(total, dtype=torch.float64)
+    total = sum(sums)
+    every = {"none": sums, "mean": total / max(count, 1), "sum": total}
+    return {name: torch.tensor(loss, dtype=torch.float64) for name, loss in every.items()}
 
 
 def randn(*shape, dtype=torch.float64, seed=0):

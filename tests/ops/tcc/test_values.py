@@ -1,5 +1,6 @@
 """tcc_loss: the definition against loops, the blockwise backend against the definition."""
 
+import functools
 import itertools
 import math
 
@@ -27,8 +28,7 @@ def _ragged():
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("backend", BOTH)
-def test_equals_loops(loss_type, similarity, backend):
+def test_equals_loops(loss_type, similarity):
     x, y, own, other = _ragged()
     options = {
         "loss_type": loss_type,
@@ -43,30 +43,19 @@ def test_equals_loops(loss_type, similarity, backend):
         *(own["tx"].tolist(), other["ty"].tolist(), own["lengths_x"], other["lengths_y"]),
         *(own["duration_x"], other["duration_y"]),
     )
-    for normalize, reduction in itertools.product((True, False), REDUCTIONS):
+    for normalize in (True, False):
         for two, kwargs, numbers in (
             (y, {}, (index_x, index_y, full_x, full_y, full_x, full_y)),
             (y, {**own, **other}, lists),
             (None, {}, (index_x, None, full_x, None, full_x, None)),
             (None, own, lists),
         ):
-            want = brute_force(
-                *(x, two, *numbers, reduction),
-                normalize_indices=normalize,
-                similarity_kind=similarity,
-                **options,
-            )
-            got = fastseq.tcc_loss(
-                x,
-                two,
-                normalize_indices=normalize,
-                similarity=similarity,
-                reduction=reduction,
-                backend=backend,
-                **options,
-                **kwargs,
-            )
-            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+            options["normalize_indices"] = normalize
+            want = brute_force(x, two, *numbers, similarity_kind=similarity, **options)
+            kw = options | kwargs | {"similarity": similarity}
+            for reduction, backend in itertools.product(REDUCTIONS, BOTH):
+                got = fastseq.tcc_loss(x, two, reduction=reduction, backend=backend, **kw)
+                torch.testing.assert_close(got, want[reduction], rtol=1e-11, atol=1e-12)
 
 
 def test_without_y_two_sequences_are_a_pair():
@@ -120,22 +109,34 @@ def test_blockwise_equals_reference_in_float64(loss_type, similarity):
                 assert relative(a, b) < 1e-11
 
 
+def _call(frames1, frames2, loss_type, pair, backend):
+    x, y = randn(3, frames1, 17), randn(3, frames2, 17, seed=1)
+    kw = {"loss_type": loss_type, "temperature": 0.5, "backend": backend}
+    return loss_and_grads(x, y if pair else None, **kw)
+
+
+_expected = functools.cache(_call)  # one for all sizes of blocks
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize(
-    ("frames1", "frames2"),
-    [(1, 1), (1, 5), (2, 63), (64, 65), (97, 200), (300, 130), (0, 3), (3, 0), (0, 0)],
+    ("frames", "blocks"),
+    [
+        *itertools.product(
+            [(1, 1), (1, 5), (2, 63), (64, 65), (97, 200), (0, 3), (3, 0), (0, 0)],
+            [(7, 1 << 8), (128, 1 << 12), (128, 1 << 20)],
+        ),
+        *(((300, 130), blocks) for blocks in ((128, 1 << 12), (128, 1 << 20))),
+    ],
 )
-@pytest.mark.parametrize(("rows", "elements"), [(7, 1 << 8), (128, 1 << 12), (128, 1 << 20)])
-def test_blockwise_over_lengths_and_block_sizes(frames1, frames2, rows, elements, monkeypatch):
+def test_blockwise_over_lengths_and_block_sizes(frames, blocks, monkeypatch):
+    rows, elements = blocks
     monkeypatch.setattr(blockwise, "ROWS", rows)
     monkeypatch.setitem(blockwise.ELEMENTS, "cpu", elements)
-    x, y = randn(3, frames1, 17), randn(3, frames2, 17, seed=1)
-    for loss_type in ("regression_mse_var", "classification"):
-        kw = {"loss_type": loss_type, "temperature": 0.5}
-        for two in (y, None):
-            want, got = (loss_and_grads(x, two, backend=b, **kw) for b in BOTH)
-            for a, b in zip(got, want, strict=True):
-                assert relative(a, b) < 1e-11
+    for case in itertools.product(("regression_mse_var", "classification"), (True, False)):
+        want, got = _expected(*frames, *case, "reference"), _call(*frames, *case, "torch")
+        for a, b in zip(got, want, strict=True):
+            assert relative(a, b) < 1e-11
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5])
