@@ -36,17 +36,25 @@ struct Fiber {
     std::unique_ptr<char[]> stack;
     Block* block;
     Index index;
+    int shuffles = 0;
+};
+
+// What the scheduler asks of every fiber in every round, apart from all else: that is most of its
+// time.
+struct State {
     // Sleeps until *word >= target.
     const int* word = nullptr;
     int target = 0;
     bool done = false;
-    unsigned laziness = 0;  // of 64 times that it could go on it rests so often
-    int shuffles = 0;
+    unsigned char laziness = 0;  // of 64 times that it could go on it rests so often
+
+    bool rests() const { return done || (word && *word < target); }
 };
 
 struct Block {
     Index index, size;
     std::vector<Fiber> fibers;
+    std::vector<State> states;
     std::vector<Barrier> warps;
     Barrier named[2];
     std::vector<char> slots;  // [warp][2][lane], 8 bytes each
@@ -70,10 +78,11 @@ inline void go_on(Fiber& fiber) {
 
 inline void sleep_until(const int* word, int target) {
     Fiber* self = current;
-    self->word = word;
-    self->target = target;
+    State& state = self->block->states[self->index.x];
+    state.word = word;
+    state.target = target;
     if (!_setjmp(self->here)) _longjmp(scheduler, 1);
-    self->word = nullptr;
+    state.word = nullptr;
 }
 
 inline void arrive(Barrier& barrier, int count) {
@@ -100,7 +109,7 @@ T exchange(T value, unsigned source) {
 
 inline void body() {
     kernel();
-    current->done = true;
+    current->block->states[current->index.x].done = true;
     --current->block->running;
     _longjmp(scheduler, 1);
 }
@@ -110,6 +119,7 @@ inline void start(Block& block, unsigned index, unsigned threads, size_t shared,
     block.index = {index};
     block.size = {threads};
     block.fibers.resize(threads);
+    block.states.assign(threads, {});
     block.warps.assign(threads / 32, {});
     block.slots.assign(threads * 2 * 8, 0);
     block.shared.reset(new double[shared / 8 + 1]);
@@ -122,8 +132,9 @@ inline void start(Block& block, unsigned index, unsigned threads, size_t shared,
         fiber.index = {x};
         // Some warps, and some lanes, lag far behind the others.
         const bool same_warp = x % 32 != 0;
-        fiber.laziness = same_warp ? block.fibers[x - x % 32].laziness : random() % 12 ? 4 : 63;
-        if (random() % 2048 == 0) fiber.laziness = 63;
+        unsigned char& laziness = block.states[x].laziness;
+        laziness = same_warp ? block.states[x - x % 32].laziness : random() % 12 ? 4 : 63;
+        if (random() % 2048 == 0) laziness = 63;
         getcontext(&fiber.begin);
         fiber.begin.uc_stack.ss_sp = fiber.stack.get();
         fiber.begin.uc_stack.ss_size = kStack;
@@ -148,17 +159,14 @@ inline bool launch(unsigned blocks, unsigned threads, size_t shared, unsigned re
         const size_t first = random() % running.size();
         for (size_t k = 0; k < running.size(); ++k) {
             Block& block = *running[(first + k) % running.size()];
-            const size_t offset = random() % block.fibers.size();
             // Warps in an order of their own; lanes of a warp one after the other.
-            for (size_t q = 0; q < block.fibers.size(); ++q) {
-                Fiber& fiber = block.fibers[(offset + q) % block.fibers.size()];
-                if (fiber.done || (fiber.word && *fiber.word < fiber.target)) continue;
-                if (random() % 64 < fiber.laziness) {
-                    moved = true;  // it could have gone on, and will
-                    continue;
-                }
-                moved = true;
-                go_on(fiber);
+            const size_t size = block.fibers.size();
+            size_t x = random() % size;
+            for (size_t q = 0; q < size; ++q, x = x + 1 == size ? 0 : x + 1) {
+                const State& state = block.states[x];
+                if (state.rests()) continue;
+                moved = true;  // if not now, it will
+                if (random() % 64 >= state.laziness) go_on(block.fibers[x]);
             }
         }
         if (!moved) return false;
