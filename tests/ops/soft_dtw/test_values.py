@@ -74,21 +74,30 @@ def test_costs_of_zero_count_the_paths(backend, n, m):
         assert value.item() == pytest.approx(-2.5 * math.log(ways[-1, -1]), rel=allowed)
 
 
+@functools.cache  # for all backends
+def _ragged_pairs(n, m, bandwidth):
+    """x, y, lengths, and for each pair its value and the gradients of its real frames."""
+    x, y = randn(2, n, 5, seed=1), randn(2, m, 5, seed=2)
+    lengths = {"lengths_x": [n, max(n - 3, 1)], "lengths_y": [max(m - 2, 1), m]}
+    wanted = []
+    for k, (a, b) in enumerate(zip(*lengths.values(), strict=True)):
+        want, expected = recursion(squared(x[k, :a], y[k, :b]), 0.5, bandwidth)
+        wanted.append((want, *embedding_gradients(x[k, :a], y[k, :b], expected)))
+    return x, y, lengths, wanted
+
+
 @pytest.mark.parametrize("bandwidth", [None, 5])
 @pytest.mark.parametrize(("n", "m"), MEDIUM)
 @backends()
 def test_equals_loops_in_float64(backend, n, m, bandwidth):
-    x, y = randn(2, n, 5, seed=1), randn(2, m, 5, seed=2)
-    lengths = {"lengths_x": [n, max(n - 3, 1)], "lengths_y": [max(m - 2, 1), m]}
+    x, y, lengths, wanted = _ragged_pairs(n, m, bandwidth)
     options = {"gamma": 0.5, "bandwidth": bandwidth, "backend": backend}
     upstream = torch.tensor([1.0, -2.0])
     value, dx, dy = value_and_grads(x, y, upstream, **lengths, **options)
     # The definition is float64 inside; what remains is the rounding of what it returns.
     allowed = 2e-7 if backend == "reference" else GRADIENT
-    for k in range(2):
+    for k, (want, wx, wy) in enumerate(wanted):
         a, b = lengths["lengths_x"][k], lengths["lengths_y"][k]
-        want, expected = recursion(squared(x[k, :a], y[k, :b]), 0.5, bandwidth)
-        wx, wy = embedding_gradients(x[k, :a], y[k, :b], expected)
         assert value[k].item() == pytest.approx(want, rel=VALUE)
         assert relative(dx[k, :a], wx * upstream[k].item()) < allowed
         assert relative(dy[k, :b], wy * upstream[k].item()) < allowed
