@@ -137,6 +137,7 @@ def scripted(out, monkeypatch, tmp_path):
         return Step(phase, name, [sys.executable, "-c", code], limit_s, log)
 
     monkeypatch.setattr(Call, "child", child)
+    monkeypatch.setattr(Call, "per_process", lambda self, names: [(name,) for name in names])
     monkeypatch.setattr(call, "DRY_SLACK", 1)
     monkeypatch.setattr(call, "SMOKE_S", 3.5)
     monkeypatch.setattr(call, "SMOKE_SOFT_DTW_S", 3.5)
@@ -172,6 +173,24 @@ def test_one_that_hangs_crashes_or_fails_does_not_stop_the_others(scripted, out,
     assert "sweep: process tiles: the tiles are gone" in text
     assert "NVIDIA H100 80GB HBM3, driver 580.1" in text
     assert set(os.listdir(out)) <= set(FILES)
+
+
+def test_on_a_gpu_what_may_hang_has_a_process_of_its_own(tmp_path, monkeypatch):
+    """Which a rehearsal, where all of a phase share one, does not show."""
+    ran = []
+    monkeypatch.setattr(Runner, "run", lambda self, step: ran.append(step))
+    mine = Call(PHASES, 420, False, tmp_path, work=tmp_path)
+    ran += call.smoke_steps(mine, call.TRITON_OPS, 75)
+    call._bench(mine, 100)
+    call._train(mine, 100)
+    assert [tuple(step.command[2:]) for step in ran] == [
+        *(("benchmarks.gpu.smoke", op) for op in ("scl", "contrastive_idm", "tcc", "queue_nce")),
+        *(("benchmarks.gpu.bench", group) for group in ("first", "soft_dtw", "rest")),
+        *(("benchmarks.gpu.train", card) for card in ("bf16", "bf16,24", "fp32", "fp32,24")),
+    ]
+    assert [step.limit_s for step in ran[:4]] == [75] * 4
+    assert ran[4].limit_s > 90 > 45 == ran[5].limit_s  # another group than one that may hang
+    assert len({step.log for step in ran}) == len(ran)
 
 
 def test_soft_dtw_s_tests_are_left_out_where_its_smoke_hung(scripted, out, monkeypatch):
@@ -299,8 +318,11 @@ def test_options_come_from_the_environment(monkeypatch):
 
 @pytest.mark.process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_rehearsal_is_named():
+def test_without_a_gpu_the_rehearsal_is_named(tmp_path):
+    """Also where torch is broken, which is for a process of the call to find out."""
+    (tmp_path / "torch.py").write_text("raise ImportError('broken')")
     env = {k: v for k, v in os.environ.items() if k not in ("DRY", "PHASES", "BUDGET_S")}
+    env |= {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, env=env, capture_output=True, text=True
     )

@@ -164,14 +164,14 @@ def test_a_prediction_is_of_this_card_or_one_with_its_processors(tmp_path, monke
 def test_a_real_call_asks_for_what_there_is(monkeypatch):
     """Cases, peers, kernels and fields of tiles; a rehearsal has others of its own."""
     from benchmarks.case import op_benchmark
-    from benchmarks.gpu import bench, sweep
+    from benchmarks.gpu import bench, call, sweep
 
     monkeypatch.setenv("DRY", "0")
     for wanted in bench.plan():
         providers = op_benchmark(wanted.op).providers("cuda")
         names = {provider.name for provider in providers}
         assert {op_benchmark(wanted.op).OURS["cuda"], *wanted.peers} <= names, wanted
-        assert wanted.group in bench.GROUPS
+        assert wanted.group in call.BENCH_GROUPS
     sizes = {"scl": (128, "bf16", False, 90), "contrastive_idm": (128, "bf16", False, 90)}
     sizes |= {"tcc": (128, "bf16", 90), "queue_nce": (128, "bf16", 90)}
     variants = sweep.variants()

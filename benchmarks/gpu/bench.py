@@ -1,13 +1,15 @@
-"""Phase bench: ``python -m benchmarks.gpu.bench GROUP``, the cases most wanted, first things first.
+"""Phase bench: ``python -m benchmarks.gpu.bench GROUP ...``, the cases most wanted come first.
 
 A case is measured as by ``python -m benchmarks.run``: checked, then timed in turns with others, its
-rows merged into <device>/<op>.csv. Groups are processes: "first" (scl_loss in bf16), "soft_dtw"
-(whose thread blocks wait for each other), "rest". ``bench.py compile K OF`` compiles beforehand.
+rows merged into <device>/<op>.csv. Groups are processes (one in a rehearsal): "first" (scl_loss in
+bf16), "soft_dtw" (whose thread blocks wait for each other), "rest". ``bench.py compile K OF``
+compiles beforehand.
 """
 
 import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -55,7 +57,6 @@ DRY_PLAN = [
     Wanted("soft_dtw", "contrastive_idm", (1, 9, 16), "fp32"),
     Wanted("rest", "queue_nce", (5, 70, 16), "fp32"),
 ]
-GROUPS = ("first", "soft_dtw", "rest")
 TIMING_S = 0.6  # of a case, and of each peer
 
 
@@ -144,7 +145,7 @@ def main(argv: list[str]) -> None:
         compile_part(int(argv[1]), int(argv[2]))
     else:
         results.environment(record.device())  # the load before we add to it
-        record.attempt("bench", jobs(argv[0]))
+        record.attempt("bench", chain.from_iterable(map(jobs, argv)))
 
 
 if __name__ == "__main__":

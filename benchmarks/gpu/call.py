@@ -28,14 +28,16 @@ FILES = (
 )
 LARGEST = 15_000_000
 TRITON_OPS = ("scl", "contrastive_idm", "tcc", "queue_nce")
+BENCH_GROUPS = ("first", "soft_dtw", "rest")
 SMOKE_S, SMOKE_SOFT_DTW_S, BUILD_S, BENCH_SOFT_DTW_S = 75, 40, 150, 45
 DRY_SLACK = 3  # times these limits: a rehearsal may share two cores with others
 # How the tests, with what runs beside them, and the phases that want the GPU to themselves share
 # what is left of the budget after build and smoke; what one leaves the next ones have.
 WEIGHTS = {"tests": 40, "bench": 28, "profile": 12, "sweep": 17, "train": 40}
 ALL_UNTIL, SANITIZE = 0.97, 0.85  # of the budget; of the tests' share
-TRAINED = (("bf16",), ("bf16", "24"), ("fp32",), ("fp32", "24"))
-DRY_TRAINED = (("bf16",), ("fp32", "24"))
+# Precision, and gigabytes of the card that is played.
+TRAINED = ("bf16", "bf16,24", "fp32", "fp32,24")
+DRY_TRAINED = ("bf16", "fp32,24")
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Call:
         self.results = self.work / "results" if self.dry else ROOT / "benchmarks" / "results"
         self.runner = Runner(ROOT, self.begin + self.budget_s)
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-        workers = 1 if self.dry else max(2, self.cores * 5 // 8)
+        workers = 0 if self.dry else max(2, self.cores * 5 // 8)  # 0: pytest itself
         self.workers = int(os.environ.get("WORKERS") or workers)
 
     def wants(self, phase: str) -> bool:
@@ -66,6 +68,11 @@ class Call:
         later = list(WEIGHTS)[list(WEIGHTS).index(phase) + 1 :]
         coming = [WEIGHTS[phase], *(WEIGHTS[p] for p in later if self.wants(p))]
         return left * WEIGHTS[phase] / sum(coming)
+
+    def per_process(self, names: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """What shares a process: on a GPU nothing, since one that hangs takes the others along; all
+        in a rehearsal, most of whose time goes into importing torch."""
+        return [names] if self.dry else [(name,) for name in names]
 
     def child(self, phase: str, name: str, limit_s: float, module: str, *argv: str) -> Step:
         log = self.work / f"{phase}_{name.replace(' ', '_').replace(',', '')}.log"
@@ -158,7 +165,10 @@ def _build_and_smoke(call: Call) -> bool:
 
 def smoke_steps(call: Call, ops: tuple[str, ...], limit_s: float) -> list[Step]:
     limit_s *= DRY_SLACK if call.dry else 1
-    return [call.child("smoke", op, limit_s, "smoke", op) for op in ops]
+    return [
+        call.child("smoke", " ".join(group), limit_s, "smoke", *group)
+        for group in call.per_process(ops)
+    ]
 
 
 def _tests_and_beside(call: Call, soft_dtw: bool) -> None:
@@ -178,10 +188,11 @@ def _tests_and_beside(call: Call, soft_dtw: bool) -> None:
 
 
 def compile_steps(call: Call, limit_s: float) -> list[Step]:
-    parts = 4 if call.cores > 8 else 1
+    """All parts; in a rehearsal, which has nothing to compile, the calls of a quarter."""
+    parts = 4 if call.dry or call.cores > 8 else 1
     return [
         call.child("compile", f"part {k}", limit_s, "compile", str(k), str(parts))
-        for k in range(parts)
+        for k in range(1 if call.dry else parts)
     ]
 
 
@@ -198,11 +209,11 @@ def test_step(call: Call, soft_dtw: bool, limit_s: float) -> Step:
 
 def _bench(call: Call, seconds: float) -> None:
     end = time.time() + seconds
-    for group in ("first", "soft_dtw", "rest"):
+    for groups in call.per_process(BENCH_GROUPS):
         limit = end - time.time()
-        if group == "soft_dtw":
+        if groups == ("soft_dtw",):
             limit = min(limit, BENCH_SOFT_DTW_S)
-        call.runner.run(call.child("bench", group, limit, "bench", group))
+        call.runner.run(call.child("bench", " ".join(groups), limit, "bench", *groups))
 
 
 def _sweep(call: Call, seconds: float) -> None:
@@ -218,12 +229,11 @@ def _profile(call: Call, seconds: float) -> None:
 def _train(call: Call, seconds: float) -> None:
     """Precisions and cards one after another; what one leaves of its time the next one has."""
     end = time.time() + seconds
-    every = DRY_TRAINED if call.dry else TRAINED
-    for k, argv in enumerate(every):
+    every = call.per_process(DRY_TRAINED if call.dry else TRAINED)
+    for k, cards in enumerate(every):
         limit = 1.5 * (end - time.time()) / (len(every) - k)
-        name = " ".join([argv[0], *(f"in {gb} GB" for gb in argv[1:])])
         limit = min(limit, end - time.time())
-        call.runner.run(call.child("train", name, limit, "train", *argv))
+        call.runner.run(call.child("train", " ".join(cards), limit, "train", *cards))
 
 
 ALONE = {"bench": _bench, "profile": _profile, "sweep": _sweep, "train": _train}

@@ -10,7 +10,6 @@ import os
 import shutil
 from pathlib import Path
 
-from benchmarks.case import op_benchmark
 from benchmarks.gpu import record
 from benchmarks.gpu.processes import Step
 
@@ -88,6 +87,7 @@ def launches(text: str) -> list[tuple[str, dict[str, str]]]:
 def main() -> None:
     import torch
 
+    from benchmarks.case import op_benchmark
     from benchmarks.gpu import problems
 
     ready = []

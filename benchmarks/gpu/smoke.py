@@ -1,7 +1,8 @@
-"""Phase smoke: ``python -m benchmarks.gpu.smoke OP``, forward and backward on small shapes.
+"""Phase smoke: ``python -m benchmarks.gpu.smoke OP ...``, forward and backward on small shapes.
 
 Against float64, twice the same bits, replayed by a CUDA graph; soft_dtw also without the flags by
-which its thread blocks wait for each other. An op is a process: one that hangs takes none along.
+which its thread blocks wait for each other. An op is a process: one that hangs takes none along. A
+rehearsal has several in one.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -111,13 +113,13 @@ def _checked(check, name: str, op: str, case: Case) -> None:
         check(name, op, case)
 
 
-def main(op: str) -> None:
-    if op == "soft_dtw" and not record.dry():
+def main(ops: list[str]) -> None:
+    if "soft_dtw" in ops and not record.dry():
         from fastseq.ops.soft_dtw import cuda
 
         record.say("smoke", "soft_dtw kernels from", module=cuda._build().__name__)
-    record.attempt("smoke", jobs(op))
+    record.attempt("smoke", chain.from_iterable(map(jobs, ops)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

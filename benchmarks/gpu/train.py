@@ -1,4 +1,4 @@
-"""Phase train: ``python -m benchmarks.gpu.train PRECISION [GB]``, one step of CARL by its length.
+"""Phase train: ``python -m benchmarks.gpu.train PRECISION[,GB] ...``, a step of CARL by its length.
 
 ResNet-50, 224 px, 4 videos of two views, on random frames: twice as long each time until memory or
 time ends, then once more where a line through the peaks says that it just fits. With GB the
@@ -138,8 +138,7 @@ def attempt(one: Callable[[int], dict[str, Any]], frames: int) -> dict[str, Any]
         return {"frames": frames, "error": "out of memory"}
 
 
-def main(argv: list[str]) -> None:
-    precision, gigabytes = argv[0], float(argv[1]) if argv[1:] else None
+def run(precision: str, gigabytes: float | None = None) -> None:
     cfg = plain_config(DRY_VALUES if record.dry() else {})
     limit, name = 0, precision
     if not record.dry():
@@ -178,6 +177,12 @@ def main(argv: list[str]) -> None:
     except Exception as error:
         record.failed("train", name, error)
         raise
+
+
+def main(argv: list[str]) -> None:
+    for one in argv:
+        precision, *gigabytes = one.split(",")
+        run(precision, *map(float, gigabytes))
 
 
 if __name__ == "__main__":
