@@ -148,15 +148,14 @@ class BuildExt(build_ext):
         sources = [Path(source) for source in ext.sources]
         num_cuda = sum(source.suffix == ".cu" for source in sources)
 
-        common = [nvcc, "-std=c++17", "-Icsrc"]
+        common = [nvcc, "-std=c++17", "-O3", "-Icsrc"]
         common += ["-Xcompiler", "-fPIC,-Wall,-fvisibility=hidden"]
         if os.environ.get("CXX"):
             common += ["-ccbin", shlex.split(os.environ["CXX"])[0]]
-        device = ["-O3", "-lineinfo", "-Xptxas", "-v"]
+        device = ["-lineinfo", "-Xptxas", "-v"]
         device += [f"-gencode=arch={virtual},code={code}" for virtual, code in targets]
         device += ["--threads", str(max(1, jobs // max(1, num_cuda)))]
-        # The bindings hand addresses over: to optimise pybind11 further is most of the build.
-        host = ["-O1", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+        host = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
         host += [f'-DFASTSEQ_ARCH_LIST="{archs}"']
 
         say(f"compiling {len(sources)} files for {archs} with {nvcc}, {jobs} at a time (MAX_JOBS)")
