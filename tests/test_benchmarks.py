@@ -128,7 +128,7 @@ def test_what_does_not_fit_or_takes_too_long_is_left_out_with_the_reason():
 def test_run_case_writes_one_row_per_key(tmp_path):
     names = ["fastseq torch", "eager"]
     for _ in range(2):
-        _, wrong = run.run_case("scl", CASE, tmp_path, budget_s=0.2, names=names, memory=False)
+        _, wrong = run.run_case("scl", CASE, tmp_path, budget_s=0.01, names=names, memory=False)
     assert wrong == []
     path = tmp_path / results.slug("cpu") / "scl.csv"
     with path.open(newline="") as file:

@@ -41,7 +41,7 @@ def test_a_case_is_measured(tmp_path):
         "contrastive_idm",
         CASE,
         tmp_path,
-        budget_s=0.1,
+        budget_s=0.01,
         names=["fastseq torch", "eager"],
         memory=False,
     )

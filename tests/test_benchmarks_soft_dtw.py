@@ -75,7 +75,7 @@ def test_a_missing_peer_is_an_empty_column_with_a_note(name, monkeypatch, tmp_pa
     # In this process, where the import fails.
     present = [soft_dtw.providers("cpu")[0], provider._replace(own_process=False)]
     monkeypatch.setattr(soft_dtw, "providers", lambda device: present)
-    rows, wrong = run.run_case("soft_dtw", CASE, tmp_path, budget_s=0.1, memory=False)
+    rows, wrong = run.run_case("soft_dtw", CASE, tmp_path, budget_s=0.01, memory=False)
     assert not wrong
     text = results.table([dict.fromkeys(results.COLUMNS, "") | row for row in rows])
     assert f"| fastseq numba | {name} | % of floor |" in text

@@ -80,7 +80,7 @@ def measure(name: str, wanted: Wanted, case: Case) -> None:
         wanted.op,
         case,
         record.folder("RESULTS"),
-        budget_s=0.05 if record.dry() else TIMING_S * (1 + len(wanted.peers)),
+        budget_s=0.01 if record.dry() else TIMING_S * (1 + len(wanted.peers)),
         names=[ours, *wanted.peers],
         memory=not record.dry(),  # on a CPU a process each
     )
