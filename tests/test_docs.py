@@ -1,9 +1,6 @@
 """The snippets of docs/ run as they stand and print what the page says."""
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,45 +16,15 @@ def _title(place: int) -> str:
     return f"{place}-{re.findall(r'^## (.*)', before, re.MULTILINE)[-1].split()[0].strip('`')}"
 
 
-# Each with names of its own, in one process: importing torch takes longer than most of them.
-RUN = """
-import contextlib, io, json, sys, traceback
-results = []
-for code in json.load(sys.stdin):
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        try:
-            exec(compile(code, "snippet", "exec"), {"__name__": "__main__"})
-            error = None
-        except BaseException:
-            error = traceback.format_exc()
-    results.append((out.getvalue(), error))
-json.dump(results, sys.stdout)
-"""
-
-
-@pytest.fixture(scope="module")
-def printed():
-    """Output and error of every snippet."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN],
-        input=json.dumps([code for code, *_ in SNIPPETS]),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.process
 @pytest.mark.parametrize("place", range(len(SNIPPETS)), ids=_title)
-def test_snippets_print_what_the_page_says(printed, place):
+def test_snippets_print_what_the_page_says(place, capsys):
+    """Each with names of its own; in this process, since importing torch takes longer than most."""
     code, _, said = SNIPPETS[place]
     assert said, "a snippet without its output"
     if "training.evaluation" in code:
         pytest.importorskip("sklearn", reason='needs scikit-learn: pip install "fastseq[train]"')
-    out, error = printed[place]
-    assert error is None, error
+    exec(compile(code, _title(place), "exec"), {"__name__": "__main__"})
+    out = capsys.readouterr().out
     assert NUMBER.sub("x", out) == NUMBER.sub("x", said)
     got, promised = ([float(x) for x in NUMBER.findall(text)] for text in (out, said))
     assert got == pytest.approx(promised, rel=1e-3, abs=2e-4)

@@ -1,9 +1,7 @@
 """The README's Python examples run as they stand and print what they say."""
 
-import os
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -18,12 +16,10 @@ def _blocks(file: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
 
 
-@pytest.mark.process
-def test_first_snippet_prints_its_number():
+def test_first_snippet_prints_its_number(capsys):
     (code,) = _blocks("README.md", "python")
-    out = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    exec(code, {"__name__": "__main__"})
+    out = capsys.readouterr().out
     promised = re.search(r"print\(.*# (\S+)$", code, re.MULTILINE)[1]
     assert float(out) == pytest.approx(float(promised), abs=2e-4)
 
@@ -58,19 +54,14 @@ def test_soft_dtw_example(tmp_path, monkeypatch):
 
 
 @pytest.mark.process
-def test_video_example(tmp_path):
+def test_video_example(tmp_path, monkeypatch, capsys):
     pytest.importorskip("av")
     (code,) = _blocks("fastseq/video/README.md", "python")
-    # As a file: worker processes are forked, but elsewhere they would be spawned.
+    # As a file that is __main__: worker processes are forked, but elsewhere they would be spawned.
     (tmp_path / "example.py").write_text(code)
-    out = subprocess.run(
-        [sys.executable, "example.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("example.py", run_name="__main__")
+    out = capsys.readouterr().out
     assert out == "torch.Size([2, 2, 32, 3, 48, 48]) torch.Size([2, 2, 32])\n"
 
 

@@ -31,7 +31,9 @@ def test_peers_compute_the_loss(peer):
 @pytest.mark.process
 def test_a_case_is_measured(tmp_path):
     names = ["fastseq torch", "released", "shared lse"]
-    rows, wrong = run.run_case("queue_nce", CASE, tmp_path, budget_s=0.01, names=names, memory=False)
+    rows, wrong = run.run_case(
+        "queue_nce", CASE, tmp_path, budget_s=0.01, names=names, memory=False
+    )
     assert not wrong
     assert {row["provider"] for row in rows} == set(names)
     assert {row["mode"] for row in rows} == set(queue_nce.MODES)
