@@ -1,30 +1,55 @@
-"""benchmarks.host and benchmarks.pretend: calls without a GPU, in child processes of their own."""
+"""benchmarks.host, benchmarks.pretend, and benchmarks.cost with a kernel of Triton: calls that need
+Triton's compiler, which the interpreter of the other tests replaces."""
 
 import csv
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.process
+pytest.importorskip("triton", reason="triton is not installed")
+from benchmarks import host, pretend
 
 ROOT = Path(__file__).resolve().parents[1]
+# Both commands in one process: importing torch and Triton takes longer than either. The tiles that
+# ship come first, as Triton keeps what it has compiled.
+RUN = """
+import contextlib, io, json, runpy, sys
+said = []
+for words in json.load(sys.stdin):
+    sys.argv = words
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    said.append(out.getvalue())
+json.dump(said, sys.stdout)
+"""
 
 
-def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
-    return subprocess.run(
-        [sys.executable, *arguments], env=env, cwd=ROOT, text=True, capture_output=True
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What the commands print, and the CSV file of benchmarks.host."""
+    out = tmp_path_factory.mktemp("host") / "host.csv"
+    rows = ["benchmarks.host", "--op", "queue_nce", "--rounds", "2", "--out", str(out)]
+    kernel = "benchmarks.cost --op queue_nce --kernel scan --channels 64 --set stages=3 --arch 90"
+    done = subprocess.run(
+        [sys.executable, "-c", RUN],
+        input=json.dumps([rows, kernel.split()]),
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
     )
-
-
-def test_a_row_for_each_mode(tmp_path):
-    pytest.importorskip("triton", reason="triton is not installed")
-    out = tmp_path / "host.csv"
-    done = child("-m", "benchmarks.host", "--op", "queue_nce", "--rounds", "2", "--out", str(out))
     assert done.returncode == 0, done.stderr
+    return *json.loads(done.stdout), out
+
+
+@pytest.mark.process
+def test_a_row_for_each_mode(said):
+    table, _, out = said
     with out.open(newline="") as file:
         forward, both = csv.DictReader(file)
     assert (forward["mode"], forward["launches"]) == ("forward", "2")
@@ -34,20 +59,34 @@ def test_a_row_for_each_mode(tmp_path):
         assert 0 < ours < 1e5
         assert float(row["ratio"]) == pytest.approx(eager / ours, rel=0.05)
     assert float(both["fastseq_us"]) > float(forward["fastseq_us"])
-    assert f"| queue_nce | {forward['fastseq_us']}, {both['fastseq_us']} |" in done.stdout
+    assert f"| queue_nce | {forward['fastseq_us']}, {both['fastseq_us']} |" in table
 
 
-def test_the_interpreter_is_refused():
-    pytest.importorskip("triton", reason="triton is not installed")
-    done = child("-m", "benchmarks.host", "--op", "scl", TRITON_INTERPRET="1")
-    assert done.returncode != 0
-    assert "unset TRITON_INTERPRET" in done.stderr
+@pytest.mark.process
+def test_one_kernel_from_end_to_end(said):
+    """Its own call, Triton's compiler, the disassembler, the report; three stages in flight."""
+    _, report, _ = said
+    assert "queue_nce_scan_kernel  bf16 D=64 stages=3" in report
+    assert re.search(r"\d+ registers, 0 spills, stack 0", report)
+    assert re.search(r"tiles +64x64 +4 warps, \d+ instructions .* 1 in flight", report)
+    assert re.search(r"\d+ HGMMA\.64x64x16\.F32\.BF16; \d+ waits", report)
+    assert "queue_nce_loss_kernel" not in report
 
 
-def test_a_process_compiles_for_one_gpu():
-    pytest.importorskip("triton", reason="triton is not installed")
-    script = (
-        "from benchmarks.pretend import pretend\nfor arch in (90, 80):\n  with pretend(arch): ..."
-    )
-    done = child("-c", script)
-    assert "this process has compiled for sm_90: start one for sm_80" in done.stderr
+def test_the_interpreter_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(sys, "argv", ["benchmarks.host", "--op", "scl"])
+    with pytest.raises(SystemExit) as stop:
+        host.main()
+    assert stop.value.code == 2
+    assert "unset TRITON_INTERPRET" in capsys.readouterr().err
+
+
+def test_a_process_compiles_for_one_gpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(pretend, "_arch", None)
+    with pretend.pretend(90):
+        pass
+    words = "this process has compiled for sm_90: start one for sm_80"
+    with pytest.raises(RuntimeError, match=words), pretend.pretend(80):
+        pass

@@ -5,6 +5,7 @@ that it names name in turn. Code outside tests/ is not followed.
 """
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,9 @@ class Module:
 
 def named(node: ast.AST) -> set[str]:
     """Names, dotted ones and arguments (which may be fixtures)."""
-    dotted = {_dotted(n) for n in ast.walk(node)}
-    return {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)} | dotted - {""}
+    nodes = list(ast.walk(node))
+    dotted = {_dotted(n) for n in nodes if isinstance(n, (ast.Name, ast.Attribute))}
+    return {n.arg for n in nodes if isinstance(n, ast.arg)} | dotted - {""}
 
 
 def _dotted(node: ast.AST) -> str:
@@ -71,26 +73,28 @@ def marks(node: ast.AST) -> set[str]:
     return {n.removeprefix("pytest.mark.") for n in named(node) if n.startswith("pytest.mark.")}
 
 
+@functools.cache
 def load() -> dict[str, Module]:
     """By their paths, as in ops.scl.cases and training.processes."""
     files = {path.relative_to(TESTS).with_suffix(""): path for path in sorted(TESTS.rglob("*.py"))}
     return {".".join(k.parts): Module(path.read_text("utf-8")) for k, path in files.items()}
 
 
-def find(modules: dict[str, Module], name: str) -> str | None:
+@functools.cache
+def find(modules: tuple[str, ...], name: str) -> str | None:
     """``name`` may leave out the folder: training.processes is imported as processes there."""
     return next((k for k in modules if k == name or k.endswith(f".{name}")), None)
 
 
 def needs(modules: dict[str, Module], module: str, test: str) -> set[str]:
     """Markers that the test has to have."""
-    found, seen, left = set(), set(), [(module, test)]
+    found, seen, left, files = set(), set(), [(module, test)], tuple(modules)
     while left:
         here = left.pop()
         if here in seen:
             continue
         seen.add(here)
-        module, name = find(modules, here[0]), here[1]
+        module, name = find(files, here[0]), here[1]
         if module is None:  # outside tests/
             continue
         one = modules[module]
