@@ -4,13 +4,14 @@ tables and floors are right. Tiny shapes; nothing about speed."""
 import csv
 import inspect
 import math
+import sys
 from types import SimpleNamespace
 from typing import get_type_hints
 
 import pytest
 import torch
 
-from benchmarks import gate, plot, results, run, scl, scl_peers, timing
+from benchmarks import gate, plot, results, run, scl, scl_peers, timing, worker
 from benchmarks.case import (
     PRECISIONS,
     Case,
@@ -205,15 +206,32 @@ def test_rounds_rotate_and_a_slow_provider_leaves(monkeypatch):
 
 
 def test_a_worker_samples_and_reports_like_a_call_of_its_own():
-    worker = Worker("benchmarks.scl", "eager", CASE)
+    eager = Worker("benchmarks.scl", "eager", CASE)
     try:
-        assert worker.gradient_error < 1e-6
-        sample = worker()
+        assert eager.gradient_error < 1e-6
+        sample = eager()
         assert sample["both"] == pytest.approx(sample["forward"] + sample["backward"])
     finally:
-        worker.close()
+        eager.close()
+
+
+def test_what_a_worker_cannot_do_is_said(tmp_path, monkeypatch, capsys):
+    """Its two sides apart: what the child says, then what is made of that."""
+    child = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(child))
+
+    def says(code):
+        child.write_text(f"#!/bin/sh\n{code}\n")
+        child.chmod(0o755)
+
+    long = Case(1, 8192, 128)
+    worker.main(["benchmarks.scl", "released", *map(str, long)])
+    says(f"cat <<'END'\n{capsys.readouterr().out}END")
     with pytest.raises(Unavailable, match="too long on a CPU"):
-        Worker("benchmarks.scl", "released", Case(1, 8192, 128))
+        Worker("benchmarks.scl", "released", long)
+    with pytest.raises(ModuleNotFoundError) as error:
+        worker.main(["benchmarks.nothing_here", "eager", *map(str, CASE)])
+    says(f"echo 'Traceback' >&2; echo \"{error.value}\" >&2; exit 1")
     with pytest.raises(RuntimeError, match="nothing_here"):
         Worker("benchmarks.nothing_here", "eager", CASE)
 
