@@ -55,8 +55,12 @@ def gradients(loss: Tensor, args: tuple[Tensor, ...], upstream: float) -> tuple[
 
 
 @lru_cache
-def _upstream(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Made once: filling it anew would be a kernel launch of every call."""
+def _upstream(value: float, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """Made once: filling it anew would be a kernel launch of every call. None on a CPU, where that
+    takes nothing: to check a tensor that is given PyTorch imports sympy, a second of every process.
+    """
+    if device.type == "cpu" and value == 1:
+        return None
     return torch.tensor(value, dtype=dtype, device=device)
 
 
