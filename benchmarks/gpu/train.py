@@ -23,7 +23,7 @@ from training.recipe.schema import Config, plain_config
 from training.studies.memory_fit import fit
 from training.studies.memory_step import measure_step, random_batch
 
-FIRST, DRY_LENGTHS = 240, (24, 48)
+FIRST, DRY_LENGTHS = 240, (8, 16)
 ROUND = 120  # frames; the last length is a multiple
 SURE = 0.97  # of what the line promises: an allocator has gaps
 REPEATS_BELOW_S = 4.0
