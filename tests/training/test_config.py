@@ -44,6 +44,13 @@ def test_every_recipe_loads_by_either_path():
         assert load_config(path) == load_config(f"recipes/{path.name}")
 
 
+def test_a_configuration_that_is_changed_changes_no_other():
+    before = OmegaConf.to_container(load_config("recipes/carl.yaml"))
+    changed = load_config("recipes/carl.yaml")
+    changed.train.seed, changed.augmentation.size, changed.optim.betas = 99, 7, [0.1, 0.2]
+    assert OmegaConf.to_container(load_config("recipes/carl.yaml")) == before
+
+
 def test_any_loss_goes_with_either_encoder():
     for name in ("lav", "tcc", "tcn", "lav_tcc"):
         cfg = load_config(f"recipes/{name}.yaml", ["model.encoder=fve", "data.num_context=1"])

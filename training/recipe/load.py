@@ -1,6 +1,7 @@
 """Recipes: typed configuration from a YAML file and ``key=value`` overrides."""
 
 import difflib
+import functools
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -60,7 +61,9 @@ def may_change() -> set[str]:
     return {key for key, leaf in _leaves(Config).items() if leaf.metadata.get("may_change")}
 
 
+@functools.cache
 def _schema() -> DictConfig:
+    """Not to be changed: every recipe is merged into a copy of it."""
     schema = OmegaConf.structured(Config)
     # A frozen dataclass makes a read-only node; a recipe may still set its fields.
     OmegaConf.set_readonly(schema.augmentation, False)
