@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from narrow import narrow_resnet
 from torch import nn
 
-from training.models import ContextEncoder, ResNet, SmallCNN, build_model, load_backbone_weights
+from training.models import ContextEncoder, SmallCNN, build_model, load_backbone_weights
 from training.recipe.load import load_config
 
 
@@ -115,7 +116,7 @@ def test_wrong_frames(shape):
 
 
 def test_a_cut_resnet_is_the_whole_one_up_to_there(tmp_path, caplog):
-    whole = ResNet(50, "all").eval()
+    whole = narrow_resnet(50, "all").eval()
     torch.save(whole.state_dict(), tmp_path / "resnet50.pth")
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -123,18 +124,18 @@ def test_a_cut_resnet_is_the_whole_one_up_to_there(tmp_path, caplog):
         expected = {"layer3": whole.layer3(x), "conv4c": whole.layer3[:3](x)}
     expected["layer4"] = whole.layer4(expected["layer3"]).detach()
     for end, maps in expected.items():
-        cut = ResNet(50, "all", end)
+        cut = narrow_resnet(50, "all", end)
         report = load_backbone_weights(cut, tmp_path / "resnet50.pth")
         assert report.missing == []
         assert not caplog.records
         torch.testing.assert_close(cut.eval().maps(images), maps)
         assert cut.out_channels == maps.shape[1]
     with pytest.raises(ValueError, match="end must be one of"):
-        ResNet(50, "all", "layer5")
+        narrow_resnet(50, "all", "layer5")
 
 
 def test_only_batch_norms_are_trained():
-    model = ResNet(18, "batch_norm", "layer3").train()
+    model = narrow_resnet(18, "batch_norm", "layer3").train()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     norms = {
         f"{name}.{kind}"

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from narrow import narrow_resnet
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -118,7 +119,7 @@ def test_carl_recipe_has_the_released_number_of_parameters():
 
 
 def test_resnet_pools_the_maximum_over_space():
-    model = ResNet(18, "all").eval()
+    model = narrow_resnet(18, "all").eval()
     maps = []
     model.layer4.register_forward_hook(lambda module, args, out: maps.append(out))
     out = model(torch.rand(2, 3, 64, 64))
@@ -135,7 +136,7 @@ def test_resnet_pools_the_maximum_over_space():
     ],
 )
 def test_frozen_stages_keep_weights_and_statistics(train_from, trained):
-    model = ResNet(18, train_from).train()
+    model = narrow_resnet(18, train_from).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     out = model(torch.rand(4, 3, 32, 32))
     if trained:
@@ -186,11 +187,11 @@ TAKEN = {
 @pytest.mark.parametrize("layout", TAKEN)
 def test_weights_load_from_every_layout(tmp_path, layout):
     torch.manual_seed(1)
-    source = ResNet(18).state_dict()
+    source = narrow_resnet(18).state_dict()
     source = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in source.items()}
-    with_classifier = source | {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+    with_classifier = source | {"fc.weight": torch.zeros(10, 128), "fc.bias": torch.zeros(10)}
     save_as(layout, with_classifier, tmp_path / "w.pt")
-    model = ResNet(18)
+    model = narrow_resnet(18)
     report = load_backbone_weights(model, tmp_path / "w.pt")
     assert report.taken == TAKEN[layout]
     assert (report.loaded, report.missing) == (120, [])
@@ -200,11 +201,11 @@ def test_weights_load_from_every_layout(tmp_path, layout):
 
 
 def test_weights_that_are_partly_there_are_reported(tmp_path, caplog):
-    state = ResNet(18).state_dict()
+    state = narrow_resnet(18).state_dict()
     del state["layer4.1.conv2.weight"], state["bn1.num_batches_tracked"]
     state["extra.weight"] = torch.zeros(2)
     torch.save(state, tmp_path / "w.pt")
-    report = load_backbone_weights(ResNet(18), tmp_path / "w.pt")
+    report = load_backbone_weights(narrow_resnet(18), tmp_path / "w.pt")
     assert report.loaded == 118
     assert report.missing == ["layer4.1.conv2.weight"]
     assert report.unexpected == ["extra.weight"]
@@ -214,12 +215,12 @@ def test_weights_that_are_partly_there_are_reported(tmp_path, caplog):
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     torch.save({"a.weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="nothing matches"):
-        load_backbone_weights(ResNet(18), tmp_path / "other.pt")
-    torch.save(ResNet(50).state_dict(), tmp_path / "r50.pt")
+        load_backbone_weights(narrow_resnet(18), tmp_path / "other.pt")
+    torch.save(narrow_resnet(50).state_dict(), tmp_path / "r50.pt")
     with pytest.raises(ValueError, match="another architecture"):
-        load_backbone_weights(ResNet(18), tmp_path / "r50.pt")
+        load_backbone_weights(narrow_resnet(18), tmp_path / "r50.pt")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_backbone_weights(ResNet(18), tmp_path / "nowhere.pt")
+        load_backbone_weights(narrow_resnet(18), tmp_path / "nowhere.pt")
 
 
 def test_a_frozen_backbone_without_weights_warns(caplog):

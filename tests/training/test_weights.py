@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from narrow import narrow_resnet
 from omegaconf import OmegaConf
 from torch import nn
 
-from training.models import ResNet, SmallCNN, load_backbone_weights
+from training.models import SmallCNN, load_backbone_weights
 
 
 def values(network, seed=1):
@@ -125,7 +126,7 @@ def test_one_of_two_streams_fits(tmp_path):
     assert equal(loaded(under("flow.", flow) | under("rgb."), tmp_path)[1])
 
 
-R18, R50 = values(ResNet(18)), values(ResNet(50))
+R18, R50 = values(narrow_resnet(18)), values(narrow_resnet(50))
 R101 = deeper(R50, "layer3.5", 22)
 R152 = deeper(deeper(R50, "layer2.3", 7), "layer3.5", 35)
 R34 = deeper(
@@ -141,9 +142,9 @@ R34 = deeper(
         (50, R152),
         (50, deeper(R50, "layer1.2", 3)),
         (50, R18),
-        (50, R50 | {"conv1.bias": torch.zeros(64)}),
-        (50, R50 | {"layer1.0.se.fc1.weight": torch.zeros(64)}),
-        (50, R50 | {"layer5.0.conv1.weight": torch.zeros(64)}),
+        (50, R50 | {"conv1.bias": torch.zeros(16)}),
+        (50, R50 | {"layer1.0.se.fc1.weight": torch.zeros(16)}),
+        (50, R50 | {"layer5.0.conv1.weight": torch.zeros(16)}),
         (50, {k: v for k, v in R50.items() if not k.startswith("layer1")}),
         (50, {k: v for k, v in R50.items() if "running" not in k}),
         (18, R34),
@@ -152,7 +153,7 @@ R34 = deeper(
     ids=["101", "152", "wider", "18", "bias", "se", "fifth", "gap", "norms", "34", "50"],
 )
 def test_other_architectures_are_refused(depth, state, end, tmp_path):
-    network = ResNet(depth, "all", end)
+    network = narrow_resnet(depth, "all", end)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for prefix in ("", "module.encoder_q."):
         with pytest.raises(ValueError, match="another architecture"):
@@ -161,9 +162,9 @@ def test_other_architectures_are_refused(depth, state, end, tmp_path):
 
 
 def test_half_of_a_network_is_refused(tmp_path):
-    cut = values(ResNet(50, "all", "conv4c"))
+    cut = values(narrow_resnet(50, "all", "conv4c"))
     with pytest.raises(ValueError, match="of the backbone's 265 entries are not under"):
-        loaded(cut, tmp_path, network=ResNet(50))
+        loaded(cut, tmp_path, network=narrow_resnet(50))
 
 
 @pytest.mark.parametrize("end", ["layer4", "layer3", "conv4c"])
@@ -171,7 +172,7 @@ def test_heads_and_stages_that_are_left_out_are_not_used(end, tmp_path):
     heads = {"fc.weight": 1, "projector.0.weight": 2, "predictor.bn.num_batches_tracked": 3}
     heads |= {"queue": 4, "queue_ptr": 5, "momentum_encoder.conv1.weight": 6, "head.mlp.bias": 7}
     content = R50 | {name: torch.zeros(size) for name, size in heads.items()}
-    network = ResNet(50, "all", end)
+    network = narrow_resnet(50, "all", end)
     report, state = loaded(content, tmp_path, network=network)
     assert equal(R50, state)
     assert report.missing == []

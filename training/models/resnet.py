@@ -9,6 +9,7 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 DEPTHS = (18, 50)
 ENDS = ("layer4", "layer3", "conv4c")
 POOLS = ("max", "mean")
+WIDTHS = (64, 128, 256, 512)  # channels of the stages; the stem has the first one's
 TRAIN_FROM = ("all", "layer3", "layer4", "none", "batch_norm")
 
 
@@ -79,15 +80,15 @@ class ResNet(Backbone):
         if depth not in DEPTHS:
             raise ValueError(f"ResNet: depth must be one of {DEPTHS}, got {depth}")
         block, counts = (BasicBlock, (2, 2, 2, 2)) if depth == 18 else (Bottleneck, (3, 4, 6, 3))
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        channels_in = 64
+        channels_in = WIDTHS[0]
+        self.conv1 = nn.Conv2d(3, channels_in, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_in)
         self.stages = STAGES if end == "layer4" else STAGES[:-1]
         self.left_out = ("layer4.",) if end != "layer4" else ()
         if end == "conv4c":
             self.left_out += tuple(f"layer3.{block}." for block in range(3, counts[2]))
             counts = (*counts[:2], min(3, counts[2]), counts[3])
-        widths = (64, 128, 256, 512)[: len(self.stages) - 1]
+        widths = WIDTHS[: len(self.stages) - 1]
         for stage, (channels, count) in enumerate(zip(widths, counts, strict=False)):
             blocks = []
             for index in range(count):
