@@ -1,6 +1,7 @@
 """Processes of their own that start quickly: forked from a server that has imported everything."""
 
 import faulthandler
+import io
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,29 @@ from torch.distributed import TCPStore
 
 import training.train
 from training.loop.trainer import Trainer
+from training.memory import MALLOC
+from training.studies import memory_step
 from training.support import distributed
 
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
 _CONTEXT = multiprocessing.get_context("forkserver")
-# torch imports the last one at the first step.
-_CONTEXT.set_forkserver_preload(["two_ranks", "torch.utils.tensorboard", "torch._dynamo"])
+# torch imports torch._dynamo at the first step; scikit-learn is for evaluations.
+_CONTEXT.set_forkserver_preload(
+    ["two_ranks", "torch.utils.tensorboard", "torch._dynamo", "sklearn.linear_model"]
+)
+
+
+def server() -> BaseContext:
+    """What starts processes as copies of one that has imported everything."""
+    before = dict(os.environ)
+    os.environ.update(MALLOC, PYTHONPATH=PATH, OMP_NUM_THREADS="1")
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return _CONTEXT
 
 
 def launch(
@@ -34,13 +52,7 @@ def launch(
 
     In the current folder; what a process says goes to `said`. What it returns is its exit status.
     """
-    before = dict(os.environ)
-    os.environ.update(PYTHONPATH=PATH, OMP_NUM_THREADS="1")  # of the server
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    context = server()
     # They meet in this process, as torchrun's do in torchrun: a port that is free now may be taken
     # by the time a rank opens it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -53,7 +65,7 @@ def launch(
     processes = []
     for rank in range(num):
         own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _CONTEXT.Process(target=_child, args=(os.getcwd(), own, function, arguments))
+        process = context.Process(target=_child, args=(os.getcwd(), own, function, arguments))
         process.start()
         process.said = Path(f"said_{process.pid}.txt").resolve()
         process.store = store  # open as long as the process is known
@@ -112,3 +124,9 @@ def train(open_loader: Callable, arguments: list[str]) -> int:
 
     Trainer._train_step = train_step
     return training.train.main(arguments)
+
+
+def measure(asked: str) -> None:
+    """training.studies.memory_step, told on its standard input what to measure."""
+    sys.stdin = io.StringIO(asked)
+    memory_step.main()

@@ -2,10 +2,12 @@
 
 import json
 import math
+import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
+from processes import server
 
 from training import compare, train
 from training.loop.trainer import Trainer
@@ -128,9 +130,10 @@ def test_it_continues_where_it_was(tmp_path, monkeypatch, capsys):
     assert "carl/result.json is not JSON" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_processes_give_the_same_as_one_after_another(tmp_path, monkeypatch, capsys):
+    """Copies of one process, which are as good as new ones and need not import torch."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments = [*SMALL, *COUNTS, "--seeds", "1", "--methods", "soft_dtw_sfa,lav_tcc"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -138,7 +141,9 @@ def test_processes_give_the_same_as_one_after_another(tmp_path, monkeypatch, cap
         assert compare.main([*arguments, "--jobs", "1", "--out", "one"]) == 0
     finally:
         torch.set_num_threads(threads)
-    assert compare.main([*arguments, "--jobs", "2", "--out", "two"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda kind: server())
+        assert compare.main([*arguments, "--jobs", "2", "--out", "two"]) == 0
     out = capsys.readouterr().out
     assert "(1 of 2)" in out
     assert "(2 of 2)" in out
@@ -146,13 +151,19 @@ def test_processes_give_the_same_as_one_after_another(tmp_path, monkeypatch, cap
     assert one == two
     assert "steps 0 to 2" in Path("two/seed_0/lav_tcc.log").read_text()
 
-    # A failure is told with the end of its log, and nothing else is started.
+
+@pytest.mark.process
+def test_a_failure_is_told_with_the_end_of_its_log(tmp_path, monkeypatch, capsys):
+    """In a new process, as users have it."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "bad/seed_0").mkdir(parents=True)
     (tmp_path / "bad/seed_0/soft_dtw_sfa").write_text("in the way")
-    bad = [*arguments, "--methods", "soft_dtw_sfa", "--jobs", "2", "--out", "bad"]
+    bad = [*SMALL, *COUNTS, "--seeds", "1", "--methods", "soft_dtw_sfa", "--jobs", "2"]
+    bad += ["--out", "bad"]
     assert compare.main(bad) == 1
     error = capsys.readouterr().err
     assert "Soft-DTW + SFA, seed 0 failed; the end of bad/seed_0/soft_dtw_sfa.log" in error
+    assert "NotADirectoryError" in error  # it has come as far as the run
     assert not Path("bad/comparison.md").exists()
 
 

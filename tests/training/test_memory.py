@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import launch, measure, said, wait
 from runs import RECIPE
 
 from training import memory
@@ -29,10 +30,21 @@ def run_of(way: str, frames: int, peak: float, **more) -> dict:
 # The whole tool
 
 
+def in_a_copy(command: list[str], *, input: str, env: dict[str, str], **_) -> SimpleNamespace:
+    """In place of subprocess.run: a step in a process of its own that need not import torch."""
+    assert command == [sys.executable, "-m", "training.studies.memory_step"]
+    assert env.items() >= memory.MALLOC.items()  # which the server of the copies has too
+    (process,) = launch(measure, input)
+    (status,) = wait([process])
+    return SimpleNamespace(returncode=status, stdout=said(process).splitlines()[-1], stderr="")
+
+
 @linux
+@pytest.mark.process
 def test_memory_grows_linearly_and_slower_than_the_plain_way(tmp_path, monkeypatch, capsys):
     """A small backbone with a narrow head: what it computes is what the two ways differ in."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", in_a_copy)
     options = ["data.batch_size=1", "model.backbone=small_cnn", "augmentation.size=32"]
     options += [
         "model.train_from=all",
@@ -59,6 +71,17 @@ def test_memory_grows_linearly_and_slower_than_the_plain_way(tmp_path, monkeypat
     out = capsys.readouterr().out
     assert "plain / recipe, by b:" in out
     assert "two lengths" in out  # no R^2 of them
+
+
+@linux
+@pytest.mark.process
+def test_a_step_in_a_process_of_its_own(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    asked = {"recipe": str(tmp_path / "tiny.yaml"), "overrides": ["data.num_frames=6"], "frames": 6}
+    measured = memory.measure(asked)
+    assert measured["frames"] == 6
+    assert measured["peak"] > 0
+    assert tuple(measured["parts"]) == memory_step.PARTS
 
 
 # One step
