@@ -54,6 +54,7 @@ def encode(
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
         stream.options = options or {}
+        stream.codec_context.thread_count = 1  # threads for frames this small wait for each other
         if stamps is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if sound is not None:

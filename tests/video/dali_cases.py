@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -139,15 +142,15 @@ def numbers_in(clip):
 
 
 def check_counters(engine, path):
-    """500 random frames of a counter video, in two clips at a time, in any order, with repeats."""
+    """Every frame of a counter video, in two clips at a time, in any order, with repeats."""
     true = numbers_in(torch.stack([shrunk(f) for f in read_frames(path).numpy()]))
     generator = np.random.default_rng(0)
     draws = [plain(HEIGHT, WIDTH)] * 2
     batches = []
-    for length in (1, 3, 40, 80):
-        frames = generator.integers(0, len(true), (2, 2, length))
+    for length in (1, 3, 40):
+        frames = np.resize(generator.permutation(len(true)), (2, 2, length))
         batches.append([reading_of(path, f, draws) for f in frames])
-    assert sum(2 * 2 * len(b[0].clips[0].frames) for b in batches) >= 496
+    assert 2 * 2 * length >= len(true)
     for readings, clips in zip(batches, run(engine, *batches), strict=True):
         for reading, one in zip(readings, clips, strict=True):
             for clip, pixels in zip(reading.clips, one, strict=True):
@@ -176,7 +179,19 @@ def check_turned_beside_upright(engine, folder, coloured, inner, border, referen
         assert off.max() <= border
 
 
-def texture(path, size=(96, 80), count=12, chroma=True):
+@functools.cache
+def texture_file(suffix, **how):
+    with tempfile.TemporaryDirectory() as folder:
+        return encode_texture(Path(folder, f"a{suffix}"), **how).read_bytes()
+
+
+def texture(path, **how):
+    """A file of its own of `encode_texture`."""
+    path.write_bytes(texture_file(path.suffix, **how))
+    return path
+
+
+def encode_texture(path, size=(96, 80), count=12, chroma=True):
     """Noise that is smooth over a few pixels, another one each frame, coded without loss.
 
     With `chroma`, in 4:4:4: where colours are not subsampled, DALI and PyAV convert to the same
@@ -192,6 +207,7 @@ def texture(path, size=(96, 80), count=12, chroma=True):
         stream = container.add_stream("libvpx-vp9", rate=25)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv444p" if chroma else "yuv420p"
+        stream.codec_context.thread_count = 1
         stream.options = {"lossless": "1", "cpu-used": "8"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -174,7 +174,7 @@ def resident():
 
 
 def test_threads_end_and_memory_stays(folder):
-    """A batch is 6 MB once decoded: 40 that are not given back would be seen."""
+    """A batch is 6 MB once decoded: 30 that are not given back would be seen."""
     how = {"codec": "mjpeg", "pix_fmt": "yuvj420p", "size": (320, 240)}
     path = encode(folder / "loop.mkv", 12, **how)
     draws = [plain(200, 200, flip=True), plain(240, 320, colour=(("hue", 0.1),), blur_sigma=1.0)]
@@ -183,7 +183,7 @@ def test_threads_end_and_memory_stays(folder):
     for _ in range(3):
         assert len(list(engine.batches(lambda k: readings, 0, 4))) == 4
     files, memory = len(os.listdir("/proc/self/fd")), resident()
-    for _ in range(4):
+    for _ in range(3):
         assert len(list(engine.batches(lambda k: readings, 0, 10))) == 10
     assert len(os.listdir("/proc/self/fd")) == files
     assert resident() - memory < 120

@@ -1,5 +1,6 @@
+import importlib
 import pickle
-import subprocess
+import re
 import sys
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_every_index_gives_its_frame(folder, name):
     generator = np.random.default_rng(0)
     info = probe(path)
     asked = 0
-    while asked < 500:
+    while asked < 200:
         indices = generator.integers(0, len(numbers), generator.integers(1, 12))
         frames = read_frames(path, indices, info=info if asked % 2 else None)
         assert torch.equal(frames, whole[indices])
@@ -344,13 +345,10 @@ def iter_and_fail(frames):
     raise KeyError("the source failed")
 
 
-@pytest.mark.process
-def test_importing_needs_no_pyav():
-    code = (
-        "import sys; sys.modules['av'] = None\n"
-        "import fastseq.video as v\n"
-        "try: v.probe('a.mp4')\n"
-        "except ImportError as e: print(e)"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 'pip install "fastseq[video]"' in out.stdout
+def test_importing_needs_no_pyav(monkeypatch):
+    for name in [name for name in sys.modules if f"{name}.".startswith(("fastseq.video.", "av."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "av", None)
+    video = importlib.import_module("fastseq.video")
+    with pytest.raises(ImportError, match=re.escape('pip install "fastseq[video]"')):
+        video.probe("a.mp4")
