@@ -7,14 +7,37 @@ from runs import RECIPE, squares
 import training.train
 from fastseq.video import write_video
 from training.data.index import build_index
+from training.models import small_cnn
+
+
+def place_recipe(folder, monkeypatch) -> str:
+    monkeypatch.chdir(folder)
+    (folder / "tiny.yaml").write_text(RECIPE)
+    monkeypatch.setattr(training.train, "training_loader", squares)
+    monkeypatch.setattr(small_cnn, "WIDTHS", (16, 16, 16, 16))  # fewer, as many layers
+    return "tiny.yaml"
 
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(RECIPE)
-    monkeypatch.setattr(training.train, "training_loader", squares)
-    return "tiny.yaml"
+    return place_recipe(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """`recipe` trained to its end, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        recipe = place_recipe(folder, patch)
+        assert training.train.main([recipe, "train.run_dir=run"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def whole(recipe, finished_run):
+    """That run, as `whole` in the current folder."""
+    shutil.copytree(finished_run, "whole")
+    return "whole"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -99,10 +100,9 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:500])
 
 
-def test_resume_takes_the_checkpoint_before_a_damaged_one(recipe, caplog):
+def test_resume_takes_the_checkpoint_before_a_damaged_one(recipe, whole, caplog):
     caplog.set_level("INFO")
-    main([recipe, "train.run_dir=whole"])
-    main([recipe, "train.run_dir=run"])
+    shutil.copytree(whole, "run")
     newest = Path("run/checkpoints/step_00000012.pt")
     damage(newest)
     assert main([recipe, "train.run_dir=run", "--resume"]) == 0
@@ -117,8 +117,8 @@ def test_resume_takes_the_checkpoint_before_a_damaged_one(recipe, caplog):
     assert same(weights("run"), weights("whole"))
 
 
-def test_without_a_readable_checkpoint_nothing_is_changed(recipe, capsys):
-    main([recipe, "train.run_dir=run"])
+def test_without_a_readable_checkpoint_nothing_is_changed(recipe, whole, capsys):
+    shutil.copytree(whole, "run")
     for path in list_checkpoints("run/checkpoints"):
         damage(path)
     before = contents("run")
@@ -195,7 +195,9 @@ def test_training_stops_when_the_loss_stays_not_finite(recipe, monkeypatch, caps
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_with_a_checkpoint(recipe, monkeypatch, capsys, number, status):
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    recipe, whole, monkeypatch, capsys, number, status
+):
     original = training.loop.trainer.Trainer._train_step
 
     def train_step(self, batch, rate):
@@ -211,7 +213,6 @@ def test_a_signal_ends_the_run_with_a_checkpoint(recipe, monkeypatch, capsys, nu
     assert capsys.readouterr().err.endswith(f"stopped; continue with --resume: run\n{goes_on}")
     assert list_checkpoints("run/checkpoints")[-1].name == "step_00000003.pt"
     assert signal.getsignal(number) == handler
-    main([recipe, "train.run_dir=whole"])
     assert main([recipe, "train.run_dir=run", "--resume"]) == 0
     assert same(weights("run"), weights("whole"))
 
@@ -311,20 +312,18 @@ def test_files_that_prepare_left_out_are_counted_and_no_more(video_folder, caplo
     assert "could not be read" not in caplog.text
 
 
-def test_videos_that_went_away_together_are_not_remembered(recipe, monkeypatch, capsys):
+def test_videos_that_went_away_together_are_not_remembered(recipe, whole, monkeypatch, capsys):
     """A disk that is gone takes the whole batch with it; --resume reads all of it again."""
-    options = [recipe, "train.steps=24", "train.checkpoint_every=100"]
-    assert main([*options, "train.run_dir=whole"]) == 0
     read, reads, gone = SquareEngine.read, iter(range(1000)), iter("01")
 
     def read_or_fail(self, readings):
-        if next(reads) >= 15:
+        if next(reads) >= 7:
             raise VideoError(next(gone), "No such file or directory")
         return read(self, readings)
 
     monkeypatch.setattr(SquareEngine, "read", read_or_fail)
     monkeypatch.setattr("fastseq.video.loader.MAX_BAD", 1)
-    options.append("train.run_dir=run")
+    options = [recipe, "train.checkpoint_every=100", "train.run_dir=run"]
     with pytest.warns(RuntimeWarning, match="left out video0"):
         assert main(options) == 1
     assert "2 of 5 videos cannot be read, more than 1:" in capsys.readouterr().err
@@ -338,9 +337,9 @@ def test_a_run_that_bad_videos_ended_goes_on_once_they_are_back(
     recipe, monkeypatch, capsys, accumulate
 ):
     options = [recipe, f"train.accumulate={accumulate}", "train.checkpoint_every=100"]
-    options.append(f"train.steps={24 // accumulate}")
+    options.append(f"train.steps={12 // accumulate}")
     assert main([*options, "train.run_dir=whole"]) == 0
-    read, gone = SquareEngine.read, iter([False] * 15 + [True])
+    read, gone = SquareEngine.read, iter([False] * 7 + [True])
 
     def read_or_fail(self, readings):
         if next(gone, False):
@@ -353,7 +352,7 @@ def test_a_run_that_bad_videos_ended_goes_on_once_they_are_back(
     assert main(options) == 1
     assert "1 of 5 videos cannot be read, more than 0:" in capsys.readouterr().err
     assert [path.name for path in list_checkpoints("run/checkpoints")] == [
-        f"step_{15 // accumulate:08}.pt"
+        f"step_{7 // accumulate:08}.pt"
     ]
     assert main([*options, "--resume"]) == 0
     assert same(weights("run"), weights("whole"))

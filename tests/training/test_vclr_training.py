@@ -14,6 +14,7 @@ from training.data.index import build_index
 from training.loop.schedule import learning_rate, warmup_share
 from training.loop.trainer import Trainer
 from training.loop.vclr_step import _Losses
+from training.models import resnet, small_cnn
 from training.models.vclr import MomentumEncoder
 from training.recipe.load import load_config
 from training.runs.checkpoint import load_latest
@@ -29,6 +30,7 @@ def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     monkeypatch.setattr(training.train, "training_loader", tuples)
+    monkeypatch.setattr(small_cnn, "WIDTHS", (16, 16, 16, 16))  # fewer, as many layers
     return "tiny.yaml"
 
 
@@ -266,7 +268,8 @@ def test_other_losses_do_not_take_tuples(recipe, capsys):
 
 
 @pytest.mark.parametrize("name", ["vclr", "vclr_demo"])
-def test_recipes_train_on_files(video_folder, name, capsys):
+def test_recipes_train_on_files(video_folder, name, capsys, monkeypatch):
+    monkeypatch.setattr(resnet, "WIDTHS", (16, 32, 64, 128))
     labels = {"videos": {"c.mp4": {"split": "test"}}}
     (video_folder / "labels.json").write_text(json.dumps(labels))
     build_index(video_folder)
@@ -278,7 +281,7 @@ def test_recipes_train_on_files(video_folder, name, capsys):
     assert main([*arguments, *small]) == 0
     assert all(line["loss"] > 0 for line in read_log("run"))
     model, _ = load_run("run")
-    assert model.encode(torch.zeros(1, 5, 3, 32, 32, dtype=torch.uint8)).shape == (1, 5, 512)
+    assert model.encode(torch.zeros(1, 5, 3, 32, 32, dtype=torch.uint8)).shape == (1, 5, 128)
     few = ["data.segments=10", "data.train_split=test"]
     assert main([*arguments, *small, *few, "--overwrite"]) == 2
     assert "too short: 10 segments of two frames need 20 frames" in capsys.readouterr().err
