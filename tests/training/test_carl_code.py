@@ -17,7 +17,7 @@ from safetensors import safe_open
 from training.carl_code.__main__ import main
 from training.carl_code.recipe import convert_config
 from training.export import main as export
-from training.models import build_model
+from training.models import build_model, resnet
 from training.recipe.load import load_config
 from training.runs.model import load_run
 from training.support.command import UserError
@@ -293,6 +293,7 @@ def released(tmp_path, monkeypatch):
         return made
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resnet, "WIDTHS", (16, 32, 64, 128))
     (tmp_path / "mine.yaml").write_text(
         OmegaConf.to_yaml(OmegaConf.create(convert_config(POURING).recipe))
     )

@@ -226,7 +226,7 @@ def test_align_needs_both_and_takes_what_is_sound(folder, capsys):
 def test_a_comparison_does_not_leave_out_videos(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "main", lambda arguments: 3)
-    options = ["--seeds", "1", "--jobs", "1", "--train-videos", "2", "--test-videos", "2"]
+    options = ["--seeds", "1", "--jobs", "1", "--train-videos", "1", "--test-videos", "1"]
     assert compare.main(["--methods", "untrained", *options]) == 1
     assert "a comparison needs all videos: remove compare/seed_0" in capsys.readouterr().err
 

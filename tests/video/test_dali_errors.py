@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +12,7 @@ pytest.importorskip("av")
 pytest.importorskip("nvidia.dali", reason='needs DALI: pip install "fastseq[dali]"')
 
 import av
+from anew import import_anew
 from counter_video import HEIGHT, WIDTH, counter_frame
 from dali_cases import (
     ANY_VERSION,
@@ -156,16 +155,11 @@ def test_errors_of_the_source_come_through(tmp_path, engine):
         run(engine, ragged)
 
 
-@pytest.mark.process
 def test_what_is_missing_is_named(monkeypatch):
-    code = (
-        "import sys; sys.modules['nvidia.dali'] = None\n"
-        "from fastseq.video.engines.dali import DaliEngine\n"
-        "try: DaliEngine(48)\n"
-        "except ImportError as e: print(e)"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 'pip install "fastseq[dali]"' in out.stdout
+    with monkeypatch.context() as patch:
+        without = import_anew(patch, "fastseq.video.engines.dali", lacking=("nvidia.dali",))
+        with pytest.raises(ImportError, match=re.escape('pip install "fastseq[dali]"')):
+            without.DaliEngine(48)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="PyTorch sees no CUDA device"):
         DaliEngine(48, device="gpu")

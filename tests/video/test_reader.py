@@ -1,7 +1,5 @@
-import importlib
 import pickle
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ import torch
 
 av = pytest.importorskip("av")
 
+from anew import import_anew  # noqa: E402
 from counter_video import (  # noqa: E402
     HEVC,
     OPEN_GOP,
@@ -346,9 +345,6 @@ def iter_and_fail(frames):
 
 
 def test_importing_needs_no_pyav(monkeypatch):
-    for name in [name for name in sys.modules if f"{name}.".startswith(("fastseq.video.", "av."))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "av", None)
-    video = importlib.import_module("fastseq.video")
+    video = import_anew(monkeypatch, "fastseq.video", lacking=("av",))
     with pytest.raises(ImportError, match=re.escape('pip install "fastseq[video]"')):
         video.probe("a.mp4")
