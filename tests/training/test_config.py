@@ -2,7 +2,7 @@ import importlib
 
 import pytest
 from omegaconf import OmegaConf
-from video.anew import import_anew
+from video.anew import imported_anew
 
 from training.recipe.load import (
     ConfigError,
@@ -140,10 +140,10 @@ def test_plain_values_are_carl_s_recipe():
         plain_config({"data.frames": 1})
 
 
-def test_a_step_needs_neither_omegaconf_nor_av(monkeypatch):
-    import_anew(monkeypatch, "training", lacking=("omegaconf", "av", "tqdm", "yaml"))
-    importlib.import_module("training.studies.memory_step")
-    importlib.import_module("training.models")
+def test_a_step_needs_neither_omegaconf_nor_av():
+    with imported_anew("training", lacking=("omegaconf", "av", "tqdm", "yaml")):
+        importlib.import_module("training.studies.memory_step")
+        importlib.import_module("training.models")
 
 
 def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():

@@ -1,24 +1,30 @@
 """Modules as a process imports them that lacks others: without a process, which imports torch."""
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
-import pytest
 
-
-def import_anew(monkeypatch: pytest.MonkeyPatch, name: str, *, lacking: tuple[str, ...]):
-    """Import ``name`` and what is in it once more, until the test ends, without ``lacking``."""
+@contextlib.contextmanager
+def imported_anew(name: str, *, lacking: tuple[str, ...]) -> Iterator[ModuleType]:
+    """``name``, imported once more with all that is in it, where ``lacking`` cannot be imported."""
+    importlib.import_module(name)
     package, _, last = name.rpartition(".")
-    if package:  # which the import makes an attribute of it
-        owner: ModuleType = importlib.import_module(package)
-        monkeypatch.setattr(owner, last, getattr(owner, last), raising=True)
-    for known in [known for known in sys.modules if within(known, (name, *lacking))]:
-        monkeypatch.delitem(sys.modules, known)
-    for module in lacking:
-        monkeypatch.setitem(sys.modules, module, None)
-    return importlib.import_module(name)
+    owners = {package: getattr(sys.modules[package], last)} if package else {}
+    before = {known: sys.modules.pop(known) for known in within(name, *lacking)}
+    sys.modules |= dict.fromkeys(lacking)
+    try:
+        yield importlib.import_module(name)
+    finally:
+        for known in within(name, *lacking):
+            del sys.modules[known]
+        sys.modules |= before
+        for owner, module in owners.items():  # the import made the new one its attribute
+            setattr(sys.modules[owner], last, module)
 
 
-def within(module: str, packages: tuple[str, ...]) -> bool:
-    return f"{module}.".startswith(tuple(f"{package}." for package in packages))
+def within(*packages: str) -> list[str]:
+    starts = tuple(f"{package}." for package in packages)
+    return [known for known in sys.modules if f"{known}.".startswith(starts)]

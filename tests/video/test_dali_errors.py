@@ -12,7 +12,7 @@ pytest.importorskip("av")
 pytest.importorskip("nvidia.dali", reason='needs DALI: pip install "fastseq[dali]"')
 
 import av
-from anew import import_anew
+from anew import imported_anew
 from counter_video import HEIGHT, WIDTH, counter_frame
 from dali_cases import (
     ANY_VERSION,
@@ -156,8 +156,7 @@ def test_errors_of_the_source_come_through(tmp_path, engine):
 
 
 def test_what_is_missing_is_named(monkeypatch):
-    with monkeypatch.context() as patch:
-        without = import_anew(patch, "fastseq.video.engines.dali", lacking=("nvidia.dali",))
+    with imported_anew("fastseq.video.engines.dali", lacking=("nvidia.dali",)) as without:
         with pytest.raises(ImportError, match=re.escape('pip install "fastseq[dali]"')):
             without.DaliEngine(48)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -7,7 +7,7 @@ import torch
 
 av = pytest.importorskip("av")
 
-from anew import import_anew  # noqa: E402
+from anew import imported_anew  # noqa: E402
 from counter_video import (  # noqa: E402
     HEVC,
     OPEN_GOP,
@@ -344,7 +344,7 @@ def iter_and_fail(frames):
     raise KeyError("the source failed")
 
 
-def test_importing_needs_no_pyav(monkeypatch):
-    video = import_anew(monkeypatch, "fastseq.video", lacking=("av",))
-    with pytest.raises(ImportError, match=re.escape('pip install "fastseq[video]"')):
-        video.probe("a.mp4")
+def test_importing_needs_no_pyav():
+    with imported_anew("fastseq.video", lacking=("av",)) as video:
+        with pytest.raises(ImportError, match=re.escape('pip install "fastseq[video]"')):
+            video.probe("a.mp4")
