@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -124,6 +125,14 @@ def train(open_loader: Callable, arguments: list[str]) -> int:
 
     Trainer._train_step = train_step
     return training.train.main(arguments)
+
+
+def without_dynamo() -> None:
+    """A stand-in for torch._dynamo, which takes longer to import than all else and does nothing."""
+    stand_in = types.ModuleType("torch._dynamo")
+    stand_in.disable = lambda function, *_, **__: function
+    stand_in.graph_break = lambda: None
+    sys.modules["torch._dynamo"] = torch._dynamo = stand_in
 
 
 def measure(asked: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,12 +25,22 @@ pytestmark = pytest.mark.process
 OPTIONS = ["tiny.yaml", "train.log_every=1", "train.checkpoint_every=3", "train.steps=20"]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with these options that has gone through."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert wait(launch(train, squares, [*OPTIONS, "train.run_dir=whole"])) == [0]
+    return folder
+
+
 @pytest.fixture
-def whole(tmp_path, monkeypatch):
-    """Options of a run, after one of them has gone through in the folder `whole`."""
+def whole(finished, tmp_path, monkeypatch):
+    """Options of another run, in a folder that has the finished one as `whole`."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(RECIPE)
-    assert wait(launch(train, squares, [*OPTIONS, "train.run_dir=whole"])) == [0]
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return [*OPTIONS, "train.run_dir=run"]
 
 

@@ -156,9 +156,9 @@ def test_errors_of_the_source_come_through(tmp_path, engine):
 
 
 def test_what_is_missing_is_named(monkeypatch):
-    with imported_anew("fastseq.video.engines.dali", lacking=("nvidia.dali",)) as without:
-        with pytest.raises(ImportError, match=re.escape('pip install "fastseq[dali]"')):
-            without.DaliEngine(48)
+    needed = pytest.raises(ImportError, match=re.escape('pip install "fastseq[dali]"'))
+    with imported_anew("fastseq.video.engines.dali", lacking=("nvidia.dali",)) as dali, needed:
+        dali.DaliEngine(48)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="PyTorch sees no CUDA device"):
         DaliEngine(48, device="gpu")

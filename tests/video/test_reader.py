@@ -345,6 +345,6 @@ def iter_and_fail(frames):
 
 
 def test_importing_needs_no_pyav():
-    with imported_anew("fastseq.video", lacking=("av",)) as video:
-        with pytest.raises(ImportError, match=re.escape('pip install "fastseq[video]"')):
-            video.probe("a.mp4")
+    needed = pytest.raises(ImportError, match=re.escape('pip install "fastseq[video]"'))
+    with imported_anew("fastseq.video", lacking=("av",)) as video, needed:
+        video.probe("a.mp4")
