@@ -8,13 +8,13 @@ import signal
 import sys
 import time
 import traceback
-import types
 from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import torch
 from torch.distributed import TCPStore
@@ -129,9 +129,7 @@ def train(open_loader: Callable, arguments: list[str]) -> int:
 
 def without_dynamo() -> None:
     """A stand-in for torch._dynamo, which takes longer to import than all else and does nothing."""
-    stand_in = types.ModuleType("torch._dynamo")
-    stand_in.disable = lambda function, *_, **__: function
-    stand_in.graph_break = lambda: None
+    stand_in = MagicMock(disable=lambda function, *_, **__: function)
     sys.modules["torch._dynamo"] = torch._dynamo = stand_in
 
 
