@@ -12,7 +12,9 @@ from training.models import small_cnn
 
 def place_recipe(folder, monkeypatch) -> str:
     monkeypatch.chdir(folder)
-    (folder / "tiny.yaml").write_text(RECIPE)
+    # All frames at once, which is quicker; in chunks it is what test_resume.py trains.
+    whole = RECIPE.replace("chunk_frames: 20", "chunk_frames: 0")
+    (folder / "tiny.yaml").write_text(whole)
     monkeypatch.setattr(training.train, "training_loader", squares)
     monkeypatch.setattr(small_cnn, "WIDTHS", (16, 16, 16, 16))  # fewer, as many layers
     return "tiny.yaml"

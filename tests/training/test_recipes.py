@@ -33,6 +33,9 @@ def test_recipes_train(video_folder, name, encoder):
     small += [
         "data.engine=pyav",
         "model.conv3d_size=8",
+        "model.fc_size=16",
+        "model.hidden_size=16",
+        "model.ff_size=32",
         "train.epochs=null",
         "train.steps=2",
         "train.log_every=1",

@@ -33,7 +33,7 @@ from fastseq.video.engines.dali import DaliEngine, unsupported
 from fastseq.video.reader import probe
 from fastseq.video.readings import Clip, Reading
 
-COUNT = 97
+COUNT = 61
 VERSION = dali_engine._dali_version()
 H264 = unsupported(SimpleNamespace(path="a.mp4", codec="h264", note=""), "cpu", VERSION) is None
 needs_h264 = pytest.mark.skipif(not H264, reason=f"DALI {VERSION} has no H.264 on the CPU")
