@@ -14,7 +14,6 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import torch
 from torch.distributed import TCPStore
@@ -125,12 +124,6 @@ def train(open_loader: Callable, arguments: list[str]) -> int:
 
     Trainer._train_step = train_step
     return training.train.main(arguments)
-
-
-def without_dynamo() -> None:
-    """A stand-in for torch._dynamo, which takes longer to import than all else and does nothing."""
-    stand_in = MagicMock(disable=lambda function, *_, **__: function)
-    sys.modules["torch._dynamo"] = torch._dynamo = stand_in
 
 
 def measure(asked: str) -> None:

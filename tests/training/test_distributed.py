@@ -189,14 +189,12 @@ def test_a_rank_that_cannot_start_says_why_and_ends_all(here):
 def test_torchrun_passes_sigterm_on(here):
     script = Path("train_squares.py")
     script.write_text(
-        "import sys; from processes import train, without_dynamo; from two_ranks import squares\n"
+        "import sys; from processes import train; from two_ranks import squares\n"
         "from training.support.distributed import leave\n"
-        "without_dynamo()\n"
         "leave(train(squares, sys.argv[1:]))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(script), "tiny.yaml", "train.run_dir=run", "train.steps=100000"]
-    command += ["train.checkpointing=false"]  # whose code in torch wants its compiler
     environment = os.environ | {"PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
