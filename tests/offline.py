@@ -65,7 +65,7 @@ class Table:
         anew = [case for case in cases if known[self.name(*case)] is None]
         if anew and rows:
             command = f"PYTHONPATH=.:tests python -m {self.make.__module__} core"
-            warnings.warn(f"{len(anew)} kernels are compiled anew: {command}", stacklevel=2)
+            warnings.warn(f"kernels compiled anew: {len(anew)}; to renew: {command}", stacklevel=2)
         results = {key: row for key, row in known.items() if row} | self.measure(anew)
         for case in cases:
             key = self.name(*case)

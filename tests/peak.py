@@ -8,17 +8,30 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+Loss = Callable[[], torch.Tensor]
+T = 1024
 
-def growth(prepare: Callable[[int], Callable[[], torch.Tensor]], size: int) -> list[float]:
-    """Peak at ``2 * size`` by the peak at ``size``: of a loss, and of its backward.
 
-    ``prepare`` makes the inputs of a size and returns what computes the loss.
+def assert_linear(prepare: Callable[[int, str], Loss]) -> None:
+    """Backend "torch" takes at 2 T twice what it takes at T, and less than one float32 matrix.
+
+    ``prepare`` makes inputs of so many frames and returns what computes their loss by a backend.
     """
+    assert max(peaks(prepare(2 * T, "torch"))) < 4 * (2 * T) ** 2
+    # Beside what there is, a matrix of one byte a pair would make it 2.26 at least.
+    assert max(growth(lambda n: prepare(n, "torch"), T)) < 2.2
+    # The measurement sees matrices.
+    assert min(growth(lambda n: prepare(n, "reference"), T // 4)) > 3.5
+
+
+def growth(prepare: Callable[[int], Loss], size: int) -> list[float]:
+    """Peak at ``2 * size`` by the peak at ``size``: of a loss, and of its backward."""
     small, large = peaks(prepare(size)), peaks(prepare(2 * size))
     return [b / a for a, b in zip(small, large, strict=True)]
 
 
-def peaks(loss: Callable[[], torch.Tensor]) -> tuple[int, int]:
+def peaks(loss: Loss) -> tuple[int, int]:
+    """Of the loss, and of its backward."""
     kept = []
     return peak(lambda: kept.append(loss())), peak(lambda: kept[0].backward())
 

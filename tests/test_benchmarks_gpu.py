@@ -77,7 +77,7 @@ def test_a_rehearsal_of_all_phases_leaves_every_result(rehearsal):
     checked = {line["name"].split()[0] for line in tables.of(lines, "smoke") if "same_bits" in line}
     assert checked == {"scl", "contrastive_idm", "tcc", "queue_nce", "soft_dtw"}
     assert len(tables.bench(lines).rows) == 3
-    assert len(tables.sweep(lines).rows) == 3
+    assert len(tables.sweep(lines).rows) == 4
     assert [series.title for series in tables.training(lines)] == [
         "bf16, the whole card",
         "fp32, a card of 24 GB",

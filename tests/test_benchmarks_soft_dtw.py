@@ -32,7 +32,8 @@ def test_expected_is_the_reference(problem):
 @pytest.mark.parametrize("name", ["wavefront", "pysdtw", "tslearn"])
 def test_peers_compute_the_value(problem, name, monkeypatch):
     """numba compiles them for a quarter of a minute; here their loops run as the Python that they
-    are written in, since what is in question is how we call them."""
+    are written in. What numba makes of our arguments shows in a benchmark, which checks values too.
+    """
     if name != "wavefront" and importlib.util.find_spec(name) is None:
         pytest.skip(f'{name} is not installed: pip install "fastseq[bench]"')
     provider = next(p for p in soft_dtw.providers("cpu") if p.name == name)

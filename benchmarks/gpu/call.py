@@ -188,11 +188,10 @@ def _tests_and_beside(call: Call, soft_dtw: bool) -> None:
 
 
 def compile_steps(call: Call, limit_s: float) -> list[Step]:
-    """All parts; in a rehearsal, which has nothing to compile, the calls of a quarter."""
-    parts = 4 if call.dry or call.cores > 8 else 1
+    parts = 4 if call.cores > 8 else 1
     return [
         call.child("compile", f"part {k}", limit_s, "compile", str(k), str(parts))
-        for k in range(1 if call.dry else parts)
+        for k in range(parts)
     ]
 
 
@@ -233,7 +232,13 @@ def _train(call: Call, seconds: float) -> None:
     for k, cards in enumerate(every):
         limit = 1.5 * (end - time.time()) / (len(every) - k)
         limit = min(limit, end - time.time())
-        call.runner.run(call.child("train", " ".join(cards), limit, "train", *cards))
+        name = ", ".join(map(_in_words, cards))
+        call.runner.run(call.child("train", name, limit, "train", *cards))
+
+
+def _in_words(card: str) -> str:
+    precision, _, gigabytes = card.partition(",")
+    return f"{precision} in {gigabytes} GB" if gigabytes else precision
 
 
 ALONE = {"bench": _bench, "profile": _profile, "sweep": _sweep, "train": _train}

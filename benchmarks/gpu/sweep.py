@@ -103,8 +103,8 @@ def variants() -> list[Variant]:
     shape = (4, 4096, 128)
     if record.dry():
         change = {"rows": 32, "columns": 32}
-        scl = [Variant("scl", shape, ("stats",)), Variant("scl", shape, ("grad",), change)]
-        return [*scl, Variant("queue_nce", shape, (), change)]
+        scl = [Variant("scl", shape, (kernel,), change) for kernel in SCL]
+        return [Variant("scl", shape, ("stats",)), *scl, Variant("queue_nce", shape, (), change)]
     every = {name: [{}, *changes] for name, changes in SCL.items()}
     pairs = zip(*([Variant("scl", shape, (k,), c) for c in every[k]] for k in every), strict=True)
     without = [Variant("scl", shape, (kernel,), times=False) for kernel in SCL]

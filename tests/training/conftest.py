@@ -2,6 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
+from narrow import NARROW_CNN
 from runs import RECIPE, squares
 
 import training.train
@@ -12,11 +13,11 @@ from training.models import small_cnn
 
 def place_recipe(folder, monkeypatch) -> str:
     monkeypatch.chdir(folder)
-    # All frames at once, which is quicker; in chunks it is what test_resume.py trains.
-    whole = RECIPE.replace("chunk_frames: 20", "chunk_frames: 0")
-    (folder / "tiny.yaml").write_text(whole)
+    # All frames at once, which is quicker; test_resume.py trains in chunks.
+    assert "chunk_frames: 20" in RECIPE
+    (folder / "tiny.yaml").write_text(RECIPE.replace("chunk_frames: 20", "chunk_frames: 0"))
     monkeypatch.setattr(training.train, "training_loader", squares)
-    monkeypatch.setattr(small_cnn, "WIDTHS", (16, 16, 16, 16))  # fewer, as many layers
+    monkeypatch.setattr(small_cnn, "WIDTHS", NARROW_CNN)
     return "tiny.yaml"
 
 

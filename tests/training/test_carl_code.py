@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from narrow import NARROW_RESNET
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
@@ -293,7 +294,7 @@ def released(tmp_path, monkeypatch):
         return made
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(resnet, "WIDTHS", (16, 32, 64, 128))
+    monkeypatch.setattr(resnet, "WIDTHS", NARROW_RESNET)
     (tmp_path / "mine.yaml").write_text(
         OmegaConf.to_yaml(OmegaConf.create(convert_config(POURING).recipe))
     )

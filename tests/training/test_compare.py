@@ -141,9 +141,11 @@ def test_processes_give_the_same_as_one_after_another(tmp_path, monkeypatch, cap
         assert compare.main([*arguments, "--jobs", "1", "--out", "one"]) == 0
     finally:
         torch.set_num_threads(threads)
+    kinds = []
     with monkeypatch.context() as patch:
-        patch.setattr(multiprocessing, "get_context", lambda kind: server())
+        patch.setattr(multiprocessing, "get_context", lambda kind: kinds.append(kind) or server())
         assert compare.main([*arguments, "--jobs", "2", "--out", "two"]) == 0
+    assert set(kinds) == {"spawn"}
     out = capsys.readouterr().out
     assert "(1 of 2)" in out
     assert "(2 of 2)" in out

@@ -36,7 +36,8 @@ def in_a_copy(command: list[str], *, input: str, env: dict[str, str], **_) -> Si
     assert env.items() >= memory.MALLOC.items()  # which the server of the copies has too
     (process,) = launch(measure, input)
     (status,) = wait([process])
-    return SimpleNamespace(returncode=status, stdout=said(process).splitlines()[-1], stderr="")
+    text = said(process)
+    return SimpleNamespace(returncode=status, stdout=text.strip().rpartition("\n")[2], stderr=text)
 
 
 @linux

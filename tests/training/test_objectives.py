@@ -280,7 +280,7 @@ def test_wrong_options_show_before_the_run(recipe, capsys):
         ["loss.tcc.weight=1", "loss.tcc.pairs=all", "data.clips=videos", "data.batch_size=3"],
         ["loss.tcn.weight=1", "data.sampling=anchors"],
         ["loss.nearest.weight=1"],
-        ["loss.soft_dtw.weight=1", "data.clips=videos"],
+        ["loss.soft_dtw.weight=1", "data.clips=videos", "train.chunk_frames=20"],
     ],
 )
 def test_runs_with_other_losses_resume(recipe, options, monkeypatch):

@@ -191,7 +191,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.process
 def test_ctrl_c_ends_it_within_a_frame(folder, tmp_path):
-    content = encode(folder / "c0.mp4", 120).read_bytes()  # 6 seconds each
+    content = encode(folder / "c0.mp4", 400).read_bytes()  # 20 seconds each
     for number in range(1, 4):
         (folder / f"c{number}.mp4").write_bytes(content)
     out = tmp_path / "out"

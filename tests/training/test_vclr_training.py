@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from narrow import NARROW_CNN, NARROW_RESNET
 from runs import numbers, same, weights
 from vclr_cases import RECIPE, by_definition, tuples
 
@@ -30,7 +31,7 @@ def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     monkeypatch.setattr(training.train, "training_loader", tuples)
-    monkeypatch.setattr(small_cnn, "WIDTHS", (16, 16, 16, 16))  # fewer, as many layers
+    monkeypatch.setattr(small_cnn, "WIDTHS", NARROW_CNN)
     return "tiny.yaml"
 
 
@@ -269,7 +270,7 @@ def test_other_losses_do_not_take_tuples(recipe, capsys):
 
 @pytest.mark.parametrize("name", ["vclr", "vclr_demo"])
 def test_recipes_train_on_files(video_folder, name, capsys, monkeypatch):
-    monkeypatch.setattr(resnet, "WIDTHS", (16, 32, 64, 128))
+    monkeypatch.setattr(resnet, "WIDTHS", NARROW_RESNET)
     labels = {"videos": {"c.mp4": {"split": "test"}}}
     (video_folder / "labels.json").write_text(json.dumps(labels))
     build_index(video_folder)

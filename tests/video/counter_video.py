@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import struct
+import tempfile
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +22,22 @@ X264 = {
 }
 OPEN_GOP = {**X264, "x264-params": X264["x264-params"] + ":open-gop=1"}
 HEVC = {"x265-params": "keyint=12:min-keyint=12:bframes=3:open-gop=1:log-level=none:pools=none"}
+
+
+def encoded_once(encode: Callable[..., Path]) -> Callable[..., Path]:
+    """``encode(path, ...)`` that encodes each kind of file once, and copies it to every path."""
+
+    @functools.cache
+    def content(suffix: str, *args, **options) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            return encode(Path(folder, f"a{suffix}"), *args, **options).read_bytes()
+
+    @functools.wraps(encode)
+    def copy(path: Path, *args, **options) -> Path:
+        path.write_bytes(content(path.suffix, *args, **options))
+        return path
+
+    return copy
 
 
 def counter_frame(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:

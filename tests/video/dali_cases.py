@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -19,6 +16,7 @@ from video.counter_video import (
     OPEN_GOP,
     WIDTH,
     X264,
+    encoded_once,
     remux,
     set_matrix,
     set_rotation,
@@ -179,19 +177,8 @@ def check_turned_beside_upright(engine, folder, coloured, inner, border, referen
         assert off.max() <= border
 
 
-@functools.cache
-def texture_file(suffix, **how):
-    with tempfile.TemporaryDirectory() as folder:
-        return encode_texture(Path(folder, f"a{suffix}"), **how).read_bytes()
-
-
-def texture(path, **how):
-    """A file of its own of `encode_texture`."""
-    path.write_bytes(texture_file(path.suffix, **how))
-    return path
-
-
-def encode_texture(path, size=(96, 80), count=12, chroma=True):
+@encoded_once
+def texture(path, size=(96, 80), count=12, chroma=True):
     """Noise that is smooth over a few pixels, another one each frame, coded without loss.
 
     With `chroma`, in 4:4:4: where colours are not subsampled, DALI and PyAV convert to the same

@@ -1,16 +1,12 @@
 """Damage in the middle of a file: what is unsound is told, what is sound is read."""
 
-import functools
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 av = pytest.importorskip("av")
 
-from counter_video import encode, read_counter, remux  # noqa: E402
+from counter_video import encode, encoded_once, read_counter, remux  # noqa: E402
 
 from fastseq.video import VideoError, probe, read_frames, transcode  # noqa: E402
 from fastseq.video._av import single_thread  # noqa: E402
@@ -20,18 +16,8 @@ GROUP = 12  # frames from key to key: more than are decoded rather than sought
 COUNT = 3 * GROUP
 
 
-@functools.cache
-def noisy_file(suffix, bf, codec):
-    with tempfile.TemporaryDirectory() as folder:
-        return encode_noise(Path(folder, f"a{suffix}"), bf, codec).read_bytes()
-
-
+@encoded_once
 def noisy_video(path, bf, codec="libx264"):
-    path.write_bytes(noisy_file(path.suffix, bf, codec))
-    return path
-
-
-def encode_noise(path, bf, codec):
     """Pixels that a decoder cannot guess."""
     generator = np.random.default_rng(0)
     base = generator.integers(0, 255, (48, 64, 3))

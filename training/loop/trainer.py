@@ -75,8 +75,8 @@ def set_deterministic(cfg: DictConfig) -> None:
     """``train.deterministic``: the same bits from run to run on a GPU; before anything is on it."""
     if cfg.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if torch.are_deterministic_algorithms_enabled() != cfg.train.deterministic:
-        # Not where nothing changes: it imports torch's compiler.
+    # Where nothing changes it is not called: it imports torch's compiler.
+    if torch.get_deterministic_debug_mode() != (2 if cfg.train.deterministic else 0):
         torch.use_deterministic_algorithms(cfg.train.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging, and slow
     torch.backends.cudnn.deterministic = cfg.train.deterministic
