@@ -88,6 +88,8 @@ class Table:
         unique = {self.name(*c): c for c in [*every, *self.core]}
         marks = {key: {*key.split(), *(["core"] if key in core else [])} for key in unique}
         some = [c for key, c in unique.items() if set(words) <= marks[key]]
+        if not some:
+            raise SystemExit(f"no kernel's name has all of: {' '.join(words)}")
         kernels = self.measure(some)
         for case in some:
             key = self.name(*case)
