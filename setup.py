@@ -145,7 +145,8 @@ class BuildExt(build_ext):
         known = known_archs(nvcc)
         archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or default_arch_list(known)
         targets = parse_arch_list(archs, known)
-        sources = [Path(source) for source in ext.sources]
+        # Kernels first: they take longest, and one that fails stops what has not started.
+        sources = sorted(map(Path, ext.sources), key=lambda source: source.suffix != ".cu")
         num_cuda = sum(source.suffix == ".cu" for source in sources)
 
         common = [nvcc, "-std=c++17", "-O3", "-Icsrc"]
