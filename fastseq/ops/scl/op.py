@@ -6,6 +6,7 @@ from torch import Tensor
 from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_compile
 from fastseq.ops.common.fused import FusedLoss
 from fastseq.ops.common.lengths import Lengths, prepare_times, prepare_valid
+from fastseq.ops.common.short import kept_pairs
 from fastseq.ops.common.validate import check_pair
 from fastseq.ops.scl.options import SCLOptions
 from fastseq.ops.scl.reference import scl_reference
@@ -119,9 +120,15 @@ def resolve_backend(
 
 
 def _shapes(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
-    """Of the loss, the statistics of all rows and the coefficients of the reduction."""
+    """Of the loss, the statistics of all rows, the coefficients of the reduction, and what the
+    backend "torch" keeps of each pair."""
     n = z1.shape[0]
-    return (n,) if opts.reduction == "none" else (), (3, n, z1.shape[1] + z2.shape[1]), (2, n)
+    return (
+        (n,) if opts.reduction == "none" else (),
+        (3, n, z1.shape[1] + z2.shape[1]),
+        (2, n),
+        kept_pairs(z1, z2, needs),
+    )
 
 
 FUSED = FusedLoss(
@@ -131,6 +138,6 @@ FUSED = FusedLoss(
     differentiable=2,
     options=SCLOptions,
     reference=scl_reference,
-    kept=2,
+    kept=3,
     shapes=_shapes,
 )

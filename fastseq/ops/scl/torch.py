@@ -3,6 +3,7 @@
 Rows are taken in blocks whose similarities fit the cache. One block serves both directions, and
 its Gaussian is only formed on the columns within reach of its rows. Cosines over a temperature
 that is not tiny need no running maximum (``bounded``): one exp then serves both directions.
+The forward of a short call keeps the gradient by each score, and its backward is two products.
 """
 
 import math
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times, valid_mask
+from fastseq.ops.common.short import kept_pairs
 from fastseq.ops.scl.options import MAX_EXPONENT, NORM_EPS, SCLOptions, reach, row_coefficients
 
 # Measured on two cores at T = 240 to 4096: short sequences share a block of few rows (a narrow
@@ -28,16 +30,22 @@ FAR = 1e38  # the time of padded frames, beyond any shifted integer
 
 def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     """Loss, statistics (3, N, T1 + T2) = log-denominators, inverse Gaussian sums, inverse norms
-    of all rows, and the coefficients (2, N) of the reduction."""
-    p = _Problem(z1, z2, t1, t2, valid1, valid2, opts)
+    of all rows, the coefficients (2, N) of the reduction, and of a short call the gradient by each
+    score (N, T1, T2) where that of the loss is 1."""
+    p = _Problem(z1, z2, valid1, valid2, opts)
+    p.set_times(t1, t2, valid1, valid2)
     stats = z1.new_empty((3, p.n, p.frames1 + p.frames2), dtype=p.dtype)
     lse, inv_sum, inv_norm = stats
     lse.fill_(MASKED)  # stays where the other view has no frame at all
     inv_sum.zero_()
     torch.cat([p.rn1, p.rn2], 1, out=inv_norm)
     rows = torch.zeros_like(lse)
+    shape = kept_pairs(z1, z2, needs)
+    pairs = None if shape is None else p.z1.new_empty(shape)
+    blocks = []
     for seqs in p.groups():
-        _forward_group(p, seqs, lse[seqs], inv_sum[seqs], rows[seqs])
+        part = None if pairs is None else pairs[seqs]
+        blocks += _forward_group(p, seqs, lse[seqs], inv_sum[seqs], rows[seqs], part)
     for z, m, group, out in p.same_side(lse):
         torch.logaddexp(out, _self_lse(p, z, m, group), out=out)
     has_target = inv_sum != 0  # NaN of a NaN timestamp stays
@@ -46,54 +54,75 @@ def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     lse.masked_fill_(~has_target, -MASKED)
     coef = row_coefficients(p.m1, p.m2, opts.reduction, p.dtype)
     loss = coef[0] * rows[:, : p.frames1].sum(1) + coef[1] * rows[:, p.frames1 :].sum(1)
-    return loss if opts.reduction == "none" else loss.sum(), stats, coef
+    loss = loss if opts.reduction == "none" else loss.sum()
+    if pairs is None:
+        return loss, stats, coef
+    slopes = _Slopes(p, lse, inv_sum, coef)
+    for seqs, rows, band, g in blocks:
+        slopes.of_block_(pairs[seqs, rows], seqs, rows, band, g, exponentiated=p.bounded)
+    return loss, stats, coef, pairs
 
 
-def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, opts: SCLOptions, needs):
+def backward(
+    grad, z1, z2, t1, t2, valid1, valid2, stats, coef, pairs=None, *, opts: SCLOptions, needs
+):
     """Gradients of z1 and z2 (None where not needed)."""
     need1, need2 = needs
-    p = _Problem(z1, z2, t1, t2, valid1, valid2, opts, inv_norm=stats[2])
-    lse, inv_sum, _ = stats
-    weight = coef * grad / opts.temperature  # [2, N]
-    weight = torch.cat(
-        [weight[0, :, None].expand(-1, p.frames1), weight[1, :, None].expand(-1, p.frames2)], 1
-    ) * (inv_sum != 0)  # [N, T1 + T2]
-    dz1 = (torch.empty_like if p.frames2 else torch.zeros_like)(p.z1) if need1 else None
-    dz2 = (torch.empty_like if p.frames1 else torch.zeros_like)(p.z2) if need2 else None
-    for seqs in p.groups():
-        _backward_group(p, seqs, lse[seqs], inv_sum[seqs], weight[seqs], dz1, dz2)
-    _backward_same_side(p, lse, weight, dz1, dz2)
+    lse, inv_sum, inv_norm = stats
+    p = _Problem(z1, z2, valid1, valid2, opts, inv_norm)
+    slopes = None
+    if pairs is None or opts.negatives != "cross":
+        slopes = _Slopes(p, lse, inv_sum, coef * grad)
+    if pairs is not None:
+        dz1 = torch.bmm(pairs, p.z2) if need1 else None
+        dz2 = torch.bmm(pairs.mT, p.z1) if need2 else None
+        scale = grad.reshape(-1, 1)  # of the loss, or of each video's
+    else:
+        p.set_times(t1, t2, valid1, valid2)
+        dz1 = (torch.empty_like if p.frames2 else torch.zeros_like)(p.z1) if need1 else None
+        dz2 = (torch.empty_like if p.frames1 else torch.zeros_like)(p.z2) if need2 else None
+        for seqs in p.groups():
+            _backward_group(p, seqs, slopes, dz1, dz2)
+        scale = None
+    if opts.negatives != "cross":
+        if scale is not None:
+            for dz in (dz1, dz2):
+                if dz is not None:
+                    dz *= scale[..., None]
+            scale = None
+        _backward_same_side(p, slopes, dz1, dz2)
     return (
-        _through_norm(dz1, p.z1, p.rn1, valid1, z1.dtype, opts) if need1 else None,
-        _through_norm(dz2, p.z2, p.rn2, valid2, z2.dtype, opts) if need2 else None,
+        _through_norm(dz1, p.z1, p.rn1, scale, valid1, z1.dtype, opts) if need1 else None,
+        _through_norm(dz2, p.z2, p.rn2, scale, valid2, z2.dtype, opts) if need2 else None,
     )
 
 
 class _Problem:
     """The inputs in the form that the loops want: masked, normalised, times shifted."""
 
-    def __init__(self, z1, z2, t1, t2, valid1, valid2, opts, inv_norm=None):
+    def __init__(self, z1, z2, valid1, valid2, opts, inv_norm=None):
         (self.n, self.frames1, _), self.frames2 = z1.shape, z2.shape[1]
-        self.opts, self.device = opts, z1.device
+        self.opts, self.device, self.split = opts, z1.device, (self.frames1, self.frames2)
         self.dtype = torch.float64 if z1.dtype == torch.float64 else torch.float32
         self.m1 = valid_mask(valid1, self.n, self.frames1, z1.device)
         self.m2 = valid_mask(valid2, self.n, self.frames2, z2.device)
-        rn1, rn2 = (
-            (None, None) if inv_norm is None else inv_norm.split([self.frames1, self.frames2], 1)
-        )
+        rn1, rn2 = (None, None) if inv_norm is None else inv_norm.split(self.split, 1)
         self.z1, self.rn1 = self._embed(z1, None if valid1 is None else self.m1, rn1)
         self.z2, self.rn2 = self._embed(z2, None if valid2 is None else self.m2, rn2)
         self.bounded = opts.normalize and opts.temperature >= MIN_BOUNDED_TEMPERATURE
-        self.log_scale = torch.full((), LOG_SCALE, dtype=self.dtype, device=self.device)
         # Padded columns, [N, T2]: bounded scores are masked after exp, which is slow far below 0.
         self.bias = self.real2 = None
         if valid2 is not None and self.bounded:
             self.real2 = self.m2.to(self.dtype)
         elif valid2 is not None:
             self.bias = _bias(self.m2, self.dtype)
+
+    def set_times(self, t1, t2, valid1, valid2):
+        """What ``bands`` and ``gaussian`` need."""
         if t1 is None:
-            t1 = torch.arange(self.frames1, device=z1.device, dtype=self.dtype).expand_as(self.m1)
-            t2 = torch.arange(self.frames2, device=z1.device, dtype=self.dtype).expand_as(self.m2)
+            t1 = torch.arange(self.frames1, device=self.device, dtype=self.dtype)
+            t2 = torch.arange(self.frames2, device=self.device, dtype=self.dtype)
+            t1, t2 = t1.expand_as(self.m1), t2.expand_as(self.m2)
         # One row of times, one Gaussian, where all sequences have the same.
         no_padding = valid1 is None and valid2 is None
         self.shared_times = no_padding and t1.stride(0) == t2.stride(0) == 0
@@ -102,7 +131,8 @@ class _Problem:
         t1, t2 = shift_times(t1[lead], t2[lead], m1, m2, self.dtype)
         self.t1 = torch.where(m1, t1, FAR)
         self.t2 = torch.where(m2, t2, -FAR)
-        self._find_bands(t2, m2)
+        self._find_keys(t2, m2)
+        self.log_scale = torch.full((), LOG_SCALE, dtype=self.dtype, device=self.device)
 
     def _embed(self, z, mask, rn):
         z = z.to(self.dtype)
@@ -114,7 +144,7 @@ class _Problem:
                 rn = 1 / torch.linalg.vector_norm(z, dim=-1).clamp(min=NORM_EPS)
         return (z * rn[..., None] if self.opts.normalize else z), rn
 
-    def _find_bands(self, t2, m2):
+    def _find_keys(self, t2, m2):
         """Sorted times allow column bands. Looking costs a host read, so only on the CPU."""
         self.keys = None
         if self.device.type == "cpu" and self.frames2:
@@ -132,35 +162,43 @@ class _Problem:
             return SHORT_ROWS
         return max(1, min(LONG_ROWS, LONG_ELEMENTS // max(self.frames2, 1)))
 
-    def row_blocks(self, num: int):
-        return _blocks(self.frames1, self.rows_per_block(num))
+    def blocks(self, seqs):
+        """(rows, columns that some of the rows can reach) of each block of a group."""
+        size = self.rows_per_block(seqs.stop - seqs.start)
+        rows = list(_blocks(self.frames1, size))
+        if self.keys is None:
+            return [(r, slice(0, self.frames2)) for r in rows]
+        lead, far = self._lead(seqs), reach(self.opts.variance)
+        t = self.t1[lead]
+        padded = -self.frames1 % size
+        if padded:
+            t = torch.nn.functional.pad(t, (0, padded), value=FAR)
+        t = t.view(len(t), -1, size)
+        low, high = t.amin(2) - far, t.masked_fill(t == FAR, -FAR).amax(2) + far
+        start = torch.searchsorted(self.keys[lead], low).amin(0)
+        stop = torch.searchsorted(self.keys[lead], high, right=True).amax(0)
+        bands = map(slice, start.tolist(), stop.tolist())
+        return list(zip(rows, bands, strict=True))
 
     def buffer(self, num: int) -> Tensor:
         """Room for the scores of the largest row block of ``num`` sequences."""
-        return self.z1.new_empty((num, min(self.frames1, self.rows_per_block(num)), self.frames2))
+        rows = min(self.frames1, self.rows_per_block(num))
+        return self.z1.new_empty(num * rows * self.frames2)
 
-    def band(self, seqs, rows) -> slice:
-        """Columns that some row of the block can reach."""
-        if self.keys is None:
-            return slice(0, self.frames2)
-        lead = self._lead(seqs)
-        t, far = self.t1[lead, rows], reach(self.opts.variance)
-        low = t.amin(1, keepdim=True) - far
-        high = torch.where(t < FAR, t, -FAR).amax(1, keepdim=True) + far
-        start = torch.searchsorted(self.keys[lead], low).amin()
-        stop = torch.searchsorted(self.keys[lead], high, right=True).amax()
-        return slice(int(start), int(stop))
+    def in_buffer(self, buffer, seqs, rows) -> Tensor:
+        """The part of a buffer that one block takes, (n, rows, T2)."""
+        shape = (seqs.stop - seqs.start, rows.stop - rows.start, self.frames2)
+        return buffer[: math.prod(shape)].view(shape)
 
     def _lead(self, seqs) -> slice:
         return slice(0, 1) if self.shared_times else seqs
 
-    def scores(self, seqs, rows, out):
-        """Scores of a block: (n, rows, T2). Padded columns: MASKED, or 0 where bounded."""
-        shape = (out.shape[0], rows.stop - rows.start, self.frames2)
-        s = out.view(-1)[: math.prod(shape)].view(shape)
+    def scores_(self, s, seqs, rows):
+        """Writes the scores of a block. Padded columns: MASKED, or 0 where bounded."""
         scale = 1 / self.opts.temperature
         s.baddbmm_(self.z1[seqs, rows], self.z2[seqs].mT, beta=0, alpha=scale)
-        return s if self.bias is None else s.add_(self.bias[seqs, None])
+        if self.bias is not None:
+            s.add_(self.bias[seqs, None])
 
     def gaussian(self, seqs, rows, band):
         """Weights g = exp(e) on a block's band, and e = 32 log 2 - d^2 / (2 variance), bounded
@@ -208,19 +246,52 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, MASKED)
 
 
-def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out) -> None:
-    """Row and column statistics of a few sequences; rows_out gets the loss less the lse."""
+class _Slopes:
+    """The gradient by each score, where that of the rows is ``coef`` (2, N)."""
+
+    def __init__(self, p: "_Problem", lse: Tensor, inv_sum: Tensor, coef: Tensor):
+        self.p, self.lse = p, lse
+        weight = coef / p.opts.temperature  # [2, N]
+        rows = [weight[k, :, None].expand(-1, frames) for k, frames in enumerate(p.split)]
+        self.weight = torch.cat(rows, 1) * (inv_sum != 0)  # [N, T1 + T2]
+        self.target = self.weight * inv_sum
+
+    def sides(self, x: Tensor, seqs, rows) -> tuple[Tensor, Tensor]:
+        """Of the rows and of the columns of a block, (n, rows, 1) and (n, 1, T2)."""
+        x1, x2 = x[seqs].split(self.p.split, 1)
+        return x1[:, rows, None], x2[:, None]
+
+    def of_block_(self, s, seqs, rows, band, g, exponentiated=False, spare=None) -> None:
+        """In place of the scores, or of their exponentials. g: the Gaussian of the band."""
+        lse, weight = self.sides(self.lse, seqs, rows), self.sides(self.weight, seqs, rows)
+        _softmax_weights_(s, *lse, *weight, self.p.bounded, exponentiated, spare)
+        row, column = self.sides(self.target, seqs, rows)
+        s[:, :, band].addcmul_(row + column[:, :, band], g, value=-1)
+
+
+def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out, kept=None) -> list:
+    """Row and column statistics of a few sequences; rows_out gets the loss less the lse.
+
+    ``kept`` gets the scores, or where bounded their exponentials. The blocks are returned then,
+    with their Gaussians: (sequences, rows, band, g).
+    """
     num = seqs.stop - seqs.start
-    split = [p.frames1, p.frames2]
-    (lse1, lse2), (inv1, inv2) = lse.split(split, 1), inv_sum.split(split, 1)
-    out1, out2 = rows_out.split(split, 1)
+    (lse1, lse2), (inv1, inv2) = lse.split(p.split, 1), inv_sum.split(p.split, 1)
+    out1, out2 = rows_out.split(p.split, 1)
     # Columns: running sums over the row blocks (and a running maximum unless bounded).
     col_sum, col_g, col_u = p.z1.new_zeros((3, num, p.frames2))
     col_max = p.z1.new_full((num, p.frames2), MASKED)
-    buffer = p.buffer(num)
-    for rows in p.row_blocks(num):
-        s = p.scores(seqs, rows, buffer)
-        band = p.band(seqs, rows)
+    buffer, blocks = None, []
+    if kept is None:
+        buffer = p.buffer(num)
+    else:
+        p.scores_(kept, seqs, slice(0, p.frames1))
+    for rows, band in p.blocks(seqs):
+        if buffer is None:
+            s = kept[:, rows]
+        else:
+            s = p.in_buffer(buffer, seqs, rows)
+            p.scores_(s, seqs, rows)
         g, e = p.gaussian(seqs, rows, band)
         u = s[:, :, band] - e if p.opts.objective == "kl" else s[:, :, band].clone()
         u.mul_(g)
@@ -238,10 +309,14 @@ def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out) -> None:
             lse1[:, rows] = torch.logsumexp(s, 2)
             s.masked_fill_(real.mT == 0, MASKED)
             top = torch.maximum(col_max, s.amax(1))
-            col_sum.mul_((col_max - top).exp_()).add_(s.sub_(top[:, None]).exp_().sum(1))
+            shifted = torch.sub(s, top[:, None], out=None if buffer is None else s).exp_()
+            col_sum.mul_((col_max - top).exp_()).add_(shifted.sum(1))
             col_max = top
+        if buffer is None:
+            blocks.append((seqs, rows, band, g))
     lse2[:] = col_sum.log() + (0 if p.bounded else col_max)
     _row_targets(col_g, col_u, p.opts, inv2, out2)
+    return blocks
 
 
 def _row_targets(g_sum, u_sum, opts: SCLOptions, inv_out, rows_out) -> None:
@@ -256,35 +331,31 @@ def _row_targets(g_sum, u_sum, opts: SCLOptions, inv_out, rows_out) -> None:
         rows_out -= torch.where(g_sum == 0, 1, g_sum).log()
 
 
-def _backward_group(p: _Problem, seqs, lse, inv_sum, weight, dz1, dz2) -> None:
+def _backward_group(p: _Problem, seqs, slopes: _Slopes, dz1, dz2) -> None:
     num = seqs.stop - seqs.start
-    split = [p.frames1, p.frames2]
-    (lse1, lse2), (c1, c2) = lse.split(split, 1), weight.split(split, 1)
-    e1, e2 = (weight * inv_sum).split(split, 1)
     buffer, spare_buffer = p.buffer(num), p.buffer(num)
-    for rows in p.row_blocks(num):
-        s = p.scores(seqs, rows, buffer)
-        spare = spare_buffer.view(-1)[: s.numel()].view(s.shape)
-        _softmax_weights_(s, spare, lse1[:, rows], lse2, c1[:, rows], c2, p.bounded)
-        band = p.band(seqs, rows)
+    for rows, band in p.blocks(seqs):
+        s, spare = (p.in_buffer(room, seqs, rows) for room in (buffer, spare_buffer))
+        p.scores_(s, seqs, rows)
         g, _ = p.gaussian(seqs, rows, band)
-        s[:, :, band].addcmul_(e1[:, rows, None] + e2[:, None, band], g, value=-1)
+        slopes.of_block_(s, seqs, rows, band, g, spare=spare)
         if dz1 is not None:
             torch.bmm(s, p.z2[seqs], out=dz1[seqs, rows])
         if dz2 is not None:
             dz2[seqs].baddbmm_(s.mT, p.z1[seqs, rows], beta=float(rows.start > 0))
 
 
-def _softmax_weights_(s, spare, lse_row, lse_col, c_row, c_col, bounded: bool) -> None:
+def _softmax_weights_(
+    s, lse_row, lse_col, c_row, c_col, bounded: bool, exponentiated=False, spare=None
+) -> None:
     """In place: scores -> c_row softmax over the row + c_col softmax over the column."""
     if bounded:  # one exp serves both
-        torch.add(
-            (c_row * (-lse_row).exp())[..., None], (c_col * (-lse_col).exp())[:, None], out=spare
-        )
-        s.exp_().mul_(spare)
+        if not exponentiated:
+            s.exp_()
+        s.mul_(torch.add(c_row * (-lse_row).exp(), c_col * (-lse_col).exp(), out=spare))
         return
-    torch.sub(s, lse_col[:, None], out=spare).exp_().mul_(c_col[:, None])
-    s.sub_(lse_row[..., None]).exp_().mul_(c_row[..., None]).add_(spare)
+    spare = torch.sub(s, lse_col, out=spare).exp_().mul_(c_col)
+    s.sub_(lse_row).exp_().mul_(c_row).add_(spare)
 
 
 def _self_lse(p: _Problem, z, m, group) -> Tensor:
@@ -294,26 +365,17 @@ def _self_lse(p: _Problem, z, m, group) -> Tensor:
     return out
 
 
-def _backward_same_side(p: _Problem, lse, weight, dz1, dz2) -> None:
+def _backward_same_side(p: _Problem, slopes: _Slopes, dz1, dz2) -> None:
     """Softmax gradients through the candidates of the rows' own side (scores are symmetric)."""
     parts = []
-    for (z, m, group, lse_rows), (_, _, _, c) in zip(
-        p.same_side(lse), p.same_side(weight), strict=True
+    for (z, m, group, lse), (_, _, _, c) in zip(
+        p.same_side(slopes.lse), p.same_side(slopes.weight), strict=True
     ):
         dz = torch.zeros_like(z)
         for b, rows, s in p.self_scores(z, m, group):
-            pair = slice(b, b + 1)
-            s = s[None]
-            _softmax_weights_(
-                s,
-                torch.empty_like(s),
-                lse_rows[pair, rows],
-                lse_rows[pair],
-                c[pair, rows],
-                c[pair],
-                p.bounded,
-            )
-            torch.mm(s[0], z[b], out=dz[b, rows])
+            sides = [x for y in (lse, c) for x in (y[b, rows, None], y[b])]
+            _softmax_weights_(s, *sides, p.bounded)
+            torch.mm(s, z[b], out=dz[b, rows])
         parts.append(dz)
     if p.opts.negatives == "batch" and parts:
         dz = parts[0].view(p.n, p.frames1 + p.frames2, p.z1.shape[2])
@@ -323,12 +385,15 @@ def _backward_same_side(p: _Problem, lse, weight, dz1, dz2) -> None:
             total += dz
 
 
-def _through_norm(dz, z, rn, valid, dtype, opts: SCLOptions) -> Tensor:
-    """From the gradient of the normalised embedding to that of the embedding itself."""
+def _through_norm(dz, z, rn, scale, valid, dtype, opts: SCLOptions) -> Tensor:
+    """From the gradient of the normalised embedding to ``scale`` times that of the embedding."""
     if opts.normalize:
         # Below NORM_EPS the norm is a constant, as in torch.nn.functional.normalize.
         inside = (dz * z).sum(-1) * (rn < 1 / NORM_EPS)
-        dz.addcmul_(z, inside[..., None], value=-1).mul_(rn[..., None])
+        dz.addcmul_(z, inside[..., None], value=-1)
+        scale = rn if scale is None else rn * scale
+    if scale is not None:
+        dz.mul_(scale[..., None])
     if valid is not None:
         dz.masked_fill_(~valid_mask(valid, *dz.shape[:2], dz.device)[..., None], 0)
     return dz.to(dtype)
