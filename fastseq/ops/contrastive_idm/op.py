@@ -9,6 +9,7 @@ from torch import Tensor
 from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_compile
 from fastseq.ops.common.fused import FusedLoss
 from fastseq.ops.common.lengths import Lengths, compact, prepare_times, prepare_valid
+from fastseq.ops.common.short import kept_pairs
 from fastseq.ops.common.validate import check_embeddings, renamed
 from fastseq.ops.contrastive_idm.options import CIDMOptions
 from fastseq.ops.contrastive_idm.reference import contrastive_idm_reference
@@ -147,8 +148,10 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
 
 
 def _shapes(z, t, lengths, windows, opts: CIDMOptions, needs):
-    """Of the loss and of the coefficients of the reduction."""
-    return z.shape[:1] if opts.reduction == "none" else (), z.shape[:1]
+    """Of the loss, the coefficients of the reduction, and what the backend "torch" keeps of each
+    pair."""
+    loss = z.shape[:1] if opts.reduction == "none" else ()
+    return loss, z.shape[:1], kept_pairs(z, z, needs)
 
 
 FUSED = FusedLoss(
@@ -158,6 +161,6 @@ FUSED = FusedLoss(
     differentiable=1,
     options=CIDMOptions,
     reference=contrastive_idm_reference,
-    kept=1,
+    kept=2,
     shapes=_shapes,
 )

@@ -2,13 +2,19 @@
 
 Rows are taken in blocks against the frames from the block's first one on: the rest follows by
 symmetry. Embeddings are taken relative to the block's first frame, which keeps the digits of
-distances that are small beside the norms.
+distances that are small beside the norms. The forward of a short call keeps the slopes of all
+pairs, and its backward forms no distance.
+
+A pair's term of the loss is ``slope * value``, and ``-slope`` its derivative by the distance: far
+pairs have the values margin - D, near ones -D.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import valid_mask
+from fastseq.ops.common.short import kept_pairs
 from fastseq.ops.contrastive_idm.options import CIDMOptions, coefficients, pair_times
 
 # Short sequences share a block of few rows (it stays in the L2 cache, and less of the square on the
@@ -20,32 +26,46 @@ ROUNDINGS = 16 * torch.finfo(torch.float32).eps
 DOUBTFUL_AT_ONCE = 4096
 
 
-def forward(z, t, lengths, windows, opts: CIDMOptions, needs) -> tuple[Tensor, Tensor]:
-    """Loss, and the coefficients (N,) of the reduction."""
+def forward(z, t, lengths, windows, opts: CIDMOptions, needs) -> tuple[Tensor, ...]:
+    """Loss, the coefficients (N,) of the reduction, and of a short call the slopes (N, T, T), whose
+    blocks on and right of the diagonal are set."""
     p = _Problem(z, t, lengths, windows, opts)
+    shape = kept_pairs(z, z, needs)
+    kept = None if shape is None else p.z.new_zeros(shape)
     sums = p.z.new_zeros(p.num)
-    for seqs, rows in p.blocks():
-        _, _, distance = p.distances(seqs, rows)
-        pairs = p.losses_(distance, seqs, rows)
+    for seqs, rows, near in p.blocks():
+        out = None if kept is None else kept[seqs, rows, rows.start :]
+        block = _Block(p, seqs, rows)
+        slope, value = block.terms(near, out, exact=kept is not None)
+        terms = value.mul_(slope)
         square = rows.stop - rows.start
-        per_row = 2 * pairs.sum(2) - pairs[:, :, :square].sum(2)
-        sums[seqs] += per_row.sum(1)
+        sums[seqs] += 2 * terms.sum((1, 2)) - terms[:, :, :square].sum((1, 2))
+        if kept is not None:
+            block.by_square_(slope)
     coef = coefficients(p.real, p.times, opts.reduction, p.z.dtype)
     loss = coef * sums
-    return loss if opts.reduction == "none" else loss.sum(), coef
+    loss = loss if opts.reduction == "none" else loss.sum()
+    return (loss, coef) if kept is None else (loss, coef, kept)
 
 
-def backward(grad, z, t, lengths, windows, coef, opts: CIDMOptions, needs) -> tuple[Tensor]:
-    p = _Problem(z, t, lengths, windows, opts)
+def backward(
+    grad, z, t, lengths, windows, coef, kept=None, *, opts: CIDMOptions, needs
+) -> tuple[Tensor]:
+    p = _Problem(z, t, lengths, windows, opts, times=kept is None)
     dz = torch.zeros_like(p.z)
-    for seqs, rows in p.blocks():
-        z_row, z_col, distance = p.distances(seqs, rows)
-        c = p.slopes(distance, seqs, rows)
-        # sum_j c_ij (z_i - z_j) for the rows, and for the columns that are not rows here.
-        dz[seqs, rows] += torch.baddbmm(z_row * c.sum(2)[..., None], c, z_col, alpha=-1)
+    for seqs, rows, near in p.blocks():
+        if kept is None:
+            block = _Block(p, seqs, rows)
+            slope, _ = block.terms(near, None, exact=True)
+            block.by_square_(slope)
+            z_row, z_col = block.z_row, block.z_col
+        else:
+            slope = kept[seqs, rows, rows.start :]
+            z_row, z_col = p.relative(seqs, rows)
+        # sum_j slope_ij (z_j - z_i) for the rows, and for the columns that are not rows here.
+        _add_pull(dz[seqs, rows], slope, z_row, z_col)
         square = rows.stop - rows.start
-        c, z_col = c[:, :, square:], z_col[:, square:]
-        dz[seqs, rows.stop :] += torch.baddbmm(z_col * c.sum(1)[..., None], c.mT, z_row, alpha=-1)
+        _add_pull(dz[seqs, rows.stop :], slope[:, :, square:].mT, z_col[:, square:], z_row)
     # Each pair counts twice, and the derivative of a square is another factor 2.
     scale = coef * grad * (4 if opts.distance == "sqeuclidean" else 2)
     dz *= scale[:, None, None]
@@ -54,10 +74,16 @@ def backward(grad, z, t, lengths, windows, coef, opts: CIDMOptions, needs) -> tu
     return (dz.to(z.dtype),)
 
 
+def _add_pull(out, slope, z, others) -> None:
+    """Adds sum_j slope_ij (others_j - z_i)."""
+    out.baddbmm_(slope, others)
+    out.addcmul_(z, slope.sum(2)[..., None], value=-1)
+
+
 class _Problem:
     """The inputs in the form that the loops want."""
 
-    def __init__(self, z, t, lengths, windows, opts: CIDMOptions):
+    def __init__(self, z, t, lengths, windows, opts: CIDMOptions, times: bool = True):
         self.num, self.frames, _ = z.shape
         self.opts = opts
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
@@ -67,11 +93,14 @@ class _Problem:
         if lengths is not None:
             self.z = torch.where(self.real[..., None], self.z, 0)
             self.mask = self.real.to(dtype)
+        self.window = opts.window
+        self.keys = None
+        if not times:
+            return
         self.times = pair_times(t, self.real, dtype)
         # One row of times, one set of weights, where all sequences have the same.
         if t is not None and lengths is None and t.stride(0) == 0:
             self.times = self.times[:1]
-        self.window = opts.window
         if windows is not None:
             self.window = windows.to(self.times.dtype)[:, None, None]
         self._find_order()
@@ -79,7 +108,6 @@ class _Problem:
     def _find_order(self):
         """Sorted times have the pairs within the window in a band beside the diagonal. Looking
         costs a host read, so only on the CPU."""
-        self.keys = None
         if self.times.device.type == "cpu" and self.opts.kind != "idm":
             real = self.real[: len(self.times)]
             times = self.times
@@ -89,113 +117,120 @@ class _Problem:
                 self.keys = times
 
     def blocks(self):
-        """(sequences, rows) that are worked on together."""
+        """(sequences, rows, near) that are worked on together: pairs may lie within the window in
+        the first ``near`` of the columns, which start with the block's first row."""
         frames = self.frames
         together = max(1, SHORT_ELEMENTS // max(1, SHORT_ROWS * frames))
         size = max(1, min(LONG_ROWS, LONG_ELEMENTS // max(frames, 1)))
         for seqs in _slices(self.num, together):
             alone = seqs.stop - seqs.start == 1
-            for rows in _slices(frames, size if alone else SHORT_ROWS):
-                yield seqs, rows
+            rows = list(_slices(frames, size if alone else SHORT_ROWS))
+            for block, stop in zip(rows, self._near_until(seqs, rows), strict=True):
+                yield seqs, block, max(stop, block.stop) - block.start
 
-    def distances(self, seqs, rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows and columns relative to the first row, and their distances (n, R, C)."""
-        first = self.z[seqs, rows.start, None]
-        z_row, z_col = self.z[seqs, rows] - first, self.z[seqs, rows.start :] - first
-        if self.opts.distance == "euclidean":
-            # A root and its slope want every digit of a small distance.
-            mode = "donot_use_mm_for_euclid_dist"
-            return z_row, z_col, torch.cdist(z_row, z_col, compute_mode=mode)
-        norms = z_col.square().sum(2)
-        d = torch.baddbmm(norms[:, None], z_row, z_col.mT, alpha=-2)
-        d += norms[:, : d.shape[1], None]
-        d.diagonal(dim1=1, dim2=2).zero_()
-        return z_row, z_col, d
-
-    def norms(self, seqs, rows) -> Tensor:
-        """Squared norms of the columns, relative to the first row."""
-        return (self.z[seqs, rows.start :] - self.z[seqs, rows.start, None]).square().sum(2)
-
-    def gaps(self, seqs, rows) -> tuple[Tensor, Tensor]:
-        """|t_i - t_j| (n or 1, R, C), and its square plus 1 in the embeddings' dtype."""
-        lead = seqs if len(self.times) == self.num else slice(0, 1)
-        gap = (self.times[lead, rows, None] - self.times[lead, None, rows.start :]).abs_()
-        return gap, gap.to(self.z.dtype).square().add_(1)
-
-    def near_columns(self, seqs, rows) -> int:
-        """Columns, from the block's first row on, up to the last that may lie in the window."""
-        if self.keys is None:
-            return self.frames - rows.start
+    def _near_until(self, seqs, rows: list[slice]) -> list[int]:
+        """For each block of rows the last frame, plus 1, that may be within a window."""
+        if self.keys is None or not rows:
+            return [self.frames] * len(rows)
         keys = self.keys[seqs if len(self.keys) == self.num else slice(0, 1)]
-        last = torch.where(keys[:, rows] < torch.inf, keys[:, rows], -torch.inf).amax(1)
+        # Of each block's last real row; padding is at the end and has the time inf.
+        ends = torch.tensor([block.stop - 1 for block in rows])
+        last = keys.masked_fill(keys == torch.inf, -torch.inf).cummax(1).values[:, ends]
         window = self.window if isinstance(self.window, float) else self.window[seqs].amax()
         # A little further than the sum, which is rounded.
         high = last + window + 1e-6 * (last.abs() + window)
-        stop = torch.searchsorted(keys, high[:, None], right=True).amax()
-        return max(int(stop), rows.stop) - rows.start
+        return torch.searchsorted(keys, high, right=True).amax(0).tolist()
 
-    def is_far(self, gap: Tensor, seqs) -> Tensor:
-        return gap > (self.window if isinstance(self.window, float) else self.window[seqs])
+    def relative(self, seqs, rows) -> tuple[Tensor, Tensor]:
+        """Rows and columns relative to the first row."""
+        z_col = self.z[seqs, rows.start :] - self.z[seqs, rows.start, None]
+        return z_col[:, : rows.stop - rows.start], z_col
 
-    def masked_(self, pairs: Tensor, seqs, rows) -> Tensor:
-        if self.mask is not None:
-            pairs *= self.mask[seqs, None, rows.start :]
-            pairs *= self.mask[seqs, rows, None]
-        return pairs
 
-    def losses_(self, d: Tensor, seqs, rows) -> Tensor:
-        """Each pair's term of the loss; overwrites the distances."""
-        gap, weight = self.gaps(seqs, rows)
-        opts = self.opts
+class _Block:
+    """The pairs of some rows of some sequences with the columns from the first row on."""
+
+    def __init__(self, p: _Problem, seqs, rows):
+        self.p, self.seqs, self.rows = p, seqs, rows
+        self.z_row, self.z_col = p.relative(seqs, rows)
+        self.norms = self.inverse = None
+        if p.opts.distance == "euclidean":
+            # A root and its slope want every digit of a small distance.
+            mode = "donot_use_mm_for_euclid_dist"
+            d = torch.cdist(self.z_row, self.z_col, compute_mode=mode)
+            self.inverse = d.reciprocal().masked_fill_(d == 0, 0)
+            self.negated = d.neg_()
+            return
+        self.norms = self.z_col.square().sum(2).neg_()
+        d = torch.baddbmm(self.norms[:, None], self.z_row, self.z_col.mT, alpha=2)
+        d += self.norms[:, : d.shape[1], None]
+        d.diagonal(dim1=1, dim2=2).zero_()
+        self.negated = d
+
+    def terms(self, near: int, out: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
+        """Slopes, in ``out`` where that is given, and values. To be asked for once.
+
+        ``exact``: slopes have a jump at the margin, on whose side a pair is seen exactly.
+        """
+        p, opts, value = self.p, self.p.opts, self.negated
+        lead = self.seqs if len(p.times) == p.num else slice(0, 1)
+        times = p.times[lead]
+        gap = times[:, self.rows, None] - times[:, None, self.rows.start :]
+        slope = torch.empty_like(value) if out is None else out
+        wide = gap.to(value.dtype)
+        weight = torch.addcmul(wide.new_ones(()), wide, wide)
         if opts.kind == "idm":
-            return self.masked_(d.mul_(weight).neg_(), seqs, rows)
-        near = self.near_columns(seqs, rows)
-        attract = d[:, :, :near]
-        if opts.kind == "contrastive" and opts.weights == "paper":
-            attract = attract / weight[:, :, :near]
-        far = self.is_far(gap[:, :, :near], seqs)
-        repel = (opts.margin - d).clamp_(min=0)
-        if opts.kind == "contrastive":
-            repel *= weight
-        repel[:, :, :near] = torch.where(far, repel[:, :, :near], attract)
-        return self.masked_(repel, seqs, rows)
-
-    def slopes(self, d: Tensor, seqs, rows) -> Tensor:
-        """Each pair's derivative by its distance; by its square, halved, for "euclidean"."""
-        gap, weight = self.gaps(seqs, rows)
-        opts = self.opts
-        if opts.kind == "idm":
-            c = weight.neg().expand_as(d)
+            slope.copy_(weight)
         else:
-            c = self.inside_margin(d, seqs, rows).to(d.dtype).neg_()
-            if opts.kind == "contrastive":
-                c *= weight
-            near = self.near_columns(seqs, rows)
-            far = self.is_far(gap[:, :, :near], seqs)
-            paper = opts.kind == "contrastive" and opts.weights == "paper"
-            attract = 1 / weight[:, :, :near] if paper else torch.ones_like(gap[:, :, :near])
-            c[:, :, :near] = torch.where(far, c[:, :, :near], attract.to(d.dtype))
-        if opts.distance == "euclidean":
-            c = torch.where(d == 0, 0, c / d)
-        elif opts.kind == "idm":
-            c = c.clone()
-        return self.masked_(c, seqs, rows)
+            one = weight if opts.kind == "contrastive" else weight.new_ones(())
+            # The one operation that reads two tensors, compares and selects in a single pass.
+            torch.ops.aten.threshold_backward.grad_input(
+                one.expand_as(value), value, -opts.margin, grad_input=slope
+            )
+            attract = value[:, :, :near]
+            far = gap[:, :, :near].abs_()
+            if isinstance(p.window, float):
+                far = far.gt_(p.window).to(value.dtype)
+            else:
+                far = (far > p.window[self.seqs]).to(value.dtype)
+            attract = torch.add(attract, far, alpha=opts.margin)
+            value.add_(opts.margin)
+            if exact:
+                self.look_again_(slope, value, one.expand_as(value))
+            value[:, :, :near] = attract
+            pull = 1 - far
+            if opts.kind == "contrastive" and opts.weights == "paper":
+                pull = pull / weight[:, :, :near]
+            slope[:, :, :near].mul_(far).sub_(pull)
+        if p.mask is not None:
+            slope *= p.mask[self.seqs, None, self.rows.start :]
+            slope *= p.mask[self.seqs, self.rows, None]
+        return slope, value
 
-    def inside_margin(self, d: Tensor, seqs, rows) -> Tensor:
-        """d < margin. The slope jumps there, so distances that rounding may have moved across are
-        computed again in float64 (a host read, so only on the CPU)."""
-        inside, margin = d < self.opts.margin, self.opts.margin
-        if d.dtype == torch.float64 or d.device.type != "cpu":
-            return inside
-        euclidean = self.opts.distance == "euclidean"
-        spread = 0 if euclidean else 2 * self.norms(seqs, rows).amax()
-        doubtful = ((d - margin).abs_() <= ROUNDINGS * (margin + spread)).nonzero()
-        z = self.z[seqs]
-        for n, i, j in (part.unbind(1) for part in doubtful.split(DOUBTFUL_AT_ONCE)):
-            gap = z[n, rows.start + i].double() - z[n, rows.start + j].double()
-            exact = gap.square().sum(1)
-            inside[n, i, j] = (exact.sqrt() if euclidean else exact) < margin
-        return inside
+    def by_square_(self, slope: Tensor) -> None:
+        """From derivatives by the distance to those by its square, doubled, where it is a root."""
+        if self.inverse is not None:
+            slope *= self.inverse
+
+    def look_again_(self, slope: Tensor, room: Tensor, inside: Tensor) -> None:
+        """The slope is ``inside`` where room = margin - distance is positive, else 0. Distances
+        that rounding may have moved across are computed again in float64 (a host read, so only on
+        the CPU)."""
+        if room.dtype == torch.float64 or room.device.type != "cpu" or room.numel() == 0:
+            return
+        margin = self.p.opts.margin
+        euclidean = self.inverse is not None
+        spread = 0 if euclidean else -2 * self.norms.amin().item()
+        # NumPy compares and looks for what is rare several times as fast as PyTorch.
+        doubtful = np.abs(room.numpy()) <= ROUNDINGS * (margin + spread)
+        found = torch.from_numpy(np.flatnonzero(doubtful))
+        z = self.p.z[self.seqs]
+        for part in found.split(DOUBTFUL_AT_ONCE):
+            n, i, j = torch.unravel_index(part, room.shape)
+            first = self.rows.start
+            exact = (z[n, first + i].double() - z[n, first + j].double()).square().sum(1)
+            closer = (exact.sqrt() if euclidean else exact) < margin
+            slope[n, i, j] = inside[n, i, j] * closer
 
 
 def _slices(total: int, size: int):
