@@ -27,23 +27,26 @@ DOUBTFUL_AT_ONCE = 4096
 
 
 def forward(z, t, lengths, windows, opts: CIDMOptions, needs) -> tuple[Tensor, ...]:
-    """Loss, the coefficients (N,) of the reduction, and of a short call the slopes (N, T, T), whose
-    blocks on and right of the diagonal are set."""
+    """Loss, the coefficients (N,) of the reduction, and of a short call the slopes (N, T, T) of the
+    blocks on the diagonal and right of it."""
     p = _Problem(z, t, lengths, windows, opts)
     shape = kept_pairs(z, z, needs)
-    kept = None if shape is None else p.z.new_zeros(shape)
-    sums = p.z.new_zeros(p.num)
+    kept = None if shape is None else p.z.new_empty(shape)
+    sums = p.z.new_empty(p.z.shape[:2])
     for seqs, rows, near in p.blocks():
-        out = None if kept is None else kept[seqs, rows, rows.start :]
+        out = None
+        if kept is not None:
+            kept[seqs, rows, : rows.start] = 0  # not read
+            out = kept[seqs, rows, rows.start :]
         block = _Block(p, seqs, rows)
         slope, value = block.terms(near, out, exact=kept is not None)
         terms = value.mul_(slope)
         square = rows.stop - rows.start
-        sums[seqs] += 2 * terms.sum((1, 2)) - terms[:, :, :square].sum((1, 2))
+        torch.sub(2 * terms.sum(2), terms[:, :, :square].sum(2), out=sums[seqs, rows])
         if kept is not None:
             block.by_square_(slope)
     coef = coefficients(p.real, p.times, opts.reduction, p.z.dtype)
-    loss = coef * sums
+    loss = coef * sums.sum(1)
     loss = loss if opts.reduction == "none" else loss.sum()
     return (loss, coef) if kept is None else (loss, coef, kept)
 
@@ -76,8 +79,8 @@ def backward(
 
 def _add_pull(out, slope, z, others) -> None:
     """Adds sum_j slope_ij (others_j - z_i)."""
-    out.baddbmm_(slope, others)
-    out.addcmul_(z, slope.sum(2)[..., None], value=-1)
+    pull = torch.bmm(slope, others)
+    out += pull.addcmul_(z, slope.sum(2)[..., None], value=-1)
 
 
 class _Problem:
@@ -161,9 +164,12 @@ class _Block:
             self.inverse = d.reciprocal().masked_fill_(d == 0, 0)
             self.negated = d.neg_()
             return
-        self.norms = self.z_col.square().sum(2).neg_()
-        d = torch.baddbmm(self.norms[:, None], self.z_row, self.z_col.mT, alpha=2)
-        d += self.norms[:, : d.shape[1], None]
+        self.norms = torch.linalg.vecdot(self.z_col, self.z_col)
+        num, square, columns = *self.z_row.shape[:2], self.z_col.shape[1]
+        d = self.z_row.new_empty(num, square, columns)
+        d.baddbmm_(self.z_row, self.z_col.mT, beta=0, alpha=2)
+        d -= self.norms[:, None]
+        d -= self.norms[:, :square, None]
         d.diagonal(dim1=1, dim2=2).zero_()
         self.negated = d
 
@@ -182,11 +188,10 @@ class _Block:
         if opts.kind == "idm":
             slope.copy_(weight)
         else:
-            one = weight if opts.kind == "contrastive" else weight.new_ones(())
-            # The one operation that reads two tensors, compares and selects in a single pass.
-            torch.ops.aten.threshold_backward.grad_input(
-                one.expand_as(value), value, -opts.margin, grad_input=slope
-            )
+            # In the numbers' own type PyTorch compares several times as fast as to bool.
+            torch.gt(value, -opts.margin, out=slope)
+            if opts.kind == "contrastive":
+                slope *= weight
             attract = value[:, :, :near]
             far = gap[:, :, :near].abs_()
             if isinstance(p.window, float):
@@ -196,7 +201,7 @@ class _Block:
             attract = torch.add(attract, far, alpha=opts.margin)
             value.add_(opts.margin)
             if exact:
-                self.look_again_(slope, value, one.expand_as(value))
+                self.look_again_(slope, value, weight if opts.kind == "contrastive" else None)
             value[:, :, :near] = attract
             pull = 1 - far
             if opts.kind == "contrastive" and opts.weights == "paper":
@@ -212,25 +217,26 @@ class _Block:
         if self.inverse is not None:
             slope *= self.inverse
 
-    def look_again_(self, slope: Tensor, room: Tensor, inside: Tensor) -> None:
-        """The slope is ``inside`` where room = margin - distance is positive, else 0. Distances
+    def look_again_(self, slope: Tensor, room: Tensor, weight: Tensor | None) -> None:
+        """The slope is the weight where room = margin - distance is positive, else 0. Distances
         that rounding may have moved across are computed again in float64 (a host read, so only on
         the CPU)."""
         if room.dtype == torch.float64 or room.device.type != "cpu" or room.numel() == 0:
             return
         margin = self.p.opts.margin
         euclidean = self.inverse is not None
-        spread = 0 if euclidean else -2 * self.norms.amin().item()
+        spread = 0 if euclidean else 2 * self.norms.amax().item()
         # NumPy compares and looks for what is rare several times as fast as PyTorch.
         doubtful = np.abs(room.numpy()) <= ROUNDINGS * (margin + spread)
-        found = torch.from_numpy(np.flatnonzero(doubtful))
-        z = self.p.z[self.seqs]
-        for part in found.split(DOUBTFUL_AT_ONCE):
-            n, i, j = torch.unravel_index(part, room.shape)
-            first = self.rows.start
-            exact = (z[n, first + i].double() - z[n, first + j].double()).square().sum(1)
-            closer = (exact.sqrt() if euclidean else exact) < margin
-            slope[n, i, j] = inside[n, i, j] * closer
+        found = np.flatnonzero(doubtful)
+        z, slope = self.p.z[self.seqs, self.rows.start :].detach().numpy(), slope.numpy()
+        for k in range(0, len(found), DOUBTFUL_AT_ONCE):
+            n, i, j = np.unravel_index(found[k : k + DOUBTFUL_AT_ONCE], doubtful.shape)
+            exact = np.square(z[n, i].astype(np.float64) - z[n, j]).sum(1)
+            inside = (np.sqrt(exact) if euclidean else exact) < margin
+            if weight is not None:
+                inside = inside * weight.expand_as(room).numpy()[n, i, j]
+            slope[n, i, j] = inside
 
 
 def _slices(total: int, size: int):
