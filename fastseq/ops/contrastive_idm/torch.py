@@ -36,7 +36,8 @@ def forward(z, t, lengths, windows, opts: CIDMOptions, needs) -> tuple[Tensor, .
     for seqs, rows, near in p.blocks():
         out = None
         if kept is not None:
-            kept[seqs, rows, : rows.start] = 0  # not read
+            if rows.start:
+                kept[seqs, rows, : rows.start] = 0  # not read
             out = kept[seqs, rows, rows.start :]
         block = _Block(p, seqs, rows)
         slope, value = block.terms(near, out, exact=kept is not None)
@@ -100,24 +101,31 @@ class _Problem:
         self.keys = None
         if not times:
             return
-        self.times = pair_times(t, self.real, dtype)
+        if lengths is None and t is not None and t.dtype in (dtype, torch.float32):
+            self.times = t  # as they are, and a NaN is in the coefficients
+        else:
+            self.times = pair_times(t, self.real, dtype)
         # One row of times, one set of weights, where all sequences have the same.
         if t is not None and lengths is None and t.stride(0) == 0:
             self.times = self.times[:1]
         if windows is not None:
             self.window = windows.to(self.times.dtype)[:, None, None]
+        self.one = self.z.new_ones(())
         self._find_order()
 
     def _find_order(self):
         """Sorted times have the pairs within the window in a band beside the diagonal. Looking
         costs a host read, so only on the CPU."""
         if self.times.device.type == "cpu" and self.opts.kind != "idm":
-            real = self.real[: len(self.times)]
             times = self.times
-            if len(times) > 1 or self.num == 1:  # else padding is masked, whatever its time
-                times = torch.where(real, times, torch.inf)
-            if bool((times.diff(dim=1) >= 0).logical_or(times[:, 1:] == torch.inf).all()):
-                self.keys = times
+            if self.mask is None:
+                ordered = times[:, 1:] >= times[:, :-1]
+            else:
+                if len(times) > 1 or self.num == 1:  # else padding is masked, whatever its time
+                    times = torch.where(self.real[: len(times)], times, torch.inf)
+                ordered = (times.diff(dim=1) >= 0).logical_or(times[:, 1:] == torch.inf)
+            if bool(ordered.all()):
+                self.keys = times.contiguous()
 
     def blocks(self):
         """(sequences, rows, near) that are worked on together: pairs may lie within the window in
@@ -136,9 +144,10 @@ class _Problem:
         if self.keys is None or not rows:
             return [self.frames] * len(rows)
         keys = self.keys[seqs if len(self.keys) == self.num else slice(0, 1)]
-        # Of each block's last real row; padding is at the end and has the time inf.
-        ends = torch.tensor([block.stop - 1 for block in rows])
-        last = keys.masked_fill(keys == torch.inf, -torch.inf).cummax(1).values[:, ends]
+        last = keys
+        if self.mask is not None:  # padding is at the end and has the time inf
+            last = keys.masked_fill(keys == torch.inf, -torch.inf).cummax(1).values
+        last = last[:, [block.stop - 1 for block in rows]]
         window = self.window if isinstance(self.window, float) else self.window[seqs].amax()
         # A little further than the sum, which is rounded.
         high = last + window + 1e-6 * (last.abs() + window)
@@ -184,7 +193,7 @@ class _Block:
         gap = times[:, self.rows, None] - times[:, None, self.rows.start :]
         slope = torch.empty_like(value) if out is None else out
         wide = gap.to(value.dtype)
-        weight = torch.addcmul(wide.new_ones(()), wide, wide)
+        weight = torch.addcmul(p.one, wide, wide)
         if opts.kind == "idm":
             slope.copy_(weight)
         else:
