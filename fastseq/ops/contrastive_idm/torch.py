@@ -27,49 +27,49 @@ DOUBTFUL_AT_ONCE = 4096
 
 
 def forward(z, t, lengths, windows, opts: CIDMOptions, needs) -> tuple[Tensor, ...]:
-    """Loss, the coefficients (N,) of the reduction, and of a short call the slopes (N, T, T) of the
-    blocks on the diagonal and right of it."""
+    """Loss, the coefficients (N,) of the reduction, and of a short call the slopes (N, T, T), the
+    diagonal of which holds minus the sums of the rows."""
     p = _Problem(z, t, lengths, windows, opts)
     shape = kept_pairs(z, z, needs)
     kept = None if shape is None else p.z.new_empty(shape)
     sums = p.z.new_empty(p.z.shape[:2])
     for seqs, rows, near in p.blocks():
-        out = None
-        if kept is not None:
-            if rows.start:
-                kept[seqs, rows, : rows.start] = 0  # not read
-            out = kept[seqs, rows, rows.start :]
+        out = None if kept is None else kept[seqs, rows, rows.start :]
         block = _Block(p, seqs, rows)
         slope, value = block.terms(near, out, exact=kept is not None)
         terms = value.mul_(slope)
-        square = rows.stop - rows.start
-        torch.sub(2 * terms.sum(2), terms[:, :, :square].sum(2), out=sums[seqs, rows])
+        twice = 2 * terms.sum(2)
+        torch.sub(twice, terms[:, :, : block.square].sum(2), out=sums[seqs, rows])
         if kept is not None:
             block.by_square_(slope)
+            if rows.stop < p.frames:
+                kept[seqs, rows.stop :, rows] = slope[:, :, block.square :].mT
     coef = coefficients(p.real, p.times, opts.reduction, p.z.dtype)
     loss = coef * sums.sum(1)
     loss = loss if opts.reduction == "none" else loss.sum()
-    return (loss, coef) if kept is None else (loss, coef, kept)
+    if kept is None:
+        return loss, coef
+    diagonal = kept.diagonal(dim1=1, dim2=2)
+    diagonal -= kept.sum(2)
+    return loss, coef, kept
 
 
 def backward(
     grad, z, t, lengths, windows, coef, kept=None, *, opts: CIDMOptions, needs
 ) -> tuple[Tensor]:
     p = _Problem(z, t, lengths, windows, opts, times=kept is None)
-    dz = torch.zeros_like(p.z)
-    for seqs, rows, near in p.blocks():
-        if kept is None:
+    if kept is not None:
+        dz = torch.bmm(kept, p.z - p.z[:, :1])
+    else:
+        dz = torch.zeros_like(p.z)
+        for seqs, rows, near in p.blocks():
             block = _Block(p, seqs, rows)
             slope, _ = block.terms(near, None, exact=True)
             block.by_square_(slope)
-            z_row, z_col = block.z_row, block.z_col
-        else:
-            slope = kept[seqs, rows, rows.start :]
-            z_row, z_col = p.relative(seqs, rows)
-        # sum_j slope_ij (z_j - z_i) for the rows, and for the columns that are not rows here.
-        _add_pull(dz[seqs, rows], slope, z_row, z_col)
-        square = rows.stop - rows.start
-        _add_pull(dz[seqs, rows.stop :], slope[:, :, square:].mT, z_col[:, square:], z_row)
+            # For the rows, and for the columns that are not rows here.
+            _add_pull(dz[seqs, rows], slope, block.z_row, block.z_col)
+            slope, z_col = slope[:, :, block.square :], block.z_col[:, block.square :]
+            _add_pull(dz[seqs, rows.stop :], slope.mT, z_col, block.z_row)
     # Each pair counts twice, and the derivative of a square is another factor 2.
     scale = coef * grad * (4 if opts.distance == "sqeuclidean" else 2)
     dz *= scale[:, None, None]
@@ -153,18 +153,15 @@ class _Problem:
         high = last + window + 1e-6 * (last.abs() + window)
         return torch.searchsorted(keys, high, right=True).amax(0).tolist()
 
-    def relative(self, seqs, rows) -> tuple[Tensor, Tensor]:
-        """Rows and columns relative to the first row."""
-        z_col = self.z[seqs, rows.start :] - self.z[seqs, rows.start, None]
-        return z_col[:, : rows.stop - rows.start], z_col
-
 
 class _Block:
     """The pairs of some rows of some sequences with the columns from the first row on."""
 
     def __init__(self, p: _Problem, seqs, rows):
         self.p, self.seqs, self.rows = p, seqs, rows
-        self.z_row, self.z_col = p.relative(seqs, rows)
+        self.square = square = rows.stop - rows.start
+        self.z_col = p.z[seqs, rows.start :] - p.z[seqs, rows.start, None]
+        self.z_row = self.z_col[:, :square]
         self.norms = self.inverse = None
         if p.opts.distance == "euclidean":
             # A root and its slope want every digit of a small distance.
@@ -174,8 +171,7 @@ class _Block:
             self.negated = d.neg_()
             return
         self.norms = torch.linalg.vecdot(self.z_col, self.z_col)
-        num, square, columns = *self.z_row.shape[:2], self.z_col.shape[1]
-        d = self.z_row.new_empty(num, square, columns)
+        d = self.norms.new_empty(len(self.norms), square, self.norms.shape[1])
         d.baddbmm_(self.z_row, self.z_col.mT, beta=0, alpha=2)
         d -= self.norms[:, None]
         d -= self.norms[:, :square, None]
@@ -212,10 +208,11 @@ class _Block:
             if exact:
                 self.look_again_(slope, value, weight if opts.kind == "contrastive" else None)
             value[:, :, :near] = attract
-            pull = 1 - far
+            pull, slope_near = 1 - far, slope[:, :, :near].mul_(far)
             if opts.kind == "contrastive" and opts.weights == "paper":
-                pull = pull / weight[:, :, :near]
-            slope[:, :, :near].mul_(far).sub_(pull)
+                slope_near.addcdiv_(pull, weight[:, :, :near], value=-1)
+            else:
+                slope_near -= pull
         if p.mask is not None:
             slope *= p.mask[self.seqs, None, self.rows.start :]
             slope *= p.mask[self.seqs, self.rows, None]
