@@ -37,15 +37,14 @@ def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     stats = z1.new_empty((3, p.n, p.frames1 + p.frames2), dtype=p.dtype)
     lse, inv_sum, inv_norm = stats
     lse.fill_(MASKED)  # stays where the other view has no frame at all
-    inv_sum.zero_()
     torch.cat([p.rn1, p.rn2], 1, out=inv_norm)
-    rows = torch.zeros_like(lse)
     shape = kept_pairs(z1, z2, needs)
     pairs = None if shape is None else p.z1.new_empty(shape)
-    blocks = []
+    sums, blocks = torch.zeros_like(stats[:2]), []
     for seqs in p.groups():
         part = None if pairs is None else pairs[seqs]
-        blocks += _forward_group(p, seqs, lse[seqs], inv_sum[seqs], rows[seqs], part)
+        blocks += _forward_group(p, seqs, lse[seqs], sums[:, seqs], part)
+    rows = _row_targets(*sums, opts, inv_sum)
     for z, m, group, out in p.same_side(lse):
         torch.logaddexp(out, _self_lse(p, z, m, group), out=out)
     has_target = inv_sum != 0  # NaN of a NaN timestamp stays
@@ -58,8 +57,9 @@ def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     if pairs is None:
         return loss, stats, coef
     slopes = _Slopes(p, lse, inv_sum, coef)
+    slopes.of_softmax_(pairs, slice(0, p.n), slice(0, p.frames1), exponentiated=p.bounded)
     for seqs, rows, band, g in blocks:
-        slopes.of_block_(pairs[seqs, rows], seqs, rows, band, g, exponentiated=p.bounded)
+        slopes.less_targets_(pairs[seqs, rows], seqs, rows, band, g)
     return loss, stats, coef, pairs
 
 
@@ -116,6 +116,7 @@ class _Problem:
             self.real2 = self.m2.to(self.dtype)
         elif valid2 is not None:
             self.bias = _bias(self.m2, self.dtype)
+        self.real1 = None if valid1 is None else self.m1.to(self.dtype)
 
     def set_times(self, t1, t2, valid1, valid2):
         """What ``bands`` and ``gaussian`` need."""
@@ -128,28 +129,31 @@ class _Problem:
         self.shared_times = no_padding and t1.stride(0) == t2.stride(0) == 0
         lead = slice(0, 1) if self.shared_times else slice(None)
         m1, m2 = self.m1[lead], self.m2[lead]
-        t1, t2 = shift_times(t1[lead], t2[lead], m1, m2, self.dtype)
-        self.t1 = torch.where(m1, t1, FAR)
-        self.t2 = torch.where(m2, t2, -FAR)
-        self._find_keys(t2, m2)
+        self.t1, self.t2 = shift_times(t1[lead], t2[lead], m1, m2, self.dtype)
+        self._find_keys(None if no_padding else m2)
+        if not no_padding:
+            self.t1 = torch.where(m1, self.t1, FAR)
+            self.t2 = torch.where(m2, self.t2, -FAR)
         self.log_scale = torch.full((), LOG_SCALE, dtype=self.dtype, device=self.device)
 
     def _embed(self, z, mask, rn):
         z = z.to(self.dtype)
         if mask is not None:
             z = torch.where(mask[..., None], z, 0)
-        if rn is None:
+        if rn is None and self.opts.normalize:
+            rn = 1 / torch.linalg.vector_norm(z, dim=-1).clamp(min=NORM_EPS)
+        elif rn is None:
             rn = z.new_ones(z.shape[:2])
-            if self.opts.normalize:
-                rn = 1 / torch.linalg.vector_norm(z, dim=-1).clamp(min=NORM_EPS)
         return (z * rn[..., None] if self.opts.normalize else z), rn
 
-    def _find_keys(self, t2, m2):
+    def _find_keys(self, mask):
         """Sorted times allow column bands. Looking costs a host read, so only on the CPU."""
         self.keys = None
         if self.device.type == "cpu" and self.frames2:
-            keys = torch.where(m2, t2, -FAR).cummax(1).values
-            if bool(((keys == t2) | ~m2).all()):
+            keys = self.t2 if mask is None else torch.where(mask, self.t2, -FAR)
+            keys = keys.cummax(1).values
+            same = keys == self.t2  # not where a time is NaN
+            if bool((same if mask is None else same | ~mask).all()):
                 self.keys = keys
 
     def groups(self):
@@ -261,31 +265,31 @@ class _Slopes:
         x1, x2 = x[seqs].split(self.p.split, 1)
         return x1[:, rows, None], x2[:, None]
 
-    def of_block_(self, s, seqs, rows, band, g, exponentiated=False, spare=None) -> None:
-        """In place of the scores, or of their exponentials. g: the Gaussian of the band."""
+    def of_softmax_(self, s, seqs, rows, exponentiated=False, spare=None) -> None:
+        """In place of the scores, or of their exponentials."""
         lse, weight = self.sides(self.lse, seqs, rows), self.sides(self.weight, seqs, rows)
         _softmax_weights_(s, *lse, *weight, self.p.bounded, exponentiated, spare)
+
+    def less_targets_(self, s, seqs, rows, band, g) -> None:
+        """Takes off what the Gaussian g of a band targets."""
         row, column = self.sides(self.target, seqs, rows)
         s[:, :, band].addcmul_(row + column[:, :, band], g, value=-1)
 
 
-def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out, kept=None) -> list:
-    """Row and column statistics of a few sequences; rows_out gets the loss less the lse.
+def _forward_group(p: _Problem, seqs, lse, sums, kept=None) -> list:
+    """Log-denominators of a few sequences, and sums over g and g (s - e) of rows and columns.
 
     ``kept`` gets the scores, or where bounded their exponentials. The blocks are returned then,
     with their Gaussians: (sequences, rows, band, g).
     """
-    num = seqs.stop - seqs.start
-    (lse1, lse2), (inv1, inv2) = lse.split(p.split, 1), inv_sum.split(p.split, 1)
-    out1, out2 = rows_out.split(p.split, 1)
-    # Columns: running sums over the row blocks (and a running maximum unless bounded).
-    col_sum, col_g, col_u = p.z1.new_zeros((3, num, p.frames2))
-    col_max = p.z1.new_full((num, p.frames2), MASKED)
+    num, every = seqs.stop - seqs.start, slice(0, p.frames1)
+    (g1, g2), (u1, u2) = (x.split(p.split, 1) for x in sums)
+    softmax = _SoftmaxSums(p, seqs, lse)
     buffer, blocks = None, []
     if kept is None:
         buffer = p.buffer(num)
     else:
-        p.scores_(kept, seqs, slice(0, p.frames1))
+        p.scores_(kept, seqs, every)
     for rows, band in p.blocks(seqs):
         if buffer is None:
             s = kept[:, rows]
@@ -295,40 +299,68 @@ def _forward_group(p: _Problem, seqs, lse, inv_sum, rows_out, kept=None) -> list
         g, e = p.gaussian(seqs, rows, band)
         u = s[:, :, band] - e if p.opts.objective == "kl" else s[:, :, band].clone()
         u.mul_(g)
-        _row_targets(g.sum(2), u.sum(2), p.opts, inv1[:, rows], out1[:, rows])
-        col_g[:, band] += g.sum(1)
-        col_u[:, band] += u.sum(1)
-        real = p.m1[seqs, rows].to(p.dtype)[:, None, :]  # [n, 1, rows]
-        if p.bounded:
-            s.exp_()
-            if p.real2 is not None:
-                s.mul_(p.real2[seqs, None])
-            torch.log(s.sum(2), out=lse1[:, rows])
-            col_sum[:, None].baddbmm_(real, s)
-        else:
-            lse1[:, rows] = torch.logsumexp(s, 2)
-            s.masked_fill_(real.mT == 0, MASKED)
-            top = torch.maximum(col_max, s.amax(1))
-            shifted = torch.sub(s, top[:, None], out=None if buffer is None else s).exp_()
-            col_sum.mul_((col_max - top).exp_()).add_(shifted.sum(1))
-            col_max = top
+        g1[:, rows], u1[:, rows] = g.sum(2), u.sum(2)
+        g2[:, band] += g.sum(1)
+        u2[:, band] += u.sum(1)
         if buffer is None:
             blocks.append((seqs, rows, band, g))
-    lse2[:] = col_sum.log() + (0 if p.bounded else col_max)
-    _row_targets(col_g, col_u, p.opts, inv2, out2)
+        else:
+            softmax.add_(s, rows)
+    if buffer is None:
+        softmax.add_(kept, every, keep=True)
+    softmax.finish()
     return blocks
 
 
-def _row_targets(g_sum, u_sum, opts: SCLOptions, inv_out, rows_out) -> None:
-    """KL = lse + [sum_j w_ij (log w_ij - s_ij)], of which this is the bracket.
+class _SoftmaxSums:
+    """Log-denominators (n, T1 + T2) of a few sequences, from blocks of their scores."""
+
+    def __init__(self, p: _Problem, seqs, lse: Tensor):
+        self.p, self.seqs = p, seqs
+        self.rows, self.columns = lse.split(p.split, 1)
+        # Columns: running sums over the row blocks (and a running maximum unless bounded).
+        self.sum = torch.zeros_like(self.columns)
+        self.top = torch.full_like(self.columns, MASKED)
+
+    def add_(self, s, rows, keep=False) -> None:
+        """Overwrites the scores: by their exponentials where bounded; ``keep``: else not at all."""
+        p = self.p
+        real = None if p.real1 is None else p.real1[self.seqs, None, rows]  # [n, 1, rows]
+        if p.bounded:
+            s.exp_()
+            if p.real2 is not None:
+                s.mul_(p.real2[self.seqs, None])
+            self.rows[:, rows] = s.sum(2)
+            self.sum += s.sum(1) if real is None else torch.bmm(real, s)[:, 0]
+            return
+        self.rows[:, rows] = torch.logsumexp(s, 2)
+        if real is not None:
+            s.masked_fill_(real.mT == 0, MASKED)
+        top = torch.maximum(self.top, s.amax(1))
+        shifted = torch.sub(s, top[:, None], out=None if keep else s).exp_()
+        self.sum.mul_((self.top - top).exp_()).add_(shifted.sum(1))
+        self.top = top
+
+    def finish(self) -> None:
+        if self.p.bounded:
+            self.rows.log_()
+            torch.log(self.sum, out=self.columns)
+        else:
+            torch.add(self.sum.log_(), self.top, out=self.columns)
+
+
+def _row_targets(g_sum, u_sum, opts: SCLOptions, inv_out) -> Tensor:
+    """KL = lse + [sum_j w_ij (log w_ij - s_ij)], of which this is the bracket; inv_out gets 1 / G.
 
     With G = sum_j g_ij: w = g / G and log w = e - log G, so the bracket is
     - log G - sum_j g (s - e) / G. Without the entropy ("ce") it is - sum_j g s / G.
     """
-    inv_out[:] = torch.where(g_sum == 0, 0, 1 / g_sum)
-    rows_out[:] = -u_sum * inv_out
+    none = g_sum == 0
+    torch.reciprocal(g_sum, out=inv_out).masked_fill_(none, 0)
+    rows = -u_sum * inv_out
     if opts.objective == "kl":
-        rows_out -= torch.where(g_sum == 0, 1, g_sum).log()
+        rows -= g_sum.masked_fill(none, 1).log_()
+    return rows
 
 
 def _backward_group(p: _Problem, seqs, slopes: _Slopes, dz1, dz2) -> None:
@@ -338,7 +370,8 @@ def _backward_group(p: _Problem, seqs, slopes: _Slopes, dz1, dz2) -> None:
         s, spare = (p.in_buffer(room, seqs, rows) for room in (buffer, spare_buffer))
         p.scores_(s, seqs, rows)
         g, _ = p.gaussian(seqs, rows, band)
-        slopes.of_block_(s, seqs, rows, band, g, spare=spare)
+        slopes.of_softmax_(s, seqs, rows, spare=spare)
+        slopes.less_targets_(s, seqs, rows, band, g)
         if dz1 is not None:
             torch.bmm(s, p.z2[seqs], out=dz1[seqs, rows])
         if dz2 is not None:
@@ -389,7 +422,7 @@ def _through_norm(dz, z, rn, scale, valid, dtype, opts: SCLOptions) -> Tensor:
     """From the gradient of the normalised embedding to ``scale`` times that of the embedding."""
     if opts.normalize:
         # Below NORM_EPS the norm is a constant, as in torch.nn.functional.normalize.
-        inside = (dz * z).sum(-1) * (rn < 1 / NORM_EPS)
+        inside = torch.linalg.vecdot(dz, z) * (rn < 1 / NORM_EPS)
         dz.addcmul_(z, inside[..., None], value=-1)
         scale = rn if scale is None else rn * scale
     if scale is not None:
