@@ -8,20 +8,48 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from fastseq.ops.common import short
+
 Loss = Callable[[], torch.Tensor]
 T = 1024
 
 
-def assert_linear(prepare: Callable[[int, str], Loss]) -> None:
-    """Backend "torch" takes at 2 T twice what it takes at T, and less than one float32 matrix.
+def assert_linear(prepare: Callable[[int, str], Loss], frames: int = T) -> None:
+    """Backend "torch" takes at twice the frames twice as much, and less than one float32 matrix.
 
     ``prepare`` makes inputs of so many frames and returns what computes their loss by a backend.
     """
     assert max(peaks(prepare(2 * T, "torch"))) < 4 * (2 * T) ** 2
     # Beside what there is, a matrix of one byte a pair would make it 2.26 at least.
-    assert max(growth(lambda n: prepare(n, "torch"), T)) < 2.2
+    assert max(growth(lambda n: prepare(n, "torch"), frames)) < 2.2
     # The measurement sees matrices.
     assert min(growth(lambda n: prepare(n, "reference"), T // 4)) > 3.5
+
+
+def assert_kept(prepare: Callable[[int, str], Loss], matrices: int, monkeypatch) -> None:
+    """A short call takes at most ``matrices`` of float32 more than a long one would, and of them
+    keeps one. A long one keeps none."""
+    matrix, limit = 4 * T**2, short.KEPT_BYTES
+    assert matrix < limit
+    assert kept(prepare(T, "torch")) > matrix
+    most = max(peaks(prepare(T, "torch")))
+    monkeypatch.setattr(short, "KEPT_BYTES", matrix - 1)
+    without = max(peaks(prepare(T, "torch")))
+    assert without + matrix // 2 < most < without + matrices * matrix
+    assert kept(prepare(T, "torch")) < matrix // 2
+
+
+def kept(loss: Loss) -> int:
+    """Bytes that a loss holds for its backward, the inputs among them."""
+    found = {}
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        loss()
+    return sum(found.values())
 
 
 def growth(prepare: Callable[[int], Loss], size: int) -> list[float]:

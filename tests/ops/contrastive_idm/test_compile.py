@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 import fastseq
+from fastseq.ops.common import short
 from fastseq.ops.contrastive_idm.op import FUSED
 from ops.contrastive_idm.cases import loss_and_grad
 
@@ -27,11 +29,14 @@ def test_opcheck_forward(reduction):
 
 def test_opcheck_backward():
     z, *rest = inputs()
-    loss, coef = FUSED.forward_op(z, *rest)
-    args = (torch.ones_like(loss), z.detach(), *rest[:3], coef.detach(), *rest[3:])
-    torch.library.opcheck(FUSED.backward_op, args)
+    loss, coef, kept = (x.detach() for x in FUSED.forward_op(z, *rest))
+    assert kept.shape == (2, 7, 7)
+    for last in (kept, None):  # of a short call, of a long one
+        args = (torch.ones_like(loss), z.detach(), *rest[:3], coef, last, *rest[3:])
+        torch.library.opcheck(FUSED.backward_op, args)
 
 
+@pytest.mark.usefixtures("pairs")
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("window", [4.0, torch.tensor([2.0, 5.0])])
 def test_compiled_equals_eager(autocast, window):
@@ -64,6 +69,23 @@ def test_compiled_with_other_lengths():
     assert counter.frame_count == 2
 
 
+def test_compiled_short_and_long_calls(monkeypatch):
+    """One graph for what keeps its slopes, one for what does not."""
+    monkeypatch.setattr(short, "KEPT_BYTES", 4 * 2 * 9 * 9)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(fastseq.contrastive_idm, fullgraph=True, backend=counter, dynamic=True)
+    counts = []
+    for frames in (5, 8, 9, 10, 14, 7):
+        z = torch.randn(2, frames, 3)
+        x = z.clone().requires_grad_()
+        loss = compiled(x)
+        got = loss, *torch.autograd.grad(loss, x)
+        assert all(map(torch.equal, got, loss_and_grad(z)))
+        counts.append(counter.frame_count - counts[0] if counts else counter.frame_count)
+    assert counts[1:] == [0, 0, 1, 1, 1]
+
+
 def test_compiled_twice_differentiated_is_an_error():
     z = torch.randn(2, 5, 3, requires_grad=True)
 
@@ -74,7 +96,7 @@ def test_compiled_twice_differentiated_is_an_error():
     with pytest.raises(RuntimeError, match='backend="reference"'):
         penalty(z).backward()
     opts = ("torch", 10.0, 2.0, "contrastive", "paper", "sqeuclidean", "mean", [True])
-    loss, _ = FUSED.forward_op(z, None, None, None, *opts)
+    loss, *_ = FUSED.forward_op(z, None, None, None, *opts)
     (dz,) = torch.autograd.grad(loss, z, create_graph=True)
     assert torch.equal(dz, loss_and_grad(z)[1])
     with pytest.raises(RuntimeError, match='backend="reference"'):

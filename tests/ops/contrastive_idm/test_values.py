@@ -100,6 +100,7 @@ def test_which_pairs_are_far_does_not_depend_on_the_dtype(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.usefixtures("pairs")
 def test_no_gradient_at_exactly_the_margin(backend):
     z = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
     for distance, margin in (("sqeuclidean", 4.0), ("euclidean", 2.0)):
@@ -137,6 +138,7 @@ def test_reference_is_differentiable_twice(distance):
     assert torch.autograd.gradgradcheck(loss, z)
 
 
+@pytest.mark.usefixtures("pairs")
 def test_gradcheck_of_the_blockwise_backend():
     z, t = randn(2, 5, 3).requires_grad_(), randint(30, 2, 5)
     for kind, weights, distance in VARIANTS:
@@ -160,6 +162,7 @@ TIMES = {
 
 @pytest.mark.parametrize(("kind", "weights", "distance"), VARIANTS)
 @pytest.mark.parametrize("times", TIMES)
+@pytest.mark.usefixtures("pairs")
 def test_blockwise_equals_reference_in_float64(kind, weights, distance, times):
     z = randn(2, 97, 6)
     kw = {"kind": kind, "weights": weights, "distance": distance, "margin": 9.0}
@@ -193,6 +196,7 @@ _expected = functools.cache(_call)  # one for all sizes of blocks
 @pytest.mark.sweep
 @pytest.mark.parametrize("frames", [0, 1, 2, 63, 64, 65, 97, 300])
 @pytest.mark.parametrize("elements", [1 << 6, 1 << 12, 1 << 20])
+@pytest.mark.usefixtures("pairs")
 def test_blockwise_over_lengths_and_block_sizes(frames, elements, monkeypatch):
     import fastseq.ops.contrastive_idm.torch as blockwise
 
@@ -226,6 +230,7 @@ def test_float32_gradients_where_no_pair_is_at_the_margin(frames, backend):
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.usefixtures("pairs")
 def test_float32_gradients_at_the_margin(distance):
     """Random directions: thousands of pairs are within 1e-3 of the paper's margin, some of them
     within rounding. Which side they are on is decided in float64."""
@@ -235,6 +240,7 @@ def test_float32_gradients_at_the_margin(distance):
     as_accurate_as(loss_and_grad(z, backend="torch", **kw), want, want)
 
 
+@pytest.mark.usefixtures("pairs")
 def test_frames_at_exactly_the_margin_have_no_gradient():
     """All pairs of 300 orthogonal frames: more of them than are looked at at once."""
     z = torch.eye(300)[None]
@@ -244,6 +250,7 @@ def test_frames_at_exactly_the_margin_have_no_gradient():
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.usefixtures("pairs")
 def test_float32_of_embeddings_far_from_the_origin(distance):
     """Distances of 1 beside norms of 1200: products of the embeddings alone would be useless."""
     z = (unit(2, 200, 16) + 300 * unit(1, 1, 16, seed=1)).float()
@@ -256,6 +263,7 @@ def test_float32_of_embeddings_far_from_the_origin(distance):
 @pytest.mark.sweep
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("margin", [0.5, 2.0])
+@pytest.mark.usefixtures("pairs")
 def test_float32_is_at_most_twice_as_far_off_as_plain_torch(distance, margin):
     for seed, z in enumerate((unit(2, 240, 64), randn(2, 240, 64) / 8, randn(2, 240, 2))):
         walk = z.cumsum(1) / 10 if seed == 2 else z  # smooth, as videos are
@@ -268,6 +276,7 @@ def test_float32_is_at_most_twice_as_far_off_as_plain_torch(distance, margin):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.usefixtures("pairs")
 def test_padding_never_matters(backend, distance):
     z, t, lengths = randn(3, 90, 5), randint(300, 3, 90).float(), [90, 0, 31]
     padded = torch.arange(90) >= torch.tensor(lengths)[:, None]
@@ -284,6 +293,7 @@ def test_padding_never_matters(backend, distance):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("pairs")
 def test_nan_in_a_real_frame_or_time_is_not_hidden(backend, kind):
     for distance, weights in itertools.product(DISTANCES, WEIGHTS):
         kw = {"kind": kind, "distance": distance, "weights": weights, "backend": backend}
@@ -361,12 +371,27 @@ def test_autocast_changes_nothing(backend):
     assert all(map(torch.equal, plain, (loss, *torch.autograd.grad(loss, a))))
 
 
+@pytest.mark.usefixtures("pairs")
 def test_layouts_and_repeatability():
     base = randn(3, 8, 150, dtype=torch.float32)
     for z in (base.mT, base[:1].expand(3, 8, 150).mT):
         want = loss_and_grad(z.contiguous(), backend="torch")
         for _ in range(2):
             assert all(map(torch.equal, loss_and_grad(z, backend="torch"), want))
+
+
+@pytest.mark.usefixtures("pairs")
+@pytest.mark.parametrize(("kind", "weights", "distance"), VARIANTS)
+def test_a_backward_leaves_what_was_kept(kind, weights, distance):
+    z = randn(2, 200, 8, dtype=torch.float32).requires_grad_()
+    kw = {"kind": kind, "weights": weights, "distance": distance, "lengths": [200, 31]}
+    loss = fastseq.contrastive_idm(z, margin=9.0, backend="torch", **kw)
+    (first,) = torch.autograd.grad(loss, z, retain_graph=True)
+    (twice,) = torch.autograd.grad(loss, z, torch.tensor(2.0), retain_graph=True)
+    assert torch.equal(2 * first, twice)
+    assert torch.equal(first, *torch.autograd.grad(loss, z))
+    with torch.no_grad():
+        assert fastseq.contrastive_idm(z, margin=9.0, backend="torch", **kw) == loss
 
 
 def test_changing_an_input_before_backward_is_an_error():

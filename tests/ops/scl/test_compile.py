@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 import fastseq
+from fastseq.ops.common import short
 from fastseq.ops.scl.op import FUSED
 from ops.scl.cases import loss_and_grads
 
@@ -27,19 +29,16 @@ def test_opcheck_forward(reduction):
 
 def test_opcheck_backward():
     z1, z2, *rest = _inputs()
-    loss, stats, coef = FUSED.forward_op(z1, z2, *rest)
-    tensors = (
-        torch.ones_like(loss),
-        z1.detach(),
-        z2.detach(),
-        *rest[:4],
-        stats.detach(),
-        coef.detach(),
-    )
+    loss, *kept = FUSED.forward_op(z1, z2, *rest)
+    *kept, pairs = (k.detach() for k in kept)
+    assert pairs.shape == (2, 7, 5)
+    tensors = torch.ones_like(loss), z1.detach(), z2.detach(), *rest[:4], *kept
     for needs in ([True, True], [True, False], [False, True]):
-        torch.library.opcheck(FUSED.backward_op, (*tensors, *rest[4:-1], needs))
+        for last in (pairs, None):  # of a short call, of a long one
+            torch.library.opcheck(FUSED.backward_op, (*tensors, last, *rest[4:-1], needs))
 
 
+@pytest.mark.usefixtures("pairs")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_compiled_equals_eager(autocast):
     g = torch.Generator().manual_seed(0)
@@ -82,6 +81,23 @@ def test_compiled_with_other_lengths_and_temperatures():
     for temperature in (0.2, 0.3, 0.4):
         kw = {"temperature": temperature}
         assert torch.equal(compiled(z1, z2, **kw), fastseq.scl_loss(z1, z2, **kw))
+
+
+def test_compiled_short_and_long_calls(monkeypatch):
+    """One graph for what keeps its pairs, one for what does not."""
+    monkeypatch.setattr(short, "KEPT_BYTES", 4 * 2 * 9 * 9)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(fastseq.scl_loss, fullgraph=True, backend=counter, dynamic=True)
+    counts = []
+    for frames in (5, 8, 9, 10, 14, 7):
+        z1, z2 = torch.randn(2, 2, frames, 3)
+        a, b = z1.clone().requires_grad_(), z2.clone().requires_grad_()
+        loss = compiled(a, b)
+        got = loss, *torch.autograd.grad(loss, (a, b))
+        assert all(map(torch.equal, got, loss_and_grads(z1, z2)))
+        counts.append(counter.frame_count - counts[0] if counts else counter.frame_count)
+    assert counts[1:] == [0, 0, 1, 1, 1]
 
 
 def test_compiled_forward_mode_is_an_error_not_zero():

@@ -88,6 +88,7 @@ def test_reference_is_differentiable_twice():
     list(itertools.product(NEGATIVES, REDUCTIONS, OBJECTIVES)),
 )
 @pytest.mark.parametrize("temperature", [0.01, 0.1])  # with and without running maximum
+@pytest.mark.usefixtures("pairs")
 def test_blockwise_equals_reference_in_float64(negatives, reduction, objective, temperature):
     kw = {
         "negatives": negatives,
@@ -117,8 +118,9 @@ def test_blockwise_equals_reference_in_float64(negatives, reduction, objective, 
     [(1, 1), (2, 63), (64, 65), (97, 480), (600, 600), (0, 3), (3, 0), (0, 0)],
 )
 @pytest.mark.parametrize("elements", [1 << 8, 1 << 12, 1 << 20])
+@pytest.mark.usefixtures("pairs")
 def test_blockwise_over_lengths_and_block_sizes(frames1, frames2, elements, monkeypatch):
-    import fastseq.ops.scl.torch as blockwise
+    import fastseq.ops.scl.torch_problem as blockwise
 
     monkeypatch.setattr(blockwise, "SHORT_ELEMENTS", elements)
     monkeypatch.setattr(blockwise, "LONG_ELEMENTS", elements)
@@ -176,6 +178,7 @@ def test_unnormalised_input(scale):
 
 
 @pytest.mark.parametrize("backend", ["reference", LINEAR])
+@pytest.mark.usefixtures("pairs")
 def test_padding_never_matters(backend):
     z1, z2, t1, t2, lengths1, valid2 = _ragged(dtype=torch.float32)
     kw = {"lengths1": lengths1, "valid2": valid2, "backend": backend}
@@ -194,6 +197,7 @@ def test_padding_never_matters(backend):
 
 
 @pytest.mark.parametrize("backend", ["reference", LINEAR])
+@pytest.mark.usefixtures("pairs")
 def test_nan_in_a_real_frame_is_not_hidden(backend):
     z1, z2 = _randn(1, 4, 3), _randn(1, 4, 3, seed=1)
     z1[0, 2, 1] = torch.nan
@@ -201,6 +205,7 @@ def test_nan_in_a_real_frame_is_not_hidden(backend):
 
 
 @pytest.mark.parametrize("backend", ["reference", LINEAR])
+@pytest.mark.usefixtures("pairs")
 def test_zero_and_tiny_embeddings_differentiate_as_in_normalize(backend):
     z1, z2 = _randn(1, 5, 3), _randn(1, 5, 3, seed=1)
     z1[0, 2] = z2[0, 4] = 0
@@ -300,6 +305,7 @@ def test_autocast_changes_nothing(backend, negatives):
     assert all(map(torch.equal, plain, (loss, *torch.autograd.grad(loss, (a, b)))))
 
 
+@pytest.mark.usefixtures("pairs")
 def test_layouts_partial_gradients_and_repeatability():
     base1, base2 = _randn(3, 8, 12, dtype=torch.float32), _randn(3, 8, 12, dtype=torch.float32)
     z1, z2 = base1.mT, base2[:1].expand(3, 8, 12).mT  # transposed, expanded
@@ -314,6 +320,21 @@ def test_layouts_partial_gradients_and_repeatability():
     a.grad = torch.ones_like(a)
     fastseq.scl_loss(a, z2, backend=LINEAR).backward()
     torch.testing.assert_close(a.grad, want[1] + 1)
+
+
+@pytest.mark.usefixtures("pairs")
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_a_backward_leaves_what_was_kept(negatives, temperature):
+    z1, z2 = (_randn(2, 90, 8, seed=k, dtype=torch.float32).requires_grad_() for k in (0, 1))
+    kw = {"negatives": negatives, "temperature": temperature, "lengths1": [90, 31]}
+    loss = fastseq.scl_loss(z1, z2, backend=LINEAR, **kw)
+    first = torch.autograd.grad(loss, (z1, z2), retain_graph=True)
+    twice = torch.autograd.grad(loss, (z1, z2), torch.tensor(2.0), retain_graph=True)
+    assert all(torch.equal(2 * a, b) for a, b in zip(first, twice, strict=True))
+    assert all(map(torch.equal, first, torch.autograd.grad(loss, (z1, z2))))
+    with torch.no_grad():
+        assert fastseq.scl_loss(z1, z2, backend=LINEAR, **kw) == loss
 
 
 def test_changing_an_input_before_backward_is_an_error():
@@ -336,6 +357,7 @@ def test_differentiating_twice_is_an_error_not_a_wrong_number():
         dz.square().sum().backward()
 
 
+@pytest.mark.usefixtures("pairs")
 def test_gradcheck_of_the_blockwise_backend():
     z1, z2, t1, t2, _, valid2 = _ragged(n=2, t1=3, t2=4)
 
