@@ -19,7 +19,7 @@ from fastseq.ops.contrastive_idm.options import CIDMOptions, coefficients, pair_
 
 # Short sequences share a block of few rows (it stays in the L2 cache, and less of the square on the
 # diagonal is formed twice), long ones want rows for the matrix product.
-SHORT_ROWS, SHORT_ELEMENTS = 80, 1 << 18
+SHORT_ROWS, SHORT_ELEMENTS = 120, 1 << 18
 LONG_ROWS, LONG_ELEMENTS = 128, 1 << 19
 # Rounding of a distance, relative to the norms that it was formed from: more than it ever is.
 ROUNDINGS = 16 * torch.finfo(torch.float32).eps
