@@ -1,4 +1,4 @@
-"""Blockwise backend: any device, memory O(N T D), never a T x T matrix.
+"""Blockwise backend: any device, memory O(N T D) and no T x T matrix, but where that is small.
 
 Rows are taken in blocks against the frames from the block's first one on: the rest follows by
 symmetry. Embeddings are taken relative to the block's first frame, which keeps the digits of

@@ -1,4 +1,4 @@
-"""Blockwise backend: any device, memory O(N T D), never a T x T matrix.
+"""Blockwise backend: any device, memory O(N T D) and no T x T matrix, but where that is small.
 
 Rows are taken in blocks whose similarities fit the cache. One block serves both directions, and
 its Gaussian is only formed on the columns within reach of its rows. Cosines over a temperature

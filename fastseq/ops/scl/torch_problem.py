@@ -43,7 +43,7 @@ class Problem:
         self.real1 = None if valid1 is None else self.m1.to(self.dtype)
 
     def set_times(self, t1, t2, valid1, valid2):
-        """What ``bands`` and ``gaussian`` need."""
+        """What ``blocks`` and ``gaussian`` need."""
         if t1 is None:
             t1 = torch.arange(self.frames1, device=self.device, dtype=self.dtype)
             t2 = torch.arange(self.frames2, device=self.device, dtype=self.dtype)
