@@ -25,7 +25,12 @@ from fastseq.ops.queue_nce.triton_kernels import (
 LOG2E = 1 / math.log(2)
 # Parts of the queue, and the fewest of its rows that are a part. More parts keep more
 # multiprocessors busy where queries are few, and cost memory: their sums are (N, parts, D).
-MAX_SPLITS, MIN_SPAN = 64, 512
+MAX_PARTS, MIN_SPAN = 128, 256
+# Programs that a card runs side by side. Where there would be more, a program scans two parts one
+# after the other and joins them as the loss kernel does otherwise: the bits are the same.
+ENOUGH = 288
+# Positives that the loss kernel takes at once, and channels of the mean of one of its programs.
+POSITIVES, MEAN = 4, 32
 
 
 @lru_cache
@@ -40,14 +45,18 @@ def tiles(d: int, operands: str, arch: int) -> Tiles:
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, padded, padded, 4, 1)
     if operands in ("bf16", "fp16"):
-        return Tiles(64, 64, min(padded, 128), min(padded, 128), 8 if padded > 64 else 4, 2)
+        step = min(padded, 128)
+        if arch < 90:
+            return Tiles(32, 64, step, step, 4, 3)
+        # Four warps: eight on 64 rows would each compute what another one does.
+        return Tiles(64, 64 if arch < 100 else 32, step, step, 4, 4)
     return Tiles(64, 32, 16, min(padded, 128), 8, 2)
 
 
 @lru_cache
 def parts(length: int, columns: int) -> tuple[int, int]:
     """How many parts a queue of this length is scanned in, and the rows of each: whole tiles."""
-    span = max(MIN_SPAN, launch.cdiv(launch.cdiv(length, MAX_SPLITS), columns) * columns)
+    span = max(MIN_SPAN, launch.cdiv(launch.cdiv(length, MAX_PARTS), columns) * columns)
     return max(1, launch.cdiv(length, span)), span
 
 
@@ -69,16 +78,23 @@ def forward(
         return reduced(losses, opts.reduction), lack, mean
     queue = queue.contiguous()
     kernels = _kernels(q, keep, opts)
-    splits, span = parts(len(queue), kernels.columns)
-    top, total = (torch.empty((n, splits), **fp32) for _ in range(2))
-    acc = torch.empty((n, splits, d), **fp32) if keep else None
+    count, span = parts(len(queue), kernels.columns)
+    blocks = launch.cdiv(n, kernels.rows) * kernels.chunks
+    fold = 1 if blocks * count <= ENOUGH else 2
+    stored = launch.cdiv(count, fold)
+    top, total = (torch.empty((n, stored), **fp32) for _ in range(2))
+    acc = torch.empty((n, stored, d), **fp32) if keep else None
     scale = LOG2E / opts.temperature
     kernels.scan(
-        launch.cdiv(n, kernels.rows) * kernels.chunks * splits,
-        (q, queue, top, total, acc),
-        (n, len(queue), splits, span, scale),
+        blocks * stored,
+        (q, queue, None, top, total, acc),
+        (n, len(queue), stored, span, fold, scale),
     )
-    kernels.loss(n, (q, positives, top, total, acc, losses, lack, mean), (per_query, splits, scale))
+    kernels.loss[fold - 1](
+        n * kernels.programs,
+        (q, positives, None, top, total, acc, losses, lack, mean),
+        (per_query, stored, scale),
+    )
     return reduced(losses, opts.reduction), lack, mean
 
 
@@ -109,13 +125,14 @@ def backward(
 
 class Kernels(NamedTuple):
     """The kernels of a kind of call; rows and columns of the scan's tiles, its programs for all
-    channels."""
+    channels; the loss kernel for single parts and for joined ones, its programs for a query."""
 
     scan: launch.Kernel
     rows: int
     columns: int
     chunks: int
-    loss: launch.Kernel
+    loss: tuple[launch.Kernel, launch.Kernel]
+    programs: int
     grad: launch.Kernel
 
 
@@ -144,15 +161,23 @@ def _choose(
         maxnreg=tile.registers or launch.MOST_REGISTERS,
     )
     whole = row_channels(d)
-    loss = launch.Kernel(
-        queue_nce_loss_kernel,
-        **both,
-        BS=MAX_SPLITS,
-        BC=min(64, whole),
-        BD=whole,
-        KEEP=keep,
-        num_warps=4,
-    )
+    width = min(MEAN, whole)
+    loss = [
+        launch.Kernel(
+            queue_nce_loss_kernel,
+            **both,
+            BS=MAX_PARTS // 2,
+            BP=POSITIVES,
+            BC=width,
+            BD=whole,
+            FOLDED=folded,
+            KEEP=keep,
+            num_warps=4,
+        )
+        for folded in (False, True)
+    ]
     grad = launch.Kernel(queue_nce_grad_kernel, **both, BD=whole, num_warps=4)
-    chunks = launch.cdiv(d, tile.channels) if keep else 1
-    return Kernels(scan, tile.rows, tile.columns, chunks, loss, grad)
+    chunks, programs = (
+        (launch.cdiv(d, tile.channels), launch.cdiv(d, width) + 1) if keep else (1, 1)
+    )
+    return Kernels(scan, tile.rows, tile.columns, chunks, (loss[0], loss[1]), programs, grad)

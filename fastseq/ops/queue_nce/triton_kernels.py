@@ -14,7 +14,7 @@ from fastseq.ops.common.triton_tiles import dot, frames
 LN2 = tl.constexpr(0.6931471805599453)
 NORM_EPS = tl.constexpr(1e-12)
 # Exponentials of at most 1 on their way through fp16: what underflows is then below a rounding.
-FP16_SCALE = tl.constexpr(32768.0)
+FP16_SHIFT, FP16_UNDO = tl.constexpr(15.0), tl.constexpr(2.0**-15)
 
 
 @triton.jit
@@ -34,17 +34,19 @@ def inverse_norm(b_sq, NORM: tl.constexpr):
     return f
 
 
-@triton.jit(do_not_specialize=["N", "K", "splits", "span"])
+@triton.jit(do_not_specialize=["N", "K", "stored", "span", "fold"])
 def queue_nce_scan_kernel(
     p_q,  # [N, D]
     p_c,  # [K, D], in a type of its own
-    p_max,  # [N, splits]
-    p_sum,  # [N, splits]
-    p_acc,  # [N, splits, D]
+    p_tau,  # temperature, or None: it is in scale
+    p_max,  # [N, stored]
+    p_sum,  # [N, stored]
+    p_acc,  # [N, stored, D]
     N,
     K,
-    splits,
-    span,  # rows of the queue per split
+    stored,  # how many sums a query gets: one for each ``fold`` parts of the queue
+    span,  # rows of a part
+    fold,
     scale,  # log2(e) / temperature
     D: tl.constexpr,
     BM: tl.constexpr,
@@ -55,10 +57,10 @@ def queue_nce_scan_kernel(
     KEEP: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    scale = tl.cast(scale, tl.float32)
     KIND: tl.constexpr = p_q.dtype.element_ty
     CHUNKS: tl.constexpr = (D + BD - 1) // BD if KEEP else 1
-    FACTOR: tl.constexpr = FP16_SCALE if tl.float16 == KIND else 1.0
+    SHIFT: tl.constexpr = FP16_SHIFT if tl.float16 == KIND else 0.0
+    UNDO: tl.constexpr = FP16_UNDO if tl.float16 == KIND else 1.0
     # Neighbours share a part of the queue.
     blocks = tl.cdiv(N, BM)
     o_m = tl.program_id(0) % blocks * BM + tl.arange(0, BM)
@@ -67,7 +69,7 @@ def queue_nce_scan_kernel(
     chunk = tl.program_id(0) // blocks % CHUNKS * BD
 
     b_qa = frames(p_q, o_m, m_m, 0, D, BK)  # [BM, BK]
-    b_f = tl.zeros([BM], tl.float32) + scale
+    b_f = tl.zeros([BM], tl.float32) + over(scale, p_tau)
     if NORM:
         b_sq = tl.sum(b_qa.to(tl.float32) * b_qa.to(tl.float32), 1)
         for k in range(BK, D, BK):
@@ -78,40 +80,127 @@ def queue_nce_scan_kernel(
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
     b_acc = tl.zeros([BM, BD], tl.float32)
-    stop = tl.minimum((i_s + 1) * span, K)
-    for j in range(i_s * span, stop, BN):
-        o_n = j + tl.arange(0, BN)
-        m_n = o_n < stop
-        b_c = frames(p_c, o_n, m_n, 0, D, BK).to(KIND)  # [BN, BK]
-        b_x = dot(b_qa, tl.trans(b_c), tl.zeros([BM, BN], tl.float32), PREC)
-        for k in range(BK, D, BK):
-            b_ck = frames(p_c, o_n, m_n, k, D, BK).to(KIND)
-            b_x = dot(frames(p_q, o_m, m_m, k, D, BK), tl.trans(b_ck), b_x, PREC)
-        b_x = tl.where(m_n[None, :], b_x * b_f[:, None], float("-inf"))
-        b_new = tl.maximum(b_max, tl.max(b_x, 1))
-        b_e = tl.exp2(b_x - b_new[:, None])
-        b_shrink = tl.exp2(b_max - b_new)
-        b_sum = b_sum * b_shrink + tl.sum(b_e, 1)
-        b_max = b_new
+    for part in range(i_s * fold, (i_s + 1) * fold):
+        first = tl.cast(part, tl.int64) * span
+        count = tl.minimum(span, K - first).to(tl.int32)
+        p_first = p_c + first * D
+        whole = count // BN * BN
+        b_top = tl.full([BM], float("-inf"), tl.float32)
+        b_all = tl.zeros([BM], tl.float32)
+        b_mix = tl.zeros([BM, BD], tl.float32)
+        for j in range(0, whole, BN):
+            b_top, b_all, b_mix = absorb(
+                *(p_q, o_m, m_m, b_qa, b_f, p_first, j, count, chunk, b_top, b_all, b_mix),
+                *(D, BK, BN, BD, KEEP, SHIFT, PREC, False),
+            )
+        for j in tl.range(tl.maximum(whole, 0), count, BN, num_stages=1):
+            b_top, b_all, b_mix = absorb(
+                *(p_q, o_m, m_m, b_qa, b_f, p_first, j, count, chunk, b_top, b_all, b_mix),
+                *(D, BK, BN, BD, KEEP, SHIFT, PREC, True),
+            )
+        b_max, b_w, b_v = joined(b_max, b_top)
+        b_sum = tl.fma(b_sum, b_w, b_all * b_v)
         if KEEP:
-            if BK < D or BK != BD:
-                b_c = frames(p_c, o_n, m_n, chunk, D, BD).to(KIND)
-            b_acc = dot((b_e * FACTOR).to(KIND), b_c, b_acc * b_shrink[:, None], PREC)
+            b_acc = tl.fma(b_acc, widened(b_w, b_acc), b_mix * b_v[:, None])
 
-    o_part = o_m.to(tl.int64) * splits + i_s
+    o_part = o_m.to(tl.int64) * stored + i_s
     if chunk == 0:
         tl.store(p_max + o_part, b_max, mask=m_m)
-        tl.store(p_sum + o_part, b_sum, mask=m_m)
+        tl.store(p_sum + o_part, b_sum * UNDO, mask=m_m)
     if KEEP:
         o_d = chunk + tl.arange(0, BD)
         p_out = p_acc + o_part[:, None] * D + o_d[None, :]
-        tl.store(p_out, b_acc * (1.0 / FACTOR), mask=m_m[:, None] & (o_d < D)[None, :])
+        tl.store(p_out, b_acc * UNDO, mask=m_m[:, None] & (o_d < D)[None, :])
 
 
-@triton.jit(do_not_specialize=["P", "splits"])
+@triton.jit
+def over(number, p_tau):
+    """A number divided by the temperature, unless that is in it."""
+    number = tl.cast(number, tl.float32)
+    if p_tau is not None:
+        number = number / tl.load(p_tau).to(tl.float32)
+    return number
+
+
+@triton.jit
+def joined(b_max1, b_max2):
+    """The maximum of two parts, and what to multiply their sums by."""
+    b_max = tl.maximum(b_max1, b_max2)
+    b_top = tl.where(b_max == float("-inf"), 0.0, b_max)  # both are empty
+    return b_max, tl.exp2(b_max1 - b_top), tl.exp2(b_max2 - b_top)
+
+
+@triton.jit
+def widened(b_w, b_like):
+    return tl.broadcast_to(b_w[:, None], b_like.shape)
+
+
+@triton.jit
+def absorb(
+    p_q,
+    o_m,
+    m_m,
+    b_qa,
+    b_f,
+    p_c,
+    j,
+    count,
+    chunk,
+    b_max,
+    b_sum,
+    b_acc,
+    D: tl.constexpr,
+    BK: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+    KEEP: tl.constexpr,
+    SHIFT: tl.constexpr,
+    PREC: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """The running maximum, sum and weighted sum after the tile of the part's rows j to j + BN, of
+    which the ``LAST`` has fewer."""
+    KIND: tl.constexpr = b_qa.dtype
+    m_n = j + tl.arange(0, BN) < count
+    b_c = rows(p_c, j, m_n, 0, D, BN, BK, LAST).to(KIND)  # [BN, BK]
+    b_x = dot(b_qa, tl.trans(b_c), tl.zeros([b_qa.shape[0], BN], tl.float32), PREC)
+    for k in range(BK, D, BK):
+        b_ck = rows(p_c, j, m_n, k, D, BN, BK, LAST).to(KIND)
+        b_x = dot(frames(p_q, o_m, m_m, k, D, BK), tl.trans(b_ck), b_x, PREC)
+    if LAST:
+        b_x = tl.where(m_n[None, :], b_x, float("-inf"))
+    # A factor is not negative: the greatest product is the greatest score.
+    b_new = tl.maximum(b_max, tl.max(b_x, 1) * b_f)
+    b_e = tl.exp2(b_x * b_f[:, None] - (b_new - SHIFT)[:, None])
+    if LAST:
+        b_e = tl.where(m_n[None, :], b_e, 0.0)
+    b_shrink = tl.exp2(b_max - b_new)
+    b_sum = b_sum * b_shrink + tl.sum(b_e, 1)
+    if KEEP:
+        if BK < D or BK != BD:
+            b_c = rows(p_c, j, m_n, chunk, D, BN, BD, LAST).to(KIND)
+        b_acc = dot(b_e.to(KIND), b_c, b_acc * b_shrink[:, None], PREC)
+    return b_new, b_sum, b_acc
+
+
+@triton.jit
+def rows(p_c, j, m_n, k, D: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LAST: tl.constexpr):
+    """Channels k to k + BK of the queue's rows from j on."""
+    o_k = k + tl.arange(0, BK)
+    # What is added is the same for all threads; where a thread reads does not change.
+    p_tile = p_c + tl.cast(j, tl.int64) * D + (tl.arange(0, BN)[:, None] * D + o_k[None, :])
+    if LAST:
+        return tl.load(p_tile, mask=m_n[:, None] & (o_k < D)[None, :], other=0.0)
+    if D % BK != 0:
+        return tl.load(p_tile, mask=(o_k < D)[None, :], other=0.0)
+    return tl.load(p_tile)
+
+
+@triton.jit(do_not_specialize=["P", "stored"])
 def queue_nce_loss_kernel(
     p_q,
     p_pos,  # [N, P, D]
+    p_tau,
     p_max,
     p_sum,
     p_acc,
@@ -119,48 +208,73 @@ def queue_nce_loss_kernel(
     p_lack,  # [N, P]: 1 - the probability of the positive
     p_mean,  # [N, D]
     P,
-    splits,
+    stored,
     scale,
     D: tl.constexpr,
     BS: tl.constexpr,
+    BP: tl.constexpr,
     BC: tl.constexpr,
     BD: tl.constexpr,
+    FOLDED: tl.constexpr,
     NORM: tl.constexpr,
     KEEP: tl.constexpr,
 ):
-    scale = tl.cast(scale, tl.float32)
-    i_n = tl.program_id(0).to(tl.int64)
+    # A query has a program for its losses, and one for each BC channels of its mean.
+    PROGRAMS: tl.constexpr = (D + BC - 1) // BC + 1 if KEEP else 1
+    i_n = (tl.program_id(0) // PROGRAMS).to(tl.int64)
+    i_c = tl.program_id(0) % PROGRAMS
     o_s = tl.arange(0, BS)
-    m_s = o_s < splits
-    b_max = tl.load(p_max + i_n * splits + o_s, mask=m_s, other=float("-inf"))
+    m_s = o_s < stored
+    p_max += i_n * stored
+    p_sum += i_n * stored
+    if FOLDED:
+        b_max = tl.load(p_max + o_s, mask=m_s, other=float("-inf"))
+        b_sum = tl.load(p_sum + o_s, mask=m_s, other=0.0)
+    else:
+        # In pairs, as the scan does it where it has queries enough.
+        o_s *= 2
+        m_s = o_s < stored
+        m_t = o_s + 1 < stored
+        b_max1 = tl.load(p_max + o_s, mask=m_s, other=float("-inf"))
+        b_max2 = tl.load(p_max + o_s + 1, mask=m_t, other=float("-inf"))
+        b_max, b_w1, b_w2 = joined(b_max1, b_max2)
+        b_sum1 = tl.load(p_sum + o_s, mask=m_s, other=0.0)
+        b_sum2 = tl.load(p_sum + o_s + 1, mask=m_t, other=0.0)
+        b_sum = tl.fma(b_sum1, b_w1, b_sum2 * b_w2)
     top = tl.max(b_max, 0)
     top = tl.where(top == float("-inf"), 0.0, top)  # an empty queue
     b_w = tl.exp2(b_max - top)
-    total = tl.sum(b_w * tl.load(p_sum + i_n * splits + o_s, mask=m_s, other=0.0), 0)
-    lse = top + tl.log2(total)
-    if KEEP:
-        share = tl.where(total == 0.0, 0.0, 1.0 / total)
-        for k in range(0, D, BC):
-            o_k = k + tl.arange(0, BC)
-            p_part = p_acc + (i_n * splits + o_s)[:, None] * D + o_k[None, :]
-            m_part = m_s[:, None] & (o_k < D)[None, :]
-            b_part = tl.load(p_part, mask=m_part, other=0.0)  # [BS, BC]
-            b_mean = tl.sum(b_part * b_w[:, None], 0) * share
-            tl.store(p_mean + i_n * D + o_k, b_mean, mask=o_k < D)
+    total = tl.sum(b_w * b_sum, 0)
 
-    b_q = vector(p_q + i_n * D, D, BD)
-    b_q *= inverse_norm(tl.sum(b_q * b_q, 0), NORM)
-    for p in range(0, P):
-        i_p = i_n * P + p
-        b_v = vector(p_pos + i_p * D, D, BD)
-        f = inverse_norm(tl.sum(b_v * b_v, 0), NORM)
-        gap = lse - tl.sum(b_q * b_v, 0) * f * scale
-        # log(1 + e) that keeps the digits of a small e.
-        e = tl.exp2(-tl.abs(gap))
-        d = (1.0 + e) - 1.0
-        log = tl.where(d == 0.0, e, tl.log(1.0 + e) * (e / tl.where(d == 0.0, 1.0, d)))
-        tl.store(p_loss + i_p, tl.where(gap < 0.0, 0.0, gap * LN2) + log)
-        tl.store(p_lack + i_p, 1.0 / (1.0 + tl.exp2(-gap)))
+    if i_c == PROGRAMS - 1:
+        lse = top + tl.log2(total)
+        o_d = tl.arange(0, BD)
+        b_q = tl.load(p_q + i_n * D + o_d, mask=o_d < D, other=0.0).to(tl.float32)
+        b_q *= inverse_norm(tl.sum(b_q * b_q, 0), NORM) * over(scale, p_tau)
+        for p in range(0, P, BP):
+            o_p = p + tl.arange(0, BP)
+            m_p = o_p < P
+            b_v = frames(p_pos + i_n * P * D, o_p, m_p, 0, D, BD).to(tl.float32)
+            b_gap = lse - tl.sum(b_q[None, :] * b_v, 1) * inverse_norm(tl.sum(b_v * b_v, 1), NORM)
+            # log(1 + e) that keeps the digits of a small e.
+            b_e = tl.exp2(-tl.abs(b_gap))
+            b_d = (1.0 + b_e) - 1.0
+            b_log = tl.log(1.0 + b_e) * (b_e / tl.where(b_d == 0.0, 1.0, b_d))
+            b_log = tl.where(b_d == 0.0, b_e, b_log)
+            b_loss = tl.where(b_gap < 0.0, 0.0, b_gap * LN2) + b_log
+            tl.store(p_loss + i_n * P + o_p, b_loss, mask=m_p)
+            tl.store(p_lack + i_n * P + o_p, 1.0 / (1.0 + tl.exp2(-b_gap)), mask=m_p)
+    elif KEEP:
+        share = tl.where(total == 0.0, 0.0, 1.0 / total)
+        o_k = i_c * BC + tl.arange(0, BC)
+        p_part = p_acc + (i_n * stored + o_s)[:, None] * D + o_k[None, :]  # [BS, BC]
+        m_k = (o_k < D)[None, :]
+        b_part = tl.load(p_part, mask=m_s[:, None] & m_k, other=0.0)
+        if not FOLDED:
+            b_more = tl.load(p_part + D, mask=m_t[:, None] & m_k, other=0.0)
+            b_part = tl.fma(b_part, widened(b_w1, b_part), b_more * b_w2[:, None])
+        b_mean = tl.sum(b_part * b_w[:, None], 0) * share
+        tl.store(p_mean + i_n * D + o_k, b_mean, mask=o_k < D)
 
 
 @triton.jit(do_not_specialize=["P", "sgn", "sgp"])

@@ -20,21 +20,21 @@ POINTERS = {
     "grad": ("p_pos", "p_lack", "p_mean", "p_grad", "p_dq", "p_dpos"),
 }
 INTEGERS = {
-    "scan": ("N", "K", "splits", "span"),
-    "loss": ("P", "splits"),
+    "scan": ("N", "K", "stored", "span", "fold"),
+    "loss": ("P", "stored"),
     "grad": ("P", "sgn", "sgp"),
 }
 
 
-def queue_nce_job(kernel, precision, d, arch, *, keep=True, norm=True, queue=None):
+def queue_nce_job(kernel, precision, d, arch, *, keep=True, norm=True, queue=None, folded=False):
     from fastseq.ops.common.launch import MOST_REGISTERS
-    from fastseq.ops.queue_nce.triton import MAX_SPLITS, row_channels, tiles
+    from fastseq.ops.queue_nce.triton import MAX_PARTS, MEAN, POSITIVES, row_channels, tiles
 
     dtype, dot = PRECISIONS[precision]
     tile = tiles(d, precision, arch)
     args = dict.fromkeys(POINTERS[kernel], "*fp32")
     args |= dict.fromkeys(("p_q", "p_pos", "p_dq", "p_dpos"), "*" + dtype)
-    args |= {"p_c": "*" + (queue or dtype)}
+    args |= {"p_c": "*" + (queue or dtype), "p_tau": None}
     if not keep:
         args |= dict.fromkeys({"p_acc", "p_mean", "p_dq"} & set(POINTERS[kernel]))
     args |= dict.fromkeys(INTEGERS[kernel], "i32") | {"scale": "fp32", "rate": "fp32"}
@@ -51,7 +51,8 @@ def queue_nce_job(kernel, precision, d, arch, *, keep=True, norm=True, queue=Non
     else:
         constants["BD"] = row_channels(d)
     if kernel == "loss":
-        constants |= {"BS": MAX_SPLITS, "BC": min(64, row_channels(d)), "KEEP": keep}
+        constants |= {"BS": MAX_PARTS // 2, "BP": POSITIVES, "BC": min(MEAN, row_channels(d))}
+        constants |= {"KEEP": keep, "FOLDED": folded}
     name = f"queue_nce_{kernel}_kernel"
     return job("fastseq.ops.queue_nce.triton_kernels", name, args, constants, arch, **options)
 
@@ -75,13 +76,14 @@ def all_cases():
         cases.append(("scan", "bf16", 200, arch, {}))
         cases.append(("scan", "tf32x3", 17, arch, {}))
         cases += [(kernel, "bf16", 2048, arch, {}) for kernel in ("loss", "grad")]
+        cases.append(("loss", "bf16", 128, arch, {"folded": True}))
     return cases
 
 
 def name(kernel, precision, d, arch, kinds):
-    kinds = {"keep": True, "norm": True, "queue": ""} | kinds
+    kinds = {"keep": True, "norm": True, "queue": "", "folded": False} | kinds
     parts = [kernel, precision, f"D{d}", f"sm_{arch}", kinds["queue"]]
-    parts += [word for word in ("keep", "norm") if kinds[word]]
+    parts += [word for word in ("keep", "norm", "folded") if kinds[word]]
     return " ".join(filter(None, parts))
 
 
