@@ -115,7 +115,7 @@ ROLES = (
         tile=lambda v: (v.BM, v.BM),
     ),
     _triton("cidm_grad", "tl.cdiv(n, BN), 0)", "tiles", _tiles, tile=_block),
-    _triton("queue_nce_scan", "range(0, whole, BN)", "tiles", _queue_tiles, tile=_block),
+    _triton("queue_nce_scan", "range(0, whole, BN", "tiles", _queue_tiles, tile=_block),
     _triton("queue_nce_scan", "tl.maximum(whole, 0), count", "last tile", _never),
     _triton("queue_nce_scan", "range(i_s * fold, (i_s + 1) * fold)", "parts", _parts),
     _triton("queue_nce_", "range(0, P, BP)", "positives", lambda v: ceil(3 / v.BP)),

@@ -53,14 +53,13 @@ def queue_nce_scan_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
+    PLANES: tl.constexpr,
+    PAIRS: tl.constexpr,  # whether fold is ever more than 1
     NORM: tl.constexpr,
     KEEP: tl.constexpr,
-    PREC: tl.constexpr,
 ):
-    KIND: tl.constexpr = p_q.dtype.element_ty
     CHUNKS: tl.constexpr = (D + BD - 1) // BD if KEEP else 1
-    SHIFT: tl.constexpr = FP16_SHIFT if tl.float16 == KIND else 0.0
-    UNDO: tl.constexpr = FP16_UNDO if tl.float16 == KIND else 1.0
+    UNDO: tl.constexpr = FP16_UNDO if tl.float16 == p_q.dtype.element_ty else 1.0
     # Neighbours share a part of the queue.
     blocks = tl.cdiv(N, BM)
     o_m = tl.program_id(0) % blocks * BM + tl.arange(0, BM)
@@ -68,40 +67,34 @@ def queue_nce_scan_kernel(
     i_s = tl.program_id(0) // blocks // CHUNKS
     chunk = tl.program_id(0) // blocks % CHUNKS * BD
 
-    b_qa = frames(p_q, o_m, m_m, 0, D, BK)  # [BM, BK]
+    b_q = frames(p_q, o_m, m_m, 0, D, BK)  # [BM, BK]
     b_f = tl.zeros([BM], tl.float32) + over(scale, p_tau)
     if NORM:
-        b_sq = tl.sum(b_qa.to(tl.float32) * b_qa.to(tl.float32), 1)
+        b_sq = tl.sum(b_q.to(tl.float32) * b_q.to(tl.float32), 1)
         for k in range(BK, D, BK):
             b_qk = frames(p_q, o_m, m_m, k, D, BK).to(tl.float32)
             b_sq += tl.sum(b_qk * b_qk, 1)
         b_f *= inverse_norm(b_sq, NORM)
+    b_q, b_qm, b_ql = split(b_q, PLANES)
 
-    b_max = tl.full([BM], float("-inf"), tl.float32)
-    b_sum = tl.zeros([BM], tl.float32)
-    b_acc = tl.zeros([BM, BD], tl.float32)
-    for part in range(i_s * fold, (i_s + 1) * fold):
-        first = tl.cast(part, tl.int64) * span
-        count = tl.minimum(span, K - first).to(tl.int32)
-        p_first = p_c + first * D
-        whole = count // BN * BN
-        b_top = tl.full([BM], float("-inf"), tl.float32)
-        b_all = tl.zeros([BM], tl.float32)
-        b_mix = tl.zeros([BM, BD], tl.float32)
-        for j in range(0, whole, BN):
-            b_top, b_all, b_mix = absorb(
-                *(p_q, o_m, m_m, b_qa, b_f, p_first, j, count, chunk, b_top, b_all, b_mix),
-                *(D, BK, BN, BD, KEEP, SHIFT, PREC, False),
+    if PAIRS:
+        b_max = tl.full([BM], float("-inf"), tl.float32)
+        b_sum = tl.zeros([BM], tl.float32)
+        b_acc = tl.zeros([BM, BD], tl.float32)
+        for i in range(i_s * fold, (i_s + 1) * fold):
+            b_top, b_all, b_mix = scan_part(
+                *(p_q, o_m, m_m, b_q, b_qm, b_ql, b_f, p_c, tl.cast(i, tl.int64), K, span, chunk),
+                *(D, BM, BK, BN, BD, PLANES, KEEP),
             )
-        for j in tl.range(tl.maximum(whole, 0), count, BN, num_stages=1):
-            b_top, b_all, b_mix = absorb(
-                *(p_q, o_m, m_m, b_qa, b_f, p_first, j, count, chunk, b_top, b_all, b_mix),
-                *(D, BK, BN, BD, KEEP, SHIFT, PREC, True),
-            )
-        b_max, b_w, b_v = joined(b_max, b_top)
-        b_sum = tl.fma(b_sum, b_w, b_all * b_v)
-        if KEEP:
-            b_acc = tl.fma(b_acc, widened(b_w, b_acc), b_mix * b_v[:, None])
+            b_max, b_w, b_v = joined(b_max, b_top)
+            b_sum = tl.fma(b_sum, b_w, b_all * b_v)
+            if KEEP:
+                b_acc = tl.fma(b_acc, widened(b_w, b_acc), b_mix * b_v[:, None])
+    else:
+        b_max, b_sum, b_acc = scan_part(
+            *(p_q, o_m, m_m, b_q, b_qm, b_ql, b_f, p_c, i_s.to(tl.int64), K, span, chunk),
+            *(D, BM, BK, BN, BD, PLANES, KEEP),
+        )
 
     o_part = o_m.to(tl.int64) * stored + i_s
     if chunk == 0:
@@ -114,11 +107,57 @@ def queue_nce_scan_kernel(
 
 
 @triton.jit
+def scan_part(
+    p_q,
+    o_m,
+    m_m,
+    b_q,
+    b_qm,
+    b_ql,
+    b_f,
+    p_c,
+    i,
+    K,
+    span,
+    chunk,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+    PLANES: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """Maximum, sum and weighted sum of the queue's part i."""
+    first = i * span
+    count = tl.minimum(span, K - first).to(tl.int32)
+    p_c += first * D
+    whole = count // BN * BN
+    b_max = tl.full([BM], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BM], tl.float32)
+    b_acc = tl.zeros([BM, BD], tl.float32)
+    # What does not change from tile to tile is cheaper computed again than kept: of addresses and
+    # descriptors of shared memory alone a thread would have more than registers.
+    for j in tl.range(0, whole, BN, disable_licm=True):
+        b_max, b_sum, b_acc = absorb(
+            *(p_q, o_m, m_m, b_q, b_qm, b_ql, b_f, p_c, j, count, chunk),
+            *(b_max, b_sum, b_acc, D, BK, BN, BD, PLANES, KEEP, False),
+        )
+    for j in tl.range(tl.maximum(whole, 0), count, BN, num_stages=1, disable_licm=True):
+        b_max, b_sum, b_acc = absorb(
+            *(p_q, o_m, m_m, b_q, b_qm, b_ql, b_f, p_c, j, count, chunk),
+            *(b_max, b_sum, b_acc, D, BK, BN, BD, PLANES, KEEP, True),
+        )
+    return b_max, b_sum, b_acc
+
+
+@triton.jit
 def over(number, p_tau):
-    """A number divided by the temperature, unless that is in it."""
+    """A number divided by the temperature, unless that is in it. NaN where that is not positive."""
     number = tl.cast(number, tl.float32)
     if p_tau is not None:
-        number = number / tl.load(p_tau).to(tl.float32)
+        tau = tl.load(p_tau).to(tl.float32)
+        number = number / tl.where(tau > 0.0, tau, float("nan"))
     return number
 
 
@@ -140,7 +179,9 @@ def absorb(
     p_q,
     o_m,
     m_m,
-    b_qa,
+    b_q,
+    b_qm,
+    b_ql,
     b_f,
     p_c,
     j,
@@ -153,20 +194,32 @@ def absorb(
     BK: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
+    PLANES: tl.constexpr,
     KEEP: tl.constexpr,
-    SHIFT: tl.constexpr,
-    PREC: tl.constexpr,
     LAST: tl.constexpr,
 ):
     """The running maximum, sum and weighted sum after the tile of the part's rows j to j + BN, of
     which the ``LAST`` has fewer."""
-    KIND: tl.constexpr = b_qa.dtype
+    SHIFT: tl.constexpr = FP16_SHIFT if tl.float16 == b_q.dtype else 0.0
+    # Planes of the queue, which may be bf16 where q is fp32.
+    THEIRS: tl.constexpr = 1 if tl.bfloat16 == p_c.dtype.element_ty else PLANES
     m_n = j + tl.arange(0, BN) < count
-    b_c = rows(p_c, j, m_n, 0, D, BN, BK, LAST).to(KIND)  # [BN, BK]
-    b_x = dot(b_qa, tl.trans(b_c), tl.zeros([b_qa.shape[0], BN], tl.float32), PREC)
+    b_c = rows(p_c, j, m_n, 0, D, BN, BK, LAST)  # [BN, BK]
+    b_c, b_cm, b_cl = split(like(b_c, b_q, PLANES), THEIRS)
+    b_x = tl.zeros([b_q.shape[0], BN], tl.float32)
+    b_x = product(
+        b_q, b_qm, b_ql, tl.trans(b_c), tl.trans(b_cm), tl.trans(b_cl), b_x, PLANES, THEIRS
+    )
     for k in range(BK, D, BK):
-        b_ck = rows(p_c, j, m_n, k, D, BN, BK, LAST).to(KIND)
-        b_x = dot(frames(p_q, o_m, m_m, k, D, BK), tl.trans(b_ck), b_x, PREC)
+        b_k, b_km, b_kl = split(frames(p_q, o_m, m_m, k, D, BK), PLANES)
+        b_ck = rows(p_c, j, m_n, k, D, BN, BK, LAST)
+        b_ck, b_ckm, b_ckl = split(like(b_ck, b_q, PLANES), THEIRS)
+        b_ck, b_ckm, b_ckl = tl.trans(b_ck), tl.trans(b_ckm), tl.trans(b_ckl)
+        if PLANES == 1:
+            b_x = product(b_k, b_km, b_kl, b_ck, b_ckm, b_ckl, b_x, PLANES, THEIRS)
+        else:
+            b_0 = tl.zeros([b_q.shape[0], BN], tl.float32)
+            b_x += product(b_k, b_km, b_kl, b_ck, b_ckm, b_ckl, b_0, PLANES, THEIRS)
     if LAST:
         b_x = tl.where(m_n[None, :], b_x, float("-inf"))
     # A factor is not negative: the greatest product is the greatest score.
@@ -178,9 +231,66 @@ def absorb(
     b_sum = b_sum * b_shrink + tl.sum(b_e, 1)
     if KEEP:
         if BK < D or BK != BD:
-            b_c = rows(p_c, j, m_n, chunk, D, BN, BD, LAST).to(KIND)
-        b_acc = dot(b_e.to(KIND), b_c, b_acc * b_shrink[:, None], PREC)
+            b_c = rows(p_c, j, m_n, chunk, D, BN, BD, LAST)
+            b_c, b_cm, b_cl = split(like(b_c, b_q, PLANES), THEIRS)
+        if PLANES == 1:
+            b_acc = dot(b_e.to(b_q.dtype), b_c, b_acc * b_shrink[:, None], "tf32")
+        else:
+            b_e, b_em, b_el = split(b_e, PLANES)
+            b_0 = tl.zeros(b_acc.shape, tl.float32)
+            b_0 = product(b_e, b_em, b_el, b_c, b_cm, b_cl, b_0, PLANES, THEIRS)
+            b_acc = tl.fma(b_acc, widened(b_shrink, b_acc), b_0)
     return b_new, b_sum, b_acc
+
+
+@triton.jit
+def like(b_c, b_q, PLANES: tl.constexpr):
+    """Rows of the queue in the type in which they are multiplied, or split."""
+    if PLANES == 1:
+        return b_c.to(b_q.dtype)
+    elif tl.bfloat16 == b_c.dtype:
+        return b_c
+    else:
+        return b_c.to(tl.float32)
+
+
+@triton.jit
+def split(b_z, PLANES: tl.constexpr):
+    """fp32 as a sum of ``PLANES`` tiles of bf16, of which the tensor cores multiply more than of
+    tf32. What is one plane stays as it is."""
+    if PLANES == 1:
+        return b_z, b_z, b_z
+    else:
+        # What a plane of two lacks shows: it is rounded. Three hold all bits either way.
+        b_hi = upper(b_z, 0x8000 if PLANES == 2 else 0)
+        b_mid = b_z - b_hi
+        b_lo = b_mid
+        if PLANES > 2:
+            b_lo = b_mid - upper(b_mid, 0)
+            b_mid = upper(b_mid, 0)
+        return b_hi.to(tl.bfloat16), b_mid.to(tl.bfloat16), b_lo.to(tl.bfloat16)
+
+
+@triton.jit
+def upper(b_z, add: tl.constexpr):
+    """fp32 without the bits that bf16 lacks. Converting to bf16 and back takes far longer."""
+    return ((b_z.to(tl.int32, bitcast=True) + add) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def product(b_x, b_xm, b_xl, b_y, b_ym, b_yl, b_acc, PLANES: tl.constexpr, THEIRS: tl.constexpr):
+    """x @ y + acc of planes. Small products come first: Hopper's tensor cores cut off what does not
+    fit beside the sum so far."""
+    if PLANES == 3:
+        b_acc = dot(b_xl, b_y, b_acc, "tf32")
+        if THEIRS == 3:
+            b_acc = dot(b_x, b_yl, b_acc, "tf32")
+            b_acc = dot(b_xm, b_ym, b_acc, "tf32")
+    if PLANES > 1:
+        b_acc = dot(b_xm, b_y, b_acc, "tf32")
+    if THEIRS > 1:
+        b_acc = dot(b_x, b_ym, b_acc, "tf32")
+    return dot(b_x, b_y, b_acc, "tf32")
 
 
 @triton.jit
@@ -281,11 +391,13 @@ def queue_nce_loss_kernel(
 def queue_nce_grad_kernel(
     p_q,
     p_pos,
+    p_tau,
     p_lack,
-    p_mean,
+    p_mean,  # or None: neither p_dq nor p_dtau is wanted
     p_grad,  # gradient of the losses [N, P], with strides sgn and sgp
     p_dq,  # [N, D] or None
     p_dpos,  # [N, P, D] or None
+    p_dtau,  # [N], what each query adds to the gradient of the temperature, or None
     P,
     sgn,
     sgp,
@@ -294,7 +406,7 @@ def queue_nce_grad_kernel(
     BD: tl.constexpr,
     NORM: tl.constexpr,
 ):
-    rate = tl.cast(rate, tl.float32)
+    rate = over(rate, p_tau)
     i_n = tl.program_id(0).to(tl.int64)
     o_d = tl.arange(0, BD)
     m_d = o_d < D
@@ -316,8 +428,12 @@ def queue_nce_grad_kernel(
         if p_dpos is not None:
             b_d = through_norm(-w * b_u, b_v, sq, f, NORM)
             tl.store(p_dpos + i_p * D + o_d, b_d.to(p_dpos.dtype.element_ty), mask=m_d)
-    if p_dq is not None:
+    if p_mean is not None:
         b_d = total * vector(p_mean + i_n * D, D, BD) - b_pull
+    if p_dtau is not None:
+        # Temperature t divides the query: moving one is moving the other by -u / t.
+        tl.store(p_dtau + i_n, -rate * tl.sum(b_d * b_u, 0))
+    if p_dq is not None:
         b_d = through_norm(b_d, b_u, sq_q, f_q, NORM)
         tl.store(p_dq + i_n * D + o_d, b_d.to(p_dq.dtype.element_ty), mask=m_d)
 
