@@ -42,8 +42,9 @@ POSITIVES, MEAN = 4, 32
 
 
 @lru_cache
-def tiles(d: int, operands: str, arch: int) -> Tiles:
-    """The configuration of the scan for "bf16", "fp16", "tf32" or "tf32x3" operands.
+def tiles(d: int, operands: str, arch: int, keep: bool = True) -> Tiles:
+    """The configuration of the scan for "bf16", "fp16", "tf32" or "tf32x3" operands, where it keeps
+    the queue's mean or not.
 
     Nothing here may depend on N: a query gives the same bits alone and in a batch. Chosen so that
     nothing spills (tests/data/queue_nce_resources.json) and to fit the 99 kB of shared memory of
@@ -57,7 +58,10 @@ def tiles(d: int, operands: str, arch: int) -> Tiles:
     # Four warps: eight on 64 rows would each compute what another one does.
     if operands in ("bf16", "fp16"):
         return Tiles(rows, 64, step, step, 4, 3 if arch < 90 else 4)
-    return Tiles(rows, 32, step, step, 4, 2 if arch < 90 else 3)
+    if arch < 90:
+        # Without a second product the planes of q would be in the registers of all warps.
+        return Tiles(rows, 32, step if keep else min(step, 32), step, 4, 2)
+    return Tiles(rows, 32, step, step, 4, 3)
 
 
 @lru_cache
@@ -158,7 +162,7 @@ def _kernels(q: Tensor, keep: bool, opts: QueueNCEOptions) -> Kernels:
 
 @launch.once
 def _choose(d: int, operands: str, arch: int, normalize: bool, keep: bool) -> Kernels:
-    tile = tiles(d, operands, arch)
+    tile = tiles(d, operands, arch, keep)
     both = {"D": d, "NORM": normalize}
     scan = launch.Kernel(
         queue_nce_scan_kernel,

@@ -33,7 +33,7 @@ def queue_nce_job(
     from fastseq.ops.queue_nce.triton import MAX_PARTS, MEAN, PLANES, POSITIVES, row_channels, tiles
 
     dtype, _ = PRECISIONS[precision]
-    tile = tiles(d, precision, arch)
+    tile = tiles(d, precision, arch, keep)
     args = dict.fromkeys(POINTERS[kernel], "*fp32")
     args |= dict.fromkeys(("p_q", "p_pos", "p_dq", "p_dpos"), "*" + dtype)
     args |= {"p_c": "*" + (queue or dtype), "p_tau": "*fp32" if tau else None}
