@@ -56,6 +56,11 @@ def tiles(d: int, operands: str, arch: int, keep: bool = True) -> Tiles:
     step = min(padded, 128)
     rows = 32 if arch < 90 else 64
     # Four warps: eight on 64 rows would each compute what another one does.
+    if padded > 128:
+        # Scores in steps and the mean in chunks, which load other tiles, have more addresses.
+        if operands in ("bf16", "fp16"):
+            return Tiles(rows, 32, 64, 128, 4, 2)
+        return Tiles(rows, 32 if arch == 90 else 16, 32, 128, 4, 2)
     if operands in ("bf16", "fp16"):
         return Tiles(rows, 64, step, step, 4, 3 if arch < 90 else 4)
     if arch < 90:
