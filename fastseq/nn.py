@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastseq.ops.common.lengths import Durations, Lengths
-from fastseq.ops.common.validate import check_nonnegative, renamed
+from fastseq.ops.common.validate import check_nonnegative, check_scalar, renamed
 from fastseq.ops.contrastive_idm.op import contrastive_idm
 from fastseq.ops.contrastive_idm.options import CIDMOptions
 from fastseq.ops.lav.op import lav_loss
@@ -364,6 +364,8 @@ class LAVLoss(_Loss):
 class QueueNCE(_Loss):
     """:func:`fastseq.queue_nce` as a module; see there for the formula, shapes and defaults.
 
+    ``temperature`` as an ``nn.Parameter`` is one of the module, as another tensor a buffer of it.
+
     Example:
         >>> import torch
         >>> queue = FeatureQueue(4096, 128)
@@ -376,21 +378,31 @@ class QueueNCE(_Loss):
     def __init__(
         self,
         *,
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         normalize: bool = True,
         reduction: str = "mean",
         backend: str = "auto",
     ):
+        learned = isinstance(temperature, Tensor)
         super().__init__(
             QueueNCEOptions.checked,
             backend,
-            temperature=temperature,
+            temperature=1.0 if learned else temperature,
             normalize=normalize,
             reduction=reduction,
         )
+        if learned:
+            check_scalar(type(self).__name__, "temperature", temperature, temperature.device)
+            del self.options["temperature"]
+            if isinstance(temperature, nn.Parameter):
+                self.temperature = temperature
+            else:
+                self.register_buffer("temperature", temperature)
 
     def forward(self, q: Tensor, positives: Tensor, queue: Tensor) -> Tensor:
-        return queue_nce(q, positives, queue, **self.options)
+        # In the options, or else a parameter or buffer, which the module may have moved.
+        options = {"temperature": getattr(self, "temperature", None)} | self.options
+        return queue_nce(q, positives, queue, **options)
 
 
 class VCLRLoss(_Loss):

@@ -75,7 +75,14 @@ def _never(v: Values) -> int:
 def _queue_tiles(v: Values) -> float:
     from fastseq.ops.queue_nce.triton import parts
 
-    return parts(v.t, v.BN)[1] / v.BN
+    return parts(v.t, v.BN)[1] // v.BN
+
+
+def _parts(v: Values) -> int:
+    """Of the queue that a program scans, as queue_nce's launcher has it."""
+    from fastseq.ops.queue_nce.triton import ENOUGH, parts
+
+    return 1 if ceil(v.n / v.BM) * parts(v.t, v.BN)[0] <= ENOUGH else 2
 
 
 def _cells(v: Values) -> tuple[int, int]:
@@ -108,8 +115,10 @@ ROLES = (
         tile=lambda v: (v.BM, v.BM),
     ),
     _triton("cidm_grad", "tl.cdiv(n, BN), 0)", "tiles", _tiles, tile=_block),
-    _triton("queue_nce_scan", "range(i_s * span, stop, BN)", "tiles", _queue_tiles, tile=_block),
-    _triton("queue_nce_", "range(0, D, BC)", "channels", lambda v: ceil(v.D / v.BC)),
+    _triton("queue_nce_scan", "range(0, whole, BN", "tiles", _queue_tiles, tile=_block),
+    _triton("queue_nce_scan", "tl.maximum(whole, 0), count", "last tile", _never),
+    _triton("queue_nce_scan", "range(i_s * fold, (i_s + 1) * fold)", "parts", _parts),
+    _triton("queue_nce_", "range(0, P, BP)", "positives", lambda v: ceil(3 / v.BP)),
     _triton("queue_nce_", "range(0, P)", "positives", lambda v: 3),
     _triton("tcc_nearest", "n_v, 0), BN)", "tiles", _tiles, tile=_block),
     _triton("tcc_", "n_u, 0), BN)", "tiles", _tiles, tile=_block),

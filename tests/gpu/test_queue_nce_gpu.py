@@ -145,6 +145,48 @@ def test_host_never_waits():
     assert int(bank.pointer) == 4 * 64 * 3
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_learned_temperature(dtype):
+    """On the device it is never read, and a graph replays with its new value."""
+    q, positives, queue = inputs(64, 20000, 128, DTYPES[dtype])
+    tau = torch.tensor(0.1, device="cuda", requires_grad=True)
+
+    def slope(backend="triton", dtype=None):
+        args = (z if dtype is None else z.to(dtype) for z in (q, positives, queue))
+        leaf = tau if dtype is None else tau.detach().to(dtype).requires_grad_()
+        loss = fastseq.queue_nce(*args, temperature=leaf, backend=backend)
+        return loss.detach(), *torch.autograd.grad(loss, leaf)
+
+    slope()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for backend in ("triton", "torch"):
+            slope(backend)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        slope()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = slope()
+    for value in (0.1, 0.02):
+        with torch.no_grad():
+            tau.fill_(value)
+        graph.replay()
+        assert all(map(torch.equal, got, slope()))
+        truth, plain = slope("torch", torch.float64), slope("reference")
+        as_accurate_as(got[0], plain[0], truth[0], floor=None if dtype == "fp32" else 1e-4)
+        # It comes from the queue's mean, whose probabilities have the type of q.
+        floor = rounding(DTYPES[dtype])
+        as_accurate_as(got[1:], plain[1:], truth[1:], floor=floor, what=("dtemperature",))
+    with torch.no_grad():
+        tau.fill_(-1.0)
+    assert slope()[0].isnan()
+
+
 def test_runs_on_the_current_stream():
     """Inputs that a slow kernel on the same stream is still writing."""
     q, positives, queue = inputs(64, 20000, 128, torch.bfloat16)

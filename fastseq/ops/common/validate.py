@@ -6,6 +6,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from fastseq.ops.common.fused import transforms_active
+
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -14,8 +16,6 @@ REDUCTIONS = ("none", "mean", "sum")
 _LEARNED = {
     ("scl_loss", "temperature"): "scl_loss(normalize(z1) / tau, normalize(z2), temperature=1, "
     "normalize=False), where normalize is torch.nn.functional.normalize(z, dim=-1)",
-    ("queue_nce", "temperature"): "queue_nce(normalize(q) / tau, normalize(positives), queue, "
-    "temperature=1, normalize=False), where normalize is torch.nn.functional.normalize(z, dim=-1)",
     ("intra_nce", "temperature"): "intra_nce(normalize(q) / tau, normalize(positive), "
     "normalize(negatives), temperature=1, normalize=False), where normalize is "
     "torch.nn.functional.normalize(z, dim=-1)",
@@ -84,6 +84,36 @@ def check_positive(op: str, name: str, value: float) -> float:
             f"{op}: {name} must be finite (1e-30 to 1e30) and greater than 0, got {value}"
         )
     return float(value)
+
+
+def check_scalar(op: str, name: str, value: float | Tensor, device: torch.device) -> Tensor | None:
+    """A number that may be given as a 0-dim tensor, on ``device``; None where it is no tensor.
+
+    What a tensor holds is looked at on the CPU alone, and not while torch.compile traces: reading
+    it from a GPU would wait for it. Kernels make NaN of what is not greater than 0.
+    """
+    if not isinstance(value, Tensor):
+        return None
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{op}: {name} must be a number or a tensor of float64, float32, bfloat16 or float16, "
+            f"got {value.dtype}"
+        )
+    if value.dim() != 0:
+        raise ValueError(
+            f"{op}: {name} must be a number or a tensor of shape (), got {tuple(value.shape)}"
+            + (f"; to fix: {name}.squeeze()" if value.numel() == 1 else "")
+        )
+    if value.device == device:
+        if device.type == "cpu" and not (torch.compiler.is_compiling() or transforms_active()):
+            check_positive(op, name, value.item())
+        return value
+    if value.device.type != "cpu":
+        raise ValueError(
+            f"{op}: {name} must be on {device} as the embeddings are, or on the CPU, got "
+            f"{value.device}"
+        )
+    return value.to(device, non_blocking=True)
 
 
 def check_nonnegative(op: str, name: str, value: float, below: float | None = None) -> float:

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_compile
 from fastseq.ops.common.fused import FusedLoss
-from fastseq.ops.common.validate import FLOAT_DTYPES
-from fastseq.ops.queue_nce.options import QueueNCEOptions
+from fastseq.ops.common.validate import FLOAT_DTYPES, check_scalar
+from fastseq.ops.queue_nce.options import QueueNCEOptions, keeps_mean
 from fastseq.ops.queue_nce.reference import queue_nce_reference
 
 
@@ -15,7 +15,7 @@ def queue_nce(
     positives: Tensor,
     queue: Tensor,
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     normalize: bool = True,
     reduction: str = "mean",
     backend: str = "auto",
@@ -39,7 +39,12 @@ def queue_nce(
             a negative of another. From the momentum encoder they need no gradient; they may.
         queue: negatives (K, D), no gradient. Rows are taken as they are: normalised if q is meant
             to be, as those of :class:`fastseq.nn.FeatureQueue` are. K may be 0.
-        temperature: tau. 0.1: VCLR's released code; MoCo v2 has 0.2.
+        temperature: tau. 0.1: VCLR's released code; MoCo v2 has 0.2. Or a floating 0-dim tensor on
+            the device of q or on the CPU, which is differentiated where it requires a gradient.
+            torch.compile compiles once more for another float, never for another value of a
+            tensor, and the host reads none that is on a GPU: where such a tensor is NaN or not
+            greater than 0 (which is an error for a float, and for a tensor on the CPU outside
+            torch.compile), every loss is NaN. A CUDA graph needs it on the device of q.
         normalize: divide q and positives by their L2 norms first (VCLR, appendix A.1). It does
             no harm to what is normalised already.
         reduction: "none": the losses, of the shape of positives without D; "sum"; or "mean" over
@@ -65,7 +70,10 @@ def queue_nce(
     """
     op = "queue_nce"
     check_inputs(op, q, positives, queue)
-    opts = QueueNCEOptions.checked(op, temperature, normalize, reduction)
+    learned = check_scalar(op, "temperature", temperature, q.device)
+    opts = QueueNCEOptions.checked(
+        op, temperature if learned is None else 1.0, normalize, reduction
+    )
     single = positives.dim() == 2
     if single:
         positives = positives[:, None]
@@ -74,7 +82,7 @@ def queue_nce(
         wide = torch.promote_types(torch.promote_types(wide, positives.dtype), queue.dtype)
         q, positives = q.to(wide), positives.to(wide)
     name, _ = resolve_backend(backend, q.device.type, wide)
-    loss = FUSED(name, opts, q, positives, queue)
+    loss = FUSED(name, opts, q, positives, learned, queue)
     return loss[:, 0] if single and reduction == "none" else loss
 
 
@@ -118,17 +126,18 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
     return choose_triton_or_torch("queue_nce", requested, device_type, dtype)
 
 
-def _shapes(q, positives, queue, opts: QueueNCEOptions, needs):
+def _shapes(q, positives, temperature, queue, opts: QueueNCEOptions, needs):
     """Of the loss, what each positive lacks of probability 1, and the queue's mean."""
     losses = positives.shape[:2]
-    return losses if opts.reduction == "none" else (), losses, q.shape if needs[0] else None
+    value = losses if opts.reduction == "none" else ()
+    return value, losses, q.shape if keeps_mean(needs) else None
 
 
 FUSED = FusedLoss(
     "queue_nce",
     "fastseq.ops.queue_nce",
-    inputs=("q", "positives", "queue"),
-    differentiable=2,
+    inputs=("q", "positives", "tau?", "queue"),  # not the name of the option
+    differentiable=3,
     options=QueueNCEOptions,
     reference=queue_nce_reference,
     kept=2,

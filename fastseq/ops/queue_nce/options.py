@@ -1,7 +1,9 @@
 """The options of one call, and what the backends share of the definition."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastseq.ops.common.validate import REDUCTIONS, check_bool, check_choice, check_positive
@@ -9,7 +11,13 @@ from fastseq.ops.common.validate import REDUCTIONS, check_bool, check_choice, ch
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
+# Of q, the positives and the temperature.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
 class QueueNCEOptions(NamedTuple):
+    """``temperature`` is 1 where the call has it as a tensor."""
+
     temperature: float
     normalize: bool
     reduction: str
@@ -22,6 +30,20 @@ class QueueNCEOptions(NamedTuple):
         check_bool(op, "normalize", normalize)
         check_choice(op, "reduction", reduction, REDUCTIONS)
         return cls(temperature, normalize, reduction)
+
+
+def positive_or_nan(
+    temperature: Tensor | None, opts: QueueNCEOptions, dtype: torch.dtype
+) -> Tensor | float:
+    """The temperature of a call; NaN for a tensor that is not positive, which nobody has read."""
+    if temperature is None:
+        return opts.temperature
+    return torch.where(temperature > 0, temperature, torch.nan).to(dtype)
+
+
+def keeps_mean(needs: Sequence[bool]) -> bool:
+    """Whether the backward needs the queue's mean: for the gradient of q or of the temperature."""
+    return needs[0] or needs[2]
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:

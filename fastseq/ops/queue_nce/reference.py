@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.dtypes import accumulator
-from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, reduced
+from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, positive_or_nan, reduced
 
 
 def queue_nce_reference(
-    q: Tensor, positives: Tensor, queue: Tensor, opts: QueueNCEOptions
+    q: Tensor, positives: Tensor, temperature: Tensor | None, queue: Tensor, opts: QueueNCEOptions
 ) -> Tensor:
     """The loss of q (N, D), positives (N, P, D) and queue (K, D). Needs N P K numbers."""
     dtype = accumulator(q.dtype)
@@ -17,7 +17,8 @@ def queue_nce_reference(
     if opts.normalize:
         q = q / q.norm(dim=-1, keepdim=True).clamp(min=NORM_EPS)
         positives = positives / positives.norm(dim=-1, keepdim=True).clamp(min=NORM_EPS)
-    positive = (positives @ q[:, :, None]) / opts.temperature  # [N, P, 1]
-    negative = (q @ queue.mT / opts.temperature)[:, None].expand(-1, positives.shape[1], -1)
+    tau = positive_or_nan(temperature, opts, dtype)
+    positive = (positives @ q[:, :, None]) / tau  # [N, P, 1]
+    negative = (q @ queue.mT / tau)[:, None].expand(-1, positives.shape[1], -1)
     logits = torch.cat([positive, negative], 2)  # [N, P, 1 + K]
     return reduced(torch.logsumexp(logits, 2) - positive[..., 0], opts.reduction)

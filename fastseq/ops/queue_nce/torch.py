@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.dtypes import accumulator
-from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, reduced, spread
+from fastseq.ops.queue_nce.options import (
+    NORM_EPS,
+    Gradients,
+    QueueNCEOptions,
+    keeps_mean,
+    positive_or_nan,
+    reduced,
+    spread,
+)
 
 # Scores of a block: 8 MB of float32. Blocks of 2 MB take the same processor time, and four times
 # as many moments at which threads wait for each other, which is what busy neighbours make slow.
@@ -26,13 +34,19 @@ SAFE_SUMS = 1e-25, 1e25
 
 
 def forward(
-    q: Tensor, positives: Tensor, queue: Tensor, opts: QueueNCEOptions, needs: Sequence[bool]
+    q: Tensor,
+    positives: Tensor,
+    temperature: Tensor | None,
+    queue: Tensor,
+    opts: QueueNCEOptions,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The loss, what each positive lacks of probability 1 (N, P), and for the gradient of q the
-    queue's mean under the softmax of each query (N, D)."""
+    """The loss, what each positive lacks of probability 1 (N, P), and for the gradients of q and
+    the temperature the queue's mean under the softmax of each query (N, D)."""
     u, v = (_unit(z, opts)[0] for z in (q, positives))
-    scores = (v * u[:, None]).sum(2) / opts.temperature
-    lse, mean = _scan(u / opts.temperature, queue, needs[0])
+    tau = positive_or_nan(temperature, opts, u.dtype)
+    scores = (v * u[:, None]).sum(2) / tau
+    lse, mean = _scan(u / tau, queue, keeps_mean(needs))
     gap = lse[:, None] - scores
     losses = torch.logaddexp(torch.zeros_like(gap), gap)
     return reduced(losses, opts.reduction), torch.sigmoid(gap), mean
@@ -42,23 +56,30 @@ def backward(
     grad: Tensor,
     q: Tensor,
     positives: Tensor,
+    temperature: Tensor | None,
     lack: Tensor,
     mean: Tensor | None,
     opts: QueueNCEOptions,
     needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of q and of the positives in their dtype, None where not needed."""
-    need_q, need_positives = needs
+) -> Gradients:
+    """Gradients of q, of the positives and of the temperature in their dtypes, None where not
+    needed."""
+    need_q, need_positives, need_temperature = needs
     (u, q_norm), (v, v_norm) = _unit(q, opts), _unit(positives, opts)
-    weight = spread(grad, lack, opts.reduction) * lack / opts.temperature  # [N, P]
-    dq = dp = None
-    if need_q:
+    tau = positive_or_nan(temperature, opts, u.dtype)
+    weight = spread(grad, lack, opts.reduction) * lack / tau  # [N, P]
+    dq = dp = dt = None
+    if keeps_mean(needs):
         du = weight.sum(1, keepdim=True) * mean - (weight[..., None] * v).sum(1)
-        dq = _through_norm(du, u, q_norm).to(q.dtype)
+        if need_temperature:
+            # It divides the queries: moving one is moving the other by -u / tau.
+            dt = (-(du * u).sum() / tau).to(temperature.dtype)
+        if need_q:
+            dq = _through_norm(du, u, q_norm).to(q.dtype)
     if need_positives:
         dv = -weight[..., None] * u[:, None]
         dp = _through_norm(dv, v, v_norm).to(positives.dtype)
-    return dq, dp
+    return dq, dp, dt
 
 
 def _unit(z: Tensor, opts: QueueNCEOptions) -> tuple[Tensor, Tensor | None]:

@@ -9,12 +9,11 @@ logarithms are base 2.
 import triton
 import triton.language as tl
 
-from fastseq.ops.common.triton_tiles import dot, frames
+from fastseq.ops.common.triton_tiles import frames
+from fastseq.ops.queue_nce.triton_tiles import FP16_UNDO, absorb, split, widened
 
 LN2 = tl.constexpr(0.6931471805599453)
 NORM_EPS = tl.constexpr(1e-12)
-# Exponentials of at most 1 on their way through fp16: what underflows is then below a rounding.
-FP16_SCALE = tl.constexpr(32768.0)
 
 
 @triton.jit
@@ -34,31 +33,32 @@ def inverse_norm(b_sq, NORM: tl.constexpr):
     return f
 
 
-@triton.jit(do_not_specialize=["N", "K", "splits", "span"])
+@triton.jit(do_not_specialize=["N", "K", "stored", "span", "fold"])
 def queue_nce_scan_kernel(
     p_q,  # [N, D]
     p_c,  # [K, D], in a type of its own
-    p_max,  # [N, splits]
-    p_sum,  # [N, splits]
-    p_acc,  # [N, splits, D]
+    p_tau,  # temperature, or None: it is in scale
+    p_max,  # [N, stored]
+    p_sum,  # [N, stored]
+    p_acc,  # [N, stored, D]
     N,
     K,
-    splits,
-    span,  # rows of the queue per split
+    stored,  # how many sums a query gets: one for each ``fold`` parts of the queue
+    span,  # rows of a part
+    fold,
     scale,  # log2(e) / temperature
     D: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
+    PLANES: tl.constexpr,
+    PAIRS: tl.constexpr,  # whether fold is ever more than 1
     NORM: tl.constexpr,
     KEEP: tl.constexpr,
-    PREC: tl.constexpr,
 ):
-    scale = tl.cast(scale, tl.float32)
-    KIND: tl.constexpr = p_q.dtype.element_ty
     CHUNKS: tl.constexpr = (D + BD - 1) // BD if KEEP else 1
-    FACTOR: tl.constexpr = FP16_SCALE if tl.float16 == KIND else 1.0
+    UNDO: tl.constexpr = FP16_UNDO if tl.float16 == p_q.dtype.element_ty else 1.0
     # Neighbours share a part of the queue.
     blocks = tl.cdiv(N, BM)
     o_m = tl.program_id(0) % blocks * BM + tl.arange(0, BM)
@@ -66,52 +66,113 @@ def queue_nce_scan_kernel(
     i_s = tl.program_id(0) // blocks // CHUNKS
     chunk = tl.program_id(0) // blocks % CHUNKS * BD
 
-    b_qa = frames(p_q, o_m, m_m, 0, D, BK)  # [BM, BK]
-    b_f = tl.zeros([BM], tl.float32) + scale
+    b_q = frames(p_q, o_m, m_m, 0, D, BK)  # [BM, BK]
+    b_f = tl.zeros([BM], tl.float32) + over(scale, p_tau)
     if NORM:
-        b_sq = tl.sum(b_qa.to(tl.float32) * b_qa.to(tl.float32), 1)
+        b_sq = tl.sum(b_q.to(tl.float32) * b_q.to(tl.float32), 1)
         for k in range(BK, D, BK):
             b_qk = frames(p_q, o_m, m_m, k, D, BK).to(tl.float32)
             b_sq += tl.sum(b_qk * b_qk, 1)
         b_f *= inverse_norm(b_sq, NORM)
+    b_q, b_qm, b_ql = split(b_q, PLANES)
 
-    b_max = tl.full([BM], float("-inf"), tl.float32)
-    b_sum = tl.zeros([BM], tl.float32)
-    b_acc = tl.zeros([BM, BD], tl.float32)
-    stop = tl.minimum((i_s + 1) * span, K)
-    for j in range(i_s * span, stop, BN):
-        o_n = j + tl.arange(0, BN)
-        m_n = o_n < stop
-        b_c = frames(p_c, o_n, m_n, 0, D, BK).to(KIND)  # [BN, BK]
-        b_x = dot(b_qa, tl.trans(b_c), tl.zeros([BM, BN], tl.float32), PREC)
-        for k in range(BK, D, BK):
-            b_ck = frames(p_c, o_n, m_n, k, D, BK).to(KIND)
-            b_x = dot(frames(p_q, o_m, m_m, k, D, BK), tl.trans(b_ck), b_x, PREC)
-        b_x = tl.where(m_n[None, :], b_x * b_f[:, None], float("-inf"))
-        b_new = tl.maximum(b_max, tl.max(b_x, 1))
-        b_e = tl.exp2(b_x - b_new[:, None])
-        b_shrink = tl.exp2(b_max - b_new)
-        b_sum = b_sum * b_shrink + tl.sum(b_e, 1)
-        b_max = b_new
-        if KEEP:
-            if BK < D or BK != BD:
-                b_c = frames(p_c, o_n, m_n, chunk, D, BD).to(KIND)
-            b_acc = dot((b_e * FACTOR).to(KIND), b_c, b_acc * b_shrink[:, None], PREC)
+    if PAIRS:
+        b_max = tl.full([BM], float("-inf"), tl.float32)
+        b_sum = tl.zeros([BM], tl.float32)
+        b_acc = tl.zeros([BM, BD], tl.float32)
+        for i in range(i_s * fold, (i_s + 1) * fold):
+            b_top, b_all, b_mix = scan_part(
+                *(p_q, o_m, m_m, b_q, b_qm, b_ql, b_f, p_c, tl.cast(i, tl.int64), K, span, chunk),
+                *(D, BM, BK, BN, BD, PLANES, KEEP),
+            )
+            b_max, b_w, b_v = joined(b_max, b_top)
+            b_sum = tl.fma(b_sum, b_w, b_all * b_v)
+            if KEEP:
+                b_acc = tl.fma(b_acc, widened(b_w, b_acc), b_mix * b_v[:, None])
+    else:
+        b_max, b_sum, b_acc = scan_part(
+            *(p_q, o_m, m_m, b_q, b_qm, b_ql, b_f, p_c, i_s.to(tl.int64), K, span, chunk),
+            *(D, BM, BK, BN, BD, PLANES, KEEP),
+        )
 
-    o_part = o_m.to(tl.int64) * splits + i_s
+    o_part = o_m.to(tl.int64) * stored + i_s
     if chunk == 0:
         tl.store(p_max + o_part, b_max, mask=m_m)
-        tl.store(p_sum + o_part, b_sum, mask=m_m)
+        tl.store(p_sum + o_part, b_sum * UNDO, mask=m_m)
     if KEEP:
         o_d = chunk + tl.arange(0, BD)
         p_out = p_acc + o_part[:, None] * D + o_d[None, :]
-        tl.store(p_out, b_acc * (1.0 / FACTOR), mask=m_m[:, None] & (o_d < D)[None, :])
+        tl.store(p_out, b_acc * UNDO, mask=m_m[:, None] & (o_d < D)[None, :])
 
 
-@triton.jit(do_not_specialize=["P", "splits"])
+@triton.jit
+def scan_part(
+    p_q,
+    o_m,
+    m_m,
+    b_q,
+    b_qm,
+    b_ql,
+    b_f,
+    p_c,
+    i,
+    K,
+    span,
+    chunk,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+    PLANES: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """Maximum, sum and weighted sum of the queue's part i."""
+    first = i * span
+    count = tl.minimum(span, K - first).to(tl.int32)
+    p_c += first * D
+    whole = count // BN * BN
+    b_max = tl.full([BM], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BM], tl.float32)
+    b_acc = tl.zeros([BM, BD], tl.float32)
+    # What does not change from tile to tile is cheaper computed again than kept: of addresses and
+    # descriptors of shared memory alone a thread would have more than registers.
+    for j in tl.range(0, whole, BN, disable_licm=True):
+        b_max, b_sum, b_acc = absorb(
+            *(p_q, o_m, m_m, b_q, b_qm, b_ql, b_f, p_c, j, count, chunk),
+            *(b_max, b_sum, b_acc, D, BK, BN, BD, PLANES, KEEP, False),
+        )
+    for j in tl.range(tl.maximum(whole, 0), count, BN, num_stages=1, disable_licm=True):
+        b_max, b_sum, b_acc = absorb(
+            *(p_q, o_m, m_m, b_q, b_qm, b_ql, b_f, p_c, j, count, chunk),
+            *(b_max, b_sum, b_acc, D, BK, BN, BD, PLANES, KEEP, True),
+        )
+    return b_max, b_sum, b_acc
+
+
+@triton.jit
+def over(number, p_tau):
+    """A number divided by the temperature, unless that is in it. NaN where that is not positive."""
+    number = tl.cast(number, tl.float32)
+    if p_tau is not None:
+        tau = tl.load(p_tau).to(tl.float32)
+        number = number / tl.where(tau > 0.0, tau, float("nan"))
+    return number
+
+
+@triton.jit
+def joined(b_max1, b_max2):
+    """The maximum of two parts, and what to multiply their sums by."""
+    b_max = tl.maximum(b_max1, b_max2)
+    b_top = tl.where(b_max == float("-inf"), 0.0, b_max)  # both are empty
+    return b_max, tl.exp2(b_max1 - b_top), tl.exp2(b_max2 - b_top)
+
+
+@triton.jit(do_not_specialize=["P", "stored"])
 def queue_nce_loss_kernel(
     p_q,
     p_pos,  # [N, P, D]
+    p_tau,
     p_max,
     p_sum,
     p_acc,
@@ -119,59 +180,86 @@ def queue_nce_loss_kernel(
     p_lack,  # [N, P]: 1 - the probability of the positive
     p_mean,  # [N, D]
     P,
-    splits,
+    stored,
     scale,
     D: tl.constexpr,
     BS: tl.constexpr,
+    BP: tl.constexpr,
     BC: tl.constexpr,
     BD: tl.constexpr,
+    FOLDED: tl.constexpr,
     NORM: tl.constexpr,
     KEEP: tl.constexpr,
 ):
-    scale = tl.cast(scale, tl.float32)
-    i_n = tl.program_id(0).to(tl.int64)
+    # A query has a program for its losses, and one for each BC channels of its mean.
+    PROGRAMS: tl.constexpr = (D + BC - 1) // BC + 1 if KEEP else 1
+    i_n = (tl.program_id(0) // PROGRAMS).to(tl.int64)
+    i_c = tl.program_id(0) % PROGRAMS
     o_s = tl.arange(0, BS)
-    m_s = o_s < splits
-    b_max = tl.load(p_max + i_n * splits + o_s, mask=m_s, other=float("-inf"))
+    m_s = o_s < stored
+    p_max += i_n * stored
+    p_sum += i_n * stored
+    if FOLDED:
+        b_max = tl.load(p_max + o_s, mask=m_s, other=float("-inf"))
+        b_sum = tl.load(p_sum + o_s, mask=m_s, other=0.0)
+    else:
+        # In pairs, as the scan does it where it has queries enough.
+        o_s *= 2
+        m_s = o_s < stored
+        m_t = o_s + 1 < stored
+        b_max1 = tl.load(p_max + o_s, mask=m_s, other=float("-inf"))
+        b_max2 = tl.load(p_max + o_s + 1, mask=m_t, other=float("-inf"))
+        b_max, b_w1, b_w2 = joined(b_max1, b_max2)
+        b_sum1 = tl.load(p_sum + o_s, mask=m_s, other=0.0)
+        b_sum2 = tl.load(p_sum + o_s + 1, mask=m_t, other=0.0)
+        b_sum = tl.fma(b_sum1, b_w1, b_sum2 * b_w2)
     top = tl.max(b_max, 0)
     top = tl.where(top == float("-inf"), 0.0, top)  # an empty queue
     b_w = tl.exp2(b_max - top)
-    total = tl.sum(b_w * tl.load(p_sum + i_n * splits + o_s, mask=m_s, other=0.0), 0)
-    lse = top + tl.log2(total)
-    if KEEP:
-        share = tl.where(total == 0.0, 0.0, 1.0 / total)
-        for k in range(0, D, BC):
-            o_k = k + tl.arange(0, BC)
-            p_part = p_acc + (i_n * splits + o_s)[:, None] * D + o_k[None, :]
-            m_part = m_s[:, None] & (o_k < D)[None, :]
-            b_part = tl.load(p_part, mask=m_part, other=0.0)  # [BS, BC]
-            b_mean = tl.sum(b_part * b_w[:, None], 0) * share
-            tl.store(p_mean + i_n * D + o_k, b_mean, mask=o_k < D)
+    total = tl.sum(b_w * b_sum, 0)
 
-    b_q = vector(p_q + i_n * D, D, BD)
-    b_q *= inverse_norm(tl.sum(b_q * b_q, 0), NORM)
-    for p in range(0, P):
-        i_p = i_n * P + p
-        b_v = vector(p_pos + i_p * D, D, BD)
-        f = inverse_norm(tl.sum(b_v * b_v, 0), NORM)
-        gap = lse - tl.sum(b_q * b_v, 0) * f * scale
-        # log(1 + e) that keeps the digits of a small e.
-        e = tl.exp2(-tl.abs(gap))
-        d = (1.0 + e) - 1.0
-        log = tl.where(d == 0.0, e, tl.log(1.0 + e) * (e / tl.where(d == 0.0, 1.0, d)))
-        tl.store(p_loss + i_p, tl.where(gap < 0.0, 0.0, gap * LN2) + log)
-        tl.store(p_lack + i_p, 1.0 / (1.0 + tl.exp2(-gap)))
+    if i_c == PROGRAMS - 1:
+        lse = top + tl.log2(total)
+        o_d = tl.arange(0, BD)
+        b_q = tl.load(p_q + i_n * D + o_d, mask=o_d < D, other=0.0).to(tl.float32)
+        b_q *= inverse_norm(tl.sum(b_q * b_q, 0), NORM) * over(scale, p_tau)
+        for p in range(0, P, BP):
+            o_p = p + tl.arange(0, BP)
+            m_p = o_p < P
+            b_v = frames(p_pos + i_n * P * D, o_p, m_p, 0, D, BD).to(tl.float32)
+            b_gap = lse - tl.sum(b_q[None, :] * b_v, 1) * inverse_norm(tl.sum(b_v * b_v, 1), NORM)
+            # log(1 + e) that keeps the digits of a small e.
+            b_e = tl.exp2(-tl.abs(b_gap))
+            b_d = (1.0 + b_e) - 1.0
+            b_log = tl.log(1.0 + b_e) * (b_e / tl.where(b_d == 0.0, 1.0, b_d))
+            b_log = tl.where(b_d == 0.0, b_e, b_log)
+            b_loss = tl.where(b_gap < 0.0, 0.0, b_gap * LN2) + b_log
+            tl.store(p_loss + i_n * P + o_p, b_loss, mask=m_p)
+            tl.store(p_lack + i_n * P + o_p, 1.0 / (1.0 + tl.exp2(-b_gap)), mask=m_p)
+    elif KEEP:
+        share = tl.where(total == 0.0, 0.0, 1.0 / total)
+        o_k = i_c * BC + tl.arange(0, BC)
+        p_part = p_acc + (i_n * stored + o_s)[:, None] * D + o_k[None, :]  # [BS, BC]
+        m_k = (o_k < D)[None, :]
+        b_part = tl.load(p_part, mask=m_s[:, None] & m_k, other=0.0)
+        if not FOLDED:
+            b_more = tl.load(p_part + D, mask=m_t[:, None] & m_k, other=0.0)
+            b_part = tl.fma(b_part, widened(b_w1, b_part), b_more * b_w2[:, None])
+        b_mean = tl.sum(b_part * b_w[:, None], 0) * share
+        tl.store(p_mean + i_n * D + o_k, b_mean, mask=o_k < D)
 
 
 @triton.jit(do_not_specialize=["P", "sgn", "sgp"])
 def queue_nce_grad_kernel(
     p_q,
     p_pos,
+    p_tau,
     p_lack,
-    p_mean,
+    p_mean,  # or None: neither p_dq nor p_dtau is wanted
     p_grad,  # gradient of the losses [N, P], with strides sgn and sgp
     p_dq,  # [N, D] or None
     p_dpos,  # [N, P, D] or None
+    p_dtau,  # [N], what each query adds to the gradient of the temperature, or None
     P,
     sgn,
     sgp,
@@ -180,7 +268,7 @@ def queue_nce_grad_kernel(
     BD: tl.constexpr,
     NORM: tl.constexpr,
 ):
-    rate = tl.cast(rate, tl.float32)
+    rate = over(rate, p_tau)
     i_n = tl.program_id(0).to(tl.int64)
     o_d = tl.arange(0, BD)
     m_d = o_d < D
@@ -202,8 +290,12 @@ def queue_nce_grad_kernel(
         if p_dpos is not None:
             b_d = through_norm(-w * b_u, b_v, sq, f, NORM)
             tl.store(p_dpos + i_p * D + o_d, b_d.to(p_dpos.dtype.element_ty), mask=m_d)
-    if p_dq is not None:
+    if p_mean is not None:
         b_d = total * vector(p_mean + i_n * D, D, BD) - b_pull
+    if p_dtau is not None:
+        # Temperature t divides the query: moving one is moving the other by -u / t.
+        tl.store(p_dtau + i_n, -rate * tl.sum(b_d * b_u, 0))
+    if p_dq is not None:
         b_d = through_norm(b_d, b_u, sq_q, f_q, NORM)
         tl.store(p_dq + i_n * D + o_d, b_d.to(p_dq.dtype.element_ty), mask=m_d)
 

@@ -156,7 +156,6 @@ def test_a_path_cannot_be_differentiated():
 # The way round that an error names, as it is printed.
 LEARNED = {
     ("scl_loss", "temperature"): {"z1": X, "z2": Y},
-    ("queue_nce", "temperature"): {"q": X[:, 0], "positives": Y[:, 1:4], "queue": QUEUE},
     ("intra_nce", "temperature"): {
         "q": X[:, 0],
         "positive": Y[:, 0],

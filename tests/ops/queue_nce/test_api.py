@@ -26,7 +26,7 @@ ARGS = {"q": torch.ones(2, 4), "positives": torch.ones(2, 4), "queue": torch.one
         ({"queue": torch.zeros(5, 4, requires_grad=True)}, ValueError, r"to fix: queue.detach\(\)"),
         ({"queue": torch.zeros(5, 4, device="meta")}, ValueError, "on one device, got q on cpu"),
         ({"temperature": 0}, ValueError, "temperature must be finite"),
-        ({"temperature": torch.tensor(0.1)}, TypeError, r"pass float\(temperature\)"),
+        ({"temperature": "0.1"}, TypeError, "temperature must be a number, got str"),
         ({"normalize": 1}, TypeError, "normalize must be True or False"),
         ({"reduction": "avg"}, ValueError, "'none', 'mean', 'sum'"),
         ({"backend": "cuda"}, ValueError, "unknown backend 'cuda'"),

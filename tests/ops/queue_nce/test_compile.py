@@ -23,17 +23,17 @@ def test_opcheck_forward(keep, reduction):
     q, positives, queue = tensors()
     if not keep:
         q = q.detach()
-    options = *OPTIONS, reduction, [keep, True]
-    torch.library.opcheck(FUSED.forward_op, (q, positives, queue, *options))
+    options = *OPTIONS, reduction, [keep, True, False]
+    torch.library.opcheck(FUSED.forward_op, (q, positives, None, queue, *options))
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 def test_opcheck_backward(needs):
-    args, options = tensors(grad=False), (*OPTIONS, "mean", needs)
-    loss, lack, mean = FUSED.forward_op(*args, *options)
+    (q, positives, queue), options = tensors(grad=False), (*OPTIONS, "mean", (*needs, False))
+    loss, lack, mean = FUSED.forward_op(q, positives, None, queue, *options)
     mean = mean if needs[0] else None
     torch.library.opcheck(
-        FUSED.backward_op, (torch.ones_like(loss), *args[:2], lack, mean, *options)
+        FUSED.backward_op, (torch.ones_like(loss), q, positives, None, lack, mean, *options)
     )
 
 
@@ -97,7 +97,7 @@ def test_compiled_with_other_numbers_of_queries():
 
 def test_compiled_twice_differentiated_is_an_error():
     q, positives, queue = tensors()
-    loss, *_ = FUSED.forward_op(q, positives, queue, *OPTIONS, "sum", (True, True))
+    loss, *_ = FUSED.forward_op(q, positives, None, queue, *OPTIONS, "sum", (True, True, False))
     (dq,) = torch.autograd.grad(loss, q, create_graph=True)
     assert torch.equal(dq, loss_and_grads(q, positives, queue, reduction="sum")[1])
     with pytest.raises(RuntimeError, match='backend="reference"'):

@@ -17,24 +17,28 @@ pytestmark = [pytest.mark.compile, pytest.mark.process]
 POINTERS = {
     "scan": ("p_max", "p_sum", "p_acc"),
     "loss": ("p_pos", "p_max", "p_sum", "p_acc", "p_loss", "p_lack", "p_mean"),
-    "grad": ("p_pos", "p_lack", "p_mean", "p_grad", "p_dq", "p_dpos"),
+    "grad": ("p_pos", "p_lack", "p_mean", "p_grad", "p_dq", "p_dpos", "p_dtau"),
 }
 INTEGERS = {
-    "scan": ("N", "K", "splits", "span"),
-    "loss": ("P", "splits"),
+    "scan": ("N", "K", "stored", "span", "fold"),
+    "loss": ("P", "stored"),
     "grad": ("P", "sgn", "sgp"),
 }
 
 
-def queue_nce_job(kernel, precision, d, arch, *, keep=True, norm=True, queue=None):
+def queue_nce_job(
+    kernel, precision, d, arch, *, keep=True, norm=True, queue=None, folded=False, tau=False
+):
     from fastseq.ops.common.launch import MOST_REGISTERS
-    from fastseq.ops.queue_nce.triton import MAX_SPLITS, row_channels, tiles
+    from fastseq.ops.queue_nce.triton import MAX_PARTS, MEAN, PLANES, POSITIVES, row_channels, tiles
 
-    dtype, dot = PRECISIONS[precision]
-    tile = tiles(d, precision, arch)
+    dtype, _ = PRECISIONS[precision]
+    tile = tiles(d, precision, arch, keep)
     args = dict.fromkeys(POINTERS[kernel], "*fp32")
     args |= dict.fromkeys(("p_q", "p_pos", "p_dq", "p_dpos"), "*" + dtype)
-    args |= {"p_c": "*" + (queue or dtype)}
+    args |= {"p_c": "*" + (queue or dtype), "p_tau": "*fp32" if tau else None}
+    if not tau:
+        args |= dict.fromkeys({"p_dtau"} & set(POINTERS[kernel]))
     if not keep:
         args |= dict.fromkeys({"p_acc", "p_mean", "p_dq"} & set(POINTERS[kernel]))
     args |= dict.fromkeys(INTEGERS[kernel], "i32") | {"scale": "fp32", "rate": "fp32"}
@@ -42,7 +46,8 @@ def queue_nce_job(kernel, precision, d, arch, *, keep=True, norm=True, queue=Non
     options = {"num_warps": 4}
     if kernel == "scan":
         constants |= {"BM": tile.rows, "BN": tile.columns, "BK": tile.step, "BD": tile.channels}
-        constants |= {"KEEP": keep, "PREC": dot}
+        planes = PLANES[precision]
+        constants |= {"KEEP": keep, "PLANES": planes, "PAIRS": planes == 1}
         options = {
             "num_warps": tile.warps,
             "num_stages": tile.stages,
@@ -51,7 +56,8 @@ def queue_nce_job(kernel, precision, d, arch, *, keep=True, norm=True, queue=Non
     else:
         constants["BD"] = row_channels(d)
     if kernel == "loss":
-        constants |= {"BS": MAX_SPLITS, "BC": min(64, row_channels(d)), "KEEP": keep}
+        constants |= {"BS": MAX_PARTS // 2, "BP": POSITIVES, "BC": min(MEAN, row_channels(d))}
+        constants |= {"KEEP": keep, "FOLDED": folded}
     name = f"queue_nce_{kernel}_kernel"
     return job("fastseq.ops.queue_nce.triton_kernels", name, args, constants, arch, **options)
 
@@ -75,13 +81,15 @@ def all_cases():
         cases.append(("scan", "bf16", 200, arch, {}))
         cases.append(("scan", "tf32x3", 17, arch, {}))
         cases += [(kernel, "bf16", 2048, arch, {}) for kernel in ("loss", "grad")]
+        cases.append(("loss", "bf16", 128, arch, {"folded": True}))
+        cases += [(kernel, "bf16", 128, arch, {"tau": True}) for kernel in POINTERS]
     return cases
 
 
 def name(kernel, precision, d, arch, kinds):
-    kinds = {"keep": True, "norm": True, "queue": ""} | kinds
+    kinds = {"keep": True, "norm": True, "queue": "", "folded": False, "tau": False} | kinds
     parts = [kernel, precision, f"D{d}", f"sm_{arch}", kinds["queue"]]
-    parts += [word for word in ("keep", "norm") if kinds[word]]
+    parts += [word for word in ("keep", "norm", "folded", "tau") if kinds[word]]
     return " ".join(filter(None, parts))
 
 

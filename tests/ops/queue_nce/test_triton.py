@@ -75,10 +75,21 @@ def test_parts_are_whole_tiles_and_cover_the_queue():
     for length in (0, 1, 511, 512, 513, 4096, 65535, 65536, 131072, 131073, 10**6):
         for columns in (32, 64):
             count, span = queue_triton.parts(length, columns)
-            assert 1 <= count <= queue_triton.MAX_SPLITS
+            assert 1 <= count <= queue_triton.MAX_PARTS
             assert span % columns == 0
             assert count * span >= length
             assert (count - 1) * span < max(length, 1)
+
+
+def test_parts_joined_by_the_scan_or_after_it_are_the_same_bits(monkeypatch):
+    """How many parts a program scans depends on the number of queries: nothing may show it."""
+    for length in (0, 255, 700, 1100):  # one part, an odd number of them, an even one with a tail
+        args = fp32(9, 2, length, 16)
+        runs = []
+        for enough in (1000, 0):
+            monkeypatch.setattr(queue_triton, "ENOUGH", enough)
+            runs.append(run(*args, reduction="none", temperature=0.02))
+        assert all(map(torch.equal, *runs))
 
 
 @pytest.mark.parametrize("kernel_tiles", [(16, 32, 16, 16), (32, 16, 32, 64)])
