@@ -21,7 +21,7 @@ from fastseq.ops.tcc.triton_cycles import (
     tcc_nearest_kernel,
     tcc_pull_kernel,
 )
-from fastseq.ops.tcc.triton_gradients import tcc_grad_kernel
+from fastseq.ops.tcc.triton_gradients import tcc_finish_kernel, tcc_grad_kernel
 from fastseq.ops.tcc.triton_pack import tcc_centre_kernel, tcc_pack_kernel, tcc_reduce_kernel
 
 LOG2E = 1 / math.log(2)
@@ -127,6 +127,10 @@ class OfTiles(NamedTuple):
         self.kernel(self.chunks * launch.cdiv(frames, self.rows) * hops, tensors, numbers)
 
 
+# What the gradient is the sum of, see README.md.
+WALKS = "through", "queries", "keys"
+
+
 class Kernels(NamedTuple):
     """The kernels of a kind of call, in the order in which they run."""
 
@@ -137,7 +141,10 @@ class Kernels(NamedTuple):
     nearest: OfTiles
     moments: OfTiles
     pull: OfTiles
-    grad: OfTiles
+    through: OfTiles
+    queries: OfTiles
+    keys: OfTiles
+    finish: launch.Kernel
     reduce: launch.Kernel
 
 
@@ -183,7 +190,7 @@ def _choose(
         return OfTiles(made, tile.rows, chunks)
 
     pull = of_tiles("pull", tcc_pull_kernel, TYPE=loss_type)
-    grad = {"CHANNELS": d, "CHUNKS": pull.chunks, "L2": l2, "TYPE": loss_type}
+    grad = {"CHUNKS": pull.chunks, "L2": l2, "TYPE": loss_type}
     pack = {"CHANNELS": d, "D": packed, "P": planes, "SHARES": shares, "REDUCTION": reduction}
     return Kernels(
         planes,
@@ -193,7 +200,10 @@ def _choose(
         of_tiles("nearest", tcc_nearest_kernel),
         of_tiles("moments", tcc_moments_kernel, TYPE=loss_type),
         pull,
-        of_tiles("grad", tcc_grad_kernel, **grad),
+        *(of_tiles(w, tcc_grad_kernel, WALK=k, **grad) for k, w in enumerate(WALKS)),
+        launch.Kernel(
+            tcc_finish_kernel, CHANNELS=d, D=packed, BT=32, BK=min(packed, 128), num_warps=4
+        ),
         launch.Kernel(tcc_reduce_kernel, REDUCTION=reduction, BV=16, BB=64, num_warps=4),
     )
 
@@ -296,8 +306,9 @@ def _run(
     d = packed.channels
     _, many, frames, _ = packed.z.shape
     fp32 = {"dtype": torch.float32, "device": packed.z.device}
-    dx = dy = None
+    dx = dy = walks = None
     if keep:
+        walks = torch.empty((3, *packed.z.shape[1:]), **fp32)
         dx = torch.empty((packed.num, packed.frames[0], d), **fp32)
         dy = None if all_pairs else torch.empty((packed.num, packed.frames[1], d), **fp32)
     at_once = max(1, min(shifts, ELEMENTS // packed.z[0].numel()))
@@ -307,7 +318,13 @@ def _run(
         some = torch.empty(0, **fp32) if part is None else part[start : start + group]
         cycles = _cycles(kernels, packed, first, group * many, some, opts)
         if keep:
-            _gradients(kernels, packed, cycles, dx, dx if all_pairs else dy, start > 0, opts)
+            _gradients(kernels, packed, cycles, walks, start > 0, opts)
+    if keep:
+        kernels.finish(
+            many * frames // 32,
+            (walks, packed.lengths, dx, dx if all_pairs else dy),
+            (packed.num, many, frames // SPAN, *packed.frames, _scale(packed, opts)),
+        )
     return dx, dy
 
 
@@ -336,7 +353,7 @@ def _cycles(
 
 
 def _gradients(
-    kernels: Kernels, packed: Packed, cycles: Cycles, dx, dy, add: bool, opts: TCCOptions
+    kernels: Kernels, packed: Packed, cycles: Cycles, walks, add: bool, opts: TCCOptions
 ) -> None:
     _, many, frames, _ = packed.z.shape
     first, nearest, row = cycles
@@ -346,7 +363,8 @@ def _gradients(
     hop = *packed[3:7], nearest, row, pull, level
     scales = _scale(packed, opts), opts.label_smoothing
     kernels.pull(frames, hops, hop, (many, frames // SPAN, first, hops, *scales))
-    kernels.grad(
-        *(frames, many, (*hop, dx, dy)),
-        (packed.num, many, frames // SPAN, *packed.frames, first, hops, int(add), *scales),
-    )
+    for walk in (kernels.through, kernels.queries, kernels.keys):
+        walk(
+            *(frames, many, (*hop, walks)),
+            (many, frames // SPAN, first, hops, int(add), *scales),
+        )
