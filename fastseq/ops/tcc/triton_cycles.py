@@ -24,6 +24,7 @@ from fastseq.ops.tcc.triton_tiles import (
     accumulate,
     chunks,
     chunks_of,
+    cut,
     hop,
     labels,
     row_of,
@@ -289,8 +290,8 @@ def tcc_pull_kernel(
         b_dl = slopes(b_x, b_d, b_w, b_y, b_z, b_label, TYPE)
         if TYPE == "classification":  # whose labels padded frames have too
             b_dl = tl.where((o_n < n_u)[None, :], b_dl, 0.0)
-        dl = split(b_dl, PC)
-        b_sum += tl.sum(whole(dl), 1)
+        dl, b_cut = cut(b_dl, PC)
+        b_sum += tl.sum(b_cut, 1)
         u = chunks_of(u, p_u, plane_u, k, chunk, D, BN, BK, BD)
         acc = accumulate(acc, dl, u, PC, FRESH)
 

@@ -11,6 +11,7 @@ from fastseq.ops.tcc.triton_tiles import (
     accumulate,
     chunks,
     chunks_of,
+    cut,
     hop,
     labels,
     row_of,
@@ -83,8 +84,8 @@ def as_keys(
         b_d = b_tm[:, None] - b_tn[None, :] - b_e[None, :]
         b_w, b_y, b_z = b_a[None, :], b_b[None, :], b_c[None, :]
         b_label = labels(o_m, o_n, smoothing, n_u, TYPE)
-        dl = split(slopes(b_x, b_d, b_w, b_y, b_z, b_label, TYPE), PC)
-        b_sum += tl.sum(whole(dl), 1)
+        dl, b_cut = cut(slopes(b_x, b_d, b_w, b_y, b_z, b_label, TYPE), PC)
+        b_sum += tl.sum(b_cut, 1)
         nn = chunks_of(nn, p_h, plane_h, i, chunk, D, BN, BK, BD)
         acc = accumulate(acc, dl, nn, PC, FRESH)
     return acc, b_sum
@@ -140,8 +141,8 @@ def as_queries(
         b_s = scores(m, p_m, plane_z, begin, v, p_v, plane_z, j, ZZ, D, BM, BN, BK, FRESH)
         b_r = scores(q, p_q, plane_h, begin, v, p_v, plane_z, j, PC, D, BM, BN, BK, FRESH)
         b_p = tl.exp2(b_s * scale + b_bias[None, :] - b_lse[:, None])
-        ds = split(b_p * (b_r * factor - b_level[:, None]), PC)
-        b_sum += tl.sum(whole(ds), 1)
+        ds, b_cut = cut(b_p * (b_r * factor - b_level[:, None]), PC)
+        b_sum += tl.sum(b_cut, 1)
         v = chunks_of(v, p_v, plane_z, j, chunk, D, BN, BK, BD)
         acc = accumulate(acc, ds, v, PC, FRESH)
     return acc, b_sum
@@ -196,8 +197,8 @@ def passed_through(
         b_s = scores(m, p_m, plane_z, begin, u, p_u, plane_z, i, ZZ, D, BM, BN, BK, FRESH)
         b_r = scores(m, p_m, plane_z, begin, q, p_q, plane_h, i, PC, D, BM, BN, BK, FRESH)
         b_p = tl.exp2(b_s * scale + b_bm[:, None] - b_lse[None, :])
-        ds = split(b_p * (b_r * factor - (b_level * factor)[None, :]), PC)
-        b_sum += tl.sum(whole(ds), 1)
+        ds, b_cut = cut(b_p * (b_r * factor - (b_level * factor)[None, :]), PC)
+        b_sum += tl.sum(b_cut, 1)
         u = chunks_of(u, p_u, plane_z, i, chunk, D, BN, BK, BD)
         acc = accumulate(acc, ds, u, PC, FRESH)
         q = chunks_of(q, p_q, plane_h, i, chunk, D, BN, BK, BD)
