@@ -21,7 +21,12 @@ from fastseq.ops.tcc.triton_cycles import (
     tcc_nearest_kernel,
     tcc_pull_kernel,
 )
-from fastseq.ops.tcc.triton_gradients import tcc_finish_kernel, tcc_grad_kernel
+from fastseq.ops.tcc.triton_gradients import (
+    tcc_finish_kernel,
+    tcc_keys_kernel,
+    tcc_queries_kernel,
+    tcc_through_kernel,
+)
 from fastseq.ops.tcc.triton_pack import tcc_centre_kernel, tcc_pack_kernel, tcc_reduce_kernel
 
 LOG2E = 1 / math.log(2)
@@ -29,10 +34,10 @@ LOG2E = 1 / math.log(2)
 ELEMENTS = 1 << 24
 
 
-# Packed frames are a multiple of this (SPAN in the kernels): no tile is larger, and none needs a mask.
+# Packed frames are a multiple of this (SPAN in the kernels): no tile is larger, none needs a mask.
 SPAN = 64
-# Of "bf16", "fp16", "tf32" and "tf32x3" operands: planes of bf16 that frames are split into and that
-# computed numbers are, and how many orders of the products of two frames count (see multiply()).
+# Of "bf16", "fp16", "tf32" and "tf32x3" operands: planes of bf16 that frames are split into and
+# that computed numbers are, and how many orders of the products of two frames count (multiply()).
 PLANES = {"bf16": (1, 2, 1), "fp16": (2, 2, 3), "tf32": (2, 2, 2), "tf32x3": (3, 3, 3)}
 
 
@@ -43,7 +48,8 @@ def packed_channels(d: int) -> int:
 
 @lru_cache
 def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
-    """The configuration of "nearest", "moments", "pull" or "grad" for d packed channels and "bf16",
+    """The configuration of "nearest", "moments", "pull", "keys", "queries" or
+    "through" for d packed channels and "bf16",
     "fp16", "tf32" or "tf32x3" operands.
 
     Nothing here may depend on N or T: a pair gives the same bits alone and in a batch. Chosen so
@@ -127,10 +133,6 @@ class OfTiles(NamedTuple):
         self.kernel(self.chunks * launch.cdiv(frames, self.rows) * hops, tensors, numbers)
 
 
-# What the gradient is the sum of, see README.md.
-WALKS = "through", "queries", "keys"
-
-
 class Kernels(NamedTuple):
     """The kernels of a kind of call, in the order in which they run."""
 
@@ -141,9 +143,9 @@ class Kernels(NamedTuple):
     nearest: OfTiles
     moments: OfTiles
     pull: OfTiles
-    through: OfTiles
-    queries: OfTiles
     keys: OfTiles
+    queries: OfTiles
+    through: OfTiles
     finish: launch.Kernel
     reduce: launch.Kernel
 
@@ -166,7 +168,6 @@ def _choose(
     reduction: str,
 ) -> Kernels:
     packed = packed_channels(d)
-
     planes, computed, orders = PLANES[operands]
 
     def of_tiles(name: str, kernel, **constants) -> OfTiles:
@@ -190,20 +191,20 @@ def _choose(
         return OfTiles(made, tile.rows, chunks)
 
     pull = of_tiles("pull", tcc_pull_kernel, TYPE=loss_type)
-    grad = {"CHUNKS": pull.chunks, "L2": l2, "TYPE": loss_type}
-    pack = {"CHANNELS": d, "D": packed, "P": planes, "SHARES": shares, "REDUCTION": reduction}
+    around = {"CHANNELS": d, "D": packed, "P": planes, "BT": 32, "BK": min(packed, 128)}
+    pack = {"SHARES": shares, "REDUCTION": reduction, "PAIRS": pairs}
     return Kernels(
         planes,
         computed,
         launch.Kernel(tcc_centre_kernel, D=d, BT=128, BK=16, PAIRS=pairs, num_warps=4),
-        launch.Kernel(tcc_pack_kernel, **pack, BT=32, BK=min(packed, 128), PAIRS=pairs, num_warps=4),
+        launch.Kernel(tcc_pack_kernel, **pack, **around, num_warps=4),
         of_tiles("nearest", tcc_nearest_kernel),
         of_tiles("moments", tcc_moments_kernel, TYPE=loss_type),
         pull,
-        *(of_tiles(w, tcc_grad_kernel, WALK=k, **grad) for k, w in enumerate(WALKS)),
-        launch.Kernel(
-            tcc_finish_kernel, CHANNELS=d, D=packed, BT=32, BK=min(packed, 128), num_warps=4
-        ),
+        of_tiles("keys", tcc_keys_kernel, TYPE=loss_type),
+        of_tiles("queries", tcc_queries_kernel, CHUNKS=pull.chunks),
+        of_tiles("through", tcc_through_kernel, CHUNKS=pull.chunks),
+        launch.Kernel(tcc_finish_kernel, L2=l2, **around, num_warps=4),
         launch.Kernel(tcc_reduce_kernel, REDUCTION=reduction, BV=16, BB=64, num_warps=4),
     )
 
@@ -306,9 +307,10 @@ def _run(
     d = packed.channels
     _, many, frames, _ = packed.z.shape
     fp32 = {"dtype": torch.float32, "device": packed.z.device}
-    dx = dy = walks = None
+    dx = dy = walks = rests = None
     if keep:
         walks = torch.empty((3, *packed.z.shape[1:]), **fp32)
+        rests = torch.empty(walks.shape[:3], **fp32)
         dx = torch.empty((packed.num, packed.frames[0], d), **fp32)
         dy = None if all_pairs else torch.empty((packed.num, packed.frames[1], d), **fp32)
     at_once = max(1, min(shifts, ELEMENTS // packed.z[0].numel()))
@@ -318,11 +320,11 @@ def _run(
         some = torch.empty(0, **fp32) if part is None else part[start : start + group]
         cycles = _cycles(kernels, packed, first, group * many, some, opts)
         if keep:
-            _gradients(kernels, packed, cycles, walks, start > 0, opts)
+            _gradients(kernels, packed, cycles, walks, rests, start > 0, opts)
     if keep:
         kernels.finish(
             many * frames // 32,
-            (walks, packed.lengths, dx, dx if all_pairs else dy),
+            (packed.z, walks, rests, packed.lengths, dx, dx if all_pairs else dy),
             (packed.num, many, frames // SPAN, *packed.frames, _scale(packed, opts)),
         )
     return dx, dy
@@ -353,18 +355,21 @@ def _cycles(
 
 
 def _gradients(
-    kernels: Kernels, packed: Packed, cycles: Cycles, walks, add: bool, opts: TCCOptions
+    kernels: Kernels, packed: Packed, cycles: Cycles, walks, rests, add: bool, opts: TCCOptions
 ) -> None:
     _, many, frames, _ = packed.z.shape
     first, nearest, row = cycles
     hops = nearest.shape[1]
     pull = torch.empty_like(nearest)
     level = row.new_empty((kernels.pull.chunks, hops, frames))
-    hop = *packed[3:7], nearest, row, pull, level
-    scales = _scale(packed, opts), opts.label_smoothing
-    kernels.pull(frames, hops, hop, (many, frames // SPAN, first, hops, *scales))
-    for walk in (kernels.through, kernels.queries, kernels.keys):
-        walk(
-            *(frames, many, (*hop, walks)),
-            (many, frames // SPAN, first, hops, int(add), *scales),
-        )
+    z, bias, _, lengths = packed[3:7]
+    sizes, scales = (
+        (many, frames // SPAN, first, hops),
+        (_scale(packed, opts), opts.label_smoothing),
+    )
+    cycle = *packed[3:7], nearest, row
+    kernels.pull(frames, hops, (*cycle, pull, level), (*sizes, *scales))
+    kernels.keys(frames, many, (*cycle, walks[0], rests[0]), (*sizes, int(add), *scales))
+    passed = z, bias, lengths, row, pull, level
+    for k, kernel in enumerate((kernels.queries, kernels.through), 1):
+        kernel(frames, many, (*passed, walks[k], rests[k]), (*sizes, int(add), scales[0]))

@@ -2,10 +2,9 @@
 
 A program owns BM frames of one sequence and walks over another in tiles of BN frames, so nothing is
 added across programs: no atomics, the same bits every time. README.md in this folder derives the
-formulas, triton_tiles.py says how sequences and hops are numbered. Constants that all kernels have:
-
-D channels; tiles of BM rows and BN columns; scores in steps of BK channels; programs own BD channels
-of what they accumulate. PZ and PC planes of frames and of what is computed; ZZ orders of the
+formulas, triton_tiles.py says how sequences and hops are numbered. Constants of all kernels: D
+channels; tiles of BM rows and BN columns; scores in steps of BK channels; programs own BD channels
+of what they accumulate; PZ and PC planes of frames and of what is computed; ZZ orders of the
 products of two frames.
 """
 

@@ -40,7 +40,7 @@ def exactly(b_x, P: tl.constexpr):
     for i in tl.static_range(1, P):
         b_top = planes[i - 1].to(tl.float32)
         b_x = tl.where(tl.abs(b_top) < float("inf"), b_x - b_top, 0.0)
-        planes = planes + (b_x.to(tl.bfloat16),)
+        planes += (b_x.to(tl.bfloat16),)
     return planes
 
 

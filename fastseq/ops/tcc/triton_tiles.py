@@ -1,9 +1,9 @@
 """What the Triton kernels of tcc_loss share: planes of bf16, scores of a tile, their slopes.
 
-Sequences are packed: z [planes, M, T, D], padded frames and channels 0. With y, M = 2 N and sequence
-n goes to n + N and back; without, M = N and it goes to n + shift for every shift. "Out" is the hop
-from a sequence, "in" the one to it; hop g M + m of a group of shifts is that of sequence m by the
-g-th.
+Sequences are packed: z [planes, M, T, D], padded frames and channels 0. With y, M = 2 N and
+sequence n goes to n + N and back; without, M = N and it goes to n + shift for every shift. "Out" is
+the hop from a sequence, "in" the one to it; hop g M + m of a group of shifts is that of sequence m
+by the g-th.
 
 T is a multiple of SPAN, and what is stored for a padded frame takes it out of every sum: a bias of
 -inf, a log-sum-exp of inf, slopes of 0. So no tile has a mask.
@@ -40,9 +40,10 @@ def split(b_x, P: tl.constexpr):
     planes = ()
     for _i in tl.static_range(1, P):
         b_top, b_cut = top(b_x)
-        planes = planes + (b_top,)
+        planes += (b_top,)
         b_x -= b_cut
-    return planes + (b_x.to(tl.bfloat16),)
+    planes += (b_x.to(tl.bfloat16),)
+    return planes
 
 
 @triton.jit
@@ -52,7 +53,7 @@ def cut(b_x, P: tl.constexpr):
     planes = (b_top,)
     for _i in tl.static_range(1, P):
         b_top, b_cut = top(b_x - b_sum)
-        planes = planes + (b_top,)
+        planes += (b_top,)
         b_sum += b_cut
     return planes, b_sum
 
@@ -82,7 +83,7 @@ def tile(
     p_tile = p_z + tl.cast(first, tl.int64) * D + k + o_tile
     planes = (tl.load(p_tile),)
     for i in tl.static_range(1, P):
-        planes = planes + (tl.load(p_tile + i * plane),)
+        planes += (tl.load(p_tile + i * plane),)
     return planes
 
 
@@ -121,7 +122,7 @@ def chunks(
     """N tiles of BK channels each, from channel k on."""
     found = (tile(p_z, plane, first, k, P, D, BT, BK),)
     for i in tl.static_range(1, N):
-        found = found + (tile(p_z, plane, first, k + i * BK, P, D, BT, BK),)
+        found += (tile(p_z, plane, first, k + i * BK, P, D, BT, BK),)
     return found
 
 
@@ -183,7 +184,7 @@ def scores(
 def zeros(N: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
     found = (tl.zeros([BM, BK], tl.float32),)
     for _k in tl.static_range(1, N):
-        found = found + (tl.zeros([BM, BK], tl.float32),)
+        found += (tl.zeros([BM, BK], tl.float32),)
     return found
 
 
@@ -192,7 +193,7 @@ def accumulate(acc, planes, c, ORDERS: tl.constexpr, FRESH: tl.constexpr):
     """Add to each chunk of a sum the weighted columns."""
     found = (add(acc[0], planes, c[0], ORDERS, FRESH),)
     for k in tl.static_range(1, len(c)):
-        found = found + (add(acc[k], planes, c[k], ORDERS, FRESH),)
+        found += (add(acc[k], planes, c[k], ORDERS, FRESH),)
     return found
 
 
@@ -210,7 +211,7 @@ def scaled(acc, b_by):
     """Each chunk of a sum times a number a row."""
     found = (acc[0] * b_by[:, None],)
     for k in tl.static_range(1, len(acc)):
-        found = found + (acc[k] * b_by[:, None],)
+        found += (acc[k] * b_by[:, None],)
     return found
 
 
