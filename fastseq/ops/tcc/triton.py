@@ -39,6 +39,8 @@ SPAN = 64
 # Of "bf16", "fp16", "tf32" and "tf32x3" operands: planes of bf16 that frames are split into and
 # that computed numbers are, and how many orders of the products of two frames count (multiply()).
 PLANES = {"bf16": (1, 2, 1), "fp16": (2, 2, 3), "tf32": (2, 2, 2), "tf32x3": (3, 3, 3)}
+# Kernels with one softmax or none to hold beside their sums.
+WIDE = ("nearest", "moments")
 
 
 def packed_channels(d: int) -> int:
@@ -58,7 +60,14 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
     """
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, d, d, 4, 1)
-    return Tiles(64, 64, min(d, 128), min(d, 128), 4, 3)
+    planes = PLANES[operands][1]
+    columns, step, stages = 32, min(d, 64), 3
+    if arch >= 90 and d <= 128 and (operands == "bf16" or (planes == 2 and kernel in WIDE)):
+        columns = 64
+        step = min(d, 64 if kernel == "pull" else 128)
+    if arch < 90 or d > 128:
+        stages = 2
+    return Tiles(64, columns, step, min(d, 128), 4, stages)
 
 
 class Packed(NamedTuple):
