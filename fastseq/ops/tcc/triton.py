@@ -32,15 +32,11 @@ from fastseq.ops.tcc.triton_pack import tcc_centre_kernel, tcc_pack_kernel, tcc_
 LOG2E = 1 / math.log(2)
 # Nearest neighbours that all ordered pairs keep at a time, as a number of their channels.
 ELEMENTS = 1 << 24
-
-
 # Packed frames are a multiple of this (SPAN in the kernels): no tile is larger, none needs a mask.
 SPAN = 64
 # Of "bf16", "fp16", "tf32" and "tf32x3" operands: planes of bf16 that frames are split into and
 # that computed numbers are, and how many orders of the products of two frames count (multiply()).
 PLANES = {"bf16": (1, 2, 1), "fp16": (2, 2, 3), "tf32": (2, 2, 2), "tf32x3": (3, 3, 3)}
-# Kernels with one softmax or none to hold beside their sums.
-WIDE = ("nearest", "moments")
 
 
 def packed_channels(d: int) -> int:
@@ -50,24 +46,31 @@ def packed_channels(d: int) -> int:
 
 @lru_cache
 def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
-    """The configuration of "nearest", "moments", "pull", "keys", "queries" or
-    "through" for d packed channels and "bf16",
-    "fp16", "tf32" or "tf32x3" operands.
+    """The configuration of "nearest", "moments", "pull", "keys", "queries" or "through" for d
+    packed channels and "bf16", "fp16", "tf32" or "tf32x3" operands.
 
-    Nothing here may depend on N or T: a pair gives the same bits alone and in a batch. Chosen so
-    that nothing spills (tests/data/tcc_resources.json) and to fit the 99 kB of shared memory of
-    sm_86 and sm_89.
+    Nothing here may depend on N or T: a pair gives the same bits alone and in a batch. No kernel
+    has more columns than another has rows: beyond its last rows nothing is stored, and columns have
+    no mask. Chosen so that nothing spills (tests/data/tcc_resources.json) and to fit the 99 kB of
+    shared memory of sm_86 and sm_89.
     """
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, d, d, 4, 1)
-    planes = PLANES[operands][1]
-    columns, step, stages = 32, min(d, 64), 3
-    if arch >= 90 and d <= 128 and (operands == "bf16" or (planes == 2 and kernel in WIDE)):
-        columns = 64
-        step = min(d, 64 if kernel == "pull" else 128)
-    if arch < 90 or d > 128:
-        stages = 2
-    return Tiles(64, columns, step, min(d, 128), 4, stages)
+    exact, wide = operands == "tf32x3", d > 128
+    if arch // 10 != 9 or (exact and (wide or kernel in ("queries", "through"))):
+        # mma.sync, 16 rows a warp. wgmma would keep the addresses of its many operands in registers
+        # and leave too few for these; sm_100 needs more of them still.
+        columns, step, channels = (16, 32, 64) if exact or wide else (32, 64, 128)
+        if exact and kernel == "queries" and arch >= 90 and not wide:
+            channels = 128
+        rows, warps = (64, 4) if arch < 90 else (32, 2)
+        return Tiles(rows, columns, min(d, step), min(d, channels), warps, 2)
+    if wide:
+        return Tiles(64, 32, 32, 128, 4, 2)
+    columns, step = 32, 64
+    if operands == "bf16" or (not exact and kernel in ("nearest", "moments")):
+        columns, step = 64, 64 if kernel == "pull" else 128
+    return Tiles(64, columns, min(d, step), min(d, 128), 4, 3)
 
 
 class Packed(NamedTuple):
@@ -213,7 +216,7 @@ def _choose(
         of_tiles("keys", tcc_keys_kernel, TYPE=loss_type),
         of_tiles("queries", tcc_queries_kernel, CHUNKS=pull.chunks),
         of_tiles("through", tcc_through_kernel, CHUNKS=pull.chunks),
-        launch.Kernel(tcc_finish_kernel, L2=l2, **around, num_warps=4),
+        launch.Kernel(tcc_finish_kernel, L2=l2, PARTS=1 if pairs else 3, **around, num_warps=4),
         launch.Kernel(tcc_reduce_kernel, REDUCTION=reduction, BV=16, BB=64, num_warps=4),
     )
 
@@ -318,7 +321,8 @@ def _run(
     fp32 = {"dtype": torch.float32, "device": packed.z.device}
     dx = dy = walks = rests = None
     if keep:
-        walks = torch.empty((3, *packed.z.shape[1:]), **fp32)
+        # All pairs: a part for each walk, so that no bit depends on how many shifts a launch takes.
+        walks = torch.empty((3 if all_pairs else 1, *packed.z.shape[1:]), **fp32)
         rests = torch.empty(walks.shape[:3], **fp32)
         dx = torch.empty((packed.num, packed.frames[0], d), **fp32)
         dy = None if all_pairs else torch.empty((packed.num, packed.frames[1], d), **fp32)
@@ -372,13 +376,13 @@ def _gradients(
     pull = torch.empty_like(nearest)
     level = row.new_empty((kernels.pull.chunks, hops, frames))
     z, bias, _, lengths = packed[3:7]
-    sizes, scales = (
-        (many, frames // SPAN, first, hops),
-        (_scale(packed, opts), opts.label_smoothing),
-    )
+    sizes = many, frames // SPAN, first, hops
+    scales = _scale(packed, opts), opts.label_smoothing
     cycle = *packed[3:7], nearest, row
     kernels.pull(frames, hops, (*cycle, pull, level), (*sizes, *scales))
     kernels.keys(frames, many, (*cycle, walks[0], rests[0]), (*sizes, int(add), *scales))
     passed = z, bias, lengths, row, pull, level
     for k, kernel in enumerate((kernels.queries, kernels.through), 1):
-        kernel(frames, many, (*passed, walks[k], rests[k]), (*sizes, int(add), scales[0]))
+        part, more = (k, add) if len(walks) > 1 else (0, True)
+        left = walks[part], rests[part]
+        kernel(frames, many, (*passed, *left), (*sizes, int(more), scales[0]))

@@ -50,7 +50,7 @@ def earlier(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """What earlier launches have left() of a walk: N chunks of its sum of weighted columns, and the
+    """What earlier launches have left(): N chunks of its sum of weighted columns, and the
     sum of the weights."""
     o_tile = tl.arange(0, BM)[:, None] * D + tl.arange(0, BK)[None, :]
     p_tile = p_out + tl.cast(begin, tl.int64) * D + chunk + o_tile
@@ -283,8 +283,8 @@ def tcc_through_kernel(
 @triton.jit(do_not_specialize=["N", "M", "spans", "T1", "T2"])
 def tcc_finish_kernel(
     p_z,
-    p_sums,  # [3, M, T, D]: what the walks have left
-    p_rests,  # [3, M, T]
+    p_sums,  # [PARTS, M, T, D]: what the walks have left
+    p_rests,  # [PARTS, M, T]
     p_len,
     p_dx,  # [N, T1, CHANNELS] fp32
     p_dy,  # [N, T2, CHANNELS] fp32
@@ -300,6 +300,7 @@ def tcc_finish_kernel(
     BT: tl.constexpr,
     BK: tl.constexpr,
     L2: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """The gradients of x and y. Of a distance |a - b|^2 the walks have summed b; here is a."""
     T = spans * SPAN
@@ -317,14 +318,14 @@ def tcc_finish_kernel(
     rows = tl.cast(M, tl.int64) * T
     b_rest = tl.zeros([BT], tl.float32)
     if L2:
-        for w in tl.static_range(3):
+        for w in tl.static_range(PARTS):
             b_rest += tl.load(p_rests + w * rows + i_m * T + o_m, mask=m_m, other=0.0)
     factor = tl.cast(scale, tl.float32) * LN2
     for k in range(0, D, BK):
         o_k = k + tl.arange(0, BK)
         p_tile = p_sums + (i_m * T + o_m)[:, None] * D + o_k[None, :]
         b_out = tl.zeros([BT, BK], tl.float32)
-        for w in tl.static_range(3):
+        for w in tl.static_range(PARTS):
             b_out += tl.load(p_tile + w * rows * D, mask=m_m[:, None], other=0.0)
         if L2:
             b_z = whole(tile(p_z + i_m * T * D, rows * D, begin, k, P, D, BT, BK))

@@ -87,7 +87,7 @@ def around_job(kernel, precision, d, arch, *, pairs=True, reduction="mean"):
         args = dict.fromkeys(("p_sums", "p_rests", "p_dx", "p_dy"), "*fp32")
         args |= {"p_z": "*bf16", "p_len": "*i32", "scale": "fp32"}
         args |= dict.fromkeys(("N", "M", "spans", "T1", "T2"), "i32")
-        constants = packed | {"L2": True}
+        constants = packed | {"L2": True, "PARTS": 3}
     else:
         args = {"p_x": "*" + dtype, "p_y": "*" + dtype, "p_lx": "*i64", "p_ly": "*i64"}
         args |= {"p_centre": "*fp32"}
@@ -156,6 +156,20 @@ def multiplies(kernel, *_):
 def test_core():
     """What most calls run: D = 128, every precision on sm_90, bf16 on sm_80; and all around it."""
     TABLE.check(core_cases(), multiplies)
+
+
+def test_rows_reach_as_far_as_columns():
+    """What a kernel has not stored, no tile of another reads."""
+    from fastseq.ops.tcc.triton import SPAN, tiles
+
+    for arch in (0, 80, 86, 89, 90, 100, 120):
+        for precision in PRECISIONS:
+            for d in (16, 32, 64, 128, 256, 512):
+                all_of_them = [tiles(kernel, d, precision, arch) for kernel in ARGUMENTS]
+                rows, columns = zip(*((t.rows, t.columns) for t in all_of_them), strict=True)
+                writers = rows[:3]  # nearest, moments, pull
+                assert min(writers) % max(columns) == 0, (arch, precision, d)
+                assert all(SPAN % n == 0 for n in rows)
 
 
 @pytest.mark.slow
