@@ -93,8 +93,8 @@ OTHERS = [
     Variant("queue_nce", (32, 131072, 128), (), {"warps": 4}),
     Variant("contrastive_idm", (4, 4096, 128), ("grad",), {"warps": 4}),
     Variant("queue_nce", (512, 131072, 128), (), {"warps": 4, "stages": 3}),
-    Variant("tcc", (8, 480, 128), ("nearest", "moments", "pull"), {"warps": 4}),
-    Variant("tcc", (8, 480, 128), ("grad",), {"rows": 64, "warps": 4}),
+    Variant("tcc", (8, 480, 128), ("nearest", "moments", "pull"), {"columns": 32}),
+    Variant("tcc", (4, 4096, 128), ("keys", "through"), {"columns": 32}),
 ]
 
 

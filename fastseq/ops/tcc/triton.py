@@ -16,51 +16,63 @@ from fastseq.ops.common import launch
 from fastseq.ops.common.launch import Tiles
 from fastseq.ops.common.lengths import shift_times, valid_mask
 from fastseq.ops.tcc.options import VARIANCE_FLOOR, TCCOptions
-from fastseq.ops.tcc.triton_kernels import (
-    tcc_grad_kernel,
+from fastseq.ops.tcc.triton_cycles import (
     tcc_moments_kernel,
     tcc_nearest_kernel,
     tcc_pull_kernel,
+)
+from fastseq.ops.tcc.triton_gradients import (
+    tcc_finish_kernel,
+    tcc_keys_kernel,
+    tcc_queries_kernel,
+    tcc_through_kernel,
 )
 from fastseq.ops.tcc.triton_pack import tcc_centre_kernel, tcc_pack_kernel, tcc_reduce_kernel
 
 LOG2E = 1 / math.log(2)
 # Nearest neighbours that all ordered pairs keep at a time, as a number of their channels.
 ELEMENTS = 1 << 24
+# Packed frames are a multiple of this (SPAN in the kernels): no tile is larger, none needs a mask.
+SPAN = 64
+# Of "bf16", "fp16", "tf32" and "tf32x3" operands: planes of bf16 that frames are split into and
+# that computed numbers are, and how many orders of the products of two frames count (multiply()).
+PLANES = {"bf16": (1, 2, 1), "fp16": (2, 2, 3), "tf32": (2, 2, 2), "tf32x3": (3, 3, 3)}
 
 
 def packed_channels(d: int) -> int:
-    """Channels that packed frames are filled up to, with zeros. A multiple of 16 bytes loads wide
-    and a multiple of the gradients' steps needs no mask in them, for which there is no register."""
-    return 16 if d <= 16 else launch.cdiv(d, 32) * 32
+    """Channels that packed frames are filled up to, with zeros, so that no tile needs a mask."""
+    return max(16, triton.next_power_of_2(d)) if d <= 128 else launch.cdiv(d, 128) * 128
 
 
 @lru_cache
 def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
-    """The configuration of "nearest", "moments", "pull" or "grad" for d packed channels and "bf16",
-    "fp16", "tf32" or "tf32x3" operands.
+    """The configuration of "nearest", "moments", "pull", "keys", "queries" or "through" for d
+    packed channels and "bf16", "fp16", "tf32" or "tf32x3" operands.
 
-    Nothing here may depend on N or T: a pair gives the same bits alone and in a batch. Chosen so
-    that nothing spills (tests/data/tcc_resources.json) and to fit the 99 kB of shared memory of
-    sm_86 and sm_89.
+    Nothing here may depend on N or T: a pair gives the same bits alone and in a batch. No kernel
+    has more columns than another has rows: beyond its last rows nothing is stored, and columns have
+    no mask. Chosen so that nothing spills (tests/data/tcc_resources.json) and to fit the 99 kB of
+    shared memory of sm_86 and sm_89.
     """
-    padded = triton.next_power_of_2(d)
     if arch == 0:  # the interpreter: few, large steps
-        return Tiles(64, 64, padded, padded, 4, 1)
-    half = operands in ("bf16", "fp16")
-    if half:
-        step, channels = 128 if padded <= 128 else 64, 128
-        if kernel == "grad" and padded == 256:
-            step = 32
-    elif kernel == "grad":
-        step, channels = (32, 128) if operands == "tf32" else (16, 64)
-    else:
-        step, channels = 16, 64
-    rows, columns = 32 if kernel == "grad" else 64, 32
-    if kernel == "grad" and operands == "tf32x3" and (padded == 32 or padded > 256):
-        columns, channels = 16, 16 if padded == 32 else 64
-    warps = 4 if half and padded <= 64 else 8
-    return Tiles(rows, columns, min(padded, step), min(padded, channels), warps, 2)
+        return Tiles(64, 64, d, d, 4, 1)
+    exact, wide = operands == "tf32x3", d > 128
+    if arch // 10 != 9 or (exact and (wide or kernel in ("queries", "through"))):
+        # mma.sync, 16 rows a warp. wgmma would keep the addresses of its many operands in registers
+        # and leave too few for these; sm_100 needs more of them still.
+        columns, step, channels = (16, 32, 64) if exact or wide else (32, 64, 128)
+        if exact and kernel == "queries" and arch >= 90 and not wide:
+            channels = 128
+        if kernel == "queries" and operands != "bf16":
+            columns = 16
+        rows, warps = (64, 4) if arch < 90 else (32, 2)
+        return Tiles(rows, columns, min(d, step), min(d, channels), warps, 2)
+    if wide:
+        return Tiles(64, 32, 32, 128, 4, 2)
+    columns, step = 32, 64
+    if operands == "bf16" or (not exact and kernel in ("nearest", "moments")):
+        columns, step = 64, 64 if kernel == "pull" else 128
+    return Tiles(64, columns, min(d, step), min(d, 128), 4, 3)
 
 
 class Packed(NamedTuple):
@@ -69,7 +81,7 @@ class Packed(NamedTuple):
     num: int  # sequences, or pairs
     frames: tuple[int, int]
     channels: int  # without those that z is filled up with
-    z: Tensor  # [M, T, D]
+    z: Tensor  # [planes, M, T, D]
     bias: Tensor  # [M, T]
     t: Tensor  # [M, T]
     lengths: Tensor  # [M]
@@ -80,7 +92,7 @@ class Cycles(NamedTuple):
     """What the hops of a group of shifts have left for their gradients."""
 
     first: int
-    nearest: Tensor  # [hops, T, D]
+    nearest: Tensor  # [planes, hops, T, D]
     row: Tensor  # [6, hops, T]
 
 
@@ -98,8 +110,9 @@ def forward(
         return x.new_zeros(shape, dtype=torch.float32), *_two(grads)
     kernels = _kernels(x, y, opts)
     packed = _pack(kernels, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, None, opts)
-    blocks = launch.cdiv(frames, kernels.moments.rows)
-    part = torch.empty((shifts, len(packed.z), blocks), dtype=torch.float32, device=x.device)
+    _, many, frames, _ = packed.z.shape
+    blocks = frames // kernels.moments.rows
+    part = torch.empty((shifts, many, blocks), dtype=torch.float32, device=x.device)
     grads = _run(kernels, packed, part, shifts, opts, keep, y is None)
     loss = torch.empty(shape, dtype=torch.float32, device=x.device)
     hops = part.numel() // (n * blocks)
@@ -137,26 +150,30 @@ class OfTiles(NamedTuple):
 class Kernels(NamedTuple):
     """The kernels of a kind of call, in the order in which they run."""
 
+    planes: int  # of frames
+    computed: int  # of what is computed from them
     centre: launch.Kernel
     pack: launch.Kernel
     nearest: OfTiles
     moments: OfTiles
     pull: OfTiles
-    grad: OfTiles
+    keys: OfTiles
+    queries: OfTiles
+    through: OfTiles
+    finish: launch.Kernel
     reduce: launch.Kernel
 
 
 def _kernels(x: Tensor, y: Tensor | None, opts: TCCOptions) -> Kernels:
     kind = opts.loss_type, opts.similarity == "l2", opts.normalize_indices, opts.reduction
     arch = launch.architecture(x.device)
-    return _choose(x.shape[2], *launch.operands(x.dtype), arch, y is not None, *kind)
+    return _choose(x.shape[2], launch.operands(x.dtype)[0], arch, y is not None, *kind)
 
 
 @launch.once
 def _choose(
     d: int,
     operands: str,
-    precision: str,
     arch: int,
     pairs: bool,
     loss_type: str,
@@ -165,18 +182,20 @@ def _choose(
     reduction: str,
 ) -> Kernels:
     packed = packed_channels(d)
+    planes, computed, orders = PLANES[operands]
 
     def of_tiles(name: str, kernel, **constants) -> OfTiles:
         tile = tiles(name, packed, operands, arch)
-        if name != "moments":
-            constants["BD"] = tile.channels
         made = launch.Kernel(
             kernel,
             D=packed,
             BM=tile.rows,
             BN=tile.columns,
             BK=tile.step,
-            PREC=precision,
+            BD=tile.channels,
+            PZ=planes,
+            PC=computed,
+            ZZ=orders,
             num_warps=tile.warps,
             num_stages=tile.stages,
             maxnreg=tile.registers or launch.MOST_REGISTERS,
@@ -185,17 +204,21 @@ def _choose(
         chunks = 1 if name == "moments" else launch.cdiv(packed, tile.channels)
         return OfTiles(made, tile.rows, chunks)
 
-    step = min(128, max(16, triton.next_power_of_2(d)))
     pull = of_tiles("pull", tcc_pull_kernel, TYPE=loss_type)
-    grad = {"CHANNELS": d, "CHUNKS": pull.chunks, "L2": l2, "TYPE": loss_type}
-    pack = {"CHANNELS": d, "D": packed, "SHARES": shares, "REDUCTION": reduction}
+    around = {"CHANNELS": d, "D": packed, "P": planes, "BT": 32, "BK": min(packed, 128)}
+    pack = {"SHARES": shares, "REDUCTION": reduction, "PAIRS": pairs}
     return Kernels(
+        planes,
+        computed,
         launch.Kernel(tcc_centre_kernel, D=d, BT=128, BK=16, PAIRS=pairs, num_warps=4),
-        launch.Kernel(tcc_pack_kernel, **pack, BT=32, BK=step, PAIRS=pairs, num_warps=4),
+        launch.Kernel(tcc_pack_kernel, **pack, **around, num_warps=4),
         of_tiles("nearest", tcc_nearest_kernel),
         of_tiles("moments", tcc_moments_kernel, TYPE=loss_type),
         pull,
-        of_tiles("grad", tcc_grad_kernel, **grad),
+        of_tiles("keys", tcc_keys_kernel, TYPE=loss_type),
+        of_tiles("queries", tcc_queries_kernel, CHUNKS=pull.chunks),
+        of_tiles("through", tcc_through_kernel, CHUNKS=pull.chunks),
+        launch.Kernel(tcc_finish_kernel, L2=l2, PARTS=1 if pairs else 3, **around, num_warps=4),
         launch.Kernel(tcc_reduce_kernel, REDUCTION=reduction, BV=16, BB=64, num_warps=4),
     )
 
@@ -230,9 +253,10 @@ def _pack(
     duration_x, duration_y = (
         None if v is None else v.float().contiguous() for v in (duration_x, duration_y)
     )
-    frames = max(x.shape[1], y.shape[1])
+    spans = launch.cdiv(max(x.shape[1], y.shape[1]), SPAN)
     fp32 = {"dtype": torch.float32, "device": x.device}
-    many = 2 * n if pairs else n
+    many, frames = 2 * n if pairs else n, spans * SPAN
+    shape = kernels.planes, many, frames, packed_channels(d)
     strides = (*x.stride(), *y.stride())
     centre = None
     # Distances do not see a common offset, but the products that they are made of do. Products of
@@ -248,7 +272,7 @@ def _pack(
         n,
         (x.shape[1], y.shape[1]),
         d,
-        torch.empty((many, frames, packed_channels(d)), dtype=x.dtype, device=x.device),
+        torch.empty(shape, dtype=torch.bfloat16, device=x.device),
         torch.empty((many, frames), **fp32),
         torch.empty((many, frames), **fp32),
         torch.empty(many, dtype=torch.int32, device=x.device),
@@ -258,7 +282,7 @@ def _pack(
         many * launch.cdiv(frames, 32),
         (x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, centre, grad, *packed[3:]),
         (
-            *(n, x.shape[1], y.shape[1], frames),
+            *(n, x.shape[1], y.shape[1], spans),
             *strides,
             *(0 if t is None else t.stride(0) for t in (tx, ty)),
             grad.stride(0) if grad is not None and grad.dim() else 0,
@@ -294,20 +318,30 @@ def _run(
     all_pairs: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Row losses of every hop, to ``keep`` also the gradients of their weighted sum."""
-    many, d = len(packed.z), packed.channels
+    d = packed.channels
+    _, many, frames, _ = packed.z.shape
     fp32 = {"dtype": torch.float32, "device": packed.z.device}
-    dx = dy = None
+    dx = dy = walks = rests = None
     if keep:
+        # All pairs: a part for each walk, so that no bit depends on how many shifts a launch takes.
+        walks = torch.empty((3 if all_pairs else 1, *packed.z.shape[1:]), **fp32)
+        rests = torch.empty(walks.shape[:3], **fp32)
         dx = torch.empty((packed.num, packed.frames[0], d), **fp32)
         dy = None if all_pairs else torch.empty((packed.num, packed.frames[1], d), **fp32)
-    at_once = max(1, min(shifts, ELEMENTS // packed.z.numel()))
+    at_once = max(1, min(shifts, ELEMENTS // packed.z[0].numel()))
     for start in range(0, shifts, at_once):
         group = min(at_once, shifts - start)
         first = 1 + start if all_pairs else packed.num
         some = torch.empty(0, **fp32) if part is None else part[start : start + group]
         cycles = _cycles(kernels, packed, first, group * many, some, opts)
         if keep:
-            _gradients(kernels, packed, cycles, dx, dx if all_pairs else dy, start > 0, opts)
+            _gradients(kernels, packed, cycles, walks, rests, start > 0, opts)
+    if keep:
+        kernels.finish(
+            many * frames // 32,
+            (packed.z, walks, rests, packed.lengths, dx, dx if all_pairs else dy),
+            (packed.num, many, frames // SPAN, *packed.frames, _scale(packed, opts)),
+        )
     return dx, dy
 
 
@@ -320,14 +354,14 @@ def _scale(packed: Packed, opts: TCCOptions) -> float:
 def _cycles(
     kernels: Kernels, packed: Packed, first: int, hops: int, part: Tensor, opts: TCCOptions
 ) -> Cycles:
-    many, frames, d = packed.z.shape
+    _, many, frames, d = packed.z.shape
     fp32 = {"dtype": torch.float32, "device": packed.z.device}
-    nearest = torch.empty((hops, frames, d), **fp32)
+    nearest = packed.z.new_empty((kernels.computed, hops, frames, d))
     row = torch.empty((6, hops, frames), **fp32)
-    sizes = many, frames, first, hops, _scale(packed, opts)
+    sizes = many, frames // SPAN, first, hops, _scale(packed, opts)
     kernels.nearest(frames, hops, (packed.z, packed.bias, packed.lengths, nearest, row), sizes)
     if part.numel() == 0:
-        part = torch.empty((hops, launch.cdiv(frames, kernels.moments.rows)), **fp32)
+        part = torch.empty((hops, frames // kernels.moments.rows), **fp32)
     kernels.moments(
         *(frames, hops, (*packed[3:], nearest, row, part)),
         (*sizes, opts.variance_lambda, opts.label_smoothing, opts.huber_delta),
@@ -336,17 +370,21 @@ def _cycles(
 
 
 def _gradients(
-    kernels: Kernels, packed: Packed, cycles: Cycles, dx, dy, add: bool, opts: TCCOptions
+    kernels: Kernels, packed: Packed, cycles: Cycles, walks, rests, add: bool, opts: TCCOptions
 ) -> None:
-    many, frames, _ = packed.z.shape
+    _, many, frames, _ = packed.z.shape
     first, nearest, row = cycles
-    hops = len(nearest)
+    hops = nearest.shape[1]
     pull = torch.empty_like(nearest)
-    level = nearest.new_empty((kernels.pull.chunks, hops, frames))
-    hop = *packed[3:7], nearest, row, pull, level
+    level = row.new_empty((kernels.pull.chunks, hops, frames))
+    z, bias, _, lengths = packed[3:7]
+    sizes = many, frames // SPAN, first, hops
     scales = _scale(packed, opts), opts.label_smoothing
-    kernels.pull(frames, hops, hop, (many, frames, first, hops, *scales))
-    kernels.grad(
-        *(frames, many, (*hop, dx, dy)),
-        (packed.num, many, frames, *packed.frames, first, hops, int(add), *scales),
-    )
+    cycle = *packed[3:7], nearest, row
+    kernels.pull(frames, hops, (*cycle, pull, level), (*sizes, *scales))
+    kernels.keys(frames, many, (*cycle, walks[0], rests[0]), (*sizes, int(add), *scales))
+    passed = z, bias, lengths, row, pull, level
+    for k, kernel in enumerate((kernels.queries, kernels.through), 1):
+        part, more = (k, add) if len(walks) > 1 else (0, True)
+        left = walks[part], rests[part]
+        kernel(frames, many, (*passed, *left), (*sizes, int(more), scales[0]))

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from fastseq.ops.tcc.triton_tiles import SPAN, whole
+
 
 @triton.jit
 def either(a, b, second):
@@ -29,6 +31,17 @@ def lengths(p_len, o_v, m_v, T):
         b_len = tl.load(p_len + o_v, mask=m_v, other=0).to(tl.int64)
         b_n = tl.minimum(tl.maximum(b_len, 0), T).to(tl.int32)
     return tl.where(m_v, b_n, 0).to(tl.int64)
+
+
+@triton.jit
+def exactly(b_x, P: tl.constexpr):
+    """split() of frames, which may be infinite or next to it: what is not finite stays so."""
+    planes = (b_x.to(tl.bfloat16),)
+    for i in tl.static_range(1, P):
+        b_top = planes[i - 1].to(tl.float32)
+        b_x = tl.where(tl.abs(b_top) < float("inf"), b_x - b_top, 0.0)
+        planes += (b_x.to(tl.bfloat16),)
+    return planes
 
 
 @triton.jit
@@ -84,7 +97,7 @@ def tcc_centre_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["N", "T1", "T2", "T", "sxn", "sxt", "syn", "syt", "stx", "sty", "sg"]
+    do_not_specialize=["N", "T1", "T2", "spans", "sxn", "sxt", "syn", "syt", "stx", "sty", "sg"]
 )
 def tcc_pack_kernel(
     p_x,  # [N, T1, CHANNELS], any strides
@@ -97,15 +110,15 @@ def tcc_pack_kernel(
     p_dy,
     p_centre,  # [N or 1, CHANNELS] or None
     p_grad,  # gradient of the loss, [N] with stride sg, or None: 1
-    p_z,  # [M, T, D], filled up with zeros
-    p_bias,  # [M, T]: what a score against the frame loses, base 2
+    p_z,  # [P, M, T, D], filled up with zeros
+    p_bias,  # [M, T]: what a score against the frame gains, base 2; padded frames -inf
     p_t,  # [M, T]
     p_len,  # [M]
     p_seq,  # [3, M]: caller's times to the loss's, least variance, weight of a cycle
     N,
     T1,
     T2,
-    T,
+    spans,  # T over SPAN
     sxn,
     sxt,
     sxd,
@@ -119,6 +132,7 @@ def tcc_pack_kernel(
     floor,  # least variance in squared durations
     CHANNELS: tl.constexpr,
     D: tl.constexpr,
+    P: tl.constexpr,  # planes
     BT: tl.constexpr,
     BK: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -126,7 +140,9 @@ def tcc_pack_kernel(
     REDUCTION: tl.constexpr,
 ):
     unit = tl.cast(unit, tl.float32)
-    blocks = tl.cdiv(T, BT)
+    T = spans * SPAN
+    blocks = T // BT
+    M = tl.num_programs(0) // blocks
     i_b = tl.program_id(0) % blocks
     i_m = (tl.program_id(0) // blocks).to(tl.int64)
     second = i_m >= N
@@ -139,7 +155,6 @@ def tcc_pack_kernel(
     sd = either(tl.cast(sxd, tl.int64), tl.cast(syd, tl.int64), second)
     o_t = i_b * BT + tl.arange(0, BT)
     m_t = o_t < n
-    m_in = o_t < T
 
     b_sq = tl.zeros([BT], tl.float32)
     for k in range(0, D, BK):
@@ -150,10 +165,13 @@ def tcc_pack_kernel(
         if p_centre is not None:
             b_c = tl.load(p_centre + (i_n * CHANNELS if PAIRS else 0) + o_k, mask=m_k, other=0.0)
             b_z = tl.where(m_t[:, None], b_z - b_c[None, :], 0.0)
-        b_sq += tl.sum(b_z.to(tl.float32) * b_z.to(tl.float32), 1)
+        planes = exactly(b_z.to(tl.float32), P)
+        b_z = whole(planes)
+        b_sq += tl.sum(b_z * b_z, 1)
         p_to = p_z + (i_m * T + o_t)[:, None] * D + o_k[None, :]
-        tl.store(p_to, b_z, mask=m_in[:, None] & (o_k < D)[None, :])
-    tl.store(p_bias + i_m * T + o_t, b_sq * unit, mask=m_in)
+        for i in tl.static_range(P):
+            tl.store(p_to + tl.cast(M, tl.int64) * i * T * D, planes[i])
+    tl.store(p_bias + i_m * T + o_t, tl.where(m_t, -b_sq * unit, float("-inf")))
 
     if p_tx is None:
         b_t = o_t.to(tl.float32)
@@ -163,10 +181,9 @@ def tcc_pack_kernel(
         b_t = tl.load(p_time + o_t, mask=m_t, other=0)
         if b_t.dtype != tl.float32:
             b_t = b_t.to(tl.int64) - tl.load(p_time, mask=n > 0, other=0).to(tl.int64)
-    tl.store(p_t + i_m * T + o_t, tl.where(m_t, b_t.to(tl.float32), 0.0), mask=m_in)
+    tl.store(p_t + i_m * T + o_t, tl.where(m_t, b_t.to(tl.float32), 0.0))
 
     if i_b == 0:
-        M = tl.num_programs(0) // blocks
         duration_x = tl.maximum(n_x, 1).to(tl.float32)
         if p_dx is not None:
             duration_x = tl.load(p_dx + i_n)

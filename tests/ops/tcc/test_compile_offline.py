@@ -14,18 +14,25 @@ from offline import ARCHS, PRECISIONS, Table, job
 pytestmark = [pytest.mark.compile, pytest.mark.process]
 
 PACKED = ("p_z", "p_bias", "p_t", "p_len", "p_seq")
+STEPS = ("p_row", "p_pull", "p_level", "p_sum", "p_rest")
 # Pointers, integers and floats of a kernel, in any order.
 ARGUMENTS = {
-    "nearest": (("p_nn", "p_row"), ("first",), ()),
-    "moments": (("p_nn", "p_row", "p_part"), ("first",), ("variance_lambda", "smoothing", "delta")),
-    "pull": (("p_nn", "p_row", "p_pull", "p_level"), ("first",), ("smoothing",)),
-    "grad": (
-        ("p_nn", "p_row", "p_pull", "p_level", "p_dx", "p_dy"),
-        ("N", "T1", "T2", "first", "add"),
-        ("smoothing",),
-    ),
+    "nearest": (("p_nn", "p_row"), (), ()),
+    "moments": (("p_nn", "p_row", "p_part"), (), ("variance_lambda", "smoothing", "delta")),
+    "pull": (("p_nn", "p_row", "p_pull", "p_level"), (), ("smoothing",)),
+    "keys": (("p_nn", "p_row", "p_sum", "p_rest"), ("add",), ("smoothing",)),
+    "queries": (STEPS, ("add",), ()),
+    "through": (STEPS, ("add",), ()),
 }
-WITHOUT = {"nearest": ("p_t", "p_seq"), "moments": (), "pull": ("p_seq",), "grad": ("p_seq",)}
+GRADIENTS = ("keys", "queries", "through")
+WITHOUT = {
+    "nearest": ("p_t", "p_seq"),
+    "moments": (),
+    "pull": ("p_seq",),
+    "keys": ("p_seq",),
+    "queries": ("p_t", "p_seq"),
+    "through": ("p_t", "p_seq"),
+}
 
 
 def tcc_job(kernel, precision, d, arch, **kinds):
@@ -33,29 +40,27 @@ def tcc_job(kernel, precision, d, arch, **kinds):
     return make(kernel, precision, d, arch, **kinds)
 
 
-def cycle_job(kernel, precision, d, arch, *, loss_type="regression_mse_var", l2=True):
+def cycle_job(kernel, precision, d, arch, *, loss_type="regression_mse_var"):
     from fastseq.ops.common.launch import MOST_REGISTERS
-    from fastseq.ops.tcc.triton import packed_channels, tiles
+    from fastseq.ops.tcc.triton import PLANES, packed_channels, tiles
 
-    dtype, dot = PRECISIONS[precision]
-    channels, d = d, packed_channels(d)
+    d = packed_channels(d)
     tile = tiles(kernel, d, precision, arch)
     pointers, ints, floats = ARGUMENTS[kernel]
     packed = (name for name in PACKED if name not in WITHOUT[kernel])
     args = dict.fromkeys((*packed, *pointers), "*fp32")
-    args |= {"p_z": "*" + dtype, "p_len": "*i32"}
-    args |= dict.fromkeys(("M", "T", "hops", *ints), "i32")
+    planes = dict.fromkeys(("p_z", "p_nn", "p_pull"), "*bf16")
+    args |= {name: kind for name, kind in planes.items() if name in args} | {"p_len": "*i32"}
+    args |= dict.fromkeys(("M", "spans", "first", "hops", *ints), "i32")
     args |= dict.fromkeys(("scale", *floats), "fp32")
-    constants = {"D": d, "BM": tile.rows, "BN": tile.columns, "BK": tile.step, "PREC": dot}
-    if kernel != "moments":
-        constants["BD"] = tile.channels
-    if kernel != "nearest":
+    constants = {"D": d, "BM": tile.rows, "BN": tile.columns, "BK": tile.step, "BD": tile.channels}
+    constants |= dict(zip(("PZ", "PC", "ZZ"), PLANES[precision], strict=True))
+    if kernel in ("moments", "pull", "keys"):
         constants["TYPE"] = loss_type
-    if kernel == "grad":
-        chunks = -(-d // tiles("pull", d, precision, arch).channels)
-        constants |= {"CHANNELS": channels, "L2": l2, "CHUNKS": chunks}
+    if kernel in ("queries", "through"):
+        constants["CHUNKS"] = d // tiles("pull", d, precision, arch).channels
     return job(
-        "fastseq.ops.tcc.triton_kernels",
+        f"fastseq.ops.tcc.triton_{'gradients' if kernel in GRADIENTS else 'cycles'}",
         f"tcc_{kernel}_kernel",
         args,
         constants,
@@ -66,12 +71,23 @@ def cycle_job(kernel, precision, d, arch, *, loss_type="regression_mse_var", l2=
     )
 
 
-def around_job(kernel, dtype, d, arch, *, pairs=True, reduction="mean"):
+def around_job(kernel, precision, d, arch, *, pairs=True, reduction="mean"):
     """The kernels around the cycles, each in the kinds that need most registers."""
+    from fastseq.ops.tcc.triton import PLANES, packed_channels
+
+    dtype = PRECISIONS[precision][0]
+    module = "gradients" if kernel == "finish" else "pack"
+    packed = {"CHANNELS": d, "D": packed_channels(d), "P": PLANES[precision][0], "BT": 32}
+    packed |= {"BK": 128}
     if kernel == "reduce":
         args = {"p_part": "*fp32", "p_weight": "*fp32", "p_loss": "*fp32"}
         args |= dict.fromkeys(("N", "hops", "blocks"), "i32")
         constants = {"REDUCTION": reduction, "BV": 16, "BB": 64}
+    elif kernel == "finish":
+        args = dict.fromkeys(("p_sums", "p_rests", "p_dx", "p_dy"), "*fp32")
+        args |= {"p_z": "*bf16", "p_len": "*i32", "scale": "fp32"}
+        args |= dict.fromkeys(("N", "M", "spans", "T1", "T2"), "i32")
+        constants = packed | {"L2": True, "PARTS": 3}
     else:
         args = {"p_x": "*" + dtype, "p_y": "*" + dtype, "p_lx": "*i64", "p_ly": "*i64"}
         args |= {"p_centre": "*fp32"}
@@ -79,28 +95,30 @@ def around_job(kernel, dtype, d, arch, *, pairs=True, reduction="mean"):
         args |= dict.fromkeys(ints, "i32")
         constants = {"D": d, "PAIRS": pairs, "BT": 128, "BK": 16}
     if kernel == "pack":
-        args |= {"p_z": "*" + dtype, "p_len": "*i32", "p_tx": "*i64", "p_ty": "*i64"}
+        args |= {"p_z": "*bf16", "p_len": "*i32", "p_tx": "*i64", "p_ty": "*i64"}
         args |= dict.fromkeys(("p_bias", "p_t", "p_seq", "p_dx", "p_dy", "p_grad"), "*fp32")
-        args |= dict.fromkeys(("T", "stx", "sty", "sg"), "i32") | {"unit": "fp32", "floor": "fp32"}
-        constants = {"CHANNELS": d, "D": -(-d // 32) * 32, "PAIRS": pairs, "BT": 32, "BK": 128}
-        constants |= {"SHARES": False, "REDUCTION": reduction}
+        ints = ("spans", "stx", "sty", "sg")
+        args |= dict.fromkeys(ints, "i32") | {"unit": "fp32", "floor": "fp32"}
+        constants = packed | {"PAIRS": pairs, "SHARES": False, "REDUCTION": reduction}
     name = f"tcc_{kernel}_kernel"
-    return job("fastseq.ops.tcc.triton_pack", name, args, constants, arch, num_warps=4)
+    return job(f"fastseq.ops.tcc.triton_{module}", name, args, constants, arch, num_warps=4)
 
 
 def around_cases():
     cases = [
-        (kernel, dtype, 200, 90, {"pairs": pairs})
+        (kernel, precision, 200, 90, {"pairs": pairs})
         for kernel in ("centre", "pack")
-        for dtype, pairs in (("bf16", True), ("fp32", True), ("fp32", False))
+        for precision, pairs in (("bf16", True), ("tf32x3", True), ("tf32x3", False))
     ]
-    return cases + [("reduce", "fp32", 0, 90, {"reduction": r}) for r in ("none", "mean")]
+    cases += [("finish", precision, 200, 90, {}) for precision in ("bf16", "tf32x3")]
+    return cases + [("reduce", "tf32x3", 0, 90, {"reduction": r}) for r in ("none", "mean")]
 
 
 def core_cases():
-    cases = [("grad", p, 128, 90, {}) for p in PRECISIONS]
-    cases += [(k, p, 128, 90, {}) for k in ("nearest", "pull") for p in ("bf16", "tf32x3")]
-    cases += [("moments", "bf16", 128, 90, {}), ("grad", "bf16", 128, 80, {})]
+    cases = [("keys", p, 128, 90, {}) for p in PRECISIONS]
+    for kernel in ("nearest", "pull", "queries", "through"):
+        cases += [(kernel, p, 128, 90, {}) for p in ("bf16", "tf32x3")]
+    cases += [("moments", "bf16", 128, 90, {}), ("through", "bf16", 128, 80, {})]
     return cases + around_cases()
 
 
@@ -108,19 +126,15 @@ def all_cases():
     cases = []
     for arch in ARCHS:
         for precision in PRECISIONS:
-            for kernel in ("nearest", "moments"):
-                cases += [(kernel, precision, d, arch, {}) for d in (32, 128, 512)]
-            for kernel in ("pull", "grad"):
-                cases += [(kernel, precision, d, arch, {}) for d in (16, 64, 128, 256, 512)]
+            for kernel in ARGUMENTS:
+                some = (
+                    (32, 128, 512) if kernel in ("nearest", "moments") else (16, 64, 128, 256, 512)
+                )
+                cases += [(kernel, precision, d, arch, {}) for d in some]
         for precision in ("bf16", "tf32x3"):
-            for kernel in ("moments", "pull", "grad"):
+            for kernel in ("moments", "pull", "keys"):
                 cases.append((kernel, precision, 128, arch, {"loss_type": "classification"}))
-            cases.append(("grad", precision, 128, arch, {"loss_type": "regression_mse"}))
-            cases.append(("grad", precision, 128, arch, {"l2": False}))
-        # Not a power of two, not a multiple of 16 bytes.
-        for kernel in ("nearest", "moments", "pull", "grad"):
-            cases += [(kernel, precision, 200, arch, {}) for precision in ("bf16", "tf32x3")]
-        cases.append(("grad", "tf32x3", 17, arch, {}))
+            cases.append(("keys", precision, 128, arch, {"loss_type": "regression_mse"}))
     return cases
 
 
@@ -128,9 +142,8 @@ def name(kernel, precision, d, arch, kinds):
     if kernel not in ARGUMENTS:
         kinds = [f"{kind} {value}" for kind, value in kinds.items()]
         return " ".join((kernel, precision, f"D{d}", f"sm_{arch}", *kinds))
-    kinds = {"loss_type": "regression_mse_var", "l2": True} | kinds
-    parts = (kernel, precision, f"D{d}", f"sm_{arch}", kinds["loss_type"])
-    return " ".join(parts) + " cosine" * (not kinds["l2"])
+    kinds = {"loss_type": "regression_mse_var"} | kinds
+    return " ".join((kernel, precision, f"D{d}", f"sm_{arch}", kinds["loss_type"]))
 
 
 TABLE = Table("tcc_resources.json", tcc_job, name, core_cases())
@@ -143,6 +156,20 @@ def multiplies(kernel, *_):
 def test_core():
     """What most calls run: D = 128, every precision on sm_90, bf16 on sm_80; and all around it."""
     TABLE.check(core_cases(), multiplies)
+
+
+def test_rows_reach_as_far_as_columns():
+    """What a kernel has not stored, no tile of another reads."""
+    from fastseq.ops.tcc.triton import SPAN, tiles
+
+    for arch in (0, 80, 86, 89, 90, 100, 120):
+        for precision in PRECISIONS:
+            for d in (16, 32, 64, 128, 256, 512):
+                all_of_them = [tiles(kernel, d, precision, arch) for kernel in ARGUMENTS]
+                rows, columns = zip(*((t.rows, t.columns) for t in all_of_them), strict=True)
+                writers = rows[:3]  # nearest, moments, pull
+                assert min(writers) % max(columns) == 0, (arch, precision, d)
+                assert all(SPAN % n == 0 for n in rows)
 
 
 @pytest.mark.slow
