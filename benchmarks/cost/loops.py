@@ -64,6 +64,22 @@ def _block(v: Values) -> tuple[int, int]:
     return v.BM, v.BN
 
 
+def _half(v: Values) -> float:
+    """Tiles that a program of contrastive_idm's loss visits: half way around, and its own."""
+    return ceil(v.t / v.BM) / 2 + 0.5
+
+
+def _square(v: Values) -> tuple[int, int]:
+    return v.BM, v.BM
+
+
+def _beside(v: Values) -> float:
+    """Tiles of BM rows' own frames, and of the frames beside them; float32 has no other loop."""
+    if v.PLANES > 1:
+        return _tiles(v)
+    return min(_tiles(v), max(v.BM / v.BN, 1) + 2)
+
+
 def _one(v: Values) -> int:
     return 1
 
@@ -107,14 +123,27 @@ ROLES = (
         _block,
     ),
     _triton("scl_", "range(0, tiles, GROUP)", "times", lambda v: ceil(_tiles(v) / (512 // v.BN))),
+    # contrastive_idm's benchmark has one frame within the window: a tile's neighbours are near too.
     _triton(
         "cidm_loss",
-        "range(0, tiles)",
-        "tiles",
-        lambda v: ceil(v.t / v.BM) / 2 + 0.5,
-        tile=lambda v: (v.BM, v.BM),
+        "range(0, near)",
+        "near",
+        lambda v: _half(v) if v.PLANES == 3 else min(_half(v), 2),
+        tile=_square,
     ),
-    _triton("cidm_grad", "tl.cdiv(n, BN), 0)", "tiles", _tiles, tile=_block),
+    _triton("cidm_loss", "range(near, tiles)", "far", lambda v: max(_half(v) - 2, 0), tile=_square),
+    _triton("cidm_grad", "range(0, end - begin)", "near", _beside, tile=_block),
+    _triton(
+        "cidm_grad",
+        "range(0, tiles - (end - begin))",
+        "far",
+        lambda v: _tiles(v) - _beside(v),
+        tile=_block,
+    ),
+    _triton("cidm_direct_loss", "range(0, tiles)", "tiles", lambda v: _half(v), tile=_square),
+    _triton("cidm_direct_grad", "tl.cdiv(n, BN), 0)", "tiles", _tiles, tile=_block),
+    _triton("cidm_", "range(0, tiles, 64)", "spans", lambda v: ceil(v.t / v.BM / 64)),
+    _triton("cidm_prepare", "range(0, D, BK)", "channels", lambda v: ceil(v.D / v.BK)),
     _triton("queue_nce_scan", "range(0, whole, BN", "tiles", _queue_tiles, tile=_block),
     _triton("queue_nce_scan", "tl.maximum(whole, 0), count", "last tile", _never),
     _triton("queue_nce_scan", "range(i_s * fold, (i_s + 1) * fold)", "parts", _parts),

@@ -1,11 +1,11 @@
-"""contrastive_idm on NVIDIA GPUs: launches the kernels of triton_kernels.py; op.py checks input.
+"""contrastive_idm on NVIDIA GPUs: launches the kernels of triton_*.py; op.py checks input.
 
-One launch forward, one backward. Nothing is read back, so a CUDA graph can capture it.
+Two launches forward, two backward. Nothing is read back, so a CUDA graph can capture it.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,7 +15,12 @@ from fastseq.ops.common import launch
 from fastseq.ops.common.launch import Tiles
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.contrastive_idm.options import CIDMOptions, pair_times
+from fastseq.ops.contrastive_idm.triton_direct import (
+    cidm_direct_grad_kernel,
+    cidm_direct_loss_kernel,
+)
 from fastseq.ops.contrastive_idm.triton_kernels import cidm_grad_kernel, cidm_loss_kernel
+from fastseq.ops.contrastive_idm.triton_operands import cidm_prepare_kernel
 
 
 @lru_cache
@@ -28,22 +33,28 @@ def tiles(kernel: str, d: int, operands: str, direct: bool, arch: int) -> Tiles:
     """
     padded = max(16, triton.next_power_of_2(d))
     interpreted = arch == 0  # which wants few, large steps
+    half = operands in ("bf16", "fp16")
     if direct:
-        return Tiles(32, 32, min(padded, 64) if interpreted else 8, min(padded, 64), 4, 1)
+        if interpreted:
+            return Tiles(32, 32, min(padded, 64), min(padded, 64), 4, 1)
+        return Tiles(32, 32, 8, min(padded, 64), 4, 1)
     if interpreted:
         return Tiles(64, 64, padded, padded, 4, 1)
-    half = operands in ("bf16", "fp16")
-    if kernel == "loss":
-        if half:
-            return Tiles(64, 64, min(padded, 128), padded, 8 if padded > 128 else 4, 2)
-        return Tiles(64, 64, 16, padded, 8, 2)
+    step = min(padded, 128)
     if half:
-        if padded <= 64:
-            return Tiles(64, 32 if arch < 90 else 64, padded, padded, 4 if arch < 90 else 8, 2)
-        if padded == 128:
-            return Tiles(64, 32 if arch < 90 and operands == "fp16" else 64, 128, 128, 8, 2)
-        return Tiles(32, 32, 128, 256, 8, 2)
-    return Tiles(64, 32, 16, min(padded, 64), 8, 2)
+        if kernel == "loss":
+            return Tiles(64, 64, step, padded, 4, 3)
+        # float16 has two products in the tiles within the window.
+        wide = operands == "bf16" and arch == 90
+        return Tiles(64, 64 if wide else 32, step, min(step, 128 if arch == 90 else 64), 4, 3)
+    if arch == 90:
+        if kernel == "loss":
+            return Tiles(64, 64, step, padded, 4, 2)
+        return Tiles(64, 32, step, min(step, 64 if operands == "tf32x3" else 128), 4, 2)
+    step = min(padded, 32)
+    if kernel == "loss":
+        return Tiles(32, 32, step, padded, 4, 1)
+    return Tiles(32, 32, step, step, 4, 1)
 
 
 def forward(
@@ -60,15 +71,15 @@ def forward(
     shape = (n,) if opts.reduction == "none" else ()
     if n == 0 or frames == 0:
         return torch.zeros(shape, **fp32), torch.zeros(n, **fp32)
-    t, lengths, windows = _side_inputs(z, t, lengths, windows)
     kernels = _kernels(z, opts)
     blocks = launch.cdiv(frames, kernels.rows)
     loss, coef = torch.empty(shape, **fp32), torch.empty(n, **fp32)
     part = torch.empty((n, blocks), **fp32)
+    side, windows = _prepared(z, t, lengths, windows, kernels, kernels.of_loss, kernels.rows)
     kernels.loss(
         n * blocks,
-        (z, t, lengths, windows, part, loss, coef, launch.ticket(z)),
-        (n, frames, 0 if t is None else t.stride(0), opts.window, opts.margin),
+        (z, *side, lengths, windows, part, loss, coef, launch.ticket(z)),
+        (n, frames, opts.window, opts.margin),
     )
     return loss, coef
 
@@ -87,58 +98,102 @@ def backward(
     dz = torch.empty_like(z)
     if dz.numel() == 0:
         return (dz,)
-    t, lengths, windows = _side_inputs(z, t, lengths, windows)
     kernels = _kernels(z, opts)
     blocks = launch.cdiv(frames, kernels.grad_rows)
-    strides = 0 if t is None else t.stride(0), grad.stride(0) if grad.dim() else 0
+    side, windows = _prepared(
+        z, t, lengths, windows, kernels, kernels.of_grad, kernels.grad_columns
+    )
     kernels.grad(
         kernels.chunks * n * blocks,
-        (z, t, lengths, windows, coef, grad, dz),
-        (n, frames, *strides, opts.window, opts.margin),
+        (z, *side, lengths, windows, coef, grad, dz),
+        (frames, grad.stride(0) if grad.dim() else 0, opts.window, opts.margin),
     )
     return (dz,)
 
 
 class Kernels(NamedTuple):
-    """Both kernels of a kind of call, rows of their tiles, gradient programs for all channels."""
+    """The kernels of a kind of call: what prepares the inputs of the loss and of the gradient and
+    splits float32 into so many planes (0: distances from differences), those two, rows and columns
+    of their tiles, gradient programs for all channels."""
 
+    of_loss: launch.Kernel
+    of_grad: launch.Kernel
+    planes: int
     loss: launch.Kernel
     rows: int
     grad: launch.Kernel
     grad_rows: int
+    grad_columns: int
     chunks: int
 
 
 def _kernels(z: Tensor, opts: CIDMOptions) -> Kernels:
     options = opts.kind, opts.weights == "paper", opts.distance == "euclidean", opts.reduction
-    centre = z.dtype == torch.float32
-    return _choose(
-        z.shape[2], *launch.operands(z.dtype), launch.architecture(z.device), centre, *options
-    )
+    operands, _ = launch.operands(z.dtype)
+    return _choose(z.shape[2], operands, launch.architecture(z.device), *options)
 
 
 @launch.once
 def _choose(
     d: int,
     operands: str,
-    precision: str,
     arch: int,
-    centre: bool,
     kind: str,
     paper: bool,
     direct: bool,
     reduction: str,
 ) -> Kernels:
-    shared = {"D": d, "KIND": kind, "PAPER": paper, "DIRECT": direct, "CENTRE": centre}
-    shared |= {"PREC": precision}
     loss, grad = (tiles(kernel, d, operands, direct, arch) for kernel in ("loss", "grad"))
+    found = constants(d, operands, arch, kind, paper, direct, reduction)
+    kernels = cidm_loss_kernel, cidm_grad_kernel
+    if direct:
+        kernels = cidm_direct_loss_kernel, cidm_direct_grad_kernel
     return Kernels(
-        launch.Kernel(cidm_loss_kernel, **shared, **_tile(loss), REDUCTION=reduction),
+        launch.Kernel(cidm_prepare_kernel, **found["prepare loss"]),
+        launch.Kernel(cidm_prepare_kernel, **found["prepare"]),
+        found["prepare"]["PLANES"],
+        launch.Kernel(kernels[0], **found["loss"]),
         loss.rows,
-        launch.Kernel(cidm_grad_kernel, **shared, **_tile(grad), BN=grad.columns, BD=grad.channels),
+        launch.Kernel(kernels[1], **found["grad"]),
         grad.rows,
+        grad.columns,
         launch.cdiv(d, grad.channels),
     )
+
+
+def constants(
+    d: int, operands: str, arch: int, kind: str, paper: bool, direct: bool, reduction: str
+) -> dict[str, dict[str, Any]]:
+    """Constants and options of each kernel; "prepare" is the gradient's."""
+    loss, grad = (tiles(kernel, d, operands, direct, arch) for kernel in ("loss", "grad"))
+    shared = {"D": d, "KIND": kind, "PAPER": paper}
+    of_loss = shared | _tile(loss) | {"REDUCTION": reduction}
+    of_grad = shared | _tile(grad) | {"BN": grad.columns, "BD": grad.channels}
+    if direct:
+        of_grad |= {"CENTRE": operands.startswith("tf32"), "PREC": "tf32"}
+        if operands == "tf32x3":
+            of_grad["PREC"] = operands
+    else:
+        of_loss["PLANES"] = of_grad["PLANES"] = planes(operands)
+    padded = max(16, triton.next_power_of_2(d))
+    prepare = {
+        "D": d,
+        "BK": padded if arch == 0 else min(padded, 64 if planes(operands) > 1 else 128),
+        "PLANES": 0 if direct else planes(operands),
+        "num_warps": 4,
+        "maxnreg": launch.MOST_REGISTERS,
+    }
+    return {
+        "prepare loss": prepare | {"BT": loss.rows, "BM": loss.rows},
+        "prepare": prepare | {"BT": grad.columns, "BM": grad.rows},
+        "loss": of_loss,
+        "grad": of_grad,
+    }
+
+
+def planes(operands: str) -> int:
+    """bfloat16 numbers that an operand is split into."""
+    return {"tf32": 2, "tf32x3": 3}.get(operands, 1)
 
 
 def _tile(tile: Tiles) -> dict[str, int]:
@@ -151,11 +206,34 @@ def _tile(tile: Tiles) -> dict[str, int]:
     }
 
 
-def _side_inputs(z, t, lengths, windows):
-    """Times as the kernels read them: float32, int32 or int64 with contiguous rows."""
+def _prepared(
+    z: Tensor,
+    t: Tensor | None,
+    lengths: Tensor | None,
+    windows: Tensor | None,
+    kernels: Kernels,
+    prepare: launch.Kernel,
+    columns: int,
+) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
+    """What ``prepare`` makes of the frames in blocks of ``columns``: times and norms and, but for
+    distances from differences, the blocks' spans and the rows of float32, split; windows as
+    float32."""
+    n, frames, channels = z.shape
     if t is not None:
         if t.dtype == torch.float64:
-            t = pair_times(t, valid_mask(lengths, *z.shape[:2], z.device), torch.float32)
+            t = pair_times(t, valid_mask(lengths, n, frames, z.device), torch.float32)
         t = t if t.stride(1) == 1 else t.contiguous()
+    blocks = launch.cdiv(frames, columns)
+    side = torch.empty((n, 2, blocks * columns), dtype=torch.float32, device=z.device)
+    span = torch.empty((n, blocks, 2), dtype=torch.float32, device=z.device)
+    split = None
+    if kernels.planes > 1:
+        shape = n, kernels.planes, blocks * columns, channels
+        split = torch.empty(shape, dtype=torch.bfloat16, device=z.device)
+    prepare(
+        n * blocks,
+        (z, t, lengths, side, span, split),
+        (frames, 0 if t is None else t.stride(0)),
+    )
     windows = None if windows is None else windows.float()
-    return t, lengths, windows
+    return (side, span, split) if kernels.planes else (side,), windows

@@ -15,7 +15,9 @@ from offline import ARCHS, PRECISIONS, Table, job
 
 pytestmark = [pytest.mark.compile, pytest.mark.process]
 
-MODULE = "fastseq.ops.contrastive_idm.triton_kernels"
+SQUARED = "fastseq.ops.contrastive_idm.triton_kernels"
+PREPARE = "fastseq.ops.contrastive_idm.triton_operands"
+DIRECT = "fastseq.ops.contrastive_idm.triton_direct"
 
 
 def cidm_job(
@@ -30,53 +32,39 @@ def cidm_job(
     own=True,
     reduction="mean",
 ):
-    """The defaults of ``time`` and ``own`` (a length and a window for each sequence) are the kinds
-    that need most registers."""
-    from fastseq.ops.common.launch import MOST_REGISTERS
-    from fastseq.ops.contrastive_idm.triton import tiles
+    """The defaults of ``time`` (of "prepare" alone) and ``own`` (a length and a window for each
+    sequence) are the kinds that need most registers."""
+    from fastseq.ops.contrastive_idm.triton import constants
 
-    dtype, dot = PRECISIONS[precision]
-    tile = tiles(kernel, d, precision, direct, arch)
-    z = "*" + dtype
-    constants = {
-        "D": d,
-        "BM": tile.rows,
-        "BK": tile.step,
-        "KIND": kind,
-        "PAPER": True,
-        "DIRECT": direct,
-        "CENTRE": dtype == "fp32",
-        "PREC": dot,
-    }
-    args = {
-        "p_z": z,
-        "p_t": None if time is None else "*" + time,
-        "p_len": "*i64" if own else None,
-        "p_window": "*fp32" if own else None,
-    }
-    ints = ["N", "T", "st"]
-    if kernel == "loss":
+    dtype, _ = PRECISIONS[precision]
+    kernels = constants(d, precision, arch, kind, True, direct, reduction)
+    keywords = dict(kernels[kernel])
+    split = "*bf16" if dtype == "fp32" else None
+    z, lengths, windows = "*" + dtype, "*i64" if own else None, "*fp32" if own else None
+    side = {"p_side": "*fp32"}
+    if not direct:
+        side |= {"p_span": "*fp32", "p_planes": split}
+    if kernel == "prepare":
+        args = {"p_z": z, "p_t": None if time is None else "*" + time, "p_len": lengths}
+        args |= {"p_side": "*fp32", "p_span": "*fp32", "p_planes": None if direct else split}
+        args |= {"T": "i32", "st": "i32"}
+    elif kernel == "loss":
+        args = {"p_z": z, **side, "p_len": lengths, "p_window": windows}
         args |= {"p_part": "*fp32", "p_loss": "*fp32", "p_coef": "*fp32", "p_ticket": "*i32"}
-        constants["REDUCTION"] = reduction
+        args |= {"N": "i32", "T": "i32", "window": "fp32", "margin": "fp32"}
     else:
+        args = {"p_z": z, **side, "p_len": lengths, "p_window": windows}
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_dz": z}
-        ints.append("sg")
-        constants |= {"BN": tile.columns, "BD": tile.channels}
-    args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("window", "margin"), "fp32")
-    return job(
-        MODULE,
-        f"cidm_{kernel}_kernel",
-        args,
-        constants,
-        arch,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        maxnreg=tile.registers or MOST_REGISTERS,
-    )
+        args |= {"T": "i32", "sg": "i32", "window": "fp32", "margin": "fp32"}
+    options = ("num_warps", "num_stages", "maxnreg")
+    found = {name: keywords.pop(name) for name in options if name in keywords}
+    form = "direct_" if direct and kernel != "prepare" else ""
+    module = PREPARE if kernel == "prepare" else DIRECT if form else SQUARED
+    return job(module, f"cidm_{form}{kernel}_kernel", args, keywords, arch, **found)
 
 
 def core_cases():
-    cases = [(k, p, 128, 90, {}) for k in ("loss", "grad") for p in PRECISIONS]
+    cases = [(k, p, 128, 90, {}) for k in ("prepare", "loss", "grad") for p in PRECISIONS]
     cases += [(k, "bf16", 128, a, {}) for k in ("loss", "grad") for a in (80, 100)]
     kinds = [{"reduction": r, "own": own} for r in ("none", "sum") for own in (False, True)]
     return cases + [("loss", "bf16", 128, 90, kind) for kind in kinds]
@@ -91,9 +79,12 @@ def all_cases():
                     cases.append((kernel, precision, d, arch, {}))
                 for kind in ("idm", "sfa"):
                     cases.append((kernel, precision, 128, arch, {"kind": kind}))
-                for time in (None, "fp32", "i32"):
-                    cases.append((kernel, precision, 128, arch, {"time": time, "own": False}))
+                cases.append((kernel, precision, 128, arch, {"own": False}))
                 cases.append((kernel, precision, 128, arch, {"direct": True}))
+            for time in (None, "fp32", "i32", "i64"):
+                cases.append(("prepare", precision, 128, arch, {"time": time}))
+            cases.append(("prepare", precision, 512, arch, {}))
+        cases.append(("prepare", "bf16", 128, arch, {"direct": True}))
         # Not a power of two, not a multiple of 16 bytes.
         cases.append(("grad", "bf16", 200, arch, {}))
         cases.append(("grad", "tf32x3", 17, arch, {}))
@@ -113,7 +104,7 @@ TABLE = Table("contrastive_idm_resources.json", cidm_job, name, core_cases())
 
 
 def multiplies(kernel, precision, d, arch, kinds):
-    return kernel == "grad" or not kinds.get("direct")
+    return kernel == "grad" or (kernel == "loss" and not kinds.get("direct"))
 
 
 def test_core():
