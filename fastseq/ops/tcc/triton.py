@@ -63,7 +63,7 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
         columns, step, channels = (16, 32, 64) if exact or wide else (32, 64, 128)
         if exact and kernel == "queries" and arch >= 90 and not wide:
             channels = 128
-        if kernel == "queries" and operands != "bf16":
+        if kernel in ("queries", "through") and operands != "bf16":
             columns = 16
         rows, warps = (64, 4) if arch < 90 else (32, 2)
         return Tiles(rows, columns, min(d, step), min(d, channels), warps, 2)
