@@ -383,15 +383,14 @@ class QueueNCE(_Loss):
         reduction: str = "mean",
         backend: str = "auto",
     ):
-        learned = isinstance(temperature, Tensor)
         super().__init__(
             QueueNCEOptions.checked,
             backend,
-            temperature=1.0 if learned else temperature,
+            temperature=1.0 if isinstance(temperature, Tensor) else temperature,
             normalize=normalize,
             reduction=reduction,
         )
-        if learned:
+        if isinstance(temperature, Tensor):
             check_scalar(type(self).__name__, "temperature", temperature, temperature.device)
             del self.options["temperature"]
             if isinstance(temperature, nn.Parameter):

@@ -71,9 +71,8 @@ def queue_nce(
     op = "queue_nce"
     check_inputs(op, q, positives, queue)
     learned = check_scalar(op, "temperature", temperature, q.device)
-    opts = QueueNCEOptions.checked(
-        op, temperature if learned is None else 1.0, normalize, reduction
-    )
+    number = 1.0 if isinstance(temperature, Tensor) else temperature
+    opts = QueueNCEOptions.checked(op, number, normalize, reduction)
     single = positives.dim() == 2
     if single:
         positives = positives[:, None]
