@@ -1,6 +1,6 @@
 """scl_loss on NVIDIA GPUs: launches the kernels of triton_kernels.py. op.py checks the input.
 
-Two launches forward; one backward, two of fp32. Nothing is read back, so a CUDA graph can capture it.
+Two launches forward; one backward, two of fp32. Nothing is read back: a CUDA graph can capture it.
 """
 
 import math
