@@ -117,12 +117,23 @@ def _cuda(line: str, name: str, trips: Count, **options) -> Role:
 ROLES = (
     Role(
         "scl_",
-        re.escape("range(0, tiles - near if OUTSIDE else near)"),
+        re.escape("range(0, careful if CAREFUL else plain)"),
         ("near", "far"),
         (_near, lambda v: _tiles(v) - _near(v)),
         _block,
     ),
-    _triton("scl_", "range(0, tiles, GROUP)", "times", lambda v: ceil(_tiles(v) / (512 // v.BN))),
+    _triton("scl_", "range(0, units, GROUP)", "units", lambda v: ceil(v.t / 64 / 128)),
+    _triton("scl_stats", "range(0, turns)", "near", _near, tile=_block),
+    _triton("scl_stats", "range(0, plain)", "far", lambda v: _tiles(v) - _near(v), tile=_block),
+    _triton("scl_stats", "while turns > 0", "attempts", _one),
+    # The loop over channels of planes has no instruction of its own line: one of what it calls.
+    Role(
+        "scl_",
+        r"range\(0, DP, BK\)|b_z = tl\.load\(p_tile\)$",
+        ("channels",),
+        (lambda v: ceil(v.DP / v.BK),),
+        folded=True,
+    ),
     # contrastive_idm's benchmark has one frame within the window: a tile's neighbours are near too.
     _triton(
         "cidm_loss",

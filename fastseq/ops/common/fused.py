@@ -50,8 +50,8 @@ class FusedLoss:
         reference: ``reference(*inputs, opts)``, the definition, which autograd differentiates.
         kept: how many tensors a forward keeps for the backward, at most: it may leave out the last
             ones. None: only the backend knows, and the value is (N,) in the inputs' dtype.
-        shapes: ``shapes(*inputs, opts, needs)``: of the value and of each tensor that is kept,
-            None for one that is not kept in such a call. All have the accumulator's dtype.
+        shapes: ``shapes(*inputs, backend, opts, needs)``: of the value and of each tensor that is
+            kept, None for one that is not kept in such a call. All have the accumulator's dtype.
         forward_only: how many inputs, the last ones, ``backward`` does without: they may change as
             soon as the forward has returned.
         contiguous: backends get contiguous inputs of those that can have a gradient; False: their
@@ -203,11 +203,11 @@ def _operators(loss: FusedLoss, stem: str) -> tuple[Callable, Callable]:
 
     @forward_op.register_fake
     def _(*args):
-        inputs, (_, opts, needs) = split(args)
+        inputs, (name, opts, needs) = split(args)
         like = next(z for z in inputs if z is not None)
         if loss.kept is not None:
             dtype = accumulator(like.dtype)
-            shapes = loss.shapes(*inputs, opts=opts, needs=needs)
+            shapes = loss.shapes(*inputs, backend=name, opts=opts, needs=needs)
             return tuple(like.new_empty((0,) if s is None else s, dtype=dtype) for s in shapes)
         sizes = [0, 0]
         if any(needs):
@@ -248,8 +248,8 @@ def _operators(loss: FusedLoss, stem: str) -> tuple[Callable, Callable]:
     def setup_context(ctx, inputs, output):
         kept = output[1:]
         if loss.kept is not None:
-            tensors, (_, opts, needs) = split(inputs)
-            _, *shapes = loss.shapes(*tensors, opts=opts, needs=needs)
+            tensors, (name, opts, needs) = split(inputs)
+            _, *shapes = loss.shapes(*tensors, backend=name, opts=opts, needs=needs)
             kept = [None if s is None else k for k, s in zip(kept, shapes, strict=True)]
         ctx.save_for_backward(*inputs[: loss.saved], *kept)
         ctx.call = inputs[len(loss.inputs) :]

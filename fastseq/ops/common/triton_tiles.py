@@ -23,6 +23,23 @@ def dot(b_x, b_y, b_acc, PREC: tl.constexpr):
 
 
 @triton.jit
+def fma(b_x, b_y, b_z):
+    """x y + z in fp32, rounded once. The interpreter's own rounds twice."""
+    b_xyz = (b_x.to(tl.float64) * b_y + b_z).to(tl.float32) if INTERPRET else tl.fma(b_x, b_y, b_z)
+    return b_xyz
+
+
+@triton.jit
+def split(b_x):
+    """fp32 as the sum of three bf16, the last two of which are 0 where the first is not finite."""
+    b_h = b_x.to(tl.bfloat16)
+    b_rest = b_x - b_h.to(tl.float32)
+    b_rest = tl.where(tl.abs(b_h.to(tl.float32)) < float("inf"), b_rest, 0.0)
+    b_m = b_rest.to(tl.bfloat16)
+    return b_h, b_m, (b_rest - b_m.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
 def frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
     """Channels k to k + BK of the frames (rows of z) o_t, zero where masked."""
     o_k = k + tl.arange(0, BK)

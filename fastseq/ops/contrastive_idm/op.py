@@ -147,11 +147,11 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
     return choose_triton_or_torch("contrastive_idm", requested, device_type, dtype)
 
 
-def _shapes(z, t, lengths, windows, opts: CIDMOptions, needs):
+def _shapes(z, t, lengths, windows, backend: str, opts: CIDMOptions, needs):
     """Of the loss, the coefficients of the reduction, and what the backend "torch" keeps of each
     pair."""
     loss = z.shape[:1] if opts.reduction == "none" else ()
-    return loss, z.shape[:1], kept_pairs(z, z, needs)
+    return loss, z.shape[:1], kept_pairs(z, z, needs) if backend == "torch" else None
 
 
 FUSED = FusedLoss(

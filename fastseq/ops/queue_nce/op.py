@@ -125,7 +125,7 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
     return choose_triton_or_torch("queue_nce", requested, device_type, dtype)
 
 
-def _shapes(q, positives, temperature, queue, opts: QueueNCEOptions, needs):
+def _shapes(q, positives, temperature, queue, backend: str, opts: QueueNCEOptions, needs):
     """Of the loss, what each positive lacks of probability 1, and the queue's mean."""
     losses = positives.shape[:2]
     value = losses if opts.reduction == "none" else ()

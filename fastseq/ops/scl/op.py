@@ -8,7 +8,7 @@ from fastseq.ops.common.fused import FusedLoss
 from fastseq.ops.common.lengths import Lengths, prepare_times, prepare_valid
 from fastseq.ops.common.short import kept_pairs
 from fastseq.ops.common.validate import check_pair
-from fastseq.ops.scl.options import SCLOptions
+from fastseq.ops.scl.options import ROWS, SCLOptions, padded
 from fastseq.ops.scl.reference import scl_reference
 
 
@@ -119,16 +119,14 @@ def resolve_backend(
     return choose_triton_or_torch("scl_loss", requested, device_type, dtype, no_kernel)
 
 
-def _shapes(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
+def _shapes(z1, z2, t1, t2, valid1, valid2, backend: str, opts: SCLOptions, needs):
     """Of the loss, the statistics of all rows, the coefficients of the reduction, and what the
     backend "torch" keeps of each pair."""
-    n = z1.shape[0]
-    return (
-        (n,) if opts.reduction == "none" else (),
-        (3, n, z1.shape[1] + z2.shape[1]),
-        (2, n),
-        kept_pairs(z1, z2, needs),
-    )
+    (n, frames1, _), frames2 = z1.shape, z2.shape[1]
+    loss = (n,) if opts.reduction == "none" else ()
+    if backend == "torch":
+        return loss, (3, n, frames1 + frames2), (2, n), kept_pairs(z1, z2, needs)
+    return loss, (ROWS, n, padded(frames1) + padded(frames2)), (2, n), None
 
 
 FUSED = FusedLoss(

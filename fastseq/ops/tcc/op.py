@@ -169,7 +169,9 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
     return choose_triton_or_torch("tcc_loss", requested, device_type, dtype)
 
 
-def _shapes(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, needs):
+def _shapes(
+    x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, backend: str, opts: TCCOptions, needs
+):
     """Of the loss, and of its gradients with respect to x and y."""
     # Without y each sequence has a part in the losses of all others.
     keep = any(needs) and (y is not None or opts.reduction != "none")

@@ -17,38 +17,39 @@ MODULE = "fastseq.ops.scl.triton_kernels"
 
 
 def scl_job(
-    kernel, precision, d, arch, *, mode="shift", time="fp64", valid="mask", reduction="paper"
+    kernel, precision, d, arch, *, mode="shift", valid="mask", reduction="paper", long=False
 ):
-    """``mode``: "shift", "online" or "raw" (online, not normalised). The defaults of ``time`` and
-    ``valid`` are the kinds that need most registers."""
-    from fastseq.ops.scl.triton import tiles
+    """``mode``: "shift", "online" or "raw" (online, not normalised). The default of ``valid`` is
+    the kind that needs most registers."""
+    from fastseq.ops.scl.triton import PLANES, parts, tiles
 
     dtype, dot = PRECISIONS[precision]
-    tile = tiles(kernel, d, precision, mode != "shift", arch)
-    z, t = "*" + dtype, None if time is None else "*" + time
+    online, masked = mode != "shift", valid == "mask"
+    tile, planes = tiles(kernel, d, precision, online, arch, long, masked), PLANES[precision]
+    z = "*" + dtype
     v = {"mask": "*i1", "lengths": "*i64", None: None}[valid]
-    ints = ["N", "T1", "T2", "st1", "st2"]
+    ints = ["N", "T1", "T2"]
     constants = {
         "D": d,
+        "DP": max(16, 1 << (d - 1).bit_length()),
+        "PLANES": planes,
         "BM": tile.rows,
         "BN": tile.columns,
         "BK": tile.step,
-        "NORM": mode != "raw",
-        "ONLINE": mode != "shift",
-        "MASK": valid == "mask",
+        "PARTS": parts(arch),
+        "ONLINE": online,
+        "MASK": masked,
         "PREC": dot,
     }
-    args = dict(
-        zip(("p_z1", "p_z2", "p_t1", "p_t2", "p_v1", "p_v2"), (z, z, t, t, v, v), strict=True)
-    )
-    args["p_stats"] = "*fp32"
+    args = dict(zip(("p_z1", "p_z2", "p_v1", "p_v2"), (z, z, v, v), strict=True))
+    args |= {"p_planes": "*bf16" if planes else None, "p_stats": "*fp32"}
     if kernel == "stats":
         args |= {"p_part": "*fp32", "p_loss": "*fp32", "p_coef": "*fp32", "p_ticket": "*i32"}
         constants |= {"KL": True, "REDUCTION": reduction}
     else:
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
         ints += ["sg", "first_direction", "directions"]
-        constants["BD"] = tile.channels
+        constants |= {"BD": tile.channels, "NORM": mode != "raw"}
     args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "gauss", "reach"), "fp32")
     return job(
         MODULE,
@@ -64,11 +65,13 @@ def scl_job(
 
 def core_cases():
     cases = [("grad", p, 128, 90, {}) for p in PRECISIONS]
+    cases += [("grad", p, 128, 90, {"valid": None}) for p in PRECISIONS]
     cases += [("stats", p, 128, 90, {}) for p in ("bf16", "tf32", "tf32x3")]
     cases += [(k, "bf16", 128, a, {}) for k in ("stats", "grad") for a in (80, 100)]
     # Adding up takes no register from the loops: what is tightest, and what most calls are.
     kinds = [{"reduction": reduction} for reduction in ("none", "mean", "sum")]
-    kinds += [{"reduction": r, "time": "i64", "valid": None} for r in ("mean", "paper")]
+    kinds += [{"reduction": r, "valid": None} for r in ("mean", "paper")]
+    kinds += [{"long": True, "valid": v} for v in (None, "lengths")]
     return cases + [("stats", "bf16", 128, 90, kind) for kind in kinds]
 
 
@@ -81,8 +84,8 @@ def all_cases():
                     for mode in ("shift", "online"):
                         cases.append((kernel, precision, d, arch, {"mode": mode}))
                 cases.append((kernel, precision, 128, arch, {"mode": "raw"}))
-                for time, valid in ((None, None), ("i32", "lengths"), ("i64", "lengths")):
-                    cases.append((kernel, precision, 128, arch, {"time": time, "valid": valid}))
+                for valid in (None, "lengths"):
+                    cases.append((kernel, precision, 128, arch, {"valid": valid}))
         # Not a power of two, not a multiple of 16 bytes.
         cases.append(("grad", "bf16", 200, arch, {}))
         cases.append(("grad", "tf32x3", 17, arch, {}))
@@ -90,10 +93,11 @@ def all_cases():
 
 
 def name(kernel, precision, d, arch, kinds):
-    kinds = {"mode": "shift", "time": "fp64", "valid": "mask", "reduction": "paper"} | kinds
+    kinds = {"mode": "shift", "valid": "mask", "reduction": "paper", "long": False} | kinds
     if kinds["reduction"] == "paper":
         kinds.pop("reduction")
-    return " ".join(map(str, (kernel, precision, f"D{d}", f"sm_{arch}", *kinds.values())))
+    kinds["long"] = "long" if kinds["long"] else ""
+    return " ".join(map(str, (kernel, precision, f"D{d}", f"sm_{arch}", *kinds.values()))).strip()
 
 
 TABLE = Table("scl_resources.json", scl_job, name, core_cases())
