@@ -15,6 +15,7 @@ from torch import Tensor
 from fastseq.ops.common import launch
 from fastseq.ops.common.launch import Tiles
 from fastseq.ops.common.lengths import valid_mask
+from fastseq.ops.scl import triton_negatives as negatives
 from fastseq.ops.scl.options import SCLOptions, reach
 from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_stats_kernel
 
@@ -93,9 +94,11 @@ def forward(
     stats = torch.empty((3, n, frames1 + frames2), **fp32)
     coef = torch.empty((2, n), **fp32)
     part = torch.empty((2, 2, n, blocks), **fp32)
+    kind = masked, _online(opts), _scales(opts)[0], opts
+    more = negatives.denominators(z1, z2, valid1, valid2, *kind)
     kernels.stats(
         2 * n * blocks,
-        (z1, z2, t1, t2, valid1, valid2, stats, part, loss, coef, launch.ticket(z1)),
+        (z1, z2, t1, t2, valid1, valid2, stats, part, loss, coef, launch.ticket(z1), more),
         (n, frames1, frames2, _stride(t1), _stride(t2), *_scales(opts)),
     )
     return loss, stats, coef
@@ -126,12 +129,15 @@ def backward(
     blocks = launch.cdiv(max(frames1, frames2), kernels.grad_rows)
     directions = need1 + need2
     out = dz1 if need1 else dz2, dz2 if need2 else dz1
+    which = 0 if need1 else 1, directions
+    kind = masked, _online(opts), _scales(opts)[0], opts, *which
+    more = negatives.gradients(grad_out, z1, z2, valid1, valid2, stats, coef, *kind)
     kernels.grad(
         kernels.chunks * directions * n * blocks,
-        (z1, z2, t1, t2, valid1, valid2, stats, coef, grad_out, *out),
+        (z1, z2, t1, t2, valid1, valid2, stats, coef, grad_out, *out, more),
         (
             *(n, frames1, frames2, _stride(t1), _stride(t2), _stride(grad_out)),
-            *(0 if need1 else 1, directions, *_scales(opts)),
+            *(*which, *_scales(opts)),
         ),
     )
     return dz1, dz2

@@ -44,6 +44,7 @@ def scl_stats_kernel(
     p_loss,  # [N] or []
     p_coef,  # [2, N]: weights of the directions
     p_ticket,  # 0, and 0 again in the end
+    p_more,  # what 1/R starts from, as scl_more_kernel leaves it, or None
     N,
     T1,
     T2,
@@ -96,6 +97,11 @@ def scl_stats_kernel(
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_ref = tl.zeros([BM], tl.float32) + (0.0 if ONLINE else scale)
     b_r = tl.zeros([BM], tl.float32)
+    if p_more is not None:
+        p_extra = p_more + i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
+        b_r = tl.load(p_extra, mask=m_m, other=0.0)
+        if ONLINE:
+            b_max = tl.load(p_extra + tl.cast(N, tl.int64) * (T1 + T2), mask=m_m, other=b_max)
     b_n = tl.zeros([BM], tl.float32)
     b_p = tl.zeros([BM], tl.float32)
     b_d0 = tl.full([BM], 0.0, tl.float32) + reach  # nearest frame of the other view
@@ -218,6 +224,7 @@ def scl_grad_kernel(
     p_grad,  # gradient of the loss, [N] with stride sg
     p_d1,  # [N, T1, D]
     p_d2,  # [N, T2, D]
+    p_more,  # [N, T1 + T2, D]: what gradients have besides, or None
     N,
     T1,
     T2,
@@ -353,4 +360,7 @@ def scl_grad_kernel(
     o_k = chunk + tl.arange(0, BD)
     p_out = p_d + (i_n * T_a + o_m)[:, None] * D + o_k[None, :]
     m_out = (o_m < T_a)[:, None] & (o_k < D)[None, :]
+    if p_more is not None:
+        p_extra = p_more + (i_n * T + tl.where(i_d == 0, 0, T1) + o_m)[:, None] * D + o_k[None, :]
+        b_acc += tl.load(p_extra, mask=m_m[:, None] & m_out, other=0.0)
     tl.store(p_out, tl.where(m_m[:, None], b_acc, 0.0).to(p_d1.dtype.element_ty), mask=m_out)

@@ -17,7 +17,16 @@ MODULE = "fastseq.ops.scl.triton_kernels"
 
 
 def scl_job(
-    kernel, precision, d, arch, *, mode="shift", time="fp64", valid="mask", reduction="paper"
+    kernel,
+    precision,
+    d,
+    arch,
+    *,
+    mode="shift",
+    time="fp64",
+    valid="mask",
+    reduction="paper",
+    more=False,
 ):
     """``mode``: "shift", "online" or "raw" (online, not normalised). The defaults of ``time`` and
     ``valid`` are the kinds that need most registers."""
@@ -49,6 +58,7 @@ def scl_job(
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
         ints += ["sg", "first_direction", "directions"]
         constants["BD"] = tile.channels
+    args["p_more"] = "*fp32" if more else None
     args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "gauss", "reach"), "fp32")
     return job(
         MODULE,

@@ -1,0 +1,186 @@
+"""``negatives="video"`` and ``"batch"`` on NVIDIA GPUs: two launches more forward, two backward.
+
+What the softmax of each row has besides the other view of its video is summed here, before the
+kernel of the statistics, which starts from that. The gradient through it is formed here too, in
+float32; the gradient kernel adds it to its own and rounds once.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from fastseq.ops.common import launch
+from fastseq.ops.common.launch import Tiles
+from fastseq.ops.scl.options import SCLOptions
+from fastseq.ops.scl.triton_negatives_kernels import (
+    scl_gather_kernel,
+    scl_more_grad_kernel,
+    scl_more_kernel,
+)
+
+
+@lru_cache
+def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
+    """The configuration of "more" or "more_grad"; as in triton.py, whose rules hold here too."""
+    padded = max(16, triton.next_power_of_2(d))
+    step = min(padded, 128)
+    if arch == 0:  # the interpreter: few, large steps
+        return Tiles(64, 64, step, step, 4, 1)
+    return Tiles(64, 64, step, step, 4, 3, 255)
+
+
+def denominators(
+    z1: Tensor,
+    z2: Tensor,
+    valid1: Tensor | None,
+    valid2: Tensor | None,
+    masked: bool,
+    online: bool,
+    scale: float,
+    opts: SCLOptions,
+) -> Tensor | None:
+    """What starts the denominators of all rows: (1, N, T1 + T2) sums of 2^(score - scale), online
+    (2, N, T1 + T2) sums relative to a maximum, and the maxima. None where there is nothing."""
+    if not _more(z1, opts):
+        return None
+    (n, frames1, _), frames2 = z1.shape, z2.shape[1]
+    kernels = _kernels(z1, masked, online, opts)
+    every, sizes = _gather(kernels, z1, z2, valid1, valid2, scale, opts)
+    out = z1.new_empty((1 + online, n, frames1 + frames2), dtype=torch.float32)
+    blocks = launch.cdiv(max(frames1, frames2), kernels.rows)
+    kernels.more(2 * n * blocks, (*every[:3], out), sizes)
+    return out
+
+
+def gradients(
+    grad_out: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    valid1: Tensor | None,
+    valid2: Tensor | None,
+    stats: Tensor,
+    coef: Tensor,
+    masked: bool,
+    online: bool,
+    scale: float,
+    opts: SCLOptions,
+    first_direction: int,
+    directions: int,
+) -> Tensor | None:
+    """(N, T1 + T2, D) in float32: what frames of the views that need it get. None: nothing."""
+    if not _more(z1, opts):
+        return None
+    (n, frames1, d), frames2 = z1.shape, z2.shape[1]
+    kernels = _kernels(z1, masked, online, opts)
+    upstream = stats, coef, grad_out
+    every, sizes = _gather(kernels, z1, z2, valid1, valid2, scale, opts, upstream)
+    out = z1.new_empty((n, frames1 + frames2, d), dtype=torch.float32)
+    blocks = launch.cdiv(max(frames1, frames2), kernels.grad_rows)
+    kernels.more_grad(
+        kernels.chunks * directions * n * blocks,
+        (*every, out),
+        (*sizes, first_direction, directions, scale),
+    )
+    return out
+
+
+def _more(z1: Tensor, opts: SCLOptions) -> bool:
+    return opts.negatives == "video" or (opts.negatives == "batch" and len(z1) > 1)
+
+
+class Kernels(NamedTuple):
+    """The kernels of a kind of call; channels with padding and the columns of a tile; rows of the
+    tiles, gradient programs for all channels."""
+
+    gather: launch.Kernel
+    channels: int
+    columns: int
+    more: launch.Kernel
+    rows: int
+    more_grad: launch.Kernel
+    grad_rows: int
+    chunks: int
+
+
+def _kernels(z: Tensor, masked: bool, online: bool, opts: SCLOptions) -> Kernels:
+    kind = masked, opts.normalize, online, opts.negatives == "batch"
+    return _choose(z.shape[2], *launch.operands(z.dtype), launch.architecture(z.device), *kind)
+
+
+GATHERED = 16  # rows of a program that copies frames
+
+
+@launch.once
+def _choose(
+    d: int,
+    operands: str,
+    precision: str,
+    arch: int,
+    masked: bool,
+    normalize: bool,
+    online: bool,
+    batch: bool,
+) -> Kernels:
+    more, grad = (tiles(kernel, d, operands, online, arch) for kernel in ("more", "more_grad"))
+    step = max(more.step, grad.step, grad.channels)
+    padded = step * launch.cdiv(d, step)
+    shared = {"P": padded, "ONLINE": online, "BATCH": batch, "PREC": precision}
+    copy = {"D": d, "P": padded, "BM": GATHERED, "BK": step, "NORM": normalize, "ONLINE": online}
+    return Kernels(
+        launch.Kernel(scl_gather_kernel, **copy, MASK=masked),
+        padded,
+        max(more.columns, grad.columns),
+        launch.Kernel(scl_more_kernel, **shared, **_tile(more)),
+        more.rows,
+        launch.Kernel(
+            scl_more_grad_kernel, D=d, BD=grad.channels, NORM=normalize, **shared, **_tile(grad)
+        ),
+        grad.rows,
+        padded // grad.channels,
+    )
+
+
+def _tile(tile: Tiles) -> dict[str, int | None]:
+    return {
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "BK": tile.step,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        "maxnreg": tile.registers,
+    }
+
+
+def _gather(kernels: Kernels, z1, z2, valid1, valid2, scale: float, opts, upstream=None):
+    """All frames as the kernels take them, and N, T1, T2 and the places that these have there.
+
+    ``upstream``: statistics, weights of the directions and gradient of the loss, in the backward.
+    """
+    (n, frames1, _), frames2 = z1.shape, z2.shape[1]
+
+    def whole(frames: int) -> int:
+        return kernels.columns * launch.cdiv(frames, kernels.columns)
+
+    if opts.negatives == "batch":
+        first, both = frames1, whole(frames1 + frames2)
+    else:
+        first = whole(frames1)
+        both = first + whole(frames2)
+    fp32 = {"dtype": torch.float32}
+    # Rows come in whole tiles too: those after the last place hold anything.
+    z = z1.new_empty((n * both + max(kernels.rows, kernels.grad_rows), kernels.channels))
+    x = z1.new_empty((n, both), **fp32)
+    y = z1.new_empty((1 if upstream is None else 4, n, both), **fp32)
+    top = None if upstream is None else z1.new_empty((), **fp32)
+    stats, coef, grad_out = upstream or (None, None, None)
+    stride = grad_out.stride(0) if grad_out is not None and grad_out.dim() else 0
+    sizes = n, frames1, frames2, first, both
+    kernels.gather(
+        2 * n * launch.cdiv(max(first, both - first), GATHERED),
+        (z1, z2, valid1, valid2, stats, coef, grad_out, top, z, x, y),
+        (*sizes, stride, scale),
+    )
+    return (z, x, y, top), sizes

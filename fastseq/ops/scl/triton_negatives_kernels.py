@@ -1,0 +1,286 @@
+"""The Triton kernels of ``negatives="video"`` and ``"batch"``: what these add to the softmax of
+each row, and its gradient.
+
+One set of frames is rows and columns alike: both views of a video one after the other, L1 and
+L - L1 places for them, of which the last may be empty so that columns come in whole tiles. The
+columns of a row are for "video" the places of its own view, for "batch" those of all other videos.
+"""
+
+import triton
+import triton.language as tl
+
+from fastseq.ops.common.triton_tiles import dot, frames
+from fastseq.ops.scl.triton_tiles import (
+    CLAMPED,
+    FP16_SCALE,
+    LN2,
+    inverse_norm,
+    sides,
+    valid,
+)
+
+
+@triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L", "sg"])
+def scl_gather_kernel(
+    p_z1,  # [N, T1, D]
+    p_z2,  # [N, T2, D]
+    p_v1,  # None, lengths [N] or mask [N, T1]
+    p_v2,  # None, lengths [N] or mask [N, T2]
+    p_stats,  # [3, N, T1 + T2], or None in the forward, as the next three
+    p_coef,  # [2, N]
+    p_grad,  # gradient of the loss, [N] with stride sg
+    p_top,  # []: the largest weight of a direction
+    p_z,  # [N, L, P]: frames times a power of two close to 1 / norm; nothing real: 0
+    p_x,  # [N, L]: sqrt(scale) times the rest of 1 / norm; nothing real: 0
+    p_y,  # [N, L]: - scale (online: 0); nothing real: - infinity. Backward [4, N, L]: weight / R;
+    # that times p_x; 1 / norm; online: the maximum
+    N,
+    T1,
+    T2,
+    L1,
+    L,
+    sg,
+    scale,  # log2(e) / temperature
+    D: tl.constexpr,
+    P: tl.constexpr,  # D and zeros up to a multiple of BK
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    NORM: tl.constexpr,
+    ONLINE: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    scale = tl.cast(scale, tl.float32)
+    root = tl.sqrt(scale)
+    blocks = tl.cdiv(tl.maximum(L1, L - L1), BM)
+    i_b = tl.program_id(0) % blocks
+    i_d = tl.program_id(0) // blocks % 2
+    i_n = (tl.program_id(0) // blocks // 2).to(tl.int64)
+    _, p_a, _, n_a, _, p_va, _ = sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK)
+    o_m = i_b * BM + tl.arange(0, BM)
+    m_m = valid(p_va, o_m, n_a, MASK)
+    b_inv = tl.full([BM], 1.0, tl.float32)
+    b_pow = b_inv
+    if NORM:
+        b_sq = tl.zeros([BM], tl.float32)
+        for k in range(0, P, BK):
+            b_zk = frames(p_a, o_m, m_m, k, D, BK).to(tl.float32)
+            b_sq += tl.sum(b_zk * b_zk, 1)
+        b_inv = inverse_norm(b_sq)
+        # Exact, and all that follows is then of order 1 whatever the embeddings' size: fp16 too.
+        b_pow = (b_inv.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+
+    o_p = i_n * L + tl.where(i_d == 0, 0, L1) + o_m
+    m_in = o_m < tl.where(i_d == 0, L1, L - L1)
+    for k in range(0, P, BK):
+        b_zk = frames(p_a, o_m, m_m, k, D, BK).to(tl.float32) * b_pow[:, None]
+        b_zk = tl.where(m_m[:, None], b_zk, 0.0).to(p_z.dtype.element_ty)
+        p_out = p_z + o_p[:, None] * P + (k + tl.arange(0, BK))[None, :]
+        tl.store(p_out, b_zk, mask=m_in[:, None])
+    b_x = tl.where(m_m, tl.where(b_pow == 0, 0.0, b_inv / b_pow) * root, 0.0)
+    tl.store(p_x + o_p, b_x, mask=m_in)
+    if p_grad is None:
+        tl.store(p_y + o_p, tl.where(m_m, 0.0 if ONLINE else -scale, float("-inf")), mask=m_in)
+    else:
+        # Weights relative to the largest, which is applied at the end: p times 1 / frames would
+        # leave fp16.
+        BV: tl.constexpr = 128
+        b_top = tl.zeros([BV], tl.float32)
+        for v in range(0, N, BV):
+            o_v = v + tl.arange(0, BV)
+            m_v = o_v < N
+            b_w = tl.abs(tl.load(p_coef + o_v, mask=m_v, other=0.0))
+            b_w = tl.maximum(b_w, tl.abs(tl.load(p_coef + N + o_v, mask=m_v, other=0.0)))
+            b_top = tl.maximum(b_top, b_w * tl.abs(tl.load(p_grad + o_v * sg, mask=m_v, other=0.0)))
+        top = tl.max(b_top, 0)
+        if tl.program_id(0) == 0:
+            tl.store(p_top, top)
+        weight = tl.load(p_grad + i_n * sg) * tl.load(p_coef + i_d * N + i_n)
+        weight = tl.where(weight == 0, 0.0, weight / top) / root
+        if p_z.dtype.element_ty == tl.float16:
+            weight *= FP16_SCALE
+        p_s = p_stats + i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
+        b_r = tl.where(m_m, tl.load(p_s, mask=m_m, other=0.0) * weight, 0.0)
+        stride = tl.cast(N, tl.int64) * L
+        tl.store(p_y + o_p, b_r, mask=m_in)
+        tl.store(p_y + stride + o_p, b_r * b_x, mask=m_in)
+        tl.store(p_y + 2 * stride + o_p, b_inv, mask=m_in)
+        if ONLINE:
+            p_s += 2 * tl.cast(N, tl.int64) * (T1 + T2)
+            b_max = tl.load(p_s, mask=m_m, other=float("inf"))
+            tl.store(p_y + 3 * stride + o_p, b_max, mask=m_in)
+
+
+@triton.jit
+def places(p_z, first, k, P: tl.constexpr, B: tl.constexpr, BK: tl.constexpr):
+    """Channels k to k + BK of B places from ``first`` on."""
+    p_tile = p_z + (first * P + k)
+    return tl.load(p_tile + (tl.arange(0, B)[:, None] * P + tl.arange(0, BK)[None, :]))
+
+
+@triton.jit
+def columns(i_n, i_d, N, L1, L, BN: tl.constexpr, BATCH: tl.constexpr):
+    """First column, tiles up to the gap, tiles, and the gap."""
+    if BATCH:
+        begin = i_n * 0
+        before = (i_n * L // BN).to(tl.int32)
+        tiles = (N - 1) * (L // BN)
+        gap = L
+    else:
+        begin = i_n * L + tl.where(i_d == 0, 0, L1)
+        tiles = tl.where(i_d == 0, L1, L - L1) // BN
+        before = tiles
+        gap = 0
+    return begin, before, tiles, gap
+
+
+@triton.jit
+def products(
+    p_z, b_za, row, first, P: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PREC: tl.constexpr
+):
+    """<row, column> of a tile, BK channels at a time, and the columns' first channels."""
+    BM: tl.constexpr = b_za.shape[0]
+    b_zc = places(p_z, first, 0, P, BN, BK)
+    b_s = dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
+    for k in range(BK, P, BK):
+        b_zk = places(p_z, first, k, P, BN, BK)
+        b_s = dot(places(p_z, row, k, P, BM, BK), tl.trans(b_zk), b_s, PREC)
+    return b_s, b_zc
+
+
+@triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L"])
+def scl_more_kernel(
+    p_z,  # what scl_gather_kernel has left
+    p_x,
+    p_y,
+    p_more,  # [N, T1 + T2], online [2, N, T1 + T2]: sums of exponentials, and the maxima
+    N,
+    T1,
+    T2,
+    L1,
+    L,
+    P: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    ONLINE: tl.constexpr,
+    BATCH: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The denominators of the softmax as far as the rows' additional columns go."""
+    blocks = tl.cdiv(tl.maximum(T1, T2), BM)
+    i_b = tl.program_id(0) % blocks
+    i_d = tl.program_id(0) // blocks % 2
+    i_n = (tl.program_id(0) // blocks // 2).to(tl.int64)
+    T_a = tl.where(i_d == 0, T1, T2)
+    row = i_n * L + tl.where(i_d == 0, 0, L1) + i_b * BM
+    o_m = i_b * BM + tl.arange(0, BM)
+    m_m = o_m < T_a
+    b_xa = tl.load(p_x + row + tl.arange(0, BM), mask=m_m, other=0.0)
+    begin, before, tiles, gap = columns(i_n, i_d, N, L1, L, BN, BATCH)
+    tiles = tl.where(tl.sum((b_xa != 0).to(tl.int32), 0) > 0, tiles, 0)  # NaN is real
+    b_za = places(p_z, row, 0, P, BM, BK)
+    b_max = tl.full([BM], float("-inf"), tl.float32)
+    b_r = tl.zeros([BM], tl.float32)
+    for j in range(0, tiles):
+        first = tl.multiple_of(begin + j * BN + tl.where(j < before, 0, gap), BN)
+        o_n = first + tl.arange(0, BN)
+        b_xc = tl.load(p_x + o_n)
+        b_yc = tl.load(p_y + o_n)
+        b_s, _ = products(p_z, b_za, row, first, P, BN, BK, PREC)
+        b_e = b_s * (b_xa[:, None] * b_xc[None, :]) + b_yc[None, :]
+        if ONLINE:
+            b_new = tl.maximum(b_max, tl.max(b_e, 1))
+            b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
+            b_r = b_r * tl.exp2(b_max - b_shift) + tl.sum(tl.exp2(b_e - b_shift[:, None]), 1)
+            b_max = b_new
+        else:
+            b_r += tl.sum(tl.exp2(b_e), 1)
+    p_out = p_more + i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
+    tl.store(p_out, b_r, mask=m_m)
+    if ONLINE:
+        tl.store(p_out + tl.cast(N, tl.int64) * (T1 + T2), b_max, mask=m_m)
+
+
+@triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L", "first_direction", "directions"])
+def scl_more_grad_kernel(
+    p_z,  # what scl_gather_kernel has left
+    p_x,
+    p_y,
+    p_top,
+    p_more,  # [N, T1 + T2, D]
+    N,
+    T1,
+    T2,
+    L1,
+    L,
+    first_direction,  # 0, or 1 when view 1 needs no gradient
+    directions,
+    scale,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+    NORM: tl.constexpr,
+    ONLINE: tl.constexpr,
+    BATCH: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """The gradient through the additional columns: a frame is a row, and a column of others."""
+    scale = tl.cast(scale, tl.float32)
+    CHUNKS: tl.constexpr = P // BD
+    blocks = tl.cdiv(tl.maximum(T1, T2), BM)
+    chunk = tl.program_id(0) % CHUNKS * BD
+    pid = tl.program_id(0) // CHUNKS
+    i_b = pid % blocks
+    i_d = first_direction + pid // blocks % directions
+    i_n = (pid // blocks // directions).to(tl.int64)
+    T_a = tl.where(i_d == 0, T1, T2)
+    row = i_n * L + tl.where(i_d == 0, 0, L1) + i_b * BM
+    o_m = i_b * BM + tl.arange(0, BM)
+    m_m = o_m < T_a
+    stride = tl.cast(N, tl.int64) * L
+    p_row = p_y + row + tl.arange(0, BM)
+    b_xa = tl.load(p_x + row + tl.arange(0, BM), mask=m_m, other=0.0)
+    b_ra = tl.load(p_row, mask=m_m, other=0.0)
+    if ONLINE:
+        b_ma = tl.load(p_row + 3 * stride, mask=m_m, other=float("inf"))
+    begin, before, tiles, gap = columns(i_n, i_d, N, L1, L, BN, BATCH)
+    tiles = tl.where(tl.sum((b_xa != 0).to(tl.int32), 0) > 0, tiles, 0)
+    b_za = places(p_z, row, 0, P, BM, BK)
+    b_acc = tl.zeros([BM, BD], tl.float32)
+    b_proj = tl.zeros([BM], tl.float32)
+    for j in range(0, tiles):
+        first = tl.multiple_of(begin + j * BN + tl.where(j < before, 0, gap), BN)
+        o_n = first + tl.arange(0, BN)
+        b_xc = tl.load(p_x + o_n)
+        b_rc = tl.load(p_y + stride + o_n)
+        b_s, b_zc = products(p_z, b_za, row, first, P, BN, BK, PREC)
+        b_e = b_s * (b_xa[:, None] * b_xc[None, :])
+        b_w = b_ra[:, None] * b_xc[None, :]
+        if ONLINE:
+            # No score exceeds its maximum, but one computed anew may, by its rounding.
+            b_mc = tl.load(p_y + 3 * stride + o_n)
+            b_g = tl.exp2(tl.minimum(b_e - b_ma[:, None], 0.0)) * b_w
+            b_g += tl.exp2(tl.minimum(b_e - b_mc[None, :], 0.0)) * b_rc[None, :]
+        else:
+            b_g = tl.exp2(b_e - scale) * (b_w + b_rc[None, :])
+        if NORM:
+            b_proj += tl.sum(b_g * b_s, 1)
+        if BK < P:
+            b_zc = places(p_z, first, chunk, P, BN, BD)
+        b_acc = dot(b_g.to(b_zc.dtype), b_zc, b_acc, PREC)
+
+    if NORM:
+        # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped.
+        b_inv = tl.load(p_row + 2 * stride, mask=m_m, other=0.0)
+        b_proj = tl.where(b_inv < CLAMPED, b_proj * b_xa * b_xa / scale, 0.0)
+        b_zd = places(p_z, row, chunk, P, BM, BD).to(tl.float32)
+        b_acc = (b_acc - b_zd * b_proj[:, None]) * b_inv[:, None]
+    factor = tl.load(p_top) * scale * LN2  # scale * ln 2 = 1 / temperature
+    if p_z.dtype.element_ty == tl.float16:
+        factor *= 1.0 / FP16_SCALE
+    o_k = chunk + tl.arange(0, BD)
+    p_out = p_more + (i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m)[:, None] * D + o_k[None, :]
+    tl.store(p_out, b_acc * factor, mask=m_m[:, None] & (o_k < D)[None, :])
