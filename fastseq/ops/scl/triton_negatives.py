@@ -29,7 +29,14 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
     step = min(padded, 128)
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, step, step, 4, 1)
-    return Tiles(64, 64, step, step, 4, 3, 255)
+    if operands in ("bf16", "fp16"):
+        if kernel == "more_grad" and padded > 128 and arch != 90:
+            return Tiles(64, 32, 128, 128, 4, 2, 255)
+        return Tiles(64, 64, step, step, 4, 3, 255)
+    # Few channels and columns a product: tensor cores cut off what they add up (3xTF32).
+    return Tiles(
+        64, 32, 16 if operands == "tf32x3" else min(padded, 32), min(padded, 64), 4, 2, 255
+    )
 
 
 def denominators(

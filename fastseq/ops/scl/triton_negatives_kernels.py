@@ -266,17 +266,21 @@ def scl_more_grad_kernel(
             b_g += tl.exp2(tl.minimum(b_e - b_mc[None, :], 0.0)) * b_rc[None, :]
         else:
             b_g = tl.exp2(b_e - scale) * (b_w + b_rc[None, :])
-        if NORM:
-            b_proj += tl.sum(b_g * b_s, 1)
         if BK < P:
             b_zc = places(p_z, first, chunk, P, BN, BD)
-        b_acc = dot(b_g.to(b_zc.dtype), b_zc, b_acc, PREC)
+        b_g = b_g.to(b_zc.dtype)
+        if NORM and CHUNKS > 1:
+            b_proj += tl.sum(b_g.to(tl.float32) * b_s, 1)
+        b_acc = dot(b_g, b_zc, b_acc, PREC)
 
     if NORM:
-        # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped.
+        # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped. Of what
+        # was added up, roundings included: in "video" most of it is the frame itself.
+        b_zd = places(p_z, row, chunk, P, BM, BD).to(tl.float32)
+        if CHUNKS == 1:
+            b_proj = tl.sum(b_acc * b_zd, 1)
         b_inv = tl.load(p_row + 2 * stride, mask=m_m, other=0.0)
         b_proj = tl.where(b_inv < CLAMPED, b_proj * b_xa * b_xa / scale, 0.0)
-        b_zd = places(p_z, row, chunk, P, BM, BD).to(tl.float32)
         b_acc = (b_acc - b_zd * b_proj[:, None]) * b_inv[:, None]
     factor = tl.load(p_top) * scale * LN2  # scale * ln 2 = 1 / temperature
     if p_z.dtype.element_ty == tl.float16:

@@ -14,6 +14,7 @@ from offline import ARCHS, PRECISIONS, Table, job
 pytestmark = [pytest.mark.compile, pytest.mark.process]
 
 MODULE = "fastseq.ops.scl.triton_kernels"
+NEGATIVES = ("more", "more_grad")
 
 
 def scl_job(
@@ -30,6 +31,8 @@ def scl_job(
 ):
     """``mode``: "shift", "online" or "raw" (online, not normalised). The defaults of ``time`` and
     ``valid`` are the kinds that need most registers."""
+    if kernel in NEGATIVES:
+        return negatives_job(kernel, precision, d, arch, mode)
     from fastseq.ops.scl.triton import tiles
 
     dtype, dot = PRECISIONS[precision]
@@ -72,10 +75,46 @@ def scl_job(
     )
 
 
+def negatives_job(kernel, precision, d, arch, mode):
+    """Of ``negatives="batch"``: "video" has simpler ranges of columns."""
+    from fastseq.ops.scl.triton_negatives import tiles
+
+    dtype, dot = PRECISIONS[precision]
+    tile = tiles(kernel, d, precision, mode != "shift", arch)
+    step = max(tile.step, tile.channels)
+    constants = {
+        "P": -(-d // step) * step,
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "BK": tile.step,
+        "ONLINE": mode != "shift",
+        "BATCH": True,
+        "PREC": dot,
+    }
+    args = {"p_z": "*" + dtype, "p_x": "*fp32", "p_y": "*fp32"}
+    ints = ["N", "T1", "T2", "L1", "L"]
+    if kernel == "more_grad":
+        args["p_top"] = "*fp32"
+        ints += ["first_direction", "directions"]
+        constants |= {"D": d, "BD": tile.channels, "NORM": mode != "raw"}
+    args |= {"p_more": "*fp32"} | dict.fromkeys(ints, "i32") | {"scale": "fp32"}
+    return job(
+        MODULE.replace("triton_", "triton_negatives_"),
+        f"scl_{kernel}_kernel",
+        args,
+        constants,
+        arch,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=tile.registers,
+    )
+
+
 def core_cases():
     cases = [("grad", p, 128, 90, {}) for p in PRECISIONS]
     cases += [("stats", p, 128, 90, {}) for p in ("bf16", "tf32", "tf32x3")]
     cases += [(k, "bf16", 128, a, {}) for k in ("stats", "grad") for a in (80, 100)]
+    cases += [(k, p, 128, 90, {}) for k in NEGATIVES for p in ("bf16", "tf32x3")]
     # Adding up takes no register from the loops: what is tightest, and what most calls are.
     kinds = [{"reduction": reduction} for reduction in ("none", "mean", "sum")]
     kinds += [{"reduction": r, "time": "i64", "valid": None} for r in ("mean", "paper")]
@@ -93,6 +132,14 @@ def all_cases():
                 cases.append((kernel, precision, 128, arch, {"mode": "raw"}))
                 for time, valid in ((None, None), ("i32", "lengths"), ("i64", "lengths")):
                     cases.append((kernel, precision, 128, arch, {"time": time, "valid": valid}))
+            for kernel in NEGATIVES:
+                for d in (16, 32, 64, 128, 256, 512):
+                    for mode in ("shift", "online"):
+                        cases.append((kernel, precision, d, arch, {"mode": mode}))
+                cases.append((kernel, precision, 128, arch, {"mode": "raw"}))
+        for kernel in ("stats", "grad"):
+            for mode in ("shift", "online"):
+                cases.append((kernel, "bf16", 128, arch, {"mode": mode, "more": True}))
         # Not a power of two, not a multiple of 16 bytes.
         cases.append(("grad", "bf16", 200, arch, {}))
         cases.append(("grad", "tf32x3", 17, arch, {}))
@@ -100,7 +147,11 @@ def all_cases():
 
 
 def name(kernel, precision, d, arch, kinds):
+    if kernel in NEGATIVES:
+        return " ".join((kernel, precision, f"D{d}", f"sm_{arch}", kinds.get("mode", "shift")))
     kinds = {"mode": "shift", "time": "fp64", "valid": "mask", "reduction": "paper"} | kinds
+    if kinds.pop("more", False):
+        kinds["more"] = "more"
     if kinds["reduction"] == "paper":
         kinds.pop("reduction")
     return " ".join(map(str, (kernel, precision, f"D{d}", f"sm_{arch}", *kinds.values())))
