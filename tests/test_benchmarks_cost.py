@@ -170,7 +170,7 @@ def test_time_of_a_wavefront_worked_out_by_hand():
 
 def report(monkeypatch, text=TINY):
     """The tiny kernel's loops as tiles of 64 x 32 with an inner loop over channels."""
-    source = {5: "for k in range(0, tiles - near if OUTSIDE else near):", 7: "range(BK, D, BK)"}
+    source = {5: "for k in range(0, careful if CAREFUL else plain):", 7: "range(BK, D, BK)"}
     monkeypatch.setattr(loops, "source_line", lambda path, line: (source[line], ""))
     return kernel_report(
         "scl",
@@ -243,7 +243,7 @@ def test_names_of_loops_and_how_far_they_are_unrolled():
     namer = loops.Namer("scl_grad_kernel")
     path = ROOT / "fastseq/ops/scl/triton_kernels.py"
     line = next(
-        k for k, s in enumerate(path.read_text().splitlines(), 1) if "if OUTSIDE else near" in s
+        k for k, s in enumerate(path.read_text().splitlines(), 1) if "if CAREFUL else plain" in s
     )
     assert [namer((str(path), line)).name for _ in range(2)] == ["near", "far"]
 

@@ -94,12 +94,16 @@ def _cuda(line: str, name: str, trips: Count, **options) -> Role:
 ROLES = (
     Role(
         "scl_",
-        re.escape("range(0, tiles - near if OUTSIDE else near)"),
+        re.escape("range(0, careful if CAREFUL else plain)"),
         ("near", "far"),
         (_near, lambda v: _tiles(v) - _near(v)),
         _block,
     ),
-    _triton("scl_", "range(0, tiles, GROUP)", "times", lambda v: ceil(_tiles(v) / (512 // v.BN))),
+    _triton("scl_", "range(0, units, GROUP)", "times", lambda v: ceil(v.t / 32 / 256)),
+    _triton("scl_stats", "range(0, turns)", "near", _near, tile=_block),
+    _triton("scl_stats", "range(0, plain)", "far", lambda v: _tiles(v) - _near(v), tile=_block),
+    _triton("scl_stats", "while turns > 0", "attempts", _one),
+    _triton("scl_prepare", "range(0, D, BK)", "channels", lambda v: ceil(v.D / v.BK), folded=True),
     _triton(
         "cidm_loss",
         "range(0, tiles)",

@@ -23,6 +23,13 @@ def dot(b_x, b_y, b_acc, PREC: tl.constexpr):
 
 
 @triton.jit
+def fma(b_x, b_y, b_z):
+    """x y + z in fp32, rounded once. The interpreter's own rounds twice."""
+    b_xyz = (b_x.to(tl.float64) * b_y + b_z).to(tl.float32) if INTERPRET else tl.fma(b_x, b_y, b_z)
+    return b_xyz
+
+
+@triton.jit
 def frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
     """Channels k to k + BK of the frames (rows of z) o_t, zero where masked."""
     o_k = k + tl.arange(0, BK)

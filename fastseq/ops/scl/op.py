@@ -116,7 +116,7 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
 def _shapes(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     """Of the loss, the statistics of all rows and the coefficients of the reduction."""
     n = z1.shape[0]
-    return (n,) if opts.reduction == "none" else (), (3, n, z1.shape[1] + z2.shape[1]), (2, n)
+    return (n,) if opts.reduction == "none" else (), (5, n, z1.shape[1] + z2.shape[1]), (2, n)
 
 
 FUSED = FusedLoss(

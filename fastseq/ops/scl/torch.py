@@ -27,11 +27,11 @@ FAR = 1e38  # the time of padded frames, beyond any shifted integer
 
 
 def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
-    """Loss, statistics (3, N, T1 + T2) = log-denominators, inverse Gaussian sums, inverse norms
+    """Loss, statistics (5, N, T1 + T2) = log-denominators, inverse Gaussian sums, inverse norms
     of all rows, and the coefficients (2, N) of the reduction."""
     p = _Problem(z1, z2, t1, t2, valid1, valid2, opts)
-    stats = z1.new_empty((3, p.n, p.frames1 + p.frames2), dtype=p.dtype)
-    lse, inv_sum, inv_norm = stats
+    stats = z1.new_zeros((5, p.n, p.frames1 + p.frames2), dtype=p.dtype)
+    lse, inv_sum, inv_norm = stats[:3]  # the rest serves the kernels
     lse.fill_(MASKED)  # stays where the other view has no frame at all
     inv_sum.zero_()
     torch.cat([p.rn1, p.rn2], 1, out=inv_norm)
@@ -53,7 +53,7 @@ def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, opts: SCLOptions
     """Gradients of z1 and z2 (None where not needed)."""
     need1, need2 = needs
     p = _Problem(z1, z2, t1, t2, valid1, valid2, opts, inv_norm=stats[2])
-    lse, inv_sum, _ = stats
+    lse, inv_sum = stats[:2]
     weight = coef * grad / opts.temperature  # [2, N]
     weight = torch.cat(
         [weight[0, :, None].expand(-1, p.frames1), weight[1, :, None].expand(-1, p.frames2)], 1

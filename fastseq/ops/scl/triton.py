@@ -1,6 +1,6 @@
 """scl_loss on NVIDIA GPUs: launches the kernels of triton_kernels.py. op.py checks the input.
 
-One launch forward, one backward. Nothing is read back, so a CUDA graph can capture it.
+Two launches forward, one backward. Nothing is read back, so a CUDA graph can capture it.
 """
 
 import math
@@ -18,8 +18,10 @@ from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.scl import triton_negatives as negatives
 from fastseq.ops.scl.options import SCLOptions, reach
 from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_stats_kernel
+from fastseq.ops.scl.triton_prepare import scl_prepare_kernel
 
 LOG2E = 1 / math.log(2)
+UNIT = 32  # of triton_tiles.py
 # From here on exp((s - 1) / temperature) stays a normal fp32 number for every cosine s, so that
 # 1 / temperature can stand in for the running maximum.
 CONSTANT_SHIFT_FROM = 0.025
@@ -41,7 +43,7 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
         if half and padded <= 128:
             if 100 <= arch < 120:
                 return Tiles(64, 64, padded, padded, 8, 2)
-            return Tiles(64, 32, padded, padded, 4, 2, 168 if arch == 90 and not online else None)
+            return Tiles(64, 32, padded, padded, 4, 3, 168 if arch == 90 and not online else None)
         if half:
             return Tiles(64, 32, 128, padded, 8, 2)
         if padded <= 32:
@@ -80,26 +82,32 @@ def forward(
     opts: SCLOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, row statistics (3, N, T1 + T2) and direction weights (2, N)."""
+    """Loss, row statistics (5, N, T1 + T2) and direction weights (2, N)."""
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     fp32 = {"dtype": torch.float32, "device": z1.device}
     shape = (n,) if opts.reduction == "none" else ()
     if n == 0 or frames1 + frames2 == 0:
         zeros = torch.zeros(shape, **fp32)
-        return zeros, torch.zeros(3, n, frames1 + frames2, **fp32), torch.zeros(2, n, **fp32)
+        return zeros, torch.zeros(5, n, frames1 + frames2, **fp32), torch.zeros(2, n, **fp32)
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
     kernels = _kernels(z1, masked, opts)
     blocks = launch.cdiv(max(frames1, frames2), kernels.rows)
+    units = launch.cdiv(frames1, UNIT) + launch.cdiv(frames2, UNIT)
     loss = torch.empty(shape, **fp32)
-    stats = torch.empty((3, n, frames1 + frames2), **fp32)
+    stats = torch.empty((5, n, frames1 + frames2), **fp32)
     coef = torch.empty((2, n), **fp32)
     part = torch.empty((2, 2, n, blocks), **fp32)
-    kind = masked, _online(opts), _scales(opts)[0], opts
+    bounds = None if t1 is None else t1.new_empty((2, n, units))
+    scales = _scales(opts)
+    shape = n, frames1, frames2, _stride(t1), _stride(t2)
+    inputs = z1, z2, t1, t2, valid1, valid2
+    kernels.prepare(n * units, (*inputs, stats[2], bounds), (*shape, scales[0]))
+    kind = masked, _online(opts), scales[0], opts
     more = negatives.denominators(z1, z2, valid1, valid2, *kind)
     kernels.stats(
         2 * n * blocks,
-        (z1, z2, t1, t2, valid1, valid2, stats, part, loss, coef, launch.ticket(z1), more),
-        (n, frames1, frames2, _stride(t1), _stride(t2), *_scales(opts)),
+        (*inputs, bounds, stats, part, loss, coef, launch.ticket(z1), more),
+        (*shape, *scales),
     )
     return loss, stats, coef
 
@@ -144,8 +152,9 @@ def backward(
 
 
 class Kernels(NamedTuple):
-    """Both kernels of a kind of call, rows of their tiles, gradient programs for all channels."""
+    """Those of a kind of call, rows of their tiles, gradient programs for all channels."""
 
+    prepare: launch.Kernel
     stats: launch.Kernel
     rows: int
     grad: launch.Kernel
@@ -175,7 +184,12 @@ def _choose(
     shared = {"D": d, "NORM": normalize, "ONLINE": online, "MASK": masked, "PREC": precision}
     stats, grad = (tiles(kernel, d, operands, online, arch) for kernel in ("stats", "grad"))
     chunks = launch.cdiv(d, grad.channels)
+    step = min(256, max(16, triton.next_power_of_2(d)))
+    prepare = launch.Kernel(
+        scl_prepare_kernel, D=d, NORM=normalize, MASK=masked, BK=step, num_warps=4
+    )
     return Kernels(
+        prepare,
         launch.Kernel(scl_stats_kernel, **shared, **_tile(stats), KL=kl, REDUCTION=reduction),
         stats.rows,
         launch.Kernel(scl_grad_kernel, **shared, **_tile(grad), BD=grad.channels),
@@ -220,8 +234,8 @@ def _side_inputs(z1, z2, t1, t2, valid1, valid2):
 
 @lru_cache
 def _scales(opts: SCLOptions) -> tuple[float, float, float]:
-    """log2(e) / temperature, log2(e) / (4 variance) and the largest gap with a weight."""
-    return LOG2E / opts.temperature, LOG2E / (4 * opts.variance), reach(opts.variance)
+    """log2(e) / temperature, log2(e) / (2 variance) and the largest gap with a weight."""
+    return LOG2E / opts.temperature, LOG2E / (2 * opts.variance), reach(opts.variance)
 
 
 def _online(opts: SCLOptions) -> bool:

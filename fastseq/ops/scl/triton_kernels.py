@@ -11,23 +11,33 @@ import triton.language as tl
 
 from fastseq.ops.common.triton_tiles import is_last
 from fastseq.ops.scl.triton_tiles import (
+    BEYOND,
     CLAMPED,
+    FAR,
+    FARTHEST,
     FP16_SCALE,
     LN2,
     block_sums,
     clock,
+    columns,
+    denominators,
     dot,
+    exponents,
+    first_time,
     frames,
     near_indices,
     near_range,
+    of_columns,
     ordered,
+    partial_sums,
     products,
-    row_norms,
     sides,
     tile_index,
+    tiles_of,
     times,
+    two_partial_sums,
     valid,
-    weights,
+    with_more,
 )
 
 
@@ -39,19 +49,20 @@ def scl_stats_kernel(
     p_t2,  # [N, T2] or None
     p_v1,  # None, lengths [N] or mask [N, T1]
     p_v2,  # None, lengths [N] or mask [N, T2]
-    p_stats,  # [3, N, T1 + T2]: 1/R, 1/N, 1/norm (online: the maximum instead)
+    p_bounds,  # [2, N, units] or None: of scl_prepare_kernel
+    p_stats,  # [5, N, T1 + T2]: 1/R, 1/N, factor (read), maximum (online), columns within reach
     p_part,  # [2, 2, N, blocks]: losses and real rows of each block, per direction
     p_loss,  # [N] or []
     p_coef,  # [2, N]: weights of the directions
     p_ticket,  # 0, and 0 again in the end
-    p_more,  # what 1/R starts from, as scl_more_kernel leaves it, or None
+    p_more,  # of scl_more_kernel: what R has besides, or None
     N,
     T1,
     T2,
     st1,  # strides between sequences of the times
     st2,
     scale,  # log2(e) / temperature
-    gauss,  # log2(e) / (4 variance)
+    gauss,  # log2(e) / (2 variance)
     reach,
     D: tl.constexpr,
     BM: tl.constexpr,
@@ -72,100 +83,121 @@ def scl_stats_kernel(
     i_d = tl.program_id(0) // blocks % 2
     i_n = (tl.program_id(0) // blocks // 2).to(tl.int64)
     T_a, p_a, p_c, n_a, n_c, p_va, p_vc = sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK)
+    T = T1 + T2
+    stride = tl.cast(N, tl.int64) * T
+    p_row = p_stats + i_n * T + tl.where(i_d == 0, 0, T1)
+    p_fc = p_stats + 2 * stride + i_n * T + tl.where(i_d == 0, T1, 0)
     o_m = i_b * BM + tl.arange(0, BM)
     m_m = valid(p_va, o_m, n_a, MASK)
     rows = tl.sum(m_m.to(tl.int32), 0)
-    tiles = tl.where(rows > 0, tl.cdiv(n_c, BN), 0)
+    n_c = tl.where(rows > 0, n_c, 0)
+    b_za = frames(p_a, o_m, m_m, 0, D, BK)  # [BM, BK]
+    b_xa = tl.load(p_row + 2 * stride + o_m, mask=m_m, other=0.0)
     if p_t1 is None:
         b_ta = (o_m - i_b * BM).to(tl.float32)
-        first, near = near_indices(i_b * BM, tiles, reach, BM, BN)
+        first, end = near_indices(i_b * BM, n_c, reach, BM)
     else:
-        p_tc, ref, b_ta, lo, hi = clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a)
-        first, near = near_range(p_tc, p_vc, n_c, tiles, ref, lo, hi, reach, BN, MASK)
+        p_tc, p_lo, p_hi, ref, b_ta, lo, hi = clock(
+            p_t1, p_t2, p_bounds, st1, st2, i_n, i_d, o_m, m_m, N, T1, T2
+        )
+        first, end = near_range(p_lo, p_hi, n_c, ref, lo, hi, reach)
+    tl.store(p_row + 4 * stride + o_m, packed(first, end, BM), mask=o_m < T_a)
+    first, near, careful, plain, inside = tiles_of(first, end, n_c, BN)
     b_ta = tl.where(m_m, b_ta, float("inf"))  # within reach of nothing
-
-    b_za = frames(p_a, o_m, m_m, 0, D, BK)  # [BM, BK]
-    b_fa = tl.full([BM], 1.0, tl.float32)  # 1 / norm
-    if NORM:
-        b_fa = row_norms(p_a, b_za, o_m, m_m, D, BK)
-    # Half of the scale on each side: both directions then round a similarity to the same bits, and
-    # the gradient meets the very maxima that were stored.
-    root = tl.sqrt(scale)
-    b_xa = b_fa * root
 
     # What exponents are relative to: the largest so far, or the constant that bounds them all.
     b_max = tl.full([BM], float("-inf"), tl.float32)
-    b_ref = tl.zeros([BM], tl.float32) + (0.0 if ONLINE else scale)
-    b_r = tl.zeros([BM], tl.float32)
-    if p_more is not None:
-        p_extra = p_more + i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
-        b_r = tl.load(p_extra, mask=m_m, other=0.0)
-        if ONLINE:
-            b_max = tl.load(p_extra + tl.cast(N, tl.int64) * (T1 + T2), mask=m_m, other=b_max)
-    b_n = tl.zeros([BM], tl.float32)
-    b_p = tl.zeros([BM], tl.float32)
-    b_d0 = tl.full([BM], 0.0, tl.float32) + reach  # nearest frame of the other view
-    for OUTSIDE in tl.static_range(2):
-        for k in range(0, tiles - near if OUTSIDE else near):
-            j = tile_index(k, first, near, OUTSIDE)
+    shift = scale * (0.0 if ONLINE else 1.0)
+    b_ref = tl.zeros([BM], tl.float32) + shift
+    b_r = tl.zeros([BM, 8], tl.float32)
+    b_n = tl.zeros([BM, 8], tl.float32)
+    b_p = tl.zeros([BM, 8], tl.float32)
+    # Added to exponents of targets: their largest is then 0 where views overlap. A row whose nearest
+    # frame is far needs another number, with which the tiles within reach are gone through once
+    # more. Whole numbers, so that these sums are exact.
+    b_more = tl.zeros([BM], tl.float32) - 32.0
+    turns = careful
+    fresh = careful > 0
+    while turns > 0:
+        for k in range(0, turns):
+            j = tl.where(k < near, first + k, n_c // BN)
             o_n = j * BN + tl.arange(0, BN)
             m_n = valid(p_vc, o_n, n_c, MASK)
-            b_s, b_fc, _ = products(p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM, PREC)
-            b_x = b_s * (b_xa[:, None] * (b_fc * root)[None, :])
+            # Before the product, whose time they take to arrive.
+            b_fc = of_columns(p_fc, j, m_n, 0.0, BN, True)
+            b_tc = (o_n - i_b * BM).to(tl.float32) if p_t1 is None else times(p_tc, o_n, m_n, ref)
+            b_tc = tl.where(m_n, b_tc, float("inf"))
+            b_s, _ = products(p_a, p_c, b_za, o_m, m_m, j, m_n, D, BM, BN, BK, True, PREC)
+            b_x = b_s * (b_xa[:, None] * b_fc[None, :])
+            b_e = b_x + tl.where(m_n, -shift, float("-inf"))[None, :]
+            b_max, b_shift, b_r = denominators(b_e, b_max, b_r, ONLINE)
             if ONLINE:
-                b_e = b_x + tl.where(m_n, 0.0, float("-inf"))[None, :]
-                b_new = tl.maximum(b_max, tl.max(b_e, 1))
-                b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
-                b_r = b_r * tl.exp2(b_max - b_shift) + tl.sum(tl.exp2(b_e - b_shift[:, None]), 1)
-                b_p += (b_shift - b_ref) * b_n
+                b_p += (b_shift - b_ref)[:, None] * b_n
                 b_ref = b_shift
-                b_max = b_new
-            else:
-                b_shift = tl.where(m_n, -scale, float("-inf"))
-                b_r += tl.sum(tl.exp2(b_x + b_shift[None, :]), 1)
-
-            if not OUTSIDE:
-                if p_t1 is None:
-                    b_tc = (o_n - i_b * BM).to(tl.float32)
-                else:
-                    b_tc = times(p_tc, o_n, m_n, ref)
-                b_tc = tl.where(m_n, b_tc, float("inf"))
-                # Exponents relative to the row's nearest frame so far: exact at any gap.
-                b_d = tl.abs(b_ta[:, None] - b_tc[None, :])
-                b_new = tl.minimum(b_d0, tl.min(b_d, 1))
-                b_down = -2.0 * gauss * (b_d0 - b_new) * (b_d0 + b_new)
-                b_h = -2.0 * gauss * (b_d - b_new[:, None]) * (b_d + b_new[:, None])
-                b_h = tl.where(b_d <= reach, b_h, -300.0)  # of which exp2 is 0
-                b_w = tl.exp2(b_h)
-                b_q = b_ref[:, None] - b_x
-                if KL:
-                    b_q += b_h
-                    b_p += b_down * b_n
-                b_p = b_p * tl.exp2(b_down) + tl.sum(b_w * b_q, 1)
-                b_n = b_n * tl.exp2(b_down) + tl.sum(b_w, 1)
-                b_d0 = b_new
+            b_h = exponents(b_ta[:, None] - b_tc[None, :], gauss, reach) + b_more[:, None]
+            b_w = tl.exp2(b_h)
+            b_q = b_ref[:, None] - b_x
+            if KL:
+                b_q += b_h
+            b_wq, b_w = two_partial_sums(b_w * b_q, b_w)
+            b_p += b_wq
+            b_n += b_w
+        b_sum = tl.sum(b_n, 1)
+        m_far = m_m & (b_sum < FAR)
+        some = fresh & (tl.max(m_far.to(tl.int32), 0) > 0)
+        turns = tl.where(some, careful, 0)
+        fresh = careful < 0
+        if some:
+            b_far = tl.where(b_sum < FARTHEST, BEYOND, -32.0 - tl.floor(tl.log2(b_sum)))
+            b_more = tl.where(m_far, b_far, -32.0)
+            b_r = tl.zeros([BM, 8], tl.float32)
+            b_n = tl.zeros([BM, 8], tl.float32)
+            b_p = tl.zeros([BM, 8], tl.float32)
+            if ONLINE:
+                b_max = tl.full([BM], float("-inf"), tl.float32)
+                b_ref = tl.zeros([BM], tl.float32)
+    for k in range(0, plain):
+        j = k + tl.where(k >= first, inside, 0)
+        m_n = valid(p_vc, j * BN + tl.arange(0, BN), n_c, MASK)
+        b_fc = of_columns(p_fc, j, m_n, 0.0, BN, MASK)
+        b_s, _ = products(p_a, p_c, b_za, o_m, m_m, j, m_n, D, BM, BN, BK, MASK, PREC)
+        b_e = b_s * (b_xa[:, None] * b_fc[None, :])
+        if MASK:
+            b_e += tl.where(m_n, -shift, float("-inf"))[None, :]
+        else:
+            b_e -= shift
+        b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE)
 
     # A row with nothing within reach: no loss, and statistics that make its gradient exactly 0.
+    b_r = tl.sum(b_r, 1)
+    if p_more is not None:
+        p_extra = p_more + i_n * T + tl.where(i_d == 0, 0, T1) + o_m
+        b_max, b_r = with_more(p_extra, stride, m_m, b_max, b_r, ONLINE)
+    b_n = tl.sum(b_n, 1)
     m_row = m_m & (b_n > 0)
-    b_loss = b_p / b_n + tl.log2(b_r)
+    b_loss = tl.sum(b_p, 1) / b_n + tl.log2(b_r)
+    if ONLINE:
+        b_loss += b_max - b_ref
     if KL:
         b_loss -= tl.log2(b_n)
-    b_n *= weights(b_d0, gauss, reach)  # on the scale of the gradient kernel
-    T = T1 + T2
-    p_row = p_stats + i_n * T + tl.where(i_d == 0, 0, T1) + o_m
+    p_row += o_m
     m_in = o_m < T_a
-    stride = tl.cast(N, tl.int64) * T
     tl.store(p_row, tl.where(m_row, 1.0 / b_r, 0.0), mask=m_in)
+    b_n *= tl.exp2(-b_more)  # on the scale of the gradient kernel
     tl.store(p_row + stride, tl.where(m_row, 1.0 / b_n, 0.0), mask=m_in)
-    if ONLINE:
-        tl.store(p_row + 2 * stride, tl.where(m_row, b_max, float("inf")), mask=m_in)
-    else:
-        tl.store(p_row + 2 * stride, b_fa, mask=m_in)
+    tl.store(p_row + 3 * stride, tl.where(m_row, b_max, float("inf")), mask=m_in)
     p_block = p_part + (i_d * N + i_n) * blocks + i_b
     tl.store(p_block, tl.sum(tl.where(m_row, b_loss * LN2, 0.0), 0))
     tl.store(p_block + 2 * N * tl.cast(blocks, tl.int64), rows.to(tl.float32))
     if is_last(p_ticket):
         reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION)
+
+
+@triton.jit
+def packed(first, end, BM: tl.constexpr):
+    """Columns within reach, for the gradient kernel: 16 bits each, in units; all beyond 2^21."""
+    whole = tl.minimum(first, 65535) | (tl.minimum(end, 65535) << 16)
+    return (tl.zeros([BM], tl.int32) + whole).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -219,7 +251,7 @@ def scl_grad_kernel(
     p_t2,
     p_v1,
     p_v2,
-    p_stats,
+    p_stats,  # [5, N, T1 + T2]
     p_coef,  # [2, N]
     p_grad,  # gradient of the loss, [N] with stride sg
     p_d1,  # [N, T1, D]
@@ -258,16 +290,23 @@ def scl_grad_kernel(
     i_d = first_direction + pid // blocks % directions
     i_n = (pid // blocks // directions).to(tl.int64)
     T_a, p_a, p_c, n_a, n_c, p_va, p_vc = sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK)
+    T = T1 + T2
+    stride = tl.cast(N, tl.int64) * T
+    p_sa = p_stats + i_n * T + tl.where(i_d == 0, 0, T1)
+    p_sc = p_stats + i_n * T + tl.where(i_d == 0, T1, 0)
     o_m = i_b * BM + tl.arange(0, BM)
     m_m = valid(p_va, o_m, n_a, MASK)
     rows = tl.sum(m_m.to(tl.int32), 0)
-    tiles = tl.where(rows > 0, tl.cdiv(n_c, BN), 0)
+    n_c = tl.where(rows > 0, n_c, 0)
+    b_za = frames(p_a, o_m, m_m, 0, D, BK)
+    first, end = unpacked(p_sa + 4 * stride, i_b * BM, T_a, BM)
+    first, near, careful, plain, inside = tiles_of(first, end, n_c, BN)
     if p_t1 is None:
         b_ta = (o_m - i_b * BM).to(tl.float32)
-        first, near = near_indices(i_b * BM, tiles, reach, BM, BN)
     else:
-        p_tc, ref, b_ta, lo, hi = clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a)
-        first, near = near_range(p_tc, p_vc, n_c, tiles, ref, lo, hi, reach, BN, MASK)
+        p_ta, p_tc = ordered(p_t1 + i_n * st1, p_t2 + i_n * st2, i_d)
+        ref = first_time(p_ta, o_m, m_m, T_a)
+        b_ta = times(p_ta, o_m, m_m, ref)
     b_ta = tl.where(m_m, b_ta, float("inf"))  # within reach of nothing
 
     # The two directions' weights relative to the larger one, which is applied at the end: p - w
@@ -279,83 +318,84 @@ def scl_grad_kernel(
     w_a = tl.where(weight == 0, 0.0, w_a / weight)
     w_c = tl.where(weight == 0, 0.0, w_c / weight)
 
-    T = T1 + T2
-    stride = tl.cast(N, tl.int64) * T
-    p_sa = p_stats + i_n * T + tl.where(i_d == 0, 0, T1)
-    p_sc = p_stats + i_n * T + tl.where(i_d == 0, T1, 0)
     b_ra = tl.load(p_sa + o_m, mask=m_m, other=0.0) * w_a
     b_na = tl.load(p_sa + stride + o_m, mask=m_m, other=0.0) * w_a
-    b_za = frames(p_a, o_m, m_m, 0, D, BK)
-    b_fa = tl.full([BM], 1.0, tl.float32)
+    b_xa = tl.load(p_sa + 2 * stride + o_m, mask=m_m, other=0.0)
+    b_ma = b_xa
     if ONLINE:
-        b_ma = tl.load(p_sa + 2 * stride + o_m, mask=m_m, other=float("inf"))
-        if NORM:
-            b_fa = row_norms(p_a, b_za, o_m, m_m, D, BK)
-    elif NORM:
-        b_fa = tl.load(p_sa + 2 * stride + o_m, mask=m_m, other=0.0)
-    root = tl.sqrt(scale)
-    b_xa = b_fa * root
+        b_ma = tl.load(p_sa + 3 * stride + o_m, mask=m_m, other=float("inf"))
 
     b_acc = tl.zeros([BM, BD], tl.float32)
-    b_proj = tl.zeros([BM], tl.float32)
-    for OUTSIDE in tl.static_range(2):
-        for k in range(0, tiles - near if OUTSIDE else near):
-            j = tile_index(k, first, near, OUTSIDE)
+    b_along = tl.zeros([BM, 8], tl.float32)
+    for CAREFUL in tl.static_range(1, -1, -1):
+        for k in range(0, careful if CAREFUL else plain):
+            j = tile_index(k, first, near, n_c // BN, inside, CAREFUL)
             o_n = j * BN + tl.arange(0, BN)
-            m_n = valid(p_vc, o_n, n_c, MASK)
-            b_rc = tl.load(p_sc + o_n, mask=m_n, other=0.0) * w_c
-            b_nc = tl.load(p_sc + stride + o_n, mask=m_n, other=0.0) * w_c
-            b_s, b_fc, b_zc = products(
-                p_a, p_c, b_za, o_m, m_m, o_n, m_n, D, BM, BN, BK, NORM and ONLINE, PREC
+            m_n = o_n < n_c
+            if CAREFUL or MASK:
+                m_n = valid(p_vc, o_n, n_c, MASK)
+            # 0 takes masked columns out of everything that follows.
+            b_fc = of_columns(p_sc + 2 * stride, j, m_n, 0.0, BN, CAREFUL or MASK)
+            b_rc = of_columns(p_sc, j, m_n, 0.0, BN, CAREFUL or MASK) * w_c
+            b_s, b_zc = products(
+                p_a, p_c, b_za, o_m, m_m, j, m_n, D, BM, BN, BK, CAREFUL or MASK, PREC
             )
-            # 1 / norm; 0 takes masked columns out of everything that follows.
-            if NORM and not ONLINE:
-                b_fc = tl.load(p_sc + 2 * stride + o_n, mask=m_n, other=0.0)
-            else:
-                b_fc = tl.where(m_n, b_fc, 0.0)
-            b_x = b_s * (b_xa[:, None] * (b_fc * root)[None, :])
+            b_x = b_s * (b_xa[:, None] * b_fc[None, :])
             if ONLINE:
-                b_mc = tl.load(p_sc + 2 * stride + o_n, mask=m_n, other=float("inf"))
-                b_e = b_x + tl.where(m_n, 0.0, float("-inf"))[None, :]
+                b_mc = of_columns(p_sc + 3 * stride, j, m_n, float("inf"), BN, CAREFUL or MASK)
+                b_e = b_x
+                if CAREFUL or MASK:
+                    b_e += tl.where(m_n, 0.0, float("-inf"))[None, :]
                 # No score exceeds its maximum, but one computed anew may, by its rounding.
                 b_g = tl.exp2(tl.minimum(b_e - b_ma[:, None], 0.0)) * b_ra[:, None]
                 b_g += tl.exp2(tl.minimum(b_e - b_mc[None, :], 0.0)) * b_rc[None, :]
             else:
                 b_g = tl.exp2(b_x - scale) * (b_ra[:, None] + b_rc[None, :])
 
-            if not OUTSIDE:
+            if CAREFUL:
                 if p_t1 is None:
                     b_tc = (o_n - i_b * BM).to(tl.float32)
                 else:
                     b_tc = times(p_tc, o_n, m_n, ref)
                 b_tc = tl.where(m_n, b_tc, float("inf"))
-                b_w = weights(b_ta[:, None] - b_tc[None, :], gauss, reach)
-                b_g -= b_w * (b_na[:, None] + b_nc[None, :])
+                b_nc = of_columns(p_sc + stride, j, m_n, 0.0, BN, CAREFUL or MASK) * w_c
+                b_h = exponents(b_ta[:, None] - b_tc[None, :], gauss, reach)
+                b_g -= tl.exp2(b_h) * (b_na[:, None] + b_nc[None, :])
 
-            if NORM:
-                b_proj += tl.sum(b_g * b_x, 1)
+            if NORM and BD < D:  # else of the sum itself, in the end
+                b_along += partial_sums(b_g * b_x)
             if BK < D:
-                b_zc = frames(p_c, o_n, m_n, chunk, D, BD)  # [BN, BD]
+                b_zc = columns(p_c, j, m_n, chunk, D, BN, BD, CAREFUL or MASK)  # [BN, BD]
             if FP16:
                 b_g *= FP16_SCALE
+                # The power of two of the factor goes to the frame (exactly), the rest to p - w.
+                b_pow = (b_fc.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
                 if NORM:
-                    # The power of two of 1 / norm goes to the frame (exactly), the rest to p - w.
-                    b_pow = (b_fc.to(tl.int32, bitcast=True) & 0x7F800000).to(
-                        tl.float32, bitcast=True
-                    )
                     b_zc = (b_zc.to(tl.float32) * b_pow[:, None]).to(tl.float16)
                     b_fc = tl.where(b_pow > 0, b_fc / b_pow, 0.0)
-            b_g = (b_g * b_fc[None, :]).to(b_zc.dtype)
-            b_acc = dot(b_g, b_zc, b_acc, PREC)
+            if NORM:
+                b_g *= b_fc[None, :]
+            b_acc = dot(b_g.to(b_zc.dtype), b_zc, b_acc, PREC)
 
+    root = tl.sqrt(scale)
     if FP16:
         b_acc *= 1.0 / FP16_SCALE
     if NORM:
         # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped.
-        b_proj = tl.where(b_fa < CLAMPED, b_proj * b_fa / scale, 0.0)
+        b_fa = b_xa / root
         b_zd = frames(p_a, o_m, m_m, chunk, D, BD).to(tl.float32)
-        b_acc = (b_acc - b_zd * b_proj[:, None]) * b_fa[:, None]
-    b_acc *= weight * scale * LN2  # scale * ln 2 = 1 / temperature
+        if BD < D:
+            b_along_z = tl.sum(b_along, 1) / root
+            b_along_z = b_along_z * b_fa
+        else:
+            b_along_z = tl.sum(b_acc * b_zd, 1) * b_fa * b_fa
+        b_along_z = tl.where(b_fa < CLAMPED, b_along_z, 0.0)
+        b_acc = (b_acc - b_zd * b_along_z[:, None]) * b_fa[:, None]
+        b_acc *= (
+            weight * root * LN2
+        )  # root of the scale is in the sum, scale * ln 2 = 1 / temperature
+    else:
+        b_acc *= weight * scale * LN2
     p_d, _ = ordered(p_d1, p_d2, i_d)
     o_k = chunk + tl.arange(0, BD)
     p_out = p_d + (i_n * T_a + o_m)[:, None] * D + o_k[None, :]
@@ -364,3 +404,15 @@ def scl_grad_kernel(
         p_extra = p_more + (i_n * T + tl.where(i_d == 0, 0, T1) + o_m)[:, None] * D + o_k[None, :]
         b_acc += tl.load(p_extra, mask=m_m[:, None] & m_out, other=0.0)
     tl.store(p_out, tl.where(m_m[:, None], b_acc, 0.0).to(p_d1.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def unpacked(p_range, row, T_a, BM: tl.constexpr):
+    """What scl_stats_kernel has packed for the rows of a block, in its own blocks or smaller."""
+    o_r = row + tl.arange(0, BM)
+    b_whole = tl.load(p_range + o_r, mask=o_r < T_a, other=0.0).to(tl.int32, bitcast=True)
+    b_first = b_whole & 65535
+    b_end = (b_whole >> 16) & 65535
+    m_some = b_first < b_end
+    end = tl.max(tl.where(m_some, b_end, 0), 0)
+    return tl.min(tl.where(m_some, b_first, 65535), 0), tl.where(end == 65535, 2**26, end)

@@ -14,7 +14,9 @@ from fastseq.ops.scl.triton_tiles import (
     CLAMPED,
     FP16_SCALE,
     LN2,
+    denominators,
     inverse_norm,
+    partial_sums,
     sides,
     valid,
 )
@@ -26,7 +28,7 @@ def scl_gather_kernel(
     p_z2,  # [N, T2, D]
     p_v1,  # None, lengths [N] or mask [N, T1]
     p_v2,  # None, lengths [N] or mask [N, T2]
-    p_stats,  # [3, N, T1 + T2], or None in the forward, as the next three
+    p_stats,  # [5, N, T1 + T2], or None in the forward, as the next three
     p_coef,  # [2, N]
     p_grad,  # gradient of the loss, [N] with stride sg
     p_top,  # []: the largest weight of a direction
@@ -105,7 +107,7 @@ def scl_gather_kernel(
         tl.store(p_y + stride + o_p, b_r * b_x, mask=m_in)
         tl.store(p_y + 2 * stride + o_p, b_inv, mask=m_in)
         if ONLINE:
-            p_s += 2 * tl.cast(N, tl.int64) * (T1 + T2)
+            p_s += 3 * tl.cast(N, tl.int64) * (T1 + T2)
             b_max = tl.load(p_s, mask=m_m, other=float("inf"))
             tl.store(p_y + 3 * stride + o_p, b_max, mask=m_in)
 
@@ -177,10 +179,11 @@ def scl_more_kernel(
     m_m = o_m < T_a
     b_xa = tl.load(p_x + row + tl.arange(0, BM), mask=m_m, other=0.0)
     begin, before, tiles, gap = columns(i_n, i_d, N, L1, L, BN, BATCH)
-    tiles = tl.where(tl.sum((b_xa != 0).to(tl.int32), 0) > 0, tiles, 0)  # NaN is real
+    b_ya = tl.load(p_y + row + tl.arange(0, BM), mask=m_m, other=float("-inf"))
+    tiles = tl.where(tl.max(b_ya, 0) == float("-inf"), 0, tiles)  # no row is real
     b_za = places(p_z, row, 0, P, BM, BK)
     b_max = tl.full([BM], float("-inf"), tl.float32)
-    b_r = tl.zeros([BM], tl.float32)
+    b_r = tl.zeros([BM, 8], tl.float32)
     for j in range(0, tiles):
         first = tl.multiple_of(begin + j * BN + tl.where(j < before, 0, gap), BN)
         o_n = first + tl.arange(0, BN)
@@ -188,15 +191,9 @@ def scl_more_kernel(
         b_yc = tl.load(p_y + o_n)
         b_s, _ = products(p_z, b_za, row, first, P, BN, BK, PREC)
         b_e = b_s * (b_xa[:, None] * b_xc[None, :]) + b_yc[None, :]
-        if ONLINE:
-            b_new = tl.maximum(b_max, tl.max(b_e, 1))
-            b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
-            b_r = b_r * tl.exp2(b_max - b_shift) + tl.sum(tl.exp2(b_e - b_shift[:, None]), 1)
-            b_max = b_new
-        else:
-            b_r += tl.sum(tl.exp2(b_e), 1)
+        b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE)
     p_out = p_more + i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
-    tl.store(p_out, b_r, mask=m_m)
+    tl.store(p_out, tl.sum(b_r, 1), mask=m_m)
     if ONLINE:
         tl.store(p_out + tl.cast(N, tl.int64) * (T1 + T2), b_max, mask=m_m)
 
@@ -250,7 +247,7 @@ def scl_more_grad_kernel(
     tiles = tl.where(tl.sum((b_xa != 0).to(tl.int32), 0) > 0, tiles, 0)
     b_za = places(p_z, row, 0, P, BM, BK)
     b_acc = tl.zeros([BM, BD], tl.float32)
-    b_proj = tl.zeros([BM], tl.float32)
+    b_along = tl.zeros([BM, 8], tl.float32)
     for j in range(0, tiles):
         first = tl.multiple_of(begin + j * BN + tl.where(j < before, 0, gap), BN)
         o_n = first + tl.arange(0, BN)
@@ -270,15 +267,14 @@ def scl_more_grad_kernel(
             b_zc = places(p_z, first, chunk, P, BN, BD)
         b_g = b_g.to(b_zc.dtype)
         if NORM and CHUNKS > 1:
-            b_proj += tl.sum(b_g.to(tl.float32) * b_s, 1)
+            b_along += partial_sums(b_g.to(tl.float32) * b_s)
         b_acc = dot(b_g, b_zc, b_acc, PREC)
 
     if NORM:
         # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped. Of what
         # was added up, roundings included: in "video" most of it is the frame itself.
         b_zd = places(p_z, row, chunk, P, BM, BD).to(tl.float32)
-        if CHUNKS == 1:
-            b_proj = tl.sum(b_acc * b_zd, 1)
+        b_proj = tl.sum(b_acc * b_zd if CHUNKS == 1 else b_along, 1)
         b_inv = tl.load(p_row + 2 * stride, mask=m_m, other=0.0)
         b_proj = tl.where(b_inv < CLAMPED, b_proj * b_xa * b_xa / scale, 0.0)
         b_acc = (b_acc - b_zd * b_proj[:, None]) * b_inv[:, None]

@@ -6,10 +6,15 @@ Suffixes: a is the side whose frames are rows, c the side whose frames are colum
 import triton
 import triton.language as tl
 
-from fastseq.ops.common.triton_tiles import dot, frames
+from fastseq.ops.common.triton_tiles import dot, fma, frames
 
-# Weights are 2^32 times the Gaussian: each of them within reach is then a normal fp32 number.
-ROOT_WEIGHT = tl.constexpr(65536.0)
+# A sum of targets below this needs exponents relative to itself; below FARTHEST it may have lost
+# some of them, and BEYOND makes a normal number of any within reach (2^-149 at least).
+FAR = tl.constexpr(2.0**-16)
+FARTHEST = tl.constexpr(2.0**-100)
+BEYOND = tl.constexpr(98.0)
+# Frames that share one earliest and one latest time.
+UNIT = tl.constexpr(32)
 LN2 = tl.constexpr(0.6931471805599453)
 NORM_EPS = tl.constexpr(1e-12)
 # 1 / norm of a frame whose norm was clamped to NORM_EPS lies above, every other one below.
@@ -36,7 +41,11 @@ def valid(p_v, o_t, n_t, MASK: tl.constexpr):
 @triton.jit
 def times(p_t, o_t, m_t, ref):
     """Times relative to ref, subtracted before they become fp32: large offsets stay exact."""
-    b_t = tl.load(p_t + o_t, mask=m_t, other=0)
+    return since(tl.load(p_t + o_t, mask=m_t, other=0), ref)
+
+
+@triton.jit
+def since(b_t, ref):
     if b_t.dtype == tl.int32:
         b_t = b_t.to(tl.float64)  # holds every difference
     return (b_t - ref).to(tl.float32)
@@ -53,32 +62,54 @@ def first_time(p_t, o_t, m_t, T):
 
 
 @triton.jit
-def near_range(p_t, p_v, n_t, tiles, ref, lo, hi, reach, BN: tl.constexpr, MASK: tl.constexpr):
-    """First tile of the other view within reach of the times [lo, hi], and how many up to the last.
+def near_range(p_lo, p_hi, columns, ref, lo, hi, reach):
+    """Columns of the other view within reach of the times [lo, hi], in units of UNIT: from, to.
 
-    Sorted times make that exactly the tiles that matter, others a superset.
+    Sorted times make that exactly the units that matter, others a superset. p_lo and p_hi: earliest
+    and latest time of each unit, the wrong way round where none of its frames is real.
     """
-    GROUP: tl.constexpr = 512 // BN
-    first = tiles
-    end = 0
-    for j in range(0, tiles, GROUP):
-        o_k = j + tl.arange(0, GROUP)
-        o_t = o_k[:, None] * BN + tl.arange(0, BN)[None, :]  # [GROUP, BN]
-        m_t = valid(p_v, o_t, n_t, MASK)
-        b_t = times(p_t, o_t, m_t, ref)
-        b_lo = tl.min(tl.where(m_t, b_t, float("inf")), 1)  # [GROUP]
-        b_hi = tl.max(tl.where(m_t, b_t, float("-inf")), 1)
-        m_near = (b_lo - hi <= reach) & (lo - b_hi <= reach)
-        first = tl.minimum(first, tl.min(tl.where(m_near, o_k, tiles), 0))
-        end = tl.maximum(end, tl.max(tl.where(m_near, o_k + 1, 0), 0))
-    return first, tl.maximum(end - first, 0)
+    GROUP: tl.constexpr = 256
+    units = tl.cdiv(columns, UNIT)
+    b_first = tl.full([GROUP], 0, tl.int32) + units
+    b_end = tl.zeros([GROUP], tl.int32)
+    for u in range(0, units, GROUP):
+        o_u = u + tl.arange(0, GROUP)
+        m_u = o_u < units
+        b_lo = tl.load(p_lo + o_u, mask=m_u, other=0)
+        b_hi = tl.load(p_hi + o_u, mask=m_u, other=0)
+        m_u = m_u & (b_lo <= b_hi)
+        m_u = m_u & (since(b_lo, ref) - hi <= reach) & (lo - since(b_hi, ref) <= reach)
+        b_first = tl.minimum(b_first, tl.where(m_u, o_u, units))
+        b_end = tl.maximum(b_end, tl.where(m_u, o_u + 1, 0))
+    return tl.min(b_first, 0), tl.max(b_end, 0)
 
 
 @triton.jit
-def weights(b_d, gauss, reach):
-    """2^32 exp(-d^2 / (2 variance)) within reach, else 0."""
-    b_root = tl.exp2(-gauss * b_d * b_d) * ROOT_WEIGHT
-    return tl.where(tl.abs(b_d) <= reach, b_root * b_root, 0.0)
+def tiles_of(first, end, columns, BN: tl.constexpr):
+    """How a program walks over the columns in tiles: those that take care, then the plain ones.
+
+    Care is for what lies within reach and for the last tile where columns do not fill it. Gives
+    the first of them, how many lie within reach, how many there are with the last one, how many
+    plain ones follow, and how many of those within reach they have to leave out.
+    """
+    full = columns // BN
+    tiles = tl.cdiv(columns, BN)
+    first = tl.minimum(first * UNIT // BN, tiles)
+    end = tl.minimum(tl.cdiv(end * UNIT, BN), tiles)
+    near = tl.maximum(end - first, 0)
+    careful = near + tl.where((tiles > full) & ((end < tiles) | (near == 0)), 1, 0)
+    inside = tl.maximum(tl.minimum(end, full) - first, 0)
+    return first, near, careful, full - inside, inside
+
+
+@triton.jit
+def exponents(b_d, gauss, reach):
+    """Base 2, of 2^32 exp(-d^2 / (2 variance)) within reach; exp2 is 0 of all others.
+
+    Each of the former is a normal fp32 number. A multiply-add, so that it is rounded once, and the
+    same way in both kernels: a row's targets then add up to 1 in the gradient too.
+    """
+    return tl.where(tl.abs(b_d) <= reach, fma(b_d * b_d, gauss * -1.0, 32.0), -300.0)
 
 
 @triton.jit
@@ -118,47 +149,89 @@ def sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D: tl.constexpr, MASK: tl.co
 
 
 @triton.jit
-def clock(p_t1, p_t2, st1, st2, i_n, i_d, o_m, m_m, T_a):
-    """Times of a row block relative to its first real one, their range, and where to go on."""
+def clock(p_t1, p_t2, p_bounds, st1, st2, i_n, i_d, o_m, m_m, N, T1, T2):
+    """Times of a row block relative to its first real one, their range, and where the other view
+    has its times and their bounds."""
     p_ta, p_tc = ordered(p_t1 + i_n * st1, p_t2 + i_n * st2, i_d)
+    T_a, _ = ordered(T1, T2, i_d)
+    units_1 = tl.cdiv(T1, UNIT)
+    units = units_1 + tl.cdiv(T2, UNIT)
+    p_lo = p_bounds + i_n * units + tl.where(i_d == 0, units_1, 0)
     ref = first_time(p_ta, o_m, m_m, T_a)
     b_t = times(p_ta, o_m, m_m, ref)
     lo = tl.min(tl.where(m_m, b_t, float("inf")), 0)
     hi = tl.max(tl.where(m_m, b_t, float("-inf")), 0)
-    return p_tc, ref, b_t, lo, hi
+    return p_tc, p_lo, p_lo + tl.cast(N, tl.int64) * units, ref, b_t, lo, hi
 
 
 @triton.jit
-def near_indices(row, tiles, reach, BM: tl.constexpr, BN: tl.constexpr):
+def near_indices(row, columns, reach, BM: tl.constexpr):
     """near_range where time is the frame index."""
     gap = tl.minimum(reach, 1e9).to(tl.int32)
-    first = tl.minimum(tl.maximum(row - gap, 0) // BN, tiles)
-    end = tl.minimum((row + BM - 1 + gap) // BN + 1, tiles)
-    return first, end - first
+    units = tl.cdiv(columns, UNIT)
+    first = tl.minimum(tl.maximum(row - gap, 0) // UNIT, units)
+    end = tl.minimum((row + BM - 1 + gap) // UNIT + 1, units)
+    return first, end
 
 
 @triton.jit
-def tile_index(k, first, near, OUTSIDE: tl.constexpr):
-    """The k-th tile within reach, or the k-th of all others."""
-    j = first + k
-    if OUTSIDE:
-        j = k + tl.where(k >= first, near, 0)
+def tile_index(k, first, near, last, inside, CAREFUL: tl.constexpr):
+    """The k-th tile that takes care, or the k-th of all others."""
+    j = tl.where(k < near, first + k, last) if CAREFUL else k + tl.where(k >= first, inside, 0)
     return j
 
 
 @triton.jit
-def inverse_norm(b_sq):
-    return 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
+def partial_sums(b_x):
+    """Of each row of a tile, as [rows, 8]: what a thread holds of tensor cores' results, so that
+    nothing crosses threads before the end. Add up the rest once."""
+    ROWS: tl.constexpr = b_x.shape[0]
+    return tl.sum(tl.reshape(b_x, [ROWS, b_x.shape[1] // 8, 8]), 1)
 
 
 @triton.jit
-def row_norms(p_z, b_z, o_t, m_t, D: tl.constexpr, BK: tl.constexpr):
-    """1 / norm of frames whose first BK channels are loaded."""
-    b_sq = tl.sum(b_z.to(tl.float32) * b_z.to(tl.float32), 1)
-    for k in range(BK, D, BK):
-        b_zk = frames(p_z, o_t, m_t, k, D, BK).to(tl.float32)
-        b_sq += tl.sum(b_zk * b_zk, 1)
-    return inverse_norm(b_sq)
+def inverse_norm(b_sq):
+    """1 / norm, which is never 0: that stands for frames that are not real."""
+    b_f = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
+    return tl.where(b_f == 0, 1e-38, b_f)
+
+
+@triton.jit
+def two_partial_sums(b_x, b_y):
+    """partial_sums of both at once: then both are computed in the layout of the first."""
+    ROWS: tl.constexpr = b_x.shape[0]
+    b_xy = tl.reshape(tl.join(b_x, b_y), [ROWS, b_x.shape[1] // 8, 8, 2])
+    return tl.split(tl.sum(b_xy, 1))
+
+
+@triton.jit
+def denominators(b_e, b_max, b_r, ONLINE: tl.constexpr):
+    """Largest exponents so far, what sums are relative to, and sums of exponentials with a tile."""
+    b_shift = b_max
+    if ONLINE:
+        b_new = tl.maximum(b_max, tl.max(b_e, 1))
+        b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
+        b_r *= tl.exp2(b_max - b_shift)[:, None]
+        b_r += partial_sums(tl.exp2(b_e - b_shift[:, None]))
+        b_max = b_new
+    else:
+        b_r += partial_sums(tl.exp2(b_e))
+    return b_max, b_shift, b_r
+
+
+@triton.jit
+def with_more(p_more, stride, m_m, b_max, b_r, ONLINE: tl.constexpr):
+    """Largest exponents and sums of exponentials with those of columns summed elsewhere."""
+    b_more = tl.load(p_more, mask=m_m, other=0.0)
+    if ONLINE:
+        b_top = tl.load(p_more + stride, mask=m_m, other=float("-inf"))
+        b_new = tl.maximum(b_max, b_top)
+        b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
+        b_r = b_r * tl.exp2(b_max - b_shift) + b_more * tl.exp2(b_top - b_shift)
+        b_max = b_new
+    else:
+        b_r += b_more
+    return b_max, b_r
 
 
 @triton.jit
@@ -168,29 +241,50 @@ def products(
     b_za,
     o_m,
     m_m,
-    o_n,
+    j,
     m_n,
     D: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    NORM: tl.constexpr,
+    MASKED: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """<row, column> of a tile, BK channels at a time; the columns' 1 / norm and first channels."""
-    b_zc = frames(p_c, o_n, m_n, 0, D, BK)  # [BN, BK]
+    """<row, column> of the j-th tile of columns, BK channels at a time; its first channels."""
+    b_zc = columns(p_c, j, m_n, 0, D, BN, BK, MASKED)  # [BN, BK]
     b_s = dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
-    b_fc = tl.full([BN], 1.0, tl.float32)
-    if NORM:
-        b_sq = tl.sum(b_zc.to(tl.float32) * b_zc.to(tl.float32), 1)
     for k in range(BK, D, BK):
-        b_zk = frames(p_c, o_n, m_n, k, D, BK)
+        b_zk = columns(p_c, j, m_n, k, D, BN, BK, MASKED)
         b_s = dot(frames(p_a, o_m, m_m, k, D, BK), tl.trans(b_zk), b_s, PREC)
-        if NORM:
-            b_sq += tl.sum(b_zk.to(tl.float32) * b_zk.to(tl.float32), 1)
-    if NORM:
-        b_fc = inverse_norm(b_sq)
-    return b_s, b_fc, b_zc
+    return b_s, b_zc
+
+
+@triton.jit
+def columns(
+    p_c, j, m_n, k, D: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, MASKED: tl.constexpr
+):
+    """Channels k to k + BK of the frames of the j-th tile, zero where MASKED and not real.
+
+    Offsets within a tile are the same for all, and 32 bits wide."""
+    o_k = k + tl.arange(0, BK)[None, :]
+    p_tile = p_c + tl.cast(j, tl.int64) * (BN * D) + (tl.arange(0, BN)[:, None] * D + o_k)
+    if MASKED and D % BK != 0:
+        b_z = tl.load(p_tile, mask=m_n[:, None] & (o_k < D), other=0.0)
+    elif MASKED:
+        b_z = tl.load(p_tile, mask=m_n[:, None], other=0.0)
+    elif D % BK != 0:
+        b_z = tl.load(p_tile, mask=o_k < D, other=0.0)
+    else:
+        b_z = tl.load(p_tile)
+    return b_z
+
+
+@triton.jit
+def of_columns(p_x, j, m_n, other, BN: tl.constexpr, MASKED: tl.constexpr):
+    """A value of each frame of the j-th tile."""
+    p_tile = p_x + tl.cast(j, tl.int64) * BN + tl.arange(0, BN)
+    b_x = tl.load(p_tile, mask=m_n, other=other) if MASKED else tl.load(p_tile)
+    return b_x
 
 
 @triton.jit

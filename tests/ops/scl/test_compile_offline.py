@@ -55,7 +55,13 @@ def scl_job(
     )
     args["p_stats"] = "*fp32"
     if kernel == "stats":
-        args |= {"p_part": "*fp32", "p_loss": "*fp32", "p_coef": "*fp32", "p_ticket": "*i32"}
+        args |= {
+            "p_bounds": t,
+            "p_part": "*fp32",
+            "p_loss": "*fp32",
+            "p_coef": "*fp32",
+            "p_ticket": "*i32",
+        }
         constants |= {"KL": True, "REDUCTION": reduction}
     else:
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
