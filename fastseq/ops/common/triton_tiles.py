@@ -30,6 +30,16 @@ def fma(b_x, b_y, b_z):
 
 
 @triton.jit
+def split(b_x):
+    """fp32 as the sum of three bf16, the last two of which are 0 where the first is not finite."""
+    b_h = b_x.to(tl.bfloat16)
+    b_rest = b_x - b_h.to(tl.float32)
+    b_rest = tl.where(tl.abs(b_h.to(tl.float32)) < float("inf"), b_rest, 0.0)
+    b_m = b_rest.to(tl.bfloat16)
+    return b_h, b_m, (b_rest - b_m.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
 def frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
     """Channels k to k + BK of the frames (rows of z) o_t, zero where masked."""
     o_k = k + tl.arange(0, BK)

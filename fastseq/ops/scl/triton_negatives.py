@@ -33,10 +33,11 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
         if kernel == "more_grad" and padded > 128 and arch != 90:
             return Tiles(64, 32, 128, 128, 4, 2, 255)
         return Tiles(64, 64, step, step, 4, 3, 255)
-    # Few channels and columns a product: tensor cores cut off what they add up (3xTF32).
-    return Tiles(
-        64, 32, 16 if operands == "tf32x3" else min(padded, 32), min(padded, 64), 4, 2, 255
-    )
+    return Tiles(64, 32, min(padded, 32), step if arch == 90 else min(padded, 64), 4, 2, 255)
+
+
+# Of bf16, which float32 is split into once; products leave out what is below the last.
+PLANES = {"bf16": 0, "fp16": 0, "tf32": 2, "tf32x3": 3}
 
 
 def denominators(
@@ -99,10 +100,11 @@ def _more(z1: Tensor, opts: SCLOptions) -> bool:
 
 
 class Kernels(NamedTuple):
-    """The kernels of a kind of call; channels with padding and the columns of a tile; rows of the
-    tiles, gradient programs for all channels."""
+    """The kernels of a kind of call; planes, channels with padding and columns of a tile; rows of
+    the tiles, gradient programs for all channels."""
 
     gather: launch.Kernel
+    planes: int
     channels: int
     columns: int
     more: launch.Kernel
@@ -124,7 +126,7 @@ GATHERED = 16  # rows of a program that copies frames
 def _choose(
     d: int,
     operands: str,
-    precision: str,
+    _: str,
     arch: int,
     masked: bool,
     normalize: bool,
@@ -134,10 +136,11 @@ def _choose(
     more, grad = (tiles(kernel, d, operands, online, arch) for kernel in ("more", "more_grad"))
     step = max(more.step, grad.step, grad.channels)
     padded = step * launch.cdiv(d, step)
-    shared = {"P": padded, "ONLINE": online, "BATCH": batch, "PREC": precision}
+    shared = {"P": padded, "ONLINE": online, "BATCH": batch, "PLANES": PLANES[operands]}
     copy = {"D": d, "P": padded, "BM": GATHERED, "BK": step, "NORM": normalize, "ONLINE": online}
     return Kernels(
-        launch.Kernel(scl_gather_kernel, **copy, MASK=masked),
+        launch.Kernel(scl_gather_kernel, **copy, MASK=masked, PLANES=PLANES[operands]),
+        PLANES[operands],
         padded,
         max(more.columns, grad.columns),
         launch.Kernel(scl_more_kernel, **shared, **_tile(more)),
@@ -178,13 +181,15 @@ def _gather(kernels: Kernels, z1, z2, valid1, valid2, scale: float, opts, upstre
         both = first + whole(frames2)
     fp32 = {"dtype": torch.float32}
     # Rows come in whole tiles too: those after the last place hold anything.
-    z = z1.new_empty((n * both + max(kernels.rows, kernels.grad_rows), kernels.channels))
+    plane = n * both + max(kernels.rows, kernels.grad_rows)
+    split = {"dtype": torch.bfloat16} if kernels.planes else {}
+    z = z1.new_empty((max(kernels.planes, 1) * plane, kernels.channels), **split)
     x = z1.new_empty((n, both), **fp32)
     y = z1.new_empty((1 if upstream is None else 4, n, both), **fp32)
     top = None if upstream is None else z1.new_empty((), **fp32)
     stats, coef, grad_out = upstream or (None, None, None)
     stride = grad_out.stride(0) if grad_out is not None and grad_out.dim() else 0
-    sizes = n, frames1, frames2, first, both
+    sizes = n, frames1, frames2, first, both, plane
     kernels.gather(
         2 * n * launch.cdiv(max(first, both - first), GATHERED),
         (z1, z2, valid1, valid2, stats, coef, grad_out, top, z, x, y),

@@ -9,11 +9,12 @@ columns of a row are for "video" the places of its own view, for "batch" those o
 import triton
 import triton.language as tl
 
-from fastseq.ops.common.triton_tiles import dot, frames
+from fastseq.ops.common.triton_tiles import dot, frames, split
 from fastseq.ops.scl.triton_tiles import (
     CLAMPED,
     FP16_SCALE,
     LN2,
+    add_product,
     denominators,
     inverse_norm,
     partial_sums,
@@ -22,7 +23,7 @@ from fastseq.ops.scl.triton_tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L", "sg"])
+@triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L", "G", "sg"])
 def scl_gather_kernel(
     p_z1,  # [N, T1, D]
     p_z2,  # [N, T2, D]
@@ -32,7 +33,8 @@ def scl_gather_kernel(
     p_coef,  # [2, N]
     p_grad,  # gradient of the loss, [N] with stride sg
     p_top,  # []: the largest weight of a direction
-    p_z,  # [N, L, P]: frames times a power of two close to 1 / norm; nothing real: 0
+    p_z,  # [N L, P]: frames times a power of two close to 1 / norm; nothing real: 0. Of fp32 one
+    # such plane of bf16 after the other, whose sum they are
     p_x,  # [N, L]: sqrt(scale) times the rest of 1 / norm; nothing real: 0
     p_y,  # [N, L]: - scale (online: 0); nothing real: - infinity. Backward [4, N, L]: weight / R;
     # that times p_x; 1 / norm; online: the maximum
@@ -41,6 +43,7 @@ def scl_gather_kernel(
     T2,
     L1,
     L,
+    G,  # places of a plane
     sg,
     scale,  # log2(e) / temperature
     D: tl.constexpr,
@@ -50,6 +53,7 @@ def scl_gather_kernel(
     NORM: tl.constexpr,
     ONLINE: tl.constexpr,
     MASK: tl.constexpr,
+    PLANES: tl.constexpr,
 ):
     scale = tl.cast(scale, tl.float32)
     root = tl.sqrt(scale)
@@ -75,9 +79,16 @@ def scl_gather_kernel(
     m_in = o_m < tl.where(i_d == 0, L1, L - L1)
     for k in range(0, P, BK):
         b_zk = frames(p_a, o_m, m_m, k, D, BK).to(tl.float32) * b_pow[:, None]
-        b_zk = tl.where(m_m[:, None], b_zk, 0.0).to(p_z.dtype.element_ty)
+        b_zk = tl.where(m_m[:, None], b_zk, 0.0)
         p_out = p_z + o_p[:, None] * P + (k + tl.arange(0, BK))[None, :]
-        tl.store(p_out, b_zk, mask=m_in[:, None])
+        if PLANES == 0:
+            tl.store(p_out, b_zk.to(p_z.dtype.element_ty), mask=m_in[:, None])
+        else:
+            b_zh, b_zm, b_zl = split(b_zk)
+            tl.store(p_out, b_zh, mask=m_in[:, None])
+            tl.store(p_out + tl.cast(G, tl.int64) * P, b_zm, mask=m_in[:, None])
+            if PLANES == 3:
+                tl.store(p_out + 2 * tl.cast(G, tl.int64) * P, b_zl, mask=m_in[:, None])
     b_x = tl.where(m_m, tl.where(b_pow == 0, 0.0, b_inv / b_pow) * root, 0.0)
     tl.store(p_x + o_p, b_x, mask=m_in)
     if p_grad is None:
@@ -136,20 +147,48 @@ def columns(i_n, i_d, N, L1, L, BN: tl.constexpr, BATCH: tl.constexpr):
 
 
 @triton.jit
+def planes(
+    p_z, first, k, G, P: tl.constexpr, B: tl.constexpr, BK: tl.constexpr, PLANES: tl.constexpr
+):
+    """``places`` of each plane; the last one again where there are two."""
+    plane = tl.cast(G, tl.int64) * P
+    b_h = places(p_z, first, k, P, B, BK)
+    b_m = places(p_z + plane, first, k, P, B, BK)
+    return b_h, b_m, (places(p_z + 2 * plane, first, k, P, B, BK) if PLANES == 3 else b_m)
+
+
+@triton.jit
 def products(
-    p_z, b_za, row, first, P: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PREC: tl.constexpr
+    p_z,
+    b_za,
+    row,
+    first,
+    G,
+    P: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PLANES: tl.constexpr,
 ):
     """<row, column> of a tile, BK channels at a time, and the columns' first channels."""
-    BM: tl.constexpr = b_za.shape[0]
-    b_zc = places(p_z, first, 0, P, BN, BK)
-    b_s = dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
-    for k in range(BK, P, BK):
-        b_zk = places(p_z, first, k, P, BN, BK)
-        b_s = dot(places(p_z, row, k, P, BM, BK), tl.trans(b_zk), b_s, PREC)
+    b_s = tl.zeros([BM, BN], tl.float32)
+    b_zc = b_za
+    if PLANES == 0:
+        b_zc = places(p_z, first, 0, P, BN, BK)
+        b_s = dot(b_za, tl.trans(b_zc), b_s, "tf32")
+        for k in range(BK, P, BK):
+            b_zk = places(p_z, first, k, P, BN, BK)
+            b_s = dot(places(p_z, row, k, P, BM, BK), tl.trans(b_zk), b_s, "tf32")
+    else:
+        for k in range(0, P, BK):
+            b_ah, b_am, b_al = planes(p_z, row, k, G, P, BM, BK, PLANES)
+            b_ch, b_cm, b_cl = planes(p_z, first, k, G, P, BN, BK, PLANES)
+            b_ch, b_cm, b_cl = tl.trans(b_ch), tl.trans(b_cm), tl.trans(b_cl)
+            b_s = add_product(b_ah, b_am, b_al, b_ch, b_cm, b_cl, b_s, PLANES)
     return b_s, b_zc
 
 
-@triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L"])
+@triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L", "G"])
 def scl_more_kernel(
     p_z,  # what scl_gather_kernel has left
     p_x,
@@ -160,13 +199,14 @@ def scl_more_kernel(
     T2,
     L1,
     L,
+    G,
     P: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     ONLINE: tl.constexpr,
     BATCH: tl.constexpr,
-    PREC: tl.constexpr,
+    PLANES: tl.constexpr,
 ):
     """The denominators of the softmax as far as the rows' additional columns go."""
     blocks = tl.cdiv(tl.maximum(T1, T2), BM)
@@ -189,7 +229,7 @@ def scl_more_kernel(
         o_n = first + tl.arange(0, BN)
         b_xc = tl.load(p_x + o_n)
         b_yc = tl.load(p_y + o_n)
-        b_s, _ = products(p_z, b_za, row, first, P, BN, BK, PREC)
+        b_s, _ = products(p_z, b_za, row, first, G, P, BM, BN, BK, PLANES)
         b_e = b_s * (b_xa[:, None] * b_xc[None, :]) + b_yc[None, :]
         b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE)
     p_out = p_more + i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
@@ -198,7 +238,7 @@ def scl_more_kernel(
         tl.store(p_out + tl.cast(N, tl.int64) * (T1 + T2), b_max, mask=m_m)
 
 
-@triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L", "first_direction", "directions"])
+@triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L", "G", "first_direction", "directions"])
 def scl_more_grad_kernel(
     p_z,  # what scl_gather_kernel has left
     p_x,
@@ -210,6 +250,7 @@ def scl_more_grad_kernel(
     T2,
     L1,
     L,
+    G,
     first_direction,  # 0, or 1 when view 1 needs no gradient
     directions,
     scale,
@@ -222,7 +263,7 @@ def scl_more_grad_kernel(
     NORM: tl.constexpr,
     ONLINE: tl.constexpr,
     BATCH: tl.constexpr,
-    PREC: tl.constexpr,
+    PLANES: tl.constexpr,
 ):
     """The gradient through the additional columns: a frame is a row, and a column of others."""
     scale = tl.cast(scale, tl.float32)
@@ -253,7 +294,7 @@ def scl_more_grad_kernel(
         o_n = first + tl.arange(0, BN)
         b_xc = tl.load(p_x + o_n)
         b_rc = tl.load(p_y + stride + o_n)
-        b_s, b_zc = products(p_z, b_za, row, first, P, BN, BK, PREC)
+        b_s, b_zc = products(p_z, b_za, row, first, G, P, BM, BN, BK, PLANES)
         b_e = b_s * (b_xa[:, None] * b_xc[None, :])
         b_w = b_ra[:, None] * b_xc[None, :]
         if ONLINE:
@@ -263,17 +304,28 @@ def scl_more_grad_kernel(
             b_g += tl.exp2(tl.minimum(b_e - b_mc[None, :], 0.0)) * b_rc[None, :]
         else:
             b_g = tl.exp2(b_e - scale) * (b_w + b_rc[None, :])
-        if BK < P:
-            b_zc = places(p_z, first, chunk, P, BN, BD)
-        b_g = b_g.to(b_zc.dtype)
+        if PLANES == 0:
+            b_g = b_g.to(b_za.dtype)
         if NORM and CHUNKS > 1:
             b_along += partial_sums(b_g.to(tl.float32) * b_s)
-        b_acc = dot(b_g, b_zc, b_acc, PREC)
+        if PLANES == 0:
+            if BK < P:
+                b_zc = places(p_z, first, chunk, P, BN, BD)
+            b_acc = dot(b_g, b_zc, b_acc, "tf32")
+        else:
+            b_gh, b_gm, b_gl = split(b_g)
+            b_ch, b_cm, b_cl = planes(p_z, first, chunk, G, P, BN, BD, PLANES)
+            b_acc = add_product(b_gh, b_gm, b_gl, b_ch, b_cm, b_cl, b_acc, PLANES)
 
     if NORM:
         # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped. Of what
         # was added up, roundings included: in "video" most of it is the frame itself.
         b_zd = places(p_z, row, chunk, P, BM, BD).to(tl.float32)
+        if PLANES > 0:
+            _, b_zm, b_zl = planes(p_z, row, chunk, G, P, BM, BD, PLANES)
+            b_zd += b_zm.to(tl.float32)
+            if PLANES == 3:
+                b_zd += b_zl.to(tl.float32)
         b_proj = tl.sum(b_acc * b_zd if CHUNKS == 1 else b_along, 1)
         b_inv = tl.load(p_row + 2 * stride, mask=m_m, other=0.0)
         b_proj = tl.where(b_inv < CLAMPED, b_proj * b_xa * b_xa / scale, 0.0)

@@ -288,6 +288,25 @@ def of_columns(p_x, j, m_n, other, BN: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
+def add_product(b_xh, b_xm, b_xl, b_yh, b_ym, b_yl, b_acc, PLANES: tl.constexpr):
+    """The product of numbers given as sums of bf16, without what is below their last bit.
+
+    From 0 and the smallest on, with an addition in fp32 at the end: tensor cores are said to cut
+    off what they add up, which then happens in few steps. The factor keeps the compiler from making
+    that one product with all that came before.
+    """
+    b_xy = tl.zeros(b_acc.shape, tl.float32)
+    if PLANES == 3:
+        b_xy = dot(b_xl, b_yh, b_xy, "tf32")
+        b_xy = dot(b_xh, b_yl, b_xy, "tf32")
+        b_xy = dot(b_xm, b_ym, b_xy, "tf32")
+    b_xy = dot(b_xm, b_yh, b_xy, "tf32")
+    b_xy = dot(b_xh, b_ym, b_xy, "tf32")
+    b_xy = dot(b_xh, b_yh, b_xy, "tf32")
+    return tl.fma(b_xy, 1.0, b_acc)
+
+
+@triton.jit
 def block_sums(p_part, i_d, o_v, m_v, N, blocks, BV: tl.constexpr, BB: tl.constexpr):
     """Losses and real rows of the sequences o_v in one direction, added up over the blocks."""
     b_loss = tl.zeros([BV, BB], tl.float32)
