@@ -33,7 +33,15 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
         if kernel == "more_grad" and padded > 128 and arch != 90:
             return Tiles(64, 32, 128, 128, 4, 2, 255)
         return Tiles(64, 64, step, step, 4, 3, 255)
-    return Tiles(64, 32, min(padded, 32), step if arch == 90 else min(padded, 64), 4, 2, 255)
+    # No more than 64 channels and columns a product: tensor cores cut off what they add up.
+    if arch == 90:
+        return Tiles(64, 32, min(padded, 64), step, 4, 2 if kernel == "more" else 3, 255)
+    return Tiles(64, 32, min(padded, 32), min(padded, 64), 4, 2, 255)
+
+
+def unrolled(d: int, operands: str, arch: int) -> bool:
+    """Whether rows of all planes stay in shared memory while "more" goes through the columns."""
+    return arch == 90 and operands in ("tf32", "tf32x3") and d <= 128
 
 
 # Of bf16, which float32 is split into once; products leave out what is below the last.
@@ -143,10 +151,16 @@ def _choose(
         PLANES[operands],
         padded,
         max(more.columns, grad.columns),
-        launch.Kernel(scl_more_kernel, **shared, **_tile(more)),
+        launch.Kernel(scl_more_kernel, UNROLL=unrolled(d, operands, arch), **shared, **_tile(more)),
         more.rows,
         launch.Kernel(
-            scl_more_grad_kernel, D=d, BD=grad.channels, NORM=normalize, **shared, **_tile(grad)
+            scl_more_grad_kernel,
+            D=d,
+            BD=grad.channels,
+            NORM=normalize,
+            UNROLL=False,
+            **shared,
+            **_tile(grad),
         ),
         grad.rows,
         padded // grad.channels,

@@ -158,6 +158,16 @@ def planes(
 
 
 @triton.jit
+def add_channels(
+    p_z, row, first, k, G, b_s, P: tl.constexpr, BK: tl.constexpr, PLANES: tl.constexpr
+):
+    b_ah, b_am, b_al = planes(p_z, row, k, G, P, b_s.shape[0], BK, PLANES)
+    b_ch, b_cm, b_cl = planes(p_z, first, k, G, P, b_s.shape[1], BK, PLANES)
+    b_ch, b_cm, b_cl = tl.trans(b_ch), tl.trans(b_cm), tl.trans(b_cl)
+    return add_product(b_ah, b_am, b_al, b_ch, b_cm, b_cl, b_s, PLANES)
+
+
+@triton.jit
 def products(
     p_z,
     b_za,
@@ -169,6 +179,7 @@ def products(
     BN: tl.constexpr,
     BK: tl.constexpr,
     PLANES: tl.constexpr,
+    UNROLL: tl.constexpr,  # the steps over the channels of PLANES: rows then stay where they are
 ):
     """<row, column> of a tile, BK channels at a time, and the columns' first channels."""
     b_s = tl.zeros([BM, BN], tl.float32)
@@ -180,11 +191,12 @@ def products(
             b_zk = places(p_z, first, k, P, BN, BK)
             b_s = dot(places(p_z, row, k, P, BM, BK), tl.trans(b_zk), b_s, "tf32")
     else:
-        for k in range(0, P, BK):
-            b_ah, b_am, b_al = planes(p_z, row, k, G, P, BM, BK, PLANES)
-            b_ch, b_cm, b_cl = planes(p_z, first, k, G, P, BN, BK, PLANES)
-            b_ch, b_cm, b_cl = tl.trans(b_ch), tl.trans(b_cm), tl.trans(b_cl)
-            b_s = add_product(b_ah, b_am, b_al, b_ch, b_cm, b_cl, b_s, PLANES)
+        if UNROLL:
+            for k in tl.static_range(0, P, BK):
+                b_s = add_channels(p_z, row, first, k, G, b_s, P, BK, PLANES)
+        else:
+            for k in range(0, P, BK):
+                b_s = add_channels(p_z, row, first, k, G, b_s, P, BK, PLANES)
     return b_s, b_zc
 
 
@@ -207,6 +219,7 @@ def scl_more_kernel(
     ONLINE: tl.constexpr,
     BATCH: tl.constexpr,
     PLANES: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """The denominators of the softmax as far as the rows' additional columns go."""
     blocks = tl.cdiv(tl.maximum(T1, T2), BM)
@@ -229,7 +242,7 @@ def scl_more_kernel(
         o_n = first + tl.arange(0, BN)
         b_xc = tl.load(p_x + o_n)
         b_yc = tl.load(p_y + o_n)
-        b_s, _ = products(p_z, b_za, row, first, G, P, BM, BN, BK, PLANES)
+        b_s, _ = products(p_z, b_za, row, first, G, P, BM, BN, BK, PLANES, UNROLL)
         b_e = b_s * (b_xa[:, None] * b_xc[None, :]) + b_yc[None, :]
         b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE)
     p_out = p_more + i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
@@ -264,6 +277,7 @@ def scl_more_grad_kernel(
     ONLINE: tl.constexpr,
     BATCH: tl.constexpr,
     PLANES: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """The gradient through the additional columns: a frame is a row, and a column of others."""
     scale = tl.cast(scale, tl.float32)
@@ -294,7 +308,7 @@ def scl_more_grad_kernel(
         o_n = first + tl.arange(0, BN)
         b_xc = tl.load(p_x + o_n)
         b_rc = tl.load(p_y + stride + o_n)
-        b_s, b_zc = products(p_z, b_za, row, first, G, P, BM, BN, BK, PLANES)
+        b_s, b_zc = products(p_z, b_za, row, first, G, P, BM, BN, BK, PLANES, UNROLL)
         b_e = b_s * (b_xa[:, None] * b_xc[None, :])
         b_w = b_ra[:, None] * b_xc[None, :]
         if ONLINE:

@@ -83,9 +83,8 @@ def scl_job(
 
 def negatives_job(kernel, precision, d, arch, mode):
     """Of ``negatives="batch"``: "video" has simpler ranges of columns."""
-    from fastseq.ops.scl.triton_negatives import tiles
+    from fastseq.ops.scl.triton_negatives import PLANES, tiles, unrolled
 
-    dtype, dot = PRECISIONS[precision]
     tile = tiles(kernel, d, precision, mode != "shift", arch)
     step = max(tile.step, tile.channels)
     constants = {
@@ -95,10 +94,11 @@ def negatives_job(kernel, precision, d, arch, mode):
         "BK": tile.step,
         "ONLINE": mode != "shift",
         "BATCH": True,
-        "PREC": dot,
+        "PLANES": PLANES[precision],
+        "UNROLL": kernel == "more" and unrolled(d, precision, arch),
     }
-    args = {"p_z": "*" + dtype, "p_x": "*fp32", "p_y": "*fp32"}
-    ints = ["N", "T1", "T2", "L1", "L"]
+    args = {"p_z": "*fp16" if precision == "fp16" else "*bf16", "p_x": "*fp32", "p_y": "*fp32"}
+    ints = ["N", "T1", "T2", "L1", "L", "G"]
     if kernel == "more_grad":
         args["p_top"] = "*fp32"
         ints += ["first_direction", "directions"]
