@@ -99,7 +99,7 @@ ROLES = (
         (_near, lambda v: _tiles(v) - _near(v)),
         _block,
     ),
-    _triton("scl_", "range(0, units, GROUP)", "times", lambda v: ceil(v.t / 32 / 256)),
+    _triton("scl_", "range(0, units, GROUP)", "units", lambda v: ceil(v.t / 32 / 256)),
     _triton("scl_stats", "range(0, turns)", "near", _near, tile=_block),
     _triton("scl_stats", "range(0, plain)", "far", lambda v: _tiles(v) - _near(v), tile=_block),
     _triton("scl_stats", "while turns > 0", "attempts", _one),

@@ -7,7 +7,7 @@ from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_c
 from fastseq.ops.common.fused import FusedLoss
 from fastseq.ops.common.lengths import Lengths, prepare_times, prepare_valid
 from fastseq.ops.common.validate import check_pair
-from fastseq.ops.scl.options import SCLOptions
+from fastseq.ops.scl.options import ROWS, SCLOptions, padded
 from fastseq.ops.scl.reference import scl_reference
 
 
@@ -115,8 +115,8 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
 
 def _shapes(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     """Of the loss, the statistics of all rows and the coefficients of the reduction."""
-    n = z1.shape[0]
-    return (n,) if opts.reduction == "none" else (), (5, n, z1.shape[1] + z2.shape[1]), (2, n)
+    n, frames = z1.shape[0], padded(z1.shape[1]) + padded(z2.shape[1])
+    return (n,) if opts.reduction == "none" else (), (ROWS, n, frames), (2, n)
 
 
 FUSED = FusedLoss(

@@ -15,6 +15,9 @@ REDUCTIONS = ("none", "mean", "sum", "paper")
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 MAX_EXPONENT = 103.0  # exp(-103) is the smallest fp32 number
 
+# What is kept of each frame: up to ROWS numbers, and whole units of UNIT frames (triton_tiles.py).
+ROWS, UNIT = 6, 64
+
 
 class SCLOptions(NamedTuple):
     variance: float
@@ -51,6 +54,11 @@ def reach(variance: float) -> float:
     has it. The same for every dtype and backend.
     """
     return math.sqrt(2 * MAX_EXPONENT * variance)
+
+
+def padded(frames: int) -> int:
+    """How many frames have a place in what a forward keeps, (ROWS, N, padded of both views)."""
+    return -(-frames // UNIT) * UNIT
 
 
 def row_coefficients(m1: Tensor, m2: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times, valid_mask
-from fastseq.ops.scl.options import MAX_EXPONENT, NORM_EPS, SCLOptions, reach, row_coefficients
+from fastseq.ops.scl.options import (
+    MAX_EXPONENT,
+    NORM_EPS,
+    ROWS,
+    SCLOptions,
+    padded,
+    reach,
+    row_coefficients,
+)
 
 # Measured on two cores at T = 240 to 4096: short sequences share a block of few rows (a narrow
 # Gaussian band, and the block stays in the L2 cache), long ones want rows for the matrix product.
@@ -27,11 +35,11 @@ FAR = 1e38  # the time of padded frames, beyond any shifted integer
 
 
 def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
-    """Loss, statistics (5, N, T1 + T2) = log-denominators, inverse Gaussian sums, inverse norms
-    of all rows, and the coefficients (2, N) of the reduction."""
+    """Loss, statistics = log-denominators, inverse Gaussian sums, inverse norms of all rows, in the
+    shape that the kernels need, and the coefficients (2, N) of the reduction."""
     p = _Problem(z1, z2, t1, t2, valid1, valid2, opts)
-    stats = z1.new_zeros((5, p.n, p.frames1 + p.frames2), dtype=p.dtype)
-    lse, inv_sum, inv_norm = stats[:3]  # the rest serves the kernels
+    stats = z1.new_empty((3, p.n, p.frames1 + p.frames2), dtype=p.dtype)
+    lse, inv_sum, inv_norm = stats
     lse.fill_(MASKED)  # stays where the other view has no frame at all
     inv_sum.zero_()
     torch.cat([p.rn1, p.rn2], 1, out=inv_norm)
@@ -46,14 +54,17 @@ def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     lse.masked_fill_(~has_target, -MASKED)
     coef = row_coefficients(p.m1, p.m2, opts.reduction, p.dtype)
     loss = coef[0] * rows[:, : p.frames1].sum(1) + coef[1] * rows[:, p.frames1 :].sum(1)
-    return loss if opts.reduction == "none" else loss.sum(), stats, coef
+    kept = stats.new_zeros((ROWS, p.n, padded(p.frames1) + padded(p.frames2)))
+    kept[:3, :, : stats.shape[2]] = stats
+    return loss if opts.reduction == "none" else loss.sum(), kept, coef
 
 
 def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, opts: SCLOptions, needs):
     """Gradients of z1 and z2 (None where not needed)."""
     need1, need2 = needs
+    stats = stats[:3, :, : z1.shape[1] + z2.shape[1]].contiguous()
     p = _Problem(z1, z2, t1, t2, valid1, valid2, opts, inv_norm=stats[2])
-    lse, inv_sum = stats[:2]
+    lse, inv_sum, _ = stats
     weight = coef * grad / opts.temperature  # [2, N]
     weight = torch.cat(
         [weight[0, :, None].expand(-1, p.frames1), weight[1, :, None].expand(-1, p.frames2)], 1

@@ -16,24 +16,28 @@ from fastseq.ops.common import launch
 from fastseq.ops.common.launch import Tiles
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.scl import triton_negatives as negatives
-from fastseq.ops.scl.options import SCLOptions, reach
+from fastseq.ops.scl.options import ROWS, UNIT, SCLOptions, padded, reach
 from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_stats_kernel
 from fastseq.ops.scl.triton_prepare import scl_prepare_kernel
 
 LOG2E = 1 / math.log(2)
-UNIT = 32  # of triton_tiles.py
+# Of bf16 that add up to a frame, by what multiplies: 0 where the frame itself does.
+PLANES = {"bf16": 0, "fp16": 0, "tf32": 2, "tf32x3": 3}
+# Frames from which tiles are larger.
+LONG = 1024
 # From here on exp((s - 1) / temperature) stays a normal fp32 number for every cosine s, so that
 # 1 / temperature can stand in for the running maximum.
 CONSTANT_SHIFT_FROM = 0.025
 
 
 @lru_cache
-def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
+def tiles(kernel: str, d: int, operands: str, online: bool, arch: int, long: bool = False) -> Tiles:
     """The configuration of "stats" or "grad" for "bf16", "fp16", "tf32" or "tf32x3" operands.
 
-    ``online``: with a running maximum. Nothing here may depend on N or T: a sequence gives the same
-    bits alone and in a batch. Chosen so that nothing spills (tests/data/scl_resources.json) and to
-    fit the 99 kB of shared memory of sm_86 and sm_89.
+    ``online``: with a running maximum. ``long``: from LONG frames on, counted with padding: rows
+    enough for large tiles on every multiprocessor. Nothing else may depend on N or T: a sequence
+    gives the same bits alone and in a batch of the same padding. Chosen so that nothing spills
+    (tests/data/scl_resources.json) and to fit the 99 kB of shared memory of sm_86 and sm_89.
     """
     padded = max(16, triton.next_power_of_2(d))
     half = operands in ("bf16", "fp16")
@@ -43,14 +47,16 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
         if half and padded <= 128:
             if 100 <= arch < 120:
                 return Tiles(64, 64, padded, padded, 8, 2)
-            return Tiles(64, 32, padded, padded, 4, 3, 168 if arch == 90 and not online else None)
+            if arch == 90 and not online:
+                if long:
+                    return Tiles(128, 64, padded, padded, 8, 3, 128)
+                return Tiles(64, 32, padded, padded, 4, 3, 168)
+            return Tiles(64, 32, padded, padded, 4, 3 if arch == 90 else 2)
         if half:
             return Tiles(64, 32, 128, padded, 8, 2)
-        if padded <= 32:
-            return Tiles(32, 32, 16, padded, 4, 2, 255)
-        if operands == "tf32":
-            return Tiles(64, 32, 32, padded, 8, 2, 255)
-        return Tiles(64, 64, 16, padded, 8, 2)
+        if arch == 90:
+            return Tiles(64, 64, min(32, padded), padded, 4, 3, 255)
+        return Tiles(64, 32, min(32, padded), padded, 4, 2, 255)
     if half:
         if padded <= 64:
             if 100 <= arch < 120:
@@ -59,17 +65,13 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
         if online:
             return Tiles(32, 32, 128, 128, 8, 2)
         if padded == 128:
-            if operands == "fp16":
-                return Tiles(64, 32, 128, 128, 8, 2)
-            return Tiles(64, 32, 128, 128, 4, 2) if arch == 90 else Tiles(64, 64, 128, 128, 8, 2)
+            if arch == 90:
+                return Tiles(64, 32, 128, 128, 4, 3, 255)
+            return Tiles(64, 64, 128, 128, 8, 2)
         return Tiles(32, 32, 256 if padded == 256 else 128, 256, 8, 2)
-    if padded <= 32:
-        return Tiles(32, 16, 16, padded, 4, 2, 255)
-    if operands == "tf32":
-        if padded == 64:
-            return Tiles(64, 32, 64, 64, 4, 2)
-        return Tiles(32, 32, 128 if padded == 128 and not online else 32, 128, 4, 2, 255)
-    return Tiles(64, 32, 16, 64, 8, 2)
+    if arch == 90:
+        return Tiles(64, 32, min(32, padded), min(128, padded), 4, 2, 255)
+    return Tiles(64, 32, min(32, padded), min(64, padded), 8, 2)
 
 
 def forward(
@@ -82,32 +84,33 @@ def forward(
     opts: SCLOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, row statistics (5, N, T1 + T2) and direction weights (2, N)."""
+    """Loss, statistics of the frames (6, N, padded) and direction weights (2, N)."""
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     fp32 = {"dtype": torch.float32, "device": z1.device}
     shape = (n,) if opts.reduction == "none" else ()
-    if n == 0 or frames1 + frames2 == 0:
+    frames = padded(frames1) + padded(frames2)
+    if n == 0 or frames == 0:
         zeros = torch.zeros(shape, **fp32)
-        return zeros, torch.zeros(5, n, frames1 + frames2, **fp32), torch.zeros(2, n, **fp32)
+        return zeros, torch.zeros(ROWS, n, frames, **fp32), torch.zeros(2, n, **fp32)
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
-    kernels = _kernels(z1, masked, opts)
-    blocks = launch.cdiv(max(frames1, frames2), kernels.rows)
-    units = launch.cdiv(frames1, UNIT) + launch.cdiv(frames2, UNIT)
+    kernels = _kernels(z1, z2, masked, opts)
+    blocks = launch.cdiv(padded(max(frames1, frames2)), kernels.rows)
     loss = torch.empty(shape, **fp32)
-    stats = torch.empty((5, n, frames1 + frames2), **fp32)
+    stats = torch.empty((ROWS, n, frames), **fp32)
     coef = torch.empty((2, n), **fp32)
     part = torch.empty((2, 2, n, blocks), **fp32)
-    bounds = None if t1 is None else t1.new_empty((2, n, units))
+    planes = _planes(z1, frames, kernels)
     scales = _scales(opts)
-    shape = n, frames1, frames2, _stride(t1), _stride(t2)
-    inputs = z1, z2, t1, t2, valid1, valid2
-    kernels.prepare(n * units, (*inputs, stats[2], bounds), (*shape, scales[0]))
-    kind = masked, _online(opts), scales[0], opts
-    more = negatives.denominators(z1, z2, valid1, valid2, *kind)
+    kernels.prepare(
+        n * frames // UNIT,
+        (z1, z2, t1, t2, valid1, valid2, stats, planes),
+        (n, frames1, frames2, _stride(t1), _stride(t2), scales[0]),
+    )
+    more = negatives.denominators(z1, z2, stats, _online(opts), scales[0], opts)
     kernels.stats(
         2 * n * blocks,
-        (*inputs, bounds, stats, part, loss, coef, launch.ticket(z1), more),
-        (*shape, *scales),
+        (z1, z2, valid1, valid2, planes, stats, part, loss, coef, launch.ticket(z1), more),
+        (n, frames1, frames2, *scales),
     )
     return loss, stats, coef
 
@@ -130,29 +133,34 @@ def backward(
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     if n == 0 or frames1 + frames2 == 0 or not (need1 or need2):
         return z1.new_zeros(z1.shape) if need1 else None, z2.new_zeros(z2.shape) if need2 else None
-    t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
-    kernels = _kernels(z1, masked, opts)
+    _, _, valid1, valid2, masked = _side_inputs(z1, z2, None, None, valid1, valid2)
+    kernels = _kernels(z1, z2, masked, opts)
     dz1 = torch.empty_like(z1) if need1 else None
     dz2 = torch.empty_like(z2) if need2 else None
+    planes, scales = _planes(z1, stats.shape[2], kernels), _scales(opts)
+    if planes is not None:
+        kernels.prepare(
+            n * stats.shape[2] // UNIT,
+            (z1, z2, None, None, valid1, valid2, None, planes),
+            (n, frames1, frames2, 0, 0, scales[0]),
+        )
     blocks = launch.cdiv(max(frames1, frames2), kernels.grad_rows)
     directions = need1 + need2
     out = dz1 if need1 else dz2, dz2 if need2 else dz1
     which = 0 if need1 else 1, directions
-    kind = masked, _online(opts), _scales(opts)[0], opts, *which
-    more = negatives.gradients(grad_out, z1, z2, valid1, valid2, stats, coef, *kind)
+    kind = _online(opts), scales[0], opts, *which
+    more = negatives.gradients(grad_out, z1, z2, stats, coef, *kind)
     kernels.grad(
         kernels.chunks * directions * n * blocks,
-        (z1, z2, t1, t2, valid1, valid2, stats, coef, grad_out, *out, more),
-        (
-            *(n, frames1, frames2, _stride(t1), _stride(t2), _stride(grad_out)),
-            *(*which, *_scales(opts)),
-        ),
+        (z1, z2, valid1, valid2, planes, stats, coef, grad_out, *out, more),
+        (n, frames1, frames2, _stride(grad_out), *which, *scales),
     )
     return dz1, dz2
 
 
 class Kernels(NamedTuple):
-    """Those of a kind of call, rows of their tiles, gradient programs for all channels."""
+    """Those of a kind of call, rows of their tiles, gradient programs for all channels, and what
+    products read in place of fp32 frames: planes of so many channels."""
 
     prepare: launch.Kernel
     stats: launch.Kernel
@@ -160,13 +168,15 @@ class Kernels(NamedTuple):
     grad: launch.Kernel
     grad_rows: int
     chunks: int
+    planes: int
+    channels: int
 
 
-def _kernels(z: Tensor, masked: bool, opts: SCLOptions) -> Kernels:
+def _kernels(z1: Tensor, z2: Tensor, masked: bool, opts: SCLOptions) -> Kernels:
     kind = opts.normalize, _online(opts), opts.objective == "kl", opts.reduction
-    return _choose(
-        z.shape[2], *launch.operands(z.dtype), launch.architecture(z.device), masked, *kind
-    )
+    long = max(z1.shape[1], z2.shape[1]) >= LONG
+    where = launch.architecture(z1.device)
+    return _choose(z1.shape[2], *launch.operands(z1.dtype), where, long, masked, *kind)
 
 
 @launch.once
@@ -175,26 +185,26 @@ def _choose(
     operands: str,
     precision: str,
     arch: int,
+    long: bool,
     masked: bool,
     normalize: bool,
     online: bool,
     kl: bool,
     reduction: str,
 ) -> Kernels:
-    shared = {"D": d, "NORM": normalize, "ONLINE": online, "MASK": masked, "PREC": precision}
-    stats, grad = (tiles(kernel, d, operands, online, arch) for kernel in ("stats", "grad"))
-    chunks = launch.cdiv(d, grad.channels)
-    step = min(256, max(16, triton.next_power_of_2(d)))
-    prepare = launch.Kernel(
-        scl_prepare_kernel, D=d, NORM=normalize, MASK=masked, BK=step, num_warps=4
-    )
+    wide, planes = max(16, triton.next_power_of_2(d)), PLANES[operands]
+    shared = {"D": d, "DP": wide, "PLANES": planes, "MASK": masked}
+    both = shared | {"ONLINE": online, "PREC": precision}
+    stats, grad = (tiles(kernel, d, operands, online, arch, long) for kernel in ("stats", "grad"))
     return Kernels(
-        prepare,
-        launch.Kernel(scl_stats_kernel, **shared, **_tile(stats), KL=kl, REDUCTION=reduction),
+        launch.Kernel(scl_prepare_kernel, **shared, NORM=normalize, BK=min(wide, 128), num_warps=4),
+        launch.Kernel(scl_stats_kernel, **both, **_tile(stats), KL=kl, REDUCTION=reduction),
         stats.rows,
-        launch.Kernel(scl_grad_kernel, **shared, **_tile(grad), BD=grad.channels),
+        launch.Kernel(scl_grad_kernel, **both, **_tile(grad), NORM=normalize, BD=grad.channels),
         grad.rows,
-        chunks,
+        launch.cdiv(d, grad.channels),
+        planes,
+        wide,
     )
 
 
@@ -207,6 +217,14 @@ def _tile(tile: Tiles) -> dict[str, int | None]:
         "num_stages": tile.stages,
         "maxnreg": tile.registers,
     }
+
+
+def _planes(z: Tensor, frames: int, kernels: Kernels) -> Tensor | None:
+    """Where to put fp32 frames as sums of bf16."""
+    if not kernels.planes:
+        return None
+    shape = kernels.planes, z.shape[0], frames, kernels.channels
+    return torch.empty(shape, dtype=torch.bfloat16, device=z.device)
 
 
 def _stride(x: Tensor | None) -> int:

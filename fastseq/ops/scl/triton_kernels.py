@@ -9,48 +9,54 @@ README.md in this folder derives the formulas; all exponents and logarithms here
 import triton
 import triton.language as tl
 
-from fastseq.ops.common.triton_tiles import is_last
+from fastseq.ops.common.triton_tiles import dot, is_last, split
 from fastseq.ops.scl.triton_tiles import (
     BEYOND,
     CLAMPED,
+    FACTOR,
     FAR,
     FARTHEST,
     FP16_SCALE,
+    LARGEST,
     LN2,
+    MAXIMUM,
+    RECORD,
+    TARGETS,
+    TIME,
+    UNIT,
+    R,
+    add_product,
     block_sums,
+    channels,
     clock,
-    columns,
     denominators,
-    dot,
     exponents,
-    first_time,
-    frames,
-    near_indices,
+    keep_range,
+    kept_range,
     near_range,
     of_columns,
     ordered,
+    padded,
     partial_sums,
     products,
     sides,
+    since,
     tile_index,
     tiles_of,
-    times,
     two_partial_sums,
     valid,
     with_more,
 )
 
 
-@triton.jit(do_not_specialize=["N", "T1", "T2", "st1", "st2"])
+@triton.jit(do_not_specialize=["N", "T1", "T2"])
 def scl_stats_kernel(
     p_z1,  # [N, T1, D]
     p_z2,  # [N, T2, D]
-    p_t1,  # [N, T1] or None: frame indices
-    p_t2,  # [N, T2] or None
     p_v1,  # None, lengths [N] or mask [N, T1]
     p_v2,  # None, lengths [N] or mask [N, T2]
-    p_bounds,  # [2, N, units] or None: of scl_prepare_kernel
-    p_stats,  # [5, N, T1 + T2]: 1/R, 1/N, factor (read), maximum (online), columns within reach
+    p_planes,  # of scl_prepare_kernel, or None: products take the frames
+    p_stats,  # [6, N, padded(T1) + padded(T2)], what scl_prepare_kernel has written among it
     p_part,  # [2, 2, N, blocks]: losses and real rows of each block, per direction
     p_loss,  # [N] or []
     p_coef,  # [2, N]: weights of the directions
@@ -59,16 +65,15 @@ def scl_stats_kernel(
     N,
     T1,
     T2,
-    st1,  # strides between sequences of the times
-    st2,
     scale,  # log2(e) / temperature
     gauss,  # log2(e) / (2 variance)
     reach,
     D: tl.constexpr,
+    DP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    NORM: tl.constexpr,
+    PLANES: tl.constexpr,
     ONLINE: tl.constexpr,
     KL: tl.constexpr,
     REDUCTION: tl.constexpr,
@@ -78,58 +83,64 @@ def scl_stats_kernel(
     scale = tl.cast(scale, tl.float32)
     gauss = tl.cast(gauss, tl.float32)
     reach = tl.cast(reach, tl.float32)
-    blocks = tl.cdiv(tl.maximum(T1, T2), BM)
+    blocks = tl.cdiv(padded(tl.maximum(T1, T2)), BM)  # rows of padding get statistics too
     i_b = tl.program_id(0) % blocks
     i_d = tl.program_id(0) // blocks % 2
     i_n = (tl.program_id(0) // blocks // 2).to(tl.int64)
-    T_a, p_a, p_c, n_a, n_c, p_va, p_vc = sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK)
-    T = T1 + T2
-    stride = tl.cast(N, tl.int64) * T
-    p_row = p_stats + i_n * T + tl.where(i_d == 0, 0, T1)
-    p_fc = p_stats + 2 * stride + i_n * T + tl.where(i_d == 0, T1, 0)
-    o_m = i_b * BM + tl.arange(0, BM)
+    T_a, p_a, p_c, at_a, at_c, n_a, n_c, p_va, p_vc = sides(
+        p_z1, p_z2, p_planes, p_v1, p_v2, i_n, i_d, T1, T2, D, DP, MASK
+    )
+    stride = tl.cast(N, tl.int64) * (padded(T1) + padded(T2))
+    p_sa = p_stats + at_a
+    p_sc = p_stats + at_c
+    P_a = padded(T_a)
+    row = i_b * BM
+    o_m = row + tl.arange(0, BM)
+    m_in = o_m < P_a
     m_m = valid(p_va, o_m, n_a, MASK)
     rows = tl.sum(m_m.to(tl.int32), 0)
     n_c = tl.where(rows > 0, n_c, 0)
-    b_za = frames(p_a, o_m, m_m, 0, D, BK)  # [BM, BK]
-    b_xa = tl.load(p_row + 2 * stride + o_m, mask=m_m, other=0.0)
-    if p_t1 is None:
-        b_ta = (o_m - i_b * BM).to(tl.float32)
-        first, end = near_indices(i_b * BM, n_c, reach, BM)
-    else:
-        p_tc, p_lo, p_hi, ref, b_ta, lo, hi = clock(
-            p_t1, p_t2, p_bounds, st1, st2, i_n, i_d, o_m, m_m, N, T1, T2
-        )
-        first, end = near_range(p_lo, p_hi, n_c, ref, lo, hi, reach)
-    tl.store(p_row + 4 * stride + o_m, packed(first, end, BM), mask=o_m < T_a)
+    b_za = m_m
+    if PLANES == 0:
+        b_za = channels(p_a, row, m_m, 0, BM, BK, D, True)  # [BM, BK]
+    b_xa = tl.load(p_sa + FACTOR * stride + o_m, mask=m_in, other=0.0)
+    p_record = p_sa + RECORD * stride
+    r1, r2, r3, b_ta = clock(p_sa + TIME * stride, p_record, row, o_m, P_a, BM)
+    lo = tl.min(b_ta, 0)
+    hi = tl.max(tl.where(b_ta < float("inf"), b_ta, float("-inf")), 0)
+    first, end = near_range(p_sc + RECORD * stride, n_c, r1, r2, r3, lo, hi, reach)
+    keep_range(p_record, row, P_a, first, end, BM)
     first, near, careful, plain, inside = tiles_of(first, end, n_c, BN)
-    b_ta = tl.where(m_m, b_ta, float("inf"))  # within reach of nothing
 
     # What exponents are relative to: the largest so far, or the constant that bounds them all.
-    b_max = tl.full([BM], float("-inf"), tl.float32)
     shift = scale * (0.0 if ONLINE else 1.0)
+    b_max = tl.full([BM], float("-inf"), tl.float32)
     b_ref = tl.zeros([BM], tl.float32) + shift
     b_r = tl.zeros([BM, 8], tl.float32)
     b_n = tl.zeros([BM, 8], tl.float32)
     b_p = tl.zeros([BM, 8], tl.float32)
-    # Added to exponents of targets: their largest is then 0 where views overlap. A row whose nearest
-    # frame is far needs another number, with which the tiles within reach are gone through once
-    # more. Whole numbers, so that these sums are exact.
+    # Added to exponents of targets: their largest is then 0 where views overlap. A row whose
+    # nearest frame is far needs another number, with which the tiles within reach are gone through
+    # once more. Whole numbers, so that these sums are exact.
     b_more = tl.zeros([BM], tl.float32) - 32.0
     turns = careful
     fresh = careful > 0
     while turns > 0:
         for k in range(0, turns):
-            j = tl.where(k < near, first + k, n_c // BN)
-            o_n = j * BN + tl.arange(0, BN)
-            m_n = valid(p_vc, o_n, n_c, MASK)
+            j = tile_index(k, first, near, n_c // BN, inside, True)
+            m_n = j * BN + tl.arange(0, BN) < n_c
+            if PLANES == 0:
+                m_n = valid(p_vc, j * BN + tl.arange(0, BN), n_c, MASK)
             # Before the product, whose time they take to arrive.
-            b_fc = of_columns(p_fc, j, m_n, 0.0, BN, True)
-            b_tc = (o_n - i_b * BM).to(tl.float32) if p_t1 is None else times(p_tc, o_n, m_n, ref)
-            b_tc = tl.where(m_n, b_tc, float("inf"))
-            b_s, _ = products(p_a, p_c, b_za, o_m, m_m, j, m_n, D, BM, BN, BK, True, PREC)
+            b_fc = of_columns(p_sc + FACTOR * stride, j, BN)
+            b_tc = of_columns(p_sc + TIME * stride, j, BN)
+            b_tc += since(p_sc + RECORD * stride, j * BN // UNIT, r1, r2, r3)
+            b_s, _ = products(
+                *(p_a, p_c, stride * DP, b_za, row, m_in if PLANES else m_m, j, m_n),
+                *(D, DP, BM, BN, BK, PLANES, True, PREC),
+            )
             b_x = b_s * (b_xa[:, None] * b_fc[None, :])
-            b_e = b_x + tl.where(m_n, -shift, float("-inf"))[None, :]
+            b_e = b_x + tl.where(b_fc == 0, float("-inf"), -shift)[None, :]
             b_max, b_shift, b_r = denominators(b_e, b_max, b_r, ONLINE)
             if ONLINE:
                 b_p += (b_shift - b_ref)[:, None] * b_n
@@ -143,7 +154,7 @@ def scl_stats_kernel(
             b_p += b_wq
             b_n += b_w
         b_sum = tl.sum(b_n, 1)
-        m_far = m_m & (b_sum < FAR)
+        m_far = (b_xa != 0) & (b_sum < FAR)
         some = fresh & (tl.max(m_far.to(tl.int32), 0) > 0)
         turns = tl.where(some, careful, 0)
         fresh = careful < 0
@@ -157,13 +168,18 @@ def scl_stats_kernel(
                 b_max = tl.full([BM], float("-inf"), tl.float32)
                 b_ref = tl.zeros([BM], tl.float32)
     for k in range(0, plain):
-        j = k + tl.where(k >= first, inside, 0)
-        m_n = valid(p_vc, j * BN + tl.arange(0, BN), n_c, MASK)
-        b_fc = of_columns(p_fc, j, m_n, 0.0, BN, MASK)
-        b_s, _ = products(p_a, p_c, b_za, o_m, m_m, j, m_n, D, BM, BN, BK, MASK, PREC)
+        j = tile_index(k, first, near, n_c // BN, inside, False)
+        m_n = j * BN + tl.arange(0, BN) < n_c
+        if MASK and PLANES == 0:
+            m_n = valid(p_vc, j * BN + tl.arange(0, BN), n_c, MASK)
+        b_fc = of_columns(p_sc + FACTOR * stride, j, BN)
+        b_s, _ = products(
+            *(p_a, p_c, stride * DP, b_za, row, m_in if PLANES else m_m, j, m_n),
+            *(D, DP, BM, BN, BK, PLANES, MASK, PREC),
+        )
         b_e = b_s * (b_xa[:, None] * b_fc[None, :])
         if MASK:
-            b_e += tl.where(m_n, -shift, float("-inf"))[None, :]
+            b_e += tl.where(b_fc == 0, float("-inf"), -shift)[None, :]
         else:
             b_e -= shift
         b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE)
@@ -171,33 +187,25 @@ def scl_stats_kernel(
     # A row with nothing within reach: no loss, and statistics that make its gradient exactly 0.
     b_r = tl.sum(b_r, 1)
     if p_more is not None:
-        p_extra = p_more + i_n * T + tl.where(i_d == 0, 0, T1) + o_m
-        b_max, b_r = with_more(p_extra, stride, m_m, b_max, b_r, ONLINE)
+        b_max, b_r = with_more(p_more + at_a + o_m, stride, m_m, b_max, b_r, ONLINE)
     b_n = tl.sum(b_n, 1)
-    m_row = m_m & (b_n > 0)
+    m_row = (b_xa != 0) & (b_n > 0)
     b_loss = tl.sum(b_p, 1) / b_n + tl.log2(b_r)
     if ONLINE:
         b_loss += b_max - b_ref
     if KL:
         b_loss -= tl.log2(b_n)
-    p_row += o_m
-    m_in = o_m < T_a
-    tl.store(p_row, tl.where(m_row, 1.0 / b_r, 0.0), mask=m_in)
+    p_row = p_sa + o_m
+    tl.store(p_row + R * stride, tl.where(m_row, 1.0 / b_r, 0.0), mask=m_in)
     b_n *= tl.exp2(-b_more)  # on the scale of the gradient kernel
-    tl.store(p_row + stride, tl.where(m_row, 1.0 / b_n, 0.0), mask=m_in)
-    tl.store(p_row + 3 * stride, tl.where(m_row, b_max, float("inf")), mask=m_in)
+    tl.store(p_row + TARGETS * stride, tl.where(m_row, 1.0 / b_n, 0.0), mask=m_in)
+    if ONLINE:
+        tl.store(p_row + MAXIMUM * stride, tl.where(m_row, b_max, float("inf")), mask=m_in)
     p_block = p_part + (i_d * N + i_n) * blocks + i_b
     tl.store(p_block, tl.sum(tl.where(m_row, b_loss * LN2, 0.0), 0))
     tl.store(p_block + 2 * N * tl.cast(blocks, tl.int64), rows.to(tl.float32))
     if is_last(p_ticket):
         reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION)
-
-
-@triton.jit
-def packed(first, end, BM: tl.constexpr):
-    """Columns within reach, for the gradient kernel: 16 bits each, in units; all beyond 2^21."""
-    whole = tl.minimum(first, 65535) | (tl.minimum(end, 65535) << 16)
-    return (tl.zeros([BM], tl.int32) + whole).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -241,17 +249,14 @@ def reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION: tl.constexpr):
             tl.store(p_c2, tl.load(p_c2, mask=m_v) * share, mask=m_v)
 
 
-@triton.jit(
-    do_not_specialize=["N", "T1", "T2", "st1", "st2", "sg", "first_direction", "directions"]
-)
+@triton.jit(do_not_specialize=["N", "T1", "T2", "sg", "first_direction", "directions"])
 def scl_grad_kernel(
     p_z1,
     p_z2,
-    p_t1,
-    p_t2,
     p_v1,
     p_v2,
-    p_stats,  # [5, N, T1 + T2]
+    p_planes,
+    p_stats,
     p_coef,  # [2, N]
     p_grad,  # gradient of the loss, [N] with stride sg
     p_d1,  # [N, T1, D]
@@ -260,8 +265,6 @@ def scl_grad_kernel(
     N,
     T1,
     T2,
-    st1,
-    st2,
     sg,
     first_direction,  # 0, or 1 when view 1 needs no gradient
     directions,
@@ -269,10 +272,12 @@ def scl_grad_kernel(
     gauss,
     reach,
     D: tl.constexpr,
+    DP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
+    PLANES: tl.constexpr,
     NORM: tl.constexpr,
     ONLINE: tl.constexpr,
     MASK: tl.constexpr,
@@ -281,6 +286,7 @@ def scl_grad_kernel(
     scale = tl.cast(scale, tl.float32)
     gauss = tl.cast(gauss, tl.float32)
     reach = tl.cast(reach, tl.float32)
+    root = tl.sqrt(scale)
     FP16: tl.constexpr = p_z1.dtype.element_ty == tl.float16
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
     blocks = tl.cdiv(tl.maximum(T1, T2), BM)
@@ -289,25 +295,26 @@ def scl_grad_kernel(
     i_b = pid % blocks
     i_d = first_direction + pid // blocks % directions
     i_n = (pid // blocks // directions).to(tl.int64)
-    T_a, p_a, p_c, n_a, n_c, p_va, p_vc = sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK)
-    T = T1 + T2
-    stride = tl.cast(N, tl.int64) * T
-    p_sa = p_stats + i_n * T + tl.where(i_d == 0, 0, T1)
-    p_sc = p_stats + i_n * T + tl.where(i_d == 0, T1, 0)
-    o_m = i_b * BM + tl.arange(0, BM)
+    T_a, p_a, p_c, at_a, at_c, n_a, n_c, p_va, p_vc = sides(
+        p_z1, p_z2, p_planes, p_v1, p_v2, i_n, i_d, T1, T2, D, DP, MASK
+    )
+    stride = tl.cast(N, tl.int64) * (padded(T1) + padded(T2))
+    p_sa = p_stats + at_a
+    p_sc = p_stats + at_c
+    P_a = padded(T_a)
+    row = i_b * BM
+    o_m = row + tl.arange(0, BM)
+    m_in = o_m < P_a
     m_m = valid(p_va, o_m, n_a, MASK)
     rows = tl.sum(m_m.to(tl.int32), 0)
     n_c = tl.where(rows > 0, n_c, 0)
-    b_za = frames(p_a, o_m, m_m, 0, D, BK)
-    first, end = unpacked(p_sa + 4 * stride, i_b * BM, T_a, BM)
+    b_za = m_m
+    if PLANES == 0:
+        b_za = channels(p_a, row, m_m, 0, BM, BK, D, True)  # [BM, BK]
+    p_record = p_sa + RECORD * stride
+    r1, r2, r3, b_ta = clock(p_sa + TIME * stride, p_record, row, o_m, P_a, BM)
+    first, end = kept_range(p_record, row, P_a, BM)
     first, near, careful, plain, inside = tiles_of(first, end, n_c, BN)
-    if p_t1 is None:
-        b_ta = (o_m - i_b * BM).to(tl.float32)
-    else:
-        p_ta, p_tc = ordered(p_t1 + i_n * st1, p_t2 + i_n * st2, i_d)
-        ref = first_time(p_ta, o_m, m_m, T_a)
-        b_ta = times(p_ta, o_m, m_m, ref)
-    b_ta = tl.where(m_m, b_ta, float("inf"))  # within reach of nothing
 
     # The two directions' weights relative to the larger one, which is applied at the end: p - w
     # times 1 / frames would leave fp16.
@@ -318,101 +325,102 @@ def scl_grad_kernel(
     w_a = tl.where(weight == 0, 0.0, w_a / weight)
     w_c = tl.where(weight == 0, 0.0, w_c / weight)
 
-    b_ra = tl.load(p_sa + o_m, mask=m_m, other=0.0) * w_a
-    b_na = tl.load(p_sa + stride + o_m, mask=m_m, other=0.0) * w_a
-    b_xa = tl.load(p_sa + 2 * stride + o_m, mask=m_m, other=0.0)
+    b_ra = tl.load(p_sa + R * stride + o_m, mask=m_in, other=0.0) * w_a
+    b_na = tl.load(p_sa + TARGETS * stride + o_m, mask=m_in, other=0.0) * w_a
+    b_xa = tl.load(p_sa + FACTOR * stride + o_m, mask=m_in, other=0.0)
     b_ma = b_xa
     if ONLINE:
-        b_ma = tl.load(p_sa + 3 * stride + o_m, mask=m_m, other=float("inf"))
+        b_ma = tl.load(p_sa + MAXIMUM * stride + o_m, mask=m_in, other=float("inf"))
+    most = root
+    if FP16 and NORM:
+        most = largest(p_sc + RECORD * stride, n_c)
+    # fp16 has the range for factors between the largest one and 1 / 2^14 of it.
+    to_fp16 = FP16_SCALE / most
 
     b_acc = tl.zeros([BM, BD], tl.float32)
     b_along = tl.zeros([BM, 8], tl.float32)
     for CAREFUL in tl.static_range(1, -1, -1):
         for k in range(0, careful if CAREFUL else plain):
             j = tile_index(k, first, near, n_c // BN, inside, CAREFUL)
-            o_n = j * BN + tl.arange(0, BN)
-            m_n = o_n < n_c
-            if CAREFUL or MASK:
-                m_n = valid(p_vc, o_n, n_c, MASK)
-            # 0 takes masked columns out of everything that follows.
-            b_fc = of_columns(p_sc + 2 * stride, j, m_n, 0.0, BN, CAREFUL or MASK)
-            b_rc = of_columns(p_sc, j, m_n, 0.0, BN, CAREFUL or MASK) * w_c
+            m_n = j * BN + tl.arange(0, BN) < n_c
+            if MASK and PLANES == 0:
+                m_n = valid(p_vc, j * BN + tl.arange(0, BN), n_c, MASK)
+            # 0 takes columns that are not real out of everything that follows.
+            b_fc = of_columns(p_sc + FACTOR * stride, j, BN)
+            b_rc = of_columns(p_sc + R * stride, j, BN) * w_c
             b_s, b_zc = products(
-                p_a, p_c, b_za, o_m, m_m, j, m_n, D, BM, BN, BK, CAREFUL or MASK, PREC
+                *(p_a, p_c, stride * DP, b_za, row, m_in if PLANES else m_m, j, m_n),
+                *(D, DP, BM, BN, BK, PLANES, CAREFUL or MASK, PREC),
             )
             b_x = b_s * (b_xa[:, None] * b_fc[None, :])
             if ONLINE:
-                b_mc = of_columns(p_sc + 3 * stride, j, m_n, float("inf"), BN, CAREFUL or MASK)
-                b_e = b_x
-                if CAREFUL or MASK:
-                    b_e += tl.where(m_n, 0.0, float("-inf"))[None, :]
+                b_mc = of_columns(p_sc + MAXIMUM * stride, j, BN)
                 # No score exceeds its maximum, but one computed anew may, by its rounding.
-                b_g = tl.exp2(tl.minimum(b_e - b_ma[:, None], 0.0)) * b_ra[:, None]
-                b_g += tl.exp2(tl.minimum(b_e - b_mc[None, :], 0.0)) * b_rc[None, :]
+                b_g = tl.exp2(tl.minimum(b_x - b_ma[:, None], 0.0)) * b_ra[:, None]
+                b_g += tl.exp2(tl.minimum(b_x - b_mc[None, :], 0.0)) * b_rc[None, :]
             else:
                 b_g = tl.exp2(b_x - scale) * (b_ra[:, None] + b_rc[None, :])
 
             if CAREFUL:
-                if p_t1 is None:
-                    b_tc = (o_n - i_b * BM).to(tl.float32)
-                else:
-                    b_tc = times(p_tc, o_n, m_n, ref)
-                b_tc = tl.where(m_n, b_tc, float("inf"))
-                b_nc = of_columns(p_sc + stride, j, m_n, 0.0, BN, CAREFUL or MASK) * w_c
+                b_nc = of_columns(p_sc + TARGETS * stride, j, BN) * w_c
+                b_tc = of_columns(p_sc + TIME * stride, j, BN)
+                b_tc += since(p_sc + RECORD * stride, j * BN // UNIT, r1, r2, r3)
                 b_h = exponents(b_ta[:, None] - b_tc[None, :], gauss, reach)
                 b_g -= tl.exp2(b_h) * (b_na[:, None] + b_nc[None, :])
 
             if NORM and BD < D:  # else of the sum itself, in the end
                 b_along += partial_sums(b_g * b_x)
-            if BK < D:
-                b_zc = columns(p_c, j, m_n, chunk, D, BN, BD, CAREFUL or MASK)  # [BN, BD]
             if FP16:
-                b_g *= FP16_SCALE
-                # The power of two of the factor goes to the frame (exactly), the rest to p - w.
-                b_pow = (b_fc.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-                if NORM:
-                    b_zc = (b_zc.to(tl.float32) * b_pow[:, None]).to(tl.float16)
-                    b_fc = tl.where(b_pow > 0, b_fc / b_pow, 0.0)
-            if NORM:
-                b_g *= b_fc[None, :]
-            b_acc = dot(b_g.to(b_zc.dtype), b_zc, b_acc, PREC)
+                b_fc = tl.minimum(b_fc, most) * to_fp16
+            b_g *= b_fc[None, :]
+            if PLANES == 0:
+                if BK < D:
+                    b_zc = channels(p_c, j * BN, m_n, chunk, BN, BD, D, CAREFUL or MASK)  # [BN, BD]
+                b_acc = dot(b_g.to(b_zc.dtype), b_zc, b_acc, PREC)
+            else:
+                b_gh, b_gm, b_gl = split(b_g)
+                b_ch = channels(p_c, j * BN, m_n, chunk, BN, BD, DP, False)
+                b_cm = channels(p_c + stride * DP, j * BN, m_n, chunk, BN, BD, DP, False)
+                b_cl = b_ch
+                if PLANES == 3:
+                    b_cl = channels(p_c + 2 * stride * DP, j * BN, m_n, chunk, BN, BD, DP, False)
+                b_acc = add_product(b_gh, b_gm, b_gl, b_ch, b_cm, b_cl, b_acc, PLANES)
 
-    root = tl.sqrt(scale)
     if FP16:
-        b_acc *= 1.0 / FP16_SCALE
+        b_acc *= 1.0 / to_fp16
+    p_own, _ = ordered(p_z1, p_z2, i_d)
     if NORM:
         # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped.
         b_fa = b_xa / root
-        b_zd = frames(p_a, o_m, m_m, chunk, D, BD).to(tl.float32)
+        b_zd = channels(p_own + i_n * T_a * D, row, m_m, chunk, BM, BD, D, True).to(tl.float32)
         if BD < D:
-            b_along_z = tl.sum(b_along, 1) / root
-            b_along_z = b_along_z * b_fa
+            b_along_z = tl.sum(b_along, 1) / root * b_fa
         else:
             b_along_z = tl.sum(b_acc * b_zd, 1) * b_fa * b_fa
         b_along_z = tl.where(b_fa < CLAMPED, b_along_z, 0.0)
         b_acc = (b_acc - b_zd * b_along_z[:, None]) * b_fa[:, None]
-        b_acc *= (
-            weight * root * LN2
-        )  # root of the scale is in the sum, scale * ln 2 = 1 / temperature
-    else:
-        b_acc *= weight * scale * LN2
+    # The factors of the columns have the root of the scale; scale * ln 2 = 1 / temperature.
+    b_acc *= weight * root * LN2
     p_d, _ = ordered(p_d1, p_d2, i_d)
     o_k = chunk + tl.arange(0, BD)
     p_out = p_d + (i_n * T_a + o_m)[:, None] * D + o_k[None, :]
     m_out = (o_m < T_a)[:, None] & (o_k < D)[None, :]
     if p_more is not None:
-        p_extra = p_more + (i_n * T + tl.where(i_d == 0, 0, T1) + o_m)[:, None] * D + o_k[None, :]
+        o_row = i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
+        p_extra = p_more + o_row[:, None] * D + o_k[None, :]
         b_acc += tl.load(p_extra, mask=m_m[:, None] & m_out, other=0.0)
     tl.store(p_out, tl.where(m_m[:, None], b_acc, 0.0).to(p_d1.dtype.element_ty), mask=m_out)
 
 
 @triton.jit
-def unpacked(p_range, row, T_a, BM: tl.constexpr):
-    """What scl_stats_kernel has packed for the rows of a block, in its own blocks or smaller."""
-    o_r = row + tl.arange(0, BM)
-    b_whole = tl.load(p_range + o_r, mask=o_r < T_a, other=0.0).to(tl.int32, bitcast=True)
-    b_first = b_whole & 65535
-    b_end = (b_whole >> 16) & 65535
-    m_some = b_first < b_end
-    end = tl.max(tl.where(m_some, b_end, 0), 0)
-    return tl.min(tl.where(m_some, b_first, 65535), 0), tl.where(end == 65535, 2**26, end)
+def largest(p_record, columns):
+    """Of the factors of a view."""
+    GROUP: tl.constexpr = 128
+    b_most = tl.zeros([GROUP], tl.float32)
+    units = tl.cdiv(columns, UNIT)
+    for u in range(0, units, GROUP):
+        o_u = u + tl.arange(0, GROUP)
+        p_unit = p_record + o_u * UNIT + LARGEST
+        b_most = tl.maximum(b_most, tl.load(p_unit, mask=o_u < units, other=0.0))
+    most = tl.max(b_most, 0)
+    return tl.where(most > 0, most, 1.0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastseq.ops.common import launch
 from fastseq.ops.common.launch import Tiles
-from fastseq.ops.scl.options import SCLOptions
+from fastseq.ops.scl.options import SCLOptions, padded
 from fastseq.ops.scl.triton_negatives_kernels import (
     scl_gather_kernel,
     scl_more_grad_kernel,
@@ -25,18 +25,18 @@ from fastseq.ops.scl.triton_negatives_kernels import (
 @lru_cache
 def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
     """The configuration of "more" or "more_grad"; as in triton.py, whose rules hold here too."""
-    padded = max(16, triton.next_power_of_2(d))
-    step = min(padded, 128)
+    wide = max(16, triton.next_power_of_2(d))
+    step = min(wide, 128)
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, step, step, 4, 1)
     if operands in ("bf16", "fp16"):
-        if kernel == "more_grad" and padded > 128 and arch != 90:
+        if kernel == "more_grad" and wide > 128 and arch != 90:
             return Tiles(64, 32, 128, 128, 4, 2, 255)
         return Tiles(64, 64, step, step, 4, 3, 255)
     # No more than 64 channels and columns a product: tensor cores cut off what they add up.
     if arch == 90:
-        return Tiles(64, 32, min(padded, 64), step, 4, 2 if kernel == "more" else 3, 255)
-    return Tiles(64, 32, min(padded, 32), min(padded, 64), 4, 2, 255)
+        return Tiles(64, 32, min(wide, 64), step, 4, 2 if kernel == "more" else 3, 255)
+    return Tiles(64, 32, min(wide, 32), min(wide, 64), 4, 2, 255)
 
 
 def unrolled(d: int, operands: str, arch: int) -> bool:
@@ -51,21 +51,20 @@ PLANES = {"bf16": 0, "fp16": 0, "tf32": 2, "tf32x3": 3}
 def denominators(
     z1: Tensor,
     z2: Tensor,
-    valid1: Tensor | None,
-    valid2: Tensor | None,
-    masked: bool,
+    stats: Tensor,
     online: bool,
     scale: float,
     opts: SCLOptions,
 ) -> Tensor | None:
-    """What starts the denominators of all rows: (1, N, T1 + T2) sums of 2^(score - scale), online
-    (2, N, T1 + T2) sums relative to a maximum, and the maxima. None where there is nothing."""
+    """What is added to the denominators of all rows, laid out as what a forward keeps: sums of
+    2^(score - scale), online sums relative to a maximum, and the maxima. None: nothing."""
     if not _more(z1, opts):
         return None
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
-    kernels = _kernels(z1, masked, online, opts)
-    every, sizes = _gather(kernels, z1, z2, valid1, valid2, scale, opts)
-    out = z1.new_empty((1 + online, n, frames1 + frames2), dtype=torch.float32)
+    kernels = _kernels(z1, online, opts)
+    every, sizes = _gather(kernels, z1, z2, stats, scale, opts)
+    places = padded(frames1) + padded(frames2)
+    out = z1.new_empty((1 + online, n, places), dtype=torch.float32)
     blocks = launch.cdiv(max(frames1, frames2), kernels.rows)
     kernels.more(2 * n * blocks, (*every[:3], out), sizes)
     return out
@@ -75,11 +74,8 @@ def gradients(
     grad_out: Tensor,
     z1: Tensor,
     z2: Tensor,
-    valid1: Tensor | None,
-    valid2: Tensor | None,
     stats: Tensor,
     coef: Tensor,
-    masked: bool,
     online: bool,
     scale: float,
     opts: SCLOptions,
@@ -90,9 +86,8 @@ def gradients(
     if not _more(z1, opts):
         return None
     (n, frames1, d), frames2 = z1.shape, z2.shape[1]
-    kernels = _kernels(z1, masked, online, opts)
-    upstream = stats, coef, grad_out
-    every, sizes = _gather(kernels, z1, z2, valid1, valid2, scale, opts, upstream)
+    kernels = _kernels(z1, online, opts)
+    every, sizes = _gather(kernels, z1, z2, stats, scale, opts, (coef, grad_out))
     out = z1.new_empty((n, frames1 + frames2, d), dtype=torch.float32)
     blocks = launch.cdiv(max(frames1, frames2), kernels.grad_rows)
     kernels.more_grad(
@@ -122,8 +117,8 @@ class Kernels(NamedTuple):
     chunks: int
 
 
-def _kernels(z: Tensor, masked: bool, online: bool, opts: SCLOptions) -> Kernels:
-    kind = masked, opts.normalize, online, opts.negatives == "batch"
+def _kernels(z: Tensor, online: bool, opts: SCLOptions) -> Kernels:
+    kind = opts.normalize, online, opts.negatives == "batch"
     return _choose(z.shape[2], *launch.operands(z.dtype), launch.architecture(z.device), *kind)
 
 
@@ -136,20 +131,19 @@ def _choose(
     operands: str,
     _: str,
     arch: int,
-    masked: bool,
     normalize: bool,
     online: bool,
     batch: bool,
 ) -> Kernels:
     more, grad = (tiles(kernel, d, operands, online, arch) for kernel in ("more", "more_grad"))
     step = max(more.step, grad.step, grad.channels)
-    padded = step * launch.cdiv(d, step)
-    shared = {"P": padded, "ONLINE": online, "BATCH": batch, "PLANES": PLANES[operands]}
-    copy = {"D": d, "P": padded, "BM": GATHERED, "BK": step, "NORM": normalize, "ONLINE": online}
+    wide = step * launch.cdiv(d, step)
+    shared = {"P": wide, "ONLINE": online, "BATCH": batch, "PLANES": PLANES[operands]}
+    copy = {"D": d, "P": wide, "BM": GATHERED, "BK": step, "NORM": normalize, "ONLINE": online}
     return Kernels(
-        launch.Kernel(scl_gather_kernel, **copy, MASK=masked, PLANES=PLANES[operands]),
+        launch.Kernel(scl_gather_kernel, **copy, PLANES=PLANES[operands]),
         PLANES[operands],
-        padded,
+        wide,
         max(more.columns, grad.columns),
         launch.Kernel(scl_more_kernel, UNROLL=unrolled(d, operands, arch), **shared, **_tile(more)),
         more.rows,
@@ -163,7 +157,7 @@ def _choose(
             **_tile(grad),
         ),
         grad.rows,
-        padded // grad.channels,
+        wide // grad.channels,
     )
 
 
@@ -178,10 +172,10 @@ def _tile(tile: Tiles) -> dict[str, int | None]:
     }
 
 
-def _gather(kernels: Kernels, z1, z2, valid1, valid2, scale: float, opts, upstream=None):
+def _gather(kernels: Kernels, z1, z2, stats, scale: float, opts, upstream=None):
     """All frames as the kernels take them, and N, T1, T2 and the places that these have there.
 
-    ``upstream``: statistics, weights of the directions and gradient of the loss, in the backward.
+    ``upstream``: weights of the directions and gradient of the loss, in the backward.
     """
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
 
@@ -201,12 +195,12 @@ def _gather(kernels: Kernels, z1, z2, valid1, valid2, scale: float, opts, upstre
     x = z1.new_empty((n, both), **fp32)
     y = z1.new_empty((1 if upstream is None else 4, n, both), **fp32)
     top = None if upstream is None else z1.new_empty((), **fp32)
-    stats, coef, grad_out = upstream or (None, None, None)
+    coef, grad_out = upstream or (None, None)
     stride = grad_out.stride(0) if grad_out is not None and grad_out.dim() else 0
     sizes = n, frames1, frames2, first, both, plane
     kernels.gather(
         2 * n * launch.cdiv(max(first, both - first), GATHERED),
-        (z1, z2, valid1, valid2, stats, coef, grad_out, top, z, x, y),
+        (z1, z2, stats, coef, grad_out, top, z, x, y),
         (*sizes, stride, scale),
     )
     return (z, x, y, top), sizes

@@ -12,14 +12,17 @@ import triton.language as tl
 from fastseq.ops.common.triton_tiles import dot, frames, split
 from fastseq.ops.scl.triton_tiles import (
     CLAMPED,
+    FACTOR,
     FP16_SCALE,
     LN2,
+    MAXIMUM,
+    NORM_EPS,
+    R,
     add_product,
     denominators,
-    inverse_norm,
+    ordered,
+    padded,
     partial_sums,
-    sides,
-    valid,
 )
 
 
@@ -27,10 +30,8 @@ from fastseq.ops.scl.triton_tiles import (
 def scl_gather_kernel(
     p_z1,  # [N, T1, D]
     p_z2,  # [N, T2, D]
-    p_v1,  # None, lengths [N] or mask [N, T1]
-    p_v2,  # None, lengths [N] or mask [N, T2]
-    p_stats,  # [5, N, T1 + T2], or None in the forward, as the next three
-    p_coef,  # [2, N]
+    p_stats,  # of scl_prepare_kernel; backward: of scl_stats_kernel
+    p_coef,  # [2, N], or None in the forward, as the next two
     p_grad,  # gradient of the loss, [N] with stride sg
     p_top,  # []: the largest weight of a direction
     p_z,  # [N L, P]: frames times a power of two close to 1 / norm; nothing real: 0. Of fp32 one
@@ -52,7 +53,6 @@ def scl_gather_kernel(
     BK: tl.constexpr,
     NORM: tl.constexpr,
     ONLINE: tl.constexpr,
-    MASK: tl.constexpr,
     PLANES: tl.constexpr,
 ):
     scale = tl.cast(scale, tl.float32)
@@ -61,9 +61,13 @@ def scl_gather_kernel(
     i_b = tl.program_id(0) % blocks
     i_d = tl.program_id(0) // blocks % 2
     i_n = (tl.program_id(0) // blocks // 2).to(tl.int64)
-    _, p_a, _, n_a, _, p_va, _ = sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D, MASK)
+    p_a, _ = ordered(p_z1, p_z2, i_d)
+    T_a, _ = ordered(T1, T2, i_d)
+    p_a += i_n * T_a * D
     o_m = i_b * BM + tl.arange(0, BM)
-    m_m = valid(p_va, o_m, n_a, MASK)
+    stride = tl.cast(N, tl.int64) * (padded(T1) + padded(T2))
+    p_s = p_stats + i_n * (padded(T1) + padded(T2)) + tl.where(i_d == 0, 0, padded(T1)) + o_m
+    m_m = tl.load(p_s + FACTOR * stride, mask=o_m < T_a, other=0.0) != 0  # NaN is real
     b_inv = tl.full([BM], 1.0, tl.float32)
     b_pow = b_inv
     if NORM:
@@ -71,7 +75,7 @@ def scl_gather_kernel(
         for k in range(0, P, BK):
             b_zk = frames(p_a, o_m, m_m, k, D, BK).to(tl.float32)
             b_sq += tl.sum(b_zk * b_zk, 1)
-        b_inv = inverse_norm(b_sq)
+        b_inv = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
         # Exact, and all that follows is then of order 1 whatever the embeddings' size: fp16 too.
         b_pow = (b_inv.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
 
@@ -111,16 +115,14 @@ def scl_gather_kernel(
         weight = tl.where(weight == 0, 0.0, weight / top) / root
         if p_z.dtype.element_ty == tl.float16:
             weight *= FP16_SCALE
-        p_s = p_stats + i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
-        b_r = tl.where(m_m, tl.load(p_s, mask=m_m, other=0.0) * weight, 0.0)
-        stride = tl.cast(N, tl.int64) * L
+        b_r = tl.where(m_m, tl.load(p_s + R * stride, mask=m_m, other=0.0) * weight, 0.0)
+        every = tl.cast(N, tl.int64) * L
         tl.store(p_y + o_p, b_r, mask=m_in)
-        tl.store(p_y + stride + o_p, b_r * b_x, mask=m_in)
-        tl.store(p_y + 2 * stride + o_p, b_inv, mask=m_in)
+        tl.store(p_y + every + o_p, b_r * b_x, mask=m_in)
+        tl.store(p_y + 2 * every + o_p, b_inv, mask=m_in)
         if ONLINE:
-            p_s += 3 * tl.cast(N, tl.int64) * (T1 + T2)
-            b_max = tl.load(p_s, mask=m_m, other=float("inf"))
-            tl.store(p_y + 3 * stride + o_p, b_max, mask=m_in)
+            b_max = tl.load(p_s + MAXIMUM * stride, mask=m_m, other=float("inf"))
+            tl.store(p_y + 3 * every + o_p, b_max, mask=m_in)
 
 
 @triton.jit
@@ -205,7 +207,7 @@ def scl_more_kernel(
     p_z,  # what scl_gather_kernel has left
     p_x,
     p_y,
-    p_more,  # [N, T1 + T2], online [2, N, T1 + T2]: sums of exponentials, and the maxima
+    p_more,  # [1 or 2, N, padded(T1) + padded(T2)]: sums of exponentials, online the maxima
     N,
     T1,
     T2,
@@ -245,10 +247,11 @@ def scl_more_kernel(
         b_s, _ = products(p_z, b_za, row, first, G, P, BM, BN, BK, PLANES, UNROLL)
         b_e = b_s * (b_xa[:, None] * b_xc[None, :]) + b_yc[None, :]
         b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE)
-    p_out = p_more + i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
+    kept = padded(T1) + padded(T2)
+    p_out = p_more + i_n * kept + tl.where(i_d == 0, 0, padded(T1)) + o_m
     tl.store(p_out, tl.sum(b_r, 1), mask=m_m)
     if ONLINE:
-        tl.store(p_out + tl.cast(N, tl.int64) * (T1 + T2), b_max, mask=m_m)
+        tl.store(p_out + tl.cast(N, tl.int64) * kept, b_max, mask=m_m)
 
 
 @triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L", "G", "first_direction", "directions"])

@@ -1,26 +1,42 @@
 """What the Triton kernels of scl_loss share: one side of a sequence, one tile of a pair.
 
 Suffixes: a is the side whose frames are rows, c the side whose frames are columns.
+
+What is kept of frames, p_stats, has rows [N, padded(T1) + padded(T2)], each view padded to whole
+units of UNIT frames, so that tiles of columns are read without masks. Row RECORD has numbers of
+the unit in the places of its first frames: its earliest time as three fp32 numbers that add up to
+it, then what lies at SPAN, LARGEST and WITHIN. Row TIME is relative to that earliest one:
+differences of int64 and fp64 times stay exact, and kernels are the same for all types of times.
 """
 
 import triton
 import triton.language as tl
 
-from fastseq.ops.common.triton_tiles import dot, fma, frames
+from fastseq.ops.common.triton_tiles import dot, fma
 
+UNIT = tl.constexpr(64)
+# Rows of p_stats: 1/R, 1/N, 1/norm times the root of the scale, ...
+R, TARGETS, FACTOR, TIME, RECORD, MAXIMUM = (tl.constexpr(k) for k in range(6))
+SPAN = tl.constexpr(3)  # from the earliest to the latest time; negative without a real frame
+LARGEST = tl.constexpr(4)  # of the factors, without those of clamped norms
+WITHIN = tl.constexpr(8)  # for each QUARTER of the unit: units of the other view within reach
+QUARTER = tl.constexpr(16)
 # A sum of targets below this needs exponents relative to itself; below FARTHEST it may have lost
 # some of them, and BEYOND makes a normal number of any within reach (2^-149 at least).
 FAR = tl.constexpr(2.0**-16)
 FARTHEST = tl.constexpr(2.0**-100)
 BEYOND = tl.constexpr(98.0)
-# Frames that share one earliest and one latest time.
-UNIT = tl.constexpr(32)
 LN2 = tl.constexpr(0.6931471805599453)
 NORM_EPS = tl.constexpr(1e-12)
 # 1 / norm of a frame whose norm was clamped to NORM_EPS lies above, every other one below.
 CLAMPED = tl.constexpr(0.999e12)
 # p - w of a frame is far below fp16's smallest normal number once T is large.
 FP16_SCALE = tl.constexpr(8192.0)
+
+
+@triton.jit
+def padded(T):
+    return tl.cdiv(T, UNIT) * UNIT
 
 
 @triton.jit
@@ -39,49 +55,137 @@ def valid(p_v, o_t, n_t, MASK: tl.constexpr):
 
 
 @triton.jit
-def times(p_t, o_t, m_t, ref):
-    """Times relative to ref, subtracted before they become fp32: large offsets stay exact."""
-    return since(tl.load(p_t + o_t, mask=m_t, other=0), ref)
+def ordered(p_1, p_2, i_d):
+    """(own, other) of a pair given as (view 1, view 2)."""
+    if i_d == 0:
+        p_a = p_1
+        p_c = p_2
+    else:
+        p_a = p_2
+        p_c = p_1
+    return p_a, p_c
 
 
 @triton.jit
-def since(b_t, ref):
-    if b_t.dtype == tl.int32:
-        b_t = b_t.to(tl.float64)  # holds every difference
-    return (b_t - ref).to(tl.float32)
+def sides(
+    p_z1,
+    p_z2,
+    p_planes,
+    p_v1,
+    p_v2,
+    i_n,
+    i_d,
+    T1,
+    T2,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """Rows' (a) and columns' (c) side of sequence i_n: frames, what products read, where they are
+    in a row of the statistics, bound, mask."""
+    T_a, T_c = ordered(T1, T2, i_d)
+    at_a = i_n * (padded(T1) + padded(T2)) + tl.where(i_d == 0, 0, padded(T1))
+    at_c = i_n * (padded(T1) + padded(T2)) + tl.where(i_d == 0, padded(T1), 0)
+    if p_planes is None:
+        p_a, p_c = ordered(p_z1, p_z2, i_d)
+        p_a += i_n * T_a * D
+        p_c += i_n * T_c * D
+    else:
+        p_a = p_planes + at_a * DP
+        p_c = p_planes + at_c * DP
+    n_1 = T1
+    n_2 = T2
+    p_va = p_a  # a helper cannot return None; read with MASK alone
+    p_vc = p_c
+    if MASK:
+        p_va, p_vc = ordered(p_v1, p_v2, i_d)
+        p_va += i_n * T_a
+        p_vc += i_n * T_c
+    else:
+        if p_v1 is not None:
+            n_1 = length(p_v1, i_n, T1)
+        if p_v2 is not None:
+            n_2 = length(p_v2, i_n, T2)
+    n_a, n_c = ordered(n_1, n_2, i_d)
+    return T_a, p_a, p_c, at_a, at_c, n_a, n_c, p_va, p_vc
 
 
 @triton.jit
-def first_time(p_t, o_t, m_t, T):
-    """Time of the first real frame of a tile."""
-    first = tl.min(tl.where(m_t, o_t, T - 1), 0)
-    ref = tl.load(p_t + first, mask=first >= 0, other=0)  # T may be 0
-    if ref.dtype == tl.int32:
-        ref = ref.to(tl.float64)
-    return ref
+def since(p_record, o_u, r1, r2, r3):
+    """Earliest times of units, relative to a time given as three numbers."""
+    p_unit = p_record + o_u * UNIT
+    return (tl.load(p_unit) - r1) + (tl.load(p_unit + 1) - r2) + (tl.load(p_unit + 2) - r3)
 
 
 @triton.jit
-def near_range(p_lo, p_hi, columns, ref, lo, hi, reach):
-    """Columns of the other view within reach of the times [lo, hi], in units of UNIT: from, to.
+def clock(p_a, p_record, row, o_m, P_a, BM: tl.constexpr):
+    """A time that those of a row block are relative to, and those; infinite where not real."""
+    last = tl.maximum(P_a // UNIT - 1, 0)
+    m_some = P_a > 0
+    i_u = tl.minimum(row // UNIT, last)
+    for k in tl.static_range(1, (BM + UNIT - 1) // UNIT):  # the first unit with a real frame
+        none = tl.load(p_record + i_u * UNIT + SPAN, mask=m_some, other=0.0) < 0
+        i_u = tl.where(none, tl.minimum(row // UNIT + k, last), i_u)
+    p_unit = p_record + i_u * UNIT
+    r1 = tl.load(p_unit, mask=m_some, other=0.0)
+    r2 = tl.load(p_unit + 1, mask=m_some, other=0.0)
+    r3 = tl.load(p_unit + 2, mask=m_some, other=0.0)
+    b_ta = tl.load(p_a + o_m, mask=o_m < P_a, other=float("inf"))
+    if BM > UNIT:
+        b_ta += since(p_record, tl.minimum(o_m // UNIT, last), r1, r2, r3)
+    return r1, r2, r3, b_ta
 
-    Sorted times make that exactly the units that matter, others a superset. p_lo and p_hi: earliest
-    and latest time of each unit, the wrong way round where none of its frames is real.
+
+@triton.jit
+def near_range(p_record, columns, r1, r2, r3, lo, hi, reach):
+    """Columns of the other view within reach of the times [lo, hi], in units: from, to.
+
+    Sorted times make that exactly the units that matter, others a superset.
     """
-    GROUP: tl.constexpr = 256
+    GROUP: tl.constexpr = 128
     units = tl.cdiv(columns, UNIT)
+    reach = reach * 1.00001  # a superset, however differences were rounded
     b_first = tl.full([GROUP], 0, tl.int32) + units
     b_end = tl.zeros([GROUP], tl.int32)
     for u in range(0, units, GROUP):
         o_u = u + tl.arange(0, GROUP)
-        m_u = o_u < units
-        b_lo = tl.load(p_lo + o_u, mask=m_u, other=0)
-        b_hi = tl.load(p_hi + o_u, mask=m_u, other=0)
-        m_u = m_u & (b_lo <= b_hi)
-        m_u = m_u & (since(b_lo, ref) - hi <= reach) & (lo - since(b_hi, ref) <= reach)
+        o_r = tl.minimum(o_u, units - 1)
+        b_span = tl.load(p_record + o_r * UNIT + SPAN)
+        b_lo = since(p_record, o_r, r1, r2, r3)
+        m_u = (o_u < units) & (b_span >= 0)
+        m_u = m_u & (b_lo - hi <= reach) & (lo - (b_lo + b_span) <= reach)
         b_first = tl.minimum(b_first, tl.where(m_u, o_u, units))
         b_end = tl.maximum(b_end, tl.where(m_u, o_u + 1, 0))
     return tl.min(b_first, 0), tl.max(b_end, 0)
+
+
+@triton.jit
+def within(p_record, row, P_a, BM: tl.constexpr):
+    """Where a row block's part of WITHIN lies, and which of that there is."""
+    o_q = row // QUARTER + tl.arange(0, BM // QUARTER)
+    o_w = o_q // (UNIT // QUARTER) * UNIT + WITHIN + o_q % (UNIT // QUARTER)
+    return p_record + o_w, o_q * QUARTER < P_a
+
+
+@triton.jit
+def keep_range(p_record, row, P_a, first, end, BM: tl.constexpr):
+    """For the gradient kernel: 16 bits each, so that 65535 is all beyond."""
+    p_w, m_w = within(p_record, row, P_a, BM)
+    whole = tl.minimum(first, 65535) | (tl.minimum(end, 65535) << 16)
+    b_whole = tl.zeros([BM // QUARTER], tl.int32) + whole
+    tl.store(p_w, b_whole.to(tl.float32, bitcast=True), mask=m_w)
+
+
+@triton.jit
+def kept_range(p_record, row, P_a, BM: tl.constexpr):
+    """What keep_range has kept of the rows of a block."""
+    p_w, m_w = within(p_record, row, P_a, BM)
+    b_whole = tl.load(p_w, mask=m_w, other=0.0).to(tl.int32, bitcast=True)
+    b_first = b_whole & 65535
+    b_end = (b_whole >> 16) & 65535
+    first = tl.min(tl.where(b_first < b_end, b_first, 65535), 0)
+    end = tl.max(tl.where(b_first < b_end, b_end, 0), 0)
+    return first, tl.where(end == 65535, 2**25, end)
 
 
 @triton.jit
@@ -103,6 +207,12 @@ def tiles_of(first, end, columns, BN: tl.constexpr):
 
 
 @triton.jit
+def tile_index(k, first, near, last, inside, CAREFUL: tl.constexpr):
+    """The k-th tile that takes care, or the k-th of all others."""
+    return tl.where(k < near, first + k, last) if CAREFUL else k + tl.where(k >= first, inside, 0)
+
+
+@triton.jit
 def exponents(b_d, gauss, reach):
     """Base 2, of 2^32 exp(-d^2 / (2 variance)) within reach; exp2 is 0 of all others.
 
@@ -113,87 +223,11 @@ def exponents(b_d, gauss, reach):
 
 
 @triton.jit
-def ordered(p_1, p_2, i_d):
-    """(own, other) of a pair given as (view 1, view 2)."""
-    if i_d == 0:
-        p_a = p_1
-        p_c = p_2
-    else:
-        p_a = p_2
-        p_c = p_1
-    return p_a, p_c
-
-
-@triton.jit
-def sides(p_z1, p_z2, p_v1, p_v2, i_n, i_d, T1, T2, D: tl.constexpr, MASK: tl.constexpr):
-    """Rows' (a) and columns' (c) side of sequence i_n: frames, embeddings, bound, mask."""
-    T_a, T_c = ordered(T1, T2, i_d)
-    p_a, p_c = ordered(p_z1, p_z2, i_d)
-    p_a += i_n * T_a * D
-    p_c += i_n * T_c * D
-    n_1 = T1
-    n_2 = T2
-    p_va = p_a  # a helper cannot return None; read with MASK alone
-    p_vc = p_c
-    if MASK:
-        p_va, p_vc = ordered(p_v1, p_v2, i_d)
-        p_va += i_n * T_a
-        p_vc += i_n * T_c
-    else:
-        if p_v1 is not None:
-            n_1 = length(p_v1, i_n, T1)
-        if p_v2 is not None:
-            n_2 = length(p_v2, i_n, T2)
-    n_a, n_c = ordered(n_1, n_2, i_d)
-    return T_a, p_a, p_c, n_a, n_c, p_va, p_vc
-
-
-@triton.jit
-def clock(p_t1, p_t2, p_bounds, st1, st2, i_n, i_d, o_m, m_m, N, T1, T2):
-    """Times of a row block relative to its first real one, their range, and where the other view
-    has its times and their bounds."""
-    p_ta, p_tc = ordered(p_t1 + i_n * st1, p_t2 + i_n * st2, i_d)
-    T_a, _ = ordered(T1, T2, i_d)
-    units_1 = tl.cdiv(T1, UNIT)
-    units = units_1 + tl.cdiv(T2, UNIT)
-    p_lo = p_bounds + i_n * units + tl.where(i_d == 0, units_1, 0)
-    ref = first_time(p_ta, o_m, m_m, T_a)
-    b_t = times(p_ta, o_m, m_m, ref)
-    lo = tl.min(tl.where(m_m, b_t, float("inf")), 0)
-    hi = tl.max(tl.where(m_m, b_t, float("-inf")), 0)
-    return p_tc, p_lo, p_lo + tl.cast(N, tl.int64) * units, ref, b_t, lo, hi
-
-
-@triton.jit
-def near_indices(row, columns, reach, BM: tl.constexpr):
-    """near_range where time is the frame index."""
-    gap = tl.minimum(reach, 1e9).to(tl.int32)
-    units = tl.cdiv(columns, UNIT)
-    first = tl.minimum(tl.maximum(row - gap, 0) // UNIT, units)
-    end = tl.minimum((row + BM - 1 + gap) // UNIT + 1, units)
-    return first, end
-
-
-@triton.jit
-def tile_index(k, first, near, last, inside, CAREFUL: tl.constexpr):
-    """The k-th tile that takes care, or the k-th of all others."""
-    j = tl.where(k < near, first + k, last) if CAREFUL else k + tl.where(k >= first, inside, 0)
-    return j
-
-
-@triton.jit
 def partial_sums(b_x):
     """Of each row of a tile, as [rows, 8]: what a thread holds of tensor cores' results, so that
     nothing crosses threads before the end. Add up the rest once."""
     ROWS: tl.constexpr = b_x.shape[0]
     return tl.sum(tl.reshape(b_x, [ROWS, b_x.shape[1] // 8, 8]), 1)
-
-
-@triton.jit
-def inverse_norm(b_sq):
-    """1 / norm, which is never 0: that stands for frames that are not real."""
-    b_f = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
-    return tl.where(b_f == 0, 1e-38, b_f)
 
 
 @triton.jit
@@ -220,6 +254,32 @@ def denominators(b_e, b_max, b_r, ONLINE: tl.constexpr):
 
 
 @triton.jit
+def channels(
+    p_z, row, m_t, k, B: tl.constexpr, BK: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr
+):
+    """Channels k to k + BK of B frames from row on, zero where MASKED and not in m_t.
+
+    Offsets within a tile are the same for all, and 32 bits wide."""
+    o_k = k + tl.arange(0, BK)[None, :]
+    p_tile = p_z + tl.cast(row, tl.int64) * D + (tl.arange(0, B)[:, None] * D + o_k)
+    if MASKED and D % BK != 0:
+        b_z = tl.load(p_tile, mask=m_t[:, None] & (o_k < D), other=0.0)
+    elif MASKED:
+        b_z = tl.load(p_tile, mask=m_t[:, None], other=0.0)
+    elif D % BK != 0:
+        b_z = tl.load(p_tile, mask=o_k < D, other=0.0)
+    else:
+        b_z = tl.load(p_tile)
+    return b_z
+
+
+@triton.jit
+def of_columns(p_x, j, BN: tl.constexpr):
+    """A number of each frame of the j-th tile."""
+    return tl.load(p_x + j * BN + tl.arange(0, BN))
+
+
+@triton.jit
 def with_more(p_more, stride, m_m, b_max, b_r, ONLINE: tl.constexpr):
     """Largest exponents and sums of exponentials with those of columns summed elsewhere."""
     b_more = tl.load(p_more, mask=m_m, other=0.0)
@@ -238,53 +298,43 @@ def with_more(p_more, stride, m_m, b_max, b_r, ONLINE: tl.constexpr):
 def products(
     p_a,
     p_c,
+    plane,  # elements of one of the PLANES
     b_za,
-    o_m,
+    row,
     m_m,
     j,
     m_n,
     D: tl.constexpr,
+    DP: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    PLANES: tl.constexpr,
     MASKED: tl.constexpr,
     PREC: tl.constexpr,
 ):
     """<row, column> of the j-th tile of columns, BK channels at a time; its first channels."""
-    b_zc = columns(p_c, j, m_n, 0, D, BN, BK, MASKED)  # [BN, BK]
-    b_s = dot(b_za, tl.trans(b_zc), tl.zeros([BM, BN], tl.float32), PREC)
-    for k in range(BK, D, BK):
-        b_zk = columns(p_c, j, m_n, k, D, BN, BK, MASKED)
-        b_s = dot(frames(p_a, o_m, m_m, k, D, BK), tl.trans(b_zk), b_s, PREC)
-    return b_s, b_zc
-
-
-@triton.jit
-def columns(
-    p_c, j, m_n, k, D: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, MASKED: tl.constexpr
-):
-    """Channels k to k + BK of the frames of the j-th tile, zero where MASKED and not real.
-
-    Offsets within a tile are the same for all, and 32 bits wide."""
-    o_k = k + tl.arange(0, BK)[None, :]
-    p_tile = p_c + tl.cast(j, tl.int64) * (BN * D) + (tl.arange(0, BN)[:, None] * D + o_k)
-    if MASKED and D % BK != 0:
-        b_z = tl.load(p_tile, mask=m_n[:, None] & (o_k < D), other=0.0)
-    elif MASKED:
-        b_z = tl.load(p_tile, mask=m_n[:, None], other=0.0)
-    elif D % BK != 0:
-        b_z = tl.load(p_tile, mask=o_k < D, other=0.0)
+    b_s = tl.zeros([BM, BN], tl.float32)
+    b_zc = b_za
+    if PLANES == 0:
+        b_zc = channels(p_c, j * BN, m_n, 0, BN, BK, D, MASKED)  # [BN, BK]
+        b_s = dot(b_za, tl.trans(b_zc), b_s, PREC)
+        for k in range(BK, D, BK):
+            b_zk = channels(p_c, j * BN, m_n, k, BN, BK, D, MASKED)
+            b_s = dot(channels(p_a, row, m_m, k, BM, BK, D, True), tl.trans(b_zk), b_s, PREC)
     else:
-        b_z = tl.load(p_tile)
-    return b_z
-
-
-@triton.jit
-def of_columns(p_x, j, m_n, other, BN: tl.constexpr, MASKED: tl.constexpr):
-    """A value of each frame of the j-th tile."""
-    p_tile = p_x + tl.cast(j, tl.int64) * BN + tl.arange(0, BN)
-    b_x = tl.load(p_tile, mask=m_n, other=other) if MASKED else tl.load(p_tile)
-    return b_x
+        for k in range(0, DP, BK):
+            b_ah = channels(p_a, row, m_m, k, BM, BK, DP, True)
+            b_am = channels(p_a + plane, row, m_m, k, BM, BK, DP, True)
+            b_ch = tl.trans(channels(p_c, j * BN, m_n, k, BN, BK, DP, False))
+            b_cm = tl.trans(channels(p_c + plane, j * BN, m_n, k, BN, BK, DP, False))
+            b_al = b_ah
+            b_cl = b_ch
+            if PLANES == 3:
+                b_al = channels(p_a + 2 * plane, row, m_m, k, BM, BK, DP, True)
+                b_cl = tl.trans(channels(p_c + 2 * plane, j * BN, m_n, k, BN, BK, DP, False))
+            b_s = add_product(b_ah, b_am, b_al, b_ch, b_cm, b_cl, b_s, PLANES)
+    return b_s, b_zc
 
 
 @triton.jit

@@ -18,55 +18,39 @@ NEGATIVES = ("more", "more_grad")
 
 
 def scl_job(
-    kernel,
-    precision,
-    d,
-    arch,
-    *,
-    mode="shift",
-    time="fp64",
-    valid="mask",
-    reduction="paper",
-    more=False,
+    kernel, precision, d, arch, *, mode="shift", valid="mask", reduction="paper", more=False
 ):
-    """``mode``: "shift", "online" or "raw" (online, not normalised). The defaults of ``time`` and
-    ``valid`` are the kinds that need most registers."""
+    """``mode``: "shift", "online" or "raw" (online, not normalised). The default of ``valid`` is
+    the kind that needs most registers."""
     if kernel in NEGATIVES:
         return negatives_job(kernel, precision, d, arch, mode)
-    from fastseq.ops.scl.triton import tiles
+    from fastseq.ops.scl.triton import PLANES, tiles
 
     dtype, dot = PRECISIONS[precision]
-    tile = tiles(kernel, d, precision, mode != "shift", arch)
-    z, t = "*" + dtype, None if time is None else "*" + time
+    tile, planes = tiles(kernel, d, precision, mode != "shift", arch), PLANES[precision]
+    z = "*" + dtype
     v = {"mask": "*i1", "lengths": "*i64", None: None}[valid]
-    ints = ["N", "T1", "T2", "st1", "st2"]
+    ints = ["N", "T1", "T2"]
     constants = {
         "D": d,
+        "DP": max(16, 1 << (d - 1).bit_length()),
+        "PLANES": planes,
         "BM": tile.rows,
         "BN": tile.columns,
         "BK": tile.step,
-        "NORM": mode != "raw",
         "ONLINE": mode != "shift",
         "MASK": valid == "mask",
         "PREC": dot,
     }
-    args = dict(
-        zip(("p_z1", "p_z2", "p_t1", "p_t2", "p_v1", "p_v2"), (z, z, t, t, v, v), strict=True)
-    )
-    args["p_stats"] = "*fp32"
+    args = dict(zip(("p_z1", "p_z2", "p_v1", "p_v2"), (z, z, v, v), strict=True))
+    args |= {"p_planes": "*bf16" if planes else None, "p_stats": "*fp32"}
     if kernel == "stats":
-        args |= {
-            "p_bounds": t,
-            "p_part": "*fp32",
-            "p_loss": "*fp32",
-            "p_coef": "*fp32",
-            "p_ticket": "*i32",
-        }
+        args |= {"p_part": "*fp32", "p_loss": "*fp32", "p_coef": "*fp32", "p_ticket": "*i32"}
         constants |= {"KL": True, "REDUCTION": reduction}
     else:
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
         ints += ["sg", "first_direction", "directions"]
-        constants["BD"] = tile.channels
+        constants |= {"BD": tile.channels, "NORM": mode != "raw"}
     args["p_more"] = "*fp32" if more else None
     args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "gauss", "reach"), "fp32")
     return job(
@@ -123,7 +107,7 @@ def core_cases():
     cases += [(k, p, 128, 90, {}) for k in NEGATIVES for p in ("bf16", "tf32x3")]
     # Adding up takes no register from the loops: what is tightest, and what most calls are.
     kinds = [{"reduction": reduction} for reduction in ("none", "mean", "sum")]
-    kinds += [{"reduction": r, "time": "i64", "valid": None} for r in ("mean", "paper")]
+    kinds += [{"reduction": r, "valid": None} for r in ("mean", "paper")]
     return cases + [("stats", "bf16", 128, 90, kind) for kind in kinds]
 
 
@@ -136,8 +120,8 @@ def all_cases():
                     for mode in ("shift", "online"):
                         cases.append((kernel, precision, d, arch, {"mode": mode}))
                 cases.append((kernel, precision, 128, arch, {"mode": "raw"}))
-                for time, valid in ((None, None), ("i32", "lengths"), ("i64", "lengths")):
-                    cases.append((kernel, precision, 128, arch, {"time": time, "valid": valid}))
+                for valid in (None, "lengths"):
+                    cases.append((kernel, precision, 128, arch, {"valid": valid}))
             for kernel in NEGATIVES:
                 for d in (16, 32, 64, 128, 256, 512):
                     for mode in ("shift", "online"):
@@ -155,7 +139,7 @@ def all_cases():
 def name(kernel, precision, d, arch, kinds):
     if kernel in NEGATIVES:
         return " ".join((kernel, precision, f"D{d}", f"sm_{arch}", kinds.get("mode", "shift")))
-    kinds = {"mode": "shift", "time": "fp64", "valid": "mask", "reduction": "paper"} | kinds
+    kinds = {"mode": "shift", "valid": "mask", "reduction": "paper"} | kinds
     if kinds.pop("more", False):
         kinds["more"] = "more"
     if kinds["reduction"] == "paper":
