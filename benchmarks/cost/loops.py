@@ -99,11 +99,18 @@ ROLES = (
         (_near, lambda v: _tiles(v) - _near(v)),
         _block,
     ),
-    _triton("scl_", "range(0, units, GROUP)", "units", lambda v: ceil(v.t / 32 / 256)),
+    _triton("scl_", "range(0, units, GROUP)", "units", lambda v: ceil(v.t / 64 / 128)),
     _triton("scl_stats", "range(0, turns)", "near", _near, tile=_block),
     _triton("scl_stats", "range(0, plain)", "far", lambda v: _tiles(v) - _near(v), tile=_block),
     _triton("scl_stats", "while turns > 0", "attempts", _one),
-    _triton("scl_prepare", "range(0, D, BK)", "channels", lambda v: ceil(v.D / v.BK), folded=True),
+    # The loop over channels of planes has no instruction of its own line: one of what it calls.
+    Role(
+        "scl_",
+        r"range\(0, DP, BK\)|b_z = tl\.load\(p_tile\)$",
+        ("channels",),
+        (lambda v: ceil(v.DP / v.BK),),
+        folded=True,
+    ),
     _triton(
         "cidm_loss",
         "range(0, tiles)",

@@ -179,12 +179,16 @@ def keep_range(p_record, row, P_a, first, end, BM: tl.constexpr):
 @triton.jit
 def kept_range(p_record, row, P_a, BM: tl.constexpr):
     """What keep_range has kept of the rows of a block."""
-    p_w, m_w = within(p_record, row, P_a, BM)
-    b_whole = tl.load(p_w, mask=m_w, other=0.0).to(tl.int32, bitcast=True)
-    b_first = b_whole & 65535
-    b_end = (b_whole >> 16) & 65535
-    first = tl.min(tl.where(b_first < b_end, b_first, 65535), 0)
-    end = tl.max(tl.where(b_first < b_end, b_end, 0), 0)
+    first = 65535
+    end = 0
+    for k in tl.static_range(BM // QUARTER):
+        o_q = row // QUARTER + k
+        o_w = o_q // (UNIT // QUARTER) * UNIT + WITHIN + o_q % (UNIT // QUARTER)
+        whole = tl.load(p_record + o_w, mask=o_q * QUARTER < P_a, other=0.0)
+        whole = whole.to(tl.int32, bitcast=True)
+        some = (whole & 65535) < ((whole >> 16) & 65535)
+        first = tl.minimum(first, tl.where(some, whole & 65535, 65535))
+        end = tl.maximum(end, tl.where(some, (whole >> 16) & 65535, 0))
     return first, tl.where(end == 65535, 2**25, end)
 
 
@@ -322,19 +326,41 @@ def products(
         for k in range(BK, D, BK):
             b_zk = channels(p_c, j * BN, m_n, k, BN, BK, D, MASKED)
             b_s = dot(channels(p_a, row, m_m, k, BM, BK, D, True), tl.trans(b_zk), b_s, PREC)
+    elif DP == BK:  # rows are then loaded once, before the loop over tiles
+        b_s = product_of_planes(p_a, p_c, plane, row, m_m, j, 0, b_s, DP, BM, BN, BK, PLANES)
     else:
         for k in range(0, DP, BK):
-            b_ah = channels(p_a, row, m_m, k, BM, BK, DP, True)
-            b_am = channels(p_a + plane, row, m_m, k, BM, BK, DP, True)
-            b_ch = tl.trans(channels(p_c, j * BN, m_n, k, BN, BK, DP, False))
-            b_cm = tl.trans(channels(p_c + plane, j * BN, m_n, k, BN, BK, DP, False))
-            b_al = b_ah
-            b_cl = b_ch
-            if PLANES == 3:
-                b_al = channels(p_a + 2 * plane, row, m_m, k, BM, BK, DP, True)
-                b_cl = tl.trans(channels(p_c + 2 * plane, j * BN, m_n, k, BN, BK, DP, False))
-            b_s = add_product(b_ah, b_am, b_al, b_ch, b_cm, b_cl, b_s, PLANES)
+            b_s = product_of_planes(p_a, p_c, plane, row, m_m, j, k, b_s, DP, BM, BN, BK, PLANES)
     return b_s, b_zc
+
+
+@triton.jit
+def product_of_planes(
+    p_a,
+    p_c,
+    plane,
+    row,
+    m_m,
+    j,
+    k,
+    b_s,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PLANES: tl.constexpr,
+):
+    """b_s and what channels k to k + BK add to it."""
+    b_ah = channels(p_a, row, m_m, k, BM, BK, DP, True)
+    b_am = channels(p_a + plane, row, m_m, k, BM, BK, DP, True)
+    b_ch = tl.trans(channels(p_c, j * BN, m_m, k, BN, BK, DP, False))
+    b_cm = tl.trans(channels(p_c + plane, j * BN, m_m, k, BN, BK, DP, False))
+    b_al = b_ah
+    b_cl = b_ch
+    if PLANES == 3:
+        b_al = channels(p_a + 2 * plane, row, m_m, k, BM, BK, DP, True)
+        b_cl = tl.trans(channels(p_c + 2 * plane, j * BN, m_m, k, BN, BK, DP, False))
+    return add_product(b_ah, b_am, b_al, b_ch, b_cm, b_cl, b_s, PLANES)
 
 
 @triton.jit

@@ -18,7 +18,16 @@ NEGATIVES = ("more", "more_grad")
 
 
 def scl_job(
-    kernel, precision, d, arch, *, mode="shift", valid="mask", reduction="paper", more=False
+    kernel,
+    precision,
+    d,
+    arch,
+    *,
+    mode="shift",
+    valid="mask",
+    reduction="paper",
+    long=False,
+    more=False,
 ):
     """``mode``: "shift", "online" or "raw" (online, not normalised). The default of ``valid`` is
     the kind that needs most registers."""
@@ -27,7 +36,7 @@ def scl_job(
     from fastseq.ops.scl.triton import PLANES, tiles
 
     dtype, dot = PRECISIONS[precision]
-    tile, planes = tiles(kernel, d, precision, mode != "shift", arch), PLANES[precision]
+    tile, planes = tiles(kernel, d, precision, mode != "shift", arch, long), PLANES[precision]
     z = "*" + dtype
     v = {"mask": "*i1", "lengths": "*i64", None: None}[valid]
     ints = ["N", "T1", "T2"]
@@ -108,6 +117,7 @@ def core_cases():
     # Adding up takes no register from the loops: what is tightest, and what most calls are.
     kinds = [{"reduction": reduction} for reduction in ("none", "mean", "sum")]
     kinds += [{"reduction": r, "valid": None} for r in ("mean", "paper")]
+    kinds += [{"long": True}, {"long": True, "valid": None}]
     return cases + [("stats", "bf16", 128, 90, kind) for kind in kinds]
 
 
@@ -139,12 +149,13 @@ def all_cases():
 def name(kernel, precision, d, arch, kinds):
     if kernel in NEGATIVES:
         return " ".join((kernel, precision, f"D{d}", f"sm_{arch}", kinds.get("mode", "shift")))
-    kinds = {"mode": "shift", "valid": "mask", "reduction": "paper"} | kinds
+    kinds = {"mode": "shift", "valid": "mask", "reduction": "paper", "long": False} | kinds
     if kinds.pop("more", False):
         kinds["more"] = "more"
     if kinds["reduction"] == "paper":
         kinds.pop("reduction")
-    return " ".join(map(str, (kernel, precision, f"D{d}", f"sm_{arch}", *kinds.values())))
+    kinds["long"] = "long" if kinds["long"] else ""
+    return " ".join(map(str, (kernel, precision, f"D{d}", f"sm_{arch}", *kinds.values()))).strip()
 
 
 TABLE = Table("scl_resources.json", scl_job, name, core_cases())

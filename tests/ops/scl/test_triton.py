@@ -135,6 +135,32 @@ def test_channel_steps_and_chunks(monkeypatch, kernel_tiles):
     check(z1, z2, normalize=False, temperature=8.0)
 
 
+def test_rows_of_two_units(monkeypatch):
+    """Tiles of 128 rows, as long sequences have: times are relative to a unit of 64 frames, of
+    which the first may have no real frame."""
+    tile = scl_triton.Tiles(128, 64, 16, 16, 4, 1)
+    monkeypatch.setattr(scl_triton, "tiles", lambda *_: tile)
+    z1, z2 = randn(2, 150, 16), randn(2, 200, 16, seed=1)
+    t1, t2 = torch.arange(150) * 2 + 10**12, torch.arange(200) * 3 + 10**12 - 100
+    valid1 = torch.ones(2, 150, dtype=torch.bool)
+    valid1[0, :70] = False
+    check(z1, z2, t1, t2, valid1=valid1)
+    check(z1, z2, lengths1=[20, 150], lengths2=[200, 65])
+
+
+def test_nan_in_a_real_timestamp_is_not_hidden():
+    """Its video is NaN, the other one as without it; in padding it does not matter."""
+    z1, z2, t = randn(2, 40, 8), randn(2, 40, 8, seed=1), torch.arange(40.0).expand(2, 40).clone()
+    kwargs = {"lengths1": [30, 40], "reduction": "none"}
+    clean = run(z1, z2, t, t, **kwargs)[0]
+    for frame in (3, 35):
+        bad = t.clone()
+        bad[0, frame] = math.nan
+        got = run(z1, z2, bad, t, **kwargs)[0]
+        assert got[0].isnan() == (frame == 3)
+        assert got[1] == clean[1]
+
+
 @pytest.mark.parametrize("temperature", [1e-3, 0.02, 0.025, 0.03, 0.1, 1.0, 10.0])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_temperature(temperature, normalize):
