@@ -31,13 +31,22 @@ CONSTANT_SHIFT_FROM = 0.025
 
 
 @lru_cache
-def tiles(kernel: str, d: int, operands: str, online: bool, arch: int, long: bool = False) -> Tiles:
+def tiles(
+    kernel: str,
+    d: int,
+    operands: str,
+    online: bool,
+    arch: int,
+    long: bool = False,
+    masked: bool = False,
+) -> Tiles:
     """The configuration of "stats" or "grad" for "bf16", "fp16", "tf32" or "tf32x3" operands.
 
     ``online``: with a running maximum. ``long``: from LONG frames on, counted with padding: rows
-    enough for large tiles on every multiprocessor. Nothing else may depend on N or T: a sequence
-    gives the same bits alone and in a batch of the same padding. Chosen so that nothing spills
-    (tests/data/scl_resources.json) and to fit the 99 kB of shared memory of sm_86 and sm_89.
+    enough for large tiles on every multiprocessor. ``masked``: by a mask. Nothing else may depend
+    on N or T: a sequence gives the same bits alone and in a batch of the same padding. Chosen so
+    that nothing spills (tests/data/scl_resources.json) and to fit the 99 kB of shared memory of
+    sm_86 and sm_89.
     """
     padded = max(16, triton.next_power_of_2(d))
     half = operands in ("bf16", "fp16")
@@ -52,7 +61,7 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int, long: boo
             if 100 <= arch < 120:
                 return Tiles(64, 64, padded, padded, 8, 2)
             if arch == 90 and not online:
-                if long:
+                if long and not masked:
                     return Tiles(128, 64, padded, padded, 8, 3, 128)
                 return Tiles(64, 32, padded, padded, 4, 3, 168)
             return Tiles(64, 32, padded, padded, 4, 3 if arch == 90 else 2)
@@ -72,8 +81,14 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int, long: boo
             return Tiles(64, 64, 128, 128, 8, 2)
         return Tiles(32, 32, 256 if padded == 256 else 128, 256, 8, 2)
     if arch == 90:
-        return Tiles(64, 32, step, min(128, padded), 4, 2, 255)
+        return Tiles(64, 32, step, min(64 if masked else 128, padded), 4, 2, 255)
     return Tiles(64, 32, step, min(64, padded), 4, 2, 255)
+
+
+def parts(arch: int) -> int:
+    """Of a row's sums, see partial_sums(). sm_100's tensor memory gives a thread whole rows, and
+    Triton 3.7 does not compile more parts for it."""
+    return 1 if 100 <= arch < 120 else 8
 
 
 def forward(
@@ -196,8 +211,10 @@ def _choose(
 ) -> Kernels:
     wide, planes = max(16, triton.next_power_of_2(d)), PLANES[operands]
     shared = {"D": d, "DP": wide, "PLANES": planes, "MASK": masked}
-    both = shared | {"ONLINE": online, "PREC": precision}
-    stats, grad = (tiles(kernel, d, operands, online, arch, long) for kernel in ("stats", "grad"))
+    both = shared | {"ONLINE": online, "PREC": precision, "PARTS": parts(arch)}
+    stats, grad = (
+        tiles(kernel, d, operands, online, arch, long, masked) for kernel in ("stats", "grad")
+    )
     return Kernels(
         launch.Kernel(scl_prepare_kernel, **shared, NORM=normalize, BK=min(wide, 128), num_warps=4),
         launch.Kernel(scl_stats_kernel, **both, **_tile(stats), KL=kl, REDUCTION=reduction),

@@ -73,6 +73,7 @@ def scl_stats_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    PARTS: tl.constexpr,
     PLANES: tl.constexpr,
     ONLINE: tl.constexpr,
     KL: tl.constexpr,
@@ -116,9 +117,9 @@ def scl_stats_kernel(
     shift = scale * (0.0 if ONLINE else 1.0)
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_ref = tl.zeros([BM], tl.float32) + shift
-    b_r = tl.zeros([BM, 8], tl.float32)
-    b_n = tl.zeros([BM, 8], tl.float32)
-    b_p = tl.zeros([BM, 8], tl.float32)
+    b_r = tl.zeros([BM, PARTS], tl.float32)
+    b_n = tl.zeros([BM, PARTS], tl.float32)
+    b_p = tl.zeros([BM, PARTS], tl.float32)
     # Added to exponents of targets: their largest is then 0 where views overlap. A row whose
     # nearest frame is far needs another number, with which the tiles within reach are gone through
     # once more. Whole numbers, so that these sums are exact.
@@ -141,7 +142,7 @@ def scl_stats_kernel(
             )
             b_x = b_s * (b_xa[:, None] * b_fc[None, :])
             b_e = b_x + tl.where(b_fc == 0, float("-inf"), -shift)[None, :]
-            b_max, b_shift, b_r = denominators(b_e, b_max, b_r, ONLINE)
+            b_max, b_shift, b_r = denominators(b_e, b_max, b_r, ONLINE, PARTS)
             if ONLINE:
                 b_p += (b_shift - b_ref)[:, None] * b_n
                 b_ref = b_shift
@@ -150,7 +151,7 @@ def scl_stats_kernel(
             b_q = b_ref[:, None] - b_x
             if KL:
                 b_q += b_h
-            b_wq, b_w = two_partial_sums(b_w * b_q, b_w)
+            b_wq, b_w = two_partial_sums(b_w * b_q, b_w, PARTS)
             b_p += b_wq
             b_n += b_w
         b_sum = tl.sum(b_n, 1)
@@ -161,9 +162,9 @@ def scl_stats_kernel(
         if some:
             b_far = tl.where(b_sum < FARTHEST, BEYOND, -32.0 - tl.floor(tl.log2(b_sum)))
             b_more = tl.where(m_far, b_far, -32.0)
-            b_r = tl.zeros([BM, 8], tl.float32)
-            b_n = tl.zeros([BM, 8], tl.float32)
-            b_p = tl.zeros([BM, 8], tl.float32)
+            b_r = tl.zeros([BM, PARTS], tl.float32)
+            b_n = tl.zeros([BM, PARTS], tl.float32)
+            b_p = tl.zeros([BM, PARTS], tl.float32)
             if ONLINE:
                 b_max = tl.full([BM], float("-inf"), tl.float32)
                 b_ref = tl.zeros([BM], tl.float32)
@@ -182,7 +183,7 @@ def scl_stats_kernel(
             b_e += tl.where(b_fc == 0, float("-inf"), -shift)[None, :]
         else:
             b_e -= shift
-        b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE)
+        b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE, PARTS)
 
     # A row with nothing within reach: no loss, and statistics that make its gradient exactly 0.
     b_r = tl.sum(b_r, 1)
@@ -277,6 +278,7 @@ def scl_grad_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
+    PARTS: tl.constexpr,
     PLANES: tl.constexpr,
     NORM: tl.constexpr,
     ONLINE: tl.constexpr,
@@ -338,7 +340,7 @@ def scl_grad_kernel(
     to_fp16 = FP16_SCALE / most
 
     b_acc = tl.zeros([BM, BD], tl.float32)
-    b_along = tl.zeros([BM, 8], tl.float32)
+    b_along = tl.zeros([BM, PARTS], tl.float32)
     for CAREFUL in tl.static_range(1, -1, -1):
         for k in range(0, careful if CAREFUL else plain):
             j = tile_index(k, first, near, n_c // BN, inside, CAREFUL)
@@ -369,7 +371,7 @@ def scl_grad_kernel(
                 b_g -= tl.exp2(b_h) * (b_na[:, None] + b_nc[None, :])
 
             if NORM and BD < D:  # else of the sum itself, in the end
-                b_along += partial_sums(b_g * b_x)
+                b_along += partial_sums(b_g * b_x, PARTS)
             if FP16:
                 b_fc = tl.minimum(b_fc, most) * to_fp16
             b_g *= b_fc[None, :]

@@ -246,7 +246,7 @@ def scl_more_kernel(
         b_yc = tl.load(p_y + o_n)
         b_s, _ = products(p_z, b_za, row, first, G, P, BM, BN, BK, PLANES, UNROLL)
         b_e = b_s * (b_xa[:, None] * b_xc[None, :]) + b_yc[None, :]
-        b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE)
+        b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE, 8)
     kept = padded(T1) + padded(T2)
     p_out = p_more + i_n * kept + tl.where(i_d == 0, 0, padded(T1)) + o_m
     tl.store(p_out, tl.sum(b_r, 1), mask=m_m)
@@ -324,7 +324,7 @@ def scl_more_grad_kernel(
         if PLANES == 0:
             b_g = b_g.to(b_za.dtype)
         if NORM and CHUNKS > 1:
-            b_along += partial_sums(b_g.to(tl.float32) * b_s)
+            b_along += partial_sums(b_g.to(tl.float32) * b_s, 8)
         if PLANES == 0:
             if BK < P:
                 b_zc = places(p_z, first, chunk, P, BN, BD)

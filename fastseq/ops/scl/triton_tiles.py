@@ -227,33 +227,42 @@ def exponents(b_d, gauss, reach):
 
 
 @triton.jit
-def partial_sums(b_x):
-    """Of each row of a tile, as [rows, 8]: what a thread holds of tensor cores' results, so that
-    nothing crosses threads before the end. Add up the rest once."""
+def partial_sums(b_x, PARTS: tl.constexpr):
+    """Of each row of a tile, as [rows, PARTS]: with 8, of what a thread holds of tensor cores'
+    results, so that nothing crosses threads before the end. Add up the rest once."""
     ROWS: tl.constexpr = b_x.shape[0]
-    return tl.sum(tl.reshape(b_x, [ROWS, b_x.shape[1] // 8, 8]), 1)
+    if PARTS == 1:
+        b_sums = tl.sum(b_x, 1)[:, None]
+    else:
+        b_sums = tl.sum(tl.reshape(b_x, [ROWS, b_x.shape[1] // PARTS, PARTS]), 1)
+    return b_sums
 
 
 @triton.jit
-def two_partial_sums(b_x, b_y):
+def two_partial_sums(b_x, b_y, PARTS: tl.constexpr):
     """partial_sums of both at once: then both are computed in the layout of the first."""
     ROWS: tl.constexpr = b_x.shape[0]
-    b_xy = tl.reshape(tl.join(b_x, b_y), [ROWS, b_x.shape[1] // 8, 8, 2])
-    return tl.split(tl.sum(b_xy, 1))
+    if PARTS == 1:
+        b_x = partial_sums(b_x, PARTS)
+        b_y = partial_sums(b_y, PARTS)
+    else:
+        b_xy = tl.reshape(tl.join(b_x, b_y), [ROWS, b_x.shape[1] // PARTS, PARTS, 2])
+        b_x, b_y = tl.split(tl.sum(b_xy, 1))
+    return b_x, b_y
 
 
 @triton.jit
-def denominators(b_e, b_max, b_r, ONLINE: tl.constexpr):
+def denominators(b_e, b_max, b_r, ONLINE: tl.constexpr, PARTS: tl.constexpr):
     """Largest exponents so far, what sums are relative to, and sums of exponentials with a tile."""
     b_shift = b_max
     if ONLINE:
         b_new = tl.maximum(b_max, tl.max(b_e, 1))
         b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
         b_r *= tl.exp2(b_max - b_shift)[:, None]
-        b_r += partial_sums(tl.exp2(b_e - b_shift[:, None]))
+        b_r += partial_sums(tl.exp2(b_e - b_shift[:, None]), PARTS)
         b_max = b_new
     else:
-        b_r += partial_sums(tl.exp2(b_e))
+        b_r += partial_sums(tl.exp2(b_e), PARTS)
     return b_max, b_shift, b_r
 
 

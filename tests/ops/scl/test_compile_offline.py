@@ -33,10 +33,11 @@ def scl_job(
     the kind that needs most registers."""
     if kernel in NEGATIVES:
         return negatives_job(kernel, precision, d, arch, mode)
-    from fastseq.ops.scl.triton import PLANES, tiles
+    from fastseq.ops.scl.triton import PLANES, parts, tiles
 
     dtype, dot = PRECISIONS[precision]
-    tile, planes = tiles(kernel, d, precision, mode != "shift", arch, long), PLANES[precision]
+    online, masked = mode != "shift", valid == "mask"
+    tile, planes = tiles(kernel, d, precision, online, arch, long, masked), PLANES[precision]
     z = "*" + dtype
     v = {"mask": "*i1", "lengths": "*i64", None: None}[valid]
     ints = ["N", "T1", "T2"]
@@ -47,8 +48,9 @@ def scl_job(
         "BM": tile.rows,
         "BN": tile.columns,
         "BK": tile.step,
-        "ONLINE": mode != "shift",
-        "MASK": valid == "mask",
+        "PARTS": parts(arch),
+        "ONLINE": online,
+        "MASK": masked,
         "PREC": dot,
     }
     args = dict(zip(("p_z1", "p_z2", "p_v1", "p_v2"), (z, z, v, v), strict=True))
@@ -111,13 +113,14 @@ def negatives_job(kernel, precision, d, arch, mode):
 
 def core_cases():
     cases = [("grad", p, 128, 90, {}) for p in PRECISIONS]
+    cases += [("grad", p, 128, 90, {"valid": None}) for p in PRECISIONS]
     cases += [("stats", p, 128, 90, {}) for p in ("bf16", "tf32", "tf32x3")]
     cases += [(k, "bf16", 128, a, {}) for k in ("stats", "grad") for a in (80, 100)]
     cases += [(k, p, 128, 90, {}) for k in NEGATIVES for p in ("bf16", "tf32x3")]
     # Adding up takes no register from the loops: what is tightest, and what most calls are.
     kinds = [{"reduction": reduction} for reduction in ("none", "mean", "sum")]
     kinds += [{"reduction": r, "valid": None} for r in ("mean", "paper")]
-    kinds += [{"long": True}, {"long": True, "valid": None}]
+    kinds += [{"long": True, "valid": v} for v in (None, "lengths")]
     return cases + [("stats", "bf16", 128, 90, kind) for kind in kinds]
 
 
