@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ TRITON_OPS = ("scl", "contrastive_idm", "tcc", "queue_nce")
 OPS = (*TRITON_OPS, "soft_dtw")
 # Options of the public function under which other code is compiled; the first is the default.
 MODES: dict[str, dict[str, dict[str, Any]]] = {
-    "scl": {"shift": {}, "online": {"temperature": 0.02}},
+    "scl": {"shift": {}, "online": {"temperature": 0.02}, "batch": {"negatives": "batch"}},
     "contrastive_idm": {"squared": {}, "direct": {"distance": "euclidean"}},
     "tcc": {"variance": {}, "classification": {"loss_type": "classification"}},
     "queue_nce": {"": {}},
@@ -139,22 +139,24 @@ def _tiles(job: Job):
         return
     from fastseq.ops.common import launch
 
-    module = importlib.import_module(f"fastseq.ops.{job.op}.triton")
-    chosen = module.tiles
-
-    def changed(*args, **kwargs):
+    def changed(chosen, *args, **kwargs):
         tile = chosen(*args, **kwargs)
         # queue_nce's one kernel with tiles goes without its name.
         if isinstance(args[0], str) and job.kernel not in ("", args[0]):
             return tile
         return tile._replace(**dict(job.tiles))
 
-    module.tiles = changed
+    names = ["triton", *(["triton_negatives"] if job.op == "scl" else [])]
+    modules = [importlib.import_module(f"fastseq.ops.{job.op}.{name}") for name in names]
+    before = [module.tiles for module in modules]
+    for module in modules:
+        module.tiles = partial(changed, module.tiles)
     launch.clear()
     try:
         yield
     finally:
-        module.tiles = chosen
+        for module, chosen in zip(modules, before, strict=True):
+            module.tiles = chosen
         launch.clear()
 
 

@@ -56,6 +56,39 @@ def test_error_is_that_of_plain_torch(shape, dtype):
     check_error(*args, loss_and_grads(*args))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("negatives", ["video", "batch"])
+@pytest.mark.parametrize("shape", [(4, 240, 128), (3, 333, 200)])
+@pytest.mark.parametrize("temperature", [0.1, 0.02])
+def test_other_negatives(shape, negatives, dtype, temperature):
+    """The peer is the dense definition, in float32 after inputs in ``dtype``."""
+    z1, z2, t1, t2 = inputs(*shape, DTYPES[dtype])
+    kwargs = {"negatives": negatives, "temperature": temperature}
+    got = loss_and_grads(z1, z2, t1, t2, **kwargs)
+    peer = loss_and_grads(z1, z2, t1, t2, backend="reference", **kwargs)
+    truth = loss_and_grads(z1.double(), z2.double(), t1, t2, backend="reference", **kwargs)
+    as_accurate_as(got[0], peer[0], truth[0], floor=None if dtype == "fp32" else 1e-4)
+    as_accurate_as(got[1:], peer[1:], truth[1:], what=("dz1", "dz2"))
+
+
+def test_other_negatives_are_served_by_triton():
+    for negatives in ("video", "batch"):
+        args = inputs(2, 100, 64, torch.bfloat16)
+        got, want = (
+            loss_and_grads(*args, negatives=negatives, backend=name) for name in ("auto", "triton")
+        )
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_other_negatives_large():
+    z1, z2, t1, t2 = inputs(8, 2048, 128, torch.bfloat16)
+    got = loss_and_grads(z1, z2, t1, t2, negatives="batch")
+    want = loss_and_grads(z1.float(), z2.float(), t1, t2, backend="torch", negatives="batch")
+    assert relative(got[0], want[0]) <= 1e-4
+    for a, b in zip(got[1:], want[1:], strict=True):
+        assert relative(a, b) <= torch.finfo(torch.bfloat16).eps
+
+
 @pytest.mark.parametrize("shape", [(4, 4096, 128), (1, 16384, 128)])
 def test_large(shape):
     """Against the blockwise backend in fp32: float64 does not fit here. Two roundings of halves,
@@ -82,34 +115,39 @@ def test_fp32_follows_torch(precision):
         assert relative(a, b) <= (1e-5 if precision == "highest" else 2e-3)
 
 
+@pytest.mark.parametrize("negatives", ["cross", "video", "batch"])
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
-def test_same_bits_twenty_times(temperature):
+def test_same_bits_twenty_times(temperature, negatives):
     z1, z2, t1, t2 = inputs(4, 1000, 128, torch.bfloat16)
-    first = loss_and_grads(z1, z2, t1, t2, temperature=temperature)
+    kwargs = {"temperature": temperature, "negatives": negatives}
+    first = loss_and_grads(z1, z2, t1, t2, **kwargs)
     for _ in range(20):
-        again = loss_and_grads(z1, z2, t1, t2, temperature=temperature)
+        again = loss_and_grads(z1, z2, t1, t2, **kwargs)
         assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
-    kwargs = {"temperature": temperature, "reduction": "none"}
+    if negatives == "batch":  # alone there is none
+        return
+    kwargs["reduction"] = "none"
     batch = loss_and_grads(z1, z2, t1, t2, **kwargs)
     alone = loss_and_grads(z1[2:3], z2[2:3], t1[2:3], t2[2:3], **kwargs)
     assert all(torch.equal(a[0], b[2]) for a, b in zip(alone, batch, strict=True))
 
 
-def test_graph_replays_new_values():
+@pytest.mark.parametrize("negatives", ["cross", "batch"])
+def test_graph_replays_new_values(negatives):
     z1, z2, t1, t2 = inputs(2, 300, 128, torch.bfloat16)
     lengths = torch.tensor([300, 200], device="cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # compiles outside the capture
-        loss_and_grads(z1, z2, t1, t2, lengths1=lengths)
+        loss_and_grads(z1, z2, t1, t2, lengths1=lengths, negatives=negatives)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = loss_and_grads(z1, z2, t1, t2, lengths1=lengths)
+        got = loss_and_grads(z1, z2, t1, t2, lengths1=lengths, negatives=negatives)
     z1.copy_(torch.randn_like(z1))
     lengths.copy_(torch.tensor([7, 299]))
     graph.replay()
-    want = loss_and_grads(z1, z2, t1, t2, lengths1=lengths)
+    want = loss_and_grads(z1, z2, t1, t2, lengths1=lengths, negatives=negatives)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
@@ -119,6 +157,7 @@ def test_host_never_waits(reduction):
     lengths = torch.tensor([300, 200], device="cuda")
     valid = torch.rand(2, 300, device="cuda") < 0.8
     calls = ({"lengths1": lengths}, {"valid1": valid, "lengths2": lengths})
+    calls = *calls, *({"negatives": kind, **calls[1]} for kind in ("video", "batch"))
     for kwargs in calls:
         loss_and_grads(z1, z2, t1, t2, reduction=reduction, **kwargs)
     torch.cuda.set_sync_debug_mode("error")
@@ -154,15 +193,18 @@ def test_second_device():
     assert all(torch.equal(a.to("cuda:0"), b) for a, b in zip(got, want, strict=True))
 
 
-def test_memory_is_linear():
-    z1, z2, t1, t2 = inputs(1, 65536, 128, torch.bfloat16)
+@pytest.mark.parametrize("negatives", ["cross", "batch"])
+def test_memory_is_linear(negatives):
+    """65536 frames a view; what negatives add is their frames once and one gradient in float32."""
+    videos = 1 if negatives == "cross" else 4
+    z1, z2, t1, t2 = inputs(videos, 65536 // videos, 128, torch.bfloat16)
     z1.requires_grad_()
     z2.requires_grad_()
-    loss_and_grads(z1[:, :64], z2[:, :64], t1[:, :64], t2[:, :64])
+    loss_and_grads(z1[:, :64], z2[:, :64], t1[:, :64], t2[:, :64], negatives=negatives)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    fastseq.scl_loss(z1, z2, t1, t2, backend="triton").backward()
+    fastseq.scl_loss(z1, z2, t1, t2, backend="triton", negatives=negatives).backward()
     torch.cuda.synchronize()
     gradients = z1.grad.nbytes + z2.grad.nbytes
     assert torch.cuda.max_memory_allocated() - before - gradients < 200e6

@@ -114,13 +114,9 @@ def choose_triton_or_torch(
     requested: str,
     device_type: str,
     dtype: torch.dtype,
-    no_kernel: str | None = None,
 ) -> tuple[str, str]:
-    """`choose_backend` for an op with the backends triton, torch and reference.
-
-    ``no_kernel``: why Triton has no kernel for the call, where the op knows of a reason.
-    """
-    triton = {"triton": no_kernel or _why_not_triton(device_type, dtype)}
+    """`choose_backend` for an op with the backends triton, torch and reference."""
+    triton = {"triton": _why_not_triton(device_type, dtype)}
     torch_first = {"torch": None, "reference": None}
     # On the CPU Triton only has its interpreter, which is there for tests that ask for it.
     why_not = triton | torch_first if device_type == "cuda" else torch_first | triton

@@ -61,7 +61,7 @@ def scl_loss(
             that divided by the number of real frames of both views in the batch (released code);
             "paper": L1 + L2 with each view's own mean (eq. 3), averaged over videos that have a
             real frame: twice the gradient of "mean" when all lengths are equal.
-        backend: "auto", "triton" (NVIDIA GPU, negatives="cross"), "torch" (blockwise, any device)
+        backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device)
             or "reference" (dense; the only one that can be differentiated twice).
 
     Returns:
@@ -102,21 +102,16 @@ def scl_loss(
         prepare_valid("scl_loss", "1", lengths1, valid1, n, frames1, device),
         prepare_valid("scl_loss", "2", lengths2, valid2, n, frames2, device),
     )
-    name, _ = resolve_backend(backend, device.type, z1.dtype, negatives)
+    name, _ = resolve_backend(backend, device.type, z1.dtype)
     loss = FUSED(name, opts, z1, z2, *times, *valid)
     return loss[0] if unbatched and reduction == "none" else loss
 
 
 @constant_under_compile
-def resolve_backend(
-    requested: str, device_type: str, dtype: torch.dtype, negatives: str
-) -> tuple[str, str]:
+def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     """The backend that serves such a call, and why. Reads nothing but its arguments and the
     environment."""
-    no_kernel = None
-    if negatives != "cross":
-        no_kernel = f"no kernel for negatives={negatives!r} yet; to fix: backend='torch'"
-    return choose_triton_or_torch("scl_loss", requested, device_type, dtype, no_kernel)
+    return choose_triton_or_torch("scl_loss", requested, device_type, dtype)
 
 
 def _shapes(z1, z2, t1, t2, valid1, valid2, backend: str, opts: SCLOptions, needs):

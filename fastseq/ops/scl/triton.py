@@ -15,6 +15,7 @@ from torch import Tensor
 from fastseq.ops.common import launch
 from fastseq.ops.common.launch import Tiles
 from fastseq.ops.common.lengths import valid_mask
+from fastseq.ops.scl import triton_negatives as negatives
 from fastseq.ops.scl.options import ROWS, UNIT, SCLOptions, padded, reach
 from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_stats_kernel
 from fastseq.ops.scl.triton_prepare import scl_prepare_kernel
@@ -122,9 +123,10 @@ def forward(
         (z1, z2, t1, t2, valid1, valid2, stats, planes),
         (n, frames1, frames2, _stride(t1), _stride(t2), scales[0]),
     )
+    more = negatives.denominators(z1, z2, stats, _online(opts), scales[0], opts)
     kernels.stats(
         2 * n * blocks,
-        (z1, z2, valid1, valid2, planes, stats, part, loss, coef, launch.ticket(z1)),
+        (z1, z2, valid1, valid2, planes, stats, part, loss, coef, launch.ticket(z1), more),
         (n, frames1, frames2, *scales),
     )
     return loss, stats, coef
@@ -162,10 +164,13 @@ def backward(
     blocks = launch.cdiv(max(frames1, frames2), kernels.grad_rows)
     directions = need1 + need2
     out = dz1 if need1 else dz2, dz2 if need2 else dz1
+    which = 0 if need1 else 1, directions
+    kind = _online(opts), scales[0], opts, *which
+    more = negatives.gradients(grad_out, z1, z2, stats, coef, *kind)
     kernels.grad(
         kernels.chunks * directions * n * blocks,
-        (z1, z2, valid1, valid2, planes, stats, coef, grad_out, *out),
-        (n, frames1, frames2, _stride(grad_out), 0 if need1 else 1, directions, *scales),
+        (z1, z2, valid1, valid2, planes, stats, coef, grad_out, *out, more),
+        (n, frames1, frames2, _stride(grad_out), *which, *scales),
     )
     return dz1, dz2
 

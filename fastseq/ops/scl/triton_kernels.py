@@ -45,6 +45,7 @@ from fastseq.ops.scl.triton_tiles import (
     tiles_of,
     two_partial_sums,
     valid,
+    with_more,
 )
 
 
@@ -60,6 +61,7 @@ def scl_stats_kernel(
     p_loss,  # [N] or []
     p_coef,  # [2, N]: weights of the directions
     p_ticket,  # 0, and 0 again in the end
+    p_more,  # of scl_more_kernel: what R has besides, or None
     N,
     T1,
     T2,
@@ -185,6 +187,8 @@ def scl_stats_kernel(
 
     # A row with nothing within reach: no loss, and statistics that make its gradient exactly 0.
     b_r = tl.sum(b_r, 1)
+    if p_more is not None:
+        b_max, b_r = with_more(p_more + at_a + o_m, stride, m_m, b_max, b_r, ONLINE)
     b_n = tl.sum(b_n, 1)
     m_row = (b_xa != 0) & (b_n > 0)
     b_loss = tl.sum(b_p, 1) / b_n + tl.log2(b_r)
@@ -258,6 +262,7 @@ def scl_grad_kernel(
     p_grad,  # gradient of the loss, [N] with stride sg
     p_d1,  # [N, T1, D]
     p_d2,  # [N, T2, D]
+    p_more,  # [N, T1 + T2, D]: what gradients have besides, or None
     N,
     T1,
     T2,
@@ -402,6 +407,10 @@ def scl_grad_kernel(
     o_k = chunk + tl.arange(0, BD)
     p_out = p_d + (i_n * T_a + o_m)[:, None] * D + o_k[None, :]
     m_out = (o_m < T_a)[:, None] & (o_k < D)[None, :]
+    if p_more is not None:
+        o_row = i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
+        p_extra = p_more + o_row[:, None] * D + o_k[None, :]
+        b_acc += tl.load(p_extra, mask=m_m[:, None] & m_out, other=0.0)
     tl.store(p_out, tl.where(m_m[:, None], b_acc, 0.0).to(p_d1.dtype.element_ty), mask=m_out)
 
 

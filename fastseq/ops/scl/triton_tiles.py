@@ -293,6 +293,21 @@ def of_columns(p_x, j, BN: tl.constexpr):
 
 
 @triton.jit
+def with_more(p_more, stride, m_m, b_max, b_r, ONLINE: tl.constexpr):
+    """Largest exponents and sums of exponentials with those of columns summed elsewhere."""
+    b_more = tl.load(p_more, mask=m_m, other=0.0)
+    if ONLINE:
+        b_top = tl.load(p_more + stride, mask=m_m, other=float("-inf"))
+        b_new = tl.maximum(b_max, b_top)
+        b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
+        b_r = b_r * tl.exp2(b_max - b_shift) + b_more * tl.exp2(b_top - b_shift)
+        b_max = b_new
+    else:
+        b_r += b_more
+    return b_max, b_r
+
+
+@triton.jit
 def products(
     p_a,
     p_c,

@@ -14,13 +14,25 @@ from offline import ARCHS, PRECISIONS, Table, job
 pytestmark = [pytest.mark.compile, pytest.mark.process]
 
 MODULE = "fastseq.ops.scl.triton_kernels"
+NEGATIVES = ("more", "more_grad")
 
 
 def scl_job(
-    kernel, precision, d, arch, *, mode="shift", valid="mask", reduction="paper", long=False
+    kernel,
+    precision,
+    d,
+    arch,
+    *,
+    mode="shift",
+    valid="mask",
+    reduction="paper",
+    long=False,
+    more=False,
 ):
     """``mode``: "shift", "online" or "raw" (online, not normalised). The default of ``valid`` is
     the kind that needs most registers."""
+    if kernel in NEGATIVES:
+        return negatives_job(kernel, precision, d, arch, mode)
     from fastseq.ops.scl.triton import PLANES, parts, tiles
 
     dtype, dot = PRECISIONS[precision]
@@ -50,9 +62,45 @@ def scl_job(
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
         ints += ["sg", "first_direction", "directions"]
         constants |= {"BD": tile.channels, "NORM": mode != "raw"}
+    args["p_more"] = "*fp32" if more else None
     args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "gauss", "reach"), "fp32")
     return job(
         MODULE,
+        f"scl_{kernel}_kernel",
+        args,
+        constants,
+        arch,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=tile.registers,
+    )
+
+
+def negatives_job(kernel, precision, d, arch, mode):
+    """Of ``negatives="batch"``: "video" has simpler ranges of columns."""
+    from fastseq.ops.scl.triton_negatives import PLANES, tiles, unrolled
+
+    tile = tiles(kernel, d, precision, mode != "shift", arch)
+    step = max(tile.step, tile.channels)
+    constants = {
+        "P": -(-d // step) * step,
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "BK": tile.step,
+        "ONLINE": mode != "shift",
+        "BATCH": True,
+        "PLANES": PLANES[precision],
+        "UNROLL": kernel == "more" and unrolled(d, precision, arch),
+    }
+    args = {"p_z": "*fp16" if precision == "fp16" else "*bf16", "p_x": "*fp32", "p_y": "*fp32"}
+    ints = ["N", "T1", "T2", "L1", "L", "G"]
+    if kernel == "more_grad":
+        args["p_top"] = "*fp32"
+        ints += ["first_direction", "directions"]
+        constants |= {"D": d, "BD": tile.channels, "NORM": mode != "raw"}
+    args |= {"p_more": "*fp32"} | dict.fromkeys(ints, "i32") | {"scale": "fp32"}
+    return job(
+        MODULE.replace("triton_", "triton_negatives_"),
         f"scl_{kernel}_kernel",
         args,
         constants,
@@ -68,6 +116,7 @@ def core_cases():
     cases += [("grad", p, 128, 90, {"valid": None}) for p in PRECISIONS]
     cases += [("stats", p, 128, 90, {}) for p in ("bf16", "tf32", "tf32x3")]
     cases += [(k, "bf16", 128, a, {}) for k in ("stats", "grad") for a in (80, 100)]
+    cases += [(k, p, 128, 90, {}) for k in NEGATIVES for p in ("bf16", "tf32x3")]
     # Adding up takes no register from the loops: what is tightest, and what most calls are.
     kinds = [{"reduction": reduction} for reduction in ("none", "mean", "sum")]
     kinds += [{"reduction": r, "valid": None} for r in ("mean", "paper")]
@@ -86,6 +135,14 @@ def all_cases():
                 cases.append((kernel, precision, 128, arch, {"mode": "raw"}))
                 for valid in (None, "lengths"):
                     cases.append((kernel, precision, 128, arch, {"valid": valid}))
+            for kernel in NEGATIVES:
+                for d in (16, 32, 64, 128, 256, 512):
+                    for mode in ("shift", "online"):
+                        cases.append((kernel, precision, d, arch, {"mode": mode}))
+                cases.append((kernel, precision, 128, arch, {"mode": "raw"}))
+        for kernel in ("stats", "grad"):
+            for mode in ("shift", "online"):
+                cases.append((kernel, "bf16", 128, arch, {"mode": mode, "more": True}))
         # Not a power of two, not a multiple of 16 bytes.
         cases.append(("grad", "bf16", 200, arch, {}))
         cases.append(("grad", "tf32x3", 17, arch, {}))
@@ -93,7 +150,11 @@ def all_cases():
 
 
 def name(kernel, precision, d, arch, kinds):
+    if kernel in NEGATIVES:
+        return " ".join((kernel, precision, f"D{d}", f"sm_{arch}", kinds.get("mode", "shift")))
     kinds = {"mode": "shift", "valid": "mask", "reduction": "paper", "long": False} | kinds
+    if kinds.pop("more", False):
+        kinds["more"] = "more"
     if kinds["reduction"] == "paper":
         kinds.pop("reduction")
     kinds["long"] = "long" if kinds["long"] else ""
