@@ -127,10 +127,11 @@ def ceilings() -> None:
 
 
 def compile_part(part: int, of: int) -> None:
-    """Kernels of the plan into Triton's cache; a kernel is compiled for a D and dtype, not a T."""
+    """Kernels of the plan into Triton's cache; compiled for a D and dtype, not for each T."""
     kinds = dict.fromkeys((w.op, w.shape[2], w.precision) for w in plan() if w.op != "soft_dtw")
-    for op, d, precision in list(kinds)[part::of]:
-        case = problems.case(op, (*problems.TINY[op], d), precision)
+    tiny = [(op, (*shape, d), p) for op, d, p in kinds for shape in problems.TINY[op]]
+    for op, shape, precision in tiny[part::of]:
+        case = problems.case(op, shape, precision)
         try:
             with matmul_precision(case):
                 args = op_benchmark(op).inputs(case)
