@@ -289,7 +289,7 @@ def test_no_disassembler(monkeypatch, tmp_path):
 def test_shipped_covers_precisions_channels_and_modes():
     jobs = command.shipped(("scl", "soft_dtw"), 90)
     found = {(j.op, j.precision, j.channels, j.mode) for j in jobs}
-    assert len(found) == len(jobs) == 14
+    assert len(found) == len(jobs) == 18
     assert ("scl", "fp16", 64, "shift") in found
     assert ("scl", "tf32", 128, "online") in found
     (bf16,) = (j for j in jobs if j == Job("scl", "bf16", 128, "shift", 90, shapes=j.shapes))

@@ -146,7 +146,7 @@ def _tiles(job: Job):
             return tile
         return tile._replace(**dict(job.tiles))
 
-    names = ["triton", *(["triton_negatives"] if job.op == "scl" else [])]
+    names = ["triton", *(["negatives"] if job.op == "scl" else [])]
     modules = [importlib.import_module(f"fastseq.ops.{job.op}.{name}") for name in names]
     before = [module.tiles for module in modules]
     for module in modules:

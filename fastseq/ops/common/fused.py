@@ -48,8 +48,8 @@ class FusedLoss:
         differentiable: how many can have a gradient.
         options: the NamedTuple that backends get, of float, bool, str or int | None.
         reference: ``reference(*inputs, opts)``, the definition, which autograd differentiates.
-        kept: how many tensors a forward keeps for the backward, at most: it may leave out the last
-            ones. None: only the backend knows, and the value is (N,) in the inputs' dtype.
+        kept: how many tensors a forward keeps for the backward, those counted that are None in some
+            calls; None: only the backend knows, and the value is (N,) in the inputs' dtype.
         shapes: ``shapes(*inputs, backend, opts, needs)``: of the value and of each tensor that is
             kept, None for one that is not kept in such a call. All have the accumulator's dtype.
         forward_only: how many inputs, the last ones, ``backward`` does without: they may change as
@@ -198,7 +198,6 @@ def _operators(loss: FusedLoss, stem: str) -> tuple[Callable, Callable]:
             value, *kept = loss.forward(*call, *inputs)
         if loss.kept is None:
             return value, *pack(kept, value.device)
-        kept += [None] * (loss.kept - len(kept))
         return value, *(value.new_empty(0) if k is None else k for k in kept)
 
     @forward_op.register_fake
@@ -231,8 +230,6 @@ def _operators(loss: FusedLoss, stem: str) -> tuple[Callable, Callable]:
         kept = saved[loss.saved :]
         if loss.kept is None:
             kept = unpack(*kept)
-        while kept and kept[-1] is None:
-            kept = kept[:-1]
         grads = loss.backward(grad, *call, *loss.arrange(given), *constants, *kept)
         needs = call[-1]
         grads = [g if n else grad.new_empty(0) for g, n in zip(grads, needs, strict=True)]

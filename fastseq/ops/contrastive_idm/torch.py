@@ -26,7 +26,9 @@ ROUNDINGS = 16 * torch.finfo(torch.float32).eps
 DOUBTFUL_AT_ONCE = 4096
 
 
-def forward(z, t, lengths, windows, opts: CIDMOptions, needs) -> tuple[Tensor, ...]:
+def forward(
+    z, t, lengths, windows, opts: CIDMOptions, needs
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Loss, the coefficients (N,) of the reduction, and of a short call the slopes (N, T, T), the
     diagonal of which holds minus the sums of the rows."""
     p = _Problem(z, t, lengths, windows, opts)
@@ -47,16 +49,13 @@ def forward(z, t, lengths, windows, opts: CIDMOptions, needs) -> tuple[Tensor, .
     coef = coefficients(p.real, p.times, opts.reduction, p.z.dtype)
     loss = coef * sums.sum(1)
     loss = loss if opts.reduction == "none" else loss.sum()
-    if kept is None:
-        return loss, coef
-    diagonal = kept.diagonal(dim1=1, dim2=2)
-    diagonal -= kept.sum(2)
+    if kept is not None:
+        diagonal = kept.diagonal(dim1=1, dim2=2)
+        diagonal -= kept.sum(2)
     return loss, coef, kept
 
 
-def backward(
-    grad, z, t, lengths, windows, coef, kept=None, *, opts: CIDMOptions, needs
-) -> tuple[Tensor]:
+def backward(grad, z, t, lengths, windows, coef, kept, opts: CIDMOptions, needs) -> tuple[Tensor]:
     p = _Problem(z, t, lengths, windows, opts, times=kept is None)
     if kept is not None:
         dz = torch.bmm(kept, p.z - p.z[:, :1])

@@ -64,13 +64,13 @@ def forward(
     windows: Tensor | None,
     opts: CIDMOptions,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor]:
-    """Loss, and the coefficients (N,) of the reduction."""
+) -> tuple[Tensor, Tensor, None]:
+    """Loss, the coefficients (N,) of the reduction, and nothing of pairs."""
     n, frames, _ = z.shape
     fp32 = {"dtype": torch.float32, "device": z.device}
     shape = (n,) if opts.reduction == "none" else ()
     if n == 0 or frames == 0:
-        return torch.zeros(shape, **fp32), torch.zeros(n, **fp32)
+        return torch.zeros(shape, **fp32), torch.zeros(n, **fp32), None
     kernels = _kernels(z, opts)
     blocks = launch.cdiv(frames, kernels.rows)
     loss, coef = torch.empty(shape, **fp32), torch.empty(n, **fp32)
@@ -81,7 +81,7 @@ def forward(
         (z, *side, lengths, windows, part, loss, coef, launch.ticket(z)),
         (n, frames, opts.window, opts.margin),
     )
-    return loss, coef
+    return loss, coef, None
 
 
 def backward(
@@ -91,6 +91,7 @@ def backward(
     lengths: Tensor | None,
     windows: Tensor | None,
     coef: Tensor,
+    pairs: None,
     opts: CIDMOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor]:

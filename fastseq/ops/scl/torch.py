@@ -41,18 +41,15 @@ def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     coef = row_coefficients(p.m1, p.m2, opts.reduction, p.dtype)
     loss = coef[0] * rows[:, : p.frames1].sum(1) + coef[1] * rows[:, p.frames1 :].sum(1)
     loss = loss if opts.reduction == "none" else loss.sum()
-    if pairs is None:
-        return loss, stats, coef
-    slopes = _Slopes(p, lse, inv_sum, coef)
-    slopes.of_softmax_(pairs, slice(0, p.n), slice(0, p.frames1), exponentiated=p.bounded)
-    for seqs, rows, band, g in blocks:
-        slopes.less_targets_(pairs[seqs, rows], seqs, rows, band, g)
+    if pairs is not None:
+        slopes = _Slopes(p, lse, inv_sum, coef)
+        slopes.of_softmax_(pairs, slice(0, p.n), slice(0, p.frames1), exponentiated=p.bounded)
+        for seqs, rows, band, g in blocks:
+            slopes.less_targets_(pairs[seqs, rows], seqs, rows, band, g)
     return loss, stats, coef, pairs
 
 
-def backward(
-    grad, z1, z2, t1, t2, valid1, valid2, stats, coef, pairs=None, *, opts: SCLOptions, needs
-):
+def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, pairs, opts: SCLOptions, needs):
     """Gradients of z1 and z2 (None where not needed)."""
     need1, need2 = needs
     lse, inv_sum, inv_norm = stats

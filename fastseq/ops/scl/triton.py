@@ -15,7 +15,7 @@ from torch import Tensor
 from fastseq.ops.common import launch
 from fastseq.ops.common.launch import Tiles
 from fastseq.ops.common.lengths import valid_mask
-from fastseq.ops.scl import triton_negatives as negatives
+from fastseq.ops.scl import negatives
 from fastseq.ops.scl.options import ROWS, UNIT, SCLOptions, padded, reach
 from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_stats_kernel
 from fastseq.ops.scl.triton_prepare import scl_prepare_kernel
@@ -100,15 +100,15 @@ def forward(
     valid2: Tensor | None,
     opts: SCLOptions,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, statistics of the frames (6, N, padded) and direction weights (2, N)."""
+) -> tuple[Tensor, Tensor, Tensor, None]:
+    """Loss, statistics of the frames (6, N, padded), direction weights (2, N), nothing of pairs."""
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     fp32 = {"dtype": torch.float32, "device": z1.device}
     shape = (n,) if opts.reduction == "none" else ()
     frames = padded(frames1) + padded(frames2)
     if n == 0 or frames == 0:
         zeros = torch.zeros(shape, **fp32)
-        return zeros, torch.zeros(ROWS, n, frames, **fp32), torch.zeros(2, n, **fp32)
+        return zeros, torch.zeros(ROWS, n, frames, **fp32), torch.zeros(2, n, **fp32), None
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
     kernels = _kernels(z1, z2, masked, opts)
     blocks = launch.cdiv(padded(max(frames1, frames2)), kernels.rows)
@@ -129,7 +129,7 @@ def forward(
         (z1, z2, valid1, valid2, planes, stats, part, loss, coef, launch.ticket(z1), more),
         (n, frames1, frames2, *scales),
     )
-    return loss, stats, coef
+    return loss, stats, coef, None
 
 
 def backward(
@@ -142,6 +142,7 @@ def backward(
     valid2: Tensor | None,
     stats: Tensor,
     coef: Tensor,
+    pairs: None,
     opts: SCLOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:

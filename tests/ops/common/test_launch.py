@@ -112,10 +112,11 @@ def call(z1, t=None):
 with pretend.pretend(90):
     _, first = call(z)
     assert call(z) == ([], first)
-    # Another dtype, times that were not there: other machine code, looked up once.
+    # Another dtype, times that were not there: other machine code, looked up once. Times are read
+    # by the first kernel alone.
     for other in ((z.detach().float(),), (z, torch.arange(100)), (z, torch.arange(100.0))):
         found, code = call(*other)
-        assert found == BOTH and code != first
+        assert found == BOTH[: 3 - len(other)] and code != first
         assert call(*other) == ([], code)
     # Not at a multiple of 16 bytes: looked up each time, code without wide loads.
     shifted = fixed(2 * 100 * 32 + 1)[1:].view(2, 100, 32)
@@ -125,7 +126,7 @@ with pretend.pretend(90):
     assert call(z) == ([], first)
     # Integers beyond 32 bits.
     huge = torch.arange(100).as_strided((1, 100), (2**31, 1))
-    assert call(z[:1], huge)[0] == call(z[:1], huge)[0] == BOTH
+    assert call(z[:1], huge)[0] == call(z[:1], huge)[0] == BOTH[:1]
     # A profiler's hook is called, which only the public launcher does.
     from triton import knobs
     def hook(metadata): ...

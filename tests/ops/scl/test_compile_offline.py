@@ -78,7 +78,7 @@ def scl_job(
 
 def negatives_job(kernel, precision, d, arch, mode):
     """Of ``negatives="batch"``: "video" has simpler ranges of columns."""
-    from fastseq.ops.scl.triton_negatives import PLANES, tiles, unrolled
+    from fastseq.ops.scl.negatives import PLANES, tiles, unrolled
 
     tile = tiles(kernel, d, precision, mode != "shift", arch)
     step = max(tile.step, tile.channels)

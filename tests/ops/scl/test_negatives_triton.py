@@ -8,7 +8,6 @@ from tolerance import as_accurate_as, interpreted
 
 import fastseq
 from fastseq.ops.common import launch
-from fastseq.ops.scl import triton_negatives
 from ops.scl.cases import brute_force
 from ops.scl.test_triton import DEVICE, check, randint, randn, run
 
@@ -56,7 +55,7 @@ def test_channel_steps_and_chunks(monkeypatch, negatives):
 
     small.grad = launch.Tiles(32, 16, 32, 16, 4, 1)
     launch.clear()
-    monkeypatch.setattr(triton_negatives, "tiles", small)
+    monkeypatch.setattr(negatives, "tiles", small)
     z1, z2 = randn(2, 33, 40), randn(2, 20, 40, seed=1)
     try:
         check(z1, z2, valid1=randint(0, 3, 2, 33) > 0, negatives=negatives)
