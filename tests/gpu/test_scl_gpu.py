@@ -71,6 +71,19 @@ def test_other_negatives(shape, negatives, dtype, temperature):
     as_accurate_as(got[1:], peer[1:], truth[1:], what=("dz1", "dz2"))
 
 
+@pytest.mark.parametrize("negatives", ["video", "batch"])
+@pytest.mark.parametrize("frames", [(1000, 10), (480, 400)])
+def test_other_negatives_of_unequal_views(frames, negatives):
+    z1, z2 = (inputs(3, t, 128, torch.bfloat16)[k] for k, t in enumerate(frames))
+    got = loss_and_grads(z1, z2, None, None, negatives=negatives)
+    want = loss_and_grads(z1.float(), z2.float(), None, None, "torch", negatives=negatives)
+    assert relative(got[0], want[0]) <= 1e-4
+    for a, b in zip(got[1:], want[1:], strict=True):
+        assert relative(a, b) <= torch.finfo(torch.bfloat16).eps
+    got = loss_and_grads(z1, z2[:, :0], None, None, negatives=negatives)
+    assert not any(x.any() for x in got)
+
+
 def test_other_negatives_are_served_by_triton():
     for negatives in ("video", "batch"):
         args = inputs(2, 100, 64, torch.bfloat16)

@@ -113,7 +113,8 @@ def check_scalar(op: str, name: str, value: float | Tensor, device: torch.device
             f"{op}: {name} must be on {device} as the embeddings are, or on the CPU, got "
             f"{value.device}"
         )
-    return value.to(device, non_blocking=True)
+    # A copy that is not pinned: what the caller writes into it next does not reach this call.
+    return value.clone().to(device, non_blocking=True)
 
 
 def check_nonnegative(op: str, name: str, value: float, below: float | None = None) -> float:

@@ -106,7 +106,7 @@ def cidm_loss_kernel(
     p_time = p_side + i_n * 2 * blocks * BM
     p_norm = p_time + blocks * BM
     p_rows = p_zn
-    stride = blocks * BM * D
+    stride = tl.cast(blocks, tl.int64) * BM * D
     if PLANES > 1:
         p_rows = p_planes + i_n * PLANES * stride
     first = i_b * BM
@@ -230,7 +230,7 @@ def cidm_grad_kernel(
     p_time = p_side + i_n * 2 * columns * BN
     p_norm = p_time + columns * BN
     p_rows = p_zn
-    stride = columns * BN * D
+    stride = tl.cast(columns, tl.int64) * BN * D
     if PLANES > 1:
         p_rows = p_planes + i_n * PLANES * stride
     first = i_b * BM

@@ -61,9 +61,10 @@ def cidm_prepare_kernel(
                 p_out = p_planes + (i_n * PLANES * blocks * BT + o_t)[:, None] * D + o_k[None, :]
                 m_k = (o_k < D)[None, :]
                 tl.store(p_out, y0, mask=m_k)
-                tl.store(p_out + blocks * BT * D, y1, mask=m_k)
+                stride = tl.cast(blocks, tl.int64) * BT * D
+                tl.store(p_out + stride, y1, mask=m_k)
                 if PLANES == 3:
-                    tl.store(p_out + 2 * blocks * BT * D, y2, mask=m_k)
+                    tl.store(p_out + 2 * stride, y2, mask=m_k)
             b_z = b_z.to(tl.float32)
             b_norm += tl.sum(b_z * b_z, 1)
         tl.store(p_row + blocks * BT, tl.where(m_t, 0.5 * b_norm, float("inf")))

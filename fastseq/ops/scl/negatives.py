@@ -140,9 +140,10 @@ def _choose(
     step = max(more.step, grad.step, grad.channels)
     wide = step * launch.cdiv(d, step)
     shared = {"P": wide, "ONLINE": online, "BATCH": batch, "PLANES": PLANES[operands]}
-    copy = {"D": d, "P": wide, "BM": GATHERED, "BK": step, "NORM": normalize, "ONLINE": online}
+    copy = {"D": d, "P": wide, "BM": GATHERED, "BK": step, "NORM": normalize}
+    common = {key: shared[key] for key in ("ONLINE", "BATCH", "PLANES")}
     return Kernels(
-        launch.Kernel(scl_gather_kernel, **copy, PLANES=PLANES[operands]),
+        launch.Kernel(scl_gather_kernel, **copy, **common),
         PLANES[operands],
         wide,
         max(more.columns, grad.columns),
@@ -195,7 +196,7 @@ def _gather(kernels: Kernels, z1, z2, stats, scale: float, opts, upstream=None):
     z = z1.new_empty((max(kernels.planes, 1) * plane, kernels.channels), **split)
     x = z1.new_empty((n, both), **fp32)
     y = z1.new_empty((1 if upstream is None else 4, n, both), **fp32)
-    top = None if upstream is None else z1.new_empty((), **fp32)
+    top = None if upstream is None else z1.new_empty(n, **fp32)
     coef, grad_out = upstream or (None, None)
     stride = grad_out.stride(0) if grad_out is not None and grad_out.dim() else 0
     sizes = n, frames1, frames2, first, both, plane

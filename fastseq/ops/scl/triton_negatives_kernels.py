@@ -33,7 +33,7 @@ def scl_gather_kernel(
     p_stats,  # of scl_prepare_kernel; backward: of scl_stats_kernel
     p_coef,  # [2, N], or None in the forward, as the next two
     p_grad,  # gradient of the loss, [N] with stride sg
-    p_top,  # []: the largest weight of a direction
+    p_top,  # [N]: the largest weight of a direction, in all videos whose gradients are added up
     p_z,  # [N L, P]: frames times a power of two close to 1 / norm; nothing real: 0. Of fp32 one
     # such plane of bf16 after the other, whose sum they are
     p_x,  # [N, L]: sqrt(scale) times the rest of 1 / norm; nothing real: 0
@@ -53,6 +53,7 @@ def scl_gather_kernel(
     BK: tl.constexpr,
     NORM: tl.constexpr,
     ONLINE: tl.constexpr,
+    BATCH: tl.constexpr,
     PLANES: tl.constexpr,
 ):
     scale = tl.cast(scale, tl.float32)
@@ -100,17 +101,17 @@ def scl_gather_kernel(
     else:
         # Weights relative to the largest, which is applied at the end: p times 1 / frames would
         # leave fp16.
-        BV: tl.constexpr = 128
-        b_top = tl.zeros([BV], tl.float32)
-        for v in range(0, N, BV):
-            o_v = v + tl.arange(0, BV)
-            m_v = o_v < N
-            b_w = tl.abs(tl.load(p_coef + o_v, mask=m_v, other=0.0))
-            b_w = tl.maximum(b_w, tl.abs(tl.load(p_coef + N + o_v, mask=m_v, other=0.0)))
-            b_top = tl.maximum(b_top, b_w * tl.abs(tl.load(p_grad + o_v * sg, mask=m_v, other=0.0)))
+        if BATCH:
+            BV: tl.constexpr = 128
+            b_top = tl.zeros([BV], tl.float32)
+            for v in range(0, N, BV):
+                b_v = largest_weight(p_coef, p_grad, v + tl.arange(0, BV), N, sg)
+                b_top = tl.maximum(b_top, b_v)
+        else:
+            b_top = largest_weight(p_coef, p_grad, i_n + tl.arange(0, 1), N, sg)
         top = tl.max(b_top, 0)
-        if tl.program_id(0) == 0:
-            tl.store(p_top, top)
+        if (i_b == 0) & (i_d == 0):
+            tl.store(p_top + i_n, top)
         weight = tl.load(p_grad + i_n * sg) * tl.load(p_coef + i_d * N + i_n)
         weight = tl.where(weight == 0, 0.0, weight / top) / root
         if p_z.dtype.element_ty == tl.float16:
@@ -123,6 +124,22 @@ def scl_gather_kernel(
         if ONLINE:
             b_max = tl.load(p_s + MAXIMUM * stride, mask=m_m, other=float("inf"))
             tl.store(p_y + 3 * every + o_p, b_max, mask=m_in)
+
+
+@triton.jit
+def largest_weight(p_coef, p_grad, o_v, N, sg):
+    """Of the two directions of the videos o_v, with the gradient of the loss."""
+    m_v = o_v < N
+    b_w = tl.abs(tl.load(p_coef + o_v, mask=m_v, other=0.0))
+    b_w = tl.maximum(b_w, tl.abs(tl.load(p_coef + N + o_v, mask=m_v, other=0.0)))
+    return b_w * tl.abs(tl.load(p_grad + o_v * sg, mask=m_v, other=0.0))
+
+
+@triton.jit
+def block_of(first, T_a):
+    """Where a program's rows begin. One that has none, since its view is the shorter one, reads the
+    first ones: memory ends soon after the last view."""
+    return tl.where(first < T_a, first, 0)
 
 
 @triton.jit
@@ -229,7 +246,7 @@ def scl_more_kernel(
     i_d = tl.program_id(0) // blocks % 2
     i_n = (tl.program_id(0) // blocks // 2).to(tl.int64)
     T_a = tl.where(i_d == 0, T1, T2)
-    row = i_n * L + tl.where(i_d == 0, 0, L1) + i_b * BM
+    row = i_n * L + tl.where(i_d == 0, 0, L1) + block_of(i_b * BM, T_a)
     o_m = i_b * BM + tl.arange(0, BM)
     m_m = o_m < T_a
     b_xa = tl.load(p_x + row + tl.arange(0, BM), mask=m_m, other=0.0)
@@ -292,7 +309,7 @@ def scl_more_grad_kernel(
     i_d = first_direction + pid // blocks % directions
     i_n = (pid // blocks // directions).to(tl.int64)
     T_a = tl.where(i_d == 0, T1, T2)
-    row = i_n * L + tl.where(i_d == 0, 0, L1) + i_b * BM
+    row = i_n * L + tl.where(i_d == 0, 0, L1) + block_of(i_b * BM, T_a)
     o_m = i_b * BM + tl.arange(0, BM)
     m_m = o_m < T_a
     stride = tl.cast(N, tl.int64) * L
@@ -347,7 +364,7 @@ def scl_more_grad_kernel(
         b_inv = tl.load(p_row + 2 * stride, mask=m_m, other=0.0)
         b_proj = tl.where(b_inv < CLAMPED, b_proj * b_xa * b_xa / scale, 0.0)
         b_acc = (b_acc - b_zd * b_proj[:, None]) * b_inv[:, None]
-    factor = tl.load(p_top) * scale * LN2  # scale * ln 2 = 1 / temperature
+    factor = tl.load(p_top + i_n) * scale * LN2  # scale * ln 2 = 1 / temperature
     if p_z.dtype.element_ty == tl.float16:
         factor *= 1.0 / FP16_SCALE
     o_k = chunk + tl.arange(0, BD)

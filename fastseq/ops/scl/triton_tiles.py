@@ -171,7 +171,7 @@ def within(p_record, row, P_a, BM: tl.constexpr):
 def keep_range(p_record, row, P_a, first, end, BM: tl.constexpr):
     """For the gradient kernel: 16 bits each, so that 65535 is all beyond."""
     p_w, m_w = within(p_record, row, P_a, BM)
-    whole = tl.minimum(first, 65535) | (tl.minimum(end, 65535) << 16)
+    whole = tl.minimum(first, 65534) | (tl.minimum(end, 65535) << 16)
     b_whole = tl.zeros([BM // QUARTER], tl.int32) + whole
     tl.store(p_w, b_whole.to(tl.float32, bitcast=True), mask=m_w)
 
@@ -189,7 +189,7 @@ def kept_range(p_record, row, P_a, BM: tl.constexpr):
         some = (whole & 65535) < ((whole >> 16) & 65535)
         first = tl.minimum(first, tl.where(some, whole & 65535, 65535))
         end = tl.maximum(end, tl.where(some, (whole >> 16) & 65535, 0))
-    return first, tl.where(end == 65535, 2**25, end)
+    return first, tl.where(end == 65535, 2**24, end)
 
 
 @triton.jit

@@ -8,6 +8,7 @@ from tolerance import as_accurate_as, interpreted
 
 import fastseq
 from fastseq.ops.common import launch
+from fastseq.ops.scl import negatives as launcher
 from ops.scl.cases import brute_force
 from ops.scl.test_triton import DEVICE, check, randint, randn, run
 
@@ -55,7 +56,7 @@ def test_channel_steps_and_chunks(monkeypatch, negatives):
 
     small.grad = launch.Tiles(32, 16, 32, 16, 4, 1)
     launch.clear()
-    monkeypatch.setattr(negatives, "tiles", small)
+    monkeypatch.setattr(launcher, "tiles", small)
     z1, z2 = randn(2, 33, 40), randn(2, 20, 40, seed=1)
     try:
         check(z1, z2, valid1=randint(0, 3, 2, 33) > 0, negatives=negatives)
@@ -197,6 +198,19 @@ def test_same_bits_alone_and_in_a_batch(temperature):
         one = z1[n : n + 1], z2[n : n + 1]
         alone = run(*one, lengths1=[a], lengths2=[b], **kwargs)
         assert all(torch.equal(x[0], y[n]) for x, y in zip(alone, batch, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gradient_does_not_know_how_much_another_video_counts(dtype):
+    z1, z2 = randn(2, 70, 16).to(dtype), randn(2, 66, 16, seed=1).to(dtype)
+    got = []
+    for upstream in ([1.0, 1.0], [1.0, 3.7], [1.0, math.inf]):
+        a, b = z1.clone().requires_grad_(), z2.clone().requires_grad_()
+        loss = fastseq.scl_loss(a, b, negatives="video", reduction="none", backend="triton")
+        loss.backward(torch.tensor(upstream))
+        got.append((a.grad[0], b.grad[0]))
+    for other in got[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(got[0], other, strict=True))
 
 
 @BOTH
