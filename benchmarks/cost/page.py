@@ -144,7 +144,8 @@ def quote(op: str, rows: list[dict[str, str]], predicted: list[dict[str, str]]) 
     """What an op's README says: instructions of the main loops, times of the first two shapes."""
     dtype = "fp32" if op == "soft_dtw" else "bf16"
     loops = [r for r in _main_loops(op, rows) if r["configuration"].split()[0] == dtype]
-    each = ", ".join(f"{_name(r)} {r['per_element']}" for r in loops)
+    named = zip(_names(loops), loops, strict=True)
+    each = ", ".join(f"{name} {row['per_element']}" for name, row in named)
     times = [r for r in predicted if r["op"] == op and r["dtype"] == dtype and r["mode"] == "both"]
     said = ", ".join(f"{_range(r)} at ({r['shape'].replace('x', ', ')})" for r in times[:2])
     card = times[0]["card"].split(" 80GB")[0]
@@ -170,6 +171,15 @@ def _name(row: dict[str, str]) -> str:
     """scl_stats far, queue_nce_scan, forward costs."""
     name = row["kernel"].replace("_kernel", "").replace("soft_dtw_", "")
     return name if row["loop"] == "tiles" else f"{name} {row['loop']}"
+
+
+def _names(rows: list[dict[str, str]]) -> list[str]:
+    """With the tile where shapes have different ones."""
+    names = [_name(row) for row in rows]
+    return [
+        f"{name} {row['tile_rows']}x{row['tile_columns']}" if names.count(name) > 1 else name
+        for name, row in zip(names, rows, strict=True)
+    ]
 
 
 def _model() -> str:
@@ -205,8 +215,8 @@ def _weak() -> str:
 - A kernel that several configurations share stands under the first of them in the CSV.
 - Instructions are counted in the code, both sides of a branch included. That is exact for the
   loops over tiles of Triton, which have none, and too much for soft_dtw's recursion (about 15 %).
-- scl at (8, 480): one thread block a multiprocessor, so all of it is waiting, and most of that in
-  the near loop, whose loads of times follow one another for want of registers.
+- scl at (8, 480): one thread block a multiprocessor, so all of it is waiting; a third of the time
+  lies outside the loops over tiles.
 - soft_dtw is predicted at several times what `csrc/soft_dtw/README.md` assumes: a step of the
   recursion is 200 clocks long, not 100, and 45 of them go to the fp64 sum of the value, which
   stands between two shuffles. Blocks where E is exactly 0 are skipped, which the model does not
@@ -228,17 +238,13 @@ def draw(tables: dict[str, list[dict[str, str]]], path: Path) -> Path | None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels: dict[str, list[tuple[str, dict[str, str]]]] = {
-        "bf16": [],
-        "fp32": [],
-        "soft_dtw fp32": [],
-    }
+    panels: dict[str, list[dict[str, str]]] = {"bf16": [], "fp32": [], "soft_dtw fp32": []}
     for op, rows in tables.items():
         for row in _main_loops(op, rows):
             panel = row["configuration"].split()[0]
             panel = "soft_dtw fp32" if op == "soft_dtw" else panel
             if panel in panels:
-                panels[panel].append((_name(row), row))
+                panels[panel].append(row)
     panels = {name: bars for name, bars in panels.items() if bars}
     heights = [len(bars) + 1.5 for bars in panels.values()]
     figure, axes = plt.subplots(
@@ -250,12 +256,12 @@ def draw(tables: dict[str, list[dict[str, str]]], path: Path) -> Path | None:
         layout="constrained",
     )
     for ax, (title, bars) in zip(axes[:, 0], panels.items(), strict=True):
-        names = [name for name, _ in bars]
+        names = _names(bars)
         left = [0.0] * len(bars)
         for kind, colour in _COLOURS.items():
             lengths = [
                 int(row[kind]) / int(row["instructions"]) * float(row["per_element"])
-                for _, row in bars
+                for row in bars
             ]
             ax.barh(names, lengths, left=left, color=colour, label=kind)
             left = [a + b for a, b in zip(left, lengths, strict=True)]
