@@ -400,8 +400,8 @@ class QueueNCE(_Loss):
 
     def forward(self, q: Tensor, positives: Tensor, queue: Tensor) -> Tensor:
         # In the options, or else a parameter or buffer, which the module may have moved.
-        options = {"temperature": getattr(self, "temperature", None)} | self.options
-        return queue_nce(q, positives, queue, **options)
+        options: dict[str, Any] = {"temperature": getattr(self, "temperature", None)}
+        return queue_nce(q, positives, queue, **options | self.options)
 
 
 class VCLRLoss(_Loss):
