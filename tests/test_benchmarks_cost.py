@@ -334,7 +334,10 @@ def test_quotes_in_readmes_are_of_the_tables(op):
 
 
 # Products of warp groups that wait for each other one by one: faults that are known, to be removed.
-KNOWN_SERIALISED = {("cidm_grad_kernel", "fp16 D=128 squared")}
+KNOWN_SERIALISED = {
+    ("cidm_grad_kernel", "fp16 D=128 squared"),
+    ("cidm_grad_kernel", "fp16 D=64 squared"),
+}
 
 
 def test_no_other_kernel_serialises_its_products():

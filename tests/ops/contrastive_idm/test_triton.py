@@ -175,12 +175,10 @@ def test_lengths_are_clamped():
     z = randn(3, 20, 4).float().to(DEVICE)
     wild = torch.tensor([-3, 2**40, 7], device=DEVICE)
     tame = torch.tensor([0, 20, 7], device=DEVICE)
-    for a, b in zip(
-        cidm_triton.forward(z, None, wild, None, opts, [True]),
-        cidm_triton.forward(z, None, tame, None, opts, [True]),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
+    loss, coef, _ = cidm_triton.forward(z, None, wild, None, opts, [True])
+    tame_loss, tame_coef, _ = cidm_triton.forward(z, None, tame, None, opts, [True])
+    assert torch.equal(loss, tame_loss)
+    assert torch.equal(coef, tame_coef)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
