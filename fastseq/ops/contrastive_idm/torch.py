@@ -178,7 +178,7 @@ class _Block:
         self.negated = d
 
     def terms(self, near: int, out: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
-        """Slopes, in ``out`` where that is given, and values. To be asked for once.
+        """Slopes (in ``out`` if given) and values. Call it once: it changes the block.
 
         ``exact``: slopes have a jump at the margin, on whose side a pair is seen exactly.
         """

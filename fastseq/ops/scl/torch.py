@@ -173,7 +173,7 @@ class _SoftmaxSums:
 
 
 def _row_targets(g_sum, u_sum, opts: SCLOptions, inv_out) -> Tensor:
-    """KL = lse + [sum_j w_ij (log w_ij - s_ij)], of which this is the bracket; inv_out gets 1 / G.
+    """The bracket of KL = lse + [sum_j w_ij (log w_ij - s_ij)]; inv_out gets 1 / G.
 
     With G = sum_j g_ij: w = g / G and log w = e - log G, so the bracket is
     - log G - sum_j g (s - e) / G. Without the entropy ("ce") it is - sum_j g s / G.
