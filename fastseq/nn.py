@@ -38,15 +38,33 @@ __all__ = [
 
 
 class _Loss(nn.Module):
-    """Checks the options of a loss when it is made, and shows them in its representation."""
+    """Checks the options of a loss when it is made, and shows them in its representation.
+
+    Those in ``tensors`` may be 0-dim tensors: an ``nn.Parameter`` becomes one of the module,
+    another tensor a buffer.
+    """
+
+    tensors: tuple[str, ...] = ()
 
     def __init__(self, check: Callable[..., object], backend: str, **options: Any) -> None:
         super().__init__()
-        check(type(self).__name__, **options)
-        self.options = options | {"backend": backend}
+        given = {k: options.pop(k) for k in self.tensors if isinstance(options[k], Tensor)}
+        check(type(self).__name__, **options, **dict.fromkeys(given, 1.0))
+        for name, value in given.items():
+            check_scalar(type(self).__name__, name, value, value.device)
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
+        self.registered, self.constants = tuple(given), options | {"backend": backend}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        # The module may have moved its parameters and buffers, or got others.
+        return self.constants | {name: getattr(self, name) for name in self.registered}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.constants.items())
 
 
 class SCLLoss(_Loss):
@@ -375,6 +393,8 @@ class QueueNCE(_Loss):
         >>> queue.enqueue(keys)
     """
 
+    tensors = ("temperature",)
+
     def __init__(
         self,
         *,
@@ -386,22 +406,13 @@ class QueueNCE(_Loss):
         super().__init__(
             QueueNCEOptions.checked,
             backend,
-            temperature=1.0 if isinstance(temperature, Tensor) else temperature,
+            temperature=temperature,
             normalize=normalize,
             reduction=reduction,
         )
-        if isinstance(temperature, Tensor):
-            check_scalar(type(self).__name__, "temperature", temperature, temperature.device)
-            del self.options["temperature"]
-            if isinstance(temperature, nn.Parameter):
-                self.temperature = temperature
-            else:
-                self.register_buffer("temperature", temperature)
 
     def forward(self, q: Tensor, positives: Tensor, queue: Tensor) -> Tensor:
-        # In the options, or else a parameter or buffer, which the module may have moved.
-        options: dict[str, Any] = {"temperature": getattr(self, "temperature", None)}
-        return queue_nce(q, positives, queue, **options | self.options)
+        return queue_nce(q, positives, queue, **self.options)
 
 
 class VCLRLoss(_Loss):

@@ -30,6 +30,17 @@ def fma(b_x, b_y, b_z):
 
 
 @triton.jit
+def over(number, p_x):
+    """The number, divided by what the pointer leads to unless it is None; NaN where that is not
+    greater than 0."""
+    number = tl.cast(number, tl.float32)
+    if p_x is not None:
+        x = tl.load(p_x).to(tl.float32)
+        number = number / tl.where(x > 0.0, x, float("nan"))
+    return number
+
+
+@triton.jit
 def split(b_x):
     """fp32 as the sum of three bf16, the last two of which are 0 where the first is not finite."""
     b_h = b_x.to(tl.bfloat16)

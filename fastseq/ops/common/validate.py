@@ -86,14 +86,17 @@ def check_positive(op: str, name: str, value: float) -> float:
     return float(value)
 
 
-def check_scalar(op: str, name: str, value: float | Tensor, device: torch.device) -> Tensor | None:
-    """A number that may be given as a 0-dim tensor, on ``device``; None where it is no tensor.
+def check_scalar(
+    op: str, name: str, value: float | Tensor, device: torch.device
+) -> tuple[float, Tensor | None]:
+    """An option that may be a 0-dim tensor: the number and None, or 1 and the tensor on ``device``.
+    The number is for the caller to check.
 
     What a tensor holds is looked at on the CPU alone, and not while torch.compile traces: reading
     it from a GPU would wait for it. Kernels make NaN of what is not greater than 0.
     """
     if not isinstance(value, Tensor):
-        return None
+        return value, None
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(
             f"{op}: {name} must be a number or a tensor of float64, float32, bfloat16 or float16, "
@@ -107,14 +110,19 @@ def check_scalar(op: str, name: str, value: float | Tensor, device: torch.device
     if value.device == device:
         if device.type == "cpu" and not (torch.compiler.is_compiling() or transforms_active()):
             check_positive(op, name, value.item())
-        return value
+        return 1.0, value
     if value.device.type != "cpu":
+        places = "the CPU" if device.type == "cpu" else f"{device} or the CPU"
         raise ValueError(
-            f"{op}: {name} must be on {device} as the embeddings are, or on the CPU, got "
-            f"{value.device}"
+            f"{op}: {name} must be on {places} for embeddings on {device}, got {value.device}"
         )
     # A copy that is not pinned: what the caller writes into it next does not reach this call.
-    return value.clone().to(device, non_blocking=True)
+    return 1.0, value.clone().to(device, non_blocking=True)
+
+
+def positive_or_nan(value: Tensor | None, number: float, dtype: torch.dtype) -> Tensor | float:
+    """The number, or what a tensor from :func:`check_scalar` holds: NaN if not greater than 0."""
+    return number if value is None else torch.where(value > 0, value, torch.nan).to(dtype)
 
 
 def check_nonnegative(op: str, name: str, value: float, below: float | None = None) -> float:

@@ -70,8 +70,7 @@ def queue_nce(
     """
     op = "queue_nce"
     check_inputs(op, q, positives, queue)
-    learned = check_scalar(op, "temperature", temperature, q.device)
-    number = 1.0 if isinstance(temperature, Tensor) else temperature
+    number, tau = check_scalar(op, "temperature", temperature, q.device)
     opts = QueueNCEOptions.checked(op, number, normalize, reduction)
     single = positives.dim() == 2
     if single:
@@ -81,7 +80,7 @@ def queue_nce(
         wide = torch.promote_types(torch.promote_types(wide, positives.dtype), queue.dtype)
         q, positives = q.to(wide), positives.to(wide)
     name, _ = resolve_backend(backend, q.device.type, wide)
-    loss = FUSED(name, opts, q, positives, learned, queue)
+    loss = FUSED(name, opts, q, positives, tau, queue)
     return loss[:, 0] if single and reduction == "none" else loss
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastseq.ops.common.validate import REDUCTIONS, check_bool, check_choice, check_positive
@@ -30,15 +29,6 @@ class QueueNCEOptions(NamedTuple):
         check_bool(op, "normalize", normalize)
         check_choice(op, "reduction", reduction, REDUCTIONS)
         return cls(temperature, normalize, reduction)
-
-
-def positive_or_nan(
-    temperature: Tensor | None, opts: QueueNCEOptions, dtype: torch.dtype
-) -> Tensor | float:
-    """The temperature of a call; NaN for a tensor that is not positive, which nobody has read."""
-    if temperature is None:
-        return opts.temperature
-    return torch.where(temperature > 0, temperature, torch.nan).to(dtype)
 
 
 def keeps_mean(needs: Sequence[bool]) -> bool:

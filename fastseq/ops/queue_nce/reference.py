@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.dtypes import accumulator
-from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, positive_or_nan, reduced
+from fastseq.ops.common.validate import positive_or_nan
+from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, reduced
 
 
 def queue_nce_reference(
@@ -17,7 +18,7 @@ def queue_nce_reference(
     if opts.normalize:
         q = q / q.norm(dim=-1, keepdim=True).clamp(min=NORM_EPS)
         positives = positives / positives.norm(dim=-1, keepdim=True).clamp(min=NORM_EPS)
-    tau = positive_or_nan(temperature, opts, dtype)
+    tau = positive_or_nan(temperature, opts.temperature, dtype)
     positive = (positives @ q[:, :, None]) / tau  # [N, P, 1]
     negative = (q @ queue.mT / tau)[:, None].expand(-1, positives.shape[1], -1)
     logits = torch.cat([positive, negative], 2)  # [N, P, 1 + K]

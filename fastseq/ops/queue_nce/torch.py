@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.dtypes import accumulator
+from fastseq.ops.common.validate import positive_or_nan
 from fastseq.ops.queue_nce.options import (
     NORM_EPS,
     Gradients,
     QueueNCEOptions,
     keeps_mean,
-    positive_or_nan,
     reduced,
     spread,
 )
@@ -44,7 +44,7 @@ def forward(
     """The loss, what each positive lacks of probability 1 (N, P), and for the gradients of q and
     the temperature the queue's mean under the softmax of each query (N, D)."""
     u, v = (_unit(z, opts)[0] for z in (q, positives))
-    tau = positive_or_nan(temperature, opts, u.dtype)
+    tau = positive_or_nan(temperature, opts.temperature, u.dtype)
     scores = (v * u[:, None]).sum(2) / tau
     lse, mean = _scan(u / tau, queue, keeps_mean(needs))
     gap = lse[:, None] - scores
@@ -66,7 +66,7 @@ def backward(
     needed."""
     need_q, need_positives, need_temperature = needs
     (u, q_norm), (v, v_norm) = _unit(q, opts), _unit(positives, opts)
-    tau = positive_or_nan(temperature, opts, u.dtype)
+    tau = positive_or_nan(temperature, opts.temperature, u.dtype)
     weight = spread(grad, lack, opts.reduction) * lack / tau  # [N, P]
     dq = dp = dt = None
     if keeps_mean(needs):

@@ -9,7 +9,7 @@ logarithms are base 2.
 import triton
 import triton.language as tl
 
-from fastseq.ops.common.triton_tiles import frames
+from fastseq.ops.common.triton_tiles import frames, over
 from fastseq.ops.queue_nce.triton_tiles import FP16_UNDO, absorb, split, widened
 
 LN2 = tl.constexpr(0.6931471805599453)
@@ -148,16 +148,6 @@ def scan_part(
             *(b_max, b_sum, b_acc, D, BK, BN, BD, PLANES, KEEP, True),
         )
     return b_max, b_sum, b_acc
-
-
-@triton.jit
-def over(number, p_tau):
-    """A number divided by the temperature, unless that is in it. NaN where that is not positive."""
-    number = tl.cast(number, tl.float32)
-    if p_tau is not None:
-        tau = tl.load(p_tau).to(tl.float32)
-        number = number / tl.where(tau > 0.0, tau, float("nan"))
-    return number
 
 
 @triton.jit
