@@ -70,6 +70,9 @@ class _Loss(nn.Module):
 class SCLLoss(_Loss):
     """:func:`fastseq.scl_loss` as a module; see there for the formula, shapes and defaults.
 
+    ``temperature`` as an ``nn.Parameter`` is one of the module, as another tensor a buffer of it;
+    ``variance`` as a tensor is a buffer.
+
     Example:
         >>> import torch
         >>> loss = SCLLoss(temperature=0.1)
@@ -78,11 +81,13 @@ class SCLLoss(_Loss):
         torch.Size([])
     """
 
+    tensors = ("variance", "temperature")
+
     def __init__(
         self,
         *,
-        variance: float = 10.0,
-        temperature: float = 0.1,
+        variance: float | Tensor = 10.0,
+        temperature: float | Tensor = 0.1,
         normalize: bool = True,
         objective: str = "kl",
         negatives: str = "cross",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tolerance import as_accurate_as, relative
+from tolerance import as_accurate_as, relative, rounding
 
 import fastseq
 
@@ -179,6 +179,52 @@ def test_host_never_waits(reduction):
             loss_and_grads(z1, z2, t1, t2, reduction=reduction, **kwargs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("negatives", ["cross", "video"])
+def test_scalars_in_tensors(dtype, negatives):
+    """On the device they are never read, and a graph replays with their new values."""
+    z1, z2, t1, t2 = inputs(2, 1100, 128, DTYPES[dtype])
+    tau = torch.tensor(0.1, device="cuda", requires_grad=True)
+    var = torch.tensor(10.0, device="cuda")
+
+    def run(backend="triton", dtype=None):
+        leaves = [z.detach() if dtype is None else z.detach().to(dtype) for z in (z1, z2, tau)]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        kwargs = {"variance": var, "temperature": leaves[2], "negatives": negatives}
+        loss = fastseq.scl_loss(*leaves[:2], t1, t2, backend=backend, **kwargs)
+        return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+    run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for backend in ("triton", "torch"):
+            run(backend)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run()
+    for value in (0.1, 0.02):
+        with torch.no_grad():
+            tau.fill_(value)
+            var.fill_(100 * value)
+        graph.replay()
+        assert all(map(torch.equal, got, run()))
+        truth, peer = run("reference", torch.float64), run("reference")
+        as_accurate_as(got[0], peer[0], truth[0], floor=None if dtype == "fp32" else 1e-4)
+        names = "dz1", "dz2", "dtemperature"
+        as_accurate_as(got[1:], peer[1:], truth[1:], floor=rounding(DTYPES[dtype]), what=names)
+    with torch.no_grad():
+        tau.fill_(0.1)
+        var.fill_(-1.0)
+    assert run()[0].isnan()
 
 
 def test_runs_on_the_current_stream():

@@ -14,8 +14,6 @@ REDUCTIONS = ("none", "mean", "sum")
 
 # How a number is learned that an op takes as a constant: the same value of scaled inputs.
 _LEARNED = {
-    ("scl_loss", "temperature"): "scl_loss(normalize(z1) / tau, normalize(z2), temperature=1, "
-    "normalize=False), where normalize is torch.nn.functional.normalize(z, dim=-1)",
     ("intra_nce", "temperature"): "intra_nce(normalize(q) / tau, normalize(positive), "
     "normalize(negatives), temperature=1, normalize=False), where normalize is "
     "torch.nn.functional.normalize(z, dim=-1)",

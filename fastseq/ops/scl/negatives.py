@@ -52,6 +52,7 @@ PLANES = {"bf16": 0, "fp16": 0, "tf32": 2, "tf32x3": 3}
 def denominators(
     z1: Tensor,
     z2: Tensor,
+    tau: Tensor | None,
     stats: Tensor,
     online: bool,
     scale: float,
@@ -63,7 +64,7 @@ def denominators(
         return None
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     kernels = _kernels(z1, online, opts)
-    every, sizes = _gather(kernels, z1, z2, stats, scale, opts)
+    every, sizes = _gather(kernels, z1, z2, tau, stats, scale, opts)
     places = padded(frames1) + padded(frames2)
     out = z1.new_empty((1 + online, n, places), dtype=torch.float32)
     blocks = launch.cdiv(max(frames1, frames2), kernels.rows)
@@ -75,6 +76,7 @@ def gradients(
     grad_out: Tensor,
     z1: Tensor,
     z2: Tensor,
+    tau: Tensor | None,
     stats: Tensor,
     coef: Tensor,
     online: bool,
@@ -82,21 +84,24 @@ def gradients(
     opts: SCLOptions,
     first_direction: int,
     directions: int,
-) -> Tensor | None:
-    """(N, T1 + T2, D) in float32: what frames of the views that need it get. None: nothing."""
+    need_tau: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """(N, T1 + T2, D) in float32: what frames of the views that need it get; and if ``need_tau``
+    the scores of each of them times their gradients (N, T1 + T2). None: nothing."""
     if not _more(z1, opts):
-        return None
+        return None, None
     (n, frames1, d), frames2 = z1.shape, z2.shape[1]
     kernels = _kernels(z1, online, opts)
-    every, sizes = _gather(kernels, z1, z2, stats, scale, opts, (coef, grad_out))
+    every, sizes = _gather(kernels, z1, z2, tau, stats, scale, opts, (coef, grad_out))
     out = z1.new_empty((n, frames1 + frames2, d), dtype=torch.float32)
+    along = out.new_empty(out.shape[:2]) if need_tau else None
     blocks = launch.cdiv(max(frames1, frames2), kernels.grad_rows)
     kernels.more_grad(
         kernels.chunks * directions * n * blocks,
-        (*every, out),
+        (*every, out, tau, along),
         (*sizes, first_direction, directions, scale),
     )
-    return out
+    return out, along
 
 
 def _more(z1: Tensor, opts: SCLOptions) -> bool:
@@ -174,7 +179,7 @@ def _tile(tile: Tiles) -> dict[str, int | None]:
     }
 
 
-def _gather(kernels: Kernels, z1, z2, stats, scale: float, opts, upstream=None):
+def _gather(kernels: Kernels, z1, z2, tau, stats, scale: float, opts, upstream=None):
     """All frames as the kernels take them, and N, T1, T2 and the places that these have there.
 
     ``upstream``: weights of the directions and gradient of the loss, in the backward.
@@ -202,7 +207,7 @@ def _gather(kernels: Kernels, z1, z2, stats, scale: float, opts, upstream=None):
     sizes = n, frames1, frames2, first, both, plane
     kernels.gather(
         2 * n * launch.cdiv(max(first, both - first), GATHERED),
-        (z1, z2, stats, coef, grad_out, top, z, x, y),
+        (z1, z2, stats, coef, grad_out, top, z, x, y, tau),
         (*sizes, stride, scale),
     )
     return (z, x, y, top), sizes

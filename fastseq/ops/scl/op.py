@@ -7,7 +7,7 @@ from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_c
 from fastseq.ops.common.fused import FusedLoss
 from fastseq.ops.common.lengths import Lengths, prepare_times, prepare_valid
 from fastseq.ops.common.short import kept_pairs
-from fastseq.ops.common.validate import check_pair
+from fastseq.ops.common.validate import check_pair, check_scalar
 from fastseq.ops.scl.options import ROWS, SCLOptions, padded
 from fastseq.ops.scl.reference import scl_reference
 
@@ -22,8 +22,8 @@ def scl_loss(
     lengths2: Lengths = None,
     valid1: Tensor | None = None,
     valid2: Tensor | None = None,
-    variance: float = 10.0,
-    temperature: float = 0.1,
+    variance: float | Tensor = 10.0,
+    temperature: float | Tensor = 0.1,
     normalize: bool = True,
     objective: str = "kl",
     negatives: str = "cross",
@@ -49,7 +49,11 @@ def scl_loss(
         valid1, valid2: (N, T1) and (N, T2) bool, True = real frame; give these or lengths. Padding
             is ignored, even if it contains NaN.
         variance: sigma^2 of the Gaussian, in squared units of t. 10 frames^2: CARL, section 4.2.
-        temperature: tau. 0.1: CARL, section 4.2.
+            Or a tensor, as for the temperature, without a gradient.
+        temperature: tau. 0.1: CARL, section 4.2. Or a floating 0-dim tensor on the device of z1
+            or on the CPU, which is differentiated where it requires a gradient. The host reads none
+            that is on a GPU, and torch.compile compiles once for all values: where such a tensor is
+            NaN or not greater than 0 (an error for all others), losses are NaN.
         normalize: divide each embedding by its L2 norm first (the cosine of the paper).
         objective: "kl" as in the released code, or "ce", the cross-entropy of eq. 1: the same
             gradient, the value differs by the entropy of w.
@@ -82,8 +86,15 @@ def scl_loss(
         0.000136
     """
     check_pair("scl_loss", "z1", z1, "z2", z2)
+    number, tau = check_scalar("scl_loss", "temperature", temperature, z1.device)
+    squared, var = check_scalar("scl_loss", "variance", variance, z1.device)
+    if var is not None and var.requires_grad:
+        raise ValueError(
+            "scl_loss: variance requires a gradient, which is not computed; to fix: "
+            "variance.detach()"
+        )
     opts = SCLOptions.checked(
-        "scl_loss", variance, temperature, normalize, objective, negatives, reduction
+        "scl_loss", squared, number, normalize, objective, negatives, reduction
     )
     if (t1 is None) != (t2 is None):
         raise ValueError("scl_loss: give both t1 and t2 or neither")
@@ -103,7 +114,7 @@ def scl_loss(
         prepare_valid("scl_loss", "2", lengths2, valid2, n, frames2, device),
     )
     name, _ = resolve_backend(backend, device.type, z1.dtype)
-    loss = FUSED(name, opts, z1, z2, *times, *valid)
+    loss = FUSED(name, opts, z1, z2, tau, var, *times, *valid)
     return loss[0] if unbatched and reduction == "none" else loss
 
 
@@ -114,7 +125,7 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
     return choose_triton_or_torch("scl_loss", requested, device_type, dtype)
 
 
-def _shapes(z1, z2, t1, t2, valid1, valid2, backend: str, opts: SCLOptions, needs):
+def _shapes(z1, z2, tau, var, t1, t2, valid1, valid2, backend: str, opts: SCLOptions, needs):
     """Of the loss, the statistics of all rows, the coefficients of the reduction, and what the
     backend "torch" keeps of each pair."""
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
@@ -127,8 +138,8 @@ def _shapes(z1, z2, t1, t2, valid1, valid2, backend: str, opts: SCLOptions, need
 FUSED = FusedLoss(
     "scl_loss",
     "fastseq.ops.scl",
-    inputs=("z1", "z2", "t1?", "t2?", "valid1?", "valid2?"),
-    differentiable=2,
+    inputs=("z1", "z2", "tau?", "var?", "t1?", "t2?", "valid1?", "valid2?"),
+    differentiable=3,
     options=SCLOptions,
     reference=scl_reference,
     kept=3,

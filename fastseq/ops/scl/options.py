@@ -6,7 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.validate import check_bool, check_choice, check_positive
+from fastseq.ops.common.validate import (
+    check_bool,
+    check_choice,
+    check_positive,
+    positive_or_nan,
+)
 
 OBJECTIVES = ("kl", "ce")
 NEGATIVES = ("cross", "video", "batch")
@@ -20,6 +25,8 @@ ROWS, UNIT = 6, 64
 
 
 class SCLOptions(NamedTuple):
+    """Variance and temperature are 1 where the call has them as tensors."""
+
     variance: float
     temperature: float
     normalize: bool
@@ -47,13 +54,26 @@ class SCLOptions(NamedTuple):
         return cls(variance, temperature, normalize, objective, negatives, reduction)
 
 
-def reach(variance: float) -> float:
+def scalars(
+    tau: Tensor | None, var: Tensor | None, opts: SCLOptions, dtype: torch.dtype
+) -> tuple[Tensor | float, Tensor | float]:
+    """Temperature and variance of a call. Where one of them is a tensor that is not positive, which
+    nobody has read, the temperature is NaN and the variance 1, so that it shows."""
+    temperature = positive_or_nan(tau, opts.temperature, dtype)
+    if var is None:
+        return temperature, opts.variance
+    shown = 0 * positive_or_nan(var, opts.variance, dtype) + temperature
+    return shown, torch.where(var > 0, var, 1).to(dtype)
+
+
+def reach(variance: Tensor | float) -> Tensor | float:
     """Largest time gap with a non-zero target: where exp(-d^2 / (2 variance)) leaves fp32.
 
     That is d^2 = 206 variance: 45.4 frames at variance 10, as the underflow in the released code
     has it. The same for every dtype and backend.
     """
-    return math.sqrt(2 * MAX_EXPONENT * variance)
+    squared = 2 * MAX_EXPONENT * variance
+    return squared.sqrt() if isinstance(squared, Tensor) else math.sqrt(squared)
 
 
 def padded(frames: int) -> int:

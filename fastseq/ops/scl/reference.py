@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times, valid_mask
-from fastseq.ops.scl.options import NORM_EPS, SCLOptions, reach, row_coefficients
+from fastseq.ops.scl.options import NORM_EPS, SCLOptions, reach, row_coefficients, scalars
 
 
 def scl_reference(
     z1: Tensor,
     z2: Tensor,
+    tau: Tensor | None,
+    var: Tensor | None,
     t1: Tensor | None,
     t2: Tensor | None,
     valid1: Tensor | None,
@@ -28,10 +30,12 @@ def scl_reference(
         z1 = z1 / z1.norm(dim=-1, keepdim=True).clamp(min=NORM_EPS)
         z2 = z2 / z2.norm(dim=-1, keepdim=True).clamp(min=NORM_EPS)
 
-    logits = z1 @ z2.mT / opts.temperature  # [N, T1, T2]
-    w, wt, log_w, log_wt = _targets(t1, t2, m1, m2, opts.variance, dtype)
-    rows1 = _rows(w, log_w, logits, _log_denominator(0, logits, z1, z2, m1, m2, opts), opts)
-    rows2 = _rows(wt, log_wt, logits.mT, _log_denominator(1, logits, z1, z2, m1, m2, opts), opts)
+    temperature, variance = scalars(tau, var, opts, dtype)
+    logits = z1 @ z2.mT / temperature  # [N, T1, T2]
+    w, wt, log_w, log_wt = _targets(t1, t2, m1, m2, variance, dtype)
+    side = z1, z2, m1, m2, temperature, opts.negatives
+    rows1 = _rows(w, log_w, logits, _log_denominator(0, logits, *side), opts)
+    rows2 = _rows(wt, log_wt, logits.mT, _log_denominator(1, logits, *side), opts)
 
     coef = row_coefficients(m1, m2, opts.reduction, dtype)
     loss = coef[0] * rows1.sum(1) + coef[1] * rows2.sum(1)
@@ -39,7 +43,7 @@ def scl_reference(
 
 
 @torch.no_grad()
-def _targets(t1, t2, m1, m2, variance: float, dtype: torch.dtype):
+def _targets(t1, t2, m1, m2, variance: Tensor | float, dtype: torch.dtype):
     """Gaussian targets of both directions, rows that sum to 1 (or to 0: isolated), and logs."""
     if t1 is None:
         t1 = torch.arange(m1.shape[1], device=m1.device).expand_as(m1)
@@ -57,16 +61,16 @@ def _targets(t1, t2, m1, m2, variance: float, dtype: torch.dtype):
     return w, wt, log_w, log_wt
 
 
-def _log_denominator(view: int, logits, z1, z2, m1, m2, opts: SCLOptions) -> Tensor:
+def _log_denominator(view: int, logits, z1, z2, m1, m2, temperature, negatives: str) -> Tensor:
     """log of the sum over the softmax's candidates, for each row of one view: (N, T)."""
     s, keys, own, m_own = (logits, m2, z1, m1) if view == 0 else (logits.mT, m1, z2, m2)
     parts = [s.masked_fill(~keys[:, None, :], -torch.inf)]
-    if opts.negatives == "video":
-        same_view = own @ own.mT / opts.temperature
+    if negatives == "video":
+        same_view = own @ own.mT / temperature
         parts.append(same_view.masked_fill(~m_own[:, None, :], -torch.inf))
-    elif opts.negatives == "batch":
+    elif negatives == "batch":
         every = torch.cat([z1, z2], 1)  # [N, T1 + T2, D]
-        others = torch.einsum("ntd,msd->ntms", own, every) / opts.temperature
+        others = torch.einsum("ntd,msd->ntms", own, every) / temperature
         n = len(every)
         real = (
             torch.cat([m1, m2], 1)[None]

@@ -15,11 +15,11 @@ from fastseq.ops.scl.options import NORM_EPS, SCLOptions, row_coefficients
 from fastseq.ops.scl.torch_problem import MASKED, Problem
 
 
-def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
+def forward(z1, z2, tau, var, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     """Loss, statistics (3, N, T1 + T2) = log-denominators, inverse Gaussian sums, inverse norms
     of all rows, the coefficients (2, N) of the reduction, and of a short call the gradient by each
     score (N, T1, T2) where that of the loss is 1."""
-    p = Problem(z1, z2, valid1, valid2, opts)
+    p = Problem(z1, z2, tau, var, valid1, valid2, opts)
     p.set_times(t1, t2, valid1, valid2)
     stats = z1.new_empty((3, p.n, p.frames1 + p.frames2), dtype=p.dtype)
     lse, inv_sum, inv_norm = stats
@@ -49,11 +49,15 @@ def forward(z1, z2, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     return loss, stats, coef, pairs
 
 
-def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, pairs, opts: SCLOptions, needs):
-    """Gradients of z1 and z2 (None where not needed)."""
-    need1, need2 = needs
+def backward(
+    grad, z1, z2, tau, var, t1, t2, valid1, valid2, stats, coef, pairs, opts: SCLOptions, needs
+):
+    """Gradients of z1, z2 and the temperature (None where not needed)."""
+    *need, need_tau = needs
+    need1 = need[0] or (need_tau and not need[1])  # the temperature's takes one view's
+    need2 = need[1]
     lse, inv_sum, inv_norm = stats
-    p = Problem(z1, z2, valid1, valid2, opts, inv_norm)
+    p = Problem(z1, z2, tau, var, valid1, valid2, opts, inv_norm)
     whole = pairs is not None and opts.negatives == "cross"
     slopes = None if whole else _Slopes(p, lse, inv_sum, coef * grad)
     if pairs is not None:
@@ -66,10 +70,14 @@ def backward(grad, z1, z2, t1, t2, valid1, valid2, stats, coef, pairs, opts: SCL
         dz2 = (torch.empty_like if p.frames1 else torch.zeros_like)(p.z2) if need2 else None
         for seqs in p.groups():
             _backward_group(p, seqs, slopes, dz1, dz2)
-    _backward_same_side(p, slopes, dz1, dz2)
+    slope = None
+    if need_tau:
+        slope = torch.linalg.vecdot(*((dz1, p.z1) if need1 else (dz2, p.z2))).sum()
+    _backward_same_side(p, slopes, dz1, dz2, slope)
     return (
-        _through_norm(dz1, p.z1, p.rn1, valid1, z1.dtype, opts) if need1 else None,
+        _through_norm(dz1, p.z1, p.rn1, valid1, z1.dtype, opts) if need[0] else None,
         _through_norm(dz2, p.z2, p.rn2, valid2, z2.dtype, opts) if need2 else None,
+        (-slope / p.temperature).to(tau.dtype) if need_tau else None,
     )
 
 
@@ -78,7 +86,7 @@ class _Slopes:
 
     def __init__(self, p: Problem, lse: Tensor, inv_sum: Tensor, coef: Tensor):
         self.p, self.lse = p, lse
-        weight = coef / p.opts.temperature  # [2, N]
+        weight = coef / p.temperature  # [2, N]
         rows = [weight[k, :, None].expand(-1, frames) for k, frames in enumerate(p.split)]
         self.weight = torch.cat(rows, 1) * (inv_sum != 0)  # [N, T1 + T2]
         self.target = self.weight * inv_sum
@@ -221,8 +229,11 @@ def _self_lse(p: Problem, z, m, group) -> Tensor:
     return out
 
 
-def _backward_same_side(p: Problem, slopes: _Slopes, dz1, dz2) -> None:
-    """Softmax gradients through the candidates of the rows' own side (scores are symmetric)."""
+def _backward_same_side(p: Problem, slopes: _Slopes, dz1, dz2, slope) -> None:
+    """Softmax gradients through the candidates of the rows' own side (scores are symmetric).
+
+    ``slope``: the sum of all scores times their gradients, or None. Both frames of a score have it.
+    """
     if p.opts.negatives == "cross":
         return
     parts = []
@@ -235,6 +246,8 @@ def _backward_same_side(p: Problem, slopes: _Slopes, dz1, dz2) -> None:
             _softmax_weights_(s, *sides, p.bounded)
             torch.mm(s, z[b], out=dz[b, rows])
         parts.append(dz)
+        if slope is not None:
+            slope += torch.linalg.vecdot(dz, z).sum() / 2
     if p.opts.negatives == "batch" and parts:
         dz = parts[0].view(p.n, p.frames1 + p.frames2, p.z1.shape[2])
         parts = [dz[:, : p.frames1], dz[:, p.frames1 :]]

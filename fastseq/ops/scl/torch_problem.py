@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times, valid_mask
-from fastseq.ops.scl.options import MAX_EXPONENT, NORM_EPS, reach
+from fastseq.ops.scl.options import MAX_EXPONENT, NORM_EPS, reach, scalars
 
 # Measured on two cores at T = 240 to 4096: short sequences share a block of few rows (a narrow
 # Gaussian band, and the block stays in the L2 cache), long ones want rows for the matrix product.
@@ -24,7 +24,7 @@ FAR = 1e38  # the time of padded frames, beyond any shifted integer
 class Problem:
     """The inputs in the form that the loops want: masked, normalised, times shifted."""
 
-    def __init__(self, z1, z2, valid1, valid2, opts, inv_norm=None):
+    def __init__(self, z1, z2, tau, var, valid1, valid2, opts, inv_norm=None):
         (self.n, self.frames1, _), self.frames2 = z1.shape, z2.shape[1]
         self.opts, self.device, self.split = opts, z1.device, (self.frames1, self.frames2)
         self.dtype = torch.float64 if z1.dtype == torch.float64 else torch.float32
@@ -33,7 +33,9 @@ class Problem:
         rn1, rn2 = (None, None) if inv_norm is None else inv_norm.split(self.split, 1)
         self.z1, self.rn1 = self._embed(z1, None if valid1 is None else self.m1, rn1)
         self.z2, self.rn2 = self._embed(z2, None if valid2 is None else self.m2, rn2)
-        self.bounded = opts.normalize and opts.temperature >= MIN_BOUNDED_TEMPERATURE
+        self.temperature, self.variance = map(_known, scalars(tau, var, opts, self.dtype))
+        known = not isinstance(self.temperature, Tensor)
+        self.bounded = opts.normalize and known and self.temperature >= MIN_BOUNDED_TEMPERATURE
         # Padded columns, [N, T2]: bounded scores are masked after exp, which is slow far below 0.
         self.bias = self.real2 = None
         if valid2 is not None and self.bounded:
@@ -96,7 +98,7 @@ class Problem:
         rows = list(_blocks(self.frames1, size))
         if self.keys is None:
             return [(r, slice(0, self.frames2)) for r in rows]
-        lead, far = self._lead(seqs), reach(self.opts.variance)
+        lead, far = self._lead(seqs), reach(self.variance)
         t = self.t1[lead]
         padded = -self.frames1 % size
         if padded:
@@ -123,17 +125,26 @@ class Problem:
 
     def scores_(self, s, seqs, rows):
         """Writes the scores of a block. Padded columns: MASKED, or 0 where bounded."""
-        scale = 1 / self.opts.temperature
-        s.baddbmm_(self.z1[seqs, rows], self.z2[seqs].mT, beta=0, alpha=scale)
+        z, scale = self._scaled(self.z1[seqs, rows])
+        s.baddbmm_(z, self.z2[seqs].mT, beta=0, alpha=scale)
         if self.bias is not None:
             s.add_(self.bias[seqs, None])
+
+    def _scaled(self, z):
+        """Embeddings and a number, which make scores of products with others."""
+        scale = 1 / self.temperature
+        return (z * scale, 1) if isinstance(scale, Tensor) else (z, scale)
 
     def gaussian(self, seqs, rows, band):
         """Weights g = exp(e) on a block's band, and e = 32 log 2 - d^2 / (2 variance), bounded
         below; beyond reach g is exactly 0. The first dimension is 1 where times are shared."""
         lead = self._lead(seqs)
         gap = self.t1[lead, rows, None] - self.t2[lead, None, band]
-        e = torch.addcmul(self.log_scale, gap, gap, value=-0.5 / self.opts.variance)
+        rate = -0.5 / self.variance
+        if isinstance(rate, Tensor):
+            e = torch.addcmul(self.log_scale, gap * rate, gap)
+        else:
+            e = torch.addcmul(self.log_scale, gap, gap, value=rate)
         # exp of a number that underflows takes 10 to 30 times as long as of one that does not.
         e.clamp_(min=LOG_SCALE - MAX_EXPONENT - 0.5)
         return torch.threshold_(e.exp(), SMALLEST_WEIGHT, 0), e
@@ -159,10 +170,16 @@ class Problem:
         bias = _bias(m, self.dtype)
         for b in range(len(z)):
             for rows in _blocks(frames, size):
-                s = torch.addmm(bias[b], z[b, rows], z[b].mT, alpha=1 / self.opts.temperature)
+                some, scale = self._scaled(z[b, rows])
+                s = torch.addmm(bias[b], some, z[b].mT, alpha=scale)
                 if group is not None:
                     s.masked_fill_(group[b, rows, None] == group[b], MASKED)
                 yield b, rows, s
+
+
+def _known(x: Tensor | float) -> Tensor | float:
+    """A number, where to read it waits for nothing."""
+    return x.item() if isinstance(x, Tensor) and x.device.type == "cpu" else x
 
 
 def _blocks(total: int, size: int):

@@ -94,6 +94,8 @@ def parts(arch: int) -> int:
 def forward(
     z1: Tensor,
     z2: Tensor,
+    tau: Tensor | None,
+    var: Tensor | None,
     t1: Tensor | None,
     t2: Tensor | None,
     valid1: Tensor | None,
@@ -110,7 +112,8 @@ def forward(
         zeros = torch.zeros(shape, **fp32)
         return zeros, torch.zeros(ROWS, n, frames, **fp32), torch.zeros(2, n, **fp32), None
     t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
-    kernels = _kernels(z1, z2, masked, opts)
+    online = _online(tau, opts)
+    kernels = _kernels(z1, z2, masked, online, opts)
     blocks = launch.cdiv(padded(max(frames1, frames2)), kernels.rows)
     loss = torch.empty(shape, **fp32)
     stats = torch.empty((ROWS, n, frames), **fp32)
@@ -120,13 +123,13 @@ def forward(
     scales = _scales(opts)
     kernels.prepare(
         n * frames // UNIT,
-        (z1, z2, t1, t2, valid1, valid2, stats, planes),
+        (z1, z2, t1, t2, valid1, valid2, stats, planes, tau, var),
         (n, frames1, frames2, _stride(t1), _stride(t2), scales[0]),
     )
-    more = negatives.denominators(z1, z2, stats, _online(opts), scales[0], opts)
+    more = negatives.denominators(z1, z2, tau, stats, online, scales[0], opts)
     kernels.stats(
         2 * n * blocks,
-        (z1, z2, valid1, valid2, planes, stats, part, loss, coef, launch.ticket(z1), more),
+        (z1, z2, valid1, valid2, planes, stats, part, loss, coef, launch.ticket(z1), more, var),
         (n, frames1, frames2, *scales),
     )
     return loss, stats, coef, None
@@ -136,6 +139,8 @@ def backward(
     grad_out: Tensor,
     z1: Tensor,
     z2: Tensor,
+    tau: Tensor | None,
+    var: Tensor | None,
     t1: Tensor | None,
     t2: Tensor | None,
     valid1: Tensor | None,
@@ -145,35 +150,49 @@ def backward(
     pairs: None,
     opts: SCLOptions,
     needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of z1 and z2 in their dtype, None where not needed."""
-    need1, need2 = needs
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of z1, z2 and the temperature in their dtypes, None where not needed."""
+    need1, need2, need_tau = needs
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
-    if n == 0 or frames1 + frames2 == 0 or not (need1 or need2):
-        return z1.new_zeros(z1.shape) if need1 else None, z2.new_zeros(z2.shape) if need2 else None
+    if n == 0 or frames1 + frames2 == 0 or not any(needs):
+        zeros = (torch.zeros_like(x) if x is not None else None for x in (z1, z2, tau))
+        return tuple(zero if need else None for zero, need in zip(zeros, needs, strict=True))
+    # The gradient of the temperature takes one view's, for other negatives both.
+    own1 = need1 or (need_tau and (not need2 or opts.negatives != "cross"))
+    own2 = need2 or (need_tau and opts.negatives != "cross")
     _, _, valid1, valid2, masked = _side_inputs(z1, z2, None, None, valid1, valid2)
-    kernels = _kernels(z1, z2, masked, opts)
-    dz1 = torch.empty_like(z1) if need1 else None
-    dz2 = torch.empty_like(z2) if need2 else None
+    online = _online(tau, opts)
+    kernels = _kernels(z1, z2, masked, online, opts)
+    dz1 = torch.empty_like(z1) if own1 else None
+    dz2 = torch.empty_like(z2) if own2 else None
     planes, scales = _planes(z1, stats.shape[2], kernels), _scales(opts)
     if planes is not None:
         kernels.prepare(
             n * stats.shape[2] // UNIT,
-            (z1, z2, None, None, valid1, valid2, None, planes),
+            (z1, z2, None, None, valid1, valid2, None, planes, tau, var),
             (n, frames1, frames2, 0, 0, scales[0]),
         )
     blocks = launch.cdiv(max(frames1, frames2), kernels.grad_rows)
-    directions = need1 + need2
-    out = dz1 if need1 else dz2, dz2 if need2 else dz1
-    which = 0 if need1 else 1, directions
-    kind = _online(opts), scales[0], opts, *which
-    more = negatives.gradients(grad_out, z1, z2, stats, coef, *kind)
+    directions = own1 + own2
+    out = dz1 if own1 else dz2, dz2 if own2 else dz1
+    which = 0 if own1 else 1, directions
+    kind = online, scales[0], opts, *which, need_tau
+    more, more_along = negatives.gradients(grad_out, z1, z2, tau, stats, coef, *kind)
+    along = stats.new_empty((n, frames1 + frames2)) if need_tau else None
     kernels.grad(
         kernels.chunks * directions * n * blocks,
-        (z1, z2, valid1, valid2, planes, stats, coef, grad_out, *out, more),
+        (z1, z2, valid1, valid2, planes, stats, coef, grad_out, *out, more, tau, var, along),
         (n, frames1, frames2, _stride(grad_out), *which, *scales),
     )
-    return dz1, dz2
+    dtau = None
+    if need_tau:
+        # The loss is a function of scores, which are one over the temperature. Those with the other
+        # view are in the sums of either view, others in those of both of their frames.
+        slope = (along[:, :frames1] if own1 else along[:, frames1:]).sum()
+        if more_along is not None:
+            slope += more_along.sum() / 2
+        dtau = (-slope / tau).to(tau.dtype)
+    return dz1 if need1 else None, dz2 if need2 else None, dtau
 
 
 class Kernels(NamedTuple):
@@ -190,8 +209,8 @@ class Kernels(NamedTuple):
     channels: int
 
 
-def _kernels(z1: Tensor, z2: Tensor, masked: bool, opts: SCLOptions) -> Kernels:
-    kind = opts.normalize, _online(opts), opts.objective == "kl", opts.reduction
+def _kernels(z1: Tensor, z2: Tensor, masked: bool, online: bool, opts: SCLOptions) -> Kernels:
+    kind = opts.normalize, online, opts.objective == "kl", opts.reduction
     long = max(z1.shape[1], z2.shape[1]) >= LONG
     where = launch.architecture(z1.device)
     return _choose(z1.shape[2], *launch.operands(z1.dtype), where, long, masked, *kind)
@@ -276,5 +295,6 @@ def _scales(opts: SCLOptions) -> tuple[float, float, float]:
     return LOG2E / opts.temperature, LOG2E / (2 * opts.variance), reach(opts.variance)
 
 
-def _online(opts: SCLOptions) -> bool:
-    return not (opts.normalize and opts.temperature >= CONSTANT_SHIFT_FROM)
+def _online(tau: Tensor | None, opts: SCLOptions) -> bool:
+    """Whether a running maximum is needed: nobody knows what a tensor holds."""
+    return tau is not None or not (opts.normalize and opts.temperature >= CONSTANT_SHIFT_FROM)

@@ -9,7 +9,7 @@ README.md in this folder derives the formulas; all exponents and logarithms here
 import triton
 import triton.language as tl
 
-from fastseq.ops.common.triton_tiles import dot, is_last, split
+from fastseq.ops.common.triton_tiles import dot, is_last, over, split
 from fastseq.ops.scl.triton_tiles import (
     BEYOND,
     CLAMPED,
@@ -31,6 +31,7 @@ from fastseq.ops.scl.triton_tiles import (
     clock,
     denominators,
     exponents,
+    gaussian,
     keep_range,
     kept_range,
     near_range,
@@ -62,6 +63,7 @@ def scl_stats_kernel(
     p_coef,  # [2, N]: weights of the directions
     p_ticket,  # 0, and 0 again in the end
     p_more,  # of scl_more_kernel: what R has besides, or None
+    p_var,  # variance, or None: it is in gauss and reach
     N,
     T1,
     T2,
@@ -82,8 +84,7 @@ def scl_stats_kernel(
     PREC: tl.constexpr,
 ):
     scale = tl.cast(scale, tl.float32)
-    gauss = tl.cast(gauss, tl.float32)
-    reach = tl.cast(reach, tl.float32)
+    gauss, reach = gaussian(gauss, reach, p_var)
     blocks = tl.cdiv(padded(tl.maximum(T1, T2)), BM)  # rows of padding get statistics too
     i_b = tl.program_id(0) % blocks
     i_d = tl.program_id(0) // blocks % 2
@@ -263,6 +264,9 @@ def scl_grad_kernel(
     p_d1,  # [N, T1, D]
     p_d2,  # [N, T2, D]
     p_more,  # [N, T1 + T2, D]: what gradients have besides, or None
+    p_tau,  # temperature, or None: it is in scale
+    p_var,
+    p_along,  # [N, T1 + T2]: the scores of a row times their gradients, added up, or None
     N,
     T1,
     T2,
@@ -285,9 +289,8 @@ def scl_grad_kernel(
     MASK: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    scale = tl.cast(scale, tl.float32)
-    gauss = tl.cast(gauss, tl.float32)
-    reach = tl.cast(reach, tl.float32)
+    scale = over(scale, p_tau)
+    gauss, reach = gaussian(gauss, reach, p_var)
     root = tl.sqrt(scale)
     FP16: tl.constexpr = p_z1.dtype.element_ty == tl.float16
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
@@ -370,7 +373,7 @@ def scl_grad_kernel(
                 b_h = exponents(b_ta[:, None] - b_tc[None, :], gauss, reach)
                 b_g -= tl.exp2(b_h) * (b_na[:, None] + b_nc[None, :])
 
-            if NORM and BD < D:  # else of the sum itself, in the end
+            if (NORM or p_along is not None) and BD < D:  # else of the sum itself, in the end
                 b_along += partial_sums(b_g * b_x, PARTS)
             if FP16:
                 b_fc = tl.minimum(b_fc, most) * to_fp16
@@ -391,6 +394,13 @@ def scl_grad_kernel(
     if FP16:
         b_acc *= 1.0 / to_fp16
     p_own, _ = ordered(p_z1, p_z2, i_d)
+    o_row = i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
+    if p_along is not None:
+        b_gx = tl.sum(b_along, 1)
+        if BD >= D:
+            b_zd = channels(p_own + i_n * T_a * D, row, m_m, 0, BM, BD, D, True).to(tl.float32)
+            b_gx = tl.sum(b_acc * b_zd, 1) * b_xa
+        tl.store(p_along + o_row, b_gx * (weight * LN2), mask=(o_m < T_a) & (chunk == 0))
     if NORM:
         # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped.
         b_fa = b_xa / root
@@ -408,7 +418,6 @@ def scl_grad_kernel(
     p_out = p_d + (i_n * T_a + o_m)[:, None] * D + o_k[None, :]
     m_out = (o_m < T_a)[:, None] & (o_k < D)[None, :]
     if p_more is not None:
-        o_row = i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
         p_extra = p_more + o_row[:, None] * D + o_k[None, :]
         b_acc += tl.load(p_extra, mask=m_m[:, None] & m_out, other=0.0)
     tl.store(p_out, tl.where(m_m[:, None], b_acc, 0.0).to(p_d1.dtype.element_ty), mask=m_out)

@@ -9,7 +9,7 @@ columns of a row are for "video" the places of its own view, for "batch" those o
 import triton
 import triton.language as tl
 
-from fastseq.ops.common.triton_tiles import dot, frames, split
+from fastseq.ops.common.triton_tiles import dot, frames, over, split
 from fastseq.ops.scl.triton_tiles import (
     CLAMPED,
     FACTOR,
@@ -39,6 +39,7 @@ def scl_gather_kernel(
     p_x,  # [N, L]: sqrt(scale) times the rest of 1 / norm; nothing real: 0
     p_y,  # [N, L]: - scale (online: 0); nothing real: - infinity. Backward [4, N, L]: weight / R;
     # that times p_x; 1 / norm; online: the maximum
+    p_tau,  # temperature, or None: it is in scale
     N,
     T1,
     T2,
@@ -56,7 +57,7 @@ def scl_gather_kernel(
     BATCH: tl.constexpr,
     PLANES: tl.constexpr,
 ):
-    scale = tl.cast(scale, tl.float32)
+    scale = over(scale, p_tau)
     root = tl.sqrt(scale)
     blocks = tl.cdiv(tl.maximum(L1, L - L1), BM)
     i_b = tl.program_id(0) % blocks
@@ -278,6 +279,8 @@ def scl_more_grad_kernel(
     p_y,
     p_top,
     p_more,  # [N, T1 + T2, D]
+    p_tau,
+    p_along,  # [N, T1 + T2]: the scores of a row times their gradients, added up, or None
     N,
     T1,
     T2,
@@ -300,7 +303,7 @@ def scl_more_grad_kernel(
     UNROLL: tl.constexpr,
 ):
     """The gradient through the additional columns: a frame is a row, and a column of others."""
-    scale = tl.cast(scale, tl.float32)
+    scale = over(scale, p_tau)
     CHUNKS: tl.constexpr = P // BD
     blocks = tl.cdiv(tl.maximum(T1, T2), BM)
     chunk = tl.program_id(0) % CHUNKS * BD
@@ -340,7 +343,7 @@ def scl_more_grad_kernel(
             b_g = tl.exp2(b_e - scale) * (b_w + b_rc[None, :])
         if PLANES == 0:
             b_g = b_g.to(b_za.dtype)
-        if NORM and CHUNKS > 1:
+        if (NORM or p_along is not None) and CHUNKS > 1:
             b_along += partial_sums(b_g.to(tl.float32) * b_s, 8)
         if PLANES == 0:
             if BK < P:
@@ -351,9 +354,11 @@ def scl_more_grad_kernel(
             b_ch, b_cm, b_cl = planes(p_z, first, chunk, G, P, BN, BD, PLANES)
             b_acc = add_product(b_gh, b_gm, b_gl, b_ch, b_cm, b_cl, b_acc, PLANES)
 
-    if NORM:
-        # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped. Of what
-        # was added up, roundings included: in "video" most of it is the frame itself.
+    top = tl.load(p_top + i_n)
+    if p_z.dtype.element_ty == tl.float16:
+        top *= 1.0 / FP16_SCALE
+    o_row = i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m
+    if NORM or p_along is not None:
         b_zd = places(p_z, row, chunk, P, BM, BD).to(tl.float32)
         if PLANES > 0:
             _, b_zm, b_zl = planes(p_z, row, chunk, G, P, BM, BD, PLANES)
@@ -361,12 +366,16 @@ def scl_more_grad_kernel(
             if PLANES == 3:
                 b_zd += b_zl.to(tl.float32)
         b_proj = tl.sum(b_acc * b_zd if CHUNKS == 1 else b_along, 1)
+        if p_along is not None:
+            b_gx = b_proj * b_xa * (tl.sqrt(scale) * LN2 * top)
+            tl.store(p_along + o_row, b_gx, mask=m_m & (chunk == 0))
+    if NORM:
+        # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped. Of what
+        # was added up, roundings included: in "video" most of it is the frame itself.
         b_inv = tl.load(p_row + 2 * stride, mask=m_m, other=0.0)
         b_proj = tl.where(b_inv < CLAMPED, b_proj * b_xa * b_xa / scale, 0.0)
         b_acc = (b_acc - b_zd * b_proj[:, None]) * b_inv[:, None]
-    factor = tl.load(p_top + i_n) * scale * LN2  # scale * ln 2 = 1 / temperature
-    if p_z.dtype.element_ty == tl.float16:
-        factor *= 1.0 / FP16_SCALE
     o_k = chunk + tl.arange(0, BD)
-    p_out = p_more + (i_n * (T1 + T2) + tl.where(i_d == 0, 0, T1) + o_m)[:, None] * D + o_k[None, :]
+    p_out = p_more + o_row[:, None] * D + o_k[None, :]
+    factor = top * scale * LN2  # scale * ln 2 = 1 / temperature
     tl.store(p_out, b_acc * factor, mask=m_m[:, None] & (o_k < D)[None, :])

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastseq.ops.common.triton_tiles import split
+from fastseq.ops.common.triton_tiles import over, split
 from fastseq.ops.scl.triton_tiles import (
     CLAMPED,
     FACTOR,
@@ -29,6 +29,8 @@ def scl_prepare_kernel(
     p_v2,  # None, lengths [N] or mask [N, T2]
     p_stats,  # [6, N, padded(T1) + padded(T2)] or None
     p_planes,  # [PLANES, N, padded(T1) + padded(T2), DP] or None: bf16 that add up to the frames
+    p_tau,  # temperature, or None: it is in scale
+    p_var,  # variance, or None
     N,
     T1,
     T2,
@@ -73,7 +75,10 @@ def scl_prepare_kernel(
     o_u = tl.arange(0, UNIT)
     o_t = i_u * UNIT + o_u
     m_t = valid(p_v, o_t, n, MASK)
-    root = tl.sqrt(tl.cast(scale, tl.float32))
+    scale = over(scale, p_tau)
+    if p_var is not None:
+        scale += over(0.0 * scale, p_var)  # NaN of a wrong one, so that it shows
+    root = tl.sqrt(scale)
     b_sq = tl.zeros([UNIT], tl.float32)
     for k in range(0, DP, BK):
         o_k = k + tl.arange(0, BK)[None, :]

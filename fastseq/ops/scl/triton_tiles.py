@@ -217,6 +217,19 @@ def tile_index(k, first, near, last, inside, CAREFUL: tl.constexpr):
 
 
 @triton.jit
+def gaussian(gauss, reach, p_var):
+    """What exponents() takes, from that at the variance 1 where p_var has another one."""
+    gauss = tl.cast(gauss, tl.float32)
+    reach = tl.cast(reach, tl.float32)
+    if p_var is not None:
+        var = tl.load(p_var).to(tl.float32)
+        var = tl.where(var > 0.0, var, 1.0)  # scores show that it is wrong
+        gauss = gauss / var
+        reach = reach * tl.sqrt(var)
+    return gauss, reach
+
+
+@triton.jit
 def exponents(b_d, gauss, reach):
     """Base 2, of 2^32 exp(-d^2 / (2 variance)) within reach; exp2 is 0 of all others.
 

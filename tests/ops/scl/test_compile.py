@@ -19,7 +19,7 @@ def _inputs(reduction="mean"):
     z1 = torch.randn(2, 7, 4, generator=g, requires_grad=True)
     z2 = torch.randn(2, 5, 4, generator=g, requires_grad=True)
     lengths = torch.tensor([7, 3])
-    return z1, z2, None, None, lengths, None, *OPTIONS, reduction, [True, True]
+    return z1, z2, *[None] * 4, lengths, None, *OPTIONS, reduction, [True, True, False]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -32,10 +32,10 @@ def test_opcheck_backward():
     loss, *kept = FUSED.forward_op(z1, z2, *rest)
     *kept, pairs = (k.detach() for k in kept)
     assert pairs.shape == (2, 7, 5)
-    tensors = torch.ones_like(loss), z1.detach(), z2.detach(), *rest[:4], *kept
-    for needs in ([True, True], [True, False], [False, True]):
+    tensors = torch.ones_like(loss), z1.detach(), z2.detach(), *rest[:6], *kept
+    for needs in ([True, True, False], [True, False, False], [False, True, False]):
         for last in (pairs, None):  # of a short call, of a long one
-            torch.library.opcheck(FUSED.backward_op, (*tensors, last, *rest[4:-1], needs))
+            torch.library.opcheck(FUSED.backward_op, (*tensors, last, *rest[6:-1], needs))
 
 
 @pytest.mark.usefixtures("pairs")

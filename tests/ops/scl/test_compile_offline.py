@@ -62,7 +62,7 @@ def scl_job(
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
         ints += ["sg", "first_direction", "directions"]
         constants |= {"BD": tile.channels, "NORM": mode != "raw"}
-    args["p_more"] = "*fp32" if more else None
+    args |= {"p_more": "*fp32" if more else None, "p_tau": None, "p_var": None, "p_along": None}
     args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "gauss", "reach"), "fp32")
     return job(
         MODULE,
@@ -95,7 +95,7 @@ def negatives_job(kernel, precision, d, arch, mode):
     args = {"p_z": "*fp16" if precision == "fp16" else "*bf16", "p_x": "*fp32", "p_y": "*fp32"}
     ints = ["N", "T1", "T2", "L1", "L", "G"]
     if kernel == "more_grad":
-        args["p_top"] = "*fp32"
+        args |= {"p_top": "*fp32", "p_tau": None, "p_along": None}
         ints += ["first_direction", "directions"]
         constants |= {"D": d, "BD": tile.channels, "NORM": mode != "raw"}
     args |= {"p_more": "*fp32"} | dict.fromkeys(ints, "i32") | {"scale": "fp32"}

@@ -227,9 +227,8 @@ def test_lengths_are_clamped():
     z1, z2 = (randn(2, 20, 4, seed=s).float().to(DEVICE) for s in (0, 1))
     wild = torch.tensor([-3, 2**40], device=DEVICE)
     tame = torch.tensor([0, 20], device=DEVICE)
-    got, want = (
-        scl_triton.forward(z1, z2, None, None, n, None, opts, (True, True))[0] for n in (wild, tame)
-    )
+    none, needs = [None] * 4, (True, True, False)
+    got, want = (scl_triton.forward(z1, z2, *none, n, None, opts, needs)[0] for n in (wild, tame))
     assert torch.equal(got, want)
 
 
