@@ -219,8 +219,10 @@ def test_scalars_in_tensors(dtype, negatives):
         assert all(map(torch.equal, got, run()))
         truth, peer = run("reference", torch.float64), run("reference")
         as_accurate_as(got[0], peer[0], truth[0], floor=None if dtype == "fp32" else 1e-4)
-        names = "dz1", "dz2", "dtemperature"
-        as_accurate_as(got[1:], peer[1:], truth[1:], floor=rounding(DTYPES[dtype]), what=names)
+        as_accurate_as(got[1:3], peer[1:3], truth[1:3], what=("dz1", "dz2"))
+        # Of what is added up over all pairs most cancels, and plain PyTorch may be lucky.
+        floor = max(1e-5, rounding(DTYPES[dtype]))
+        as_accurate_as(got[3:], peer[3:], truth[3:], floor=floor, what=("dtemperature",))
     with torch.no_grad():
         tau.fill_(0.1)
         var.fill_(-1.0)
