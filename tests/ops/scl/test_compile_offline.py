@@ -60,9 +60,10 @@ def scl_job(
         constants |= {"KL": True, "REDUCTION": reduction}
     else:
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
+        args |= {"p_tau": None, "p_along": None}
         ints += ["sg", "first_direction", "directions"]
         constants |= {"BD": tile.channels, "NORM": mode != "raw"}
-    args |= {"p_more": "*fp32" if more else None, "p_tau": None, "p_var": None, "p_along": None}
+    args |= {"p_more": "*fp32" if more else None, "p_var": None}
     args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "gauss", "reach"), "fp32")
     return job(
         MODULE,
