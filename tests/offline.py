@@ -31,6 +31,13 @@ PRECISIONS = {
     "tf32": ("fp32", "tf32"),
     "tf32x3": ("fp32", "tf32x3"),
 }
+# fp16 and tf32 have the tiles of bf16 and tf32x3: these at every D, those where most calls are.
+CHANNELS = {
+    "bf16": (16, 64, 128, 256, 512),
+    "tf32x3": (16, 64, 128, 256, 512),
+    "fp16": (64, 128, 256),
+    "tf32": (64, 128, 256),
+}
 ASIDE = {tokenize.COMMENT, tokenize.NL}
 TENSOR_CORE = {"HMMA", "HGMMA", "UTCHMMA"}
 

@@ -64,7 +64,11 @@ def tiles(
                 if long and not masked:
                     return Tiles(128, 64, padded, padded, 8, 3, 128)
                 return Tiles(64, 32, padded, padded, 4, 3, 168)
-            return Tiles(64, 32, padded, padded, 4, 3 if arch == 90 else 2)
+            return (
+                Tiles(64, 32, padded, padded, 4, 3)
+                if arch == 90
+                else Tiles(64, 32, padded, padded, 4, 2, 255)
+            )
         if half:
             return Tiles(64, 32, 128, padded, 8, 2)
         return Tiles(64, 32, step, padded, 4, 2, 255)
