@@ -10,6 +10,14 @@ import triton
 import triton.language as tl
 
 from fastseq.ops.common.triton_tiles import dot, is_last, over, split
+from fastseq.ops.scl.triton_sums import (
+    denominators,
+    largest,
+    partial_sums,
+    reduce,
+    two_partial_sums,
+    with_more,
+)
 from fastseq.ops.scl.triton_tiles import (
     BEYOND,
     CLAMPED,
@@ -17,7 +25,6 @@ from fastseq.ops.scl.triton_tiles import (
     FAR,
     FARTHEST,
     FP16_SCALE,
-    LARGEST,
     LN2,
     MAXIMUM,
     RECORD,
@@ -26,10 +33,8 @@ from fastseq.ops.scl.triton_tiles import (
     UNIT,
     R,
     add_product,
-    block_sums,
     channels,
     clock,
-    denominators,
     exponents,
     gaussian,
     keep_range,
@@ -38,15 +43,12 @@ from fastseq.ops.scl.triton_tiles import (
     of_columns,
     ordered,
     padded,
-    partial_sums,
     products,
     sides,
     since,
     tile_index,
     tiles_of,
-    two_partial_sums,
     valid,
-    with_more,
 )
 
 
@@ -208,47 +210,6 @@ def scl_stats_kernel(
     tl.store(p_block + 2 * N * tl.cast(blocks, tl.int64), rows.to(tl.float32))
     if is_last(p_ticket):
         reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION)
-
-
-@triton.jit
-def reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION: tl.constexpr):
-    """The loss, and the weights of the directions, from the blocks of all programs."""
-    # Larger tiles make stats kernels that are held to 168 registers spill two of them.
-    BV: tl.constexpr = 8
-    BB: tl.constexpr = 32
-    b_total = tl.zeros([BV], tl.float32)
-    b_count = tl.zeros([BV], tl.float32)
-    for v in range(0, N, BV):
-        o_v = v + tl.arange(0, BV)
-        m_v = o_v < N
-        b_l1, b_c1 = block_sums(p_part, 0, o_v, m_v, N, blocks, BV, BB)
-        b_l2, b_c2 = block_sums(p_part, 1, o_v, m_v, N, blocks, BV, BB)
-        b_w1 = tl.full([BV], 1.0, tl.float32)
-        b_w2 = b_w1
-        if REDUCTION == "paper":
-            b_w1 = 1.0 / tl.maximum(b_c1, 1.0)
-            b_w2 = 1.0 / tl.maximum(b_c2, 1.0)
-            b_count += ((b_c1 + b_c2) > 0).to(tl.float32)
-        else:
-            b_count += b_c1 + b_c2
-        b_loss = b_l1 * b_w1 + b_l2 * b_w2
-        b_total += b_loss
-        if REDUCTION == "none":
-            tl.store(p_loss + o_v, b_loss, mask=m_v)
-        tl.store(p_coef + o_v, b_w1, mask=m_v)
-        tl.store(p_coef + N + o_v, b_w2, mask=m_v)
-    if REDUCTION == "sum":
-        tl.store(p_loss, tl.sum(b_total, 0))
-    elif REDUCTION != "none":
-        share = 1.0 / tl.maximum(tl.sum(b_count, 0), 1.0)
-        tl.store(p_loss, tl.sum(b_total, 0) * share)
-        tl.debug_barrier()
-        for v in range(0, N, BV):
-            o_v = v + tl.arange(0, BV)
-            m_v = o_v < N
-            tl.store(p_coef + o_v, tl.load(p_coef + o_v, mask=m_v) * share, mask=m_v)
-            p_c2 = p_coef + N + o_v
-            tl.store(p_c2, tl.load(p_c2, mask=m_v) * share, mask=m_v)
 
 
 @triton.jit(do_not_specialize=["N", "T1", "T2", "sg", "first_direction", "directions"])
@@ -421,17 +382,3 @@ def scl_grad_kernel(
         p_extra = p_more + o_row[:, None] * D + o_k[None, :]
         b_acc += tl.load(p_extra, mask=m_m[:, None] & m_out, other=0.0)
     tl.store(p_out, tl.where(m_m[:, None], b_acc, 0.0).to(p_d1.dtype.element_ty), mask=m_out)
-
-
-@triton.jit
-def largest(p_record, columns):
-    """Of the factors of a view."""
-    GROUP: tl.constexpr = 128
-    b_most = tl.zeros([GROUP], tl.float32)
-    units = tl.cdiv(columns, UNIT)
-    for u in range(0, units, GROUP):
-        o_u = u + tl.arange(0, GROUP)
-        p_unit = p_record + o_u * UNIT + LARGEST
-        b_most = tl.maximum(b_most, tl.load(p_unit, mask=o_u < units, other=0.0))
-    most = tl.max(b_most, 0)
-    return tl.where(most > 0, most, 1.0)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from fastseq.ops.common.triton_tiles import dot, frames, over, split
+from fastseq.ops.scl.triton_sums import denominators, partial_sums
 from fastseq.ops.scl.triton_tiles import (
     CLAMPED,
     FACTOR,
@@ -19,10 +20,8 @@ from fastseq.ops.scl.triton_tiles import (
     NORM_EPS,
     R,
     add_product,
-    denominators,
     ordered,
     padded,
-    partial_sums,
 )
 
 

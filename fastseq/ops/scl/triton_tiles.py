@@ -240,46 +240,6 @@ def exponents(b_d, gauss, reach):
 
 
 @triton.jit
-def partial_sums(b_x, PARTS: tl.constexpr):
-    """Of each row of a tile, as [rows, PARTS]: with 8, of what a thread holds of tensor cores'
-    results, so that nothing crosses threads before the end. Add up the rest once."""
-    ROWS: tl.constexpr = b_x.shape[0]
-    if PARTS == 1:
-        b_sums = tl.sum(b_x, 1)[:, None]
-    else:
-        b_sums = tl.sum(tl.reshape(b_x, [ROWS, b_x.shape[1] // PARTS, PARTS]), 1)
-    return b_sums
-
-
-@triton.jit
-def two_partial_sums(b_x, b_y, PARTS: tl.constexpr):
-    """partial_sums of both at once: then both are computed in the layout of the first."""
-    ROWS: tl.constexpr = b_x.shape[0]
-    if PARTS == 1:
-        b_x = partial_sums(b_x, PARTS)
-        b_y = partial_sums(b_y, PARTS)
-    else:
-        b_xy = tl.reshape(tl.join(b_x, b_y), [ROWS, b_x.shape[1] // PARTS, PARTS, 2])
-        b_x, b_y = tl.split(tl.sum(b_xy, 1))
-    return b_x, b_y
-
-
-@triton.jit
-def denominators(b_e, b_max, b_r, ONLINE: tl.constexpr, PARTS: tl.constexpr):
-    """Largest exponents so far, what sums are relative to, and sums of exponentials with a tile."""
-    b_shift = b_max
-    if ONLINE:
-        b_new = tl.maximum(b_max, tl.max(b_e, 1))
-        b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
-        b_r *= tl.exp2(b_max - b_shift)[:, None]
-        b_r += partial_sums(tl.exp2(b_e - b_shift[:, None]), PARTS)
-        b_max = b_new
-    else:
-        b_r += partial_sums(tl.exp2(b_e), PARTS)
-    return b_max, b_shift, b_r
-
-
-@triton.jit
 def channels(
     p_z, row, m_t, k, B: tl.constexpr, BK: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr
 ):
@@ -303,21 +263,6 @@ def channels(
 def of_columns(p_x, j, BN: tl.constexpr):
     """A number of each frame of the j-th tile."""
     return tl.load(p_x + j * BN + tl.arange(0, BN))
-
-
-@triton.jit
-def with_more(p_more, stride, m_m, b_max, b_r, ONLINE: tl.constexpr):
-    """Largest exponents and sums of exponentials with those of columns summed elsewhere."""
-    b_more = tl.load(p_more, mask=m_m, other=0.0)
-    if ONLINE:
-        b_top = tl.load(p_more + stride, mask=m_m, other=float("-inf"))
-        b_new = tl.maximum(b_max, b_top)
-        b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
-        b_r = b_r * tl.exp2(b_max - b_shift) + b_more * tl.exp2(b_top - b_shift)
-        b_max = b_new
-    else:
-        b_r += b_more
-    return b_max, b_r
 
 
 @triton.jit
@@ -402,17 +347,3 @@ def add_product(b_xh, b_xm, b_xl, b_yh, b_ym, b_yl, b_acc, PLANES: tl.constexpr)
     b_xy = dot(b_xh, b_ym, b_xy, "tf32")
     b_xy = dot(b_xh, b_yh, b_xy, "tf32")
     return tl.fma(b_xy, 1.0, b_acc)
-
-
-@triton.jit
-def block_sums(p_part, i_d, o_v, m_v, N, blocks, BV: tl.constexpr, BB: tl.constexpr):
-    """Losses and real rows of the sequences o_v in one direction, added up over the blocks."""
-    b_loss = tl.zeros([BV, BB], tl.float32)
-    b_rows = tl.zeros([BV, BB], tl.float32)
-    p_v = p_part + (i_d * N + o_v).to(tl.int64)[:, None] * blocks  # [BV, 1]
-    for b in range(0, blocks, BB):
-        o_b = b + tl.arange(0, BB)[None, :]
-        m_b = m_v[:, None] & (o_b < blocks)
-        b_loss += tl.load(p_v + o_b, mask=m_b, other=0.0)
-        b_rows += tl.load(p_v + 2 * tl.cast(N, tl.int64) * blocks + o_b, mask=m_b, other=0.0)
-    return tl.sum(b_loss, 1), tl.sum(b_rows, 1)
