@@ -423,6 +423,8 @@ class QueueNCE(_Loss):
 class VCLRLoss(_Loss):
     """:func:`fastseq.vclr_loss` as a module; see there for the formula, shapes and defaults.
 
+    ``temperature`` as an ``nn.Parameter`` is one of the module, as another tensor a buffer of it.
+
     Example:
         >>> import torch
         >>> q, queue = torch.randn(8, 128), FeatureQueue(4096, 128)
@@ -432,11 +434,13 @@ class VCLRLoss(_Loss):
         torch.Size([])
     """
 
+    tensors = ("temperature",)
+
     def __init__(
         self,
         *,
         weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         normalize: bool = True,
         form: str = "paper",
         backend: str = "auto",

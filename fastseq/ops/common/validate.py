@@ -14,10 +14,6 @@ REDUCTIONS = ("none", "mean", "sum")
 
 # How a number is learned that an op takes as a constant: the same value of scaled inputs.
 _LEARNED = {
-    ("intra_nce", "temperature"): "intra_nce(normalize(q) / tau, normalize(positive), "
-    "normalize(negatives), temperature=1, normalize=False), where normalize is "
-    "torch.nn.functional.normalize(z, dim=-1)",
-    ("vclr_loss", "temperature"): "add up queue_nce and intra_nce, whose errors say how",
     ("tcc_loss", "temperature"): "tcc_loss(x / tau.sqrt(), y / tau.sqrt(), temperature=1)",
     ("soft_dtw", "gamma"): "gamma * soft_dtw(x / gamma.sqrt(), y / gamma.sqrt(), gamma=1), of "
     "squared Euclidean costs",

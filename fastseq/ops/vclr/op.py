@@ -14,6 +14,8 @@ from fastseq.ops.common.validate import (
     check_bool,
     check_choice,
     check_positive,
+    check_scalar,
+    positive_or_nan,
 )
 from fastseq.ops.queue_nce.op import queue_nce
 from fastseq.ops.vclr.options import FORMS, VCLROptions
@@ -26,7 +28,7 @@ def intra_nce(
     positive: Tensor,
     negatives: Tensor,
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     normalize: bool = True,
     form: str = "paper",
     reduction: str = "mean",
@@ -42,7 +44,9 @@ def intra_nce(
     Args:
         q, positive: (N, D); float64, float32, bfloat16 or float16.
         negatives: (N, M, D), M >= 1; VCLR has 2, from the other two segments.
-        temperature: tau. 0.1: the released code.
+        temperature: tau. 0.1: the released code. Or a floating 0-dim tensor on the device of q or
+            on the CPU, differentiated where it requires a gradient: see
+            :func:`fastseq.queue_nce`.
         normalize: divide all embeddings by their L2 norms first (VCLR, appendix A.1).
         form: "paper", or "code" for what the released code computes: smaller where several
             negatives are near.
@@ -64,7 +68,8 @@ def intra_nce(
     """
     op = "intra_nce"
     _check_embeddings(op, {"q": (q, 2), "positive": (positive, 2), "negatives": (negatives, 3)})
-    temperature = check_positive(op, "temperature", temperature)
+    number, tensor = check_scalar(op, "temperature", temperature, q.device)
+    number = check_positive(op, "temperature", number)
     check_bool(op, "normalize", normalize)
     check_choice(op, "form", form, FORMS)
     check_choice(op, "reduction", reduction, REDUCTIONS)
@@ -83,8 +88,9 @@ def intra_nce(
         q, positive, negatives = _widest(q, positive, negatives)
         if normalize:
             q, positive, negatives = (F.normalize(z, dim=-1) for z in (q, positive, negatives))
-        right = (q * positive).sum(1, keepdim=True) / temperature  # [N, 1]
-        wrong = (negatives @ q[:, :, None])[..., 0] / temperature  # [N, M]
+        tau = positive_or_nan(tensor, number, q.dtype)
+        right = (q * positive).sum(1, keepdim=True) / tau  # [N, 1]
+        wrong = (negatives @ q[:, :, None])[..., 0] / tau  # [N, M]
         if form == "paper":
             losses = F.softplus(torch.logsumexp(wrong, 1) - right[:, 0], threshold=50)
         else:
@@ -169,7 +175,7 @@ def vclr_loss(
     video: tuple[Tensor, Tensor, Tensor] | None = None,
     order: tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]] | None = None,
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     normalize: bool = True,
     form: str = "paper",
     backend: str = "auto",
@@ -193,7 +199,8 @@ def vclr_loss(
         order: arguments of :func:`temporal_order_loss`: q, k, labels, classifier. Its embeddings
             are always normalised.
         weights: of the four, 0 or more. 1: the paper, which did not tune them, and the code.
-        temperature: of the first three. 0.1: the released code.
+        temperature: of the first three. 0.1: the released code. Or a floating 0-dim tensor on the
+            device of the embeddings or on the CPU: see :func:`fastseq.queue_nce`.
         normalize: of the first three.
         form: "paper", or "code" for what the released code computes, where they differ: see
             :func:`intra_nce` and :func:`temporal_order_loss`.
@@ -214,8 +221,11 @@ def vclr_loss(
         0.000182
     """
     op = "vclr_loss"
-    opts = VCLROptions.checked(op, weights, temperature, normalize, form)
-    shared = {"temperature": opts.temperature, "normalize": normalize}
+    # Whether it is where the embeddings are, each part checks against its own.
+    place = temperature.device if isinstance(temperature, Tensor) else torch.device("cpu")
+    number, tau = check_scalar(op, "temperature", temperature, place)
+    opts = VCLROptions.checked(op, weights, number, normalize, form)
+    shared = {"temperature": opts.temperature if tau is None else tau, "normalize": normalize}
     queued = shared | {"backend": backend}
     terms: tuple[tuple[str, tuple | None, int, Callable[..., Tensor], dict[str, Any]], ...] = (
         ("inter", inter, 3, queue_nce, queued),

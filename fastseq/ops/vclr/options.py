@@ -14,6 +14,8 @@ FORMS = ("paper", "code")
 
 
 class VCLROptions(NamedTuple):
+    """``temperature`` is 1 where the call has it as a tensor."""
+
     weights: tuple[float, ...]
     temperature: float
     normalize: bool

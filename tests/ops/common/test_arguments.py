@@ -155,11 +155,6 @@ def test_a_path_cannot_be_differentiated():
 
 # The way round that an error names, as it is printed.
 LEARNED = {
-    ("intra_nce", "temperature"): {
-        "q": X[:, 0],
-        "positive": Y[:, 0],
-        "negatives": Y[:, 1:4],
-    },
     ("tcc_loss", "temperature"): {"x": X, "y": Y},
     ("soft_dtw", "gamma"): {"x": X, "y": Y},
     ("soft_dtw_from_cost", "gamma"): {"cost": COST},
@@ -217,9 +212,16 @@ def test_the_way_to_learn_a_number_is_right(op, name):
             "^vclr_loss: weights must be 4 numbers, got 2",
         ),
         (
-            lambda: fastseq.vclr_loss(video=(X[0], Y[0], X[0]), temperature=torch.tensor(0.1)),
-            TypeError,
-            "^vclr_loss: temperature must be a Python number.*add up queue_nce and intra_nce",
+            lambda: fastseq.vclr_loss(video=(X[0], Y[0], X[0]), temperature=torch.tensor([0.1])),
+            ValueError,
+            r"^vclr_loss: temperature must be .* of shape \(\), got \(1,\)",
+        ),
+        (
+            lambda: fastseq.vclr_loss(
+                video=(X[0], Y[0], X[0]), temperature=torch.ones((), device="meta")
+            ),
+            ValueError,
+            "^vclr_loss: video: temperature must be on the CPU for embeddings on cpu, got meta",
         ),
         (
             lambda: LAV(0.5, 10, 2.0, 20, 0.1, False)(X, Y, X[0, :5, 0], X[0, :, 0], 9, 9),
