@@ -87,10 +87,16 @@ def check_scalar(
     The number is for the caller to check.
 
     What a tensor holds is looked at on the CPU alone, and not while torch.compile traces: reading
-    it from a GPU would wait for it. Kernels make NaN of what is not greater than 0.
+    it from a GPU would wait for it. Kernels make NaN of what is not greater than 0. A number for
+    which torch.compile has a symbol becomes a tensor too: it would compile anew for each constant
+    that it hands to an operator of ours.
     """
     if not isinstance(value, Tensor):
-        return value, None
+        if not _has_symbol(value):
+            return value, None
+        # A product, since torch.compile makes tensors of the floats in arithmetic alone.
+        one = torch.ones((), dtype=torch.float64, device=device)
+        return 1.0, one * check_positive(op, name, value)
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(
             f"{op}: {name} must be a number or a tensor of float64, float32, bfloat16 or float16, "
@@ -112,6 +118,19 @@ def check_scalar(
         )
     # A copy that is not pinned: what the caller writes into it next does not reach this call.
     return 1.0, value.clone().to(device, non_blocking=True)
+
+
+def _has_symbol(value: object) -> bool:
+    """Whether torch.compile traces the number as one that changes from call to call."""
+    if not (torch.compiler.is_compiling() and isinstance(value, float)):
+        return False
+    # Not at the top: importing it takes longer than all of this package.
+    from torch.fx.experimental import symbolic_shapes
+
+    # Before torch 2.8 there is no such question, and a number is a constant.
+    if not hasattr(symbolic_shapes, "has_static_value"):
+        return False
+    return not symbolic_shapes.has_static_value(value)
 
 
 def positive_or_nan(value: Tensor | None, number: float, dtype: torch.dtype) -> Tensor | float:

@@ -221,11 +221,12 @@ def vclr_loss(
         0.000182
     """
     op = "vclr_loss"
-    # Whether it is where the embeddings are, each part checks against its own.
-    place = temperature.device if isinstance(temperature, Tensor) else torch.device("cpu")
-    number, tau = check_scalar(op, "temperature", temperature, place)
-    opts = VCLROptions.checked(op, weights, number, normalize, form)
-    shared = {"temperature": opts.temperature if tau is None else tau, "normalize": normalize}
+    tau = temperature
+    if isinstance(tau, Tensor):
+        # Whether it is where the embeddings are, each part checks against its own.
+        temperature, _ = check_scalar(op, "temperature", tau, tau.device)
+    opts = VCLROptions.checked(op, weights, temperature, normalize, form)
+    shared = {"temperature": tau, "normalize": normalize}
     queued = shared | {"backend": backend}
     terms: tuple[tuple[str, tuple | None, int, Callable[..., Tensor], dict[str, Any]], ...] = (
         ("inter", inter, 3, queue_nce, queued),
