@@ -39,7 +39,7 @@ frames: str = fastseq.video.probe("a.mp4").frames
 """
 SAID = {
     5: 'has no attribute "scl_los"',
-    6: 'incompatible type "str"; expected "float"',
+    6: 'incompatible type "str"; expected "float | Tensor"',
     7: 'has no attribute "SCLLos"',
     8: 'has no attribute "vide"',
     9: "Incompatible types in assignment",

@@ -221,12 +221,13 @@ def vclr_loss(
         0.000182
     """
     op = "vclr_loss"
-    tau = temperature
-    if isinstance(tau, Tensor):
+    if isinstance(temperature, Tensor):
         # Whether it is where the embeddings are, each part checks against its own.
-        temperature, _ = check_scalar(op, "temperature", tau, tau.device)
-    opts = VCLROptions.checked(op, weights, temperature, normalize, form)
-    shared = {"temperature": tau, "normalize": normalize}
+        number, _ = check_scalar(op, "temperature", temperature, temperature.device)
+    else:
+        number = temperature
+    opts = VCLROptions.checked(op, weights, number, normalize, form)
+    shared = {"temperature": temperature, "normalize": normalize}
     queued = shared | {"backend": backend}
     terms: tuple[tuple[str, tuple | None, int, Callable[..., Tensor], dict[str, Any]], ...] = (
         ("inter", inter, 3, queue_nce, queued),
