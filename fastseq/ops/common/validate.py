@@ -20,7 +20,6 @@ _LEARNED = {
     "normalize(negatives), temperature=1, normalize=False), where normalize is "
     "torch.nn.functional.normalize(z, dim=-1)",
     ("vclr_loss", "temperature"): "add up queue_nce and intra_nce, whose errors say how",
-    ("tcc_loss", "temperature"): "tcc_loss(x / tau.sqrt(), y / tau.sqrt(), temperature=1)",
     ("soft_dtw", "gamma"): "gamma * soft_dtw(x / gamma.sqrt(), y / gamma.sqrt(), gamma=1), of "
     "squared Euclidean costs",
     ("soft_dtw_from_cost", "gamma"): "gamma * soft_dtw_from_cost(cost / gamma, gamma=1)",

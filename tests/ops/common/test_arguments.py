@@ -161,7 +161,6 @@ LEARNED = {
         "positive": Y[:, 0],
         "negatives": Y[:, 1:4],
     },
-    ("tcc_loss", "temperature"): {"x": X, "y": Y},
     ("soft_dtw", "gamma"): {"x": X, "y": Y},
     ("soft_dtw_from_cost", "gamma"): {"cost": COST},
 }
