@@ -43,7 +43,7 @@ def inputs(n=2, frames=9, channels=6, pairs=True, dtype=torch.float64):
 @pytest.mark.parametrize("backend", BACKENDS[:2])
 @kinds
 def test_gradcheck(backend, loss_type, reduction, pairs, similarity):
-    x, y = inputs(3, 3, 2, pairs)
+    x, y = inputs(2 if pairs else 3, 3, 2, pairs)
     tau = torch.tensor(0.7, dtype=torch.float64, device=DEVICE)
     leaves = [z.requires_grad_() for z in (tau, x, y) if z is not None]
     kwargs = {"loss_type": loss_type, "similarity": similarity, "reduction": reduction}
@@ -52,7 +52,7 @@ def test_gradcheck(backend, loss_type, reduction, pairs, similarity):
         return fastseq.tcc_loss(*sides, temperature=tau, backend=backend, **kwargs)
 
     assert torch.autograd.gradcheck(call, leaves)
-    if backend == "reference" and reduction == "mean":
+    if backend == "reference" and reduction == "mean" and loss_type != "classification":
         assert torch.autograd.gradgradcheck(call, leaves)
 
 
