@@ -193,12 +193,14 @@ class TCCLoss(_Loss):
         torch.Size([])
     """
 
+    tensors = ("temperature",)
+
     def __init__(
         self,
         *,
         loss_type: str = "regression_mse_var",
         similarity: str = "l2",
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         variance_lambda: float = 0.001,
         label_smoothing: float = 0.1,
         huber_delta: float = 0.1,

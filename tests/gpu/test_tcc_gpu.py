@@ -155,6 +155,47 @@ def test_graph_replays_new_values(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pair", [True, False])
+def test_a_learned_temperature(pair, backend):
+    """On the device it is never read, and a graph replays with its new value."""
+    x, y = inputs(3, 300, 128)
+    lengths = torch.tensor([300, 200, 64], device="cuda")
+    tau = torch.tensor(0.1, device="cuda", requires_grad=True)
+
+    def slope(backend=backend, dtype=torch.float32):
+        sides = x.to(dtype), y.to(dtype) if pair else None
+        leaf = tau if dtype == tau.dtype else tau.detach().to(dtype).requires_grad_()
+        loss = fastseq.tcc_loss(*sides, temperature=leaf, lengths_x=lengths, backend=backend)
+        return loss.detach(), *torch.autograd.grad(loss, leaf)
+
+    slope()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        slope()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        slope()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = slope()
+    for value in (0.1, 0.05):
+        with torch.no_grad():
+            tau.fill_(value)
+        graph.replay()
+        assert all(map(torch.equal, got, slope()))
+        truth, plain = slope("reference", torch.float64), slope("reference")
+        # One number, and a difference of many: it has fewer digits than dx and dy.
+        as_accurate_as(got, plain, truth, floor=1e-4, what=("loss", "dtemperature"))
+    with torch.no_grad():
+        tau.fill_(-1.0)
+    assert slope()[0].isnan()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_memory_is_linear(backend):
     x, y = (z.requires_grad_() for z in inputs(1, 32768, 128))
     fastseq.tcc_loss(x[:, :64], y[:, :64], backend=backend).backward()

@@ -14,7 +14,6 @@ REDUCTIONS = ("none", "mean", "sum")
 
 # How a number is learned that an op takes as a constant: the same value of scaled inputs.
 _LEARNED = {
-    ("tcc_loss", "temperature"): "tcc_loss(x / tau.sqrt(), y / tau.sqrt(), temperature=1)",
     ("soft_dtw", "gamma"): "gamma * soft_dtw(x / gamma.sqrt(), y / gamma.sqrt(), gamma=1), of "
     "squared Euclidean costs",
     ("soft_dtw_from_cost", "gamma"): "gamma * soft_dtw_from_cost(cost / gamma, gamma=1)",
@@ -107,15 +106,16 @@ def check_scalar(
             f"{op}: {name} must be a number or a tensor of shape (), got {tuple(value.shape)}"
             + (f"; to fix: {name}.squeeze()" if value.numel() == 1 else "")
         )
-    if value.device == device:
-        if device.type == "cpu" and not (torch.compiler.is_compiling() or transforms_active()):
+    if value.device.type == "cpu":
+        if not (torch.compiler.is_compiling() or transforms_active()):
             check_positive(op, name, value.item())
-        return 1.0, value
-    if value.device.type != "cpu":
+    elif value.device != device:
         places = "the CPU" if device.type == "cpu" else f"{device} or the CPU"
         raise ValueError(
             f"{op}: {name} must be on {places} for embeddings on {device}, got {value.device}"
         )
+    if value.device == device:
+        return 1.0, value
     # A copy that is not pinned: what the caller writes into it next does not reach this call.
     return 1.0, value.clone().to(device, non_blocking=True)
 

@@ -13,7 +13,7 @@ from fastseq.ops.common.lengths import (
     prepare_times,
     prepare_valid,
 )
-from fastseq.ops.common.validate import check_embeddings, check_pair
+from fastseq.ops.common.validate import check_embeddings, check_pair, check_scalar
 from fastseq.ops.tcc.options import TCCOptions
 from fastseq.ops.tcc.reference import tcc_reference
 
@@ -28,7 +28,7 @@ def tcc_loss(
     duration_y: Durations = None,
     loss_type: str = "regression_mse_var",
     similarity: str = "l2",
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     variance_lambda: float = 0.001,
     label_smoothing: float = 0.1,
     huber_delta: float = 0.1,
@@ -73,7 +73,10 @@ def tcc_loss(
             unit vectors of 128 channels at temperature 0.1 give scores in [-0.31, 0] and next to
             uniform softmaxes.
         temperature, variance_lambda, label_smoothing, huber_delta: 0.1, 0.001, 0.1, 0.1: the
-            released configuration. Smoothing only concerns the classification.
+            released configuration. Smoothing only concerns the classification. The temperature may
+            be a floating 0-dim tensor on the device of x or on the CPU, which is differentiated
+            where it requires a gradient. torch.compile compiles once for all its values. None is
+            read from a GPU: one that is not greater than 0 there makes every loss NaN.
         normalize_indices: divide times by the duration first, so that errors are fractions of the
             video.
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
@@ -122,11 +125,12 @@ def tcc_loss(
         check_pair(op, "x", x, "y", y)
         if (tx is None) != (ty is None):
             raise ValueError(f"{op}: give both tx and ty or neither")
+    number, tau = check_scalar(op, "temperature", temperature, x.device)
     opts = TCCOptions.checked(
         op,
         loss_type,
         similarity,
-        temperature,
+        number,
         variance_lambda,
         label_smoothing,
         huber_delta,
@@ -146,9 +150,9 @@ def tcc_loss(
             ("y", y, ty, lengths_y, valid_y, duration_y),
         )
     ]
-    tensors = [tensor for both in zip(*sides, strict=True) for tensor in both]
+    x, y, *constants = (tensor for both in zip(*sides, strict=True) for tensor in both)
     name, _ = resolve_backend(backend, x.device.type, x.dtype)
-    loss = FUSED(name, opts, *tensors)
+    loss = FUSED(name, opts, x, y, tau, *constants)
     return loss[0] if unbatched and reduction == "none" else loss
 
 
@@ -169,9 +173,7 @@ def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tup
     return choose_triton_or_torch("tcc_loss", requested, device_type, dtype)
 
 
-def _shapes(
-    x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, backend: str, opts: TCCOptions, needs
-):
+def _shapes(x, y, tau, tx, ty, valid_x, valid_y, duration_x, duration_y, backend: str, opts, needs):
     """Of the loss, and of its gradients with respect to x and y."""
     # Without y each sequence has a part in the losses of all others.
     keep = any(needs) and (y is not None or opts.reduction != "none")
@@ -185,8 +187,11 @@ def _shapes(
 FUSED = FusedLoss(
     "tcc_loss",
     "fastseq.ops.tcc",
-    inputs=("x", "y?", "tx?", "ty?", "valid_x?", "valid_y?", "duration_x?", "duration_y?"),
-    differentiable=2,
+    inputs=(
+        *("x", "y?", "tau?"),  # not the name of the option
+        *("tx?", "ty?", "valid_x?", "valid_y?", "duration_x?", "duration_y?"),
+    ),
+    differentiable=3,
     options=TCCOptions,
     reference=tcc_reference,
     kept=2,

@@ -13,10 +13,13 @@ from fastseq.ops.common.validate import (
     check_choice,
     check_nonnegative,
     check_positive,
+    positive_or_nan,
 )
 
 LOSS_TYPES = ("regression_mse_var", "regression_mse", "regression_huber", "classification")
 SIMILARITIES = ("l2", "cosine")
+# Of x, y and the temperature.
+Gradients = tuple[Tensor, Tensor | None, Tensor | None]
 
 # The least variance of a predicted time, in squared durations. A softmax that has collapsed to one
 # frame has variance 0, whose logarithm and inverse are not finite. A standard deviation of a
@@ -25,6 +28,8 @@ VARIANCE_FLOOR = 1e-12
 
 
 class TCCOptions(NamedTuple):
+    """``temperature`` is 1 where the call has it as a tensor."""
+
     loss_type: str
     similarity: str
     temperature: float
@@ -98,6 +103,60 @@ def side(
     duration = duration.to(dtype)
     scale = 1 / duration if opts.normalize_indices else torch.ones_like(duration)
     return Side(z, real, t, scale, VARIANCE_FLOOR * (duration * scale).square())
+
+
+def centred_sides(
+    x: Tensor,
+    y: Tensor | None,
+    tx: Tensor | None,
+    ty: Tensor | None,
+    valid_x: Tensor | None,
+    valid_y: Tensor | None,
+    duration_x: Tensor | None,
+    duration_y: Tensor | None,
+    opts: TCCOptions,
+) -> tuple[Side, Side | None]:
+    """The sides of x and y, for distances without the mean embedding of a pair or the batch."""
+    a = side(x, tx, valid_x, duration_x, opts)
+    b = None if y is None else side(y, ty, valid_y, duration_y, opts)
+    if opts.similarity != "l2":
+        return a, b
+    # Distances do not see a common offset, but the products that they are made of do.
+    every = (a,) if b is None else (a, b)
+    total = torch.stack([s.z.sum(1) for s in every]).sum(0)  # [N, D]
+    count = torch.stack([s.real.sum(1) for s in every]).sum(0)  # [N]
+    if b is None:
+        total, count = total.sum(0, keepdim=True), count.sum(0, keepdim=True)
+    centre = total / count.clamp(min=1)[:, None]
+    return _without(a, centre), None if b is None else _without(b, centre)
+
+
+def _without(s: Side, centre: Tensor) -> Side:
+    return s._replace(z=torch.where(s.real[..., None], s.z - centre[:, None], 0))
+
+
+def temperature_gradient(
+    x: Tensor,
+    y: Tensor | None,
+    temperature: Tensor,
+    valid_x: Tensor | None,
+    valid_y: Tensor | None,
+    dx: Tensor,
+    dy: Tensor | None,
+    opts: TCCOptions,
+) -> Tensor:
+    """The gradient of the temperature, from those of x and y in the loss's dtype.
+
+    Both similarities are of degree 2, so that the loss depends on x / sqrt(temperature) and
+    y / sqrt(temperature) alone. Gradients of distances sum to 0 but for rounding, which a common
+    offset would magnify: hence the centres.
+    """
+    a, b = centred_sides(x, y, None, None, valid_x, valid_y, None, None, opts)
+    total = (a.z * dx).sum()
+    if b is not None and dy is not None:
+        total = total + (b.z * dy).sum()
+    tau = positive_or_nan(temperature, 1.0, total.dtype)
+    return (total / (-2 * tau)).to(temperature.dtype)
 
 
 def num_cycles(real_x: Tensor, real_y: Tensor | None) -> Tensor:

@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastseq.ops.common.validate import positive_or_nan
 from fastseq.ops.tcc.options import Side, TCCOptions, num_cycles, side
 
 
 def tcc_reference(
     x: Tensor,
     y: Tensor | None,
+    temperature: Tensor | None,
     tx: Tensor | None,
     ty: Tensor | None,
     valid_x: Tensor | None,
@@ -20,38 +22,41 @@ def tcc_reference(
 ) -> Tensor:
     """Dense tcc_loss of inputs that op.py has checked."""
     a = side(x, tx, valid_x, duration_x, opts)
+    tau = positive_or_nan(temperature, opts.temperature, a.z.dtype)
     if y is None:
-        sums = a.z.new_zeros(len(x)) + 0 * a.z.sum()  # a graph, though there be no pair
+        sums = a.z.new_zeros(len(x)) + 0 * (a.z.sum() + tau)  # a graph, though there be no pair
         for shift in range(1, len(x)):
-            sums = sums + _cycles(a, a.rolled([shift]), opts)
+            sums = sums + _cycles(a, a.rolled([shift]), tau, opts)
         count = num_cycles(a.real, None)
     else:
         b = side(y, ty, valid_y, duration_y, opts)
-        sums = _cycles(a, b, opts) + _cycles(b, a, opts)
+        sums = _cycles(a, b, tau, opts) + _cycles(b, a, tau, opts)
         count = num_cycles(a.real, b.real)
     if opts.reduction == "none":
         return sums
     return sums.sum() / count.clamp(min=1) if opts.reduction == "mean" else sums.sum()
 
 
-def _cycles(u: Side, v: Side, opts: TCCOptions) -> Tensor:
+def _cycles(u: Side, v: Side, tau: Tensor | float, opts: TCCOptions) -> Tensor:
     """(N,) losses summed over the cycles u -> v -> u that start at the real frames of u."""
     real = u.real & v.real.any(1, keepdim=True)  # [N, Tu]
-    alpha = torch.softmax(_similarity(u.z, v.z, v.real, opts), -1)  # [N, Tu, Tv]
+    alpha = torch.softmax(_similarity(u.z, v.z, v.real, tau, opts), -1)  # [N, Tu, Tv]
     nearest = alpha @ v.z  # [N, Tu, D]
-    logits = _similarity(nearest, u.z, real, opts)  # [N, Tu, Tu]
+    logits = _similarity(nearest, u.z, real, tau, opts)  # [N, Tu, Tu]
     rows = (_classification if opts.loss_type == "classification" else _regression)(
         logits, real, u, opts
     )
     return torch.where(real, rows, 0).sum(1)
 
 
-def _similarity(a: Tensor, b: Tensor, real_b: Tensor, opts: TCCOptions) -> Tensor:
+def _similarity(
+    a: Tensor, b: Tensor, real_b: Tensor, tau: Tensor | float, opts: TCCOptions
+) -> Tensor:
     """Scaled by the number of channels and the temperature; -inf for padded frames of b."""
     s = a @ b.mT
     if opts.similarity == "l2":
         s = 2 * s - a.square().sum(-1)[..., None] - b.square().sum(-1)[:, None]
-    s = s / a.shape[-1] / opts.temperature
+    s = s / a.shape[-1] / tau
     some = real_b.any(1)[:, None, None]  # where there is none, any finite number will do
     return s.masked_fill(some & ~real_b[:, None], -torch.inf)
 

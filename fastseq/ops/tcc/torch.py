@@ -8,7 +8,15 @@ forward forms them too where the upstream gradient can only be a factor for each
 import torch
 from torch import Tensor
 
-from fastseq.ops.tcc.options import Side, TCCOptions, num_cycles, side
+from fastseq.ops.common.validate import positive_or_nan
+from fastseq.ops.tcc.options import (
+    Gradients,
+    Side,
+    TCCOptions,
+    centred_sides,
+    num_cycles,
+    temperature_gradient,
+)
 
 # Measured on two cores, where anything from 2^17 to 2^20 does: the products take most of the time.
 # A GPU wants few, large launches.
@@ -18,29 +26,47 @@ MASKED = -1e30  # a score that exp turns into exactly 0, without the NaN of 0 * 
 
 
 def forward(
-    x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, needs
+    x, y, temperature, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss and, where one of them is needed, its gradients of x and y in the loss's dtype."""
-    a, b = _sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts)
+    """The loss and, where a gradient is needed, its gradients of x and y in the loss's dtype."""
+    sides = centred_sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts)
+    a, b, root = _scaled(*sides, temperature)
     share, sums = _share(a, b, opts), a.z.new_zeros(len(x))
     # Without y each sequence has a part in the losses of all others.
     keep = any(needs) and (b is not None or opts.reduction != "none")
     weight = share.expand(len(x)) if keep else None
-    da, db = _run(a, b, opts, sums, weight)
+    da, db = _run(a, b, root, opts, sums, weight)
     return sums if opts.reduction == "none" else sums.sum() * share, da, db
 
 
 def backward(
-    grad, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, da, db, opts: TCCOptions, needs
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of x and y, from those that the forward has kept or else from the start."""
+    grad,
+    x,
+    y,
+    temperature,
+    tx,
+    ty,
+    valid_x,
+    valid_y,
+    duration_x,
+    duration_y,
+    da,
+    db,
+    opts: TCCOptions,
+    needs,
+) -> Gradients:
+    """Gradients of x, y and the temperature, from what the forward has kept or from the start."""
     if da is None:
-        a, b = _sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts)
+        sides = centred_sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts)
+        a, b, root = _scaled(*sides, temperature)
         weight = grad.to(a.z.dtype) * _share(a, b, opts)
-        da, db = _run(a, b, opts, a.z.new_zeros(len(x)), weight.expand(len(x)))
+        da, db = _run(a, b, root, opts, a.z.new_zeros(len(x)), weight.expand(len(x)))
     else:
         da, db = (None if d is None else d * grad.view(-1, 1, 1) for d in (da, db))
-    return da.to(x.dtype), None if y is None else db.to(y.dtype)
+    dt = None
+    if needs[2]:
+        dt = temperature_gradient(x, y, temperature, valid_x, valid_y, da, db, opts)
+    return da.to(x.dtype), None if y is None else db.to(y.dtype), dt
 
 
 def _share(a: Side, b: Side | None, opts: TCCOptions) -> Tensor:
@@ -52,9 +78,15 @@ def _share(a: Side, b: Side | None, opts: TCCOptions) -> Tensor:
 
 
 def _run(
-    a: Side, b: Side | None, opts: TCCOptions, sums: Tensor, weight: Tensor | None
+    a: Side,
+    b: Side | None,
+    root: Tensor | None,
+    opts: TCCOptions,
+    sums: Tensor,
+    weight: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Add each sequence's losses to sums; gradients of sum_n weight_n sums_n."""
+    """Add each sequence's losses to sums; gradients of sum_n weight_n sums_n, of the sides before
+    they were divided by root."""
     da, db = (None if weight is None or s is None else torch.zeros_like(s.z) for s in (a, b))
     if b is None:
         _run_all_pairs(a, opts, sums, weight, da)
@@ -63,6 +95,8 @@ def _run(
         _Hop(b, a, opts).run(sums, weight, db, da)
     for d, s in ((da, a), (db, b)):
         if d is not None:
+            if root is not None:
+                d /= root
             d.masked_fill_(~s.real[..., None], 0)
     return da, db
 
@@ -86,25 +120,16 @@ def _run_all_pairs(a: Side, opts: TCCOptions, sums, weight: Tensor | None, da: T
         sums += part.view(len(shifts), num).sum(0)
 
 
-def _sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions):
-    a = side(x, tx, valid_x, duration_x, opts)
-    b = None if y is None else side(y, ty, valid_y, duration_y, opts)
-    if opts.similarity == "l2":
-        # Distances do not see a common offset, but the products that they are made of do.
-        every = (a,) if b is None else (a, b)
-        total = torch.stack([s.z.sum(1) for s in every]).sum(0)  # [N, D]
-        count = torch.stack([s.real.sum(1) for s in every]).sum(0)  # [N]
-        if b is None:
-            total, count = total.sum(0, keepdim=True), count.sum(0, keepdim=True)
-        center = total / count.clamp(min=1)[:, None]
-        a, b = (_centered(s, center) for s in (a, b))
-    return a, b
-
-
-def _centered(s: Side | None, center: Tensor) -> Side | None:
-    if s is None:
-        return None
-    return s._replace(z=torch.where(s.real[..., None], s.z - center[:, None], 0))
+def _scaled(
+    a: Side, b: Side | None, temperature: Tensor | None
+) -> tuple[Side, Side | None, Tensor | None]:
+    """The sides over the root of a temperature in a tensor, and that root: so it is in every score,
+    and no product needs it as a number, which would have to be read from a GPU."""
+    if temperature is None:
+        return a, b, None
+    root = positive_or_nan(temperature, 1.0, a.z.dtype).sqrt()
+    a, b = (None if s is None else s._replace(z=s.z / root) for s in (a, b))
+    return a, b, root
 
 
 def _elements(z: Tensor) -> int:

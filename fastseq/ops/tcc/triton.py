@@ -15,7 +15,12 @@ from torch import Tensor
 from fastseq.ops.common import launch
 from fastseq.ops.common.launch import Tiles
 from fastseq.ops.common.lengths import shift_times, valid_mask
-from fastseq.ops.tcc.options import VARIANCE_FLOOR, TCCOptions
+from fastseq.ops.tcc.options import (
+    VARIANCE_FLOOR,
+    Gradients,
+    TCCOptions,
+    temperature_gradient,
+)
 from fastseq.ops.tcc.triton_cycles import (
     tcc_moments_kernel,
     tcc_nearest_kernel,
@@ -86,6 +91,7 @@ class Packed(NamedTuple):
     t: Tensor  # [M, T]
     lengths: Tensor  # [M]
     seq: Tensor  # [3, M]
+    tau: Tensor | None  # the temperature where it is a tensor
 
 
 class Cycles(NamedTuple):
@@ -97,9 +103,9 @@ class Cycles(NamedTuple):
 
 
 def forward(
-    x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, needs
+    x, y, temperature, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss and, where one of them is needed, its gradients of x and y in float32."""
+    """The loss and, where a gradient is needed, its gradients of x and y in float32."""
     n, frames = len(x), max(x.shape[1], 0 if y is None else y.shape[1])
     shifts = n - 1 if y is None else 1
     shape = (n,) if opts.reduction == "none" else ()
@@ -109,7 +115,8 @@ def forward(
         grads = (z.new_zeros(z.shape, dtype=torch.float32) if keep else None for z in _given(x, y))
         return x.new_zeros(shape, dtype=torch.float32), *_two(grads)
     kernels = _kernels(x, y, opts)
-    packed = _pack(kernels, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, None, opts)
+    sides = x, y, tx, ty, valid_x, valid_y, duration_x, duration_y
+    packed = _pack(kernels, *sides, None, temperature, opts)
     _, many, frames, _ = packed.z.shape
     blocks = frames // kernels.moments.rows
     part = torch.empty((shifts, many, blocks), dtype=torch.float32, device=x.device)
@@ -121,19 +128,36 @@ def forward(
 
 
 def backward(
-    grad, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, dx, dy, opts: TCCOptions, needs
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of x and y, from those that the forward has kept or else from the start."""
+    grad,
+    x,
+    y,
+    temperature,
+    tx,
+    ty,
+    valid_x,
+    valid_y,
+    duration_x,
+    duration_y,
+    dx,
+    dy,
+    opts: TCCOptions,
+    needs,
+) -> Gradients:
+    """Gradients of x, y and the temperature, from what the forward has kept or from the start."""
     if dx is not None:
         dx, dy = (None if d is None else d * grad.view(-1, 1, 1) for d in (dx, dy))
     elif x.numel() == 0 or (y is None and len(x) == 1):
-        dx, dy = _two(torch.zeros_like(z) for z in _given(x, y))
+        dx, dy = _two(torch.zeros_like(z, dtype=torch.float32) for z in _given(x, y))
     else:
         shifts = len(x) - 1 if y is None else 1
         kernels = _kernels(x, y, opts)
-        packed = _pack(kernels, x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, grad, opts)
+        sides = x, y, tx, ty, valid_x, valid_y, duration_x, duration_y
+        packed = _pack(kernels, *sides, grad, temperature, opts)
         dx, dy = _run(kernels, packed, None, shifts, opts, True, y is None)
-    return dx.to(x.dtype), None if y is None else dy.to(y.dtype)
+    dt = None
+    if needs[2]:
+        dt = temperature_gradient(x, y, temperature, valid_x, valid_y, dx, dy, opts)
+    return dx.to(x.dtype), None if y is None else dy.to(y.dtype), dt
 
 
 class OfTiles(NamedTuple):
@@ -243,6 +267,7 @@ def _pack(
     duration_x: Tensor | None,
     duration_y: Tensor | None,
     grad: Tensor | None,
+    tau: Tensor | None,
     opts: TCCOptions,
 ) -> Packed:
     n, d = len(x), x.shape[2]
@@ -277,6 +302,7 @@ def _pack(
         torch.empty((many, frames), **fp32),
         torch.empty(many, dtype=torch.int32, device=x.device),
         torch.empty((3, many), **fp32),
+        tau,
     )
     kernels.pack(
         many * launch.cdiv(frames, 32),
@@ -339,7 +365,7 @@ def _run(
     if keep:
         kernels.finish(
             many * frames // 32,
-            (packed.z, walks, rests, packed.lengths, dx, dx if all_pairs else dy),
+            (packed.z, walks, rests, packed.lengths, packed.tau, dx, dx if all_pairs else dy),
             (packed.num, many, frames // SPAN, *packed.frames, _scale(packed, opts)),
         )
     return dx, dy
@@ -359,7 +385,8 @@ def _cycles(
     nearest = packed.z.new_empty((kernels.computed, hops, frames, d))
     row = torch.empty((6, hops, frames), **fp32)
     sizes = many, frames // SPAN, first, hops, _scale(packed, opts)
-    kernels.nearest(frames, hops, (packed.z, packed.bias, packed.lengths, nearest, row), sizes)
+    passed = packed.z, packed.bias, packed.lengths, packed.tau, nearest, row
+    kernels.nearest(frames, hops, passed, sizes)
     if part.numel() == 0:
         part = torch.empty((hops, frames // kernels.moments.rows), **fp32)
     kernels.moments(
@@ -377,13 +404,13 @@ def _gradients(
     hops = nearest.shape[1]
     pull = torch.empty_like(nearest)
     level = row.new_empty((kernels.pull.chunks, hops, frames))
-    z, bias, _, lengths = packed[3:7]
     sizes = many, frames // SPAN, first, hops
     scales = _scale(packed, opts), opts.label_smoothing
-    cycle = *packed[3:7], nearest, row
+    z, bias, t, lengths, _, tau = packed[3:]
+    cycle = z, bias, t, lengths, tau, nearest, row
     kernels.pull(frames, hops, (*cycle, pull, level), (*sizes, *scales))
     kernels.keys(frames, many, (*cycle, walks[0], rests[0]), (*sizes, int(add), *scales))
-    passed = z, bias, lengths, row, pull, level
+    passed = z, bias, lengths, tau, row, pull, level
     for k, kernel in enumerate((kernels.queries, kernels.through), 1):
         part, more = (k, add) if len(walks) > 1 else (0, True)
         left = walks[part], rests[part]

@@ -11,6 +11,7 @@ products of two frames.
 import triton
 import triton.language as tl
 
+from fastseq.ops.common.triton_tiles import over
 from fastseq.ops.tcc.triton_tiles import (
     CURVE,
     ERROR,
@@ -43,6 +44,7 @@ def tcc_nearest_kernel(
     p_z,  # [PZ, M, T, D]
     p_bias,  # [M, T]
     p_len,  # [M]
+    p_tau,  # temperature, or None: it is in scale
     p_nn,  # [PC, hops, T, D]: soft nearest neighbours
     p_row,  # [6, hops, T]
     M,
@@ -59,7 +61,7 @@ def tcc_nearest_kernel(
     PC: tl.constexpr,
     ZZ: tl.constexpr,
 ):
-    scale = tl.cast(scale, tl.float32)
+    scale = over(scale, p_tau)
     FRESH: tl.constexpr = PC == 3
     KEPT: tl.constexpr = D // BK if BD == D else 1
     T = spans * SPAN
@@ -111,6 +113,7 @@ def tcc_moments_kernel(
     p_t,  # [M, T]
     p_len,
     p_seq,  # [3, M]: scale of times, least variance, weight
+    p_tau,
     p_nn,
     p_row,
     p_part,  # [hops, blocks]: losses
@@ -132,7 +135,7 @@ def tcc_moments_kernel(
     PC: tl.constexpr,
     ZZ: tl.constexpr,
 ):
-    scale = tl.cast(scale, tl.float32)
+    scale = over(scale, p_tau)
     variance_lambda = tl.cast(variance_lambda, tl.float32)
     smoothing = tl.cast(smoothing, tl.float32)
     delta = tl.cast(delta, tl.float32)
@@ -232,6 +235,7 @@ def tcc_pull_kernel(
     p_bias,
     p_t,
     p_len,
+    p_tau,
     p_nn,
     p_row,
     p_pull,  # [PC, hops, T, D]: gradient of the nearest neighbours over the scale of scores
@@ -252,7 +256,7 @@ def tcc_pull_kernel(
     PC: tl.constexpr,
     ZZ: tl.constexpr,
 ):
-    scale = tl.cast(scale, tl.float32)
+    scale = over(scale, p_tau)
     smoothing = tl.cast(smoothing, tl.float32)
     FRESH: tl.constexpr = PC == 3
     KEPT: tl.constexpr = D // BK if BD == D else 1

@@ -8,6 +8,7 @@ other, and begins with what the launch before has left: the bits are the same in
 import triton
 import triton.language as tl
 
+from fastseq.ops.common.triton_tiles import over
 from fastseq.ops.tcc.triton_cycles import cycle
 from fastseq.ops.tcc.triton_tiles import (
     LN2,
@@ -78,6 +79,7 @@ def tcc_keys_kernel(
     p_bias,
     p_t,
     p_len,
+    p_tau,
     p_nn,
     p_row,
     p_sum,  # [M, T, D]: gradients over the scale of scores, but for the frames' own part
@@ -100,7 +102,7 @@ def tcc_keys_kernel(
     ZZ: tl.constexpr,
 ):
     """Out, as keys: the cycles of all frames of the sequence end at these."""
-    scale = tl.cast(scale, tl.float32)
+    scale = over(scale, p_tau)
     smoothing = tl.cast(smoothing, tl.float32)
     FRESH: tl.constexpr = PC == 3
     KEPT: tl.constexpr = D // BK if BD == D else 1
@@ -147,6 +149,7 @@ def tcc_queries_kernel(
     p_z,
     p_bias,
     p_len,
+    p_tau,
     p_row,
     p_pull,
     p_level,
@@ -169,7 +172,7 @@ def tcc_queries_kernel(
     ZZ: tl.constexpr,
 ):
     """Out, as queries: these frames' cycles pass through v."""
-    scale = tl.cast(scale, tl.float32)
+    scale = over(scale, p_tau)
     FRESH: tl.constexpr = PC == 3
     KEPT: tl.constexpr = D // BK if BD == D else 1
     T = spans * SPAN
@@ -216,6 +219,7 @@ def tcc_through_kernel(
     p_z,
     p_bias,
     p_len,
+    p_tau,
     p_row,
     p_pull,
     p_level,
@@ -238,7 +242,7 @@ def tcc_through_kernel(
     ZZ: tl.constexpr,
 ):
     """In: another sequence's cycles pass through these frames."""
-    scale = tl.cast(scale, tl.float32)
+    scale = over(scale, p_tau)
     FRESH: tl.constexpr = PC == 3
     KEPT: tl.constexpr = D // BK if BD == D else 1
     T = spans * SPAN
@@ -286,6 +290,7 @@ def tcc_finish_kernel(
     p_sums,  # [PARTS, M, T, D]: what the walks have left
     p_rests,  # [PARTS, M, T]
     p_len,
+    p_tau,
     p_dx,  # [N, T1, CHANNELS] fp32
     p_dy,  # [N, T2, CHANNELS] fp32
     N,
@@ -320,7 +325,7 @@ def tcc_finish_kernel(
     if L2:
         for w in tl.static_range(PARTS):
             b_rest += tl.load(p_rests + w * rows + i_m * T + o_m, mask=m_m, other=0.0)
-    factor = tl.cast(scale, tl.float32) * LN2
+    factor = over(scale, p_tau) * LN2
     for k in range(0, D, BK):
         o_k = k + tl.arange(0, BK)
         p_tile = p_sums + (i_m * T + o_m)[:, None] * D + o_k[None, :]

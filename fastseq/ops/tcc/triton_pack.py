@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastseq.ops.common.triton_tiles import over
 from fastseq.ops.tcc.triton_tiles import SPAN, whole
 
 
@@ -115,6 +116,7 @@ def tcc_pack_kernel(
     p_t,  # [M, T]
     p_len,  # [M]
     p_seq,  # [3, M]: caller's times to the loss's, least variance, weight of a cycle
+    p_tau,  # temperature, or None: it is in unit
     N,
     T1,
     T2,
@@ -139,7 +141,7 @@ def tcc_pack_kernel(
     SHARES: tl.constexpr,  # times are divided by the duration
     REDUCTION: tl.constexpr,
 ):
-    unit = tl.cast(unit, tl.float32)
+    unit = over(unit, p_tau)
     T = spans * SPAN
     blocks = T // BT
     M = tl.num_programs(0) // blocks

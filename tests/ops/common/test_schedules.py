@@ -28,6 +28,7 @@ def scaled_idm(z, margin):
 SCHEDULES = {
     "scl_loss-temperature": lambda x, tau: fastseq.scl_loss(x, Y, temperature=tau),
     "scl_loss-variance": lambda x, var: fastseq.scl_loss(x, Y, variance=var),
+    "tcc_loss-temperature": lambda x, tau: fastseq.tcc_loss(x, Y, temperature=tau),
     "queue_nce-temperature": lambda x, tau: fastseq.queue_nce(x[:, 0], *INTER, temperature=tau),
     "vclr_loss-temperature": lambda x, tau: fastseq.vclr_loss(
         inter=(x[:, 0], *INTER), intra=(x[:, 1], *INTRA), temperature=tau

@@ -16,8 +16,8 @@ def _inputs(pair=True, reduction="mean", keep=True):
     x = randn(2, 7, 4, dtype=torch.float32).requires_grad_()
     y = randn(2, 5, 4, dtype=torch.float32, seed=1).requires_grad_() if pair else None
     lengths, duration = torch.tensor([7, 3]), torch.tensor([9.0, 4.0])
-    needs = [keep, keep and pair]
-    return x, y, None, None, lengths, None, duration, None, *OPTIONS, reduction, needs
+    needs = [keep, keep and pair, False]
+    return x, y, None, None, None, lengths, None, duration, None, *OPTIONS, reduction, needs
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -35,8 +35,8 @@ def test_opcheck(pair, reduction, keep):
     x, y = (None if z is None else z.detach() for z in args[:2])
     grad = torch.ones_like(loss)
     # Also from nothing kept, as where the forward ran without autograd.
-    rest = *args[8:-1], [True, pair]
-    torch.library.opcheck(FUSED.backward_op, (grad, x, y, *args[2:8], *kept, *rest))
+    rest = *args[9:-1], [True, pair, False]
+    torch.library.opcheck(FUSED.backward_op, (grad, x, y, *args[2:9], *kept, *rest))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -94,7 +94,7 @@ def test_compiled_with_other_lengths_and_temperatures():
 
 def test_compiled_twice_differentiated_raises():
     x = randn(2, 5, 3).requires_grad_()
-    loss = FUSED.forward_op(x, *[None] * 7, *OPTIONS, "mean", [True, False])[0]
+    loss = FUSED.forward_op(x, *[None] * 8, *OPTIONS, "mean", [True, False, False])[0]
     (dx,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match='backend="reference"'):
         dx.sum().backward()

@@ -51,6 +51,7 @@ def cycle_job(kernel, precision, d, arch, *, loss_type="regression_mse_var"):
     args = dict.fromkeys((*packed, *pointers), "*fp32")
     planes = dict.fromkeys(("p_z", "p_nn", "p_pull"), "*bf16")
     args |= {name: kind for name, kind in planes.items() if name in args} | {"p_len": "*i32"}
+    args["p_tau"] = None
     args |= dict.fromkeys(("M", "spans", "first", "hops", *ints), "i32")
     args |= dict.fromkeys(("scale", *floats), "fp32")
     constants = {"D": d, "BM": tile.rows, "BN": tile.columns, "BK": tile.step, "BD": tile.channels}
@@ -85,7 +86,7 @@ def around_job(kernel, precision, d, arch, *, pairs=True, reduction="mean"):
         constants = {"REDUCTION": reduction, "BV": 16, "BB": 64}
     elif kernel == "finish":
         args = dict.fromkeys(("p_sums", "p_rests", "p_dx", "p_dy"), "*fp32")
-        args |= {"p_z": "*bf16", "p_len": "*i32", "scale": "fp32"}
+        args |= {"p_z": "*bf16", "p_len": "*i32", "p_tau": None, "scale": "fp32"}
         args |= dict.fromkeys(("N", "M", "spans", "T1", "T2"), "i32")
         constants = packed | {"L2": True, "PARTS": 3}
     else:
@@ -95,7 +96,7 @@ def around_job(kernel, precision, d, arch, *, pairs=True, reduction="mean"):
         args |= dict.fromkeys(ints, "i32")
         constants = {"D": d, "PAIRS": pairs, "BT": 128, "BK": 16}
     if kernel == "pack":
-        args |= {"p_z": "*bf16", "p_len": "*i32", "p_tx": "*i64", "p_ty": "*i64"}
+        args |= {"p_z": "*bf16", "p_len": "*i32", "p_tx": "*i64", "p_ty": "*i64", "p_tau": None}
         args |= dict.fromkeys(("p_bias", "p_t", "p_seq", "p_dx", "p_dy", "p_grad"), "*fp32")
         ints = ("spans", "stx", "sty", "sg")
         args |= dict.fromkeys(ints, "i32") | {"unit": "fp32", "floor": "fp32"}

@@ -342,16 +342,17 @@ def test_gradients_kept_by_the_forward_or_formed_in_the_backward(loss_type):
     x, y = randn(2, 9, 5, dtype=torch.float32), randn(2, 13, 5, dtype=torch.float32, seed=1)
     opts = TCCOptions.checked("", loss_type, "l2", 0.1, 0.001, 0.1, 0.1, True, "mean")
     for two in (y, None):
-        tensors = (x, two, *[None] * 6)
+        tensors = (x, two, *[None] * 7)
         exact = (None if z is None else z.double() for z in (x, two))
         want = loss_and_grads(*exact, upstream=-3.0, loss_type=loss_type)
         grad = torch.tensor(-3.0)
-        kept = blockwise.forward(*tensors, opts, (True, two is not None))
-        bare = blockwise.forward(*tensors, opts, (False, False))
+        needs = True, two is not None, False
+        kept = blockwise.forward(*tensors, opts, needs)
+        bare = blockwise.forward(*tensors, opts, (False, False, False))
         assert torch.equal(kept[0], bare[0])
         assert bare[1:] == (None, None)
-        late = blockwise.backward(grad, *tensors, *bare[1:], opts, (True, two is not None))
-        early = blockwise.backward(grad, *tensors, *kept[1:], opts, (True, two is not None))
+        late = blockwise.backward(grad, *tensors, *bare[1:], opts, needs)
+        early = blockwise.backward(grad, *tensors, *kept[1:], opts, needs)
         early, late = ([g for g in grads if g is not None] for grads in (early, late))
         as_accurate_as(late, early, want[1:], what=("dx", "dy")[: len(want) - 1])
 
