@@ -144,7 +144,7 @@ def test_a_temperature_on_the_cpu_follows_the_embeddings():
     q, positives, queue = (z.to("meta") for z in inputs(3, 1, 9, 4))
     tau = torch.tensor(0.1, requires_grad=True)
     assert fastseq.queue_nce(q, positives, queue, temperature=tau).device.type == "meta"
-    with pytest.raises(ValueError, match="greater than 0, got -0.1"):
+    with pytest.raises(ValueError, match=r"greater than 0, got -0\.1"):
         fastseq.queue_nce(q, positives, queue, temperature=-tau)
 
 
