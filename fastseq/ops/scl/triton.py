@@ -86,6 +86,8 @@ def tiles(
         return Tiles(32, 32, 256 if padded == 256 else 128, 256, 8, 2)
     if arch == 90:
         return Tiles(64, 32, step, min(64 if masked else 128, padded), 4, 2, 255)
+    if arch < 90:
+        return Tiles(64, 32, step if padded <= 128 else 16, min(128, padded), 8, 2)
     return Tiles(64, 32, step, min(64, padded), 4, 2, 255)
 
 
