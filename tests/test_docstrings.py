@@ -26,7 +26,7 @@ EXAMPLES = _modules_with_examples()
 
 
 def test_the_public_losses_have_examples():
-    assert {"fastseq.ops.scl.op.scl_loss", "fastseq.nn.SCLLoss"} <= set(EXAMPLES)
+    assert {"fastseq.ops.scl.op.scl_loss", "fastseq.nn.contrastive.SCLLoss"} <= set(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

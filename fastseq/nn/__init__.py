@@ -1,0 +1,17 @@
+"""nn.Module twins of the losses: options in the constructor, tensors in the call."""
+
+from fastseq.nn.alignment import ContrastiveIDM, LAVLoss, SoftDTW, TCCLoss
+from fastseq.nn.contrastive import QueueNCE, SCLLoss, TCNLoss, VCLRLoss
+from fastseq.ops.queue_nce.feature_queue import FeatureQueue
+
+__all__ = [
+    "ContrastiveIDM",
+    "FeatureQueue",
+    "LAVLoss",
+    "QueueNCE",
+    "SCLLoss",
+    "SoftDTW",
+    "TCCLoss",
+    "TCNLoss",
+    "VCLRLoss",
+]
