@@ -9,7 +9,7 @@ Words after it, as in ``grad D200``, limit it to kernels that have all of them i
 import sys
 
 import pytest
-from offline import ARCHS, PRECISIONS, Table, job
+from offline import ARCHS, CHANNELS, PRECISIONS, Table, job
 
 pytestmark = [pytest.mark.compile, pytest.mark.process]
 
@@ -128,10 +128,7 @@ def all_cases():
     for arch in ARCHS:
         for precision in PRECISIONS:
             for kernel in ARGUMENTS:
-                some = (
-                    (32, 128, 512) if kernel in ("nearest", "moments") else (16, 64, 128, 256, 512)
-                )
-                cases += [(kernel, precision, d, arch, {}) for d in some]
+                cases += [(kernel, precision, d, arch, {}) for d in CHANNELS[precision]]
         for precision in ("bf16", "tf32x3"):
             for kernel in ("moments", "pull", "keys"):
                 cases.append((kernel, precision, 128, arch, {"loss_type": "classification"}))
@@ -176,7 +173,7 @@ def test_rows_reach_as_far_as_columns():
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_everything():
-    """Every precision, channel bucket, loss type and architecture. Many minutes on one core."""
+    """Precisions, channels, loss types and architectures. Many minutes on one core."""
     TABLE.check(all_cases())
 
 
