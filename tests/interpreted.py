@@ -34,6 +34,21 @@ def replace(owner: object, name: str, new: object) -> None:
     setattr(owner, name, new)
 
 
+# Of triton.language.tensor: TritonSemantic's method, operands swapped, further arguments.
+OPERATORS = {
+    "__add__": ("add", False, True),
+    "__radd__": ("add", True, True),
+    "__sub__": ("sub", False, True),
+    "__rsub__": ("sub", True, True),
+    "__mul__": ("mul", False, True),
+    "__rmul__": ("mul", True, True),
+    "__truediv__": ("truediv", False),
+    "__rtruediv__": ("truediv", True),
+    "__and__": ("and_", False),
+    "__or__": ("or_", False),
+}
+
+
 def patch_once_per_launch(interpreter) -> None:
     import triton.language as tl
 
@@ -45,14 +60,29 @@ def patch_once_per_launch(interpreter) -> None:
         modules = (m for m in fn.__globals__.values() if inspect.ismodule(m))
         return {m.__name__ for m in modules if m in (tl, tl.core)}
 
+    semantic = interpreter.interpreter_semantic
+
+    def operator(words):
+        method, swapped, more = getattr(type(semantic), words[0]), words[1], words[2:]
+
+        def call(self, other):
+            other = tl.core._unwrap_if_constexpr(other)
+            both = (other, self) if swapped else (self, other)
+            return method(semantic, *both, *more)
+
+        return call
+
+    operators = {name: operator(words) for name, words in OPERATORS.items()}
+
     def member_with_semantic(obj, name, member, builder, scope) -> None:
         inner = getattr(member, "__wrapped__", member)  # which only asks for _semantic
 
         def call(*args, **kwargs):
-            kwargs["_semantic"] = interpreter.interpreter_semantic
+            kwargs["_semantic"] = semantic
             return inner(*args, **kwargs)
 
-        scope.set_attr(obj, name, call)
+        straight = operators.get(name) if obj is tl.tensor else None
+        scope.set_attr(obj, name, straight or call)
 
     def patch_once(fn):
         if patched and visible(fn) <= patched:
@@ -161,16 +191,37 @@ def go_straight(interpreter) -> None:
         data = np.full(block.numbers, scalar.handle.data, interpreter._get_np_dtype(dtype))
         return core.tensor(handle(data, dtype), core.block_type(scalar.type, block.shape))
 
+    @functools.cache
+    def stretched(a, b):
+        if len(a) == len(b) and all(m == n or 1 in (m, n) for m, n in zip(a, b, strict=True)):
+            return tuple(map(max, a, b))
+        return None
+
+    def stretch(block, shape):
+        if block.type.numbers == shape:
+            return block
+        new = handle(np.broadcast_to(block.handle.data, shape), block.handle.dtype.scalar)
+        return core.tensor(new, core.block_type(block.type.scalar, shape))
+
     def broadcast(self, lhs, rhs):
         a, b = lhs.type, rhs.type
         if a.is_block() and b.is_block():
             if a.shape is b.shape:  # as cached
                 return lhs, rhs
+            shape = stretched(a.numbers, b.numbers)
+            if shape:
+                return stretch(lhs, shape), stretch(rhs, shape)
         elif a.is_block() and type(rhs.handle.dtype) is core.dtype:
             return lhs, splat(rhs, a)
         elif b.is_block() and type(lhs.handle.dtype) is core.dtype:
             return splat(lhs, b), rhs
         return own_broadcast(self, lhs, rhs)
+
+    def binary(self, lhs, rhs, op):
+        data, dtype = op(lhs.data, rhs.data), lhs.dtype.scalar
+        if type(dtype) is core.dtype and data.itemsize * 8 > max(dtype.primitive_bitwidth, 8):
+            data = data.astype(interpreter._get_np_dtype(dtype))
+        return handle(data, dtype)
 
     own_convert = interpreter._convert_float
 
@@ -189,6 +240,7 @@ def go_straight(interpreter) -> None:
     replace(semantic, "cast", cast)
     replace(semantic, "broadcast_impl_value", broadcast)
     replace(interpreter, "_convert_float", convert)
+    replace(interpreter.InterpreterBuilder, "binary_op", binary)
 
 
 def keep_constants(interpreter) -> None:
@@ -201,12 +253,16 @@ def keep_constants(interpreter) -> None:
     # Of unsigned numbers a shift changes the operand's handle: those are never kept.
     signed = {"int1", "int8", "int16", "int32", "int64", "fp32", "fp64"}
     same = signed | {"uint8", "uint16", "uint32", "uint64"}  # halves divide in float32
+    offsets = {"int32", "int64"}
     known: dict[tuple, core.tensor] = {}
 
     def operands(self, lhs, rhs, lhs_ptr=False, rhs_ptr=False, check=True, div_or_mod=False):
         left, right = type(lhs), type(rhs)
         if left is right:
-            if left is core.tensor and lhs.dtype is rhs.dtype and lhs.dtype.name in same:
+            if left is core.tensor and (
+                (lhs.dtype is rhs.dtype and lhs.dtype.name in same)
+                or (lhs_ptr and lhs.dtype.is_ptr() and rhs.dtype.name in offsets)
+            ):
                 return self.broadcast_impl_value(lhs, rhs)
         elif left is core.tensor and right in (int, float):
             kept = keep(self, lhs, rhs, (right, rhs, check, div_or_mod, 1), lhs, rhs)

@@ -1,6 +1,7 @@
 """tests/interpreted.py: faster, and the same bits."""
 
 import interpreted
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +45,26 @@ def test_no_bit_changes(replaced, monkeypatch, dtype):
     torch.manual_seed(0)
     assert all(map(torch.equal, fast, every_op(dtype)))
     assert len(fast) == 10
+
+
+@pytest.mark.parametrize("source", ["bf16", "fp32"])
+def test_no_bit_of_a_conversion_changes(replaced, source):
+    """Of every sign and exponent: zeros, subnormal numbers, infinities and NaN too."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    own = next(old for owner, name, old in replaced if name == "_convert_float")
+    ours = interpreter._convert_float
+    high = np.arange(2**9, dtype=np.uint32)[:, None] << 23
+    low = np.random.default_rng(0).integers(0, 2**23, (2**9, 40), np.uint32)
+    low[:, :4] = 0, 1, 2**16, 2**23 - 1
+    bits, types = high | low, (tl.float32, tl.bfloat16)
+    if source == "bf16":
+        bits, types = (bits >> 16).astype(np.uint16), types[::-1]
+    for row in (*bits, np.broadcast_to(bits[300, 5], (2, 3)), bits[300:304].T):
+        got, want = ours(row, *types, None), own(row, *types, None)
+        assert got.dtype == want.dtype
+        assert np.array_equal(got, want)
 
 
 def test_overflow_wraps_around_as_in_triton(replaced):
