@@ -152,8 +152,13 @@ def cache_types(interpreter) -> None:
 
     own_unwrap = core._unwrap_if_constexpr
 
+    plain = {core.tensor, bool, int, float}
+
     def unwrap(o):
-        return o if type(o) is core.tensor else own_unwrap(o)
+        kind = type(o)
+        if kind is core.constexpr:
+            return o.value
+        return o if kind in plain else own_unwrap(o)
 
     replace(interpreter, "_get_np_dtype", dtype_of)
     replace(interpreter.TensorHandle, "__init__", handle)
