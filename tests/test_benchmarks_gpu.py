@@ -52,6 +52,8 @@ def rehearsal(tmp_path_factory):
     out = tmp_path_factory.mktemp("rehearsal") / "out"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "FASTSEQ_"))}
     env |= {"DRY": "1", "OUT": str(out), "BUDGET_S": "420", "FASTSEQ_BUILD": "none"}
+    tests = Path(__file__).parent
+    env["PYTHONPATH"] = os.pathsep.join([str(tests / "rehearsal"), str(tests)])
     before = _committed_results()
     command = [sys.executable, "-m", "benchmarks.gpu", "--phases", "all"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)

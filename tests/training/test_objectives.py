@@ -284,7 +284,7 @@ def test_wrong_options_show_before_the_run(recipe, capsys):
     ],
 )
 def test_runs_with_other_losses_resume(recipe, options, monkeypatch):
-    options = [*options, "train.steps=6", "train.checkpoint_every=3"]
+    options = [*options, "train.steps=4", "train.checkpoint_every=2"]
     main([recipe, "train.run_dir=whole", *options])
     original = training.loop.trainer.Trainer._train_step
 
@@ -292,7 +292,7 @@ def test_runs_with_other_losses_resume(recipe, options, monkeypatch):
         pass
 
     def train_step(self, batch, rate):
-        if self.step == 4:
+        if self.step == 3:
             raise Killed
         return original(self, batch, rate)
 

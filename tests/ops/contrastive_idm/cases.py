@@ -2,6 +2,12 @@
 
 import torch
 
+BACKENDS = ["reference", "torch"]
+
+
+def randn(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
 
 def brute_force(
     z,

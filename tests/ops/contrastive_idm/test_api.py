@@ -1,14 +1,16 @@
-"""contrastive_idm: wrong input, warnings, and which backend serves a call."""
+"""contrastive_idm: forms of a call, dtypes, wrong input, warnings, which backend serves a call."""
 
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from tolerance import as_accurate_as
 
 import fastseq
 from fastseq.ops.contrastive_idm import op
 from fastseq.ops.contrastive_idm.op import resolve_backend
+from ops.contrastive_idm.cases import BACKENDS, loss_and_grad, randn
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,54 @@ def test_numpy_numbers_are_numbers():
     assert fastseq.contrastive_idm(z, window=np.int64(2), margin=np.float32(3)) == want
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forms_of_the_same_call(backend):
+    z = randn(2, 20, 4)
+    kw = {"backend": backend, "window": 3.0}
+    loss = fastseq.contrastive_idm(z, lengths=[20, 6], **kw)
+    for lengths in (torch.tensor([20, 6]), torch.tensor([20, 6], dtype=torch.int32)):
+        assert fastseq.contrastive_idm(z, lengths=lengths, **kw) == loss
+    each = fastseq.contrastive_idm(z, reduction="none", **kw)
+    for t in (torch.arange(20), torch.arange(20.0) + 7, torch.arange(20).expand(2, 20)):
+        torch.testing.assert_close(fastseq.contrastive_idm(z, t, reduction="none", **kw), each)
+    for window in (torch.tensor(3), torch.tensor([3.0, 3.0]), torch.tensor([3, 3])):
+        got = fastseq.contrastive_idm(z, window=window, reduction="none", backend=backend)
+        torch.testing.assert_close(got, each)
+    one = fastseq.contrastive_idm(z[0], reduction="none", **kw)
+    assert one.shape == ()
+    torch.testing.assert_close(one, each[0])
+    torch.testing.assert_close(fastseq.contrastive_idm(z, **kw), each.mean() / 400)
+    cut = fastseq.contrastive_idm(z[1], lengths=6, **kw)
+    torch.testing.assert_close(cut, fastseq.contrastive_idm(z[1, :6], **kw))
+    module = fastseq.nn.ContrastiveIDM(backend=backend, window=3.0, kind="sfa")
+    assert module(z) == fastseq.contrastive_idm(z, kind="sfa", **kw)
+    assert "kind='sfa'" in repr(module)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_inputs_give_float32_loss_and_their_own_gradients(backend, dtype):
+    z = (randn(2, 60, 16) / 4).to(dtype)
+    got, plain = (loss_and_grad(z, backend=b) for b in (backend, "reference"))
+    assert got[0].dtype == torch.float32
+    assert got[1].dtype == dtype
+    as_accurate_as(got, plain, loss_and_grad(z.double(), backend="reference"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend):
+    z = randn(2, 30, 8, dtype=torch.float32)
+    plain = loss_and_grad(z, backend=backend)
+    a = z.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = fastseq.contrastive_idm(a, backend=backend)
+        if backend == "torch":  # its backward is ours, so that it may run under autocast too
+            (inside,) = torch.autograd.grad(loss, a, retain_graph=True)
+            assert torch.equal(plain[1], inside)
+    assert all(map(torch.equal, plain, (loss, *torch.autograd.grad(loss, a))))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_meta_tensors_give_shapes(backend):
     z = torch.zeros(2, 4, 3, device="meta", dtype=torch.bfloat16, requires_grad=True)
     loss = fastseq.contrastive_idm(z, lengths=[4, 2], reduction="none", backend=backend)
@@ -129,3 +178,25 @@ def test_function_transforms_need_the_reference():
         assert call(backend="reference").isfinite().all()
         with pytest.raises(RuntimeError, match=r'torch.func transforms.*backend="reference"'):
             call(backend="torch")
+
+
+def test_changing_an_input_before_backward_is_an_error():
+    z = randn(1, 4, 3).requires_grad_()
+    lengths, window = torch.tensor([4]), torch.tensor([2.0])
+    loss = fastseq.contrastive_idm(z * 1, lengths=lengths, window=window, backend="torch")
+    lengths.fill_(1)  # copied: the buffers are free again
+    window.fill_(0)
+    loss.backward()
+    middle = z * 1
+    loss = fastseq.contrastive_idm(middle, backend="torch")
+    middle.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_differentiating_twice_is_an_error_not_a_wrong_number():
+    z = randn(1, 4, 3).requires_grad_()
+    loss = fastseq.contrastive_idm(z, backend="torch")
+    (dz,) = torch.autograd.grad(loss, z, create_graph=True)
+    with pytest.raises(RuntimeError, match='backend="reference"'):
+        dz.square().sum().backward()

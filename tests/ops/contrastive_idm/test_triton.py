@@ -83,7 +83,7 @@ def test_frames(frames, distance):
 
 
 def test_long():
-    check(randn(1, 480, 128) / 128**0.5, margin=1.9)
+    check(randn(1, 300, 128) / 128**0.5, margin=1.9)
 
 
 @pytest.mark.parametrize("channels", [1, 8, 17, 64, 200, 512])
@@ -97,21 +97,22 @@ def test_channels(channels, distance):
 @pytest.mark.parametrize(("kind", "weights", "distance"), VARIANTS)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_kinds_and_reductions(kind, weights, distance, reduction):
-    z, t = randn(3, 97, 17) / 4, randint(0, 300, 3, 97)
+    z, t = randn(3, 70, 17) / 4, randint(0, 300, 3, 70)
     upstream = torch.tensor([-2.0, 0.5, 3.0]) if reduction == "none" else -2.5
     kw = {"kind": kind, "weights": weights, "distance": distance, "reduction": reduction}
-    check(z, t, lengths=torch.tensor([97, 0, 30]), margin=1.5, upstream=upstream, **kw)
+    check(z, t, lengths=torch.tensor([70, 0, 30]), margin=1.5, upstream=upstream, **kw)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("distance", ["sqeuclidean", "euclidean"])
 def test_half(dtype, distance):
-    """Operands are exact and accumulators fp32, so that only slopes and the result are rounded."""
+    """Operands are exact and accumulators fp32, so that only slopes and the result are rounded. Of
+    three blocks the outer ones have no pair within the window."""
     z = randn(2, 130, 24) / 5
     kw = {"dtype": dtype, "distance": distance, "margin": 1.7}
     kw["grad"] = interpreted(dtype, DEVICE)
     check(z, lengths=[130, 40], **kw)
-    check(z, torch.arange(130) / 130, window=0.1, weights="code", **kw)
+    check(z[:1], torch.arange(130) / 130, window=0.1, weights="code", **kw)
 
 
 def test_fp16_weights_beyond_its_range():
@@ -134,8 +135,8 @@ def test_channel_steps_and_chunks(monkeypatch, kernel_tiles):
     monkeypatch.setattr(cidm_triton, "tiles", lambda *_: tile)
     z = randn(2, 40, 40) / 6  # blocks of 16 and of 32 frames, whole and not
     check(z, lengths=[40, 17])
-    check(z, dtype=torch.float16, weights="code")
-    check(z, distance="euclidean")
+    check(z[:1], dtype=torch.float16, weights="code")
+    check(z[:1], distance="euclidean")
 
 
 def test_single_frame_and_equal_frames():

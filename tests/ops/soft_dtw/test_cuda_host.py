@@ -80,13 +80,14 @@ def by_all_paths(cost, gamma, bandwidth=None):
                 walk([*path, (a, b)])
 
     walk([(0, 0)])
-    sums = torch.stack([sum(cost[i, j] for i, j in path) for path in paths])
-    share = torch.softmax(-sums / gamma, 0)
-    expected = torch.zeros_like(cost)
+    of = cost.tolist()
+    sums = torch.tensor([sum(of[i][j] for i, j in path) for path in paths], dtype=F64)
+    share = torch.softmax(-sums / gamma, 0).tolist()
+    expected = [[0.0] * m for _ in range(n)]
     for weight, path in zip(share, paths, strict=True):
         for i, j in path:
-            expected[i, j] += weight
-    return -gamma * torch.logsumexp(-sums / gamma, 0), expected
+            expected[i][j] += weight
+    return -gamma * torch.logsumexp(-sums / gamma, 0), torch.tensor(expected, dtype=F64)
 
 
 @pytest.mark.parametrize("bandwidth", [None, 0, 1, 2])
