@@ -35,7 +35,8 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
         return Tiles(64, 64, step, step, 4, 3, 255)
     # No more than 64 channels and columns a product: tensor cores cut off what they add up.
     if arch == 90:
-        return Tiles(64, 32, min(wide, 64), step, 4, 2 if kernel == "more" else 3, 255)
+        stages = 2 if kernel == "more" or wide > 128 else 3
+        return Tiles(64, 32, min(wide, 64), step, 4, stages, 255)
     if kernel == "more_grad" and 100 <= arch < 120:
         return Tiles(64, 32, min(wide, 32), min(wide, 64 if wide <= 128 else 32), 8, 2, 255)
     return Tiles(64, 32, min(wide, 32), min(wide, 64), 4, 2, 255)

@@ -51,11 +51,12 @@ def tiles(
     padded = max(16, triton.next_power_of_2(d))
     half = operands in ("bf16", "fp16")
     # Channels of fp32 frames that tensor cores add up on their own: see add_product().
-    step, warps = min(padded, 32), 4
+    step, warps, stages = min(padded, 32), 4, 2
     if arch == 90:
         step = min(padded, 128 if kernel == "stats" or operands == "tf32" else 64)
     elif 100 <= arch < 120:
-        step, warps = min(padded, 64), 8
+        # Its products come one after the other, and what they wait for is in registers.
+        step, warps, stages = min(padded, 64 if padded > 64 else 32), 8, 1 if padded > 128 else 2
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, padded, padded, 4, 1)
     if kernel == "stats":
@@ -73,7 +74,7 @@ def tiles(
             )
         if half:
             return Tiles(64, 32, 128, padded, 8, 2)
-        return Tiles(64, 32, step, padded, warps, 2, 255)
+        return Tiles(64, 32, step, padded, warps, stages, 255)
     if half:
         if padded <= 64:
             if 100 <= arch < 120:
@@ -90,7 +91,7 @@ def tiles(
         return Tiles(64, 32, step, min(64 if masked else 128, padded), 4, 2, 255)
     if arch < 90:
         return Tiles(64, 32, step if padded <= 128 else 16, min(128, padded), 8, 2)
-    return Tiles(64, 32, step, min(64, padded), warps, 2, 255)
+    return Tiles(64, 32, step, min(64, padded), warps, stages, 255)
 
 
 def parts(arch: int) -> int:
