@@ -49,49 +49,49 @@ def tiles(
     sm_86 and sm_89.
     """
     padded = max(16, triton.next_power_of_2(d))
-    half = operands in ("bf16", "fp16")
-    # Channels of fp32 frames that tensor cores add up on their own: see add_product().
-    step, warps, stages = min(padded, 32), 4, 2
-    if arch == 90:
-        step = min(padded, 128 if kernel == "stats" or operands == "tf32" else 64)
+    if arch == 0:  # the interpreter: few, large steps
+        return Tiles(64, 64, padded, padded, 4, 1)
+    if operands in ("bf16", "fp16"):
+        return _of_halves(kernel, padded, online, arch, long and not masked)
+    return _of_planes(kernel, padded, operands, arch, masked)
+
+
+def _of_halves(kernel: str, padded: int, online: bool, arch: int, large: bool) -> Tiles:
+    if padded <= (128 if kernel == "stats" else 64) and 100 <= arch < 120:
+        return Tiles(64, 64, padded, padded, 8, 2)
+    if kernel == "stats":
+        if padded > 128:
+            return Tiles(64, 32, 128, padded, 8, 2)
+        if arch != 90:
+            return Tiles(64, 32, padded, padded, 4, 2, 255)
+        if online:
+            return Tiles(64, 32, padded, padded, 4, 3)
+        if large:
+            return Tiles(128, 64, padded, padded, 8, 3, 128)
+        return Tiles(64, 32, padded, padded, 4, 3, 168)
+    if padded <= 64:
+        return Tiles(64, 32, padded, padded, 4, 2, 255)
+    if online:
+        return Tiles(32, 32, 128, 128, 8, 2)
+    if padded > 128:
+        return Tiles(32, 32, 256 if padded == 256 else 128, 256, 8, 2)
+    return Tiles(64, 32, 128, 128, 4, 3, 255) if arch == 90 else Tiles(64, 64, 128, 128, 8, 2)
+
+
+def _of_planes(kernel: str, padded: int, operands: str, arch: int, masked: bool) -> Tiles:
+    """Of fp32 as sums of bf16. A step has the channels that tensor cores add up on their own: see
+    add_product()."""
+    stats = kernel == "stats"
+    step, chunk, warps, stages = min(padded, 32), min(padded, 64), 4, 2
+    if arch < 90 and not stats:
+        step, chunk, warps = min(step, 32 if padded <= 128 else 16), min(padded, 128), 8
+    elif arch == 90:
+        step = min(padded, 128 if stats or operands == "tf32" else 64)
+        chunk = min(padded, 64 if masked else 128)
     elif 100 <= arch < 120:
         # Its products come one after the other, and what they wait for is in registers.
         step, warps, stages = min(padded, 64 if padded > 64 else 32), 8, 1 if padded > 128 else 2
-    if arch == 0:  # the interpreter: few, large steps
-        return Tiles(64, 64, padded, padded, 4, 1)
-    if kernel == "stats":
-        if half and padded <= 128:
-            if 100 <= arch < 120:
-                return Tiles(64, 64, padded, padded, 8, 2)
-            if arch == 90 and not online:
-                if long and not masked:
-                    return Tiles(128, 64, padded, padded, 8, 3, 128)
-                return Tiles(64, 32, padded, padded, 4, 3, 168)
-            return (
-                Tiles(64, 32, padded, padded, 4, 3)
-                if arch == 90
-                else Tiles(64, 32, padded, padded, 4, 2, 255)
-            )
-        if half:
-            return Tiles(64, 32, 128, padded, 8, 2)
-        return Tiles(64, 32, step, padded, warps, stages, 255)
-    if half:
-        if padded <= 64:
-            if 100 <= arch < 120:
-                return Tiles(64, 64, padded, padded, 8, 2)
-            return Tiles(64, 32, padded, padded, 4, 2, 255)
-        if online:
-            return Tiles(32, 32, 128, 128, 8, 2)
-        if padded == 128:
-            if arch == 90:
-                return Tiles(64, 32, 128, 128, 4, 3, 255)
-            return Tiles(64, 64, 128, 128, 8, 2)
-        return Tiles(32, 32, 256 if padded == 256 else 128, 256, 8, 2)
-    if arch == 90:
-        return Tiles(64, 32, step, min(64 if masked else 128, padded), 4, 2, 255)
-    if arch < 90:
-        return Tiles(64, 32, step if padded <= 128 else 16, min(128, padded), 8, 2)
-    return Tiles(64, 32, step, min(64, padded), warps, stages, 255)
+    return Tiles(64, 32, step, padded if stats else chunk, warps, stages, 255)
 
 
 def parts(arch: int) -> int:
