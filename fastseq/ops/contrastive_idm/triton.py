@@ -43,7 +43,7 @@ def tiles(kernel: str, d: int, operands: str, direct: bool, arch: int) -> Tiles:
     step = min(padded, 128)
     if half:
         if kernel == "loss":
-            return Tiles(64, 64, step, padded, 4, 3)
+            return Tiles(64, 64, step, padded, 4, 2 if arch < 90 and padded > 256 else 3)
         # float16 has two products in the tiles within the window.
         wide = operands == "bf16" and arch == 90
         return Tiles(64, 64 if wide else 32, step, min(step, 128 if arch == 90 else 64), 4, 3)

@@ -38,7 +38,9 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
         stages = 2 if kernel == "more" or wide > 128 else 3
         return Tiles(64, 32, min(wide, 64), step, 4, stages, 255)
     if kernel == "more_grad" and 100 <= arch < 120:
-        return Tiles(64, 32, min(wide, 32), min(wide, 64 if wide <= 128 else 32), 8, 2, 255)
+        if wide > 128:
+            return Tiles(64, 32, 64, 64, 8, 1, 255)
+        return Tiles(64, 32, min(wide, 32), min(wide, 64), 8, 2, 255)
     return Tiles(64, 32, min(wide, 32), min(wide, 64), 4, 2, 255)
 
 
