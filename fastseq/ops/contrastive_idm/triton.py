@@ -46,7 +46,10 @@ def tiles(kernel: str, d: int, operands: str, direct: bool, arch: int) -> Tiles:
             return Tiles(64, 64, step, padded, 4, 2 if arch < 90 and padded > 256 else 3)
         # float16 has two products in the tiles within the window.
         wide = operands == "bf16" and arch == 90
-        return Tiles(64, 64 if wide else 32, step, min(step, 128 if arch == 90 else 64), 4, 3)
+        chunk = min(step, 128 if arch == 90 else 64)
+        if wide:
+            return Tiles(64, 64, min(step, 128 if padded <= 256 else 64), chunk, 4, 3)
+        return Tiles(64, 32, step, chunk, 4, 3)
     if arch == 90:
         if kernel == "loss":
             return Tiles(64, 64, step, padded, 4, 2)
