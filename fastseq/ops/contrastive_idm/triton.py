@@ -47,13 +47,15 @@ def tiles(kernel: str, d: int, operands: str, direct: bool, arch: int) -> Tiles:
         # float16 has two products in the tiles within the window.
         wide = operands == "bf16" and arch == 90
         chunk = min(step, 128 if arch == 90 else 64)
-        if wide:
-            return Tiles(64, 64, min(step, 128 if padded <= 256 else 64), chunk, 4, 3)
-        return Tiles(64, 32, step, chunk, 4, 3)
+        if arch == 90 and padded > (256 if wide else 128):
+            step = 64  # unrolled steps over the channels have many addresses
+        return Tiles(64, 64 if wide else 32, step, chunk, 4, 3)
     if arch == 90:
+        chunk = min(step, 64 if operands == "tf32x3" else 128)
+        step = step if padded <= 128 else 32
         if kernel == "loss":
             return Tiles(64, 64, step, padded, 4, 2)
-        return Tiles(64, 32, step, min(step, 64 if operands == "tf32x3" else 128), 4, 2)
+        return Tiles(64, 32, step, chunk, 4, 2)
     step = min(padded, 32)
     if kernel == "loss":
         return Tiles(32, 32, step, padded, 4, 1)
