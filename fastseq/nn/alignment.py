@@ -71,6 +71,8 @@ class SoftDTW(Loss):
 class TCCLoss(Loss):
     """:func:`fastseq.tcc_loss` as a module; see there for the formula, shapes and defaults.
 
+    ``temperature`` as an ``nn.Parameter`` is one of the module, as another tensor a buffer of it.
+
     Example:
         >>> import torch
         >>> from fastseq.nn import TCCLoss
@@ -79,8 +81,6 @@ class TCCLoss(Loss):
         >>> loss(x, lengths_x=[80, 60, 80, 7]).shape
         torch.Size([])
     """
-
-    tensors = ("temperature",)
 
     def __init__(
         self,

@@ -117,8 +117,6 @@ class QueueNCE(Loss):
         >>> queue.enqueue(keys)
     """
 
-    tensors = ("temperature",)
-
     def __init__(
         self,
         *,
@@ -153,8 +151,6 @@ class VCLRLoss(Loss):
         >>> VCLRLoss()(inter=(q, q, queue.features), order=order).shape
         torch.Size([])
     """
-
-    tensors = ("temperature",)
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """What the modules share: how they keep their options."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,28 +12,47 @@ from fastseq.ops.common.validate import check_scalar
 class Loss(nn.Module):
     """Checks the options of a loss when it is made, and shows them in its representation.
 
-    Those in ``tensors`` may be 0-dim tensors: an ``nn.Parameter`` becomes one of the module,
-    another tensor a buffer.
+    Those in ``tensors`` may be 0-dim tensors, which become buffers; those in ``learned`` may be
+    an ``nn.Parameter``, which becomes one of the module.
     """
 
-    tensors: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ("temperature",)
+    learned: tuple[str, ...] = ("temperature",)
 
     def __init__(self, check: Callable[..., object], backend: str, **options: Any) -> None:
         super().__init__()
-        given = {k: options.pop(k) for k in self.tensors if isinstance(options[k], Tensor)}
-        check(type(self).__name__, **options, **dict.fromkeys(given, 1.0))
+        given = {k: options.pop(k) for k in self.tensors if isinstance(options.get(k), Tensor)}
+        op = type(self).__name__
+        check(op, **options, **dict.fromkeys(given, 1.0))
         for name, value in given.items():
-            check_scalar(type(self).__name__, name, value, value.device)
-            if isinstance(value, nn.Parameter):
+            check_scalar(op, name, value, value.device)
+            if isinstance(value, nn.Parameter) and name in self.learned:
                 self.register_parameter(name, value)
-            else:
+            elif not value.requires_grad:
                 self.register_buffer(name, value)
+            elif name in self.learned:
+                raise ValueError(
+                    f"{op}: {name} requires a gradient and is no nn.Parameter, so no optimizer "
+                    f"would find it in the module; to fix: {name}=nn.Parameter({name}.detach()), "
+                    f"or call the function with it instead of the module"
+                )
+            else:
+                raise ValueError(
+                    f"{op}: {name} requires a gradient, which is not computed; to fix: "
+                    f"{name}.detach()"
+                )
         self.registered, self.constants = tuple(given), options | {"backend": backend}
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Mapping[str, Any]:
         # The module may have moved its parameters and buffers, or got others.
-        return self.constants | {name: getattr(self, name) for name in self.registered}
+        return MappingProxyType(
+            self.constants | {name: getattr(self, name) for name in self.registered}
+        )
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.constants.items())
+        shown = [f"{name}={value!r}" for name, value in self.constants.items()]
+        for name in self.registered:
+            kind = "parameter" if name in self._parameters else "buffer"
+            shown.append(f"{name}=({kind})")
+        return ", ".join(shown)

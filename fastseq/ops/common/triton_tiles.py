@@ -32,11 +32,11 @@ def fma(b_x, b_y, b_z):
 @triton.jit
 def over(number, p_x):
     """The number, divided by what the pointer leads to unless it is None; NaN where that is not
-    greater than 0."""
+    greater than 0 and finite."""
     number = tl.cast(number, tl.float32)
     if p_x is not None:
         x = tl.load(p_x).to(tl.float32)
-        number = number / tl.where(x > 0.0, x, float("nan"))
+        number = number / tl.where((x > 0.0) & (x < float("inf")), x, float("nan"))
     return number
 
 

@@ -86,15 +86,16 @@ def check_scalar(
     The number is for the caller to check.
 
     What a tensor holds is looked at on the CPU alone, and not while torch.compile traces: reading
-    it from a GPU would wait for it. Kernels make NaN of what is not greater than 0. A number for
-    which torch.compile has a symbol becomes a tensor too: it would compile anew for each constant
-    that it hands to an operator of ours.
+    it from a GPU would wait for it. Kernels make NaN of what is not positive and finite. A number
+    for which torch.compile has a symbol becomes a tensor too: it would compile anew for each
+    constant that it hands to an operator of ours.
     """
     if not isinstance(value, Tensor):
         if not _has_symbol(value):
             return value, None
         # A product, since torch.compile makes tensors of the floats in arithmetic alone.
-        one = torch.ones((), dtype=torch.float64, device=device)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        one = torch.ones((), dtype=wide, device=device)
         return 1.0, one * check_positive(op, name, value)
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(
@@ -122,7 +123,9 @@ def check_scalar(
 
 def _has_symbol(value: object) -> bool:
     """Whether torch.compile traces the number as one that changes from call to call."""
-    if not (torch.compiler.is_compiling() and isinstance(value, float)):
+    if not torch.compiler.is_compiling() or isinstance(value, bool):
+        return False
+    if not isinstance(value, float | int):
         return False
     # Not at the top: importing it takes longer than all of this package.
     from torch.fx.experimental import symbolic_shapes
@@ -134,8 +137,11 @@ def _has_symbol(value: object) -> bool:
 
 
 def positive_or_nan(value: Tensor | None, number: float, dtype: torch.dtype) -> Tensor | float:
-    """The number, or what a tensor from :func:`check_scalar` holds: NaN if not greater than 0."""
-    return number if value is None else torch.where(value > 0, value, torch.nan).to(dtype)
+    """The number, or what a tensor from :func:`check_scalar` holds: NaN unless that is greater than
+    0 and finite."""
+    if value is None:
+        return number
+    return torch.where((value > 0) & (value < torch.inf), value, torch.nan).to(dtype)
 
 
 def check_nonnegative(op: str, name: str, value: float, below: float | None = None) -> float:

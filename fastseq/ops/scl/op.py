@@ -53,7 +53,7 @@ def scl_loss(
         temperature: tau. 0.1: CARL, section 4.2. Or a floating 0-dim tensor on the device of z1
             or on the CPU, which is differentiated where it requires a gradient. The host reads none
             that is on a GPU, and torch.compile compiles once for all values: where such a tensor is
-            NaN or not greater than 0 (an error for all others), losses are NaN.
+            not positive and finite (an error for all others), losses are NaN.
         normalize: divide each embedding by its L2 norm first (the cosine of the paper).
         objective: "kl" as in the released code, or "ce", the cross-entropy of eq. 1: the same
             gradient, the value differs by the entropy of w.

@@ -63,7 +63,7 @@ def scalars(
     if var is None:
         return temperature, opts.variance
     shown = 0 * positive_or_nan(var, opts.variance, dtype) + temperature
-    return shown, torch.where(var > 0, var, 1).to(dtype)
+    return shown, torch.where((var > 0) & (var < torch.inf), var, 1).to(dtype)
 
 
 def reach(variance: Tensor | float) -> Tensor | float:

@@ -223,7 +223,8 @@ def gaussian(gauss, reach, p_var):
     reach = tl.cast(reach, tl.float32)
     if p_var is not None:
         var = tl.load(p_var).to(tl.float32)
-        var = tl.where(var > 0.0, var, 1.0)  # scores show that it is wrong
+        # Scores show that it is wrong.
+        var = tl.where((var > 0.0) & (var < float("inf")), var, 1.0)
         gauss = gauss / var
         reach = reach * tl.sqrt(var)
     return gauss, reach

@@ -76,7 +76,8 @@ def tcc_loss(
             released configuration. Smoothing only concerns the classification. The temperature may
             be a floating 0-dim tensor on the device of x or on the CPU, which is differentiated
             where it requires a gradient. torch.compile compiles once for all its values. None is
-            read from a GPU: one that is not greater than 0 there makes every loss NaN.
+            read from a GPU or under torch.compile: one that is not positive and finite there makes
+            every loss NaN.
         normalize_indices: divide times by the duration first, so that errors are fractions of the
             video.
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each

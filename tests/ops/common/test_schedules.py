@@ -60,7 +60,11 @@ class Scheduled(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("name", "place"),
-    [*((name, "attribute") for name in SCHEDULES), ("queue_nce-temperature", "argument")],
+    [
+        *((name, "attribute") for name in SCHEDULES),
+        ("queue_nce-temperature", "argument"),
+        ("scl_loss-variance", "integers"),
+    ],
 )
 def test_compiled_twice_for_all_floats(name, place):
     from torch._dynamo.testing import CompileCounterWithBackend
@@ -71,7 +75,8 @@ def test_compiled_twice_for_all_floats(name, place):
     module = Scheduled(function)
     traced = function if place == "argument" else module
     compiled = torch.compile(traced, fullgraph=True, backend=counter)
-    for number in (1.0, 0.9, 0.7, 0.5, 0.3, 0.2):
+    numbers = (9, 7, 5, 4, 3, 2) if place == "integers" else (1.0, 0.9, 0.7, 0.5, 0.3, 0.2)
+    for number in numbers:
         module.number = number
         leaves = [X.clone().requires_grad_() for _ in range(2)]
         given = (leaves[1], number) if place == "argument" else leaves[1:]

@@ -113,7 +113,7 @@ def test_same_bits_each_time(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("value", [0.0, -0.1, math.nan])
+@pytest.mark.parametrize("value", [0.0, -0.1, math.nan, math.inf])
 def test_what_nobody_reads_is_nan_where_it_is_wrong(backend, value):
     """On a GPU, and under torch.compile: what is past the checks of the public function."""
     q, positives, queue = (z.to(DEVICE) for z in inputs(3, 1, 9, 4, dtype=torch.float32))

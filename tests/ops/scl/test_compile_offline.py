@@ -28,11 +28,14 @@ def scl_job(
     reduction="paper",
     long=False,
     more=False,
+    learned=False,
 ):
     """``mode``: "shift", "online" or "raw" (online, not normalised). The default of ``valid`` is
-    the kind that needs most registers."""
+    the kind that needs most registers. ``learned``: temperature and variance in tensors, of which
+    the temperature has a gradient."""
     if kernel in NEGATIVES:
-        return negatives_job(kernel, precision, d, arch, mode)
+        return negatives_job(kernel, precision, d, arch, mode, learned)
+    scalar = "*fp32" if learned else None
     from fastseq.ops.scl.triton import PLANES, parts, tiles
 
     dtype, dot = PRECISIONS[precision]
@@ -60,10 +63,10 @@ def scl_job(
         constants |= {"KL": True, "REDUCTION": reduction}
     else:
         args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
-        args |= {"p_tau": None, "p_along": None}
+        args |= {"p_tau": scalar, "p_along": scalar}
         ints += ["sg", "first_direction", "directions"]
         constants |= {"BD": tile.channels, "NORM": mode != "raw"}
-    args |= {"p_more": "*fp32" if more else None, "p_var": None}
+    args |= {"p_more": "*fp32" if more else None, "p_var": scalar}
     args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "gauss", "reach"), "fp32")
     return job(
         MODULE,
@@ -77,7 +80,7 @@ def scl_job(
     )
 
 
-def negatives_job(kernel, precision, d, arch, mode):
+def negatives_job(kernel, precision, d, arch, mode, learned):
     """Of ``negatives="batch"``: "video" has simpler ranges of columns."""
     from fastseq.ops.scl.negatives import PLANES, tiles, unrolled
 
@@ -96,7 +99,8 @@ def negatives_job(kernel, precision, d, arch, mode):
     args = {"p_z": "*fp16" if precision == "fp16" else "*bf16", "p_x": "*fp32", "p_y": "*fp32"}
     ints = ["N", "T1", "T2", "L1", "L", "G"]
     if kernel == "more_grad":
-        args |= {"p_top": "*fp32", "p_tau": None, "p_along": None}
+        scalar = "*fp32" if learned else None
+        args |= {"p_top": "*fp32", "p_tau": scalar, "p_along": scalar}
         ints += ["first_direction", "directions"]
         constants |= {"D": d, "BD": tile.channels, "NORM": mode != "raw"}
     args |= {"p_more": "*fp32"} | dict.fromkeys(ints, "i32") | {"scale": "fp32"}
@@ -118,6 +122,8 @@ def core_cases():
     cases += [("stats", p, 128, 90, {}) for p in ("bf16", "tf32", "tf32x3")]
     cases += [(k, "bf16", 128, a, {}) for k in ("stats", "grad") for a in (80, 100)]
     cases += [(k, p, 128, 90, {}) for k in NEGATIVES for p in ("bf16", "tf32x3")]
+    learned = {"mode": "online", "learned": True}
+    cases += [(k, "bf16", 128, 90, learned) for k in ("stats", "grad", "more_grad")]
     # Adding up takes no register from the loops: what is tightest, and what most calls are.
     kinds = [{"reduction": reduction} for reduction in ("none", "mean", "sum")]
     kinds += [{"reduction": r, "valid": None} for r in ("mean", "paper")]
@@ -136,9 +142,11 @@ def all_cases():
             for kernel in ("stats", "grad"):
                 for valid in (None, "lengths"):
                     cases.append((kernel, precision, 128, arch, {"valid": valid}))
-        for kernel in ("stats", "grad", *NEGATIVES):
-            for precision in ("bf16", "tf32x3"):
+        for precision in ("bf16", "tf32x3"):
+            for kernel in ("stats", "grad", *NEGATIVES):
                 cases.append((kernel, precision, 128, arch, {"mode": "raw"}))
+            for kernel in ("stats", "grad", "more_grad"):
+                cases.append((kernel, precision, 128, arch, {"mode": "online", "learned": True}))
         for kernel in ("stats", "grad"):
             for mode in ("shift", "online"):
                 cases.append((kernel, "bf16", 128, arch, {"mode": mode, "more": True}))
@@ -150,10 +158,12 @@ def all_cases():
 
 def name(kernel, precision, d, arch, kinds):
     if kernel in NEGATIVES:
-        return " ".join((kernel, precision, f"D{d}", f"sm_{arch}", kinds.get("mode", "shift")))
+        parts = (kernel, precision, f"D{d}", f"sm_{arch}", kinds.get("mode", "shift"))
+        return " ".join(parts) + " learned" * kinds.get("learned", False)
     kinds = {"mode": "shift", "valid": "mask", "reduction": "paper", "long": False} | kinds
-    if kinds.pop("more", False):
-        kinds["more"] = "more"
+    for word in ("more", "learned"):
+        if kinds.pop(word, False):
+            kinds[word] = word
     if kinds["reduction"] == "paper":
         kinds.pop("reduction")
     kinds["long"] = "long" if kinds["long"] else ""

@@ -159,7 +159,7 @@ def test_same_bits_each_time(backend, negatives):
 
 
 @pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-@pytest.mark.parametrize("value", [0.0, -0.1, math.nan])
+@pytest.mark.parametrize("value", [0.0, -0.1, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["temperature", "variance"])
 @pytest.mark.parametrize("negatives", ["cross", "video"])
 def test_what_nobody_reads_is_nan_where_it_is_wrong(backend, value, name, negatives):
@@ -257,5 +257,16 @@ def test_module_with_a_parameter_and_with_a_schedule():
     assert torch.equal(module.temperature.grad, learned(z1, z2, torch.tensor(0.3))[3])
     module = fastseq.nn.SCLLoss(variance=torch.tensor(1.0), temperature=0.1)
     assert list(module.state_dict()) == ["variance"]
+    assert repr(module).endswith("backend='auto', variance=(buffer))")
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        module.options["temperature"] = 0.2
     module.variance.fill_(10.0)
     torch.testing.assert_close(module(z1, z2), fastseq.scl_loss(z1, z2))
+
+
+def test_module_with_a_tensor_that_no_optimizer_finds():
+    tau = torch.nn.Parameter(torch.tensor([0.1])).squeeze()
+    with pytest.raises(ValueError, match=r"^SCLLoss: temperature .* is no nn.Parameter.*to fix: "):
+        fastseq.nn.SCLLoss(temperature=tau)
+    with pytest.raises(ValueError, match=r"^SCLLoss: variance .*to fix: variance.detach\(\)"):
+        fastseq.nn.SCLLoss(variance=torch.nn.Parameter(torch.tensor(10.0)))
