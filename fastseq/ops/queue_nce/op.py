@@ -43,7 +43,7 @@ def queue_nce(
             the device of q or on the CPU, which is differentiated where it requires a gradient.
             torch.compile compiles once more for another float (from torch 2.8 on), never for
             another value of a tensor, and the host reads none that is on a GPU: where such a tensor
-            is not positive and finite (which is an error for a float, and for a tensor on the CPU outside
+            is not positive and finite (an error for a float, and for a tensor on the CPU outside
             torch.compile), every loss is NaN. A CUDA graph needs it on the device of q.
         normalize: divide q and positives by their L2 norms first (VCLR, appendix A.1). It does
             no harm to what is normalised already.
