@@ -144,7 +144,7 @@ def test_same_bits_each_time(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("value", [0.0, -0.1])
+@pytest.mark.parametrize("value", [0.0, -0.1, float("nan"), float("inf")])
 def test_what_nobody_reads_is_nan_where_it_is_wrong(backend, value):
     """On a GPU, and under torch.compile: what is past the checks of the public function."""
     x, y = inputs(dtype=torch.float32)
