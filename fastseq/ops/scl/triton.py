@@ -73,7 +73,9 @@ def _of_halves(kernel: str, padded: int, online: bool, arch: int, large: bool) -
         return Tiles(64, 32, padded, padded, 4, 2, 255)
     if padded > 128:
         return Tiles(32, 32, 256 if padded == 256 else 128, 256, 8, 2)
-    return Tiles(64, 32, 128, 128, 4, 3, 255) if arch == 90 else Tiles(64, 64, 128, 128, 8, 2)
+    if arch == 90:
+        return Tiles(64, 32, 128, 128, 4, 2 if online else 3, 255)
+    return Tiles(64, 64, 128, 128, 8, 2)
 
 
 def _of_planes(kernel: str, padded: int, operands: str, arch: int, masked: bool) -> Tiles:

@@ -63,7 +63,7 @@ class Scheduled(torch.nn.Module):
     [
         *((name, "attribute") for name in SCHEDULES),
         ("queue_nce-temperature", "argument"),
-        ("scl_loss-variance", "integers"),
+        ("scl_loss-variance", "integer argument"),
     ],
 )
 def test_compiled_twice_for_all_floats(name, place):
@@ -73,13 +73,13 @@ def test_compiled_twice_for_all_floats(name, place):
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     module = Scheduled(function)
-    traced = function if place == "argument" else module
+    traced = module if place == "attribute" else function
     compiled = torch.compile(traced, fullgraph=True, backend=counter)
-    numbers = (9, 7, 5, 4, 3, 2) if place == "integers" else (1.0, 0.9, 0.7, 0.5, 0.3, 0.2)
+    numbers = (9, 7, 5, 4, 3, 2) if place == "integer argument" else (1.0, 0.9, 0.7, 0.5, 0.3, 0.2)
     for number in numbers:
         module.number = number
         leaves = [X.clone().requires_grad_() for _ in range(2)]
-        given = (leaves[1], number) if place == "argument" else leaves[1:]
+        given = leaves[1:] if place == "attribute" else (leaves[1], number)
         losses = plain(leaves[0], number), compiled(*given)
         results = [
             (y.detach(), *torch.autograd.grad(y, z)) for y, z in zip(losses, leaves, strict=True)
