@@ -48,12 +48,19 @@ class Table:
     A case is (kernel, precision, channels, architecture, options of ``make``); ``make`` gives the
     job of a case, ``name`` its key in the table. Rows of ``core`` also have a digest of what they
     were compiled from: while it holds they are read, not compiled again.
+    ``spilling``: the rows that are known to spill some registers.
     """
 
     def __init__(
-        self, file: str, make: Callable[..., dict], name: Callable[..., str], core: list[tuple]
+        self,
+        file: str,
+        make: Callable[..., dict],
+        name: Callable[..., str],
+        core: list[tuple],
+        spilling: frozenset[str] = frozenset(),
     ):
         self.path, self.make, self.name, self.core = DATA / file, make, name, core
+        self.spilling = spilling
 
     def measure(self, cases: list[tuple]) -> dict[str, dict]:
         results = compile_all([self.job(case) for case in cases]) if cases else []
@@ -63,7 +70,8 @@ class Table:
         return self.make(*case[:4], **case[4])
 
     def check(self, cases: list[tuple], multiplies: Callable[..., bool] = lambda *_: True) -> None:
-        """Nothing spills, tensor cores work where the case ``multiplies``, nothing has changed."""
+        """Nothing spills but what is known to, tensor cores work where the case ``multiplies``,
+        nothing has changed."""
         import triton
 
         table = json.loads(self.path.read_text())
@@ -78,7 +86,7 @@ class Table:
         for case in cases:
             key = self.name(*case)
             got = results[key]
-            fits(key, got)
+            fits(key, got, key in self.spilling)
             assert got["shared"] <= SHARED_LIMIT[case[3]], f"{key}: {got}"
             if multiplies(*case):
                 assert TENSOR_CORE & set(got["mma"]), f"{key}: {got}"
@@ -108,7 +116,7 @@ class Table:
                 raise SystemExit(f"{self.path} is of Triton {table['triton']}: update all of it")
             kernels = {k: v for k, v in table["kernels"].items() if k in unique} | kernels
         for key, got in kernels.items():
-            if "error" in got or got["stack"] or got["spills"]:
+            if "error" in got or (got["spills"] > 0) != (key in self.spilling):
                 print(key, got)
         rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(kernels.items())]
         text = f'{{\n  "triton": "{triton.__version__}",\n  "kernels": {{\n'
@@ -136,10 +144,13 @@ def digest(job: dict) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
-def fits(key: str, got: dict) -> None:
-    """The kernel compiled, and its registers hold all that it has."""
+def fits(key: str, got: dict, spilling: bool = False) -> None:
+    """The kernel compiled, and its registers hold all that it has, unless it is known to spill."""
     assert "error" not in got, f"{key}: {got['error']}"
-    assert got["stack"] == got["spills"] == 0, f"{key}: {got}"
+    if spilling:
+        assert got["spills"] > 0, f"{key} does not spill any more: {got}"
+    else:
+        assert got["stack"] == got["spills"] == 0, f"{key}: {got}"
 
 
 def job(module: str, kernel: str, args: dict, constants: dict, arch: int, **options) -> dict:

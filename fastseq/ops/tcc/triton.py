@@ -70,6 +70,8 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
             channels = 128
         if kernel in ("queries", "through") and operands != "bf16":
             columns = 16
+        if exact and kernel == "through" and wide and arch < 90:
+            step = 16
         rows, warps = (64, 4) if arch < 90 else (32, 2)
         return Tiles(rows, columns, min(d, step), min(d, channels), warps, 2)
     if wide:
