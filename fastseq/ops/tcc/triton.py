@@ -75,7 +75,8 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
         rows, warps = (64, 4) if arch < 90 else (32, 2)
         return Tiles(rows, columns, min(d, step), min(d, channels), warps, 2)
     if wide:
-        return Tiles(64, 32, 32, 128, 4, 2)
+        columns = 16 if kernel in ("queries", "through") and operands != "bf16" else 32
+        return Tiles(64, columns, 32, 128, 4, 2)
     columns, step = 32, 64
     if operands == "bf16" or (not exact and kernel in ("nearest", "moments")):
         columns, step = 64, 64 if kernel == "pull" else 128
