@@ -66,7 +66,7 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
         # mma.sync, 16 rows a warp. wgmma would keep the addresses of its many operands in registers
         # and leave too few for these; sm_100 needs more of them still.
         columns, step, channels = (16, 32, 64) if exact or wide else (32, 64, 128)
-        if exact and kernel == "queries" and arch >= 90 and not wide:
+        if exact and kernel == "queries" and arch // 10 == 9 and not wide:
             channels = 128
         if kernel in ("queries", "through") and operands != "bf16":
             columns = 16
@@ -244,7 +244,7 @@ def _choose(
         pull,
         of_tiles("keys", tcc_keys_kernel, TYPE=loss_type),
         of_tiles("queries", tcc_queries_kernel, CHUNKS=pull.chunks),
-        of_tiles("through", tcc_through_kernel, CHUNKS=pull.chunks),
+        of_tiles("through", tcc_through_kernel, CHUNKS=pull.chunks, CONVERT=arch >= 100),
         launch.Kernel(tcc_finish_kernel, L2=l2, PARTS=1 if pairs else 3, **around, num_warps=4),
         launch.Kernel(tcc_reduce_kernel, REDUCTION=reduction, BV=16, BB=64, num_warps=4),
     )

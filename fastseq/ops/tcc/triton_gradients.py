@@ -240,6 +240,7 @@ def tcc_through_kernel(
     PZ: tl.constexpr,
     PC: tl.constexpr,
     ZZ: tl.constexpr,
+    CONVERT: tl.constexpr,  # with top()'s bits Triton 3.7 does not compile for sm_100
 ):
     """In: another sequence's cycles pass through these frames."""
     scale = over(scale, p_tau)
@@ -275,12 +276,12 @@ def tcc_through_kernel(
             b_s = scores(m, p_m, plane_z, begin, u, p_u, plane_z, i, ZZ, D, BM, BN, BK, FRESH)
             b_r = scores(m, p_m, plane_z, begin, q, p_q, plane_h, i, PC, D, BM, BN, BK, FRESH)
             b_p = tl.exp2(b_s * scale + b_bm[:, None] - b_lse[None, :])
-            ds, b_cut = cut(b_p * (b_r * factor - (b_level * factor)[None, :]), PC)
+            ds, b_cut = cut(b_p * (b_r * factor - (b_level * factor)[None, :]), PC, CONVERT)
             b_sum += tl.sum(b_cut, 1)
             u = chunks_of(u, p_u, plane_z, i, chunk, D, BN, BK, BD)
             acc = accumulate(acc, ds, u, PC, FRESH)
             q = chunks_of(q, p_q, plane_h, i, chunk, D, BN, BK, BD)
-            acc = accumulate(acc, split(b_p, PC), q, PC, FRESH)
+            acc = accumulate(acc, split(b_p, PC, CONVERT), q, PC, FRESH)
     leave(p_sum, p_rest, begin, chunk, acc, b_sum, D)
 
 

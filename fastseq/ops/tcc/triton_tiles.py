@@ -26,20 +26,24 @@ LEVEL = tl.constexpr(5)
 
 
 @triton.jit
-def top(b_x):
+def top(b_x, CONVERT: tl.constexpr = False):
     """The upper 16 bits of fp32: as bf16, and as fp32. Cut off, not rounded, as that takes no
     conversion: two to four times the price of anything else here. NaN stays NaN."""
     b_bits = b_x.to(tl.int32, bitcast=True)
-    b_top = (b_bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    return b_top, (b_bits & -0x10000).to(tl.float32, bitcast=True)
+    b_cut = (b_bits & -0x10000).to(tl.float32, bitcast=True)
+    if CONVERT:
+        b_top = b_cut.to(tl.bfloat16)
+    else:
+        b_top = (b_bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return b_top, b_cut
 
 
 @triton.jit
-def split(b_x, P: tl.constexpr):
+def split(b_x, P: tl.constexpr, CONVERT: tl.constexpr = False):
     """P planes of bf16 whose sum is x to 8 P bits, the last one rounded."""
     planes = ()
     for _i in tl.static_range(1, P):
-        b_top, b_cut = top(b_x)
+        b_top, b_cut = top(b_x, CONVERT)
         planes += (b_top,)
         b_x -= b_cut
     planes += (b_x.to(tl.bfloat16),)
@@ -47,12 +51,12 @@ def split(b_x, P: tl.constexpr):
 
 
 @triton.jit
-def cut(b_x, P: tl.constexpr):
+def cut(b_x, P: tl.constexpr, CONVERT: tl.constexpr = False):
     """The same, the last one cut off; and their sum."""
-    b_top, b_sum = top(b_x)
+    b_top, b_sum = top(b_x, CONVERT)
     planes = (b_top,)
     for _i in tl.static_range(1, P):
-        b_top, b_cut = top(b_x - b_sum)
+        b_top, b_cut = top(b_x - b_sum, CONVERT)
         planes += (b_top,)
         b_sum += b_cut
     return planes, b_sum

@@ -60,6 +60,8 @@ def cycle_job(kernel, precision, d, arch, *, loss_type="regression_mse_var"):
         constants["TYPE"] = loss_type
     if kernel in ("queries", "through"):
         constants["CHUNKS"] = d // tiles("pull", d, precision, arch).channels
+    if kernel == "through":
+        constants["CONVERT"] = arch >= 100
     return job(
         f"fastseq.ops.tcc.triton_{'gradients' if kernel in GRADIENTS else 'cycles'}",
         f"tcc_{kernel}_kernel",
