@@ -30,12 +30,11 @@ def top(b_x, CONVERT: tl.constexpr = False):
     """The upper 16 bits of fp32: as bf16, and as fp32. Cut off, not rounded, as that takes no
     conversion: two to four times the price of anything else here. NaN stays NaN."""
     b_bits = b_x.to(tl.int32, bitcast=True)
-    b_cut = (b_bits & -0x10000).to(tl.float32, bitcast=True)
     if CONVERT:
-        b_top = b_cut.to(tl.bfloat16)
+        b_top = (b_bits & -0x10000).to(tl.float32, bitcast=True).to(tl.bfloat16)
     else:
         b_top = (b_bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    return b_top, b_cut
+    return b_top, (b_bits & -0x10000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
