@@ -7,6 +7,7 @@ import torch
 from tolerance import as_accurate_as, interpreted
 
 import fastseq
+from fastseq.ops.common import launch
 from fastseq.ops.tcc import triton as tcc_triton
 from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, VARIANCE_FLOOR, TCCOptions
 from ops.tcc.cases import brute_force, randn
@@ -145,6 +146,14 @@ def test_mixed_dtypes():
     want = call(there(x.double()), there(y.double()))
     assert (got[1].dtype, got[2].dtype) == (torch.float16, torch.float32)
     as_accurate_as(got, plain, want)
+
+
+def test_tiles_and_conversions_of_another_architecture(monkeypatch):
+    """float32 for sm_100 converts what others cut off; here it is interpreted."""
+    launch.clear()
+    monkeypatch.setattr(launch, "architecture", lambda _: 100)
+    check(randn(2, 70, 40), randn(2, 33, 40, seed=1))
+    launch.clear()
 
 
 def test_all_pairs_in_groups_of_shifts(monkeypatch):
