@@ -45,8 +45,8 @@ def tiles(
     ``online``: with a running maximum. ``long``: from LONG frames on, counted with padding: rows
     enough for large tiles on every multiprocessor. ``masked``: by a mask. Nothing else may depend
     on N or T: a sequence gives the same bits alone and in a batch of the same padding. Chosen so
-    that nothing spills (tests/data/scl_resources.json) and to fit the 99 kB of shared memory of
-    sm_86 and sm_89.
+    that nothing spills (tests/data/scl_resources.json; SPILLING in the test of that has the
+    exceptions) and to fit the 99 kB of shared memory of sm_86 and sm_89.
     """
     padded = max(16, triton.next_power_of_2(d))
     if arch == 0:  # the interpreter: few, large steps

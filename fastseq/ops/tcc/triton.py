@@ -56,8 +56,8 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
 
     Nothing here may depend on N or T: a pair gives the same bits alone and in a batch. No kernel
     has more columns than another has rows: beyond its last rows nothing is stored, and columns have
-    no mask. Chosen so that nothing spills (tests/data/tcc_resources.json) and to fit the 99 kB of
-    shared memory of sm_86 and sm_89.
+    no mask. Chosen so that nothing spills (tests/data/tcc_resources.json; SPILLING in the test of
+    that has the exceptions) and to fit the 99 kB of shared memory of sm_86 and sm_89.
     """
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, d, d, 4, 1)
