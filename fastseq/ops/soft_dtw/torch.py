@@ -20,9 +20,9 @@ ABSENT = 1e30  # the value of a predecessor that is not there: weight exactly 0
 NO_PATH = 1e300  # R of a cell that no path leads to, and ABSENT among R
 
 
-def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
+def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
     """Values (N,), and H and V where each stretch of diagonals begins."""
-    wave = _Wave(x, y, cost, lengths_x, lengths_y, opts)
+    wave = _Wave(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     up, v = wave.new(wave.n + 1), wave.new(wave.n)
     value = torch.zeros(wave.batch, dtype=torch.float64, device=wave.device)
     kept = []
@@ -37,11 +37,11 @@ def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
 
 
 def backward(
-    grad, x, y, cost, lengths_x, lengths_y, *saved, opts: SoftDTWOptions, needs
+    grad, x, y, cost, lengths_x, lengths_y, gammas, bands, *saved, opts: SoftDTWOptions, needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, y and cost, None where there is no such input or it is not needed."""
     need_x, need_y, _ = needs
-    wave = _Wave(x, y, cost, lengths_x, lengths_y, opts)
+    wave = _Wave(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     dx, dy, dcost = (None if t is None else torch.zeros_like(t) for t in (x, y, cost))
     # Flux on its way to the left, to the row above, and from the diagonal, one step later.
     left, up, owed = wave.new(wave.n), wave.new(wave.n + 1), wave.new(wave.n)
@@ -80,7 +80,9 @@ def backward(
 class _Wave:
     """One call: its costs in units of gamma / log2(e), its band, its anti-diagonals."""
 
-    def __init__(self, x, y, cost, lengths_x, lengths_y, opts):
+    def __init__(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts):
+        if gammas is not None or bands is not None or any(opts[2:]):
+            raise NotImplementedError("soft_dtw: this backend has no such option yet")
         given = cost if x is None else x
         self.batch, self.n = given.shape[:2]
         self.m = cost.shape[2] if x is None else y.shape[1]
