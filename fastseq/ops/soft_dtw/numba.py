@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.soft_dtw.numba_absolute import backward_absolute, forward_absolute
-from fastseq.ops.soft_dtw.numba_kernels import LANES, STEPS, backward_strips, forward_strips
+from fastseq.ops.soft_dtw.numba_kernels import backward_strips, forward_strips
+from fastseq.ops.soft_dtw.numba_wave import LANES, STEPS
 from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
 
 CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
