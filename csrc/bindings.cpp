@@ -35,23 +35,32 @@ PYBIND11_MODULE(_C, m) {
         .def_readwrite("device", &fastseq::SoftDTWCall::device)
         .def_readwrite("stream", &fastseq::SoftDTWCall::stream)
         .def_readwrite("is_double", &fastseq::SoftDTWCall::is_double)
-        .def_readwrite("debug", &fastseq::SoftDTWCall::debug)
+        .def_readwrite("by_strip", &fastseq::SoftDTWCall::by_strip)
+        .def_readwrite("patience", &fastseq::SoftDTWCall::patience)
         .def_readwrite("x", &fastseq::SoftDTWCall::x)
         .def_readwrite("y", &fastseq::SoftDTWCall::y)
         .def_readwrite("cost", &fastseq::SoftDTWCall::cost)
         .def_readwrite("lengths_x", &fastseq::SoftDTWCall::lengths_x)
         .def_readwrite("lengths_y", &fastseq::SoftDTWCall::lengths_y)
+        .def_readwrite("gammas", &fastseq::SoftDTWCall::gammas)
+        .def_readwrite("bands", &fastseq::SoftDTWCall::bands)
         .def_readwrite("batch", &fastseq::SoftDTWCall::batch)
         .def_readwrite("rows", &fastseq::SoftDTWCall::rows)
         .def_readwrite("columns", &fastseq::SoftDTWCall::columns)
         .def_readwrite("channels", &fastseq::SoftDTWCall::channels)
         .def_readwrite("band", &fastseq::SoftDTWCall::band)
+        .def_readwrite("begin_free", &fastseq::SoftDTWCall::begin_free)
+        .def_readwrite("end_free", &fastseq::SoftDTWCall::end_free)
         .def_readwrite("gamma", &fastseq::SoftDTWCall::gamma)
+        .def_readwrite("penalty", &fastseq::SoftDTWCall::penalty)
         .def_readwrite("h", &fastseq::SoftDTWCall::h)
-        .def_readwrite("states", &fastseq::SoftDTWCall::states);
+        .def_readwrite("states", &fastseq::SoftDTWCall::states)
+        .def_readwrite("polled", &fastseq::SoftDTWCall::polled)
+        .def_readwrite("polled_bytes", &fastseq::SoftDTWCall::polled_bytes);
     const auto no_gil = py::call_guard<py::gil_scoped_release>();
     m.def("soft_dtw_forward", &fastseq::soft_dtw_forward, py::arg("call"), py::arg("value"),
-          py::arg("totals"), py::arg("sync"), no_gil);
+          py::arg("totals"), py::arg("tickets"), no_gil);
     m.def("soft_dtw_backward", &fastseq::soft_dtw_backward, py::arg("call"), py::arg("grad"),
-          py::arg("dx"), py::arg("dy"), py::arg("dcost"), py::arg("flux"), py::arg("sync"), no_gil);
+          py::arg("dx"), py::arg("dy"), py::arg("dcost"), py::arg("flux"), py::arg("done"),
+          py::arg("tickets"), no_gil);
 }

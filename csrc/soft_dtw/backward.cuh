@@ -6,44 +6,42 @@
 namespace fastseq {
 namespace soft_dtw {
 
-constexpr int kGradientThreads = 128;
-constexpr int kGradientWarps = kGradientThreads / kLanes;
-constexpr int kBackwardThreads = 3 * kLanes + kCostThreads + kGradientThreads;
+// The weights of a phase take longer than its E: two warps take turns at them, as far as shared
+// memory goes, which double needs twice.
+template <class Kind>
+constexpr int kWeighers = sizeof(typename Kind::Number) == 4 ? 2 : 1;
+// Warps: E, the weights, one that hands dy on, costs, gradients.
+template <class Kind>
+constexpr int kFirstCost = (2 + kWeighers<Kind>)*kLanes;
+template <class Kind>
+constexpr int kBackwardThreads = kFirstCost<Kind> + kCostThreads + kGradientThreads;
+template <class Kind>
+constexpr int kBackwardRing = kWeighers<Kind> + 2;  // blocks of costs
+template <class Kind>
+constexpr int kWeightsRing = kWeighers<Kind> + 1;
 
 template <class Kind>
 struct Backward {
     using T = typename Kind::Number;
 
     Problem<Kind> p;
-    const T* grad;         // [batch]
-    T *dx, *dy, *dcost;    // as x, y, cost; null: not asked for
-    T* flux;               // [batch, strips, width]: what each strip hands up
-    int* sync;             // 1 + (1 + 4) * batch * strips
+    const T* grad;       // [batch]
+    T *dx, *dy, *dcost;  // as x, y, cost; null: not asked for
+    T* flux;             // [batch, strips, width]: what each strip hands up; all bits set before
+    int* done;           // [batch, strips]: blocks of dy, counted from the right; below 0 before
+    int* tickets;        // -1 before
     int only_strip;
-
-    // Flags of a strip: phases that are over, counted from the right; and blocks, of each warp that
-    // adds up dy.
-    FASTSEQ_FN int* phase_flag(int b, int strip) const {
-        return only_strip < 0 ? sync + 1 + p.strip_at(b, strip) : nullptr;
-    }
-    FASTSEQ_FN int* block_flag(int b, int strip, int warp) const {
-        const long long strips = 1ll * p.batch * p.strips();
-        return only_strip < 0 ? sync + 1 + strips + p.strip_at(b, strip) * kGradientWarps + warp
-                              : nullptr;
-    }
 };
 
 template <class Kind>
-struct BackwardShared {
+struct alignas(16) BackwardShared {
     using T = typename Kind::Number;
     using State = typename Kind::State;
 
-    State costs[kRing * kBlock];
-    T es[kRing * kBlock];
-    T weights[2][2 * kBlock];
-    State top[kLanes];
-    T bottom[2][kLanes];
-    CostBuffers<Kind> buffers;
+    State costs[kBackwardRing<Kind> * kBlock];
+    T es[3 * kEBlock];
+    T weights[kWeightsRing<Kind>][2 * kBlock];
+    typename PartsOf<Kind>::Type parts;
     int ticket;
     Strip strip;
 };
@@ -72,73 +70,58 @@ FASTSEQ_FN void fill_rest(const Backward<Kind>& a, const Strip& strip, int b) {
     }
 }
 
-// Gradients of one block. Strips add to dy from the last to the first, each warp its own channels.
+// Gradients of one block of given costs.
 template <class T>
 FASTSEQ_FN void gradient_block(const Backward<Costs<T>>& a, const Strip& strip, int b, int block,
-                               const T* es, int thread) {
+                               const T* es, const T*, int thread) {
     const Problem<Costs<T>>& p = a.p;
     const int i = strip.first_row, j = block * kLanes;
     const int rows = lesser(kLanes, p.rows - i), columns = lesser(kLanes, p.columns - j);
     T* out = a.dcost + (p.cost_at(b, i, j) - p.cost);
     for (int cell = thread; cell < kBlock; cell += kGradientThreads) {
         const int r = cell / kLanes, c = cell % kLanes;
-        if (r < rows && c < columns) out[1ll * r * p.columns + c] = es[cell];
+        if (r < rows && c < columns) out[1ll * r * p.columns + c] = es[r * kEPitch + c];
     }
 }
 
+// Whether this strip is the first that writes dy of a block: strips add to it from the last one up.
+FASTSEQ_FN bool begins_dy(const Strip& strip, int block) {
+    return strip.is_last() || block < strip.neighbour(1).first_block();
+}
+
+// The same of embeddings. Each warp takes 32 channels of dx or of dy at a time.
 template <class T>
 FASTSEQ_FN void gradient_block(const Backward<Embeddings<T>>& a, const Strip& strip, int b,
-                               int block, const T* es, int thread) {
+                               int block, const T* es, const T* centre, int thread) {
     const Problem<Embeddings<T>>& p = a.p;
     const int i = strip.first_row, j = block * kLanes;
-    const int rows = lesser(kLanes, p.rows - i), columns = lesser(kLanes, p.columns - j);
-    const bool first_x = block == strip.last_block();
-    const bool first_y = strip.is_last() || block < strip.neighbour(1).first_block();
-    const int warp = thread / kLanes;
-    if (!first_y) wait_for(a.block_flag(b, strip.index + 1, warp), p.blocks() - block);
-    bool some = first_x || first_y;  // far from the path E is exactly 0: nothing to add
-    FASTSEQ_UNROLL(4)
-    for (int cell = thread % kLanes; cell < kBlock; cell += kLanes) some |= es[cell] != T(0);
-    if (__any_sync(0xffffffffu, some)) {
-        for (int d = thread; d < p.channels; d += kGradientThreads) {
-            FASTSEQ_UNROLL(1)
-            for (int c = 0; c < columns; c += kHalf) {
-                T gy[kHalf];
-                int pitch = p.channels;
-                forget(pitch);
-                gradient_channel(es + c, p.x_row(b, i) + d, strip.n - i, p.y_row(b, j + c) + d,
-                                 strip.m - j - c, pitch,
-                                 a.dx ? a.dx + (p.x_row(b, i) - p.x) + d : nullptr, rows,
-                                 first_x && c == 0, gy);
-                if (!a.dy) continue;
-                T* out = a.dy + (p.y_row(b, j + c) - p.y) + d;
-                T held[kHalf];
-                const T* p_held = out;
-                FASTSEQ_UNROLL(16)
-                for (int q = 0; q < kHalf; ++q, p_held += pitch) {
-                    held[q] = !first_y && c + q < columns ? __ldcg(p_held) : T(0);
-                }
-                FASTSEQ_UNROLL(16)
-                for (int q = 0; q < kHalf; ++q, out += pitch) {
-                    if (c + q < columns) *out = held[q] + gy[q];
-                }
-            }
+    const bool first_x = block == strip.last_block(), first_y = begins_dy(strip, block);
+    if (!first_x && !first_y && !any_flux<DeviceWarp>(es)) return;
+    const Frames<T> x = rows_of(p, strip, b, centre), y = columns_of(p, strip, b, block, centre);
+    const auto below_is_done = [&] {
+        if (first_y || a.only_strip >= 0) return;
+        wait_until(a.done + p.strip_at(b, strip.index + 1), p.blocks() - block, p.patience);
+    };
+    FASTSEQ_UNROLL(1)
+    for (int task = thread / kLanes; task < 2 * ((p.channels + 31) / 32); task += kGradientWarps) {
+        const int chunk = task / 2;
+        if (task % 2 == 0 && a.dx) {
+            gradients<DeviceWarp, false>(es, x, y, chunk, a.dx + (p.x_row(b, i) - p.x),
+                                         p.rows - i, first_x, [] {});
+        } else if (task % 2 == 1 && a.dy) {
+            gradients<DeviceWarp, true>(es, y, x, chunk, a.dy + (p.y_row(b, j) - p.y),
+                                        p.columns - j, first_y, below_is_done);
         }
-    }
-    __syncwarp();  // orders the warp's writes before the flag of its first lane
-    forget(b);
-    forget(block);
-    if (thread % kLanes == 0) {
-        publish(a.block_flag(b, strip.index, warp), p.blocks() - block);
     }
 }
 
-// The tasks of the backward. All go through the same phases t, from two after the last one of the
-// strip to one before the first, and meet after each; at t they work on different tiles.
+// The tasks of the backward. All go through the same ticks t from right to left and meet after each;
+// at t they work on different tiles.
 template <class Kind>
 struct BackwardTasks {
     using T = typename Kind::Number;
     using State = typename Kind::State;
+    static constexpr int weighers = kWeighers<Kind>, ring = kBackwardRing<Kind>;
 
     const Backward<Kind>& a;
     const Problem<Kind>& p;
@@ -149,110 +132,130 @@ struct BackwardTasks {
     template <class Step>
     FASTSEQ_FN void walk(const Step& step) const {
         FASTSEQ_UNROLL(1)
-        for (int t = strip.last_phase() + 2; t >= strip.first_phase() - 1; --t) {
+        for (int t = strip.last_phase() + weighers + 1; t >= strip.first_phase() - 2; --t) {
             step(t);
             __syncthreads();
         }
     }
-    FASTSEQ_FN bool has_phase(int t) const {
-        return t >= strip.first_phase() && t <= strip.last_phase();
+    FASTSEQ_FN T* weights(int phase) const {
+        return mem.weights[(phase + kWeightsRing<Kind>) % kWeightsRing<Kind>];
     }
-    FASTSEQ_FN bool has_block(int block) const {
-        return block >= strip.first_block() && block <= strip.last_block();
-    }
+
     // Phase t of E.
     FASTSEQ_FN void flux() const {
-        const Strip here = strip;
+        const Strip here = strip, under = here.neighbour(1);
+        const int s = here.index, width = p.width();
+        const T grad = (Kind::given ? 1 : 2) * a.grad[b];  // 2: the derivative of the square
+        T* above = p.border(a.flux, b, s);
+        // The first lane of the strip below wrote the columns of its phases.
+        Feed<T, -1, 16> below{above + width, 0, 0, p.patience, {T(0)}};
+        if (!here.is_last()) {
+            below.begin = kLanes * under.first_phase();
+            below.end = lesser(width, kLanes * (under.last_phase() + 1));
+        }
+        below.ask(kLanes * (here.last_phase() - 1) + 1, 1);
         Flux<DeviceWarp, T> flux;
         flux.clear();
-        const T grad = (Kind::given ? 1 : 2) * a.grad[b];  // 2: the derivative of the square
-        int* p_done = a.phase_flag(b, strip.index);
         walk([&](int t) {
-            if (!has_phase(t)) return;
-            flux_phase<DeviceWarp, Kind>(here, t, mem.weights[t % 2], mem.bottom[t % 2], grad, flux,
-                                         mem.es, p.border(a.flux, b, strip.index), p.width());
-            if (lane == 0) publish(p_done, p.phases() - t);  // the lane that wrote the border
+            if (!here.has_phase(t)) return;
+            flux_phase<DeviceWarp, Kind>(
+                here, t, weights(t), [&](int k) { return below.at(kLanes * (t - 1) + 1, k); }, grad,
+                flux, mem.es, [&](int j, T value) {
+                    if (j < width) store_now(above + j, seal(value));
+                });
         });
     }
 
-    // The weights of phase t - 1. What they start from is read one phase ahead.
-    FASTSEQ_FN void recompute() const {
+    // The weights of the phases whose number leaves `turn` when divided by the number of weighers:
+    // in parts, a tick each, from as many ticks before their E on as there are weighers. What a phase
+    // starts from is read one phase ahead.
+    FASTSEQ_FN void weigh(int turn) const {
         const Strip here = strip;
+        const State penalty = p.scaled_penalty(b);
+        const int width = p.width();
         State next_h = 0, next_v = 0, next_top = 0;
+        States<DeviceWarp, Kind> h{0}, v{0};
+        DeviceWarp::Reg<State> top{0};
         const auto read_ahead = [&](int t) {
-            if (!has_phase(t)) return;
-            next_h = p.state(b, strip.index, t)[lane];
-            next_v = p.state(b, strip.index, t)[kLanes + lane];
-            next_top = load_top(p, strip, b, t, lane);
+            if (!here.has_phase(t)) return;
+            next_h = p.state(b, here.index, t)[lane];
+            next_v = p.state(b, here.index, t)[kLanes + lane];
+            const int j = t * kLanes + lane;
+            next_top = here.index > 0 && j < width ? (p.border(p.h, b, here.index) - width)[j] : 0;
         };
+        read_ahead((here.last_phase() - turn) / weighers * weighers + turn);
         walk([&](int t) {
-            States<DeviceWarp, Kind> h{next_h}, v{next_v};
-            mem.top[lane] = next_top;
-            read_ahead(t - 2);
-            if (!has_phase(t - 1)) return;
-            __syncwarp();
-            recompute_phase<DeviceWarp, Kind>(here, t - 1, mem.costs, mem.top, h, v,
-                                              mem.weights[(t - 1) % 2]);
-        });
-    }
-
-    // What the strip below hands up to phase t - 1: it comes from phases t - 1 and t - 2 there.
-    FASTSEQ_FN void fetch() const {
-        const int below = strip.index + 1, below_first = strip.neighbour(1).first_phase();
-        const int* p_below = a.phase_flag(b, below);
-        walk([&](int t) {
-            if (!has_phase(t - 1)) return;
-            const int j = (t - 1) * kLanes + lane - (kLanes - 1);
-            T handed = T(0);
-            if (!strip.is_last()) {
-                wait_for(p_below, p.phases() - larger(t - 2, below_first));
-                if (j >= 0 && j < p.width()) handed = __ldcg(p.border(a.flux, b, below) + j);
+            const int ahead = 1 + (t - 1 - turn + 4 * weighers) % weighers;  // of the phase's E
+            const int phase = t - ahead, part = weighers - ahead;
+            if (!here.has_phase(phase)) return;
+            if (part == 0) {
+                h.value = next_h;
+                v.value = next_v;
+                top.value = next_top;
+                read_ahead(phase - weighers);
             }
-            mem.bottom[(t - 1) % 2][lane] = handed;
+            constexpr int steps = kLanes / weighers;
+            weigh_steps<DeviceWarp, Kind, ring>(
+                here, phase, part * steps, (part + 1) * steps, mem.costs, penalty,
+                [&](int k) { return DeviceWarp::broadcast(top, k); }, h, v, weights(phase));
         });
     }
 
-    // Block t - 3 of the costs.
-    FASTSEQ_FN void costs(int thread) const {
+    // Says that dy of block t + 2 is done, one barrier after the warps that wrote it; they did not
+    // wait for the strip below where they had nothing to add.
+    FASTSEQ_FN void hand_on() const {
+        int* done = a.done + p.strip_at(b, strip.index);
         walk([&](int t) {
-            if (has_block(t - 3)) cost_block(p, strip, b, t - 3, mem.costs, mem.buffers, thread);
+            const int block = t + 2, target = p.blocks() - block;
+            if (lane > 0 || !a.dy || a.only_strip >= 0 || !strip.has_block(block)) return;
+            if (!begins_dy(strip, block)) wait_until(done + 1, target, p.patience);
+            publish(done, target);
+        });
+    }
+
+    // Block t - weighers - 2 of the costs.
+    FASTSEQ_FN void costs(int thread) const {
+        const T scale = p.scale(b);
+        walk([&](int t) {
+            const int block = t - weighers - 2;
+            if (!strip.has_block(block)) return;
+            cost_block(p, strip, b, block, scale, ring_block<ring>(mem.costs, block), mem.parts,
+                       centre_of<Kind>(mem), thread);
         });
     }
 
     // Block t + 1 of the gradients.
     FASTSEQ_FN void gradients(int thread) const {
         walk([&](int t) {
-            if (!has_block(t + 1)) return;
-            int entry = b;
-            forget(entry);  // addresses are not worth registers from phase to phase
-            gradient_block(a, strip, entry, t + 1, ring_block(mem.es, t + 1), thread);
+            if (!strip.has_block(t + 1)) return;
+            gradient_block(a, strip, b, t + 1, ring_block<3, kEBlock>(mem.es, t + 1),
+                           centre_of<Kind>(mem), thread);
         });
     }
 };
 
 template <class Kind>
-__global__ void __launch_bounds__(kBackwardThreads, sizeof(typename Kind::Number) == 4 ? 2 : 1)
-    backward_kernel(const Backward<Kind> a) {
+__global__ void __launch_bounds__(kBackwardThreads<Kind>, 1) backward_kernel(const Backward<Kind> a) {
     auto& mem = shared_memory<BackwardShared<Kind>>();
-    const Turn turn = take_turn(a.sync, a.only_strip, a.p.batch, mem.ticket);
+    const Turn turn = take_turn(a.tickets, a.only_strip, a.p.batch, mem.ticket);
     const Strip strip = a.p.strip(a.p.strips() - 1 - turn.strip, turn.b);
     fill_rest(a, strip, turn.b);
     if (strip.empty()) return;
     if (threadIdx.x == 0) mem.strip = strip;
+    find_centre(a.p, strip, turn.b, centre_of<Kind>(mem));
     __syncthreads();
-    const int lane = threadIdx.x % kLanes;
+    const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
     const BackwardTasks<Kind> tasks{a, a.p, mem.strip, mem, turn.b, lane};
-    constexpr int kFirstCost = 3 * kLanes, kFirstGradient = kFirstCost + kCostThreads;
-    if (threadIdx.x < kLanes) {
+    if (warp == 0) {
         tasks.flux();
-    } else if (threadIdx.x < 2 * kLanes) {
-        tasks.recompute();
-    } else if (threadIdx.x < kFirstCost) {
-        tasks.fetch();
-    } else if (threadIdx.x < kFirstGradient) {
-        tasks.costs(threadIdx.x - kFirstCost);
+    } else if (warp <= kWeighers<Kind>) {
+        tasks.weigh(warp - 1);
+    } else if (threadIdx.x < kFirstCost<Kind>) {
+        tasks.hand_on();
+    } else if (threadIdx.x < kFirstCost<Kind> + kCostThreads) {
+        tasks.costs(threadIdx.x - kFirstCost<Kind>);
     } else {
-        tasks.gradients(threadIdx.x - kFirstGradient);
+        tasks.gradients(threadIdx.x - kFirstCost<Kind> - kCostThreads);
     }
 }
 

@@ -1,63 +1,329 @@
-// Costs and gradients of one block of 32 x 32 cells, as the work of single threads: the device
-// runs them side by side, the host one after the other.
+// Costs and gradients of one block of 32 x 32 cells, as the work of warps.
 #pragma once
 
+#include "memory.cuh"
+#include "product.cuh"
 #include "tile.cuh"
 
 namespace fastseq {
 namespace soft_dtw {
 
-// Squared distances: 128 threads, each rows r, r + 16 and columns c, c + 8, c + 16, c + 24. The
-// channels come in chunks of 32 through two buffers [row][33], whose pitch avoids bank conflicts.
 constexpr int kCostThreads = 128;
-constexpr int kChunk = 32;
-constexpr int kPitch = kChunk + 1;
-constexpr int kPerThread = kBlock / kCostThreads;
+constexpr int kCostWarps = kCostThreads / kLanes;
+constexpr int kGradientThreads = 128;
+constexpr int kGradientWarps = kGradientThreads / kLanes;
 
-// Elements (row, channel) of 32 rows from `rows` on, 0 beyond `count` rows and `channels`.
+// Frames are taken less the mean of the strip's frames of x, which costs and gradients do not notice
+// but their rounding does: products of numbers far from 0 lose what their differences hold. So many
+// channels have a mean, which shared memory has room for; those beyond stay as they are.
 template <class T>
-FASTSEQ_FN void load_chunk(const T* rows, int count, int channels, int first_channel, int thread,
-                           T (&out)[kPerThread]) {
-    const int d = first_channel + thread % kChunk;
-    const int first_row = thread / kChunk, step = kCostThreads / kChunk;
-    const T* at = rows + static_cast<long long>(first_row) * channels + d;
-    for (int e = 0; e < kPerThread; ++e, at += static_cast<long long>(step) * channels) {
-        out[e] = first_row + e * step < count && d < channels ? *at : T(0);
+constexpr int kCentred = sizeof(T) == 4 ? 2048 : 512;
+
+// Frames are read while the products of those before are formed; of double the registers do not
+// hold both.
+template <class T>
+constexpr bool kReadsAhead = sizeof(T) == 4;
+
+// Up to 32 frames. One beyond the last real one is taken as that one: its cells are never read and
+// its E is 0, but what padding holds may be NaN.
+template <class T>
+struct Frames {
+    const T* first;
+    int count;            // of real ones; 0 where the frame before the first is the last real one
+    int channels;
+    bool quads;           // four channels can be read and written at once
+    const T* centre;      // [min(channels, kCentred)], the same for x and y
+
+    FASTSEQ_FN const T* at(int row, int d) const {
+        return first + static_cast<long long>(lesser(row, count - 1)) * channels + d;
+    }
+    FASTSEQ_FN Quad<T> raw(int row, int d) const {
+        Quad<T> out{T(0), T(0), T(0), T(0)};
+        if (d >= channels) return out;
+        if (quads) return *reinterpret_cast<const Quad<T>*>(at(row, d));
+        FASTSEQ_UNROLL(4)
+        for (int k = 0; k < 4; ++k) out.at[k] = d + k < channels ? at(row, d)[k] : T(0);
+        return out;
+    }
+    FASTSEQ_FN Quad<T> mean(int d) const {
+        Quad<T> out{T(0), T(0), T(0), T(0)};
+        if (d + 3 < lesser(channels, kCentred<T>)) return *reinterpret_cast<const Quad<T>*>(centre + d);
+        FASTSEQ_UNROLL(4)
+        for (int k = 0; k < 4; ++k) {
+            if (d + k < lesser(channels, kCentred<T>)) out.at[k] = centre[d + k];
+        }
+        return out;
+    }
+};
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+    T at[2];
+};
+
+template <class T>
+FASTSEQ_FN Quad<T> difference(const Quad<T>& a, const Quad<T>& b) {
+    return {a.at[0] - b.at[0], a.at[1] - b.at[1], a.at[2] - b.at[2], a.at[3] - b.at[3]};
+}
+
+// Writes the centre, by `threads` threads.
+template <class T>
+FASTSEQ_FN void mean_frame(const Frames<T>& frames, T* centre, int thread, int threads) {
+    const int count = larger(frames.count, 1);
+    for (int d = thread; d < lesser(frames.channels, kCentred<T>); d += threads) {
+        T sum = T(0);
+        FASTSEQ_UNROLL(8)
+        for (int row = 0; row < count; ++row) sum += *frames.at(row, d);
+        centre[d] = sum / static_cast<T>(count);
     }
 }
 
-template <class T>
-FASTSEQ_FN void store_chunk(T* buffer, int thread, const T (&in)[kPerThread]) {
-    for (int e = 0; e < kPerThread; ++e) {
-        const int row = thread / kChunk + e * (kCostThreads / kChunk);
-        buffer[row * kPitch + thread % kChunk] = in[e];
-    }
-}
+// Sums that belong to 16 x 8 cells each, of 32 rows and 8 * width columns.
+template <class W, class T, int width>
+struct Tiles {
+    typename W::template Reg<Sums<T>> at[2][width], rest[2][width];
 
-template <class T>
-FASTSEQ_FN void add_distances(const T* xs, const T* ys, int thread, T (&sums)[kPerThread]) {
-    // A sum per chunk, so that rounding grows with the chunk and the number of chunks.
-    T chunk[kPerThread] = {};
-    const int row = thread / 8, column = thread % 8;
+    FASTSEQ_FN void clear() {
+        W::each([&](int lane) {
+            FASTSEQ_UNROLL(2)
+            for (int a = 0; a < 2; ++a) {
+                FASTSEQ_UNROLL(4)
+                for (int b = 0; b < width; ++b) {
+                    at[a][b][lane] = rest[a][b][lane] = {T(0), T(0), T(0), T(0)};
+                }
+            }
+        });
+    }
+    FASTSEQ_FN T sum(int a, int b, int lane, int e) const {
+        return at[a][b][lane].at[e] + rest[a][b][lane].at[e];
+    }
+};
+
+// Adds `count` numbers to those at an address, or puts them there. `handed`: another thread block
+// wrote them, or will read them.
+template <bool handed, class T>
+FASTSEQ_FN void add_to(T* out, Quad<T> value, bool first, int count) {
+    if (count == 4 && reinterpret_cast<unsigned long long>(out) % 16 == 0) {
+        auto* quad = reinterpret_cast<Quad<T>*>(out);
+        if (!first) {
+            const Quad<T> held = handed ? load_handed(quad) : *quad;
+            FASTSEQ_UNROLL(4)
+            for (int k = 0; k < 4; ++k) value.at[k] += held.at[k];
+        }
+        if (handed) {
+            store_handed(quad, value);
+        } else {
+            *quad = value;
+        }
+        return;
+    }
     FASTSEQ_UNROLL(4)
-    for (int d = 0; d < kChunk; ++d) {
+    for (int k = 0; k < 4; ++k) {
+        if (k >= count) continue;
+        const T held = first ? T(0) : handed ? load_handed(out + k) : out[k];
+        if (handed) {
+            store_handed(out + k, held + value.at[k]);
+        } else {
+            out[k] = held + value.at[k];
+        }
+    }
+}
+
+// What a warp has of squared distances |x|^2 + |y|^2 - 2 x y: all rows and the 16 columns of a side,
+// over half of the channels.
+template <class W, class T>
+struct Distances {
+    typename W::template Reg<Sums<T>> products[2][2];
+    typename W::template Reg<T> of_x[4], of_y[2];  // squared norms of rows g + 8 a, columns g + 8 b
+};
+
+// Channels come in groups of 16, every other one for each half.
+template <class W, class T>
+FASTSEQ_FN void distances(const Frames<T>& x, const Frames<T>& y, int side, int half,
+                          Distances<W, T>& out) {
+    struct Loaded {
+        Quad<T> x[4], y[2];  // channels from 4 q on
+    };
+    typename W::template Reg<Loaded> loaded;
+    typename W::template Reg<Left<T>> left[2][2];    // [rows][terms]
+    typename W::template Reg<Right<T>> right[2][2];  // [columns][terms]
+    auto& of_x = out.of_x;
+    auto& of_y = out.of_y;
+    const auto load = [&](int group) {
+        W::each([&](int lane) {
+            const int d = 16 * group + 4 * (lane % 4);
+            FASTSEQ_UNROLL(4)
+            for (int a = 0; a < 4; ++a) loaded[lane].x[a] = x.raw(lane / 4 + 8 * a, d);
+            FASTSEQ_UNROLL(2)
+            for (int b = 0; b < 2; ++b) {
+                loaded[lane].y[b] = y.raw(16 * side + lane / 4 + 8 * b, d);
+            }
+        });
+    };
+    W::each([&](int lane) {
+        of_x[0][lane] = of_x[1][lane] = of_x[2][lane] = of_x[3][lane] = T(0);
+        of_y[0][lane] = of_y[1][lane] = T(0);
+        for (int k = 0; k < 4; ++k) out.products[k / 2][k % 2][lane] = {T(0), T(0), T(0), T(0)};
+    });
+    constexpr bool single = sizeof(T) == 4;
+    if (kReadsAhead<T>) load(half);
+    FASTSEQ_UNROLL(1)
+    for (int group = half; 16 * group < x.channels; group += 2) {
+        if (!kReadsAhead<T>) load(group);
+        W::each([&](int lane) {
+            const Quad<T> mean = x.mean(16 * group + 4 * (lane % 4));
+            FASTSEQ_UNROLL(4)
+            for (int a = 0; a < 4; ++a) {
+                const Quad<T> z = difference(loaded[lane].x[a], mean);
+                FASTSEQ_UNROLL(4)
+                for (int k = 0; k < 4; ++k) {
+                    of_x[a][lane] = fused(z.at[k], z.at[k], of_x[a][lane]);
+                    left[a / 2][k / 2][lane].at[a % 2 + 2 * (k % 2)] = factor(z.at[k]);
+                }
+            }
+            FASTSEQ_UNROLL(2)
+            for (int b = 0; b < 2; ++b) {
+                const Quad<T> z = difference(loaded[lane].y[b], mean);
+                FASTSEQ_UNROLL(4)
+                for (int k = 0; k < 4; ++k) {
+                    of_y[b][lane] = fused(z.at[k], z.at[k], of_y[b][lane]);
+                    right[b][k / 2][lane].at[k % 2] = factor(z.at[k]);
+                }
+            }
+        });
+        if (kReadsAhead<T>) load(group + 2);  // on their way while the products are formed
+        FASTSEQ_UNROLL(2)
         for (int a = 0; a < 2; ++a) {
-            for (int c = 0; c < 4; ++c) {
-                const T gap = xs[(row + 16 * a) * kPitch + d] - ys[(column + 8 * c) * kPitch + d];
-                chunk[4 * a + c] = fused(gap, gap, chunk[4 * a + c]);
+            FASTSEQ_UNROLL(2)
+            for (int b = 0; b < 2; ++b) {
+                // A sum per group, as tensor cores cut what they add to a float.
+                Tiles<W, T, 1> sums;
+                auto& all = out.products[a][b];
+                sums.clear();
+                auto& sum = single ? sums.at[0][0] : all;
+                FASTSEQ_UNROLL(2)
+                for (int terms = 0; terms < 2; ++terms) {
+                    add_product(sum, sums.rest[0][0], left[a][terms], right[b][terms]);
+                }
+                W::each([&](int lane) {
+                    FASTSEQ_UNROLL(4)
+                    for (int e = 0; e < 4; ++e) {
+                        if (single) all[lane].at[e] += sums.sum(0, 0, lane, e);
+                    }
+                });
             }
         }
     }
-    for (int e = 0; e < kPerThread; ++e) sums[e] += chunk[e];
+    FASTSEQ_UNROLL(4)
+    for (int a = 0; a < 4; ++a) of_x[a] = W::template sum<1, 4>(of_x[a]);
+    FASTSEQ_UNROLL(2)
+    for (int b = 0; b < 2; ++b) of_y[b] = W::template sum<1, 4>(of_y[b]);
 }
 
+// The warps of the second half leave what they have in `parts`; those of the first add it to theirs
+// and write the block.
 template <class T>
-FASTSEQ_FN void store_distances(T* block, int thread, const T (&sums)[kPerThread], T scale) {
-    const int row = thread / 8, column = thread % 8;
-    for (int a = 0; a < 2; ++a) {
-        for (int c = 0; c < 4; ++c) {
-            block[(row + 16 * a) * kLanes + column + 8 * c] = sums[4 * a + c] * scale;
+struct CostParts {
+    static constexpr int kNumbers = 22;  // 16 products and 6 norms of a lane
+    T at[2 * kNumbers * kLanes];
+    int close;  // whether some cell needs its difference
+
+    FASTSEQ_FN T& number(int side, int k, int lane) {
+        return at[(side * kNumbers + k) * kLanes + lane];
+    }
+};
+
+template <class W, class T>
+FASTSEQ_FN void leave_part(const Distances<W, T>& d, int side, CostParts<T>& parts) {
+    W::each([&](int lane) {
+        FASTSEQ_UNROLL(16)
+        for (int k = 0; k < 16; ++k) {
+            parts.number(side, k, lane) = d.products[k / 8][k / 4 % 2][lane].at[k % 4];
         }
+        FASTSEQ_UNROLL(4)
+        for (int a = 0; a < 4; ++a) parts.number(side, 16 + a, lane) = d.of_x[a][lane];
+        FASTSEQ_UNROLL(2)
+        for (int b = 0; b < 2; ++b) parts.number(side, 20 + b, lane) = d.of_y[b][lane];
+    });
+}
+
+// Whether the norms have cancelled in a cell: a distance this far below them has lost digits, of
+// which float has none to spare.
+template <class T>
+FASTSEQ_FN bool cancelled(T distance, T norms) {
+    return sizeof(T) == 4 && distance < T(0.125) * norms;
+}
+
+// Returns whether that is so in some cell.
+template <class W, class T>
+FASTSEQ_FN bool write_distances(Distances<W, T>& d, int side, CostParts<T>& parts, T scale,
+                                T* block) {
+    typename W::template Reg<bool> close;
+    W::each([&](int lane) {
+        close[lane] = false;
+        FASTSEQ_UNROLL(4)
+        for (int a = 0; a < 4; ++a) d.of_x[a][lane] += parts.number(side, 16 + a, lane);
+        FASTSEQ_UNROLL(2)
+        for (int b = 0; b < 2; ++b) d.of_y[b][lane] += parts.number(side, 20 + b, lane);
+    });
+    FASTSEQ_UNROLL(2)
+    for (int b = 0; b < 2; ++b) {
+        FASTSEQ_UNROLL(2)
+        for (int e = 0; e < 2; ++e) {  // the lanes that hold frame 2 q + e
+            const auto of_column =
+                W::pick(d.of_y[b], [&](int lane) { return 8 * (lane % 4) + 4 * e; });
+            W::each([&](int lane) {
+                FASTSEQ_UNROLL(4)
+                for (int a = 0; a < 4; ++a) {
+                    const int k = 8 * (a / 2) + 4 * b + 2 * (a % 2) + e;
+                    const T product = d.products[a / 2][b][lane].at[2 * (a % 2) + e] +
+                                      parts.number(side, k, lane);
+                    const T norms = d.of_x[a][lane] + of_column[lane];
+                    const T distance = fused(T(-2), product, norms);
+                    close[lane] = close[lane] || cancelled(distance, norms);
+                    const int row = lane / 4 + 8 * a;
+                    block[row * kLanes + 16 * side + 8 * b + 2 * (lane % 4) + e] = distance * scale;
+                }
+            });
+        }
+    }
+    return W::any(close);
+}
+
+// Distances as sums of squared differences, which lose nothing, at four times the price: 128 threads,
+// each of rows r, r + 16 and columns c, c + 8, c + 16, c + 24.
+template <class T>
+FASTSEQ_FN void write_differences(const Frames<T>& x, const Frames<T>& y, int thread, T scale,
+                                  T* block) {
+    const int row = thread / 8, column = thread % 8;
+    T sums[2][4] = {};
+    FASTSEQ_UNROLL(1)
+    for (int group = 0; group < x.channels; group += 32) {
+        T part[2][4] = {};  // so that rounding grows with the group and the number of groups
+        FASTSEQ_UNROLL(1)
+        for (int d = group; d < lesser(group + 32, x.channels); d += 4) {
+            Quad<T> xs[2], ys[4];
+            FASTSEQ_UNROLL(2)
+            for (int a = 0; a < 2; ++a) xs[a] = x.raw(row + 16 * a, d);
+            FASTSEQ_UNROLL(4)
+            for (int c = 0; c < 4; ++c) ys[c] = y.raw(column + 8 * c, d);
+            FASTSEQ_UNROLL(8)
+            for (int cell = 0; cell < 8; ++cell) {
+                const Quad<T> gap = difference(xs[cell / 4], ys[cell % 4]);
+                FASTSEQ_UNROLL(4)
+                for (int k = 0; k < 4; ++k) {
+                    T& sum = part[cell / 4][cell % 4];
+                    sum = fused(gap.at[k], gap.at[k], sum);
+                }
+            }
+        }
+        FASTSEQ_UNROLL(8)
+        for (int cell = 0; cell < 8; ++cell) sums[cell / 4][cell % 4] += part[cell / 4][cell % 4];
+    }
+    FASTSEQ_UNROLL(8)
+    for (int cell = 0; cell < 8; ++cell) {
+        block[(row + 16 * (cell / 4)) * kLanes + column + 8 * (cell % 4)] =
+            sums[cell / 4][cell % 4] * scale;
     }
 }
 
@@ -74,63 +340,114 @@ FASTSEQ_FN void copy_costs(const T* costs, long long pitch, int rows, int column
     }
 }
 
-template <class T>
-struct alignas(16) Quad {
-    T at[4];
-};
-
-// One channel of the gradients of half a block, 32 rows x 16 columns: more would not stay in
-// registers. gx_i gets sum_j E_ij (x_i - y_j) on top of what it holds (`first`: it holds nothing
-// yet), gy_j becomes sum_i E_ij (y_j - x_i). x, y and gx (or null) point at the channel in the
-// first row or column, `pitch` apart; rows_x and rows_y of x and y are real, rows_gx of gx are
-// there. The factor 2 of the derivative is in E.
-constexpr int kHalf = kLanes / 2;
-
-template <class T>
-FASTSEQ_FN void gradient_channel(const T* es, const T* x, int rows_x, const T* y, int rows_y,
-                                 int pitch, T* gx, int rows_gx, bool first, T (&gy)[kHalf]) {
-    constexpr int kGroup = 4;
-    FASTSEQ_UNROLL(16)
-    for (int c = 0; c < kHalf; ++c) gy[c] = T(0);
-    FASTSEQ_UNROLL(1)
-    for (int i = 0; i < kLanes; i += kGroup, es += kGroup * kLanes) {
-        T xs[kGroup], sums[kGroup];
+// Whether E is anything but 0 in a block: far from the path it is exactly 0.
+template <class W, class T>
+FASTSEQ_FN bool any_flux(const T* es) {
+    typename W::template Reg<bool> found;
+    W::each([&](int lane) {
+        found[lane] = false;
         FASTSEQ_UNROLL(8)
-        for (int r = 0; r < kGroup; ++r, x += pitch) {
-            xs[r] = i + r < rows_x ? *x : T(0);
-            sums[r] = T(0);
+        for (int column = 0; column < kLanes; column += 4) {
+            const auto quad = *reinterpret_cast<const Quad<T>*>(es + lane * kEPitch + column);
+            found[lane] = found[lane] || quad.at[0] != T(0) || quad.at[1] != T(0) ||
+                          quad.at[2] != T(0) || quad.at[3] != T(0);
         }
-        const T* p_y = y;
-        forget(p_y);
-        forget(rows_y);
-        FASTSEQ_UNROLL(4)
-        for (int c = 0; c < kHalf; c += 4) {
-            T ys[4];
-            FASTSEQ_UNROLL(4)
-            for (int q = 0; q < 4; ++q, p_y += pitch) ys[q] = c + q < rows_y ? *p_y : T(0);
-            FASTSEQ_UNROLL(8)
-            for (int r = 0; r < kGroup; ++r) {
-                const Quad<T> e = *reinterpret_cast<const Quad<T>*>(es + r * kLanes + c);
+    });
+    return W::any(found);
+}
+
+// Gradients of one block for 32 channels from 32 * chunk on: dx_i = sum_j E_ij (x_i - y_j) of the
+// rows, or of_y: dy_j = sum_i E_ij (y_j - x_i) of the columns, as (sum of E) own - E other. The
+// factor 2 of the derivative is in E. They are added to `out`, [frame][channel], of which `rows` are
+// there; `first`: it holds nothing yet. ready() returns when strips before this one have added theirs.
+template <class W, bool of_y, class T, class Ready>
+FASTSEQ_FN void gradients(const T* es, const Frames<T>& own, const Frames<T>& other, int chunk,
+                          T* out, int rows, bool first, const Ready& ready) {
+    Tiles<W, T, 4> sums;
+    typename W::template Reg<T> totals[4];  // of E, of frames g + 8 a
+    struct Loaded {
+        Quad<T> at[2];
+    };
+    typename W::template Reg<Loaded> loaded;
+    // Frame k of the two of `other` that a lane takes at each of four steps: any order will do that is
+    // the same for E and for the frames themselves, so one without bank conflicts.
+    const auto frame = [&](int q, int step, int k) {
+        return of_y ? 8 * step + 2 * q + k : 4 * step + 16 * (q % 2) + 2 * (q / 2) + k;
+    };
+    const auto load = [&](int step) {
+        W::each([&](int lane) {
+            FASTSEQ_UNROLL(2)
+            for (int k = 0; k < 2; ++k) {
+                loaded[lane].at[k] =
+                    other.raw(frame(lane % 4, step, k), 32 * chunk + 4 * (lane / 4));
+            }
+        });
+    };
+    W::each([&](int lane) {
+        totals[0][lane] = totals[1][lane] = totals[2][lane] = totals[3][lane] = T(0);
+    });
+    sums.clear();
+    if (kReadsAhead<T>) load(0);
+    FASTSEQ_UNROLL(1)
+    for (int step = 0; step < 4; ++step) {
+        if (!kReadsAhead<T>) load(step);
+        typename W::template Reg<Left<T>> left[2];
+        typename W::template Reg<Right<T>> right[4];
+        W::each([&](int lane) {
+            const int g = lane / 4, q = lane % 4;
+            const Quad<T> mean = other.mean(32 * chunk + 4 * g);
+            FASTSEQ_UNROLL(2)
+            for (int k = 0; k < 2; ++k) {
+                const Quad<T> z = difference(loaded[lane].at[k], mean);
                 FASTSEQ_UNROLL(4)
-                for (int q = 0; q < 4; ++q) {
-                    const T gap = xs[r] - ys[q];
-                    sums[r] = fused(e.at[q], gap, sums[r]);
-                    gy[c + q] = fused(-e.at[q], gap, gy[c + q]);
+                for (int b = 0; b < 4; ++b) right[b][lane].at[k] = factor(z.at[b]);
+            }
+            FASTSEQ_UNROLL(4)
+            for (int a = 0; a < 4; ++a) {
+                const int row = g + 8 * a, column = frame(q, step, 0);
+                Pair<T> e;
+                if constexpr (of_y) {
+                    e = {es[column * kEPitch + row], es[(column + 1) * kEPitch + row]};
+                } else {
+                    e = *reinterpret_cast<const Pair<T>*>(es + row * kEPitch + column);
                 }
+                totals[a][lane] += e.at[0] + e.at[1];
+                left[a / 2][lane].at[a % 2] = factor(e.at[0]);
+                left[a / 2][lane].at[a % 2 + 2] = factor(e.at[1]);
+            }
+        });
+        if (kReadsAhead<T>) load(lesser(step + 1, 3));  // on their way while the products are formed
+        FASTSEQ_UNROLL(2)
+        for (int a = 0; a < 2; ++a) {
+            FASTSEQ_UNROLL(4)
+            for (int b = 0; b < 4; ++b) {
+                add_product(sums.at[a][b], sums.rest[a][b], left[a], right[b]);
             }
         }
-        if (!gx) continue;
-        T held[kGroup];
-        T* p_gx = gx + static_cast<long long>(i) * pitch;
-        FASTSEQ_UNROLL(8)
-        for (int r = 0; r < kGroup; ++r) {
-            held[r] = !first && i + r < rows_gx ? p_gx[static_cast<long long>(r) * pitch] : T(0);
-        }
-        FASTSEQ_UNROLL(8)
-        for (int r = 0; r < kGroup; ++r, p_gx += pitch) {
-            if (i + r < rows_gx) *p_gx = held[r] + sums[r];
-        }
     }
+    FASTSEQ_UNROLL(4)
+    for (int a = 0; a < 4; ++a) totals[a] = W::template sum<1, 4>(totals[a]);
+    ready();
+    W::each([&](int lane) {
+        FASTSEQ_UNROLL(4)
+        for (int a = 0; a < 4; ++a) {
+            const int row = lane / 4 + 8 * a;
+            FASTSEQ_UNROLL(2)
+            for (int e = 0; e < 2; ++e) {
+                const int d = 32 * chunk + 8 * (lane % 4) + 4 * e;
+                if (row >= rows || d >= own.channels) continue;
+                const Quad<T> z = difference(own.raw(row, d), own.mean(d));
+                Quad<T> value;
+                FASTSEQ_UNROLL(4)
+                for (int b = 0; b < 4; ++b) {
+                    value.at[b] = fused(totals[a][lane], z.at[b],
+                                        -sums.sum(a / 2, b, lane, 2 * (a % 2) + e));
+                }
+                add_to<of_y>(out + static_cast<long long>(row) * own.channels + d, value, first,
+                             own.quads ? 4 : lesser(4, own.channels - d));
+            }
+        }
+    });
 }
 
 }  // namespace soft_dtw

@@ -12,7 +12,13 @@ namespace soft_dtw {
 // What one lane needs to know of its row. Cells first <= j <= last exist.
 struct Row {
     int i, first, last;
-    int up_end;  // cells left of it have a predecessor above
+    int up_end;   // cells left of it have a predecessor above
+    bool opens;   // a path may begin in any of its cells: row 0 where the begin is free
+    bool closes;  // below the last frame of x: costs are 0 and paths run to the right to their end
+
+    // Whether there is a step from the cell at (i - 1, j - 1), or for the first cell of a path the
+    // step that begins it.
+    FASTSEQ_FN bool has_diagonal(int j) const { return i == 0 ? j == 0 || opens : j > 0 && !closes; }
 };
 
 // A recursion over the differences of neighbours, as small as one cost whatever T:
@@ -30,21 +36,26 @@ struct Embeddings {
     };
 
     // `above` is h of the cell above, `left` v of the cell to the left; both may be anything when
-    // that cell does not exist. On row 0 the v handed on is 0, in column 0 the h is, which makes
-    // h = u and v = u there.
-    static FASTSEQ_FN Cell cell(const Row& row, int j, T u, T above, T, T left) {
+    // that cell does not exist. `penalty` is added to steps that are not diagonal. On row 0 the v
+    // handed on is 0, in column 0 the h is, which makes h = v = u + penalty there; where the begin is
+    // free v is R itself on row 0. `inner`: all three neighbours exist.
+    template <bool inner>
+    static FASTSEQ_FN Cell cell(const Row& row, int j, T u, T above, T, T left, T penalty) {
         const T absent = T(1e30);
-        const T x = j < row.up_end ? above : absent;
-        const T y = j > row.first ? left : absent;
-        const T mn = lowest(T(0), lowest(x, y));
+        if (!inner && row.closes) u = penalty = T(0);
+        const T x = inner || j < row.up_end ? above + penalty : absent;
+        const T y = inner || j > row.first ? left + penalty : absent;
+        const T z = inner || row.has_diagonal(j) ? T(0) : absent;
+        const T mn = lowest(z, lowest(x, y));
         const T to_x = mn - x, to_y = mn - y;
-        const T e_diag = (row.i > 0) == (j > 0) ? power2(mn) : T(0);
-        const T e_up = power2(to_x), e_left = power2(to_y);
+        const T e_diag = power2(mn - z), e_up = power2(to_x), e_left = power2(to_y);
         const T s = e_diag + (e_up + e_left);
-        const T rest = u - log2_of(s);
+        const T rest = u - log2_of(s), through = rest + mn, stepped = rest + penalty;
         const T r = reciprocal(s);
-        return {j == 0 ? T(0) : rest + to_y, row.i == 0 ? T(0) : rest + to_x, rest + mn, e_diag * r,
-                e_up * r};
+        Cell out{stepped + to_y, stepped + to_x, through, e_diag * r, e_up * r};
+        if (!inner && j == 0) out.h = T(0);
+        if (!inner && row.i == 0) out.v = row.opens ? through : T(0);
+        return out;
     }
 
     // The value is a sum along the main diagonal, then along the last row or column.
@@ -52,6 +63,11 @@ struct Embeddings {
         if (row.i == j) return cell.through;
         if (j > row.i) return row.i == n - 1 ? cell.h : T(0);
         return j == m - 1 ? cell.v : T(0);
+    }
+    // The same for a phase that meets neither the last row nor the last column, each lane at most
+    // one cell of the diagonal.
+    static FASTSEQ_FN void inner_term(const Row& row, int j, const Cell& cell, T& term) {
+        term = row.i == j ? cell.through : term;
     }
 
     static FASTSEQ_FN T value(double total, T scale) { return static_cast<T>(total / scale); }
@@ -75,12 +91,14 @@ struct Costs {
 
     // `above` is R of the cell above, `before` of the one to the left, `above_before` of the one
     // between them.
+    template <bool inner>
     static FASTSEQ_FN Cell cell(const Row& row, int j, double u, double above, double before,
-                                double above_before) {
-        const double x = j < row.up_end ? above : no_path;
-        const double y = j > row.first ? before : no_path;
-        const double diagonal = row.i > 0 && j > 0 ? above_before : no_path;
-        const double z = row.i == 0 && j == 0 ? 0.0 : diagonal;
+                                double above_before, double penalty) {
+        if (!inner && row.closes) u = penalty = 0;
+        const double x = inner || j < row.up_end ? above + penalty : no_path;
+        const double y = inner || j > row.first ? before + penalty : no_path;
+        const double diagonal = row.i == 0 ? 0.0 : above_before;
+        const double z = inner || row.has_diagonal(j) ? diagonal : no_path;
         const double least = lowest(z, lowest(x, y));
         const T e_diag = power2(static_cast<T>(least - z));
         const T e_up = power2(static_cast<T>(least - x));
@@ -98,6 +116,8 @@ struct Costs {
     static FASTSEQ_FN double value_term(int n, int m, const Row& row, int j, const Cell& cell) {
         return row.i == n - 1 && j == m - 1 ? cell.h : 0.0;
     }
+
+    static FASTSEQ_FN void inner_term(const Row&, int, const Cell&, double&) {}
 
     static FASTSEQ_FN T value(double total, T scale) {
         const double all = total < no_path ? total / scale : total * no_path;  // +inf; keeps NaN

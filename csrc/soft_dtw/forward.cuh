@@ -6,78 +6,112 @@
 namespace fastseq {
 namespace soft_dtw {
 
-constexpr int kForwardThreads = 2 * kLanes + kCostThreads;
+constexpr int kForwardThreads = kLanes + kCostThreads;
+constexpr int kForwardRing = 3;  // blocks of costs: a phase meets two, and one is being formed
 
 template <class Kind>
 struct Forward {
     Problem<Kind> p;
     typename Kind::Number* value;  // [batch]
-    double* totals;   // [batch, strips]: the value's sum down to each strip
-    int* sync;        // 1 + batch * strips
+    double* totals;  // [batch, strips]: the value's sum down to each strip; all bits set before
+    int* tickets;    // -1 before
     int only_strip;
 };
 
 template <class Kind>
-struct ForwardShared {
-    typename Kind::State costs[kRing * kBlock];
-    typename Kind::State top[2][kLanes];
-    CostBuffers<Kind> buffers;
+struct alignas(16) ForwardShared {
+    typename Kind::State costs[kForwardRing * kBlock];
+    typename PartsOf<Kind>::Type parts;
     int ticket;
+    Strip strip;
+};
+
+// The tasks of the forward. Both go through the same phases t and meet after each.
+template <class Kind>
+struct ForwardTasks {
+    using T = typename Kind::Number;
+    using State = typename Kind::State;
+
+    const Forward<Kind>& a;
+    const Problem<Kind>& p;
+    const Strip& strip;
+    ForwardShared<Kind>& mem;
+    int b;
+
+    template <class Step>
+    FASTSEQ_FN void walk(const Step& step) const {
+        FASTSEQ_UNROLL(1)
+        for (int t = strip.first_phase() - 1; t <= strip.last_phase(); ++t) {
+            step(t);
+            __syncthreads();
+        }
+    }
+
+    // Phase t of the recursion.
+    FASTSEQ_FN void recursion() const {
+        const Strip here = strip, over = here.neighbour(-1);
+        const int lane = threadIdx.x % kLanes, s = here.index, width = p.width();
+        const T scale = p.scale(b);
+        const State penalty = p.scaled_penalty(b);
+        State* below = p.border(p.h, b, s);
+        // The last lane of the strip above wrote the columns of its phases.
+        Feed<State, 1, 8> above{p.border(p.h, b, s) - width, 0, 0, p.patience, {State(0)}};
+        if (s > 0) {
+            above.begin = larger(0, kLanes * (over.first_phase() - 1) + 1);
+            above.end = lesser(width, kLanes * over.last_phase() + 1);
+        }
+        above.ask(kLanes * here.first_phase(), 0);
+        States<DeviceWarp, Kind> h{0}, v{0};
+        DeviceWarp::Reg<double> sum{0.0};
+        walk([&](int t) {
+            if (!here.has_phase(t)) return;
+            if (p.states) {
+                p.state(b, s, t)[lane] = h.value;
+                p.state(b, s, t)[kLanes + lane] = v.value;
+            }
+            forward_phase<DeviceWarp, Kind, kForwardRing>(
+                here, t, mem.costs, penalty, [&](int k) { return above.at(kLanes * t, k); }, h, v,
+                sum, [&](int j, State value) {
+                    if (j >= 0 && j < width) store_now(below + j, seal(value));
+                });
+        });
+        const double own = DeviceWarp::sum<1, kLanes>(sum).value;
+        if (lane > 0) return;
+        double* total = a.totals + p.strip_at(b, s);
+        const double all = (s > 0 ? wait_for(total - 1, p.patience) : 0.0) + own;
+        store_now(total, seal(all));
+        if (here.is_last()) a.value[b] = Kind::value(all, scale);
+    }
+
+    // Block t + 1 of the costs.
+    FASTSEQ_FN void costs(int thread) const {
+        const T scale = p.scale(b);
+        walk([&](int t) {
+            if (!strip.has_block(t + 1)) return;
+            cost_block(p, strip, b, t + 1, scale, ring_block<kForwardRing>(mem.costs, t + 1),
+                       mem.parts, centre_of<Kind>(mem), thread);
+        });
+    }
 };
 
 template <class Kind>
 __global__ void __launch_bounds__(kForwardThreads, sizeof(typename Kind::Number) == 4 ? 3 : 2)
     forward_kernel(const Forward<Kind> a) {
     auto& mem = shared_memory<ForwardShared<Kind>>();
-    const Problem<Kind>& p = a.p;
-    const Turn turn = take_turn(a.sync, a.only_strip, p.batch, mem.ticket);
-    const int b = turn.b, s = turn.strip;
-    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-    const Strip strip = p.strip(s, b);
+    const Turn turn = take_turn(a.tickets, a.only_strip, a.p.batch, mem.ticket);
+    const Strip strip = a.p.strip(turn.strip, turn.b);
     if (strip.empty()) {
-        if (s == 0 && threadIdx.x == 0) a.value[b] = 0;
+        if (turn.strip == 0 && threadIdx.x == 0) a.value[turn.b] = 0;
         return;
     }
-    // A flag counts the phases that are over, from phase 0 on.
-    int* p_done = a.only_strip < 0 ? a.sync + 1 + p.strip_at(b, s) : nullptr;
-    const int* p_above = p_done && s > 0 ? p_done - 1 : nullptr;
-    const int first = strip.first_phase(), last = strip.last_phase();
-    const int above_phases = strip.neighbour(-1).last_phase() + 1;
-
-    States<DeviceWarp, Kind> h{0}, v{0};
-    DeviceWarp::Reg<double> sum{0.0};
-    for (int t = first - 1; t <= last; ++t) {
-        if (warp == 0) {
-            if (t >= first) {
-                if (p.states) {
-                    p.state(b, s, t)[lane] = h[lane];
-                    p.state(b, s, t)[kLanes + lane] = v[lane];
-                }
-                forward_phase<DeviceWarp, Kind>(strip, t, mem.costs, mem.top[t % 2], h, v, sum,
-                                                p.border(p.h, b, s), p.width());
-                const double strip_sum = t == last ? DeviceWarp::sum(sum) : 0.0;
-                // The lane that wrote the border also writes the sum and the flag.
-                if (lane == kLanes - 1) {
-                    if (t == last) {
-                        wait_for(p_above, above_phases);
-                        const double* p_total = a.totals + p.strip_at(b, s) - 1;
-                        const double total = (s > 0 ? __ldcg(p_total) : 0.0) + strip_sum;
-                        a.totals[p.strip_at(b, s)] = total;
-                        if (strip.is_last()) a.value[b] = Kind::value(total, p.scale);
-                    }
-                    publish(p_done, t + 1);
-                }
-            }
-        } else if (warp == 1) {
-            // The columns of phase t + 1 are those that the strip above ends in its phase t + 2.
-            if (t < last) {
-                wait_for(p_above, lesser(t + 3, above_phases));
-                mem.top[(t + 1) % 2][lane] = load_top(p, strip, b, t + 1, lane);
-            }
-        } else if (t + 1 >= strip.first_block() && t + 1 <= strip.last_block()) {
-            cost_block(p, strip, b, t + 1, mem.costs, mem.buffers, threadIdx.x - 2 * kLanes);
-        }
-        __syncthreads();
+    if (threadIdx.x == 0) mem.strip = strip;
+    find_centre(a.p, strip, turn.b, centre_of<Kind>(mem));
+    __syncthreads();
+    const ForwardTasks<Kind> tasks{a, a.p, mem.strip, mem, turn.b};
+    if (threadIdx.x < kLanes) {
+        tasks.recursion();
+    } else {
+        tasks.costs(threadIdx.x - kLanes);
     }
 }
 

@@ -14,18 +14,32 @@ struct Problem {
     const T *x, *y;  // [batch, rows, channels], [batch, columns, channels]; Costs: null
     const T* cost;   // [batch, rows, columns]; Embeddings: null
     const long long *lengths_x, *lengths_y;  // [batch] or null: all real
+    const double* gammas;                    // [batch] or null: gamma
+    const long long* bands;                  // [batch] or null: band
     int batch, rows, columns, channels;
-    int band;       // < 0: none
-    T scale;        // log2(e) / gamma: costs are worked on in these units
-    State* h;       // [batch, strips, width]: h of the last row of each strip
+    int band;  // < 0: none
+    int begin_free, end_free;
+    int patience;  // > 0: a number that has not come after so many polls is an error
+    double gamma, penalty;
+    State* h;       // [batch, strips, width]: h of the last row of each strip; all bits set before
     State* states;  // [batch, strips, phases, 2, 32]: h and v before each phase; null: not kept
 
-    FASTSEQ_FN int strips() const { return (rows + kLanes - 1) / kLanes; }
+    // A free end takes a row of its own.
+    FASTSEQ_FN int strips() const { return (rows + end_free + kLanes - 1) / kLanes; }
     FASTSEQ_FN int blocks() const { return (columns + kLanes - 1) / kLanes; }
     FASTSEQ_FN int width() const { return blocks() * kLanes; }
     FASTSEQ_FN int phases() const { return blocks() + 1; }
     FASTSEQ_FN Strip strip(int index, int b) const {
-        return make_strip(index, b, rows, columns, lengths_x, lengths_y, band);
+        return make_strip(index, rows, columns, lengths_x ? lengths_x[b] : rows,
+                          lengths_y ? lengths_y[b] : columns, bands ? bands[b] : band,
+                          begin_free != 0, end_free != 0);
+    }
+    // log2(e) / gamma: costs are worked on in these units.
+    FASTSEQ_FN T scale(int b) const {
+        return static_cast<T>(1.4426950408889634 / (gammas ? gammas[b] : gamma));
+    }
+    FASTSEQ_FN State scaled_penalty(int b) const {
+        return static_cast<State>(static_cast<T>(penalty) * scale(b));
     }
 
     FASTSEQ_FN long long strip_at(int b, int strip) const {

@@ -26,31 +26,41 @@ Problem<Kind> problem(const SoftDTWCall& c) {
             pointer<const T>(c.cost),
             pointer<const long long>(c.lengths_x),
             pointer<const long long>(c.lengths_y),
+            pointer<const double>(c.gammas),
+            pointer<const long long>(c.bands),
             c.batch,
             c.rows,
             c.columns,
             c.channels,
             c.band,
-            static_cast<T>(1.4426950408889634 / c.gamma),
+            c.begin_free,
+            c.end_free,
+            c.patience,
+            c.gamma,
+            c.penalty,
             pointer<State>(c.h),
             pointer<State>(c.states)};
 }
 
-// Zeroes the counter and flags and launches: one thread block per strip and batch entry, or with
-// debug one launch per strip.
-template <class Args>
+// Fills what strips poll and launches: one thread block per strip and batch entry, or with by_strip
+// one launch per strip.
+template <class Kind, class Args>
 void launch(const SoftDTWCall& c, void (*kernel)(Args), Args args, int threads, std::size_t shared,
-            int flags_per_strip, const char* name) {
+            const char* name) {
+    using T = typename Kind::Number;
     const auto stream = pointer<CUstream_st>(c.stream);
-    const int strips = (c.rows + kLanes - 1) / kLanes;
+    const int strips = args.p.strips();
     const long long blocks = 1ll * c.batch * strips;
-    if (blocks > INT_MAX / (1 + flags_per_strip)) {
+    if (blocks > INT_MAX) {
         throw std::runtime_error("soft_dtw: batch * frames is too large for one launch");
     }
+    const int centred = c.channels < kCentred<T> ? c.channels : kCentred<T>;
+    if (!Kind::given) shared += centred * sizeof(T);
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)),
           name);
-    if (c.debug) {
+    check(cudaMemsetAsync(pointer<void>(c.polled), 0xff, c.polled_bytes, stream), name);
+    if (c.by_strip) {
         for (args.only_strip = 0; args.only_strip < strips; ++args.only_strip) {
             kernel<<<c.batch, threads, shared, stream>>>(args);
             check(cudaGetLastError(), name);
@@ -58,31 +68,30 @@ void launch(const SoftDTWCall& c, void (*kernel)(Args), Args args, int threads, 
         return;
     }
     args.only_strip = -1;
-    const std::size_t bytes = sizeof(int) * (1 + blocks * flags_per_strip);
-    check(cudaMemsetAsync(args.sync, 0, bytes, stream), name);
     kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(args);
     check(cudaGetLastError(), name);
 }
 
 template <class Kind>
 void forward(const SoftDTWCall& c, std::uintptr_t value, std::uintptr_t totals,
-             std::uintptr_t sync) {
+             std::uintptr_t tickets) {
     using T = typename Kind::Number;
     const Forward<Kind> args{problem<Kind>(c), pointer<T>(value), pointer<double>(totals),
-                             pointer<int>(sync), -1};
-    launch(c, forward_kernel<Kind>, args, kForwardThreads, sizeof(ForwardShared<Kind>), 1,
-           "soft_dtw forward");
+                             pointer<int>(tickets), -1};
+    launch<Kind>(c, forward_kernel<Kind>, args, kForwardThreads, sizeof(ForwardShared<Kind>),
+                 "soft_dtw forward");
 }
 
 template <class Kind>
 void backward(const SoftDTWCall& c, std::uintptr_t grad, std::uintptr_t dx, std::uintptr_t dy,
-              std::uintptr_t dcost, std::uintptr_t flux, std::uintptr_t sync) {
+              std::uintptr_t dcost, std::uintptr_t flux, std::uintptr_t done,
+              std::uintptr_t tickets) {
     using T = typename Kind::Number;
-    const Backward<Kind> args{problem<Kind>(c),   pointer<const T>(grad), pointer<T>(dx),
-                              pointer<T>(dy),     pointer<T>(dcost),      pointer<T>(flux),
-                              pointer<int>(sync), -1};
-    launch(c, backward_kernel<Kind>, args, kBackwardThreads, sizeof(BackwardShared<Kind>),
-           1 + kGradientWarps, "soft_dtw backward");
+    const Backward<Kind> args{problem<Kind>(c), pointer<const T>(grad), pointer<T>(dx),
+                              pointer<T>(dy),   pointer<T>(dcost),      pointer<T>(flux),
+                              pointer<int>(done), pointer<int>(tickets), -1};
+    launch<Kind>(c, backward_kernel<Kind>, args, kBackwardThreads<Kind>, sizeof(BackwardShared<Kind>),
+                 "soft_dtw backward");
 }
 
 // The one of four functions that a call wants.
@@ -98,20 +107,20 @@ bool nothing(const SoftDTWCall& c) { return c.batch == 0 || c.rows == 0 || c.col
 }  // namespace
 
 void soft_dtw_forward(const SoftDTWCall& call, std::uintptr_t value, std::uintptr_t totals,
-                      std::uintptr_t sync) {
+                      std::uintptr_t tickets) {
     if (nothing(call)) return;
     DeviceGuard guard(call.device);
     choose(call, forward<Embeddings<float>>, forward<Embeddings<double>>, forward<Costs<float>>,
-           forward<Costs<double>>)(call, value, totals, sync);
+           forward<Costs<double>>)(call, value, totals, tickets);
 }
 
 void soft_dtw_backward(const SoftDTWCall& call, std::uintptr_t grad, std::uintptr_t dx,
                        std::uintptr_t dy, std::uintptr_t dcost, std::uintptr_t flux,
-                       std::uintptr_t sync) {
+                       std::uintptr_t done, std::uintptr_t tickets) {
     if (nothing(call)) return;
     DeviceGuard guard(call.device);
     choose(call, backward<Embeddings<float>>, backward<Embeddings<double>>, backward<Costs<float>>,
-           backward<Costs<double>>)(call, grad, dx, dy, dcost, flux, sync);
+           backward<Costs<double>>)(call, grad, dx, dy, dcost, flux, done, tickets);
 }
 
 }  // namespace fastseq

@@ -7,68 +7,91 @@
 namespace fastseq {
 namespace soft_dtw {
 
-// Channels on their way to costs; costs that are given need none.
+// Costs that are given are in one part.
+struct NoParts {};
 template <class Kind>
-struct CostBuffers {
-    typename Kind::Number x[kLanes * kPitch], y[kLanes * kPitch];
+struct PartsOf {
+    using Type = CostParts<typename Kind::Number>;
 };
 template <class T>
-struct CostBuffers<Costs<T>> {};
+struct PartsOf<Costs<T>> {
+    using Type = NoParts;
+};
+
+template <class T>
+FASTSEQ_FN bool aligned(const T* address) {
+    return reinterpret_cast<unsigned long long>(address) % 16 == 0;
+}
+
+// Frames of the strip and of block `block`'s columns.
+template <class T>
+FASTSEQ_FN Frames<T> rows_of(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
+                             const T* centre) {
+    const int i = strip.first_row;
+    return {p.x_row(b, i), strip.real - i, p.channels, p.channels % 4 == 0 && aligned(p.x), centre};
+}
+template <class T>
+FASTSEQ_FN Frames<T> columns_of(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
+                                int block, const T* centre) {
+    const int j = block * kLanes;
+    return {p.y_row(b, j), strip.m - j, p.channels, p.channels % 4 == 0 && aligned(p.y), centre};
+}
+
+// Of a kernel, on the device or simulated.
+#if defined(__CUDACC__) || defined(FASTSEQ_SIMULATED)
 
 // The strip of this thread block, counted in the order in which strips depend on each other, and
-// its batch entry. `sync` is zeroed before each launch: a ticket counter, then the flags of the
-// strips. Strips are given out by ticket, so that a thread block waits only for blocks that have
-// started. With `only_strip` >= 0 a launch has one thread block per batch entry and no flags: the
-// launches themselves keep the order.
+// its batch entry. Strips are given out by a ticket counter, -1 before the launch, so that a thread
+// block waits only for blocks that have started. With `only_strip` >= 0 a launch has one thread
+// block per batch entry: the launches themselves keep the order, and nobody waits.
 struct Turn {
     int strip, b;
 };
 
-FASTSEQ_FN Turn take_turn(int* sync, int only_strip, int batch, int& ticket) {
+FASTSEQ_FN Turn take_turn(int* tickets, int only_strip, int batch, int& ticket) {
     if (only_strip >= 0) return {only_strip, static_cast<int>(blockIdx.x)};
-    if (threadIdx.x == 0) ticket = atomicAdd(sync, 1);
+    if (threadIdx.x == 0) ticket = atomicAdd(tickets, 1) + 1;
     __syncthreads();
     return {ticket / batch, ticket % batch};
 }
 
+// The centre lies behind a kernel's shared structure, and the launch asks for that many bytes more.
+template <class Kind, class Shared>
+FASTSEQ_FN typename Kind::Number* centre_of(Shared& mem) {
+    return reinterpret_cast<typename Kind::Number*>(&mem + 1);
+}
+
+template <class T>
+FASTSEQ_FN void find_centre(const Problem<Costs<T>>&, const Strip&, int, T*) {}
+template <class T>
+FASTSEQ_FN void find_centre(const Problem<Embeddings<T>>& p, const Strip& strip, int b, T* centre) {
+    mean_frame(rows_of(p, strip, b, centre), centre, threadIdx.x, blockDim.x);
+}
+
 template <class T>
 FASTSEQ_FN void cost_block(const Problem<Costs<T>>& p, const Strip& strip, int b, int block,
-                           double* ring, CostBuffers<Costs<T>>&, int thread) {
+                           T scale, double* out, NoParts&, const T*, int thread) {
     const int i = strip.first_row, j = block * kLanes;
-    copy_costs(p.cost_at(b, i, j), p.columns, strip.n - i, strip.m - j, thread, p.scale,
-               ring_block(ring, block));
+    copy_costs(p.cost_at(b, i, j), p.columns, strip.real - i, strip.m - j, thread, scale, out);
 }
 
 template <class T>
 FASTSEQ_FN void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block,
-                           T* ring, CostBuffers<Embeddings<T>>& buffers, int thread) {
-    T* out = ring_block(ring, block);
-    const int i = strip.first_row, j = block * kLanes;
-    const T* x = p.x_row(b, i);
-    const T* y = p.y_row(b, j);
-    T sums[kPerThread] = {}, next_x[kPerThread], next_y[kPerThread];
-    load_chunk(x, strip.n - i, p.channels, 0, thread, next_x);
-    load_chunk(y, strip.m - j, p.channels, 0, thread, next_y);
-    for (int d = 0; d < p.channels; d += kChunk) {
-        meet<1, kCostThreads>();  // all have read the chunk before
-        store_chunk(buffers.x, thread, next_x);
-        store_chunk(buffers.y, thread, next_y);
-        meet<1, kCostThreads>();
-        load_chunk(x, strip.n - i, p.channels, d + kChunk, thread, next_x);
-        load_chunk(y, strip.m - j, p.channels, d + kChunk, thread, next_y);
-        add_distances(buffers.x, buffers.y, thread, sums);
-    }
-    store_distances(out, thread, sums, p.scale);
+                           T scale, T* out, CostParts<T>& parts, const T* centre, int thread) {
+    const int warp = thread / kLanes, side = warp % 2, half = warp / 2;
+    const Frames<T> x = rows_of(p, strip, b, centre), y = columns_of(p, strip, b, block, centre);
+    Distances<DeviceWarp, T> d;
+    distances<DeviceWarp>(x, y, side, half, d);
+    if (half == 1) leave_part<DeviceWarp>(d, side, parts);
+    if (thread == 0) parts.close = 0;
+    meet<1, kCostThreads>();
+    if (half == 0 && write_distances<DeviceWarp>(d, side, parts, scale, out)) parts.close = 1;
+    if (sizeof(T) == 8) return;
+    meet<1, kCostThreads>();
+    if (parts.close) write_differences(x, y, thread, scale, out);
 }
 
-// h above a strip at column 32 t + lane. Past L1: in the forward another block has just written it.
-template <class Kind>
-FASTSEQ_FN typename Kind::State load_top(const Problem<Kind>& p, const Strip& strip, int b, int t,
-                                         int lane) {
-    const int j = t * kLanes + lane;
-    if (strip.index == 0 || j >= p.width()) return 0;
-    return __ldcg(p.border(p.h, b, strip.index - 1) + j);
-}
+#endif
 
 }  // namespace soft_dtw
 }  // namespace fastseq

@@ -1,6 +1,5 @@
 // One warp on the device or, for tests, 32 lanes in arrays on the host; and the few functions of
-// mathematics and of memory ordering in which the two differ. No includes on the device, so that
-// NVRTC takes it too.
+// mathematics in which the two differ. No includes on the device, so that NVRTC takes it too.
 #pragma once
 
 #ifdef __CUDACC__
@@ -49,14 +48,6 @@ FASTSEQ_FN double reciprocal(double x) { return 1.0 / x; }
 FASTSEQ_FN double lowest(double a, double b) { return fmin(a, b); }
 FASTSEQ_FN double fused(double a, double b, double c) { return fma(a, b, c); }
 
-// The compiler no longer knows what the variable holds. Before an unrolled loop inside another one
-// it keeps it from computing all addresses and comparisons ahead, in as many registers.
-template <class T>
-FASTSEQ_FN void forget(T*& address) {
-    asm volatile("" : "+l"(address));
-}
-FASTSEQ_FN void forget(int& number) { asm volatile("" : "+r"(number)); }
-
 // Dynamic shared memory as one structure.
 template <class T>
 FASTSEQ_FN T& shared_memory() {
@@ -68,20 +59,6 @@ FASTSEQ_FN T& shared_memory() {
 template <int id, int count>
 FASTSEQ_FN void meet() {
     asm volatile("bar.sync %0, %1;" ::"n"(id), "n"(count) : "memory");
-}
-
-// Between thread blocks: what a thread wrote before publish() is seen by a thread whose wait_for()
-// returned. Without a flag (one launch per strip) the launches order the memory.
-FASTSEQ_FN void publish(int* p_flag, int value) {
-    if (!p_flag) return;
-    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(p_flag), "r"(value) : "memory");
-}
-FASTSEQ_FN void wait_for(const int* p_flag, int value) {
-    if (!p_flag) return;
-    int seen;
-    do {
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(p_flag) : "memory");
-    } while (seen < value);
 }
 
 #else
@@ -102,9 +79,6 @@ template <class T>
 inline T fused(T a, T b, T c) {
     return a * b + c;
 }
-
-template <class T>
-inline void forget(T&) {}
 
 #endif
 
@@ -135,12 +109,26 @@ struct DeviceWarp {
         const T got = __shfl_down_sync(0xffffffffu, reg.value, 1);
         return {threadIdx.x % kLanes == kLanes - 1 ? last : got};
     }
-    static FASTSEQ_FN double sum(const Reg<double>& reg) {
-        double total = reg.value;
-        for (int step = kLanes / 2; step > 0; step /= 2) {
-            total += __shfl_xor_sync(0xffffffffu, total, step);
+    // Each lane gets the value of lane `from`, the same one for all, or of the lane from(lane).
+    template <class T>
+    static FASTSEQ_FN T broadcast(const Reg<T>& reg, int from) {
+        return __shfl_sync(0xffffffffu, reg.value, from);
+    }
+    template <class T, class F>
+    static FASTSEQ_FN Reg<T> pick(const Reg<T>& reg, const F& from) {
+        return {__shfl_sync(0xffffffffu, reg.value, from(static_cast<int>(threadIdx.x % kLanes)))};
+    }
+    // Sums over the lanes whose numbers differ in the bits from `least` up to below `end`.
+    template <int least, int end, class T>
+    static FASTSEQ_FN Reg<T> sum(Reg<T> reg) {
+        FASTSEQ_UNROLL(5)
+        for (int mask = end / 2; mask >= least; mask /= 2) {
+            reg.value += __shfl_xor_sync(0xffffffffu, reg.value, mask);
         }
-        return total;
+        return reg;
+    }
+    static FASTSEQ_FN bool any(const Reg<bool>& reg) {
+        return __any_sync(0xffffffffu, reg.value);
     }
 };
 
@@ -173,12 +161,28 @@ struct HostWarp {
         out[kLanes - 1] = last;
         return out;
     }
-    static double sum(Reg<double> reg) {
-        for (int step = kLanes / 2; step > 0; step /= 2) {
-            const Reg<double> old = reg;
-            for (int lane = 0; lane < kLanes; ++lane) reg[lane] = old[lane] + old[lane ^ step];
+    template <class T>
+    static T broadcast(const Reg<T>& reg, int from) {
+        return reg[from];
+    }
+    template <class T, class F>
+    static Reg<T> pick(const Reg<T>& reg, const F& from) {
+        Reg<T> out;
+        for (int lane = 0; lane < kLanes; ++lane) out[lane] = reg[from(lane)];
+        return out;
+    }
+    template <int least, int end, class T>
+    static Reg<T> sum(Reg<T> reg) {
+        for (int mask = end / 2; mask >= least; mask /= 2) {
+            const Reg<T> old = reg;
+            for (int lane = 0; lane < kLanes; ++lane) reg[lane] = old[lane] + old[lane ^ mask];
         }
-        return reg[0];
+        return reg;
+    }
+    static bool any(const Reg<bool>& reg) {
+        for (bool value : reg.values)
+            if (value) return true;
+        return false;
     }
 };
 

@@ -89,30 +89,34 @@ def compile_kernels(
 class Kernel:
     """A kernel of compiled machine code on one device."""
 
-    def __init__(self, code: bytes, name: str, device: int, threads: int, shared: int) -> None:
-        self.device, self.threads, self.shared = device, threads, shared
+    def __init__(
+        self, code: bytes, name: str, device: int, threads: int, most_shared: int
+    ) -> None:
+        self.device, self.threads = device, threads
         self.function, module = ctypes.c_void_p(), ctypes.c_void_p()
         with _context(device):
             _drive("cuModuleLoadData", ctypes.byref(module), code)
             _drive("cuModuleGetFunction", ctypes.byref(self.function), module, name.encode())
-            _drive("cuFuncSetAttribute", self.function, _MAX_SHARED, shared)
+            _drive("cuFuncSetAttribute", self.function, _MAX_SHARED, most_shared)
 
-    def launch(self, blocks: int, arguments: ctypes.Structure, stream: int) -> None:
-        """Launches with one structure, passed by value."""
+    def launch(
+        self, blocks: int, shared: int, arguments: ctypes.Structure, stream: int
+    ) -> None:
+        """Launches with bytes of shared memory and one structure, passed by value."""
         values = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         grid, size = (blocks, 1, 1), (self.threads, 1, 1)
         with _context(self.device):
             _drive(
                 "cuLaunchKernel",
-                *(self.function, *grid, *size, self.shared, ctypes.c_void_p(stream), values, None),
+                *(self.function, *grid, *size, shared, ctypes.c_void_p(stream), values, None),
             )
 
-    def zero(self, address: int, words: int, stream: int) -> None:
-        """Zeroes words of 32 bits on the stream."""
+    def fill(self, address: int, count: int, stream: int) -> None:
+        """Sets all bits of so many bytes on the stream."""
         with _context(self.device):
             _drive(
-                "cuMemsetD32Async",
-                *(ctypes.c_uint64(address), 0, ctypes.c_size_t(words), ctypes.c_void_p(stream)),
+                "cuMemsetD8Async",
+                *(ctypes.c_uint64(address), 0xFF, ctypes.c_size_t(count), ctypes.c_void_p(stream)),
             )
 
 

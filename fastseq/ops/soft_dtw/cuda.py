@@ -1,8 +1,9 @@
 """CUDA backend: the kernels of csrc/soft_dtw, compiled into the extension or at run time. Nothing
 here waits for the GPU or reads from it.
 
-FASTSEQ_SOFT_DTW_DEBUG=1 launches once per strip of 32 rows instead of once, without the flags by
-which strips wait for each other: what goes wrong only without it is a matter of memory ordering.
+FASTSEQ_SOFT_DTW_DEBUG=1 launches once per strip of 32 rows instead of once, so that no strip waits
+for another: what goes wrong only without it is a matter of memory ordering. With 2 a strip that
+waits in vain ends the kernel with an error, instead of waiting for ever.
 """
 
 import functools
@@ -16,7 +17,10 @@ from torch import Tensor
 from fastseq.ops.common import extension
 from fastseq.ops.soft_dtw import runtime
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
-from fastseq.ops.soft_dtw.runtime import FLAGS, LANES
+from fastseq.ops.soft_dtw.runtime import LANES
+
+# Polls of about 0.2 us or more each: 10 s.
+PATIENCE = 50_000_000
 
 
 def forward(
@@ -25,6 +29,8 @@ def forward(
     cost: Tensor | None,
     lengths_x: Tensor | None,
     lengths_y: Tensor | None,
+    gammas: Tensor | None,
+    bands: Tensor | None,
     opts: SoftDTWOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
@@ -32,17 +38,23 @@ def forward(
     batch, rows, columns = _sizes(x, y, cost)
     if 0 in (batch, rows, columns):
         return (given.new_zeros(batch),)
-    strips, blocks = -(-rows // LANES), -(-columns // LANES)
+    strips, blocks = -(-(rows + opts.end_free) // LANES), -(-columns // LANES)
     # Of given costs the recursion is over R itself, which float32 cannot hold.
     dtype = given.dtype if cost is None else torch.float64
-    h = given.new_empty(batch, strips, blocks * LANES, dtype=dtype)
-    states = h.new_empty(batch, strips, blocks + 1, 2, LANES) if any(needs) else None
+    states = None
+    if any(needs):
+        states = given.new_empty(batch, strips, blocks + 1, 2, LANES, dtype=dtype)
     value = given.new_empty(batch)
-    totals = given.new_empty(batch, strips, dtype=torch.float64)
-    sync = _sync(given, 1 + FLAGS["forward"] * batch * strips)
-    call = _call(x, y, cost, lengths_x, lengths_y, opts, h, states)
-    _build().soft_dtw_forward(call, *map(_pointer, (value, totals, sync)))
-    return (value,) if states is None else (value, h, states)
+    # What is polled lies in one piece, for one fill: the totals, h, the ticket counter.
+    totals, width = 8 * batch * strips, blocks * LANES
+    h = totals + batch * strips * width * dtype.itemsize
+    polled = _polled(given, h + 4)
+    start = polled.data_ptr()
+    call = _call(
+        (x, y, cost, lengths_x, lengths_y, gammas, bands), opts, start + totals, states, polled
+    )
+    _build().soft_dtw_forward(call, value.data_ptr(), start, start + h)
+    return (value,) if states is None else (value, polled, states)
 
 
 def backward(
@@ -52,6 +64,8 @@ def backward(
     cost: Tensor | None,
     lengths_x: Tensor | None,
     lengths_y: Tensor | None,
+    gammas: Tensor | None,
+    bands: Tensor | None,
     *saved: Tensor,
     opts: SoftDTWOptions,
     needs: Sequence[bool],
@@ -65,12 +79,17 @@ def backward(
             if t is not None:
                 t.zero_()
         return dx, dy, dcost
-    h, states = saved
-    sync = _sync(h, 1 + FLAGS["backward"] * h.shape[0] * h.shape[1])
-    call = _call(x, y, cost, lengths_x, lengths_y, opts, h, states)
-    flux = torch.empty_like(h, dtype=grad.dtype)
-    buffers = (grad.contiguous(), dx, dy, dcost, flux, sync)
-    _build().soft_dtw_backward(call, *map(_pointer, buffers))
+    kept, states = saved
+    batch, strips, phases = states.shape[:3]
+    # What is polled: flux, the counts of blocks of dy, the ticket counter.
+    flux = batch * strips * (phases - 1) * LANES * grad.dtype.itemsize
+    done = flux + 4 * batch * strips
+    polled = _polled(states, done + 4)
+    h = kept.data_ptr() + 8 * batch * strips
+    call = _call((x, y, cost, lengths_x, lengths_y, gammas, bands), opts, h, states, polled)
+    start = polled.data_ptr()
+    buffers = (*map(_pointer, (grad.contiguous(), dx, dy, dcost)), start, start + flux, start + done)
+    _build().soft_dtw_backward(call, *buffers)
     return dx, dy, dcost
 
 
@@ -84,26 +103,30 @@ def _sizes(x: Tensor | None, y: Tensor | None, cost: Tensor | None) -> tuple[int
     return (x.shape[0], x.shape[1], y.shape[1]) if cost is None else tuple(cost.shape)
 
 
-def _call(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, h: Tensor, states: Tensor | None):
+def _call(tensors: Sequence[Tensor | None], opts: SoftDTWOptions, h: int, states, polled: Tensor):
     """What both kernels get. Tensors have to outlive the launch, not the call."""
+    x, y, cost, *_ = tensors
     call = _build().SoftDTWCall()
-    call.device = h.get_device()
-    call.stream = torch.cuda.current_stream(h.device).cuda_stream
+    call.device = polled.get_device()
+    call.stream = torch.cuda.current_stream(polled.device).cuda_stream
     call.is_double = (x if cost is None else cost).dtype == torch.float64
-    call.debug = os.environ.get("FASTSEQ_SOFT_DTW_DEBUG", "0") not in ("", "0")
+    debug = os.environ.get("FASTSEQ_SOFT_DTW_DEBUG", "") or "0"
+    call.by_strip, call.patience = debug == "1", PATIENCE if debug == "2" else 0
     call.x, call.y, call.cost = map(_pointer, (x, y, cost))
-    call.lengths_x, call.lengths_y = map(_pointer, (lengths_x, lengths_y))
+    call.lengths_x, call.lengths_y, call.gammas, call.bands = map(_pointer, tensors[3:])
     call.batch, call.rows, call.columns = _sizes(x, y, cost)
     call.channels = 0 if x is None else x.shape[2]
     call.band = -1 if opts.bandwidth is None else min(opts.bandwidth, 2**30)
-    call.gamma = opts.gamma
-    call.h, call.states = map(_pointer, (h, states))
+    call.begin_free, call.end_free = opts.begin_free, opts.end_free
+    call.gamma, call.penalty = opts.gamma, opts.warp_penalty
+    call.h, call.states = h, _pointer(states)
+    call.polled, call.polled_bytes = polled.data_ptr(), polled.numel()
     return call
 
 
-def _sync(like: Tensor, words: int) -> Tensor:
-    """Ticket counter and flags; the launch zeroes them on its stream."""
-    return like.new_empty(words, dtype=torch.int32)
+def _polled(like: Tensor, count: int) -> Tensor:
+    """So many bytes, which the launch fills on its stream."""
+    return like.new_empty(count, dtype=torch.uint8)
 
 
 def _pointer(t: Tensor | None) -> int:

@@ -6,7 +6,6 @@ a kind and dtype compiles for some seconds.
 
 import ctypes
 import functools
-import math
 from types import SimpleNamespace
 
 import torch
@@ -15,51 +14,65 @@ from fastseq.ops.common.nvrtc import Kernel, compile_kernels, sources
 
 SOURCE = '#include "backward.cuh"\n#include "forward.cuh"\n'
 LANES = 32  # rows of a strip
-FLAGS = {"forward": 1, "backward": 5}  # per strip
-THREADS = {"forward": 192, "backward": 352}
-# Where costs come from, as cells.cuh has it: bytes of ForwardShared and BackwardShared, for float
-# and double.
+# Of float and double each.
+THREADS = {"forward": (160, 160), "backward": (384, 352)}
+# Where costs come from, as cells.cuh has it: bytes of ForwardShared and BackwardShared, and of the
+# centre behind those of embeddings, at most.
 SHARED = {
-    "Embeddings": {"forward": (20996, 41992), "backward": (49820, 99616)},
-    "Costs": {"forward": (25096, 25096), "backward": (53792, 82720)},
+    "Embeddings": {"forward": (17968, 35888), "backward": (60464, 96304)},
+    "Costs": {"forward": (24624, 24624), "backward": (71216, 85040)},
 }
+CENTRE = 8192, 4096
 
 SoftDTWCall = SimpleNamespace
 
 
-def soft_dtw_forward(call: SimpleNamespace, value: int, totals: int, sync: int) -> None:
-    _launch("forward", call, value, totals, sync)
+def soft_dtw_forward(call: SimpleNamespace, value: int, totals: int, tickets: int) -> None:
+    _launch("forward", call, value, totals, tickets)
 
 
 def soft_dtw_backward(
-    call: SimpleNamespace, grad: int, dx: int, dy: int, dcost: int, flux: int, sync: int
+    call: SimpleNamespace,
+    grad: int,
+    dx: int,
+    dy: int,
+    dcost: int,
+    flux: int,
+    done: int,
+    tickets: int,
 ) -> None:
-    _launch("backward", call, grad, dx, dy, dcost, flux, sync)
+    _launch("backward", call, grad, dx, dy, dcost, flux, done, tickets)
 
 
 def _launch(what: str, call: SimpleNamespace, *buffers: int) -> None:
-    kernel = kernels(call.device, "Costs" if call.cost else "Embeddings", call.is_double)[what]
-    args = _arguments(what, call.is_double)(_problem(call), *buffers)
-    strips = -(-call.rows // LANES)
-    words = 1 + call.batch * strips * FLAGS[what]
-    if words >= 2**31:
+    kind = "Costs" if call.cost else "Embeddings"
+    kernel = kernels(call.device, kind, call.is_double)[what]
+    args = ARGUMENTS[what](_problem(call), *buffers)
+    strips = -(-(call.rows + call.end_free) // LANES)
+    if call.batch * strips >= 2**31:
         raise RuntimeError("soft_dtw: batch * frames is too large for one launch")
-    if call.debug:
+    shared = SHARED[kind][what][call.is_double]
+    if kind == "Embeddings":
+        shared += min(call.channels * (8 if call.is_double else 4), CENTRE[call.is_double])
+    kernel.fill(call.polled, call.polled_bytes, call.stream)
+    if call.by_strip:
         for strip in range(strips):
             args.only_strip = strip
-            kernel.launch(call.batch, args, call.stream)
+            kernel.launch(call.batch, shared, args, call.stream)
         return
     args.only_strip = -1
-    kernel.zero(args.sync, words, call.stream)
-    kernel.launch(call.batch * strips, args, call.stream)
+    kernel.launch(call.batch * strips, shared, args, call.stream)
 
 
 @functools.cache
 def kernels(device: int, kind: str, is_double: bool) -> dict[str, Kernel]:
     """Both kernels, so that no backward waits for a compilation."""
     code, names = machine_code(torch.cuda.get_device_capability(device), kind, is_double)
+    centre = CENTRE[is_double] if kind == "Embeddings" else 0
     return {
-        what: Kernel(code, name, device, THREADS[what], SHARED[kind][what][is_double])
+        what: Kernel(
+            code, name, device, THREADS[what][is_double], SHARED[kind][what][is_double] + centre
+        )
         for what, name in names.items()
     }
 
@@ -79,40 +92,42 @@ def expression(what: str, kind: str, is_double: bool) -> str:
     return f"fastseq::soft_dtw::{what}_kernel<fastseq::soft_dtw::{kind}<{scalar}>>"
 
 
-def _problem(call: SimpleNamespace) -> ctypes.Structure:
-    return _problem_type(call.is_double)(
-        *(call.x, call.y, call.cost, call.lengths_x, call.lengths_y),
+def _problem(call: SimpleNamespace) -> "Problem":
+    return Problem(
+        *(call.x, call.y, call.cost, call.lengths_x, call.lengths_y, call.gammas, call.bands),
         *(call.batch, call.rows, call.columns, call.channels, call.band),
-        1 / (math.log(2) * call.gamma),
+        *(call.begin_free, call.end_free, call.patience),
+        *(call.gamma, call.penalty),
         *(call.h, call.states),
     )
 
 
-@functools.cache
-def _problem_type(is_double: bool) -> type[ctypes.Structure]:
-    """Problem of problem.cuh, of numbers of one dtype; of either kind."""
-    return _structure(
-        *_pointers("x", "y", "cost", "lengths_x", "lengths_y"),
-        *((name, ctypes.c_int) for name in ("batch", "rows", "columns", "channels", "band")),
-        ("scale", ctypes.c_double if is_double else ctypes.c_float),
-        *_pointers("h", "states"),
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
+class Problem(ctypes.Structure):
+    """Problem of problem.cuh, of either kind and any numbers."""
+
+    _fields_ = (
+        *_fields(ctypes.c_void_p, "x y cost lengths_x lengths_y gammas bands"),
+        *_fields(ctypes.c_int, "batch rows columns channels band begin_free end_free patience"),
+        *_fields(ctypes.c_double, "gamma penalty"),
+        *_fields(ctypes.c_void_p, "h states"),
     )
 
 
-@functools.cache
-def _arguments(what: str, is_double: bool) -> type[ctypes.Structure]:
-    """Forward of forward.cuh, Backward of backward.cuh."""
-    forward, backward = ("value", "totals"), ("grad", "dx", "dy", "dcost", "flux")
-    return _structure(
-        ("p", _problem_type(is_double)),
-        *_pointers(*(forward if what == "forward" else backward), "sync"),
+def _arguments(buffers: str) -> type[ctypes.Structure]:
+    fields = (
+        ("p", Problem),
+        *_fields(ctypes.c_void_p, buffers),
         ("only_strip", ctypes.c_int),
     )
-
-
-def _pointers(*names: str) -> list[tuple[str, type]]:
-    return [(name, ctypes.c_void_p) for name in names]
-
-
-def _structure(*fields: tuple[str, type]) -> type[ctypes.Structure]:
     return type("Arguments", (ctypes.Structure,), {"_fields_": fields})
+
+
+# Forward of forward.cuh, Backward of backward.cuh.
+ARGUMENTS = {
+    "forward": _arguments("value totals tickets"),
+    "backward": _arguments("grad dx dy dcost flux done tickets"),
+}

@@ -140,19 +140,19 @@ class Arguments(ctypes.Structure):
 
 def test_what_the_driver_is_told(driver):
     told = driver()
-    kernel = nvrtc.Kernel(b"\x7fELF", "name", 2, threads=192, shared=50000)
+    kernel = nvrtc.Kernel(b"\x7fELF", "name", 2, threads=192, most_shared=50000)
     arguments = Arguments(3, 0.5)
-    kernel.zero(2**40, 2**33, 2**45)
-    kernel.launch(70000, arguments, 2**45)
-    load, function, attribute, zero, launch = told.calls
+    kernel.fill(2**40, 2**33, 2**45)
+    kernel.launch(70000, 40000, arguments, 2**45)
+    load, function, attribute, fill, launch = told.calls
     assert (load[0], load[1][1]) == ("cuModuleLoadData", b"\x7fELF")
     assert (function[0], function[1][2]) == ("cuModuleGetFunction", b"name")
     assert (attribute[0], attribute[1][1:]) == ("cuFuncSetAttribute", (8, 50000))
-    assert zero[0] == "cuMemsetD32Async"
-    address, value, words, stream = zero[1]
-    assert (address.value, value, words.value, stream.value) == (2**40, 0, 2**33, 2**45)
+    assert fill[0] == "cuMemsetD8Async"
+    address, value, count, stream = fill[1]
+    assert (address.value, value, count.value, stream.value) == (2**40, 255, 2**33, 2**45)
     assert launch[0] == "cuLaunchKernel"
-    assert launch[1][1:8] == (70000, 1, 1, 192, 1, 1, 50000)
+    assert launch[1][1:8] == (70000, 1, 1, 192, 1, 1, 40000)
     assert launch[1][8].value == 2**45
     passed = Arguments.from_address(launch[1][9][0])
     assert (passed.a, passed.b) == (3, 0.5)
@@ -164,7 +164,7 @@ def test_what_the_driver_is_told(driver):
 def test_errors_of_the_driver(driver, fails):
     told = driver(fails)
     with pytest.raises(RuntimeError, match=f"^{fails}: out of luck$"):
-        nvrtc.Kernel(b"", "name", 2, threads=32, shared=0)
+        nvrtc.Kernel(b"", "name", 2, threads=32, most_shared=0)
     assert told.contexts == []
 
 

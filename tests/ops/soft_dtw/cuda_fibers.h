@@ -1,7 +1,10 @@
 // Runs CUDA kernels on one CPU thread: every thread of a thread block is a fiber, switched at
-// barriers, shuffles and flags in an order drawn from a seed. What is not ordered by a barrier or a
-// flag comes in another order with another seed; a wait that never ends is reported. Memory is
-// sequentially consistent here, so missing fences do not show.
+// barriers, shuffles and polls in an order drawn from a seed. What is not ordered by a barrier or a
+// flag comes in another order with another seed; a wait that never ends is reported. What is handed
+// on by a flag (store_handed, load_handed) obeys the weakest memory that the model of CUDA allows:
+// other thread blocks see a number only after its block's publish(), and only from their next
+// acquire() on. The rest of memory is sequentially consistent. Any one barrier, fence or poll can be
+// left out, to see that the result is wrong without it.
 #pragma once
 
 #define FASTSEQ_SIMULATED
@@ -10,11 +13,18 @@
 
 #include <ucontext.h>
 
+#include <array>
 #include <csetjmp>
 #include <cstring>
 #include <functional>
+#include <limits>
+#include <map>
 #include <memory>
 #include <random>
+#include <string>
+#include <type_traits>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace fibers {
@@ -42,14 +52,33 @@ struct Fiber {
 // What the scheduler asks of every fiber in every round, apart from all else: that is most of its
 // time.
 struct State {
-    // Sleeps until *word >= target.
+    // Sleeps until *word >= target, or until not all of its `bytes` bytes have all bits set.
     const int* word = nullptr;
-    int target = 0;
+    int target = 0, bytes = 0;
     bool done = false;
     unsigned char laziness = 0;  // of 64 times that it could go on it rests so often
 
-    bool rests() const { return done || (word && *word < target); }
+    bool rests() const {
+        if (done || !word) return done;
+        if (bytes == 0) return *word < target;
+        return word[0] == -1 && word[bytes / 4 - 1] == -1;
+    }
 };
+
+// Numbers that are handed on, by address: what a thread block wrote itself, and what it has said to
+// the others, in the order in which it was said.
+struct Handed {
+    double value;
+    size_t bytes;
+    bool said;
+};
+struct Said {
+    long order;
+    double value;
+    size_t bytes;
+};
+inline std::unordered_map<const void*, std::vector<Said>> said;
+inline long order;
 
 struct Block {
     Index index, size;
@@ -59,7 +88,17 @@ struct Block {
     Barrier named[2];
     std::vector<char> slots;  // [warp][2][lane], 8 bytes each
     std::unique_ptr<double[]> shared;
+    std::unordered_map<const void*, Handed> handed;
+    long acquired = 0;  // it sees what was said up to here
     size_t running;
+
+    void say_all() {
+        ++order;
+        for (auto& [address, number] : handed) {
+            if (!number.said) said[address].push_back({order, number.value, number.bytes});
+            number.said = true;
+        }
+    }
 };
 
 inline Fiber* current;
@@ -76,11 +115,12 @@ inline void go_on(Fiber& fiber) {
     setcontext(&fiber.begin);
 }
 
-inline void sleep_until(const int* word, int target) {
+inline void sleep_until(const int* word, int target, int bytes = 0) {
     Fiber* self = current;
     State& state = self->block->states[self->index.x];
     state.word = word;
     state.target = target;
+    state.bytes = bytes;
     if (!_setjmp(self->here)) _longjmp(scheduler, 1);
     state.word = nullptr;
 }
@@ -94,6 +134,15 @@ inline void arrive(Barrier& barrier, int count) {
     sleep_until(&barrier.generation, barrier.generation + (barrier.arrived ? 1 : 0));
 }
 
+// The places in the code where threads wait for each other, in the order of their first use.
+inline std::map<std::pair<std::string, int>, int> places;
+inline int left_out = -1;
+
+inline bool leaves_out(const char* file, int line) {
+    const auto found = places.try_emplace({file, line}, static_cast<int>(places.size()));
+    return found.first->second == left_out;
+}
+
 inline Barrier& warp() { return current->block->warps[current->index.x / 32]; }
 
 template <class T>
@@ -105,6 +154,19 @@ T exchange(T value, unsigned source) {
     arrive(warp(), 32);
     if (source < 32) std::memcpy(&value, slots + source * 8, sizeof(T));
     return value;
+}
+
+// What all lanes of the warp hold, at an address each until all have gone on.
+template <class T>
+std::array<const T*, 32> of_all_lanes(const T& mine) {
+    std::array<const T*, 32> out;
+    const T* address = &mine;
+    const unsigned x = current->index.x, turn = current->shuffles++ % 2;
+    char* slots = current->block->slots.data() + (x / 32 * 2 + turn) * 32 * 8;
+    std::memcpy(slots + x % 32 * 8, &address, 8);
+    arrive(warp(), 32);
+    std::memcpy(out.data(), slots, 32 * 8);
+    return out;
 }
 
 inline void body() {
@@ -142,10 +204,24 @@ inline void start(Block& block, unsigned index, unsigned threads, size_t shared,
     }
 }
 
+// Puts what was said into memory: the end of a launch.
+inline void settle() {
+    for (const auto& [address, numbers] : said) {
+        if (numbers.empty()) continue;
+        if (numbers.back().bytes == sizeof(float)) {
+            *static_cast<float*>(const_cast<void*>(address)) = static_cast<float>(numbers.back().value);
+        } else {
+            *static_cast<double*>(const_cast<void*>(address)) = numbers.back().value;
+        }
+    }
+}
+
 // Runs a grid with so many thread blocks at a time; false when all that run wait for ever.
 inline bool launch(unsigned blocks, unsigned threads, size_t shared, unsigned resident,
                    unsigned seed, std::function<void()> what) {
     kernel = std::move(what);
+    said.clear();
+    order = 0;
     std::mt19937 random(seed);
     std::vector<std::unique_ptr<Block>> running;
     unsigned started = 0;
@@ -154,7 +230,10 @@ inline bool launch(unsigned blocks, unsigned threads, size_t shared, unsigned re
             running.push_back(std::make_unique<Block>());
             start(*running.back(), started++, threads, shared, random);
         }
-        if (running.empty()) return true;
+        if (running.empty()) {
+            settle();
+            return true;
+        }
         bool moved = false;
         const size_t first = random() % running.size();
         for (size_t k = 0; k < running.size(); ++k) {
@@ -171,7 +250,9 @@ inline bool launch(unsigned blocks, unsigned threads, size_t shared, unsigned re
         }
         if (!moved) return false;
         for (size_t k = running.size(); k-- > 0;) {
-            if (running[k]->running == 0) running.erase(running.begin() + k);
+            if (running[k]->running > 0) continue;
+            running[k]->say_all();
+            running.erase(running.begin() + k);
         }
     }
 }
@@ -182,11 +263,17 @@ inline bool launch(unsigned blocks, unsigned threads, size_t shared, unsigned re
 #define blockIdx (fibers::current->block->index)
 #define blockDim (fibers::current->block->size)
 
-inline void __syncthreads() {
+#define FASTSEQ_PLACE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+inline void __syncthreads(FASTSEQ_PLACE) {
     fibers::Block& block = *fibers::current->block;
+    if (fibers::leaves_out(file, line)) return;
     fibers::arrive(block.named[0], static_cast<int>(block.size.x));
 }
-inline void __syncwarp() { fibers::arrive(fibers::warp(), 32); }
+template <class T>
+T __shfl_sync(unsigned, T value, unsigned lane) {
+    return fibers::exchange(value, lane);
+}
 template <class T>
 T __shfl_up_sync(unsigned, T value, unsigned step) {
     return fibers::exchange(value, threadIdx.x % 32 - step);  // wraps around below lane 0
@@ -204,10 +291,6 @@ inline bool __any_sync(unsigned, bool value) {
     for (unsigned mask = 16; mask > 0; mask /= 2) votes |= __shfl_xor_sync(0u, votes, mask);
     return votes;
 }
-template <class T>
-T __ldcg(const T* address) {
-    return *address;
-}
 inline int atomicAdd(int* address, int value) {
     const int old = *address;
     *address += value;
@@ -222,14 +305,70 @@ T& shared_memory() {
     return *reinterpret_cast<T*>(fibers::current->block->shared.get());
 }
 template <int id, int count>
-void meet() {
-    fibers::arrive(fibers::current->block->named[id], count);
+void meet(FASTSEQ_PLACE) {
+    if (!fibers::leaves_out(file, line)) fibers::arrive(fibers::current->block->named[id], count);
 }
-inline void publish(int* p_flag, int value) {
-    if (p_flag) *p_flag = value;
+
+template <class T>
+bool pending(T v, FASTSEQ_PLACE) {
+    int words[sizeof(T) / 4];
+    std::memcpy(words, &v, sizeof(T));
+    return words[0] == -1 && words[sizeof(T) / 4 - 1] == -1 && !fibers::leaves_out(file, line);
 }
-inline void wait_for(const int* p_flag, int value) {
-    if (p_flag) fibers::sleep_until(p_flag, value);
+template <class T>
+T seal(T v) {
+    return v == v ? v : std::numeric_limits<T>::quiet_NaN();
+}
+template <class T>
+T load_now(const T* address) {
+    return *address;
+}
+template <class T>
+void store_now(T* address, T v) {
+    *address = v;
+}
+template <class T>
+void rest_until_there(const T* address, int&, int) {
+    fibers::sleep_until(reinterpret_cast<const int*>(address), 0, sizeof(T));
+}
+inline void rest_until(const int* flag, int target, int&, int) {
+    fibers::sleep_until(flag, target);
+}
+inline bool behind(const int* flag, int target, FASTSEQ_PLACE) {
+    return *flag < target && !fibers::leaves_out(file, line);
+}
+
+inline void publish(int* flag, int value, FASTSEQ_PLACE) {
+    if (!fibers::leaves_out(file, line)) fibers::current->block->say_all();
+    *flag = value;
+}
+inline void acquire(const int*, FASTSEQ_PLACE) {
+    if (!fibers::leaves_out(file, line)) fibers::current->block->acquired = fibers::order;
+}
+template <class T>
+T load_handed(const T* address) {
+    if constexpr (std::is_floating_point_v<T>) {
+        const fibers::Block& block = *fibers::current->block;
+        const auto own = block.handed.find(address);
+        if (own != block.handed.end()) return static_cast<T>(own->second.value);
+        T seen = *address;
+        for (const fibers::Said& one : fibers::said[address]) {
+            if (one.order <= block.acquired) seen = static_cast<T>(one.value);
+        }
+        return seen;
+    } else {
+        T quad;
+        for (int k = 0; k < 4; ++k) quad.at[k] = load_handed(address->at + k);
+        return quad;
+    }
+}
+template <class T>
+void store_handed(T* address, T v) {
+    if constexpr (std::is_floating_point_v<T>) {
+        fibers::current->block->handed[address] = {static_cast<double>(v), sizeof(T), false};
+    } else {
+        for (int k = 0; k < 4; ++k) store_handed(address->at + k, v.at[k]);
+    }
 }
 
 }  // namespace soft_dtw

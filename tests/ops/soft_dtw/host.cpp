@@ -4,8 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "soft_dtw/blocks.cuh"
-#include "soft_dtw/problem.cuh"
+#include "soft_dtw/strips.cuh"
 
 using namespace fastseq::soft_dtw;
 
@@ -14,51 +13,52 @@ namespace {
 template <class T>
 using Reg = HostWarp::Reg<T>;
 
-// Rings start as NaN: what the kernels find in shared memory is arbitrary too.
-template <class T>
-struct Ring {
-    alignas(16) T cells[kRing * kBlock];
-    Ring() {
-        for (T& cell : cells) cell = std::numeric_limits<T>::quiet_NaN();
-    }
+// Shared memory starts as NaN: what the kernels find there is arbitrary too.
+template <class T, int count>
+struct Memory {
+    alignas(16) T at[count];
+    Memory() { std::fill(at, at + count, std::numeric_limits<T>::quiet_NaN()); }
+};
+
+template <class Kind>
+struct Centre {
+    alignas(16) typename Kind::Number at[kCentred<typename Kind::Number>];
 };
 
 template <class T>
-void cost_block(const Problem<Costs<T>>& p, const Strip& strip, int b, int block, double* ring) {
-    const int j0 = block * kLanes, rows = strip.n - strip.first_row, columns = strip.m - j0;
+void find_centre(const Problem<Costs<T>>&, const Strip&, int, Centre<Costs<T>>&) {}
+template <class T>
+void find_centre(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
+                 Centre<Embeddings<T>>& centre) {
+    mean_frame(rows_of(p, strip, b, centre.at), centre.at, 0, 1);
+}
+
+template <class T>
+void cost_block(const Problem<Costs<T>>& p, const Strip& strip, int b, int block,
+                const Centre<Costs<T>>&, double* out) {
+    const int i = strip.first_row, j = block * kLanes;
     for (int thread = 0; thread < kCostThreads; ++thread) {
-        copy_costs(p.cost_at(b, strip.first_row, j0), p.columns, rows, columns, thread, p.scale,
-                   ring_block(ring, block));
+        copy_costs(p.cost_at(b, i, j), p.columns, strip.real - i, strip.m - j, thread, p.scale(b),
+                   out);
     }
 }
 
 template <class T>
-void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block, T* ring) {
-    T* out = ring_block(ring, block);
-    const int j0 = block * kLanes, rows = strip.n - strip.first_row, columns = strip.m - j0;
-    static thread_local T xs[kLanes * kPitch], ys[kLanes * kPitch], sums[kCostThreads][kPerThread];
-    for (auto& row : sums)
-        for (T& sum : row) sum = 0;
-    for (int d = 0; d < p.channels; d += kChunk) {
-        for (int thread = 0; thread < kCostThreads; ++thread) {
-            T moved[kPerThread];
-            load_chunk(p.x_row(b, strip.first_row), rows, p.channels, d, thread, moved);
-            store_chunk(xs, thread, moved);
-            load_chunk(p.y_row(b, j0), columns, p.channels, d, thread, moved);
-            store_chunk(ys, thread, moved);
-        }
-        for (int thread = 0; thread < kCostThreads; ++thread)
-            add_distances(xs, ys, thread, sums[thread]);
+void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block,
+                const Centre<Embeddings<T>>& centre, T* out) {
+    const Frames<T> x = rows_of(p, strip, b, centre.at);
+    const Frames<T> y = columns_of(p, strip, b, block, centre.at);
+    CostParts<T> parts;
+    bool close = false;
+    for (int side = 0; side < 2; ++side) {
+        Distances<HostWarp, T> first, second;
+        distances<HostWarp>(x, y, side, 0, first);
+        distances<HostWarp>(x, y, side, 1, second);
+        leave_part<HostWarp>(second, side, parts);
+        close |= write_distances<HostWarp>(first, side, parts, p.scale(b), out);
     }
-    for (int thread = 0; thread < kCostThreads; ++thread)
-        store_distances(out, thread, sums[thread], p.scale);
-}
-
-template <class T>
-void load_border(const T* border, int first, int width, T (&out)[kLanes], T otherwise) {
-    for (int k = 0; k < kLanes; ++k) {
-        const int j = first + k;
-        out[k] = border && j >= 0 && j < width ? border[j] : otherwise;
+    for (int thread = 0; close && thread < kCostThreads; ++thread) {
+        write_differences(x, y, thread, p.scale(b), out);
     }
 }
 
@@ -71,46 +71,57 @@ void forward(const Problem<Kind>& p, typename Kind::Number* value) {
         for (int s = 0; s < p.strips(); ++s) {
             const Strip strip = p.strip(s, b);
             if (strip.empty()) continue;
-            Ring<State> costs;
+            Memory<State, 3 * kBlock> costs;
+            Centre<Kind> centre;
+            find_centre(p, strip, b, centre);
             Reg<State> h{}, v{};
             Reg<double> sum{};
+            State* below = p.border(p.h, b, s);
+            const auto top = [&](int j) {
+                return s && j < p.width() ? (below - p.width())[j] : State(0);
+            };
             for (int t = strip.first_phase(); t <= strip.last_phase(); ++t) {
-                if (t >= strip.first_block() && t <= strip.last_block())
-                    cost_block(p, strip, b, t, costs.cells);
-                State top[kLanes];
-                load_border(s ? p.border(p.h, b, s - 1) : nullptr, t * kLanes, p.width(), top,
-                            State(0));
+                if (strip.has_block(t)) {
+                    cost_block(p, strip, b, t, centre, ring_block<3>(costs.at, t));
+                }
                 for (int lane = 0; p.states && lane < kLanes; ++lane) {
                     p.state(b, s, t)[lane] = h[lane];
                     p.state(b, s, t)[kLanes + lane] = v[lane];
                 }
-                forward_phase<HostWarp, Kind>(strip, t, costs.cells, top, h, v, sum,
-                                              p.border(p.h, b, s), p.width());
+                forward_phase<HostWarp, Kind, 3>(
+                    strip, t, costs.at, p.scaled_penalty(b),
+                    [&](int k) { return top(t * kLanes + k); }, h, v, sum,
+                    [&](int j, State value) {
+                        if (j >= 0 && j < p.width()) below[j] = value;
+                    });
             }
-            total = total + HostWarp::sum(sum);
-            if (strip.is_last()) value[b] = Kind::value(total, p.scale);
+            total = total + HostWarp::sum<1, kLanes>(sum)[0];
+            if (strip.is_last()) value[b] = Kind::value(total, p.scale(b));
         }
     }
 }
 
-template <class Kind, class T>
-void block_gradients(const Problem<Kind>& p, const Strip& strip, int b, int block, T* es, T* dx,
-                     T* dy, T* dcost) {
-    const int i0 = strip.first_row, j0 = block * kLanes;
-    const int rows = strip.n - i0, columns = strip.m - j0;
-    for (int r = 0; Kind::given && r < kLanes && i0 + r < p.rows; ++r)
-        for (int c = 0; c < kLanes && j0 + c < p.columns; ++c)
-            dcost[p.cost_at(b, i0 + r, j0 + c) - p.cost] = es[r * kLanes + c];
-    for (int d = 0; !Kind::given && d < p.channels; ++d) {
-        for (int half = 0; half < kLanes && j0 + half < p.columns; half += kHalf) {
-            T gy[kHalf];
-            gradient_channel(es + half, p.x_row(b, i0) + d, rows, p.y_row(b, j0 + half) + d,
-                             columns - half, p.channels, dx + (p.x_row(b, i0) - p.x) + d,
-                             std::min(kLanes, p.rows - i0),
-                             block == strip.last_block() && half == 0, gy);
-            for (int c = 0; c < kHalf && half + c < columns; ++c)
-                dy[p.y_row(b, j0 + half + c) - p.y + d] += gy[c];
-        }
+template <class T>
+void block_gradients(const Problem<Costs<T>>& p, const Strip& strip, int b, int block, const T* es,
+                     const Centre<Costs<T>>&, T*, T*, T* dcost) {
+    const int i = strip.first_row, j = block * kLanes;
+    for (int r = 0; r < kLanes && i + r < p.rows; ++r)
+        for (int c = 0; c < kLanes && j + c < p.columns; ++c)
+            dcost[p.cost_at(b, i + r, j + c) - p.cost] = es[r * kEPitch + c];
+}
+
+template <class T>
+void block_gradients(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block,
+                     const T* es, const Centre<Embeddings<T>>& centre, T* dx, T* dy, T*) {
+    const int i = strip.first_row, j = block * kLanes;
+    if (!any_flux<HostWarp>(es)) return;
+    const Frames<T> x = rows_of(p, strip, b, centre.at);
+    const Frames<T> y = columns_of(p, strip, b, block, centre.at);
+    for (int chunk = 0; 32 * chunk < p.channels; ++chunk) {
+        gradients<HostWarp, false>(es, x, y, chunk, dx + (p.x_row(b, i) - p.x),
+                                   p.rows - i, false, [] {});
+        gradients<HostWarp, true>(es, y, x, chunk, dy + (p.y_row(b, j) - p.y),
+                                  p.columns - j, false, [] {});
     }
 }
 
@@ -126,32 +137,48 @@ void backward(const Problem<Kind>& p, const T* grad, T* dx, T* dy, T* dcost) {
             if (strip.empty()) continue;
             below.swap(above);
             above.assign(p.width(), unknown);
-            Ring<State> costs;
-            Ring<T> es;
+            Memory<State, 3 * kBlock> costs;
+            Memory<T, 3 * kEBlock> es;
+            Centre<Kind> centre;
+            find_centre(p, strip, b, centre);
+            const auto add_costs = [&](int block) {
+                if (strip.has_block(block)) {
+                    cost_block(p, strip, b, block, centre, ring_block<3>(costs.at, block));
+                }
+            };
             Flux<HostWarp, T> flux;
             flux.clear();
-            if (strip.last_block() >= strip.first_block())
-                cost_block(p, strip, b, strip.last_block(), costs.cells);
+            add_costs(strip.last_block());
             for (int t = strip.last_phase(); t >= strip.first_phase(); --t) {
-                if (t - 1 >= strip.first_block() && t - 1 < strip.last_block())
-                    cost_block(p, strip, b, t - 1, costs.cells);
-                State top[kLanes];
-                T bottom[kLanes], weights[2 * kBlock];
-                load_border(s ? p.border(p.h, b, s - 1) : nullptr, t * kLanes, p.width(), top,
-                            State(0));
+                add_costs(t - 1);
+                T weights[2 * kBlock];
                 Reg<State> h, v;
                 for (int lane = 0; lane < kLanes; ++lane) {
                     h[lane] = p.state(b, s, t)[lane];
                     v[lane] = p.state(b, s, t)[kLanes + lane];
                 }
-                recompute_phase<HostWarp, Kind>(strip, t, costs.cells, top, h, v, weights);
-                load_border(strip.is_last() ? nullptr : below.data(), t * kLanes - (kLanes - 1),
-                            p.width(), bottom, T(0));
-                flux_phase<HostWarp, Kind>(strip, t, weights, bottom,
-                                           (Kind::given ? 1 : 2) * grad[b], flux, es.cells,
-                                           above.data(), p.width());
-                if (t >= strip.first_block() && t <= strip.last_block())
-                    block_gradients(p, strip, b, t, ring_block(es.cells, t), dx, dy, dcost);
+                const State* top = p.border(p.h, b, s) - p.width();
+                const auto top_at = [&](int k) {
+                    const int j = t * kLanes + k;
+                    return s && j < p.width() ? top[j] : State(0);
+                };
+                for (int begin = 0; begin < kLanes; begin += kLanes / 2) {
+                    weigh_steps<HostWarp, Kind, 3>(strip, t, begin, begin + kLanes / 2, costs.at,
+                                                   p.scaled_penalty(b), top_at, h, v, weights);
+                }
+                flux_phase<HostWarp, Kind>(
+                    strip, t, weights,
+                    [&](int k) {
+                        const int j = t * kLanes + k - (kLanes - 1);
+                        return !strip.is_last() && j >= 0 && j < p.width() ? below[j] : T(0);
+                    },
+                    (Kind::given ? 1 : 2) * grad[b], flux, es.at, [&](int j, T value) {
+                        if (j < p.width()) above[j] = value;
+                    });
+                if (strip.has_block(t)) {
+                    block_gradients(p, strip, b, t, ring_block<3, kEBlock>(es.at, t), centre, dx, dy,
+                                    dcost);
+                }
             }
         }
     }
@@ -159,19 +186,10 @@ void backward(const Problem<Kind>& p, const T* grad, T* dx, T* dy, T* dcost) {
 
 }  // namespace
 
-#define FASTSEQ_CALL(K, T)                                                                    \
-    const T *x, const T *y, const T *cost, const long long *lx, const long long *ly, int batch, \
-        int rows, int columns, int channels, int band, double gamma, K::State *h, K::State *states
-#define FASTSEQ_PROBLEM(T)                                                                    \
-    {x, y, cost, lx, ly, batch, rows, columns, channels, band,                                \
-     static_cast<T>(1.4426950408889634 / gamma), h, states}
-#define FASTSEQ_EXPORT(K, T, suffix)                                                          \
-    extern "C" void forward_##suffix(FASTSEQ_CALL(K, T), T* value) {                          \
-        forward<K>(FASTSEQ_PROBLEM(T), value);                                                \
-    }                                                                                         \
-    extern "C" void backward_##suffix(FASTSEQ_CALL(K, T), const T* grad, T* dx, T* dy,        \
-                                      T* dcost) {                                             \
-        backward<K>(FASTSEQ_PROBLEM(T), grad, dx, dy, dcost);                                 \
+#define FASTSEQ_EXPORT(K, T, suffix)                                                              \
+    extern "C" void forward_##suffix(const Problem<K>* p, T* value) { forward<K>(*p, value); }    \
+    extern "C" void backward_##suffix(const Problem<K>* p, const T* grad, T* dx, T* dy, T* dcost) { \
+        backward<K>(*p, grad, dx, dy, dcost);                                                     \
     }
 
 FASTSEQ_EXPORT(Embeddings<float>, float, Embeddings_f32)

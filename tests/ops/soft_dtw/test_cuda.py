@@ -15,10 +15,10 @@ import torch
 
 import fastseq
 from fastseq.ops.common import extension
-from fastseq.ops.soft_dtw import cuda, op
+from fastseq.ops.soft_dtw import cuda, op, runtime
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from ops.soft_dtw import test_forbidden as forbidden
-from ops.soft_dtw.host import FiberBackend
+from ops.soft_dtw.host import Schedule, suffix
 from ops.soft_dtw.test_cuda_host import frames, relative, truth
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,32 +31,24 @@ class Extension:
     SoftDTWCall = SimpleNamespace
 
     def __init__(self, library: Path):
-        self.backend = FiberBackend(library)
-        self.debug = []
+        self.library = ctypes.CDLL(str(library))
+        self.calls = []
 
     def _launch(self, what, call, *buffers):
-        self.debug.append(call.debug)
         assert call.stream == 1234
-        self.backend.schedule.debug = call.debug
-        sizes = (call.batch, call.rows, call.columns, call.channels, call.band, call.gamma)
-        args = [call.x, call.y, call.cost, call.lengths_x, call.lengths_y, *sizes]
+        self.calls.append(call)
+        ctypes.memset(call.polled, 0xFF, call.polled_bytes)
         dtype = torch.float64 if call.is_double else torch.float32
-        saved = [_At(call.h), _At(call.states)]
-        self.backend._run(what, dtype, args, saved, *map(_At, buffers))
+        function = self.library[f"{what}_{suffix(bool(call.cost), dtype)}"]
+        function.argtypes = [ctypes.c_void_p, Schedule, *[ctypes.c_void_p] * len(buffers)]
+        problem = runtime._problem(call)
+        assert not function(ctypes.byref(problem), Schedule(4, 0, call.by_strip), *buffers)
 
     def soft_dtw_forward(self, call, *buffers):
         self._launch("forward", call, *buffers)
 
     def soft_dtw_backward(self, call, *buffers):
         self._launch("backward", call, *buffers)
-
-
-class _At:
-    def __init__(self, address: int):
-        self.address = address
-
-    def data_ptr(self) -> int | None:
-        return self.address or None
 
 
 @pytest.fixture
@@ -71,7 +63,7 @@ def simulated(fibers, monkeypatch):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("debug", ["0", "1"])
+@pytest.mark.parametrize("debug", ["0", "1", "2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_public_function(simulated, monkeypatch, dtype, debug):
     monkeypatch.setenv("FASTSEQ_SOFT_DTW_DEBUG", debug)
@@ -88,7 +80,37 @@ def test_public_function(simulated, monkeypatch, dtype, debug):
     for a, b in zip(got, want, strict=True):
         assert a.dtype == dtype
         assert relative(a, b) <= (3e-6 if dtype == torch.float32 else 1e-11)
-    assert simulated.debug == [debug == "1"] * 2
+    assert [call.by_strip for call in simulated.calls] == [debug == "1"] * 2
+    assert [call.patience > 0 for call in simulated.calls] == [debug == "2"] * 2
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("given", [False, True], ids=["embeddings", "cost"])
+def test_options_reach_the_kernels(simulated, given):
+    """Free ends, a warp penalty, a gamma and a band per pair, by the public function."""
+    x, y = frames(3, 40, 6, seed=1), frames(3, 50, 6, seed=2)
+    gammas, bands = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64), torch.tensor([40, 0, 7])
+    call = {
+        "gamma": gammas,
+        "bandwidth": bands,
+        "begin": "free",
+        "end": "free",
+        "warp_penalty": 0.4,
+        "lengths_x": torch.tensor([40, 32, 5]),
+        "backend": "cuda",
+    }
+    opts = SoftDTWOptions(1.0, None, True, True, 0.4)
+    rest = call["lengths_x"], None, None, gammas, bands
+    if given:
+        leaves = [(x[:, :, None] - y[:, None]).square().sum(-1).requires_grad_()]
+        value = fastseq.soft_dtw_from_cost(leaves[0], **call)
+        want = truth(leaves[0].detach(), None, opts, *rest)
+    else:
+        leaves = [x.requires_grad_(), y.requires_grad_()]
+        value = fastseq.soft_dtw(x, y, **call)
+        want = truth(x.detach(), y.detach(), opts, *rest)
+    for a, b in zip((value, *torch.autograd.grad(value.sum(), leaves)), want, strict=True):
+        assert relative(a.detach(), b) <= 1e-11
 
 
 @pytest.mark.process
@@ -137,13 +159,13 @@ def test_nothing_to_launch(simulated, shape):
     x, y = torch.ones(batch, n, 3), torch.ones(batch, m, 3)
     opts = SoftDTWOptions(1.0, None)
     needs = True, True, False
-    value, *saved = cuda.forward(x, y, None, None, None, opts=opts, needs=needs)
+    value, *saved = cuda.forward(x, y, *[None] * 5, opts=opts, needs=needs)
     assert torch.equal(value, torch.zeros(batch))
-    dx, dy, dcost = cuda.backward(value, x, y, None, None, None, *saved, opts=opts, needs=needs)
+    dx, dy, dcost = cuda.backward(value, x, y, *[None] * 5, *saved, opts=opts, needs=needs)
     assert torch.equal(dx, torch.zeros_like(x))
     assert torch.equal(dy, torch.zeros_like(y))
     assert dcost is None
-    assert not simulated.debug
+    assert not simulated.calls
 
 
 def test_extension_knows_the_call():
@@ -159,7 +181,7 @@ def test_extension_knows_the_call():
     call.gamma, call.band, call.x, call.is_double = 0.5, -1, 2**47, True
     assert (call.gamma, call.band, call.x, call.is_double) == (0.5, -1, 2**47, True)
     module.soft_dtw_forward(call, 0, 0, 0)
-    module.soft_dtw_backward(call, 0, 0, 0, 0, 0, 0)
+    module.soft_dtw_backward(call, 0, 0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.process
@@ -195,6 +217,6 @@ def test_registers(tmp_path, arch):
 def test_shared_memory_fits_every_gpu(fibers):
     """99 KiB of a thread block is what the smallest of them has (8.6 and 8.9)."""
     loaded = ctypes.CDLL(str(fibers))
-    kinds = itertools.product(("Embeddings", "Costs"), ("f32", "f64"), (0, 1))
-    sizes = {kind: loaded[f"shared_bytes_{kind[0]}_{kind[1]}"](kind[2]) for kind in kinds}
-    assert max(sizes.values()) <= 99 * 1024, sizes
+    for kind, dtype, backward in itertools.product(("Embeddings", "Costs"), (0, 1), (0, 1)):
+        size = loaded[f"shared_bytes_{kind}_{('f32', 'f64')[dtype]}"](backward)
+        assert size + (runtime.CENTRE[dtype] if kind == "Embeddings" else 0) <= 99 * 1024

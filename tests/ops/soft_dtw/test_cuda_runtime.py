@@ -15,7 +15,7 @@ import fastseq
 from fastseq.ops.common import extension, nvrtc
 from fastseq.ops.soft_dtw import cuda, op, runtime
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
-from ops.soft_dtw.host import _Schedule
+from ops.soft_dtw.host import Schedule
 from ops.soft_dtw.test_cuda_host import frames, relative, truth
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,17 +26,21 @@ class Kernel:
 
     def __init__(self, library: ctypes.CDLL, what: str, kind: str, is_double: bool):
         self.function = library[f"one_{what}_{kind}_{'f64' if is_double else 'f32'}"]
-        self.size = runtime.THREADS[what], runtime.SHARED[kind][what][is_double]
-        self.sync, self.blocks = None, []
+        self.threads = runtime.THREADS[what][is_double]
+        self.least = runtime.SHARED[kind][what][is_double]
+        self.channel = 0 if kind == "Costs" else 8 if is_double else 4
+        self.polled, self.blocks = None, []
 
-    def zero(self, address, words, stream):
-        assert (address, words, stream) == (self.sync.data_ptr(), self.sync.numel(), 1234)
-        self.sync.zero_()
+    def fill(self, address, count, stream):
+        assert (address, count, stream) == (self.polled.data_ptr(), self.polled.numel(), 1234)
+        self.polled.fill_(0xFF)
 
-    def launch(self, blocks, arguments, stream):
+    def launch(self, blocks, shared, arguments, stream):
         assert stream == 1234
+        assert shared == self.least + self.channel * arguments.p.channels
         self.blocks.append(blocks)
-        if self.function(ctypes.byref(arguments), _Schedule(3, 1, 0), blocks, *self.size):
+        how = Schedule(3, 1, 0)
+        if self.function(ctypes.byref(arguments), how, blocks, self.threads, shared):
             raise RuntimeError("the thread blocks wait for each other for ever")
 
 
@@ -47,17 +51,16 @@ def library(fibers):
 
 @pytest.fixture
 def simulated(library, monkeypatch):
-    """The kernels by (what, kind, is_double). Counter and flags hold rubbish before they are
-    zeroed."""
+    """The kernels by (what, kind, is_double). What is polled holds rubbish before it is filled."""
     kernels = {
         call: Kernel(library, *call)
         for call in itertools.product(runtime.THREADS, runtime.SHARED, (False, True))
     }
 
-    def sync(like, words):
-        out = torch.full((words,), 99, dtype=torch.int32)
+    def polled(like, count):
+        out = torch.full((count,), 99, dtype=torch.uint8)
         for kernel in kernels.values():
-            kernel.sync = out
+            kernel.polled = out
         return out
 
     def of_device(device, kind, is_double):
@@ -65,7 +68,7 @@ def simulated(library, monkeypatch):
         return {what: kernels[what, kind, is_double] for what in runtime.THREADS}
 
     monkeypatch.setattr(cuda, "_build", lambda: runtime)
-    monkeypatch.setattr(cuda, "_sync", sync)
+    monkeypatch.setattr(cuda, "_polled", polled)
     monkeypatch.setattr(runtime, "kernels", of_device)
     stream = SimpleNamespace(cuda_stream=1234)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
@@ -119,19 +122,23 @@ def test_sizes_are_those_of_the_kernels(library):
     for kind, shared in runtime.SHARED.items():
         for is_double, suffix in enumerate(("f32", "f64")):
             for backward, what in enumerate(("forward", "backward")):
-                assert runtime.THREADS[what] == library.threads(backward)
-                size = ctypes.sizeof(runtime._arguments(what, bool(is_double)))
-                assert size == library[f"arguments_bytes_{kind}_{suffix}"](backward)
-                size = shared[what][is_double]
-                assert size == library[f"shared_bytes_{kind}_{suffix}"](backward)
+                end = f"{kind}_{suffix}"
+                assert runtime.THREADS[what][is_double] == library[f"threads_{end}"](backward)
+                size = ctypes.sizeof(runtime.ARGUMENTS[what])
+                assert size == library[f"arguments_bytes_{end}"](backward)
+                assert shared[what][is_double] == library[f"shared_bytes_{end}"](backward)
+    for is_double in (0, 1):
+        most = library.most_centred(is_double) * (4 + 4 * is_double)
+        assert runtime.CENTRE[is_double] == most
 
 
 @pytest.mark.process
 def test_too_many_blocks(simulated):
-    call = runtime.SoftDTWCall(device=-1, is_double=False, batch=2**24, rows=4096, debug=False)
-    for name in ("x", "y", "cost", "lengths_x", "lengths_y", "columns", "channels", "band"):
+    call = runtime.SoftDTWCall(device=-1, is_double=False, batch=2**25, rows=4096, by_strip=False)
+    names = "x y cost lengths_x lengths_y gammas bands columns channels band begin_free end_free"
+    for name in f"{names} patience penalty h states polled polled_bytes".split():
         setattr(call, name, 0)
-    call.gamma, call.h, call.states, call.stream = 1.0, 0, 0, 1234
+    call.gamma, call.stream = 1.0, 1234
     with pytest.raises(RuntimeError, match="batch \\* frames is too large for one launch"):
         runtime.soft_dtw_forward(call, 0, 0, 0)
 

@@ -1,0 +1,64 @@
+"""Every barrier, fence and poll of the CUDA kernels is needed: with any one of them left out some
+order of the threads gives another result, never ends or crashes."""
+
+import ctypes
+import os
+
+import pytest
+import torch
+
+from fastseq.ops.soft_dtw.options import SoftDTWOptions
+from ops.soft_dtw.host import FiberBackend
+from ops.soft_dtw.test_cuda_host import frames, run
+
+pytestmark = pytest.mark.process
+
+SEEDS = range(12)
+
+
+def result(fibers, seed, resident=3):
+    """Two pairs of four strips, which the second half of the channels of a block follows too."""
+    x, y = frames(2, 100, 20, seed=1, dtype=torch.float32), frames(2, 90, 20, seed=2)
+    x[:, 40:60] = y[:, 45:65]  # blocks whose costs are formed by differences
+    return run(FiberBackend(fibers, resident, seed), x, y.float(), SoftDTWOptions(0.5, None))
+
+
+def same(got, want):
+    return all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def in_a_child(work):
+    """What ``work`` returns, or None where the process dies of it."""
+    child = os.fork()
+    if child == 0:
+        os._exit(17 if work() else 18)
+    _, status = os.waitpid(child, 0)
+    return {17: True, 18: False}.get(os.waitstatus_to_exitcode(status))
+
+
+def test_nothing_can_be_left_out(fibers):
+    library = ctypes.CDLL(str(fibers))
+    library.place_name.restype = ctypes.c_char_p
+    library.leave_out(-1)
+    want = result(fibers, 0)
+    places = library.leave_out(-1)
+    names = [library.place_name(place).decode() for place in range(places)]
+    assert {name.split(":")[0] for name in names} == {
+        "backward.cuh",
+        "forward.cuh",
+        "memory.cuh",
+        "strips.cuh",
+    }
+    assert in_a_child(lambda: all(same(result(fibers, seed), want) for seed in SEEDS))
+
+    def goes_unnoticed(place):
+        library.leave_out(place)
+        try:
+            return all(same(result(fibers, seed), want) for seed in SEEDS)
+        except RuntimeError:  # for ever
+            return False
+
+    unnoticed = [
+        name for place, name in enumerate(names) if in_a_child(lambda p=place: goes_unnoticed(p))
+    ]
+    assert not unnoticed, unnoticed
