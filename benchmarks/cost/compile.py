@@ -180,10 +180,10 @@ def _soft_dtw(job: Job) -> Result:
             functions[name],
             name=f"soft_dtw_{what}_kernel",
             constants={"D": job.channels},
-            warps=runtime.THREADS[what] // 32,
+            warps=runtime.THREADS[what][0] // 32,
             stages=None,
             usage=usage[name],
-            shared=runtime.SHARED["Embeddings"][what][0],
+            shared=runtime.SHARED["Embeddings"][what][0] + min(4 * job.channels, runtime.CENTRE[0]),
             arch=job.arch,
             digest=f"{what} {job.channels}",
         )

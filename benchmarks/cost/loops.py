@@ -174,34 +174,74 @@ ROLES = (
     _triton("", "range(BK, D, BK)", "channels", lambda v: ceil(v.D / v.BK) - 1, folded=True),
     _triton("", "range(0, N, BV)", "sequences", lambda v: ceil(v.n / 16), last=True),
     _triton("", "range(0, blocks, BB)", "blocks", lambda v: ceil(ceil(v.t / 64) / 64)),
-    _cuda("k < kLanes; ++k", "recursion", lambda v: 32, tile=_cells, whole=True),
-    _cuda("k = kLanes - 1; k >= 0", "E", lambda v: 32, tile=_cells, whole=True),
-    _cuda(
-        "d < p.channels; d += kChunk", "costs", lambda v: ceil(v.D / 32), tile=_cells, whole=True
-    ),
-    _cuda("d < kChunk; ++d", "channels", lambda v: 32, folded=True),
-    _cuda(
-        "d < p.channels; d += kGradientThreads",
-        "gradients",
-        lambda v: ceil(v.D / 128),
-        tile=_cells,
+    # Each wave has a loop, of eight steps a trip, for phases whose cells all exist and one for the
+    # others, which the compiler puts first.
+    Role(
+        "soft_dtw_forward",
+        re.escape("first = begin; first < end"),
+        ("recursion at an edge", "recursion"),
+        (_never, lambda v: 4),
+        _cells,
         whole=True,
     ),
-    _cuda("c < columns; c += kHalf", "halves", lambda v: 2, folded=True),
-    _cuda("i < kLanes; i += kGroup", "rows", lambda v: 8, folded=True, rereads=True),
-    _cuda("cell < kBlock; cell += kLanes", "is E 0", lambda v: 32),
-    _cuda("while (seen < value)", "waiting", _one),
-    _cuda("t >= strip.first_phase() - 1", "phases", _one),
+    Role(
+        "soft_dtw_backward",
+        re.escape("first = begin; first < end"),
+        ("weights at an edge", "weights"),
+        (_never, lambda v: 2),  # two warps take turns: half a phase each
+        _cells,
+        whole=True,
+    ),
+    Role(
+        "soft_dtw",
+        re.escape("last = kLanes - 1; last >= 0"),
+        ("E at an edge", "E"),
+        (_never, lambda v: 4),
+        _cells,
+        whole=True,
+    ),
+    # Channels come in groups of 16, each warp takes every other one; first the code that reads four
+    # at once, then the other.
+    Role(
+        "soft_dtw",
+        re.escape("group = half;"),
+        ("costs", "costs in single channels"),
+        (lambda v: ceil(v.D / 32), _never),
+        _cells,
+        whole=True,
+    ),
+    # A warp takes dx or dy of 32 channels; the loop holds the code of both.
+    Role(
+        "soft_dtw",
+        re.escape("task < 2 * ((p.channels + 31) / 32)"),
+        ("gradients", "gradients in single channels"),
+        (lambda v: ceil(ceil(v.D / 32) / 2) / 2, _never),
+        _cells,
+        whole=True,
+    ),
+    _cuda("step = 0; step < 4", "frames", lambda v: 4, folded=True),
+    _cuda("group = 0; group < x.channels", "differences", _never),
+    _cuda("d = group; d < lesser", "differences", _never),
+    _cuda("int polls = 0;", "waiting", _one),
+    _cuda("t >= first - 2", "phases", _one),
     _cuda("t = first - 1; t <= last", "phases", _one),
     _cuda("begin[at] = T(0)", "zeros", _never),
     _cuda("a.dcost && r < rows", "zeros", _never),
+    _cuda("row = 0; row < count", "centre", _never),
+    _cuda("d = thread; d < lesser", "centre", _never),
 )
 # How many warps of a thread block of soft_dtw run a loop.
 WARPS: dict[str, Count] = {
     "recursion": _one,
+    "recursion at an edge": _one,
+    "weights": lambda v: 2,
+    "weights at an edge": lambda v: 2,
     "E": _one,
+    "E at an edge": _one,
     "costs": lambda v: 4,
-    "gradients": lambda v: min(4, ceil(v.D / 32)),  # a channel per thread
+    "costs in single channels": lambda v: 4,
+    "gradients": lambda v: min(4, 2 * ceil(v.D / 32)),  # dx or dy of 32 channels per warp
+    "gradients in single channels": lambda v: min(4, 2 * ceil(v.D / 32)),
 }
 
 

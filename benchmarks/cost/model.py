@@ -201,16 +201,17 @@ def wavefront_us(
     batch: int,
     strips: int,
     phases: int,
+    lag: float,
     blocks_per_sm: int,
     card: Card,
 ) -> float:
-    """Microseconds of one launch of soft_dtw: strips that start two phases and a hand-over after
-    their neighbour, no sooner than all phases are through the multiprocessors."""
+    """Microseconds of one launch of soft_dtw: strips that start ``lag`` phases and a hand-over
+    after their neighbour, no sooner than all phases are through the multiprocessors."""
     grid = batch * strips
     here = min(blocks_per_sm, -(-grid // card.processors))
     work = sum(task.load for task in tasks)
-    phase = max(here * work, *(task.alone for task in tasks))
+    phase = max([here * work, *(task.alone for task in tasks)])
     hand_over = VALUE["strip_us"] * 1e-6 * card.clock
-    waiting = (strips - 1) * (2 * phase + hand_over) + phases * phase
-    busy = grid * phases * work / min(card.processors, grid)
+    waiting = (strips - 1) * (lag * phase + hand_over) + phases * phase
+    busy = grid * phases * phase / here / min(card.processors, grid)
     return max(waiting, busy) / card.clock * 1e6 + VALUE["launch_us"]

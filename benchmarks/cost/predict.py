@@ -95,11 +95,12 @@ def tasks(kernel: KernelReport) -> list[model.Task]:
     values = Values(kernel.constants)
     found = []
     for phases in (loop for loop in kernel.loops() if loop.name == "phases"):
-        own = [loop for loop in phases.inner if loop.named.role and loop.named.role.whole]
-        rest = [loop for loop in phases.inner if loop not in own]
+        whole = [loop for loop in phases.inner if loop.named.role and loop.named.role.whole]
+        own = [loop for loop in whole if loop.named.trips(values)]
+        rest = [loop for loop in phases.inner if loop not in whole]
         load = phases.load + sum(loop.trips(values) * loop.load for loop in rest)
         alone = phases.alone + sum(loop.trips(values) * loop.alone for loop in rest if _works(loop))
-        shares = max(1, len(own))
+        shares = max(1, len(whole))
         found += [
             model.Task(load / shares + loop.load, alone / shares + loop.alone) for loop in own
         ] or [model.Task(load, alone)]
@@ -113,12 +114,16 @@ def _works(loop: LoopReport) -> bool:
 
 
 def _wavefront_us(kernel: KernelReport, case: Case, card: Card) -> float:
-    strips = ceil(case.t / 32)
+    strips, backward = ceil(case.t / 32), "backward" in kernel.kernel
     return model.wavefront_us(
         tasks(kernel),
         batch=case.n,
         strips=strips,
-        phases=strips + (3 if "backward" in kernel.kernel else 1),
+        # The backward forms costs and weights before the first E, gradients after the last.
+        phases=strips + (7 if backward else 2),
+        # A lane is 31 columns behind the one above the strip, and the next numbers are asked for
+        # while the last ones are worked on: 8 at a time in the forward, 16 in the backward.
+        lag=(31 + 2 * (16 if backward else 8)) / 32,
         blocks_per_sm=kernel.blocks_per_sm,
         card=card,
     )

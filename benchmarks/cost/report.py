@@ -188,13 +188,14 @@ class _Reader:
         if named.name != "phases":
             return around
         tasks = [name for inner in loop.inner if (name := self.task(inner))]
-        if len(tasks) > 1:
+        counts = {int(WARPS[task](self.values)) for task in tasks}
+        if len(counts) > 1:
             return around
-        return int(WARPS[tasks[0]](self.values)) if tasks else 1
+        return counts.pop() if counts else 1
 
     def task(self, loop: sass.Loop) -> str:
         """The task that a loop is, "" if none."""
-        named = Namer("soft_dtw")(loop.line)
+        named = Namer(self.namer.kernel)(loop.line)
         return named.name if named.role and named.role.whole else ""
 
 

@@ -111,7 +111,9 @@ def _blocks(function: Function) -> list[_Block]:
     for k, first in enumerate(order):
         stop = order[k + 1] if k + 1 < len(order) else len(code)
         last, after = code[stop - 1], []
-        target = _TARGET.search(last.operands) if last.name in ("BRA", "JMP") else None
+        # Where BRA.DIV leads a warp that has come apart does the same work once more: left out.
+        leaves = last.name in ("BRA", "JMP") and ".DIV" not in last.op
+        target = _TARGET.search(last.operands) if leaves else None
         if target:
             place = index.get(function.labels[target[1]])
             after += [] if place is None else [place]

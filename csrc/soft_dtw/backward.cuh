@@ -97,21 +97,29 @@ FASTSEQ_FN void gradient_block(const Backward<Embeddings<T>>& a, const Strip& st
     const int i = strip.first_row, j = block * kLanes;
     const bool first_x = block == strip.last_block(), first_y = begins_dy(strip, block);
     if (!first_x && !first_y && !any_flux<DeviceWarp>(es)) return;
-    const Frames<T> x = rows_of(p, strip, b, centre), y = columns_of(p, strip, b, block, centre);
     const auto below_is_done = [&] {
         if (first_y || a.only_strip >= 0) return;
         wait_until(a.done + p.strip_at(b, strip.index + 1), p.blocks() - block, p.patience);
     };
-    FASTSEQ_UNROLL(1)
-    for (int task = thread / kLanes; task < 2 * ((p.channels + 31) / 32); task += kGradientWarps) {
-        const int chunk = task / 2;
-        if (task % 2 == 0 && a.dx) {
-            gradients<DeviceWarp, false>(es, x, y, chunk, a.dx + (p.x_row(b, i) - p.x),
-                                         p.rows - i, first_x, [] {});
-        } else if (task % 2 == 1 && a.dy) {
-            gradients<DeviceWarp, true>(es, y, x, chunk, a.dy + (p.y_row(b, j) - p.y),
-                                        p.columns - j, first_y, below_is_done);
+    const auto in = [&](auto quads) {
+        const auto x = rows_of<decltype(quads)::value>(p, strip, b, centre);
+        const auto y = columns_of<decltype(quads)::value>(p, strip, b, block, centre);
+        FASTSEQ_UNROLL(1)
+        for (int task = thread / kLanes; task < 2 * ((p.channels + 31) / 32);
+             task += kGradientWarps) {
+            if (task % 2 == 0 && a.dx) {
+                gradients<DeviceWarp, false>(es, x, y, task / 2, a.dx + (p.x_row(b, i) - p.x),
+                                             p.rows - i, first_x, [] {});
+            } else if (task % 2 == 1 && a.dy) {
+                gradients<DeviceWarp, true>(es, y, x, task / 2, a.dy + (p.y_row(b, j) - p.y),
+                                            p.columns - j, first_y, below_is_done);
+            }
         }
+    };
+    if (in_quads(p) && aligned(a.dx) && aligned(a.dy)) {
+        in(Known<true>());
+    } else {
+        in(Known<false>());
     }
 }
 
@@ -131,8 +139,9 @@ struct BackwardTasks {
 
     template <class Step>
     FASTSEQ_FN void walk(const Step& step) const {
+        const int first = strip.first_phase(), last = strip.last_phase();
         FASTSEQ_UNROLL(1)
-        for (int t = strip.last_phase() + weighers + 1; t >= strip.first_phase() - 2; --t) {
+        for (int t = last + weighers + 1; t >= first - 2; --t) {
             step(t);
             __syncthreads();
         }
@@ -148,7 +157,7 @@ struct BackwardTasks {
         const T grad = (Kind::given ? 1 : 2) * a.grad[b];  // 2: the derivative of the square
         T* above = p.border(a.flux, b, s);
         // The first lane of the strip below wrote the columns of its phases.
-        Feed<T, -1, 16> below{above + width, 0, 0, p.patience, {T(0)}};
+        Feed<T, -1, 2 * kSteps> below{above + width, 0, 0, p.patience, 0, {T(0)}, T(0)};
         if (!here.is_last()) {
             below.begin = kLanes * under.first_phase();
             below.end = lesser(width, kLanes * (under.last_phase() + 1));
@@ -158,11 +167,13 @@ struct BackwardTasks {
         flux.clear();
         walk([&](int t) {
             if (!here.has_phase(t)) return;
-            flux_phase<DeviceWarp, Kind>(
-                here, t, weights(t), [&](int k) { return below.at(kLanes * (t - 1) + 1, k); }, grad,
-                flux, mem.es, [&](int j, T value) {
-                    if (j < width) store_now(above + j, seal(value));
-                });
+            below.first = kLanes * (t - 1) + 1;
+            flux_phase<DeviceWarp, Kind>(here, t, weights(t), below, grad, flux, mem.es,
+                                         [&](int j, T value, auto inner) {
+                                             if (inner.value || j < width) {
+                                                 store_now(above + j, seal(value));
+                                             }
+                                         });
         });
     }
 
@@ -175,7 +186,7 @@ struct BackwardTasks {
         const int width = p.width();
         State next_h = 0, next_v = 0, next_top = 0;
         States<DeviceWarp, Kind> h{0}, v{0};
-        DeviceWarp::Reg<State> top{0};
+        Held<DeviceWarp, State> top{{0}};
         const auto read_ahead = [&](int t) {
             if (!here.has_phase(t)) return;
             next_h = p.state(b, here.index, t)[lane];
@@ -191,13 +202,13 @@ struct BackwardTasks {
             if (part == 0) {
                 h.value = next_h;
                 v.value = next_v;
-                top.value = next_top;
+                top.now.value = next_top;
                 read_ahead(phase - weighers);
             }
             constexpr int steps = kLanes / weighers;
             weigh_steps<DeviceWarp, Kind, ring>(
-                here, phase, part * steps, (part + 1) * steps, mem.costs, penalty,
-                [&](int k) { return DeviceWarp::broadcast(top, k); }, h, v, weights(phase));
+                here, phase, part * steps, (part + 1) * steps, mem.costs, penalty, top, h, v,
+                weights(phase));
         });
     }
 

@@ -26,31 +26,36 @@ constexpr bool kReadsAhead = sizeof(T) == 4;
 
 // Up to 32 frames. One beyond the last real one is taken as that one: its cells are never read and
 // its E is 0, but what padding holds may be NaN.
-template <class T>
+// `quads`: four channels can be read and written at once.
+template <class T, bool quads>
 struct Frames {
     const T* first;
-    int count;            // of real ones; 0 where the frame before the first is the last real one
+    int count;  // of real ones; 0 where the frame before the first is the last real one
     int channels;
-    bool quads;           // four channels can be read and written at once
-    const T* centre;      // [min(channels, kCentred)], the same for x and y
+    const T* centre;  // [min(channels, kCentred)], the same for x and y
 
     FASTSEQ_FN const T* at(int row, int d) const {
         return first + static_cast<long long>(lesser(row, count - 1)) * channels + d;
     }
     FASTSEQ_FN Quad<T> raw(int row, int d) const {
         Quad<T> out{T(0), T(0), T(0), T(0)};
-        if (d >= channels) return out;
-        if (quads) return *reinterpret_cast<const Quad<T>*>(at(row, d));
-        FASTSEQ_UNROLL(4)
-        for (int k = 0; k < 4; ++k) out.at[k] = d + k < channels ? at(row, d)[k] : T(0);
+        if constexpr (quads) {
+            if (d < channels) out = *reinterpret_cast<const Quad<T>*>(at(row, d));
+        } else {
+            FASTSEQ_UNROLL(4)
+            for (int k = 0; k < 4; ++k) out.at[k] = d + k < channels ? at(row, d)[k] : T(0);
+        }
         return out;
     }
     FASTSEQ_FN Quad<T> mean(int d) const {
         Quad<T> out{T(0), T(0), T(0), T(0)};
-        if (d + 3 < lesser(channels, kCentred<T>)) return *reinterpret_cast<const Quad<T>*>(centre + d);
-        FASTSEQ_UNROLL(4)
-        for (int k = 0; k < 4; ++k) {
-            if (d + k < lesser(channels, kCentred<T>)) out.at[k] = centre[d + k];
+        if constexpr (quads) {
+            if (d < lesser(channels, kCentred<T>)) out = *reinterpret_cast<const Quad<T>*>(centre + d);
+        } else {
+            FASTSEQ_UNROLL(4)
+            for (int k = 0; k < 4; ++k) {
+                if (d + k < lesser(channels, kCentred<T>)) out.at[k] = centre[d + k];
+            }
         }
         return out;
     }
@@ -67,8 +72,8 @@ FASTSEQ_FN Quad<T> difference(const Quad<T>& a, const Quad<T>& b) {
 }
 
 // Writes the centre, by `threads` threads.
-template <class T>
-FASTSEQ_FN void mean_frame(const Frames<T>& frames, T* centre, int thread, int threads) {
+template <class T, bool quads>
+FASTSEQ_FN void mean_frame(const Frames<T, quads>& frames, T* centre, int thread, int threads) {
     const int count = larger(frames.count, 1);
     for (int d = thread; d < lesser(frames.channels, kCentred<T>); d += threads) {
         T sum = T(0);
@@ -94,37 +99,62 @@ struct Tiles {
             }
         });
     }
+    template <class Lefts, class Rights>
+    FASTSEQ_FN void add(const Lefts& left, const Rights& right) {
+        add_pass<0>(left, right);
+        add_pass<1>(left, right);
+        add_pass<2>(left, right);
+    }
+    template <int pass, class Lefts, class Rights>
+    FASTSEQ_FN void add_pass(const Lefts& left, const Rights& right) {
+        FASTSEQ_UNROLL(2)
+        for (int a = 0; a < 2; ++a) {
+            FASTSEQ_UNROLL(4)
+            for (int b = 0; b < width; ++b) {
+                add_product<pass>(at[a][b], rest[a][b], left[a], right[b]);
+            }
+        }
+    }
     FASTSEQ_FN T sum(int a, int b, int lane, int e) const {
         return at[a][b][lane].at[e] + rest[a][b][lane].at[e];
     }
 };
 
-// Adds `count` numbers to those at an address, or puts them there. `handed`: another thread block
-// wrote them, or will read them.
-template <bool handed, class T>
-FASTSEQ_FN void add_to(T* out, Quad<T> value, bool first, int count) {
-    if (count == 4 && reinterpret_cast<unsigned long long>(out) % 16 == 0) {
-        auto* quad = reinterpret_cast<Quad<T>*>(out);
-        if (!first) {
-            const Quad<T> held = handed ? load_handed(quad) : *quad;
-            FASTSEQ_UNROLL(4)
-            for (int k = 0; k < 4; ++k) value.at[k] += held.at[k];
+// Four numbers of a gradient, of which `count` are there. `handed`: another thread block wrote them, or
+// will read them.
+template <bool handed, bool quads, class T>
+FASTSEQ_FN Quad<T> held_numbers(const T* at, int count) {
+    Quad<T> out{T(0), T(0), T(0), T(0)};
+    if constexpr (quads) {
+        const auto* quad = reinterpret_cast<const Quad<T>*>(at);
+        if (count > 0) out = handed ? load_handed(quad) : *quad;
+    } else {
+        FASTSEQ_UNROLL(4)
+        for (int k = 0; k < 4; ++k) {
+            if (k < count) out.at[k] = handed ? load_handed(at + k) : at[k];
         }
-        if (handed) {
+    }
+    return out;
+}
+template <bool handed, bool quads, class T>
+FASTSEQ_FN void hold_numbers(T* at, const Quad<T>& value, int count) {
+    if constexpr (quads) {
+        if (count <= 0) return;
+        auto* quad = reinterpret_cast<Quad<T>*>(at);
+        if constexpr (handed) {
             store_handed(quad, value);
         } else {
             *quad = value;
         }
-        return;
-    }
-    FASTSEQ_UNROLL(4)
-    for (int k = 0; k < 4; ++k) {
-        if (k >= count) continue;
-        const T held = first ? T(0) : handed ? load_handed(out + k) : out[k];
-        if (handed) {
-            store_handed(out + k, held + value.at[k]);
-        } else {
-            out[k] = held + value.at[k];
+    } else {
+        FASTSEQ_UNROLL(4)
+        for (int k = 0; k < 4; ++k) {
+            if (k >= count) continue;
+            if constexpr (handed) {
+                store_handed(at + k, value.at[k]);
+            } else {
+                at[k] = value.at[k];
+            }
         }
     }
 }
@@ -138,15 +168,15 @@ struct Distances {
 };
 
 // Channels come in groups of 16, every other one for each half.
-template <class W, class T>
-FASTSEQ_FN void distances(const Frames<T>& x, const Frames<T>& y, int side, int half,
+template <class W, class T, bool quads>
+FASTSEQ_FN void distances(const Frames<T, quads>& x, const Frames<T, quads>& y, int side, int half,
                           Distances<W, T>& out) {
     struct Loaded {
         Quad<T> x[4], y[2];  // channels from 4 q on
     };
     typename W::template Reg<Loaded> loaded;
-    typename W::template Reg<Left<T>> left[2][2];    // [rows][terms]
-    typename W::template Reg<Right<T>> right[2][2];  // [columns][terms]
+    typename W::template Reg<Left<T>> left[2][2];    // [terms][rows]
+    typename W::template Reg<Right<T>> right[2][2];  // [terms][columns]
     auto& of_x = out.of_x;
     auto& of_y = out.of_y;
     const auto load = [&](int group) {
@@ -165,7 +195,6 @@ FASTSEQ_FN void distances(const Frames<T>& x, const Frames<T>& y, int side, int 
         of_y[0][lane] = of_y[1][lane] = T(0);
         for (int k = 0; k < 4; ++k) out.products[k / 2][k % 2][lane] = {T(0), T(0), T(0), T(0)};
     });
-    constexpr bool single = sizeof(T) == 4;
     if (kReadsAhead<T>) load(half);
     FASTSEQ_UNROLL(1)
     for (int group = half; 16 * group < x.channels; group += 2) {
@@ -178,7 +207,7 @@ FASTSEQ_FN void distances(const Frames<T>& x, const Frames<T>& y, int side, int 
                 FASTSEQ_UNROLL(4)
                 for (int k = 0; k < 4; ++k) {
                     of_x[a][lane] = fused(z.at[k], z.at[k], of_x[a][lane]);
-                    left[a / 2][k / 2][lane].at[a % 2 + 2 * (k % 2)] = factor(z.at[k]);
+                    left[k / 2][a / 2][lane].at[a % 2 + 2 * (k % 2)] = factor(z.at[k]);
                 }
             }
             FASTSEQ_UNROLL(2)
@@ -187,32 +216,23 @@ FASTSEQ_FN void distances(const Frames<T>& x, const Frames<T>& y, int side, int 
                 FASTSEQ_UNROLL(4)
                 for (int k = 0; k < 4; ++k) {
                     of_y[b][lane] = fused(z.at[k], z.at[k], of_y[b][lane]);
-                    right[b][k / 2][lane].at[k % 2] = factor(z.at[k]);
+                    right[k / 2][b][lane].at[k % 2] = factor(z.at[k]);
                 }
             }
         });
         if (kReadsAhead<T>) load(group + 2);  // on their way while the products are formed
-        FASTSEQ_UNROLL(2)
-        for (int a = 0; a < 2; ++a) {
-            FASTSEQ_UNROLL(2)
-            for (int b = 0; b < 2; ++b) {
-                // A sum per group, as tensor cores cut what they add to a float.
-                Tiles<W, T, 1> sums;
-                auto& all = out.products[a][b];
-                sums.clear();
-                auto& sum = single ? sums.at[0][0] : all;
-                FASTSEQ_UNROLL(2)
-                for (int terms = 0; terms < 2; ++terms) {
-                    add_product(sum, sums.rest[0][0], left[a][terms], right[b][terms]);
-                }
-                W::each([&](int lane) {
-                    FASTSEQ_UNROLL(4)
-                    for (int e = 0; e < 4; ++e) {
-                        if (single) all[lane].at[e] += sums.sum(0, 0, lane, e);
-                    }
-                });
+        // A sum per group, as tensor cores cut what they add to a float.
+        Tiles<W, T, 2> sums;
+        sums.clear();
+        sums.add(left[0], right[0]);
+        sums.add(left[1], right[1]);
+        W::each([&](int lane) {
+            FASTSEQ_UNROLL(16)
+            for (int k = 0; k < 16; ++k) {
+                const int a = k / 8, b = k / 4 % 2;
+                out.products[a][b][lane].at[k % 4] += sums.sum(a, b, lane, k % 4);
             }
-        }
+        });
     }
     FASTSEQ_UNROLL(4)
     for (int a = 0; a < 4; ++a) of_x[a] = W::template sum<1, 4>(of_x[a]);
@@ -292,8 +312,8 @@ FASTSEQ_FN bool write_distances(Distances<W, T>& d, int side, CostParts<T>& part
 
 // Distances as sums of squared differences, which lose nothing, at four times the price: 128 threads,
 // each of rows r, r + 16 and columns c, c + 8, c + 16, c + 24.
-template <class T>
-FASTSEQ_FN void write_differences(const Frames<T>& x, const Frames<T>& y, int thread, T scale,
+template <class T, bool quads>
+FASTSEQ_FN void write_differences(const Frames<T, quads>& x, const Frames<T, quads>& y, int thread, T scale,
                                   T* block) {
     const int row = thread / 8, column = thread % 8;
     T sums[2][4] = {};
@@ -360,9 +380,9 @@ FASTSEQ_FN bool any_flux(const T* es) {
 // rows, or of_y: dy_j = sum_i E_ij (y_j - x_i) of the columns, as (sum of E) own - E other. The
 // factor 2 of the derivative is in E. They are added to `out`, [frame][channel], of which `rows` are
 // there; `first`: it holds nothing yet. ready() returns when strips before this one have added theirs.
-template <class W, bool of_y, class T, class Ready>
-FASTSEQ_FN void gradients(const T* es, const Frames<T>& own, const Frames<T>& other, int chunk,
-                          T* out, int rows, bool first, const Ready& ready) {
+template <class W, bool of_y, class T, bool quads, class Ready>
+FASTSEQ_FN void gradients(const T* es, const Frames<T, quads>& own, const Frames<T, quads>& other,
+                          int chunk, T* out, int rows, bool first, const Ready& ready) {
     Tiles<W, T, 4> sums;
     typename W::template Reg<T> totals[4];  // of E, of frames g + 8 a
     struct Loaded {
@@ -388,6 +408,7 @@ FASTSEQ_FN void gradients(const T* es, const Frames<T>& own, const Frames<T>& ot
     });
     sums.clear();
     if (kReadsAhead<T>) load(0);
+    ready();
     FASTSEQ_UNROLL(1)
     for (int step = 0; step < 4; ++step) {
         if (!kReadsAhead<T>) load(step);
@@ -417,37 +438,49 @@ FASTSEQ_FN void gradients(const T* es, const Frames<T>& own, const Frames<T>& ot
             }
         });
         if (kReadsAhead<T>) load(lesser(step + 1, 3));  // on their way while the products are formed
-        FASTSEQ_UNROLL(2)
-        for (int a = 0; a < 2; ++a) {
-            FASTSEQ_UNROLL(4)
-            for (int b = 0; b < 4; ++b) {
-                add_product(sums.at[a][b], sums.rest[a][b], left[a], right[b]);
-            }
-        }
+        sums.add(left, right);
     }
     FASTSEQ_UNROLL(4)
     for (int a = 0; a < 4; ++a) totals[a] = W::template sum<1, 4>(totals[a]);
-    ready();
-    W::each([&](int lane) {
-        FASTSEQ_UNROLL(4)
-        for (int a = 0; a < 4; ++a) {
-            const int row = lane / 4 + 8 * a;
-            FASTSEQ_UNROLL(2)
-            for (int e = 0; e < 2; ++e) {
-                const int d = 32 * chunk + 8 * (lane % 4) + 4 * e;
-                if (row >= rows || d >= own.channels) continue;
-                const Quad<T> z = difference(own.raw(row, d), own.mean(d));
-                Quad<T> value;
+    // Half of the rows at a time, whose numbers are all asked for before any is needed.
+    FASTSEQ_UNROLL(2)
+    for (int part = 0; part < 2; ++part) {
+        struct Numbers {
+            Quad<T> own[4], held[4];
+        };
+        typename W::template Reg<Numbers> numbers;
+        const auto row_of = [&](int lane, int k) { return lane / 4 + 16 * part + 8 * (k / 2); };
+        const auto channel_of = [&](int lane, int k) {
+            return 32 * chunk + 8 * (lane % 4) + 4 * (k % 2);
+        };
+        const auto count_of = [&](int lane, int k) {
+            return row_of(lane, k) < rows ? lesser(4, own.channels - channel_of(lane, k)) : 0;
+        };
+        const auto place_of = [&](int lane, int k) {
+            return out + static_cast<long long>(row_of(lane, k)) * own.channels + channel_of(lane, k);
+        };
+        W::each([&](int lane) {
+            FASTSEQ_UNROLL(4)
+            for (int k = 0; k < 4; ++k) {
+                numbers[lane].own[k] = own.raw(row_of(lane, k), channel_of(lane, k));
+                numbers[lane].held[k] = held_numbers<of_y, quads>(
+                    place_of(lane, k), first ? 0 : count_of(lane, k));
+            }
+        });
+        W::each([&](int lane) {
+            FASTSEQ_UNROLL(4)
+            for (int k = 0; k < 4; ++k) {
+                const int a = 2 * part + k / 2, e = 2 * (k / 2) + k % 2;
+                const Quad<T> z = difference(numbers[lane].own[k], own.mean(channel_of(lane, k)));
+                Quad<T> value = numbers[lane].held[k];
                 FASTSEQ_UNROLL(4)
                 for (int b = 0; b < 4; ++b) {
-                    value.at[b] = fused(totals[a][lane], z.at[b],
-                                        -sums.sum(a / 2, b, lane, 2 * (a % 2) + e));
+                    value.at[b] += fused(totals[a][lane], z.at[b], -sums.sum(part, b, lane, e));
                 }
-                add_to<of_y>(out + static_cast<long long>(row) * own.channels + d, value, first,
-                             own.quads ? 4 : lesser(4, own.channels - d));
+                hold_numbers<of_y, quads>(place_of(lane, k), value, count_of(lane, k));
             }
-        }
-    });
+        });
+    }
 }
 
 }  // namespace soft_dtw

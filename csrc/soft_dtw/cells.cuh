@@ -46,7 +46,7 @@ struct Embeddings {
         const T x = inner || j < row.up_end ? above + penalty : absent;
         const T y = inner || j > row.first ? left + penalty : absent;
         const T z = inner || row.has_diagonal(j) ? T(0) : absent;
-        const T mn = lowest(z, lowest(x, y));
+        const T mn = lowest(x, lowest(z, y));  // x comes last
         const T to_x = mn - x, to_y = mn - y;
         const T e_diag = power2(mn - z), e_up = power2(to_x), e_left = power2(to_y);
         const T s = e_diag + (e_up + e_left);
@@ -99,7 +99,7 @@ struct Costs {
         const double y = inner || j > row.first ? before + penalty : no_path;
         const double diagonal = row.i == 0 ? 0.0 : above_before;
         const double z = inner || row.has_diagonal(j) ? diagonal : no_path;
-        const double least = lowest(z, lowest(x, y));
+        const double least = lowest(x, lowest(z, y));
         const T e_diag = power2(static_cast<T>(least - z));
         const T e_up = power2(static_cast<T>(least - x));
         const T e_left = power2(static_cast<T>(least - y));

@@ -40,8 +40,9 @@ struct ForwardTasks {
 
     template <class Step>
     FASTSEQ_FN void walk(const Step& step) const {
+        const int first = strip.first_phase(), last = strip.last_phase();
         FASTSEQ_UNROLL(1)
-        for (int t = strip.first_phase() - 1; t <= strip.last_phase(); ++t) {
+        for (int t = first - 1; t <= last; ++t) {
             step(t);
             __syncthreads();
         }
@@ -55,7 +56,7 @@ struct ForwardTasks {
         const State penalty = p.scaled_penalty(b);
         State* below = p.border(p.h, b, s);
         // The last lane of the strip above wrote the columns of its phases.
-        Feed<State, 1, 8> above{p.border(p.h, b, s) - width, 0, 0, p.patience, {State(0)}};
+        Feed<State, 1, kSteps> above{below - width, 0, 0, p.patience, 0, {State(0)}, State(0)};
         if (s > 0) {
             above.begin = larger(0, kLanes * (over.first_phase() - 1) + 1);
             above.end = lesser(width, kLanes * over.last_phase() + 1);
@@ -69,10 +70,10 @@ struct ForwardTasks {
                 p.state(b, s, t)[lane] = h.value;
                 p.state(b, s, t)[kLanes + lane] = v.value;
             }
+            above.first = kLanes * t;
             forward_phase<DeviceWarp, Kind, kForwardRing>(
-                here, t, mem.costs, penalty, [&](int k) { return above.at(kLanes * t, k); }, h, v,
-                sum, [&](int j, State value) {
-                    if (j >= 0 && j < width) store_now(below + j, seal(value));
+                here, t, mem.costs, penalty, above, h, v, sum, [&](int j, State value, auto inner) {
+                    if (inner.value || (j >= 0 && j < width)) store_now(below + j, seal(value));
                 });
         });
         const double own = DeviceWarp::sum<1, kLanes>(sum).value;
@@ -95,8 +96,7 @@ struct ForwardTasks {
 };
 
 template <class Kind>
-__global__ void __launch_bounds__(kForwardThreads, sizeof(typename Kind::Number) == 4 ? 3 : 2)
-    forward_kernel(const Forward<Kind> a) {
+__global__ void __launch_bounds__(kForwardThreads, 2) forward_kernel(const Forward<Kind> a) {
     auto& mem = shared_memory<ForwardShared<Kind>>();
     const Turn turn = take_turn(a.tickets, a.only_strip, a.p.batch, mem.ticket);
     const Strip strip = a.p.strip(turn.strip, turn.b);

@@ -127,44 +127,42 @@ FASTSEQ_FN void wait_until(const int* flag, int target, int patience) {
 
 // A border as one warp reads it, from left to right (step 1) or from right to left (-1): lane k of
 // `now` holds column first + k, of columns that come 32 at a time, and `kAhead` of them are asked for
-// while those before are worked on. Columns below `begin` and from `end` on are 0 and never polled.
+// while those before are worked on: they come into a register of their own, as reading the other
+// would wait for them. Columns below `begin` and from `end` on are 0 and never polled.
 template <class T, int step, int kAhead>
 struct Feed {
     const T* border;
     int begin, end, patience;
+    int first;
     DeviceWarp::Reg<T> now;
+    T next;
 
     FASTSEQ_FN bool holds(int column) const { return column >= begin && column < end; }
 
-    // Asks for the columns of chunk c of those that begin at `first`.
-    FASTSEQ_FN void ask(int first, int c) {
-        const int lane = threadIdx.x % kLanes, column = first + lane;
-        if (lane / kAhead == c) now.value = holds(column) ? load_now(border + column) : T(0);
+    // Asks for chunk c of the columns that begin at `from`.
+    FASTSEQ_FN void ask(int from, int c) {
+        const int lane = threadIdx.x % kLanes, column = from + lane;
+        if (lane / kAhead == c) next = holds(column) ? load_now(border + column) : T(0);
     }
-    // The number of column first + k, 0 <= k < 32, which is called for in the order of the columns.
-    FASTSEQ_FN T at(int first, int k) {
+    // Returns when column first + k is there, and those of its chunk that come after it.
+    FASTSEQ_FN void open(int k) {
         constexpr int kChunks = kLanes / kAhead;
-        const int c = k / kAhead;
-        if (k % kAhead == (step > 0 ? 0 : kAhead - 1)) {
-            const int lane = threadIdx.x % kLanes;
-            int polls = 0;
-            while (true) {
-                const bool missing = lane / kAhead == c && pending(now.value);
-                if (!DeviceWarp::any({missing})) break;
-                if (missing) {
-                    rest_until_there(border + first + lane, polls, patience);
-                    now.value = load_now(border + first + lane);
-                }
-            }
-            const int next = c + step;
-            if (next >= 0 && next < kChunks) {
-                ask(first, next);
-            } else {
-                ask(first + step * kLanes, (next + kChunks) % kChunks);
+        if (k % kAhead != (step > 0 ? 0 : kAhead - 1)) return;
+        const int c = k / kAhead, lane = threadIdx.x % kLanes;
+        if (lane / kAhead == c) now.value = next;
+        for (int polls = 0;;) {
+            const bool missing = lane / kAhead == c && pending(now.value);
+            if (!DeviceWarp::any({missing})) break;
+            if (missing) {
+                rest_until_there(border + first + lane, polls, patience);
+                now.value = load_now(border + first + lane);
             }
         }
-        return DeviceWarp::broadcast(now, k);
+        const int after = c + step;
+        const bool here = after >= 0 && after < kChunks;
+        ask(here ? first : first + step * kLanes, (after + kChunks) % kChunks);
     }
+    FASTSEQ_FN T at(int k) const { return DeviceWarp::broadcast(now, k); }
 };
 
 #endif

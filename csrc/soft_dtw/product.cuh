@@ -79,18 +79,25 @@ FASTSEQ_FN void multiply(double& c0, double& c1, double a, double b) {
         : "d"(a), "d"(b));
 }
 
-// sums + rest += left right: the rest takes the small terms.
+// sums + rest += left right, in three passes, so that those of one product need not wait for each
+// other: the rest takes the small terms, in the first two; double needs the last one alone.
+template <int pass>
 FASTSEQ_FN void add_product(Sums<float>& sums, Sums<float>& rest, const Left<float>& left,
                             const Right<float>& right) {
     const auto& a = left.at;
     const auto& b = right.at;
-    multiply(rest.at, a[0].low, a[1].low, a[2].low, a[3].low, b[0].high, b[1].high);
-    multiply(rest.at, a[0].high, a[1].high, a[2].high, a[3].high, b[0].low, b[1].low);
-    multiply(sums.at, a[0].high, a[1].high, a[2].high, a[3].high, b[0].high, b[1].high);
+    if (pass == 0) {
+        multiply(rest.at, a[0].low, a[1].low, a[2].low, a[3].low, b[0].high, b[1].high);
+    } else if (pass == 1) {
+        multiply(rest.at, a[0].high, a[1].high, a[2].high, a[3].high, b[0].low, b[1].low);
+    } else {
+        multiply(sums.at, a[0].high, a[1].high, a[2].high, a[3].high, b[0].high, b[1].high);
+    }
 }
+template <int pass>
 FASTSEQ_FN void add_product(Sums<double>& sums, Sums<double>&, const Left<double>& left,
                             const Right<double>& right) {
-    for (int row = 0; row < 2; ++row) {
+    for (int row = 0; pass == 2 && row < 2; ++row) {
         for (int term = 0; term < 2; ++term) {
             multiply(sums.at[2 * row], sums.at[2 * row + 1], left.at[row + 2 * term].all,
                      right.at[term].all);
@@ -125,49 +132,51 @@ inline CellTerms<T> factors_of_cell(const Lefts& left, const Rights& right, int 
     return cell;
 }
 
+template <int pass>
 inline void add_cell(float& sum, float& rest, const CellTerms<float>& cell) {
-    double low_high = 0, high_low = 0, high_high = 0;
+    double terms = 0;
     for (int term = 0; term < 8; ++term) {
         const auto &a = *cell.a[term], &b = *cell.b[term];
-        low_high += static_cast<double>(a.low) * b.high;
-        high_low += static_cast<double>(a.high) * b.low;
-        high_high += static_cast<double>(a.high) * b.high;
+        terms += static_cast<double>(pass == 0 ? a.low : a.high) * (pass == 1 ? b.low : b.high);
     }
-    rest = cut_sum(cut_sum(rest, low_high), high_low);
-    sum = cut_sum(sum, high_high);
+    float& out = pass < 2 ? rest : sum;
+    out = cut_sum(out, terms);
 }
+template <int pass>
 inline void add_cell(double& sum, double&, const CellTerms<double>& cell) {
-    for (int term = 0; term < 8; ++term) sum += cell.a[term]->all * cell.b[term]->all;
+    for (int term = 0; pass == 2 && term < 8; ++term) {
+        sum += cell.a[term]->all * cell.b[term]->all;
+    }
 }
 
 // left(lane) and right(lane): what that lane holds.
-template <class T, class Lefts, class Rights>
+template <int pass, class T, class Lefts, class Rights>
 inline void add_product_of_lane(Sums<T>& sums, Sums<T>& rest, const Lefts& left,
                                 const Rights& right, int lane) {
     for (int e = 0; e < 4; ++e) {
         const int row = lane / 4 + 8 * (e / 2), column = 2 * (lane % 4) + e % 2;
-        add_cell(sums.at[e], rest.at[e], factors_of_cell<T>(left, right, row, column));
+        add_cell<pass>(sums.at[e], rest.at[e], factors_of_cell<T>(left, right, row, column));
     }
 }
 
-template <class T>
+template <int pass, class T>
 inline void add_product(HostWarp::Reg<Sums<T>>& sums, HostWarp::Reg<Sums<T>>& rest,
                         const HostWarp::Reg<Left<T>>& left,
                         const HostWarp::Reg<Right<T>>& right) {
     const auto lefts = [&](int lane) -> const Left<T>& { return left[lane]; };
     const auto rights = [&](int lane) -> const Right<T>& { return right[lane]; };
     HostWarp::each(
-        [&](int lane) { add_product_of_lane(sums[lane], rest[lane], lefts, rights, lane); });
+        [&](int lane) { add_product_of_lane<pass>(sums[lane], rest[lane], lefts, rights, lane); });
 }
 
 #endif
 
 #ifdef __CUDACC__
-template <class T>
+template <int pass, class T>
 FASTSEQ_FN void add_product(DeviceWarp::Reg<Sums<T>>& sums, DeviceWarp::Reg<Sums<T>>& rest,
                             const DeviceWarp::Reg<Left<T>>& left,
                             const DeviceWarp::Reg<Right<T>>& right) {
-    add_product(sums.value, rest.value, left.value, right.value);
+    add_product<pass>(sums.value, rest.value, left.value, right.value);
 }
 #endif
 

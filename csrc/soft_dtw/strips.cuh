@@ -23,18 +23,24 @@ FASTSEQ_FN bool aligned(const T* address) {
     return reinterpret_cast<unsigned long long>(address) % 16 == 0;
 }
 
-// Frames of the strip and of block `block`'s columns.
+// Whether four channels can be read and written at once.
 template <class T>
-FASTSEQ_FN Frames<T> rows_of(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
-                             const T* centre) {
-    const int i = strip.first_row;
-    return {p.x_row(b, i), strip.real - i, p.channels, p.channels % 4 == 0 && aligned(p.x), centre};
+FASTSEQ_FN bool in_quads(const Problem<Embeddings<T>>& p) {
+    return p.channels % 4 == 0 && aligned(p.x) && aligned(p.y);
 }
-template <class T>
-FASTSEQ_FN Frames<T> columns_of(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
-                                int block, const T* centre) {
+
+// Frames of the strip and of block `block`'s columns.
+template <bool quads, class T>
+FASTSEQ_FN Frames<T, quads> rows_of(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
+                                    const T* centre) {
+    const int i = strip.first_row;
+    return {p.x_row(b, i), strip.real - i, p.channels, centre};
+}
+template <bool quads, class T>
+FASTSEQ_FN Frames<T, quads> columns_of(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
+                                       int block, const T* centre) {
     const int j = block * kLanes;
-    return {p.y_row(b, j), strip.m - j, p.channels, p.channels % 4 == 0 && aligned(p.y), centre};
+    return {p.y_row(b, j), strip.m - j, p.channels, centre};
 }
 
 // Of a kernel, on the device or simulated.
@@ -65,7 +71,7 @@ template <class T>
 FASTSEQ_FN void find_centre(const Problem<Costs<T>>&, const Strip&, int, T*) {}
 template <class T>
 FASTSEQ_FN void find_centre(const Problem<Embeddings<T>>& p, const Strip& strip, int b, T* centre) {
-    mean_frame(rows_of(p, strip, b, centre), centre, threadIdx.x, blockDim.x);
+    mean_frame(rows_of<false>(p, strip, b, centre), centre, threadIdx.x, blockDim.x);
 }
 
 template <class T>
@@ -75,11 +81,10 @@ FASTSEQ_FN void cost_block(const Problem<Costs<T>>& p, const Strip& strip, int b
     copy_costs(p.cost_at(b, i, j), p.columns, strip.real - i, strip.m - j, thread, scale, out);
 }
 
-template <class T>
-FASTSEQ_FN void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block,
-                           T scale, T* out, CostParts<T>& parts, const T* centre, int thread) {
+template <bool quads, class T>
+FASTSEQ_FN void cost_block_of(const Frames<T, quads>& x, const Frames<T, quads>& y, T scale, T* out,
+                              CostParts<T>& parts, int thread) {
     const int warp = thread / kLanes, side = warp % 2, half = warp / 2;
-    const Frames<T> x = rows_of(p, strip, b, centre), y = columns_of(p, strip, b, block, centre);
     Distances<DeviceWarp, T> d;
     distances<DeviceWarp>(x, y, side, half, d);
     if (half == 1) leave_part<DeviceWarp>(d, side, parts);
@@ -89,6 +94,21 @@ FASTSEQ_FN void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, 
     if (sizeof(T) == 8) return;
     meet<1, kCostThreads>();
     if (parts.close) write_differences(x, y, thread, scale, out);
+}
+
+template <class T>
+FASTSEQ_FN void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block,
+                           T scale, T* out, CostParts<T>& parts, const T* centre, int thread) {
+    const auto in = [&](auto quads) {
+        constexpr bool yes = decltype(quads)::value;
+        cost_block_of(rows_of<yes>(p, strip, b, centre), columns_of<yes>(p, strip, b, block, centre),
+                      scale, out, parts, thread);
+    };
+    if (in_quads(p)) {
+        in(Known<true>());
+    } else {
+        in(Known<false>());
+    }
 }
 
 #endif

@@ -69,40 +69,63 @@ FASTSEQ_FN Strip make_strip(int index, int rows, int columns, long long given_n,
             larger(0, m - n) + reach, n, opens};
 }
 
+// Something that is known when a template is compiled, as an argument.
+template <bool known>
+struct Known {
+    static constexpr bool value = known;
+};
+
+// Steps are unrolled by so many.
+constexpr int kSteps = 8;
+
+// A border of 32 columns that is all at hand, for a wave: column k, after open(k) for the first of
+// eight.
+template <class W, class T>
+struct Held {
+    typename W::template Reg<T> now;
+    FASTSEQ_FN void open(int) {}
+    FASTSEQ_FN T at(int k) const { return W::broadcast(now, k); }
+};
+
 // What passes from cell to cell, one per lane.
 template <class W, class Kind>
 using States = typename W::template Reg<typename Kind::State>;
 
 // Steps begin <= k < end of one phase of the recursion. `costs` is a ring of blocks in units u;
-// top(k) is h above lane 0 at column 32 t + k; h and v pass from phase to phase;
+// top.at(k) is h above lane 0 at column 32 t + k; h and v pass from phase to phase;
 // sink(lane, k, row, j, cell) takes the cells.
 template <class W, class Kind, int ring, bool inner, class Top, class Sink>
 FASTSEQ_FN void wave(const Strip& strip, int t, int begin, int end,
                      const typename Kind::State* costs, typename Kind::State penalty,
-                     const Top& top, States<W, Kind>& h, States<W, Kind>& v, const Sink& sink) {
+                     Top& top, States<W, Kind>& h, States<W, Kind>& v, const Sink& sink) {
     const auto* here = ring_block<ring>(costs, t);
     const auto* before = ring_block<ring>(costs, t - 1);
-    FASTSEQ_UNROLL(8)
-    for (int k = begin; k < end; ++k) {
-        const auto above = W::from_above(h, top(k));
-        W::each([&](int lane) {
-            const Row row = strip.row(lane);
-            const int j = kLanes * t + k - lane;
-            const auto* block = k >= lane ? here : before + kLanes;
-            const auto u = block[lane * (kLanes - 1) + k];
-            const auto cell =
-                Kind::template cell<inner>(row, j, u, above[lane], h[lane], v[lane], penalty);
-            h[lane] = cell.h;
-            v[lane] = cell.v;
-            sink(lane, k, row, j, cell);
-        });
+    FASTSEQ_UNROLL(1)
+    for (int first = begin; first < end; first += kSteps) {
+        top.open(first);
+        FASTSEQ_UNROLL(8)
+        for (int step = 0; step < kSteps; ++step) {
+            const int k = first + step;
+            const auto above = W::from_above(h, top.at(k));
+            W::each([&](int lane) {
+                const Row row = strip.row(lane);
+                const int j = kLanes * t + k - lane;
+                const auto* block = k >= lane ? here : before + kLanes;
+                const auto u = block[lane * (kLanes - 1) + k];
+                const auto cell =
+                    Kind::template cell<inner>(row, j, u, above[lane], h[lane], v[lane], penalty);
+                h[lane] = cell.h;
+                v[lane] = cell.v;
+                sink(lane, k, row, j, cell);
+            });
+        }
     }
 }
 
-// Forward: `sum` gathers the value; put(j, h) takes the last lane's h.
+// Forward: `sum` gathers the value; put(j, h, inner) takes the last lane's h.
 template <class W, class Kind, int ring, class Top, class Put>
 FASTSEQ_FN void forward_phase(const Strip& strip, int t, const typename Kind::State* costs,
-                              typename Kind::State penalty, const Top& top, States<W, Kind>& h,
+                              typename Kind::State penalty, Top& top, States<W, Kind>& h,
                               States<W, Kind>& v, typename W::template Reg<double>& sum,
                               const Put& put) {
     using Cell = typename Kind::Cell;
@@ -112,7 +135,7 @@ FASTSEQ_FN void forward_phase(const Strip& strip, int t, const typename Kind::St
         wave<W, Kind, ring, true>(strip, t, 0, kLanes, costs, penalty, top, h, v,
                                   [&](int lane, int, const Row& row, int j, const Cell& cell) {
                                       Kind::inner_term(row, j, cell, term[lane]);
-                                      if (lane == kLanes - 1) put(j, cell.h);
+                                      if (lane == kLanes - 1) put(j, cell.h, Known<true>());
                                   });
         W::each([&](int lane) { sum[lane] += static_cast<double>(term[lane]); });
         return;
@@ -123,7 +146,7 @@ FASTSEQ_FN void forward_phase(const Strip& strip, int t, const typename Kind::St
             if (j >= row.first && j <= row.last) {
                 sum[lane] += static_cast<double>(Kind::value_term(strip.n, strip.m, row, j, cell));
             }
-            if (lane == kLanes - 1) put(j, cell.h);
+            if (lane == kLanes - 1) put(j, cell.h, Known<false>());
         });
 }
 
@@ -132,7 +155,7 @@ FASTSEQ_FN void forward_phase(const Strip& strip, int t, const typename Kind::St
 template <class W, class Kind, int ring, class Top>
 FASTSEQ_FN void weigh_steps(const Strip& strip, int t, int begin, int end,
                             const typename Kind::State* costs, typename Kind::State penalty,
-                            const Top& top, States<W, Kind>& h, States<W, Kind>& v,
+                            Top& top, States<W, Kind>& h, States<W, Kind>& v,
                             typename Kind::Number* weights) {
     using T = typename Kind::Number;
     using Cell = typename Kind::Cell;
@@ -166,41 +189,47 @@ struct Flux {
 };
 
 // Backward, second half, right to left: E_ij gathers what its successors hand back. A row hands up
-// to column j its E_ij p_up and, with it, E_i,j+1 p_diag. bottom(k): the same from the strip below
-// at column 32 t + k - 31. E goes to the ring `es` of three; put(j, flux) takes what lane 0 hands up.
+// to column j its E_ij p_up and, with it, E_i,j+1 p_diag. bottom.at(k): the same from the strip below
+// at column 32 t + k - 31. E goes to the ring `es` of three; put(j, flux, inner) takes what lane 0
+// hands up.
 template <class W, class Kind, bool inner, class T, class Bottom, class Put>
-FASTSEQ_FN void flux_steps(const Strip& strip, int t, const T* weights, const Bottom& bottom, T grad,
+FASTSEQ_FN void flux_steps(const Strip& strip, int t, const T* weights, Bottom& bottom, T grad,
                            Flux<W, T>& flux, T* es, const Put& put) {
     T* here = ring_block<3, kEBlock>(es, t);
     T* before = ring_block<3, kEBlock>(es, t - 1);
-    FASTSEQ_UNROLL(8)
-    for (int k = kLanes - 1; k >= 0; --k) {
-        const auto below = W::from_below(flux.up, bottom(k));
-        W::each([&](int lane) {
-            const Row row = strip.row(lane);
-            const int j = kLanes * t + k - lane;
-            const T p_diag = weights[k * kLanes + lane];
-            const T p_up = weights[kBlock + k * kLanes + lane];
-            const T rest = T(1) - (p_diag + p_up);
-            const T p_left = rest < T(0) ? T(0) : rest;  // keeps NaN
-            T e = below[lane] + flux.left[lane];
-            if (!inner && !(j >= row.first && j <= row.last)) e = T(0);
-            if (!inner && row.i == strip.n - 1 && j == strip.m - 1) e = grad;
-            if constexpr (Kind::given) {
-                if (p_diag < T(0)) e = T(0);  // no path leads here, whatever comes back, NaN too
-            }
-            flux.left[lane] = e * p_left;
-            flux.up[lane] = fused(e, p_up, flux.diag[lane]);
-            flux.diag[lane] = e * p_diag;
-            T* block = k >= lane ? here : before + kLanes;
-            block[lane * (kEPitch - 1) + k] = !inner && row.closes ? T(0) : e;
-            if (lane == 0) put(j, flux.up[lane]);
-        });
+    FASTSEQ_UNROLL(1)
+    for (int last = kLanes - 1; last >= 0; last -= kSteps) {
+        bottom.open(last);
+        FASTSEQ_UNROLL(8)
+        for (int step = 0; step < kSteps; ++step) {
+            const int k = last - step;
+            const auto below = W::from_below(flux.up, bottom.at(k));
+            W::each([&](int lane) {
+                const Row row = strip.row(lane);
+                const int j = kLanes * t + k - lane;
+                const T p_diag = weights[k * kLanes + lane];
+                const T p_up = weights[kBlock + k * kLanes + lane];
+                const T rest = T(1) - (p_diag + p_up);
+                const T p_left = rest < T(0) ? T(0) : rest;  // keeps NaN
+                T e = below[lane] + flux.left[lane];
+                if (!inner && !(j >= row.first && j <= row.last)) e = T(0);
+                if (!inner && row.i == strip.n - 1 && j == strip.m - 1) e = grad;
+                if constexpr (Kind::given) {
+                    if (p_diag < T(0)) e = T(0);  // no path leads here, whatever comes back
+                }
+                flux.left[lane] = e * p_left;
+                flux.up[lane] = fused(e, p_up, flux.diag[lane]);
+                flux.diag[lane] = e * p_diag;
+                T* block = k >= lane ? here : before + kLanes;
+                block[lane * (kEPitch - 1) + k] = !inner && row.closes ? T(0) : e;
+                if (lane == 0) put(j, flux.up[lane], Known<inner>());
+            });
+        }
     }
 }
 
 template <class W, class Kind, class T, class Bottom, class Put>
-FASTSEQ_FN void flux_phase(const Strip& strip, int t, const T* weights, const Bottom& bottom, T grad,
+FASTSEQ_FN void flux_phase(const Strip& strip, int t, const T* weights, Bottom& bottom, T grad,
                            Flux<W, T>& flux, T* es, const Put& put) {
     if (strip.inner(t)) {
         flux_steps<W, Kind, true>(strip, t, weights, bottom, grad, flux, es, put);

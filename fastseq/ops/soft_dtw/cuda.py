@@ -87,8 +87,8 @@ def backward(
     polled = _polled(states, done + 4)
     h = kept.data_ptr() + 8 * batch * strips
     call = _call((x, y, cost, lengths_x, lengths_y, gammas, bands), opts, h, states, polled)
-    start = polled.data_ptr()
-    buffers = (*map(_pointer, (grad.contiguous(), dx, dy, dcost)), start, start + flux, start + done)
+    grad, start = grad.contiguous(), polled.data_ptr()
+    buffers = *map(_pointer, (grad, dx, dy, dcost)), start, start + flux, start + done
     _build().soft_dtw_backward(call, *buffers)
     return dx, dy, dcost
 

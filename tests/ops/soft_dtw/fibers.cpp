@@ -9,12 +9,12 @@
 namespace fastseq {
 namespace soft_dtw {
 
-template <class T>
+template <int pass, class T>
 void add_product(DeviceWarp::Reg<Sums<T>>& sums, DeviceWarp::Reg<Sums<T>>& rest,
                  const DeviceWarp::Reg<Left<T>>& left, const DeviceWarp::Reg<Right<T>>& right) {
     const std::pair<Left<T>, Right<T>> mine{left.value, right.value};
     const auto all = fibers::of_all_lanes(mine);
-    add_product_of_lane(
+    add_product_of_lane<pass>(
         sums.value, rest.value, [&](int lane) -> const Left<T>& { return all[lane]->first; },
         [&](int lane) -> const Right<T>& { return all[lane]->second; }, threadIdx.x % kLanes);
     fibers::arrive(fibers::warp(), 32);  // the others read what this one holds

@@ -30,7 +30,7 @@ void find_centre(const Problem<Costs<T>>&, const Strip&, int, Centre<Costs<T>>&)
 template <class T>
 void find_centre(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
                  Centre<Embeddings<T>>& centre) {
-    mean_frame(rows_of(p, strip, b, centre.at), centre.at, 0, 1);
+    mean_frame(rows_of<false>(p, strip, b, centre.at), centre.at, 0, 1);
 }
 
 template <class T>
@@ -46,8 +46,8 @@ void cost_block(const Problem<Costs<T>>& p, const Strip& strip, int b, int block
 template <class T>
 void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block,
                 const Centre<Embeddings<T>>& centre, T* out) {
-    const Frames<T> x = rows_of(p, strip, b, centre.at);
-    const Frames<T> y = columns_of(p, strip, b, block, centre.at);
+    const auto x = rows_of<false>(p, strip, b, centre.at);
+    const auto y = columns_of<false>(p, strip, b, block, centre.at);
     CostParts<T> parts;
     bool close = false;
     for (int side = 0; side < 2; ++side) {
@@ -60,6 +60,17 @@ void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int 
     for (int thread = 0; close && thread < kCostThreads; ++thread) {
         write_differences(x, y, thread, p.scale(b), out);
     }
+}
+
+// 32 columns of a border, 0 where there are none.
+template <class T>
+Held<HostWarp, T> held(const T* border, int first, int width) {
+    Held<HostWarp, T> out;
+    for (int k = 0; k < kLanes; ++k) {
+        const int j = first + k;
+        out.now[k] = border && j >= 0 && j < width ? border[j] : T(0);
+    }
+    return out;
 }
 
 template <class Kind>
@@ -77,9 +88,6 @@ void forward(const Problem<Kind>& p, typename Kind::Number* value) {
             Reg<State> h{}, v{};
             Reg<double> sum{};
             State* below = p.border(p.h, b, s);
-            const auto top = [&](int j) {
-                return s && j < p.width() ? (below - p.width())[j] : State(0);
-            };
             for (int t = strip.first_phase(); t <= strip.last_phase(); ++t) {
                 if (strip.has_block(t)) {
                     cost_block(p, strip, b, t, centre, ring_block<3>(costs.at, t));
@@ -88,12 +96,11 @@ void forward(const Problem<Kind>& p, typename Kind::Number* value) {
                     p.state(b, s, t)[lane] = h[lane];
                     p.state(b, s, t)[kLanes + lane] = v[lane];
                 }
-                forward_phase<HostWarp, Kind, 3>(
-                    strip, t, costs.at, p.scaled_penalty(b),
-                    [&](int k) { return top(t * kLanes + k); }, h, v, sum,
-                    [&](int j, State value) {
-                        if (j >= 0 && j < p.width()) below[j] = value;
-                    });
+                auto top = held(s ? below - p.width() : nullptr, t * kLanes, p.width());
+                forward_phase<HostWarp, Kind, 3>(strip, t, costs.at, p.scaled_penalty(b), top, h, v,
+                                                 sum, [&](int j, State value, auto) {
+                                                     if (j >= 0 && j < p.width()) below[j] = value;
+                                                 });
             }
             total = total + HostWarp::sum<1, kLanes>(sum)[0];
             if (strip.is_last()) value[b] = Kind::value(total, p.scale(b));
@@ -115,8 +122,8 @@ void block_gradients(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
                      const T* es, const Centre<Embeddings<T>>& centre, T* dx, T* dy, T*) {
     const int i = strip.first_row, j = block * kLanes;
     if (!any_flux<HostWarp>(es)) return;
-    const Frames<T> x = rows_of(p, strip, b, centre.at);
-    const Frames<T> y = columns_of(p, strip, b, block, centre.at);
+    const auto x = rows_of<false>(p, strip, b, centre.at);
+    const auto y = columns_of<false>(p, strip, b, block, centre.at);
     for (int chunk = 0; 32 * chunk < p.channels; ++chunk) {
         gradients<HostWarp, false>(es, x, y, chunk, dx + (p.x_row(b, i) - p.x),
                                    p.rows - i, false, [] {});
@@ -157,24 +164,18 @@ void backward(const Problem<Kind>& p, const T* grad, T* dx, T* dy, T* dcost) {
                     h[lane] = p.state(b, s, t)[lane];
                     v[lane] = p.state(b, s, t)[kLanes + lane];
                 }
-                const State* top = p.border(p.h, b, s) - p.width();
-                const auto top_at = [&](int k) {
-                    const int j = t * kLanes + k;
-                    return s && j < p.width() ? top[j] : State(0);
-                };
+                auto top = held(s ? p.border(p.h, b, s - 1) : nullptr, t * kLanes, p.width());
                 for (int begin = 0; begin < kLanes; begin += kLanes / 2) {
                     weigh_steps<HostWarp, Kind, 3>(strip, t, begin, begin + kLanes / 2, costs.at,
-                                                   p.scaled_penalty(b), top_at, h, v, weights);
+                                                   p.scaled_penalty(b), top, h, v, weights);
                 }
-                flux_phase<HostWarp, Kind>(
-                    strip, t, weights,
-                    [&](int k) {
-                        const int j = t * kLanes + k - (kLanes - 1);
-                        return !strip.is_last() && j >= 0 && j < p.width() ? below[j] : T(0);
-                    },
-                    (Kind::given ? 1 : 2) * grad[b], flux, es.at, [&](int j, T value) {
-                        if (j < p.width()) above[j] = value;
-                    });
+                auto bottom = held(strip.is_last() ? nullptr : below.data(),
+                                   (t - 1) * kLanes + 1, p.width());
+                flux_phase<HostWarp, Kind>(strip, t, weights, bottom,
+                                           (Kind::given ? 1 : 2) * grad[b], flux, es.at,
+                                           [&](int j, T value, auto) {
+                                               if (j < p.width()) above[j] = value;
+                                           });
                 if (strip.has_block(t)) {
                     block_gradients(p, strip, b, t, ring_block<3, kEBlock>(es.at, t), centre, dx, dy,
                                     dcost);
