@@ -1,9 +1,11 @@
 """Soft dynamic time warping, its expected alignment, and hard DTW."""
 
+from fastseq.ops.soft_dtw.local import dtw_local_path_from_cost
 from fastseq.ops.soft_dtw.op import soft_dtw, soft_dtw_alignment, soft_dtw_from_cost
 from fastseq.ops.soft_dtw.path import dtw_path, dtw_path_from_cost
 
 __all__ = [
+    "dtw_local_path_from_cost",
     "dtw_path",
     "dtw_path_from_cost",
     "soft_dtw",

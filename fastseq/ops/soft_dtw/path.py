@@ -74,6 +74,20 @@ def dtw_path_from_cost(
     """
     op = "dtw_path"
     bandwidth = check_bandwidth(op, bandwidth)
+    cost = checked_costs(op, cost)
+    steps, total = _steps(cost, *band_limits(*cost.shape, bandwidth))
+    i, j = cost.shape[0] - 1, cost.shape[1] - 1
+    path = [(i, j)]
+    while i or j:
+        step = steps[i, j]
+        i -= step != _RIGHT
+        j -= step != _DOWN
+        path.append((i, j))
+    return torch.tensor(path[::-1]), float(total)
+
+
+def checked_costs(op: str, cost: Tensor | np.ndarray) -> np.ndarray:
+    """The costs (T, S) as contiguous float64 in host memory."""
     if not isinstance(cost, Tensor | np.ndarray):
         raise TypeError(f"{op}: cost must be a tensor or an array, got {type(cost).__name__}")
     if isinstance(cost, Tensor):
@@ -85,15 +99,7 @@ def dtw_path_from_cost(
         )
     if not np.isfinite(cost).all():
         raise ValueError(f"{op}: the costs hold NaN or infinity; expected finite numbers")
-    steps, total = _steps(cost, *band_limits(*cost.shape, bandwidth))
-    i, j = cost.shape[0] - 1, cost.shape[1] - 1
-    path = [(i, j)]
-    while i or j:
-        step = steps[i, j]
-        i -= step != _RIGHT
-        j -= step != _DOWN
-        path.append((i, j))
-    return torch.tensor(path[::-1]), float(total)
+    return cost
 
 
 def _steps(cost: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.floating]:
