@@ -14,6 +14,7 @@ from training import align as align_command
 from training.evaluation.alignment import (
     EARNING_SHARE,
     OUTSIDE,
+    _without_still_ends,
     align,
     align_open,
     centred,
@@ -48,6 +49,25 @@ def test_score_is_the_sum_of_what_the_pairs_earn():
     earned = similarity[found.i, found.j].astype(float) - found.threshold
     assert found.score == pytest.approx(earned.sum(), rel=1e-6)
     assert found.similarity == pytest.approx(similarity[found.i, found.j].mean(), rel=1e-5)
+
+
+def test_a_video_that_stands_still_at_an_end_has_ended():
+    """Of the frames that all go with one, at either end, only the innermost is kept."""
+    hold = np.concatenate([np.full(8, 0.5), np.linspace(0.5, 2.5, 21), np.full(6, 2.5)])
+    once = np.linspace(0.5, 2.5, 21)
+    for a, b in ((hold, once), (once, hold)):
+        found = align_open(embedded("a", a), embedded("b", b), threshold=0.995)
+        rows, still = (found.i, found.j) if len(a) > len(b) else (found.j, found.i)
+        assert 6 <= rows[0] <= 9
+        assert 27 <= rows[-1] <= 30
+        assert still[0] <= 1
+        assert still[-1] >= 19
+    # One frame against a video of its kind: nothing moves, all of it is kept.
+    found = align_open(embedded("a", [1.0]), embedded("b", [2.9, 1.0, 1.0, 0.1]), threshold=0.9)
+    assert found.j.tolist() == [1, 2]
+    # Down, then to the right: the corner.
+    path = np.array([[0, 0], [1, 0], [2, 0], [2, 1], [2, 2]])
+    assert _without_still_ends(path).tolist() == [[2, 0]]
 
 
 def test_nothing_above_the_threshold():

@@ -48,22 +48,32 @@ def align_open(a: EmbeddedVideo, b: EmbeddedVideo, threshold: float | None = Non
     """Align the parts of two embedded videos that go together; what is before and behind stays out.
 
     Each pair of the path earns its cosine similarity less the threshold, and the path with the
-    highest sum, the score, wins: :func:`fastseq.ops.soft_dtw.dtw_local_path_from_cost`. Unless
-    given, the threshold is the similarity that EARNING_SHARE of all pairs of frames exceed.
+    highest sum wins: :func:`fastseq.ops.soft_dtw.dtw_local_path_from_cost`. Unless given, the
+    threshold is the similarity that EARNING_SHARE of all pairs of frames exceed. Where at an end of
+    the path one video stands still on a frame, only the innermost pair is kept: there that video
+    has ended, or not begun. The score is the sum over the pairs that are left.
 
     Raises UserError when no pair exceeds the threshold.
     """
     similarity = a.embeddings @ b.embeddings.T
     if threshold is None:
         threshold = float(np.quantile(similarity, 1 - EARNING_SHARE))
-    path, score = dtw_local_path_from_cost(-similarity, threshold=-threshold)
+    path, _ = dtw_local_path_from_cost(-similarity, threshold=-threshold)
     if not len(path):
         raise UserError(
             f"no frame of {a.record.id} and {b.record.id} has a similarity above {threshold:.4f}; "
             f"the highest is {similarity.max():.4f}: give a lower threshold"
         )
-    found = _alignment(a, b, similarity, path.numpy())
+    found = _alignment(a, b, similarity, _without_still_ends(path.numpy()))
+    score = float((similarity[found.i, found.j] - threshold).sum(dtype=np.float64))
     return replace(found, threshold=threshold, score=score)
+
+
+def _without_still_ends(path: np.ndarray) -> np.ndarray:
+    """The path less its first and last runs of pairs with the same frame but the inmost of them."""
+    first = (path == path[0]).sum(axis=0).max() - 1
+    last = len(path) - (path == path[-1]).sum(axis=0).max()
+    return path[first : last + 1] if first <= last else path
 
 
 def _alignment(

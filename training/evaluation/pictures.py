@@ -116,7 +116,7 @@ def side_by_side(panels: Sequence[Panel], *, height: int = 240) -> Iterator[np.n
     pad, caption, bar_height = 8, 40, 12
     font = _font(12)
     widths = [
-        max(150, round(panel.frames.shape[2] * height / panel.frames.shape[1])) for panel in panels
+        max(180, round(panel.frames.shape[2] * height / panel.frames.shape[1])) for panel in panels
     ]
     total = sum(widths) + pad * (len(panels) + 1)
     tall = caption + height + bar_height + pad

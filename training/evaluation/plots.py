@@ -49,7 +49,7 @@ def similarity_map(
     i, j = a.frames[path[0]], b.frames[path[1]]
     rows, columns = similarity.shape
     longest = max(rows, columns)
-    figure = _figure(2.2 + 4.6 * columns / longest, 1.4 + 4.6 * rows / longest)
+    figure = _figure(2.8 + 4.6 * columns / longest, 1.4 + 4.6 * rows / longest)
     axes = figure.subplots()
     image = axes.imshow(similarity, cmap="cividis", vmax=1.0, aspect="equal", origin="upper")
     axes.plot(j, i, color="white", linewidth=3.5)
