@@ -12,7 +12,7 @@ from training.evaluation.embed import EmbeddedVideo
 from training.support.command import UserError
 
 # The share of all pairs of frames that earn something in an open alignment where no threshold is
-# given. On golf swings (README) a tenth loses parts of the action, a third keeps what is none.
+# given. On golf swings (README) a tenth leaves too much out, 3 tenths too little.
 EARNING_SHARE = 0.2
 OUTSIDE = -1
 
