@@ -78,8 +78,8 @@ def build_ddtw(case: Case, *, costs: bool = False):
 
 
 def build_dtw_loss_functions(case: Case, *, implementation: str):
-    """ "mag": pytorch-softdtw-cuda, "ron": sdtw-cuda-torch, as the package holds them; its third,
-    pysdtw, is the package of that name."""
+    """The package holds pytorch-softdtw-cuda ("mag") and sdtw-cuda-torch ("ron"), which are not in
+    the registry; its third, pysdtw, is the package of that name."""
     try:
         from dtw_loss_functions.soft_dtw import soft_dtw
     except ImportError:
