@@ -10,20 +10,24 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.soft_dtw.numba_absolute import backward_absolute, forward_absolute
-from fastseq.ops.soft_dtw.numba_kernels import LANES, STEPS, backward_strips, forward_strips
+from fastseq.ops.soft_dtw.numba_kernels import backward_strips, forward_strips
+from fastseq.ops.soft_dtw.numba_wave import LANES, STEPS
 from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
 
 CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
 
 
-def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
+def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
     """Values (N,) and what the backward needs: H of each strip's last row, H and V at the start
-    of each block. Of pairs with infinite costs, if there are any, also their numbers and R."""
-    p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
+    of each block, of a free end the shares of the last row. Of pairs with infinite costs, if there
+    are any, also their numbers and R."""
+    p = _Problem(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     below = p.new(p.batch, p.strips, p.m)
     state = p.new(p.batch, p.strips, p.blocks if any(needs) else 0, 2, LANES)
     parts = np.zeros((p.batch, p.strips))
-    p.run(forward_strips, _numpy(below), _numpy(state), parts)
+    columns = p.m if opts.end_free else 0
+    bottoms, shares = np.empty((p.batch, p.strips, columns)), np.empty((p.batch, columns))
+    p.run(forward_strips, _numpy(below), _numpy(state), bottoms, shares, parts)
     value = parts.sum(1) * p.unit
     extra = ()
     if cost is not None and not np.isfinite(value).all():
@@ -34,15 +38,15 @@ def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
         value[numbers] = part
         extra = torch.from_numpy(numbers), torch.from_numpy(r)
     value = torch.from_numpy(value).to(below.dtype)
-    return (value, below, state, *extra) if any(needs) else (value,)
+    return (value, below, state, torch.from_numpy(shares), *extra) if any(needs) else (value,)
 
 
 def backward(
-    grad, x, y, cost, lengths_x, lengths_y, *saved, opts: SoftDTWOptions, needs
+    grad, x, y, cost, lengths_x, lengths_y, gammas, bands, *saved, opts: SoftDTWOptions, needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, y and cost, None where there is no such input or it is not needed."""
-    p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
-    below, state, *extra = saved
+    p = _Problem(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
+    below, state, shares, *extra = saved
     flow = torch.empty(p.batch, p.strips, p.m, dtype=torch.float64)
     # Not torch.zeros: its threads would spin on the processors that ours are about to need.
     outputs = [torch.from_numpy(np.zeros_like(a)) for a in (p.x, p.y, p.cost)]
@@ -52,7 +56,7 @@ def backward(
         p.run_absolute(backward_absolute, numbers, r, _numpy(grad)[numbers], part)
         p.n_real = p.n_real.copy()
         p.n_real[numbers] = 0  # done
-    p.run(backward_strips, *map(_numpy, (below, state, grad, flow, *outputs)))
+    p.run(backward_strips, *map(_numpy, (below, state, shares, grad, flow, *outputs)))
     dx, dy, dcost = outputs
     if extra:
         dcost.numpy()[numbers] = part
@@ -64,7 +68,7 @@ def backward(
 class _Problem:
     """One call in the form that the kernels want."""
 
-    def __init__(self, x, y, cost, lengths_x, lengths_y, opts):
+    def __init__(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts):
         given = cost if x is None else x
         self.batch, self.n = given.shape[:2]
         self.m = cost.shape[2] if x is None else y.shape[1]
@@ -75,13 +79,15 @@ class _Problem:
         )
         self.n_real = _lengths(lengths_x, self.batch, self.n)
         self.m_real = _lengths(lengths_y, self.batch, self.m)
+        widths = [opts.bandwidth] * self.batch if bands is None else bands.tolist()
         limits = [
-            band_limits(int(n), int(m), opts.bandwidth)
-            for n, m in zip(self.n_real, self.m_real, strict=True)
+            band_limits(int(n), int(m), width)
+            for n, m, width in zip(self.n_real, self.m_real, widths, strict=True)
         ]
         self.band = np.array(limits, np.int64).reshape(self.batch, 2)
-        self.gamma = opts.gamma
-        self.unit = opts.gamma * np.log(2)
+        self.gamma = np.full(self.batch, opts.gamma) if gammas is None else _numpy(gammas)
+        self.unit = self.gamma * np.log(2)
+        self.warp_penalty, self.ends = opts.warp_penalty, (opts.begin_free, opts.end_free)
         self.strips = -(-self.n // LANES)
         self.blocks = -(-(self.m + LANES - 1) // STEPS)
 
@@ -92,19 +98,22 @@ class _Problem:
         """``kernel`` on every strip; the caller's thread is one of the workers."""
         if not self.batch or not self.strips or not self.m:
             return
-        scale = _numpy(torch.tensor(1 / self.unit, dtype=self.dtype))[()]
+        scale, penalty = 1 / self.unit, None
+        if self.warp_penalty:  # kernels of their own
+            penalty = (self.warp_penalty * scale).astype(self.x.dtype)
         cells = int((self.n_real * self.m_real).sum())
         workers = min(
             torch.get_num_threads(), self.batch * self.strips, 1 + cells // CELLS_PER_THREAD
         )
         counter, progress = np.zeros(1, np.int64), np.zeros(self.batch * self.strips, np.int64)
-        problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band, scale)
+        problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band)
+        problem = (*problem, scale.astype(self.x.dtype), penalty, self.ends[0])
         _in_threads(lambda: kernel(problem, counter, progress, *arrays), workers)
 
     def run_absolute(self, kernel: Callable, numbers: np.ndarray, *arrays: np.ndarray) -> None:
         """``kernel`` on some pairs; one thread works on each."""
-        parts = (t[numbers] for t in (self.cost, self.n_real, self.m_real, self.band))
-        problem, counter = (*parts, float(self.gamma)), np.zeros(1, np.int64)
+        parts = (t[numbers] for t in (self.cost, self.n_real, self.m_real, self.band, self.gamma))
+        problem, counter = (*parts, self.warp_penalty, *self.ends), np.zeros(1, np.int64)
         workers = min(torch.get_num_threads(), len(numbers))
         _in_threads(lambda: kernel(problem, counter, *arrays), workers)
 

@@ -1,8 +1,8 @@
 """What the kernels of the numba backend are made of: 2^x and log2 that vectorise (numba has no
 vector library of its own), the weights of one cell, and how threads wait for each other.
 
-numba's cache looks at the file of a compiled function alone: after an edit here, touch
-numba_kernels.py.
+numba's cache looks at the file of a compiled function alone: after an edit here, in numba_wave.py
+or in numba_costs.py, touch numba_kernels.py.
 """
 
 import math
@@ -125,6 +125,29 @@ def _log2_1p(t):
         return p * z + (_ONE if high else _ONE - _ONE)
 
     return fp32
+
+
+def warped(score, penalty):
+    raise NotImplementedError
+
+
+@overload(warped)
+def _warped(score, penalty):
+    """The score of a step that is not diagonal; None: no penalty, and no code for one either."""
+    if penalty == types.none:
+        return lambda score, penalty: score
+    return lambda score, penalty: score + penalty
+
+
+def of_pair(values, b):
+    raise NotImplementedError
+
+
+@overload(of_pair)
+def _of_pair(values, b):
+    if values == types.none:
+        return lambda values, b: None
+    return lambda values, b: values[b]
 
 
 if sys.platform == "win32":
