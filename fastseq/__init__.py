@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from fastseq.ops.lav import lav_loss
     from fastseq.ops.queue_nce import queue_nce
     from fastseq.ops.scl import scl_loss
-    from fastseq.ops.soft_dtw import dtw_path, soft_dtw, soft_dtw_alignment, soft_dtw_from_cost
+    from fastseq.ops.soft_dtw import (
+        dtw_path,
+        soft_dtw,
+        soft_dtw_alignment,
+        soft_dtw_cross,
+        soft_dtw_from_cost,
+    )
     from fastseq.ops.tcc import tcc_loss
     from fastseq.ops.tcn import tcn_loss
     from fastseq.ops.vclr import intra_nce, temporal_order_loss, vclr_loss
@@ -32,6 +38,7 @@ _PUBLIC = {
     "scl_loss": "fastseq.ops.scl",
     "soft_dtw": "fastseq.ops.soft_dtw",
     "soft_dtw_alignment": "fastseq.ops.soft_dtw",
+    "soft_dtw_cross": "fastseq.ops.soft_dtw",
     "soft_dtw_from_cost": "fastseq.ops.soft_dtw",
     "tcc_loss": "fastseq.ops.tcc",
     "tcn_loss": "fastseq.ops.tcn",
@@ -50,6 +57,7 @@ __all__ = [
     "scl_loss",
     "soft_dtw",
     "soft_dtw_alignment",
+    "soft_dtw_cross",
     "soft_dtw_from_cost",
     "tcc_loss",
     "tcn_loss",

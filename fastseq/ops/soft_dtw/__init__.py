@@ -1,5 +1,6 @@
 """Soft dynamic time warping, its expected alignment, and hard DTW."""
 
+from fastseq.ops.soft_dtw.cross import soft_dtw_cross
 from fastseq.ops.soft_dtw.op import soft_dtw, soft_dtw_alignment, soft_dtw_from_cost
 from fastseq.ops.soft_dtw.path import dtw_path, dtw_path_from_cost
 
@@ -8,5 +9,6 @@ __all__ = [
     "dtw_path_from_cost",
     "soft_dtw",
     "soft_dtw_alignment",
+    "soft_dtw_cross",
     "soft_dtw_from_cost",
 ]
