@@ -23,8 +23,8 @@ CrossOptions = NamedTuple(
 )
 
 
-def forward(x, y, lengths_x, lengths_y, opts: CrossOptions, needs) -> tuple[Tensor]:
-    """Values (A, B)."""
+def forward(x, y, lengths_x, lengths_y, opts: CrossOptions, needs) -> tuple[Tensor, None]:
+    """Values (A, B), and nothing else."""
     served_by, *options = opts
     call = served_by, SoftDTWOptions(*options), (False, False, False)
     values = x.new_empty(x.shape[0], y.shape[0])
@@ -32,11 +32,11 @@ def forward(x, y, lengths_x, lengths_y, opts: CrossOptions, needs) -> tuple[Tens
         pairs = expanded(x[rows], y[columns], _part(lengths_x, rows), _part(lengths_y, columns))
         part = values[rows, columns]
         part.copy_(FUSED["soft_dtw"].forward(*call, *pairs)[0].view(part.shape))
-    return (values,)
+    return values, None
 
 
 def backward(
-    grad, x, y, lengths_x, lengths_y, *, opts: CrossOptions, needs: Sequence[bool]
+    grad, x, y, lengths_x, lengths_y, _, *, opts: CrossOptions, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and y, None where not needed."""
     served_by, *options = opts

@@ -108,7 +108,7 @@ _CHUNKS = FusedLoss(
     differentiable=2,
     options=chunks.CrossOptions,
     reference=soft_dtw_reference,  # which soft_dtw_cross calls for all pairs at once
-    kept=0,
-    shapes=lambda x, y, *_, **__: ((x.shape[0], y.shape[0]),),
+    kept=1,  # and never there: an operator with one result has another signature
+    shapes=lambda x, y, *_, **__: ((x.shape[0], y.shape[0]), None),
     stem="soft_dtw_cross_chunks",
 )
