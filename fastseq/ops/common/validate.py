@@ -12,14 +12,6 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "mean", "sum")
 
 
-# How a number is learned that an op takes as a constant: the same value of scaled inputs.
-_LEARNED = {
-    ("soft_dtw", "gamma"): "gamma * soft_dtw(x / gamma.sqrt(), y / gamma.sqrt(), gamma=1), of "
-    "squared Euclidean costs",
-    ("soft_dtw_from_cost", "gamma"): "gamma * soft_dtw_from_cost(cost / gamma, gamma=1)",
-}
-
-
 def check_embeddings(op: str, name: str, z: Tensor) -> None:
     """A floating tensor of shape (N, T, D) or (T, D), D >= 1."""
     if not isinstance(z, Tensor):
@@ -66,8 +58,7 @@ def check_positive(op: str, name: str, value: float) -> float:
     if isinstance(value, Tensor):
         raise TypeError(
             f"{op}: {name} must be a Python number, got a Tensor; pass float({name}) "
-            f"(gradients with respect to {name} are not computed"
-            + (f"; to learn it: {_LEARNED[op, name]})" if (op, name) in _LEARNED else ")")
+            f"(gradients with respect to {name} are not computed)"
         )
     if not _is_number(value):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")

@@ -31,8 +31,9 @@ def lav_reference(
         x, y = cosine_frames(x, lengths_x, 0), cosine_frames(y, lengths_y, 1)
 
     def warp(a, b, lengths_a, lengths_b):
+        lengths = lengths_a, lengths_b
         return soft_dtw_reference(
-            a, b, None, lengths_a, lengths_b, SoftDTWOptions(opts.gamma, None)
+            a, b, None, *lengths, None, None, SoftDTWOptions(opts.gamma, None)
         )
 
     align = warp(x, y, lengths_x, lengths_y)

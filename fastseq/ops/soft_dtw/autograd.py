@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.dispatch import no_autocast
-from fastseq.ops.common.fused import FusedLoss, refuse_forward_mode
+from fastseq.ops.common.fused import FusedLoss, Tensors, refuse_forward_mode
 from fastseq.ops.soft_dtw.costs import squared_distances
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from fastseq.ops.soft_dtw.reference import soft_dtw_reference
@@ -14,7 +14,7 @@ FUSED = {
     op: FusedLoss(
         op,
         "fastseq.ops.soft_dtw",
-        inputs=("x?", "y?", "cost?", "lengths_x?", "lengths_y?"),
+        inputs=("x?", "y?", "cost?", "lengths_x?", "lengths_y?", "gammas?", "bands?"),
         differentiable=3,
         options=SoftDTWOptions,
         reference=soft_dtw_reference,
@@ -24,18 +24,18 @@ FUSED = {
 }
 
 
-def alignment(x, y, lengths_x, lengths_y, name: str, opts: SoftDTWOptions) -> Tensor:
-    """(N, T, S) expected alignment by backend ``name``."""
+def alignment(x, y, constants: Tensors, name: str, opts: SoftDTWOptions) -> Tensor:
+    """(N, T, S) expected alignment by backend ``name``. constants: lengths, gammas and bands."""
     if torch.compiler.is_compiling():
-        return _alignment_op(x, y, lengths_x, lengths_y, name, *opts)
-    return _Alignment.apply(x, y, lengths_x, lengths_y, name, opts)
+        return _alignment_op(x, y, *constants, name, *opts)
+    return _Alignment.apply(x, y, constants, name, opts)
 
 
-def _align(x, y, lengths_x, lengths_y, name: str, opts: SoftDTWOptions) -> Tensor:
+def _align(x, y, constants: Tensors, name: str, opts: SoftDTWOptions) -> Tensor:
     """The gradient with respect to the costs."""
     fused, call = FUSED["soft_dtw_from_cost"], (name, opts, (False, False, True))
     with no_autocast(x.device.type):
-        inputs = None, None, squared_distances(x, y), lengths_x, lengths_y
+        inputs = None, None, squared_distances(x, y), *constants
         value, *kept = fused.forward(*call, *inputs)
         return fused.backward(torch.ones_like(value), *call, *inputs, *kept)[2]
 
@@ -44,8 +44,8 @@ class _Alignment(torch.autograd.Function):
     jvp = refuse_forward_mode("soft_dtw_alignment")
 
     @staticmethod
-    def forward(ctx, x, y, lengths_x, lengths_y, name, opts):
-        return _align(x, y, lengths_x, lengths_y, name, opts)
+    def forward(ctx, x, y, constants, name, opts):
+        return _align(x, y, constants, name, opts)
 
     @staticmethod
     def backward(ctx, grad):
@@ -61,15 +61,17 @@ _ALIGNMENT = (
 @torch.library.custom_op(
     "fastseq::soft_dtw_alignment",
     mutates_args=(),
-    schema="(Tensor x, Tensor y, Tensor? lengths_x, Tensor? lengths_y, str backend, float gamma, "
-    "int? bandwidth) -> Tensor",
+    schema="(Tensor x, Tensor y, Tensor? lengths_x, Tensor? lengths_y, Tensor? gammas, "
+    "Tensor? bands, str backend, float gamma, int? bandwidth, bool begin_free, bool end_free, "
+    "float warp_penalty) -> Tensor",
 )
-def _alignment_op(x, y, lengths_x, lengths_y, backend, gamma, bandwidth):
-    return _align(x, y, lengths_x, lengths_y, backend, SoftDTWOptions(gamma, bandwidth))
+def _alignment_op(x, y, lengths_x, lengths_y, gammas, bands, backend, *options):
+    constants = lengths_x, lengths_y, gammas, bands
+    return _align(x, y, constants, backend, SoftDTWOptions(*options))
 
 
 @_alignment_op.register_fake
-def _(x, y, lengths_x, lengths_y, backend, gamma, bandwidth):
+def _(x, y, *rest):
     return x.new_empty(*x.shape[:2], y.shape[1])
 
 
@@ -93,7 +95,7 @@ def _alignment_context(ctx, inputs, output):
 
 
 def _alignment_autograd(ctx, grad):
-    return *_alignment_backward_op(grad, *ctx.saved_tensors), *[None] * 5
+    return *_alignment_backward_op(grad, *ctx.saved_tensors), *[None] * 10
 
 
 _alignment_op.register_autograd(_alignment_autograd, setup_context=_alignment_context)

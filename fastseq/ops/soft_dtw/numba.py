@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.soft_dtw.numba_absolute import backward_absolute, forward_absolute
-from fastseq.ops.soft_dtw.numba_kernels import LANES, STEPS, backward_strips, forward_strips
+from fastseq.ops.soft_dtw.numba_kernels import backward_strips, forward_strips
+from fastseq.ops.soft_dtw.numba_wave import LANES, STEPS
 from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
 
 CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
 
 
-def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
+def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
     """Values (N,) and what the backward needs: H of each strip's last row, H and V at the start
     of each block. Of pairs with infinite costs, if there are any, also their numbers and R."""
-    p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
+    p = _Problem(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     below = p.new(p.batch, p.strips, p.m)
     state = p.new(p.batch, p.strips, p.blocks if any(needs) else 0, 2, LANES)
     parts = np.zeros((p.batch, p.strips))
@@ -38,10 +39,10 @@ def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
 
 
 def backward(
-    grad, x, y, cost, lengths_x, lengths_y, *saved, opts: SoftDTWOptions, needs
+    grad, x, y, cost, lengths_x, lengths_y, gammas, bands, *saved, opts: SoftDTWOptions, needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, y and cost, None where there is no such input or it is not needed."""
-    p = _Problem(x, y, cost, lengths_x, lengths_y, opts)
+    p = _Problem(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     below, state, *extra = saved
     flow = torch.empty(p.batch, p.strips, p.m, dtype=torch.float64)
     # Not torch.zeros: its threads would spin on the processors that ours are about to need.
@@ -64,7 +65,9 @@ def backward(
 class _Problem:
     """One call in the form that the kernels want."""
 
-    def __init__(self, x, y, cost, lengths_x, lengths_y, opts):
+    def __init__(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts):
+        if gammas is not None or bands is not None or any(opts[2:]):
+            raise NotImplementedError("soft_dtw: this backend has no such option yet")
         given = cost if x is None else x
         self.batch, self.n = given.shape[:2]
         self.m = cost.shape[2] if x is None else y.shape[1]

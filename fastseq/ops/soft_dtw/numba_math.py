@@ -1,8 +1,8 @@
 """What the kernels of the numba backend are made of: 2^x and log2 that vectorise (numba has no
 vector library of its own), the weights of one cell, and how threads wait for each other.
 
-numba's cache looks at the file of a compiled function alone: after an edit here, touch
-numba_kernels.py.
+numba's cache looks at the file of a compiled function alone: after an edit here, in numba_wave.py
+or in numba_costs.py, touch numba_kernels.py.
 """
 
 import math

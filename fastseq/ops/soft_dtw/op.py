@@ -25,6 +25,7 @@ from fastseq.ops.common.validate import FLOAT_DTYPES, check_pair
 from fastseq.ops.soft_dtw import autograd
 from fastseq.ops.soft_dtw.costs import cosine_frames, full_precision
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
+from fastseq.ops.soft_dtw.per_pair import Bandwidth, Gamma, split_bandwidth, split_gamma
 from fastseq.ops.soft_dtw.reference import dense_cost, soft_dtw_reference
 
 
@@ -32,13 +33,16 @@ def soft_dtw(
     x: Tensor,
     y: Tensor,
     *,
-    gamma: float = 1.0,
+    gamma: Gamma = 1.0,
     cost: str = "sqeuclidean",
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
     valid_x: Tensor | None = None,
     valid_y: Tensor | None = None,
-    bandwidth: int | None = None,
+    bandwidth: Bandwidth = None,
+    begin: str = "fixed",
+    end: str = "fixed",
+    warp_penalty: float = 0.0,
     divergence: bool = False,
     reduction: str = "none",
     backend: str = "auto",
@@ -59,7 +63,8 @@ def soft_dtw(
         x, y: embeddings (N, T, D) and (N, S, D), or (T, D) and (S, D) for one pair; float64,
             float32, bfloat16 or float16. T and S may differ.
         gamma: smoothing, in the units of the cost; towards 0 this becomes hard DTW. Default 1.0:
-            the paper and the packages that follow it. Used in practice: 1e-4 to 1e3.
+            the paper and the packages that follow it. Used in practice: 1e-4 to 1e3. A number, or a
+            tensor (N,) with one for each pair, or (); it gets no gradient.
         cost: "sqeuclidean", or "cosine", 1 - cos (a frame of norm below 1e-12 costs 1 against
             everything and gets no gradient). Any other cost: :func:`soft_dtw_from_cost`.
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
@@ -69,9 +74,16 @@ def soft_dtw(
             ignored, even if it contains NaN.
         bandwidth: Sakoe-Chiba band r >= 0, in (real) frames: pairs with -r <= j - i <= (s - t) + r
             for real lengths s >= t, mirrored for s < t, so that a path always exists. Default:
-            none.
+            none. An integer, or (N,) integers, one for each pair.
+        begin: "fixed", or "free": a path may begin with the first frame of x and any frame of y.
+            Then R_0j = c_0j + softmin(0, R_0,j-1 + warp_penalty).
+        end: "fixed", or "free": a path may end with the last real frame of x and any real frame of
+            y; value = softmin of R over that row. x is used whole always, so both make this the
+            search for x in y (subsequence DTW). The band stays where it is.
+        warp_penalty: added to the cost of each step that is not diagonal, 0 or more, in the units
+            of the cost; beginning late or ending early costs nothing. Default 0: plain DTW.
         divergence: value(x, y) - (value(x, x) + value(y, y)) / 2, which is 0 for y = x (Blondel,
-            Mensch and Vert, 2021).
+            Mensch and Vert, 2021). Not with free ends.
         reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0.
         backend: "auto", "numba" (CPU), "cuda" (NVIDIA GPU), "torch" (any device) or "reference"
             (dense; the only one that can be differentiated twice).
@@ -95,21 +107,36 @@ def soft_dtw(
     """
     op = "soft_dtw"
     check_pair(op, "x", x, "y", y)
-    opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost, divergence, reduction)
     unbatched = x.dim() == 2
+    opts, per_pair = _options(
+        op,
+        1 if unbatched else x.shape[0],
+        x.device,
+        gamma,
+        bandwidth,
+        cost=cost,
+        divergence=divergence,
+        reduction=reduction,
+        begin=begin,
+        end=end,
+        warp_penalty=warp_penalty,
+    )
     x, y, real_x, real_y, _ = _embeddings(
         op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y)
     )
     num, frames_x, frames_y = x.shape[0], x.shape[1], y.shape[1]
     pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, x.device)
-    run = functools.partial(_values, op, opts, backend)
-    values = run(x, y, None, real_x, real_y)
+
+    def run(a: Tensor, b: Tensor, lengths_a: Tensor | None, lengths_b: Tensor | None) -> Tensor:
+        return _values(op, opts, backend, a, b, None, lengths_a, lengths_b, *per_pair)
+
+    values = run(x, y, real_x, real_y)
     if divergence:
         # A pair with an empty side counts for nothing, so neither does its other side with itself.
         if pairs is not None:
             real_x = torch.where(pairs, frames_x if real_x is None else real_x, 0)
             real_y = torch.where(pairs, frames_y if real_y is None else real_y, 0)
-        own = run(x, x, None, real_x, real_x) + run(y, y, None, real_y, real_y)
+        own = run(x, x, real_x, real_x) + run(y, y, real_y, real_y)
         values = values - own / 2
     return _reduce(values, pairs, reduction, unbatched)
 
@@ -117,12 +144,15 @@ def soft_dtw(
 def soft_dtw_from_cost(
     cost: Tensor,
     *,
-    gamma: float = 1.0,
+    gamma: Gamma = 1.0,
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
     valid_x: Tensor | None = None,
     valid_y: Tensor | None = None,
-    bandwidth: int | None = None,
+    bandwidth: Bandwidth = None,
+    begin: str = "fixed",
+    end: str = "fixed",
+    warp_penalty: float = 0.0,
     reduction: str = "none",
     backend: str = "auto",
 ) -> Tensor:
@@ -133,8 +163,8 @@ def soft_dtw_from_cost(
             y, of any sign; float64, float32, bfloat16 or float16. Its gradient is the expected
             alignment. +inf forbids a pair, whose gradient is then 0. Where no path is left the
             value is +inf and the whole gradient 0. NaN and -inf make the value NaN.
-        gamma, lengths_x, lengths_y, valid_x, valid_y, bandwidth, reduction, backend: as in
-            :func:`soft_dtw`.
+        gamma, lengths_x, lengths_y, valid_x, valid_y, bandwidth, begin, end, warp_penalty,
+            reduction, backend: as in :func:`soft_dtw`.
 
     Returns and raises what :func:`soft_dtw` does.
 
@@ -155,16 +185,17 @@ def soft_dtw_from_cost(
         raise ValueError(
             f"{op}: cost must have shape (N, T, S), or (T, S) for one pair; got {tuple(cost.shape)}"
         )
-    opts = SoftDTWOptions.checked(op, gamma, bandwidth, reduction=reduction)
     unbatched = cost.dim() == 2
     cost = full_precision(cost[None] if unbatched else cost)
     num, frames_x, frames_y = cost.shape
+    ends = {"begin": begin, "end": end, "warp_penalty": warp_penalty}
+    opts, per_pair = _options(op, num, cost.device, gamma, bandwidth, reduction=reduction, **ends)
     orders, (real_x, real_y) = _real_first(
         op, cost.shape, cost.device, (lengths_x, lengths_y), (valid_x, valid_y)
     )
     for dim, order in enumerate(orders, 1):
         cost = reorder(cost, order, dim)
-    values = _values(op, opts, backend, None, None, cost, real_x, real_y)
+    values = _values(op, opts, backend, None, None, cost, real_x, real_y, *per_pair)
     pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, cost.device)
     return _reduce(values, pairs, reduction, unbatched)
 
@@ -173,24 +204,29 @@ def soft_dtw_alignment(
     x: Tensor,
     y: Tensor,
     *,
-    gamma: float = 1.0,
+    gamma: Gamma = 1.0,
     cost: str = "sqeuclidean",
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
     valid_x: Tensor | None = None,
     valid_y: Tensor | None = None,
-    bandwidth: int | None = None,
+    bandwidth: Bandwidth = None,
+    begin: str = "fixed",
+    end: str = "fixed",
+    warp_penalty: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
     r"""Expected alignment of :func:`soft_dtw`: E_ij, the probability that a path pairs i with j.
 
     Paths are weighted by exp(-cost of the path / gamma); E is the gradient of the value with
-    respect to the costs. Rows and columns of real frames sum to 1 or more, those of padding to 0.
-    E is the whole T x S matrix: the one exception to memory that grows with T + S.
+    respect to the costs. Rows and columns of real frames sum to 1 or more (columns that a free
+    begin or end leaves out: to less), those of padding to 0. E is the whole T x S matrix: the one
+    exception to memory that grows with T + S.
 
     Args:
-        x, y, gamma, cost, lengths_x, lengths_y, valid_x, valid_y, bandwidth, backend: as in
-            :func:`soft_dtw`. Only ``backend="reference"`` gives an E that can be differentiated.
+        x, y, gamma, cost, lengths_x, lengths_y, valid_x, valid_y, bandwidth, begin, end,
+            warp_penalty, backend: as in :func:`soft_dtw`. Only ``backend="reference"`` gives an E
+            that can be differentiated.
 
     Returns:
         (N, T, S), or (T, S) for one pair: float64 for float64 inputs, otherwise float32.
@@ -208,17 +244,19 @@ def soft_dtw_alignment(
     """
     op = "soft_dtw_alignment"
     check_pair(op, "x", x, "y", y)
-    opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost)
     unbatched = x.dim() == 2
+    num = 1 if unbatched else x.shape[0]
+    ends = {"begin": begin, "end": end, "warp_penalty": warp_penalty}
+    opts, per_pair = _options(op, num, x.device, gamma, bandwidth, cost=cost, **ends)
     x, y, real_x, real_y, orders = _embeddings(
         op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y)
     )
     name = _resolve(op, backend, x.device.type)
     if name == "reference":
-        expected = _reference_alignment(x, y, real_x, real_y, opts)
+        expected = _reference_alignment(x, y, real_x, real_y, *per_pair, opts)
     else:
         refuse_transforms(op, name)
-        expected = autograd.alignment(x, y, real_x, real_y, name, opts)
+        expected = autograd.alignment(x, y, (real_x, real_y, *per_pair), name, opts)
     for dim, order in enumerate(orders, 1):  # frames go back to where they were
         expected = reorder(expected, None if order is None else order.argsort(1), dim)
     return expected[0] if unbatched else expected
@@ -285,20 +323,27 @@ def _real_first(op: str, sizes: Sequence[int], device: torch.device, lengths, va
     return (order_x, order_y), (lengths_x, lengths_y)
 
 
-def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, lengths_x, lengths_y):
-    """(N,) values; picks the backend."""
+def _options(op: str, num: int, device: torch.device, gamma: Gamma, bandwidth: Bandwidth, **rest):
+    """Checked options, and gammas and bands of each pair or None."""
+    gamma, gammas = split_gamma(op, gamma, num, device)
+    bandwidth, bands = split_bandwidth(op, bandwidth, num, device)
+    return SoftDTWOptions.checked(op, gamma, bandwidth, **rest), (gammas, bands)
+
+
+def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, *constants):
+    """(N,) values; picks the backend. constants: lengths, gammas and bands."""
     device_type = (x if cost is None else cost).device.type
     name = _resolve(op, backend, device_type)
-    return autograd.FUSED[op](name, opts, x, y, cost, lengths_x, lengths_y)
+    return autograd.FUSED[op](name, opts, x, y, cost, *constants)
 
 
-def _reference_alignment(x, y, lengths_x, lengths_y, opts: SoftDTWOptions) -> Tensor:
+def _reference_alignment(x, y, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions) -> Tensor:
     differentiable = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     with no_autocast(x.device.type), torch.enable_grad():
         cost = dense_cost(x, y, lengths_x, lengths_y)
         if not differentiable:
             cost = cost.detach().requires_grad_()
-        values = soft_dtw_reference(None, None, cost, lengths_x, lengths_y, opts)
+        values = soft_dtw_reference(None, None, cost, lengths_x, lengths_y, gammas, bands, opts)
         (expected,) = torch.autograd.grad(values.sum(), cost, create_graph=differentiable)
     return expected.to(x.dtype)
 

@@ -5,14 +5,24 @@ from typing import NamedTuple, overload
 
 from torch import Tensor
 
-from fastseq.ops.common.validate import REDUCTIONS, check_bool, check_choice, check_positive
+from fastseq.ops.common.validate import (
+    REDUCTIONS,
+    check_bool,
+    check_choice,
+    check_nonnegative,
+    check_positive,
+)
 
 COSTS = ("sqeuclidean", "cosine")
+ENDS = ("fixed", "free")
 
 
 class SoftDTWOptions(NamedTuple):
     gamma: float
     bandwidth: int | None
+    begin_free: bool = False
+    end_free: bool = False
+    warp_penalty: float = 0.0
 
     @classmethod
     def checked(
@@ -23,24 +33,41 @@ class SoftDTWOptions(NamedTuple):
         cost: str = "sqeuclidean",
         divergence: bool = False,
         reduction: str = "none",
+        begin: str = "fixed",
+        end: str = "fixed",
+        warp_penalty: float = 0.0,
     ) -> "SoftDTWOptions":
-        """Backends get gamma and bandwidth; the others are only checked here."""
+        """cost, divergence and reduction are only checked here."""
         check_choice(op, "cost", cost, COSTS)
         check_bool(op, "divergence", divergence)
         check_choice(op, "reduction", reduction, REDUCTIONS)
-        return cls(check_positive(op, "gamma", gamma), check_bandwidth(op, bandwidth))
+        ends = checked_ends(op, begin, end, warp_penalty)
+        if divergence and (begin, end) != ("fixed", "fixed"):
+            raise ValueError(
+                f"{op}: divergence=True needs begin='fixed' and end='fixed', got {begin!r} and "
+                f"{end!r}: with free ends value(x, x) is no baseline; to fix: divergence=False"
+            )
+        return cls(check_positive(op, "gamma", gamma), check_bandwidth(op, bandwidth), *ends)
+
+
+def checked_ends(op: str, begin: str, end: str, warp_penalty: float) -> tuple[bool, bool, float]:
+    """(begin_free, end_free, warp_penalty)."""
+    check_choice(op, "begin", begin, ENDS)
+    check_choice(op, "end", end, ENDS)
+    return begin == "free", end == "free", check_nonnegative(op, "warp_penalty", warp_penalty)
 
 
 @overload
 def band_limits(n: int, m: int, bandwidth: int | None) -> tuple[int, int]: ...
 @overload
-def band_limits(n: Tensor, m: Tensor, bandwidth: int | None) -> tuple[Tensor, Tensor]: ...
+def band_limits(n: Tensor, m: Tensor, bandwidth: int | Tensor | None) -> tuple[Tensor, Tensor]: ...
 def band_limits(n, m, bandwidth):
     """(low, high): cell (i, j), counted from 0, is allowed when low <= j - i <= high.
 
-    n and m are the real lengths, integers or integer tensors. The band holds ``bandwidth``
-    diagonals on either side of those that lead from the first cell to the last one, so that it
-    always holds a path. Without a band the limits are those of the matrix.
+    n and m are the real lengths, integers or integer tensors; of tensors the bandwidth may be one
+    too. The band holds ``bandwidth`` diagonals on either side of those that lead from the first
+    cell to the last one, so that it always holds a path. Without a band the limits are those of
+    the matrix.
     """
     if bandwidth is None:
         return -n, m

@@ -13,9 +13,13 @@ def soft_dtw_reference(
     cost: Tensor | None,
     lengths_x: Tensor | None,
     lengths_y: Tensor | None,
+    gammas: Tensor | None,
+    bands: Tensor | None,
     opts: SoftDTWOptions,
 ) -> Tensor:
     """Values (N,) of inputs that op.py has checked: x (N, T, D) and y (N, S, D), or cost (N, T, S).
+
+    gammas and bands (N,) stand for those of the options.
 
     In float64 whatever the inputs are: R in float32 would cost the gradient its digits.
     """
@@ -29,7 +33,7 @@ def soft_dtw_reference(
         cost = torch.where(mask_x[:, :, None] & mask_y[:, None], cost, 0).double()
         # Of a path through -inf no weight can be formed.
         cost = torch.where(cost == -torch.inf, torch.nan, cost)
-    return _last_cells(cost, lengths_x, lengths_y, opts).to(dtype)
+    return _values(cost, lengths_x, lengths_y, gammas, bands, opts).to(dtype)
 
 
 def dense_cost(x: Tensor, y: Tensor, lengths_x: Tensor | None, lengths_y: Tensor | None) -> Tensor:
@@ -44,21 +48,25 @@ def _masks(num, n, m, lengths_x, lengths_y, device) -> tuple[Tensor, Tensor]:
     return valid_mask(lengths_x, num, n, device), valid_mask(lengths_y, num, m, device)
 
 
-def _last_cells(cost: Tensor, lengths_x, lengths_y, opts: SoftDTWOptions) -> Tensor:
-    """R at the last real cell, where R_ij = cost_ij + softmin(R_i-1,j-1, R_i-1,j, R_i,j-1).
+def _values(cost: Tensor, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions) -> Tensor:
+    """R at the last real cell, or the softmin of R over the last real row where the end is free.
 
-    softmin(a, b, c) = -gamma log(exp(-a / gamma) + exp(-b / gamma) + exp(-c / gamma)) over the
-    cells that exist, lie in the band and have a path to them, 0 at the first cell. A cell of cost
-    +inf has none. Where the last cell has none R is +inf, a constant.
+    R_ij = cost_ij + softmin(R_i-1,j-1, R_i-1,j + w, R_i,j-1 + w), w the warp penalty, over the
+    cells that exist, lie in the band and have a path to them. The first cell comes from a cell of
+    R = 0, as all cells of row 0 do where the begin is free. A cell of cost +inf has no path. Where
+    no end has one the value is +inf, a constant.
+    softmin(a, b, c) = -gamma log(exp(-a / gamma) + exp(-b / gamma) + exp(-c / gamma)).
     """
     num, n, m = cost.shape
     if cost.numel() == 0:
         return cost.flatten(1).sum(1)
-    device = cost.device
+    device, penalty = cost.device, opts.warp_penalty
+    gamma = opts.gamma if gammas is None else gammas[:, None]
     end_x = cost.new_full((num,), n, dtype=torch.int64) if lengths_x is None else lengths_x
     end_y = cost.new_full((num,), m, dtype=torch.int64) if lengths_y is None else lengths_y
     end_x, end_y = end_x.clamp(0, n), end_y.clamp(0, m)
-    low, high = (limit[:, None] for limit in band_limits(end_x, end_y, opts.bandwidth))
+    limits = band_limits(end_x, end_y, opts.bandwidth if bands is None else bands)
+    low, high = (limit[:, None] for limit in limits)
 
     # One anti-diagonal k = i + j at a time, indexed by i; diagonals[k] is [B, N].
     i = torch.arange(n, device=device)
@@ -77,28 +85,30 @@ def _last_cells(cost: Tensor, lengths_x, lengths_y, opts: SoftDTWOptions) -> Ten
     nothing = torch.zeros(num, n, dtype=cost.dtype, device=device)
     diagonals, reached, before, last = [], [], (nothing, nowhere), (nothing, nowhere)
     for k in range(n + m - 1):
-        steps = [down(before[0]), down(last[0]), last[0]]
-        there = [down(before[1]), down(last[1]), last[1]]
-        here = cost[:, i, (k - i).clamp(0, m - 1)] + _softmin(steps, there, opts.gamma)
-        inside = present(k)
-        if k > 0:
-            inside = inside & (there[0] | there[1] | there[2])
+        steps = [down(before[0]), down(last[0]) + penalty, last[0] + penalty]
+        first = (i == 0) & (opts.begin_free or k == 0)  # comes from the R = 0 that down() put there
+        there = [down(before[1]) | first, down(last[1]), last[1]]
+        soft = _softmin(torch.stack(steps), torch.stack(there), gamma, 0)[0]
+        here = cost[:, i, (k - i).clamp(0, m - 1)] + soft
+        inside = present(k) & (there[0] | there[1] | there[2])
         # A cell that nobody may read still has to be finite, for the sake of the gradient.
         diagonals.append(torch.where(inside, here, 0))
         reached.append(inside)
         before, last = last, (diagonals[-1], inside)
-    empty = (end_x == 0) | (end_y == 0)
-    row = (end_x - 1).clamp(min=0)
-    k = (row + end_y - 1).clamp(min=0)
-    at = torch.arange(num, device=device), k, row
-    values = torch.where(torch.stack(reached, 1)[at], torch.stack(diagonals, 1)[at], torch.inf)
-    return torch.where(empty, 0, values)
+    row = (end_x - 1).clamp(min=0)[:, None]
+    j = torch.arange(m, device=device) if opts.end_free else (end_y - 1).clamp(min=0)[:, None]
+    at = torch.arange(num, device=device)[:, None], row + j, row
+    values, ends = torch.stack(diagonals, 1)[at], torch.stack(reached, 1)[at]
+    if opts.end_free:
+        ends = ends & (j < end_y[:, None])
+        values, ends = _softmin(values, ends, gamma, 1), ends.any(1, keepdim=True)
+    values = torch.where(ends, values, torch.inf)[:, 0]
+    return torch.where((end_x == 0) | (end_y == 0), 0, values)
 
 
-def _softmin(steps: list[Tensor], there: list[Tensor], gamma: float) -> Tensor:
-    """Soft minimum of the entries that are there; 0 where none is."""
-    some = there[0] | there[1] | there[2]
-    scaled = [torch.where(t, -r / gamma, -torch.inf) for r, t in zip(steps, there, strict=True)]
+def _softmin(r: Tensor, there: Tensor, gamma: float | Tensor, dim: int) -> Tensor:
+    """Soft minimum along ``dim``, which stays, of the entries that are there; 0 where none is."""
+    some = there.any(dim, keepdim=True)
     # Any finite number will do where none is there: it never leaves this function.
-    scaled[0] = torch.where(some, scaled[0], 0)
-    return torch.where(some, -gamma * torch.logsumexp(torch.stack(scaled), 0), 0)
+    scaled = torch.where(some, torch.where(there, -r / gamma, -torch.inf), 0)
+    return torch.where(some, -gamma * torch.logsumexp(scaled, dim, keepdim=True), 0)

@@ -20,29 +20,37 @@ ABSENT = 1e30  # the value of a predecessor that is not there: weight exactly 0
 NO_PATH = 1e300  # R of a cell that no path leads to, and ABSENT among R
 
 
-def forward(x, y, cost, lengths_x, lengths_y, opts: SoftDTWOptions, needs):
-    """Values (N,), and H and V where each stretch of diagonals begins."""
-    wave = _Wave(x, y, cost, lengths_x, lengths_y, opts)
+def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
+    """Values (N,), and H and V where each stretch of diagonals begins; of a free end also what
+    :class:`_FreeEnd` needs."""
+    wave = _Wave(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     up, v = wave.new(wave.n + 1), wave.new(wave.n)
     value = torch.zeros(wave.batch, dtype=torch.float64, device=wave.device)
+    end = _FreeEnd(wave) if opts.end_free else None
     kept = []
     for s in range(wave.steps):
         if any(needs) and s % wave.stretch == 0:
             kept.append(torch.cat([up, v], 1))
         sm, _ = wave.step(s, up, v)
-        wave.add_to_value(value, s, sm, up, v)
+        if cost is None or end is None:
+            wave.add_to_value(value, s, sm, up, v)
+        if end is not None:
+            end.step(s, up, value)
     value = torch.where(value < NO_PATH, value * wave.unit, value + torch.inf)  # keeps NaN
     value = value.to((x if cost is None else cost).dtype)
-    return (value, torch.stack(kept)) if kept else (value,)
+    if not kept:
+        return (value,)
+    return (value, torch.stack(kept), *([] if end is None else [torch.stack(end.shares)]))
 
 
 def backward(
-    grad, x, y, cost, lengths_x, lengths_y, *saved, opts: SoftDTWOptions, needs
+    grad, x, y, cost, lengths_x, lengths_y, gammas, bands, *saved, opts: SoftDTWOptions, needs
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, y and cost, None where there is no such input or it is not needed."""
     need_x, need_y, _ = needs
-    wave = _Wave(x, y, cost, lengths_x, lengths_y, opts)
+    wave = _Wave(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     dx, dy, dcost = (None if t is None else torch.zeros_like(t) for t in (x, y, cost))
+    end = _FreeEnd(wave, saved[1], grad) if len(saved) > 1 else None
     # Flux on its way to the left, to the row above, and from the diagonal, one step later.
     left, up, owed = wave.new(wave.n), wave.new(wave.n + 1), wave.new(wave.n)
     for stretch in reversed(range(-(-wave.steps // wave.stretch))):
@@ -53,7 +61,8 @@ def backward(
         for s in reversed(range(first, last)):
             lanes = wave.lanes(s)
             below = slice(lanes.start + 1, lanes.stop + 1)
-            got = left[:, lanes] + up[:, below] + wave.seed(s, grad)
+            seeds = grad if end is None else end.seeds(s)
+            got = left[:, lanes] + up[:, below] + wave.seed(s, seeds, end is not None)
             diagonal, upper, leftmost, gone = shares.pop()
             if gone is not None:
                 got = got.masked_fill(gone, 0)
@@ -80,19 +89,22 @@ def backward(
 class _Wave:
     """One call: its costs in units of gamma / log2(e), its band, its anti-diagonals."""
 
-    def __init__(self, x, y, cost, lengths_x, lengths_y, opts):
+    def __init__(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts):
         given = cost if x is None else x
         self.batch, self.n = given.shape[:2]
         self.m = cost.shape[2] if x is None else y.shape[1]
         self.device, self.dtype = given.device, given.dtype
         self.steps = self.n + self.m - 1 if self.batch and self.n and self.m else 0
         self.stretch = max(1, math.isqrt(self.steps))
-        self.unit = opts.gamma * math.log(2)
+        # Numbers where they can be, of each pair as float64.
+        self.unit = (opts.gamma if gammas is None else gammas) * math.log(2)
+        self.begin_free, self.warped = opts.begin_free, opts.warp_penalty > 0
         self.real_x = valid_mask(lengths_x, self.batch, self.n, self.device)
         self.real_y = valid_mask(lengths_y, self.batch, self.m, self.device)
         self.n_real, self.m_real = self.real_x.sum(1), self.real_y.sum(1)
-        low, high = band_limits(self.n_real, self.m_real, opts.bandwidth)
-        self.low, self.high, self.banded = low[:, None], high[:, None], opts.bandwidth is not None
+        bandwidth = opts.bandwidth if bands is None else bands
+        low, high = band_limits(self.n_real, self.m_real, bandwidth)
+        self.low, self.high, self.banded = low[:, None], high[:, None], bandwidth is not None
         self.rows = torch.arange(self.n, device=self.device)
         # Padding may hold NaN, and cells there are computed, though nothing real reads them.
         self.x = None
@@ -105,6 +117,11 @@ class _Wave:
         else:
             self.x = torch.where(self.real_x[..., None], x, 0)
             self.y = torch.where(self.real_y[..., None], y, 0).flip(1)
+        self.scale, self.penalty = self.unit, opts.warp_penalty / self.unit
+        if gammas is not None:
+            self.scale, self.penalty = (
+                t.to(self.dtype)[:, None] for t in (self.scale, self.penalty)
+            )
 
     def new(self, lanes: int) -> Tensor:
         return torch.zeros(self.batch, lanes, dtype=self.dtype, device=self.device)
@@ -134,19 +151,23 @@ class _Wave:
         if self.x is None:
             return self.step_of_costs(s, up, v)
         lanes = self.lanes(s)
-        u = self.difference(s).square().sum(-1) / self.unit
+        u = self.difference(s).square().sum(-1) / self.scale
         x, y, z = up[:, lanes].clone(), v[:, lanes].clone(), torch.zeros_like(u)
         if self.banded:
             gap = s - 2 * self.rows[lanes]  # j - i
             x.masked_fill_(gap >= self.high, ABSENT)
             y.masked_fill_(gap <= self.low, ABSENT)
-        if lanes.start == 0:  # row 0 has its left neighbour alone
-            x[:, 0], y[:, 0], z[:, 0] = ABSENT, 0, ABSENT
+        if lanes.start == 0:  # row 0 has its left neighbour alone, or also what begins there
+            z[:, 0] = ABSENT
+            if self.begin_free:
+                x[:, 0] = 0
+            else:
+                x[:, 0], y[:, 0] = ABSENT, 0
         if lanes.stop == s + 1:  # column 0 has its upper neighbour alone
             x[:, -1], y[:, -1], z[:, -1] = 0, ABSENT, ABSENT
-        if s == 0:
+        if s == 0 and not self.begin_free:
             x[:, 0], y[:, 0], z[:, 0] = ABSENT, ABSENT, 0
-        _, rest, shares = _weigh(x, y, z)
+        _, rest, shares = _weigh(*self.with_penalty(x, y, lanes), z)
         sm = u + rest
         v[:, lanes] = sm - x
         up[:, lanes.start + 1 : lanes.stop + 1] = sm - y
@@ -157,16 +178,16 @@ class _Wave:
         diagonal neighbour. A cell outside the band has no path either."""
         lanes = self.lanes(s)
         below = slice(lanes.start + 1, lanes.stop + 1)
-        u = self.diagonal(self.cost, s) / self.unit
+        u = self.diagonal(self.cost, s) / self.scale
         x, y, z = up[:, lanes].clone(), up[:, below].clone(), v[:, lanes].clone()
         v[:, lanes] = x
         if lanes.start == 0:
-            x[:, 0] = z[:, 0] = NO_PATH
+            x[:, 0], z[:, 0] = 0 if self.begin_free else NO_PATH, NO_PATH
         if lanes.stop == s + 1:
             y[:, -1] = z[:, -1] = NO_PATH
-        if s == 0:
+        if s == 0 and not self.begin_free:
             z[:, 0] = 0
-        least, rest, shares = _weigh(x, y, z)
+        least, rest, shares = _weigh(*self.with_penalty(x, y, lanes), z)
         # Also beside NaN: what is forbidden stays so.
         gone = (u == torch.inf) | (least == NO_PATH)
         if self.banded:
@@ -175,6 +196,15 @@ class _Wave:
         r = (u + rest).masked_fill(gone, NO_PATH)
         up[:, below] = r
         return r, (*shares, gone)
+
+    def with_penalty(self, x: Tensor, y: Tensor, lanes: slice) -> tuple[Tensor, Tensor]:
+        """The scores of the upper and left neighbours; NO_PATH and ABSENT stay what they are."""
+        if not self.warped:
+            return x, y
+        x, y = x + self.penalty, y + self.penalty
+        if self.begin_free and lanes.start == 0:  # to begin is no step
+            x[:, 0] = 0
+        return x, y
 
     def add_to_value(self, value: Tensor, s: int, sm: Tensor, up: Tensor, v: Tensor) -> None:
         """R of the last cell: sm summed along the main diagonal, then H or V along the edge."""
@@ -193,12 +223,63 @@ class _Wave:
         along_column = (s - m + 1 >= m) & (s - m + 1 < n) & (m > 0)
         value += torch.where(along_column, v.gather(1, row)[:, 0], 0)
 
-    def seed(self, s: int, grad: Tensor) -> Tensor:
-        """E of the last cell of the sequences that end on diagonal s."""
+    def seed(self, s: int, grad: Tensor, anywhere: bool) -> Tensor:
+        """``grad`` at the last row's cells on diagonal s, at the last of them or ``anywhere``."""
         n, m = self.n_real, self.m_real
-        ends = (n + m - 2 == s) & (n > 0) & (m > 0)
+        ends = (n > 0) & (m > 0)
+        if not anywhere:
+            ends &= n + m - 2 == s
         last = ends[:, None] & (self.rows[self.lanes(s)] == n[:, None] - 1)
         return torch.where(last, grad[:, None], 0)
+
+
+class _FreeEnd:
+    """The row below the last one, which is walked to the right at no cost and entered straight
+    down, in float64: R_n,j = softmin(R_n-1,j, R_n,j-1), and the value is its last R.
+
+    What it keeps is log2 of the share that enters each cell from above, 2^(R_n,j - R_n-1,j).
+    """
+
+    def __init__(self, wave: _Wave, shares: Tensor | None = None, grad: Tensor | None = None):
+        self.wave, self.shares = wave, [] if shares is None else shares
+        self.first = (wave.n_real - 1 + wave.low[:, 0]).clamp(min=0)  # column
+        self.absolute = wave.x is None
+        self.state = torch.zeros(wave.batch, dtype=torch.float64, device=wave.device)
+        if grad is not None:
+            self.grad = grad.double()
+        elif self.absolute:
+            self.state += NO_PATH
+
+    def column(self, s: int) -> tuple[Tensor, Tensor]:
+        """Of the last row's cell on diagonal s, and whether it is real and in the band."""
+        column = s - self.wave.n_real + 1
+        inside = (column >= self.first) & (column < self.wave.m_real) & (self.wave.n_real > 0)
+        return column, inside
+
+    def step(self, s: int, up: Tensor, value: Tensor) -> None:
+        column, inside = self.column(s)
+        above = up.gather(1, self.wave.n_real[:, None])[:, 0].double()
+        if self.absolute:  # ``state`` and ``above`` are R
+            least = torch.minimum(self.state, above)
+            total = (least - self.state).exp2() + (least - above).exp2()
+            state = least - total.log2()
+            share = torch.where(above == NO_PATH, -torch.inf, state - above)
+        else:  # R_n,j - R_n-1,j, and H
+            state = self.state - above
+            state = state.clamp(max=0) - (-state.abs()).exp2().log1p() / math.log(2)
+            share = state = torch.where(column == self.first, 0, state)
+        self.state = torch.where(inside, state, self.state)
+        self.shares.append(share)
+        value += torch.where(inside & (column == self.wave.m_real - 1), self.state, 0)
+
+    def seeds(self, s: int) -> Tensor:
+        """E that the last row gets from below on diagonal s; the last diagonal comes first."""
+        column, inside = self.column(s)
+        flux = torch.where(column == self.wave.m_real - 1, self.grad, self.state)
+        share = self.shares[s]
+        left = -flux * torch.expm1(share * math.log(2))
+        self.state = torch.where(inside, left, self.state)
+        return torch.where(inside, flux * share.exp2(), 0).to(self.wave.dtype)
 
 
 def _weigh(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:

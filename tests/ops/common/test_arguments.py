@@ -165,9 +165,9 @@ def test_the_way_to_learn_a_number_is_right(op, name):
     """Runs the code that the TypeError prints, against a central difference in float64."""
     tensors = {key: t.double() for key, t in LEARNED[op, name].items()}
     function = getattr(fastseq, op)
-    for number in (torch.tensor(0.3), torch.tensor(0.3, requires_grad=True)):
-        with pytest.raises(TypeError, match=rf"^{op}: {name} .*float\({name}\)") as caught:
-            function(**tensors, **{name: number})
+    number = torch.tensor(0.3, requires_grad=True)
+    with pytest.raises(TypeError, match=rf"^{op}: {name} .*{name}\.detach\(\)") as caught:
+        function(**tensors, **{name: number})
     way = re.search(r"to learn it: (.*?\))(, where|, of|\))", str(caught.value))[1]
     assert op in way
     tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)

@@ -1,6 +1,7 @@
 """Independent soft-DTW in float64 loops, and what every backend's tests share."""
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -40,22 +41,40 @@ def in_band(path, n, m, bandwidth):
     return all(-bandwidth <= j - i <= (m - n) + bandwidth for i, j in path)
 
 
-def sum_over_paths(cost, gamma, bandwidth=None):
-    """(value, E) from all paths, one by one: no recursion at all."""
+@functools.cache
+def paths_between_ends(n, m, begin="fixed", end="fixed"):
+    """Every monotone path through all n rows, from and to the columns that such ends permit."""
+    paths = []
+    for first in range(m) if begin == "free" else [0]:
+        for last in range(first, m) if end == "free" else [m - 1]:
+            paths += [[(i, j + first) for i, j in p] for p in all_paths(n, last - first + 1)]
+    return paths
+
+
+def cost_of(path, cost, warp_penalty=0.0):
+    """With the penalty of each step that is not diagonal."""
+    steps = itertools.pairwise(path)
+    warps = sum((a[0] == b[0]) or (a[1] == b[1]) for a, b in steps)
+    return sum(float(cost[cell]) for cell in path) + warps * warp_penalty
+
+
+def sum_over_paths(cost, gamma, bandwidth=None, begin="fixed", end="fixed", warp_penalty=0.0):
+    """(value, E) from all paths, one by one: no recursion at all. No path: +inf and 0."""
     n, m = cost.shape
-    paths = [p for p in all_paths(n, m) if in_band(p, n, m, bandwidth)]
-    scores = [-sum(float(cost[cell]) for cell in p) / gamma for p in paths]
-    top = max(scores)
+    paths = [p for p in paths_between_ends(n, m, begin, end) if in_band(p, n, m, bandwidth)]
+    scores = [-cost_of(p, cost, warp_penalty) / gamma for p in paths]
+    expected, top = np.zeros((n, m)), max(scores)
+    if top == -math.inf:
+        return math.inf, expected
     weights = [math.exp(s - top) for s in scores]
     total = math.fsum(weights)
-    expected = np.zeros((n, m))
     for path, weight in zip(paths, weights, strict=True):
         for cell in path:
             expected[cell] += weight / total
     return -gamma * (top + math.log(total)), expected
 
 
-def recursion(cost, gamma, bandwidth=None):
+def recursion(cost, gamma, bandwidth=None, begin="fixed", end="fixed", warp_penalty=0.0):
     """(value, E) in float64 by the textbook recursion over absolute R, cell after cell.
 
     E goes through the probabilities of the three steps into each cell. For medium sizes.
@@ -68,21 +87,29 @@ def recursion(cost, gamma, bandwidth=None):
     r = np.full((n + 1, m + 1), np.inf)
     p = np.zeros((n + 2, m + 2, 3))
     r[0, 0] = 0
+    if begin == "free":
+        r[0, :] = 0
     for i in range(1, n + 1):
         for j in range(max(1, i + low), min(m, i + high) + 1):
-            before = (r[i - 1, j - 1], r[i - 1, j], r[i, j - 1])
+            before = [r[i - 1, j - 1], r[i - 1, j] + warp_penalty, r[i, j - 1] + warp_penalty]
+            if i == 1:  # comes down from a free begin, at no cost, and not diagonally
+                before[:2] = (r[0, 0] if j == 1 else np.inf), np.inf
+                if begin == "free":
+                    before[:2] = np.inf, 0.0
             least = min(before)
             weights = [math.exp(-(b - least) / gamma) for b in before]
             total = sum(weights)
             r[i, j] = cost[i - 1, j - 1] + least - gamma * math.log(total)
             p[i, j] = [w / total for w in weights]
     e = np.zeros((n + 2, m + 2))
-    e[n, m] = 1
+    least = r[n, 1:].min() if end == "free" else r[n, m]
+    weights = np.exp(-(r[n, 1:] - least) / gamma) if end == "free" else np.eye(m)[m - 1]
+    e[n, 1:-1] = weights / weights.sum()
     for i in range(n, 0, -1):
         for j in range(m, 0, -1):
             e[i, j] += e[i + 1, j + 1] * p[i + 1, j + 1, 0]
             e[i, j] += e[i + 1, j] * p[i + 1, j, 1] + e[i, j + 1] * p[i, j + 1, 2]
-    return r[n, m], e[1:-1, 1:-1]
+    return least - gamma * math.log(weights.sum()), e[1:-1, 1:-1]
 
 
 def squared(x, y):

@@ -34,12 +34,36 @@ def _arguments(**change):
         ({"lengths_y": torch.ones(2)}, TypeError, "lengths_y must be integers"),
         ({"gamma": 0}, ValueError, "greater than 0, got 0"),
         ({"gamma": float("nan")}, ValueError, "finite"),
-        ({"gamma": torch.tensor(0.1)}, TypeError, r"pass float\(gamma\)"),
+        ({"gamma": torch.tensor(0.1).requires_grad_()}, TypeError, r"pass gamma.detach\(\)"),
+        ({"gamma": torch.tensor([1, 2])}, TypeError, "gamma must be a number or a tensor of float"),
+        ({"gamma": torch.ones(3)}, ValueError, r"shape \(\) or \(2,\), one for each.*got \(3,\)"),
+        ({"gamma": torch.tensor([0.5, -1.0])}, ValueError, "greater than 0, got -1.0"),
+        ({"gamma": torch.tensor(float("nan"))}, ValueError, "finite .*got nan"),
+        ({"gamma": torch.ones(2, device="meta")}, ValueError, "gamma must be on the CPU.*got meta"),
         ({"gamma": "1"}, TypeError, "gamma must be a number, got str"),
         ({"bandwidth": -1}, ValueError, "bandwidth must be 0 or more, or None, got -1"),
         ({"bandwidth": 2.0}, TypeError, "bandwidth must be an integer or None, got float"),
         ({"bandwidth": True}, TypeError, "got bool"),
-        ({"bandwidth": torch.tensor(2)}, TypeError, "got Tensor"),
+        ({"bandwidth": torch.tensor(2)}, ValueError, r"have shape \(2,\), one for each.*got \(\)"),
+        ({"bandwidth": [1, 2, 3]}, ValueError, r"got \(3,\)"),
+        ({"bandwidth": [1, -2]}, ValueError, "bandwidth must be 0 or more, or None, got -2"),
+        ({"bandwidth": [1, 2.5]}, TypeError, r"bandwidth must be integers, got \[1, 2.5\]"),
+        ({"bandwidth": (True, False)}, TypeError, "bandwidth must be integers"),
+        ({"bandwidth": torch.ones(2)}, TypeError, "bandwidth must be integers, got torch.float32"),
+        ({"begin": "open"}, ValueError, r"begin must be one of \('fixed', 'free'\), got 'open'"),
+        ({"end": True}, ValueError, r"end must be one of \('fixed', 'free'\), got True"),
+        (
+            {"warp_penalty": -0.1},
+            ValueError,
+            "warp_penalty must be finite and at least 0, got -0.1",
+        ),
+        ({"warp_penalty": float("nan")}, ValueError, "warp_penalty must be finite"),
+        ({"warp_penalty": torch.ones(())}, TypeError, "warp_penalty must be a Python number"),
+        (
+            {"begin": "free", "divergence": True},
+            ValueError,
+            "divergence=True needs begin='fixed' and end='fixed', got 'free' and 'fixed'.*to fix",
+        ),
         ({"cost": "l1"}, ValueError, "'sqeuclidean', 'cosine'"),
         ({"divergence": 1}, TypeError, "True or False, got 1"),
         ({"reduction": "avg"}, ValueError, "'none', 'mean', 'sum'"),
@@ -211,12 +235,12 @@ def test_what_a_backend_gets(monkeypatch):
 
     class Recorder:
         @staticmethod
-        def forward(x, y, cost, lengths_x, lengths_y, opts, needs):
-            calls.append((x, y, cost, lengths_x, lengths_y, opts, needs))
+        def forward(*args):
+            calls.append(args)
             return (torch.zeros(2),)
 
         @staticmethod
-        def backward(grad, x, y, cost, lengths_x, lengths_y, opts, needs):
+        def backward(grad, x, *inputs, opts, needs):
             calls.append((grad, needs))
             return torch.zeros_like(x), None, None
 
@@ -224,18 +248,29 @@ def test_what_a_backend_gets(monkeypatch):
     x, y = randn(2, 3, 8).mT.bfloat16().requires_grad_(), randn(1, 5, 3).expand(2, -1, -1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fastseq.soft_dtw(x, y, lengths_x=[8, 2], bandwidth=3, backend="torch").sum().backward()
-    (a, b, cost, lengths_x, lengths_y, opts, needs), (grad, needs_then) = calls
+    (a, b, cost, lengths_x, lengths_y, *per_pair, opts, needs), (grad, needs_then) = calls
     for t in (a, b):
         assert t.is_contiguous()
         assert t.dtype == torch.float32
     assert lengths_x.dtype == torch.int64
     assert grad.dtype == torch.float32
-    assert (cost, lengths_y, opts) == (None, None, (1.0, 3))
+    assert (cost, lengths_y, *per_pair) == (None, None, None, None)
+    assert opts == (1.0, 3, False, False, 0.0)
     assert needs == needs_then == [True, False, False]
     with torch.no_grad():
         fastseq.soft_dtw(x, y, backend="torch")
     fastseq.soft_dtw(x.detach(), y, backend="torch")
     assert [call[-1] for call in calls[2:]] == [[False] * 3] * 2
+    for gamma, band in ((torch.tensor([0.5, 2.0]).half(), [3, 2**40]), (torch.tensor(0.5), (3, 4))):
+        fastseq.soft_dtw(x, y, gamma=gamma, bandwidth=band, begin="free", backend="torch")
+        *_, gammas, bands, opts, _ = calls[-1]
+        assert torch.equal(gammas, gamma.double().expand(2))
+        assert bands.tolist() == [3, min(band[1], 2**30)]
+        assert opts == (1.0, None, True, False, 0.0)
+    ends = {"end": "free", "warp_penalty": 2, "backend": "torch"}
+    fastseq.soft_dtw(x[0], y[0], bandwidth=torch.tensor(4), **ends)
+    *_, gammas, bands, opts, _ = calls[-1]
+    assert (gammas, bands.tolist(), opts) == (None, [4], (1.0, None, False, True, 2.0))
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -15,14 +15,15 @@ def _tensors(given):
     x, y = randn(2, 7, 4, seed=1).requires_grad_(), randn(2, 5, 4, seed=2).requires_grad_()
     lengths = torch.tensor([7, 3])
     if given == "embeddings":
-        return x, y, None, lengths, None
-    return None, None, randn(2, 7, 5, seed=3).requires_grad_(), None, torch.tensor([4, 5])
+        return x, y, None, lengths, None, None, None
+    cost = randn(2, 7, 5, seed=3).requires_grad_()
+    return None, None, cost, None, torch.tensor([4, 5]), None, None
 
 
 @pytest.mark.parametrize("given", ["embeddings", "costs"])
 @backends(BACKENDS)
 def test_opcheck(backend, given):
-    tensors, options = _tensors(given), (backend, 0.5, 2)
+    tensors, options = _tensors(given), (backend, 0.5, 2, False, False, 0.0)
     fused = FUSED["soft_dtw" if given == "embeddings" else "soft_dtw_from_cost"]
     for keep in (True, False):
         # Without what the backward needs there is no gradient to check.
@@ -42,10 +43,9 @@ def test_opcheck(backend, given):
 
 @backends(BACKENDS)
 def test_opcheck_alignment(backend):
-    x, y, _, lengths, _ = _tensors("embeddings")
-    torch.library.opcheck(
-        _alignment_op, (x.detach(), y.detach(), lengths, None, backend, 0.5, None)
-    )
+    x, y, _, *constants = _tensors("embeddings")
+    options = backend, 0.5, None, False, False, 0.0
+    torch.library.opcheck(_alignment_op, (x.detach(), y.detach(), *constants, *options))
 
 
 def test_what_is_saved_crosses_as_bytes():

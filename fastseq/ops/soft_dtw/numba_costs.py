@@ -1,0 +1,154 @@
+"""Costs of a block and what becomes of its E: gradients of embeddings, or of given costs."""
+
+import numpy as np
+
+from fastseq.ops.soft_dtw.numba_math import kernel
+from fastseq.ops.soft_dtw.numba_wave import LANES, STEPS, lane_range
+
+WINDOW = STEPS + LANES + 16  # columns that a block reads, and a stride that is no power of 2
+CHANNELS = 8  # D is filled up with zeros to a multiple of this
+_i = np.uintp
+
+
+@kernel
+def _costs(u, xs, ys, scale):
+    """u[k, lane] = scale * |x - y|^2 of a block by direct differences.
+
+    Flat arrays with constant strides, two steps and eight channels at a time: this is where the
+    time goes, and what LLVM then keeps in registers. A sum per eight channels rounds less than one
+    chain over all of them.
+    """
+    zero = scale - scale
+    out = u.reshape(STEPS * LANES)
+    for k in range(0, STEPS, 2):
+        row, shift = k * LANES, STEPS - 1 - k
+        for r in range(2 * LANES):
+            out[_i(row + r)] = 0
+        for d in range(0, xs.size // LANES, CHANNELS):
+            at_x, at_y = d * LANES, d * WINDOW + shift
+            for r in range(LANES):
+                first, second = zero, zero
+                for c in range(CHANNELS):
+                    x = xs[_i(at_x + c * LANES + r)]
+                    a = x - ys[_i(at_y + c * WINDOW + r)]
+                    b = x - ys[_i(at_y + c * WINDOW + r - 1)]
+                    first += a * a
+                    second += b * b
+                out[_i(row + r)] += first
+                out[_i(row + LANES + r)] += second
+        for r in range(2 * LANES):
+            out[_i(row + r)] *= scale
+
+
+@kernel
+def _read_costs(u, cost, area, scale):
+    """The same from a cost matrix (T, S); returns how many are infinite or NaN."""
+    start, top, n, m, low, high = area
+    rows, odd = min(LANES, n - top), 0
+    for k in range(STEPS):
+        first, last = lane_range(start + k, top, rows, m, low, high)
+        for r in range(first, last):
+            u[k, r] = cost[top + r, start + k - r] * scale
+        for r in range(first, last):
+            odd += 0 if abs(u[_i(k), _i(r)]) < np.inf else 1
+    return odd
+
+
+@kernel
+def write_costs(e, dcost, area):
+    """The gradient of a cost matrix is E."""
+    start, top, n, m, low, high = area
+    for k in range(STEPS):
+        first, last = lane_range(start + k, top, min(LANES, n - top), m, low, high)
+        for r in range(first, last):
+            dcost[top + r, start + k - r] = e[k, r]
+
+
+@kernel
+def row_gradients(e, xs, ys, gx):
+    """gx[d, r] += sum over the block's columns of E (x - y)."""
+    flat = e.reshape(STEPS * LANES)
+    for k in range(0, STEPS, 4):
+        row, shift = k * LANES, STEPS - 1 - k
+        for d in range(xs.size // LANES):
+            at_x, at_y = d * LANES, d * WINDOW + shift
+            for r in range(LANES):
+                x = xs[_i(at_x + r)]
+                gx[_i(at_x + r)] += (
+                    flat[_i(row + r)] * (x - ys[_i(at_y + r)])
+                    + flat[_i(row + LANES + r)] * (x - ys[_i(at_y + r - 1)])
+                ) + (
+                    flat[_i(row + 2 * LANES + r)] * (x - ys[_i(at_y + r - 2)])
+                    + flat[_i(row + 3 * LANES + r)] * (x - ys[_i(at_y + r - 3)])
+                )
+
+
+@kernel
+def column_gradients(e, skewed, xs, ys, gy):
+    """gy[d, q] = sum over the strip's rows of E (y - x); skewed[r, q] takes E by columns."""
+    skewed[:] = 0
+    gy[:] = 0
+    flat = e.reshape(STEPS * LANES)
+    for k in range(STEPS):
+        for r in range(LANES):
+            skewed[_i(r * WINDOW + STEPS - 1 - k + r)] = flat[_i(k * LANES + r)]
+    for r in range(0, LANES, 4):
+        row = r * WINDOW
+        for d in range(xs.size // LANES):
+            at_x, at_y = d * LANES + r, d * WINDOW
+            x0, x1 = xs[_i(at_x)], xs[_i(at_x + 1)]
+            x2, x3 = xs[_i(at_x + 2)], xs[_i(at_x + 3)]
+            for q in range(r, r + STEPS + 3):
+                y = ys[_i(at_y + q)]
+                gy[_i(at_y + q)] += (
+                    skewed[_i(row + q)] * (y - x0) + skewed[_i(row + WINDOW + q)] * (y - x1)
+                ) + (
+                    skewed[_i(row + 2 * WINDOW + q)] * (y - x2)
+                    + skewed[_i(row + 3 * WINDOW + q)] * (y - x3)
+                )
+
+
+@kernel
+def load_rows(xs, x, top, n):
+    """xs[d, r] = x[top + r, d]; 0 in the padding, whatever it holds."""
+    xs[:] = 0
+    for r in range(min(LANES, n - top)):
+        for d in range(x.shape[1]):
+            xs[_i(d * LANES + r)] = x[_i(top + r), _i(d)]
+
+
+@kernel
+def _window(start, m):
+    """Places q of a block's window whose column start + STEPS - 1 - q exists."""
+    return max(0, start + STEPS - m), min(STEPS + LANES - 1, start + STEPS)
+
+
+@kernel
+def _load_columns(ys, y, start, m):
+    """ys[d, q] = y[start + STEPS - 1 - q, d]: lanes to the right read columns to the left."""
+    first, last = _window(start, m)
+    for d in range(y.shape[1]):
+        ys[d * WINDOW : d * WINDOW + first] = 0
+        ys[d * WINDOW + last : (d + 1) * WINDOW] = 0
+    for q in range(first, last):
+        for d in range(y.shape[1]):
+            ys[_i(d * WINDOW + q)] = y[_i(start + STEPS - 1 - q), _i(d)]
+
+
+@kernel
+def add_columns(dy, gy, start, m):
+    first, last = _window(start, m)
+    for q in range(first, last):
+        for d in range(dy.shape[1]):
+            dy[_i(start + STEPS - 1 - q), _i(d)] += 2 * gy[_i(d * WINDOW + q)]
+
+
+@kernel
+def block_costs(u, xs, ys, y, cost, area, scale):
+    """Costs of a block, fused from embeddings unless D = 0, which stands for a cost matrix; returns
+    how many of those are infinite or NaN."""
+    if xs.size:
+        _load_columns(ys, y, area[0], area[3])
+        _costs(u, xs, ys, scale)
+        return 0
+    return _read_costs(u, cost, area, scale)

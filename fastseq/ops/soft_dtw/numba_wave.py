@@ -1,0 +1,178 @@
+"""The recursion of the numba backend over one block: a wave of 64 lanes, forward and back.
+
+Lane r is row r of the strip; at step s it holds column s - r. So all cells of a step are
+independent, lie next to each other in memory, and need only what the step before left.
+"""
+
+import numpy as np
+
+from fastseq.ops.soft_dtw.numba_math import kernel, log2_1p, middle_of, weigh
+
+LANES = 64  # rows of a strip
+STEPS = 64  # steps of a block; at least LANES - 1, for `wait_for`
+ABSENT = np.float32(1e30)  # the value of a predecessor that is not there: weight exactly 0
+# Signed indices may be negative, and the check for it keeps LLVM from vectorising a loop.
+_i = np.uintp
+
+
+@kernel
+def lane_range(s, top, rows, m, low, high):
+    """Lanes [first, last) whose cell at step s is in the matrix and in the band.
+
+    Lane r is at row top + r and column s - r, on the diagonal s - top - 2 r.
+    """
+    first = max(0, s - m + 1, -((high + top - s) // 2))
+    last = min(rows, s + 1, (s - top - low) // 2 + 1)
+    return first, last
+
+
+@kernel
+def _edges(k, s, top, m, low, high, up, v, above):
+    """Before step s: what comes from above the strip, and what the band's edges lack."""
+    if top > 0 and s < m:
+        up[k & 1, 0] = above[s]
+    if (s - top - high) % 2 == 0:
+        r = (s - top - high) // 2
+        if 0 <= r < LANES:
+            up[k & 1, r] = ABSENT
+    if (s - top - low) % 2 == 0:
+        r = (s - top - low) // 2
+        if 0 <= r < LANES:
+            v[r] = ABSENT
+
+
+@kernel
+def forward_block(u, up, v, sm, above, below, area, one):
+    """One block: H and V of every cell in turn; returns what it adds to the value, in float64.
+
+    up[k % 2, r]: H above lane r at step k; v[r]: V left of it. ``above`` and ``below``: H of the
+    last row of the strip above, and of this one. ``area``: (first step, first row, real lengths,
+    limits of the band).
+    """
+    start, top, n, m, low, high = area
+    rows = min(LANES, n - top)
+    value = 0.0
+    for k in range(STEPS):
+        s = start + k
+        first, last = lane_range(s, top, rows, m, low, high)
+        if first >= last:
+            continue
+        _edges(k, s, top, m, low, high, up, v, above)
+        row, now, then = _i(k), _i(k & 1), _i((k + 1) & 1)
+        from_lane, to_lane = first, last
+        if top == 0 and first == 0:  # row 0 has its left neighbour alone
+            from_lane = 1
+            up[then, 1] = sm[0] = u[k, 0]
+        if last == s + 1:  # column 0 has its upper neighbour alone
+            to_lane = s
+            v[s] = u[k, s]
+        for r in range(from_lane, to_lane):
+            i = _i(r)
+            x, y = up[now, i], v[i]
+            least, _, _, others = weigh(x, y, one)
+            rest = u[row, i] - log2_1p(others)
+            sm[i] = rest + least
+            v[i] = rest + (least - x)
+            up[then, _i(r + 1)] = rest + (least - y)
+        value += _value_of_step(s, first, last, top, n, m, up, then, v, sm)
+        if last == LANES:
+            below[s - LANES + 1] = up[then, LANES]
+    return value
+
+
+@kernel
+def _value_of_step(s, first, last, top, n, m, up, then, v, sm):
+    """R of the last cell: sm summed along the main diagonal, then H or V along the edge."""
+    value = 0.0
+    if (s - top) % 2 == 0:
+        r = (s - top) // 2
+        if first <= r < last and top + r < min(n, m):
+            value += sm[r]
+    if m > n and top + LANES >= n:
+        r = n - 1 - top
+        if first <= r < last and s - r >= n:
+            value += up[then, r + 1]
+    if n > m:
+        r = s - m + 1
+        if first <= r < last and top + r >= m:
+            value += v[r]
+    return value
+
+
+@kernel
+def probabilities(u, p, up, v, above, area, one):
+    """The block again, keeping what each cell owes to its diagonal, upper and left neighbour:
+    p[k, r], p[k, LANES + r] and p[k, 2 LANES + r]."""
+    start, top, n, m, low, high = area
+    rows = min(LANES, n - top)
+    zero = one - one
+    for k in range(STEPS):
+        s = start + k
+        first, last = lane_range(s, top, rows, m, low, high)
+        if first >= last:
+            continue
+        _edges(k, s, top, m, low, high, up, v, above)
+        row, now, then = _i(k), _i(k & 1), _i((k + 1) & 1)
+        from_lane, to_lane = first, last
+        if top == 0 and first == 0:
+            from_lane = 1
+            up[then, 1] = u[k, 0]
+            p[k, 0], p[k, LANES], p[k, 2 * LANES] = zero, zero, one
+        if last == s + 1:
+            to_lane = s
+            v[s] = u[k, s]
+            p[k, s], p[k, LANES + s], p[k, 2 * LANES + s] = zero, one, zero
+        for r in range(from_lane, to_lane):
+            i = _i(r)
+            x, y = up[now, i], v[i]
+            least, e_middle, e_most, others = weigh(x, y, one)
+            rest = u[row, i] - log2_1p(others)
+            v[i] = rest + (least - x)
+            up[then, _i(r + 1)] = rest + (least - y)
+            middle, share = middle_of(x, y, zero), one / (one + others)
+            diagonal = one if zero == least else e_middle if zero == middle else e_most
+            p[row, i] = share * diagonal
+            p[row, _i(LANES + r)] = share * (
+                one if x == least else e_middle if x == middle else e_most
+            )
+            p[row, _i(2 * LANES + r)] = share * (
+                one if y == least else e_middle if y == middle else e_most
+            )
+
+
+@kernel
+def expectations(e, p, left, up, owed, seed, below, above, area):
+    """E of a block, last step first; cells outside get 0. ``seed``: E of the very last cell.
+
+    Flux on its way: left[r] to the cell on the left, up[r] to the row above at the column of the
+    step, owed[r] from the diagonal, which the row above gets one step later. ``below`` and
+    ``above``: flux between strips, per column. All flux is float64, and what leaves a cell is what
+    came: where one path dominates, float32 would lose the little that comes back to it.
+    """
+    start, top, n, m, low, high = area
+    rows = min(LANES, n - top)
+    for k in range(STEPS - 1, -1, -1):
+        s, row = start + k, _i(k)
+        first, last = lane_range(s, top, rows, m, low, high)
+        first, last = min(first, LANES), max(last, 0)
+        if top + LANES < n and LANES - 1 <= s < m + LANES - 1:
+            up[LANES] = below[s - LANES + 1]
+        if top + LANES >= n and s == n - 1 - top + m - 1:
+            left[n - 1 - top] = seed
+        for r in range(first):
+            e[k, r], left[r], up[r], owed[r] = 0, 0, owed[r], 0
+        for r in range(first, last):
+            i = _i(r)
+            got = left[i] + up[_i(r + 1)]
+            e[row, i] = got
+            diagonal = np.float64(p[row, i])
+            upper = np.float64(p[row, _i(LANES + r)])
+            leftmost = np.float64(p[row, _i(2 * LANES + r)])
+            got /= diagonal + upper + leftmost
+            left[i] = got * leftmost
+            up[i] = got * upper + owed[i]
+            owed[i] = got * diagonal
+        for r in range(max(first, last), LANES):
+            e[k, r], left[r], up[r], owed[r] = 0, 0, owed[r], 0
+        if s < m:
+            above[s] = up[0]
