@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastseq.ops.queue_nce import queue_nce
     from fastseq.ops.scl import scl_loss
     from fastseq.ops.soft_dtw import (
+        dtw_cross,
         dtw_path,
         soft_dtw,
         soft_dtw_alignment,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "contrastive_idm": "fastseq.ops.contrastive_idm",
+    "dtw_cross": "fastseq.ops.soft_dtw",
     "dtw_path": "fastseq.ops.soft_dtw",
     "intra_nce": "fastseq.ops.vclr",
     "lav_loss": "fastseq.ops.lav",
@@ -50,6 +52,7 @@ _SUBMODULES = ("compat", "nn", "ops", "video")
 __all__ = [
     "__version__",
     "contrastive_idm",
+    "dtw_cross",
     "dtw_path",
     "intra_nce",
     "lav_loss",

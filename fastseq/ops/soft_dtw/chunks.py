@@ -23,20 +23,21 @@ CrossOptions = NamedTuple(
 )
 
 
-def forward(x, y, lengths_x, lengths_y, opts: CrossOptions, needs) -> tuple[Tensor, None]:
+def forward(x, y, lengths_x, lengths_y, gamma, opts: CrossOptions, needs) -> tuple[Tensor, None]:
     """Values (A, B), and nothing else."""
     served_by, *options = opts
     call = served_by, SoftDTWOptions(*options), (False, False, False)
     values = x.new_empty(x.shape[0], y.shape[0])
     for rows, columns in rectangles(x, y):
-        pairs = expanded(x[rows], y[columns], _part(lengths_x, rows), _part(lengths_y, columns))
+        lengths = _part(lengths_x, rows), _part(lengths_y, columns)
+        pairs = expanded(x[rows], y[columns], *lengths, gamma)
         part = values[rows, columns]
         part.copy_(FUSED["soft_dtw"].forward(*call, *pairs)[0].view(part.shape))
     return values, None
 
 
 def backward(
-    grad, x, y, lengths_x, lengths_y, _, *, opts: CrossOptions, needs: Sequence[bool]
+    grad, x, y, lengths_x, lengths_y, gamma, _, *, opts: CrossOptions, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and y, None where not needed."""
     served_by, *options = opts
@@ -44,7 +45,8 @@ def backward(
     dx, dy = (z.new_zeros(z.shape) if need else None for z, need in zip((x, y), needs, strict=True))
     fused = FUSED["soft_dtw"]
     for rows, columns in rectangles(x, y):
-        pairs = expanded(x[rows], y[columns], _part(lengths_x, rows), _part(lengths_y, columns))
+        lengths = _part(lengths_x, rows), _part(lengths_y, columns)
+        pairs = expanded(x[rows], y[columns], *lengths, gamma)
         _, *kept = fused.forward(*call, *pairs)
         upstream = grad[rows, columns]
         gx, gy, _ = fused.backward(upstream.reshape(-1), *call, *pairs, *kept)
@@ -60,8 +62,11 @@ def fits(x: Tensor, y: Tensor) -> bool:
     return x.shape[0] * y.shape[0] <= _pairs_at_a_time(x, y)
 
 
-def expanded(x: Tensor, y: Tensor, lengths_x, lengths_y) -> tuple[Tensor | None, ...]:
-    """The inputs of a backend of soft_dtw for all pairs of x (A, T, D) and y (B, S, D)."""
+def expanded(x: Tensor, y: Tensor, lengths_x, lengths_y, gamma) -> tuple[Tensor | None, ...]:
+    """The inputs of a backend of soft_dtw for all pairs of x (A, T, D) and y (B, S, D).
+
+    gamma: (1,), or None for that of the options.
+    """
     a, b = x.shape[0], y.shape[0]
     return (
         x[:, None].expand(a, b, *x.shape[1:]).reshape(a * b, *x.shape[1:]),
@@ -69,6 +74,8 @@ def expanded(x: Tensor, y: Tensor, lengths_x, lengths_y) -> tuple[Tensor | None,
         None,
         None if lengths_x is None else lengths_x[:, None].expand(a, b).reshape(a * b),
         None if lengths_y is None else lengths_y[None].expand(a, b).reshape(a * b),
+        None if gamma is None else gamma.expand(a * b).contiguous(),
+        None,
     )
 
 

@@ -11,6 +11,7 @@ from fastseq.ops.soft_dtw.autograd import FUSED
 from fastseq.ops.soft_dtw.costs import cosine_frames, full_precision
 from fastseq.ops.soft_dtw.op import _resolve
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
+from fastseq.ops.soft_dtw.per_pair import Gamma, split_gamma
 from fastseq.ops.soft_dtw.reference import soft_dtw_reference
 
 
@@ -18,13 +19,16 @@ def soft_dtw_cross(
     x: Tensor,
     y: Tensor,
     *,
-    gamma: float = 1.0,
+    gamma: Gamma = 1.0,
     cost: str = "sqeuclidean",
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
     valid_x: Tensor | None = None,
     valid_y: Tensor | None = None,
     bandwidth: int | None = None,
+    begin: str = "fixed",
+    end: str = "fixed",
+    warp_penalty: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
     r"""Soft dynamic time warping of every x with every y: ``value[a, b] = soft_dtw(x[a], y[b])``.
@@ -36,11 +40,12 @@ def soft_dtw_cross(
 
     Args:
         x, y: embeddings (A, T, D) and (B, S, D); float64, float32, bfloat16 or float16.
-        gamma, cost: as in :func:`fastseq.soft_dtw`.
+        gamma: as in :func:`fastseq.soft_dtw`, one for all pairs: a number, or a tensor of shape ().
+        cost, begin, end, warp_penalty: as in :func:`fastseq.soft_dtw`.
         lengths_x, lengths_y: (A,) and (B,) integers: the number of real frames at the start of each
             sequence.
         valid_x, valid_y: (A, T) and (B, S) bool, True = real frame; give these or lengths.
-        bandwidth: as in :func:`fastseq.soft_dtw`.
+        bandwidth: as in :func:`fastseq.soft_dtw`, one for all pairs.
         backend: "auto", "numba" (CPU), "cuda" (NVIDIA GPU), "torch" (any device) or "reference"
             (dense, all pairs at once; the only one that can be differentiated twice).
 
@@ -62,14 +67,21 @@ def soft_dtw_cross(
                 [6., 0.]])
     """
     op = "soft_dtw_cross"
-    opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost)
+    if isinstance(gamma, Tensor) and gamma.dim():
+        raise ValueError(
+            f"{op}: gamma must be a number or a tensor of shape (), one for all pairs; got "
+            f"{tuple(gamma.shape)}"
+        )
+    ends = {"begin": begin, "end": end, "warp_penalty": warp_penalty}
     x, y, real_x, real_y = every_pair(op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y))
+    gamma, gammas = split_gamma(op, gamma, 1, x.device)
+    opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost, **ends)
     name = _resolve(op, backend, x.device.type)
     if name == "reference" or chunks.fits(x, y):
-        values = FUSED[op](name, opts, *chunks.expanded(x, y, real_x, real_y))
+        values = FUSED[op](name, opts, *chunks.expanded(x, y, real_x, real_y, gammas))
         return values.view(x.shape[0], y.shape[0])
     refuse_transforms(op, name)
-    return _CHUNKS("chunks", chunks.CrossOptions(name, *opts), x, y, real_x, real_y)
+    return _CHUNKS("chunks", chunks.CrossOptions(name, *opts), x, y, real_x, real_y, gammas)
 
 
 def every_pair(op: str, x: Tensor, y: Tensor, cost: str, lengths, valid):
@@ -104,7 +116,7 @@ def every_pair(op: str, x: Tensor, y: Tensor, cost: str, lengths, valid):
 _CHUNKS = FusedLoss(
     "soft_dtw_cross",
     "fastseq.ops.soft_dtw",
-    inputs=("x", "y", "lengths_x?", "lengths_y?"),
+    inputs=("x", "y", "lengths_x?", "lengths_y?", "gammas?"),
     differentiable=2,
     options=chunks.CrossOptions,
     reference=soft_dtw_reference,  # which soft_dtw_cross calls for all pairs at once
