@@ -100,7 +100,7 @@ def _forbid(now, gap, low, high):
 
 @kernel
 def _finish(now, s, top, start, n_real, m_real, end_free, value):
-    """Values of the pairs whose last cell is in a step; with a free end any cell of the last row."""
+    """Values of the pairs whose last cell is in a step, or with a free end in the last row."""
     for p in range(PAIRS):
         r = n_real[p] - 1 - top
         j = s - r
