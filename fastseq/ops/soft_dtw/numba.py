@@ -66,8 +66,6 @@ class _Problem:
     """One call in the form that the kernels want."""
 
     def __init__(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts):
-        if gammas is not None or bands is not None or any(opts[2:]):
-            raise NotImplementedError("soft_dtw: this backend has no such option yet")
         given = cost if x is None else x
         self.batch, self.n = given.shape[:2]
         self.m = cost.shape[2] if x is None else y.shape[1]
@@ -78,13 +76,15 @@ class _Problem:
         )
         self.n_real = _lengths(lengths_x, self.batch, self.n)
         self.m_real = _lengths(lengths_y, self.batch, self.m)
+        widths = [opts.bandwidth] * self.batch if bands is None else bands.tolist()
         limits = [
-            band_limits(int(n), int(m), opts.bandwidth)
-            for n, m in zip(self.n_real, self.m_real, strict=True)
+            band_limits(int(n), int(m), width)
+            for n, m, width in zip(self.n_real, self.m_real, widths, strict=True)
         ]
         self.band = np.array(limits, np.int64).reshape(self.batch, 2)
-        self.gamma = opts.gamma
-        self.unit = opts.gamma * np.log(2)
+        self.gamma = np.full(self.batch, opts.gamma) if gammas is None else _numpy(gammas)
+        self.unit = self.gamma * np.log(2)
+        self.warp_penalty, self.ends = opts.warp_penalty, (opts.begin_free, opts.end_free)
         self.strips = -(-self.n // LANES)
         self.blocks = -(-(self.m + LANES - 1) // STEPS)
 
@@ -95,19 +95,22 @@ class _Problem:
         """``kernel`` on every strip; the caller's thread is one of the workers."""
         if not self.batch or not self.strips or not self.m:
             return
-        scale = _numpy(torch.tensor(1 / self.unit, dtype=self.dtype))[()]
+        scale, penalty = 1 / self.unit, None
+        if self.warp_penalty:  # kernels of their own
+            penalty = (self.warp_penalty * scale).astype(self.x.dtype)
         cells = int((self.n_real * self.m_real).sum())
         workers = min(
             torch.get_num_threads(), self.batch * self.strips, 1 + cells // CELLS_PER_THREAD
         )
         counter, progress = np.zeros(1, np.int64), np.zeros(self.batch * self.strips, np.int64)
-        problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band, scale)
+        problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band)
+        problem = (*problem, scale.astype(self.x.dtype), penalty, *self.ends)
         _in_threads(lambda: kernel(problem, counter, progress, *arrays), workers)
 
     def run_absolute(self, kernel: Callable, numbers: np.ndarray, *arrays: np.ndarray) -> None:
         """``kernel`` on some pairs; one thread works on each."""
-        parts = (t[numbers] for t in (self.cost, self.n_real, self.m_real, self.band))
-        problem, counter = (*parts, float(self.gamma)), np.zeros(1, np.int64)
+        parts = (t[numbers] for t in (self.cost, self.n_real, self.m_real, self.band, self.gamma))
+        problem, counter = (*parts, self.warp_penalty, *self.ends), np.zeros(1, np.int64)
         workers = min(torch.get_num_threads(), len(numbers))
         _in_threads(lambda: kernel(problem, counter, *arrays), workers)
 

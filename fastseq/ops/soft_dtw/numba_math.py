@@ -127,6 +127,29 @@ def _log2_1p(t):
     return fp32
 
 
+def warped(score, penalty):
+    raise NotImplementedError
+
+
+@overload(warped)
+def _warped(score, penalty):
+    """The score of a step that is not diagonal; None: no penalty, and no code for one either."""
+    if penalty == types.none:
+        return lambda score, penalty: score
+    return lambda score, penalty: score + penalty
+
+
+def of_pair(values, b):
+    raise NotImplementedError
+
+
+@overload(of_pair)
+def _of_pair(values, b):
+    if values == types.none:
+        return lambda values, b: None
+    return lambda values, b: values[b]
+
+
 if sys.platform == "win32":
 
     @numba.njit

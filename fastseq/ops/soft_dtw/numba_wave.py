@@ -4,9 +4,11 @@ Lane r is row r of the strip; at step s it holds column s - r. So all cells of a
 independent, lie next to each other in memory, and need only what the step before left.
 """
 
+import math
+
 import numpy as np
 
-from fastseq.ops.soft_dtw.numba_math import kernel, log2_1p, middle_of, weigh
+from fastseq.ops.soft_dtw.numba_math import exp2, kernel, log2_1p, middle_of, warped, weigh
 
 LANES = 64  # rows of a strip
 STEPS = 64  # steps of a block; at least LANES - 1, for `wait_for`
@@ -42,14 +44,27 @@ def _edges(k, s, top, m, low, high, up, v, above):
 
 
 @kernel
-def forward_block(u, up, v, sm, above, below, area, one):
+def _begin_here(u, left, one):
+    """(softmin, share of what begins here, share of the left neighbour) of a cell of row 0 whose
+    left neighbour has the score ``left``, R itself, and what begins here 0."""
+    zero = one - one
+    least = left if left < zero else zero
+    begins, comes = exp2(least), exp2(least - left)
+    share = one / (begins + comes)
+    return u + least - log2_1p(begins if least < zero else comes), share * begins, share * comes
+
+
+@kernel
+def forward_block(u, up, v, sm, above, below, area, ends, one):
     """One block: H and V of every cell in turn; returns what it adds to the value, in float64.
 
     up[k % 2, r]: H above lane r at step k; v[r]: V left of it. ``above`` and ``below``: H of the
     last row of the strip above, and of this one. ``area``: (first step, first row, real lengths,
-    limits of the band).
+    limits of the band). ``ends``: whether a path may begin anywhere in row 0, and the penalty of a
+    step that is not diagonal, None for none.
     """
     start, top, n, m, low, high = area
+    begin_free, penalty = ends
     rows = min(LANES, n - top)
     value = 0.0
     for k in range(STEPS):
@@ -62,21 +77,28 @@ def forward_block(u, up, v, sm, above, below, area, one):
         from_lane, to_lane = first, last
         if top == 0 and first == 0:  # row 0 has its left neighbour alone
             from_lane = 1
-            up[then, 1] = sm[0] = u[k, 0]
+            if s == 0:
+                sm[0] = u[k, 0]
+            elif begin_free:  # or what begins there: v is R itself
+                sm[0], _, _ = _begin_here(u[k, 0], warped(v[0], penalty), one)
+                up[then, 1] = sm[0] - v[0]
+                v[0] = sm[0]
+            else:
+                up[then, 1] = sm[0] = warped(u[k, 0], penalty)
         if last == s + 1:  # column 0 has its upper neighbour alone
             to_lane = s
-            v[s] = u[k, s]
+            v[s] = u[k, s] if top + s == 0 else warped(u[k, s], penalty)
         for r in range(from_lane, to_lane):
             i = _i(r)
             x, y = up[now, i], v[i]
-            least, _, _, others = weigh(x, y, one)
+            least, _, _, others = weigh(warped(x, penalty), warped(y, penalty), one)
             rest = u[row, i] - log2_1p(others)
             sm[i] = rest + least
             v[i] = rest + (least - x)
             up[then, _i(r + 1)] = rest + (least - y)
         value += _value_of_step(s, first, last, top, n, m, up, then, v, sm)
-        if last == LANES:
-            below[s - LANES + 1] = up[then, LANES]
+        if last == rows:
+            below[s - rows + 1] = up[then, rows]
     return value
 
 
@@ -100,10 +122,11 @@ def _value_of_step(s, first, last, top, n, m, up, then, v, sm):
 
 
 @kernel
-def probabilities(u, p, up, v, above, area, one):
+def probabilities(u, p, up, v, above, area, ends, one):
     """The block again, keeping what each cell owes to its diagonal, upper and left neighbour:
     p[k, r], p[k, LANES + r] and p[k, 2 LANES + r]."""
     start, top, n, m, low, high = area
+    begin_free, penalty = ends
     rows = min(LANES, n - top)
     zero = one - one
     for k in range(STEPS):
@@ -116,19 +139,26 @@ def probabilities(u, p, up, v, above, area, one):
         from_lane, to_lane = first, last
         if top == 0 and first == 0:
             from_lane = 1
-            up[then, 1] = u[k, 0]
             p[k, 0], p[k, LANES], p[k, 2 * LANES] = zero, zero, one
+            if s > 0 and begin_free:
+                r0, p[k, LANES], p[k, 2 * LANES] = _begin_here(u[k, 0], warped(v[0], penalty), one)
+                up[then, 1] = r0 - v[0]
+                v[0] = r0
+            else:
+                up[then, 1] = warped(u[k, 0], penalty)
         if last == s + 1:
             to_lane = s
-            v[s] = u[k, s]
+            v[s] = u[k, s] if top + s == 0 else warped(u[k, s], penalty)
             p[k, s], p[k, LANES + s], p[k, 2 * LANES + s] = zero, one, zero
         for r in range(from_lane, to_lane):
             i = _i(r)
             x, y = up[now, i], v[i]
-            least, e_middle, e_most, others = weigh(x, y, one)
+            upper, left = warped(x, penalty), warped(y, penalty)
+            least, e_middle, e_most, others = weigh(upper, left, one)
             rest = u[row, i] - log2_1p(others)
             v[i] = rest + (least - x)
             up[then, _i(r + 1)] = rest + (least - y)
+            x, y = upper, left
             middle, share = middle_of(x, y, zero), one / (one + others)
             diagonal = one if zero == least else e_middle if zero == middle else e_most
             p[row, i] = share * diagonal
@@ -141,8 +171,9 @@ def probabilities(u, p, up, v, above, area, one):
 
 
 @kernel
-def expectations(e, p, left, up, owed, seed, below, above, area):
-    """E of a block, last step first; cells outside get 0. ``seed``: E of the very last cell.
+def expectations(e, p, left, up, owed, seed, seeds, below, above, area):
+    """E of a block, last step first; cells outside get 0. ``seed``: E of the very last cell;
+    ``seeds`` unless they are empty: what each cell of the last row gets as a free end.
 
     Flux on its way: left[r] to the cell on the left, up[r] to the row above at the column of the
     step, owed[r] from the diagonal, which the row above gets one step later. ``below`` and
@@ -157,8 +188,13 @@ def expectations(e, p, left, up, owed, seed, below, above, area):
         first, last = min(first, LANES), max(last, 0)
         if top + LANES < n and LANES - 1 <= s < m + LANES - 1:
             up[LANES] = below[s - LANES + 1]
-        if top + LANES >= n and s == n - 1 - top + m - 1:
-            left[n - 1 - top] = seed
+        if top + LANES >= n:
+            column = s - rows + 1
+            if seeds.size:
+                if 0 <= column < m:
+                    up[rows] = seeds[column]
+            elif column == m - 1:
+                left[rows - 1] = seed
         for r in range(first):
             e[k, r], left[r], up[r], owed[r] = 0, 0, owed[r], 0
         for r in range(first, last):
@@ -176,3 +212,32 @@ def expectations(e, p, left, up, owed, seed, below, above, area):
             e[k, r], left[r], up[r], owed[r] = 0, 0, owed[r], 0
         if s < m:
             above[s] = up[0]
+
+
+@kernel
+def free_end(h, first, m, shares):
+    """What a free end adds to R of the last cell: the row below, entered straight down and walked
+    to the right at no cost, R_n,j = softmin(R_n-1,j, R_n,j-1). ``h``: H of the last row, of which
+    the band holds the columns from ``first`` on.
+
+    shares[j]: log2 of the share that enters (n, j) from above, R_n,j - R_n-1,j. In float64: far
+    from the best end it is large, and the next best one needs its last digits.
+    """
+    state = 0.0
+    shares[:first] = -np.inf
+    shares[first] = 0
+    for j in range(first + 1, m):
+        state -= h[j]
+        state = (state if state < 0 else 0.0) - math.log1p(2.0 ** -abs(state)) / math.log(2)
+        shares[j] = state
+    return state
+
+
+@kernel
+def seeds_of(shares, m, grad):
+    """In their place: what the last row's cells get of ``grad``."""
+    flux = np.float64(grad)
+    for j in range(m - 1, -1, -1):
+        share = shares[j]
+        shares[j] = flux * 2.0**share
+        flux = -flux * math.expm1(share * math.log(2))

@@ -31,7 +31,7 @@ def _by_all_paths(shape, gamma, bandwidth, begin, end, penalty):
 @pytest.mark.parametrize("bandwidth", [None, 0, 1])
 @pytest.mark.parametrize(("begin", "end"), ENDS)
 @pytest.mark.parametrize("shape", SHAPES)
-@backends(["reference", "torch"])
+@backends()
 def test_equals_the_sum_over_all_paths(backend, shape, begin, end, bandwidth):
     for gamma, penalty in itertools.product((0.05, 1.0, 30.0), (0.0, 0.4)):
         options = {"begin": begin, "end": end, "warp_penalty": penalty, "bandwidth": bandwidth}
@@ -66,7 +66,7 @@ def _ragged(begin, end, penalty):
 
 @pytest.mark.parametrize("penalty", [0.0, 0.25])
 @pytest.mark.parametrize(("begin", "end"), ENDS)
-@backends(["reference", "torch"])
+@backends()
 def test_a_gamma_and_a_band_for_each_pair(backend, begin, end, penalty):
     cost, (n, m), gammas, bands, wanted = _ragged(begin, end, penalty)
     ends = {"begin": begin, "end": end, "warp_penalty": penalty, "backend": backend}
