@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         dtw_path,
         soft_dtw,
         soft_dtw_alignment,
+        soft_dtw_barycenter,
         soft_dtw_cross,
         soft_dtw_from_cost,
     )
@@ -40,6 +41,7 @@ _PUBLIC = {
     "scl_loss": "fastseq.ops.scl",
     "soft_dtw": "fastseq.ops.soft_dtw",
     "soft_dtw_alignment": "fastseq.ops.soft_dtw",
+    "soft_dtw_barycenter": "fastseq.ops.soft_dtw",
     "soft_dtw_cross": "fastseq.ops.soft_dtw",
     "soft_dtw_from_cost": "fastseq.ops.soft_dtw",
     "tcc_loss": "fastseq.ops.tcc",
@@ -60,6 +62,7 @@ __all__ = [
     "scl_loss",
     "soft_dtw",
     "soft_dtw_alignment",
+    "soft_dtw_barycenter",
     "soft_dtw_cross",
     "soft_dtw_from_cost",
     "tcc_loss",

@@ -1,5 +1,6 @@
 """Soft dynamic time warping, its expected alignment, and hard DTW."""
 
+from fastseq.ops.soft_dtw.barycenter import soft_dtw_barycenter
 from fastseq.ops.soft_dtw.cross import soft_dtw_cross
 from fastseq.ops.soft_dtw.hard import dtw_cross
 from fastseq.ops.soft_dtw.op import soft_dtw, soft_dtw_alignment, soft_dtw_from_cost
@@ -11,6 +12,7 @@ __all__ = [
     "dtw_path_from_cost",
     "soft_dtw",
     "soft_dtw_alignment",
+    "soft_dtw_barycenter",
     "soft_dtw_cross",
     "soft_dtw_from_cost",
 ]
