@@ -30,9 +30,10 @@ def forward(x, y, lengths_x, lengths_y, gamma, opts: CrossOptions, needs) -> tup
     values = x.new_empty(x.shape[0], y.shape[0])
     for rows, columns in rectangles(x, y):
         lengths = _part(lengths_x, rows), _part(lengths_y, columns)
-        pairs = expanded(x[rows], y[columns], *lengths, gamma)
         part = values[rows, columns]
+        pairs = expanded(x[rows], y[columns], *lengths, gamma)
         part.copy_(FUSED["soft_dtw"].forward(*call, *pairs)[0].view(part.shape))
+        del pairs  # before the next ones
     return values, None
 
 
@@ -43,18 +44,25 @@ def backward(
     served_by, *options = opts
     call = served_by, SoftDTWOptions(*options), (*needs, False)
     dx, dy = (z.new_zeros(z.shape) if need else None for z, need in zip((x, y), needs, strict=True))
-    fused = FUSED["soft_dtw"]
     for rows, columns in rectangles(x, y):
         lengths = _part(lengths_x, rows), _part(lengths_y, columns)
-        pairs = expanded(x[rows], y[columns], *lengths, gamma)
-        _, *kept = fused.forward(*call, *pairs)
-        upstream = grad[rows, columns]
-        gx, gy, _ = fused.backward(upstream.reshape(-1), *call, *pairs, *kept)
+        gx, gy = _gradients(grad[rows, columns], call, x[rows], y[columns], *lengths, gamma)
         if dx is not None:
-            dx[rows] += gx.view(*upstream.shape, *x.shape[1:]).sum(1)
+            dx[rows] += gx
         if dy is not None:
-            dy[columns] += gy.view(*upstream.shape, *y.shape[1:]).sum(0)
+            dy[columns] += gy
     return dx, dy
+
+
+def _gradients(grad: Tensor, call, x: Tensor, y: Tensor, lengths_x, lengths_y, gamma):
+    """Those of one chunk, of which nothing else outlives the call."""
+    pairs, fused = expanded(x, y, lengths_x, lengths_y, gamma), FUSED["soft_dtw"]
+    _, *kept = fused.forward(*call, *pairs)
+    gx, gy, _ = fused.backward(grad.reshape(-1), *call, *pairs, *kept)
+    return (
+        None if gx is None else gx.view(*grad.shape, *x.shape[1:]).sum(1),
+        None if gy is None else gy.view(*grad.shape, *y.shape[1:]).sum(0),
+    )
 
 
 def fits(x: Tensor, y: Tensor) -> bool:

@@ -99,11 +99,13 @@ def test_all_paths(backend):
             assert values[a, b].item() == pytest.approx(want, rel=1e-6)
 
 
-@backends()
-def test_gradcheck(backend, budget):
-    x, y, lengths_x, lengths_y = _sequences(torch.float64)
-    x, y = x[2:4, :7].nan_to_num().requires_grad_(), y[3:5, :11].nan_to_num().requires_grad_()
-    lengths = {"lengths_x": lengths_x[2:4], "lengths_y": lengths_y[3:5]}
+@backends(BACKENDS)
+def test_gradcheck(backend, monkeypatch):
+    monkeypatch.setitem(chunks.BUDGET, "cpu", 500)  # two pairs
+    x = randn(2, 4, 2, seed=23, dtype=torch.float64).requires_grad_()
+    y = randn(2, 3, 2, seed=24, dtype=torch.float64).requires_grad_()
+    lengths = {"lengths_x": [4, 2]}
+    assert len(list(chunks.rectangles(x, y))) == 2
     for options in ({"cost": "cosine"}, {"bandwidth": 1, "begin": "free"}, {"warp_penalty": 0.1}):
 
         def value(x, y, options=options):
@@ -258,7 +260,9 @@ print(status("VmHWM") - before)
     output = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-    assert float(output) < 1.25 * (chunks.BUDGET["cpu"] >> 20)  # MiB
+    # In MiB. Beside the chunk: gradients of x and y before they are added to .grad, 5 each, what
+    # threads need, and what malloc does not give back.
+    assert float(output) < 2 * (chunks.BUDGET["cpu"] >> 20)
 
 
 def _arguments(**change):
