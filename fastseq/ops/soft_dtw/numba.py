@@ -26,7 +26,7 @@ def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOption
     state = p.new(p.batch, p.strips, p.blocks if any(needs) else 0, 2, LANES)
     parts = np.zeros((p.batch, p.strips))
     columns = p.m if opts.end_free else 0
-    bottoms, shares = np.empty((p.batch, p.strips, columns)), np.empty((p.batch, columns))
+    bottoms, shares = np.empty((p.batch, p.strips, columns)), np.zeros((p.batch, columns))
     p.run(forward_strips, _numpy(below), _numpy(state), bottoms, shares, parts)
     value = parts.sum(1) * p.unit
     extra = ()

@@ -370,6 +370,20 @@ def test_module_is_the_function():
     )
     assert torch.equal(module(x, y, lengths_x=[20, 5]), want)
     assert "gamma=0.2, cost='cosine', bandwidth=4" in repr(module)
-    for wrong in ({"gamma": -1}, {"cost": "l1"}, {"bandwidth": -1}, {"reduction": "avg"}):
+    ends = {"begin": "free", "end": "free", "warp_penalty": 0.5}
+    module = fastseq.nn.SoftDTW(gamma=torch.tensor(0.2), **ends, backend="reference")
+    want = fastseq.soft_dtw(x, y, gamma=0.2, **ends, backend="reference")
+    assert torch.allclose(module(x, y), want)
+    assert "begin='free', end='free', warp_penalty=0.5" in repr(module)
+    module.gamma.fill_(0.4)  # a schedule
+    want = fastseq.soft_dtw(x, y, gamma=0.4, **ends, backend="reference")
+    assert torch.allclose(module(x, y), want)
+    for wrong in (
+        *({"gamma": -1}, {"gamma": torch.ones(2)}, {"gamma": torch.ones(()).requires_grad_()}),
+        *({"cost": "l1"}, {"bandwidth": -1}, {"reduction": "avg"}, {"begin": "open"}),
+        *({"warp_penalty": -1}, {"end": "free", "divergence": True}),
+    ):
         with pytest.raises(ValueError, match="SoftDTW"):
             fastseq.nn.SoftDTW(**wrong)
+    with pytest.raises(TypeError, match="SoftDTW: bandwidth must be an integer or None, got list"):
+        fastseq.nn.SoftDTW(bandwidth=[1, 2])

@@ -271,12 +271,16 @@ def test_gradient_in_float32_keeps_its_digits(backend, mix, gamma):
         for frames, seed in ((200, 12), (480, 13))
     )
     options = {"gamma": gamma, **MIXES[mix]}
-    want, expected = value_and_alignment(torch.tensor(squared(x[0], y[0])), **options)
-    wx, wy = embedding_gradients(x[0], y[0], expected.numpy())
-    value, dx, dy = value_and_grads(x, y, backend=backend, **options)
+    cost = torch.tensor(squared(x[0], y[0]))
+    want, expected = value_and_alignment(cost, **options)
+    exact = embedding_gradients(x[0], y[0], expected.numpy())
+    # At 0.01 the rounding of the costs to float32 alone may move the gradient by 1e-5.
+    _, expected = value_and_alignment(cost.float().double(), **options)
+    rounded = embedding_gradients(x[0], y[0], expected.numpy())
+    value, *grads = value_and_grads(x, y, backend=backend, **options)
     assert value.item() == pytest.approx(want.item(), rel=VALUE)
-    assert relative(dx[0], wx) < GRADIENT
-    assert relative(dy[0], wy) < GRADIENT
+    for got, wanted, at_best in zip(grads, exact, rounded, strict=True):
+        assert relative(got[0], wanted) < max(GRADIENT, 2 * relative(at_best, wanted))
 
 
 @backends(BACKENDS)
