@@ -26,8 +26,8 @@ def dtw_path(
     follows the minimum back from the last pair. On a tie the diagonal step is taken first, then the
     step in x, then the step in y; of free ends that tie the last is taken, and a path begins where
     it can as cheaply as it could come from the left. The limit of :func:`fastseq.soft_dtw` for
-    gamma towards 0. Not differentiable; runs on the CPU in float64, with 10 bytes for each of the
-    T S pairs; 4000 x 4000 frames take about a second.
+    gamma towards 0. Not differentiable; runs on the CPU in float64, with 9 bytes for each of the
+    T S pairs; 4000 x 4000 frames take about 0.2 s.
 
     Args:
         x, y: embeddings (T, D) and (S, D), finite, T and S at least 1; float64, float32, bfloat16
