@@ -63,8 +63,8 @@ def soft_dtw_cross(
         >>> import torch, fastseq
         >>> x = torch.tensor([[[0.0], [1.0], [2.0]], [[2.0], [1.0], [0.0]]])
         >>> fastseq.soft_dtw_cross(x, x, gamma=0.01).round(decimals=2) + 0.0
-        tensor([[0., 6.],
-                [6., 0.]])
+        tensor([[0., 8.],
+                [8., 0.]])
     """
     op = "soft_dtw_cross"
     if isinstance(gamma, Tensor) and gamma.dim():

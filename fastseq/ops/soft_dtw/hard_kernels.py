@@ -16,7 +16,7 @@ PAIRS = 8  # at a time
 ROWS = 8  # of a tile
 LANES = PAIRS * ROWS
 COLUMNS = 64  # of a block
-STEPS = COLUMNS + ROWS  # of a tile: even, one more than there have to be
+STEPS = COLUMNS + ROWS  # of a tile: a multiple of 4, one more than there have to be
 WINDOW = (STEPS + ROWS) * PAIRS  # places of a block's frames of y, one channel
 CHANNELS = 8  # so many at a time; what is left over one by one
 # Signed indices may be negative, and the check for it keeps LLVM from vectorising a loop.
@@ -50,32 +50,42 @@ def _load_columns(ys, y, seconds, start, m_real):
 
 @kernel
 def _costs(u, xs, ys, channels, s):
-    """u[k, lane] = |x - y|^2 of the steps s and s + 1."""
+    """u[k, lane] = |x - y|^2 of the steps s to s + 3."""
     zero = u.dtype.type(0)
-    for q in range(2 * LANES):
+    for q in range(4 * LANES):
         u[_i(q)] = 0
     shift = (STEPS - 1 - s) * PAIRS
     whole = channels // CHANNELS * CHANNELS
     for d in range(0, whole, CHANNELS):
         at_x, at_y = d * LANES, d * WINDOW + shift
         for q in range(LANES):
-            first, second = zero, zero
+            first, second, third, fourth = zero, zero, zero, zero
             for c in range(CHANNELS):
-                x = xs[_i(at_x + c * LANES + q)]
-                a = x - ys[_i(at_y + c * WINDOW + q)]
-                b = x - ys[_i(at_y + c * WINDOW - PAIRS + q)]
-                first += a * a
-                second += b * b
+                x, y = xs[_i(at_x + c * LANES + q)], at_y + c * WINDOW + q
+                e = x - ys[_i(y)]
+                f = x - ys[_i(y - PAIRS)]
+                g = x - ys[_i(y - 2 * PAIRS)]
+                h = x - ys[_i(y - 3 * PAIRS)]
+                first += e * e
+                second += f * f
+                third += g * g
+                fourth += h * h
             u[_i(q)] += first
             u[_i(LANES + q)] += second
+            u[_i(2 * LANES + q)] += third
+            u[_i(3 * LANES + q)] += fourth
     for d in range(whole, channels):
         at_x, at_y = d * LANES, d * WINDOW + shift
         for q in range(LANES):
-            x = xs[_i(at_x + q)]
-            a = x - ys[_i(at_y + q)]
-            b = x - ys[_i(at_y - PAIRS + q)]
-            u[_i(q)] += a * a
-            u[_i(LANES + q)] += b * b
+            x, y = xs[_i(at_x + q)], at_y + q
+            e = x - ys[_i(y)]
+            f = x - ys[_i(y - PAIRS)]
+            g = x - ys[_i(y - 2 * PAIRS)]
+            h = x - ys[_i(y - 3 * PAIRS)]
+            u[_i(q)] += e * e
+            u[_i(LANES + q)] += f * f
+            u[_i(2 * LANES + q)] += g * g
+            u[_i(3 * LANES + q)] += h * h
 
 
 @kernel
@@ -128,12 +138,12 @@ def _tile(waves, u, xs, ys, channels, area, n_real, m_real, limits, options, bor
         last[PAIRS + p] = border[_i(top * PAIRS + p)]
         corner[p] = border[_i((top + ROWS - 1) * PAIRS + p)]
     for s in range(STEPS):
-        if s % 2 == 0:
+        if s % 4 == 0:
             _costs(u, xs, ys, channels, s)
         if s < COLUMNS:
             for p in range(PAIRS):
                 last[_i(p)] = bottom[_i(s * PAIRS + p)]
-        _step(now, last, before, u, (s & 1) * LANES, penalty)
+        _step(now, last, before, u, (s & 3) * LANES, penalty)
         if banded:
             _forbid(now, np.float64(start + s - top), low, high)
         if ends:
@@ -163,7 +173,7 @@ def hard_values(problem, counter, numbers, values):
     x, y, lengths_x, lengths_y, bandwidth, begin_free, end_free, penalty = problem
     channels, dtype = x.shape[2], x.dtype
     xs, ys = np.zeros(channels * LANES, dtype), np.zeros(channels * WINDOW, dtype)
-    u, waves = np.zeros(2 * LANES, dtype), np.empty((3, PAIRS + LANES))
+    u, waves = np.zeros(4 * LANES, dtype), np.empty((3, PAIRS + LANES))
     rows = (x.shape[1] + ROWS - 1) // ROWS * ROWS
     bottom, border = np.empty(COLUMNS * PAIRS), np.empty(rows * PAIRS)
     corner, value = np.empty(PAIRS), np.empty(PAIRS)
