@@ -156,6 +156,17 @@ def test_other_lengths_and_gammas_compile_once_more(backend):
         assert torch.equal(compiled(x, y, **kw), fastseq.soft_dtw(x, y, **kw))
 
 
+@backends(BACKENDS)
+def test_compiled_with_a_list_of_bands(backend):
+    x, y = randn(2, 9, 4, seed=17), randn(2, 7, 4, seed=18)
+
+    def train(a, b):
+        return fastseq.soft_dtw(a, b, bandwidth=[1, 4], lengths_x=[9, 5], backend=backend)
+
+    for want, got in zip(*_both(train, x, y), strict=True):
+        assert torch.equal(want, got)
+
+
 def test_compiled_forward_mode_is_an_error_not_zero():
     x, y = randn(2, 5, 3, seed=15), randn(2, 5, 3, seed=16)
 

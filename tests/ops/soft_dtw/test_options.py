@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastseq
+from fastseq.ops.soft_dtw import per_pair
 from ops.soft_dtw.cases import (
     BACKENDS,
     GRADIENT,
@@ -246,6 +247,31 @@ def test_one_gamma_and_band_of_all_pairs_are_those_of_each(backend, kind):
         got = run(*given, gamma=gamma, bandwidth=each["bandwidth"], backend=backend)
         for a, b in zip(got, want, strict=True):
             assert torch.allclose(a, b, rtol=2e-6, atol=1e-7)
+
+
+@backends()
+def test_what_the_host_does_not_read_is_nan_for_its_own_pair_alone(backend, monkeypatch):
+    """On a GPU, and while torch.compile traces, nobody looks into the tensors."""
+    monkeypatch.setattr(per_pair, "_readable", lambda value: False)
+    x, y = randn(4, 20, 3, seed=19), randn(4, 25, 3, seed=20)
+    gamma = torch.tensor([0.5, -1.0, 0.0, np.inf])
+    for given in ((x, y), (torch.cdist(x, y),)):
+        call = fastseq.soft_dtw if len(given) == 2 else fastseq.soft_dtw_from_cost
+        value = call(*given, gamma=gamma, bandwidth=[-3, 2, 2, 2], backend=backend)
+        assert value.isnan().tolist() == [False, True, True, True]
+        none = call(*(t[0] for t in given), gamma=0.5, bandwidth=0, backend=backend)
+        assert torch.equal(value[0], none) or backend == "reference"
+        assert torch.allclose(value[0], none)
+
+
+@backends()
+def test_gammas_changed_in_place_after_the_call_do_not_matter(backend):
+    x, y = randn(2, 20, 3, seed=13).requires_grad_(), randn(2, 18, 3, seed=14)
+    gamma, bands = torch.tensor([0.5, 2.0]).double(), torch.tensor([3, 9])
+    value = fastseq.soft_dtw(x, y, gamma=gamma, bandwidth=bands, backend=backend)
+    (want,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
+    gamma.fill_(7), bands.zero_()
+    assert torch.equal(torch.autograd.grad(value.sum(), x)[0], want)
 
 
 @backends()
