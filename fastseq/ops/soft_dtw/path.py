@@ -9,8 +9,6 @@ from fastseq.ops.common.validate import check_choice, check_pair
 from fastseq.ops.soft_dtw.costs import cosine_frames, squared_distances
 from fastseq.ops.soft_dtw.options import COSTS, band_limits, check_bandwidth, checked_ends
 
-_DIAGONAL, _DOWN, _RIGHT = range(3)
-
 
 def dtw_path(
     x: Tensor,
@@ -28,8 +26,8 @@ def dtw_path(
     follows the minimum back from the last pair. On a tie the diagonal step is taken first, then the
     step in x, then the step in y; of free ends that tie the last is taken, and a path begins where
     it can as cheaply as it could come from the left. The limit of :func:`fastseq.soft_dtw` for
-    gamma towards 0. Not differentiable; runs on the CPU in float64, with 10 bytes for each of the
-    T S pairs; 4000 x 4000 frames take about a second.
+    gamma towards 0. Not differentiable; runs on the CPU in float64, with 9 bytes for each of the
+    T S pairs; 4000 x 4000 frames take about 0.2 s.
 
     Args:
         x, y: embeddings (T, D) and (S, D), finite, T and S at least 1; float64, float32, bfloat16
@@ -97,22 +95,20 @@ def dtw_path_from_cost(
         >>> path.tolist(), total
         ([[0, 0], [1, 1]], -3.0)
     """
+    # Not at the top: importing numba takes longer than all of this package.
+    from fastseq.ops.soft_dtw.path_kernels import find_steps, follow_back
+
     op = "dtw_path"
     bandwidth = check_bandwidth(op, bandwidth)
     begin_free, end_free, penalty = checked_ends(op, begin, end, warp_penalty)
     cost = checked_costs(op, cost)
     limits = band_limits(*cost.shape, bandwidth)
-    steps, bottom = _steps(cost, *limits, begin_free, penalty)
-    i, j = cost.shape[0] - 1, cost.shape[1] - 1
+    steps, bottom = np.zeros(cost.shape, np.int8), np.empty(cost.shape[1])
+    find_steps(cost, *limits, begin_free, penalty, steps, bottom)
+    j = cost.shape[1] - 1
     if end_free:
         j -= int(bottom[::-1].argmin())
-    total, path = float(bottom[j]), [(i, j)]
-    while i or (j and not (begin_free and steps[0, j] == _DOWN)):
-        step = steps[i, j]
-        i -= step != _RIGHT
-        j -= step != _DOWN
-        path.append((i, j))
-    return torch.tensor(path[::-1]), total
+    return torch.from_numpy(follow_back(steps, j, begin_free)), float(bottom[j])
 
 
 def checked_costs(op: str, cost: Tensor | np.ndarray) -> np.ndarray:
@@ -129,36 +125,3 @@ def checked_costs(op: str, cost: Tensor | np.ndarray) -> np.ndarray:
     if not np.isfinite(cost).all():
         raise ValueError(f"{op}: the costs hold NaN or infinity; expected finite numbers")
     return cost
-
-
-def _steps(
-    cost: np.ndarray, low: int, high: int, begin_free: bool, penalty: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The step into each cell of the band, and R of the last row; by anti-diagonals. Down into
-    row 0: the path begins there."""
-    n, m = cost.shape
-    steps, bottom = np.zeros((n, m), np.int8), np.full(m, np.inf)
-    # R of the two anti-diagonals before, at row i + 1: row 0 stands for "outside", like all
-    # cells that are not in the band. The first cell comes diagonally from a cell of cost 0.
-    before, last = np.full((2, n + 1), np.inf)
-    before[0] = np.inf if begin_free else 0
-    for k in range(n + m - 1):
-        first = max(0, k - m + 1, -((high - k) // 2))
-        end = min(k, n - 1, (k - low) // 2) + 1
-        now = np.full(n + 1, np.inf)
-        if first < end:
-            diagonal, down = before[first:end], last[first:end] + penalty
-            right = last[first + 1 : end + 1] + penalty
-            if begin_free and first == 0:
-                down[0] = 0
-            step = np.where(down < diagonal, _DOWN, _DIAGONAL)
-            best = np.minimum(diagonal, down)
-            step[right < best] = _RIGHT
-            # The cells (i, k - i) in the flattened matrix.
-            cells = slice(first * m + k - first, (end - 1) * m + k - end + 2, max(m - 1, 1))
-            steps.reshape(-1)[cells] = step
-            now[first + 1 : end + 1] = cost.reshape(-1)[cells] + np.minimum(best, right)
-        if k >= n - 1:
-            bottom[k - n + 1] = now[n]
-        before, last = last, now
-    return steps, bottom
