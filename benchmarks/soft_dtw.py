@@ -15,7 +15,7 @@ from benchmarks.soft_dtw_peers import GAMMA
 MODES = ("forward", "both")
 # The last CPU shape is there for its memory; times are taken up to TIMED_PAIRS.
 SHAPES = {
-    "cpu": [(4, 480, 128), (32, 512, 64), (1, 4096, 128), (1, 8192, 128)],
+    "cpu": [(4, 480, 128), (32, 512, 64), (1, 2048, 128), (1, 4096, 128), (1, 8192, 128)],
     "cuda": [(4, 480, 128), (32, 512, 64), (1, 4096, 128), (1, 8192, 128), (8, 16384, 128)],
 }
 TIMED_PAIRS = {"cpu": 4096**2, "cuda": 1 << 40}
@@ -81,6 +81,27 @@ def providers(device: str) -> list[Provider]:
         ),
         Provider("pysdtw", peers.build_pysdtw, partial(_matrices, 30), **apart),
         Provider("tslearn", peers.build_tslearn, _differences, cpu_pairs=CPU_CELLS, **apart),
+        Provider("ddtw", peers.build_ddtw, _differences, cpu_pairs=CPU_CELLS, **apart),
+        Provider(
+            "ddtw, costs given",
+            partial(peers.build_ddtw, costs=True),
+            partial(_matrices, 56),
+            **apart,
+        ),
+        Provider(
+            "sdtw-cuda-torch",
+            partial(peers.build_dtw_loss_functions, implementation="ron"),
+            partial(_matrices, 28),
+            **apart,
+        ),
+        Provider(
+            "pytorch-softdtw-cuda",
+            partial(peers.build_dtw_loss_functions, implementation="mag"),
+            _differences,
+            cpu_pairs=CPU_CELLS,
+            **apart,
+        ),
+        Provider("flash-softdtw", peers.build_flash_softdtw),
     ]
 
 

@@ -19,10 +19,14 @@ def build_wavefront(case: Case):
     return wavefront
 
 
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    squares = x.square().sum(-1)[:, :, None] + y.square().sum(-1)[:, None]
+    return (squares - 2 * x @ y.mT).clamp(min=0)
+
+
 def wavefront(x: Tensor, y: Tensor) -> Tensor:
     """Plain PyTorch and autograd: the costs by one product, R by anti-diagonals."""
-    squares = x.square().sum(-1)[:, :, None] + y.square().sum(-1)[:, None]
-    cost = (squares - 2 * x @ y.mT).clamp(min=0)
+    cost = squared_distances(x, y)
     num, n, m = cost.shape
     # Row i moved i places to the right, so that column k is the anti-diagonal i + j = k. Taken
     # apart at once: a slice of its own each would have a gradient of the whole matrix each.
@@ -57,3 +61,37 @@ def build_tslearn(case: Case, **options):
         raise Unavailable(MISSING.format("tslearn")) from None
     criterion = SoftDTWLossPyTorch(**{"gamma": GAMMA} | options)
     return lambda x, y: criterion(x, y).sum()
+
+
+def build_ddtw(case: Case, *, costs: bool = False):
+    """``costs``: by one product, as pysdtw's are, in place of its own T x S x D differences."""
+    try:
+        from ddtw import SDTW
+    except ImportError:
+        raise Unavailable(MISSING.format("ddtw")) from None
+    backend = "cuda_cpp" if case.device == "cuda" else "cpu_numba"
+    criterion = SDTW(gamma=GAMMA, normalization="none", backend=backend)
+    # The mean over the batch is all that it gives.
+    if costs:
+        return lambda x, y: case.n * criterion(C=squared_distances(x, y))
+    return lambda x, y: case.n * criterion(x, y)
+
+
+def build_dtw_loss_functions(case: Case, *, implementation: str):
+    """The package holds pytorch-softdtw-cuda ("mag") and sdtw-cuda-torch ("ron"), which are not in
+    the registry; its third, pysdtw, is the package of that name."""
+    try:
+        from dtw_loss_functions.soft_dtw import soft_dtw
+    except ImportError:
+        raise Unavailable(MISSING.format("dtw-loss-functions")) from None
+    config = {"gamma": GAMMA} | (
+        {"use_cuda": case.device == "cuda"} if implementation == "mag" else {}
+    )
+    criterion = soft_dtw(implementation, config)
+    return lambda x, y: criterion(x, y).sum()
+
+
+def build_flash_softdtw(case: Case):
+    if case.device == "cpu":
+        raise Unavailable("has a CUDA backend alone")
+    raise Unavailable("takes signals of one channel and their distance |x - y|: another function")

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from fastseq.ops.lav import lav_loss
     from fastseq.ops.queue_nce import queue_nce
     from fastseq.ops.scl import scl_loss
-    from fastseq.ops.soft_dtw import dtw_path, soft_dtw, soft_dtw_alignment, soft_dtw_from_cost
+    from fastseq.ops.soft_dtw import (
+        dtw_cross,
+        dtw_path,
+        soft_dtw,
+        soft_dtw_alignment,
+        soft_dtw_barycenter,
+        soft_dtw_cross,
+        soft_dtw_from_cost,
+    )
     from fastseq.ops.tcc import tcc_loss
     from fastseq.ops.tcn import tcn_loss
     from fastseq.ops.vclr import intra_nce, temporal_order_loss, vclr_loss
@@ -25,6 +33,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "contrastive_idm": "fastseq.ops.contrastive_idm",
+    "dtw_cross": "fastseq.ops.soft_dtw",
     "dtw_path": "fastseq.ops.soft_dtw",
     "intra_nce": "fastseq.ops.vclr",
     "lav_loss": "fastseq.ops.lav",
@@ -32,6 +41,8 @@ _PUBLIC = {
     "scl_loss": "fastseq.ops.scl",
     "soft_dtw": "fastseq.ops.soft_dtw",
     "soft_dtw_alignment": "fastseq.ops.soft_dtw",
+    "soft_dtw_barycenter": "fastseq.ops.soft_dtw",
+    "soft_dtw_cross": "fastseq.ops.soft_dtw",
     "soft_dtw_from_cost": "fastseq.ops.soft_dtw",
     "tcc_loss": "fastseq.ops.tcc",
     "tcn_loss": "fastseq.ops.tcn",
@@ -43,6 +54,7 @@ _SUBMODULES = ("compat", "nn", "ops", "video")
 __all__ = [
     "__version__",
     "contrastive_idm",
+    "dtw_cross",
     "dtw_path",
     "intra_nce",
     "lav_loss",
@@ -50,6 +62,8 @@ __all__ = [
     "scl_loss",
     "soft_dtw",
     "soft_dtw_alignment",
+    "soft_dtw_barycenter",
+    "soft_dtw_cross",
     "soft_dtw_from_cost",
     "tcc_loss",
     "tcn_loss",

@@ -114,3 +114,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    default = Path(__file__).resolve().parents[2] / "shared" / "videos"
+    folder = Path(os.environ.get("FASTSEQ_VIDEOS", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real clips at {folder} (set FASTSEQ_VIDEOS)")
+    return folder

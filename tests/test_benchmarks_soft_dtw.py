@@ -29,17 +29,32 @@ def test_expected_is_the_reference(problem):
         assert gate.relative(got, expected.detach()) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["wavefront", "pysdtw", "tslearn"])
+PACKAGES = {
+    "pysdtw": "pysdtw",
+    "tslearn": "tslearn",
+    "ddtw": "ddtw",
+    "ddtw, costs given": "ddtw",
+    "sdtw-cuda-torch": "dtw_loss_functions",
+    "pytorch-softdtw-cuda": "dtw_loss_functions",
+}
+
+
+def peer(name):
+    return next(p for p in soft_dtw.providers("cpu") if p.name == name)
+
+
+@pytest.mark.parametrize("name", ["wavefront", *PACKAGES])
 def test_peers_compute_the_value(problem, name, monkeypatch):
     """numba compiles them for a quarter of a minute; here their loops run as the Python that they
     are written in. What numba makes of our arguments shows in a benchmark, which checks values too.
     """
-    if name != "wavefront" and importlib.util.find_spec(name) is None:
-        pytest.skip(f'{name} is not installed: pip install "fastseq[bench]"')
-    provider = next(p for p in soft_dtw.providers("cpu") if p.name == name)
+    package = PACKAGES.get(name)
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f'{package} is not installed: pip install "fastseq[bench]"')
+    provider = peer(name)
     fn = build(provider, CASE)
-    if name != "wavefront":
-        assert interpret(monkeypatch, name) >= 2  # forward and backward
+    if package:
+        assert interpret(monkeypatch, package) >= 2  # forward and backward
     assert gate.gate(provider, CASE, fn, *problem) < 1e-3
 
 
@@ -66,12 +81,14 @@ def test_wavefront_in_float64(problem):
         assert gate.relative(got, want) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["pysdtw", "tslearn"])
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_missing_peer_is_an_empty_column_with_a_note(name, monkeypatch, tmp_path):
-    for module in (name, f"{name}.metrics"):
+    package = PACKAGES[name]
+    for module in (package, f"{package}.metrics", f"{package}.soft_dtw"):
         monkeypatch.setitem(sys.modules, module, None)
-    provider = next(p for p in soft_dtw.providers("cpu") if p.name == name)
-    with pytest.raises(Unavailable, match=rf'{name} is not installed: pip install "fastseq'):
+    provider = peer(name)
+    package = package.replace("_", "-")
+    with pytest.raises(Unavailable, match=rf'{package} is not installed: pip install "fastseq'):
         build(provider, CASE)
     # In this process, where the import fails.
     present = [soft_dtw.providers("cpu")[0], provider._replace(own_process=False)]
@@ -80,8 +97,17 @@ def test_a_missing_peer_is_an_empty_column_with_a_note(name, monkeypatch, tmp_pa
     assert not wrong
     text = results.table([dict.fromkeys(results.COLUMNS, "") | row for row in rows])
     assert f"| fastseq numba | {name} | % of floor |" in text
-    assert f"- {name} at (3, 37, 16): {name} is not installed" in text
+    assert f"- {name} at (3, 37, 16): {package} is not installed" in text
     assert "| 3, 37, 16 | both |" in text
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"), [("cpu", "has a CUDA backend alone"), ("cuda", "another function")]
+)
+def test_a_peer_that_cannot_be_compared_says_why(device, reason):
+    provider = next(p for p in soft_dtw.providers(device) if p.name == "flash-softdtw")
+    with pytest.raises(Unavailable, match=reason):
+        provider.build(Case(*CASE[:3], device=device))
 
 
 def test_gate_allows_a_poor_gradient_but_no_other_value(problem):
@@ -94,14 +120,14 @@ def test_gate_allows_a_poor_gradient_but_no_other_value(problem):
     def other(x, y):
         return 1.01 * soft_dtw_peers.wavefront(x, y)
 
-    def peer(fn):
+    def provide(fn):
         return Provider("peer", lambda case: fn, gradient_tolerance=soft_dtw.LOST_DIGITS)
 
-    assert gate.gate(peer(blurred), CASE, blurred, args, want) == pytest.approx(0.1, rel=0.01)
+    assert gate.gate(provide(blurred), CASE, blurred, args, want) == pytest.approx(0.1, rel=0.01)
     with pytest.raises(gate.WrongResult, match=r"relative error 0\.1 "):
-        gate.gate(peer(blurred)._replace(gradient_tolerance=0.0), CASE, blurred, args, want)
+        gate.gate(provide(blurred)._replace(gradient_tolerance=0.0), CASE, blurred, args, want)
     with pytest.raises(gate.WrongResult, match=r"relative error 0\.01 .* allowed 0\.0001"):
-        gate.gate(peer(other), CASE, other, args, want)
+        gate.gate(provide(other), CASE, other, args, want)
 
 
 def test_gate_sees_nan_in_the_second_gradient(problem):

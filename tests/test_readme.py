@@ -41,7 +41,7 @@ def test_infonce_diff_gives_the_same_loss():
 def test_soft_dtw_example(tmp_path, monkeypatch):
     pytest.importorskip("tslearn", reason='needs tslearn: pip install "fastseq[bench]"')
     plt = pytest.importorskip("matplotlib.pyplot", reason="needs matplotlib")
-    (code,) = _blocks("fastseq/ops/soft_dtw/README.md", "python")
+    code = next(b for b in _blocks("fastseq/ops/soft_dtw/README.md", "python") if "Trace" in b)
     monkeypatch.chdir(tmp_path)
     plt.switch_backend("Agg")
     scope = {}
@@ -51,6 +51,16 @@ def test_soft_dtw_example(tmp_path, monkeypatch):
     # The average keeps the spike of 4 that the mean of frames levels.
     assert scope["average"].max() > 3 > 2 > scope["few"].mean(0).max()
     assert scope["path"][-1].tolist() == [274, 274]
+
+
+def test_soft_dtw_search_example(capsys):
+    code = next(b for b in _blocks("fastseq/ops/soft_dtw/README.md", "python") if "template" in b)
+    scope = {}
+    exec(code, scope)
+    frames, inside = capsys.readouterr().out.splitlines()
+    assert frames == code.split("# ")[2].splitlines()[0]
+    assert inside.startswith("1.00 ")
+    assert scope["path"][:, 0].unique().tolist() == list(range(30))
 
 
 @pytest.mark.process

@@ -18,21 +18,30 @@ from fastseq.ops.tcc.options import TCCOptions
 class SoftDTW(Loss):
     """:func:`fastseq.soft_dtw` as a module; see there for the formula, shapes and defaults.
 
+    ``gamma`` as a tensor of shape () is a buffer of the module, which a schedule may change in
+    place. A gamma or a bandwidth for each pair is the function's alone.
+
     Example:
         >>> import torch
         >>> from fastseq.nn import SoftDTW
-        >>> loss = SoftDTW(gamma=0.1, cost="cosine", reduction="mean")
+        >>> loss = SoftDTW(gamma=0.1, cost="cosine", end="free", reduction="mean")
         >>> x, y = torch.randn(4, 80, 128), torch.randn(4, 60, 128)
         >>> loss(x, y, lengths_x=[80, 60, 80, 7]).shape
         torch.Size([])
     """
 
+    tensors = ("gamma",)
+    learned = ()
+
     def __init__(
         self,
         *,
-        gamma: float = 1.0,
+        gamma: float | Tensor = 1.0,
         cost: str = "sqeuclidean",
         bandwidth: int | None = None,
+        begin: str = "fixed",
+        end: str = "fixed",
+        warp_penalty: float = 0.0,
         divergence: bool = False,
         reduction: str = "none",
         backend: str = "auto",
@@ -43,6 +52,9 @@ class SoftDTW(Loss):
             gamma=gamma,
             cost=cost,
             bandwidth=bandwidth,
+            begin=begin,
+            end=end,
+            warp_penalty=warp_penalty,
             divergence=divergence,
             reduction=reduction,
         )

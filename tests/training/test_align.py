@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from pairs import PHASES, embedded, grey_run, grey_video, warped
 
-from fastseq.video import probe, read_frames, write_video
+from fastseq.video import probe, read_frames
 from training import align as align_command
 from training.evaluation.alignment import align, evenly, match_frames, write_aligned_video
-from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.retrieval import choose_queries, nearest_frames, retrieval_sheet
-
-PHASES = 3
 
 
 def test_matched_frame_is_the_middle_of_those_on_the_path():
     i, j = np.array([0, 1, 1, 1, 2, 3]), np.array([0, 1, 2, 3, 4, 4])
     assert match_frames(i, j, 4).tolist() == [0, 2, 4, 4]
-
-
-def embedded(name, position, *, action="all", phases=True, path=""):
-    """A unit-length 2-d embedding whose angle is the phase position."""
-    angle = np.asarray(position, float) / PHASES * np.pi / 2
-    record = SimpleNamespace(
-        id=name,
-        path=str(path),
-        frames=len(angle),
-        fps=25.0,
-        action=action,
-        split="test",
-        phases=np.floor(position).astype(np.int64) if phases else None,
-    )
-    return EmbeddedVideo(record, np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32))
-
-
-def warped(frames, power):
-    """Phase positions 0 .. PHASES that run slow first (power > 1) or fast first (power < 1)."""
-    return PHASES * (np.arange(frames) / frames) ** power
 
 
 def test_alignment_finds_the_matching_moments_and_the_even_line_does_not():
@@ -50,13 +26,6 @@ def test_alignment_finds_the_matching_moments_and_the_even_line_does_not():
     assert off_evenly.mean() > 0.4
     assert alignment.similarity > alignment.straight
     assert alignment.similarity == pytest.approx(1.0, abs=2e-3)
-
-
-def grey_video(path, position, side=32, height=48):
-    """A video whose grey level is the phase position."""
-    levels = 40 + np.asarray(position) / PHASES * 180
-    write_video(path, (np.full((height, side, 3), v, np.uint8) for v in levels.round()), 25.0)
-    return path
 
 
 def test_aligned_video_shows_the_matched_frames(tmp_path):
@@ -77,30 +46,6 @@ def test_aligned_video_shows_the_matched_frames(tmp_path):
     np.testing.assert_allclose(right, grey[2], atol=6)
     above = shown[:, :38]  # titles and names, where a player's controls do not hide them
     assert above.mean() > 200 > 100 > above.min()
-
-
-def grey_run(monkeypatch):
-    """Let the commands see a run whose encoder turns the grey level into an angle."""
-    import torch
-
-    from training.evaluation import encoders
-
-    class Grey(torch.nn.Module):
-        use_positions = True
-
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def encode(self, frames):
-            angle = (frames.float().mean(dim=(2, 3, 4)) - 40) / 180 * torch.pi / 2
-            return 3 * torch.stack([angle.cos(), angle.sin()], dim=-1)
-
-    cfg = SimpleNamespace(
-        data=SimpleNamespace(engine="pyav", cache="none", cache_side=None),
-        augmentation=SimpleNamespace(size=16),
-    )
-    monkeypatch.setattr(encoders, "_load", lambda run, untrained: (Grey(), cfg))
 
 
 def test_align_command(tmp_path, monkeypatch, capsys):

@@ -1,16 +1,4 @@
-import os
-from pathlib import Path
-
 import pytest
-
-
-@pytest.fixture(scope="session")
-def real_clips() -> Path:
-    default = Path(__file__).resolve().parents[3] / "shared" / "videos"
-    folder = Path(os.environ.get("FASTSEQ_VIDEOS", default))
-    if not folder.is_dir():
-        pytest.skip(f"no real clips at {folder} (set FASTSEQ_VIDEOS)")
-    return folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,17 +209,16 @@ def kendalls_tau(test: Sequence[LabelledVideo], stride: int) -> Score:
     """
     from scipy.stats import kendalltau
 
-    taus, left_out = [], Counter()
-    for query, other in _ordered_pairs(test):
-        nearest = _distances(query.embeddings[::stride], other.embeddings[::stride]).argmin(axis=1)
+    def tau(query: LabelledVideo, other: LabelledVideo, distances: np.ndarray) -> float:
+        nearest = distances.argmin(axis=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy's remark on constant input: counted below
-            tau = kendalltau(np.arange(len(nearest)), nearest).statistic
-        if np.isnan(tau):
-            left_out["video pairs without a tau (all frames have one neighbour)"] += 1
-        else:
-            taus.append(tau)
-    return Score(_mean(taus), left_out)
+            return kendalltau(np.arange(len(nearest)), nearest).statistic
+
+    taus = _of_ordered_pairs(test, stride, tau)
+    undefined = int(np.isnan(taus).sum())
+    left_out = Counter({"video pairs without a tau (all frames have one neighbour)": undefined})
+    return Score(_mean(taus[~np.isnan(taus)]), left_out)
 
 
 def precision_at_k(test: Sequence[LabelledVideo], stride: int, k: int) -> Score:
@@ -288,9 +287,8 @@ def alignment_error(test: Sequence[LabelledVideo], method: str = "nearest") -> S
 
     placed = [video for video in test if video.position is not None]
     left_out = Counter({"test videos whose phases step back": len(test) - len(placed)})
-    errors = []
-    for query, other in _ordered_pairs(placed):
-        distances = _distances(query.embeddings, other.embeddings)
+
+    def error(query: LabelledVideo, other: LabelledVideo, distances: np.ndarray) -> float:
         if method == "nearest":
             gaps = np.abs(other.position[distances.argmin(axis=1)] - query.position)
         elif method == "dtw":
@@ -300,17 +298,25 @@ def alignment_error(test: Sequence[LabelledVideo], method: str = "nearest") -> S
             gaps = np.bincount(i, per_cell) / np.bincount(i)
         else:
             raise ValueError(f"method is {method!r}; expected 'nearest' or 'dtw'")
-        errors.append(gaps.mean())
-    return Score(_mean(errors), left_out)
+        return gaps.mean()
+
+    return Score(_mean(_of_ordered_pairs(placed, 1, error)), left_out)
 
 
-def _ordered_pairs(
+def _of_ordered_pairs(
     videos: Sequence[LabelledVideo],
-) -> Iterator[tuple[LabelledVideo, LabelledVideo]]:
+    stride: int,
+    value: Callable[[LabelledVideo, LabelledVideo, np.ndarray], float],
+) -> np.ndarray:
+    """``value(query, other, distances of every stride-th frame)`` of all ordered pairs of different
+    videos, by queries. Distances of two videos are computed once, for both directions."""
+    values = np.empty((len(videos), len(videos)))
     for i, query in enumerate(videos):
-        for j, other in enumerate(videos):
-            if i != j:
-                yield query, other
+        for j, other in enumerate(videos[:i]):
+            distances = _distances(query.embeddings[::stride], other.embeddings[::stride])
+            values[i, j] = value(query, other, distances)
+            values[j, i] = value(other, query, distances.T)
+    return values[~np.eye(len(videos), dtype=bool)]
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ class Panel:
     """A video in `side_by_side`.
 
     frames: uint8 (n, H, W, 3); numbers: those they have in the video, ascending; shown: for every
-    output frame the place in these.
+    output frame the place in these, -1 for none.
     """
 
     title: str
@@ -116,7 +116,7 @@ def side_by_side(panels: Sequence[Panel], *, height: int = 240) -> Iterator[np.n
     pad, caption, bar_height = 8, 40, 12
     font = _font(12)
     widths = [
-        max(150, round(panel.frames.shape[2] * height / panel.frames.shape[1])) for panel in panels
+        max(180, round(panel.frames.shape[2] * height / panel.frames.shape[1])) for panel in panels
     ]
     total = sum(widths) + pad * (len(panels) + 1)
     tall = caption + height + bar_height + pad
@@ -126,18 +126,22 @@ def side_by_side(panels: Sequence[Panel], *, height: int = 240) -> Iterator[np.n
         draw = ImageDraw.Draw(canvas)
         x = pad
         for panel, width in zip(panels, widths, strict=True):
-            place = int(panel.shown[step])
-            number = int(panel.numbers[place])
-            picture = _letterbox(panel.frames[place], width, height)
-            canvas.paste(picture, (x, caption))
             bar = caption + height + 5
-            last = max(int(panel.numbers[-1]), 1)
             draw.rectangle((x, bar, x + width - 1, bar + 3), fill="#dddddd")
-            draw.rectangle(
-                (x, bar, x + round((width - 1) * number / last), bar + 3), fill="#1f4e79"
-            )
+            place = int(panel.shown[step])
+            if place < 0:
+                label = "no match"
+                box = (x, caption, x + width - 1, caption + height - 1)
+                draw.rectangle(box, fill="#dddddd")
+            else:
+                number = int(panel.numbers[place])
+                label = f"frame {number}"
+                canvas.paste(_letterbox(panel.frames[place], width, height), (x, caption))
+                last = max(int(panel.numbers[-1]), 1)
+                end = x + round((width - 1) * number / last)
+                draw.rectangle((x, bar, end, bar + 3), fill="#1f4e79")
             draw.text((x, 4), panel.title, fill=INK, font=font)
-            draw.text((x + width - 1, 4), f"frame {number}", fill=INK, font=font, anchor="ra")
+            draw.text((x + width - 1, 4), label, fill=INK, font=font, anchor="ra")
             draw.text((x, 21), _shorten(panel.name, font, width), fill=QUIET, font=font)
             x += width + pad
         yield np.asarray(canvas)

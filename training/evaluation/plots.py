@@ -32,22 +32,30 @@ def _tidy(axes) -> None:
 
 
 def similarity_map(
-    a: EmbeddedVideo, b: EmbeddedVideo, path: tuple[np.ndarray, np.ndarray], file: str | Path
+    a: EmbeddedVideo,
+    b: EmbeddedVideo,
+    path: tuple[np.ndarray, np.ndarray],
+    file: str | Path,
+    *,
+    ends: bool = False,
 ) -> None:
     """Cosine similarity of all frame pairs with the DTW path; dotted lines are phase boundaries.
 
-    Axes are the frames' numbers; those in gaps stay white.
+    Axes are the frames' numbers; those in gaps stay white. ``ends``: what lies before and behind
+    the path is faded, and the path's first and last pair are marked and named.
     """
     similarity = np.full((a.record.frames, b.record.frames), np.nan, dtype=np.float32)
     similarity[np.ix_(a.frames, b.frames)] = a.embeddings @ b.embeddings.T
     i, j = a.frames[path[0]], b.frames[path[1]]
     rows, columns = similarity.shape
     longest = max(rows, columns)
-    figure = _figure(2.2 + 4.6 * columns / longest, 1.4 + 4.6 * rows / longest)
+    figure = _figure(2.8 + 4.6 * columns / longest, 1.4 + 4.6 * rows / longest)
     axes = figure.subplots()
     image = axes.imshow(similarity, cmap="cividis", vmax=1.0, aspect="equal", origin="upper")
     axes.plot(j, i, color="white", linewidth=3.5)
     axes.plot(j, i, color="#d62728", linewidth=1.6, label="alignment (DTW)")
+    if ends:
+        _mark_ends(axes, i, j, rows, columns)
     if len(_boundaries(a)) or len(_boundaries(b)):  # white lines, grey in the legend
         axes.plot([], [], color="0.4", linewidth=0.9, linestyle=":", label="phase boundaries")
     for boundary in _boundaries(a):
@@ -62,6 +70,19 @@ def similarity_map(
     axes.legend(loc="lower left", fontsize=8, framealpha=0.9)
     figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.8)
     figure.savefig(file, dpi=110)
+
+
+def _mark_ends(axes, i: np.ndarray, j: np.ndarray, rows: int, columns: int) -> None:
+    top, bottom, left, right = i[0] - 0.5, i[-1] + 0.5, j[0] - 0.5, j[-1] + 0.5
+    faded = {"color": "white", "alpha": 0.6, "linewidth": 0}
+    axes.axhspan(-0.5, top, **faded)
+    axes.axhspan(bottom, rows - 0.5, **faded)
+    for start, stop in ((-0.5, left), (right, columns - 0.5)):
+        axes.fill_between([start, stop], top, bottom, **faded)
+    for word, place, marker in (("begins", 0, "o"), ("ends", -1, "s")):
+        label = f"{word} at {i[place]} | {j[place]}"
+        style = {"markeredgecolor": "white", "markersize": 8, "clip_on": False, "zorder": 5}
+        axes.plot(j[place], i[place], marker, color="#d62728", label=label, **style)
 
 
 def _boundaries(video: EmbeddedVideo) -> np.ndarray:

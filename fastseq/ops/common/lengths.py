@@ -50,7 +50,7 @@ def prepare_valid(
         return None
     if not isinstance(lengths, Tensor):
         try:
-            lengths = _integers(lengths)
+            lengths = integers(lengths)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{op}: lengths{suffix} must be integers, got {lengths!r}") from None
         if lengths.numel() == 0:
@@ -73,7 +73,7 @@ def prepare_valid(
     return lengths.to(device=device, dtype=torch.int64, copy=lengths.device.type == "cpu")
 
 
-def _integers(lengths: Sequence[int] | int) -> Tensor:
+def integers(lengths: Sequence[int] | int) -> Tensor:
     try:
         return torch.as_tensor(lengths)
     except (TypeError, ValueError, RuntimeError):  # a list of numpy's unsigned numbers

@@ -20,7 +20,7 @@ FUSED = {
         reference=soft_dtw_reference,
         stem=op,
     )
-    for op in ("soft_dtw", "soft_dtw_from_cost")
+    for op in ("soft_dtw", "soft_dtw_from_cost", "soft_dtw_cross")
 }
 
 

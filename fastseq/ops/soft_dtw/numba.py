@@ -19,12 +19,15 @@ CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
 
 def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
     """Values (N,) and what the backward needs: H of each strip's last row, H and V at the start
-    of each block. Of pairs with infinite costs, if there are any, also their numbers and R."""
+    of each block, of a free end the shares of the last row. Of pairs with infinite costs, if there
+    are any, also their numbers and R."""
     p = _Problem(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     below = p.new(p.batch, p.strips, p.m)
     state = p.new(p.batch, p.strips, p.blocks if any(needs) else 0, 2, LANES)
     parts = np.zeros((p.batch, p.strips))
-    p.run(forward_strips, _numpy(below), _numpy(state), parts)
+    columns = p.m if opts.end_free else 0
+    bottoms, shares = np.empty((p.batch, p.strips, columns)), np.zeros((p.batch, columns))
+    p.run(forward_strips, _numpy(below), _numpy(state), bottoms, shares, parts)
     value = parts.sum(1) * p.unit
     extra = ()
     if cost is not None and not np.isfinite(value).all():
@@ -35,7 +38,7 @@ def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOption
         value[numbers] = part
         extra = torch.from_numpy(numbers), torch.from_numpy(r)
     value = torch.from_numpy(value).to(below.dtype)
-    return (value, below, state, *extra) if any(needs) else (value,)
+    return (value, below, state, torch.from_numpy(shares), *extra) if any(needs) else (value,)
 
 
 def backward(
@@ -43,7 +46,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, y and cost, None where there is no such input or it is not needed."""
     p = _Problem(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
-    below, state, *extra = saved
+    below, state, shares, *extra = saved
     flow = torch.empty(p.batch, p.strips, p.m, dtype=torch.float64)
     # Not torch.zeros: its threads would spin on the processors that ours are about to need.
     outputs = [torch.from_numpy(np.zeros_like(a)) for a in (p.x, p.y, p.cost)]
@@ -53,7 +56,7 @@ def backward(
         p.run_absolute(backward_absolute, numbers, r, _numpy(grad)[numbers], part)
         p.n_real = p.n_real.copy()
         p.n_real[numbers] = 0  # done
-    p.run(backward_strips, *map(_numpy, (below, state, grad, flow, *outputs)))
+    p.run(backward_strips, *map(_numpy, (below, state, shares, grad, flow, *outputs)))
     dx, dy, dcost = outputs
     if extra:
         dcost.numpy()[numbers] = part
@@ -104,7 +107,7 @@ class _Problem:
         )
         counter, progress = np.zeros(1, np.int64), np.zeros(self.batch * self.strips, np.int64)
         problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band)
-        problem = (*problem, scale.astype(self.x.dtype), penalty, *self.ends)
+        problem = (*problem, scale.astype(self.x.dtype), penalty, self.ends[0])
         _in_threads(lambda: kernel(problem, counter, progress, *arrays), workers)
 
     def run_absolute(self, kernel: Callable, numbers: np.ndarray, *arrays: np.ndarray) -> None:

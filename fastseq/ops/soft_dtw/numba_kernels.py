@@ -49,31 +49,28 @@ def _outside(start, top, low, high):
     return start + STEPS + 1 - top < low or start - top - 2 * LANES > high
 
 
-@kernel
-def _first_end(n, low):
-    """The first column of the last row that the band holds."""
-    return max(0, n - 1 + low)
-
-
 @numba.njit(**OPTIONS, nogil=True, cache=True)
-def forward_strips(problem, counter, progress, below, state, value):
+def forward_strips(problem, counter, progress, below, state, bottoms, shares, value):
     """Strip after strip, as many as this thread gets to, each waiting for the one above, which
     was taken before it. A thread that starts late, or shares its core, takes fewer.
 
     problem: x (N, T, D), y (N, S, D), cost (N, T, S), real lengths, limits of the bands, scale and
-    penalty of each pair (None: no penalty), whether begin and end are free.
+    penalty of each pair (None: no penalty), whether the begin is free.
     below (N, strips, S): H of the last row of each strip. state (N, strips, blocks, 2, LANES): H
-    and V as they enter a block. value (N, strips): what each strip adds, in float64; NaN where a
+    and V as they enter a block. bottoms (N, strips, S) and shares (N, S): R of the last row of
+    each strip, and what `free_end` gives of it; (N, strips, 0) and (N, 0) where the end is fixed.
+    value (N, strips): what each strip adds, in float64; NaN where a
     given cost is infinite: that is the work of numba_absolute.py.
     """
-    x, y, cost, n_real, m_real, band, scale, penalty, begin_free, end_free = problem
+    x, y, cost, n_real, m_real, band, scale, penalty, begin_free = problem
     batch, strips = value.shape
     dtype, channels = below.dtype, -(-x.shape[2] // CHANNELS) * CHANNELS
     one = dtype.type(1)
     xs, ys = np.zeros(channels * LANES, dtype), np.zeros(channels * WINDOW, dtype)
     u, up = np.empty((STEPS, LANES), dtype), np.empty((2, LANES + 1), dtype)
     v, sm = np.empty(LANES, dtype), np.empty(LANES, dtype)
-    shares = np.empty(below.shape[2] if end_free else 0)
+    end_free = shares.shape[1] > 0
+    waves = np.zeros((3, LANES + 1 if end_free else 0))
     while True:
         index = take_number(counter)
         if index >= batch * strips:
@@ -97,18 +94,20 @@ def forward_strips(problem, counter, progress, below, state, value):
                 state[b, strip, block, 1] = v
             if not _outside(block * STEPS, top, low, high):
                 odd += block_costs(u, xs, ys, y[b], cost[b], area, scale[b])
-                above = below[b, max(strip - 1, 0)]
-                total += forward_block(u, up, v, sm, above, below[b, strip], area, ends, one)
+                over = max(strip - 1, 0)
+                totals = waves, bottoms[b, over], bottoms[b, strip]
+                above, own = below[b, over], below[b, strip]
+                total += forward_block(u, up, v, sm, totals, above, own, area, ends, one)
             store_release(progress, index, block + 1)
         if end_free and top + LANES >= n:
-            total += free_end(below[b, strip], _first_end(n, low), m, shares)
+            total = free_end(bottoms[b, strip], max(0, n - 1 + low), m, shares[b])
         value[b, strip] = total if odd == 0 else np.nan
 
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
-def backward_strips(problem, counter, progress, below, state, grad, flow, dx, dy, dcost):
+def backward_strips(problem, counter, progress, below, state, shares, grad, flow, dx, dy, dcost):
     """The same, last strip first. flow (N, strips, S): flux from each strip to the one above."""
-    x, y, cost, n_real, m_real, band, scale, penalty, begin_free, end_free = problem
+    x, y, cost, n_real, m_real, band, scale, penalty, begin_free = problem
     batch, strips = flow.shape[:2]
     dtype, dims = below.dtype, x.shape[2]
     channels = -(-dims // CHANNELS) * CHANNELS
@@ -120,7 +119,7 @@ def backward_strips(problem, counter, progress, below, state, grad, flow, dx, dy
     p, up = np.empty((STEPS, 3 * LANES), dtype), np.empty((2, LANES + 1), dtype)
     v, left = np.empty(LANES, dtype), np.empty(LANES)
     lift, owed = np.empty(LANES + 1), np.empty(LANES)
-    seeds = np.empty(below.shape[2] if end_free else 0)
+    seeds = np.empty(shares.shape[1])
     while True:
         index = take_number(counter)
         if index >= batch * strips:
@@ -134,9 +133,8 @@ def backward_strips(problem, counter, progress, below, state, grad, flow, dx, dy
         blocks_below = _extent(strip + 1, n, m)[1]
         load_rows(xs, x[b], top, n)
         ends = begin_free, of_pair(penalty, b)
-        if end_free and top + LANES >= n:
-            free_end(below[b, strip], _first_end(n, low), m, seeds)
-            seeds_of(seeds, m, grad[b])
+        if shares.shape[1] > 0 and top + LANES >= n:
+            seeds_of(shares[b], m, grad[b], seeds)
         gx[:] = 0
         left[:], lift[:], owed[:] = 0, 0, 0
         for block in range(blocks - 1, -1, -1):

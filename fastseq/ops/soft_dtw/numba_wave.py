@@ -55,13 +55,14 @@ def _begin_here(u, left, one):
 
 
 @kernel
-def forward_block(u, up, v, sm, above, below, area, ends, one):
+def forward_block(u, up, v, sm, totals, above, below, area, ends, one):
     """One block: H and V of every cell in turn; returns what it adds to the value, in float64.
 
     up[k % 2, r]: H above lane r at step k; v[r]: V left of it. ``above`` and ``below``: H of the
     last row of the strip above, and of this one. ``area``: (first step, first row, real lengths,
     limits of the band). ``ends``: whether a path may begin anywhere in row 0, and the penalty of a
-    step that is not diagonal, None for none.
+    step that is not diagonal, None for none. ``totals``: see _add_up; without elements where the
+    end is fixed.
     """
     start, top, n, m, low, high = area
     begin_free, penalty = ends
@@ -96,21 +97,27 @@ def forward_block(u, up, v, sm, above, below, area, ends, one):
             sm[i] = rest + least
             v[i] = rest + (least - x)
             up[then, _i(r + 1)] = rest + (least - y)
-        value += _value_of_step(s, first, last, top, n, m, up, then, v, sm)
-        if last == rows:
-            below[s - rows + 1] = up[then, rows]
+        if totals[0].size:
+            _add_up(totals, s, first, last, area, begin_free, v, sm)
+        else:
+            value += _value_of_step(s, first, last, area, begin_free, up, then, v, sm)
+        if last == LANES:
+            below[s - LANES + 1] = up[then, LANES]
     return value
 
 
 @kernel
-def _value_of_step(s, first, last, top, n, m, up, then, v, sm):
-    """R of the last cell: sm summed along the main diagonal, then H or V along the edge."""
+def _value_of_step(s, first, last, area, begin_free, up, then, v, sm):
+    """R of the last cell: sm summed along the main diagonal, then H or V along the edge. With a
+    free begin along the diagonal that ends in it, if that begins in row 0, where sm is R."""
+    _, top, n, m, _, _ = area
     value = 0.0
-    if (s - top) % 2 == 0:
-        r = (s - top) // 2
+    diagonal = s - top - max(m - n, 0) if begin_free else s - top
+    if diagonal % 2 == 0:
+        r = diagonal // 2
         if first <= r < last and top + r < min(n, m):
             value += sm[r]
-    if m > n and top + LANES >= n:
+    if m > n and top + LANES >= n and not begin_free:
         r = n - 1 - top
         if first <= r < last and s - r >= n:
             value += up[then, r + 1]
@@ -119,6 +126,30 @@ def _value_of_step(s, first, last, top, n, m, up, then, v, sm):
         if first <= r < last and top + r >= m:
             value += v[r]
     return value
+
+
+@kernel
+def _add_up(totals, s, first, last, area, begin_free, v, sm):
+    """R itself in float64, of which the best of the free ends is chosen: differences of far ends
+    added up in float32 would not tell which. Along the diagonals, where it grows the least.
+
+    ``totals``: R of this step and of the two before, by turns, at place lane + 1; of the last row
+    of the strip above; and of that of this one.
+    """
+    _, top, n, m, _, _ = area
+    rows = min(LANES, n - top)
+    waves, above, below = totals
+    now, before, previous = waves[s % 3], waves[(s + 1) % 3], waves[(s + 2) % 3]
+    if top > 0 and 0 < s <= m:
+        before[0] = above[s - 1]
+    for lane in range(first, last):
+        now[_i(lane + 1)] = before[_i(lane)] + sm[_i(lane)]
+    if top == 0 and first == 0:  # sm is R where a path begins, and H along row 0
+        now[1] = sm[0] if begin_free or s == 0 else previous[1] + sm[0]
+    if last == s + 1 and top + s > 0:
+        now[s + 1] = (above[0] if s == 0 else previous[s]) + v[s]
+    if last == rows:
+        below[s - rows + 1] = now[rows]
 
 
 @kernel
@@ -215,29 +246,27 @@ def expectations(e, p, left, up, owed, seed, seeds, below, above, area):
 
 
 @kernel
-def free_end(h, first, m, shares):
-    """What a free end adds to R of the last cell: the row below, entered straight down and walked
-    to the right at no cost, R_n,j = softmin(R_n-1,j, R_n,j-1). ``h``: H of the last row, of which
-    the band holds the columns from ``first`` on.
+def free_end(r, first, m, shares):
+    """R of a free end: of a row below the last one, entered straight down and walked to the right
+    at no cost, R_n,j = softmin(R_n-1,j, R_n,j-1). ``r``: R of the last row, of which the band
+    holds the columns from ``first`` on.
 
-    shares[j]: log2 of the share that enters (n, j) from above, R_n,j - R_n-1,j. In float64: far
-    from the best end it is large, and the next best one needs its last digits.
+    shares[j]: log2 of the share that enters (n, j) from above, R_n,j - R_n-1,j.
     """
-    state = 0.0
     shares[:first] = -np.inf
     shares[first] = 0
+    total = r[first]
     for j in range(first + 1, m):
-        state -= h[j]
-        state = (state if state < 0 else 0.0) - math.log1p(2.0 ** -abs(state)) / math.log(2)
-        shares[j] = state
-    return state
+        gap = total - r[j]
+        shares[j] = (gap if gap < 0 else 0.0) - math.log1p(2.0 ** -abs(gap)) / math.log(2)
+        total = r[j] + shares[j]
+    return total
 
 
 @kernel
-def seeds_of(shares, m, grad):
-    """In their place: what the last row's cells get of ``grad``."""
+def seeds_of(shares, m, grad, seeds):
+    """seeds[j]: what the last row's cell at column j gets of ``grad``."""
     flux = np.float64(grad)
     for j in range(m - 1, -1, -1):
-        share = shares[j]
-        shares[j] = flux * 2.0**share
-        flux = -flux * math.expm1(share * math.log(2))
+        seeds[j] = flux * 2.0 ** shares[j]
+        flux = -flux * math.expm1(shares[j] * math.log(2))

@@ -252,11 +252,12 @@ def soft_dtw_alignment(
         op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y)
     )
     name = _resolve(op, backend, x.device.type)
+    constants = real_x, real_y, *per_pair
     if name == "reference":
-        expected = _reference_alignment(x, y, real_x, real_y, *per_pair, opts)
+        expected = _reference_alignment(x, y, constants, opts)
     else:
         refuse_transforms(op, name)
-        expected = autograd.alignment(x, y, (real_x, real_y, *per_pair), name, opts)
+        expected = autograd.alignment(x, y, constants, name, opts)
     for dim, order in enumerate(orders, 1):  # frames go back to where they were
         expected = reorder(expected, None if order is None else order.argsort(1), dim)
     return expected[0] if unbatched else expected
@@ -337,7 +338,8 @@ def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, *constants)
     return autograd.FUSED[op](name, opts, x, y, cost, *constants)
 
 
-def _reference_alignment(x, y, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions) -> Tensor:
+def _reference_alignment(x, y, constants, opts: SoftDTWOptions) -> Tensor:
+    lengths_x, lengths_y, gammas, bands = constants
     differentiable = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     with no_autocast(x.device.type), torch.enable_grad():
         cost = dense_cost(x, y, lengths_x, lengths_y)

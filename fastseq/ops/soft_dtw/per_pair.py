@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.fused import transforms_active
-from fastseq.ops.common.lengths import INT_DTYPES
+from fastseq.ops.common.lengths import INT_DTYPES, integers
 from fastseq.ops.common.validate import FLOAT_DTYPES, positive_or_nan
 
 # One for all pairs or one for each.
@@ -68,10 +68,12 @@ def split_bandwidth(
     if not isinstance(bandwidth, Tensor | list | tuple | np.ndarray):
         return bandwidth, None
     if not isinstance(bandwidth, Tensor):
-        given = np.asarray(bandwidth)
-        if given.dtype.kind not in "iu" and given.size:
-            raise TypeError(f"{op}: bandwidth must be integers, got {bandwidth!r}")
-        bandwidth = torch.from_numpy(given.astype(np.int64))
+        try:
+            bandwidth = integers(bandwidth)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{op}: bandwidth must be integers, got {bandwidth!r}") from None
+        if bandwidth.numel() == 0:
+            bandwidth = bandwidth.long()
     if bandwidth.dtype not in INT_DTYPES:
         raise TypeError(f"{op}: bandwidth must be integers, got {bandwidth.dtype}")
     if bandwidth.dim() == 0 and num == 1:

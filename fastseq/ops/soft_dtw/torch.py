@@ -32,10 +32,10 @@ def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOption
         if any(needs) and s % wave.stretch == 0:
             kept.append(torch.cat([up, v], 1))
         sm, _ = wave.step(s, up, v)
-        if cost is None or end is None:
+        if end is None:
             wave.add_to_value(value, s, sm, up, v)
-        if end is not None:
-            end.step(s, up, value)
+        else:
+            end.step(s, sm, value)
     value = torch.where(value < NO_PATH, value * wave.unit, value + torch.inf)  # keeps NaN
     value = value.to((x if cost is None else cost).dtype)
     if not kept:
@@ -87,7 +87,7 @@ def backward(
 
 
 class _Wave:
-    """One call: its costs in units of gamma / log2(e), its band, its anti-diagonals."""
+    """One call: its costs in units of gamma, its band, its anti-diagonals."""
 
     def __init__(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts):
         given = cost if x is None else x
@@ -97,7 +97,7 @@ class _Wave:
         self.steps = self.n + self.m - 1 if self.batch and self.n and self.m else 0
         self.stretch = max(1, math.isqrt(self.steps))
         # Numbers where they can be, of each pair as float64.
-        self.unit = (opts.gamma if gammas is None else gammas) * math.log(2)
+        self.unit = opts.gamma if gammas is None else gammas
         self.begin_free, self.warped = opts.begin_free, opts.warp_penalty > 0
         self.real_x = valid_mask(lengths_x, self.batch, self.n, self.device)
         self.real_y = valid_mask(lengths_y, self.batch, self.m, self.device)
@@ -167,11 +167,11 @@ class _Wave:
             x[:, -1], y[:, -1], z[:, -1] = 0, ABSENT, ABSENT
         if s == 0 and not self.begin_free:
             x[:, 0], y[:, 0], z[:, 0] = ABSENT, ABSENT, 0
-        _, rest, shares = _weigh(*self.with_penalty(x, y, lanes), z)
-        sm = u + rest
-        v[:, lanes] = sm - x
-        up[:, lanes.start + 1 : lanes.stop + 1] = sm - y
-        return sm, (*shares, None)
+        least, extra, shares = _weigh(*self.with_penalty(x, y, lanes), z)
+        rest = u - extra
+        v[:, lanes] = rest + (least - x)
+        up[:, lanes.start + 1 : lanes.stop + 1] = rest + (least - y)
+        return rest + least, (*shares, None)
 
     def step_of_costs(self, s: int, up: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The same for given costs: of R itself, which ``up`` is of the row above, ``v`` of the
@@ -187,13 +187,13 @@ class _Wave:
             y[:, -1] = z[:, -1] = NO_PATH
         if s == 0 and not self.begin_free:
             z[:, 0] = 0
-        least, rest, shares = _weigh(*self.with_penalty(x, y, lanes), z)
+        least, extra, shares = _weigh(*self.with_penalty(x, y, lanes), z)
         # Also beside NaN: what is forbidden stays so.
         gone = (u == torch.inf) | (least == NO_PATH)
         if self.banded:
             gap = s - 2 * self.rows[lanes]
             gone |= (gap > self.high) | (gap < self.low)
-        r = (u + rest).masked_fill(gone, NO_PATH)
+        r = (u + least - extra).masked_fill(gone, NO_PATH)
         up[:, below] = r
         return r, (*shares, gone)
 
@@ -207,18 +207,26 @@ class _Wave:
         return x, y
 
     def add_to_value(self, value: Tensor, s: int, sm: Tensor, up: Tensor, v: Tensor) -> None:
-        """R of the last cell: sm summed along the main diagonal, then H or V along the edge."""
+        """R of the last cell: sm summed along the main diagonal, then H or V along the edge. With
+        a free begin along the diagonal that ends in it, if that begins in row 0, where sm is R."""
         n, m = self.n_real, self.m_real
         if self.x is None:
             ends = (n + m - 2 == s) & (n > 0) & (m > 0)
             value += torch.where(ends, up.gather(1, n[:, None])[:, 0], 0)
             return
-        if s % 2 == 0 and s // 2 < min(self.n, self.m):
+        if self.begin_free:
+            twice = s - (m - n).clamp(min=0)
+            i = torch.div(twice, 2, rounding_mode="floor")
+            along = (twice % 2 == 0) & (i >= 0) & (i < torch.minimum(n, m))
+            lane = (i - self.lanes(s).start).clamp(0, sm.shape[1] - 1)
+            value += torch.where(along, sm.gather(1, lane[:, None])[:, 0], 0)
+        elif s % 2 == 0 and s // 2 < min(self.n, self.m):
             i = s // 2
             value += torch.where(i < torch.minimum(n, m), sm[:, i - self.lanes(s).start], 0)
-        row = (n - 1).clamp(min=0)[:, None]
-        along_row = (s - n + 1 >= n) & (s - n + 1 < m) & (n > 0)
-        value += torch.where(along_row, up.gather(1, row + 1)[:, 0], 0)
+        if not self.begin_free:
+            row = (n - 1).clamp(min=0)[:, None]
+            along_row = (s - n + 1 >= n) & (s - n + 1 < m) & (n > 0)
+            value += torch.where(along_row, up.gather(1, row + 1)[:, 0], 0)
         row = (s - m + 1).clamp(0, self.n - 1)[:, None]
         along_column = (s - m + 1 >= m) & (s - m + 1 < n) & (m > 0)
         value += torch.where(along_column, v.gather(1, row)[:, 0], 0)
@@ -234,21 +242,19 @@ class _Wave:
 
 
 class _FreeEnd:
-    """The row below the last one, which is walked to the right at no cost and entered straight
-    down, in float64: R_n,j = softmin(R_n-1,j, R_n,j-1), and the value is its last R.
+    """The row below the last one, which is entered straight down and walked to the right at no
+    cost: R_n,j = softmin(R_n-1,j, R_n,j-1), and the value is its last R.
 
-    What it keeps is log2 of the share that enters each cell from above, 2^(R_n,j - R_n-1,j).
+    Of R itself in float64: differences of far ends added up in float32 would not tell which is
+    the better one. It keeps the logarithms of the shares that enter from above, R_n,j - R_n-1,j.
     """
 
     def __init__(self, wave: _Wave, shares: Tensor | None = None, grad: Tensor | None = None):
         self.wave, self.shares = wave, [] if shares is None else shares
         self.first = (wave.n_real - 1 + wave.low[:, 0]).clamp(min=0)  # column
-        self.absolute = wave.x is None
-        self.state = torch.zeros(wave.batch, dtype=torch.float64, device=wave.device)
-        if grad is not None:
-            self.grad = grad.double()
-        elif self.absolute:
-            self.state += NO_PATH
+        shape = (2, wave.batch, wave.n + 1)
+        self.r = torch.zeros(shape, dtype=torch.float64, device=wave.device)
+        self.state = self.r[0, :, 0] + NO_PATH if grad is None else grad.double()
 
     def column(self, s: int) -> tuple[Tensor, Tensor]:
         """Of the last row's cell on diagonal s, and whether it is real and in the band."""
@@ -256,35 +262,41 @@ class _FreeEnd:
         inside = (column >= self.first) & (column < self.wave.m_real) & (self.wave.n_real > 0)
         return column, inside
 
-    def step(self, s: int, up: Tensor, value: Tensor) -> None:
+    def step(self, s: int, sm: Tensor, value: Tensor) -> None:
+        """``sm``: R_ij - R_i-1,j-1 on diagonal s, or R of given costs."""
+        lanes = self.wave.lanes(s)
+        below = slice(lanes.start + 1, lanes.stop + 1)
+        now, last = self.r[s % 2], self.r[(s + 1) % 2]
+        r = sm
+        if self.wave.x is not None:
+            # Along the diagonals, where it grows the least; place 0 holds 0.
+            r = now[:, lanes] + sm
+            if lanes.start == 0 and not self.wave.begin_free:
+                r[:, 0] = last[:, 1] + sm[:, 0]
+            if lanes.stop == s + 1:
+                r[:, -1] = last[:, lanes.stop - 1] + sm[:, -1]
+        now[:, below] = r
         column, inside = self.column(s)
-        above = up.gather(1, self.wave.n_real[:, None])[:, 0].double()
-        if self.absolute:  # ``state`` and ``above`` are R
-            least = torch.minimum(self.state, above)
-            total = (least - self.state).exp2() + (least - above).exp2()
-            state = least - total.log2()
-            share = torch.where(above == NO_PATH, -torch.inf, state - above)
-        else:  # R_n,j - R_n-1,j, and H
-            state = self.state - above
-            state = state.clamp(max=0) - (-state.abs()).exp2().log1p() / math.log(2)
-            share = state = torch.where(column == self.first, 0, state)
+        above = now.gather(1, self.wave.n_real[:, None])[:, 0]
+        least = torch.minimum(self.state, above)
+        state = least - ((least - self.state).exp() + (least - above).exp()).log()
         self.state = torch.where(inside, state, self.state)
-        self.shares.append(share)
+        self.shares.append(torch.where(above == NO_PATH, -torch.inf, state - above))
         value += torch.where(inside & (column == self.wave.m_real - 1), self.state, 0)
 
     def seeds(self, s: int) -> Tensor:
         """E that the last row gets from below on diagonal s; the last diagonal comes first."""
-        column, inside = self.column(s)
-        flux = torch.where(column == self.wave.m_real - 1, self.grad, self.state)
-        share = self.shares[s]
-        left = -flux * torch.expm1(share * math.log(2))
-        self.state = torch.where(inside, left, self.state)
-        return torch.where(inside, flux * share.exp2(), 0).to(self.wave.dtype)
+        _, inside = self.column(s)
+        flux, share = self.state, self.shares[s]
+        self.state = torch.where(inside, -flux * share.expm1(), flux)
+        return torch.where(inside, flux * share.exp(), 0).to(self.wave.dtype)
 
 
 def _weigh(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Of the scores z (diagonal), x (up) and y (left): the least, their softmin, their shares."""
+    """Of the scores z (diagonal), x (up) and y (left): the least, how far their softmin is below
+    it, their shares."""
     least = torch.minimum(torch.minimum(x, y), z)
-    shares = [torch.exp2(least - score) for score in (z, x, y)]
+    # Not exp2, whose last bit on the CPU depends on where in a vector a number stands.
+    shares = [torch.exp(least - score) for score in (z, x, y)]
     total = shares[0] + shares[1] + shares[2]
-    return least, least - total.log2(), tuple(share / total for share in shares)
+    return least, total.log(), tuple(share / total for share in shares)

@@ -47,7 +47,8 @@ def _arguments(**change):
         ({"bandwidth": torch.tensor(2)}, ValueError, r"have shape \(2,\), one for each.*got \(\)"),
         ({"bandwidth": [1, 2, 3]}, ValueError, r"got \(3,\)"),
         ({"bandwidth": [1, -2]}, ValueError, "bandwidth must be 0 or more, or None, got -2"),
-        ({"bandwidth": [1, 2.5]}, TypeError, r"bandwidth must be integers, got \[1, 2.5\]"),
+        ({"bandwidth": [1, 2.5]}, TypeError, "bandwidth must be integers, got torch.float32"),
+        ({"bandwidth": [1, None]}, TypeError, r"bandwidth must be integers, got \[1, None\]"),
         ({"bandwidth": (True, False)}, TypeError, "bandwidth must be integers"),
         ({"bandwidth": torch.ones(2)}, TypeError, "bandwidth must be integers, got torch.float32"),
         ({"begin": "open"}, ValueError, r"begin must be one of \('fixed', 'free'\), got 'open'"),
@@ -370,6 +371,20 @@ def test_module_is_the_function():
     )
     assert torch.equal(module(x, y, lengths_x=[20, 5]), want)
     assert "gamma=0.2, cost='cosine', bandwidth=4" in repr(module)
-    for wrong in ({"gamma": -1}, {"cost": "l1"}, {"bandwidth": -1}, {"reduction": "avg"}):
+    ends = {"begin": "free", "end": "free", "warp_penalty": 0.5}
+    module = fastseq.nn.SoftDTW(gamma=torch.tensor(0.2), **ends, backend="reference")
+    want = fastseq.soft_dtw(x, y, gamma=0.2, **ends, backend="reference")
+    assert torch.allclose(module(x, y), want)
+    assert "begin='free', end='free', warp_penalty=0.5" in repr(module)
+    module.gamma.fill_(0.4)  # a schedule
+    want = fastseq.soft_dtw(x, y, gamma=0.4, **ends, backend="reference")
+    assert torch.allclose(module(x, y), want)
+    for wrong in (
+        *({"gamma": -1}, {"gamma": torch.ones(2)}, {"gamma": torch.ones(()).requires_grad_()}),
+        *({"cost": "l1"}, {"bandwidth": -1}, {"reduction": "avg"}, {"begin": "open"}),
+        *({"warp_penalty": -1}, {"end": "free", "divergence": True}),
+    ):
         with pytest.raises(ValueError, match="SoftDTW"):
             fastseq.nn.SoftDTW(**wrong)
+    with pytest.raises(TypeError, match="SoftDTW: bandwidth must be an integer or None, got list"):
+        fastseq.nn.SoftDTW(bandwidth=[1, 2])

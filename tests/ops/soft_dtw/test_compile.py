@@ -15,15 +15,18 @@ def _tensors(given):
     x, y = randn(2, 7, 4, seed=1).requires_grad_(), randn(2, 5, 4, seed=2).requires_grad_()
     lengths = torch.tensor([7, 3])
     if given == "embeddings":
-        return x, y, None, lengths, None, None, None
+        return x, y, None, lengths, None, torch.tensor([0.5, 2.0]).double(), None
     cost = randn(2, 7, 5, seed=3).requires_grad_()
-    return None, None, cost, None, torch.tensor([4, 5]), None, None
+    return None, None, cost, None, torch.tensor([4, 5]), None, torch.tensor([1, 3])
+
+
+ALL = 0.5, None, True, True, 0.3
 
 
 @pytest.mark.parametrize("given", ["embeddings", "costs"])
 @backends(BACKENDS)
 def test_opcheck(backend, given):
-    tensors, options = _tensors(given), (backend, 0.5, 2, False, False, 0.0)
+    tensors, options = _tensors(given), (backend, *ALL)
     fused = FUSED["soft_dtw" if given == "embeddings" else "soft_dtw_from_cost"]
     for keep in (True, False):
         # Without what the backward needs there is no gradient to check.
@@ -44,7 +47,7 @@ def test_opcheck(backend, given):
 @backends(BACKENDS)
 def test_opcheck_alignment(backend):
     x, y, _, *constants = _tensors("embeddings")
-    options = backend, 0.5, None, False, False, 0.0
+    options = backend, *ALL
     torch.library.opcheck(_alignment_op, (x.detach(), y.detach(), *constants, *options))
 
 
@@ -73,6 +76,8 @@ OPTIONS = {
     "plain": {},
     "cosine": {"cost": "cosine", "bandwidth": 2},
     "divergence": {"divergence": True, "lengths_y": [5, 0]},
+    "ends": {"begin": "free", "end": "free", "warp_penalty": 0.3},
+    "per_pair": {"gamma": torch.tensor([0.2, 0.7]), "bandwidth": torch.tensor([1, 3])},
 }
 
 
@@ -84,7 +89,8 @@ def test_compiled_equals_eager(backend, options):
     x, y, options = randn(2, 9, 4, seed=4), randn(2, 7, 4, seed=5), OPTIONS[options]
 
     def train(a, b):
-        return fastseq.soft_dtw(a * 2, b, gamma=0.2, lengths_x=[9, 4], backend=backend, **options)
+        call = {"gamma": 0.2, "lengths_x": [9, 4], "backend": backend, **options}
+        return fastseq.soft_dtw(a * 2, b, **call)
 
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         eager, compiled = _both(train, x, y)
@@ -95,7 +101,8 @@ def test_compiled_equals_eager(backend, options):
 @backends(BACKENDS)
 def test_compiled_costs_reductions_and_halves(backend):
     def costs(c):
-        return fastseq.soft_dtw_from_cost(c, reduction="mean", lengths_x=[9, 0], backend=backend)
+        options = {"reduction": "mean", "lengths_x": [9, 0], "begin": "free", "end": "free"}
+        return fastseq.soft_dtw_from_cost(c, **options, backend=backend)
 
     def halves(a, b):
         return fastseq.soft_dtw(a, b, gamma=0.2, backend=backend)
@@ -126,8 +133,9 @@ def test_compiled_alignment(backend):
     x, y = randn(2, 9, 4, seed=11).requires_grad_(), randn(2, 7, 4, seed=12)
     torch._dynamo.reset()
     compiled = torch.compile(fastseq.soft_dtw_alignment, fullgraph=True, backend="aot_eager")
-    got = compiled(x, y, gamma=0.3, backend=backend)
-    assert torch.equal(got, fastseq.soft_dtw_alignment(x, y, gamma=0.3, backend=backend))
+    options = {"gamma": torch.tensor([0.3, 0.5]), "end": "free", "warp_penalty": 0.2}
+    got = compiled(x, y, **options, backend=backend)
+    assert torch.equal(got, fastseq.soft_dtw_alignment(x, y, **options, backend=backend))
     with pytest.raises(RuntimeError, match="alignment cannot be differentiated"):
         got.sum().backward()
 
@@ -146,6 +154,17 @@ def test_other_lengths_and_gammas_compile_once_more(backend):
     for gamma in (0.2, 0.3, 0.4):
         kw = {"gamma": gamma, "backend": backend}
         assert torch.equal(compiled(x, y, **kw), fastseq.soft_dtw(x, y, **kw))
+
+
+@backends(BACKENDS)
+def test_compiled_with_a_list_of_bands(backend):
+    x, y = randn(2, 9, 4, seed=17), randn(2, 7, 4, seed=18)
+
+    def train(a, b):
+        return fastseq.soft_dtw(a, b, bandwidth=[1, 4], lengths_x=[9, 5], backend=backend)
+
+    for want, got in zip(*_both(train, x, y), strict=True):
+        assert torch.equal(want, got)
 
 
 def test_compiled_forward_mode_is_an_error_not_zero():

@@ -63,11 +63,11 @@ def test_padding_of_costs_never_matters(backend):
         assert torch.equal(got, first)
 
 
-@pytest.mark.parametrize("bandwidth", [None, 4])
+@pytest.mark.parametrize(("gamma", "bandwidth"), [(0.2, None), (0.2, 4), (1.0, None), (5.0, 4)])
 @backends()
-def test_alone_equals_in_a_batch(backend, bandwidth):
+def test_alone_equals_in_a_batch(backend, gamma, bandwidth):
     x, y = randn(5, 70, 3, seed=4), randn(5, 66, 3, seed=5)
-    options = {"gamma": 0.2, "bandwidth": bandwidth, "backend": backend}
+    options = {"gamma": gamma, "bandwidth": bandwidth, "backend": backend}
     batch = value_and_grads(x, y, **options, **LENGTHS)
     for k in range(3):
         n, m = LENGTHS["lengths_x"][k], LENGTHS["lengths_y"][k]

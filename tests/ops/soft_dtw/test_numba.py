@@ -61,7 +61,12 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("options", [{}, {"bandwidth": 5}, {"lengths_x": [390, 1, 250]}])
+FREE = {"begin": "free", "end": "free", "warp_penalty": 0.5, "bandwidth": [40, 300, 90]}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bandwidth": 5}, {"lengths_x": [390, 1, 250]}, {"end": "free"}, FREE]
+)
 def test_any_number_of_threads_gives_the_same_bits(threads, options):
     # 7 strips of 3 sequences: with 2 to 5 threads strips wait for strips of other threads.
     torch.manual_seed(0)
