@@ -44,6 +44,7 @@ def _rows(kernel: KernelReport, compiler: str) -> list[dict[str, str]]:
             **_columns(loop),
         }
         for loop in (*kernel.loops(), kernel.outside)
+        if loop.instructions  # none of a task whose loop is counted as never run
     ]
 
 

@@ -107,11 +107,13 @@ FASTSEQ_FN void gradient_block(const Backward<Embeddings<T>>& a, const Strip& st
         FASTSEQ_UNROLL(1)
         for (int task = thread / kLanes; task < 2 * ((p.channels + 31) / 32);
              task += kGradientWarps) {
+            int entry = b;
+            forget(entry);
             if (task % 2 == 0 && a.dx) {
-                gradients<DeviceWarp, false>(es, x, y, task / 2, a.dx + (p.x_row(b, i) - p.x),
+                gradients<DeviceWarp, false>(es, x, y, task / 2, a.dx + (p.x_row(entry, i) - p.x),
                                              p.rows - i, first_x, [] {});
             } else if (task % 2 == 1 && a.dy) {
-                gradients<DeviceWarp, true>(es, y, x, task / 2, a.dy + (p.y_row(b, j) - p.y),
+                gradients<DeviceWarp, true>(es, y, x, task / 2, a.dy + (p.y_row(entry, j) - p.y),
                                             p.columns - j, first_y, below_is_done);
             }
         }
@@ -239,7 +241,9 @@ struct BackwardTasks {
     FASTSEQ_FN void gradients(int thread) const {
         walk([&](int t) {
             if (!strip.has_block(t + 1)) return;
-            gradient_block(a, strip, b, t + 1, ring_block<3, kEBlock>(mem.es, t + 1),
+            int entry = b;
+            forget(entry);  // addresses are not worth registers from tick to tick
+            gradient_block(a, strip, entry, t + 1, ring_block<3, kEBlock>(mem.es, t + 1),
                            centre_of<Kind>(mem), thread);
         });
     }

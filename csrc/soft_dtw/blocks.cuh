@@ -19,10 +19,10 @@ constexpr int kGradientWarps = kGradientThreads / kLanes;
 template <class T>
 constexpr int kCentred = sizeof(T) == 4 ? 2048 : 512;
 
-// Frames are read while the products of those before are formed; of double the registers do not
-// hold both.
-template <class T>
-constexpr bool kReadsAhead = sizeof(T) == 4;
+// Frames are read while the products of those before are formed; the registers do not hold both of
+// double, nor the addresses of single channels.
+template <class T, bool quads>
+constexpr bool kReadsAhead = sizeof(T) == 4 && quads;
 
 // Up to 32 frames. One beyond the last real one is taken as that one: its cells are never read and
 // its E is 0, but what padding holds may be NaN.
@@ -83,15 +83,15 @@ FASTSEQ_FN void mean_frame(const Frames<T, quads>& frames, T* centre, int thread
     }
 }
 
-// Sums that belong to 16 x 8 cells each, of 32 rows and 8 * width columns.
-template <class W, class T, int width>
+// Sums that belong to 16 x 8 cells each, of 16 * height rows and 8 * width columns.
+template <class W, class T, int height, int width>
 struct Tiles {
-    typename W::template Reg<Sums<T>> at[2][width], rest[2][width];
+    typename W::template Reg<Sums<T>> at[height][width], rest[height][width];
 
     FASTSEQ_FN void clear() {
         W::each([&](int lane) {
             FASTSEQ_UNROLL(2)
-            for (int a = 0; a < 2; ++a) {
+            for (int a = 0; a < height; ++a) {
                 FASTSEQ_UNROLL(4)
                 for (int b = 0; b < width; ++b) {
                     at[a][b][lane] = rest[a][b][lane] = {T(0), T(0), T(0), T(0)};
@@ -108,7 +108,7 @@ struct Tiles {
     template <int pass, class Lefts, class Rights>
     FASTSEQ_FN void add_pass(const Lefts& left, const Rights& right) {
         FASTSEQ_UNROLL(2)
-        for (int a = 0; a < 2; ++a) {
+        for (int a = 0; a < height; ++a) {
             FASTSEQ_UNROLL(4)
             for (int b = 0; b < width; ++b) {
                 add_product<pass>(at[a][b], rest[a][b], left[a], right[b]);
@@ -195,10 +195,10 @@ FASTSEQ_FN void distances(const Frames<T, quads>& x, const Frames<T, quads>& y, 
         of_y[0][lane] = of_y[1][lane] = T(0);
         for (int k = 0; k < 4; ++k) out.products[k / 2][k % 2][lane] = {T(0), T(0), T(0), T(0)};
     });
-    if (kReadsAhead<T>) load(half);
+    if (kReadsAhead<T, quads>) load(half);
     FASTSEQ_UNROLL(1)
     for (int group = half; 16 * group < x.channels; group += 2) {
-        if (!kReadsAhead<T>) load(group);
+        if (!kReadsAhead<T, quads>) load(group);
         W::each([&](int lane) {
             const Quad<T> mean = x.mean(16 * group + 4 * (lane % 4));
             FASTSEQ_UNROLL(4)
@@ -220,19 +220,21 @@ FASTSEQ_FN void distances(const Frames<T, quads>& x, const Frames<T, quads>& y, 
                 }
             }
         });
-        if (kReadsAhead<T>) load(group + 2);  // on their way while the products are formed
-        // A sum per group, as tensor cores cut what they add to a float.
-        Tiles<W, T, 2> sums;
-        sums.clear();
-        sums.add(left[0], right[0]);
-        sums.add(left[1], right[1]);
-        W::each([&](int lane) {
-            FASTSEQ_UNROLL(16)
-            for (int k = 0; k < 16; ++k) {
-                const int a = k / 8, b = k / 4 % 2;
-                out.products[a][b][lane].at[k % 4] += sums.sum(a, b, lane, k % 4);
-            }
-        });
+        if (kReadsAhead<T, quads>) load(group + 2);  // on their way while the products are formed
+        FASTSEQ_UNROLL(2)
+        for (int a = 0; a < 2; ++a) {
+            // A sum per group, as tensor cores cut what they add to a float.
+            Tiles<W, T, 1, 2> sums;
+            sums.clear();
+            sums.add(left[0] + a, right[0]);
+            sums.add(left[1] + a, right[1]);
+            W::each([&](int lane) {
+                FASTSEQ_UNROLL(8)
+                for (int k = 0; k < 8; ++k) {
+                    out.products[a][k / 4][lane].at[k % 4] += sums.sum(0, k / 4, lane, k % 4);
+                }
+            });
+        }
     }
     FASTSEQ_UNROLL(4)
     for (int a = 0; a < 4; ++a) of_x[a] = W::template sum<1, 4>(of_x[a]);
@@ -383,7 +385,7 @@ FASTSEQ_FN bool any_flux(const T* es) {
 template <class W, bool of_y, class T, bool quads, class Ready>
 FASTSEQ_FN void gradients(const T* es, const Frames<T, quads>& own, const Frames<T, quads>& other,
                           int chunk, T* out, int rows, bool first, const Ready& ready) {
-    Tiles<W, T, 4> sums;
+    Tiles<W, T, 2, 4> sums;
     typename W::template Reg<T> totals[4];  // of E, of frames g + 8 a
     struct Loaded {
         Quad<T> at[2];
@@ -407,11 +409,11 @@ FASTSEQ_FN void gradients(const T* es, const Frames<T, quads>& own, const Frames
         totals[0][lane] = totals[1][lane] = totals[2][lane] = totals[3][lane] = T(0);
     });
     sums.clear();
-    if (kReadsAhead<T>) load(0);
+    if (kReadsAhead<T, quads>) load(0);
     ready();
     FASTSEQ_UNROLL(1)
     for (int step = 0; step < 4; ++step) {
-        if (!kReadsAhead<T>) load(step);
+        if (!kReadsAhead<T, quads>) load(step);
         typename W::template Reg<Left<T>> left[2];
         typename W::template Reg<Right<T>> right[4];
         W::each([&](int lane) {
@@ -437,7 +439,7 @@ FASTSEQ_FN void gradients(const T* es, const Frames<T, quads>& own, const Frames
                 left[a / 2][lane].at[a % 2 + 2] = factor(e.at[1]);
             }
         });
-        if (kReadsAhead<T>) load(lesser(step + 1, 3));  // on their way while the products are formed
+        if (kReadsAhead<T, quads>) load(lesser(step + 1, 3));  // on their way while the products are formed
         sums.add(left, right);
     }
     FASTSEQ_UNROLL(4)

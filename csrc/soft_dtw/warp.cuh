@@ -48,6 +48,10 @@ FASTSEQ_FN double reciprocal(double x) { return 1.0 / x; }
 FASTSEQ_FN double lowest(double a, double b) { return fmin(a, b); }
 FASTSEQ_FN double fused(double a, double b, double c) { return fma(a, b, c); }
 
+// The compiler no longer knows what the variable holds: it does not compute in advance, for a whole
+// loop and in as many registers, what depends on it.
+FASTSEQ_FN void forget(int& number) { asm volatile("" : "+r"(number)); }
+
 // Dynamic shared memory as one structure.
 template <class T>
 FASTSEQ_FN T& shared_memory() {
@@ -63,6 +67,7 @@ FASTSEQ_FN void meet() {
 
 #else
 
+inline void forget(int&) {}
 inline float power2(float x) { return std::exp2(x); }
 inline float log2_of(float x) { return std::log2(x); }
 inline double power2(double x) { return std::exp2(x); }

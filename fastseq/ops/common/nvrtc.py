@@ -89,9 +89,7 @@ def compile_kernels(
 class Kernel:
     """A kernel of compiled machine code on one device."""
 
-    def __init__(
-        self, code: bytes, name: str, device: int, threads: int, most_shared: int
-    ) -> None:
+    def __init__(self, code: bytes, name: str, device: int, threads: int, most_shared: int) -> None:
         self.device, self.threads = device, threads
         self.function, module = ctypes.c_void_p(), ctypes.c_void_p()
         with _context(device):
@@ -99,9 +97,7 @@ class Kernel:
             _drive("cuModuleGetFunction", ctypes.byref(self.function), module, name.encode())
             _drive("cuFuncSetAttribute", self.function, _MAX_SHARED, most_shared)
 
-    def launch(
-        self, blocks: int, shared: int, arguments: ctypes.Structure, stream: int
-    ) -> None:
+    def launch(self, blocks: int, shared: int, arguments: ctypes.Structure, stream: int) -> None:
         """Launches with bytes of shared memory and one structure, passed by value."""
         values = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         grid, size = (blocks, 1, 1), (self.threads, 1, 1)

@@ -165,6 +165,28 @@ def test_against_the_definition(host, bandwidth):
 
 
 @pytest.mark.parametrize("given", ["embeddings", "cost"])
+@pytest.mark.parametrize("penalty", [0.0, 0.8])
+@pytest.mark.parametrize(("begin", "end"), [(True, False), (False, True), (True, True)])
+def test_free_ends_and_penalty(host, begin, end, penalty, given):
+    """Also where the row that a free end takes begins a strip, and with a gamma and a band per
+    pair."""
+    gammas, bands = torch.tensor([0.3, 2.0], dtype=F64), torch.tensor([500, 6])
+    for n, m in [(1, 1), (1, 40), (32, 70), (33, 33), (64, 50), (70, 100)]:
+        x, y = frames(2, n, 5, seed=n), frames(2, m, 5, seed=m + 1)
+        if given == "cost":
+            x, y = (x[:, :, None] - y[:, None]).square().sum(-1), None
+        opts = SoftDTWOptions(1.0, None, begin, end, penalty)
+        call = {"lengths_x": torch.tensor([n, max(1, n - 3)]), "gammas": gammas, "bands": bands}
+        got, want = run(host, x, y, opts, **call), truth(x, y, opts, **call)
+        for a, b in zip(got, want, strict=True):
+            assert relative(a, b) <= 1e-11, (n, m)
+        # R itself in float32 would lose more: a free end compares what lies far apart.
+        single = run(host, x.float(), None if y is None else y.float(), opts, **call)
+        for a, b in zip(single, want, strict=True):
+            assert relative(a, b) <= 3e-5, (n, m)
+
+
+@pytest.mark.parametrize("given", ["embeddings", "cost"])
 @pytest.mark.parametrize("bandwidth", [None, 3, 40])
 def test_ragged_batch(host, bandwidth, given):
     """Padding of NaN never matters, lengths are clamped, a sequence alone gives the same bits."""
@@ -213,6 +235,20 @@ def test_error_of_single_precision(host, frames_per_side, gamma):
     assert relative(got[0], want[0]) <= 5e-7
     assert relative(got[1], want[1]) <= 1e-5
     assert relative(got[2], want[2]) <= 1e-5
+
+
+def test_frames_that_meet(host):
+    """Costs far below the norms are formed by differences: a sequence has value 0 with itself, to
+    what its other paths add, and a smooth one keeps the digits of its gradient."""
+    x = frames(1, 200, 64, seed=5).cumsum(1).float()  # a walk, whose neighbours are near
+    y = (x + 0.01 * frames(1, 200, 64, seed=6)).float()
+    opts = SoftDTWOptions(0.1, None)
+    for other in (x, y):
+        got = run(host, x, other.clone(), opts)
+        want = truth(x, other, opts)
+        assert worst(got[0], want[0]) <= 1e-5
+        for a, b in zip(got[1:], want[1:], strict=True):
+            assert worst(a, b) <= 1e-6 * float(x.norm(dim=-1).max())
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=["fp32", "fp64"])
