@@ -197,7 +197,8 @@ until a thread block that has the multiprocessor for itself is done with it: the
 warp in order, each when its operands are there, and the waits for copies, products and barriers.
 R thread blocks side by side take max(R load, alone). They come in waves of R to a multiprocessor,
 and the last wave counts in full. soft_dtw: a strip starts 47 steps (backward: 63) and a hand-over
-after its neighbour, of 32 to a phase; a phase takes as long as its longest task or, where that is more, all of them together.
+after its neighbour, of 32 to a phase; a phase takes as long as its longest task or, where that is
+more, all of them together.
 Multiprocessors: {cards}.
 
 | constant | value | what |
@@ -218,10 +219,10 @@ def _weak() -> str:
   out, and so are soft_dtw's loops for the edges of a strip and for channels one by one.
 - scl at (8, 480): one thread block a multiprocessor, so all of it is waiting; a third of the time
   lies outside the loops over tiles.
-- soft_dtw: what sets the pace of the forward is the recursion, of the backward the gradients where E
-  is not 0: the model takes it to be so everywhere, though blocks where E is exactly 0 are skipped. Of
-  blocks whose costs are formed by differences (frames that nearly meet) it knows nothing. Calls with
-  given costs have kernels of their own, which are not in the table.
+- soft_dtw: the recursion sets the pace of the forward, the gradients that of the backward where E
+  is not 0. The model takes it to be so everywhere, though blocks where E is exactly 0 are skipped.
+  Of blocks whose costs are formed by differences (frames that nearly meet) it knows nothing. Calls
+  with given costs have kernels of their own, which are not in the table.
 - contrastive_idm: loads inside the tile are taken to come from L2; many may come from L1.
 - tcc: the kernels run one or two thread blocks a multiprocessor, and every wait counts in full.
 - Rows and columns of unequal length, other gaps of the timestamps, L2 misses, other clocks and what
