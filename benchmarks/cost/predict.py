@@ -95,7 +95,7 @@ def tasks(kernel: KernelReport) -> list[model.Task]:
     values = Values(kernel.constants)
     found = []
     for phases in (loop for loop in kernel.loops() if loop.name == "phases"):
-        whole = [loop for loop in phases.inner if loop.named.role and loop.named.role.whole]
+        whole = [loop for loop in phases.inner if _whole(loop)]
         own = [loop for loop in whole if loop.named.trips(values)]
         rest = [loop for loop in phases.inner if loop not in whole]
         load = phases.load + sum(loop.trips(values) * loop.load for loop in rest)
@@ -104,9 +104,20 @@ def tasks(kernel: KernelReport) -> list[model.Task]:
         found += [
             model.Task(load / shares + loop.load, alone / shares + loop.alone) for loop in own
         ] or [model.Task(load, alone)]
-    if not any(loop.named.role and loop.named.role.whole for loop in kernel.loops()):
+    # Where the compiler has taken the loop over phases apart, its tasks stand alone.
+    inside = [id(inner) for loop in kernel.loops() for inner in loop.inner]
+    found += [
+        model.Task(loop.load, loop.alone)
+        for loop in kernel.loops()
+        if _whole(loop) and loop.named.trips(values) and id(loop) not in inside
+    ]
+    if not any(_whole(loop) for loop in kernel.loops()):
         raise RuntimeError(f"{kernel.kernel}: no loop is known (cost/loops.py) or has its line")
     return found
+
+
+def _whole(loop: LoopReport) -> bool:
+    return loop.named.role is not None and loop.named.role.whole
 
 
 def _works(loop: LoopReport) -> bool:
