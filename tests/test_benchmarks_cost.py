@@ -228,11 +228,13 @@ def test_every_loop_that_is_known_exists(role):
 
 
 def test_names_of_loops_and_how_far_they_are_unrolled():
-    path = ROOT / "csrc/soft_dtw/blocks.cuh"
+    path = ROOT / "csrc/soft_dtw/frames.cuh"
     lines = path.read_text().splitlines()
     line = next(k for k, text in enumerate(lines, 1) if "row = 0; row < count" in text)
     got = loops.Namer("soft_dtw")((f"/elsewhere/csrc/soft_dtw/{path.name}", line))
-    assert (got.name, got.unrolled, got.place) == ("centre", 8, f"blocks.cuh:{line}")
+    assert (got.name, got.unrolled, got.place) == ("centre", 8, f"frames.cuh:{line}")
+    path = ROOT / "csrc/soft_dtw/costs.cuh"
+    lines = path.read_text().splitlines()
     line = next(k for k, text in enumerate(lines, 1) if "group = half;" in text)
     namer = loops.Namer("soft_dtw")
     groups = [namer((f"/elsewhere/csrc/soft_dtw/{path.name}", line)) for _ in range(2)]

@@ -1,6 +1,7 @@
 // The backward kernel. README.md says why it is right.
 #pragma once
 
+#include "gradients.cuh"
 #include "strips.cuh"
 
 namespace fastseq {

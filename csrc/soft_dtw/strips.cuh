@@ -1,7 +1,7 @@
 // What the two kernels share: which strip a thread block takes, and its costs.
 #pragma once
 
-#include "blocks.cuh"
+#include "costs.cuh"
 #include "problem.cuh"
 
 namespace fastseq {

@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "soft_dtw/gradients.cuh"
 #include "soft_dtw/strips.cuh"
 
 using namespace fastseq::soft_dtw;
