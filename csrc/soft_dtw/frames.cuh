@@ -19,13 +19,13 @@ constexpr int kCentred = sizeof(T) == 4 ? 2048 : 512;
 template <class T, bool quads>
 constexpr bool kReadsAhead = sizeof(T) == 4 && quads;
 
-// Up to 32 frames. One beyond the last real one is taken as that one: its cells are never read and
+// The 32 frames of a strip or a block. One beyond the last real one is taken as that one: its cells are never read and
 // its E is 0, but what padding holds may be NaN.
 // `quads`: four channels can be read and written at once.
 template <class T, bool quads>
 struct Frames {
     const T* first;
-    int count;  // of real ones; 0 where the frame before the first is the last real one
+    int count;  // of real ones from there on; 0 where the frame before is the last real one
     int channels;
     const T* centre;  // [min(channels, kCentred)], the same for x and y
 
@@ -67,10 +67,10 @@ FASTSEQ_FN Quad<T> difference(const Quad<T>& a, const Quad<T>& b) {
     return {a.at[0] - b.at[0], a.at[1] - b.at[1], a.at[2] - b.at[2], a.at[3] - b.at[3]};
 }
 
-// Writes the centre, by `threads` threads.
+// Writes the centre, the mean of the strip's frames, by `threads` threads.
 template <class T, bool quads>
 FASTSEQ_FN void mean_frame(const Frames<T, quads>& frames, T* centre, int thread, int threads) {
-    const int count = larger(frames.count, 1);
+    const int count = lesser(larger(frames.count, 1), kLanes);
     for (int d = thread; d < lesser(frames.channels, kCentred<T>); d += threads) {
         T sum = T(0);
         FASTSEQ_UNROLL(8)

@@ -142,6 +142,8 @@ def check_nonnegative(op: str, name: str, value: float, below: float | None = No
     top = 1e30 if below is None else below
     if not 0 <= value <= top or value == below:
         wanted = "finite and at least 0" if below is None else f"at least 0 and below {below:g}"
+        if below is None and top < value < float("inf"):
+            wanted = f"at most {top:g}"
         raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
     return float(value)
 

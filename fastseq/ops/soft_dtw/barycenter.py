@@ -1,5 +1,6 @@
 """soft_dtw_barycenter: the average of sequences under soft-DTW."""
 
+import functools
 import operator
 from collections.abc import Sequence
 
@@ -131,7 +132,8 @@ def _sequences(x, lengths: Lengths) -> tuple[Tensor, Tensor]:
                     f"{tuple(x[0].shape)} on {x[0].device} and {tuple(one.shape)} on {one.device}"
                 )
         real = torch.tensor([len(one) for one in x], device=x[0].device)
-        x = torch.nn.utils.rnn.pad_sequence([one.detach() for one in x], batch_first=True)
+        wide = functools.reduce(torch.promote_types, (one.dtype for one in x))
+        x = torch.nn.utils.rnn.pad_sequence([one.detach().to(wide) for one in x], batch_first=True)
     if real is None:
         real = torch.full((x.shape[0],), x.shape[1], device=x.device)
     mask = valid_mask(real, *x.shape[:2], x.device)
@@ -162,6 +164,7 @@ def _shares(weights, real: Tensor) -> Tensor:
     weights = torch.where(real > 0, weights, 0)
     if not weights.any():
         raise ValueError(f"{_OP}: weights must not be 0 for all sequences with real frames")
+    weights = weights / weights.max()  # whose sum cannot overflow
     return weights / weights.sum()
 
 
@@ -176,6 +179,8 @@ def _start(x: Tensor, real: Tensor, share: Tensor, length, init) -> Tensor:
                 f"{_OP}: init must have shape (S, {x.shape[2]}), S at least 1, got "
                 f"{tuple(init.shape)}"
             )
+        if not init.isfinite().all():
+            raise ValueError(f"{_OP}: init holds NaN or infinity; expected finite numbers")
         return init.detach().to(x)
     frames = int(real.max()) if length is None else _integer("length", length, 1)
     # Where in each sequence the frames of the average lie.

@@ -142,8 +142,10 @@ def test_not_worse_than_tslearn(gamma):
         ({"length": 2.5}, TypeError, "length must be an integer, got float"),
         ({"length": 3, "init": torch.zeros(3, 3)}, ValueError, "length or init, not both"),
         ({"init": torch.zeros(3, 2)}, ValueError, r"init must have shape \(S, 3\)"),
+        ({"init": torch.full((2, 3), torch.nan)}, ValueError, "init holds NaN or infinity"),
         ({"max_iter": -1}, ValueError, "max_iter must be at least 0, got -1"),
         ({"tol": -1.0}, ValueError, "tol must be finite and at least 0"),
+        ({"tol": 1e31}, ValueError, "tol must be at most 1e"),
         ({"gamma": 0}, ValueError, "soft_dtw_barycenter: gamma must be finite"),
         ({"cost": "l1"}, ValueError, "'sqeuclidean', 'cosine'"),
     ],
@@ -151,3 +153,12 @@ def test_not_worse_than_tslearn(gamma):
 def test_wrong_input_says_what_came_and_what_was_expected(change, error, text):
     with pytest.raises(error, match=text):
         fastseq.soft_dtw_barycenter(**{"x": torch.zeros(2, 4, 3), **change})
+
+
+def test_weights_of_any_size_and_sequences_of_several_dtypes():
+    x = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    want = fastseq.soft_dtw_barycenter(x, max_iter=3)
+    torch.testing.assert_close(fastseq.soft_dtw_barycenter(x, [1e308] * 3, max_iter=3), want)
+    mixed = [x[0].float(), x[1], x[2].half()]
+    assert fastseq.soft_dtw_barycenter(mixed, max_iter=1).dtype == torch.float64
+    assert fastseq.soft_dtw_barycenter(mixed[::-1], max_iter=1).dtype == torch.float64

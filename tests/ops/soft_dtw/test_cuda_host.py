@@ -237,6 +237,17 @@ def test_error_of_single_precision(host, frames_per_side, gamma):
     assert relative(got[2], want[2]) <= 1e-5
 
 
+@pytest.mark.parametrize("offset", [1e3, 1e5])
+def test_frames_that_drift(host, offset):
+    """The centre is that of a strip, not of all that comes after it."""
+    x, y = (frames(1, 64, 16, seed=seed).float() for seed in (1, 2))
+    x[:, 32:] += offset
+    y[:, 32:] += offset
+    opts = SoftDTWOptions(1.0, 5)
+    for a, b in zip(run(host, x, y, opts), truth(x, y, opts), strict=True):
+        assert relative(a, b) <= 3e-6
+
+
 def test_frames_that_meet(host):
     """Costs far below the norms are formed by differences: a sequence has value 0 with itself, to
     what its other paths add, and a smooth one keeps the digits of its gradient."""

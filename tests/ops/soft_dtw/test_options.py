@@ -344,3 +344,11 @@ def test_a_large_penalty_leaves_the_diagonal_alone(backend):
     value, expected = value_and_alignment(cost, warp_penalty=1e6, backend=backend)
     assert value.item() == pytest.approx(cost[0].trace().item(), rel=1e-12)
     assert torch.equal(expected[0], torch.eye(70).double())
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba", "torch"])
+def test_a_band_wider_than_any_integer_is_none(backend):
+    x, y = torch.randn(1, 9, 3), torch.randn(1, 12, 3)
+    for bandwidth in (2**31, 2**63 - 1, 2**70):
+        got = fastseq.soft_dtw(x, y, bandwidth=bandwidth, backend=backend)
+        assert torch.equal(got, fastseq.soft_dtw(x, y, backend=backend))
