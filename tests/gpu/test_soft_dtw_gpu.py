@@ -18,6 +18,11 @@ def frames(*shape, dtype=torch.float32, seed=0, unit=True):
     return (torch.nn.functional.normalize(z, dim=-1) if unit else z).to(dtype)
 
 
+def moved(z, shift):
+    """The same numbers, ``shift`` of them further on in memory."""
+    return torch.cat([z.new_zeros(shift), z.flatten()])[shift:].view(z.shape)
+
+
 def run(x, y, backend="cuda", grad=None, **options):
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     value = fastseq.soft_dtw(x, y, backend=backend, **options)
@@ -63,7 +68,7 @@ def build(request, monkeypatch):
 
 @pytest.fixture
 def debug(monkeypatch):
-    return lambda on: monkeypatch.setenv("FASTSEQ_SOFT_DTW_DEBUG", str(int(on)))
+    return lambda mode: monkeypatch.setenv("FASTSEQ_SOFT_DTW_DEBUG", str(mode))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -86,6 +91,31 @@ def test_long(shape, gamma):
     check(got, run(x.double(), y.double(), gamma=gamma), torch.float32)
     if shape[0] * shape[1] <= 2048:
         check(got, definition(x, y, gamma), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("penalty", [0.0, 0.2])
+@pytest.mark.parametrize(("begin", "end"), [("free", "fixed"), ("fixed", "free"), ("free", "free")])
+def test_free_ends_and_penalty(begin, end, penalty, dtype):
+    """With a gamma and a band per pair; the row of a free end may take a strip of its own."""
+    for n, m in ((64, 300), (100, 333), (31, 50)):
+        x, y = frames(3, n, 40, dtype=dtype), frames(3, m, 40, dtype=dtype, seed=1)
+        options = {"begin": begin, "end": end, "warp_penalty": penalty}
+        options["gamma"] = torch.tensor([0.1, 0.5, 2.0], device="cuda", dtype=torch.float64)
+        options["bandwidth"] = torch.tensor([400, 60, 0], device="cuda")
+        got, want = run(x, y, **options), run(x.double(), y.double(), "reference", **options)
+        bound = 1e-10 if dtype == torch.float64 else 3e-5  # paths that lie far apart compete
+        for a, b in zip(got, want, strict=True):
+            assert relative(a, b) <= bound
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+@pytest.mark.parametrize("d", [1, 3, 33, 130, 2050])
+def test_channels_of_any_number_and_alignment(d, shift):
+    """Read four at once or one by one: the same to what rounding makes."""
+    x, y = (moved(frames(1, 100, d, seed=seed), shift) for seed in (1, 2))
+    options = {"gamma": 0.1}
+    check(run(x, y, **options), run(x.double(), y.double(), **options), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -134,9 +164,11 @@ def test_given_costs(forbidden, bandwidth, dtype):
 def test_flags_order_memory(shape, debug):
     """One launch with flags gives the bits of a launch per strip, 20 times over."""
     x, y = frames(*shape), frames(*shape, seed=1)
-    debug(True)
+    debug(1)
     want = run(x, y, gamma=0.1)
-    debug(False)
+    debug(2)  # nothing waits in vain
+    assert same(run(x, y, gamma=0.1), want)
+    debug(0)
     assert all(same(run(x, y, gamma=0.1), want) for _ in range(20))
 
 
