@@ -53,8 +53,9 @@ FASTSEQ_FN void store_now(int* address, int v) {
 // Between polls the warp sleeps, so that it takes no issue slots from those that work. `patience`
 // > 0 bounds the number of polls: then the kernel ends with an error.
 FASTSEQ_FN void rest(int& polls, int patience) {
-    if (++polls == patience) asm volatile("trap;");
+    if (patience > 0 && polls == patience) asm volatile("trap;");
     if (polls > 2) asm volatile("nanosleep.u32 100;");
+    if (polls < 0x7fffffff) ++polls;
 }
 template <class T>
 FASTSEQ_FN void rest_until_there(const T*, int& polls, int patience) {
