@@ -35,6 +35,10 @@ def forward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     given = x if cost is None else cost
+    if _needs_double(x, opts):
+        inputs = x.double(), y.double(), cost, lengths_x, lengths_y, gammas, bands
+        value, *saved = forward(*inputs, opts, needs)
+        return value.to(x.dtype), *saved
     batch, rows, columns = _sizes(x, y, cost)
     if 0 in (batch, rows, columns):
         return (given.new_zeros(batch),)
@@ -70,6 +74,10 @@ def backward(
     opts: SoftDTWOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if _needs_double(x, opts):
+        inputs = x.double(), y.double(), cost, lengths_x, lengths_y, gammas, bands
+        grads = backward(grad.double(), *inputs, *saved, opts=opts, needs=needs)
+        return tuple(t if t is None else t.to(x.dtype) for t in grads)
     wanted = zip((x, y, cost), needs, strict=True)
     dx, dy, dcost = grads = [torch.empty_like(t) if need else None for t, need in wanted]
     if not any(needs):
@@ -91,6 +99,12 @@ def backward(
     buffers = *map(_pointer, (grad, dx, dy, dcost)), start, start + flux, start + done
     _build().soft_dtw_backward(call, *buffers)
     return dx, dy, dcost
+
+
+def _needs_double(x: Tensor | None, opts: SoftDTWOptions) -> bool:
+    """With a free begin or end the value is what is left of sums along the main diagonal, where x and
+    y need not be near each other: float32 would leave nothing of a small one."""
+    return x is not None and x.dtype == torch.float32 and (opts.begin_free or opts.end_free)
 
 
 @functools.cache

@@ -47,8 +47,7 @@ def dtw_cross(
     (float32 for halves) and R in float64; it needs memory for the result and for a few rows. On a
     GPU it is that limit: soft-DTW with a gamma of 2^-64 times the greatest cost there can be. Only
     ties are weighed then, each by less than 2^-62 of that cost, and what is left is the rounding of
-    the costs and of their sums in the dtype of the inputs. With a free end these are sums along the
-    main diagonal, of which a value near 0 is a small difference: float64 inputs keep its digits.
+    the costs and of their sums in the dtype of the inputs.
 
     Args:
         x, y: embeddings (A, T, D) and (B, S, D); float64, float32, bfloat16 or float16.

@@ -114,6 +114,27 @@ def test_options_reach_the_kernels(simulated, given):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize(("begin", "end"), [("free", "free"), ("free", "fixed"), ("fixed", "free")])
+def test_a_small_value_with_free_ends_keeps_its_digits(simulated, begin, end):
+    """x is a part of y, far from the main diagonal, whose costs add up to thousands."""
+    y = 5 * frames(1, 200, 8, seed=1, dtype=torch.float32)
+    first = {"free": 120, "fixed": 0}[begin] if end == "free" else 160
+    x = y[:, first : first + 40] + 0.01 * frames(1, 40, 8, seed=2, dtype=torch.float32)
+    x.requires_grad_()
+    value = fastseq.soft_dtw(
+        x, y, gamma=0.1, begin=begin, end=end, warp_penalty=0.5, backend="cuda"
+    )
+    opts = SoftDTWOptions(0.1, None, begin == "free", end == "free", 0.5)
+    want = truth(x.detach(), y, opts)
+    assert want[0].abs() < 1
+    assert value.dtype == torch.float32
+    assert relative(value.detach(), want[0]) <= 1e-6
+    (dx,) = torch.autograd.grad(value.sum(), x)
+    assert dx.dtype == torch.float32
+    assert relative(dx, want[1]) <= 1e-6
+
+
+@pytest.mark.process
 def test_from_cost_and_alignment(simulated):
     x, y = frames(2, 35, 3, seed=1), frames(2, 40, 3, seed=2)
     cost = (x[:, :, None] - y[:, None]).square().sum(-1).requires_grad_()
