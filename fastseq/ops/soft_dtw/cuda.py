@@ -102,8 +102,8 @@ def backward(
 
 
 def _needs_double(x: Tensor | None, opts: SoftDTWOptions) -> bool:
-    """With a free begin or end the value is what is left of sums along the main diagonal, where x and
-    y need not be near each other: float32 would leave nothing of a small one."""
+    """With a free begin or end the value is what is left of sums along the main diagonal, where x
+    and y need not be near each other: float32 would leave nothing of a small one."""
     return x is not None and x.dtype == torch.float32 and (opts.begin_free or opts.end_free)
 
 
