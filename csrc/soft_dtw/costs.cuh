@@ -6,8 +6,8 @@
 namespace fastseq {
 namespace soft_dtw {
 
+// Four warps: two sides of 16 columns by two halves of the channels.
 constexpr int kCostThreads = 128;
-constexpr int kCostWarps = kCostThreads / kLanes;
 
 // What a warp has of squared distances |x|^2 + |y|^2 - 2 x y: all rows and the 16 columns of a side,
 // over half of the channels.
