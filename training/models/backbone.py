@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+POOLS = ("max", "mean", "grid")
+
 
 class Backbone(nn.Module):
     """Images (n, 3, H, W) to maps (n, ``out_channels``, h, w) and vectors (n, ``out_features``).

@@ -27,7 +27,11 @@ def build_backbone(cfg: "ModelConfig") -> Backbone:
     if cfg.backbone not in depths:
         names = ["small_cnn", *depths]
         raise ValueError(f"model.backbone must be one of {names}, got {cfg.backbone!r}")
-    return ResNet(depths[cfg.backbone], cfg.train_from, cfg.backbone_to, cfg.pool)
+    last = {"last": "layer4"}
+    end = last.get(cfg.backbone_to, cfg.backbone_to)
+    return ResNet(
+        depths[cfg.backbone], last.get(cfg.train_from, cfg.train_from), end, cfg.pool
+    )
 
 
 def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder | VCLRModel:
@@ -51,7 +55,7 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
     # Convolutions over frames are several times faster with the channels innermost.
     backbone.to(memory_format=torch.channels_last)
     calls = {
-        "chunk_frames": config.train.chunk_frames,
+        "chunk_frames": 80 if config.train.chunk_frames is None else config.train.chunk_frames,
         "checkpointing": config.train.checkpointing,
     }
     if cfg.encoder == "vclr":

@@ -3,12 +3,11 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.models.backbone import Backbone
+from training.models.backbone import POOLS, Backbone
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 DEPTHS = (18, 50)
 ENDS = ("layer4", "layer3", "conv4c")
-POOLS = ("max", "mean")
 WIDTHS = (64, 128, 256, 512)  # channels of the stages; the stem has the first one's
 TRAIN_FROM = ("all", "layer3", "layer4", "none", "batch_norm")
 

@@ -13,7 +13,7 @@ from fastseq.video.augment import Augmentation
 from fastseq.video.engines.choose import ENGINES
 from fastseq.video.sampling import CLIP_SAMPLING, VIEW_SAMPLING
 from fastseq.video.tuples import ANCHORS
-from training.models.resnet import ENDS, POOLS, TRAIN_FROM
+from training.models.backbone import POOLS
 
 # ``may_change=True`` marks the keys that may change when a run is resumed: where it runs and what
 # it writes, not what it learns (except that max_minutes, where given, ends the cosine).
@@ -51,12 +51,13 @@ def _backend() -> Any:
 class DataConfig:
     """Which videos, and how the clips of an item are drawn from them.
 
-    ``clips``: two views of one video, two videos of one action, or VCLR's tuples of single frames
+    ``clips``: two views of one video, two videos of one action, two synchronised videos of one
+    event (`fastseq.video.SynchronisedViews`), or VCLR's tuples of single frames
     (`fastseq.video.SegmentTuples`), which the three keys after ``context_stride`` describe.
     """
 
     folder: str = _any("", may_change=True)  # prepared with python -m training.prepare
-    clips: str = _one_of("views", "views", "videos", "tuples")
+    clips: str = _one_of("views", "views", "videos", "synchronised", "tuples")
     num_frames: int = _at_least(240, 2)  # T, frames per clip
     batch_size: int = _at_least(4, 1)  # items at a time, over all ranks; two clips each
     # "random" and "even" within a crop of the video (CARL, section 3.2; the crop is what the next
@@ -73,7 +74,10 @@ class DataConfig:
     anchor: str = _one_of("ends", *ANCHORS)  # segments that the frame-level anchor may be from
     reversal: bool = False  # whether a shuffled tuple may be in exactly reversed order
     engine: str = _one_of("auto", *ENGINES)  # what decodes; auto: the fastest that works
-    cache: str = _one_of("none", "none", "ram", may_change=True)
+    # ram: decoded frames; features: what a backbone that is not trained makes of them, on disk.
+    cache: str = _one_of("none", "none", "ram", "features", may_change=True)
+    # With cache=features: augmented versions of each video to draw clips from; 0: as it is.
+    feature_draws: int = _at_least(0, 0)
     cache_side: int | None = _at_least(None, 1)  # short side of cached frames, in pixels
     # Processes (PyAV) or threads (DALI); 0: this one, all cores.
     workers: int = _at_least(4, 0, may_change=True)
@@ -91,13 +95,18 @@ class ModelConfig:
     """
 
     encoder: str = _one_of("fve", "fve", "conv3d", "vclr")
-    backbone: str = _one_of("resnet50", "resnet50", "resnet18", "small_cnn")
-    backbone_to: str = _one_of("layer4", *ENDS)  # of a ResNet; conv4c: 3 blocks of layer3
-    pool: str = _one_of("max", *POOLS)  # of a ResNet's last map, over space
-    train_from: str = _one_of("layer4", *TRAIN_FROM)
-    weights: str | None = _any(None, may_change=True)  # file with a pre-trained backbone
+    # small_cnn, resnet18, 34, 50, 101, efficientnet_lite0; timm:NAME; package.module:function.
+    backbone: str = "resnet50"
+    backbone_to: str = "last"  # last stage that is run: last, stride8, stride16, or its name
+    pool: str = _one_of("max", *POOLS)  # of the last map, over space; grid: means of 4 x 4 fields
+    train_from: str = "last"  # first stage that is trained: all, last, none, batch_norm, or its name
+    # Pre-trained: "package", a file, or a run directory of python -m training.train.
+    weights: str | None = _any(None, may_change=True)
     # Which of several in it, such as teacher.
     weights_key: str | None = _any(None, may_change=True)
+    weights_parts: str = _one_of("backbone", "backbone", "all")  # all: of a run, the heads too
+    random_frozen: bool = False  # whether a frozen part may be random, without weights
+    centre: bool = False  # features less their mean over the clip's real frames; fve alone
     image_size: int = "${augmentation.size}"
     num_frames: int = "${data.num_frames}"
     num_context: int = "${data.num_context}"
@@ -284,8 +293,9 @@ class TrainConfig:
     device: str = _any("auto", may_change=True)  # auto = cuda when there is one
     precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto = bf16 on CUDA that has it
     # Frames per backbone call, 0 = all at once; the backbone's batch norms take their statistics
-    # there. Memory grows with it, not with the length of the clips.
-    chunk_frames: int = _at_least(80, 0)
+    # there. Memory grows with it, not with the length of the clips. null: 80, as CARL's code does,
+    # but 8 on a CPU where no batch norm takes statistics: twice as fast.
+    chunk_frames: int | None = _at_least(None, 0)
     # Keep what enters the backbone's trained part, the fc block and the Transformer's branches for
     # backward, and compute these twice: less memory, the same gradients.
     checkpointing: bool = _any(True, may_change=True)
@@ -293,6 +303,8 @@ class TrainConfig:
     compile: bool = _any(False, may_change=True)
     log_every: int = _at_least(20, 1, may_change=True)  # steps
     checkpoint_every: int = _at_least(1000, 1, may_change=True)  # steps
+    # Steps between evaluations on the test split, a curve in the report; null: none.
+    evaluate_every: int | None = _at_least(None, 1, may_change=True)
     keep_checkpoints: int = _at_least(2, 1, may_change=True)
     # Steps in a row without a finite loss before giving up.
     max_nonfinite: int = _at_least(20, 1, may_change=True)
