@@ -191,9 +191,8 @@ class Marked:
 def _marked(index: Index, wanted: Sequence[str], action: str | None) -> Marked:
     from training.evaluation.propagation import events_of, find_clip
 
-    records = list(
-        {record.id: record for record in map(partial(find_clip, index), wanted)}.values()
-    )
+    found = [find_clip(index, name) for name in wanted]
+    records = list({record.id: record for record in found}.values())
     for record in records:
         if record.phases is None:
             raise UserError(
@@ -206,8 +205,8 @@ def _marked(index: Index, wanted: Sequence[str], action: str | None) -> Marked:
         raise UserError(f"--action is {action}, but {records[0].id} shows {actions[0]}")
     names = index.classes[actions[0]][1:]
     events = {record.id: events_of(record, len(names)) for record in records}
-    for name, found in events.items():
-        if all(event is None for event in found):
+    for name, frames in events.items():
+        if all(frame is None for frame in frames):
             raise UserError(
                 f"{name}: no phase of {actions[0]} begins after its first labelled frame, so there "
                 "is no event to carry over"
