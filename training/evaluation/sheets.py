@@ -95,7 +95,11 @@ def frame_row(record: VideoRecord, every: int) -> Row:
     pictures = _read(record, numbers)
     blocks = [Block([Tile(pictures[n], [f"{n}", f"{n / record.fps:.2f} s"])]) for n in numbers]
     note = f"{record.frames} frames, {record.fps:.4g} a second"
-    return Row(record.id, f"{note}; every {every}th is shown" if every > 1 else note, blocks)
+    return Row(
+        record.id,
+        f"{note}; one in {every} is shown (--every 1: all)" if every > 1 else note,
+        blocks,
+    )
 
 
 def _nearest(sound: np.ndarray, wanted: Sequence[int]) -> list[int]:
