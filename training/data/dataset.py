@@ -16,6 +16,7 @@ from fastseq.video import (
     PyAVEngine,
     Reading,
     SegmentTuples,
+    SynchronisedViews,
     TwoViews,
     VideoError,
     VideoPairs,
@@ -28,7 +29,11 @@ from fastseq.video.readings import area_of, reading_of
 from training.data.cache import FrameCache
 from training.data.index import VideoRecord
 
-ITEMS = {"views": TwoViews, "videos": VideoPairs}  # by the recipe's data.clips
+ITEMS = {  # by the recipe's data.clips
+    "views": TwoViews,
+    "videos": VideoPairs,
+    "synchronised": SynchronisedViews,
+}
 _CHUNK = 512  # frames decoded at a time when a whole video is read
 
 
