@@ -16,19 +16,24 @@ from fastseq.video import (
     PyAVEngine,
     Reading,
     SegmentTuples,
+    SynchronisedViews,
     TwoViews,
     VideoError,
     VideoPairs,
     decode_side,
     eval_draw,
     open_engine,
-    scaled_size,
 )
 from fastseq.video.gaps import frames_of
+from fastseq.video.readings import area_of, reading_of
 from training.data.cache import FrameCache
 from training.data.index import VideoRecord
 
-ITEMS = {"views": TwoViews, "videos": VideoPairs}  # by the recipe's data.clips
+ITEMS = {  # by the recipe's data.clips
+    "views": TwoViews,
+    "videos": VideoPairs,
+    "synchronised": SynchronisedViews,
+}
 _CHUNK = 512  # frames decoded at a time when a whole video is read
 
 
@@ -128,8 +133,8 @@ def load_videos(
 
     def reading(record: VideoRecord, chunk: int) -> Reading:
         frames = frames_of(record)[chunk * _CHUNK : (chunk + 1) * _CHUNK]
-        draw = eval_draw(*scaled_size(record.height, record.width, side))
-        return Reading(record.path, record.height, record.width, side, (Clip(frames, draw),))
+        area = area_of(record, side)
+        return reading_of(record, side, [Clip(frames, eval_draw(area.height, area.width))])
 
     chunks = [-(-len(frames_of(record)) // _CHUNK) for record in records]
     return read_each(records, chunks, reading, engine=engine)
