@@ -160,18 +160,21 @@ def write_aligned_video(
 
     While a is outside the path the middle panel is empty.
     """
-    from fastseq.video import read_frames, write_video
+    from fastseq.video import write_video
     from training.evaluation.pictures import Panel, side_by_side
 
-    frames_a, frames_b = (
-        read_frames(
-            video.record.path, video.frames, short_side=height, crop=video.record.crop
-        ).numpy()
-        for video in (a, b)
-    )
+    frames_a, frames_b = (_pictures(video, height) for video in (a, b))
     panels = [
         Panel("at its own pace", a.record.id, frames_a, a.frames, np.arange(len(frames_a))),
         Panel("aligned", b.record.id, frames_b, b.frames, alignment.matched),
         Panel("stretched evenly", b.record.id, frames_b, b.frames, stretched(a, b)),
     ]
     write_video(file, side_by_side(panels, height=height), a.record.fps)
+
+
+def _pictures(video: EmbeddedVideo, height: int) -> np.ndarray:
+    """Its frames as far as they are used, uint8 (n, H, W, 3)."""
+    from fastseq.video import read_frames
+
+    crop = getattr(video.record, "crop", None)
+    return read_frames(video.record.path, video.frames, short_side=height, crop=crop).numpy()

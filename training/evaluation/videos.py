@@ -39,7 +39,7 @@ def split_videos(index: Index, split: str) -> list[VideoRecord]:
 
 def usable_range(record: VideoRecord) -> tuple[int, int]:
     """First and last frame of the video's trim, of the whole video without one."""
-    return record.trim or (0, record.frames - 1)
+    return getattr(record, "trim", None) or (0, record.frames - 1)
 
 
 def require_some(kept: Sequence[VideoRecord], split: str, folder: Path) -> None:
