@@ -16,6 +16,7 @@ from training.evaluation import metrics
 from training.evaluation.baselines import TIME_INDEX, TIME_INDEX_DEFINITION, time_index
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.encoders import ROW_DEFINITIONS, load_compared_encoders
+from training.evaluation.events import event_errors
 from training.evaluation.protocols import (
     FEW_SHOT,
     PROTOCOLS,
@@ -232,7 +233,7 @@ def _scores(
     scores["alignment_error"] = metrics.alignment_error(test)
     dtw = metrics.alignment_error(test, "dtw")
     scores["alignment_error_dtw"] = metrics.Score(dtw.value)  # leaves out the same videos
-    return scores
+    return scores | event_errors(test)
 
 
 def _across_views(
