@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -111,7 +110,11 @@ def evaluate_frame_level(
         "definitions": definitions(
             protocol, stride, views=[record.view for record in test], few_shot=few_shot
         ),
-        "row_definitions": {TIME_INDEX: TIME_INDEX_DEFINITION} | ROW_DEFINITIONS,
+        "row_definitions": {
+            name: text
+            for name, text in ({TIME_INDEX: TIME_INDEX_DEFINITION} | ROW_DEFINITIONS).items()
+            if name in rows
+        },
         "remark": TAU_REMARK,
     }
 
@@ -174,7 +177,7 @@ def evaluate_embeddings(
             left_out["test videos without another one of their action (no pair to compare)"] += 1
     names = dict.fromkeys(name for row in per_action.values() for name in row)
     means = {
-        name: _mean_of_defined(row[name] for row in per_action.values() if name in row)
+        name: metrics.mean_of_defined(row[name] for row in per_action.values() if name in row)
         for name in names
     }
     return {"metrics": means, "per_action": per_action, "left_out": +left_out}
@@ -279,8 +282,3 @@ def _few_shot(
 
 def _classifier(protocol: Protocol) -> dict[str, Any]:
     return {"classifier": protocol.classifier, "weighted_f1": protocol.weighted_f1}
-
-
-def _mean_of_defined(values: Any) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan

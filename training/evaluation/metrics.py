@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -348,6 +348,11 @@ def _stack(videos: Sequence[LabelledVideo]) -> tuple[np.ndarray, np.ndarray]:
 def _to_boundary(video: LabelledVideo, phase: int) -> np.ndarray:
     last = np.flatnonzero(video.phases == phase)[-1]
     return (np.arange(len(video.phases)) - last) / len(video.phases)
+
+
+def mean_of_defined(values: Iterable[float]) -> float:
+    """Mean of the values that are not NaN; NaN where there are none."""
+    return _mean([value for value in values if not np.isnan(value)])
 
 
 def _mean(values: Sequence[float]) -> float:
