@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from training import evaluate, report
+from training import evaluate
 from training.data.index import VideoRecord
 from training.evaluation import embed, synchronised
 from training.evaluation.baselines import time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.result_section import result_section
 from training.evaluation.synchronised import evaluate_synchronised, pair_errors, windows
 
 
@@ -241,7 +242,7 @@ def test_the_command_prints_and_writes_it(cameras, tmp_path, capsys):
     assert "first 80 % of the frames" in printed
     result = json.loads((run / "evaluation.json").read_text())
     assert result["rows"]["trained"]["metrics"]["sync_error"] == 0
-    table = "\n".join(report.evaluation_section(result))
+    table = "\n".join(result_section(result))
     assert "protocol sync" in table
     assert "Better than the time index alone: error by nearest frame 0.000 against 20.000" in table
     assert evaluate.main([str(run), "--protocol", "sync", "--stride", "2"]) == 2

@@ -71,8 +71,8 @@ def evaluate_frame_level(
     index = open_index(cfg, folder)
     train = split_videos(index, cfg.data.train_split)
     test = split_videos(index, cfg.data.test_split)
-    _require_labels(index, train, cfg.data.train_split)
-    _require_labels(index, test, cfg.data.test_split)
+    require_labels(index, train, cfg.data.train_split)
+    require_labels(index, test, cfg.data.test_split)
     left_out.in_index = len(index.bad)
 
     def row(videos: Sequence[EmbeddedVideo]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def evaluate_frame_level(
         train, test = left_out.kept(train), left_out.kept(test)
         for split, name in ((train, cfg.data.train_split), (test, cfg.data.test_split)):
             require_some(split, name, index.folder)
-            _require_labels(index, split, name)
+            require_labels(index, split, name)
         rows = {TIME_INDEX: row(time_index(train + test))}
     rows.update({name: row(videos) for name, videos in embedded.items()})
     return {
@@ -183,8 +183,14 @@ def evaluate_embeddings(
     return {"metrics": means, "per_action": per_action, "left_out": +left_out}
 
 
-def _require_labels(index: Index, records: Sequence[VideoRecord], split: str) -> None:
-    if not any(record.phases is not None and (record.phases >= 0).any() for record in records):
+def has_labels(records: Sequence[VideoRecord]) -> bool:
+    """Whether any frame of any video has a phase."""
+    return any(record.phases is not None and (record.phases >= 0).any() for record in records)
+
+
+def require_labels(index: Index, records: Sequence[VideoRecord], split: str) -> None:
+    """UserError unless the videos of a split have labels."""
+    if not has_labels(records):
         raise UserError(
             f"none of the {len(records)} readable videos of the split {split!r} has phase labels, "
             f"and the metrics need them: write {Path(index.folder) / 'labels.json'} and run "
