@@ -293,7 +293,16 @@ def test_report_is_one_file_with_everything_in_it(run):
     }
 
 
-def test_report_evaluates_where_that_has_not_been_done(run):
+def test_report_evaluates_where_that_has_not_been_done_and_shows_the_steps(run):
+    lines = [
+        {
+            "step": step,
+            "metrics": {"classification": 0.5 + step / 100, "ap_at_5": None},
+            "time_index": {"classification": 0.6, "ap_at_5": 0.5},
+        }
+        for step in (0, 10, 20)
+    ]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert report.main([str(run)]) == 0
     made = (run / "evaluation.json").read_text()
     rows = json.loads(made)["rows"]
@@ -301,6 +310,8 @@ def test_report_evaluates_where_that_has_not_been_done(run):
     page = read_page(run / "report.html").text
     assert f"{rows['trained']['metrics']['ap_at_5']:.3f}" in page
     assert "Events carried over to another test video" in page
+    assert "How many steps were needed" in page
+    assert (run / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_report_without_labels_says_how_to_get_the_table(run, tmp_path):
@@ -315,21 +326,6 @@ def test_report_without_labels_says_how_to_get_the_table(run, tmp_path):
     page = read_page(run / "report.html").text
     assert "needs phase labels" in page
     assert "python -m training.evaluate RUN" in page
-
-
-def test_report_shows_how_many_steps_were_needed(run):
-    lines = [
-        {
-            "step": step,
-            "metrics": {"classification": 0.5 + step / 100, "ap_at_5": None},
-            "time_index": {"classification": 0.6, "ap_at_5": 0.5},
-        }
-        for step in (0, 10, 20)
-    ]
-    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert report.main([str(run)]) == 0
-    assert "How many steps were needed" in read_page(run / "report.html").text
-    assert (run / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_large_videos_are_linked(tmp_path):
