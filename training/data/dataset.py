@@ -22,9 +22,9 @@ from fastseq.video import (
     decode_side,
     eval_draw,
     open_engine,
-    scaled_size,
 )
 from fastseq.video.gaps import frames_of
+from fastseq.video.readings import area_of, reading_of
 from training.data.cache import FrameCache
 from training.data.index import VideoRecord
 
@@ -128,8 +128,8 @@ def load_videos(
 
     def reading(record: VideoRecord, chunk: int) -> Reading:
         frames = frames_of(record)[chunk * _CHUNK : (chunk + 1) * _CHUNK]
-        draw = eval_draw(*scaled_size(record.height, record.width, side))
-        return Reading(record.path, record.height, record.width, side, (Clip(frames, draw),))
+        area = area_of(record, side)
+        return reading_of(record, side, [Clip(frames, eval_draw(area.height, area.width))])
 
     chunks = [-(-len(frames_of(record)) // _CHUNK) for record in records]
     return read_each(records, chunks, reading, engine=engine)

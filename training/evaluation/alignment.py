@@ -121,8 +121,12 @@ def evenly(frames_a: int, frames_b: int) -> np.ndarray:
 
 
 def stretched(a: EmbeddedVideo, b: EmbeddedVideo) -> np.ndarray:
-    """For every row of a, the row of b whose frame is nearest to `evenly`'s."""
-    frames, asked = b.frames, evenly(a.record.frames, b.record.frames)[a.frames]
+    """For every row of a, the row of b whose frame is nearest to `evenly`'s.
+
+    Both videos count from their first to their last sound frame.
+    """
+    frames, from_a, from_b = b.frames, a.frames - a.frames[0], b.frames - b.frames[0]
+    asked = b.frames[0] + evenly(from_a[-1] + 1, from_b[-1] + 1)[from_a]
     after = np.searchsorted(frames, asked).clip(max=len(frames) - 1)
     before = np.maximum(after - 1, 0)
     nearer = np.abs(frames[before] - asked) < np.abs(frames[after] - asked)

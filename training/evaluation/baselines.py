@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 HARMONICS = 8
 TIME_INDEX = "time index only"
 TIME_INDEX_DEFINITION = (
-    "An embedding made of the frame's share of the video's length alone, as sines and cosines. "
+    "An embedding made of the frame's share of the video's length alone, as sines and cosines; of "
+    "a trimmed video, of what is left of it. "
     "It never looks at a picture."
 )
 
@@ -36,10 +37,17 @@ def time_index_embedding(frames: int) -> np.ndarray:
 
 
 def time_index(records: Sequence[VideoRecord]) -> list[EmbeddedVideo]:
-    """The time-index baseline for every video: nothing of the pictures is used."""
+    """The time-index baseline for every video: nothing of the pictures is used.
+
+    It runs from the first to the last sound frame, so that what a trim leaves out does not count.
+    """
+    return [EmbeddedVideo(record, _time_index_of(record)) for record in records]
+
+
+def _time_index_of(record: VideoRecord) -> np.ndarray:
     from fastseq.video.gaps import frames_of
 
-    return [
-        EmbeddedVideo(record, time_index_embedding(record.frames)[frames_of(record)])
-        for record in records
-    ]
+    frames = frames_of(record)
+    if not len(frames):
+        return time_index_embedding(0)
+    return time_index_embedding(frames[-1] - frames[0] + 1)[frames - frames[0]]
