@@ -223,15 +223,6 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         load_backbone_weights(narrow_resnet(18), tmp_path / "nowhere.pt")
 
 
-def test_a_frozen_backbone_without_weights_warns(caplog):
-    options = ["model.backbone=resnet18", "model.layers=1"]
-    build_model(load_config("recipes/carl.yaml", options))
-    assert "stays random" in caplog.text
-    caplog.clear()
-    build_model(load_config("recipes/carl.yaml", [*options, "model.train_from=all"]))
-    assert not caplog.text
-
-
 # Small CNN
 
 

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import logging
+import math
 import os
 import sys
 import textwrap
@@ -283,11 +284,14 @@ class Trainer:
             "bad_videos": len(bad),
             "seconds": self.meter.seconds,
         }
+        measures: dict[str, float] = {}
         if log is not None:
             measures = collapse_measures(result.embeddings)
             log.write(self.step, values | result.losses | measures, self.meter.nonfinite)
         bar.set_postfix(
             loss=f"{values['loss']:.3f}",
+            rank=f"{measures.get('effective_rank', math.nan):.1f}",
+            spread=f"{measures.get('pairwise_distance', math.nan):.2f}",
             frames_per_s=round(values["frames_per_s"]),
             data_wait=f"{values['data_wait']:.0%}",
             **({"left_out": len(bad)} if bad else {}),
