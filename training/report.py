@@ -51,7 +51,7 @@ def write_report(
     from training.runs.log import read_log
 
     run, left_out = Path(run), LeftOut() if left_out is None else left_out
-    encode, cfg = load_encoder(run)
+    encode, cfg = load_encoder(run, folder)
     index = open_index(cfg, folder)
     records = split_videos(index, cfg.data.test_split)
     left_out.in_index = len(index.bad)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -21,14 +20,9 @@ from training.evaluation.result_section import result_section
 from training.evaluation.synchronised import evaluate_synchronised, pair_errors, windows
 
 
-@dataclass(frozen=True, eq=False)
-class Record(VideoRecord):
-    sync: tuple[str, int] | None = None
-
-
 def camera(name, frames=100, *, fps=30.0, offset=0, group="trial 1", split="test", gaps=()):
     sync = None if group is None else (group, offset)
-    return Record(name, name, frames, fps, 64, 64, split=split, gaps=gaps, sync=sync)
+    return VideoRecord(name, name, frames, fps, 64, 64, split=split, gaps=gaps, sync=sync)
 
 
 # --- windows ------------------------------------------------------------------------------------
@@ -160,14 +154,10 @@ def cameras(monkeypatch, tmp_path):
                 continue
             yield record, dict.fromkeys(encoders, instants[: record.frames][None])
 
-    def embed_features(encoder, features, name, video_id):
-        return encoder.embed(features)[0].numpy()
-
     spoilt = []
-    monkeypatch.setattr(synchronised, "load_compared_encoders", lambda run: (encoders, cfg))
+    monkeypatch.setattr(synchronised, "load_compared_encoders", lambda run, folder: (encoders, cfg))
     monkeypatch.setattr(synchronised, "open_index", lambda cfg, folder: index)
-    monkeypatch.setattr(embed, "features_each", features_each, raising=False)
-    monkeypatch.setattr(embed, "embed_features", embed_features, raising=False)
+    monkeypatch.setattr(embed, "features_each", features_each)
     return SimpleNamespace(index=index, spoilt=spoilt, records=records)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.evaluation.baselines import time_index
 from training.evaluation.embed import EmbeddedVideo, embed_records
-from training.evaluation.encoders import TRAINED, make_encoder
+from training.evaluation.encoders import TRAINED, Encoder, feature_store, make_encoder
 from training.evaluation.frame_level import evaluate_embeddings, require_labels
 from training.evaluation.videos import open_index, split_videos
 from training.support.command import LeftOut, UserError
@@ -58,6 +58,7 @@ class StepEvaluation:
         self.cfg, self.model, self.index = cfg, model, index
         self.records = list(records)
         self.left_out = LeftOut()  # named once, then not read again
+        self._encoder: Encoder | None = None
         self._seconds: float | None = None
 
     def __call__(self) -> dict[str, Any] | None:
@@ -88,10 +89,12 @@ class StepEvaluation:
         state = random_state()
         self.model.eval()
         try:
-            encoders = {TRAINED: make_encoder(self.model)}
-            return embed_records(encoders, self.records, self.cfg, self.left_out, progress=False)[
-                TRAINED
-            ]
+            if self._encoder is None:  # only now the model is on its device
+                store = feature_store(self.model, self.cfg)
+                self._encoder = make_encoder(self.model, store=store)
+            encoders = {TRAINED: self._encoder}
+            made = embed_records(encoders, self.records, self.cfg, self.left_out, progress=False)
+            return made[TRAINED]
         finally:
             set_random_state(state)
             for module, mode in modes:

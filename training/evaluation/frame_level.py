@@ -67,7 +67,7 @@ def evaluate_frame_level(
     start = time.perf_counter()
     left_out = LeftOut() if left_out is None else left_out
     stride = find_protocol(protocol).stride if stride is None else stride
-    encoders, cfg = load_compared_encoders(run)
+    encoders, cfg = load_compared_encoders(run, folder)
     index = open_index(cfg, folder)
     train = split_videos(index, cfg.data.train_split)
     test = split_videos(index, cfg.data.test_split)

@@ -8,12 +8,11 @@ from typing import Any
 
 from training.evaluation import html
 from training.evaluation.baselines import TIME_INDEX
-from training.evaluation.encoders import TRAINED
+from training.evaluation.encoders import BACKBONE, BACKBONE_CENTRED, TRAINED
 from training.evaluation.protocols import EVENT_COLUMNS, LOWER_IS_BETTER, columns
 from training.evaluation.tables import BELOW_ZERO, event_cells, format_value, left_out_lines
 
 HEADING = "<h2>How good are the embeddings?</h2>"
-BACKBONE_ROWS = "backbone"  # how their names begin
 COMPARED = {
     "classification": "phase classification",
     "weighted_f1": "phase classification (F1)",
@@ -119,7 +118,8 @@ def compare(rows: Mapping[str, Any]) -> list[str]:
     rivals = {
         "the time index alone": [TIME_INDEX],
         "the pre-trained backbone alone, with or without the video's mean": [
-            name for name in rows if name.startswith(BACKBONE_ROWS)
+            BACKBONE,
+            BACKBONE_CENTRED,
         ],
     }
     sentences = []

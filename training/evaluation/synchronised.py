@@ -19,10 +19,10 @@ import numpy as np
 from training.evaluation.baselines import (
     TIME_INDEX,
     TIME_INDEX_DEFINITION,
-    time_index_embedding,
+    time_index,
 )
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.encoders import ROW_DEFINITIONS, load_compared_encoders
+from training.evaluation.encoders import ROW_DEFINITIONS, Encoder, load_compared_encoders
 from training.evaluation.metrics import distances, mean_of_defined
 from training.evaluation.videos import open_index
 from training.support.command import LeftOut, UserError
@@ -64,7 +64,7 @@ def evaluate_synchronised(
     if not 0.5 < window < 1:
         raise UserError(f"the window is {window:g}; expected a share above 0.5 and below 1")
     left_out = LeftOut() if left_out is None else left_out
-    encoders, cfg = load_compared_encoders(run)
+    encoders, cfg = load_compared_encoders(run, folder)
     index = open_index(cfg, folder)
     records = synchronised_videos(index, cfg.data.test_split)
     left_out.in_index = len(index.bad)
@@ -73,7 +73,7 @@ def evaluate_synchronised(
     each = features_each(encoders, records, cfg, left_out, progress=progress)
     for _, group in itertools.groupby(each, key=lambda item: item[0].sync[0]):
         features = dict(group)
-        embed = {TIME_INDEX: _time_index} | {
+        embed = {TIME_INDEX: lambda window: time_index([window])[0]} | {
             name: _embedding(name, encoder, features) for name, encoder in encoders.items()
         }
         for a, b in compared_pairs(features, cfg.data.test_split):
@@ -201,17 +201,8 @@ def _cut(record: VideoRecord, frames: np.ndarray) -> VideoRecord:
     return replace(record, gaps=gaps_of(np.setdiff1d(np.arange(record.frames), frames)))
 
 
-def _time_index(window: VideoRecord) -> EmbeddedVideo:
-    """The clock of a window: 0 at its first frame, 1 at its last."""
-    from fastseq.video.gaps import frames_of
-
-    frames = frames_of(window)
-    clock = time_index_embedding(int(frames[-1] - frames[0]) + 1)
-    return EmbeddedVideo(window, clock[frames - frames[0]])
-
-
 def _embedding(
-    name: str, encoder: Any, features: Mapping[VideoRecord, Mapping[str, Any]]
+    name: str, encoder: Encoder, features: Mapping[VideoRecord, Mapping[str, Any]]
 ) -> Callable[[VideoRecord], EmbeddedVideo]:
     """From a window's record to its embeddings, each window once.
 
