@@ -135,10 +135,10 @@ def _less_mean(features: torch.Tensor) -> torch.Tensor:
 
 def feature_store(model: Any, cfg: Any, folder: str | Path | None = None) -> FeatureStore | None:
     """The store of a model's features in a folder, its own by default; None without one."""
-    from training.data.features import FeatureStore
-
     if cfg.data.cache != "features":
         return None
+    from training.data.features import FeatureStore
+
     return FeatureStore(Path(folder or cfg.data.folder), model, cfg)
 
 
