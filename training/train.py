@@ -65,6 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         import tensorboard  # noqa: F401
 
         from fastseq.video import TooManyBadVideos
+        from training.evaluation.curve import step_evaluation
         from training.loop.trainer import Trainer, check_loss
         from training.runs.folder import check_run_dir, open_run, restarted
         from training.runs.model import check_frozen, initial_model
@@ -95,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
             loader = training_loader(
                 cfg, device, model=model, dry_run=args.dry_run, left_out=left_out
             )
-            return Trainer(cfg, model, loader, run_dir)
+            return Trainer(cfg, model, loader, run_dir, step_evaluation(cfg, model))
 
         trainer = distributed.run_on_all(assemble)
         if cfg.data.cache == "features":
