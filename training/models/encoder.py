@@ -70,8 +70,7 @@ class VideoEncoder(nn.Module):
             frames: (N, T, 3, H, W), uint8 RGB in 0 to 255, or floating point in 0 to 1.
         """
         check_frames(frames)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(self.backbone)):
-            x = self._per_frame(frames.flatten(0, 1), None, pooled=True)
+        x = self._per_frame(frames.flatten(0, 1), None, pooled=True)
         return x.view(*frames.shape[:2], -1)
 
     def compile_backbone(self) -> None:
