@@ -65,9 +65,10 @@ def _run(args: argparse.Namespace) -> int:
         import tensorboard  # noqa: F401
 
         from fastseq.video import TooManyBadVideos
+        from training.evaluation.curve import step_evaluation
         from training.loop.trainer import Trainer, check_loss
         from training.runs.folder import check_run_dir, open_run, restarted
-        from training.runs.model import initial_model
+        from training.runs.model import check_frozen, initial_model
         from training.support import distributed
     except ImportError as error:
         print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
@@ -90,11 +91,12 @@ def _run(args: argparse.Namespace) -> int:
 
         def assemble() -> Trainer:
             model = initial_model(cfg)
+            check_frozen(cfg, model)
             # Last: it may decode everything.
             loader = training_loader(
                 cfg, device, model=model, dry_run=args.dry_run, left_out=left_out
             )
-            return Trainer(cfg, model, loader, run_dir)
+            return Trainer(cfg, model, loader, run_dir, step_evaluation(cfg, model))
 
         trainer = distributed.run_on_all(assemble)
         if cfg.data.cache == "features":
@@ -173,7 +175,7 @@ def compose(args: argparse.Namespace) -> "DictConfig":
     if not cfg.data.folder:
         raise ConfigError("data.folder: not given; add data.folder=FOLDER with your videos")
     cfg.data.folder = str(Path(cfg.data.folder).resolve())
-    if cfg.model.weights:
+    if cfg.model.weights and cfg.model.weights != "package":
         cfg.model.weights = str(Path(cfg.model.weights).resolve())
     cfg.train.run_dir = cfg.train.run_dir or f"runs/{Path(args.recipe).stem}"
     return cfg

@@ -35,7 +35,8 @@ class ClipLoader:
       `SegmentTuples` there are 2 S + 1 clips of one frame in place of 2 of T, here and below);
     - `steps` int64 (N, 2, T), frame numbers; `times` float64 (N, 2, T), seconds at the video's
       average rate; `valid` bool (N, 2, T); `lengths` int64 (N, 2), valid frames;
-      `num_frames` int64 (N, 2), the videos' lengths in frames; `ids` and `actions`, lists.
+      `num_frames` int64 (N, 2), the videos' lengths in frames; `ids` and `actions`, lists. Of
+      `SynchronisedViews` `steps`, `times` and `num_frames` are those of the common time.
 
     Batch k is a function of (seed, k, videos skipped so far): any engine and any number of
     workers give the same frame numbers, crops, flips and colours. A video that cannot be read is
@@ -44,7 +45,8 @@ class ClipLoader:
     counts those that it has met.
 
     Args:
-        items: what the clips are: `TwoViews`, `VideoPairs` or `SegmentTuples`.
+        items: what the clips are: `TwoViews`, `VideoPairs`, `SynchronisedViews` or
+            `SegmentTuples`.
         batch_size: N, items a batch and rank.
         engine: what reads them, see `fastseq.video.open_engine`.
         seed: of all draws and of each epoch's order.

@@ -16,6 +16,7 @@ from fastseq.video import (
     PyAVEngine,
     Reading,
     SegmentTuples,
+    SynchronisedViews,
     TwoViews,
     VideoError,
     VideoPairs,
@@ -32,7 +33,11 @@ from training.data.index import VideoRecord
 if TYPE_CHECKING:
     from training.data.features import FeatureStore
 
-ITEMS = {"views": TwoViews, "videos": VideoPairs}  # by the recipe's data.clips
+ITEMS = {  # by the recipe's data.clips
+    "views": TwoViews,
+    "videos": VideoPairs,
+    "synchronised": SynchronisedViews,
+}
 _CHUNK = 512  # frames decoded at a time when a whole video is read
 
 
