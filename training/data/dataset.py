@@ -38,6 +38,7 @@ ITEMS = {  # by the recipe's data.clips
     "videos": VideoPairs,
     "synchronised": SynchronisedViews,
 }
+CACHES = ("none", "ram", "features")
 _CHUNK = 512  # frames decoded at a time when a whole video is read
 
 
@@ -90,6 +91,8 @@ def open_loader(
     cache=ram clips then come from the files.
     """
     items = open_items(records, data_cfg, augmentation)
+    if data_cfg.cache not in CACHES:
+        raise ValueError(f"data.cache must be one of {', '.join(CACHES)}, got {data_cfg.cache!r}")
     failed = []
     if data_cfg.cache == "features":
         if store is None:
