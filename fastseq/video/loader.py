@@ -256,7 +256,7 @@ class ClipLoader:
         )
         t = (steps.shape[-1], context) if context > 1 else (steps.shape[-1],)
         return {
-            "frames": frames.view(*steps.shape[:2], *t, *frames.shape[-3:]),
+            "frames": frames.view(*steps.shape[:2], *t, *frames.shape[3:]),
             "steps": steps,
             "times": steps / fps[..., None],
             "valid": valid,

@@ -249,7 +249,11 @@ def test_without_a_weight_it_is_scl(recipe):
         (["loss.contrastive_idm.form=cidm"], "expected one of contrastive, idm, sfa, got 'cidm'"),
         (["loss.lav=1"], "loss.lav is a section"),
         (["data.num_context=2"], "model.encoder=fve looks at single frames"),
-        (["model.backbone_to=layer5"], "model.backbone_to: expected one of layer4, layer3, conv4c"),
+        (
+            ["model.backbone_to=layer5"],
+            "model.backbone_to: resnet50 has stages stem, layer1, layer2, layer3, layer4, conv4c; "
+            "expected last, stride8, stride16 or one of them, got 'layer5'",
+        ),
     ],
 )
 def test_losses_and_data_that_do_not_fit(recipe, overrides, message):

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from training.models import check_backbone
 from training.recipe.schema import RENAMED, Config, LossConfig, loss_terms
 from training.support.command import UserError
 
@@ -155,8 +156,10 @@ def _check_values(config: DictConfig) -> None:
             f"train.steps is {config.train.steps} and train.epochs {config.train.epochs}: "
             "set one of train.steps and train.epochs, and the other one to null"
         )
-    if config.model.backbone == "small_cnn" and config.model.train_from not in ("all", "none"):
-        raise ConfigError("model.train_from: small_cnn is trained whole: expected all or none")
+    try:
+        check_backbone(config.model)
+    except UserError as error:
+        raise ConfigError(str(error)) from error
     if config.model.hidden_size % config.model.heads:
         raise ConfigError("model.hidden_size: expected a multiple of model.heads")
     if config.optim.warmup_steps and config.optim.warmup_epochs:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.loop.pair_step import PairStep
+from training.loop.random_batch import random_batch
 
 if TYPE_CHECKING:
     from training.recipe.schema import Config
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 # them comes and goes: scratch, gradients, and in backward what checkpointing computes again.
 PARTS = ("frames", "frozen", "layer4", "transformer", "loss")
 WARM_UP_FRAMES = 8
-DRAWN = 1 << 22  # random pixels
 
 
 class Meter:
@@ -152,32 +152,6 @@ def _marked(step: PairStep, meter: Meter) -> Iterator[None]:
     finally:
         for (owner, name, _), before in zip(places, own, strict=True):
             delattr(owner, name) if before is None else setattr(owner, name, before)
-
-
-def random_batch(cfg: "Config", frames: int) -> dict[str, Any]:
-    """As the loader gives it, one clip with a padded frame: masks everywhere, the dearer case."""
-    n, size, context = cfg.data.batch_size, cfg.augmentation.size, cfg.data.num_context
-    shape = (n, 2, frames, *([context] if context > 1 else []), 3, size, size)
-    valid = torch.ones(n, 2, frames, dtype=torch.bool)
-    valid[0, 0, -1] = False
-    return {
-        "frames": _pixels(shape),
-        "steps": torch.arange(frames).expand(n, 2, frames).clone(),
-        "valid": valid,
-        "num_frames": torch.full((n, 2), frames),
-        "ids": [str(i) for i in range(n)],
-        "actions": [""] * n,
-    }
-
-
-def _pixels(shape: tuple[int, ...]) -> torch.Tensor:
-    """Random ones, which repeat: to draw them all would take longer than the step."""
-    pixels = torch.empty(shape, dtype=torch.uint8)
-    flat = pixels.view(-1)
-    drawn = torch.randint(256, (min(flat.numel(), DRAWN),), dtype=torch.uint8)
-    for part in flat.split(DRAWN):
-        part.copy_(drawn[: part.numel()])
-    return pixels
 
 
 def main() -> None:
