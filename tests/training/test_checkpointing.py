@@ -244,7 +244,8 @@ def test_keys_of_a_recipe_reach_the_model(tmp_path):
     model = build_model(load_config("recipes/carl.yaml", options), load_weights=False)
     assert (model.chunk_frames, model.checkpointing) == (12, False)
     model = build_model(load_config("recipes/carl.yaml", options[:1]), load_weights=False)
-    assert (model.chunk_frames, model.checkpointing) == (80, True)
+    assert (model.chunk_frames, model.checkpointing) == (None, True)
+    assert model.train().chunk_size() == 80  # layer4's batch norms take statistics
     with pytest.raises(ConfigError, match=r"train.chunk_frames: expected at least 0, got -1"):
         load_config("recipes/carl.yaml", ["train.chunk_frames=-1"])
     with pytest.raises(ConfigError, match=r"frames_per_chunk'. It is called 'train.chunk_frames'"):

@@ -164,7 +164,7 @@ class step:
 def spread_table(evaluations: Sequence[dict]) -> str:
     """Mean and standard deviation over runs of every metric, one line for each row."""
     from training.evaluation.protocols import COLUMNS
-    from training.evaluation.tables import format_cells
+    from training.evaluation.tables import BELOW_ZERO, format_cells, is_below_zero
 
     first = next(iter(evaluations[0]["rows"].values()))["metrics"]
     columns = [metric for metric in COLUMNS if metric in first]
@@ -176,6 +176,8 @@ def spread_table(evaluations: Sequence[dict]) -> str:
             known = [value for value in values if value is not None]
             if len(known) < 2:
                 cells.append("-")
+            elif is_below_zero(metric, statistics.mean(known)):
+                cells.append(BELOW_ZERO)
             else:
                 cells.append(f"{statistics.mean(known):.3f} ±{statistics.stdev(known):.3f}")
         lines.append([row, *cells])

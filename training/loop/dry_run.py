@@ -2,13 +2,14 @@
 
 import torch
 
+from training.loop.step_time import running_time
 from training.loop.trainer import Trainer
 from training.models import VCLRModel, VideoEncoder
 from training.support.distributed import world_size
 
 
 def describe(trainer: Trainer) -> str:
-    """Sizes of the model, the data and the memory that training takes, for --dry-run."""
+    """Sizes of the model and the data, the memory and the time that training takes: --dry-run."""
     cfg, model, items = trainer.cfg, trainer.model, trainer.loader.items
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -25,7 +26,11 @@ def describe(trainer: Trainer) -> str:
     # fp32 weights; gradients, and what the optimizer keeps of each: Adam two moments, SGD one.
     weights = 4 * (total + (2 if cfg.optim.name == "sgd" else 3) * trained)
     kept = videos * item.kept // ranks
-    activations = saved_bytes(model.cpu(), kept, cfg.augmentation.size, trainer.bf16)
+    takes = running_time(trainer)
+    model.chunk_frames = model.chunk_size()  # on the run's own device
+    stored = cfg.data.cache == "features"
+    size = cfg.augmentation.size
+    activations = saved_bytes(model.cpu(), kept, size, trainer.bf16, stored=stored)
     return "\n".join(
         [
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
@@ -35,36 +40,43 @@ def describe(trainer: Trainer) -> str:
             f"{frames} frames of {cfg.augmentation.size} px{shared}{several}",
             f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
             f"gradients and {optimizer}, {_size(activations)} kept for backward",
+            f"time         {takes}",
             f"runs on      {trainer.device}{others}, {'bf16' if trainer.bf16 else 'fp32'}",
             f"writes to    {cfg.train.run_dir}",
         ]
     )
 
 
-def saved_bytes(model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool) -> float:
+def saved_bytes(
+    model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool, *, stored: bool = False
+) -> float:
     """Memory autograd keeps: of every frame, or of what enters the chunks that are computed again
-    in backward, and of one whole chunk."""
-    chunk = model.chunk_frames
-    model.chunk_frames = 0
-    whole = saved_bytes_per_frame(model, size, bf16)
-    model.chunk_frames = chunk
-    if not (model.checkpointing and 0 < chunk < frames):
-        return frames * whole
-    model.chunk_frames = 2  # a share of the few frames that are looked at
-    kept = saved_bytes_per_frame(model, size, bf16)
-    model.chunk_frames = chunk
-    return frames * kept + chunk * (whole - kept)
+    in backward, and of one whole chunk. ``stored``: of frames whose features are given."""
+    before, chunk = model.chunk_frames, model.chunk_size()
+    try:
+        model.chunk_frames = 0
+        whole = saved_bytes_per_frame(model, size, bf16, stored)
+        if stored or not (model.checkpointing and 0 < chunk < frames):
+            return frames * whole
+        model.chunk_frames = 2  # a share of the few frames that are looked at
+        kept = saved_bytes_per_frame(model, size, bf16)
+        return frames * kept + chunk * (whole - kept)
+    finally:
+        model.chunk_frames = before
 
 
-def saved_bytes_per_frame(model: VideoEncoder | VCLRModel, size: int, bf16: bool) -> float:
+def saved_bytes_per_frame(
+    model: VideoEncoder | VCLRModel, size: int, bf16: bool, stored: bool = False
+) -> float:
     """Memory autograd keeps per frame, measured on a few frames on the CPU."""
     few, more = 4, 12  # the difference leaves out what does not grow with the frames
-    return (_saved_bytes(model, more, size, bf16) - _saved_bytes(model, few, size, bf16)) / (
-        more - few
-    )
+    kept = [_saved_bytes(model, frames, size, bf16, stored) for frames in (few, more)]
+    return (kept[1] - kept[0]) / (more - few)
 
 
-def _saved_bytes(model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool) -> int:
+def _saved_bytes(
+    model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool, stored: bool
+) -> int:
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     kept: dict[int, int] = {}
 
@@ -80,9 +92,13 @@ def _saved_bytes(model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: 
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
-        context = getattr(model, "num_context", 1)
-        shape = (1, frames // context, *([context] if context > 1 else []), 3, size, size)
-        z = model(torch.zeros(shape, dtype=torch.uint8))
+        if stored:
+            features = torch.zeros(1, frames, model.backbone.out_features)
+            z = model.project(model.encode(features, stored=True))
+        else:
+            context = getattr(model, "num_context", 1)
+            shape = (1, frames // context, *([context] if context > 1 else []), 3, size, size)
+            z = model(torch.zeros(shape, dtype=torch.uint8))
     del z  # holds the graph, and so every counted storage, until here
     return sum(kept.values())
 

@@ -1,12 +1,13 @@
 """The optimizer step on items of two clips: the losses of `Objective` on their embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from training.loop.objectives import Clips, Objective
+from training.loop.random_batch import random_batch
 from training.loop.step import GradientStep, ItemFrames
 from training.models import VideoEncoder
 from training.models.sync_batch_norm import sync_batch_norms
@@ -22,12 +23,13 @@ class _Forward(nn.Module):
     It expects every trained parameter to get a gradient, so an unused head is left out of it.
     """
 
-    def __init__(self, model: VideoEncoder, needs_projection: bool) -> None:
+    def __init__(self, model: VideoEncoder, needs_projection: bool, stored: bool) -> None:
         super().__init__()
         self.model, self.needs_projection = model, needs_projection
+        self.options = {"stored": True} if stored else {}
 
     def forward(self, frames: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        h = self.model.encode(frames, rows)
+        h = self.model.encode(frames, rows, **self.options)
         return h, self.model.project(h, rows) if self.needs_projection else None
 
 
@@ -38,6 +40,11 @@ class PairStep(GradientStep):
     and parts before the first backward. So the gradient does not depend on how the batch is
     shared out, except through batch norm: in training mode it normalises over all ranks, but one
     part (and, in the backbone, one chunk of frames) at a time.
+
+    With ``data.cache=features`` a batch's ``frames`` are stored features (N, 2, T, F).
+
+    Attributes:
+        features: F, or None where a batch has frames.
     """
 
     section = "loss"
@@ -51,13 +58,15 @@ class PairStep(GradientStep):
         bf16: bool,
     ) -> None:
         self.objective = Objective(cfg.loss)
+        stored = cfg.data.cache == "features"
+        self.features = model.backbone.out_features if stored else None
         super().__init__(
             cfg,
             model,
             optimizer,
             device,
             bf16,
-            module=_Forward(model, self.objective.needs_projection),
+            module=_Forward(model, self.objective.needs_projection, stored),
             names=[name for name, *_ in self.objective.terms],
         )
 
@@ -78,6 +87,17 @@ class PairStep(GradientStep):
         if context > 1:
             words += f" x {context} with context"
         return ItemFrames(2 * length * context, 2 * length * context, words)
+
+    def examples(self, items: int) -> Iterator[dict[str, Any]]:
+        frames, number = 2, 1
+        while True:
+            yield random_batch(self.cfg, frames, number, features=self.features, padded=False)
+            if frames < self.cfg.data.num_frames:
+                frames = min(2 * frames, self.cfg.data.num_frames)
+            elif number < items:
+                number = min(2 * number, items)
+            else:
+                break
 
     def distribute(self) -> None:
         """Share batch-norm statistics and gradients with the other ranks."""

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ class GradientStep:
 
     What is trained, with which losses on which batches, is a subclass: it gives ``module``, which
     is all that DistributedDataParallel sees, and the names of its losses, and defines `_loss`,
-    `_shares`, `check` and `describe`.
+    `_shares`, `check`, `describe` and `examples`.
     """
 
     section: str  # of the recipe, with the options that `check` looks at
@@ -90,6 +90,10 @@ class GradientStep:
     @staticmethod
     def describe(cfg: "Config") -> ItemFrames:
         """The frames that one item of a batch has."""
+        raise NotImplementedError
+
+    def examples(self, items: int) -> Iterator[dict[str, Any]]:
+        """Random batches as the loader's: of few frames first, last a whole one of ``items``."""
         raise NotImplementedError
 
     def distribute(self) -> None:

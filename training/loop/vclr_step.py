@@ -1,6 +1,6 @@
 """VCLR's optimizer step: keys from the momentum encoder, four losses, then encoder and queues."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import fastseq
 from fastseq.video.tuples import anchors, order_labels
+from training.loop.random_batch import random_tuples
 from training.loop.step import GradientStep, ItemFrames, StepResult
 from training.models.vclr import VCLRModel
 from training.support.distributed import gather_rows, rank, world_size
@@ -120,6 +121,13 @@ class VCLRStep(GradientStep):
         """Two tuples and the anchor augmented anew; keys take no part in backward."""
         read = 2 * cfg.data.segments + 1
         return ItemFrames(read, cfg.data.segments, f"{read} single frames")
+
+    def examples(self, items: int) -> Iterator[dict[str, Any]]:
+        number = 1
+        yield random_tuples(self.cfg, number)
+        while number < items:
+            number = min(2 * number, items)
+            yield random_tuples(self.cfg, number)
 
     def distribute(self) -> None:
         super().distribute()

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from training.models.backbone import Backbone
-from training.models.encoder import VideoEncoder, checkpointed, projection_head, unpack
+from training.models.encoder import (
+    VideoEncoder,
+    check_frames,
+    check_valid,
+    checkpointed,
+    projection_head,
+    unpack,
+)
 from training.models.positions import KINDS, frame_positions, sine_cosine
 from training.models.transformer import TransformerLayer
 
@@ -23,6 +30,9 @@ class CarlModel(VideoEncoder):
     Args:
         backbone: images (n, 3, H, W) to features (n, ``backbone.out_features``).
         num_frames: frames of a training clip; positions of other lengths are stretched to it.
+        centre: take the mean over the clip's real frames off the backbone's features. What stays
+            the same through the clip (the place, the person) is then gone; a clip of one frame
+            gives zeros.
         chunk_frames, checkpointing: how the backbone is called, see `VideoEncoder`.
         positions: "vaswani", "released" or "none", see `positions.sine_cosine`.
     """
@@ -32,7 +42,8 @@ class CarlModel(VideoEncoder):
         backbone: Backbone,
         *,
         num_frames: int = 240,
-        chunk_frames: int = 80,
+        centre: bool = False,
+        chunk_frames: int | None = None,
         checkpointing: bool = True,
         fc_layers: int = 2,
         fc_size: int = 512,
@@ -50,7 +61,7 @@ class CarlModel(VideoEncoder):
         super().__init__(backbone, chunk_frames, checkpointing)
         if positions not in KINDS:
             raise ValueError(f"CarlModel: positions must be one of {KINDS}, got {positions!r}")
-        self.num_frames = num_frames
+        self.num_frames, self.centre = num_frames, centre
         self.positions = positions
         self.use_positions = positions != "none"
         block: list[nn.Module] = []
@@ -71,20 +82,33 @@ class CarlModel(VideoEncoder):
         self.embedding = nn.Linear(hidden_size, embedding_size)
         self.projection = projection_head(embedding_size, projection_hidden, projection_size)
 
-    def encode(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
+    def encode(
+        self, frames: Tensor, valid: Tensor | None = None, *, stored: bool = False
+    ) -> Tensor:
         """Frames (N, T, 3, H, W) to embeddings h (N, T, embedding_size), not normalised.
 
         Args:
             frames: uint8 RGB in 0 to 255, or floating point in 0 to 1.
             valid: bool (N, T), True = real frame; real frames come first. None: all are real.
+            stored: ``frames`` is what `features` gives, floating point (N, T, F); the backbone is
+                not called.
 
         At test time give a whole video at once: (1, T, 3, H, W).
         """
-        _check(frames, valid)
+        if stored:
+            _check_features(frames, self.backbone.out_features)
+        else:
+            check_frames(frames)
+        check_valid(frames, valid)
         n, t = frames.shape[:2]
-        real = None if valid is None else valid.flatten().nonzero().squeeze(1)
         recompute = self.checkpointing and torch.is_grad_enabled()
-        x = self._per_frame(frames.flatten(0, 1), real, pooled=True)
+        if stored:
+            x = frames.flatten(0, 1) if valid is None else frames[valid]
+        else:
+            real = None if valid is None else valid.flatten().nonzero().squeeze(1)
+            x = self._per_frame(frames.flatten(0, 1), real, pooled=True)
+        if self.centre:
+            x = _centred(x.float(), n, valid)
         x = checkpointed(self.fc_block, x, module=self.fc_block) if recompute else self.fc_block(x)
         x = x.view(n, t, -1) if valid is None else unpack(x, valid)
         if self.use_positions and self.positions != "none":
@@ -102,13 +126,19 @@ class CarlModel(VideoEncoder):
         return h if valid is None else h.masked_fill(~valid[..., None], 0)
 
 
-def _check(frames: Tensor, valid: Tensor | None) -> None:
-    if frames.dim() != 5 or frames.shape[2] != 3:
-        raise ValueError(f"frames must be (N, T, 3, H, W), got {tuple(frames.shape)}")
-    if frames.dtype != torch.uint8 and not frames.is_floating_point():
-        raise TypeError(f"frames must be uint8 or floating point, got {frames.dtype}")
-    if valid is not None and (valid.dtype != torch.bool or valid.shape != frames.shape[:2]):
+def _centred(rows: Tensor, clips: int, valid: Tensor | None) -> Tensor:
+    """Rows of the real frames of ``clips`` clips, each less the mean over its clip's."""
+    if valid is None:
+        x = rows.unflatten(0, (clips, -1))
+        return (x - x.mean(1, keepdim=True)).flatten(0, 1)
+    x = unpack(rows, valid)
+    mean = x.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+    return (x - mean[:, None])[valid]
+
+
+def _check_features(features: Tensor, size: int) -> None:
+    if features.dim() != 3 or features.shape[2] != size or not features.is_floating_point():
         raise ValueError(
-            f"valid must be bool of shape {tuple(frames.shape[:2])}, "
-            f"got {valid.dtype} {tuple(valid.shape)}"
+            f"stored features must be floating point (N, T, {size}), as features(frames) gives "
+            f"them, got {features.dtype} {tuple(features.shape)}"
         )

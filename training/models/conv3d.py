@@ -5,7 +5,13 @@ from torch import Tensor, nn
 
 from fastseq.video import context_frames
 from training.models.backbone import Backbone
-from training.models.encoder import VideoEncoder, projection_head, unpack
+from training.models.encoder import (
+    CHUNK_FRAMES,
+    VideoEncoder,
+    check_valid,
+    projection_head,
+    unpack,
+)
 
 
 class ContextEncoder(VideoEncoder):
@@ -20,7 +26,8 @@ class ContextEncoder(VideoEncoder):
         num_context: frames per embedding, the last one is the frame itself.
         context_stride: how many frames apart.
         chunk_frames, checkpointing: how the backbone is called, see `VideoEncoder`; of whole
-            videos, ``chunk_frames`` are also embedded at a time.
+            videos, ``chunk_frames`` are also embedded at a time (None: 80, each of which brings
+            context of its own).
     """
 
     def __init__(
@@ -29,7 +36,7 @@ class ContextEncoder(VideoEncoder):
         *,
         num_context: int = 2,
         context_stride: int = 15,
-        chunk_frames: int = 80,
+        chunk_frames: int | None = None,
         checkpointing: bool = True,
         conv_layers: int = 2,
         conv_size: int = 512,
@@ -75,11 +82,7 @@ class ContextEncoder(VideoEncoder):
                 f"frames must be (N, T, 3, H, W) or (N, T, {context}, 3, H, W), got "
                 f"{tuple(frames.shape)}"
             )
-        if valid is not None and (valid.dtype != torch.bool or valid.shape != frames.shape[:2]):
-            raise ValueError(
-                f"valid must be bool of shape {tuple(frames.shape[:2])}, "
-                f"got {valid.dtype} {tuple(valid.shape)}"
-            )
+        check_valid(frames, valid)
         if frames.dim() == 5:
             h = self._whole_videos(frames)
             return h if valid is None else h.masked_fill(~valid[..., None], 0)
@@ -95,7 +98,8 @@ class ContextEncoder(VideoEncoder):
         """A chunk of frames at a time; each frame goes through the backbone once per chunk."""
         n, t = frames.shape[:2]
         index = context_frames(torch.arange(t).numpy(), self.num_context, self.context_stride)
-        size = t if self.training or not self.chunk_frames else self.chunk_frames
+        size = CHUNK_FRAMES if self.chunk_frames is None else self.chunk_frames
+        size = t if self.training or not size else size
         out = []
         for start in range(0, t, max(size, 1)):
             needed, place = torch.from_numpy(index[start : start + size]).unique(

@@ -13,19 +13,21 @@ from torch.utils.checkpoint import checkpoint
 from training.models.backbone import Backbone
 from training.support.distributed import max_over_ranks
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+CHUNK_FRAMES = 80  # 40 time steps of two views, as CARL's code
+# On a CPU a frame takes half the time in a chunk that the caches hold (measured: 8, 16 against 80).
+CPU_CHUNK_FRAMES = 8
 
 
 class VideoEncoder(nn.Module):
     """Base of the encoders: frames of videos to one embedding h per frame, and z = g(h).
 
-    Subclasses define ``encode``; this class normalises pixels by ImageNet's mean and standard
-    deviation, calls the backbone in chunks, and owns the projection head g.
+    Subclasses define ``encode``; this class normalises pixels by the mean and standard deviation
+    that the backbone states, calls the backbone in chunks, and owns the projection head g.
 
     Args:
-        chunk_frames: frames per backbone call, 0 = all at once. Trained batch norm in the backbone
-            takes its statistics per chunk; a chunk is a strided sample of the whole batch.
+        chunk_frames: frames per backbone call, 0 = all at once; None: 80, but 8 on a CPU where no
+            batch norm of the backbone takes statistics. Trained batch norm in the backbone takes
+            its statistics per chunk; a chunk is a strided sample of the whole batch.
         checkpointing: keep between forward and backward only what enters the backbone's trained
             part, and compute that part again, chunk by chunk, in backward; likewise CARL's fc block
             and the branches of its Transformer. The gradients are the same; so are the running
@@ -40,13 +42,13 @@ class VideoEncoder(nn.Module):
     positions = "none"
     use_positions = False
 
-    def __init__(self, backbone: Backbone, chunk_frames: int, checkpointing: bool) -> None:
+    def __init__(self, backbone: Backbone, chunk_frames: int | None, checkpointing: bool) -> None:
         super().__init__()
         self.backbone = backbone
         self.chunk_frames, self.checkpointing = chunk_frames, checkpointing
-        scale = 1 / torch.tensor(IMAGENET_STD)
+        scale = 1 / torch.tensor(backbone.pixel_std)
         self.register_buffer("pixel_scale", scale.view(3, 1, 1), persistent=False)
-        shift = -torch.tensor(IMAGENET_MEAN) * scale
+        shift = -torch.tensor(backbone.pixel_mean) * scale
         self.register_buffer("pixel_shift", shift.view(3, 1, 1), persistent=False)
 
     def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -59,17 +61,38 @@ class VideoEncoder(nn.Module):
             return self.projection(h.flatten(0, 1)).view(*h.shape[:2], -1)
         return unpack(self.projection(h[valid]), valid)
 
+    def features(self, frames: Tensor) -> Tensor:
+        """Frames to what the backbone makes of each: (N, T, ``backbone.out_features``).
+
+        Without a gradient where nothing in the backbone is trained; then they can be stored.
+
+        Args:
+            frames: (N, T, 3, H, W), uint8 RGB in 0 to 255, or floating point in 0 to 1.
+        """
+        check_frames(frames)
+        x = self._per_frame(frames.flatten(0, 1), None, pooled=True)
+        return x.view(*frames.shape[:2], -1)
+
     def compile_backbone(self) -> None:
         """Both parts of the backbone through torch.compile, each one graph."""
         self.backbone.frozen_part = torch.compile(self.backbone.frozen_part)
         self.backbone.trained_part = torch.compile(self.backbone.trained_part)
+
+    def chunk_size(self) -> int:
+        """Frames per backbone call as things are now: ``chunk_frames``, or what it stands for."""
+        if self.chunk_frames is not None:
+            return self.chunk_frames
+        on_cpu = self.pixel_scale.device.type == "cpu"
+        norms = (m for m in self.backbone.modules() if isinstance(m, _BatchNorm))
+        return CPU_CHUNK_FRAMES if on_cpu and not any(m.training for m in norms) else CHUNK_FRAMES
 
     def chunk_count(self, rows: int) -> int:
         """Backbone calls that ``rows`` frames take, in training the same on every rank.
 
         Ranks that share batch-norm statistics would otherwise wait for each other.
         """
-        chunks = max(1, -(-rows // self.chunk_frames)) if self.chunk_frames else 1
+        size = self.chunk_size()
+        chunks = max(1, -(-rows // size)) if size else 1
         return max_over_ranks(chunks) if self.training else chunks
 
     def _per_frame(self, frames: Tensor, index: Tensor | None, *, pooled: bool) -> Tensor:
@@ -156,6 +179,23 @@ class _StatisticsAtRest:
     def __exit__(self, *error: object) -> None:
         for norm, before in zip(self.norms, self.before, strict=True):
             norm.momentum, norm.num_batches_tracked = before
+
+
+def check_frames(frames: Tensor) -> None:
+    """ValueError or TypeError for anything but (N, T, 3, H, W), uint8 or floating point."""
+    if frames.dim() != 5 or frames.shape[2] != 3:
+        raise ValueError(f"frames must be (N, T, 3, H, W), got {tuple(frames.shape)}")
+    if frames.dtype != torch.uint8 and not frames.is_floating_point():
+        raise TypeError(f"frames must be uint8 or floating point, got {frames.dtype}")
+
+
+def check_valid(frames: Tensor, valid: Tensor | None) -> None:
+    """ValueError for a mask that is not bool (N, T)."""
+    if valid is not None and (valid.dtype != torch.bool or valid.shape != frames.shape[:2]):
+        raise ValueError(
+            f"valid must be bool of shape {tuple(frames.shape[:2])}, "
+            f"got {valid.dtype} {tuple(valid.shape)}"
+        )
 
 
 def _is_trained(module: nn.Module) -> bool:

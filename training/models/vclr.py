@@ -28,7 +28,7 @@ class VCLREncoder(VideoEncoder):
         *,
         hidden: int,
         size: int,
-        chunk_frames: int,
+        chunk_frames: int | None,
         checkpointing: bool,
     ) -> None:
         super().__init__(backbone, chunk_frames, checkpointing)
@@ -44,8 +44,7 @@ class VCLREncoder(VideoEncoder):
 
     def encode(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
         """Frames (N, T, 3, H, W) to features (N, T, F), each frame for itself."""
-        n, t = frames.shape[:2]
-        return self._per_frame(frames.flatten(0, 1), None, pooled=True).view(n, t, -1)
+        return self.features(frames)
 
     def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
         return self.encode(frames, valid)
@@ -108,6 +107,10 @@ class VCLRModel(nn.Module):
     def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
         return self.encode(frames, valid)
 
+    def features(self, frames: Tensor) -> Tensor:
+        """See `VideoEncoder.features`."""
+        return self.encoder.features(frames)
+
     def compile_backbone(self) -> None:
         self.encoder.compile_backbone()
         self.momentum.module.compile_backbone()
@@ -116,10 +119,18 @@ class VCLRModel(nn.Module):
     def checkpointing(self) -> bool:
         return self.encoder.checkpointing
 
+    def chunk_size(self) -> int:
+        return self.encoder.chunk_size()
+
     @property
-    def chunk_frames(self) -> int:
+    def backbone(self) -> Backbone:
+        """Of the online encoder."""
+        return self.encoder.backbone
+
+    @property
+    def chunk_frames(self) -> int | None:
         return self.encoder.chunk_frames
 
     @chunk_frames.setter
-    def chunk_frames(self, frames: int) -> None:
+    def chunk_frames(self, frames: int | None) -> None:
         self.encoder.chunk_frames = self.momentum.module.chunk_frames = frames

@@ -1,4 +1,4 @@
-"""Backbone weights from a file, wherever in it they are."""
+"""Pre-trained weights: the file that a recipe names, and the backbone wherever in it it is."""
 
 import logging
 import re
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from training.models.backbone import Backbone
 from training.models.weight_file import examples, read_tensors
+from training.support.checkpoint_files import newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ _AVERAGE = re.compile(r"(^|_)(k|key|ema|momentum|target|avg|averaged?)(_|$)")
 class WeightReport:
     """What a file gave: from where in it, and the names on either side that found no partner."""
 
+    path: Path
     taken: str  # the common prefix of the names, containers included; "" if there is none
     loaded: int
     missing: list[str]
@@ -33,9 +35,42 @@ class WeightReport:
         tops = Counter(name.partition(".")[0] for name in self.unexpected)
         unused = ", ".join(f"{top} ({count})" for top, count in tops.items())
         return (
-            f"taken from {_shown(self.taken)}: {self.loaded} entries loaded, {len(self.missing)} "
-            f"missing, {len(self.unexpected)} not used{f': {unused}' if unused else ''}"
+            f"{self.loaded} entries loaded, taken from {_shown(self.taken)} of {self.path}, "
+            f"{len(self.missing)} missing, {len(self.unexpected)} not used"
+            f"{f': {unused}' if unused else ''}"
         )
+
+
+def find_weights(weights: str | Path, backbone: Backbone) -> Path:
+    """The file that ``model.weights`` names.
+
+    "package": the one in an installed package that has weights of this backbone; a run directory:
+    its newest valid checkpoint; else the file itself.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or the run has no checkpoint.
+        ValueError: a folder that is no run, or no installed package has weights of this backbone.
+    """
+    if str(weights) == "package":
+        return Path(backbone.package_weights())
+    path = Path(weights)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"backbone weights: {path} does not exist; give model.weights= a file that you have "
+            "(written by torch.save, .safetensors or .npz), a run directory, or package; nothing "
+            "is downloaded"
+        )
+    if not path.is_dir():
+        return path
+    if not (path / "config.yaml").is_file():
+        raise ValueError(
+            f"model.weights: {path} is a folder, and no run: there is no config.yaml in it. Give a "
+            "file, or a run directory of python -m training.train"
+        )
+    found = newest_checkpoint(path / "checkpoints", keys=["model"])
+    if found is None:
+        raise FileNotFoundError(f"model.weights: the run {path} has no checkpoint yet")
+    return found[0]
 
 
 def load_backbone_weights(
@@ -47,13 +82,15 @@ def load_backbone_weights(
     made of containers ("state_dict", "model", "teacher") and of names ("module.", "encoder_q.",
     "backbone."). Where they are found more than once, a network goes before its moving average
     (MoCo's and BYOL's ``encoder_k``, ``momentum``, ``target``, ``ema``); other than that ``key``
-    has to choose. SimCLR's ``v1.weight`` is ``conv1.weight``.
+    has to choose. SimCLR's ``v1.weight`` is ``conv1.weight``; what ``backbone.adapt`` makes of
+    the entries (positions of another image size, for one) is what counts.
 
     Heads (``fc``, a projector, queues) and stages that ``model.backbone_to`` leaves out are not
     used. Batch counters may be missing, as in old files, and a tenth of the entries, with a
     warning.
 
     Args:
+        path: a file of weights, or what else `find_weights` takes.
         key: names that the prefix has to contain, such as "teacher" or "teacher.backbone".
 
     Raises:
@@ -61,35 +98,39 @@ def load_backbone_weights(
         ValueError: the file is no plain checkpoint, nothing in it matches, several places in it do,
             or these are weights of another architecture.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"backbone weights: {path} does not exist; give model.weights= a file that you have "
-            "(written by torch.save, .safetensors or .npz), nothing is downloaded"
-        )
+    path = find_weights(path, backbone)
     tensors = read_tensors(path)
     own = backbone.state_dict()
-    found = [
-        _Candidate(prefix, tensors, own, backbone.left_out) for prefix in _prefixes(tensors, own)
-    ]
-    if not found:
+    prefixes = _prefixes(tensors, own)
+    if not prefixes:
         raise ValueError(
             f"{path}: nothing matches the backbone. The file has keys like {examples(tensors)}; "
             f"the backbone has keys like {examples(own)}"
         )
     if key is not None:
-        found = _asked_for(key, found, path)
+        prefixes = _asked_for(key, prefixes, path)
+    found = [_Candidate(prefix, tensors, own, backbone) for prefix in prefixes]
     chosen = _choose([one for one in found if not one.problem], path)
     if chosen is None:
         best = max(found, key=lambda one: len(one.matching))
         raise ValueError(f"{path}: {best.problem}")
     backbone.load_state_dict(chosen.matching, strict=False)
     report = WeightReport(
-        chosen.prefix, len(chosen.matching), chosen.missing, list(chosen.unexpected)
+        path, chosen.prefix, len(chosen.matching), chosen.missing, list(chosen.unexpected)
     )
     if report.missing:
-        logger.warning("%s: %s; left as initialised: %s", path, report, examples(report.missing))
+        logger.warning("%s; left as initialised: %s", report, examples(report.missing))
     return report
+
+
+def common_prefix(
+    tensors: dict[str, Tensor], own: dict[str, Tensor], path: Path, key: str | None = None
+) -> str:
+    """What stands before most of ``own``'s names in a file, and contains ``key``."""
+    prefixes = _prefixes(tensors, own)
+    if key is not None:
+        prefixes = _asked_for(key, prefixes, path)
+    return next(iter(prefixes), "")
 
 
 class _Candidate:
@@ -100,16 +141,17 @@ class _Candidate:
         prefix: str,
         tensors: dict[str, Tensor],
         own: dict[str, Tensor],
-        left_out: tuple[str, ...],
+        backbone: Backbone,
     ) -> None:
         self.prefix = prefix
         inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if "v1.weight" in inside and "conv1.weight" in own and "conv1.weight" not in inside:
             inside["conv1.weight"] = inside.pop("v1.weight")
+        inside = backbone.adapt(inside)
         self.matching = {name: value for name, value in inside.items() if name in own}
-        self.missing = [name for name in own if name not in inside and not _counter(name)]
-        self.unexpected = [name for name in inside if name not in own and not _counter(name)]
-        self.problem = self._problem(own, left_out)
+        self.missing = [name for name in own if name not in inside and not is_counter(name)]
+        self.unexpected = [name for name in inside if name not in own and not is_counter(name)]
+        self.problem = self._problem(own, backbone.left_out)
 
     def _problem(self, own: dict[str, Tensor], left_out: tuple[str, ...]) -> str:
         """Why these are not the backbone's weights, "" if they may be."""
@@ -136,7 +178,7 @@ class _Candidate:
                 f"{len(extra)} entries under {_shown(self.prefix)} have no place in the backbone "
                 f"({examples(extra)}): {of_another}"
             )
-        needed = sum(not _counter(name) for name in own)
+        needed = sum(not is_counter(name) for name in own)
         if len(self.missing) > MAX_MISSING * needed:
             return (
                 f"{len(self.missing)} of the backbone's {needed} entries are not under "
@@ -145,27 +187,27 @@ class _Candidate:
         return ""
 
 
-def _prefixes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """Everything that stands before a name of the backbone's, the commonest first."""
+def _prefixes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, int]:
+    """Everything that stands before a name of the model's, and how often: the commonest first."""
     counts: Counter[str] = Counter()
     for place in tensors:
         start = 0
         while True:
-            if place[start:] in own and not _counter(place):
+            if place[start:] in own and not is_counter(place):
                 counts[place[:start]] += 1
             start = place.find(".", start) + 1
             if not start:
                 break
-    return [prefix for prefix, _ in counts.most_common()]
+    return dict(counts.most_common())
 
 
-def _asked_for(key: str, found: list[_Candidate], path: Path) -> list[_Candidate]:
-    asked = [one for one in found if f".{key.strip('.')}." in f".{one.prefix}"]
+def _asked_for(key: str, prefixes: dict[str, int], path: Path) -> dict[str, int]:
+    asked = {p: count for p, count in prefixes.items() if f".{key.strip('.')}." in f".{p}"}
     if not asked:
-        most = len(found[0].matching)
-        there = [_shown(one.prefix) for one in found if 2 * len(one.matching) >= most]
+        most = max(prefixes.values(), default=0)
+        there = [_shown(prefix) for prefix, count in prefixes.items() if 2 * count >= most]
         raise ValueError(
-            f"{path}: model.weights_key={key} is nowhere before the backbone's names; they are "
+            f"{path}: model.weights_key={key} is nowhere before the model's names; they are "
             f"under {' and '.join(there)}"
         )
     return asked
@@ -190,7 +232,8 @@ def _same(one: _Candidate, other: _Candidate) -> bool:
     )
 
 
-def _counter(name: str) -> bool:
+def is_counter(name: str) -> bool:
+    """Whether an entry counts a batch norm's batches, which old files do not have."""
     return name.endswith("num_batches_tracked")
 
 

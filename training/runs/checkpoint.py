@@ -1,11 +1,8 @@
 """Checkpoints that survive a crash: written whole or not at all, plain data, loaded safely."""
 
-import hashlib
 import json
-import logging
 import os
 import random
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,17 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.support.command import UserError
+from training.support.checkpoint_files import (
+    MANIFEST,
+    CheckpointError,
+    list_checkpoints,
+    newest_checkpoint,
+    read_manifest,
+    sha256,
+)
 from training.support.files import replacing, write_text
 
-logger = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
-_NAME = re.compile(r"step_(\d{8,})\.pt")
-
-
-class CheckpointError(UserError):
-    """A checkpoint cannot be written, or none can be read, or its weights are of another model."""
+__all__ = [
+    "CheckpointError",
+    "list_checkpoints",
+    "load_latest",
+    "load_weights",
+    "random_state",
+    "read_manifest",
+    "save_checkpoint",
+    "save_initial",
+    "set_random_state",
+]
+INITIAL = "initial.pt"
 
 
 def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
@@ -44,25 +52,49 @@ def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: 
             left.unlink(missing_ok=True)
         _write(path, state, keep)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
         earlier = [one.name for one in list_checkpoints(folder) if one != path]
         intact = f"{earlier[-1]} is intact" if earlier else "there is no earlier one"
-        reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
         raise CheckpointError(
-            f"{path} cannot be written ({reason}); {intact}. Make room or give the folder write "
-            "permission, then continue with --resume"
+            f"{path} cannot be written ({_reason(error)}); {intact}. Make room or give the folder "
+            "write permission, then continue with --resume"
         ) from error
     return path
+
+
+def save_initial(run_dir: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write ``RUN/initial.pt``, atomically: weights from before the first step.
+
+    Raises:
+        CheckpointError: it cannot be written; names the reason.
+    """
+    path = run_dir / INITIAL
+    try:
+        with replacing(path) as partial:
+            _save(weights, partial)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({_reason(error)}); make room or give the folder write "
+            "permission"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error
+    return getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    with open(path, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write(path: Path, state: dict[str, Any], keep: int) -> None:
     folder = path.parent
     with replacing(path) as partial:
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        entry = {"sha256": _sha256(partial), "bytes": partial.stat().st_size}
+        _save(state, partial)
+        entry = {"sha256": sha256(partial), "bytes": partial.stat().st_size}
         # A file without an entry is judged by loading it, one with a wrong entry is damaged. So an
         # entry never outlives its file, and a new one comes after it.
         entries = read_manifest(folder)
@@ -76,48 +108,10 @@ def _write(path: Path, state: dict[str, Any], keep: int) -> None:
         old.unlink()
 
 
-def list_checkpoints(folder: str | Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    found = [path for path in Path(folder).glob("step_*.pt") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name).group(1)))
-
-
-def read_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Checkpoint's name -> ``sha256`` and ``bytes``; empty where there is none."""
-    try:
-        return json.loads((Path(folder) / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
 def load_latest(folder: str | Path, keys: Collection[str] = ()) -> dict[str, Any] | None:
-    """The newest valid checkpoint, or None when there is none at all.
-
-    Valid: it has the SHA-256 of the manifest (where it is listed there), can be read and has
-    ``keys``. Others are reported and the one before is taken; CheckpointError when none is valid.
-    Tensors are on the CPU: Adam's step counters belong there, and random states too.
-    """
-    paths = list_checkpoints(folder)
-    manifest = read_manifest(folder)
-    for path in reversed(paths):
-        try:
-            entry = manifest.get(path.name)
-            if entry is not None and _sha256(path) != entry["sha256"]:
-                logger.warning("%s cannot be read (SHA-256 is not that of %s)", path, MANIFEST)
-                continue
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            logger.warning("%s cannot be read (%s)", path, type(error).__name__)
-            continue
-        if isinstance(state, dict) and state.keys() >= set(keys):
-            return state
-        logger.warning("%s is no checkpoint of a run (%s expected)", path, ", ".join(keys))
-    if paths:
-        raise CheckpointError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read: put back a copy, or "
-            "remove them to train from the start"
-        )
-    return None
+    """What the newest valid checkpoint holds: see `newest_checkpoint`."""
+    found = newest_checkpoint(folder, keys)
+    return None if found is None else found[1]
 
 
 def load_weights(model: torch.nn.Module, state: dict[str, Any], folder: str | Path) -> None:
@@ -156,14 +150,6 @@ def set_random_state(state: dict[str, Any]) -> None:
 def _write_manifest(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
     write_text(folder / MANIFEST, json.dumps(entries, indent=2) + "\n")
     _sync_folder(folder)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

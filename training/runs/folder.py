@@ -13,7 +13,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from training.recipe.load import ConfigError, differences, load_config, may_change
+from training.runs.checkpoint import INITIAL, save_initial
 from training.runs.environment import environment
+from training.runs.model import weights_to_keep
 from training.support.distributed import rank, run_on_main
 from training.support.files import write_text
 
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # What training and evaluation write into a run directory; --overwrite removes these, nothing else.
 RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
+RUN_CONTENTS += (INITIAL, "evaluations.jsonl")
 RUN_CONTENTS += ("evaluation.json", "report.html", "pictures", "retrieval.png")
 
 
@@ -86,6 +89,8 @@ def open_run(trainer: Trainer, *, resume: bool) -> None:
         if launch := os.environ.get("TORCHELASTIC_RUN_ID"):
             facts["launch"] = launch
         write_text(run_dir / "environment.json", json.dumps(facts, indent=2))
+        if cfg.model.weights and not resumed:
+            save_initial(run_dir, weights_to_keep(cfg, trainer.model))
 
     run_on_main(write)
     if resume and not resumed:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.loop.pair_step import PairStep
+from training.loop.random_batch import random_batch
 
 if TYPE_CHECKING:
     from training.recipe.schema import Config
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 # them comes and goes: scratch, gradients, and in backward what checkpointing computes again.
 PARTS = ("frames", "frozen", "layer4", "transformer", "loss")
 WARM_UP_FRAMES = 8
-DRAWN = 1 << 22  # random pixels
 
 
 class Meter:
@@ -99,7 +99,7 @@ def measure(cfg: "Config") -> dict[str, Any]:
     step, frames = trainer.gradient_step, cfg.data.num_frames
     # On a CPU a short one: what a long one leaves in the heap would count as there before.
     warm_up = frames if step.device.type == "cuda" else min(frames, WARM_UP_FRAMES)
-    step([random_batch(cfg, warm_up)], cfg.optim.lr, list)
+    step([random_batch(cfg, warm_up, features=step.features)], cfg.optim.lr, list)
     return measure_step(cfg, step, frames)
 
 
@@ -109,7 +109,7 @@ def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
     with _marked(step, meter):
         step.optimizer.zero_grad(set_to_none=True)  # as a step begins
         meter.start()
-        batch = random_batch(cfg, frames)
+        batch = random_batch(cfg, frames, features=step.features)
         clock = time.perf_counter()
         step([batch], cfg.optim.lr, list)  # ends with a value on the host
         if device.type == "cuda":
@@ -152,32 +152,6 @@ def _marked(step: PairStep, meter: Meter) -> Iterator[None]:
     finally:
         for (owner, name, _), before in zip(places, own, strict=True):
             delattr(owner, name) if before is None else setattr(owner, name, before)
-
-
-def random_batch(cfg: "Config", frames: int) -> dict[str, Any]:
-    """As the loader gives it, one clip with a padded frame: masks everywhere, the dearer case."""
-    n, size, context = cfg.data.batch_size, cfg.augmentation.size, cfg.data.num_context
-    shape = (n, 2, frames, *([context] if context > 1 else []), 3, size, size)
-    valid = torch.ones(n, 2, frames, dtype=torch.bool)
-    valid[0, 0, -1] = False
-    return {
-        "frames": _pixels(shape),
-        "steps": torch.arange(frames).expand(n, 2, frames).clone(),
-        "valid": valid,
-        "num_frames": torch.full((n, 2), frames),
-        "ids": [str(i) for i in range(n)],
-        "actions": [""] * n,
-    }
-
-
-def _pixels(shape: tuple[int, ...]) -> torch.Tensor:
-    """Random ones, which repeat: to draw them all would take longer than the step."""
-    pixels = torch.empty(shape, dtype=torch.uint8)
-    flat = pixels.view(-1)
-    drawn = torch.randint(256, (min(flat.numel(), DRAWN),), dtype=torch.uint8)
-    for part in flat.split(DRAWN):
-        part.copy_(drawn[: part.numel()])
-    return pixels
 
 
 def main() -> None:

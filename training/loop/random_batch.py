@@ -1,0 +1,67 @@
+"""Batches of random frames, to measure steps with: no video is read."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from training.recipe.schema import Config
+
+DRAWN = 1 << 22  # random pixels
+
+
+def random_batch(
+    cfg: "Config",
+    frames: int,
+    items: int | None = None,
+    *,
+    features: int | None = None,
+    padded: bool = True,
+) -> dict[str, Any]:
+    """``items`` (data.batch_size) items of two clips, as the loader gives them.
+
+    Args:
+        frames: T, of a clip.
+        features: size of stored features, which then take the place of the frames.
+        padded: one clip has a padded frame, for masks everywhere: the dearer case.
+    """
+    n = cfg.data.batch_size if items is None else items
+    valid = torch.ones(n, 2, frames, dtype=torch.bool)
+    if padded:
+        valid[0, 0, -1] = False
+    size, context = cfg.augmentation.size, cfg.data.num_context
+    shape = (n, 2, frames, *([context] if context > 1 else []), 3, size, size)
+    return {
+        "frames": random_pixels(shape) if features is None else torch.rand(n, 2, frames, features),
+        "steps": torch.arange(frames).expand(n, 2, frames).clone(),
+        "valid": valid,
+        "num_frames": torch.full((n, 2), frames),
+        "ids": [str(i) for i in range(n)],
+        "actions": [""] * n,
+    }
+
+
+def random_tuples(cfg: "Config", items: int) -> dict[str, Any]:
+    """The same of `fastseq.video.SegmentTuples`: both tuples in order, the first frame anchor."""
+    segments, size = cfg.data.segments, cfg.augmentation.size
+    places = torch.arange(2 * segments)
+    steps = torch.cat([places[::2], places[1::2], places[:1]])[:, None]
+    clips = len(steps)
+    return {
+        "frames": random_pixels((items, clips, 1, 3, size, size)),
+        "steps": steps.expand(items, clips, 1).clone(),
+        "valid": torch.ones(items, clips, 1, dtype=torch.bool),
+        "num_frames": torch.full((items, clips), 2 * segments),
+        "ids": [str(i) for i in range(items)],
+        "actions": [""] * items,
+    }
+
+
+def random_pixels(shape: tuple[int, ...]) -> torch.Tensor:
+    """Random ones, which repeat: to draw them all would take longer than the step."""
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    flat = pixels.view(-1)
+    drawn = torch.randint(256, (min(flat.numel(), DRAWN),), dtype=torch.uint8)
+    for part in flat.split(DRAWN):
+        part.copy_(drawn[: part.numel()])
+    return pixels

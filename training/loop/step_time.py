@@ -1,0 +1,119 @@
+"""How long a training will take, from steps on a few random frames."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from training.loop.random_batch import random_pixels
+from training.support.distributed import broadcast_from_main
+
+if TYPE_CHECKING:
+    from training.loop.trainer import Trainer
+
+ENOUGH = 0.7  # seconds: what takes as long is not measured on more frames
+_UNITS = [(604800, "weeks"), (86400, "days"), (3600, "hours"), (60, "minutes")]
+
+
+def running_time(trainer: "Trainer") -> str:
+    """The time that the training takes, in words.
+
+    From a step on random frames, as many as take a second or two, after one to warm up; a longer
+    step is taken to grow with its frames. Videos are not read, and torch.compile is not used. With
+    ``data.cache=features``, the time to make the features of all videos comes on top.
+    """
+    cfg, model = trainer.cfg, trainer.model
+    with torch.compiler.set_stance("force_eager"):
+        seconds, frames, whole = _step_seconds(trainer)
+    seconds *= cfg.train.accumulate
+    total, ends = seconds * trainer.steps, ""
+    if cfg.train.max_minutes is not None and total > 60 * cfg.train.max_minutes:
+        total, ends = 60 * cfg.train.max_minutes, ", ended by train.max_minutes"
+    measured = "measured" if frames == whole else f"measured on {frames} frames"
+    if cfg.data.cache != "features":
+        return (
+            f"about {in_words(total)}{ends}: {_short(seconds)} s a step ({measured}, without "
+            "reading videos)"
+        )
+    stored = max(1, cfg.data.feature_draws) * sum(v.frames for v in trainer.loader.items.videos)
+    filling = stored * _feature_seconds(model, cfg.augmentation.size, trainer.bf16)
+    return (
+        f"about {in_words(total + filling)}{ends}: {_short(seconds)} s a step ({measured}), after "
+        f"at most {in_words(filling)} for the features of {stored} frames"
+    )
+
+
+def in_words(seconds: float) -> str:
+    """As one would say it: "40 s", "12 minutes", "3 weeks"."""
+    for size, unit in _UNITS:
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{_short(seconds)} s"
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+
+
+def _step_seconds(trainer: "Trainer") -> tuple[float, int, int]:
+    """Of one batch on this rank; frames that were measured, and frames of the batch."""
+    cfg, model, step = trainer.cfg, trainer.model, trainer.gradient_step
+    clips = step.describe(cfg)
+    items = min(trainer.loader.batch_size, len(trainer.loader.items))
+    whole = items * clips.read
+    chunk, before = model.chunk_frames, model.chunk_size()
+    times: list[tuple[int, float]] = []
+    warm = False
+    try:
+        for batch in step.examples(items):
+            frames = batch["valid"].numel() * cfg.data.num_context
+            if before and frames <= before < whole:  # several chunks, as the whole step has
+                model.chunk_frames = max(1, frames // 2)
+            else:
+                model.chunk_frames = chunk
+
+            def run(batch: dict[str, Any] = batch) -> None:
+                step([batch], 0.0, list)
+
+            if not warm:
+                run()
+                warm = True
+            times.append((frames, broadcast_from_main(_timed(run, trainer.device))))
+            if times[-1][1] > ENOUGH:
+                break
+    except torch.OutOfMemoryError:  # what fits has been measured, if anything has
+        if not times:
+            raise
+    finally:
+        model.chunk_frames = chunk
+    few, first = times[0]
+    frames, seconds = times[-1]
+    # What does not grow with the frames, such as the optimizer's step, is in both.
+    growth = (seconds - first) / (frames - few) if frames > few else seconds / frames
+    return seconds + max(growth, 0.0) * (whole - frames), frames, whole
+
+
+def _feature_seconds(model: Any, size: int, bf16: bool) -> float:
+    """Of one frame through the backbone, where its features are stored."""
+    device = next(model.parameters()).device
+    frames = model.chunk_size() or 8
+
+    def run() -> None:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            model.features(pixels.to(device))
+
+    pixels = random_pixels((1, frames, 3, size, size))
+    run()
+    while (seconds := _timed(run, device)) < ENOUGH / 4:
+        frames *= 2
+        pixels = random_pixels((1, frames, 3, size, size))
+    return seconds / frames
+
+
+def _timed(call: Callable[[], None], device: torch.device) -> float:
+    clock = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - clock

@@ -1,0 +1,116 @@
+"""All layers of a model from the weights of another run, not those of the backbone alone."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from training.models.weight_file import examples, read_tensors
+from training.models.weights import WeightReport, common_prefix, is_counter
+
+if TYPE_CHECKING:
+    from training.recipe.schema import Config
+
+# Not of the other run: VCLR's queues hold keys of its videos, the count is of its steps.
+_STAYS = re.compile(r"queues\.|momentum\.n_averaged$")
+
+# Part of a model -> keys for the sizes in it, and keys for which layers it has.
+_KEYS = [
+    (r"(.*\.)?backbone\.", [], ["model.backbone", "model.backbone_to"]),
+    (r"fc_block\.", ["model.fc_size", "model.hidden_size"], ["model.fc_layers"]),
+    (r"layers\.", ["model.hidden_size", "model.ff_size"], ["model.layers"]),
+    (r"convolutions\.", ["model.conv3d_size"], ["model.conv3d_layers"]),
+    (
+        r"embedding\.",
+        ["model.embedding_size", "model.hidden_size", "model.fc_size"],
+        ["model.encoder", "model.fc_layers"],
+    ),
+    (
+        r"projection\.",
+        ["model.embedding_size", "model.projection_hidden", "model.projection_size"],
+        ["model.encoder"],
+    ),
+    (
+        r".*\.heads\.",
+        ["model.projection_hidden", "model.projection_size"],
+        ["the weights under loss.vclr"],
+    ),
+    (r"order\.", ["model.projection_size", "data.segments"], ["loss.vclr.order"]),
+]
+
+_FEATURES = ["model.backbone", "model.pool", "augmentation.size"]
+
+
+def load_all_weights(
+    model: nn.Module, path: Path, config: "Config", key: str | None = None
+) -> WeightReport:
+    """Load every layer of a model from a run's checkpoint or export, or a converted one of CARL.
+
+    The names are those of the model's state dict, under any common prefix: none may be missing or
+    left over, and all shapes are equal. VCLR's queues are not taken: their keys are of the other
+    run's videos.
+
+    Args:
+        key: names that the prefix has to contain, as in `load_backbone_weights`.
+
+    Raises:
+        ValueError: names the first entry that does not fit, and the recipe's key to change.
+    """
+    tensors = read_tensors(path)
+    own = {name: value for name, value in model.state_dict().items() if not _STAYS.match(name)}
+    prefix = common_prefix(tensors, own, path, key)
+    inside = {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix) and not _STAYS.match(name.removeprefix(prefix))
+    }
+    for name, value in own.items():
+        theirs = inside.get(name)
+        if theirs is None and not is_counter(name):
+            raise _misfit(path, f"there is no {prefix}{name} in it", name, None, value, config)
+        if theirs is not None and theirs.shape != value.shape:
+            shapes = f"{tuple(theirs.shape)}, this model needs {tuple(value.shape)}"
+            what = f"{prefix}{name} has shape {shapes}"
+            raise _misfit(path, what, name, theirs, value, config)
+    left = [name for name in inside if name not in own]
+    if left:
+        what = f"{len(left)} entries have no place in this model ({examples(left)})"
+        raise _misfit(path, what, left[0], inside[left[0]], None, config)
+    taken = {name: inside[name] for name in own if name in inside}
+    model.load_state_dict(taken, strict=False)
+    return WeightReport(path, prefix, len(taken), [], [])
+
+
+def _misfit(
+    path: Path,
+    what: str,
+    name: str,
+    theirs: Tensor | None,
+    ours: Tensor | None,
+    config: Any,
+) -> ValueError:
+    sizes, layers = next(
+        ((sizes, layers) for part, sizes, layers in _KEYS if re.match(part, name)),
+        ([], ["model.encoder"]),
+    )
+    changes = layers
+    if theirs is not None and ours is not None:
+        changes = _sizes(sizes, theirs, ours, config) or _FEATURES
+    return ValueError(
+        f"{path}: {what}. model.weights_parts=all takes a model of the same layers: change "
+        f"{' or '.join(changes)}, or take the backbone alone with model.weights_parts=backbone"
+    )
+
+
+def _sizes(keys: list[str], theirs: Tensor, ours: Tensor, config: Any) -> list[str]:
+    """Keys whose value is the size that differs, with the value that the file needs."""
+    found = []
+    for own, needed in zip(ours.shape, theirs.shape, strict=False):
+        for key in keys:
+            section, _, name = key.partition(".")
+            value = getattr(getattr(config, section), name)
+            times = 3 if own == 3 * value else 1  # queries, keys and values are one matrix
+            if own != needed and own == times * value and f"{key}={needed // times}" not in found:
+                found.append(f"{key}={needed // times}")
+    return found
