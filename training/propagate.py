@@ -255,12 +255,11 @@ def _embed(
 
     if args.run is not None:
         name = TRAINED
-        encoder, cfg = load_encoder(args.run)
+        encoder, cfg = load_encoder(args.run, index.folder)
     else:
         from training.evaluation.encoders import BACKBONE_CENTRED as name
 
         encoder, cfg = _backbone(index, args.overrides)
-    cfg.data.folder = str(index.folder)
     videos = embed_records({name: encoder}, records, cfg, left_out)[name]
     return {video.record.id: video for video in videos}
 
