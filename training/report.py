@@ -51,11 +51,11 @@ def write_report(
     from training.runs.log import read_log
 
     run, left_out = Path(run), LeftOut() if left_out is None else left_out
-    encode, cfg = load_encoder(run, folder)
+    encoder, cfg = load_encoder(run, folder)
     index = open_index(cfg, folder)
     records = split_videos(index, cfg.data.test_split)
     left_out.in_index = len(index.bad)
-    videos = embed_records({TRAINED: encode}, records, cfg, left_out)[TRAINED]
+    videos = embed_records({TRAINED: encoder}, records, cfg, left_out)[TRAINED]
     require_some(left_out.kept(records), cfg.data.test_split, index.folder)
     pictures = run / "pictures"
     pictures.mkdir(exist_ok=True)

@@ -46,9 +46,9 @@ class Item:
         id: names the video, or both.
         action: what they show.
         readings: one with all C clips, or two with one clip each.
-        steps: int64 (C, T), the frames' numbers in their video.
+        steps: int64 (C, T), the frames' numbers in their video; of `SynchronisedViews` instants.
         valid: bool (C, T), False where a video is too short and its last frame stands in.
-        num_frames: int64 (C,), the videos' lengths in frames.
+        num_frames: int64 (C,), the videos' lengths in frames, or that of their common time.
         fps: float64 (C,), their average frame rates.
     """
 
@@ -70,7 +70,7 @@ def decode_side(size: int, side: int | None = None) -> int:
 
 
 class Items:
-    """What a loader draws from: `TwoViews`, `VideoPairs`, `SegmentTuples`.
+    """What a loader draws from: `TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`.
 
     Item i of epoch e depends on (seed, e, i) alone, whatever reads it. A video that is skipped is
     replaced by the next one in order. Frames are drawn among the sound ones of a video, by their
@@ -133,7 +133,9 @@ class Items:
 
 
 class ClipItems(Items):
-    """Items of two clips, sampled in time and augmented independently: `TwoViews`, `VideoPairs`.
+    """Items of two clips, sampled in time and augmented independently.
+
+    `TwoViews`, `VideoPairs` and `SynchronisedViews` are such items.
 
     Args:
         videos: what there is to draw from, see `Video`.

@@ -97,7 +97,19 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ("optim.lr=${optim.rate}", "optim.lr: Interpolation key 'optim.rate' not found"),
         ("data.alpha=0.5", "data.alpha: expected at least 1, got 0.5"),
         ("loss.scl.temperature=cold", "loss.scl.temperature: expected float, got 'cold'"),
-        ("model.backbone=resnet34", "model.backbone: expected one of resnet50, resnet18"),
+        (
+            "model.backbone=resnet35",
+            "model.backbone: expected one of small_cnn, resnet18, resnet34, resnet50, resnet101, "
+            "efficientnet_lite0, timm:NAME or package.module:function, got 'resnet35'",
+        ),
+        ("model.backbone=a.b:", "model.backbone: expected one of small_cnn"),
+        (
+            "model.train_from=layer5",
+            "model.train_from: resnet50 has stages stem, layer1, layer2, layer3, layer4; expected "
+            "all, last, none, batch_norm or one of them, got 'layer5'",
+        ),
+        ("model.train_from=conv4c", "batch_norm or one of them, got 'conv4c'"),
+        ("model.pool=median", "model.pool: expected one of max, mean, grid, got 'median'"),
         ("model.hidden_size=100", "multiple of model.heads"),
         ("augmentation.flip=2", "flip is a probability"),
         ("model=resnet50", "model is a section"),

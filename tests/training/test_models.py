@@ -239,9 +239,16 @@ def test_small_cnn_keeps_where_things_are():
     assert torch.equal(difference[0, 3], torch.zeros(()))
 
 
-@pytest.mark.parametrize(("size", "train_from"), [(60, "all"), (0, "all"), (64, "layer4")])
-def test_small_cnn_refuses_what_it_cannot_do(size, train_from):
-    with pytest.raises(ValueError, match="SmallCNN"):
+@pytest.mark.parametrize(
+    ("size", "train_from", "message"),
+    [
+        (60, "all", "SmallCNN: image_size"),
+        (0, "all", "SmallCNN: image_size"),
+        (64, "layer4", "model.train_from: small_cnn is one stage; expected all, none or batch_norm"),
+    ],
+)
+def test_small_cnn_refuses_what_it_cannot_do(size, train_from, message):
+    with pytest.raises(ValueError, match=message):
         SmallCNN(size, train_from)
 
 

@@ -236,7 +236,7 @@ def test_without_a_weight_it_is_scl(recipe):
     ("overrides", "message"),
     [
         (["loss.scl.weight=0"], "every weight is 0; give one of loss.scl.weight, loss.nearest"),
-        (["data.clips=videos"], "loss.scl compares timestamps of one video: data.clips must be"),
+        (["data.clips=videos"], "data.clips must be views or synchronised, got videos"),
         (["loss.tcn.weight=1"], "data.sampling must be anchors, got random"),
         (["data.sampling=anchors", "data.num_frames=9"], "expected an even number"),
         (["loss.lav.weight=-1"], "loss.lav.weight: expected at least 0"),
@@ -249,7 +249,11 @@ def test_without_a_weight_it_is_scl(recipe):
         (["loss.contrastive_idm.form=cidm"], "expected one of contrastive, idm, sfa, got 'cidm'"),
         (["loss.lav=1"], "loss.lav is a section"),
         (["data.num_context=2"], "model.encoder=fve looks at single frames"),
-        (["model.backbone_to=layer5"], "model.backbone_to: expected one of layer4, layer3, conv4c"),
+        (
+            ["model.backbone_to=layer5"],
+            "model.backbone_to: resnet50 has stages stem, layer1, layer2, layer3, layer4, conv4c; "
+            "expected last, stride8, stride16 or one of them, got 'layer5'",
+        ),
     ],
 )
 def test_losses_and_data_that_do_not_fit(recipe, overrides, message):

@@ -16,6 +16,7 @@ from fastseq.video import (
     PyAVEngine,
     Reading,
     SegmentTuples,
+    SynchronisedViews,
     TwoViews,
     VideoError,
     VideoPairs,
@@ -32,7 +33,12 @@ from training.data.index import VideoRecord
 if TYPE_CHECKING:
     from training.data.features import FeatureStore
 
-ITEMS = {"views": TwoViews, "videos": VideoPairs}  # by the recipe's data.clips
+ITEMS = {  # by the recipe's data.clips
+    "views": TwoViews,
+    "videos": VideoPairs,
+    "synchronised": SynchronisedViews,
+}
+CACHES = ("none", "ram", "features")
 _CHUNK = 512  # frames decoded at a time when a whole video is read
 
 
@@ -85,6 +91,8 @@ def open_loader(
     cache=ram clips then come from the files.
     """
     items = open_items(records, data_cfg, augmentation)
+    if data_cfg.cache not in CACHES:
+        raise ValueError(f"data.cache must be one of {', '.join(CACHES)}, got {data_cfg.cache!r}")
     failed = []
     if data_cfg.cache == "features":
         if store is None:

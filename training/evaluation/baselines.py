@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.videos import usable_range
 
 if TYPE_CHECKING:
     from training.data.index import VideoRecord
@@ -39,7 +40,7 @@ def time_index_embedding(frames: int) -> np.ndarray:
 def time_index(records: Sequence[VideoRecord]) -> list[EmbeddedVideo]:
     """The time-index baseline for every video: nothing of the pictures is used.
 
-    It runs from the first to the last sound frame, so that what a trim leaves out does not count.
+    It runs over what the video's trim leaves of it, if there is one.
     """
     return [EmbeddedVideo(record, _time_index_of(record)) for record in records]
 
@@ -47,7 +48,5 @@ def time_index(records: Sequence[VideoRecord]) -> list[EmbeddedVideo]:
 def _time_index_of(record: VideoRecord) -> np.ndarray:
     from fastseq.video.gaps import frames_of
 
-    frames = frames_of(record)
-    if not len(frames):
-        return time_index_embedding(0)
-    return time_index_embedding(frames[-1] - frames[0] + 1)[frames - frames[0]]
+    first, last = usable_range(record)
+    return time_index_embedding(last - first + 1)[frames_of(record) - first]

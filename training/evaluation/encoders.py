@@ -166,7 +166,7 @@ def load_compared_encoders(
     models = {UNTRAINED: untrained, TRAINED: trained}
     if _same_backbone(untrained, trained):
         features, store = backbone_features(trained), feature_store(trained, cfg, folder)
-        made = dict.fromkeys(models, {"features": features, "store": store})
+        made = {name: {"features": features, "store": store} for name in models}
     else:
         made = {
             name: {"features": backbone_features(m), "store": feature_store(m, cfg, folder)}

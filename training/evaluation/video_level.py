@@ -42,7 +42,7 @@ def evaluate_video_level(
     """
     start = time.perf_counter()
     left_out = LeftOut() if left_out is None else left_out
-    encoders, cfg = load_compared_encoders(run)
+    encoders, cfg = load_compared_encoders(run, folder)
     encoders.pop(BACKBONE_CENTRED, None)  # its mean over the video is 0
     if cfg.model.encoder == "conv3d":
         raise UserError(
@@ -131,17 +131,19 @@ def video_features(
 
 def _reading(record: VideoRecord, size: int, side: int) -> Any:
     """Evenly spaced frames, and of each the central square of ``size`` pixels."""
-    from fastseq.video import Clip, Reading, scaled_size
+    from fastseq.video import Clip
     from fastseq.video.augment import ClipDraw
     from fastseq.video.gaps import frames_of
+    from fastseq.video.readings import area_of, reading_of
 
-    height, width = scaled_size(record.height, record.width, side)
+    area = area_of(record, side)
+    height, width = area.height, area.width
     square = min(size, height, width)
     box = ((height - square) // 2, (width - square) // 2, square, square)
     sound = frames_of(record)
     frames = sound[np.round(np.linspace(0, len(sound) - 1, FRAMES)).astype(np.int64)]
     clip = Clip(frames, ClipDraw(*box, flip=False, colour=(), blur_sigma=0.0))
-    return Reading(record.path, record.height, record.width, side, (clip,))
+    return reading_of(record, side, [clip])
 
 
 def video_scores(

@@ -39,6 +39,8 @@ _KEYS = [
     (r"order\.", ["model.projection_size", "data.segments"], ["loss.vclr.order"]),
 ]
 
+_FEATURES = ["model.backbone", "model.pool", "augmentation.size"]
+
 
 def load_all_weights(
     model: nn.Module, path: Path, config: "Config", key: str | None = None
@@ -71,8 +73,7 @@ def load_all_weights(
             shapes = f"{tuple(theirs.shape)}, this model needs {tuple(value.shape)}"
             what = f"{prefix}{name} has shape {shapes}"
             raise _misfit(path, what, name, theirs, value, config)
-    parts = {name.partition(".")[0] for name in own}
-    left = [name for name in inside if name not in own and name.partition(".")[0] in parts]
+    left = [name for name in inside if name not in own]
     if left:
         what = f"{len(left)} entries have no place in this model ({examples(left)})"
         raise _misfit(path, what, left[0], inside[left[0]], None, config)
@@ -95,7 +96,7 @@ def _misfit(
     )
     changes = layers
     if theirs is not None and ours is not None:
-        changes = _sizes(sizes, theirs, ours, config) or ["model.backbone", "model.pool"]
+        changes = _sizes(sizes, theirs, ours, config) or _FEATURES
     return ValueError(
         f"{path}: {what}. model.weights_parts=all takes a model of the same layers: change "
         f"{' or '.join(changes)}, or take the backbone alone with model.weights_parts=backbone"

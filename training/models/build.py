@@ -5,15 +5,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from training.models import efficientnet_lite, small_cnn
 from training.models.all_weights import load_all_weights
 from training.models.backbone import Backbone
 from training.models.carl import CarlModel
 from training.models.conv3d import ContextEncoder
 from training.models.encoder import VideoEncoder
-from training.models.resnet import ResNet
-from training.models.small_cnn import SmallCNN
+from training.models.function import FunctionBackbone, is_function
+from training.models.resnet import DEPTHS, ResNet, resnet_stages
+from training.models.timm_backbone import TimmBackbone, is_timm
 from training.models.vclr import LOSSES, VCLREncoder, VCLRModel
 from training.models.weights import find_weights, load_backbone_weights
+from training.support.command import UserError
 
 if TYPE_CHECKING:
     from training.recipe.schema import Config, ModelConfig
@@ -21,16 +24,43 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}
+STAGES = {
+    "small_cnn": small_cnn.STAGES,
+    **{name: resnet_stages(depth) for name, depth in RESNETS.items()},
+    "efficientnet_lite0": efficientnet_lite.STAGES,
+}
+
+
+def check_backbone(cfg: "ModelConfig") -> None:
+    """Raise UserError for a name that is no backbone, or stages that it does not have.
+
+    What timm has and what a function gives shows only in `build_backbone`.
+    """
+    name = cfg.backbone
+    if is_timm(name) or is_function(name):
+        return
+    if name not in STAGES:
+        raise UserError(
+            f"model.backbone: expected one of {', '.join(STAGES)}, timm:NAME or "
+            f"package.module:function, got {name!r}"
+        )
+    end = "last" if name == "small_cnn" else cfg.backbone_to
+    STAGES[name].plan(cfg.train_from, end)
+
+
 def build_backbone(cfg: "ModelConfig") -> Backbone:
+    """``model.backbone``, with random weights; UserError names the key that does not fit."""
+    check_backbone(cfg)
+    stages = (cfg.train_from, cfg.backbone_to, cfg.pool)
     if cfg.backbone == "small_cnn":
-        return SmallCNN(cfg.image_size, cfg.train_from)
-    depths = {"resnet18": 18, "resnet50": 50}
-    if cfg.backbone not in depths:
-        names = ["small_cnn", *depths]
-        raise ValueError(f"model.backbone must be one of {names}, got {cfg.backbone!r}")
-    last = {"last": "layer4"}
-    end = last.get(cfg.backbone_to, cfg.backbone_to)
-    return ResNet(depths[cfg.backbone], last.get(cfg.train_from, cfg.train_from), end, cfg.pool)
+        return small_cnn.SmallCNN(cfg.image_size, cfg.train_from)
+    if cfg.backbone in RESNETS:
+        return ResNet(RESNETS[cfg.backbone], *stages)
+    if cfg.backbone == "efficientnet_lite0":
+        return efficientnet_lite.EfficientNetLite0(*stages)
+    kind = TimmBackbone if is_timm(cfg.backbone) else FunctionBackbone
+    return kind(cfg.backbone, cfg.image_size, *stages)
 
 
 def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder | VCLRModel:
@@ -41,7 +71,7 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
     """
     cfg = config.model
     if cfg.centre and cfg.encoder != "fve":
-        raise ValueError(f"model.centre is for model.encoder=fve, got {cfg.encoder}")
+        raise UserError(f"model.centre is for model.encoder=fve, got model.encoder={cfg.encoder}")
     backbone = build_backbone(cfg)
     takes_all = cfg.weights_parts == "all"
     if load_weights and cfg.weights and not takes_all:

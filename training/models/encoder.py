@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from training.models.backbone import Backbone
 from training.support.distributed import max_over_ranks
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 CHUNK_FRAMES = 80  # 40 time steps of two views, as CARL's code
 # On a CPU a frame takes half the time in a chunk that the caches hold (measured: 8, 16 against 80).
 CPU_CHUNK_FRAMES = 8
@@ -48,9 +46,9 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.chunk_frames, self.checkpointing = chunk_frames, checkpointing
-        scale = 1 / torch.tensor(getattr(backbone, "pixel_std", IMAGENET_STD))
+        scale = 1 / torch.tensor(backbone.pixel_std)
         self.register_buffer("pixel_scale", scale.view(3, 1, 1), persistent=False)
-        shift = -torch.tensor(getattr(backbone, "pixel_mean", IMAGENET_MEAN)) * scale
+        shift = -torch.tensor(backbone.pixel_mean) * scale
         self.register_buffer("pixel_shift", shift.view(3, 1, 1), persistent=False)
 
     def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -72,8 +70,7 @@ class VideoEncoder(nn.Module):
             frames: (N, T, 3, H, W), uint8 RGB in 0 to 255, or floating point in 0 to 1.
         """
         check_frames(frames)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(self.backbone)):
-            x = self._per_frame(frames.flatten(0, 1), None, pooled=True)
+        x = self._per_frame(frames.flatten(0, 1), None, pooled=True)
         return x.view(*frames.shape[:2], -1)
 
     def compile_backbone(self) -> None:

@@ -2,10 +2,11 @@
 
 from torch import Tensor, nn
 
-from training.models.backbone import Backbone
+from training.models.backbone import Backbone, Stages
 
 WIDTHS = (16, 32, 64, 128)
 CHANNELS_OUT = 32
+STAGES = Stages("small_cnn", {"layers": 16})
 
 
 class SmallCNN(Backbone):
@@ -13,19 +14,18 @@ class SmallCNN(Backbone):
 
     Four stride-2 3x3 convolutions (16, 32, 64, 128 channels) with batch norm and ReLU, a 1x1
     convolution to 32 channels, and the map flattened: 4x4 at 64 px. A global pool would drop
-    where a limb is, which is what tells one phase of an action from the next.
+    where a limb is, which is what tells one phase of an action from the next. So ``model.pool`` and
+    ``model.backbone_to`` say nothing here.
 
     Args:
         image_size: S in pixels.
-        train_from: "all", or "none" to keep the initial weights.
+        train_from: "all"; "none" to keep the initial weights; or "batch_norm".
     """
 
     def __init__(self, image_size: int = 64, train_from: str = "all") -> None:
-        super().__init__()
         if image_size <= 0 or image_size % 16:
             raise ValueError(f"SmallCNN: image_size must be a multiple of 16, got {image_size}")
-        if train_from not in ("all", "none"):
-            raise ValueError(f"SmallCNN: train_from must be 'all' or 'none', got {train_from!r}")
+        super().__init__(STAGES, train_from)
         layers: list[nn.Module] = []
         for channels_in, channels in zip((3, *WIDTHS), WIDTHS, strict=False):
             layers += [
@@ -36,23 +36,19 @@ class SmallCNN(Backbone):
         layers.append(nn.Conv2d(WIDTHS[-1], CHANNELS_OUT, 1))
         self.layers = nn.Sequential(*layers)
         self.out_channels = CHANNELS_OUT
-        self.out_features = CHANNELS_OUT * (image_size // 16) ** 2
-        self.frozen = train_from == "none"
-        self.requires_grad_(not self.frozen)
-
-    def train(self, mode: bool = True) -> "SmallCNN":
-        return super().train(mode and not self.frozen)
+        self._fields = (image_size // 16) ** 2
+        self.choose_trained()
 
     @property
-    def starts_frozen(self) -> bool:
-        return self.frozen
+    def out_features(self) -> int:
+        return self.out_channels * self._fields
 
-    def frozen_part(self, x: Tensor) -> Tensor:
-        return self.layers(x) if self.frozen else x
+    def modules_of(self, name: str) -> list[nn.Module]:
+        return [self.layers]
 
-    def trained_part(self, x: Tensor) -> Tensor:
-        """Up to the map (n, 32, S / 16, S / 16)."""
-        return x if self.frozen else self.layers(x)
+    def run_stage(self, name: str, x: Tensor) -> Tensor:
+        """Images to the map (n, 32, S / 16, S / 16)."""
+        return self.layers(x)
 
     def pool(self, maps: Tensor) -> Tensor:
         return maps.flatten(1)

@@ -147,7 +147,7 @@ class _Candidate:
         inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if "v1.weight" in inside and "conv1.weight" in own and "conv1.weight" not in inside:
             inside["conv1.weight"] = inside.pop("v1.weight")
-        inside = getattr(backbone, "adapt", dict)(inside)
+        inside = backbone.adapt(inside)
         self.matching = {name: value for name, value in inside.items() if name in own}
         self.missing = [name for name in own if name not in inside and not is_counter(name)]
         self.unexpected = [name for name in inside if name not in own and not is_counter(name)]

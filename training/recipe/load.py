@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from training.models import check_backbone
 from training.recipe.schema import RENAMED, Config, LossConfig, loss_terms
 from training.support.command import UserError
 
@@ -155,8 +156,10 @@ def _check_values(config: DictConfig) -> None:
             f"train.steps is {config.train.steps} and train.epochs {config.train.epochs}: "
             "set one of train.steps and train.epochs, and the other one to null"
         )
-    if config.model.backbone == "small_cnn" and config.model.train_from not in ("all", "none"):
-        raise ConfigError("model.train_from: small_cnn is trained whole: expected all or none")
+    try:
+        check_backbone(config.model)
+    except UserError as error:
+        raise ConfigError(str(error)) from error
     if config.model.hidden_size % config.model.heads:
         raise ConfigError("model.hidden_size: expected a multiple of model.heads")
     if config.optim.warmup_steps and config.optim.warmup_epochs:
@@ -204,10 +207,10 @@ def _check_loss_and_data(config: DictConfig) -> None:
         raise ConfigError(f"loss: every weight is 0; give one of {names}")
     _check_vclr(config, losses)
     views = [name for name in losses if name in ("scl", "nearest")]
-    if views and config.data.clips != "views":
+    if views and config.data.clips not in ("views", "synchronised"):
         raise ConfigError(
-            f"loss.{views[0]} compares timestamps of one video: data.clips must be views, "
-            f"got {config.data.clips}"
+            f"loss.{views[0]} compares times of one video or of synchronised ones: data.clips must "
+            f"be views or synchronised, got {config.data.clips}"
         )
     if "tcn" in losses and config.data.sampling != "anchors":
         raise ConfigError(

@@ -99,7 +99,9 @@ class ModelConfig:
     backbone: str = "resnet50"
     backbone_to: str = "last"  # last stage that is run: last, stride8, stride16, or its name
     pool: str = _one_of("max", *POOLS)  # of the last map, over space; grid: means of 4 x 4 fields
-    train_from: str = "last"  # first stage that is trained: all, last, none, batch_norm, or its name
+    train_from: str = (
+        "last"  # first stage that is trained: all, last, none, batch_norm, or its name
+    )
     # Pre-trained: "package", a file, or a run directory of python -m training.train.
     weights: str | None = _any(None, may_change=True)
     # Which of several in it, such as teacher.

@@ -1,0 +1,83 @@
+"""A network of someone else's as a backbone, with the names that its weights files have."""
+
+import torch
+from torch import Tensor, nn
+
+from training.models.backbone import Backbone, Stages
+from training.support.command import UserError
+
+
+class AdoptedBackbone(Backbone):
+    """``network`` as a backbone; its parameters have the names that they have in the network.
+
+    Weights are found in files by these names, so the network is no child of this module, which
+    would put a prefix before them: the two share their tables of parameters, buffers and children.
+
+    Args:
+        network: images (n, 3, H, W) to maps (n, C, h, w).
+        image_size: of the images, in pixels.
+        stages, train_from, backbone_to, pool: see `Backbone`.
+
+    Raises:
+        UserError: the network cannot take such images, or gives something else than maps.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        image_size: int,
+        stages: Stages,
+        train_from: str,
+        backbone_to: str,
+        pool: str,
+    ) -> None:
+        super().__init__(stages, train_from, backbone_to, pool)
+        self.__dict__["network"] = network
+        for table in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
+            self.__dict__[table] = network.__dict__[table]
+        self.choose_trained()
+        self._try(image_size)
+
+    def _try(self, size: int) -> None:
+        """One image of zeros, for the size of the map and the parameters that it depends on."""
+        self.eval()
+        try:
+            maps = self.maps(torch.zeros(1, 3, size, size))
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"model.backbone={self.name} fails with one image of {size} x {size} pixels "
+                f"(augmentation.size): {reason}"
+            ) from error
+        if not isinstance(maps, Tensor) or maps.dim() != 4 or not maps.is_floating_point():
+            got = f"{maps.dtype} {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps)
+            raise UserError(
+                f"model.backbone={self.name}: expected floating-point maps (n, C, h, w), got {got} "
+                "for one image. Tokens (n, L, C) are to be made a map first: "
+                "tokens.transpose(1, 2).unflatten(2, (h, w)), without class tokens"
+            )
+        self.out_channels = maps.shape[1]
+        if self.stride is None:
+            self.stride = round(size / maps.shape[2])
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if trained:  # not what the map does not depend on, such as a classifier
+            if not maps.requires_grad:
+                raise UserError(
+                    f"model.backbone={self.name}: the maps do not depend on what "
+                    "model.train_from trains; does it run under torch.no_grad()?"
+                )
+            found = torch.autograd.grad(maps.sum(), trained, allow_unused=True)
+            for parameter, gradient in zip(trained, found, strict=True):
+                parameter.requires_grad_(gradient is not None)
+        self.train()
+
+    def modules_of(self, name: str) -> list[nn.Module]:
+        return [self.network]
+
+    def run_stage(self, name: str, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def train(self, mode: bool = True) -> "AdoptedBackbone":
+        super().train(mode)
+        self.network.training = self.training  # it is no child, its children are
+        return self

@@ -1,0 +1,150 @@
+"""A backbone that is the user's own: ``model.backbone=package.module:function``."""
+
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.models.adopted import AdoptedBackbone
+from training.models.backbone import Stages
+from training.support.command import UserError
+
+_FORM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def is_function(name: str) -> bool:
+    """Whether ``model.backbone`` names a function."""
+    return _FORM.fullmatch(name) is not None
+
+
+class FunctionBackbone(AdoptedBackbone):
+    """What a function of the user's returns, called without arguments.
+
+    It returns a module that makes maps (n, C, h, w) of images (n, 3, H, W), normalised. What it may
+    say of itself, in attributes:
+
+    - ``pixel_mean``, ``pixel_std``: three numbers each, of RGB in 0 to 1 (default: ImageNet's).
+    - ``stages``: a dictionary (or ModuleDict) name -> module, in order. They are then run one after
+      the other in place of the module itself, and ``model.train_from`` and ``model.backbone_to``
+      may name them. Without it there is one stage.
+    - ``strides``: a dictionary name -> stride, for ``model.backbone_to=stride8`` and ``stride16``.
+
+    Names in weights files are the module's own. Weights that the function itself loads are kept,
+    but are not known to be any: a frozen part then needs ``model.random_frozen=true``.
+
+    A recipe, and a run's configuration, that names a function runs code of that module wherever it
+    is loaded: look at those that others give you. Modules are looked for as by ``python -m``: in
+    the current folder, too.
+
+    Args:
+        name: "package.module:function".
+        image_size: of the images, in pixels.
+        train_from, backbone_to, pool: see `Backbone`.
+
+    Raises:
+        UserError: there is no such function, it fails, or it returns something else.
+    """
+
+    def __init__(
+        self, name: str, image_size: int, train_from: str, backbone_to: str, pool: str
+    ) -> None:
+        network = _call(name)
+        parts = _stages(network)
+        strides = getattr(network, "strides", {})
+        strides = strides if parts and isinstance(strides, Mapping) else {}
+        for stage, part in parts.items():
+            if not isinstance(part, nn.Module):
+                raise UserError(
+                    f"model.backbone={name}: stages[{stage!r}] is a {type(part).__name__}, "
+                    "expected a torch.nn.Module"
+                )
+        if strides and [*strides] != [*parts]:
+            raise UserError(
+                f"model.backbone={name}: strides is of {', '.join(strides)}, and stages of "
+                f"{', '.join(parts)}; give the stride of every stage"
+            )
+        for key in ("pixel_mean", "pixel_std"):
+            setattr(self, key, _three_numbers(network, key, getattr(self, key), name))
+        stages = Stages(name, {stage: strides.get(stage) for stage in parts or ["network"]})
+        super().__init__(network, image_size, stages, train_from, backbone_to, pool)
+
+    def modules_of(self, name: str) -> list[nn.Module]:
+        parts = _stages(self.network)
+        return [parts[name]] if parts else [self.network]
+
+    def run_stage(self, name: str, x: Tensor) -> Tensor:
+        return self.modules_of(name)[0](x)
+
+
+def _call(name: str) -> nn.Module:
+    place, _, path = name.partition(":")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise _failed(name, "importing it", error) from error
+        raise UserError(
+            f"model.backbone={name}: there is no module {error.name}, neither in the current "
+            f"folder ({os.getcwd()}) nor among those that are installed"
+        ) from error
+    except Exception as error:
+        raise _failed(name, "importing it", error) from error
+    for attribute in path.split("."):
+        if not hasattr(found, attribute):
+            raise UserError(f"model.backbone={name}: {place} has no {path}")
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise UserError(
+            f"model.backbone={name}: {path} is a {type(found).__name__}, expected a function that "
+            "returns a torch.nn.Module"
+        )
+    try:
+        network = found()
+    except Exception as error:
+        raise _failed(name, "calling it without arguments", error) from error
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"model.backbone={name}: it returned a {type(network).__name__}, expected a "
+            "torch.nn.Module"
+        )
+    return network
+
+
+def _failed(name: str, what: str, error: Exception) -> UserError:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(
+        f"model.backbone={name}: {what} failed in {where.filename}, line {where.lineno}: {reason}"
+    )
+
+
+def _stages(network: nn.Module) -> Mapping[str, Any]:
+    """What the network declares; an attribute of that name may also be something else."""
+    stages = getattr(network, "stages", None)
+    if isinstance(stages, nn.ModuleDict):
+        return dict(stages.items())
+    return stages if isinstance(stages, Mapping) else {}
+
+
+def _three_numbers(
+    network: nn.Module, key: str, default: tuple[float, float, float], name: str
+) -> tuple[float, float, float]:
+    value = getattr(network, key, default)
+    try:
+        numbers = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError):
+        numbers = []
+    if len(numbers) != 3 or (key == "pixel_std" and min(numbers) <= 0):
+        raise UserError(
+            f"model.backbone={name}: {key} is {value!r}, expected three numbers (of RGB in 0 to 1)"
+            + (" above 0" if key == "pixel_std" else "")
+        )
+    return numbers[0], numbers[1], numbers[2]
