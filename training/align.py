@@ -1,8 +1,10 @@
 """Align two videos: `python -m training.align A.mp4 B.mp4 --run RUN --out DIR`.
 
 Writes DIR/aligned.mp4 (A at its own pace; B aligned to it by dynamic time warping; B stretched
-evenly for comparison) and DIR/similarity.png (similarity of all frame pairs with the path). Of a
-damaged video the sound frames are aligned, and it is named; one that cannot be read is an error.
+evenly for comparison), DIR/similarity.png (similarity of all frame pairs with the path) and
+DIR/alignment.csv (matched frames and their times). A and B are files, or ids of videos in the run's
+folder; of a video in that folder trim and crop hold. Of a damaged video the sound frames are
+aligned, and it is named; one that cannot be read is an error.
 
 First frames are paired with each other, and last frames. With --open both videos may begin and end
 anywhere: each pair of frames earns its similarity less a threshold, and the path with the highest
@@ -14,10 +16,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.support.command import make_folder, run_command
+from training.support.command import UserError, make_folder, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.align", description=__doc__)
-    parser.add_argument("a", type=Path, metavar="A.mp4", help="plays at its own pace")
-    parser.add_argument("b", type=Path, metavar="B.mp4", help="is aligned to A")
+    parser.add_argument("a", metavar="A.mp4", help="plays at its own pace")
+    parser.add_argument("b", metavar="B.mp4", help="is aligned to A")
     parser.add_argument("--run", type=Path, required=True, help="run directory with the encoder")
     parser.add_argument(
         "--out", type=Path, default=Path("aligned"), help="folder to write to (default %(default)s)"
@@ -56,21 +59,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--threshold must be at least -1 and below 1, got {args.threshold:g}")
 
     def command() -> None:
-        from training.evaluation.alignment import align, align_open, centred, write_aligned_video
+        from training.evaluation.alignment import (
+            align,
+            align_open,
+            centred,
+            write_aligned_video,
+            write_matches,
+        )
         from training.evaluation.embed import embed_records
         from training.evaluation.encoders import load_encoder
         from training.evaluation.plots import similarity_map
 
-        records = [record_of(args.a), record_of(args.b)]
-        encode, cfg = load_encoder(args.run)
+        encoder, cfg = load_encoder(args.run)
+        records = find_records([args.a, args.b], cfg.data.folder)
         make_folder(args.out)
-        a, b = embed_records({"trained": encode}, records, cfg)["trained"]
+        a, b = embed_records({"trained": encoder}, records, cfg)["trained"]
         if args.centre:
             a, b = centred(a), centred(b)
         alignment = align_open(a, b, args.threshold) if args.open else align(a, b)
         path = alignment.i, alignment.j
         similarity_map(a, b, path, args.out / "similarity.png", ends=args.open)
         write_aligned_video(a, b, alignment, args.out / "aligned.mp4")
+        write_matches(a, b, alignment, args.out / "alignment.csv")
         for record in records:
             if record.note:
                 print(
@@ -87,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"mean cosine similarity along the path: {alignment.similarity:.4f} "
             f"(stretched evenly: {alignment.straight:.4f})\n"
-            f"written: {args.out / 'aligned.mp4'}, {args.out / 'similarity.png'}"
+            f"written: {args.out / 'aligned.mp4'}, {args.out / 'similarity.png'}, "
+            f"{args.out / 'alignment.csv'}"
         )
 
     return run_command(command)
@@ -101,6 +112,51 @@ def span(video: EmbeddedVideo, rows: np.ndarray) -> str:
         f"{record.id}: frames {first} to {last} of {record.frames}, {first / record.fps:.2f} s to "
         f"{last / record.fps:.2f} s"
     )
+
+
+def find_records(names: Sequence[str], folder: str) -> list[VideoRecord]:
+    """Files, or ids of the videos in a prepared folder, as records; UserError for what is neither.
+
+    A file that lies in the folder has its record there. Where the folder has no index that holds,
+    files are taken as they are, and it is said.
+    """
+    from training.data.index import load_index
+
+    try:
+        videos, problem = load_index(folder).videos, ""
+    except (UserError, OSError) as error:
+        videos, problem = [], str(error)
+    by_id = {record.id: record for record in videos}
+    by_path = {record.path: record for record in videos}
+    found = []
+    for name in names:
+        path = Path(name)
+        record = by_path.get(str(path.resolve())) if path.exists() else by_id.get(name)
+        if record is not None:
+            found.append(checked(record))
+        elif path.exists():
+            if problem and Path(folder).resolve() in path.resolve().parents:
+                print(f"{name} is taken without trim and crop: {problem}", file=sys.stderr)
+            found.append(record_of(path))
+        else:
+            no_id = problem or f"no video of {folder} that can be read has this id"
+            raise UserError(f"{name}: no such file, and {no_id}; give a video file or an id")
+    return found
+
+
+def checked(record: VideoRecord) -> VideoRecord:
+    """A record of an index, less the frames that prove damaged when the whole file is decoded."""
+    from fastseq.video import probe
+    from fastseq.video.gaps import frames_of, gaps_of
+
+    info = probe(record.path, decode=True)
+    known = frames_of(record)
+    sound = set(frames_of(info).tolist()) & set(known.tolist())
+    if info.frames == record.frames and len(sound) == len(known):
+        return record
+    gaps = gaps_of(frame for frame in range(info.frames) if frame not in sound)
+    trim = record.trim if record.trim and record.trim[1] < info.frames else None
+    return replace(record, frames=info.frames, gaps=gaps, note=info.note, trim=trim, phases=None)
 
 
 def record_of(path: Path) -> VideoRecord:

@@ -1,6 +1,6 @@
 """Evaluate a run by a paper's protocol: `python -m training.evaluate RUN`.
 
-Prints a table and writes it, with the definition of every metric, to RUN/evaluation.json.
+Prints its tables and writes them, with the definition of every metric, to RUN/evaluation.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 from training.evaluation.frame_level import evaluate_frame_level
 from training.evaluation.protocols import PROTOCOLS
-from training.evaluation.tables import format_table, left_out_lines
+from training.evaluation.synchronised import NAME as SYNCHRONISED
+from training.evaluation.synchronised import WINDOW, evaluate_synchronised
+from training.evaluation.tables import event_cells, format_cells, format_table, left_out_lines
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
 from training.evaluation.video_level import evaluate_video_level
 from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
@@ -30,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--protocol",
-        choices=[*PROTOCOLS, VIDEO_LEVEL],
+        choices=[*PROTOCOLS, VIDEO_LEVEL, SYNCHRONISED],
         default="carl",
         help="whose classifier, scores and strides (default %(default)s); vclr judges whole "
-        "videos by their action, the others frames by their phase",
+        "videos by their action, sync the alignment of synchronised videos by true time, the "
+        "others frames by their phase",
     )
     parser.add_argument(
         "--stride",
@@ -56,29 +59,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="also classify from 1, 2, 3, 5, 10 and half of the training videos, as AE2 does (260 "
         "classifiers an action and row: minutes); with --protocol ae2",
     )
+    parser.add_argument(
+        "--window",
+        type=float,
+        default=WINDOW,
+        metavar="SHARE",
+        help="with --protocol sync: share of the first video's beginning and of the second's end "
+        "that are aligned, above 0.5 and below 1 (default %(default)s)",
+    )
     args = parser.parse_args(argv)
 
     def command() -> LeftOut:
         left_out = LeftOut()
+        given = {"folder": args.folder, "left_out": left_out}
         if args.protocol == VIDEO_LEVEL:
-            for name in ("stride", "fractions", "few_shot"):
-                if getattr(args, name) != parser.get_default(name):
-                    option = f"--{name.replace('_', '-')}"
-                    raise UserError(f"{option} is for frames, --protocol {VIDEO_LEVEL} for videos")
-            result = evaluate_video_level(args.run, folder=args.folder, left_out=left_out)
-            write_and_print(args.run, result)
-            return left_out
-        result = evaluate_frame_level(
-            args.run,
-            folder=args.folder,
-            protocol=args.protocol,
-            stride=args.stride,
-            fractions=args.fractions,
-            few_shot=args.few_shot,
-            left_out=left_out,
-        )
+            refuse("videos", "stride", "fractions", "few_shot", "window")
+            result = evaluate_video_level(args.run, **given)
+        elif args.protocol == SYNCHRONISED:
+            refuse("windows of videos", "stride", "fractions", "few_shot")
+            result = evaluate_synchronised(args.run, window=args.window, **given)
+        else:
+            refuse("whole videos, frame by frame", "window")
+            result = evaluate_frame_level(
+                args.run,
+                protocol=args.protocol,
+                stride=args.stride,
+                fractions=args.fractions,
+                few_shot=args.few_shot,
+                **given,
+            )
         write_and_print(args.run, result)
         return left_out
+
+    def refuse(judged: str, *names: str) -> None:
+        for name in names:
+            if getattr(args, name) != parser.get_default(name):
+                option = f"--{name.replace('_', '-')}"
+                what = "windows" if name == "window" else "frames"
+                raise UserError(f"{option} is for {what}, --protocol {args.protocol} for {judged}")
 
     return run_command(command)
 
@@ -87,6 +105,9 @@ def write_and_print(run: Path, result: dict[str, Any]) -> None:
     """Write RUN/evaluation.json and print what it says."""
     write_json(run / "evaluation.json", result)
     print(format_table(result["rows"]))
+    if cells := event_cells(result["rows"]):
+        print("\nevents carried over to another test video, mean (median) error")
+        print(format_cells(cells))
     stride = f"stride {result['stride']}; " if "stride" in result else ""
     print(
         f"\n{result['videos']['train']} training and {result['videos']['test']} test videos; "

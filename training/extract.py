@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.evaluation.encoders import load_encoder
         from training.runs.model import weights_name
 
-        encode, cfg = load_encoder(args.run)
+        encoder, cfg = load_encoder(args.run, args.folder)
         weights = weights_name(args.run)
         index = open_index(cfg, args.folder)
         if not index.videos:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.overwrite or not has_embeddings(files[record.id], record, weights)
         ]
         left_out = LeftOut(len(index.bad))
-        for made in embed_each({"trained": encode}, todo, cfg, left_out):
+        for made in embed_each({"trained": encoder}, todo, cfg, left_out):
             save_embeddings(files[made["trained"].record.id], made["trained"], weights)
         there = len(index.videos) - len(todo)
         earlier = f", {there} were there already (--overwrite embeds them again)" if there else ""

@@ -17,7 +17,7 @@ from training.support.command import run_command
 
 if TYPE_CHECKING:
     from training.data.files import Found
-    from training.data.index import Index
+    from training.data.index import Index, VideoRecord
     from training.data.transcode import Report
 
 _SHOWN = 10
@@ -202,6 +202,8 @@ def summary(index: Index) -> str:
         f"  actions: {_counts(video.action for video in videos)}",
         f"  with phase labels: {labelled}",
     ]
+    if partly := _partly_used(videos):
+        lines.append(f"  {partly}")
     lengths = sorted(video.frames for video in videos)
     if lengths:
         middle = lengths[len(lengths) // 2]
@@ -219,6 +221,18 @@ def summary(index: Index) -> str:
     unused = [(_UNUSED, name) for name in index.unused_labels]
     lines += _grouped(f"labels not used: {len(unused)} videos", unused)
     return "\n".join(lines)
+
+
+def _partly_used(videos: Sequence[VideoRecord]) -> str:
+    """How many videos have a trim, a crop, a sync in their labels."""
+    groups = {video.sync[0] for video in videos if video.sync}
+    synchronised = sum(video.sync is not None for video in videos)
+    counts = {
+        "trimmed": sum(video.trim is not None for video in videos),
+        "cropped": sum(video.crop is not None for video in videos),
+        f"synchronised in {len(groups)} group{'s' * (len(groups) != 1)}": synchronised,
+    }
+    return ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
 
 
 def _counts(values: Iterable[str]) -> str:

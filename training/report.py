@@ -1,8 +1,10 @@
 """Write a page about a run: `python -m training.report RUN` makes RUN/report.html.
 
-One file that can be sent around: what was run, the loss curve, the evaluation table (from
-RUN/evaluation.json, written by `python -m training.evaluate RUN`), two test videos aligned, the
-most similar frames, and the embeddings over time. The pictures are also left in RUN/pictures.
+One file that can be sent around: what was run, the loss curve, the evaluation tables (from
+RUN/evaluation.json, which `python -m training.evaluate RUN` writes; where there are labels and no
+such file, CARL's protocol is computed and written first), the curves of train.evaluate_every, two
+test videos aligned, the most similar frames, and the embeddings over time. The pictures are also
+left in RUN/pictures.
 """
 
 from __future__ import annotations
@@ -19,24 +21,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.evaluation import html
-from training.evaluation.baselines import TIME_INDEX
-from training.evaluation.protocols import columns
-from training.evaluation.tables import format_value, left_out_lines
+from training.evaluation.result_section import HEADING, result_section
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
-from training.support.files import replacing
+from training.support.files import replacing, write_json
 
 if TYPE_CHECKING:
     from training.data.index import Index
     from training.evaluation.embed import EmbeddedVideo
 
-LOWER_IS_BETTER = {"alignment_error", "alignment_error_dtw"}
-COMPARED = {
-    "classification": "phase classification",
-    "weighted_f1": "phase classification (F1)",
+CURVES = {
+    "classification": "classification",
     "ap_at_5": "AP@5",
-    "map_at_10": "mAP@10",
-    "alignment_error": "alignment error",
+    "alignment_error_dtw": "alignment error by DTW",
+    "event_error_dtw": "frames off at an event, DTW",
 }
 STRIPS = 8
 
@@ -53,11 +51,11 @@ def write_report(
     from training.runs.log import read_log
 
     run, left_out = Path(run), LeftOut() if left_out is None else left_out
-    encode, cfg = load_encoder(run)
+    encoder, cfg = load_encoder(run, folder)
     index = open_index(cfg, folder)
     records = split_videos(index, cfg.data.test_split)
     left_out.in_index = len(index.bad)
-    videos = embed_records({TRAINED: encode}, records, cfg, left_out)[TRAINED]
+    videos = embed_records({TRAINED: encoder}, records, cfg, left_out)[TRAINED]
     require_some(left_out.kept(records), cfg.data.test_split, index.folder)
     pictures = run / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -68,7 +66,8 @@ def write_report(
         "<h2>What was run</h2>",
         _what_was_run(run, cfg, index, log, left_out),
         *_training(log, pictures),
-        *_table(run / "evaluation.json"),
+        *_evaluation(run, folder, cfg, index, left_out),
+        *_curves(run, pictures),
         *_alignment(videos, pictures, run),
         *_retrieval(videos, index, pictures),
         *_strips(videos, index, pictures),
@@ -151,88 +150,60 @@ def _training(log: Sequence[Mapping[str, Any]], pictures: Path) -> list[str]:
     ]
 
 
-def _table(file: Path) -> list[str]:
-    heading = "<h2>How good are the embeddings?</h2>"
-    if not file.is_file():
+def _evaluation(
+    run: Path, folder: str | Path | None, cfg: Any, index: Index, left_out: LeftOut
+) -> list[str]:
+    """The section on RUN/evaluation.json, which is made first where it is missing."""
+    from training.evaluation.frame_level import evaluate_frame_level, has_labels
+
+    file = run / "evaluation.json"
+    splits = (cfg.data.train_split, cfg.data.test_split)
+    if file.is_file():
+        result = json.loads(file.read_text(encoding="utf-8"))
+    elif all(has_labels([r for r in index.videos if r.split == split]) for split in splits):
+        result = evaluate_frame_level(run, folder=folder, left_out=left_out)
+        write_json(file, result)
+        result = json.loads(file.read_text(encoding="utf-8"))
+    else:
         return [
-            heading,
+            HEADING,
             html.paragraph(
-                "Not evaluated yet. `python -m training.evaluate RUN` computes the table; it needs "
-                "phase labels."
+                "Not evaluated: the table needs phase labels of training and of test videos. Once "
+                "labels.json has them and `python -m training.prepare` has read them, `python -m "
+                "training.evaluate RUN` computes it."
             ),
         ]
-    result = json.loads(file.read_text(encoding="utf-8"))
-    rows = result["rows"]
-    shown = columns(
-        key for row in rows.values() for key, value in row["metrics"].items() if value is not None
-    )
-    stride = f", stride {result['stride']}" if "stride" in result else ""
-    best = {key: _best(key, [row["metrics"].get(key) for row in rows.values()]) for key in shown}
-    lines = ["<tr><th></th>" + "".join(f"<th>{escape(title)}</th>" for title in shown.values())]
-    for name, row in rows.items():
-        cells = []
-        for key in shown:
-            value = row["metrics"].get(key)
-            mark = ' class="best"' if value is not None and value == best[key] else ""
-            cells.append(f"<td{mark}>{format_value(value)}</td>")
-        main = ' class="main"' if name == "trained" else ""
-        lines.append(f"<tr{main}><td>{escape(name)}</td>" + "".join(cells))
-    return [
-        heading,
-        *map(html.paragraph, compare_with_time_index(rows) if TIME_INDEX in rows else ()),
-        '<div class="scroll"><table>' + "</tr>\n".join(lines) + "</tr></table></div>",
-        *map(html.paragraph, [result["remark"]] if "remark" in result else ()),
-        html.paragraph(
-            f"Evaluated on {result['folder']}: {result['videos']['train']} training and "
-            f"{result['videos']['test']} test videos, protocol {result['protocol']}{stride}. The "
-            "best value of each column is bold.",
-            quiet=True,
-        ),
-        html.folded(
-            "what the columns mean",
-            html.definitions(
-                [
-                    (shown.get(key, key), text)
-                    for key, text in result["definitions"].items()
-                    if key in shown or not columns([key])
-                ]
-            ),
-        ),
-        html.folded("what the rows mean", html.definitions([*result["row_definitions"].items()])),
-        *_left_out(rows, result.get("left_out", {})),
-    ]
+    return result_section(result)
 
 
-def _best(key: str, values: Sequence[float | None]) -> float:
-    return (min if key in LOWER_IS_BETTER else max)(v for v in values if v is not None)
+def _curves(run: Path, pictures: Path) -> list[str]:
+    from training.evaluation.plots import metric_curves
+    from training.runs.log import EVALUATIONS, read_lines
 
-
-def _left_out(rows: Mapping[str, Any], unreadable: Mapping[str, str]) -> list[str]:
-    lines = [f"{name}: {reason}" for name, reason in unreadable.items()]
-    lines += left_out_lines(rows)
-    if not lines:
+    lines = read_lines(run / EVALUATIONS)
+    if len(lines) < 2:
         return []
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return [html.folded("what was left out", f"<ul>{items}</ul>")]
-
-
-def compare_with_time_index(rows: Mapping[str, Any]) -> list[str]:
-    """One sentence: where the trained network is better than the clock, and where it is not."""
-    trained, clock = rows["trained"]["metrics"], rows[TIME_INDEX]["metrics"]
-    better, not_better = [], []
-    for key, name in COMPARED.items():
-        if trained.get(key) is None or clock.get(key) is None:
-            continue
-        gain = trained[key] - clock[key]
-        wins = gain < 0 if key in LOWER_IS_BETTER else gain > 0
-        text = f"{name} {format_value(trained[key])} against {format_value(clock[key])}"
-        (better if wins else not_better).append(text)
-    sentences = []
-    if better:
-        sentences.append("Better than the time index alone: " + ", ".join(better) + ".")
-    if not_better:
-        sentences.append("Not better than the time index alone: " + ", ".join(not_better) + ".")
-    return sentences
+    last = lines[-1]["metrics"]
+    curves = {
+        title: (
+            [math.nan if (v := line["metrics"].get(key)) is None else v for line in lines],
+            lines[-1]["time_index"][key],
+        )
+        for key, title in CURVES.items()
+        if last.get(key) is not None and lines[-1]["time_index"].get(key) is not None
+    }
+    if not curves:
+        return []
+    metric_curves([line["step"] for line in lines], curves, pictures / "curves.png")
+    return [
+        "<h2>How many steps were needed</h2>",
+        html.picture(pictures / "curves.png", "metrics on the test videos over training steps"),
+        html.paragraph(
+            "The trained network on the test videos while it was trained; dashed: the time index "
+            "alone. Where the curves stay flat, more steps bring nothing. Whoever picks a step by "
+            "these curves picks it on the test videos: its figures are then too good."
+        ),
+    ]
 
 
 def _alignment(videos: Sequence[EmbeddedVideo], pictures: Path, run: Path) -> list[str]:

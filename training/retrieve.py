@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.evaluation.encoders import load_encoder
         from training.evaluation.retrieval import retrieval_sheet
 
-        encode, cfg = load_encoder(args.run)
+        encoder, cfg = load_encoder(args.run, args.folder)
         index = open_index(cfg, args.folder)
         records = split_videos(index, cfg.data.test_split)
         out = args.out or args.run / "retrieval.png"
         make_folder(out.parent)
         left_out = LeftOut(len(index.bad))
-        videos = embed_records({"trained": encode}, records, cfg, left_out)["trained"]
+        videos = embed_records({"trained": encoder}, records, cfg, left_out)["trained"]
         require_some(left_out.kept(records), cfg.data.test_split, index.folder)
         if not retrieval_sheet(videos, index.classes, out, queries=args.queries):
             raise UserError(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from fastseq.video import ClipLoader
+    from training.models import VCLRModel, VideoEncoder
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,6 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         import tensorboard  # noqa: F401
 
         from fastseq.video import TooManyBadVideos
+        from training.evaluation.curve import step_evaluation
         from training.loop.trainer import Trainer, check_loss
         from training.runs.folder import check_run_dir, open_run, restarted
         from training.runs.model import check_frozen, initial_model
@@ -91,10 +93,14 @@ def _run(args: argparse.Namespace) -> int:
             model = initial_model(cfg)
             check_frozen(cfg, model)
             # Last: it may decode everything.
-            loader = training_loader(cfg, device, dry_run=args.dry_run, left_out=left_out)
-            return Trainer(cfg, model, loader, run_dir)
+            loader = training_loader(
+                cfg, device, model=model, dry_run=args.dry_run, left_out=left_out
+            )
+            return Trainer(cfg, model, loader, run_dir, step_evaluation(cfg, model))
 
         trainer = distributed.run_on_all(assemble)
+        if cfg.data.cache == "features":
+            share_left_out(trainer.loader)
         if not args.dry_run:
             open_run(trainer, resume=args.resume)
     except (ValueError, OSError, TooManyBadVideos) as error:  # ValueError: UserError, and models'
@@ -179,14 +185,19 @@ def training_loader(
     cfg: "DictConfig",
     device: "torch.device",
     *,
+    model: "VideoEncoder | VCLRModel | None" = None,
     dry_run: bool = False,
     left_out: LeftOut | None = None,
 ) -> "ClipLoader":
-    """The loader of a run; ``left_out`` gets the number of files that `prepare` had left out."""
+    """The loader of a run; ``left_out`` gets the number of files that `prepare` had left out.
+
+    ``model``: for data.cache=features, whose features these are.
+    """
     from omegaconf import OmegaConf
 
     import training.data.dataset
     from fastseq.video import TooManyBadVideos
+    from training.data.features import FeatureStore
     from training.data.index import load_index
     from training.recipe.load import ConfigError
     from training.support.distributed import is_main, rank, world_size
@@ -207,6 +218,10 @@ def training_loader(
             f"only of {', '.join(splits)}"
         )
     augmentation = OmegaConf.to_object(cfg.augmentation)
+    store = None
+    if cfg.data.cache == "features":
+        check_features(cfg, model)
+        store = FeatureStore(Path(cfg.data.folder), model.to(device), cfg)
     try:
         loader, reason = training.data.dataset.open_loader(
             records,
@@ -216,6 +231,7 @@ def training_loader(
             device=device,
             rank=rank(),
             world_size=world_size(),
+            store=store,
             fill_cache=not dry_run,  # it decodes everything
             progress=is_main(),
         )
@@ -227,6 +243,35 @@ def training_loader(
         logging.warning("left out %s: %s", name, why)
     logging.info("videos are read by %s: %s", loader.engine.name, reason)
     return loader
+
+
+def check_features(cfg: "DictConfig", model: "VideoEncoder | VCLRModel") -> None:
+    """ConfigError unless the backbone's features stay the same throughout a run."""
+    from training.recipe.load import ConfigError
+
+    needs = "data.cache=features keeps what a backbone that is not trained makes of each frame: it "
+    if cfg.data.clips == "tuples":
+        raise ConfigError(f"{needs}needs data.clips other than tuples; or set data.cache=none")
+    if cfg.model.encoder != "fve":
+        raise ConfigError(
+            f"{needs}needs model.encoder=fve, got {cfg.model.encoder}; or set data.cache=none"
+        )
+    if not model.backbone.all_frozen:
+        raise ConfigError(
+            f"{needs}needs model.train_from=none, got {cfg.model.train_from}; or set "
+            "data.cache=none, or ram to keep decoded frames"
+        )
+
+
+def share_left_out(loader: "ClipLoader") -> None:
+    """Every rank leaves out the videos that one of them could not read; each had its share."""
+    from fastseq.video import VideoError
+    from training.support.distributed import gather_objects
+
+    for bad in gather_objects(dict(loader.bad)):
+        for path, reason in bad.items():
+            if path not in loader.bad:
+                loader.set_aside(VideoError(path, reason))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Video files in, clips for training out: exact frame reading, view sampling, augmentation.
 
-What to read (`TwoViews`, `VideoPairs`, `SegmentTuples`: frame numbers) and what to do with it
-(`Augmentation`) are plain data. Engines make pixels of them: DALI on the GPU, DALI on the CPU, or
-PyAV with torch; `open_engine` chooses one and says why, `ClipLoader` iterates. Files are opened
-with PyAV (`pip install "fastseq[video]"`), also to look into them for DALI
+What to read (`TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`: frame numbers) and
+what to do with it (`Augmentation`) are plain data. Engines make pixels of them: DALI on the GPU,
+DALI on the CPU, or PyAV with torch; `open_engine` chooses one and says why, `ClipLoader` iterates.
+Files are opened with PyAV (`pip install "fastseq[video]"`), also to look into them for DALI
 (`pip install "fastseq[dali]"`).
 """
 
@@ -17,6 +17,7 @@ from fastseq.video.loader import ClipLoader, TooManyBadVideos
 from fastseq.video.reader import probe, read_frames
 from fastseq.video.readings import Clip, Engine, Reading
 from fastseq.video.sampling import context_frames, sample_clip, sample_views
+from fastseq.video.synchronised import SynchronisedViews
 from fastseq.video.timeline import VideoInfo
 from fastseq.video.transcoding import transcode
 from fastseq.video.tuples import SegmentTuples
@@ -34,6 +35,7 @@ __all__ = [
     "PyAVEngine",
     "Reading",
     "SegmentTuples",
+    "SynchronisedViews",
     "TooManyBadVideos",
     "TwoViews",
     "VideoError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,15 +43,62 @@ def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return (longer, short_side) if height > width else (short_side, longer)
 
 
+@dataclass(frozen=True)
+class Area:
+    """The part of a frame that is used, in pixels of the frame scaled to short side `side`."""
+
+    side: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def scaled_area(
+    height: int, width: int, short_side: int, crop: tuple[int, int, int, int] | None
+) -> Area:
+    """Scaling and place for which a crop's shorter side has `short_side` pixels, or one less.
+
+    Args:
+        crop: (left, top, width, height) in pixels of the upright frame; None = all of it. Rounded
+            inwards: nothing outside is used.
+    """
+    if crop is None or (crop[2], crop[3]) == (width, height):
+        return Area(short_side, 0, 0, *scaled_size(height, width, short_side))
+    left, top, wide, high = crop
+    side = max(1, round(short_side * min(height, width) / min(wide, high)))
+    scaled_height, scaled_width = scaled_size(height, width, side)
+    y, bottom = _inside(top, top + high, scaled_height, height)
+    x, right = _inside(left, left + wide, scaled_width, width)
+    return Area(side, y, x, bottom - y, right - x)
+
+
+def _inside(first: int, stop: int, scaled: int, whole: int) -> tuple[int, int]:
+    """A range of `whole` pixels in `scaled` ones, at least one."""
+    first, stop = -(-first * scaled // whole), stop * scaled // whole
+    first = min(first, scaled - 1)
+    return first, max(stop, first + 1)
+
+
 class Converter:
     """Frame -> uint8 array (H, W, 3), scaled while it is converted to RGB, then turned upright.
 
-    The first frame settles the size: a stream that changes resolution still gives one shape.
+    The first frame settles the size: a stream that changes resolution still gives one shape. With a
+    `crop`, (left, top, width, height) of the upright frame, that is what comes out, and what has
+    the `short_side`.
     """
 
-    def __init__(self, path: str, short_side: int | None, size: int | tuple[int, int] | None):
+    def __init__(
+        self,
+        path: str,
+        short_side: int | None,
+        size: int | tuple[int, int] | None,
+        crop: tuple[int, int, int, int] | None = None,
+    ):
         self.path = path
         self.short_side = short_side
+        self.crop = crop
+        self.area: Area | None = None
         self.size = (size, size) if isinstance(size, int) else size
         self.reformatter = require_av().video.reformatter.VideoReformatter()
         self.stored_size: tuple[int, int] | None = None  # width, height before rotation
@@ -61,10 +109,28 @@ class Converter:
         width, height = frame.width, frame.height
         if self.size is not None:
             height, width = self.size[::-1] if self.quarter_turns % 2 else self.size
+        elif self.crop is not None:
+            self.area = self._area(self.crop, height, width)
+            if self.short_side is not None:
+                height, width = scaled_size(height, width, self.area.side)
         elif self.short_side is not None:
             height, width = scaled_size(height, width, self.short_side)
         self.stored_size = (width, height)
         return self.stored_size
+
+    def _area(self, crop: tuple[int, int, int, int], height: int, width: int) -> Area:
+        if self.quarter_turns % 2:
+            height, width = width, height
+        left, top, wide, high = crop
+        if left + wide > width or top + high > height:
+            raise VideoError(
+                self.path,
+                f"crop {crop} (left, top, width, height) reaches past its picture of {width} "
+                f"x {height} pixels",
+            )
+        if self.short_side is None:
+            return Area(min(height, width), top, left, high, wide)
+        return scaled_area(height, width, self.short_side, crop)
 
     def __call__(self, frame: Any) -> np.ndarray:
         if frame.interlaced_frame:
@@ -73,7 +139,12 @@ class Converter:
         rgb = self.reformatter.reformat(
             frame, width, height, "rgb24", interpolation="BILINEAR", **single_thread()
         ).to_ndarray()
-        return upright(rgb, self.quarter_turns, self.mirrored)
+        pixels = upright(rgb, self.quarter_turns, self.mirrored)
+        if self.area is None:
+            return pixels
+        rows = slice(self.area.top, self.area.top + self.area.height)
+        columns = slice(self.area.left, self.area.left + self.area.width)
+        return np.ascontiguousarray(pixels[rows, columns])
 
 
 def upright_by(path: str, frame: Any) -> tuple[int, bool]:

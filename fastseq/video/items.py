@@ -11,16 +11,22 @@ import numpy as np
 
 from fastseq.video.arguments import as_int, as_videos
 from fastseq.video.augment import Augmentation, check_augmentation, draw_clip
-from fastseq.video.decode import scaled_size
 from fastseq.video.gaps import frames_of
-from fastseq.video.readings import Clip, Reading
+from fastseq.video.readings import Clip, Reading, area_of, reading_of
 from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip, sample_views
 
 
 class Video(Protocol):
     """What has to be known of a video; `fastseq.video.VideoInfo` will do.
 
-    It may have `gaps` too, ranges (first, stop) of frames that are damaged: no item asks for them.
+    It may have more, each None or missing otherwise:
+
+    - `gaps`: ranges (first, stop) of frames that are damaged or not to be used: no item asks for
+      them.
+    - `crop`: (left, top, width, height) in pixels of the upright frame, a box outside of which
+      nothing is read. Crops are drawn as in a video that shows the box alone.
+    - `sync`: (group, offset) for `SynchronisedViews`: frame k shows the instant (k + offset) / fps
+      seconds of the group.
     """
 
     id: str
@@ -40,9 +46,9 @@ class Item:
         id: names the video, or both.
         action: what they show.
         readings: one with all C clips, or two with one clip each.
-        steps: int64 (C, T), the frames' numbers in their video.
+        steps: int64 (C, T), the frames' numbers in their video; of `SynchronisedViews` instants.
         valid: bool (C, T), False where a video is too short and its last frame stands in.
-        num_frames: int64 (C,), the videos' lengths in frames.
+        num_frames: int64 (C,), the videos' lengths in frames, or that of their common time.
         fps: float64 (C,), their average frame rates.
     """
 
@@ -64,7 +70,7 @@ def decode_side(size: int, side: int | None = None) -> int:
 
 
 class Items:
-    """What a loader draws from: `TwoViews`, `VideoPairs`, `SegmentTuples`.
+    """What a loader draws from: `TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`.
 
     Item i of epoch e depends on (seed, e, i) alone, whatever reads it. A video that is skipped is
     replaced by the next one in order. Frames are drawn among the sound ones of a video, by their
@@ -127,7 +133,9 @@ class Items:
 
 
 class ClipItems(Items):
-    """Items of two clips, sampled in time and augmented independently: `TwoViews`, `VideoPairs`.
+    """Items of two clips, sampled in time and augmented independently.
+
+    `TwoViews`, `VideoPairs` and `SynchronisedViews` are such items.
 
     Args:
         videos: what there is to draw from, see `Video`.
@@ -209,13 +217,13 @@ class ClipItems(Items):
         generator: np.random.Generator,
     ) -> Reading:
         """Of clips that are given by (clips, T) places among the `sound` frames."""
-        height, width = scaled_size(video.height, video.width, self.side)
+        area = area_of(video, self.side)
         made = []
         for places in clips:
             with_context = context_frames(places, self.num_context, self.context_stride)
-            draw = draw_clip(height, width, self.augmentation, generator)
+            draw = draw_clip(area.height, area.width, self.augmentation, generator)
             made.append(Clip(sound[with_context.reshape(-1)], draw))
-        return Reading(video.path, video.height, video.width, self.side, tuple(made))
+        return reading_of(video, self.side, made)
 
 
 class TwoViews(ClipItems):

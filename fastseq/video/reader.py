@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fastseq.video._av import VideoError
-from fastseq.video.arguments import as_path
+from fastseq.video.arguments import as_int, as_path
 from fastseq.video.damage import judge
 from fastseq.video.decode import Converter, collect, read_counted, upright_by
 from fastseq.video.source import chosen_stream, open_video
@@ -91,6 +91,7 @@ def read_frames(
     *,
     short_side: int | None = None,
     size: int | tuple[int, int] | None = None,
+    crop: Sequence[int] | None = None,
     info: VideoInfo | None = None,
     time_limit: float | None = None,
 ) -> torch.Tensor:
@@ -104,26 +105,33 @@ def read_frames(
         indices: frame numbers from 0, in any order, repeats allowed. None: all frames.
         short_side: scale the shorter side to this many pixels, aspect kept.
         size: scale to exactly this size, an int for a square or (height, width).
+        crop: (left, top, width, height) in pixels of the upright frame: only that part is given,
+            and `short_side` is its shorter side. None: the whole frame.
         info: `probe(path)` from before; spares a walk over the packets on each call.
         time_limit: seconds after which the file is given up with a `VideoError`.
     Returns:
         uint8 tensor (n, H, W, 3), RGB.
     Raises:
         VideoError: the file cannot be read, a requested frame cannot be decoded or is
-            damaged, or it is interlaced. Never fewer frames, nor a stand-in for a missing one.
+            damaged, it is interlaced, or `crop` reaches past its picture. Never fewer frames, nor
+            a stand-in for a missing one.
         TypeError: `path` is no name of a file.
-        ValueError: negative or non-integer indices, both sizes given, a size below 1.
+        ValueError: negative or non-integer indices, both sizes given, a size below 1, a `crop` of
+            no four whole numbers, of no area, or together with `size`.
     """
     path = as_path(path)
     if short_side is not None and size is not None:
         raise ValueError("give short_side or size, not both")
+    box = None if crop is None else _as_box(crop)
+    if box is not None and size is not None:
+        raise ValueError("give crop with short_side, not with size")
     sides = np.ravel([side for side in (short_side, size) if side is not None])
     if (sides < 1).any():
         raise ValueError(f"short_side and size must be at least 1, got {sides.tolist()}")
     asked = None if indices is None else _as_indices(indices)
     if asked is None and info is not None:
         asked = np.arange(info.frames)
-    converter = Converter(path, short_side, size)
+    converter = Converter(path, short_side, size, box)
     deadline = Deadline(path, time_limit)
     if asked is None:
         with open_video(path, deadline) as (container, stream):
@@ -134,7 +142,7 @@ def read_frames(
             info = probe(path, time_limit=time_limit)
             if info.note:
                 raise VideoError(path, info.note)
-            return read_frames(path, short_side=short_side, size=size, info=info)
+            return read_frames(path, short_side=short_side, size=size, crop=crop, info=info)
         if found.timeline is None:
             return torch.from_numpy(read_counted(path, converter, deadline))
         asked = np.arange(len(found.timeline.pts))
@@ -146,6 +154,17 @@ def read_frames(
     if not np.array_equal(wanted, asked):
         frames = frames[places]
     return torch.from_numpy(frames)
+
+
+def _as_box(crop: Any) -> tuple[int, int, int, int]:
+    expected = "crop must be (left, top, width, height) in whole pixels"
+    try:
+        left, top, width, height = (as_int("crop", value) for value in crop)
+    except (TypeError, ValueError):
+        raise ValueError(f"{expected}, got {crop!r}") from None
+    if left < 0 or top < 0 or width < 1 or height < 1:
+        raise ValueError(f"{expected}, the first two from 0, the others from 1, got {crop!r}")
+    return left, top, width, height
 
 
 def _as_indices(indices: Any) -> np.ndarray:

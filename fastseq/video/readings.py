@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from fastseq.video._av import VideoError
 from fastseq.video.augment import ClipDraw
-from fastseq.video.decode import scaled_size
+from fastseq.video.decode import Area, scaled_area, scaled_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,8 @@ class Reading:
         side: short side of the scaled frame in whose pixels crops are given. Only frames in memory
             have this size; engines crop the full frame, see `box_of`.
         clips: all with the same number of frames.
+        kept: (top, left) in the scaled frame of what is kept of it in memory: that of the video's
+            `crop`.
     """
 
     path: str
@@ -45,6 +47,7 @@ class Reading:
     width: int
     side: int
     clips: tuple[Clip, ...]
+    kept: tuple[int, int] = (0, 0)
 
 
 Source = Callable[[int], Sequence[Reading]]  # the readings of batch k, always the same ones
@@ -69,6 +72,27 @@ class Engine(Protocol):
     def close(self) -> None:
         """End processes and free memory. Safe to call twice."""
         ...
+
+
+def area_of(video: Any, side: int) -> Area:
+    """What is used of a `fastseq.video.items.Video`: its crop, with a shorter side of `side`.
+
+    Clips are drawn for the area's height and width.
+    """
+    return scaled_area(video.height, video.width, side, getattr(video, "crop", None))
+
+
+def reading_of(video: Any, side: int, clips: Iterable[Clip]) -> Reading:
+    """Clips of one video, which are drawn for the height and width of its `area_of`."""
+    area = area_of(video, side)
+    kept = (area.top, area.left)
+    if any(kept):
+        clips = [replace(clip, draw=_moved(clip.draw, *kept)) for clip in clips]
+    return Reading(video.path, video.height, video.width, area.side, tuple(clips), kept)
+
+
+def _moved(draw: ClipDraw, down: int, right: int) -> ClipDraw:
+    return replace(draw, top=draw.top + down, left=draw.left + right)
 
 
 def shape_of(readings: Sequence[Reading], size: int) -> torch.Size:

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from fastseq.video.arguments import as_int
 from fastseq.video.augment import Augmentation, ClipDraw, draw_clip
-from fastseq.video.decode import scaled_size
 from fastseq.video.gaps import frames_of
 from fastseq.video.items import Item, Items, Video
-from fastseq.video.readings import Clip, Reading
+from fastseq.video.readings import Clip, area_of, reading_of
 
 ANCHORS = ("ends", "any")
 
@@ -100,7 +99,7 @@ class SegmentTuples(Items):
         return Item(
             video.id,
             video.action,
-            (Reading(video.path, video.height, video.width, self.side, clips),),
+            (reading_of(video, self.side, clips),),
             steps,
             np.ones((count, 1), dtype=bool),
             np.full(count, video.frames),
@@ -119,10 +118,12 @@ class SegmentTuples(Items):
                 return frames[order]
 
     def _draws(self, video: Video, generator: np.random.Generator) -> list[ClipDraw]:
-        size = scaled_size(video.height, video.width, self.side)
+        area = area_of(video, self.side)
         once = self.augmentation.per_clip
         count = 3 if once else 2 * self.segments + 1
-        draws = [draw_clip(*size, self.augmentation, generator) for _ in range(count)]
+        draws = [
+            draw_clip(area.height, area.width, self.augmentation, generator) for _ in range(count)
+        ]
         if once:
             q, k, again = draws
             draws = [*[q] * self.segments, *[k] * self.segments, again]

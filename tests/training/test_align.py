@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pairs import PHASES, embedded, grey_run, grey_video, warped
 
 from fastseq.video import probe, read_frames
 from training import align as align_command
-from training.evaluation.alignment import align, evenly, match_frames, write_aligned_video
+from training.data.index import VideoRecord, build_index
+from training.evaluation.alignment import (
+    align,
+    evenly,
+    match_frames,
+    stretched,
+    write_aligned_video,
+    write_matches,
+)
+from training.evaluation.baselines import time_index, time_index_embedding
+from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.retrieval import choose_queries, nearest_frames, retrieval_sheet
+from training.support.command import UserError
 
 
 def test_matched_frame_is_the_middle_of_those_on_the_path():
@@ -120,3 +134,58 @@ def test_retrieval_sheet_has_borders_by_phase(tmp_path):
     assert {(0x2E, 0x8B, 0x57), (0xC0, 0x39, 0x2B), (0x9A, 0xA0, 0xA6)} <= colours
     assert retrieval_sheet(videos[:1], {}, tmp_path / "none.png") == 0
     assert not (tmp_path / "none.png").exists()
+
+
+# --- videos of an index -------------------------------------------------------------------------
+
+
+def test_ids_and_files_of_the_folder_have_their_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, frames in (("folder/sub/a.mp4", 30), ("folder/b.mp4", 20), ("loose.mp4", 10)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        grey_video(tmp_path / name, warped(frames, 1.0))
+    labels = {"sub/a.mp4": {"trim": [3, 22]}, "b.mp4": {"crop": [4, 4, 20, 20]}}
+    (tmp_path / "folder/labels.json").write_text(json.dumps({"videos": labels}))
+    build_index("folder")
+    names = ["sub/a.mp4", "folder/sub/a.mp4", "folder/b.mp4", "loose.mp4"]
+    a, same_a, b, loose = align_command.find_records(names, "folder")
+    assert a.id == same_a.id == "sub/a.mp4"
+    assert a.trim == (3, 22)
+    assert b.crop == (4, 4, 20, 20)
+    assert (loose.id, loose.trim) == ("loose.mp4", None)
+    with pytest.raises(UserError, match=r"c\.mp4: no such file, and no video of folder"):
+        align_command.find_records(["c.mp4"], "folder")
+    assert capsys.readouterr().err == ""
+    grey_video(tmp_path / "folder/new.mp4", warped(5, 1.0))
+    (stale,) = align_command.find_records(["folder/b.mp4"], "folder")
+    assert stale.crop is None
+    assert "folder/b.mp4 is taken without trim and crop: the index of" in capsys.readouterr().err
+
+
+def test_matched_frames_are_written_with_their_times(tmp_path):
+    slow, fast = warped(30, 2.0), warped(20, 0.7)
+    alignment = align(embedded("a", slow), embedded("b", fast))
+    outside = replace(alignment, matched=np.where(np.arange(30) < 4, -1, alignment.matched))
+    write_matches(embedded("a", slow), embedded("b", fast), outside, tmp_path / "m.csv")
+    head, *rows = (tmp_path / "m.csv").read_text().splitlines()
+    assert head == "frame_a,time_a,frame_b,time_b"
+    values = np.array([[float(x) for x in row.split(",")] for row in rows])
+    assert values[:, 0].tolist() == [*range(4, 30)]
+    np.testing.assert_array_equal(values[:, 2], alignment.matched[4:])
+    np.testing.assert_allclose(values[:, 1::2], values[:, ::2] / 25, atol=1e-4)
+
+
+def test_the_clock_of_a_trimmed_video_runs_over_what_is_left():
+    whole, other = embedded("a", warped(30, 1.0)), embedded("b", warped(11, 1.0))
+    record = VideoRecord(
+        id="a", path="a", frames=30, fps=25.0, width=8, height=8, trim=(10, 20),
+        gaps=((0, 10), (12, 13), (21, 30)),
+    )  # fmt: skip
+    trimmed = EmbeddedVideo(record, np.delete(whole.embeddings[10:21], 2, axis=0))
+    assert stretched(trimmed, other).tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert trimmed.frames[stretched(other, trimmed)].tolist() == [
+        10, 11, 13, 13, 14, 15, 16, 17, 18, 19, 20,
+    ]  # fmt: skip
+    (clock,) = time_index([record])
+    expected = np.delete(time_index_embedding(11), 2, axis=0)
+    np.testing.assert_array_equal(clock.embeddings, expected)

@@ -333,7 +333,7 @@ def test_wrong_settings(videos):
     record = VideoRecord("a.mp4", str(videos / "a.mp4"), 30, 20.0, width=48, height=36)
     with pytest.raises(ValueError, match="no videos to train on"):
         open_loader([], config(), PLAIN, 0)
-    with pytest.raises(ValueError, match='"none" or "ram", got \'disk\''):
+    with pytest.raises(ValueError, match="one of none, ram, features, got 'disk'"):
         open_loader([record], config(cache="disk"), PLAIN, 0)
     with pytest.raises(ValueError, match="span must be"):
         open_loader([record], config(crop_base="span", span=[1.0, 0.3]), PLAIN, 0)

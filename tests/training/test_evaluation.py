@@ -35,7 +35,8 @@ def video(x, phases, name="v", view=""):
     """A LabelledVideo from plain lists; 1-d embeddings may be a flat list."""
     x = np.asarray(x, dtype=np.float64).reshape(len(phases), -1)
     phases = np.asarray(phases, dtype=np.int64)
-    return LabelledVideo(name, x, phases, phase_position(phases), view)
+    position, frames = phase_position(phases), np.arange(len(phases))
+    return LabelledVideo(name, x, phases, position, view, frames=frames, fps=25.0)
 
 
 def random_videos(count, seed=0, dim=3, phases=3):
@@ -388,4 +389,6 @@ def test_table_shows_undefined_values_as_a_dash():
     assert "0.500" in table
     assert "nan" not in table
     assert format_value(-291.6) == "-292"
+    assert format_value(-291.6, "progression") == "<0"
+    assert "<0" in format_table({"trained": {"metrics": {"progression": -0.001}}})
     assert "-" in table.splitlines()[1]

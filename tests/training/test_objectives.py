@@ -236,7 +236,7 @@ def test_without_a_weight_it_is_scl(recipe):
     ("overrides", "message"),
     [
         (["loss.scl.weight=0"], "every weight is 0; give one of loss.scl.weight, loss.nearest"),
-        (["data.clips=videos"], "loss.scl compares timestamps of one video: data.clips must be"),
+        (["data.clips=videos"], "data.clips must be views or synchronised, got videos"),
         (["loss.tcn.weight=1"], "data.sampling must be anchors, got random"),
         (["data.sampling=anchors", "data.num_frames=9"], "expected an even number"),
         (["loss.lav.weight=-1"], "loss.lav.weight: expected at least 0"),

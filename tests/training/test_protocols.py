@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from training.data.index import build_index, load_index
 from training.data.labels import LabelError
 from training.evaluation import metrics
 from training.evaluation.frame_level import evaluate_embeddings
-from training.evaluation.protocols import FEW_SHOT, PROTOCOLS, columns, definitions
+from training.evaluation.protocols import (
+    EVENT_COLUMNS,
+    FEW_SHOT,
+    PROTOCOLS,
+    columns,
+    definitions,
+)
 from training.evaluation.tables import format_table
 from training.support.command import UserError
 
@@ -95,7 +102,9 @@ def test_every_column_of_a_protocol_is_defined(name):
         "ae2": {"weighted_f1", "map_at_10"},
     }[name]
     columns |= {"progression", "kendalls_tau", "alignment_error", "alignment_error_dtw"}
-    assert row["metrics"].keys() == columns
+    columns |= {"event_error", "event_error_dtw"}
+    events = {key for _, *keys in EVENT_COLUMNS for key in keys}  # defined with their means
+    assert row["metrics"].keys() == columns | events
     texts = definitions(name, 5)
     assert columns <= texts.keys()
     assert all(text.endswith(".") for text in texts.values())
@@ -151,8 +160,7 @@ def test_retrieval_across_views_by_hand():
 @pytest.mark.parametrize("views", [("ego", "exo"), ("exo", "ego")])
 def test_retrieval_across_views_equals_loops_over_all_frames(views):
     videos = [
-        metrics.LabelledVideo(v.id, v.embeddings, v.phases, v.position, ("ego", "exo")[n % 2])
-        for n, v in enumerate(random_videos(5, seed=3))
+        replace(v, view=("ego", "exo")[n % 2]) for n, v in enumerate(random_videos(5, seed=3))
     ]
     frames = [
         (v, x, p) for v in videos for x, p in zip(v.embeddings, v.phases.tolist(), strict=True)

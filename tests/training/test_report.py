@@ -16,6 +16,7 @@ from fastseq.video import write_video
 from training import evaluate, extract, report, retrieve
 from training.evaluation import encoders
 from training.evaluation.embed import load_embeddings
+from training.evaluation.result_section import compare, result_section
 
 ROOT = Path(__file__).parents[2]
 SIDE = 32
@@ -97,7 +98,7 @@ def run(tmp_path, monkeypatch, folder):
             num_frames=16,
         ),
         augmentation=Namespace(size=SIDE),
-        model=Namespace(backbone="grey", layers=0),
+        model=Namespace(backbone="grey", encoder="grey", layers=0, weights=None),
     )
 
     def load(run, *, untrained):
@@ -148,6 +149,10 @@ def test_evaluate_compares_trained_untrained_and_time_index(run, capsys):
     printed = capsys.readouterr().out
     assert f"{trained['ap_at_5']:.3f}" in printed
     assert "Do not argue from tau alone" in printed
+    events = printed.partition("events carried over to another test video")[2].splitlines()
+    assert f"{trained['event_error']:.2f} ({trained['event_error_median']:.2f})" in events[4]
+    assert trained["event_error_dtw"] < 0.5 * clock["event_error_dtw"]
+    assert trained["event_error_seconds"] == pytest.approx(trained["event_error"] / 25)
 
 
 def test_protocols_of_evaluate(run, capsys):
@@ -288,9 +293,39 @@ def test_report_is_one_file_with_everything_in_it(run):
     }
 
 
-def test_report_before_evaluation_says_how_to_get_the_table(run):
+def test_report_evaluates_where_that_has_not_been_done_and_shows_the_steps(run):
+    lines = [
+        {
+            "step": step,
+            "metrics": {"classification": 0.5 + step / 100, "ap_at_5": None},
+            "time_index": {"classification": 0.6, "ap_at_5": 0.5},
+        }
+        for step in (0, 10, 20)
+    ]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert report.main([str(run)]) == 0
-    assert "python -m training.evaluate RUN" in read_page(run / "report.html").text
+    made = (run / "evaluation.json").read_text()
+    rows = json.loads(made)["rows"]
+    assert rows == evaluated(run)["rows"]
+    page = read_page(run / "report.html").text
+    assert f"{rows['trained']['metrics']['ap_at_5']:.3f}" in page
+    assert "Events carried over to another test video" in page
+    assert "How many steps were needed" in page
+    assert (run / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_without_labels_says_how_to_get_the_table(run, tmp_path):
+    from training.data.index import build_index
+
+    folder = tmp_path / "unlabelled"
+    folder.mkdir()
+    write_grey_videos(folder, labels=False, per_split=1)
+    build_index(folder)
+    assert report.main([str(run), "--folder", str(folder)]) == 0
+    assert not (run / "evaluation.json").exists()
+    page = read_page(run / "report.html").text
+    assert "needs phase labels" in page
+    assert "python -m training.evaluate RUN" in page
 
 
 def test_large_videos_are_linked(tmp_path):
@@ -311,14 +346,57 @@ def test_report_never_calls_a_tie_or_a_loss_better():
             name: {"metrics": dict(zip(keys, row, strict=True))} for name, row in values.items()
         }
 
-    (tie,) = report.compare_with_time_index(rows((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    (tie,) = compare(rows((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     assert tie.startswith("Not better than the time index alone: phase classification 0.500")
-    better, worse = report.compare_with_time_index(rows((0.6, 0.4, 0.3), (0.5, 0.5, 0.5)))
+    better, worse = compare(rows((0.6, 0.4, 0.3), (0.5, 0.5, 0.5)))
     assert re.search("phase classification.*alignment error", better)
     assert "AP@5 0.400 against 0.500" in worse
-    assert report.compare_with_time_index(rows((0.6, None, None), (0.5, 0.5, 0.5))) == [
+    assert compare(rows((0.6, None, None), (0.5, 0.5, 0.5))) == [
         "Better than the time index alone: phase classification 0.600 against 0.500."
     ]
+
+
+def test_the_trained_network_is_compared_with_the_better_backbone_row():
+    def row(classification, alignment):
+        return {"metrics": {"classification": classification, "alignment_error": alignment}}
+
+    rows = {
+        "time index only": row(0.5, 0.3),
+        "backbone alone": row(0.8, 0.4),
+        "backbone, less the video's mean": row(0.7, 0.2),
+        "trained": row(0.75, 0.1),
+    }
+    _, better, worse = compare(rows)
+    backbone = "the pre-trained backbone alone, with or without the video's mean: "
+    assert better == f"Better than {backbone}alignment error 0.100 against 0.200."
+    assert worse == f"Not better than {backbone}phase classification 0.750 against 0.800."
+
+
+def test_only_rows_of_the_trained_network_are_bold():
+    rows = {
+        "time index only": {"metrics": {"kendalls_tau": 1.0, "classification": 0.5}},
+        "trained": {"metrics": {"kendalls_tau": 0.9, "classification": 0.6, "progression": -2.0}},
+        "trained, positions off": {
+            "metrics": {"kendalls_tau": 0.5, "alignment_error": 0.2, "event_error": 2.0}
+        },
+        "untrained": {"metrics": {"alignment_error": 0.3, "event_error": 1.0}},
+    }
+    for row in rows.values():
+        row |= {"left_out": {}}
+        row["metrics"] |= {"event_error_median": 0.0}
+    result = {
+        "rows": rows,
+        "folder": "videos",
+        "videos": {"train": 1, "test": 2},
+        "protocol": "carl",
+        "definitions": {},
+        "row_definitions": {},
+    }
+    page = "\n".join(result_section(result))
+    assert re.findall('class="best">([^<]*)<', page) == ["0.600", "0.200"]
+    assert "&lt;0" in page
+    assert "alignment error (phases)" in page
+    assert "Events carried over" in page
 
 
 @pytest.mark.process

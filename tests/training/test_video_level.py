@@ -12,7 +12,7 @@ from runs import RECIPE
 from fastseq.video import read_frames
 from training import evaluate, report, train
 from training.data.index import build_index, load_index
-from training.evaluation.encoders import load_encoder
+from training.evaluation.encoders import Encoder, load_encoder
 from training.evaluation.video_level import KS, definitions, video_features, video_scores
 
 
@@ -70,7 +70,7 @@ def run(videos, tmp_path, monkeypatch):
 
 
 def test_features_are_means_of_central_squares(run):
-    encode, cfg = load_encoder(run)
+    encoder, cfg = load_encoder(run)
     records = load_index("videos").videos
     seen = []
 
@@ -78,7 +78,8 @@ def test_features_are_means_of_central_squares(run):
         seen.append(frames)
         return frames.float().mean((3, 4))
 
-    features = video_features({"it": encode, "pixels": pixels}, records, cfg, progress=False)
+    encoders = {"it": encoder, "pixels": Encoder(None, pixels)}
+    features = video_features(encoders, records, cfg, progress=False)
     assert features["it"].shape == (4, cfg.model.embedding_size)
     assert all(frames.shape == (1, 30, 3, 16, 16) for frames in seen)
     for record, feature in zip(records, features["pixels"], strict=True):

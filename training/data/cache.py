@@ -6,15 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from fastseq.video import VideoError, read_frames, scaled_size
+from fastseq.video import VideoError, read_frames
 from fastseq.video.gaps import frames_of
+from fastseq.video.readings import area_of
 from training.data.index import VideoRecord, in_threads
 
 
 class FrameCache(Mapping[str, torch.Tensor]):
     """All frames of all videos as bytes, scaled to one short side, decoded once.
 
-    Maps a video's path to its frames, uint8 (frames, H, W, 3), those in its gaps left undefined.
+    Maps a video's path to its frames, uint8 (frames, H, W, 3), those in its gaps left undefined. Of
+    a video with a crop only that is kept, scaled to the short side.
     One block of memory: forked loader workers share it as it is, spawned ones through a single
     shared segment.
 
@@ -25,11 +27,12 @@ class FrameCache(Mapping[str, torch.Tensor]):
     def __init__(self, records: Sequence[VideoRecord], short_side: int, *, progress: bool = True):
         self._places: dict[str, tuple[int, torch.Size]] = {}
         sound = {record.path: frames_of(record) for record in records}
+        crops = {record.path: getattr(record, "crop", None) for record in records}
         total = 0
         for record in records:
             if record.path not in self._places:
-                height, width = scaled_size(record.height, record.width, short_side)
-                shape = torch.Size((record.frames, height, width, 3))
+                area = area_of(record, short_side)
+                shape = torch.Size((record.frames, area.height, area.width, 3))
                 self._places[record.path] = (total, shape)
                 total += shape.numel()
         self.data = torch.empty(total, dtype=torch.uint8)
@@ -38,7 +41,7 @@ class FrameCache(Mapping[str, torch.Tensor]):
         def decode(path: str) -> None:
             out = self[path]
             try:
-                frames = read_frames(path, sound[path], short_side=short_side)
+                frames = read_frames(path, sound[path], short_side=short_side, crop=crops[path])
                 if frames.shape[1:] != out.shape[1:]:
                     raise VideoError(
                         path,

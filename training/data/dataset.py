@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,19 +16,29 @@ from fastseq.video import (
     PyAVEngine,
     Reading,
     SegmentTuples,
+    SynchronisedViews,
     TwoViews,
     VideoError,
     VideoPairs,
     decode_side,
     eval_draw,
     open_engine,
-    scaled_size,
 )
+from fastseq.video.augment import ClipDraw
 from fastseq.video.gaps import frames_of
+from fastseq.video.readings import area_of, reading_of
 from training.data.cache import FrameCache
 from training.data.index import VideoRecord
 
-ITEMS = {"views": TwoViews, "videos": VideoPairs}  # by the recipe's data.clips
+if TYPE_CHECKING:
+    from training.data.features import FeatureStore
+
+ITEMS = {  # by the recipe's data.clips
+    "views": TwoViews,
+    "videos": VideoPairs,
+    "synchronised": SynchronisedViews,
+}
+CACHES = ("none", "ram", "features")
 _CHUNK = 512  # frames decoded at a time when a whole video is read
 
 
@@ -68,27 +78,37 @@ def open_loader(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world_size: int = 1,
+    store: FeatureStore | None = None,
     fill_cache: bool = True,
     progress: bool = True,
 ) -> tuple[ClipLoader, str]:
     """The loader of a recipe, and why it has the engine it has.
 
     `data.batch_size` items make a batch; each of `world_size` ranks reads its part of them. With
-    `data.cache=ram` every video is decoded now; those that fail are skipped. Without `fill_cache`
-    none is, and clips come from the files.
+    `data.cache=ram` every video is decoded now; those that fail are skipped. With
+    `data.cache=features` their features come from `store` instead, into which this rank puts now
+    what is missing of its share of the videos. Without `fill_cache` nothing is decoded; with
+    cache=ram clips then come from the files.
     """
     items = open_items(records, data_cfg, augmentation)
-    if data_cfg.cache not in ("none", "ram"):
-        raise ValueError(f'data.cache must be "none" or "ram", got {data_cfg.cache!r}')
-    engine, reason = open_engine(
-        data_cfg.engine,
-        items.videos,
-        augmentation.size,
-        device=device,
-        workers=data_cfg.workers,
-        cache={} if data_cfg.cache == "ram" else None,  # an engine that has none says so first
-    )
+    if data_cfg.cache not in CACHES:
+        raise ValueError(f"data.cache must be one of {', '.join(CACHES)}, got {data_cfg.cache!r}")
     failed = []
+    if data_cfg.cache == "features":
+        if store is None:
+            raise ValueError("data.cache=features: give the store of the backbone's features")
+        engine, failed, reason = _stored_features(
+            items, data_cfg, augmentation, store, (rank, world_size), fill_cache, progress
+        )
+    else:
+        engine, reason = open_engine(
+            data_cfg.engine,
+            items.videos,
+            augmentation.size,
+            device=device,
+            workers=data_cfg.workers,
+            cache={} if data_cfg.cache == "ram" else None,  # an engine that has none says so first
+        )
     if data_cfg.cache == "ram" and fill_cache:
         engine.cache = FrameCache(items.videos, items.side, progress=progress)
         failed = engine.cache.failed
@@ -105,6 +125,27 @@ def open_loader(
     return loader, reason
 
 
+def _stored_features(
+    items: Items,
+    data_cfg: Any,
+    augmentation: Augmentation,
+    store: FeatureStore,
+    share: tuple[int, int],
+    fill: bool,
+    progress: bool,
+) -> tuple[Engine, list[VideoError], str]:
+    """The engine, the videos that failed, and a word on it; ``share``: rank and world size."""
+    from training.data.features import FeatureEngine
+
+    count = data_cfg.feature_draws
+    draws = range(1, count + 1) if count else (0,)
+    rank, world_size = share
+    failed = store.fill(items.videos[rank::world_size], draws, progress=progress) if fill else []
+    engine = FeatureEngine(store, items.videos, augmentation.size, count)
+    what = f"{count} augmented versions of each video" if count else "each video as it is"
+    return engine, failed, f"computed once, of {what}"
+
+
 def open_evaluation_engine(records: Sequence[VideoRecord], cfg: Any) -> Engine:
     """The engine that a run of this configuration was trained with, to read whole videos.
 
@@ -118,18 +159,28 @@ def open_evaluation_engine(records: Sequence[VideoRecord], cfg: Any) -> Engine:
 
 
 def load_videos(
-    records: Sequence[VideoRecord], size: int, side: int | None = None, *, engine: Engine
+    records: Sequence[VideoRecord],
+    size: int,
+    side: int | None = None,
+    *,
+    engine: Engine,
+    draw: Callable[[VideoRecord, int, int], ClipDraw] | None = None,
 ) -> Iterator[torch.Tensor | VideoError]:
-    """The sound frames of each video with the evaluation transform: uint8 (n, 3, size, size).
+    """The sound frames of each video, uint8 (n, 3, size, size), with the evaluation transform.
 
     In place of a video that cannot be read comes the error that says why.
+
+    Args:
+        draw: from a video and the height and width of its scaled frames to another transform.
     """
     side = decode_side(size, side)
 
     def reading(record: VideoRecord, chunk: int) -> Reading:
         frames = frames_of(record)[chunk * _CHUNK : (chunk + 1) * _CHUNK]
-        draw = eval_draw(*scaled_size(record.height, record.width, side))
-        return Reading(record.path, record.height, record.width, side, (Clip(frames, draw),))
+        area = area_of(record, side)
+        shape = (area.height, area.width)
+        made = eval_draw(*shape) if draw is None else draw(record, *shape)
+        return reading_of(record, side, [Clip(frames, made)])
 
     chunks = [-(-len(frames_of(record)) // _CHUNK) for record in records]
     return read_each(records, chunks, reading, engine=engine)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,13 +21,17 @@ from training.data.files import (
     find_videos,
     list_files,
 )
-from training.data.labels import Labels, match_names, phases_of, read_labels
+from training.data.footage import Footage, begins_past_the_end, footage_of
+from training.data.labels import LabelError, Labels, listed, match_names, phases_of, read_labels
 from training.data.names import Names
 from training.data.threads import in_threads
 from training.support.command import UserError
 from training.support.files import replacing
 
-_FORMAT = 3
+if TYPE_CHECKING:
+    from fastseq.video import VideoInfo
+
+_FORMAT = 4
 
 
 class StaleIndex(UserError):
@@ -50,10 +54,16 @@ class VideoRecord:
         rotation: degrees that reading applies; codec: FFmpeg's name of it.
         mirrored: whether reading mirrors the picture left to right after that.
         note: what is wrong with the file although it can be used; empty if nothing.
-        gaps: ranges (first, stop) of frames that do not come out sound; `frames` counts them.
+        gaps: ranges (first, stop) of frames that are not used: they do not come out sound, or lie
+            outside `trim`. `frames` counts them.
         interlaced: two fields a frame; False in an index, which leaves such files out.
         random_access: False where reading begins far ahead of a frame.
         remarks: what else is worth knowing.
+        trim: the first and the last usable frame, None = all are.
+        crop: (left, top, width, height) in pixels of the upright frame, inside which the video is
+            read; None = all of it.
+        sync: (group, offset) of a video that shows the same event as the others of its group: frame
+            k shows the instant (k + offset) / fps seconds of the group. None = no group.
     """
 
     id: str
@@ -74,6 +84,9 @@ class VideoRecord:
     interlaced: bool = False
     random_access: bool = True
     remarks: tuple[str, ...] = ()
+    trim: tuple[int, int] | None = None
+    crop: tuple[int, int, int, int] | None = None
+    sync: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,13 +158,20 @@ def build_index(
 
     stamps = {name: _stamp(folder / name) for name in names}
     found = dict(zip(names, in_threads(look, names, "checking", progress), strict=True))
+    for name, info in found.items():
+        if isinstance(info, VideoInfo):
+            label = given.videos.get(name, {})
+            found[name] = begins_past_the_end(label, info.frames, _damaged(info)) or info
     good = {name: info for name, info in found.items() if not isinstance(info, str)}
     frames = {name: info.frames for name, info in good.items()}
-    damaged = [name for name, info in good.items() if info.note or info.gaps]
+    damaged = [name for name, info in good.items() if _damaged(info)]
     phases, changed = phases_of(labels_path, given, frames, damaged)
+    footage, cut = _footage(labels_path, given, good)
+    changed = [name for name in good if name in {*changed, *cut}]
     entries = []
     for name, info in good.items():
         label = given.videos.get(name, {})
+        used = footage[name]
         entries.append(
             {
                 "id": name,
@@ -163,7 +183,10 @@ def build_index(
                 "codec": info.codec,
                 "mirrored": info.mirrored,
                 "note": info.note,
-                "gaps": info.gaps,
+                "gaps": used.gaps,
+                "trim": used.trim,
+                "crop": used.crop,
+                "sync": used.sync,
                 "random_access": info.random_access,
                 "remarks": info.remarks,
                 "action": label.get("action", "all"),
@@ -196,6 +219,28 @@ def build_index(
     }
     _write(folder / INDEX_NAME, content)
     return _index(folder, json.loads(json.dumps(content)), files)
+
+
+def _damaged(info: VideoInfo) -> bool:
+    return bool(info.note or info.gaps)
+
+
+def _footage(
+    path: Path | None, labels: Labels, infos: Mapping[str, VideoInfo]
+) -> tuple[dict[str, Footage], list[str]]:
+    """Footage of each video, and the damaged ones whose trim was cut to their frames."""
+    footage, changed, problems = {}, [], []
+    for name, info in infos.items():
+        try:
+            footage[name], cut = footage_of(labels.videos.get(name, {}), info, _damaged(info))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if cut:
+            changed.append(name)
+    if problems:
+        raise LabelError(listed(path, problems))
+    return footage, changed
 
 
 def _interlaced(folder: Path) -> str:
@@ -299,6 +344,9 @@ def _index(folder: Path, content: dict[str, Any], found: Found | None = None) ->
             gaps=tuple((first, stop) for first, stop in entry["gaps"]),
             random_access=entry["random_access"],
             remarks=tuple(entry["remarks"]),
+            trim=_tuple(entry["trim"]),
+            crop=_tuple(entry["crop"]),
+            sync=_tuple(entry["sync"]),
         )
         for entry in content["videos"]
     ]
@@ -313,6 +361,10 @@ def _index(folder: Path, content: dict[str, Any], found: Found | None = None) ->
         unused_labels=labels["unused"],
         found=found,
     )
+
+
+def _tuple(values: list[Any] | None) -> Any:
+    return None if values is None else tuple(values)
 
 
 def _run_lengths(phases: np.ndarray | None) -> list[list[int]] | None:

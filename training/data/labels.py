@@ -13,10 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from training.data.footage import footage_problems
 from training.data.names import Names
 from training.support.command import UserError
 
-_VIDEO_KEYS = ("action", "split", "view", "boundaries", "phases", "remark")
+_VIDEO_KEYS = (
+    *("action", "split", "view", "boundaries", "phases", "unlabelled_from"),
+    *("trim", "crop", "sync", "remark"),
+)
 _SPLITS = ("train", "test")
 _SHOWN = 20
 
@@ -69,11 +73,11 @@ def read_labels(path: Path) -> Labels:
     if not isinstance(videos, dict) or not all(isinstance(v, dict) for v in videos.values()):
         problems.append('"videos" must map each file name to an object')
     if problems:
-        raise LabelError(_listed(path, problems))
+        raise LabelError(listed(path, problems))
     for name, entry in videos.items():
         problems += [f"{name}: {problem}" for problem in _entry_problems(entry, classes)]
     if problems:
-        raise LabelError(_listed(path, problems))
+        raise LabelError(listed(path, problems))
     return Labels(classes, videos, content)
 
 
@@ -133,7 +137,7 @@ def match_names(path: Path, labels: Labels, names: Names) -> Labels:
         advice = names.hint(name) if number < _SHOWN else ""  # a look at all the names each
         problems.append(f"{name}: no such video in the folder; {advice}")
     if problems:
-        raise LabelError(_listed(path, problems))
+        raise LabelError(listed(path, problems))
     return replace(labels, videos=videos)
 
 
@@ -142,8 +146,9 @@ def phases_of(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """int64 phase per frame of each labelled video, given the videos' numbers of frames.
 
-    Labels of the `damaged` ones need not fit: what lies beyond the last frame is cut, frames beyond
-    a list's end are unlabelled. The second result names those videos.
+    Frames outside "trim" and from "unlabelled_from" on are unlabelled (-1). Labels of the `damaged`
+    ones need not fit: what lies beyond the last frame is cut, frames beyond a list's end are
+    unlabelled. The second result names those videos.
 
     Raises LabelError for labels that do not fit the length of a sound video.
     """
@@ -173,12 +178,20 @@ def phases_of(
         else:
             continue
         phases[name] = np.asarray(values, dtype=np.int64)
+        end = entry.get("unlabelled_from", count)
+        if end > count:
+            problem = problem or (
+                f"unlabelled_from {end} lies past the video's {count} frames; remove it where all "
+                "have labels"
+            )
+        first, last = entry.get("trim", (0, count))
+        phases[name][end:] = phases[name][:first] = phases[name][last + 1 :] = -1
         if problem and name in damaged:
             changed.append(name)
         elif problem:
             problems.append(f"{name}: {problem}")
     if problems:
-        raise LabelError(_listed(path, problems))
+        raise LabelError(listed(path, problems))
     return phases, changed
 
 
@@ -198,6 +211,18 @@ def _entry_problems(entry: dict[str, Any], classes: dict[str, list[str]]) -> lis
     view = entry.get("view", "none")
     if not isinstance(view, str) or not view.strip():
         problems.append(f"view is {view!r}, expected a name such as 'ego', or no such key")
+    problems += footage_problems(entry)
+    end = entry.get("unlabelled_from", 0)
+    if type(end) is not int or end < 0:
+        problems.append(
+            f"unlabelled_from is {_short(end)}, expected the first frame without a label, counted "
+            "from 0"
+        )
+    elif "unlabelled_from" in entry and "boundaries" not in entry and "phases" not in entry:
+        problems.append(
+            "unlabelled_from needs 'boundaries' or 'phases'; frames not to be used at all are what "
+            "'trim' leaves out"
+        )
     for key in ("boundaries", "phases"):
         values = entry.get(key, [])
         if not isinstance(values, list):
@@ -255,7 +280,8 @@ def _whole(value: Any) -> str:
     return f"; write {number}" if whole else ""
 
 
-def _listed(path: Path, problems: list[str]) -> str:
+def listed(path: Path | None, problems: list[str]) -> str:
+    """The message of a `LabelError`: the problems, one a line, as many as can be read."""
     shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
     more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return f"{path}:{shown}{more}"

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastseq.video import transcode
+from fastseq.video import VideoError, probe, transcode
 from fastseq.video._av import require_av
 from fastseq.video.transcoding import check_settings
 from training.data.files import LABELS_NAME, Found, find_videos
-from training.data.labels import Labels, match_names, read_labels
+from training.data.footage import check_crop, scaled_crop
+from training.data.labels import LabelError, Labels, listed, match_names, read_labels
 from training.data.names import Names
 from training.data.threads import in_threads
 from training.support.command import UserError
@@ -73,7 +74,8 @@ def transcode_folder(
 ) -> Report:
     """Copy every video under `folder` into `out`, and the labels with them.
 
-    `a/b.mp4` keeps its name, `a/b.avi` becomes `a/b.avi.mp4`, in the labels too. A copy is kept
+    `a/b.mp4` keeps its name, `a/b.avi` becomes `a/b.avi.mp4`, in the labels too, where a crop is
+    scaled to the copy. Copies show the whole picture and all frames. A copy is kept
     from an earlier call if the video has not changed since (size, time of modification) and the
     settings are the same. Damaged videos and labels of them are left out.
 
@@ -109,6 +111,7 @@ def transcode_folder(
     if labels is not None:
         names_of = Names(folder, names, files.ignored)
         given = match_names(Path(labels), read_labels(Path(labels)), names_of)
+    sizes = _sizes_of_cropped(folder, labels, given, time_limit, progress)
     out.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
 
@@ -150,7 +153,7 @@ def transcode_folder(
                 bad[name] = result
                 (out / targets[name]).unlink(missing_ok=True)  # of what the file was before
     if labels is not None:
-        _copy_labels(given, out, targets, bad)
+        _copy_labels(given, out, targets, bad, sizes)
     strays = set(find_videos(out).videos) - set(targets.values())
     return Report(
         written=[targets[name] for name in names if name in written],
@@ -208,9 +211,56 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _copy_labels(labels: Labels, out: Path, targets: dict[str, str], bad: dict[str, str]) -> None:
-    """Labels of the videos that were copied, under their new names. Frame numbers stay right."""
-    videos = {targets[n]: entry for n, entry in labels.videos.items() if n not in bad}
+def _sizes_of_cropped(
+    folder: Path,
+    path: str | os.PathLike | None,
+    labels: Labels,
+    time_limit: float,
+    progress: bool,
+) -> dict[str, tuple[int, int]]:
+    """(width, height) of the videos whose labels have a crop, which is checked against it."""
+    names = [name for name, entry in labels.videos.items() if "crop" in entry]
+
+    def look(name: str) -> tuple[int, int] | None:
+        try:
+            info = probe(folder / name, time_limit=time_limit)
+        except VideoError:
+            return None  # it is not copied, and the reason is said then
+        return info.width, info.height
+
+    found = in_threads(look, names, "looking at sizes", progress and bool(names))
+    sizes, problems = {}, []
+    for name, size in zip(names, found, strict=True):
+        if size is None:
+            continue
+        sizes[name] = size
+        try:
+            check_crop(labels.videos[name]["crop"], *size)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise LabelError(listed(Path(path or folder), problems))
+    return sizes
+
+
+def _copy_labels(
+    labels: Labels,
+    out: Path,
+    targets: dict[str, str],
+    bad: dict[str, str],
+    sizes: dict[str, tuple[int, int]],
+) -> None:
+    """Labels of the videos that were copied, under their new names. Frame numbers stay right, crops
+    are given in the copies' pixels."""
+    videos = {}
+    for name, entry in labels.videos.items():
+        if name in bad:
+            continue
+        if name in sizes:
+            copy = probe(out / targets[name])
+            crop = scaled_crop(entry["crop"], sizes[name], (copy.width, copy.height))
+            entry = {**entry, "crop": crop}
+        videos[targets[name]] = entry
     content = {**labels.content, "videos": videos}
     data = _encoded(content)
     target = out / LABELS_NAME

@@ -2,6 +2,9 @@
 
 OUT/videos gets 104 short H.264 files with their labels, OUT/run the trained model, evaluation.json
 and report.html. Labels are used for evaluation only. An earlier demo in OUT is replaced.
+
+With --real FOLDER the videos are your own clips, a dozen or more of one action, and the recipe is
+recipes/carl_small.yaml. FOLDER gets an index and the backbone's features (.fastseq_features).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from training.support.command import run_command
+from training.support.command import INCOMPLETE, run_command
 
 RECIPE = "recipes/carl_demo.yaml"
 
@@ -22,20 +25,30 @@ RECIPE = "recipes/carl_demo.yaml"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.demo", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace recipe values")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="default: %(default)s")
+    parser.add_argument(
+        "--real", type=Path, metavar="FOLDER", help="train on the clips of this folder instead"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to (default: demo, with --real demo_real)"
+    )
     parser.add_argument("--clutter", action="store_true", help="moving shapes behind the actor")
     parser.add_argument(
         "--seeds",
         type=int,
         default=1,
         metavar="N",
-        help="train with seeds 0 to N-1, each on videos rendered with that seed, and print mean "
-        "and spread (default: 1)",
+        help="train with seeds 0 to N-1, each on videos rendered with that seed unless they are "
+        "--real, and print mean and spread (default: 1)",
     )
     options = parser.parse_args(argv)
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
-    return run_command(lambda: _run(options), needs="the demo")
+    if options.clutter and options.real:
+        parser.error("--clutter is for rendered videos, not for those of --real")
+    if options.out is None:
+        options.out = Path("demo_real" if options.real else "demo")
+    run = _run_real if options.real else _run
+    return run_command(lambda: run(options), needs="the demo")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -56,24 +69,82 @@ def _run(options: argparse.Namespace) -> int:
             print(describe(render_dataset(videos, seed=seed, clutter=options.clutter)))
         arguments = [RECIPE, f"data.folder={videos}", f"train.run_dir={run}"]
         arguments += [f"train.seed={seed}", *options.overrides, "--overwrite"]
-        steps: list[tuple[str, Callable[[list[str]], int], list[str]]] = [
-            ("2/5 check and index them", prepare.main, [str(videos)]),
-            ("3/5 train CARL", train.main, arguments),
-            ("4/5 evaluate", evaluate.main, [str(run)]),
-            ("5/5 write the report", report.main, [str(run)]),
-        ]
-        for name, command, words in steps:
-            with step(name + title):
-                status = command(words)
-            if status:
-                return status
+        status = _run_steps(
+            [
+                (f"2/5 check and index them{title}", prepare.main, [str(videos)]),
+                (f"3/5 train CARL{title}", train.main, arguments),
+                (f"4/5 evaluate{title}", evaluate.main, [str(run)]),
+                (f"5/5 write the report{title}", report.main, [str(run)]),
+            ]
+        )
+        if status:
+            return status
         evaluations.append(json.loads((run / "evaluation.json").read_text()))
-    if options.seeds > 1:
-        print(f"\nmean and standard deviation over {options.seeds} seeds\n")
+    _conclude(evaluations, began, options.out)
+    return 0
+
+
+def _run_real(options: argparse.Namespace) -> int:
+    import av  # noqa: F401  as above
+
+    from training import evaluate, prepare, report, train
+    from training.data.index import StaleIndex, load_index
+    from training.demo import real
+    from training.recipe.load import load_config
+
+    folder: Path = options.real
+    load_config(real.RECIPE, options.overrides)
+    real.check_places(folder, options.out)
+    began = time.perf_counter()
+    try:
+        index = load_index(folder)
+    except StaleIndex:
+        status = _run_steps([("check and index the clips", prepare.main, [str(folder)])])
+        if status:
+            return status
+        index = load_index(folder)
+    clips = real.Clips.of(index)
+    evaluations = []
+    left_out = False
+    for seed in range(options.seeds):
+        run = options.out / ("run" if seed == 0 else f"run_{seed}")
+        title = f" (seed {seed})" if options.seeds > 1 else ""
+        arguments = [real.RECIPE, f"data.folder={folder}", f"train.run_dir={run}"]
+        arguments += [f"train.seed={seed}", *clips.overrides, *options.overrides, "--overwrite"]
+        steps = [(f"train CARL{title}", train.main, arguments)]
+        if clips.labelled:
+            steps.append((f"evaluate{title}", evaluate.main, [str(run)]))
+        steps.append((f"write the report{title}", report.main, [str(run)]))
+        status = _run_steps(steps)
+        if status not in (0, INCOMPLETE):
+            return status
+        left_out |= status == INCOMPLETE
+        if clips.labelled:
+            evaluations.append(json.loads((run / "evaluation.json").read_text()))
+    _conclude(evaluations, began, options.out)
+    for line in clips.advice():
+        print(line)
+    return INCOMPLETE if left_out else 0
+
+
+def _run_steps(steps: Sequence[tuple[str, Callable[[list[str]], int], list[str]]]) -> int:
+    """Run commands one after the other, up to one that fails; INCOMPLETE if any left videos out."""
+    done = 0
+    for name, command, words in steps:
+        with step(name):
+            status = command(words)
+        if status not in (0, INCOMPLETE):
+            return status
+        done = max(done, status)
+    return done
+
+
+def _conclude(evaluations: Sequence[dict], began: float, out: Path) -> None:
+    if len(evaluations) > 1:
+        print(f"\nmean and standard deviation over {len(evaluations)} seeds\n")
         print(spread_table(evaluations))
     print(f"\nall done in {(time.perf_counter() - began) / 60:.1f} minutes")
-    print(f"open {options.out / 'run' / 'report.html'}")
-    return 0
+    print(f"open {out / 'run' / 'report.html'}")
 
 
 class step:
@@ -93,7 +164,7 @@ class step:
 def spread_table(evaluations: Sequence[dict]) -> str:
     """Mean and standard deviation over runs of every metric, one line for each row."""
     from training.evaluation.protocols import COLUMNS
-    from training.evaluation.tables import format_cells
+    from training.evaluation.tables import BELOW_ZERO, format_cells, is_below_zero
 
     first = next(iter(evaluations[0]["rows"].values()))["metrics"]
     columns = [metric for metric in COLUMNS if metric in first]
@@ -105,6 +176,8 @@ def spread_table(evaluations: Sequence[dict]) -> str:
             known = [value for value in values if value is not None]
             if len(known) < 2:
                 cells.append("-")
+            elif is_below_zero(metric, statistics.mean(known)):
+                cells.append(BELOW_ZERO)
             else:
                 cells.append(f"{statistics.mean(known):.3f} ±{statistics.stdev(known):.3f}")
         lines.append([row, *cells])

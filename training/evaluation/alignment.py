@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from fastseq.ops.soft_dtw import dtw_local_path_from_cost, dtw_path_from_cost
 from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.videos import usable_range
 from training.support.command import UserError
+from training.support.files import replacing
 
 # The share of all pairs of frames that earn something in an open alignment where no threshold is
 # given. On golf swings (README) a tenth leaves too much out, 3 tenths too little.
@@ -121,12 +124,33 @@ def evenly(frames_a: int, frames_b: int) -> np.ndarray:
 
 
 def stretched(a: EmbeddedVideo, b: EmbeddedVideo) -> np.ndarray:
-    """For every row of a, the row of b whose frame is nearest to `evenly`'s."""
-    frames, asked = b.frames, evenly(a.record.frames, b.record.frames)[a.frames]
+    """For every row of a, the row of b whose frame is nearest to `evenly`'s.
+
+    Of a trimmed video what is left of it counts.
+    """
+    (first_a, last_a), (first_b, last_b) = usable_range(a.record), usable_range(b.record)
+    frames, even = b.frames, evenly(last_a - first_a + 1, last_b - first_b + 1)
+    asked = first_b + even[a.frames - first_a]
     after = np.searchsorted(frames, asked).clip(max=len(frames) - 1)
     before = np.maximum(after - 1, 0)
     nearer = np.abs(frames[before] - asked) < np.abs(frames[after] - asked)
     return np.where(nearer, before, after)
+
+
+def write_matches(a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment, file: Path) -> None:
+    """A CSV file with a row for each frame of a that has a matched frame of b.
+
+    Columns: ``frame_a``, ``frame_b``, numbers in the videos from 0; ``time_a``, ``time_b``, in
+    seconds at the videos' average rates.
+    """
+    rows = np.flatnonzero(alignment.matched != OUTSIDE)
+    pairs = zip(a.frames[rows], b.frames[alignment.matched[rows]], strict=True)
+    fps = a.record.fps, b.record.fps
+    with replacing(file) as partial, open(partial, "w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["frame_a", "time_a", "frame_b", "time_b"])
+        for one, other in pairs:
+            writer.writerow([one, f"{one / fps[0]:.4f}", other, f"{other / fps[1]:.4f}"])
 
 
 def write_aligned_video(
@@ -136,15 +160,21 @@ def write_aligned_video(
 
     While a is outside the path the middle panel is empty.
     """
-    from fastseq.video import read_frames, write_video
+    from fastseq.video import write_video
     from training.evaluation.pictures import Panel, side_by_side
 
-    frames_a, frames_b = (
-        read_frames(video.record.path, video.frames, short_side=height).numpy() for video in (a, b)
-    )
+    frames_a, frames_b = (_pictures(video, height) for video in (a, b))
     panels = [
         Panel("at its own pace", a.record.id, frames_a, a.frames, np.arange(len(frames_a))),
         Panel("aligned", b.record.id, frames_b, b.frames, alignment.matched),
         Panel("stretched evenly", b.record.id, frames_b, b.frames, stretched(a, b)),
     ]
     write_video(file, side_by_side(panels, height=height), a.record.fps)
+
+
+def _pictures(video: EmbeddedVideo, height: int) -> np.ndarray:
+    """Its frames as far as they are used, uint8 (n, H, W, 3)."""
+    from fastseq.video import read_frames
+
+    crop = getattr(video.record, "crop", None)
+    return read_frames(video.record.path, video.frames, short_side=height, crop=crop).numpy()

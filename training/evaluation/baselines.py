@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.videos import usable_range
 
 if TYPE_CHECKING:
     from training.data.index import VideoRecord
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 HARMONICS = 8
 TIME_INDEX = "time index only"
 TIME_INDEX_DEFINITION = (
-    "An embedding made of the frame's share of the video's length alone, as sines and cosines. "
+    "An embedding made of the frame's share of the video's length alone, as sines and cosines; of "
+    "a trimmed video, of what is left of it. "
     "It never looks at a picture."
 )
 
@@ -36,10 +38,15 @@ def time_index_embedding(frames: int) -> np.ndarray:
 
 
 def time_index(records: Sequence[VideoRecord]) -> list[EmbeddedVideo]:
-    """The time-index baseline for every video: nothing of the pictures is used."""
+    """The time-index baseline for every video: nothing of the pictures is used.
+
+    It runs over what the video's trim leaves of it, if there is one.
+    """
+    return [EmbeddedVideo(record, _time_index_of(record)) for record in records]
+
+
+def _time_index_of(record: VideoRecord) -> np.ndarray:
     from fastseq.video.gaps import frames_of
 
-    return [
-        EmbeddedVideo(record, time_index_embedding(record.frames)[frames_of(record)])
-        for record in records
-    ]
+    first, last = usable_range(record)
+    return time_index_embedding(last - first + 1)[frames_of(record) - first]

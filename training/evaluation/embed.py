@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,10 @@ from training.support.files import replacing
 if TYPE_CHECKING:
     import torch
 
+    from fastseq.video import VideoError
+    from training.data.features import FeatureStore
     from training.data.index import VideoRecord
+    from training.evaluation.encoders import Encoder
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class EmbeddedVideo:
 
 
 def embed_records(
-    encoders: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    encoders: Mapping[str, Encoder],
     records: Sequence[VideoRecord],
     cfg: Any,
     left_out: LeftOut | None = None,
@@ -72,7 +75,7 @@ def embed_records(
 
 
 def embed_each(
-    encoders: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    encoders: Mapping[str, Encoder],
     records: Sequence[VideoRecord],
     cfg: Any,
     left_out: LeftOut | None = None,
@@ -81,22 +84,51 @@ def embed_each(
 ) -> Iterator[dict[str, EmbeddedVideo]]:
     """For each video its embeddings by each encoder, one whole video at a time.
 
-    A video is decoded once and shown to all encoders. One that cannot be read goes to ``left_out``;
-    without that its VideoError is raised. An encoder maps uint8 (1, T, 3, S, S) to
-    (1, T, E), see :func:`training.evaluation.encoders.make_encoder`.
+    Videos are read as by `features_each`; errors are those of it and of `embed_features`.
+    """
+    for record, taken in features_each(encoders, records, cfg, left_out, progress=progress):
+        yield {
+            name: EmbeddedVideo(record, embed_features(encoder, taken[name], name, record.id))
+            for name, encoder in encoders.items()
+        }
 
-    Raises ValueError when an encoder gives a wrong number of frames, and UserError (a ValueError)
-    when it gives a NaN or an infinity.
+
+def features_each(
+    encoders: Mapping[str, Encoder],
+    records: Sequence[VideoRecord],
+    cfg: Any,
+    left_out: LeftOut | None = None,
+    *,
+    progress: bool = True,
+) -> Iterator[tuple[VideoRecord, dict[str, torch.Tensor]]]:
+    """For each video what each encoder's ``embed`` takes, one whole video at a time.
+
+    That is features (1, T, F), or for an encoder without ``features`` the uint8 frames
+    (1, T, 3, S, S) that all such encoders share. A video is decoded once, and each function
+    ``features`` runs once on it. Where encoders have a store that covers a video, its features are
+    put there first, unless they are there; then it is not decoded again.
+
+    A video that cannot be read goes to ``left_out``; without that its VideoError is raised.
     """
     from tqdm import tqdm
 
     from training.data.dataset import load_videos, open_evaluation_engine
 
-    engine = open_evaluation_engine(records, cfg)
-    read = load_videos(records, cfg.augmentation.size, cfg.data.cache_side, engine=engine)
+    failed = _fill_stores(encoders.values(), records, progress)
+
+    def stored(encoder: Encoder, record: VideoRecord) -> bool:
+        return encoder.store is not None and encoder.store.covers(record)
+
+    def decoded(record: VideoRecord) -> bool:
+        return record.path not in failed and not all(stored(e, record) for e in encoders.values())
+
+    to_read = [record for record in records if decoded(record)]
+    engine = open_evaluation_engine(to_read, cfg)
+    read = load_videos(to_read, cfg.augmentation.size, cfg.data.cache_side, engine=engine)
     total = sum(record.frames for record in records)
     with tqdm(total=total, unit="frame", desc="embedding", disable=not progress) as bar:
-        for record, frames in zip(records, read, strict=True):
+        for record in records:
+            frames = next(read) if decoded(record) else failed.get(record.path)
             if isinstance(frames, Exception):
                 if left_out is None:
                     raise frames
@@ -104,18 +136,54 @@ def embed_each(
                 bar.set_postfix(left_out=len(left_out.videos), refresh=False)
                 bar.update(record.frames)
                 continue
-            made = {}
-            for name, encode in encoders.items():
-                embeddings = _unit_length(encode(frames[None])[0], name, record.id)
-                if len(embeddings) != len(frames):
-                    raise ValueError(
-                        f"encoder {name!r} gave {len(embeddings)} embeddings for the {len(frames)} "
-                        f"frames of {record.id}; one per frame was expected"
+            made: dict[Any, torch.Tensor] = {None: frames if frames is None else frames[None]}
+            taken = {}
+            for name, encoder in encoders.items():
+                if encoder.features not in made:
+                    made[encoder.features] = (
+                        _from_store(encoder.store, record)
+                        if stored(encoder, record)
+                        else encoder.features(made[None])
                     )
-                made[name] = EmbeddedVideo(record, embeddings)
+                taken[name] = made[encoder.features]
+            yield record, taken
             bar.update(record.frames)
-            yield made
     engine.close()
+
+
+def _fill_stores(
+    encoders: Iterable[Encoder], records: Sequence[VideoRecord], progress: bool
+) -> dict[str, VideoError]:
+    """Path -> error of the videos that a store could not take."""
+    failed = {}
+    for store in {id(e.store): e.store for e in encoders if e.store is not None}.values():
+        covered = [record for record in records if store.covers(record)]
+        for error in store.fill(covered, progress=progress):
+            failed[error.path] = error
+    return failed
+
+
+def _from_store(store: FeatureStore, record: VideoRecord) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.array(store.get(record)))[None]
+
+
+def embed_features(
+    encoder: Encoder, features: torch.Tensor, name: str, video_id: str
+) -> np.ndarray:
+    """What `features_each` gives for a video to embeddings, float32 (T, E) of unit length.
+
+    Raises ValueError when the encoder gives a wrong number of frames, and UserError (a ValueError)
+    when it gives a NaN or an infinity.
+    """
+    embeddings = _unit_length(encoder.embed(features)[0], name, video_id)
+    if len(embeddings) != features.shape[1]:
+        raise ValueError(
+            f"encoder {name!r} gave {len(embeddings)} embeddings for the {features.shape[1]} "
+            f"frames of {video_id}; one per frame was expected"
+        )
+    return embeddings
 
 
 def _unit_length(embeddings: torch.Tensor, encoder: str, video: str) -> np.ndarray:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from training.evaluation import metrics
 from training.evaluation.baselines import TIME_INDEX, TIME_INDEX_DEFINITION, time_index
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.encoders import ROW_DEFINITIONS, load_compared_encoders
+from training.evaluation.events import event_errors
 from training.evaluation.protocols import (
     FEW_SHOT,
     PROTOCOLS,
@@ -67,12 +67,12 @@ def evaluate_frame_level(
     start = time.perf_counter()
     left_out = LeftOut() if left_out is None else left_out
     stride = find_protocol(protocol).stride if stride is None else stride
-    encoders, cfg = load_compared_encoders(run)
+    encoders, cfg = load_compared_encoders(run, folder)
     index = open_index(cfg, folder)
     train = split_videos(index, cfg.data.train_split)
     test = split_videos(index, cfg.data.test_split)
-    _require_labels(index, train, cfg.data.train_split)
-    _require_labels(index, test, cfg.data.test_split)
+    require_labels(index, train, cfg.data.train_split)
+    require_labels(index, test, cfg.data.test_split)
     left_out.in_index = len(index.bad)
 
     def row(videos: Sequence[EmbeddedVideo]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def evaluate_frame_level(
         train, test = left_out.kept(train), left_out.kept(test)
         for split, name in ((train, cfg.data.train_split), (test, cfg.data.test_split)):
             require_some(split, name, index.folder)
-            _require_labels(index, split, name)
+            require_labels(index, split, name)
         rows = {TIME_INDEX: row(time_index(train + test))}
     rows.update({name: row(videos) for name, videos in embedded.items()})
     return {
@@ -110,7 +110,11 @@ def evaluate_frame_level(
         "definitions": definitions(
             protocol, stride, views=[record.view for record in test], few_shot=few_shot
         ),
-        "row_definitions": {TIME_INDEX: TIME_INDEX_DEFINITION} | ROW_DEFINITIONS,
+        "row_definitions": {
+            name: text
+            for name, text in ({TIME_INDEX: TIME_INDEX_DEFINITION} | ROW_DEFINITIONS).items()
+            if name in rows
+        },
         "remark": TAU_REMARK,
     }
 
@@ -173,14 +177,20 @@ def evaluate_embeddings(
             left_out["test videos without another one of their action (no pair to compare)"] += 1
     names = dict.fromkeys(name for row in per_action.values() for name in row)
     means = {
-        name: _mean_of_defined(row[name] for row in per_action.values() if name in row)
+        name: metrics.mean_of_defined(row[name] for row in per_action.values() if name in row)
         for name in names
     }
     return {"metrics": means, "per_action": per_action, "left_out": +left_out}
 
 
-def _require_labels(index: Index, records: Sequence[VideoRecord], split: str) -> None:
-    if not any(record.phases is not None and (record.phases >= 0).any() for record in records):
+def has_labels(records: Sequence[VideoRecord]) -> bool:
+    """Whether any frame of any video has a phase."""
+    return any(record.phases is not None and (record.phases >= 0).any() for record in records)
+
+
+def require_labels(index: Index, records: Sequence[VideoRecord], split: str) -> None:
+    """UserError unless the videos of a split have labels."""
+    if not has_labels(records):
         raise UserError(
             f"none of the {len(records)} readable videos of the split {split!r} has phase labels, "
             f"and the metrics need them: write {Path(index.folder) / 'labels.json'} and run "
@@ -232,7 +242,7 @@ def _scores(
     scores["alignment_error"] = metrics.alignment_error(test)
     dtw = metrics.alignment_error(test, "dtw")
     scores["alignment_error_dtw"] = metrics.Score(dtw.value)  # leaves out the same videos
-    return scores
+    return scores | event_errors(test)
 
 
 def _across_views(
@@ -278,8 +288,3 @@ def _few_shot(
 
 def _classifier(protocol: Protocol) -> dict[str, Any]:
     return {"classifier": protocol.classifier, "weighted_f1": protocol.weighted_f1}
-
-
-def _mean_of_defined(values: Any) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan

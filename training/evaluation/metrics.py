@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,8 @@ class LabelledVideo:
 
     embeddings (L, E); phases int64 (L,), all >= 0; position float64 (L,), the phase position of
     :func:`phase_position`, or None where the phases do not follow one another in order; view: name
-    of the camera's view, empty if not given.
+    of the camera's view, empty if not given; frames int64 (L,), their numbers in the video; fps:
+    the video's frames per second.
     """
 
     id: str
@@ -36,6 +37,8 @@ class LabelledVideo:
     phases: np.ndarray
     position: np.ndarray | None
     view: str = ""
+    frames: np.ndarray = field(kw_only=True)
+    fps: float = field(kw_only=True)
 
 
 @dataclass
@@ -87,6 +90,8 @@ def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
         phases[keep],
         None if position is None else position[video.frames[keep]],
         video.record.view,
+        frames=video.frames[keep],
+        fps=video.record.fps,
     )
 
 
@@ -178,24 +183,30 @@ def progression(
     from sklearn.metrics import r2_score
 
     left_out: Counter[str] = Counter()
-    scores = []
+    scored: dict[
+        tuple[str, ...], list[int]
+    ] = {}  # boundaries, by the videos that they are fitted to
     for boundary in range(num_phases if last_phase else num_phases - 1):
-        fit = [video for video in train if boundary in video.phases]
-        score = [video for video in test if boundary in video.phases]
-        left_out["(training video, boundary) pairs where the phase does not occur"] += len(
-            train
-        ) - len(fit)
-        left_out["(test video, boundary) pairs where the phase does not occur"] += len(test) - len(
-            score
-        )
-        target = np.concatenate([_to_boundary(video, boundary) for video in score] or [[]])
+        fit, score = _with_phase(train, boundary), _with_phase(test, boundary)
+        for split, videos, all_of_them in (("training", fit, train), ("test", score, test)):
+            left_out[f"({split} video, boundary) pairs where the phase does not occur"] += len(
+                all_of_them
+            ) - len(videos)
+        target = _to_boundary(score, boundary)
         if not fit or len(target) < 2 or np.ptp(target) == 0:
             left_out["progression boundaries that cannot be scored"] += 1
-            continue
-        model = LinearRegression().fit(
-            _stack(fit)[0], np.concatenate([_to_boundary(video, boundary) for video in fit])
-        )
-        scores.append(r2_score(target, model.predict(_stack(score)[0])))
+        else:
+            scored.setdefault(tuple(video.id for video in fit), []).append(boundary)
+    scores = []
+    for boundaries in scored.values():
+        # All at once: nearly all of the time goes into decomposing the training frames.
+        fit = _with_phase(train, boundaries[0])
+        targets = np.stack([_to_boundary(fit, boundary) for boundary in boundaries], axis=1)
+        model = LinearRegression().fit(_stack(fit)[0], targets)
+        for place, boundary in enumerate(boundaries):
+            score = _with_phase(test, boundary)
+            predicted = model.predict(_stack(score)[0])[:, place]
+            scores.append(r2_score(_to_boundary(score, boundary), predicted))
     return Score(_mean(scores), left_out)
 
 
@@ -270,7 +281,7 @@ def _nearest_hits(
         y = np.concatenate([video.phases[::stride] for video in others])
         if len(x) < k:
             left_out[f"query videos with fewer than {k} candidate frames (all were taken)"] += 1
-        nearest = np.argsort(_distances(query.embeddings[::stride], x), axis=1, kind="stable")
+        nearest = np.argsort(distances(query.embeddings[::stride], x), axis=1, kind="stable")
         yield y[nearest[:, :k]] == query.phases[::stride, None]
 
 
@@ -308,18 +319,26 @@ def _of_ordered_pairs(
     stride: int,
     value: Callable[[LabelledVideo, LabelledVideo, np.ndarray], float],
 ) -> np.ndarray:
-    """``value(query, other, distances of every stride-th frame)`` of all ordered pairs of different
-    videos, by queries. Distances of two videos are computed once, for both directions."""
-    values = np.empty((len(videos), len(videos)))
+    """``value`` of every one of the `ordered_pairs`."""
+    return np.array([value(*pair) for pair in ordered_pairs(videos, stride)])
+
+
+def ordered_pairs(
+    videos: Sequence[LabelledVideo], stride: int = 1
+) -> Iterator[tuple[LabelledVideo, LabelledVideo, np.ndarray]]:
+    """(query, other, distances of every stride-th frame) of all ordered pairs of different videos.
+
+    The distances of two videos are computed once, for both directions.
+    """
     for i, query in enumerate(videos):
-        for j, other in enumerate(videos[:i]):
-            distances = _distances(query.embeddings[::stride], other.embeddings[::stride])
-            values[i, j] = value(query, other, distances)
-            values[j, i] = value(other, query, distances.T)
-    return values[~np.eye(len(videos), dtype=bool)]
+        for other in videos[:i]:
+            between = distances(query.embeddings[::stride], other.embeddings[::stride])
+            yield query, other, between
+            yield other, query, between.T
 
 
-def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances of all rows of x (n, E) and y (m, E): (n, m)."""
     from scipy.spatial.distance import cdist
 
     return cdist(x, y, "sqeuclidean")
@@ -332,9 +351,16 @@ def _stack(videos: Sequence[LabelledVideo]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _to_boundary(video: LabelledVideo, phase: int) -> np.ndarray:
-    last = np.flatnonzero(video.phases == phase)[-1]
-    return (np.arange(len(video.phases)) - last) / len(video.phases)
+def _with_phase(videos: Sequence[LabelledVideo], phase: int) -> list[LabelledVideo]:
+    return [video for video in videos if phase in video.phases]
+
+
+def _to_boundary(videos: Sequence[LabelledVideo], phase: int) -> np.ndarray:
+    """The time to the end of a phase, of all frames of the videos, as a share of each video."""
+    ends = [(video, np.flatnonzero(video.phases == phase)[-1]) for video in videos]
+    return np.concatenate(
+        [(np.arange(len(video.phases)) - last) / len(video.phases) for video, last in ends] or [[]]
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

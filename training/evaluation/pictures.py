@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Tile:
 def contact_sheet(rows: Sequence[Sequence[Tile]], file: str | Path, *, width: int = 160) -> None:
     """Rows of tiles; the first tile of each row is the query and stands a little apart."""
     gap, border, query_gap = 10, 4, 26
-    font = _font(12)
+    font = typeface(12)
     line_height = 15
     lines = max(len(tile.lines) for row in rows for tile in row)
     pictures = [[_fit(tile.frame, width) for tile in row] for row in rows]
@@ -45,7 +46,7 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], file: str | Path, *, width: in
         "white",
     )
     draw = ImageDraw.Draw(sheet)
-    heading = _font(14)
+    heading = typeface(14)
     draw.text((gap, 7), "query frame", fill=INK, font=heading)
     draw.text((gap + cell + gap + query_gap, 7), "most similar frames", fill=INK, font=heading)
     y = top
@@ -57,14 +58,15 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], file: str | Path, *, width: in
             )
             sheet.paste(picture, (x + border, y + border))
             for number, line in enumerate(tile.lines):
-                text = _shorten(line, font, cell)
+                text = shortened(line, font, cell)
                 y_text = y + picture.height + 2 * border + 3 + number * line_height
                 draw.text((x, y_text), text, fill=INK, font=font)
         y += height + 2 * border + lines * line_height + 2 * gap
     sheet.save(file)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+@functools.cache
+def typeface(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib brings it along; Pillow's own font has no tick and no cross."""
     import matplotlib
 
@@ -78,7 +80,7 @@ def _fit(frame: np.ndarray, width: int) -> Image.Image:
     return Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The end of a too long text: file names differ there."""
     if font.getlength(text) <= width:
         return text
@@ -114,7 +116,7 @@ def side_by_side(panels: Sequence[Panel], *, height: int = 240) -> Iterator[np.n
         video.
     """
     pad, caption, bar_height = 8, 40, 12
-    font = _font(12)
+    font = typeface(12)
     widths = [
         max(180, round(panel.frames.shape[2] * height / panel.frames.shape[1])) for panel in panels
     ]
@@ -142,7 +144,7 @@ def side_by_side(panels: Sequence[Panel], *, height: int = 240) -> Iterator[np.n
                 draw.rectangle((x, bar, end, bar + 3), fill="#1f4e79")
             draw.text((x, 4), panel.title, fill=INK, font=font)
             draw.text((x + width - 1, 4), label, fill=INK, font=font, anchor="ra")
-            draw.text((x, 21), _shorten(panel.name, font, width), fill=QUIET, font=font)
+            draw.text((x, 21), shortened(panel.name, font, width), fill=QUIET, font=font)
             x += width + pad
         yield np.asarray(canvas)
 

@@ -108,6 +108,26 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], file: str | Path) 
     figure.savefig(file, dpi=110)
 
 
+def metric_curves(
+    steps: Sequence[int],
+    curves: Mapping[str, tuple[Sequence[float], float]],
+    file: str | Path,
+) -> None:
+    """One panel for each title: values over training steps, and a dashed line at a constant."""
+    figure = _figure(2.7 * len(curves), 2.6)
+    for axes, (title, (values, constant)) in zip(
+        np.atleast_1d(figure.subplots(1, len(curves))), curves.items(), strict=True
+    ):
+        axes.plot(steps, values, color="#1f4e79", linewidth=1.6, marker="o", markersize=3)
+        axes.axhline(constant, color=INK, linewidth=1.0, linestyle="--")
+        axes.set_title(title, fontsize=9, color=INK)
+        axes.set_xlabel("training step", color=INK, fontsize=9)
+        axes.set_ylim(0, 1.1 * np.nanmax([*values, constant, 1e-9]))
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        _tidy(axes)
+    figure.savefig(file, dpi=110)
+
+
 def embedding_strips(
     videos: Sequence[EmbeddedVideo], phase_names: Mapping[str, Sequence[str]], file: str | Path
 ) -> None:

@@ -72,7 +72,8 @@ def retrieval_sheet(
 
     def tile(number: int, row: int, query_phase: int | None, similarity: float | None) -> Tile:
         record, frame = videos[number].record, int(videos[number].frames[row])
-        picture = read_frames(record.path, [frame], short_side=160)[0].numpy()
+        crop = getattr(record, "crop", None)
+        picture = read_frames(record.path, [frame], short_side=160, crop=crop)[0].numpy()
         phase = None if record.phases is None else int(record.phases[frame])
         name = _phase_name(phase_names, record.action, phase)
         score = "" if similarity is None else f"   cosine {similarity:.2f}"

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.evaluation.protocols import columns
+from training.evaluation.protocols import EVENT_COLUMNS, columns
+
+BELOW_ZERO = "<0"
 
 
 def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -15,8 +17,26 @@ def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     shown = columns(key for row in rows.values() for key in row["metrics"])
     lines = [["", *shown.values()]]
     for name, row in rows.items():
-        lines.append([name, *(format_value(row["metrics"].get(key)) for key in shown)])
+        lines.append([name, *(format_value(row["metrics"].get(key), key) for key in shown)])
     return format_cells(lines)
+
+
+def event_cells(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The table of events carried over, its titles first; nothing where no row has any event."""
+    mean_keys = [mean for _, mean, _ in EVENT_COLUMNS]
+    if all(_undefined(row["metrics"].get(key)) for row in rows.values() for key in mean_keys):
+        return []
+    lines = [["", *(title for title, _, _ in EVENT_COLUMNS)]]
+    for name, row in rows.items():
+        values = row["metrics"]
+        lines.append(
+            [name, *(_mean_median(values.get(m), values.get(md)) for _, m, md in EVENT_COLUMNS)]
+        )
+    return lines
+
+
+def _mean_median(mean: float | None, median: float | None) -> str:
+    return "-" if _undefined(mean) or _undefined(median) else f"{mean:.2f} ({median:.2f})"
 
 
 def format_cells(lines: Sequence[Sequence[str]]) -> str:
@@ -28,11 +48,25 @@ def format_cells(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def format_value(value: float | None) -> str:
-    """Three decimals, none from 100 on; '-' for a value that is undefined (None or NaN)."""
-    if value is None or math.isnan(value):
+def format_value(value: float | None, key: str = "") -> str:
+    """Three decimals, none from 100 on; '-' for a value that is undefined (None or NaN).
+
+    ``key``: of the metric; see `is_below_zero`.
+    """
+    if _undefined(value):
         return "-"
+    if is_below_zero(key, value):
+        return BELOW_ZERO
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def is_below_zero(key: str, value: float) -> bool:
+    """Whether tables show BELOW_ZERO: how far progression, an R^2, lies below 0 means nothing."""
+    return key == "progression" and value < 0
+
+
+def _undefined(value: float | None) -> bool:
+    return value is None or math.isnan(value)
 
 
 def left_out_lines(rows: Mapping[str, Any]) -> list[str]:

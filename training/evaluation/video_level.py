@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.evaluation.encoders import ROW_DEFINITIONS, load_compared_encoders
+from training.evaluation.encoders import (
+    BACKBONE_CENTRED,
+    ROW_DEFINITIONS,
+    Encoder,
+    load_compared_encoders,
+)
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from training.data.index import VideoRecord
 
 NAME = "vclr"
@@ -39,7 +42,8 @@ def evaluate_video_level(
     """
     start = time.perf_counter()
     left_out = LeftOut() if left_out is None else left_out
-    encoders, cfg = load_compared_encoders(run)
+    encoders, cfg = load_compared_encoders(run, folder)
+    encoders.pop(BACKBONE_CENTRED, None)  # its mean over the video is 0
     if cfg.model.encoder == "conv3d":
         raise UserError(
             f"{run}: model.encoder=conv3d looks at neighbouring frames; --protocol {NAME} shows it "
@@ -79,7 +83,7 @@ def evaluate_video_level(
 
 
 def video_features(
-    encoders: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    encoders: Mapping[str, Encoder],
     records: Sequence[VideoRecord],
     cfg: Any,
     left_out: LeftOut | None = None,
@@ -110,8 +114,11 @@ def video_features(
                 raise frames
             left_out.add(record.id, frames.reason)
             continue
-        for name, encode in encoders.items():
-            feature = encode(frames[None])[0].float().mean(0)
+        made: dict[Any, torch.Tensor] = {None: frames[None]}
+        for name, encoder in encoders.items():
+            if encoder.features not in made:
+                made[encoder.features] = encoder.features(made[None])
+            feature = encoder.embed(made[encoder.features])[0].float().mean(0)
             if not torch.isfinite(feature).all():
                 raise UserError(
                     f"encoder {name!r} gave NaN or infinite features for {record.id}: the training "
@@ -124,17 +131,19 @@ def video_features(
 
 def _reading(record: VideoRecord, size: int, side: int) -> Any:
     """Evenly spaced frames, and of each the central square of ``size`` pixels."""
-    from fastseq.video import Clip, Reading, scaled_size
+    from fastseq.video import Clip
     from fastseq.video.augment import ClipDraw
     from fastseq.video.gaps import frames_of
+    from fastseq.video.readings import area_of, reading_of
 
-    height, width = scaled_size(record.height, record.width, side)
+    area = area_of(record, side)
+    height, width = area.height, area.width
     square = min(size, height, width)
     box = ((height - square) // 2, (width - square) // 2, square, square)
     sound = frames_of(record)
     frames = sound[np.round(np.linspace(0, len(sound) - 1, FRAMES)).astype(np.int64)]
     clip = Clip(frames, ClipDraw(*box, flip=False, colour=(), blur_sigma=0.0))
-    return Reading(record.path, record.height, record.width, side, (clip,))
+    return reading_of(record, side, [clip])
 
 
 def video_scores(

@@ -37,6 +37,11 @@ def split_videos(index: Index, split: str) -> list[VideoRecord]:
     return records
 
 
+def usable_range(record: VideoRecord) -> tuple[int, int]:
+    """First and last frame of the video's trim, of the whole video without one."""
+    return getattr(record, "trim", None) or (0, record.frames - 1)
+
+
 def require_some(kept: Sequence[VideoRecord], split: str, folder: Path) -> None:
     """UserError if no video of a split could be read; each has been named then."""
     if not kept:

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from training.runs.checkpoint import (
     set_random_state,
 )
 from training.runs.environment import environment, warn_if_inexact
-from training.runs.log import RunLog, collapse_measures
+from training.runs.log import EVALUATIONS, JsonLines, RunLog, collapse_measures
 from training.support.command import UserError
 from training.support.distributed import (
     broadcast_from_main,
@@ -112,11 +112,19 @@ class Trainer:
 
     Everything the next step depends on is in a checkpoint: on a CPU with the same number of
     threads and ranks, a resumed run equals the uninterrupted one bit for bit (without
-    ``max_minutes``). Of several ranks, rank 0 logs and writes.
+    ``max_minutes``). Of several ranks, rank 0 logs, evaluates and writes.
+
+    ``evaluation``: for ``train.evaluate_every``, gives what RUN/evaluations.jsonl gets besides the
+    step, or None, and leaves model and random generators as they are.
     """
 
     def __init__(
-        self, cfg: DictConfig, model: VideoEncoder | VCLRModel, loader: ClipLoader, run_dir: Path
+        self,
+        cfg: DictConfig,
+        model: VideoEncoder | VCLRModel,
+        loader: ClipLoader,
+        run_dir: Path,
+        evaluation: Callable[[], dict[str, Any] | None] | None = None,
     ) -> None:
         self.cfg, self.loader, self.run_dir = cfg, loader, run_dir
         self.device = choose_device(cfg)
@@ -132,6 +140,7 @@ class Trainer:
         self.step = 0
         self.meter = Meter()
         self.bad_before = 0  # videos skipped before the step under way
+        self.evaluation = evaluation if is_main() else None
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False when the run has none yet."""
@@ -182,17 +191,25 @@ class Trainer:
         """Train to the end, with a checkpoint there; the number of the signal that ended it."""
         self.gradient_step.distribute()
         log = RunLog(self.run_dir, self.step) if is_main() else None
+        evaluations = None
+        if self.evaluation is not None:
+            evaluations = JsonLines(self.run_dir / EVALUATIONS, self.step)
         saved_at = self.step if self.step else -1
         received = None
         try:
+            self._evaluate(evaluations, over=False)  # ahead of the bar, which tells a step's time
             with self.signals, self._progress_bar() as bar:
                 for result in self._train_steps(log, bar):
                     ending = [n for n, asked in zip(ENDING, result.requests, strict=True) if asked]
                     received = max(ending, default=None)
-                    ends = received or self._out_of_time() or self.step == self.steps
+                    over = self._out_of_time() or self.step == self.steps
+                    ends = received or over
+                    if not received:  # then a resumed run does it
+                        self._evaluate(evaluations, over=over)
                     if ends or self.step % self.cfg.train.checkpoint_every == 0:
-                        if log is not None:
-                            log.sync()
+                        for lines in (log, evaluations):
+                            if lines is not None:
+                                lines.sync()
                         self.save()
                         saved_at = self.step
                     if ends:
@@ -210,8 +227,18 @@ class Trainer:
             raise
         finally:
             self.loader.engine.close()
-            if log is not None:
-                log.close()
+            for lines in (log, evaluations):
+                if lines is not None:
+                    lines.close()
+
+    def _evaluate(self, evaluations: JsonLines | None, *, over: bool) -> None:
+        """At its steps, and once the run is over; not where there is a line already."""
+        if evaluations is None or evaluations.last_step == self.step:
+            return
+        if over or self.step % self.cfg.train.evaluate_every == 0:
+            found = self.evaluation()
+            if found is not None:
+                evaluations.write(self.step, found)
 
     def _train_steps(self, log: RunLog | None, bar: tqdm) -> Iterator[StepResult]:
         cfg, meter = self.cfg.train, self.meter

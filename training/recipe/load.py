@@ -207,10 +207,10 @@ def _check_loss_and_data(config: DictConfig) -> None:
         raise ConfigError(f"loss: every weight is 0; give one of {names}")
     _check_vclr(config, losses)
     views = [name for name in losses if name in ("scl", "nearest")]
-    if views and config.data.clips != "views":
+    if views and config.data.clips not in ("views", "synchronised"):
         raise ConfigError(
-            f"loss.{views[0]} compares timestamps of one video: data.clips must be views, "
-            f"got {config.data.clips}"
+            f"loss.{views[0]} compares times of one video or of synchronised ones: data.clips must "
+            f"be views or synchronised, got {config.data.clips}"
         )
     if "tcn" in losses and config.data.sampling != "anchors":
         raise ConfigError(

@@ -9,39 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.support.files import write_text
+from training.support.files import without_nan, write_text
+
+LOG = "log.jsonl"
+EVALUATIONS = "evaluations.jsonl"  # see training.evaluation.curve
 
 
-class RunLog:
-    """One JSON object per line in ``RUN/log.jsonl``, the same numbers under ``RUN/tensorboard``.
+class JsonLines:
+    """A file of JSON objects, one per line, each with its step; NaN and infinities become null.
 
     Continuing at ``start_step`` drops the lines an interrupted run wrote after its checkpoint.
     """
 
-    def __init__(self, run_dir: Path, start_step: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError('training needs: pip install "fastseq[train]"') from error
-        path = run_dir / "log.jsonl"
-        kept = [line for line in read_log(run_dir) if line["step"] <= start_step]
+    def __init__(self, path: Path, start_step: int = 0) -> None:
+        kept = [line for line in read_lines(path) if line["step"] <= start_step]
         if path.exists():  # whole or not at all: what is kept here is in no checkpoint
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.last_step = kept[-1]["step"] if kept else None
         self._file = open(path, "a")  # noqa: SIM115 - closed in close()
-        self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=start_step + 1)
 
-    def write(
-        self, step: int, values: dict[str, float | int], nonfinite: list[dict[str, Any]]
-    ) -> None:
-        """``nonfinite``: the steps that were skipped since the last line, with their videos."""
-        # NaN is not JSON: a number that is not finite is written as null.
-        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-        if nonfinite:
-            line["nonfinite"] = nonfinite
-        self._file.write(json.dumps(line) + "\n")
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps(without_nan({"step": step} | values)) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        self.last_step = step
 
     def sync(self) -> None:
         """Lines up to here survive a power cut; called before a checkpoint that follows them."""
@@ -49,6 +39,36 @@ class RunLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+class RunLog:
+    """One JSON object per line in ``RUN/log.jsonl``, the same numbers under ``RUN/tensorboard``.
+
+    Continuing at ``start_step`` drops what an interrupted run wrote after its checkpoint.
+    """
+
+    def __init__(self, run_dir: Path, start_step: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError('training needs: pip install "fastseq[train]"') from error
+        self._lines = JsonLines(run_dir / LOG, start_step)
+        self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=start_step + 1)
+
+    def write(
+        self, step: int, values: dict[str, float | int], nonfinite: list[dict[str, Any]]
+    ) -> None:
+        """``nonfinite``: the steps that were skipped since the last line, with their videos."""
+        self._lines.write(step, values | ({"nonfinite": nonfinite} if nonfinite else {}))
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """As that of `JsonLines`."""
+        self._lines.sync()
+
+    def close(self) -> None:
+        self._lines.close()
         self._writer.close()
 
 
@@ -84,8 +104,12 @@ class Pace:
 
 
 def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of ``RUN/log.jsonl``; a last line cut short by a crash is left out."""
-    path = Path(run_dir) / "log.jsonl"
+    """The lines of ``RUN/log.jsonl``, see `read_lines`."""
+    return read_lines(Path(run_dir) / LOG)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What a `JsonLines` has written; a last line cut short by a crash is left out."""
     lines = []
     if path.exists():
         for text in path.read_text().splitlines():

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from training.evaluation.tables import BELOW_ZERO, is_below_zero
+
 TIME_INDEX_METHOD = "time_index"
 FRAMES_TITLES = {
     TIME_INDEX_METHOD: "time index only",
@@ -83,7 +85,7 @@ def _table(
 ) -> str:
     lines = ["| | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for method in (name for name in titles if name in results):
-        cells = [_cell([_value(one, key) for one in results[method]]) for key in columns]
+        cells = [_cell(key, [_value(one, key) for one in results[method]]) for key in columns]
         lines.append(f"| {titles[method]} | " + " | ".join(cells) + " |")
     seeds = len(next(iter(results.values())))
     lines += ["", f"Mean and standard deviation over {seeds} seed{'s' if seeds > 1 else ''}.", ""]
@@ -148,12 +150,13 @@ def _value(result: Mapping[str, Any], key: str) -> float:
     return math.nan if value is None else value
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(key: str, values: Sequence[float]) -> str:
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return "-"
-    digits = 3 if abs(statistics.mean(known)) < 10 else 1
-    text = f"{statistics.mean(known):.{digits}f}"
-    if len(known) > 1:
+    mean = statistics.mean(known)
+    digits = 3 if abs(mean) < 10 else 1
+    text = BELOW_ZERO if is_below_zero(key, mean) else f"{mean:.{digits}f}"
+    if len(known) > 1 and text != BELOW_ZERO:
         text += f" ± {statistics.stdev(known):.{digits}f}"
     return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)} seeds)"

@@ -35,12 +35,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a file by strict JSON; NaN becomes null."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
+        partial.write_text(json.dumps(without_nan(content), indent=2) + "\n")
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """What strict JSON can hold: numbers that are not finite become None."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -34,8 +34,8 @@ class PyAVEngine:
             They lie in shared memory: /dev/shm, small in containers (`--shm-size`), has to hold
             them.
         pin_memory: put batches into page-locked memory, from which a GPU copies faster.
-        cache: path -> uint8 (frames, H, W, 3), the whole video scaled to the readings' `side`:
-            such files are not opened.
+        cache: path -> uint8 (frames, H, W, 3), the whole video scaled to the readings' `side`, or
+            what is used of it (`Reading.kept`): such files are not opened.
         scale_first: scale frames to the readings' `side` before the crop, so that pixels are those
             that a cache gives. Slower.
         time_limit: seconds for one file, after which it counts as unreadable.
@@ -104,7 +104,11 @@ class PyAVEngine:
         cached = reading.path in self.cache
         if cached or self.scale_first:
             frame_size = scaled_size(reading.height, reading.width, reading.side)
-            boxes = [clip.draw.box for clip in reading.clips]
+            top, left = reading.kept if cached else (0, 0)
+            boxes = [
+                (draw.top - top, draw.left - left, draw.height, draw.width)
+                for draw in (clip.draw for clip in reading.clips)
+            ]
         else:
             frame_size = (reading.height, reading.width)
             boxes = [box_of(clip, reading) for clip in reading.clips]

@@ -1,0 +1,130 @@
+"""Clips of two synchronised videos, which show the same instants."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Sequence
+from itertools import permutations
+
+import numpy as np
+
+from fastseq.video.gaps import frames_of
+from fastseq.video.items import ClipItems, Item, Video
+
+_LEAST = 2  # common instants: with one there is no time to compare
+
+
+class SynchronisedViews(ClipItems):
+    """A video and another one of its group, which shows the same event: see `ClipItems`.
+
+    Videos have a `sync`, see `Video`. The other video is drawn anew each epoch; there are as many
+    items as videos. Both clips are drawn from the two videos' common time, as if it were one video:
+    the instants at which the first video has a frame and the other one too, the nearest one where
+    their rates differ. Clip 0 shows the first video, clip 1 the other. Frames before a frame
+    (`num_context`) come from the same video.
+
+    `steps` are true times: instants in frames of the first video since the beginning of the group,
+    in both clips. Frames of equal steps show the same instant. `fps` is the first video's rate and
+    `num_frames` the length of the common time, for both.
+
+    Attributes:
+        left_out: (id, reason) of videos without another one of their group, or without two instants
+            in common with any.
+
+    Raises:
+        ValueError: an option out of its range, or no two videos have common time.
+
+    Example:
+        >>> from fastseq.video import Augmentation, SynchronisedViews, VideoInfo
+        >>> size = {"width": 640, "height": 360, "rotation": 0, "codec": "h264"}
+        >>> left = VideoInfo("left.mp4", 300, fps=60.0, sync=("trial 1", 0), **size)
+        >>> right = VideoInfo("right.mp4", 150, fps=30.0, sync=("trial 1", 6), **size)
+        >>> items = SynchronisedViews([left, right], 32, Augmentation(size=48))
+        >>> item = items.item(seed=0, epoch=0, index=0)
+        >>> item.id, item.steps.shape, item.num_frames.tolist()
+        ('left.mp4 with right.mp4', (2, 32), [289, 289])
+    """
+
+    def _usable(self, videos: Sequence[Video]) -> list[Video]:
+        groups: dict[str | None, list[int]] = defaultdict(list)
+        for position, video in enumerate(videos):
+            groups[_group(video)].append(position)
+        groups.pop(None, None)
+        self._partners: list[list[int]] = [[] for _ in videos]
+        for members in groups.values():
+            for one, other in permutations(members, 2):
+                first, second = videos[one], videos[other]
+                if first.path != second.path and len(_common(first, second)[0]) >= _LEAST:
+                    self._partners[one].append(other)
+        self.left_out = [
+            (video.id, _reason(video, len(groups.get(_group(video), ()))))
+            for video, partners in zip(videos, self._partners, strict=True)
+            if not partners
+        ]
+        kept = [position for position, partners in enumerate(self._partners) if partners]
+        if not kept:
+            reasons = "; ".join(f"{name} {reason}" for name, reason in self.left_out[:3])
+            raise ValueError(
+                f"no synchronised videos to train on among {len(videos)} ({reasons}): give those "
+                'of one event the same group in labels.json, as "sync": {"group": "trial 1", '
+                '"offset": 0}'
+            )
+        new = {old: place for place, old in enumerate(kept)}
+        self._partners = [[new[other] for other in self._partners[position]] for position in kept]
+        return [videos[position] for position in kept]
+
+    def _item(
+        self, position: int, generator: np.random.Generator, bad: Container[str]
+    ) -> Item | None:
+        first = self.videos[position]
+        others = [self.videos[other] for other in self._partners[position]]
+        others = [video for video in others if video.path not in bad]
+        if not others:
+            return None
+        other = others[generator.integers(len(others))]
+        instants, *frames = _common(first, other)
+        places, valid = self._draw(len(instants), generator)
+        readings = []
+        for video, shown, clip in zip((first, other), frames, places, strict=True):
+            sound = frames_of(video)
+            clips = np.searchsorted(sound, shown[clip])[None]
+            readings.append(self._reading(video, sound, clips, generator))
+        length = int(instants[-1] - instants[0]) + 1
+        return Item(
+            f"{first.id} with {other.id}",
+            first.action,
+            tuple(readings),
+            instants[places],
+            valid,
+            np.array([length] * 2),
+            np.array([first.fps] * 2, dtype=np.float64),
+        )
+
+
+def _group(video: Video) -> str | None:
+    sync = getattr(video, "sync", None)
+    return None if sync is None else sync[0]
+
+
+def _common(first: Video, other: Video) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int64 (n,), ascending: instants in frames of `first` since the group's beginning, and the
+    frames of `first` and of `other` that show them, all of them sound."""
+    frames, sound = frames_of(first), frames_of(other)
+    instants = frames + first.sync[1]
+    # The nearest frame; of two that are equally near always the later one.
+    shown = np.floor(instants * (other.fps / first.fps) - other.sync[1] + 0.5).astype(np.int64)
+    both = np.isin(shown, sound)
+    return instants[both], frames[both], shown[both]
+
+
+def _reason(video: Video, members: int) -> str:
+    """Why a video has no partner among so many of its group, itself included."""
+    group = _group(video)
+    if group is None:
+        return "has no sync, synchronised clips need one"
+    if members == 1:
+        return f"is the only video of the group {group!r}, synchronised clips need two"
+    return (
+        f"has fewer than {_LEAST} instants in common with each other video of the group {group!r}; "
+        "check the offsets"
+    )

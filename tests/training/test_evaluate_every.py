@@ -1,0 +1,143 @@
+"""Evaluation while training: it changes nothing, and says what evaluating that step would say."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from narrow import NARROW_CNN
+from runs import RECIPE, numbers, same, weights
+
+import training.loop.trainer
+from fastseq.video import write_video
+from training.data.index import build_index
+from training.evaluation.curve import KEYS, step_evaluation
+from training.evaluation.frame_level import evaluate_frame_level
+from training.models import small_cnn
+from training.recipe.load import load_config
+from training.runs.log import read_lines
+from training.runs.model import initial_model
+from training.train import main
+
+EVERY = "train.evaluate_every=5"
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Six videos of a square that grows, in three phases; four are for training."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    entries = {}
+    for number in range(6):
+        length = int(rng.integers(18, 26))
+        frames = np.full((length, 24, 24, 3), 40 * number, np.uint8)
+        for t in range(length):
+            frames[t, : 4 + 16 * t // length, :12] = 255
+        write_video(folder / f"{number}.mp4", frames, 25.0)
+        split = "test" if number > 3 else "train"
+        entries[f"{number}.mp4"] = {"split": split, "boundaries": [5 + number, 12 + number % 3]}
+    content = {"classes": {"all": ["a", "b", "c"]}, "videos": entries}
+    (folder / "labels.json").write_text(json.dumps(content))
+    build_index(folder)
+    return folder
+
+
+@pytest.fixture
+def place(labelled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(small_cnn, "WIDTHS", NARROW_CNN)
+    shutil.copytree(labelled, "videos")
+    build_index("videos")
+    Path("tiny.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def lines(run):
+    return read_lines(Path(run) / "evaluations.jsonl")
+
+
+def test_a_run_with_evaluations_equals_one_without(place, monkeypatch):
+    assert main(["tiny.yaml", "train.run_dir=plain"]) == 0
+    assert main(["tiny.yaml", "train.run_dir=watched", EVERY]) == 0
+    assert same(weights("plain"), weights("watched"))
+    assert numbers("plain") == numbers("watched")
+    assert not Path("plain/evaluations.jsonl").exists()
+    assert [line["step"] for line in lines("watched")] == [0, 5, 10, 12]
+
+    rows = evaluate_frame_level("watched", progress=False)["rows"]
+    for line, row in ((lines("watched")[0], "untrained"), (lines("watched")[-1], "trained")):
+        assert line["metrics"] == pytest.approx({k: rows[row]["metrics"][k] for k in KEYS})
+        clock = rows["time index only"]["metrics"]
+        assert line["time_index"] == pytest.approx({k: clock[k] for k in KEYS})
+    assert lines("watched")[0]["metrics"] != lines("watched")[-1]["metrics"]
+
+    # Killed in step 12 with a checkpoint of step 5, after the lines of steps 0, 5 and 10.
+    class Killed(BaseException):
+        pass
+
+    original = training.loop.trainer.Trainer._train_step
+
+    def killed(self, batch, rate):
+        if self.step == 11:
+            raise Killed
+        return original(self, batch, rate)
+
+    arguments = ["tiny.yaml", "train.run_dir=parts", EVERY, "train.checkpoint_every=7"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.loop.trainer.Trainer, "_train_step", killed)
+        with pytest.raises(Killed):
+            main(arguments)
+    assert [line["step"] for line in lines("parts")] == [0, 5, 10]
+    assert main([*arguments, "--resume"]) == 0
+    assert lines("parts") == lines("watched")
+
+
+def test_without_labels_there_is_one_warning_and_no_evaluation(place, caplog):
+    Path("videos/labels.json").write_text(json.dumps({"videos": {"5.mp4": {"split": "test"}}}))
+    build_index("videos")
+    with caplog.at_level(logging.WARNING, logger="training.evaluation.curve"):
+        assert main(["tiny.yaml", "train.run_dir=run", "train.steps=2", EVERY]) == 0
+    (warning,) = caplog.records
+    assert "nothing is evaluated: none of the 5 readable videos" in warning.getMessage()
+    assert not Path("run/evaluations.jsonl").exists()
+
+
+def test_modes_and_random_states_are_left_as_they_were(place, caplog, monkeypatch):
+    cfg = load_config("tiny.yaml", [EVERY, "data.folder=videos"])
+    model = initial_model(cfg).train()
+    model.layers[0].eval()  # not all modules are in one mode
+    modes = [module.training for module in model.modules()]
+    evaluation = step_evaluation(cfg, model)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    original = model.encode
+
+    def drawing(*args, **kwargs):
+        torch.rand(3)
+        assert not model.training
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(model, "encode", drawing)
+    found = evaluation()
+    assert found.keys() == {"metrics", "time_index"}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == modes
+
+    # A network that has diverged does not end the training.
+    with torch.no_grad():
+        model.embedding.weight.fill_(torch.nan)
+    assert evaluation() is None
+    assert "not evaluated: encoder 'trained' gave NaN" in caplog.text
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_a_video_that_cannot_be_read_is_named_once(place, capsys):
+    cfg = load_config("tiny.yaml", [EVERY, "data.folder=videos"])
+    evaluation = step_evaluation(cfg, initial_model(cfg))
+    Path("videos/0.mp4").write_bytes(b"no video")
+    first, second = evaluation(), evaluation()
+    assert first == second
+    assert capsys.readouterr().err.count("left out 0.mp4") == 1

@@ -1,0 +1,328 @@
+"""What a backbone that is not trained makes of each video, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fastseq.video import (
+    Augmentation,
+    Clip,
+    Reading,
+    VideoError,
+    decode_side,
+    eval_draw,
+)
+from fastseq.video.augment import ClipDraw, draw_clip
+from fastseq.video.engines.choose import dali_version
+from fastseq.video.gaps import frames_of
+from fastseq.video.readings import Source
+from training.data.dataset import load_videos, open_evaluation_engine
+from training.data.index import VideoRecord
+from training.support.command import UserError
+from training.support.files import replacing, write_json
+
+FOLDER_NAME = ".fastseq_features"  # hidden, so that no index takes it for videos
+_FORMAT = 1  # to be raised whenever other features are made of the same video and weights
+_STAMP = re.compile(r"[0-9a-f]{16}\.npy")
+_SPARE = 2**26  # bytes that are left free on the disk
+
+
+class FeatureStore:
+    """Features of the videos of a folder, in FOLDER/.fastseq_features: float32 (n, F) a video.
+
+    A file KEY/ID.STAMP.npy has one row for each of the n sound frames of a video. KEY stands for
+    all that the features depend on beside the video: the backbone and its weights, the size of
+    frames, what decodes them, and the version of the format. STAMP stands for the file's size and
+    time of modification and for the frames and the part of them that are used: features of a video
+    that has changed are computed again. Files are whole or not there, so that an interrupted `fill`
+    is taken up where it was, and several processes may fill one store.
+
+    Draw 0 is the evaluation transform. Draws 1, 2, ... are augmented: one `ClipDraw` for the whole
+    video, a function of (``train.seed``, draw, video's id) and the augmentation.
+
+    Args:
+        folder: prepared folder of the videos.
+        encoder: its ``features`` is what is stored; computed in fp32, on the device where it lies.
+        cfg: the run's configuration.
+    """
+
+    def __init__(self, folder: Path, encoder: Any, cfg: Any) -> None:
+        self.folder = Path(folder).resolve()
+        self.encoder, self.cfg = encoder, cfg
+        values = {f.name: getattr(cfg.augmentation, f.name) for f in fields(Augmentation)}
+        self.augmentation = Augmentation(
+            **{k: v if isinstance(v, bool | int | float) else tuple(v) for k, v in values.items()}
+        )
+        self._made_by = _description(encoder.backbone, cfg, self.device)
+        self._folders: dict[int, Path] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder lies."""
+        return next(self.encoder.backbone.parameters()).device
+
+    @property
+    def size(self) -> int:
+        """F, the numbers of a frame."""
+        return self.encoder.backbone.out_features
+
+    def covers(self, record: VideoRecord) -> bool:
+        """Whether a video is one of the folder's."""
+        return Path(record.path) == self.folder / record.id
+
+    def get(self, record: VideoRecord, draw: int = 0) -> np.ndarray:
+        """Float32 (n sound frames, F), memory-mapped; KeyError if it is not stored."""
+        try:
+            return self.load(self.path(record, draw), len(frames_of(record)))
+        except (OSError, ValueError) as error:
+            raise KeyError(f"{record.id}, draw {draw}: {error}") from error
+
+    def fill(
+        self, records: Sequence[VideoRecord], draws: Iterable[int] = (0,), *, progress: bool = True
+    ) -> list[VideoError]:
+        """Compute what is missing of these videos; the errors of those that cannot be read.
+
+        Says before how much that is. Raises UserError where there is no room, or no permission.
+        """
+        missing = {
+            draw: [record for record in records if not self._has(record, draw)] for draw in draws
+        }
+        total = sum(record.frames for todo in missing.values() for record in todo)
+        if not total:
+            return []
+        self._check_room(total, progress)
+        failed: dict[str, VideoError] = {}
+        bar = tqdm(total=total, unit="frame", desc="features", disable=not progress)
+        with bar:
+            for draw, todo in missing.items():
+                readable = [record for record in todo if record.path not in failed]
+                bar.update(sum(record.frames for record in todo if record.path in failed))
+                for record, made in self._compute(readable, draw):
+                    if isinstance(made, VideoError):
+                        failed[record.path] = made
+                    else:
+                        self._write(record, draw, made)
+                    bar.update(record.frames)
+        return [*failed.values()]
+
+    def path(self, record: VideoRecord, draw: int = 0) -> Path:
+        """Where the features of a video lie, or will lie.
+
+        Raises OSError for a video that is gone.
+        """
+        return self._folder(draw) / f"{record.id}.{_stamp(record)}.npy"
+
+    def load(self, path: Path, frames: int) -> np.ndarray:
+        """What lies in a file; OSError or ValueError if it is missing or holds something else."""
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if found.shape != (frames, self.size) or found.dtype != np.float32:
+            raise ValueError(f"{path} holds {found.dtype} {found.shape}")
+        return found
+
+    def _folder(self, draw: int) -> Path:
+        if draw not in self._folders:
+            self._folders[draw] = self.folder / FOLDER_NAME / _digest(self._about(draw))
+        return self._folders[draw]
+
+    def _about(self, draw: int) -> dict[str, Any]:
+        """All that the features depend on beside the videos."""
+        if not draw:
+            return self._made_by | {"draw": 0}
+        augmentation = {f.name: getattr(self.augmentation, f.name) for f in fields(Augmentation)}
+        seed = self.cfg.train.seed
+        return self._made_by | {"draw": draw, "seed": seed, "augmentation": augmentation}
+
+    def _has(self, record: VideoRecord, draw: int) -> bool:
+        try:
+            self.get(record, draw)
+        except KeyError:
+            return False
+        return True
+
+    def _compute(
+        self, records: Sequence[VideoRecord], draw: int
+    ) -> Iterator[tuple[VideoRecord, np.ndarray | VideoError]]:
+        engine = open_evaluation_engine(records, self.cfg)
+        size, side = self.augmentation.size, self.cfg.data.cache_side
+        read = load_videos(records, size, side, engine=engine, draw=self._draws(draw))
+        training, device = self.encoder.training, self.device
+        self.encoder.eval()  # in training mode it would wait for other ranks
+        try:
+            for record, frames in zip(records, read, strict=True):
+                if isinstance(frames, VideoError):
+                    yield record, frames
+                    continue
+                with torch.inference_mode():
+                    features = self.encoder.features(frames[None].to(device))[0]
+                yield record, features.float().cpu().numpy()
+        finally:
+            self.encoder.train(training)
+            engine.close()
+
+    def _draws(self, draw: int) -> Any:
+        """What `load_videos` takes as ``draw``."""
+        if not draw:
+            return lambda record, height, width: eval_draw(height, width)
+
+        def augmented(record: VideoRecord, height: int, width: int) -> ClipDraw:
+            name = int(hashlib.sha256(record.id.encode()).hexdigest()[:16], 16)
+            generator = np.random.default_rng([self.cfg.train.seed, draw, name])
+            return draw_clip(height, width, self.augmentation, generator)
+
+        return augmented
+
+    def _write(self, record: VideoRecord, draw: int, features: np.ndarray) -> None:
+        try:
+            path = self.path(record, draw)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            about = self._folder(draw) / "about.json"
+            if not about.exists():
+                write_json(about, {"what": _WHAT} | self._about(draw))
+            with replacing(path) as partial, open(partial, "wb") as file:
+                np.save(file, features)
+            for old in path.parent.glob(f"{escape(Path(record.id).name)}.*.npy"):
+                stamp = old.name.removeprefix(Path(record.id).name + ".")
+                if old != path and _STAMP.fullmatch(stamp):
+                    old.unlink(missing_ok=True)  # of an earlier state of the video
+        except OSError as error:
+            reason = error.strerror or "the disk is full"
+            raise UserError(
+                f"the features of {record.id} cannot be written to {self._folder(draw)} "
+                f"({reason}); make room or give write permission and run the same command again, "
+                "which goes on from here, or set data.cache=none"
+            ) from error
+
+    def _check_room(self, frames: int, progress: bool) -> None:
+        needed = frames * self.size * 4
+        folder = self.folder / FOLDER_NAME
+        if progress:
+            text = f"features of {frames} frames are computed once: {_bytes(needed)} in {folder}"
+            tqdm.write(text, file=sys.stderr)
+        free = shutil.disk_usage(self.folder).free
+        if needed + _SPARE > free:
+            raise UserError(
+                f"data.cache=features needs {_bytes(needed)} in {folder}, and {_bytes(free)} are "
+                "free there: make room, set fewer data.feature_draws, or data.cache=none"
+            )
+
+
+class FeatureEngine:
+    """Gives stored features in place of frames: batches are float32 (readings, clips, T, F).
+
+    Args:
+        store: filled with the videos' draws; without that a video cannot be read.
+        records: the videos.
+        size: of the frames that the items describe; what is stored is of this size.
+        draws: augmented draws; 0: the evaluation transform alone. Of several a clip takes the one
+            that its own crop, flip, colours and blur say by a checksum: whatever engine reads an
+            item, these are functions of (seed, epoch, index), and so is the choice.
+    """
+
+    name = "stored features"
+
+    def __init__(
+        self, store: FeatureStore, records: Sequence[VideoRecord], size: int, draws: int = 0
+    ) -> None:
+        self.store, self.size, self.draws = store, size, draws
+        self.records = {record.path: record for record in records}
+        self._paths: dict[tuple[str, int], Path] = {}  # so that no video is looked at again
+
+    def batches(self, source: Source, start: int, stop: int) -> Iterator[torch.Tensor]:
+        for batch in range(start, stop):
+            yield torch.from_numpy(np.stack([self._read(reading) for reading in source(batch)]))
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def _read(self, reading: Reading) -> np.ndarray:
+        record = self.records[reading.path]
+        sound = frames_of(record)
+        return np.stack(
+            [
+                self._stored(record, self.draw_of(clip), len(sound))[
+                    np.searchsorted(sound, clip.frames)
+                ]
+                for clip in reading.clips
+            ]
+        )
+
+    def _stored(self, record: VideoRecord, draw: int, frames: int) -> np.ndarray:
+        place = (record.path, draw)
+        try:
+            if place not in self._paths:
+                self._paths[place] = self.store.path(record, draw)
+            return self.store.load(self._paths[place], frames)
+        except (OSError, ValueError) as error:
+            raise VideoError(record.path, f"its features are not stored: {error}") from error
+
+    def draw_of(self, clip: Clip) -> int:
+        """Number of the stored draw that a clip is taken from."""
+        if not self.draws:
+            return 0
+        draw = clip.draw
+        numbers = [*draw.box, draw.flip, draw.blur_sigma, *(amount for _, amount in draw.colour)]
+        return 1 + zlib.crc32(np.array(numbers, dtype="<f8").tobytes()) % self.draws
+
+
+_WHAT = (
+    "Features of videos, one file each: float32 (sound frames, features), read by numpy.load. They "
+    "are computed again where they are missing, so this folder may be removed."
+)
+
+
+def _description(backbone: Any, cfg: Any, device: torch.device) -> dict[str, Any]:
+    engine = cfg.data.engine
+    if engine == "auto":  # see fastseq.video.engines.choose
+        on_gpu = device.type == "cuda" and dali_version() is not None
+        engine = "auto on a GPU" if on_gpu else "pyav"
+    return {
+        "format": _FORMAT,
+        "backbone": cfg.model.backbone,
+        "backbone_to": cfg.model.backbone_to,
+        "pool": cfg.model.pool,
+        "pixel_mean": [*backbone.pixel_mean],
+        "pixel_std": [*backbone.pixel_std],
+        "weights_sha256": _weights_digest(backbone),
+        "image_size": cfg.augmentation.size,
+        "side": decode_side(cfg.augmentation.size, cfg.data.cache_side),
+        "engine": engine,
+        "precision": "fp32",
+    }
+
+
+def _weights_digest(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if name.endswith("num_batches_tracked"):  # counts, and changes nothing
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _stamp(record: VideoRecord) -> str:
+    status = Path(record.path).stat()
+    used = [record.frames, record.gaps, record.trim, record.crop]
+    return _digest([status.st_size, status.st_mtime_ns, *used])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,78 @@
+"""The demo on a user's own clips: what it needs to know of their folder, and says of labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.support.command import UserError
+
+if TYPE_CHECKING:
+    from training.data.index import Index
+
+RECIPE = "recipes/carl_small.yaml"
+
+
+def check_places(folder: Path, out: Path) -> None:
+    """Raises UserError where the folder is none, or the output would lie among the clips."""
+    if not folder.is_dir():
+        raise UserError(f"--real {folder} is not a folder; give the one with your clips")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"--out {out} lies in {folder}, among the clips; give a folder beside it")
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A folder by its splits: the numbers of clips, and whether some have phase labels."""
+
+    folder: Path
+    train: int
+    test: int
+    labelled: bool
+    first: str
+
+    @classmethod
+    def of(cls, index: Index) -> Clips:
+        if not index.videos:
+            raise UserError(
+                f"{index.folder} has no video that can be read; "
+                f"`python -m training.prepare {index.folder}` says why"
+            )
+        splits = {
+            split: [record for record in index.videos if record.split == split]
+            for split in ("train", "test")
+        }
+        labelled = all(
+            any(record.phases is not None and (record.phases >= 0).any() for record in records)
+            for records in splits.values()
+        )
+        counts = {split: len(records) for split, records in splits.items()}
+        return cls(index.folder, **counts, labelled=labelled, first=index.videos[0].id)
+
+    @property
+    def overrides(self) -> list[str]:
+        """Without a test split, the report shows the clips of training."""
+        return [] if self.test else ["data.test_split=train"]
+
+    def advice(self) -> list[str]:
+        """What is missing for a table, and how to add it; nothing where it can be made."""
+        if self.labelled:
+            return []
+        folder, lines = self.folder, []
+        if not self.test:
+            lines += [
+                f"no clip of {folder} is for testing, so the report shows those of training: write "
+                f'"split": "test" for a third of them in {folder / "labels.json"}, as',
+                f'  {{"videos": {{"{self.first}": {{"split": "test"}}}}}}',
+            ]
+        return [
+            *lines,
+            "no table: the metrics need phases of clips in both splits. Mark one clip, carry its "
+            "events over:",
+            f"  python -m training.propagate {folder} --sheet-only {self.first}",
+            "writes sheet.png with its frames and says what to write into labels.json; then",
+            f"  python -m training.prepare {folder}",
+            f"  python -m training.propagate {folder} --from {self.first}",
+            "writes labels.propagated.json and a sheet to check it by",
+        ]

@@ -1,0 +1,231 @@
+"""Events of a few clips carried over to the other clips of their action by DTW."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from training.data.labels import read_labels
+from training.data.names import Names
+from training.evaluation.alignment import OUTSIDE, align, align_open
+from training.support.command import UserError
+from training.support.files import replacing
+
+if TYPE_CHECKING:
+    from training.data.index import Index, VideoRecord
+    from training.evaluation.embed import EmbeddedVideo
+
+
+def events_of(record: VideoRecord, count: int) -> list[int | None]:
+    """First frames of the phases 1 to ``count``; None for one that the labels do not show.
+
+    A phase that begins with the first labelled frame, or before, has no beginning to be seen; nor
+    has one that is never reached.
+
+    Raises UserError for phases that step back: they are no sequence of events.
+    """
+    if record.phases is None:
+        return [None] * count
+    labelled = np.flatnonzero(record.phases >= 0)
+    phases = record.phases[labelled]
+    back = np.flatnonzero(np.diff(phases) < 0)
+    if len(back):
+        raise UserError(
+            f"{record.id}: its phases step back at frame {labelled[back[0] + 1]}; events can be "
+            "carried over where each phase comes once, in order"
+        )
+    first = np.searchsorted(phases, np.arange(1, count + 1))
+    return [int(labelled[place]) if 0 < place < len(labelled) else None for place in first]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Where one source's events lie in a target.
+
+    frames: the target's frame for each event, None for one that the source does not show.
+    outside: whether the path ends before it, so that the frame is the path's nearer end.
+    similarity: mean cosine similarity of the frames along the path.
+    """
+
+    source: str
+    frames: Sequence[int | None]
+    outside: Sequence[bool]
+    similarity: float
+
+
+def propose(
+    source: EmbeddedVideo,
+    events: Sequence[int | None],
+    target: EmbeddedVideo,
+    *,
+    opened: bool = False,
+) -> Proposal:
+    """Carry events of a source, in its frames, over to a target by DTW.
+
+    ``opened``: both may begin and end anywhere, see `align_open`. An event on a frame that is not
+    sound goes with the next one.
+    """
+    alignment = align_open(source, target) if opened else align(source, target)
+    frames: list[int | None] = []
+    outside = []
+    for event in events:
+        place = row = None
+        if event is not None:
+            row = min(int(np.searchsorted(source.frames, event)), len(source.frames) - 1)
+            place = int(alignment.matched[row])
+        outside.append(place == OUTSIDE)
+        if place == OUTSIDE:
+            place = int(alignment.j[0] if row < alignment.i[0] else alignment.j[-1])
+        frames.append(None if place is None else int(target.frames[place]))
+    return Proposal(source.record.id, frames, outside, alignment.similarity)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The events of one clip, from one or more proposals.
+
+    boundaries: as in labels.json, not decreasing; 0 for an event before those that any source
+        shows, the clip's number of frames for one after them.
+    spread: frames between the first and the last proposal for each event.
+    similarity: the highest of the proposals'.
+    doubts: what makes a closer look worth while.
+    """
+
+    boundaries: list[int]
+    spread: list[int]
+    similarity: float
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def remark(self) -> str:
+        return f"check: {'; '.join(self.doubts)}" if self.doubts else ""
+
+    @property
+    def urgency(self) -> tuple[int, int, float]:
+        """Sorts clips: those to be looked at first come first."""
+        return -len(self.doubts), -max(self.spread), self.similarity
+
+
+def combine(record: VideoRecord, names: Sequence[str], proposals: Sequence[Proposal]) -> Carried:
+    """The median of the proposals for each event, of those on a path where there are any.
+
+    Args:
+        names: of the events, for the doubts.
+    """
+    places: list[list[int]] = []
+    doubts = []
+    for k, name in enumerate(names):
+        shown = [p for p in proposals if p.frames[k] is not None]
+        inside = [p for p in shown if not p.outside[k]]
+        if shown and not inside:
+            doubts.append(f"{name} is outside what the clips share")
+        elif not shown:
+            doubts.append(f"{name} is in no source")
+        places.append([int(p.frames[k]) for p in inside or shown])  # type: ignore[arg-type]
+    last = max(k for k, found in enumerate(places) if found)
+    medians = [
+        int(np.median(found)) if found else (record.frames if k > last else 0)
+        for k, found in enumerate(places)
+    ]
+    # An event without a proposal between others thus falls on the one before it.
+    boundaries = np.maximum.accumulate(medians).tolist()
+    doubts += [
+        f"{name} was found before the event that precedes it"
+        for k, name in enumerate(names)
+        if places[k] and boundaries[k] != medians[k]
+    ]
+    spread = [max(found) - min(found) if found else 0 for found in places]
+    return Carried(boundaries, spread, max(p.similarity for p in proposals), doubts)
+
+
+def errors_of(
+    records: Sequence[VideoRecord], carried: Mapping[str, Carried], event: int
+) -> list[tuple[int, float]]:
+    """(frames, seconds) between an event carried over and its label, of clips whose labels show it.
+
+    event: its place among the events, from 0.
+    """
+    found = []
+    for record in records:
+        places = carried[record.id].boundaries
+        label = events_of(record, len(places))[event]
+        if label is not None:
+            off = abs(places[event] - label)
+            found.append((off, off / record.fps))
+    return found
+
+
+def find_clip(index: Index, name: str) -> VideoRecord:
+    """A video of an index by its id, or by a path to its file; UserError names the nearest id."""
+    path = Path(name).resolve()
+    for record in index.videos:
+        if record.id == name or Path(record.path).resolve() == path:
+            return record
+    ids = [record.id for record in index.videos]
+    close = difflib.get_close_matches(name, ids, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(f"{name} is not among the {len(ids)} videos of {index.folder}{hint}")
+
+
+@dataclass(frozen=True)
+class LabelsFile:
+    """A labels file's content, and the name that each of the index's videos has in it."""
+
+    path: Path
+    content: Mapping[str, Any]
+    keys: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path, index: Index) -> LabelsFile:
+        """Raises LabelError for a file that is missing or not of the documented form."""
+        content = read_labels(path).content
+        names = Names(index.folder, [record.id for record in index.videos], {})
+        matched = {names.match(key): key for key in content.get("videos", {})}
+        return cls(path, content, {name: key for name, key in matched.items() if name})
+
+    def has_action(self, record: VideoRecord) -> bool:
+        return "action" in self._entry(record.id)
+
+    def write(
+        self, path: Path, carried: Mapping[str, Carried], action: str, sources: Sequence[str]
+    ) -> None:
+        """Write another file with events, by video, as boundaries; all that is here is kept.
+
+        A line for each video, to be corrected by hand.
+        """
+        videos = dict(self.content.get("videos", {}))
+        for name, events in carried.items():
+            entry = dict(self._entry(name))
+            if action != "all":
+                entry = {"action": action} | entry
+            come = f"carried over from {', '.join(sources)}: to be checked"
+            remark = "; ".join(str(one) for one in (entry.pop("remark", ""), come) if one)
+            entry |= {"boundaries": events.boundaries, "remark": remark}
+            videos[self.keys.get(name, name)] = entry
+        write_labels(path, {**self.content, "videos": videos})
+
+    def _entry(self, name: str) -> Mapping[str, Any]:
+        return self.content.get("videos", {}).get(self.keys.get(name, name), {})
+
+
+def write_labels(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a labels file whole, one line for each video, to be corrected by hand."""
+
+    def text(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    parts = []
+    for key, value in content.items():
+        if key == "videos" and value:
+            entries = [f"  {text(name)}: {text(entry)}" for name, entry in value.items()]
+            parts.append(' "videos": {\n' + ",\n".join(entries) + "\n }")
+        else:
+            parts.append(f" {text(key)}: {text(value)}")
+    with replacing(path) as partial:
+        partial.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")

@@ -1,0 +1,285 @@
+"""True alignment errors on synchronised videos: windows of two views of one event are aligned.
+
+Frame k of a video with ``sync = (group, offset)`` shows the instant (k + offset) / fps seconds of
+its group, so that the frame of another video of the group that shows the same instant is known.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from training.evaluation.baselines import (
+    TIME_INDEX,
+    TIME_INDEX_DEFINITION,
+    time_index,
+)
+from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.encoders import ROW_DEFINITIONS, Encoder, load_compared_encoders
+from training.evaluation.metrics import distances, mean_of_defined
+from training.evaluation.videos import open_index
+from training.support.command import LeftOut, UserError
+
+if TYPE_CHECKING:
+    from training.data.index import Index, VideoRecord
+
+NAME = "sync"
+WINDOW = 0.7  # as in the measurements of the README
+
+
+def evaluate_synchronised(
+    run: str | Path,
+    *,
+    folder: str | Path | None = None,
+    window: float = WINDOW,
+    left_out: LeftOut | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """What RUN/evaluation.json holds for ``--protocol sync``.
+
+    Each ordered pair of videos of one group, of which at least one is of the test split, is cut to
+    `windows`; see `pair_errors`. Labels of phases are not needed.
+
+    Args:
+        run: run directory of ``python -m training.train``.
+        folder: prepared folder of videos with ``sync``; the run's own by default.
+        window: share of the instants that both videos show which each window keeps, above 0.5, so
+            that the windows have instants in common, and below 1.
+        left_out: takes the videos that cannot be read; all rows are without them.
+
+    Returns:
+        ``rows`` (name -> metrics, left_out, and under ``pairs`` the same numbers pair by pair), the
+        definitions as sentences, and what was evaluated.
+    """
+    from training.evaluation.embed import features_each
+
+    start = time.perf_counter()
+    if not 0.5 < window < 1:
+        raise UserError(f"the window is {window:g}; expected a share above 0.5 and below 1")
+    left_out = LeftOut() if left_out is None else left_out
+    encoders, cfg = load_compared_encoders(run, folder)
+    index = open_index(cfg, folder)
+    records = synchronised_videos(index, cfg.data.test_split)
+    left_out.in_index = len(index.bad)
+    pairs: dict[str, list[dict[str, Any]]] = {name: [] for name in (TIME_INDEX, *encoders)}
+    without: Counter[str] = Counter()
+    each = features_each(encoders, records, cfg, left_out, progress=progress)
+    for _, group in itertools.groupby(each, key=lambda item: item[0].sync[0]):
+        features = dict(group)
+        embed = {TIME_INDEX: lambda window: time_index([window])[0]} | {
+            name: _embedding(name, encoder, features) for name, encoder in encoders.items()
+        }
+        for a, b in compared_pairs(features, cfg.data.test_split):
+            cut = windows(a, b, window)
+            if not len(cut.true):
+                without["pairs of videos without an instant in both windows"] += 1
+                continue
+            for name, one in embed.items():
+                errors = pair_errors(one(cut.a), one(cut.b), cut)
+                pairs[name].append({"a": a.id, "b": b.id, "instants": len(cut.true)} | errors)
+    if not pairs[TIME_INDEX]:
+        raise UserError(
+            f"no pair of synchronised videos of {index.folder} could be compared: "
+            + "; ".join([*without, *left_out.videos.values()])
+        )
+    kept = left_out.kept(records)
+    test = sum(record.split == cfg.data.test_split for record in kept)
+    rows = {
+        name: {
+            "metrics": {
+                key: mean_of_defined(pair[key] for pair in found)
+                for key in found[0]
+                if key.startswith("sync_")
+            },
+            "per_action": {},
+            "left_out": without,
+            "pairs": found,
+        }
+        for name, found in pairs.items()
+    }
+    return {
+        "run": str(run),
+        "folder": str(index.folder),
+        "protocol": NAME,
+        "window": window,
+        "videos": {"train": len(kept) - test, "test": test},
+        "actions": sorted({record.action for record in kept}),
+        "groups": sorted({record.sync[0] for record in kept}),
+        "seconds": round(time.perf_counter() - start, 1),
+        "left_out": left_out.videos,
+        "rows": rows,
+        "definitions": definitions(window, len(pairs[TIME_INDEX])),
+        "row_definitions": {
+            name: text
+            for name, text in ({TIME_INDEX: TIME_INDEX_DEFINITION} | ROW_DEFINITIONS).items()
+            if name in rows
+        },
+    }
+
+
+def synchronised_videos(index: Index, test_split: str) -> list[VideoRecord]:
+    """The videos of every group that has a pair to compare, group by group."""
+    groups: dict[str, list[VideoRecord]] = {}
+    for record in index.videos:
+        if record.sync is not None:
+            groups.setdefault(record.sync[0], []).append(record)
+    chosen = [group for group in groups.values() if any(compared_pairs(group, test_split))]
+    if not chosen:
+        known = ", ".join(f"{name!r} ({len(group)})" for name, group in sorted(groups.items()))
+        raise UserError(
+            f"--protocol {NAME} needs two or more synchronised videos of one group, at least one "
+            f"of them in the split {test_split!r}; {index.folder} has "
+            f"{f'the groups {known}' if known else 'none'}. Write "
+            '"sync": {"group": "trial 1", "offset": 0} for such videos in '
+            f"{Path(index.folder) / 'labels.json'}, frame k then shows the instant (k + offset) / "
+            f"fps of the group, and run `python -m training.prepare {index.folder}`"
+        )
+    return [record for group in chosen for record in group]
+
+
+def compared_pairs(
+    records: Sequence[VideoRecord] | Mapping[VideoRecord, Any], test_split: str
+) -> Iterator[tuple[VideoRecord, VideoRecord]]:
+    """Ordered pairs of different videos, of which at least one is of the test split."""
+    for a, b in itertools.permutations(records, 2):
+        if test_split in (a.split, b.split):
+            yield a, b
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Two videos cut to different parts of the event, and which frames show the same instant.
+
+    a, b: their records, in which the frames outside the window are gaps; rows: int64 (n,), rows of
+    a's window that show an instant of b's window; true: int64 (n,), the frames of b that show it.
+    """
+
+    a: VideoRecord
+    b: VideoRecord
+    rows: np.ndarray
+    true: np.ndarray
+
+
+def windows(a: VideoRecord, b: VideoRecord, share: float) -> Windows:
+    """The first ``share`` of a, the last ``share`` of b, of the frames whose instant both show.
+
+    Frames in gaps are none of them. Where rates differ a frame shows the instant of the frame of
+    the other video that is nearest in time, at most half a frame away.
+    """
+    frames, nearest = _counterparts(a, b)
+    others, _ = _counterparts(b, a)
+    first = frames[: round(share * len(frames))]
+    last = others[len(others) - round(share * len(others)) :]
+    true = nearest[: len(first)]
+    both = np.isin(true, last)
+    return Windows(_cut(a, first), _cut(b, last), np.flatnonzero(both), true[both])
+
+
+def _counterparts(a: VideoRecord, b: VideoRecord) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of a whose instant b shows, and for each the frame of b that is nearest in time."""
+    from fastseq.video.gaps import frames_of
+
+    frames, others = frames_of(a), frames_of(b)
+    if not len(frames) or not len(others):
+        return frames[:0], others[:0]
+    wanted = np.round((frames + a.sync[1]) / a.fps * b.fps - b.sync[1], 6)  # a tie stays one
+    nearest = others[np.abs(others - wanted[:, None]).argmin(axis=1)]
+    shown = np.abs(nearest - wanted) <= 0.5 + 1e-6  # rates are rounded
+    return frames[shown], nearest[shown]
+
+
+def _cut(record: VideoRecord, frames: np.ndarray) -> VideoRecord:
+    from fastseq.video.gaps import gaps_of
+
+    return replace(record, gaps=gaps_of(np.setdiff1d(np.arange(record.frames), frames)))
+
+
+def _embedding(
+    name: str, encoder: Encoder, features: Mapping[VideoRecord, Mapping[str, Any]]
+) -> Callable[[VideoRecord], EmbeddedVideo]:
+    """From a window's record to its embeddings, each window once.
+
+    What the encoder takes is cut first: positions, context and means know the window alone.
+    """
+    import torch
+
+    from fastseq.video.gaps import frames_of
+    from training.evaluation.embed import embed_features
+
+    whole = {record.id: (frames_of(record), made[name]) for record, made in features.items()}
+    known: dict[tuple[str, Any], EmbeddedVideo] = {}
+
+    def embed(window: VideoRecord) -> EmbeddedVideo:
+        key = window.id, window.gaps
+        if key not in known:
+            frames, made = whole[window.id]
+            kept = np.flatnonzero(np.isin(frames, frames_of(window)))
+            part = made[:, torch.from_numpy(kept)]
+            known[key] = EmbeddedVideo(window, embed_features(encoder, part, name, window.id))
+        return known[key]
+
+    return embed
+
+
+def pair_errors(a: EmbeddedVideo, b: EmbeddedVideo, cut: Windows) -> dict[str, float]:
+    """How far the frames of b's window that a's are matched to are from the true ones; see
+    `definitions`. NaN by open DTW where no frame is on its path."""
+    from training.evaluation.alignment import OUTSIDE, align, align_open
+
+    nearest = distances(a.embeddings, b.embeddings).argmin(axis=1)
+    try:
+        opened = align_open(a, b).matched
+    except UserError:  # all frames are equally similar
+        opened = np.full(len(nearest), OUTSIDE)
+    out = {}
+    for key, matched in (
+        ("sync_error", nearest),
+        ("sync_error_dtw", align(a, b).matched),
+        ("sync_error_open", opened),
+    ):
+        match = matched[cut.rows]
+        inside = match != OUTSIDE
+        off = np.abs(b.frames[match[inside]] - cut.true[inside])
+        out[key] = float(off.mean()) if len(off) else np.nan
+        out[f"{key}_seconds"] = out[key] / b.record.fps
+    out["sync_matched_open"] = float(inside.mean())
+    return out
+
+
+def definitions(window: float, pairs: int) -> dict[str, str]:
+    """The protocol in a sentence, and one for each of its columns."""
+    kept = f"{window:.0%}".replace("%", " %")
+    out = {
+        "protocol": (
+            f"Synchronised videos: of every ordered pair of videos of one group with at least one "
+            f"test video ({pairs} pairs; the other may be of any split), the first is cut to the "
+            f"first {kept} of the frames whose instant both show, the second to the last {kept}, "
+            "and both are embedded after that. Uncut they would begin and end together, and the "
+            "time index alone would be right everywhere."
+        ),
+        "sync_error": (
+            "Error by nearest frame, lower is better: every frame of the first window whose "
+            "instant the second window shows is matched to the second's nearest embedding; frames "
+            "of the second video between that and the one that shows the instant. Mean over "
+            "frames, then pairs."
+        ),
+        "sync_error_dtw": (
+            "The same when frames are matched by dynamic time warping from the first to the last "
+            "frames of both windows."
+        ),
+        "sync_error_open": (
+            "The same by dynamic time warping that may begin and end anywhere (`python -m "
+            "training.align --open`); frames outside its path are not scored."
+        ),
+        "sync_matched_open": "Share of those frames that are on the path of open time warping.",
+    }
+    for key in ("sync_error", "sync_error_dtw", "sync_error_open"):
+        out[f"{key}_seconds"] = "The same over the second video's frame rate."
+    return out

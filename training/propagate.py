@@ -1,0 +1,344 @@
+"""Carry events marked in a few clips over to the others: `python -m training.propagate FOLDER`.
+
+1. See the frames of a first clip, with their numbers: FOLDER --sheet-only CLIP.
+2. Write its boundaries in FOLDER/labels.json and run `python -m training.prepare FOLDER`.
+3. Carry them over: FOLDER --from CLIP. Each clip of the action without phases is aligned with the
+   marked ones by DTW, on the features of a pre-trained backbone less each video's mean, or on the
+   embeddings of a run. With several marked clips the median of their proposals is taken.
+4. Look at the sheet, correct FOLDER/labels.propagated.json, and copy it to FOLDER/labels.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
+
+if TYPE_CHECKING:
+    from training.data.index import Index, VideoRecord
+    from training.evaluation.embed import EmbeddedVideo
+    from training.evaluation.encoders import Encoder
+    from training.evaluation.propagation import Carried, LabelsFile
+    from training.evaluation.sheets import Row
+
+RECIPE = "recipes/carl_small.yaml"
+POOL = "model.pool=mean"  # better to align by than the recipe's grid
+MOST_FRAMES = 120  # of a clip, that --sheet-only shows unless --every is given
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.propagate",
+        description=__doc__,
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="prepared folder of videos")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help=f"replace values of {RECIPE}, whose backbone is taken, with {POOL}",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--from",
+        dest="sources",
+        action="append",
+        metavar="CLIP",
+        help="a clip whose events are marked, its name in FOLDER or its path; may be repeated",
+    )
+    what.add_argument(
+        "--sheet-only", metavar="CLIP", help="show the frames of one clip with their numbers"
+    )
+    parser.add_argument("--run", type=Path, help="run directory, whose trained network is taken")
+    parser.add_argument(
+        "--action", help="the action of clips that labels.json gives none, if it knows several"
+    )
+    parser.add_argument(
+        "--open", action="store_true", help="clips may begin and end at different moments"
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="labels file (default: FOLDER/labels.json)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="labels file to write (default: FOLDER/labels.propagated.json)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace --out, unless it is labels.json"
+    )
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        default=Path("sheet.png"),
+        metavar="FILE",
+        help="PNG to check by (default: %(default)s); several pages become sheet_1.png, ...",
+    )
+    parser.add_argument(
+        "--every", type=int, metavar="N", help="with --sheet-only: show every Nth frame"
+    )
+    args = parser.parse_intermixed_args(argv)
+    if args.sheet.suffix.lower() != ".png":
+        parser.error(f"--sheet must name a PNG file, got {args.sheet}")
+    if args.every is not None and (args.every < 1 or args.sources):
+        parser.error(f"--every must be at least 1 and goes with --sheet-only, got {args.every}")
+    if args.run is not None and args.overrides:
+        parser.error(f"{args.overrides[0]}: the network of --run is taken as it is")
+    return run_command(lambda: _show(args) if args.sheet_only else _carry(args))
+
+
+def _show(args: argparse.Namespace) -> None:
+    from training.data.index import load_index
+    from training.evaluation.propagation import find_clip
+    from training.evaluation.sheets import frame_row, write_sheet
+
+    index = load_index(args.folder)
+    record = find_clip(index, args.sheet_only)
+    make_folder(args.sheet.parent)
+    every = args.every or -(-record.frames // MOST_FRAMES)
+    for file in write_sheet([frame_row(record, every)], args.sheet):
+        print(f"written: {file}")
+    print(_how_to_mark(index, record.id))
+
+
+def _how_to_mark(index: Index, name: str) -> str:
+    example = f'"{name}": {{"action": "swing", "boundaries": [93, 123, 132]}}'
+    return (
+        f"write the first frame of each phase but the first into {index.folder / 'labels.json'}:\n"
+        '  {"classes": {"swing": ["address", "backswing", "downswing", "finish"]},\n'
+        f'   "videos": {{{example}}}}}\n'
+        f"then `python -m training.prepare {index.folder}` and "
+        f"`python -m training.propagate {index.folder} --from {name}`"
+    )
+
+
+def _carry(args: argparse.Namespace) -> LeftOut:
+    from training.data.index import load_index
+    from training.evaluation.propagation import LabelsFile, combine, propose
+
+    index = load_index(args.folder)
+    labels_path = args.labels or index.folder / "labels.json"
+    out = args.out or index.folder / "labels.propagated.json"
+    _check_out(out, labels_path, args.overwrite)
+    make_folder(out.parent)
+    make_folder(args.sheet.parent)
+    marked = _marked(index, args.sources, args.action)
+    labels = LabelsFile.read(labels_path, index)
+    others = _others(index, labels, marked, args.action)
+    left_out = LeftOut(len(index.bad))
+    videos = _embed(args, index, [*marked.records, *others], left_out)
+    sources = [videos[record.id] for record in left_out.kept(marked.records)]
+    if not sources:
+        raise UserError("none of the clips of --from can be read")
+    carried: dict[str, Carried] = {}
+    others = left_out.kept(others)
+    for record in others:
+        proposals = [
+            propose(source, marked.events[source.record.id], videos[record.id], opened=args.open)
+            for source in sources
+        ]
+        carried[record.id] = combine(record, marked.names, proposals)
+    new = [record for record in others if record.phases is None]
+    print(f"{marked.action}: carried over from {', '.join(v.record.id for v in sources)}")
+    _print_errors([record for record in others if record.phases is not None], carried, marked)
+    if not new:
+        print("every other clip that can be read has labels: nothing was written")
+        return left_out
+    new.sort(key=lambda record: carried[record.id].urgency)
+    _print_carried(new, carried, marked, several=len(sources) > 1)
+    found = {record.id: carried[record.id] for record in new}
+    labels.write(out, found, marked.action, [video.record.id for video in sources])
+    shown = [video.record for video in sources]
+    for file in _write_sheet(args.sheet, shown, new, carried, marked):
+        print(f"written: {file}")
+    print(f"written: {out}: look at the sheet, correct it there, and put it in the place of")
+    print(f"{labels_path}; then `python -m training.prepare {index.folder}`")
+    return left_out
+
+
+def _check_out(out: Path, labels: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if out.name == "labels.json" or out.resolve() == labels.resolve():
+        raise UserError(
+            f"{out} holds labels, which are never replaced: write to another --out, check that, "
+            "and copy it yourself"
+        )
+    if not overwrite:
+        raise UserError(
+            f"{out} exists, and may have been corrected by hand: give another --out, or "
+            "--overwrite to replace it"
+        )
+
+
+@dataclass(frozen=True)
+class Marked:
+    """The clips that events are carried over from: names of the events, frames by clip."""
+
+    action: str
+    records: Sequence[VideoRecord]
+    names: Sequence[str]
+    events: Mapping[str, Sequence[int | None]]
+
+
+def _marked(index: Index, wanted: Sequence[str], action: str | None) -> Marked:
+    from training.evaluation.propagation import events_of, find_clip
+
+    found = [find_clip(index, name) for name in wanted]
+    records = list({record.id: record for record in found}.values())
+    for record in records:
+        if record.phases is None:
+            raise UserError(
+                f"{record.id} has no events to carry over; {_how_to_mark(index, record.id)}"
+            )
+    actions = sorted({record.action for record in records})
+    if len(actions) > 1:
+        raise UserError(f"the clips of --from show {', '.join(actions)}; give those of one action")
+    if action not in (None, actions[0]):
+        raise UserError(f"--action is {action}, but {records[0].id} shows {actions[0]}")
+    names = index.classes[actions[0]][1:]
+    events = {record.id: events_of(record, len(names)) for record in records}
+    for name, frames in events.items():
+        if all(frame is None for frame in frames):
+            raise UserError(
+                f"{name}: no phase of {actions[0]} begins after its first labelled frame, so there "
+                "is no event to carry over"
+            )
+    return Marked(actions[0], records, names, events)
+
+
+def _others(
+    index: Index, labels: LabelsFile, marked: Marked, action: str | None
+) -> list[VideoRecord]:
+    """The other clips of the action, and those without any if there is no doubt which is theirs."""
+    known = {record.action for record in index.videos if labels.has_action(record)}
+    others, unknown = [], 0
+    for record in index.videos:
+        if record in marked.records:
+            continue
+        if record.action == marked.action:
+            others.append(record)
+        elif not labels.has_action(record):
+            if action is not None or known == {marked.action}:
+                others.append(record)
+            else:
+                unknown += 1
+    if unknown:
+        print(
+            f"{unknown} clips without an action in {labels.path} are left alone; with --action "
+            f"{marked.action} they are taken"
+        )
+    if not others:
+        raise UserError(f"{index.folder} has no other clip of the action {marked.action!r}")
+    return others
+
+
+def _embed(
+    args: argparse.Namespace, index: Index, records: Sequence[VideoRecord], left_out: LeftOut
+) -> dict[str, EmbeddedVideo]:
+    from training.evaluation.embed import embed_records
+    from training.evaluation.encoders import TRAINED, load_encoder
+
+    if args.run is not None:
+        name = TRAINED
+        encoder, cfg = load_encoder(args.run)
+    else:
+        from training.evaluation.encoders import BACKBONE_CENTRED as name
+
+        encoder, cfg = _backbone(index, args.overrides)
+    cfg.data.folder = str(index.folder)
+    videos = embed_records({name: encoder}, records, cfg, left_out)[name]
+    return {video.record.id: video for video in videos}
+
+
+def _backbone(index: Index, overrides: Sequence[str]) -> tuple[Encoder, Any]:
+    """The pre-trained backbone of RECIPE, less each video's mean."""
+    import torch
+
+    from training.evaluation.encoders import BACKBONE_CENTRED, backbone_encoders
+    from training.recipe.load import load_config
+    from training.runs.model import initial_model
+
+    cfg = load_config(RECIPE, [POOL, *overrides])
+    cfg.data.folder = str(index.folder)
+    try:
+        model = initial_model(cfg).eval()
+    except ValueError as error:  # of options that do not fit together
+        raise UserError(str(error)) from error
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return backbone_encoders(model, cfg)[BACKBONE_CENTRED], cfg
+
+
+def _print_errors(
+    records: Sequence[VideoRecord], carried: Mapping[str, Carried], marked: Marked
+) -> None:
+    """How far off the events are in clips that have labels."""
+    from training.evaluation.propagation import errors_of
+    from training.evaluation.tables import format_cells
+
+    found = {name: errors_of(records, carried, k) for k, name in enumerate(marked.names)}
+    together = [error for errors in found.values() for error in errors]
+    if not together:
+        return
+    lines = [["", "clips", "mean", "median frames", "mean", "median seconds"]]
+    for name, errors in [*found.items(), ("all", together)]:
+        values = np.array(errors, dtype=float).reshape(-1, 2).T
+        cells = ["-"] * 4
+        if values.size:
+            (mean, mean_s), (median, median_s) = values.mean(axis=1), np.median(values, axis=1)
+            cells = [f"{mean:.1f}", f"{median:.4g}", f"{mean_s:.2f}", f"{median_s:.2f}"]
+        lines.append([name, str(values.shape[1]), *cells])
+    print(f"off from the labels of {len(records)} other clips, which stay as they are:")
+    print(format_cells(lines))
+
+
+def _print_carried(
+    records: Sequence[VideoRecord],
+    carried: Mapping[str, Carried],
+    marked: Marked,
+    *,
+    several: bool,
+) -> None:
+    """A line for each clip, those to look at first above."""
+    from training.evaluation.tables import format_cells
+
+    lines = [["", *marked.names, *["sources differ"] * several, "similarity", ""]]
+    for record in records:
+        found = carried[record.id]
+        differ = [f"{max(found.spread)} frames"] * several
+        frames = map(str, found.boundaries)
+        lines.append([record.id, *frames, *differ, f"{found.similarity:.2f}", found.remark])
+    print(format_cells(lines))
+
+
+def _write_sheet(
+    file: Path,
+    sources: Sequence[VideoRecord],
+    new: Sequence[VideoRecord],
+    carried: Mapping[str, Carried],
+    marked: Marked,
+) -> list[Path]:
+    from tqdm import tqdm
+
+    from training.evaluation.sheets import CARRIED, GIVEN, event_row, write_sheet
+
+    def rows() -> Iterator[Row]:
+        for record in tqdm([*sources, *new], unit="clip", desc="sheet"):
+            given = record.id in marked.events
+            frames = marked.events[record.id] if given else carried[record.id].boundaries
+            note = "marked" if given else carried[record.id].remark or "carried over"
+            events = list(zip(marked.names, frames, strict=True))
+            yield event_row(record, events, note=note, colour=GIVEN if given else CARRIED)
+
+    return write_sheet(rows(), file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
