@@ -363,5 +363,10 @@ def _to_boundary(videos: Sequence[LabelledVideo], phase: int) -> np.ndarray:
     )
 
 
+def mean_of_defined(values: Iterable[float]) -> float:
+    """Mean of the values that are not NaN; NaN where there are none."""
+    return _mean([value for value in values if not np.isnan(value)])
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
