@@ -315,7 +315,7 @@ def _print_carried(
     for record in records:
         found = carried[record.id]
         events = zip(found.boundaries, found.spread, strict=True)
-        cells = [f"{place} ({spread})" for place, spread in events]
+        cells = [f"{place} ({'-' if spread is None else spread})" for place, spread in events]
         lines.append([record.id, *cells, f"{found.similarity:.2f}"])
     print("first frames, and in brackets how far the proposals lie apart; check upper lines first:")
     print(format_cells(lines))

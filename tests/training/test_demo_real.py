@@ -1,6 +1,7 @@
 """The demo on a user's own clips: with labels, without, and what it says of them."""
 
 import json
+from pathlib import Path
 
 import pytest
 from pairs import grey_video, warped
@@ -21,6 +22,7 @@ SMALL = [
     "model.hidden_size=16",
     "model.heads=2",
     "model.ff_size=32",
+    "model.layers=1",
     "train.steps=2",
     "train.log_every=1",
 ]
@@ -65,8 +67,8 @@ def test_labelled_clips_are_trained_evaluated_and_reported(clips, capsys):
     assert load_run("demo_real/run_1")[1].train.seed == 1
     cfg = load_run("demo_real/run")[1]
     assert (cfg.data.cache, cfg.model.centre, cfg.data.test_split) == ("features", True, "test")
-    assert json.loads(open("demo_real/run/evaluation.json").read())["videos"]["test"] == 1
-    assert open("demo_real/run/report.html").read().count("<html")
+    assert json.loads(Path("demo_real/run/evaluation.json").read_text())["videos"]["test"] == 1
+    assert Path("demo_real/run/report.html").read_text().count("<html")
     added = {path.name for path in clips.iterdir()} - {f"{n}.mp4" for n in CLIPS}
     assert added == {"labels.json", "fastseq_index.json", ".fastseq_features"}
 
@@ -84,7 +86,7 @@ def test_without_labels_it_says_how_to_write_them(clips, capsys, splits, marked)
     assert ("report shows those of training" in out) == (splits is None)
     shown = load_run("out/run")[1].data.test_split
     assert shown == ("train" if splits is None else "test")
-    assert open("out/run/report.html").read().count("<html")
+    assert Path("out/run/report.html").read_text().count("<html")
 
 
 def test_wrong_requests(clips, capsys):
