@@ -21,7 +21,7 @@ CARRIED = "#d35400"
 NEIGHBOURS = (-2, -1, 0, 1, 2)  # steps from the event
 STEPS_A_SECOND = 15  # so a step is 2 frames of 30 a second
 TILE_AREA = 17000  # pixels of a picture, whatever its shape
-PAGE = (1960, 2400)  # width and height that a page does not exceed, where one row fits
+PAGE = (2240, 2400)  # width and height that a page does not exceed, where one row fits
 _BORDER, _GAP, _BLOCK_GAP, _LINE = 3, 2, 16, 15
 
 
