@@ -121,7 +121,7 @@ def _how_to_mark(index: Index, name: str) -> str:
 
 def _carry(args: argparse.Namespace) -> LeftOut:
     from training.data.index import load_index
-    from training.evaluation.propagation import LabelsFile, combine, propose
+    from training.evaluation.propagation import LabelsFile, combine, doubt_unlike, propose_all
 
     index = load_index(args.folder)
     labels_path = args.labels or index.folder / "labels.json"
@@ -137,14 +137,21 @@ def _carry(args: argparse.Namespace) -> LeftOut:
     sources = [videos[record.id] for record in left_out.kept(marked.records)]
     if not sources:
         raise UserError("none of the clips of --from can be read")
-    carried: dict[str, Carried] = {}
     others = left_out.kept(others)
-    for record in others:
-        proposals = [
-            propose(source, marked.events[source.record.id], videos[record.id], opened=args.open)
-            for source in sources
-        ]
-        carried[record.id] = combine(record, marked.names, proposals)
+    proposals = [
+        propose_all(
+            source,
+            marked.events[source.record.id],
+            [videos[record.id] for record in others],
+            opened=args.open,
+        )
+        for source in sources
+    ]
+    carried = {
+        record.id: combine(record, marked.names, [p for all_ in proposals for p in all_[record.id]])
+        for record in others
+    }
+    doubt_unlike(carried)
     new = [record for record in others if record.phases is None]
     print(f"{marked.action}: carried over from {', '.join(v.record.id for v in sources)}")
     _print_errors([record for record in others if record.phases is not None], carried, marked)
@@ -152,7 +159,7 @@ def _carry(args: argparse.Namespace) -> LeftOut:
         print("every other clip that can be read has labels: nothing was written")
         return left_out
     new.sort(key=lambda record: carried[record.id].urgency)
-    _print_carried(new, carried, marked, several=len(sources) > 1)
+    _print_carried(new, carried, marked)
     found = {record.id: carried[record.id] for record in new}
     labels.write(out, found, marked.action, [video.record.id for video in sources])
     shown = [video.record for video in sources]
@@ -300,22 +307,22 @@ def _print_errors(
 
 
 def _print_carried(
-    records: Sequence[VideoRecord],
-    carried: Mapping[str, Carried],
-    marked: Marked,
-    *,
-    several: bool,
+    records: Sequence[VideoRecord], carried: Mapping[str, Carried], marked: Marked
 ) -> None:
     """A line for each clip, those to look at first above."""
     from training.evaluation.tables import format_cells
 
-    lines = [["", *marked.names, *["sources differ"] * several, "similarity", ""]]
+    lines = [["", *marked.names, "similarity"]]
     for record in records:
         found = carried[record.id]
-        differ = [f"{max(found.spread)} frames"] * several
-        frames = map(str, found.boundaries)
-        lines.append([record.id, *frames, *differ, f"{found.similarity:.2f}", found.remark])
+        events = zip(found.boundaries, found.spread, strict=True)
+        cells = [f"{place} ({spread})" for place, spread in events]
+        lines.append([record.id, *cells, f"{found.similarity:.2f}"])
+    print("first frames, and in brackets how far the proposals lie apart; check upper lines first:")
     print(format_cells(lines))
+    for record in records:
+        for doubt in carried[record.id].doubts:
+            print(f"check {record.id}: {doubt}")
 
 
 def _write_sheet(
@@ -333,7 +340,7 @@ def _write_sheet(
         for record in tqdm([*sources, *new], unit="clip", desc="sheet"):
             given = record.id in marked.events
             frames = marked.events[record.id] if given else carried[record.id].boundaries
-            note = "marked" if given else carried[record.id].remark or "carried over"
+            note = "marked" if given else "; ".join(["carried over", *carried[record.id].doubts])
             events = list(zip(marked.names, frames, strict=True))
             yield event_row(record, events, note=note, colour=GIVEN if given else CARRIED)
 

@@ -170,12 +170,6 @@ class ClipLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, for `load_state_dict`: plain numbers and strings."""
-        frames = np.array([video.frames for video in self.items.videos], dtype="<i8").tobytes()
-        gaps = [
-            (place, *gap)
-            for place, video in enumerate(self.items.videos)
-            for gap in getattr(video, "gaps", ())
-        ]
         ids = {video.path: video.id for video in self.items.videos}
         return {
             "position": self.position,
@@ -184,15 +178,32 @@ class ClipLoader:
             "items": len(self.items),
             "batch_size": self.batch_size * self.world_size,
             "last": self.last,
-            "videos": zlib.crc32(np.array(gaps, dtype="<i8").tobytes(), zlib.crc32(frames)),
+            "videos": self._checksum(),
         }
+
+    def _checksum(self) -> int:
+        """Of what the videos' clips are drawn from, but for their pixels."""
+        videos = self.items.videos
+        frames = np.array([video.frames for video in videos], dtype="<i8").tobytes()
+        gaps = [
+            (place, *gap)
+            for place, video in enumerate(videos)
+            for gap in getattr(video, "gaps", ())
+        ]
+        checksum = zlib.crc32(np.array(gaps, dtype="<i8").tobytes(), zlib.crc32(frames))
+        more = [
+            (place, getattr(video, "crop", None), getattr(video, "sync", None))
+            for place, video in enumerate(videos)
+        ]
+        more = [entry for entry in more if any(entry[1:])]
+        return zlib.crc32(repr(more).encode(), checksum) if more else checksum
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was called, with the very same batches.
 
         Raises ValueError if the loader has another seed, global batch size or `last`, or other
-        videos, told by how many they are and by their numbers of frames and gaps, in this order.
-        TooManyBadVideos if none of them is left.
+        videos, told by how many they are and by their numbers of frames, gaps, crops and sync, in
+        this order. TooManyBadVideos if none of them is left.
         """
         mine = self.state_dict()
         for name in ("seed", "items", "batch_size", "last"):
@@ -204,8 +215,8 @@ class ClipLoader:
         if state["videos"] != mine["videos"]:
             raise ValueError(
                 "the saved loader had other videos, or the same ones in another order (their "
-                "numbers of frames or their gaps differ); batches would not be the same. Give "
-                "those that it had"
+                "numbers of frames, gaps, crops or sync differ); batches would not be the same. "
+                "Give those that it had"
             )
         paths = {video.id: video.path for video in self.items.videos}
         self.bad = {paths[name]: reason for name, reason in state["bad"].items() if name in paths}

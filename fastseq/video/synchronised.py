@@ -36,13 +36,13 @@ class SynchronisedViews(ClipItems):
 
     Example:
         >>> from fastseq.video import Augmentation, SynchronisedViews, VideoInfo
-        >>> class Camera(VideoInfo):
-        ...     sync = ("trial 1", 0)
-        >>> cameras = [Camera(f"{k}.mp4", 90, 640, 360, 0, 30.0, "h264", "") for k in (1, 2)]
-        >>> items = SynchronisedViews(cameras, 32, Augmentation(size=48))
+        >>> size = {"width": 640, "height": 360, "rotation": 0, "codec": "h264"}
+        >>> left = VideoInfo("left.mp4", 300, fps=60.0, sync=("trial 1", 0), **size)
+        >>> right = VideoInfo("right.mp4", 150, fps=30.0, sync=("trial 1", 6), **size)
+        >>> items = SynchronisedViews([left, right], 32, Augmentation(size=48))
         >>> item = items.item(seed=0, epoch=0, index=0)
-        >>> item.id, item.steps.shape
-        ('1.mp4 with 2.mp4', (2, 32))
+        >>> item.id, item.steps.shape, item.num_frames.tolist()
+        ('left.mp4 with right.mp4', (2, 32), [289, 289])
     """
 
     def _usable(self, videos: Sequence[Video]) -> list[Video]:

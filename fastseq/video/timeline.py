@@ -116,6 +116,8 @@ class VideoInfo:
         random_access: False where key frames are missing or none that can be trusted, so that
             reading begins far ahead of a frame, at worst at the start of the file.
         remarks: what else is worth knowing, such as which of several video streams was taken.
+        crop, sync: what is to be used of it and when it was shot, see `fastseq.video.items.Video`;
+            no file says so, `dataclasses.replace(info, crop=...)` does.
     """
 
     path: str
@@ -132,6 +134,8 @@ class VideoInfo:
     random_access: bool = True
     remarks: tuple[str, ...] = ()
     timeline: Timeline | None = field(default=None, repr=False, compare=False)
+    crop: tuple[int, int, int, int] | None = None
+    sync: tuple[str, int] | None = None
 
     @property
     def id(self) -> str:

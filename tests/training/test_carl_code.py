@@ -20,7 +20,7 @@ from training.carl_code.recipe import convert_config
 from training.export import main as export
 from training.models import build_model, resnet
 from training.recipe.load import load_config
-from training.runs.model import load_run
+from training.runs.model import initial_model, load_run
 from training.support.command import UserError
 
 POURING = {  # the keys of scl_transformer_config.yml
@@ -323,6 +323,10 @@ def test_a_checkpoint_becomes_a_run(released, tmp_path, capsys):
     assert (cfg.model.positions, cfg.data.num_frames) == ("released", 6)
     for name, value in original.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+    for weights in ("run", "run/model.safetensors"):  # to go on from with another data set
+        start = [f"model.weights={weights}", "model.weights_parts=all"]
+        for name, value in initial_model(load_config("mine.yaml", start)).state_dict().items():
+            assert torch.equal(original.state_dict()[name], value), name
     frames = torch.randint(0, 256, (1, 9, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         features = model.backbone(model._normalise(frames[0]))

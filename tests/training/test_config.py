@@ -102,7 +102,7 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
             "model.backbone: expected one of small_cnn, resnet18, resnet34, resnet50, resnet101, "
             "efficientnet_lite0, timm:NAME or package.module:function, got 'resnet35'",
         ),
-        ("model.backbone=a.b:", "model.backbone: expected one of small_cnn"),
+        ("model.backbone=a.b", "model.backbone: expected one of small_cnn"),
         (
             "model.train_from=layer5",
             "model.train_from: resnet50 has stages stem, layer1, layer2, layer3, layer4; expected "
@@ -140,7 +140,8 @@ def test_errors_name_the_file(tmp_path):
 
 def test_plain_values_are_carl_s_recipe():
     """What a step is built from where there is no omegaconf: the same values, those of CARL."""
-    plain = plain_config({"data.num_frames": 480, "augmentation.size": 64})
+    last = {"model.train_from": "layer4"}  # the name that ResNet's last stage has in the paper
+    plain = plain_config({"data.num_frames": 480, "augmentation.size": 64} | last)
     recipe = load_config("recipes/carl.yaml", ["data.num_frames=480", "augmentation.size=64"])
     ours = OmegaConf.to_container(OmegaConf.structured(plain), resolve=True)
     theirs = OmegaConf.to_container(recipe, resolve=True)
@@ -179,6 +180,7 @@ def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():
         "train.max_minutes",
         "train.log_every",
         "train.checkpoint_every",
+        "train.evaluate_every",
         "train.keep_checkpoints",
         "train.max_nonfinite",
         "train.deterministic",

@@ -106,6 +106,14 @@ def test_one_step_names_its_parts(encoder, tmp_path):
 
 
 @linux
+def test_a_step_on_stored_features_runs_no_backbone(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    options = ["model.train_from=none", "data.cache=features"]
+    measured = memory_step.measure(load_config(tmp_path / "tiny.yaml", options))
+    assert measured["parts"]["frozen"] == measured["parts"]["layer4"] == 0
+
+
+@linux
 def test_the_step_is_the_trainer_s_own(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     compiled = []

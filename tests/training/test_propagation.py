@@ -95,7 +95,7 @@ def test_open_ends_leave_out_what_the_target_does_not_show():
 
 
 def proposal(*frames, outside=(False,) * 3, similarity=0.5):
-    return Proposal("a.mp4", frames, outside, similarity)
+    return Proposal(frames, outside, similarity)
 
 
 def test_several_sources_give_the_median_and_how_far_they_differ():

@@ -46,3 +46,10 @@ def test_the_remark_comes_with_the_progress(recipe, capsys, monkeypatch):
     monkeypatch.setattr(Pace, "remark", lambda self, frames, seconds: f"{frames:.0f} frames")
     main([recipe, "train.run_dir=run"])
     assert " frames\n" in capsys.readouterr().err
+
+
+def test_the_progress_shows_whether_embeddings_collapse(recipe, capsys):
+    main([recipe, "train.run_dir=run"])
+    last = read_log("run")[-1]
+    shown = f"rank={last['effective_rank']:.1f}, spread={last['pairwise_distance']:.2f}"
+    assert shown in capsys.readouterr().err

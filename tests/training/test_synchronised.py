@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_report import grey_model
 
+from fastseq.video import write_video
 from training import evaluate
-from training.data.index import VideoRecord
-from training.evaluation import embed, synchronised
+from training.data.index import VideoRecord, build_index
+from training.evaluation import embed, encoders, synchronised
 from training.evaluation.baselines import time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.result_section import result_section
@@ -239,3 +241,29 @@ def test_the_command_prints_and_writes_it(cameras, tmp_path, capsys):
     assert "--stride is for frames" in capsys.readouterr().err
     assert evaluate.main([str(run), "--window", "0.8"]) == 2
     assert "--window is for windows" in capsys.readouterr().err
+
+
+def test_videos_with_sync_in_the_labels_file(tmp_path, monkeypatch):
+    # Grey levels tell the instant; b begins 4 frames later, and nothing but that is different.
+    entries = {}
+    for name, offset in (("a", 0), ("b", 4)):
+        levels = 40 + 6 * (np.arange(30) + offset)
+        frames = (np.full((32, 32, 3), level, np.uint8) for level in levels)
+        write_video(tmp_path / f"{name}.mp4", frames, 25.0)
+        entries[f"{name}.mp4"] = {"split": "test", "sync": {"group": "one", "offset": offset}}
+    (tmp_path / "labels.json").write_text(json.dumps({"videos": entries}))
+    build_index(tmp_path)
+    cfg = SimpleNamespace(
+        data=SimpleNamespace(
+            folder=str(tmp_path), test_split="test", engine="pyav", cache="none", cache_side=None
+        ),
+        augmentation=SimpleNamespace(size=32),
+        model=SimpleNamespace(weights=None),
+    )
+    monkeypatch.setattr(encoders, "_load", lambda run, untrained: (grey_model(0.0), cfg))
+    result = evaluate_synchronised("run", window=0.75, progress=False)
+    # 26 common instants: windows of round(19.5) = 20, so that the clock is off by 6.
+    assert result["rows"]["time index only"]["metrics"]["sync_error"] == 6.0
+    assert result["rows"]["trained, positions off"]["metrics"]["sync_error"] == 0.0
+    assert result["groups"] == ["one"]
+    assert [pair["instants"] for pair in result["rows"]["trained"]["pairs"]] == [14, 14]

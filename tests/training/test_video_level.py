@@ -107,7 +107,7 @@ def test_command_and_report(run, capsys):
     assert report.main([str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "R@1, higher is better" in page
-    assert "protocol vclr. The" in page
+    assert "protocol vclr. Bold" in page
 
 
 def test_wrong_requests(run, capsys):

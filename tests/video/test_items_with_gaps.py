@@ -128,8 +128,26 @@ def test_a_saved_loader_knows_the_gaps(tmp_path):
     state = loader(GAPS).state_dict()
     loader(GAPS).load_state_dict(state)
     for other in ((), ((0, 2), (7, 12), (20, 21), (26, 30)), ((1, 3), *GAPS[1:])):
-        with pytest.raises(ValueError, match="numbers of frames or their gaps differ"):
+        with pytest.raises(ValueError, match="numbers of frames, gaps, crops or sync differ"):
             loader(other).load_state_dict(state)
+
+
+def test_a_saved_loader_knows_crops_and_sync():
+    def loader(**more):
+        items = TwoViews([video("a", **more), video("b", **more)], 6, PLAIN)
+        return ClipLoader(items, 1, engine=PyAVEngine(16))
+
+    plain, crop, sync = {}, {"crop": (0, 0, 24, 36)}, {"sync": ("trial", 3)}
+    kinds = [plain, crop, {"crop": (1, 0, 24, 36)}, sync, {"sync": ("trial", 4)}, crop | sync]
+    for saved in kinds:
+        for given in kinds:
+            state = loader(**saved).state_dict()
+            if given is saved:
+                loader(**given).load_state_dict(state)
+                continue
+            with pytest.raises(ValueError, match="gaps, crops or sync differ"):
+                loader(**given).load_state_dict(state)
+    assert loader(crop=None, sync=None).state_dict() == loader().state_dict()
 
 
 def test_a_damaged_video_beyond_the_known_gaps_is_set_aside(tmp_path):

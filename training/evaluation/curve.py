@@ -7,7 +7,6 @@ videos, and the figures of that step are then no longer those of unseen videos.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,6 @@ class StepEvaluation:
         self.records = list(records)
         self.left_out = LeftOut()  # named once, then not read again
         self._encoder: Encoder | None = None
-        self._seconds: float | None = None
 
     def __call__(self) -> dict[str, Any] | None:
         """``{"metrics": {key: value}, "time_index": {key: value}}`` with KEYS, NaN = undefined.
@@ -67,7 +65,6 @@ class StepEvaluation:
         Classifiers are fitted to the training videos, all else is of the test videos. None, with a
         warning, where the embeddings are not finite or no labelled video can be read.
         """
-        start = time.perf_counter()
         try:
             embedded = self._embed()
             self.records = self.left_out.kept(self.records)
@@ -76,11 +73,7 @@ class StepEvaluation:
         except UserError as error:
             logger.warning("not evaluated: %s", error)
             return None
-        found = {"metrics": self._row(embedded), "time_index": self._row(time_index(self.records))}
-        if self._seconds is None:
-            self._seconds = time.perf_counter() - start
-            logger.info("an evaluation takes %.1f s", self._seconds)
-        return found
+        return {"metrics": self._row(embedded), "time_index": self._row(time_index(self.records))}
 
     def _embed(self) -> list[EmbeddedVideo]:
         from training.runs.checkpoint import random_state, set_random_state
@@ -89,11 +82,13 @@ class StepEvaluation:
         state = random_state()
         self.model.eval()
         try:
-            if self._encoder is None:  # only now the model is on its device
+            first = self._encoder is None
+            if first:  # only now the model is on its device
                 store = feature_store(self.model, self.cfg)
                 self._encoder = make_encoder(self.model, store=store)
             encoders = {TRAINED: self._encoder}
-            made = embed_records(encoders, self.records, self.cfg, self.left_out, progress=False)
+            # The first one may take long, and shows how long; later ones would hide the training.
+            made = embed_records(encoders, self.records, self.cfg, self.left_out, progress=first)
             return made[TRAINED]
         finally:
             set_random_state(state)

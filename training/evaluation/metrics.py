@@ -183,24 +183,30 @@ def progression(
     from sklearn.metrics import r2_score
 
     left_out: Counter[str] = Counter()
-    scores = []
+    scored: dict[
+        tuple[str, ...], list[int]
+    ] = {}  # boundaries, by the videos that they are fitted to
     for boundary in range(num_phases if last_phase else num_phases - 1):
-        fit = [video for video in train if boundary in video.phases]
-        score = [video for video in test if boundary in video.phases]
-        left_out["(training video, boundary) pairs where the phase does not occur"] += len(
-            train
-        ) - len(fit)
-        left_out["(test video, boundary) pairs where the phase does not occur"] += len(test) - len(
-            score
-        )
-        target = np.concatenate([_to_boundary(video, boundary) for video in score] or [[]])
+        fit, score = _with_phase(train, boundary), _with_phase(test, boundary)
+        for split, videos, all_of_them in (("training", fit, train), ("test", score, test)):
+            left_out[f"({split} video, boundary) pairs where the phase does not occur"] += len(
+                all_of_them
+            ) - len(videos)
+        target = _to_boundary(score, boundary)
         if not fit or len(target) < 2 or np.ptp(target) == 0:
             left_out["progression boundaries that cannot be scored"] += 1
-            continue
-        model = LinearRegression().fit(
-            _stack(fit)[0], np.concatenate([_to_boundary(video, boundary) for video in fit])
-        )
-        scores.append(r2_score(target, model.predict(_stack(score)[0])))
+        else:
+            scored.setdefault(tuple(video.id for video in fit), []).append(boundary)
+    scores = []
+    for boundaries in scored.values():
+        # All at once: nearly all of the time goes into decomposing the training frames.
+        fit = _with_phase(train, boundaries[0])
+        targets = np.stack([_to_boundary(fit, boundary) for boundary in boundaries], axis=1)
+        model = LinearRegression().fit(_stack(fit)[0], targets)
+        for place, boundary in enumerate(boundaries):
+            score = _with_phase(test, boundary)
+            predicted = model.predict(_stack(score)[0])[:, place]
+            scores.append(r2_score(_to_boundary(score, boundary), predicted))
     return Score(_mean(scores), left_out)
 
 
@@ -345,9 +351,16 @@ def _stack(videos: Sequence[LabelledVideo]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _to_boundary(video: LabelledVideo, phase: int) -> np.ndarray:
-    last = np.flatnonzero(video.phases == phase)[-1]
-    return (np.arange(len(video.phases)) - last) / len(video.phases)
+def _with_phase(videos: Sequence[LabelledVideo], phase: int) -> list[LabelledVideo]:
+    return [video for video in videos if phase in video.phases]
+
+
+def _to_boundary(videos: Sequence[LabelledVideo], phase: int) -> np.ndarray:
+    """The time to the end of a phase, of all frames of the videos, as a share of each video."""
+    ends = [(video, np.flatnonzero(video.phases == phase)[-1]) for video in videos]
+    return np.concatenate(
+        [(np.arange(len(video.phases)) - last) / len(video.phases) for video, last in ends] or [[]]
+    )
 
 
 def mean_of_defined(values: Iterable[float]) -> float:

@@ -42,6 +42,9 @@ class PairStep(GradientStep):
     part (and, in the backbone, one chunk of frames) at a time.
 
     With ``data.cache=features`` a batch's ``frames`` are stored features (N, 2, T, F).
+
+    Attributes:
+        features: F, or None where a batch has frames.
     """
 
     section = "loss"
@@ -55,14 +58,15 @@ class PairStep(GradientStep):
         bf16: bool,
     ) -> None:
         self.objective = Objective(cfg.loss)
-        self.stored = cfg.data.cache == "features"
+        stored = cfg.data.cache == "features"
+        self.features = model.backbone.out_features if stored else None
         super().__init__(
             cfg,
             model,
             optimizer,
             device,
             bf16,
-            module=_Forward(model, self.objective.needs_projection, self.stored),
+            module=_Forward(model, self.objective.needs_projection, stored),
             names=[name for name, *_ in self.objective.terms],
         )
 
@@ -86,9 +90,8 @@ class PairStep(GradientStep):
 
     def examples(self, items: int) -> Iterator[dict[str, Any]]:
         frames, number = 2, 1
-        features = self.model.backbone.out_features if self.stored else None
         while True:
-            yield random_batch(self.cfg, frames, number, features=features, padded=False)
+            yield random_batch(self.cfg, frames, number, features=self.features, padded=False)
             if frames < self.cfg.data.num_frames:
                 frames = min(2 * frames, self.cfg.data.num_frames)
             elif number < items:

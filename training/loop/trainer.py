@@ -197,8 +197,8 @@ class Trainer:
         saved_at = self.step if self.step else -1
         received = None
         try:
+            self._evaluate(evaluations, over=False)  # ahead of the bar, which tells a step's time
             with self.signals, self._progress_bar() as bar:
-                self._evaluate(evaluations, over=False)
                 for result in self._train_steps(log, bar):
                     ending = [n for n, asked in zip(ENDING, result.requests, strict=True) if asked]
                     received = max(ending, default=None)

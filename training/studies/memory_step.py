@@ -99,7 +99,7 @@ def measure(cfg: "Config") -> dict[str, Any]:
     step, frames = trainer.gradient_step, cfg.data.num_frames
     # On a CPU a short one: what a long one leaves in the heap would count as there before.
     warm_up = frames if step.device.type == "cuda" else min(frames, WARM_UP_FRAMES)
-    step([random_batch(cfg, warm_up)], cfg.optim.lr, list)
+    step([random_batch(cfg, warm_up, features=step.features)], cfg.optim.lr, list)
     return measure_step(cfg, step, frames)
 
 
@@ -109,7 +109,7 @@ def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
     with _marked(step, meter):
         step.optimizer.zero_grad(set_to_none=True)  # as a step begins
         meter.start()
-        batch = random_batch(cfg, frames)
+        batch = random_batch(cfg, frames, features=step.features)
         clock = time.perf_counter()
         step([batch], cfg.optim.lr, list)  # ends with a value on the host
         if device.type == "cuda":
