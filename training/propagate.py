@@ -255,12 +255,11 @@ def _embed(
 
     if args.run is not None:
         name = TRAINED
-        encoder, cfg = load_encoder(args.run)
+        encoder, cfg = load_encoder(args.run, index.folder)
     else:
         from training.evaluation.encoders import BACKBONE_CENTRED as name
 
         encoder, cfg = _backbone(index, args.overrides)
-    cfg.data.folder = str(index.folder)
     videos = embed_records({name: encoder}, records, cfg, left_out)[name]
     return {video.record.id: video for video in videos}
 
@@ -316,7 +315,7 @@ def _print_carried(
     for record in records:
         found = carried[record.id]
         events = zip(found.boundaries, found.spread, strict=True)
-        cells = [f"{place} ({spread})" for place, spread in events]
+        cells = [f"{place} ({'-' if spread is None else spread})" for place, spread in events]
         lines.append([record.id, *cells, f"{found.similarity:.2f}"])
     print("first frames, and in brackets how far the proposals lie apart; check upper lines first:")
     print(format_cells(lines))

@@ -133,6 +133,8 @@ def test_errors_are_in_frames_and_seconds():
     assert errors_of([labelled], carried, 0) == [(2, 0.2)]
     assert errors_of([labelled], carried, 1) == [(0, 0.0)]
     assert errors_of([labelled], carried, 2) == []  # its label says that it is never reached
+    unseen = {"a.mp4": combine(labelled, NAMES, [proposal(None, 7, 9)])}
+    assert errors_of([labelled], unseen, 0) == []  # no source shows it
 
 
 def test_clips_are_found_by_name_and_path(tmp_path):

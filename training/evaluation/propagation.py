@@ -133,20 +133,20 @@ class Carried:
 
     boundaries: as in labels.json, not decreasing; 0 for an event before those that any source
         shows, the clip's number of frames for one after them.
-    spread: frames between the first and the last proposal for each event.
+    spread: frames between the first and the last proposal for each event; None without any.
     similarity: the highest of the proposals'.
     doubts: what makes a closer look worth while.
     """
 
     boundaries: list[int]
-    spread: list[int]
+    spread: list[int | None]
     similarity: float
     doubts: list[str] = field(default_factory=list)
 
     @property
     def urgency(self) -> tuple[int, int, float]:
         """Sorts clips: those to be looked at first come first."""
-        return -len(self.doubts), -max(self.spread), self.similarity
+        return -len(self.doubts), -max(apart or 0 for apart in self.spread), self.similarity
 
 
 def combine(record: VideoRecord, names: Sequence[str], proposals: Sequence[Proposal]) -> Carried:
@@ -177,7 +177,7 @@ def combine(record: VideoRecord, names: Sequence[str], proposals: Sequence[Propo
         for k, name in enumerate(names)
         if places[k] and boundaries[k] != medians[k]
     ]
-    spread = [max(found) - min(found) if found else 0 for found in places]
+    spread = [max(found) - min(found) if found else None for found in places]
     return Carried(boundaries, spread, max(p.similarity for p in proposals), doubts)
 
 
@@ -192,16 +192,16 @@ def doubt_unlike(carried: dict[str, Carried]) -> None:
 def errors_of(
     records: Sequence[VideoRecord], carried: Mapping[str, Carried], event: int
 ) -> list[tuple[int, float]]:
-    """(frames, seconds) between an event carried over and its label, of clips whose labels show it.
+    """(frames, seconds) between an event carried over and its label, where both show it.
 
     event: its place among the events, from 0.
     """
     found = []
     for record in records:
-        places = carried[record.id].boundaries
-        label = events_of(record, len(places))[event]
-        if label is not None:
-            off = abs(places[event] - label)
+        made = carried[record.id]
+        label = events_of(record, len(made.boundaries))[event]
+        if label is not None and made.spread[event] is not None:
+            off = abs(made.boundaries[event] - label)
             found.append((off, off / record.fps))
     return found
 

@@ -112,9 +112,9 @@ def _read(record: VideoRecord, numbers: Sequence[int]) -> dict[int, np.ndarray]:
 
     if not numbers:
         return {}
-    shape = min(record.width, record.height) / max(record.width, record.height)
-    side = max(1, round((TILE_AREA * shape) ** 0.5))
-    frames = read_frames(record.path, numbers, short_side=side).numpy()
+    width, height = record.crop[2:] if record.crop else (record.width, record.height)
+    side = max(1, round((TILE_AREA * min(width, height) / max(width, height)) ** 0.5))
+    frames = read_frames(record.path, numbers, short_side=side, crop=record.crop).numpy()
     return dict(zip(numbers, frames, strict=True))
 
 
