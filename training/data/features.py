@@ -67,7 +67,7 @@ class FeatureStore:
         self.augmentation = Augmentation(
             **{k: v if isinstance(v, bool | int | float) else tuple(v) for k, v in values.items()}
         )
-        self._made_by = _description(encoder.backbone, cfg, self.device)
+        self._made_by = _description(encoder.backbone, cfg)
         self._folders: dict[int, Path] = {}
 
     @property
@@ -284,10 +284,10 @@ _WHAT = (
 )
 
 
-def _description(backbone: Any, cfg: Any, device: torch.device) -> dict[str, Any]:
+def _description(backbone: Any, cfg: Any) -> dict[str, Any]:
     engine = cfg.data.engine
-    if engine == "auto":  # see fastseq.video.engines.choose
-        on_gpu = device.type == "cuda" and dali_version() is not None
+    if engine == "auto":  # as `open_evaluation_engine` and fastseq.video.engines.choose have it
+        on_gpu = torch.cuda.is_available() and dali_version() is not None
         engine = "auto on a GPU" if on_gpu else "pyav"
     return {
         "format": _FORMAT,

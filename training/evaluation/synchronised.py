@@ -157,8 +157,9 @@ def compared_pairs(
 class Windows:
     """Two videos cut to different parts of the event, and which frames show the same instant.
 
-    a, b: their records, in which the frames outside the window are gaps; rows: int64 (n,), rows of
-    a's window that show an instant of b's window; true: int64 (n,), the frames of b that show it.
+    a, b: their records, trimmed to the window, with the frames outside it as gaps; rows: int64
+    (n,), rows of a's window that show an instant of b's window; true: int64 (n,), the frames of b
+    that show it.
     """
 
     a: VideoRecord
@@ -198,7 +199,9 @@ def _counterparts(a: VideoRecord, b: VideoRecord) -> tuple[np.ndarray, np.ndarra
 def _cut(record: VideoRecord, frames: np.ndarray) -> VideoRecord:
     from fastseq.video.gaps import gaps_of
 
-    return replace(record, gaps=gaps_of(np.setdiff1d(np.arange(record.frames), frames)))
+    trim = (int(frames[0]), int(frames[-1])) if len(frames) else record.trim
+    outside = np.setdiff1d(np.arange(record.frames), frames)
+    return replace(record, trim=trim, gaps=gaps_of(outside))
 
 
 def _embedding(
