@@ -5,7 +5,6 @@ time ends, then once more where a line through the peaks says that it just fits.
 allocator is kept to what such a card has. It is the step of training/, built without a recipe.
 """
 
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +40,6 @@ DRY_VALUES = {
 
 def make_step(cfg: Config, precision: str) -> PairStep:
     """From random weights: neither time nor memory depends on them."""
-    logging.getLogger("training.models.build").setLevel(logging.ERROR)
     torch.manual_seed(0)
     device = torch.device(record.device())
     model = build_model(cfg).to(device).train()

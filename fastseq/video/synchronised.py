@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Container, Sequence
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,7 @@ def _group(video: Video) -> str | None:
     return None if sync is None else sync[0]
 
 
-def _common(first: Video, other: Video) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _common(first: Any, other: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """int64 (n,), ascending: instants in frames of `first` since the group's beginning, and the
     frames of `first` and of `other` that show them, all of them sound."""
     frames, sound = frames_of(first), frames_of(other)

@@ -62,6 +62,10 @@ def check_run_dir(cfg: DictConfig, run_dir: Path, *, resume: bool, overwrite: bo
             f"{key} = {OmegaConf.select(started, key)} (now {OmegaConf.select(cfg, key)})"
             for key in sorted(set(differences(cfg, started)) - may_change())
         ]
+        # Other pixels than the features were made of, so not a matter of where they lie alone.
+        caches = {started.data.cache, cfg.data.cache}
+        if "features" in caches and len(caches) > 1:
+            changed.append(f"data.cache = {started.data.cache} (now {cfg.data.cache})")
         if changed:
             raise ConfigError(
                 f"--resume: {run_dir} was started with other values: {', '.join(changed)}. Give "
