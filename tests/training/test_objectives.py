@@ -250,7 +250,7 @@ def test_without_a_weight_it_is_scl(recipe):
         (["loss.lav=1"], "loss.lav is a section"),
         (["data.num_context=2"], "model.encoder=fve looks at single frames"),
         (
-            ["model.backbone_to=layer5"],
+            ["model.backbone=resnet50", "model.backbone_to=layer5"],
             "model.backbone_to: resnet50 has stages stem, layer1, layer2, layer3, layer4, conv4c; "
             "expected last, stride8, stride16 or one of them, got 'layer5'",
         ),
