@@ -253,7 +253,11 @@ def test_small_cnn_keeps_where_things_are():
     [
         (60, "all", "SmallCNN: image_size"),
         (0, "all", "SmallCNN: image_size"),
-        (64, "layer4", "model.train_from: small_cnn is one stage; expected all, none or batch_norm"),
+        (
+            64,
+            "layer4",
+            "model.train_from: small_cnn is one stage; expected all, none or batch_norm",
+        ),
     ],
 )
 def test_small_cnn_refuses_what_it_cannot_do(size, train_from, message):
