@@ -130,7 +130,7 @@ def test_a_cut_resnet_is_the_whole_one_up_to_there(tmp_path, caplog):
         assert not caplog.records
         torch.testing.assert_close(cut.eval().maps(images), maps)
         assert cut.out_channels == maps.shape[1]
-    with pytest.raises(ValueError, match="model.backbone_to: resnet50 has stages"):
+    with pytest.raises(ValueError, match=r"model\.backbone_to: resnet50 has stages"):
         narrow_resnet(50, "all", "layer5")
 
 
