@@ -120,7 +120,7 @@ def test_a_cut_resnet_is_the_whole_one_up_to_there(tmp_path, caplog):
     torch.save(whole.state_dict(), tmp_path / "resnet50.pth")
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        x = whole.layer2(whole.layer1(whole._stem(images)))
+        x = whole.layer2(whole.layer1(whole.run_stage("stem", images)))
         expected = {"layer3": whole.layer3(x), "conv4c": whole.layer3[:3](x)}
     expected["layer4"] = whole.layer4(expected["layer3"]).detach()
     for end, maps in expected.items():
@@ -130,7 +130,7 @@ def test_a_cut_resnet_is_the_whole_one_up_to_there(tmp_path, caplog):
         assert not caplog.records
         torch.testing.assert_close(cut.eval().maps(images), maps)
         assert cut.out_channels == maps.shape[1]
-    with pytest.raises(ValueError, match="model.backbone_to: resnet50 has stages"):
+    with pytest.raises(ValueError, match=r"model\.backbone_to: resnet50 has stages"):
         narrow_resnet(50, "all", "layer5")
 
 
