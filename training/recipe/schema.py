@@ -98,7 +98,7 @@ class ModelConfig:
     # small_cnn, resnet18, 34, 50, 101, efficientnet_lite0; timm:NAME; package.module:function.
     backbone: str = "resnet50"
     backbone_to: str = "last"  # last stage that is run: last, stride8, stride16, or its name
-    pool: str = _one_of("max", *POOLS)  # of the last map, over space; grid: means of 4 x 4 fields
+    pool: str = _one_of("max", *POOLS)  # of the last map; grid: means of 4 x 4 fields
     train_from: str = (
         "last"  # first stage that is trained: all, last, none, batch_norm, or its name
     )
