@@ -79,7 +79,8 @@ def make_encoder(
         model.use_positions = before and use_positions
         try:
             with torch.inference_mode():
-                return model.encode(x.to(device), **stored)
+                h = model.encode(x.to(device), **stored)
+                return _beside_backbone(h, x.to(device), model) if stored else h
         finally:
             model.use_positions = before
 
@@ -123,6 +124,23 @@ def backbone_encoders(
         BACKBONE: Encoder(features, _as_it_is, store),
         BACKBONE_CENTRED: Encoder(features, _less_mean, store),
     }
+
+
+def _beside_backbone(h: torch.Tensor, features: torch.Tensor, model: Any) -> torch.Tensor:
+    """Embeddings with ``model.backbone_share`` of their squared length the backbone's features.
+
+    Both have unit length before, so the cosine similarity of two frames is the mean of the two
+    similarities with these weights.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    share = model.backbone_share
+    if not share:
+        return h
+    x = _less_mean(features) if model.centre else features
+    parts = ((1 - share, h), (share, x))
+    return torch.cat([part**0.5 * F.normalize(y.float(), dim=-1) for part, y in parts], dim=-1)
 
 
 def _as_it_is(features: torch.Tensor) -> torch.Tensor:

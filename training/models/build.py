@@ -70,8 +70,11 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
     follows.
     """
     cfg = config.model
-    if cfg.centre and cfg.encoder != "fve":
-        raise UserError(f"model.centre is for model.encoder=fve, got model.encoder={cfg.encoder}")
+    for name in ("centre", "backbone_share"):
+        if getattr(cfg, name) and cfg.encoder != "fve":
+            raise UserError(
+                f"model.{name} is for model.encoder=fve, got model.encoder={cfg.encoder}"
+            )
     backbone = build_backbone(cfg)
     takes_all = cfg.weights_parts == "all"
     if load_weights and cfg.weights and not takes_all:
@@ -129,6 +132,7 @@ def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRM
         backbone,
         num_frames=cfg.num_frames,
         centre=cfg.centre,
+        backbone_share=cfg.backbone_share,
         layers=cfg.layers,
         hidden_size=cfg.hidden_size,
         heads=cfg.heads,

@@ -33,6 +33,8 @@ class CarlModel(VideoEncoder):
         centre: take the mean over the clip's real frames off the backbone's features. What stays
             the same through the clip (the place, the person) is then gone; a clip of one frame
             gives zeros.
+        backbone_share: kept for `training.evaluation.encoders`, which puts the features beside the
+            embeddings; ``encode`` gives what is trained alone.
         chunk_frames, checkpointing: how the backbone is called, see `VideoEncoder`.
         positions: "vaswani", "released" or "none", see `positions.sine_cosine`.
     """
@@ -43,6 +45,7 @@ class CarlModel(VideoEncoder):
         *,
         num_frames: int = 240,
         centre: bool = False,
+        backbone_share: float = 0.0,
         chunk_frames: int | None = None,
         checkpointing: bool = True,
         fc_layers: int = 2,
@@ -62,6 +65,7 @@ class CarlModel(VideoEncoder):
         if positions not in KINDS:
             raise ValueError(f"CarlModel: positions must be one of {KINDS}, got {positions!r}")
         self.num_frames, self.centre = num_frames, centre
+        self.backbone_share = backbone_share
         self.positions = positions
         self.use_positions = positions != "none"
         block: list[nn.Module] = []

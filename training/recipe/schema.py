@@ -99,9 +99,8 @@ class ModelConfig:
     backbone: str = "resnet50"
     backbone_to: str = "last"  # last stage that is run: last, stride8, stride16, or its name
     pool: str = _one_of("max", *POOLS)  # of the last map; grid: means of 4 x 4 fields
-    train_from: str = (
-        "last"  # first stage that is trained: all, last, none, batch_norm, or its name
-    )
+    # First stage that is trained: all, last, none, batch_norm, or its name.
+    train_from: str = "last"
     # Pre-trained: "package", a file, or a run directory of python -m training.train.
     weights: str | None = _any(None, may_change=True)
     # Which of several in it, such as teacher.
@@ -109,6 +108,9 @@ class ModelConfig:
     weights_parts: str = _one_of("backbone", "backbone", "all")  # all: of a run, the heads too
     random_frozen: bool = False  # whether a frozen part may be random, without weights
     centre: bool = False  # features less their mean over the clip's real frames; fve alone
+    # Of the embeddings that are evaluated, saved and aligned: how much of their squared length is
+    # the backbone's features, beside what was trained. The loss does not see them. fve alone.
+    backbone_share: float = _any(0.0, minimum=0, maximum=0.99, may_change=True)
     image_size: int = "${augmentation.size}"
     num_frames: int = "${data.num_frames}"
     num_context: int = "${data.num_context}"
