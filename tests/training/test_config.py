@@ -172,6 +172,7 @@ def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():
         "data.workers",
         "model.weights",
         "model.weights_key",
+        "model.backbone_share",
         *(f"loss.{name}.backend" for name in losses),
         "train.run_dir",
         "train.device",

@@ -140,3 +140,18 @@ def test_a_video_is_decoded_once(records, monkeypatch):
     encoders = {"short": Encoder(None, lambda x: x[:, 1:].float().mean((3, 4)))}
     with pytest.raises(ValueError, match=r"'short' gave 29 embeddings for the 30 frames of a\.mp4"):
         embed_records(encoders, records, cfg, progress=False)
+
+
+def test_a_share_of_the_backbone_weighs_similarities(records):
+    options = [*FROZEN, "model.centre=true", weights_file(*FROZEN)]
+    alone, cfg = trained(*options)
+    made = embed_records(alone, records, cfg, progress=False)
+    with_share, cfg = trained(*options, "model.backbone_share=0.7", "--overwrite")
+    for name, videos in embed_records(with_share, records, cfg, progress=False).items():
+        for place, video in enumerate(videos):
+            similar = {key: made[key][place].embeddings for key in (name, BACKBONE_CENTRED)}
+            similar = {key: x @ x.T for key, x in similar.items()}
+            expected = similar[name]  # of the backbone's own rows
+            if name in ROWS:
+                expected = 0.3 * similar[name] + 0.7 * similar[BACKBONE_CENTRED]
+            np.testing.assert_allclose(video.embeddings @ video.embeddings.T, expected, atol=1e-5)

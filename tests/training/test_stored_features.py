@@ -108,14 +108,18 @@ def test_the_mean_is_taken_off_in_float32_under_autocast(monkeypatch):
     torch.testing.assert_close(entering[0], expected)
 
 
-@pytest.mark.parametrize("encoder", ["conv3d", "vclr"])
-def test_centre_is_for_one_encoder(recipe, encoder, capsys):
-    options = ["model.centre=true", f"model.encoder={encoder}"]
+@pytest.mark.parametrize(
+    ("option", "encoder"),
+    [("centre=true", "conv3d"), ("centre=true", "vclr"), ("backbone_share=0.5", "conv3d")],
+)
+def test_some_options_are_for_one_encoder(recipe, option, encoder, capsys):
+    options = [f"model.{option}", f"model.encoder={encoder}"]
     if encoder == "vclr":
         options += ["loss.vclr.weight=1", "data.clips=tuples"]
     assert main([recipe, *options]) == 2
     assert capsys.readouterr().err == (
-        f"error: model.centre is for model.encoder=fve, got model.encoder={encoder}\n"
+        f"error: model.{option.partition('=')[0]} is for model.encoder=fve, "
+        f"got model.encoder={encoder}\n"
     )
 
 
