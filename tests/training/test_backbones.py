@@ -99,7 +99,7 @@ def test_pools():
     torch.testing.assert_close(grid.pool(maps), fields.reshape(2, 3 * 16))
     assert grid.out_features == 128 * 16
     assert grid(images()).shape == (2, 128 * 16)
-    with pytest.raises(UserError, match="model.pool: expected one of max, mean, grid, got 'sum'"):
+    with pytest.raises(UserError, match=r"model\.pool: expected one of max, mean, grid, got 'sum'"):
         narrow_resnet(18, "all", "last", "sum")
 
 
