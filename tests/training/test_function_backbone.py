@@ -88,6 +88,8 @@ def test_a_function_without_stages(own):
     assert [*model.state_dict()] == [*model.network.state_dict()]
     x = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(model.eval()(x), model.network.eval()(x).amax((2, 3)))
+    assert not model.network.training
+    assert model.train().network.training
     frozen = made(f"{own}:plain", "none").train()
     assert frozen.all_frozen
     assert not any(m.training for m in frozen.modules())
