@@ -64,6 +64,12 @@ class FunctionBackbone(AdoptedBackbone):
                     f"model.backbone={name}: stages[{stage!r}] is a {type(part).__name__}, "
                     "expected a torch.nn.Module"
                 )
+            if part not in set(network.modules()):
+                raise UserError(
+                    f"model.backbone={name}: stages[{stage!r}] is no submodule of what the "
+                    "function returned, so its weights would not be saved; make it an attribute "
+                    "of that, or make stages a torch.nn.ModuleDict"
+                )
         if strides and [*strides] != [*parts]:
             raise UserError(
                 f"model.backbone={name}: strides is of {', '.join(strides)}, and stages of "

@@ -5,13 +5,30 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from training.support.command import UserError
+
 
 def sync_batch_norms(module: nn.Module, device: torch.device) -> None:
     """Replace, in place, the batch norms that are in training mode; frozen ones stay.
 
     Parameters, buffers and their names stay the same. Every rank has to call each of them equally
     often; one without rows calls it with none.
+
+    Raises UserError, before any is replaced, for a subclass that computes something else too, such
+    as timm's BatchNormAct2d: the replacement would leave that out.
     """
+    for child in module.modules():
+        takes_statistics = isinstance(child, _BatchNorm) and child.training
+        if takes_statistics and type(child) not in _REPLACEABLE:
+            backbone = getattr(getattr(module, "backbone", None), "name", None)
+            raise UserError(
+                f"model.backbone={backbone}: {type(child).__name__} cannot share statistics "
+                "between ranks; set model.train_from=none, or train in one process"
+            )
+    _replace(module, device)
+
+
+def _replace(module: nn.Module, device: torch.device) -> None:
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm) and child.training:
             if device.type == "cuda":
@@ -21,7 +38,7 @@ def sync_batch_norms(module: nn.Module, device: torch.device) -> None:
                 synced = SyncBatchNorm.taking_over(child)
             setattr(module, name, synced)
         else:
-            sync_batch_norms(child, device)
+            _replace(child, device)
 
 
 class _SyncBatchNormGPU(nn.SyncBatchNorm):
@@ -70,6 +87,12 @@ class SyncBatchNorm(_BatchNorm):
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
         return out.view(rows.shape).movedim(-1, 1).to(x.dtype)
+
+
+_REPLACEABLE = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(SyncBatchNorm, _SyncBatchNormGPU),
+)
 
 
 class _Normalise(torch.autograd.Function):
