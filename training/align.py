@@ -127,7 +127,7 @@ def find_records(names: Sequence[str], folder: str) -> list[VideoRecord]:
     except (UserError, OSError) as error:
         videos, problem = [], str(error)
     by_id = {record.id: record for record in videos}
-    by_path = {record.path: record for record in videos}
+    by_path = {str(Path(record.path).resolve()): record for record in videos}
     found = []
     for name in names:
         path = Path(name)

@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         encoder, cfg = load_encoder(args.run, args.folder)
         weights = weights_name(args.run)
+        if share := cfg.model.backbone_share:  # may change without the weights
+            weights += f" backbone_share={share:g}"
         index = open_index(cfg, args.folder)
         if not index.videos:
             raise UserError(

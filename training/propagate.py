@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,19 +111,29 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _how_to_mark(index: Index, name: str) -> str:
-    example = f'"{name}": {{"action": "swing", "boundaries": [93, 123, 132]}}'
+    classes = index.classes or {"swing": ["address", "backswing", "downswing", "finish"]}
+    action = next(iter(classes))
+    boundaries = [93 + 30 * number for number in range(len(classes[action]) - 1)]
+    example = {name: {"action": action, "boundaries": boundaries}}
+    folder = shlex.quote(str(index.folder))
     return (
         f"write the first frame of each phase but the first into {index.folder / 'labels.json'}:\n"
-        '  {"classes": {"swing": ["address", "backswing", "downswing", "finish"]},\n'
-        f'   "videos": {{{example}}}}}\n'
-        f"then `python -m training.prepare {index.folder}` and "
-        f"`python -m training.propagate {index.folder} --from {name}`"
+        f'  {{"classes": {json.dumps(classes)},\n'
+        f'   "videos": {json.dumps(example)}}}\n'
+        f"then `python -m training.prepare {folder}` and "
+        f"`python -m training.propagate {folder} --from {shlex.quote(name)}`"
     )
 
 
 def _carry(args: argparse.Namespace) -> LeftOut:
     from training.data.index import load_index
-    from training.evaluation.propagation import LabelsFile, combine, doubt_unlike, propose_all
+    from training.evaluation.propagation import (
+        LabelsFile,
+        combine,
+        doubt_unlike,
+        propose_all,
+        steps_back,
+    )
 
     index = load_index(args.folder)
     labels_path = args.labels or index.folder / "labels.json"
@@ -154,7 +166,11 @@ def _carry(args: argparse.Namespace) -> LeftOut:
     doubt_unlike(carried)
     new = [record for record in others if record.phases is None]
     print(f"{marked.action}: carried over from {', '.join(v.record.id for v in sources)}")
-    _print_errors([record for record in others if record.phases is not None], carried, marked)
+    labelled = [record for record in others if record.phases is not None]
+    in_order = [record for record in labelled if not steps_back(record)]
+    if len(in_order) < len(labelled):
+        print(f"not compared: {len(labelled) - len(in_order)} clips whose phases step back")
+    _print_errors(in_order, carried, marked)
     if not new:
         print("every other clip that can be read has labels: nothing was written")
         return left_out

@@ -38,6 +38,10 @@ from training.support.files import replacing, write_json
 FOLDER_NAME = ".fastseq_features"  # hidden, so that no index takes it for videos
 _FORMAT = 1  # to be raised whenever other features are made of the same video and weights
 _STAMP = re.compile(r"[0-9a-f]{16}\.npy")
+_ELSEWHERE = (
+    "Where features cannot be kept, train with data.cache=none; evaluate a copy of the folder that "
+    "can be written to, by --folder"
+)
 _SPARE = 2**26  # bytes that are left free on the disk
 
 
@@ -73,7 +77,7 @@ class FeatureStore:
     @property
     def device(self) -> torch.device:
         """Where the encoder lies."""
-        return next(self.encoder.backbone.parameters()).device
+        return self.encoder.pixel_scale.device  # a backbone may have no parameters
 
     @property
     def size(self) -> int:
@@ -203,7 +207,7 @@ class FeatureStore:
             raise UserError(
                 f"the features of {record.id} cannot be written to {self._folder(draw)} "
                 f"({reason}); make room or give write permission and run the same command again, "
-                "which goes on from here, or set data.cache=none"
+                f"which goes on from here. {_ELSEWHERE}"
             ) from error
 
     def _check_room(self, frames: int, progress: bool) -> None:
@@ -216,7 +220,7 @@ class FeatureStore:
         if needed + _SPARE > free:
             raise UserError(
                 f"data.cache=features needs {_bytes(needed)} in {folder}, and {_bytes(free)} are "
-                "free there: make room, set fewer data.feature_draws, or data.cache=none"
+                f"free there: make room, or set fewer data.feature_draws. {_ELSEWHERE}"
             )
 
 
@@ -294,6 +298,7 @@ def _description(backbone: Any, cfg: Any) -> dict[str, Any]:
         "backbone": cfg.model.backbone,
         "backbone_to": cfg.model.backbone_to,
         "pool": cfg.model.pool,
+        "code": backbone.code_version(),
         "pixel_mean": [*backbone.pixel_mean],
         "pixel_std": [*backbone.pixel_std],
         "weights_sha256": _weights_digest(backbone),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +50,12 @@ class Clips:
             for records in splits.values()
         )
         counts = {split: len(records) for split, records in splits.items()}
+        if not counts["train"]:
+            raise UserError(
+                f'every clip of {index.folder} is for testing: take "split": "test" away from two '
+                "thirds of them in labels.json and run `python -m training.prepare "
+                f"{shlex.quote(str(index.folder))}`"
+            )
         return cls(index.folder, **counts, labelled=labelled, first=index.videos[0].id)
 
     @property
@@ -59,20 +67,24 @@ class Clips:
         """What is missing for a table, and how to add it; nothing where it can be made."""
         if self.labelled:
             return []
-        folder, lines = self.folder, []
+        folder, first, lines = shlex.quote(str(self.folder)), shlex.quote(self.first), []
+        if self.train + self.test < 2:
+            return [
+                "no table, and nothing to align: one clip can be compared with no other; add more"
+            ]
         if not self.test:
             lines += [
-                f"no clip of {folder} is for testing, so the report shows those of training: write "
-                f'"split": "test" for a third of them in {folder / "labels.json"}, as',
-                f'  {{"videos": {{"{self.first}": {{"split": "test"}}}}}}',
+                f"no clip of {self.folder} is for testing, so the report shows those of training: "
+                f'write "split": "test" for a third of them in {self.folder / "labels.json"}, as',
+                "  " + json.dumps({"videos": {self.first: {"split": "test"}}}),
             ]
         return [
             *lines,
             "no table: the metrics need phases of clips in both splits. Mark one clip, carry its "
             "events over:",
-            f"  python -m training.propagate {folder} --sheet-only {self.first}",
+            f"  python -m training.propagate {folder} --sheet-only {first}",
             "writes sheet.png with its frames and says what to write into labels.json; then",
             f"  python -m training.prepare {folder}",
-            f"  python -m training.propagate {folder} --from {self.first}",
+            f"  python -m training.propagate {folder} --from {first}",
             "writes labels.propagated.json and a sheet to check it by",
         ]

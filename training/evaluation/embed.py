@@ -203,8 +203,8 @@ def save_embeddings(path: Path, video: EmbeddedVideo, weights: str) -> None:
 
     Arrays: ``embeddings`` float32 (n, E); ``frames`` int64 (n,), the frames' numbers in the video,
     all of them unless it is damaged; ``phases`` int64 (n,), -1 = unlabelled, absent when the video
-    has no labels; ``id``, ``action``, ``split``, ``weights`` (what made them)
-    strings; ``fps`` float.
+    has no labels; ``crop`` int64 (4,), or (0,) without one; ``id``, ``action``, ``split``,
+    ``weights`` (what made them) strings; ``fps`` float.
     """
     record = video.record
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,6 +218,7 @@ def save_embeddings(path: Path, video: EmbeddedVideo, weights: str) -> None:
             action=record.action,
             split=record.split,
             fps=record.fps,
+            crop=np.array(record.crop or (), dtype=np.int64),
             weights=weights,
             **labels,
         )
@@ -235,6 +236,7 @@ def has_embeddings(path: Path, record: VideoRecord, weights: str) -> bool:
     rows = np.arange(len(found["embeddings"]))  # of files without "frames", of an earlier version
     return (
         found.get("weights") == weights
+        and tuple(found.get("crop", ())) == (record.crop or ())
         and len(rows) == len(wanted.frames)
         and np.array_equal(found.get("frames", rows), wanted.frames)
         and not labelled

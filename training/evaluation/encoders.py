@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def make_encoder(
 
     from training.models import CarlModel, VCLRModel
 
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device
     stored = {"stored": True} if isinstance(model, CarlModel) else {}
 
     def embed(x: torch.Tensor) -> torch.Tensor:
@@ -94,7 +95,7 @@ def backbone_features(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """A model's backbone as a function for `Encoder.features`."""
     import torch
 
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device
 
     def features(frames: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():

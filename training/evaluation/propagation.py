@@ -49,6 +49,11 @@ def events_of(record: VideoRecord, count: int) -> list[int | None]:
     return [int(labelled[place]) if 0 < place < len(labelled) else None for place in first]
 
 
+def steps_back(record: VideoRecord) -> bool:
+    """Whether a labelled video's phases ever step back."""
+    return bool(np.any(np.diff(record.phases[record.phases >= 0]) < 0))
+
+
 @dataclass(frozen=True)
 class Proposal:
     """Where one source's events lie in a target, straight or by way of a third clip.
@@ -183,6 +188,8 @@ def combine(record: VideoRecord, names: Sequence[str], proposals: Sequence[Propo
 
 def doubt_unlike(carried: dict[str, Carried]) -> None:
     """Add a doubt to clips that are far less like the sources than most are."""
+    if not carried:
+        return
     usual = float(np.median([events.similarity for events in carried.values()]))
     for events in carried.values():
         if events.similarity < UNLIKE * usual:

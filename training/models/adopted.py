@@ -1,5 +1,10 @@
 """A network of someone else's as a backbone, with the names that its weights files have."""
 
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +27,8 @@ class AdoptedBackbone(Backbone):
         UserError: the network cannot take such images, or gives something else than maps.
     """
 
+    makers: tuple[Any, ...] = ()  # functions that made the network, whose files count as its code
+
     def __init__(
         self,
         network: nn.Module,
@@ -37,6 +44,17 @@ class AdoptedBackbone(Backbone):
             self.__dict__[table] = network.__dict__[table]
         self.choose_trained()
         self._try(image_size)
+
+    def code_version(self) -> str:
+        """A digest of the files that define the network's classes, and what made it; not torch's.
+
+        What these import from elsewhere is not looked at.
+        """
+        classes = {type(module) for module in self.network.modules()}
+        own = [one for one in classes if not one.__module__.startswith("torch.")]
+        files = {path for one in (*own, *self.makers) if (path := _source(one))}
+        digests = sorted(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files)
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def _try(self, size: int) -> None:
         """One image of zeros, for the size of the map and the parameters that it depends on."""
@@ -81,3 +99,10 @@ class AdoptedBackbone(Backbone):
         super().train(mode)
         self.network.training = self.training  # it is no child, its children are
         return self
+
+
+def _source(what: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(what)
+    except TypeError:  # made in C, or in an interactive session
+        return None

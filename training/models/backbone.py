@@ -213,6 +213,10 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(self.maps(x))
 
+    def code_version(self) -> str:
+        """Tells the code of a backbone from elsewhere from its other versions; "" for our own."""
+        return ""
+
     def package_weights(self) -> Path:
         """The file of pre-trained weights in an installed package.
 

@@ -54,7 +54,8 @@ class FunctionBackbone(AdoptedBackbone):
     def __init__(
         self, name: str, image_size: int, train_from: str, backbone_to: str, pool: str
     ) -> None:
-        network = _call(name)
+        made_by, network = _call(name)
+        self.__dict__["makers"] = (made_by,)
         parts = _stages(network)
         strides = getattr(network, "strides", {})
         strides = strides if parts and isinstance(strides, Mapping) else {}
@@ -88,7 +89,8 @@ class FunctionBackbone(AdoptedBackbone):
         return self.modules_of(name)[0](x)
 
 
-def _call(name: str) -> nn.Module:
+def _call(name: str) -> tuple[Any, nn.Module]:
+    """The function that a name stands for, and what it returns."""
     place, _, path = name.partition(":")
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
@@ -121,7 +123,7 @@ def _call(name: str) -> nn.Module:
             f"model.backbone={name}: it returned a {type(network).__name__}, expected a "
             "torch.nn.Module"
         )
-    return network
+    return found, network
 
 
 def _failed(name: str, what: str, error: Exception) -> UserError:
