@@ -169,7 +169,7 @@ def _carry(args: argparse.Namespace) -> LeftOut:
     labelled = [record for record in others if record.phases is not None]
     in_order = [record for record in labelled if not steps_back(record)]
     if len(in_order) < len(labelled):
-        print(f"not compared: {len(labelled) - len(in_order)} clips whose phases step back")
+        print(f"not compared, as their phases step back: {len(labelled) - len(in_order)} clips")
     _print_errors(in_order, carried, marked)
     if not new:
         print("every other clip that can be read has labels: nothing was written")

@@ -153,6 +153,11 @@ def test_ids_and_files_of_the_folder_have_their_records(tmp_path, monkeypatch, c
     assert a.trim == (3, 22)
     assert b.crop == (4, 4, 20, 20)
     assert (loose.id, loose.trim) == ("loose.mp4", None)
+    (tmp_path / "folder/link.mp4").symlink_to(tmp_path / "loose.mp4")
+    labels["link.mp4"] = {"trim": [2, 5]}
+    (tmp_path / "folder/labels.json").write_text(json.dumps({"videos": labels}))
+    build_index("folder")
+    assert align_command.find_records(["folder/link.mp4"], "folder")[0].trim == (2, 5)
     with pytest.raises(UserError, match=r"c\.mp4: no such file, and no video of folder"):
         align_command.find_records(["c.mp4"], "folder")
     assert capsys.readouterr().err == ""

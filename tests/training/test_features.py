@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from runs import same, weights
 from fastseq.video import PyAVEngine, VideoError, read_frames
 from fastseq.video.augment import apply_draw, draw_clip, eval_transform
 from fastseq.video.gaps import frames_of
-from training import train
+from training import extract, train
 from training.data import features
 from training.data.dataset import open_loader
 from training.data.features import FOLDER_NAME, FeatureEngine, FeatureStore
@@ -316,3 +317,21 @@ def test_features_that_change_are_not_stored(video_folder, capsys, options, mess
     assert len(error.strip().splitlines()) == 1
     assert not Path("run").exists()
     assert not (video_folder / FOLDER_NAME).exists()
+
+
+def test_saved_embeddings_are_of_one_crop_and_share(video_folder, capsys):
+    assert train.main(["tiny.yaml", *FROZEN, "train.steps=2", "train.run_dir=run"]) == 0
+
+    def extracted() -> str:
+        assert extract.main(["run", "--out", "saved"]) == 0
+        return capsys.readouterr().out
+
+    assert "3 files written" in extracted()
+    assert "0 files written to saved, 3 were there already" in extracted()
+    labels = {"videos": {"a.mp4": {"crop": [8, 4, 24, 20]}}}
+    (video_folder / "labels.json").write_text(json.dumps(labels))
+    build_index(video_folder)
+    assert "1 files written to saved, 2 were there already" in extracted()
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("backbone_share: 0.0", "backbone_share: 0.5"))
+    assert "3 files written" in extracted()

@@ -115,6 +115,14 @@ def test_a_function_with_stages(own):
         made(f"{own}:Staged", "third")
 
 
+def test_the_code_of_a_function_has_a_version(own, tmp_path):
+    version = made(f"{own}:plain").code_version()
+    assert made(f"{own}:Staged").code_version() == version  # both are of the same file
+    path = tmp_path / f"{own}.py"
+    path.write_text(path.read_text() + "\n# other code\n")
+    assert made(f"{own}:plain").code_version() != version
+
+
 def test_copies_are_independent_and_whole(own):
     model = made(f"{own}:plain")
     other = copy.deepcopy(model)

@@ -101,6 +101,14 @@ def test_nothing_is_written_where_all_clips_are_labelled(folder, capsys):
     ]
 
 
+def test_clips_whose_phases_step_back_are_not_compared(folder, capsys):
+    back = {"action": "swing", "phases": [0] * 10 + [1] * 10 + [0] * 10}
+    label({"a.mp4": {"action": "swing", "boundaries": boundaries("a")}, "b.mp4": back})
+    assert run("--from", "a.mp4") == 0
+    assert "not compared, as their phases step back: 1 clips" in capsys.readouterr().out
+    assert read_labels(folder / "labels.propagated.json").content["videos"]["b.mp4"] == back
+
+
 def test_no_labels_are_replaced(folder, capsys):
     for out, hint in (("clips/labels.json", "copy it yourself"), ("mine.json", "--overwrite")):
         if out == "mine.json":
