@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.evaluation.encoders import TRAINED
 from training.evaluation.frame_level import evaluate_frame_level
 from training.evaluation.protocols import PROTOCOLS
 from training.evaluation.synchronised import NAME as SYNCHRONISED
@@ -116,6 +117,8 @@ def write_and_print(run: Path, result: dict[str, Any]) -> None:
     print(result["definitions"]["protocol"])
     if "across views" in result["definitions"]:
         print(f"across views: {result['definitions']['across views']}")
+    if "model.backbone_share" in result["row_definitions"].get(TRAINED, ""):
+        print(f"{TRAINED}: {result['row_definitions'][TRAINED]}")
     for line in left_out_lines(result["rows"]):
         print(f"left out: {line}")
     if "remark" in result:

@@ -19,6 +19,7 @@ from training.evaluation.encoders import (
     ROW_DEFINITIONS,
     Encoder,
     load_compared_encoders,
+    row_definitions,
 )
 from training.models import VideoEncoder
 from training.runs.model import initial_model
@@ -155,3 +156,10 @@ def test_a_share_of_the_backbone_weighs_similarities(records):
             if name in ROWS:
                 expected = 0.3 * similar[name] + 0.7 * similar[BACKBONE_CENTRED]
             np.testing.assert_allclose(video.embeddings @ video.embeddings.T, expected, atol=1e-5)
+
+
+def test_rows_say_what_is_the_backbone_s():
+    definitions = row_definitions([BACKBONE, "trained"], 0.7)
+    assert "0.7 of the squared length" in definitions["trained"]
+    assert definitions[BACKBONE] == ROW_DEFINITIONS[BACKBONE]
+    assert row_definitions(["trained"], 0) == {"trained": ROW_DEFINITIONS["trained"]}

@@ -98,7 +98,7 @@ def run(tmp_path, monkeypatch, folder):
             num_frames=16,
         ),
         augmentation=Namespace(size=SIDE),
-        model=Namespace(backbone="grey", encoder="grey", layers=0, weights=None),
+        model=Namespace(backbone="grey", encoder="grey", layers=0, weights=None, backbone_share=0),
     )
 
     def load(run, *, untrained):

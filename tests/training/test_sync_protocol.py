@@ -147,7 +147,10 @@ def cameras(monkeypatch, tmp_path):
         "untrained": SimpleNamespace(embed=clock),
         "trained": SimpleNamespace(embed=unit),
     }
-    cfg = SimpleNamespace(data=SimpleNamespace(test_split="test", folder=str(tmp_path)))
+    cfg = SimpleNamespace(
+        data=SimpleNamespace(test_split="test", folder=str(tmp_path)),
+        model=SimpleNamespace(backbone_share=0),
+    )
 
     def features_each(encoders, records, cfg, left_out, *, progress):
         for record in records:
@@ -258,7 +261,7 @@ def test_videos_with_sync_in_the_labels_file(tmp_path, monkeypatch):
             folder=str(tmp_path), test_split="test", engine="pyav", cache="none", cache_side=None
         ),
         augmentation=SimpleNamespace(size=32),
-        model=SimpleNamespace(weights=None),
+        model=SimpleNamespace(weights=None, backbone_share=0),
     )
     monkeypatch.setattr(encoders, "_load", lambda run, untrained: (grey_model(0.0), cfg))
     result = evaluate_synchronised("run", window=0.75, progress=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.evaluation.baselines import TIME_INDEX, TIME_INDEX_DEFINITION
 from training.support.command import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +34,20 @@ ROW_DEFINITIONS = {
     UNTRAINED_WITHOUT_POSITIONS: "The untrained network without its positional encoding.",
     TRAINED_WITHOUT_POSITIONS: "The trained network, positional encoding left out at test time.",
 }
+
+
+def row_definitions(rows: Iterable[str], backbone_share: float) -> dict[str, str]:
+    """A sentence for each of these rows of a table, in the order of the rows' definitions."""
+    kept = (
+        f" {backbone_share:g} of the squared length of its embeddings is the backbone's features "
+        "(model.backbone_share)."
+    )
+    networks = (UNTRAINED, TRAINED, UNTRAINED_WITHOUT_POSITIONS, TRAINED_WITHOUT_POSITIONS)
+    return {
+        name: text + kept if backbone_share and name in networks else text
+        for name, text in ({TIME_INDEX: TIME_INDEX_DEFINITION} | ROW_DEFINITIONS).items()
+        if name in rows
+    }
 
 
 @dataclass(frozen=True)

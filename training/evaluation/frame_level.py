@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.evaluation import metrics
-from training.evaluation.baselines import TIME_INDEX, TIME_INDEX_DEFINITION, time_index
+from training.evaluation.baselines import TIME_INDEX, time_index
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.encoders import ROW_DEFINITIONS, load_compared_encoders
+from training.evaluation.encoders import load_compared_encoders, row_definitions
 from training.evaluation.events import event_errors
 from training.evaluation.protocols import (
     FEW_SHOT,
@@ -110,11 +110,7 @@ def evaluate_frame_level(
         "definitions": definitions(
             protocol, stride, views=[record.view for record in test], few_shot=few_shot
         ),
-        "row_definitions": {
-            name: text
-            for name, text in ({TIME_INDEX: TIME_INDEX_DEFINITION} | ROW_DEFINITIONS).items()
-            if name in rows
-        },
+        "row_definitions": row_definitions(rows, cfg.model.backbone_share),
         "remark": TAU_REMARK,
     }
 

@@ -18,11 +18,10 @@ import numpy as np
 
 from training.evaluation.baselines import (
     TIME_INDEX,
-    TIME_INDEX_DEFINITION,
     time_index,
 )
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.encoders import ROW_DEFINITIONS, Encoder, load_compared_encoders
+from training.evaluation.encoders import Encoder, load_compared_encoders, row_definitions
 from training.evaluation.metrics import distances, mean_of_defined
 from training.evaluation.videos import open_index
 from training.support.command import LeftOut, UserError
@@ -116,11 +115,7 @@ def evaluate_synchronised(
         "left_out": left_out.videos,
         "rows": rows,
         "definitions": definitions(window, len(pairs[TIME_INDEX])),
-        "row_definitions": {
-            name: text
-            for name, text in ({TIME_INDEX: TIME_INDEX_DEFINITION} | ROW_DEFINITIONS).items()
-            if name in rows
-        },
+        "row_definitions": row_definitions(rows, cfg.model.backbone_share),
     }
 
 
