@@ -23,8 +23,8 @@ class Video(Protocol):
 
     - `gaps`: ranges (first, stop) of frames that are damaged or not to be used: no item asks for
       them.
-    - `crop`: (left, top, width, height) in pixels of the upright frame, a box outside of which
-      nothing is read. Crops are drawn as in a video that shows the box alone.
+    - `crop`: (left, top, width, height) in pixels of the upright frame, a box; nothing outside it
+      is read. Crops are drawn as in a video that shows the box alone.
     - `sync`: (group, offset) for `SynchronisedViews`: frame k shows the instant (k + offset) / fps
       seconds of the group.
     """

@@ -230,7 +230,7 @@ def test_sheet_of_one_clip(folder, capsys):
 
 
 def test_pages(folder, monkeypatch):
-    """A tile's border tells the event; a sheet that is too long goes on on other pages."""
+    """A tile's border tells the event; a long sheet continues on other pages."""
     record = load_index("clips").videos[0]
     row = sheets.event_row(record, [("up", 0), ("down", 40)], note="", colour="#d35400")
     first, last = row.blocks

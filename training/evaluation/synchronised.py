@@ -142,7 +142,7 @@ def synchronised_videos(index: Index, test_split: str) -> list[VideoRecord]:
 def compared_pairs(
     records: Sequence[VideoRecord] | Mapping[VideoRecord, Any], test_split: str
 ) -> Iterator[tuple[VideoRecord, VideoRecord]]:
-    """Ordered pairs of different videos, of which at least one is of the test split."""
+    """Ordered pairs of different videos; at least one is of the test split."""
     for a, b in itertools.permutations(records, 2):
         if test_split in (a.split, b.split):
             yield a, b

@@ -141,6 +141,12 @@ class Backbone(nn.Module):
         """The modules that a stage consists of."""
         raise NotImplementedError
 
+    def draw_convolutions(self) -> None:
+        """Initial weights of all convolutions, as torchvision has them."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
     def choose_trained(self) -> None:
         """Say of every parameter whether it is trained."""
         if self._only_batch_norm:

@@ -115,9 +115,7 @@ class EfficientNetLite0(Backbone):
             left_out += ["_conv_head.", "_bn1."]
         self.left_out = tuple(left_out)
         self.out_channels = channels_in
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.draw_convolutions()
         self.choose_trained()
 
     def modules_of(self, name: str) -> list[nn.Module]:

@@ -97,9 +97,7 @@ class ResNet(Backbone):
                 channels_in = channels * block.expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.out_channels = channels_in
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.draw_convolutions()
         self.choose_trained()
 
     def modules_of(self, name: str) -> list[nn.Module]:
