@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,6 +63,12 @@ def footage_problems(entry: Mapping[str, Any]) -> list[str]:
     return problems + (_sync_problems(entry["sync"]) if "sync" in entry else [])
 
 
+def known_hint(key: str, known: Sequence[str]) -> str:
+    """The known key that an unknown one may mean, or all of them."""
+    near = difflib.get_close_matches(key, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
 def _sync_problems(sync: Any) -> list[str]:
     example = '{"group": "trial 1", "offset": 12}'
     if not isinstance(sync, dict):
@@ -70,9 +76,7 @@ def _sync_problems(sync: Any) -> list[str]:
     problems = []
     for key in sync:
         if key not in _SYNC_KEYS:
-            near = difflib.get_close_matches(key, _SYNC_KEYS, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(_SYNC_KEYS)}"
-            problems.append(f"unknown key {key!r} in sync{hint}")
+            problems.append(f"unknown key {key!r} in sync{known_hint(key, _SYNC_KEYS)}")
     for key in getattr(sync, "twice", []):
         problems.append(f"sync: the key {key!r} is there twice; remove one")
     group, offset = sync.get("group"), sync.get("offset", 0)

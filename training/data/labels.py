@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from training.data.footage import footage_problems
+from training.data.footage import footage_problems, known_hint
 from training.data.names import Names
 from training.support.command import UserError
 
@@ -199,9 +199,7 @@ def _entry_problems(entry: dict[str, Any], classes: dict[str, list[str]]) -> lis
     problems = []
     for key in entry:
         if key not in _VIDEO_KEYS:
-            near = difflib.get_close_matches(key, _VIDEO_KEYS, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(_VIDEO_KEYS)}"
-            problems.append(f"unknown key {key!r}{hint}")
+            problems.append(f"unknown key {key!r}{known_hint(key, _VIDEO_KEYS)}")
     if entry.get("split", "train") not in _SPLITS:
         problems.append(f"split is {entry['split']!r}, expected 'train' or 'test'")
     action = entry.get("action", "all")

@@ -169,7 +169,8 @@ def combine(record: VideoRecord, names: Sequence[str], proposals: Sequence[Propo
             doubts.append(f"{name} is outside what the clips share")
         elif not shown:
             doubts.append(f"{name} is in no source")
-        places.append([int(p.frames[k]) for p in inside or shown])  # type: ignore[arg-type]
+        frames = [p.frames[k] for p in inside or shown]
+        places.append([frame for frame in frames if frame is not None])
     last = max(k for k, found in enumerate(places) if found)
     medians = [
         int(np.median(found)) if found else (record.frames if k > last else 0)

@@ -43,8 +43,8 @@ def evaluate_synchronised(
 ) -> dict[str, Any]:
     """What RUN/evaluation.json holds for ``--protocol sync``.
 
-    Each ordered pair of videos of one group, of which at least one is of the test split, is cut to
-    `windows`; see `pair_errors`. Labels of phases are not needed.
+    Each ordered pair of videos of one group is cut to `windows`; at least one of the two is of the
+    test split. See `pair_errors`. Labels of phases are not needed.
 
     Args:
         run: run directory of ``python -m training.train``.

@@ -1,4 +1,4 @@
-"""What every backbone has: stages, the first of which may be frozen, and a pool."""
+"""What every backbone has: stages and a pool; the first stages may be frozen."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
