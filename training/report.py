@@ -20,9 +20,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.evaluation import html
-from training.evaluation.result_section import HEADING, result_section
 from training.evaluation.videos import open_index, require_some, split_videos
+from training.pages import html
+from training.pages.result_section import HEADING, result_section
 from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
 from training.support.files import replacing, write_json
 

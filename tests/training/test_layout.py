@@ -14,6 +14,7 @@ TRAINING = ROOT / "training"
 # data and models because its keys take the choices that those state.
 FLOORS = [
     ["commands"],
+    ["pages", "labelling"],
     ["studies"],
     ["carl_code", "demo"],
     ["evaluation"],

@@ -16,7 +16,7 @@ from fastseq.video import write_video
 from training import evaluate, extract, report, retrieve
 from training.evaluation import encoders
 from training.evaluation.embed import load_embeddings
-from training.evaluation.result_section import compare, result_section
+from training.pages.result_section import compare, result_section
 
 ROOT = Path(__file__).parents[2]
 SIDE = 32
@@ -329,7 +329,7 @@ def test_report_without_labels_says_how_to_get_the_table(run, tmp_path):
 
 
 def test_large_videos_are_linked(tmp_path):
-    from training.evaluation.html import video
+    from training.pages.html import video
 
     (tmp_path / "pictures").mkdir()
     file = tmp_path / "pictures" / "aligned.mp4"

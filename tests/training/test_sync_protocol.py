@@ -18,8 +18,8 @@ from training.data.index import VideoRecord, build_index
 from training.evaluation import embed, encoders, synchronised
 from training.evaluation.baselines import time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.result_section import result_section
 from training.evaluation.synchronised import evaluate_synchronised, pair_errors, windows
+from training.pages.result_section import result_section
 
 
 def camera(name, frames=100, *, fps=30.0, offset=0, group="trial 1", split="test", gaps=()):

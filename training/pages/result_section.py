@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from training.evaluation import html
 from training.evaluation.baselines import TIME_INDEX
 from training.evaluation.encoders import BACKBONE, BACKBONE_CENTRED, TRAINED
 from training.evaluation.protocols import EVENT_COLUMNS, LOWER_IS_BETTER, columns
 from training.evaluation.tables import BELOW_ZERO, event_cells, format_value, left_out_lines
+from training.pages import html
 
 HEADING = "<h2>How good are the embeddings?</h2>"
 COMPARED = {
