@@ -67,7 +67,7 @@ def test_choice_of_backend(monkeypatch):
     assert name == "torch"
     assert "not triton: no kernel for float64" in reason
     for device, dtype, text in (("cuda", double, "float32 inputs"), ("cpu", half, "CUDA device")):
-        with pytest.raises(RuntimeError, match=f"'triton'.*cannot serve.*to fix: .*{text}"):
+        with pytest.raises(RuntimeError, match=f"'triton'.*does not support.*to fix: .*{text}"):
             op.resolve_backend("triton", device, dtype)
     monkeypatch.setattr(dispatch, "interpreting", lambda: True)
     assert op.resolve_backend("triton", "cpu", half)[0] == "triton"
