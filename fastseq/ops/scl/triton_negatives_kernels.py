@@ -69,9 +69,7 @@ def scl_gather_kernel(
     o_m = i_b * BM + tl.arange(0, BM)
     stride = tl.cast(N, tl.int64) * (padded(T1) + padded(T2))
     p_s = p_stats + i_n * (padded(T1) + padded(T2)) + tl.where(i_d == 0, 0, padded(T1)) + o_m
-    m_m = (
-        tl.load(p_s + FACTOR * stride, mask=o_m < T_a, other=0.0) != 0
-    )  # a NaN factor is a real frame
+    m_m = tl.load(p_s + FACTOR * stride, mask=o_m < T_a, other=0.0) != 0  # NaN: a real frame
     b_inv = tl.full([BM], 1.0, tl.float32)
     b_pow = b_inv
     if NORM:
@@ -140,8 +138,8 @@ def largest_weight(p_coef, p_grad, o_v, N, sg):
 
 @triton.jit
 def block_of(first, T_a):
-    """First row of a program. A program without rows, whose view is the shorter one, reads the first
-    rows instead: memory ends soon after the last view."""
+    """First row of a program. A program without rows, since its view is the shorter one, reads the
+    first rows instead: memory ends soon after the last view."""
     return tl.where(first < T_a, first, 0)
 
 

@@ -1,4 +1,4 @@
-"""Values that the other kernels of scl_loss would recompute for every tile, in a separate launch."""
+"""Values that the other kernels of scl_loss would recompute for every tile: one launch."""
 
 import triton
 import triton.language as tl

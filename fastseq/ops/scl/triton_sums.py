@@ -8,8 +8,8 @@ from fastseq.ops.scl.triton_tiles import LARGEST, UNIT
 
 @triton.jit
 def partial_sums(b_x, PARTS: tl.constexpr):
-    """Sums over the rows of a tile, as [rows, PARTS]. PARTS = 8 follows how threads store the tensor
-    cores' results, so that nothing crosses threads before the end. Add up the parts once."""
+    """Sums over the rows of a tile, as [rows, PARTS]. PARTS = 8 follows how threads store results
+    of tensor cores, so that nothing crosses threads before the end. Add up the parts once."""
     ROWS: tl.constexpr = b_x.shape[0]
     if PARTS == 1:
         b_sums = tl.sum(b_x, 1)[:, None]
@@ -48,7 +48,7 @@ def denominators(b_e, b_max, b_r, ONLINE: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def with_more(p_more, stride, m_m, b_max, b_r, ONLINE: tl.constexpr):
-    """Largest exponents and sums of exponentials, combined with those of columns summed elsewhere."""
+    """Largest exponents and sums of exponentials, joined with those of columns summed elsewhere."""
     b_more = tl.load(p_more, mask=m_m, other=0.0)
     if ONLINE:
         b_top = tl.load(p_more + stride, mask=m_m, other=float("-inf"))

@@ -119,7 +119,7 @@ def since(p_record, o_u, r1, r2, r3):
 
 @triton.jit
 def clock(p_a, p_record, row, o_m, P_a, BM: tl.constexpr):
-    """A reference time of a row block, and the block's times relative to it; infinite if not real."""
+    """A reference time of a row block, and its times relative to that; infinite if not real."""
     last = tl.maximum(P_a // UNIT - 1, 0)
     m_some = P_a > 0
     i_u = tl.minimum(row // UNIT, last)
