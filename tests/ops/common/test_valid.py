@@ -126,7 +126,7 @@ def test_errors(op):
 
 
 def test_tcc_takes_no_mask_of_a_y_that_is_not_there():
-    with pytest.raises(ValueError, match="valid_y given without y"):
+    with pytest.raises(ValueError, match="valid_y passed without y"):
         fastseq.tcc_loss(randn(N, T, 4), valid_y=masks()[1])
 
 
