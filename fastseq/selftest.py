@@ -1,4 +1,4 @@
-"""``python -m fastseq.selftest``: compares the ops and backends of this machine with the definition.
+"""``python -m fastseq.selftest``: compares each op and backend here with its definition.
 
 Loss and gradients of each backend are compared with ``reference`` in float64. A backend passes when
 its error is at most twice that of plain PyTorch (``reference``) in the same dtype, or within one
