@@ -9,7 +9,7 @@ namespace soft_dtw {
 constexpr int kGradientThreads = 128;
 constexpr int kGradientWarps = kGradientThreads / kLanes;
 
-// Four numbers of a gradient; `count` of them exist. `handed`: another thread block wrote them, or
+// Four numbers of a gradient; `count` of them exist. `handed`: another thread block wrote them or
 // will read them.
 template <bool handed, bool quads, class T>
 FASTSEQ_FN Quad<T> held_numbers(const T* at, int count) {

@@ -74,7 +74,7 @@ def judge(path: str, found: Scan, deadline: Deadline, whole: bool) -> Judged:
     missing = timeline.pts[~np.isin(timeline.pts, known)]
     damaged = stretch.damaged | set(missing.tolist())
     sound = ~timeline.spoilt(damaged) if damaged else np.ones(len(timeline.pts), dtype=bool)
-    _fill_in(out, sound, stretch.reason or "they do not come out of the decoder")
+    _fill_in(out, sound, stretch.reason or "the decoder does not return them")
     out.timeline = timeline.until(out.frames)
     return out
 
