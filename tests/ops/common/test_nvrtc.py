@@ -62,7 +62,7 @@ def test_not_possible(machine, capabilities, cuda, error, reason, fix):
 def test_other_platform(machine, monkeypatch):
     machine([(9, 0)])
     monkeypatch.setattr(nvrtc.sys, "platform", "win32")
-    assert nvrtc.status()[:2] == (False, "it is done on Linux only, this is win32")
+    assert nvrtc.status()[:2] == (False, "it works on Linux only, this is win32")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_library_comes_from_its_package(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", "99.1")
     monkeypatch.syspath_prepend(tmp_path)
     find = nvrtc._library.__wrapped__
-    with pytest.raises(OSError, match=r"libnvrtc\.so\.99 is not there"):
+    with pytest.raises(OSError, match=r"libnvrtc\.so\.99 is missing"):
         find()
     path = tmp_path / "nvidia" / "cu99" / "lib" / "libnvrtc.so.99"
     path.parent.mkdir(parents=True)
