@@ -167,7 +167,8 @@ def test_two_ranks_describe_and_refuse(here):
     refused = start("run", "data.batch_size=3")
     assert wait(refused) == [2, 2]
     assert said(refused[0]) == (
-        "error: data.batch_size: 3 items cannot be shared by 2 ranks; give a multiple\n"
+        "error: data.batch_size: 3 items cannot be shared by 2 ranks; "
+        "choose a multiple of the number of ranks\n"
     )
     assert said(refused[1]) == ""
     assert not Path("run").exists()

@@ -113,7 +113,7 @@ def test_resume_takes_the_checkpoint_before_a_damaged_one(recipe, whole, caplog)
     torch.save({"step": 12, "weights": torch.zeros(3)}, newest)  # of another program
     Path("run/checkpoints/manifest.json").unlink()
     assert main([recipe, "train.run_dir=run", "--resume"]) == 0
-    assert "step_00000012.pt is no checkpoint of a run" in caplog.text
+    assert "step_00000012.pt is not a checkpoint of a run" in caplog.text
     assert same(weights("run"), weights("whole"))
 
 
