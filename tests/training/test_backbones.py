@@ -74,7 +74,7 @@ def test_weights_of_a_package(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     model = EfficientNetLite0("none", "stem")
-    with pytest.raises(UserError, match="does not exist; install it again"):
+    with pytest.raises(UserError, match="does not exist; install the package again"):
         model.package_weights()
     file = package / "models" / "efficientnet-lite0-57934424.pth"
     file.touch()

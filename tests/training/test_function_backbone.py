@@ -151,8 +151,8 @@ ERRORS = {
     "odd_mean": "pixel_mean is .* expected three numbers",
     "odd_std": "pixel_std is .* above 0",
     "odd_stage": r"stages\['stem'\] is a int",
-    "loose": r"stages\['a'\] is no submodule",
-    "detached": "maps do not depend on what model.train_from trains",
+    "loose": r"stages\['a'\] is not a submodule",
+    "detached": "maps do not depend on the parameters that model.train_from trains",
 }
 
 

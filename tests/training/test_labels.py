@@ -118,7 +118,7 @@ def test_two_files_whose_names_look_the_same():
         ("clip.v1", "did you mean clip.v1.mp4?"),
         ("long_namf.mp4", "did you mean long_name.mp4?"),
         ("nothing like it", "remove the entry or add the file"),
-        ("notes.txt", "it is there, but not taken for a video (.txt); name it with --include"),
+        ("notes.txt", "it exists but is not used as a video (.txt); name it with --include"),
     ],
 )
 def test_hints_for_names_that_miss(name, hint):

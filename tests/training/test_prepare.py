@@ -56,7 +56,7 @@ def test_a_folder_with_bad_files(folder, capsys):
     assert "left out: 3 files" in out
     assert "FFmpeg cannot open it) (2): cut.mp4, text.mp4" in out
     assert "the file is empty (0 bytes) (1): zero.mov" in out
-    assert "ignored: 1 .txt (notes.txt), 1 no regular file (pipe.mp4)\n" in out
+    assert "ignored: 1 .txt (notes.txt), 1 not a regular file (pipe.mp4)\n" in out
     index = load_index(folder)
     assert [video.id for video in index.videos] == ["a.mp4", "b.mp4"]
     assert sorted(entry["path"] for entry in index.bad) == ["cut.mp4", "text.mp4", "zero.mov"]
@@ -228,7 +228,8 @@ def test_what_is_worth_knowing_is_in_the_summary_and_the_index(folder, capsys, m
         "slow to read: 1 videos\n  decoding starts long before the requested frame; `python -m "
         f"training.prepare {folder} --transcode OUT` makes copies that decode fast (1): a.mp4\n",
         "remarks: 1 videos\n  two video streams, the first one taken (1): a.mp4\n",
-        "left out: 1 files\n  interlaced (two fields a frame), not read as it is: `python -m "
+        "left out: 1 files\n  interlaced (two fields per frame), which training does not read: "
+        "`python -m "
         f"training.prepare {folder} --transcode OUT` makes a progressive copy",
     ):
         assert lines in out

@@ -124,7 +124,7 @@ def test_all_layers_are_not_in_a_file_of_a_backbone(recipe, capsys):
     torch.save(SmallCNN(16).state_dict(), "backbone.pt")
     run = [recipe, "train.run_dir=run", "model.weights=backbone.pt"]
     assert main([*run, ALL]) == 2
-    assert "take the backbone alone with model.weights_parts=backbone" in capsys.readouterr().err
+    assert "load the backbone alone with model.weights_parts=backbone" in capsys.readouterr().err
     torch.save({f"backbone.{k}": v for k, v in SmallCNN(16).state_dict().items()}, "backbone.pt")
     assert main([*run, ALL]) == 2
     assert "there is no fc_block.1.weight in it" in capsys.readouterr().err

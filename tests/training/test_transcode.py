@@ -230,7 +230,7 @@ def test_wrong_usage(folder, tmp_path, capsys):
     for arguments, message in [
         (["--transcode", out, "--crf", "99"], "crf must be from 0 to 51, got 99"),
         (["--transcode", out, "--short-side", "255"], "even number from 2, got 255"),
-        (["--transcode", str(folder)], "must be two folders, none inside the other"),
+        (["--transcode", str(folder)], "must be two folders, neither inside the other"),
         (["--transcode", str(folder / "out")], "must be two folders"),
         (["--transcode", str(tmp_path)], "must be two folders"),
     ]:
