@@ -159,7 +159,7 @@ def test_vclr_goes_on_with_its_heads_and_queues_of_its_own(tmp_path, monkeypatch
     assert all(torch.equal(v, given[k]) for k, v in after.items() if k not in stays)
     fewer = load_config("tiny.yaml", ["loss.vclr.intra=0"])
     torch.save({"model": initial_model(fewer).state_dict()}, "other.pt")
-    with pytest.raises(ValueError, match=r"no model.encoder.heads.intra.0.weight .* loss.vclr"):
+    with pytest.raises(ValueError, match=r"no model.encoder.heads.intra.0.weight.* loss.vclr"):
         load_all_weights(model, Path("other.pt"), cfg)
 
 
