@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("--out", type=Path, required=True, help="recipe to write, such as mine.yaml")
     one = commands.add_parser("labels", help="convert train.pkl and val.pkl to labels.json")
     one.add_argument("folder", type=Path, help="folder with the videos")
-    one.add_argument("--train", type=Path, nargs="+", required=True, metavar="PKL")
+    one.add_argument(
+        "--train", type=Path, nargs="+", required=True, metavar="PKL", help="train.pkl"
+    )
     one.add_argument("--test", type=Path, nargs="+", default=[], metavar="PKL", help="val.pkl")
     one.add_argument("--out", type=Path, help="labels file to write (default: FOLDER/labels.json)")
     one = commands.add_parser("checkpoint", help="convert checkpoint_epoch_*.pth to a run")

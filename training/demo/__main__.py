@@ -26,7 +26,12 @@ RECIPE = "recipes/carl_demo.yaml"
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.demo", description=__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace recipe values")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="values that replace those of the recipe, such as train.steps=300",
+    )
     parser.add_argument(
         "--real", type=Path, metavar="FOLDER", help="train on the clips of this folder instead"
     )

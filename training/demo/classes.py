@@ -95,11 +95,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.demo.classes", description="Render videos of six classes."
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-per-class", type=int, default=40)
-    parser.add_argument("--test-per-class", type=int, default=20)
-    parser.add_argument("--side", type=int, default=96, help="width and height in pixels")
+    parser.add_argument("folder", type=Path, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--train-per-class", type=int, default=40, help="training videos, default: 40"
+    )
+    parser.add_argument("--test-per-class", type=int, default=20, help="test videos, default: 20")
+    parser.add_argument(
+        "--side", type=int, default=96, help="width and height in pixels, default: 96"
+    )
     parser.add_argument("--clutter", action="store_true", help="draw shapes behind the actor")
     options = parser.parse_args(argv)
     try:

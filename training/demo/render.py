@@ -305,11 +305,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.demo.render", description="Render the demo's videos and labels."
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-per-action", type=int, default=40)
-    parser.add_argument("--test-per-action", type=int, default=12)
-    parser.add_argument("--side", type=int, default=96, help="width and height in pixels")
+    parser.add_argument("folder", type=Path, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--train-per-action", type=int, default=40, help="training videos, default: 40"
+    )
+    parser.add_argument("--test-per-action", type=int, default=12, help="test videos, default: 12")
+    parser.add_argument(
+        "--side", type=int, default=96, help="width and height in pixels, default: 96"
+    )
     parser.add_argument("--clutter", action="store_true", help="draw shapes behind the actor")
     options = parser.parse_args(argv)
     try:
