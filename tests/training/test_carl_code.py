@@ -350,7 +350,7 @@ def test_weights_that_do_not_fit_are_named(released, capsys):
     odd = dict(state) | {"something.else": torch.zeros(1)}
     torch.save({"model_state": odd, "cfg": POURING}, "odd.pth")
     assert main(["checkpoint", "odd.pth", "--out", "run"]) == 2
-    assert "unknown weights something.else (1 in all)" in capsys.readouterr().err
+    assert "unknown weights something.else (1 in total)" in capsys.readouterr().err
     wide = {**POURING, "SCL": POURING["SCL"], "MODEL": {**POURING["MODEL"], "PROJECTION_SIZE": 11}}
     torch.save({"model_state": state, "cfg": wide}, "wide.pth")
     assert main(["checkpoint", "wide.pth", "--out", "run"]) == 2
