@@ -59,7 +59,7 @@ class DataConfig:
     folder: str = _any("", may_change=True)  # prepared with python -m training.prepare
     clips: str = _one_of("views", "views", "videos", "synchronised", "tuples")
     num_frames: int = _at_least(240, 2)  # T, frames per clip
-    batch_size: int = _at_least(4, 1)  # items per step, over all ranks; each has two clips
+    batch_size: int = _at_least(4, 1)  # items per batch, over all ranks; each has two clips
     # "random" and "even" draw frames within a temporal crop of the video (CARL, section 3.2); the
     # next four keys describe the crop, see fastseq.video.sample_views. The others draw from the
     # whole video, see fastseq.video.sample_clip.
