@@ -71,8 +71,8 @@ class ContextEncoder(VideoEncoder):
 
         Args:
             frames: uint8 RGB in 0 to 255, or floating point in 0 to 1. (N, T, C, 3, H, W): each
-                frame with its context, oldest first, itself last. (N, T, 3, H, W): whole videos or
-                stretches of one, frame after frame; the context is taken from there.
+                frame with its context, oldest first, the frame itself last. (N, T, 3, H, W): whole
+                videos or parts of them, frame after frame, which also contain the context.
             valid: bool (N, T), True = real frame. None: all are.
         """
         context = self.num_context
@@ -95,7 +95,7 @@ class ContextEncoder(VideoEncoder):
         return h.view(*frames.shape[:2], -1) if valid is None else unpack(h, valid)
 
     def _whole_videos(self, frames: Tensor) -> Tensor:
-        """A chunk of frames at a time; each frame goes through the backbone once per chunk."""
+        """Embed a chunk of frames at a time; a frame passes the backbone once per chunk."""
         n, t = frames.shape[:2]
         index = context_frames(torch.arange(t).numpy(), self.num_context, self.context_stride)
         size = CHUNK_FRAMES if self.chunk_frames is None else self.chunk_frames
