@@ -109,8 +109,8 @@ def test_other_configurations():
     for change, message in (
         ({"TRAINING_ALGO": "classification"}, "scl, tcc and tcn can be converted"),
         ({"OPTIMIZER": {"TYPE": "MomentumOptimizer"}}, "AdamOptimizer can be converted"),
-        ({"SCL": {"NEGATIVE_TYPE": "all"}}, "SCL.NEGATIVE_TYPE is 'all'; single_noself"),
-        ({"SCL": {"POSITIVE_TYPE": "window"}}, "the released loss is 0 for all but gauss"),
+        ({"SCL": {"NEGATIVE_TYPE": "all"}}, "SCL.NEGATIVE_TYPE is 'all'; only single_noself"),
+        ({"SCL": {"POSITIVE_TYPE": "window"}}, "the released loss is 0 for all others"),
     ):
         with pytest.raises(UserError, match=message):
             convert_config(POURING | change)
@@ -350,7 +350,7 @@ def test_weights_that_do_not_fit_are_named(released, capsys):
     odd = dict(state) | {"something.else": torch.zeros(1)}
     torch.save({"model_state": odd, "cfg": POURING}, "odd.pth")
     assert main(["checkpoint", "odd.pth", "--out", "run"]) == 2
-    assert "unknown weights something.else (1 in all)" in capsys.readouterr().err
+    assert "unknown weights something.else (1 in total)" in capsys.readouterr().err
     wide = {**POURING, "SCL": POURING["SCL"], "MODEL": {**POURING["MODEL"], "PROJECTION_SIZE": 11}}
     torch.save({"model_state": state, "cfg": wide}, "wide.pth")
     assert main(["checkpoint", "wide.pth", "--out", "run"]) == 2

@@ -19,15 +19,15 @@ class ContextEncoder(VideoEncoder):
 
     Backbone map per frame -> ``conv_layers`` x (3x3x3 convolution over context, height and width,
     batch norm, ReLU) -> maximum over all three -> ``fc_layers`` x (dropout, linear, ReLU) ->
-    linear. No positions: an embedding depends on its frame and the context alone.
+    linear. There are no positions: an embedding depends only on its frame and the context.
 
     Args:
         backbone: images (n, 3, H, W) to maps (n, ``backbone.out_channels``, h, w) by ``maps``.
-        num_context: frames per embedding, the last one is the frame itself.
-        context_stride: how many frames apart.
-        chunk_frames, checkpointing: how the backbone is called, see `VideoEncoder`; of whole
-            videos, ``chunk_frames`` are also embedded at a time (None: 80, each of which brings
-            context of its own).
+        num_context: frames per embedding; the last one is the frame itself.
+        context_stride: distance between these frames, in frames.
+        chunk_frames, checkpointing: options of the backbone's calls, see `VideoEncoder`. Whole
+            videos are also embedded ``chunk_frames`` frames at a time (None: 80), each with its
+            context.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class ContextEncoder(VideoEncoder):
 
         Args:
             frames: uint8 RGB in 0 to 255, or floating point in 0 to 1. (N, T, C, 3, H, W): each
-                frame with its context, oldest first, itself last. (N, T, 3, H, W): whole videos or
-                stretches of one, frame after frame; the context is taken from there.
+                frame with its context, oldest first, the frame itself last. (N, T, 3, H, W): whole
+                videos or parts of them, frame after frame, which also contain the context.
             valid: bool (N, T), True = real frame. None: all are.
         """
         context = self.num_context
@@ -95,7 +95,7 @@ class ContextEncoder(VideoEncoder):
         return h.view(*frames.shape[:2], -1) if valid is None else unpack(h, valid)
 
     def _whole_videos(self, frames: Tensor) -> Tensor:
-        """A chunk of frames at a time; each frame goes through the backbone once per chunk."""
+        """Embed a chunk of frames at a time; a frame passes the backbone once per chunk."""
         n, t = frames.shape[:2]
         index = context_frames(torch.arange(t).numpy(), self.num_context, self.context_stride)
         size = CHUNK_FRAMES if self.chunk_frames is None else self.chunk_frames
