@@ -162,7 +162,8 @@ def test_messages_are_as_the_page_shows_them(messages):
 def test_every_message_has_cause_and_remedy():
     entries = re.split(r"^```text\n", PAGE, flags=re.MULTILINE)[1:]
     for entry in entries:
-        assert "\n**Cause.** " in entry and "\n**Remedy.** " in entry, entry
+        assert "\n**Cause.** " in entry, entry
+        assert "\n**Remedy.** " in entry, entry
 
 
 @pytest.mark.parametrize("part", ELSEWHERE)
