@@ -25,7 +25,7 @@ ELSEWHERE = {
     "No module named 'training'": "Python's own",
     "the weights of efficientnet_lite0": "an environment without the extra",
     "torch.OutOfMemoryError": "PyTorch's own",
-    "needs a CUDA device to work on": "where DALI is installed",
+    "needs a CUDA device": "where DALI is installed",
     "the loss or its gradient was not finite": "20 steps: test_train.py",
 }
 
