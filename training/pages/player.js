@@ -225,7 +225,7 @@ class Player {
       " ": toggle, ArrowLeft: () => this.step(-1), ArrowRight: () => this.step(1),
       n: () => this.turn(1), p: () => this.turn(-1), s: () => this.swap(),
       e: () => this.step(this.events.next(this.row) - this.row),
-      "+": () => this.faster(1), "-": () => this.faster(-1),
+      "+": () => this.faster(1), "=": () => this.faster(1), "-": () => this.faster(-1),
     };
     document.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.altKey || event.metaKey || takesKeys(event)) return;

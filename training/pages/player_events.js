@@ -1,7 +1,7 @@
 // Events of a pair: marks along the slider, and the table of where they are found in b.
 
-const THUMB = 16; // width of a slider's handle in pixels: its middle is this far from the edges, halved
-const LANES = 3;
+const THUMB = 16; // width of a slider's handle in pixels; its middle stays half of it from the edges
+const LANES = 3; // lines of names along the slider before numbers replace them
 
 class Events {
   constructor(section, go) {
@@ -108,9 +108,10 @@ class Events {
       button.title = `jump to frame ${a.frames[event.row]} of a`;
       button.addEventListener("click", () => this.go(event.row));
       line.insertCell().append(button);
-      const cells = [event.carried ?? "outside", event.true, difference(event.error, b.fps),
-        difference(event.even_error, b.fps)];
-      for (const text of cells) line.insertCell().textContent = text;
+      line.insertCell().textContent = event.carried ?? "outside";
+      line.insertCell().textContent = event.true ?? "–";
+      line.insertCell().append(...difference(event.error, b.fps));
+      line.insertCell().append(...difference(event.even_error, b.fps));
     }
     const scroll = document.createElement("div");
     scroll.className = "scroll";
@@ -135,10 +136,14 @@ function firstNearest(matched, wanted) {
   return best;
 }
 
+// Frames, and the same in seconds, which a narrow screen breaks onto the next line.
 function difference(frames, fps) {
-  if (frames === null || frames === undefined) return "–";
+  if (frames === null || frames === undefined) return ["–"];
   const sign = frames > 0 ? "+" : frames < 0 ? "−" : "";
-  return `${sign}${Math.abs(frames)} (${(Math.abs(frames) / fps).toFixed(2)} s)`;
+  const seconds = document.createElement("span");
+  seconds.className = "player-seconds";
+  seconds.textContent = `(${(Math.abs(frames) / fps).toFixed(2)} s)`;
+  return [`${sign}${Math.abs(frames)} `, seconds];
 }
 
 function meanErrors(events, fps) {

@@ -1,6 +1,7 @@
 // The similarity map: all pairs of frames, the path of the alignment, and the present pair.
 
 const MAP = { left: 52, top: 8, right: 10, bottom: 42, highest: 520 };
+const CROSS = "#ff9a6e";
 
 class SimilarityMap {
   constructor(go) {
@@ -90,7 +91,7 @@ class SimilarityMap {
     context.beginPath();
     for (const [i, j] of this.pair.path) context.lineTo(this.x(i + 0.5), this.y(j + 0.5));
     context.lineJoin = "round";
-    strokeTwice(context, 4, 2);
+    strokeTwice(context, 4, 1.8, "#14181d", "#ffffff");
   }
 
   drawAxes(context) {
@@ -144,13 +145,13 @@ class SimilarityMap {
       const y = this.y(other + 0.5);
       context.moveTo(MAP.left, y);
       context.lineTo(MAP.left + this.width, y);
-      strokeTwice(context, 3, 1.2, "#ff8a5c");
+      strokeTwice(context, 2.4, 1, CROSS);
       context.beginPath();
       context.arc(x, y, 5, 0, 2 * Math.PI);
-      context.fillStyle = "#ff8a5c";
+      context.fillStyle = CROSS;
       context.fill();
     }
-    strokeTwice(context, 3, 1.2, "#ff8a5c");
+    strokeTwice(context, 2.4, 1, CROSS);
   }
 
   listen() {
