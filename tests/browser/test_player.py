@@ -92,9 +92,8 @@ def check(page, made, row, pair=None):
         frame = video["frames"][wanted]
         assert shown(page, name) == (str(frame), brightness(frame, video["total"])), (name, row)
         caption = page.locator(f"#player-{name}-caption").inner_text()
-        seconds = f"{frame / video['fps']:.2f} s"
-        assert video["id"] in caption
-        assert f"frame {frame} of {video['total']}, {seconds}" in caption
+        place = f"{video['id']}\nframe {frame} of {video['total']}\n{frame / video['fps']:.2f} s, "
+        assert caption.startswith(place)
 
 
 def test_the_slider_moves_both_videos_to_the_aligned_frames(opened, made):
@@ -281,7 +280,7 @@ def test_the_similarity_map_has_the_colours_of_its_values(opened):
     red, green, blue, _ = opened.evaluate(colour, [52 + 0.97 * width, 8 + 0.1 * height])
     assert red < 30 < green < blue
     assert float(opened.locator("#similarity-high").inner_text()) > 0.95
-    assert float(opened.locator("#similarity-low").inner_text()) < -0.9
+    assert opened.locator("#similarity-low").inner_text().startswith("−0.9")
 
 
 def test_events_jump_and_state_their_errors(opened, made):
@@ -289,7 +288,7 @@ def test_events_jump_and_state_their_errors(opened, made):
     rows = [row.split("\t") for row in events.locator("tbody tr").all_inner_texts()]
     assert [row[0].strip() for row in rows] == ["1 swing", "2 follow"]
     assert rows[0][1:] == ["38", "38", "0 (0.00 s)", "−14 (0.56 s)"]
-    assert events.locator("p").inner_text() == (
+    assert events.locator("p").first.inner_text() == (
         "Mean absolute error over 2 events: 0.0 frames (0.00 s) with the alignment, "
         "11.0 frames (0.44 s) without."
     )
@@ -449,6 +448,7 @@ def test_errors_and_requests_of_a_page_are_found(browser_page, tmp_path):
         "<script>console.error('one'); throw Error('two')</script>"
     )
     page = browser_page()
+    page.route("http://**", lambda route: route.fulfill(status=204))
     with page.expect_event("pageerror"), page.expect_event("request", lambda it: "a.png" in it.url):
         page.goto(file.as_uri(), wait_until="commit")
     browser_page.problems.sort()

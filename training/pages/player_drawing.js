@@ -82,6 +82,8 @@ function strokeTwice(context, wide, thin, upper, lower = "rgba(0, 0, 0, .75)") {
   context.stroke();
 }
 
+const decimal = (value, digits) => value.toFixed(digits).replace("-", "−");
+
 // About `count` round numbers from `first` to `last`.
 function roundNumbers(first, last, count) {
   const raw = Math.max((last - first) / count, 1);

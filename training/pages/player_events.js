@@ -1,7 +1,10 @@
 // Events of a pair: marks along the slider, and the table of where they are found in b.
 
 const THUMB = 16; // width of a slider's handle in pixels; its middle stays half of it from the edges
-const LANES = 3; // lines of names along the slider before numbers replace them
+const COUNTED = "Frames are counted from 0.";
+
+// Lines of names along the slider, before numbers replace them.
+const LANES = window.innerWidth < 640 ? 2 : 3;
 
 class Events {
   constructor(section, go) {
@@ -79,19 +82,22 @@ class Events {
   drawTable() {
     const { a, b, events } = this.pair;
     const sentence = document.createElement("p");
+    const note = document.createElement("p");
+    note.className = "quiet";
     if (!events.length) {
       const without = [a, b].filter((video) => !video.phases).map((video) => video.id);
       sentence.textContent = without.length
         ? `No phase labels: ${without.join(", ")}. Events and their errors need the labels of ` +
           "both videos."
         : "The labels of these two videos share no event.";
-      this.section.replaceChildren(sentence);
+      note.textContent = COUNTED;
+      this.section.replaceChildren(sentence, note);
       return;
     }
     sentence.textContent = meanErrors(events, b.fps);
     const table = document.createElement("table");
-    const titles = ["event", "in b, aligned", "in b, labelled", "error in frames",
-      "error, not aligned"];
+    const titles = ["event", "frame in b, aligned", "frame in b, labelled", "error in frames",
+      "error without alignment"];
     table.createTHead().insertRow().append(...titles.map((title) => {
       const cell = document.createElement("th");
       cell.scope = "col";
@@ -116,7 +122,9 @@ class Events {
     const scroll = document.createElement("div");
     scroll.className = "scroll";
     scroll.append(table);
-    this.section.replaceChildren(sentence, scroll);
+    note.textContent = "▼ an event in a; ▲ the moment at which b shows the same event, by its " +
+      `labels. Error: frame in b, aligned, less frame in b, labelled. ${COUNTED}`;
+    this.section.replaceChildren(sentence, scroll, note);
   }
 
   show(row) {

@@ -18,12 +18,12 @@ class SimilarityMap {
   setPair(pair) {
     this.pair = pair;
     const { low, high } = pair.similarities();
-    document.getElementById("similarity-low").textContent = low.toFixed(2);
-    document.getElementById("similarity-high").textContent = high.toFixed(2);
+    document.getElementById("similarity-low").textContent = decimal(low, 2);
+    document.getElementById("similarity-high").textContent = decimal(high, 2);
     document.getElementById("similarity-sentence").textContent =
       `Across: ${pair.a.id}. Down: ${pair.b.id}. Mean cosine similarity: ` +
-      `${pair.similarity.toFixed(3)} along the alignment, ` +
-      `${pair.straight.toFixed(3)} along the straight line.`;
+      `${decimal(pair.similarity, 3)} along the alignment, ` +
+      `${decimal(pair.straight, 3)} along the straight line.`;
     this.canvas.setAttribute("aria-valuemax", pair.a.rows - 1);
     this.base = null;
     this.row = 0;
