@@ -1,6 +1,9 @@
 // Events of a pair: marks along the slider, and the table of where they are found in b.
 
 const THUMB = 16; // width of a slider's handle in pixels; its middle stays half of it from the edges
+// Titles of the columns; a narrow screen leaves out the first part.
+const TITLES = [["", "event"], ["frame in b, ", "aligned"], ["frame in b, ", "labelled"],
+  ["frames of ", "error"], ["error ", "without alignment"]];
 const COUNTED = "Frames are counted from 0.";
 
 // Lines of names along the slider, before numbers replace them.
@@ -96,12 +99,13 @@ class Events {
     }
     sentence.textContent = meanErrors(events, b.fps);
     const table = document.createElement("table");
-    const titles = ["event", "frame in b, aligned", "frame in b, labelled", "error in frames",
-      "error without alignment"];
-    table.createTHead().insertRow().append(...titles.map((title) => {
+    table.createTHead().insertRow().append(...TITLES.map(([wide, text]) => {
       const cell = document.createElement("th");
+      const first = document.createElement("span");
       cell.scope = "col";
-      cell.textContent = title;
+      first.className = "player-wide";
+      first.textContent = wide;
+      cell.append(first, text);
       return cell;
     }));
     const body = table.createTBody();
