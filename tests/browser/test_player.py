@@ -105,6 +105,19 @@ def test_the_slider_moves_both_videos_to_the_aligned_frames(opened, made):
     assert made["pairs"]["0,1"]["even"][40] == 54
 
 
+def test_a_picture_that_is_decoded_late_does_not_replace_a_newer_one(opened, made):
+    """Row 0 is decoded; row 30 is asked for and left before its picture is there."""
+    opened.evaluate(
+        """async () => { const slider = document.getElementById("player-slider");
+        for (const row of [30, 0]) {
+          slider.value = row;
+          slider.dispatchEvent(new Event("input"));
+        }
+        await new Promise((done) => setTimeout(done, 200)) }"""
+    )
+    check(opened, made, 0, (0, 1))
+
+
 def test_next_and_previous_go_through_all_pairs(opened, made):
     for expected in [*PAIRS[1:], PAIRS[0]]:
         opened.get_by_role("button", name="Next pair").click()
@@ -371,7 +384,7 @@ def test_embedding_plots(opened, made):
 
 
 def test_phone(browser_page, address):
-    page = browser_page(width=390, height=844)
+    page = browser_page(width=390, height=560)
     page.goto(address)
     wait_for(page, 0)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -383,9 +396,11 @@ def test_phone(browser_page, address):
         assert box["height"] >= 44, name
         assert box["x"] >= 0, name
         assert box["x"] + box["width"] <= 390, name
-    page.evaluate("window.scrollTo(0, 80)")
+    wide = "() => { const it = document.querySelector('#player-events .scroll');"
+    assert page.evaluate(f"{wide} return it.scrollWidth - it.clientWidth }}") == 0
+    page.evaluate("window.scrollTo(0, 0)")  # the controls stay at the lower edge
     box = page.locator("#player-play").bounding_box()
-    assert box["y"] + box["height"] <= 844
+    assert box["y"] + box["height"] <= 560
     page.locator("#similarity-canvas").scroll_into_view_if_needed()
     assert page.locator("#similarity-canvas").bounding_box()["width"] <= 390
 
