@@ -196,7 +196,7 @@ def test_play_keeps_time_and_stops_at_the_end(browser_page, address, made):
     page = browser_page()
     page.clock.install()
     page.goto(address)
-    page.clock.pause_at(page.evaluate("Date.now() + 1000"))
+    page.clock.pause_at(page.evaluate("Date.now() + 10_000"))
     play, status = page.locator("#player-play"), page.locator("#player-status")
     page.keyboard.press(" ")
     assert play.inner_text() == "Pause"
@@ -226,7 +226,7 @@ def test_a_late_tick_skips_frames(browser_page, address):
     page = browser_page()
     page.clock.install()
     page.goto(address)
-    page.clock.pause_at(page.evaluate("Date.now() + 1000"))
+    page.clock.pause_at(page.evaluate("Date.now() + 10_000"))
     page.locator("#player-play").click()
     page.clock.fast_forward(700)  # one tick
     page.clock.run_for(20)

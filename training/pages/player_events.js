@@ -1,11 +1,11 @@
 // Events of a pair: marks along the slider, and the table of where they are found in b.
 
-const THUMB = 16; // width of a slider's handle in pixels; its middle stays half of it from the edges
+// Width of a slider's handle in pixels: its middle stays half of it away from the edges.
+const THUMB = 16;
 // Titles of the columns; a narrow screen leaves out the first part.
 const TITLES = [["", "event"], ["frame in b, ", "aligned"], ["frame in b, ", "labelled"],
   ["", "error in frames"], ["error ", "without alignment"]];
 const COUNTED = "Frames are counted from 0.";
-
 
 class Events {
   constructor(section, go) {
