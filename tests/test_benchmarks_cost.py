@@ -270,7 +270,7 @@ def test_unknown_names():
         ("--op scl --mode sideways", "mode of scl 'sideways' is not known: expected one of shift"),
         ("--op scl --channels -3", "positive number of channels, got -3"),
         ("--op soft_dtw --set rows=64", "tiles are fixed in its CUDA source"),
-        ("--op soft_dtw --dtype bf16", "fp32 alone"),
+        ("--op soft_dtw --dtype bf16", "fp32 only"),
         ("--card H1000", "card 'H1000' is not known: expected one of NVIDIA H100"),
         ("--arch 70", "architecture 70 is not known"),
     ],

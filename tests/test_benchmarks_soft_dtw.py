@@ -102,7 +102,7 @@ def test_a_missing_peer_is_an_empty_column_with_a_note(name, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("device", "reason"), [("cpu", "has a CUDA backend alone"), ("cuda", "another function")]
+    ("device", "reason"), [("cpu", "has only a CUDA backend"), ("cuda", "another function")]
 )
 def test_a_peer_that_cannot_be_compared_says_why(device, reason):
     provider = next(p for p in soft_dtw.providers(device) if p.name == "flash-softdtw")
