@@ -25,7 +25,7 @@ NOTES = {
     "bench": "GPU time of CUDA-graph replays over inputs larger than the L2 cache (`graph`) or of "
     "calls (`events`). The prediction of `python -m benchmarks.cost` is for forward and backward. "
     "The CSV files beside this page have all figures, with peers and floors.",
-    "sweep": "Timed in turns with the shipped tiles; ratios below 1 are faster. More in `sweep.csv`.",
+    "sweep": "Timed in turns with the shipped tiles; a ratio below 1 is faster. See `sweep.csv`.",
     "profile": "Nsight Compute, one launch of each kernel.",
 }
 
