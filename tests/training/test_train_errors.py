@@ -67,7 +67,7 @@ def test_an_existing_run_is_not_overwritten_unasked(recipe, capsys):
         (
             ["tiny.yaml", "train.device=meta"],
             "train.device: 'meta'",
-        ),  # exists but stores no numbers
+        ),  # stores no numbers
         (["tiny.yaml", "loss.scl.temperature=0"], "loss: scl_loss: temperature must be"),
         (["tiny.yaml", "loss.scl.variance=nan"], "loss: scl_loss: variance must be"),
         (["tiny.yaml", "loss.scl.backend=fast"], "unknown backend 'fast'"),

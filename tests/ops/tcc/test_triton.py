@@ -171,8 +171,8 @@ def test_all_pairs_in_groups_of_shifts(monkeypatch):
 
 
 def test_far_from_the_origin():
-    x, y = ((randn(1, 40, 16, seed=n) + 100).float().double() for n in (0, 1))
     """Differences are taken before products, so the digits that plain PyTorch loses are kept."""
+    x, y = ((randn(1, 40, 16, seed=n) + 100).float().double() for n in (0, 1))
     check(x, y, loss=1e-5, grad=1e-5, plain=False)
     check(torch.cat([x, y]), loss=1e-5, grad=1e-5, plain=False)
 
