@@ -36,7 +36,7 @@ GROUPS = {
     "fastseq": ("fastseq/**/*.py", "csrc/**/*.cu*", "csrc/**/*.cpp", "csrc/**/*.h", "setup.py"),
     "training": ("training/**/*.py",),
     "benchmarks": ("benchmarks/**/*.py",),
-    "tests": ("tests/**/*.py",),
+    "tests": ("tests/**/*.py", "tests/**/*.cpp", "tests/**/*.h"),
 }
 MOST_COLUMNS, MOST_WORDS = 4, 25
 
