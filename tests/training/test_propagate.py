@@ -64,7 +64,7 @@ def test_events_are_carried_over_and_shown(folder, capsys):
     assert written["videos"]["a.mp4"] == json.loads(before)["videos"]["a.mp4"]
     out = capsys.readouterr().out
     assert "swing: carried over from a.mp4" in out
-    assert "off from" not in out  # no other clip has labels
+    assert "off from" not in out  # no other clip is labelled
     shutil.copy(folder / "labels.propagated.json", folder / "labels.json")
     assert len(build_index(folder).videos) == 4
     assert Image.open("sheet.png").size[0] > 600

@@ -208,7 +208,7 @@ def test_ctrl_c_ends_it_within_a_frame(folder, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "frames/s" in errors  # the progress bar
+    assert "frames/s" in errors  # the bar
     assert errors.endswith("interrupted; finished copies stay, the same command goes on\n")
     there = sorted(files(out))
     assert "a.mp4" in there

@@ -319,7 +319,7 @@ def test_the_default_backend_of_all_ops_may_be_one_that_an_op_does_not_have(monk
     assert "not triton (FASTSEQ_BACKEND): some_op has no such backend" in reason
     with pytest.raises(ValueError, match="unknown backend 'triton'"):
         choose_backend("some_op", "triton", why_not)
-    monkeypatch.setenv("FASTSEQ_BACKEND", "cuda")  # a backend that this op has does not fall back
+    monkeypatch.setenv("FASTSEQ_BACKEND", "cuda")  # a backend that it has does not fall back
     with pytest.raises(RuntimeError, match=r"'cuda' \(FASTSEQ_BACKEND\) cannot serve.*no GPU"):
         choose_backend("some_op", "auto", why_not)
     monkeypatch.setenv("FASTSEQ_BACKEND", "fast")  # a name that is no backend of any op is an error
