@@ -18,7 +18,7 @@ NOT_BEFORE_A_NOUN = r"(?=[.,;:)]|$| (?:and|as|at|for|from|has|in|is|on|or|that|t
 PHRASES = {
     r"asked for\b": "requested, named, wanted",
     rf"of (?:its|their) own{NOT_BEFORE_A_NOUN}": "its own ..., a separate ...",
-    r"(?<!counts )(?<!count )(?<!not )in the mean\b(?! over)": "on average",
+    r"(?<!counts )(?<!count )(?<!not )(?<!choices )in the mean\b(?! over)": "on average",
     r"set aside\b": "keep, reserve, leave out",
     r"as far as\b": "until, if, to the extent that",
     r"goes on\b(?! a | the )": "continues",
