@@ -1,4 +1,4 @@
-"""What every op's benchmark is made of: cases (one shape, one precision, one device), providers."""
+"""Cases (one shape, one precision, one device) and providers: the parts of every op's benchmark."""
 
 import importlib
 from collections.abc import Callable
@@ -35,7 +35,9 @@ class Case(NamedTuple):
 
     @property
     def upstream(self) -> float:
-        """Gradient of the loss; in fp16 what a GradScaler starts from, for the same reason."""
+        """Gradient of the loss. In fp16 it is the initial scale of GradScaler, which keeps
+        gradients from underflowing.
+        """
         return 65536.0 if self.precision == "fp16" else 1.0
 
     def __str__(self) -> str:
@@ -43,17 +45,21 @@ class Case(NamedTuple):
 
 
 class Unavailable(Exception):
-    """A provider cannot serve this case here; the message says why."""
+    """A provider cannot run this case on this machine; the message says why."""
 
 
 class Provider(NamedTuple):
     """One way to compute an op.
 
-    build(case) returns a function of the op's inputs that gives the scalar loss, or raises
-    Unavailable. bytes_needed(case): its peak, for leaving out what does not fit. tolerance is
-    added to that of the case's precision, gradient_tolerance to that of the gradients alone.
-    graph: CUDA graphs may be tried on it. own_process: it brings an OpenMP runtime besides
-    PyTorch's.
+    Attributes:
+        build: takes a case and returns a function from the op's inputs to the scalar loss; raises
+            Unavailable where it cannot run.
+        bytes_needed: peak memory of a case in bytes; a case that does not fit is left out.
+        tolerance: added to the tolerance of the case's precision.
+        gradient_tolerance: added to that of the gradients only.
+        cpu_pairs: cases with more pairs take too long on a CPU and are left out.
+        graph: whether to try to capture it in a CUDA graph.
+        own_process: whether it loads a second OpenMP runtime and therefore runs in its own process.
     """
 
     name: str
@@ -67,15 +73,16 @@ class Provider(NamedTuple):
 
 
 class OpBenchmark(Protocol):
-    """A module that benchmarks one op, ``benchmarks/<op>.py``. Dicts have the keys cpu and cuda.
+    """A module that benchmarks one op, ``benchmarks/<op>.py``. The keys of its dicts are cpu and
+    cuda.
 
     Attributes:
-        MODES: what is timed, of "forward", "backward" and "both".
+        MODES: the modes that are timed, out of "forward", "backward" and "both".
         SHAPES: N, T, D of the cases.
-        TIMED_PAIRS: cases with more `pairs` are there for their memory.
+        TIMED_PAIRS: cases with more `pairs` are measured for memory only.
         PRECISIONS: names of `PRECISIONS`.
-        OURS: the provider that the ratios are relative to.
-        CALLED: the providers whose calls are short enough to be repeated one by one.
+        OURS: fastseq's provider, which the ratios are relative to.
+        CALLED: the providers whose calls are short enough for pytest-benchmark to repeat.
     """
 
     __name__: str
@@ -87,7 +94,7 @@ class OpBenchmark(Protocol):
     CALLED: dict[str, list[str]]
 
     def inputs(self, case: Case, seed: int = 0) -> tuple[Tensor, ...]:
-        """What the providers' functions take; gradients are those of all that require one."""
+        """Arguments of the providers' functions. Those that require a gradient get one."""
         ...
 
     def expected(self, case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -95,15 +102,17 @@ class OpBenchmark(Protocol):
         ...
 
     def providers(self, device: str) -> list[Provider]:
-        """Ours first."""
+        """All providers, fastseq's own first."""
         ...
 
     def work(self, case: Case, mode: str) -> Work:
-        """What the op costs a GPU at least, for the floor."""
+        """The least work that the op requires of a GPU, for the floor."""
         ...
 
     def least_flop(self, case: Case, mode: str) -> float:
-        """Of the products that no method can avoid, for the floor on a CPU."""
+        """Floating-point operations of the products that no method can avoid, for the floor on a
+        CPU.
+        """
         ...
 
 
@@ -119,7 +128,9 @@ def available_bytes(device: str) -> int:
 
 
 def build(provider: Provider, case: Case) -> Callable[..., Tensor]:
-    """provider.build(case), after a look at what the case would take."""
+    """Return provider.build(case); raise Unavailable for a case that takes too much time or
+    memory.
+    """
     if case.device == "cpu" and case.pairs > provider.cpu_pairs:
         raise Unavailable(f"takes too long on a CPU at T = {case.t}")
     need, have = provider.bytes_needed(case), available_bytes(case.device)

@@ -16,9 +16,7 @@ ROWS = pytest.StashKey[list[dict[str, str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--results", type=Path, default=results.FOLDER, help="where the CSV files are kept"
-    )
+    parser.addoption("--results", type=Path, default=results.FOLDER, help="folder of the CSV files")
     parser.addoption(
         "--budget", type=float, default=12.0, help="seconds of timing per case of the table"
     )
@@ -32,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def measure_table(request: pytest.FixtureRequest) -> Callable[[str, Case], None]:
-    """Measures a case of an op; the rows are written, and printed when the session ends."""
+    """Measure a case of an op and write its rows, which are printed when the session ends."""
     options = request.config.getoption
 
     def measure(op: str, case: Case) -> None:
@@ -45,7 +43,7 @@ def measure_table(request: pytest.FixtureRequest) -> Callable[[str, Case], None]
 
 @pytest.fixture
 def measure_call(benchmark) -> Callable[[str, Case, str], None]:
-    """Hands a provider's forward and backward to pytest-benchmark, once it is checked."""
+    """Check a provider, then pass its forward and backward to pytest-benchmark."""
 
     def measure(op_name: str, case: Case, name: str) -> None:
         op = op_benchmark(op_name)

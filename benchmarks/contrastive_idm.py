@@ -1,4 +1,4 @@
-"""contrastive_idm: shapes, inputs, who computes it, floors."""
+"""contrastive_idm: shapes, inputs, providers, floors."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from benchmarks.contrastive_idm_peers import window
 from benchmarks.floors import Work
 
 MODES = ("forward", "backward", "both")
-# The last CPU shape is there for its memory; times are taken up to TIMED_PAIRS.
+# The last CPU shape is measured for memory only; times are taken up to TIMED_PAIRS.
 SHAPES = {
     "cpu": [(8, 20, 128), (8, 240, 128), (2, 2048, 128), (1, 4096, 128), (1, 8192, 128)],
     "cuda": [
@@ -28,14 +28,15 @@ SHAPES = {
 }
 TIMED_PAIRS = {"cpu": 4096**2, "cuda": 1 << 40}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["bf16", "fp16", "tf32", "fp32"]}
-# What the ratios are relative to.
+# The ratios are relative to these.
 OURS = {"cpu": "fastseq torch", "cuda": "fastseq triton"}
 CALLED = {"cpu": ["fastseq torch", "eager"], "cuda": ["fastseq triton", "fastseq torch", "eager"]}
 
 
 def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random directions, which are about the margin apart as embeddings are before training, and
-    sorted times as shares of the video: one random frame out of each of T chunks of 12."""
+    """Random directions, whose distances are close to the margin as those of embeddings are, and
+    sorted times as shares of the video: one random frame out of each of T chunks of 12.
+    """
     generator = torch.Generator().manual_seed(seed)
     z = F.normalize(torch.randn(case.n, case.t, case.d, generator=generator), dim=-1)
     t = 12 * torch.arange(case.t) + torch.randint(12, (case.n, case.t), generator=generator)
@@ -44,8 +45,9 @@ def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def expected(case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Loss and gradient in float64, by the backend that the tests hold to the reference: that one
-    forms T x T x D numbers."""
+    """Loss and gradient in float64, computed by the backend that the tests compare with the
+    reference. The reference itself would form T x T x D numbers.
+    """
     z = args[0].detach().double().requires_grad_()
     loss = _fastseq("torch", case)(z, args[1])
     return loss.detach(), *torch.autograd.grad(loss, z)
@@ -60,12 +62,12 @@ def _square_matrices(alive: int, case: Case) -> int:
 
 
 def _differences(case: Case) -> int:
-    """z_i - z_j, its square and their gradients, N x T x T x D."""
+    """Bytes of z_i - z_j, its square and their gradients, each N x T x T x D."""
     return 4 * 4 * case.pairs * case.d
 
 
 def providers(device: str) -> list[Provider]:
-    """Ours first."""
+    """All providers, fastseq's own first."""
     ours = ["triton", "torch"] if device == "cuda" else ["torch"]
     return [
         *(Provider(f"fastseq {name}", partial(_fastseq, name)) for name in ours),
@@ -76,8 +78,9 @@ def providers(device: str) -> list[Provider]:
 
 
 def work(case: Case, mode: str) -> Work:
-    """The distances of half of the pairs forward; all of them and the gradient's product backward,
-    as the programs that own rows form them; a reciprocal for each distance formed."""
+    """Forward: the distances of half of the pairs. Backward: the distances of all pairs and the
+    product of the gradient, since each program owns its rows. One reciprocal for each distance.
+    """
     flop = 2 * case.pairs * case.d
     products, divisions = {"forward": (0.5, 0.5), "backward": (2, 1), "both": (2.5, 1.5)}[mode]
     tensors = {"forward": 1, "backward": 2, "both": 2}[mode]  # z in; its gradient out
@@ -86,6 +89,8 @@ def work(case: Case, mode: str) -> Work:
 
 
 def least_flop(case: Case, mode: str) -> int:
-    """Products that no method can avoid: half of the distances, and backward the gradient's."""
+    """Products that no method can avoid: half of the distances, and in the backward the
+    gradient.
+    """
     halves = {"forward": 1, "backward": 2, "both": 3}[mode]
     return halves * case.pairs * case.d

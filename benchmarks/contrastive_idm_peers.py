@@ -1,4 +1,4 @@
-"""contrastive_idm as one would write it without fastseq: z (N, T, D) and sorted times t (N, T)."""
+"""contrastive_idm written without fastseq: z (N, T, D) and sorted times t (N, T)."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,9 @@ MARGIN = 2.0
 
 
 def window(case: Case) -> float:
-    """Ten frames as a share of the video, and a half so that no gap is exactly the window."""
+    """Ten and a half frames as a share of the video; the half keeps any gap from equalling the
+    window.
+    """
     return 10.5 / (12 * case.t)
 
 
@@ -21,14 +23,18 @@ def _loss(distance: Tensor, t: Tensor, width: float) -> Tensor:
 
 
 def eager(z: Tensor, t: Tensor, width: float) -> Tensor:
-    """Vectorised: distances from one product of the embeddings, each sequence (T, T)."""
+    """Vectorised: distances from one product of the embeddings, a (T, T) matrix for each
+    sequence.
+    """
     norms = z.float().square().sum(2)
     product = torch.bmm(z, z.mT).float()
     return _loss(norms[:, :, None] + norms[:, None] - 2 * product, t, width)
 
 
 def released(z: Tensor, t: Tensor, width: float) -> Tensor:
-    """Distances as LAV's released code forms them, from (T, T, D) differences, one at a time."""
+    """Distances as LAV's released code forms them: from (T, T, D) differences, one sequence at a
+    time.
+    """
     parts = []
     for z_n, t_n in zip(z.float(), t, strict=True):
         distance = (z_n[:, None] - z_n[None]).pow(2).sum(2)

@@ -1,11 +1,13 @@
-"""``python -m benchmarks.host``: microseconds that a call keeps the host, no kernel being run.
+"""``python -m benchmarks.host``: microseconds of host time per call, without running a kernel.
 
-Ours with 128 channels: checks, allocation, autograd and Triton's launcher up to the driver, which
-is replaced by one that launches nothing. Beside it the same loss in plain PyTorch. Both on tensors
-so small that the dispatch of operations is what takes the time; it depends on N and T in neither,
-except for the loop over T of Soft-DTW in plain PyTorch, here of 480 frames. One thread, its own
-CPU time, in turns; a figure is the lowest of many short loops, since other work only ever adds. No
-GPU is needed. What the driver adds (a few microseconds a launch) is in neither figure.
+For fastseq, with 128 channels: checks, allocation, autograd and Triton's launcher up to the driver,
+which is replaced by one that launches nothing. For comparison, the same loss in plain PyTorch. The
+tensors are so small that dispatching the operations dominates. The host time depends on neither N
+nor T, except for Soft-DTW in plain PyTorch, which loops over T (480 frames here).
+
+Measured: CPU time of one thread, in turns. Each figure is the lowest of many short loops, because
+other work on the machine only adds time. No GPU is needed. The driver's own time (a few
+microseconds per launch) is not included in either figure.
 """
 
 import argparse
@@ -36,11 +38,11 @@ EAGER = {
     "contrastive_idm": ("eager", SMALL),
     "queue_nce": ("logits once", SMALL),
 }
-ROUNDS, SECONDS = 40, 0.02  # loops, and how long one takes
+ROUNDS, SECONDS = 40, 0.02  # loops; seconds per loop
 
 
 def calls(op: str) -> dict[str, dict[str, Callable[[], object]]]:
-    """fastseq and eager, forward and both, as functions of nothing."""
+    """Calls of fastseq and eager, forward and both, as functions without arguments."""
     module = op_benchmark(op)
     name, small = EAGER[op]
     case = OURS[op]
@@ -57,7 +59,7 @@ def _modes(fn, args) -> dict[str, Callable[[], object]]:
 
 
 def lowest(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Microseconds of a call of each, measured in turns."""
+    """Microseconds per call of each, measured in turns."""
     counts = {}
     for name, function in functions.items():
         start = time.thread_time()
@@ -82,7 +84,7 @@ def measure(op: str, rounds: int = ROUNDS) -> list[dict[str, str]]:
     with pretend(90) as launches:
         found = calls(op)
         for mode in ("forward", "both"):
-            found["fastseq"][mode]()  # compiles
+            found["fastseq"][mode]()  # the first call compiles
             launches.clear()
             found["fastseq"][mode]()
             count = len(launches) if op != "soft_dtw" else {"forward": 1, "both": 2}[mode]
@@ -115,12 +117,16 @@ def table(rows: list[dict[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__)
-    parser.add_argument("--op", choices=OPS, action="append", help="repeatable; default: all")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="loops (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="CSV to write; default: no file")
+    parser.add_argument(
+        "--op", choices=OPS, action="append", help="op to measure; repeatable (default: all)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="number of loops (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="CSV file to write (default: none)")
     options = parser.parse_args()
     if interpreting():
-        parser.error("it needs Triton's compiler: unset TRITON_INTERPRET")
+        parser.error("needs Triton's compiler: unset TRITON_INTERPRET")
     rows = []
     for op in options.op or OPS:
         rows += measure(op, options.rounds)

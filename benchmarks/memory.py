@@ -1,4 +1,4 @@
-"""Peak memory of one forward and backward above its inputs and gradients, in MB."""
+"""Peak memory of one forward and backward above the inputs and gradients, in MB."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def cuda_peak_mb(fn: Callable[..., Tensor], args: tuple[Tensor, ...], upstream: float) -> float:
-    """What the caching allocator handed out at most, above what it had before the call."""
+    """Peak of the caching allocator during the call, above its level before the call."""
     gradients(fn(*args), args, upstream)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -28,9 +28,9 @@ def cuda_peak_mb(fn: Callable[..., Tensor], args: tuple[Tensor, ...], upstream: 
 
 
 def cpu_peak_mb(op: str, case: Case, provider: str) -> float:
-    """In a child process: only a fresh one says what this provider alone takes."""
-    # Freed blocks go back to the system at once; kept for later use they would hide in the RSS
-    # before the call.
+    """Measured in a fresh child process, the only way to get the memory of this provider alone."""
+    # Return freed blocks to the system at once. If kept for reuse, they would already count in the
+    # RSS before the call.
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "benchmarks.memory", op, provider, *map(str, case)]
     child = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
@@ -46,7 +46,7 @@ def _measure(op: str, case: Case, provider: str) -> float:
     fn, args = build(found, case), module.inputs(case)
     gradients(fn(*args), args, case.upstream)
     before = _status_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # reset the recorded peak
     gradients(fn(*args), args, case.upstream)
     peak = (_status_kib("VmHWM") - before) * 1024
     return max(0.0, (peak - _gradient_bytes(args)) / 1e6)
@@ -64,7 +64,7 @@ def _status_kib(name: str) -> int:
 def main(argv: list[str]) -> None:
     op, provider, n, t, d, precision, device = argv
     case = Case(int(n), int(t), int(d), precision, device)
-    with contextlib.redirect_stdout(sys.stderr):  # KeOps greets on stdout
+    with contextlib.redirect_stdout(sys.stderr):  # KeOps prints a greeting on stdout
         peak = _measure(op, case, provider)
     print(peak)
 

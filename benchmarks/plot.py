@@ -1,12 +1,13 @@
-"""``python -m benchmarks.plot``: time and memory by shape from each results/<device>/<op>.csv, and
-the tables beside them (results/<device>/<op>.md)."""
+"""``python -m benchmarks.plot``: plots time and memory by shape from each results/<device>/<op>.csv
+and writes the tables beside it (results/<device>/<op>.md).
+"""
 
 import argparse
 from pathlib import Path
 
 from benchmarks import results
 
-# Fixed, so that a provider looks the same in every figure.
+# Fixed, so that a provider has the same colour and marker in every figure.
 STYLES = {
     "fastseq triton": ("#d62728", "o"),
     "fastseq torch": ("#ff7f0e", "o"),
@@ -35,7 +36,7 @@ PANELS = (
 
 
 def draw(path: Path) -> Path:
-    """One figure of the CSV: a row of panels per precision. Returns the picture's path."""
+    """Draw one figure from the CSV, with a row of panels for each precision. Returns its path."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -62,7 +63,7 @@ def draw(path: Path) -> Path:
 
 
 def _panel(ax, rows: list[dict[str, str]], column: str) -> None:
-    # By size, at equal distances: (4, 480) and (32, 512) would fall together on an axis of T.
+    # Ordered by size at equal distances: on an axis of T, (4, 480) and (32, 512) would overlap.
     shapes = sorted(
         {tuple(int(row[key]) for key in "ntd") for row in rows},
         key=lambda shape: (shape[0] * shape[1] ** 2, *shape),
@@ -117,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     folder = parser.parse_args().results
-    # benchmarks.video and benchmarks.cost write tables of their own.
+    # benchmarks.video and benchmarks.cost write their own tables.
     found = [
         path
         for path in sorted(folder.glob("*/*.csv"))

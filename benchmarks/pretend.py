@@ -1,9 +1,10 @@
-"""A GPU that is not there: Triton compiles for it, and every launch is noted instead of run.
+"""A simulated GPU: Triton compiles for it, and every launch is recorded instead of run.
 
-Inside ``pretend(90)`` the ops run with ``backend="triton"`` on CPU tensors: checks, autograd,
-Triton's own argument binder and its compiler are the real ones. What the kernels would write is
-left as it was allocated. soft_dtw runs with ``backend="cuda"`` up to its extension, of which
-nothing is compiled or noted. Not under TRITON_INTERPRET=1, which replaces Triton's compiler.
+Inside ``pretend(90)`` the ops run with ``backend="triton"`` on CPU tensors. The checks, autograd,
+Triton's argument binder and its compiler are the real ones. The outputs that the kernels would
+write keep the content of newly allocated memory. soft_dtw runs with ``backend="cuda"`` up to its
+extension; nothing is compiled or recorded for it. Not available under TRITON_INTERPRET=1, which
+replaces Triton's compiler.
 """
 
 import contextlib
@@ -21,11 +22,11 @@ from fastseq.ops.soft_dtw import cuda as soft_dtw_cuda
 from fastseq.ops.soft_dtw import op as soft_dtw
 
 OPS = ("scl", "contrastive_idm", "tcc", "queue_nce")
-DEVICE = -1  # what CPU tensors answer to get_device()
+DEVICE = -1  # returned by get_device() of CPU tensors
 
 
 class Binary(NamedTuple):
-    """What the driver would have loaded."""
+    """What the driver would load."""
 
     name: str
     cubin: bytes
@@ -36,13 +37,13 @@ class Launch(NamedTuple):
     kernel: str
     grid: tuple[int, int, int]
     binary: Binary
-    types: dict[str, str]  # of each argument, as Triton spells them; "constexpr" too
-    constants: dict[str, Any]  # by name, absent tensors (None) among them
-    metadata: Any  # num_warps, num_stages, maxnreg, target, ... of the compilation
+    types: dict[str, str]  # type of each argument in Triton's spelling, including "constexpr"
+    constants: dict[str, Any]  # by name, including absent tensors (None)
+    metadata: Any  # of the compilation: num_warps, num_stages, maxnreg, target, ...
 
 
 class _Launcher:
-    """Made by Triton for each compiled kernel; called in place of the C launcher."""
+    """Triton creates one for each compiled kernel; it is called in place of the C launcher."""
 
     def __init__(self, source, metadata) -> None:
         names = source.fn.arg_names
@@ -59,7 +60,8 @@ class _Launcher:
 
 class _Utils:
     def __init__(self, arch: int) -> None:
-        # As launched on sm_80 too: what is larger would not run on sm_86 and sm_89.
+        # Kernels for sm_80 are launched with this limit too, so that they also run on sm_86 and
+        # sm_89.
         self.shared = 101_376 if arch < 90 else 232_448
 
     def get_device_properties(self, device: int) -> dict[str, int]:
@@ -70,7 +72,7 @@ class _Utils:
 
 
 class _Extension:
-    """Stands in for fastseq._C, and for torch's current stream."""
+    """Replaces fastseq._C and torch's current stream."""
 
     cuda_stream = 0
     SoftDTWCall = SimpleNamespace
@@ -101,19 +103,19 @@ class _Driver:
 
 
 def _ticket(like: Tensor) -> Tensor:
-    """As on a GPU, where a stream has one that is kept."""
+    """The stream's ticket, which is kept between calls as on a GPU."""
     return _tickets[like.get_device(), 0]
 
 
 _tickets = {(DEVICE, 0): torch.zeros(1, dtype=torch.int32)}
 _noted: list[Launch] | None = None
-_arch: int | None = None  # of this process: Triton keeps what it has compiled by device alone
+_arch: int | None = None  # of this process, since Triton keys what it has compiled by device alone
 
 
 @contextlib.contextmanager
 def pretend(arch: int = 90, *, note: bool = True) -> Iterator[list[Launch]]:
-    """A GPU of compute capability ``arch`` (90 for 9.0). Gives the list of launches, which grows
-    as ops are called, unless ``note`` is False. One capability a process.
+    """Simulate a GPU of compute capability ``arch`` (90 for 9.0). Yields the list of launches,
+    which grows as ops are called unless ``note`` is False. One capability per process.
     """
     global _arch, _noted
     if os.environ.get("TRITON_INTERPRET", "0") == "1":

@@ -1,5 +1,6 @@
-"""queue_nce: shapes, inputs, who computes it, floors. A case is N queries with 3 positives each
-against a queue of T rows."""
+"""queue_nce: shapes, inputs, providers, floors. A case is N queries with 3 positives each against a
+queue of T rows.
+"""
 
 from functools import partial
 
@@ -14,15 +15,16 @@ from benchmarks.floors import Work
 
 POSITIVES = 3
 MODES = ("forward", "both")
-# VCLR trains with 32 queries a GPU; 512 are those of all its GPUs.
+# VCLR trains with 32 queries per GPU; 512 is their number on all its GPUs.
 SHAPES = {
     "cpu": [(32, 16384, 128), (32, 131072, 128), (512, 131072, 128)],
     "cuda": [(32, 16384, 128), (32, 131072, 128), (512, 131072, 128), (4096, 131072, 128)],
 }
-# Pairs of queries and rows are few beside what the other ops call pairs: all cases are timed.
+# There are few pairs of queries and rows compared with the pairs of other ops, so every case is
+# timed.
 TIMED_PAIRS = {"cpu": 1 << 62, "cuda": 1 << 62}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["bf16", "fp16", "tf32", "fp32"]}
-# What the ratios are relative to.
+# The ratios are relative to these.
 OURS = {"cpu": "fastseq torch", "cuda": "fastseq triton"}
 CALLED = {
     "cpu": ["fastseq torch", "shared lse"],
@@ -31,7 +33,7 @@ CALLED = {
 
 
 def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Random directions; positives, of a momentum encoder, need no gradient."""
+    """Random directions. Positives come from a momentum encoder and need no gradient."""
     generator = torch.Generator().manual_seed(seed)
 
     def unit(*shape: int) -> Tensor:
@@ -42,26 +44,27 @@ def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def expected(case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Loss and gradient in float64, by the backend that the tests hold to the reference, in which
-    the logits of each positive are apart."""
+    """Loss and gradient in float64, by the backend that the tests compare with the reference, in
+    which each positive has its own logits.
+    """
     q, *others = (z.detach().double() for z in args)
     loss = _fastseq("torch", case)(q.requires_grad_(), *others)
     return loss.detach(), *torch.autograd.grad(loss, q)
 
 
 def _fastseq(backend: str, case: Case):
-    # The inputs have norm 1, for ours as for the peers.
+    # All inputs have norm 1, for fastseq and for the peers.
     kwargs = {"temperature": peers.TEMPERATURE, "normalize": False, "backend": backend}
     return partial(fastseq.queue_nce, **kwargs)
 
 
 def _matrices(alive: int, case: Case) -> int:
-    """(N, T) in float32."""
+    """Bytes of an (N, T) matrix in float32."""
     return alive * 4 * case.n * case.t
 
 
 def providers(device: str) -> list[Provider]:
-    """Ours first."""
+    """All providers, fastseq's own first."""
     ours = ["triton", "torch"] if device == "cuda" else ["torch"]
     found = [
         *(Provider(f"fastseq {name}", partial(_fastseq, name)) for name in ours),
@@ -75,12 +78,13 @@ def providers(device: str) -> list[Provider]:
 
 
 def work(case: Case, mode: str) -> Work:
-    """The scores, and in the same pass the mean that the backward needs; the backward itself is
-    nothing beside them. The queue is read once."""
+    """The scores and, in the same pass, the mean that the backward needs. The backward itself takes
+    negligible time. The queue is read once.
+    """
     flop = 2 * case.n * case.t * case.d
     return Work(2 * flop, case.n * case.t, case.t * case.d * case.dtype.itemsize)
 
 
 def least_flop(case: Case, mode: str) -> int:
-    """The same two products, which no method that wants a gradient can avoid."""
+    """The same two products, which no method with a gradient can avoid."""
     return (2 if mode == "forward" else 4) * case.n * case.t * case.d

@@ -1,5 +1,4 @@
-"""queue_nce as one would write it without fastseq: q (N, D), positives (N, P, D), queue (K, D), all
-of norm 1."""
+"""queue_nce written without fastseq: q (N, D), positives (N, P, D), queue (K, D), all of norm 1."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ TEMPERATURE = 0.1
 
 
 def released(q: Tensor, positives: Tensor, queue: Tensor) -> Tensor:
-    """Logits (N, 1 + K) for each positive, all stacked, cross-entropy with label 0."""
+    """Logits (N, 1 + K) for each positive, all stacked, then cross-entropy with label 0."""
     parts = []
     for k in positives.unbind(1):
         right = (q * k).sum(1, keepdim=True)
@@ -22,7 +21,7 @@ def released(q: Tensor, positives: Tensor, queue: Tensor) -> Tensor:
 
 
 def once(q: Tensor, positives: Tensor, queue: Tensor) -> Tensor:
-    """The queue's logits once, the cross-entropy of each positive."""
+    """Logits of the queue once, then the cross-entropy of each positive."""
     wrong = q @ queue.mT
     right = (positives @ q[:, :, None])[..., 0]  # [N, P]
     label = torch.zeros(len(q), dtype=torch.long, device=q.device)
@@ -34,7 +33,7 @@ def once(q: Tensor, positives: Tensor, queue: Tensor) -> Tensor:
 
 
 def shared_lse(q: Tensor, positives: Tensor, queue: Tensor) -> Tensor:
-    """The queue's logits and their log-sum-exp once: the least that autograd can be asked for."""
+    """Logits of the queue and their log-sum-exp once: the least work possible with autograd."""
     return _from_lse(torch.logsumexp((q @ queue.mT / TEMPERATURE).float(), 1), q, positives)
 
 

@@ -1,4 +1,4 @@
-"""Rows of measurements: where they were taken, a CSV per device and op, tables of ratios."""
+"""Measured rows with their environment, one CSV per device and op, and tables of ratios."""
 
 import csv
 import os
@@ -20,13 +20,13 @@ COLUMNS = (
     "samples",
     "timer",  # perf_counter, events or graph (GPU time of replayed CUDA graphs)
     "wall_ms",  # GPU only: per call in a loop, host included
-    "ratio",  # its time / fastseq's in the same rounds
+    "ratio",  # its time / fastseq's time in the same rounds
     "floor_ms",
     "percent_of_floor",
     "peak_mb",  # above inputs and gradients
     "gradient_error",  # relative L2 against float64
     "note",  # why something was not measured
-    "load",  # other work on the machine: 1-minute load average before the run
+    "load",  # 1-minute load average before the run, caused by other work
     "threads",
     "driver",
     "torch",
@@ -99,7 +99,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def merge(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write rows; each replaces the one of the same key that the file has."""
+    """Write rows to the file; each replaces the existing row with the same key."""
     merged = {_key(row): row for row in read(path)}
     merged |= {_key(row): row for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,9 @@ def _key(row: dict[str, str]) -> tuple[str, ...]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Markdown: per shape and mode fastseq's time, then everybody's ratio to it and memory."""
+    """Markdown tables: fastseq's time by shape and mode, then each provider's ratio to it and its
+    memory.
+    """
     precisions = list(dict.fromkeys(row["precision"] for row in rows))
     return "\n\n".join(_table([r for r in rows if r["precision"] == p], p) for p in precisions)
 

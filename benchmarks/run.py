@@ -47,10 +47,12 @@ def cases(op: OpBenchmark, device: str) -> list[Case]:
 def check(
     op: OpBenchmark, case: Case, names: list[str] | None = None
 ) -> tuple[dict[str, Callable | Worker], dict[str, float], dict[str, str], list[str]]:
-    """What passed the gate, its gradient errors, why others are missing, and what computed
-    something wrong."""
-    # Every case compiles the same code; without the reset the ninth would fall back to eager. Where
-    # nothing was compiled, the reset alone would import the compiler for seconds.
+    """Return the functions that passed the gate, their gradient errors, the reasons why others are
+    missing, and the wrong results.
+    """
+    # Every case compiles the same code; without the reset, torch.compile would fall back to eager
+    # at the ninth. Where nothing was compiled, the reset alone would import the compiler, which
+    # takes seconds.
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     args = op.inputs(case)
@@ -73,7 +75,8 @@ def check(
             notes[provider.name] = "wrong result, not timed"
             wrong.append(str(error))
         except Exception as error:
-            # A peer that does not run here is a finding; our own failing is a failure.
+            # A peer that does not run here is a finding; if fastseq does not run, the benchmark
+            # fails.
             if provider.name == op.OURS[case.device]:
                 raise
             first = (str(error).strip().splitlines() or [""])[0]
@@ -92,15 +95,17 @@ def run_case(
     names: list[str] | None = None,
     memory: bool = True,
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """Measure a case and merge its rows into the CSV. Also returns what failed the gate."""
+    """Measure a case and merge its rows into the CSV. Also returns the providers that failed the
+    gate.
+    """
     op = op_benchmark(op_name)
-    results.environment(case.device)  # the load before we add to it
+    results.environment(case.device)  # the load before this run adds to it
     with matmul_precision(case), ExitStack() as stack:
         fns, errors, notes, wrong = check(op, case, names)
         for worker in (fn for fn in fns.values() if isinstance(fn, Worker)):
             stack.callback(worker.close)
         calls, samples = {}, {}
-        # Nothing is compared with ours where ours is wrong.
+        # If fastseq's result is wrong, nothing is compared with it.
         timed = case.pairs <= op.TIMED_PAIRS[case.device] and op.OURS[case.device] in fns
         if timed:
             calls = _calls(op, case, fns)
@@ -142,7 +147,9 @@ def _peaks(op_name: str, op: OpBenchmark, case: Case, fns: dict, notes: dict) ->
 
 
 def _floor(op: OpBenchmark, case: Case, mode: str, samples: dict) -> float | None:
-    """Seconds: from the device's peaks, on the CPU from the products timed in the same rounds."""
+    """Floor in seconds: from the device's peaks, or on the CPU from products timed in the same
+    rounds.
+    """
     if case.device == "cpu":
         rate = GEMM_FLOP / median(s["both"] for s in samples[GEMM])
         return op.least_flop(case, mode) / rate
@@ -200,7 +207,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=choose_device())
     parser.add_argument("--shape", type=parse_shape, action="append", help="N,T,D; repeatable")
     parser.add_argument("--precision", choices=list(PRECISIONS), action="append")
-    parser.add_argument("--provider", action="append", help="repeatable; fastseq is always in")
+    parser.add_argument(
+        "--provider", action="append", help="repeatable; fastseq is always included"
+    )
     parser.add_argument("--budget", type=float, default=12.0, help="seconds of timing per case")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--results", type=Path, default=results.FOLDER)

@@ -1,4 +1,4 @@
-"""scl_loss: shapes, inputs, who computes it, floors."""
+"""scl_loss: shapes, inputs, providers, floors."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from benchmarks.case import Case, Provider
 from benchmarks.floors import Work
 
 MODES = ("forward", "backward", "both")
-# The last CPU shape is there for its memory; times are taken up to TIMED_PAIRS.
+# The last CPU shape is measured for memory only; times are taken up to TIMED_PAIRS.
 SHAPES = {
     "cpu": [(8, 240, 128), (2, 2048, 128), (1, 4096, 128), (1, 8192, 128)],
     "cuda": [
@@ -25,14 +25,15 @@ SHAPES = {
 }
 TIMED_PAIRS = {"cpu": 4096**2, "cuda": 1 << 40}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["bf16", "fp16", "tf32", "fp32"]}
-# What the ratios are relative to.
+# The ratios are relative to these.
 OURS = {"cpu": "fastseq torch", "cuda": "fastseq triton"}
 CALLED = {"cpu": ["fastseq torch", "eager"], "cuda": ["fastseq triton", "fastseq torch", "eager"]}
 
 
 def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two views: random embeddings, and T sorted frames out of 1.25 T, other ones per view and
-    video, as a training step samples them."""
+    """Two views with random embeddings and T sorted frames out of 1.25 T. As in a training step,
+    each view and video samples its own frames.
+    """
     generator = torch.Generator().manual_seed(seed)
     span = case.t + case.t // 4
 
@@ -46,8 +47,9 @@ def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def expected(case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and gradients in float64: the reference, and where its matrices would not fit the
-    blockwise backend, which the tests hold to the reference."""
+    """Loss and gradients in float64, by the reference. Where its matrices do not fit in memory, by
+    the blockwise backend, which the tests compare with the reference.
+    """
     dense = case.pairs <= (1 << 24 if case.device == "cpu" else 1 << 28)
     z1, z2 = (z.detach().double().requires_grad_() for z in args[:2])
     loss = fastseq.scl_loss(z1, z2, *args[2:], backend="reference" if dense else "torch")
@@ -67,13 +69,13 @@ def _released_matrices(case: Case) -> int:
 
 
 def providers(device: str) -> list[Provider]:
-    """Ours first."""
+    """All providers, fastseq's own first."""
     ours = ["triton", "torch"] if device == "cuda" else ["torch"]
     out = [Provider(f"fastseq {name}", partial(_fastseq, name)) for name in ours]
     out += [
         Provider("eager", lambda case: peers.eager, partial(_square_matrices, 8)),
         Provider("torch.compile", peers.build_compiled, partial(_square_matrices, 4)),
-        # Its epsilon moves the gradient by up to 1.3 % at T = 4096.
+        # Its epsilon changes the gradient by up to 1.3 % at T = 4096.
         Provider(
             "released", peers.build_released, _released_matrices, tolerance=0.05, cpu_pairs=1 << 24
         ),
@@ -85,15 +87,18 @@ def providers(device: str) -> list[Provider]:
 
 
 def work(case: Case, mode: str) -> Work:
-    """What plan A (each direction owns its rows; no atomics) computes: 2 products of the T x T
-    scores forward and 4 backward, an exp for each score formed."""
+    """Work of a kernel in which each direction owns its rows, without atomics: 2 products for the T
+    x T scores forward and 4 backward, and one exp for each score formed.
+    """
     flop = 2 * case.pairs * case.d
     products, exps = {"forward": (2, 2), "backward": (4, 2), "both": (6, 4)}[mode]
-    tensors = {"forward": 2, "backward": 4, "both": 4}[mode]  # z1, z2 in; their gradients out
+    tensors = {"forward": 2, "backward": 4, "both": 4}[mode]  # z1, z2 in; gradients out
     moved = tensors * case.n * case.t * case.d * case.dtype.itemsize
     return Work(products * flop, exps * case.pairs, moved)
 
 
 def least_flop(case: Case, mode: str) -> int:
-    """Products that no method can avoid: the scores, and backward twice more, scores anew."""
+    """Products that no method can avoid: the scores; in the backward the scores again and two
+    more.
+    """
     return {"forward": 1, "backward": 3, "both": 4}[mode] * 2 * case.pairs * case.d

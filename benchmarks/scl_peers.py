@@ -1,4 +1,4 @@
-"""scl_loss as one would write it without fastseq. All take z1, z2 (N, T, D) and t1, t2 (N, T)."""
+"""scl_loss written without fastseq. All functions take z1, z2 (N, T, D) and t1, t2 (N, T)."""
 
 import os
 import tempfile
@@ -12,18 +12,18 @@ from benchmarks.case import Case, Unavailable
 from fastseq.compat.carl import SCL
 
 VARIANCE, TEMPERATURE = 10.0, 0.1
-# Distinct integer timestamps have at most 2 * 24 + 1 neighbours within 24 frames; further away
-# the Gaussian is below 4e-13.
+# Distinct integer timestamps have at most 2 * 24 + 1 neighbours within 24 frames; beyond that the
+# Gaussian is below 4e-13.
 BAND = 24
 
 
 def _unit(z: Tensor) -> Tensor:
-    """Normalised in float32, kept in the dtype that autocast would multiply in."""
+    """Normalised in float32, then cast to the dtype in which autocast would multiply."""
     return F.normalize(z.float(), dim=-1).to(z.dtype)
 
 
 def eager(z1: Tensor, z2: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
-    """Vectorised per video: one (N, T, T) matrix for the scores, one for the Gaussian."""
+    """Vectorised over videos: one (N, T, T) matrix for the scores, one for the Gaussian."""
     scores = torch.bmm(_unit(z1), _unit(z2).mT).float() / TEMPERATURE
     gap = (t1[:, :, None] - t2[:, None, :]).float()
     log_g = gap.square() / (-2 * VARIANCE)
@@ -37,7 +37,7 @@ def build_compiled(case: Case):
 
 
 def build_released(case: Case):
-    """The formula of CARL_code: one (2 N T, 2 N T) matrix, epsilon in the logarithm."""
+    """CARL_code's formula: one (2 N T, 2 N T) matrix, with epsilon in the logarithm."""
     options = SimpleNamespace(
         POSITIVE_TYPE="gauss",
         NEGATIVE_TYPE="single_noself",
@@ -85,7 +85,9 @@ def build_keops(case: Case):
 
 
 def flex_lse(za: Tensor, zb: Tensor) -> Tensor:
-    """Log-sum-exp over each row of the scores: FlexAttention's, its values as thin as allowed."""
+    """Log-sum-exp over each row of the scores by FlexAttention, with values as narrow as it
+    allows.
+    """
     from torch.nn.attention import flex_attention as module
 
     values = zb.new_zeros(len(zb), 1, zb.shape[1], 16)
@@ -97,7 +99,7 @@ def flex_lse(za: Tensor, zb: Tensor) -> Tensor:
 
 
 def dense_lse(za: Tensor, zb: Tensor) -> Tensor:
-    """The same, dense: what `flex` is checked with where FlexAttention has no backward."""
+    """The same, dense: checks `flex` where FlexAttention has no backward."""
     return (za @ zb.mT / TEMPERATURE).float().logsumexp(2)
 
 
@@ -120,7 +122,7 @@ def _flex_side(za: Tensor, zb: Tensor, ta: Tensor, tb: Tensor, lse) -> Tensor:
     gap = ta[..., None] - tb.gather(1, index.flatten(1)).view_as(index)
     log_g = (gap.float().square() / (-2 * VARIANCE)).masked_fill(~inside, -1e4)
     log_w = log_g.log_softmax(2)
-    # In float32, so that the gradient's scatter adds in float32.
+    # In float32, so that the scatter of the gradient accumulates in float32.
     video = torch.arange(num, device=tb.device)[:, None, None]
     neighbours = zb.float()[video, index]  # [N, T, W, D]
     scores = (za[:, :, None].float() * neighbours).sum(3) / TEMPERATURE

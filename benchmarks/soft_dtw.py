@@ -1,4 +1,4 @@
-"""soft_dtw: shapes, inputs, who computes it, floors."""
+"""soft_dtw: shapes, inputs, providers, floors."""
 
 from functools import partial
 
@@ -13,26 +13,27 @@ from benchmarks.floors import Work
 from benchmarks.soft_dtw_peers import GAMMA
 
 MODES = ("forward", "both")
-# The last CPU shape is there for its memory; times are taken up to TIMED_PAIRS.
+# The last CPU shape is measured for memory only; times are taken up to TIMED_PAIRS.
 SHAPES = {
     "cpu": [(4, 480, 128), (32, 512, 64), (1, 2048, 128), (1, 4096, 128), (1, 8192, 128)],
     "cuda": [(4, 480, 128), (32, 512, 64), (1, 4096, 128), (1, 8192, 128), (8, 16384, 128)],
 }
 TIMED_PAIRS = {"cpu": 4096**2, "cuda": 1 << 40}
 PRECISIONS = {"cpu": ["fp32"], "cuda": ["fp32"]}
-# What the ratios are relative to.
+# The ratios are relative to these.
 OURS = {"cpu": "fastseq numba", "cuda": "fastseq cuda"}
 CALLED = {"cpu": ["fastseq numba"], "cuda": ["fastseq cuda"]}
-# Several seconds a call above this many cells; the wavefront, above 2^23.
+# A call takes several seconds above this many cells; the wavefront's, above 2^23.
 CPU_CELLS = 1 << 20
-# The peers keep R in float32 and divide differences of its cells by gamma: the longer the
-# sequence, the fewer digits of the gradient are left (of pysdtw's 2e-4 are wrong at T = 480 and
-# 1e-3 at 4096, of the wavefront's 2e-3 and 0.18). Their values are held to the usual tolerance.
+# The peers keep R in float32 and divide differences of its cells by gamma, so the longer the
+# sequence, the fewer correct digits the gradient has. The relative error of pysdtw's gradient is
+# 2e-4 at T = 480 and 1e-3 at 4096; that of the wavefront is 2e-3 and 0.18. Their values have to
+# meet the usual tolerance.
 LOST_DIGITS = 0.3
 
 
 def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random directions: what embeddings of norm 1 look like before they are trained."""
+    """Random directions, like embeddings of norm 1 before training."""
     generator = torch.Generator().manual_seed(seed)
 
     def frames() -> Tensor:
@@ -43,8 +44,9 @@ def inputs(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def expected(case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Value and gradients in float64, by a backend that the tests hold to the reference: the
-    reference itself takes half a minute at T = 480."""
+    """Value and gradients in float64, by a backend that the tests compare with the reference. The
+    reference itself takes half a minute at T = 480.
+    """
     x, y = (z.detach().double().requires_grad_() for z in args)
     backend = "torch" if case.device == "cuda" else "numba"
     value = fastseq.soft_dtw(x, y, gamma=GAMMA, reduction="sum", backend=backend)
@@ -60,14 +62,14 @@ def _matrices(bytes_per_cell: int, case: Case) -> int:
 
 
 def _differences(case: Case) -> int:
-    """(x - y), its square and the gradients of both, T x S x D."""
+    """Bytes of (x - y), its square and the gradients of both, each T x S x D."""
     return 4 * 4 * case.pairs * case.d
 
 
 def providers(device: str) -> list[Provider]:
-    """Ours first."""
+    """All providers, fastseq's own first."""
     ours = OURS[device].removeprefix("fastseq ")
-    # The peers compile for numba's own OpenMP threads.
+    # The peers run on numba's own OpenMP threads.
     apart = {"graph": False, "own_process": True, "gradient_tolerance": LOST_DIGITS}
     return [
         Provider(OURS[device], partial(_fastseq, ours)),
@@ -105,15 +107,16 @@ def providers(device: str) -> list[Provider]:
     ]
 
 
-# Clocks that a cell waits for its predecessors: shuffle, minimum, exp2, log2 and the additions
-# between them forward; shuffle, multiplication and addition backward.
+# Clocks that a cell waits for its predecessors. Forward: shuffle, minimum, exp2, log2 and the
+# additions between them. Backward: shuffle, multiplication and addition.
 STEP_CLOCKS = {"forward": 97, "both": 97 + 45}
 
 
 def work(case: Case, mode: str) -> Work:
-    """Costs formed once forward and once more backward, where their gradients are two products
-    more; 3 special functions a cell forward and 4 backward; and 2 T - 1 steps that wait for each
-    other in each direction."""
+    """Costs are formed once forward and once more backward, where their gradients take two more
+    products. Each cell needs 3 special functions forward and 4 backward. Each direction has 2 T - 1
+    steps that wait for each other.
+    """
     flop = 2 * case.pairs * case.d
     products, exps, tensors = {"forward": (1, 3, 2), "both": (4, 7, 4)}[mode]
     moved = tensors * case.n * case.t * case.d * case.dtype.itemsize
@@ -122,5 +125,5 @@ def work(case: Case, mode: str) -> Work:
 
 
 def least_flop(case: Case, mode: str) -> int:
-    """Products that no method can avoid: the costs, and their gradients."""
+    """Products that no method can avoid: the costs, and in the backward their gradients."""
     return {"forward": 1, "both": 3}[mode] * 2 * case.pairs * case.d

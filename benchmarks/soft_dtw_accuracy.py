@@ -1,7 +1,7 @@
-"""``python -m benchmarks.soft_dtw_accuracy``: what float32 leaves of the gradients, as a table.
+"""``python -m benchmarks.soft_dtw_accuracy``: table of the error of gradients computed in float32.
 
-Relative L2 error of dx against float64, one pair of T x 128. Every peer is given costs from
-direct differences, except in the last column: pysdtw as it comes, with |x|^2 + |y|^2 - 2 <x, y>.
+Relative L2 error of dx against float64 for one pair of T x 128. Every peer gets costs from direct
+differences. The last column is pysdtw unmodified, with |x|^2 + |y|^2 - 2 <x, y>.
 """
 
 import torch
@@ -53,7 +53,7 @@ def _row(case: Case, data: str, gamma: float) -> str:
 
 
 def main() -> None:
-    print("| T | frames | gamma | fastseq | pysdtw | tslearn | pysdtw as it comes |")
+    print("| T | frames | gamma | fastseq | pysdtw | tslearn | pysdtw unmodified |")
     print("|---|---|---|---|---|---|---|")
     for frames in (480, 4096):
         for data in DATA:

@@ -1,8 +1,8 @@
-"""Hard DTW of all pairs: fastseq.dtw_cross beside what packages have, in turn in one run.
+"""Hard DTW of all pairs: fastseq.dtw_cross and other packages, timed in turns in one run.
 
-``python -m benchmarks.soft_dtw_cross``. tslearn, aeon and dtaidistance are taken where they are
-installed. Each has as many threads as PyTorch (``OMP_NUM_THREADS``), and its values are compared
-before they count. A peer's time is the least of its calls, as is ours in the same turns.
+``python -m benchmarks.soft_dtw_cross``. tslearn, aeon and dtaidistance are included if installed.
+Each uses as many threads as PyTorch (``OMP_NUM_THREADS``), and only a package whose values agree
+gets a time. All times are the shortest of several calls.
 """
 
 import time
@@ -13,7 +13,7 @@ import torch
 
 import fastseq
 
-# (A, B, T, D): a data set of the UCR kind and one of embedded clips.
+# (A, B, T, D): a data set like those of the UCR archive, and one of embedded clips.
 SHAPES = [(50, 50, 150, 1), (16, 16, 480, 8), (8, 8, 480, 128), (8, 8, 2000, 1)]
 TURNS = 3
 
@@ -53,7 +53,7 @@ def seconds(call: Callable) -> float:
 
 
 def row(shape: tuple[int, int, int, int], peer: Callable, threads: int) -> str:
-    """The peer's time beside ours, taken in turns."""
+    """One table row: the peer's time beside fastseq's, taken in turns."""
     a, b, t, d = shape
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, t, d, generator=generator) for n in (a, b))

@@ -1,4 +1,4 @@
-"""soft_dtw as one would compute it without fastseq. All take x, y (N, T, D), give the sum."""
+"""soft_dtw computed without fastseq. All functions take x, y (N, T, D) and return the sum."""
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +25,15 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def wavefront(x: Tensor, y: Tensor) -> Tensor:
-    """Plain PyTorch and autograd: the costs by one product, R by anti-diagonals."""
+    """Plain PyTorch and autograd: costs by one product, R by anti-diagonals."""
     cost = squared_distances(x, y)
     num, n, m = cost.shape
-    # Row i moved i places to the right, so that column k is the anti-diagonal i + j = k. Taken
-    # apart at once: a slice of its own each would have a gradient of the whole matrix each.
+    # Row i is shifted i places to the right, so that column k is the anti-diagonal i + j = k. All
+    # columns are separated in one call: with a slice for each, every slice would have a gradient of
+    # the size of the whole matrix.
     skewed = F.pad(cost, (0, n)).flatten(1)[:, :-n].view(num, n, n + m - 1)
     diagonals = skewed.movedim(2, 0).contiguous().unbind()
-    # R of a diagonal, at place i + 1; infinite where there is no cell.
+    # R of one diagonal, at index i + 1; infinite where there is no cell.
     nothing = cost.new_full((num, n + 1), torch.inf)
     before, last = nothing, torch.cat([nothing[:, :1], cost[:, 0, :1], nothing[:, 2:]], 1)
     for k in range(1, n + m - 1):
@@ -64,22 +65,25 @@ def build_tslearn(case: Case, **options):
 
 
 def build_ddtw(case: Case, *, costs: bool = False):
-    """``costs``: by one product, as pysdtw's are, in place of its own T x S x D differences."""
+    """With ``costs``, the costs come from one product, as in pysdtw, instead of its T x S x D
+    differences.
+    """
     try:
         from ddtw import SDTW
     except ImportError:
         raise Unavailable(MISSING.format("ddtw")) from None
     backend = "cuda_cpp" if case.device == "cuda" else "cpu_numba"
     criterion = SDTW(gamma=GAMMA, normalization="none", backend=backend)
-    # The mean over the batch is all that it gives.
+    # It returns only the mean over the batch.
     if costs:
         return lambda x, y: case.n * criterion(C=squared_distances(x, y))
     return lambda x, y: case.n * criterion(x, y)
 
 
 def build_dtw_loss_functions(case: Case, *, implementation: str):
-    """The package holds pytorch-softdtw-cuda ("mag") and sdtw-cuda-torch ("ron"), which are not in
-    the registry; its third, pysdtw, is the package of that name."""
+    """The package contains pytorch-softdtw-cuda ("mag") and sdtw-cuda-torch ("ron"), neither of
+    them on PyPI. Its third implementation, pysdtw, is the package of that name.
+    """
     try:
         from dtw_loss_functions.soft_dtw import soft_dtw
     except ImportError:
@@ -93,5 +97,7 @@ def build_dtw_loss_functions(case: Case, *, implementation: str):
 
 def build_flash_softdtw(case: Case):
     if case.device == "cpu":
-        raise Unavailable("has a CUDA backend alone")
-    raise Unavailable("takes signals of one channel and their distance |x - y|: another function")
+        raise Unavailable("has only a CUDA backend")
+    raise Unavailable(
+        "supports only signals of one channel and their distance |x - y|: another function"
+    )

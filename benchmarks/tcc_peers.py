@@ -1,5 +1,6 @@
-"""tcc_loss as one would compute it without fastseq: pairs x, y (N, T, D), both directions, l2,
-regression with variance, times divided by T."""
+"""tcc_loss computed without fastseq: pairs x, y (N, T, D), both directions, l2, regression with
+variance, times divided by T.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ def _both(direction, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _times(u: Tensor) -> Tensor:
-    """In float32 whatever u is: 480 frames have no times of their own in bfloat16."""
+    """In float32 whatever u is: bfloat16 cannot represent 480 distinct times."""
     return torch.arange(u.shape[1], device=u.device, dtype=torch.float32) / u.shape[1]
 
 
@@ -25,7 +26,9 @@ def _loss(error: Tensor, variance: Tensor) -> Tensor:
 
 
 def eager(x: Tensor, y: Tensor) -> Tensor:
-    """Vectorised over the pairs: (N, T, T) scores and softmaxes, products in the inputs' dtype."""
+    """Vectorised over the pairs: (N, T, T) scores and softmaxes, products in the dtype of the
+    inputs.
+    """
     return _both(_eager_direction, x, y)
 
 
@@ -50,8 +53,8 @@ def build_compiled(case: Case):
 def attention(x: Tensor, y: Tensor) -> Tensor:
     """Both softmaxes by scaled_dot_product_attention, linear in memory, in float32.
 
-    -|b|^2 is one more channel of the keys. The moments come out as means of t and t^2: where the
-    softmax is narrow their difference has no digits left.
+    -|b|^2 is an additional channel of the keys. The moments are means of t and t^2; where the
+    softmax is narrow, their difference has no correct digits.
     """
     return _both(_attention_direction, x.float(), y.float())
 
@@ -67,7 +70,7 @@ def _attention_direction(u: Tensor, v: Tensor) -> Tensor:
 def _attend(q: Tensor, k: Tensor, values: Tensor) -> Tensor:
     scale, width = 2 / (q.shape[2] * TEMPERATURE), values.shape[2]
     ones, squares = torch.ones_like(q[..., :1]), k.square().sum(2, keepdim=True)
-    # One width for all three, a multiple of 8: what the fused kernels take.
+    # The fused kernels require one width for all three, a multiple of 8.
     channels = -(-(q.shape[2] + 1) // 8) * 8
     q, k, values = (
         F.pad(z, (0, channels - z.shape[2]))[:, None]

@@ -1,6 +1,7 @@
-"""Every op of `run.OPS`; ``-k scl`` takes one. The table (test_table) is what is quoted; test_call
-gives each call to pytest-benchmark, for its comparisons between runs. Neither times what is not
-checked first."""
+"""Every op of `run.OPS`; ``-k scl`` selects one. test_table makes the table of ratios that the
+pages quote; test_call passes each call to pytest-benchmark, which compares runs. Both check the
+result before they time it.
+"""
 
 import pytest
 

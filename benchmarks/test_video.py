@@ -1,4 +1,4 @@
-"""Reading clips from files; the table is what is quoted."""
+"""Reading clips from files: the table that the pages quote."""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""Times of several providers, taken in turns so that noise meets all of them alike. Seconds."""
+"""Times of several providers in seconds, taken in turns so that noise affects all of them
+equally.
+"""
 
 import math
 import time
@@ -21,16 +23,16 @@ def interleave(
     companions: tuple[str, ...] = (),
     min_rounds: int = 5,
 ) -> dict[str, list[Sample]]:
-    """Rounds of one sample of everybody; sample k of each list belongs to round k.
+    """Rounds with one sample of each provider; sample k of each list belongs to round k.
 
-    A provider leaves when its share of the budget is spent, though not before min_rounds, unless
-    it alone has spent half the budget. Companions, what the others are compared with, are in
-    every round and take none of the budget. The order rotates, so that nobody always runs behind
-    the same neighbour.
+    A provider is dropped when its share of the budget is spent and min_rounds are done, or as soon
+    as it alone has spent half the budget. Companions, with which the others are compared, are in
+    every round and use none of the budget. The order rotates, so that no provider always runs after
+    the same one.
     """
     samples = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
-    # Alone, a companion is a provider like any other.
+    # Without others, a companion is treated like any other provider.
     active = [name for name in calls if name not in companions] or list(calls)
     share = budget_s / len(active)
     k = 0
@@ -56,8 +58,8 @@ def gradients(loss: Tensor, args: tuple[Tensor, ...], upstream: float) -> tuple[
 
 @lru_cache
 def _upstream(value: float, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """Made once: filling it anew would be a kernel launch of every call. None on a CPU, where that
-    takes nothing: to check a tensor that is given PyTorch imports sympy, a second of every process.
+    """Created once: filling it in each call would launch a kernel. None on a CPU, where filling is
+    cheap, while passing a tensor makes PyTorch import sympy to check it (a second per process).
     """
     if device.type == "cpu" and value == 1:
         return None
@@ -88,7 +90,9 @@ def elapsed(run: Callable[[], object]) -> float:
 
 
 def captured(run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """run() as a CUDA graph, warmed up on a side stream; and what replays write."""
+    """run() captured as a CUDA graph, warmed up on a side stream, and the result that replays
+    write.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -101,15 +105,15 @@ def captured(run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
 
 
 def rotation(bytes_per_call: int, cache_bytes: int, limit: int) -> int:
-    """Input sets that together outgrow the cache three times."""
+    """The number of input sets that together exceed three times the cache."""
     return max(1, min(limit, math.ceil(3 * cache_bytes / max(bytes_per_call, 1))))
 
 
 class GPUCall:
     """GPU time of forward, and of forward and backward; backward is the difference.
 
-    Short calls are captured into CUDA graphs, one call per input set, so that the host's launch
-    gaps do not count; where capture fails, and for long calls, events bracket plain calls.
+    Short calls are captured into CUDA graphs, one call per input set, to exclude the gaps between
+    launches. Long calls, and calls that cannot be captured, are timed with events.
     """
 
     def __init__(self, fn, sets: list[tuple[Tensor, ...]], upstream: float, graph: bool):
@@ -149,8 +153,9 @@ class GPUCall:
         return {"forward": forward, "backward": both - forward, "both": both}
 
     def wall(self, seconds: float = 0.05) -> float:
-        """Time per forward and backward as a training loop sees it: launches and Python
-        included, the host running ahead of the GPU as far as it can."""
+        """Seconds per forward and backward in a training loop, with launches and Python. The host
+        runs ahead of the GPU.
+        """
 
         def several(count: int) -> float:
             torch.cuda.synchronize()
@@ -178,5 +183,7 @@ def quartile_range(values: list[float]) -> float:
 
 
 def paired_ratio(theirs: list[float], ours: list[float]) -> float:
-    """Median over the rounds both were in: a slow moment of the machine hits both and cancels."""
+    """Median over the rounds that both were in: a slow moment of the machine affects both and
+    cancels.
+    """
     return median(a / b for a, b in zip(theirs, ours, strict=False))

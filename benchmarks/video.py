@@ -1,4 +1,4 @@
-"""Reading clips from files: clips per second of every engine and of what there was before.
+"""Reading clips from files: clips per second of every engine and of the methods without fastseq.
 
 ``python -m benchmarks.video [--video FILE]``; ``pytest benchmarks/test_video.py`` does the same.
 """
@@ -33,8 +33,8 @@ from fastseq.video.augment import draw_clip
 
 HEIGHT, WIDTH, FRAMES = 360, 640, 450
 SIZE = 224
-LENGTHS = (32, 240)  # frames a clip
-BATCH = 4  # clips
+LENGTHS = (32, 240)  # frames per clip
+BATCH = 4  # clips per batch
 DECODING = "decoding alone"  # as fastseq's PyAV engine decodes: its floor
 COLUMNS = (
     "device",
@@ -46,8 +46,8 @@ COLUMNS = (
     "frames_per_s",
     "ratio",  # fastseq's best clips/s over this one's, same rounds
     "rounds",
-    "decode_share",  # of the time: time to decode, nothing else / time
-    "augmentation_share",  # of the time: 1 - time without augmentation / time with it
+    "decode_share",  # time to decode alone / time
+    "augmentation_share",  # 1 - time without augmentation / time with it
     "note",
     "load",
     "threads",
@@ -59,7 +59,7 @@ COLUMNS = (
 
 
 def render(path: Path, *, seed: int = 0) -> None:
-    """A textured background that pans, three discs that move, a little noise."""
+    """A textured background that pans, three moving discs and a little noise."""
     rng = np.random.default_rng(seed)
     coarse = torch.from_numpy(rng.random((1, 3, 24, 64), dtype=np.float32))
     wide = torch.nn.functional.interpolate(coarse, (HEIGHT, 2 * WIDTH), mode="bicubic")[0]
@@ -81,7 +81,7 @@ def render(path: Path, *, seed: int = 0) -> None:
 
 
 def work(info: VideoInfo, length: int, augmented: bool, clips: int) -> list[Reading]:
-    """Random sorted frames, one clip a reading."""
+    """Random sorted frames, one clip per reading."""
     rng = np.random.default_rng(length)
     side = decode_side(SIZE)
     height, width = scaled_size(info.height, info.width, side)
@@ -99,7 +99,7 @@ Run = Callable[[list[Reading]], Iterator[torch.Tensor]]
 
 
 def providers(info: VideoInfo, threads: int, augmented: bool) -> dict[str, Run | str]:
-    """Ours, then the others; a string says why one is missing."""
+    """fastseq's engines, then the others; a string gives the reason why one is missing."""
     from benchmarks import video_peers as peers
 
     spec = Augmentation(size=SIZE) if augmented else None
@@ -137,7 +137,7 @@ def providers(info: VideoInfo, threads: int, augmented: bool) -> dict[str, Run |
 
 
 def clips_per_second(run: Run, readings: list[Reading], threads: int) -> float:
-    """Of a pipeline that is under way: after each worker's first batch, up to the last one."""
+    """Rate in steady state: from each worker's first batch to the last batch."""
     started = count = 0.0
     for number, batch in enumerate(run(readings), 1):
         if batch.device.type == "cuda":
@@ -166,7 +166,7 @@ def measure(
             if isinstance(run, str):
                 notes[name, augmented] = run
                 continue
-            # The rate tells how many clips fill a sample; it is also the warm-up.
+            # Warm-up; its rate determines how many clips a sample needs.
             turn = threads * (BATCH if name.startswith("fastseq") else 1)
             first = clips_per_second(run, work(info, length, augmented, 2 * turn), threads)
             clips = turn * (1 + max(1, round(first * seconds / turn)))
@@ -218,7 +218,7 @@ def _rows(
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """One for each file."""
+    """One table for each file."""
     parts = []
     for clip in dict.fromkeys(row["clip"] for row in rows):
         parts.append(f"{clip}:\n\n{_table([row for row in rows if row['clip'] == clip])}")
@@ -243,7 +243,7 @@ def _table(rows: list[dict[str, str]]) -> str:
 
 
 def write(rows: list[dict[str, str]], folder: Path) -> Path:
-    """results/<device>/video.csv and .md, whole."""
+    """Write results/<device>/video.csv and .md anew."""
     import csv
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -268,13 +268,19 @@ def write(rows: list[dict[str, str]], folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.video", description=__doc__)
-    parser.add_argument("--frames", type=int, action="append", help="a clip; default 32 and 240")
-    parser.add_argument("--video", type=Path, action="append", help="measure on this file, too")
+    parser.add_argument(
+        "--frames", type=int, action="append", help="frames per clip; repeatable (default: 32, 240)"
+    )
+    parser.add_argument(
+        "--video", type=Path, action="append", help="also measure on this file; repeatable"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each sample")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="seconds per sample (default: 4)"
+    )
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     options = parser.parse_args()
-    for path in options.video or ():  # now, not after minutes on the rendered file
+    for path in options.video or ():  # checked now, not after minutes on the rendered file
         try:
             found = probe(path).frames
         except VideoError as error:

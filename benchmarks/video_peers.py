@@ -1,4 +1,4 @@
-"""Reading clips without fastseq: the way CARL's released loader does it, and PyAV as one would."""
+"""Reading clips without fastseq: as CARL's released loader does it, and with plain PyAV."""
 
 import functools
 import random
@@ -27,8 +27,9 @@ def whole_file(path: str) -> np.ndarray:
 
 
 class Released(Dataset):
-    """CARL_code's way: the whole file to float, then each view's frames; crop and flip on
-    tensors, colour frame by frame in PIL with the blur after each of its operations."""
+    """CARL_code's method: the whole file to float, then the frames of each view. Crop and flip on
+    tensors; colour frame by frame in PIL, with the blur after each of its operations.
+    """
 
     def __init__(self, readings: Sequence[Reading], size: int, spec: Augmentation | None):
         self.readings, self.size, self.spec = readings, size, spec
@@ -84,7 +85,7 @@ class Released(Dataset):
 
 
 class _Hue:
-    """Turns the hue of a picture, with the call that ImageEnhance's classes have."""
+    """Turns the hue of a picture, with the interface of ImageEnhance's classes."""
 
     def __init__(self, picture: Image.Image):
         self.picture = picture
@@ -96,8 +97,9 @@ class _Hue:
 
 
 class PlainPyAV(Dataset):
-    """PyAV with nothing around it: decode up to the last frame wanted, convert those wanted at
-    full size, then fastseq's augmentation on them."""
+    """Plain PyAV: decode up to the last frame wanted, convert the wanted frames at full size, then
+    apply fastseq's augmentation to them.
+    """
 
     def __init__(self, readings: Sequence[Reading], size: int, spec: Augmentation | None):
         self.readings, self.size = readings, size
@@ -126,7 +128,7 @@ class PlainPyAV(Dataset):
 
 
 class Decoding(Dataset):
-    """The decoding of fastseq's PyAV engine; the frames are dropped."""
+    """Decodes as fastseq's PyAV engine does and discards the frames."""
 
     def __init__(self, readings: Sequence[Reading], size: int, spec: Augmentation | None):
         self.readings = readings
@@ -145,5 +147,5 @@ _info = functools.cache(probe)
 
 
 def in_workers(dataset: Dataset, workers: int) -> Iterator[torch.Tensor]:
-    """One item a batch, as CARL_code has it on each GPU: no worker waits for another."""
+    """One item per batch, as in CARL_code on each GPU: no worker waits for another."""
     yield from DataLoader(dataset, 1, num_workers=workers)

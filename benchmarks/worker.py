@@ -1,7 +1,7 @@
-"""A provider in a process of its own, sampled by turns with the others. CPU only.
+"""A provider in a child process, sampled in turns with the others. CPU only.
 
-Two OpenMP runtimes in one process spin against each other: beside KeOps, or numba's parallel
-loops, every call of PyTorch would take many times longer.
+Two OpenMP runtimes in one process spin against each other: beside KeOps or numba's parallel loops,
+every PyTorch call would take many times longer.
 """
 
 import contextlib
@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 
 class Worker:
-    """Calling it gives one sample. Construction checks the provider, or raises what gate() and
-    build() raise."""
+    """Each call returns one sample. The constructor checks the provider and raises the errors of
+    gate() and build().
+    """
 
     def __init__(self, module: str, provider: str, case: Case):
         command = [sys.executable, "-m", "benchmarks.worker", module, provider, *map(str, case)]
@@ -84,7 +85,7 @@ def _serve(module: str, name: str, case: Case, say) -> None:
 def main(argv: list[str]) -> None:
     module, provider, n, t, d, precision, device = argv
     answers = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # KeOps greets on stdout
+    with contextlib.redirect_stdout(sys.stderr):  # KeOps prints a greeting on stdout
         _serve(
             module,
             provider,

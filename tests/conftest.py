@@ -1,4 +1,4 @@
-"""What every test runs under. Imported before anything that imports Triton."""
+"""Set-up for all tests. Imported before anything that imports Triton."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-# Under `nohup make test &` Ctrl-C is ignored, and so it would be in the processes that tests start.
+# Under `nohup make test &`, Ctrl-C is ignored; the processes that tests start would ignore it too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -19,11 +19,11 @@ import interpreted
 import pytest
 import tolerance
 
-with contextlib.suppress(ImportError):  # the tests that need it say so
+with contextlib.suppress(ImportError):  # tests that need it report that it is missing
     import hypothesis
 
-    # The same examples in every run: a change is judged by itself, not by the draw. Nor by how
-    # long a busy machine takes to draw them.
+    # Every run uses the same examples, so that a failure is due to a change of the code. There is
+    # no deadline, since a busy machine may take long to draw them.
     hypothesis.settings.register_profile(
         "repeatable",
         derandomize=True,
@@ -65,7 +65,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def skip_without_interpreter(items: list[pytest.Item]) -> None:
-    """Tests of Triton kernels, where they would be interpreted and the interpreter cannot."""
+    """Tests of Triton kernels, skipped where they would be interpreted but the interpreter does not
+    work.
+    """
     from fastseq.ops.common import interpreter  # after TRITON_INTERPRET is set
     from fastseq.ops.common.dispatch import interpreting
 
@@ -86,13 +88,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """The same random numbers, whichever tests ran before in this process."""
+    """Every test gets the same random numbers, whichever tests ran before it in this process."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def nan_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty and its relatives give NaN, so that what a kernel forgets to write shows."""
+    """torch.empty and similar functions return NaN, so that elements a kernel does not write are
+    noticed.
+    """
 
     def poisoned(make):
         def fill(*args, **kwargs):
@@ -109,7 +113,7 @@ def nan_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def one_thread():
-    """One BLAS thread: the interpreter's many small matrix products are several times faster."""
+    """One BLAS thread makes the interpreter's many small matrix products several times faster."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,9 +1,9 @@
-"""Triton's interpreter in an eighth of its time, with the same bits.
+"""Triton's interpreter in an eighth of the time, with the same bits.
 
-It spends its time on what surrounds NumPy: patches of triton.language at every call of a device
-function, types, shapes and constants of every operation made anew, a check for overflow that is
-switched off in the end. Here the patches are made once per launch, what repeats is cached, and
-nothing is checked.
+It spends most of its time on work around NumPy: it patches triton.language at every call of a
+device function, creates types, shapes and constants anew for every operation, and checks for
+overflow although the result of the check is discarded. Here a launch is patched once, repeated work
+is cached, and the check is left out.
 """
 
 import functools
@@ -21,7 +21,7 @@ def speed_up() -> None:
     import triton
     from triton.runtime import interpreter
 
-    if triton.__version__.startswith(KNOWN):  # others are left as they are
+    if triton.__version__.startswith(KNOWN):  # other versions are not patched
         patch_once_per_launch(interpreter)
         cache_types(interpreter)
         go_straight(interpreter)
@@ -34,7 +34,8 @@ def replace(owner: object, name: str, new: object) -> None:
     setattr(owner, name, new)
 
 
-# Of triton.language.tensor: TritonSemantic's method, operands swapped, further arguments.
+# Of triton.language.tensor: TritonSemantic's method, whether operands are swapped, further
+# arguments.
 OPERATORS = {
     "__add__": ("add", False, True),
     "__radd__": ("add", True, True),
@@ -53,7 +54,7 @@ def patch_once_per_launch(interpreter) -> None:
     import triton.language as tl
 
     patch = interpreter._patch_lang
-    patched: set[str] = set()  # modules, while a launch runs
+    patched: set[str] = set()  # modules patched during a launch
 
     @functools.cache
     def visible(fn) -> set[str]:
@@ -75,7 +76,7 @@ def patch_once_per_launch(interpreter) -> None:
     operators = {name: operator(words) for name, words in OPERATORS.items()}
 
     def member_with_semantic(obj, name, member, builder, scope) -> None:
-        inner = getattr(member, "__wrapped__", member)  # which only asks for _semantic
+        inner = getattr(member, "__wrapped__", member)  # a wrapper that only checks for _semantic
 
         def call(*args, **kwargs):
             kwargs["_semantic"] = semantic
@@ -86,7 +87,7 @@ def patch_once_per_launch(interpreter) -> None:
 
     def patch_once(fn):
         if patched and visible(fn) <= patched:
-            return None  # a device function, whose patches nobody restores
+            return None  # a device function; no caller restores its patches
         scope, launch = patch(fn), not patched
         patched.update(visible(fn))
         if launch:
@@ -169,8 +170,9 @@ def cache_types(interpreter) -> None:
 
 
 def go_straight(interpreter) -> None:
-    """To NumPy, where the types leave no question: equal ones, and those that a cast or a
-    broadcast of a scalar turns into another."""
+    """Convert to NumPy directly where the type of the result is clear: equal types, or a cast or a
+    broadcast of a scalar.
+    """
     from triton.language import core
 
     semantic = type(interpreter.interpreter_semantic)
@@ -211,7 +213,7 @@ def go_straight(interpreter) -> None:
     def broadcast(self, lhs, rhs):
         a, b = lhs.type, rhs.type
         if a.is_block() and b.is_block():
-            if a.shape is b.shape:  # as cached
+            if a.shape is b.shape:  # the same cached shape
                 return lhs, rhs
             shape = stretched(a.numbers, b.numbers)
             if shape:
@@ -231,7 +233,9 @@ def go_straight(interpreter) -> None:
     own_convert = interpreter._convert_float
 
     def convert(input, source, target, rounding):
-        """Between bf16 and float32, whose exponents are the same: all but subnormal numbers."""
+        """Between bf16 and float32, which have the same exponents; exact for all but subnormal
+        numbers.
+        """
         if rounding is None and (source.name, target.name) == ("fp32", "bf16"):
             bits = np.ascontiguousarray(input).view(np.uint32)
             if not np.any((bits & 0x7FFFFFFF) - np.uint32(1) < 0x7FFFFF):
@@ -249,15 +253,16 @@ def go_straight(interpreter) -> None:
 
 
 def keep_constants(interpreter) -> None:
-    """Operands of binary operations: two tensors of one type are left as they are, a Python number
-    becomes a tensor of the other operand's shape once."""
+    """Operands of binary operations. Two tensors of one type are unchanged; a Python number becomes
+    a tensor of the other operand's shape, once.
+    """
     from triton.language import core
 
     semantic = type(interpreter.interpreter_semantic)
     own = semantic.binary_op_type_checking_impl
-    # Of unsigned numbers a shift changes the operand's handle: those are never kept.
+    # A shift of unsigned numbers changes the operand's handle, so those are never cached.
     signed = {"int1", "int8", "int16", "int32", "int64", "fp32", "fp64"}
-    same = signed | {"uint8", "uint16", "uint32", "uint64"}  # halves divide in float32
+    same = signed | {"uint8", "uint16", "uint32", "uint64"}  # halves are divided in float32
     offsets = {"int32", "int64"}
     known: dict[tuple, core.tensor] = {}
 
@@ -293,7 +298,7 @@ def keep_constants(interpreter) -> None:
 
 
 def leave_overflow_alone(interpreter) -> None:
-    """Ten operations for an assertion that without ``debug`` asserts nothing."""
+    """Without ``debug`` an assertion checks nothing; this avoids its ten operations."""
     assert not interpreter.interpreter_builder.options.debug
     semantic = type(interpreter.interpreter_semantic)
     replace(semantic, "binary_op_sanitize_overflow_impl", lambda *arguments: None)

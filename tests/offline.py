@@ -1,8 +1,8 @@
-"""Compile Triton kernels for GPUs that are not there and read what came out.
+"""Compiles Triton kernels for GPUs that this machine lacks and reads their resources.
 
 Triton's own ptxas needs no GPU. The work runs in a child process, because TRITON_INTERPRET=1, which
-the tests set on machines without a GPU, turns every kernel of a process into an interpreted one.
-As a program it reads jobs from standard input and writes results, both as JSON.
+the tests set on machines without a GPU, makes every kernel of a process an interpreted one. Run as
+a program, this file reads jobs from standard input and writes results, both as JSON.
 """
 
 import hashlib
@@ -22,16 +22,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(__file__).resolve().parent / "data"
 ARCHS = (80, 90, 100)
-# Shared memory that one program can have, in bytes; sm_86 and sm_89 run the code for sm_80.
+# Shared memory available to one program, in bytes; sm_86 and sm_89 run the code for sm_80.
 SHARED_LIMIT = {80: 101_376, 90: 232_448, 100: 232_448}
-# Element type and tl.dot's input_precision of the operands that the tensor cores multiply.
+# Element type of the operands, and input_precision of tl.dot, for which tensor cores multiply.
 PRECISIONS = {
     "bf16": ("bf16", "tf32"),
     "fp16": ("fp16", "tf32"),
     "tf32": ("fp32", "tf32"),
     "tf32x3": ("fp32", "tf32x3"),
 }
-# fp16 and tf32 have the tiles of bf16 and tf32x3: these at every D, those where most calls are.
+# bf16 and tf32x3 are compiled for every D. fp16 and tf32 have the same tiles and are compiled for
+# the most common D only.
 CHANNELS = {
     "bf16": (16, 64, 128, 256, 512),
     "tf32x3": (16, 64, 128, 256, 512),
@@ -43,12 +44,12 @@ TENSOR_CORE = {"HMMA", "HGMMA", "UTCHMMA"}
 
 
 class Table:
-    """The committed resources of an op's kernels, which hold for the Triton version named there.
+    """The committed resources of an op's kernels, valid for the Triton version that the file names.
 
-    A case is (kernel, precision, channels, architecture, options of ``make``); ``make`` gives the
+    A case is (kernel, precision, channels, architecture, options of ``make``). ``make`` returns the
     job of a case, ``name`` its key in the table. Rows of ``core`` also have a digest of what they
-    were compiled from: while it holds they are read, not compiled again.
-    ``spilling``: the rows that are known to spill some registers.
+    were compiled from: while the digest matches, they are read and not compiled again.
+    ``spilling``: the rows that are known to spill registers.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class Table:
         return self.make(*case[:4], **case[4])
 
     def check(self, cases: list[tuple], multiplies: Callable[..., bool] = lambda *_: True) -> None:
-        """Nothing spills but what is known to, tensor cores work where the case ``multiplies``,
-        nothing has changed."""
+        """Only the known rows spill, tensor cores are used where the case ``multiplies``, and
+        nothing has changed.
+        """
         import triton
 
         table = json.loads(self.path.read_text())
@@ -94,8 +96,9 @@ class Table:
                 assert got == without_digest(rows[key]), f"{key}: update {self.path.name}"
 
     def update(self, every: list[tuple], *words: str) -> None:
-        """Compile ``every`` case and write the table; with words, only those that have all in
-        their name (with "core", those of the core), and the table's other rows stay."""
+        """Compile ``every`` case and write the table. With words, compile only the cases whose
+        names contain all of them ("core" selects those of the core) and keep the other rows.
+        """
         os.environ["TRITON_INTERPRET"] = "1"  # this process only names the tiles
         import triton
 
@@ -124,7 +127,7 @@ class Table:
 
 
 def row_of(rows: dict, key: str, job: dict) -> dict | None:
-    """The row of a job that nothing has changed since it was compiled."""
+    """The row of a job if nothing has changed since it was compiled."""
     row = rows.get(key, {})
     return without_digest(row) if row.get("digest") == digest(job) else None
 
@@ -134,7 +137,9 @@ def without_digest(row: dict) -> dict:
 
 
 def digest(job: dict) -> str:
-    """Of the job, the code of its op's kernels (comments aside) and how both are measured."""
+    """Digest of the job, of the code of its op's kernels (without comments) and of the way to
+    measure.
+    """
     folder = ROOT.joinpath(*job["module"].split(".")).parent
     files = [*folder.glob("triton_*.py"), *(folder.parent / "common").glob("triton_*.py")]
     words = [json.dumps(job, sort_keys=True), *map(inspect.getsource, (_compile, _resources))]
@@ -145,7 +150,7 @@ def digest(job: dict) -> str:
 
 
 def fits(key: str, got: dict, spilling: bool = False) -> None:
-    """The kernel compiled, and its registers hold all that it has, unless it is known to spill."""
+    """The kernel compiles, and its registers do not spill unless the row is known to."""
     assert "error" not in got, f"{key}: {got['error']}"
     if spilling:
         assert got["spills"] > 0, f"{key} does not spill any more: {got}"
@@ -154,8 +159,9 @@ def fits(key: str, got: dict, spilling: bool = False) -> None:
 
 
 def job(module: str, kernel: str, args: dict, constants: dict, arch: int, **options) -> dict:
-    """One kernel to compile: argument types as Triton spells them ("*bf16", "i32", "fp32"; None
-    for an absent tensor), constexpr values, compute capability (90), warps and stages."""
+    """One kernel to compile: argument types in Triton's spelling ("*bf16", "i32", "fp32"; None for
+    an absent tensor), constexpr values, compute capability (90), warps and stages.
+    """
     return {
         "module": module,
         "kernel": kernel,
@@ -169,7 +175,8 @@ def job(module: str, kernel: str, args: dict, constants: dict, arch: int, **opti
 def compile_all(jobs: list[dict]) -> list[dict]:
     """Resources of each job: registers, stack, spills, shared, mma; or error.
 
-    What has been compiled before comes from Triton's cache, keyed by sources, options and versions.
+    Kernels that were compiled before come from Triton's cache, keyed by sources, options and
+    versions.
     """
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}

@@ -1,5 +1,6 @@
-"""The benchmarks themselves: peers compute the same function, the gate refuses what does not,
-tables and floors are right. Tiny shapes; nothing about speed."""
+"""The benchmarks themselves: peers compute the same function, the gate rejects wrong results,
+tables and floors are right. Tiny shapes; speed is not tested.
+"""
 
 import csv
 import inspect
@@ -110,7 +111,7 @@ def test_gate_refuses_another_function(problem):
 
 def test_expected_is_the_same_dense_and_blockwise(problem, monkeypatch):
     args, want = problem
-    # Few pairs are dense; as many as this count as too many for that.
+    # With few pairs the expected result is dense; with this many it is blockwise.
     monkeypatch.setattr(Case, "pairs", property(lambda self: 1 << 30))
     for a, b in zip(scl.expected(CASE, args), want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-15)
@@ -152,7 +153,7 @@ def test_run_case_writes_one_row_per_key(tmp_path):
 
 def test_memory_counts_matrices():
     case = Case(1, 1024, 16)
-    # Eager holds scores, gaps and four softmax matrices of 4.2 MB; ours blocks of 1 MB.
+    # Eager keeps scores, gaps and four softmax matrices of 4.2 MB; fastseq keeps blocks of 1 MB.
     assert 4 * 4.2 < cpu_peak_mb("scl", case, "eager") < 12 * 4.2
     assert cpu_peak_mb("scl", case, "fastseq torch") < 3 * 4.2
 
@@ -199,10 +200,10 @@ def test_rounds_rotate_and_a_slow_provider_leaves(monkeypatch):
     samples = interleave(calls, budget_s=0.15, companions=("ours",), min_rounds=3)
     assert order[:5] == ["ours", "peer", "slow", "peer", "ours"]
     assert len(samples["slow"]) == 1
-    assert len(samples["peer"]) == 8  # of 0.01 s, its half of the budget is 0.075 s
+    assert len(samples["peer"]) == 8  # at 0.01 s per sample, half of the budget is 0.075 s
     assert len(samples["ours"]) == len(samples["peer"])
     alone = interleave({"ours": calls["ours"]}, budget_s=0.02, companions=("ours",), min_rounds=3)
-    assert len(alone["ours"]) in (10, 11)  # half of the budget, of 0.001 s, but for rounding
+    assert len(alone["ours"]) in (10, 11)  # half of the budget at 0.001 s, except for rounding
 
 
 def test_a_worker_samples_and_reports_like_a_call_of_its_own():
@@ -216,7 +217,7 @@ def test_a_worker_samples_and_reports_like_a_call_of_its_own():
 
 
 def test_what_a_worker_cannot_do_is_said(tmp_path, monkeypatch, capsys):
-    """Its two sides apart: what the child says, then what is made of that."""
+    """Each side separately: the child's answer, then how the parent handles it."""
     child = tmp_path / "python"
     monkeypatch.setattr(sys, "executable", str(child))
 
@@ -239,7 +240,7 @@ def test_what_a_worker_cannot_do_is_said(tmp_path, monkeypatch, capsys):
 def test_statistics():
     assert quartile_range([4.0, 1.0, 3.0, 2.0, 5.0]) == 2.0
     assert quartile_range([7.0]) == 0.0
-    # A slow second round met both: the ratio stays.
+    # A slow second round affected both providers: the ratio does not change.
     assert paired_ratio([2.0, 20.0], [1.0, 10.0, 1.0]) == 2.0
     assert rotation(1_000_000, 60_000_000, 100) == 100
     assert rotation(20_000_000, 60_000_000, 100) == 9

@@ -1,5 +1,6 @@
-"""The benchmark of contrastive_idm: peers compute the same function. Tiny shapes; nothing about
-speed."""
+"""The benchmark of contrastive_idm: peers compute the same function. Tiny shapes; speed is not
+tested.
+"""
 
 import pytest
 

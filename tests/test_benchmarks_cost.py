@@ -1,6 +1,7 @@
 """benchmarks.cost without its long run: the parser on code that was counted by hand, occupancy and
-time model on cases worked out by hand, errors. One kernel of Triton from end to end is in
-test_benchmarks_host.py."""
+time model on cases computed by hand, errors. test_benchmarks_host.py runs one Triton kernel from
+end to end.
+"""
 
 import re
 import shutil
@@ -37,7 +38,9 @@ def tiny():
 
 
 def test_loops_of_a_kernel_counted_by_hand(tiny):
-    """Two nested loops, one block of the outer one out of line; what follows EXIT is no loop."""
+    """Two nested loops; one block of the outer loop is out of line. Code after EXIT is in no
+    loop.
+    """
     (outer,) = sass.loops(tiny)
     (inner,) = outer.inner
     assert outer.line == ("/somewhere/kernel.py", 5)
@@ -95,12 +98,12 @@ def test_text_that_is_no_disassembly():
 @pytest.mark.parametrize(
     ("arch", "registers", "shared", "warps", "blocks"),
     [
-        (90, 168, 24832, 4, 3),  # registers: 21 units a warp, 3 warps a scheduler
+        (90, 168, 24832, 4, 3),  # registers: 21 units per warp, 3 warps per scheduler
         (90, 169, 24832, 4, 2),
         (90, 255, 0, 8, 1),
         (90, 32, 0, 8, 8),  # 64 warps
         (90, 16, 0, 1, 32),  # thread blocks
-        (90, 32, 100 * 1024, 4, 2),  # 228 KiB of shared memory, 1 KiB more each
+        (90, 32, 100 * 1024, 4, 2),  # 228 KiB of shared memory, 1 KiB more per block
         (86, 32, 48 * 1024, 4, 2),  # 100 KiB
         (86, 32, 0, 8, 6),  # 48 warps
         (80, 80, 49820, 11, 2),  # soft_dtw's backward
@@ -111,7 +114,7 @@ def test_occupancy_by_the_rules_of_cuda(arch, registers, shared, warps, blocks):
 
 
 def test_alone_waits_for_operands():
-    """Two additions that need each other: 5 clocks each. A load: its latency, then the addition."""
+    """Two dependent additions: 5 clocks each. A load: its latency, then the addition."""
     assert model.alone(code("FADD R1, R1, R2", "FADD R1, R1, R2"), 4) == 10
     apart = code("FADD R1, R1, R2", "FADD R3, R3, R2")  # issue: 1.25 clocks each
     assert model.alone(apart, 4) == pytest.approx(VALUE["alu_clocks"])
@@ -126,7 +129,7 @@ def test_alone_waits_for_copies_unless_a_tile_is_in_flight():
     trip = code("DEPBAR.LE SB0, 0x0", "LDGSTS.E.128 [R8], desc[UR4][R2.64]", "LDGDEPBAR ")
     assert model.alone(trip, 4) == VALUE["copy_clocks"] + 2 * step
     work = [*trip, 400.0]
-    assert model.alone(work, 4) == VALUE["copy_clocks"] + 2 * step  # which hides 400 of them
+    assert model.alone(work, 4) == VALUE["copy_clocks"] + 2 * step  # hides 400 clocks
     ahead = [instruction("DEPBAR.LE SB0, 0x1"), *work[1:]]
     assert model.alone(ahead, 4) == 3 * step + 400
 
@@ -140,11 +143,11 @@ def test_load_is_that_of_the_busiest_unit():
     products = model.units(code("HGMMA.64x128x16.F32.BF16 R24, R4, gdesc[UR8], R24"))
     assert model.load(products, 4) == 64
     both_in_shared = code("HGMMA.64x32x16.F32.BF16 R24, gdesc[UR8], R24")
-    assert model.load(model.units(both_in_shared), 8) == 48  # operands, 24 clocks a warp group
+    assert model.load(model.units(both_in_shared), 8) == 48  # operands: 24 clocks per warp group
 
 
 def test_time_of_a_launch_worked_out_by_hand():
-    """Four multiprocessors, two blocks each: a wave of eight, then four alone."""
+    """Four multiprocessors with two blocks each: a wave of eight, then four blocks alone."""
     card = Card(90, 4, 1e9)
     parts = [model.Part(10, load=400, alone=500)]
     start = VALUE["launch_us"]
@@ -163,13 +166,15 @@ def test_time_of_a_wavefront_worked_out_by_hand():
     waiting = 2 * (1.5 + hand_over) + 4.0
     start = VALUE["launch_us"]
     assert model.wavefront_us(tasks, batch=1, **shape) == pytest.approx(waiting + start)
-    # 300 strips: all 1200 phases have to go through four multiprocessors, two at a time.
+    # 300 strips: all 1200 phases have to pass through four multiprocessors, two at a time.
     busy = 300 * 4 * 1.0 / 2 / 4
     assert model.wavefront_us(tasks, batch=100, **shape) == pytest.approx(busy + start)
 
 
 def report(monkeypatch, text=TINY):
-    """The tiny kernel's loops as tiles of 64 x 32 with an inner loop over channels."""
+    """The loops of the tiny kernel, declared as tiles of 64 x 32 with an inner loop over
+    channels.
+    """
     source = {5: "for k in range(0, careful if CAREFUL else plain):", 7: "range(BK, D, BK)"}
     monkeypatch.setattr(loops, "source_line", lambda path, line: (source[line], ""))
     return kernel_report(
@@ -196,7 +201,7 @@ def test_report_counts_inner_loops_into_the_tile(monkeypatch):
     assert near.per_element == 21 * 4 * 32 / (64 * 32)
     assert (near.classes["fp32"], near.classes["predicate"]) == (3, 3)
     assert kernel.blocks_per_sm == 3
-    assert kernel.outside.instructions == 6  # 3, EXIT, and 2 that cannot be reached
+    assert kernel.outside.instructions == 6  # 3, EXIT, and 2 unreachable ones
     every, last = kernel.parts(loops.Values(kernel.constants, 1, 4096, 128))
     assert not last
     assert [part.trips for part in every] == [1, pytest.approx((64 + 2 * 45.4 / 1.25) / 32 + 1)]
@@ -219,7 +224,7 @@ def test_serialised_products_are_found(monkeypatch):
 
 @pytest.mark.parametrize("role", loops.ROLES, ids=lambda role: f"{role.kernels}{role.names}")
 def test_every_loop_that_is_known_exists(role):
-    """A kernel that was changed has its loops named anew, in loops.py alone."""
+    """After a change to a kernel, its loops have to be named anew, only in loops.py."""
     cuda = role.kernels.startswith("soft_dtw")
     files = (
         (ROOT / "csrc/soft_dtw").glob("*.cuh") if cuda else ROOT.glob("fastseq/ops/*/triton*.py")
@@ -270,7 +275,7 @@ def test_unknown_names():
         ("--op scl --mode sideways", "mode of scl 'sideways' is not known: expected one of shift"),
         ("--op scl --channels -3", "positive number of channels, got -3"),
         ("--op soft_dtw --set rows=64", "tiles are fixed in its CUDA source"),
-        ("--op soft_dtw --dtype bf16", "fp32 alone"),
+        ("--op soft_dtw --dtype bf16", "fp32 only"),
         ("--card H1000", "card 'H1000' is not known: expected one of NVIDIA H100"),
         ("--arch 70", "architecture 70 is not known"),
     ],
@@ -322,7 +327,7 @@ def test_measurements_are_found_by_card_and_judge_the_model(tmp_path):
 
 
 def test_page_is_as_the_command_writes_it(tmp_path):
-    """From the CSV files beside it: nobody has written into it, nothing is left from before."""
+    """The page equals what the CSV files beside it generate: no manual edits, no stale text."""
     copy = tmp_path / FOLDER.name
     shutil.copytree(FOLDER, copy)
     page.write(copy, 90)
@@ -332,13 +337,13 @@ def test_page_is_as_the_command_writes_it(tmp_path):
 
 @pytest.mark.parametrize("op", predict.SHAPES)
 def test_quotes_in_readmes_are_of_the_tables(op):
-    """Written by the command too: run it after a change to a kernel."""
+    """The command also writes this text: run it after a change to a kernel."""
     rows, predicted = (predict.read(FOLDER / f"{name}.csv") for name in (op, "predicted"))
     text = (ROOT / "fastseq/ops" / op / "README.md").read_text()
     assert page.quote(op, rows, predicted) in page.QUOTE.search(text)[0]
 
 
-# Products of warp groups that wait for each other one by one: faults that are known, to be removed.
+# Known defects, to be removed: products of warp groups that wait for each other one by one.
 KNOWN_SERIALISED = {
     ("cidm_grad_kernel", "fp16 D=128 squared"),
     ("cidm_grad_kernel", "fp16 D=64 squared"),
@@ -360,7 +365,7 @@ def test_plot_leaves_the_offline_tables_alone(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_tasks_of_soft_dtw():
-    """Its loops are recognised, and belong to the warps that run them."""
+    """soft_dtw's loops are recognised and assigned to the warps that run them."""
     forward, backward = run(Job("soft_dtw", "fp32", 64, "", 90)).kernels
     loops_of = {loop.name: loop for loop in forward.loops()}
     assert (loops_of["costs"].warps, loops_of["recursion"].warps) == (4, 1)

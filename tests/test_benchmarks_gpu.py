@@ -1,4 +1,6 @@
-"""One call on a GPU, rehearsed on a CPU: each phase leaves its result, whatever befalls others."""
+"""One call on a GPU, rehearsed on a CPU: each phase leaves its result, whatever happens to
+others.
+"""
 
 import os
 import subprocess
@@ -29,7 +31,7 @@ MACHINE = {
 
 @pytest.fixture
 def out(tmp_path, monkeypatch):
-    """The environment of a call, put back as it was."""
+    """The environment of a call; restored afterwards."""
     before = dict(os.environ)
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     monkeypatch.setenv("RESULTS", str(tmp_path / "results"))
@@ -44,7 +46,7 @@ def lines_of(out: Path) -> list[dict]:
     return record.read(out / record.LINES)
 
 
-# The whole of it
+# The whole call
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def test_every_page_names_the_machine(rehearsal):
     assert sweep.splitlines()[0].endswith("card,driver,torch,triton,commit")
 
 
-# Phases that go wrong
+# Phases that fail
 
 WROTE = "from benchmarks.gpu import record; record.say('{phase}', 'first', value=1); "
 SCRIPTS = {
@@ -165,7 +167,7 @@ def test_one_that_hangs_crashes_or_fails_does_not_stop_the_others(scripted, out,
     assert ends["process first"]["error"] == "ended by SIGSEGV"
     assert ends["process tiles"]["error"] == "the tiles are gone"
     assert ends["process bf16"]["ok"] is True
-    # What was known before the end is on the disk.
+    # Results that were known before the end are on disk.
     for phase in ("smoke", "bench", "sweep"):
         assert any(line.get("value") == 1 for line in tables.of(lines, phase)), phase
     assert any(line.get("value") == 2 for line in tables.of(lines, "train"))
@@ -178,7 +180,7 @@ def test_one_that_hangs_crashes_or_fails_does_not_stop_the_others(scripted, out,
 
 
 def test_on_a_gpu_what_may_hang_has_a_process_of_its_own(tmp_path, monkeypatch):
-    """Which a rehearsal, where all of a phase share one, does not show."""
+    """Not covered by a rehearsal, in which all groups of a phase share one process."""
     ran = []
     monkeypatch.setattr(Runner, "run", lambda self, step: ran.append(step))
     mine = Call(PHASES, 420, False, tmp_path, work=tmp_path)
@@ -191,7 +193,7 @@ def test_on_a_gpu_what_may_hang_has_a_process_of_its_own(tmp_path, monkeypatch):
         *(("benchmarks.gpu.train", card) for card in ("bf16", "bf16,24", "fp32", "fp32,24")),
     ]
     assert [step.limit_s for step in ran[:4]] == [75] * 4
-    assert ran[4].limit_s > 90 > 45 == ran[5].limit_s  # another group than one that may hang
+    assert ran[4].limit_s > 90 > 45 == ran[5].limit_s  # not the group of an op that may hang
     assert len({step.log for step in ran}) == len(ran)
 
 
@@ -251,7 +253,7 @@ sys.exit(call.run(call.Call(("bench",), 100, True, Path({str(out)!r}))))
 
 
 def test_nothing_is_left_of_a_group(out, tmp_path):
-    """A process that ends with a child of its own still running, as a killed pytest does."""
+    """A process that ends while its child still runs, as a killed pytest does."""
     code = (
         "import subprocess, sys; "
         "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
@@ -281,7 +283,7 @@ def test_past_the_budget_nothing_is_started(out, tmp_path):
     assert lines_of(out)[0]["error"] == "no time left"
 
 
-# What is asked for
+# Arguments
 
 
 @pytest.mark.parametrize(
@@ -321,7 +323,7 @@ def test_options_come_from_the_environment(monkeypatch):
 @pytest.mark.process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_rehearsal_is_named(tmp_path):
-    """Also where torch is broken, which is for a process of the call to find out."""
+    """Also where torch is broken: a process of the call has to find that out."""
     (tmp_path / "torch.py").write_text("raise ImportError('broken')")
     env = {k: v for k, v in os.environ.items() if k not in ("DRY", "PHASES", "BUDGET_S")}
     env |= {"PYTHONPATH": str(tmp_path)}

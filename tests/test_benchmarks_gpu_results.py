@@ -1,4 +1,4 @@
-"""What a call on a GPU makes of results: summary, pages, predictions, lengths of a step."""
+"""How a GPU call presents its results: summary, pages, predictions, lengths of a training step."""
 
 import importlib
 import json
@@ -162,7 +162,7 @@ def test_a_prediction_is_of_this_card_or_one_with_its_processors(tmp_path, monke
 
 
 def test_a_real_call_asks_for_what_there_is(monkeypatch):
-    """Cases, peers, kernels and fields of tiles; a rehearsal has others of its own."""
+    """Cases, peers, kernels and fields of tiles; those of a rehearsal differ."""
     from benchmarks.case import op_benchmark
     from benchmarks.gpu import bench, call, sweep
 
@@ -186,7 +186,7 @@ def test_a_real_call_asks_for_what_there_is(monkeypatch):
         if variant.op == "scl":
             kernels = importlib.import_module("fastseq.ops.scl.triton_kernels")
             assert hasattr(kernels, f"scl_{variant.kernels[0]}_kernel")
-        assert module.tiles.__module__ == module.__name__  # the shipped ones are back
+        assert module.tiles.__module__ == module.__name__  # the shipped tiles are restored
 
 
 # The training step

@@ -1,5 +1,6 @@
-"""benchmarks.host, benchmarks.pretend, and benchmarks.cost with a kernel of Triton: calls that need
-Triton's compiler, which the interpreter of the other tests replaces."""
+"""benchmarks.host, benchmarks.pretend, and benchmarks.cost with a Triton kernel. These need
+Triton's compiler, which the interpreter of the other tests replaces.
+"""
 
 import csv
 import json
@@ -15,8 +16,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 from benchmarks import host, pretend
 
 ROOT = Path(__file__).resolve().parents[1]
-# Both commands in one process: importing torch and Triton takes longer than either. The tiles that
-# ship come first, as Triton keeps what it has compiled.
+# Both commands run in one process, because importing torch and Triton takes longer than either. The
+# shipped tiles come first, since Triton caches what it has compiled.
 RUN = """
 import contextlib, io, json, runpy, sys
 said = []
@@ -31,7 +32,7 @@ json.dump(said, sys.stdout)
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """What the commands print, and the CSV file of benchmarks.host."""
+    """The output of the commands, and the CSV file of benchmarks.host."""
     out = tmp_path_factory.mktemp("host") / "host.csv"
     rows = ["benchmarks.host", "--op", "queue_nce", "--rounds", "2", "--out", str(out)]
     kernel = "benchmarks.cost --op queue_nce --kernel scan --channels 64 --set stages=3 --arch 90"
@@ -85,7 +86,8 @@ def test_the_interpreter_is_refused(monkeypatch, capsys):
 def test_a_process_compiles_for_one_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(pretend, "_arch", None)
-    monkeypatch.setattr(pretend, "OPS", ())  # whose kernels the import would make compiled ones
+    # Importing the ops here would replace their interpreted kernels by compiled ones.
+    monkeypatch.setattr(pretend, "OPS", ())
     with pretend.pretend(90):
         pass
     words = "this process has compiled for sm_90: start one for sm_80"

@@ -1,5 +1,6 @@
-"""The Soft-DTW benchmark: peers compute the same function, what is expected is the reference,
-floors are those of the derivation. Tiny shapes; nothing about speed."""
+"""The Soft-DTW benchmark: peers compute the same function, the expected values equal the reference,
+floors equal those of the derivation. Tiny shapes; speed is not tested.
+"""
 
 import importlib.util
 import sys
@@ -45,8 +46,8 @@ def peer(name):
 
 @pytest.mark.parametrize("name", ["wavefront", *PACKAGES])
 def test_peers_compute_the_value(problem, name, monkeypatch):
-    """numba compiles them for a quarter of a minute; here their loops run as the Python that they
-    are written in. What numba makes of our arguments shows in a benchmark, which checks values too.
+    """numba would compile them for a quarter of a minute, so their loops run as plain Python here.
+    How numba handles our arguments is checked by the benchmark, which also compares values.
     """
     package = PACKAGES.get(name)
     if package and importlib.util.find_spec(package) is None:
@@ -59,7 +60,7 @@ def test_peers_compute_the_value(problem, name, monkeypatch):
 
 
 def interpret(monkeypatch, package: str) -> int:
-    """How many functions of the package numba does not compile any more."""
+    """Return the number of the package's functions that numba no longer compiles."""
     from numba.core.dispatcher import Dispatcher
 
     found = [
@@ -90,7 +91,7 @@ def test_a_missing_peer_is_an_empty_column_with_a_note(name, monkeypatch, tmp_pa
     package = package.replace("_", "-")
     with pytest.raises(Unavailable, match=rf'{package} is not installed: pip install "fastseq'):
         build(provider, CASE)
-    # In this process, where the import fails.
+    # In this process, in which the import fails.
     present = [soft_dtw.providers("cpu")[0], provider._replace(own_process=False)]
     monkeypatch.setattr(soft_dtw, "providers", lambda device: present)
     rows, wrong = run.run_case("soft_dtw", CASE, tmp_path, budget_s=0.01, memory=False)
@@ -102,7 +103,7 @@ def test_a_missing_peer_is_an_empty_column_with_a_note(name, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("device", "reason"), [("cpu", "has a CUDA backend alone"), ("cuda", "another function")]
+    ("device", "reason"), [("cpu", "has only a CUDA backend"), ("cuda", "another function")]
 )
 def test_a_peer_that_cannot_be_compared_says_why(device, reason):
     provider = next(p for p in soft_dtw.providers(device) if p.name == "flash-softdtw")
@@ -115,7 +116,7 @@ def test_gate_allows_a_poor_gradient_but_no_other_value(problem):
 
     def blurred(x, y):
         value = soft_dtw_peers.wavefront(x, y)
-        return value + 0.1 * (value - value.detach())  # the gradient alone is 10 % off
+        return value + 0.1 * (value - value.detach())  # only the gradient is wrong, by 10 %
 
     def other(x, y):
         return 1.01 * soft_dtw_peers.wavefront(x, y)
@@ -148,7 +149,7 @@ def test_gate_sees_nan_in_the_second_gradient(problem):
         ((4, 480, 128), "forward", 97 * 959 / 1980),  # 97 clocks a step at 1.98 GHz: 47 us
         ((4, 480, 128), "both", 142 * 959 / 1980),  # 69 us
         ((1, 4096, 128), "both", 142 * 8191 / 1980),
-        # 4 products as 3 TF32 ones, 7 special functions, 5 instructions around each.
+        # 4 products, each as 3 TF32 products; 7 special functions, 5 instructions around each.
         (
             (8, 16384, 128),
             "both",

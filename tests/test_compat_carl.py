@@ -44,7 +44,7 @@ def test_clean_is_the_default():
     [("single_noself", "cross"), ("single", "video"), ("batch_noself", "batch")],
 )
 def test_exact_and_clean_agree_where_the_epsilon_is_small(negative_type, negatives):
-    """The epsilon matters only where a softmax weight is near 1e-6; at tau = 10 none is."""
+    """The epsilon matters only where a softmax weight is near 1e-6; no weight is at tau = 10."""
     cfg = _config(negative_type)
     cfg.SCL.SOFTMAX_TEMPERATURE = 10.0
     masks = torch.ones(4, 1, 6)

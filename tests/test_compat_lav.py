@@ -21,7 +21,7 @@ def criterion(**change):
 
 
 def test_the_released_call():
-    """One pair; indices already divided by the video's length, lengths as a loader gives them."""
+    """One pair; indices already divided by the video's length, lengths as a loader returns them."""
     a, b = (z.requires_grad_() for z in golden(torch.float32))
     a_idx, b_idx = torch.tensor(STEPS_A) / LENGTH_A, torch.tensor(STEPS_B) / LENGTH_B
     want = released(a[0].detach(), b[0].detach(), STEPS_A, STEPS_B, LENGTH_A, LENGTH_B)
@@ -33,9 +33,9 @@ def test_the_released_call():
         loss = criterion()(a, b, a_idx, b_idx, a_len, b_len, logger=None)
         assert loss.shape == (1,)
         assert loss.item() == pytest.approx(want, rel=1e-5)
-    loss.backward()  # one number, as the released loop has it
+    loss.backward()  # a scalar, as in the released loop
     assert a.grad.isfinite().all()
-    debug = LAV(0.5, 10, 2.0, 6, 0.1, False, True)  # positional, as the released train.py
+    debug = LAV(0.5, 10, 2.0, 6, 0.1, False, True)  # positional, as in the released train.py
     assert debug(a, b, a_idx, b_idx, LENGTH_A, LENGTH_B).item() == loss.item()
 
 

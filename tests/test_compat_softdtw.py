@@ -1,4 +1,4 @@
-"""compat.softdtw.SoftDTW: what pytorch-softdtw-cuda's module computes, by its own definition."""
+"""compat.softdtw.SoftDTW computes what pytorch-softdtw-cuda's module defines."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_values_and_gradients(n, m, bandwidth, dist_func, backend):
 
 
 def _banded(cost, gamma, bandwidth):
-    """The sum over paths with the band as infinite costs, differentiable without NaN."""
+    """The sum over paths, with infinite costs outside the band; differentiable without NaN."""
     n, m = cost.shape[1:]
     limit = bandwidth or n + m
     r = {(0, 0): cost[:, 0, 0]}

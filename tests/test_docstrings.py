@@ -1,4 +1,4 @@
-"""Docstrings and messages of the package: examples run, advice names what is installed."""
+"""Docstrings and messages of the package: examples run, advice refers only to installed modules."""
 
 import ast
 import doctest
@@ -48,7 +48,7 @@ def _strings() -> list[tuple[str, int, str]]:
 
 
 def test_no_message_names_a_module_of_training():
-    """`training/` is not in the wheel: who has installed the package cannot follow such advice."""
+    """`training/` is not in the wheel, so users of the package could not follow such advice."""
     assert len(_strings()) > 1000
     assert [found for found in _strings() if re.search(r"\btraining\.\w", found[2])] == []
 
@@ -56,5 +56,5 @@ def test_no_message_names_a_module_of_training():
 def test_what_messages_name_exists():
     names = {name for *_, text in _strings() for name in re.findall(r"\bfastseq(?:\.\w+)+", text)}
     assert {"fastseq.video.transcode", "fastseq.scl_loss"} <= names
-    for name in names - {"fastseq._C"}:  # which is there where nvcc was
+    for name in names - {"fastseq._C"}:  # exists only where nvcc was
         pkgutil.resolve_name(name)  # raises

@@ -1,4 +1,4 @@
-"""python -m fastseq.info: what it reports here, and on machines made up for the test."""
+"""python -m fastseq.info: its report here, and on simulated machines."""
 
 import copy
 import importlib.metadata
@@ -55,7 +55,9 @@ def test_text_has_a_line_for_each_part(capsys):
 
 @pytest.mark.process
 def test_with_torch_alone():
-    """Every optional package gone: it reports them missing with the line that installs them."""
+    """Without any optional package, the report lists them as missing, with the command that
+    installs them.
+    """
     code = """
 import sys
 import torch
@@ -115,12 +117,12 @@ def test_interpreter_of_an_old_triton_beside_a_new_numpy(monkeypatch, capsys, tr
     text = capsys.readouterr().out
     assert status.available == works
     assert (said in status.reason) == (not works)
-    assert text.count(said) == (0 if works else 2)  # of the backend, and of the interpreter
+    assert text.count(said) == (0 if works else 2)  # for the backend, and for the interpreter
     assert ('fix: pip install "numpy<2.4", or triton 3.7 or later' in text) == (not works)
 
 
 def test_tests_of_kernels_are_skipped_where_the_interpreter_does_not_work(monkeypatch, request):
-    """With the reason; others run."""
+    """It is reported with the reason; the other lines are complete."""
     plugins = request.config.pluginmanager.get_plugins()
     conftest = next(p for p in plugins if hasattr(p, "skip_without_interpreter"))
 

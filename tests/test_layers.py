@@ -1,7 +1,7 @@
-"""What `make quick` leaves out: each test that starts a process or compiles is marked so.
+"""Every test that starts a process or compiles has a marker with which `make quick` leaves it out.
 
-Read from the source: what a test names, and what the functions, fixtures and constants of tests/
-that it names name in turn. Code outside tests/ is not followed.
+Determined from the source: the names that a test uses, and recursively the names that those
+functions, fixtures and constants of tests/ use. Code outside tests/ is not followed.
 """
 
 import ast
@@ -28,11 +28,11 @@ NEEDS = {
 
 
 class Module:
-    """What each top-level name of a file stands for, and the files that it imports from."""
+    """The definition of each top-level name of a file, and the files from which it imports."""
 
     def __init__(self, text: str) -> None:
-        self.words: dict[str, set[str]] = {}  # what the definition of a name names
-        self.marks: dict[str, set[str]] = {}  # of its tests
+        self.words: dict[str, set[str]] = {}  # names used by the definition of a name
+        self.marks: dict[str, set[str]] = {}  # markers of its tests
         self.imported: dict[str, tuple[str, str]] = {}  # name here -> (module, name there)
         everywhere: set[str] = set()
         for node in ast.parse(text).body:
@@ -56,7 +56,7 @@ class Module:
 
 
 def named(node: ast.AST) -> set[str]:
-    """Names, dotted ones and arguments (which may be fixtures)."""
+    """All names in it: plain and dotted names, and arguments (which may be fixtures)."""
     nodes = list(ast.walk(node))
     dotted = {_dotted(n) for n in nodes if isinstance(n, (ast.Name, ast.Attribute))}
     return {n.arg for n in nodes if isinstance(n, ast.arg)} | dotted - {""}
@@ -75,19 +75,19 @@ def marks(node: ast.AST) -> set[str]:
 
 @functools.cache
 def load() -> dict[str, Module]:
-    """By their paths, as in ops.scl.cases and training.processes."""
+    """Keyed by path, such as ops.scl.cases and training.processes."""
     files = {path.relative_to(TESTS).with_suffix(""): path for path in sorted(TESTS.rglob("*.py"))}
     return {".".join(k.parts): Module(path.read_text("utf-8")) for k, path in files.items()}
 
 
 @functools.cache
 def find(modules: tuple[str, ...], name: str) -> str | None:
-    """``name`` may leave out the folder: training.processes is imported as processes there."""
+    """``name`` may lack the folder: training.processes is imported as processes there."""
     return next((k for k in modules if k == name or k.endswith(f".{name}")), None)
 
 
 def needs(modules: dict[str, Module], module: str, test: str) -> set[str]:
-    """Markers that the test has to have."""
+    """The markers that the test needs."""
     found, seen, left, files = set(), set(), [(module, test)], tuple(modules)
     while left:
         here = left.pop()
@@ -120,7 +120,7 @@ def conftests(modules: dict[str, Module], module: str) -> list[str]:
 
 
 def unmarked(modules: dict[str, Module]) -> list[str]:
-    """Tests without a marker that they need; those in gpu/ wait for a GPU anyway."""
+    """Tests that lack a marker they need. Tests in gpu/ run only on a GPU and are exempt."""
     return [
         f"{name}.{test}: {marker}"
         for name, one in modules.items()

@@ -1,4 +1,4 @@
-"""What a build puts into sdist and wheel, with nvcc, without it and with one that fails."""
+"""Contents of sdist and wheel when built with nvcc, without nvcc and with an nvcc that fails."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# The finder of an editable install would answer for what the wheel under test leaves out.
+# The finder of an editable install would provide modules that the tested wheel leaves out.
 NO_EDITABLE = """
 import sys
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
@@ -36,7 +36,9 @@ def checkout(tmp_path):
 
 
 def copy_to(source: Path) -> Path:
-    """A copy of what a build reads, with a stale binary that must not get into any package."""
+    """A copy of the files that a build reads, with a stale binary that must not get into any
+    package.
+    """
     ignore = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("fastseq", "csrc"):
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
@@ -48,7 +50,7 @@ def copy_to(source: Path) -> Path:
 
 
 def build(source: Path, kind: str, **env: str) -> tuple[subprocess.CompletedProcess, list[Path]]:
-    """Call the build backend as pip does, without the download of an isolated environment."""
+    """Call the build backend as pip does, without downloading an isolated environment."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("CUDA_HOME", "CUDA_PATH")}
     run = subprocess.run(
         [
@@ -73,7 +75,7 @@ def no_nvcc(tmp_path: Path) -> str:
 
 
 def broken_nvcc(tmp_path: Path) -> str:
-    """A PATH whose nvcc lists its architectures and fails at everything else."""
+    """A PATH with an nvcc that lists its architectures but fails otherwise."""
     nvcc = Path(no_nvcc(tmp_path)) / "nvcc"
     nvcc.write_text(
         '#!/bin/sh\ncase "$1" in --list-gpu-arch) echo compute_80; echo compute_90;; '
@@ -100,7 +102,7 @@ def test_sdist_has_all_that_a_build_needs(checkout):
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
 
 
-# What `import fastseq` asks for is known before anything else is imported.
+# Records the modules that `import fastseq` looks up, before anything else is imported.
 INSTALLED = (
     NO_EDITABLE
     + """
@@ -125,7 +127,7 @@ raise SystemExit(fastseq.info.main([]))
 
 @pytest.fixture(scope="module")
 def pure(tmp_path_factory):
-    """A build without the extension, its wheel, and what the package in it says of itself."""
+    """A build without the extension, its wheel, and the report of the package in it."""
     folder = tmp_path_factory.mktemp("pure")
     run, (wheel,) = build(copy_to(folder / "source"), "wheel", FASTSEQ_BUILD="none")
     assert run.returncode == 0, run.stderr
@@ -188,7 +190,7 @@ def test_auto_without_nvcc_is_pure_and_says_so_in_one_line(checkout, tmp_path):
 
 @pytest.mark.process
 def test_auto_survives_a_compiler_that_fails(checkout, tmp_path):
-    # What an earlier build of the same checkout left must not get into the pure wheel.
+    # Results of an earlier build of the same checkout must not get into the pure wheel.
     left = checkout / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     (left / "fastseq").mkdir(parents=True)
     (left / "fastseq" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").touch()
@@ -221,9 +223,10 @@ def test_cuda_asked_for_by_name_fails_with_the_reason(checkout, tmp_path, path, 
 @pytest.mark.process
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_wheel_with_the_extension(checkout, tmp_path):
-    """One architecture takes half the time of two; it is given twice, since ";" has to get through
-    nvcc's shell. Of sm_80 tests/ops/soft_dtw/test_cuda.py has the registers and spills."""
-    compiler = tmp_path / "g++"  # to optimise pybind11 is a third of the build
+    """One architecture takes half the time of two. It is given twice, because ";" has to pass
+    through nvcc's shell. tests/ops/soft_dtw/test_cuda.py has the registers and spills of sm_80.
+    """
+    compiler = tmp_path / "g++"  # optimising pybind11 is a third of the build
     compiler.write_text('#!/bin/sh\nexec g++ "$@" -O1\n')
     compiler.chmod(0o755)
     env = {"FASTSEQ_BUILD": "cuda", "FASTSEQ_BUILD_VERBOSE": "1", "CXX": str(compiler)}
@@ -237,13 +240,13 @@ def test_wheel_with_the_extension(checkout, tmp_path):
     assert len(spills) >= 2
     assert (
         max(int(stores) for stores, _ in spills) <= 128
-    )  # exactly: tests/ops/soft_dtw/test_cuda.py
+    )  # exact figures: tests/ops/soft_dtw/test_cuda.py
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     (binary,) = (site / "fastseq").glob("*.so")
     needed = binary.read_bytes()
-    assert b"libcudart.so" not in needed  # the runtime is inside
+    assert b"libcudart.so" not in needed  # the runtime is linked statically
     assert b"libtorch" not in needed
     assert b"libc10" not in needed
 
@@ -271,7 +274,7 @@ def test_arch_list_in_pytorch_notation(setup_py):
         ("compute_90a", "sm_90a"),
         ("compute_120", "sm_120"),
     ]
-    # PTX of sm_90a would run on nothing else, so it comes from the plain architecture.
+    # PTX of sm_90a runs on no other GPU, so the PTX is built for the plain architecture.
     assert setup_py.parse_arch_list("9.0a+PTX", known) == [
         ("compute_90a", "sm_90a"),
         ("compute_90", "compute_90"),

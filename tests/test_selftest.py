@@ -1,4 +1,4 @@
-"""python -m fastseq.selftest: it passes here, and it notices a backend that is wrong."""
+"""python -m fastseq.selftest passes here and detects a wrong backend."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from fastseq.ops.common.dispatch import BackendStatus
 
 @pytest.fixture
 def square():
-    """An op whose "torch" backend is right: x -> sum of squares."""
+    """An op with a correct "torch" backend: x -> sum of squares."""
     return selftest.Case(
         "square",
         lambda generator: (torch.randn(50, generator=generator, dtype=torch.float64),),

@@ -1,8 +1,9 @@
-"""The rule for rounding errors refuses what it should, and so do the bounds of the tests on a GPU.
+"""The rule for rounding errors rejects errors that are too large, and so do the bounds of the GPU
+tests.
 
-Those run here on the CPU, with their own functions: the kernels interpreted, the blockwise backend,
-and both with errors made larger. The interpreter rounds as a GPU does, but for the products of bf16
-and tf32, which it takes exactly.
+The GPU tests' own functions run here on the CPU: with interpreted kernels, with the blockwise
+backend, and with both after their errors were enlarged. The interpreter rounds as a GPU does,
+except for products of bf16 and tf32, which it computes exactly.
 """
 
 import json
@@ -61,22 +62,22 @@ CASES = {"scl": scl_case, "cidm": cidm_case, "queue_nce": queue_nce_case, "tcc":
 
 
 def worse(got, want, times):
-    """The same errors, so many times as large; the gradients' alone."""
+    """The same result, with the errors of the gradients multiplied by ``times``."""
     grads = zip(got[1:], want[1:], strict=True)
     return got[0], *((w + times * (g.double() - w)).to(g.dtype) for g, w in grads)
 
 
 @pytest.fixture
 def unnoted(monkeypatch):
-    """What is made to fail has no margin."""
+    """A failing comparison has no margin."""
     monkeypatch.setattr(tolerance, "margins", None)
 
 
-# Errors of the gradients as measured by this test, in eps of the dtype: 0.20 to 0.21 of plain
-# PyTorch and of the blockwise backend; of the kernels in fp16 0.32 and 0.36 in scl, 0.22 in
-# contrastive_idm, 0.21 in queue_nce, 0.24 and 0.25 in tcc. Allowed: 0.65 to 0.67; tcc's fp16 1.4.
-# With logits in halves plain PyTorch had more than 1 eps in bf16 and in fp16, and 2 were allowed.
-# Not in bf16 for the kernels: the interpreter cuts numbers off to it, where a GPU rounds them.
+# Errors of the gradients measured by this test, in eps of the dtype: 0.20 to 0.21 for plain PyTorch
+# and the blockwise backend. For the kernels in fp16: 0.32 and 0.36 in scl, 0.22 in contrastive_idm,
+# 0.21 in queue_nce, 0.24 and 0.25 in tcc. Allowed: 0.65 to 0.67; for tcc in fp16 1.4. With logits
+# in halves, plain PyTorch would have more than 1 eps in bf16 and fp16, and 2 would be allowed. The
+# kernels are not tested in bf16, because the interpreter truncates to it where a GPU rounds.
 @pytest.mark.usefixtures("unnoted")
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -93,7 +94,7 @@ def unnoted(monkeypatch):
 def test_gpu_bounds_of_halves_let_ours_pass_and_refuse_four_times_its_error(op, dtype, backend):
     got, want, check = CASES[op](dtype, backend)
     check(got)
-    # tcc's floor in fp16 is one eps, for tf32 within the kernels, of which neither has any here.
+    # tcc's floor in fp16 is one eps, for tf32 inside the kernels, which neither of these uses here.
     times = 8 if (op, dtype) == ("tcc", torch.float16) else 4
     with pytest.raises(AssertionError, match="is more than the"):
         check(worse(got, want, times))
@@ -169,8 +170,9 @@ BLOCKED = ("omegaconf", "av", "nvidia.dali", "hypothesis")
 
 @pytest.mark.process
 def test_tests_of_the_gpu_are_collected_without_the_extras():
-    """A machine with torch, triton and pytest: nothing of fastseq[train], [video] and [dali], and
-    no plugins."""
+    """A machine with torch, triton and pytest, but without plugins and without fastseq[train],
+    [video] and [dali].
+    """
     code = f"""
 import sys
 for name in {BLOCKED}:

@@ -1,4 +1,4 @@
-"""What a type checker says of code that uses the package."""
+"""How a type checker judges code that uses the package."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ SAID = {
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory) -> dict[str, dict[int, str]]:
-    """File -> line -> error, of one run: it takes a minute where nothing of torch is cached."""
+    """File -> line -> error, from one run; it takes a minute when nothing of torch is cached."""
     folder = tmp_path_factory.mktemp("types")
     (folder / "right.py").write_text(RIGHT)
     (folder / "wrong.py").write_text(WRONG)

@@ -1,16 +1,17 @@
-"""What a test allows where rounding is all that may differ: one rule for every op and machine.
+"""The tolerance of tests in which results differ only by rounding: one rule for every op and
+machine.
 
-The rule is `as_accurate_as`. A figure that one machine gave is no bound: the order in which a CPU's
-BLAS, a tensor core or `exp` rounds differs from machine to machine, and with it the last digits of
-plain PyTorch and of a kernel alike. So both are held to float64 in the same test, on the same
-machine. Fixed numbers stay for
+The rule is `as_accurate_as`. A figure measured on one machine is not a valid bound: the order in
+which a CPU's BLAS, a tensor core or `exp` rounds differs between machines, and so do the last
+digits of plain PyTorch and of a kernel. Therefore both are compared with float64 in the same test
+on the same machine. Fixed numbers are used only for
 
-* float64 against float64 or against loops over Python numbers: 1e-9 to 1e-14, which no rounding
-  reaches and no mistake stays below;
-* what is equal to the last bit, and values worked out by hand that are exact in the dtype;
-* published or released figures, to the digits that were published;
-* properties (symmetries, limits, a range of fp16 that must not overflow) and other people's
-  approximations, whose bounds are orders of magnitude above rounding.
+* float64 against float64 or against loops over Python numbers: 1e-9 to 1e-14, which is far more
+ than rounding and less than any mistake causes;
+* results that are equal to the last bit, and values computed by hand that are exact in the dtype;
+* published or released figures, to the published digits;
+* properties (symmetries, limits, a range of fp16 that must not overflow) and approximations by
+ others, with bounds orders of magnitude above rounding.
 """
 
 import json
@@ -21,9 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# Norms below this are of something that vanishes: errors are absolute there.
+# A norm below this belongs to a result that vanishes; its errors are absolute.
 VANISHES = 1e-4
-# Where --margins asks for it: what as_accurate_as found, one JSON object a line.
+# File given by --margins; as_accurate_as appends one JSON object per line.
 margins: Path | None = None
 
 
@@ -35,19 +36,20 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """The floor: what passes however exact plain PyTorch happens to be.
+    """The floor: the error that is allowed however exact plain PyTorch happens to be.
 
-    16 eps in float32 (1.9e-6): another order of summation, exp2 and log2 of a GPU, which are good
-    to 2 eps each, and division. A quarter of an eps in halves: what rounding one operand of a
-    product to them adds (0.2 eps, in L2); plain PyTorch has the result's own rounding as well.
+    16 eps in float32 (1.9e-6), for another order of summation, for exp2 and log2 of a GPU, which
+    are accurate to 2 eps each, and for division. A quarter of an eps in halves, for rounding one
+    operand of a product to them (0.2 eps, in L2); plain PyTorch also rounds the result.
     """
     eps = torch.finfo(dtype).eps
     return 16 * eps if dtype in (torch.float32, torch.float64) else eps / 4
 
 
 def interpreted(dtype: torch.dtype, device: str) -> float | None:
-    """The floor of halves where a kernel may be interpreted: one eps of bf16 on the CPU, since
-    Triton's interpreter cuts numbers off to it (0.4 eps in L2, twice) where a GPU rounds them."""
+    """The floor of halves where a kernel may be interpreted: one eps of bf16 on the CPU. There
+    Triton's interpreter truncates to bf16 (0.4 eps in L2, twice) where a GPU rounds.
+    """
     cut_off = dtype == torch.bfloat16 and device == "cpu"
     return torch.finfo(dtype).eps if cut_off else None
 
@@ -60,13 +62,14 @@ def as_accurate_as(
     floor: float | None = None,
     what: Sequence[str] = (),
 ) -> None:
-    """The error of ``got`` is at most twice that of ``plain``, plus a floor.
+    """Assert that the error of ``got`` is at most twice that of ``plain``, plus a floor.
 
     ``plain`` is plain PyTorch on the same inputs: in float32 for float32, and for halves with
-    everything after the inputs in float32, so that only the result is rounded (logits in halves
-    would make it several times worse than any kernel, and a bound of twice that empty). ``truth``
-    is the same in float64. Errors are relative in L2, tensor by tensor. ``floor`` replaces
-    `rounding` of each tensor's dtype; say why. ``what`` names the tensors (loss, dx, dy, ...).
+    everything after the inputs in float32, so that only the result is rounded. (With logits in
+    halves its error would be several times that of any kernel, and a bound of twice that would
+    reject nothing.) ``truth`` is the same in float64. Errors are relative in L2, tensor by tensor.
+    ``floor`` replaces `rounding` of each tensor's dtype; state why. ``what`` names the tensors
+    (loss, dx, dy, ...).
     """
     if isinstance(got, Tensor):
         got, plain, truth = (got,), (plain,), (truth,)
@@ -93,7 +96,7 @@ def _note(name: str, error: float, plain: float, allowed: float) -> None:
 
 
 def tightest(count: int) -> list[str]:
-    """The ``count`` noted errors that came closest to what is allowed, one text line each."""
+    """The ``count`` recorded errors that came closest to the allowed ones, one text line each."""
     noted = [json.loads(line) for line in margins.read_text().splitlines()]
     noted.sort(key=lambda n: n["error"] / n["allowed"], reverse=True)
     return [

@@ -1,8 +1,9 @@
-"""``python -m benchmarks.cost``: what the compiler made of the kernels, without a GPU.
+"""``python -m benchmarks.cost``: static analysis of the compiled kernels, without a GPU.
 
-Without options every kernel is compiled at every configuration shipped, and results/offline-sm_90/
-written. With --op alone, that op's part of it. Any other choice prints its table and writes
-nothing: --op scl --kernel grad --dtype bf16 --channels 256 --set rows=128,columns=64,warps=8.
+Without options, every kernel is compiled at every configuration shipped, and results/offline-sm_90/
+is written. With --op alone, that op's part of it is written. Any other choice prints its table and
+writes nothing: --op scl --kernel grad --dtype bf16 --channels 256 --set
+rows=128,columns=64,warps=8.
 """
 
 import argparse
@@ -24,7 +25,9 @@ CARD = "NVIDIA H100 80GB HBM3"
 
 
 def shipped(ops: tuple[str, ...], arch: int) -> list[Job]:
-    """D = 128 in every precision and mode, D = 64 in every precision. Dear ones first."""
+    """D = 128 in every precision and mode, D = 64 in every precision. Slow compilations come
+    first.
+    """
     jobs = []
     for op in ops:
         shapes = predict.SHAPES[op]
@@ -39,7 +42,9 @@ def shipped(ops: tuple[str, ...], arch: int) -> list[Job]:
 
 
 def run_all(jobs: list[Job], processes: int) -> list[Result]:
-    """In processes of their own, which have no interpreter; results in the order of the jobs."""
+    """Compile in child processes, which run without the interpreter. Returns results in the order
+    of the jobs.
+    """
     environment()
     spawn = multiprocessing.get_context("spawn")
     done: dict[Job, Result] = {}
@@ -50,7 +55,7 @@ def run_all(jobs: list[Job], processes: int) -> list[Result]:
             job = futures[future]
             try:
                 done[job] = future.result()
-            except Exception as error:  # the others are worth having
+            except Exception as error:  # one failed job must not lose the others
                 failed.append(f"{job}: {type(error).__name__}: {str(error)[-2000:]}")
     if failed:
         print("\n".join(failed))
@@ -60,7 +65,9 @@ def run_all(jobs: list[Job], processes: int) -> list[Result]:
 
 
 def progress(some: Iterator, total: int) -> Iterator:
-    """With the time left: a bar where tqdm is installed, otherwise a line each tenth."""
+    """Shows the remaining time: as a bar where tqdm is installed, otherwise in a line at each
+    tenth.
+    """
     try:
         from tqdm import tqdm
     except ImportError:
@@ -97,20 +104,20 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--op", choices=OPS)
-    p.add_argument("--kernel", default="", help="a part of its name, as grad")
+    p.add_argument("--kernel", default="", help="part of the kernel's name, such as grad")
     p.add_argument("--dtype", choices=list(PRECISIONS), help="tf32: fp32 at precision high")
     p.add_argument("--channels", type=int)
     p.add_argument("--mode", help="online (scl), direct (contrastive_idm), classification (tcc)")
-    p.add_argument("--arch", type=int, help="90 for sm_90; by default that of the card")
+    p.add_argument("--arch", type=int, help="90 for sm_90 (default: that of the card)")
     p.add_argument("--set", type=parse_tiles, default=(), help="tiles: rows=128,columns=64,warps=8")
-    p.add_argument("--card", default=CARD, help=f"{', '.join(CARDS)}; the one that is predicted")
+    p.add_argument("--card", default=CARD, help=f"card to predict for: {', '.join(CARDS)}")
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile")
     p.add_argument("--results", type=Path, default=results.FOLDER)
     return p
 
 
 def one(options: argparse.Namespace) -> Job:
-    """The configuration that the options name; ValueError where there is none."""
+    """The configuration that the options describe; raises ValueError if there is none."""
     if not options.op:
         raise ValueError(f"which op? Add --op, one of {', '.join(OPS)}")
     mode = options.mode or next(iter(MODES[options.op]))
@@ -123,7 +130,7 @@ def one(options: argparse.Namespace) -> Job:
             named(f"tile value of {options.op}", dict.fromkeys(known), name)
     dtype = options.dtype or ("fp32" if options.op == "soft_dtw" else "bf16")
     if options.op == "soft_dtw" and dtype != "fp32":
-        raise ValueError(f"soft_dtw is reported in fp32 alone, got --dtype {dtype}")
+        raise ValueError(f"soft_dtw is reported in fp32 only, got --dtype {dtype}")
     channels = options.channels or 128
     if channels < 1:
         raise ValueError(f"expected a positive number of channels, got {channels}")
@@ -184,7 +191,7 @@ def _size(row: dict[str, str]) -> float:
 
 
 def _by_configuration(result: Result) -> tuple[int, int, int]:
-    """As people look for them: halves, D = 128 and the default mode first."""
+    """Ordered by how often readers look for them: halves, D = 128 and the default mode first."""
     job = result.job
     return list(PRECISIONS).index(job.precision), -job.channels, list(MODES[job.op]).index(job.mode)
 

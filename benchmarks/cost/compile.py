@@ -1,8 +1,9 @@
-"""Compiles what the ops ship, or what is asked for, and reports on each kernel.
+"""Compiles what the ops ship, or the configuration chosen on the command line, and reports on each
+kernel.
 
-Triton's kernels come from the ops' own public calls, under ``benchmarks.pretend``: the launchers
-choose tiles, argument types and grids, so there is no second list of them. Those of soft_dtw are
-compiled by nvcc, otherwise by NVRTC.
+Triton's kernels come from the ops' public calls, run under ``benchmarks.pretend``. The launchers
+choose tiles, argument types and grids, so these are not listed a second time here. The kernels of
+soft_dtw are compiled by nvcc, or by NVRTC where nvcc is missing.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from benchmarks.cost.report import KernelReport, kernel_report
 
 TRITON_OPS = ("scl", "contrastive_idm", "tcc", "queue_nce")
 OPS = (*TRITON_OPS, "soft_dtw")
-# Options of the public function under which other code is compiled; the first is the default.
+# Options of the public function that select different code; the first is the default.
 MODES: dict[str, dict[str, dict[str, Any]]] = {
     "scl": {"shift": {}, "online": {"temperature": 0.02}, "batch": {"negatives": "batch"}},
     "contrastive_idm": {"squared": {}, "direct": {"distance": "euclidean"}},
@@ -38,15 +39,17 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One op in one precision, with D channels, compiled and, at ``shapes``, called."""
+    """One op in one precision, compiled with D channels and called with ``shapes`` if there are
+    any.
+    """
 
     op: str
     precision: str
     channels: int
     mode: str
     arch: int
-    kernel: str = ""  # the one that ``tiles`` is for; all where the op has one
-    tiles: tuple[tuple[str, int | None], ...] = ()  # other values of its Tiles
+    kernel: str = ""  # the kernel that ``tiles`` apply to; empty: all kernels of the op
+    tiles: tuple[tuple[str, int | None], ...] = ()  # replaced fields of its Tiles
     shapes: tuple[tuple[int, int, int], ...] = ()
 
     def __str__(self) -> str:
@@ -63,13 +66,13 @@ class Job:
 class Result:
     job: Job
     kernels: list[KernelReport]
-    # For each shape, the launches of forward and of backward: (index in kernels, thread blocks).
+    # For each shape, the launches of forward and of backward as (index in kernels, thread blocks).
     launches: dict[tuple[int, int, int], dict[str, list[tuple[int, int]]]]
     note: str = ""
 
 
 def run(job: Job) -> Result:
-    """In a process of its own for each architecture and tiles, without TRITON_INTERPRET."""
+    """Runs in its own process for each architecture and set of tiles, without TRITON_INTERPRET."""
     return _soft_dtw(job) if job.op == "soft_dtw" else _triton(job)
 
 
@@ -82,7 +85,7 @@ def _triton(job: Job) -> Result:
     result = Result(job, [], {})
     small = (2, 4 if job.op != "queue_nce" else 64, job.channels)
     with warnings.catch_warnings(), pretend(job.arch) as launched, _tiles(job):
-        warnings.simplefilter("ignore")  # contrastive_idm's advice on times
+        warnings.simplefilter("ignore")  # contrastive_idm's advice about times
         for shape in job.shapes or (small,):
             case = Case(*shape, job.precision)
             with matmul_precision(case):
@@ -103,7 +106,7 @@ def _triton(job: Job) -> Result:
 
 
 def _call(op, case: Case, options: dict[str, Any], launched: list) -> dict[str, list]:
-    """What forward and backward of the public function launch."""
+    """Launches of forward and backward of the public function."""
     ours = op.providers("cuda")[0].build(case)
     args = op.inputs(case)
     launched.clear()
@@ -133,7 +136,7 @@ def _report(job: Job, one, digest: str) -> KernelReport:
 
 @contextlib.contextmanager
 def _tiles(job: Job):
-    """The op's choice of tiles with the job's values in it."""
+    """The op's choice of tiles, with the job's values replaced."""
     if not job.tiles:
         yield
         return
@@ -141,7 +144,7 @@ def _tiles(job: Job):
 
     def changed(chosen, *args, **kwargs):
         tile = chosen(*args, **kwargs)
-        # queue_nce's one kernel with tiles goes without its name.
+        # queue_nce's only kernel with tiles is called without a name.
         if isinstance(args[0], str) and job.kernel not in ("", args[0]):
             return tile
         return tile._replace(**dict(job.tiles))
@@ -194,8 +197,9 @@ def _soft_dtw(job: Job) -> Result:
 
 @cache
 def _cuda(arch: int) -> tuple[bytes, dict[str, str], str]:
-    """Machine code of csrc/soft_dtw, the names of its kernels for embeddings in fp32, and what
-    compiled it."""
+    """Machine code of csrc/soft_dtw, the names of its kernels for fp32 embeddings, and the compiler
+    used.
+    """
     from fastseq.ops.common import nvrtc
     from fastseq.ops.soft_dtw import runtime
 
@@ -234,6 +238,6 @@ def _cuda(arch: int) -> tuple[bytes, dict[str, str], str]:
 
 
 def environment() -> None:
-    """What child processes inherit: no interpreter, and no thread pools beside each other."""
+    """Environment of child processes: no interpreter, and one thread each."""
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,7 +1,7 @@
-"""Which loop is which: by the source line of its ``for``, with its tile and its trips.
+"""Identifies each loop by the source line of its ``for`` and gives its tile and trip count.
 
-The only place that knows the kernels' loops. A loop that is not listed here is reported under its
-line and counted once by the time model.
+All knowledge about the kernels' loops is in this file. A loop that is not listed is reported under
+its line, and the time model counts it once.
 """
 
 import re
@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-# Sampled frames of the benchmark's inputs are 1.25 apart, weights reach 45.4 frames at variance 10.
+# Sampled frames of the benchmark's inputs are 1.25 apart; weights extend over 45.4 frames at
+# variance 10.
 STEP, REACH = 1.25, 45.4
 
 
 class Values(NamedTuple):
-    """What trips depend on: the compile-time constants of a kernel, and the shape."""
+    """The values that trip counts depend on: the compile-time constants of a kernel, and the
+    shape.
+    """
 
     constants: dict[str, Any]
     n: int = 1
@@ -33,11 +36,15 @@ Count = Callable[[Values], float]
 
 
 class Role(NamedTuple):
-    """``names``: of the first, second ... such loop of a kernel (the last one is for all others).
+    """A kind of loop, found by its source line, with what the time model needs to know about it.
 
-    ``trips``: one function a name. ``tile``: rows and columns of a trip, or with ``whole`` of all
-    trips together. ``folded``: counted as part of the loop around it. ``rereads``: what it loads is
-    in L1 by then. ``last``: the last thread block alone goes through it.
+    Attributes:
+        names: of the first, second, ... such loop of a kernel; the last name is for all others.
+        trips: one function for each name.
+        tile: rows and columns of one trip, or with ``whole`` of all trips together.
+        folded: whether it counts as part of the loop around it.
+        rereads: whether the data that it loads are in L1 already.
+        last: whether only the last thread block runs it.
     """
 
     kernels: str
@@ -56,7 +63,7 @@ def _tiles(v: Values) -> int:
 
 
 def _near(v: Values) -> float:
-    """Tiles of columns within reach of BM rows; one more for where they begin and end."""
+    """Tiles of columns within reach of BM rows, plus one since they start and end inside a tile."""
     return min(_tiles(v), (v.BM + 2 * REACH / STEP) / v.BN + 1)
 
 
@@ -65,7 +72,9 @@ def _block(v: Values) -> tuple[int, int]:
 
 
 def _half(v: Values) -> float:
-    """Tiles that a program of contrastive_idm's loss visits: half way around, and its own."""
+    """Tiles that a program of contrastive_idm's loss visits: half of all, and the one on the
+    diagonal.
+    """
     return ceil(v.t / v.BM) / 2 + 0.5
 
 
@@ -74,7 +83,9 @@ def _square(v: Values) -> tuple[int, int]:
 
 
 def _beside(v: Values) -> float:
-    """Tiles of BM rows' own frames, and of the frames beside them; float32 has no other loop."""
+    """Tiles with the frames of BM rows and the frames beside them; in float32 this loop runs over
+    all.
+    """
     if v.PLANES > 1:
         return _tiles(v)
     return min(_tiles(v), max(v.BM / v.BN, 1) + 2)
@@ -95,7 +106,7 @@ def _queue_tiles(v: Values) -> float:
 
 
 def _parts(v: Values) -> int:
-    """Of the queue that a program scans, as queue_nce's launcher has it."""
+    """Parts of the queue that one program scans, as queue_nce's launcher chooses."""
     from fastseq.ops.queue_nce.triton import ENOUGH, parts
 
     return 1 if ceil(v.n / v.BM) * parts(v.t, v.BN)[0] <= ENOUGH else 2
@@ -113,7 +124,7 @@ def _cuda(line: str, name: str, trips: Count, **options) -> Role:
     return Role("soft_dtw", re.escape(line), (name,), (trips,), **options)
 
 
-# Positives of the benchmark: 3. Sums are of 64 blocks of 64 rows for 16 sequences at a time.
+# The benchmark has 3 positives. Sums are over 64 blocks of 64 rows for 16 sequences at a time.
 ROLES = (
     Role(
         "scl_",
@@ -126,7 +137,8 @@ ROLES = (
     _triton("scl_stats", "range(0, turns)", "near", _near, tile=_block),
     _triton("scl_stats", "range(0, plain)", "far", lambda v: _tiles(v) - _near(v), tile=_block),
     _triton("scl_stats", "while turns > 0", "attempts", _one),
-    # The loop over channels of planes has no instruction of its own line: one of what it calls.
+    # The loop over channels of planes has no instruction on its own line, so a line of its body is
+    # used.
     Role(
         "scl_",
         r"range\(0, DP, BK\)|b_z = tl\.load\(p_tile\)$",
@@ -134,7 +146,8 @@ ROLES = (
         (lambda v: ceil(v.DP / v.BK),),
         folded=True,
     ),
-    # contrastive_idm's benchmark has one frame within the window: a tile's neighbours are near too.
+    # contrastive_idm's benchmark has one frame within the window, so the tiles beside one are near
+    # too.
     _triton(
         "cidm_loss",
         "range(0, near)",
@@ -174,8 +187,8 @@ ROLES = (
     _triton("", "range(BK, D, BK)", "channels", lambda v: ceil(v.D / v.BK) - 1, folded=True),
     _triton("", "range(0, N, BV)", "sequences", lambda v: ceil(v.n / 16), last=True),
     _triton("", "range(0, blocks, BB)", "blocks", lambda v: ceil(ceil(v.t / 64) / 64)),
-    # Each wave has a loop, of eight steps a trip, for phases whose cells all exist and one for the
-    # others, which the compiler puts first.
+    # For each wave there are two loops, of eight steps per trip: one for phases whose cells all
+    # exist, and one for the others, which the compiler places first.
     Role(
         "soft_dtw_forward",
         re.escape("first = begin; first < end"),
@@ -200,8 +213,8 @@ ROLES = (
         _cells,
         whole=True,
     ),
-    # Channels come in groups of 16, each warp takes every other one; first the code that reads four
-    # at once, then the other.
+    # Channels come in groups of 16; each warp handles every other group. The code that reads four
+    # channels at once comes first, then the code that reads one.
     Role(
         "soft_dtw",
         re.escape("group = half;"),
@@ -210,7 +223,7 @@ ROLES = (
         _cells,
         whole=True,
     ),
-    # A warp takes dx or dy of 32 channels; the loop holds the code of both.
+    # A warp computes dx or dy of 32 channels; the loop contains the code of both.
     Role(
         "soft_dtw",
         re.escape("task < 2 * ((p.channels + 31) / 32)"),
@@ -230,7 +243,7 @@ ROLES = (
     _cuda("row = 0; row < count", "centre", _never),
     _cuda("d = thread; d < lesser", "centre", _never),
 )
-# How many warps of a thread block of soft_dtw run a loop.
+# Number of warps of a soft_dtw thread block that run a loop.
 WARPS: dict[str, Count] = {
     "recursion": _one,
     "recursion at an edge": _one,
@@ -246,13 +259,13 @@ WARPS: dict[str, Count] = {
 
 
 class Named(NamedTuple):
-    """A loop that was recognised, in a form that processes can hand to each other."""
+    """A loop that was recognised, in a form that can be passed between processes."""
 
     name: str
-    place: str  # triton_kernels.py:97
-    role_at: int | None = None  # in ROLES
-    which: int = 0  # of the role's names
-    unrolled: int = 1  # trips that the compiler has made one
+    place: str  # such as triton_kernels.py:97
+    role_at: int | None = None  # index in ROLES
+    which: int = 0  # index in the role's names
+    unrolled: int = 1  # trips that the compiler merged into one
 
     @property
     def role(self) -> Role | None:
@@ -286,14 +299,15 @@ class Namer:
 
 @lru_cache(maxsize=4096)
 def source_line(path: str, number: int) -> tuple[str, str]:
-    """The line and the one before it, in this checkout wherever the code was compiled; empty where
-    the file is none of ours."""
+    """The source line and the one before it, read from this checkout wherever the code was
+    compiled. Empty for files outside the project.
+    """
     for below in ("fastseq/ops/", "csrc/soft_dtw/"):
         if below in path:
             lines = _lines(ROOT / below / path.rpartition(below)[2])
             break
     else:
-        lines = _lines(ROOT / "csrc/soft_dtw" / Path(path).name)  # NVRTC knows names alone
+        lines = _lines(ROOT / "csrc/soft_dtw" / Path(path).name)  # NVRTC records only the file name
     if not 0 < number <= len(lines):
         return "", ""
     return lines[number - 1], lines[number - 2] if number > 1 else ""

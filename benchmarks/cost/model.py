@@ -1,10 +1,10 @@
-"""From machine code to microseconds: what a tile costs a multiprocessor, and a launch a card.
+"""From machine code to microseconds: the cost of a tile on a multiprocessor, of a launch on a card.
 
-A tile has two prices. ``load``: clocks for which its warps keep the busiest unit of the
+A tile has two costs. ``load``: clocks for which its warps occupy the busiest unit of the
 multiprocessor (issue slots, tensor cores, MUFU, shared memory). ``alone``: clocks until a thread
-block that has the multiprocessor for itself is done with it, waits included. With R thread blocks
-side by side each takes max(R load, alone). Thread blocks come in waves of R to a multiprocessor;
-the last wave has fewer of them there, and counts.
+block that is alone on the multiprocessor has finished it, waits included. With R thread blocks side
+by side, each takes max(R load, alone). Thread blocks run in waves of R per multiprocessor; the last
+wave has fewer per multiprocessor and counts accordingly.
 """
 
 import re
@@ -18,7 +18,7 @@ from benchmarks.cost.machine import SCHEDULERS, VALUE, Card
 
 _WIDE = {"128": 4, "64": 2}
 _REGISTER = re.compile(r"\b(R|UR|P|UP)(\d+)")
-# Or asynchronously, as HGMMA does, which the code waits for by itself.
+# Includes instructions that write asynchronously, such as HGMMA: the code waits for those itself.
 _WRITES_NOTHING = {
     *("STS", "STG", "ST", "STL", "STSM", "RED", "REDG", "LDGSTS", "HGMMA", "BAR", "BRA", "EXIT"),
     *("RET", "CALL", "DEPBAR", "LDGDEPBAR", "WARPGROUP", "WARPSYNC", "MEMBAR", "FENCE", "ERRBAR"),
@@ -28,8 +28,10 @@ _XU = {"MUFU", "F2F", "F2I", "I2F", "FRND"}
 
 
 def product_clocks(one: sass.Instruction) -> float:
-    """Of the tensor cores of a multiprocessor for one HGMMA of a warp group: 2048 bf16, 1024 tf32
-    multiply-adds a clock, both N / 2; no sooner than its operands are read, 128 bytes a clock."""
+    """Tensor-core clocks of a multiprocessor for one HGMMA of a warp group: 2048 bf16 or 1024 tf32
+    multiply-adds per clock, N / 2 in both cases, or the time to read its operands at 128 bytes per
+    clock if that is longer.
+    """
     shape = re.match(r"HGMMA\.64x(\d+)x", one.op)
     if not shape:
         return 0.0
@@ -39,20 +41,22 @@ def product_clocks(one: sass.Instruction) -> float:
 
 
 def load(counts: Counter, warps: int) -> float:
-    """Clocks of a multiprocessor, from ``units`` of one warp's instructions."""
+    """Clocks of a multiprocessor, from the ``units`` of one warp's instructions."""
     per_scheduler = warps / SCHEDULERS
     return max(
         counts["instructions"] * per_scheduler / VALUE["busy"],
         counts["xu"] * per_scheduler * VALUE["xu_clocks"],
         counts["fp64"] * per_scheduler * VALUE["fp64_clocks"],
         counts["half"] * per_scheduler * VALUE["half_clocks"],
-        counts["products"] * per_scheduler,  # a warp group has a warp on each scheduler
+        counts["products"] * per_scheduler,  # each scheduler has one warp of a warp group
         counts["shared"] * warps,
     )
 
 
 def units(code: Sequence[sass.Instruction]) -> Counter:
-    """What one warp asks of each unit: instructions, or clocks where one does not take one."""
+    """Use of each unit by one warp: in instructions, or in clocks for units that need several per
+    instruction.
+    """
     counts: Counter = Counter(instructions=len(code))
     for one in code:
         kind = one.kind
@@ -79,17 +83,18 @@ def alone(
     again: bool = True,
     load_clocks: float = VALUE["load_clocks"],
 ) -> float:
-    """Clocks of a thread block alone for this code, in which numbers are clocks of inner loops.
+    """Clocks of a thread block alone for this code. Numbers in the code are clocks of inner loops.
 
-    One warp, in order, beside those that share its scheduler: an instruction is issued when its
-    operands are there. Asynchronous copies and products are waited for where the code says so.
-    ``again``: of a second pass, which meets what the first has left under way.
+    Simulates one warp, in order, beside the warps that share its scheduler. An instruction is
+    issued when its operands are ready. Asynchronous copies and products are waited for where the
+    code waits. ``again`` returns the clocks of a second pass, which starts with the operations that
+    the first has left in flight.
     """
     step = warps / SCHEDULERS / VALUE["busy"]
     now = begin = tensor_free = half_free = 0.0
-    ready: dict[str, float] = {}  # when a register may be read
-    copies: list[float] = []  # when a group has arrived
-    products: list[float] = []  # when a group is through
+    ready: dict[str, float] = {}  # when a register can be read
+    copies: list[float] = []  # when each group arrives
+    products: list[float] = []  # when each group is finished
     for _ in range(2 if again else 1):
         begin = now
         for one in code:
@@ -121,7 +126,7 @@ def alone(
 
 
 def half_rate(one: sass.Instruction) -> bool:
-    """Sixteen lanes a clock; IMAD and its moves go to the FP32 units."""
+    """Whether it runs at sixteen lanes per clock. IMAD and its moves run on the FP32 units."""
     return one.kind in ("integer", "predicate") and not one.name.startswith(("IMAD", "U", "LDC"))
 
 
@@ -135,7 +140,7 @@ def _latency(one: sass.Instruction) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def registers(one: sass.Instruction) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Those that it mentions (reads, or must not overtake), and those that it writes."""
+    """Registers that it mentions (reads, or must not overtake), and registers that it writes."""
     used = [f"{kind}{number}" for kind, number in _REGISTER.findall(one.operands)]
     used += [f"R{int(n) + 1}" for n in re.findall(r"\bR(\d+)(?:\.reuse)?\.64", one.operands)]
     used += [f"{kind}{number}" for kind, number in _REGISTER.findall(one.guard)]
@@ -153,13 +158,13 @@ def registers(one: sass.Instruction) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _wait(groups: list[float], left: int, now: float) -> tuple[list[float], float]:
-    """Until no more than ``left`` groups are open."""
+    """Wait until at most ``left`` groups are open."""
     done = groups[: len(groups) - left]
     return groups[len(done) :], max([now, *done])
 
 
 class Part(NamedTuple):
-    """Code that a thread block goes through ``trips`` times."""
+    """Code that a thread block runs ``trips`` times."""
 
     trips: float
     load: float
@@ -167,7 +172,7 @@ class Part(NamedTuple):
 
 
 def block_clocks(parts: Sequence[Part], side_by_side: int) -> float:
-    """Of a thread block beside others of its kind."""
+    """Clocks of a thread block beside others of the same kind."""
     return sum(p.trips * max(side_by_side * p.load, p.alone) for p in parts)
 
 
@@ -178,8 +183,9 @@ def launch_us(
     card: Card,
     last: Sequence[Part] = (),
 ) -> float:
-    """Microseconds of one launch of ``grid`` equal thread blocks, of which the one that ends last
-    goes through ``last`` too."""
+    """Microseconds of one launch of ``grid`` equal thread blocks; the one that ends last also runs
+    ``last``.
+    """
     full, rest = divmod(grid, card.processors * blocks_per_sm)
     clocks = full * block_clocks(parts, blocks_per_sm) + block_clocks(last, 1)
     if rest:
@@ -188,8 +194,9 @@ def launch_us(
 
 
 class Task(NamedTuple):
-    """What some warps of a thread block of soft_dtw do in a phase: clocks of one multiprocessor
-    that they take, and that they need for it."""
+    """Work of some warps of a soft_dtw thread block in one phase: ``load``, the clocks of a
+    multiprocessor that they use, and ``alone``, the clocks until they are done.
+    """
 
     load: float
     alone: float
@@ -205,8 +212,10 @@ def wavefront_us(
     blocks_per_sm: int,
     card: Card,
 ) -> float:
-    """Microseconds of one launch of soft_dtw: strips that start ``lag`` phases and a hand-over
-    after their neighbour, no sooner than all phases are through the multiprocessors."""
+    """Microseconds of one launch of soft_dtw. Each strip starts ``lag`` phases and a hand-over
+    after its neighbour. The launch takes at least as long as the multiprocessors need for all
+    phases.
+    """
     grid = batch * strips
     here = min(blocks_per_sm, -(-grid // card.processors))
     work = sum(task.load for task in tasks)

@@ -1,4 +1,4 @@
-"""results/offline-sm_90/README.md and its picture, from the CSV files beside it."""
+"""Writes results/offline-sm_90/README.md and its picture from the CSV files beside it."""
 
 import re
 from pathlib import Path
@@ -31,10 +31,10 @@ def write(folder: Path, arch: int) -> Path:
     text = [_intro(tables, arch), *_predictions(predicted)]
     if picture := draw(tables, folder / "instructions.png"):
         text += [
-            "## Instructions an element, by class",
-            f"![instructions of a lane for each element of a tile, by class]({picture.name})",
-            "D = 128. Stacked: what one lane executes for one element of the T x T matrix, at each "
-            "visit; 6 to 9 is what attention kernels need that were tuned by hand.",
+            "## Instructions per element, by class",
+            f"![instructions of a lane per element of a tile, by class]({picture.name})",
+            "D = 128. A bar is the number of instructions that one lane executes for each visit of "
+            "an element of the T x T matrix. Hand-tuned attention kernels need 6 to 9.",
         ]
     for op, rows in tables.items():
         text.append(f"## {op}")
@@ -47,21 +47,21 @@ def write(folder: Path, arch: int) -> Path:
 
 def _intro(tables: dict[str, list], arch: int) -> str:
     compilers = ", ".join(dict.fromkeys(row["compiler"] for t in tables.values() for row in t))
-    return f"""# What the compiler made of the kernels, sm_{arch}
+    return f"""# Static analysis of the compiled kernels, sm_{arch}
 
-Nothing here was measured: no GPU is needed, and none was used. Each kernel was compiled as it is
-launched ({compilers}), its machine code taken apart loop by loop, and a time worked out from it.
+Nothing on this page was measured, and no GPU was used. Each kernel was compiled as it is launched
+({compilers}). Its machine code was analysed loop by loop, and a time was derived from it.
 
 ```
-python -m benchmarks.cost                  # all of this again
+python -m benchmarks.cost                  # writes this page and its tables anew
 python -m benchmarks.cost --op scl         # one op
 python -m benchmarks.cost --op scl --kernel grad --dtype bf16 --set rows=128,columns=64,warps=8
 ```
 
-| file | holds |
+| file | content |
 |---|---|
-| `<op>.csv` | a row for each loop: tile, instructions by class, resources, waits |
-| `predicted.csv` | microseconds of the benchmark's shapes; measured ones once there are any |"""
+| `<op>.csv` | one row per loop: tile, instructions by class, resources, waits |
+| `predicted.csv` | predicted microseconds of the benchmark's shapes, and measured ones if any |"""
 
 
 def _predictions(rows: list[dict[str, str]]) -> list[str]:
@@ -87,9 +87,9 @@ def _predictions(rows: list[dict[str, str]]) -> list[str]:
         error = predict.error(list(mine.values()))
         out += [
             f"## Predicted for {card}",
-            "In brackets the range that we would bet on at four to one. GPU time of a CUDA graph's "
-            "replay; what the host needs comes on top in eager calls (`benchmarks/host.py`)."
-            + (f" {error}" if error else ""),
+            "GPU time of a CUDA graph's replay, and in brackets the range that we expect to "
+            "contain it in four of five cases. Eager calls also need host time "
+            "(`benchmarks/host.py`)." + (f" {error}" if error else ""),
             "\n".join(lines),
         ]
     return out
@@ -104,12 +104,12 @@ def _range(row: dict[str, str] | None) -> str:
 
 
 def _short(value: float) -> str:
-    """Two digits, three from 100 on."""
+    """Formatted with two digits, or three from 100 on."""
     return f"{value:.2g}" if value < 100 else f"{float(f'{value:.3g}'):.0f}"
 
 
 def _main_loops(op: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Loops over tiles at D = 128 in the default mode."""
+    """Table of the loops over tiles at D = 128 in the default mode."""
     default = next(iter(MODES[op]))
     return [
         row
@@ -120,7 +120,10 @@ def _main_loops(op: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _op(op: str, rows: list[dict[str, str]]) -> str:
-    lines = ["| kernel, loop, dtype | tile, warps | an element | held |", "|---|---|---|---|"]
+    lines = [
+        "| kernel, loop, dtype | tile, warps | instructions per element | resources |",
+        "|---|---|---|---|",
+    ]
     for row in _main_loops(op, rows):
         dtype = row["configuration"].split()[0]
         tile = f"{row['tile_rows']}x{row['tile_columns']}, {row['warps']}"
@@ -135,13 +138,13 @@ def _op(op: str, rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-# Between these the README of an op quotes its figures.
+# The README of an op quotes its figures between these comments.
 QUOTE = re.compile(r"(<!-- benchmarks\.cost -->).*?(<!-- /benchmarks\.cost -->)", re.DOTALL)
 _SOURCES = Path(fastseq.__file__).parent / "ops"
 
 
 def quote(op: str, rows: list[dict[str, str]], predicted: list[dict[str, str]]) -> str:
-    """What an op's README says: instructions of the main loops, times of the first two shapes."""
+    """Text for an op's README: instructions of the main loops, times of the first two shapes."""
     dtype = "fp32" if op == "soft_dtw" else "bf16"
     loops = [r for r in _main_loops(op, rows) if r["configuration"].split()[0] == dtype]
     named = zip(_names(loops), loops, strict=True)
@@ -158,7 +161,7 @@ def quote(op: str, rows: list[dict[str, str]], predicted: list[dict[str, str]]) 
 
 
 def write_quotes(folder: Path) -> None:
-    """Into the READMEs of the ops."""
+    """Write the quotes into the READMEs of the ops."""
     predicted = predict.read(folder / "predicted.csv")
     for op in OPS:
         rows, path = predict.read(folder / f"{op}.csv"), _SOURCES / op / "README.md"
@@ -168,13 +171,13 @@ def write_quotes(folder: Path) -> None:
 
 
 def _name(row: dict[str, str]) -> str:
-    """scl_stats far, queue_nce_scan, forward costs."""
+    """Such as scl_stats far, queue_nce_scan, forward costs."""
     name = row["kernel"].replace("_kernel", "").replace("soft_dtw_", "")
     return name if row["loop"] == "tiles" else f"{name} {row['loop']}"
 
 
 def _names(rows: list[dict[str, str]]) -> list[str]:
-    """With the tile where shapes have different ones."""
+    """Includes the tile where shapes have different ones."""
     names = [_name(row) for row in rows]
     return [
         f"{name} {row['tile_rows']}x{row['tile_columns']}" if names.count(name) > 1 else name
@@ -191,50 +194,58 @@ def _model() -> str:
     )
     return f"""## The model
 
-A tile has two prices. Its **load**: clocks for which its warps keep the busiest unit of a
-multiprocessor (issue slots, integer units, tensor cores, MUFU, shared memory). **Alone**: clocks
-until a thread block that has the multiprocessor for itself is done with it: the instructions of a
-warp in order, each when its operands are there, and the waits for copies, products and barriers.
-R thread blocks side by side take max(R load, alone). They come in waves of R to a multiprocessor,
-and the last wave counts in full. soft_dtw: a strip starts 47 steps (backward: 63) and a hand-over
-after its neighbour, of 32 to a phase; a phase takes as long as its longest task or, where that is
-more, all of them together.
+A tile has two costs:
+
+- **load**: clocks for which its warps occupy the busiest unit of a multiprocessor (issue slots,
+  integer units, tensor cores, MUFU, shared memory);
+- **alone**: clocks until a thread block that is alone on the multiprocessor has finished it: the
+  instructions of a warp in order, each issued when its operands are ready, and the waits for
+  copies, products and barriers.
+
+R thread blocks side by side take max(R load, alone). They run in waves of R per multiprocessor,
+and the last wave counts in full.
+
+soft_dtw: a phase has 32 steps. A strip starts 47 steps (backward: 63) and a hand-over after its
+neighbour. A phase takes as long as its longest task, or as all tasks together if the
+multiprocessor needs longer for those.
+
 Multiprocessors: {cards}.
 
-| constant | value | what |
+| constant | value | meaning |
 |---|---|---|
 {lines}
 
-All of it stands in `benchmarks/cost/machine.py` and `model.py`. No constant was fitted."""
+The model is in `benchmarks/cost/machine.py` and `model.py`. No constant was fitted."""
 
 
 def _weak() -> str:
     return """## How to read it, and which figures are weak
-- *An element*: instructions of one lane for one element of the tile. *Held*: registers of a thread,
-  thread blocks a multiprocessor, tiles on their way while one is worked on (0: each tile waits for
-  memory in full). *Serialised*: as many waits as wgmma instructions.
-- A kernel that several configurations share stands under the first of them in the CSV.
-- Instructions are counted in the code, both sides of a branch included. That is exact for the
-  loops over tiles of Triton, which have none. Code for a warp that has come apart (BRA.DIV) is left
-  out, and so are soft_dtw's loops for the edges of a strip and for channels one by one.
-- scl at (8, 480): one thread block a multiprocessor, so all of it is waiting; a third of the time
-  lies outside the loops over tiles.
-- soft_dtw: the recursion sets the pace of the forward, the gradients that of the backward where E
-  is not 0. The model takes it to be so everywhere, though blocks where E is exactly 0 are skipped.
-  Of blocks whose costs are formed by differences (frames that nearly meet) it knows nothing. Calls
-  with given costs have kernels of their own, which are not in the table.
-- contrastive_idm: loads inside the tile are taken to come from L2; many may come from L1.
-- tcc: the kernels run one or two thread blocks a multiprocessor, and every wait counts in full.
-- Rows and columns of unequal length, other gaps of the timestamps, L2 misses, other clocks and what
-  else runs on the card are not in it."""
+- *Instructions per element*: of one lane for one element of the tile.
+- *Resources*: registers per thread, thread blocks per multiprocessor, tiles in flight while one is
+  processed (0: each tile waits for memory in full). *Serialised*: as many waits as wgmma
+  instructions.
+- The CSV lists a kernel that several configurations share under the first of them.
+- Instructions are counted in the code, including both sides of a branch. The count is exact for
+  Triton's loops over tiles, which have no branches. It leaves out code for a diverged warp
+  (BRA.DIV), and soft_dtw's loops for the edges of a strip and for single channels.
+- scl at (8, 480): each multiprocessor has one thread block, so the time consists of waits; a third
+  of it is outside the loops over tiles.
+- soft_dtw: the forward is limited by the recursion, and the backward by the gradients where E is
+  not 0. The model assumes that E is not 0 anywhere, although the kernel skips blocks where it is.
+  The model leaves out blocks whose costs are formed by differences (frames that almost coincide).
+  Calls with given costs use other kernels, which are not in the table.
+- contrastive_idm: the model assumes that loads inside a tile come from L2; many may come from L1.
+- tcc: each multiprocessor runs one or two thread blocks, and every wait counts in full.
+- Not modelled: rows and columns of unequal length, other gaps between timestamps, L2 misses, other
+  clocks, other work on the card."""
 
 
 def draw(tables: dict[str, list[dict[str, str]]], path: Path) -> Path | None:
-    """Stacked bars; None without matplotlib."""
+    """Draw stacked bars. Returns None without matplotlib."""
     try:
         import matplotlib
     except ImportError:
-        print(f"{path.name} is left as it is: matplotlib is missing, pip install matplotlib")
+        print(f"{path.name} was not redrawn: matplotlib is missing, pip install matplotlib")
         return path if path.exists() else None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -274,7 +285,7 @@ def draw(tables: dict[str, list[dict[str, str]]], path: Path) -> Path | None:
         ax.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False, fontsize=8)
-    figure.supxlabel("instructions an element", fontsize=9)
+    figure.supxlabel("instructions per element", fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

@@ -1,4 +1,4 @@
-"""Predicted times of the benchmark's shapes, and what a card has measured."""
+"""Predicted times of the benchmark's shapes, and the times measured on a card."""
 
 import csv
 from math import ceil
@@ -31,7 +31,7 @@ MORE = ("low_us", "high_us", "launches", "bound", "compiler")
 class Prediction(NamedTuple):
     us: float
     launches: int
-    bound: str  # "kernels", or "memory" where what has to be moved takes longer
+    bound: str  # "kernels", or "memory" where memory traffic takes longer
 
 
 def predict(result: Result, card_name: str) -> list[dict[str, str]]:
@@ -90,8 +90,9 @@ def _launch_us(kernel: KernelReport, grid: int, case: Case, card: Card) -> float
 
 
 def tasks(kernel: KernelReport) -> list[model.Task]:
-    """What the warps of a thread block of soft_dtw do in a phase. Code that tasks of one loop have
-    in common is shared out among them."""
+    """Work of the warps of a soft_dtw thread block in one phase. Code that several tasks of a loop
+    share is divided evenly among them.
+    """
     values = Values(kernel.constants)
     found = []
     for phases in (loop for loop in kernel.loops() if loop.name == "phases"):
@@ -104,7 +105,7 @@ def tasks(kernel: KernelReport) -> list[model.Task]:
         found += [
             model.Task(load / shares + loop.load, alone / shares + loop.alone) for loop in own
         ] or [model.Task(load, alone)]
-    # Where the compiler has taken the loop over phases apart, its tasks stand alone.
+    # Where the compiler has split the loop over phases, its tasks are separate loops.
     inside = [id(inner) for loop in kernel.loops() for inner in loop.inner]
     found += [
         model.Task(loop.load, loop.alone)
@@ -130,10 +131,10 @@ def _wavefront_us(kernel: KernelReport, case: Case, card: Card) -> float:
         tasks(kernel),
         batch=case.n,
         strips=strips,
-        # The backward forms costs and weights before the first E, gradients after the last.
+        # The backward forms costs and weights before the first E, and gradients after the last.
         phases=strips + (7 if backward else 2),
-        # A lane is 31 columns behind the one above the strip, and the next numbers are asked for
-        # while the last ones are worked on: 8 at a time in the forward, 16 in the backward.
+        # A lane is 31 columns behind the strip above. It requests the next numbers while it works
+        # on the last ones: 8 at a time in the forward, 16 in the backward.
         lag=(31 + 2 * (16 if backward else 8)) / 32,
         blocks_per_sm=kernel.blocks_per_sm,
         card=card,
@@ -150,7 +151,7 @@ def _no_less_than_memory(op, case: Case, mode: str, card: str, found: Prediction
 def measured_us(
     op: str, case: Case, mode: str, card: str, folder: Path = results.FOLDER
 ) -> float | None:
-    """Of ours, from results/<device>/<op>.csv of that card."""
+    """Measured times of fastseq, from results/<device>/<op>.csv of that card."""
     ours = op_benchmark(op).OURS["cuda"]
     want = {"device": card, "n": str(case.n), "t": str(case.t), "d": str(case.d)}
     want |= {"precision": case.precision, "mode": mode, "provider": ours}
@@ -169,7 +170,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def error(rows: list[dict[str, str]]) -> str:
-    """How far measurements are from the predictions, "" without any."""
+    """One sentence on the ratio of measurements to predictions; empty without measurements."""
     off = [float(r["measured_us"]) / float(r["predicted_us"]) for r in rows if r["measured_us"]]
     if not off:
         return ""

@@ -1,4 +1,4 @@
-"""What is said of one compiled kernel: resources, loops, and their price by the time model."""
+"""Report on one compiled kernel: resources, loops, and their cost by the time model."""
 
 from collections import Counter
 from typing import Any, NamedTuple
@@ -11,17 +11,17 @@ OUTSIDE = Named("outside loops", "")
 
 
 class LoopReport(NamedTuple):
-    """One trip of a loop, or one tile where the loop has tiles, folded loops included."""
+    """One trip of a loop, or one tile if the loop has tiles. Includes folded loops."""
 
     named: Named
     rows: int | None
     columns: int | None
     warps: int
-    instructions: float  # of each warp
-    made_of: str  # "616 + 7 x 247"
+    instructions: float  # per warp
+    made_of: str  # such as "616 + 7 x 247"
     classes: Counter
     shapes: Counter
-    units: Counter  # of model.units
+    units: Counter  # as model.units returns them
     tensor_waits: float
     tiles_in_flight: float | None
     load: float
@@ -34,7 +34,7 @@ class LoopReport(NamedTuple):
 
     @property
     def per_element(self) -> float | None:
-        """Instructions of a lane for each element of the tile."""
+        """Instructions of a lane per element of the tile."""
         if self.rows is None:
             return None
         return self.instructions * self.warps * 32 / (self.rows * self.columns)
@@ -61,7 +61,7 @@ class KernelReport(NamedTuple):
     outside: LoopReport  # code outside loops; its inner loops are the outermost ones
 
     def loops(self) -> list[LoopReport]:
-        """All of them, those inside others after them."""
+        """All loops; each is followed by the loops inside it."""
 
         def below(loop: LoopReport) -> list[LoopReport]:
             return [loop, *(one for inner in loop.inner for one in below(inner))]
@@ -69,7 +69,7 @@ class KernelReport(NamedTuple):
         return below(self.outside)[1:]
 
     def parts(self, values: Values) -> tuple[list[model.Part], list[model.Part]]:
-        """What a thread block goes through at this shape, and the last one besides."""
+        """Code that a thread block runs at this shape, and the additional code of the last one."""
         every: list[model.Part] = []
         last: list[model.Part] = []
 
@@ -97,7 +97,9 @@ def kernel_report(
     arch: int,
     digest: str,
 ) -> KernelReport:
-    """``shared``: what a launch asks for; ``usage``: of cuobjdump."""
+    """``shared``: dynamic shared memory of the launch in bytes; ``usage``: as cuobjdump reports
+    it.
+    """
     reader = _Reader(function.code, Namer(f"{op} {name}" if op == "soft_dtw" else name), constants)
     loops = sass.loops(function)
     inside: set[int] = set()
@@ -180,7 +182,7 @@ class _Reader:
         )
 
     def warps(self, loop: sass.Loop, named: Named, around: int) -> int:
-        """How many run the loop: those of the thread block, or of soft_dtw's task."""
+        """Number of warps that run the loop: those of the thread block, or of soft_dtw's task."""
         if named.role is None or not named.role.kernels.startswith("soft_dtw"):
             return around
         if named.role.whole:
@@ -194,7 +196,7 @@ class _Reader:
         return counts.pop() if counts else 1
 
     def task(self, loop: sass.Loop) -> str:
-        """The task that a loop is, "" if none."""
+        """The task that a loop implements; "" if none."""
         named = Namer(self.namer.kernel)(loop.line)
         return named.name if named.role and named.role.whole else ""
 

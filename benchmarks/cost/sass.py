@@ -1,8 +1,9 @@
-"""SASS as nvdisasm prints it: instructions, control flow, loops, and what a loop consists of.
+"""SASS as nvdisasm prints it: instructions, control flow, loops, and the instructions of a loop.
 
 Loops are natural loops of the control-flow graph (a branch back to a block that dominates it), so
-code that the compiler has moved out of line still belongs to its loop. Each is named by the source
-line of its ``for``, which line information (on in Triton, -lineinfo of nvcc) hangs on the branch.
+code that the compiler has moved out of line still belongs to its loop. Each loop is named by the
+source line of its ``for``, which the line information of its branch names (on in Triton, -lineinfo
+in nvcc).
 """
 
 import re
@@ -25,7 +26,7 @@ CLASSES = {
     "VOTE VOTEU FCHK UP2UR UR2UP",
     "branch": "BRA BRX BRXU JMP JMX EXIT CALL RET BSSY BSYNC BREAK BMOV YIELD NOP KILL BPT",
 }
-INTEGER = "integer"  # addresses, moves, permutes, constants: whatever is none of the above
+INTEGER = "integer"  # addresses, moves, permutes, constants: everything that is none of the above
 CLASS_OF = {op: name for name, ops in CLASSES.items() for op in ops.split()}
 
 _INSTRUCTION = re.compile(
@@ -38,9 +39,9 @@ _TARGET = re.compile(r"`\((\.L_\w+)\)")
 
 
 class Instruction(NamedTuple):
-    op: str  # with its modifiers, LDGSTS.E.BYPASS.128
+    op: str  # with its modifiers, such as LDGSTS.E.BYPASS.128
     operands: str
-    guard: str  # the predicate under which it runs, "" if none
+    guard: str  # the predicate that controls it; "" if none
     line: tuple[str, int] | None  # of the source
 
     @property
@@ -59,7 +60,7 @@ class Function(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """Blocks of code are (first, last + 1) indices; ``own`` are those outside inner loops."""
+    """Blocks of code are (first, last + 1) indices; ``own`` are the blocks outside inner loops."""
 
     header: int
     own: tuple[tuple[int, int], ...]
@@ -67,12 +68,12 @@ class Loop(NamedTuple):
     line: tuple[str, int] | None  # of the branch back
 
     def body(self, code: list[Instruction]) -> list[Instruction]:
-        """Its own instructions in the order of their addresses."""
+        """Its own instructions, without inner loops, ordered by address."""
         return [code[i] for first, stop in self.own for i in range(first, stop)]
 
 
 def functions(text: str) -> dict[str, Function]:
-    """The functions of ``nvdisasm -c -g`` by name."""
+    """The functions in the output of ``nvdisasm -c -g``, by name."""
     found: dict[str, Function] = {}
     current, line = None, None
     for row in text.splitlines():
@@ -100,7 +101,9 @@ class _Block(NamedTuple):
 
 
 def _blocks(function: Function) -> list[_Block]:
-    """Basic blocks. A call falls through: what it calls is no part of the loops around it."""
+    """Basic blocks. A call falls through: the called function is not part of the loops around the
+    call.
+    """
     code = function.code
     starts = {0, *function.labels.values()}
     ends = {"BRA", "EXIT", "RET", "BRX", "BRXU", "JMP", "JMX", "KILL"}
@@ -111,13 +114,13 @@ def _blocks(function: Function) -> list[_Block]:
     for k, first in enumerate(order):
         stop = order[k + 1] if k + 1 < len(order) else len(code)
         last, after = code[stop - 1], []
-        # Where BRA.DIV leads a warp that has come apart does the same work once more: left out.
+        # BRA.DIV leads to a copy of the code for a warp that has diverged; it is left out.
         leaves = last.name in ("BRA", "JMP") and ".DIV" not in last.op
         target = _TARGET.search(last.operands) if leaves else None
         if target:
             place = index.get(function.labels[target[1]])
             after += [] if place is None else [place]
-        # A predicate among the operands (BRA P0, label; BRA.U UP0) makes it conditional too.
+        # A predicate among the operands (BRA P0, label; BRA.U UP0) also makes it conditional.
         sure = not last.guard and not re.match(r"!?U?P\d", last.operands)
         if not (last.name in ends and sure and ".DIV" not in last.op) and k + 1 < len(order):
             after.append(k + 1)
@@ -126,7 +129,7 @@ def _blocks(function: Function) -> list[_Block]:
 
 
 def _dominators(blocks: list[_Block]) -> list[set[int]]:
-    """Of each block; empty where it cannot be reached."""
+    """Dominators of each block; empty for unreachable blocks."""
     reached, stack = {0}, [0]
     while stack:
         for k in blocks[stack.pop()].successors:
@@ -149,7 +152,7 @@ def _dominators(blocks: list[_Block]) -> list[set[int]]:
 
 
 def loops(function: Function) -> list[Loop]:
-    """The outermost loops in the order of their code; what they enclose hangs below them."""
+    """The outermost loops in the order of their code, each with the loops that it encloses."""
     blocks, code = _blocks(function), function.code
     doms = _dominators(blocks)
     members: dict[int, set[int]] = {}
@@ -176,7 +179,7 @@ def loops(function: Function) -> list[Loop]:
             latch[header] = max(latch.get(header, 0), k)
 
     def build(header: int, below: list[int]) -> Loop:
-        # Directly inside: in this loop and in no other of those below.
+        # Directly inside: in this loop and in none of its other inner loops.
         children = [h for h in below if not any(h != o and h in members[o] for o in below)]
         inner = tuple(
             build(h, [o for o in below if o != h and o in members[h]]) for h in sorted(children)
@@ -196,7 +199,7 @@ def classes(code: list[Instruction]) -> Counter:
 
 
 def tensor_shapes(code: list[Instruction]) -> Counter:
-    """How often each tensor-core instruction is there: "HGMMA.64x32x16.F32.BF16": 8."""
+    """Number of each tensor-core instruction, such as "HGMMA.64x32x16.F32.BF16": 8."""
     return Counter(one.op for one in code if one.kind == "tensor")
 
 
@@ -205,14 +208,16 @@ def spills(code: list[Instruction]) -> int:
 
 
 def tensor_waits(code: list[Instruction]) -> int:
-    """How often a warp group waits for its products. As often as it starts one: one after another,
-    which ptxas calls serialised."""
+    """How often a warp group waits for its products. If as often as it starts one, they run one
+    after another; ptxas calls this serialised.
+    """
     return sum(one.op.startswith("WARPGROUP.DEPBAR") for one in code)
 
 
 def tiles_in_flight(code: list[Instruction]) -> float | None:
-    """Tiles that are still on their way while one is worked on: the commit groups that the loop's
-    wait leaves open, over those that a trip commits. None without asynchronous copies."""
+    """Tiles in flight while one is processed: the commit groups that the loop's wait leaves open,
+    divided by those that a trip commits. None without asynchronous copies.
+    """
     commits = sum(one.name == "LDGDEPBAR" for one in code)
     open_groups = [wait for one in code if (wait := copy_wait(one)) is not None]
     if not commits or not open_groups:
@@ -221,13 +226,15 @@ def tiles_in_flight(code: list[Instruction]) -> float | None:
 
 
 def copy_wait(one: Instruction) -> int | None:
-    """Groups of asynchronous copies that may stay open after this wait (DEPBAR.LE SB0, 0x1)."""
+    """Number of groups of asynchronous copies that may stay open after this wait (DEPBAR.LE SB0,
+    0x1).
+    """
     found = re.match(r"SB0, (0x[0-9a-f]+)", one.operands) if one.op == "DEPBAR.LE" else None
     return int(found[1], 16) if found else None
 
 
 def product_wait(one: Instruction) -> int | None:
-    """Groups of products that may stay open after this wait."""
+    """Number of groups of products that may stay open after this wait."""
     if not one.op.startswith("WARPGROUP.DEPBAR"):
         return None
     return int(one.operands.split(",")[1], 16)

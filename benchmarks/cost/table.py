@@ -1,4 +1,4 @@
-"""<op>.csv: one row a loop of a kernel in a configuration."""
+"""<op>.csv: one row per loop of a kernel in a configuration."""
 
 import csv
 from pathlib import Path
@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def rows(results: list[Result], compiler: str) -> list[dict[str, str]]:
-    """Of all kernels; one that several configurations share stands under the first of them."""
+    """Rows of all kernels. A kernel that several configurations share is listed under the first."""
     found, seen = [], set()
     for result in results:
         for kernel in result.kernels:
@@ -44,7 +44,7 @@ def _rows(kernel: KernelReport, compiler: str) -> list[dict[str, str]]:
             **_columns(loop),
         }
         for loop in (*kernel.loops(), kernel.outside)
-        if loop.instructions  # none of a task whose loop is counted as never run
+        if loop.instructions  # a task whose loop counts as never run has none
     ]
 
 
@@ -91,7 +91,7 @@ def serialised(row: dict[str, str]) -> bool:
 
 
 def text(lines: list[dict[str, str]], classes: bool) -> str:
-    """For a terminal: resources, then loops, of each kernel."""
+    """Text for a terminal: resources, then loops, of each kernel."""
     out, last = [], None
     for row in lines:
         kernel = row["kernel"], row["configuration"]
@@ -101,10 +101,10 @@ def text(lines: list[dict[str, str]], classes: bool) -> str:
             out.append(
                 f"\n{row['kernel']}  {row['configuration']}\n  {row['registers']} registers, "
                 f"{row['spills']} spills, stack {row['stack']}, {row['shared_bytes']} bytes shared"
-                f"{stages}: {row['blocks_per_sm']} thread blocks a multiprocessor"
+                f"{stages}: {row['blocks_per_sm']} thread blocks per multiprocessor"
             )
         tile = f"{row['tile_rows']}x{row['tile_columns']}" if row["tile_rows"] else ""
-        each = f", {row['per_element']} an element" if tile else ""
+        each = f", {row['per_element']} per element" if tile else ""
         flight = f", {row['tiles_in_flight']} in flight" if row["tiles_in_flight"] else ""
         out.append(
             f"  {row['loop']:<14} {tile:<7} {row['warps']} warps, {row['instructions']} "

@@ -1,4 +1,4 @@
-"""NVIDIA's disassemblers: those that come with Triton, otherwise of the CUDA toolkit."""
+"""NVIDIA's disassemblers, from Triton if it has them, otherwise from the CUDA toolkit."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def find(name: str) -> Path:
-    """nvdisasm or cuobjdump."""
+    """Path of nvdisasm or cuobjdump."""
     spec = importlib.util.find_spec("triton")
     folders = [Path(spec.origin).parent / "backends/nvidia/bin"] if spec and spec.origin else []
     folders += [Path(home, "bin") for key in ("CUDA_HOME", "CUDA_PATH") if (home := os.getenv(key))]

@@ -1,6 +1,7 @@
-"""Everything that a GPU has to show, in one call of a few minutes: ``python -m benchmarks.gpu``.
+"""Builds, tests and measures everything on a GPU in one call of a few minutes: ``python -m
+benchmarks.gpu``.
 
-`call` is the course of a call: it starts each phase as processes with a limit, and imports no
-torch. Every phase has a module; `record` is how results come to disk, `summary` and `pages` what
-is made of them.
+`call` controls the call: it starts each phase as processes with a time limit, and does not import
+torch. Every phase has its module. `record` writes results to disk; `summary` and `pages` present
+them.
 """

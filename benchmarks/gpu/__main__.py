@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu``: all that a GPU has to show in one call, or a rehearsal of it."""
+"""``python -m benchmarks.gpu``: builds, tests and measures on a GPU, or rehearses this on a CPU."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description="Builds, tests and measures everything on a GPU; never stops at a failure.",
-        epilog=f"phases: {' '.join(PHASES)}. Each option can come from the environment: BUDGET_S, "
+        epilog=f"phases: {' '.join(PHASES)}. Each option can be set in the environment: BUDGET_S, "
         "PHASES, OUT, DRY=1; WORKERS (test processes) and TRITON_CACHE_DIR only from there. "
         "benchmarks/README.md says what comes back and how to read it.",
     )
@@ -78,7 +78,7 @@ def _phases(text: str) -> tuple[str, ...] | str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 where smoke or tests failed, 2 wrong request or no GPU."""
+    """Returns the exit status: 0; 1 if smoke or tests failed; 2 for a wrong argument or no GPU."""
     options = parse(argv)
     missing = "" if options.dry_run else environment.why_no_gpu()
     if missing:

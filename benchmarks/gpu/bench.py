@@ -1,9 +1,10 @@
-"""Phase bench: ``python -m benchmarks.gpu.bench GROUP ...``, the cases most wanted come first.
+"""Phase bench: ``python -m benchmarks.gpu.bench GROUP ...`` measures the most important cases
+first.
 
-A case is measured as by ``python -m benchmarks.run``: checked, then timed in turns with others, its
-rows merged into <device>/<op>.csv. Groups are processes (one in a rehearsal): "first" (scl_loss in
-bf16), "soft_dtw" (whose thread blocks wait for each other), "rest". ``bench.py compile K OF``
-compiles beforehand.
+A case is measured as by ``python -m benchmarks.run``: checked, then timed in turns with the peers;
+its rows are merged into <device>/<op>.csv. Each group is a process (in a rehearsal, one process
+runs all): "first" (scl_loss in bf16), "soft_dtw" (whose thread blocks wait for each other), "rest".
+``bench.py compile K OF`` compiles in advance.
 """
 
 import sys
@@ -48,16 +49,16 @@ PLAN = [
     Wanted("rest", "scl", (4, 4096, 128), "fp32"),
     Wanted("rest", "scl", (8, 480, 128), "bf16", ("eager",)),
     Wanted("rest", "scl", (4, 4096, 128), "bf16", ("eager",)),
-    # A compilation by torch.compile takes most of a minute.
+    # Each compilation by torch.compile takes most of a minute.
     Wanted("rest", "scl", (4, 4096, 128), "bf16", ("torch.compile", "FlexAttention"), 50),
 ]
 DRY_PLAN = [
     Wanted("first", "scl", (1, 9, 16), "fp32", ("eager",)),
-    # soft_dtw itself is numba's on a CPU, which compiles for half a minute.
+    # On a CPU soft_dtw uses numba, which compiles for half a minute.
     Wanted("soft_dtw", "contrastive_idm", (1, 9, 16), "fp32"),
     Wanted("rest", "queue_nce", (5, 70, 16), "fp32"),
 ]
-TIMING_S = 0.6  # of a case, and of each peer
+TIMING_S = 0.6  # per case, plus the same per peer
 
 
 def plan() -> list[Wanted]:
@@ -82,7 +83,7 @@ def measure(name: str, wanted: Wanted, case: Case) -> None:
         record.folder("RESULTS"),
         budget_s=0.01 if record.dry() else TIMING_S * (1 + len(wanted.peers)),
         names=[ours, *wanted.peers],
-        memory=not record.dry(),  # on a CPU a process each
+        memory=not record.dry(),  # on a CPU each one starts a process
     )
     times = {(row["provider"], row["mode"]): row for row in rows}
     both = times[ours, "both"]
@@ -106,7 +107,7 @@ def measure(name: str, wanted: Wanted, case: Case) -> None:
 
 
 def ceilings() -> None:
-    """This card's rates, by which to divide: bf16 products of random matrices, and copies."""
+    """Rates of this card, for comparison: bf16 products of random matrices, and copies."""
     if record.dry():
         record.say("bench", "ceilings", ok=None, error="a rehearsal")
         return
@@ -127,7 +128,9 @@ def ceilings() -> None:
 
 
 def compile_part(part: int, of: int) -> None:
-    """Kernels of the plan into Triton's cache; compiled for a D and dtype, not for each T."""
+    """Compiles the kernels of the plan into Triton's cache, once for each D and dtype; T does not
+    matter.
+    """
     kinds = dict.fromkeys((w.op, w.shape[2], w.precision) for w in plan() if w.op != "soft_dtw")
     tiny = [(op, (*shape, d), p) for op, d, p in kinds for shape in problems.TINY[op]]
     for op, shape, precision in tiny[part::of]:
@@ -137,7 +140,7 @@ def compile_part(part: int, of: int) -> None:
                 args = op_benchmark(op).inputs(case)
                 problems.loss_and_gradients(problems.ours(op, case), args, case.upstream)
             problems.synchronize()
-        except Exception as error:  # the bench meets it again, and reports it
+        except Exception as error:  # the bench fails at it again and reports it
             print(f"{op} {case}: {type(error).__name__}: {str(error)[:200]}", flush=True)
 
 
@@ -145,7 +148,7 @@ def main(argv: list[str]) -> None:
     if argv[0] == "compile":
         compile_part(int(argv[1]), int(argv[2]))
     else:
-        results.environment(record.device())  # the load before we add to it
+        results.environment(record.device())  # the load before this run adds to it
         record.attempt("bench", chain.from_iterable(map(jobs, argv)))
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from benchmarks.gpu import environment
 from benchmarks.gpu.processes import Step
 
-# Cards whose own instructions an architecture of this name has.
+# Architecture names that include the instructions specific to a card.
 SPECIFIC = {"9.0": "9.0a"}
 
 
 def architecture() -> dict[str, str]:
-    """TORCH_CUDA_ARCH_LIST, where it is not given: one architecture is a quick build."""
+    """Value of TORCH_CUDA_ARCH_LIST where it is not set: one architecture builds quickly."""
     capability = environment.smi().get("compute_cap", "")
     if os.environ.get("TORCH_CUDA_ARCH_LIST") or not capability:
         return {}
@@ -19,8 +19,7 @@ def architecture() -> dict[str, str]:
 
 
 def step(python: str, dry: bool, limit_s: float, work: Path) -> Step:
-    """A rehearsal leaves the extension out unless FASTSEQ_BUILD asks for it, and builds nothing in
-    place."""
+    """A rehearsal builds the extension only if FASTSEQ_BUILD is set, and never in place."""
     command = [python, "setup.py", "build_ext"]
     env = {"FASTSEQ_BUILD": os.environ.get("FASTSEQ_BUILD") or ("none" if dry else "cuda")}
     if dry:

@@ -1,5 +1,6 @@
-"""The course of a call: phases one after another or beside each other, each until its share of the
-budget is spent. No torch here: the first processes start at once, and a broken torch is a result.
+"""The course of a call: phases in sequence or in parallel, each until its share of the budget is
+spent. torch is not imported here, so the first processes start at once and a broken torch is
+reported as a result.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PHASES = ("build", "smoke", "tests", "sanitize", "bench", "sweep", "profile", "train")
 USUAL = PHASES[:6]
 BUDGET_S = 420
-# What a call writes to OUT, and what it replaces there.
+# Files that a call writes to OUT; those of an earlier call are replaced.
 FILES = (
     *("summary.txt", record.LINES, "log.txt", "tests.xml", "tests.log"),
     *("first_contact.md", "training_step.md", "results.tar.gz"),
@@ -30,19 +31,20 @@ LARGEST = 15_000_000
 TRITON_OPS = ("scl", "contrastive_idm", "tcc", "queue_nce")
 BENCH_GROUPS = ("first", "soft_dtw", "rest")
 SMOKE_S, SMOKE_SOFT_DTW_S, BUILD_S, BENCH_SOFT_DTW_S = 75, 40, 150, 45
-DRY_SLACK = 3  # times these limits: a rehearsal may share two cores with others
-# How the tests, with what runs beside them, and the phases that want the GPU to themselves share
-# what is left of the budget after build and smoke; what one leaves the next ones have.
+DRY_SLACK = 3  # factor of these limits: a rehearsal may share two cores with other work
+# Weights by which the phases that need the GPU share the budget that is left after build and smoke.
+# sanitize runs beside the tests and uses part of their share. Time that one phase leaves is passed
+# on to the next ones.
 WEIGHTS = {"tests": 40, "bench": 28, "profile": 12, "sweep": 17, "train": 40}
 ALL_UNTIL, SANITIZE = 0.97, 0.85  # of the budget; of the tests' share
-# Precision, and gigabytes of the card that is played.
+# Precision, and the memory in gigabytes of the card that is simulated.
 TRAINED = ("bf16", "bf16,24", "fp32", "fp32,24")
 DRY_TRAINED = ("bf16", "fp32,24")
 
 
 @dataclass
 class Call:
-    """One call: what is wanted, by when, and where results go."""
+    """One call: its phases, its deadline, and its folders."""
 
     phases: tuple[str, ...]
     budget_s: float
@@ -56,22 +58,24 @@ class Call:
         self.results = self.work / "results" if self.dry else ROOT / "benchmarks" / "results"
         self.runner = Runner(ROOT, self.begin + self.budget_s)
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-        workers = 0 if self.dry else max(2, self.cores * 5 // 8)  # 0: pytest itself
+        workers = 0 if self.dry else max(2, self.cores * 5 // 8)  # 0: pytest without xdist
         self.workers = int(os.environ.get("WORKERS") or workers)
 
     def wants(self, phase: str) -> bool:
         return phase in self.phases
 
     def share(self, phase: str) -> float:
-        """Seconds for a phase: its weight among those still to come, of the time left."""
+        """Seconds for a phase: its weight among the phases still to come, of the time left."""
         left = self.begin + ALL_UNTIL * self.budget_s - time.time()
         later = list(WEIGHTS)[list(WEIGHTS).index(phase) + 1 :]
         coming = [WEIGHTS[phase], *(WEIGHTS[p] for p in later if self.wants(p))]
         return left * WEIGHTS[phase] / sum(coming)
 
     def per_process(self, names: tuple[str, ...]) -> list[tuple[str, ...]]:
-        """What shares a process: on a GPU nothing, since one that hangs takes the others along; all
-        in a rehearsal, most of whose time goes into importing torch."""
+        """Groups that share a process. On a GPU each has its own process, since one that hangs
+        would stop the others. A rehearsal has one process for all, because most of its time is the
+        import of torch.
+        """
         return [names] if self.dry else [(name,) for name in names]
 
     def child(self, phase: str, name: str, limit_s: float, module: str, *argv: str) -> Step:
@@ -86,7 +90,7 @@ class Call:
 
 
 def run(call: Call) -> int:
-    """Exit status: 0, or 1 where smoke or tests were wanted and did not pass."""
+    """Returns the exit status: 0, or 1 if smoke or tests were selected and did not pass."""
     call.out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (call.out / name).unlink(missing_ok=True)
@@ -111,7 +115,9 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 def _environment(call: Call) -> dict[str, str]:
-    """What every process gets; BLAS threads of many processes would fight for the cores."""
+    """Environment of every process. BLAS uses one thread, or many processes would compete for the
+    cores.
+    """
     mine = {"OUT": str(call.out), "RESULTS": str(call.results), "DRY": str(int(call.dry))}
     mine |= {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -143,7 +149,7 @@ def _course(call: Call) -> None:
 
 
 def _build_and_smoke(call: Call) -> bool:
-    """Whether soft_dtw's tests may run: its kernels wait for each other, and may for ever."""
+    """Whether soft_dtw's tests may run: its kernels wait for each other and may hang."""
     building: list[Future] = []
     if call.wants("build"):
         building = call.runner.start([build.step(call.python, call.dry, BUILD_S, call.work)])
@@ -172,7 +178,7 @@ def smoke_steps(call: Call, ops: tuple[str, ...], limit_s: float) -> list[Step]:
 
 
 def _tests_and_beside(call: Call, soft_dtw: bool) -> None:
-    """On the CPU beside them the compilers, on the GPU the sanitizer."""
+    """Run the tests, with compilers on the CPU and the sanitizer on the GPU beside them."""
     seconds = call.share("tests")
     beside: list[Future] = []
     if call.wants("sweep") or call.wants("bench"):
@@ -226,7 +232,7 @@ def _profile(call: Call, seconds: float) -> None:
 
 
 def _train(call: Call, seconds: float) -> None:
-    """Precisions and cards one after another; what one leaves of its time the next one has."""
+    """Run precisions and cards in sequence; time that one leaves is passed on to the next."""
     end = time.time() + seconds
     every = call.per_process(DRY_TRAINED if call.dry else TRAINED)
     for k, cards in enumerate(every):
@@ -245,7 +251,7 @@ ALONE = {"bench": _bench, "profile": _profile, "sweep": _sweep, "train": _train}
 
 
 def _finish(call: Call, ended: str) -> None:
-    """Logs, pages and the summary, of whatever is there."""
+    """Collect logs, write pages and the summary, with the results that exist."""
     seconds = time.time() - call.begin
     with (call.out / "log.txt").open("a") as log:
         for path in sorted(call.work.glob("*.log")):
@@ -274,7 +280,9 @@ def _finish(call: Call, ended: str) -> None:
 
 
 def _keep_results(call: Call) -> None:
-    """<device>/ of benchmarks/results as one file in OUT, for a machine that is handed back."""
+    """Pack <device>/ of benchmarks/results into one file in OUT, to copy it from a remote
+    machine.
+    """
     lines = record.read(call.out / record.LINES)
     slug = next((line["slug"] for line in lines if "slug" in line), None)
     if slug is None or not (call.results / slug).is_dir():

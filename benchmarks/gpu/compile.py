@@ -1,5 +1,7 @@
-"""``python -m benchmarks.gpu.compile K OF``: a part of what bench and sweep launch, compiled before
-they do, into the cache that all phases share. Several of these run beside the tests."""
+"""``python -m benchmarks.gpu.compile K OF``: compiles part K of OF of the kernels that bench and
+sweep launch, in advance, into the cache that all phases share. Several of these run beside the
+tests.
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Which machine this is: card, driver, versions, commit. ``main`` adds what PyTorch knows."""
+"""The machine: card, driver, versions, commit. ``main`` adds what PyTorch reports."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ PACKAGES = (
 )
 CARD = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "clocks.sm")
 MORE = ("power.limit", "temperature.gpu")
-# What every page and every row of measurements names.
+# Named on every page and in every row of measurements.
 NAMED = ("card", "driver", "torch", "triton", "commit")
 
 
@@ -37,7 +37,9 @@ def output(*command: str, limit_s: float = 20) -> str:
 
 
 def why_no_gpu() -> str:
-    """Empty where the driver has a device; asks the driver itself, which takes no torch."""
+    """Reason why the driver has no device; empty if it has one. Asks the driver directly, without
+    torch.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
@@ -51,7 +53,7 @@ def why_no_gpu() -> str:
 
 
 def smi() -> dict[str, str]:
-    """The first card by nvidia-smi; empty where that is missing."""
+    """The first card as nvidia-smi reports it; empty if that is missing."""
     fields = CARD + MORE
     rows = output("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
     if not rows:
@@ -61,7 +63,7 @@ def smi() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What can be said without torch."""
+    """The part that needs no torch."""
     found: dict[str, Any] = {"python": platform.python_version(), "kernel": platform.release()}
     found |= {"cores": os.cpu_count()}
     memory = Path("/proc/meminfo")

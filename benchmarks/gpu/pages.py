@@ -1,5 +1,6 @@
-"""The pages that a call leaves in benchmarks/results/<device>/: what the first contact showed, and
-the training step. A section is replaced when its phase has run again; the others stay."""
+"""The pages that a call leaves in benchmarks/results/<device>/: results of the first run, and the
+training step. A section is replaced when its phase runs again; the others stay.
+"""
 
 import json
 import re
@@ -17,15 +18,15 @@ TITLES = {
     "sanitize": "Sanitizer",
     "bench": "Times",
     "sweep": "Other tiles",
-    "profile": "What bounds the kernels",
+    "profile": "What limits the kernels",
 }
 NOTES = {
-    "smoke": "Small shapes against float64; the same call twice, replayed by a CUDA graph.",
-    "bench": "GPU time of CUDA-graph replays over inputs beyond the L2 cache (`graph`) or of calls "
-    "(`events`). Forward and backward beside the prediction of `python -m benchmarks.cost`. All "
-    "figures with peers and floors are in the CSV files beside this page.",
-    "sweep": "Each beside the shipped tiles, in turns; below 1 is faster. More in `sweep.csv`.",
-    "profile": "Nsight Compute, one launch each.",
+    "smoke": "Small shapes compared with float64, a second call and a CUDA graph's replay.",
+    "bench": "GPU time of CUDA-graph replays over inputs larger than the L2 cache (`graph`) or of "
+    "calls (`events`). The prediction of `python -m benchmarks.cost` is for forward and backward. "
+    "The CSV files beside this page have all figures, with peers and floors.",
+    "sweep": "Timed in turns with the shipped tiles; a ratio below 1 is faster. See `sweep.csv`.",
+    "profile": "Nsight Compute, one launch of each kernel.",
 }
 
 
@@ -44,14 +45,14 @@ def write(
         kept = _kept(path) | {name: f"{where}\n\n{body}" for name, body in sections.items()}
         body = [f"## {TITLES[name]}\n\n{kept[name]}" for name in TITLES if name in kept]
         title = f"# First contact: {machine.get('card', 'unknown')}\n\n{_rehearsal(lines)}"
-        intro = "Written by `make gpu`; a section is of the call that its first line names."
+        intro = "Written by `make gpu`. The first line of a section names the call that wrote it."
         path.write_text("\n\n".join([title + intro, *body]) + "\n")
     if tables.training(lines):
         _training(lines, folder, where)
 
 
 def _where(lines: list[Line]) -> str:
-    """What every page names."""
+    """Environment that every page names."""
     machine = next(iter(of(lines, "machine")), {})
     named = ", ".join(f"{key} {machine.get(key) or '-'}" for key in environment.NAMED)
     return f"{named}, {time.strftime('%Y-%m-%d', time.gmtime())}"
@@ -99,7 +100,7 @@ def _test_report(report: tests.Report) -> str:
 
 
 def _kept(path: Path) -> dict[str, str]:
-    """Sections of the page as it is."""
+    """The sections of the existing page."""
     if not path.exists():
         return {}
     parts = re.split(r"^## (.+)\n", path.read_text(), flags=re.M)
@@ -115,13 +116,13 @@ def _training(lines: list[Line], folder: Path, where: str) -> None:
     one = every[0].runs[0]
     model = next((run["model"] for series in every for run in series.runs if "model" in run), 0)
     parts = [
-        f"# A training step of CARL by the length of its clips\n\n{_rehearsal(lines)}{where}",
+        f"# A training step of CARL by clip length\n\n{_rehearsal(lines)}{where}",
         f"{one['backbone']}, {one['size']} px, {one['videos']} videos of two views of T frames, "
         "random pixels, Adam; the frozen stages as in `recipes/carl.yaml`. Peak: of PyTorch's "
         f"allocator above the model and Adam ({model / 1e6:.0f} MB). Time: from frames on the "
-        "device to the updated weights. Loss: `scl_loss` forward and backward alone, launches "
-        "included. A card that is played is a limit on the allocator; what CUDA itself takes "
-        "comes on top.",
+        "device to the updated weights. Loss: forward and backward of `scl_loss` alone, including "
+        "launches. A simulated card is a limit on the allocator, which leaves out CUDA's own "
+        "memory.",
     ]
     result = {"where": where, "series": []}
     for series in every:

@@ -1,4 +1,6 @@
-"""What a cost model expects of a case, from the table that ``python -m benchmarks.cost`` writes."""
+"""Times that the cost model predicts for a case, from the table of ``python -m
+benchmarks.cost``.
+"""
 
 import csv
 import re
@@ -13,7 +15,7 @@ TABLE = FOLDER / "offline-sm_90" / "predicted.csv"
 
 @lru_cache
 def table() -> dict[tuple, str]:
-    """(op, shape, precision, mode, card) to microseconds; empty where there is no table."""
+    """(op, shape, precision, mode, card) to microseconds; empty if there is no table."""
     if not TABLE.exists():
         return {}
     with TABLE.open(newline="") as file:
@@ -26,8 +28,9 @@ def table() -> dict[tuple, str]:
 
 
 def microseconds(op: str, case: Case, mode: str, card: str) -> str:
-    """Empty where nothing is expected of this card, nor of one that the model takes for equal (an
-    H200 has the processors of an H100)."""
+    """Prediction for this card, or for one that the model treats as equal (an H200 has the
+    processors of an H100); empty if there is none.
+    """
     equal = [name for name, one in CARDS.items() if one == CARDS.get(card)]
     found = (table().get((op, tuple(case[:3]), case.precision, mode, c)) for c in (card, *equal))
     return next(filter(None, found), "")

@@ -1,4 +1,4 @@
-"""Our own implementation of each op as the benchmarks call it; in a rehearsal the interpreter's."""
+"""fastseq's implementation of each op as the benchmarks call it; in a rehearsal, interpreted."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +11,8 @@ from benchmarks.gpu import record
 from benchmarks.timing import gradients
 
 OPS = ("scl", "contrastive_idm", "tcc", "queue_nce", "soft_dtw")
-# Channels, and N and T (of queue_nce: queries and rows) at which kernels are compiled beforehand:
-# scl has other tiles for long videos, queue_nce joins parts elsewhere for many queries.
+# Channels, and the N and T (for queue_nce: queries and rows) at which kernels are compiled in
+# advance. scl has other tiles for long videos; queue_nce merges parts differently for many queries.
 D = 128
 TINY = {
     "scl": ((1, 70), (1, 1024)),
@@ -23,7 +23,9 @@ TINY = {
 
 
 def case(op: str, shape: tuple[int, int, int], precision: str) -> Case:
-    """In a rehearsal a tiny one, in the precision that the interpreter multiplies rightly."""
+    """The case; in a rehearsal a tiny one, in the precision in which the interpreter multiplies
+    correctly.
+    """
     if not record.dry():
         return Case(*shape, precision, "cuda")
     tiny = {"queue_nce": (5, 70, 16), "soft_dtw": (1, 9, 4)}.get(op, (1, 9, 16))
@@ -41,7 +43,7 @@ def expected(op: str, case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, ...
     """Loss and gradients in float64."""
     if not (record.dry() and op == "soft_dtw"):
         return op_benchmark(op).expected(case, args)
-    # That of the CPU is numba's, which compiles for half a minute.
+    # On the CPU the benchmark would use numba, which compiles for half a minute.
     x, y = (z.detach().double().requires_grad_() for z in args)
     return loss_and_gradients(partial(ours(op, case), backend="reference"), (x, y), 1.0)
 

@@ -1,4 +1,6 @@
-"""Processes with a limit, each the leader of a group: INT, then KILL, end what does not."""
+"""Processes with a time limit, each the leader of a group. A process past its limit gets INT, then
+KILL.
+"""
 
 import contextlib
 import os
@@ -14,9 +16,9 @@ from typing import NamedTuple
 
 from benchmarks.gpu import record
 
-LEAST_S = 3.0  # below, a process is not worth starting
-GRACE_S = 6.0  # from INT to KILL
-# Python ends before it is told to.
+LEAST_S = 3.0  # seconds; with less time left, no process is started
+GRACE_S = 6.0  # seconds from INT to KILL
+# Seconds before the limit at which Python processes stop on their own.
 EARLIER_S = 2.0
 
 
@@ -30,7 +32,7 @@ class Step(NamedTuple):
 
 
 class Runner:
-    """Runs steps, beside each other where asked, none past ``end`` (unix time)."""
+    """Runs steps, several at a time if requested, none past ``end`` (unix time)."""
 
     def __init__(self, root: Path, end: float, workers: int = 16) -> None:
         self.root, self.end = root, end
@@ -46,7 +48,9 @@ class Runner:
         return [future.result() for future in self.start(steps)]
 
     def run(self, step: Step) -> int | None:
-        """Exit status, negative where a signal ended it; None: not started, or not to be had."""
+        """Returns the exit status, negative if a signal ended it; None if it was not started or not
+        reaped.
+        """
         limit = min(step.limit_s, self.end - time.time())
         name = f"process {step.name}"
         if limit < LEAST_S or self.over:
@@ -95,12 +99,12 @@ class Runner:
                 break
             except subprocess.TimeoutExpired:
                 continue
-        # Of a group whose leader is gone some may live on, as workers of a killed pytest.
+        # Members of the group may outlive its leader, such as workers of a killed pytest.
         _signal_group(process, signal.SIGKILL)
         return process.poll(), late
 
     def stop(self) -> None:
-        """Nothing runs on and nothing is begun."""
+        """Kill all running processes and start no others."""
         self.over = True
         with self.lock:
             for process in self.alive:
@@ -109,7 +113,7 @@ class Runner:
 
 
 def _signal_group(process: subprocess.Popen, signum: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # none of it is left
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # none of the group is left
         os.killpg(process.pid, signum)
 
 

@@ -1,4 +1,4 @@
-"""Phase profile: what bounds the kernels of scl_loss and soft_dtw, by Nsight Compute.
+"""Phase profile: what limits the kernels of scl_loss and soft_dtw, by Nsight Compute.
 
 ``python -m benchmarks.gpu.profile`` makes the calls; each kernel is profiled once, at the clocks
 that ncu finds.
@@ -57,7 +57,7 @@ def steps(python: str, dry: bool, limit_s: float, work: Path) -> list[Step]:
 
 
 def report(work: Path) -> None:
-    """A line for each launch that ncu wrote about; also where it was killed on the way."""
+    """Record a line for each launch in ncu's output, also if ncu was killed."""
     log = work / "profile_ncu.log"
     if not log.exists():
         return
@@ -65,14 +65,14 @@ def report(work: Path) -> None:
     found = launches(text)
     for name, metrics in found:
         record.say("profile", name, **metrics)
-    if not found:  # for one, counters may be for administrators alone
+    if not found:  # for example where only administrators may read the counters
         words = [line for line in text.splitlines() if line.startswith("==ERROR==")]
         why = words[0][:200] if words else "ncu wrote of no launch; log.txt has what it said"
         record.say("profile", "launches", ok=False, error=why)
 
 
 def launches(text: str) -> list[tuple[str, dict[str, str]]]:
-    """(kernel, wanted metrics with their units), of the CSV that follows ncu's own messages."""
+    """(kernel, wanted metrics with their units), from the CSV that follows ncu's own messages."""
     start = text.find('"ID"')
     found: dict[tuple[str, str], dict[str, str]] = {}
     for row in csv.DictReader(io.StringIO(text[start:])) if start >= 0 else ():
@@ -91,7 +91,7 @@ def main() -> None:
     from benchmarks.gpu import problems
 
     ready = []
-    # In a rehearsal shapes of an op are one.
+    # In a rehearsal all shapes of an op are the same.
     for op, case in dict.fromkeys((case[0], problems.case(*case)) for case in CASES):
         ready.append((problems.ours(op, case), op_benchmark(op).inputs(case), case.upstream))
     for one in ready:

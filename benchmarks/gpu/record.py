@@ -1,9 +1,9 @@
-"""Result lines, on disk when they are known, and the clock. Nothing heavy is imported here.
+"""Result lines, written to disk as soon as they are known, and the clock. No heavy imports.
 
-What a process of a call is told, by its environment:
+Environment variables of each process of a call:
   OUT       folder of results.jsonl
   RESULTS   folder of <device>/<op>.csv
-  DEADLINE  unix time at which it has to have ended
+  DEADLINE  unix time by which it has to end
   DRY       1: a rehearsal on a CPU
 """
 
@@ -21,7 +21,7 @@ LINES = "results.jsonl"
 
 
 class Job(NamedTuple):
-    """Something to measure; not begun with less than ``needs_s`` left."""
+    """A measurement; it is not started with less than ``needs_s`` seconds left."""
 
     name: str
     run: Callable[[], None]
@@ -49,9 +49,9 @@ def left() -> float:
 
 
 def say(phase: str, name: str, *, ok: bool | None = True, **fields: Any) -> None:
-    """A line of results.jsonl, on disk when this returns, and a short one on stdout.
+    """Append a line to results.jsonl, on disk when this returns, and print a short one.
 
-    ok: None where nothing was found out.
+    ok is None if the result is unknown.
     """
     line = {"phase": phase, "name": name, "ok": ok, "at": round(time.time(), 1), **fields}
     append(folder("OUT") / LINES, json.dumps(line, default=str) + "\n")
@@ -67,7 +67,7 @@ def failed(phase: str, name: str, error: BaseException, **fields: Any) -> None:
 
 
 def attempt(phase: str, jobs: Iterable[Job]) -> None:
-    """One after another; a failure is noted and the next one begins."""
+    """Run them in sequence; a failure is recorded and the next one starts."""
     lost = False
     for job in jobs:
         if lost or left() < job.needs_s:
@@ -84,13 +84,15 @@ def attempt(phase: str, jobs: Iterable[Job]) -> None:
 
 
 def context_lost(error: BaseException) -> bool:
-    """After such an error nothing runs on the GPU in this process."""
+    """Whether, after such an error, nothing runs on the GPU in this process any more."""
     text = str(error)
     return any(words in text for words in ("illegal", "launch failure", "misaligned address"))
 
 
 def append(path: Path, text: str) -> None:
-    """In one write, which other processes' lines do not come between; then to the disk."""
+    """One write call, so that lines of other processes do not interleave; then flushed to the
+    disk.
+    """
     with path.open("ab", buffering=0) as file:
         file.write(text.encode())
         os.fsync(file.fileno())
@@ -109,7 +111,7 @@ def append_row(path: Path, columns: Iterable[str], row: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Lines that are whole; a process may have been killed within one."""
+    """The complete lines; a process may have been killed while writing one."""
     lines = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:

@@ -12,7 +12,9 @@ TOOLS = ("memcheck", "racecheck")
 
 
 def steps(python: str, dry: bool, limit_s: float, work: Path) -> list[Step]:
-    """Without compute-sanitizer a rehearsal makes the calls alone; a real call says what misses."""
+    """Without compute-sanitizer, a rehearsal makes only the calls; a real call reports what is
+    missing.
+    """
     target = [python, "-m", "benchmarks.gpu.sanitize"]
     if dry:
         return [Step("sanitize", "calls", target, limit_s, work / "sanitize_calls.log")]
@@ -34,7 +36,7 @@ def steps(python: str, dry: bool, limit_s: float, work: Path) -> list[Step]:
 
 
 def findings(work: Path) -> list[str]:
-    """The tools' own last words."""
+    """The summary lines of the tools."""
     lines = []
     for tool in TOOLS:
         log = work / f"sanitize_{tool}.log"

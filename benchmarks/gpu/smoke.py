@@ -1,8 +1,9 @@
 """Phase smoke: ``python -m benchmarks.gpu.smoke OP ...``, forward and backward on small shapes.
 
-Against float64, twice the same bits, replayed by a CUDA graph; soft_dtw also without the flags by
-which its thread blocks wait for each other. An op is a process: one that hangs takes none along. A
-rehearsal has several in one.
+Each result is compared with float64 and with a second call (same bits), and replayed by a CUDA
+graph. soft_dtw also runs without the flags by which its thread blocks wait for each other. Each op
+has its own process, so that one that hangs does not stop the others; a rehearsal runs several in
+one.
 """
 
 import os
@@ -20,7 +21,7 @@ from benchmarks.gate import matmul_precision, relative
 from benchmarks.gpu import problems, record
 from benchmarks.timing import captured
 
-# Relative error of the loss and of the gradients above which something is wrong, not rounded.
+# Largest relative error of the loss and of the gradients; more is a bug, not rounding.
 ALLOWED = {"bf16": (2e-3, 3e-2), "fp16": (1e-3, 1e-2), "fp32": (1e-5, 1e-4)}
 SHAPES = {
     "queue_nce": [(33, 1500, 128), (70, 700, 48)],
@@ -46,7 +47,7 @@ def against_float64(name: str, op: str, case: Case) -> None:
     loss, *grads = got[0]
     off = relative(loss, want[0])
     pairs = zip(grads, want[1:], strict=True)
-    # The built-in max may pass over a NaN.
+    # The built-in max may skip a NaN.
     worst = float(torch.tensor([relative(g / case.upstream, w) for g, w in pairs]).max())
     close = off <= ALLOWED[case.precision][0] and worst <= ALLOWED[case.precision][1]
     bits = same(*got)
@@ -63,7 +64,7 @@ def against_float64(name: str, op: str, case: Case) -> None:
 
 
 def graph_replay(name: str, op: str, case: Case) -> None:
-    """A captured forward and backward gives what eager gives, for other values too."""
+    """A captured forward and backward returns what eager returns, also for other values."""
     fn, args = problems.ours(op, case), op_benchmark(op).inputs(case)
     run = partial(problems.loss_and_gradients, fn, args, case.upstream)
     run()
@@ -79,7 +80,7 @@ def graph_replay(name: str, op: str, case: Case) -> None:
 
 
 def without_flags(name: str, op: str, case: Case) -> None:
-    """One launch for each strip needs no flags and must give the same bits."""
+    """One launch per strip needs no flags and must return the same bits."""
     fn, args = problems.ours(op, case), op_benchmark(op).inputs(case)
     got = [problems.loss_and_gradients(fn, args, case.upstream) for _ in range(5)]
     os.environ["FASTSEQ_SOFT_DTW_DEBUG"] = "1"
@@ -95,7 +96,7 @@ def jobs(op: str) -> Iterator[record.Job]:
     precisions = ["fp32"] if op == "soft_dtw" else ["bf16", "fp32", "fp16"]
     shapes = SHAPES.get(op, [(2, 100, 128), (2, 77, 48)])
     checks = [(against_float64, shape, precisions[0]) for shape in shapes]
-    # The second shape once: every configuration is a compilation.
+    # The second shape only once: every configuration is a compilation.
     checks += [(against_float64, shapes[0], precision) for precision in precisions[1:]]
     checks.append((graph_replay, shapes[0], precisions[0]))
     if op == "soft_dtw":

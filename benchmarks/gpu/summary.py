@@ -1,4 +1,4 @@
-"""What came out, short enough for the end of a log; and whether the kernels were right."""
+"""The summary, short enough for the end of a log, and whether the kernels are correct."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ REHEARSAL = "A REHEARSAL ON A CPU: nothing here is a measurement of a GPU"
 
 
 def status(out: Path, wanted: tuple[str, ...]) -> int:
-    """1 where smoke or tests were wanted and something in them failed, or nothing passed."""
+    """1 if smoke or tests were selected and something in them failed, or nothing passed."""
     lines = record.read(out / record.LINES)
     for phase in GATES:
         if phase in wanted:
@@ -56,7 +56,7 @@ def text(
 def _machine(lines: list[Line]) -> str:
     found = next(iter(of(lines, "machine")), None)
     if found is None or "card" not in found:
-        return "the machine: not known, its process did not end well (log.txt)"
+        return "machine: unknown, because its process failed (see log.txt)"
     first = ", ".join(f"{key} {found[key] or '-'}" for key in environment.NAMED)
     hidden = {*environment.NAMED, "phase", "name", "ok", "at", "slug"}
     rest = ", ".join(f"{key} {value}" for key, value in found.items() if key not in hidden)
@@ -67,7 +67,7 @@ def test_lines(report: tests.Report) -> str:
     counts = ", ".join(f"{count} {kind}" for kind, count in report.counts.items()) or "none ran"
     lines = [f"tests: {counts}"]
     if not report.whole:
-        lines.append("pytest did not write its report; counted in tests.log")
+        lines.append("pytest did not write its report; counts are from tests.log")
     lines += [f"  {text}" for text in report.bad[:30]]
     if len(report.bad) > 30:
         lines.append(f"  and {len(report.bad) - 30} more in tests.xml")

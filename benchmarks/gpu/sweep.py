@@ -1,8 +1,8 @@
-"""Phase sweep: ``python -m benchmarks.gpu.sweep``, other tiles than those that are shipped.
+"""Phase sweep: ``python -m benchmarks.gpu.sweep``, tiles other than the shipped ones.
 
-Each variant of scl_loss's two kernels at (4, 4096, 128) bf16, and a few of the other ops', is
-checked against the shipped one and timed in turns with it. ``sweep.py compile K OF`` fills Triton's
-cache with a part of them, on tiny problems, so that the GPU waits for no compiler.
+Variants of scl_loss's two kernels at (4, 4096, 128) bf16, and a few of the other ops, are compared
+with the shipped tiles and timed in turns with them. ``sweep.py compile K OF`` compiles a part of
+them into Triton's cache, on tiny problems, so that the GPU does not wait for a compiler.
 """
 
 import importlib
@@ -30,7 +30,7 @@ COLUMNS = (
     *("registers", "spills", "shared", "loss_difference", "gradient_difference", "note"),
     *environment.NAMED,
 )
-# Relative difference to the shipped tiles' result above which something is wrong, not reordered.
+# Largest relative difference to the result of the shipped tiles; more is a bug, not reordering.
 ALLOWED_LOSS, ALLOWED_GRADIENT = 1e-4, 1e-2
 TIMING_S = 0.3
 
@@ -38,15 +38,14 @@ TIMING_S = 0.3
 class Variant(NamedTuple):
     op: str
     shape: tuple[int, int, int]
-    kernels: tuple[str, ...]  # whose tiles change; () where the op has one
-    change: Mapping[str, int | None] = MappingProxyType(
-        {}
-    )  # of fields of the op's Tiles; none: the shipped ones
+    kernels: tuple[str, ...]  # kernels whose tiles change; () where the op has one
+    # Replaced fields of the op's Tiles; empty: the shipped tiles.
+    change: Mapping[str, int | None] = MappingProxyType({})
     times: bool = True  # False: scl_loss without timestamps, which needs no search for near tiles
 
     @property
     def mode(self) -> str:
-        """What the time is of: the pass that the kernel makes up."""
+        """The pass that is timed: the one to which the kernel belongs."""
         only = {("stats",): "forward", ("grad",): "backward"}
         return only.get(self.kernels, "both") if self.op == "scl" else "both"
 
@@ -95,7 +94,7 @@ OTHERS = [
 
 
 def variants() -> list[Variant]:
-    """Both kernels in turns: when time ends, both have been looked at."""
+    """Both kernels in turns, so that both are covered when time runs out."""
     shape = (4, 4096, 128)
     if record.dry():
         change = {"rows": 32, "columns": 32}
@@ -109,7 +108,9 @@ def variants() -> list[Variant]:
 
 @contextmanager
 def using(variant: Variant) -> Iterator[None]:
-    """The op's launcher takes the variant's tiles; both before and after, kept choices go."""
+    """Make the op's launcher use the variant's tiles; cached choices are cleared before and
+    after.
+    """
     module = importlib.import_module(f"fastseq.ops.{variant.op}.triton")
     forget = getattr(launch, "clear", lambda: None)
     shipped = module.tiles
@@ -130,7 +131,7 @@ def using(variant: Variant) -> Iterator[None]:
 
 
 class Problem:
-    """Inputs of a shape, and what the shipped tiles make of them."""
+    """Inputs of a shape, and the result with the shipped tiles."""
 
     def __init__(self, op: str, case: Case, times: bool) -> None:
         self.fn, args = problems.ours(op, case), op_benchmark(op).inputs(case)
@@ -152,8 +153,9 @@ def problem(op: str, case: Case, times: bool = True) -> Problem:
 
 
 def compiled(variant: Variant) -> list[Any]:
-    """What Triton has compiled of the one kernel that changes, newest last; it has no public way
-    to ask. Empty where there is nothing to look at."""
+    """Binaries that Triton has compiled of the one kernel that changes, newest last; Triton has no
+    public interface for this. Empty for other ops than scl, and without a GPU.
+    """
     if variant.op != "scl":
         return []
     kernels = importlib.import_module("fastseq.ops.scl.triton_kernels")
@@ -209,14 +211,14 @@ def what(variant: Variant, case: Case) -> str:
 
 
 def _under(variant: Variant, call: Callable) -> Callable:
-    """Plain calls look for their tiles each time; a captured graph has them."""
+    """Plain calls choose their tiles each time; a captured graph contains them."""
     if getattr(call, "timer", "") == "graph":
         return call
 
     def sample() -> dict[str, float]:
         with using(variant):
             if isinstance(call, GPUCall):
-                call.run["both"]()  # what was forgotten is chosen again
+                call.run["both"]()  # choose the tiles again, outside the timing
             return call()
 
     return sample
@@ -249,7 +251,7 @@ def compile_part(part: int, of: int) -> None:
                 args = args if times else args[:2]
                 problems.loss_and_gradients(problems.ours(op, case), args, case.upstream)
                 problems.synchronize()
-        except Exception as error:  # the sweep meets it again, and reports it
+        except Exception as error:  # the sweep fails at it again and reports it
             print(f"{op} {variant}: {type(error).__name__}: {str(error)[:200]}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Result lines as tables of at most four columns, for the summary and the pages alike."""
+"""Result lines as tables of at most four columns, for the summary and the pages."""
 
 from collections import Counter
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ def phases(lines: list[Line], wanted: tuple[str, ...]) -> Table:
 
 
 def problems(lines: list[Line], ok: bool | None) -> list[str]:
-    """What failed, or was not run, with the reason; what no time was left for in one line."""
+    """What failed or was not run, with the reason; all that had no time left in one line."""
     found, late = [], {}
     for line in lines:
         if line.get("ok") is not ok:
@@ -79,7 +79,9 @@ BENCH = (
 
 
 def bench(lines: list[Line]) -> Table:
-    """Times of forward, of forward and backward, and of both in a loop with the host's launches."""
+    """Times of forward, of forward and backward, and of both in a loop that includes the
+    launches.
+    """
     rows = []
     for line in of(lines, "bench"):
         if "op" not in line:
@@ -112,7 +114,7 @@ def sweep(lines: list[Line]) -> Table:
         text = "; ".join([*used, *filter(None, [line.get("note")])]) or "-"
         time = f"{line['us']} ({line['mode']}), {line['of_default']}"
         rows.append((line["what"], line["change"], time, text))
-    return Table(("kernel", "change", "us (pass), of the shipped", "resources"), rows)
+    return Table(("kernel", "change", "us (pass), ratio to shipped", "resources"), rows)
 
 
 def profile(lines: list[Line]) -> Table:
@@ -122,11 +124,11 @@ def profile(lines: list[Line]) -> Table:
         if "duration" in line:
             rest = ", ".join(f"{key} {value}" for key, value in line.items() if key not in hidden)
             rows.append((line["name"], line["duration"], line.get("registers", "-"), rest))
-    return Table(("launch", "duration", "registers", "what bounds it"), rows)
+    return Table(("launch", "duration", "registers", "limits"), rows)
 
 
 class Series(NamedTuple):
-    """Lengths of one precision on one card, real or played."""
+    """Lengths of one precision on one card, real or simulated."""
 
     title: str
     table: Table

@@ -1,4 +1,6 @@
-"""Phase tests: tests/gpu and those of the extension under xdist, and what their report says."""
+"""Phase tests: tests/gpu and the tests of the extension under xdist, and a summary of their
+report.
+"""
 
 import re
 import xml.etree.ElementTree as ET
@@ -14,7 +16,7 @@ PATHS = (
     "tests/ops/common/test_extension.py",
     "tests/ops/common/test_nvrtc.py",
 )
-# A rehearsal: a file that is skipped whole on a CPU, and one that is not.
+# For a rehearsal: a file that is skipped as a whole on a CPU, and one that is not.
 DRY_PATHS = ("tests/gpu/test_scl_gpu.py", "tests/ops/common/test_extension.py")
 SOFT_DTW = "tests/gpu/test_soft_dtw_gpu.py"
 TEST_LIMIT_S = 60
@@ -23,7 +25,7 @@ TEST_LIMIT_S = 60
 def step(
     python: str, *, dry: bool, workers: int, soft_dtw: bool, limit_s: float, out: Path
 ) -> Step:
-    """``soft_dtw``: whether its tests may run; where its smoke test hung, each of them would."""
+    """``soft_dtw``: whether its tests may run; if its smoke test hung, each of them would."""
     command = [python, "-m", "pytest", *(DRY_PATHS if dry else PATHS)]
     command += ["-v", "--tb", "short", "--durations", "15", "-p", "no:cacheprovider"]
     command += ["--continue-on-collection-errors", "-o", "console_output_style=count"]
@@ -38,7 +40,8 @@ def step(
     else:
         record.say("tests", "pytest-xdist", ok=None, error="not installed: one process")
     if environment.version("pytest-timeout") != "-":
-        # Thread: a test that hangs in a CUDA call ends with its worker, and xdist starts another.
+        # Method thread: a test that hangs in a CUDA call ends with its worker, and xdist starts
+        # another.
         command += ["--timeout", str(TEST_LIMIT_S), "--timeout-method", "thread"]
     else:
         record.say("tests", "pytest-timeout", ok=None, error="not installed: no limit for a test")
@@ -50,11 +53,11 @@ class Report(NamedTuple):
     bad: list[str]  # "file::test: message"
     slowest: list[str]
     skipped: Counter  # reasons
-    whole: bool  # pytest ended and wrote its report
+    whole: bool  # whether pytest ended and wrote its report
 
 
 def report(out: Path) -> Report | None:
-    """From tests.xml; where pytest was killed before it wrote that, from its running log."""
+    """Reads tests.xml; if pytest was killed before it wrote that, reads its log."""
     try:
         cases = list(ET.parse(out / "tests.xml").iter("testcase"))
     except (OSError, ET.ParseError):
@@ -84,7 +87,7 @@ def _from_log(log: Path) -> Report | None:
         return None
     counts, bad = Counter(), []
     for line in log.read_text(errors="replace").splitlines():
-        # "[gw0] [ 10%] PASSED tests/..." of xdist, "tests/... PASSED [ 10%]" without it.
+        # "[gw0] [ 10%] PASSED tests/..." with xdist, "tests/... PASSED [ 10%]" without.
         found = re.search(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b", line)
         if found and "::" in line:
             counts[WORDS[found[1]]] += 1

@@ -1,8 +1,10 @@
-"""Phase train: ``python -m benchmarks.gpu.train PRECISION[,GB] ...``, a step of CARL by its length.
+"""Phase train: ``python -m benchmarks.gpu.train PRECISION[,GB] ...``, a step of CARL by clip
+length.
 
-ResNet-50, 224 px, 4 videos of two views, on random frames: twice as long each time until memory or
-time ends, then once more where a line through the peaks says that it just fits. With GB the
-allocator is kept to what such a card has. It is the step of training/, built without a recipe.
+ResNet-50, 224 px, 4 videos of two views, random frames. The length doubles until memory or time
+runs out; the last length is the longest that should fit by the line through the peaks. With GB, the
+allocator is limited to the memory of such a card. The step is that of training/, built without a
+recipe.
 """
 
 import sys
@@ -23,8 +25,8 @@ from training.studies.memory_fit import fit
 from training.studies.memory_step import measure_step, random_batch
 
 FIRST, DRY_LENGTHS = 240, (8, 16)
-ROUND = 120  # frames; the last length is a multiple
-SURE = 0.97  # of what the line promises: an allocator has gaps
+ROUND = 120  # frames; the last length is a multiple of this
+SURE = 0.97  # share of the predicted length that is tried, since an allocator leaves gaps
 REPEATS_BELOW_S = 4.0
 DRY_VALUES = {
     "data.batch_size": 1,
@@ -39,7 +41,7 @@ DRY_VALUES = {
 
 
 def make_step(cfg: Config, precision: str) -> PairStep:
-    """From random weights: neither time nor memory depends on them."""
+    """With random weights: neither time nor memory depends on them."""
     torch.manual_seed(0)
     device = torch.device(record.device())
     model = build_model(cfg).to(device).train()
@@ -48,7 +50,7 @@ def make_step(cfg: Config, precision: str) -> PairStep:
 
 
 def measure(cfg: Config, step: PairStep, frames: int) -> dict[str, Any]:
-    """Peak of one step, seconds with the frames on the device, and those that the loss takes."""
+    """Peak of one step, its seconds with the frames on the device, and the seconds of the loss."""
     found = measure_step(cfg, step, frames)
     batch = random_batch(cfg, frames)
     copying = _seconds(lambda: batch["frames"].to(step.device), step)
@@ -56,7 +58,7 @@ def measure(cfg: Config, step: PairStep, frames: int) -> dict[str, Any]:
     if seconds < REPEATS_BELOW_S and record.left() > 4 * seconds:
         again = [_seconds(lambda: step([batch], cfg.optim.lr, list), step) for _ in range(2)]
         seconds = min(again)
-    # Frames are on the GPU when a GPU has decoded them.
+    # A GPU decoder leaves the frames on the GPU.
     seconds -= min(copying, 0.9 * seconds)
     found |= {"seconds": seconds, "copy_seconds": copying}
     found["frames_per_s"] = batch["valid"].numel() / seconds
@@ -78,7 +80,7 @@ def _seconds(run: Callable[[], Any], step: PairStep) -> float:
 
 
 def loss_seconds(cfg: Config, step: PairStep, batch: dict[str, Any]) -> float:
-    """Forward and backward of the objective alone, its launches included."""
+    """Seconds of forward and backward of the objective alone, including its launches."""
     n, clips, t = batch["valid"].shape
     device, dtype = step.device, torch.bfloat16 if step.bf16 else torch.float32
     kept = [batch[key].to(device) for key in ("steps", "valid", "num_frames")]
@@ -98,12 +100,13 @@ def loss_seconds(cfg: Config, step: PairStep, batch: dict[str, Any]) -> float:
 def series(
     one: Callable[[int], dict[str, Any]], lengths: list[int], limit: int, note: Callable
 ) -> None:
-    """Lengths until memory does not suffice, then the longest that the line through the peaks has
-    room for in ``limit`` bytes. ``note(frames, result)`` is called as each is known."""
+    """Increase the length until memory runs out, then try the longest that the line through the
+    peaks predicts to fit in ``limit`` bytes. ``note(frames, result)`` is called after each.
+    """
     runs: list[dict[str, Any]] = []
     full = None  # the shortest length that was too long
     for frames in lengths:
-        # Twice as long takes twice as long, and its frames have to be drawn.
+        # Twice the length takes twice the time, plus the time to draw its frames.
         if runs and record.left() < 2.5 * runs[-1]["took"] + 2:
             note(frames, {"error": "no time left"})
             return
@@ -130,7 +133,7 @@ def attempt(one: Callable[[int], dict[str, Any]], frames: int) -> dict[str, Any]
     try:
         return one(frames) | {"took": round(time.perf_counter() - start, 1)}
     except RuntimeError as error:
-        # The libraries allocate beside PyTorch's allocator, and have words of their own.
+        # Libraries that allocate beside PyTorch's allocator raise errors of their own type.
         if not any(words in str(error) for words in ("out of memory", "ALLOC_FAILED")):
             raise
         return {"frames": frames, "error": "out of memory"}
@@ -155,13 +158,13 @@ def run(precision: str, gigabytes: float | None = None) -> None:
         fields = {"precision": precision, "limit_gb": gigabytes, "frames": frames} | found
         fields |= {"videos": cfg.data.batch_size, "size": cfg.augmentation.size}
         fields |= {"backbone": cfg.model.backbone}
-        # Out of memory is a result; out of time is none.
+        # Out of memory is a result; out of time is not.
         ok = None if found.get("error") == "no time left" else True
         record.say("train", f"{name}, T = {frames}", ok=ok, **fields)
 
     def one(frames: int) -> dict[str, Any]:
         if not record.dry():
-            torch.cuda.empty_cache()  # what the last length left would be in the way of this one
+            torch.cuda.empty_cache()  # free the last length's memory for this one
         return measure(cfg, step, frames)
 
     step = make_step(cfg, precision)

@@ -1,5 +1,6 @@
-"""contrastive_idm on a real GPU: the gate before any benchmark. Error is judged against plain
-PyTorch."""
+"""contrastive_idm on a real GPU, to be passed before any benchmark. Errors are compared with those
+of plain PyTorch.
+"""
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def loss_and_grad(z, t, backend="triton", **kwargs):
 
 
 def plain(z, t, distance, margin=2.0):
-    """What a user writes: one sequence, reduction="mean". Halves are multiplied in float32."""
+    """Typical use: one sequence, reduction="mean". Halves are multiplied in float32."""
     z = z.float()
     norms = z.square().sum(-1)
     d = norms[:, None] + norms - 2 * z @ z.T
@@ -40,7 +41,7 @@ def plain(z, t, distance, margin=2.0):
     return torch.where(gap > 0.1, weight * torch.relu(margin - d), d / weight).mean()
 
 
-# All pairs inside it, as one that rounding moves across the margin would be another's error.
+# All pairs are inside the margin; rounding that moves a pair across it would be a different error.
 WIDE = 10.0
 
 
@@ -50,7 +51,7 @@ def check_error(z, t, distance, got):
     leaf = z.detach().requires_grad_()
     peer = sum(plain(*row, distance, WIDE) for row in zip(leaf, t, strict=True)) / len(z)
     peer = (peer, *torch.autograd.grad(peer, leaf))
-    # Tensor cores add in an order and to a width of their own.
+    # Tensor cores sum in another order and in another width.
     as_accurate_as(got[0], peer[0], truth[0], floor=None if z.dtype == torch.float32 else 1e-4)
     as_accurate_as(got[1:], peer[1:], truth[1:], what=("dz",))
 
@@ -64,7 +65,7 @@ def test_error_is_that_of_plain_torch(shape, dtype, distance):
 
 
 def test_fp32_gradients_where_no_pair_is_at_the_margin():
-    """Kinds of frames with squared distances of 0.5 within and 2.5 between."""
+    """Frames of several kinds with squared distances of 0.5 within and 2.5 between kinds."""
     z, t = inputs(1, 4096, 128, torch.float32)
     z = z / 2 + torch.eye(128, device="cuda")[torch.arange(4096, device="cuda") % 16]
     want = loss_and_grad(z.double(), t, backend="torch", margin=1.3)
@@ -78,7 +79,7 @@ def test_large():
     got = loss_and_grad(z, t)
     want = loss_and_grad(z.float(), t, backend="torch")
     assert relative(got[0], want[0]) <= 1e-4
-    # Two roundings, of slopes and of the result, come to half an eps together.
+    # Rounding of the slopes and of the result adds up to half an eps.
     assert relative(got[1], want[1]) <= torch.finfo(torch.bfloat16).eps
 
 
@@ -186,7 +187,7 @@ def test_memory_is_linear():
 
 @pytest.mark.parametrize("form", ["paper", "code"])
 def test_lav(form):
-    """Soft-DTW and Contrastive-IDM each by their own best backend."""
+    """Soft-DTW and Contrastive-IDM, each with its best backend."""
     x, _ = inputs(4, 20, 128, torch.float32)
     y, _ = inputs(4, 20, 128, torch.float32, seed=1)
     kwargs = {"form": form, "duration_x": 60, "duration_y": 60}

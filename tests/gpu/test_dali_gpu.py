@@ -1,4 +1,4 @@
-"""The DALI engine on a real GPU: the decoder, and the graph that CI runs on a CPU."""
+"""The DALI engine on a real GPU: the decoder, and the graph that other tests run on a CPU."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ from fastseq.video import VideoError
 from fastseq.video.engines.dali import why_no_gpu_decoder
 
 pytestmark = pytest.mark.gpu
-# Conversions to RGB differ by one grey level, which contrast and saturation enlarge; at the edges
+# Conversions to RGB differ by one grey level, which contrast and saturation enlarge. For the edges,
 # see tests/video/test_dali.py.
 CLOSE = {"inner": 3, "border": 6}
 REFUSED = ("odd_444.mkv", "ten_bit.mp4")
@@ -94,7 +94,7 @@ def test_turned_and_upright_files_share_a_batch(folder, make_engine, coloured):
 )
 def test_colour_tags_are_honoured(folder, make_engine, space, full):
     video = tagged(folder / f"{space}_{full}.mp4", space, full, pixels="yuv420p")
-    check_colours(make_engine(96), *video, mean=1.5)  # patches blur into each other in 4:2:0
+    check_colours(make_engine(96), *video, mean=1.5)  # in 4:2:0 neighbouring patches blend
 
 
 def test_batches_are_ready_on_the_current_stream(folder, make_engine):
@@ -105,7 +105,7 @@ def test_batches_are_ready_on_the_current_stream(folder, make_engine):
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for batch in engine.batches(lambda k: readings, 0, 20):
-            torch.cuda._sleep(10_000_000)  # the copy out of DALI's memory waits behind this
+            torch.cuda._sleep(10_000_000)  # copying out of DALI's memory has to wait for this
             assert batch.is_cuda
             assert batch.shape == (4, 2, 30, 3, 48, 48)
             total = batch.long().sum()

@@ -1,4 +1,4 @@
-"""Launches past Triton's launcher, and programs that count themselves, on a real GPU."""
+"""Launches that bypass Triton's launcher, and programs that use a counter, on a real GPU."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SHAPE = (4, 300, 64)
 
 
 def call(op, seed, dtype=torch.bfloat16):
-    """A function that gives the loss and its gradients, of inputs of its own."""
+    """A function that returns the loss and its gradients for its own inputs."""
     make = torch.Generator("cuda").manual_seed(seed)
     z1, z2 = (
         torch.randn(*SHAPE, device="cuda", generator=make).to(dtype).requires_grad_()
@@ -62,7 +62,7 @@ def test_direct_launch_gives_the_bits_of_the_public_one(op, monkeypatch):
 
 @pytest.mark.timeout(180)  # Inductor alone takes 20 to 40 s
 def test_graphs_that_torch_compile_keeps():
-    """Its warm-up allocates from the graph's pool, where nothing may stay."""
+    """Its warm-up allocates from the graph's pool, in which nothing may remain."""
     make = torch.Generator("cuda").manual_seed(0)
     z1, z2 = torch.randn(2, *SHAPE, device="cuda", generator=make).unbind()
 
@@ -77,7 +77,7 @@ def test_graphs_that_torch_compile_keeps():
 
 @pytest.mark.parametrize("op", ["scl", "contrastive_idm"])
 def test_streams_do_not_share_a_ticket(op):
-    """Calls on several streams at once: each stream's programs count by themselves."""
+    """Simultaneous calls on several streams: each stream has its own counter of programs."""
     calls = [call(op, seed) for seed in range(4)]
     want = [both() for both in calls]
     torch.cuda.synchronize()

@@ -1,4 +1,6 @@
-"""queue_nce on a real GPU: the gate before any benchmark. Error is judged against plain PyTorch."""
+"""queue_nce on a real GPU, to be passed before any benchmark. Errors are compared with those of
+plain PyTorch.
+"""
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ def loss_and_grads(q, positives, queue, backend="triton", **kwargs):
 
 
 def plain(q, positives, queue, temperature):
-    """What a user writes. Halves are multiplied in float32."""
+    """Typical use. Halves are multiplied in float32."""
     q, positives, queue = (z.float() for z in (q, positives, queue))
     logits = torch.cat(
         [
@@ -47,7 +49,7 @@ def check_error(args, temperature, got):
     leaves = [z.detach().requires_grad_() for z in args[:2]]
     peer = plain(*leaves, args[2], temperature)
     peer = (peer, *torch.autograd.grad(peer, leaves))
-    # Tensor cores add in an order and to a width of their own.
+    # Tensor cores sum in another order and in another width.
     as_accurate_as(
         got[0], peer[0], truth[0], floor=None if args[0].dtype == torch.float32 else 1e-4
     )
@@ -90,7 +92,7 @@ def test_fp32_follows_torch(precision):
 
 
 def test_torch_backend_on_the_gpu():
-    """It keeps a running maximum there, since it must not read anything back."""
+    """It uses a running maximum there, because it must not read any value back."""
     args = inputs(100, 10000, 128, torch.float32)
     want = loss_and_grads(*(z.double() for z in args), backend="reference")
     got = loss_and_grads(*args, backend="torch")
@@ -147,7 +149,7 @@ def test_host_never_waits():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_learned_temperature(dtype):
-    """On the device it is never read, and a graph replays with its new value."""
+    """On the device it is never read, and a replayed graph uses its new value."""
     q, positives, queue = inputs(64, 20000, 128, DTYPES[dtype])
     tau = torch.tensor(0.1, device="cuda", requires_grad=True)
 
@@ -179,7 +181,7 @@ def test_a_learned_temperature(dtype):
         assert all(map(torch.equal, got, slope()))
         truth, plain = slope("torch", torch.float64), slope("reference")
         as_accurate_as(got[0], plain[0], truth[0], floor=None if dtype == "fp32" else 1e-4)
-        # It comes from the queue's mean, whose probabilities have the type of q.
+        # It is computed from the queue's mean, whose probabilities have the dtype of q.
         floor = rounding(DTYPES[dtype])
         as_accurate_as(got[1:], plain[1:], truth[1:], floor=floor, what=("dtemperature",))
     with torch.no_grad():

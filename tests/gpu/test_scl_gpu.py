@@ -1,4 +1,6 @@
-"""scl_loss on a real GPU: the gate before any benchmark. Error is judged against plain PyTorch."""
+"""scl_loss on a real GPU, to be passed before any benchmark. Errors are compared with those of
+plain PyTorch.
+"""
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ def loss_and_grads(z1, z2, t1, t2, backend="triton", **kwargs):
 
 
 def plain(z1, z2, t1, t2, variance=10.0, temperature=0.1):
-    """What a user writes: one sequence, reduction="mean". Halves are multiplied in float32."""
+    """Typical use: one sequence, reduction="mean". Halves are multiplied in float32."""
     z1, z2 = (torch.nn.functional.normalize(z.float(), dim=-1) for z in (z1, z2))
     logits = z1 @ z2.T / temperature
     gap = t1[:, None].float() - t2[None, :].float()
@@ -40,7 +42,7 @@ def plain(z1, z2, t1, t2, variance=10.0, temperature=0.1):
 
 
 def check_error(z1, z2, t1, t2, got):
-    """Tensor cores add in an order and to a width of their own: 1e-4 in the loss of halves."""
+    """Tensor cores sum in another order and in another width: 1e-4 in the loss of halves."""
     truth = loss_and_grads(z1.double(), z2.double(), t1, t2, backend="reference")
     leaves = z1.detach().requires_grad_(), z2.detach().requires_grad_()
     loss = sum(plain(*row) for row in zip(*leaves, t1, t2, strict=True)) / len(z1)
@@ -61,7 +63,7 @@ def test_error_is_that_of_plain_torch(shape, dtype):
 @pytest.mark.parametrize("shape", [(4, 240, 128), (3, 333, 200)])
 @pytest.mark.parametrize("temperature", [0.1, 0.02])
 def test_other_negatives(shape, negatives, dtype, temperature):
-    """The peer is the dense definition, in float32 after inputs in ``dtype``."""
+    """Compared with the dense definition, in float32 after inputs in ``dtype``."""
     z1, z2, t1, t2 = inputs(*shape, DTYPES[dtype])
     kwargs = {"negatives": negatives, "temperature": temperature}
     got = loss_and_grads(z1, z2, t1, t2, **kwargs)
@@ -104,8 +106,9 @@ def test_other_negatives_large():
 
 @pytest.mark.parametrize("shape", [(4, 4096, 128), (1, 16384, 128)])
 def test_large(shape):
-    """Against the blockwise backend in fp32: float64 does not fit here. Two roundings of halves,
-    of an operand and of the result, come to half an eps together."""
+    """Compared with the blockwise backend in fp32, because float64 does not fit in memory. Rounding
+    of an operand and of the result to halves adds up to half an eps.
+    """
     z1, z2, t1, t2 = inputs(*shape, torch.bfloat16)
     got = loss_and_grads(z1, z2, t1, t2)
     want = loss_and_grads(z1.float(), z2.float(), t1, t2, backend="torch")
@@ -137,7 +140,7 @@ def test_same_bits_twenty_times(temperature, negatives):
     for _ in range(20):
         again = loss_and_grads(z1, z2, t1, t2, **kwargs)
         assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
-    if negatives == "batch":  # alone there is none
+    if negatives == "batch":  # a video alone has none
         return
     kwargs["reduction"] = "none"
     batch = loss_and_grads(z1, z2, t1, t2, **kwargs)
@@ -184,7 +187,7 @@ def test_host_never_waits(reduction):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("negatives", ["cross", "video"])
 def test_scalars_in_tensors(dtype, negatives):
-    """On the device they are never read, and a graph replays with their new values."""
+    """On the device they are never read, and a replayed graph uses their new values."""
     z1, z2, t1, t2 = inputs(2, 1100, 128, DTYPES[dtype])
     tau = torch.tensor(0.1, device="cuda", requires_grad=True)
     var = torch.tensor(10.0, device="cuda")
@@ -220,7 +223,7 @@ def test_scalars_in_tensors(dtype, negatives):
         truth, peer = run("reference", torch.float64), run("reference")
         as_accurate_as(got[0], peer[0], truth[0], floor=None if dtype == "fp32" else 1e-4)
         as_accurate_as(got[1:3], peer[1:3], truth[1:3], what=("dz1", "dz2"))
-        # Of what is added up over all pairs most cancels, and plain PyTorch may be lucky.
+        # Most of the sum over all pairs cancels, and plain PyTorch may be exact by chance.
         floor = max(1e-5, rounding(DTYPES[dtype]))
         as_accurate_as(got[3:], peer[3:], truth[3:], floor=floor, what=("dtemperature",))
     with torch.no_grad():
@@ -256,7 +259,9 @@ def test_second_device():
 
 @pytest.mark.parametrize("negatives", ["cross", "batch"])
 def test_memory_is_linear(negatives):
-    """65536 frames a view; what negatives add is their frames once and one gradient in float32."""
+    """65536 frames per view. Negatives add the memory of their frames once and one gradient in
+    float32.
+    """
     videos = 1 if negatives == "cross" else 4
     z1, z2, t1, t2 = inputs(videos, 65536 // videos, 128, torch.bfloat16)
     z1.requires_grad_()

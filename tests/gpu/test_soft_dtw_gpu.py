@@ -1,4 +1,4 @@
-"""The CUDA backend of soft_dtw on a real GPU: the gate before any benchmark."""
+"""The CUDA backend of soft_dtw on a real GPU, to be passed before any benchmark."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def frames(*shape, dtype=torch.float32, seed=0, unit=True):
 
 
 def moved(z, shift):
-    """The same numbers, ``shift`` of them further on in memory."""
+    """The same numbers, starting ``shift`` of them later in memory."""
     return torch.cat([z.new_zeros(shift), z.flatten()])[shift:].view(z.shape)
 
 
@@ -37,8 +37,9 @@ def run_cost(cost, backend="cuda", **options):
 
 
 def definition(x, y, gamma):
-    """The definition in float64, its costs as one product: the reference's own differences need
-    N M D numbers, 4 GB and thrice that with gradients at (1, 2048, 128)."""
+    """The definition in float64, with costs from one product. The reference's own differences need
+    N M D numbers: 4 GB at (1, 2048, 128), and three times that with gradients.
+    """
     x, y = (z.detach().double().requires_grad_() for z in (x, y))
     cost = x.square().sum(-1)[:, :, None] + y.square().sum(-1)[:, None] - 2 * x @ y.mT
     value = fastseq.soft_dtw_from_cost(cost, gamma=gamma, backend="reference")
@@ -58,7 +59,7 @@ def same(got, want):
 
 @pytest.fixture(autouse=True, params=["extension", "runtime"])
 def build(request, monkeypatch):
-    """The compiled extension and the same kernels compiled at run time, where each can run."""
+    """The compiled extension, and the same kernels compiled at run time, where each can run."""
     possible, reason, _ = (extension if request.param == "extension" else nvrtc).status()
     if not possible:
         pytest.skip(reason)
@@ -97,7 +98,7 @@ def test_long(shape, gamma):
 @pytest.mark.parametrize("penalty", [0.0, 0.2])
 @pytest.mark.parametrize(("begin", "end"), [("free", "fixed"), ("fixed", "free"), ("free", "free")])
 def test_free_ends_and_penalty(begin, end, penalty, dtype):
-    """With a gamma and a band per pair; the row of a free end may take a strip of its own."""
+    """With a gamma and a band per pair; the row of a free end may be in a separate strip."""
     for n, m in ((64, 300), (100, 333), (31, 50)):
         x, y = frames(3, n, 40, dtype=dtype), frames(3, m, 40, dtype=dtype, seed=1)
         options = {"begin": begin, "end": end, "warp_penalty": penalty}
@@ -110,7 +111,7 @@ def test_free_ends_and_penalty(begin, end, penalty, dtype):
 @pytest.mark.parametrize("shift", [0, 1, 2])
 @pytest.mark.parametrize("d", [1, 3, 33, 130, 2050])
 def test_channels_of_any_number_and_alignment(d, shift):
-    """Read four at once or one by one: the same to what rounding makes."""
+    """Reading four numbers at once or one by one returns the same, except for rounding."""
     x, y = (moved(frames(1, 100, d, seed=seed), shift) for seed in (1, 2))
     options = {"gamma": 0.1}
     check(run(x, y, **options), run(x.double(), y.double(), **options), torch.float32)
@@ -118,7 +119,9 @@ def test_channels_of_any_number_and_alignment(d, shift):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ragged(dtype):
-    """NaN in padding never matters, lengths on the GPU are clamped, alone equals in a batch."""
+    """NaN in padding has no effect, lengths on the GPU are clamped, a pair alone equals it in a
+    batch.
+    """
     n, m = 300, 200
     lengths_x = torch.tensor([300, 1, 0, 33, 999, -4, 64, 200], device="cuda")
     lengths_y = torch.tensor([200, 200, 5, 7, 150, 3, 65, 1], device="cuda")
@@ -142,7 +145,7 @@ def test_ragged(dtype):
 @pytest.mark.parametrize("bandwidth", [None, 40])
 @pytest.mark.parametrize("forbidden", [False, True])
 def test_given_costs(forbidden, bandwidth, dtype):
-    """With forbidden pairs too: walls with a gate, and one without."""
+    """Includes forbidden pairs: walls with a gate, and one without."""
     cost = frames(3, 300, 333, dtype=dtype, unit=False).square()
     if forbidden:
         cost[:, 150, :140] = cost[:, 150, 141:] = torch.inf
@@ -160,18 +163,18 @@ def test_given_costs(forbidden, bandwidth, dtype):
 
 @pytest.mark.parametrize("shape", [(1, 33, 8), (4, 480, 128), (32, 512, 64), (1, 8192, 16)])
 def test_flags_order_memory(shape, debug):
-    """One launch with flags gives the bits of a launch per strip, 20 times over."""
+    """One launch with flags returns the same bits as a launch per strip, 20 times in a row."""
     x, y = frames(*shape), frames(*shape, seed=1)
     debug(1)
     want = run(x, y, gamma=0.1)
-    debug(2)  # nothing waits in vain
+    debug(2)  # raises if a flag is waited for in vain
     assert same(run(x, y, gamma=0.1), want)
     debug(0)
     assert all(same(run(x, y, gamma=0.1), want) for _ in range(20))
 
 
 def test_flags_order_memory_beside_other_work():
-    """More thread blocks than fit at a time, and another stream that keeps the GPU busy."""
+    """More thread blocks than fit at a time, while another stream keeps the GPU busy."""
     x, y = frames(64, 700, 32), frames(64, 650, 32, seed=1)
     want = run(x, y, gamma=0.1)
     other, busy = torch.cuda.Stream(), torch.randn(4096, 4096, device="cuda")

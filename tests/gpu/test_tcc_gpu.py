@@ -1,4 +1,6 @@
-"""tcc_loss on a real GPU: the gate before any benchmark. Error is judged against plain PyTorch."""
+"""tcc_loss on a real GPU, to be passed before any benchmark. Errors are compared with those of
+plain PyTorch.
+"""
 
 import pytest
 import torch
@@ -27,10 +29,11 @@ def loss_and_grads(x, y=None, **kwargs):
 
 
 def check_error(got, plain, want, dtype):
-    """In fp32 three products after one another, each of them three of tf32, and two softmaxes.
+    """In fp32: three products in sequence, each of three tf32 products, and two softmaxes.
 
-    In halves all but the products of frames is rounded to tf32, several times before the result is:
-    much less than bf16's own rounding, but as much as fp16's, which has no more bits.
+    In halves, everything but the products of frames is rounded to tf32 several times before the
+    result. This is far less than bf16's own rounding, but as much as fp16's, which has no more
+    bits.
     """
     loss, grad = {torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 1e-3)}.get(dtype, (2e-3, None))
     as_accurate_as(got[0], plain[0], want[0], floor=loss)
@@ -87,7 +90,7 @@ def test_all_ordered_pairs(backend):
 
 
 def test_many_pairs():
-    """More than the kernels take at once of lengths and of losses."""
+    """More lengths and losses than the kernels process at once."""
     x, y = inputs(150, 20, 32)
     lengths = torch.arange(150) % 21
     want = loss_and_grads(x.double(), y.double(), lengths_x=lengths, backend="reference")
@@ -157,7 +160,7 @@ def test_graph_replays_new_values(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("pair", [True, False])
 def test_a_learned_temperature(pair, backend):
-    """On the device it is never read, and a graph replays with its new value."""
+    """On the device it is never read, and a replayed graph uses its new value."""
     x, y = inputs(3, 300, 128)
     lengths = torch.tensor([300, 200, 64], device="cuda")
     tau = torch.tensor(0.1, device="cuda", requires_grad=True)
@@ -188,7 +191,7 @@ def test_a_learned_temperature(pair, backend):
         graph.replay()
         assert all(map(torch.equal, got, slope()))
         truth, plain = slope("reference", torch.float64), slope("reference")
-        # One number, and a difference of many: it has fewer digits than dx and dy.
+        # One number, the difference of many: it has fewer correct digits than dx and dy.
         as_accurate_as(got, plain, truth, floor=1e-4, what=("loss", "dtemperature"))
     with torch.no_grad():
         tau.fill_(-1.0)

@@ -1,4 +1,4 @@
-"""VCLR's step on a GPU against the same on the CPU."""
+"""VCLR's step on a GPU, compared with the same step on the CPU."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ SMALL = ["model.backbone=resnet18", "model.pool=mean", "loss.vclr.queue_size=64"
 
 
 def two_steps(device: str, *, bf16: bool = False):
-    """Results of two steps on made-up tuples of 8 videos, and what they leave."""
+    """Results of two steps on synthetic tuples of 8 videos, and the state after them."""
     cfg = load_config("recipes/vclr_demo.yaml", SMALL)
     generator = torch.Generator().manual_seed(0)
     model = initial_model(cfg).to(device).train()

@@ -1,6 +1,6 @@
-"""In the processes of a rehearsal: interpreted kernels as fast as in the tests.
+"""Makes the interpreted kernels of a rehearsal as fast as in the tests.
 
-Python imports this file at its start where the folder is on PYTHONPATH.
+Python imports this file when it starts with this folder on PYTHONPATH.
 """
 
 import os
@@ -8,7 +8,7 @@ import sys
 
 
 class BeforeTheFirstKernel:
-    """Asked for each module; finds none."""
+    """Is called for each import and finds no module."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):

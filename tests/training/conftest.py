@@ -13,7 +13,7 @@ from training.models import small_cnn
 
 def place_recipe(folder, monkeypatch) -> str:
     monkeypatch.chdir(folder)
-    # All frames at once, which is quicker; test_resume.py trains in chunks.
+    # All frames at once, which is faster; test_resume.py trains in chunks.
     assert "chunk_frames: 20" in RECIPE
     (folder / "tiny.yaml").write_text(RECIPE.replace("chunk_frames: 20", "chunk_frames: 0"))
     monkeypatch.setattr(training.train, "training_loader", squares)
@@ -28,7 +28,7 @@ def recipe(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """`recipe` trained to its end, not to be changed."""
+    """A finished run of `recipe`; tests must not change it."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         recipe = place_recipe(folder, patch)

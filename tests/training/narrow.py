@@ -1,4 +1,4 @@
-"""Networks of few channels: with the blocks and the names of the real ones."""
+"""Networks with few channels, but with the blocks and names of the real ones."""
 
 import pytest
 

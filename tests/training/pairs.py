@@ -26,7 +26,7 @@ def embedded(name, position, *, action="all", phases=True, path=""):
 
 
 def warped(frames, power):
-    """Phase positions 0 .. PHASES that run slow first (power > 1) or fast first (power < 1)."""
+    """Phase positions 0 .. PHASES that start slowly (power > 1) or fast (power < 1)."""
     return PHASES * (np.arange(frames) / frames) ** power
 
 
@@ -38,7 +38,7 @@ def grey_video(path, position, side=32, height=48):
 
 
 def grey_run(monkeypatch):
-    """Let the commands see a run whose encoder turns the grey level into an angle."""
+    """Make the commands use a run whose encoder maps the grey level to an angle."""
     import torch
 
     from training.evaluation import encoders

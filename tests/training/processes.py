@@ -1,4 +1,4 @@
-"""Processes of their own that start quickly: forked from a server that has imported everything."""
+"""Child processes that start quickly: forked from a server that has imported everything."""
 
 import faulthandler
 import io
@@ -27,14 +27,14 @@ from training.support import distributed
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
 _CONTEXT = multiprocessing.get_context("forkserver")
-# torch imports torch._dynamo at the first step; scikit-learn is for evaluations.
+# torch imports torch._dynamo at the first step; evaluations need scikit-learn.
 _CONTEXT.set_forkserver_preload(
     ["two_ranks", "torch.utils.tensorboard", "torch._dynamo", "sklearn.linear_model"]
 )
 
 
 def server() -> BaseContext:
-    """What starts processes as copies of one that has imported everything."""
+    """Starts processes as copies of one that has imported everything."""
     before = dict(os.environ)
     os.environ.update(MALLOC, PYTHONPATH=PATH, OMP_NUM_THREADS="1")
     try:
@@ -48,13 +48,14 @@ def server() -> BaseContext:
 def launch(
     function: Callable[..., Any], *arguments: Any, num: int = 1, **environment: str
 ) -> list[BaseProcess]:
-    """``function(*arguments)`` in ``num`` processes that find each other as torchrun's do.
+    """Run ``function(*arguments)`` in ``num`` processes that find each other as torchrun's do.
 
-    In the current folder; what a process says goes to `said`. What it returns is its exit status.
+    They run in the current folder; their output goes to `said`, and their return value is their
+    exit status.
     """
     context = server()
-    # They meet in this process, as torchrun's do in torchrun: a port that is free now may be taken
-    # by the time a rank opens it.
+    # They meet in this process, as torchrun's do in torchrun: a port that is free now may be in use
+    # when a rank opens it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment |= {
         "WORLD_SIZE": str(num),
@@ -68,13 +69,15 @@ def launch(
         process = context.Process(target=_child, args=(os.getcwd(), own, function, arguments))
         process.start()
         process.said = Path(f"said_{process.pid}.txt").resolve()
-        process.store = store  # open as long as the process is known
+        process.store = store  # open as long as the process object exists
         processes.append(process)
     return processes
 
 
 def wait(processes: list[BaseProcess], seconds: float = 240) -> list[int | None]:
-    """Their exit statuses; -9 for one that was killed, None for one that is not over by then."""
+    """Their exit statuses: -9 for a process that was killed, None for one that has not ended by
+    then.
+    """
     deadline = time.monotonic() + seconds
     try:
         for process in processes:
@@ -96,7 +99,7 @@ def _child(folder: str, environment: dict[str, str], function, arguments) -> Non
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(200)  # says where a rank waits, before `wait` kills it
+    faulthandler.dump_traceback_later(200)  # prints where a rank waits, before `wait` kills it
     try:
         status = function(*arguments)
     except BaseException:
@@ -108,9 +111,9 @@ def _child(folder: str, environment: dict[str, str], function, arguments) -> Non
 
 
 def train(open_loader: Callable, arguments: list[str]) -> int:
-    """training.train with another loader.
+    """training.train with a different loader.
 
-    STOP_AT=SIGNAL:STEP sends the last rank, and it alone, a signal in that step.
+    STOP_AT=SIGNAL:STEP sends the signal to the last rank only, in that step.
     """
     training.train.training_loader = open_loader
     number, _, at = os.environ.get("STOP_AT", "").partition(":")
@@ -127,6 +130,6 @@ def train(open_loader: Callable, arguments: list[str]) -> int:
 
 
 def measure(asked: str) -> None:
-    """training.studies.memory_step, told on its standard input what to measure."""
+    """training.studies.memory_step, with its request on standard input."""
     sys.stdin = io.StringIO(asked)
     memory_step.main()

@@ -1,4 +1,4 @@
-"""A small recipe, videos that need no files, and what runs are compared by."""
+"""A small recipe, videos that need no files, and functions that compare runs."""
 
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ train: {chunk_frames: 20, steps: 12, log_every: 4, checkpoint_every: 5, device: 
 
 
 class SquareItems:
-    """Stands in for videos: two clips that are a pure function of (epoch, index)."""
+    """Replaces videos: two clips that are a pure function of (epoch, index)."""
 
     num_context = 1
     left_out = ()
@@ -58,7 +58,7 @@ class SquareItems:
 
 
 class SquareEngine(PyAVEngine):
-    """A bright square that moves, before a grey that tells the video."""
+    """A bright moving square on a grey that identifies the video."""
 
     def read(self, readings) -> torch.Tensor:
         frames = np.empty((len(readings), 2, 8, 3, 16, 16), dtype=np.uint8)
@@ -71,7 +71,7 @@ class SquareEngine(PyAVEngine):
 
 
 def squares(cfg, *_, videos: int = 5, padded: bool = True, **__) -> ClipLoader:
-    """In place of training.train.training_loader: no files."""
+    """Replaces training.train.training_loader: needs no files."""
     items = SquareItems(videos, padded)
     engine = SquareEngine(16, workers=cfg.data.workers)
     return ClipLoader(items, cfg.data.batch_size, engine=engine, seed=cfg.train.seed)
@@ -86,6 +86,6 @@ def same(a: dict, b: dict) -> bool:
 
 
 def numbers(run: str) -> list[dict]:
-    """Log lines without what depends on the clock."""
+    """Log lines without the values that depend on the clock."""
     timed = ("frames_per_s", "data_wait", "seconds")
     return [{k: v for k, v in line.items() if k not in timed} for line in read_log(run)]

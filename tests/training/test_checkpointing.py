@@ -1,4 +1,4 @@
-"""The backbone in chunks, computed again in backward: the same gradients and statistics."""
+"""The backbone in chunks, recomputed in the backward: the same gradients and statistics."""
 
 import copy
 import functools
@@ -45,9 +45,9 @@ def padded(n: int, t: int, lengths: list[int]) -> torch.Tensor:
 
 
 def step(model, frames, valid, bf16: bool = False):
-    """Gradients, buffers and the random state after one forward and backward pass."""
+    """Gradients, buffers and the random state after one forward and backward."""
     model.train()
-    torch.manual_seed(7)  # of the dropouts
+    torch.manual_seed(7)  # for the dropouts
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         z = model(frames, valid)
     z.float().sin().sum().backward()
@@ -136,7 +136,7 @@ def test_the_context_encoder_in_checkpointed_chunks():
 def test_in_eval_mode_chunks_equal_the_whole(backbone):
     frames, valid = clips((2, 6, 3, 32, 32)), padded(2, 6, [6, 3])
     whole, chunked = carl(backbone, chunk_frames=0), carl(backbone, chunk_frames=4)
-    for model in (whole, chunked):  # statistics that are not those of the start, and the same
+    for model in (whole, chunked):  # statistics that differ from the initial ones, the same in both
         model.load_state_dict(step(carl(backbone), frames, None) and model.state_dict())
         model.eval()
     torch.testing.assert_close(chunked(frames, valid), whole(frames, valid))
@@ -149,7 +149,9 @@ def test_in_eval_mode_chunks_equal_the_whole(backbone):
 
 @pytest.mark.parametrize(("backbone", "kept_a_frame"), [("layer4", 256), ("small_cnn", 0)])
 def test_what_is_kept_of_a_frame(backbone, kept_a_frame):
-    """A narrow ResNet-18 at 32 px: layer3's map of 64 x 2 x 2; else nothing but the frames."""
+    """A narrow ResNet-18 at 32 px keeps layer3's map of 64 x 2 x 2, and otherwise only the
+    frames.
+    """
     kept = {}
     for chunks in (2, 6):
         model = carl(backbone, chunk_frames=4).train()
@@ -219,12 +221,12 @@ def test_a_step_without_padding_reads_nothing_back():
     assert reads.seen == set()
     with HostReads() as reads:
         model(frames, padded(2, 6, [6, 5]))
-    assert "nonzero" in reads.seen  # so the list above does see them
+    assert "nonzero" in reads.seen  # so the list above does contain them
 
 
 @pytest.mark.compile
 def test_a_compiled_backbone_gives_the_same_gradients(monkeypatch):
-    # Traced and split into forward and backward, but not turned into C++: that takes a minute.
+    # Traced and split into forward and backward, but not compiled to C++, which takes a minute.
     traced = functools.partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(torch, "compile", traced)
     frames = clips((2, 6, 3, 32, 32))
@@ -245,7 +247,7 @@ def test_keys_of_a_recipe_reach_the_model(tmp_path):
     assert (model.chunk_frames, model.checkpointing) == (12, False)
     model = build_model(load_config("recipes/carl.yaml", options[:1]), load_weights=False)
     assert (model.chunk_frames, model.checkpointing) == (None, True)
-    assert model.train().chunk_size() == 80  # layer4's batch norms take statistics
+    assert model.train().chunk_size() == 80  # layer4's batch norms use batch statistics
     with pytest.raises(ConfigError, match=r"train.chunk_frames: expected at least 0, got -1"):
         load_config("recipes/carl.yaml", ["train.chunk_frames=-1"])
     with pytest.raises(
@@ -259,13 +261,13 @@ def test_keys_of_a_recipe_reach_the_model(tmp_path):
 
 
 def test_a_dry_run_counts_what_is_kept(monkeypatch):
-    """Of the real ResNet-18: beside it the head is small."""
+    """For the real ResNet-18, whose head is small in comparison."""
     monkeypatch.setitem(BACKBONES, "layer4", lambda: ResNet(18, "layer4"))
     model = carl("layer4", chunk_frames=80)
     whole = saved_bytes_per_frame(model, 32, False)  # 12 frames at most: one chunk
     assert saved_bytes(model, 80, 32, False) == pytest.approx(80 * whole)
     kept = saved_bytes(model, 8000, 32, False) - 80 * whole
-    # layer3's map and a narrow head, a fraction of what layer4 computes.
+    # layer3's map and a narrow head, a fraction of the values that layer4 computes.
     assert 7920 * 4096 < kept < 7920 * (4096 + 8192)
     assert kept < 7920 * whole / 3
     model.checkpointing = False

@@ -1,4 +1,4 @@
-"""Wrong use of the commands that read a run: one clear line, status 2, nothing spoiled."""
+"""Wrong use of the commands that read a run: one clear line, exit status 2, no file changed."""
 
 import importlib
 import os
@@ -32,7 +32,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def trained(videos, tmp_path_factory):
-    """A folder with a run of one step on three videos without labels, all of the split "train"."""
+    """A folder with a run of one step on three videos without labels, all in the split "train"."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(RECIPE)
     build_index(shutil.copytree(videos, folder / "videos"))
@@ -43,7 +43,7 @@ def trained(videos, tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch):
-    """A copy of that folder to work in, with a file of the user's; the run there."""
+    """A copy of that folder to work in, with a user's file and the run."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     config = Path("run/config.yaml")

@@ -1,4 +1,4 @@
-"""The comparison of losses: its table, and that it continues where it was."""
+"""The comparison of losses: its table, and that it resumes where it stopped."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def test_methods_differ_in_the_loss_and_its_clips_alone():
         assert cfg.model == first.model
         assert cfg.augmentation == first.augmentation
         assert (cfg.data.num_frames, cfg.data.batch_size) == (20, 4)
-    # The regularisers of LAV's Table 1 differ in their form alone.
+    # The regularisers of LAV's Table 1 differ only in their form.
     lav = configs["lav"].loss.lav
     for form in ("idm", "sfa"):
         idm = configs[f"soft_dtw_{form}"].loss.contrastive_idm
@@ -132,7 +132,7 @@ def test_it_continues_where_it_was(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.process
 def test_processes_give_the_same_as_one_after_another(tmp_path, monkeypatch, capsys):
-    """Copies of one process, which are as good as new ones and need not import torch."""
+    """Copies of one process, equivalent to new ones but without importing torch again."""
     monkeypatch.chdir(tmp_path)
     arguments = [*SMALL, *COUNTS, "--seeds", "1", "--methods", "soft_dtw_sfa,lav_tcc"]
     threads = torch.get_num_threads()
@@ -156,7 +156,7 @@ def test_processes_give_the_same_as_one_after_another(tmp_path, monkeypatch, cap
 
 @pytest.mark.process
 def test_a_failure_is_told_with_the_end_of_its_log(tmp_path, monkeypatch, capsys):
-    """In a new process, as users have it."""
+    """In a new process, as for users."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad/seed_0").mkdir(parents=True)
     (tmp_path / "bad/seed_0/soft_dtw_sfa").write_text("in the way")
@@ -165,7 +165,7 @@ def test_a_failure_is_told_with_the_end_of_its_log(tmp_path, monkeypatch, capsys
     assert compare.main(bad) == 1
     error = capsys.readouterr().err
     assert "Soft-DTW + SFA, seed 0 failed; the end of bad/seed_0/soft_dtw_sfa.log" in error
-    assert "NotADirectoryError" in error  # it has come as far as the run
+    assert "NotADirectoryError" in error  # the command got to the run itself
     assert not Path("bad/comparison.md").exists()
 
 

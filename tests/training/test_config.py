@@ -66,7 +66,7 @@ def test_sections_merge_key_by_key_and_the_command_line_wins(tmp_path):
     cfg = load_config(recipe, ["train.seed=4", "data.span=[0.5,1]"])
     assert (cfg.data.num_frames, cfg.data.alpha, *cfg.data.span) == (12, 1.5, 0.5, 1.0)
     assert (cfg.train.steps, cfg.train.seed) == (5, 4)
-    assert cfg.model.num_frames == 12  # follows the data
+    assert cfg.model.num_frames == 12  # determined by the data
     assert cfg.model.image_size == cfg.augmentation.size == 224
 
 
@@ -141,8 +141,8 @@ def test_errors_name_the_file(tmp_path):
 
 
 def test_plain_values_are_carl_s_recipe():
-    """What a step is built from where there is no omegaconf: the same values, those of CARL."""
-    last = {"model.train_from": "layer4"}  # the name that ResNet's last stage has in the paper
+    """The configuration for steps without omegaconf: the same values, those of CARL."""
+    last = {"model.train_from": "layer4"}  # the paper's name of ResNet's last stage
     plain = plain_config({"data.num_frames": 480, "augmentation.size": 64} | last)
     recipe = load_config("recipes/carl.yaml", ["data.num_frames=480", "augmentation.size=64"])
     ours = OmegaConf.to_container(OmegaConf.structured(plain), resolve=True)

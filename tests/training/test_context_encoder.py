@@ -1,4 +1,4 @@
-"""The encoder of TCC and LAV, and the backbones it stands on."""
+"""The encoder of TCC and LAV, and its backbones."""
 
 import copy
 
@@ -20,7 +20,7 @@ def small(**options) -> ContextEncoder:
 
 
 def settled(model: ContextEncoder) -> ContextEncoder:
-    """With batch-norm statistics of its own, in eval mode."""
+    """In eval mode, with random batch-norm statistics."""
     model.train()
     with torch.no_grad():
         for _ in range(20):
@@ -74,7 +74,7 @@ def test_a_whole_video_is_its_frames_with_their_context(chunk):
     index = torch.arange(11)
     clips = torch.stack([frames[:, (index - 3).clamp(min=0)], frames[:, index]], 2)
     torch.testing.assert_close(model.encode(frames), model.encode(clips), rtol=1e-4, atol=1e-5)
-    # Alone and among the others: frame 2 sees frames 0 (clamped) and 2.
+    # Alone and in a batch: frame 2 sees frames 0 (clamped) and 2.
     pair = frames[:, [0, 2]].view(1, 1, 2, 3, 32, 32)
     one = model.encode(frames)[0, 2]
     torch.testing.assert_close(one, model.encode(pair)[0, 0], rtol=1e-4, atol=1e-5)

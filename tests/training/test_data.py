@@ -33,7 +33,7 @@ LENGTHS = {"a.mp4": 30, "b.mp4": 24, "more/c.mp4": 9}
 
 
 def grey_video(path, count):
-    """Frame k is grey level 8 k all over: the level tells the frame, whatever the crop."""
+    """All pixels of frame k have grey level 8 k, so the level shows the frame in any crop."""
     path.parent.mkdir(parents=True, exist_ok=True)
     levels = 8 * np.arange(count, dtype=np.uint8)
     write_video(path, [np.full((36, 48, 3), level) for level in levels], 20, crf=5)
@@ -49,7 +49,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture
 def folder(videos, tmp_path):
-    """A copy by links, to add labels and broken files to."""
+    """A copy made of links, to add labels and broken files to."""
     for name in LENGTHS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         os.link(videos / name, tmp_path / name)
@@ -225,7 +225,7 @@ def test_memory_and_disk_give_the_same_items(videos, monkeypatch):
             assert torch.equal(one[key], two[key])
         assert torch.equal(one["steps"], three["steps"])
         assert (one["frames"].float() - three["frames"].float()).abs().mean() < 3
-    monkeypatch.setattr("training.data.dataset.FrameCache", None)  # refused before it is filled
+    monkeypatch.setattr("training.data.dataset.FrameCache", None)  # refused before filling it
     with pytest.raises(ValueError, match="'dali-cpu' cannot read from the cache"):
         open_loader(records, config(cache="ram", engine="dali-cpu"), spec, 3, progress=False)
 
@@ -305,7 +305,7 @@ def test_whole_videos_without_their_gaps(videos, monkeypatch):
 
 
 def test_an_error_that_comes_ahead_waits_for_its_turn(videos, monkeypatch):
-    """As engines that work ahead may raise it: in place of a batch that would have come."""
+    """As engines that work ahead may raise it: in place of a later batch."""
     monkeypatch.setattr("training.data.dataset._CHUNK", 7)
     build_index(videos)
     records = load_index(videos).videos

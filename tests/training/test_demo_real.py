@@ -1,4 +1,4 @@
-"""The demo on a user's own clips: with labels, without, and what it says of them."""
+"""The demo on a user's own clips: with labels, without, and its messages about them."""
 
 import json
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_without_labels_it_says_how_to_write_them(clips, capsys, splits, marked)
     assert demo.main(["--real", "clips", "--out", "out", *SMALL]) == 0
     out = capsys.readouterr().out
     assert "== evaluate" not in out
-    assert "== check and index" not in out  # that holds
+    assert "== check and index" not in out  # an index that is up to date
     assert f"python -m training.propagate {clips} --sheet-only a.mp4" in out
     assert ("report shows training clips" in out) == (splits is None)
     shown = load_run("out/run")[1].data.test_split
@@ -107,5 +107,5 @@ def test_damaged_clips_alone_are_an_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").write_bytes(b"nothing")
     assert demo.main(["--real", "clips"]) == 1
-    assert demo.main(["--real", "clips"]) == 2  # the index holds now
+    assert demo.main(["--real", "clips"]) == 2  # the index is up to date now
     assert "has no video that can be read" in capsys.readouterr().err

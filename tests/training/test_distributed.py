@@ -1,4 +1,4 @@
-"""Two processes with gloo on the CPU against one."""
+"""Two processes with gloo on the CPU, compared with one."""
 
 import json
 import os
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """One rank's results, and a pair of two ranks'."""
+    """Results of one rank, and the pair of results of two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -39,7 +39,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def check_equal(got: dict, expected: dict, tolerance: float) -> None:
-    """Gradients relative to the largest of all: some are sums that cancel to 0."""
+    """Gradients relative to the largest of all, since some are sums that cancel to 0."""
     assert got["gradient"].keys() == expected["gradient"].keys()
     assert difference(got["loss"], expected["loss"]) < tolerance
     assert difference(got["norm"], expected["norm"]) < tolerance
@@ -55,7 +55,7 @@ def check_equal(got: dict, expected: dict, tolerance: float) -> None:
 @pytest.mark.parametrize("name", [*LOSSES, "second half empty"])
 def test_two_ranks_have_the_gradient_of_one(results, name):
     one, two = results
-    # nearest and those that normalise compute in fp32, whatever the model has
+    # nearest, and losses that normalise, compute in fp32 whatever the dtype of the model
     tolerance = 1e-9 if name.startswith(("scl", "second")) else 1e-5
     for rank in two:
         check_equal(rank["gradients"][name], one["gradients"][name], tolerance)
@@ -86,7 +86,7 @@ def test_a_step_in_parts_has_the_gradient_of_one_at_once(results, reduction):
 @pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("torch.float64", 1e-9), ("torch.float32", 2e-3)])
 def test_batch_norm_over_ranks_is_that_of_all_rows(results, dtype, tolerance, empty):
-    # In fp32 numbers around 1000 are themselves exact to 6e-5; E[x^2] - E[x]^2 would leave noise.
+    # In fp32, numbers around 1000 are exact only to 6e-5; E[x^2] - E[x]^2 would leave noise.
     one, two = results
     expected = one["batch_norm"][dtype][f"empty={empty}"]
     for rank in two:
@@ -129,17 +129,17 @@ def here(tmp_path, monkeypatch):
 
 
 def test_two_ranks_train_end_and_resume(here):
-    """Dropout on, so that every rank's random state counts; 5 videos, so that one is left over."""
+    """Dropout is on, so that every rank's random state matters; with 5 videos, one is left over."""
     whole = start("whole")
     assert wait(whole) == [0, 0]
-    assert said(whole[1]) == ""  # no bar, no lines
+    assert said(whole[1]) == ""  # neither a progress bar nor lines
     assert len(numbers("whole")) == 12
     cut = start("cut", STOP_AT="SIGTERM:6")
     assert wait(cut) == [143, 143]
     assert "stopped; continue with --resume" in said(cut[0])
     assert [path.name for path in list_checkpoints("cut/checkpoints")][-1] == "step_00000007.pt"
     assert len(load_latest("cut/checkpoints")["ranks"]) == 2
-    assert len(list(Path("cut/tensorboard").iterdir())) == 1  # one process wrote
+    assert len(list(Path("cut/tensorboard").iterdir())) == 1  # only one process wrote
     assert wait(start("cut", "--resume")) == [0, 0]
     assert same(weights("cut"), weights("whole"))
     assert numbers("cut") == numbers("whole")
@@ -147,7 +147,7 @@ def test_two_ranks_train_end_and_resume(here):
 
 def test_one_rank_and_two_train_alike(here):
     still = ["model.dropout=0", "model.fc_dropout=0", "train.steps=4", "train.chunk_frames=0"]
-    still += ["optim.lr=1e-5"]  # Adam turns rounding of small gradients into whole steps
+    still += ["optim.lr=1e-5"]  # Adam turns rounding errors of small gradients into full steps
     assert wait(start("one", *still, num=1)) == [0]
     assert wait(start("two", *still)) == [0, 0]
     assert len(read_log("two")) == 4

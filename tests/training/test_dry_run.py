@@ -1,4 +1,4 @@
-"""What --dry-run says of the time, and runs that are refused because they would learn nothing."""
+"""The time estimate of --dry-run, and runs that are refused because they would learn nothing."""
 
 import math
 import os
@@ -43,7 +43,7 @@ def test_time_in_words(seconds, words):
 
 
 class FakeStep:
-    """A step that takes a + b times its frames, on a clock of its own."""
+    """A step that takes a + b times its frames, on a simulated clock."""
 
     def __init__(self, a, b, sizes, read):
         self.a, self.b, self.sizes, self.read, self.now, self.ran = a, b, sizes, read, 0.0, []
@@ -79,7 +79,7 @@ def fake_trainer(step, monkeypatch, **train):
 def test_a_long_step_is_taken_to_grow_with_its_frames(monkeypatch):
     step = FakeStep(0.02, 0.1, [4, 8, 16, 1920], read=480)
     words = running_time(fake_trainer(step, monkeypatch))
-    assert step.ran == [4, 4, 8]  # 0.42 s, then 0.82 s: enough
+    assert step.ran == [4, 4, 8]  # 0.42 s, then 0.82 s: long enough
     assert words == (
         "about 4 days: 192 s per step (measured on 8 frames, without reading videos)"
     )  # 0.02 + 0.1 x 1920
@@ -139,12 +139,14 @@ def test_storing_features_takes_time_once(recipe, monkeypatch, capsys):
 def test_memory_of_stored_features_has_no_frames_in_it(recipe):
     model = initial_model(load_config(recipe, ["model.train_from=none"]))
     kept = saved_bytes(model, 100, 16, False)
-    stored = saved_bytes(model, 100, 0, False, stored=True)  # frames of any size
+    stored = saved_bytes(model, 100, 0, False, stored=True)  # for frames of any size
     assert 0 < stored <= kept
 
 
 def test_steps_are_timed_as_they_are_run(recipe, monkeypatch):
-    """Batches from small to whole, several chunks where the whole has some, nothing learnt."""
+    """Batches from small to whole, several chunks where the whole has several; no weight
+    changes.
+    """
     cfg = load_config(recipe, ["train.chunk_frames=20", "data.num_frames=8"])
     monkeypatch.setattr(step_time, "ENOUGH", math.inf)
     trainer = Trainer(cfg, initial_model(cfg), training.train.training_loader(cfg), None)

@@ -41,7 +41,7 @@ def trained(*options: str) -> tuple[dict, object]:
 
 
 def weights_file(*options: str) -> str:
-    """Backbone weights of another seed, as a file."""
+    """Backbone weights with another seed, as a file."""
     from training.recipe.load import load_config
 
     backbone = initial_model(load_config("tiny.yaml", ["train.seed=7", *options])).backbone
@@ -51,7 +51,7 @@ def weights_file(*options: str) -> str:
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Frames that have gone through a backbone, call by call; and the videos decoded."""
+    """The frames that went through a backbone in each call, and the decoded videos."""
     calls, per_frame = [], VideoEncoder._per_frame
 
     def count(self, frames, *arguments, **options):
@@ -86,7 +86,7 @@ def test_a_frozen_backbone_runs_once_for_all_rows(records, passes):
 
 def test_a_trained_backbone_runs_twice(records, passes):
     encoders, cfg = trained()
-    assert [*encoders] == ROWS  # without weights no backbone alone
+    assert [*encoders] == ROWS  # without weights there is no row of the backbone alone
     passes.clear()
     made = embed_records(encoders, records, cfg, progress=False)
     assert passes == [30, 30, 12, 12, 6, 6]
@@ -115,7 +115,7 @@ def test_vclr_is_compared_with_its_backbone(video_folder, passes):
     np.testing.assert_array_equal(made[BACKBONE][0].embeddings, made["untrained"][0].embeddings)
     passes.clear()
     assert evaluate.main(["run", "--protocol", "vclr"]) == 0
-    assert len(passes) == 6  # three videos, by the untrained and by the trained backbone
+    assert len(passes) == 6  # three videos, by the untrained and the trained backbone
 
 
 def test_a_video_is_decoded_once(records, monkeypatch):
@@ -154,7 +154,7 @@ def test_a_share_of_the_backbone_weighs_similarities(records):
         for place, video in enumerate(videos):
             similar = {key: made[key][place].embeddings for key in (name, BACKBONE_CENTRED)}
             similar = {key: x @ x.T for key, x in similar.items()}
-            expected = similar[name]  # of the backbone's own rows
+            expected = similar[name]  # of the rows of the backbone
             if name in ROWS:
                 expected = 0.3 * similar[name] + 0.7 * similar[BACKBONE_CENTRED]
             np.testing.assert_allclose(video.embeddings @ video.embeddings.T, expected, atol=1e-5)

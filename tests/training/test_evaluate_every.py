@@ -1,4 +1,4 @@
-"""Evaluation while training: it changes nothing, and says what evaluating that step would say."""
+"""Evaluation during training changes nothing and returns what evaluating that step would return."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ EVERY = "train.evaluate_every=5"
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """Six videos of a square that grows, in three phases; four are for training."""
+    """Six videos of a growing square, in three phases; four are for training."""
     folder = tmp_path_factory.mktemp("labelled")
     rng = np.random.default_rng(0)
     entries = {}
@@ -74,7 +74,7 @@ def test_a_run_with_evaluations_equals_one_without(place, monkeypatch):
         assert line["time_index"] == pytest.approx({k: clock[k] for k in KEYS})
     assert lines("watched")[0]["metrics"] != lines("watched")[-1]["metrics"]
 
-    # Killed in step 12 with a checkpoint of step 5, after the lines of steps 0, 5 and 10.
+    # Killed in step 12 with a checkpoint of step 5, after the log lines of steps 0, 5 and 10.
     class Killed(BaseException):
         pass
 
@@ -108,7 +108,7 @@ def test_without_labels_there_is_one_warning_and_no_evaluation(place, caplog):
 def test_modes_and_random_states_are_left_as_they_were(place, caplog, monkeypatch):
     cfg = load_config("tiny.yaml", [EVERY, "data.folder=videos"])
     model = initial_model(cfg).train()
-    model.layers[0].eval()  # not all modules are in one mode
+    model.layers[0].eval()  # modules are in different modes
     modes = [module.training for module in model.modules()]
     evaluation = step_evaluation(cfg, model)
     torch.manual_seed(3)

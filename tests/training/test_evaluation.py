@@ -1,4 +1,4 @@
-"""Metrics against slow independent loops and hand-computed values; the table end to end."""
+"""Metrics compared with slow independent loops and hand-computed values; the table end to end."""
 
 from __future__ import annotations
 
@@ -162,11 +162,11 @@ def test_precision_equals_explicit_loops(stride, k):
         per_video.append(sum(values) / len(values))
     score = metrics.precision_at_k(videos, stride, k)
     assert score.value == pytest.approx(sum(per_video) / len(per_video), abs=1e-12)
-    assert bool(+score.left_out) == (k == 40)  # 40 is more than there are candidates
+    assert bool(+score.left_out) == (k == 40)  # 40 is more than the number of candidates
 
 
 def test_precision_is_averaged_per_video_not_per_frame():
-    # The short video hits always, the long one only in the one frame that has phase 0.
+    # The short video always hits; the long one only in the one frame that has phase 0.
     short = video([0.0], [0])
     long = video([0.1, 0.2, 0.3, 0.4], [0, 1, 1, 1])
     assert metrics.precision_at_k([short, long], 1, 1).value == pytest.approx((1 + 1 / 4) / 2)
@@ -189,7 +189,7 @@ def test_classification_is_micro_accuracy_of_a_linear_classifier():
 
 
 def test_classification_matches_a_direct_minimiser_of_the_objective():
-    """Cross entropy plus |W|^2 / 2, minimised by scipy, as C = 1 means."""
+    """Cross-entropy plus |W|^2 / 2, minimised by scipy; this is the meaning of C = 1."""
     from scipy.optimize import minimize
 
     train, test = random_videos(3, seed=2), random_videos(3, seed=3)
@@ -285,8 +285,8 @@ def test_perfect_embeddings_have_no_alignment_error(method):
     a = video(phase_position(np.array(fast)), fast)
     b = video(phase_position(np.array(fast)), fast)
     assert metrics.alignment_error([a, b], method).value == 0.0
-    # A third of the frames match exactly at a third of the speed; the rest are within a third of
-    # a frame's step of the fast video: the error is the sampling alone.
+    # At a third of the speed, a third of the frames match exactly. The others are within a third of
+    # a frame's step of the fast video, so the error is only that of sampling.
     c = video(phase_position(np.array(slow)), slow)
     assert metrics.alignment_error([a, c], method).value < 0.25
 

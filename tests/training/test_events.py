@@ -1,4 +1,4 @@
-"""Events carried over to other videos, against explicit loops and by hand."""
+"""Events transferred to other videos, compared with explicit loops and values by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cheapest_path(cost):
 
 
 def slow_errors(videos):
-    """Lists of the errors in frames and in seconds, over all pairs and events, by both methods."""
+    """Lists of the errors in frames and in seconds, over all pairs and events, for both methods."""
     out = {"nearest": ([], []), "dtw": ([], [])}
     for a, b in itertools.permutations(videos, 2):
         cost = [[squared(x, y) for y in b.embeddings.tolist()] for x in a.embeddings.tolist()]
@@ -56,7 +56,7 @@ def slow_errors(videos):
 
 
 def random_labelled(seed):
-    """Videos of other lengths and rates, with frames that are missing, some without a phase."""
+    """Videos of different lengths and rates, with missing frames, some without a phase."""
     rng = np.random.default_rng(seed)
     out = []
     for number in range(4):
@@ -98,7 +98,7 @@ def test_event_errors_by_hand_in_true_frame_numbers():
 def test_a_phase_that_a_video_begins_with_is_no_event():
     assert events_of(video(np.arange(5), [1, 1, 2, 2, 4])) == {2: 2, 4: 4}
     assert events_of(video(np.arange(3), [0, 0, 0])) == {}
-    # Frames before the first usable one are in a gap: phase 1 has begun there.
+    # Frames before the first usable one are a gap: phase 1 has begun there.
     cut = record("cut", [0, 0, 1, 1, 2, 2])
     cut.gaps = ((0, 3),)
     one = labelled_video(EmbeddedVideo(cut, np.zeros((3, 2), np.float32)))

@@ -1,4 +1,6 @@
-"""Stored features of a frozen backbone: what they are, when they are made again, who reads them."""
+"""Stored features of a frozen backbone: their values, when they are recomputed, which commands read
+them.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def files(cfg) -> list[str]:
 
 
 def counted(model) -> list[int]:
-    """Frames of the calls of a model's `features` from now on."""
+    """Records the frames of each call of a model's `features`."""
     calls, made = [], model.features
 
     def count(frames):
@@ -88,7 +90,7 @@ def test_stored_features_are_those_of_the_frames(cfg, records, store):
         assert isinstance(found, np.memmap)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    load_index(cfg.data.folder)  # not out of date: hidden files are no videos
+    load_index(cfg.data.folder)  # not out of date: hidden files do not count as videos
 
 
 def test_embeddings_are_the_same_bits_with_and_without_the_store(cfg, records, store):

@@ -1,4 +1,4 @@
-"""Which files of a folder are taken for videos, and what is said of the others."""
+"""Which files of a folder count as videos, and the report on the others."""
 
 import os
 from fractions import Fraction
@@ -18,7 +18,7 @@ from training.data.index import StaleIndex, build_index, load_index  # noqa: E40
 from training.data.pictures import Pictures, program  # noqa: E402
 from training.prepare import main  # noqa: E402
 
-ENDINGS = {  # with a codec that FFmpeg's own writer takes
+ENDINGS = {  # with a codec that FFmpeg's own muxer supports
     "mxf": "mpeg2video",
     "vob": "mpeg2video",
     "m2v": "mpeg2video",
@@ -34,7 +34,7 @@ ENDINGS = {  # with a codec that FFmpeg's own writer takes
 
 
 def picture(path, codec="png", level=90):
-    """One picture, grey all over, in a coding of its own whatever the name."""
+    """One all-grey picture in the given coding, whatever its name."""
     context = av.CodecContext.create(codec, "w")
     context.width, context.height, context.time_base = 64, 48, Fraction(1, 25)
     context.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24", "bmp": "bgr24"}[codec]
@@ -83,10 +83,10 @@ def test_files_whose_endings_say_nothing_are_looked_at(tmp_path, capsys):
     song_with_cover(tmp_path / "song")
     for codec in ("png", "mjpeg", "bmp"):
         picture(tmp_path / f"picture_{codec}", codec)
-    twice = picture(tmp_path / "picture_twice", "mjpeg")  # as a photograph with its preview
+    twice = picture(tmp_path / "picture_twice", "mjpeg")  # like a photograph with its preview
     twice.write_bytes(2 * twice.read_bytes())
     (tmp_path / "README").write_text("text\n")
-    (tmp_path / "art").write_text("\x1b[31mred\x1b[0m\n" * 99)  # FFmpeg makes a picture of it
+    (tmp_path / "art").write_text("\x1b[31mred\x1b[0m\n" * 99)  # a picture to FFmpeg
     (tmp_path / "list").write_text(f"ffconcat version 1.0\nfile {tmp_path}/a.mp4\n")
     (tmp_path / "empty").write_bytes(b"")
     noise = np.random.default_rng(0)
@@ -126,12 +126,12 @@ def test_include(tmp_path, capsys):
     (folder / "f.bin").write_bytes(video[: len(video) // 2])
     picture(folder / "g.bin", "mjpeg")
     given = ["*.txt", str(folder / "sub [1]" / "c.bin"), "?.bin", "none*"]
-    assert as_patterns(folder, given)[1] == "sub [[]1]/c.bin"  # a path, no pattern
+    assert as_patterns(folder, given)[1] == "sub [[]1]/c.bin"  # a path, not a pattern
     assert main([str(folder), "--include", *given[:2], "--include", *given[2:]]) == 0
     out = capsys.readouterr().out
     index = load_index(folder)
     assert [video.id for video in index.videos] == ["a.mp4", "b.txt", "sub [1]/c.bin"]
-    assert [entry["path"] for entry in index.bad] == ["e.txt", "f.bin"]  # both were called videos
+    assert [entry["path"] for entry in index.bad] == ["e.txt", "f.bin"]  # included as videos
     assert "ignored: 1 .jpg (d.jpg), 1 .bin (g.bin)\n" in out  # never a picture
     assert "--include none*: no file of this name" in out
     encode(folder / "new.mp4", 3)
@@ -152,7 +152,7 @@ def test_new_files_are_noticed_without_opening_any(tmp_path, monkeypatch):
     (tmp_path / "README").write_text("another text")
     (tmp_path / "run").mkdir()
     for name in ("log.jsonl", "config.yaml", "events.out.tfevents.1.host", "step_7.pt", "x.log"):
-        (tmp_path / "run" / name).write_text("-")  # what training writes is no reason
+        (tmp_path / "run" / name).write_text("-")  # files that training writes do not matter
     load_index(tmp_path)
     (tmp_path / "clip").write_bytes(video)
     with pytest.raises(StaleIndex, match="clip is new"):
@@ -166,7 +166,7 @@ def test_broken_links_and_pictures_by_name():
 
 
 def test_photographs_in_a_video_container(tmp_path):
-    """HEIC and AVIF are told from videos by their brand."""
+    """The brand distinguishes HEIC and AVIF from videos."""
     data = encode(tmp_path / "a.mp4", 2).read_bytes()
     assert data[4:12] == b"ftypisom"
     for brand, video in ((b"isom", True), (b"heic", False), (b"avif", False)):
@@ -202,7 +202,7 @@ def test_numbered_pictures_and_the_way_to_videos(tmp_path, capsys):
     assert {name: frames.pop(name) for name in names} == dict(zip(names, (12, 4, 5), strict=True))
     levels = read_frames(made / names[0]).float().mean((1, 2, 3))
     assert np.abs(levels.numpy() - 10 * np.arange(9, 21)).max() < 4
-    encode(source / "a.mp4", 3)  # beside a video they are named, and nothing more
+    encode(source / "a.mp4", 3)  # beside a video they are named in the report, nothing more
     capsys.readouterr()
     assert main([str(source)]) == 0
     out = capsys.readouterr().out

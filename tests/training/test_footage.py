@@ -1,4 +1,4 @@
-"""trim, crop, sync and unlabelled_from of labels.json: checked, kept in the index, obeyed."""
+"""trim, crop, sync and unlabelled_from in labels.json: checked, stored in the index, applied."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ CLASSES = {"s": ["x", "y"]}
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
-    """Dark but for BOX, where frame k has the grey level 60 + 9 k."""
+    """Dark outside of BOX, in which frame k has the grey level 60 + 9 k."""
     frames = np.full((FRAMES, HEIGHT, WIDTH, 3), 0, np.uint8)
     left, top, width, height = BOX
     levels = 60 + 9 * np.arange(FRAMES, dtype=np.uint8)
@@ -147,7 +147,7 @@ def test_an_index_of_before_is_written_anew(folder):
 
 
 def test_trim_of_a_damaged_video_is_cut(folder, monkeypatch):
-    """Frame 19 does not come out, nor do 5 and 6."""
+    """Frames 5, 6 and 19 cannot be decoded."""
     label(
         folder,
         a={"trim": [4, 19]},
@@ -169,16 +169,16 @@ def test_trim_of_a_damaged_video_is_cut(folder, monkeypatch):
 def test_copies_keep_the_picture_and_the_frames(folder, tmp_path):
     sync = {"group": "x", "offset": 4}
     label(folder, a={"trim": [3, 16], "crop": BOX, "sync": sync}, b={"crop": [1, 1, 93, 61]})
-    for _ in range(2):  # the second time every copy is there already
+    for _ in range(2):  # in the second round every copy exists already
         transcode_folder(folder, tmp_path / "out", Settings(short_side=32))
         videos = json.loads((tmp_path / "out" / "labels.json").read_text())["videos"]
         assert videos["a.mp4"] == {"trim": [3, 16], "crop": [16, 8, 20, 16], "sync": sync}
-        assert videos["b.mp4"] == {"crop": [0, 0, 47, 31]}  # outwards
+        assert videos["b.mp4"] == {"crop": [0, 0, 47, 31]}  # rounded outwards
     build_index(tmp_path / "out")
     copy = record(tmp_path / "out")
     assert (copy.width, copy.height, copy.frames) == (48, 32, FRAMES)
     (frames,) = load_videos([copy], 16, 16, engine=PyAVEngine(16))
-    level = frames[:, :, 4:-4, 4:-4].float().mean((1, 2, 3))  # edges are mixed with the dark
+    level = frames[:, :, 4:-4, 4:-4].float().mean((1, 2, 3))  # the edges are mixed with dark
     assert (level - 60 - 9 * torch.arange(3, 17)).abs().max() < 4
     label(folder, a={"crop": [60, 0, 37, 10]})
     with pytest.raises(LabelError, match=r"a.mp4: crop .* reaches past the picture of 96 x 64"):
@@ -194,7 +194,7 @@ def test_a_crop_grows_to_whole_pixels_inside_the_picture():
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
 def test_training_and_evaluation_see_the_box_and_the_trim_alone(folder, cache):
-    inner = [34, 18, 36, 28]  # scaled first, the edge of the box itself is mixed with the dark
+    inner = [34, 18, 36, 28]  # if scaled first, the edge of the box itself is mixed with the dark
     label(folder, **{name: {"trim": [3, 16], "crop": inner} for name in "abc"})
     build_index(folder)
     records = load_index(folder).videos
@@ -211,7 +211,7 @@ def test_training_and_evaluation_see_the_box_and_the_trim_alone(folder, cache):
 
 
 def test_synchronised_clips_of_a_folder(folder):
-    """The offset makes b two frames late, and the trim takes its end."""
+    """The offset makes b two frames late, and the trim removes its end."""
     label(
         folder,
         a={"crop": BOX, "sync": {"group": "x", "offset": 2}},

@@ -1,4 +1,4 @@
-"""Backbones that a function of the user's returns: model.backbone=package.module:function."""
+"""Backbones that a user's function returns: model.backbone=package.module:function."""
 
 import copy
 import itertools
@@ -64,7 +64,7 @@ class Detached(nn.Conv2d):
 
 detached = lambda: Detached(3, 4, 1)
 """
-_numbers = itertools.count()  # a module is imported once a process: each test has one of its own
+_numbers = itertools.count()  # a process imports a module once, so each test has its own
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_function_with_stages(own):
 
 def test_the_code_of_a_function_has_a_version(own, tmp_path):
     version = made(f"{own}:plain").code_version()
-    assert made(f"{own}:Staged").code_version() == version  # both are of the same file
+    assert made(f"{own}:Staged").code_version() == version  # both are in the same file
     path = tmp_path / f"{own}.py"
     path.write_text(path.read_text() + "\n# other code\n")
     assert made(f"{own}:plain").code_version() != version
@@ -133,7 +133,7 @@ def test_copies_are_independent_and_whole(own):
         for parameter in other.parameters():
             parameter.add_(1)
     assert torch.equal(model(x), before)
-    assert not torch.equal(other.eval()(x), before)  # its own network has the changed ones
+    assert not torch.equal(other.eval()(x), before)  # its own network has the changed weights
     other.double()
     assert other(x.double()).dtype == torch.double
     assert {p.dtype for p in other.network.parameters()} == {torch.double}

@@ -1,4 +1,4 @@
-"""labels.json as people write it: encodings, spellings of names, keys given twice."""
+"""labels.json as people write it: encodings, spellings of names, duplicate keys."""
 
 import dataclasses
 import json
@@ -169,7 +169,7 @@ def test_names_in_another_encoding_are_copied(tmp_path):
 
 
 def test_damaged_videos_with_labels_stop_nothing(tmp_path, capsys):
-    """Verified or copied or neither, labelled or not: reported, and the sound ones are used."""
+    """Verified, copied or neither, labelled or not: reported, and the sound ones are used."""
     folder = tmp_path / "in"
     for name in ("a.mp4", "b.mp4"):
         clip(folder / name)
@@ -207,14 +207,14 @@ def test_damaged_videos_with_labels_stop_nothing(tmp_path, capsys):
                 assert hole.phases.tolist() == [0] * hole.frames
                 assert 0 < hole.frames < 25
                 assert made.changed_labels == ["hole.mp4"]
-    labels["videos"]["a.mp4"] = {"action": "s", "boundaries": [10]}  # of a sound video: an error
+    labels["videos"]["a.mp4"] = {"action": "s", "boundaries": [10]}  # the video is sound: an error
     (folder / "labels.json").write_text(json.dumps(labels))
     assert main([str(folder), "--verify"]) == 2
     assert "a.mp4: boundary 10 lies past the video's 9 frames" in capsys.readouterr().err
 
 
 def test_frames_behind_a_gap_keep_their_labels(tmp_path, monkeypatch):
-    """A gap counts: its frames have numbers, and labels."""
+    """A gap counts: its frames have numbers and labels."""
     clip(tmp_path / "a.mp4")
     labels = content()
     labels["videos"]["a.mp4"] = {"action": "s", "phases": [0, 0, 0, 1, 1, 1, 1, 0, 1, 1, 1]}

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TRAINING = ROOT / "training"
 
-# From the top down: a module imports from its own room and from floors below. The recipe lies above
-# data and models because its keys take the choices that those state.
+# From the top down: a module imports from its own room and from floors below. The recipe is above
+# data and models, because its keys use the choices that those define.
 FLOORS = [
     ["commands"],
     ["pages", "labelling"],
@@ -32,13 +32,13 @@ COMMANDS |= {"training.demo.__main__", "training.carl_code.__main__"}
 # Commands whose purpose is to run others, with the same arguments as from a shell.
 RUNS = {
     "training.demo.__main__": {"prepare", "train", "evaluate", "report"},
-    # In a process of its own for each training, or in this one with --jobs 1.
+    # In a child process for each training, or in this one with --jobs 1.
     "training.compare": {"prepare", "train"},
 }
 
 
 def modules() -> dict[str, Path]:
-    """Every module of training/ by its name; a package by its own."""
+    """Every module of training/ by its name; a package by its name."""
     found = {}
     for path in sorted(TRAINING.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -50,7 +50,9 @@ MODULES = modules()
 
 
 def imported(source: str) -> set[str]:
-    """Modules of training/ that a source imports, in functions too, but not for type checkers."""
+    """Modules of training/ that a source file imports, also inside functions, but not for type
+    checkers.
+    """
     return {name for name in _names(ast.parse(source)) if name.split(".")[0] == "training"}
 
 

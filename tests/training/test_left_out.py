@@ -1,4 +1,4 @@
-"""Damaged videos are no dead end: commands leave them out, name them, and end with status 3."""
+"""Damaged videos do not stop a command: it leaves them out, names them and ends with status 3."""
 
 import dataclasses
 import json
@@ -40,7 +40,9 @@ def encode(path: Path, seed: int) -> None:
 
 
 def damage(path: Path, packet: int = 14) -> bytes:
-    """Break one packet in the middle; the file passes for unchanged. What it held."""
+    """Break one packet in the middle, in a file that seems unchanged. Returns its former
+    content.
+    """
     before, content = path.stat(), path.read_bytes()
     with av.open(str(path)) as container:
         position = [p.pos for p in container.demux(video=0) if p.size][packet]
@@ -101,7 +103,7 @@ LAST = (
 
 def said_last(capsys, name: str) -> None:
     out, err = capsys.readouterr()
-    assert f"left out {name}: " in err  # as it is met
+    assert f"left out {name}: " in err  # as soon as it is encountered
     assert LAST.format(name=name) in out
     assert len(out[out.index("1 file was left out") :].strip().splitlines()) == 4
 
@@ -117,7 +119,7 @@ def test_evaluation_drops_a_video_from_all_rows(folder, capsys, protocol, name):
     assert result["left_out"][name].startswith("frame 14 was requested, but ")
     split = name[:-5]
     assert result["videos"] == {"train": 4, "test": 4} | {split: 3}
-    # The time index is what it is for a folder without that video.
+    # The time index is the same as for a folder without that video.
     index = load_index(folder)
     kept = [record for record in index.videos if record.id != name]
     by_split = [[r for r in kept if r.split == one] for one in ("train", "test")]
@@ -198,7 +200,7 @@ def test_pictures_are_made_without_it(folder, capsys, main, arguments, made):
 
 @pytest.mark.parametrize("way", ["gone", "empty", "cut off"])
 def test_whatever_happens_to_a_file(folder, capsys, monkeypatch, way):
-    """After the index was read: the folder is looked at once, when a command starts."""
+    """Damage after the index was read: a command checks the folder once, when it starts."""
     opened = embed.embed_each
 
     def after_the_index(*arguments, **options):
@@ -261,7 +263,7 @@ def test_rows_are_of_the_sound_frames():
     in_full = [np.flatnonzero(np.delete(np.arange(30), 5) == frame)[0] for frame in at]
     np.testing.assert_array_equal(labelled.embeddings, full.embeddings[in_full])
     np.testing.assert_array_equal(labelled.phases, full.phases[in_full])
-    # By the true numbers: phase 1 now begins with frame 12 and ends with 19.
+    # By the true numbers, phase 1 now begins with frame 12 and ends with frame 19.
     assert labelled.position[labelled.phases == 1].tolist() == [1 + k / 8 for k in range(8)]
     (clock,) = time_index([record()])
     np.testing.assert_array_equal(clock.embeddings, time_index_embedding(30)[SOUND])
@@ -274,12 +276,12 @@ def test_files_hold_the_numbers_of_the_frames(tmp_path):
     assert found["frames"].tolist() == SOUND
     np.testing.assert_array_equal(found["phases"], video.record.phases[SOUND])
     assert has_embeddings(path, video.record, "w")
-    for other in ((), ((0, 2), (9, 12), (27, 29))):  # as many frames, not the same ones
+    for other in ((), ((0, 2), (9, 12), (27, 29))):  # as many frames, but different ones
         assert not has_embeddings(path, dataclasses.replace(video.record, gaps=other), "w")
     plain = embedded(record(gaps=()))
     old = {key: value for key, value in found.items() if key != "frames"}
     np.savez(path, **old | {"embeddings": plain.embeddings, "phases": plain.phases})
-    assert has_embeddings(path, plain.record, "w")  # of a version without frame numbers
+    assert has_embeddings(path, plain.record, "w")  # as a version without frame numbers wrote it
 
 
 def test_stretching_goes_by_the_true_numbers():

@@ -1,4 +1,4 @@
-"""training.memory: what it measures, what it makes of that, and what it refuses."""
+"""training.memory: its measurements, its conclusions and its errors."""
 
 import json
 import subprocess
@@ -27,13 +27,13 @@ def run_of(way: str, frames: int, peak: float, **more) -> dict:
     return {"way": way, "frames": frames} | measured | where | more
 
 
-# The whole tool
+# The whole command
 
 
 def in_a_copy(command: list[str], *, input: str, env: dict[str, str], **_) -> SimpleNamespace:
-    """In place of subprocess.run: a step in a process of its own that need not import torch."""
+    """Replaces subprocess.run: runs a step in a child process that need not import torch."""
     assert command == [sys.executable, "-m", "training.studies.memory_step"]
-    assert env.items() >= memory.MALLOC.items()  # which the server of the copies has too
+    assert env.items() >= memory.MALLOC.items()  # the server of the copies has it too
     (process,) = launch(measure, input)
     (status,) = wait([process])
     text = said(process)
@@ -43,7 +43,7 @@ def in_a_copy(command: list[str], *, input: str, env: dict[str, str], **_) -> Si
 @linux
 @pytest.mark.process
 def test_memory_grows_linearly_and_slower_than_the_plain_way(tmp_path, monkeypatch, capsys):
-    """A small backbone with a narrow head: what it computes is what the two ways differ in."""
+    """A small backbone with a narrow head, so that the two ways differ in the backbone's values."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", in_a_copy)
     options = ["data.batch_size=1", "model.backbone=small_cnn", "augmentation.size=32"]
@@ -54,20 +54,20 @@ def test_memory_grows_linearly_and_slower_than_the_plain_way(tmp_path, monkeypat
         "model.ff_size=32",
         "model.layers=1",
     ]
-    # Peaks vary by 2 MB from run to run: over 960 frames that is 2 kB a frame, over 240 it is 8.
+    # Peaks vary by 2 MB from run to run: over 960 frames this is 2 kB per frame, over 240 it is 8.
     command = ["recipes/carl.yaml", *options, "--frames", "240,1200", "--plain"]
     assert memory.main([*command, "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "memory.json").read_text())
     peaks = {(run["way"], run["frames"]): run["peak"] for run in result["runs"]}
     assert result["slope_ratio"] > 4, peaks
     assert peaks["recipe", 1200] < peaks["plain", 1200]
-    # What has to stay are the frames, with room for the head; the first convolution and its batch
-    # norm alone would be ten times that.
+    # Only the frames have to stay in memory, plus room for the head; the first convolution and its
+    # batch norm alone would be ten times as much.
     for_sure = 2 * 3 * 32 * 32
     assert for_sure < result["fits"]["recipe"]["b"] < 5 * for_sure
     parts = next(run["parts"] for run in result["runs"] if run["frames"] == 1200)
     assert parts["frames"] == pytest.approx(1200 * 2 * 3 * 32 * 32, rel=0.2)
-    assert parts["layer4"] < 2 * parts["frames"]  # kept whole, it would be over 20 times that
+    assert parts["layer4"] < 2 * parts["frames"]  # if kept, it would be over 20 times as much
     assert (tmp_path / "memory.png").read_bytes()[:4] == b"\x89PNG"
     out = capsys.readouterr().out
     assert "plain / recipe, by b:" in out
@@ -142,7 +142,7 @@ def test_memory_is_the_part_s_that_runs_when_it_is_taken():
     assert loss() == 3
     assert meter.kept["frames"] == 15
     assert meter.kept["loss"] == 10
-    assert outer() == "inner"  # in backward: of no part
+    assert outer() == "inner"  # in the backward: it belongs to no part
     assert sum(meter.kept.values()) == 90
 
 
@@ -156,7 +156,7 @@ def test_the_batch_has_padding_and_the_recipe_s_shape(tmp_path):
     assert batch["valid"][0, 0].tolist() == [True] * 4 + [False]
 
 
-# What is made of measurements
+# Evaluation of measurements
 
 
 def test_a_line_through_known_points():
@@ -184,7 +184,7 @@ def test_the_longest_clips_follow_from_the_line():
     result = memory.summary(args, runs)
     assert result["clips"] == 6
     assert result["slope_ratio"] == pytest.approx(10)
-    assert result["longest"]["16"] in (13_999, 14_000)  # 16 GB less model and a, by 1 MB a frame
+    assert result["longest"]["16"] in (13_999, 14_000)  # 16 GB without model and a; 1 MB per frame
     assert result["longest"]["141"] in (138_999, 139_000)
     text = memory.conclusion(result)
     assert "1000 MB + 1000.0 kB x T, two lengths" in text
@@ -223,7 +223,7 @@ def test_the_plain_way_is_dense_and_all_at_once():
     assert cfg.model.train_from == "all"
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.mark.parametrize(

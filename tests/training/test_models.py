@@ -32,8 +32,8 @@ def first_rows_valid(n: int, t: int, lengths: list[int]) -> torch.Tensor:
 
 
 def test_released_positions_have_the_values_of_the_released_code():
-    # Row 1 of two tables printed by the released code: 8 channels, 4 frames in training;
-    # and 5 frames at test time after training on 240.
+    # Row 1 of two tables printed by the released code: 8 channels, 4 frames in training, and 5
+    # frames at test time after training on 240.
     row = sine_cosine(frame_positions(4, 4, torch.tensor([4]), True), 8, "released")[0, 1]
     expected = [0.8415, 0.9504, 0.0998, 0.9995, 0.01, 1.0, 0.001, 1.0]
     torch.testing.assert_close(row, torch.tensor(expected), atol=6e-5, rtol=0)
@@ -96,7 +96,7 @@ def test_resnet50_has_torchvisions_keys_and_shapes():
 
 
 def test_resnet18_has_torchvisions_size():
-    # 11,689,512 published, of which the classifier has 512 * 1000 + 1000.
+    # 11,689,512 as published; the classifier has 512 * 1000 + 1000 of them.
     model = ResNet(18)
     assert sum(p.numel() for p in model.parameters()) == 11_689_512 - 513_000
     keys = model.state_dict().keys()

@@ -1,4 +1,4 @@
-"""Losses of a recipe against loops over frames, and their place in a run."""
+"""Losses of a recipe compared with loops over frames, and their use in a run."""
 
 import dataclasses
 import math
@@ -68,7 +68,7 @@ def test_nearest_is_cross_entropy_with_the_nearest_frame(padded):
 
 
 def test_nearest_is_scl_with_a_narrow_gaussian():
-    # Every frame has exactly one at distance 0: both targets are the same one-hot rows.
+    # Each frame has exactly one frame at distance 0: both targets are the same one-hot rows.
     batch = clips(padded=False)
     batch.steps[:, 1] = batch.steps[:, 0]
     nearest = objective(nearest={"weight": 1})(batch)[0]
@@ -132,7 +132,7 @@ def test_tcc_of_all_pairs_equals_loops_over_the_pairs_of_an_action(padded, actio
             count += len(u)
     value, _ = objective(tcc={"weight": 1, "pairs": "all", "temperature": 0.3})(batch)
     assert value.item() == pytest.approx(total / count, rel=1e-5)
-    # Three pairs of one action are not their fifteen combinations.
+    # Three pairs of one action are not the fifteen combinations of their videos.
     given, _ = objective(tcc={"weight": 1, "temperature": 0.3})(batch)
     assert given.item() != pytest.approx(value.item(), rel=1e-3)
 
@@ -141,7 +141,7 @@ def test_tcc_of_all_pairs_of_one_item_is_that_of_the_given_pair():
     for batch in (clips(n=1, padded=False), clips()):
         one = dataclasses.replace(batch, actions=("a", "b", "c")[: len(batch.h)])
         both = [objective(tcc={"weight": 1, "pairs": pairs})(one)[0] for pairs in ("given", "all")]
-        torch.testing.assert_close(*both)  # an action of its own for each item
+        torch.testing.assert_close(*both)  # a different action for each item
 
 
 def test_actions_that_do_not_fit_the_batch_are_refused():

@@ -1,4 +1,4 @@
-"""Threads that wait for each other sleep soon, unless the user has said what they do."""
+"""Waiting OpenMP threads sleep early, unless the user has set how long they spin."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ GIVEN = [
 
 
 def outside(**given):
-    """This environment without the variables, and those that are given."""
+    """This environment without the variables, plus the given ones."""
     return {k: v for k, v in os.environ.items() if k not in VARIABLES} | given
 
 
@@ -34,7 +34,7 @@ def run(command, given):
 
 @pytest.fixture(scope="module")
 def instead_of_torch(tmp_path_factory):
-    """A torch that takes no time to load, says what it finds and ends the process."""
+    """A replacement for torch that loads at once, prints what it finds and ends the process."""
     folder = tmp_path_factory.mktemp("instead")
     (folder / "torch.py").write_text(f"{SHOW}; raise SystemExit")
     return str(folder)

@@ -34,7 +34,7 @@ def test_a_folder_that_cannot_be_looked_into_is_named(folder, capsys, monkeypatc
     scandir = os.scandir
 
     def refuse(path):
-        if os.path.basename(path) == "closed":  # root may look into everything
+        if os.path.basename(path) == "closed":  # root may read every folder
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
@@ -70,7 +70,7 @@ def test_names_in_another_encoding_and_broken_links(folder, monkeypatch):
     monkeypatch.setattr(sys, "stdout", said)
     monkeypatch.setattr(sys, "argv", ["prepare", str(folder)])
     monkeypatch.delitem(sys.modules, "training.prepare")
-    with pytest.raises(SystemExit) as ended:  # as by python -m
+    with pytest.raises(SystemExit) as ended:  # as with python -m
         runpy.run_module("training.prepare", run_name="__main__")
     assert ended.value.code == 0
     said.flush()
@@ -153,13 +153,13 @@ def test_every_kind_of_file_is_used_or_named_with_its_reason(tmp_path, capsys):
 
 @pytest.mark.parametrize("suffix", ["mkv", "avi"])
 def test_a_file_without_end_is_given_up_at_the_limit(folder, suffix, capsys):
-    """A terabyte of nothing after the first frames: reading on would take many minutes."""
+    """A terabyte of zeros after the first frames: reading on would take many minutes."""
     path = encode(folder / f"endless.{suffix}", 60)
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size * 2 // 3)
         file.truncate(1 << 40)  # sparse: takes no space
     start = time.monotonic()
-    assert main([str(folder), "--time-limit", "2"]) == 0  # enough for the others, however busy
+    assert main([str(folder), "--time-limit", "2"]) == 0  # enough for the others on a busy machine
     assert time.monotonic() - start < 60
     assert f"took longer than the limit of 2 s (1): endless.{suffix}" in capsys.readouterr().out
     assert len(load_index(folder).videos) == 2
@@ -169,7 +169,7 @@ def test_a_slow_decode_is_given_up_at_the_limit(tmp_path, monkeypatch, capsys):
     encode(tmp_path / "slow.mp4", 400)
     check = Deadline.check
 
-    def slowly(deadline):  # before each packet is decoded
+    def slowly(deadline):  # runs before each packet is decoded
         time.sleep(0.25)  # 100 s in all
         check(deadline)
 

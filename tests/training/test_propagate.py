@@ -1,4 +1,4 @@
-"""The command that carries events over, and its contact sheets."""
+"""The command that transfers events to other videos, and its contact sheets."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folder(made, tmp_path, monkeypatch):
-    """Four clips of which the first is marked, and a run whose network knows where they are."""
+    """Four clips, the first with labels, and a run whose network knows the phases."""
     monkeypatch.chdir(tmp_path)
     grey_run(monkeypatch)
     shutil.copytree(made, "clips")
@@ -221,7 +221,7 @@ def test_sheet_of_one_clip(folder, capsys):
     assert [block.tiles[0].lines[0] for block in row.blocks] == [str(n) for n in range(0, 30, 3)]
     levels = [block.tiles[0].frame.mean() for block in row.blocks]
     np.testing.assert_allclose(levels, 40 + warped(*CLIPS["b"])[::3] * 60, atol=4)
-    # The picture of frame 15 is in the sheet, sixth in its line.
+    # The picture of frame 15 is in the sheet, sixth in its row.
     frame = row.blocks[5].tiles[0].frame
     sheet = np.asarray(Image.open("sheet.png"))
     width = frame.shape[1] + 2 * 3 + 2 + 16
@@ -230,7 +230,7 @@ def test_sheet_of_one_clip(folder, capsys):
 
 
 def test_pages(folder, monkeypatch):
-    """A tile's border tells the event; a long sheet continues on other pages."""
+    """The border of a tile shows its event; a long sheet continues on further pages."""
     record = load_index("clips").videos[0]
     row = sheets.event_row(record, [("up", 0), ("down", 40)], note="", colour="#d35400")
     first, last = row.blocks

@@ -1,4 +1,4 @@
-"""Events carried over by DTW: which frame, of which source, and what is doubtful."""
+"""Events transferred by DTW: the frame, its source, and which results are doubtful."""
 
 import json
 from dataclasses import replace
@@ -45,7 +45,7 @@ def clip(states, name="a.mp4", gaps=()) -> EmbeddedVideo:
     [
         ([3, 7, 12], [3, 7, 12]),
         ([0, 7, 12], [None, 7, 12]),  # begins within phase 1
-        ([3, 7, 20], [3, 7, None]),  # never comes to phase 3
+        ([3, 7, 20], [3, 7, None]),  # never reaches phase 3
         ([3, 7], [3, 7, None]),
         ([3, 3, 12], [3, 3, 12]),  # phase 1 is empty
     ],
@@ -70,7 +70,7 @@ def test_events_follow_the_path():
     source = clip([0, 0, 0, 0.25, 0.5, 0.75, 1, 1])
     target = clip([0] * 7 + [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1, 1, 1], "b.mp4")
     found = propose(source, [3, 5, None], target)
-    assert found.frames == [7, 11, None]  # of two frames alike, the first: (7 + 8) // 2
+    assert found.frames == [7, 11, None]  # the first of two equal frames: (7 + 8) // 2
     assert not any(found.outside)
     assert found.similarity == pytest.approx(1)
 
@@ -78,7 +78,7 @@ def test_events_follow_the_path():
 def test_frames_are_numbers_in_the_video_where_some_are_not_sound():
     source = clip([0, 0, 0, 0.25, 0.5, 0.75, 1], gaps=((1, 3),))
     target = clip([9, 9, 0, 0.25, 0.5, 0.75, 1], "b.mp4", gaps=((0, 2),))
-    assert propose(source, [2, 4, 5], target).frames == [3, 4, 5]  # 2 is not sound: 3
+    assert propose(source, [2, 4, 5], target).frames == [3, 4, 5]  # 2 is not sound, so 3
 
 
 def test_open_ends_leave_out_what_the_target_does_not_show():
@@ -119,7 +119,7 @@ def test_events_that_no_source_shows_lie_at_the_ends():
 
 
 def test_boundaries_do_not_decrease():
-    """Medians of events that different sources show may come out of order."""
+    """Medians of events from different sources may be out of order."""
     found = combine(record(), NAMES, [proposal(12, 13, None), proposal(None, None, 9)])
     assert found.boundaries == [12, 13, 13]
     assert found.doubts == ["down was found before the event that precedes it"]
@@ -132,9 +132,9 @@ def test_errors_are_in_frames_and_seconds():
     carried = {"a.mp4": combine(labelled, NAMES, [proposal(5, 7, 9)])}
     assert errors_of([labelled], carried, 0) == [(2, 0.2)]
     assert errors_of([labelled], carried, 1) == [(0, 0.0)]
-    assert errors_of([labelled], carried, 2) == []  # its label says that it is never reached
+    assert errors_of([labelled], carried, 2) == []  # its label says that the event is never reached
     unseen = {"a.mp4": combine(labelled, NAMES, [proposal(None, 7, 9)])}
-    assert errors_of([labelled], unseen, 0) == []  # no source shows it
+    assert errors_of([labelled], unseen, 0) == []  # no source shows the event
 
 
 def test_clips_are_found_by_name_and_path(tmp_path):

@@ -1,4 +1,4 @@
-"""The parts of the protocols that differ, against explicit loops; the command end to end."""
+"""Details in which the protocols differ, compared with explicit loops; the command end to end."""
 
 import itertools
 import json
@@ -49,8 +49,8 @@ def test_average_precision_equals_explicit_loops(stride, k):
 
 
 def test_average_precision_rewards_early_hits():
-    # From 0 the other video's frames come in the order right, wrong, right: (1 + 2/3) / 2. From
-    # each of those three the single frame of the first is nearest: 1, 0, 1.
+    # From 0, the order of the other video's frames is right, wrong, right: (1 + 2/3) / 2. From each
+    # of those three, the single frame of the first video is nearest: 1, 0, 1.
     query, other = video([0.0], [0]), video([1.0, 2.0, 3.0], [0, 1, 0])
     score = metrics.average_precision_at_k([query, other], 1, 10)
     assert score.value == pytest.approx((5 / 6 + 1 + 0 + 1) / 4)
@@ -59,7 +59,7 @@ def test_average_precision_rewards_early_hits():
 
 def test_weighted_f1_by_hand():
     train = [video([0.0, 0.1, 5.0, 5.1], [0, 0, 1, 1])]
-    # Told by the place: predicted 0 0 0 1 1, true 0 0 1 1 1.
+    # Determined by the position: predicted 0 0 0 1 1, true 0 0 1 1 1.
     test = [video([0.0, 0.1, 0.2, 5.0, 5.1], [0, 0, 1, 1, 1])]
     for classifier in ("logistic", "svm"):
         options = {"classifier": classifier, "weighted_f1": True}
@@ -79,11 +79,12 @@ def test_a_support_vector_machine_tells_what_no_line_can():
 
 
 def test_progression_to_the_end_of_the_last_phase():
-    # The embedding is the time itself: every target is linear in it, in videos of one length.
+    # The embedding is the time itself: every target is linear in it for videos of one length.
     times = np.arange(6.0)
     videos = [video(times, [0, 0, 1, 1, 2, 2]), video(times, [0, 1, 1, 1, 2, 2])]
     assert metrics.progression(videos[:1], videos[:1], 3, last_phase=True).value == pytest.approx(1)
-    # Phases 0 and 1 end elsewhere in the second video, phase 2 does not: R^2 is 1 for the last.
+    # Phases 0 and 1 end at other times in the second video, phase 2 does not: R^2 is 1 for the
+    # last.
     without = metrics.progression(videos[:1], videos[1:], 3).value
     included = metrics.progression(videos[:1], videos[1:], 3, last_phase=True).value
     assert included == pytest.approx((2 * without + 1) / 3)
@@ -144,8 +145,8 @@ def test_strides_of_the_protocols():
 
 
 def test_retrieval_across_views_by_hand():
-    # Queries are the frames of ego videos: at 0 (phase 0) and at 10 (phase 1). Candidates are the
-    # exo frames alone, at 1, 2, 3 and 9, though the other ego video has frames that are nearer.
+    # Queries are the frames of ego videos: at 0 (phase 0) and at 10 (phase 1). Candidates are only
+    # the exo frames, at 1, 2, 3 and 9, although the other ego video has closer frames.
     ego = [video([0.0, 10.0], [0, 1], "a", "ego"), video([0.1, 9.9], [1, 0], "b", "ego")]
     exo = [video([1.0, 2.0], [0, 1], "c", "exo"), video([3.0, 9.0], [0, 1], "d", "exo")]
     nowhere = video([0.0, 10.0], [0, 1], "e")
@@ -179,7 +180,7 @@ def test_retrieval_across_views_equals_loops_over_all_frames(views):
 
 
 def across_views(**changes):
-    """Two views that see a feature with opposite signs; a video without a view among them."""
+    """Two views in which a feature has opposite signs; one of the videos has no view."""
     x, phases = np.array([[-1.0], [-0.9], [0.9], [1.0]], np.float32), [0, 0, 1, 1]
 
     def one(name, view, sign):
@@ -195,7 +196,7 @@ def test_a_classifier_of_one_view_is_scored_on_the_other():
     row = across_views()
     for name in ("weighted_f1", "map_at_10"):
         assert {f"{name} ego to exo", f"{name} exo to ego"} <= row["metrics"].keys()
-    # What ego says is phase 0 is phase 1 of exo.
+    # Phase 0 according to ego is phase 1 of exo.
     assert row["metrics"]["weighted_f1 ego to exo"] == 0
     # From each frame the two frames of the other phase come first: (1/3 + 2/4) / 2.
     assert row["metrics"]["map_at_10 exo to ego"] == pytest.approx(5 / 12)
@@ -266,7 +267,7 @@ def test_few_shot_columns():
     values = {count: row["metrics"][f"weighted_f1 from {count}"] for count in FEW_SHOT}
     assert [count for count, value in values.items() if math.isnan(value)] == ["5", "10"]
     assert row["left_out"]["few-shot columns: not that many training videos"] == 2
-    # Half of four videos are two, chosen as the first ten of the fifty choices of two.
+    # Half of four videos is two, chosen as the first ten of the fifty choices of two.
     assert values["half"] != values["2"]
     assert "F1 from half" in columns(row["metrics"]).values()
     with pytest.raises(UserError, match="part of the protocol ae2, not carl"):

@@ -1,4 +1,4 @@
-"""Recipes train on video files, on pairs of videos and with context frames too."""
+"""Recipes train on video files, including pairs of videos and context frames."""
 
 import json
 
@@ -54,12 +54,14 @@ def test_recipes_train(video_folder, name, encoder):
     ]
     assert any(key.startswith("backbone") for key in moved)
     assert any(key.startswith("embedding") for key in moved)
-    assert not any(key.startswith("projection") for key in moved)  # in no loss
+    assert not any(key.startswith("projection") for key in moved)  # not used by any loss
     assert trained.encode(torch.zeros(1, 5, 3, 16, 16, dtype=torch.uint8)).shape == (1, 5, 128)
 
 
 def test_pairs_of_all_clips_stay_within_an_action(video_folder, capsys):
-    """The loader tells the loss which action an item shows; a mixture of them is not compared."""
+    """The loader passes the action of each item to the loss; items with mixed actions are not
+    compared.
+    """
     labels = {"a.mp4": "swing", "b.mp4": "swing", "c.mp4": "pour"}
     entries = {name: {"action": action} for name, action in labels.items()}
     (video_folder / "labels.json").write_text(json.dumps({"videos": entries}))

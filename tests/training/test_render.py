@@ -1,4 +1,4 @@
-"""The demo's generated videos: labels, pictures, files, and how much the time alone gives away."""
+"""The demo's generated videos: labels, pictures, files, and how much the time alone reveals."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def test_more_videos_leave_the_earlier_ones_alone():
 
 
 def time_index_accuracy(seed: int, action: str) -> float:
-    """Phase accuracy of a linear classifier that sees only t / frames, in many forms."""
+    """Phase accuracy of a linear classifier that only sees t / frames, in several forms."""
     from sklearn.linear_model import LogisticRegression
 
     def features_and_phases(split, count):
@@ -100,13 +100,13 @@ def test_motion_is_continuous_and_moves(action):
         shown = (radii[frame - 1] > 0) & (radii[frame] > 0)
         step = abs(ends[frame] - ends[frame - 1])[shown].max()
         if phase[frame] != phase[frame - 1]:
-            assert step < 0.04  # nothing but sway
+            assert step < 0.04  # only sway
         elif scene.ACTIONS[action].phases[phase[frame]] not in ("rest", "address", "finish"):
             assert step > 0.3
 
 
 def test_pose_depends_on_phase_and_fraction_alone():
-    """The same moments in another order give the same pictures (the arm sways only at rest)."""
+    """The same moments in another order produce the same pictures (the arm sways only at rest)."""
     phase = np.array([1, 1, 2, 3, 4, 4])
     fraction = np.array([0.1, 0.8, 0.5, 0.3, 0.0, 0.6])
     poses = []
@@ -156,7 +156,7 @@ def test_files_hold_what_the_labels_say(dataset):
         assert probe(folder / name).frames == plan.frames
         assert decoded.shape == (plan.frames, 32, 32, 3)
         rendered = render.render_video(plan, seed=0, side=32)
-        # Lossy, with colour at half resolution; a frame out of place would be far off.
+        # Lossy, with colour at half resolution; a misplaced frame would be far off.
         assert abs(decoded.astype(int) - rendered).mean() < 8
         total += plan.frames
     assert summary.frames == total

@@ -1,4 +1,4 @@
-"""Runs that are killed, at chosen and at random moments, against the uninterrupted one."""
+"""Runs that are killed at chosen and random moments, compared with the uninterrupted run."""
 
 import os
 import random
@@ -27,7 +27,7 @@ OPTIONS = ["tiny.yaml", "train.log_every=1", "train.checkpoint_every=3", "train.
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run with these options that has gone through."""
+    """A finished run with these options."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def whole(finished, tmp_path, monkeypatch):
-    """Options of another run, in a folder that has the finished one as `whole`."""
+    """Options of another run, in a folder that contains the finished one as `whole`."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return [*OPTIONS, "train.run_dir=run"]
@@ -55,7 +55,7 @@ def die(*arguments, **options) -> None:
 
 
 class DiesAfter:
-    """In place of a file: the process ends when so many bytes have gone through it."""
+    """Replaces a file: the process ends when this many bytes have been written."""
 
     def __init__(self, file, size: int) -> None:
         self.file, self.left = file, size
@@ -129,7 +129,7 @@ def test_a_kill_at_this_moment_changes_nothing(whole, moment):
 
 
 def kill_at_random(start, count: int, seed: int) -> None:
-    """Let a run begin and go on `count` times, each up to a random moment; then to its end."""
+    """Start a run and kill it at random moments `count` times, then let it finish."""
     draw = random.Random(seed)
     for _ in range(count):
         process = start(["--resume"] if Path("run/config.yaml").exists() else [])
@@ -151,7 +151,7 @@ def test_kills_at_random_moments_change_nothing(whole):
 
 @pytest.mark.slow
 def test_twenty_kills_of_the_command_change_nothing(video_folder):
-    """As in life: files, decoding processes, the command."""
+    """As in practice: files, decoding processes, the command."""
     options = ["tiny.yaml", "train.log_every=1", "train.checkpoint_every=3", "train.steps=60"]
     options += ["data.batch_size=3", "data.workers=1"]
 
@@ -247,7 +247,7 @@ def test_what_torchrun_starts_again_continues(whole):
     assert wait(again) == [0]
     assert "steps 6 to 20" in said(again[0])
     check_same_as_whole()
-    # Another launch that fails before it has begun still means to overwrite.
+    # Another launch that fails before it begins still intends to overwrite.
     launched["TORCHELASTIC_RUN_ID"] = "two"
     other = launch(train, squares, [*whole, "--overwrite"], **launched)
     assert wait(other) == [0]

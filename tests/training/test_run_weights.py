@@ -1,4 +1,4 @@
-"""Weights of one run for another, and the initial weights of a run without their file."""
+"""Weights of one run used in another, and the initial weights of a run whose file is gone."""
 
 import shutil
 from pathlib import Path
@@ -28,12 +28,12 @@ SHORT = ["train.steps=2", "train.checkpoint_every=100"]
 
 @pytest.fixture
 def first(whole, recipe):
-    """A run of 12 steps on one set of videos, to go on from."""
+    """A run of 12 steps on one set of videos, as the start for others."""
     return whole
 
 
 def initial(*options):
-    """What training would start from."""
+    """The weights that training would start from."""
     return initial_model(load_config("tiny.yaml", options)).state_dict()
 
 
@@ -43,7 +43,7 @@ def part(state, prefix):
 
 @pytest.fixture
 def places(first):
-    """Everything that holds the weights of that run."""
+    """All files and folders that contain the weights of that run."""
     for name in ("model.safetensors", "model.pt"):
         assert export.main([first, name]) == 0
     return [
@@ -180,7 +180,7 @@ def test_package_is_no_path(recipe, monkeypatch):
 
 @pytest.fixture
 def resnet_file(recipe, monkeypatch):
-    """Options for a narrow ResNet-18 with weights of a file."""
+    """Options for a narrow ResNet-18 with weights from a file."""
     monkeypatch.setattr(resnet, "WIDTHS", NARROW_RESNET)
     options = ["model.backbone=resnet18"]
     state = initial(*options, "train.seed=9")
@@ -273,14 +273,14 @@ def test_initial_weights_are_written_once_and_whole(resnet_file, monkeypatch, ca
         main([*options[:2], "train.run_dir=run", "model.train_from=all", *SHORT, "--overwrite"])
         == 0
     )
-    assert not path.exists()  # of the run before
+    assert not path.exists()  # from the previous run
 
 
-# Files of networks that are no ResNet
+# Files of networks other than ResNet
 
 
 class Vit(SmallCNN):
-    """The names of a vision transformer of timm, DINO and MAE."""
+    """Names in a vision transformer of timm, DINO and MAE."""
 
     def __init__(self):
         nn.Module.__init__(self)
@@ -324,7 +324,7 @@ def test_layouts_of_vision_transformers(layout, tmp_path):
     if layout in other:
         places.append(other[layout])
         content |= {f"{other[layout]}{k}": v for k, v in vit(2).items()}
-    if layout == "MAE":  # of a mean over patches there is no norm of the last block
+    if layout == "MAE":  # with a mean over patches, the last block has no norm
         del content["model.norm.bias"]
     torch.save(content, tmp_path / "w.pt")
     model = Vit()

@@ -30,13 +30,13 @@ def test_collapse_measures_of_what_is_not_finite(value):
 def test_log_continues_after_the_checkpoint(recipe):
     main([recipe, "train.run_dir=run"])
     path = Path("run/log.jsonl")
-    path.write_text(path.read_text() + '{"step": 16, "lo')  # a line cut short
+    path.write_text(path.read_text() + '{"step": 16, "lo')  # an incomplete line
     assert [line["step"] for line in read_log("run")] == [4, 8, 12]
 
 
 def test_a_run_that_becomes_slow_says_so_once():
     pace = Pace()
-    assert [pace.remark(100, s) for s in (9, 1, 1)] == [""] * 3  # the first steps warm up
+    assert [pace.remark(100, s) for s in (9, 1, 1)] == [""] * 3  # the first steps are a warm-up
     assert pace.remark(100, 2.4) == ""
     assert "takes 33 frames/s, at first it took 100" in pace.remark(100, 3)
     assert pace.remark(100, 30) == ""

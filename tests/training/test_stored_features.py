@@ -1,4 +1,6 @@
-"""Features of a backbone: pixels as it wants them, centred, in chunks, and given in its place."""
+"""Features of a backbone: normalised as its weights require, centred, in chunks, and passed in its
+place.
+"""
 
 import pytest
 import torch
@@ -81,7 +83,7 @@ def test_centred_features_are_less_the_mean_of_the_clip_s_real_frames(valid):
     if valid is not None:
         features[~valid] = 1e6
         assert torch.equal(model.encode(features, valid, stored=True), got)
-    # What is the same in all frames of a clip is gone.
+    # The part that all frames of a clip share is removed.
     shifted = features + torch.rand(2, 1, 32)
     torch.testing.assert_close(model.encode(shifted, valid, stored=True), got)
 
@@ -137,7 +139,7 @@ def test_the_chunk_suits_the_device_and_the_batch_norms():
         assert model.chunk_count(240) == 30
     assert trained.train().chunk_size() == 80
     assert frozen.train().chunk_size() == 8
-    assert frozen.to("meta").chunk_size() == 80  # no CPU
+    assert frozen.to("meta").chunk_size() == 80  # for other devices than the CPU
     assert carl(chunk_frames=0).eval().chunk_size() == 0
 
 

@@ -31,13 +31,15 @@ def camera(name, frames=100, *, fps=30.0, offset=0, group="trial 1", split="test
 
 
 def slow_windows(a, b, share):
-    """(frames of a's window, of b's, pairs of frames of one instant) by loops over instants."""
+    """(frames of a's window, frames of b's, pairs of frames of one instant), by loops over
+    instants.
+    """
 
     def sound(v):
         return [k for k in range(v.frames) if not any(i <= k < j for i, j in v.gaps)]
 
     def shown(v, w):
-        """Frame of v -> the frame of w nearest in time, at most half a frame of w away."""
+        """Frame of v -> the nearest frame of w in time, if it is at most half a frame of w away."""
         out = {}
         for k in sound(v):
             instant = Fraction(k + v.sync[1]) / Fraction(v.fps)
@@ -90,7 +92,7 @@ def test_videos_without_a_common_instant():
 
 
 def test_errors_by_hand():
-    # Windows of 10 frames at 0.7: frames 0 to 6 and 3 to 9; frames 3 to 6 are of both.
+    # Windows of 10 frames at 0.7: frames 0 to 6 and 3 to 9; frames 3 to 6 are in both.
     a, b = camera("a", 10, fps=10.0), camera("b", 10, fps=10.0)
     cut = windows(a, b, 0.7)
     angle = np.linspace(0, 1.2, 10)
@@ -99,8 +101,8 @@ def test_errors_by_hand():
     errors = pair_errors(EmbeddedVideo(cut.a, x[:7]), EmbeddedVideo(cut.b, shifted[3:]), cut)
     assert errors["sync_error"] == pytest.approx(1.0)
     assert errors["sync_error_seconds"] == pytest.approx(0.1)
-    # a's frame 0 has to meet b's frame 3 and a's frame 6 b's frame 9, which looks like 8: the
-    # cheapest path waits at both ends and is as right as the nearest frame between them.
+    # a's frame 0 has to match b's frame 3, and a's frame 6 b's frame 9, which looks like 8. The
+    # cheapest path waits at both ends and is as accurate as the nearest frame in between.
     assert 1.0 <= errors["sync_error_dtw"] < 2.0
 
 
@@ -109,7 +111,7 @@ def test_open_warping_counts_the_frames_outside_its_path():
     cut = windows(a, b, 0.75)  # frames 0 to 29 and 10 to 39
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 64))
-    x[25:30] = rng.normal(size=(5, 64))  # what a shows there, b does not
+    x[25:30] = rng.normal(size=(5, 64))  # b does not show what a shows there
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     y = x.copy()
     y[25:] = rng.normal(size=(15, 64))
@@ -132,9 +134,9 @@ def unit(x):
 
 @pytest.fixture
 def cameras(monkeypatch, tmp_path):
-    """Four cameras of one trial, of which the last is for testing; stand-in encoders.
+    """Four cameras of one trial, the last one for testing; fake encoders.
 
-    "trained" knows the instant, "untrained" the frame's share of what it is given.
+    "trained" returns the instant, "untrained" the relative position of the frame in its input.
     """
     records = [camera(f"{n}.mp4", split="test" if n == 4 else "train") for n in range(1, 5)]
     index = SimpleNamespace(folder=tmp_path, videos=records, bad=[])
@@ -170,7 +172,7 @@ def test_the_clock_is_off_by_exactly_what_was_cut(cameras):
     for number, record in enumerate(cameras.records):  # all 12 ordered pairs
         cameras.index.videos[number] = camera(record.id)
     result = evaluate_synchronised("run", progress=False)
-    for name in ("time index only", "untrained"):  # positions know the window alone
+    for name in ("time index only", "untrained"):  # the position depends only on the window
         values = result["rows"][name]["metrics"]
         for key in ("sync_error", "sync_error_dtw", "sync_error_open"):
             assert values[key] == 30.0
@@ -247,7 +249,7 @@ def test_the_command_prints_and_writes_it(cameras, tmp_path, capsys):
 
 
 def test_videos_with_sync_in_the_labels_file(tmp_path, monkeypatch):
-    # Grey levels tell the instant; b begins 4 frames later, and nothing but that is different.
+    # Grey levels show the instant; b begins 4 frames later and does not differ otherwise.
     entries = {}
     for name, offset in (("a", 0), ("b", 4)):
         levels = 40 + 6 * (np.arange(30) + offset)
@@ -265,7 +267,7 @@ def test_videos_with_sync_in_the_labels_file(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(encoders, "_load", lambda run, untrained: (grey_model(0.0), cfg))
     result = evaluate_synchronised("run", window=0.75, progress=False)
-    # 26 common instants: windows of round(19.5) = 20, so that the clock is off by 6.
+    # 26 common instants: windows of round(19.5) = 20, so the clock is off by 6.
     assert result["rows"]["time index only"]["metrics"]["sync_error"] == 6.0
     assert result["rows"]["trained, positions off"]["metrics"]["sync_error"] == 0.0
     assert result["groups"] == ["one"]

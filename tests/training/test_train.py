@@ -22,7 +22,7 @@ from training.runs.model import initial_model, load_run
 from training.train import main
 
 ROOT = Path(__file__).parents[2]
-WIDTHS = small_cnn.WIDTHS  # the real ones, which `recipe` changes
+WIDTHS = small_cnn.WIDTHS  # the real ones; the fixture `recipe` changes them
 
 
 def test_a_run_writes_everything(recipe):
@@ -107,11 +107,11 @@ def test_resumed_run_equals_the_uninterrupted_one(recipe, whole, monkeypatch):
         with pytest.raises(Killed):
             main([*arguments, *resume])
     monkeypatch.setattr(training.loop.trainer.Trainer, "_train_step", original)
-    torch.rand(7)  # the process that resumes has another random state
+    torch.rand(7)  # the resuming process has another random state
     assert main([*arguments, "--resume"]) == 0
     assert same(weights("whole"), weights("parts"))
     assert numbers("whole") == numbers("parts")
-    assert main([*arguments, "--resume"]) == 0  # a finished run stays as it is
+    assert main([*arguments, "--resume"]) == 0  # a finished run does not change
     assert numbers("whole") == numbers("parts")
 
 
@@ -136,7 +136,7 @@ def test_memory_per_frame_is_what_autograd_keeps():
 
 
 def test_a_time_budget_ends_the_run_and_the_cosine(recipe, monkeypatch):
-    clock = iter(range(0, 10**6, 1))  # each look at the clock takes a second
+    clock = iter(range(0, 10**6, 1))  # each read of the clock takes a second
     monkeypatch.setattr(training.loop.meter.time, "perf_counter", lambda: float(next(clock)))
     arguments = [recipe, "train.run_dir=run", "train.steps=1000", "train.log_every=1"]
     assert main([*arguments, "train.max_minutes=0.5"]) == 0
@@ -158,7 +158,7 @@ def test_initial_weights_are_rebuilt(recipe):
 
 
 def test_bf16_trains_like_fp32(recipe, monkeypatch):
-    # Few steps: rounding is amplified from step to step, and more so the smaller the network.
+    # Few steps, since rounding errors grow from step to step, and faster in a smaller network.
     monkeypatch.setattr(small_cnn, "WIDTHS", WIDTHS)
     options = ["train.steps=2", "train.log_every=2", "train.chunk_frames=20"]
     main([recipe, "train.run_dir=fp32", *options])
@@ -188,7 +188,7 @@ def test_a_step_takes_several_batches(recipe):
     assert (cfg.data.batch_size, cfg.train.accumulate) == (2, 2)
     state = load_latest("run/checkpoints")
     assert state["ranks"][0]["loader"]["position"] == 12
-    # 5 epochs are 10 batches, so 3 steps of three batches and one batch that is left.
+    # 5 epochs have 10 batches: 3 steps of three batches, and one batch is left over.
     epochs = ["train.steps=null", "train.epochs=5", "train.accumulate=3"]
     assert main([recipe, "train.run_dir=epochs", *epochs]) == 0
     assert load_latest("epochs/checkpoints")["step"] == 3
@@ -238,10 +238,10 @@ def test_a_dry_run_fills_no_cache_but_wants_an_engine_that_reads_it(
 
 def test_training_on_video_files(video_folder):
     arguments = ["tiny.yaml", "train.steps=4", "train.log_every=1", "data.batch_size=3"]
-    arguments.append("data.cache_side=32")  # that of the files: the cache scales nothing
+    arguments.append("data.cache_side=32")  # the size of the files: the cache does not scale
     assert main([*arguments, "train.run_dir=decoded"]) == 0
     assert main([*arguments, "train.run_dir=cached", "data.cache=ram"]) == 0
     assert same(weights("decoded"), weights("cached"))
     cfg = load_run("decoded")[1]
-    assert cfg.data.folder == str(video_folder)  # holds from any current folder
+    assert cfg.data.folder == str(video_folder)  # works in any current folder
     assert all(line["loss"] > 0 for line in read_log("decoded"))

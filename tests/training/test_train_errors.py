@@ -64,7 +64,10 @@ def test_an_existing_run_is_not_overwritten_unasked(recipe, capsys):
         (["tiny.yaml", "model.weights=none.pt"], "none.pt does not exist"),
         (["tiny.yaml", "train.device=cuda:99"], "train.device: 'cuda:99' cannot be used here"),
         (["tiny.yaml", "train.device=gpu"], "expected auto, cpu, cuda or cuda:N"),
-        (["tiny.yaml", "train.device=meta"], "train.device: 'meta'"),  # exists, holds no numbers
+        (
+            ["tiny.yaml", "train.device=meta"],
+            "train.device: 'meta'",
+        ),  # stores no numbers
         (["tiny.yaml", "loss.scl.temperature=0"], "loss: scl_loss: temperature must be"),
         (["tiny.yaml", "loss.scl.variance=nan"], "loss: scl_loss: variance must be"),
         (["tiny.yaml", "loss.scl.backend=fast"], "unknown backend 'fast'"),
@@ -89,7 +92,7 @@ def test_a_run_directory_that_cannot_be_written_to_exits_with_2(recipe, monkeypa
     def refuse(*args, **options):
         raise PermissionError(13, "Permission denied", "run")
 
-    with monkeypatch.context() as patch:  # a file system that refuses only when it comes to it
+    with monkeypatch.context() as patch:  # a file system that refuses only the actual write
         patch.setattr(Path, "mkdir", refuse)
         assert main([recipe, "train.run_dir=run"]) == 2
     assert "Permission denied" in capsys.readouterr().err
@@ -110,7 +113,7 @@ def test_resume_takes_the_checkpoint_before_a_damaged_one(recipe, whole, caplog)
     assert "steps 10 to 12" in caplog.text
     assert same(weights("run"), weights("whole"))
     assert numbers("run") == numbers("whole")
-    torch.save({"step": 12, "weights": torch.zeros(3)}, newest)  # of another program
+    torch.save({"step": 12, "weights": torch.zeros(3)}, newest)  # written by another program
     Path("run/checkpoints/manifest.json").unlink()
     assert main([recipe, "train.run_dir=run", "--resume"]) == 0
     assert "step_00000012.pt is not a checkpoint of a run" in caplog.text
@@ -179,7 +182,7 @@ def test_a_skipped_step_leaves_the_weights(recipe, monkeypatch):
     main([recipe, "train.run_dir=run", "train.steps=2"])
     trained, initial = weights("run"), load_run("run", untrained=True)[0].named_parameters()
     assert all(torch.equal(trained[key], value) for key, value in initial)
-    # Nor do batch norms move, whose statistics may be what is not finite.
+    # Batch norms do not change either, since their statistics may be non-finite.
     assert trained["projection.1.num_batches_tracked"] == 0
     assert torch.equal(trained["projection.1.running_var"], torch.ones(16))
 
@@ -189,7 +192,7 @@ def test_training_stops_when_the_loss_stays_not_finite(recipe, monkeypatch, caps
     assert main([recipe, "train.run_dir=run", "train.max_nonfinite=4"]) == 1
     assert "not finite in 4 steps in a row, up to step 10" in capsys.readouterr().err
     assert list_checkpoints("run/checkpoints")[-1].name == "step_00000005.pt"
-    last = read_log("run")[-1]  # written although it is not the turn of step 10
+    last = read_log("run")[-1]  # written although step 10 would not be logged
     assert [skipped["step"] for skipped in last["nonfinite"]] == [9, 10]
     assert last["step"] == 10
 
@@ -262,7 +265,7 @@ def test_a_folder_that_is_not_ready_exits_with_2(video_folder, capsys):
 
 
 def spoil(path: Path) -> bytes:
-    """Make a file unreadable that passes for unchanged; what it held."""
+    """Make a file unreadable that seems unchanged. Returns its former content."""
     before, content = path.stat(), path.read_bytes()
     path.write_bytes(bytes(before.st_size))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -297,7 +300,7 @@ def test_training_goes_on_without_a_bad_video(video_folder, caplog, capsys, cach
     assert "  a.mp4: not a video file" in last
     assert read_log("run")[-1]["bad_videos"] == 1
     assert "left_out=1" in capsys.readouterr().err
-    caplog.clear()  # a resumed run knows it without another look
+    caplog.clear()  # a resumed run knows it without checking again
     assert main([*options, "train.steps=4", "--resume"]) == 3
     assert "  a.mp4: not a video file" in caplog.text
 
@@ -313,7 +316,7 @@ def test_files_that_prepare_left_out_are_counted_and_no_more(video_folder, caplo
 
 
 def test_videos_that_went_away_together_are_not_remembered(recipe, whole, monkeypatch, capsys):
-    """A disk that is gone takes the whole batch with it; --resume reads all of it again."""
+    """A disk that disappears takes the whole batch with it; --resume reads all of it again."""
     read, reads, gone = SquareEngine.read, iter(range(1000)), iter("01")
 
     def read_or_fail(self, readings):

@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def files(folder: Path) -> dict[str, int]:
-    """Every file, hidden ones too, with its time of modification."""
+    """Every file, including hidden ones, with its modification time."""
     found = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in found}
 
@@ -88,7 +88,7 @@ def test_finished_copies_are_kept(folder, tmp_path, capsys):
 
 
 def damage(folder: Path) -> dict[str, str]:
-    """Files of every kind that cannot be copied, and why."""
+    """Files of every kind that cannot be copied, and the reasons."""
     index_first = {"movflags": "faststart"}
     whole = encode(folder / "cut.mp4", 60, container_options=index_first).read_bytes()
     (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
@@ -212,7 +212,7 @@ def test_ctrl_c_ends_it_within_a_frame(folder, tmp_path):
     assert errors.endswith("interrupted; finished copies are kept; the same command continues\n")
     there = sorted(files(out))
     assert "a.mp4" in there
-    assert set(there) <= set(COPY[:2])  # not what was under way: nobody waited for its end
+    assert set(there) <= set(COPY[:2])  # nothing unfinished: the command did not wait for it
     assert transcode_folder(folder, out).kept == there
 
 
@@ -243,12 +243,12 @@ def test_wrong_usage(folder, tmp_path, capsys):
     (folder / "a.mp4").rename(folder / "a1.mp4")
     assert main([str(folder), "--transcode", out]) == 2
     assert "did you mean a1.mp4?" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()  # nothing was begun
+    assert not (tmp_path / "out").exists()  # nothing was started
 
 
 def test_memory_and_files_stay_flat(folder, tmp_path, monkeypatch):
     damage(folder)
-    # Two threads on any machine: eight grow by 8 MB until the heap of each has settled.
+    # Two threads on any machine: with eight, memory grows by 8 MB until each heap has settled.
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     sizes = []
     for round_ in range(6):

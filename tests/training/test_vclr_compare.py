@@ -1,4 +1,4 @@
-"""VCLR's losses side by side: the videos of six classes, the methods, the table, a small run."""
+"""Comparison of VCLR's losses: the videos of six classes, the methods, the table, a small run."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_classes_show_their_phases_alone():
             assert (plan.fractions >= 0).all()
             assert (plan.fractions < 1).all()
             numbers.add((plan.action, plan.split, plan.number))
-    assert len(numbers) == 20 * len(CLASSES)  # each video has draws of its own
+    assert len(numbers) == 20 * len(CLASSES)  # each video has its own draws
 
 
 def test_rendered_classes(tmp_path):
@@ -51,14 +51,14 @@ def test_rendered_classes(tmp_path):
 
 
 def test_a_class_is_a_part_of_its_action():
-    """The same plan with the whole action around it shows the same pictures in that part."""
+    """The same plan, with the whole action around it, shows the same pictures in that part."""
     part = plan_class(0, "swing-downswing", "test", 0)
     before, after = 10, 7
     boundaries = (4, before, before + part.boundaries[2], before + part.frames)
     whole = VideoPlan("swing", "test", part.number, boundaries, before + part.frames + after)
     shown = render_video(part, seed=0, side=32)
     around = render_video(whole, seed=0, side=32)[before:-after]
-    # Colours, viewpoint and pose are those; breathing sways with the frame's number.
+    # Colours, viewpoint and pose are equal; breathing depends on the frame number.
     assert shown.shape == around.shape
     assert np.abs(shown.astype(int) - around.astype(int)).mean() < 3
 

@@ -1,4 +1,4 @@
-"""VCLR on two processes with gloo on the CPU, against one."""
+"""VCLR on two processes with gloo on the CPU, compared with one."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """One rank's results, and a pair of two ranks'."""
+    """Results of one rank, and the pair of results of two ranks'."""
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -28,7 +28,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("what", ["steps", "parts"])
 def test_two_ranks_train_as_one(results, what):
-    """Batch norms are frozen: weights, momentum encoder and queues after two steps."""
+    """With frozen batch norms: weights, momentum encoder and queues after two steps."""
     one, two = results[0][what], [rank[what] for rank in results[1]]
     assert one["finite"] == [True, True]
     for rank in two:
@@ -40,7 +40,7 @@ def test_two_ranks_train_as_one(results, what):
             torch.testing.assert_close(rank["state"][key], value, rtol=1e-6, atol=1e-8, msg=key)
     assert one["state"]["queues.inter.pointer"] == 2 * 4 * 3 % 20
     assert same(two[0]["state"], two[1]["state"])
-    assert not any(rank["shuffles"] for rank in (one, *two))  # nothing to shuffle for
+    assert not any(rank["shuffles"] for rank in (one, *two))  # no reason to shuffle
 
 
 def test_no_rank_steps_where_one_has_no_finite_loss(results):
@@ -53,14 +53,14 @@ def test_no_rank_steps_where_one_has_no_finite_loss(results):
 
 
 def test_keys_are_normalised_in_shuffled_groups(results, tmp_path):
-    """Each rank's features are those that its rows have among the rows they were mixed with."""
+    """Each rank gets the features that its rows have among the rows they were mixed with."""
     one, two = results[0]["shuffled"], [rank["shuffled"] for rank in results[1]]
     assert not one["shuffles"]
     assert all(rank["shuffles"] for rank in two)
     model = trainer_of(tmp_path, frozen=False).model
     frames = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(5))
     order = np.random.default_rng([0, 1, 0]).permutation(8).reshape(2, 4)
-    assert {*order[0]} not in ({0, 1, 2, 3}, {4, 5, 6, 7})  # or this would show nothing
+    assert {*order[0]} not in ({0, 1, 2, 3}, {4, 5, 6, 7})  # otherwise this would test nothing
     expected = torch.empty(8, 32, dtype=torch.float64)
     with torch.no_grad():
         for group in order:

@@ -1,4 +1,4 @@
-"""VCLR's training: what a step computes, what it leaves behind, resuming, options."""
+"""VCLR's training: the values of a step, its effects on the state, resuming, options."""
 
 import json
 from functools import partial
@@ -58,12 +58,12 @@ def test_first_step_from_the_definitions(recipe, form):
         torch.testing.assert_close(
             after[name], start[name] - 0.02 * gradient, rtol=1e-4, atol=1e-6, msg=name
         )
-        if name.startswith("encoder"):  # the average moves by a tenth of the way
+        if name.startswith("encoder"):  # the average moves a tenth of the way
             average = name.replace("encoder", "momentum.module", 1)
             expected = 0.9 * start[average] + 0.1 * after[name]
             torch.testing.assert_close(after[average], expected, rtol=1e-5, atol=1e-7)
     assert after["momentum.n_averaged"] == 2
-    # Keys of this step, of norm 1, took the place of the oldest rows; the others are untouched.
+    # Keys of this step, of norm 1, replaced the oldest rows; the others are unchanged.
     for name, count in (("inter", 6), ("video", 2)):
         queue = after[f"queues.{name}.features"]
         torch.testing.assert_close(queue[:count], keys[name], rtol=1e-4, atol=1e-5)
@@ -127,7 +127,7 @@ def test_a_step_that_is_not_finite_changes_nothing(recipe, monkeypatch):
     monkeypatch.setattr(_Losses, "forward", forward)
     result = trainer._train_step(batches[1:], 0.1)
     assert result.finite
-    assert trainer.model.state_dict()["queues.video.pointer"] == 2  # none of the broken step
+    assert trainer.model.state_dict()["queues.video.pointer"] == 2  # no keys of the failed step
     assert trainer.model.momentum.n_averaged == 2
 
 
@@ -157,7 +157,7 @@ def test_pretrained_weights_start_both_encoders(recipe):
     assert main([recipe, "train.run_dir=run", *ONE, "optim.lr=0", "model.weights=moco.pth"]) == 0
     state = weights("run")
     for key, value in pretrained.items():
-        if "running" not in key and "num_batches" not in key:  # these move in the one step
+        if "running" not in key and "num_batches" not in key:  # these change in the one step
             assert torch.equal(state[f"encoder.backbone.{key}"], value)
             torch.testing.assert_close(state[f"momentum.module.backbone.{key}"], value)
 
@@ -203,7 +203,7 @@ def test_the_rate_warms_up_and_ends_at_the_least_one(recipe):
 def test_losses_fall_on_a_small_set(recipe, monkeypatch, name, factor):
     monkeypatch.setattr(training.train, "training_loader", partial(tuples, videos=8))
     rest = [f"loss.vclr.{n}=0" for n in ("inter", "intra", "video", "order") if n != name]
-    # A queue of one step's keys: half of them are of other videos.
+    # A queue with the keys of one step: half of them are of other videos.
     options = ["train.steps=100", "train.log_every=20", "data.batch_size=4", "optim.lr=0.05"]
     options += ["loss.vclr.queue_size=12"]
     assert main([recipe, "train.run_dir=run", *options, *rest]) == 0

@@ -20,13 +20,13 @@ def test_scores_by_hand():
     train_rows = np.array([[1.0, 0.0], [3.0, 0.3], [0.0, 2.0], [-0.2, 1.0], [0.1, 1.0]])
     labels = np.array(["a", "a", "b", "b", "c"])
     test_rows = np.array([[5.0, 0.1], [0.02, 4.0], [0.3, 5.0], [0.0, 1.0]])
-    # Nearest by angle: the first row is at 1.1 degrees, 0 and 5.7 degrees away; and so on.
+    # Nearest by angle: for the first row the candidates are 1.1, 0 and 5.7 degrees away, and so on.
     # 2nd: b at 0.3, c at 5.4; 3rd: c at 2.3, b at 3.4; 4th ("d") is never found.
     scores = video_scores(train_rows, labels, test_rows, np.array(["a", "c", "c", "d"]))
     assert scores["recall_at_1"] == 2 / 4
     assert scores["recall_at_5"] == 3 / 4
     assert np.isnan([scores[f"recall_at_{k}"] for k in (10, 20, 50)]).all()
-    # Separable through the origin: two classes are told apart without an intercept.
+    # Separable through the origin: two classes are separated without an intercept.
     assert video_scores(train_rows[:4], labels[:4], test_rows[:2], np.array(["a", "b"]))[
         "linear_svm"
     ] == pytest.approx(1.0)
@@ -84,7 +84,7 @@ def test_features_are_means_of_central_squares(run):
     assert all(frames.shape == (1, 30, 3, 16, 16) for frames in seen)
     for record, feature in zip(records, features["pixels"], strict=True):
         numbers = np.round(np.linspace(0, record.frames - 1, 30)).astype(int)
-        # 16 x 16 in the middle of 18 x 28 pixels are 28 x 28 in the middle of 32 x 48.
+        # 16 x 16 in the middle of 18 x 28 pixels corresponds to 28 x 28 in the middle of 32 x 48.
         central = read_frames(record.path, numbers)[:, 2:30, 10:38].float().mean((0, 1, 2))
         np.testing.assert_allclose(feature, central.numpy(), rtol=2e-3)
     assert torch.is_tensor(seen[0])
@@ -101,8 +101,8 @@ def test_command_and_report(run, capsys):
     assert {"untrained", "trained"} <= result["rows"].keys() == result["row_definitions"].keys()
     metrics = result["rows"]["trained"]["metrics"]
     assert set(metrics) <= set(result["definitions"])
-    assert metrics["recall_at_5"] is None  # there are two training videos
-    # a.mp4 and its copy d.mp4 have the same picture, and different actions.
+    assert metrics["recall_at_5"] is None  # there are only two training videos
+    # a.mp4 and its copy d.mp4 have the same picture but different actions.
     assert metrics["recall_at_1"] <= 0.5
     assert report.main([str(run)]) == 0
     page = (run / "report.html").read_text()

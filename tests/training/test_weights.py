@@ -1,4 +1,6 @@
-"""Backbone weights: where in a file they are found, what is refused, and that nothing runs."""
+"""Backbone weights: how they are found in a file, what is refused, and that no code of the file
+runs.
+"""
 
 import argparse
 import collections
@@ -44,7 +46,7 @@ def equal(state, expected=STATE):
 
 
 def deeper(state, block, last):
-    """As of a network with copies of ``block`` up to block ``last``."""
+    """Names of a network with copies of ``block`` up to block ``last``."""
     stage, number = block.split(".")
     copies = {
         name.replace(f"{block}.", f"{stage}.{more}."): value
@@ -120,7 +122,7 @@ def test_two_that_fit_are_not_guessed_between(tmp_path):
         loaded(content, tmp_path, "teach")
     assert equal(
         loaded({"model": STATE, "net": dict(STATE)}, tmp_path)[1]
-    )  # one network, two names
+    )  # one network under two names
 
 
 def test_one_of_two_streams_fits(tmp_path):
@@ -191,7 +193,7 @@ def test_halves_are_widened_and_codes_refused(tmp_path):
 
 
 class Attributes(dict):
-    """As EasyDict and yacs' CfgNode: a dict whose entries are attributes too."""
+    """Like EasyDict and yacs' CfgNode: a dict whose entries are also attributes."""
 
     def __init__(self, **entries):
         super().__init__(entries)
@@ -263,7 +265,7 @@ def test_nothing_in_a_file_runs(call, old, tmp_path):
     torch.save(
         {"state_dict": STATE, "x": bad}, tmp_path / "w.pt", _use_new_zipfile_serialization=not old
     )
-    # torch.load refuses names of the module os, and to call what a call has given (Path.touch).
+    # torch.load refuses names of the module os, and calls of the result of a call (Path.touch).
     if call in (os.system, os.mkdir, Path.touch):
         with pytest.raises(ValueError, match="cannot be read as a checkpoint of plain tensors"):
             load_backbone_weights(network, tmp_path / "w.pt")

@@ -1,4 +1,4 @@
-"""What test_distributed.py computes on one rank and on two, in processes of their own."""
+"""Computations of test_distributed.py for one rank and for two, run in child processes."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ ITEMS = 8
 
 
 def squares(cfg, *_, videos: int = 5, **__) -> ClipLoader:
-    """In place of training.train.training_loader: each rank its part of the batches."""
+    """Replaces training.train.training_loader: each rank gets its part of the batches."""
     ranks = distributed.world_size()
     return ClipLoader(
         SquareItems(videos, padded=True),
@@ -39,7 +39,7 @@ def configuration(folder: Path, *overrides: str):
 
 
 def batch_of(items: range, *, empty: bool = False) -> dict:
-    """A batch made by hand, of clips of very different lengths."""
+    """A handmade batch with clips of very different lengths."""
     rng = np.random.default_rng(5)
     frames = rng.integers(0, 256, (ITEMS, 2, 8, 3, 16, 16), dtype=np.uint8)
     steps = np.sort(rng.integers(0, 40, (ITEMS, 2, 8)), -1)
@@ -112,14 +112,15 @@ def gradients(folder: Path) -> dict:
     results = {}
     for name, options in LOSSES.items():
         batch = batch_of(mine)
-        if "chunks" in name:  # full clips: a chunk then holds the same frames on 1 and on 2 ranks
+        if "chunks" in name:  # full clips: a chunk has the same frames on 1 and on 2 ranks
             batch["valid"][:] = True
             options = [f"train.chunk_frames={64 // ranks}"]
         results[name] = gradient(configuration(folder, *options), [batch])
     cfg = configuration(folder)
     results["scl in fp32"] = gradient(cfg, [batch_of(mine)], torch.float32)
     results["second half empty"] = gradient(cfg, [batch_of(mine, empty=True)])
-    # 4 parts of 2 items against all 8 at once; batch norms normalise each part alone, so frozen.
+    # 4 parts of 2 items, compared with all 8 at once. Batch norms normalise each part alone, so
+    # they are frozen.
     pieces = [range(2 * part, 2 * part + 2) for part in range(4)]
     mine_in = [
         range(p.start + rank * 2 // ranks, p.start + (rank + 1) * 2 // ranks) for p in pieces
@@ -134,7 +135,7 @@ def gradients(folder: Path) -> dict:
 
 
 def batch_norm(dtype: torch.dtype) -> dict:
-    """Rows 0..6 and 7..9 on two ranks, all on one; a large mean, where E[x^2] - E[x]^2 fails."""
+    """Rows 0..6 and 7..9 on two ranks, or all on one; a large mean, where E[x^2] - E[x]^2 fails."""
     rng = np.random.default_rng(3)
     x = torch.from_numpy(1000 + rng.standard_normal((10, 4, 3))).to(dtype)
     upstream = torch.from_numpy(rng.standard_normal((10, 4, 3))).to(dtype)
@@ -167,7 +168,7 @@ def batch_norm(dtype: torch.dtype) -> dict:
 
 
 def gathered() -> dict:
-    """Rank r has r + 2 rows; its loss weighs row i of all by (r + 1) (i + 1)."""
+    """Rank r has r + 2 rows; its loss weights row i of all rows by (r + 1) (i + 1)."""
     rank = distributed.rank()
     rows = (torch.arange(rank + 2.0)[:, None] + 10 * rank).expand(-1, 3).clone().requires_grad_()
     everyone = distributed.gather_rows(rows)
@@ -177,7 +178,7 @@ def gathered() -> dict:
 
 
 def skipping(folder: Path) -> dict:
-    """Only rank 1 has a loss that is not finite: nobody steps."""
+    """Only rank 1 has a non-finite loss: no rank steps."""
     cfg = configuration(folder, "train.max_nonfinite=2")
     trainer = trainer_of(cfg, torch.float32)
     share = ITEMS // distributed.world_size()

@@ -26,7 +26,7 @@ train: {chunk_frames: 0, steps: 12, log_every: 4, checkpoint_every: 5, device: c
 
 
 class TupleEngine(PyAVEngine):
-    """A bright square that moves, before a grey that tells the video; flips as they are drawn."""
+    """A bright moving square on a grey that identifies the video; flipped if the draw says so."""
 
     def read(self, readings) -> torch.Tensor:
         clips = len(readings[0].clips)
@@ -42,7 +42,7 @@ class TupleEngine(PyAVEngine):
 
 
 def tuples(cfg, *_, videos: int = 5, **__) -> ClipLoader:
-    """In place of training.train.training_loader: each rank its part of the batches."""
+    """Replaces training.train.training_loader: each rank gets its part of the batches."""
     records = [
         SimpleNamespace(
             id=f"video{i}", path=str(i), frames=40, fps=25.0, width=24, height=16, action="all"

@@ -1,4 +1,4 @@
-"""What test_vclr_ranks.py computes on one rank and on two, in processes of their own."""
+"""Computations of test_vclr_ranks.py for one rank and for two, run in child processes."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def trainer_of(folder: Path, *options: str, frozen: bool) -> Trainer:
 
 
 def steps(folder: Path, *options: str, broken: int | None = None) -> dict:
-    """Two steps with frozen batch norms; in step `broken` the last rank's losses are NaN."""
+    """Two steps with frozen batch norms; in step `broken` the losses of the last rank are NaN."""
     trainer = trainer_of(folder, *options, frozen=True)
     results = []
     parts = trainer.cfg.train.accumulate
@@ -47,7 +47,7 @@ def steps(folder: Path, *options: str, broken: int | None = None) -> dict:
 
 
 def shuffled(folder: Path) -> dict:
-    """Features of 8 rows a rank, by the step and directly."""
+    """Features of 8 rows per rank, computed by the step and directly."""
     trainer = trainer_of(folder, frozen=False)
     step = trainer.gradient_step
     frames = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(5))

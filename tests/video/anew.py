@@ -1,4 +1,6 @@
-"""Modules as a process imports them that lacks others: without a process, which imports torch."""
+"""Imports modules as in a process that lacks other modules, without starting one (which would
+import torch).
+"""
 
 import contextlib
 import importlib
@@ -9,7 +11,7 @@ from types import ModuleType
 
 @contextlib.contextmanager
 def imported_anew(name: str, *, lacking: tuple[str, ...]) -> Iterator[ModuleType]:
-    """``name``, imported once more with all that is in it, where ``lacking`` cannot be imported."""
+    """``name`` and its submodules, imported once more while ``lacking`` cannot be imported."""
     importlib.import_module(name)
     package, _, last = name.rpartition(".")
     owners = {package: getattr(sys.modules[package], last)} if package else {}
@@ -21,7 +23,7 @@ def imported_anew(name: str, *, lacking: tuple[str, ...]) -> Iterator[ModuleType
         for known in within(name, *lacking):
             del sys.modules[known]
         sys.modules |= before
-        for owner, module in owners.items():  # the import made the new one its attribute
+        for owner, module in owners.items():  # the import set the new module as its attribute
             setattr(sys.modules[owner], last, module)
 
 

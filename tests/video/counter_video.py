@@ -1,4 +1,4 @@
-"""Videos whose every frame carries its own number, in the ways files come."""
+"""Videos in which every frame shows its own number, in many kinds of files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 BITS, BLOCK = 12, 16  # a 4 x 3 grid of black and white blocks
 WIDTH, HEIGHT = 4 * BLOCK, 3 * BLOCK
 
-# One thread and no macroblock tree: the same bytes in every run, where tests damage files.
+# One thread and no macroblock tree, so that every run writes the same bytes for tests that damage
+# files.
 X264 = {
     "crf": "18",
     "x264-params": "keyint=12:min-keyint=12:bframes=3:scenecut=0:threads=1:mbtree=0",
@@ -25,7 +26,7 @@ HEVC = {"x265-params": "keyint=12:min-keyint=12:bframes=3:open-gop=1:log-level=n
 
 
 def encoded_once(encode: Callable[..., Path]) -> Callable[..., Path]:
-    """``encode(path, ...)`` that encodes each kind of file once, and copies it to every path."""
+    """``encode(path, ...)``, which encodes each kind of file once and copies it to every path."""
 
     @functools.cache
     def content(suffix: str, *args, **options) -> bytes:
@@ -48,7 +49,7 @@ def counter_frame(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.n
 
 
 def read_counter(frame: np.ndarray) -> int:
-    """The number in the top left 64 x 48 pixels; fails where they are blurred."""
+    """The number in the top left 64 x 48 pixels; fails if the blocks are blurred."""
     blocks = np.asarray(frame)[:HEIGHT, :WIDTH].mean(2).reshape(3, BLOCK, 4, BLOCK).mean((1, 3))
     assert np.all((blocks < 70) | (blocks > 185)), f"blurred counter: {blocks.round()}"
     return int((blocks.reshape(-1) > 128) @ (1 << np.arange(BITS)))
@@ -73,7 +74,7 @@ def encode(
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
         stream.options = options or {}
-        stream.codec_context.thread_count = 1  # threads for frames this small wait for each other
+        stream.codec_context.thread_count = 1  # more threads only wait for each other
         if stamps is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if sound is not None:
@@ -94,7 +95,7 @@ def encode(
 
 
 def remux(source: Path, target: Path, *, first_packet: int = 0, shift: int = 0) -> Path:
-    """Copy packets from the given one on, time stamps moved `shift` frames earlier.
+    """Copy packets from the given one on, with time stamps moved `shift` frames earlier.
 
     In mp4, time stamps below zero become an edit list that hides those frames.
     """

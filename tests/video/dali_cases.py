@@ -1,4 +1,4 @@
-"""What the DALI engine has to do on either device; the tests choose the device."""
+"""Tests of the DALI engine for both devices; the calling tests choose the device."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SEGMENTED = {"x264-params": X264["x264-params"] + ":intra-refresh=1"}
 
 
 def encode(path, count, **how):
-    """Larger than the counter: the hardware has smallest sizes, 144 x 144 for HEVC."""
+    """Larger than the counter, since the hardware has minimum sizes, such as 144 x 144 for HEVC."""
     return encode_counter(path, count, **{"size": (160, 144), **how})
 
 
@@ -62,7 +62,7 @@ def with_edit_list(path, make, shift):
     return remux(make(path.with_stem("whole_" + path.stem)), path, shift=shift)
 
 
-# Counter videos: the pixels say which frame it is.
+# Counter videos: the pixels show the number of the frame.
 ANY_VERSION = {
     "vp9.webm": vp9,
     "vp9.mp4": vp9,
@@ -112,12 +112,12 @@ def reading_of(path, frames, draws, side=None):
 
 
 def run(engine, *batches):
-    """What an engine makes of batches (lists of readings), on the CPU."""
+    """The result of an engine for batches (lists of readings), on the CPU."""
     return [b.cpu() for b in engine.batches(lambda k: batches[k], 0, len(batches))]
 
 
 def by_pyav(reading, size):
-    """The clips of a reading, frames at full size, crops rounded to their pixels."""
+    """The clips of a reading: frames at full size, crops rounded to their pixels."""
     full = read_frames(reading.path)
     height, width = scaled_size(reading.height, reading.width, reading.side)
     down, across = reading.height / height, reading.width / width
@@ -162,7 +162,9 @@ def shrunk(frame):
 
 
 def check_turned_beside_upright(engine, folder, coloured, inner, border, reference, **how):
-    """Both kinds of phone video in one batch; `coloured`: which of the two is changed in colour."""
+    """Both kinds of phone video in one batch; `coloured`: which of the two has its colours
+    changed.
+    """
     upright = texture(folder / "upright.mp4", count=6, **how)
     turned = set_rotation(texture(folder / "on_its_side.mp4", count=6, **how), 90)
     readings = []
@@ -179,10 +181,10 @@ def check_turned_beside_upright(engine, folder, coloured, inner, border, referen
 
 @encoded_once
 def texture(path, size=(96, 80), count=12, chroma=True):
-    """Noise that is smooth over a few pixels, another one each frame, coded without loss.
+    """Noise that is smooth over a few pixels and differs in each frame, coded without loss.
 
-    With `chroma`, in 4:4:4: where colours are not subsampled, DALI and PyAV convert to the same
-    bytes. Without, in 4:2:0 and with one hue per frame, which is as good and known to hardware.
+    With `chroma`, in 4:4:4: without subsampled colours, DALI and PyAV convert to the same bytes.
+    Without, in 4:2:0 and with one hue per frame, which is as accurate and supported by hardware.
     """
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, size[1] // 6, size[0] // 6, generator=generator)
@@ -203,7 +205,7 @@ def texture(path, size=(96, 80), count=12, chroma=True):
 
 
 def stages():
-    """One draw for each thing that can happen to an 80 x 96 picture, then everything at once."""
+    """One draw for each augmentation of an 80 x 96 picture, then all at once."""
     yield "crop", plain(60, 70, top=11, left=20)
     yield "whole pixels", plain(40, 40, top=3, left=50)
     yield "flip", plain(60, 70, top=11, left=20, flip=True)
@@ -218,7 +220,7 @@ def stages():
 
 
 def check_stages(engine, path, border, inner=1, reference=by_pyav):
-    """Every stage against `apply_draw`: within `inner` grey levels, `border` at the edges."""
+    """Every stage compared with `apply_draw`: within `inner` grey levels, `border` at the edges."""
     frames = np.array([[4, 7, 7, 1, 0, 11]])
     names, draws = zip(*stages(), strict=True)
     readings = [reading_of(path, frames, [draw]) for draw in draws]
@@ -230,7 +232,7 @@ def check_stages(engine, path, border, inner=1, reference=by_pyav):
         assert off.float().mean() <= 0.3 * inner, name
 
 
-# Turns clockwise, and the mirrors.
+# Clockwise turns, and the mirrored ones.
 MATRICES = {
     "0": (1, 0, 0, 1),
     "90": (0, 1, -1, 0),
@@ -244,7 +246,7 @@ MATRICES = {
 
 
 def check_rotation(engine, path, matrix, border, inner=1, reference=by_pyav):
-    """Crops and flips are of the upright frame."""
+    """Crops and flips refer to the upright frame."""
     set_matrix(path, *matrix)
     info = probe(path)
     crop = plain(30, 50, top=5, left=12) if info.height < info.width else plain(50, 30, top=12)
@@ -256,7 +258,7 @@ def check_rotation(engine, path, matrix, border, inner=1, reference=by_pyav):
 
 
 def tagged(path, space, full, codec="libx264", pixels="yuv444p"):
-    """Flat patches, coded and tagged as Rec. 709 (1), 601 (6) or 2020 (9); (rgb, file)."""
+    """Flat patches, coded and tagged as Rec. 709 (1), 601 (6) or 2020 (9); returns (rgb, file)."""
     red, blue = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}[space]
     rgb = np.random.default_rng(0).integers(40, 216, (6, 8, 3)).astype(float)
     luma = rgb @ [red, 1 - red - blue, blue]
@@ -283,7 +285,7 @@ def tagged(path, space, full, codec="libx264", pixels="yuv444p"):
 
 
 def check_colours(engine, rgb, path, mean=0.7):
-    """DALI's own conversion is 5 to 10 grey levels off in the mean where the tag matters."""
+    """DALI's own conversion is 5 to 10 grey levels off on average where the tag matters."""
     got = run(engine, [reading_of(path, [[0]], [plain(96, 128)])])[0][0, 0, 0]
     # Output of 96 x 96: patches of 16 x 12.
     means = got.double().view(3, 6, 16, 8, 12)[..., 4:-4].mean((2, 4)).permute(1, 2, 0).numpy()
@@ -292,7 +294,7 @@ def check_colours(engine, rgb, path, mean=0.7):
 
 
 def engine_of(size, device="cpu", gpu_operators=None, **options):
-    """`gpu_operators`: also on the CPU, what only a GPU gets otherwise."""
+    """`gpu_operators`: run the operators of the GPU graph on the CPU, too."""
     engine = DaliEngine(size, device=device, **{"threads": 2, **options})
     if gpu_operators is not None:
         engine._gpu_operators = gpu_operators

@@ -63,7 +63,7 @@ def test_a_clip_without_frames(draw):
 
 
 def naive_colour(frames, colour):
-    """Operation by operation on float pixels, clipped at the end."""
+    """The expected result: operation by operation on float pixels, clipped at the end."""
     x = frames.double().numpy()
     luma = np.array([0.299, 0.587, 0.114])
     for op, amount in colour:
@@ -125,13 +125,13 @@ def test_single_operations():
 
 
 def mirrored(index, size):
-    """Where a position is found in a picture that goes on in its mirror image: 2 1 0 1 2 1 0."""
+    """The index of a position in a picture that is continued by its mirror image: 2 1 0 1 2 1 0."""
     index = abs(index) % (2 * size - 2)
     return min(index, 2 * size - 2 - index)
 
 
 def test_blur():
-    """Against the mean over all positions within 3 sigma, weighted by their distance."""
+    """Compared with the mean over all positions within 3 sigma, weighted by their distance."""
     frames = picture(T=2, height=15, width=15).double()
     out = apply_draw(frames.byte(), still(15, 15, blur_sigma=1.4), 15).double()
     for row, column in [(0, 0), (7, 7), (3, 14), (12, 6)]:
@@ -150,7 +150,7 @@ def test_blur():
         assert small.shape == (1, 3, size, size)
     flat = torch.full((1, 20, 20, 3), 130, dtype=torch.uint8)
     assert torch.all(apply_draw(flat, still(20, 20, blur_sigma=2.0), 20) == 130)
-    # Defined at 224 pixels, weaker in proportion on smaller frames.
+    # Defined at 224 pixels; proportionally weaker on smaller frames.
     spec = Augmentation(size=56, blur=1.0, blur_sigma=(2.0, 2.0))
     assert draw_clip(80, 80, spec, np.random.default_rng(0)).blur_sigma == 0.5
 

@@ -1,4 +1,4 @@
-"""A video's crop: nothing outside the box is read, whatever reads it."""
+"""The crop of a video: no reader returns anything outside the box."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ from training.data.cache import FrameCache
 PLAIN = Augmentation(size=16, jitter=0.0, grayscale=0.0, blur=0.0)
 WIDTH, HEIGHT = 160, 96
 BOXES = {"wide": (40, 32, 64, 40), "tall": (64, 8, 32, 80), "corner": (112, 48, 48, 48)}
-INSIDE, OUTSIDE = 200, 40  # grey, as colours are coded at half the size and mix across an edge
+INSIDE, OUTSIDE = 200, 40  # grey: colours have half the resolution and mix across an edge
 
 
 MARGIN = 4  # pixels
@@ -73,13 +73,13 @@ def full_size_engines(records):
 
 
 def scaling_engines(records, side):
-    """Their pixels at a box's edge are mixed with those beside it, as in any scaled picture."""
+    """Their pixels at the edge of a box are mixed with the neighbours, as in any scaled picture."""
     yield PyAVEngine(16, scale_first=True)
     yield PyAVEngine(16, cache=FrameCache(records, side, progress=False))
 
 
 def farthest(pixels):
-    """Largest distance of a pixel from the grey inside."""
+    """Largest difference of a pixel from the grey inside."""
     return int((pixels.int() - INSIDE).abs().amax())
 
 
@@ -102,7 +102,7 @@ def test_no_pixel_of_a_clip_is_outside_the_box(files, side, kind):
 
 @pytest.mark.parametrize("name", BOXES)
 def test_crops_reach_the_whole_box(files, name):
-    """Not the middle of it alone: the largest draws touch each edge of the box."""
+    """The largest draws touch each edge of the box, so the whole box is used."""
     left, top, width, height = BOXES[name]
     spec = replace(PLAIN, scale=(0.3, 1.0), ratio=(0.25, 4.0))
     items = TwoViews([video(files[name, 0], BOXES[name])], 4, spec, side=120)
@@ -143,7 +143,7 @@ def test_what_is_kept_in_memory_gives_the_same_clips(files):
 
 
 def test_the_crop_gives_what_a_video_of_the_box_alone_gives(tmp_path):
-    """The same draw in the same picture, but for the rounding to whole pixels."""
+    """The same draw from the same picture, except for rounding to whole pixels."""
     rng = np.random.default_rng(0)
     left, top, width, height = BOXES["wide"]
     smooth = torch.from_numpy(rng.uniform(0, 255, (1, 3, 9, 12)))
@@ -184,8 +184,8 @@ def test_areas_lie_in_the_box(width, height, side, place):
     y, x, rows, columns = box_of(reading.clips[0], reading)
     assert rows >= 1
     assert columns >= 1
-    if min(wide, high) > 1:  # a box of one pixel is nobody's
-        scale = min(wide, high) / side  # pixels of the frame for one of the area
+    if min(wide, high) > 1:  # a box of one pixel does not occur in practice
+        scale = min(wide, high) / side  # pixels of the frame per pixel of the area
         assert left <= x
         assert top <= y
         assert x + columns <= left + wide

@@ -1,4 +1,4 @@
-"""The DALI engine on the CPU: the graph that runs on a GPU, but for where it resizes and blurs."""
+"""The DALI engine on the CPU: the same graph as on a GPU, except for resizing and blur."""
 
 import gc
 import os
@@ -84,7 +84,9 @@ BOTH = pytest.mark.parametrize(
 
 @BOTH
 def test_augmentation_is_that_of_apply_draw(folder, gpu_operators, border):
-    """At the edges torch leaves out what lies outside, `fn.resize` repeats the last pixel."""
+    """At the edges torch leaves out the pixels outside, while `fn.resize` repeats the last
+    pixel.
+    """
     engine = engine_of(40, gpu_operators=gpu_operators)
     check_stages(engine, texture(folder / "texture.webm"), border)
     engine.close()
@@ -125,14 +127,14 @@ def test_colour_tags_are_honoured(folder, space, full):
 
 
 def test_box_is_in_pixels_of_the_scaled_frame(folder):
-    """Frames of 96 x 80, drawn for a short side of 40: everything is twice as large."""
+    """Frames of 96 x 80, drawn for a short side of 40: all lengths are doubled."""
     path = texture(folder / "scaled.webm", count=3)
     engine = engine_of(20)
     half = reading_of(path, [[2]], [plain(31, 27, top=5, left=9)], side=40)
     full = reading_of(path, [[2]], [plain(62, 54, top=10, left=18)])
     one, two = run(engine, [half], [full])
     assert torch.equal(one, two)
-    # Crops that the rounding would push over the edge, or to nothing.
+    # Crops that rounding would push over the edge, or reduce to nothing.
     for side, box in ((33, (0, 0, 33, 40)), (640, (639, 767, 1, 1)), (640, (0, 0, 2, 2))):
         draw = ClipDraw(*box, flip=False, colour=(), blur_sigma=0.0)
         assert run(engine, [reading_of(path, [[0]], [draw], side=side)])[0].shape[-1] == 20
@@ -174,7 +176,7 @@ def resident():
 
 
 def test_threads_end_and_memory_stays(folder):
-    """A batch is 6 MB once decoded: 30 that are not given back would be seen."""
+    """A decoded batch has 6 MB; a leak of 30 batches would be noticed."""
     how = {"codec": "mjpeg", "pix_fmt": "yuvj420p", "size": (320, 240)}
     path = encode(folder / "loop.mkv", 12, **how)
     draws = [plain(200, 200, flip=True), plain(240, 320, colour=(("hue", 0.1),), blur_sigma=1.0)]
@@ -195,7 +197,7 @@ def test_threads_end_and_memory_stays(folder):
     next(unfinished)
     engine.close()
     gc.collect()
-    deadline = time.monotonic() + 60  # a thread that was joined is listed a moment longer
+    deadline = time.monotonic() + 60  # a joined thread is still listed for a moment
     while tasks() > before + 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert tasks() <= before + 1  # PyTorch's own threads stay
@@ -243,8 +245,9 @@ REAL = [
 @needs_h264
 @pytest.mark.parametrize("name", REAL)
 def test_real_clips_look_as_with_pyav(real_clips, name):
-    """Different conversions of the same frames: PyAV's, which is not made for accuracy, is a level
-    darker. But for that, a frame is nearer to itself than to its neighbour."""
+    """The conversions differ: PyAV's is not made for accuracy and is one level darker. Except for
+    that, a frame is closer to itself than to its neighbour.
+    """
     path = real_clips / name
     info = probe(path)
     frames = np.random.default_rng(0).integers(0, info.frames, 6)

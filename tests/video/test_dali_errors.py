@@ -1,4 +1,6 @@
-"""Files, options and machines that the DALI engine cannot serve: it says which and why."""
+"""Files, options and machines that the DALI engine does not support: the error says which, and
+why.
+"""
 
 import dataclasses
 import re
@@ -35,7 +37,7 @@ from fastseq.video.readings import Clip, Reading
 
 
 def broken(path):
-    """A file that opens, and whose middle does not decode."""
+    """A file that opens but whose middle cannot be decoded."""
     encode(path, COUNT, options=X264)
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
@@ -46,7 +48,9 @@ def broken(path):
 
 @needs_h264
 def test_a_file_that_fails_in_dali_is_named_with_the_reason(tmp_path, engine):
-    """The batches before it come out, it is found among the others, another run works."""
+    """The batches before it are returned, the error names it among the others, and another run
+    works.
+    """
     frames, draws = [range(0, COUNT, 3)], [plain(HEIGHT, WIDTH)]
     good = reading_of(encode(tmp_path / "good.mp4", COUNT, options=X264), frames, draws)
     bad = reading_of(broken(tmp_path / "broken.mp4"), frames, draws)
@@ -106,7 +110,7 @@ def test_what_dali_says_when_pyav_reads_the_file(tmp_path, engine, monkeypatch):
 
 
 def two_streams(path):
-    """The first stream is small, the second one is what FFmpeg calls best."""
+    """The first stream is small; the second one is the one that FFmpeg ranks best."""
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("libvpx-vp9", rate=25) for _ in range(2)]
         for stream, size in zip(streams, ((160, 144), (320, 240)), strict=True):
@@ -127,7 +131,7 @@ def test_of_several_streams_the_one_that_players_show_is_decoded(tmp_path, engin
     path = two_streams(tmp_path / "two_streams.mkv")
     reading = reading_of(path, [[3]], [plain(HEIGHT, WIDTH)])
     assert (reading.height, reading.width) == (240, 320)
-    # What comes out of the decoder is looked at, should DALI take another one.
+    # The decoded frames are checked, in case DALI picks another stream.
     file = dali_engine.inspect(
         str(ANY_VERSION["vp9.webm"](tmp_path / "one.webm")), "cpu", VERSION, 9
     )

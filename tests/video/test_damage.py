@@ -1,4 +1,4 @@
-"""Damage in the middle of a file: what is unsound is told, what is sound is read."""
+"""Damage in the middle of a file: damaged frames are reported, the others are read."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from fastseq.video import VideoError, probe, read_frames, transcode  # noqa: E40
 from fastseq.video._av import single_thread  # noqa: E402
 from fastseq.video.gaps import gaps_of, sound_frames  # noqa: E402
 
-GROUP = 12  # frames from key to key: more than are decoded rather than sought
+GROUP = 12  # frames from key to key: so many that they are skipped by a seek, not decoded
 COUNT = 3 * GROUP
 
 
@@ -30,7 +30,7 @@ def noisy_video(path, bf, codec="libx264"):
             "x265-params": f"{params}:pools=none:log-level=none",
             "g": str(GROUP),
             "bf": str(bf),
-            "sc_threshold": "1000000000",  # no keys but those
+            "sc_threshold": "1000000000",  # no other key frames
         }
         for t in range(COUNT):
             pixels = (np.roll(base, 3 * t, 1) // 2 + generator.integers(0, 40, base.shape)) % 256
@@ -41,14 +41,14 @@ def noisy_video(path, bf, codec="libx264"):
 
 
 def damage(path, number, how, seed=0):
-    """Spoil packet `number`, in the order of the file."""
+    """Damage packet `number`, counted in the order of the file."""
     with av.open(str(path)) as container:
         packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
     data, size = bytearray(path.read_bytes()), len(packets[number])
     pos = data.index(packets[number])
-    if how == "length":  # of the NAL unit: the packet does not decode at all
+    if how == "length":  # of the NAL unit: the packet cannot be decoded at all
         data[pos : pos + 4] = b"\x7f\xff\xff\xff"
-    else:  # its content: the decoder may make up what is missing
+    else:  # its content: the decoder may conceal the loss
         n = size // 3
         noise = np.random.default_rng(seed).integers(0, 255, n, dtype=np.uint8).tobytes()
         data[pos + n : pos + 2 * n] = noise
@@ -88,7 +88,7 @@ def test_frames_beside_a_packet_that_does_not_decode(tmp_path, suffix, bf, numbe
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4", "mpeg2video"])
 @pytest.mark.parametrize("bf", [0, 2])
 def test_no_frame_that_the_decoder_made_up_is_given(tmp_path, codec, bf):
-    """Whatever FFmpeg notices: a frame comes out as it was, or not at all."""
+    """Whatever FFmpeg detects, a frame is returned unchanged or not at all."""
     source = noisy_video(tmp_path / "a.mkv", bf, codec)
     whole = read_frames(source)
     noticed = 0
@@ -100,7 +100,7 @@ def test_no_frame_that_the_decoder_made_up_is_given(tmp_path, codec, bf):
                 seen = any(frame.is_corrupt for frame in container.decode(video=0))
             except av.error.FFmpegError:
                 seen = True
-        if not seen:  # nothing in the stream shows it
+        if not seen:  # the stream has no sign of it
             continue
         noticed += 1
         info = probe(path, decode=True)
@@ -117,7 +117,7 @@ def test_no_frame_that_the_decoder_made_up_is_given(tmp_path, codec, bf):
                 assert torch.equal(frame, whole[index])
         with pytest.raises(VideoError):
             transcode(path, tmp_path / "copy.mp4")
-    assert noticed or codec == "libx265"  # HEVC decodes any bits
+    assert noticed or codec == "libx265"  # HEVC decodes any bits without an error
 
 
 @pytest.mark.parametrize("suffix", ["avi", "ts"])
@@ -148,7 +148,7 @@ def test_without_a_timeline_flagged_frames_are_a_gap(tmp_path, suffix):
 
 @pytest.mark.parametrize("bf", [0, 2])
 def test_damage_in_frames_that_an_edit_list_hides(tmp_path, bf):
-    """What is shown first refers to them."""
+    """The frames that are shown first refer to them."""
     source = remux(noisy_video(tmp_path / "a.mp4", bf), tmp_path / "edit.mp4", shift=7)
     whole, noticed = read_frames(source), 0
     for number in (1, 5, 6):

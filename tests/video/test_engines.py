@@ -1,4 +1,4 @@
-"""Which engine is taken and why; a loader gives the same work on each of them."""
+"""Which engine is chosen and why; all engines return the same to a loader."""
 
 import importlib.util
 import re
@@ -183,7 +183,7 @@ def growing(tmp_path_factory):
 
 @pytest.mark.parametrize("scale_first", [False, True])
 def test_pyav_gives_a_frame_the_first_ones_size(growing, scale_first):
-    """Whichever frames of a stream that changes its size are asked for."""
+    """For any requested frames of a stream whose size changes."""
     engine = PyAVEngine(40, scale_first=scale_first)
     assert (growing.frames, growing.width, growing.height) == (40, 64, 48)
 
@@ -206,7 +206,7 @@ def test_pyav_refuses_clips_that_make_no_tensor(files, lengths):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pyav_names_the_bad_file_with_pinned_memory_too(tmp_path, workers, monkeypatch):
-    """Older versions of torch make a list of a tuple there."""
+    """Older versions of torch convert a tuple to a list there."""
 
     def pinned(*args, **options):
         for batch in DataLoader(*args, **options):
@@ -226,7 +226,7 @@ def test_spawned_workers_share_no_memory_that_is_written_to(files):
     readings = [Reading(files[0].path, 48, 64, 48, (clip,))]
     engine = PyAVEngine(32)
     frames = engine.read(readings)
-    # As processes that are spawned get it.
+    # As spawned processes receive it.
     copies = [ForkingPickler.loads(ForkingPickler.dumps(engine)) for _ in range(2)]
     assert all(torch.equal(copy.read(readings), frames) for copy in copies)
     assert copies[0]._resized.data_ptr() != copies[1]._resized.data_ptr()

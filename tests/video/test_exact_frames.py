@@ -1,4 +1,4 @@
-"""Files whose frames a reader that seeks gets wrong without a word."""
+"""Files in which a seeking reader silently returns wrong frames."""
 
 from fractions import Fraction
 
@@ -36,7 +36,7 @@ WHOLE = ClipDraw(0, 0, 48, 64, flip=False, colour=(), blur_sigma=0.0)
 
 
 def truth(path):
-    """Decoded from the start without a seek."""
+    """Decoded from the start, without a seek."""
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -44,7 +44,9 @@ def truth(path):
 
 
 def noisy(count=COUNT):
-    """Frames that x264 does not store whole: each differs from the one before everywhere."""
+    """Frames that x264 predicts from others, not whole ones: each differs from the previous one
+    everywhere.
+    """
     generator = np.random.default_rng(0)
     base = generator.integers(0, 255, (48, 64, 3))
     return [
@@ -88,7 +90,7 @@ def test_frames_after_a_key_frame_that_is_none(tmp_path, name):
     generator = np.random.default_rng(1)
     for asked in (*generator.integers(0, COUNT, (12, 1)), generator.integers(0, COUNT, 7)):
         assert torch.equal(read_frames(path, asked, info=info), whole[asked])
-    # What training and evaluation read: the same file through the loader's engine.
+    # The frames for training and evaluation: the same file through the loader's engine.
     numbers = np.array([40, 77, COUNT - 1])
     reading = Reading(str(path), 48, 64, 48, (Clip(numbers, WHOLE),))
     (made,) = PyAVEngine(48).batches(lambda k: [reading], 0, 1)
@@ -127,7 +129,7 @@ SHOWN = {  # top left, top right, bottom left, bottom right
     (1, 0, 0, -1): "BYRG",
     (0, 1, 1, 0): "RBGY",
     (0, -1, -1, 0): "YGBR",
-    (-0.5, 0, 0, 0.5): "GRYB",  # the scale is not ours
+    (-0.5, 0, 0, 0.5): "GRYB",  # the scale is discarded
     (0, 0, 0, 0): "RGBY",
 }
 
@@ -173,7 +175,7 @@ def test_a_matrix_that_turns_by_no_right_angle_is_refused(tmp_path, matrix):
 
 
 def two_streams(path, default=None):
-    """64 x 48 first, then 128 x 96 with larger numbers; the latter is better, if none is marked."""
+    """First 64 x 48, then 128 x 96 with larger numbers; the latter ranks best if none is marked."""
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
         for number, stream in enumerate(streams):
@@ -226,7 +228,7 @@ def test_interlaced_files_are_refused_and_their_copies_read(tmp_path, name):
 
 
 def test_interlaced_frames_behind_progressive_ones(tmp_path):
-    """Packets of one stream after those of another, as recorders write them."""
+    """Packets of one stream follow those of another, as recorders write them."""
     parts = []
     for number, params in enumerate(("", "tff=1:")):
         options = {"crf": "18", "x264-params": f"{params}keyint=12:bframes=0"}
@@ -255,7 +257,7 @@ def test_interlaced_frames_behind_progressive_ones(tmp_path):
 
 
 def test_the_copy_of_an_interlaced_file_has_no_combs(tmp_path):
-    """Two fields of a bar that moves: teeth in the frames, none in the copy."""
+    """Two fields of a moving bar: combed frames in the source, none in the copy."""
     pixels = []
     for t in range(12):
         frame = np.zeros((48, 64, 3), np.uint8)
@@ -296,7 +298,7 @@ def test_h264_in_an_avi_file_of_600_ticks_a_second(tmp_path, bf):
 
 @pytest.mark.parametrize("bf", [0, 2])
 def test_exchanged_time_stamps_are_no_damage(tmp_path, bf):
-    """Frames come in the order in which they were drawn, whatever their stamps say."""
+    """Frames are returned in the order in which they were drawn, whatever their time stamps."""
     options = {"crf": "18", "x264-params": f"keyint=12:bframes={bf}:scenecut=0"}
     source = encode(tmp_path / "a.mp4", 40, options=options)
     path = tmp_path / "b.mp4"
@@ -313,7 +315,7 @@ def test_exchanged_time_stamps_are_no_damage(tmp_path, bf):
             packet.dts -= 2 * abs(first.pts - second.pts)
             packet.stream = copy
             new.mux(packet)
-    # Where every frame may be out of order, only decoding tells that two are exchanged.
+    # Where every frame may be out of order, only decoding shows that two are exchanged.
     quick = [probe(path), None] if not bf else []
     for info in (probe(path, decode=True), *quick):
         if info is not None:

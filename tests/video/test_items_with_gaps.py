@@ -1,4 +1,4 @@
-"""Items of damaged videos: drawn among the sound frames, numbered as in the whole video."""
+"""Items of damaged videos: drawn from the sound frames, numbered as in the whole video."""
 
 from types import SimpleNamespace
 
@@ -62,12 +62,12 @@ def test_gaps_and_sound_frames_are_the_same_thing():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_are_those_of_a_video_without_the_gaps(kind):
-    """Place p among the sound frames stands for the p-th of them; nothing else changes."""
+    """Index p among the sound frames is the p-th of them; nothing else changes."""
     make, options = KINDS[kind]
     with_gaps = make([video("a"), video("b")], augmentation=PLAIN, side=24, **options)
     shorter = [video(name, gaps=(), frames=len(SOUND)) for name in "ab"]
     without = make(shorter, augmentation=PLAIN, side=24, **options)
-    del shorter[0].gaps  # a video need not have any such thing
+    del shorter[0].gaps  # a video may lack the attribute
     sound = np.array(SOUND)
     for epoch in range(20):
         one, two = with_gaps.item(1, epoch, 0), without.item(1, epoch, 0)

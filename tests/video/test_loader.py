@@ -1,4 +1,6 @@
-"""Items and batches of clips: what they show, that they repeat, and what happens to bad files."""
+"""Items and batches of clips: their content, their reproducibility, and the handling of bad
+files.
+"""
 
 from types import SimpleNamespace
 
@@ -30,7 +32,7 @@ KEYS = ("frames", "steps", "times", "valid", "lengths", "num_frames")
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Videos whose frame t is grey of level 8 t; two actions, and one that has a single video."""
+    """Videos whose frame t has grey level 8 t; two actions, and a third with a single video."""
     folder = tmp_path_factory.mktemp("grey")
     out = []
     for name, frames in LENGTHS.items():
@@ -71,7 +73,7 @@ def test_views_show_the_frames_they_name(videos, crop_base):
         assert batch["frames"].shape == (2, 2, 12, 3, 16, 16)
         assert batch["frames"].dtype == torch.uint8
         level = batch["frames"].float().mean((3, 4, 5))
-        assert (level - 8 * batch["steps"]).abs().max() < 4  # where padded: the last frame
+        assert (level - 8 * batch["steps"]).abs().max() < 4  # padding repeats the last frame
         torch.testing.assert_close(batch["times"], batch["steps"].double() / 25, rtol=0, atol=1e-12)
         assert torch.equal(batch["lengths"], batch["valid"].sum(-1))
         for name, length, valid in zip(
@@ -165,7 +167,7 @@ def test_frames_never_come_with_the_numbers_of_another_batch(videos, workers):
     assert len([*made]) == 2  # the rest of the epoch, by a second iterator
     with pytest.raises(RuntimeError, match="moved from batch 1 to 3 while it was iterated over"):
         next(first)
-    for batch in made:  # the next epoch, left in its middle
+    for batch in made:  # the next epoch, stopped in the middle
         level = batch["frames"].float().mean((3, 4, 5))
         assert (level - 8 * batch["steps"]).abs().max() < 4
         break
@@ -208,7 +210,7 @@ def test_ranks_share_an_epoch(videos, last):
     seen = [name for both in zip(*ranks, strict=True) for batch in both for name in batch]
     alone = [name for batch in order(items, 2, last=last) for name in batch]
     assert seen == alone
-    assert len(order(items, 4, rank=1, world_size=2)[0]) == 4  # filled up, not short
+    assert len(order(items, 4, rank=1, world_size=2)[0]) == 4  # filled up, not shortened
 
 
 def with_bad(videos, tmp_path, good, bad):
@@ -227,12 +229,12 @@ def test_a_bad_video_is_replaced_counted_and_named(videos, tmp_path, workers, it
     reader = loader(made, 21, workers=workers)
     with pytest.warns(RuntimeWarning, match=r"left out bad0: the file is empty.*\(1 of 21") as all_:
         batches = [*reader]
-    assert len(all_) == 1  # said once
+    assert len(all_) == 1  # reported once
     names = [name for batch in batches for name in batch["ids"]]
     assert len(names) == 21
     assert not any("bad" in name for name in names)
     assert reader.bad == {made.videos[5].path: "the file is empty (0 bytes)"}
-    # A loader that knows it from the start, as after a resume, gives the same batches.
+    # A loader that knows it from the start, as after resuming, returns the same batches.
     again = loader(made, 21)
     again.load_state_dict(reader.state_dict() | {"position": 0})
     assert all(same(one, two) for one, two in zip(again, batches, strict=True))

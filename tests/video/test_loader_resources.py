@@ -1,4 +1,4 @@
-"""What a loader holds on to: memory and files over epochs, processes after Ctrl-C."""
+"""Resources of a loader: memory and files over epochs, processes after Ctrl-C."""
 
 import gc
 import os
@@ -37,7 +37,7 @@ def resident_kb() -> int:
 def test_ten_epochs_leave_memory_and_files_as_they_were(paths):
     items = TwoViews([probe(path) for path in paths], 32, Augmentation(size=64))
     loader = ClipLoader(items, 2, engine=PyAVEngine(64))
-    for _ in range(3):  # allocators settle
+    for _ in range(3):  # let the allocators settle
         for _ in loader:
             pass
     gc.collect()
@@ -47,7 +47,7 @@ def test_ten_epochs_leave_memory_and_files_as_they_were(paths):
             pass
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == files
-    # Ten epochs give 31 MB of frames; the allocator's own ups and downs are 5 MB.
+    # Ten epochs produce 31 MB of frames; the allocator itself varies by 5 MB.
     assert resident_kb() - memory < 15_000
 
 
@@ -81,7 +81,7 @@ def test_ctrl_c_leaves_no_process_behind(paths):
     assert process.stdout.readline() == "0\n"
     workers = children_of(process.pid)
     assert len(workers) >= 2
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "KeyboardInterrupt" in errors

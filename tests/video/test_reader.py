@@ -120,7 +120,7 @@ def test_rotation_is_applied(folder, clockwise):
     assert info.rotation == (-clockwise) % 360
     frame = read_frames(path, [19])[0].numpy()
     assert frame.shape == (info.height, info.width, 3)
-    assert read_counter(np.rot90(frame, clockwise // 90)) == 19  # undone counterclockwise
+    assert read_counter(np.rot90(frame, clockwise // 90)) == 19  # rotated back counterclockwise
     assert read_frames(path, [19], size=(40, 20)).shape == (1, 40, 20, 3)
 
 
@@ -182,7 +182,7 @@ def test_unreadable_files_say_why(folder):
     (folder / "zero.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("not a video\n" * 200)
     (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
-    (folder / "no_index.mp4").write_bytes(data[: len(data) // 2])  # the index comes last
+    (folder / "no_index.mp4").write_bytes(data[: len(data) // 2])  # the index is at the end
     with av.open(str(folder / "sound.mp4"), "w") as container:
         sound = container.add_stream("aac", rate=8000)
         tone = av.AudioFrame.from_ndarray(
@@ -225,7 +225,7 @@ def test_truncated_files_give_the_frames_that_exist(folder, kind):
     assert COUNT // 4 < frames < COUNT
     said = {"mp4": "breaks off", "mkv": "the header declares", "webm": "the header declares"}
     assert said.get(kind, "") in info.note
-    assert probe(path) == info  # the packets show the damage, so that it is decoded anyway
+    assert probe(path) == info  # the packets show the damage, so it is decoded in any case
     numbers = [read_counter(f) for f in read_frames(path, range(frames))]
     assert numbers == list(range(frames))
     for index in (frames, frames + 1, COUNT - 1):
@@ -272,7 +272,7 @@ def test_written_bytes_do_not_depend_on_the_number_of_cores(tmp_path):
         write_video(path, [counter_frame(n, 320, 400) for n in range(5)], 25)
         written.append(path.read_bytes())
     assert written[0] == written[1]
-    assert b" threads=1 " in written[0]  # x264's own note: its output changes with them
+    assert b" threads=1 " in written[0]  # x264 records the settings; its output depends on them
 
 
 def test_write_video(tmp_path):
@@ -301,7 +301,7 @@ def test_the_average_rate_is_that_of_the_frames_shown(tmp_path, ending, codec):
     path = encode(tmp_path / f"varies.{ending}", 24, codec=codec, stamps=stamps)
     assert probe(path).fps == pytest.approx(23_000 / stamps[-1], rel=1e-3)
     one = probe(encode(tmp_path / f"one.{ending}", 1, codec=codec))
-    assert (one.frames, one.fps) == (1, 25)  # and not 0, by which times would be divided
+    assert (one.frames, one.fps) == (1, 25)  # not 0, since times are divided by it
 
 
 def test_the_average_rate_of_a_file_whose_stamps_start_anew(tmp_path):

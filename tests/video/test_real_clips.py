@@ -1,8 +1,8 @@
 """Frame counts of real files; the clips themselves are not part of the project.
 
-Presented frames (edit lists honoured) as counted once with FFmpeg's own decoder. The clips: golf
-swings from public GitHub repositories, the multi-camera demo of Pose2Sim, test files of TorchCodec,
-decord and MMAction2.
+The counts are of presented frames (with edit lists applied), counted once with FFmpeg's own
+decoder. The clips are golf swings from public GitHub repositories, the multi-camera demo of
+Pose2Sim, and test files of TorchCodec, decord and MMAction2.
 """
 
 import numpy as np
@@ -40,7 +40,7 @@ FRAMES = {
     "misc/sports2d_demo.mp4": 230,
     "misc/torchcodec_av1_video.mkv": 125,
     "misc/torchcodec_h265_video.mp4": 10,
-    "misc/torchcodec_nasa_13013.mp4": 390,  # of two streams the larger
+    "misc/torchcodec_nasa_13013.mp4": 390,  # the larger of two streams
     "misc/torchcodec_nasa_13013_rotated.mp4": 17,
     "multiview/pose2sim_Trial_1_cam01.mp4": 100,
     "multiview/pose2sim_Trial_1_cam02.mp4": 100,
@@ -88,7 +88,7 @@ def test_a_damaged_clip_stops_where_the_damage_is(real_clips):
 
 
 def test_rotated_clips_come_upright(real_clips):
-    """Each clip shows a keyboard; the sizes and turns were checked by eye once."""
+    """Each clip shows a keyboard; sizes and rotations were checked once by eye."""
     for turn in (0, 90, 180, 270):
         info = probe(real_clips / f"misc/decord_video_{turn}.mov")
         upright = (320, 568) if turn % 180 else (568, 320)

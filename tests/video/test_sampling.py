@@ -1,4 +1,4 @@
-"""Clips of whole videos, and frames with their context."""
+"""Chunks that cover a whole video, and frames with their context."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_segments_give_one_frame_of_each_chunk(num_frames):
         assert valid.all()
         for chunk, frame in enumerate(frames):
             seen[chunk].add(int(frame))
-    # The chunks are the video, in order, and of nearly equal length.
+    # The chunks cover the video in order and have nearly equal lengths.
     assert [frame for chunk in seen for frame in sorted(chunk)] == list(range(num_frames))
     sizes = {len(chunk) for chunk in seen}
     assert sizes <= {num_frames // 20, -(-num_frames // 20)}

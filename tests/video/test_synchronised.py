@@ -1,4 +1,4 @@
-"""SynchronisedViews: frames of equal steps show the same instant, in two cameras."""
+"""SynchronisedViews: frames with equal steps show the same instant in two cameras."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,9 @@ def camera(name, frames=90, fps=30.0, group="trial", offset=0, **more):
 
 
 def shown(item):
-    """(instants in seconds of the frames of both clips, those that `steps` say), (2, T) each."""
+    """(instants in seconds of the frames of both clips, instants according to `steps`), (2, T)
+    each.
+    """
     videos = {"a.mp4": A, "b.mp4": B, "c.mp4": C}
     seconds = []
     for reading in item.readings:
@@ -57,7 +59,8 @@ def test_frames_of_equal_steps_show_the_same_instant(kind):
             assert np.array_equal(item.steps, again.steps)
             seen.add(item.id)
             seconds, said = shown(item)
-            # The first video's frames are exact, the other's the nearest: half a frame at most.
+            # The first video's frames are exact; the other's are the nearest, at most half a frame
+            # away.
             half = 0.5 / (25 if item.id.endswith("c") else 30)
             assert np.abs(seconds[0] - said[0]).max() < 1e-9
             assert np.abs(seconds[1] - said[1]).max() < ("c" in item.id) * half + 1e-9
@@ -71,7 +74,7 @@ def test_frames_of_equal_steps_show_the_same_instant(kind):
 
 
 def test_the_common_time_is_drawn_whole_and_no_more():
-    """Of a and b: frames 17 to 89 and 0 to 72, less those of b's gap."""
+    """Common instants of a and b: frames 17 to 89 and 0 to 72, without those of b's gap."""
     items = SynchronisedViews([A, B], 8, PLAIN, sampling="segment")
     drawn = np.stack([items.item(0, epoch, 0).steps for epoch in range(300)])
     instants = {*range(13, 86)} - {*range(53, 60)}
@@ -79,7 +82,7 @@ def test_the_common_time_is_drawn_whole_and_no_more():
     assert items.item(0, 0, 0).num_frames.tolist() == [73, 73]
     views = SynchronisedViews([A, B], 8, PLAIN, sampling="even", crop_base="clip")
     item = views.item(0, 0, 0)
-    assert not np.array_equal(*item.steps)  # each clip has a window of its own
+    assert not np.array_equal(*item.steps)  # each clip has its own window
 
 
 def test_a_short_common_time_is_padded():
@@ -133,7 +136,7 @@ def test_two_instants_are_enough():
 
 
 def test_pixels_of_two_cameras_agree(tmp_path):
-    """Grey level 5 k all over at instant k: the level tells the instant, whatever the crop."""
+    """At instant k all pixels have grey level 5 k, so the level shows the instant in any crop."""
     videos = []
     for name, first, count in (("a", 0, 40), ("b", 7, 33)):
         levels = 5 * np.arange(first, first + count, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""One file: frame k of the copy is frame k of the source, in the form that decodes fast."""
+"""One file: frame k of the copy equals frame k of the source, in a format that decodes fast."""
 
 from fractions import Fraction
 
@@ -60,14 +60,14 @@ def test_frame_k_is_frame_k(tmp_path, name):
     assert info.frames == probe(target, decode=True).frames == len(numbers)
     assert (info.width, info.height, info.codec) == (64, 48, "h264")
     with av.open(str(target)) as container:
-        (stream,) = container.streams  # the sound is gone
-        full_range = "yuvj420p"  # FFmpeg's old name of yuv420p with a full range
+        (stream,) = container.streams  # the sound is dropped
+        full_range = "yuvj420p"  # FFmpeg's old name for yuv420p with the full range
         expected = full_range if name == "mjpeg.avi" else "yuv420p"
         assert stream.codec_context.pix_fmt == expected
         step = 1 / (stream.average_rate * stream.time_base)
         packets = [packet for packet in container.demux(stream) if packet.size]
     keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
-    assert keys == list(range(0, len(numbers), 16))  # whatever the source's were
+    assert keys == list(range(0, len(numbers), 16))  # whatever the key frames of the source
     assert not any(packet.is_discard for packet in packets)
     assert [packet.pts for packet in packets] == [n * step for n in range(len(numbers))]
     assert [packet.dts for packet in packets] == [packet.pts for packet in packets]
@@ -102,7 +102,7 @@ def test_rotation_is_baked_in(tmp_path, clockwise):
         ((1080, 1920), 256, (256, 456)),  # 455.1
         ((1088, 1920), 256, (256, 452)),  # 451.8
         ((256, 340), 256, (256, 340)),
-        ((255, 341), 256, (254, 340)),  # nothing grows
+        ((255, 341), 256, (254, 340)),  # no file is enlarged
         ((67, 49), 256, (66, 48)),
         ((257, 257), 256, (256, 256)),
         ((1, 3), 256, (2, 2)),
@@ -113,7 +113,7 @@ def test_even_sizes(size, short_side, expected):
 
 
 def colours(path, *, pix_fmt="yuv420p", codec="libx264", tags=()):
-    """Saturated colours that move, 160 x 120, written losslessly with the given tags."""
+    """Saturated moving colours, 160 x 120, written losslessly with the given tags."""
     y, x = np.mgrid[:120, :160] / 40
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
@@ -149,7 +149,8 @@ def test_colours_stay(tmp_path, name, short_side):
     info = transcode(source, target, short_side=short_side, crf=12)
     old = read_frames(source, size=(info.height, info.width)).float()
     new = read_frames(target).float()
-    # The reader's own scaling darkens by up to 1.6 levels; a wrong matrix or range is 6 and more.
+    # The reader's own scaling darkens by up to 1.6 levels; with a wrong matrix or range it is 6 and
+    # more.
     assert (new - old).abs().mean() < 3
     assert (new - old).mean((0, 1, 2)).abs().max() < 2.5
     with av.open(str(source)) as a, av.open(str(target)) as b:
@@ -166,7 +167,7 @@ def test_a_damaged_source_gives_no_copy(tmp_path):
     cut = encode(tmp_path / "cut.mp4", COUNT, options=OPEN_GOP, container_options=index_first)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 7 // 10])
     noise = np.random.default_rng(0).integers(0, 256, (25, 64, 64, 3), dtype=np.uint8)
-    write_video(tmp_path / "hole.mp4", noise, 25)  # packets are in order, their content is not
+    write_video(tmp_path / "hole.mp4", noise, 25)  # packets in order, content damaged
     data = bytearray((tmp_path / "hole.mp4").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 2000] = b"\xff" * 2000
     (tmp_path / "hole.mp4").write_bytes(data)

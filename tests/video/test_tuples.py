@@ -1,4 +1,4 @@
-"""SegmentTuples: which frames, which draws, and that every engine and the loader take them."""
+"""SegmentTuples: the frames, the draws, and that every engine and the loader support them."""
 
 from collections import Counter
 from dataclasses import replace
@@ -36,7 +36,7 @@ def video(frames: int, name: str = "a") -> SimpleNamespace:
 
 def tuples_of(frames: int, count: int, **options) -> np.ndarray:
     items = SegmentTuples([video(frames)], PER_FRAME, **options)
-    # They take most of the time, and come last in an item: no frame depends on them.
+    # They take most of the time and are drawn last in an item, so no frame depends on them.
     items._draws = lambda video, generator: [None] * (2 * items.segments + 1)
     return np.stack([items.item(0, epoch, 0).steps[:, 0] for epoch in range(count)])
 

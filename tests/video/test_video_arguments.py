@@ -237,7 +237,7 @@ def test_arguments_of_functions(call, error, message, tmp_path, monkeypatch):
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path):
-    """The same clips, and a state that torch.load(weights_only=True) takes."""
+    """The same clips, and a state that torch.load(weights_only=True) accepts."""
     path = str(tmp_path / "a.mp4")
     frames = RNG.integers(0, 255, (40, 24, 32, 3), dtype=np.uint8)
     write_video(path, frames, np.float32(25), crf=np.int64(20))

@@ -44,7 +44,7 @@ def test_indices_are_sorted_unique_and_in_range(
 @settings(max_examples=300)
 @given(**options, crop_base=st.sampled_from(["clip", "span"]))
 def test_crops_overlap_by_beta(num_frames, T, seed, strategy, beta, crop_base):
-    """With even sampling a view spans its crop from end to end, so the crops can be seen."""
+    """With even sampling a view covers its crop from end to end, so it shows the crop."""
     frames, valid = sample_views(
         num_frames, T, np.random.default_rng(seed), strategy="even", beta=beta, crop_base=crop_base
     )
@@ -85,7 +85,7 @@ def test_span_lengths_follow_the_fraction():
     assert max(lengths) <= 900
     assert abs(np.mean(lengths) - 600) < 10
     short, valid = sample_views(60, 48, generator, crop_base="span", span=(0.3, 0.3))
-    assert valid.all()  # 18 frames would not hold 48: the span grows to 48
+    assert valid.all()  # 18 frames could not hold 48, so the span grows to 48
     assert np.ptp(short, axis=1).max() == 47
 
 
@@ -99,7 +99,9 @@ def test_beta_zero_draws_the_crops_independently():
 
 
 def test_video_base_reproduces_the_released_settings():
-    """No crop at all: 19 % of the slots are padding on average, 40 % of them with 60 of 80."""
+    """Without any crop, 19 % of the slots are padding on average, and 40 % of them with 60 of
+    80.
+    """
     generator = np.random.default_rng(0)
     padding, first = [], []
     for _ in range(4000):

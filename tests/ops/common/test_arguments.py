@@ -1,5 +1,6 @@
-"""What all public ops owe their callers alike: numbers of any kind, the name of the function that
-was called, one sentence where PyTorch's other ways to differentiate are tried."""
+"""Behaviour that all public ops share: they accept numbers of any kind, errors name the function
+that was called, and the other ways of PyTorch to differentiate raise one clear error.
+"""
 
 import re
 from fractions import Fraction
@@ -20,7 +21,7 @@ COST = randn(3, 12, 12, seed=3).square()
 QUEUE = normalize(randn(20, 4, seed=4), dim=-1)
 CLASSIFIER = torch.nn.Linear(2 * 3 * 4, 4)
 
-# One call of each op by its first tensor.
+# One call of each op, as a function of its first tensor.
 OPS = {
     "scl_loss": lambda x, **kw: fastseq.scl_loss(x, Y, **kw),
     "soft_dtw": lambda x, **kw: fastseq.soft_dtw(x, Y, **{"reduction": "sum"} | kw),
@@ -139,7 +140,7 @@ def test_other_ways_to_differentiate_work_or_are_one_sentence(op, transform):
             run(OPS[op])
         assert str(caught.value).count(";") == 1
     if op == "soft_dtw_alignment":
-        return  # of the definition it is a gradient itself
+        return  # the derivative of the definition is itself a gradient
     options = {"backend": "reference"} if op in FUSED else {}
     got = run(lambda x: OPS[op](x, **options))
     at = X.clone().requires_grad_()
@@ -153,7 +154,7 @@ def test_a_path_cannot_be_differentiated():
         torch.func.grad(lambda x: fastseq.dtw_path(x, Y[0])[1])(X[0])
 
 
-# The way round that an error names, as it is printed.
+# The alternative that an error recommends, as it is printed.
 LEARNED = {
     ("soft_dtw", "gamma"): {"x": X, "y": Y},
     ("soft_dtw_from_cost", "gamma"): {"cost": COST},
@@ -162,7 +163,7 @@ LEARNED = {
 
 @pytest.mark.parametrize(("op", "name"), LEARNED)
 def test_the_way_to_learn_a_number_is_right(op, name):
-    """Runs the code that the TypeError prints, against a central difference in float64."""
+    """Runs the code that the TypeError prints and compares with a central difference in float64."""
     tensors = {key: t.double() for key, t in LEARNED[op, name].items()}
     function = getattr(fastseq, op)
     number = torch.tensor(0.3, requires_grad=True)

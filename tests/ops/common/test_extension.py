@@ -1,4 +1,4 @@
-"""The loader of the compiled extension: what it says when there is none or it is of no use."""
+"""The loader of the compiled extension: its messages when the extension is missing or unusable."""
 
 import importlib
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -10,7 +10,7 @@ from fastseq.ops.common.dispatch import BackendStatus
 
 
 class Module:
-    """Stands for fastseq._C."""
+    """Replaces fastseq._C."""
 
     def __init__(self, count=1, error=""):
         self.count, self.error = count, error
@@ -26,8 +26,9 @@ class Module:
 
 @pytest.fixture
 def load(monkeypatch, tmp_path):
-    """load(result, *files): the loader with an import that gives or raises ``result``, and a
-    package folder that holds ``files``."""
+    """load(result, *files): the loader, with an import that returns or raises ``result`` and a
+    package folder that contains ``files``.
+    """
 
     def arrange(result, *files):
         def import_module(name):

@@ -1,4 +1,4 @@
-"""tests/interpreted.py: faster, and the same bits."""
+"""tests/interpreted.py is faster than Triton's interpreter and returns the same bits."""
 
 import interpreted
 import numpy as np
@@ -49,7 +49,9 @@ def test_no_bit_changes(replaced, monkeypatch, dtype):
 
 @pytest.mark.parametrize("source", ["bf16", "fp32"])
 def test_no_bit_of_a_conversion_changes(replaced, source):
-    """Of every sign and exponent: zeros, subnormal numbers, infinities and NaN too."""
+    """Numbers of every sign and exponent, including zeros, subnormal numbers, infinities and
+    NaN.
+    """
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -68,7 +70,7 @@ def test_no_bit_of_a_conversion_changes(replaced, source):
 
 
 def test_overflow_wraps_around_as_in_triton(replaced):
-    """Whatever Triton's own check says, were it to say something."""
+    """Even if Triton's own check reported an overflow."""
     import triton
     import triton.language as tl
 

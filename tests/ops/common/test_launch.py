@@ -1,8 +1,9 @@
-"""ops/common/launch.py: a kernel looked up once is launched as Triton's own launcher does it.
+"""ops/common/launch.py launches a kernel that it has looked up once exactly as Triton's launcher
+does.
 
-Launches are compared in child processes, in which Triton compiles for a GPU that is not there
-(benchmarks/pretend.py): this process may run its interpreter. FASTSEQ_OTHER_TRITON names a folder
-with another version of the package triton, for which they are compared too.
+Launches are compared in child processes, in which Triton compiles for a simulated GPU
+(benchmarks/pretend.py), because this process may use its interpreter. FASTSEQ_OTHER_TRITON names a
+folder with another version of the package triton, with which they are compared too.
 """
 
 import contextlib
@@ -184,7 +185,7 @@ def test_each_kind_of_call_has_its_own_machine_code(triton):
 
 
 class Recorder:
-    """A tensor, a kernel and a device context at a time."""
+    """Acts as a tensor, a kernel and a device context at the same time."""
 
     def __init__(self, device: int):
         self.device, self.said = device, []

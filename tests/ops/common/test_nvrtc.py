@@ -1,5 +1,6 @@
-"""Kernels compiled at run time, on machines made up for the test: when it is possible and why not,
-and what the driver is told."""
+"""Kernels compiled at run time, on simulated machines: when this is possible, the reasons when it
+is not, and the calls of the driver.
+"""
 
 import ctypes
 
@@ -13,7 +14,9 @@ NOT_BUILT = (False, "built without its CUDA extension", "install the CUDA toolki
 
 @pytest.fixture
 def machine(monkeypatch):
-    """machine(capabilities, cuda, error): GPUs, torch's CUDA, what NVRTC fails with."""
+    """machine(capabilities, cuda, error): its GPUs, torch's CUDA version, the error that NVRTC
+    raises.
+    """
 
     def arrange(capabilities, cuda="13.0", error=None):
         def compile_kernels(source, headers, kernels, capability):
@@ -83,7 +86,9 @@ def test_backend_cuda(monkeypatch, built, at_run_time, available, reason, fix):
 
 
 def test_library_comes_from_its_package(monkeypatch, tmp_path):
-    """Where torch has not loaded it; a file that is no library shows that it was found."""
+    """The library where torch has not loaded it; a file that is not a library shows that it was
+    found.
+    """
     monkeypatch.setattr(torch.version, "cuda", "99.1")
     monkeypatch.syspath_prepend(tmp_path)
     find = nvrtc._library.__wrapped__
@@ -97,7 +102,7 @@ def test_library_comes_from_its_package(monkeypatch, tmp_path):
 
 
 class Driver:
-    """Stands for libcuda: keeps what is called, in which context, and fails where it is told to."""
+    """Replaces libcuda: records the calls and their context, and fails where it is told to."""
 
     def __init__(self, fails=""):
         self.fails, self.contexts, self.calls = fails, [], []

@@ -1,4 +1,4 @@
-"""The tables of compiled kernels: what they hold is read, what has changed is compiled anew."""
+"""The tables of compiled kernels: unchanged rows are read, changed ones are compiled again."""
 
 import ast
 import json
@@ -35,7 +35,7 @@ def table(tmp_path, monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch, table):
-    """How many kernels were compiled; each has the registers of the table, and ``more``."""
+    """Counts the compiled kernels; each gets the registers of the table, plus ``more``."""
     jobs, more, row = [], {}, json.loads(table.read_text())["kernels"][TABLE.name(*CASE)]
 
     def compile_all(some):
@@ -86,7 +86,7 @@ def test_changed_tiles_are_compiled_anew(compiled, monkeypatch):
 def test_another_triton_compiles_everything(compiled, table):
     data = json.loads(table.read_text())
     table.write_text(json.dumps(data | {"triton": "0.0"}))
-    compiled[1]["registers"] = 99  # not held against the table of another version
+    compiled[1]["registers"] = 99  # not compared with the table of another version
     check()
     assert len(compiled[0]) == 1
     compiled[1]["spills"] = 1
@@ -113,7 +113,9 @@ def test_a_kernel_compiles_to_its_row():
 
 
 def test_kernels_are_made_of_what_the_digest_covers():
-    """Of fastseq they import triton_*.py of their op and of common."""
+    """Of fastseq, kernels import only triton_*.py of their op and of common, which the digest
+    covers.
+    """
     files = sorted((offline.ROOT / "fastseq/ops").glob("*/triton_*.py"))
     assert len(files) >= 7
     for path in files:

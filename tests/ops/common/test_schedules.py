@@ -1,5 +1,6 @@
-"""Options on a schedule by floats, under torch.compile: compiled for the first value, once more for
-all others, never for each."""
+"""Options that change as Python floats, under torch.compile: compiled for the first value, once
+more for all others, and not for every value.
+"""
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def scaled_idm(z, margin):
     return margin * fastseq.contrastive_idm(z / margin**0.5, margin=1)
 
 
-# What is scheduled, as a function of embeddings and the option.
+# Options that can be scheduled, as a function of embeddings and the option.
 SCHEDULES = {
     "scl_loss-temperature": lambda x, tau: fastseq.scl_loss(x, Y, temperature=tau),
     "scl_loss-variance": lambda x, var: fastseq.scl_loss(x, Y, variance=var),
@@ -33,7 +34,8 @@ SCHEDULES = {
     "vclr_loss-temperature": lambda x, tau: fastseq.vclr_loss(
         inter=(x[:, 0], *INTER), intra=(x[:, 1], *INTRA), temperature=tau
     ),
-    # The operators of these take their numbers as constants, so the number goes around them.
+    # The operators of these take their numbers as constants, so the number is applied outside of
+    # them.
     "soft_dtw-gamma": scaled_soft_dtw,
     "contrastive_idm-margin": scaled_idm,
     "contrastive_idm-window": lambda z, window: fastseq.contrastive_idm(

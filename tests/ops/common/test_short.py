@@ -1,4 +1,4 @@
-"""Which calls on the CPU keep a number for each pair of frames."""
+"""Which CPU calls keep a number for each pair of frames."""
 
 import pytest
 import torch

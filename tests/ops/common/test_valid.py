@@ -1,4 +1,4 @@
-"""valid=, valid_x= and valid_y=: masks with holes, for every op that takes lengths."""
+"""valid=, valid_x= and valid_y=: masks with holes, for every op that supports lengths."""
 
 import math
 
@@ -21,7 +21,7 @@ def randn(*shape, seed=0):
 
 
 def masks():
-    """With holes, with nothing real, and a prefix."""
+    """Three masks: with holes, without any real frame, and a prefix."""
     valid_x = torch.tensor([1, 0, 1, 1, 0, 0, 1, 1, 0], dtype=torch.bool).expand(N, T).clone()
     valid_y = torch.tensor([0, 1, 1, 0, 1, 0, 1], dtype=torch.bool).expand(N, S).clone()
     valid_x[1], valid_y[2] = False, torch.arange(S) < 4
@@ -29,7 +29,7 @@ def masks():
 
 
 def dirty(z, valid):
-    """Padding that must not be read."""
+    """Fills padding with values that must not be read."""
     return z.masked_fill(~valid[..., None], math.nan)
 
 

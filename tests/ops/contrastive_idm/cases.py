@@ -1,4 +1,4 @@
-"""An independent contrastive_idm in float64 loops, and what its tests share."""
+"""contrastive_idm as independent float64 loops, and helpers of its tests."""
 
 import torch
 
@@ -49,7 +49,7 @@ def loss_and_grad(z, *args, upstream=1.0, **kwargs):
 
 
 def clear_of_margin(z, margin, room):
-    """A margin near the one asked for that no squared distance comes within ``room`` of.
+    """A margin near the requested one, such that no squared distance is within ``room`` of it.
 
     The hinge's slope jumps there, and rounding decides on which side a pair is.
     """
@@ -62,7 +62,8 @@ def clear_of_margin(z, margin, room):
 
 def two_scales(frames):
     """(1, T, 128): frames of 16 kinds in turn, squared distances about 0.5 within a kind and 2.5
-    between kinds, none of them within 0.1 of 1.3."""
+    between kinds, none of them within 0.1 of 1.3.
+    """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, frames, 128, dtype=torch.float64, generator=generator)
     z = torch.eye(128, dtype=torch.float64)[torch.arange(frames) % 16] + noise / (2 * 128**0.5)

@@ -1,4 +1,4 @@
-"""contrastive_idm: forms of a call, dtypes, wrong input, warnings, which backend serves a call."""
+"""contrastive_idm: argument forms, dtypes, wrong input, warnings, choice of the backend."""
 
 import warnings
 
@@ -70,10 +70,10 @@ def test_the_scale_of_the_papers_form_is_said_once():
 
 
 def test_the_figure_in_the_warning():
-    """Random directions at T = 480: what the weights add up to."""
+    """The sum of the weights for random directions at T = 480."""
     z = torch.randn(480, 128, generator=torch.Generator().manual_seed(0))
     z = torch.nn.functional.normalize(z, dim=-1)
-    # Of a hinge on distances around the margin, 2, about 0.07 is left.
+    # A hinge on distances around the margin of 2 leaves about 0.07.
     weights = sum(2 * (480 - g) * (g * g + 1) for g in range(11, 480))
     assert 2 * weights > 1.7e10
     got = fastseq.contrastive_idm(z, reduction="sum").item()
@@ -154,7 +154,7 @@ def test_autocast_changes_nothing(backend):
     a = z.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = fastseq.contrastive_idm(a, backend=backend)
-        if backend == "torch":  # its backward is ours, so that it may run under autocast too
+        if backend == "torch":  # its backward is fastseq's own and may run under autocast too
             (inside,) = torch.autograd.grad(loss, a, retain_graph=True)
             assert torch.equal(plain[1], inside)
     assert all(map(torch.equal, plain, (loss, *torch.autograd.grad(loss, a))))
@@ -184,7 +184,7 @@ def test_changing_an_input_before_backward_is_an_error():
     z = randn(1, 4, 3).requires_grad_()
     lengths, window = torch.tensor([4]), torch.tensor([2.0])
     loss = fastseq.contrastive_idm(z * 1, lengths=lengths, window=window, backend="torch")
-    lengths.fill_(1)  # copied: the buffers are free again
+    lengths.fill_(1)  # lengths are copied, so the caller may reuse the buffer
     window.fill_(0)
     loss.backward()
     middle = z * 1

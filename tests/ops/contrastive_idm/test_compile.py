@@ -31,7 +31,7 @@ def test_opcheck_backward():
     z, *rest = inputs()
     loss, coef, kept = (x.detach() for x in FUSED.forward_op(z, *rest))
     assert kept.shape == (2, 7, 7)
-    for last in (kept, None):  # of a short call, of a long one
+    for last in (kept, None):  # of a short call; of a long one
         args = (torch.ones_like(loss), z.detach(), *rest[:3], coef, last, *rest[3:])
         torch.library.opcheck(FUSED.backward_op, args)
 
@@ -59,7 +59,7 @@ def test_compiled_equals_eager(autocast, window):
 
 
 def test_compiled_with_other_lengths():
-    """Another T compiles once more, for all of them."""
+    """Another T compiles once more; after that, no T does."""
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(fastseq.contrastive_idm, fullgraph=True, backend=counter)
@@ -70,7 +70,7 @@ def test_compiled_with_other_lengths():
 
 
 def test_compiled_short_and_long_calls(monkeypatch):
-    """One graph for what keeps its slopes, one for what does not."""
+    """One graph where slopes are kept, another where they are not."""
     monkeypatch.setattr(short, "KEPT_BYTES", 4 * 2 * 9 * 9)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()

@@ -1,11 +1,11 @@
-"""Every contrastive_idm kernel compiled for GPUs that are not there: nothing spills, tensor cores
-work.
+"""Every contrastive_idm kernel compiled for GPUs that this machine lacks: nothing spills, and
+tensor cores are used.
 
-As a program it compiles the whole list and writes tests/data/contrastive_idm_resources.json, which
-holds for the Triton version named in it:
+Run as a program, it compiles the whole list and writes tests/data/contrastive_idm_resources.json,
+which is valid for the Triton version that it names:
 ``PYTHONPATH=.:tests python -m ops.contrastive_idm.test_compile_offline``.
-Words after it, as in ``loss sm_90``, limit it to kernels that have all of them in their name;
-``core`` to those that every run of the tests looks at.
+Words after it, such as ``loss sm_90``, limit it to kernels whose names contain all of them;
+``core`` limits it to those that every run of the tests checks.
 """
 
 import sys
@@ -32,8 +32,9 @@ def cidm_job(
     own=True,
     reduction="mean",
 ):
-    """The defaults of ``time`` (of "prepare" alone) and ``own`` (a length and a window for each
-    sequence) are the kinds that need most registers."""
+    """The defaults of ``time`` (for "prepare" only) and ``own`` (a length and a window for each
+    sequence) select the kinds that need most registers.
+    """
     from fastseq.ops.contrastive_idm.triton import constants
 
     dtype, _ = PRECISIONS[precision]
@@ -86,7 +87,7 @@ def all_cases():
             for time in (None, "fp32", "i32"):
                 cases.append(("prepare", precision, 128, arch, {"time": time}))
         cases.append(("prepare", "bf16", 128, arch, {"direct": True}))
-        # Not a power of two, not a multiple of 16 bytes.
+        # Neither a power of two nor a multiple of 16 bytes.
         cases.append(("grad", "bf16", 200, arch, {}))
         cases.append(("grad", "tf32x3", 17, arch, {}))
         for d in (17, 512):
@@ -109,14 +110,14 @@ def multiplies(kernel, precision, d, arch, kinds):
 
 
 def test_core():
-    """What most calls run: D = 128, every precision on sm_90, bf16 on the others, reductions."""
+    """The most common calls: D = 128, every precision on sm_90, bf16 on the others, reductions."""
     TABLE.check(core_cases(), multiplies)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_everything():
-    """Precisions, channels, kinds and architectures. Many minutes on one core."""
+    """All precisions, channels, kinds and architectures. Takes many minutes on one core."""
     TABLE.check(all_cases(), multiplies)
 
 

@@ -1,4 +1,4 @@
-"""contrastive_idm: what must not change its value, and how it scales, on drawn inputs."""
+"""contrastive_idm: changes that must not affect its value, and scaling, on drawn inputs."""
 
 import pytest
 import torch

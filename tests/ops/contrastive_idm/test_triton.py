@@ -1,4 +1,4 @@
-"""The Triton kernels of contrastive_idm against float64, interpreted where there is no GPU."""
+"""The Triton kernels of contrastive_idm against float64, interpreted on machines without a GPU."""
 
 import math
 
@@ -13,7 +13,7 @@ from ops.contrastive_idm.cases import brute_force, loss_and_grad
 pytestmark = [
     pytest.mark.interpreter,
     pytest.mark.usefixtures("one_thread"),
-    # NumPy warns about the infinities and NaN that masked entries hold on purpose.
+    # NumPy warns about infinities and NaN, which masked entries contain on purpose.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:contrastive_idm. with more than 128 frames"),
 ]
@@ -51,8 +51,9 @@ def run(z, *args, dtype=torch.float32, backend="triton", upstream=1.0, **kwargs)
 
 
 def check(z, *args, dtype=torch.float32, grad=None, **kwargs):
-    """Triton in ``dtype`` as accurate as the reference in it, on the same rounded inputs; ``grad``
-    replaces the gradient's floor."""
+    """Asserts that Triton in ``dtype`` is as accurate as the reference in it, on the same rounded
+    inputs; ``grad`` replaces the gradient's floor.
+    """
     z = z.to(dtype)
     got = run(z, *args, dtype=dtype, **kwargs)
     plain = run(z, *args, dtype=dtype, backend="reference", **kwargs)
@@ -89,7 +90,7 @@ def test_long():
 @pytest.mark.parametrize("channels", [1, 8, 17, 64, 200, 512])
 @pytest.mark.parametrize("distance", ["sqeuclidean", "euclidean"])
 def test_channels(channels, distance):
-    # The slope of a root is the larger the smaller it is, and with it what cancels in its sum.
+    # The smaller a root is, the larger its slope, and the more cancels in the sum of the slopes.
     grad = 1e-5 if (distance, channels) == ("euclidean", 1) else None
     check(randn(1, 70, channels) / channels**0.5, window=30, distance=distance, grad=grad)
 
@@ -107,7 +108,8 @@ def test_kinds_and_reductions(kind, weights, distance, reduction):
 @pytest.mark.parametrize("distance", ["sqeuclidean", "euclidean"])
 def test_half(dtype, distance):
     """Operands are exact and accumulators fp32, so that only slopes and the result are rounded. Of
-    three blocks the outer ones have no pair within the window."""
+    three blocks, the outer two have no pair within the window.
+    """
     z = randn(2, 130, 24) / 5
     kw = {"dtype": dtype, "distance": distance, "margin": 1.7}
     kw["grad"] = interpreted(dtype, DEVICE)
@@ -116,14 +118,16 @@ def test_half(dtype, distance):
 
 
 def test_fp16_weights_beyond_its_range():
-    """Gaps of 4000 frames have weights of 1.6e7; the mean brings the gradient back into fp16."""
+    """Gaps of 4000 frames have weights of 1.6e7; the mean returns the gradient to the range of
+    fp16.
+    """
     z, t = randn(1, 97, 16) / 4, torch.arange(97) * 40
     check(z, t, dtype=torch.float16, upstream=1e-4)
 
 
 @pytest.mark.parametrize("distance", ["sqeuclidean", "euclidean"])
 def test_fp32_far_from_the_origin(distance):
-    """Distances of 1 beside norms of 1200."""
+    """Distances of 1 between embeddings with norms of 1200."""
     z = randn(1, 97, 16) / 4 + 300 * randn(1, 1, 16, seed=1)
     check(z, margin=1.5, distance=distance)
 
@@ -133,7 +137,7 @@ def test_channel_steps_and_chunks(monkeypatch, kernel_tiles):
     """The distance in steps over the channels, the gradient in chunks of them."""
     tile = cidm_triton.Tiles(*kernel_tiles, 4, 1)
     monkeypatch.setattr(cidm_triton, "tiles", lambda *_: tile)
-    z = randn(2, 40, 40) / 6  # blocks of 16 and of 32 frames, whole and not
+    z = randn(2, 40, 40) / 6  # complete and incomplete blocks of 16 and of 32 frames
     check(z, lengths=[40, 17])
     check(z[:1], dtype=torch.float16, weights="code")
     check(z[:1], distance="euclidean")
@@ -171,7 +175,7 @@ def test_padding_never_leaks(distance):
 
 
 def test_lengths_are_clamped():
-    """Lengths on a GPU are never read by the host, so that kernels take whatever they hold."""
+    """The host never reads lengths on a GPU, so kernels have to handle any value."""
     opts = CIDMOptions(5.0, 2.0, "contrastive", "paper", "sqeuclidean", "mean")
     z = randn(3, 20, 4).float().to(DEVICE)
     wild = torch.tensor([-3, 2**40, 7], device=DEVICE)
@@ -215,7 +219,7 @@ def test_times(kind):
 
 
 def test_upstream_layouts():
-    """A gradient expanded from one number, and one with a stride."""
+    """An upstream gradient expanded from one number, and one with a stride."""
     z = randn(3, 20, 5)
     strided = torch.tensor([2.0, 9.0, -1.0, 9.0, 0.0, 9.0])[::2]
     for upstream in (strided, torch.tensor(3.0).expand(3)):
@@ -235,7 +239,7 @@ def test_same_bits_alone_and_in_a_batch(distance):
 
 
 def test_many_sequences():
-    """More sequences than the reduction takes at once."""
+    """More sequences than the reduction processes at once."""
     check(randn(37, 3, 4), lengths=randint(0, 4, 37))
 
 

@@ -83,14 +83,14 @@ def test_a_gap_of_exactly_the_window_is_near(backend):
             # Times are compared in their own precision, float32.
             below = window * (1 - 1e-6)
             assert fastseq.contrastive_idm(z, t, window=below, **kw).item() == 3.5
-    # A window of 0 leaves duplicates near, and each frame itself.
+    # With a window of 0, only duplicate times are near, and each frame to itself.
     t = torch.tensor([0, 1])
     assert fastseq.contrastive_idm(z, t, window=0, **kw).item() == 3.5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_which_pairs_are_far_does_not_depend_on_the_dtype(backend):
-    """Times in thirds of a second: gaps of ten frames are, rounded, on either side of 10 / 3."""
+    """Times in thirds of a second: rounding puts gaps of ten frames on either side of 10 / 3."""
     t = torch.arange(60) / 3
     z = unit(1, 60, 8)
     kw = {"kind": "sfa", "window": 10 / 3, "reduction": "sum"}
@@ -109,7 +109,7 @@ def test_no_gradient_at_exactly_the_margin(backend):
         kw = {"window": 0, "distance": distance, "backend": backend, "reduction": "sum"}
         for extra, slope in ((0.0, 0.0), (1e-9, 1.0), (-1e-9, 0.0)):
             loss, dz = loss_and_grad(z, margin=margin + extra, **kw)
-            # 2 pairs, weight 2, and for the square twice the difference of 2.
+            # 2 pairs with weight 2; the slope of the square is twice the difference of 2.
             factor = 16 if distance == "sqeuclidean" else 4
             assert dz.flatten().tolist() == [slope * factor, -slope * factor]
             assert loss.item() == pytest.approx(4 * max(extra, 0), abs=1e-15)
@@ -192,7 +192,7 @@ def _call(frames, backend, **kw):
     return loss_and_grad(randn(3, frames, 17) / 4, reduction="sum", backend=backend, **kw)
 
 
-_expected = functools.cache(_call)  # one for all sizes of blocks
+_expected = functools.cache(_call)  # shared by all block sizes
 
 
 @pytest.mark.sweep
@@ -221,11 +221,11 @@ def test_float32_gradients_where_no_pair_is_at_the_margin(frames, backend):
     else:
         z, margin = two_scales(frames), 1.3
     want = loss_and_grad(z, margin=margin, backend="torch")
-    # The hinge is at work: with all pairs inside the margin the gradient is another one.
+    # The hinge is active: with all pairs inside the margin, the gradient differs.
     every = loss_and_grad(z, margin=1e3, backend="torch")
     assert 0.01 < float(want[1].norm() / every[1].norm()) < 0.99
     got = loss_and_grad(z.float(), margin=margin, backend=backend)
-    # At 4096 frames the definition would need gigabytes: the floors alone, there.
+    # At 4096 frames the definition would need gigabytes, so only the floors apply.
     plain = loss_and_grad(z.float(), margin=margin, backend="reference") if frames == 480 else want
     as_accurate_as(got, plain, want)
 
@@ -235,7 +235,8 @@ def test_float32_gradients_where_no_pair_is_at_the_margin(frames, backend):
 @pytest.mark.usefixtures("pairs")
 def test_float32_gradients_at_the_margin(distance):
     """Random directions: thousands of pairs are within 1e-3 of the paper's margin, some of them
-    within rounding. Which side they are on is decided in float64."""
+    within rounding. float64 decides on which side they are.
+    """
     z = unit(2, 1500, 128, dtype=torch.float32)
     kw = {"margin": 2.0 if distance == "sqeuclidean" else 2**0.5, "distance": distance}
     want = loss_and_grad(z.double(), backend="torch", **kw)
@@ -244,7 +245,7 @@ def test_float32_gradients_at_the_margin(distance):
 
 @pytest.mark.usefixtures("pairs")
 def test_frames_at_exactly_the_margin_have_no_gradient():
-    """All pairs of 300 orthogonal frames: more of them than are looked at at once."""
+    """All pairs of 300 orthogonal frames, more than are processed at once."""
     z = torch.eye(300)[None]
     loss, dz = loss_and_grad(z, margin=2.0, window=0, backend="torch")
     assert loss == 0
@@ -254,7 +255,9 @@ def test_frames_at_exactly_the_margin_have_no_gradient():
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.usefixtures("pairs")
 def test_float32_of_embeddings_far_from_the_origin(distance):
-    """Distances of 1 beside norms of 1200: products of the embeddings alone would be useless."""
+    """Distances of 1 between norms of 1200: products of the embeddings alone would have no correct
+    digits.
+    """
     z = (unit(2, 200, 16) + 300 * unit(1, 1, 16, seed=1)).float()
     kw = {"margin": 1.5, "distance": distance}
     want = loss_and_grad(z.double(), backend="reference", **kw)

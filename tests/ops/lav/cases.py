@@ -1,4 +1,4 @@
-"""The case whose released Soft-DTW value is known; the released formula one number at a time."""
+"""The case with a known released Soft-DTW value, and the released formula, one number at a time."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ def golden(dtype=torch.float64):
 
 
 def released_idm(z, steps, length, sigma=10.0, margin=2.0):
-    """Contrastive-IDM of one sequence (T, D): which pairs are far is decided in float32."""
+    """Contrastive-IDM of one sequence (T, D); float32 decides which pairs are far."""
     z = np.asarray(z, np.float64)
     u = np.asarray(steps, np.float32) / np.float32(length)
     window = np.float32(sigma) / np.float32(length)

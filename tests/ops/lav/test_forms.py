@@ -1,4 +1,4 @@
-"""lav_loss: both forms against loops, its parts and each other."""
+"""lav_loss: both forms against loops, against their parts and against each other."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def unit(*shape, seed=0, dtype=torch.float64):
 
 
 def steps(high, *shape, seed=0):
-    """Sorted frame indices, gaps of exactly ten frames among them."""
+    """Sorted frame indices, including gaps of exactly ten frames."""
     t = torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
     t = t.sort(-1).values
     t[..., 1] = t[..., 0] + 10
@@ -56,7 +56,7 @@ def test_the_case_with_a_released_value(backend, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_code_equals_the_released_formula(backend, dtype):
-    """Gaps of exactly the window fall where the released float32 division puts them."""
+    """Gaps of exactly the window are on the side where the released float32 division puts them."""
     x, y = unit(3, 20, 16, dtype=dtype), unit(3, 20, 16, seed=1, dtype=dtype)
     tx, ty = steps(240, 3, 20), steps(200, 3, 20, seed=1)
     dx, dy = torch.tensor([240, 250, 263]), torch.tensor([207.0, 211.0, 300.0])
@@ -124,7 +124,7 @@ def test_backends_agree_and_padding_never_matters(form, reduction):
     upstream = torch.tensor([-2.0, 5.0, 0.5]) if reduction == "none" else -1.5
     want = values_and_grads(x, y, tx, ty, upstream=upstream, backend="reference", **kw)
     assert want[0].abs().sum() > 0
-    assert (want[2][1] == 0).all()  # an empty side: nothing for the other one either
+    assert (want[2][1] == 0).all()  # one side is empty, so the other one gets no gradient either
     bad = [
         z.masked_fill((torch.arange(z.shape[1]) >= torch.tensor(k)[:, None])[..., None], torch.nan)
         for z, k in ((x, lengths_x), (y, lengths_y))
@@ -150,7 +150,7 @@ def test_default_times_are_frame_indices():
         torch.testing.assert_close(
             fastseq.lav_loss(x, y, **kw), fastseq.lav_loss(x, y, tx, ty, **kw)
         )
-    # Frames that are evenly spread over the video: only the window's unit differs.
+    # Frames are spread evenly over the video, so only the unit of the window differs.
     a = fastseq.lav_loss(x, y, form="code", duration_x=15, duration_y=12, window=3)
     b = fastseq.lav_loss(
         x, y, tx * 8, ty * 8, form="code", duration_x=120, duration_y=96, window=24

@@ -1,4 +1,4 @@
-"""Values of the released LAV loss: worked out by hand, and by loops over Python numbers."""
+"""Values of the released LAV loss, computed by hand and by loops over Python numbers."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ SIGMA, MARGIN = 10.0, 2.0
 
 
 def idm_loop(z, steps, duration, margin=MARGIN):
-    """Sum over all ordered pairs, the diagonal included; near and far are told in float32."""
+    """Sum over all ordered pairs, including the diagonal; float32 decides which are near."""
     total = 0.0
     for i in range(len(steps)):
         for j in range(len(steps)):
@@ -31,7 +31,9 @@ def idm_loop(z, steps, duration, margin=MARGIN):
 
 
 def soft_dtw_loop(x, y, gamma):
-    """R_ij = D_ij + softmin of its three predecessors, by the largest exponent for safety."""
+    """R_ij = D_ij + softmin of its three predecessors, shifted by the largest exponent for
+    stability.
+    """
     table = {(0, 0): 0.0}
     for i in range(1, len(x) + 1):
         for j in range(1, len(y) + 1):
@@ -70,19 +72,19 @@ def unit(*shape, seed, dtype):
 
 
 # Three frames on the unit circle, opposite ends and the middle: squared distances 2, 2 and 4.
-# Shares of 64 frames are exact in float32, so a gap of 10 frames is exactly the window.
+# Multiples of 1/64 are exact in float32, so a gap of 10 frames is exactly the window.
 CIRCLE = [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]
 BY_HAND = [
-    # (steps, margin, sum). (0, 1) at the edge: near, 2 each way; (1, 2) exactly at the margin and
-    # (0, 2) beyond it: 0.
+    # (steps, margin, sum). (0, 1) is at the edge: near, 2 each way. (1, 2) is exactly at the margin
+    # and (0, 2) beyond it: 0.
     ([0, 10, 30], 2.0, 4.0),
-    # One frame further, (0, 1) is far too: nothing is left.
+    # One frame further, (0, 1) is far too: nothing remains.
     ([0, 11, 30], 2.0, 0.0),
-    # Margin 3: (1, 2) lacks 1 at a gap of 20/64, both ways; (0, 2) is beyond it.
+    # Margin 3: (1, 2) is 1 below it at a gap of 20/64, both ways; (0, 2) is beyond it.
     ([0, 10, 30], 3.0, 4.0 + 2 * (1 + (20 / 64) ** 2)),
     # Margin 5: all far. 3 at 11/64, 3 at 19/64, 1 at 30/64.
     ([0, 11, 30], 5.0, 2 * (3 * (2 + (11**2 + 19**2) / 64**2) + 1 + (30 / 64) ** 2)),
-    # Equal times are near, whatever the order.
+    # Equal times are near, in any order.
     ([30, 30, 30], 2.0, 2 * (2 + 2 + 4)),
 ]
 
@@ -98,7 +100,8 @@ def test_contrastive_idm_by_hand(backend, steps, margin, value):
 
 @pytest.mark.parametrize("backend", [*BACKENDS, TRITON])
 def test_gradient_at_the_edge_of_the_window_and_at_the_margin(backend):
-    # Only (0, 1) pulls, twice |z0 - z1|^2: 4 (z0 - z1). What meets the margin has no gradient.
+    # Only (0, 1) attracts, with twice |z0 - z1|^2: 4 (z0 - z1). Pairs at the margin have no
+    # gradient.
     z = torch.tensor([CIRCLE], requires_grad=True)
     code_idm(z, [0, 10, 30], 64, margin=2.0, backend=backend).backward()
     assert z.grad[0].tolist() == [[4.0, -4.0], [-4.0, 4.0], [0.0, 0.0]]
@@ -107,7 +110,7 @@ def test_gradient_at_the_edge_of_the_window_and_at_the_margin(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("dtype", "rel"), DTYPES)
 def test_one_frame(backend, dtype, rel):
-    """The pair with itself is near and has distance 0; one cell is its own path."""
+    """The pair with itself is near and has distance 0; the only path is one cell."""
     x, y = (torch.tensor([[frame]], dtype=dtype) for frame in ([1.0, 0.0], [0.6, 0.8]))
     assert code_idm(x, [7], 60, backend=backend) == 0
     steps = torch.tensor([7])
@@ -119,12 +122,13 @@ def test_one_frame(backend, dtype, rel):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("dtype", "rel"), DTYPES)
 def test_two_frames_by_hand(backend, dtype, rel):
-    """Videos of 64 and 32 frames that show the same two pictures: everything in closed form."""
+    """Videos of 64 and 32 frames that show the same two pictures; all values in closed form."""
     x = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], dtype=dtype)
     gamma, alpha = 0.5, 0.25
-    # Costs 0 on the diagonal, 2 off it: paths of cost 0 (one) and 2 (two).
+    # Costs are 0 on the diagonal and 2 elsewhere: one path of cost 0, two of cost 2.
     align = -gamma * math.log(1 + 2 * math.exp(-2 / gamma))
-    # First video: gap 10, the edge: near, 2 each way. Second: gap 12, far, at the margin: 0.
+    # First video: a gap of 10, at the edge: near, 2 each way. Second: a gap of 12: far, at the
+    # margin: 0.
     want = (align + alpha * (4.0 + 0.0)) / 2
     got = fastseq.lav_loss(
         x,
@@ -144,7 +148,7 @@ def test_two_frames_by_hand(backend, dtype, rel):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_pairs_of_different_durations_equal_the_loops(backend, dtype, rel):
-    """Times as segment sampling draws them, with gaps of exactly the window in every video."""
+    """Times as segment sampling draws them, including gaps of exactly the window in every video."""
     x, y = unit(4, 20, 16, seed=0, dtype=dtype), unit(4, 20, 16, seed=1, dtype=dtype)
     durations = [(200, 200), (211, 97), (60, 1003), (480, 353)]
     rng = np.random.default_rng(0)
@@ -155,7 +159,7 @@ def test_pairs_of_different_durations_equal_the_loops(backend, dtype, rel):
         ties += int((gaps == SIGMA).sum())
         assert gaps.max() < duration, n
     assert ties > 8
-    # A distance of exactly the margin: two frames at a right angle, far from each other in time.
+    # A distance of exactly the margin: two frames at a right angle, far apart in time.
     for z in (x, y):
         z[0, 0], z[0, 15] = torch.eye(16, dtype=dtype)[:2]
     got = fastseq.lav_loss(
@@ -175,7 +179,7 @@ def test_pairs_of_different_durations_equal_the_loops(backend, dtype, rel):
 
 
 def _steps(rng, duration):
-    """One random frame in each of 20 chunks; frames 1 to 3 ten apart."""
+    """One random frame in each of 20 chunks; frames 1 to 3 are ten apart."""
     edges = np.linspace(0, duration, 21).astype(int)
     steps = [int(rng.integers(a, b)) for a, b in itertools.pairwise(edges)]
     steps[1:4] = [steps[0] + 10, steps[0] + 20, steps[0] + 30]

@@ -1,4 +1,4 @@
-"""An independent queue_nce in float64 loops, and what its tests share."""
+"""queue_nce as independent float64 loops, and helpers of its tests."""
 
 import math
 
@@ -34,7 +34,9 @@ def loss_and_grads(q, positives, queue, *, upstream=1.0, **kwargs):
 
 
 def inputs(n, per_query, length, d, *, dtype=torch.float64, seed=0):
-    """Random directions of random length; a queue of unit vectors, some of them near queries."""
+    """Random directions of random length; a queue of unit vectors, some of them near the
+    queries.
+    """
     make = torch.Generator().manual_seed(seed)
     q = torch.randn(n, d, generator=make, dtype=torch.float64)
     positives = q[:, None] + torch.randn(n, per_query, d, generator=make, dtype=torch.float64)

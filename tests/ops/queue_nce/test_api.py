@@ -1,4 +1,4 @@
-"""queue_nce: wrong input, and which backend serves a call."""
+"""queue_nce: wrong input, and choice of the backend."""
 
 import numpy as np
 import pytest

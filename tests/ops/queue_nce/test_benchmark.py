@@ -1,4 +1,4 @@
-"""The benchmark of queue_nce: its peers compute the same loss and gradient. Nothing about speed."""
+"""The benchmark of queue_nce: its peers compute the same loss and gradient. Speed is not tested."""
 
 import pytest
 
@@ -41,7 +41,9 @@ def test_a_case_is_measured(tmp_path):
 
 
 def test_floor_on_an_h200():
-    """(512, 131072, 128) bf16: 34.4 GFLOP at 790 TFLOP/s, 67 M exp and their arithmetic."""
+    """(512, 131072, 128) bf16: 34.4 GFLOP at 790 TFLOP/s, 67 M exp and the arithmetic around
+    them.
+    """
     case = Case(512, 131072, 128, "bf16", "cuda")
     seconds = floor_seconds(queue_nce.work(case, "both"), "bf16", PEAKS["NVIDIA H200"])
     products, exps = 34.36e9 / 790e12, 67.1e6 / (132 * 16 * 1.98e9)

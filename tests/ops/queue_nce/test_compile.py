@@ -58,7 +58,7 @@ def test_compiled_equals_eager(autocast, reduction):
 
 
 def test_compiled_step_with_its_queue():
-    """Loss, then enqueue, in one graph: the loss is that of the queue as it was."""
+    """Loss, then enqueue, in one graph: the loss uses the queue before the enqueue."""
     torch.manual_seed(0)
     queue = fastseq.nn.FeatureQueue(64, 8)
     twin = fastseq.nn.FeatureQueue(64, 8)
@@ -84,7 +84,7 @@ def test_compiled_step_with_its_queue():
 
 
 def test_compiled_with_other_numbers_of_queries():
-    """Another N compiles once more, for all of them."""
+    """Another N compiles once more; after that, no N does."""
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(fastseq.queue_nce, fullgraph=True, backend=counter)

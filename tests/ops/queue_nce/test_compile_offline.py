@@ -1,10 +1,11 @@
-"""Every queue_nce kernel compiled for GPUs that are not there: nothing spills, tensor cores work.
+"""Every queue_nce kernel compiled for GPUs that this machine lacks: nothing spills, and tensor
+cores are used.
 
-As a program it compiles the whole list and writes tests/data/queue_nce_resources.json, which holds
-for the Triton version named in it:
+Run as a program, it compiles the whole list and writes tests/data/queue_nce_resources.json, which
+is valid for the Triton version that it names:
 ``PYTHONPATH=.:tests python -m ops.queue_nce.test_compile_offline``.
-Words after it, as in ``scan sm_90``, limit it to kernels that have all of them in their name;
-``core`` to those that every run of the tests looks at.
+Words after it, such as ``scan sm_90``, limit it to kernels whose names contain all of them;
+``core`` limits it to those that every run of the tests checks.
 """
 
 import sys
@@ -78,7 +79,8 @@ def all_cases():
             for kernel in ("loss", "grad"):
                 cases += [(kernel, precision, d, arch, {}) for d in (16, 128, 512)]
                 cases.append((kernel, precision, 128, arch, {"keep": False, "norm": False}))
-        # A queue of another type; not a power of two, not a multiple of 16 bytes; a long row.
+        # A queue of another type; a width that is neither a power of two nor a multiple of 16
+        # bytes; a long row.
         cases.append(("scan", "tf32x3", 128, arch, {"queue": "bf16"}))
         cases.append(("scan", "bf16", 200, arch, {}))
         cases.append(("scan", "tf32x3", 17, arch, {}))
@@ -103,14 +105,14 @@ def multiplies(kernel, *_):
 
 
 def test_core():
-    """What most calls run: D = 128, every precision on sm_90, bf16 on the others."""
+    """The most common calls: D = 128, every precision on sm_90, bf16 on the others."""
     TABLE.check(core_cases(), multiplies)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_everything():
-    """Precisions, channels, kinds and architectures. Many minutes on one core."""
+    """All precisions, channels, kinds and architectures. Takes many minutes on one core."""
     TABLE.check(all_cases(), multiplies)
 
 

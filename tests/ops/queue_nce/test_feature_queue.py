@@ -1,4 +1,4 @@
-"""fastseq.nn.FeatureQueue: order, wrap-around, resume, and what ranks share."""
+"""fastseq.nn.FeatureQueue: order, wrap-around, resuming, and synchronisation between ranks."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from fastseq.nn import FeatureQueue
 
 
 def rows(start, stop, dim=4):
-    """Keys that can be told apart: row i is e_(i mod dim) scaled by i + 1."""
+    """Distinguishable keys: row i is e_(i mod dim) scaled by i + 1."""
     out = torch.zeros(stop - start, dim)
     index = torch.arange(start, stop)
     out[torch.arange(len(index)), index % dim] = index + 1.0
@@ -25,7 +25,7 @@ def plain(size, dim=4):
 
 
 def contents(queue):
-    """The number of the key in each place; 0 where nothing was stored."""
+    """The number of the key in each slot; 0 where nothing was stored."""
     return queue.features.amax(1).long().tolist()
 
 
@@ -33,7 +33,7 @@ def test_it_starts_with_random_unit_vectors_of_torchs_generator():
     torch.manual_seed(3)
     first = FeatureQueue(500, 64).features
     torch.testing.assert_close(first.norm(dim=1), torch.ones(500))
-    assert first.mean(0).norm() < 0.1  # all directions alike
+    assert first.mean(0).norm() < 0.1  # no direction dominates
     assert (first @ first.mT).fill_diagonal_(0).abs().max() < 0.7
     torch.manual_seed(3)
     assert torch.equal(FeatureQueue(500, 64).features, first)
@@ -45,19 +45,19 @@ def test_first_in_first_out():
     queue.enqueue(rows(0, 3))
     assert contents(queue) == [1, 2, 3, 0, 0]
     assert int(queue.pointer) == 3
-    queue.enqueue(rows(3, 7))  # larger than what is left
+    queue.enqueue(rows(3, 7))  # more rows than the remaining slots
     assert contents(queue) == [6, 7, 3, 4, 5]
     assert int(queue.pointer) == 2
     queue.enqueue(rows(7, 7))
     assert contents(queue) == [6, 7, 3, 4, 5]
-    queue.enqueue(rows(7, 12))  # exactly the queue
+    queue.enqueue(rows(7, 12))  # as many rows as the queue has
     assert contents(queue) == [11, 12, 8, 9, 10]
     assert int(queue.pointer) == 2
 
 
 @pytest.mark.parametrize("count", [6, 11, 23])
 def test_more_keys_than_the_queue_has_rows(count):
-    """As if they had come one after another."""
+    """The same as enqueuing them one after another."""
     whole, single = plain(5), plain(5)
     for queue in (whole, single):
         queue.enqueue(rows(0, 3))
@@ -103,7 +103,7 @@ def test_a_resume_goes_on_where_it_stopped(tmp_path):
 
 
 def test_a_training_step_uses_the_queue_as_it_was():
-    """Loss, enqueue, backward: the gradient is that of the queue before."""
+    """Loss, enqueue, backward: the gradient uses the queue before the enqueue."""
     torch.manual_seed(0)
     queue = FeatureQueue(50, 8)
     q, keys = torch.randn(5, 8, requires_grad=True), torch.randn(5, 3, 8)

@@ -1,4 +1,4 @@
-"""queue_nce: drawn shapes and options, and what must not change its value."""
+"""queue_nce: drawn shapes and options, and changes that must not affect its value."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_blockwise_is_the_definition(n, per_query, length, d, seed, options, ups
 @settings(max_examples=25)
 @given(**SIZES, options=OPTIONS)
 def test_invariances(n, per_query, length, d, seed, options):
-    """Order of the queue, of queries and of positives; rotation; units; another copy of a row."""
+    """Order of the queue, of queries and of positives; rotation; units; a duplicated row."""
     q, positives, queue = inputs(n, per_query, length, d, seed=seed)
     make = torch.Generator().manual_seed(seed)
     options = options | {"reduction": "none"}

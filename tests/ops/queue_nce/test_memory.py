@@ -18,7 +18,7 @@ def test_no_matrix_of_queries_and_queue(temperature):
         return lambda: fastseq.queue_nce(q, positives, queue, **kw)
 
     assert max(peaks(prepare(16384, "torch"))) < 15e6  # one float32 matrix takes 17e6
-    # Beside what there is, a matrix of one byte a pair would make it 1.2 at least.
+    # An additional matrix of one byte per pair would make the ratio at least 1.2.
     assert max(growth(lambda n: prepare(n, "torch"), 8192)) < 1.1
-    # The measurement sees matrices.
+    # The measurement does detect matrices.
     assert min(growth(lambda n: prepare(n, "reference"), 512)) > 1.8

@@ -1,4 +1,4 @@
-"""queue_nce with its temperature in a tensor: learned, scheduled, never read from a GPU."""
+"""queue_nce with its temperature as a tensor: learned, scheduled, never read back from a GPU."""
 
 import math
 
@@ -11,7 +11,7 @@ from fastseq.ops.queue_nce.op import FUSED
 from fastseq.ops.queue_nce.options import QueueNCEOptions
 from ops.queue_nce.cases import inputs, loss_and_grads
 
-# NumPy warns about the infinities and NaN that masked entries hold on purpose.
+# NumPy warns about infinities and NaN, which masked entries contain on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 BACKENDS = ["reference", "torch", pytest.param("triton", marks=pytest.mark.interpreter)]
@@ -74,7 +74,7 @@ def test_half(dtype):
     got, plain = (
         learned(*args, tau, reduction="sum", backend=name)[3] for name in ("triton", "reference")
     )
-    # It comes from the queue's mean, whose probabilities have the type of q.
+    # It is computed from the queue's mean, whose probabilities have the dtype of q.
     floor = interpreted(dtype, DEVICE) or rounding(dtype)
     as_accurate_as(got, plain, truth, floor=floor, what=("dtemperature",))
 
@@ -115,7 +115,9 @@ def test_same_bits_each_time(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [0.0, -0.1, math.nan, math.inf])
 def test_what_nobody_reads_is_nan_where_it_is_wrong(backend, value):
-    """On a GPU, and under torch.compile: what is past the checks of the public function."""
+    """The path on a GPU and under torch.compile: the code after the checks of the public
+    function.
+    """
     q, positives, queue = (z.to(DEVICE) for z in inputs(3, 1, 9, 4, dtype=torch.float32))
     opts = QueueNCEOptions(1.0, True, "none")
     loss = FUSED(backend, opts, q, positives, torch.tensor(value, device=DEVICE), queue)

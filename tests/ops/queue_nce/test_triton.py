@@ -1,4 +1,4 @@
-"""The Triton kernels of queue_nce against float64, interpreted where there is no GPU."""
+"""The Triton kernels of queue_nce against float64, interpreted on machines without a GPU."""
 
 import math
 
@@ -13,7 +13,7 @@ from ops.queue_nce.cases import brute_force, inputs, loss_and_grads
 pytestmark = [
     pytest.mark.interpreter,
     pytest.mark.usefixtures("one_thread"),
-    # NumPy warns about the infinities and NaN that masked entries hold on purpose.
+    # NumPy warns about infinities and NaN, which masked entries contain on purpose.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 
@@ -28,8 +28,9 @@ def run(q, positives, queue, *, backend="triton", upstream=1.0, **kwargs):
 
 
 def check(q, positives, queue, *, grad=None, **kwargs):
-    """Triton as accurate as the reference in the same dtype, on the same rounded inputs; ``grad``
-    replaces the gradients' floor."""
+    """Asserts that Triton is as accurate as the reference in the same dtype, on the same rounded
+    inputs; ``grad`` replaces the gradients' floor.
+    """
     got, plain = (run(q, positives, queue, backend=b, **kwargs) for b in ("triton", "reference"))
     want = run(*(z.double() for z in (q, positives, queue)), backend="torch", **kwargs)
     assert got[0].dtype == torch.float32
@@ -60,7 +61,7 @@ def test_numbers_of_queries(n):
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 511, 512, 513, 1100])
 @pytest.mark.parametrize("temperature", [0.1, 0.005])
 def test_lengths_of_the_queue(length, temperature):
-    """One part, a whole number of them, a last one of a single row."""
+    """One part, a whole number of parts, and a last part of a single row."""
     check(*fp32(9, 2, length, 16), temperature=temperature)
 
 
@@ -82,8 +83,10 @@ def test_parts_are_whole_tiles_and_cover_the_queue():
 
 
 def test_parts_joined_by_the_scan_or_after_it_are_the_same_bits(monkeypatch):
-    """How many parts a program scans depends on the number of queries: nothing may show it."""
-    for length in (0, 255, 700, 1100):  # one part, an odd number of them, an even one with a tail
+    """The number of parts that a program scans depends on the number of queries; the result must
+    not.
+    """
+    for length in (0, 255, 700, 1100):  # one part; an odd number; an even one with a tail
         args = fp32(9, 2, length, 16)
         runs = []
         for enough in (1000, 0):
@@ -99,7 +102,7 @@ def test_channel_steps_and_chunks(monkeypatch, kernel_tiles):
     monkeypatch.setattr(queue_triton, "tiles", lambda *_: tile)
     monkeypatch.setattr(queue_triton, "MIN_SPAN", 32)
     queue_triton.parts.cache_clear()
-    check(*fp32(17, 1, 90, 40))  # three parts, a last tile that is not whole
+    check(*fp32(17, 1, 90, 40))  # three parts, the last tile incomplete
     check(*inputs(17, 1, 90, 40, dtype=torch.float16))
     q, positives, queue = fp32(17, 1, 90, 40)
     check(q / 6, positives / 6, queue, normalize=False)
@@ -129,7 +132,9 @@ def test_half(dtype, temperature):
 
 
 def test_fp16_probabilities_below_its_range():
-    """One near negative and thousands of far ones, each 1e-9 of it and together not small."""
+    """One near negative and thousands of far ones; each of these adds 1e-9 of it, but together they
+    matter.
+    """
     q = torch.zeros(1, 16, dtype=torch.float16)
     q[0, 0] = 1
     queue = torch.zeros(4096, 16, dtype=torch.float16)

@@ -42,19 +42,19 @@ def test_worked_by_hand(backend):
     negatives = math.exp(2) + math.exp(-2)
     want = [math.log(1 + negatives / math.exp(1.2)), math.log(1 + negatives)]
     assert loss[0].tolist() == pytest.approx(want, rel=1e-14)
-    # Only the y components move: along x everything is parallel to q.
+    # Only the y components change: along x everything is parallel to q.
     lack = [negatives / (math.exp(1.2) + negatives), negatives / (1 + negatives)]
     assert dq[0].tolist() == pytest.approx(
         [0, -(lack[0] * 0.8 + lack[1]) / 0.5 / 3], rel=1e-13, abs=1e-15
     )
-    # -lack q / tau, what is along the positive removed, over its norm (5 and 7).
+    # -lack q / tau without the component along the positive, divided by its norm (5 and 7).
     first = [-2 * lack[0] * (1 - 0.36) / 5, 2 * lack[0] * 0.48 / 5]
     assert dp[0, 0].tolist() == pytest.approx(first, rel=1e-13)
     assert dp[0, 1].tolist() == pytest.approx([-2 * lack[1] / 7, 0], rel=1e-13, abs=1e-15)
 
 
 def test_it_is_the_released_cross_entropy():
-    """Three times logits (N, 1 + K) with the positive first, stacked, label 0."""
+    """Logits (N, 1 + K) three times, with the positive first; stacked, label 0."""
     q, positives, queue = inputs(6, 3, 40, 8)
     q, positives = (torch.nn.functional.normalize(z, dim=-1) for z in (q, positives))
     negative = q @ queue.mT
@@ -189,7 +189,7 @@ def test_a_zero_embedding_is_as_in_normalize(backend):
     assert loss[0, 0].item() == pytest.approx(math.log(10), rel=1e-6)  # ten equal scores
 
     def outside(dtype):
-        """Normalised before the call."""
+        """Inputs that were normalised before the call."""
         leaves = [z.to(dtype, copy=True).requires_grad_() for z in (q, positives)]
         unit = [torch.nn.functional.normalize(z, dim=-1) for z in leaves]
         out = fastseq.queue_nce(
@@ -232,7 +232,7 @@ def test_autocast_changes_nothing(backend):
     leaves = q.requires_grad_(), positives.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = fastseq.queue_nce(*leaves, queue, backend=backend)
-        if backend == "torch":  # its backward is ours, so that it may run under autocast too
+        if backend == "torch":  # its backward is fastseq's own and may run under autocast too
             grads = torch.autograd.grad(loss, leaves, retain_graph=True)
             assert all(map(torch.equal, plain[1:], grads))
     assert all(map(torch.equal, plain, (loss, *torch.autograd.grad(loss, leaves))))
@@ -280,7 +280,7 @@ def test_layouts_and_repeatability():
     )
     for _ in range(2):
         assert all(map(torch.equal, loss_and_grads(*others, backend="torch"), want))
-    # A queue kept as (D, K), as MoCo's: the product may be formed in another order.
+    # A queue stored as (D, K), as MoCo's; the product may be formed in another order.
     other = loss_and_grads(q, positives, queue.mT.contiguous().mT, backend="torch")
     exact = loss_and_grads(*(z.double() for z in (q, positives, queue)), backend="torch")
     as_accurate_as(other, want, exact)

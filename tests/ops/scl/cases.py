@@ -1,4 +1,4 @@
-"""An independent scl_loss in float64 loops, and inputs that every backend's tests use."""
+"""scl_loss as independent float64 loops, and inputs that the tests of every backend use."""
 
 import math
 
@@ -64,7 +64,7 @@ def brute_force(
 
 
 def reduce(rows1, rows2, m1, m2, reduction):
-    """The four reductions, spelled out."""
+    """The four reductions, written out."""
     per_video = rows1.sum(1) + rows2.sum(1)
     if reduction == "none":
         return per_video
@@ -82,7 +82,7 @@ def reduce(rows1, rows2, m1, m2, reduction):
 
 
 def golden(dtype=torch.float32):
-    """The case whose released loss and gradient are known: 8.104879 and 3.027793.
+    """The case with known released loss and gradient: 8.104879 and 3.027793.
 
     Embeddings (2, 2, 6, 8) normalised, steps (2, 2, 6), video lengths (2, 2).
     """

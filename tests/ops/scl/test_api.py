@@ -1,4 +1,4 @@
-"""scl_loss: wrong input, and which backend serves a call."""
+"""scl_loss: wrong input, and choice of the backend."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_choice_of_backend(monkeypatch):
     )
     monkeypatch.setenv("FASTSEQ_BACKEND", "torch")
     assert resolve_backend("reference", "cpu", torch.float32)[0] == "reference"
-    monkeypatch.setenv("FASTSEQ_BACKEND", "")  # as good as not set
+    monkeypatch.setenv("FASTSEQ_BACKEND", "")  # the same as not set
     assert resolve_backend("auto", "cpu", torch.float32) == ("torch", "preferred here")
     monkeypatch.setenv("FASTSEQ_BACKEND", "fast")
     with pytest.raises(ValueError, match="FASTSEQ_BACKEND"):

@@ -34,7 +34,7 @@ def test_opcheck_backward():
     assert pairs.shape == (2, 7, 5)
     tensors = torch.ones_like(loss), z1.detach(), z2.detach(), *rest[:6], *kept
     for needs in ([True, True, False], [True, False, False], [False, True, False]):
-        for last in (pairs, None):  # of a short call, of a long one
+        for last in (pairs, None):  # of a short call; of a long one
             torch.library.opcheck(FUSED.backward_op, (*tensors, last, *rest[6:-1], needs))
 
 
@@ -70,7 +70,9 @@ def test_compiled_with_only_one_gradient():
 
 
 def test_compiled_with_other_lengths_and_temperatures():
-    """Another T compiles once more, for all of them; a schedule of the temperature is traced."""
+    """Another T compiles once more; after that, no T does. A schedule of the temperature is
+    traced.
+    """
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(fastseq.scl_loss, fullgraph=True, backend=counter)
@@ -84,7 +86,7 @@ def test_compiled_with_other_lengths_and_temperatures():
 
 
 def test_compiled_short_and_long_calls(monkeypatch):
-    """One graph for what keeps its pairs, one for what does not."""
+    """One graph where pairs are kept, another where they are not."""
     monkeypatch.setattr(short, "KEPT_BYTES", 4 * 2 * 9 * 9)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()

@@ -1,9 +1,10 @@
-"""Every scl_loss kernel compiled for GPUs that are not there: nothing spills, tensor cores work.
+"""Every scl_loss kernel compiled for GPUs that this machine lacks: nothing spills, and tensor cores
+are used.
 
-As a program it compiles the whole list and writes tests/data/scl_resources.json, which holds for
-the Triton version named in it: ``PYTHONPATH=.:tests python -m ops.scl.test_compile_offline``.
-Words after it, as in ``stats sm_90``, limit it to kernels that have all of them in their name;
-``core`` to those that every run of the tests looks at.
+Run as a program, it compiles the whole list and writes tests/data/scl_resources.json, which is
+valid for the Triton version that it names: ``PYTHONPATH=.:tests python -m
+ops.scl.test_compile_offline``. Words after it, such as ``stats sm_90``, limit it to kernels whose
+names contain all of them; ``core`` limits it to those that every run of the tests checks.
 """
 
 import sys
@@ -30,9 +31,10 @@ def scl_job(
     more=False,
     learned=False,
 ):
-    """``mode``: "shift", "online" or "raw" (online, not normalised). The default of ``valid`` is
-    the kind that needs most registers. ``learned``: temperature and variance in tensors, of which
-    the temperature has a gradient."""
+    """``mode``: "shift", "online" or "raw" (online, not normalised). The default of ``valid``
+    selects the kind that needs most registers. ``learned``: temperature and variance are tensors,
+    and the temperature has a gradient.
+    """
     if kernel in NEGATIVES:
         return negatives_job(kernel, precision, d, arch, mode, learned)
     scalar = "*fp32" if learned else None
@@ -81,7 +83,7 @@ def scl_job(
 
 
 def negatives_job(kernel, precision, d, arch, mode, learned):
-    """Of ``negatives="batch"``: "video" has simpler ranges of columns."""
+    """For ``negatives="batch"``; "video" has simpler ranges of columns."""
     from fastseq.ops.scl.negatives import PLANES, tiles, unrolled
 
     tile = tiles(kernel, d, precision, mode != "shift", arch)
@@ -125,7 +127,8 @@ def core_cases():
     learned = {"mode": "online", "learned": True}
     cases += [(k, "bf16", 128, 90, learned) for k in ("stats", "more_grad")]
     cases.append(("grad", "bf16", 128, 90, learned | {"valid": None}))
-    # Adding up takes no register from the loops: what is tightest, and what most calls are.
+    # Summation adds no registers to the loops. These are the tightest kernels and the most common
+    # calls.
     kinds = [{"reduction": reduction} for reduction in ("none", "mean", "sum")]
     kinds += [{"reduction": r, "valid": None} for r in ("mean", "paper")]
     kinds += [{"long": True, "valid": v} for v in (None, "lengths")]
@@ -151,7 +154,7 @@ def all_cases():
         for kernel in ("stats", "grad"):
             for mode in ("shift", "online"):
                 cases.append((kernel, "bf16", 128, arch, {"mode": mode, "more": True}))
-        # Not a power of two, not a multiple of 16 bytes.
+        # Neither a power of two nor a multiple of 16 bytes.
         cases.append(("grad", "bf16", 200, arch, {}))
         cases.append(("grad", "tf32x3", 17, arch, {}))
     return cases
@@ -171,7 +174,7 @@ def name(kernel, precision, d, arch, kinds):
     return " ".join(map(str, (kernel, precision, f"D{d}", f"sm_{arch}", *kinds.values()))).strip()
 
 
-# By 3 to 18 registers, most of them outside the loops; other tiles that do not spill are slower.
+# They spill 3 to 18 registers, most of them outside the loops; tiles that do not spill are slower.
 SPILLING = frozenset(
     (
         "grad bf16 D128 sm_90 online mask  learned",
@@ -188,14 +191,14 @@ TABLE = Table("scl_resources.json", scl_job, name, core_cases(), SPILLING)
 
 
 def test_core():
-    """What most calls run: D = 128, every precision on sm_90, bf16 on the others, reductions."""
+    """The most common calls: D = 128, every precision on sm_90, bf16 on the others, reductions."""
     TABLE.check(core_cases())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_everything():
-    """Precisions, channels, modes and architectures. About half an hour on one core."""
+    """All precisions, channels, modes and architectures. Takes about half an hour on one core."""
     TABLE.check(all_cases())
 
 

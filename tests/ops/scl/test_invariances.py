@@ -1,4 +1,4 @@
-"""scl_loss: what must not change its value, on drawn inputs."""
+"""scl_loss: changes that must not affect its value, on drawn inputs."""
 
 import pytest
 import torch

@@ -16,7 +16,7 @@ from ops.scl.test_triton import DEVICE, check, randint, randn, run
 pytestmark = [
     pytest.mark.interpreter,
     pytest.mark.usefixtures("one_thread", "nan_empty"),
-    # NumPy warns about the infinities and NaN that masked entries hold on purpose.
+    # NumPy warns about infinities and NaN, which masked entries contain on purpose.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 
@@ -25,7 +25,9 @@ BOTH = pytest.mark.parametrize("negatives", ["video", "batch"])
 
 @pytest.fixture(autouse=True, scope="module")
 def large_copies():
-    """Interpreted, a program costs more than its rows: frames are copied 64 at a time."""
+    """Under the interpreter a program costs more than its rows, so frames are copied 64 at a
+    time.
+    """
     if DEVICE == "cuda":
         yield
         return
@@ -51,8 +53,10 @@ def test_equals_loops(negatives):
 @BOTH
 @pytest.mark.parametrize("pair", [(1, 2), (63, 65), (64, 64), (97, 0), (33, 130)])
 def test_frames(negatives, pair):
-    """Views around a tile: neither they nor videos begin where tiles do. Three videos, where those
-    before and after one are its negatives, but of the longest."""
+    """Views that are slightly shorter or longer than a tile, so that neither they nor videos begin
+    at tile boundaries. There are three videos, so that a video has negatives before and after it;
+    the longest shape has two.
+    """
     check(*(randn(2 if 130 in pair else 3, t, 17, seed=t) for t in pair), negatives=negatives)
 
 
@@ -65,7 +69,8 @@ def test_channels(negatives, channels):
 @BOTH
 def test_channel_steps_and_chunks(monkeypatch, negatives):
     """Scores in steps over the channels, gradients in chunks of them, copies of a few frames, and
-    two sizes of tiles."""
+    two sizes of tiles.
+    """
 
     def small(kernel, *_):
         return launch.Tiles(16, 32, 16, 32, 4, 1) if kernel == "more" else small.grad
@@ -77,7 +82,7 @@ def test_channel_steps_and_chunks(monkeypatch, negatives):
     z1, z2 = randn(2, 33, 40), randn(2, 20, 40, seed=1)
     try:
         check(z1, z2, valid1=randint(0, 3, 2, 33) > 0, negatives=negatives)
-        # 2 rows of tiles, one of columns or the other way around.
+        # 2 rows of tiles and one column, or the reverse.
         z1, z2 = z1[:, :17], z2[:, :9]
         check(z1, z2, dtype=torch.float16, temperature=0.01, negatives=negatives)
     finally:
@@ -87,11 +92,11 @@ def test_channel_steps_and_chunks(monkeypatch, negatives):
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half(dtype, negatives):
-    """Operands are exact, sums float32, and the gradient of all candidates is rounded once."""
+    """Operands are exact, sums are float32, and the gradient of all candidates is rounded once."""
     z1, z2 = randn(2, 70, 17), randn(2, 65, 17, seed=1)
     kwargs = {"dtype": dtype, "negatives": negatives, "grad": interpreted(dtype, DEVICE)}
     check(z1, z2, lengths1=[70, 30], **kwargs)
-    z1, z2 = z1[:, :40], z2[:, :33]  # in "batch" two tiles of columns still
+    z1, z2 = z1[:, :40], z2[:, :33]  # two tiles of columns in "batch", too
     check(z1, z2, temperature=0.01, **kwargs)
     check(z1, z2, normalize=False, temperature=5.0, **kwargs)
 
@@ -99,13 +104,15 @@ def test_half(dtype, negatives):
 @BOTH
 @pytest.mark.parametrize("scale", [1e-3, 1e2])
 def test_fp16_range(negatives, scale):
-    """1 / norm and 1 / frames would leave fp16 where probabilities are rounded."""
+    """1 / norm and 1 / frames would be outside the range of fp16 where probabilities are
+    rounded.
+    """
     z1, z2 = randn(2, 33, 17) * scale, randn(2, 40, 17, seed=1) * scale
     check(z1, z2, dtype=torch.float16, upstream=1e3 * scale, negatives=negatives)
 
 
-# Only where frames are normalised does the temperature decide how exponents are kept in range: on
-# either side of that, and the extremes.
+# Only with normalised frames does the temperature determine how exponents are kept in range. Tested
+# on both sides of that limit, and at the extremes.
 @BOTH
 @pytest.mark.parametrize(
     ("normalize", "temperature"),
@@ -120,7 +127,7 @@ def test_temperature(temperature, normalize, negatives):
         kwargs["grad"] = 1e-5 if DEVICE == "cpu" else 1e-3
     check(z1, z2, **kwargs)
     z1, z2 = z1[:, :20], z2[:, :20]
-    check(z1, z1 + 1e-2 * z2, **kwargs)  # views that agree
+    check(z1, z1 + 1e-2 * z2, **kwargs)  # similar views
 
 
 # Every pair of reduction, objective and negatives.
@@ -138,7 +145,7 @@ def test_temperature(temperature, normalize, negatives):
     ],
 )
 def test_reductions(objective, reduction, negatives):
-    """A video without upstream gradient still gets what it is worth as a negative of others."""
+    """A video without upstream gradient still gets its gradient as a negative of others."""
     z1, z2 = randn(3, 40, 17), randn(3, 33, 17, seed=1)
     valid1 = randint(0, 3, 3, 40, seed=2) > 0
     valid1[2] = False
@@ -202,7 +209,9 @@ def test_nan_frame_shows(negatives, temperature):
 @BOTH
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 def test_isolated_rows(negatives, temperature):
-    """Nothing within reach: no loss of one's own, but a frame that other softmaxes see."""
+    """Without a target within reach, a frame has no loss itself but is a candidate in other
+    softmaxes.
+    """
     z1, z2 = randn(2, 20, 8), randn(2, 30, 8, seed=1)
     t1, t2 = torch.arange(20).repeat(2, 1), torch.arange(30).repeat(2, 1)
     t1[0, :4] += 10_000

@@ -1,5 +1,6 @@
-"""scl_loss with its temperature or variance in a tensor: learned, scheduled, never read from a
-GPU."""
+"""scl_loss with its temperature or variance as a tensor: learned, scheduled, never read back from a
+GPU.
+"""
 
 import math
 
@@ -16,10 +17,10 @@ from fastseq.ops.scl.op import FUSED
 from fastseq.ops.scl.options import SCLOptions
 from ops.scl.test_triton import DEVICE, EXPONENT, randn
 
-# NumPy warns about the infinities and NaN that masked entries hold on purpose.
+# NumPy warns about infinities and NaN, which masked entries contain on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-# The torch backend reads a tensor on the CPU; "unread": what it does with one on a GPU.
+# The torch backend reads a tensor on the CPU; "unread" tests the path for a tensor on a GPU.
 CPU = ["reference", "torch", "unread"]
 BACKENDS = [*CPU, pytest.param("triton", marks=pytest.mark.interpreter)]
 NEGATIVES = ["cross", "video", "batch"]
@@ -46,7 +47,9 @@ def learned(z1, z2, tau, **kwargs):
 
 
 def check(z1, z2, tau, dtype=torch.float32, floor=EXPONENT, **kwargs):
-    """Triton as accurate as the reference, and the reference's truth that of a float."""
+    """Asserts that Triton is as accurate as the reference; the truth is the reference with a
+    float.
+    """
     truth = learned(z1, z2, tau, backend="reference", **kwargs)
     z1, z2 = z1.to(dtype), z2.to(dtype)
     got, plain = (
@@ -101,7 +104,9 @@ def test_triton(negatives, normalize):
 @pytest.mark.interpreter
 @pytest.mark.parametrize(("negatives", "normalize"), [("cross", True), ("batch", False)])
 def test_triton_in_chunks_of_channels(monkeypatch, negatives, normalize):
-    """Each program has a part of the channels; one of them has what is added up for the rows."""
+    """Each program processes a part of the channels; one of them also forms the sums of the
+    rows.
+    """
     small = launch.Tiles(16, 16, 16, 16, 4, 1)
     launch.clear()
     for module in (launcher, negatives_launcher):
@@ -163,7 +168,9 @@ def test_same_bits_each_time(backend, negatives):
 @pytest.mark.parametrize("name", ["temperature", "variance"])
 @pytest.mark.parametrize("negatives", ["cross", "video"])
 def test_what_nobody_reads_is_nan_where_it_is_wrong(backend, value, name, negatives):
-    """On a GPU, and under torch.compile: what is past the checks of the public function."""
+    """The path on a GPU and under torch.compile: the code after the checks of the public
+    function.
+    """
     z1, z2 = views(dtype=torch.float32)
     opts = SCLOptions(1.0, 1.0, True, "kl", negatives, "none")
     value = torch.tensor(value, device=DEVICE)

@@ -1,4 +1,4 @@
-"""scl_loss: what timestamps may be. Rows out of reach, NaN, spans that overflow their type."""
+"""scl_loss: supported timestamps. Rows out of reach, NaN, spans that overflow their type."""
 
 import pytest
 import torch
@@ -18,7 +18,8 @@ def _randn(*shape, dtype=torch.float64, seed=0):
 @pytest.mark.parametrize("gap", [0, 1, 19, 30, 44, 45, 46, 100])
 def test_isolated_rows_and_far_neighbours(backend, gap):
     """A row whose nearest frame is far still has a full target up to reach (45.4 frames), then
-    exactly nothing; it counts in the mean all the same."""
+    exactly zero; it always counts in the mean.
+    """
     z1, z2 = _randn(1, 4, 8, dtype=torch.float32), _randn(1, 3, 8, dtype=torch.float32, seed=1)
     t1 = torch.tensor([[0.0, 1, 2, 500]])
     t2 = torch.tensor([[0.0, 2, 500 + gap]])
@@ -28,7 +29,7 @@ def test_isolated_rows_and_far_neighbours(backend, gap):
     assert loss.item() == pytest.approx(float(reduce(*rows, m1, m2, "mean")), rel=1e-5)
     if gap > 45:
         assert rows[0][0, 3] == 0
-        # Row 3 keeps only the gradient of being a candidate of view 2's rows.
+        # Row 3 keeps only the gradient as a candidate of view 2's rows.
         alone, dz_alone, _ = loss_and_grads(
             z1[:, 3:], z2[:, 2:], t1[:, 3:], t2[:, 2:], backend=backend
         )
@@ -41,7 +42,7 @@ def test_isolated_rows_and_far_neighbours(backend, gap):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_in_a_real_timestamp_is_not_hidden(backend):
-    """Its video is NaN, the other one as without it; in padding it does not matter."""
+    """Its video is NaN, the other video is unchanged; in padding NaN has no effect."""
     z1, z2 = _randn(2, 4, 3), _randn(2, 4, 3, seed=1)
     t = torch.arange(4.0).expand(2, 4).clone()
     clean = fastseq.scl_loss(z1, z2, t, t, lengths1=[3, 4], reduction="none", backend=backend)
@@ -63,7 +64,7 @@ def test_spans_of_time_beyond_the_integers_type(backend):
         t1 = torch.tensor([low, low + 1, high], dtype=dtype)
         t2 = torch.tensor([low, low + 2, high - 3], dtype=dtype)
         torch.testing.assert_close(fastseq.scl_loss(z1, z2, t1, t2, backend=backend), want)
-    # A real time is never taken for that of padding, however large.
+    # A real time is never treated as that of padding, however large.
     t1, t2 = torch.tensor([0, 10**18, 5]), torch.tensor([0, 10**18, 7])
     two = torch.tensor([True, True, False]).expand(2, 3)
     got = fastseq.scl_loss(z1, z2, t1, t2, valid1=two, backend=backend)
@@ -73,10 +74,10 @@ def test_spans_of_time_beyond_the_integers_type(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_float32_times_are_not_rounded(backend):
-    """Differences of float32 times are exact; those to an origin would not be."""
+    """Differences between float32 times are exact; differences to an origin would not be."""
     z1, z2 = _randn(1, 40, 4), _randn(1, 40, 4, seed=1)
     t1, t2 = (2048 + _randn(1, 40, seed=s) for s in (2, 3))
-    t1[0, 0] = 1 / 3  # subtracted, it would round times below 2048 and above by different amounts
+    t1[0, 0] = 1 / 3  # subtracting it would round times below and above 2048 differently
     t1, t2 = t1.float(), t2.float()
     want = loss_and_grads(z1, z2, t1.double(), t2.double(), variance=0.01, backend="reference")
     for dtype in (torch.float32, torch.float64):

@@ -1,4 +1,4 @@
-"""The Triton kernels of scl_loss against float64, interpreted where there is no GPU."""
+"""The Triton kernels of scl_loss against float64, interpreted on machines without a GPU."""
 
 import math
 
@@ -14,7 +14,7 @@ from ops.scl.cases import brute_force, loss_and_grads
 pytestmark = [
     pytest.mark.interpreter,
     pytest.mark.usefixtures("one_thread"),
-    # NumPy warns about the infinities and NaN that masked entries hold on purpose.
+    # NumPy warns about infinities and NaN, which masked entries contain on purpose.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 
@@ -41,14 +41,15 @@ def run(z1, z2, *args, dtype=torch.float32, backend="triton", upstream=1.0, **kw
     return loss_and_grads(z1, z2, *args, backend=backend, upstream=there(upstream), **kwargs)
 
 
-# Of gradients in fp32. Targets come from one exp for both directions, whose exponent, up to 149,
-# is known to 16 bits after the point; plain PyTorch subtracts a row's largest first.
+# For gradients in fp32. Targets for both directions come from one exp whose exponent, up to 149,
+# has 16 bits after the point; plain PyTorch subtracts the largest of a row first.
 EXPONENT = 5e-6
 
 
 def check(z1, z2, *args, dtype=torch.float32, loss=None, grad=None, **kwargs):
-    """Triton in ``dtype`` as accurate as the reference in it, on the same rounded inputs; ``loss``
-    and ``grad`` replace the floors."""
+    """Asserts that Triton in ``dtype`` is as accurate as the reference in it, on the same rounded
+    inputs; ``loss`` and ``grad`` replace the floors.
+    """
     if grad is None and dtype == torch.float32:
         grad = EXPONENT
     z1, z2 = z1.to(dtype), z2.to(dtype)
@@ -102,7 +103,7 @@ def test_half(dtype, channels):
 
 @pytest.mark.parametrize("scale", [1e-2, 1e2])
 def test_fp16_range(scale):
-    """1 / norm and 1 / frames would leave fp16 where p - w is rounded."""
+    """1 / norm and 1 / frames would be outside the range of fp16 where p - w is rounded."""
     z1, z2 = randn(1, 65, 17) * scale, randn(1, 40, 17, seed=1) * scale
     check(z1, z2, dtype=torch.float16, upstream=1e3 * scale)
 
@@ -136,8 +137,9 @@ def test_channel_steps_and_chunks(monkeypatch, kernel_tiles):
 
 
 def test_rows_of_two_units(monkeypatch):
-    """Tiles of 128 rows, as long sequences have: times are relative to a unit of 64 frames, of
-    which the first may have no real frame."""
+    """Tiles of 128 rows, as long sequences have. Times are relative to a unit of 64 frames, and the
+    first unit may have no real frame.
+    """
     tile = scl_triton.Tiles(128, 64, 16, 16, 4, 1)
     monkeypatch.setattr(scl_triton, "tiles", lambda *_: tile)
     z1, z2 = randn(2, 150, 16), randn(2, 200, 16, seed=1)
@@ -149,7 +151,7 @@ def test_rows_of_two_units(monkeypatch):
 
 
 def test_nan_in_a_real_timestamp_is_not_hidden():
-    """Its video is NaN, the other one as without it; in padding it does not matter."""
+    """Its video is NaN, the other video is unchanged; in padding NaN has no effect."""
     z1, z2, t = randn(2, 40, 8), randn(2, 40, 8, seed=1), torch.arange(40.0).expand(2, 40).clone()
     kwargs = {"lengths1": [30, 40], "reduction": "none"}
     clean = run(z1, z2, t, t, **kwargs)[0]
@@ -168,12 +170,12 @@ def test_temperature(temperature, normalize):
     if not normalize:
         z1, z2 = z1 / 4, z2 / 4
     kwargs = {"temperature": temperature, "normalize": normalize}
-    # At 1000 the rounding of a logit alone changes exp by 6e-5, and tensor cores add in an order of
-    # their own.
+    # At 1000 the rounding of a logit alone changes exp by 6e-5, and tensor cores sum in a different
+    # order.
     if temperature <= 0.01:
         kwargs["grad"] = 1e-5 if DEVICE == "cpu" else 1e-3
     check(z1, z2, **kwargs)
-    # Views that agree: tiny losses, where 1 / temperature would cancel, and p close to 1.
+    # Similar views: tiny losses, where 1 / temperature would cancel, and p close to 1.
     check(z1, z1 + 1e-2 * z2[:, :40], **kwargs)
 
 
@@ -191,7 +193,7 @@ def test_reductions(objective, reduction):
 
 
 def test_many_sequences():
-    """More sequences than the reduction takes at once."""
+    """More sequences than the reduction processes at once."""
     z1, z2 = randn(17, 3, 4), randn(17, 2, 4, seed=1)
     for reduction in ("mean", "paper"):
         check(z1, z2, lengths1=randint(0, 4, 17), reduction=reduction)
@@ -222,7 +224,7 @@ def test_padding_never_leaks(which):
 
 
 def test_lengths_are_clamped():
-    """Lengths on a GPU are never read by the host, so that kernels take whatever they hold."""
+    """The host never reads lengths on a GPU, so kernels have to handle any value."""
     opts = SCLOptions(10.0, 0.1, True, "kl", "cross", "none")
     z1, z2 = (randn(2, 20, 4, seed=s).float().to(DEVICE) for s in (0, 1))
     wild = torch.tensor([-3, 2**40], device=DEVICE)
@@ -258,7 +260,7 @@ TIMES = {
 @pytest.mark.parametrize("kind", TIMES)
 def test_times(kind):
     z1, z2 = randn(2, 97, 16), randn(2, 97, 16, seed=1)
-    # Most frames have their nearest far away there, at large exponents.
+    # For most frames the nearest frame is far away, at large exponents.
     kwargs = {"variance": 0.05, "grad": 1e-5} if kind == "fp32 seconds" else {}
     check(z1, z2, TIMES[kind](0), TIMES[kind](1), **kwargs)
     if kind == "offset":
@@ -283,8 +285,9 @@ def test_far_times():
 
 
 def test_isolated_rows():
-    """Nothing within reach: exactly no loss and no gradient of one's own, but a frame that counts
-    and that the other view's softmax sees."""
+    """Without a target within reach, a frame has exactly no loss and no gradient of its own loss;
+    it counts in the mean and is a candidate in the other view's softmax.
+    """
     z1, z2 = randn(1, 20, 8), randn(1, 30, 8, seed=1)
     t1, t2 = torch.arange(20), torch.arange(30)
     t1 = torch.where(torch.arange(20) < 4, t1 + 10_000, t1)
@@ -292,12 +295,12 @@ def test_isolated_rows():
         _, d1, _ = check(z1, z2, t1, t2, temperature=temperature)
         assert (d1[0, :4] != 0).any()
     t2[:] = -10_000
-    t2[7] = 0  # one column left within reach of view 1's rows 4 to 19
+    t2[7] = 0  # one column remains within reach of view 1's rows 4 to 19
     check(z1, z2, t1, t2)
 
 
 def test_every_gap_within_reach():
-    """The nearest frame 0 to 45 away: each row's targets still sum to 1."""
+    """With the nearest frame 0 to 45 frames away, each row's targets still sum to 1."""
     z1, z2 = randn(46, 1, 8), randn(46, 3, 8, seed=1)
     gaps = torch.arange(46)
     t1, t2 = torch.zeros(46, 1), torch.stack([gaps, gaps + 1, gaps + 3], 1).float()
@@ -324,7 +327,7 @@ def test_one_view_without_gradient(need):
 
 
 def test_upstream_layouts():
-    """A gradient expanded from one number, and one with a stride."""
+    """An upstream gradient expanded from one number, and one with a stride."""
     z1, z2 = randn(3, 20, 5), randn(3, 20, 5, seed=1)
     weights = torch.tensor([2.0, 9.0, -1.0, 9.0, 0.0, 9.0])[::2]
     check(z1, z2, reduction="none", upstream=weights)
@@ -374,6 +377,6 @@ def test_timestamps_of_a_view_without_frames():
 
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e3), (torch.float16, 1.2e4)])
 def test_huge_scores_keep_probabilities_at_most_one(dtype, scale):
-    """Scores of 10^7 are known to one unit: gradients are coarse, but never blow up."""
+    """Scores of 10^7 are accurate to one unit: gradients are coarse but stay bounded."""
     z1, z2 = randn(2, 9, 4) * scale, randn(2, 9, 4, seed=1) * scale
     check(z1, z2, normalize=False, dtype=dtype, grad=1)

@@ -209,7 +209,7 @@ def test_nan_in_a_real_frame_is_not_hidden(backend):
 def test_zero_and_tiny_embeddings_differentiate_as_in_normalize(backend):
     z1, z2 = _randn(1, 5, 3), _randn(1, 5, 3, seed=1)
     z1[0, 2] = z2[0, 4] = 0
-    z1[0, 1] *= 1e-13  # below the 1e-12 that stands for the norm
+    z1[0, 1] *= 1e-13  # below 1e-12, which replaces the norm
     unit = [F.normalize(z.requires_grad_(), dim=-1) for z in (z1, z2)]
     loss = fastseq.scl_loss(*unit, normalize=False, backend="reference")
     got = loss_and_grads(z1, z2, backend=backend)
@@ -262,7 +262,7 @@ def test_forms_of_the_same_call(backend):
     torch.testing.assert_close(total / 24, every)
     paper = fastseq.scl_loss(z1, z2, reduction="paper", backend=backend)
     torch.testing.assert_close(paper, 2 * every)  # equal lengths
-    # A video without real frames is no video of the mean.
+    # A video without real frames does not count in the mean.
     first = {"lengths1": [6, 0], "lengths2": [6, 0], "reduction": "paper", "backend": backend}
     alone = fastseq.scl_loss(z1[:1], z2[:1], reduction="paper", backend=backend)
     torch.testing.assert_close(fastseq.scl_loss(z1, z2, **first), alone)
@@ -299,7 +299,7 @@ def test_autocast_changes_nothing(backend, negatives):
     a, b = z1.requires_grad_(), z2.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = fastseq.scl_loss(a, b, **kw)
-        if backend == LINEAR:  # its backward is ours, so that it may run under autocast too
+        if backend == LINEAR:  # its backward is fastseq's own and may run under autocast too
             inside = torch.autograd.grad(loss, (a, b), retain_graph=True)
             assert all(map(torch.equal, plain[1:], inside))
     assert all(map(torch.equal, plain, (loss, *torch.autograd.grad(loss, (a, b)))))
@@ -341,7 +341,7 @@ def test_changing_an_input_before_backward_is_an_error():
     z1, z2 = _randn(1, 4, 3), _randn(1, 4, 3, seed=1).requires_grad_()
     loss = fastseq.scl_loss(z1, z2, backend=LINEAR)
     z1.mul_(2)
-    # Lengths are copied: the buffer is free again.
+    # Lengths are copied, so the caller may reuse the buffer.
     lengths = torch.tensor([4])
     later = fastseq.scl_loss(z1, z2, lengths1=lengths, backend=LINEAR)
     lengths.fill_(1)

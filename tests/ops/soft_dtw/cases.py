@@ -1,4 +1,4 @@
-"""Independent soft-DTW in float64 loops, and what every backend's tests share."""
+"""Soft-DTW as independent float64 loops, and helpers of every backend's tests."""
 
 import functools
 import itertools
@@ -11,11 +11,12 @@ import torch
 import fastseq
 from fastseq.ops.common.dispatch import backend_status
 
-# What float32 promises whatever plain PyTorch gives, whose recursion over absolute values is off by
-# 1e-3: a value rounded to 4 eps, a gradient through 2 T steps of exp2 and log2.
+# Bounds that float32 guarantees whatever plain PyTorch returns, whose recursion over absolute
+# values has errors of 1e-3: a value rounded to 4 eps, a gradient through 2 T steps of exp2 and
+# log2.
 VALUE, GRADIENT = 5e-7, 1e-5
 
-# The backends that serve CPU tensors, besides the definition.
+# The backends that support CPU tensors, besides the definition.
 BACKENDS = ("numba", "torch")
 EVERY = ("reference", *BACKENDS)
 
@@ -43,7 +44,7 @@ def in_band(path, n, m, bandwidth):
 
 @functools.cache
 def paths_between_ends(n, m, begin="fixed", end="fixed"):
-    """Every monotone path through all n rows, from and to the columns that such ends permit."""
+    """Every monotone path through all n rows, from and to the columns that free ends allow."""
     paths = []
     for first in range(m) if begin == "free" else [0]:
         for last in range(first, m) if end == "free" else [m - 1]:
@@ -52,14 +53,14 @@ def paths_between_ends(n, m, begin="fixed", end="fixed"):
 
 
 def cost_of(path, cost, warp_penalty=0.0):
-    """With the penalty of each step that is not diagonal."""
+    """Includes the penalty of each step that is not diagonal."""
     steps = itertools.pairwise(path)
     warps = sum((a[0] == b[0]) or (a[1] == b[1]) for a, b in steps)
     return sum(float(cost[cell]) for cell in path) + warps * warp_penalty
 
 
 def sum_over_paths(cost, gamma, bandwidth=None, begin="fixed", end="fixed", warp_penalty=0.0):
-    """(value, E) from all paths, one by one: no recursion at all. No path: +inf and 0."""
+    """(value, E) by enumerating all paths, without recursion. Without a path: +inf and 0."""
     n, m = cost.shape
     paths = [p for p in paths_between_ends(n, m, begin, end) if in_band(p, n, m, bandwidth)]
     scores = [-cost_of(p, cost, warp_penalty) / gamma for p in paths]
@@ -77,7 +78,7 @@ def sum_over_paths(cost, gamma, bandwidth=None, begin="fixed", end="fixed", warp
 def recursion(cost, gamma, bandwidth=None, begin="fixed", end="fixed", warp_penalty=0.0):
     """(value, E) in float64 by the textbook recursion over absolute R, cell after cell.
 
-    E goes through the probabilities of the three steps into each cell. For medium sizes.
+    E is propagated through the probabilities of the three steps into each cell. For medium sizes.
     """
     cost = np.asarray(cost, np.float64)
     n, m = cost.shape
@@ -92,7 +93,7 @@ def recursion(cost, gamma, bandwidth=None, begin="fixed", end="fixed", warp_pena
     for i in range(1, n + 1):
         for j in range(max(1, i + low), min(m, i + high) + 1):
             before = [r[i - 1, j - 1], r[i - 1, j] + warp_penalty, r[i, j - 1] + warp_penalty]
-            if i == 1:  # comes down from a free begin, at no cost, and not diagonally
+            if i == 1:  # enters from a free begin, at no cost, and not diagonally
                 before[:2] = (r[0, 0] if j == 1 else np.inf), np.inf
                 if begin == "free":
                     before[:2] = np.inf, 0.0
@@ -148,7 +149,9 @@ def relative(a, b):
 
 
 def backends(names=EVERY):
-    """parametrize over the backends of this machine; what is missing is skipped with its reason."""
+    """parametrize over the backends of this machine; a missing backend is skipped with its
+    reason.
+    """
     return pytest.mark.parametrize(
         "backend",
         [

@@ -1,10 +1,10 @@
-// Runs CUDA kernels on one CPU thread: every thread of a thread block is a fiber, switched at
-// barriers, shuffles and polls in an order drawn from a seed. What is not ordered by a barrier or a
-// flag comes in another order with another seed; a wait that never ends is reported. What is handed
-// on by a flag (store_handed, load_handed) obeys the weakest memory that the model of CUDA allows:
-// other thread blocks see a number only after its block's publish(), and only from their next
-// acquire() on. The rest of memory is sequentially consistent. Any one barrier, fence or poll can be
-// left out, to see that the result is wrong without it.
+// Runs CUDA kernels on one CPU thread. Every thread of a thread block is a fiber, switched at
+// barriers, shuffles and polls in an order drawn from a seed. Another seed changes the order of
+// everything that no barrier or flag orders; a wait that never ends is reported. Numbers passed with
+// a flag (store_handed, load_handed) obey the weakest memory order that CUDA's model allows: other
+// thread blocks see a number only after its block's publish(), and only from their next acquire()
+// on. All other memory is sequentially consistent. Any one barrier, fence or poll can be left out,
+// to check that the result is wrong without it.
 #pragma once
 
 #define FASTSEQ_SIMULATED
@@ -49,14 +49,14 @@ struct Fiber {
     int shuffles = 0;
 };
 
-// What the scheduler asks of every fiber in every round, apart from all else: that is most of its
-// time.
+// The state that the scheduler reads from every fiber in every round. It is stored apart from the
+// rest, because these reads take most of the time.
 struct State {
     // Sleeps until *word >= target, or until not all of its `bytes` bytes have all bits set.
     const int* word = nullptr;
     int target = 0, bytes = 0;
     bool done = false;
-    unsigned char laziness = 0;  // of 64 times that it could go on it rests so often
+    unsigned char laziness = 0;  // how often, out of 64 times that it could run, it rests
 
     bool rests() const {
         if (done || !word) return done;
@@ -65,8 +65,8 @@ struct State {
     }
 };
 
-// Numbers that are handed on, by address: what a thread block wrote itself, and what it has said to
-// the others, in the order in which it was said.
+// Numbers passed between thread blocks, by address: those that a block wrote itself, and those that
+// it has published to the others, in the order of publication.
 struct Handed {
     double value;
     size_t bytes;
@@ -89,7 +89,7 @@ struct Block {
     std::vector<char> slots;  // [warp][2][lane], 8 bytes each
     std::unique_ptr<double[]> shared;
     std::unordered_map<const void*, Handed> handed;
-    long acquired = 0;  // it sees what was said up to here
+    long acquired = 0;  // it sees what was published up to here
     size_t running;
 
     void say_all() {
@@ -130,7 +130,7 @@ inline void arrive(Barrier& barrier, int count) {
         barrier.arrived = 0;
         ++barrier.generation;
     }
-    // The last one rests too, so that it is not always the first to go on.
+    // The last one rests too, so that it is not always the first to continue.
     sleep_until(&barrier.generation, barrier.generation + (barrier.arrived ? 1 : 0));
 }
 
@@ -156,7 +156,7 @@ T exchange(T value, unsigned source) {
     return value;
 }
 
-// What all lanes of the warp hold, at an address each until all have gone on.
+// Addresses of the values of all lanes of the warp, valid until all lanes have continued.
 template <class T>
 std::array<const T*, 32> of_all_lanes(const T& mine) {
     std::array<const T*, 32> out;
@@ -204,7 +204,7 @@ inline void start(Block& block, unsigned index, unsigned threads, size_t shared,
     }
 }
 
-// Puts what was said into memory: the end of a launch.
+// Writes all published numbers to memory, at the end of a launch.
 inline void settle() {
     for (const auto& [address, numbers] : said) {
         if (numbers.empty()) continue;
@@ -216,7 +216,7 @@ inline void settle() {
     }
 }
 
-// Runs a grid with so many thread blocks at a time; false when all that run wait for ever.
+// Runs a grid with `resident` thread blocks at a time; returns false in a deadlock.
 inline bool launch(unsigned blocks, unsigned threads, size_t shared, unsigned resident,
                    unsigned seed, std::function<void()> what) {
     kernel = std::move(what);
@@ -238,13 +238,13 @@ inline bool launch(unsigned blocks, unsigned threads, size_t shared, unsigned re
         const size_t first = random() % running.size();
         for (size_t k = 0; k < running.size(); ++k) {
             Block& block = *running[(first + k) % running.size()];
-            // Warps in an order of their own; lanes of a warp one after the other.
+            // Starts at a random thread; the others follow in order.
             const size_t size = block.fibers.size();
             size_t x = random() % size;
             for (size_t q = 0; q < size; ++q, x = x + 1 == size ? 0 : x + 1) {
                 const State& state = block.states[x];
                 if (state.rests()) continue;
-                moved = true;  // if not now, it will
+                moved = true;  // if it rests now, it will move in a later round
                 if (random() % 64 >= state.laziness) go_on(block.fibers[x]);
             }
         }

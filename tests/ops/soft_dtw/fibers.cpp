@@ -1,7 +1,7 @@
-// The kernels of csrc/soft_dtw on the CPU, as cuda_fibers.h runs them. The functions return 0, or 1
-// when the thread blocks wait for each other for ever. forward_* and backward_* launch as soft_dtw.cu
-// does; one_* make one launch with the arguments and sizes of the caller. What a launch fills with set
-// bits is filled by the caller.
+// The kernels of csrc/soft_dtw on the CPU, run by cuda_fibers.h. The functions return 0, or 1 in a
+// deadlock of the thread blocks. forward_* and backward_* launch as soft_dtw.cu does; one_* make one
+// launch with the arguments and sizes of the caller, who also sets all bits of the buffers for which
+// soft_dtw.cu does so.
 #include "cuda_fibers.h"
 #include "soft_dtw/backward.cuh"
 #include "soft_dtw/forward.cuh"
@@ -17,7 +17,7 @@ void add_product(DeviceWarp::Reg<Sums<T>>& sums, DeviceWarp::Reg<Sums<T>>& rest,
     add_product_of_lane<pass>(
         sums.value, rest.value, [&](int lane) -> const Left<T>& { return all[lane]->first; },
         [&](int lane) -> const Right<T>& { return all[lane]->second; }, threadIdx.x % kLanes);
-    fibers::arrive(fibers::warp(), 32);  // the others read what this one holds
+    fibers::arrive(fibers::warp(), 32);  // the other lanes read this lane's value
 }
 
 }  // namespace soft_dtw
@@ -96,8 +96,8 @@ FASTSEQ_EXPORT(Costs<double>, double, Costs_f64)
 
 extern "C" int most_centred(int is_double) { return is_double ? kCentred<double> : kCentred<float>; }
 
-// Leaves out one of the places where threads wait for each other, -1: none. Returns how many have
-// been met so far.
+// Leaves out one of the places where threads wait for each other (-1: none). Returns the number of
+// places met so far.
 extern "C" int leave_out(int place) {
     fibers::left_out = place;
     return static_cast<int>(fibers::places.size());

@@ -14,7 +14,7 @@ namespace {
 template <class T>
 using Reg = HostWarp::Reg<T>;
 
-// Shared memory starts as NaN: what the kernels find there is arbitrary too.
+// Shared memory starts as NaN, since its content is arbitrary for the kernels too.
 template <class T, int count>
 struct Memory {
     alignas(16) T at[count];
@@ -133,7 +133,7 @@ void block_gradients(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
     }
 }
 
-// Gradients arrive as zeros and are added to.
+// Gradients are passed as zeros, and the kernels add to them.
 template <class Kind, class T>
 void backward(const Problem<Kind>& p, const T* grad, T* dx, T* dy, T* dcost) {
     using State = typename Kind::State;

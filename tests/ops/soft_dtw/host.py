@@ -1,7 +1,7 @@
-"""The CUDA code of Soft-DTW compiled for the host, with the functions that a backend has.
+"""The CUDA code of Soft-DTW compiled for the host, with the functions of a backend.
 
-HostBackend: the arithmetic alone, tile after tile. FiberBackend: the kernels themselves, every
-thread a fiber (cuda_fibers.h), in an order drawn from ``seed``.
+HostBackend runs only the arithmetic, tile after tile. FiberBackend runs the kernels themselves,
+with a fiber for each thread (cuda_fibers.h), in an order drawn from ``seed``.
 """
 
 import ctypes
@@ -22,19 +22,19 @@ def compile_library(compiler: str, folder: Path, name: str) -> Path:
     library = folder / f"{name}.so"
     source = Path(__file__).with_name(f"{name}.cpp")
     command = [compiler, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    command += ["-U_FORTIFY_SOURCE"]  # which takes a jump to another stack for a mistake
+    command += ["-U_FORTIFY_SOURCE"]  # its checks reject a jump to another stack
     command += [f"-I{ROOT / 'csrc'}", str(source), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return library
 
 
 def suffix(given: bool, dtype: torch.dtype) -> str:
-    """The end of a C++ function's name: where costs come from, and the type of numbers."""
+    """The suffix of a C++ function's name: the source of the costs, and the type of numbers."""
     return f"{'Costs' if given else 'Embeddings'}_{'f32' if dtype == torch.float32 else 'f64'}"
 
 
 class _Backend:
-    """A backend whose launches a test makes."""
+    """A backend whose launches are made by a test."""
 
     def forward(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts, needs):
         call = Call(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
@@ -76,14 +76,16 @@ class HostBackend(_Backend):
     def run_backward(self, call, h, states, grad, grads):
         for t in grads:
             if t is not None:
-                t.zero_()  # what is outside of all blocks
+                t.zero_()  # the values outside of all blocks
         function = self.library[f"backward_{call.suffix}"]
         tensors = [ctypes.c_void_p(_pointer(t)) for t in (grad, *grads)]
         function(ctypes.byref(call.problem(h, states)), *tensors)
 
 
 class FiberBackend(_Backend):
-    """``resident``: thread blocks that run at a time. ``by_strip``: one launch per strip."""
+    """``resident``: the number of thread blocks that run at a time. ``by_strip``: one launch per
+    strip.
+    """
 
     def __init__(self, library: Path, resident: int = 4, seed: int = 0, by_strip: bool = False):
         self.library = ctypes.CDLL(str(library))

@@ -1,4 +1,6 @@
-"""soft_dtw and its relatives: wrong input, reductions, dtypes, choice of backend, second order."""
+"""soft_dtw and related functions: wrong input, reductions, dtypes, choice of backend, second
+order.
+"""
 
 import warnings
 
@@ -172,7 +174,9 @@ def test_second_derivatives_are_an_error_not_wrong(backend):
 
 
 def test_second_derivatives_of_the_definition():
-    """Against finite differences of the gradient: packages that allow this silently are wrong."""
+    """Compared with finite differences of the gradient, packages that allow this silently are
+    wrong.
+    """
     x, y = randn(1, 6, 2, seed=7).double().requires_grad_(), randn(1, 5, 2, seed=8).double()
     step = 1e-6 * randn(1, 6, 2, seed=9).double()
 
@@ -231,7 +235,7 @@ def test_lengths_changed_in_place_after_the_call_do_not_matter(backend):
 
 
 def test_what_a_backend_gets(monkeypatch):
-    """Contiguous float32 or float64, int64 lengths, and which gradients may come."""
+    """Contiguous float32 or float64, int64 lengths, and ``needs`` with the wanted gradients."""
     calls = []
 
     class Recorder:
@@ -318,7 +322,7 @@ def test_the_default_backend_of_all_ops_may_be_one_that_an_op_does_not_have(monk
     monkeypatch.setenv("FASTSEQ_BACKEND", "cuda")  # a backend that it has does not fall back
     with pytest.raises(RuntimeError, match=r"'cuda' \(FASTSEQ_BACKEND\) does not support.*no GPU"):
         choose_backend("some_op", "auto", why_not)
-    monkeypatch.setenv("FASTSEQ_BACKEND", "fast")  # and what is no backend at all is a mistake
+    monkeypatch.setenv("FASTSEQ_BACKEND", "fast")  # a name that is no backend of any op is an error
     with pytest.raises(ValueError, match=r"unknown backend 'fast' \(FASTSEQ_BACKEND\)"):
         choose_backend("some_op", "auto", why_not)
     z = torch.eye(4)
@@ -335,7 +339,7 @@ def test_the_slow_way_on_a_gpu_is_said_once(monkeypatch):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         assert [op._resolve("soft_dtw", "auto", "cuda") for _ in range(2)] == ["torch"] * 2
-        op._resolve("soft_dtw", "torch", "cuda")  # asked for: nothing to say
+        op._resolve("soft_dtw", "torch", "cuda")  # the backend was named, so there is no warning
         op._resolve("soft_dtw", "auto", "cpu")
     op._warn_slow.cache_clear()
     assert len(seen) == 1

@@ -1,4 +1,4 @@
-"""soft_dtw_barycenter: its objective, also against tslearn; start, weights, errors."""
+"""soft_dtw_barycenter: its objective, also compared with tslearn; start, weights, errors."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ops.soft_dtw.cases import BACKENDS, backends, randn, relative
 
 
 def _bumps(count=5, frames=40, dtype=torch.float64):
-    """(N, T, 2): a bump of height 3 at another time each, over noise."""
+    """(N, T, 2): a bump of height 3 at a different time in each, over noise."""
     t = torch.arange(frames)
     centres = torch.linspace(frames / 4, 3 * frames / 4, count)
     bump = 3 * torch.exp(-(((t - centres[:, None]) / 2) ** 2))
@@ -64,7 +64,8 @@ def test_lists_lengths_and_weights():
     assert torch.equal(by_lengths, fastseq.soft_dtw_barycenter(ragged, **options))
     without = fastseq.soft_dtw_barycenter([ragged[0], ragged[1], ragged[3]], **options)
     torch.testing.assert_close(by_lengths, without)
-    # Twice the weight is the sequence twice; weight 0 is not there; the sum does not matter.
+    # A weight of 2 equals the sequence twice; weight 0 removes it; the sum of weights has no
+    # effect.
     weighted = fastseq.soft_dtw_barycenter(x[:3], [2.0, 1.0, 0.0], **options)
     twice = fastseq.soft_dtw_barycenter(x[[0, 0, 1]], **options)
     torch.testing.assert_close(weighted, twice)
@@ -78,7 +79,7 @@ def test_where_the_search_begins():
     init = randn(7, 2, seed=3)
     got = fastseq.soft_dtw_barycenter(x, init=init, max_iter=0)
     assert torch.equal(got, init.double())
-    # Ramps stay ramps when they are stretched.
+    # Ramps stay ramps when stretched.
     ramps = [torch.linspace(0, 1, n)[:, None] for n in (5, 9, 1)]
     start = fastseq.soft_dtw_barycenter(ramps[:2], length=4, max_iter=0)
     torch.testing.assert_close(start, torch.linspace(0, 1, 4)[:, None])

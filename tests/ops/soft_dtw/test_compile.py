@@ -29,7 +29,7 @@ def test_opcheck(backend, given):
     tensors, options = _tensors(given), (backend, *ALL)
     fused = FUSED["soft_dtw" if given == "embeddings" else "soft_dtw_from_cost"]
     for keep in (True, False):
-        # Without what the backward needs there is no gradient to check.
+        # Without the tensors that the backward needs, there is no gradient to check.
         inputs = [t if keep or t is None else t.detach() for t in tensors]
         needs = [t is not None and t.requires_grad for t in inputs[:3]]
         assert any(needs) == keep
@@ -84,7 +84,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS)
 @backends(BACKENDS)
 def test_compiled_equals_eager(backend, options):
-    # Every pair of backend, options and autocast: a graph knows the backend as a word alone.
+    # Every pair of backend, options and autocast: in a graph the backend is just a word.
     autocast = (backend == "numba") != (options == "cosine")
     x, y, options = randn(2, 9, 4, seed=4), randn(2, 7, 4, seed=5), OPTIONS[options]
 

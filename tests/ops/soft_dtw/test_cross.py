@@ -1,4 +1,4 @@
-"""soft_dtw_cross: equal to soft_dtw of the expanded pairs, in one chunk and in many."""
+"""soft_dtw_cross equals soft_dtw of the expanded pairs, in one chunk and in many."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from fastseq.ops.soft_dtw.cross import _CHUNKS
 from ops.soft_dtw.cases import BACKENDS, backends, randn, relative, squared, sum_over_paths
 
 ROOT = Path(__file__).resolve().parents[3]
-# What soft_dtw takes too, of which nothing is per pair.
+# Options that soft_dtw supports too, none of them per pair.
 OPTIONS = {
     "plain": {},
     "cosine": {"cost": "cosine", "gamma": 0.2},
@@ -24,7 +24,7 @@ OPTIONS = {
     "free begin": {"begin": "free"},
     "free end": {"end": "free", "warp_penalty": 0.4},
 }
-# A chunk of one pair, of some, of all.
+# Chunks of one pair, of some, of all.
 BUDGETS = {"one pair": 1, "some pairs": 20_000, "all pairs": 1 << 26}
 
 
@@ -39,7 +39,7 @@ def many_chunks(monkeypatch):
 
 
 def _sequences(dtype=torch.float32):
-    """Five and seven of them, whose padding is NaN, and their lengths."""
+    """Five and seven sequences with NaN in their padding, and their lengths."""
     x, y = randn(5, 20, 4, seed=1, dtype=dtype), randn(7, 25, 4, seed=2, dtype=dtype)
     lengths = torch.tensor([20, 0, 7, 1, 19]), torch.tensor([25, 24, 0, 3, 11, 25, 1])
     for z, real in zip((x, y), lengths, strict=True):
@@ -49,7 +49,7 @@ def _sequences(dtype=torch.float32):
 
 
 def _pairs(x, y, lengths_x, lengths_y):
-    """The same expanded: every pair of soft_dtw."""
+    """The expected value from soft_dtw on every pair, expanded."""
     a, b = len(x), len(y)
     return (
         x.repeat_interleave(b, 0),
@@ -238,7 +238,7 @@ def test_chunks_are_all_pairs_once(shape, pairs, monkeypatch):
 
 @pytest.mark.process
 def test_memory_stays_under_the_budget():
-    """Of 20 x 20 pairs, which expanded are 105 MB on either side, and as much for the gradients."""
+    """20 x 20 pairs; expanded, they would take 105 MB on either side, and the gradients as much."""
     code = """
 import torch, fastseq
 def status(key):
@@ -257,7 +257,7 @@ print(status("VmHWM") - before)
 """
     if not os.path.exists("/proc/self/clear_refs"):
         pytest.skip("needs Linux' /proc/self/clear_refs")
-    # So that malloc gives back what is freed.
+    # So that malloc returns freed memory.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     output = subprocess.run(
         [sys.executable, "-c", code],
@@ -267,7 +267,7 @@ print(status("VmHWM") - before)
         capture_output=True,
         text=True,
     ).stdout
-    # In MiB. Beside the chunk: the gradients of x and y, 5 each, a chunk's part of them, threads.
+    # In MiB. Besides the chunk: the gradients of x and y (5 each), a chunk's part of them, threads.
     assert float(output) < 1.6 * (chunks.BUDGET["cpu"] >> 20)
 
 

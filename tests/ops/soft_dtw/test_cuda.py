@@ -1,5 +1,6 @@
-"""The CUDA backend of Soft-DTW without a GPU: its Python side drives the kernels as the CPU runs
-them, and nvcc compiles them without spilling registers."""
+"""The CUDA backend of Soft-DTW without a GPU: its Python code launches the kernels on the CPU, and
+nvcc compiles them without spilling registers.
+"""
 
 import ctypes
 import itertools
@@ -26,7 +27,7 @@ TABLE = ROOT / "tests/data/soft_dtw_resources.json"
 
 
 class Extension:
-    """Stands for fastseq._C; the launches run on the CPU."""
+    """Replaces fastseq._C; the launches run on the CPU."""
 
     SoftDTWCall = SimpleNamespace
 
@@ -87,7 +88,7 @@ def test_public_function(simulated, monkeypatch, dtype, debug):
 @pytest.mark.process
 @pytest.mark.parametrize("given", [False, True], ids=["embeddings", "cost"])
 def test_options_reach_the_kernels(simulated, given):
-    """Free ends, a warp penalty, a gamma and a band per pair, by the public function."""
+    """Free ends, a warp penalty, a gamma and a band per pair, through the public function."""
     x, y = frames(3, 40, 6, seed=1), frames(3, 50, 6, seed=2)
     gammas, bands = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64), torch.tensor([40, 0, 7])
     call = {
@@ -209,9 +210,10 @@ def test_extension_knows_the_call():
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_registers(tmp_path, arch):
-    """Registers and stack as in the table, which holds for the nvcc named in it. The gradients of
-    embeddings take all registers there are: what is computed once for a block, before the loops
-    over frames, lies on the stack in part."""
+    """Registers and stack equal the table, which is valid for the nvcc that it names. The gradients
+    of embeddings use all available registers, so a part of the values that are computed once per
+    block, before the loops over frames, is on the stack.
+    """
     release = re.search(
         r"release (\S+),", subprocess.check_output(["nvcc", "--version"], text=True)
     )[1]
@@ -241,7 +243,7 @@ def test_registers(tmp_path, arch):
 
 @pytest.mark.process
 def test_shared_memory_fits_every_gpu(fibers):
-    """99 KiB of a thread block is what the smallest of them has (8.6 and 8.9)."""
+    """The smallest GPU has 99 KiB per thread block (8.6 and 8.9)."""
     loaded = ctypes.CDLL(str(fibers))
     for kind, dtype, backward in itertools.product(("Embeddings", "Costs"), (0, 1), (0, 1)):
         size = loaded[f"shared_bytes_{kind}_{('f32', 'f64')[dtype]}"](backward)

@@ -1,5 +1,6 @@
-"""The CUDA kernels of Soft-DTW themselves, with their warps, barriers and flags, on the CPU: every
-thread a fiber, in orders drawn from seeds. Missing fences alone do not show this way."""
+"""The CUDA kernels of Soft-DTW themselves, with their warps, barriers and flags, on the CPU: each
+thread is a fiber, in orders drawn from seeds. This does not detect missing fences.
+"""
 
 import pytest
 import torch
@@ -31,8 +32,9 @@ def test_against_the_definition(fibers, shape, bandwidth):
 @pytest.mark.parametrize("given", ["embeddings", "cost"])
 @pytest.mark.parametrize("bandwidth", [None, 20])
 def test_any_order_gives_the_same_bits(fibers, bandwidth, given):
-    """Whatever the order of threads, the number of thread blocks at a time and the mode; with
-    padding of NaN, which never matters, and gradients that are 0 there."""
+    """The result is the same for any order of threads, any number of thread blocks at a time and
+    any mode. Padding is NaN and has no effect; its gradients are 0.
+    """
     lengths_x, lengths_y = torch.tensor([100, 0, 33, 64, -1]), torch.tensor([70, 5, 64, 200, 3])
     n, m = 100, 70
     end_x, end_y = lengths_x.clamp(0, n), lengths_y.clamp(0, m)

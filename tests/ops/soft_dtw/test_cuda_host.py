@@ -1,5 +1,6 @@
-"""The arithmetic of the CUDA kernels of Soft-DTW, run on the host. Flags and memory ordering, and
-the hardware's exp2 and log2, only a GPU can show."""
+"""The arithmetic of the CUDA kernels of Soft-DTW, run on the host. Flags, memory ordering and the
+hardware's exp2 and log2 can be tested only on a GPU.
+"""
 
 import itertools
 import math
@@ -168,8 +169,7 @@ def test_against_the_definition(host, bandwidth):
 @pytest.mark.parametrize("penalty", [0.0, 0.8])
 @pytest.mark.parametrize(("begin", "end"), [(True, False), (False, True), (True, True)])
 def test_free_ends_and_penalty(host, begin, end, penalty, given):
-    """Also where the row that a free end takes begins a strip, and with a gamma and a band per
-    pair."""
+    """Includes a free end whose row begins a strip, and a gamma and a band per pair."""
     gammas, bands = torch.tensor([0.3, 2.0], dtype=F64), torch.tensor([500, 6])
     for n, m in [(1, 1), (1, 40), (32, 70), (33, 33), (64, 50), (70, 100)]:
         x, y = frames(2, n, 5, seed=n), frames(2, m, 5, seed=m + 1)
@@ -180,7 +180,7 @@ def test_free_ends_and_penalty(host, begin, end, penalty, given):
         got, want = run(host, x, y, opts, **call), truth(x, y, opts, **call)
         for a, b in zip(got, want, strict=True):
             assert relative(a, b) <= 1e-11, (n, m)
-        # R itself in float32 would lose more: a free end compares what lies far apart.
+        # R itself in float32 would lose more digits: a free end compares distant cells.
         single = run(host, x.float(), None if y is None else y.float(), opts, **call)
         for a, b in zip(single, want, strict=True):
             assert relative(a, b) <= 3e-5, (n, m)
@@ -189,7 +189,9 @@ def test_free_ends_and_penalty(host, begin, end, penalty, given):
 @pytest.mark.parametrize("given", ["embeddings", "cost"])
 @pytest.mark.parametrize("bandwidth", [None, 3, 40])
 def test_ragged_batch(host, bandwidth, given):
-    """Padding of NaN never matters, lengths are clamped, a sequence alone gives the same bits."""
+    """Padding of NaN has no effect, lengths are clamped, and a sequence alone returns the same
+    bits.
+    """
     lengths_x = torch.tensor([70, 1, 32, 0, 33, 64, -3, 5, 50])
     lengths_y = torch.tensor([1000, 45, 33, 7, 0, 31, 9, 45, 1])
     n, m = 70, 45
@@ -227,7 +229,7 @@ def test_ragged_batch(host, bandwidth, given):
 
 @pytest.mark.parametrize(("frames_per_side", "gamma"), [(480, 0.1), (480, 0.01), (1500, 0.1)])
 def test_error_of_single_precision(host, frames_per_side, gamma):
-    """Relative L2 error of the gradient below 1e-5, where a stored R has 1e-3 and more."""
+    """The relative L2 error of the gradient is below 1e-5; with a stored R it is 1e-3 and more."""
     x, y = (frames(1, frames_per_side, 128, seed=s, unit=True).float() for s in (1, 2))
     opts = SoftDTWOptions(gamma, None)
     got = run(host, x, y, opts)
@@ -239,7 +241,7 @@ def test_error_of_single_precision(host, frames_per_side, gamma):
 
 @pytest.mark.parametrize("offset", [1e3, 1e5])
 def test_frames_that_drift(host, offset):
-    """The centre is that of a strip, not of all that comes after it."""
+    """The centre is that of a strip, not that of all strips after it."""
     x, y = (frames(1, 64, 16, seed=seed).float() for seed in (1, 2))
     x[:, 32:] += offset
     y[:, 32:] += offset
@@ -249,9 +251,11 @@ def test_frames_that_drift(host, offset):
 
 
 def test_frames_that_meet(host):
-    """Costs far below the norms are formed by differences: a sequence has value 0 with itself, to
-    what its other paths add, and a smooth one keeps the digits of its gradient."""
-    x = frames(1, 200, 64, seed=5).cumsum(1).float()  # a walk, whose neighbours are near
+    """Costs far below the norms are formed by differences: a sequence has value 0 with itself,
+    except for the contribution of other paths, and a smooth sequence keeps the digits of its
+    gradient.
+    """
+    x = frames(1, 200, 64, seed=5).cumsum(1).float()  # a random walk, in which neighbours are close
     y = (x + 0.01 * frames(1, 200, 64, seed=6)).float()
     opts = SoftDTWOptions(0.1, None)
     for other in (x, y):

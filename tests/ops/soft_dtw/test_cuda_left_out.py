@@ -1,5 +1,6 @@
-"""Every barrier, fence and poll of the CUDA kernels is needed: with any one of them left out some
-order of the threads gives another result, never ends or crashes."""
+"""Every barrier, fence and poll of the CUDA kernels is needed: without any one of them, some order
+of the threads changes the result, hangs or crashes.
+"""
 
 import ctypes
 import os
@@ -17,7 +18,9 @@ SEEDS = range(12)
 
 
 def result(fibers, seed, resident=3):
-    """Two pairs of four strips, which the second half of the channels of a block follows too."""
+    """Two pairs of four strips; 20 channels, so that a block also uses its second group of
+    channels.
+    """
     x, y = frames(2, 100, 20, seed=1, dtype=torch.float32), frames(2, 90, 20, seed=2)
     x[:, 40:60] = y[:, 45:65]  # blocks whose costs are formed by differences
     return run(FiberBackend(fibers, resident, seed), x, y.float(), SoftDTWOptions(0.5, None))
@@ -28,7 +31,7 @@ def same(got, want):
 
 
 def in_a_child(work):
-    """What ``work`` returns, or None where the process dies of it."""
+    """Returns the result of ``work``, or None if its process crashes."""
     child = os.fork()
     if child == 0:
         os._exit(17 if work() else 18)
@@ -55,7 +58,7 @@ def test_nothing_can_be_left_out(fibers):
         library.leave_out(place)
         try:
             return all(same(result(fibers, seed), want) for seed in SEEDS)
-        except RuntimeError:  # for ever
+        except RuntimeError:  # it would never end
             return False
 
     unnoticed = [

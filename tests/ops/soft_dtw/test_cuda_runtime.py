@@ -1,5 +1,6 @@
-"""Soft-DTW's kernels compiled at run time, without a GPU: NVRTC takes the sources, and the kernels,
-run by the CPU, understand the arguments that Python builds for them."""
+"""Soft-DTW's kernels compiled at run time, without a GPU: NVRTC accepts the sources, and the
+kernels, run on the CPU, read the arguments that Python builds for them.
+"""
 
 import ctypes
 import itertools
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Kernel:
-    """Stands for nvrtc.Kernel; launches run on the CPU."""
+    """Replaces nvrtc.Kernel; launches run on the CPU."""
 
     def __init__(self, library: ctypes.CDLL, what: str, kind: str, is_double: bool):
         self.function = library[f"one_{what}_{kind}_{'f64' if is_double else 'f32'}"]
@@ -51,7 +52,9 @@ def library(fibers):
 
 @pytest.fixture
 def simulated(library, monkeypatch):
-    """The kernels by (what, kind, is_double). What is polled holds rubbish before it is filled."""
+    """The kernels by (what, kind, is_double). Buffers that are polled contain garbage before they
+    are initialised.
+    """
     kernels = {
         call: Kernel(library, *call)
         for call in itertools.product(runtime.THREADS, runtime.SHARED, (False, True))
@@ -64,7 +67,7 @@ def simulated(library, monkeypatch):
         return out
 
     def of_device(device, kind, is_double):
-        assert device == -1  # a CPU tensor's
+        assert device == -1  # the device of a CPU tensor
         return {what: kernels[what, kind, is_double] for what in runtime.THREADS}
 
     monkeypatch.setattr(cuda, "_build", lambda: runtime)
@@ -94,7 +97,7 @@ def test_public_function(simulated, monkeypatch, dtype, debug):
     want = truth(x.detach(), y.detach(), opts, lengths_x, lengths_y, grad)
     for a, b in zip(got, want, strict=True):
         assert relative(a, b) <= (3e-6 if dtype == torch.float32 else 1e-11)
-    blocks = [3, 3] if debug == "1" else [6]  # batch, or batch times strips
+    blocks = [3, 3] if debug == "1" else [6]  # batch; or batch times strips
     for call, kernel in simulated.items():
         used = call[1:] == ("Embeddings", dtype == torch.float64)
         assert kernel.blocks == (blocks if used else [])

@@ -1,4 +1,4 @@
-"""dtw_cross: the kernel and the limit of soft-DTW against dtw_path and all paths."""
+"""dtw_cross: the kernel, and the limit of soft-DTW, against dtw_path and all paths."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import fastseq
 from fastseq.ops.soft_dtw import hard, hard_kernels
 from ops.soft_dtw.cases import BACKENDS, all_paths, backends, in_band, randn, relative, squared
 
-# Around the tile of 8 rows and the block of 64 columns, and the groups of 8 pairs.
+# Sizes around the tile of 8 rows, the block of 64 columns and the groups of 8 pairs.
 SHAPES = [(1, 1, 1), (8, 8, 2), (9, 7, 8), (17, 64, 9), (16, 65, 16), (70, 130, 3), (130, 70, 19)]
 OPTIONS = [
     {},
@@ -23,7 +23,7 @@ OPTIONS = [
 
 
 def _best(cost, begin="fixed", end="fixed", warp_penalty=0.0, bandwidth=None):
-    """The least cost of all paths, one by one."""
+    """The lowest cost of all paths, by enumeration."""
     n, m = cost.shape
     starts = range(m) if begin == "free" else [0]
     ends = range(m) if end == "free" else [m - 1]
@@ -41,7 +41,7 @@ def _best(cost, begin="fixed", end="fixed", warp_penalty=0.0, bandwidth=None):
 
 
 def _ragged(t, s, d, dtype):
-    """Five and nine sequences whose padding is NaN, and their lengths."""
+    """Five and nine sequences with NaN in their padding, and their lengths."""
     x, y = randn(5, t, d, seed=1, dtype=dtype), randn(9, s, d, seed=2, dtype=dtype)
     rng = np.random.default_rng(t + s)
     lengths = [t, 0, *rng.integers(1, t + 1, 3)], [0, s, *rng.integers(1, s + 1, 7)]
@@ -53,7 +53,7 @@ def _ragged(t, s, d, dtype):
 
 @pytest.fixture
 def by_limit(monkeypatch):
-    """As on a GPU: calls go to a backend of soft_dtw."""
+    """As on a GPU: calls use a backend of soft_dtw."""
 
     def use(backend):
         monkeypatch.setattr(hard, "_by_kernel", hard._by_limit)
@@ -97,7 +97,7 @@ def test_equals_dtw_path(shape, options):
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     single = fastseq.dtw_cross(x.float(), y.float(), **lengths, **options)
     assert single.dtype == torch.float32
-    # One cost is rounded to some eps, and their sum once.
+    # Each cost is rounded to some eps, and their sum once.
     torch.testing.assert_close(single.double(), want, rtol=1e-6, atol=1e-6)
 
 
@@ -118,7 +118,7 @@ def test_the_limit_of_soft_dtw_is_as_good(backend, options, scale, by_limit):
 
 @backends(BACKENDS)
 def test_ties_do_not_count_twice(backend, by_limit):
-    """Of equal frames all paths cost the same, or nothing."""
+    """With equal frames, all paths cost the same, or nothing."""
     x, y = torch.zeros(2, 50, 3), torch.zeros(3, 60, 3)
     y[1] = 1.0
     want = torch.tensor([0.0, 180.0, 0.0]).expand(2, 3)
@@ -217,7 +217,7 @@ def test_no_derivative_is_pretended():
 
 
 def test_the_kernel_reads_what_it_should():
-    """Four steps at a time, the places before the first column and after the last one."""
+    """Four steps at a time, with the positions before the first column and after the last one."""
     assert hard_kernels.STEPS % 4 == 0
     assert hard_kernels.STEPS >= hard_kernels.COLUMNS + hard_kernels.ROWS - 1
     furthest = (hard_kernels.STEPS - 1) * hard_kernels.PAIRS + hard_kernels.LANES

@@ -1,4 +1,4 @@
-"""Infinite costs: pairs that no path may use."""
+"""Infinite costs mark pairs that no path may use."""
 
 import functools
 
@@ -22,7 +22,7 @@ INF, NAN = float("inf"), float("nan")
 
 
 def over_allowed_paths(cost, gamma, bandwidth=None):
-    """(value, E) of a small matrix in float64, path by path; no path: +inf and 0."""
+    """(value, E) of a small matrix in float64, path by path; without a path: +inf and 0."""
     n, m = cost.shape
     paths = [p for p in all_paths(n, m) if in_band(p, n, m, bandwidth)]
     totals = torch.tensor([sum(float(cost[c]) for c in p) for p in paths], dtype=torch.float64)
@@ -36,7 +36,7 @@ def over_allowed_paths(cost, gamma, bandwidth=None):
 
 
 def by_cells(cost, gamma):
-    """The same for larger ones, by the recursion over R, cell after cell."""
+    """The same for larger matrices, by the recursion over R, cell after cell."""
     cost = np.asarray(cost.double())
     n, m = cost.shape
     r = np.full((n + 1, m + 1), np.inf)
@@ -71,10 +71,10 @@ def _check(cost, got, wanted, tolerance):
     assert value.item() == pytest.approx(float(right), rel=tolerance, abs=tolerance)
     assert relative(gradient, expected) < 30 * tolerance
     assert not gradient[cost == INF].any()
-    assert not gradient[torch.as_tensor(expected) == 0].any()  # what lies on no path either
+    assert not gradient[torch.as_tensor(expected) == 0].any()  # cells on no path
 
 
-@functools.cache  # one truth for all backends
+@functools.cache  # shared by all backends
 def _masked(seed, bandwidth, dtype):
     shape = [(5, 6), (6, 4), (1, 5), (5, 1), (5, 5)][seed % 5]
     cost = randn(*shape, seed=seed).abs().to(dtype)
@@ -88,14 +88,14 @@ def _masked(seed, bandwidth, dtype):
 @pytest.mark.parametrize("bandwidth", [None, 1])
 @backends()
 def test_every_way_around_forbidden_pairs(backend, bandwidth, dtype):
-    """Masks of all kinds: holes with ways around both sides, dead ends, no way at all."""
+    """Masks of all kinds: holes that paths pass on both sides, dead ends, no path at all."""
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     blocked = 0
     for seed in range(40):
         cost, wanted = _masked(seed, bandwidth, dtype)
         got = value_and_alignment(cost, gamma=0.2, bandwidth=bandwidth, backend=backend)
         assert got[1].dtype == dtype
-        # In bfloat16 the gradient is rounded as it is handed over.
+        # In bfloat16 the gradient is rounded when it is returned.
         if dtype == torch.bfloat16:
             wanted = wanted[0], wanted[1].to(dtype).double()
             got = got[0], got[1].double()
@@ -141,7 +141,7 @@ def test_a_band_of_infinities_is_a_band(backend):
 @pytest.mark.sweep
 @backends()
 def test_a_batch_with_pairs_that_have_no_path(backend):
-    """Lengths, an upstream gradient per pair, and the same bits as alone."""
+    """Lengths, an upstream gradient per pair, and the same bits as without the batch."""
     cost = randn(6, 70, 80, seed=3).square()
     cost[1, 30] = INF  # a whole row
     cost[2, 0, 0] = INF
@@ -174,7 +174,7 @@ def test_a_batch_with_pairs_that_have_no_path(backend):
 
 @backends()
 def test_nan_and_minus_infinity_stay_visible(backend):
-    """Beside forbidden pairs as well; what is forbidden keeps gradient 0."""
+    """NaN beside forbidden pairs as well; forbidden pairs keep gradient 0."""
     clean = randn(3, 20, 30, seed=4).square()
     clean[:, 8:12, 10:20] = INF
     for bad in (NAN, -INF):
@@ -189,7 +189,7 @@ def test_nan_and_minus_infinity_stay_visible(backend):
         cost[1, -1, -1] = bad
         assert value_and_alignment(cost, gamma=0.1, backend=backend)[0][1].isnan()
         cost[1, -1, -1], cost[1, 3, 3] = 0, bad
-        # A NaN that no path meets is not one of the pair's costs: the row before is a wall.
+        # A NaN that no path reaches is not one of the pair's costs: the row before it is a wall.
         cost[1, 2] = INF
         value, gradient = value_and_alignment(cost, gamma=0.1, backend=backend)
         assert value[1] == INF
@@ -198,7 +198,7 @@ def test_nan_and_minus_infinity_stay_visible(backend):
 
 @backends(["numba"])
 def test_only_pairs_with_infinities_leave_the_waves(backend):
-    """The others keep their bits whatever is beside them."""
+    """The other pairs of a batch keep their bits."""
     cost = randn(4, 70, 80, seed=5)
     want = value_and_alignment(cost, gamma=0.3, backend=backend)
     cost[2, 7, 9] = INF
@@ -228,7 +228,7 @@ def test_compiled_equals_eager(backend):
 
 
 def test_second_derivatives_beside_forbidden_pairs():
-    """Of the definition: finite differences of the gradient."""
+    """Second derivatives of the definition, against finite differences of the gradient."""
     cost = randn(6, 7, seed=7).double().square()
     cost[2:4, 2:5] = INF
     cost[5, 0] = INF

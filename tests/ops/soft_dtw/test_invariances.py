@@ -1,4 +1,4 @@
-"""What must not change the result: padding, the batch around, memory layout, direction, sides."""
+"""Changes that must not affect the result: padding, the batch, memory layout, direction, sides."""
 
 import hypothesis
 import numpy as np

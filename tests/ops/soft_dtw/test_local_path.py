@@ -36,7 +36,7 @@ def test_equals_exhaustive_search(shape, threshold):
 
 
 def test_finds_the_common_part_of_two_sequences():
-    """x and y share 50 frames at different speeds between stretches of their own."""
+    """x and y share 50 frames at different speeds, between stretches that differ."""
     rng = np.random.default_rng(0)
     shared = rng.standard_normal((50, 16)).cumsum(0)
     slower = np.repeat(shared, 2, axis=0)
@@ -64,11 +64,11 @@ def test_a_dear_pair_is_crossed_only_where_more_lies_behind_it():
 def test_nothing_earns_and_ties():
     path, score = dtw_local_path_from_cost(np.ones((3, 4)), threshold=1.0)
     assert (path.shape, path.dtype, score) == ((0, 2), torch.int64, 0.0)
-    # Pairs that earn nothing stay out before and behind, not between.
+    # Pairs with a negative score stay out at the start and the end, but not in between.
     cost = np.array([[1.0, 0.5, 1.0, 1.0, 0.5, 1.0]])
     path, score = dtw_local_path_from_cost(cost, threshold=1.0)
     assert (path.tolist(), score) == ([[0, 1], [0, 2], [0, 3], [0, 4]], 1.0)
-    # Of two equal parts the first.
+    # Of two equal parts, the first.
     cost = np.array([[9.0, 9.0, 0.0], [9.0, 9.0, 9.0], [0.0, 9.0, 9.0]])
     assert dtw_local_path_from_cost(cost, threshold=1.0)[0].tolist() == [[0, 2]]
 

@@ -1,4 +1,4 @@
-"""What only the numba backend has: its polynomials, its threads, its memory."""
+"""Details of the numba backend alone: its polynomials, its threads, its memory."""
 
 import os
 import subprocess
@@ -68,7 +68,7 @@ FREE = {"begin": "free", "end": "free", "warp_penalty": 0.5, "bandwidth": [40, 3
     "options", [{}, {"bandwidth": 5}, {"lengths_x": [390, 1, 250]}, {"end": "free"}, FREE]
 )
 def test_any_number_of_threads_gives_the_same_bits(threads, options):
-    # 7 strips of 3 sequences: with 2 to 5 threads strips wait for strips of other threads.
+    # 7 strips of 3 sequences: with 2 to 5 threads, strips wait for strips of other threads.
     torch.manual_seed(0)
     x, y = torch.randn(3, 390, 7), torch.randn(3, 333, 7)
     threads(1)
@@ -119,7 +119,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 @pytest.mark.process
 def test_memory_of_long_sequences():
-    """Above inputs and gradients, less than one byte for each pair of frames."""
+    """Memory above inputs and gradients: less than one byte for each pair of frames."""
     code = """
 import torch, fastseq
 def status(key):

@@ -32,7 +32,7 @@ def _cost(shape):
     return randn(1, *shape, seed=shape[0], dtype=torch.float64)  # of both signs
 
 
-@functools.cache  # one truth for all backends
+@functools.cache  # shared by all backends
 def _by_all_paths(shape, gamma, bandwidth, begin, end, penalty):
     return sum_over_paths(_cost(shape)[0].numpy(), gamma, bandwidth, begin, end, penalty)
 
@@ -62,7 +62,7 @@ def test_the_loops_that_tests_rely_on_agree_with_the_sum_over_all_paths():
 
 @functools.cache
 def _ragged(begin, end, penalty):
-    """Costs (4, 5, 6) with lengths, gammas and bands of each pair, and what comes of each."""
+    """Costs (4, 5, 6) with lengths, gammas and bands of each pair, and their results."""
     cost = randn(4, 5, 6, seed=3, dtype=torch.float64)
     sides = [5, 3, 4, 1], [6, 5, 2, 6]
     gammas, bands = [0.2, 1.0, 5.0, 0.5], [1, 0, 2, 3]
@@ -94,7 +94,7 @@ def test_a_gamma_and_a_band_for_each_pair(backend, begin, end, penalty):
             assert gradient[k].count_nonzero() == np.count_nonzero(real)
 
 
-# Around the sizes at which tiles, strips and blocks begin and end.
+# Sizes around those at which tiles, strips and blocks begin and end.
 MEDIUM = [(1, 97), (97, 1), (2, 33), (31, 64), (63, 65), (64, 64), (65, 130), (130, 31)]
 MIXES = {
     "begin": {"begin": "free"},
@@ -128,7 +128,8 @@ def test_equals_loops_in_float64(backend, n, m, mix, bandwidth):
     upstream = torch.tensor([1.0, -2.0])
     value, dx, dy = value_and_grads(x, y, upstream, **lengths, **options)
     allowed = 2e-7 if backend == "reference" else GRADIENT
-    # With two free ends whole paths that never meet compete; elsewhere ways around a few frames.
+    # With two free ends, whole paths without a common cell compete; otherwise detours of a few
+    # frames.
     if MIXES[mix].keys() >= {"begin", "end"}:
         allowed *= 2
     for k, (want, wx, wy) in enumerate(wanted):
@@ -162,7 +163,7 @@ def test_gradcheck(backend, mix):
 @pytest.mark.parametrize("mix", MIXES)
 @backends()
 def test_forbidden_pairs(backend, mix):
-    """Masks of all kinds, and the batch around a pair that has one."""
+    """Masks of all kinds, and the batch around a pair with a mask."""
     blocked = 0
     for seed in range(30):
         shape = [(4, 5), (5, 4), (1, 5), (5, 1), (4, 4)][seed % 5]
@@ -251,7 +252,7 @@ def test_one_gamma_and_band_of_all_pairs_are_those_of_each(backend, kind):
 
 @backends()
 def test_what_the_host_does_not_read_is_nan_for_its_own_pair_alone(backend, monkeypatch):
-    """On a GPU, and while torch.compile traces, nobody looks into the tensors."""
+    """On a GPU, and while torch.compile traces, no value of a tensor is read."""
     monkeypatch.setattr(per_pair, "_readable", lambda value: False)
     x, y = randn(4, 20, 3, seed=19), randn(4, 25, 3, seed=20)
     gamma = torch.tensor([0.5, -1.0, 0.0, np.inf])
@@ -300,7 +301,8 @@ def test_gradient_in_float32_keeps_its_digits(backend, mix, gamma):
     cost = torch.tensor(squared(x[0], y[0]))
     want, expected = value_and_alignment(cost, **options)
     exact = embedding_gradients(x[0], y[0], expected.numpy())
-    # At 0.01 the rounding of x - y and of the costs may move the gradient by 1e-5, all else exact.
+    # At 0.01 the rounding of x - y and of the costs may change the gradient by 1e-5, even if all
+    # else is exact.
     cost = (x[0, :, None] - y[0]).double().square().sum(-1).float().double()
     _, expected = value_and_alignment(cost, **options)
     rounded = embedding_gradients(x[0], y[0], expected.numpy())
@@ -312,7 +314,7 @@ def test_gradient_in_float32_keeps_its_digits(backend, mix, gamma):
 
 @backends(BACKENDS)
 def test_two_ends_that_are_far_apart_share_the_value(backend):
-    """Between them R is larger by hundreds of gamma, of which the second needs the last digits."""
+    """Between them R grows by hundreds of gamma, and the second match needs its last digits."""
     x = randn(1, 30, 8, seed=15)
     noise = randn(1, 500, 8, seed=16)
     y = torch.cat([noise[:, :100], x + 0.01, noise[:, 100:400], x, noise[:, 400:]], 1)

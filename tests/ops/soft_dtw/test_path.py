@@ -14,8 +14,9 @@ SHAPES = [(1, 1), (1, 4), (4, 1), (2, 3), (4, 4), (5, 3), (3, 5), (5, 5), (4, 6)
 
 
 def backwards(path, m):
-    """The steps from the end, as the order in which ties choose counts them: 0 diagonal, 1 in x, 2
-    in y. A free end comes straight down to a row that is walked to the right."""
+    """The steps from the end, in the order in which ties are broken: 0 diagonal, 1 in x, 2 in y. A
+    free end comes straight down to a row that is walked to the right.
+    """
     steps = [2] * (m - 1 - path[-1][1]) + [1]
     for (i, j), (k, q) in zip(path[::-1], path[-2::-1], strict=False):
         steps.append(0 if i > k and j > q else 1 if i > k else 2)
@@ -30,7 +31,7 @@ def test_equals_exhaustive_search(shape, bandwidth, ends, warp_penalty):
     rng = np.random.default_rng(shape[0] * 10 + shape[1])
     paths = [p for p in paths_between_ends(*shape, *ends) if in_band(p, *shape, bandwidth)]
     options = {"begin": ends[0], "end": ends[1], "warp_penalty": warp_penalty}
-    # Numbers that never tie, then such that do.
+    # Numbers without ties, then numbers with ties.
     for cost in (rng.standard_normal(shape), *rng.integers(0, 3, (4, *shape)).astype(float)):
         path, total = dtw_path_from_cost(torch.tensor(cost), bandwidth=bandwidth, **options)
         costs = [cost_of(p, cost, warp_penalty) for p in paths]
@@ -69,7 +70,7 @@ def test_embeddings_and_soft_dtw_at_small_gamma():
 def test_ties_go_diagonally_then_along_x_then_along_y():
     same = torch.zeros(3, 2)
     assert fastseq.dtw_path(same, same)[0].tolist() == [[0, 0], [1, 1], [2, 2]]
-    # Into the last cell: the diagonal is dearer, the two others cost the same.
+    # Into the last cell: the diagonal costs more, the two others cost the same.
     cost = np.array([[0.0, 1.0, 1.0], [1.0, 3.0, 0.0], [1.0, 0.0, 0.0]])
     path, total = dtw_path_from_cost(cost)
     assert total == 1.0

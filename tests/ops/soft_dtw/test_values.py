@@ -24,7 +24,7 @@ from ops.soft_dtw.cases import (
 )
 
 SMALL = [(1, 1), (1, 5), (5, 1), (2, 2), (3, 4), (6, 4), (6, 6)]
-# Around the sizes at which tiles, strips and blocks begin and end.
+# Sizes around those at which tiles, strips and blocks begin and end.
 MEDIUM = [(1, 97), (97, 1), (2, 33), (31, 64), (63, 65), (64, 64), (65, 130), (130, 31)]
 
 
@@ -32,7 +32,7 @@ def _cost(shape):
     return randn(1, *shape, seed=shape[0], dtype=torch.float64)  # of both signs
 
 
-@functools.cache  # one truth for all backends
+@functools.cache  # shared by all backends
 def _by_all_paths(shape, gamma, bandwidth):
     return sum_over_paths(_cost(shape)[0].numpy(), gamma, bandwidth)
 
@@ -94,7 +94,7 @@ def test_equals_loops_in_float64(backend, n, m, bandwidth):
     options = {"gamma": 0.5, "bandwidth": bandwidth, "backend": backend}
     upstream = torch.tensor([1.0, -2.0])
     value, dx, dy = value_and_grads(x, y, upstream, **lengths, **options)
-    # The definition is float64 inside; what remains is the rounding of what it returns.
+    # The definition computes in float64; only the returned values are rounded.
     allowed = 2e-7 if backend == "reference" else GRADIENT
     for k, (want, wx, wy) in enumerate(wanted):
         a, b = lengths["lengths_x"][k], lengths["lengths_y"][k]
@@ -137,7 +137,7 @@ def test_gradcheck_of_costs(backend):
 @backends()
 def test_cosine_is_one_minus_the_cosine(backend):
     x, y = randn(2, 20, 6, seed=5, dtype=torch.float64), randn(2, 17, 6, seed=6).double()
-    x[0, 3] = 0  # no direction: costs 1 against everything, also against another such frame
+    x[0, 3] = 0  # no direction: costs 1 against every frame, including another such frame
     y[0, 5] = 0
     y[1, 2] *= 1e4
     x.requires_grad_()
@@ -161,7 +161,7 @@ def test_divergence(backend):
         a, b = x[k, : lengths["lengths_x"][k]], y[k, : lengths["lengths_y"][k]]
         xy, xx, yy = (recursion(squared(p, q), 0.6)[0] for p, q in ((a, b), (a, a), (b, b)))
         assert got[k].item() == pytest.approx(xy - (xx + yy) / 2, rel=1e-12)
-    # The side that is there has no divergence from nothing either.
+    # The side that has frames has no divergence from an empty one either.
     assert got[2] == 0
     assert (dx[2] == 0).all()
     assert (dy[2] == 0).all()
@@ -185,7 +185,7 @@ def test_extreme_gammas(backend, gamma, dtype):
 
 @backends()
 def test_huge_costs(backend):
-    """Where packages that mark borders with 1e10 go wrong: costs of 4e7 over a gamma of 1e-3."""
+    """Costs of 4e7 with a gamma of 1e-3; packages that mark borders with 1e10 fail here."""
     cost = randn(1, 30, 25, seed=11).double().abs() * 4e7
     want, expected = recursion(cost[0], 1e-3)
     for dtype in (torch.float64, torch.float32):
@@ -209,7 +209,7 @@ def test_gradient_in_float32_keeps_its_digits(backend, frames, gamma):
 
 @backends(BACKENDS)
 def test_gradient_in_float32_far_from_the_origin(backend):
-    """||x||^2 + ||y||^2 - 2 x y in float32 would lose four digits here."""
+    """|x||^2 + ||y||^2 - 2 x y in float32 would lose four digits here."""
     x, y = randn(1, 200, 64, seed=14) + 10, randn(1, 220, 64, seed=15) + 10
     _check_against_float64(x, y, 1.0, backend)
 

@@ -1,4 +1,4 @@
-"""An independent tcc_loss in float64 loops, and helpers that its tests share."""
+"""tcc_loss as independent float64 loops, and helpers of its tests."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 
 def similarity(a, b, kind, temperature):
-    """One number, as the released code has it: expanded square, cut off at 0, divided twice."""
+    """One number, as in the released code: expanded square, clamped at 0, divided twice."""
     dot = float(a @ b)
     value = -max(0.0, float(a @ a) + float(b @ b) - 2 * dot) if kind == "l2" else dot
     return value / len(a) / temperature
@@ -61,9 +61,9 @@ def cycle(
 
 
 def brute_force(x, y, tx, ty, lengths_x, lengths_y, duration_x, duration_y, **options):
-    """Loss of every reduction. Over the pairs of x and y, or without y over all ordered pairs of x.
+    """Loss of every reduction, over the pairs of x and y, or without y over all ordered pairs of x.
 
-    Lists per sequence.
+    All arguments are lists with one entry per sequence.
     """
     n = len(x)
     us = [(x[k, : lengths_x[k]], tx[k][: lengths_x[k]], duration_x[k]) for k in range(n)]

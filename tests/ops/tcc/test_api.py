@@ -1,4 +1,4 @@
-"""tcc_loss: wrong input, and which backend serves a call."""
+"""tcc_loss: wrong input, and choice of the backend."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_choice_of_backend(monkeypatch):
     monkeypatch.setenv("FASTSEQ_BACKEND", "reference")
     assert op.resolve_backend("auto", "cuda", half) == ("reference", "FASTSEQ_BACKEND")
     assert op.resolve_backend("torch", "cuda", half)[0] == "torch"
-    # A default for all ops; this one has no such backend.
+    # A default for all ops; this op has no such backend.
     monkeypatch.setenv("FASTSEQ_BACKEND", "cuda")
     assert op.resolve_backend("auto", "cuda", half)[0] == "triton"
 

@@ -1,4 +1,4 @@
-"""The benchmark of tcc_loss: its peers compute the same loss and gradients. Nothing about speed."""
+"""The benchmark of tcc_loss: its peers compute the same loss and gradients. Speed is not tested."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_expected_is_the_same_dense_and_blockwise(monkeypatch):
 
 
 def test_floor_on_an_h200():
-    """(4, 4096, 128) bf16: 309 GFLOP at 790 TFLOP/s, 0.27 G exp and their arithmetic."""
+    """(4, 4096, 128) bf16: 309 GFLOP at 790 TFLOP/s, 0.27 G exp and the arithmetic around them."""
     case = Case(4, 4096, 128, "bf16", "cuda")
     seconds = floor_seconds(tcc.work(case, "both"), "bf16", PEAKS["NVIDIA H200"])
     products, exps = 309.2e9 / 790e12, 0.2684e9 / (132 * 16 * 1.98e9)

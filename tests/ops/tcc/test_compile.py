@@ -26,7 +26,7 @@ def _inputs(pair=True, reduction="mean", keep=True):
 def test_opcheck(pair, reduction, keep):
     args = _inputs(pair, reduction, keep)
     if not keep:
-        # Without what the backward needs there is no gradient to check.
+        # Without the tensors that the backward needs, there is no gradient to check.
         args = [z.detach() if isinstance(z, torch.Tensor) else z for z in args]
     torch.library.opcheck(FUSED.forward_op, args)
     loss, dx, dy = (out.detach() for out in FUSED.forward_op(*args))
@@ -34,7 +34,7 @@ def test_opcheck(pair, reduction, keep):
     assert (kept[0] is not None) == (keep and (pair or reduction == "mean"))
     x, y = (None if z is None else z.detach() for z in args[:2])
     grad = torch.ones_like(loss)
-    # Also from nothing kept, as where the forward ran without autograd.
+    # Also with nothing kept, as when the forward ran without autograd.
     rest = *args[9:-1], [True, pair, False]
     torch.library.opcheck(FUSED.backward_op, (grad, x, y, *args[2:9], *kept, *rest))
 
@@ -79,7 +79,9 @@ def test_compiled_with_only_one_gradient():
 
 
 def test_compiled_with_other_lengths_and_temperatures():
-    """Another T compiles once more, for all of them; a schedule of the temperature is traced."""
+    """Another T compiles once more; after that, no T does. A schedule of the temperature is
+    traced.
+    """
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(fastseq.tcc_loss, fullgraph=True, backend=counter)
@@ -89,7 +91,7 @@ def test_compiled_with_other_lengths_and_temperatures():
     assert counter.frame_count == 2
     for temperature in (0.2, 0.3, 0.4):
         got = compiled(x, temperature=temperature)
-        # A number that changes is a tensor to it, which divides the embeddings instead.
+        # torch.compile treats a changing number as a tensor, which divides the embeddings instead.
         same = temperature, torch.tensor(temperature, dtype=torch.float64)
         assert any(torch.equal(got, fastseq.tcc_loss(x, temperature=t)) for t in same)
         want = fastseq.tcc_loss(x, temperature=temperature)

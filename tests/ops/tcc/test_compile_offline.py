@@ -1,9 +1,10 @@
-"""Every tcc_loss kernel compiled for GPUs that are not there: nothing spills, tensor cores work.
+"""Every tcc_loss kernel compiled for GPUs that this machine lacks: nothing spills, and tensor cores
+are used.
 
-As a program it compiles the whole list and writes tests/data/tcc_resources.json, which holds for
-the Triton version named in it: ``PYTHONPATH=.:tests python -m ops.tcc.test_compile_offline``.
-Words after it, as in ``grad D200``, limit it to kernels that have all of them in their name;
-``core`` to those that every run of the tests looks at.
+Run as a program, it compiles the whole list and writes tests/data/tcc_resources.json, which is
+valid for the Triton version that it names: ``PYTHONPATH=.:tests python -m
+ops.tcc.test_compile_offline``. Words after it, such as ``grad D200``, limit it to kernels whose
+names contain all of them; ``core`` limits it to those that every run of the tests checks.
 """
 
 import sys
@@ -146,7 +147,7 @@ def name(kernel, precision, d, arch, kinds):
     return " ".join((kernel, precision, f"D{d}", f"sm_{arch}", kinds["loss_type"]))
 
 
-# By 8 and 27 registers; tiles that do not spill here are slower for the default loss.
+# They spill 8 and 27 registers; tiles that do not spill here are slower for the default loss.
 SPILLING = frozenset(
     ("keys tf32x3 D128 sm_90 regression_mse", "pull bf16 D128 sm_90 classification")
 )
@@ -158,12 +159,14 @@ def multiplies(kernel, *_):
 
 
 def test_core():
-    """What most calls run: D = 128, every precision on sm_90, bf16 on sm_80; and all around it."""
+    """The most common calls: D = 128, every precision on sm_90, bf16 on sm_80; and the kernels
+    around them.
+    """
     TABLE.check(core_cases(), multiplies)
 
 
 def test_rows_reach_as_far_as_columns():
-    """What a kernel has not stored, no tile of another reads."""
+    """A tile reads only data that a kernel has stored."""
     from fastseq.ops.tcc.triton import SPAN, tiles
 
     for arch in (0, 80, 86, 89, 90, 100, 120):
@@ -179,7 +182,7 @@ def test_rows_reach_as_far_as_columns():
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_everything():
-    """Precisions, channels, loss types and architectures. Many minutes on one core."""
+    """All precisions, channels, loss types and architectures. Takes many minutes on one core."""
     TABLE.check(all_cases())
 
 

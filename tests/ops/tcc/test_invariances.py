@@ -1,4 +1,4 @@
-"""tcc_loss: what must not change its value, on drawn inputs."""
+"""tcc_loss: changes that must not affect its value, on drawn inputs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""tcc_loss with its temperature in a tensor: learned, scheduled, never read from a GPU."""
+"""tcc_loss with its temperature as a tensor: learned, scheduled, never read back from a GPU."""
 
 import math
 
@@ -11,12 +11,12 @@ from fastseq.ops.tcc.op import FUSED
 from fastseq.ops.tcc.options import LOSS_TYPES, REDUCTIONS, SIMILARITIES, TCCOptions
 from ops.tcc.cases import randn
 
-# NumPy warns about the infinities and NaN that masked entries hold on purpose.
+# NumPy warns about infinities and NaN, which masked entries contain on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 BACKENDS = ["reference", "torch", pytest.param("triton", marks=pytest.mark.interpreter)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Each loss type with y and without, over the reductions: "none" without y keeps no gradients.
+# Each loss type with and without y, over the reductions; "none" without y keeps no gradients.
 KINDS = [
     *zip(LOSS_TYPES, REDUCTIONS * 2, [True] * 4, SIMILARITIES * 2, strict=False),
     *zip(LOSS_TYPES, REDUCTIONS[1:] + REDUCTIONS, [False] * 4, SIMILARITIES * 2, strict=False),
@@ -26,7 +26,7 @@ kinds = pytest.mark.parametrize(("loss_type", "reduction", "pairs", "similarity"
 
 
 def learned(x, y, tau, **kwargs):
-    """Loss, and gradients of x, y where there is one, and tau."""
+    """Loss, and gradients of x, of y if there is one, and of tau."""
     leaves = [None if z is None else z.detach().requires_grad_() for z in (x, y, tau)]
     loss = fastseq.tcc_loss(*leaves[:2], temperature=leaves[2], **kwargs)
     weights = torch.arange(1.0, loss.numel() + 1, device=loss.device).view(loss.shape)
@@ -35,7 +35,7 @@ def learned(x, y, tau, **kwargs):
 
 
 def inputs(n=2, frames=9, channels=6, pairs=True, dtype=torch.float64):
-    # Seeds under which no gradient of the temperature is a small difference of large numbers.
+    # Seeds for which no gradient of the temperature is a small difference of large numbers.
     x, y = (randn(n, frames + k, channels, dtype=dtype, seed=11 + k).to(DEVICE) for k in (0, 2))
     return x, y if pairs else None
 
@@ -59,7 +59,7 @@ def test_gradcheck(backend, loss_type, reduction, pairs, similarity):
 @pytest.mark.parametrize("backend", BACKENDS)
 @kinds
 def test_equals_the_float_and_its_difference(backend, loss_type, reduction, pairs, similarity):
-    """With padding that holds NaN."""
+    """Padding contains NaN."""
     x, y = inputs(2 if pairs else 3, pairs=pairs)
     kwargs = {"loss_type": loss_type, "similarity": similarity, "reduction": reduction}
     kwargs |= {"lengths_x": [9, 5], "lengths_y": [11, 8]} if pairs else {"lengths_x": [9, 5, 0]}
@@ -79,7 +79,7 @@ def test_equals_the_float_and_its_difference(backend, loss_type, reduction, pair
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize("pairs", [True, False])
 def test_far_from_the_origin(backend, pairs):
-    """What is common to all frames is subtracted before anything is multiplied."""
+    """The part that all frames share is subtracted before anything is multiplied."""
     x, y = inputs(1 if pairs else 2, 30, 16, pairs)
     x, y = (None if z is None else (z + 100).float() for z in (x, y))
     tau = torch.tensor(0.5, device=DEVICE)
@@ -100,7 +100,7 @@ def test_half(backend, dtype, pairs):
     exact = (None if z is None else z.double() for z in (x, y))
     truth = learned(*exact, tau.double())[-1]
     got, plain = (learned(x, y, tau, backend=name)[-1] for name in (backend, "reference"))
-    # In the kernels numbers that are computed from halves have 16 bits.
+    # In the kernels, numbers computed from halves have 16 bits.
     floor = rounding(torch.float16) if backend == "triton" else None
     as_accurate_as(got, plain, truth, floor=floor, what=("dtemperature",))
 
@@ -146,7 +146,9 @@ def test_same_bits_each_time(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [0.0, -0.1, float("nan"), float("inf")])
 def test_what_nobody_reads_is_nan_where_it_is_wrong(backend, value):
-    """On a GPU, and under torch.compile: what is past the checks of the public function."""
+    """The path on a GPU and under torch.compile: the code after the checks of the public
+    function.
+    """
     x, y = inputs(dtype=torch.float32)
     tau = torch.tensor(value, device=DEVICE)
     lengths = torch.tensor([9, 5], device=DEVICE)

@@ -1,4 +1,4 @@
-"""The Triton kernels of tcc_loss against float64, interpreted where there is no GPU."""
+"""The Triton kernels of tcc_loss against float64, interpreted on machines without a GPU."""
 
 import math
 
@@ -16,7 +16,7 @@ from ops.tcc.cases import loss_and_grads as call
 pytestmark = [
     pytest.mark.interpreter,
     pytest.mark.usefixtures("one_thread"),
-    # NumPy warns about the infinities and NaN that masked entries hold on purpose.
+    # NumPy warns about infinities and NaN, which masked entries contain on purpose.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 
@@ -36,8 +36,9 @@ def run(x, y=None, *times, dtype=torch.float32, backend="triton", **kwargs):
 
 
 def check(x, y=None, *times, dtype=torch.float32, loss=None, grad=None, plain=True, **kwargs):
-    """Triton in ``dtype`` as accurate as the reference in it, on the same rounded inputs; ``loss``
-    and ``grad`` replace the floors, and are all that is allowed without ``plain``."""
+    """Asserts that Triton in ``dtype`` is as accurate as the reference in it, on the same rounded
+    inputs. ``loss`` and ``grad`` replace the floors; without ``plain`` they are the whole bound.
+    """
     x, y = (None if z is None else z.to(dtype) for z in (x, y))
     got = run(x, y, *times, dtype=dtype, **kwargs)
     want = run(x, y, *times, dtype=torch.float64, backend="torch", **kwargs)
@@ -127,16 +128,18 @@ def test_channel_steps_and_chunks(monkeypatch, shape, dtype, floors):
     [(torch.float16, "l2"), (torch.bfloat16, "l2"), (torch.bfloat16, "cosine")],
 )
 def test_half(dtype, similarity):
-    """Products of frames are exact, all else is rounded to tf32 at most; then the result."""
+    """Products of frames are exact; everything else is rounded to tf32 or better, then the
+    result.
+    """
     x, y = randn(2, 20, 24) / 2, randn(2, 30, 24, seed=1) / 2
     kw = {"dtype": dtype, "similarity": similarity, "temperature": 0.3}
-    # fp16 has no more bits than tf32, which a GPU takes besides.
+    # fp16 has no more bits than tf32, which a GPU uses as well.
     eps16 = torch.finfo(dtype).eps / (1 if DEVICE == "cuda" else 2)
     grad = eps16 if dtype == torch.float16 else interpreted(dtype, DEVICE)
     kw |= {"loss": 1e-5, "grad": grad}
     check(x, y, lengths_x=[20, 11], **kw)
     check(x, loss_type="classification", **kw)
-    # Beyond fp16's range: times in frames, whose slopes are in the thousands, and a small share.
+    # Outside the range of fp16: times in frames, with slopes in the thousands, and a small share.
     check(x[:1], y[:1], normalize_indices=False, upstream=1e-3, **kw)
 
 
@@ -149,7 +152,7 @@ def test_mixed_dtypes():
 
 
 def test_tiles_and_conversions_of_another_architecture(monkeypatch):
-    """float32 for sm_100 converts what others cut off; here it is interpreted."""
+    """For sm_100, float32 is converted with rounding where others truncate; interpreted here."""
     launch.clear()
     monkeypatch.setattr(launch, "architecture", lambda _: 100)
     check(randn(2, 70, 40), randn(2, 33, 40, seed=1))
@@ -157,7 +160,9 @@ def test_tiles_and_conversions_of_another_architecture(monkeypatch):
 
 
 def test_all_pairs_in_groups_of_shifts(monkeypatch):
-    """Two shifts and one change no bit: each hop is added to what the earlier ones have left."""
+    """Two shifts and one shift return the same bits: each hop is added to the sum of the earlier
+    ones.
+    """
     x = randn(4, 9, 16)
     kw = {"lengths_x": [9, 4, 8, 1], "temperature": 0.5, "reduction": "sum"}
     want = run(x, **kw)
@@ -166,19 +171,19 @@ def test_all_pairs_in_groups_of_shifts(monkeypatch):
 
 
 def test_far_from_the_origin():
+    """Differences are taken before products, so the digits that plain PyTorch loses are kept."""
     x, y = ((randn(1, 40, 16, seed=n) + 100).float().double() for n in (0, 1))
-    """Differences are taken before products: what plain PyTorch loses there is not lost here."""
     check(x, y, loss=1e-5, grad=1e-5, plain=False)
     check(torch.cat([x, y]), loss=1e-5, grad=1e-5, plain=False)
 
 
 def test_spread_from_soft_to_nearly_hard():
-    """A softmax over all frames, over tens of them and over one or two."""
+    """A softmax over all frames, over tens of them, and over one or two."""
     x = randn(1, 70, 32)
     y = x + 0.5 * randn(1, 70, 32, seed=1)
     var, classes = "regression_mse_var", "classification"
     for scale, loss_type in ((0.1, var), (0.6, classes), (1.2, var), (1.2, classes)):
-        # A sharp softmax carries the rounding of its logits on, through two of them.
+        # A sharp softmax propagates the rounding of its logits, through two of them.
         check(x * scale, y * scale, loss_type=loss_type, loss=1e-5, grad=1e-5)
 
 
@@ -200,7 +205,9 @@ def test_collapsed_on_the_right_frame():
 
 
 def test_collapsed_on_a_wrong_frame():
-    """All frames of x meet in the one frame of y, and go back to the frame of x next to it."""
+    """All frames of x are nearest to the one frame of y, which returns to the frame of x next to
+    it.
+    """
     x, y = 100 * torch.eye(6)[None], 100 * torch.eye(6)[None, 2:3]
     loss, *grads = run(x, y, reduction="none")
     errors = (torch.arange(6) - 2) / 6.0
@@ -210,7 +217,7 @@ def test_collapsed_on_a_wrong_frame():
 
 
 def spoilt(z, t, n):
-    """NaN, infinities and absurd times where there is no frame."""
+    """NaN, infinities and absurd times in padding."""
     padded = torch.arange(z.shape[1]) >= n[:, None]
     value = torch.tensor([math.nan, math.inf, -math.inf]).double()[:, None, None]
     return torch.where(padded[..., None], value, z), t.masked_fill(padded, -(2**62))
@@ -237,7 +244,7 @@ def test_padding_never_matters(loss_type, similarity, pairs):
 
 
 def test_lengths_are_clamped():
-    """Lengths on a GPU are never read by the host, so that kernels take whatever they hold."""
+    """The host never reads lengths on a GPU, so kernels have to handle any value."""
     opts = TCCOptions.checked("", "regression_mse_var", "l2", 0.1, 0.001, 0.1, 0.1, True, "mean")
     x, y = there(randn(3, 20, 4).float()), there(randn(3, 9, 4, seed=1).float())
     wild, tame = there(torch.tensor([-3, 2**40, 7])), there(torch.tensor([0, 20, 7]))
@@ -255,7 +262,7 @@ def test_nan_in_a_real_frame_or_time_is_not_hidden(loss_type):
     bad[1, 16, 1] = late[1, 16] = math.nan
     kw = {"reduction": "none", "loss_type": loss_type}
     calls = [run(bad, y, **kw)]
-    if loss_type != "classification":  # which knows no times
+    if loss_type != "classification":  # it does not use times
         calls.append(run(y, x, t, late, **kw))
     for loss, *grads in calls:
         assert loss.isnan().tolist() == [False, True]
@@ -287,7 +294,7 @@ def test_times(kind):
 
 
 def test_a_prediction_right_to_a_part_of_a_frame_in_a_long_video():
-    """Frame numbers about 10^7: means of t and t^2 would lose the variance, differences do not."""
+    """Frame numbers about 10^7: means of t and t^2 would lose the variance; differences keep it."""
     x = 4 * randn(1, 40, 32)
     y, t = x + randn(1, 40, 32, seed=1), torch.arange(40) * 5 + 10_000_000
     kw = {"duration_x": 2e7, "duration_y": 2e7, "temperature": 1.0}
@@ -308,7 +315,7 @@ def test_inputs_of_any_layout():
 
 
 def test_upstream_layouts():
-    """A gradient expanded from one number, and one with a stride."""
+    """An upstream gradient expanded from one number, and one with a stride."""
     x, y = randn(2, 20, 5), randn(2, 13, 5, seed=1)
     strided, expanded = torch.tensor([2.0, 9.0, -1.0, 9.0])[::2], torch.tensor(3.0).expand(2)
     check(x, y, reduction="none", upstream=strided)
@@ -360,7 +367,7 @@ def test_nothing_to_compare_gives_zero_and_zero_gradients(reduction):
 
 
 def test_one_frame():
-    """It always returns to itself: no error, no variance, no entropy."""
+    """A single frame always returns to itself: no error, no variance, no entropy."""
     x = randn(1, 1, 3)
     for loss_type in LOSS_TYPES:
         loss, dx, dy = run(x, x, loss_type=loss_type)
@@ -371,7 +378,7 @@ def test_one_frame():
 
 
 def test_many_pairs():
-    """More than the reduction takes at once."""
+    """More sequences than the reduction processes at once."""
     x, y = randn(17, 3, 4), randn(17, 2, 4, seed=1)
     check(x, y, lengths_x=(torch.arange(17) % 4).tolist(), temperature=2.0)
 

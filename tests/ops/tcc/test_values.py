@@ -17,7 +17,7 @@ BOTH = ["reference", "torch"]
 
 
 def _ragged():
-    """x, y, and the keywords that every form of a call takes: times, lengths, durations."""
+    """x, y, and the keywords that every form of a call supports: times, lengths, durations."""
     x, y = randn(3, 9, 5), randn(3, 13, 5, seed=1)
     generator = torch.Generator().manual_seed(2)
     t = torch.randint(0, 120, (3, 22), generator=generator)
@@ -115,7 +115,7 @@ def _call(frames1, frames2, loss_type, pair, backend):
     return loss_and_grads(x, y if pair else None, **kw)
 
 
-_expected = functools.cache(_call)  # one for all sizes of blocks
+_expected = functools.cache(_call)  # shared by all block sizes
 
 
 @pytest.mark.sweep
@@ -147,7 +147,7 @@ def test_all_pairs_of_six_in_groups_of_shifts(at_once, monkeypatch):
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize(("similarity", "scale"), [("l2", 0.6), ("l2", 1.0), ("cosine", 1.0)])
 def test_float32_against_float64(loss_type, similarity, scale):
-    """Soft (the softmax over hundreds of frames) and nearly hard (one or two frames)."""
+    """Soft (the softmax spreads over hundreds of frames) and nearly hard (over one or two)."""
     x = randn(1, 480, 128) * scale
     y = (x + 0.5 * scale * randn(1, 480, 128, seed=1))[:, torch.arange(0, 480, 2)]
     kw = {"loss_type": loss_type, "similarity": similarity}
@@ -162,7 +162,7 @@ def test_distances_do_not_see_a_common_offset():
     want = loss_and_grads(x, y, backend="reference")
     moved = loss_and_grads((x + 100).float(), (y + 100).float())
     for a, b in zip(moved, want, strict=True):
-        assert relative(a, b) < 2e-3  # the inputs' own rounding: 4e-6 of an embedding
+        assert relative(a, b) < 2e-3  # rounding of the inputs alone: 4e-6 of an embedding
     with torch.no_grad():
         x, y = ((z + 100).float().double() for z in (x, y))
     want = loss_and_grads(x, y, backend="reference")
@@ -172,7 +172,7 @@ def test_distances_do_not_see_a_common_offset():
 
 @pytest.mark.parametrize("backend", BOTH)
 def test_collapsed_on_the_right_frame(backend):
-    """Far apart frames that find themselves: variance 0 in float32, its floor in the loss."""
+    """Distant frames that return to themselves: variance 0 in float32, its floor in the loss."""
     x = 100 * randn(2, 20, 16, dtype=torch.float32)
     x[1] = x[0]
     loss, dx = loss_and_grads(x, backend=backend)
@@ -182,7 +182,9 @@ def test_collapsed_on_the_right_frame(backend):
 
 @pytest.mark.parametrize("backend", BOTH)
 def test_collapsed_on_a_wrong_frame(backend):
-    """All frames of x meet in the one frame of y, and go back to the frame of x next to it."""
+    """All frames of x are nearest to the one frame of y, which returns to the frame of x next to
+    it.
+    """
     x, y = 100 * torch.eye(6)[None], 100 * torch.eye(6)[None, 2:3]
     loss, *grads = loss_and_grads(x, y, backend=backend, reduction="none")
     errors = (torch.arange(6) - 2) / 6.0
@@ -266,7 +268,7 @@ def test_nothing_to_compare_gives_zero_and_zero_gradients(backend, reduction):
 
 @pytest.mark.parametrize("backend", BOTH)
 def test_one_frame(backend):
-    """It always returns to itself: no error, no variance, no entropy."""
+    """A single frame always returns to itself: no error, no variance, no entropy."""
     x, y = randn(1, 1, 3), randn(1, 5, 3, seed=1)
     for loss_type in LOSS_TYPES:
         kw = {"loss_type": loss_type, "backend": backend}
@@ -382,7 +384,7 @@ def test_changing_lengths_after_the_call_changes_no_gradient():
 
 
 def test_times_of_any_size():
-    """Nanoseconds since 1970: the earliest is subtracted before anything is rounded."""
+    """Nanoseconds since 1970: the earliest time is subtracted before anything is rounded."""
     x = randn(2, 40, 8, dtype=torch.float32)
     index = torch.arange(40)
     plain = loss_and_grads(x, None, index, duration_x=40)

@@ -1,4 +1,4 @@
-"""tcn_loss against loops in float64 and the values of a case done by hand."""
+"""tcn_loss against loops in float64 and the values of a case computed by hand."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_gradients():
     a, p = randn(2, 4, 3).requires_grad_(), randn(2, 4, 3, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(fastseq.tcn_loss, (a, p))
     assert torch.autograd.gradgradcheck(fastseq.tcn_loss, (a, p))
-    # As the README of the op has it.
+    # As in the README of the op.
     g = (torch.softmax(a @ p.mT, 2) - torch.eye(4)) / 8
     want = g @ p + 0.002 / 2 / 8 * a, g.mT @ a + 0.002 / 2 / 8 * p
     for got, w in zip(torch.autograd.grad(fastseq.tcn_loss(a, p), (a, p)), want, strict=True):

@@ -1,4 +1,6 @@
-"""VCLR's losses with their temperature in a tensor: learned, scheduled, never read from a GPU."""
+"""VCLR's losses with their temperature as a tensor: learned, scheduled, never read back from a
+GPU.
+"""
 
 import math
 
@@ -40,7 +42,7 @@ def test_gradcheck(form, normalize):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_equals_the_float(form, dtype):
-    """Whatever the dtype of the temperature, which its gradient has; the loss has not."""
+    """The dtype of the temperature determines that of its gradient, not that of the loss."""
     args = intra()
     tau = torch.tensor(0.3125, dtype=dtype)  # exact in all of them
     number = fastseq.intra_nce(*args, temperature=0.3125, form=form)
@@ -82,7 +84,7 @@ def test_no_queries():
 def test_wrong_tensors(tau, error, text):
     with pytest.raises(error, match="^intra_nce: temperature .*" + text):
         fastseq.intra_nce(**INTRA, temperature=tau)
-    # The sum of all says it by its own name, whether or not the parts given have a temperature.
+    # The error of the sum names the sum itself, whether or not the given parts have a temperature.
     for name, part in parts().items():
         with pytest.raises(error, match="^vclr_loss: temperature .*" + text):
             fastseq.vclr_loss(**{name: part}, temperature=tau)
@@ -144,7 +146,9 @@ def test_the_sum_learns_from_its_parts(form):
 
 
 def steps():
-    """By name: intra_nce in both forms and the sum of all, of an embedding and a temperature."""
+    """By name: intra_nce in both forms and the sum of all, as functions of an embedding and a
+    temperature.
+    """
     given = parts()
     q, *others = given["intra"]
     whole = given | {"inter": tuple(z.detach() for z in given["inter"])}

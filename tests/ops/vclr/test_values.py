@@ -1,4 +1,4 @@
-"""VCLR's losses: both forms against values worked by hand and against the released steps."""
+"""VCLR's losses: both forms against values computed by hand and against the released steps."""
 
 import math
 
@@ -14,7 +14,7 @@ def randn(*shape, seed=0, dtype=torch.float64):
 
 
 def hand_made():
-    """Cosines 0.6 with the positive, 0 and -1 with the negatives; nothing has norm 1."""
+    """Cosines 0.6 with the positive, 0 and -1 with the negatives; no vector has norm 1."""
     q = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
     positive = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
     negatives = torch.tensor([[[0.0, 5.0], [-0.5, 0.0]]], dtype=torch.float64)
@@ -46,7 +46,7 @@ def test_intra_as_released():
     want = F.cross_entropy(every, torch.zeros(5).long(), reduction="none")
     torch.testing.assert_close(fastseq.intra_nce(q, k1, rest, reduction="none"), want)
     torch.testing.assert_close(fastseq.intra_nce(q, k1, rest, reduction="sum"), want.sum())
-    # The softmax is that of queue_nce with each query's own negatives as its queue.
+    # The softmax equals that of queue_nce with each query's own negatives as its queue.
     own = [fastseq.queue_nce(q[n : n + 1], k1[n : n + 1], v[n]) for n in range(5)]
     torch.testing.assert_close(torch.stack(own), want)
 
@@ -62,9 +62,9 @@ def order_by_hand(form):
     """One sample, two frames of two channels each, an identity-like classifier."""
     q = torch.tensor([[[3.0, 4.0], [4.0, 3.0]]], dtype=torch.float64)
     k = torch.tensor([[[6.0, 8.0], [0.0, 5.0]]], dtype=torch.float64)
-    if form == "paper":  # each frame over its norm
+    if form == "paper":  # each frame divided by its norm
         flat = [0.6, 0.8, 0.8, 0.6, 0.6, 0.8, 0.0, 1.0]
-    else:  # each channel over its norm along the frames
+    else:  # each channel divided by its norm along the frames
         flat = [0.6, 0.8, 0.8, 0.6, 1.0, 8 / math.sqrt(89), 0.0, 5 / math.sqrt(89)]
     weight = randn(4, 8, seed=5)
     logits = [sum(w * x for w, x in zip(row, flat, strict=True)) for row in weight.tolist()]
@@ -94,7 +94,7 @@ def test_order_as_released():
     torch.testing.assert_close(mean, want.mean())
     paper = fastseq.temporal_order_loss(q, k, labels, classifier)
     assert abs(paper - mean) > 1e-3
-    # What the code's form loses: how large a channel is.
+    # The code's form loses the scale of a channel.
     scaled = q * torch.tensor([1.0, 9.0, 1.0, 1.0, 0.1, 1.0, 1.0, 1.0])
     same = fastseq.temporal_order_loss(scaled, k, labels, classifier, form="code")
     torch.testing.assert_close(same, mean)
@@ -103,7 +103,7 @@ def test_order_as_released():
 
 
 def test_the_order_head_learns_which_tuple_was_shuffled():
-    """Frames that count upwards: a linear classifier tells the four cases apart."""
+    """Frames that count upwards: a linear classifier distinguishes the four cases."""
     make = torch.Generator().manual_seed(0)
     rows, labels = [], torch.arange(64) % 4
     for label in labels.tolist():
