@@ -149,7 +149,9 @@ def verdict(rows: Mapping[str, Any]) -> str:
         judged = f"Better than {' and than '.join(beaten)}"
     elif not beaten:
         two = len(others) > 1
-        judged = f"Better than neither {' nor '.join(others)}" if two else f"Not better than {others[0]}"
+        judged = (
+            f"Better than neither {' nor '.join(others)}" if two else f"Not better than {others[0]}"
+        )
     else:
         judged = f"Better than {beaten[0]}, not better than {others[0]}"
     theirs = ", ".join(f"{_amount(key, other)} for {rival}" for rival, other in found.items())

@@ -53,7 +53,9 @@ def player_section(
     ``kind``: "test" or "training", the split of ``videos``.
     """
     if len(shown) < 2:
-        return [f'<section id="player">\n<h2>Two videos in step</h2>\n{_no_pair(videos, kind)}</section>']
+        return [
+            f'<section id="player">\n<h2>Two videos in step</h2>\n{_no_pair(videos, kind)}</section>'
+        ]
     from training.pages.payload import payload
     from training.pages.player import player
 
@@ -102,10 +104,11 @@ def sizes(shown: Sequence[EmbeddedVideo], data: Mapping[str, Any]) -> str:
     inside = sum(len(video["frames"]) for video in data["videos"])
     whole = sum(len(video.frames) for video in shown)
     size = len(json.dumps(data, separators=(",", ":"))) / 1e6
-    height = max(video["pictures"]["height"] for video in data["videos"])
+    largest = max((v["pictures"] for v in data["videos"]), key=lambda p: p["width"] * p["height"])
     frames = f"all {whole:,} frames" if inside == whole else f"{inside:,} of {whole:,} frames"
     return (
-        f"The page holds {frames}, pictures up to {height} pixels high and {size:.1f} MB of data. "
+        f"The page holds {frames} as pictures of up to {largest['width']} x {largest['height']} "
+        f"pixels, with embeddings and alignments {size:.1f} MB. "
         "Alignments and errors are computed with all frames."
     )
 
