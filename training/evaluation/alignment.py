@@ -183,21 +183,15 @@ def write_alignment(
     ``score`` of an open alignment, else null; ``matches``: see `matches`; ``path``: pairs of frame
     numbers [a, b].
     """
-    videos = {
-        name: {
-            "id": v.record.id,
-            "path": v.record.path,
-            "frames": v.record.frames,
-            "fps": v.record.fps,
-        }
-        for name, v in (("a", a), ("b", b))
+    content: dict[str, Any] = {
+        name: {key: getattr(video.record, key) for key in ("id", "path", "frames", "fps")}
+        for name, video in (("a", a), ("b", b))
     }
-    path = np.stack([a.frames[alignment.i], b.frames[alignment.j]], axis=1)
-    means = {
-        key: getattr(alignment, key) for key in ("similarity", "straight", "threshold", "score")
-    }
-    content = videos | about | means
-    content |= {"matches": matches(a, b, alignment), "path": path.tolist()}
+    content |= about
+    for key in ("similarity", "straight", "threshold", "score"):
+        content[key] = getattr(alignment, key)
+    content["matches"] = matches(a, b, alignment)
+    content["path"] = np.stack([a.frames[alignment.i], b.frames[alignment.j]], axis=1).tolist()
     with replacing(file) as partial:
         partial.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 

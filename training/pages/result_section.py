@@ -40,7 +40,9 @@ COMPARED = {
 }
 # The verdict is by the first of these metrics that the trained network has. {} is its value.
 VERDICTS = {
-    "event_error_dtw": "by DTW, events carried from one test video to another are {} off on average",
+    "event_error_dtw": (
+        "by DTW, events carried from one test video to another are {} off on average"
+    ),
     "sync_error_dtw": "by DTW, synchronised frames are matched {} off on average",
     "alignment_error_dtw": "by DTW, matched frames of two test videos are {} apart on average",
     "alignment_error": "the nearest frames of two test videos are {} apart on average",
@@ -147,11 +149,10 @@ def verdict(rows: Mapping[str, Any]) -> str:
         (beaten if wins else others).append(rival)
     if not others:
         judged = f"Better than {' and than '.join(beaten)}"
+    elif len(others) == 2:
+        judged = f"Better than neither {others[0]} nor {others[1]}"
     elif not beaten:
-        two = len(others) > 1
-        judged = (
-            f"Better than neither {' nor '.join(others)}" if two else f"Not better than {others[0]}"
-        )
+        judged = f"Not better than {others[0]}"
     else:
         judged = f"Better than {beaten[0]}, not better than {others[0]}"
     theirs = ", ".join(f"{_amount(key, other)} for {rival}" for rival, other in found.items())

@@ -54,7 +54,8 @@ def player_section(
     """
     if len(shown) < 2:
         return [
-            f'<section id="player">\n<h2>Two videos in step</h2>\n{_no_pair(videos, kind)}</section>'
+            '<section id="player">\n<h2>Two videos in step</h2>\n'
+            f"{_no_pair(videos, kind)}\n</section>"
         ]
     from training.pages.payload import payload
     from training.pages.player import player
