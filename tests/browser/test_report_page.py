@@ -174,9 +174,10 @@ def test_the_page_in_order_at_every_width(browser_page, address, width, dark):
         "What was run",
     ]
     verdict = page.locator(".verdict").inner_text()
+    amount = r"\d+\.\d frames \(0\.\d\d s\)"
     assert re.fullmatch(
-        r"Better than the clock: by DTW, events carried from one test video to another are \d\.\d "
-        r"frames \(0\.\d\d s\) off on average, against \d+\.\d frames \(0\.\d\d s\) for the clock\.",
+        "Better than the clock: by DTW, events carried from one test video to another are "
+        rf"{amount} off on average, against {amount} for the clock\.",
         verdict,
     )
     assert page.locator("tr.main td").first.inner_text() == "trained"

@@ -45,14 +45,14 @@ def thumbnails(
     from tqdm import tqdm
 
     frames = [video.frames[some] for video, some in zip(videos, rows, strict=True)]
-    with tqdm(
-        total=sum(map(len, frames)), unit="frame", desc="pictures", disable=not progress
-    ) as bar:
-        for setting in SETTINGS[_first_that_fits(videos, frames, most_bytes) :]:
+    total = sum(map(len, frames))
+    with tqdm(total=total, unit="frame", desc="pictures", disable=not progress) as bar:
+        for root, quality in SETTINGS[_first_that_fits(videos, frames, most_bytes) :]:
             made, size = [], 0
             bar.reset()
             for video, numbers in zip(videos, frames, strict=True):
-                files = _encoded(video.record, numbers, *setting)
+                read = _read(video.record, numbers, root)
+                files = [_webp(Image.fromarray(frame), quality) for frame in read]
                 size += sum(map(len, files))
                 made.append(_pictures(files))
                 bar.update(len(files))
@@ -65,32 +65,38 @@ def _first_that_fits(
     videos: Sequence[EmbeddedVideo], frames: Sequence[np.ndarray], most_bytes: int
 ) -> int:
     """The first of SETTINGS at which a sample of the frames promises to fit, or the last one."""
-    samples = [
-        n[np.unique(np.linspace(0, len(n) - 1, SAMPLED).round().astype(int))] for n in frames
-    ]
-    for place, setting in enumerate(SETTINGS):
+    samples = []
+    for video, numbers in zip(videos, frames, strict=True):
+        places = np.unique(np.linspace(0, len(numbers) - 1, SAMPLED).round().astype(int))
+        read = _read(video.record, numbers[places], SETTINGS[0][0])
+        samples.append([Image.fromarray(frame) for frame in read])
+    for place, (root, quality) in enumerate(SETTINGS):
         size = 0.0
-        for video, numbers, sample in zip(videos, frames, samples, strict=True):
-            files = _encoded(video.record, sample, *setting)
+        for numbers, sample in zip(frames, samples, strict=True):
+            scale = min(1.0, root / (sample[0].width * sample[0].height) ** 0.5)
+            side = [max(1, round(length * scale)) for length in sample[0].size]
+            files = [_webp(picture.resize(side), quality) for picture in sample]
             size += sum(map(len, files)) / len(files) * len(numbers)
         if size <= most_bytes:
             return place
     return len(SETTINGS) - 1
 
 
-def _encoded(record: VideoRecord, numbers: np.ndarray, root: int, quality: int) -> list[bytes]:
+def _read(record: VideoRecord, numbers: np.ndarray, root: int) -> np.ndarray:
+    """Frames uint8 (n, H, W, 3) with at most the square of ``root`` pixels."""
     from fastseq.video import read_frames
 
     crop = getattr(record, "crop", None)
     wide, high = crop[2:] if crop else (record.width, record.height)
     scale = min(1.0, root / (wide * high) ** 0.5)
     side = max(1, round(min(wide, high) * scale))
-    files = []
-    for frame in read_frames(record.path, numbers, short_side=side, crop=crop).numpy():
-        file = io.BytesIO()
-        Image.fromarray(frame).save(file, "WEBP", quality=quality, method=EFFORT)
-        files.append(file.getvalue())
-    return files
+    return read_frames(record.path, numbers, short_side=side, crop=crop).numpy()
+
+
+def _webp(picture: Image.Image, quality: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=quality, method=EFFORT)
+    return file.getvalue()
 
 
 def _pictures(files: Sequence[bytes]) -> dict[str, Any]:
