@@ -30,15 +30,15 @@ SHOWN = 8  # videos in the player, and strips
 def chosen(videos: Sequence[EmbeddedVideo]) -> list[EmbeddedVideo]:
     """At most SHOWN videos for the player, in the order of ``videos``; not by result.
 
-    Only actions with at least two videos have pairs. The first two of every action come first, of
-    as many actions as fit, then the third of each, and so on.
+    Only actions with at least two videos have pairs, and at most SHOWN / 2 of them are shown. The
+    first video of each comes first, then the second of each, and so on.
     """
     by_action: dict[str, list[int]] = {}
     for place, video in enumerate(videos):
         by_action.setdefault(video.record.action, []).append(place)
     groups = [places for places in by_action.values() if len(places) > 1][: SHOWN // 2]
     ranked = sorted(
-        (max(rank, 1), group, place)
+        (rank, group, place)
         for group, places in enumerate(groups)
         for rank, place in enumerate(places)
     )
