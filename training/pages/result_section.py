@@ -80,14 +80,15 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
     )
     sentence = verdict(rows)
     body = [HEADING, *([f'<p class="verdict">{escape(sentence)}</p>'] if sentence else ())]
+    notes = []
     if TIME_INDEX in rows:
-        body.append(
-            html.paragraph(
-                f"The clock is the row “{TIME_INDEX}”: it knows the frame's place in the video and "
-                "sees no picture.",
-                quiet=True,
-            )
+        notes.append(
+            f"The clock is the row “{TIME_INDEX}”: it knows the frame's place in the video and "
+            "sees no picture."
         )
+    if BACKBONE in rows and BACKBONE_CENTRED in rows:
+        notes.append("Of the two rows of the backbone the better one counts.")
+    body += [html.paragraph(" ".join(notes), quiet=True)] if sentence and notes else []
     stride = f", stride {result['stride']}" if "stride" in result else ""
     titles = dict(shown)
     if event_cells(rows):
