@@ -1,14 +1,19 @@
-"""Align two videos: `python -m training.align A.mp4 B.mp4 --run RUN --out DIR`.
+"""Align two videos: `python -m training.align A B --run RUN --out DIR`.
 
-Writes DIR/aligned.mp4 (A at its own pace; B aligned to it by dynamic time warping; B stretched
-evenly for comparison), DIR/similarity.png (similarity of all frame pairs with the path) and
-DIR/alignment.csv (matched frames and their times). A and B are files, or ids of videos in the run's
-folder; of a video in that folder trim and crop hold. Of a damaged video the sound frames are
-aligned, and it is named; one that cannot be read is an error.
+A and B are video files, or ids of videos in the run's folder; trim and crop apply to videos of that
+folder. Writes to DIR:
+
+    alignment.html    a page that plays both videos in step, with the similarity map; no network
+    alignment.csv     matched frames, their times in seconds, their cosine similarity
+    alignment.json    the same, with the videos, the options and the whole path
+    aligned.mp4       A plays; B aligned to it by dynamic time warping; B stretched evenly
+    similarity.png    similarity of all frame pairs, with the path
+
+A damaged video is named, and its sound frames are aligned; one that cannot be read is an error.
 
 First frames are paired with each other, and last frames. With --open both videos may begin and end
-anywhere: each pair of frames earns its similarity less a threshold, and the path with the highest
-sum wins. What is before and behind it stays out; where it begins and ends is printed.
+anywhere: each pair of frames scores its similarity minus a threshold, and the path with the highest
+sum wins. Frames before and after it stay unmatched; the command prints where it begins and ends.
 """
 
 from __future__ import annotations
@@ -26,13 +31,18 @@ if TYPE_CHECKING:
     import numpy as np
 
     from training.data.index import VideoRecord
+    from training.evaluation.alignment import Alignment
     from training.evaluation.embed import EmbeddedVideo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.align", description=__doc__)
-    parser.add_argument("a", metavar="A.mp4", help="plays at its own pace")
-    parser.add_argument("b", metavar="B.mp4", help="is aligned to A")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.align",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("a", metavar="A", help="file or id of the video that plays unchanged")
+    parser.add_argument("b", metavar="B", help="file or id of the video that is aligned to A")
     parser.add_argument("--run", type=Path, required=True, help="run directory with the encoder")
     parser.add_argument(
         "--out", type=Path, default=Path("aligned"), help="folder to write to (default %(default)s)"
@@ -64,11 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             align_open,
             centred,
             write_aligned_video,
+            write_alignment,
             write_matches,
         )
         from training.evaluation.embed import embed_records
         from training.evaluation.encoders import load_encoder
         from training.evaluation.plots import similarity_map
+        from training.pages.align_page import write_align_page
 
         encoder, cfg = load_encoder(args.run)
         records = find_records([args.a, args.b], cfg.data.folder)
@@ -76,32 +88,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         a, b = embed_records({"trained": encoder}, records, cfg)["trained"]
         if args.centre:
             a, b = centred(a), centred(b)
-        alignment = align_open(a, b, args.threshold) if args.open else align(a, b)
+        if args.open:
+            alignment = align_open(a, b, args.threshold)
+            back = align_open(b, a, alignment.threshold)
+        else:
+            alignment, back = align(a, b), align(b, a)
         path = alignment.i, alignment.j
-        similarity_map(a, b, path, args.out / "similarity.png", ends=args.open)
-        write_aligned_video(a, b, alignment, args.out / "aligned.mp4")
-        write_matches(a, b, alignment, args.out / "alignment.csv")
+        said = summary(a, b, alignment)
+        options = {"open": args.open, "centre": args.centre}
+        files = {
+            name: args.out / name
+            for name in (
+                *("alignment.html", "alignment.csv", "alignment.json"),
+                *("aligned.mp4", "similarity.png"),
+            )
+        }
+        write_matches(a, b, alignment, files["alignment.csv"])
+        write_alignment(
+            a, b, alignment, files["alignment.json"], run=str(args.run), options=options
+        )
+        similarity_map(a, b, path, files["similarity.png"], ends=args.open)
+        write_align_page(
+            *(a, b, alignment, back, files["alignment.html"]),
+            classes=phase_names(records, cfg.data.folder),
+            said=said,
+        )
+        write_aligned_video(a, b, alignment, files["aligned.mp4"])
         for record in records:
             if record.note:
                 print(
                     f"{record.id} is damaged, its sound frames were taken: {record.note}",
                     file=sys.stderr,
                 )
-        if args.open:
-            print(
-                f"score {alignment.score:.4g}: the sum over {len(alignment.i)} pairs of frames of "
-                f"their similarity less {alignment.threshold:.4f}"
-            )
-            for video, rows in zip((a, b), path, strict=True):
-                print(span(video, rows))
-        print(
-            f"mean cosine similarity along the path: {alignment.similarity:.4f} "
-            f"(stretched evenly: {alignment.straight:.4f})\n"
-            f"written: {args.out / 'aligned.mp4'}, {args.out / 'similarity.png'}, "
-            f"{args.out / 'alignment.csv'}"
-        )
+        print("\n".join(said))
+        print(f"written: {', '.join(map(str, files.values()))}")
 
     return run_command(command)
+
+
+def summary(a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment) -> list[str]:
+    """What an alignment amounts to, a line each: score and ends of an open one, then similarity."""
+    lines = []
+    if alignment.threshold is not None:
+        lines.append(
+            f"score {alignment.score:.4g}: the sum over {len(alignment.i)} pairs of frames of "
+            f"their similarity less {alignment.threshold:.4f}"
+        )
+        lines += [span(a, alignment.i), span(b, alignment.j)]
+    lines.append(
+        f"mean cosine similarity along the path: {alignment.similarity:.4f} "
+        f"(stretched evenly: {alignment.straight:.4f})"
+    )
+    return lines
 
 
 def span(video: EmbeddedVideo, rows: np.ndarray) -> str:
@@ -114,11 +152,20 @@ def span(video: EmbeddedVideo, rows: np.ndarray) -> str:
     )
 
 
+def phase_names(records: Sequence[VideoRecord], folder: str) -> dict[str, list[str]]:
+    """Action -> names of its phases, in the folder that labelled records are from."""
+    from training.data.index import load_index
+
+    if all(record.phases is None for record in records):
+        return {}
+    return load_index(folder).classes
+
+
 def find_records(names: Sequence[str], folder: str) -> list[VideoRecord]:
     """Files, or ids of the videos in a prepared folder, as records; UserError for what is neither.
 
-    A file that lies in the folder has its record there. Where the folder has no index that holds,
-    files are taken as they are, and it is said.
+    A file that lies in the folder has its record there. Where the folder has no valid index, files
+    are taken as they are, and a line on stderr says so.
     """
     from training.data.index import load_index
 

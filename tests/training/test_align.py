@@ -18,11 +18,13 @@ from training.evaluation.alignment import (
     match_frames,
     stretched,
     write_aligned_video,
+    write_alignment,
     write_matches,
 )
 from training.evaluation.baselines import time_index, time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.retrieval import choose_queries, nearest_frames, retrieval_sheet
+from training.pages.align_page import of_one_action
 from training.support.command import UserError
 
 
@@ -72,6 +74,33 @@ def test_align_command(tmp_path, monkeypatch, capsys):
     assert float(printed.split("path: ")[1].split()[0]) > 0.99
     assert probe(out / "aligned.mp4").frames == 30
     assert (out / "similarity.png").read_bytes().startswith(b"\x89PNG")
+    written = printed.splitlines()[-1].removeprefix("written: ").split(", ")
+    assert {*written} == {str(file) for file in out.iterdir()}
+    content = json.loads((out / "alignment.json").read_text())
+    lines = (out / "alignment.csv").read_text().splitlines()
+    assert len(content["matches"]) == len(lines) - 1 == 30
+    assert content["options"] == {"open": False, "centre": False}
+    page = (out / "alignment.html").read_text()
+    assert "all 50 frames as pictures of up to 32 x 48 pixels" in page
+    assert f"<li>{printed.splitlines()[0]}</li>" in page
+
+
+def test_videos_of_two_actions_are_a_pair_of_the_page():
+    def video(name, action, phases):
+        record = VideoRecord(
+            id=name, path=name, frames=4, fps=25.0, width=8, height=8, action=action, phases=phases
+        )
+        return EmbeddedVideo(record, embedded(name, np.zeros(4)).embeddings)
+
+    labelled = np.array([0, 0, 1, 1])
+    for other, phases, expected in (
+        ("lift", None, ("swing", False)),
+        ("lift", labelled, ("all", True)),
+        ("swing", labelled, ("swing", False)),
+    ):
+        a, b = of_one_action(video("a", "swing", labelled), video("b", other, phases))
+        assert a.record.action == b.record.action == expected[0]
+        assert (a.record.phases is None) == expected[1]
 
 
 def test_align_command_names_a_file_that_is_not_there(tmp_path, monkeypatch, capsys):
@@ -173,11 +202,35 @@ def test_matched_frames_are_written_with_their_times(tmp_path):
     outside = replace(alignment, matched=np.where(np.arange(30) < 4, -1, alignment.matched))
     write_matches(embedded("a", slow), embedded("b", fast), outside, tmp_path / "m.csv")
     head, *rows = (tmp_path / "m.csv").read_text().splitlines()
-    assert head == "frame_a,time_a,frame_b,time_b"
+    assert head == "frame_a,frame_b,time_a,time_b,similarity"
     values = np.array([[float(x) for x in row.split(",")] for row in rows])
     assert values[:, 0].tolist() == [*range(4, 30)]
-    np.testing.assert_array_equal(values[:, 2], alignment.matched[4:])
-    np.testing.assert_allclose(values[:, 1::2], values[:, ::2] / 25, atol=1e-4)
+    np.testing.assert_array_equal(values[:, 1], alignment.matched[4:])
+    np.testing.assert_allclose(values[:, 2:4], values[:, :2] / 25, atol=1e-4)
+    between = (slow[4:] - fast[alignment.matched[4:]]) / PHASES * np.pi / 2
+    np.testing.assert_allclose(values[:, 4], np.cos(between), atol=1e-4)
+
+
+def test_json_holds_the_matches_the_path_and_how_they_were_made(tmp_path):
+    a, b = embedded("a", warped(30, 2.0), path="x/a"), embedded("b", warped(20, 0.7), path="x/b")
+    alignment = align(a, b)
+    write_alignment(a, b, alignment, tmp_path / "m.json", run="run", options={"open": False})
+    content = json.loads((tmp_path / "m.json").read_text())
+    assert content["a"] == {"id": "a", "path": "x/a", "frames": 30, "fps": 25.0}
+    assert content["b"]["frames"] == 20
+    assert (content["run"], content["options"]) == ("run", {"open": False})
+    assert content["similarity"] == pytest.approx(alignment.similarity)
+    assert content["straight"] == pytest.approx(alignment.straight)
+    assert (content["threshold"], content["score"]) == (None, None)
+    assert content["path"] == np.stack([alignment.i, alignment.j], axis=1).tolist()
+    frame = int(alignment.matched[29])
+    assert content["matches"][29] == {
+        "frame_a": 29,
+        "frame_b": frame,
+        "time_a": 29 / 25,
+        "time_b": frame / 25,
+        "similarity": pytest.approx(float(a.embeddings[29] @ b.embeddings[frame]), abs=1e-6),
+    }
 
 
 def test_the_clock_of_a_trimmed_video_runs_over_what_is_left():

@@ -137,7 +137,19 @@ def test_command_says_where_it_begins_and_ends(videos, tmp_path, capsys):
         assert line.endswith(f"{start / 25:.2f} s to {stop / 25:.2f} s")
     assert mean.startswith("mean cosine similarity along the path: ")
     assert written.startswith("written: ")
-    assert probe(tmp_path / "out" / "aligned.mp4").frames == 60
+    out = tmp_path / "out"
+    assert probe(out / "aligned.mp4").frames == 60
+    content = json.loads((out / "alignment.json").read_text())
+    assert content["threshold"] == 0.999
+    assert score.startswith(f"score {content['score']:.4g}: the sum over {len(content['path'])} ")
+    page = (out / "alignment.html").read_text()
+    for line in (score, first, second, mean):
+        assert f"<li>{line}</li>" in page
+    data = json.loads(page.split('id="player-data">')[1].split("</script>")[0])
+    matched = np.array(data["pairs"]["0,1"]["matched"])
+    assert np.flatnonzero(matched != OUTSIDE).tolist() == [m["frame_a"] for m in content["matches"]]
+    assert matched[matched != OUTSIDE].tolist() == [m["frame_b"] for m in content["matches"]]
+    assert OUTSIDE in data["pairs"]["1,0"]["matched"]
     assert (tmp_path / "out" / "similarity.png").read_bytes().startswith(b"\x89PNG")
 
 

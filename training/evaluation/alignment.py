@@ -1,10 +1,12 @@
-"""Aligning two videos: the DTW path, its picture, and a video that plays them in step."""
+"""Aligning two videos: the DTW path, its files, and a video that plays them in step."""
 
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,20 +139,61 @@ def stretched(a: EmbeddedVideo, b: EmbeddedVideo) -> np.ndarray:
     return np.where(nearer, before, after)
 
 
-def write_matches(a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment, file: Path) -> None:
-    """A CSV file with a row for each frame of a that has a matched frame of b.
+def matches(a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment) -> list[dict[str, float]]:
+    """Each frame of a that has a matched frame of b, in order.
 
-    Columns: ``frame_a``, ``frame_b``, numbers in the videos from 0; ``time_a``, ``time_b``, in
-    seconds at the videos' average rates.
+    ``frame_a``, ``frame_b``: int, numbers in the videos from 0; ``time_a``, ``time_b``: seconds at
+    the videos' average rates; ``similarity``: cosine of the two embeddings.
     """
     rows = np.flatnonzero(alignment.matched != OUTSIDE)
-    pairs = zip(a.frames[rows], b.frames[alignment.matched[rows]], strict=True)
-    fps = a.record.fps, b.record.fps
+    matched = alignment.matched[rows]
+    similarity = (a.embeddings[rows] * b.embeddings[matched]).sum(axis=1, dtype=np.float64)
+    return [
+        {
+            "frame_a": int(one),
+            "frame_b": int(other),
+            "time_a": round(one / a.record.fps, 4),
+            "time_b": round(other / b.record.fps, 4),
+            "similarity": round(cosine, 6),
+        }
+        for one, other, cosine in zip(
+            a.frames[rows], b.frames[matched], similarity.tolist(), strict=True
+        )
+    ]
+
+
+def write_matches(a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment, file: Path) -> None:
+    """A CSV file of `matches`: a line for each, with the names of the columns first."""
+    columns = ("frame_a", "frame_b", "time_a", "time_b", "similarity")
     with replacing(file) as partial, open(partial, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["frame_a", "time_a", "frame_b", "time_b"])
-        for one, other in pairs:
-            writer.writerow([one, f"{one / fps[0]:.4f}", other, f"{other / fps[1]:.4f}"])
+        writer.writerow(columns)
+        for match in matches(a, b, alignment):
+            frame_a, frame_b, *others = (match[column] for column in columns)
+            writer.writerow([frame_a, frame_b, *(f"{value:.4f}" for value in others)])
+
+
+def write_alignment(
+    a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment, file: Path, **about: Any
+) -> None:
+    """A JSON file of an alignment.
+
+    ``a``, ``b``: id, path, frames and fps of the videos; what ``about`` holds; ``similarity`` and
+    ``straight``: mean cosine similarity along the path and without alignment; ``threshold`` and
+    ``score`` of an open alignment, else null; ``matches``: see `matches`; ``path``: pairs of frame
+    numbers [a, b].
+    """
+    content: dict[str, Any] = {
+        name: {key: getattr(video.record, key) for key in ("id", "path", "frames", "fps")}
+        for name, video in (("a", a), ("b", b))
+    }
+    content |= about
+    for key in ("similarity", "straight", "threshold", "score"):
+        content[key] = getattr(alignment, key)
+    content["matches"] = matches(a, b, alignment)
+    content["path"] = np.stack([a.frames[alignment.i], b.frames[alignment.j]], axis=1).tolist()
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_aligned_video(

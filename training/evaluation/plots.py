@@ -191,14 +191,34 @@ def _phase_legend(figure: Figure, names: Sequence[Sequence[str]]) -> None:
     )
 
 
+def largest_directions(rows: np.ndarray, count: int) -> np.ndarray:
+    """(E, at most count) orthonormal directions in which (n, E) rows are largest, largest first.
+
+    The first right singular vectors, from the eigenvectors of rows' products. The largest entry of
+    each, by absolute value, is positive: a picture does not flip from one run to the next.
+    """
+    _, vectors = np.linalg.eigh(rows.T @ rows)
+    vectors = vectors[:, ::-1][:, :count]
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
+    return vectors * np.sign(largest)
+
+
+def principal_components(embeddings: np.ndarray, count: int) -> np.ndarray:
+    """float64 (n, count): (n, E) embeddings along their first principal components.
+
+    Where E is below count the rest is 0.
+    """
+    centred = embeddings.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    directions = largest_directions(centred, count)
+    projected = np.zeros((len(centred), count))
+    projected[:, : directions.shape[1]] = centred @ directions
+    return projected
+
+
 def _principal_colours(embeddings: Sequence[np.ndarray]) -> list[np.ndarray]:
     """(frames, 3) colours in [0, 1] for each video, from components shared by all of them."""
-    stacked = np.concatenate(embeddings).astype(np.float64)
-    centred = stacked - stacked.mean(axis=0)
-    _, _, components = np.linalg.svd(centred, full_matrices=False)
-    projected = np.zeros((len(stacked), 3))
-    kept = min(3, len(components))
-    projected[:, :kept] = centred @ components[:kept].T
+    projected = principal_components(np.concatenate(embeddings), 3)
     low, high = np.percentile(projected, [2, 98], axis=0)
     colours = np.clip((projected - low) / np.maximum(high - low, 1e-12), 0, 1)
     return np.split(colours, np.cumsum([len(part) for part in embeddings])[:-1])

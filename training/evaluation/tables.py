@@ -30,12 +30,13 @@ def event_cells(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     for name, row in rows.items():
         values = row["metrics"]
         lines.append(
-            [name, *(_mean_median(values.get(m), values.get(md)) for _, m, md in EVENT_COLUMNS)]
+            [name, *(mean_median(values.get(m), values.get(md)) for _, m, md in EVENT_COLUMNS)]
         )
     return lines
 
 
-def _mean_median(mean: float | None, median: float | None) -> str:
+def mean_median(mean: float | None, median: float | None) -> str:
+    """A cell of the table of events; '-' where one of the two is undefined."""
     return "-" if _undefined(mean) or _undefined(median) else f"{mean:.2f} ({median:.2f})"
 
 

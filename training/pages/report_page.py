@@ -1,0 +1,102 @@
+"""The report of a run, RUN/report.html: the player first, the configuration last."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.evaluation.videos import open_index, require_some, split_videos
+from training.pages import html, sections
+from training.pages.result_section import HEADING, result_section
+from training.support.command import LeftOut
+from training.support.files import replacing, write_json
+
+if TYPE_CHECKING:
+    from training.data.index import Index
+
+
+def write_report(
+    run: str | Path, *, folder: str | Path | None = None, left_out: LeftOut | None = None
+) -> Path:
+    """Embed the test videos with the trained network and write RUN/report.html; returns its path.
+
+    RUN/evaluation.json is written first where it is missing and the labels allow it. The pictures
+    of the page are also left in RUN/pictures. Test videos that cannot be read go to ``left_out``,
+    and the page names them.
+    """
+    from training.evaluation.embed import embed_records
+    from training.evaluation.encoders import TRAINED, load_encoder
+    from training.pages.player import embedding_plot, similarity_map
+    from training.runs.log import read_log
+
+    run, left_out = Path(run), LeftOut() if left_out is None else left_out
+    encoder, cfg = load_encoder(run, folder)
+    index = open_index(cfg, folder)
+    records = split_videos(index, cfg.data.test_split)
+    left_out.in_index = len(index.bad)
+    videos = embed_records({TRAINED: encoder}, records, cfg, left_out)[TRAINED]
+    require_some(left_out.kept(records), cfg.data.test_split, index.folder)
+    pictures = run / "pictures"
+    pictures.mkdir(exist_ok=True)
+    log = read_log(run)
+    kind = "test" if cfg.data.test_split != cfg.data.train_split else "training"
+    shown = sections.chosen(videos)
+    with_player = len(shown) > 1
+    body = [
+        f"<h1>{escape(run.resolve().name)}</h1>",
+        html.paragraph("Frame embeddings learned from video without labels.", quiet=True),
+        *sections.player_section(videos, shown, index, kind),
+        *_evaluation(run, folder, cfg, index, left_out),
+        *([similarity_map()] if with_player else ()),
+        *sections.retrieval(videos, index, pictures, kind),
+        *([embedding_plot()] if with_player else ()),
+        *sections.strips(videos, index, pictures, kind),
+        *sections.training_loss(log, pictures),
+        *sections.curves(run, pictures),
+        *sections.configuration(run, cfg, index, log, left_out),
+    ]
+    target = run / "report.html"
+    with replacing(target) as partial:
+        partial.write_text(html.page(f"fastseq: {run.resolve().name}", body), encoding="utf-8")
+    return target
+
+
+def _evaluation(
+    run: Path, folder: str | Path | None, cfg: Any, index: Index, left_out: LeftOut
+) -> list[str]:
+    """The section on RUN/evaluation.json, which is made first where it is missing."""
+    from training.evaluation.frame_level import evaluate_frame_level, has_labels
+
+    file = run / "evaluation.json"
+    splits = (cfg.data.train_split, cfg.data.test_split)
+    labelled = [has_labels([r for r in index.videos if r.split == split]) for split in splits]
+    if file.is_file():
+        result = json.loads(file.read_text(encoding="utf-8"))
+    elif len({*splits}) == 2 and all(labelled):
+        result = evaluate_frame_level(run, folder=folder, left_out=left_out)
+        write_json(file, result)
+        result = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        return [HEADING, html.paragraph(_not_evaluated(splits, labelled, index, run))]
+    return result_section(result)
+
+
+def _not_evaluated(splits: tuple[str, str], labelled: list[bool], index: Index, run: Path) -> str:
+    """What is missing for the table, and what to do."""
+    labels = Path(index.folder) / "labels.json"
+    then = (
+        f"Then run `python -m training.prepare {index.folder}` and `python -m training.evaluate "
+        f"{run}`."
+    )
+    if len({*splits}) == 1:  # figures on the videos of training would say nothing
+        return (
+            "Not evaluated: there are no test videos apart from those of training. Write "
+            f'"split": "test" for some videos in {labels}, train without them, and evaluate again.'
+        )
+    missing = [f"{s} videos" for s, there in zip(splits, labelled, strict=True) if not there]
+    return (
+        f"Not evaluated: the table needs phase labels, and the {' and the '.join(missing)} have "
+        f"none. Write boundaries for them in {labels}. {then}"
+    )

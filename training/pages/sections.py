@@ -1,0 +1,258 @@
+"""The sections of the report apart from the evaluation: lists of HTML blocks, in page order."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.pages import html
+
+if TYPE_CHECKING:
+    from training.data.index import Index
+    from training.evaluation.embed import EmbeddedVideo
+    from training.support.command import LeftOut
+
+CURVES = {
+    "classification": "classification",
+    "ap_at_5": "AP@5",
+    "alignment_error_dtw": "alignment error by DTW, phases",
+    "event_error_dtw": "events off by DTW, frames",
+}
+SHOWN = 8  # videos in the player, and strips
+
+
+def chosen(videos: Sequence[EmbeddedVideo]) -> list[EmbeddedVideo]:
+    """At most SHOWN videos for the player, in the order of ``videos``; not by result.
+
+    Only actions with at least two videos have pairs, and at most SHOWN / 2 of them are shown. The
+    first video of each comes first, then the second of each, and so on.
+    """
+    by_action: dict[str, list[int]] = {}
+    for place, video in enumerate(videos):
+        by_action.setdefault(video.record.action, []).append(place)
+    groups = [places for places in by_action.values() if len(places) > 1][: SHOWN // 2]
+    ranked = sorted(
+        (rank, group, place)
+        for group, places in enumerate(groups)
+        for rank, place in enumerate(places)
+    )
+    return [videos[place] for place in sorted(place for _, _, place in ranked[:SHOWN])]
+
+
+def player_section(
+    videos: Sequence[EmbeddedVideo], shown: Sequence[EmbeddedVideo], index: Index, kind: str
+) -> list[str]:
+    """The player of the videos ``shown``, and what it shows; or why there is none.
+
+    ``kind``: "test" or "training", the split of ``videos``.
+    """
+    if len(shown) < 2:
+        return [
+            '<section id="player">\n<h2>Two videos in step</h2>\n'
+            f"{_no_pair(videos, kind)}\n</section>"
+        ]
+    from training.pages.payload import payload
+    from training.pages.player import player
+
+    start = next(
+        (a, b)
+        for b in range(len(shown))
+        for a in range(b)
+        if shown[a].record.action == shown[b].record.action
+    )
+    data = payload(shown, index.classes, start=start)
+    return [player(data), *map(_quiet, [which(videos, shown, kind), sizes(shown, data)])]
+
+
+def _quiet(text: str) -> str:
+    return html.paragraph(text, quiet=True)
+
+
+def _no_pair(videos: Sequence[EmbeddedVideo], kind: str) -> str:
+    if len(videos) == 1:
+        missing = f"There is only one {kind} video, {videos[0].record.id}"
+    else:
+        missing = f"No two of the {len(videos)} {kind} videos have the same action"
+    return html.paragraph(
+        f"{missing}: nothing can be aligned. The player, the similarity map and the table need at "
+        'least two of one action: write "split" and "action" in labels.json, and run `python -m '
+        "training.prepare` again. `python -m training.align A B --run RUN` aligns any two files."
+    )
+
+
+def which(videos: Sequence[EmbeddedVideo], shown: Sequence[EmbeddedVideo], kind: str) -> str:
+    """Which videos the player has, in a sentence."""
+    actions: dict[str, int] = {}
+    for video in shown:
+        actions[video.record.action] = actions.get(video.record.action, 0) + 1
+    names = " and ".join(f"the first {n} of {action!r}" for action, n in actions.items())
+    if len(shown) == len(videos):
+        return f"Shown: all {len(videos)} {kind} videos."
+    return (
+        f"Shown: {len(shown)} of the {len(videos)} {kind} videos, {names} in the order of the "
+        "folder. They were not chosen by result."
+    )
+
+
+def sizes(shown: Sequence[EmbeddedVideo], data: Mapping[str, Any]) -> str:
+    """How much of the videos is in the page, and how large that is."""
+    inside = sum(len(video["frames"]) for video in data["videos"])
+    whole = sum(len(video.frames) for video in shown)
+    size = len(json.dumps(data, separators=(",", ":"))) / 1e6
+    largest = max((v["pictures"] for v in data["videos"]), key=lambda p: p["width"] * p["height"])
+    frames = f"all {whole:,} frames" if inside == whole else f"{inside:,} of {whole:,} frames"
+    return (
+        f"The page holds {frames} as pictures of up to {largest['width']} x {largest['height']} "
+        f"pixels, with embeddings and alignments {size:.1f} MB. "
+        "Alignments and errors are computed with all frames."
+    )
+
+
+def retrieval(
+    videos: Sequence[EmbeddedVideo], index: Index, pictures: Path, kind: str
+) -> list[str]:
+    from training.evaluation.retrieval import retrieval_sheet
+
+    if not retrieval_sheet(videos, index.classes, pictures / "retrieval.png"):
+        return []
+    return [
+        "<h2>Most similar frames</h2>",
+        html.paragraph(
+            f"Left: frames of {kind} videos, from the middle of a phase where there are labels. "
+            f"Right of each: the most similar frame of the five closest other {kind} videos of "
+            "the action, with its cosine similarity. Green and ✓: same phase as the query. Red and "
+            "✗: another phase. Grey: no labels."
+        ),
+        html.picture(pictures / "retrieval.png", "query frames and their most similar frames"),
+    ]
+
+
+def strips(videos: Sequence[EmbeddedVideo], index: Index, pictures: Path, kind: str) -> list[str]:
+    from training.evaluation.plots import embedding_strips
+
+    action = videos[0].record.action
+    shown = [video for video in videos if video.record.action == action][:SHOWN]
+    embedding_strips(shown, index.classes, pictures / "embeddings.png")
+    return [
+        "<h2>Embeddings over time</h2>",
+        html.paragraph(
+            f"The first {len(shown)} {kind} videos of the action {action!r}, each stretched to the "
+            "same width. Upper bar: the embedding of each frame as a colour (its first three "
+            "principal components). Lower bar: the labelled phase. If the network has found the "
+            "phases, the upper bar changes where the lower one does, and like phases have like "
+            "colours in all videos. If it only knows the time, all upper bars look the same. If "
+            "each video has one colour throughout, it mostly sees how the video looks."
+        ),
+        html.picture(pictures / "embeddings.png", "embeddings over time as colours"),
+    ]
+
+
+def training_loss(log: Sequence[Mapping[str, Any]], pictures: Path) -> list[str]:
+    from training.evaluation.plots import loss_curve
+
+    points = [(e["step"], e["loss"]) for e in log if "step" in e and "loss" in e]
+    points = [(step, loss) for step, loss in points if loss is not None and math.isfinite(loss)]
+    if not points:
+        return []
+    loss_curve(*zip(*points, strict=True), pictures / "loss.png")
+    return [
+        "<h2>Training loss</h2>",
+        html.picture(pictures / "loss.png", "training loss over steps"),
+        html.paragraph(
+            "A falling loss alone shows little: the frame's position in the clip can lower it too. "
+            "The table above compares with the time index, which needs no network."
+        ),
+    ]
+
+
+def curves(run: Path, pictures: Path) -> list[str]:
+    """The evaluations during training (train.evaluate_every), if there are two or more."""
+    from training.evaluation.plots import metric_curves
+    from training.runs.log import EVALUATIONS, read_lines
+
+    lines = read_lines(run / EVALUATIONS)
+    if len(lines) < 2:
+        return []
+    last = lines[-1]["metrics"]
+    values = {
+        title: (
+            [math.nan if (v := line["metrics"].get(key)) is None else v for line in lines],
+            lines[-1]["time_index"][key],
+        )
+        for key, title in CURVES.items()
+        if last.get(key) is not None and lines[-1]["time_index"].get(key) is not None
+    }
+    if not values:
+        return []
+    metric_curves([line["step"] for line in lines], values, pictures / "curves.png")
+    return [
+        "<h2>How many steps were needed</h2>",
+        html.picture(pictures / "curves.png", "metrics on the test videos over training steps"),
+        html.paragraph(
+            "The network on the test videos while it was trained; dashed: the time index alone. "
+            "Where the curves stay flat, more steps bring nothing. A step picked by these curves "
+            "is picked on the test videos: its figures are then too good."
+        ),
+    ]
+
+
+def configuration(
+    run: Path, cfg: Any, index: Index, log: Sequence[Mapping[str, Any]], left_out: LeftOut
+) -> list[str]:
+    train = sum(record.split == cfg.data.train_split for record in index.videos)
+    test = sum(record.split == cfg.data.test_split for record in index.videos)
+    actions = sorted({record.action for record in index.videos})
+    rows = [("videos", f"{index.folder}: {train} for training, {test} for testing")]
+    if index.bad:
+        rows.append(("left out", f"{len(index.bad)} files that could not be read"))
+    if left_out.videos:
+        rows.append(("not in the pictures", "; ".join(map(": ".join, left_out.videos.items()))))
+    rows += [
+        ("actions", ", ".join(actions)),
+        (
+            "network",
+            f"{cfg.model.backbone}, {cfg.model.layers} Transformer layers, frames of "
+            f"{cfg.augmentation.size} pixels, {cfg.data.num_frames} frames a view",
+        ),
+    ]
+    last = next((entry for entry in reversed(log) if "step" in entry), None)
+    if last is not None:
+        rows.append(("training", _training_summary(run, last)))
+    rows.append(("this page's machine", _machine()))
+    config = run / "config.yaml"
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    return [
+        "<h2>What was run</h2>",
+        html.facts(rows),
+        html.folded("the run's whole configuration", f"<pre>{escape(text)}</pre>"),
+    ]
+
+
+def _training_summary(run: Path, last: Mapping[str, Any]) -> str:
+    text = f"{last['step']} steps in {last['seconds'] / 60:.1f} minutes"
+    environment = run / "environment.json"
+    if environment.is_file():
+        known = json.loads(environment.read_text(encoding="utf-8"))
+        text += f" on {known['device']}, {known['precision']}, {known['threads']} threads"
+    return text
+
+
+def _machine() -> str:
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].split(":", 1)[1].strip() if names else processor
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{processor}, {os.cpu_count()} cores, {gpu}, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
