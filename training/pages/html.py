@@ -8,39 +8,39 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-STYLE = """
-body { font: 16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #222;
-       max-width: 62rem; margin: 2.5rem auto 5rem; padding: 0 1.25rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; }
-h2 { font-size: 1.2rem; margin-top: 2.6rem; border-bottom: 1px solid #ddd; padding-bottom: .25rem; }
-p, li { max-width: 46rem; }
-.quiet { color: #666; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: .92rem; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
-th { font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; }
-table.facts td:nth-child(2) { white-space: normal; }
-table.facts td, table.facts th { text-align: left; vertical-align: top; }
-table.facts th { color: #555; white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; }
-tr.main td { background: #eef4fa; }
-td.best { font-weight: 700; }
-dt { font-weight: 600; margin-top: .5rem; } dd { margin: 0 0 0 1.2rem; max-width: 46rem; }
-img, video { max-width: 100%; height: auto; display: block; margin: .8rem 0; }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .82rem; }
-summary { cursor: pointer; color: #1f4e79; }
-"""
+STYLE = Path(__file__).with_name("style.css")
+
+# Nothing is loaded from elsewhere: pictures and videos travel in the page. A video too large for
+# that is a file beside it.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; img-src data: blob:; media-src data: blob: 'self'; "
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+)
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """The whole document; ``body`` holds ready HTML."""
+def page(
+    title: str, body: Sequence[str], *, styles: Sequence[str] = (), scripts: Sequence[str] = ()
+) -> str:
+    """The whole document, with the style sheet of every page inside.
+
+    title: title of the window, plain text.
+    body: ready HTML, one string per block.
+    styles: further style sheets as CSS text, applied after the shared one.
+    scripts: JavaScript as text. Each runs as a module, after the body is there.
+    """
+    sheets = (STYLE.read_text(encoding="utf-8"), *styles)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n"
+        + "".join(f"<style>\n{sheet}</style>\n" for sheet in sheets)
+        + "</head>\n<body>\n<main>\n"
         + "\n".join(body)
-        + "\n</body>\n</html>\n"
+        + "\n</main>\n"
+        + "".join(f'<script type="module">\n{script}</script>\n' for script in scripts)
+        + "</body>\n</html>\n"
     )
 
 

@@ -1,0 +1,155 @@
+// Events of a pair: marks along the slider, and the table of where they are found in b.
+
+const THUMB = 16; // width of a slider's handle in pixels: its middle is this far from the edges, halved
+const LANES = 3;
+
+class Events {
+  constructor(section, go) {
+    this.section = section;
+    this.go = go;
+    this.above = document.getElementById("player-ticks-a");
+    this.below = document.getElementById("player-ticks-b");
+    this.pair = null;
+    onChange(this.above, () => this.drawTicks());
+  }
+
+  setPair(pair) {
+    this.pair = pair;
+    const { a } = pair;
+    const beginnings = a.boundaries().filter((row) => a.phases[row] >= 0)
+      .map((row) => ({ row, phase: a.phases[row] }));
+    this.events = (pair.events.length ? pair.events : beginnings)
+      .map((event, k) => ({ ...event, number: k + 1, name: a.phaseName(event.phase) }))
+      .sort((p, q) => p.row - q.row);
+    this.drawTicks();
+    this.drawTable();
+  }
+
+  next(row) {
+    if (!this.events.length) return row;
+    return (this.events.find((event) => event.row > row) ?? this.events[0]).row;
+  }
+
+  // Above: where events begin in a. Below: the row of a at which b shows them.
+  drawTicks() {
+    if (!this.pair) return;
+    const { b, matched } = this.pair;
+    const above = this.events.map(({ row, number, name }) => ({ row, number, name }));
+    const below = this.pair.events.length
+      ? this.events.filter((event) => event.true !== null).map((event) => ({
+        row: firstNearest(matched, b.rowOf(event.true)), number: event.number,
+      })) : [];
+    this.drawLine(this.above, above, "▼");
+    this.drawLine(this.below, below.filter(({ row }) => row !== null), "▲");
+  }
+
+  // Marks with names in up to three lanes; with numbers alone where names do not fit.
+  drawLine(line, ticks, symbol) {
+    const width = line.clientWidth;
+    const last = Math.max(this.pair.a.rows - 1, 1);
+    for (const named of [true, false]) {
+      const lanes = [];
+      const spans = ticks.map(({ row, number, name }) => {
+        const span = document.createElement("span");
+        span.textContent = `${symbol}${number}${named && name ? ` ${name}` : ""}`;
+        line.append(span);
+        return { span, x: THUMB / 2 + (row / last) * (width - THUMB) };
+      });
+      line.replaceChildren(...spans.map(({ span }) => span));
+      for (const one of spans) {
+        const size = one.span.offsetWidth;
+        const right = one.x + size > width;
+        const begin = right ? one.x - size : one.x;
+        let lane = lanes.findIndex((end) => end + 6 <= begin);
+        if (lane < 0) lane = lanes.push(0) - 1;
+        lanes[lane] = begin + size;
+        one.span.classList.toggle("right", right);
+        Object.assign(one, { lane });
+      }
+      if (named && lanes.length > LANES) continue;
+      line.style.height = `${lanes.length * 1.2}rem`;
+      for (const { span, x, lane } of spans) {
+        span.style.left = `${x}px`;
+        span.style[line === this.above ? "bottom" : "top"] = `${lane * 1.2}rem`;
+      }
+      return;
+    }
+  }
+
+  drawTable() {
+    const { a, b, events } = this.pair;
+    const sentence = document.createElement("p");
+    if (!events.length) {
+      const without = [a, b].filter((video) => !video.phases).map((video) => video.id);
+      sentence.textContent = without.length
+        ? `No phase labels: ${without.join(", ")}. Events and their errors need the labels of ` +
+          "both videos."
+        : "The labels of these two videos share no event.";
+      this.section.replaceChildren(sentence);
+      return;
+    }
+    sentence.textContent = meanErrors(events, b.fps);
+    const table = document.createElement("table");
+    const titles = ["event", "in b, aligned", "in b, labelled", "error in frames",
+      "error, not aligned"];
+    table.createTHead().insertRow().append(...titles.map((title) => {
+      const cell = document.createElement("th");
+      cell.scope = "col";
+      cell.textContent = title;
+      return cell;
+    }));
+    const body = table.createTBody();
+    for (const event of this.events) {
+      const line = body.insertRow();
+      line.dataset.row = event.row;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = `${event.number} ${event.name}`;
+      button.title = `jump to frame ${a.frames[event.row]} of a`;
+      button.addEventListener("click", () => this.go(event.row));
+      line.insertCell().append(button);
+      const cells = [event.carried ?? "outside", event.true, difference(event.error, b.fps),
+        difference(event.even_error, b.fps)];
+      for (const text of cells) line.insertCell().textContent = text;
+    }
+    const scroll = document.createElement("div");
+    scroll.className = "scroll";
+    scroll.append(table);
+    this.section.replaceChildren(sentence, scroll);
+  }
+
+  show(row) {
+    for (const line of this.section.querySelectorAll("tbody tr")) {
+      line.classList.toggle("now", Number(line.dataset.row) === row);
+    }
+  }
+}
+
+// First row of a that is matched to the row of b nearest to `wanted`; null where none is matched.
+function firstNearest(matched, wanted) {
+  let best = null;
+  matched.forEach((row, k) => {
+    if (row < 0) return;
+    if (best === null || Math.abs(row - wanted) < Math.abs(matched[best] - wanted)) best = k;
+  });
+  return best;
+}
+
+function difference(frames, fps) {
+  if (frames === null || frames === undefined) return "–";
+  const sign = frames > 0 ? "+" : frames < 0 ? "−" : "";
+  return `${sign}${Math.abs(frames)} (${(Math.abs(frames) / fps).toFixed(2)} s)`;
+}
+
+function meanErrors(events, fps) {
+  const mean = (key) => {
+    const known = events.map((event) => event[key]).filter((error) => Number.isFinite(error));
+    return known.length
+      ? known.reduce((sum, error) => sum + Math.abs(error), 0) / known.length : null;
+  };
+  const text = (value) => (value === null
+    ? "unknown" : `${value.toFixed(1)} frames (${(value / fps).toFixed(2)} s)`);
+  const count = events.length === 1 ? "1 event" : `${events.length} events`;
+  return `Mean absolute error over ${count}: ${text(mean("error"))} with the alignment, ` +
+    `${text(mean("even_error"))} without.`;
+}
