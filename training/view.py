@@ -20,7 +20,6 @@ from training.support.command import EXIT_STATUS, run_command
 
 if TYPE_CHECKING:
     from training.labelling.folder import VideoFolder
-    from training.labelling.server import LabelServer
 
 _INTERRUPTED = 130
 _SHOWN = 5
@@ -78,21 +77,21 @@ def _run(args: argparse.Namespace) -> int:
         print(f"labels.json: {line}")
     if state["read_only"]:
         print(f"labels cannot be saved: {state['read_only']}")
-    server = LabelServer(folder, html.STYLE, args.port)
+    server = LabelServer(folder, html.STYLE.read_text(encoding="utf-8"), args.port)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     folder.look_ahead()
     print(f"open {server.url}\nCtrl-C ends it", flush=True)
     if not args.no_browser:
         webbrowser.open(server.url)
     try:
-        return _serve(server, folder)
+        return _wait(folder)
     finally:
         server.shutdown()
         server.server_close()
         folder.close()
 
 
-def _serve(server: LabelServer, folder: VideoFolder) -> int:
+def _wait(folder: VideoFolder) -> int:
     """Wait for Ctrl-C; for a second one where the page has changes that are not saved."""
     warned = False
     while True:
@@ -112,7 +111,7 @@ def _serve(server: LabelServer, folder: VideoFolder) -> int:
                 )
                 continue
             folder_name = shlex.quote(str(folder.folder))
-            if server.saved:
+            if folder.saved:
                 print(f"before training: `python -m training.prepare {folder_name}`")
             return _INTERRUPTED
 

@@ -41,6 +41,7 @@ class VideoFolder:
         self.labels = LabelStore(self.folder, Names(self.folder, self.videos, found.ignored))
         self.pictures = Pictures(short_side)
         self.unsaved: list[str] = []  # videos with changes that only the page has
+        self.saved = False  # whether labels.json has been written since the start
         self._infos: dict[int, Any] = {}  # VideoInfo, or why the video is left out
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max_workers=1)
@@ -110,7 +111,9 @@ class VideoFolder:
         named = {self.videos[number]: entry for number, entry in entries.items()}
         infos = {self.videos[number]: self.info(number) for number in entries}
         sound = {name: info for name, info in infos.items() if not isinstance(info, str)}
-        return self.labels.save(version, classes, named, sound)
+        new = self.labels.save(version, classes, named, sound)
+        self.saved = True
+        return new
 
 
 def _look(path: Path) -> Any:
