@@ -79,11 +79,11 @@ def _run(args: argparse.Namespace) -> int:
         print(f"labels cannot be saved: {state['read_only']}")
     server = LabelServer(folder, html.STYLE.read_text(encoding="utf-8"), args.port)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    folder.look_ahead()
-    print(f"open {server.url}\nCtrl-C ends it", flush=True)
-    if not args.no_browser:
-        webbrowser.open(server.url)
     try:
+        folder.look_ahead()
+        print(f"open {server.url}\nCtrl-C ends it", flush=True)
+        if not args.no_browser:
+            webbrowser.open(server.url)
         return _wait(folder)
     finally:
         server.shutdown()
@@ -96,7 +96,7 @@ def _wait(folder: VideoFolder) -> int:
     warned = False
     while True:
         try:
-            threading.Event().wait()
+            _until_interrupted()
         except KeyboardInterrupt:
             if not folder.unsaved:
                 print("\nended; everything is saved")
@@ -114,6 +114,10 @@ def _wait(folder: VideoFolder) -> int:
             if folder.saved:
                 print(f"before training: `python -m training.prepare {folder_name}`")
             return _INTERRUPTED
+
+
+def _until_interrupted() -> None:
+    threading.Event().wait()
 
 
 def _listed(names: Sequence[str]) -> str:

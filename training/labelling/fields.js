@@ -52,7 +52,7 @@ export class Fields {
     const option = (value, text) => Object.assign(document.createElement("option"),
       { value, textContent: text });
     const options = names.map((name) =>
-      option(name, name === "all" && !known.includes(name) ? "all (no action chosen)" : name));
+      option(name, name === "all" && !known.includes(name) ? "no action" : name));
     this.get("action").replaceChildren(...options, option(NEW, "new action…"));
     this.get("action").value = action;
   }
@@ -93,9 +93,10 @@ export class Fields {
   row(phase, name, frame, problem) {
     const row = document.createElement("tr");
     const cells = [0, 1, 2, 3].map(() => row.insertCell());
-    const key = document.createElement("kbd");
-    key.textContent = phase;
-    key.className = "swatch";
+    const begins = phase === 0 ? 0 : frame;
+    const key = this.button(`${phase}`, `go to the first frame of ${name}`,
+      () => this.page.go(Math.min(begins, this.page.frames - 1)), begins === null);
+    key.classList.add("swatch");
     key.dataset.phase = phase % 8;
     cells[0].append(key);
     const input = Object.assign(document.createElement("input"), { value: name, id: `phase-name-${phase}` });
@@ -136,28 +137,21 @@ export class Fields {
       { className: "quiet", textContent: "never reached" })];
   }
 
+  button(text, title, react, disabled = false) {
+    const button = Object.assign(document.createElement("button"), { textContent: text, title, disabled });
+    button.setAttribute("aria-label", title);
+    button.addEventListener("click", react);
+    return button;
+  }
+
   rowButtons(phase, name, frame) {
-    const button = (text, title, react, disabled = false) => {
-      const one = Object.assign(document.createElement("button"),
-        { textContent: text, title, disabled });
-      one.setAttribute("aria-label", title);
-      one.addEventListener("click", react);
-      return one;
-    };
-    const buttons = [
-      button("here", `${name} begins at the present frame (${phase})`,
-        () => this.page.setBoundary(phase, this.page.frame), this.locked),
-    ];
-    if (frame === null)
-      buttons.push(button("skip", `${name} does not happen in this clip`,
-        () => this.skip(phase), this.locked));
-    else
-      buttons.push(
-        button("go", `go to the first frame of ${name}`, () =>
-          this.page.go(Math.min(frame, this.page.frames - 1))),
-        button("×", `remove the boundary of ${name}`,
-          () => this.page.setBoundary(phase, null), this.locked));
-    return buttons;
+    const here = this.button("here", `${name} begins at the present frame (${phase})`,
+      () => this.page.setBoundary(phase, this.page.frame), this.locked);
+    const other = frame === null
+      ? this.button("skip", `${name} does not happen in this clip`, () => this.skip(phase), this.locked)
+      : this.button("×", `remove the boundary of ${name}`,
+        () => this.page.setBoundary(phase, null), this.locked);
+    return [here, other];
   }
 
   // A phase that does not happen begins where the next one does, or at the number of frames.

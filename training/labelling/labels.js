@@ -29,6 +29,11 @@ export class Labels {
     return this.entry(number).action ?? "all";
   }
 
+  actionShown(number) {
+    const action = this.action(number);
+    return action === "all" && !this.classes.all ? "no action" : action;
+  }
+
   names(number) {
     return this.classes[this.action(number)] ?? [];
   }

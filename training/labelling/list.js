@@ -62,7 +62,7 @@ export class VideoList {
     this.current = number;
     this.draw();
     const item = this.get("list").querySelector("[aria-current]");
-    const { list } = { list: this.get("list") };
+    const list = this.get("list");
     if (!item) return;
     if (item.offsetTop < list.scrollTop) list.scrollTop = item.offsetTop;
     const below = item.offsetTop + item.offsetHeight - list.clientHeight;
@@ -87,15 +87,16 @@ export class VideoList {
     button.className = "video";
     const name = document.createElement("b");
     const unsaved = this.labels.edited.has(number);
-    name.textContent = (unsaved ? "● " : "") + this.names[number];
+    name.textContent = this.names[number];
     const line = document.createElement("span");
     line.className = `state ${kind}`;
     const sign = { done: "✓", partly: "◐", open: "○", problem: "⚠" }[kind];
-    const parts = [`${sign} ${word}`, this.labels.action(number), entry.split ?? "train"];
-    if (unsaved) parts.push("unsaved");
+    const parts = [`${sign} ${word}`, this.labels.actionShown(number), entry.split ?? "train"];
+    if (unsaved) parts.unshift("● unsaved");
     line.textContent = parts.join(" · ");
     button.append(name, line);
-    const why = this.facts[number]?.reason ?? this.facts[number]?.note;
+    const { reason: leftOut, note } = this.facts[number] ?? {};
+    const why = leftOut ?? (note && `⚠ damaged: ${note}`);
     if (why) {
       const reason = document.createElement("span");
       reason.className = "reason";

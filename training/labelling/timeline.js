@@ -112,6 +112,8 @@ export class Timeline {
       const [left, right] = [this.x(first), this.x(stop)];
       context.fillStyle = colour(phase < 0 ? "--raised" : `--group-${phase % 8}`);
       context.fillRect(left, BAR.top, right - left, BAR.height);
+      context.strokeStyle = colour("--line");
+      if (phase < 0) context.strokeRect(left + 0.5, BAR.top + 0.5, right - left - 1, BAR.height - 1);
       if (phase === NOT_USED) this.hatch(context, left, right, colour("--quiet"));
       let name = phaseName(phase, names);
       const room = right - left - 8;

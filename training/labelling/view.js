@@ -84,6 +84,12 @@ class Page {
     this.playback.open(new Frames(number, facts), this.labels.entry(number).trim?.[0] ?? 0);
   }
 
+  travelList(step) {
+    const number = this.list.next(step);
+    if (number === undefined) this.say(`This is the ${step > 0 ? "last" : "first"} video of the list.`);
+    else this.open(number);
+  }
+
   go(frame) {
     this.playback.pause();
     this.playback.go(frame);
@@ -307,8 +313,7 @@ function listen(page) {
   const clicks = {
     undo: () => page.travel(-1), redo: () => page.travel(1), save: () => page.save(),
     "help-button": () => get("help").showModal(), play: () => playback.toggle(),
-    "previous-video": () => page.open(page.list.next(-1)),
-    "next-video": () => page.open(page.list.next(1)),
+    "previous-video": () => page.travelList(-1), "next-video": () => page.travelList(1),
     "to-previous": () => page.toBoundary(-1), "to-next": () => page.toBoundary(1),
     back: () => step(-1), "back-ten": () => step(-10), forward: () => step(1), "forward-ten": () => step(10),
   };
