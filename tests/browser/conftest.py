@@ -1,4 +1,4 @@
-"""Pages in Chromium. A test fails at its end on errors of a page, and on anything from a network."""
+"""Pages in Chromium. A test fails at its end on a page's errors and on requests to a network."""
 
 import os
 import shutil
@@ -53,7 +53,8 @@ def browser_page(chromium):
     """A factory of pages: ``browser_page(width=1200, height=900, dark=False)``.
 
     At the end the test fails on errors in the console, exceptions of scripts, and requests to
-    anything but files, data in the page and servers on loopback.
+    anything but files, data in the page and servers on loopback. ``browser_page.problems`` holds
+    them until then.
     """
     contexts, problems = [], []
 
@@ -79,6 +80,7 @@ def browser_page(chromium):
         page.on("request", check_request)
         return page
 
+    make.problems = problems
     yield make
     for context in contexts:
         context.close()

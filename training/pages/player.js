@@ -37,8 +37,9 @@ class Panel {
     canvas.dataset.frame = outside ? "" : video.frames[row];
     const [id, place, phase] = this.caption.children;
     id.textContent = id.title = video.id;
-    place.textContent = outside ? "outside the alignment" : video.place(row);
-    phase.textContent = outside ? "no frame matches" : video.phase(row) ?? "unlabelled";
+    place.textContent = outside ? "outside the alignment" : video.number(row);
+    phase.textContent = outside
+      ? "no frame matches" : `${video.time(row)}, ${video.phase(row) ?? "unlabelled"}`;
     canvas.setAttribute("aria-label", `${this.role}: ${video.id}, ${place.textContent}`);
   }
 }
@@ -73,6 +74,9 @@ class Player {
     const { order } = this.payload;
     this.get("pair-number").textContent = `pair ${this.payload.place(a, b) + 1} of ${order.length}`;
     for (const name of ["next", "previous"]) this.get(name).disabled = order.length < 2;
+    const shapes = [this.pair.a, this.pair.b].map(({ data: { pictures } }) =>
+      pictures.width / pictures.height);
+    this.get("panels").style.setProperty("--shape", Math.min(...shapes));
     this.slider.max = this.pair.a.rows - 1;
     this.events.setPair(this.pair);
     this.map?.setPair(this.pair);
@@ -218,14 +222,14 @@ class Player {
     }
     on("compare", "change", (event) => {
       this.panels.even.canvas.closest("figure").hidden = !event.target.checked;
-      document.querySelector(".player-panels").classList.toggle("two", !event.target.checked);
+      this.get("panels").classList.toggle("two", !event.target.checked);
     });
     document.addEventListener("visibilitychange", () => document.hidden && this.pause());
     const keys = {
       " ": toggle, ArrowLeft: () => this.step(-1), ArrowRight: () => this.step(1),
       n: () => this.turn(1), p: () => this.turn(-1), s: () => this.swap(),
       e: () => this.step(this.events.next(this.row) - this.row),
-      "+": () => this.faster(1), "-": () => this.faster(-1),
+      "+": () => this.faster(1), "=": () => this.faster(1), "-": () => this.faster(-1),
     };
     document.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.altKey || event.metaKey || takesKeys(event)) return;

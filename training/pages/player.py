@@ -99,7 +99,7 @@ def _controls() -> str:
 <button type="button" id="player-next" title="next pair (n)">Next pair</button>
 </div>
 </div>
-<div class="player-panels">
+<div class="player-panels" id="player-panels">
 {panels}</div>
 <div class="player-controls">
 <div class="player-ticks" id="player-ticks-a" aria-hidden="true"></div>
@@ -107,13 +107,18 @@ def _controls() -> str:
 <div class="player-ticks" id="player-ticks-b" aria-hidden="true"></div>
 <div class="player-row">
 <button type="button" id="player-play" title="play or pause (space)">Play</button>
-<button type="button" id="player-back" title="one frame back (left arrow)">− 1 frame</button>
-<button type="button" id="player-forward" title="one frame forward (right arrow)">+ 1 frame</button>
-<label>speed <select id="player-speed">{speeds}</select></label>
+<button type="button" id="player-back" aria-label="one frame back" title="left arrow">−1\
+<span class="player-wide"> frame</span></button>
+<button type="button" id="player-forward" aria-label="one frame forward" title="right arrow">+1\
+<span class="player-wide"> frame</span></button>
+<label><span class="player-wide">speed</span>
+<select id="player-speed" aria-label="speed">{speeds}</select></label>
+</div>
+</div>
+<div class="player-row">
+<p id="player-status" role="status" aria-live="polite"></p>
 <label><input type="checkbox" id="player-compare" checked>same moment without alignment</label>
 </div>
-</div>
-<p id="player-status" role="status" aria-live="polite"></p>
 <div id="player-events"></div>
 <details class="player-keys"><summary>keys</summary><dl>{keys}</dl></details>
 """

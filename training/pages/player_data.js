@@ -28,8 +28,16 @@ class Video {
     return this.frames.length;
   }
 
-  seconds(row) {
-    return this.frames[row] / this.fps;
+  number(row) {
+    return `frame ${this.frames[row]} of ${this.data.total}`;
+  }
+
+  time(row) {
+    return `${(this.frames[row] / this.fps).toFixed(2)} s`;
+  }
+
+  place(row) {
+    return `${this.number(row)}, ${this.time(row)}`;
   }
 
   // Name of the phase that a row is labelled with; null without a label.
@@ -60,10 +68,6 @@ class Video {
     }
     const before = low > 0 && frame - this.frames[low - 1] <= this.frames[low] - frame;
     return before ? low - 1 : low;
-  }
-
-  place(row) {
-    return `frame ${this.frames[row]} of ${this.data.total}, ${this.seconds(row).toFixed(2)} s`;
   }
 
   picture(row) {

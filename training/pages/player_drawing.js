@@ -72,15 +72,17 @@ function putBack(canvas, copy) {
   return context;
 }
 
-// Draws the current path twice: a wide dark line below a thin light one is seen on any colour.
-function strokeTwice(context, wide, thin, light = "#ffffff", dark = "rgba(0, 0, 0, .75)") {
+// Draws the current path twice, so that it is seen on any colour: a wide line below a thin one.
+function strokeTwice(context, wide, thin, upper, lower = "rgba(0, 0, 0, .75)") {
   context.lineWidth = wide;
-  context.strokeStyle = dark;
+  context.strokeStyle = lower;
   context.stroke();
   context.lineWidth = thin;
-  context.strokeStyle = light;
+  context.strokeStyle = upper;
   context.stroke();
 }
+
+const decimal = (value, digits) => value.toFixed(digits).replace("-", "−");
 
 // About `count` round numbers from `first` to `last`.
 function roundNumbers(first, last, count) {

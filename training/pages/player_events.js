@@ -1,7 +1,13 @@
 // Events of a pair: marks along the slider, and the table of where they are found in b.
 
-const THUMB = 16; // width of a slider's handle in pixels: its middle is this far from the edges, halved
-const LANES = 3;
+const THUMB = 16; // width of a slider's handle in pixels; its middle stays half of it from the edges
+// Titles of the columns; a narrow screen leaves out the first part.
+const TITLES = [["", "event"], ["frame in b, ", "aligned"], ["frame in b, ", "labelled"],
+  ["frames of ", "error"], ["error ", "without alignment"]];
+const COUNTED = "Frames are counted from 0.";
+
+// Lines of names along the slider, before numbers replace them.
+const LANES = window.innerWidth < 640 ? 2 : 3;
 
 class Events {
   constructor(section, go) {
@@ -79,23 +85,27 @@ class Events {
   drawTable() {
     const { a, b, events } = this.pair;
     const sentence = document.createElement("p");
+    const note = document.createElement("p");
+    note.className = "quiet";
     if (!events.length) {
       const without = [a, b].filter((video) => !video.phases).map((video) => video.id);
       sentence.textContent = without.length
         ? `No phase labels: ${without.join(", ")}. Events and their errors need the labels of ` +
           "both videos."
         : "The labels of these two videos share no event.";
-      this.section.replaceChildren(sentence);
+      note.textContent = COUNTED;
+      this.section.replaceChildren(sentence, note);
       return;
     }
     sentence.textContent = meanErrors(events, b.fps);
     const table = document.createElement("table");
-    const titles = ["event", "in b, aligned", "in b, labelled", "error in frames",
-      "error, not aligned"];
-    table.createTHead().insertRow().append(...titles.map((title) => {
+    table.createTHead().insertRow().append(...TITLES.map(([wide, text]) => {
       const cell = document.createElement("th");
+      const first = document.createElement("span");
       cell.scope = "col";
-      cell.textContent = title;
+      first.className = "player-wide";
+      first.textContent = wide;
+      cell.append(first, text);
       return cell;
     }));
     const body = table.createTBody();
@@ -108,14 +118,17 @@ class Events {
       button.title = `jump to frame ${a.frames[event.row]} of a`;
       button.addEventListener("click", () => this.go(event.row));
       line.insertCell().append(button);
-      const cells = [event.carried ?? "outside", event.true, difference(event.error, b.fps),
-        difference(event.even_error, b.fps)];
-      for (const text of cells) line.insertCell().textContent = text;
+      line.insertCell().textContent = event.carried ?? "outside";
+      line.insertCell().textContent = event.true ?? "–";
+      line.insertCell().append(...difference(event.error, b.fps));
+      line.insertCell().append(...difference(event.even_error, b.fps));
     }
     const scroll = document.createElement("div");
     scroll.className = "scroll";
     scroll.append(table);
-    this.section.replaceChildren(sentence, scroll);
+    note.textContent = "▼ an event in a; ▲ the moment at which b shows the same event, by its " +
+      `labels. Error: frame in b, aligned, less frame in b, labelled. ${COUNTED}`;
+    this.section.replaceChildren(sentence, scroll, note);
   }
 
   show(row) {
@@ -135,10 +148,14 @@ function firstNearest(matched, wanted) {
   return best;
 }
 
+// Frames, and the same in seconds, which a narrow screen breaks onto the next line.
 function difference(frames, fps) {
-  if (frames === null || frames === undefined) return "–";
+  if (frames === null || frames === undefined) return ["–"];
   const sign = frames > 0 ? "+" : frames < 0 ? "−" : "";
-  return `${sign}${Math.abs(frames)} (${(Math.abs(frames) / fps).toFixed(2)} s)`;
+  const seconds = document.createElement("span");
+  seconds.className = "player-seconds";
+  seconds.textContent = `(${(Math.abs(frames) / fps).toFixed(2)} s)`;
+  return [`${sign}${Math.abs(frames)} `, seconds];
 }
 
 function meanErrors(events, fps) {

@@ -1,6 +1,7 @@
 // The similarity map: all pairs of frames, the path of the alignment, and the present pair.
 
 const MAP = { left: 52, top: 8, right: 10, bottom: 42, highest: 520 };
+const CROSS = "#ff9a6e";
 
 class SimilarityMap {
   constructor(go) {
@@ -17,12 +18,12 @@ class SimilarityMap {
   setPair(pair) {
     this.pair = pair;
     const { low, high } = pair.similarities();
-    document.getElementById("similarity-low").textContent = low.toFixed(2);
-    document.getElementById("similarity-high").textContent = high.toFixed(2);
+    document.getElementById("similarity-low").textContent = decimal(low, 2);
+    document.getElementById("similarity-high").textContent = decimal(high, 2);
     document.getElementById("similarity-sentence").textContent =
       `Across: ${pair.a.id}. Down: ${pair.b.id}. Mean cosine similarity: ` +
-      `${pair.similarity.toFixed(3)} along the alignment, ` +
-      `${pair.straight.toFixed(3)} along the straight line.`;
+      `${decimal(pair.similarity, 3)} along the alignment, ` +
+      `${decimal(pair.straight, 3)} along the straight line.`;
     this.canvas.setAttribute("aria-valuemax", pair.a.rows - 1);
     this.base = null;
     this.row = 0;
@@ -90,7 +91,7 @@ class SimilarityMap {
     context.beginPath();
     for (const [i, j] of this.pair.path) context.lineTo(this.x(i + 0.5), this.y(j + 0.5));
     context.lineJoin = "round";
-    strokeTwice(context, 4, 2);
+    strokeTwice(context, 4, 1.8, "#14181d", "#ffffff");
   }
 
   drawAxes(context) {
@@ -144,13 +145,13 @@ class SimilarityMap {
       const y = this.y(other + 0.5);
       context.moveTo(MAP.left, y);
       context.lineTo(MAP.left + this.width, y);
-      strokeTwice(context, 3, 1.2, "#ff8a5c");
+      strokeTwice(context, 2.4, 1, CROSS);
       context.beginPath();
       context.arc(x, y, 5, 0, 2 * Math.PI);
-      context.fillStyle = "#ff8a5c";
+      context.fillStyle = CROSS;
       context.fill();
     }
-    strokeTwice(context, 3, 1.2, "#ff8a5c");
+    strokeTwice(context, 2.4, 1, CROSS);
   }
 
   listen() {

@@ -14,7 +14,10 @@ class EmbeddingPlot {
     onChange(canvas, () => this.draw());
     canvas.addEventListener("pointermove", (event) => this.point(event));
     canvas.addEventListener("pointerdown", (event) => this.point(event));
-    canvas.addEventListener("pointerleave", () => this.hover(null));
+    // A finger that is lifted leaves at once; what it tapped stays shown.
+    canvas.addEventListener("pointerleave", (event) => {
+      if (event.pointerType !== "touch") this.hover(null);
+    });
   }
 
   setVideos(videos, names) {
