@@ -17,7 +17,7 @@ export class Fields {
       else delete entry.remark;
     }));
     on("new-action", "submit", (event) => this.addAction(event));
-    on("new-action-cancel", "click", () => { this.get("new-action").hidden = true; this.draw(); });
+    on("new-action-cancel", "click", () => this.cancel());
     on("add-phase", "click", () => this.addPhase());
     on("remove-phase", "click", () => this.removePhase());
     on("drop-phases", "click", () => page.edit((entry) => { delete entry.phases; }));
@@ -28,6 +28,12 @@ export class Fields {
   get locked() {
     const { phases } = this.page.labels.entry(this.page.number);
     return Boolean(phases) && fromPhases(phases) === null;
+  }
+
+  cancel() {
+    this.cancelled = true;
+    this.get("new-action").hidden = true;
+    this.draw();
   }
 
   draw() {
@@ -55,6 +61,7 @@ export class Fields {
       option(name, name === "all" && !known.includes(name) ? "no action" : name));
     this.get("action").replaceChildren(...options, option(NEW, "new action…"));
     this.get("action").value = action;
+    if (!known.length && !this.cancelled) this.get("new-action").hidden = false;
   }
 
   drawRows(entry, names) {
@@ -68,6 +75,7 @@ export class Fields {
     this.get("phase-rows").replaceChildren(...rows.flat());
     if (focused?.startsWith("phase-") && this.get(focused)) this.get(focused).focus();
     this.get("remove-phase").disabled = names.length < 2;
+    this.get("phases").hidden = !rows.length && entry.action === undefined;
     this.drawNote(entry, names, boundaries);
   }
 
@@ -78,7 +86,7 @@ export class Fields {
       text = "The labels are a list with one phase for each frame, which boundaries cannot say. " +
         "It is shown above, and kept as it is.";
     else if (!names.length)
-      text = "This action has no phases yet. Choose an action that has, or a new one.";
+      text = "No phases yet: choose an action, or add a new one.";
     else if (boundaries.length && boundaries.length < names.length - 1) {
       const last = names[boundaries.length];
       const open = names.slice(boundaries.length + 1).join(", ");

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fastseq.video import VideoInfo
 
 CHUNK = 32  # frames
@@ -39,6 +41,7 @@ class Pictures:
         self._chunks: OrderedDict[tuple[str, int], Sequence[bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self._reading: dict[str, threading.Lock] = {}
+        self._verified: dict[str, VideoInfo] = {}  # videos whose damage showed when decoded
 
     def chunk(self, info: VideoInfo, number: int) -> Sequence[bytes]:
         """One JPEG for each frame of chunk ``number``; empty for a frame that is damaged.
@@ -67,22 +70,32 @@ class Pictures:
         return pictures
 
     def _read(self, info: VideoInfo, number: int) -> list[bytes]:
+        from fastseq.video import VideoError, probe
+
+        first = number * chunk_of(info)
+        numbers = range(first, min(first + chunk_of(info), info.frames))
+        if info.path not in self._verified:
+            try:
+                return self._jpegs(info, numbers)
+            except VideoError:
+                self._verified[info.path] = probe(info.path, decode=True)
+        return self._jpegs(self._verified[info.path], numbers)
+
+    def _jpegs(self, info: VideoInfo, numbers: range) -> list[bytes]:
         from fastseq.video import read_frames
         from fastseq.video.gaps import frames_of
 
-        first = number * chunk_of(info)
-        stop = min(first + chunk_of(info), info.frames)
-        sound = [frame for frame in frames_of(info).tolist() if first <= frame < stop]
-        pictures = [b""] * (stop - first)
+        sound = [frame for frame in frames_of(info).tolist() if frame in numbers]
+        pictures = [b""] * len(numbers)
         side = min(self.short_side, info.width, info.height)
         if sound:
             frames = read_frames(info.path, sound, short_side=side, info=info).numpy()
             for frame, pixels in zip(sound, frames, strict=True):
-                pictures[frame - first] = _jpeg(pixels)
+                pictures[frame - numbers[0]] = _jpeg(pixels)
         return pictures
 
 
-def _jpeg(pixels) -> bytes:
+def _jpeg(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()
