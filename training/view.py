@@ -8,6 +8,7 @@ after saving, run `python -m training.prepare FOLDER`.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.support.command import EXIT_STATUS, run_command
+from training.support.command import EXIT_STATUS, UserError, run_command
 
 if TYPE_CHECKING:
     from training.labelling.folder import VideoFolder
@@ -77,12 +78,18 @@ def _run(args: argparse.Namespace) -> int:
         print(f"labels.json: {line}")
     if state["read_only"]:
         print(f"labels cannot be saved: {state['read_only']}")
-    server = LabelServer(folder, html.STYLE.read_text(encoding="utf-8"), args.port)
+    try:
+        server = LabelServer(folder, html.STYLE.read_text(encoding="utf-8"), args.port)
+    except OSError as error:
+        raise UserError(
+            f"port {args.port} of 127.0.0.1 cannot be used ({error.strerror}); give another "
+            "--port, or none for a free one"
+        ) from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         folder.look_ahead()
         print(f"open {server.url}\nCtrl-C ends it", flush=True)
-        if not args.no_browser:
+        if not args.no_browser and _has_screen():
             webbrowser.open(server.url)
         return _wait(folder)
     finally:
@@ -114,6 +121,11 @@ def _wait(folder: VideoFolder) -> int:
             if folder.saved:
                 print(f"before training: `python -m training.prepare {folder_name}`")
             return _INTERRUPTED
+
+
+def _has_screen() -> bool:
+    """Whether a browser can open a window; else Python would start one in the terminal."""
+    return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 def _until_interrupted() -> None:

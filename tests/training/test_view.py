@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from urllib.parse import urlsplit
@@ -341,8 +342,8 @@ def test_says_what_does_not_fit_before_anything_is_changed(client, folder):
     assert client.get("facts/2")["reason"] == (
         "not a video file, or cut off before its index (FFmpeg cannot open it)"
     )
-    for number in (0, 1):
-        client.server.folder.info(number)
+    client.server.folder.info(1)
+    assert "boundary 99" in client.get("facts/0")["problems"][0]
     facts = {one["number"]: one for one in client.get("known/0")["facts"]}
     assert len(facts) == 3
     assert "boundary 99 lies past the video's 30 frames" in facts[0]["problems"][0]
@@ -447,6 +448,7 @@ def as_user(monkeypatch, act):
         threading.Thread(target=run).start()
 
     monkeypatch.setattr("webbrowser.open", start)
+    monkeypatch.setenv("DISPLAY", ":0")
 
 
 def test_ends_on_ctrl_c_when_all_is_saved(folder, monkeypatch, capsys):
@@ -499,6 +501,32 @@ def test_wrong_use_is_one_line(folder, capsys, prepare, arguments, message):
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_named(client, folder, capsys):
+    assert view.main([str(folder), "--port", str(client.port)]) == 2
+    error = capsys.readouterr().err
+    assert f"port {client.port} of 127.0.0.1 cannot be used" in error
+    assert "give another --port" in error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")
+@pytest.mark.parametrize("arguments", [[], ["--no-browser"]])
+def test_opens_no_browser_unasked_or_without_a_screen(folder, monkeypatch, capsys, arguments):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    if arguments:
+        monkeypatch.setenv("DISPLAY", ":0")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(view, "_until_interrupted", interrupt)
+    assert view.main([str(folder), *arguments]) == 130
+    assert opened == []
+    assert "open http://127.0.0.1:" in capsys.readouterr().out
 
 
 def test_saving_checks_as_read_labels_does(client, folder):

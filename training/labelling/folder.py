@@ -80,11 +80,14 @@ class VideoFolder:
         with self._lock:
             numbers = [*self._infos][first:]
         stored = self.labels.read()
-        facts = [self.facts(number, stored.entry(self.videos[number])) for number in numbers]
+        facts = [self._facts(number, stored.entry(self.videos[number])) for number in numbers]
         return {"facts": facts, "count": first + len(numbers), "of": len(self.videos)}
 
-    def facts(self, number: int, entry: dict[str, Any] | None = None) -> dict[str, Any]:
+    def facts(self, number: int) -> dict[str, Any]:
         """What the page needs to know of a video, with what is wrong with its labels."""
+        return self._facts(number, self.labels.read().entry(self.videos[number]))
+
+    def _facts(self, number: int, entry: dict[str, Any] | None) -> dict[str, Any]:
         info = self.info(number)
         if isinstance(info, str):
             return {"number": number, "reason": info}
