@@ -74,7 +74,7 @@ def browser_page(chromium):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(20_000)
         page.on("console", check_message)
         page.on("pageerror", lambda error: problems.append(f"script: {error}"))
         page.on("request", check_request)

@@ -105,6 +105,19 @@ def test_the_slider_moves_both_videos_to_the_aligned_frames(opened, made):
     assert made["pairs"]["0,1"]["even"][40] == 54
 
 
+def test_a_picture_that_is_decoded_late_does_not_replace_a_newer_one(opened, made):
+    """Row 0 is decoded; row 30 is asked for and left before its picture is there."""
+    opened.evaluate(
+        """async () => { const slider = document.getElementById("player-slider");
+        for (const row of [30, 0]) {
+          slider.value = row;
+          slider.dispatchEvent(new Event("input"));
+        }
+        await new Promise((done) => setTimeout(done, 200)) }"""
+    )
+    check(opened, made, 0, (0, 1))
+
+
 def test_next_and_previous_go_through_all_pairs(opened, made):
     for expected in [*PAIRS[1:], PAIRS[0]]:
         opened.get_by_role("button", name="Next pair").click()
@@ -183,7 +196,7 @@ def test_play_keeps_time_and_stops_at_the_end(browser_page, address, made):
     page = browser_page()
     page.clock.install()
     page.goto(address)
-    page.clock.pause_at(page.evaluate("Date.now() + 1000"))
+    page.clock.pause_at(page.evaluate("Date.now() + 10_000"))
     play, status = page.locator("#player-play"), page.locator("#player-status")
     page.keyboard.press(" ")
     assert play.inner_text() == "Pause"
@@ -213,7 +226,7 @@ def test_a_late_tick_skips_frames(browser_page, address):
     page = browser_page()
     page.clock.install()
     page.goto(address)
-    page.clock.pause_at(page.evaluate("Date.now() + 1000"))
+    page.clock.pause_at(page.evaluate("Date.now() + 10_000"))
     page.locator("#player-play").click()
     page.clock.fast_forward(700)  # one tick
     page.clock.run_for(20)
@@ -371,7 +384,7 @@ def test_embedding_plots(opened, made):
 
 
 def test_phone(browser_page, address):
-    page = browser_page(width=390, height=844)
+    page = browser_page(width=390, height=560)
     page.goto(address)
     wait_for(page, 0)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -383,9 +396,11 @@ def test_phone(browser_page, address):
         assert box["height"] >= 44, name
         assert box["x"] >= 0, name
         assert box["x"] + box["width"] <= 390, name
-    page.evaluate("window.scrollTo(0, 80)")
+    wide = "() => { const it = document.querySelector('#player-events .scroll');"
+    assert page.evaluate(f"{wide} return it.scrollWidth - it.clientWidth }}") == 0
+    page.evaluate("window.scrollTo(0, 0)")  # the controls stay at the lower edge
     box = page.locator("#player-play").bounding_box()
-    assert box["y"] + box["height"] <= 844
+    assert box["y"] + box["height"] <= 560
     page.locator("#similarity-canvas").scroll_into_view_if_needed()
     assert page.locator("#similarity-canvas").bounding_box()["width"] <= 390
 

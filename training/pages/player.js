@@ -149,7 +149,6 @@ class Player {
 
   play() {
     if (this.row === this.pair.a.rows - 1) this.go(0);
-    if (this.row === this.pair.a.rows - 1) return; // a video of one frame
     this.playing = true;
     this.status.setAttribute("aria-live", "off");
     this.showPlaying();

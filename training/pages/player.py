@@ -120,7 +120,7 @@ def _controls() -> str:
 <label><input type="checkbox" id="player-compare" checked>same moment without alignment</label>
 </div>
 <div id="player-events"></div>
-<details class="player-keys"><summary>keys</summary><dl>{keys}</dl></details>
+<details class="player-keys"><summary>Keys</summary><dl>{keys}</dl></details>
 """
 
 

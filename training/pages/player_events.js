@@ -1,13 +1,11 @@
 // Events of a pair: marks along the slider, and the table of where they are found in b.
 
-const THUMB = 16; // width of a slider's handle in pixels; its middle stays half of it from the edges
+// Width of a slider's handle in pixels: its middle stays half of it away from the edges.
+const THUMB = 16;
 // Titles of the columns; a narrow screen leaves out the first part.
 const TITLES = [["", "event"], ["frame in b, ", "aligned"], ["frame in b, ", "labelled"],
-  ["frames of ", "error"], ["error ", "without alignment"]];
+  ["", "error in frames"], ["error ", "without alignment"]];
 const COUNTED = "Frames are counted from 0.";
-
-// Lines of names along the slider, before numbers replace them.
-const LANES = window.innerWidth < 640 ? 2 : 3;
 
 class Events {
   constructor(section, go) {
@@ -49,9 +47,10 @@ class Events {
     this.drawLine(this.below, below.filter(({ row }) => row !== null), "▲");
   }
 
-  // Marks with names in up to three lanes; with numbers alone where names do not fit.
+  // Marks with names in two or three lanes; with numbers alone where names do not fit.
   drawLine(line, ticks, symbol) {
     const width = line.clientWidth;
+    const most = window.innerWidth < 640 ? 2 : 3;
     const last = Math.max(this.pair.a.rows - 1, 1);
     for (const named of [true, false]) {
       const lanes = [];
@@ -72,7 +71,7 @@ class Events {
         one.span.classList.toggle("right", right);
         Object.assign(one, { lane });
       }
-      if (named && lanes.length > LANES) continue;
+      if (named && lanes.length > most) continue;
       line.style.height = `${lanes.length * 1.2}rem`;
       for (const { span, x, lane } of spans) {
         span.style.left = `${x}px`;
