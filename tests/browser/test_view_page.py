@@ -146,6 +146,9 @@ def test_undo_redo_and_removal(user):
     assert user.page.title() == "clips: labels"
     user.press("z", "z")
     assert (user.value(first), user.value(second)) == ("11", "")
+    user.press("u", "2", "z")  # a new change ends what could be done again
+    user.sees("#message", "Nothing to redo.")
+    assert (user.value(first), user.value(second)) == ("5", "0")
 
 
 def test_closing_with_unsaved_changes_warns(user):

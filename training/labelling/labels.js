@@ -88,7 +88,7 @@ export class Labels {
     return this.edited.size > 0 || this.classesEdited;
   }
 
-  // What a save sends; a boundary that is left open at the end is a phase that is never reached.
+  // What a save sends: the entries that were edited, null for one to be removed.
   request() {
     const entries = {};
     for (const number of this.edited) entries[number] = this.entries[number];

@@ -187,7 +187,6 @@ class LabelStore:
             entry = labels.videos.get(key)
             if entry is not None and name in infos and (found := misfits(entry, infos[name])):
                 problems[name] = found
-        # An action may have lost phases that other videos have.
         if problems:
             raise Refused(problems)
 
