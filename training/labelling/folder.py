@@ -1,0 +1,136 @@
+"""The videos of a folder, each looked into in the background while the page is already in use."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from training.data.files import find_videos
+from training.data.names import Names
+from training.labelling.frames import Pictures, chunk_of
+from training.labelling.store import LabelStore, misfits
+from training.support.command import UserError
+
+
+class VideoFolder:
+    """What the page shows: videos by their place in ``videos``, their pictures and labels.
+
+    Args:
+        include: patterns of files to look at whatever their ending, see `find_videos`.
+        short_side: pixels of a picture's shorter side at most.
+    Raises:
+        NotADirectoryError: ``folder`` is none.
+        UserError: no videos.
+    """
+
+    def __init__(self, folder: Path, *, include: Iterable[str] = (), short_side: int = 360):
+        self.folder = folder.resolve()
+        if not self.folder.is_dir():
+            raise NotADirectoryError(f"{folder} is not a folder; expected one with videos")
+        found = find_videos(self.folder, include)
+        self.videos = found.videos
+        if not self.videos:
+            raise UserError(
+                f"{folder} holds no videos; `python -m training.prepare {shlex.quote(str(folder))}`"
+                " lists what it ignores and why"
+            )
+        self.labels = LabelStore(self.folder, Names(self.folder, self.videos, found.ignored))
+        self.pictures = Pictures(short_side)
+        self.unsaved: list[str] = []  # videos with changes that only the page has
+        self.saved = False  # whether labels.json has been written since the start
+        self._infos: dict[int, Any] = {}  # VideoInfo, or why the video is left out
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(max_workers=1)
+
+    def look_ahead(self) -> None:
+        """Look into all videos in a thread beside this one, in their order."""
+        self._pool.map(self.info, range(len(self.videos)))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def info(self, number: int) -> Any:
+        """`fastseq.video.VideoInfo` of a video, or the reason why training leaves it out."""
+        with self._lock:
+            if number in self._infos:
+                return self._infos[number]
+        info = _look(self.folder / self.videos[number])
+        with self._lock:
+            return self._infos.setdefault(number, info)
+
+    def state(self) -> dict[str, Any]:
+        """What the page begins with. Raises LabelError for a labels file that does not fit."""
+        stored = self.labels.read()
+        return {
+            "folder": str(self.folder),
+            "videos": self.videos,
+            "classes": stored.labels.classes,
+            "entries": [stored.entry(name) for name in self.videos],
+            "version": stored.version,
+            "absent": list(stored.absent),
+            "read_only": self.labels.read_only(),
+        }
+
+    def known(self, first: int) -> dict[str, Any]:
+        """Facts of the videos looked into so far, those after the first ``first`` ones."""
+        with self._lock:
+            numbers = [*self._infos][first:]
+        stored = self.labels.read()
+        facts = [self._facts(number, stored.entry(self.videos[number])) for number in numbers]
+        return {"facts": facts, "count": first + len(numbers), "of": len(self.videos)}
+
+    def facts(self, number: int) -> dict[str, Any]:
+        """What the page needs to know of a video, with what is wrong with its labels."""
+        return self._facts(number, self.labels.read().entry(self.videos[number]))
+
+    def _facts(self, number: int, entry: dict[str, Any] | None) -> dict[str, Any]:
+        info = self.info(number)
+        if isinstance(info, str):
+            return {"number": number, "reason": info}
+        return {
+            "number": number,
+            "frames": info.frames,
+            "fps": info.fps,
+            "width": info.width,
+            "height": info.height,
+            "note": info.note,
+            "chunk": chunk_of(info),
+            "problems": misfits(entry, info) if entry else [],
+        }
+
+    def chunk(self, number: int, chunk: int) -> Any:
+        """The pictures of one chunk of a video, see `Pictures.chunk`."""
+        info = self.info(number)
+        if isinstance(info, str):
+            raise IndexError(f"{self.videos[number]} is left out: {info}")
+        return self.pictures.chunk(info, chunk)
+
+    def save(self, version: str, classes: Any, entries: dict[int, Any]) -> str:
+        """See `LabelStore.save`; ``entries`` by the videos' numbers."""
+        named = {self.videos[number]: entry for number, entry in entries.items()}
+        infos = {self.videos[number]: self.info(number) for number in entries}
+        sound = {name: info for name, info in infos.items() if not isinstance(info, str)}
+        new = self.labels.save(version, classes, named, sound)
+        self.saved = True
+        return new
+
+
+def _look(path: Path) -> Any:
+    from fastseq.video import probe
+
+    try:
+        info = probe(path, time_limit=60.0)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever one file does, the others are shown
+        return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
+    if info.interlaced:
+        return (
+            "interlaced (two fields a frame): `python -m training.prepare FOLDER --transcode OUT` "
+            "makes a progressive copy"
+        )
+    return info

@@ -1,0 +1,142 @@
+"""Watch the videos of a folder and set their phase boundaries: `python -m training.view FOLDER`.
+
+Opens a page in the browser, served to this machine alone. It shows every video frame by frame with
+its labels; keys set where phases begin, and save FOLDER/labels.json. No index is needed before;
+after saving, run `python -m training.prepare FOLDER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import threading
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.support.command import EXIT_STATUS, UserError, run_command
+
+if TYPE_CHECKING:
+    from training.labelling.folder import VideoFolder
+
+_INTERRUPTED = 130
+_SHOWN = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.view",
+        description=__doc__,
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="folder with videos, searched to any depth")
+    parser.add_argument(
+        "--include",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATTERN",
+        help="files to take whatever their ending if they hold a video, as in prepare",
+    )
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        default=360,
+        metavar="PIXELS",
+        help="shorter side of the pictures on the page at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)"
+    )
+    parser.add_argument(
+        "--no-browser", action="store_true", help="print the address, open no browser"
+    )
+    args = parser.parse_args(argv)
+    if args.short_side < 1:
+        parser.error(f"--short-side must be at least 1, got {args.short_side}")
+    if not 0 <= args.port < 65536:
+        parser.error(f"--port must lie between 0 and 65535, got {args.port}")
+    return run_command(lambda: _run(args), needs="viewing")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from training.data.files import as_patterns
+    from training.labelling.folder import VideoFolder
+    from training.labelling.server import LabelServer
+    from training.pages import html
+
+    include = as_patterns(args.folder.resolve(), args.include)
+    folder = VideoFolder(args.folder, include=include, short_side=args.short_side)
+    state = folder.state()
+    labelled = sum(entry is not None for entry in state["entries"])
+    print(f"{folder.folder}: {len(folder.videos)} videos, {labelled} with labels")
+    for line in state["absent"]:
+        print(f"labels.json: {line}")
+    if state["read_only"]:
+        print(f"labels cannot be saved: {state['read_only']}")
+    try:
+        server = LabelServer(folder, html.STYLE.read_text(encoding="utf-8"), args.port)
+    except OSError as error:
+        raise UserError(
+            f"port {args.port} of 127.0.0.1 cannot be used ({error.strerror}); give another "
+            "--port, or none for a free one"
+        ) from error
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        folder.look_ahead()
+        print(f"open {server.url}\nCtrl-C ends it", flush=True)
+        if not args.no_browser and _has_screen():
+            webbrowser.open(server.url)
+        return _wait(folder)
+    finally:
+        server.shutdown()
+        server.server_close()
+        folder.close()
+
+
+def _wait(folder: VideoFolder) -> int:
+    """Wait for Ctrl-C; for a second one where the page has changes that are not saved."""
+    warned = False
+    while True:
+        try:
+            _until_interrupted()
+        except KeyboardInterrupt:
+            if not folder.unsaved:
+                print("\nended; everything is saved")
+            elif warned:
+                print(f"\nended; not saved: {_listed(folder.unsaved)}")
+            else:
+                warned = True
+                print(
+                    f"\nnot saved yet: {_listed(folder.unsaved)}. Press s in the page to save; "
+                    "Ctrl-C again ends it without",
+                    flush=True,
+                )
+                continue
+            folder_name = shlex.quote(str(folder.folder))
+            if folder.saved:
+                print(f"before training: `python -m training.prepare {folder_name}`")
+            return _INTERRUPTED
+
+
+def _has_screen() -> bool:
+    """Whether a browser can open a window; else Python would start one in the terminal."""
+    return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+
+
+def _until_interrupted() -> None:
+    threading.Event().wait()
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no UTF-8
+    sys.exit(main())
