@@ -28,7 +28,7 @@ def interpreting() -> bool:
 
 @functools.cache
 def backend_status(name: str) -> BackendStatus:
-    """Whether a backend can run here at all, why (not), and the one-line fix."""
+    """Return whether a backend can run on this machine, the reason, and the one-line fix."""
     if name in ("reference", "torch"):
         return BackendStatus(True, "part of PyTorch", "")
     if name == "triton":
@@ -51,7 +51,7 @@ def backend_status(name: str) -> BackendStatus:
 
 
 def _cuda_status() -> BackendStatus:
-    """The compiled extension, or else kernels compiled at run time."""
+    """Status of the compiled extension, or of kernels compiled at run time where it is missing."""
     from fastseq.ops.common import extension, nvrtc
 
     built, why, _ = extension.status()
@@ -66,11 +66,11 @@ def _cuda_status() -> BackendStatus:
 def choose_backend(op: str, requested: str, why_not: Mapping[str, str | None]) -> tuple[str, str]:
     """Return (backend, reason) for one call of ``op``.
 
-    ``why_not`` lists the op's backends in order of preference, each with None when it can serve
-    the call or else the reason that it cannot. ``requested`` is the caller's ``backend=``;
-    "auto" takes FASTSEQ_BACKEND when that is set and otherwise the first that can serve. A backend
-    asked for by name is never replaced: RuntimeError says why it cannot serve. FASTSEQ_BACKEND is
-    one default for all ops, so an op that has no such backend at all takes no notice of it.
+    ``why_not`` lists the op's backends in order of preference, each with None when it supports the
+    call, otherwise with the reason why not. ``requested`` is the caller's ``backend=``. "auto"
+    picks FASTSEQ_BACKEND when that is set, otherwise the first backend that supports the call. A
+    backend that the caller names is never replaced: RuntimeError states why it does not support
+    the call. FASTSEQ_BACKEND is one default for all ops; an op without that backend ignores it.
     """
     if not isinstance(requested, str):
         raise TypeError(f"{op}: backend must be a string, got {requested!r}")
@@ -81,9 +81,9 @@ def choose_backend(op: str, requested: str, why_not: Mapping[str, str | None]) -
 def _choose(
     op: str, requested: str, default: str | None, preference: tuple[tuple[str, str | None], ...]
 ) -> tuple[str, str]:
-    """Apart because every call of an op asks, and hardly ever something new."""
+    """The choice itself, cached: calls of an op repeat a few combinations."""
     why_not = dict(preference)
-    origin, skipped = "asked for by name", []
+    origin, skipped = "named in the call", []
     if requested == "auto":
         requested = default or "auto"
         origin = "FASTSEQ_BACKEND"
@@ -95,7 +95,7 @@ def _choose(
             if reason is None:
                 return name, "; ".join(["preferred here", *skipped])
             skipped.append(f"not {name}: {reason}")
-        raise RuntimeError(f"{op}: no backend can serve this call: {'; '.join(skipped)}")
+        raise RuntimeError(f"{op}: no backend supports this call: {'; '.join(skipped)}")
     if requested not in why_not:
         raise ValueError(
             f"{op}: unknown backend {requested!r} ({origin}); expected 'auto' or one of "
@@ -104,7 +104,7 @@ def _choose(
     reason = why_not[requested]
     if reason is not None:
         raise RuntimeError(
-            f"{op}: backend {requested!r} ({origin}) cannot serve this call: {reason}"
+            f"{op}: backend {requested!r} ({origin}) does not support this call: {reason}"
         )
     return requested, origin
 
@@ -118,7 +118,7 @@ def choose_triton_or_torch(
     """`choose_backend` for an op with the backends triton, torch and reference."""
     triton = {"triton": _why_not_triton(device_type, dtype)}
     torch_first = {"torch": None, "reference": None}
-    # On the CPU Triton only has its interpreter, which is there for tests that ask for it.
+    # Triton on the CPU is its interpreter, which is meant for tests that name it.
     why_not = triton | torch_first if device_type == "cuda" else torch_first | triton
     return choose_backend(op, requested, why_not)
 
@@ -136,13 +136,12 @@ _AS_IT_IS = contextlib.nullcontext()
 
 
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    """Autocast off; the meta device knows no autocast (torch 2.11 cannot trace asking)."""
+    """Switch autocast off; a no-op on the meta device, which torch 2.11 cannot trace here."""
     if device_type == "meta":
         return _AS_IT_IS
     if torch.compiler.is_compiling():
         return torch.autocast(device_type, enabled=False)
-    # torch.autocast takes 10 us at every call, and where it is the only one it would also empty the
-    # cache of casted weights.
+    # torch.autocast costs 10 us a call; the outermost one also empties the cache of cast weights.
     return _without_autocast(device_type) if torch.is_autocast_enabled(device_type) else _AS_IT_IS
 
 
@@ -160,7 +159,7 @@ _thread = threading.local()
 
 @contextlib.contextmanager
 def inside_custom_op() -> Iterator[None]:
-    """Marks calls by torch.compile, whose allocations may come from a CUDA graph's pool."""
+    """Mark calls by torch.compile, whose allocations may come from a CUDA graph's memory pool."""
     _thread.custom_op = True
     try:
         yield
@@ -169,22 +168,22 @@ def inside_custom_op() -> Iterator[None]:
 
 
 def in_custom_op() -> bool:
-    """Whether nothing that is allocated now may be kept for later calls."""
+    """Whether memory allocated now must not be kept for later calls."""
     return getattr(_thread, "custom_op", False)
 
 
 def constant_under_compile(function: Callable) -> Callable:
-    """A function of Python values that torch.compile calls once instead of tracing it.
+    """Decorator: torch.compile calls a function of Python values once instead of tracing it.
 
-    What torch.compiler.assume_constant_result does, without importing torch._dynamo (3 s) for it.
+    Equivalent to torch.compiler.assume_constant_result, without importing torch._dynamo (3 s).
     """
     function._dynamo_marked_constant = True
     return function
 
 
 def call_as(op: str, function: Callable, *args, **options):
-    """``function(*args, **options)``, whose errors name ``op``, which the user called, or
-    "op: part" of its arguments."""
+    """Call ``function(*args, **options)``; its errors name ``op``, the function the user called,
+    or "op: part" for one of its arguments."""
     try:
         return function(*args, **options)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -197,6 +196,6 @@ def call_as(op: str, function: Callable, *args, **options):
 
 
 def unavailable(name: str) -> str | None:
-    """None when the backend can run here, otherwise reason and fix in one line."""
+    """None when the backend can run on this machine, otherwise reason and fix in one line."""
     status = backend_status(name)
     return None if status.available else f"{status.reason}; to fix: {status.fix}"

@@ -4,5 +4,5 @@ import torch
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What sums, statistics and the loss are formed in."""
+    """The dtype of sums, statistics and the loss: float64 for float64, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

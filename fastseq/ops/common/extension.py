@@ -1,4 +1,4 @@
-"""The compiled module ``fastseq._C``: loaded on first use, with the reason when it is not there."""
+"""The compiled module ``fastseq._C``: loaded on first use; the reason when it is missing."""
 
 import functools
 import importlib
@@ -26,7 +26,7 @@ def _load() -> tuple[ModuleType | None, str, str]:
         if not any(f"_C{suffix}" in present for suffix in EXTENSION_SUFFIXES):
             reason = f"the extension was built for another Python: {', '.join(present)}"
         else:
-            reason = f"the extension is there but does not load: {error}"
+            reason = f"the extension is installed but does not load: {error}"
         return None, reason, f"in a checkout: {_REBUILD}"
 
 

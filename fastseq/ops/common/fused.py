@@ -1,10 +1,10 @@
-"""How an op's backends become one differentiable PyTorch function, eager and under torch.compile.
+"""Turns an op's backends into one differentiable PyTorch function, eager and under torch.compile.
 
-An op states what it is in one :class:`FusedLoss`; its backends are modules that fulfil
-:class:`Backend`. All that PyTorch asks for is here: an autograd.Function for eager calls, a custom
-operator with its fake and its gradient for torch.compile (that boundary costs 15 to 60 us a call,
-so eager calls do not cross it), and errors where no backend could give a right answer: second
-derivatives, torch.func, forward mode.
+An op describes itself in one :class:`FusedLoss`; its backends are modules that implement
+:class:`Backend`. This module owns everything that PyTorch requires: an autograd.Function for eager
+calls; a custom operator with its fake and its gradient for torch.compile (the operator boundary
+costs 15 to 60 us a call, so eager calls bypass it); and errors where no backend could return a
+right answer: second derivatives, torch.func, forward mode.
 """
 
 import functools
@@ -23,40 +23,42 @@ Tensors = Sequence[Tensor | None]
 
 
 class Backend(Protocol):
-    """``fastseq/ops/<op>/<backend>.py``: tensors in, tensors out, nothing is validated.
+    """``fastseq/ops/<op>/<backend>.py``: takes and returns tensors, validates nothing.
 
-    ``needs`` says of each differentiable input whether its gradient is wanted. Autocast is off.
+    ``needs`` states for each differentiable input whether its gradient is needed. Autocast is off.
     """
 
     def forward(self, *inputs_opts_needs: Any) -> Tensors:
-        """``forward(*inputs, opts, needs)``: the value, then what ``backward`` needs besides."""
+        """``forward(*inputs, opts, needs)``: the value, then the tensors ``backward`` needs."""
 
     def backward(
         self, grad: Tensor, *inputs_and_kept: Tensor | None, opts: Any, needs: Sequence[bool]
     ) -> Tensors:
-        """The gradient of each differentiable input, None where it is not wanted. Of the inputs
-        the last ``forward_only`` are left out."""
+        """The gradient of each differentiable input, None where it is not needed. The last
+        ``forward_only`` inputs are not passed."""
 
 
 class FusedLoss:
     """One op as PyTorch sees it, called with a backend's name, options and checked inputs.
 
     Args:
-        op: the public function, for errors.
-        package: where the backends are: "fastseq.ops.scl".
-        inputs: names of the tensors, first those that can have a gradient; "t1?" may be None.
-        differentiable: how many can have a gradient.
-        options: the NamedTuple that backends get, of float, bool, str or int | None.
+        op: name of the public function, for error messages.
+        package: package of the backends, for example "fastseq.ops.scl".
+        inputs: names of the tensors, the differentiable ones first; "t1?" may be None.
+        differentiable: number of inputs that can have a gradient.
+        options: the NamedTuple passed to backends, with fields of float, bool, str or int | None.
         reference: ``reference(*inputs, opts)``, the definition, which autograd differentiates.
-        kept: how many tensors a forward keeps for the backward, those counted that are None in some
-            calls; None: only the backend knows, and the value is (N,) in the inputs' dtype.
-        shapes: ``shapes(*inputs, backend, opts, needs)``: of the value and of each tensor that is
-            kept, None for one that is not kept in such a call. All have the accumulator's dtype.
-        forward_only: how many inputs, the last ones, ``backward`` does without: they may change as
-            soon as the forward has returned.
-        contiguous: backends get contiguous inputs of those that can have a gradient; False: their
-            kernels take any strides.
-        stem: of the operators' names, "fastseq::<stem>_forward"; default: the package's.
+        kept: number of tensors that a forward keeps for the backward, including those that are
+            None in some calls. None: only the backend knows, and the value is (N,) in the inputs'
+            dtype.
+        shapes: ``shapes(*inputs, backend, opts, needs)`` returns the shape of the value and of each
+            kept tensor, None for one not kept in such a call. All have the accumulator's dtype.
+        forward_only: number of inputs, counted from the last, that ``backward`` does not receive:
+            the caller may change them once the forward has returned.
+        contiguous: True: differentiable inputs are made contiguous for the backends. False: their
+            kernels accept any strides.
+        stem: prefix of the operators' names, "fastseq::<stem>_forward"; default: the package's
+            last part.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class FusedLoss:
         self.forward_op, self.backward_op = _operators(self, stem or package.rpartition(".")[2])
 
     def __call__(self, name: str, opts: Any, *inputs: Tensor | None) -> Tensor:
-        """The value by backend ``name``."""
+        """The value computed by backend ``name``."""
         if name == "reference":
             with no_autocast(_device_type(inputs)):
                 return self.reference(*inputs, opts)
@@ -99,7 +101,7 @@ class FusedLoss:
             needs = [False] * self.differentiable
         if torch.compiler.is_compiling():
             return self.forward_op(*inputs, name, *opts, needs)[0]
-        # As few arguments as possible: each takes up to 2 us.
+        # As few arguments as possible: each costs up to 2 us.
         return self.function.apply((name, opts, needs), inputs[self.differentiable :], *given)
 
     def forward(self, name: str, opts: Any, needs: Sequence[bool], *inputs) -> Tensors:
@@ -129,10 +131,10 @@ def _contiguous(inputs: Tensors) -> Tensors:
 
 
 def _function(loss: FusedLoss) -> type[torch.autograd.Function]:
-    """The path of eager calls."""
+    """The autograd.Function of eager calls."""
 
     class Gradient(torch.autograd.Function):
-        """A node of its own, so that differentiating the gradient is an error."""
+        """A separate node, so that differentiating the gradient raises an error."""
 
         @staticmethod
         def forward(ctx, grad, name, opts, needs, *saved):
@@ -155,28 +157,28 @@ def _function(loss: FusedLoss) -> type[torch.autograd.Function]:
 
         @staticmethod
         def backward(ctx, grad):
-            # Autograd is on in a backward only under create_graph=True. Otherwise nobody can
-            # differentiate the gradient, and its node would be 15 us for nothing.
+            # Autograd is on in a backward only under create_graph=True. Otherwise the gradient
+            # cannot be differentiated, and its node would cost 15 us for nothing.
             run = Gradient.apply if torch.is_grad_enabled() else loss.backward
             return None, None, *run(grad, *ctx.call, *ctx.saved_tensors)
 
-    return type(loss.op, (Value,), {})  # grad_fn and profilers show that name
+    return type(loss.op, (Value,), {})  # grad_fn and profilers show this name
 
 
 _SCHEMA = {float: "float", bool: "bool", str: "str", int | None: "int?"}
 
 
 def _operators(loss: FusedLoss, stem: str) -> tuple[Callable, Callable]:
-    """The path of torch.compile: operators fastseq::<stem>_forward and fastseq::<stem>_backward.
+    """The operators of torch.compile: fastseq::<stem>_forward and fastseq::<stem>_backward.
 
-    An operator cannot return None: an empty tensor stands for what is not there. What only the
-    backend knows crosses the boundary as bytes, with its layout beside it.
+    An operator cannot return None: an empty tensor stands for a missing one. Tensors whose number
+    and shapes only the backend knows cross the boundary as bytes, with their layout beside them.
     """
     fields = loss.options.__annotations__
     differentiable, tail = loss.differentiable, len(fields) + 2
 
     def split(args):
-        """The tensors of a call, and (name, opts, needs)."""
+        """Return the tensors of a call, and (name, opts, needs)."""
         name, *opts, needs = args[-tail:]
         return args[:-tail], (name, loss.options(*opts), needs)
 
@@ -266,12 +268,12 @@ def _operators(loss: FusedLoss, stem: str) -> tuple[Callable, Callable]:
 
 
 def transforms_active() -> bool:
-    """Whether one of torch.func's transforms is being applied. PyTorch has no public question."""
+    """Whether a torch.func transform is active. PyTorch has no public function for this."""
     return torch._C._are_functorch_transforms_active()
 
 
 def refuse_transforms(op: str, name: str) -> None:
-    """RuntimeError inside torch.func's transforms, which backends with kernels cannot serve."""
+    """RuntimeError inside torch.func's transforms, which backends with kernels do not support."""
     if transforms_active():
         raise RuntimeError(
             f"{op}: backend {name!r} does not work inside torch.func transforms (grad, vmap, "

@@ -1,4 +1,4 @@
-"""Whether Triton's CPU interpreter (``TRITON_INTERPRET=1``) works with the NumPy that is here."""
+"""Whether Triton's CPU interpreter (``TRITON_INTERPRET=1``) works with the installed NumPy."""
 
 import importlib.metadata
 import importlib.util
@@ -6,11 +6,12 @@ import re
 
 
 def status() -> tuple[bool, str, str]:
-    """(works, reason, fix), by the versions alone: nothing is imported."""
+    """(works, reason, fix), from the version numbers alone: nothing is imported."""
     if importlib.util.find_spec("triton") is None:
         return False, "the package triton is not installed", "pip install triton (Linux)"
     triton, numpy = _version("triton"), _version("numpy")
-    # It calls int() on arrays of one element, which NumPy refuses from 2.4 on; Triton 3.7 does not.
+    # The interpreter calls int() on one-element arrays, which NumPy rejects from 2.4 on; Triton 3.7
+    # no longer does.
     if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
         reason = (
             f"the CPU interpreter of triton {triton} (TRITON_INTERPRET=1) does not work with "
@@ -23,7 +24,7 @@ def status() -> tuple[bool, str, str]:
 def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:  # a build under another name: taken as recent
+    except importlib.metadata.PackageNotFoundError:  # a build under another name: assumed recent
         return "of unknown version"
 
 

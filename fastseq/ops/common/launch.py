@@ -1,5 +1,5 @@
-"""How Triton kernels are launched: what tensor cores multiply, for which GPU, on which device, and
-how Triton is asked only once what to launch."""
+"""How Triton kernels are launched: operand types of the tensor cores, GPU architecture, device, and
+a launcher that looks up a compiled kernel only once."""
 
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -14,7 +14,7 @@ from fastseq.ops.common.dispatch import in_custom_op
 
 try:
     from triton import knobs
-except ImportError:  # before 3.4: no version of which anything private is called
+except ImportError:  # before 3.4: private functions are called in no such version
     knobs = None
 
 # Versions of Triton whose compiled kernels a Kernel calls directly.
@@ -22,7 +22,7 @@ KNOWN = ("3.6", "3.7")
 
 
 def operands(dtype: torch.dtype) -> tuple[str, str]:
-    """What the tensor cores multiply, and tl.dot's input_precision (half precision ignores it)."""
+    """Type of the tensor cores' operands, and tl.dot's input_precision (unused for fp16, bf16)."""
     if dtype == torch.bfloat16:
         return "bf16", "tf32"
     if dtype == torch.float16:
@@ -31,7 +31,7 @@ def operands(dtype: torch.dtype) -> tuple[str, str]:
     return how, how
 
 
-# Of a thread. Where it is not stated ptxas stops at 128 or 168 and spills a few.
+# Registers of a thread. Without a stated limit ptxas stops at 128 or 168 and spills a few.
 MOST_REGISTERS = 255
 
 
@@ -39,8 +39,8 @@ class Tiles(NamedTuple):
     """How a kernel divides its work: an entry of an op's table ``tiles``.
 
     Rows and columns of a tile, channels per step of the scores (similarities, distances), channels
-    per program of a gradient, warps, stages of the pipeline, and the most registers of a thread:
-    fewer than 255 where that puts one more program on a multiprocessor. None: as the op has it.
+    per program of a gradient, warps, pipeline stages, and the register limit of a thread: below 255
+    where that fits one more program on a multiprocessor. None: the op's default.
     """
 
     rows: int
@@ -53,13 +53,13 @@ class Tiles(NamedTuple):
 
 
 def cdiv(a: int, b: int) -> int:
-    """How many b it takes for a. triton.cdiv, which also serves kernels, takes 3 us."""
+    """ceil(a / b). triton.cdiv, which also works inside kernels, takes 3 us."""
     return -(-a // b)
 
 
 @lru_cache
 def architecture(device: torch.device) -> int:
-    """90 for capability 9.0; 0 for the interpreter."""
+    """90 for compute capability 9.0; 0 for the interpreter."""
     if device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(device)
@@ -67,15 +67,16 @@ def architecture(device: torch.device) -> int:
 
 
 class Kernel:
-    """A Triton kernel whose constants and options are chosen: called with tensors and numbers.
+    """A Triton kernel with its constants and options fixed, called with tensors and numbers.
 
-    Triton's launcher examines every argument of every call to find what it has compiled; for a
-    short sequence that takes longer than the GPU does. A Kernel asks it once for each kind of call:
-    device, dtypes of the tensors, which of them are None, what integers are specialised to. After
-    that it calls what was compiled. That call is private to Triton: a version not KNOWN takes the
-    public launcher every time. So do the interpreter, hooks on launches (profilers) or on the
-    kernel, tensors that do not start at a multiple of 16 bytes and integers beyond 32 bits. What
-    else Triton reads at a launch (knobs of debugging and instrumentation) counts at the first.
+    Triton's launcher examines every argument of every call to find the compiled kernel. For a short
+    sequence that takes longer than the GPU's work. A Kernel asks the launcher once for each kind of
+    call: device, dtypes of the tensors, which of them are None, how integers are specialised. Later
+    calls launch the compiled kernel directly. That function is private to Triton, so a version that
+    is not KNOWN uses the public launcher every time. So do the interpreter, hooks on launches
+    (profilers) or on the kernel, tensors that do not start at a multiple of 16 bytes, and integers
+    beyond 32 bits. Other settings that Triton reads at a launch (knobs of debugging and
+    instrumentation) take effect at the first launch only.
 
     ``kernel`` takes tensors first, named p_*, then numbers, then constants.
     """
@@ -87,7 +88,7 @@ class Kernel:
         if self.direct:
             kinds = [2 * p.is_constexpr or not p.name.startswith("p_") for p in kernel.params]
             if kinds != sorted(kinds):
-                raise ValueError(f"{kernel.__name__}: tensors (p_*), numbers, constants, in turn")
+                raise ValueError(f"{kernel.__name__}: expected p_* tensors, numbers, constants")
             self.constants = [keywords[p.name] for p in kernel.params if p.is_constexpr]
             rest = [p for p in kernel.params if not (p.is_constexpr or p.name.startswith("p_"))]
             self.specialised = [not p.do_not_specialize for p in rest]
@@ -95,7 +96,7 @@ class Kernel:
     def __call__(
         self, programs: int, tensors: tuple[Tensor | None, ...], numbers: tuple[int | float, ...]
     ) -> None:
-        """Launch on the current stream of the tensors' device; the first is never None."""
+        """Launch on the current stream of the tensors' device; the first tensor is never None."""
         device = tensors[0].get_device()
         if device >= 0 and device != torch.cuda.current_device():
             with torch.cuda.device(device):
@@ -131,7 +132,7 @@ class Kernel:
             return
         run, function, metadata = found
         stream = driver.active.get_current_stream(device)
-        # What follows the metadata is for hooks: there are none here.
+        # The arguments after the metadata are for hooks: there are none here.
         run(
             *(programs, 1, 1, stream, function, metadata, None, None, None),
             *(*addresses, *numbers, *self.constants),
@@ -139,7 +140,7 @@ class Kernel:
 
 
 def known(version: str) -> bool:
-    """Whether a Kernel calls compiled kernels of this Triton directly."""
+    """Whether a Kernel launches compiled kernels of this Triton version directly."""
     return ".".join(version.split(".")[:2]) in KNOWN
 
 
@@ -152,7 +153,7 @@ _kept: list[Callable] = []
 
 
 def once(make: Callable) -> Callable:
-    """``functools.cache`` for what chooses kernels and their tiles, until :func:`clear`."""
+    """``functools.cache`` for functions that choose kernels and tiles, until :func:`clear`."""
     kept = cache(make)
     _kept.append(kept)
     return kept
@@ -170,10 +171,10 @@ _tickets: dict[tuple[int, int], Tensor] = {}
 def ticket(like: Tensor) -> Tensor:
     """One int32 that is 0 when a kernel starts on the current stream of the tensor's device.
 
-    The programs of a kernel count themselves in it, so that the one that ends last can do what
-    needs the results of all, and that one sets it back to 0: it serves every launch of its stream.
-    A CUDA graph, which may be replayed on any stream, gets one of its own, and so does a call by
-    torch.compile, which keeps graphs itself.
+    The programs of a kernel count themselves in it, so that the last one to finish can do the work
+    that needs all results. That program sets it back to 0, so one ticket is enough for all launches
+    on a stream. A CUDA graph, which may be replayed on any stream, gets a separate ticket, and so
+    does a call by torch.compile, which captures graphs itself.
     """
     device = like.get_device()
     if device >= 0 and device != torch.cuda.current_device():

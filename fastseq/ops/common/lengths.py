@@ -12,7 +12,7 @@ INT_DTYPES = (
 )
 
 
-# How a user says how many frames of each sequence are real, and how long each whole video is.
+# How a caller states the number of real frames of each sequence, and the length of each video.
 Lengths = Tensor | Sequence[int] | int | None
 Durations = Tensor | Sequence[float] | float | None
 
@@ -26,13 +26,14 @@ def prepare_valid(
     frames: int,
     device: torch.device,
 ) -> Tensor | None:
-    """One form for what is real: None (all), int64 lengths (N,) or a bool mask (N, T).
+    """Normalise lengths or valid to one form: None (all frames real), int64 lengths (N,) or a bool
+    mask (N, T).
 
-    Lists and CPU tensors of lengths are checked and copied to ``device``; lengths and masks that
-    are on the GPU already are never read by the host (kernels clamp lengths to [0, T]).
+    Lists and CPU tensors of lengths are checked and copied to ``device``. The host never reads
+    lengths and masks that are on the GPU already (kernels clamp lengths to [0, T]).
     """
     if lengths is not None and valid is not None:
-        raise ValueError(f"{op}: give lengths{suffix} or valid{suffix}, not both")
+        raise ValueError(f"{op}: pass lengths{suffix} or valid{suffix}, not both")
     if valid is not None:
         if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
             what = valid.dtype if isinstance(valid, Tensor) else type(valid).__name__
@@ -69,7 +70,7 @@ def prepare_valid(
             raise ValueError(
                 f"{op}: lengths{suffix} must lie between 0 and T = {frames}, got {wrong[0]}"
             )
-    # A copy: the caller may go on to change lengths in place before the backward.
+    # A copy: the caller may change lengths in place before the backward.
     return lengths.to(device=device, dtype=torch.int64, copy=lengths.device.type == "cpu")
 
 
@@ -90,10 +91,10 @@ def valid_mask(valid: Tensor | None, num: int, frames: int, device: torch.device
 
 
 def real_first(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """(order, lengths) of any form that :func:`prepare_valid` returns, for what takes lengths only.
+    """(order, lengths) of any form that :func:`prepare_valid` returns, for code that takes lengths.
 
-    Of a mask: frame numbers (N, T), those of the real frames first and in their order, and how many
-    there are. The order is None for lengths and for None, which need no other.
+    For a mask: frame numbers (N, T), the real frames first in their original order, and the number
+    of real frames. The order is None for lengths and for None, which need no reordering.
     """
     if valid is None or valid.dtype != torch.bool:
         return None, valid
@@ -101,7 +102,7 @@ def real_first(valid: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 
 
 def reorder(z: Tensor, order: Tensor | None, dim: int = 1) -> Tensor:
-    """Frames of z (N, ..., T, ...), which dimension ``dim`` counts, in the order of (N, T)."""
+    """Frames of z (N, ..., T, ...), along dimension ``dim``, in the order of (N, T)."""
     if order is None:
         return z
     shape = [1] * z.dim()
@@ -112,7 +113,7 @@ def reorder(z: Tensor, order: Tensor | None, dim: int = 1) -> Tensor:
 def compact(
     z: Tensor, t: Tensor | None, valid: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Embeddings (N, T, D) and times with the real frames first, and how many there are."""
+    """Embeddings (N, T, D) and times with the real frames first, and the number of real frames."""
     order, lengths = real_first(valid)
     if order is not None:
         z, t = reorder(z, order), order if t is None else reorder(t, order)
@@ -127,7 +128,7 @@ def nonempty_pairs(
     lengths_y: Tensor | None,
     device: torch.device,
 ) -> Tensor | None:
-    """Which pairs have frames on both sides, (N,); None: all."""
+    """Which pairs have frames on both sides, (N,); None: all pairs."""
     if frames_x == 0 or frames_y == 0:
         return torch.zeros(num, dtype=torch.bool, device=device)
     parts = [lengths > 0 for lengths in (lengths_x, lengths_y) if lengths is not None]
@@ -155,7 +156,7 @@ def prepare_times(
     elif t.dtype not in (torch.float32, torch.float64, torch.int32):
         t = t.long()
     t = t.detach()
-    # Most calls need neither of these, and each takes microseconds.
+    # Most calls need neither conversion, and each takes microseconds.
     if t.device != device:
         t = t.to(device)
     return t if t.dim() == 2 else t.expand(num, frames)
@@ -168,9 +169,10 @@ def prepare_duration(
     num: int,
     device: torch.device,
 ) -> Tensor | None:
-    """Lengths of whole videos, in the units of their times, as an (N,) tensor; one for all will do.
+    """Lengths of whole videos, in the units of their times, as an (N,) tensor; a single number
+    applies to all videos.
 
-    As with lengths, what is on the GPU already is never read by the host.
+    As with lengths, the host never reads values that are on the GPU already.
     """
     if duration is None:
         return None
@@ -189,7 +191,7 @@ def prepare_duration(
         wrong = [d for d in duration.reshape(-1).tolist() if not 0 < d < float("inf")]
         if wrong:
             raise ValueError(f"{op}: {name} must be finite and greater than 0, got {wrong[0]}")
-    # A copy: the caller may go on to change it in place before the backward.
+    # A copy: the caller may change it in place before the backward.
     copy = duration.device.type == "cpu"
     return duration.detach().to(device=device, copy=copy).expand(num)
 
@@ -197,11 +199,12 @@ def prepare_duration(
 def shift_times(
     t1: Tensor, t2: Tensor, m1: Tensor, m2: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Times in ``dtype``, ready for differences; padded entries become 0.
+    """Times in ``dtype``, ready to be subtracted from each other; padded entries become 0.
 
-    Each pair's earliest real time is subtracted in a type that holds the span, then converted:
-    nanosecond integers or epoch seconds lose nothing that way. Times that need no conversion stay
-    as they are, since subtracting would round them. One NaN makes all times of its pair NaN.
+    Each pair's earliest real time is subtracted in a type that represents the span, then the result
+    is converted: nanosecond integers or epoch seconds lose nothing that way. Times that need no
+    conversion stay as they are, since a subtraction would round them. One NaN makes all times of
+    its pair NaN.
     """
     kind = torch.promote_types(t1.dtype, t2.dtype)
     kind = torch.promote_types(kind, dtype) if kind.is_floating_point else torch.int64

@@ -1,8 +1,8 @@
-"""CUDA kernels compiled at run time, for a GPU where the compiled extension is missing.
+"""CUDA kernels compiled at run time, for machines without the compiled extension.
 
-CUDA builds of torch bring NVRTC, which compiles without a toolkit and without headers. Only the
-documented C functions of NVRTC and of the driver are called, nothing that torch keeps private:
-``torch.cuda._compile_kernel`` asks for CUDA_HOME, which those who need this module do not have.
+CUDA builds of torch include NVRTC, which compiles without a CUDA toolkit and without headers. This
+module calls the documented C functions of NVRTC and of the driver, and nothing private to torch:
+``torch.cuda._compile_kernel`` needs CUDA_HOME, which users of this module do not have.
 """
 
 import contextlib
@@ -15,23 +15,27 @@ from pathlib import Path
 import torch
 
 _PACKAGE = Path(__file__).resolve().parents[2]
-_OLDEST = (8, 0)  # compute capability; setup.py builds for none before it either
+_OLDEST = (8, 0)  # compute capability; setup.py builds for no older one either
 _MAX_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _TRIAL = 'extern "C" __global__ void trial() {}'
 
 
 @functools.cache
 def status() -> tuple[bool, str, str]:
-    """(whether kernels can be compiled for the GPUs here, by what or why not, the one-line fix)."""
+    """(whether kernels can be compiled for the GPUs here, compiler or reason, the one-line fix)."""
     if not torch.cuda.is_available() or torch.version.cuda is None:
         fix = "run on a machine with an NVIDIA GPU and a CUDA build of torch"
         return False, "PyTorch sees no CUDA device", fix
     if not sys.platform.startswith("linux"):
-        return False, f"it is done on Linux only, this is {sys.platform}", "run on Linux"
+        return (
+            False,
+            f"it works on Linux only, this is {sys.platform}",
+            "run on Linux",
+        )
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     if min(found) < _OLDEST:
         reason = "a GPU here has compute capability {}.{}, older than 8.0".format(*min(found))
-        return False, reason, "select newer ones with CUDA_VISIBLE_DEVICES"
+        return False, reason, "select newer GPUs with CUDA_VISIBLE_DEVICES"
     try:
         for capability in found:
             compile_kernels(_TRIAL, {}, ["trial"], capability)
@@ -40,12 +44,12 @@ def status() -> tuple[bool, str, str]:
         package = "nvidia-cuda-nvrtc-cu12" if major == "12" else f"nvidia-cuda-nvrtc=={major}.*"
         return False, str(error), f'pip install "{package}"'
     except RuntimeError as error:
-        return False, " ".join(str(error).split()), "a newer torch, which knows this GPU"
+        return False, " ".join(str(error).split()), "install a newer torch that supports this GPU"
     return True, f"NVRTC {_version()}", ""
 
 
 def sources(op: str) -> dict[str, str]:
-    """The headers of csrc/<op> by name: inside an installed package, beside it in a checkout."""
+    """The headers of csrc/<op> by name: from the installed package, or beside it in a checkout."""
     for root in (_PACKAGE, _PACKAGE.parent):
         paths = sorted((root / "csrc" / op).glob("*.cuh"))
         if paths:
@@ -60,10 +64,10 @@ def compile_kernels(
     capability: tuple[int, int],
     options: Sequence[str] = (),
 ) -> tuple[bytes, list[str]]:
-    """(machine code for a compute capability, name of each kernel in it).
+    """(machine code for a compute capability, mangled name of each kernel in it).
 
     ``kernels`` are C++ expressions such as ``forward_kernel<float>``; the source includes headers
-    by the names that they have in ``headers``.
+    by their names in ``headers``.
     """
     lib = _library()
     texts, names = (_strings(items) for items in (headers.values(), headers))
@@ -98,7 +102,7 @@ class Kernel:
             _drive("cuFuncSetAttribute", self.function, _MAX_SHARED, most_shared)
 
     def launch(self, blocks: int, shared: int, arguments: ctypes.Structure, stream: int) -> None:
-        """Launches with bytes of shared memory and one structure, passed by value."""
+        """Launch with so many bytes of shared memory and one structure, passed by value."""
         values = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         grid, size = (blocks, 1, 1), (self.threads, 1, 1)
         with _context(self.device):
@@ -108,7 +112,7 @@ class Kernel:
             )
 
     def fill(self, address: int, count: int, stream: int) -> None:
-        """Sets all bits of so many bytes on the stream."""
+        """Set all bits of ``count`` bytes on the stream."""
         with _context(self.device):
             _drive(
                 "cuMemsetD8Async",
@@ -118,16 +122,16 @@ class Kernel:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """NVRTC of torch's CUDA version: as torch has loaded it, or from its package."""
+    """NVRTC of torch's CUDA version: the copy that torch has loaded, or the one in its package."""
     name = f"libnvrtc.so.{(torch.version.cuda or '13').split('.')[0]}"
     with contextlib.suppress(OSError):
         return ctypes.CDLL(name)
-    # Not through the package "nvidia": some of NVIDIA's wheels make it one with an __init__.py,
-    # which hides the parts of it in other folders.
+    # Not through the package "nvidia": some of NVIDIA's wheels give it an __init__.py, which hides
+    # its parts in other folders.
     for folder in sys.path:
         for path in Path(folder, "nvidia").glob(f"*/lib/{name}"):
             return ctypes.CDLL(str(path))
-    raise OSError(f"{name} is not there")
+    raise OSError(f"{name} is missing")
 
 
 def _version() -> str:
@@ -168,7 +172,7 @@ def _driver() -> ctypes.CDLL:
 
 
 def _drive(function: str, *arguments) -> None:
-    """Calls the driver; RuntimeError with its description of what failed."""
+    """Call the driver; RuntimeError with the driver's description of the failure."""
     code = getattr(_driver(), function)(*arguments)
     if code:
         text = ctypes.c_char_p()
@@ -178,7 +182,7 @@ def _drive(function: str, *arguments) -> None:
 
 @functools.cache
 def _primary(device: int) -> ctypes.c_void_p:
-    """The context of a device that torch works in."""
+    """The device's primary context, in which torch works."""
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     _drive("cuDeviceGet", ctypes.byref(handle), device)
     _drive("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
@@ -187,7 +191,7 @@ def _primary(device: int) -> ctypes.c_void_p:
 
 @contextlib.contextmanager
 def _context(device: int) -> Iterator[None]:
-    """Makes a device's context current: in a thread of autograd there may be none yet."""
+    """Make a device's context current: a thread of autograd may have none yet."""
     _drive("cuCtxPushCurrent_v2", _primary(device))
     try:
         yield

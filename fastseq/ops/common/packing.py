@@ -1,4 +1,4 @@
-"""Tensors of any number, shapes and dtypes as one: what an operator can return."""
+"""Packs tensors of any number, shapes and dtypes into one, which an operator can return."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ _DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8)
 
 
 def pack(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(bytes, layout) of the tensors; layout on the CPU: dtype, rank and sizes of each."""
+    """(bytes, layout) of the tensors; layout is on the CPU: dtype, rank and sizes of each."""
     layout = [n for t in tensors for n in (_DTYPES.index(t.dtype), t.dim(), *t.shape)]
-    # Each begins at a multiple of 8 bytes, as a view of another dtype has to.
+    # Each begins at a multiple of 8 bytes, as a view of another dtype requires.
     parts = [torch.empty(0, dtype=torch.uint8, device=device)]
     for t in tensors:
         raw = t.contiguous().reshape(-1).view(torch.uint8)

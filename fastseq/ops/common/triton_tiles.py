@@ -1,4 +1,4 @@
-"""What the Triton kernels of several ops do with a tile.
+"""Tile functions that the Triton kernels of several ops share.
 
 Names in kernels begin with what they hold: ``p_`` a pointer, ``b_`` the values of a block (rows,
 columns or a tile), ``o_`` offsets or frame numbers, ``m_`` a mask, ``i_`` which sequence, direction
@@ -10,7 +10,7 @@ import os
 import triton
 import triton.language as tl
 
-# The interpreter's tl.dot multiplies the raw bits of bf16.
+# The interpreter's tl.dot would multiply the raw bits of bf16 numbers.
 INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 
@@ -24,15 +24,15 @@ def dot(b_x, b_y, b_acc, PREC: tl.constexpr):
 
 @triton.jit
 def fma(b_x, b_y, b_z):
-    """x y + z in fp32, rounded once. The interpreter's own rounds twice."""
+    """x y + z in fp32, rounded once. The interpreter's version rounds twice."""
     b_xyz = (b_x.to(tl.float64) * b_y + b_z).to(tl.float32) if INTERPRET else tl.fma(b_x, b_y, b_z)
     return b_xyz
 
 
 @triton.jit
 def over(number, p_x):
-    """The number, divided by what the pointer leads to unless it is None; NaN where that is not
-    greater than 0 and finite."""
+    """The number divided by the value at the pointer; unchanged if the pointer is None; NaN if that
+    value is not positive and finite."""
     number = tl.cast(number, tl.float32)
     if p_x is not None:
         x = tl.load(p_x).to(tl.float32)
@@ -42,7 +42,7 @@ def over(number, p_x):
 
 @triton.jit
 def split(b_x):
-    """fp32 as the sum of three bf16, the last two of which are 0 where the first is not finite."""
+    """fp32 as a sum of three bf16; the last two are 0 where the first is not finite."""
     b_h = b_x.to(tl.bfloat16)
     b_rest = b_x - b_h.to(tl.float32)
     b_rest = tl.where(tl.abs(b_h.to(tl.float32)) < float("inf"), b_rest, 0.0)
@@ -63,12 +63,12 @@ def frames(p_z, o_t, m_t, k, D: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def is_last(p_ticket):
-    """Whether every other program has come here before: what they stored so far can be read.
+    """Whether every other program has already come here, so that all their results can be read.
 
-    Only the last one goes on, alone and in an order of its own, so that which one it is does not
-    show. It leaves the ticket at 0 for the next launch.
+    Only the last program continues, and adds in a fixed order: the result does not depend on
+    which program that is. It leaves the ticket at 0 for the next launch.
     """
-    tl.debug_barrier()  # all threads have stored, before one of them says so
+    tl.debug_barrier()  # all threads have stored their results before one of them counts
     last = tl.atomic_add(p_ticket, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1
     if last:
         tl.store(p_ticket, 0)

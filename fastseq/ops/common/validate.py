@@ -1,4 +1,4 @@
-"""Checks of user input that two or more ops share. Errors say what came and what was expected."""
+"""Checks of user input shared by two or more ops. Errors state what was passed and expected."""
 
 import numbers
 import warnings
@@ -47,14 +47,14 @@ def check_pair(op: str, name1: str, z1: Tensor, name2: str, z2: Tensor) -> None:
 
 
 def _is_number(value: object) -> bool:
-    # Asking numbers.Real takes ten times as long.
+    # isinstance(value, numbers.Real) takes ten times as long.
     if type(value) is float or type(value) is int:
         return True
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_positive(op: str, name: str, value: float) -> float:
-    """A number greater than zero that float32 arithmetic can take, as a Python float."""
+    """A positive number within float32's range, returned as a Python float."""
     if isinstance(value, Tensor):
         raise TypeError(
             f"{op}: {name} must be a Python number, got a Tensor; pass float({name}) "
@@ -62,7 +62,7 @@ def check_positive(op: str, name: str, value: float) -> float:
         )
     if not _is_number(value):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    # One comparison refuses NaN too, and torch.compile can trace it.
+    # One comparison rejects NaN too, and torch.compile can trace it.
     if not 1e-30 <= value <= 1e30:
         raise ValueError(
             f"{op}: {name} must be finite (1e-30 to 1e30) and greater than 0, got {value}"
@@ -73,18 +73,18 @@ def check_positive(op: str, name: str, value: float) -> float:
 def check_scalar(
     op: str, name: str, value: float | Tensor, device: torch.device
 ) -> tuple[float, Tensor | None]:
-    """An option that may be a 0-dim tensor: the number and None, or 1 and the tensor on ``device``.
-    The number is for the caller to check.
+    """An option that may be a 0-dim tensor. Returns the number and None, or 1 and the tensor on
+    ``device``. The caller checks the number.
 
-    What a tensor holds is looked at on the CPU alone, and not while torch.compile traces: reading
-    it from a GPU would wait for it. Kernels make NaN of what is not positive and finite. A number
-    for which torch.compile has a symbol becomes a tensor too: it would compile anew for each
-    constant that it hands to an operator of ours.
+    The value of a tensor is checked on the CPU only, and not while torch.compile traces: reading it
+    from a GPU would wait for the GPU. Kernels return NaN for values that are not positive and
+    finite. A number that torch.compile traces as a symbol becomes a tensor too: as a constant
+    passed to a custom operator, each value would be compiled separately.
     """
     if not isinstance(value, Tensor):
         if not _has_symbol(value):
             return value, None
-        # A product, since torch.compile makes tensors of the floats in arithmetic alone.
+        # A product, since torch.compile makes a tensor only of a float used in arithmetic.
         wide = torch.float32 if device.type == "mps" else torch.float64
         one = torch.ones((), dtype=wide, device=device)
         return 1.0, one * check_positive(op, name, value)
@@ -108,7 +108,7 @@ def check_scalar(
         )
     if value.device == device:
         return 1.0, value
-    # A copy that is not pinned: what the caller writes into it next does not reach this call.
+    # A copy that is not pinned: later writes by the caller do not reach this call.
     return 1.0, value.clone().to(device, non_blocking=True)
 
 
@@ -118,25 +118,25 @@ def _has_symbol(value: object) -> bool:
         return False
     if not isinstance(value, float | int):
         return False
-    # Not at the top: importing it takes longer than all of this package.
+    # Not imported at the top: it takes longer than this whole package.
     from torch.fx.experimental import symbolic_shapes
 
-    # Before torch 2.8 there is no such question, and a number is a constant.
+    # Before torch 2.8 this attribute is missing, and every number is a constant.
     if not hasattr(symbolic_shapes, "has_static_value"):
         return False
     return not symbolic_shapes.has_static_value(value)
 
 
 def positive_or_nan(value: Tensor | None, number: float, dtype: torch.dtype) -> Tensor | float:
-    """The number, or what a tensor from :func:`check_scalar` holds: NaN unless that is greater than
-    0 and finite."""
+    """The number, or the value of a tensor from :func:`check_scalar`: NaN unless that is positive
+    and finite."""
     if value is None:
         return number
     return torch.where((value > 0) & (value < torch.inf), value, torch.nan).to(dtype)
 
 
 def check_nonnegative(op: str, name: str, value: float, below: float | None = None) -> float:
-    """Zero or a number that :func:`check_positive` takes, less than ``below``, as a float."""
+    """Zero or a number that :func:`check_positive` accepts, less than ``below``, as a float."""
     if not _is_number(value):
         raise TypeError(f"{op}: {name} must be a Python number, got {type(value).__name__}")
     top = 1e30 if below is None else below
@@ -159,12 +159,12 @@ def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> No
 
 
 def renamed(op: str, old: str, old_value: str, new: str, value: str, default: str) -> str:
-    """The value of an option that was given under its former name, ``old``."""
+    """The value of an option that the caller may have passed under its former name, ``old``."""
     if value != default:
-        raise TypeError(f"{op}: {old} is the former name of {new}; give {new} alone")
+        raise TypeError(f"{op}: {old} is the former name of {new}; pass {new} alone")
     if not torch.compiler.is_compiling():
         warnings.warn(
-            f"{op}: {old}= is called {new}= now, and is no longer accepted from version 0.3 on; "
+            f"{op}: {old}= is now called {new}=, and version 0.3 drops the former name; "
             f"to fix: {new}={old_value!r}",
             DeprecationWarning,
             stacklevel=3,

@@ -1,4 +1,4 @@
-"""contrastive_idm: checks, choice of backend, and how its backends join PyTorch."""
+"""contrastive_idm: argument checks, choice of backend, and the link to PyTorch."""
 
 import functools
 import warnings
@@ -14,7 +14,7 @@ from fastseq.ops.common.validate import check_embeddings, renamed
 from fastseq.ops.contrastive_idm.options import CIDMOptions
 from fastseq.ops.contrastive_idm.reference import contrastive_idm_reference
 
-# Frames from which the squared gaps of eq. 7 outgrow a Soft-DTW over as many frames.
+# Above this number of frames the squared gaps of eq. 7 outgrow a Soft-DTW of that length.
 LARGE_SCALE_FROM = 128
 
 
@@ -35,7 +35,7 @@ def contrastive_idm(
 ) -> Tensor:
     r"""Contrastive inverse difference moment of each sequence with itself (LAV, eq. 7).
 
-    Frames that are near in time are drawn together, those further apart than ``window`` are
+    Frames that are near in time are pulled together; frames further apart than ``window`` are
     pushed apart until their distance reaches ``margin``. With g_ij = |t_i - t_j| and
     D_ij = ||z_i - z_j||^2, over all ordered pairs of real frames::
 
@@ -44,27 +44,29 @@ def contrastive_idm(
         idm:          sum_ij  -(g_ij^2 + 1) D_ij                      (eq. 6; no bound from below)
         sfa:          sum_ij  D_ij, or max(0, margin - D_ij)          (eq. 7 without its weights)
 
-    Memory grows with N T D, not with T^2, except with ``backend="reference"``.
+    Memory grows with N T D, not with N T^2, except with ``backend="reference"``.
 
     Args:
         z: embeddings (N, T, D), or (T, D) for one sequence; float64, float32, bfloat16 or float16.
-            They are not normalised here; LAV's are, so that D_ij lies between 0 and 4.
-        t: times (T,) or (N, T), any order, duplicates allowed. Default: the frame index. Constants.
-        window: sigma, in the unit of t, or one for each sequence as a tensor (N,). A gap of
-            exactly the window is near. 10.0: the released code, in frames of the video.
-        margin: lambda, in the unit of D. 2.0: the released code, on normalised embeddings. At
-            exactly the margin the gradient is 0.
-        kind: see above; the three that LAV's Table 1 compares.
+            They are not normalised here. LAV normalises them, so that D_ij lies between 0 and 4.
+        t: times (T,) or (N, T) of integers or floats, in any order; duplicates allowed. Default:
+            the frame index. No gradient is computed for them.
+        window: sigma, in the unit of t; or a tensor (N,) with one for each sequence. A gap equal to
+            the window counts as near. Default 10.0: the released code, in frames of the video.
+        margin: lambda, in the unit of D. Default 2.0: the released code, on normalised embeddings.
+            At exactly the margin the gradient is 0.
+        kind: "contrastive", "idm" or "sfa" as above, the three that LAV's Table 1 compares.
         weights: "paper", or "code": near pairs have weight 1 as in the released code, which also
-            divides its times by the video's length (see :func:`fastseq.lav_loss`). Without effect
+            divides its times by the video's length (see :func:`fastseq.lav_loss`). No effect on
+            "idm" and "sfa".
             on "idm" and "sfa".
         distance: "sqeuclidean", or "euclidean": D_ij = ||z_i - z_j||, whose gradient is 0 where
             frames are equal.
         lengths: (N,) integers: the number of real frames at the start of each sequence.
-        valid: (N, T) bool, True = real frame; give this or lengths. Padding is ignored, even if it
+        valid: (N, T) bool, True = real frame; pass this or lengths. Padding is ignored, even if it
             contains NaN.
-        reduction: "none": (N,), the sums above; "sum": their sum; "mean": each divided by its
-            number of pairs, length^2, then the mean over sequences of at least one frame.
+        reduction: "none": (N,), the sums above; "sum": their sum; "mean": each sum divided by its
+            number of pairs, length^2, then averaged over sequences with at least one frame.
         backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device) or "reference"
             (dense; the only one that can be differentiated twice).
         form: the former name of ``kind``, accepted until version 0.3.
@@ -73,14 +75,14 @@ def contrastive_idm(
         A scalar, or (N,) with ``reduction="none"`` (a scalar for one sequence): float64 for float64
         inputs, otherwise float32. The gradient has the dtype of z. One frame: 0 with gradient 0.
 
-    The scale of eq. 7 grows like T^4 where t counts frames: about 6e8 at T = 480, beside a Soft-DTW
-    of about 600. A warning says so once, above T = 128, where t is not given or integer; times in
-    seconds or in shares of the video (floats) do not have that scale, nor has kind="sfa".
+    With times in frames, eq. 7 grows like T^4: about 6e8 at T = 480, beside a Soft-DTW of about
+    600. Above T = 128 a warning states this once if t is missing or integer. Times in seconds or as
+    fractions of the video (floats) do not have that scale, nor does kind="sfa".
 
     Raises:
-        TypeError: wrong dtype or type, or form beside another kind. ValueError: wrong shape or
-            option value.
-        RuntimeError: a backend asked for by name cannot serve the call (it never falls back), or
+        TypeError: wrong dtype or type, or form together with another kind. ValueError: wrong shape
+            or option value.
+        RuntimeError: a backend named in the call does not support it (it is never replaced), or
             a backend other than "reference" is differentiated twice.
 
     Example:
@@ -134,7 +136,7 @@ def _warn_large_scale() -> None:
     warnings.warn(
         f"contrastive_idm: with more than {LARGE_SCALE_FROM} frames the weights (gap^2 + 1) of "
         "the paper's form dwarf every other loss (about 6e8 at T = 480 as a sum, beside a Soft-DTW "
-        "of about 600); to fix: t in seconds or in shares of the video, kind='sfa' or "
+        "of about 600); to fix: t in seconds or in fractions of the video, kind='sfa' or "
         "fastseq.lav_loss(form='code')",
         stacklevel=3,
     )
@@ -142,14 +144,14 @@ def _warn_large_scale() -> None:
 
 @constant_under_compile
 def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
-    """The backend that serves such a call, and why. Reads nothing but its arguments and the
+    """The backend for such a call, and why it was picked. Depends only on the arguments and the
     environment."""
     return choose_triton_or_torch("contrastive_idm", requested, device_type, dtype)
 
 
 def _shapes(z, t, lengths, windows, backend: str, opts: CIDMOptions, needs):
-    """Of the loss, the coefficients of the reduction, and what the backend "torch" keeps of each
-    pair."""
+    """Shapes of the loss, of the reduction's coefficients, and of the numbers that the backend
+    "torch" keeps for each pair."""
     loss = z.shape[:1] if opts.reduction == "none" else ()
     return loss, z.shape[:1], kept_pairs(z, z, needs) if backend == "torch" else None
 

@@ -1,4 +1,4 @@
-"""The options of one call, and what the backends share of the definition."""
+"""The options of one call, and the parts of the definition that the backends share."""
 
 from typing import NamedTuple
 
@@ -42,9 +42,9 @@ class CIDMOptions(NamedTuple):
 
 
 def pair_times(t: Tensor | None, real: Tensor, dtype: torch.dtype) -> Tensor:
-    """Times (N, T) in the type in which gaps are formed; (1, T) where all sequences share them.
+    """Times (N, T) in the dtype in which gaps are computed; (1, T) if all sequences share them.
 
-    float64 for float64 embeddings, else float32, and float32 times stay what they are: which pairs
+    float64 for float64 embeddings, otherwise float32; float32 times are not converted. Which pairs
     lie within the window must not depend on the embeddings' dtype.
     """
     if t is None:

@@ -17,10 +17,10 @@ def contrastive_idm_reference(
     """Dense contrastive_idm of inputs that op.py has checked. Needs memory for N T T D numbers."""
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     real = valid_mask(lengths, *z.shape[:2], z.device)
-    z = torch.where(real[..., None], z, 0).to(dtype)  # padding may hold NaN
+    z = torch.where(real[..., None], z, 0).to(dtype)  # padding may contain NaN
     distance = (z[:, :, None] - z[:, None]).square().sum(-1)
     if opts.distance == "euclidean":
-        # The distance of a frame to itself has gradient 0, and so has that of equal frames.
+        # The distance of a frame to itself has gradient 0, and so does that of equal frames.
         equal = distance == 0
         distance = torch.where(equal, 0, torch.where(equal, 1, distance).sqrt())
 

@@ -1,12 +1,12 @@
-"""Blockwise backend: any device, memory O(N T D) and no T x T matrix, but where that is small.
+"""Blockwise backend: any device, memory O(N T D), and a T x T matrix only in short calls.
 
-Rows are taken in blocks against the frames from the block's first one on: the rest follows by
+Rows are processed in blocks, against the frames from the block's first one on; the rest follows by
 symmetry. Embeddings are taken relative to the block's first frame, which keeps the digits of
 distances that are small beside the norms. The forward of a short call keeps the slopes of all
-pairs, and its backward forms no distance.
+pairs, and its backward computes no distance.
 
-A pair's term of the loss is ``slope * value``, and ``-slope`` its derivative by the distance: far
-pairs have the values margin - D, near ones -D.
+A pair's term of the loss is ``slope * value``, and ``-slope`` is its derivative by the distance.
+The value is margin - D for far pairs and -D for near ones.
 """
 
 import numpy as np
@@ -18,10 +18,10 @@ from fastseq.ops.common.short import kept_pairs
 from fastseq.ops.contrastive_idm.options import CIDMOptions, coefficients, pair_times
 
 # Short sequences share a block of few rows (it stays in the L2 cache, and less of the square on the
-# diagonal is formed twice), long ones want rows for the matrix product.
+# diagonal is computed twice); long ones need more rows per matrix product.
 SHORT_ROWS, SHORT_ELEMENTS = 120, 1 << 18
 LONG_ROWS, LONG_ELEMENTS = 128, 1 << 19
-# Rounding of a distance, relative to the norms that it was formed from: more than it ever is.
+# Rounding error of a distance, relative to the norms that it was computed from; an upper bound.
 ROUNDINGS = 16 * torch.finfo(torch.float32).eps
 DOUBTFUL_AT_ONCE = 4096
 
@@ -29,8 +29,8 @@ DOUBTFUL_AT_ONCE = 4096
 def forward(
     z, t, lengths, windows, opts: CIDMOptions, needs
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss, the coefficients (N,) of the reduction, and of a short call the slopes (N, T, T), the
-    diagonal of which holds minus the sums of the rows."""
+    """Loss; the coefficients (N,) of the reduction; and for a short call the slopes (N, T, T), with
+    minus the sums of the rows on the diagonal."""
     p = _Problem(z, t, lengths, windows, opts)
     shape = kept_pairs(z, z, needs)
     kept = None if shape is None else p.z.new_empty(shape)
@@ -65,7 +65,7 @@ def backward(grad, z, t, lengths, windows, coef, kept, opts: CIDMOptions, needs)
             block = _Block(p, seqs, rows)
             slope, _ = block.terms(near, None, exact=True)
             block.by_square_(slope)
-            # For the rows, and for the columns that are not rows here.
+            # For the rows, and for the columns that are not rows of this block.
             _add_pull(dz[seqs, rows], slope, block.z_row, block.z_col)
             slope, z_col = slope[:, :, block.square :], block.z_col[:, block.square :]
             _add_pull(dz[seqs, rows.stop :], slope.mT, z_col, block.z_row)
@@ -78,13 +78,13 @@ def backward(grad, z, t, lengths, windows, coef, kept, opts: CIDMOptions, needs)
 
 
 def _add_pull(out, slope, z, others) -> None:
-    """Adds sum_j slope_ij (others_j - z_i)."""
+    """Add sum_j slope_ij (others_j - z_i), in place."""
     pull = torch.bmm(slope, others)
     out += pull.addcmul_(z, slope.sum(2)[..., None], value=-1)
 
 
 class _Problem:
-    """The inputs in the form that the loops want."""
+    """The inputs in the form that the loops need."""
 
     def __init__(self, z, t, lengths, windows, opts: CIDMOptions, times: bool = True):
         self.num, self.frames, _ = z.shape
@@ -101,10 +101,10 @@ class _Problem:
         if not times:
             return
         if lengths is None and t is not None and t.dtype in (dtype, torch.float32):
-            self.times = t  # as they are, and a NaN is in the coefficients
+            self.times = t  # not converted; a NaN is in the coefficients
         else:
             self.times = pair_times(t, self.real, dtype)
-        # One row of times, one set of weights, where all sequences have the same.
+        # One row of times and one set of weights if all sequences have the same times.
         if t is not None and lengths is None and t.stride(0) == 0:
             self.times = self.times[:1]
         if windows is not None:
@@ -113,22 +113,22 @@ class _Problem:
         self._find_order()
 
     def _find_order(self):
-        """Sorted times have the pairs within the window in a band beside the diagonal. Looking
+        """With sorted times, pairs within the window form a band beside the diagonal. Checking
         costs a host read, so only on the CPU."""
         if self.times.device.type == "cpu" and self.opts.kind != "idm":
             times = self.times
             if self.mask is None:
                 ordered = times[:, 1:] >= times[:, :-1]
             else:
-                if len(times) > 1 or self.num == 1:  # else padding is masked, whatever its time
+                if len(times) > 1 or self.num == 1:  # otherwise padding is masked, at any time
                     times = torch.where(self.real[: len(times)], times, torch.inf)
                 ordered = (times.diff(dim=1) >= 0).logical_or(times[:, 1:] == torch.inf)
             if bool(ordered.all()):
                 self.keys = times.contiguous()
 
     def blocks(self):
-        """(sequences, rows, near) that are worked on together: pairs may lie within the window in
-        the first ``near`` of the columns, which start with the block's first row."""
+        """(sequences, rows, near) to process together: pairs within the window can only lie in the
+        first ``near`` of the columns, which start with the block's first row."""
         frames = self.frames
         together = max(1, SHORT_ELEMENTS // max(1, SHORT_ROWS * frames))
         size = max(1, min(LONG_ROWS, LONG_ELEMENTS // max(frames, 1)))
@@ -139,7 +139,7 @@ class _Problem:
                 yield seqs, block, max(stop, block.stop) - block.start
 
     def _near_until(self, seqs, rows: list[slice]) -> list[int]:
-        """For each block of rows the last frame, plus 1, that may be within a window."""
+        """For each block of rows, 1 + the last frame that may be within a window."""
         if self.keys is None or not rows:
             return [self.frames] * len(rows)
         keys = self.keys[seqs if len(self.keys) == self.num else slice(0, 1)]
@@ -163,7 +163,7 @@ class _Block:
         self.z_row = self.z_col[:, :square]
         self.norms = self.inverse = None
         if p.opts.distance == "euclidean":
-            # A root and its slope want every digit of a small distance.
+            # A square root and its slope need every digit of a small distance.
             mode = "donot_use_mm_for_euclid_dist"
             d = torch.cdist(self.z_row, self.z_col, compute_mode=mode)
             self.inverse = d.reciprocal().masked_fill_(d == 0, 0)
@@ -178,9 +178,9 @@ class _Block:
         self.negated = d
 
     def terms(self, near: int, out: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
-        """Slopes (in ``out`` if given) and values. Call it once: it changes the block.
+        """Slopes (in ``out`` if passed) and values. Call it once: it changes the block.
 
-        ``exact``: slopes have a jump at the margin, on whose side a pair is seen exactly.
+        ``exact``: slopes jump at the margin, and each pair's side of it is decided exactly.
         """
         p, opts, value = self.p, self.p.opts, self.negated
         lead = self.seqs if len(p.times) == p.num else slice(0, 1)
@@ -192,7 +192,7 @@ class _Block:
         if opts.kind == "idm":
             slope.copy_(weight)
         else:
-            # In the numbers' own type PyTorch compares several times as fast as to bool.
+            # PyTorch compares into the operands' own dtype several times as fast as into bool.
             torch.gt(value, -opts.margin, out=slope)
             if opts.kind == "contrastive":
                 slope *= weight
@@ -218,20 +218,20 @@ class _Block:
         return slope, value
 
     def by_square_(self, slope: Tensor) -> None:
-        """From derivatives by the distance to those by its square, doubled, where it is a root."""
+        """Turn derivatives by a root distance into derivatives by its square, times 2, in place."""
         if self.inverse is not None:
             slope *= self.inverse
 
     def look_again_(self, slope: Tensor, room: Tensor, weight: Tensor | None) -> None:
-        """The slope is the weight where room = margin - distance is positive, else 0. Distances
-        that rounding may have moved across are computed again in float64 (a host read, so only on
-        the CPU)."""
+        """Set the slope to the weight where room = margin - distance is positive, otherwise to 0.
+        Distances that rounding may have moved across the margin are recomputed in float64 (a host
+        read, so only on the CPU)."""
         if room.dtype == torch.float64 or room.device.type != "cpu" or room.numel() == 0:
             return
         margin = self.p.opts.margin
         euclidean = self.inverse is not None
         spread = 0 if euclidean else 2 * self.norms.amax().item()
-        # NumPy compares and looks for what is rare several times as fast as PyTorch.
+        # NumPy finds the few doubtful pairs several times as fast as PyTorch.
         doubtful = np.abs(room.numpy()) <= ROUNDINGS * (margin + spread)
         found = np.flatnonzero(doubtful)
         z, slope = self.p.z[self.seqs, self.rows.start :].detach().numpy(), slope.numpy()

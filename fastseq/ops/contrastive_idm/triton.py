@@ -1,6 +1,7 @@
-"""contrastive_idm on NVIDIA GPUs: launches the kernels of triton_*.py; op.py checks input.
+"""contrastive_idm on NVIDIA GPUs: launches the kernels of triton_*.py; op.py checks the input.
 
-Two launches forward, two backward. Nothing is read back, so a CUDA graph can capture it.
+Two launches forward, two backward. Nothing is copied back to the host, so the call can be captured
+in a CUDA graph.
 """
 
 from collections.abc import Sequence
@@ -27,12 +28,12 @@ from fastseq.ops.contrastive_idm.triton_operands import cidm_prepare_kernel
 def tiles(kernel: str, d: int, operands: str, direct: bool, arch: int) -> Tiles:
     """The configuration of "loss" or "grad" for "bf16", "fp16", "tf32" or "tf32x3" operands.
 
-    ``direct``: distances from differences. Nothing here may depend on N or T: a sequence gives the
+    ``direct``: distances from differences. Nothing here may depend on N or T: a sequence has the
     same bits alone and in a batch. Chosen so that nothing spills
     (tests/data/contrastive_idm_resources.json) and to fit the 99 kB of shared memory of sm_86.
     """
     padded = max(16, triton.next_power_of_2(d))
-    interpreted = arch == 0  # which wants few, large steps
+    interpreted = arch == 0  # the interpreter: few, large steps
     half = operands in ("bf16", "fp16")
     if direct:
         if interpreted:
@@ -44,11 +45,11 @@ def tiles(kernel: str, d: int, operands: str, direct: bool, arch: int) -> Tiles:
     if half:
         if kernel == "loss":
             return Tiles(64, 64, step, padded, 4, 2 if arch < 90 and padded > 256 else 3)
-        # float16 has two products in the tiles within the window.
+        # float16 computes two products in the tiles within the window.
         wide = operands == "bf16" and arch == 90
         chunk = min(step, 128 if arch == 90 else 64)
         if arch == 90 and padded > (256 if wide else 128):
-            step = 64  # unrolled steps over the channels have many addresses
+            step = 64  # unrolled steps over the channels need many addresses
         return Tiles(64, 64 if wide else 32, step, chunk, 4, 3)
     if arch == 90:
         chunk = min(step, 64 if operands == "tf32x3" else 128)
@@ -70,7 +71,7 @@ def forward(
     opts: CIDMOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, None]:
-    """Loss, the coefficients (N,) of the reduction, and nothing of pairs."""
+    """Loss, the coefficients (N,) of the reduction, and None for pairs."""
     n, frames, _ = z.shape
     fp32 = {"dtype": torch.float32, "device": z.device}
     shape = (n,) if opts.reduction == "none" else ()
@@ -118,9 +119,9 @@ def backward(
 
 
 class Kernels(NamedTuple):
-    """The kernels of a kind of call: what prepares the inputs of the loss and of the gradient and
-    splits float32 into so many planes (0: distances from differences), those two, rows and columns
-    of their tiles, gradient programs for all channels."""
+    """The kernels of one kind of call: the two that prepare the inputs of loss and gradient, and
+    split float32 into so many planes (0: distances from differences); those two; rows and columns
+    of their tiles; and the number of gradient programs that cover the channels."""
 
     of_loss: launch.Kernel
     of_grad: launch.Kernel
@@ -170,7 +171,7 @@ def _choose(
 def constants(
     d: int, operands: str, arch: int, kind: str, paper: bool, direct: bool, reduction: str
 ) -> dict[str, dict[str, Any]]:
-    """Constants and options of each kernel; "prepare" is the gradient's."""
+    """Constants and options of each kernel; "prepare" belongs to the gradient."""
     loss, grad = (tiles(kernel, d, operands, direct, arch) for kernel in ("loss", "grad"))
     shared = {"D": d, "KIND": kind, "PAPER": paper}
     of_loss = shared | _tile(loss) | {"REDUCTION": reduction}
@@ -198,7 +199,7 @@ def constants(
 
 
 def planes(operands: str) -> int:
-    """bfloat16 numbers that an operand is split into."""
+    """Number of bfloat16 numbers that an operand is split into."""
     return {"tf32": 2, "tf32x3": 3}.get(operands, 1)
 
 
@@ -221,9 +222,9 @@ def _prepared(
     prepare: launch.Kernel,
     columns: int,
 ) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
-    """What ``prepare`` makes of the frames in blocks of ``columns``: times and norms and, but for
-    distances from differences, the blocks' spans and the rows of float32, split; windows as
-    float32."""
+    """Frames as ``prepare`` stores them, in blocks of ``columns``: times and norms; unless
+    distances come from differences, also the blocks' time spans and the split rows of float32; and
+    windows as float32."""
     n, frames, channels = z.shape
     if t is not None:
         if t.dtype == torch.float64:

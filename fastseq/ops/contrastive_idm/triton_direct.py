@@ -35,7 +35,7 @@ def distances(
 
 @triton.jit
 def pair_losses(b_d, b_gap, window, margin, KIND: tl.constexpr, PAPER: tl.constexpr):
-    """Each pair's term of the loss. Comparisons are such that a NaN distance stays NaN."""
+    """Each pair's term of the loss. Comparisons are written so that a NaN distance stays NaN."""
     b_w = b_gap * b_gap + 1.0
     if KIND == "idm":
         b_pair = -b_w * b_d
@@ -69,7 +69,7 @@ def pair_slopes(b_d, b_gap, window, margin, KIND: tl.constexpr, PAPER: tl.conste
 
 @triton.jit
 def to_operand(b_c, BF16: tl.constexpr, PREC: tl.constexpr):
-    """Slopes as the tensor cores will take them, so that they can be added up as they are taken."""
+    """Slopes rounded as the tensor cores read them, so that their sum matches the product."""
     if BF16:
         b_c = b_c.to(tl.bfloat16).to(tl.float32)
     elif PREC == "tf32":
@@ -80,8 +80,8 @@ def to_operand(b_c, BF16: tl.constexpr, PREC: tl.constexpr):
 
 @triton.jit
 def centred(p_z, o_t, m_t, first, k, D: tl.constexpr, BK: tl.constexpr, CENTRE: tl.constexpr):
-    """Frames less the frame ``first``. Half precision stays as it is: its products are exact, its
-    differences would be rounded again."""
+    """Frames minus the frame ``first``. Half precision is not centred: its products are exact, and
+    its differences would be rounded again."""
     b_z = frames(p_z, o_t, m_t, k, D, BK)
     if CENTRE:
         o_k = k + tl.arange(0, BK)
@@ -99,7 +99,7 @@ def cidm_direct_loss_kernel(
     p_part,  # [N, blocks]
     p_loss,  # [N] or []
     p_coef,  # [N]
-    p_ticket,  # 0, and 0 again in the end
+    p_ticket,  # 0 before and after the launch
     N,
     T,
     window,
@@ -125,7 +125,7 @@ def cidm_direct_loss_kernel(
     around, tiles = tiles_around(n, i_b, BM)
     b_tm = tl.load(p_tn + o_m, mask=m_m, other=0.0)
     b_za = frames(p_zn, o_m, m_m, 0, D, BK)
-    b_row = b_tm - b_tm  # NaN where a time is, which no window may hide
+    b_row = b_tm - b_tm  # NaN where a time is NaN: no window may hide it
     for k in range(0, tiles):
         j = i_b + k
         j = tl.where(j >= around, j - around, j)
@@ -200,7 +200,7 @@ def cidm_direct_grad_kernel(
         b_sum += tl.sum(b_c, 1)
         b_zc = centred(p_zn, o_n, m_n, first, chunk, D, BD, CENTRE)
         if FP16:
-            # Weights reach T^2: beyond fp16, within tf32, which holds fp16 frames exactly.
+            # Weights reach T^2: beyond fp16, within tf32, which represents fp16 frames exactly.
             b_acc = dot(b_c, b_zc.to(tl.float32), b_acc, PREC)
         else:
             b_acc = dot(b_c.to(b_zc.dtype), b_zc, b_acc, PREC)

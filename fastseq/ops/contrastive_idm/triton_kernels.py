@@ -1,12 +1,12 @@
 """The Triton kernels of contrastive_idm with squared distances.
 
-A program owns BM frames of one sequence; triton_operands.py prepares what it loads. The loss kernel
-visits each pair of blocks once: block i goes with the blocks i, i + 1, ... up to half way around
-the circle of blocks, so that all programs have the same work. The gradient kernel goes over all
-blocks, so that nothing is added across programs. The losses are, by the program that ends last and
-in an order of its own: no float atomics, no zero-fill, the same bits every time. Both have two
-loops: of the tiles that may have pairs within the window, and of those that have none. README.md in
-this folder derives the formulas.
+A program owns BM frames of one sequence; triton_operands.py prepares the data that it loads. The
+loss kernel visits each pair of blocks once: block i meets the blocks i, i + 1, ... up to half way
+around the circle of blocks, so that all programs have the same work. The gradient kernel visits all
+blocks, so that programs never add to each other's rows. The last program to finish sums the losses
+in a fixed order: no float atomics, no zero-fill, the same bits every time. Both kernels have two
+loops: over tiles that may contain pairs within the window, and over tiles that contain none.
+README.md in this folder derives the formulas.
 """
 
 import triton
@@ -26,7 +26,7 @@ from fastseq.ops.contrastive_idm.triton_parts import length, reduce, tiles_aroun
 
 @triton.jit
 def reciprocal(b_x):
-    """1 / x to one unit in the last place; a quotient of Triton scales both sides before."""
+    """1 / x to one unit in the last place; Triton's division would scale both sides first."""
     if INTERPRET:
         b_y = 1.0 / b_x
     else:
@@ -38,14 +38,14 @@ def reciprocal(b_x):
 
 @triton.jit
 def open_hinge(b_s):
-    """max(s, 0), NaN where s is."""
+    """max(s, 0), and NaN where s is NaN."""
     return tl.maximum(b_s, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def row_sums(b_c, c0, b_ones, b_sum, PLANES: tl.constexpr):
-    """Slopes added up as they were multiplied, in as many equal columns as b_sum has. For halves
-    the tensor cores do that too."""
+    """Sums of slopes as rounded for the product, in as many equal columns as b_sum has. For half
+    precision the tensor cores compute these sums too."""
     if PLANES == 1:
         b_sum = dot(c0, b_ones, b_sum, "tf32")
     else:
@@ -55,7 +55,7 @@ def row_sums(b_c, c0, b_ones, b_sum, PLANES: tl.constexpr):
 
 @triton.jit
 def added(b_sum, b_x, PLANES: tl.constexpr):
-    """The sum and a tile of as many columns, or of one."""
+    """b_sum plus a tile of as many columns, or plus the row sums of the tile."""
     if PLANES == 1:
         b_sum += b_x
     else:
@@ -66,7 +66,7 @@ def added(b_sum, b_x, PLANES: tl.constexpr):
 @triton.jit
 def near_blocks(p_span, o_b, m_b, low, high, window):
     """Which blocks may have frames within the window of the times from low to high. Rounding is
-    monotone: where these gaps are beyond the window, so are all gaps of the two blocks' frames."""
+    monotone: if these gaps exceed the window, so do all gaps between the two blocks' frames."""
     b_low = tl.load(p_span + 2 * o_b, mask=m_b, other=0.0)
     b_high = tl.load(p_span + 2 * o_b + 1, mask=m_b, other=0.0)
     return m_b & ~((b_low - high > window) | (low - b_high > window))
@@ -77,13 +77,13 @@ def cidm_loss_kernel(
     p_z,  # [N, T, D]
     p_side,  # [N, 2, frames of all blocks]
     p_span,  # [N, blocks, 2]
-    p_planes,  # [N, PLANES, frames of all blocks, D], or None for halves
+    p_planes,  # [N, PLANES, frames of all blocks, D], or None for half precision
     p_len,  # [N] or None
     p_window,  # [N] or None: window
     p_part,  # [N, blocks]
     p_loss,  # [N] or []
     p_coef,  # [N]
-    p_ticket,  # 0, and 0 again in the end
+    p_ticket,  # 0 before and after the launch
     N,
     T,
     window,
@@ -116,9 +116,9 @@ def cidm_loss_kernel(
     b_tm = tl.load(p_time + o_m, mask=m_m, other=0.0)
     b_norm = -tl.load(p_norm + o_m, mask=m_m, other=float("inf"))
     x0, x1, x2 = planes(p_rows, stride, o_m, n, 0, D, BK, PLANES)
-    # Sorted times have the tiles within the window first.
+    # With sorted times, the tiles within the window come first.
     near = tl.minimum(tiles, 1)
-    if PLANES == 3:  # tensor cores set the pace: one loop, which leaves registers for more
+    if PLANES == 3:  # limited by tensor cores: one loop, to save registers
         near = tiles
     elif KIND != "idm":
         low, high = extent(b_tm, m_m)
@@ -130,10 +130,10 @@ def cidm_loss_kernel(
             near = tl.maximum(near, tl.max(tl.where(m_k, o_k + 1, 0), 0))
 
     o_c = tl.arange(0, BM)
-    # Halves add up single pairs: float32 has no registers for that.
+    # Half precision sums single pairs; float32 has no registers for that.
     b_loss = tl.zeros(
         [BM, BM if PLANES == 1 else 1], tl.float32
-    )  # a quarter of it: half a distance, half of the pairs
+    )  # a quarter of the sum: half distances, half of the pairs
     for k in range(0, near):
         j = i_b + k
         j = tl.where(j >= around, j - around, j)
@@ -153,7 +153,7 @@ def cidm_loss_kernel(
                 if PAPER:
                     b_pair *= reciprocal(b_w)
             b_pair = tl.where(tl.abs(b_gap) > window, b_far, b_pair)
-        # Of the block with itself, each pair once.
+        # A block paired with itself: each pair once.
         b_after = tl.where(k > 0, -1, o_m - first)
         m_pair = (o_c < n - j * BM)[None, :] & (o_c[None, :] > b_after[:, None])
         b_loss = added(b_loss, tl.where(m_pair, b_pair, 0.0), PLANES)
@@ -176,7 +176,7 @@ def cidm_loss_kernel(
                 b_pair *= b_gap * b_gap + 1.0
             b_loss = added(b_loss, b_pair, PLANES)
     b_row = tl.where(m_m, 4.0 * tl.sum(b_loss, 1), 0.0)
-    b_row += b_tm - b_tm  # NaN where a time is, which no window may hide
+    b_row += b_tm - b_tm  # NaN where a time is NaN: no window may hide it
     p_block = p_part + i_n * blocks + i_b
     tl.store(p_block, tl.sum(b_row, 0))
     if is_last(p_ticket):
@@ -185,7 +185,7 @@ def cidm_loss_kernel(
 
 @triton.jit
 def unit_of(low, high):
-    """A power of two that brings the times' span below 128, at most 1."""
+    """A power of two, at most 1, that scales the times' span below 128."""
     bits = (high - low).to(tl.int32, bitcast=True)
     exponent = tl.minimum(tl.maximum((bits >> 23) - 133, 0), 60)
     return ((127 - exponent) << 23).to(tl.float32, bitcast=True)
@@ -237,11 +237,11 @@ def cidm_grad_kernel(
     o_m = first + tl.arange(0, BM)
     m_m = o_m < n
     b_tm = tl.load(p_time + o_m, mask=m_m, other=0.0)
-    # A hinge is open where the product is beyond this and the column's half norm.
+    # A hinge is open where the product exceeds this plus the column's half norm.
     b_open = tl.load(p_norm + o_m, mask=m_m, other=float("inf")) - half_margin
     x0, x1, x2 = planes(p_rows, stride, o_m, n, 0, D, BK, PLANES)
     tiles = tl.where(first < n, tl.cdiv(n, BN), 0)
-    # The rows' own tiles, and with them all from the first to the last one within the window.
+    # The rows' own tiles, extended to the first and the last tile within the window.
     begin = tl.minimum(first // BN, tiles)
     end = tl.minimum((first + BM + BN - 1) // BN, tiles)
     low, high = extent(b_tm, m_m)
@@ -262,7 +262,7 @@ def cidm_grad_kernel(
                 b_high = tl.load(p_sp + 2 * o_b + 1, mask=m_b, other=float("-inf"))
                 low = tl.minimum(low, tl.min(b_low, 0))
                 high = tl.maximum(high, tl.max(b_high, 0))
-    # Weights reach T^2, beyond fp16: they are formed in a unit of time that bounds them.
+    # Weights reach T^2, beyond fp16: they are computed in a unit of time that bounds them.
     unit = 1.0
     if FP16 and KIND != "sfa":
         unit = unit_of(low, high)
@@ -283,7 +283,8 @@ def cidm_grad_kernel(
         )
         b_gap = b_tm[:, None] - unit * tl.load(p_time + j * BN + o_c)[None, :]
         b_w = b_gap * b_gap + one
-        # Relative to the tile: numbers of frames would be carried from the trip that loads them.
+        # Relative to the tile: absolute frame numbers would be kept in registers from the loop turn
+        # that loads them.
         m_pair = (o_c < n - j * BN)[None, :] & ((o_m - j * BN)[:, None] != o_c[None, :])
         if KIND == "idm":
             b_c = -b_w

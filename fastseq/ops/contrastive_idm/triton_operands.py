@@ -1,8 +1,8 @@
-"""What the squared distances of contrastive_idm are multiplied from.
+"""Operands of the products behind contrastive_idm's squared distances.
 
-One kernel prepares what every tile would form anew: times as float32, squared norms, and between
-which times the frames of a block lie. float32 is split into bfloat16: the rows there, once, the
-columns in each tile, since both are relative to the first of the rows.
+One kernel prepares what every tile would recompute: times as float32, squared norms, and the time
+span of each block. float32 is split into bfloat16. The rows are split once, in that kernel; the
+columns are split in each tile, since both are relative to the first of the rows.
 """
 
 import triton
@@ -19,17 +19,17 @@ def cidm_prepare_kernel(
     p_len,  # [N] or None
     p_side,  # [N, 2, blocks * BT]: times, and half of the squared norms
     p_span,  # [N, blocks, 2]: the first and the last time of a block
-    p_planes,  # [N, PLANES, blocks * BT, D], or None for halves
+    p_planes,  # [N, PLANES, blocks * BT, D], or None for half precision
     T,
     st,  # stride between sequences of the times
     D: tl.constexpr,
-    BT: tl.constexpr,  # frames of a block, which is a program
-    BM: tl.constexpr,  # of the blocks of rows, whose first frame float32 is relative to
+    BT: tl.constexpr,  # frames of a block; one program each
+    BM: tl.constexpr,  # rows of a block; float32 is relative to its first frame
     BK: tl.constexpr,
-    PLANES: tl.constexpr,  # 0: times alone
+    PLANES: tl.constexpr,  # 0: only times
 ):
-    """Times: float32 ones as they are, integers relative to the sequence's first frame. Padding has
-    the first frame's time and the norm infinity: no hinge is open there."""
+    """Times: float32 ones unchanged, integers relative to the sequence's first frame. Padding has
+    the first frame's time and an infinite norm, so that no hinge is open there."""
     blocks = tl.cdiv(T, BT)
     i_b = tl.program_id(0) % blocks
     i_n = (tl.program_id(0) // blocks).to(tl.int64)
@@ -79,8 +79,8 @@ def extent(b_t, m_t):
 
 @triton.jit
 def channels(p_z, o_t, n, k, D: tl.constexpr, BK: tl.constexpr):
-    """Channels k to k + BK of frames. Padding gets the last real frame: a mask of every row is
-    dearer, and what its pairs have is not added up."""
+    """Channels k to k + BK of frames. Padding reads the last real frame: masking every row costs
+    more, and the pairs of padding are never summed."""
     o_t = tl.minimum(o_t, tl.maximum(n - 1, 0))
     o_k = k + tl.arange(0, BK)
     p_tile = p_z + o_t.to(tl.int64)[:, None] * D + o_k[None, :]
@@ -93,8 +93,8 @@ def channels(p_z, o_t, n, k, D: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def centred(p_z, o_t, n, first, k, D: tl.constexpr, BK: tl.constexpr, PLANES: tl.constexpr):
-    """Frames as they are multiplied, of float32 ones the difference to the frame ``first`` (that of
-    halves would be rounded, while their products are exact)."""
+    """Frames as operands of the product: float32 relative to the frame ``first``, half precision
+    unchanged (its differences would be rounded, while its products are exact)."""
     b_z = channels(p_z, o_t, n, k, D, BK)
     if PLANES > 1:
         o_k = k + tl.arange(0, BK)
@@ -105,15 +105,15 @@ def centred(p_z, o_t, n, first, k, D: tl.constexpr, BK: tl.constexpr, PLANES: tl
 
 @triton.jit
 def upper(b_x):
-    """float32 without its lower 16 bits: a bfloat16, cut off."""
+    """float32 truncated to its upper 16 bits: a bfloat16."""
     return (b_x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def split(b_x, PLANES: tl.constexpr):
-    """float32 as a sum of bfloat16: 16 bits in two, all 24 in three. Halves are what they are.
+    """float32 as a sum of bfloat16: two have 16 bits, three all 24. Half precision is unchanged.
 
-    Cut off rather than rounded, which takes fewer instructions and leaves a rest that is exact.
+    Truncated rather than rounded, which takes fewer instructions and leaves an exact rest.
     """
     b_hi, b_mid, b_lo = b_x, b_x, b_x
     if PLANES > 1:
@@ -131,8 +131,8 @@ def split(b_x, PLANES: tl.constexpr):
 
 @triton.jit
 def planes(p_rows, stride, o_m, n, k, D: tl.constexpr, BK: tl.constexpr, PLANES: tl.constexpr):
-    """The rows, split: loaded, so that tensor cores take them from shared memory; split here they
-    would be held in registers."""
+    """The split rows: loaded, so that tensor cores read them from shared memory. Split here, they
+    would occupy registers."""
     x0 = channels(p_rows, o_m, n, k, D, BK)
     x1, x2 = x0, x0
     if PLANES > 1:
@@ -144,8 +144,8 @@ def planes(p_rows, stride, o_m, n, k, D: tl.constexpr, BK: tl.constexpr, PLANES:
 
 @triton.jit
 def dot_planes(x0, x1, x2, y0, y1, y2, b_acc, PLANES: tl.constexpr):
-    """The product of what was split, down to the last bits of float32. The small terms come first:
-    tensor cores cut off what is below the sum's last bit."""
+    """The product of split operands, to the last bits of float32. Small terms come first: tensor
+    cores truncate what lies below the sum's last bit."""
     if PLANES == 1:
         return dot(x0, y0, b_acc, "tf32")
     b_part = tl.zeros(b_acc.shape, tl.float32)
@@ -161,7 +161,7 @@ def dot_planes(x0, x1, x2, y0, y1, y2, b_acc, PLANES: tl.constexpr):
 
 @triton.jit
 def half_squares(b_z, m_t):
-    """Half of the squared norms, of padding infinity."""
+    """Half of the squared norms; infinite for padding."""
     return tl.where(m_t, 0.5 * tl.sum(b_z * b_z, 1), float("inf"))
 
 
@@ -169,7 +169,7 @@ def half_squares(b_z, m_t):
 def products(
     p_z,
     p_rows,
-    stride,  # of the rows' planes
+    stride,  # between the rows' planes
     p_norm,
     x0,  # the rows' first BK channels, split
     x1,
@@ -185,11 +185,11 @@ def products(
 ):
     """Rows times columns; half of the columns' squared norms; their first BK channels, split.
 
-    Half of a squared distance is the two halves less the product.
+    Half of a squared distance is the sum of the two half norms minus the product.
     """
     o_c = tl.arange(0, BN)
     o_n = start + o_c
-    # Not by o_n, which would be carried from the trip that loads the columns.
+    # Not by o_n, which would be kept in registers from the loop turn that loads the columns.
     m_n = o_c < n - start
     b_z = centred(p_z, o_n, n, first, 0, D, BK, PLANES)
     y0, y1, y2 = split(b_z, PLANES)

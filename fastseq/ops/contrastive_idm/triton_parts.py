@@ -1,4 +1,4 @@
-"""What the Triton kernels of contrastive_idm share."""
+"""Functions that the Triton kernels of contrastive_idm share."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def length(p_len, i_n, T):
-    """Frames of sequence i_n: its length clamped to [0, T]."""
+    """Number of frames of sequence i_n: its length clamped to [0, T]."""
     n = T
     if p_len is not None:
         n = tl.minimum(tl.maximum(tl.load(p_len + i_n).to(tl.int64), 0), T).to(tl.int32)
@@ -24,11 +24,11 @@ def window_of(p_window, window, i_n):
 
 @triton.jit
 def tiles_around(n, i_b, BM: tl.constexpr):
-    """Blocks of BM frames, and how many of them block i_b visits from itself on, so that each pair
-    of blocks meets once."""
+    """Number of blocks of BM frames, and how many of them block i_b visits, itself first, so that
+    each pair of blocks meets once."""
     around = tl.cdiv(n, BM)
     half = around // 2
-    # Half way around an even circle the two blocks would meet twice.
+    # Half way around a circle of even length the two blocks would meet twice.
     tiles = half + 1 - tl.where((around % 2 == 0) & (i_b >= half), 1, 0)
     return around, tl.where(i_b * BM < n, tiles, 0)
 
@@ -37,7 +37,7 @@ def tiles_around(n, i_b, BM: tl.constexpr):
 def reduce(p_part, p_len, p_loss, p_coef, N, T, blocks, REDUCTION: tl.constexpr):
     """The loss, and the coefficients of the sequences, from the blocks of all programs.
 
-    The coefficient of a sequence whose loss is NaN is NaN, and with it its gradient.
+    The coefficient of a sequence whose loss is NaN is NaN, and so is its gradient.
     """
     BV: tl.constexpr = 16
     BB: tl.constexpr = 64

@@ -1,4 +1,4 @@
-"""lav_loss: soft_dtw and contrastive_idm put together, in the paper's form and the released one."""
+"""lav_loss: combines soft_dtw and contrastive_idm, in the paper's form and the released one."""
 
 import torch
 from torch import Tensor
@@ -47,31 +47,31 @@ def lav_loss(
     With :func:`fastseq.soft_dtw` and the sum I of :func:`fastseq.contrastive_idm` (eq. 7)::
 
         paper:   soft_dtw(x, y) + alpha (I(x) + I(y))
-        code:    the same over T, with the near pairs' weight 1, times t / duration and
-                 window / duration
+        code:    (soft_dtw(x, y) + alpha (I(x) + I(y))) / T, where I has near weights 1, times
+                 t / duration and window / duration
 
     Args:
         x, y: embeddings (N, T, D) and (N, S, D), or (T, D) and (S, D) for one pair; float64,
-            float32, bfloat16 or float16. The paper's margin and gamma are for embeddings of norm 1.
+            float32, bfloat16 or float16. The paper's margin and gamma assume embeddings of norm 1.
         tx, ty: times (T,) or (N, T). Default: the frame index. For "code": raw frame indices.
         duration_x, duration_y: for "code", the videos' lengths in the unit of t (frames): a number
-            or (N,). "paper" does not read them.
-        gamma: smoothing of Soft-DTW. 0.1: the released code.
-        alpha: weight of the regularisation, 0 or more; with 0 the embeddings collapse (the paper's
-            Table 1). 0.5: the released code.
+            or (N,). Unused with "paper".
+        gamma: smoothing of Soft-DTW. Default 0.1: the released code.
+        alpha: weight of the regularisation, 0 or more. Default 0.5: the released code. With 0 the
+            embeddings collapse (the paper's Table 1).
         window, margin: see :func:`fastseq.contrastive_idm`; window in the unit of t.
-        form: "paper", or "code" for what the released code computes: weights between 1 and 2, so
-            that both terms have one scale. Its T is the mean of both sequences' real lengths. Times
-            and window are divided in float32 as there, which decides for gaps of exactly the
-            window; compare raw frames (:func:`fastseq.contrastive_idm`) where that matters.
+        form: "paper", or "code" for the loss of the released code: weights between 1 and 2, so
+            that both terms have one scale. T is the mean of both sequences' real lengths. Times and
+            window are divided in float32 as there, which decides whether a gap equals the window;
+            where that matters compare raw frames (:func:`fastseq.contrastive_idm`).
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
             sequence.
-        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; give these or lengths. Padding
+        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; pass these or lengths. Padding
             is ignored, even if it contains NaN.
-        cost: of Soft-DTW, "sqeuclidean" or "cosine".
+        cost: cost of Soft-DTW, "sqeuclidean" or "cosine".
         divergence: Soft-DTW's divergence instead of its value (the released SDTW_NORMALIZE).
         reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0.
-        backend: "auto" (each part its own best), "torch" (any device) or "reference" (dense; the
+        backend: "auto" (picked for each part), "torch" (any device) or "reference" (dense; the
             only one that can be differentiated twice).
 
     Returns:
@@ -80,11 +80,11 @@ def lav_loss(
         value 0 and gradient 0.
 
     With "paper" and times in frames the regularisation grows like T^4, Soft-DTW like T: above
-    128 frames a warning says so once.
+    128 frames a warning states this once.
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value, or "code" without
-            durations. RuntimeError: a backend asked for by name cannot serve the call.
+            durations. RuntimeError: a backend named in the call does not support it.
 
     Example:
         >>> import torch, fastseq
@@ -110,7 +110,7 @@ def lav_loss(
     x, tx, real_x = compact(x, tx, valid_x)
     y, ty, real_y = compact(y, ty, valid_y)
     pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, device)
-    if pairs is not None:  # a pair with an empty side counts for nothing, its other side too
+    if pairs is not None:  # drop both sides of a pair if one of them is empty
         real_x = torch.where(pairs, frames_x if real_x is None else real_x, 0)
         real_y = torch.where(pairs, frames_y if real_y is None else real_y, 0)
 
@@ -157,12 +157,12 @@ def lav_loss(
 
 
 def _shares(op, name, duration, t, window, num, frames, device) -> tuple[Tensor, Tensor]:
-    """Times and window as shares of each video, in float32 as in the released code."""
+    """Times and window as fractions of each video, in float32 as in the released code."""
     durations = prepare_duration(op, name, duration, num, device)
     if durations is None:
         raise ValueError(
             f"{op}: form='code' needs {name}, the length of each video in the unit of its times: "
-            "a number or (N,)"
+            "pass a number or (N,)"
         )
     durations = durations.float()
     if t is None:

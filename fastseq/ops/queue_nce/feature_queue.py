@@ -11,18 +11,18 @@ class FeatureQueue(nn.Module):
     """A queue of embeddings, the negatives of :func:`fastseq.queue_nce` (MoCo, VCLR).
 
     Contents and pointer are buffers: they follow ``to()``, are saved with the model and survive a
-    resume. At the start the rows are random directions drawn from torch's generator, of norm 1 as
-    the keys are (VCLR's released queue starts from norms around 1, and its pointer is not saved).
+    resume. The initial rows are random directions of norm 1, like the keys, drawn from torch's
+    generator (VCLR's released queue starts from norms around 1 and does not save its pointer).
 
     Args:
-        size: rows, K. 131072: VCLR, appendix A.1.
-        dim: channels, D. 128: VCLR's heads.
-        normalize: divide keys by their L2 norms as they are stored; without effect on keys of
+        size: number of rows, K. 131,072: VCLR, appendix A.1.
+        dim: number of channels, D. 128: VCLR's heads.
+        normalize: divide keys by their L2 norms before they are stored; no effect on keys of
             norm 1.
 
-    ``features`` (K, D) is the queue. Between processes (``torch.distributed``) every rank stores
-    the keys of all ranks, in the order of ranks, so that all queues stay equal once the first
-    ``size`` keys are in; to start equal too, seed all ranks alike before this constructor.
+    ``features`` (K, D) is the queue. With several processes (``torch.distributed``) every rank
+    stores the keys of all ranks, in rank order, so that all queues are equal once the first
+    ``size`` keys are stored. For equal queues from the start, seed all ranks alike first.
 
     Raises:
         ValueError: size or dim below 1, or keys of another shape.
@@ -56,10 +56,11 @@ class FeatureQueue(nn.Module):
     def enqueue(self, keys: Tensor) -> None:
         """Store keys (B, D), or (..., D), of this step in place of the oldest ones.
 
-        B is any number, also another on each rank, and may exceed the queue's size: the last ones
-        stay. Call it on every rank, with nothing to store as well, after the loss has been computed
-        with the queue of the earlier steps. The backward may follow later. One process never waits
-        for its GPU; several tell each other how many keys they have, which the host waits for.
+        B may be any number, and differ between ranks. If it exceeds the queue's size, the last keys
+        are stored. Call this on every rank, also without keys, after the loss has been computed
+        with the queue of the earlier steps; the backward may follow later. A single process never
+        waits for its GPU. Several processes exchange their numbers of keys, and their hosts wait
+        for that.
         """
         if not isinstance(keys, Tensor) or not keys.is_floating_point():
             what = keys.dtype if isinstance(keys, Tensor) else type(keys).__name__
@@ -71,11 +72,11 @@ class FeatureQueue(nn.Module):
             )
         keys = keys.detach().reshape(-1, self.dim)
         if self.normalize:
-            # In float32 at least: the norm of a half overflows or rounds.
+            # In float32 at least: the norm of float16 or bfloat16 keys overflows or rounds.
             keys = nn.functional.normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)))
         keys = gather(keys.to(self.features))
         last = keys[-self.size :]
-        # On the device: nothing waits for the pointer.
+        # On the device: the host does not wait for the pointer.
         place = self.pointer + (len(keys) - len(last))
         place = (place + torch.arange(len(last), device=last.device)) % self.size
         self.features.index_copy_(0, place, last)
@@ -86,7 +87,7 @@ class FeatureQueue(nn.Module):
 
 
 def gather(keys: Tensor) -> Tensor:
-    """The rows of all ranks, in the order of ranks, each rank having its own number of them."""
+    """The rows of all ranks, in rank order; ranks may have different numbers of rows."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return keys
     ranks = dist.get_world_size()
@@ -94,7 +95,7 @@ def gather(keys: Tensor) -> Tensor:
     counts = [torch.empty_like(count) for _ in range(ranks)]
     dist.all_gather(counts, count)
     counts = torch.cat(counts).tolist()
-    # Collectives want one shape on all ranks.
+    # Collectives need one shape on all ranks.
     padded = keys.new_zeros(max(counts), keys.shape[1])
     padded[: len(keys)] = keys
     parts = [torch.empty_like(padded) for _ in range(ranks)]

@@ -1,4 +1,4 @@
-"""queue_nce: checks, choice of backend, and how its backends join PyTorch."""
+"""queue_nce: argument checks, choice of backend, and the link from its backends to PyTorch."""
 
 import torch
 from torch import Tensor
@@ -29,38 +29,41 @@ def queue_nce(
         lse_n   = log sum_k exp(<q_n, queue_k> / tau)
         loss_np = -log( exp(s_np) / (exp(s_np) + exp(lse_n)) ) = log(1 + exp(lse_n - s_np))
 
-    One pass over the queue serves all positives of a query, and the (N, 1 + K) logits never exist,
-    except with ``backend="reference"``. The backward does not read the queue: it may be changed
-    (:meth:`fastseq.nn.FeatureQueue.enqueue`) as soon as this call returns.
+    One pass over the queue covers all positives of a query, and the (N, 1 + K) logits are never
+    stored, except with ``backend="reference"``. The backward does not read the queue: it may be
+    changed (:meth:`fastseq.nn.FeatureQueue.enqueue`) as soon as this call returns.
 
     Args:
         q: queries (N, D); float64, float32, bfloat16 or float16.
-        positives: (N, D), or (N, P, D) for P positives of each query: P losses, no positive being
-            a negative of another. From the momentum encoder they need no gradient; they may.
-        queue: negatives (K, D), no gradient. Rows are taken as they are: normalised if q is meant
-            to be, as those of :class:`fastseq.nn.FeatureQueue` are. K may be 0.
-        temperature: tau. 0.1: VCLR's released code; MoCo v2 has 0.2. Or a floating 0-dim tensor on
-            the device of q or on the CPU, which is differentiated where it requires a gradient.
-            torch.compile compiles once more for another float (from torch 2.8 on), never for
-            another value of a tensor, and the host reads none that is on a GPU: where such a tensor
-            is not positive and finite (an error for a float, and for a tensor on the CPU outside
-            torch.compile), every loss is NaN. A CUDA graph needs it on the device of q.
-        normalize: divide q and positives by their L2 norms first (VCLR, appendix A.1). It does
-            no harm to what is normalised already.
+        positives: (N, D), or (N, P, D) for P positives of each query. P positives are P losses; no
+            positive is a negative of another. They may require a gradient; those of a momentum
+            encoder do not need one.
+        queue: negatives (K, D), without a gradient. Rows are used as they are: normalise them if q
+            is normalised (:class:`fastseq.nn.FeatureQueue` does). K may be 0.
+        temperature: tau. Default 0.1: VCLR's released code; MoCo v2 uses 0.2. May be a floating
+            0-dim tensor on the device of q or on the CPU; it is differentiated if it requires a
+            gradient. torch.compile compiles once more for another float (from torch 2.8 on), never
+            for another value of a tensor. The host never reads a tensor that is on a GPU: if such a
+            tensor is not positive and finite, every loss is NaN. For a float, and for a tensor on
+            the CPU outside torch.compile, that is an error. A CUDA graph needs the tensor on the
+            device of q.
+        normalize: divide q and positives by their L2 norms first (VCLR, appendix A.1). Embeddings
+            that are already normalised stay the same.
         reduction: "none": the losses, of the shape of positives without D; "sum"; or "mean" over
+            all N P of them (the paper averages the losses of several positives).
             all N P of them (the paper averages the losses of several positives).
         backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device) or "reference"
             (dense; the only one that can be differentiated twice).
 
     Returns:
         A scalar, or (N,) or (N, P) with ``reduction="none"``: float64 when an input is float64,
-        otherwise float32. Gradients have the dtypes of q and positives. Inputs of several dtypes
-        are multiplied in the widest. N = 0: 0 with gradient 0. K = 0: every loss is 0.
+        otherwise float32. Gradients have the dtypes of q and positives. Inputs of different dtypes
+        are multiplied in the widest one. N = 0: 0 with gradient 0. K = 0: every loss is 0.
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value, or a queue that
-            requires a gradient. RuntimeError: a backend asked for by name cannot serve the call
-            (it never falls back), or a backend other than "reference" is differentiated twice.
+            requires a gradient. RuntimeError: a backend named in the call does not support it (it
+            is never replaced), or a backend other than "reference" is differentiated twice.
 
     Example:
         >>> import torch, fastseq
@@ -119,13 +122,13 @@ def check_inputs(op: str, q: Tensor, positives: Tensor, queue: Tensor) -> None:
 
 @constant_under_compile
 def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
-    """The backend that serves such a call, and why. Reads nothing but its arguments and the
+    """The backend for such a call, and why it was picked. Depends only on the arguments and the
     environment."""
     return choose_triton_or_torch("queue_nce", requested, device_type, dtype)
 
 
 def _shapes(q, positives, temperature, queue, backend: str, opts: QueueNCEOptions, needs):
-    """Of the loss, what each positive lacks of probability 1, and the queue's mean."""
+    """Shapes of the loss, of 1 - the probability of each positive, and of the queue's mean."""
     losses = positives.shape[:2]
     value = losses if opts.reduction == "none" else ()
     return value, losses, q.shape if keeps_mean(needs) else None
@@ -134,7 +137,7 @@ def _shapes(q, positives, temperature, queue, backend: str, opts: QueueNCEOption
 FUSED = FusedLoss(
     "queue_nce",
     "fastseq.ops.queue_nce",
-    inputs=("q", "positives", "tau?", "queue"),  # not the name of the option
+    inputs=("q", "positives", "tau?", "queue"),  # must differ from the option's name
     differentiable=3,
     options=QueueNCEOptions,
     reference=queue_nce_reference,

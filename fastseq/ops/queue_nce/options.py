@@ -1,4 +1,4 @@
-"""The options of one call, and what the backends share of the definition."""
+"""The options of one call, and the parts of the definition that the backends share."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from fastseq.ops.common.validate import REDUCTIONS, check_bool, check_choice, ch
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
-# Of q, the positives and the temperature.
+# Differentiable inputs: q, the positives and the temperature.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class QueueNCEOptions(NamedTuple):
-    """``temperature`` is 1 where the call has it as a tensor."""
+    """The checked options. ``temperature`` is 1 where the call has it as a tensor."""
 
     temperature: float
     normalize: bool
@@ -43,7 +43,7 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
 
 def spread(grad: Tensor, losses: Tensor, reduction: str) -> Tensor:
     """The gradient of each loss, a tensor like ``losses``, from that of the reduced ones."""
-    # Not left to autograd, whose nodes for it cost 40 us.
+    # Not left to autograd, whose nodes for this cost 40 us.
     return grad if reduction == "none" else (grad / _count(losses, reduction)).expand(losses.shape)
 
 

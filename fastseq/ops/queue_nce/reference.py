@@ -11,9 +11,9 @@ from fastseq.ops.queue_nce.options import NORM_EPS, QueueNCEOptions, reduced
 def queue_nce_reference(
     q: Tensor, positives: Tensor, temperature: Tensor | None, queue: Tensor, opts: QueueNCEOptions
 ) -> Tensor:
-    """The loss of q (N, D), positives (N, P, D) and queue (K, D). Needs N P K numbers."""
+    """The loss of q (N, D), positives (N, P, D) and queue (K, D). Memory: N P K numbers."""
     dtype = accumulator(q.dtype)
-    # A copy: autograd keeps what it multiplies by, and the queue changes before the backward.
+    # A copy: autograd keeps its operands, and the queue changes before the backward.
     q, positives, queue = q.to(dtype), positives.to(dtype), queue.to(dtype, copy=True)
     if opts.normalize:
         q = q / q.norm(dim=-1, keepdim=True).clamp(min=NORM_EPS)

@@ -1,8 +1,8 @@
-"""Blockwise backend: any device, the (N, K) scores never exist.
+"""Blockwise backend: any device; the (N, K) scores are never stored as a whole.
 
 The queue is read once, in blocks whose scores fit the cache: a product with the queries, exp, and
-where a gradient is wanted the product of those exponentials with the same block. What the backward
-needs of the queue is the mean of its rows under the softmax, (N, D).
+if a gradient is needed the product of those exponentials with the same block. The backward needs
+only one thing of the queue: the mean of its rows under the softmax, (N, D).
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from fastseq.ops.queue_nce.options import (
     spread,
 )
 
-# Scores of a block: 8 MB of float32. Blocks of 2 MB take the same processor time, and four times
-# as many moments at which threads wait for each other, which is what busy neighbours make slow.
+# Scores of a block: 8 MB of float32. Blocks of 2 MB take the same processor time, but synchronise
+# threads four times as often, which is slow when other programs load the machine.
 ROWS, ELEMENTS = 512, 1 << 21
 MIN_COLUMNS, MAX_COLUMNS = 256, 16384
-# Queries up to this long need no running maximum against unit vectors: exp(+-40) is a normal
+# Queries up to this norm need no running maximum against unit vectors: exp(+-40) is a normal
 # number, and so are sums of it.
 BOUNDED = 40.0
-# Sums of plain exponentials within these are as good as any: nothing overflowed, and what is lost
-# by underflow is less than a rounding.
+# Sums of plain exponentials within these limits are accurate: nothing overflowed, and the loss by
+# underflow is below a rounding error.
 SAFE_SUMS = 1e-25, 1e25
 
 
@@ -41,8 +41,8 @@ def forward(
     opts: QueueNCEOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The loss, what each positive lacks of probability 1 (N, P), and for the gradients of q and
-    the temperature the queue's mean under the softmax of each query (N, D)."""
+    """The loss; 1 - the probability of each positive (N, P); and for the gradients of q and the
+    temperature the queue's mean under the softmax of each query (N, D)."""
     u, v = (_unit(z, opts)[0] for z in (q, positives))
     tau = positive_or_nan(temperature, opts.temperature, u.dtype)
     scores = (v * u[:, None]).sum(2) / tau
@@ -72,7 +72,7 @@ def backward(
     if keeps_mean(needs):
         du = weight.sum(1, keepdim=True) * mean - (weight[..., None] * v).sum(1)
         if need_temperature:
-            # It divides the queries: moving one is moving the other by -u / tau.
+            # The temperature divides the queries: its gradient follows from that of u = q / tau.
             dt = (-(du * u).sum() / tau).to(temperature.dtype)
         if need_q:
             dq = _through_norm(du, u, q_norm).to(q.dtype)
@@ -83,7 +83,7 @@ def backward(
 
 
 def _unit(z: Tensor, opts: QueueNCEOptions) -> tuple[Tensor, Tensor | None]:
-    """Embeddings as they are multiplied, and their norms where they were divided by them."""
+    """Embeddings as operands of the product, and their norms if they were divided by them."""
     z = z.to(accumulator(z.dtype))
     if not opts.normalize:
         return z, None
@@ -94,7 +94,7 @@ def _unit(z: Tensor, opts: QueueNCEOptions) -> tuple[Tensor, Tensor | None]:
 def _through_norm(d: Tensor, unit: Tensor, norm: Tensor | None) -> Tensor:
     if norm is None:
         return d
-    # Where the norm was clamped it is a constant.
+    # A clamped norm is a constant.
     along = torch.where(norm < NORM_EPS, 0, (d * unit).sum(-1, keepdim=True))
     return (d - along * unit) / norm.clamp(min=NORM_EPS)
 
@@ -119,8 +119,8 @@ def _scan(x: Tensor, queue: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
 
 
 def _plain_sums(x, queue, columns, scratch, total, mean) -> bool:
-    """Sums of exponentials as they are, which saves reading the scores once more. False when they
-    may have left the range; looking costs a host read, so only on the CPU."""
+    """Sums of plain exponentials, which saves one pass over the scores. False if they may have
+    left float32's range; checking costs a host read, so only on the CPU."""
     if x.device.type != "cpu" or bool((torch.linalg.vector_norm(x, dim=1) > BOUNDED).any()):
         return False
     total.zero_()
@@ -153,7 +153,7 @@ def _running_maximum(x, queue, columns, scratch, total, peak, mean) -> None:
 
 
 def _blocks(x: Tensor, queue: Tensor, columns: int, scratch: Tensor):
-    """Blocks of the queue's rows in the type of x, and their scores (rows of x, block)."""
+    """Blocks of the queue's rows in the dtype of x, and their scores (rows of x, block)."""
     for start in range(0, len(queue), columns):
         block = queue[start : start + columns].to(x.dtype)
         scores = scratch[: len(x) * len(block)].view(len(x), len(block))

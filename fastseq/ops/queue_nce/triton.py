@@ -1,7 +1,7 @@
 """queue_nce on NVIDIA GPUs: launches the kernels of triton_kernels.py; op.py checks the input.
 
-Two launches forward (the queue in parts; joining them, and the losses), one backward. Nothing is
-read back, so a CUDA graph can capture it.
+Two launches forward (one over the parts of the queue, one that joins them and computes the losses),
+one backward. Nothing is copied back to the host, so the call can be captured in a CUDA graph.
 """
 
 import math
@@ -29,24 +29,24 @@ from fastseq.ops.queue_nce.triton_kernels import (
 )
 
 LOG2E = 1 / math.log(2)
-# Parts of the queue, and the fewest of its rows that are a part. More parts keep more
-# multiprocessors busy where queries are few, and cost memory: their sums are (N, parts, D).
+# Most parts of the queue, and fewest rows of a part. More parts keep more multiprocessors busy when
+# there are few queries, and cost memory: their sums are (N, parts, D).
 MAX_PARTS, MIN_SPAN = 128, 256
-# Programs that a card runs side by side. Where there would be more, a program scans two parts one
-# after the other and joins them as the loss kernel does otherwise: the bits are the same.
+# Programs that a GPU runs side by side. Beyond that number a program scans two parts one after the
+# other and joins them in the loss kernel's order, so the bits are the same.
 ENOUGH = 288
-# Tiles of bf16 that an operand is split into: three have the 24 bits of fp32, two have 16.
+# bf16 tiles that an operand is split into: three have the 24 bits of fp32, two have 16.
 PLANES = {"bf16": 1, "fp16": 1, "tf32": 2, "tf32x3": 3}
-# Positives that the loss kernel takes at once, and channels of the mean of one of its programs.
+# Positives that the loss kernel processes at once, and channels of the mean in one of its programs.
 POSITIVES, MEAN = 4, 32
 
 
 @lru_cache
 def tiles(d: int, operands: str, arch: int, keep: bool = True) -> Tiles:
-    """The configuration of the scan for "bf16", "fp16", "tf32" or "tf32x3" operands, where it keeps
-    the queue's mean or not.
+    """The configuration of the scan for "bf16", "fp16", "tf32" or "tf32x3" operands, with the
+    queue's mean (``keep``) or without.
 
-    Nothing here may depend on N: a query gives the same bits alone and in a batch. Chosen so that
+    Nothing here may depend on N: a query has the same bits alone and in a batch. Chosen so that
     nothing spills (tests/data/queue_nce_resources.json) and to fit the 99 kB of shared memory of
     sm_86 and sm_89.
     """
@@ -55,29 +55,29 @@ def tiles(d: int, operands: str, arch: int, keep: bool = True) -> Tiles:
         return Tiles(64, 64, padded, padded, 4, 1)
     step = min(padded, 128)
     rows = 32 if arch < 90 else 64
-    # Four warps: eight on 64 rows would each compute what another one does.
+    # Four warps: with eight on 64 rows, pairs of warps would compute the same.
     if padded > 128:
-        # Scores in steps and the mean in chunks, which load other tiles, have more addresses.
+        # Scores in steps and the mean in chunks load different tiles and need more addresses.
         if operands in ("bf16", "fp16"):
             return Tiles(rows, 32, 64, 128, 4, 2)
         return Tiles(rows, 32 if arch == 90 else 16, 32, 128, 4, 2)
     if operands in ("bf16", "fp16"):
         return Tiles(rows, 64, step, step, 4, 3 if arch < 90 else 4)
     if arch < 90:
-        # Without a second product the planes of q would be in the registers of all warps.
+        # Without a second product the planes of q would occupy registers of all warps.
         return Tiles(rows, 32, step if keep else min(step, 32), step, 4, 2)
     return Tiles(rows, 32, step, step, 4, 3)
 
 
 @lru_cache
 def parts(length: int, columns: int) -> tuple[int, int]:
-    """How many parts a queue of this length is scanned in, and the rows of each: whole tiles."""
+    """Number of parts in which a queue of this length is scanned, and rows of each: whole tiles."""
     span = max(MIN_SPAN, launch.cdiv(launch.cdiv(length, MAX_PARTS), columns) * columns)
     return max(1, launch.cdiv(length, span)), span
 
 
 def row_channels(d: int) -> int:
-    """A whole embedding in one program."""
+    """Channels of a tile that covers a whole embedding in one program."""
     return max(16, triton.next_power_of_2(d))
 
 
@@ -89,8 +89,8 @@ def forward(
     opts: QueueNCEOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The loss, what each positive lacks of probability 1 (N, P), and for the gradients of q and
-    the temperature the queue's mean under the softmax of each query (N, D)."""
+    """The loss; 1 - the probability of each positive (N, P); and for the gradients of q and the
+    temperature the queue's mean under the softmax of each query (N, D)."""
     (n, per_query, d), keep = positives.shape, keeps_mean(needs)
     fp32 = {"dtype": torch.float32, "device": q.device}
     losses, lack = (torch.empty((n, per_query), **fp32) for _ in range(2))
@@ -147,8 +147,8 @@ def backward(
 
 
 class Kernels(NamedTuple):
-    """The kernels of a kind of call; rows and columns of the scan's tiles, its programs for all
-    channels; the loss kernel for single parts and for joined ones, its programs for a query."""
+    """The kernels of one kind of call; rows and columns of the scan's tiles, its programs that
+    cover the channels; the loss kernel for single parts and joined ones, its programs per query."""
 
     scan: launch.Kernel
     rows: int

@@ -1,8 +1,8 @@
 """The Triton kernels of queue_nce; README.md in this folder derives the formulas.
 
-The scan is split over the queue as well as over the queries, or 32 queries would keep one
-multiprocessor busy. Each part leaves its maximum, its sum and its weighted sum of rows; the loss
-kernel joins them, one query a program. No atomics: the same bits every time. All exponents and
+The scan is split over the queue as well as over the queries; otherwise 32 queries would keep one
+multiprocessor busy. Each part stores its maximum, its sum and its weighted sum of rows; the loss
+kernel joins them, one query per program. No atomics: the same bits every time. All exponents and
 logarithms are base 2.
 """
 
@@ -36,14 +36,14 @@ def inverse_norm(b_sq, NORM: tl.constexpr):
 @triton.jit(do_not_specialize=["N", "K", "stored", "span", "fold"])
 def queue_nce_scan_kernel(
     p_q,  # [N, D]
-    p_c,  # [K, D], in a type of its own
-    p_tau,  # temperature, or None: it is in scale
+    p_c,  # [K, D], in its own dtype
+    p_tau,  # temperature; None: scale includes it
     p_max,  # [N, stored]
     p_sum,  # [N, stored]
     p_acc,  # [N, stored, D]
     N,
     K,
-    stored,  # how many sums a query gets: one for each ``fold`` parts of the queue
+    stored,  # sums of a query: one for each ``fold`` parts of the queue
     span,  # rows of a part
     fold,
     scale,  # log2(e) / temperature
@@ -59,7 +59,7 @@ def queue_nce_scan_kernel(
 ):
     CHUNKS: tl.constexpr = (D + BD - 1) // BD if KEEP else 1
     UNDO: tl.constexpr = FP16_UNDO if tl.float16 == p_q.dtype.element_ty else 1.0
-    # Neighbours share a part of the queue.
+    # Neighbouring programs share a part of the queue.
     blocks = tl.cdiv(N, BM)
     o_m = tl.program_id(0) % blocks * BM + tl.arange(0, BM)
     m_m = o_m < N
@@ -135,8 +135,8 @@ def scan_part(
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
     b_acc = tl.zeros([BM, BD], tl.float32)
-    # What does not change from tile to tile is cheaper computed again than kept: of addresses and
-    # descriptors of shared memory alone a thread would have more than registers.
+    # Recomputing the loop's constants is cheaper than keeping them: addresses and descriptors of
+    # shared memory alone would exceed a thread's registers.
     for j in tl.range(0, whole, BN, disable_licm=True):
         b_max, b_sum, b_acc = absorb(
             *(p_q, o_m, m_m, b_q, b_qm, b_ql, b_f, p_c, j, count, chunk),
@@ -152,7 +152,7 @@ def scan_part(
 
 @triton.jit
 def joined(b_max1, b_max2):
-    """The maximum of two parts, and what to multiply their sums by."""
+    """The maximum of two parts, and the factors for their sums."""
     b_max = tl.maximum(b_max1, b_max2)
     b_top = tl.where(b_max == float("-inf"), 0.0, b_max)  # both are empty
     return b_max, tl.exp2(b_max1 - b_top), tl.exp2(b_max2 - b_top)
@@ -181,7 +181,7 @@ def queue_nce_loss_kernel(
     NORM: tl.constexpr,
     KEEP: tl.constexpr,
 ):
-    # A query has a program for its losses, and one for each BC channels of its mean.
+    # A query has one program for its losses, and one for each BC channels of its mean.
     PROGRAMS: tl.constexpr = (D + BC - 1) // BC + 1 if KEEP else 1
     i_n = (tl.program_id(0) // PROGRAMS).to(tl.int64)
     i_c = tl.program_id(0) % PROGRAMS
@@ -193,7 +193,7 @@ def queue_nce_loss_kernel(
         b_max = tl.load(p_max + o_s, mask=m_s, other=float("-inf"))
         b_sum = tl.load(p_sum + o_s, mask=m_s, other=0.0)
     else:
-        # In pairs, as the scan does it where it has queries enough.
+        # In pairs, as the scan does when there are enough queries.
         o_s *= 2
         m_s = o_s < stored
         m_t = o_s + 1 < stored
@@ -218,7 +218,7 @@ def queue_nce_loss_kernel(
             m_p = o_p < P
             b_v = frames(p_pos + i_n * P * D, o_p, m_p, 0, D, BD).to(tl.float32)
             b_gap = lse - tl.sum(b_q[None, :] * b_v, 1) * inverse_norm(tl.sum(b_v * b_v, 1), NORM)
-            # log(1 + e) that keeps the digits of a small e.
+            # log(1 + e), computed so that the digits of a small e are kept.
             b_e = tl.exp2(-tl.abs(b_gap))
             b_d = (1.0 + b_e) - 1.0
             b_log = tl.log(1.0 + b_e) * (b_e / tl.where(b_d == 0.0, 1.0, b_d))
@@ -245,11 +245,11 @@ def queue_nce_grad_kernel(
     p_pos,
     p_tau,
     p_lack,
-    p_mean,  # or None: neither p_dq nor p_dtau is wanted
+    p_mean,  # or None: neither p_dq nor p_dtau is needed
     p_grad,  # gradient of the losses [N, P], with strides sgn and sgp
     p_dq,  # [N, D] or None
     p_dpos,  # [N, P, D] or None
-    p_dtau,  # [N], what each query adds to the gradient of the temperature, or None
+    p_dtau,  # [N], each query's part of the temperature's gradient, or None
     P,
     sgn,
     sgp,
@@ -283,7 +283,7 @@ def queue_nce_grad_kernel(
     if p_mean is not None:
         b_d = total * vector(p_mean + i_n * D, D, BD) - b_pull
     if p_dtau is not None:
-        # Temperature t divides the query: moving one is moving the other by -u / t.
+        # The temperature t divides the query: its gradient follows from that of u = q / t.
         tl.store(p_dtau + i_n, -rate * tl.sum(b_d * b_u, 0))
     if p_dq is not None:
         b_d = through_norm(b_d, b_u, sq_q, f_q, NORM)
@@ -292,9 +292,9 @@ def queue_nce_grad_kernel(
 
 @triton.jit
 def through_norm(b_d, b_unit, sq, f, NORM: tl.constexpr):
-    """The gradient of what was divided by its norm, of which ``f`` is the inverse."""
+    """The gradient of a vector before its division by its norm; ``f`` is the inverse norm."""
     if NORM:
-        # Where the norm was clamped it is a constant.
+        # A clamped norm is a constant.
         along = tl.where(tl.sqrt(sq) < NORM_EPS, 0.0, tl.sum(b_d * b_unit, 0))
         b_d = (b_d - along * b_unit) * f
     return b_d

@@ -1,11 +1,11 @@
-"""What queue_nce's scan does with a tile of the queue."""
+"""One step of queue_nce's scan: a tile of the queue."""
 
 import triton
 import triton.language as tl
 
 from fastseq.ops.common.triton_tiles import dot, frames
 
-# Exponentials of at most 1 on their way through fp16: what underflows is then below a rounding.
+# Exponentials of at most 1 are scaled for fp16, so that underflow stays below a rounding error.
 FP16_SHIFT, FP16_UNDO = tl.constexpr(15.0), tl.constexpr(2.0**-15)
 
 
@@ -33,8 +33,8 @@ def absorb(
     KEEP: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """The running maximum, sum and weighted sum after the tile of the part's rows j to j + BN, of
-    which the ``LAST`` has fewer."""
+    """The running maximum, sum and weighted sum after the tile of the part's rows j to j + BN; the
+    ``LAST`` tile has fewer."""
     SHIFT: tl.constexpr = FP16_SHIFT if tl.float16 == b_q.dtype else 0.0
     # Planes of the queue, which may be bf16 where q is fp32.
     THEIRS: tl.constexpr = 1 if tl.bfloat16 == p_c.dtype.element_ty else PLANES
@@ -57,7 +57,7 @@ def absorb(
             b_x += product(b_k, b_km, b_kl, b_ck, b_ckm, b_ckl, b_0, PLANES, THEIRS)
     if LAST:
         b_x = tl.where(m_n[None, :], b_x, float("-inf"))
-    # A factor is not negative: the greatest product is the greatest score.
+        # A factor is not negative: the greatest product is the greatest score.
     b_new = tl.maximum(b_max, tl.max(b_x, 1) * b_f)
     b_e = tl.exp2(b_x * b_f[:, None] - (b_new - SHIFT)[:, None])
     if LAST:
@@ -85,7 +85,7 @@ def widened(b_w, b_like):
 
 @triton.jit
 def like(b_c, b_q, PLANES: tl.constexpr):
-    """Rows of the queue in the type in which they are multiplied, or split."""
+    """Rows of the queue in the dtype in which they are multiplied, or split."""
     if PLANES == 1:
         return b_c.to(b_q.dtype)
     elif tl.bfloat16 == b_c.dtype:
@@ -96,12 +96,12 @@ def like(b_c, b_q, PLANES: tl.constexpr):
 
 @triton.jit
 def split(b_z, PLANES: tl.constexpr):
-    """fp32 as a sum of ``PLANES`` tiles of bf16, of which the tensor cores multiply more than of
-    tf32. What is one plane stays as it is."""
+    """fp32 as a sum of ``PLANES`` tiles of bf16, which tensor cores multiply faster than tf32. With
+    one plane it stays unchanged."""
     if PLANES == 1:
         return b_z, b_z, b_z
     else:
-        # What a plane of two lacks shows: it is rounded. Three hold all bits either way.
+        # The rest that two planes drop matters, so it is rounded. Three planes are exact.
         b_hi = upper(b_z, 0x8000 if PLANES == 2 else 0)
         b_mid = b_z - b_hi
         b_lo = b_mid
@@ -113,14 +113,14 @@ def split(b_z, PLANES: tl.constexpr):
 
 @triton.jit
 def upper(b_z, add: tl.constexpr):
-    """fp32 without the bits that bf16 lacks. Converting to bf16 and back takes far longer."""
+    """fp32 without the bits that bf16 lacks. A conversion to bf16 and back takes far longer."""
     return ((b_z.to(tl.int32, bitcast=True) + add) & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def product(b_x, b_xm, b_xl, b_y, b_ym, b_yl, b_acc, PLANES: tl.constexpr, THEIRS: tl.constexpr):
-    """x @ y + acc of planes. Small products come first: Hopper's tensor cores cut off what does not
-    fit beside the sum so far."""
+    """x @ y + acc of planes. Small products come first: Hopper's tensor cores truncate what does
+    not fit beside the sum so far."""
     if PLANES == 3:
         b_acc = dot(b_xl, b_y, b_acc, "tf32")
         if THEIRS == 3:
@@ -137,7 +137,7 @@ def product(b_x, b_xm, b_xl, b_y, b_ym, b_yl, b_acc, PLANES: tl.constexpr, THEIR
 def rows(p_c, j, m_n, k, D: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LAST: tl.constexpr):
     """Channels k to k + BK of the queue's rows from j on."""
     o_k = k + tl.arange(0, BK)
-    # What is added is the same for all threads; where a thread reads does not change.
+    # The tile's offset is the same for all threads; a thread's position in the tile is constant.
     p_tile = p_c + tl.cast(j, tl.int64) * D + (tl.arange(0, BN)[:, None] * D + o_k[None, :])
     if LAST:
         return tl.load(p_tile, mask=m_n[:, None] & (o_k < D)[None, :], other=0.0)

@@ -1,8 +1,8 @@
-"""``negatives="video"`` and ``"batch"`` on NVIDIA GPUs: two launches more forward, two backward.
+"""``negatives="video"`` and ``"batch"`` on NVIDIA GPUs: two more launches forward, two backward.
 
-What the softmax of each row has besides the other view of its video is summed here, before the
-kernel of the statistics, which starts from that. The gradient through it is formed here too, in
-float32; the gradient kernel adds it to its own and rounds once.
+The softmax of each row then has terms besides those of the other view. They are summed here, before
+the statistics kernel, which starts from these sums. The gradient through them is computed here too,
+in float32; the gradient kernel adds it to its result and rounds once.
 """
 
 from functools import lru_cache
@@ -24,7 +24,7 @@ from fastseq.ops.scl.triton_negatives_kernels import (
 
 @lru_cache
 def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
-    """The configuration of "more" or "more_grad"; as in triton.py, whose rules hold here too."""
+    """The configuration of "more" or "more_grad", by the rules of ``tiles`` in triton.py."""
     wide = max(16, triton.next_power_of_2(d))
     step = min(wide, 128)
     if arch == 0:  # the interpreter: few, large steps
@@ -33,7 +33,7 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
         if kernel == "more_grad" and wide > 128 and arch != 90:
             return Tiles(64, 32, 128, 128, 4, 2, 255)
         return Tiles(64, 64, step, step, 4, 3, 255)
-    # No more than 64 channels and columns a product: tensor cores cut off what they add up.
+    # At most 64 channels and columns a product: tensor cores truncate their sums.
     if arch == 90:
         stages = 2 if kernel == "more" or wide > 128 else 3
         return Tiles(64, 32, min(wide, 64), step, 4, stages, 255)
@@ -45,11 +45,11 @@ def tiles(kernel: str, d: int, operands: str, online: bool, arch: int) -> Tiles:
 
 
 def unrolled(d: int, operands: str, arch: int) -> bool:
-    """Whether rows of all planes stay in shared memory while "more" goes through the columns."""
+    """Whether rows of all planes stay in shared memory while "more" loops over the columns."""
     return arch == 90 and operands in ("tf32", "tf32x3") and d <= 128
 
 
-# Of bf16, which float32 is split into once; products leave out what is below the last.
+# Planes of bf16 that float32 is split into; products drop what lies below the last plane.
 PLANES = {"bf16": 0, "fp16": 0, "tf32": 2, "tf32x3": 3}
 
 
@@ -62,8 +62,8 @@ def denominators(
     scale: float,
     opts: SCLOptions,
 ) -> Tensor | None:
-    """What is added to the denominators of all rows, laid out as what a forward keeps: sums of
-    2^(score - scale), online sums relative to a maximum, and the maxima. None: nothing."""
+    """Terms added to the denominators of all rows, in the layout of the kept statistics: sums of
+    2^(score - scale); online, sums relative to a maximum, and the maxima. None: no such terms."""
     if not _more(z1, opts):
         return None
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
@@ -90,8 +90,8 @@ def gradients(
     directions: int,
     need_tau: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(N, T1 + T2, D) in float32: what frames of the views that need it get; and if ``need_tau``
-    the scores of each of them times their gradients (N, T1 + T2). None: nothing."""
+    """The gradient (N, T1 + T2, D) in float32 of the views that need it; and if ``need_tau``, for
+    each frame the sum of its scores times their gradients (N, T1 + T2). None: no such terms."""
     if not _more(z1, opts):
         return None, None
     (n, frames1, d), frames2 = z1.shape, z2.shape[1]
@@ -113,8 +113,8 @@ def _more(z1: Tensor, opts: SCLOptions) -> bool:
 
 
 class Kernels(NamedTuple):
-    """The kernels of a kind of call; planes, channels with padding and columns of a tile; rows of
-    the tiles, gradient programs for all channels."""
+    """The kernels of one kind of call; planes, padded channels and columns of a tile; rows of the
+    tiles, and the number of gradient programs that together cover the channels."""
 
     gather: launch.Kernel
     planes: int
@@ -132,7 +132,7 @@ def _kernels(z: Tensor, online: bool, opts: SCLOptions) -> Kernels:
     return _choose(z.shape[2], *launch.operands(z.dtype), launch.architecture(z.device), *kind)
 
 
-GATHERED = 16  # rows of a program that copies frames
+GATHERED = 16  # rows that one program copies
 
 
 @launch.once
@@ -184,7 +184,7 @@ def _tile(tile: Tiles) -> dict[str, int | None]:
 
 
 def _gather(kernels: Kernels, z1, z2, tau, stats, scale: float, opts, upstream=None):
-    """All frames as the kernels take them, and N, T1, T2 and the places that these have there.
+    """All frames in the kernels' layout, and N, T1, T2 with the number of places for each view.
 
     ``upstream``: weights of the directions and gradient of the loss, in the backward.
     """
@@ -199,7 +199,7 @@ def _gather(kernels: Kernels, z1, z2, tau, stats, scale: float, opts, upstream=N
         first = whole(frames1)
         both = first + whole(frames2)
     fp32 = {"dtype": torch.float32}
-    # Rows come in whole tiles too: those after the last place hold anything.
+    # Rows are read in whole tiles too: those after the last place may contain anything.
     plane = n * both + max(kernels.rows, kernels.grad_rows)
     split = {"dtype": torch.bfloat16} if kernels.planes else {}
     z = z1.new_empty((max(kernels.planes, 1) * plane, kernels.channels), **split)

@@ -1,4 +1,4 @@
-"""scl_loss: checks, choice of backend, and how its backends join PyTorch."""
+"""scl_loss: argument checks, choice of backend, and the link from its backends to PyTorch."""
 
 import torch
 from torch import Tensor
@@ -32,39 +32,41 @@ def scl_loss(
 ) -> Tensor:
     r"""Sequence contrastive loss between two views of each video (CARL, eq. 1 to 3).
 
-    With cosine similarity ``sim``, timestamps ``t`` and both directions alike::
+    With cosine similarity ``sim`` and timestamps ``t``, and symmetrically for the other direction::
 
         w_ij = exp(-(t1_i - t2_j)^2 / (2 variance)),  0 beyond sqrt(206 variance), rows sum to 1
         p_ij = exp(sim(z1_i, z2_j) / temperature) / sum_k exp(sim(z1_i, z2_k) / temperature)
-        row_i = KL(w_i || p_i)          and the same with the views exchanged
+        row_i = KL(w_i || p_i)
 
-    Memory grows with N T, not with T^2, except with ``backend="reference"``.
+    Memory grows with N T, not with N T^2, except with ``backend="reference"``.
 
     Args:
         z1, z2: embeddings (N, T1, D) and (N, T2, D), or (T1, D) and (T2, D) for one video;
             float64, float32, bfloat16 or float16. T1 and T2 may differ.
-        t1, t2: timestamps (T,) or (N, T), any unit, any order, duplicates allowed; both or
-            neither. Default: the frame index. Constants: no gradient.
+        t1, t2: timestamps (T,) or (N, T) of integers or floats, in any unit and any order;
+            duplicates allowed. Pass both or neither. Default: the frame index. No gradient is
+            computed for them.
         lengths1, lengths2: (N,) integers: the number of real frames at the start of each view.
-        valid1, valid2: (N, T1) and (N, T2) bool, True = real frame; give these or lengths. Padding
+        valid1, valid2: (N, T1) and (N, T2) bool, True = real frame; pass these or lengths. Padding
             is ignored, even if it contains NaN.
-        variance: sigma^2 of the Gaussian, in squared units of t. 10 frames^2: CARL, section 4.2.
-            Or a tensor, as for the temperature, without a gradient.
-        temperature: tau. 0.1: CARL, section 4.2. Or a floating 0-dim tensor on the device of z1
-            or on the CPU, which is differentiated where it requires a gradient. The host reads none
-            that is on a GPU, and torch.compile compiles once for all values: where such a tensor is
-            not positive and finite (an error for all others), losses are NaN.
+        variance: sigma^2 of the Gaussian, in squared units of t. Default 10 frames^2 (CARL, section
+            4.2). May be a 0-dim tensor, as for the temperature, but without a gradient.
+        temperature: tau. Default 0.1 (CARL, section 4.2). May be a floating 0-dim tensor on the
+            device of z1 or on the CPU; it is differentiated if it requires a gradient. The host
+            never reads a tensor that is on a GPU, and torch.compile compiles once for all values.
+            If such a tensor is not positive and finite, the loss is NaN; in all other cases that is
+            an error.
         normalize: divide each embedding by its L2 norm first (the cosine of the paper).
-        objective: "kl" as in the released code, or "ce", the cross-entropy of eq. 1: the same
-            gradient, the value differs by the entropy of w.
-        negatives: what the softmax runs over. "cross": the other view of the same video (the
+        objective: "kl" as in the released code, or "ce", the cross-entropy of eq. 1: the gradient
+            is the same, the value differs by the entropy of w.
+        negatives: the candidates of the softmax. "cross": the other view of the same video (the
             paper; released as ``single_noself``); "video": both views of the same video, the row's
             own frame included (``single``); "batch": the other view, and both views of the other
             videos of the batch (``batch_noself``).
-        reduction: "none": (N,), the sum over the real rows of both views; "sum": its sum; "mean":
-            that divided by the number of real frames of both views in the batch (released code);
-            "paper": L1 + L2 with each view's own mean (eq. 3), averaged over videos that have a
-            real frame: twice the gradient of "mean" when all lengths are equal.
+        reduction: "none": (N,), the sum over the real rows of both views; "sum": the sum of that;
+            "mean": the sum divided by the number of real frames of both views in the batch
+            (released code); "paper": L1 + L2 with the mean of each view (eq. 3), averaged over
+            videos that have a real frame: twice the gradient of "mean" when all lengths are equal.
         backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device)
             or "reference" (dense; the only one that can be differentiated twice).
 
@@ -72,12 +74,12 @@ def scl_loss(
         A scalar, or (N,) with ``reduction="none"``: float64 for float64 inputs, otherwise float32.
         Gradients have the dtypes of z1 and z2.
 
-    A row with nothing real within reach contributes exactly 0 loss and gradient and still counts
+    A row with no real frame within reach contributes exactly 0 loss and gradient and still counts
     in the mean, as in the released code. Without any real row the result is 0 with zero gradients.
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value.
-        RuntimeError: a backend asked for by name cannot serve the call (it never falls back).
+        RuntimeError: a backend named in the call does not support it (it is never replaced).
 
     Example:
         >>> import torch, fastseq
@@ -97,7 +99,7 @@ def scl_loss(
         "scl_loss", squared, number, normalize, objective, negatives, reduction
     )
     if (t1 is None) != (t2 is None):
-        raise ValueError("scl_loss: give both t1 and t2 or neither")
+        raise ValueError("scl_loss: pass both t1 and t2 or neither")
     unbatched = z1.dim() == 2
     if unbatched:
         z1, z2 = z1[None], z2[None]
@@ -120,14 +122,14 @@ def scl_loss(
 
 @constant_under_compile
 def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
-    """The backend that serves such a call, and why. Reads nothing but its arguments and the
+    """The backend for such a call, and why it was picked. Depends only on the arguments and the
     environment."""
     return choose_triton_or_torch("scl_loss", requested, device_type, dtype)
 
 
 def _shapes(z1, z2, tau, var, t1, t2, valid1, valid2, backend: str, opts: SCLOptions, needs):
-    """Of the loss, the statistics of all rows, the coefficients of the reduction, and what the
-    backend "torch" keeps of each pair."""
+    """Shapes of the loss, of the statistics of all rows, of the reduction's coefficients, and of
+    the numbers that the backend "torch" keeps for each pair."""
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     loss = (n,) if opts.reduction == "none" else ()
     if backend == "torch":

@@ -1,4 +1,4 @@
-"""The options of one call, and what the backends share of the definition."""
+"""The options of one call, and the parts of the definition that the backends share."""
 
 import math
 from typing import NamedTuple
@@ -20,12 +20,12 @@ REDUCTIONS = ("none", "mean", "sum", "paper")
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 MAX_EXPONENT = 103.0  # exp(-103) is the smallest fp32 number
 
-# What is kept of each frame: up to ROWS numbers, and whole units of UNIT frames (triton_tiles.py).
+# Kept for each frame: up to ROWS numbers, in whole units of UNIT frames (triton_tiles.py).
 ROWS, UNIT = 6, 64
 
 
 class SCLOptions(NamedTuple):
-    """Variance and temperature are 1 where the call has them as tensors."""
+    """The checked options. Variance and temperature are 1 where the call has them as tensors."""
 
     variance: float
     temperature: float
@@ -57,8 +57,8 @@ class SCLOptions(NamedTuple):
 def scalars(
     tau: Tensor | None, var: Tensor | None, opts: SCLOptions, dtype: torch.dtype
 ) -> tuple[Tensor | float, Tensor | float]:
-    """Temperature and variance of a call. Where one of them is a tensor that is not positive, which
-    nobody has read, the temperature is NaN and the variance 1, so that it shows."""
+    """Temperature and variance of a call. If either is a tensor that is not positive and finite,
+    the temperature is NaN and the variance 1, so that the loss becomes NaN."""
     temperature = positive_or_nan(tau, opts.temperature, dtype)
     if var is None:
         return temperature, opts.variance
@@ -67,17 +67,17 @@ def scalars(
 
 
 def reach(variance: Tensor | float) -> Tensor | float:
-    """Largest time gap with a non-zero target: where exp(-d^2 / (2 variance)) leaves fp32.
+    """Largest time gap with a non-zero target: beyond it exp(-d^2 / (2 variance)) is 0 in fp32.
 
-    That is d^2 = 206 variance: 45.4 frames at variance 10, as the underflow in the released code
-    has it. The same for every dtype and backend.
+    That is d^2 = 206 variance: 45.4 frames at variance 10, where the Gaussian of the released code
+    underflows. It is the same for every dtype and backend.
     """
     squared = 2 * MAX_EXPONENT * variance
     return squared.sqrt() if isinstance(squared, Tensor) else math.sqrt(squared)
 
 
 def padded(frames: int) -> int:
-    """How many frames have a place in what a forward keeps, (ROWS, N, padded of both views)."""
+    """Number of places for a view's frames in the kept statistics, (ROWS, N, padded of both)."""
     return -(-frames // UNIT) * UNIT
 
 

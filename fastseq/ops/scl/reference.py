@@ -18,7 +18,7 @@ def scl_reference(
     valid2: Tensor | None,
     opts: SCLOptions,
 ) -> Tensor:
-    """Dense scl_loss of inputs that op.py has checked: z (N, T, D), t and valid per frame."""
+    """Dense scl_loss of inputs that op.py has checked: z (N, T, D), times and masks per frame."""
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     dtype = torch.float64 if z1.dtype == torch.float64 else torch.float32
     m1 = valid_mask(valid1, n, frames1, z1.device)
@@ -44,7 +44,7 @@ def scl_reference(
 
 @torch.no_grad()
 def _targets(t1, t2, m1, m2, variance: Tensor | float, dtype: torch.dtype):
-    """Gaussian targets of both directions, rows that sum to 1 (or to 0: isolated), and logs."""
+    """Gaussian targets of both directions, with logs. Rows sum to 1, or to 0 if isolated."""
     if t1 is None:
         t1 = torch.arange(m1.shape[1], device=m1.device).expand_as(m1)
         t2 = torch.arange(m2.shape[1], device=m2.device).expand_as(m2)
@@ -79,7 +79,7 @@ def _log_denominator(view: int, logits, z1, z2, m1, m2, temperature, negatives: 
         others = others.masked_fill(~real[:, None], -torch.inf)
         parts.append(others.flatten(2))
     scores = torch.cat(parts, -1)
-    # A row without any candidate has no softmax; any finite value will do, its weights are 0.
+    # A row without any candidate has no softmax; its weights are 0, so any finite value will do.
     empty = (scores == -torch.inf).all(-1, keepdim=True)
     return torch.logsumexp(scores.masked_fill(empty, 0), -1) if scores.shape[-1] else scores.sum(-1)
 

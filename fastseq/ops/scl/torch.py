@@ -1,9 +1,9 @@
-"""Blockwise backend: any device, memory O(N T D) and no T x T matrix, but where that is small.
+"""Blockwise backend: any device, memory O(N T D), and a T x T matrix only in short calls.
 
-Rows are taken in blocks whose similarities fit the cache. One block serves both directions, and
-its Gaussian is only formed on the columns within reach of its rows. Cosines over a temperature
-that is not tiny need no running maximum (``bounded``): one exp then serves both directions.
-The forward of a short call keeps the gradient by each score, and its backward is two products.
+Rows are processed in blocks whose similarities fit the cache. One block covers both directions, and
+its Gaussian is computed only on the columns within reach of its rows. Cosines over a temperature
+that is not tiny need no running maximum (``bounded``): one exp is then enough for both directions.
+The forward of a short call keeps the gradient of each score, and its backward is two products.
 """
 
 import torch
@@ -16,14 +16,14 @@ from fastseq.ops.scl.torch_problem import MASKED, Problem
 
 
 def forward(z1, z2, tau, var, t1, t2, valid1, valid2, opts: SCLOptions, needs):
-    """Loss, statistics (3, N, T1 + T2) = log-denominators, inverse Gaussian sums, inverse norms
-    of all rows, the coefficients (2, N) of the reduction, and of a short call the gradient by each
-    score (N, T1, T2) where that of the loss is 1."""
+    """Loss; statistics (3, N, T1 + T2) = log-denominators, inverse Gaussian sums, inverse norms
+    of all rows; coefficients (2, N) of the reduction; and for a short call the gradient of each
+    score (N, T1, T2) for an upstream gradient of 1."""
     p = Problem(z1, z2, tau, var, valid1, valid2, opts)
     p.set_times(t1, t2, valid1, valid2)
     stats = z1.new_empty((3, p.n, p.frames1 + p.frames2), dtype=p.dtype)
     lse, inv_sum, inv_norm = stats
-    lse.fill_(MASKED)  # stays where the other view has no frame at all
+    lse.fill_(MASKED)  # kept where the other view has no real frame
     torch.cat([p.rn1, p.rn2], 1, out=inv_norm)
     shape = kept_pairs(z1, z2, needs)
     pairs = None if shape is None else p.z1.new_empty(shape)
@@ -34,9 +34,9 @@ def forward(z1, z2, tau, var, t1, t2, valid1, valid2, opts: SCLOptions, needs):
     rows = _row_targets(*sums, opts, inv_sum)
     for z, m, group, out in p.same_side(lse):
         torch.logaddexp(out, _self_lse(p, z, m, group), out=out)
-    has_target = inv_sum != 0  # NaN of a NaN timestamp stays
+    has_target = inv_sum != 0  # a NaN timestamp keeps its row
     rows = torch.where(has_target, rows + lse, 0)
-    # exp(score - 1e30) = 0: rows without target have no softmax part either.
+    # exp(score - 1e30) = 0: rows without a target have no softmax part either.
     lse.masked_fill_(~has_target, -MASKED)
     coef = row_coefficients(p.m1, p.m2, opts.reduction, p.dtype)
     loss = coef[0] * rows[:, : p.frames1].sum(1) + coef[1] * rows[:, p.frames1 :].sum(1)
@@ -54,14 +54,14 @@ def backward(
 ):
     """Gradients of z1, z2 and the temperature (None where not needed)."""
     *need, need_tau = needs
-    need1 = need[0] or (need_tau and not need[1])  # the temperature's takes one view's
+    need1 = need[0] or (need_tau and not need[1])  # tau's gradient needs one of them
     need2 = need[1]
     lse, inv_sum, inv_norm = stats
     p = Problem(z1, z2, tau, var, valid1, valid2, opts, inv_norm)
     whole = pairs is not None and opts.negatives == "cross"
     slopes = None if whole else _Slopes(p, lse, inv_sum, coef * grad)
     if pairs is not None:
-        grad = grad.reshape(-1, 1, 1)  # of the loss, or of each video's
+        grad = grad.reshape(-1, 1, 1)  # gradient of the loss, or of each video's loss
         dz1 = torch.bmm(pairs, p.z2).mul_(grad) if need1 else None
         dz2 = torch.bmm(pairs.mT, p.z1).mul_(grad) if need2 else None
     else:
@@ -82,7 +82,7 @@ def backward(
 
 
 class _Slopes:
-    """The gradient by each score, where that of the rows is ``coef`` (2, N)."""
+    """The gradient of each score, given that of the rows, ``coef`` (2, N)."""
 
     def __init__(self, p: Problem, lse: Tensor, inv_sum: Tensor, coef: Tensor):
         self.p, self.lse = p, lse
@@ -92,26 +92,26 @@ class _Slopes:
         self.target = self.weight * inv_sum
 
     def sides(self, x: Tensor, seqs, rows) -> tuple[Tensor, Tensor]:
-        """Of the rows and of the columns of a block, (n, rows, 1) and (n, 1, T2)."""
+        """Factors of the rows and of the columns of a block, (n, rows, 1) and (n, 1, T2)."""
         x1, x2 = x[seqs].split(self.p.split, 1)
         return x1[:, rows, None], x2[:, None]
 
     def of_softmax_(self, s, seqs, rows, exponentiated=False, spare=None) -> None:
-        """In place of the scores, or of their exponentials."""
+        """Replace the scores, or their exponentials, by the softmax part, in place."""
         lse, weight = self.sides(self.lse, seqs, rows), self.sides(self.weight, seqs, rows)
         _softmax_weights_(s, *lse, *weight, self.p.bounded, exponentiated, spare)
 
     def less_targets_(self, s, seqs, rows, band, g) -> None:
-        """Takes off what the Gaussian g of a band targets."""
+        """Subtract the targets of the Gaussian g on a band, in place."""
         row, column = self.sides(self.target, seqs, rows)
         s[:, :, band].addcmul_(row + column[:, :, band], g, value=-1)
 
 
 def _forward_group(p: Problem, seqs, lse, sums, kept=None) -> list:
-    """Log-denominators of a few sequences, and sums over g and g (s - e) of rows and columns.
+    """Log-denominators of a few sequences, and sums of g and g (s - e) over rows and columns.
 
-    ``kept`` gets the scores, or where bounded their exponentials. The blocks are returned then,
-    with their Gaussians: (sequences, rows, band, g).
+    ``kept`` receives the scores, or where bounded their exponentials. In that case the blocks are
+    returned with their Gaussians: (sequences, rows, band, g).
     """
     num, every = seqs.stop - seqs.start, slice(0, p.frames1)
     (g1, g2), (u1, u2) = (x.split(p.split, 1) for x in sums)
@@ -154,7 +154,8 @@ class _SoftmaxSums:
         self.top = torch.full_like(self.columns, MASKED)
 
     def add_(self, s, rows, keep=False) -> None:
-        """Overwrites the scores: by their exponentials where bounded; ``keep``: else not at all."""
+        """Add a block. Bounded: scores are overwritten by their exponentials. Otherwise they are
+        overwritten unless ``keep``."""
         p = self.p
         real = None if p.real1 is None else p.real1[self.seqs, None, rows]  # [n, 1, rows]
         if p.bounded:
@@ -181,7 +182,7 @@ class _SoftmaxSums:
 
 
 def _row_targets(g_sum, u_sum, opts: SCLOptions, inv_out) -> Tensor:
-    """The bracket of KL = lse + [sum_j w_ij (log w_ij - s_ij)]; inv_out gets 1 / G.
+    """The bracket of KL = lse + [sum_j w_ij (log w_ij - s_ij)]; writes 1 / G to inv_out.
 
     With G = sum_j g_ij: w = g / G and log w = e - log G, so the bracket is
     - log G - sum_j g (s - e) / G. Without the entropy ("ce") it is - sum_j g s / G.
@@ -213,7 +214,7 @@ def _softmax_weights_(
     s, lse_row, lse_col, c_row, c_col, bounded: bool, exponentiated=False, spare=None
 ) -> None:
     """In place: scores -> c_row softmax over the row + c_col softmax over the column."""
-    if bounded:  # one exp serves both
+    if bounded:  # one exp for both directions
         if not exponentiated:
             s.exp_()
         s.mul_(torch.add(c_row * (-lse_row).exp(), c_col * (-lse_col).exp(), out=spare))
@@ -232,7 +233,8 @@ def _self_lse(p: Problem, z, m, group) -> Tensor:
 def _backward_same_side(p: Problem, slopes: _Slopes, dz1, dz2, slope) -> None:
     """Softmax gradients through the candidates of the rows' own side (scores are symmetric).
 
-    ``slope``: the sum of all scores times their gradients, or None. Both frames of a score have it.
+    ``slope``: the sum of all scores times their gradients, or None. Each pair counts in both of
+    its frames.
     """
     if p.opts.negatives == "cross":
         return
@@ -257,7 +259,7 @@ def _backward_same_side(p: Problem, slopes: _Slopes, dz1, dz2, slope) -> None:
 
 
 def _through_norm(dz, z, rn, valid, dtype, opts: SCLOptions) -> Tensor:
-    """From the gradient of the normalised embedding to that of the embedding itself."""
+    """From the gradient of the normalised embedding to the gradient of the embedding itself."""
     if opts.normalize:
         # Below NORM_EPS the norm is a constant, as in torch.nn.functional.normalize.
         inside = torch.linalg.vecdot(dz, z) * (rn < 1 / NORM_EPS)

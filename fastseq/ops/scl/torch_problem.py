@@ -1,4 +1,4 @@
-"""Blockwise backend: the inputs as its loops want them, and the blocks that these take."""
+"""Blockwise backend: the inputs in the form its loops need, and the blocks of these loops."""
 
 import math
 
@@ -9,10 +9,11 @@ from fastseq.ops.common.lengths import shift_times, valid_mask
 from fastseq.ops.scl.options import MAX_EXPONENT, NORM_EPS, reach, scalars
 
 # Measured on two cores at T = 240 to 4096: short sequences share a block of few rows (a narrow
-# Gaussian band, and the block stays in the L2 cache), long ones want rows for the matrix product.
+# Gaussian band, and the block stays in the L2 cache); long ones need more rows per matrix product.
 SHORT_ROWS, SHORT_ELEMENTS = 80, 1 << 18
 LONG_ROWS, LONG_ELEMENTS = 128, 1 << 20
-# Cosines over at least this: exp(+-40), and the sum of 10^20 of them, are normal fp32 numbers.
+# From this temperature on, scores stay within +-40, so exp and sums of up to 1e20 terms are normal
+# fp32 numbers.
 MIN_BOUNDED_TEMPERATURE = 0.025
 # Gaussians carry a factor 2^32, so that every weight within reach is a normal fp32 number.
 LOG_SCALE = 32 * math.log(2)
@@ -22,7 +23,7 @@ FAR = 1e38  # the time of padded frames, beyond any shifted integer
 
 
 class Problem:
-    """The inputs in the form that the loops want: masked, normalised, times shifted."""
+    """The inputs in the form that the loops need: masked, normalised, times shifted."""
 
     def __init__(self, z1, z2, tau, var, valid1, valid2, opts, inv_norm=None):
         (self.n, self.frames1, _), self.frames2 = z1.shape, z2.shape[1]
@@ -45,12 +46,12 @@ class Problem:
         self.real1 = None if valid1 is None else self.m1.to(self.dtype)
 
     def set_times(self, t1, t2, valid1, valid2):
-        """What ``blocks`` and ``gaussian`` need."""
+        """Prepare the times for ``blocks`` and ``gaussian``."""
         if t1 is None:
             t1 = torch.arange(self.frames1, device=self.device, dtype=self.dtype)
             t2 = torch.arange(self.frames2, device=self.device, dtype=self.dtype)
             t1, t2 = t1.expand_as(self.m1), t2.expand_as(self.m2)
-        # One row of times, one Gaussian, where all sequences have the same.
+        # One row of times and one Gaussian if all sequences have the same times.
         no_padding = valid1 is None and valid2 is None
         self.shared_times = no_padding and t1.stride(0) == t2.stride(0) == 0
         lead = slice(0, 1) if self.shared_times else slice(None)
@@ -73,17 +74,17 @@ class Problem:
         return (z * rn[..., None] if self.opts.normalize else z), rn
 
     def _find_keys(self, mask):
-        """Sorted times allow column bands. Looking costs a host read, so only on the CPU."""
+        """Sorted times allow column bands. Checking costs a host read, so only on the CPU."""
         self.keys = None
         if self.device.type == "cpu" and self.frames2:
             keys = self.t2 if mask is None else torch.where(mask, self.t2, -FAR)
             keys = keys.cummax(1).values
-            same = keys == self.t2  # not where a time is NaN
+            same = keys == self.t2  # False where a time is NaN
             if bool((same if mask is None else same | ~mask).all()):
                 self.keys = keys
 
     def groups(self):
-        """Slices of sequences whose blocks are worked on together."""
+        """Slices of sequences whose blocks are processed together."""
         if self.frames1 and self.frames2:
             yield from _blocks(self.n, max(1, SHORT_ELEMENTS // (SHORT_ROWS * self.frames2)))
 
@@ -111,12 +112,12 @@ class Problem:
         return list(zip(rows, bands, strict=True))
 
     def buffer(self, num: int) -> Tensor:
-        """Room for the scores of the largest row block of ``num`` sequences."""
+        """Memory for the scores of the largest row block of ``num`` sequences."""
         rows = min(self.frames1, self.rows_per_block(num))
         return self.z1.new_empty(num * rows * self.frames2)
 
     def in_buffer(self, buffer, seqs, rows) -> Tensor:
-        """The part of a buffer that one block takes, (n, rows, T2)."""
+        """The part of a buffer that one block uses, (n, rows, T2)."""
         shape = (seqs.stop - seqs.start, rows.stop - rows.start, self.frames2)
         return buffer[: math.prod(shape)].view(shape)
 
@@ -124,14 +125,14 @@ class Problem:
         return slice(0, 1) if self.shared_times else seqs
 
     def scores_(self, s, seqs, rows):
-        """Writes the scores of a block. Padded columns: MASKED, or 0 where bounded."""
+        """Write the scores of a block. Padded columns: MASKED, or 0 where bounded."""
         z, scale = self._scaled(self.z1[seqs, rows])
         s.baddbmm_(z, self.z2[seqs].mT, beta=0, alpha=scale)
         if self.bias is not None:
             s.add_(self.bias[seqs, None])
 
     def _scaled(self, z):
-        """Embeddings and a number, which make scores of products with others."""
+        """Embeddings and a factor; products with other embeddings times it are scores."""
         scale = 1 / self.temperature
         return (z * scale, 1) if isinstance(scale, Tensor) else (z, scale)
 
@@ -145,13 +146,13 @@ class Problem:
             e = torch.addcmul(self.log_scale, gap * rate, gap)
         else:
             e = torch.addcmul(self.log_scale, gap, gap, value=rate)
-        # exp of a number that underflows takes 10 to 30 times as long as of one that does not.
+        # exp is 10 to 30 times slower on numbers that underflow.
         e.clamp_(min=LOG_SCALE - MAX_EXPONENT - 0.5)
         return torch.threshold_(e.exp(), SMALLEST_WEIGHT, 0), e
 
     def same_side(self, lse):
-        """What negatives="video" and "batch" add to the softmax of each row: embeddings to
-        compare among themselves, their mask, groups to leave out, and the rows' lse."""
+        """Additional softmax terms of negatives="video" and "batch": embeddings to compare among
+        themselves, their mask, groups to leave out, and the rows' lse."""
         if self.n == 0 or self.opts.negatives == "cross":
             return
         if self.opts.negatives == "video":
@@ -178,7 +179,7 @@ class Problem:
 
 
 def _known(x: Tensor | float) -> Tensor | float:
-    """A number, where to read it waits for nothing."""
+    """The number itself where reading it does not wait for a GPU."""
     return x.item() if isinstance(x, Tensor) and x.device.type == "cpu" else x
 
 

@@ -1,6 +1,7 @@
 """scl_loss on NVIDIA GPUs: launches the kernels of triton_kernels.py. op.py checks the input.
 
-Two launches forward; one backward, two of fp32. Nothing is read back: a CUDA graph can capture it.
+Two launches forward; one backward, two for fp32. Nothing is copied back to the host, so the call
+can be captured in a CUDA graph.
 """
 
 import math
@@ -21,12 +22,12 @@ from fastseq.ops.scl.triton_kernels import scl_grad_kernel, scl_stats_kernel
 from fastseq.ops.scl.triton_prepare import scl_prepare_kernel
 
 LOG2E = 1 / math.log(2)
-# Of bf16 that add up to a frame, by what multiplies: 0 where the frame itself does.
+# Number of bf16 planes that add up to a frame, by operand type: 0 where the frame is multiplied.
 PLANES = {"bf16": 0, "fp16": 0, "tf32": 2, "tf32x3": 3}
-# Frames from which tiles are larger.
+# From this number of frames on, tiles are larger.
 LONG = 1024
-# From here on exp((s - 1) / temperature) stays a normal fp32 number for every cosine s, so that
-# 1 / temperature can stand in for the running maximum.
+# From here on exp((s - 1) / temperature) is a normal fp32 number for every cosine s, so that
+# 1 / temperature can replace the running maximum.
 CONSTANT_SHIFT_FROM = 0.025
 
 
@@ -42,11 +43,11 @@ def tiles(
 ) -> Tiles:
     """The configuration of "stats" or "grad" for "bf16", "fp16", "tf32" or "tf32x3" operands.
 
-    ``online``: with a running maximum. ``long``: from LONG frames on, counted with padding: rows
-    enough for large tiles on every multiprocessor. ``masked``: by a mask. Nothing else may depend
-    on N or T: a sequence gives the same bits alone and in a batch of the same padding. Chosen so
-    that nothing spills (tests/data/scl_resources.json; SPILLING in the test of that has the
-    exceptions) and to fit the 99 kB of shared memory of sm_86 and sm_89.
+    ``online``: with a running maximum. ``long``: the longer view has at least LONG frames, padding
+    included: enough rows for large tiles on every multiprocessor. ``masked``: with a mask. Nothing
+    else may depend on N or T: a sequence has the same bits alone and in a batch of the same
+    padding. Chosen so that nothing spills (tests/data/scl_resources.json; the exceptions are in
+    SPILLING of its test) and that tiles fit the 99 kB of shared memory of sm_86 and sm_89.
     """
     padded = max(16, triton.next_power_of_2(d))
     if arch == 0:  # the interpreter: few, large steps
@@ -79,8 +80,8 @@ def _of_halves(kernel: str, padded: int, online: bool, arch: int, large: bool) -
 
 
 def _of_planes(kernel: str, padded: int, operands: str, arch: int, masked: bool) -> Tiles:
-    """Of fp32 as sums of bf16. A step has the channels that tensor cores add up on their own: see
-    add_product()."""
+    """Tiles for fp32 as sums of bf16. A step has as many channels as tensor cores add up without
+    fp32 in between: see add_product()."""
     stats = kernel == "stats"
     step, chunk, warps, stages = min(padded, 32), min(padded, 64), 4, 2
     if arch < 90 and not stats:
@@ -89,14 +90,14 @@ def _of_planes(kernel: str, padded: int, operands: str, arch: int, masked: bool)
         step = min(padded, 128 if stats or operands == "tf32" else 64)
         chunk = min(padded, 64 if masked else 128)
     elif 100 <= arch < 120:
-        # Its products come one after the other, and what they wait for is in registers.
+        # Its products run one after the other, and their operands wait in registers.
         step, warps, stages = min(padded, 64 if padded > 64 else 32), 8, 1 if padded > 128 else 2
     return Tiles(64, 32, step, padded if stats else chunk, warps, stages, 255)
 
 
 def parts(arch: int) -> int:
-    """Of a row's sums, see partial_sums(). sm_100's tensor memory gives a thread whole rows, and
-    Triton 3.7 does not compile more parts for it."""
+    """Number of parts of a row's sums, see partial_sums(). sm_100's tensor memory assigns whole
+    rows to a thread, and Triton 3.7 does not compile more parts for it."""
     return 1 if 100 <= arch < 120 else 8
 
 
@@ -112,7 +113,7 @@ def forward(
     opts: SCLOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, None]:
-    """Loss, statistics of the frames (6, N, padded), direction weights (2, N), nothing of pairs."""
+    """Loss, statistics of the frames (6, N, padded), direction weights (2, N), None for pairs."""
     (n, frames1, _), frames2 = z1.shape, z2.shape[1]
     fp32 = {"dtype": torch.float32, "device": z1.device}
     shape = (n,) if opts.reduction == "none" else ()
@@ -166,7 +167,7 @@ def backward(
     if n == 0 or frames1 + frames2 == 0 or not any(needs):
         zeros = (torch.zeros_like(x) if x is not None else None for x in (z1, z2, tau))
         return tuple(zero if need else None for zero, need in zip(zeros, needs, strict=True))
-    # The gradient of the temperature takes one view's, for other negatives both.
+    # The temperature's gradient needs that of one view; with other negatives, of both.
     own1 = need1 or (need_tau and (not need2 or opts.negatives != "cross"))
     own2 = need2 or (need_tau and opts.negatives != "cross")
     _, _, valid1, valid2, masked = _side_inputs(z1, z2, None, None, valid1, valid2)
@@ -195,8 +196,8 @@ def backward(
     )
     dtau = None
     if need_tau:
-        # The loss is a function of scores, which are one over the temperature. Those with the other
-        # view are in the sums of either view, others in those of both of their frames.
+        # The loss is a function of the scores, which are proportional to 1 / temperature. Scores
+        # with the other view are in the sums of either view; others are in those of both frames.
         slope = (along[:, :frames1] if own1 else along[:, frames1:]).sum()
         if more_along is not None:
             slope += more_along.sum() / 2
@@ -205,8 +206,8 @@ def backward(
 
 
 class Kernels(NamedTuple):
-    """Those of a kind of call, rows of their tiles, gradient programs for all channels, and what
-    products read in place of fp32 frames: planes of so many channels."""
+    """The kernels of one kind of call, rows of their tiles, number of gradient programs that cover
+    the channels, and the planes (number, channels) that products read in place of fp32 frames."""
 
     prepare: launch.Kernel
     stats: launch.Kernel
@@ -268,7 +269,7 @@ def _tile(tile: Tiles) -> dict[str, int | None]:
 
 
 def _planes(z: Tensor, frames: int, kernels: Kernels) -> Tensor | None:
-    """Where to put fp32 frames as sums of bf16."""
+    """Memory for fp32 frames as sums of bf16; None where frames are not split."""
     if not kernels.planes:
         return None
     shape = kernels.planes, z.shape[0], frames, kernels.channels
@@ -276,12 +277,12 @@ def _planes(z: Tensor, frames: int, kernels: Kernels) -> Tensor | None:
 
 
 def _stride(x: Tensor | None) -> int:
-    """Between sequences; 0 where all share one value."""
+    """Elements between sequences; 0 where all share one value."""
     return x.stride(0) if x is not None and x.dim() else 0
 
 
 def _side_inputs(z1, z2, t1, t2, valid1, valid2):
-    """Times with contiguous rows and one dtype; lengths, or masks for both views if for one."""
+    """Times with contiguous rows and one dtype; lengths, or masks for both if one view has one."""
     if t1 is not None:
         if t1.dtype != t2.dtype:
             both = (t1.dtype, t2.dtype)
@@ -305,5 +306,5 @@ def _scales(opts: SCLOptions) -> tuple[float, float, float]:
 
 
 def _online(tau: Tensor | None, opts: SCLOptions) -> bool:
-    """Whether a running maximum is needed: nobody knows what a tensor holds."""
+    """Whether a running maximum is needed; always so if the temperature is a tensor."""
     return tau is not None or not (opts.normalize and opts.temperature >= CONSTANT_SHIFT_FROM)

@@ -1,8 +1,8 @@
 """The Triton kernels of scl_loss. Direction 0 takes its rows from view 1, direction 1 from view 2.
 
 A program owns BM rows of one sequence in one direction and walks over the other view in tiles of BN
-frames, so nothing is added across programs before the last one ends, which adds up the losses in
-an order of its own: no float atomics, no zero-fill, the same bits every time.
+frames. Programs add nothing together until the last one to finish sums the losses in a fixed order:
+no float atomics, no zero-fill, the same bits every time.
 README.md in this folder derives the formulas; all exponents and logarithms here are base 2.
 """
 
@@ -58,14 +58,14 @@ def scl_stats_kernel(
     p_z2,  # [N, T2, D]
     p_v1,  # None, lengths [N] or mask [N, T1]
     p_v2,  # None, lengths [N] or mask [N, T2]
-    p_planes,  # of scl_prepare_kernel, or None: products take the frames
-    p_stats,  # [6, N, padded(T1) + padded(T2)], what scl_prepare_kernel has written among it
+    p_planes,  # of scl_prepare_kernel; None: products read the frames
+    p_stats,  # [6, N, padded(T1) + padded(T2)], some rows written by scl_prepare_kernel
     p_part,  # [2, 2, N, blocks]: losses and real rows of each block, per direction
     p_loss,  # [N] or []
     p_coef,  # [2, N]: weights of the directions
-    p_ticket,  # 0, and 0 again in the end
-    p_more,  # of scl_more_kernel: what R has besides, or None
-    p_var,  # variance, or None: it is in gauss and reach
+    p_ticket,  # 0 before and after the launch
+    p_more,  # of scl_more_kernel: additional terms of R, or None
+    p_var,  # variance; None: gauss and reach include it
     N,
     T1,
     T2,
@@ -116,16 +116,16 @@ def scl_stats_kernel(
     keep_range(p_record, row, P_a, first, end, BM)
     first, near, careful, plain, inside = tiles_of(first, end, n_c, BN)
 
-    # What exponents are relative to: the largest so far, or the constant that bounds them all.
+    # What exponents are relative to: the largest one so far, or a constant that bounds them all.
     shift = scale * (0.0 if ONLINE else 1.0)
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_ref = tl.zeros([BM], tl.float32) + shift
     b_r = tl.zeros([BM, PARTS], tl.float32)
     b_n = tl.zeros([BM, PARTS], tl.float32)
     b_p = tl.zeros([BM, PARTS], tl.float32)
-    # Added to exponents of targets: their largest is then 0 where views overlap. A row whose
-    # nearest frame is far needs another number, with which the tiles within reach are gone through
-    # once more. Whole numbers, so that these sums are exact.
+    # Added to the exponents of targets: with overlapping views the largest is then 0. A row whose
+    # nearest frame is far away needs another offset, and a second pass over the tiles within reach
+    # uses it. Offsets are whole numbers, so that these sums are exact.
     b_more = tl.zeros([BM], tl.float32) - 32.0
     turns = careful
     fresh = careful > 0
@@ -135,7 +135,7 @@ def scl_stats_kernel(
             m_n = j * BN + tl.arange(0, BN) < n_c
             if PLANES == 0:
                 m_n = valid(p_vc, j * BN + tl.arange(0, BN), n_c, MASK)
-            # Before the product, whose time they take to arrive.
+            # Loaded before the product, which hides the latency.
             b_fc = of_columns(p_sc + FACTOR * stride, j, BN)
             b_tc = of_columns(p_sc + TIME * stride, j, BN)
             b_tc += since(p_sc + RECORD * stride, j * BN // UNIT, r1, r2, r3)
@@ -188,7 +188,7 @@ def scl_stats_kernel(
             b_e -= shift
         b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE, PARTS)
 
-    # A row with nothing within reach: no loss, and statistics that make its gradient exactly 0.
+    # A row with no frame within reach: no loss, and statistics that make its gradient exactly 0.
     b_r = tl.sum(b_r, 1)
     if p_more is not None:
         b_max, b_r = with_more(p_more + at_a + o_m, stride, m_m, b_max, b_r, ONLINE)
@@ -201,7 +201,7 @@ def scl_stats_kernel(
         b_loss -= tl.log2(b_n)
     p_row = p_sa + o_m
     tl.store(p_row + R * stride, tl.where(m_row, 1.0 / b_r, 0.0), mask=m_in)
-    b_n *= tl.exp2(-b_more)  # on the scale of the gradient kernel
+    b_n *= tl.exp2(-b_more)  # in the scale of the gradient kernel
     tl.store(p_row + TARGETS * stride, tl.where(m_row, 1.0 / b_n, 0.0), mask=m_in)
     if ONLINE:
         tl.store(p_row + MAXIMUM * stride, tl.where(m_row, b_max, float("inf")), mask=m_in)
@@ -224,10 +224,10 @@ def scl_grad_kernel(
     p_grad,  # gradient of the loss, [N] with stride sg
     p_d1,  # [N, T1, D]
     p_d2,  # [N, T2, D]
-    p_more,  # [N, T1 + T2, D]: what gradients have besides, or None
-    p_tau,  # temperature, or None: it is in scale
+    p_more,  # [N, T1 + T2, D]: additional terms of the gradients, or None
+    p_tau,  # temperature; None: scale includes it
     p_var,
-    p_along,  # [N, T1 + T2]: the scores of a row times their gradients, added up, or None
+    p_along,  # [N, T1 + T2]: sum of a row's scores times their gradients, or None
     N,
     T1,
     T2,
@@ -283,7 +283,7 @@ def scl_grad_kernel(
     first, near, careful, plain, inside = tiles_of(first, end, n_c, BN)
 
     # The two directions' weights relative to the larger one, which is applied at the end: p - w
-    # times 1 / frames would leave fp16.
+    # times 1 / frames would underflow in fp16.
     upstream = tl.load(p_grad + i_n * sg)
     w_a = upstream * tl.load(p_coef + i_d * N + i_n)
     w_c = upstream * tl.load(p_coef + (1 - i_d) * N + i_n)
@@ -300,7 +300,7 @@ def scl_grad_kernel(
     most = root
     if FP16 and NORM:
         most = largest(p_sc + RECORD * stride, n_c)
-    # fp16 has the range for factors between the largest one and 1 / 2^14 of it.
+    # fp16 represents factors between the largest one and 1 / 2^14 of it.
     to_fp16 = FP16_SCALE / most
 
     b_acc = tl.zeros([BM, BD], tl.float32)
@@ -311,7 +311,7 @@ def scl_grad_kernel(
             m_n = j * BN + tl.arange(0, BN) < n_c
             if MASK and PLANES == 0:
                 m_n = valid(p_vc, j * BN + tl.arange(0, BN), n_c, MASK)
-            # 0 takes columns that are not real out of everything that follows.
+            # A factor of 0 removes columns that are not real from everything that follows.
             b_fc = of_columns(p_sc + FACTOR * stride, j, BN)
             b_rc = of_columns(p_sc + R * stride, j, BN) * w_c
             b_s, b_zc = products(
@@ -321,7 +321,7 @@ def scl_grad_kernel(
             b_x = b_s * (b_xa[:, None] * b_fc[None, :])
             if ONLINE:
                 b_mc = of_columns(p_sc + MAXIMUM * stride, j, BN)
-                # No score exceeds its maximum, but one computed anew may, by its rounding.
+                # A recomputed score may exceed its maximum by a rounding error.
                 b_g = tl.exp2(tl.minimum(b_x - b_ma[:, None], 0.0)) * b_ra[:, None]
                 b_g += tl.exp2(tl.minimum(b_x - b_mc[None, :], 0.0)) * b_rc[None, :]
             else:
@@ -334,7 +334,7 @@ def scl_grad_kernel(
                 b_h = exponents(b_ta[:, None] - b_tc[None, :], gauss, reach)
                 b_g -= tl.exp2(b_h) * (b_na[:, None] + b_nc[None, :])
 
-            if (NORM or p_along is not None) and BD < D:  # else of the sum itself, in the end
+            if (NORM or p_along is not None) and BD < D:  # otherwise from the sum, at the end
                 b_along += partial_sums(b_g * b_x, PARTS)
             if FP16:
                 b_fc = tl.minimum(b_fc, most) * to_fp16
@@ -372,7 +372,7 @@ def scl_grad_kernel(
             b_along_z = tl.sum(b_acc * b_zd, 1) * b_fa * b_fa
         b_along_z = tl.where(b_fa < CLAMPED, b_along_z, 0.0)
         b_acc = (b_acc - b_zd * b_along_z[:, None]) * b_fa[:, None]
-    # The factors of the columns have the root of the scale; scale * ln 2 = 1 / temperature.
+    # The factors of the columns include the root of the scale; scale * ln 2 = 1 / temperature.
     b_acc *= weight * root * LN2
     p_d, _ = ordered(p_d1, p_d2, i_d)
     o_k = chunk + tl.arange(0, BD)

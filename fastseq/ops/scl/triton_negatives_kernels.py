@@ -1,9 +1,10 @@
-"""The Triton kernels of ``negatives="video"`` and ``"batch"``: what these add to the softmax of
-each row, and its gradient.
+"""The Triton kernels of ``negatives="video"`` and ``"batch"``: additional terms in the softmax of
+each row, and their gradient.
 
-One set of frames is rows and columns alike: both views of a video one after the other, L1 and
-L - L1 places for them, of which the last may be empty so that columns come in whole tiles. The
-columns of a row are for "video" the places of its own view, for "batch" those of all other videos.
+One set of frames is both rows and columns: the two views of a video one after the other, with L1
+and L - L1 places. The last places of a view may be empty, so that columns fill whole tiles. The
+columns of a row are, for "video", the places of its own view; for "batch", those of all other
+videos.
 """
 
 import triton
@@ -30,15 +31,15 @@ def scl_gather_kernel(
     p_z1,  # [N, T1, D]
     p_z2,  # [N, T2, D]
     p_stats,  # of scl_prepare_kernel; backward: of scl_stats_kernel
-    p_coef,  # [2, N], or None in the forward, as the next two
+    p_coef,  # [2, N], or None in the forward, like the next two
     p_grad,  # gradient of the loss, [N] with stride sg
-    p_top,  # [N]: the largest weight of a direction, in all videos whose gradients are added up
-    p_z,  # [N L, P]: frames times a power of two close to 1 / norm; nothing real: 0. Of fp32 one
-    # such plane of bf16 after the other, whose sum they are
-    p_x,  # [N, L]: sqrt(scale) times the rest of 1 / norm; nothing real: 0
-    p_y,  # [N, L]: - scale (online: 0); nothing real: - infinity. Backward [4, N, L]: weight / R;
-    # that times p_x; 1 / norm; online: the maximum
-    p_tau,  # temperature, or None: it is in scale
+    p_top,  # [N]: the largest weight of a direction, over all videos whose gradients are added up
+    p_z,  # [N L, P]: frames times a power of two close to 1 / norm; 0 where not real. fp32: bf16
+    # planes one after the other, which add up to that
+    p_x,  # [N, L]: sqrt(scale) times the rest of 1 / norm; 0 where not real
+    p_y,  # [N, L]: - scale (online: 0); - infinity where not real. Backward [4, N, L]: weight / R;
+    # weight / R times p_x; 1 / norm; online: the maximum
+    p_tau,  # temperature; None: scale includes it
     N,
     T1,
     T2,
@@ -68,7 +69,7 @@ def scl_gather_kernel(
     o_m = i_b * BM + tl.arange(0, BM)
     stride = tl.cast(N, tl.int64) * (padded(T1) + padded(T2))
     p_s = p_stats + i_n * (padded(T1) + padded(T2)) + tl.where(i_d == 0, 0, padded(T1)) + o_m
-    m_m = tl.load(p_s + FACTOR * stride, mask=o_m < T_a, other=0.0) != 0  # NaN is real
+    m_m = tl.load(p_s + FACTOR * stride, mask=o_m < T_a, other=0.0) != 0  # NaN: a real frame
     b_inv = tl.full([BM], 1.0, tl.float32)
     b_pow = b_inv
     if NORM:
@@ -77,7 +78,7 @@ def scl_gather_kernel(
             b_zk = frames(p_a, o_m, m_m, k, D, BK).to(tl.float32)
             b_sq += tl.sum(b_zk * b_zk, 1)
         b_inv = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
-        # Exact, and all that follows is then of order 1 whatever the embeddings' size: fp16 too.
+        # Exact, and all later numbers are then of order 1 for embeddings of any size, as fp16 needs
         b_pow = (b_inv.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
 
     o_p = i_n * L + tl.where(i_d == 0, 0, L1) + o_m
@@ -100,7 +101,7 @@ def scl_gather_kernel(
         tl.store(p_y + o_p, tl.where(m_m, 0.0 if ONLINE else -scale, float("-inf")), mask=m_in)
     else:
         # Weights relative to the largest, which is applied at the end: p times 1 / frames would
-        # leave fp16.
+        # underflow in fp16.
         if BATCH:
             BV: tl.constexpr = 128
             b_top = tl.zeros([BV], tl.float32)
@@ -128,7 +129,7 @@ def scl_gather_kernel(
 
 @triton.jit
 def largest_weight(p_coef, p_grad, o_v, N, sg):
-    """Of the two directions of the videos o_v, with the gradient of the loss."""
+    """The larger weight of the two directions of the videos o_v, times the gradient of the loss."""
     m_v = o_v < N
     b_w = tl.abs(tl.load(p_coef + o_v, mask=m_v, other=0.0))
     b_w = tl.maximum(b_w, tl.abs(tl.load(p_coef + N + o_v, mask=m_v, other=0.0)))
@@ -137,8 +138,8 @@ def largest_weight(p_coef, p_grad, o_v, N, sg):
 
 @triton.jit
 def block_of(first, T_a):
-    """Where a program's rows begin. One that has none, since its view is the shorter one, reads the
-    first ones: memory ends soon after the last view."""
+    """First row of a program. A program without rows, since its view is the shorter one, reads the
+    first rows instead: memory ends soon after the last view."""
     return tl.where(first < T_a, first, 0)
 
 
@@ -151,7 +152,7 @@ def places(p_z, first, k, P: tl.constexpr, B: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def columns(i_n, i_d, N, L1, L, BN: tl.constexpr, BATCH: tl.constexpr):
-    """First column, tiles up to the gap, tiles, and the gap."""
+    """First column, number of tiles up to the gap, number of tiles, and the gap."""
     if BATCH:
         begin = i_n * 0
         before = (i_n * L // BN).to(tl.int32)
@@ -169,7 +170,7 @@ def columns(i_n, i_d, N, L1, L, BN: tl.constexpr, BATCH: tl.constexpr):
 def planes(
     p_z, first, k, G, P: tl.constexpr, B: tl.constexpr, BK: tl.constexpr, PLANES: tl.constexpr
 ):
-    """``places`` of each plane; the last one again where there are two."""
+    """``places`` of each plane; with two planes the last one is returned twice."""
     plane = tl.cast(G, tl.int64) * P
     b_h = places(p_z, first, k, P, B, BK)
     b_m = places(p_z + plane, first, k, P, B, BK)
@@ -198,7 +199,7 @@ def products(
     BN: tl.constexpr,
     BK: tl.constexpr,
     PLANES: tl.constexpr,
-    UNROLL: tl.constexpr,  # the steps over the channels of PLANES: rows then stay where they are
+    UNROLL: tl.constexpr,  # the steps over the channels of PLANES: rows then stay in place
 ):
     """<row, column> of a tile, BK channels at a time, and the columns' first channels."""
     b_s = tl.zeros([BM, BN], tl.float32)
@@ -221,7 +222,7 @@ def products(
 
 @triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L", "G"])
 def scl_more_kernel(
-    p_z,  # what scl_gather_kernel has left
+    p_z,  # frames written by scl_gather_kernel
     p_x,
     p_y,
     p_more,  # [1 or 2, N, padded(T1) + padded(T2)]: sums of exponentials, online the maxima
@@ -240,7 +241,7 @@ def scl_more_kernel(
     PLANES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """The denominators of the softmax as far as the rows' additional columns go."""
+    """The additional terms of the softmax denominators."""
     blocks = tl.cdiv(tl.maximum(T1, T2), BM)
     i_b = tl.program_id(0) % blocks
     i_d = tl.program_id(0) // blocks % 2
@@ -273,13 +274,13 @@ def scl_more_kernel(
 
 @triton.jit(do_not_specialize=["N", "T1", "T2", "L1", "L", "G", "first_direction", "directions"])
 def scl_more_grad_kernel(
-    p_z,  # what scl_gather_kernel has left
+    p_z,  # frames written by scl_gather_kernel
     p_x,
     p_y,
     p_top,
     p_more,  # [N, T1 + T2, D]
     p_tau,
-    p_along,  # [N, T1 + T2]: the scores of a row times their gradients, added up, or None
+    p_along,  # [N, T1 + T2]: sum of a row's scores times their gradients, or None
     N,
     T1,
     T2,
@@ -301,7 +302,7 @@ def scl_more_grad_kernel(
     PLANES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """The gradient through the additional columns: a frame is a row, and a column of others."""
+    """The gradient through the additional columns; a frame is a row, and a column of others."""
     scale = over(scale, p_tau)
     CHUNKS: tl.constexpr = P // BD
     blocks = tl.cdiv(tl.maximum(T1, T2), BM)
@@ -334,7 +335,7 @@ def scl_more_grad_kernel(
         b_e = b_s * (b_xa[:, None] * b_xc[None, :])
         b_w = b_ra[:, None] * b_xc[None, :]
         if ONLINE:
-            # No score exceeds its maximum, but one computed anew may, by its rounding.
+            # A recomputed score may exceed its maximum by a rounding error.
             b_mc = tl.load(p_y + 3 * stride + o_n)
             b_g = tl.exp2(tl.minimum(b_e - b_ma[:, None], 0.0)) * b_w
             b_g += tl.exp2(tl.minimum(b_e - b_mc[None, :], 0.0)) * b_rc[None, :]
@@ -369,8 +370,8 @@ def scl_more_grad_kernel(
             b_gx = b_proj * b_xa * (tl.sqrt(scale) * LN2 * top)
             tl.store(p_along + o_row, b_gx, mask=m_m & (chunk == 0))
     if NORM:
-        # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped. Of what
-        # was added up, roundings included: in "video" most of it is the frame itself.
+        # d<z, zc>/dz of normalised z: remove the part along z, unless the norm was clamped. It is
+        # computed from the rounded sum: with "video" most of that sum is along the frame itself.
         b_inv = tl.load(p_row + 2 * stride, mask=m_m, other=0.0)
         b_proj = tl.where(b_inv < CLAMPED, b_proj * b_xa * b_xa / scale, 0.0)
         b_acc = (b_acc - b_zd * b_proj[:, None]) * b_inv[:, None]

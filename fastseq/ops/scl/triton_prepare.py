@@ -1,4 +1,4 @@
-"""What the other kernels of scl_loss would compute for every tile anew: a launch of its own."""
+"""Values that the other kernels of scl_loss would recompute for every tile: one launch."""
 
 import triton
 import triton.language as tl
@@ -29,7 +29,7 @@ def scl_prepare_kernel(
     p_v2,  # None, lengths [N] or mask [N, T2]
     p_stats,  # [6, N, padded(T1) + padded(T2)] or None
     p_planes,  # [PLANES, N, padded(T1) + padded(T2), DP] or None: bf16 that add up to the frames
-    p_tau,  # temperature, or None: it is in scale
+    p_tau,  # temperature; None: scale includes it
     p_var,  # variance, or None
     N,
     T1,
@@ -44,18 +44,18 @@ def scl_prepare_kernel(
     NORM: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    """Of each frame the factor in a score, 1 / norm times the root of the scale, and the time
-    relative to its unit; of each unit a record: see triton_tiles.py.
+    """For each frame its factor in a score, 1 / norm times the root of the scale, and its time
+    relative to its unit; for each unit a record: see triton_tiles.py.
 
-    A program has one unit. The factor is 0 of a frame that is not real, and NaN of a real one whose
-    time is NaN, so that it shows.
+    A program processes one unit. The factor is 0 for a frame that is not real, and NaN for a real
+    frame whose time is NaN, so that the loss becomes NaN.
     """
     units_1 = tl.cdiv(T1, UNIT)
     units = units_1 + tl.cdiv(T2, UNIT)
     i_n = (tl.program_id(0) // units).to(tl.int64)
     i_u = tl.program_id(0) % units
-    at = (i_n * units + i_u) * UNIT  # of the unit's first frame in a row of the statistics
-    stride = tl.cast(N, tl.int64) * units * UNIT  # between those rows
+    at = (i_n * units + i_u) * UNIT  # the unit's first frame in a row of the statistics
+    stride = tl.cast(N, tl.int64) * units * UNIT  # between rows of the statistics
     i_d = tl.where(i_u < units_1, 0, 1)
     i_u -= i_d * units_1
     T, _ = ordered(T1, T2, i_d)
@@ -77,7 +77,7 @@ def scl_prepare_kernel(
     m_t = valid(p_v, o_t, n, MASK)
     scale = over(scale, p_tau)
     if p_var is not None:
-        scale += over(0.0 * scale, p_var)  # NaN of a wrong one, so that it shows
+        scale += over(0.0 * scale, p_var)  # NaN if the variance is invalid, so that the loss is NaN
     root = tl.sqrt(scale)
     b_sq = tl.zeros([UNIT], tl.float32)
     for k in range(0, DP, BK):
@@ -100,7 +100,7 @@ def scl_prepare_kernel(
         if NORM:
             b_f = 1.0 / tl.maximum(tl.sqrt(b_sq), NORM_EPS)
         largest = tl.max(tl.where(m_t & (b_f < CLAMPED), b_f, 0.0), 0) * root
-        b_f = tl.maximum(b_f, 1e-30) + (b_f - b_f)  # 0 is for frames that are not real; NaN stays
+        b_f = tl.maximum(b_f, 1e-30) + (b_f - b_f)  # 0 means a frame that is not real; NaN stays
         b_f *= root
         if p_t1 is None:
             b_t = o_t.to(tl.int64)

@@ -1,4 +1,4 @@
-"""What the Triton kernels of scl_loss add up: parts of rows, exponentials, blocks of the loss."""
+"""Sums of the Triton kernels of scl_loss: parts of rows, exponentials, blocks of the loss."""
 
 import triton
 import triton.language as tl
@@ -8,8 +8,8 @@ from fastseq.ops.scl.triton_tiles import LARGEST, UNIT
 
 @triton.jit
 def partial_sums(b_x, PARTS: tl.constexpr):
-    """Of each row of a tile, as [rows, PARTS]: with 8, of what a thread holds of tensor cores'
-    results, so that nothing crosses threads before the end. Add up the rest once."""
+    """Sums over the rows of a tile, as [rows, PARTS]. PARTS = 8 follows how threads store results
+    of tensor cores, so that nothing crosses threads before the end. Add up the parts once."""
     ROWS: tl.constexpr = b_x.shape[0]
     if PARTS == 1:
         b_sums = tl.sum(b_x, 1)[:, None]
@@ -20,7 +20,7 @@ def partial_sums(b_x, PARTS: tl.constexpr):
 
 @triton.jit
 def two_partial_sums(b_x, b_y, PARTS: tl.constexpr):
-    """partial_sums of both at once: then both are computed in the layout of the first."""
+    """partial_sums of both at once, so that both are computed in the layout of the first."""
     ROWS: tl.constexpr = b_x.shape[0]
     if PARTS == 1:
         b_x = partial_sums(b_x, PARTS)
@@ -33,7 +33,7 @@ def two_partial_sums(b_x, b_y, PARTS: tl.constexpr):
 
 @triton.jit
 def denominators(b_e, b_max, b_r, ONLINE: tl.constexpr, PARTS: tl.constexpr):
-    """Largest exponents so far, what sums are relative to, and sums of exponentials with a tile."""
+    """Update with a tile: largest exponents, the reference of the sums, sums of exponentials."""
     b_shift = b_max
     if ONLINE:
         b_new = tl.maximum(b_max, tl.max(b_e, 1))
@@ -48,7 +48,7 @@ def denominators(b_e, b_max, b_r, ONLINE: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def with_more(p_more, stride, m_m, b_max, b_r, ONLINE: tl.constexpr):
-    """Largest exponents and sums of exponentials with those of columns summed elsewhere."""
+    """Largest exponents and sums of exponentials, joined with those of columns summed elsewhere."""
     b_more = tl.load(p_more, mask=m_m, other=0.0)
     if ONLINE:
         b_top = tl.load(p_more + stride, mask=m_m, other=float("-inf"))
@@ -63,7 +63,7 @@ def with_more(p_more, stride, m_m, b_max, b_r, ONLINE: tl.constexpr):
 
 @triton.jit
 def largest(p_record, columns):
-    """Of the factors of a view."""
+    """The largest factor of a view."""
     GROUP: tl.constexpr = 128
     b_most = tl.zeros([GROUP], tl.float32)
     units = tl.cdiv(columns, UNIT)
@@ -77,8 +77,8 @@ def largest(p_record, columns):
 
 @triton.jit
 def reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION: tl.constexpr):
-    """The loss, and the weights of the directions, from the blocks of all programs."""
-    # Larger tiles make stats kernels that are held to 168 registers spill two of them.
+    """The loss and the weights of the directions, from the blocks of all programs."""
+    # Larger tiles make stats kernels with the limit of 168 registers spill two of them.
     BV: tl.constexpr = 8
     BB: tl.constexpr = 32
     b_total = tl.zeros([BV], tl.float32)
@@ -118,7 +118,7 @@ def reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION: tl.constexpr):
 
 @triton.jit
 def block_sums(p_part, i_d, o_v, m_v, N, blocks, BV: tl.constexpr, BB: tl.constexpr):
-    """Losses and real rows of the sequences o_v in one direction, added up over the blocks."""
+    """Losses and real rows of the sequences o_v in one direction, summed over the blocks."""
     b_loss = tl.zeros([BV, BB], tl.float32)
     b_rows = tl.zeros([BV, BB], tl.float32)
     p_v = p_part + (i_d * N + o_v).to(tl.int64)[:, None] * blocks  # [BV, 1]

@@ -1,12 +1,12 @@
-"""What the Triton kernels of scl_loss share: one side of a sequence, one tile of a pair.
+"""Tile functions of scl_loss's Triton kernels: one side of a sequence, one tile of a pair.
 
 Suffixes: a is the side whose frames are rows, c the side whose frames are columns.
 
-What is kept of frames, p_stats, has rows [N, padded(T1) + padded(T2)], each view padded to whole
-units of UNIT frames, so that tiles of columns are read without masks. Row RECORD has numbers of
-the unit in the places of its first frames: its earliest time as three fp32 numbers that add up to
-it, then what lies at SPAN, LARGEST and WITHIN. Row TIME is relative to that earliest one:
-differences of int64 and fp64 times stay exact, and kernels are the same for all types of times.
+p_stats, the kept statistics, has rows [N, padded(T1) + padded(T2)]. Each view is padded to whole
+units of UNIT frames, so that tiles of columns are read without masks. Row RECORD stores numbers of
+a unit in the places of its first frames: its earliest time as three fp32 numbers that add up to
+it, then the entries SPAN, LARGEST and WITHIN. Row TIME is relative to the earliest time:
+differences of int64 and fp64 times stay exact, and the kernels are the same for all types of times.
 """
 
 import triton
@@ -18,11 +18,11 @@ UNIT = tl.constexpr(64)
 # Rows of p_stats: 1/R, 1/N, 1/norm times the root of the scale, ...
 R, TARGETS, FACTOR, TIME, RECORD, MAXIMUM = (tl.constexpr(k) for k in range(6))
 SPAN = tl.constexpr(3)  # from the earliest to the latest time; negative without a real frame
-LARGEST = tl.constexpr(4)  # of the factors, without those of clamped norms
-WITHIN = tl.constexpr(8)  # for each QUARTER of the unit: units of the other view within reach
+LARGEST = tl.constexpr(4)  # largest factor, except those of clamped norms
+WITHIN = tl.constexpr(8)  # the other view's units within reach, for each QUARTER
 QUARTER = tl.constexpr(16)
-# A sum of targets below this needs exponents relative to itself; below FARTHEST it may have lost
-# some of them, and BEYOND makes a normal number of any within reach (2^-149 at least).
+# A sum of targets below this needs exponents relative to its largest; below FARTHEST some targets
+# may have been lost, and BEYOND makes any target within reach a normal number (2^-149 at least).
 FAR = tl.constexpr(2.0**-16)
 FARTHEST = tl.constexpr(2.0**-100)
 BEYOND = tl.constexpr(98.0)
@@ -41,13 +41,13 @@ def padded(T):
 
 @triton.jit
 def length(p_v, i_n, T):
-    """Frames of sequence i_n: its length clamped to [0, T]."""
+    """Number of frames of sequence i_n: its length clamped to [0, T]."""
     return tl.minimum(tl.maximum(tl.load(p_v + i_n).to(tl.int64), 0), T).to(tl.int32)
 
 
 @triton.jit
 def valid(p_v, o_t, n_t, MASK: tl.constexpr):
-    """Which of the frames o_t are real; n_t bounds them, p_v is the sequence's row of the mask."""
+    """Which of the frames o_t are real; n_t is their bound, p_v the sequence's row of the mask."""
     m_t = o_t < n_t
     if MASK:
         m_t = m_t & (tl.load(p_v + o_t, mask=m_t, other=0) != 0)
@@ -81,8 +81,8 @@ def sides(
     DP: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    """Rows' (a) and columns' (c) side of sequence i_n: frames, what products read, where they are
-    in a row of the statistics, bound, mask."""
+    """Row (a) and column (c) side of sequence i_n: frames, operand of the products, position in a
+    row of the statistics, bound, mask."""
     T_a, T_c = ordered(T1, T2, i_d)
     at_a = i_n * (padded(T1) + padded(T2)) + tl.where(i_d == 0, 0, padded(T1))
     at_c = i_n * (padded(T1) + padded(T2)) + tl.where(i_d == 0, padded(T1), 0)
@@ -112,14 +112,14 @@ def sides(
 
 @triton.jit
 def since(p_record, o_u, r1, r2, r3):
-    """Earliest times of units, relative to a time given as three numbers."""
+    """Earliest times of units, relative to a time passed as three numbers."""
     p_unit = p_record + o_u * UNIT
     return (tl.load(p_unit) - r1) + (tl.load(p_unit + 1) - r2) + (tl.load(p_unit + 2) - r3)
 
 
 @triton.jit
 def clock(p_a, p_record, row, o_m, P_a, BM: tl.constexpr):
-    """A time that those of a row block are relative to, and those; infinite where not real."""
+    """A reference time of a row block, and its times relative to that; infinite if not real."""
     last = tl.maximum(P_a // UNIT - 1, 0)
     m_some = P_a > 0
     i_u = tl.minimum(row // UNIT, last)
@@ -140,7 +140,7 @@ def clock(p_a, p_record, row, o_m, P_a, BM: tl.constexpr):
 def near_range(p_record, columns, r1, r2, r3, lo, hi, reach):
     """Columns of the other view within reach of the times [lo, hi], in units: from, to.
 
-    Sorted times make that exactly the units that matter, others a superset.
+    With sorted times exactly the units that matter, otherwise a superset.
     """
     GROUP: tl.constexpr = 128
     units = tl.cdiv(columns, UNIT)
@@ -161,7 +161,7 @@ def near_range(p_record, columns, r1, r2, r3, lo, hi, reach):
 
 @triton.jit
 def within(p_record, row, P_a, BM: tl.constexpr):
-    """Where a row block's part of WITHIN lies, and which of that there is."""
+    """Where a row block's part of WITHIN lies, and which of its entries exist."""
     o_q = row // QUARTER + tl.arange(0, BM // QUARTER)
     o_w = o_q // (UNIT // QUARTER) * UNIT + WITHIN + o_q % (UNIT // QUARTER)
     return p_record + o_w, o_q * QUARTER < P_a
@@ -169,7 +169,7 @@ def within(p_record, row, P_a, BM: tl.constexpr):
 
 @triton.jit
 def keep_range(p_record, row, P_a, first, end, BM: tl.constexpr):
-    """For the gradient kernel: 16 bits each, so that 65535 is all beyond."""
+    """Store the range for the gradient kernel: 16 bits each; an end of 65535 means no end."""
     p_w, m_w = within(p_record, row, P_a, BM)
     whole = tl.minimum(first, 65534) | (tl.minimum(end, 65535) << 16)
     b_whole = tl.zeros([BM // QUARTER], tl.int32) + whole
@@ -178,7 +178,7 @@ def keep_range(p_record, row, P_a, first, end, BM: tl.constexpr):
 
 @triton.jit
 def kept_range(p_record, row, P_a, BM: tl.constexpr):
-    """What keep_range has kept of the rows of a block."""
+    """The range that keep_range has stored for the rows of a block."""
     first = 65535
     end = 0
     for k in tl.static_range(BM // QUARTER):
@@ -194,11 +194,11 @@ def kept_range(p_record, row, P_a, BM: tl.constexpr):
 
 @triton.jit
 def tiles_of(first, end, columns, BN: tl.constexpr):
-    """How a program walks over the columns in tiles: those that take care, then the plain ones.
+    """How a program walks over the columns in tiles: careful ones first, then plain ones.
 
-    Care is for what lies within reach and for the last tile where columns do not fill it. Gives
-    the first of them, how many lie within reach, how many there are with the last one, how many
-    plain ones follow, and how many of those within reach they have to leave out.
+    Careful tiles are those within reach, and the last tile if columns do not fill it. Returns the
+    first of them, how many lie within reach, how many there are including the last tile, how many
+    plain ones follow, and how many tiles within reach the plain loop leaves out.
     """
     full = columns // BN
     tiles = tl.cdiv(columns, BN)
@@ -212,18 +212,18 @@ def tiles_of(first, end, columns, BN: tl.constexpr):
 
 @triton.jit
 def tile_index(k, first, near, last, inside, CAREFUL: tl.constexpr):
-    """The k-th tile that takes care, or the k-th of all others."""
+    """The k-th careful tile, or the k-th plain one."""
     return tl.where(k < near, first + k, last) if CAREFUL else k + tl.where(k >= first, inside, 0)
 
 
 @triton.jit
 def gaussian(gauss, reach, p_var):
-    """What exponents() takes, from that at the variance 1 where p_var has another one."""
+    """Arguments of exponents(): those at variance 1, adjusted where p_var has another variance."""
     gauss = tl.cast(gauss, tl.float32)
     reach = tl.cast(reach, tl.float32)
     if p_var is not None:
         var = tl.load(p_var).to(tl.float32)
-        # Scores show that it is wrong.
+        # An invalid variance already makes the scores NaN.
         var = tl.where((var > 0.0) & (var < float("inf")), var, 1.0)
         gauss = gauss / var
         reach = reach * tl.sqrt(var)
@@ -232,10 +232,10 @@ def gaussian(gauss, reach, p_var):
 
 @triton.jit
 def exponents(b_d, gauss, reach):
-    """Base 2, of 2^32 exp(-d^2 / (2 variance)) within reach; exp2 is 0 of all others.
+    """Base-2 exponents of 2^32 exp(-d^2 / (2 variance)) within reach; beyond it exp2 returns 0.
 
-    Each of the former is a normal fp32 number. A multiply-add, so that it is rounded once, and the
-    same way in both kernels: a row's targets then add up to 1 in the gradient too.
+    Each value within reach is a normal fp32 number. A multiply-add, so that both kernels round it
+    once and in the same way: a row's targets then add up to 1 in the gradient too.
     """
     return tl.where(tl.abs(b_d) <= reach, fma(b_d * b_d, gauss * -1.0, 32.0), -300.0)
 
@@ -246,7 +246,7 @@ def channels(
 ):
     """Channels k to k + BK of B frames from row on, zero where MASKED and not in m_t.
 
-    Offsets within a tile are the same for all, and 32 bits wide."""
+    Offsets within a tile are the same for all programs, and 32 bits wide."""
     o_k = k + tl.arange(0, BK)[None, :]
     p_tile = p_z + tl.cast(row, tl.int64) * D + (tl.arange(0, B)[:, None] * D + o_k)
     if MASKED and D % BK != 0:
@@ -262,7 +262,7 @@ def channels(
 
 @triton.jit
 def of_columns(p_x, j, BN: tl.constexpr):
-    """A number of each frame of the j-th tile."""
+    """One number for each frame of the j-th tile."""
     return tl.load(p_x + j * BN + tl.arange(0, BN))
 
 
@@ -270,7 +270,7 @@ def of_columns(p_x, j, BN: tl.constexpr):
 def products(
     p_a,
     p_c,
-    plane,  # elements of one of the PLANES
+    plane,  # elements in one plane
     b_za,
     row,
     m_m,
@@ -318,7 +318,7 @@ def product_of_planes(
     BK: tl.constexpr,
     PLANES: tl.constexpr,
 ):
-    """b_s and what channels k to k + BK add to it."""
+    """b_s plus the contribution of channels k to k + BK."""
     b_ah = channels(p_a, row, m_m, k, BM, BK, DP, True)
     b_am = channels(p_a + plane, row, m_m, k, BM, BK, DP, True)
     b_ch = tl.trans(channels(p_c, j * BN, m_m, k, BN, BK, DP, False))
@@ -333,11 +333,11 @@ def product_of_planes(
 
 @triton.jit
 def add_product(b_xh, b_xm, b_xl, b_yh, b_ym, b_yl, b_acc, PLANES: tl.constexpr):
-    """The product of numbers given as sums of bf16, without what is below their last bit.
+    """The product of numbers passed as sums of bf16, without terms below their last bit.
 
-    From 0 and the smallest on, with an addition in fp32 at the end: tensor cores are said to cut
-    off what they add up, which then happens in few steps. The factor keeps the compiler from making
-    that one product with all that came before.
+    It starts at 0 with the smallest terms and is added in fp32 at the end: tensor cores are said to
+    truncate their sums, which then happens in few steps. The factor keeps the compiler from merging
+    this product with earlier ones.
     """
     b_xy = tl.zeros(b_acc.shape, tl.float32)
     if PLANES == 3:

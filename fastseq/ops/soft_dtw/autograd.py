@@ -9,7 +9,7 @@ from fastseq.ops.soft_dtw.costs import squared_distances
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from fastseq.ops.soft_dtw.reference import soft_dtw_reference
 
-# One for embeddings and one for given costs, so that errors name the function that was called.
+# One for embeddings and one for caller's costs, so that errors name the function that was called.
 FUSED = {
     op: FusedLoss(
         op,
@@ -81,7 +81,7 @@ def _(x, y, *rest):
     schema="(Tensor grad, Tensor x, Tensor y) -> (Tensor, Tensor)",
 )
 def _alignment_backward_op(grad, x, y):
-    # As an op, because the gradient is traced for all inputs that want one, called for or not.
+    # An op, because the gradient is traced for all inputs that require one, even if never called.
     raise RuntimeError(_ALIGNMENT)
 
 

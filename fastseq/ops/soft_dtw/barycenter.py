@@ -38,27 +38,27 @@ def soft_dtw_barycenter(
 
         sum_k w_k soft_dtw(z, x_k) / sum_k w_k
 
-    What sequences share at different times stays in it, where a mean of frames smears it. Each
-    iteration takes about one value and gradient of :func:`fastseq.soft_dtw_cross`.
+    Features that the sequences share at different times stay sharp; a mean of frames smears them.
+    Each iteration costs about one value and gradient of :func:`fastseq.soft_dtw_cross`.
 
     Args:
         x: (N, T, D), or a list of (T_k, D); float64, float32, bfloat16 or float16.
-        weights: (N,) numbers of at least 0, not all 0. Default: all the same.
-        length: S, the number of frames of the average, from 1. Default: that of the longest
+        weights: (N,) numbers of at least 0, not all 0. Default: equal weights.
+        length: S, the number of frames of the average, at least 1. Default: that of the longest
             sequence.
-        init: (S, D), where the search begins; instead of ``length``. Default: the weighted mean of
+        init: (S, D), the start of the search; instead of ``length``. Default: the weighted mean of
             the sequences, each stretched evenly to S frames.
         lengths: (N,) integers, for x (N, T, D): the number of real frames at the start of each
-            sequence. Those without any do not count.
-        gamma, cost, bandwidth, warp_penalty, backend: as in :func:`fastseq.soft_dtw_cross`. The
-            larger gamma is, the smoother the average; default 1.0 as there.
-        max_iter: iterations at most, 0 for ``init`` itself. Default 50, as in tslearn.
-        tol: stops when no element of the gradient is above ``tol`` times the largest one of the
-            start. Default 1e-3.
+            sequence. Sequences without real frames are ignored.
+        gamma, cost, bandwidth, warp_penalty, backend: as in :func:`fastseq.soft_dtw_cross`. A
+            larger gamma makes the average smoother; default 1.0 as there.
+        max_iter: maximum number of iterations; 0 returns ``init``. Default 50, as in tslearn.
+        tol: the search stops when no element of the gradient exceeds ``tol`` times the largest
+            element at the start. Default 1e-3.
 
     Returns:
-        (S, D), float64 for float64 inputs, otherwise float32, on the device of x. No gradient flows
-        through it.
+        (S, D), float64 for float64 inputs, otherwise float32, on the device of x. It has no
+        gradient.
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value, NaN or infinity in
@@ -72,7 +72,7 @@ def soft_dtw_barycenter(
         tensor(True)
     """
     if transforms_active():
-        raise RuntimeError(f"{_OP}: it searches, and does not work inside torch.func transforms")
+        raise RuntimeError(f"{_OP}: a search does not work inside torch.func transforms")
     SoftDTWOptions.checked(_OP, gamma, bandwidth, cost, warp_penalty=warp_penalty)
     tol = check_nonnegative(_OP, "tol", tol)
     max_iter = _integer("max_iter", max_iter, 0)
@@ -88,7 +88,7 @@ def soft_dtw_barycenter(
         return (values[0] * share).sum()
 
     with torch.inference_mode(False), torch.enable_grad():
-        x, real, share = x.clone(), real.clone(), share.clone()  # not of inference mode
+        x, real, share = x.clone(), real.clone(), share.clone()  # leave inference mode
         z = z.clone().requires_grad_()
         (slope,) = torch.autograd.grad(objective(), z)
         search = torch.optim.LBFGS(
@@ -123,7 +123,7 @@ def _sequences(x, lengths: Lengths) -> tuple[Tensor, Tensor]:
             what = "an empty list" if isinstance(x, Sequence) else type(x).__name__
             raise TypeError(f"{_OP}: x must be a tensor or a list of tensors (T, D), got {what}")
         if lengths is not None:
-            raise ValueError(f"{_OP}: lengths belong to x (N, T, D), and x is a list")
+            raise ValueError(f"{_OP}: lengths apply to a tensor x (N, T, D), but x is a list")
         for k, one in enumerate(x):
             check_embeddings(_OP, f"x[{k}]", one)
             if one.dim() != 2 or one.shape[1] != x[0].shape[1] or one.device != x[0].device:
@@ -139,14 +139,14 @@ def _sequences(x, lengths: Lengths) -> tuple[Tensor, Tensor]:
     mask = valid_mask(real, *x.shape[:2], x.device)
     x = torch.where(mask[..., None], full_precision(x.detach()), 0)
     if not x.isfinite().all():
-        raise ValueError(f"{_OP}: x holds NaN or infinity in a real frame; expected finite numbers")
+        raise ValueError(f"{_OP}: x has NaN or infinity in a real frame; expected finite numbers")
     if not mask.any():
         raise ValueError(f"{_OP}: x has no real frame, got shape {tuple(x.shape)}")
     return x, real
 
 
 def _shares(weights, real: Tensor) -> Tensor:
-    """(N,) float64, sum 1, 0 for sequences without frames."""
+    """Weights as (N,) float64 with sum 1, and 0 for sequences without frames."""
     if weights is None:
         weights = torch.ones(real.shape)
     try:
@@ -164,15 +164,15 @@ def _shares(weights, real: Tensor) -> Tensor:
     weights = torch.where(real > 0, weights, 0)
     if not weights.any():
         raise ValueError(f"{_OP}: weights must not be 0 for all sequences with real frames")
-    weights = weights / weights.max()  # whose sum cannot overflow
+    weights = weights / weights.max()  # their sum cannot overflow
     return weights / weights.sum()
 
 
 def _start(x: Tensor, real: Tensor, share: Tensor, length, init) -> Tensor:
-    """(S, D): where the search begins."""
+    """(S, D): the start of the search."""
     if init is not None:
         if length is not None:
-            raise ValueError(f"{_OP}: give length or init, not both")
+            raise ValueError(f"{_OP}: pass length or init, not both")
         check_embeddings(_OP, "init", init)
         if init.dim() != 2 or init.shape[0] == 0 or init.shape[1] != x.shape[2]:
             raise ValueError(
@@ -180,10 +180,10 @@ def _start(x: Tensor, real: Tensor, share: Tensor, length, init) -> Tensor:
                 f"{tuple(init.shape)}"
             )
         if not init.isfinite().all():
-            raise ValueError(f"{_OP}: init holds NaN or infinity; expected finite numbers")
+            raise ValueError(f"{_OP}: init has NaN or infinity; expected finite numbers")
         return init.detach().to(x)
     frames = int(real.max()) if length is None else _integer("length", length, 1)
-    # Where in each sequence the frames of the average lie.
+    # Position of the average's frames in each sequence.
     place = torch.linspace(0, 1, frames, dtype=torch.float64, device=x.device)
     place = place * (real[:, None] - 1).clamp(min=0)
     before = place.floor().long()

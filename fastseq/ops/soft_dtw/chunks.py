@@ -1,8 +1,8 @@
-"""Backend of soft_dtw_cross: all pairs by one of the backends of soft_dtw, so many pairs at a time
-that their copies and what a forward keeps of them stay under a budget.
+"""Backend of soft_dtw_cross: runs a backend of soft_dtw on all pairs, in chunks of pairs whose
+copies and kept tensors stay under a memory budget.
 
-A forward keeps nothing: the backward runs each chunk's forward once more. Chunks are rectangles of
-sequences, and the gradients of a sequence are added up in their order.
+A forward keeps nothing: the backward repeats each chunk's forward. Chunks are rectangles of
+sequences, and the gradients of a sequence are added in a fixed order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from fastseq.ops.soft_dtw.options import SoftDTWOptions
 BUDGET = {"cpu": 1 << 26, "cuda": 1 << 28}
 DEFAULT_BUDGET = 1 << 26
 
-# What one call is, with the backend that serves a chunk.
+# What one call is, with the backend that computes a chunk.
 CrossOptions = NamedTuple(
     "CrossOptions", [("served_by", str), *SoftDTWOptions.__annotations__.items()]
 )
 
 
 def forward(x, y, lengths_x, lengths_y, gamma, opts: CrossOptions, needs) -> tuple[Tensor, None]:
-    """Values (A, B), and nothing else."""
+    """Values (A, B), and None: nothing is kept."""
     served_by, *options = opts
     call = served_by, SoftDTWOptions(*options), (False, False, False)
     values = x.new_empty(x.shape[0], y.shape[0])
@@ -33,7 +33,7 @@ def forward(x, y, lengths_x, lengths_y, gamma, opts: CrossOptions, needs) -> tup
         part = values[rows, columns]
         pairs = expanded(x[rows], y[columns], *lengths, gamma)
         part.copy_(FUSED["soft_dtw"].forward(*call, *pairs)[0].view(part.shape))
-        del pairs  # before the next ones
+        del pairs  # freed before the next chunk
     return values, None
 
 
@@ -55,7 +55,7 @@ def backward(
 
 
 def _gradients(grad: Tensor, call, x: Tensor, y: Tensor, lengths_x, lengths_y, gamma):
-    """Those of one chunk, of which nothing else outlives the call."""
+    """Gradients of one chunk; its other tensors are freed when the call returns."""
     pairs, fused = expanded(x, y, lengths_x, lengths_y, gamma), FUSED["soft_dtw"]
     _, *kept = fused.forward(*call, *pairs)
     gx, gy, _ = fused.backward(grad.reshape(-1), *call, *pairs, *kept)
@@ -66,14 +66,14 @@ def _gradients(grad: Tensor, call, x: Tensor, y: Tensor, lengths_x, lengths_y, g
 
 
 def fits(x: Tensor, y: Tensor) -> bool:
-    """Whether all pairs are one chunk."""
+    """Whether all pairs fit in one chunk."""
     return x.shape[0] * y.shape[0] <= _pairs_at_a_time(x, y)
 
 
 def expanded(x: Tensor, y: Tensor, lengths_x, lengths_y, gamma) -> tuple[Tensor | None, ...]:
     """The inputs of a backend of soft_dtw for all pairs of x (A, T, D) and y (B, S, D).
 
-    gamma: (1,), or None for that of the options.
+    gamma: (1,), or None for the gamma of the options.
     """
     a, b = x.shape[0], y.shape[0]
     return (
@@ -88,7 +88,7 @@ def expanded(x: Tensor, y: Tensor, lengths_x, lengths_y, gamma) -> tuple[Tensor 
 
 
 def rectangles(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Chunks of pairs, alike in size, in an order that only the shapes decide."""
+    """Chunks of pairs, similar in size, in an order that depends on the shapes alone."""
     pairs = _pairs_at_a_time(x, y)
     for columns in _parts(y.shape[0], pairs):
         for rows in _parts(x.shape[0], max(1, pairs // max(1, columns.stop - columns.start))):
@@ -96,7 +96,8 @@ def rectangles(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _pairs_at_a_time(x: Tensor, y: Tensor) -> int:
-    """Of a pair: both sequences, their gradients, and what backends keep of T S cells."""
+    """Pairs in a chunk. A pair needs both sequences, their gradients, and kept numbers of T S
+    cells."""
     frames_x, channels, frames_y = x.shape[1], x.shape[2], y.shape[1]
     numbers = 2 * (frames_x + frames_y) * channels + frames_x * frames_y // 8
     budget = BUDGET.get(x.device.type, DEFAULT_BUDGET)

@@ -1,4 +1,4 @@
-"""Costs of pairing frames, all of them squared Euclidean distances."""
+"""Costs of pairing frames. All of them are squared Euclidean distances."""
 
 import torch
 from torch import Tensor
@@ -9,23 +9,23 @@ NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 
 
 def full_precision(t: Tensor) -> Tensor:
-    """Half precision becomes float32; float32 and float64 stay."""
+    """Half precision becomes float32; float32 and float64 are unchanged."""
     return t if t.dtype == torch.float64 else t.float()
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """(..., T, S) of x (..., T, D) and y (..., S, D); not meant to be differentiated."""
-    # From differences, not products: no digits are lost however large the norms are.
+    # From differences, not products: no digits are lost, however large the norms.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
 
 def cosine_frames(z: Tensor, lengths: Tensor | None, side: int) -> Tensor:
     """Frames (N, T, D + 2) of x (side 0) or y (1) whose squared distances are 1 - cos(x, y).
 
-    These are unit vectors over sqrt(2). A frame without direction becomes 0 and is marked in its
-    side's one of the two last channels, with 1 over sqrt(2): its distance from all others is 1.
+    These are unit vectors divided by sqrt(2). A frame without direction becomes 0 and is marked by
+    1 / sqrt(2) in one of the two last channels, one per side: its distance from all others is 1.
     """
-    # Padding becomes 0, as the gradient of a NaN norm is NaN even where nobody asks for it.
+    # Padding becomes 0: the gradient of a NaN norm is NaN, even if it is not needed.
     if lengths is not None:
         z = torch.where(valid_mask(lengths, *z.shape[:2], z.device)[..., None], z, 0)
     flat = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) < NORM_EPS

@@ -33,10 +33,10 @@ def soft_dtw_cross(
 ) -> Tensor:
     r"""Soft dynamic time warping of every x with every y: ``value[a, b] = soft_dtw(x[a], y[b])``.
 
-    The values are those of :func:`fastseq.soft_dtw` of the expanded pairs to the bit, but no
-    expanded copy exists: pairs are worked on in chunks whose buffers stay under 64 MiB (on a GPU
-    256 MiB), or under those of one pair. Where one chunk is enough, what the forward forms is kept
-    for the backward; otherwise nothing is, and the backward forms each chunk again.
+    The values equal those of :func:`fastseq.soft_dtw` on the expanded pairs to the bit, but no
+    expanded copy is made: pairs are processed in chunks whose buffers stay under 64 MiB (256 MiB on
+    a GPU), or under those of one pair. If one chunk is enough, the forward keeps its results for
+    the backward; otherwise it keeps nothing and the backward computes each chunk again.
 
     Args:
         x, y: embeddings (A, T, D) and (B, S, D); float64, float32, bfloat16 or float16.
@@ -44,19 +44,19 @@ def soft_dtw_cross(
         cost, begin, end, warp_penalty: as in :func:`fastseq.soft_dtw`.
         lengths_x, lengths_y: (A,) and (B,) integers: the number of real frames at the start of each
             sequence.
-        valid_x, valid_y: (A, T) and (B, S) bool, True = real frame; give these or lengths.
+        valid_x, valid_y: (A, T) and (B, S) bool, True = real frame; pass these or lengths.
         bandwidth: as in :func:`fastseq.soft_dtw`, one for all pairs.
         backend: "auto", "numba" (CPU), "cuda" (NVIDIA GPU), "torch" (any device) or "reference"
             (dense, all pairs at once; the only one that can be differentiated twice).
 
     Returns:
         (A, B): float64 for float64 inputs, otherwise float32. Gradients have the dtypes of x and y;
-        that of a sequence is the sum over its pairs, added up in a fixed order. A pair with a
+        that of a sequence is the sum over its pairs, added in a fixed order. A pair with a
         length 0 has value 0 and gradient 0.
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value.
-        RuntimeError: a backend asked for by name cannot serve the call (it never falls back), or
+        RuntimeError: a backend named in the call does not support it (it is never replaced), or
             a backend other than "reference" is differentiated twice.
 
     Example:
@@ -85,8 +85,8 @@ def soft_dtw_cross(
 
 
 def every_pair(op: str, x: Tensor, y: Tensor, cost: str, lengths, valid):
-    """Checked input of both sides: float32 or float64, cost squared Euclidean, real frames first;
-    and how many of them each sequence has."""
+    """Checked inputs of both sides: float32 or float64, cost squared Euclidean, real frames first;
+    and the number of real frames of each sequence."""
     check_embeddings(op, "x", x)
     check_embeddings(op, "y", y)
     for name, z, letters in (("x", x, "(A, T, D)"), ("y", y, "(B, S, D)")):
@@ -119,8 +119,8 @@ _CHUNKS = FusedLoss(
     inputs=("x", "y", "lengths_x?", "lengths_y?", "gammas?"),
     differentiable=2,
     options=chunks.CrossOptions,
-    reference=soft_dtw_reference,  # which soft_dtw_cross calls for all pairs at once
-    kept=1,  # and never there: an operator with one result has another signature
+    reference=soft_dtw_reference,  # soft_dtw_cross calls it for all pairs at once
+    kept=1,  # always None: an operator with one result has another signature
     shapes=lambda x, y, *_, **__: ((x.shape[0], y.shape[0]), None),
     stem="soft_dtw_cross_chunks",
 )

@@ -1,9 +1,9 @@
-"""CUDA backend: the kernels of csrc/soft_dtw, compiled into the extension or at run time. Nothing
-here waits for the GPU or reads from it.
+"""CUDA backend: the kernels of csrc/soft_dtw, from the compiled extension or compiled at run time.
+Nothing here waits for the GPU or reads from it.
 
-FASTSEQ_SOFT_DTW_DEBUG=1 launches once per strip of 32 rows instead of once, so that no strip waits
-for another: what goes wrong only without it is a matter of memory ordering. With 2 a strip that
-waits in vain ends the kernel with an error, instead of waiting for ever.
+With FASTSEQ_SOFT_DTW_DEBUG=1 each strip of 32 rows is a launch, so that no strip waits for another:
+a bug that disappears in this mode points to memory ordering. With 2, a strip that waits in vain
+ends the kernel with an error instead of waiting for ever.
 """
 
 import functools
@@ -43,13 +43,13 @@ def forward(
     if 0 in (batch, rows, columns):
         return (given.new_zeros(batch),)
     strips, blocks = -(-(rows + opts.end_free) // LANES), -(-columns // LANES)
-    # Of given costs the recursion is over R itself, which float32 cannot hold.
+    # For given costs the recursion uses R itself, which needs more than float32.
     dtype = given.dtype if cost is None else torch.float64
     states = None
     if any(needs):
         states = given.new_empty(batch, strips, blocks + 1, 2, LANES, dtype=dtype)
     value = given.new_empty(batch)
-    # What is polled lies in one piece, for one fill: the totals, h, the ticket counter.
+    # All polled memory is one block, for one fill: the totals, h, the ticket counter.
     totals, width = 8 * batch * strips, blocks * LANES
     h = totals + batch * strips * width * dtype.itemsize
     polled = _polled(given, h + 4)
@@ -89,7 +89,7 @@ def backward(
         return dx, dy, dcost
     kept, states = saved
     batch, strips, phases = states.shape[:3]
-    # What is polled: flux, the counts of blocks of dy, the ticket counter.
+    # Polled memory: flux, the counts of blocks of dy, the ticket counter.
     flux = batch * strips * (phases - 1) * LANES * grad.dtype.itemsize
     done = flux + 4 * batch * strips
     polled = _polled(states, done + 4)
@@ -102,14 +102,14 @@ def backward(
 
 
 def _needs_double(x: Tensor | None, opts: SoftDTWOptions) -> bool:
-    """With a free begin or end the value is what is left of sums along the main diagonal, where x
-    and y need not be near each other: float32 would leave nothing of a small one."""
+    """With a free begin or end the value is a small rest of sums along the main diagonal, where x
+    and y need not be near each other: in float32 nothing of a small value would be left."""
     return x is not None and x.dtype == torch.float32 and (opts.begin_free or opts.end_free)
 
 
 @functools.cache
 def _build() -> ModuleType:
-    """fastseq._C where it can run kernels, otherwise what stands in for it."""
+    """fastseq._C where it can run kernels, otherwise the module that replaces it."""
     return extension.extension() if extension.status()[0] else runtime
 
 
@@ -118,7 +118,7 @@ def _sizes(x: Tensor | None, y: Tensor | None, cost: Tensor | None) -> tuple[int
 
 
 def _call(tensors: Sequence[Tensor | None], opts: SoftDTWOptions, h: int, states, polled: Tensor):
-    """What both kernels get. Tensors have to outlive the launch, not the call."""
+    """Arguments of both kernels. The tensors must outlive the launch, not the call."""
     x, y, cost, *_ = tensors
     call = _build().SoftDTWCall()
     call.device = polled.get_device()
@@ -139,7 +139,7 @@ def _call(tensors: Sequence[Tensor | None], opts: SoftDTWOptions, h: int, states
 
 
 def _polled(like: Tensor, count: int) -> Tensor:
-    """So many bytes, which the launch fills on its stream."""
+    """Memory of ``count`` bytes, which the launch fills on its stream."""
     return like.new_empty(count, dtype=torch.uint8)
 
 

@@ -15,7 +15,7 @@ from fastseq.ops.soft_dtw.cross import every_pair
 from fastseq.ops.soft_dtw.op import _resolve
 from fastseq.ops.soft_dtw.options import COSTS, check_bandwidth, checked_ends
 
-# Below so many cells a thread costs more than it saves.
+# Below this number of cells a thread costs more than it saves.
 CELLS_PER_THREAD = 1 << 16
 # log2 of the greatest cost in units of the limit's gamma ln(2), see _by_limit.
 LIMIT = 64
@@ -42,26 +42,27 @@ def dtw_cross(
         R_ij  = c_ij + min(R_i-1,j-1, R_i-1,j + w, R_i,j-1 + w)     w: warp_penalty
         value = R of the last pair of real frames (free end: the least R of the last row of x)
 
-    Not differentiable: the limit of :func:`fastseq.soft_dtw_cross` for gamma towards 0, which is.
-    On the CPU a kernel of its own works on 8 pairs at a time, with costs in the dtype of the inputs
-    (float32 for halves) and R in float64; it needs memory for the result and for a few rows. On a
-    GPU it is that limit: soft-DTW with a gamma of 2^-64 times the greatest cost there can be. Only
-    ties are weighed then, each by less than 2^-62 of that cost, and what is left is the rounding of
-    the costs and of their sums in the dtype of the inputs.
+    Not differentiable: it is the limit of :func:`fastseq.soft_dtw_cross`, which is, for gamma
+    towards 0. On the CPU a separate kernel processes 8 pairs at a time, with costs in the dtype of
+    the inputs (float32 for half precision) and R in float64; it needs memory for the result and a
+    few rows. On a GPU the limit itself is computed: soft-DTW with a gamma of 2^-64 times the
+    largest possible cost. Only ties then have weights other than 0 and 1, which change the value by
+    less than 2^-62 of that cost each. The remaining error is the rounding of the costs and of
+    their sums in the dtype of the inputs.
 
     Args:
         x, y: embeddings (A, T, D) and (B, S, D); float64, float32, bfloat16 or float16.
         cost: "sqeuclidean" or "cosine", as in :func:`fastseq.soft_dtw`. The value is a sum of
-            squared distances; other packages often give its square root.
+            squared distances; other packages often return its square root.
         lengths_x, lengths_y: (A,) and (B,) integers: the number of real frames at the start of each
             sequence.
-        valid_x, valid_y: (A, T) and (B, S) bool, True = real frame; give these or lengths.
+        valid_x, valid_y: (A, T) and (B, S) bool, True = real frame; pass these or lengths.
         bandwidth, begin, end, warp_penalty: as in :func:`fastseq.soft_dtw`, one for all pairs.
             Defaults: none, "fixed", "fixed", 0: plain DTW.
 
     Returns:
         (A, B) on the device of x: float64 for float64 inputs, otherwise float32. 0 for a pair with
-        a length 0; NaN for a pair with NaN or infinity in a real frame.
+        a length of 0; NaN for a pair with NaN or infinity in a real frame.
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value.
@@ -81,7 +82,7 @@ def dtw_cross(
     op = "dtw_cross"
     if transforms_active():
         raise RuntimeError(
-            f"{op}: the least cost has no derivative here, and it does not work inside torch.func "
+            f"{op}: it is not differentiable and does not work inside torch.func "
             'transforms (grad, vmap, jvp); to fix: soft_dtw_cross(..., backend="reference")'
         )
     check_choice(op, "cost", cost, COSTS)
@@ -101,7 +102,7 @@ def dtw_cross(
 
 
 def _frames(z: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Of each sequence: whether a real frame is not finite, whether there is a real frame."""
+    """For each sequence: whether a real frame is not finite, whether there is a real frame."""
     mask = valid_mask(real, *z.shape[:2], z.device)
     return (~z.isfinite().all(-1) & mask).any(1), mask.any(1)
 
@@ -115,7 +116,7 @@ def _by_kernel(x, y, real_x, real_y, bandwidth, begin_free, end_free, penalty) -
         for z, real in ((x, real_x), (y, real_y))
     )
     n, m = (t.ravel() for t in np.meshgrid(lengths_x, lengths_y, indexing="ij"))
-    # Pairs of like lengths side by side.
+    # Pairs of similar lengths side by side.
     numbers = np.lexsort((m, n))
     numbers = numbers[(n[numbers] > 0) & (m[numbers] > 0)]
     values = np.zeros(len(n))
@@ -132,12 +133,13 @@ def _by_kernel(x, y, real_x, real_y, bandwidth, begin_free, end_free, penalty) -
 
 
 def _by_limit(x, y, real_x, real_y, bandwidth, begin_free, end_free, penalty) -> Tensor:
-    """Soft-DTW with a gamma so small that of the weights of three steps only those of ties are not
-    0 or 1, and that the log2 of their sum, at most 1.6, is rounded away beside costs of up to 2^64.
+    """Soft-DTW with a very small gamma. Of the weights of three steps only those of ties are then
+    other than 0 or 1, and the log2 of their sum, at most 1.6, is rounded away beside costs of up
+    to 2^64.
 
-    gamma ln(2), the unit of R in the backends, is a power of two, so that it rounds nothing, and
-    comes from the data without being read by the host. 2^64 is far below the backends' 1e30 for
-    what is absent.
+    gamma ln(2), the unit of R in the backends, is a power of two, so that it rounds nothing. It is
+    computed from the data without a host read. 2^64 is far below 1e30, which stands for absent
+    cells in the backends.
     """
     name = _resolve("dtw_cross", "auto", x.device.type)
     longest = [

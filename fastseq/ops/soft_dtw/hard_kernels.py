@@ -1,10 +1,10 @@
 """Kernel of dtw_cross: 8 pairs at a time, as a wave of 8 rows of each.
 
-Lane 8 r + p is row r of a tile of pair p; at step s it holds column s - r of a block of columns. So
-the 64 cells of a step are independent and lie next to each other, those of the same pair 8 apart,
-and for sequences of one length none is wasted. Costs are in the dtype of the frames, as direct
-differences, R in float64. What a tile hands on: R of its last row to the tile below (``bottom``), R
-of the block's last column to the next block (``border``).
+Lane 8 r + p is row r of a tile of pair p; at step s it is at column s - r of a block of columns. So
+the 64 cells of a step are independent and adjacent, those of one pair 8 apart, and for sequences of
+one length no lane is idle. Costs are direct differences in the dtype of the frames; R is float64. A
+tile passes on R of its last row to the tile below (``bottom``), and R of the block's last column to
+the next block (``border``).
 """
 
 import numba
@@ -16,16 +16,16 @@ PAIRS = 8  # at a time
 ROWS = 8  # of a tile
 LANES = PAIRS * ROWS
 COLUMNS = 64  # of a block
-STEPS = COLUMNS + ROWS  # of a tile: a multiple of 4, one more than there have to be
+STEPS = COLUMNS + ROWS  # of a tile: a multiple of 4, one more than necessary
 WINDOW = (STEPS + ROWS) * PAIRS  # places of a block's frames of y, one channel
-CHANNELS = 8  # so many at a time; what is left over one by one
-# Signed indices may be negative, and the check for it keeps LLVM from vectorising a loop.
+CHANNELS = 8  # processed at a time; the rest one by one
+# Signed indices may be negative, and the check for that keeps LLVM from vectorising a loop.
 _i = np.uintp
 
 
 @kernel
 def _load_rows(xs, x, firsts, top, n_real):
-    """xs[d, r, p] = frame top + r of pair p's x, 0 beyond its real ones."""
+    """xs[d, r, p] = frame top + r of pair p's x, 0 beyond its real frames."""
     channels = x.shape[2]
     for p in range(PAIRS):
         for r in range(ROWS):
@@ -37,8 +37,8 @@ def _load_rows(xs, x, firsts, top, n_real):
 
 @kernel
 def _load_columns(ys, y, seconds, start, m_real):
-    """ys[d, q, p] = frame start + COLUMNS - 1 - q of pair p's y: lanes to the right read columns to
-    the left. The places before and after stay 0."""
+    """ys[d, q, p] = frame start + COLUMNS - 1 - q of pair p's y: lanes further right read columns
+    further left. The places before and after stay 0."""
     channels = y.shape[2]
     for p in range(PAIRS):
         for k in range(COLUMNS):
@@ -90,7 +90,7 @@ def _costs(u, xs, ys, channels, s):
 
 @kernel
 def _step(now, last, before, u, at, penalty):
-    """R of the cells of a step. now[PAIRS:]: R of the rows of the tile; now[:PAIRS]: of the row
+    """R of the cells of a step. now[PAIRS:]: R of the rows of the tile; now[:PAIRS]: R of the row
     above, one column ahead of the first row."""
     for q in range(LANES):
         diagonal, up, left = before[_i(q)], last[_i(q)], last[_i(PAIRS + q)]
@@ -102,7 +102,7 @@ def _step(now, last, before, u, at, penalty):
 
 @kernel
 def _forbid(now, gap, low, high):
-    """Outside the band R is infinite. gap: j - i of the first row; limits per lane."""
+    """Set R to infinity outside the band. gap: j - i of the first row; limits per lane."""
     for q in range(LANES):
         r = now[_i(PAIRS + q)]
         now[_i(PAIRS + q)] = r if low[_i(q)] <= gap and gap <= high[_i(q)] else np.inf
@@ -126,7 +126,7 @@ def _finish(now, s, top, start, n_real, m_real, end_free, value):
 @kernel
 def _tile(waves, u, xs, ys, channels, area, n_real, m_real, limits, options, borders, value):
     """One tile: from R of the row above (bottom), of the column before (border) and of the cell
-    before both (corner) to the same of the tiles that follow."""
+    before both (corner) to the same three for the tiles that follow."""
     top, start, ends = area
     low, high, banded = limits
     penalty, end_free = options
@@ -164,8 +164,8 @@ def _tile(waves, u, xs, ys, channels, area, n_real, m_real, limits, options, bor
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
 def hard_values(problem, counter, numbers, values):
-    """values[k] of each pair k in ``numbers``, of which none has a length 0 and neighbours should
-    have similar lengths: groups of 8, as many as this thread gets to.
+    """values[k] of each pair k in ``numbers``, in groups of 8, until no group is left for this
+    thread. No pair may have a length of 0; neighbours should have similar lengths.
 
     problem: x (A, T, D), y (B, S, D), real lengths, bandwidth (-1: none), free begin, free end,
     penalty. Pair k is x[k // B] with y[k % B].
@@ -192,11 +192,11 @@ def hard_values(problem, counter, numbers, values):
             n_real[p], m_real[p] = n, m
             lowest, highest = min(lowest, m - n - bandwidth), max(highest, m - n + bandwidth)
             lowest, highest = min(lowest, -bandwidth), max(highest, bandwidth)
-            for r in range(ROWS):  # row r of a step is on the diagonal 2 r below that of the first
+            for r in range(ROWS):  # row r of a step lies 2 r diagonals below the first row
                 low[r * PAIRS + p] = min(0, m - n) - bandwidth + 2 * r
                 high[r * PAIRS + p] = max(0, m - n) + bandwidth + 2 * r
         value[:] = np.inf
-        # Above the first row: where a path may begin without a cost, and from there diagonally.
+        # Above the first row: where a path may begin at no cost, and the diagonal way from there.
         above = 0.0 if begin_free else np.inf
         border[:] = np.inf
         for start in range(0, m_real.max(), COLUMNS):

@@ -1,4 +1,4 @@
-"""dtw_local_path_from_cost: the best part of a path, beginning and ending at any pair."""
+"""dtw_local_path_from_cost: the best part of a path, which may begin and end at any pair."""
 
 import math
 from numbers import Real
@@ -23,23 +23,22 @@ def dtw_local_path_from_cost(
     ``S_ij = threshold - c_ij + max(0, S_i-1,j-1, S_i-1,j, S_i,j-1)``,
 
     and the path follows the maximum back from the highest ``S_ij``. Frames before and after it
-    stay out, of x and of y. So a path goes on through dear pairs only where cheaper ones behind
-    them make up for it, and a higher threshold never gives a lower score. A diagonal step leaves
-    out a pair that two other steps would have earned; it is taken where that pair costs more than
-    the threshold.
+    stay out, of x and of y. A path crosses expensive pairs only if cheaper pairs behind them make
+    up for it, and a higher threshold never lowers the score. A diagonal step skips a pair that two
+    other steps would have included; it is taken where that pair costs more than the threshold.
 
-    Of several paths of the highest score the one that ends first is taken (smallest i + j, then
-    smallest i), and of its beginnings what earns nothing in all stays out; ties of steps are those
-    of :func:`fastseq.dtw_path`. Not differentiable; runs on the CPU in float64; 9 bytes for each
+    Of several paths with the highest score the one that ends first is returned (smallest i + j,
+    then smallest i), without a beginning that earns 0 in total; ties between steps are resolved as
+    in :func:`fastseq.dtw_path`. Not differentiable; runs on the CPU in float64; 9 bytes for each
     of the T S pairs; 4000 x 4000 frames take two seconds.
 
     Args:
         cost: costs (T, S) of any sign, finite, T and S at least 1, on any device.
-        threshold: what a pair may cost before it lowers the score, in the costs' unit; finite.
+        threshold: largest cost that does not lower the score, in the costs' unit; finite.
 
     Returns:
-        The path, an int64 CPU tensor (L, 2) of pairs (i, j), and its score, which is above 0. Where
-        no pair costs less than the threshold, a path of shape (0, 2) and 0.0.
+        The path, an int64 CPU tensor (L, 2) of pairs (i, j), and its score, which is above 0. If no
+        pair costs less than the threshold, a path of shape (0, 2) and 0.0.
 
     Raises:
         TypeError: wrong type. ValueError: wrong shape or threshold, or NaN or infinity.
@@ -70,11 +69,11 @@ def dtw_local_path_from_cost(
 
 
 def _steps(earned: np.ndarray) -> tuple[np.ndarray, tuple[int, int], float]:
-    """The step into each cell, the cell of the highest S, and that; by anti-diagonals."""
+    """The step into each cell, the cell of the highest S, and that S; by anti-diagonals."""
     n, m = earned.shape
     steps = np.zeros((n, m), np.int8)
-    # S of the two anti-diagonals before, at row i + 1; row 0 and the cells that a diagonal does not
-    # have stand for "outside".
+    # S of the two anti-diagonals before, at row i + 1; row 0 and cells outside a diagonal stand for
+    # "outside".
     before, last = np.full((2, n + 1), -np.inf)
     highest, end = -np.inf, (0, 0)
     for k in range(n + m - 1):

@@ -1,4 +1,4 @@
-"""CPU backend: strips of rows, one thread each, every one a few columns behind the strip above."""
+"""CPU backend: strips of rows, one thread each, each a few columns behind the strip above."""
 
 import os
 import threading
@@ -18,9 +18,9 @@ CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
 
 
 def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
-    """Values (N,) and what the backward needs: H of each strip's last row, H and V at the start
-    of each block, of a free end the shares of the last row. Of pairs with infinite costs, if there
-    are any, also their numbers and R."""
+    """Values (N,) and the tensors for the backward: H of each strip's last row; H and V at the
+    start of each block; for a free end the shares of the last row. If pairs have infinite costs,
+    also their numbers and R."""
     p = _Problem(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     below = p.new(p.batch, p.strips, p.m)
     state = p.new(p.batch, p.strips, p.blocks if any(needs) else 0, 2, LANES)
@@ -48,14 +48,14 @@ def backward(
     p = _Problem(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     below, state, shares, *extra = saved
     flow = torch.empty(p.batch, p.strips, p.m, dtype=torch.float64)
-    # Not torch.zeros: its threads would spin on the processors that ours are about to need.
+    # Not torch.zeros: its threads would spin on processors that our threads are about to need.
     outputs = [torch.from_numpy(np.zeros_like(a)) for a in (p.x, p.y, p.cost)]
     if extra:
         numbers, r = map(_numpy, extra)
         part = np.empty((len(numbers), p.n, p.m), p.cost.dtype)
         p.run_absolute(backward_absolute, numbers, r, _numpy(grad)[numbers], part)
         p.n_real = p.n_real.copy()
-        p.n_real[numbers] = 0  # done
+        p.n_real[numbers] = 0  # these pairs are done
     p.run(backward_strips, *map(_numpy, (below, state, shares, grad, flow, *outputs)))
     dx, dy, dcost = outputs
     if extra:
@@ -66,7 +66,7 @@ def backward(
 
 
 class _Problem:
-    """One call in the form that the kernels want."""
+    """One call in the form that the kernels need."""
 
     def __init__(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts):
         given = cost if x is None else x
@@ -95,11 +95,11 @@ class _Problem:
         return torch.empty(shape, dtype=self.dtype)
 
     def run(self, kernel: Callable, *arrays: np.ndarray) -> None:
-        """``kernel`` on every strip; the caller's thread is one of the workers."""
+        """Run ``kernel`` on every strip; the caller's thread is one of the workers."""
         if not self.batch or not self.strips or not self.m:
             return
         scale, penalty = 1 / self.unit, None
-        if self.warp_penalty:  # kernels of their own
+        if self.warp_penalty:  # separately compiled kernels
             penalty = (self.warp_penalty * scale).astype(self.x.dtype)
         cells = int((self.n_real * self.m_real).sum())
         workers = min(
@@ -111,7 +111,7 @@ class _Problem:
         _in_threads(lambda: kernel(problem, counter, progress, *arrays), workers)
 
     def run_absolute(self, kernel: Callable, numbers: np.ndarray, *arrays: np.ndarray) -> None:
-        """``kernel`` on some pairs; one thread works on each."""
+        """Run ``kernel`` on some pairs; one thread works on each."""
         parts = (t[numbers] for t in (self.cost, self.n_real, self.m_real, self.band, self.gamma))
         problem, counter = (*parts, self.warp_penalty, *self.ends), np.zeros(1, np.int64)
         workers = min(torch.get_num_threads(), len(numbers))
@@ -131,7 +131,7 @@ _pool_lock = threading.Lock()
 
 
 def _in_threads(work: Callable[[], None], workers: int) -> None:
-    """``work`` in this thread, and in up to ``workers - 1`` others as far as they are free."""
+    """Run ``work`` in this thread, and in up to ``workers - 1`` others that are free."""
     others = []
     if workers > 1:
         global _pool

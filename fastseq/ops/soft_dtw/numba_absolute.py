@@ -1,7 +1,7 @@
-"""The recursion over R itself, in float64: for costs with infinities, where the differences of
-neighbours do not say how two ways around what is forbidden compare.
+"""The recursion over R itself, in float64. It is needed for infinite costs: differences between
+neighbours cannot compare two ways around forbidden pairs.
 
-Only pairs that numba_kernels.py gives no finite value come here. R of a cell without a path is
+Only pairs for which numba_kernels.py finds no finite value come here. R of a cell without a path is
 +inf, and R is kept as a matrix.
 """
 
@@ -13,13 +13,13 @@ from fastseq.ops.soft_dtw.numba_math import OPTIONS, take_number
 
 @numba.njit(**OPTIONS)
 def _shares(r, i, j, penalty, begin_free):
-    """What a cell owes to its diagonal, upper and left neighbour, before division by their sum,
-    which is 0 where none of them has a path; and R of the least."""
+    """Weights of a cell's diagonal, upper and left neighbour, before division by their sum, which
+    is 0 where none of them has a path; and the least R of the three."""
     diagonal = r[i - 1, j - 1] if i > 0 and j > 0 else np.inf
     up = r[i - 1, j] + penalty if i > 0 else 0.0 if begin_free else np.inf
     left = r[i, j - 1] + penalty if j > 0 else np.inf
     least = min(diagonal, up, left)
-    # Exactly 0 also beside NaN: what is forbidden has no gradient.
+    # Exactly 0 also beside NaN: a forbidden pair has no gradient.
     return (
         0.0 if diagonal == np.inf else np.exp(least - diagonal),
         0.0 if up == np.inf else np.exp(least - up),
@@ -36,7 +36,7 @@ def _columns(i, m, limits):
 
 @numba.njit(**OPTIONS)
 def _last_row(r, n, m, end_free, weights):
-    """weights[j]: of the path's end at column j of the last row, before division by their sum.
+    """weights[j]: of a path's end at column j of the last row, before division by their sum.
     Returns the sum, which is 0 where no end has a path, and the least R."""
     weights[:] = 0
     least, total = np.inf, 0.0
@@ -52,7 +52,7 @@ def _last_row(r, n, m, end_free, weights):
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
 def forward_absolute(problem, counter, r, value):
-    """Fills r[k] (T, S), in units of gamma, and value[k], for each pair k in turn.
+    """Fill r[k] (T, S), in units of gamma, and value[k], for each pair k in turn.
 
     problem: pairs' costs (K, T, S), real lengths, limits of the bands, gammas; the warp penalty,
     whether begin and end are free.
@@ -73,7 +73,7 @@ def forward_absolute(problem, counter, r, value):
                 if u == np.inf:
                     continue
                 if u == -np.inf:
-                    u = np.nan  # of a path through it no weight can be formed
+                    u = np.nan  # a path through it has no weight
                 if i + j > 0 or begin_free:
                     diagonal, up, left, least = _shares(rk, i, j, penalty, begin_free)
                     total = diagonal + up + left
@@ -87,7 +87,7 @@ def forward_absolute(problem, counter, r, value):
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
 def backward_absolute(problem, counter, r, grad, dcost):
-    """dcost[k]: E of pair k, 0 where nothing is real, in the band or on a path."""
+    """dcost[k]: E of pair k; 0 for padding, outside the band and off every path."""
     cost, n_real, m_real, band, gammas, warp_penalty, begin_free, end_free = problem
     weights = np.empty(cost.shape[2])
     while True:

@@ -1,4 +1,4 @@
-"""Costs of a block and what becomes of its E: gradients of embeddings, or of given costs."""
+"""Costs of a block, and gradients of embeddings or given costs from the block's E."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from fastseq.ops.soft_dtw.numba_math import kernel
 from fastseq.ops.soft_dtw.numba_wave import LANES, STEPS, lane_range
 
 WINDOW = STEPS + LANES + 16  # columns that a block reads, and a stride that is no power of 2
-CHANNELS = 8  # D is filled up with zeros to a multiple of this
+CHANNELS = 8  # D is padded with zeros to a multiple of this
 _i = np.uintp
 
 
@@ -14,9 +14,9 @@ _i = np.uintp
 def _costs(u, xs, ys, scale):
     """u[k, lane] = scale * |x - y|^2 of a block by direct differences.
 
-    Flat arrays with constant strides, two steps and eight channels at a time: this is where the
-    time goes, and what LLVM then keeps in registers. A sum per eight channels rounds less than one
-    chain over all of them.
+    Flat arrays with constant strides, two steps and eight channels at a time: LLVM keeps them in
+    registers, and most of the time is spent here. One sum per eight channels rounds less than one
+    chain over all channels.
     """
     zero = scale - scale
     out = u.reshape(STEPS * LANES)
@@ -42,7 +42,7 @@ def _costs(u, xs, ys, scale):
 
 @kernel
 def _read_costs(u, cost, area, scale):
-    """The same from a cost matrix (T, S); returns how many are infinite or NaN."""
+    """The same from a cost matrix (T, S); returns how many costs are infinite or NaN."""
     start, top, n, m, low, high = area
     rows, odd = min(LANES, n - top), 0
     for k in range(STEPS):
@@ -85,7 +85,7 @@ def row_gradients(e, xs, ys, gx):
 
 @kernel
 def column_gradients(e, skewed, xs, ys, gy):
-    """gy[d, q] = sum over the strip's rows of E (y - x); skewed[r, q] takes E by columns."""
+    """gy[d, q] = sum over the strip's rows of E (y - x); skewed[r, q] holds E by columns."""
     skewed[:] = 0
     gy[:] = 0
     flat = e.reshape(STEPS * LANES)
@@ -110,7 +110,7 @@ def column_gradients(e, skewed, xs, ys, gy):
 
 @kernel
 def load_rows(xs, x, top, n):
-    """xs[d, r] = x[top + r, d]; 0 in the padding, whatever it holds."""
+    """xs[d, r] = x[top + r, d]; 0 in the padding, whatever it contains."""
     xs[:] = 0
     for r in range(min(LANES, n - top)):
         for d in range(x.shape[1]):
@@ -125,7 +125,7 @@ def _window(start, m):
 
 @kernel
 def _load_columns(ys, y, start, m):
-    """ys[d, q] = y[start + STEPS - 1 - q, d]: lanes to the right read columns to the left."""
+    """ys[d, q] = y[start + STEPS - 1 - q, d]: lanes further right read columns further left."""
     first, last = _window(start, m)
     for d in range(y.shape[1]):
         ys[d * WINDOW : d * WINDOW + first] = 0
@@ -145,8 +145,8 @@ def add_columns(dy, gy, start, m):
 
 @kernel
 def block_costs(u, xs, ys, y, cost, area, scale):
-    """Costs of a block, fused from embeddings unless D = 0, which stands for a cost matrix; returns
-    how many of those are infinite or NaN."""
+    """Costs of a block, computed from embeddings, or read from a cost matrix if D = 0; returns how
+    many of the latter are infinite or NaN."""
     if xs.size:
         _load_columns(ys, y, area[0], area[3])
         _costs(u, xs, ys, scale)

@@ -1,7 +1,7 @@
 """Kernels of the numba backend: one strip of 64 rows at a time, in blocks of 64 steps.
 
-What enters a block is saved, so that the backward can recompute it bit for bit. op README, "How it
-is computed", has the recurrence and its letters.
+The state that enters a block is saved, so that the backward can recompute the block bit for bit.
+The op's README, "How it is computed", has the recurrence and its letters.
 """
 
 import numba
@@ -45,22 +45,22 @@ def _extent(strip, n, m):
 
 @kernel
 def _outside(start, top, low, high):
-    """Whether no cell of a block, nor a flux that leaves one, lies in the band."""
+    """Whether a block has no cell in the band and no flux leaves it."""
     return start + STEPS + 1 - top < low or start - top - 2 * LANES > high
 
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
 def forward_strips(problem, counter, progress, below, state, bottoms, shares, value):
-    """Strip after strip, as many as this thread gets to, each waiting for the one above, which
-    was taken before it. A thread that starts late, or shares its core, takes fewer.
+    """Process strips until none is left for this thread. Each strip waits for the one above, which
+    was started before it. A thread that starts late, or shares its core, processes fewer strips.
 
     problem: x (N, T, D), y (N, S, D), cost (N, T, S), real lengths, limits of the bands, scale and
     penalty of each pair (None: no penalty), whether the begin is free.
     below (N, strips, S): H of the last row of each strip. state (N, strips, blocks, 2, LANES): H
     and V as they enter a block. bottoms (N, strips, S) and shares (N, S): R of the last row of
-    each strip, and what `free_end` gives of it; (N, strips, 0) and (N, 0) where the end is fixed.
-    value (N, strips): what each strip adds, in float64; NaN where a
-    given cost is infinite: that is the work of numba_absolute.py.
+    each strip, and the shares that `free_end` computes from it; (N, strips, 0) and (N, 0) for a
+    fixed end. value (N, strips): contribution of each strip, in float64; NaN if a given cost is
+    infinite: such pairs are left to numba_absolute.py.
     """
     x, y, cost, n_real, m_real, band, scale, penalty, begin_free = problem
     batch, strips = value.shape

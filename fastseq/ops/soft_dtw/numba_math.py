@@ -1,7 +1,7 @@
-"""What the kernels of the numba backend are made of: 2^x and log2 that vectorise (numba has no
-vector library of its own), the weights of one cell, and how threads wait for each other.
+"""Building blocks of the numba backend's kernels: 2^x and log2 that vectorise (numba has no vector
+library), the weights of one cell, and how threads wait for each other.
 
-numba's cache looks at the file of a compiled function alone: after an edit here, in numba_wave.py
+numba's cache checks the file of a compiled function alone: after an edit here, in numba_wave.py
 or in numba_costs.py, touch numba_kernels.py.
 """
 
@@ -31,7 +31,7 @@ _L9 = np.float32(-0.0645084384)
 
 @intrinsic
 def _float_of_bits(typingctx, bits):
-    """The float32 that an int32's bits are."""
+    """The float32 with the bits of an int32."""
 
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.FloatType())
@@ -58,7 +58,7 @@ def store_release(typingctx, array, index, value):
 
 @intrinsic
 def take_number(typingctx, counter):
-    """0, 1, 2, ...: the next of an int64 counter that threads share."""
+    """0, 1, 2, ...: the next number of an int64 counter that threads share."""
 
     def codegen(context, builder, signature, args):
         place = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -94,7 +94,7 @@ def _exp2(x):
         p = p * f + _ONE
         n = n if n > _UNDERFLOW else _UNDERFLOW
         scale = _float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
-        return p * scale if x > _UNDERFLOW else (x - x)  # 0, or NaN of NaN
+        return p * scale if x > _UNDERFLOW else (x - x)  # 0, or NaN for NaN
 
     return fp32
 
@@ -105,7 +105,7 @@ def log2_1p(t):
 
 @overload(log2_1p)
 def _log2_1p(t):
-    """log2(1 + t) for t from 0 to 2, to rounding of the result also where t is small."""
+    """log2(1 + t) for t from 0 to 2, accurate to the result's rounding also where t is small."""
     if t == types.float64:
         return lambda t: math.log1p(t) / math.log(2)
 
@@ -162,7 +162,7 @@ else:
 
 @numba.njit(nogil=True)
 def wait_for(progress, strip, wanted):
-    """Until the thread that works on a strip has finished so many of its blocks."""
+    """Wait until the thread of a strip has finished ``wanted`` of its blocks."""
     looks = 0
     while load_acquire(progress, strip) < wanted:
         looks += 1
@@ -181,7 +181,7 @@ def middle_of(x, y, zero):
 def weigh(x, y, one):
     """(least, e_middle, e_most, their sum) of the scores 0, x (up) and y (left).
 
-    e = 2^(least - score): the third is exactly 1, so two exps serve.
+    e = 2^(least - score): the third is exactly 1, so two exps are enough.
     """
     zero = one - one
     small, large = (x, y) if x < y else (y, x)

@@ -1,7 +1,7 @@
 """The recursion of the numba backend over one block: a wave of 64 lanes, forward and back.
 
-Lane r is row r of the strip; at step s it holds column s - r. So all cells of a step are
-independent, lie next to each other in memory, and need only what the step before left.
+Lane r is row r of the strip; at step s it is at column s - r. So all cells of a step are
+independent, adjacent in memory, and depend on the previous steps only.
 """
 
 import math
@@ -12,8 +12,8 @@ from fastseq.ops.soft_dtw.numba_math import exp2, kernel, log2_1p, middle_of, wa
 
 LANES = 64  # rows of a strip
 STEPS = 64  # steps of a block; at least LANES - 1, for `wait_for`
-ABSENT = np.float32(1e30)  # the value of a predecessor that is not there: weight exactly 0
-# Signed indices may be negative, and the check for it keeps LLVM from vectorising a loop.
+ABSENT = np.float32(1e30)  # the score of a missing predecessor: weight exactly 0
+# Signed indices may be negative, and the check for that keeps LLVM from vectorising a loop.
 _i = np.uintp
 
 
@@ -30,7 +30,7 @@ def lane_range(s, top, rows, m, low, high):
 
 @kernel
 def _edges(k, s, top, m, low, high, up, v, above):
-    """Before step s: what comes from above the strip, and what the band's edges lack."""
+    """Before step s: insert the state from above the strip, and the band's missing neighbours."""
     if top > 0 and s < m:
         up[k & 1, 0] = above[s]
     if (s - top - high) % 2 == 0:
@@ -45,8 +45,8 @@ def _edges(k, s, top, m, low, high, up, v, above):
 
 @kernel
 def _begin_here(u, left, one):
-    """(softmin, share of what begins here, share of the left neighbour) of a cell of row 0 whose
-    left neighbour has the score ``left``, R itself, and what begins here 0."""
+    """(softmin, share of a path that begins here, share of the left neighbour) of a cell of row 0
+    whose left neighbour has the score ``left`` (R itself); a path that begins here has score 0."""
     zero = one - one
     least = left if left < zero else zero
     begins, comes = exp2(least), exp2(least - left)
@@ -56,13 +56,13 @@ def _begin_here(u, left, one):
 
 @kernel
 def forward_block(u, up, v, sm, totals, above, below, area, ends, one):
-    """One block: H and V of every cell in turn; returns what it adds to the value, in float64.
+    """One block: H and V of every cell in turn; returns its contribution to the value, in float64.
 
     up[k % 2, r]: H above lane r at step k; v[r]: V left of it. ``above`` and ``below``: H of the
     last row of the strip above, and of this one. ``area``: (first step, first row, real lengths,
     limits of the band). ``ends``: whether a path may begin anywhere in row 0, and the penalty of a
-    step that is not diagonal, None for none. ``totals``: see _add_up; without elements where the
-    end is fixed.
+    step that is not diagonal, None for none. ``totals``: see _add_up; empty where the end is
+    fixed.
     """
     start, top, n, m, low, high = area
     begin_free, penalty = ends
@@ -76,17 +76,17 @@ def forward_block(u, up, v, sm, totals, above, below, area, ends, one):
         _edges(k, s, top, m, low, high, up, v, above)
         row, now, then = _i(k), _i(k & 1), _i((k + 1) & 1)
         from_lane, to_lane = first, last
-        if top == 0 and first == 0:  # row 0 has its left neighbour alone
+        if top == 0 and first == 0:  # row 0 has only its left neighbour
             from_lane = 1
             if s == 0:
                 sm[0] = u[k, 0]
-            elif begin_free:  # or what begins there: v is R itself
+            elif begin_free:  # or a path that begins there: v is R itself
                 sm[0], _, _ = _begin_here(u[k, 0], warped(v[0], penalty), one)
                 up[then, 1] = sm[0] - v[0]
                 v[0] = sm[0]
             else:
                 up[then, 1] = sm[0] = warped(u[k, 0], penalty)
-        if last == s + 1:  # column 0 has its upper neighbour alone
+        if last == s + 1:  # column 0 has only its upper neighbour
             to_lane = s
             v[s] = u[k, s] if top + s == 0 else warped(u[k, s], penalty)
         for r in range(from_lane, to_lane):
@@ -109,7 +109,7 @@ def forward_block(u, up, v, sm, totals, above, below, area, ends, one):
 @kernel
 def _value_of_step(s, first, last, area, begin_free, up, then, v, sm):
     """R of the last cell: sm summed along the main diagonal, then H or V along the edge. With a
-    free begin along the diagonal that ends in it, if that begins in row 0, where sm is R."""
+    free begin: along the diagonal that ends in that cell if it begins in row 0, where sm = R."""
     _, top, n, m, _, _ = area
     value = 0.0
     diagonal = s - top - max(m - n, 0) if begin_free else s - top
@@ -130,11 +130,11 @@ def _value_of_step(s, first, last, area, begin_free, up, then, v, sm):
 
 @kernel
 def _add_up(totals, s, first, last, area, begin_free, v, sm):
-    """R itself in float64, of which the best of the free ends is chosen: differences of far ends
-    added up in float32 would not tell which. Along the diagonals, where it grows the least.
+    """R itself in float64, from which the best of the free ends is chosen: differences of far ends
+    summed in float32 could not tell. Summed along the diagonals, where R grows the least.
 
-    ``totals``: R of this step and of the two before, by turns, at place lane + 1; of the last row
-    of the strip above; and of that of this one.
+    ``totals``: R of this step and of the two before, in turn, at place lane + 1; R of the last row
+    of the strip above; and R of the last row of this strip.
     """
     _, top, n, m, _, _ = area
     rows = min(LANES, n - top)
@@ -154,7 +154,7 @@ def _add_up(totals, s, first, last, area, begin_free, v, sm):
 
 @kernel
 def probabilities(u, p, up, v, above, area, ends, one):
-    """The block again, keeping what each cell owes to its diagonal, upper and left neighbour:
+    """The block again, keeping the shares of each cell's diagonal, upper and left neighbour:
     p[k, r], p[k, LANES + r] and p[k, 2 LANES + r]."""
     start, top, n, m, low, high = area
     begin_free, penalty = ends
@@ -203,13 +203,13 @@ def probabilities(u, p, up, v, above, area, ends, one):
 
 @kernel
 def expectations(e, p, left, up, owed, seed, seeds, below, above, area):
-    """E of a block, last step first; cells outside get 0. ``seed``: E of the very last cell;
-    ``seeds`` unless they are empty: what each cell of the last row gets as a free end.
+    """E of a block, last step first; cells outside get 0. ``seed``: E of the very last cell.
+    ``seeds``, unless empty: E that each cell of the last row receives as a free end.
 
-    Flux on its way: left[r] to the cell on the left, up[r] to the row above at the column of the
-    step, owed[r] from the diagonal, which the row above gets one step later. ``below`` and
-    ``above``: flux between strips, per column. All flux is float64, and what leaves a cell is what
-    came: where one path dominates, float32 would lose the little that comes back to it.
+    Flux under way: left[r] to the cell on the left, up[r] to the row above at the column of the
+    step, owed[r] along the diagonal, which the row above receives one step later. ``below`` and
+    ``above``: flux between strips, per column. All flux is float64, and each cell passes on exactly
+    what it received: where one path dominates, float32 would lose the small part that returns.
     """
     start, top, n, m, low, high = area
     rows = min(LANES, n - top)
@@ -248,8 +248,8 @@ def expectations(e, p, left, up, owed, seed, seeds, below, above, area):
 @kernel
 def free_end(r, first, m, shares):
     """R of a free end: of a row below the last one, entered straight down and walked to the right
-    at no cost, R_n,j = softmin(R_n-1,j, R_n,j-1). ``r``: R of the last row, of which the band
-    holds the columns from ``first`` on.
+    at no cost, R_n,j = softmin(R_n-1,j, R_n,j-1). ``r``: R of the last row; ``first``: its first
+    column in the band.
 
     shares[j]: log2 of the share that enters (n, j) from above, R_n,j - R_n-1,j.
     """
@@ -265,7 +265,7 @@ def free_end(r, first, m, shares):
 
 @kernel
 def seeds_of(shares, m, grad, seeds):
-    """seeds[j]: what the last row's cell at column j gets of ``grad``."""
+    """seeds[j]: the part of ``grad`` for the last row's cell at column j."""
     flux = np.float64(grad)
     for j in range(m - 1, -1, -1):
         seeds[j] = flux * 2.0 ** shares[j]

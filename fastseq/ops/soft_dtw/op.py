@@ -1,4 +1,4 @@
-"""Soft-DTW as the caller sees it: checks, costs, reductions, choice of backend."""
+"""Soft-DTW as called by the user: checks, costs, reductions, choice of backend."""
 
 import functools
 import warnings
@@ -57,20 +57,20 @@ def soft_dtw(
         softmin(a, b, c) = -gamma log(exp(-a / gamma) + exp(-b / gamma) + exp(-c / gamma))
 
     Memory grows with T + S and with T S / tile size; no T x S matrix, except with
-    ``backend="reference"``. The value may be negative: many paths count, not only the best.
+    ``backend="reference"``. The value may be negative: all paths count, not only the best one.
 
     Args:
         x, y: embeddings (N, T, D) and (N, S, D), or (T, D) and (S, D) for one pair; float64,
             float32, bfloat16 or float16. T and S may differ.
-        gamma: smoothing, in the units of the cost; towards 0 this becomes hard DTW. Default 1.0:
-            the paper and the packages that follow it. Used in practice: 1e-4 to 1e3. A number, or a
-            tensor (N,) with one for each pair, or (); it gets no gradient.
+        gamma: smoothing, in the units of the cost; for gamma towards 0 this becomes hard DTW.
+            Default 1.0: the paper and the packages that follow it. Used in practice: 1e-4 to 1e3. A
+            number, or a tensor (N,) with one for each pair, or (). No gradient is computed for it.
         cost: "sqeuclidean", or "cosine", 1 - cos (a frame of norm below 1e-12 costs 1 against
-            everything and gets no gradient). Any other cost: :func:`soft_dtw_from_cost`.
+            every frame and has no gradient). Any other cost: :func:`soft_dtw_from_cost`.
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
             sequence.
-        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; give these or lengths. Frames
-            that are not real are left out: those on either side become neighbours. Padding is
+        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; pass these or lengths. Other
+            frames are removed: the real frames on either side become neighbours. Padding is
             ignored, even if it contains NaN.
         bandwidth: Sakoe-Chiba band r >= 0, in (real) frames: pairs with -r <= j - i <= (s - t) + r
             for real lengths s >= t, mirrored for s < t, so that a path always exists. Default:
@@ -78,8 +78,8 @@ def soft_dtw(
         begin: "fixed", or "free": a path may begin with the first frame of x and any frame of y.
             Then R_0j = c_0j + softmin(0, R_0,j-1 + warp_penalty).
         end: "fixed", or "free": a path may end with the last real frame of x and any real frame of
-            y; value = softmin of R over that row. x is used whole always, so both make this the
-            search for x in y (subsequence DTW). The band stays where it is.
+            y; value = softmin of R over that row. All of x is always used, so both together search
+            for x in y (subsequence DTW). Free ends do not move the band.
         warp_penalty: added to the cost of each step that is not diagonal, 0 or more, in the units
             of the cost; beginning late or ending early costs nothing. Default 0: plain DTW.
         divergence: value(x, y) - (value(x, x) + value(y, y)) / 2, which is 0 for y = x (Blondel,
@@ -95,7 +95,7 @@ def soft_dtw(
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value.
-        RuntimeError: a backend asked for by name cannot serve the call (it never falls back), or
+        RuntimeError: a backend named in the call does not support it (it is never replaced), or
             a backend other than "reference" is differentiated twice.
 
     Example:
@@ -132,7 +132,7 @@ def soft_dtw(
 
     values = run(x, y, real_x, real_y)
     if divergence:
-        # A pair with an empty side counts for nothing, so neither does its other side with itself.
+        # Drop pairs with an empty side, also from the values of the other side with itself.
         if pairs is not None:
             real_x = torch.where(pairs, frames_x if real_x is None else real_x, 0)
             real_y = torch.where(pairs, frames_y if real_y is None else real_y, 0)
@@ -161,12 +161,12 @@ def soft_dtw_from_cost(
     Args:
         cost: (N, T, S), or (T, S) for one pair: the cost of pairing frame i of x with frame j of
             y, of any sign; float64, float32, bfloat16 or float16. Its gradient is the expected
-            alignment. +inf forbids a pair, whose gradient is then 0. Where no path is left the
-            value is +inf and the whole gradient 0. NaN and -inf make the value NaN.
+            alignment. +inf forbids a pair, whose gradient is then 0. If no path is left, the value
+            is +inf and the whole gradient 0. NaN and -inf make the value NaN.
         gamma, lengths_x, lengths_y, valid_x, valid_y, bandwidth, begin, end, warp_penalty,
             reduction, backend: as in :func:`soft_dtw`.
 
-    Returns and raises what :func:`soft_dtw` does.
+    Returns and raises the same as :func:`soft_dtw`.
 
     Example:
         >>> import torch, fastseq
@@ -219,14 +219,14 @@ def soft_dtw_alignment(
     r"""Expected alignment of :func:`soft_dtw`: E_ij, the probability that a path pairs i with j.
 
     Paths are weighted by exp(-cost of the path / gamma); E is the gradient of the value with
-    respect to the costs. Rows and columns of real frames sum to 1 or more (columns that a free
+    respect to the costs. Rows and columns of real frames sum to at least 1 (columns that a free
     begin or end leaves out: to less), those of padding to 0. E is the whole T x S matrix: the one
     exception to memory that grows with T + S.
 
     Args:
         x, y, gamma, cost, lengths_x, lengths_y, valid_x, valid_y, bandwidth, begin, end,
-            warp_penalty, backend: as in :func:`soft_dtw`. Only ``backend="reference"`` gives an E
-            that can be differentiated.
+            warp_penalty, backend: as in :func:`soft_dtw`. Only ``backend="reference"`` returns an
+            E that can be differentiated.
 
     Returns:
         (N, T, S), or (T, S) for one pair: float64 for float64 inputs, otherwise float32.
@@ -258,13 +258,13 @@ def soft_dtw_alignment(
     else:
         refuse_transforms(op, name)
         expected = autograd.alignment(x, y, constants, name, opts)
-    for dim, order in enumerate(orders, 1):  # frames go back to where they were
+    for dim, order in enumerate(orders, 1):  # frames return to their original places
         expected = reorder(expected, None if order is None else order.argsort(1), dim)
     return expected[0] if unbatched else expected
 
 
 def resolve_backend(requested: str, device_type: str, op: str = "soft_dtw") -> tuple[str, str]:
-    """The backend that serves a call on such a device, and why. Reads nothing but its arguments
+    """The backend for a call on such a device, and why it was picked. Depends only on the arguments
     and the environment."""
     why_not = {
         "cuda": _elsewhere("cuda", device_type) or unavailable("cuda"),
@@ -299,8 +299,8 @@ def _warn_slow(reason: str) -> None:
 
 
 def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths, valid):
-    """Checked input as backends take it: batched, float32 or float64, cost squared Euclidean, real
-    frames first. And the orders by which they came there."""
+    """Checked inputs in the backends' form: batched, float32 or float64, cost squared Euclidean,
+    real frames first; and the orders that brought the real frames first."""
     if x.dim() == 2:
         x, y = x[None], y[None]
     if x.dtype != y.dtype:
@@ -316,7 +316,7 @@ def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths, valid):
 
 
 def _real_first(op: str, sizes: Sequence[int], device: torch.device, lengths, valid):
-    """Orders that put real frames first, and how many are real, of both sides."""
+    """Orders that put real frames first, and the numbers of real frames, of both sides."""
     num, *frames = sizes
     sides = zip(("_x", "_y"), lengths, valid, frames, strict=True)
     real = [prepare_valid(op, name, n, mask, num, size, device) for name, n, mask, size in sides]

@@ -1,4 +1,4 @@
-"""The options of one call, and what the backends share of the definition."""
+"""The options of one call, and the parts of the definition that the backends share."""
 
 import operator
 from typing import NamedTuple, overload
@@ -64,9 +64,9 @@ def band_limits(n: Tensor, m: Tensor, bandwidth: int | Tensor | None) -> tuple[T
 def band_limits(n, m, bandwidth):
     """(low, high): cell (i, j), counted from 0, is allowed when low <= j - i <= high.
 
-    n and m are the real lengths, integers or integer tensors; of tensors the bandwidth may be one
-    too. The band holds ``bandwidth`` diagonals on either side of those that lead from the first
-    cell to the last one, so that it always holds a path. Without a band the limits are those of
+    n and m are the real lengths, integers or integer tensors; with tensors the bandwidth may be one
+    too. The band covers ``bandwidth`` diagonals on either side of those that lead from the first
+    cell to the last one, so that it always contains a path. Without a band the limits are those of
     the matrix.
     """
     if bandwidth is None:
@@ -91,4 +91,4 @@ def check_bandwidth(op: str, bandwidth: int | None) -> int | None:
         ) from None
     if bandwidth < 0:
         raise ValueError(f"{op}: bandwidth must be 0 or more, or None, got {bandwidth}")
-    return min(bandwidth, 2**30)  # as good as none, and far from the end of int64
+    return min(bandwidth, 2**30)  # equivalent to no band, and far from int64's limit

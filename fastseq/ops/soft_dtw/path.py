@@ -24,10 +24,10 @@ def dtw_path(
 
     ``R_ij = c_ij + min(R_i-1,j-1, R_i-1,j + w, R_i,j-1 + w)`` with the warp penalty w; the path
     follows the minimum back from the last pair. On a tie the diagonal step is taken first, then the
-    step in x, then the step in y; of free ends that tie the last is taken, and a path begins where
-    it can as cheaply as it could come from the left. The limit of :func:`fastseq.soft_dtw` for
-    gamma towards 0. Not differentiable; runs on the CPU in float64, with 9 bytes for each of the
-    T S pairs; 4000 x 4000 frames take about 0.2 s.
+    step in x, then the step in y. Of free ends that tie the last one is taken, and a path begins at
+    a pair if that costs no more than coming from the left. This is the limit of
+    :func:`fastseq.soft_dtw` for gamma towards 0. Not differentiable; runs on the CPU in float64,
+    with 9 bytes for each of the T S pairs; 4000 x 4000 frames take about 0.2 s.
 
     Args:
         x, y: embeddings (T, D) and (S, D), finite, T and S at least 1; float64, float32, bfloat16
@@ -35,12 +35,12 @@ def dtw_path(
         cost: "sqeuclidean" or "cosine", as in :func:`fastseq.soft_dtw`. Any other cost:
             :func:`fastseq.ops.soft_dtw.dtw_path_from_cost`.
         bandwidth, begin, end, warp_penalty: as in :func:`fastseq.soft_dtw`: a Sakoe-Chiba band,
-            "free" for a path from or to any frame of y, and what each step that is not diagonal
-            costs.
+            "free" for a path from or to any frame of y, and the cost of each step that is not
+            diagonal.
 
     Returns:
         The path, an int64 CPU tensor (L, 2) of pairs (i, j) from (0, 0) to (T - 1, S - 1), or from
-        and to the columns that free ends chose, and its cost, the sum over the path with its
+        and to the columns chosen for free ends; and its cost, the sum over the path including
         penalties.
 
     Raises:
@@ -65,7 +65,7 @@ def dtw_path(
     if x.dim() != 2:
         raise ValueError(
             f"dtw_path: x and y must have shape (T, D) and (S, D), got {tuple(x.shape)} and "
-            f"{tuple(y.shape)}; call it for one pair at a time"
+            f"{tuple(y.shape)}; pass one pair at a time"
         )
     x, y = (t.detach().double().cpu() for t in (x, y))
     if cost == "cosine":
@@ -95,7 +95,7 @@ def dtw_path_from_cost(
         >>> path.tolist(), total
         ([[0, 0], [1, 1]], -3.0)
     """
-    # Not at the top: importing numba takes longer than all of this package.
+    # Not imported at the top: importing numba takes longer than this whole package.
     from fastseq.ops.soft_dtw.path_kernels import find_steps, follow_back
 
     op = "dtw_path"
@@ -123,5 +123,5 @@ def checked_costs(op: str, cost: Tensor | np.ndarray) -> np.ndarray:
             f"{op}: the costs must have shape (T, S) with T and S at least 1, got {cost.shape}"
         )
     if not np.isfinite(cost).all():
-        raise ValueError(f"{op}: the costs hold NaN or infinity; expected finite numbers")
+        raise ValueError(f"{op}: the costs have NaN or infinity; expected finite numbers")
     return cost

@@ -1,4 +1,4 @@
-"""Kernels of dtw_path: R row by row, the step into each cell, and the way back along the steps."""
+"""Kernels of dtw_path: R row by row, the step into each cell, and the path back along the steps."""
 
 import numba
 import numpy as np
@@ -10,7 +10,7 @@ DIAGONAL, DOWN, RIGHT = range(3)
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
 def find_steps(cost, low, high, begin_free, penalty, steps, row):
-    """Fills steps (T, S), the step into each cell of the band, and row (S,), R of the last row.
+    """Fill steps (T, S), the step into each cell of the band, and row (S,), R of the last row.
 
     Down into row 0: the path begins there. On a tie the diagonal step comes first, then down.
     """

@@ -1,4 +1,4 @@
-"""A gamma and a bandwidth of each pair: checked once, passed on in one form."""
+"""A gamma and a bandwidth for each pair: checked once, passed on in one form."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ from fastseq.ops.common.fused import transforms_active
 from fastseq.ops.common.lengths import INT_DTYPES, integers
 from fastseq.ops.common.validate import FLOAT_DTYPES, positive_or_nan
 
-# One for all pairs or one for each.
+# One for all pairs, or one for each.
 Gamma = float | Tensor
 Bandwidth = int | Sequence[int] | Tensor | None
 
-# How a gamma is learned: the same value of scaled inputs.
+# How to learn gamma: an equal value, computed from scaled inputs.
 _LEARNED = {
     "soft_dtw": "gamma * soft_dtw(x / gamma.sqrt(), y / gamma.sqrt(), gamma=1), of squared "
     "Euclidean costs",
     "soft_dtw_from_cost": "gamma * soft_dtw_from_cost(cost / gamma, gamma=1)",
 }
-_WIDEST = 2**30  # of a band; any that is wider than the matrix is the whole of it
+_WIDEST = 2**30  # widest band; one wider than the matrix is the whole matrix
 
 
 def split_gamma(
@@ -28,8 +28,8 @@ def split_gamma(
 ) -> tuple[float, Tensor | None]:
     """A number, which the options check, and None; or 1 and a tensor (N,), in float64.
 
-    What a tensor holds is looked at on the CPU alone, and not while torch.compile traces: reading
-    it from a GPU would wait for it. What is not positive and finite there makes the value NaN.
+    The values of a tensor are checked on the CPU only, and not while torch.compile traces: reading
+    them from a GPU would wait for it. Values that are not positive and finite make the result NaN.
     """
     if not isinstance(gamma, Tensor):
         return gamma, None
@@ -56,7 +56,7 @@ def split_gamma(
             raise ValueError(
                 f"{op}: gamma must be finite (1e-30 to 1e30) and greater than 0, got {wrong[0]}"
             )
-    # A copy: the caller may go on to change it in place before the backward.
+    # A copy: the caller may change it in place before the backward.
     copy = gamma.to(device=device, dtype=torch.float64, copy=True).expand(num).contiguous()
     return 1.0, copy if _readable(gamma) else positive_or_nan(copy, 1.0, torch.float64)
 
@@ -64,7 +64,7 @@ def split_gamma(
 def split_bandwidth(
     op: str, bandwidth: Bandwidth, num: int, device: torch.device
 ) -> tuple[int | None, Tensor | None]:
-    """One for all, which the options check, and None; or None and an int64 tensor (N,)."""
+    """One for all pairs, which the options check, and None; or None and an int64 tensor (N,)."""
     if not isinstance(bandwidth, Tensor | list | tuple | np.ndarray):
         return bandwidth, None
     if not isinstance(bandwidth, Tensor):

@@ -19,25 +19,25 @@ def soft_dtw_reference(
 ) -> Tensor:
     """Values (N,) of inputs that op.py has checked: x (N, T, D) and y (N, S, D), or cost (N, T, S).
 
-    gammas and bands (N,) stand for those of the options.
+    gammas and bands (N,) replace those of the options.
 
-    In float64 whatever the inputs are: R in float32 would cost the gradient its digits.
+    Computed in float64 for all inputs: with R in float32 the gradient would lose its digits.
     """
     if cost is None:
         cost = dense_cost(x, y, lengths_x, lengths_y)
         dtype = x.dtype
     else:
         dtype = cost.dtype
-        # Padding may hold NaN, and a gradient of 0 times NaN is NaN.
+        # Padding may contain NaN, and a gradient of 0 times NaN is NaN.
         mask_x, mask_y = _masks(*cost.shape, lengths_x, lengths_y, cost.device)
         cost = torch.where(mask_x[:, :, None] & mask_y[:, None], cost, 0).double()
-        # Of a path through -inf no weight can be formed.
+        # A path through -inf has no weight.
         cost = torch.where(cost == -torch.inf, torch.nan, cost)
     return _values(cost, lengths_x, lengths_y, gammas, bands, opts).to(dtype)
 
 
 def dense_cost(x: Tensor, y: Tensor, lengths_x: Tensor | None, lengths_y: Tensor | None) -> Tensor:
-    """(N, T, S) in float64, padded frames taken as 0. Needs memory for N T S D numbers."""
+    """(N, T, S) in float64, padded frames set to 0. Needs memory for N T S D numbers."""
     mask_x, mask_y = _masks(*x.shape[:2], y.shape[1], lengths_x, lengths_y, x.device)
     x = torch.where(mask_x[..., None], x, 0).double()
     y = torch.where(mask_y[..., None], y, 0).double()
@@ -52,9 +52,9 @@ def _values(cost: Tensor, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOpti
     """R at the last real cell, or the softmin of R over the last real row where the end is free.
 
     R_ij = cost_ij + softmin(R_i-1,j-1, R_i-1,j + w, R_i,j-1 + w), w the warp penalty, over the
-    cells that exist, lie in the band and have a path to them. The first cell comes from a cell of
-    R = 0, as all cells of row 0 do where the begin is free. A cell of cost +inf has no path. Where
-    no end has one the value is +inf, a constant.
+    cells that exist, lie in the band and have a path to them. The predecessor of the first cell is
+    a cell of R = 0; with a free begin so is that of every cell of row 0. A cell of cost +inf has no
+    path. If no end has a path the value is +inf, a constant.
     softmin(a, b, c) = -gamma log(exp(-a / gamma) + exp(-b / gamma) + exp(-c / gamma)).
     """
     num, n, m = cost.shape
@@ -78,7 +78,7 @@ def _values(cost: Tensor, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOpti
         inside = (j >= 0) & (j < m) & (low <= j - i) & (j - i <= high)  # [B, N]
         return inside & allowed[:, i, j.clamp(0, m - 1)]
 
-    def down(t: Tensor) -> Tensor:  # what row i - 1 holds, at row i
+    def down(t: Tensor) -> Tensor:  # the entries of row i - 1, at row i
         return torch.cat([torch.zeros_like(t[:, :1]), t[:, :-1]], 1)
 
     nowhere = torch.zeros(num, n, dtype=torch.bool, device=device)
@@ -91,7 +91,7 @@ def _values(cost: Tensor, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOpti
         soft = _softmin(torch.stack(steps), torch.stack(there), gamma, 0)[0]
         here = cost[:, i, (k - i).clamp(0, m - 1)] + soft
         inside = present(k) & (there[0] | there[1] | there[2])
-        # A cell that nobody may read still has to be finite, for the sake of the gradient.
+        # A cell that is never read still has to be finite, for the gradient.
         diagonals.append(torch.where(inside, here, 0))
         reached.append(inside)
         before, last = last, (diagonals[-1], inside)
@@ -107,8 +107,8 @@ def _values(cost: Tensor, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOpti
 
 
 def _softmin(r: Tensor, there: Tensor, gamma: float | Tensor, dim: int) -> Tensor:
-    """Soft minimum along ``dim``, which stays, of the entries that are there; 0 where none is."""
+    """Soft minimum along ``dim``, which is kept, over the entries ``there``; 0 where none is."""
     some = there.any(dim, keepdim=True)
-    # Any finite number will do where none is there: it never leaves this function.
+    # Where no entry is there any finite number will do: it never leaves this function.
     scaled = torch.where(some, torch.where(there, -r / gamma, -torch.inf), 0)
     return torch.where(some, -gamma * torch.logsumexp(scaled, dim, keepdim=True), 0)

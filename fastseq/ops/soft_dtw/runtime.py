@@ -1,7 +1,7 @@
-"""Stands in for fastseq._C in cuda.py: the same kernels, compiled at run time by NVRTC.
+"""Replaces fastseq._C in cuda.py: the same kernels, compiled at run time by NVRTC.
 
-What csrc/soft_dtw/soft_dtw.cu does in C++: arguments, shared memory, launches. The first call of
-a kind and dtype compiles for some seconds.
+It does the work of csrc/soft_dtw/soft_dtw.cu in Python: arguments, shared memory, launches. The
+first call of each kind and dtype compiles for some seconds.
 """
 
 import ctypes
@@ -14,10 +14,10 @@ from fastseq.ops.common.nvrtc import Kernel, compile_kernels, sources
 
 SOURCE = '#include "backward.cuh"\n#include "forward.cuh"\n'
 LANES = 32  # rows of a strip
-# Of float and double each.
+# Entries for float and for double.
 THREADS = {"forward": (160, 160), "backward": (384, 352)}
-# Where costs come from, as cells.cuh has it: bytes of ForwardShared and BackwardShared, and of the
-# centre behind those of embeddings, at most.
+# By origin of the costs, as in cells.cuh: bytes of ForwardShared and BackwardShared, and the most
+# bytes of the centre that follows those of embeddings.
 SHARED = {
     "Embeddings": {"forward": (17968, 35888), "backward": (60464, 96304)},
     "Costs": {"forward": (24624, 24624), "backward": (71216, 85040)},
@@ -107,7 +107,7 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 
 class Problem(ctypes.Structure):
-    """Problem of problem.cuh, of either kind and any numbers."""
+    """Problem of problem.cuh, of either kind and any dtype."""
 
     _fields_ = (
         *_fields(ctypes.c_void_p, "x y cost lengths_x lengths_y gammas bands"),

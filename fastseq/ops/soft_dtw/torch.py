@@ -1,11 +1,11 @@
 """Plain PyTorch on any device: all cells of an anti-diagonal at once, one diagonal after another.
 
-About 25 small operations per diagonal: slow beside numba and cuda, but it needs nothing. Every
-sqrt(T + S)-th diagonal is kept, and the backward walks the stretches between them again: memory
+About 25 small operations per diagonal: slow beside numba and cuda, but it needs nothing else. Every
+sqrt(T + S)-th diagonal is kept, and the backward computes the stretches between them again: memory
 grows with T sqrt(T). The op's README has the recurrence and its letters.
 
-Of given costs it is the recurrence over R itself, in float64: where pairs are forbidden (+inf) the
-differences of neighbours do not say how two ways around them compare.
+For given costs the recurrence is over R itself, in float64: with forbidden pairs (+inf) differences
+between neighbours cannot compare two ways around them.
 """
 
 import math
@@ -16,13 +16,13 @@ from torch import Tensor
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
 
-ABSENT = 1e30  # the value of a predecessor that is not there: weight exactly 0
-NO_PATH = 1e300  # R of a cell that no path leads to, and ABSENT among R
+ABSENT = 1e30  # the score of a missing predecessor: weight exactly 0
+NO_PATH = 1e300  # R of a cell that no path reaches, and the score of a missing R
 
 
 def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
-    """Values (N,), and H and V where each stretch of diagonals begins; of a free end also what
-    :class:`_FreeEnd` needs."""
+    """Values (N,), and H and V at the start of each stretch of diagonals; for a free end also the
+    tensors of :class:`_FreeEnd`."""
     wave = _Wave(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     up, v = wave.new(wave.n + 1), wave.new(wave.n)
     value = torch.zeros(wave.batch, dtype=torch.float64, device=wave.device)
@@ -51,7 +51,7 @@ def backward(
     wave = _Wave(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
     dx, dy, dcost = (None if t is None else torch.zeros_like(t) for t in (x, y, cost))
     end = _FreeEnd(wave, saved[1], grad) if len(saved) > 1 else None
-    # Flux on its way to the left, to the row above, and from the diagonal, one step later.
+    # Flux on its way to the left, to the row above, and along the diagonal, one step later.
     left, up, owed = wave.new(wave.n), wave.new(wave.n + 1), wave.new(wave.n)
     for stretch in reversed(range(-(-wave.steps // wave.stretch))):
         first = stretch * wave.stretch
@@ -76,7 +76,7 @@ def backward(
             if need_x:
                 dx[:, lanes].add_(term, alpha=2)
             if need_y:
-                # Columns come in falling order; each is met once.
+                # Columns come in falling order; each occurs once.
                 columns = torch.arange(s - lanes.start, s - lanes.stop, -1, device=wave.device)
                 dy.index_add_(1, columns, term, alpha=-2)
     if dcost is not None:
@@ -96,7 +96,7 @@ class _Wave:
         self.device, self.dtype = given.device, given.dtype
         self.steps = self.n + self.m - 1 if self.batch and self.n and self.m else 0
         self.stretch = max(1, math.isqrt(self.steps))
-        # Numbers where they can be, of each pair as float64.
+        # Python numbers where possible, otherwise float64 tensors with one entry for each pair.
         self.unit = opts.gamma if gammas is None else gammas
         self.begin_free, self.warped = opts.begin_free, opts.warp_penalty > 0
         self.real_x = valid_mask(lengths_x, self.batch, self.n, self.device)
@@ -106,12 +106,12 @@ class _Wave:
         low, high = band_limits(self.n_real, self.m_real, bandwidth)
         self.low, self.high, self.banded = low[:, None], high[:, None], bandwidth is not None
         self.rows = torch.arange(self.n, device=self.device)
-        # Padding may hold NaN, and cells there are computed, though nothing real reads them.
+        # Padding may contain NaN; cells there are computed, but no real cell reads them.
         self.x = None
         if x is None:
             self.real = self.real_x[:, :, None] & self.real_y[:, None, :]
             self.cost = torch.where(self.real, cost, 0).double()
-            # Of a path through -inf no weight can be formed.
+            # A path through -inf has no weight.
             self.cost.masked_fill_(self.cost == -torch.inf, torch.nan)
             self.dtype = torch.float64
         else:
@@ -145,9 +145,9 @@ class _Wave:
         return matrix.as_strided(shape, (self.n * self.m, max(self.m - 1, 1)), offset)
 
     def step(self, s: int, up: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """R_ij - R_i-1,j-1 on diagonal s; what each cell owes to its diagonal, upper and left
-        neighbour, and which cells have no path (None: all have). ``up`` (H of the row above) and
-        ``v`` go on to the next diagonal in place."""
+        """R_ij - R_i-1,j-1 on diagonal s; the shares of each cell's diagonal, upper and left
+        neighbour; and which cells have no path (None: all have one). ``up`` (H of the row above)
+        and ``v`` are updated to the next diagonal in place."""
         if self.x is None:
             return self.step_of_costs(s, up, v)
         lanes = self.lanes(s)
@@ -157,13 +157,13 @@ class _Wave:
             gap = s - 2 * self.rows[lanes]  # j - i
             x.masked_fill_(gap >= self.high, ABSENT)
             y.masked_fill_(gap <= self.low, ABSENT)
-        if lanes.start == 0:  # row 0 has its left neighbour alone, or also what begins there
+        if lanes.start == 0:  # row 0: left neighbour only, or also a path that begins
             z[:, 0] = ABSENT
             if self.begin_free:
                 x[:, 0] = 0
             else:
                 x[:, 0], y[:, 0] = ABSENT, 0
-        if lanes.stop == s + 1:  # column 0 has its upper neighbour alone
+        if lanes.stop == s + 1:  # column 0: upper neighbour only
             x[:, -1], y[:, -1], z[:, -1] = 0, ABSENT, ABSENT
         if s == 0 and not self.begin_free:
             x[:, 0], y[:, 0], z[:, 0] = ABSENT, ABSENT, 0
@@ -174,7 +174,7 @@ class _Wave:
         return rest + least, (*shares, None)
 
     def step_of_costs(self, s: int, up: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The same for given costs: of R itself, which ``up`` is of the row above, ``v`` of the
+        """The same for given costs, with R itself: ``up`` is R of the row above, ``v`` of the
         diagonal neighbour. A cell outside the band has no path either."""
         lanes = self.lanes(s)
         below = slice(lanes.start + 1, lanes.stop + 1)
@@ -188,7 +188,7 @@ class _Wave:
         if s == 0 and not self.begin_free:
             z[:, 0] = 0
         least, extra, shares = _weigh(*self.with_penalty(x, y, lanes), z)
-        # Also beside NaN: what is forbidden stays so.
+        # Also beside NaN: forbidden cells stay forbidden.
         gone = (u == torch.inf) | (least == NO_PATH)
         if self.banded:
             gap = s - 2 * self.rows[lanes]
@@ -198,17 +198,17 @@ class _Wave:
         return r, (*shares, gone)
 
     def with_penalty(self, x: Tensor, y: Tensor, lanes: slice) -> tuple[Tensor, Tensor]:
-        """The scores of the upper and left neighbours; NO_PATH and ABSENT stay what they are."""
+        """The scores of the upper and left neighbours; NO_PATH and ABSENT are unchanged."""
         if not self.warped:
             return x, y
         x, y = x + self.penalty, y + self.penalty
-        if self.begin_free and lanes.start == 0:  # to begin is no step
+        if self.begin_free and lanes.start == 0:  # a begin is no step
             x[:, 0] = 0
         return x, y
 
     def add_to_value(self, value: Tensor, s: int, sm: Tensor, up: Tensor, v: Tensor) -> None:
-        """R of the last cell: sm summed along the main diagonal, then H or V along the edge. With
-        a free begin along the diagonal that ends in it, if that begins in row 0, where sm is R."""
+        """Add to R of the last cell: sm along the main diagonal, then H or V along the edge. With a
+        free begin: along the diagonal that ends in it if that begins in row 0, where sm is R."""
         n, m = self.n_real, self.m_real
         if self.x is None:
             ends = (n + m - 2 == s) & (n > 0) & (m > 0)
@@ -245,8 +245,8 @@ class _FreeEnd:
     """The row below the last one, which is entered straight down and walked to the right at no
     cost: R_n,j = softmin(R_n-1,j, R_n,j-1), and the value is its last R.
 
-    Of R itself in float64: differences of far ends added up in float32 would not tell which is
-    the better one. It keeps the logarithms of the shares that enter from above, R_n,j - R_n-1,j.
+    It uses R itself, in float64: differences of far ends summed in float32 could not tell which end
+    is better. It keeps the logarithms of the shares that enter from above, R_n,j - R_n-1,j.
     """
 
     def __init__(self, wave: _Wave, shares: Tensor | None = None, grad: Tensor | None = None):
@@ -257,7 +257,7 @@ class _FreeEnd:
         self.state = self.r[0, :, 0] + NO_PATH if grad is None else grad.double()
 
     def column(self, s: int) -> tuple[Tensor, Tensor]:
-        """Of the last row's cell on diagonal s, and whether it is real and in the band."""
+        """Column of the last row's cell on diagonal s, and whether it is real and in the band."""
         column = s - self.wave.n_real + 1
         inside = (column >= self.first) & (column < self.wave.m_real) & (self.wave.n_real > 0)
         return column, inside
@@ -269,7 +269,7 @@ class _FreeEnd:
         now, last = self.r[s % 2], self.r[(s + 1) % 2]
         r = sm
         if self.wave.x is not None:
-            # Along the diagonals, where it grows the least; place 0 holds 0.
+            # Summed along the diagonals, where R grows the least; place 0 stays 0.
             r = now[:, lanes] + sm
             if lanes.start == 0 and not self.wave.begin_free:
                 r[:, 0] = last[:, 1] + sm[:, 0]
@@ -285,7 +285,7 @@ class _FreeEnd:
         value += torch.where(inside & (column == self.wave.m_real - 1), self.state, 0)
 
     def seeds(self, s: int) -> Tensor:
-        """E that the last row gets from below on diagonal s; the last diagonal comes first."""
+        """E that the last row receives from below on diagonal s; the last diagonal comes first."""
         _, inside = self.column(s)
         flux, share = self.state, self.shares[s]
         self.state = torch.where(inside, -flux * share.expm1(), flux)
@@ -293,10 +293,10 @@ class _FreeEnd:
 
 
 def _weigh(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Of the scores z (diagonal), x (up) and y (left): the least, how far their softmin is below
-    it, their shares."""
+    """For the scores z (diagonal), x (up) and y (left): the least score, how far their softmin lies
+    below it, and their shares."""
     least = torch.minimum(torch.minimum(x, y), z)
-    # Not exp2, whose last bit on the CPU depends on where in a vector a number stands.
+    # Not exp2: on the CPU its last bit depends on a number's position in a vector.
     shares = [torch.exp(least - score) for score in (z, x, y)]
     total = shares[0] + shares[1] + shares[2]
     return least, total.log(), tuple(share / total for share in shares)

@@ -1,4 +1,4 @@
-"""tcc_loss: checks, choice of backend, and how its backends join PyTorch."""
+"""tcc_loss: argument checks, choice of backend, and the link from its backends to PyTorch."""
 
 import torch
 from torch import Tensor
@@ -40,53 +40,54 @@ def tcc_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    r"""Temporal cycle-consistency (Dwibedi et al., 2019): frames of u that go to v and come back.
+    r"""Temporal cycle-consistency (Dwibedi et al., 2019): cycles from u to v and back to u.
 
     For each ordered pair (u, v) of sequences and each real frame i of u::
 
         sim(a, b) = -||a - b||^2 / D / temperature          or  <a, b> / D / temperature
         nn_i      = sum_j softmax_j(sim(u_i, v_j)) v_j      the soft nearest neighbour in v
-        beta_i    = softmax_k(sim(nn_i, u_k))               where in u the cycle ends
+        beta_i    = softmax_k(sim(nn_i, u_k))               the position in u where the cycle ends
         pred_i    = sum_k beta_ik t_k,  var_i = sum_k beta_ik (t_k - pred_i)^2
 
         regression_mse_var  (pred_i - t_i)^2 / var_i + variance_lambda log var_i
         regression_mse      (pred_i - t_i)^2
-        regression_huber    the same below huber_delta, beyond it linear, as in torch.nn.HuberLoss
+        regression_huber    (pred_i - t_i)^2 / 2 up to huber_delta, linear beyond (nn.HuberLoss)
         classification      cross-entropy of beta_i with label i, smoothed by label_smoothing
 
     The value is that of the released code with its deterministic matching. Memory grows with N T,
-    not with T^2, except with ``backend="reference"``.
+    not with N T^2, except with ``backend="reference"``.
 
     Args:
         x: embeddings (N, T, D); float64, float32, bfloat16 or float16. Without y, all N (N - 1)
-            ordered pairs of its sequences are compared (TCC; one sequence alone gives 0).
-        y: (N, S, D), then each pair (x_n, y_n) is compared in both directions (LAV). For one pair
-            (T, D) and (S, D) will do.
-        tx, ty: times (T,) or (N, T), any unit; with y both or neither. Default: the frame index.
-            Constants: no gradient.
-        duration_x, duration_y: lengths of the videos in the units of t, (N,) or one for all:
-            "seq_lens" of the released code. Default as there: the number of (real) frames. Give
-            it with a mask that has holes: the default times then go up to T - 1.
-        loss_type: as above. Default: the released configuration.
+            ordered pairs of its sequences are compared (TCC; a single sequence returns 0).
+        y: (N, S, D); each pair (x_n, y_n) is compared in both directions (LAV). A single pair may
+            be (T, D) and (S, D).
+        tx, ty: times (T,) or (N, T) of integers or floats, in any unit. With y, pass both or
+            neither. Default: the frame index. No gradient is computed for them.
+        duration_x, duration_y: lengths of the videos in the units of t, (N,) or a number for all:
+            "seq_lens" of the released code. Default as there: the number of (real) frames. Pass
+            it with a mask that has gaps: the default times then reach up to T - 1.
+        loss_type: one of the above. Default: the released configuration.
         similarity: "l2" or "cosine", which is the released code's name for a plain product;
-            normalise the embeddings for a cosine. Both are divided by the number of channels:
-            unit vectors of 128 channels at temperature 0.1 give scores in [-0.31, 0] and next to
+            normalise the embeddings for a cosine. Both are divided by the number of channels. Unit
+            vectors of 128 channels at temperature 0.1 then have scores in [-0.31, 0] and nearly
             uniform softmaxes.
-        temperature, variance_lambda, label_smoothing, huber_delta: 0.1, 0.001, 0.1, 0.1: the
-            released configuration. Smoothing only concerns the classification. The temperature may
-            be a floating 0-dim tensor on the device of x or on the CPU, which is differentiated
-            where it requires a gradient. torch.compile compiles once for all its values. None is
-            read from a GPU or under torch.compile: one that is not positive and finite there makes
-            every loss NaN.
+        temperature, variance_lambda, label_smoothing, huber_delta: defaults 0.1, 0.001, 0.1, 0.1:
+            the released configuration. Smoothing applies to the classification only. The
+            temperature may be a floating 0-dim tensor on the device of x or on the CPU; it is
+            differentiated if it requires a gradient. torch.compile compiles once for all its
+            values. It is never read from a GPU or under torch.compile: if it is not positive and
+            finite there, every loss is NaN.
         normalize_indices: divide times by the duration first, so that errors are fractions of the
             video.
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
             sequence.
-        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; give these or lengths. Padding
+        valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; pass these or lengths. Padding
             is ignored, even if it contains NaN.
-        reduction: "none": (N,), the sum over cycles: of both directions of a pair, or without y
-            of those that start in sequence n; "sum": its sum; "mean": that divided by the number
-            of cycles, that is of real frames over all ordered pairs (released code).
+        reduction: "none": (N,), the sum over cycles: with y, of both directions of a pair; without
+            y, of the cycles that start in sequence n. "sum": the sum of that. "mean": the sum
+            divided by the number of cycles, i.e. of real frames over all ordered pairs (released
+            code).
         backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device) or "reference"
             (dense; the only one that can be differentiated twice).
 
@@ -94,14 +95,14 @@ def tcc_loss(
         A scalar, or (N,) with ``reduction="none"``: float64 for float64 inputs, otherwise float32.
         Gradients have the dtypes of x and y.
 
-    A variance counts as at least 1e-12 squared durations: where a softmax has collapsed to one
-    frame the released code divides by 0. Pairs with an empty sequence contribute nothing; without
-    any pair the result is 0 with zero gradients. Nothing keeps an encoder from counting frames
-    (positional encodings, recurrence): then the loss is small and means nothing.
+    A variance counts as at least 1e-12 squared durations; the released code divides by 0 where a
+    softmax has collapsed to one frame. Pairs with an empty sequence contribute nothing; without
+    any pair the result is 0 with zero gradients. An encoder that can count frames (positional
+    encodings, recurrence) can make the loss small without learning the content.
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value.
-        RuntimeError: a backend asked for by name cannot serve the call (it never falls back), or
+        RuntimeError: a backend named in the call does not support it (it is never replaced), or
             a backend other than "reference" is differentiated twice.
 
     Example:
@@ -116,16 +117,16 @@ def tcc_loss(
         if x.dim() != 3:
             raise ValueError(
                 f"{op}: without y, x must have shape (N, T, D), got {tuple(x.shape)}; a single "
-                "sequence has no other to be compared with"
+                "sequence has no other sequence to be compared with"
             )
         given = {"ty": ty, "duration_y": duration_y, "lengths_y": lengths_y, "valid_y": valid_y}
         extra = [name for name, value in given.items() if value is not None]
         if extra:
-            raise ValueError(f"{op}: {', '.join(extra)} given without y")
+            raise ValueError(f"{op}: {', '.join(extra)} passed without y")
     else:
         check_pair(op, "x", x, "y", y)
         if (tx is None) != (ty is None):
-            raise ValueError(f"{op}: give both tx and ty or neither")
+            raise ValueError(f"{op}: pass both tx and ty or neither")
     number, tau = check_scalar(op, "temperature", temperature, x.device)
     opts = TCCOptions.checked(
         op,
@@ -169,14 +170,14 @@ def _frames(op, suffix, z, t, lengths, valid, duration, device):
 
 @constant_under_compile
 def resolve_backend(requested: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
-    """The backend that serves such a call, and why. Reads nothing but its arguments and the
+    """The backend for such a call, and why it was picked. Depends only on the arguments and the
     environment."""
     return choose_triton_or_torch("tcc_loss", requested, device_type, dtype)
 
 
 def _shapes(x, y, tau, tx, ty, valid_x, valid_y, duration_x, duration_y, backend: str, opts, needs):
-    """Of the loss, and of its gradients with respect to x and y."""
-    # Without y each sequence has a part in the losses of all others.
+    """Shapes of the loss, and of its gradients with respect to x and y."""
+    # Without y each sequence contributes to the losses of all others.
     keep = any(needs) and (y is not None or opts.reduction != "none")
     return (
         x.shape[:1] if opts.reduction == "none" else (),
@@ -189,7 +190,7 @@ FUSED = FusedLoss(
     "tcc_loss",
     "fastseq.ops.tcc",
     inputs=(
-        *("x", "y?", "tau?"),  # not the name of the option
+        *("x", "y?", "tau?"),  # must differ from the option's name
         *("tx?", "ty?", "valid_x?", "valid_y?", "duration_x?", "duration_y?"),
     ),
     differentiable=3,

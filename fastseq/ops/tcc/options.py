@@ -1,4 +1,4 @@
-"""The options of one call, and what the backends share of the definition."""
+"""The options of one call, and the parts of the definition that the backends share."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,17 +18,17 @@ from fastseq.ops.common.validate import (
 
 LOSS_TYPES = ("regression_mse_var", "regression_mse", "regression_huber", "classification")
 SIMILARITIES = ("l2", "cosine")
-# Of x, y and the temperature.
+# Differentiable inputs: x, y and the temperature.
 Gradients = tuple[Tensor, Tensor | None, Tensor | None]
 
 # The least variance of a predicted time, in squared durations. A softmax that has collapsed to one
-# frame has variance 0, whose logarithm and inverse are not finite. A standard deviation of a
-# millionth of the video is far below any frame and still 16 times what float32 resolves.
+# frame has variance 0, whose logarithm and inverse are not finite. A standard deviation of 1e-6 of
+# the video is far below any frame and still 16 times float32's resolution.
 VARIANCE_FLOOR = 1e-12
 
 
 class TCCOptions(NamedTuple):
-    """``temperature`` is 1 where the call has it as a tensor."""
+    """The checked options. ``temperature`` is 1 where the call has it as a tensor."""
 
     loss_type: str
     similarity: str
@@ -74,11 +74,11 @@ class Side(NamedTuple):
     z: Tensor  # [N, T, D], padded frames 0
     real: Tensor  # [N, T] bool
     t: Tensor  # [N, T] times in the caller's units, padded frames 0
-    scale: Tensor  # [N] from the caller's units of time to those of the loss
+    scale: Tensor  # [N] factor from the caller's units of time to those of the loss
     floor: Tensor  # [N] least variance, in squared units of the loss
 
     def rolled(self, shifts: Sequence[int]) -> "Side":
-        """For each shift in turn, all sequences, beginning with number ``shift``, cyclically."""
+        """For each shift in turn, all sequences in cyclic order, from number ``shift`` on."""
         return Side(*(torch.cat([part.roll(-shift, 0) for shift in shifts]) for part in self))
 
 
@@ -92,7 +92,7 @@ def side(
     num, frames = z.shape[:2]
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     real = valid_mask(valid, num, frames, z.device)
-    # Padding may hold NaN.
+    # Padding may contain NaN.
     z = z.to(dtype) if valid is None else torch.where(real[..., None], z, 0).to(dtype)
     if t is None:
         t = torch.arange(frames, device=z.device, dtype=dtype).expand(num, frames)
@@ -116,12 +116,12 @@ def centred_sides(
     duration_y: Tensor | None,
     opts: TCCOptions,
 ) -> tuple[Side, Side | None]:
-    """The sides of x and y, for distances without the mean embedding of a pair or the batch."""
+    """The sides of x and y; for distances, minus the mean embedding of the pair or the batch."""
     a = side(x, tx, valid_x, duration_x, opts)
     b = None if y is None else side(y, ty, valid_y, duration_y, opts)
     if opts.similarity != "l2":
         return a, b
-    # Distances do not see a common offset, but the products that they are made of do.
+    # A common offset does not change distances, but it does change the products behind them.
     every = (a,) if b is None else (a, b)
     total = torch.stack([s.z.sum(1) for s in every]).sum(0)  # [N, D]
     count = torch.stack([s.real.sum(1) for s in every]).sum(0)  # [N]
@@ -147,9 +147,9 @@ def temperature_gradient(
 ) -> Tensor:
     """The gradient of the temperature, from those of x and y in the loss's dtype.
 
-    Both similarities are of degree 2, so that the loss depends on x / sqrt(temperature) and
-    y / sqrt(temperature) alone. Gradients of distances sum to 0 but for rounding, which a common
-    offset would magnify: hence the centres.
+    Both similarities are of degree 2, so the loss depends only on x / sqrt(temperature) and
+    y / sqrt(temperature). Gradients of distances sum to 0 except for rounding, which a common
+    offset would magnify: therefore the sides are centred.
     """
     a, b = centred_sides(x, y, None, None, valid_x, valid_y, None, None, opts)
     total = (a.z * dx).sum()
@@ -160,7 +160,7 @@ def temperature_gradient(
 
 
 def num_cycles(real_x: Tensor, real_y: Tensor | None) -> Tensor:
-    """How many frames start a cycle: those of either sequence of a pair that has both."""
+    """Number of frames that start a cycle: all of a pair's frames unless one side is empty."""
     x = real_x.sum(1)
     if real_y is None:
         return x.sum() * ((x > 0).sum() - 1).clamp(min=0)

@@ -24,7 +24,7 @@ def tcc_reference(
     a = side(x, tx, valid_x, duration_x, opts)
     tau = positive_or_nan(temperature, opts.temperature, a.z.dtype)
     if y is None:
-        sums = a.z.new_zeros(len(x)) + 0 * (a.z.sum() + tau)  # a graph, though there be no pair
+        sums = a.z.new_zeros(len(x)) + 0 * (a.z.sum() + tau)  # keeps a graph if there is no pair
         for shift in range(1, len(x)):
             sums = sums + _cycles(a, a.rolled([shift]), tau, opts)
         count = num_cycles(a.real, None)
@@ -52,12 +52,12 @@ def _cycles(u: Side, v: Side, tau: Tensor | float, opts: TCCOptions) -> Tensor:
 def _similarity(
     a: Tensor, b: Tensor, real_b: Tensor, tau: Tensor | float, opts: TCCOptions
 ) -> Tensor:
-    """Scaled by the number of channels and the temperature; -inf for padded frames of b."""
+    """Divided by the number of channels and the temperature; -inf for padded frames of b."""
     s = a @ b.mT
     if opts.similarity == "l2":
         s = 2 * s - a.square().sum(-1)[..., None] - b.square().sum(-1)[:, None]
     s = s / a.shape[-1] / tau
-    some = real_b.any(1)[:, None, None]  # where there is none, any finite number will do
+    some = real_b.any(1)[:, None, None]  # without real frames any finite number will do
     return s.masked_fill(some & ~real_b[:, None], -torch.inf)
 
 

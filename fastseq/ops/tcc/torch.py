@@ -1,8 +1,8 @@
 """Blockwise backend: any device, memory O(N T D), never a T x T matrix.
 
-A cycle starts and ends in u, so a block of rows of u goes all the way at once: to its soft nearest
-neighbours in v, back to u, to its loss, and with the softmaxes at hand on to its gradients. The
-forward forms them too where the upstream gradient can only be a factor for each pair.
+A cycle starts and ends in u, so each block of rows of u is processed in one go: to its soft nearest
+neighbours in v, back to u, to its loss, and from the softmaxes at hand to its gradients. The
+forward computes the gradients too, if the upstream gradient can only be one factor per pair.
 """
 
 import torch
@@ -18,8 +18,8 @@ from fastseq.ops.tcc.options import (
     temperature_gradient,
 )
 
-# Measured on two cores, where anything from 2^17 to 2^20 does: the products take most of the time.
-# A GPU wants few, large launches.
+# Measured on two cores: anything from 2^17 to 2^20 works, as products take most of the time. A GPU
+# needs few, large launches.
 ROWS = 128
 ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 22}
 MASKED = -1e30  # a score that exp turns into exactly 0, without the NaN of 0 * inf
@@ -28,11 +28,11 @@ MASKED = -1e30  # a score that exp turns into exactly 0, without the NaN of 0 * 
 def forward(
     x, y, temperature, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss and, where a gradient is needed, its gradients of x and y in the loss's dtype."""
+    """The loss and, if a gradient is needed, its gradients of x and y in the loss's dtype."""
     sides = centred_sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts)
     a, b, root = _scaled(*sides, temperature)
     share, sums = _share(a, b, opts), a.z.new_zeros(len(x))
-    # Without y each sequence has a part in the losses of all others.
+    # Without y each sequence contributes to the losses of all others.
     keep = any(needs) and (b is not None or opts.reduction != "none")
     weight = share.expand(len(x)) if keep else None
     da, db = _run(a, b, root, opts, sums, weight)
@@ -55,7 +55,7 @@ def backward(
     opts: TCCOptions,
     needs,
 ) -> Gradients:
-    """Gradients of x, y and the temperature, from what the forward has kept or from the start."""
+    """Gradients of x, y and the temperature, from kept gradients or computed from the start."""
     if da is None:
         sides = centred_sides(x, y, tx, ty, valid_x, valid_y, duration_x, duration_y, opts)
         a, b, root = _scaled(*sides, temperature)
@@ -70,7 +70,7 @@ def backward(
 
 
 def _share(a: Side, b: Side | None, opts: TCCOptions) -> Tensor:
-    """What the sum over a cycle's loss counts in the result."""
+    """Weight of each sequence's sum of cycle losses in the result."""
     if opts.reduction != "mean":
         return a.z.new_ones(())
     count = num_cycles(a.real, None if b is None else b.real)
@@ -85,8 +85,8 @@ def _run(
     sums: Tensor,
     weight: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Add each sequence's losses to sums; gradients of sum_n weight_n sums_n, of the sides before
-    they were divided by root."""
+    """Add each sequence's losses to sums, and the gradients of sum_n weight_n sums_n by the sides
+    before their division by root."""
     da, db = (None if weight is None or s is None else torch.zeros_like(s.z) for s in (a, b))
     if b is None:
         _run_all_pairs(a, opts, sums, weight, da)
@@ -102,7 +102,7 @@ def _run(
 
 
 def _run_all_pairs(a: Side, opts: TCCOptions, sums, weight: Tensor | None, da: Tensor | None):
-    """Sequence n goes over sequence n + shift, for all shifts; some at once when they are short."""
+    """Cycles of sequence n over n + shift, for all shifts; several at once for short sequences."""
     num = len(a.z)
     at_once = max(1, _elements(a.z) // max(a.z.numel(), 1))
     for some in _slices(num - 1, at_once):
@@ -123,8 +123,8 @@ def _run_all_pairs(a: Side, opts: TCCOptions, sums, weight: Tensor | None, da: T
 def _scaled(
     a: Side, b: Side | None, temperature: Tensor | None
 ) -> tuple[Side, Side | None, Tensor | None]:
-    """The sides over the root of a temperature in a tensor, and that root: so it is in every score,
-    and no product needs it as a number, which would have to be read from a GPU."""
+    """The sides divided by the square root of a temperature in a tensor, and that root: every score
+    then includes it, and no product needs it as a number, which would be read from the GPU."""
     if temperature is None:
         return a, b, None
     root = positive_or_nan(temperature, 1.0, a.z.dtype).sqrt()
@@ -148,7 +148,7 @@ class _Hop:
         self.distances = opts.similarity == "l2"
         unit = 1 / (u.z.shape[2] * opts.temperature)
         self.alpha = 2 * unit if self.distances else unit
-        # |a|^2 of -|a - b|^2 = 2 <a, b> - |b|^2 - |a|^2 is the same for a whole softmax.
+        # |a|^2 of -|a - b|^2 = 2 <a, b> - |b|^2 - |a|^2 is constant within a softmax.
         self.bias_u, self.bias_v = (
             (z.square().sum(2) * (-unit if self.distances else 0)).masked_fill_(~real, MASKED)
             for z, real in ((self.u, self.real), (self.v, v.real))
@@ -176,7 +176,7 @@ class _Hop:
         dv: Tensor | None = None,
     ) -> None:
         """Add the losses of sequence n to sums_n, and the gradients of sum_n weight_n losses_n."""
-        # Sums over rows of the gradients of the scores: what the |b|^2 of each column gets.
+        # Sums over rows of the scores' gradients: the gradient of each column's |b|^2.
         columns_u, columns_v = torch.zeros_like(self.bias_u), torch.zeros_like(self.bias_v)
         for seqs, rows, scratch in self.blocks():
             block, real = _Block(self, seqs, rows, scratch), self.real[seqs, rows]
@@ -199,7 +199,7 @@ class _Hop:
 
 
 class _Block:
-    """Rows of u on their way over v back to u; two softmaxes, in scratch memory."""
+    """Rows of u on their cycle over v back to u; both softmaxes are in scratch memory."""
 
     def __init__(self, hop: _Hop, seqs: slice, rows: slice, scratch: Tensor):
         self.hop, self.seqs, self.rows, self.scratch = hop, seqs, rows, scratch
@@ -221,7 +221,7 @@ class _Block:
         return self.scratch[index, : shape.numel()].view(shape)
 
     def solve(self, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Losses (n, rows), and the gradient of sum_i weight_i loss_i in the logits."""
+        """Losses (n, rows), and the gradient of sum_i weight_i loss_i by the logits."""
         if self.hop.opts.loss_type == "classification":
             return self._classify(weight)
         error, variance, deviation, beta = self._moments()
@@ -254,7 +254,7 @@ class _Block:
         return losses, out.mul_(weight[..., None])
 
     def d_scores(self, d_nearest: Tensor) -> Tensor:
-        """Gradient with respect to the scores against v, from that of the nearest neighbours."""
+        """Gradient of the scores against v, from that of the nearest neighbours."""
         out = self._buffer(0, self.p_v)
         torch.bmm(d_nearest, self.hop.v[self.seqs].mT, out=out)
         return out.sub_((d_nearest * self.nearest).sum(2, keepdim=True)).mul_(self.p_v)
@@ -265,8 +265,8 @@ class _Block:
         hop, t = self.hop, self.hop.t[self.seqs]
         beta = torch.softmax(self.logits, 2, out=self._buffer(2, self.logits))
         product = self._buffer(3, beta)
-        # Differences of times first: those of whole frames are exact, and a prediction that is
-        # right to a part of a frame keeps its digits however long the video is.
+        # Differences of times first: those of whole frames are exact, so a prediction accurate to
+        # a fraction of a frame keeps its digits in a video of any length.
         deviation = torch.sub(t[:, None], t[:, self.rows, None], out=self._buffer(0, beta))
         error = torch.mul(beta, deviation, out=product).sum(2)
         deviation.sub_(error[..., None])
@@ -288,7 +288,7 @@ class _Block:
         return ratio + opts.variance_lambda * floored.log(), 2 * error / floored, curve
 
     def _own(self, scores: Tensor) -> Tensor:
-        """The entries of a block of u against u in which a frame meets itself: (n, rows)."""
+        """The entries of a block of u against u where a frame meets itself: (n, rows)."""
         return scores[:, :, self.rows].diagonal(dim1=1, dim2=2)
 
 

@@ -1,7 +1,7 @@
 """tcc_loss on NVIDIA GPUs: launches the kernels of triton_*.py. op.py checks the input.
 
-Nothing is read back, so a CUDA graph can capture it. As in the torch backend the forward forms the
-gradients too when they will be wanted, for an upstream gradient of 1.
+Nothing is copied back to the host, so the call can be captured in a CUDA graph. As in the torch
+backend the forward also computes the gradients, for an upstream gradient of 1, if they are needed.
 """
 
 import math
@@ -35,17 +35,17 @@ from fastseq.ops.tcc.triton_gradients import (
 from fastseq.ops.tcc.triton_pack import tcc_centre_kernel, tcc_pack_kernel, tcc_reduce_kernel
 
 LOG2E = 1 / math.log(2)
-# Nearest neighbours that all ordered pairs keep at a time, as a number of their channels.
+# Limit on the channels of the nearest neighbours kept at a time for all ordered pairs.
 ELEMENTS = 1 << 24
-# Packed frames are a multiple of this (SPAN in the kernels): no tile is larger, none needs a mask.
+# Packed frames are a multiple of this (SPAN in the kernels): no tile is larger or needs a mask.
 SPAN = 64
-# Of "bf16", "fp16", "tf32" and "tf32x3" operands: planes of bf16 that frames are split into and
-# that computed numbers are, and how many orders of the products of two frames count (multiply()).
+# For "bf16", "fp16", "tf32" and "tf32x3" operands: bf16 planes of a frame, bf16 planes of a
+# computed number, and how many orders of the products of two frames are computed (multiply()).
 PLANES = {"bf16": (1, 2, 1), "fp16": (2, 2, 3), "tf32": (2, 2, 2), "tf32x3": (3, 3, 3)}
 
 
 def packed_channels(d: int) -> int:
-    """Channels that packed frames are filled up to, with zeros, so that no tile needs a mask."""
+    """Channels of packed frames, filled with zeros so that no tile needs a mask."""
     return max(16, triton.next_power_of_2(d)) if d <= 128 else launch.cdiv(d, 128) * 128
 
 
@@ -54,17 +54,17 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
     """The configuration of "nearest", "moments", "pull", "keys", "queries" or "through" for d
     packed channels and "bf16", "fp16", "tf32" or "tf32x3" operands.
 
-    Nothing here may depend on N or T: a pair gives the same bits alone and in a batch. No kernel
-    has more columns than another has rows: beyond its last rows nothing is stored, and columns have
-    no mask. Chosen so that nothing spills (tests/data/tcc_resources.json; SPILLING in the test of
-    that has the exceptions) and to fit the 99 kB of shared memory of sm_86 and sm_89.
+    Nothing here may depend on N or T: a pair has the same bits alone and in a batch. No kernel has
+    more columns than another has rows: beyond its last rows nothing is stored, and columns have no
+    mask. Chosen so that nothing spills (tests/data/tcc_resources.json; the exceptions are in
+    SPILLING of its test) and that tiles fit the 99 kB of shared memory of sm_86 and sm_89.
     """
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, d, d, 4, 1)
     exact, wide = operands == "tf32x3", d > 128
     if arch // 10 != 9 or (exact and (wide or kernel in ("queries", "through"))):
-        # mma.sync, 16 rows a warp. wgmma would keep the addresses of its many operands in registers
-        # and leave too few for these; sm_100 needs more of them still.
+        # mma.sync, 16 rows a warp. wgmma would keep the addresses of its many operands in
+        # registers, too many for these tiles; sm_100 needs even more.
         columns, step, channels = (16, 32, 64) if exact or wide else (32, 64, 128)
         if exact and kernel == "queries" and arch // 10 == 9 and not wide:
             channels = 128
@@ -84,21 +84,21 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
 
 
 class Packed(NamedTuple):
-    """All sequences in one form; the kernels' files say what is in it."""
+    """All sequences in one layout, described in the kernels' files."""
 
     num: int  # sequences, or pairs
     frames: tuple[int, int]
-    channels: int  # without those that z is filled up with
+    channels: int  # without the filling zeros of z
     z: Tensor  # [planes, M, T, D]
     bias: Tensor  # [M, T]
     t: Tensor  # [M, T]
     lengths: Tensor  # [M]
     seq: Tensor  # [3, M]
-    tau: Tensor | None  # the temperature where it is a tensor
+    tau: Tensor | None  # the temperature if it is a tensor
 
 
 class Cycles(NamedTuple):
-    """What the hops of a group of shifts have left for their gradients."""
+    """What the hops of a group of shifts store for their gradients."""
 
     first: int
     nearest: Tensor  # [planes, hops, T, D]
@@ -108,11 +108,11 @@ class Cycles(NamedTuple):
 def forward(
     x, y, temperature, tx, ty, valid_x, valid_y, duration_x, duration_y, opts: TCCOptions, needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss and, where a gradient is needed, its gradients of x and y in float32."""
+    """The loss and, if a gradient is needed, its gradients of x and y in float32."""
     n, frames = len(x), max(x.shape[1], 0 if y is None else y.shape[1])
     shifts = n - 1 if y is None else 1
     shape = (n,) if opts.reduction == "none" else ()
-    # Without y each sequence has a part in the losses of all others.
+    # Without y each sequence contributes to the losses of all others.
     keep = any(needs) and (y is not None or opts.reduction != "none")
     if n == 0 or frames == 0 or shifts == 0:
         grads = (z.new_zeros(z.shape, dtype=torch.float32) if keep else None for z in _given(x, y))
@@ -146,7 +146,7 @@ def backward(
     opts: TCCOptions,
     needs,
 ) -> Gradients:
-    """Gradients of x, y and the temperature, from what the forward has kept or from the start."""
+    """Gradients of x, y and the temperature, from kept gradients or computed from the start."""
     if dx is not None:
         dx, dy = (None if d is None else d * grad.view(-1, 1, 1) for d in (dx, dy))
     elif x.numel() == 0 or (y is None and len(x) == 1):
@@ -164,7 +164,7 @@ def backward(
 
 
 class OfTiles(NamedTuple):
-    """A kernel that works in tiles: their rows, and programs for all channels."""
+    """A kernel that works in tiles: their rows, and the number of programs for all channels."""
 
     kernel: launch.Kernel
     rows: int
@@ -175,10 +175,10 @@ class OfTiles(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """The kernels of a kind of call, in the order in which they run."""
+    """The kernels of one kind of call, in the order in which they run."""
 
     planes: int  # of frames
-    computed: int  # of what is computed from them
+    computed: int  # of numbers computed from them
     centre: launch.Kernel
     pack: launch.Kernel
     nearest: OfTiles
@@ -287,8 +287,8 @@ def _pack(
     shape = kernels.planes, many, frames, packed_channels(d)
     strides = (*x.stride(), *y.stride())
     centre = None
-    # Distances do not see a common offset, but the products that they are made of do. Products of
-    # half precision are exact, which its differences would not be.
+    # A common offset does not change distances, but it does change the products behind them.
+    # Products of half precision are exact; its differences would not be.
     if distances and x.dtype == torch.float32:
         centre = torch.empty((n if pairs else 1, d), **fp32)
         kernels.centre(
@@ -323,7 +323,7 @@ def _pack(
 
 
 def _times(tx: Tensor | None, ty: Tensor | None, valid_x, valid_y):
-    """Times as the kernels read them: float32, int32 or int64, one of these, contiguous rows."""
+    """Times as the kernels read them: all float32, all int32 or all int64, in contiguous rows."""
     if tx is None:
         return None, None
     if tx.dtype != ty.dtype or tx.dtype == torch.float64:
@@ -346,13 +346,13 @@ def _run(
     keep: bool,
     all_pairs: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Row losses of every hop, to ``keep`` also the gradients of their weighted sum."""
+    """Row losses of every hop, and if ``keep`` also the gradients of their weighted sum."""
     d = packed.channels
     _, many, frames, _ = packed.z.shape
     fp32 = {"dtype": torch.float32, "device": packed.z.device}
     dx = dy = walks = rests = None
     if keep:
-        # All pairs: a part for each walk, so that no bit depends on how many shifts a launch takes.
+        # All pairs: one part per walk, so that no bit depends on the number of shifts in a launch.
         walks = torch.empty((3 if all_pairs else 1, *packed.z.shape[1:]), **fp32)
         rests = torch.empty(walks.shape[:3], **fp32)
         dx = torch.empty((packed.num, packed.frames[0], d), **fp32)
@@ -375,7 +375,7 @@ def _run(
 
 
 def _scale(packed: Packed, opts: TCCOptions) -> float:
-    """From products to scores, base 2."""
+    """The factor from products to scores, base 2."""
     scale = LOG2E / (packed.channels * opts.temperature)
     return 2 * scale if opts.similarity == "l2" else scale
 

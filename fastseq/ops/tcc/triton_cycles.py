@@ -2,10 +2,10 @@
 
 A program owns BM frames of one sequence and walks over another in tiles of BN frames, so nothing is
 added across programs: no atomics, the same bits every time. README.md in this folder derives the
-formulas, triton_tiles.py says how sequences and hops are numbered. Constants of all kernels: D
+formulas; triton_tiles.py describes how sequences and hops are numbered. Constants of all kernels: D
 channels; tiles of BM rows and BN columns; scores in steps of BK channels; programs own BD channels
-of what they accumulate; PZ and PC planes of frames and of what is computed; ZZ orders of the
-products of two frames.
+of their accumulators; PZ and PC planes of frames and of computed numbers; ZZ orders of the products
+of two frames.
 """
 
 import triton
@@ -44,7 +44,7 @@ def tcc_nearest_kernel(
     p_z,  # [PZ, M, T, D]
     p_bias,  # [M, T]
     p_len,  # [M]
-    p_tau,  # temperature, or None: it is in scale
+    p_tau,  # temperature; None: scale includes it
     p_nn,  # [PC, hops, T, D]: soft nearest neighbours
     p_row,  # [6, hops, T]
     M,
@@ -161,7 +161,8 @@ def tcc_moments_kernel(
 
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_l = tl.zeros([BM], tl.float32)
-    # Mean of the gaps and sum of their squared deviations from it, or of all logits and the own.
+    # Mean of the gaps and sum of their squared deviations from it; or the sum of the logits and the
+    # frame's own logit.
     b_mean = tl.zeros([BM], tl.float32)
     b_m2 = tl.zeros([BM], tl.float32)
     for k in range(0, tl.where(begin < n_u, n_u, 0), BN):
@@ -181,8 +182,8 @@ def tcc_moments_kernel(
             b_mean += tl.sum(tl.where((o_n < n_u)[None, :], b_x, 0.0), 1)
             b_m2 += tl.sum(tl.where(o_m[:, None] == o_n[None, :], b_x, 0.0), 1)
         else:
-            # Moments of the tile, then both merged (Chan): no difference of squares, so that a
-            # variance is never negative and a narrow softmax keeps its digits.
+            # Moments of the tile, then merged (Chan): no difference of squares, so that a variance
+            # is never negative and a narrow softmax keeps its digits.
             b_tn = tl.load(p_t + i_u * T + o_n)
             b_d = b_tn[None, :] - b_tm[:, None]
             b_here = tl.where(b_tile == 0.0, 0.0, tl.sum(b_p * b_d, 1) / b_tile)
@@ -208,7 +209,7 @@ def tcc_moments_kernel(
             b_loss = b_e * b_e
             b_slope = 2.0 * b_e
         elif TYPE == "regression_huber":
-            # Comparisons are such that NaN stays NaN.
+            # Comparisons are written so that NaN stays NaN.
             b_slope = tl.where(b_e > delta, delta, tl.where(b_e < -delta, -delta, b_e))
             b_loss = b_slope * (b_e - 0.5 * b_slope)
         else:
@@ -238,7 +239,7 @@ def tcc_pull_kernel(
     p_tau,
     p_nn,
     p_row,
-    p_pull,  # [PC, hops, T, D]: gradient of the nearest neighbours over the scale of scores
+    p_pull,  # [PC, hops, T, D]: gradient of the nearest neighbours / scale of the scores
     p_level,  # [chunks, hops, T]: its product with them
     M,
     spans,
@@ -291,7 +292,7 @@ def tcc_pull_kernel(
         b_d = b_tn[None, :] - b_tm[:, None] - b_e[:, None]
         b_label = labels(o_m, o_n, smoothing, n_u, TYPE)
         b_dl = slopes(b_x, b_d, b_w, b_y, b_z, b_label, TYPE)
-        if TYPE == "classification":  # whose labels padded frames have too
+        if TYPE == "classification":  # padded frames have labels too
             b_dl = tl.where((o_n < n_u)[None, :], b_dl, 0.0)
         dl, b_cut = cut(b_dl, PC)
         b_sum += tl.sum(b_cut, 1)
@@ -301,7 +302,7 @@ def tcc_pull_kernel(
     b_level = tl.zeros([BM], tl.float32)
     p_out = p_pull + i_h * size
     for k in tl.static_range(BD // BK):
-        # Rows of dl sum to 0 but for rounding, which a common offset of all frames would magnify.
+        # Rows of dl sum to 0 except for rounding, which a common offset would magnify.
         b_nn = whole(tile(p_h, plane_h, begin, chunk + k * BK, PC, D, BM, BK))
         pull = split(acc[k] - b_sum[:, None] * b_nn, PC)
         store_tile(p_out, plane_h, begin, chunk + k * BK, pull, D, BM, BK)

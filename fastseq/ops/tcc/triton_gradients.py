@@ -1,8 +1,9 @@
 """The Triton kernels of tcc_loss's gradients. Constants and numbering as in triton_cycles.py.
 
-The gradient of the frames of a sequence m is a sum over three walks, a kernel each: so each has its
-own tiles, and all registers for one accumulator. A launch takes a group of shifts, one after the
-other, and begins with what the launch before has left: the bits are the same in groups of any size.
+The gradient of the frames of a sequence m is a sum over three walks, each in a separate kernel.
+Each kernel then has tiles chosen for it, and all registers for one accumulator. A launch processes
+a group of shifts, one after the other, and starts from the sums of the launch before: the bits are
+the same in groups of any size.
 """
 
 import triton
@@ -31,7 +32,7 @@ from fastseq.ops.tcc.triton_tiles import (
 
 @triton.jit
 def nearest(p_row, p_level, i_h, o_t, hops, T, CHUNKS: tl.constexpr):
-    """Log-sum-exps of the cycles' first softmax, and the mean under it of its gradient."""
+    """Log-sum-exps of the cycles' first softmax, and the mean of its gradient under it."""
     b_lse = tl.load(row_of(p_row, LSE_V, i_h, hops, T) + o_t)
     b_level = tl.load(row_of(p_level, 0, i_h, hops, T) + o_t)
     for c in tl.static_range(1, CHUNKS):
@@ -51,8 +52,8 @@ def earlier(
     BM: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """What earlier launches have left(): N chunks of its sum of weighted columns, and the
-    sum of the weights."""
+    """Sums stored by leave() in earlier launches: N chunks of weighted columns, and the sum of the
+    weights."""
     o_tile = tl.arange(0, BM)[:, None] * D + tl.arange(0, BK)[None, :]
     p_tile = p_out + tl.cast(begin, tl.int64) * D + chunk + o_tile
     acc = (tl.load(p_tile, mask=add > 0, other=0.0),)
@@ -82,8 +83,8 @@ def tcc_keys_kernel(
     p_tau,
     p_nn,
     p_row,
-    p_sum,  # [M, T, D]: gradients over the scale of scores, but for the frames' own part
-    p_rest,  # [M, T]: of which there is so much
+    p_sum,  # [M, T, D]: gradients / scale of the scores, without the frames' own part
+    p_rest,  # [M, T]: factor of the frames' own part
     M,
     spans,
     first,
@@ -101,7 +102,7 @@ def tcc_keys_kernel(
     PC: tl.constexpr,
     ZZ: tl.constexpr,
 ):
-    """Out, as keys: the cycles of all frames of the sequence end at these."""
+    """Out, as keys: the cycles of all frames of the sequence end at these frames."""
     scale = over(scale, p_tau)
     smoothing = tl.cast(smoothing, tl.float32)
     FRESH: tl.constexpr = PC == 3
@@ -166,12 +167,12 @@ def tcc_queries_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
-    CHUNKS: tl.constexpr,  # of p_level
+    CHUNKS: tl.constexpr,  # chunks of p_level
     PZ: tl.constexpr,
     PC: tl.constexpr,
     ZZ: tl.constexpr,
 ):
-    """Out, as queries: these frames' cycles pass through v."""
+    """Out, as queries: the cycles of these frames pass through v."""
     scale = over(scale, p_tau)
     FRESH: tl.constexpr = PC == 3
     KEPT: tl.constexpr = D // BK if BD == D else 1
@@ -236,13 +237,13 @@ def tcc_through_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
-    CHUNKS: tl.constexpr,  # of p_level
+    CHUNKS: tl.constexpr,  # chunks of p_level
     PZ: tl.constexpr,
     PC: tl.constexpr,
     ZZ: tl.constexpr,
-    CONVERT: tl.constexpr,  # with top()'s bits Triton 3.7 does not compile for sm_100
+    CONVERT: tl.constexpr,  # Triton 3.7 does not compile top()'s bits for sm_100
 ):
-    """In: another sequence's cycles pass through these frames."""
+    """In: the cycles of another sequence pass through these frames."""
     scale = over(scale, p_tau)
     FRESH: tl.constexpr = PC == 3
     KEPT: tl.constexpr = D // BK if BD == D else 1
@@ -288,7 +289,7 @@ def tcc_through_kernel(
 @triton.jit(do_not_specialize=["N", "M", "spans", "T1", "T2"])
 def tcc_finish_kernel(
     p_z,
-    p_sums,  # [PARTS, M, T, D]: what the walks have left
+    p_sums,  # [PARTS, M, T, D]: sums of the walks
     p_rests,  # [PARTS, M, T]
     p_len,
     p_tau,
@@ -308,7 +309,7 @@ def tcc_finish_kernel(
     L2: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """The gradients of x and y. Of a distance |a - b|^2 the walks have summed b; here is a."""
+    """The gradients of x and y. For a distance |a - b|^2 the walks have summed b; this adds a."""
     T = spans * SPAN
     blocks = T // BT
     begin = tl.program_id(0) % blocks * BT
@@ -320,7 +321,7 @@ def tcc_finish_kernel(
         p_out = p_dy + (i_m - N) * T2 * CHANNELS
         T_m = T2
     o_m = begin + tl.arange(0, BT)
-    m_m = o_m < n_m  # others have not been written
+    m_m = o_m < n_m  # other rows have not been written
     rows = tl.cast(M, tl.int64) * T
     b_rest = tl.zeros([BT], tl.float32)
     if L2:

@@ -1,4 +1,4 @@
-"""Triton kernels around the cycles of tcc_loss: inputs into one form, row losses into one loss."""
+"""Triton kernels around tcc_loss's cycles: pack the inputs, reduce row losses to the loss."""
 
 import triton
 import triton.language as tl
@@ -18,7 +18,7 @@ def either(a, b, second):
 
 @triton.jit
 def length(p_len, i_n, T):
-    """Frames of sequence i_n: its length clamped to [0, T]."""
+    """Number of frames of sequence i_n: its length clamped to [0, T]."""
     n = T
     if p_len is not None:
         n = tl.minimum(tl.maximum(tl.load(p_len + i_n).to(tl.int64), 0), T).to(tl.int32)
@@ -36,7 +36,8 @@ def lengths(p_len, o_v, m_v, T):
 
 @triton.jit
 def exactly(b_x, P: tl.constexpr):
-    """split() of frames, which may be infinite or next to it: what is not finite stays so."""
+    """split() for frames, which may be infinite or close to it: non-finite numbers stay as they
+    are."""
     planes = (b_x.to(tl.bfloat16),)
     for i in tl.static_range(1, P):
         b_top = planes[i - 1].to(tl.float32)
@@ -63,7 +64,7 @@ def tcc_centre_kernel(
     p_y,  # [N, T2, D]
     p_lx,  # [N] or None
     p_ly,
-    p_centre,  # [N, D], without y [1, D]: mean of the pair's, the batch's real frames
+    p_centre,  # [N, D], mean real frame of the pair; without y [1, D], of the batch
     N,
     T1,
     T2,
@@ -112,11 +113,11 @@ def tcc_pack_kernel(
     p_centre,  # [N or 1, CHANNELS] or None
     p_grad,  # gradient of the loss, [N] with stride sg, or None: 1
     p_z,  # [P, M, T, D], filled up with zeros
-    p_bias,  # [M, T]: what a score against the frame gains, base 2; padded frames -inf
+    p_bias,  # [M, T]: added to scores against the frame, base 2; padded: -inf
     p_t,  # [M, T]
     p_len,  # [M]
-    p_seq,  # [3, M]: caller's times to the loss's, least variance, weight of a cycle
-    p_tau,  # temperature, or None: it is in unit
+    p_seq,  # [3, M]: factor of times, least variance, weight of a cycle
+    p_tau,  # temperature; None: unit includes it
     N,
     T1,
     T2,
@@ -130,7 +131,7 @@ def tcc_pack_kernel(
     stx,
     sty,
     sg,
-    unit,  # of squared norms, log2(e) / (D temperature); 0: no distances
+    unit,  # factor of squared norms, log2(e) / (D tau); 0: no distances
     floor,  # least variance in squared durations
     CHANNELS: tl.constexpr,
     D: tl.constexpr,
@@ -178,7 +179,7 @@ def tcc_pack_kernel(
     if p_tx is None:
         b_t = o_t.to(tl.float32)
     else:
-        # Integers relative to the sequence's first time: gaps of large ones are exact.
+        # Integers relative to the sequence's first time: gaps between large numbers are exact.
         p_time = either(p_tx + i_n * stx, p_ty + i_n * sty, second)
         b_t = tl.load(p_time + o_t, mask=m_t, other=0)
         if b_t.dtype != tl.float32:
@@ -212,7 +213,7 @@ def tcc_pack_kernel(
 
 @triton.jit
 def cycles(p_lx, p_ly, N, T1, T2, PAIRS: tl.constexpr):
-    """How many frames start a cycle."""
+    """Number of frames that start a cycle."""
     BV: tl.constexpr = 64
     b_count = tl.zeros([BV], tl.int64)
     b_some = tl.zeros([BV], tl.int64)

@@ -1,12 +1,12 @@
-"""What the Triton kernels of tcc_loss share: planes of bf16, scores of a tile, their slopes.
+"""Functions that tcc_loss's Triton kernels share: planes of bf16, scores of a tile, their slopes.
 
-Sequences are packed: z [planes, M, T, D], padded frames and channels 0. With y, M = 2 N and
-sequence n goes to n + N and back; without, M = N and it goes to n + shift for every shift. "Out" is
-the hop from a sequence, "in" the one to it; hop g M + m of a group of shifts is that of sequence m
-by the g-th.
+Sequences are packed: z [planes, M, T, D], with padded frames and channels 0. With y, M = 2 N, and
+sequence n goes to n + N and the reverse. Without y, M = N, and it goes to n + shift for every
+shift. "Out" is the hop from a sequence, "in" the hop to it. Hop g M + m of a group of shifts is
+that of sequence m by the g-th shift.
 
-T is a multiple of SPAN, and what is stored for a padded frame takes it out of every sum: a bias of
--inf, a log-sum-exp of inf, slopes of 0. So no tile has a mask.
+T is a multiple of SPAN, and the values stored for a padded frame remove it from every sum: a bias
+of -inf, a log-sum-exp of inf, slopes of 0. So no tile has a mask.
 """
 
 import triton
@@ -27,8 +27,8 @@ LEVEL = tl.constexpr(5)
 
 @triton.jit
 def top(b_x, CONVERT: tl.constexpr = False):
-    """The upper 16 bits of fp32: as bf16, and as fp32. Cut off, not rounded, as that takes no
-    conversion: two to four times the price of anything else here. NaN stays NaN."""
+    """The upper 16 bits of fp32: as bf16, and as fp32. Truncated, not rounded: a conversion would
+    cost two to four times as much as any other operation here. NaN stays NaN."""
     b_bits = b_x.to(tl.int32, bitcast=True)
     if CONVERT:
         b_top = (b_bits & -0x10000).to(tl.float32, bitcast=True).to(tl.bfloat16)
@@ -51,7 +51,7 @@ def split(b_x, P: tl.constexpr, CONVERT: tl.constexpr = False):
 
 @triton.jit
 def cut(b_x, P: tl.constexpr, CONVERT: tl.constexpr = False):
-    """The same, the last one cut off; and their sum."""
+    """Like split(), but with the last plane truncated; and the sum of the planes."""
     b_top, b_sum = top(b_x, CONVERT)
     planes = (b_top,)
     for _i in tl.static_range(1, P):
@@ -141,7 +141,7 @@ def chunks_of(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Channels chunk to chunk + BD of the columns, of which c has all, or the first BK."""
+    """Channels chunk to chunk + BD of the columns; c has all channels, or the first BK."""
     if BD < D:
         return chunks(p_c, plane, first, chunk, BD // BK, len(c[0]), D, BN, BK)
     else:
@@ -165,8 +165,8 @@ def scores(
     BK: tl.constexpr,
     FRESH: tl.constexpr,
 ):
-    """<row, column> of a tile. FRESH: each chunk's products start from 0, because tensor cores cut
-    off what they add to."""
+    """<row, column> of a tile. FRESH: each chunk's products start from 0, because tensor cores
+    truncate numbers that they add to a larger sum."""
     b_s = multiply(a[0], c[0], tl.zeros([BM, BN], tl.float32), ORDERS, True)
     for k in tl.static_range(1, len(c)):
         if FRESH:
@@ -193,7 +193,7 @@ def zeros(N: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def accumulate(acc, planes, c, ORDERS: tl.constexpr, FRESH: tl.constexpr):
-    """Add to each chunk of a sum the weighted columns."""
+    """Add the weighted columns to each chunk of a sum."""
     found = (add(acc[0], planes, c[0], ORDERS, FRESH),)
     for k in tl.static_range(1, len(c)):
         found += (add(acc[k], planes, c[k], ORDERS, FRESH),)
@@ -211,7 +211,7 @@ def add(b_acc, planes, c, ORDERS: tl.constexpr, FRESH: tl.constexpr):
 
 @triton.jit
 def scaled(acc, b_by):
-    """Each chunk of a sum times a number a row."""
+    """Each chunk of a sum times one number per row."""
     found = (acc[0] * b_by[:, None],)
     for k in tl.static_range(1, len(acc)):
         found += (acc[k] * b_by[:, None],)
@@ -220,7 +220,7 @@ def scaled(acc, b_by):
 
 @triton.jit
 def hop(p_len, i_u, i_v):
-    """Frames that start a cycle from u over v, and frames of v: no cycle without both."""
+    """Number of frames that start a cycle from u over v (0 if v is empty), and of frames of v."""
     n_v = tl.load(p_len + i_v)
     n_u = tl.load(p_len + i_u)
     return tl.where(n_v > 0, n_u, 0), n_v
@@ -236,13 +236,13 @@ def row_of(p_row, which, i_h, hops, T):
 def slopes(
     b_x,  # log2 of beta
     b_d,  # t_k - t_i - e_i
-    b_a,  # weight, times the loss's derivative by the error (in the caller's units)
-    b_b,  # the same by the variance
-    b_c,  # that times the variance
+    b_a,  # weight times the loss's derivative by the error (caller's units)
+    b_b,  # weight times the derivative by the variance
+    b_c,  # b_b times the variance
     b_y,  # for the classification: the label
     TYPE: tl.constexpr,
 ):
-    """Each cycle's derivative by its logits; rows and columns in either order."""
+    """Each cycle's derivative by its logits; works with rows and columns in either order."""
     b_beta = tl.exp2(b_x)
     if TYPE == "classification":
         b_dl = b_a * (b_beta - b_y)
@@ -255,7 +255,7 @@ def slopes(
 
 @triton.jit
 def labels(o_m, o_n, smoothing, n, TYPE: tl.constexpr):
-    """Of each cycle, 1 for its own frame, smoothed over n."""
+    """For each cycle, 1 at its own frame, smoothed over n frames."""
     b_y = 0.0
     if TYPE == "classification":
         share = smoothing / tl.maximum(n, 1).to(tl.float32)

@@ -11,23 +11,23 @@ from fastseq.ops.common.validate import check_nonnegative, check_pair
 def tcn_loss(anchors: Tensor, positives: Tensor, *, reg_lambda: float = 0.002) -> Tensor:
     r"""N-pairs loss between frames and their neighbours in time (TCN, Sermanet et al., 2018).
 
-    The positive of anchor i is positive i; those of the other anchors of the sequence are its
-    negatives. With P pairs per sequence::
+    The positive of anchor i is positive i; its negatives are the positives of the other anchors of
+    the sequence. With P pairs per sequence::
 
         loss = mean_i -log softmax_j(<anchors_i, positives_j>)_i
                + reg_lambda / 4 (mean_i ||anchors_i||^2 + mean_i ||positives_i||^2)
 
-    averaged over sequences. As in the released code of CARL and TCC, which pair each anchor with a
-    frame at most 5 frames away. There is no temperature.
+    averaged over sequences. This is the loss in the released code of CARL and TCC, which pair each
+    anchor with a frame at most 5 frames away. There is no temperature.
 
     Args:
         anchors, positives: embeddings (N, P, D), or (P, D) for one sequence; float64, float32,
             bfloat16 or float16. Not normalised here.
-        reg_lambda: weight of the squared norms. 0.002: the released code.
+        reg_lambda: weight of the squared norms. Default 0.002: the released code.
 
     Returns:
         A scalar: float64 for float64 inputs, otherwise float32. 0 without any pair. It can be
-        differentiated twice, and needs memory for N P^2 numbers: P is half the sampled frames.
+        differentiated twice. Memory: N P^2 numbers, where P is half the sampled frames.
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong or different shapes.

@@ -1,4 +1,4 @@
-"""VCLR's losses beside queue_nce, and the sum of its four, in plain PyTorch."""
+"""VCLR's losses besides queue_nce, and the sum of its four losses, in plain PyTorch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,8 +33,8 @@ def intra_nce(
     form: str = "paper",
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Intra-frame instance discrimination (VCLR, eq. 3): another augmentation of the same frame
-    against other frames of the same video.
+    r"""Intra-frame instance discrimination (VCLR, eq. 3): a frame and its re-augmentation against
+    other frames of the same video.
 
     With s+ = <q, positive> / tau and s_m = <q, negatives_m> / tau::
 
@@ -44,11 +44,11 @@ def intra_nce(
     Args:
         q, positive: (N, D); float64, float32, bfloat16 or float16.
         negatives: (N, M, D), M >= 1; VCLR has 2, from the other two segments.
-        temperature: tau. 0.1: the released code. Or a floating 0-dim tensor on the device of q or
-            on the CPU, differentiated where it requires a gradient: see
+        temperature: tau. Default 0.1: the released code. May be a floating 0-dim tensor on the
+            device of q or on the CPU; it is differentiated if it requires a gradient: see
             :func:`fastseq.queue_nce`.
         normalize: divide all embeddings by their L2 norms first (VCLR, appendix A.1).
-        form: "paper", or "code" for what the released code computes: smaller where several
+        form: "paper", or "code" for the loss of the released code, which is smaller where several
             negatives are near.
         reduction: "none": (N,); "sum"; or "mean" over N.
 
@@ -108,10 +108,10 @@ def temporal_order_loss(
     reduction: str = "mean",
 ) -> Tensor:
     r"""Temporal order regularisation (VCLR, eq. 7 to 10): which of two tuples of frames, sampled
-    alike from one video, were shuffled.
+    in the same way from one video, were shuffled.
 
-    The frames' embeddings are normalised, those of both tuples put one after another, classified,
-    and compared with the label by cross-entropy::
+    The frames' embeddings are normalised, concatenated over both tuples, classified, and compared
+    with the label by cross-entropy::
 
         logits = classifier([q_1, ..., q_S, k_1, ..., k_S])       (N, 2 S D) -> (N, 4)
 
@@ -121,11 +121,12 @@ def temporal_order_loss(
             encoder without gradient.
         labels: (N,) integers. 0: both in order, 1: q shuffled, 2: k shuffled, 3: both (the released
             code's numbers).
-        classifier: maps (N, 2 S D) to (N, 4): ``torch.nn.Linear(2 * S * D, 4)``, trained along.
+        classifier: maps (N, 2 S D) to (N, 4): ``torch.nn.Linear(2 * S * D, 4)``, trained with the
+            encoder.
         form: "paper": each frame's embedding is divided by its norm (appendix A.1). "code": each
             channel is divided by its norm over the S frames of the tuple, as the released code's
-            ``F.normalize(x, dim=1)`` does on a tensor (N, S, D): that leaves no trace of how large
-            a channel is.
+            ``F.normalize(x, dim=1)`` does on a tensor (N, S, D). That removes the scale of each
+            channel.
         reduction: "none": (N,); "sum"; or "mean" over N.
 
     Returns:
@@ -156,7 +157,7 @@ def temporal_order_loss(
     dim = 2 if form == "paper" else 1
     with no_autocast(q.device.type):
         q, k = (F.normalize(z, dim=dim).flatten(1) for z in _widest(q, k))
-    # The classifier is the caller's, autocast as well.
+    # The classifier belongs to the caller, and so does autocast.
     logits = classifier(torch.cat([q, k], 1))
     if logits.shape != (len(q), ORDERS):
         raise ValueError(
@@ -180,38 +181,40 @@ def vclr_loss(
     form: str = "paper",
     backend: str = "auto",
 ) -> Tensor:
-    r"""VCLR's loss (eq. 11): the weighted sum of its four, each a mean over the batch.
+    r"""VCLR's loss (eq. 11): the weighted sum of its four parts, each a mean over the batch.
 
-    Each is given as what its own head makes of the frames, or left out::
+    Each part receives the outputs of its head for the frames, or is left out::
 
-        weights[0] queue_nce(*inter)            eq. 2: frame, its re-augmentation and the frames of
-                                                the other segments as positives (N, 3, D), queue
+        weights[0] queue_nce(*inter)            eq. 2: frame; positives (N, 3, D): its
+                                                re-augmentation, frames of other segments; queue
         weights[1] intra_nce(*intra)            eq. 3: frame, its re-augmentation, the others
-        weights[2] queue_nce(*video)            eq. 6: head of the tuple's mean feature, the same
-                                                of the positive tuple, a queue of its own
+        weights[2] queue_nce(*video)            eq. 6: head of the tuple's mean feature, that of the
+                                                positive tuple, a second queue
         weights[3] temporal_order_loss(*order)  eq. 10: both tuples, labels, classifier
 
     Args:
         inter, video: arguments of :func:`fastseq.queue_nce`: q, positives, queue. For ``video`` the
-            mean over a tuple's frames is taken of the backbone's features, before the head
-            (eq. 4 and 5), not of the head's outputs.
+            mean over a tuple's frames is that of the backbone's features, before the head (eq. 4
+            and 5), not of the head's outputs.
         intra: arguments of :func:`intra_nce`: q, positive, negatives.
         order: arguments of :func:`temporal_order_loss`: q, k, labels, classifier. Its embeddings
             are always normalised.
-        weights: of the four, 0 or more. 1: the paper, which did not tune them, and the code.
-        temperature: of the first three. 0.1: the released code. Or a floating 0-dim tensor on the
-            device of the embeddings or on the CPU: see :func:`fastseq.queue_nce`.
-        normalize: of the first three.
-        form: "paper", or "code" for what the released code computes, where they differ: see
+        weights: four weights, 0 or more. Default 1: the paper, which did not tune them, and the
+            released code.
+        temperature: temperature of the first three parts. Default 0.1: the released code. May be a
+            floating 0-dim tensor on the device of the embeddings or on the CPU: see
+            :func:`fastseq.queue_nce`.
+        normalize: normalisation of the first three parts.
+        form: "paper", or "code" for the losses of the released code, where they differ: see
             :func:`intra_nce` and :func:`temporal_order_loss`.
-        backend: of :func:`fastseq.queue_nce`.
+        backend: backend of :func:`fastseq.queue_nce`.
 
     Returns:
         A scalar in the widest type of the terms, float32 or float64.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as the parts do; ValueError without any part, or with
-            a wrong number of tensors or weights.
+        TypeError, ValueError, RuntimeError: as the parts raise them; ValueError without any part,
+            or with a wrong number of tensors or weights.
 
     Example:
         >>> import torch, fastseq
@@ -222,7 +225,7 @@ def vclr_loss(
     """
     op = "vclr_loss"
     if isinstance(temperature, Tensor):
-        # Whether it is where the embeddings are, each part checks against its own.
+        # Each part checks whether the temperature is on the device of its embeddings.
         number, _ = check_scalar(op, "temperature", temperature, temperature.device)
     else:
         number = temperature
@@ -244,7 +247,7 @@ def vclr_loss(
         term = weight * call_as(f"{op}: {name}", function, *args, **options)
         total = term if total is None else total + term
     if total is None:
-        raise ValueError(f"{op}: give at least one of inter, intra, video and order")
+        raise ValueError(f"{op}: pass at least one of inter, intra, video and order")
     return total
 
 
@@ -279,7 +282,7 @@ def _check_labels(op: str, labels: Tensor, num: int) -> None:
         raise TypeError(f"{op}: labels must be integers, got {labels.dtype}")
     if labels.shape != (num,):
         raise ValueError(f"{op}: labels must have shape ({num},), got {tuple(labels.shape)}")
-    # Those on a GPU are not read by the host.
+    # The host does not read labels that are on a GPU.
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = [label for label in labels.tolist() if not 0 <= label < ORDERS]
         if wrong:
@@ -287,7 +290,7 @@ def _check_labels(op: str, labels: Tensor, num: int) -> None:
 
 
 def _widest(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """All in the widest of their types, float32 at least."""
+    """All tensors in the widest of their dtypes, float32 at least."""
     dtype = torch.float32
     for z in tensors:
         dtype = torch.promote_types(dtype, z.dtype)

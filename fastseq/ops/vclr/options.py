@@ -14,7 +14,7 @@ FORMS = ("paper", "code")
 
 
 class VCLROptions(NamedTuple):
-    """``temperature`` is 1 where the call has it as a tensor."""
+    """The checked options. ``temperature`` is 1 where the call has it as a tensor."""
 
     weights: tuple[float, ...]
     temperature: float

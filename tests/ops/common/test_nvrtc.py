@@ -87,7 +87,7 @@ def test_library_comes_from_its_package(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", "99.1")
     monkeypatch.syspath_prepend(tmp_path)
     find = nvrtc._library.__wrapped__
-    with pytest.raises(OSError, match=r"libnvrtc\.so\.99 is not there"):
+    with pytest.raises(OSError, match=r"libnvrtc\.so\.99 is missing"):
         find()
     path = tmp_path / "nvidia" / "cu99" / "lib" / "libnvrtc.so.99"
     path.parent.mkdir(parents=True)

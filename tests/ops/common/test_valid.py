@@ -117,7 +117,7 @@ def test_errors(op):
     inputs = (randn(N, T, 4),) if op == "contrastive_idm" else (randn(N, T, 4), randn(N, S, 4))
     loss, valid = getattr(fastseq, op), f"valid{suffix}"
     mask = torch.ones(N, T, dtype=torch.bool)
-    with pytest.raises(ValueError, match=f"{op}: give lengths{suffix} or {valid}, not both"):
+    with pytest.raises(ValueError, match=f"{op}: pass lengths{suffix} or {valid}, not both"):
         loss(*inputs, **{valid: mask, f"lengths{suffix}": [1, 2, 3]})
     with pytest.raises(TypeError, match=f"{op}: {valid} must be a bool tensor"):
         loss(*inputs, **{valid: mask.float()})
@@ -126,7 +126,7 @@ def test_errors(op):
 
 
 def test_tcc_takes_no_mask_of_a_y_that_is_not_there():
-    with pytest.raises(ValueError, match="valid_y given without y"):
+    with pytest.raises(ValueError, match="valid_y passed without y"):
         fastseq.tcc_loss(randn(N, T, 4), valid_y=masks()[1])
 
 

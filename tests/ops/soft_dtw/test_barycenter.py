@@ -142,7 +142,7 @@ def test_not_worse_than_tslearn(gamma):
         ({"length": 2.5}, TypeError, "length must be an integer, got float"),
         ({"length": 3, "init": torch.zeros(3, 3)}, ValueError, "length or init, not both"),
         ({"init": torch.zeros(3, 2)}, ValueError, r"init must have shape \(S, 3\)"),
-        ({"init": torch.full((2, 3), torch.nan)}, ValueError, "init holds NaN or infinity"),
+        ({"init": torch.full((2, 3), torch.nan)}, ValueError, "init has NaN or infinity"),
         ({"max_iter": -1}, ValueError, "max_iter must be at least 0, got -1"),
         ({"tol": -1.0}, ValueError, "tol must be finite and at least 0"),
         ({"tol": 1e31}, ValueError, "tol must be at most 1e"),

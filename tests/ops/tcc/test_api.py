@@ -22,9 +22,9 @@ def _arguments(**change):
         ({"x": [[1.0]]}, TypeError, "x must be a torch.Tensor, got list"),
         ({"x": torch.zeros(2, 4, 3).long()}, TypeError, "got torch.int64"),
         ({"x": torch.zeros(4, 3), "y": None}, ValueError, r"without y, x must.*got \(4, 3\)"),
-        ({"y": None, "ty": torch.arange(4)}, ValueError, "ty given without y"),
-        ({"y": None, "lengths_y": [4, 4]}, ValueError, "lengths_y given without y"),
-        ({"y": None, "duration_y": 4.0}, ValueError, "duration_y given without y"),
+        ({"y": None, "ty": torch.arange(4)}, ValueError, "ty passed without y"),
+        ({"y": None, "lengths_y": [4, 4]}, ValueError, "lengths_y passed without y"),
+        ({"y": None, "duration_y": 4.0}, ValueError, "duration_y passed without y"),
         ({"y": torch.zeros(3, 4, 3)}, ValueError, r"\(2, 4, 3\) and \(3, 4, 3\)"),
         ({"y": torch.zeros(2, 4, 5)}, ValueError, "agree in N and D"),
         ({"tx": torch.arange(4)}, ValueError, "both tx and ty or neither"),
@@ -67,7 +67,7 @@ def test_choice_of_backend(monkeypatch):
     assert name == "torch"
     assert "not triton: no kernel for float64" in reason
     for device, dtype, text in (("cuda", double, "float32 inputs"), ("cpu", half, "CUDA device")):
-        with pytest.raises(RuntimeError, match=f"'triton'.*cannot serve.*to fix: .*{text}"):
+        with pytest.raises(RuntimeError, match=f"'triton'.*does not support.*to fix: .*{text}"):
             op.resolve_backend("triton", device, dtype)
     monkeypatch.setattr(dispatch, "interpreting", lambda: True)
     assert op.resolve_backend("triton", "cpu", half)[0] == "triton"
