@@ -16,8 +16,8 @@ PAGE = ROOT / "docs/api.md"
 COMMAND = "python -m docs.tools.api"
 INTRO = f"""# API
 
-The public names of `fastseq`, from their docstrings. Written by `{COMMAND}`: change the docstring, not this page.
-Shapes: N sequences or videos, T and S frames, D channels.
+The public names of `fastseq`, from their docstrings. Written by `{COMMAND}`:
+change the docstring, not this page. Shapes: N sequences or videos, T and S frames, D channels.
 """
 # Module, title, what the section says before its table.
 MODULES = (
@@ -83,7 +83,9 @@ def signature(name: str, value: object) -> str:
     except (TypeError, ValueError):
         return ""
     returns = ""
-    if found.return_annotation not in (inspect.Signature.empty, None) and not inspect.isclass(value):
+    if found.return_annotation not in (inspect.Signature.empty, None) and not inspect.isclass(
+        value
+    ):
         given = found.return_annotation
         returns = f" -> {given if isinstance(given, str) else inspect.formatannotation(given)}"
     parts, kinds = [], [p.kind for p in found.parameters.values()]
@@ -111,7 +113,11 @@ def _unquoted(parameter: inspect.Parameter) -> str:
 def summary(text: str) -> str:
     """First sentence of a docstring."""
     first = " ".join(text.split("\n\n")[0].split()).removesuffix("::")
-    return re.split(r"(?<=[a-z0-9)`])(?<!\beq)(?<!\bal)[.:;] ", first)[0].rstrip(".:") + "."
+    for end in re.finditer(r"(?<=[a-z0-9)`])(?<!\beq)(?<!\bal)[.:;] ", first):
+        sentence = first[: end.start()]
+        if sentence.count("(") == sentence.count(")"):
+            return sentence + "."
+    return first.rstrip(".:") + "."
 
 
 def markdown(text: str, where: dict[str, str]) -> str:
@@ -146,7 +152,7 @@ def _items(body: str, where: dict[str, str]) -> str:
     """``name: text`` entries as a list; what does not begin so goes on with the entry above."""
     entries: list[list[str]] = []
     for line in body.splitlines():
-        if not line.startswith(" ") and ITEM.match(line) or not entries:
+        if (not line.startswith(" ") and ITEM.match(line)) or not entries:
             entries.append([line])
         else:
             entries[-1].append(line.strip())
@@ -170,8 +176,7 @@ def _errors(body: str) -> list[str]:
         return [text]
     ends = [*starts[1:], len(text)]
     return [
-        ERROR.sub(r"`\1`: ", text[a:b].strip(), count=1)
-        for a, b in zip(starts, ends, strict=True)
+        ERROR.sub(r"`\1`: ", text[a:b].strip(), count=1) for a, b in zip(starts, ends, strict=True)
     ]
 
 
@@ -189,7 +194,12 @@ def _prose(text: str, where: dict[str, str]) -> str:
             literal, code = False, []
         if line.rstrip().endswith("::"):
             literal, line = True, line.rstrip()[:-1]
-        if out and re.match(r"- ", line) and out[-1].strip() and not out[-1].startswith(("- ", " ")):
+        if (
+            out
+            and re.match(r"- ", line)
+            and out[-1].strip()
+            and not out[-1].startswith(("- ", " "))
+        ):
             out.append("")
         out.append(_inline(line, where))
     return "\n".join(out[:-1]).strip()
@@ -225,7 +235,7 @@ def section(module: str, name: str, value: object, where: dict[str, str]) -> str
     heading = title(module, name)
     parts = [f"### {heading}"]
     if not callable(value):
-        return "\n\n".join([*parts, f"```py\n{name} = {value!r}\n```"])
+        return "\n\n".join([*parts, f"```py\n{name} = {value!r}\n```".replace("'", '"')])
     shown = signature(name, value)
     if shown:
         parts.append(f"```py\n{shown}\n```")

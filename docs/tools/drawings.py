@@ -163,7 +163,9 @@ def cycle() -> tuple[int, int, list[str]]:
         rect(546, 204, 130, 52, "hot"),
         text(611, 228, "time error e_i", anchor="middle"),
         text(611, 247, "variance s_i", anchor="middle"),
-        text(340, 128, "softmax over v, weighted sum of v: the soft nearest neighbour", "", "middle"),
+        text(
+            340, 128, "softmax over v, weighted sum of v: the soft nearest neighbour", "", "middle"
+        ),
         text(340, 278, "softmax over u, weighted times of u: where the cycle ends", "", "middle"),
         line("611,108 611,158 118,158 118,198"),
     ]

@@ -20,10 +20,15 @@ PAGES = {
     "video.md": ROOT / "fastseq/video/README.md",
     "data.md": ROOT / "training/data/README.md",
     "benchmarks.md": ROOT / "benchmarks/README.md",
+    **{
+        f"results/{path.parent.name}/{path.stem.lower()}.md": path
+        for path in ROOT.glob("benchmarks/results/*/*.md")
+    },
     "contributing.md": ROOT / "CONTRIBUTING.md",
     "changelog.md": ROOT / "CHANGELOG.md",
 }
-FOLDED = {"README.md": "docs/index.md", "training/README.md": "docs/training.md"}
+# Files that have a page in docs/ instead, with sections of its own.
+INSTEAD = {"README.md": "docs/index.md", "training/README.md": "docs/training.md"}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^ *(`{3,}|~{3,})")
 LIST = re.compile(r" *([-*]|1\.) +\S")
@@ -75,7 +80,9 @@ def rewrite(match: re.Match, source: Path, uri: str, files) -> str:
     path, _, part = target.partition("#")
     if not path or re.match(r"[a-z]+:", target):
         return match[0]
-    there = site_uri(relative(source.parent / path), files, picture=bool(mark))
+    file = relative(source.parent / path)
+    part = "" if file in INSTEAD else part
+    there = site_uri(INSTEAD.get(file, file), files, picture=bool(mark))
     if there is None:
         return text
     link = posixpath.relpath(there, posixpath.dirname(uri) or ".")
@@ -84,7 +91,6 @@ def rewrite(match: re.Match, source: Path, uri: str, files) -> str:
 
 def site_uri(path: str, files, picture: bool) -> str | None:
     """Where a file of the repository is in the site."""
-    path = FOLDED.get(path, path)
     by_source = {relative(file): uri for uri, file in PAGES.items()}
     if path in by_source:
         return by_source[path]
