@@ -1,16 +1,16 @@
-"""Builds the CUDA extension ``fastseq._C`` from csrc/ when nvcc is there; see CONTRIBUTING.md.
+"""Builds the CUDA extension ``fastseq._C`` from csrc/ if nvcc is found; see CONTRIBUTING.md.
 
-PyTorch is neither imported nor included: kernels take raw pointers, so one build serves every
-torch version and ``pip install .`` works under build isolation. Everything else about the package
-stands in pyproject.toml.
+PyTorch is neither imported nor included: kernels take raw pointers, so one build works with every
+torch version and ``pip install .`` works under build isolation. All other settings of the package
+are in pyproject.toml.
 
 Environment:
   FASTSEQ_BUILD         auto (default): build when nvcc is found, never fail; cuda: build or fail;
                         none: leave the extension out
   TORCH_CUDA_ARCH_LIST  for example "8.0;9.0a;10.0+PTX"
-  CUDA_HOME, CUDA_PATH  where nvcc is looked for after PATH
-  CXX                   the host compiler that nvcc calls
-  MAX_JOBS              compilers run at a time (default: the number of cores)
+  CUDA_HOME, CUDA_PATH  where to look for nvcc after PATH
+  CXX                   host compiler for nvcc
+  MAX_JOBS              number of parallel compilers (default: the number of cores)
   FASTSEQ_BUILD_VERBOSE 1: print the commands and ptxas' registers, spills and shared memory
 """
 
@@ -56,8 +56,8 @@ def parse_arch_list(text, known):
 
     ``text``: entries like 8.0, 9.0a or 9.0+PTX, separated by blanks, commas or semicolons.
     ``known``: the plain architectures that this nvcc compiles for, as numbers (80, 90, ...).
-    Returns pairs (virtual, code), machine code first; PTX always comes from the plain
-    architecture, since PTX of an "a" architecture runs on that one alone.
+    Returns pairs (virtual, code), machine code first. PTX always comes from the plain
+    architecture, since PTX of an "a" architecture runs on that architecture alone.
     """
     code, ptx = [], []
     for entry in re.split(r"[\s,;]+", text.strip()):
@@ -80,7 +80,7 @@ def parse_arch_list(text, known):
 
 
 def default_arch_list(known):
-    """The default architectures that nvcc knows, and PTX of the newest for what comes after."""
+    """The default architectures that this nvcc supports, and PTX of the newest for later GPUs."""
     entries = [a for a in DEFAULT_ARCHS if int(a.rstrip("a").replace(".", "")) in known]
     if not entries:
         raise BuildError(f"this nvcc compiles for none of {', '.join(DEFAULT_ARCHS)}: update CUDA")
@@ -90,7 +90,7 @@ def default_arch_list(known):
 
 
 def decide(environ=os.environ, platform=sys.platform):
-    """What FASTSEQ_BUILD asks for here: (nvcc or None, why the extension is left out)."""
+    """(nvcc or None, why the extension is left out), by FASTSEQ_BUILD and this machine."""
     mode = environ.get("FASTSEQ_BUILD", "auto").lower() or "auto"
     if mode not in ("auto", "cuda", "none"):
         raise SystemExit(f"FASTSEQ_BUILD must be auto, cuda or none, got {mode!r}")
@@ -117,10 +117,10 @@ def say_left_out(reason):
 
 
 class BuildExt(build_ext):
-    """Every csrc/**/*.cu and *.cpp through nvcc; the CUDA runtime is linked statically."""
+    """Compiles every csrc/**/*.cu and *.cpp with nvcc; the CUDA runtime is linked statically."""
 
     def run(self):
-        # bdist_wheel and the build command both come through here.
+        # bdist_wheel and the build command both call this.
         if getattr(self, "tried", False):
             return
         self.tried = True
@@ -130,7 +130,7 @@ class BuildExt(build_ext):
             if os.environ.get("FASTSEQ_BUILD", "auto").lower() == "cuda":
                 raise SystemExit(f"fastseq: {error}") from None
             say_left_out(error)
-            for ext in self.extensions:  # an earlier build may have left one
+            for ext in self.extensions:  # remove the result of an earlier build
                 Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             self.extensions = self.distribution.ext_modules = []
 
@@ -145,7 +145,7 @@ class BuildExt(build_ext):
         known = known_archs(nvcc)
         archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or default_arch_list(known)
         targets = parse_arch_list(archs, known)
-        # Kernels first: they take longest, and one that fails stops what has not started.
+        # Kernels first: they take longest, and a failure stops those that have not started.
         sources = sorted(map(Path, ext.sources), key=lambda source: source.suffix != ".cu")
         num_cuda = sum(source.suffix == ".cu" for source in sources)
 
@@ -177,13 +177,13 @@ class BuildExt(build_ext):
 
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The runtime's symbols stay inside: torch brings a CUDA runtime of its own.
+        # The runtime's symbols stay hidden: torch brings its own CUDA runtime.
         link = [nvcc, "-shared", "-cudart=static", "-Xlinker", "--exclude-libs,ALL"]
         execute([*link, *map(str, objects), "-o", str(target)], "linking fastseq._C")
         say(f"built {target.name}")
 
     def compile_source(self, source, command):
-        """Compile unless an object of the same command is newer than all it may depend on."""
+        """Compile unless an object of the same command is newer than all its possible sources."""
         key = hashlib.sha256(shlex.join([*command, sys.version]).encode()).hexdigest()[:12]
         obj = Path(self.build_temp) / source.with_suffix(f"{source.suffix}.{key}.o")
         obj.parent.mkdir(parents=True, exist_ok=True)
@@ -207,12 +207,12 @@ def max_jobs(environ=os.environ):
 
 
 def known_archs(nvcc):
-    listing = execute([nvcc, "--list-gpu-arch"], "asking nvcc for its architectures")
+    listing = execute([nvcc, "--list-gpu-arch"], "listing nvcc's architectures")
     return {int(number) for number in re.findall(r"compute_(\d+)$", listing, re.MULTILINE)}
 
 
 def execute(command, what):
-    """Run a command and return what it printed; BuildError carries its first error."""
+    """Run a command and return its output; BuildError carries its first error."""
     result = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -225,8 +225,8 @@ def execute(command, what):
 
 
 class BuildPy(build_py):
-    """Packs the kernels' headers too: where the extension is missing they are compiled at run
-    time. An editable install finds them in the checkout."""
+    """Packs the kernels' headers too: without the extension they are compiled at run time. An
+    editable install finds them in the checkout."""
 
     def run(self):
         super().run()
@@ -239,7 +239,7 @@ class BuildPy(build_py):
 
 
 class BdistWheel(bdist_wheel):
-    """Compile first: only then is it known whether the wheel is bound to a platform."""
+    """Compiles first: only then is it known whether the wheel depends on a platform."""
 
     def run(self):
         self.run_command("build_ext")
@@ -250,7 +250,7 @@ class BdistWheel(bdist_wheel):
 def extensions():
     nvcc, reason = decide()
     if nvcc is None:
-        # A frontend asks for metadata in runs of its own: say it once, in the one that builds.
+        # A frontend asks for metadata in separate runs: print this once, in the run that builds.
         if not {"egg_info", "dist_info", "sdist"} & set(sys.argv):
             say_left_out(reason)
         return []

@@ -1,5 +1,5 @@
-// The one pybind11 file. Tensors arrive as addresses, sizes and a stream handle: no PyTorch headers,
-// so that one build serves every torch version.
+// The only pybind11 file. Tensors arrive as addresses, sizes and a stream handle, without PyTorch's
+// headers, so that one build works with every torch version.
 #include <pybind11/pybind11.h>
 
 #include "common/probe.h"

@@ -1,4 +1,4 @@
-"""Losses over long sequences of frame embeddings as fused kernels, memory linear in T.
+"""Fused losses for long sequences of frame embeddings, with memory linear in the number of frames.
 
 Public names are imported on first use, so that ``import fastseq`` costs nothing beyond torch and
 works without a GPU, a driver or a compiler.
@@ -72,7 +72,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
+if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name: str):
         if name in _PUBLIC:

@@ -1,4 +1,4 @@
-"""``python -m fastseq.info``: what is here, what is not, why, and the one line that mends it."""
+"""``python -m fastseq.info``: what is installed, what is missing and why, and the one-line fix."""
 
 import argparse
 import importlib.metadata
@@ -16,7 +16,7 @@ import fastseq
 from fastseq.ops.common import extension, interpreter
 from fastseq.ops.common.dispatch import BACKENDS, backend_status
 
-# What each extra of pyproject.toml is for, and the modules that show that it is installed.
+# The purpose of each extra of pyproject.toml, and the modules that show whether it is installed.
 _EXTRAS = {
     "video": ("reading video files", ("av",)),
     "dali": ("decoding on the GPU", ("nvidia.dali",)),
@@ -29,7 +29,7 @@ _EXTRAS = {
 
 
 def collect() -> dict:
-    """Everything that the report says, as plain JSON types."""
+    """The contents of the report, as plain JSON types."""
     return {
         "versions": {
             "fastseq": fastseq.__version__,
@@ -112,12 +112,12 @@ def _extension() -> dict:
 
 
 def _cuda_version(number: int) -> str | None:
-    """13.0 of 13000; None of 0, which stands for no driver."""
+    """13.0 for 13000; None for 0, which stands for no driver."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
 
 def describe_probe(probe: dict) -> str:
-    """One line on the code that a GPU runs, from what the probe kernel reported."""
+    """One line on the code that a GPU runs, from the probe kernel's report."""
     suffix = "a" if probe["arch_specific"] else ""
     code = f"sm_{probe['compiled_for']}{suffix}"
     if probe["compiled_for"] == probe["binary"]:
@@ -145,12 +145,12 @@ def _extras() -> dict:
 def _importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the parent of a dotted name
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
 def render(info: dict) -> str:
-    """The report as text, 100 columns where the reasons allow it."""
+    """The report as text, 100 columns wide where the reasons allow it."""
     lines = ["versions"]
     lines += [f"  {name:14s} {value or 'none'}" for name, value in info["versions"].items()]
 

@@ -1,7 +1,7 @@
-"""``python -m fastseq.selftest``: every op and backend of this machine against its definition.
+"""``python -m fastseq.selftest``: compares each op and backend here with its definition.
 
 Loss and gradients of each backend are compared with ``reference`` in float64. A backend passes when
-its error is at most twice that of plain PyTorch (``reference``) in the same dtype, or within a
+its error is at most twice that of plain PyTorch (``reference``) in the same dtype, or within one
 rounding of that dtype, whichever is larger. The exit code is 1 when anything fails.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor
 import fastseq
 from fastseq.ops.common.dispatch import BACKENDS, backend_status
 
-# Relative L2 error that passes whatever the error of plain PyTorch is: another order of summation
-# in fp64 and fp32; one rounding of the embeddings, which tensor cores take as they are, in halves.
+# Relative L2 error that always passes: for fp64 and fp32 another order of summation; for half
+# precision one rounding of the embeddings, which tensor cores multiply unchanged.
 _FLOOR = {
     torch.float64: 1e-12,
     torch.float32: 2e-6,
@@ -35,12 +35,12 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One op: how to draw its differentiable inputs, how to call it, where it runs."""
+    """One op: how to draw its differentiable inputs, how to call it, which backends it has."""
 
     op: str
     inputs: Callable[[torch.Generator], tuple[Tensor, ...]]  # float64, on the CPU
     call: Callable[..., Tensor]  # call(*inputs, backend=name) -> scalar
-    dtypes: dict[str, tuple[torch.dtype, ...]]  # backend -> what it computes in
+    dtypes: dict[str, tuple[torch.dtype, ...]]  # backend -> dtypes it computes in
 
 
 def _scl_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -94,7 +94,7 @@ def _queue_nce_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
 
 
 def _queue_nce(q: Tensor, positives: Tensor, *, backend: str) -> Tensor:
-    # Cosines of a queue: i 37 mod 101 gives every machine and dtype the same one.
+    # Cosines as a queue: i 37 mod 101 makes it equal on every machine and in every dtype.
     queue = (torch.arange(600 * 48, device=q.device) * 37 % 101 - 50).view(600, 48)
     queue = torch.nn.functional.normalize(queue.double(), dim=1).to(torch.bfloat16).to(q.dtype)
     unit = fastseq.queue_nce(q, positives, queue, backend=backend)
@@ -131,9 +131,9 @@ CASES = [
 def evaluate(
     case: Case, backend: str, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(loss, gradients) of a case in float64 on the CPU; inputs are those of ``dtype``."""
+    """(loss, gradients) of a case in float64 on the CPU, for inputs rounded to ``dtype``."""
     drawn = case.inputs(torch.Generator().manual_seed(0))
-    # Inputs that every dtype below can represent: what is compared is the arithmetic alone.
+    # Every dtype below can represent the inputs, so only the arithmetic is compared.
     inputs = [x.to(torch.bfloat16).to(device, dtype).requires_grad_() for x in drawn]
     loss = case.call(*inputs, backend=backend)
     grads = torch.autograd.grad(loss, inputs)
@@ -179,7 +179,8 @@ def _check(case: Case, backend: str, dtype: torch.dtype, device: str, exact) -> 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m fastseq.selftest", description="Every op against its definition, here."
+        prog="python -m fastseq.selftest",
+        description="Compare every op with its definition, on this machine.",
     )
     parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""The README's Python examples run as they stand and print what they say."""
+"""The READMEs' Python examples run as they stand and print what they say; links lead somewhere."""
 
 import re
 import runpy
@@ -27,7 +27,7 @@ def test_first_snippet_prints_its_number(capsys):
 def test_infonce_diff_gives_the_same_loss():
     import torch.nn.functional as F
 
-    diff = next(block for block in _blocks("README.md", "diff") if "cross_entropy" in block)
+    diff = next(b for b in _blocks("docs/index.md", "diff") if "cross_entropy" in b)
     z1, z2 = torch.randn(2, 3, 20, 8, generator=torch.Generator().manual_seed(0)).unbind()
     losses = []
     for sign in "-+":

@@ -1,12 +1,12 @@
 """Compare losses on generated videos: `python -m training.compare --seeds 3`.
 
 Trains the same per-frame encoder for the same number of steps with each method and seed, evaluates
-by CARL's protocol, and writes a table of means and spreads to OUT/comparison.md. With
-`--suite vclr` the methods are VCLR's four losses, alone and together (its Table 6), on videos of
-six classes, by VCLR's protocol. Several are trained at a time, each in a process of one thread that
-writes to OUT/seed_N/METHOD.log. Interrupted, it continues where it was: finished (method, seed)
-pairs are kept in OUT/seed_N/METHOD. A generated video that cannot be read any more ends it with
-status 1: methods are compared on the same videos.
+it by CARL's protocol, and writes a table of means and spreads to OUT/comparison.md. With
+`--suite vclr` the methods are VCLR's four losses, alone and together (its Table 6); the videos are
+of six classes and the protocol is VCLR's. --jobs trainings run at a time, each in a process with
+one thread that writes to OUT/seed_N/METHOD.log. After an interruption the same command continues:
+finished (method, seed) pairs are kept in OUT/seed_N/METHOD. The command stops with status 1 if a
+generated video can no longer be read, because all methods must see the same videos.
 """
 
 from __future__ import annotations
@@ -28,43 +28,54 @@ from training.support.command import INCOMPLETE, UserError, run_command
 from training.support.files import write_json
 
 DONE = "result.json"
-UNTRAINED_STEPS = (
-    50  # of batch-norm statistics at lr 0: 0.9^50, what is left of the start, is 0.5 %
-)
+# Steps at learning rate 0, which only update the batch-norm statistics; their initial values then
+# have a weight of 0.9^50 = 0.5 %.
+UNTRAINED_STEPS = 50
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.compare", description=__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every method")
     parser.add_argument(
-        "--suite", choices=list(SUITES), default="frames", help="default: %(default)s"
+        "overrides", nargs="*", metavar="key=value", help="recipe values for every method"
     )
-    parser.add_argument("--out", type=Path, help="default: compare, with --suite vclr compare_vclr")
+    parser.add_argument(
+        "--suite",
+        choices=list(SUITES),
+        default="frames",
+        help="losses of frames, or VCLR's losses (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder to write to (default: compare; with --suite vclr: compare_vclr)",
+    )
     parser.add_argument(
         "--seeds",
         type=int,
         default=3,
         metavar="N",
-        help="seeds 0 to N-1, each with videos of its own (default: 3)",
+        help="seeds 0 to N-1, each with new videos (default: 3)",
     )
-    parser.add_argument("--steps", type=int, help="of each training (default: the recipe's)")
+    parser.add_argument("--steps", type=int, help="steps of each training (default: the recipe's)")
     parser.add_argument(
         "--methods",
         metavar="A,B,...",
-        help=f"of {', '.join(FRAMES_METHODS)}; with --suite vclr of {', '.join(VCLR_METHODS)} "
-        "(default: all)",
+        help=f"methods to compare, from {', '.join(FRAMES_METHODS)}; with --suite vclr from "
+        f"{', '.join(VCLR_METHODS)} (default: all)",
     )
     parser.add_argument(
         "--jobs",
         type=int,
         default=min(4, _cores()),
         metavar="N",
-        help="trainings at a time, each on one thread; 1: one after another in this process, on "
-        "all threads (default: the number of cores, at most 4: %(default)s)",
+        help="trainings at a time, each on one thread; with 1 they run one after another in this "
+        "process, on all threads (default: the number of cores, at most 4: %(default)s)",
     )
-    parser.add_argument("--train-videos", type=int, help="per action (default: 40)")
+    parser.add_argument("--train-videos", type=int, help="training videos per action (default: 40)")
     parser.add_argument(
-        "--test-videos", type=int, help="per action (default: 12, with --suite vclr 20)"
+        "--test-videos",
+        type=int,
+        help="test videos per action (default: 12; with --suite vclr: 20)",
     )
     options = parser.parse_intermixed_args(argv)
     suite = SUITES[options.suite]
@@ -73,10 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in options.methods:
         if name not in suite.methods:
             expected = ", ".join(suite.methods)
-            parser.error(f"argument --methods: {name!r}; expected some of {expected}")
+            parser.error(f"argument --methods: got {name!r}; expected some of {expected}")
     for name in ("seeds", "steps", "jobs", "train_videos", "test_videos"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+            got = f"got {getattr(options, name)}"
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, {got}")
     if options.train_videos is None:
         options.train_videos = suite.videos[0]
     if options.test_videos is None:
@@ -122,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
             result = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{path} is not JSON ({error}); remove it, and the same command makes it again"
+                f"{path} is not JSON ({error}); remove it and repeat the command"
             ) from error
         results.setdefault(method, []).append(result)
     text = suite.table(results)
@@ -154,7 +166,7 @@ def _run_overrides(method: str, seed: int, options: argparse.Namespace) -> list[
 
 
 def _is_done(method: str, seed: int, options: argparse.Namespace) -> bool:
-    """Whether an earlier call has made the result, of the same values."""
+    """Whether an earlier call has written this result, with the same recipe values."""
     from training.recipe.load import ConfigError, differences, load_config, may_change
 
     run = _run_dir(method, seed, options)
@@ -164,8 +176,8 @@ def _is_done(method: str, seed: int, options: argparse.Namespace) -> bool:
     changed = set(differences(now, load_config(run / "config.yaml"))) - may_change()
     if changed:
         raise ConfigError(
-            f"{run} is the result of other values of {', '.join(sorted(changed))}; give those, "
-            "another --out, or remove it"
+            f"{run} is the result of other values of {', '.join(sorted(changed))}; repeat those "
+            "values, choose another --out, or remove it"
         )
     print(f"{_what(method, seed, options)}: there already")
     return True
@@ -180,7 +192,7 @@ def _one_by_one(runs: Sequence[tuple[str, int]], options: argparse.Namespace) ->
 
 
 def _in_processes(runs: Sequence[tuple[str, int]], options: argparse.Namespace) -> bool:
-    """Several at a time; False when one has failed, once the others that run have ended."""
+    """Run several at a time; False if one failed, after the others that were running have ended."""
     waiting, done, failed = list(runs), 0, False
     running: dict[int, tuple[Any, str, int, float]] = {}
     try:
@@ -207,7 +219,7 @@ def _in_processes(runs: Sequence[tuple[str, int]], options: argparse.Namespace) 
                 last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
                 print(f"error: {what} failed; the end of {log}:\n{last}", file=sys.stderr)
     except KeyboardInterrupt:
-        # Ctrl-C has reached them too: they write a checkpoint and end.
+        # Ctrl-C reaches the processes too: each writes a checkpoint and ends.
         for process, *_ in running.values():
             process.join()
         raise
@@ -223,7 +235,7 @@ def _log(method: str, seed: int, options: argparse.Namespace) -> Path:
 
 
 def _in_process(method: str, seed: int, options: argparse.Namespace) -> None:
-    """What a process does; all it prints goes to a file."""
+    """The body of a process; everything that it prints goes to a log file."""
     os.environ["OMP_NUM_THREADS"] = "1"  # torch and BLAS are not loaded yet
     with open(_log(method, seed, options), "w") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
@@ -235,9 +247,9 @@ def _in_process(method: str, seed: int, options: argparse.Namespace) -> None:
 
 
 def _one(method: str, seed: int, options: argparse.Namespace) -> int:
-    """Train or continue, evaluate, write the result; the status of training.
+    """Train or continue, evaluate, write the result; returns the exit status of training.
 
-    1 if a video had to be left out: what is compared would be of other videos.
+    Returns 1 if a video was left out: the methods would not be compared on the same videos.
     """
     from fastseq.video import VideoError
     from training import train
@@ -259,8 +271,8 @@ def _one(method: str, seed: int, options: argparse.Namespace) -> int:
         status = INCOMPLETE
     if status == INCOMPLETE:
         print(
-            f"error: a comparison needs all videos: remove {run} and {run.parent / 'videos'}, and "
-            "the same command makes them anew",
+            f"error: a comparison needs all videos: remove {run} and {run.parent / 'videos'}, then "
+            "repeat the command, which renders them again",
             file=sys.stderr,
         )
         return 1

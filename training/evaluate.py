@@ -1,6 +1,7 @@
 """Evaluate a run by a paper's protocol: `python -m training.evaluate RUN`.
 
-Prints its tables and writes them, with the definition of every metric, to RUN/evaluation.json.
+Prints the protocol's tables and writes them, with the definition of every metric, to
+RUN/evaluation.json. Example: python -m training.evaluate runs/mine --protocol lav
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--protocol",
         choices=[*PROTOCOLS, VIDEO_LEVEL, SYNCHRONISED],
         default="carl",
-        help="whose classifier, scores and strides (default %(default)s); vclr judges whole "
-        "videos by their action, sync the alignment of synchronised videos by true time, the "
-        "others frames by their phase",
+        help="the paper whose classifier, scores and strides are used (default %(default)s): vclr "
+        "scores whole videos by their action, sync scores the alignment of synchronised videos by "
+        "true time, the others score frames by their phase",
     )
     parser.add_argument(
         "--stride",
         type=int,
-        help="every how many frames Kendall's tau looks, and CARL's AP@K (default 5; CARL takes 2 "
+        help="step in frames of Kendall's tau and of CARL's AP@K (default 5; CARL uses 2 "
         "for Penn Action)",
     )
     parser.add_argument(
@@ -51,22 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[1.0],
         metavar="F",
-        help="shares of the training videos for classification; the table shows the last "
+        help="shares of the training videos that classifiers are fitted on; the table shows the "
+        "last "
         "(default 1.0; CARL: 0.1 0.5 1.0)",
     )
     parser.add_argument(
         "--few-shot",
         action="store_true",
-        help="also classify from 1, 2, 3, 5, 10 and half of the training videos, as AE2 does (260 "
-        "classifiers an action and row: minutes); with --protocol ae2",
+        help="with --protocol ae2: also classify from 1, 2, 3, 5, 10 and half of the training "
+        "videos, as AE2 does (260 classifiers per action and row: minutes)",
     )
     parser.add_argument(
         "--window",
         type=float,
         default=WINDOW,
         metavar="SHARE",
-        help="with --protocol sync: share of the first video's beginning and of the second's end "
-        "that are aligned, above 0.5 and below 1 (default %(default)s)",
+        help="with --protocol sync: the beginning of the first video and the end of the second "
+        "that are aligned, as a share of each, above 0.5 and below 1 (default %(default)s)",
     )
     args = parser.parse_args(argv)
 
@@ -97,13 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(args, name) != parser.get_default(name):
                 option = f"--{name.replace('_', '-')}"
                 what = "windows" if name == "window" else "frames"
-                raise UserError(f"{option} is for {what}, --protocol {args.protocol} for {judged}")
+                raise UserError(
+                    f"{option} applies to {what}, but --protocol {args.protocol} scores {judged}; "
+                    f"leave {option} out"
+                )
 
     return run_command(command)
 
 
 def write_and_print(run: Path, result: dict[str, Any]) -> None:
-    """Write RUN/evaluation.json and print what it says."""
+    """Write RUN/evaluation.json and print its tables."""
     write_json(run / "evaluation.json", result)
     print(format_table(result["rows"]))
     if cells := event_cells(result["rows"]):

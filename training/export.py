@@ -1,8 +1,9 @@
-"""The trained weights as one file: `python -m training.export RUN OUT.safetensors`.
+"""Write the trained weights to one file: `python -m training.export RUN OUT.safetensors`.
 
-Names are those of the model's state dict. A .safetensors file holds the run's configuration too, as
-YAML under "config" in its metadata; safetensors.torch.load_file reads it, from Python or elsewhere,
-and runs no code. A .pt or .pth file is the state dict alone, for torch.load(weights_only=True).
+Tensors are named as in the model's state dict. A .safetensors file also holds the run's
+configuration, as YAML under "config" in its metadata; safetensors.torch.load_file reads the weights
+without running code. A .pt or .pth file holds the state dict alone, for
+torch.load(weights_only=True).
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out.is_file() and not args.overwrite:
             raise UserError(f"{args.out} exists already; --overwrite replaces it")
         if args.out.is_dir():
-            raise UserError(f"{args.out} is a folder; give a file, such as model.safetensors")
+            raise UserError(f"{args.out} is a folder; name a file, such as model.safetensors")
         writer = WRITERS.get(args.out.suffix.lower())
         if writer is None:
             raise UserError(
-                f"{args.out} ends in {args.out.suffix or 'nothing'}; what can be written ends in "
-                f"{', '.join(WRITERS)}"
+                f"{args.out} ends in {args.out.suffix or 'nothing'}; expected a file name that "
+                f"ends in one of {', '.join(WRITERS)}"
             )
         model, cfg = load_run(args.run)
         weights = model.state_dict()

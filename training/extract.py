@@ -1,9 +1,11 @@
 """Save the embedding of every frame: `python -m training.extract RUN --out DIR`.
 
-One npz per video, under its own path: embeddings (n, E) float32 of unit length, their frames'
-numbers (all but those in the gaps of a damaged video), phases if the video has labels, id, action,
-split and fps. Read one with numpy.load. Interrupted, the same command continues: files that these
-weights made of these videos stay. A video that could not be read is done once it is repaired.
+Writes one npz per video, DIR/VIDEO.npz. It holds embeddings (n, E) float32 of unit length, the
+frame number of each (frames in the gaps of a damaged video are missing), phases if the video has
+labels, id, action, split and fps. numpy.load reads it. After an interruption the same command
+continues: files that the same weights made of the same videos are kept. A video that could not be
+read is embedded once it has been repaired. Example: python -m training.extract runs/mine --out
+embeddings
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--overwrite", action="store_true", help="embed again what is there")
+    parser.add_argument("--overwrite", action="store_true", help="embed every video again")
     args = parser.parse_args(argv)
 
     def command() -> LeftOut:

@@ -1,8 +1,9 @@
 """Peak memory of a training step by the length of its clips: `python -m training.memory RECIPE`.
 
-Each length is measured in a process of its own, on random frames; a line a + b T is fitted to the
-peaks. Written to --out: memory.json and memory.png. With --plain, also the plain way to do the
-same step: all frames at once, nothing computed twice, dense losses.
+Measures the peak memory of a training step for clips of several lengths T, each in a separate
+process on random frames, and fits a line a + b T to the peaks. Writes memory.json and memory.png to
+--out. With --plain it also measures the same step done the plain way: all frames at once, nothing
+recomputed, dense losses.
 """
 
 import argparse
@@ -20,13 +21,14 @@ from training.support.command import run_command
 
 WAYS = ("recipe", "plain")
 CARDS = (16, 24, 80, 141)  # GB
-# malloc raises these as large blocks are freed, and then keeps what was freed: the peak of a
-# process would hang on its history. Fixed, every block above goes back to the system at once.
+# malloc raises these thresholds when large blocks are freed, and then keeps freed memory: the
+# measured peak would depend on the process's history. With fixed thresholds, every larger block is
+# returned to the system immediately.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 
 
 class MeasurementError(RuntimeError):
-    """A step failed, and not for want of memory."""
+    """A step failed for a reason other than lack of memory."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # All are checked before the first is measured.
+    # All requests are checked before the first is measured.
     requests = {
         (way, frames): request(args, way, frames)
         for frames in args.frames
@@ -79,13 +81,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="T,T,...",
         help="frames of a clip (default: 80,160,240,480,960,1920)",
     )
-    parser.add_argument("--plain", action="store_true", help="measure the plain way too")
+    parser.add_argument("--plain", action="store_true", help="also measure the plain way")
     parser.add_argument(
         "--fit-from",
         type=int,
         default=240,
         metavar="T",
-        help="shortest clip in the fit: below, the scratch of one chunk dominates (default: 240)",
+        help="shortest clip in the fit; below it the scratch memory of one chunk dominates "
+        "(default: 240)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("memory"), help="folder to write to (default: memory)"
@@ -105,18 +108,23 @@ def _lengths(text: str) -> list[int]:
     except ValueError:
         lengths = []
     if not lengths or lengths[0] < 2:
-        raise argparse.ArgumentTypeError(f"expected numbers of at least 2, as 240,480, got {text}")
+        raise argparse.ArgumentTypeError(
+            f"expected numbers of at least 2, such as 240,480, got {text}"
+        )
     return lengths
 
 
 def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
-    """What `training.studies.memory_step` reads; ConfigError where the recipe does not allow it."""
+    """The input of `training.studies.memory_step`; ConfigError if the recipe does not allow it."""
     from training.recipe.load import ConfigError, load_config, loss_terms
 
     overrides = [*args.overrides, f"data.num_frames={frames}"]
     cfg = load_config(args.recipe, overrides)
     if cfg.data.clips == "tuples":
-        raise ConfigError("data.clips: tuples are of single frames, there is no length to measure")
+        raise ConfigError(
+            "data.clips: got tuples, which are single frames without a length to measure; choose "
+            "a recipe that trains on clips"
+        )
     if way == "plain":
         overrides += ["train.chunk_frames=0", "train.checkpointing=false"]
         overrides += [
@@ -129,7 +137,7 @@ def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
 
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
-    """One step in a process of its own; {"frames", "error"} where memory does not suffice."""
+    """Measure one step in a new process; {"frames", "error"} if memory does not suffice."""
     done = subprocess.run(
         [sys.executable, "-m", "training.studies.memory_step"],
         input=json.dumps(asked),
@@ -148,7 +156,7 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Everything measured, and what follows from it."""
+    """All measurements, the fits, and the longest clips that they predict."""
     from training.recipe.load import load_config
 
     cfg = load_config(args.recipe, args.overrides)
@@ -158,7 +166,7 @@ def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, A
     }
     ours, plain = fits["recipe"], fits.get("plain")
     model = next((run["model"] for run in runs if "model" in run), 0)
-    rises = ours is not None and ours["b"] > 0  # very small steps drown in noise
+    rises = ours is not None and ours["b"] > 0  # noise can hide very small steps
     longest = {}
     if rises:
         longest = {str(card): int((card * 1e9 - model - ours["a"]) // ours["b"]) for card in CARDS}
@@ -188,7 +196,7 @@ def describe(run: dict[str, Any]) -> str:
 def conclusion(result: dict[str, Any]) -> str:
     measured = [run for run in result["runs"] if "peak" in run]
     if not measured:
-        return "nothing could be measured: memory did not suffice for any length"
+        return "nothing could be measured: memory did not suffice for any length; try shorter clips"
     one = measured[0]
     where = f"{one['device']}, {one['precision']}, torch {one['torch']}"
     on_cpu = one["device"] == "cpu"
@@ -207,7 +215,11 @@ def conclusion(result: dict[str, Any]) -> str:
         lines.append(f"plain / recipe, by b: {result['slope_ratio']:.1f}")
     if result["longest"]:
         longest = ", ".join(f"{card} GB: {t}" for card, t in result["longest"].items())
-        note = "this CPU's figures; a GPU's differ" if on_cpu else "without CUDA's own and gaps"
+        note = (
+            "from this CPU's figures; a GPU's differ"
+            if on_cpu
+            else "without CUDA's context and fragmentation"
+        )
         lines.append(f"longest T by the fit ({note}): {longest}")
     return "\n".join(lines)
 

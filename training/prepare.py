@@ -1,6 +1,6 @@
 """Check a folder of videos once and write its index: python -m training.prepare FOLDER.
 
-With --transcode OUT: copy the videos into files that decode fast, and write the index of OUT.
+With --transcode OUT it copies the videos into files that decode fast and writes the index of OUT.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ _SHOWN = 10
 _FEW = 3
 _UNUSED = "the video is left out"
 _FAR = (
-    "reading begins far ahead of a frame; `python -m training.prepare {} --transcode OUT` makes "
-    "copies that are quick"
+    "decoding starts long before the requested frame; `python -m training.prepare {} --transcode "
+    "OUT` makes copies that decode fast"
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 with at least one good video, 1 without, 2 for wrong usage or labels, 130
-    after Ctrl-C."""
+    """Exit status: 0 if at least one video can be read, 1 if none can, 2 for wrong usage or labels,
+    130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m training.prepare",
-        description="Checks every video of a folder, reads the labels and writes "
-        "FOLDER/fastseq_index.json. Videos that cannot be read are listed and left out.",
+        description="Check every video of a folder, read the labels and write "
+        "FOLDER/fastseq_index.json, the index that all other commands read. Videos that cannot be "
+        "read are listed and left out.",
+        epilog="Example: python -m training.prepare my_videos. Exit status: 0 done; 1 no video can "
+        "be used; 2 wrong request or labels; 130 interrupted.",
     )
     parser.add_argument("folder", type=Path, help="folder with videos, searched to any depth")
     parser.add_argument(
@@ -47,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="extend",
         default=[],
         metavar="PATTERN",
-        help="files to take whatever their ending if they hold a video, such as '*.dat' (after "
-        "FOLDER; may be repeated). Without it, files whose ending says nothing are looked at, and "
-        "those that are texts, sounds, pictures, archives by their ending are ignored",
+        help="also use files that match this pattern, such as '*.dat', if they hold a video (after "
+        "FOLDER; may be repeated). Without it, files with an unknown extension are opened to see "
+        "whether they hold a video; files whose extension means text, sound, picture or archive "
+        "are ignored",
     )
     parser.add_argument(
         "--verify", action="store_true", help="decode every frame: finds all damage, takes longer"
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="give a file up after this long (default: 60), with --transcode after this long "
+        help="give up on a file after this time (default: 60); with --transcode, after this time "
         "without a new frame",
     )
     copies = parser.add_argument_group("copies that decode fast")
@@ -68,12 +72,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         metavar="OUT",
         help="copy the videos and labels to this folder, in a form that decodes fast, and write "
-        "its index instead; goes on where it was interrupted",
+        "the index of the copies instead; the same command continues after an interruption",
     )
-    copies.add_argument("--short-side", type=int, metavar="PIXELS", help="default: 256")
-    copies.add_argument("--keyframe-every", type=int, metavar="FRAMES", help="default: 16")
     copies.add_argument(
-        "--crf", type=int, help="quality, 0 to 51, smaller is better and larger (default: 20)"
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="shorter side of the copies (default: 256)",
+    )
+    copies.add_argument(
+        "--keyframe-every",
+        type=int,
+        metavar="FRAMES",
+        help="distance between key frames (default: 16)",
+    )
+    copies.add_argument(
+        "--crf",
+        type=int,
+        help="x264's quality from 0 to 51: a smaller number means better quality and larger files "
+        "(default: 20)",
     )
     args = parser.parse_args(arguments)
     chosen = {name: getattr(args, name) for name in ("short_side", "keyframe_every", "crf")}
@@ -87,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.time_limit > 0:
         parser.error(f"--time-limit must be positive, got {args.time_limit:g}")
 
-    again = "finished copies stay, the same command goes on"
+    again = "finished copies are kept; the same command continues"
     done = again if args.transcode is not None else "nothing was written"
     return run_command(
         lambda: _run(args, chosen), needs="preparing", interrupted=f"interrupted; {done}"
@@ -129,15 +146,13 @@ def _run(args: argparse.Namespace, chosen: dict[str, int]) -> int:
         print(line)
     print(f"written: {index.folder / INDEX_NAME}")
     if sequences and index.videos:
-        print('how to make videos of numbered pictures: training/data/README.md, "Pictures"')
+        print('how to make videos from numbered pictures: training/data/README.md, "Pictures"')
     if not index.videos:
         if sequences:
             print(how_to_make_videos(args.folder.resolve(), sequences))
         bad = index.bad or (report.bad if report else [])
-        none = (
-            "none has the ending of a video file's name or holds a video, or all are broken links"
-        )
-        damaged = "all are damaged"
+        none = "no file has the extension of a video or holds one, or all are broken links"
+        damaged = "all videos are damaged"
         if any(entry["reason"].startswith("interlaced") for entry in bad):
             damaged += " or interlaced"
         why = damaged if bad else none
@@ -147,7 +162,7 @@ def _run(args: argparse.Namespace, chosen: dict[str, int]) -> int:
 
 
 def passed_over(found: Found, sequences: Sequence[Pictures]) -> list[str]:
-    """Lines about the files of a folder that are not taken for videos."""
+    """Lines about the files of a folder that are not used as videos."""
     lines = []
     groups = defaultdict(list)
     for name, what in found.ignored.items():
@@ -158,7 +173,7 @@ def passed_over(found: Found, sequences: Sequence[Pictures]) -> list[str]:
             for what, names in sorted(groups.items(), key=lambda item: -len(item[1]))
         ]
         lines.append(f"ignored: {', '.join(counted)}")
-        lines.append("  one that is a video all the same: --include PATTERN")
+        lines.append("  to use one of these as a video: --include PATTERN")
     if sequences:
         lines.append(named(sequences))
     lines += [f"--include {one}: no file of this name" for one in found.unmatched]
@@ -167,16 +182,16 @@ def passed_over(found: Found, sequences: Sequence[Pictures]) -> list[str]:
 
 
 def how_to_make_videos(folder: Path, sequences: Sequence[Pictures]) -> str:
-    """What to do with a folder that stores its videos as pictures."""
+    """Instructions for a folder that stores its videos as pictures."""
     return (
-        "Make videos of the numbered pictures first: save this as make_videos.py, set fps, run "
+        "Make videos from the numbered pictures first: save this as make_videos.py, set fps, run "
         f"`python make_videos.py` and then `python -m training.prepare` on the new folder\n\n"
         f"{program(folder, sequences)}"
     )
 
 
 def transcoded(report: Report) -> str:
-    """What was copied and what was not, in a few lines."""
+    """A summary of what was copied and what was not, in a few lines."""
     speed = f", {report.frames / report.seconds:.0f} frames/s" if report.frames else ""
     lines = [f"copied: {len(report.written)} videos, {report.frames} frames{speed}"]
     if report.kept:
@@ -186,12 +201,12 @@ def transcoded(report: Report) -> str:
     unused = [(_UNUSED, name) for name in report.unused_labels]
     lines += _grouped(f"labels not copied: {len(unused)} videos", unused)
     strays = [("no video of this name was copied", name) for name in report.strays]
-    lines += _grouped(f"in the output folder all the same: {len(strays)} videos", strays)
+    lines += _grouped(f"other videos in the output folder: {len(strays)}", strays)
     return "\n".join(lines)
 
 
 def summary(index: Index) -> str:
-    """What an index holds, in a few lines."""
+    """A summary of an index, in a few lines."""
     videos = index.videos
     frames = sum(video.frames for video in videos)
     hours = sum(video.frames / video.fps for video in videos if video.fps) / 3600
@@ -207,15 +222,15 @@ def summary(index: Index) -> str:
     lengths = sorted(video.frames for video in videos)
     if lengths:
         middle = lengths[len(lengths) // 2]
-        lines.append(f"  frames a video: {lengths[0]} to {lengths[-1]}, median {middle}")
+        lines.append(f"  frames per video: {lengths[0]} to {lengths[-1]}, median {middle}")
     notes = [(video.note, video.id) for video in videos if video.note]
-    lines += _grouped(f"used as far as they go: {len(notes)} damaged videos", notes)
-    cut = [("beyond the damage they count for nothing", name) for name in index.changed_labels]
-    lines += _grouped(f"labels cut to the frames there are: {len(cut)} damaged videos", cut)
+    lines += _grouped(f"used in part: {len(notes)} damaged videos", notes)
+    cut = [("labels beyond the damage are ignored", name) for name in index.changed_labels]
+    lines += _grouped(f"labels cut to the readable frames: {len(cut)} damaged videos", cut)
     far = [(_FAR.format(index.folder), video.id) for video in videos if not video.random_access]
     lines += _grouped(f"slow to read: {len(far)} videos", far)
     remarks = [(remark, video.id) for video in videos for remark in video.remarks]
-    lines += _grouped(f"to be known: {len({name for _, name in remarks})} videos", remarks)
+    lines += _grouped(f"remarks: {len({name for _, name in remarks})} videos", remarks)
     bad = [(entry["reason"], entry["path"]) for entry in index.bad]
     lines += _grouped(f"left out: {len(bad)} files", bad)
     unused = [(_UNUSED, name) for name in index.unused_labels]
@@ -224,7 +239,7 @@ def summary(index: Index) -> str:
 
 
 def _partly_used(videos: Sequence[VideoRecord]) -> str:
-    """How many videos have a trim, a crop, a sync in their labels."""
+    """How many videos have a trim, a crop or a sync in their labels."""
     groups = {video.sync[0] for video in videos if video.sync}
     synchronised = sum(video.sync is not None for video in videos)
     counts = {
@@ -254,5 +269,5 @@ def _grouped(title: str, items: list[tuple[str, str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no UTF-8
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     sys.exit(main())

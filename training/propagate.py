@@ -1,10 +1,10 @@
 """Carry events marked in a few clips over to the others: `python -m training.propagate FOLDER`.
 
-1. See the frames of a first clip, with their numbers: FOLDER --sheet-only CLIP.
-2. Write its boundaries in FOLDER/labels.json and run `python -m training.prepare FOLDER`.
-3. Carry them over: FOLDER --from CLIP. Each clip of the action without phases is aligned with the
-   marked ones by DTW, on the features of a pre-trained backbone less each video's mean, or on the
-   embeddings of a run. With several marked clips the median of their proposals is taken.
+1. Look at the numbered frames of a first clip: FOLDER --sheet-only CLIP.
+2. Write its boundaries into FOLDER/labels.json and run `python -m training.prepare FOLDER`.
+3. Carry them over: FOLDER --from CLIP. DTW aligns each unlabelled clip of the action with the
+   marked ones. It compares the features of a pre-trained backbone minus each video's mean, or the
+   embeddings of a run. With several marked clips, the median of their proposals is used.
 4. Look at the sheet, correct FOLDER/labels.propagated.json, and copy it to FOLDER/labels.json.
 """
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from training.evaluation.sheets import Row
 
 RECIPE = "recipes/carl_small.yaml"
-POOL = "model.pool=mean"  # better to align by than the recipe's grid
-MOST_FRAMES = 120  # of a clip, that --sheet-only shows unless --every is given
+POOL = "model.pool=mean"  # aligns better than the recipe's grid
+MOST_FRAMES = 120  # per clip that --sheet-only shows without --every
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help=f"replace values of {RECIPE}, whose backbone is taken, with {POOL}",
+        help=f"values that replace those of {RECIPE}, whose backbone is used with {POOL}",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -55,17 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         dest="sources",
         action="append",
         metavar="CLIP",
-        help="a clip whose events are marked, its name in FOLDER or its path; may be repeated",
+        help="a clip whose events are marked: its name in FOLDER, or its path (may be repeated)",
     )
     what.add_argument(
         "--sheet-only", metavar="CLIP", help="show the frames of one clip with their numbers"
     )
-    parser.add_argument("--run", type=Path, help="run directory, whose trained network is taken")
+    parser.add_argument("--run", type=Path, help="run directory whose trained network is used")
     parser.add_argument(
-        "--action", help="the action of clips that labels.json gives none, if it knows several"
+        "--action",
+        help="action of the clips that have none in labels.json, if it contains several actions",
     )
     parser.add_argument(
-        "--open", action="store_true", help="clips may begin and end at different moments"
+        "--open",
+        action="store_true",
+        help="clips may begin and end at different moments of the action",
     )
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="labels file (default: FOLDER/labels.json)"
@@ -74,14 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, help="labels file to write (default: FOLDER/labels.propagated.json)"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace --out, unless it is labels.json"
+        "--overwrite", action="store_true", help="replace --out; labels.json is never replaced"
     )
     parser.add_argument(
         "--sheet",
         type=Path,
         default=Path("sheet.png"),
         metavar="FILE",
-        help="PNG to check by (default: %(default)s); several pages become sheet_1.png, ...",
+        help="PNG with the carried events, to check them (default: %(default)s); several pages "
+        "become sheet_1.png, ...",
     )
     parser.add_argument(
         "--every", type=int, metavar="N", help="with --sheet-only: show every Nth frame"
@@ -92,7 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.every is not None and (args.every < 1 or args.sources):
         parser.error(f"--every must be at least 1 and goes with --sheet-only, got {args.every}")
     if args.run is not None and args.overrides:
-        parser.error(f"{args.overrides[0]}: the network of --run is taken as it is")
+        parser.error(
+            f"{args.overrides[0]}: recipe values do not apply to the network of --run; leave them "
+            "out"
+        )
     return run_command(lambda: _show(args) if args.sheet_only else _carry(args))
 
 
@@ -117,7 +124,8 @@ def _how_to_mark(index: Index, name: str) -> str:
     example = {name: {"action": action, "boundaries": boundaries}}
     folder = shlex.quote(str(index.folder))
     return (
-        f"write the first frame of each phase but the first into {index.folder / 'labels.json'}:\n"
+        "write the first frame of every phase, except the first phase, into "
+        f"{index.folder / 'labels.json'}:\n"
         f'  {{"classes": {json.dumps(classes)},\n'
         f'   "videos": {json.dumps(example)}}}\n'
         f"then `python -m training.prepare {folder}` and "
@@ -169,7 +177,8 @@ def _carry(args: argparse.Namespace) -> LeftOut:
     labelled = [record for record in others if record.phases is not None]
     in_order = [record for record in labelled if not steps_back(record)]
     if len(in_order) < len(labelled):
-        print(f"not compared, as their phases step back: {len(labelled) - len(in_order)} clips")
+        count = len(labelled) - len(in_order)
+        print(f"not compared, because their phases go backwards: {count} clips")
     _print_errors(in_order, carried, marked)
     if not new:
         print("every other clip that can be read has labels: nothing was written")
@@ -181,7 +190,7 @@ def _carry(args: argparse.Namespace) -> LeftOut:
     shown = [video.record for video in sources]
     for file in _write_sheet(args.sheet, shown, new, carried, marked):
         print(f"written: {file}")
-    print(f"written: {out}: look at the sheet, correct it there, and put it in the place of")
+    print(f"written: {out}: look at the sheet, correct this file, and copy it to")
     print(f"{labels_path}; then `python -m training.prepare {index.folder}`")
     return left_out
 
@@ -191,12 +200,12 @@ def _check_out(out: Path, labels: Path, overwrite: bool) -> None:
         return
     if out.name == "labels.json" or out.resolve() == labels.resolve():
         raise UserError(
-            f"{out} holds labels, which are never replaced: write to another --out, check that, "
-            "and copy it yourself"
+            f"{out} holds labels, which are never replaced: write to another --out, check that "
+            "file, and copy it yourself"
         )
     if not overwrite:
         raise UserError(
-            f"{out} exists, and may have been corrected by hand: give another --out, or "
+            f"{out} exists and may contain corrections by hand: choose another --out, or "
             "--overwrite to replace it"
         )
 
@@ -223,9 +232,11 @@ def _marked(index: Index, wanted: Sequence[str], action: str | None) -> Marked:
             )
     actions = sorted({record.action for record in records})
     if len(actions) > 1:
-        raise UserError(f"the clips of --from show {', '.join(actions)}; give those of one action")
+        raise UserError(f"the clips of --from show {', '.join(actions)}; name clips of one action")
     if action not in (None, actions[0]):
-        raise UserError(f"--action is {action}, but {records[0].id} shows {actions[0]}")
+        raise UserError(
+            f"--action is {action}, but {records[0].id} shows {actions[0]}; use the same action"
+        )
     names = index.classes[actions[0]][1:]
     events = {record.id: events_of(record, len(names)) for record in records}
     for name, frames in events.items():
@@ -240,7 +251,7 @@ def _marked(index: Index, wanted: Sequence[str], action: str | None) -> Marked:
 def _others(
     index: Index, labels: LabelsFile, marked: Marked, action: str | None
 ) -> list[VideoRecord]:
-    """The other clips of the action, and those without any if there is no doubt which is theirs."""
+    """The other clips of the action, and those without an action if it can only be this one."""
     known = {record.action for record in index.videos if labels.has_action(record)}
     others, unknown = [], 0
     for record in index.videos:
@@ -255,11 +266,13 @@ def _others(
                 unknown += 1
     if unknown:
         print(
-            f"{unknown} clips without an action in {labels.path} are left alone; with --action "
-            f"{marked.action} they are taken"
+            f"{unknown} clips without an action in {labels.path} are skipped; --action "
+            f"{marked.action} includes them"
         )
     if not others:
-        raise UserError(f"{index.folder} has no other clip of the action {marked.action!r}")
+        raise UserError(
+            f"{index.folder} has no other clip of the action {marked.action!r} to carry events to"
+        )
     return others
 
 
@@ -281,7 +294,7 @@ def _embed(
 
 
 def _backbone(index: Index, overrides: Sequence[str]) -> tuple[Encoder, Any]:
-    """The pre-trained backbone of RECIPE, less each video's mean."""
+    """The pre-trained backbone of RECIPE, minus each video's mean."""
     import torch
 
     from training.evaluation.encoders import BACKBONE_CENTRED, backbone_encoders
@@ -301,7 +314,7 @@ def _backbone(index: Index, overrides: Sequence[str]) -> tuple[Encoder, Any]:
 def _print_errors(
     records: Sequence[VideoRecord], carried: Mapping[str, Carried], marked: Marked
 ) -> None:
-    """How far off the events are in clips that have labels."""
+    """Print the errors of the carried events in clips that have labels."""
     from training.evaluation.propagation import errors_of
     from training.evaluation.tables import format_cells
 
@@ -317,14 +330,14 @@ def _print_errors(
             (mean, mean_s), (median, median_s) = values.mean(axis=1), np.median(values, axis=1)
             cells = [f"{mean:.1f}", f"{median:.4g}", f"{mean_s:.2f}", f"{median_s:.2f}"]
         lines.append([name, str(values.shape[1]), *cells])
-    print(f"off from the labels of {len(records)} other clips, which stay as they are:")
+    print(f"error against the labels of {len(records)} other clips, which are not changed:")
     print(format_cells(lines))
 
 
 def _print_carried(
     records: Sequence[VideoRecord], carried: Mapping[str, Carried], marked: Marked
 ) -> None:
-    """A line for each clip, those to look at first above."""
+    """Print a line for each clip, the most doubtful first."""
     from training.evaluation.tables import format_cells
 
     lines = [["", *marked.names, "similarity"]]
@@ -333,7 +346,7 @@ def _print_carried(
         events = zip(found.boundaries, found.spread, strict=True)
         cells = [f"{place} ({'-' if spread is None else spread})" for place, spread in events]
         lines.append([record.id, *cells, f"{found.similarity:.2f}"])
-    print("first frames, and in brackets how far the proposals lie apart; check upper lines first:")
+    print("first frames, in brackets the spread of the proposals; check the upper lines first:")
     print(format_cells(lines))
     for record in records:
         for doubt in carried[record.id].doubts:

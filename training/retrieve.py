@@ -1,8 +1,9 @@
 """Frames that the network finds alike: `python -m training.retrieve --run RUN`.
 
-Writes a contact sheet: query frames at the left, and beside each the most similar frame of the five
-closest other test videos of the same action. Green borders and a tick: same phase as the query;
-red borders and a cross: another phase; grey: no labels.
+Writes a contact sheet: query frames at the left, and beside each query the most similar frame of
+the five closest other test videos of the same action. A green border and a tick mean the same phase
+as the query, a red border and a cross another phase, a grey border no labels. Example: python -m
+training.retrieve --run runs/mine
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
     )
     parser.add_argument("--out", type=Path, help="PNG to write (default: RUN/retrieval.png)")
-    parser.add_argument("--queries", type=int, default=6, help="rows (default %(default)s)")
+    parser.add_argument(
+        "--queries", type=int, default=6, help="number of query frames (default %(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.queries < 1:
         parser.error(f"--queries must be at least 1, got {args.queries}")
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not retrieval_sheet(videos, index.classes, out, queries=args.queries):
             raise UserError(
                 f"no action has two readable videos in the split {cfg.data.test_split!r} of "
-                f"{index.folder}; retrieval looks for a frame in the other videos of its action"
+                f"{index.folder}; retrieval searches the other videos of the query's action"
             )
         print(f"written: {out}")
         return left_out

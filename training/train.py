@@ -26,11 +26,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Train an encoder on videos prepared with python -m training.prepare.",
         epilog="Example: python -m training.train recipes/carl_demo.yaml data.folder=videos "
         "train.run_dir=runs/first. "
-        f"There are, in training/: {', '.join(f'recipes/{p.name}' for p in sorted(recipes))}. "
-        "Every key with its meaning and default: training/recipe/schema.py. "
-        "Exit status: 0 done; 3 done, but videos had to be left out, which are named as they are "
-        "met and in the last lines (under torchrun, for which that is a crash, 0 instead); 1 "
-        "training failed; 2 wrong request; 130 or 143 stopped by a signal, with a checkpoint.",
+        f"Recipes in training/: {', '.join(f'recipes/{p.name}' for p in sorted(recipes))}. "
+        "training/recipe/schema.py lists every key with its meaning and default. "
+        "Writes checkpoints, the log and the configuration to train.run_dir. "
+        "Exit status: 0 done; 3 done without the videos that could not be read, which are named "
+        "when met and at the end (0 under torchrun, which would treat 3 as a crash); 1 training "
+        "failed; 2 wrong request; 130 or 143 stopped by a signal, with a checkpoint.",
     )
     parser.add_argument("recipe", help="YAML file, relative to here or to training/")
     parser.add_argument(
@@ -38,22 +39,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue the run in train.run_dir")
-    existing.add_argument("--overwrite", action="store_true", help="replace the run there")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    existing.add_argument("--overwrite", action="store_true", help="replace that run")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 training failed, 2 wrong request, 130 or 143 after a signal.
 
-    3: done, but videos had to be left out. Of several ranks 0 instead: torchrun would take 3 for a
-    crash and, told so, start the run again.
+    3: done without the videos that could not be read. With several ranks 0 instead: torchrun would
+    treat 3 as a crash and could restart the run.
     """
     args = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return _run(args)
-    except KeyboardInterrupt:  # before the first step, or for the second time
+    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)
         return 130
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:  # only now, so that --help need not wait for torch
-        import av  # noqa: F401  missing, it would show only when there is a run directory already
+        import av  # noqa: F401  without this line, its absence shows after the run directory exists
         import tensorboard  # noqa: F401
 
         from fastseq.video import TooManyBadVideos
@@ -92,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
         def assemble() -> Trainer:
             model = initial_model(cfg)
             check_frozen(cfg, model)
-            # Last: it may decode everything.
+            # Last, because it may decode every video.
             loader = training_loader(
                 cfg, device, model=model, dry_run=args.dry_run, left_out=left_out
             )
@@ -103,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
             share_left_out(trainer.loader)
         if not args.dry_run:
             open_run(trainer, resume=args.resume)
-    except (ValueError, OSError, TooManyBadVideos) as error:  # ValueError: UserError, and models'
+    except (ValueError, OSError, TooManyBadVideos) as error:  # ValueError: UserError, models
         if getattr(error, "speaks", distributed.is_main()):
             _complain(error)
         return 2
@@ -127,18 +128,18 @@ def _run(args: argparse.Namespace) -> int:
         _complain(error)
         if isinstance(error, TooManyBadVideos):
             again = "once they can be read again, --resume continues the run"
-            print(f"{again}; without them a new one is needed", file=sys.stderr)
+            print(f"{again}; without them, start a new run", file=sys.stderr)
         return 1
     for line in left_out.lines():
         logging.warning("%s", line)
     if received:
         if distributed.is_main():
             print(f"stopped; continue with --resume: {run_dir}", file=sys.stderr)
-            if distributed.world_size() == 1:  # else under a launcher with options of its own
+            if distributed.world_size() == 1:  # else a launcher with its options
                 words = shlex.join([args.recipe, *args.overrides, "--resume"])
                 print(f"  python -m training.train {words}", file=sys.stderr)
         return 128 + received
-    logging.info("done: python -m training.evaluate, extract, align and export take %s", run_dir)
+    logging.info("done: next, python -m training.evaluate or training.report with %s", run_dir)
     return INCOMPLETE if left_out.videos and distributed.world_size() == 1 else 0
 
 
@@ -161,14 +162,14 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
     if cfg.data.batch_size % world_size():
         raise ConfigError(
             f"data.batch_size: {cfg.data.batch_size} items cannot be shared by {world_size()} "
-            "ranks; give a multiple"
+            "ranks; choose a multiple of the number of ranks"
         )
     set_deterministic(cfg)
     return cfg, choose_device(cfg)
 
 
 def compose(args: argparse.Namespace) -> "DictConfig":
-    """The configuration, with the run directory filled in and paths that hold from anywhere."""
+    """The configuration, with the run directory filled in and absolute paths."""
     from training.recipe.load import ConfigError, load_config
 
     cfg = load_config(args.recipe, args.overrides)
@@ -189,9 +190,9 @@ def training_loader(
     dry_run: bool = False,
     left_out: LeftOut | None = None,
 ) -> "ClipLoader":
-    """The loader of a run; ``left_out`` gets the number of files that `prepare` had left out.
+    """The loader of a run; sets ``left_out.in_index`` to the files that `prepare` left out.
 
-    ``model``: for data.cache=features, whose features these are.
+    ``model``: with data.cache=features, the model whose features are cached.
     """
     from omegaconf import OmegaConf
 
@@ -232,7 +233,7 @@ def training_loader(
             rank=rank(),
             world_size=world_size(),
             store=store,
-            fill_cache=not dry_run,  # it decodes everything
+            fill_cache=not dry_run,  # decodes every video
             progress=is_main(),
         )
     except (ImportError, RuntimeError) as error:
@@ -249,7 +250,7 @@ def check_features(cfg: "DictConfig", model: "VideoEncoder | VCLRModel") -> None
     """ConfigError unless the backbone's features stay the same throughout a run."""
     from training.recipe.load import ConfigError
 
-    needs = "data.cache=features keeps what a backbone that is not trained makes of each frame: it "
+    needs = "data.cache=features keeps the features of a frozen backbone for each frame: it "
     if cfg.data.clips == "tuples":
         raise ConfigError(f"{needs}needs data.clips other than tuples; or set data.cache=none")
     if cfg.model.encoder != "fve":
@@ -259,12 +260,12 @@ def check_features(cfg: "DictConfig", model: "VideoEncoder | VCLRModel") -> None
     if not model.backbone.all_frozen:
         raise ConfigError(
             f"{needs}needs model.train_from=none, got {cfg.model.train_from}; or set "
-            "data.cache=none, or ram to keep decoded frames"
+            "data.cache=none, or data.cache=ram to keep decoded frames"
         )
 
 
 def share_left_out(loader: "ClipLoader") -> None:
-    """Every rank leaves out the videos that one of them could not read; each had its share."""
+    """Leave out, on every rank, the videos that any rank could not read: each read only a share."""
     from fastseq.video import VideoError
     from training.support.distributed import gather_objects
 

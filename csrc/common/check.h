@@ -5,10 +5,11 @@
 
 namespace fastseq {
 
-// Throws std::runtime_error "<what>: <name>: <description>; <what to do>" unless code is cudaSuccess.
+// Throws std::runtime_error "<what>: <name>: <description>; <what to do>" unless code is
+// cudaSuccess.
 void check(cudaError_t code, const char* what);
 
-// Makes a device current and restores the caller's on the way out.
+// Makes a device current, and the caller's device again when the scope ends.
 class DeviceGuard {
    public:
     explicit DeviceGuard(int device) {

@@ -1,4 +1,4 @@
-// The backward kernel. README.md says why it is right.
+// The backward kernel. README.md explains why it is right.
 #pragma once
 
 #include "gradients.cuh"
@@ -7,11 +7,11 @@
 namespace fastseq {
 namespace soft_dtw {
 
-// The weights of a phase take longer than its E: two warps take turns at them, as far as shared
-// memory goes, which double needs twice.
+// The weights of a phase take longer than its E: two warps alternate if shared memory has room.
+// With double, which needs twice as much, it has not.
 template <class Kind>
 constexpr int kWeighers = sizeof(typename Kind::Number) == 4 ? 2 : 1;
-// Warps: E, the weights, one that hands dy on, costs, gradients.
+// Warps: E, the weights, one that passes dy on, costs, gradients.
 template <class Kind>
 constexpr int kFirstCost = (2 + kWeighers<Kind>)*kLanes;
 template <class Kind>
@@ -27,10 +27,10 @@ struct Backward {
 
     Problem<Kind> p;
     const T* grad;       // [batch]
-    T *dx, *dy, *dcost;  // as x, y, cost; null: not asked for
-    T* flux;             // [batch, strips, width]: what each strip hands up; all bits set before
-    int* done;           // [batch, strips]: blocks of dy, counted from the right; below 0 before
-    int* tickets;        // -1 before
+    T *dx, *dy, *dcost;  // as x, y, cost; null: not needed
+    T* flux;             // [batch, strips, width]: flux passed up by each strip; all bits set first
+    int* done;           // [batch, strips]: blocks of dy, counted from the right; below 0 first
+    int* tickets;        // -1 first
     int only_strip;
 };
 
@@ -52,7 +52,7 @@ FASTSEQ_FN void fill_zero(T* begin, long long count) {
     for (long long at = threadIdx.x; at < count; at += blockDim.x) begin[at] = T(0);
 }
 
-// What no block of the strip's cells writes: padding, and costs outside the band.
+// Gradients outside all blocks of the strip's cells: padding, and costs outside the band.
 template <class Kind>
 FASTSEQ_FN void fill_rest(const Backward<Kind>& a, const Strip& strip, int b) {
     using T = typename Kind::Number;
@@ -90,7 +90,7 @@ FASTSEQ_FN bool begins_dy(const Strip& strip, int block) {
     return strip.is_last() || block < strip.neighbour(1).first_block();
 }
 
-// The same of embeddings. Each warp takes 32 channels of dx or of dy at a time.
+// The same for embeddings. Each warp processes 32 channels of dx or of dy at a time.
 template <class T>
 FASTSEQ_FN void gradient_block(const Backward<Embeddings<T>>& a, const Strip& strip, int b,
                                int block, const T* es, const T* centre, int thread) {
@@ -126,8 +126,8 @@ FASTSEQ_FN void gradient_block(const Backward<Embeddings<T>>& a, const Strip& st
     }
 }
 
-// The tasks of the backward. All go through the same ticks t from right to left and meet after each;
-// at t they work on different tiles.
+// The tasks of the backward. All go through the same ticks t from right to left and meet after
+// each; at tick t they work on different tiles.
 template <class Kind>
 struct BackwardTasks {
     using T = typename Kind::Number;
@@ -136,7 +136,7 @@ struct BackwardTasks {
 
     const Backward<Kind>& a;
     const Problem<Kind>& p;
-    const Strip& strip;  // in shared memory: registers are short
+    const Strip& strip;  // in shared memory, to save registers
     BackwardShared<Kind>& mem;
     int b, lane;
 
@@ -180,9 +180,9 @@ struct BackwardTasks {
         });
     }
 
-    // The weights of the phases whose number leaves `turn` when divided by the number of weighers:
-    // in parts, a tick each, from as many ticks before their E on as there are weighers. What a phase
-    // starts from is read one phase ahead.
+    // The weights of the phases whose number modulo the number of weighers is `turn`. They are
+    // computed in parts, one per tick, starting as many ticks before their E as there are weighers.
+    // The state at the start of a phase is read one phase ahead.
     FASTSEQ_FN void weigh(int turn) const {
         const Strip here = strip;
         const State penalty = p.scaled_penalty(b);
@@ -215,8 +215,8 @@ struct BackwardTasks {
         });
     }
 
-    // Says that dy of block t + 2 is done, one barrier after the warps that wrote it; they did not
-    // wait for the strip below where they had nothing to add.
+    // Marks dy of block t + 2 as done, one barrier after the warps that wrote it. These did not
+    // wait for the strip below if they had nothing to add.
     FASTSEQ_FN void hand_on() const {
         int* done = a.done + p.strip_at(b, strip.index);
         walk([&](int t) {
@@ -243,7 +243,7 @@ struct BackwardTasks {
         walk([&](int t) {
             if (!strip.has_block(t + 1)) return;
             int entry = b;
-            forget(entry);  // addresses are not worth registers from tick to tick
+            forget(entry);  // addresses should not occupy registers between ticks
             gradient_block(a, strip, entry, t + 1, ring_block<3, kEBlock>(mem.es, t + 1),
                            centre_of<Kind>(mem), thread);
         });

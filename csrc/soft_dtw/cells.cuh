@@ -1,7 +1,7 @@
-// One cell of the recursion, for the two kinds of call: costs from embeddings, and costs that are
-// given. A kind says which numbers pass from cell to cell, and how the value comes of them: h goes to
-// the cell below, v to the cell on the right; p_diag and p_up are weights of two predecessors, of
-// which the third has the rest.
+// One cell of the recursion, for the two kinds of call: costs from embeddings, and given costs. A
+// kind defines which numbers pass from cell to cell, and how the value follows from them: h goes to
+// the cell below, v to the cell on the right; p_diag and p_up are weights of two predecessors, and
+// the third has the rest.
 #pragma once
 
 #include "warp.cuh"
@@ -9,19 +9,19 @@
 namespace fastseq {
 namespace soft_dtw {
 
-// What one lane needs to know of its row. Cells first <= j <= last exist.
+// What one lane needs to know about its row. Cells first <= j <= last exist.
 struct Row {
     int i, first, last;
     int up_end;   // cells left of it have a predecessor above
     bool opens;   // a path may begin in any of its cells: row 0 where the begin is free
-    bool closes;  // below the last frame of x: costs are 0 and paths run to the right to their end
+    bool closes;  // below the last frame of x: costs are 0 and paths run right to their end
 
-    // Whether there is a step from the cell at (i - 1, j - 1), or for the first cell of a path the
-    // step that begins it.
+    // Whether there is a step from the cell at (i - 1, j - 1); for a path's first cell, the step
+    // that begins it.
     FASTSEQ_FN bool has_diagonal(int j) const { return i == 0 ? j == 0 || opens : j > 0 && !closes; }
 };
 
-// A recursion over the differences of neighbours, as small as one cost whatever T:
+// A recursion over differences of neighbours, which are as small as one cost for any T:
 // h = R_ij - R_i,j-1, v = R_ij - R_i-1,j.
 template <class T>
 struct Embeddings {
@@ -35,10 +35,10 @@ struct Embeddings {
         T p_diag, p_up;
     };
 
-    // `above` is h of the cell above, `left` v of the cell to the left; both may be anything when
-    // that cell does not exist. `penalty` is added to steps that are not diagonal. On row 0 the v
-    // handed on is 0, in column 0 the h is, which makes h = v = u + penalty there; where the begin is
-    // free v is R itself on row 0. `inner`: all three neighbours exist.
+    // `above` is h of the cell above, `left` v of the cell to the left; both may be anything if
+    // that cell does not exist. `penalty` is added to steps that are not diagonal. The v passed on
+    // is 0 on row 0, the h in column 0, which makes h = v = u + penalty there; with a free begin v
+    // is R itself on row 0. `inner`: all three neighbours exist.
     template <bool inner>
     static FASTSEQ_FN Cell cell(const Row& row, int j, T u, T above, T, T left, T penalty) {
         const T absent = T(1e30);
@@ -64,8 +64,8 @@ struct Embeddings {
         if (j > row.i) return row.i == n - 1 ? cell.h : T(0);
         return j == m - 1 ? cell.v : T(0);
     }
-    // The same for a phase that meets neither the last row nor the last column, each lane at most
-    // one cell of the diagonal.
+    // The same for a phase that meets neither the last row nor the last column; each lane has at
+    // most one cell of the diagonal.
     static FASTSEQ_FN void inner_term(const Row& row, int j, const Cell& cell, T& term) {
         term = row.i == j ? cell.through : term;
     }
@@ -73,15 +73,15 @@ struct Embeddings {
     static FASTSEQ_FN T value(double total, T scale) { return static_cast<T>(total / scale); }
 };
 
-// A recursion over R itself, in double: where costs are +inf, differences of neighbours do not say
-// how two ways around them compare. h = R_ij, v = R_i-1,j. Weights come from differences of R and
-// stay T.
+// A recursion over R itself, in double: with costs of +inf, differences between neighbours cannot
+// compare two ways around them. h = R_ij, v = R_i-1,j. Weights come from differences of R and stay
+// in T.
 template <class T>
 struct Costs {
     using Number = T;
     using State = double;
     static constexpr bool given = true;
-    static constexpr double no_path = 1e300;  // R of a cell that no path leads to
+    static constexpr double no_path = 1e300;  // R of a cell that no path reaches
     static constexpr T gone = T(-1);          // p_diag of such a cell
 
     struct Cell {
@@ -108,7 +108,7 @@ struct Costs {
         if (u >= no_path || (least >= no_path && s == s)) return {no_path, above, gone, T(0)};
         const T r = reciprocal(s);
         const T p_diag = e_diag * r;
-        // What is left of 1 is exactly 0 when the left neighbour has no share, not a rounding error.
+        // The rest of 1 is exactly 0 if the left neighbour has no share, not a rounding error.
         const T p_up = e_left == T(0) ? T(1) - p_diag : e_up * r;
         return {u + (least - static_cast<double>(log2_of(s))), above, p_diag, p_up};
     }

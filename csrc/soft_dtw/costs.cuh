@@ -1,4 +1,4 @@
-// Costs of one block of 32 x 32 cells, as the work of four warps.
+// Costs of one block of 32 x 32 cells, computed by four warps.
 #pragma once
 
 #include "frames.cuh"
@@ -6,10 +6,10 @@
 namespace fastseq {
 namespace soft_dtw {
 
-// Four warps: two sides of 16 columns by two halves of the channels.
+// Four warps: two sides of 16 columns times two halves of the channels.
 constexpr int kCostThreads = 128;
 
-// What a warp has of squared distances |x|^2 + |y|^2 - 2 x y: all rows and the 16 columns of a side,
+// A warp's part of squared distances |x|^2 + |y|^2 - 2 x y: all rows and the 16 columns of a side,
 // over half of the channels.
 template <class W, class T>
 struct Distances {
@@ -17,7 +17,7 @@ struct Distances {
     typename W::template Reg<T> of_x[4], of_y[2];  // squared norms of rows g + 8 a, columns g + 8 b
 };
 
-// Channels come in groups of 16, every other one for each half.
+// Channels come in groups of 16; each half has every other group.
 template <class W, class T, bool quads>
 FASTSEQ_FN void distances(const Frames<T, quads>& x, const Frames<T, quads>& y, int side, int half,
                           Distances<W, T>& out) {
@@ -70,10 +70,10 @@ FASTSEQ_FN void distances(const Frames<T, quads>& x, const Frames<T, quads>& y, 
                 }
             }
         });
-        if (kReadsAhead<T, quads>) load(group + 2);  // on their way while the products are formed
+        if (kReadsAhead<T, quads>) load(group + 2);  // loading while the products are computed
         FASTSEQ_UNROLL(2)
         for (int a = 0; a < 2; ++a) {
-            // A sum per group, as tensor cores cut what they add to a float.
+            // One sum per group, as tensor cores truncate numbers added to a float sum.
             Tiles<W, T, 1, 2> sums;
             sums.clear();
             sums.add(left[0] + a, right[0]);
@@ -92,7 +92,7 @@ FASTSEQ_FN void distances(const Frames<T, quads>& x, const Frames<T, quads>& y, 
     for (int b = 0; b < 2; ++b) of_y[b] = W::template sum<1, 4>(of_y[b]);
 }
 
-// The warps of the second half leave what they have in `parts`; those of the first add it to theirs
+// The warps of the second half store their sums in `parts`; those of the first add these to theirs
 // and write the block.
 template <class T>
 struct CostParts {
@@ -119,14 +119,14 @@ FASTSEQ_FN void leave_part(const Distances<W, T>& d, int side, CostParts<T>& par
     });
 }
 
-// Whether the norms have cancelled in a cell: a distance this far below them has lost digits, of
-// which float has none to spare.
+// Whether the norms have cancelled in a cell: a distance this far below them has lost digits that
+// float cannot spare.
 template <class T>
 FASTSEQ_FN bool cancelled(T distance, T norms) {
     return sizeof(T) == 4 && distance < T(0.125) * norms;
 }
 
-// Returns whether that is so in some cell.
+// Returns whether that is so in any cell.
 template <class W, class T>
 FASTSEQ_FN bool write_distances(Distances<W, T>& d, int side, CostParts<T>& parts, T scale,
                                 T* block) {
@@ -162,8 +162,8 @@ FASTSEQ_FN bool write_distances(Distances<W, T>& d, int side, CostParts<T>& part
     return W::any(close);
 }
 
-// Distances as sums of squared differences, which lose nothing, at four times the price: 128 threads,
-// each of rows r, r + 16 and columns c, c + 8, c + 16, c + 24.
+// Distances as sums of squared differences, which lose nothing, at four times the price: 128
+// threads, each with rows r, r + 16 and columns c, c + 8, c + 16, c + 24.
 template <class T, bool quads>
 FASTSEQ_FN void write_differences(const Frames<T, quads>& x, const Frames<T, quads>& y, int thread,
                                   T scale, T* block) {
@@ -171,7 +171,7 @@ FASTSEQ_FN void write_differences(const Frames<T, quads>& x, const Frames<T, qua
     T sums[2][4] = {};
     FASTSEQ_UNROLL(1)
     for (int group = 0; group < x.channels; group += 32) {
-        T part[2][4] = {};  // so that rounding grows with the group and the number of groups
+        T part[2][4] = {};  // rounding then grows with the group and the number of groups
         FASTSEQ_UNROLL(1)
         for (int d = group; d < lesser(group + 32, x.channels); d += 4) {
             Quad<T> xs[2], ys[4];
@@ -199,7 +199,7 @@ FASTSEQ_FN void write_differences(const Frames<T, quads>& x, const Frames<T, qua
     }
 }
 
-// Costs that are given instead: [row][pitch] from `costs` on, of which `rows` x `columns` are real.
+// Given costs instead: [row][pitch] from `costs` on; `rows` x `columns` of them are real.
 template <class T>
 FASTSEQ_FN void copy_costs(const T* costs, long long pitch, int rows, int columns, int thread,
                            T scale, double* block) {

@@ -1,4 +1,4 @@
-// The forward kernel. README.md says why it is right.
+// The forward kernel. README.md explains why it is right.
 #pragma once
 
 #include "strips.cuh"
@@ -7,14 +7,14 @@ namespace fastseq {
 namespace soft_dtw {
 
 constexpr int kForwardThreads = kLanes + kCostThreads;
-constexpr int kForwardRing = 3;  // blocks of costs: a phase meets two, and one is being formed
+constexpr int kForwardRing = 3;  // blocks of costs: a phase uses two while one is computed
 
 template <class Kind>
 struct Forward {
     Problem<Kind> p;
     typename Kind::Number* value;  // [batch]
-    double* totals;  // [batch, strips]: the value's sum down to each strip; all bits set before
-    int* tickets;    // -1 before
+    double* totals;  // [batch, strips]: the value's sum down to each strip; all bits set first
+    int* tickets;    // -1 first
     int only_strip;
 };
 

@@ -1,4 +1,4 @@
-// Frames of a block of 32 x 32 cells and sums of their products, as warps hold them.
+// Frames of a block of 32 x 32 cells and sums of their products, in registers of warps.
 #pragma once
 
 #include "memory.cuh"
@@ -8,24 +8,24 @@
 namespace fastseq {
 namespace soft_dtw {
 
-// Frames are taken less the mean of the strip's frames of x, which costs and gradients do not notice
-// but their rounding does: products of numbers far from 0 lose what their differences hold. So many
-// channels have a mean, which shared memory has room for; those beyond stay as they are.
+// Frames are taken relative to the mean of the strip's frames of x. Costs and gradients do not
+// change, but their rounding does: products of numbers far from 0 lose digits of the differences.
+// Shared memory has room for the mean of so many channels; the channels beyond are not centred.
 template <class T>
 constexpr int kCentred = sizeof(T) == 4 ? 2048 : 512;
 
-// Frames are read while the products of those before are formed; the registers do not hold both of
-// double, nor the addresses of single channels.
+// Frames are read while the products of earlier ones are computed; with double the registers have
+// no room for both, nor for the addresses of single channels.
 template <class T, bool quads>
 constexpr bool kReadsAhead = sizeof(T) == 4 && quads;
 
-// The 32 frames of a strip or a block. One beyond the last real one is taken as that one: its cells are never read and
-// its E is 0, but what padding holds may be NaN.
+// The 32 frames of a strip or a block. Frames beyond the last real one read that one: their cells
+// are never read and their E is 0, but padding may contain NaN.
 // `quads`: four channels can be read and written at once.
 template <class T, bool quads>
 struct Frames {
     const T* first;
-    int count;  // of real ones from there on; 0 where the frame before is the last real one
+    int count;  // real frames from there on; 0 if the frame before is the last real one
     int channels;
     const T* centre;  // [min(channels, kCentred)], the same for x and y
 
@@ -79,7 +79,7 @@ FASTSEQ_FN void mean_frame(const Frames<T, quads>& frames, T* centre, int thread
     }
 }
 
-// Sums that belong to 16 x 8 cells each, of 16 * height rows and 8 * width columns.
+// Sums of 16 x 8 cells each, for 16 * height rows and 8 * width columns.
 template <class W, class T, int height, int width>
 struct Tiles {
     typename W::template Reg<Sums<T>> at[height][width], rest[height][width];

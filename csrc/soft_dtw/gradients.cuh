@@ -1,4 +1,4 @@
-// Gradients of one block of 32 x 32 cells, as the work of four warps.
+// Gradients of one block of 32 x 32 cells, computed by four warps.
 #pragma once
 
 #include "frames.cuh"
@@ -9,7 +9,7 @@ namespace soft_dtw {
 constexpr int kGradientThreads = 128;
 constexpr int kGradientWarps = kGradientThreads / kLanes;
 
-// Four numbers of a gradient, of which `count` are there. `handed`: another thread block wrote them, or
+// Four numbers of a gradient; `count` of them exist. `handed`: another thread block wrote them or
 // will read them.
 template <bool handed, bool quads, class T>
 FASTSEQ_FN Quad<T> held_numbers(const T* at, int count) {
@@ -48,7 +48,7 @@ FASTSEQ_FN void hold_numbers(T* at, const Quad<T>& value, int count) {
     }
 }
 
-// Whether E is anything but 0 in a block: far from the path it is exactly 0.
+// Whether E is nonzero anywhere in a block: far from the path it is exactly 0.
 template <class W, class T>
 FASTSEQ_FN bool any_flux(const T* es) {
     typename W::template Reg<bool> found;
@@ -65,20 +65,20 @@ FASTSEQ_FN bool any_flux(const T* es) {
 }
 
 // Gradients of one block for 32 channels from 32 * chunk on: dx_i = sum_j E_ij (x_i - y_j) of the
-// rows, or of_y: dy_j = sum_i E_ij (y_j - x_i) of the columns, as (sum of E) own - E other. The
-// factor 2 of the derivative is in E. They are added to `out`, [frame][channel], of which `rows` are
-// there; `first`: it holds nothing yet. ready() returns when strips before this one have added theirs.
+// rows, or with of_y: dy_j = sum_i E_ij (y_j - x_i) of the columns, as (sum of E) own - E other. E
+// includes the factor 2 of the derivative. They are added to `out`, [frame][channel], which has
+// `rows` rows; `first`: it is still empty. ready() returns when strips before this one have added.
 template <class W, bool of_y, class T, bool quads, class Ready>
 FASTSEQ_FN void gradients(const T* es, const Frames<T, quads>& own, const Frames<T, quads>& other,
                           int chunk, T* out, int rows, bool first, const Ready& ready) {
     Tiles<W, T, 2, 4> sums;
-    typename W::template Reg<T> totals[4];  // of E, of frames g + 8 a
+    typename W::template Reg<T> totals[4];  // sums of E, for frames g + 8 a
     struct Loaded {
         Quad<T> at[2];
     };
     typename W::template Reg<Loaded> loaded;
-    // Frame k of the two of `other` that a lane takes at each of four steps: any order will do that is
-    // the same for E and for the frames themselves, so one without bank conflicts.
+    // Frame k of the two of `other` that a lane reads in each of four steps. Any order works that
+    // is the same for E and for the frames; this one has no bank conflicts.
     const auto frame = [&](int q, int step, int k) {
         return of_y ? 8 * step + 2 * q + k : 4 * step + 16 * (q % 2) + 2 * (q / 2) + k;
     };
@@ -125,13 +125,13 @@ FASTSEQ_FN void gradients(const T* es, const Frames<T, quads>& own, const Frames
                 left[a / 2][lane].at[a % 2 + 2] = factor(e.at[1]);
             }
         });
-        // On their way while the products are formed.
+        // Loading while the products are computed.
         if (kReadsAhead<T, quads>) load(lesser(step + 1, 3));
         sums.add(left, right);
     }
     FASTSEQ_UNROLL(4)
     for (int a = 0; a < 4; ++a) totals[a] = W::template sum<1, 4>(totals[a]);
-    // Half of the rows at a time, whose numbers are all asked for before any is needed.
+    // Half of the rows at a time; all their numbers are requested before the first is needed.
     FASTSEQ_UNROLL(2)
     for (int part = 0; part < 2; ++part) {
         struct Numbers {

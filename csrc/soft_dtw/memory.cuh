@@ -1,7 +1,7 @@
-// What passes between thread blocks through global memory. A number on a border is its own flag:
-// the border is filled with one pattern of bits before the launch, and whoever needs a number polls
-// it until the pattern is gone. No fence is needed for that, as nothing else has to be visible.
-// Only dy, to which strips add in turn, goes by a flag and fences.
+// How numbers pass between thread blocks through global memory. A number on a border is its own
+// flag: the border is filled with one pattern of bits before the launch, and a reader polls a
+// number until the pattern is gone. That needs no fence, as nothing else has to be visible. Only
+// dy, to which strips add in turn, is passed on by a flag and fences.
 #pragma once
 
 #include "warp.cuh"
@@ -16,7 +16,8 @@ struct alignas(16) Quad {
 
 #ifdef __CUDACC__
 
-// All bits set: a NaN that no arithmetic produces on the device, and that seal() never lets through.
+// All bits set: a NaN that no arithmetic produces on the device, and that seal() never lets
+// through.
 FASTSEQ_FN bool pending(float v) { return __float_as_uint(v) == 0xffffffffu; }
 FASTSEQ_FN bool pending(double v) { return __double_as_longlong(v) == -1ll; }
 FASTSEQ_FN float seal(float v) { return v == v ? v : __uint_as_float(0x7fffffffu); }
@@ -24,7 +25,7 @@ FASTSEQ_FN double seal(double v) {
     return v == v ? v : __longlong_as_double(0x7fffffffffffffffll);
 }
 
-// Relaxed, of the whole device: past L1, whole or not at all, in no order with anything else.
+// Relaxed, for the whole device: past L1, complete or not at all, in no order with other accesses.
 FASTSEQ_FN float load_now(const float* address) {
     float v;
     asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(address));
@@ -50,8 +51,8 @@ FASTSEQ_FN void store_now(int* address, int v) {
     asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(address), "r"(v));
 }
 
-// Between polls the warp sleeps, so that it takes no issue slots from those that work. `patience`
-// > 0 bounds the number of polls: then the kernel ends with an error.
+// Between polls the warp sleeps, so that it uses no issue slots of working warps. `patience` > 0
+// bounds the number of polls: beyond it the kernel ends with an error.
 FASTSEQ_FN void rest(int& polls, int patience) {
     if (patience > 0 && polls == patience) asm volatile("trap;");
     if (polls > 2) asm volatile("nanosleep.u32 100;");
@@ -63,8 +64,9 @@ FASTSEQ_FN void rest_until_there(const T*, int& polls, int patience) {
 }
 FASTSEQ_FN void rest_until(const int*, int, int& polls, int patience) { rest(polls, patience); }
 
-// What this thread block wrote before its last barrier is seen by a thread whose wait_until() for
-// that flag and value returned, and after its thread block's next barrier or in its own warp.
+// Writes of this thread block before its last barrier are visible to the warp of a thread whose
+// wait_until() for that flag and value has returned, and after its next barrier to its thread
+// block.
 FASTSEQ_FN void publish(int* flag, int value) {
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
     store_now(flag, value);
@@ -76,7 +78,7 @@ FASTSEQ_FN int acquire(const int* flag) {
 }
 FASTSEQ_FN bool behind(const int* flag, int target) { return load_now(flag) < target; }
 
-// Numbers of dy, which a flag hands over; past L1, which may hold older ones.
+// Numbers of dy, passed on by a flag; past L1, which may have older ones.
 template <class T>
 FASTSEQ_FN T load_handed(const T* address) {
     return __ldcg(address);
@@ -108,7 +110,7 @@ inline void store_handed(T* address, T v) {
 
 #endif
 
-// FASTSEQ_SIMULATED: a test brings the functions above itself.
+// FASTSEQ_SIMULATED: a test supplies the functions above itself.
 #if defined(__CUDACC__) || defined(FASTSEQ_SIMULATED)
 
 template <class T>
@@ -120,16 +122,16 @@ FASTSEQ_FN T wait_for(const T* address, int patience) {
     return v;
 }
 
-// Polls empty no cache; only the last read, which finds what it waited for, does.
+// Polls empty no cache; only the last read, which finds the awaited value, does.
 FASTSEQ_FN void wait_until(const int* flag, int target, int patience) {
     for (int polls = 0; behind(flag, target);) rest_until(flag, target, polls, patience);
     acquire(flag);
 }
 
-// A border as one warp reads it, from left to right (step 1) or from right to left (-1): lane k of
-// `now` holds column first + k, of columns that come 32 at a time, and `kAhead` of them are asked for
-// while those before are worked on: they come into a register of their own, as reading the other
-// would wait for them. Columns below `begin` and from `end` on are 0 and never polled.
+// A border as one warp reads it, from left to right (step 1) or from right to left (-1). Lane k of
+// `now` has column first + k. Columns come 32 at a time, and `kAhead` of them are requested while
+// those before are processed. They go into a separate register, as reading the other would wait for
+// them. Columns below `begin` and from `end` on are 0 and never polled.
 template <class T, int step, int kAhead>
 struct Feed {
     const T* border;
@@ -140,12 +142,12 @@ struct Feed {
 
     FASTSEQ_FN bool holds(int column) const { return column >= begin && column < end; }
 
-    // Asks for chunk c of the columns that begin at `from`.
+    // Requests chunk c of the columns that begin at `from`.
     FASTSEQ_FN void ask(int from, int c) {
         const int lane = threadIdx.x % kLanes, column = from + lane;
         if (lane / kAhead == c) next = holds(column) ? load_now(border + column) : T(0);
     }
-    // Returns when column first + k is there, and those of its chunk that come after it.
+    // Returns once column first + k has arrived, and those of its chunk that follow it.
     FASTSEQ_FN void open(int k) {
         constexpr int kChunks = kLanes / kAhead;
         if (k % kAhead != (step > 0 ? 0 : kAhead - 1)) return;

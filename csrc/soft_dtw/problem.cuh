@@ -1,4 +1,4 @@
-// One call: its inputs, its options, and where the borders of the tiles lie that the forward keeps.
+// One call: its inputs, its options, and where the tile borders that the forward keeps lie.
 #pragma once
 
 #include "tile.cuh"
@@ -17,14 +17,14 @@ struct Problem {
     const double* gammas;                    // [batch] or null: gamma
     const long long* bands;                  // [batch] or null: band
     int batch, rows, columns, channels;
-    int band;  // < 0: none
+    int band;  // < 0: no band
     int begin_free, end_free;
-    int patience;  // > 0: a number that has not come after so many polls is an error
+    int patience;  // > 0: so many polls without an answer are an error
     double gamma, penalty;
-    State* h;       // [batch, strips, width]: h of the last row of each strip; all bits set before
+    State* h;       // [batch, strips, width]: h of the last row of each strip; all bits set first
     State* states;  // [batch, strips, phases, 2, 32]: h and v before each phase; null: not kept
 
-    // A free end takes a row of its own.
+    // A free end needs an additional row.
     FASTSEQ_FN int strips() const { return (rows + end_free + kLanes - 1) / kLanes; }
     FASTSEQ_FN int blocks() const { return (columns + kLanes - 1) / kLanes; }
     FASTSEQ_FN int width() const { return blocks() * kLanes; }
@@ -34,7 +34,7 @@ struct Problem {
                           lengths_y ? lengths_y[b] : columns, bands ? bands[b] : band,
                           begin_free != 0, end_free != 0);
     }
-    // log2(e) / gamma: costs are worked on in these units.
+    // log2(e) / gamma: the unit of costs in the kernels.
     FASTSEQ_FN T scale(int b) const {
         return static_cast<T>(1.4426950408889634 / (gammas ? gammas[b] : gamma));
     }

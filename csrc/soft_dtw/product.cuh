@@ -1,5 +1,5 @@
-// Products of small matrices by tensor cores, 16 x 8 sums over 8 at a time: of float by three
-// products of TF32 numbers (an error of 2^-20 of a term), of double by those for double.
+// Products of small matrices by tensor cores, 16 x 8 sums over 8 terms at a time: for float by
+// three products of TF32 numbers (an error of 2^-20 of a term), for double by products of doubles.
 #pragma once
 
 #include "warp.cuh"
@@ -13,7 +13,7 @@
 namespace fastseq {
 namespace soft_dtw {
 
-// A number as tensor cores take it.
+// A number as operand of tensor cores.
 template <class T>
 struct Factor;
 template <>
@@ -25,7 +25,7 @@ struct Factor<double> {
     double all;
 };
 
-// What a lane holds of the three matrices; g = lane / 4 and q = lane % 4.
+// A lane's part of the three matrices; g = lane / 4 and q = lane % 4.
 template <class T>
 struct Left {
     Factor<T> at[4];  // rows g, g + 8, g, g + 8; the sum's terms q, q, q + 4, q + 4
@@ -55,8 +55,8 @@ inline float with_bits(unsigned bits) {
 }
 #endif
 
-// x = high + low + an error of 2^-21 x: 11 bits each, the first rounded, the second cut. NaN may
-// become a number here: what must not lose one adds it in another way.
+// x = high + low + an error of 2^-21 x: 11 bits each, the first rounded, the second truncated. NaN
+// may become a number here: sums that must keep NaN add it in another way.
 FASTSEQ_FN Factor<float> factor(float x) {
     constexpr unsigned kept = 0xffffe000u, half = 0x1000u;
     const float high = with_bits((bits_of(x) + half) & kept);
@@ -79,8 +79,8 @@ FASTSEQ_FN void multiply(double& c0, double& c1, double a, double b) {
         : "d"(a), "d"(b));
 }
 
-// sums + rest += left right, in three passes, so that those of one product need not wait for each
-// other: the rest takes the small terms, in the first two; double needs the last one alone.
+// sums + rest += left right, in three passes, so that the passes of one product need not wait for
+// each other. The rest sums the small terms, in the first two; double needs only the last pass.
 template <int pass>
 FASTSEQ_FN void add_product(Sums<float>& sums, Sums<float>& rest, const Left<float>& left,
                             const Right<float>& right) {
@@ -107,8 +107,8 @@ FASTSEQ_FN void add_product(Sums<double>& sums, Sums<double>&, const Left<double
 
 #else
 
-// The same for one lane of 32 whose matrices are all at hand. Tensor cores cut what they add to a
-// float sum instead of rounding it: that is the worst of what is known of them.
+// The same for one lane of 32 when all matrices are available. Tensor cores truncate numbers added
+// to a float sum instead of rounding them: that is the worst known behaviour.
 inline float cut_sum(float sum, double terms) {
     const double exact = sum + terms;
     float out = static_cast<float>(exact);
@@ -149,7 +149,7 @@ inline void add_cell(double& sum, double&, const CellTerms<double>& cell) {
     }
 }
 
-// left(lane) and right(lane): what that lane holds.
+// left(lane) and right(lane): that lane's parts.
 template <int pass, class T, class Lefts, class Rights>
 inline void add_product_of_lane(Sums<T>& sums, Sums<T>& rest, const Lefts& left,
                                 const Rights& right, int lane) {

@@ -42,8 +42,8 @@ Problem<Kind> problem(const SoftDTWCall& c) {
             pointer<State>(c.states)};
 }
 
-// Fills what strips poll and launches: one thread block per strip and batch entry, or with by_strip
-// one launch per strip.
+// Fills the memory that strips poll, and launches: one thread block per strip and batch entry, or
+// with by_strip one launch per strip.
 template <class Kind, class Args>
 void launch(const SoftDTWCall& c, void (*kernel)(Args), Args args, int threads, std::size_t shared,
             const char* name) {
@@ -94,7 +94,7 @@ void backward(const SoftDTWCall& c, std::uintptr_t grad, std::uintptr_t dx, std:
                  "soft_dtw backward");
 }
 
-// The one of four functions that a call wants.
+// The one of four functions for a call.
 template <class Function>
 Function choose(const SoftDTWCall& c, Function embeddings32, Function embeddings64,
                 Function costs32, Function costs64) {

@@ -1,4 +1,4 @@
-// What the two kernels share: which strip a thread block takes, and its costs.
+// Code that both kernels share: which strip a thread block processes, and its costs.
 #pragma once
 
 #include "costs.cuh"
@@ -7,7 +7,7 @@
 namespace fastseq {
 namespace soft_dtw {
 
-// Costs that are given are in one part.
+// Given costs are processed in one part.
 struct NoParts {};
 template <class Kind>
 struct PartsOf {
@@ -43,13 +43,13 @@ FASTSEQ_FN Frames<T, quads> columns_of(const Problem<Embeddings<T>>& p, const St
     return {p.y_row(b, j), strip.m - j, p.channels, centre};
 }
 
-// Of a kernel, on the device or simulated.
+// In a kernel, on the device or simulated.
 #if defined(__CUDACC__) || defined(FASTSEQ_SIMULATED)
 
 // The strip of this thread block, counted in the order in which strips depend on each other, and
-// its batch entry. Strips are given out by a ticket counter, -1 before the launch, so that a thread
+// its batch entry. A ticket counter, -1 before the launch, assigns the strips, so that a thread
 // block waits only for blocks that have started. With `only_strip` >= 0 a launch has one thread
-// block per batch entry: the launches themselves keep the order, and nobody waits.
+// block per batch entry: the order of the launches replaces all waiting.
 struct Turn {
     int strip, b;
 };
@@ -61,7 +61,7 @@ FASTSEQ_FN Turn take_turn(int* tickets, int only_strip, int batch, int& ticket) 
     return {ticket / batch, ticket % batch};
 }
 
-// The centre lies behind a kernel's shared structure, and the launch asks for that many bytes more.
+// The centre lies behind a kernel's shared structure; the launch requests that many bytes more.
 template <class Kind, class Shared>
 FASTSEQ_FN typename Kind::Number* centre_of(Shared& mem) {
     return reinterpret_cast<typename Kind::Number*>(&mem + 1);

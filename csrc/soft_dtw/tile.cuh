@@ -1,9 +1,9 @@
 // The arithmetic of Soft-DTW on one tile, for a warp of the device or of the host (warp.cuh).
 //
 // A strip is 32 rows of the cost matrix, one per lane. The wave is skewed: at step k of phase t
-// lane l is at column 32 t + k - l, so that a phase is 32 steps without filling or draining and
-// what passes from phase to phase is one h and one v per lane. A block is 32 rows x 32 columns,
-// [row][column]; phase t meets the blocks t and t - 1. Blocks lie in rings.
+// lane l is at column 32 t + k - l, so that a phase is 32 steps without filling or draining, and
+// only one h and one v per lane pass from phase to phase. A block is 32 rows x 32 columns,
+// [row][column]; phase t meets the blocks t and t - 1. Blocks are stored in rings.
 #pragma once
 
 #include "cells.cuh"
@@ -12,8 +12,8 @@ namespace fastseq {
 namespace soft_dtw {
 
 constexpr int kBlock = kLanes * kLanes;  // cells
-// E has a pitch that keeps both the wave, which writes along diagonals, and the tensor cores, which
-// read rows in fours, clear of bank conflicts.
+// E has a pitch without bank conflicts both for the wave, which writes along diagonals, and for the
+// tensor cores, which read rows in fours.
 constexpr int kEPitch = kLanes + 4;
 constexpr int kEBlock = kLanes * kEPitch;
 
@@ -22,8 +22,8 @@ FASTSEQ_FN T* ring_block(T* blocks, int block) {
     return blocks + (block + ring) % ring * size;  // block may be -1
 }
 
-// 32 rows of one sequence pair of real lengths `real` and m, with cells where low <= j - i <= high.
-// n rows are walked: one more than are real where the end is free.
+// 32 rows of one sequence pair with real lengths `real` and m; cells where low <= j - i <= high.
+// n rows are walked: one more than the real ones if the end is free.
 struct Strip {
     int index, first_row, n, m, low, high, real;
     bool opens;
@@ -34,7 +34,7 @@ struct Strip {
     FASTSEQ_FN int last_block() const {
         return last_column(lesser(first_row + kLanes, n) - 1) / kLanes;
     }
-    // One column earlier than the first cell: the strip above gets diagonal flux there.
+    // One column before the first cell: the strip above receives diagonal flux there.
     FASTSEQ_FN int first_phase() const { return larger(0, first_column(first_row) - 1) / kLanes; }
     FASTSEQ_FN int last_phase() const { return last_block() + 1; }
     FASTSEQ_FN bool has_phase(int t) const { return t >= first_phase() && t <= last_phase(); }
@@ -42,7 +42,7 @@ struct Strip {
     FASTSEQ_FN Strip neighbour(int step) const {
         return {index + step, first_row + step * kLanes, n, m, low, high, real, opens};
     }
-    // The row below the last real one begins where that one does.
+    // The row below the last real one begins where the last one does.
     FASTSEQ_FN int first_column(int i) const { return larger(0, lesser(i, real - 1) + low); }
     FASTSEQ_FN int last_column(int i) const { return i >= real ? m - 1 : lesser(m - 1, i + high); }
     FASTSEQ_FN Row row(int lane) const {
@@ -51,7 +51,7 @@ struct Strip {
                 i == 0 && opens, i == real};
     }
     // Whether all cells of phase t exist, with all three neighbours, and none lies in the last row
-    // right of the diagonal or in the last column, where the value is gathered.
+    // right of the diagonal or in the last column, where the value is summed.
     FASTSEQ_FN bool inner(int t) const {
         const int least = kLanes * t - (kLanes - 1), most = kLanes * t + kLanes - 1;
         return first_row > 0 && first_row + kLanes <= real && most < m - 1 && most < n &&
@@ -59,7 +59,7 @@ struct Strip {
     }
 };
 
-// Lengths are clamped here: those on a GPU have been seen by nobody. band < 0: none.
+// Lengths are clamped here: the host has not checked those on a GPU. band < 0: no band.
 FASTSEQ_FN Strip make_strip(int index, int rows, int columns, long long given_n, long long given_m,
                             long long band, bool opens, bool closes) {
     const int n = given_n < 0 ? 0 : given_n > rows ? rows : static_cast<int>(given_n);
@@ -69,17 +69,17 @@ FASTSEQ_FN Strip make_strip(int index, int rows, int columns, long long given_n,
             larger(0, m - n) + reach, n, opens};
 }
 
-// Something that is known when a template is compiled, as an argument.
+// A compile-time constant of a template, as an argument.
 template <bool known>
 struct Known {
     static constexpr bool value = known;
 };
 
-// Steps are unrolled by so many.
+// Number of unrolled steps.
 constexpr int kSteps = 8;
 
-// A border of 32 columns that is all at hand, for a wave: column k, after open(k) for the first of
-// eight.
+// A border of 32 columns that is completely available, for a wave: column k, after open(k) for the
+// first of eight.
 template <class W, class T>
 struct Held {
     typename W::template Reg<T> now;
@@ -87,13 +87,13 @@ struct Held {
     FASTSEQ_FN T at(int k) const { return W::broadcast(now, k); }
 };
 
-// What passes from cell to cell, one per lane.
+// The numbers that pass from cell to cell, one per lane.
 template <class W, class Kind>
 using States = typename W::template Reg<typename Kind::State>;
 
 // Steps begin <= k < end of one phase of the recursion. `costs` is a ring of blocks in units u;
 // top.at(k) is h above lane 0 at column 32 t + k; h and v pass from phase to phase;
-// sink(lane, k, row, j, cell) takes the cells.
+// sink(lane, k, row, j, cell) receives the cells.
 template <class W, class Kind, int ring, bool inner, class Top, class Sink>
 FASTSEQ_FN void wave(const Strip& strip, int t, int begin, int end,
                      const typename Kind::State* costs, typename Kind::State penalty,
@@ -122,7 +122,7 @@ FASTSEQ_FN void wave(const Strip& strip, int t, int begin, int end,
     }
 }
 
-// Forward: `sum` gathers the value; put(j, h, inner) takes the last lane's h.
+// Forward: `sum` accumulates the value; put(j, h, inner) receives the last lane's h.
 template <class W, class Kind, int ring, class Top, class Put>
 FASTSEQ_FN void forward_phase(const Strip& strip, int t, const typename Kind::State* costs,
                               typename Kind::State penalty, Top& top, States<W, Kind>& h,
@@ -150,7 +150,7 @@ FASTSEQ_FN void forward_phase(const Strip& strip, int t, const typename Kind::St
         });
 }
 
-// Backward, first half: the weights of the predecessors, p_diag then p_up, [step][lane] each, of
+// Backward, first half: the weights of the predecessors, p_diag then p_up, [step][lane] each, for
 // the steps begin <= k < end.
 template <class W, class Kind, int ring, class Top>
 FASTSEQ_FN void weigh_steps(const Strip& strip, int t, int begin, int end,
@@ -178,7 +178,7 @@ FASTSEQ_FN void weigh_steps(const Strip& strip, int t, int begin, int end,
                                });
 }
 
-// What passes from a phase of the backward wave to the one on its left.
+// The numbers that pass from a phase of the backward wave to the one on its left.
 template <class W, class T>
 struct Flux {
     typename W::template Reg<T> left, up, diag;
@@ -188,10 +188,10 @@ struct Flux {
     }
 };
 
-// Backward, second half, right to left: E_ij gathers what its successors hand back. A row hands up
-// to column j its E_ij p_up and, with it, E_i,j+1 p_diag. bottom.at(k): the same from the strip below
-// at column 32 t + k - 31. E goes to the ring `es` of three; put(j, flux, inner) takes what lane 0
-// hands up.
+// Backward, second half, right to left: E_ij sums the flux from its successors. A row passes up to
+// column j its E_ij p_up and, with it, E_i,j+1 p_diag. bottom.at(k): the same from the strip below
+// at column 32 t + k - 31. E goes to the ring `es` of three; put(j, flux, inner) receives the flux
+// that lane 0 passes up.
 template <class W, class Kind, bool inner, class T, class Bottom, class Put>
 FASTSEQ_FN void flux_steps(const Strip& strip, int t, const T* weights, Bottom& bottom, T grad,
                            Flux<W, T>& flux, T* es, const Put& put) {
@@ -215,7 +215,7 @@ FASTSEQ_FN void flux_steps(const Strip& strip, int t, const T* weights, Bottom& 
                 if (!inner && !(j >= row.first && j <= row.last)) e = T(0);
                 if (!inner && row.i == strip.n - 1 && j == strip.m - 1) e = grad;
                 if constexpr (Kind::given) {
-                    if (p_diag < T(0)) e = T(0);  // no path leads here, whatever comes back
+                    if (p_diag < T(0)) e = T(0);  // no path reaches this cell, whatever returns
                 }
                 flux.left[lane] = e * p_left;
                 flux.up[lane] = fused(e, p_up, flux.diag[lane]);

@@ -1,5 +1,5 @@
-// One warp on the device or, for tests, 32 lanes in arrays on the host; and the few functions of
-// mathematics in which the two differ. No includes on the device, so that NVRTC takes it too.
+// One warp on the device or, for tests, 32 lanes in arrays on the host; and the few mathematical
+// functions in which the two differ. No includes on the device, so that NVRTC can compile it.
 #pragma once
 
 #ifdef __CUDACC__
@@ -22,8 +22,8 @@ FASTSEQ_FN int larger(int a, int b) { return a > b ? a : b; }
 
 #ifdef __CUDACC__
 
-// The approximations of the hardware: 2^-22 relative (absolute for the logarithm of [1, 3]), which
-// costs the gradient 2e-6 at most.
+// The hardware's approximations: 2^-22 relative (absolute for the logarithm of [1, 3]), which
+// costs the gradient at most 2e-6.
 FASTSEQ_FN float power2(float x) {
     float out;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
@@ -34,7 +34,8 @@ FASTSEQ_FN float log2_of(float x) {
     asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
 }
-// One Newton step rounds nearly as 1 / x does: a biased reciprocal would lose mass at every step.
+// With one Newton step it rounds almost like 1 / x: a biased reciprocal would lose mass at each
+// step.
 FASTSEQ_FN float reciprocal(float x) {
     float out;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
@@ -48,8 +49,8 @@ FASTSEQ_FN double reciprocal(double x) { return 1.0 / x; }
 FASTSEQ_FN double lowest(double a, double b) { return fmin(a, b); }
 FASTSEQ_FN double fused(double a, double b, double c) { return fma(a, b, c); }
 
-// The compiler no longer knows what the variable holds: it does not compute in advance, for a whole
-// loop and in as many registers, what depends on it.
+// Hides the variable's value from the compiler, which otherwise computes dependent numbers ahead
+// for a whole loop, in as many registers.
 FASTSEQ_FN void forget(int& number) { asm volatile("" : "+r"(number)); }
 
 // Dynamic shared memory as one structure.
@@ -87,7 +88,7 @@ inline T fused(T a, T b, T c) {
 
 #endif
 
-// FASTSEQ_SIMULATED: a test runs the kernels on the CPU and brings the shuffles itself.
+// FASTSEQ_SIMULATED: a test runs the kernels on the CPU and supplies the shuffles itself.
 #if defined(__CUDACC__) || defined(FASTSEQ_SIMULATED)
 
 struct DeviceWarp {

@@ -1,1 +1,1 @@
-"""Drop-in classes with the constructor and the call of the code that people have today."""
+"""Drop-in classes with the constructor and the call of existing code."""

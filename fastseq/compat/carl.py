@@ -11,18 +11,20 @@ class SCL:
     """The sequence contrastive loss with the constructor and methods of CARL_code's class.
 
     By default this is :func:`fastseq.scl_loss` (fused, memory linear in T, no epsilon, no NaN at
+    By default this is :func:`fastseq.scl_loss` (fused, memory linear in T, no epsilon, no NaN at
     small temperatures). ``exact=True`` is the released formula to the letter, dense, for checking
-    old results: its 1e-6 inside the logarithm and its 1e-6 weight of padded pairs included.
+    old results. It includes the released 1e-6 inside the logarithm and the weight of 1e-6 of padded
+    pairs.
 
     Args:
-        cfg: CARL_code's config. Read are SCL.POSITIVE_TYPE, SCL.NEGATIVE_TYPE,
+        cfg: CARL_code's config. The class reads SCL.POSITIVE_TYPE, SCL.NEGATIVE_TYPE,
             SCL.SOFTMAX_TEMPERATURE, SCL.LABEL_VARIENCE, TRAIN.NUM_FRAMES and MODEL.PROJECTION.
-        exact: the released formula instead of the clean one.
-        backend: as in :func:`fastseq.scl_loss`; without effect when ``exact``.
+        exact: True: the released formula. False (default): the fused one.
+        backend: as in :func:`fastseq.scl_loss`; no effect with ``exact``.
 
     Raises:
         ValueError: POSITIVE_TYPE is not "gauss" (the released class then returns 0 silently), or
-            NEGATIVE_TYPE is one that only the released formula has.
+            NEGATIVE_TYPE is one that only the released formula supports.
     """
 
     def __init__(self, cfg, *, exact: bool = False, backend: str = "auto"):
@@ -46,7 +48,7 @@ class SCL:
         }.get((single, noself))
         if self.negatives is None and not exact:
             raise ValueError(
-                f"SCL.NEGATIVE_TYPE {self.negative_type!r} has no clean form; use 'single_noself' "
+                f"SCL.NEGATIVE_TYPE {self.negative_type!r} needs exact=True; use 'single_noself' "
                 "(the paper), 'single' or 'batch_noself', or SCL(cfg, exact=True)"
             )
 
@@ -77,8 +79,8 @@ class SCL:
     ) -> dict[str, Tensor]:
         """Loss of embeddings (B, 2, T, D) that the model has normalised.
 
-        seq_lens (B, 2) are the videos' lengths, steps (B, 2, T) raw frame indices and masks
-        (B * 2, 1, T) 1 = real frame; no masks: all are real.
+        seq_lens (B, 2) are the videos' lengths in frames, steps (B, 2, T) raw frame indices and
+        masks (B * 2, 1, T) 1 = real frame. Without masks all frames are real.
         """
         batch, views, frames, _ = embs.shape
         if views != 2:
@@ -87,8 +89,8 @@ class SCL:
         valid = torch.ones_like(steps) if masks is None else masks.view(batch, views, frames)
         if self.exact:
             return {"loss": self._released(embs, seq_lens, steps, valid)}
-        # Both views of a video have one length, which makes the released rescaling of steps
-        # the identity.
+        # Both views of a video have the same length, so the released rescaling of steps changes
+        # nothing.
         loss = call_as(
             "SCL",
             scl_loss,

@@ -15,19 +15,19 @@ from fastseq.ops.soft_dtw import soft_dtw
 
 
 class LAV(torch.nn.Module):
-    """LAV's loss with the constructor and the call of the released module, any number of pairs.
+    """LAV's loss with the constructor and the call of the released module, for any number of pairs.
 
-    Values are those of that module, Soft-DTW's gradients those it computes in exact arithmetic.
-    Memory is linear in the number of frames, and nothing moves to the CPU and back.
+    Values equal those of that module; gradients of Soft-DTW equal those it would compute in exact
+    arithmetic. Memory is linear in the number of frames, and nothing moves to the CPU and back.
 
     Args:
         alpha: weight of the regularisation (released configuration: 0.5).
-        sigma: window in frames of the video (10).
-        margin: of squared distances (2.0).
-        num_frames: what the total is divided by (20, the frames of a sequence).
+        sigma: window in frames of the video (released configuration: 10).
+        margin: margin of squared distances (2.0).
+        num_frames: divisor of the total (20, the frames of a sequence).
         dtw_gamma: smoothing of Soft-DTW (0.1).
-        dtw_normalize: its divergence instead of its value (False).
-        debug: accepted and not read: nothing is drawn.
+        dtw_normalize: use Soft-DTW's divergence instead of its value (False).
+        debug: accepted and ignored: nothing is drawn.
         backend: "auto", "torch" or "reference", as in :func:`fastseq.lav_loss`.
 
     Example:
@@ -74,8 +74,8 @@ class LAV(torch.nn.Module):
     ) -> Tensor:
         """(B,) values of a_emb (B, N, D) and b_emb (B, M, D).
 
-        a_idx and b_idx are the frames' indices divided by their video's length, (N,) or (B, N),
-        a_len and b_len those lengths, a number or (B,). logger is not read.
+        a_idx and b_idx are the frames' indices divided by their video's length, (N,) or (B, N);
+        a_len and b_len are those lengths, a number or (B,). logger is ignored.
         """
         check_pair("LAV", "a_emb", a_emb, "b_emb", b_emb)
         if a_emb.dim() != 3:

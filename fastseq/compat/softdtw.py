@@ -14,23 +14,24 @@ from fastseq.ops.soft_dtw.costs import full_precision
 class SoftDTW(torch.nn.Module):
     """Soft-DTW with the constructor and the call of pytorch-softdtw-cuda's module.
 
-    Values are those of that module; gradients are those it computes in exact arithmetic. Lengths
-    over 1024 run on the GPU too, and second derivatives raise instead of coming out wrong.
+    Values equal those of that module; gradients equal those it would compute in exact arithmetic.
+    Lengths over 1024 run on the GPU too, and second derivatives raise an error instead of coming
+    out wrong.
 
     Args:
-        use_cuda: accepted and not read: the device of the tensors decides.
+        use_cuda: accepted and ignored: the device of the tensors decides.
         gamma: smoothing, in the units of the cost.
-        normalize: x against y minus half of x against x and of y against y. Unlike there, the
-            lengths of x and y may differ.
+        normalize: the value of (x, y) minus half the values of (x, x) and (y, y). Unlike in that
+            module, the lengths of x and y may differ.
         bandwidth: only pairs with |i - j| <= bandwidth; None or 0: all pairs, as there. With
             N != M the B N M costs are stored.
-        dist_func: costs (B, N, M) of x (B, N, D) and y (B, M, D), computed as it says; default:
-            squared Euclidean, which is then never stored.
+        dist_func: function that returns costs (B, N, M) for x (B, N, D) and y (B, M, D). Default:
+            squared Euclidean, which is never stored.
         backend: as in :func:`fastseq.soft_dtw`.
 
     Raises:
-        ValueError: in the call, when bandwidth is smaller than the difference of the lengths, so
-            that no path exists (the value is then infinite there).
+        ValueError: in the call, if bandwidth is smaller than the difference of the lengths, so
+            that no path exists (that module then returns infinity).
 
     Example:
         >>> import torch
@@ -80,14 +81,14 @@ class SoftDTW(torch.nn.Module):
                 f"to fix: bandwidth of at least {abs(n - m)}, or fastseq.soft_dtw, whose band "
                 "widens with the difference"
             )
-        # fastseq's band is the same one for n = m; else it is wider on one side.
+        # fastseq's band is the same for n = m; otherwise it is wider on one side.
         narrow = band if n != m else None
         if self.dist_func is None and narrow is None:
             return call_as("SoftDTW", soft_dtw, x, y, **options)
         cost = (self.dist_func or _squared_distances)(x, y)
         if narrow is not None:
             gap = torch.arange(m, device=x.device) - torch.arange(n, device=x.device)[:, None]
-            # A finite cost that no path can afford; half precision has none.
+            # A finite cost larger than any path's; half precision has no such number.
             cost = torch.where(gap.abs() <= narrow, full_precision(cost), 1e30 * self.gamma)
         return call_as("SoftDTW", soft_dtw_from_cost, cost, **options)
 

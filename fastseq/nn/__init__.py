@@ -1,4 +1,4 @@
-"""nn.Module twins of the losses: options in the constructor, tensors in the call."""
+"""nn.Module wrappers of the losses: options go to the constructor, tensors to the call."""
 
 from fastseq.nn.alignment import ContrastiveIDM, LAVLoss, SoftDTW, TCCLoss
 from fastseq.nn.contrastive import QueueNCE, SCLLoss, TCNLoss, VCLRLoss

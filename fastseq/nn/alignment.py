@@ -1,4 +1,4 @@
-"""Modules of the losses between two sequences in time: Soft-DTW, TCC, LAV."""
+"""Modules of the losses between two sequences: Soft-DTW, TCC, LAV; and Contrastive-IDM."""
 
 from torch import Tensor
 
@@ -18,8 +18,8 @@ from fastseq.ops.tcc.options import TCCOptions
 class SoftDTW(Loss):
     """:func:`fastseq.soft_dtw` as a module; see there for the formula, shapes and defaults.
 
-    ``gamma`` as a tensor of shape () is a buffer of the module, which a schedule may change in
-    place. A gamma or a bandwidth for each pair is the function's alone.
+    A tensor ``gamma`` of shape () becomes a buffer of the module, which a schedule may change in
+    place. Only the function accepts a gamma or a bandwidth for each pair.
 
     Example:
         >>> import torch
@@ -83,7 +83,8 @@ class SoftDTW(Loss):
 class TCCLoss(Loss):
     """:func:`fastseq.tcc_loss` as a module; see there for the formula, shapes and defaults.
 
-    ``temperature`` as an ``nn.Parameter`` is one of the module, as another tensor a buffer of it.
+    A ``temperature`` that is an ``nn.Parameter`` becomes a parameter of the module; another tensor
+    becomes a buffer.
 
     Example:
         >>> import torch
@@ -152,7 +153,7 @@ class TCCLoss(Loss):
 class ContrastiveIDM(Loss):
     """:func:`fastseq.contrastive_idm` as a module; see there for the formula, shapes and defaults.
 
-    A window for each sequence is the function's alone.
+    Only the function accepts a window for each sequence.
 
     Example:
         >>> import torch

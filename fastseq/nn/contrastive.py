@@ -19,8 +19,8 @@ from fastseq.ops.vclr.options import VCLROptions
 class SCLLoss(Loss):
     """:func:`fastseq.scl_loss` as a module; see there for the formula, shapes and defaults.
 
-    ``temperature`` as an ``nn.Parameter`` is one of the module, as another tensor a buffer of it;
-    ``variance`` as a tensor is a buffer.
+    A ``temperature`` that is an ``nn.Parameter`` becomes a parameter of the module; another tensor
+    becomes a buffer, and so does a tensor ``variance``.
 
     Example:
         >>> import torch
@@ -105,7 +105,8 @@ class TCNLoss(nn.Module):
 class QueueNCE(Loss):
     """:func:`fastseq.queue_nce` as a module; see there for the formula, shapes and defaults.
 
-    ``temperature`` as an ``nn.Parameter`` is one of the module, as another tensor a buffer of it.
+    A ``temperature`` that is an ``nn.Parameter`` becomes a parameter of the module; another tensor
+    becomes a buffer.
 
     Example:
         >>> import torch
@@ -140,7 +141,8 @@ class QueueNCE(Loss):
 class VCLRLoss(Loss):
     """:func:`fastseq.vclr_loss` as a module; see there for the formula, shapes and defaults.
 
-    ``temperature`` as an ``nn.Parameter`` is one of the module, as another tensor a buffer of it.
+    A ``temperature`` that is an ``nn.Parameter`` becomes a parameter of the module; another tensor
+    becomes a buffer.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What the modules share: how they keep their options."""
+"""The base class of the modules: how they store their options."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -10,10 +10,10 @@ from fastseq.ops.common.validate import check_scalar
 
 
 class Loss(nn.Module):
-    """Checks the options of a loss when it is made, and shows them in its representation.
+    """Checks the options of a loss in the constructor, and shows them in its representation.
 
-    Those in ``tensors`` may be 0-dim tensors, which become buffers; those in ``learned`` may be
-    an ``nn.Parameter``, which becomes one of the module.
+    Options in ``tensors`` may be 0-dim tensors, which become buffers; those in ``learned`` may be
+    an ``nn.Parameter``, which becomes a parameter of the module.
     """
 
     tensors: tuple[str, ...] = ("temperature",)
@@ -32,7 +32,7 @@ class Loss(nn.Module):
                 self.register_buffer(name, value)
             elif name in self.learned:
                 raise ValueError(
-                    f"{op}: {name} requires a gradient and is no nn.Parameter, so no optimizer "
+                    f"{op}: {name} requires a gradient and is not an nn.Parameter, so no optimizer "
                     f"would find it in the module; to fix: {name}=nn.Parameter({name}.detach()), "
                     f"or call the function with it instead of the module"
                 )
@@ -45,7 +45,7 @@ class Loss(nn.Module):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        # The module may have moved its parameters and buffers, or got others.
+        # Read anew: the module may have moved or replaced its parameters and buffers.
         return MappingProxyType(
             self.constants | {name: getattr(self, name) for name in self.registered}
         )

@@ -1,1 +1,1 @@
-"""One folder per op, the same rooms in each: see CONTRIBUTING.md."""
+"""One folder per op, all laid out in the same way: see CONTRIBUTING.md."""

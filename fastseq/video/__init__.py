@@ -1,9 +1,9 @@
 """Video files in, clips for training out: exact frame reading, view sampling, augmentation.
 
-What to read (`TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`: frame numbers) and
-what to do with it (`Augmentation`) are plain data. Engines make pixels of them: DALI on the GPU,
-DALI on the CPU, or PyAV with torch; `open_engine` chooses one and says why, `ClipLoader` iterates.
-Files are opened with PyAV (`pip install "fastseq[video]"`), also to look into them for DALI
+Plain data describes what to read (`TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`:
+frame numbers) and how to augment it (`Augmentation`). Engines turn both into pixels: DALI on the
+GPU, DALI on the CPU, or PyAV with torch. `open_engine` picks one and states why; `ClipLoader`
+iterates. PyAV (`pip install "fastseq[video]"`) opens the files, also to inspect them for DALI
 (`pip install "fastseq[dali]"`).
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class VideoError(RuntimeError):
-    """A video file that cannot be read as asked; `path` and `reason` say which and why."""
+    """A video file that cannot be read as requested; `path` and `reason` state which and why."""
 
     def __init__(self, path: str, reason: str):
         super().__init__(path, reason)  # both as args: the error pickles across loader workers

@@ -1,7 +1,7 @@
-"""Checks of arguments that several functions share. Errors name argument, value and expectation.
+"""Argument checks that several functions share. Errors state argument, value and expectation.
 
-A value of another type is a TypeError, one out of range a ValueError. Numbers of numpy are taken
-wherever Python's are, and come out as Python's.
+A value of another type raises TypeError, a value out of range ValueError. NumPy numbers are
+accepted wherever Python's are, and are returned as Python's.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def as_path(path: Any, name: str = "path") -> str:
         return os.fsdecode(path)
     except TypeError:
         raise TypeError(
-            f"{name} must be the name of a file (str or os.PathLike), got {_kind(path)}; what is "
-            "in memory has to be written to a file first"
+            f"{name} must be the name of a file (str or os.PathLike), got {_kind(path)}; write "
+            "data in memory to a file first"
         ) from None
 
 
@@ -44,7 +44,7 @@ def as_int(name: str, value: Any, least: int | None = None) -> int:
 
 
 def as_number(name: str, value: Any) -> Any:
-    """A real number, as the int, float or Fraction that it is."""
+    """A real number, returned as the int, float or Fraction that it is."""
     if isinstance(value, np.number):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -67,11 +67,11 @@ def as_range(name: str, value: Any, most: float = math.inf) -> tuple[float, floa
 
 
 def as_size(size: Any) -> int:
-    """Side in pixels of frames that are squares."""
+    """Side in pixels of square frames."""
     if isinstance(size, (tuple, list, torch.Size, np.ndarray)) and np.ndim(size):
         raise ValueError(
             f"size is the side of a square, one integer; got {tuple(size)}. Frames of another "
-            "shape come from read_frames(size=(height, width))"
+            "shape: read_frames(size=(height, width))"
         )
     return as_int("size", size, 1)
 
@@ -80,7 +80,7 @@ def check_generator(generator: Any) -> None:
     if not isinstance(generator, np.random.Generator):
         seed = generator if isinstance(generator, (int, np.integer)) else "seed"
         raise TypeError(
-            f"generator must be a numpy.random.Generator, got {_shown(generator)}; give "
+            f"generator must be a numpy.random.Generator, got {_shown(generator)}; pass "
             f"numpy.random.default_rng({seed})"
         )
 
@@ -88,7 +88,7 @@ def check_generator(generator: Any) -> None:
 def check_frames(frames: Any) -> None:
     """uint8 (T, H, W, 3), T possibly 0."""
     if not isinstance(frames, torch.Tensor):
-        fix = "; give torch.from_numpy(frames)" if isinstance(frames, np.ndarray) else ""
+        fix = "; pass torch.from_numpy(frames)" if isinstance(frames, np.ndarray) else ""
         raise TypeError(f"frames must be a torch.Tensor, got {_kind(frames)}{fix}")
     if frames.dtype != torch.uint8:
         raise TypeError(f"frames must be uint8, got {frames.dtype}")
@@ -97,11 +97,13 @@ def check_frames(frames: Any) -> None:
 
 
 def as_videos(videos: Any, needed: tuple[str, ...] = _OF_A_VIDEO) -> list[Any]:
-    """A list of what `probe` gives, or of objects with the attributes that are needed."""
-    expected = "what fastseq.video.probe gives"
+    """A list of results of `probe`, or of objects with the needed attributes."""
+    expected = "VideoInfo from fastseq.video.probe"
     if isinstance(videos, (str, bytes, os.PathLike)) or not isinstance(videos, Iterable):
         one = all(hasattr(videos, name) for name in needed)
-        fix = "a single one too goes into a list" if one else "give [probe(path) for path in paths]"
+        fix = (
+            "pass a list for a single video too" if one else "pass [probe(path) for path in paths]"
+        )
         raise TypeError(f"videos must be a list of {expected}, got one {_kind(videos)}; {fix}")
     videos = list(videos)
     for place, video in enumerate(videos):
@@ -109,7 +111,7 @@ def as_videos(videos: Any, needed: tuple[str, ...] = _OF_A_VIDEO) -> list[Any]:
         if missing:
             without = "" if len(missing) == len(needed) else f" without {', '.join(missing)}"
             raise TypeError(
-                f"videos[{place}] must be {expected}, got {_shown(video)}{without}; give "
+                f"videos[{place}] must be {expected}, got {_shown(video)}{without}; pass "
                 "[probe(path) for path in paths]"
             )
     return videos
@@ -120,7 +122,7 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Type and value, where the value is short."""
+    """Type and value, if the value is short."""
     text = repr(value)
     short = len(text) <= 80 and "\n" not in text and not text.startswith("<")
     return f"{_kind(value)} {text}" if short else _kind(value)

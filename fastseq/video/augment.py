@@ -23,14 +23,14 @@ _BLUR_REFERENCE_SIZE = 224
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a clip; the defaults are those of CARL's released self-supervised setting.
+    """Augmentation of a clip; the defaults are those of CARL's released self-supervised setting.
 
     One set of parameters is drawn per clip, so frames stay consistent over time. Order: crop and
     resize, flip, colour, grayscale, blur.
 
     Attributes:
         size: side of the square output in pixels.
-        scale: share of the frame's area that the crop keeps.
+        scale: range of the crop's area, as a fraction of the frame's area.
         ratio: aspect ratio of the crop, drawn log-uniformly. After 10 draws that do not fit in the
             frame, the central crop with the nearest allowed ratio is taken.
         flip: probability of a horizontal flip.
@@ -39,16 +39,16 @@ class Augmentation:
         brightness, contrast, saturation: a factor 1 + U(-r strength, r strength), at least 0.
         hue: a turn of U(-r strength, r strength) of the colour circle.
         grayscale: probability of grayscale.
-        blur: probability of Gaussian blur. 0.4 is what the released code comes to: 0.5 inside the
-            jitter, itself 0.8. It blurs after each of the four jitter operations by accident; here
-            the blur is applied once.
+        blur: probability of Gaussian blur. Default 0.4, the released code's overall rate: 0.5
+            inside the jitter, itself 0.8. There the blur is applied by accident after each of the
+            four jitter operations; here once.
         blur_sigma: standard deviation in pixels at size 224, scaled with `size`.
-        per_clip: False: of the tuples of `SegmentTuples` each frame has a draw of its own, as in
-            VCLR's released code. Clips of several frames always share one.
+        per_clip: False: each frame of the tuples of `SegmentTuples` has a separate draw, as in
+            VCLR's released code. Clips of several frames always share one draw.
 
     The colour operations come in random order but act as one linear map per clip: contrast pulls
     towards the mean luma of the clip, hue is a rotation in YIQ, and values are clipped once at the
-    end, where the released code rounds and clips each frame after each operation.
+    end. The released code rounds and clips each frame after each operation.
     """
 
     size: int = 224
@@ -71,7 +71,7 @@ class Augmentation:
         for name in ("flip", "jitter", "grayscale", "blur"):
             checked[name] = as_number(name, getattr(self, name))
             if not 0 <= checked[name] <= 1:
-                raise ValueError(f"{name} is a probability, got {checked[name]}")
+                raise ValueError(f"{name} must be a probability, 0 to 1, got {checked[name]}")
         for name in ("strength", "brightness", "contrast", "saturation", "hue"):
             checked[name] = as_number(name, getattr(self, name))
             if not 0 <= checked[name] < math.inf:
@@ -82,20 +82,20 @@ class Augmentation:
         if not isinstance(self.per_clip, (bool, np.bool_)):
             raise TypeError(f"per_clip must be True or False, got {self.per_clip!r}")
         for name, value in checked.items():
-            object.__setattr__(self, name, value)  # numbers of numpy have become Python's
+            object.__setattr__(self, name, value)  # NumPy numbers become Python's
 
 
 def check_augmentation(spec: object, name: str) -> None:
     if not isinstance(spec, Augmentation):
         raise TypeError(
-            f"{name} must be a fastseq.video.Augmentation, got {type(spec).__name__}; give "
+            f"{name} must be a fastseq.video.Augmentation, got {type(spec).__name__}; pass "
             "Augmentation(size=...)"
         )
 
 
 @dataclass(frozen=True)
 class ClipDraw:
-    """The parameters drawn for one clip, all an engine needs to apply an `Augmentation`.
+    """The parameters drawn for one clip, all that an engine needs to apply an `Augmentation`.
 
     `colour` lists (operation, amount) in their order; `blur_sigma` is in output pixels, 0 for none.
     """
@@ -164,12 +164,12 @@ def augment_clip(
 
     Args:
         frames: uint8 (T, H, W, 3), RGB.
-        spec: what may happen.
+        spec: the augmentation.
         generator: the only source of randomness.
     Returns:
         uint8 (T, 3, size, size).
     Raises:
-        TypeError, ValueError: an argument of another kind, frames of another dtype or shape.
+        TypeError, ValueError: an argument of another type, frames of another dtype or shape.
     """
     check_frames(frames)
     check_augmentation(spec, "spec")
@@ -182,7 +182,7 @@ def apply_draw(frames: torch.Tensor, draw: ClipDraw, size: int) -> torch.Tensor:
     """Apply drawn parameters: uint8 (T, H, W, 3) -> uint8 (T, 3, size, size)."""
     check_frames(frames)
     if not isinstance(draw, ClipDraw):
-        raise TypeError(f"draw must be what draw_clip or eval_draw gives, got {draw!r}")
+        raise TypeError(f"draw must be a result of draw_clip or eval_draw, got {draw!r}")
     size = as_size(size)
     resized = torch.empty(len(frames), size, size, 3, dtype=torch.uint8)
     count = _chunk_frames(size)
@@ -216,7 +216,7 @@ def finish(resized: torch.Tensor, draw: ClipDraw, out: torch.Tensor) -> torch.Te
         if draw.colour:
             result, weight = mapped, matrix.expand(n, 3, 3)
             torch.baddbmm(bias[:, None], weight, pixels.flatten(2), out=mapped.flatten(2))
-            mapped.clamp_(0, 255)  # the blur sees the clipped picture
+            mapped.clamp_(0, 255)  # the blur is applied to the clipped picture
         if draw.blur_sigma:
             _blur(result, weights)
         into.copy_(result.add_(0.5))
@@ -224,7 +224,7 @@ def finish(resized: torch.Tensor, draw: ClipDraw, out: torch.Tensor) -> torch.Te
 
 
 def _chunk_frames(size: int) -> int:
-    """Frames of `size` that are worked on at a time: about as many pixels as one of 224."""
+    """Frames of `size` to process at a time: about as many pixels as one frame of 224."""
     return max(1, (224 // size) ** 2)
 
 
@@ -265,8 +265,8 @@ def blur_kernel(sigma: float, size: int) -> np.ndarray:
 
 
 def _blur(pictures: torch.Tensor, weights: list[float]) -> None:
-    """Convolve (T, 3, S, S) down, then across; beyond its edges a picture goes on in its mirror
-    image (about the centres of the outermost pixels), as with DALI."""
+    """Convolve (T, 3, S, S) down, then across. Beyond its edges a picture is continued by its
+    mirror image (about the centres of the outermost pixels), as in DALI."""
     reach, size = len(weights) // 2, pictures.shape[2]
     for axis, pad in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
         padded = F.pad(pictures, pad, mode="reflect")
@@ -278,16 +278,16 @@ def _blur(pictures: torch.Tensor, weights: list[float]) -> None:
 def eval_transform(frames: torch.Tensor, size: int) -> torch.Tensor:
     """Resize frames for evaluation: uint8 (T, H, W, 3) -> uint8 (T, 3, size, size).
 
-    The largest central crop with an aspect ratio between 3:4 and 4:3 is squeezed into the square,
-    the geometry that the training crops have on average (the released code evaluates on the central
-    `size` pixels of the unscaled frame, which it never trains on).
+    The largest central crop with an aspect ratio between 3:4 and 4:3 is resized to the square. That
+    is the average geometry of the training crops. (The released code evaluates on the central
+    `size` pixels of the unscaled frame, which never occur in training.)
     """
     check_frames(frames)
     return apply_draw(frames, eval_draw(frames.shape[1], frames.shape[2]), size)
 
 
 def eval_draw(height: int, width: int) -> ClipDraw:
-    """What `eval_transform` does to frames of `height` by `width` pixels: only a crop."""
+    """The draw of `eval_transform` for frames of `height` by `width` pixels: only a crop."""
     return ClipDraw(*central_crop(height, width), flip=False, colour=(), blur_sigma=0.0)
 
 
@@ -297,7 +297,7 @@ def crop_resize(frames: torch.Tensor, box: tuple[int, int, int, int], out: torch
     top, left, height, width = box
     clip = frames[:, top : top + height, left : left + width]
     if clip.shape[1:] != out.shape[1:]:
-        # Fast path of torch: bytes with the channels last, which is how frames lie in memory.
+        # torch's fast path: bytes with the channels last, as frames lie in memory.
         clip = clip.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         clip = F.interpolate(clip, out.shape[1:3], mode="bilinear", antialias=True)
         clip = clip.permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""Which frames of a file come out sound: decoding it whole and looking."""
+"""Which frames of a file are sound: found by decoding all of them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _SHOWN = 5
 
 @dataclass
 class Judged:
-    """What decoding says of a file.
+    """The result of decoding a file.
 
     Attributes:
-        timeline: of the frames up to the last sound one; None if they come in another order.
+        timeline: timeline up to the last sound frame; None if frames come in another order.
         frames: one more than the number of the last sound frame.
         gaps: frames before it that are not sound.
-        note: what is damaged, empty if nothing is.
+        note: what is damaged; empty if nothing is.
         first: the first frame, None if there is none.
-        interlaced: whether a frame is.
-        times: seconds of the frames that came out, without a timeline.
+        interlaced: whether any frame is interlaced.
+        times: seconds of the decoded frames, if there is no timeline.
     """
 
     timeline: Timeline | None
@@ -39,7 +39,7 @@ class Judged:
 
 
 def judge(path: str, found: Scan, deadline: Deadline, whole: bool) -> Judged:
-    """Decode a file, or its first frame alone if that is the one that the timeline promises."""
+    """Decode a file, or only its first frame if that is the frame that the timeline promises."""
     timeline = found.timeline
     with open_video(path, deadline) as (container, stream):
         stretch = Stretch(container, stream, deadline)
@@ -66,7 +66,7 @@ def judge(path: str, found: Scan, deadline: Deadline, whole: bool) -> Judged:
             stamps.append(frame.pts)
     known = [stamp for stamp in stamps if stamp is not None]
     shown = not stretch.damaged and len(known) == len(stamps) == len(timeline.pts)
-    # Frames that come in another order; a file that is cut within a group and lacks its start.
+    # Frames in another order than the timeline; or a file cut within a group, without its start.
     late = not found.begins and not stretch.damaged and known[:1] > [timeline.pts[0]]
     if out.interlaced or late or (shown and known != sorted(known)):
         with open_video(path, deadline) as (container, stream):
@@ -74,7 +74,7 @@ def judge(path: str, found: Scan, deadline: Deadline, whole: bool) -> Judged:
     missing = timeline.pts[~np.isin(timeline.pts, known)]
     damaged = stretch.damaged | set(missing.tolist())
     sound = ~timeline.spoilt(damaged) if damaged else np.ones(len(timeline.pts), dtype=bool)
-    _fill_in(out, sound, stretch.reason or "they do not come out of the decoder")
+    _fill_in(out, sound, stretch.reason or "the decoder does not return them")
     out.timeline = timeline.until(out.frames)
     return out
 

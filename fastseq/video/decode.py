@@ -17,24 +17,24 @@ from fastseq.video.timeline import Deadline, Timeline, VideoInfo, scan
 
 # Decoding this many unwanted frames is cheaper than a seek.
 _SEEK_GAP = 8
-_DISORDER = "frames come in another order than that of their time stamps"
+_DISORDER = "frames are not in the order of their time stamps"
 
 INTERLACED = (
-    "two fields a frame (interlaced), which look like combs as one picture; "
+    "two fields per frame (interlaced), which look like combs in one picture; "
     "`fastseq.video.transcode(source, target)` makes a progressive copy"
 )
 
 
 def past_the_end(index: int, frames: int, note: str) -> str:
     why = f" ({note})" if note else ""
-    return f"frame {index} was asked for, but the video has {frames} frames, 0 to {frames - 1}{why}"
+    return f"frame {index} was requested, but the video has {frames} frames, 0 to {frames - 1}{why}"
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """(height, width) that `read_frames` scales a frame to for a given `short_side`.
 
-    The longer side is the nearest even number: FFmpeg's scaler is half as fast for odd widths. A
-    square stays one, so that turning a frame turns its size.
+    The longer side is rounded to an even number: FFmpeg's scaler is half as fast for odd widths. A
+    square stays square, so that turning a frame swaps its sizes.
     """
     if height == width:
         return short_side, short_side
@@ -57,11 +57,11 @@ class Area:
 def scaled_area(
     height: int, width: int, short_side: int, crop: tuple[int, int, int, int] | None
 ) -> Area:
-    """Scaling and place for which a crop's shorter side has `short_side` pixels, or one less.
+    """Scaling and area for which a crop's shorter side has `short_side` pixels, or one less.
 
     Args:
-        crop: (left, top, width, height) in pixels of the upright frame; None = all of it. Rounded
-            inwards: nothing outside is used.
+        crop: (left, top, width, height) in pixels of the upright frame; None = the whole frame.
+            Rounded inwards: nothing outside is used.
     """
     if crop is None or (crop[2], crop[3]) == (width, height):
         return Area(short_side, 0, 0, *scaled_size(height, width, short_side))
@@ -81,11 +81,11 @@ def _inside(first: int, stop: int, scaled: int, whole: int) -> tuple[int, int]:
 
 
 class Converter:
-    """Frame -> uint8 array (H, W, 3), scaled while it is converted to RGB, then turned upright.
+    """Frame -> uint8 array (H, W, 3): scaled during the conversion to RGB, then turned upright.
 
-    The first frame settles the size: a stream that changes resolution still gives one shape. With a
-    `crop`, (left, top, width, height) of the upright frame, that is what comes out, and what has
-    the `short_side`.
+    The first frame fixes the output size, so a stream that changes resolution still yields one
+    shape. With a `crop`, (left, top, width, height) of the upright frame, the result is the crop,
+    and `short_side` is the crop's.
     """
 
     def __init__(
@@ -184,8 +184,8 @@ def deliver(
 ) -> None:
     """Call `take(place, pixels)` for the frame at each of the ascending indices `wanted`.
 
-    `pixels` (H, W, 3) are the decoder's own memory, to be copied or used at once. Where seeking
-    does not give the right frames, places come a second time, from the first on.
+    `pixels` (H, W, 3) is the decoder's own memory: copy it or use it at once. If seeking does not
+    yield the right frames, all places are delivered a second time, from the first on.
     """
     known: VideoInfo | Judged | None = info
     if known is None:
@@ -201,11 +201,11 @@ def deliver(
     if frames is not None and wanted[-1] >= frames:
         raise VideoError(path, past_the_end(int(wanted[-1]), frames, note))
     if wanted[0] < 0:
-        raise VideoError(path, f"frame {wanted[0]} was asked for, but frames count from 0")
+        raise VideoError(path, f"frame {wanted[0]} was requested, but frames count from 0")
     for first, stop in gaps:
         place = int(np.searchsorted(wanted, first))
         if place < len(wanted) and wanted[place] < stop:
-            raise VideoError(path, f"frame {wanted[place]} was asked for, but {note}")
+            raise VideoError(path, f"frame {wanted[place]} was requested, but {note}")
 
     def put(place: int, frame: Any) -> None:
         take(place, converter(frame))
@@ -228,7 +228,7 @@ def deliver(
 
 
 def read_counted(path: str, converter: Converter, deadline: Deadline) -> np.ndarray:
-    """Every frame of a file without a timeline. One that breaks off is not called a shorter one."""
+    """Every frame of a file without a timeline. A file that breaks off is an error, not shorter."""
     frames: list[np.ndarray] = []
     with open_video(path, deadline) as (container, stream):
         stretch = Stretch(container, stream, deadline)
@@ -241,10 +241,10 @@ def read_counted(path: str, converter: Converter, deadline: Deadline) -> np.ndar
 class _ByTime:
     """Finds the wanted frames of a file by their time stamps.
 
-    With `seeks` decoding begins at the key before each, and leaves out frames that are neither
-    wanted nor referred to (B-frames, mostly). Frames count from the key itself on, if that is the
-    key frame that the timeline takes it for. Without, it goes from the file's start, and a frame
-    that is missing shows.
+    With `seeks`, decoding begins at the key before each frame, and skips frames that are neither
+    wanted nor referred to (mostly B-frames). Frames are counted from the key, if its frame is the
+    key frame of the timeline. Without `seeks`, decoding runs from the start of the file, and a
+    missing frame is noticed.
     """
 
     def __init__(
@@ -260,20 +260,20 @@ class _ByTime:
         self.wanted, self.timeline, self.seeks = wanted, timeline, seeks
         self.stamps = set(timeline.pts[wanted].tolist())
         self.key = int(timeline.pts[0])
-        self.position = 0  # the frame that comes next at the earliest
-        self.begun = True  # whether the key has come
+        self.position = 0  # the earliest frame that can come next
+        self.begun = True  # whether the key frame has been decoded
         self.missing: set[int] = set()
         self.stretch = Stretch(container, stream, deadline, self.stamps if seeks else None)
 
     def deliver(self, put: Callable[[int, Any], None]) -> str:
-        """The reason if a frame does not come out sound."""
+        """Return the reason if a frame is not sound, otherwise an empty string."""
         for place, index in enumerate(self.wanted.tolist()):
             key, first = self.timeline.entry(index)
             if self.seeks and first > self.position + _SEEK_GAP:
                 self._seek(key, first)
             frame = self._find(index)
             if isinstance(frame, str) and self.seeks and self.key != key:
-                self._seek(key, first)  # behind damage, for one
+                self._seek(key, first)  # for example behind damage
                 frame = self._find(index)
             if isinstance(frame, str):
                 return frame
@@ -287,21 +287,21 @@ class _ByTime:
         self.stretch = Stretch(self.container, self.stream, self.deadline, self.stamps)
 
     def _find(self, index: int) -> Any:
-        """The frame, or why it does not come."""
+        """The frame, or the reason why it is missing."""
         pts, stretch = self.timeline.pts, self.stretch
-        asked = f"frame {index} was asked for, but"
+        asked = f"frame {index} was requested, but"
         for frame in stretch:
             if frame.pts is None:
                 return _DISORDER
             if frame.pts < self.key:  # of an earlier group, without its references
                 continue
-            if frame.pts > pts[-1]:  # the file breaks off, what comes here is not counted
+            if frame.pts > pts[-1]:  # beyond the counted frames of a file that breaks off
                 break
             here = int(np.searchsorted(pts, frame.pts))
             if frame.pts != pts[here] or here < self.position:
                 return _DISORDER
             if not self.begun and not _begins(frame, self.key):
-                return f"{asked} the frame before it that is marked as a key frame is none"
+                return f"{asked} the key frame before it is falsely marked as one"
             self.begun = True
             if not self.seeks:
                 self.missing.update(pts[self.position : here].tolist())
@@ -313,7 +313,7 @@ class _ByTime:
                 return frame
             if here > index:
                 return f"{asked} it does not decode"
-        why = stretch.reason or f"only {self.position} frames come out of the file"
+        why = stretch.reason or f"only {self.position} frames can be decoded"
         return f"{asked} decoding stops before it ({why})"
 
 
@@ -322,7 +322,7 @@ def _begins(frame: Any, key: int) -> bool:
 
 
 def _by_count(stretch: Stretch, wanted: np.ndarray | None, put: Callable[[int, Any], None]) -> str:
-    """Count frames as they come; the reason if a wanted one (None: any) does not come out sound."""
+    """Count frames in their order; the reason if a wanted one (None: any) is not sound."""
     place, count = 0, 0
     for count, frame, sound in counted(stretch):
         number = count - 1
@@ -337,14 +337,14 @@ def _by_count(stretch: Stretch, wanted: np.ndarray | None, put: Callable[[int, A
     if stretch.reason and stretch.stopped:
         stops = f"decoding stops after {count} frames ({stretch.reason})"
     else:
-        stops = f"only {count} frames come out of the file"
+        stops = f"only {count} frames can be decoded"
     if wanted is None:
         return stops if stretch.stopped else ""
-    return f"frame {wanted[place]} was asked for, but {stops}"
+    return f"frame {wanted[place]} was requested, but {stops}"
 
 
 def shows_all(path: str, timeline: Timeline, deadline: Deadline) -> bool:
-    """Whether every frame comes out sound, be it in another order than that of time stamps."""
+    """Whether every frame is sound, in the order of time stamps or another."""
     with open_video(path, deadline) as (container, stream):
         stretch = Stretch(container, stream, deadline)
         stamps = [frame.pts for frame in stretch]

@@ -1,8 +1,8 @@
-"""Which packets decoding can begin with, by their own bytes.
+"""Which packets decoding can begin with, found from their bytes.
 
-Containers and encoders flag more packets as key frames than that: H.264 and HEVC with intra refresh
-(a few columns anew in each frame) mark a recovery point, from which pictures get right after a
-second or so; cameras and cutters flag pictures that refer to earlier ones.
+Containers and encoders flag more packets as key frames: H.264 and HEVC with intra refresh (a few
+columns renewed in each frame) mark a recovery point, after which pictures become right within about
+a second; cameras and cutters flag pictures that refer to earlier ones.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _INTRA_SLICES = (2, 4)  # I, SI
 
 
 def is_entry(codec: str, extradata: bytes | None, packet: bytes) -> bool:
-    """Whether frames from this key packet's on need nothing before it.
+    """Whether frames from this key packet on need nothing before it.
 
-    Other codecs than H.264, HEVC and VVC have no key frames but such; for them the flag is taken.
+    Codecs other than H.264, HEVC and VVC have only such key frames; for them the flag is trusted.
 
     Args:
-        codec: FFmpeg's name of it.
+        codec: FFmpeg's name of the codec.
         extradata: the codec's configuration from the container.
-        packet: what the packet holds.
+        packet: the packet's bytes.
     """
     if codec == "h264":
         return _h264(list(_units(packet, _length_size(extradata, 4))))
@@ -37,7 +37,7 @@ def is_entry(codec: str, extradata: bytes | None, packet: bytes) -> bool:
 
 
 def _length_size(extradata: bytes | None, place: int) -> int:
-    """Bytes of the length before each unit; 0 if start codes separate them."""
+    """Bytes of the length field before each unit; 0 if start codes separate them."""
     if not extradata or len(extradata) <= place or extradata[:3] in (b"\0\0\0", b"\0\0\1"):
         return 0
     return (extradata[place] & 3) + 1
@@ -78,7 +78,7 @@ def _slice_type(unit: bytes) -> int:
 
 
 def _exact_at_once(unit: bytes) -> bool:
-    """Whether a unit of supplemental information holds a recovery point of 0 frames, exact."""
+    """Whether a supplemental information unit has a recovery point of 0 frames, exact."""
     data, start = _payload(unit[1:]), 0
     while start + 2 < len(data):
         kind = size = 0
@@ -98,11 +98,11 @@ def _exact_at_once(unit: bytes) -> bool:
 
 
 def _payload(data: bytes) -> bytes:
-    return data.replace(b"\0\0\3", b"\0\0")  # without the bytes that keep start codes out
+    return data.replace(b"\0\0\3", b"\0\0")  # without the bytes inserted to prevent start codes
 
 
 class _Bits:
-    """Reads bits from the left; past the end come zeros."""
+    """Reads bits from the left; past the end it returns zeros."""
 
     def __init__(self, data: bytes):
         self.data, self.place = data, 0

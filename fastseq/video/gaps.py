@@ -1,4 +1,4 @@
-"""Frames of a damaged video that come out sound, and those that do not."""
+"""Sound frames of a damaged video, and its gaps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sound_frames(frames: int, gaps: Gaps = ()) -> np.ndarray:
 
 
 def frames_of(video: Any) -> np.ndarray:
-    """`sound_frames` of a `fastseq.video.items.Video`; one without `gaps` is sound throughout."""
+    """`sound_frames` of a `fastseq.video.items.Video`; without `gaps` all its frames are sound."""
     return sound_frames(video.frames, getattr(video, "gaps", ()))
 
 

@@ -1,4 +1,4 @@
-"""Progressive pictures of interlaced video, one of each two fields."""
+"""Progressive pictures from interlaced video, one for each frame (two fields)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fastseq.video._av import require_av
 
 
 def deinterlaced(stream: Any, frames: Iterable[Any]) -> Iterator[Any]:
-    """As many frames as come in, those that are interlaced passed through FFmpeg's bwdif.
+    """As many frames as come in; interlaced ones pass through FFmpeg's bwdif.
 
-    A picture is made of its frame and both neighbours: the frames have to come in order. Up to the
-    first interlaced one they pass as they are.
+    A picture is computed from its frame and both neighbours, so the frames must come in order.
+    Frames before the first interlaced one are not changed.
     """
     graph = before = None
     for number, frame in enumerate(frames):
@@ -26,7 +26,7 @@ def deinterlaced(stream: Any, frames: Iterable[Any]) -> Iterator[Any]:
             if before is not None:
                 before.pts = number - 1
                 graph.push(before)
-        frame.pts = number  # the filter goes by them, and the file's may be missing
+        frame.pts = number  # the filter needs time stamps, and the file may lack them
         graph.push(frame)
         yield from _ready(graph)
     if graph is not None:

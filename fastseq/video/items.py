@@ -1,4 +1,4 @@
-"""Which clips make a training item: drawn from (seed, epoch, index) alone, no file is read."""
+"""Which clips make a training item: drawn from (seed, epoch, index) alone; no file is read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip, s
 
 
 class Video(Protocol):
-    """What has to be known of a video; `fastseq.video.VideoInfo` will do.
+    """The properties of a video that items need; `fastseq.video.VideoInfo` has them.
 
-    It may have more, each None or missing otherwise:
+    Optional attributes, None or missing otherwise:
 
-    - `gaps`: ranges (first, stop) of frames that are damaged or not to be used: no item asks for
+    - `gaps`: ranges (first, stop) of frames that are damaged or not to be used: no item requests
       them.
     - `crop`: (left, top, width, height) in pixels of the upright frame, a box; nothing outside it
       is read. Crops are drawn as in a video that shows the box alone.
@@ -43,13 +43,13 @@ class Item:
     """Clips of T frames each: two of one video or of two, or the tuples of `SegmentTuples`.
 
     Attributes:
-        id: names the video, or both.
-        action: what they show.
+        id: name of the video, or of both.
+        action: the action that they show.
         readings: one with all C clips, or two with one clip each.
-        steps: int64 (C, T), the frames' numbers in their video; of `SynchronisedViews` instants.
-        valid: bool (C, T), False where a video is too short and its last frame stands in.
+        steps: int64 (C, T), the frames' numbers in their video; instants for `SynchronisedViews`.
+        valid: bool (C, T), False where a video is too short and its last frame is repeated.
         num_frames: int64 (C,), the videos' lengths in frames, or that of their common time.
-        fps: float64 (C,), their average frame rates.
+        fps: float64 (C,), the videos' average frame rates.
     """
 
     id: str
@@ -70,20 +70,20 @@ def decode_side(size: int, side: int | None = None) -> int:
 
 
 class Items:
-    """What a loader draws from: `TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`.
+    """Base of the item types: `TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`.
 
-    Item i of epoch e depends on (seed, e, i) alone, whatever reads it. A video that is skipped is
-    replaced by the next one in order. Frames are drawn among the sound ones of a video, by their
-    places: two that a gap parts are neighbours, their `steps` are not.
+    Item i of epoch e depends on (seed, e, i) alone, whichever engine reads it. A video that is
+    skipped is replaced by the next one in order. Frames are drawn among the sound ones of a video,
+    by their places: two frames on either side of a gap are neighbours, but their `steps` are not.
 
     Args:
-        videos: what there is to draw from, see `Video`.
-        augmentation: what happens to each clip.
+        videos: the videos to draw from, see `Video`.
+        augmentation: augmentation of each clip.
         side: short side of the frame in whose pixels crops are drawn, see `decode_side`.
 
     Attributes:
         left_out: (id, reason) of videos that no item is made of.
-        num_context: frames that stand for one, itself included.
+        num_context: number of frames that represent one frame, itself included.
     """
 
     num_context = 1
@@ -98,7 +98,7 @@ class Items:
         self.left_out: list[tuple[str, str]] = []
         whole = [video for video in videos if len(frames_of(video))]
         if not whole:
-            raise ValueError(f"none of the {len(videos)} videos has a frame that is sound")
+            raise ValueError(f"none of the {len(videos)} videos has a sound frame")
         self.videos = self._usable(whole)
         self.left_out += [
             (video.id, f"none of its {video.frames} frames is sound")
@@ -112,7 +112,7 @@ class Items:
     def item(
         self, seed: int, epoch: int, index: int, bad: Container[str] = frozenset()
     ) -> Item | None:
-        """Item `index` of an epoch; `bad` holds paths to leave out. None if nothing is left."""
+        """Item `index` of an epoch; `bad` has the paths to leave out. None if nothing is left."""
         for step in range(len(self.videos)):
             position = (index + step) % len(self.videos)
             if self.videos[position].path in bad:
@@ -138,15 +138,15 @@ class ClipItems(Items):
     `TwoViews`, `VideoPairs` and `SynchronisedViews` are such items.
 
     Args:
-        videos: what there is to draw from, see `Video`.
-        num_frames: T, frames a clip.
-        augmentation: what happens to each clip, its context frames included.
+        videos: the videos to draw from, see `Video`.
+        num_frames: T, frames per clip.
+        augmentation: augmentation of each clip, its context frames included.
         sampling: "random" or "even" within a crop of the video (`sample_views`); "segment",
             "offset_uniform" or "anchors" over the whole video (`sample_clip`).
-        crop_base, alpha, beta, span: of the crop, see `sample_views`.
-        positive_window: frames, for "anchors".
-        num_context, context_stride: C frames stand for each one: itself and C - 1 earlier ones,
-            `context_stride` apart.
+        crop_base, alpha, beta, span: options of the crop, see `sample_views`.
+        positive_window: number of frames, for "anchors".
+        num_context, context_stride: C frames represent each frame: itself and C - 1 earlier ones,
+            `context_stride` frames apart.
         side: short side of the frame in whose pixels crops are drawn, see `decode_side`.
     """
 
@@ -182,12 +182,12 @@ class ClipItems(Items):
         self.positive_window = as_int("positive_window", positive_window, 1)
         self.num_context = as_int("num_context", num_context, 1)
         self.context_stride = as_int("context_stride", context_stride, 0)
-        self._draw(1, np.random.default_rng(0))  # wrong options show here, not in a worker
+        self._draw(1, np.random.default_rng(0))  # wrong options raise here, not in a worker
 
     def _draw(
         self, num_frames: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Places and validity (2, T) of two clips of one video of so many sound frames."""
+        """Places and validity (2, T) of two clips of one video with so many sound frames."""
         if self.sampling in VIEW_SAMPLING:
             return sample_views(
                 num_frames,
@@ -216,7 +216,7 @@ class ClipItems(Items):
         clips: np.ndarray,
         generator: np.random.Generator,
     ) -> Reading:
-        """Of clips that are given by (clips, T) places among the `sound` frames."""
+        """The reading of clips, which are (clips, T) places among the `sound` frames."""
         area = area_of(video, self.side)
         made = []
         for places in clips:
@@ -248,7 +248,7 @@ class TwoViews(ClipItems):
 
 
 class VideoPairs(ClipItems):
-    """A video and another one of the same action, drawn anew each epoch (LAV): see `ClipItems`.
+    """A video and another one of the same action, drawn again each epoch (LAV): see `ClipItems`.
 
     Videos have an `action`. There are as many items as videos. A video that is the only one of its
     action is left out.
@@ -265,7 +265,7 @@ class VideoPairs(ClipItems):
         if not usable:
             raise ValueError(
                 f"no pairs to train on: each of the {len(videos)} videos is the only one of its "
-                'action; give them the same "action" in labels.json, or none'
+                'action; set the same "action" in labels.json, or none'
             )
         return usable
 

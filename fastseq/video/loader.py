@@ -1,4 +1,4 @@
-"""Batches of clips for training, the same whatever engine reads them, resumable anywhere."""
+"""Batches of clips for training: the same with every engine, and resumable at any batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastseq.video.arguments import as_int
 from fastseq.video.items import Item, Items
 from fastseq.video.readings import Engine, Reading
 
-# More bad videos than either: the data set, not a file, is taken to be at fault.
+# More bad videos than both limits: the data set, not a single file, is at fault.
 MAX_BAD = 10
 MAX_BAD_SHARE = 0.01
 LAST = ("drop", "keep", "wrap")
@@ -31,35 +31,36 @@ class ClipLoader:
     A batch of N items is a dict:
 
     - `frames` uint8 (N, 2, T, 3, S, S), or (N, 2, T, C, 3, S, S) with C > 1 context frames;
-      normalise on the device. A CUDA tensor from DALI's GPU engine, elsewhere a CPU tensor. (With
-      `SegmentTuples` there are 2 S + 1 clips of one frame in place of 2 of T, here and below);
+      normalise on the device. A CUDA tensor from DALI's GPU engine, otherwise a CPU tensor.
+      (`SegmentTuples` has 2 S + 1 clips of one frame in place of 2 of T, here and below);
     - `steps` int64 (N, 2, T), frame numbers; `times` float64 (N, 2, T), seconds at the video's
       average rate; `valid` bool (N, 2, T); `lengths` int64 (N, 2), valid frames;
-      `num_frames` int64 (N, 2), the videos' lengths in frames; `ids` and `actions`, lists. Of
-      `SynchronisedViews` `steps`, `times` and `num_frames` are those of the common time.
+      `num_frames` int64 (N, 2), the videos' lengths in frames; `ids` and `actions`, lists. For
+      `SynchronisedViews`, `steps`, `times` and `num_frames` are those of the common time.
 
-    Batch k is a function of (seed, k, videos skipped so far): any engine and any number of
-    workers give the same frame numbers, crops, flips and colours. A video that cannot be read is
+    Batch k is a function of (seed, k, videos skipped so far): frame numbers, crops, flips and
+    colours are the same with any engine and any number of workers. A video that cannot be read is
     replaced by the next in order, counted and named in a warning. `TooManyBadVideos` lists them
     when there are more than 10 and more than 1 % of all videos, or when no item is left. Each rank
-    counts those that it has met.
+    counts the bad videos that it has met.
 
     Args:
         items: what the clips are: `TwoViews`, `VideoPairs`, `SynchronisedViews` or
             `SegmentTuples`.
-        batch_size: N, items a batch and rank.
-        engine: what reads them, see `fastseq.video.open_engine`.
-        seed: of all draws and of each epoch's order.
-        rank, world_size: of this process; ranks get disjoint parts of each global batch.
-        last: what becomes of the items that do not fill the last (global) batch of an epoch:
-            "drop" leaves them out (they come in another epoch's order; an epoch has one batch
-            at least), "wrap" fills up from the start of the order, "keep" gives a smaller batch
-            (one process only).
+        batch_size: N, items per batch and rank.
+        engine: the engine that reads them, see `fastseq.video.open_engine`.
+        seed: seed of all draws and of each epoch's order.
+        rank, world_size: rank of this process and number of ranks; ranks read disjoint parts of
+            each global batch.
+        last: what happens to items that do not fill the last (global) batch of an epoch. "drop"
+            leaves them out (another epoch's order includes them; an epoch has at least one batch),
+            "wrap" fills up from the start of the order, "keep" returns a smaller batch (one process
+            only).
 
     Attributes:
-        position: batches given so far, over all epochs. To be set, between two iterators, to
-            continue elsewhere.
-        bad: path -> reason, of the skipped videos.
+        position: number of batches returned so far, over all epochs. Set it between two iterators
+            to continue elsewhere.
+        bad: path -> reason, for the skipped videos.
 
     Raises:
         ValueError: an option out of its range.
@@ -88,12 +89,12 @@ class ClipLoader:
         if not callable(getattr(items, "item", None)):
             raise TypeError(
                 "items must be TwoViews, VideoPairs or SegmentTuples, got "
-                f"{type(items).__name__}; give TwoViews([probe(path) for path in paths], ...)"
+                f"{type(items).__name__}; pass TwoViews([probe(path) for path in paths], ...)"
             )
         if not (hasattr(engine, "batches") and hasattr(engine, "size")):
             raise TypeError(
                 f"engine must be a PyAVEngine or DaliEngine, got {type(engine).__name__}; "
-                "fastseq.video.open_engine(...)[0] is one, its [1] says why it was taken"
+                "fastseq.video.open_engine(...)[0] is one, and its [1] states why it was picked"
             )
         batch_size = as_int("batch_size", batch_size, 1)
         rank, world_size = as_int("rank", rank), as_int("world_size", world_size)
@@ -101,7 +102,7 @@ class ClipLoader:
         if engine.size != items.augmentation.size:
             raise ValueError(
                 f"the engine makes frames of size {engine.size}, the items' augmentation is for "
-                f"{items.augmentation.size}; give both the same"
+                f"{items.augmentation.size}; set both to the same size"
             )
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
@@ -111,7 +112,7 @@ class ClipLoader:
             raise ValueError(f"last must be one of {', '.join(LAST)}, got {last!r}")
         if last == "keep" and world_size > 1:
             raise ValueError(
-                'last="keep" gives ranks batches of different sizes; use "drop" or "wrap" with '
+                'last="keep" makes batches of different sizes on ranks; use "drop" or "wrap" with '
                 f"{world_size} ranks"
             )
         self.items, self.batch_size, self.engine, self.seed = items, batch_size, engine, seed
@@ -141,7 +142,7 @@ class ClipLoader:
                     position += 1
                     self.position = position
                     yield batch
-                    if self.position != position:  # frames to come are of other items
+                    if self.position != position:  # frames under way belong to other items
                         raise RuntimeError(
                             f"the loader was moved from batch {position} to {self.position} while "
                             "it was iterated over: start a new iterator after that, and use one "
@@ -155,7 +156,7 @@ class ClipLoader:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
 
     def items_of(self, batch: int) -> list[Item]:
-        """What batch `batch`, counted over all epochs, is made of on this rank."""
+        """The items of batch `batch`, counted over all epochs, on this rank."""
         epoch, place = divmod(batch, self.batches_per_epoch)
         order = self.order(epoch)
         start = (place * self.world_size + self.rank) * self.batch_size
@@ -169,7 +170,7 @@ class ClipLoader:
         return [reading for item in self.items_of(batch) for reading in item.readings]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is, for `load_state_dict`: plain numbers and strings."""
+        """The loader's position, for `load_state_dict`: plain numbers and strings."""
         ids = {video.path: video.id for video in self.items.videos}
         return {
             "position": self.position,
@@ -182,7 +183,7 @@ class ClipLoader:
         }
 
     def _checksum(self) -> int:
-        """Of what the videos' clips are drawn from, but for their pixels."""
+        """Checksum of the properties that the clips are drawn from, pixels excepted."""
         videos = self.items.videos
         frames = np.array([video.frames for video in videos], dtype="<i8").tobytes()
         gaps = [
@@ -199,24 +200,24 @@ class ClipLoader:
         return zlib.crc32(repr(more).encode(), checksum) if more else checksum
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was called, with the very same batches.
+        """Continue where `state_dict` was called, with exactly the same batches.
 
         Raises ValueError if the loader has another seed, global batch size or `last`, or other
-        videos, told by how many they are and by their numbers of frames, gaps, crops and sync, in
-        this order. TooManyBadVideos if none of them is left.
+        videos. These are compared by their number and order, and by their numbers of frames, gaps,
+        crops and sync. TooManyBadVideos if no video is left.
         """
         mine = self.state_dict()
         for name in ("seed", "items", "batch_size", "last"):
             if state[name] != mine[name]:
                 raise ValueError(
                     f"the saved loader had {name} = {state[name]}, this one has {mine[name]}; "
-                    "batches would not be the same. Give what it had"
+                    "batches would not be the same. Use the saved value"
                 )
         if state["videos"] != mine["videos"]:
             raise ValueError(
                 "the saved loader had other videos, or the same ones in another order (their "
                 "numbers of frames, gaps, crops or sync differ); batches would not be the same. "
-                "Give those that it had"
+                "Use the videos of the saved loader"
             )
         paths = {video.id: video.path for video in self.items.videos}
         self.bad = {paths[name]: reason for name, reason in state["bad"].items() if name in paths}
@@ -239,11 +240,11 @@ class ClipLoader:
         return TooManyBadVideos(
             f"{len(self.bad)} of {len(self.items)} videos cannot be read, {why}:{listed}\n"
             "check all files with `fastseq.video.probe(path, decode=True)` and leave out those "
-            "that it refuses"
+            "that raise an error"
         )
 
     def set_aside(self, error: VideoError) -> None:
-        """Leave a video out from now on; TooManyBadVideos if that ends the training."""
+        """Leave a video out from now on; TooManyBadVideos if too many are left out."""
         if error.path in self.bad:
             raise RuntimeError(f"{error} (although it was skipped)") from error
         self.bad[error.path] = error.reason

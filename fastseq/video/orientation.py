@@ -1,4 +1,4 @@
-"""How a stored frame has to be turned and mirrored to be shown."""
+"""How a stored frame has to be turned and mirrored for display."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-# By (rows and columns change places, columns run backwards, rows run backwards): quarter turns
-# counterclockwise, and whether the picture is mirrored left to right after them.
+# By (rows and columns exchanged, columns reversed, rows reversed): quarter turns counterclockwise,
+# and whether the picture is mirrored left to right after them.
 _STEPS = {
     (False, False, False): (0, False),
     (False, True, True): (2, False),
@@ -18,7 +18,7 @@ _STEPS = {
     (True, True, True): (1, True),
     (True, False, False): (3, True),
 }
-_SLACK = 0.01  # of the larger entries: fixed-point numbers are never quite 0
+_SLACK = 0.01  # fraction of the larger entries: fixed-point zeros are not exact
 
 
 class UnknownOrientation(ValueError):
@@ -28,7 +28,7 @@ class UnknownOrientation(ValueError):
 def orientation_of(frame: Any) -> tuple[int, bool]:
     """(quarter turns counterclockwise, mirrored left to right after them) of a PyAV frame.
 
-    Raises UnknownOrientation. Stretching is left alone, as pixels are taken as square.
+    Raises UnknownOrientation. Stretching is ignored: pixels are assumed square.
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     return (0, False) if matrix is None else _from_matrix(np.frombuffer(bytes(matrix), np.int32))
@@ -39,19 +39,19 @@ def _from_matrix(entries: np.ndarray) -> tuple[int, bool]:
     a, b, _, c, d = (float(entry) / 2**16 for entry in entries[:5])
     straight, crossed = (max(abs(a), abs(d)), max(abs(b), abs(c)))
     if not straight and not crossed:
-        return 0, False  # no map at all: FFmpeg shows such frames as they are stored
+        return 0, False  # no map: FFmpeg shows such frames as stored
     if crossed <= _SLACK * straight and a and d:
         return _STEPS[False, a < 0, d < 0]
     if straight <= _SLACK * crossed and b and c:
         return _STEPS[True, c < 0, b < 0]
     raise UnknownOrientation(
-        f"its display matrix ({a:g}, {b:g}; {c:g}, {d:g}) turns the picture by no right angle; "
+        f"its display matrix ({a:g}, {b:g}; {c:g}, {d:g}) is not a turn by a right angle; "
         "rewrite the file upright with a video editor or FFmpeg"
     )
 
 
 def upright(pixels: np.ndarray, quarter_turns: int, mirrored: bool) -> np.ndarray:
-    """A view of (H, W, ...) as it is shown."""
+    """A view of (H, W, ...) as displayed."""
     if quarter_turns:
         pixels = np.rot90(pixels, quarter_turns)
     return pixels[:, ::-1] if mirrored else pixels

@@ -1,4 +1,4 @@
-"""Exact frame reading on PyAV: frame k is the k-th frame a player would show."""
+"""Exact frame reading with PyAV: frame k is the k-th frame that a player would show."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _DEFAULT_FPS = 25  # FFmpeg's own
 def probe(
     path: str | os.PathLike, *, decode: bool = False, time_limit: float | None = None
 ) -> VideoInfo:
-    """Look into a video file.
+    """Inspect a video file.
 
-    By default the packets are counted and the first frame is decoded. Files that break off, and
-    those whose packets do not map to frames one to one for certain (all but mp4, mov, mkv and webm;
-    VP8; a start without a key frame; time stamps out of order), are decoded whole.
+    By default the packets are counted and the first frame is decoded. Two kinds of files are
+    decoded whole: files that break off, and files whose packets do not certainly map to frames one
+    to one (all but mp4, mov, mkv and webm; VP8; a start without a key frame; time stamps out of
+    order).
 
     Args:
-        decode: decode every frame, to find the damage that decoding shows: see `VideoInfo.gaps`.
-        time_limit: seconds after which the file is given up with a `VideoError`.
+        decode: decode every frame, to find damage that only decoding shows: see `VideoInfo.gaps`.
+        time_limit: seconds after which a `VideoError` is raised.
     Raises:
-        VideoError: no readable video stream, no sound frame comes out, pictures turned by no right
-            angle, or the time limit is passed.
-        TypeError: `path` is no name of a file.
+        VideoError: no readable video stream, no sound frame, pictures not turned by a right angle,
+            or the time limit exceeded.
+        TypeError: `path` is not the name of a file.
     """
     path = as_path(path)
     deadline = Deadline(path, time_limit)
@@ -52,11 +53,11 @@ def probe(
     timeline, frames = judged.timeline, judged.frames
     note = "; ".join(part for part in (found.note, judged.note) if part)
     if not note and timeline is None and found.declared > frames:
-        note = f"the header declares {found.declared} frames, {frames} come out"
+        note = f"the header declares {found.declared} frames, {frames} can be decoded"
     times = judged.times
     if timeline is not None:
         times = [float(timeline.pts[0] * time_base), float(timeline.pts[-1] * time_base)]
-    # Where the rate varies, the header's is nominal or missing; where stamps start anew, it counts.
+    # If the rate varies, the header's is nominal or missing; if time stamps restart, it is used.
     if timeline is None and found.rate and found.packets == frames:
         fps = found.rate
     elif times == sorted(times) and times[-1:] > times[:1]:
@@ -97,34 +98,34 @@ def read_frames(
 ) -> torch.Tensor:
     """Read exactly the requested frames.
 
-    Frame k is the k-th presented frame: edit lists are honoured, variable frame rates do not
-    matter, pictures come upright. Decoding starts at the key frame before each index where that
-    is certain to give the same frames, and at the beginning of the file elsewhere.
+    Frame k is the k-th presented frame: edit lists are applied, variable frame rates do not
+    matter, pictures are upright. Decoding starts at the key frame before each index if that
+    certainly yields the same frames, and otherwise at the beginning of the file.
 
     Args:
         indices: frame numbers from 0, in any order, repeats allowed. None: all frames.
         short_side: scale the shorter side to this many pixels, aspect kept.
-        size: scale to exactly this size, an int for a square or (height, width).
-        crop: (left, top, width, height) in pixels of the upright frame: only that part is given,
-            and `short_side` is its shorter side. None: the whole frame.
-        info: `probe(path)` from before; spares a walk over the packets on each call.
-        time_limit: seconds after which the file is given up with a `VideoError`.
+        size: scale to exactly this size in pixels, an int for a square or (height, width).
+        crop: (left, top, width, height) in pixels of the upright frame: only that part is
+            returned, and `short_side` is its shorter side. None: the whole frame.
+        info: an earlier result of `probe(path)`; avoids reading the packets in each call.
+        time_limit: seconds after which a `VideoError` is raised.
     Returns:
         uint8 tensor (n, H, W, 3), RGB.
     Raises:
-        VideoError: the file cannot be read, a requested frame cannot be decoded or is
-            damaged, it is interlaced, or `crop` reaches past its picture. Never fewer frames, nor
-            a stand-in for a missing one.
-        TypeError: `path` is no name of a file.
-        ValueError: negative or non-integer indices, both sizes given, a size below 1, a `crop` of
-            no four whole numbers, of no area, or together with `size`.
+        VideoError: the file cannot be read, a requested frame cannot be decoded, is damaged or
+            interlaced, or `crop` reaches past its picture. The result never has fewer frames, nor
+            a substitute for a missing one.
+        TypeError: `path` is not the name of a file.
+        ValueError: negative or non-integer indices, both sizes passed, a size below 1, a `crop`
+            that is not four whole numbers, is empty, or is combined with `size`.
     """
     path = as_path(path)
     if short_side is not None and size is not None:
-        raise ValueError("give short_side or size, not both")
+        raise ValueError("pass short_side or size, not both")
     box = None if crop is None else _as_box(crop)
     if box is not None and size is not None:
-        raise ValueError("give crop with short_side, not with size")
+        raise ValueError("pass crop with short_side, not with size")
     sides = np.ravel([side for side in (short_side, size) if side is not None])
     if (sides < 1).any():
         raise ValueError(f"short_side and size must be at least 1, got {sides.tolist()}")
@@ -137,7 +138,7 @@ def read_frames(
         with open_video(path, deadline) as (container, stream):
             found = scan(container, stream, deadline)
         if found.note:
-            raise VideoError(path, f"{found.note}; ask for the frames before that by their indices")
+            raise VideoError(path, f"{found.note}; request the frames before that by their indices")
         if found.timeline is not None and not found.certain:
             info = probe(path, time_limit=time_limit)
             if info.note:

@@ -1,4 +1,4 @@
-"""What a batch of clips is made of, before any engine reads a file."""
+"""The contents of a batch of clips, before any engine reads a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastseq.video.decode import Area, scaled_area, scaled_size
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Frames of one video and what happens to them.
+    """Frames of one video and their augmentation.
 
     Attributes:
         frames: int64 (T,), frame numbers in the video, in any order, repeats allowed.
@@ -33,13 +33,13 @@ class Reading:
     """One file, opened once, and the clips made of it.
 
     Attributes:
-        path: the file.
-        height, width: of its frames as they are shown, after rotation, in pixels.
-        side: short side of the scaled frame in whose pixels crops are given. Only frames in memory
+        path: path of the file.
+        height, width: size of its frames as displayed, after rotation, in pixels.
+        side: short side of the scaled frame in whose pixels crops are drawn. Only frames in memory
             have this size; engines crop the full frame, see `box_of`.
-        clips: all with the same number of frames.
-        kept: (top, left) in the scaled frame of what is kept of it in memory: that of the video's
-            `crop`.
+        clips: clips, all with the same number of frames.
+        kept: (top, left), in the scaled frame, of the part that is kept in memory: that of the
+            video's `crop`.
     """
 
     path: str
@@ -50,11 +50,11 @@ class Reading:
     kept: tuple[int, int] = (0, 0)
 
 
-Source = Callable[[int], Sequence[Reading]]  # the readings of batch k, always the same ones
+Source = Callable[[int], Sequence[Reading]]  # the readings of batch k, the same in every call
 
 
 class Engine(Protocol):
-    """Something that turns readings into pixels."""
+    """Turns readings into pixels."""
 
     name: str
     size: int  # side of the output in pixels
@@ -62,10 +62,10 @@ class Engine(Protocol):
     def batches(self, source: Source, start: int, stop: int) -> Iterator[torch.Tensor]:
         """Yield, for batches start, start + 1, ..., stop - 1, a uint8 tensor.
 
-        Its shape is (readings, clips, T, 3, size, size). Batches may be worked on ahead.
+        Its shape is (readings, clips, T, 3, size, size). Batches may be prepared ahead.
 
-        Raises VideoError, with the path, for a file that cannot be read as asked; the iterator has
-        ended then, and another call continues at any batch.
+        Raises VideoError, with the path, for a file that cannot be read as requested. The iterator
+        has then ended, and another call continues at any batch.
         """
         ...
 
@@ -75,7 +75,7 @@ class Engine(Protocol):
 
 
 def area_of(video: Any, side: int) -> Area:
-    """What is used of a `fastseq.video.items.Video`: its crop, with a shorter side of `side`.
+    """The used area of a `fastseq.video.items.Video`: its crop, with a shorter side of `side`.
 
     Clips are drawn for the area's height and width.
     """
@@ -83,7 +83,7 @@ def area_of(video: Any, side: int) -> Area:
 
 
 def reading_of(video: Any, side: int, clips: Iterable[Clip]) -> Reading:
-    """Clips of one video, which are drawn for the height and width of its `area_of`."""
+    """Clips of one video, drawn for the height and width of its `area_of`."""
     area = area_of(video, side)
     kept = (area.top, area.left)
     if any(kept):
@@ -96,7 +96,7 @@ def _moved(draw: ClipDraw, down: int, right: int) -> ClipDraw:
 
 
 def shape_of(readings: Sequence[Reading], size: int) -> torch.Size:
-    """Shape of the tensor that an engine makes of a batch; ValueError for clips that make none."""
+    """Shape of an engine's tensor for a batch; ValueError if the clips do not form a tensor."""
     lengths = [[len(clip.frames) for clip in reading.clips] for reading in readings]
     clips = len(lengths[0]) if lengths else 0
     T = lengths[0][0] if clips else 0
@@ -131,10 +131,10 @@ def _rounded(start: int, length: int, scale: float, most: int) -> tuple[int, int
 
 
 def check_size(reading: Reading, height: int, width: int) -> None:
-    """VideoError unless the file's frames have the size that the reading was drawn for."""
+    """VideoError unless the file's frames have the size that the clips were drawn for."""
     if (reading.height, reading.width) != (height, width):
         raise VideoError(
             reading.path,
-            f"frames are {width} x {height}, but were announced as {reading.width} x "
+            f"frames are {width} x {height}, but were expected as {reading.width} x "
             f"{reading.height}; call `fastseq.video.probe(path)` again",
         )

@@ -1,4 +1,4 @@
-"""Which frames of a video make two views or a clip, and which ones give a frame its context."""
+"""Which frames of a video form two views or a clip, and which frames are a frame's context."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def sample_views(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw the frame indices of two views of a video of S = `num_frames` frames.
 
-    Each view takes T frames inside its own temporal crop of C frames:
+    Each view has T frames inside its own temporal crop of C frames:
 
     - `crop_base="clip"` (CARL, section 3.2): C = ceil(r T), r ~ U(1, alpha), at most S.
     - `crop_base="span"`: C = round(f S), f ~ U(span), at least min(T, S).
     - `crop_base="video"` (the released Pouring, Penn Action and Kinetics settings): the crop always
-      starts at frame 0 and has ceil(r S) frames, r ~ U(1, alpha), so it reaches past the end. The
-      min(S, T) positions drawn from it that do are padding, 1 - 1/r of them on average. `beta` has
-      no effect.
+      starts at frame 0 and has ceil(r S) frames, r ~ U(1, alpha), so it reaches past the end. Of
+      the min(S, T) positions drawn from it, those past the end are padding, 1 - 1/r of them on
+      average. `beta` has no effect.
 
     In the first two, the crops share at least ceil(beta * the shorter C) frames: the second starts
-    uniformly among all places where they do. A video shorter than T is taken whole and padded.
+    uniformly among all places where they do. A video shorter than T is used whole and padded.
 
     Args:
         T: frames per view.
         strategy: "random": T frames of the crop without replacement, sorted. "even": evenly spaced.
         alpha: largest crop relative to T (or S for "video"), >= 1. Default 1.5 as in the paper.
         beta: overlap of the two crops, 0 to 1. Default 0.2 as in the paper.
-        span: smallest and largest share of the video for `crop_base="span"`.
+        span: smallest and largest fraction of the video for `crop_base="span"`.
     Returns:
         frames: int64 (2, T), ascending within a view, padding at the end set to S - 1.
         valid: bool (2, T), False for padding.
@@ -109,15 +109,15 @@ def sample_clip(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw T frames from a whole video of ``num_frames`` frames.
 
-    - "segment" (LAV): the video is cut into T chunks of equal length, give or take a frame; one
-      uniformly drawn frame of each. (LAV's released code fills the list up from the start where T
-      does not divide the length, so that its last frames may be early ones; this does not.)
+    - "segment" (LAV): the video is cut into T chunks of equal length, up to one frame; one frame is
+      drawn uniformly from each. (If T does not divide the length, LAV's released code fills the
+      list up from the start, so that its last frames may be early ones; this function does not.)
     - "offset_uniform" (TCC): T frames without replacement, sorted. (TCC's released code never draws
       frame 0.)
     - "anchors" (TCN): T / 2 frames, drawn like that, are anchors; the positive of each is 1 to
       ``positive_window`` frames earlier, at least 0. They alternate: anchor, positive, anchor, ...
 
-    A video with fewer frames than are to be drawn is taken whole and padded.
+    A video with fewer frames than are to be drawn is used whole and padded.
 
     Returns:
         frames: int64 (T,), padding at the end set to num_frames - 1.
@@ -132,7 +132,7 @@ def sample_clip(
         raise ValueError(f"expected at least one frame, got a video of {num_frames} and T = {T}")
     if strategy == "anchors":
         if T % 2:
-            raise ValueError(f"sampling 'anchors' takes pairs of frames, T = {T} is odd")
+            raise ValueError(f"sampling 'anchors' needs pairs of frames, but T = {T} is odd")
         anchors, valid = _uniform(num_frames, T // 2, generator)
         earlier = generator.integers(1, positive_window + 1, T // 2)
         pairs = np.stack([anchors, np.maximum(anchors - earlier, 0)], axis=1)
@@ -155,7 +155,7 @@ def _uniform(
 def context_frames(frames: np.ndarray, num_context: int, stride: int) -> np.ndarray:
     """Frames (...) to (..., num_context): past ones ``stride`` apart, oldest first, then itself.
 
-    Before the start of the video stands its first frame, as in LAV and TCC.
+    Before the start of the video its first frame is repeated, as in LAV and TCC.
     """
     num_context, stride = as_int("num_context", num_context, 1), as_int("stride", stride, 0)
     back = stride * np.arange(num_context - 1, -1, -1)

@@ -21,8 +21,8 @@ def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[An
         if Path(path).is_file():
             if Path(path).stat().st_size == 0:
                 raise VideoError(path, "the file is empty (0 bytes)")
-            name = f"file:{path}"  # or FFmpeg takes "take:1.mp4" for a protocol
-        # Titles and names in another encoding than UTF-8 are no reason not to read the frames.
+            name = f"file:{path}"  # otherwise FFmpeg reads "take:1.mp4" as a protocol
+        # Metadata in another encoding than UTF-8 must not prevent reading the frames.
         container = av.open(name, timeout=deadline.seconds, metadata_errors="replace")
     except av.error.ExitError as error:
         raise deadline.error() from error  # only happens with a time limit
@@ -34,8 +34,8 @@ def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[An
         raise VideoError(path, reason) from error
     with container:
         stream, _ = chosen_stream(path, container)
-        # One thread a file: where decoding stops in a damaged file must not depend on the number
-        # of cores. Callers work on several files at once instead.
+        # One thread per file: where decoding stops in a damaged file must not depend on the number
+        # of cores. Callers process several files at once instead.
         stream.codec_context.thread_count = 1
         yield container, stream
 
@@ -43,15 +43,15 @@ def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[An
 def chosen_stream(path: str, container: Any) -> tuple[Any, str]:
     """The video stream that players show, and a remark if there are several.
 
-    FFmpeg's choice: the one marked as default, among several the one of the most frames and the
-    largest. Cover pictures and thumbnails never.
+    FFmpeg's choice: the stream marked as default; among several, the one with the most frames, then
+    the largest. Never cover pictures or thumbnails.
     """
     flags = require_av().stream.Disposition
     pictures = flags.attached_pic | flags.timed_thumbnails
     streams = [s for s in container.streams.video if not s.disposition & pictures]
     if not streams:
         kinds = sorted({stream.type for stream in container.streams})
-        raise VideoError(path, f"no video stream (holds {', '.join(kinds) or 'nothing'})")
+        raise VideoError(path, f"no video stream (contains {', '.join(kinds) or 'nothing'})")
     known = [stream for stream in streams if stream.codec_context is not None]
     if not known:
         raise VideoError(path, "the video's codec is unknown to this FFmpeg")

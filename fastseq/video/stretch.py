@@ -1,4 +1,4 @@
-"""Frames as the decoder gives them, and which of them are sound."""
+"""Frames in the decoder's order, and which of them are sound."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from fastseq.video._av import require_av
 from fastseq.video.timeline import Deadline, reason_of
 
-# They give no picture before the first that is right, be that a key frame or a recovery point.
+# These decoders return no picture before the first right one, a key frame or a recovery point.
 _WAIT_FOR_KEY = {"h264", "hevc", "vvc"}
-# No decoder keeps more frames back to put them into order.
+# No decoder holds back more frames to put them into order.
 _MOST_HELD = 17
 
 
@@ -25,17 +25,17 @@ def whole_pictures() -> frozenset[int]:
 class Stretch:
     """Frames of a file from its current position on.
 
-    A frame between two others (a B-frame) comes after the decoder has given the later one: if that
-    one is damaged, `damaged` says so by then.
+    A frame between two others (a B-frame) is returned after the decoder has decoded the later one:
+    if the later one is damaged, `damaged` includes it by then.
 
     Args:
-        stamps: time stamps of frames that are wanted. The decoder need not make others that no
-            frame refers to. None: all are wanted.
+        stamps: time stamps of wanted frames. The decoder may skip other frames that no frame refers
+            to. None: all frames are wanted.
 
     Attributes:
-        damaged: time stamps of packets that raised an error and of frames that the decoder has made
-            up in part; None for one without a time stamp.
-        stopped: whether a packet raised an error: from there on nobody can count frames.
+        damaged: time stamps of packets that raised an error and of frames that the decoder had to
+            make up in part; None for one without a time stamp.
+        stopped: whether a packet raised an error: from there on frames cannot be counted.
         reason: FFmpeg's words for the first error.
     """
 
@@ -52,10 +52,10 @@ class Stretch:
         return self._frames
 
     def begins_with(self, frame: Any) -> bool:
-        """Whether the first frame that comes can be trusted.
+        """Whether the first decoded frame can be trusted.
 
-        Of a file that starts between two key frames some decoders make pictures of what refers to
-        frames that they never had, up to the next key frame.
+        For a file that starts between two key frames some decoders return pictures built on frames
+        that they never had, up to the next key frame.
         """
         return self._waits or bool(self._starts_with_key) or is_whole(frame)
 
@@ -64,7 +64,7 @@ class Stretch:
     ) -> Iterator[Any]:
         av = require_av()
         packets = container.demux(stream)
-        hidden: set[int | None] | None = set()  # None once a packet of a shown frame has come
+        hidden: set[int | None] | None = set()  # None after the first packet of a shown frame
         before: set[int | None] = set()
         while True:
             packet = None
@@ -112,8 +112,8 @@ class Stretch:
 
 
 def _shown(packet: Any) -> Any:
-    """The packet of a frame that an edit list hides, such that the decoder gives the frame: only
-    there it says whether it is sound, and the first ones that are shown refer to it."""
+    """A copy of a packet that an edit list hides, for which the decoder returns the frame: only the
+    frame tells whether it is sound, and the first shown frames refer to it."""
     copy = require_av().Packet(bytes(packet))
     copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
     copy.is_keyframe = packet.is_keyframe
@@ -121,16 +121,16 @@ def _shown(packet: Any) -> Any:
 
 
 def is_whole(frame: Any) -> bool:
-    """Whether it is a sound key frame that refers to no other picture."""
+    """Whether the frame is a sound key frame that refers to no other picture."""
     return frame.key_frame and not frame.is_corrupt and frame.pict_type in whole_pictures()
 
 
 def counted(stretch: Stretch) -> Iterator[tuple[int, Any, bool]]:
     """(frames so far, frame, whether it is sound) from the start of a file without a timeline.
 
-    After damage frames are sound again from the next key frame on. The iterator ends where a packet
-    raises an error, as nobody knows how many frames are lost. Of a file that starts between two key
-    frames, what comes before the first one does not count.
+    After damage, frames are sound again from the next key frame on. The iterator ends where a
+    packet raises an error, since the number of lost frames is unknown. If a file starts between two
+    key frames, frames before the first one are not counted.
     """
     count = 0
     for frame in stretch:

@@ -12,16 +12,16 @@ import numpy as np
 from fastseq.video.gaps import frames_of
 from fastseq.video.items import ClipItems, Item, Video
 
-_LEAST = 2  # common instants: with one there is no time to compare
+_LEAST = 2  # common instants: with a single one there is no time to compare
 
 
 class SynchronisedViews(ClipItems):
     """A video and another one of its group, which shows the same event: see `ClipItems`.
 
-    Videos have a `sync`, see `Video`. The other video is drawn anew each epoch; there are as many
+    Videos have a `sync`, see `Video`. The other video is drawn again each epoch; there are as many
     items as videos. Both clips are drawn from the two videos' common time, as if it were one video:
-    the instants at which the first video has a frame and the other one too, the nearest one where
-    their rates differ. Clip 0 shows the first video, clip 1 the other. Frames before a frame
+    the instants of the first video's frames for which the other video has a frame too, the nearest
+    one if their rates differ. Clip 0 shows the first video, clip 1 the other. Context frames
     (`num_context`) come from the same video.
 
     `steps` are true times: instants in frames of the first video since the beginning of the group,
@@ -66,8 +66,8 @@ class SynchronisedViews(ClipItems):
         if not kept:
             reasons = "; ".join(f"{name} {reason}" for name, reason in self.left_out[:3])
             raise ValueError(
-                f"no synchronised videos to train on among {len(videos)} ({reasons}): give those "
-                'of one event the same group in labels.json, as "sync": {"group": "trial 1", '
+                f"no synchronised videos to train on among {len(videos)} ({reasons}): set the "
+                'same group in labels.json for those of one event, as "sync": {"group": "trial 1", '
                 '"offset": 0}'
             )
         new = {old: place for place, old in enumerate(kept)}
@@ -109,17 +109,17 @@ def _group(video: Video) -> str | None:
 
 def _common(first: Any, other: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """int64 (n,), ascending: instants in frames of `first` since the group's beginning, and the
-    frames of `first` and of `other` that show them, all of them sound."""
+    frames of `first` and of `other` that show them, all sound."""
     frames, sound = frames_of(first), frames_of(other)
     instants = frames + first.sync[1]
-    # The nearest frame; of two that are equally near always the later one.
+    # The nearest frame; of two equally near ones always the later one.
     shown = np.floor(instants * (other.fps / first.fps) - other.sync[1] + 0.5).astype(np.int64)
     both = np.isin(shown, sound)
     return instants[both], frames[both], shown[both]
 
 
 def _reason(video: Video, members: int) -> str:
-    """Why a video has no partner among so many of its group, itself included."""
+    """Why a video has no partner in its group of ``members`` videos, itself included."""
     group = _group(video)
     if group is None:
         return "has no sync, synchronised clips need one"

@@ -1,4 +1,4 @@
-"""What a video file holds and which frames it presents, by its packets, without decoding them."""
+"""The contents of a video file and the frames it presents, from its packets, without decoding."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from fastseq.video._av import VideoError, require_av
 from fastseq.video.entry import is_entry
 
-# Containers that store one presented frame per packet, each with its own time stamp. Elsewhere
-# (AVI, MPEG-TS, raw streams) time stamps are missing or a packet may hold one field only.
+# Containers that store one presented frame per packet, each with a time stamp. In others (AVI,
+# MPEG-TS, raw streams) time stamps are missing or a packet may have only one field.
 _ONE_PACKET_PER_FRAME = {"mov", "mp4", "matroska", "webm"}
 _FEW = 0.1
-# VP8 stores its hidden reference frames as packets of their own.
+# VP8 stores its hidden reference frames as separate packets.
 _HIDDEN_FRAME_CODECS = {"vp8"}
 
 
@@ -26,7 +26,7 @@ class Timeline:
 
     Attributes:
         pts: int64 (n,), presentation time stamps, ascending.
-        keys: int64 (k,), those of the packets that decoding can begin with, ascending.
+        keys: int64 (k,), time stamps of packets that decoding can begin with, ascending.
         order: int32 (n,), the frames in the order of their packets.
     """
 
@@ -37,7 +37,7 @@ class Timeline:
     def entry(self, index: int) -> tuple[int, int]:
         """Time stamp of the last key at or before frame `index` and its frame number.
 
-        Without such a key those of the first frame: decoding begins with the file.
+        Without such a key, those of the first frame: decoding begins at the start of the file.
         """
         place = np.searchsorted(self.keys, self.pts[index], side="right") - 1
         key = int(self.keys[place] if place >= 0 else self.pts[0])
@@ -50,7 +50,7 @@ class Timeline:
     def settled(self) -> Timeline:
         """The timeline of a file that breaks off, up to the last frame whose number is known.
 
-        Those between two frames come after both: at the end of such a file nobody knows how many
+        Frames between two others come after both: at the end of such a file it is unknown how many
         were to follow.
         """
         if not self.delay():
@@ -59,15 +59,15 @@ class Timeline:
         return self.until(int(self.order[last:].min()))
 
     def delay(self) -> int:
-        """Frames that a decoder has to keep back to give them in the order of their time stamps."""
+        """Frames that a decoder must hold back to return them in the order of their time stamps."""
         return int((np.arange(len(self.order)) - self.order).max(initial=0))
 
     def doubtful(self, reorders: bool) -> bool:
         """Whether frames may come in another order than that of their time stamps.
 
-        They may if the stream is said to be in order and these are not, or if few packets are out
-        of order: between two others come most frames of a stream or none, and a few are stamps that
-        got exchanged.
+        They may if the stream claims to be in order and these time stamps are not, or if few
+        packets are out of order: in a stream, either most frames lie between two others or none,
+        and a few are exchanged time stamps.
         """
         moved = np.mean(self.order != np.arange(len(self.order)))
         return (moved > 0 and not reorders) or 0 < moved < _FEW
@@ -75,8 +75,8 @@ class Timeline:
     def spoilt(self, stamps: Iterable[int | None]) -> np.ndarray:
         """bool (n,): frames that may refer to one of the damaged packets of these time stamps.
 
-        They are all whose packets come from the damaged one on up to the next key, and those shown
-        before that key that follow it: they refer to both.
+        These are all frames whose packets lie between the damaged one and the next key, and those
+        shown before that key that follow it: they refer to both.
         """
         out = np.zeros(len(self.pts), dtype=bool)
         rank = np.empty(len(self.order), dtype=np.int64)
@@ -86,7 +86,7 @@ class Timeline:
         for stamp in {stamp for stamp in stamps if stamp is not None}:
             if stamp > self.pts[-1]:
                 continue
-            # Of a frame that is hidden by an edit list: from the one before it on.
+            # For a frame hidden by an edit list: from the frame before it on.
             index = int(np.searchsorted(self.pts, stamp, side="right")) - 1
             begin = rank[index] if index >= 0 else 0
             later = np.searchsorted(key_ranks, begin, side="right")
@@ -101,23 +101,25 @@ class Timeline:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds.
+    """The contents of a video file.
 
     Attributes:
-        frames: frames that come out: edit lists honoured, damaged tails left out if decoded.
+        frames: number of frames that can be read: edit lists applied, damaged tails left out if
+            decoded.
         width, height: in pixels, after rotation.
         rotation: degrees counterclockwise (0, 90, 180, 270) that reading applies.
         mirrored: whether reading mirrors the picture left to right after that.
-        fps: average over the presented frames, above 0: 25 where nothing tells, as of one frame.
-        note: what is damaged; empty if nothing is, as far as was looked.
-        gaps: ranges (first, stop) of frames that are damaged, or may refer to such; they are not
-            read. Empty where nobody looked: only `decode=True` and doubts decode every frame.
-        interlaced: two fields a frame; such files are not read, `transcode` makes them progressive.
-        random_access: False where key frames are missing or none that can be trusted, so that
-            reading begins far ahead of a frame, at worst at the start of the file.
-        remarks: what else is worth knowing, such as which of several video streams was taken.
-        crop, sync: what is to be used of it and when it was shot, see `fastseq.video.items.Video`;
-            no file says so, `dataclasses.replace(info, crop=...)` does.
+        fps: average over the presented frames, above 0; 25 if unknown, as with a single frame.
+        note: what is damaged; empty if no damage was found.
+        gaps: ranges (first, stop) of frames that are damaged, or may refer to damaged ones; they
+            are not read. Empty unless all frames were decoded (`decode=True`, or a doubtful file).
+        interlaced: two fields per frame; such files are not read, `transcode` makes them
+            progressive.
+        random_access: False if key frames are missing or cannot be trusted, so that reading begins
+            far before a frame, at worst at the start of the file.
+        remarks: other remarks, such as which of several video streams is read.
+        crop, sync: the part to use and when it was shot, see `fastseq.video.items.Video`. No file
+            contains them; `dataclasses.replace(info, crop=...)` sets them.
     """
 
     path: str
@@ -143,22 +145,22 @@ class VideoInfo:
 
     @property
     def action(self) -> str:
-        return "all"  # a file does not say what it shows
+        return "all"  # a file does not state what it shows
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What the packets of a file say.
+    """The result of reading the packets of a file.
 
     Attributes:
-        timeline: None where packets do not map to frames one to one for certain.
-        note: that the file breaks off, if the demuxer notices; else empty.
-        begins: whether the first packet is one that decoding can begin with.
-        certain: whether the timeline holds without a look at the decoded frames.
-        random_access: False if packets are flagged as key frames that are none.
-        declared: frames that the header announces and the packets do not make up for.
-        packets: their number, and `rate`: packets a second by their time stamps for decoding; None
-            if these do not tell.
+        timeline: None if packets do not certainly map to frames one to one.
+        note: states that the file breaks off, if the demuxer notices; otherwise empty.
+        begins: whether decoding can begin with the first packet.
+        certain: whether the timeline is right without a look at the decoded frames.
+        random_access: False if packets are falsely flagged as key frames.
+        declared: frames that the header declares beyond the number of packets.
+        packets: number of packets, and `rate`: packets per second by their decoding time stamps;
+            None if these do not tell.
     """
 
     timeline: Timeline | None
@@ -191,9 +193,9 @@ class Deadline:
 
 
 def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
-    """Walk all packets once.
+    """Read all packets once.
 
-    Packets that an edit list discards are left out: they are decoded, never presented.
+    Packets that an edit list discards are left out: they are decoded but never presented.
     """
     av = require_av()
     codec = stream.codec_context
@@ -243,7 +245,7 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
         if np.all(np.diff(pts) > 0) and pts[0] >= first.pts:
             timeline = Timeline(pts, np.unique(np.asarray(keys, dtype=np.int64)), ranks)
     if breaks_at is not None and breaks_at < len(decoding) - 1:
-        breaks_at, certain = None, False  # a hole: decoding tells what it did
+        breaks_at, certain = None, False  # a gap: decoding shows its effect
     if breaks_at is not None:
         note = note or f"the file breaks off in the packet of frame {breaks_at}"
     note = note or _breaks_off_early(container, stream, timeline)
@@ -255,8 +257,8 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
 
 
 def _breaks_off_early(container: Any, stream: Any, timeline: Timeline | None) -> str:
-    """A note if a Matroska file ends well before the duration in its header; its demuxer takes a
-    file that was cut off for a shorter one."""
+    """A note if a Matroska file ends well before the duration in its header: the demuxer treats a
+    file that was cut off as a shorter one."""
     formats = set(container.format.name.split(","))
     # With other streams the duration is that of the longest.
     if timeline is None or not formats & {"matroska", "webm"} or len(container.streams) > 1:
@@ -272,7 +274,7 @@ def _breaks_off_early(container: Any, stream: Any, timeline: Timeline | None) ->
 
 
 def _declared(stream: Any, decoding: list[int | None]) -> int:
-    """Frames in the header. AVI counts its ticks: with several ticks a frame only its end tells."""
+    """Frames in the header. AVI counts ticks: with several ticks per frame only its end tells."""
     declared, rate = stream.frames, stream.average_rate
     stamps = [stamp for stamp in decoding if stamp is not None]
     if not declared or not rate or stream.time_base * rate != 1 or len(stamps) < 2:
@@ -282,7 +284,7 @@ def _declared(stream: Any, decoding: list[int | None]) -> int:
 
 
 def _rate(stream: Any, decoding: list[int | None]) -> float | None:
-    """Packets a second, where each has a later time stamp for decoding than the one before."""
+    """Packets per second, if each has a later decoding time stamp than the one before."""
     stamps = [stamp for stamp in decoding if stamp is not None]
     if len(stamps) < max(2, len(decoding)) or not np.all(np.diff(stamps) > 0):
         return None

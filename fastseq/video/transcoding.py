@@ -1,4 +1,4 @@
-"""A copy of a video that decodes fast from anywhere, with the same frames."""
+"""A copy of a video with the same frames that decodes fast from any frame on."""
 
 from __future__ import annotations
 
@@ -37,26 +37,27 @@ def transcode(
 ) -> VideoInfo:
     """Copy a video to an H.264 mp4 file (yuv420p, no sound) whose frame k is the source's frame k.
 
-    Frames are those that `read_frames` gives: edit lists are applied, turned and mirrored pictures
-    become upright. Interlaced ones, which `read_frames` refuses, become progressive by FFmpeg's
-    bwdif, one picture of two fields. Frames follow each other at the source's average rate, without
+    Frames equal those of `read_frames`: edit lists are applied, turned and mirrored pictures become
+    upright. Interlaced frames, which `read_frames` rejects, become progressive by FFmpeg's bwdif,
+    one picture for two fields. Frames follow each other at the source's average rate, without
     B-frames, so that packets, frames and time stamps are one to one for every reader. The colour
-    matrix and range stay; RGB sources become BT.601, limited range. The target appears when it is
-    whole and its frames have been counted.
+    matrix and range are kept; RGB sources become BT.601, limited range. The target appears once it
+    is complete and its frames have been counted.
 
     Args:
         short_side: scale the shorter side down to this many pixels, an even number; a smaller
-            video keeps its size, less one row or column where that is odd.
+            video keeps its size, minus one row or column if that is odd.
         keyframe_every: distance of key frames, in frames.
         crf: x264's constant rate factor, 0 (lossless) to 51; smaller is better and larger on disk.
-        time_limit: seconds without progress after which the file is given up.
-        comment: kept in the target's metadata.
-        on_frame: called with (frames done, frames in all) after each; what it raises ends the work.
+        time_limit: seconds without progress after which a `VideoError` is raised.
+        comment: text for the target's metadata.
+        on_frame: called with (frames done, frames in total) after each frame; an error that it
+            raises ends the work.
     Returns:
-        What `probe` says of the target.
+        `probe` of the target.
     Raises:
         VideoError: the source cannot be read or is damaged anywhere, or the target cannot be
-            written. No target then; one from before stays.
+            written. No target is left then; an earlier one is kept.
         ValueError: an option out of range.
 
     Example:
@@ -95,7 +96,7 @@ def transcode(
         judged = probe(source, decode=True, time_limit=time_limit)
         if judged.note or (judged.timeline is None) == (info.timeline is None):
             raise
-        info = judged  # frames come in another order than that of their time stamps
+        info = judged  # frames are not in the order of their time stamps
         copy()
     return probe(target)
 
@@ -111,7 +112,7 @@ def check_settings(short_side: int, keyframe_every: int, crf: int) -> None:
 
 
 def _options(keyframe_every: int, crf: int) -> dict[str, str]:
-    # fastdecode (CAVLC, no deblocking) halves the time to read a frame for a tenth more bytes.
+    # fastdecode (CAVLC, no deblocking) halves the time to read a frame for 10 % more bytes.
     # Without B-frames no edit list is needed. mbtree is not reproducible on small pictures.
     distance = f"keyint={keyframe_every}:min-keyint={keyframe_every}"
     return {
@@ -123,7 +124,7 @@ def _options(keyframe_every: int, crf: int) -> dict[str, str]:
 
 
 def _frames(info: VideoInfo, time_limit: float | None) -> Iterator[Any]:
-    """Every frame of a video in order, progressive; a VideoError at the first that is not sound."""
+    """Every frame of a video in order, progressive; a VideoError at the first unsound one."""
     deadline = Deadline(info.path, time_limit)
     with open_video(info.path, deadline) as (container, stream):
         stretch = Stretch(container, stream, deadline)
@@ -141,7 +142,7 @@ def _sound(info: VideoInfo, stretch: Stretch, deadline: Deadline) -> Iterator[An
             or stretch.damaged
             or (pts is not None and frame.pts != pts[count - 1])
         ):
-            raise VideoError(info.path, f"frame {count - 1} does not decode soundly{why}")
+            raise VideoError(info.path, f"frame {count - 1} does not decode without errors{why}")
         yield frame
         deadline.restart()
     if count != info.frames or stretch.damaged:
@@ -150,7 +151,7 @@ def _sound(info: VideoInfo, stretch: Stretch, deadline: Deadline) -> Iterator[An
 
 
 class _Picture:
-    """Frame -> yuv420p frame of even sizes, scaled and upright. The first one settles the size."""
+    """Frame -> yuv420p frame of even sizes, scaled and upright. The first frame fixes the size."""
 
     def __init__(self, path: str, short_side: int):
         self.path = path
@@ -175,9 +176,9 @@ class _Picture:
 
 
 def even_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Nearest even sizes with the shorter side at most `short_side`; nothing grows.
+    """Nearest even sizes with the shorter side at most `short_side`; nothing is enlarged.
 
-    One pixel becomes two: yuv420p has nothing smaller.
+    A side of one pixel becomes two: yuv420p has nothing smaller.
     """
     scale = min(1.0, short_side / min(width, height))
     width, height = (

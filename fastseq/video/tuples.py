@@ -17,26 +17,26 @@ ANCHORS = ("ends", "any")
 
 
 class SegmentTuples(Items):
-    """Two tuples of single frames of one video, and one of these frames once more (VCLR, 3.2).
+    """Two tuples of single frames of one video, and one of these frames again (VCLR, 3.2).
 
-    The video is cut into S segments of equal length, give or take a frame. Two different frames of
-    each are drawn: one for the anchor tuple q, one for the positive tuple k. One frame of q is the
-    frame-level anchor and comes a second time, augmented anew. These are 2 S + 1 clips of one frame
-    each: q, k, the anchor again. Either tuple is shuffled with probability 1/2.
+    The video is cut into S segments of equal length, up to one frame. Two different frames of each
+    are drawn: one for the anchor tuple q, one for the positive tuple k. One frame of q is the
+    frame-level anchor and is included a second time with a new augmentation. These are 2 S + 1
+    clips of one frame each: q, k, the anchor again. Either tuple is shuffled with probability 1/2.
 
-    In a batch, what a loss has to know is in `steps` (N, 2 S + 1, 1): a tuple is shuffled where
-    they do not ascend (`order_labels`), and the anchor is the frame of q with the number of the
-    last clip (`anchors`).
+    In a batch, `steps` (N, 2 S + 1, 1) has the information that a loss needs: a tuple is shuffled
+    where they do not ascend (`order_labels`), and the anchor is the frame of q with the number of
+    the last clip (`anchors`).
 
     Args:
-        videos: what there is to draw from; one with fewer than 2 S frames is left out.
-        augmentation: with `per_clip=False` every frame has a draw of its own (VCLR's released
-            code), otherwise each tuple has one; the repeated anchor always has one of its own.
-        segments: S. 3: VCLR, section 4.2.
-        anchor: where the frame-level anchor comes from: "ends", the first or the last segment
-            (released code), or "any" of them (the paper does not restrict it).
-        reversal: whether a shuffled tuple may be in exactly reversed order. Not in the released
-            code; the paper does not say. Two frames have no other order.
+        videos: the videos to draw from; those with fewer than 2 S frames are left out.
+        augmentation: with `per_clip=False` every frame has a separate draw (VCLR's released code),
+            otherwise each tuple has one; the repeated anchor always has a separate draw.
+        segments: S. Default 3: VCLR, section 4.2.
+        anchor: segment of the frame-level anchor: "ends", the first or the last segment (released
+            code), or "any" (the paper does not restrict it).
+        reversal: whether a shuffled tuple may be in exactly reversed order. The released code never
+            reverses; the paper does not state it. Two frames have no other order.
         side: short side of the frame in whose pixels crops are drawn, see `decode_side`.
 
     Attributes:
@@ -107,7 +107,7 @@ class SegmentTuples(Items):
         )
 
     def _in_order(self, frames: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """As they are, or shuffled with probability 1/2."""
+        """The frames unchanged, or shuffled with probability 1/2."""
         if generator.random() < 0.5:
             return frames
         while True:
@@ -131,7 +131,7 @@ class SegmentTuples(Items):
 
 
 def _two_of_each(num_frames: int, segments: int, generator: np.random.Generator) -> np.ndarray:
-    """int64 (2, segments): two different frames of each segment, the first of them in row 0."""
+    """int64 (2, segments): two different frames of each segment; row 0 has the first draws."""
     edges = np.arange(segments + 1) * num_frames // segments
     lengths = np.diff(edges)
     first = generator.integers(0, lengths)

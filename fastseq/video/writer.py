@@ -22,7 +22,7 @@ def write_video(
 ) -> None:
     """Write frames to an H.264 mp4 file (yuv420p), atomically: never a half-written file.
 
-    The same frames give the same bytes, on machines with any number of cores.
+    The same frames yield the same bytes, on machines with any number of cores.
 
     Args:
         frames: uint8 arrays or tensors (H, W, 3), RGB, all of one size. An odd side is padded by
@@ -30,7 +30,7 @@ def write_video(
         fps: frames per second.
         crf: x264's constant rate factor, 0 (lossless) to 51; smaller is better and larger on disk.
     Raises:
-        TypeError: an argument of another kind.
+        TypeError: an argument of another type.
         ValueError: no frames, or a frame of another shape or dtype.
         VideoError: this PyAV has no H.264 encoder, or the file cannot be written.
     """
@@ -67,14 +67,14 @@ def write_video(
 class H264File:
     """An mp4 file with one H.264 stream (yuv420p), frame after frame at a constant rate.
 
-    Used in a `with` block. The frames go to a hidden file beside `path`, which takes its place when
-    the block ends well and is removed when it does not. The number in its name is the writing
-    process, so that what a killed one left can be told.
+    Use it in a `with` block. The frames go to a hidden file beside `path`, which replaces `path`
+    when the block ends without an error and is removed otherwise. Its name includes the number of
+    the writing process, so that files of killed processes can be recognised.
 
     Args:
-        options: of the encoder, by FFmpeg's names.
-        comment: kept as the file's metadata.
-        check: called with the finished hidden file; what it raises keeps the file from its place.
+        options: options of the encoder, by FFmpeg's names.
+        comment: text for the file's metadata.
+        check: called with the finished hidden file; an error that it raises keeps `path` unchanged.
     Raises:
         VideoError: this PyAV has no H.264 encoder, or the file cannot be written.
     """
@@ -98,7 +98,7 @@ class H264File:
         with contextlib.ExitStack() as undo, self._reported():
             undo.callback(self.partial.unlink, missing_ok=True)
             self.container = undo.enter_context(
-                # "file:", or FFmpeg takes "take:1.mp4" for a protocol
+                # "file:", otherwise FFmpeg reads "take:1.mp4" as a protocol
                 require_av().open(f"file:{self.partial}", "w", format="mp4")
             )
             self.stream = self.container.add_stream(
@@ -113,15 +113,15 @@ class H264File:
         return self
 
     def add(self, frame: Any) -> None:
-        """Append an `av.VideoFrame` of even sizes; the first one settles size and colours."""
+        """Append an `av.VideoFrame` of even sizes; the first one fixes size and colours."""
         if self.count == 0:
             self.stream.width, self.stream.height = frame.width, frame.height
-            if frame.format.name == "yuv420p":  # anything else is converted on the way
+            if frame.format.name == "yuv420p":  # any other format is converted here
                 codec = self.stream.codec_context
                 codec.colorspace, codec.color_range = frame.colorspace, frame.color_range
                 codec.color_trc, codec.color_primaries = frame.color_trc, frame.color_primaries
         frame.pts, frame.time_base = self.count, 1 / self.rate
-        frame.pict_type = 0  # or x264 makes key frames where the decoded file had them
+        frame.pict_type = 0  # otherwise x264 puts key frames where the decoded file had them
         with self._reported():
             self.container.mux(self.stream.encode(frame))
         self.count += 1
@@ -144,7 +144,7 @@ class H264File:
                     self.check(self.partial)
                 os.replace(self.partial, self.path)
         finally:
-            with contextlib.suppress(OSError):  # what went wrong before is what counts
+            with contextlib.suppress(OSError):  # the earlier error is the one to report
                 self.partial.unlink(missing_ok=True)
 
     @contextlib.contextmanager

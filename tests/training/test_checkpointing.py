@@ -248,11 +248,13 @@ def test_keys_of_a_recipe_reach_the_model(tmp_path):
     assert model.train().chunk_size() == 80  # layer4's batch norms take statistics
     with pytest.raises(ConfigError, match=r"train.chunk_frames: expected at least 0, got -1"):
         load_config("recipes/carl.yaml", ["train.chunk_frames=-1"])
-    with pytest.raises(ConfigError, match=r"frames_per_chunk'. It is called 'train.chunk_frames'"):
+    with pytest.raises(
+        ConfigError, match=r"frames_per_chunk'. It is now called 'train.chunk_frames'"
+    ):
         load_config("recipes/carl.yaml", ["model.frames_per_chunk=40"])
     old = tmp_path / "old.yaml"
     old.write_text("model: {frames_per_chunk: 40}\n")
-    with pytest.raises(ConfigError, match=r"old.yaml.*It is called 'train.chunk_frames' now"):
+    with pytest.raises(ConfigError, match=r"old.yaml.*It is now called 'train.chunk_frames' now"):
         load_config(old)
 
 

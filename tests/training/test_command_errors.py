@@ -133,13 +133,13 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
     monkeypatch.setattr(retrieve, "split_videos", lambda index, split: index.videos)
     capsys.readouterr()
     assert main(arguments) == 2
-    assert "cannot be made a folder" in one_line(capsys)
+    assert "cannot be created" in one_line(capsys)
     assert Path("file").read_text() == "mine"
 
 
 def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # file modes do not bind root
-    with pytest.raises(command.UserError, match=r"out is not writable; give another place"):
+    with pytest.raises(command.UserError, match=r"out is not writable; choose another folder"):
         command.make_folder(tmp_path / "out")
 
 
@@ -188,9 +188,9 @@ def test_export_makes_the_folder_and_takes_no_folder_for_a_file(run, capsys):
     assert Path("new/model.safetensors").stat().st_size > 1000
     capsys.readouterr()
     assert export.main(["run", "new", "--overwrite"]) == 2
-    assert "new is a folder; give a file" in one_line(capsys)
+    assert "new is a folder; name a file" in one_line(capsys)
     assert export.main(["run", "file/model.safetensors"]) == 2
-    assert "cannot be made a folder" in one_line(capsys)
+    assert "cannot be created" in one_line(capsys)
 
 
 def test_export_writes_what_the_ending_says(run, capsys):
@@ -205,7 +205,9 @@ def test_export_writes_what_the_ending_says(run, capsys):
     for name in ("model.onnx", "model.bin", "model", "model.npz", "model.safetensor"):
         capsys.readouterr()
         assert export.main(["run", name]) == 2
-        assert "what can be written ends in .safetensors, .pt, .pth" in one_line(capsys)
+        assert "expected a file name that ends in one of .safetensors, .pt, .pth" in one_line(
+            capsys
+        )
     assert sorted(Path().iterdir()) == before
 
 

@@ -114,8 +114,8 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ("augmentation.flip=2", "flip is a probability"),
         ("model=resnet50", "model is a section"),
         ("resume", "expected key=value"),
-        ("train.steps=5", "one of train.steps and train.epochs"),
-        ("train.epochs=null", "one of train.steps and train.epochs"),
+        ("train.steps=5", "train.steps is 5 and train.epochs"),
+        ("train.epochs=null", "train.epochs None: set one of them and leave the other null"),
     ],
 )
 def test_errors_name_the_key(override, message):
@@ -134,7 +134,9 @@ def test_errors_name_the_file(tmp_path):
     with pytest.raises(ConfigError, match=r"not valid YAML.*line 2") as error:
         load_config(recipe)
     assert "\n" not in str(error.value)
-    with pytest.raises(ConfigError, match=r"does not exist; there are: .*carl\.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"does not exist; training/recipes contains .*carl\.yaml"
+    ):
         load_config("recipes/nothing.yaml")
 
 

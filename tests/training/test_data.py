@@ -140,7 +140,7 @@ def test_a_phase_that_is_never_reached(folder):
         ({"a.mp4": {"boundaries": [1, 2, 3]}}, "3 boundaries make 4 phases, but .* has 3"),
         ({"a.mp4": {"boundaries": [5, 4]}}, "must not decrease"),
         ({"a.mp4": {"boundaries": [-1]}}, "frame numbers from 0"),
-        ({"a.mp4": {"phases": [0] * 29}}, "a.mp4: 29 phases for 30 frames; give one per"),
+        ({"a.mp4": {"phases": [0] * 29}}, "a.mp4: 29 phases for 30 frames; write one per"),
         ({"a.mp4": {"phases": [0] * 29 + [3]}}, "phase 3 at frame 29 is out of range.*0 to 2"),
         ({"a.mp4": {"phases": [0.5]}}, "list of whole numbers, got 0.5 at place 0$"),
         ({"a.mp4": {"boundaries": [4, 9.0]}}, "got 9.0 at place 1; write 9"),
@@ -150,8 +150,8 @@ def test_a_phase_that_is_never_reached(folder):
         ({"a.mp4": {"boundaries": [1e400]}}, "got Infinity at place 0"),
         ({"a.mp4": {"boundary": [3]}}, "unknown key 'boundary', did you mean 'boundaries'"),
         ({"a.mp4": {"split": "val"}}, "split is 'val', expected 'train' or 'test'"),
-        ({"a.mp4": {"action": "run", "boundaries": [3]}}, "\"classes\" does not name .* 'run'"),
-        ({"a.mp4": {"boundaries": [3], "phases": [0] * 30}}, "not both"),
+        ({"a.mp4": {"action": "run", "boundaries": [3]}}, "\"classes\" does not list .* 'run'"),
+        ({"a.mp4": {"boundaries": [3], "phases": [0] * 30}}, "has both"),
     ],
 )
 def test_labels_that_do_not_fit(folder, entry, message):

@@ -155,7 +155,7 @@ def test_one_rank_and_two_train_alike(here):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     again = start("two", *still, "--resume", num=1)
     assert wait(again) == [0]
-    assert "saved with ranks 2 (now 1): it continues, but not to the bit" in said(again[0])
+    assert "saved with ranks 2 (now 1): it continues, but not bit for bit" in said(again[0])
 
 
 def test_two_ranks_describe_and_refuse(here):
@@ -167,7 +167,8 @@ def test_two_ranks_describe_and_refuse(here):
     refused = start("run", "data.batch_size=3")
     assert wait(refused) == [2, 2]
     assert said(refused[0]) == (
-        "error: data.batch_size: 3 items cannot be shared by 2 ranks; give a multiple\n"
+        "error: data.batch_size: 3 items cannot be shared by 2 ranks; "
+        "choose a multiple of the number of ranks\n"
     )
     assert said(refused[1]) == ""
     assert not Path("run").exists()

@@ -81,17 +81,17 @@ def test_a_long_step_is_taken_to_grow_with_its_frames(monkeypatch):
     words = running_time(fake_trainer(step, monkeypatch))
     assert step.ran == [4, 4, 8]  # 0.42 s, then 0.82 s: enough
     assert words == (
-        "about 4 days: 192 s a step (measured on 8 frames, without reading videos)"
+        "about 4 days: 192 s per step (measured on 8 frames, without reading videos)"
     )  # 0.02 + 0.1 x 1920
     words = running_time(fake_trainer(step, monkeypatch, accumulate=2, max_minutes=60))
-    assert words.startswith("about 60 minutes, ended by train.max_minutes: 384 s a step")
+    assert words.startswith("about 60 minutes, ended by train.max_minutes: 384 s per step")
 
 
 def test_a_short_step_is_measured_whole(monkeypatch):
     step = FakeStep(0.02, 1e-4, [4, 8, 16], read=4)
     words = running_time(fake_trainer(step, monkeypatch))
     assert step.ran == [4, 4, 8, 16]
-    assert words == "about 39 s: 0.022 s a step (measured, without reading videos)"
+    assert words == "about 39 s: 0.022 s per step (measured, without reading videos)"
 
 
 def test_what_does_not_fit_in_memory_is_not_measured(monkeypatch):
@@ -111,7 +111,7 @@ def line(out):
 
 def test_a_dry_run_says_how_long_it_takes(recipe, capsys):
     assert main([recipe, "--dry-run"]) == 0
-    pattern = r"about [\d.]+ s: [\d.]+ s a step \(measured, without reading videos\)"
+    pattern = r"about [\d.]+ s: [\d.]+ s per step \(measured, without reading videos\)"
     assert re.fullmatch(pattern, line(capsys.readouterr().out))
     assert os.listdir() == ["tiny.yaml"]
 
@@ -122,7 +122,7 @@ def test_of_vclr_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training.train, "training_loader", tuples)
     assert main(["tiny.yaml", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "a step (measured, without reading videos)" in line(out)
+    assert "per step (measured, without reading videos)" in line(out)
 
 
 def test_storing_features_takes_time_once(recipe, monkeypatch, capsys):
@@ -130,7 +130,9 @@ def test_storing_features_takes_time_once(recipe, monkeypatch, capsys):
     monkeypatch.setattr(training.train, "training_loader", stored)
     assert main([recipe, *options, "data.cache=features"]) == 0
     out = capsys.readouterr().out
-    pattern = r"about .* s: [\d.]+ s a step \(measured\), after at most [\d.]+ s for the features "
+    pattern = (
+        r"about .* s: [\d.]+ s per step \(measured\), after at most [\d.]+ s for the features "
+    )
     assert re.fullmatch(pattern + "of 200 frames", line(out))
 
 
@@ -171,7 +173,7 @@ def test_a_random_frozen_backbone_is_refused_unless_meant(recipe, train_from, mo
     for dry in ([], ["--dry-run"]):
         assert main([*options, *dry]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"error: model.train_from={train_from} keeps part of resnet18 as")
+        assert error.startswith(f"error: model.train_from={train_from} freezes part of resnet18,")
         for way in ("model.weights=package", "model.train_from=all", "model.random_frozen=true"):
             assert way in error
         assert len(error.splitlines()) == 1
@@ -186,7 +188,7 @@ def test_a_random_frozen_vclr_backbone_is_refused(tmp_path, monkeypatch, capsys)
     (tmp_path / "tiny.yaml").write_text(VCLR_RECIPE)
     monkeypatch.setattr(training.train, "training_loader", tuples)
     assert main(["tiny.yaml", "model.train_from=none"]) == 2
-    assert "keeps part of small_cnn as it starts" in capsys.readouterr().err
+    assert "freezes part of small_cnn, which is random" in capsys.readouterr().err
 
 
 def test_the_model_of_such_a_recipe_can_still_be_measured(tmp_path):

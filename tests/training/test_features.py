@@ -186,7 +186,7 @@ def test_draws_are_one_augmentation_of_the_whole_video(cfg, records, store):
 def test_no_room_is_said_before_and_nothing_half_written_stays(cfg, records, store, monkeypatch):
     usage = SimpleNamespace(free=2**20)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(UserError, match=r"needs 0\.\d MiB in .*, and 1\.0 MiB are free there"):
+    with pytest.raises(UserError, match=r"needs 0\.\d MiB in .*, but only 1\.0 MiB are free there"):
         store.fill(records, progress=False)
     monkeypatch.undo()
 

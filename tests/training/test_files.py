@@ -225,5 +225,5 @@ def test_a_linked_folder_and_a_pipe(tmp_path):
     os.symlink("nowhere", tmp_path / "in" / "lost")
     assert find_videos(tmp_path / "in").ignored == {
         "lost": "broken link",
-        "pipe": "no regular file",
+        "pipe": "not a regular file",
     }

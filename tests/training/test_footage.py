@@ -161,7 +161,7 @@ def test_trim_of_a_damaged_video_is_cut(folder, monkeypatch):
     assert (a.id, a.trim, a.gaps) == ("a.mp4", (4, 17), ((0, 4), (5, 7)))
     assert c.gaps == ((0, 4), (5, 7), (13, 18))
     assert index.changed_labels == ["a.mp4", "c.mp4"]
-    reason = "no usable frame: trim begins at frame 19, but only 18 frames come out"
+    reason = "no usable frame: trim begins at frame 19, but only 18 frames can be decoded"
     assert index.bad == [{"path": "b.mp4", "reason": reason}]
     assert index.unused_labels == ["b.mp4"]
 

@@ -147,12 +147,12 @@ ERRORS = {
     "text": r"returned a str, expected a torch\.nn\.Module",
     "tokens": r"expected floating-point maps \(n, C, h, w\), got torch.float32 \(1, 8, 64\)",
     "one_channel": "fails with one image of 32 x 32 pixels",
-    "odd_strides": "strides is of stem, and stages of stem, body",
+    "odd_strides": "strides has stem, but stages has stem, body",
     "odd_mean": "pixel_mean is .* expected three numbers",
     "odd_std": "pixel_std is .* above 0",
     "odd_stage": r"stages\['stem'\] is a int",
-    "loose": r"stages\['a'\] is no submodule",
-    "detached": "maps do not depend on what model.train_from trains",
+    "loose": r"stages\['a'\] is not a submodule",
+    "detached": "maps do not depend on the parameters that model.train_from trains",
 }
 
 

@@ -118,7 +118,7 @@ def test_two_files_whose_names_look_the_same():
         ("clip.v1", "did you mean clip.v1.mp4?"),
         ("long_namf.mp4", "did you mean long_name.mp4?"),
         ("nothing like it", "remove the entry or add the file"),
-        ("notes.txt", "it is there, but not taken for a video (.txt); name it with --include"),
+        ("notes.txt", "it exists but is not used as a video (.txt); name it with --include"),
     ],
 )
 def test_hints_for_names_that_miss(name, hint):
@@ -197,7 +197,7 @@ def test_damaged_videos_with_labels_stop_nothing(tmp_path, capsys):
             assert "the file is empty (0 bytes) (1): zero.mp4" in out
             if options:
                 assert "hole.mp4" in out
-            cut = "labels cut to the frames there are: 1 damaged videos\n"
+            cut = "labels cut to the readable frames: 1 damaged videos\n"
             assert (cut in out) == (given is labels and options == ["--verify"])
             made = load_index(options[1] if len(options) == 2 else folder)
             assert [video.id for video in made.videos][:2] == ["a.mp4", "b.mp4"]

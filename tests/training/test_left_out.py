@@ -114,7 +114,7 @@ def test_evaluation_drops_a_video_from_all_rows(folder, capsys, protocol, name):
     said_last(capsys, name)
     result = json.loads(Path("run/evaluation.json").read_text())
     assert [*result["left_out"]] == [name]
-    assert result["left_out"][name].startswith("frame 14 was asked for, but ")
+    assert result["left_out"][name].startswith("frame 14 was requested, but ")
     split = name[:-5]
     assert result["videos"] == {"train": 4, "test": 4} | {split: 3}
     # The time index is what it is for a folder without that video.

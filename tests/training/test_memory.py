@@ -260,7 +260,10 @@ def test_a_step_that_fails(monkeypatch, code, stderr, out_of_memory):
         (["recipes/carl.yaml", "--frames", "a,b"], "expected numbers of at least 2"),
         (["recipes/carl.yaml", "--frames", "1,240"], "expected numbers of at least 2"),
         (["recipes/carl.yaml", "--frames", "80,240"], "a line needs two lengths"),
-        (["recipes/none.yaml", "--frames", "240,480"], "does not exist; there are: carl.yaml"),
+        (
+            ["recipes/none.yaml", "--frames", "240,480"],
+            "does not exist; training/recipes contains carl.yaml",
+        ),
         (["recipes/carl.yaml", "--frames", "240,480", "train.chunk=3"], "unknown key"),
         (["recipes/tcn.yaml", "--frames", "240,481"], "expected an even number"),
     ],

@@ -235,7 +235,10 @@ def test_without_a_weight_it_is_scl(recipe):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["loss.scl.weight=0"], "every weight is 0; give one of loss.scl.weight, loss.nearest"),
+        (
+            ["loss.scl.weight=0"],
+            "every weight is 0; set the weight of at least one of loss.scl.weight, loss.nearest",
+        ),
         (["data.clips=videos"], "data.clips must be views or synchronised, got videos"),
         (["loss.tcn.weight=1"], "data.sampling must be anchors, got random"),
         (["data.sampling=anchors", "data.num_frames=9"], "expected an even number"),
@@ -248,7 +251,7 @@ def test_without_a_weight_it_is_scl(recipe):
         (["loss.tcc.pairs=some"], "loss.tcc.pairs: expected one of given, all, got 'some'"),
         (["loss.contrastive_idm.form=cidm"], "expected one of contrastive, idm, sfa, got 'cidm'"),
         (["loss.lav=1"], "loss.lav is a section"),
-        (["data.num_context=2"], "model.encoder=fve looks at single frames"),
+        (["data.num_context=2"], "model.encoder=fve encodes single frames"),
         (
             ["model.backbone=resnet50", "model.backbone_to=layer5"],
             "model.backbone_to: resnet50 has stages stem, layer1, layer2, layer3, layer4, conv4c; "

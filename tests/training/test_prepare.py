@@ -56,7 +56,7 @@ def test_a_folder_with_bad_files(folder, capsys):
     assert "left out: 3 files" in out
     assert "FFmpeg cannot open it) (2): cut.mp4, text.mp4" in out
     assert "the file is empty (0 bytes) (1): zero.mov" in out
-    assert "ignored: 1 .txt (notes.txt), 1 no regular file (pipe.mp4)\n" in out
+    assert "ignored: 1 .txt (notes.txt), 1 not a regular file (pipe.mp4)\n" in out
     index = load_index(folder)
     assert [video.id for video in index.videos] == ["a.mp4", "b.mp4"]
     assert sorted(entry["path"] for entry in index.bad) == ["cut.mp4", "text.mp4", "zero.mov"]
@@ -90,7 +90,7 @@ def test_verify_finds_damage_that_packets_do_not_show(folder, capsys):
     assert "2 videos, 50 frames" in capsys.readouterr().out
     assert main([str(folder), "--verify"]) == 0
     out = capsys.readouterr().out
-    assert "used as far as they go: 1 damaged videos" in out
+    assert "used in part: 1 damaged videos" in out
     _, damaged = load_index(folder).videos
     assert 0 < damaged.frames < 25
     assert damaged.note in out
@@ -145,7 +145,7 @@ def test_every_kind_of_file_is_used_or_named_with_its_reason(tmp_path, capsys):
         "sound.mp4": "no video stream (holds audio)",
         "zero.mp4": "the file is empty (0 bytes)",
     }
-    assert "used as far as they go: 1 damaged videos\n  the file breaks off" in out
+    assert "used in part: 1 damaged videos\n  the file breaks off" in out
     assert "left out: 4 files" in out
     for name in ("cut.mp4", "corrupt.mp4", "no_index.mp4", "sound.mp4", "zero.mp4"):
         assert name in out
@@ -225,10 +225,11 @@ def test_what_is_worth_knowing_is_in_the_summary_and_the_index(folder, capsys, m
     assert main([str(folder)]) == 0
     out = capsys.readouterr().out
     for lines in (
-        "slow to read: 1 videos\n  reading begins far ahead of a frame; `python -m "
-        f"training.prepare {folder} --transcode OUT` makes copies that are quick (1): a.mp4\n",
-        "to be known: 1 videos\n  two video streams, the first one taken (1): a.mp4\n",
-        "left out: 1 files\n  interlaced (two fields a frame), not read as it is: `python -m "
+        "slow to read: 1 videos\n  decoding starts long before the requested frame; `python -m "
+        f"training.prepare {folder} --transcode OUT` makes copies that decode fast (1): a.mp4\n",
+        "remarks: 1 videos\n  two video streams, the first one taken (1): a.mp4\n",
+        "left out: 1 files\n  interlaced (two fields per frame), which training does not read: "
+        "`python -m "
         f"training.prepare {folder} --transcode OUT` makes a progressive copy",
     ):
         assert lines in out
@@ -242,7 +243,7 @@ def test_what_is_worth_knowing_is_in_the_summary_and_the_index(folder, capsys, m
     for name in ("a.mp4", "b.mp4"):
         (folder / name).unlink()
     assert main([str(folder)]) == 1
-    assert "all are damaged or interlaced" in capsys.readouterr().err
+    assert "all videos are damaged or interlaced" in capsys.readouterr().err
 
 
 def test_time_limit(folder, capsys):
@@ -279,10 +280,10 @@ def test_ctrl_c(folder, monkeypatch, capsys):
 
 def test_a_folder_without_a_usable_video_says_why(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
-    assert "none has the ending of a video file's name" in capsys.readouterr().err
+    assert "no file has the extension of a video" in capsys.readouterr().err
     (tmp_path / "zero.mp4").write_bytes(b"")
     assert main([str(tmp_path)]) == 1
-    assert "all are damaged" in capsys.readouterr().err
+    assert "all videos are damaged" in capsys.readouterr().err
 
 
 @pytest.mark.process

@@ -64,7 +64,7 @@ def test_events_are_carried_over_and_shown(folder, capsys):
     assert written["videos"]["a.mp4"] == json.loads(before)["videos"]["a.mp4"]
     out = capsys.readouterr().out
     assert "swing: carried over from a.mp4" in out
-    assert "off from" not in out  # no other clip is labelled
+    assert "error against" not in out  # no other clip is labelled
     shutil.copy(folder / "labels.propagated.json", folder / "labels.json")
     assert len(build_index(folder).videos) == 4
     assert Image.open("sheet.png").size[0] > 600
@@ -82,7 +82,7 @@ def test_labelled_clips_stay_and_show_how_good_it_is(folder, capsys):
     videos = read_labels(folder.parent / "new.json").content["videos"]
     assert videos["b.mp4"] == {"action": "swing", "boundaries": wrong}
     lines = capsys.readouterr().out.splitlines()
-    start = lines.index("off from the labels of 2 other clips, which stay as they are:")
+    start = lines.index("error against the labels of 2 other clips, which are not changed:")
     rows = {line.split()[0]: line.split()[1:] for line in lines[start + 2 : start + 5]}
     assert [rows[name][0] for name in ("up", "down", "all")] == ["1", "2", "3"]  # c begins in "up"
     assert float(rows["up"][1]) == pytest.approx(4, abs=1)
@@ -105,7 +105,7 @@ def test_clips_whose_phases_step_back_are_not_compared(folder, capsys):
     back = {"action": "swing", "phases": [0] * 10 + [1] * 10 + [0] * 10}
     label({"a.mp4": {"action": "swing", "boundaries": boundaries("a")}, "b.mp4": back})
     assert run("--from", "a.mp4") == 0
-    assert "not compared, as their phases step back: 1 clips" in capsys.readouterr().out
+    assert "not compared, because their phases go backwards: 1 clips" in capsys.readouterr().out
     assert read_labels(folder / "labels.propagated.json").content["videos"]["b.mp4"] == back
 
 

@@ -231,11 +231,11 @@ def test_another_number_of_threads_is_said(whole):
     assert wait(launch(train, squares, short)) == [0]
     (process,) = launch(with_two_threads, [*short, "--resume"])
     assert wait([process]) == [0]
-    expected = "the run was saved with threads 1 (now 2): it continues, but not to the bit"
+    expected = "the run was saved with threads 1 (now 2): it continues, but not bit for bit"
     assert expected in said(process)
     (process,) = launch(train, squares, [*short, "--resume"])
     assert wait([process]) == [0]
-    assert "not to the bit" not in said(process)
+    assert "not bit for bit" not in said(process)
 
 
 def test_what_torchrun_starts_again_continues(whole):
@@ -276,7 +276,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_from_there(whole):
     errors = [line for line in said(process).splitlines() if line.startswith("error")]
     assert errors == [
         "error: run/checkpoints/step_00000009.pt cannot be written (No space left on device); "
-        "step_00000006.pt is intact. Make room or give the folder write permission, then continue "
+        "step_00000006.pt is intact. Free some space or grant write permission, then continue "
         "with --resume"
     ]
     assert "Traceback" not in said(process)

@@ -71,7 +71,7 @@ def test_train_then_train_on(first, caplog):
     assert main([*options, ALL, "train.run_dir=second"]) == 0
     newest = list_checkpoints(f"{first}/checkpoints")[-1].resolve()
     count = len(weights(first))
-    assert f"weights of all layers: {count} entries loaded, taken from model.* of {newest}" in (
+    assert f"weights of all layers: {count} entries loaded from model.* of {newest}" in (
         caplog.text
     )
     trained, before = weights("second"), weights(first)
@@ -108,7 +108,10 @@ def test_a_damaged_checkpoint_of_a_run_is_passed_over(first):
         (["model.fc_layers=1"], "change model.fc_"),
         (["augmentation.size=32"], "change model.backbone or model.pool or augmentation.size,"),
         (["model.encoder=conv3d", "data.num_context=2"], "there is no model.convolutions.0.weight"),
-        (["model.weights_key=teacher"], "model.weights_key=teacher is nowhere before the model's"),
+        (
+            ["model.weights_key=teacher"],
+            "model.weights_key=teacher is not in any prefix of the model's",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_key(first, options, message, capsys):
@@ -124,7 +127,7 @@ def test_all_layers_are_not_in_a_file_of_a_backbone(recipe, capsys):
     torch.save(SmallCNN(16).state_dict(), "backbone.pt")
     run = [recipe, "train.run_dir=run", "model.weights=backbone.pt"]
     assert main([*run, ALL]) == 2
-    assert "take the backbone alone with model.weights_parts=backbone" in capsys.readouterr().err
+    assert "load the backbone alone with model.weights_parts=backbone" in capsys.readouterr().err
     torch.save({f"backbone.{k}": v for k, v in SmallCNN(16).state_dict().items()}, "backbone.pt")
     assert main([*run, ALL]) == 2
     assert "there is no fc_block.1.weight in it" in capsys.readouterr().err
@@ -133,7 +136,7 @@ def test_all_layers_are_not_in_a_file_of_a_backbone(recipe, capsys):
 def test_a_folder_that_is_no_run(recipe, capsys):
     Path("folder").mkdir()
     assert main([recipe, "train.run_dir=run", "model.weights=folder"]) == 2
-    assert "folder is a folder, and no run" in capsys.readouterr().err
+    assert "folder is a folder without config.yaml, so it is not a run" in capsys.readouterr().err
 
 
 def test_vclr_goes_on_with_its_heads_and_queues_of_its_own(tmp_path, monkeypatch):

@@ -118,7 +118,7 @@ def test_some_options_are_for_one_encoder(recipe, option, encoder, capsys):
         options += ["loss.vclr.weight=1", "data.clips=tuples"]
     assert main([recipe, *options]) == 2
     assert capsys.readouterr().err == (
-        f"error: model.{option.partition('=')[0]} is for model.encoder=fve, "
+        f"error: model.{option.partition('=')[0]} works only with model.encoder=fve, "
         f"got model.encoder={encoder}\n"
     )
 

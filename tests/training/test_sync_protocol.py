@@ -241,9 +241,9 @@ def test_the_command_prints_and_writes_it(cameras, tmp_path, capsys):
     assert "protocol sync" in table
     assert "Better than the time index alone: error by nearest frame 0.000 against 20.000" in table
     assert evaluate.main([str(run), "--protocol", "sync", "--stride", "2"]) == 2
-    assert "--stride is for frames" in capsys.readouterr().err
+    assert "--stride applies to frames" in capsys.readouterr().err
     assert evaluate.main([str(run), "--window", "0.8"]) == 2
-    assert "--window is for windows" in capsys.readouterr().err
+    assert "--window applies to windows" in capsys.readouterr().err
 
 
 def test_videos_with_sync_in_the_labels_file(tmp_path, monkeypatch):

@@ -118,7 +118,7 @@ def test_resumed_run_equals_the_uninterrupted_one(recipe, whole, monkeypatch):
 def test_dry_run_describes_and_writes_nothing(recipe, capsys):
     assert main([recipe, "train.steps=null", "train.epochs=3", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "5 videos in split 'train', 2 steps an epoch, 6 steps in all" in out
+    assert "5 videos in split 'train', 2 steps per epoch, 6 steps in total" in out
     assert "2 videos x 2 views x 8 frames = 32 frames of 16 px" in out
     model = initial_model(load_config(recipe))
     parameters = sum(p.numel() for p in model.parameters())

@@ -27,7 +27,7 @@ def test_resume_refuses_another_configuration(recipe, capsys):
     main([recipe, "train.run_dir=run", "train.steps=2"])
     before = contents("run")
     assert main([recipe, "train.run_dir=run", "train.steps=3", "optim.lr=0.1", "--resume"]) == 2
-    expected = "other values: optim.lr = 0.001 (now 0.1), train.steps = 2 (now 3). Give those"
+    expected = "other values: optim.lr = 0.001 (now 0.1), train.steps = 2 (now 3). Use those"
     assert expected in capsys.readouterr().err
     assert contents("run") == before
     arguments = [recipe, "train.run_dir=run", "train.steps=2", "train.log_every=1", "--resume"]
@@ -113,7 +113,7 @@ def test_resume_takes_the_checkpoint_before_a_damaged_one(recipe, whole, caplog)
     torch.save({"step": 12, "weights": torch.zeros(3)}, newest)  # of another program
     Path("run/checkpoints/manifest.json").unlink()
     assert main([recipe, "train.run_dir=run", "--resume"]) == 0
-    assert "step_00000012.pt is no checkpoint of a run" in caplog.text
+    assert "step_00000012.pt is not a checkpoint of a run" in caplog.text
     assert same(weights("run"), weights("whole"))
 
 

@@ -147,7 +147,7 @@ def test_a_copy_goes_when_its_video_becomes_damaged(folder, tmp_path, capsys):
     assert sorted(files(out)) == COPY[1:]
     (folder / "deep" / "b.avi").write_bytes(b"")
     assert main([str(folder), "--transcode", str(out)]) == 1
-    assert "no video can be used: all are damaged" in capsys.readouterr().err
+    assert "no video can be used: all videos are damaged" in capsys.readouterr().err
 
 
 def test_videos_that_are_no_copies_are_not_touched(folder, tmp_path, capsys):
@@ -209,7 +209,7 @@ def test_ctrl_c_ends_it_within_a_frame(folder, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert "frames/s" in errors  # the bar
-    assert errors.endswith("interrupted; finished copies stay, the same command goes on\n")
+    assert errors.endswith("interrupted; finished copies are kept; the same command continues\n")
     there = sorted(files(out))
     assert "a.mp4" in there
     assert set(there) <= set(COPY[:2])  # not what was under way: nobody waited for its end
@@ -230,7 +230,7 @@ def test_wrong_usage(folder, tmp_path, capsys):
     for arguments, message in [
         (["--transcode", out, "--crf", "99"], "crf must be from 0 to 51, got 99"),
         (["--transcode", out, "--short-side", "255"], "even number from 2, got 255"),
-        (["--transcode", str(folder)], "must be two folders, none inside the other"),
+        (["--transcode", str(folder)], "must be two folders, neither inside the other"),
         (["--transcode", str(folder / "out")], "must be two folders"),
         (["--transcode", str(tmp_path)], "must be two folders"),
     ]:

@@ -225,7 +225,7 @@ def test_resnet_features_are_means_over_space():
 
 def test_memory_is_not_measured_by_length(capsys):
     assert memory.main(["recipes/vclr.yaml"]) == 2
-    assert "tuples are of single frames" in capsys.readouterr().err
+    assert "got tuples, which are single frames" in capsys.readouterr().err
 
 
 def test_dry_run(recipe, capsys):
@@ -245,7 +245,7 @@ def test_dry_run(recipe, capsys):
         ("loss.vclr.temperature=0", "loss.vclr.temperature: expected more than 0"),
         ("loss.vclr.form=both", "loss.vclr.form: expected one of paper, code"),
         ("data.num_context=2", "data.clips=tuples has single frames, expected 1"),
-        ("optim.warmup_epochs=1", "set one of optim.warmup_steps and optim.warmup_epochs"),
+        ("optim.warmup_epochs=1", "optim.warmup_epochs 1.0: set one of them and leave the other 0"),
         ("optim.name=lars", "optim.name: expected one of adam, sgd"),
     ],
 )
@@ -257,10 +257,12 @@ def test_options_that_do_not_fit(recipe, override, message, capsys):
 def test_other_losses_do_not_take_tuples(recipe, capsys):
     others = ["loss.vclr.weight=0", "loss.scl.weight=1"]
     assert main([recipe, *others]) == 2
-    assert "data.clips=tuples is for loss.vclr alone, got loss.scl" in capsys.readouterr().err
+    assert "data.clips=tuples works only with loss.vclr, got loss.scl" in capsys.readouterr().err
     others += ["data.clips=views", "model.encoder=fve"]
     assert main([recipe, *others]) == 2
-    assert "augmentation.per_clip: false is for data.clips=tuples" in capsys.readouterr().err
+    assert (
+        "augmentation.per_clip: false works only with data.clips=tuples" in capsys.readouterr().err
+    )
     zero = [f"loss.vclr.{name}=0" for name in ("inter", "intra", "video", "order")]
     assert main([recipe, *zero]) == 2
     assert "inter, intra, video and order are all 0" in capsys.readouterr().err

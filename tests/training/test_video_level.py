@@ -112,7 +112,7 @@ def test_command_and_report(run, capsys):
 
 def test_wrong_requests(run, capsys):
     assert evaluate.main([str(run), "--protocol", "vclr", "--few-shot"]) == 2
-    assert "--few-shot is for frames" in capsys.readouterr().err
+    assert "--few-shot applies to frames" in capsys.readouterr().err
     Path("videos/labels.json").write_text(
         json.dumps({"videos": {f"{name}.mp4": {"split": "test"} for name in "cd"}})
     )

@@ -73,7 +73,7 @@ def test_a_common_prefix_is_found_by_itself(prefix, container, tmp_path):
     assert equal(state)
     assert report.taken == (f"{container}." if container else "") + prefix
     assert report.missing == []
-    assert f"taken from {report.taken}" in str(report) or not report.taken
+    assert f"loaded from {report.taken}" in str(report) or not report.taken
     assert "projector.0.bias" in report.unexpected
 
 

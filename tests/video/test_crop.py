@@ -238,5 +238,5 @@ def test_wrong_crops_are_named(files):
     for crop in ((0, 0, 10), (0, 0, 10.5, 10), (-1, 0, 10, 10), (0, 0, 0, 10), 7):
         with pytest.raises(ValueError, match=r"crop must be .left, top, width, height"):
             read_frames(path, [0], crop=crop)
-    with pytest.raises(ValueError, match="give crop with short_side, not with size"):
+    with pytest.raises(ValueError, match="pass crop with short_side, not with size"):
         read_frames(path, [0], size=10, crop=(0, 0, 10, 10))

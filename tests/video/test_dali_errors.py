@@ -51,7 +51,7 @@ def test_a_file_that_fails_in_dali_is_named_with_the_reason(tmp_path, engine):
     good = reading_of(encode(tmp_path / "good.mp4", COUNT, options=X264), frames, draws)
     bad = reading_of(broken(tmp_path / "broken.mp4"), frames, draws)
     got = []
-    with pytest.raises(VideoError, match=r"frame \d+ was asked for.* damaged") as expected:
+    with pytest.raises(VideoError, match=r"frame \d+ was requested.* damaged") as expected:
         read_frames(bad.path, frames[0])
     with pytest.raises(VideoError, match=re.escape(str(expected.value))) as caught:
         got.extend(engine.batches(lambda k: [good, bad if k == 3 else good], 0, 9))
@@ -83,10 +83,10 @@ def test_files_that_cannot_be_read_say_why(tmp_path, engine):
         assert caught.value.path == bad.path
     for frames in ([0, 40], [-1, 3]):
         wrong = Reading(good.path, 144, 160, 144, (Clip(np.array(frames), draw),))
-        with pytest.raises(VideoError, match=rf"frame ({frames[0]}|40) was asked for.* 40 frames"):
+        with pytest.raises(VideoError, match=rf"frame ({frames[0]}|40) was requested.* 40 frames"):
             run(engine, [wrong])
     stale = Reading(good.path, HEIGHT + 8, WIDTH, HEIGHT, good.clips)
-    with pytest.raises(VideoError, match="160 x 144, but were announced as 64 x 56"):
+    with pytest.raises(VideoError, match="160 x 144, but were expected as 64 x 56"):
         run(engine, [stale])
     assert len(run(engine, [good])) == 1
 

@@ -74,7 +74,7 @@ def test_frames_beside_a_packet_that_does_not_decode(tmp_path, suffix, bf, numbe
     for given in (info, None):
         assert torch.equal(read_frames(path, sound, info=given), whole[sound])
         for index in (start, stop - 1):
-            with pytest.raises(VideoError, match=f"frame {index} was asked for"):
+            with pytest.raises(VideoError, match=f"frame {index} was requested"):
                 read_frames(path, [index], info=given)
     for index in sound[:: 1 if number == 16 else 7]:
         assert torch.equal(read_frames(path, [index])[0], whole[index])

@@ -85,10 +85,10 @@ def test_an_engine_asked_for_by_name_never_falls_back(files, monkeypatch):
         open_engine("decord", files, 32)
     with pytest.raises(ValueError, match="'dali-cpu' cannot read from the cache"):
         open_engine("dali-cpu", files, 32, cache={})
-    with pytest.raises(RuntimeError, match="'dali-gpu' needs a CUDA device to work on, got cpu"):
+    with pytest.raises(RuntimeError, match="'dali-gpu' needs a CUDA device, got cpu"):
         open_engine("dali-gpu", files, 32)
     engine, why = open_engine("pyav", files, 32)
-    assert (engine.name, why) == ("pyav", "asked for by name")
+    assert (engine.name, why) == ("pyav", "chosen by name")
     monkeypatch.setattr(choose, "dali_version", lambda: None)
     with pytest.raises(ImportError, match=r'pip install "fastseq\[dali\]"'):
         open_engine("dali-cpu", files, 32)
@@ -149,9 +149,9 @@ def test_pyav_scales_a_frame_once_for_each_clip_that_shows_it(files):
 def test_pyav_refuses_other_frames_than_were_announced(files):
     clip = Clip(np.array([0]), ClipDraw(0, 0, 10, 10, False, (), 0.0))
     wrong = Reading(files[0].path, files[0].height, files[0].width + 2, 48, (clip,))
-    with pytest.raises(VideoError, match=r"were announced as .*video\.probe\(path\)` again"):
+    with pytest.raises(VideoError, match=r"were expected as .*video\.probe\(path\)` again"):
         PyAVEngine(32).read([wrong])
-    for frame, message in ((-1, "count from 0"), (files[0].frames, "was asked for, but the video")):
+    for frame, message in ((-1, "count from 0"), (files[0].frames, "was requested, but the video")):
         clip = Clip(np.array([frame]), clip.draw)
         with pytest.raises(VideoError, match=message):
             PyAVEngine(32).read(

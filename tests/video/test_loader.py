@@ -349,7 +349,10 @@ def test_refusals(videos):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"rank": 2, "world_size": 2}, "expected 0 <= rank < world_size, got 2 and 2"),
         ({"last": "pad"}, "last must be one of drop, keep, wrap, got 'pad'"),
-        ({"last": "keep", "world_size": 2}, 'last="keep" gives ranks batches of different sizes'),
+        (
+            {"last": "keep", "world_size": 2},
+            'last="keep" makes batches of different sizes on ranks',
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             ClipLoader(items, **{"batch_size": 2, "engine": PyAVEngine(16)} | options)

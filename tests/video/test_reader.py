@@ -151,7 +151,7 @@ def test_sizes_orders_and_repeats(folder):
 def test_wrong_requests(folder):
     path = encode(folder / "requests.mp4", 40, options=X264)
     for info in (None, probe(path)):
-        with pytest.raises(VideoError, match=r"frame 40 was asked for, but the video has 40"):
+        with pytest.raises(VideoError, match=r"frame 40 was requested, but the video has 40"):
             read_frames(path, [3, 40], info=info)
     with pytest.raises(ValueError, match="count from 0, got -1"):
         read_frames(path, [-1])
@@ -229,9 +229,9 @@ def test_truncated_files_give_the_frames_that_exist(folder, kind):
     numbers = [read_counter(f) for f in read_frames(path, range(frames))]
     assert numbers == list(range(frames))
     for index in (frames, frames + 1, COUNT - 1):
-        with pytest.raises(VideoError, match=f"frame {index} was asked for"):
+        with pytest.raises(VideoError, match=f"frame {index} was requested"):
             read_frames(path, [0, index], info=probe(path, decode=True))
-    with pytest.raises(VideoError, match="was asked for"):
+    with pytest.raises(VideoError, match="was requested"):
         read_frames(path, [0, COUNT - 1])
 
 

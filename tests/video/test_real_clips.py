@@ -83,7 +83,7 @@ def test_a_damaged_clip_stops_where_the_damage_is(real_clips):
     assert info.frames == 29
     assert info.note.startswith("frames 29 to 49 are damaged")
     assert len(read_frames(path, range(29), short_side=32)) == 29
-    with pytest.raises(VideoError, match="frame 29 was asked for"):
+    with pytest.raises(VideoError, match="frame 29 was requested"):
         read_frames(path, range(50), short_side=32)
 
 

@@ -50,12 +50,12 @@ def loader(items=None, batch_size=1, engine=None, **more):
 @pytest.mark.parametrize(
     ("videos", "error", "message"),
     [
-        (["a.mp4"], TypeError, r"videos\[0\] .* fastseq.video.probe .* str 'a.mp4'.*probe\(path\)"),
+        (["a.mp4"], TypeError, r"videos\[0\] .* fastseq.video.probe.* str 'a.mp4'.*probe\(path\)"),
         ([INFO, Path("b.mp4")], TypeError, r"videos\[1\] .*probe"),
         ({"a.mp4": INFO}, TypeError, r"videos\[0\] .*probe"),
         ("a.mp4", TypeError, "videos must be a list .* got one str"),
         (Path("a.mp4"), TypeError, "videos must be a list .* got one PosixPath"),
-        (INFO, TypeError, "videos must be a list .* got one VideoInfo; a single one"),
+        (INFO, TypeError, "videos must be a list .* got one VideoInfo; pass a list"),
         (None, TypeError, "videos must be a list .* NoneType"),
         ([{"path": "a.mp4"}], TypeError, r"videos\[0\] .* got dict"),
         ([], ValueError, "no videos"),
@@ -166,8 +166,8 @@ def test_arguments_of_engines(call, error, message):
 @pytest.mark.parametrize(
     ("generator", "message"),
     [
-        (7, r"got int 7; give numpy.random.default_rng\(7\)"),
-        (torch.Generator(), r"got Generator; give numpy.random.default_rng\(seed\)"),
+        (7, r"got int 7; pass numpy.random.default_rng\(7\)"),
+        (torch.Generator(), r"got Generator; pass numpy.random.default_rng\(seed\)"),
         (np.random.RandomState(0), "got RandomState"),
         (None, "got NoneType"),
         (np.random, "got module"),
@@ -189,7 +189,7 @@ def test_only_numpy_draws(call, generator, message):
         ({"size": 0}, ValueError, "size must be at least 1, got 0"),
         ({"flip": "0.5"}, TypeError, "flip must be a number, got str '0.5'"),
         ({"flip": True}, TypeError, "flip must be a number, got bool True"),
-        ({"blur": float("nan")}, ValueError, "blur is a probability, got nan"),
+        ({"blur": float("nan")}, ValueError, "blur must be a probability, 0 to 1, got nan"),
         ({"strength": float("nan")}, ValueError, "strength must be finite, got nan"),
         ({"hue": (0.1, 0.2)}, TypeError, r"hue must be a number, got tuple \(0.1, 0.2\)"),
         ({"scale": 0.8}, TypeError, r"scale must be \(low, high\), .* got float 0.8"),

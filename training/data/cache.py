@@ -1,4 +1,4 @@
-"""Decoded videos in memory."""
+"""Decoded videos kept in memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from training.data.index import VideoRecord, in_threads
 
 
 class FrameCache(Mapping[str, torch.Tensor]):
-    """All frames of all videos as bytes, scaled to one short side, decoded once.
+    """All frames of all videos, decoded once and scaled to one short side.
 
-    Maps a video's path to its frames, uint8 (frames, H, W, 3), those in its gaps left undefined. Of
-    a video with a crop only that is kept, scaled to the short side.
-    One block of memory: forked loader workers share it as it is, spawned ones through a single
-    shared segment.
+    Maps a video's path to its frames, uint8 (frames, H, W, 3); frames in its gaps are undefined. Of
+    a video with a crop, only the crop is kept, scaled to the short side. The frames are one block
+    of memory, which forked loader workers share directly and spawned ones through a single shared
+    segment.
 
     Attributes:
         failed: the errors of the videos that could not be decoded.

@@ -1,4 +1,4 @@
-"""A recipe's data: its items, the engine that reads them, the loader; whole videos to evaluate."""
+"""The data of a recipe: its items, the engine that reads them, the loader, and whole videos."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def open_loader(
     fill_cache: bool = True,
     progress: bool = True,
 ) -> tuple[ClipLoader, str]:
-    """The loader of a recipe, and why it has the engine it has.
+    """The loader of a recipe, and the reason for its engine.
 
-    `data.batch_size` items make a batch; each of `world_size` ranks reads its part of them. With
-    `data.cache=ram` every video is decoded now; those that fail are skipped. With
-    `data.cache=features` their features come from `store` instead, into which this rank puts now
-    what is missing of its share of the videos. Without `fill_cache` nothing is decoded; with
-    cache=ram clips then come from the files.
+    A batch has `data.batch_size` items; each of `world_size` ranks reads its part of them. With
+    `data.cache=ram` every video is decoded now; videos that fail are skipped. With
+    `data.cache=features` features are read from `store`; this rank first computes those missing
+    from its share of the videos. Without `fill_cache` nothing is decoded here; with cache=ram clips
+    are then read from the files.
     """
     items = open_items(records, data_cfg, augmentation)
     if data_cfg.cache not in CACHES:
@@ -96,7 +96,7 @@ def open_loader(
     failed = []
     if data_cfg.cache == "features":
         if store is None:
-            raise ValueError("data.cache=features: give the store of the backbone's features")
+            raise ValueError("data.cache=features needs the argument store, a FeatureStore")
         engine, failed, reason = _stored_features(
             items, data_cfg, augmentation, store, (rank, world_size), fill_cache, progress
         )
@@ -107,7 +107,7 @@ def open_loader(
             augmentation.size,
             device=device,
             workers=data_cfg.workers,
-            cache={} if data_cfg.cache == "ram" else None,  # an engine that has none says so first
+            cache={} if data_cfg.cache == "ram" else None,  # an engine without one raises
         )
     if data_cfg.cache == "ram" and fill_cache:
         engine.cache = FrameCache(items.videos, items.side, progress=progress)
@@ -134,7 +134,7 @@ def _stored_features(
     fill: bool,
     progress: bool,
 ) -> tuple[Engine, list[VideoError], str]:
-    """The engine, the videos that failed, and a word on it; ``share``: rank and world size."""
+    """The engine, the videos that failed, and a description; ``share``: rank and world size."""
     from training.data.features import FeatureEngine
 
     count = data_cfg.feature_draws
@@ -142,14 +142,14 @@ def _stored_features(
     rank, world_size = share
     failed = store.fill(items.videos[rank::world_size], draws, progress=progress) if fill else []
     engine = FeatureEngine(store, items.videos, augmentation.size, count)
-    what = f"{count} augmented versions of each video" if count else "each video as it is"
-    return engine, failed, f"computed once, of {what}"
+    what = f"{count} augmented versions of each video" if count else "unaugmented videos"
+    return engine, failed, f"computed once, from {what}"
 
 
 def open_evaluation_engine(records: Sequence[VideoRecord], cfg: Any) -> Engine:
-    """The engine that a run of this configuration was trained with, to read whole videos.
+    """The engine that a run with this configuration was trained with, for reading whole videos.
 
-    Decoders convert colours differently, so that training and evaluation should share one.
+    Decoders convert colours differently, so training and evaluation should use the same one.
     """
     size = cfg.augmentation.size
     if cfg.data.cache == "ram":
@@ -168,10 +168,11 @@ def load_videos(
 ) -> Iterator[torch.Tensor | VideoError]:
     """The sound frames of each video, uint8 (n, 3, size, size), with the evaluation transform.
 
-    In place of a video that cannot be read comes the error that says why.
+    For a video that cannot be read, yields the VideoError instead.
 
     Args:
-        draw: from a video and the height and width of its scaled frames to another transform.
+        draw: function of a video and the height and width of its scaled frames that returns another
+            transform.
     """
     side = decode_side(size, side)
 
@@ -193,10 +194,10 @@ def read_each(
     *,
     engine: Engine,
 ) -> Iterator[torch.Tensor | VideoError]:
-    """Of each video the frames of its readings 0 to count - 1, put together, or what went wrong."""
+    """For each video, the frames of its readings 0 to count - 1 as one tensor, or its error."""
     plan = [
         (place, k) for place, count in enumerate(counts) for k in range(max(1, count))
-    ]  # of no frame at all too, which is an error
+    ]  # a video without a sound frame has one reading too, which raises an error
     failed: dict[str, VideoError] = {}
 
     def source(position: int) -> list[Reading]:
@@ -217,7 +218,7 @@ def read_each(
                 parts.append(made[0, 0])
                 if k + 1 == counts[place]:
                     parts = [torch.cat(parts)]
-                    yield parts.pop()  # kept nowhere here while it is worked on
+                    yield parts.pop()  # no reference stays here while the caller uses it
         except VideoError as error:
             place, k = plan[position]
             if error.path == records[place].path:
@@ -226,5 +227,5 @@ def read_each(
                 yield error
             elif error.path in failed:
                 raise
-            else:  # met while working ahead: it comes when its turn has come
+            else:  # a later video, read ahead: its error is yielded in its turn
                 failed[error.path] = error

@@ -1,4 +1,4 @@
-"""What a backbone that is not trained makes of each video, computed once and kept on disk."""
+"""Features of a frozen backbone, computed once for each video and kept on disk."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ from training.data.index import VideoRecord
 from training.support.command import UserError
 from training.support.files import replacing, write_json
 
-FOLDER_NAME = ".fastseq_features"  # hidden, so that no index takes it for videos
-_FORMAT = 1  # to be raised whenever other features are made of the same video and weights
+FOLDER_NAME = ".fastseq_features"  # hidden, so that the index ignores it
+_FORMAT = 1  # raise it when the same video and weights yield other features
 _STAMP = re.compile(r"[0-9a-f]{16}\.npy")
 _ELSEWHERE = (
-    "Where features cannot be kept, train with data.cache=none; evaluate a copy of the folder that "
-    "can be written to, by --folder"
+    "If features cannot be stored there, train with data.cache=none; evaluate a writable copy of "
+    "the folder, with --folder"
 )
-_SPARE = 2**26  # bytes that are left free on the disk
+_SPARE = 2**26  # bytes to leave free on the disk
 
 
 class FeatureStore:
-    """Features of the videos of a folder, in FOLDER/.fastseq_features: float32 (n, F) a video.
+    """Features of the videos of a folder, in FOLDER/.fastseq_features: float32 (n, F) per video.
 
-    A file KEY/ID.STAMP.npy has one row for each of the n sound frames of a video. KEY stands for
-    all that the features depend on beside the video: the backbone and its weights, the size of
-    frames, what decodes them, and the version of the format. STAMP stands for the file's size and
-    time of modification and for the frames and the part of them that are used: features of a video
-    that has changed are computed again. Files are whole or not there, so that an interrupted `fill`
-    is taken up where it was, and several processes may fill one store.
+    A file KEY/ID.STAMP.npy has one row for each of the n sound frames of a video. KEY is a digest
+    of everything but the video that the features depend on: the backbone and its weights, the frame
+    size, the decoder and the version of the format. STAMP is a digest of the file's size and time
+    of modification, and of the frames and the crop that are used: if a video has changed, its
+    features are computed again. Files are written whole, so an interrupted `fill` can continue and
+    several processes may fill one store.
 
     Draw 0 is the evaluation transform. Draws 1, 2, ... are augmented: one `ClipDraw` for the whole
     video, a function of (``train.seed``, draw, video's id) and the augmentation.
 
     Args:
         folder: prepared folder of the videos.
-        encoder: its ``features`` is what is stored; computed in fp32, on the device where it lies.
+        encoder: the encoder whose ``features`` are stored; they are computed in fp32 on its device.
         cfg: the run's configuration.
     """
 
@@ -76,16 +76,16 @@ class FeatureStore:
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder lies."""
+        """The encoder's device."""
         return self.encoder.pixel_scale.device  # a backbone may have no parameters
 
     @property
     def size(self) -> int:
-        """F, the numbers of a frame."""
+        """F, the number of features of a frame."""
         return self.encoder.backbone.out_features
 
     def covers(self, record: VideoRecord) -> bool:
-        """Whether a video is one of the folder's."""
+        """Whether a video lies in the folder."""
         return Path(record.path) == self.folder / record.id
 
     def get(self, record: VideoRecord, draw: int = 0) -> np.ndarray:
@@ -98,9 +98,9 @@ class FeatureStore:
     def fill(
         self, records: Sequence[VideoRecord], draws: Iterable[int] = (0,), *, progress: bool = True
     ) -> list[VideoError]:
-        """Compute what is missing of these videos; the errors of those that cannot be read.
+        """Compute the missing features of these videos; returns the errors of unreadable videos.
 
-        Says before how much that is. Raises UserError where there is no room, or no permission.
+        Prints the disk space beforehand. Raises UserError if space or permission is missing.
         """
         missing = {
             draw: [record for record in records if not self._has(record, draw)] for draw in draws
@@ -124,14 +124,14 @@ class FeatureStore:
         return [*failed.values()]
 
     def path(self, record: VideoRecord, draw: int = 0) -> Path:
-        """Where the features of a video lie, or will lie.
+        """The path of a video's features, which need not exist yet.
 
-        Raises OSError for a video that is gone.
+        Raises OSError if the video no longer exists.
         """
         return self._folder(draw) / f"{record.id}.{_stamp(record)}.npy"
 
     def load(self, path: Path, frames: int) -> np.ndarray:
-        """What lies in a file; OSError or ValueError if it is missing or holds something else."""
+        """The features in a file; OSError if it is missing, ValueError for other content."""
         found = np.load(path, mmap_mode="r", allow_pickle=False)
         if found.shape != (frames, self.size) or found.dtype != np.float32:
             raise ValueError(f"{path} holds {found.dtype} {found.shape}")
@@ -143,7 +143,7 @@ class FeatureStore:
         return self._folders[draw]
 
     def _about(self, draw: int) -> dict[str, Any]:
-        """All that the features depend on beside the videos."""
+        """Everything but the videos that the features depend on."""
         if not draw:
             return self._made_by | {"draw": 0}
         augmentation = {f.name: getattr(self.augmentation, f.name) for f in fields(Augmentation)}
@@ -164,7 +164,7 @@ class FeatureStore:
         size, side = self.augmentation.size, self.cfg.data.cache_side
         read = load_videos(records, size, side, engine=engine, draw=self._draws(draw))
         training, device = self.encoder.training, self.device
-        self.encoder.eval()  # in training mode it would wait for other ranks
+        self.encoder.eval()  # in training mode the batch norms would wait for other ranks
         try:
             for record, frames in zip(records, read, strict=True):
                 if isinstance(frames, VideoError):
@@ -178,7 +178,7 @@ class FeatureStore:
             engine.close()
 
     def _draws(self, draw: int) -> Any:
-        """What `load_videos` takes as ``draw``."""
+        """The argument ``draw`` of `load_videos`."""
         if not draw:
             return lambda record, height, width: eval_draw(height, width)
 
@@ -201,13 +201,13 @@ class FeatureStore:
             for old in path.parent.glob(f"{escape(Path(record.id).name)}.*.npy"):
                 stamp = old.name.removeprefix(Path(record.id).name + ".")
                 if old != path and _STAMP.fullmatch(stamp):
-                    old.unlink(missing_ok=True)  # of an earlier state of the video
+                    old.unlink(missing_ok=True)  # features of an earlier version of the video
         except OSError as error:
             reason = error.strerror or "the disk is full"
             raise UserError(
                 f"the features of {record.id} cannot be written to {self._folder(draw)} "
-                f"({reason}); make room or give write permission and run the same command again, "
-                f"which goes on from here. {_ELSEWHERE}"
+                f"({reason}); free some space or grant write permission and repeat the command, "
+                f"which continues from here. {_ELSEWHERE}"
             ) from error
 
     def _check_room(self, frames: int, progress: bool) -> None:
@@ -219,21 +219,22 @@ class FeatureStore:
         free = shutil.disk_usage(self.folder).free
         if needed + _SPARE > free:
             raise UserError(
-                f"data.cache=features needs {_bytes(needed)} in {folder}, and {_bytes(free)} are "
-                f"free there: make room, or set fewer data.feature_draws. {_ELSEWHERE}"
+                f"data.cache=features needs {_bytes(needed)} in {folder}, but only {_bytes(free)} "
+                f"are free there: free some space, or reduce data.feature_draws. {_ELSEWHERE}"
             )
 
 
 class FeatureEngine:
-    """Gives stored features in place of frames: batches are float32 (readings, clips, T, F).
+    """An engine that reads stored features instead of frames: float32 (readings, clips, T, F).
 
     Args:
-        store: filled with the videos' draws; without that a video cannot be read.
+        store: store with the videos' draws; a video whose draws are missing cannot be read.
         records: the videos.
-        size: of the frames that the items describe; what is stored is of this size.
-        draws: augmented draws; 0: the evaluation transform alone. Of several a clip takes the one
-            that its own crop, flip, colours and blur say by a checksum: whatever engine reads an
-            item, these are functions of (seed, epoch, index), and so is the choice.
+        size: height and width in pixels of the frames that the items describe; the features are of
+            frames of this size.
+        draws: number of augmented draws; 0: the evaluation transform only. A checksum of a clip's
+            crop, flip, colours and blur chooses among several draws. These are functions of (seed,
+            epoch, index) whatever engine reads an item, and so is the choice.
     """
 
     name = "stored features"
@@ -243,14 +244,14 @@ class FeatureEngine:
     ) -> None:
         self.store, self.size, self.draws = store, size, draws
         self.records = {record.path: record for record in records}
-        self._paths: dict[tuple[str, int], Path] = {}  # so that no video is looked at again
+        self._paths: dict[tuple[str, int], Path] = {}  # each video's file is looked up once
 
     def batches(self, source: Source, start: int, stop: int) -> Iterator[torch.Tensor]:
         for batch in range(start, stop):
             yield torch.from_numpy(np.stack([self._read(reading) for reading in source(batch)]))
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Nothing needs closing."""
 
     def _read(self, reading: Reading) -> np.ndarray:
         record = self.records[reading.path]
@@ -274,7 +275,7 @@ class FeatureEngine:
             raise VideoError(record.path, f"its features are not stored: {error}") from error
 
     def draw_of(self, clip: Clip) -> int:
-        """Number of the stored draw that a clip is taken from."""
+        """Number of the stored draw that a clip is read from."""
         if not self.draws:
             return 0
         draw = clip.draw
@@ -283,14 +284,14 @@ class FeatureEngine:
 
 
 _WHAT = (
-    "Features of videos, one file each: float32 (sound frames, features), read by numpy.load. They "
-    "are computed again where they are missing, so this folder may be removed."
+    "Features of videos, one file each: float32 (sound frames, features), read by numpy.load. "
+    "Missing features are computed again, so this folder may be removed."
 )
 
 
 def _description(backbone: Any, cfg: Any) -> dict[str, Any]:
     engine = cfg.data.engine
-    if engine == "auto":  # as `open_evaluation_engine` and fastseq.video.engines.choose have it
+    if engine == "auto":  # as in `open_evaluation_engine` and fastseq.video.engines.choose
         on_gpu = torch.cuda.is_available() and dali_version() is not None
         engine = "auto on a GPU" if on_gpu else "pyav"
     return {
@@ -312,7 +313,7 @@ def _description(backbone: Any, cfg: Any) -> dict[str, Any]:
 def _weights_digest(module: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        if name.endswith("num_batches_tracked"):  # counts, and changes nothing
+        if name.endswith("num_batches_tracked"):  # a counter without effect on features
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

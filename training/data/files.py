@@ -1,4 +1,4 @@
-"""Which files of a folder are videos: by their names' endings, else by what they hold."""
+"""The video files of a folder, found by the extension of their names or by their content."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ aria2 bak bin ckpt crdownload db dll download egg-info err exe feather flo h5 hd
 lnk mat mdb mmap msgpack npy npz old onnx orig out parquet part partial pb pickle pid pkl pt pth
 safetensors sqlite swp tfrecord tmp weights bvh c3d obj ply stl vtk md5 sha1 sha256
 """)
-# FFmpeg's readers of files with video, those left out that also take pictures, texts, playlists
-# (which open other files) or noise.
+# FFmpeg's demuxers of video files, without those that also accept pictures, texts, playlists (which
+# open other files) or arbitrary data.
 _CONTAINERS = (
     "3g2,3gp,asf,av1,avi,bink,cavsvideo,dhav,dirac,dv,flic,flv,gxf,h261,"
     "h263,h264,hevc,ivf,kux,live_flv,lvf,m4a,m4v,matroska,mj2,mlv,mov,"
     "mp4,mpeg,mpegts,mpegvideo,mxf,nsv,nut,nuv,obu,ogg,r3d,rm,roq,smk,"
     "swf,ty,vc1,vc1test,vivo,vvc,webm,wtv,yuv4mpegpipe"
 )
-# What FFmpeg calls video although nobody does: pictures, and texts with coloured letters.
+# Formats that FFmpeg reads as video although they are pictures or coloured text.
 _NO_VIDEO = re.compile(r"image2|.*_pipe|apng|fits|ico|iff|jpegxl_anim|adf|bin|idf|tty|xbin")
 _STILLS = {"avif", "avis", "heic", "heim", "heis", "heix", "mif1", "msf1"}  # brands of ISO files
 _PROBE = {"probesize": "1000000", "analyzeduration": "2000000"}  # bytes, microseconds
@@ -58,14 +58,14 @@ _SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Found:
-    """Files of a folder, names relative to it with forward slashes, sorted.
+    """The files of a folder: sorted names relative to it, with forward slashes.
 
     Attributes:
-        videos: taken for videos.
-        ignored: other files -> their ending, or what they are instead of files.
-        looked: the ignored files whose content was looked at.
-        unmatched: patterns of `include` that no file has.
-        closed: folders that cannot be looked into, with the reason.
+        videos: files used as videos.
+        ignored: other files -> their extension, or what they are if not regular files.
+        looked: the ignored files whose content was checked.
+        unmatched: patterns of `include` that match no file.
+        closed: folders that cannot be read, with the reason.
     """
 
     videos: list[str]
@@ -76,16 +76,17 @@ class Found:
 
 
 def find_videos(folder: Path, include: Iterable[str] = (), *, progress: bool = False) -> Found:
-    """Look for videos in a folder, to any depth.
+    """Search a folder for videos, to any depth.
 
-    A file is taken for its name's ending if that is a video's, passed over if it is that of
-    something else, and looked at otherwise: at most a megabyte of it. Hidden files and folders are
-    left out, links are followed.
+    A file with the extension of a video is used, one with another known extension is ignored, and
+    the content of any other file is checked, at most the first megabyte. Hidden files and folders
+    are ignored; links are followed.
 
     Args:
-        include: patterns (`*.dat`, `clips/a?`) of files to look at whatever their ending. They are
-            compared with the relative path and with the name alone. Pictures are never videos.
-        progress: show a bar while contents are looked at.
+        include: patterns (`*.dat`, `clips/a?`) of files whose content is checked whatever their
+            extension. They are compared with the relative path and with the name alone. Pictures
+            are never used.
+        progress: show a bar while contents are checked.
     """
     names, closed = list_files(folder)
     include = [*include]
@@ -94,7 +95,7 @@ def find_videos(folder: Path, include: Iterable[str] = (), *, progress: bool = F
         taken = by_name(name, include)
         path = folder / name
         if taken is not False and not path.is_file():
-            ignored[name] = "broken link" if path.is_symlink() else "no regular file"
+            ignored[name] = "broken link" if path.is_symlink() else "not a regular file"
         elif taken is None:
             unknown.append(name)
         elif taken:
@@ -118,7 +119,7 @@ def find_videos(folder: Path, include: Iterable[str] = (), *, progress: bool = F
 
 
 def list_files(folder: Path) -> tuple[list[str], list[str]]:
-    """(relative paths of the files, folders that cannot be looked into), sorted."""
+    """(relative paths of the files, folders that cannot be read), both sorted."""
     names, closed, seen = [], [], set()
 
     def refused(error: OSError) -> None:
@@ -141,7 +142,7 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def by_name(name: str, include: Sequence[str] = ()) -> bool | None:
-    """Whether a file is taken for a video by its name; None where its content has to tell."""
+    """Whether a file is a video according to its name; None if its content must decide."""
     ending = ending_of(name)
     if ending in _TAKEN:
         return True
@@ -164,7 +165,7 @@ def _matches(name: str, include: Iterable[str]) -> bool:
 
 
 def as_patterns(folder: Path, given: Iterable[str]) -> list[str]:
-    """Patterns of `find_videos`, from those and from paths of files, as a shell makes of them."""
+    """Patterns for `find_videos`, from patterns and from paths into which a shell expanded them."""
     patterns = []
     for one in given:
         path = Path(os.path.abspath(one))
@@ -175,10 +176,10 @@ def as_patterns(folder: Path, given: Iterable[str]) -> list[str]:
 
 
 def holds_video(path: Path, *, asked: bool = False) -> bool:
-    """Whether FFmpeg finds a video, no cover nor picture, at the beginning of a file.
+    """Whether FFmpeg finds a video, not a cover or a picture, at the beginning of a file.
 
     Args:
-        asked: the user calls it a video: one that cannot be opened is then a damaged one.
+        asked: the user declares it a video, so a file that cannot be opened is a damaged video.
     """
     from fastseq.video._av import require_av
 

@@ -1,4 +1,4 @@
-"""Which part of a video is used, and its place among synchronised ones: trim, crop and sync."""
+"""The used part of a video and its place among synchronised videos: trim, crop and sync."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SYNC_KEYS = ("group", "offset")
 
 
 class _Info(Protocol):
-    """What has to be known of a file; `fastseq.video.VideoInfo` will do."""
+    """The required properties of a file; `fastseq.video.VideoInfo` has them."""
 
     frames: int
     width: int
@@ -24,7 +24,7 @@ class _Info(Protocol):
 
 @dataclass(frozen=True)
 class Footage:
-    """trim, crop and sync of one video, see `training.data.index.VideoRecord`.
+    """trim, crop and sync of one video; `training.data.index.VideoRecord` describes them.
 
     Attributes:
         gaps: ranges (first, stop) of frames that are damaged or outside trim.
@@ -37,7 +37,7 @@ class Footage:
 
 
 def footage_problems(entry: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the form of "trim", "crop" and "sync" in a labels file's entry."""
+    """Messages about malformed "trim", "crop" and "sync" in an entry of a labels file."""
     problems = []
     trim = entry.get("trim", [0, 0])
     if not _whole_numbers(trim, 2):
@@ -64,7 +64,7 @@ def footage_problems(entry: Mapping[str, Any]) -> list[str]:
 
 
 def known_hint(key: str, known: Sequence[str]) -> str:
-    """The known key that an unknown one may mean, or all of them."""
+    """A hint for an unknown key: the most similar known key, or all known keys."""
     near = difflib.get_close_matches(key, known, n=1)
     return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
@@ -97,7 +97,7 @@ def footage_of(entry: Mapping[str, Any], info: _Info, damaged: bool) -> tuple[Fo
     """The footage of one video, and whether its trim was cut to the frames of a damaged file.
 
     Raises:
-        ValueError: trim or crop that the file does not have.
+        ValueError: trim or crop lies outside the video.
     """
     trim, cut = _trim(entry, info.frames, damaged)
     gaps = tuple(info.gaps)
@@ -132,11 +132,11 @@ def _trim(
 
 
 def begins_past_the_end(entry: Mapping[str, Any], frames: int, damaged: bool) -> str:
-    """Why no frame of a damaged file is usable, empty where some are."""
+    """The reason why no frame of a damaged file is usable; empty if some are usable."""
     first = entry.get("trim", (0, 0))[0]
     if not damaged or first < frames:
         return ""
-    return f"no usable frame: trim begins at frame {first}, but only {frames} frames come out"
+    return f"no usable frame: trim begins at frame {first}, but only {frames} frames can be decoded"
 
 
 def check_crop(crop: tuple[int, ...], width: int, height: int) -> None:
@@ -156,7 +156,7 @@ def check_crop(crop: tuple[int, ...], width: int, height: int) -> None:
 def scaled_crop(
     crop: tuple[int, ...], size: tuple[int, int], new_size: tuple[int, int]
 ) -> list[int]:
-    """A crop in a copy of another size, rounded outwards; sizes are (width, height)."""
+    """The same crop in a copy of another size, rounded outwards; sizes are (width, height)."""
     left, top, wide, high = crop
     (width, height), (new_width, new_height) = size, new_size
     left, right = left * new_width // width, -(-(left + wide) * new_width // width)

@@ -1,4 +1,4 @@
-"""The index of a folder of videos: what was checked once, so that training need not."""
+"""The index of a folder of videos: the result of checking them once, before training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FORMAT = 4
 
 
 class StaleIndex(UserError):
-    """An index that is missing or no longer describes its folder; the message says what to run."""
+    """An index is missing or no longer describes its folder; the message names the command."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +45,23 @@ class VideoRecord:
     Attributes:
         id: path relative to the folder, with forward slashes.
         path: absolute path.
-        frames: presented frames; fps: their average rate.
+        frames: number of presented frames; fps: average frame rate.
         width, height: in pixels after rotation.
         action: name of the action, "all" if not given.
         split: "train" or "test".
         view: name of the camera's view, empty if not given.
         phases: int64 (frames,), index into the action's phases, -1 = unlabelled; None = no labels.
-        rotation: degrees that reading applies; codec: FFmpeg's name of it.
-        mirrored: whether reading mirrors the picture left to right after that.
-        note: what is wrong with the file although it can be used; empty if nothing.
-        gaps: ranges (first, stop) of frames that are not used: they do not come out sound, or lie
+        rotation: degrees by which frames are rotated when read; codec: FFmpeg's name for it.
+        mirrored: whether frames are then mirrored left to right.
+        note: damage of a file that can still be used; empty if none.
+        gaps: ranges (first, stop) of frames that are not used, because they are damaged or lie
             outside `trim`. `frames` counts them.
-        interlaced: two fields a frame; False in an index, which leaves such files out.
-        random_access: False where reading begins far ahead of a frame.
-        remarks: what else is worth knowing.
-        trim: the first and the last usable frame, None = all are.
-        crop: (left, top, width, height) in pixels of the upright frame, inside which the video is
-            read; None = all of it.
+        interlaced: whether a frame has two fields; False in an index, which leaves such files out.
+        random_access: False if decoding starts long before the requested frame.
+        remarks: other remarks about the file.
+        trim: the first and the last usable frame; None = all frames.
+        crop: (left, top, width, height) in pixels of the upright frame, the only part that is read;
+            None = the whole frame.
         sync: (group, offset) of a video that shows the same event as the others of its group: frame
             k shows the instant (k + offset) / fps seconds of the group. None = no group.
     """
@@ -91,12 +91,13 @@ class VideoRecord:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The videos of `folder` that can be read, those that cannot ({path, reason}), the phases.
+    """The readable videos of `folder`, the unreadable ones, and the phases of each action.
 
     Attributes:
-        changed_labels: damaged videos whose labels were cut, or filled up, to their frames.
-        unused_labels: videos with labels among those that cannot be read.
-        found: the folder's files, where they have just been looked for.
+        bad: {path, reason} of the videos that cannot be read.
+        changed_labels: damaged videos whose labels were cut or extended to their frames.
+        unused_labels: labelled videos that cannot be read.
+        found: the folder's files, if it has just been searched.
     """
 
     folder: Path
@@ -121,13 +122,13 @@ def build_index(
 
     Args:
         labels: labels file; default FOLDER/labels.json if there is one.
-        include: patterns of files that are looked at whatever their ending; see `find_videos`.
+        include: patterns of files that are checked whatever their extension; see `find_videos`.
         verify: decode every frame.
         time_limit: seconds per file, after which it counts as bad.
         progress: show a bar.
     Raises:
-        LabelError: labels that do not fit. Nothing is written then.
-        NotADirectoryError, PermissionError: `folder` is none, or cannot be written to.
+        LabelError: labels do not fit the videos. Nothing is written then.
+        NotADirectoryError, PermissionError: `folder` is not a folder, or cannot be written to.
     """
     from fastseq.video import VideoInfo, probe
 
@@ -136,8 +137,8 @@ def build_index(
         raise NotADirectoryError(f"{folder} is not a folder")
     if not os.access(folder, os.W_OK):
         raise PermissionError(
-            f"{folder} cannot be written to, and the index belongs there: link the videos into a "
-            "folder of your own"
+            f"{folder} cannot be written to, but the index must be stored there: link the videos "
+            "into a folder that you can write to"
         )
     include = [*include]
     labels_path = _labels_path(folder, labels)
@@ -153,7 +154,7 @@ def build_index(
             return _interlaced(folder) if info.interlaced else info
         except ImportError:
             raise
-        except Exception as error:  # whatever one file does, the others still count
+        except Exception as error:  # one bad file must not stop the others
             return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
 
     stamps = {name: _stamp(folder / name) for name in names}
@@ -245,7 +246,7 @@ def _footage(
 
 def _interlaced(folder: Path) -> str:
     return (
-        "interlaced (two fields a frame), not read as it is: "
+        "interlaced (two fields per frame), which training does not read: "
         f"`python -m training.prepare {shlex.quote(str(folder))} --transcode OUT` makes a "
         "progressive copy (FFmpeg's bwdif)"
     )
@@ -255,9 +256,9 @@ def load_index(folder: str | os.PathLike) -> Index:
     """Read FOLDER/fastseq_index.json.
 
     Raises:
-        StaleIndex: there is none, or files were added, removed or changed (size or time of
+        StaleIndex: there is no index, or files were added, removed or changed (size or time of
             modification) since it was written.
-        NotADirectoryError: `folder` is none.
+        NotADirectoryError: `folder` is not a folder.
     """
     folder = Path(folder).resolve()
     if not folder.is_dir():
@@ -289,7 +290,7 @@ def _labels_path(folder: Path, labels: str | os.PathLike | None) -> Path | None:
 
 
 def _stamp(path: Path) -> list[int]:
-    """What tells that a file was changed: its size and time of modification."""
+    """Size and time of modification, by which a changed file is recognised."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -313,7 +314,7 @@ def _changes(folder: Path, content: dict[str, Any]) -> list[str]:
 
 
 def _new(folder: Path, content: dict[str, Any], known: set[str]) -> list[str]:
-    """Files that are videos by their names, or may be by their content. None is opened."""
+    """New files that are videos by their names or may be by their content. No file is opened."""
     include: Sequence[str] = content["include"]
     known |= set(content["looked"])
     names, _ = list_files(folder)

@@ -26,12 +26,12 @@ _SHOWN = 20
 
 
 class LabelError(UserError):
-    """A labels file that does not fit; the message names each entry and how to put it right."""
+    """A labels file is wrong; the message names each wrong entry and how to fix it."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Phases of each action, an entry for each labelled video, and the file's whole content."""
+    """The phases of each action, the entry of each labelled video, and the whole content."""
 
     classes: dict[str, list[str]]
     videos: dict[str, dict[str, Any]]
@@ -39,7 +39,7 @@ class Labels:
 
 
 class _Object(dict):
-    """A JSON object that knows which of its keys were given twice."""
+    """A JSON object that records which of its keys occur twice."""
 
     def __init__(self, pairs: list[tuple[str, Any]]):
         super().__init__(pairs)
@@ -48,10 +48,10 @@ class _Object(dict):
 
 
 def read_labels(path: Path) -> Labels:
-    """Read a labels file and check its form, not yet against the videos.
+    """Read a labels file and check its form, but not against the videos.
 
     Raises:
-        LabelError: not JSON, or not of the documented form.
+        LabelError: the file is not JSON, or does not have the documented form.
     """
     content = _parse(path)
     if not isinstance(content, dict):
@@ -62,7 +62,7 @@ def read_labels(path: Path) -> Labels:
         problems += _twice('"videos"', videos)
         for name, entry in videos.items():
             problems += _twice(name, entry)
-    for key in content.keys() - {"classes", "videos"}:  # others may say where labels come from
+    for key in content.keys() - {"classes", "videos"}:  # users may add others, such as a source
         for near in difflib.get_close_matches(key, ("classes", "videos"), n=1):
             problems.append(f'unknown key "{key}"; did you mean "{near}"?')
     if not isinstance(classes, dict) or not all(
@@ -111,9 +111,9 @@ def _twice(where: str, given: Any) -> list[str]:
 
 
 def match_names(path: Path, labels: Labels, names: Names) -> Labels:
-    """Labels under the names that the files have, however those are spelt in the labels file.
+    """Labels under the exact names of the files, however the labels file spells them.
 
-    Raises LabelError for labels of files that are not in the folder, and for two of one file.
+    Raises LabelError for labels of files that are not in the folder, and if a file has two entries.
     """
     videos: dict[str, dict[str, Any]] = {}
     spelt: dict[str, str] = {}
@@ -134,7 +134,7 @@ def match_names(path: Path, labels: Labels, names: Names) -> Labels:
         else:
             videos[video], spelt[video] = entry, name
     for number, name in enumerate(missing):
-        advice = names.hint(name) if number < _SHOWN else ""  # a look at all the names each
+        advice = names.hint(name) if number < _SHOWN else ""  # each hint compares all names
         problems.append(f"{name}: no such video in the folder; {advice}")
     if problems:
         raise LabelError(listed(path, problems))
@@ -144,13 +144,13 @@ def match_names(path: Path, labels: Labels, names: Names) -> Labels:
 def phases_of(
     path: Path, labels: Labels, frames: Mapping[str, int], damaged: Iterable[str] = ()
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """int64 phase per frame of each labelled video, given the videos' numbers of frames.
+    """int64 phase per frame of each labelled video, from the videos' numbers of frames.
 
     Frames outside "trim" and from "unlabelled_from" on are unlabelled (-1). Labels of the `damaged`
-    ones need not fit: what lies beyond the last frame is cut, frames beyond a list's end are
-    unlabelled. The second result names those videos.
+    videos need not fit: labels beyond the last frame are cut, and frames beyond the end of a list
+    are unlabelled. The second result names the videos whose labels did not fit.
 
-    Raises LabelError for labels that do not fit the length of a sound video.
+    Raises LabelError for labels that do not fit the length of an undamaged video.
     """
     phases, changed, problems = {}, [], []
     damaged = set(damaged)
@@ -171,8 +171,8 @@ def phases_of(
             given = entry["phases"]
             if len(given) != count:
                 problem = (
-                    f"{len(given)} phases for {count} frames; give one per presented frame, -1 "
-                    "where unlabelled"
+                    f"{len(given)} phases for {count} frames; write one per presented frame, -1 "
+                    "for unlabelled frames"
                 )
             values = given[:count] + [-1] * (count - len(given))
         else:
@@ -181,8 +181,8 @@ def phases_of(
         end = entry.get("unlabelled_from", count)
         if end > count:
             problem = problem or (
-                f"unlabelled_from {end} lies past the video's {count} frames; remove it where all "
-                "have labels"
+                f"unlabelled_from {end} lies past the video's {count} frames; remove it if all "
+                "frames have labels"
             )
         first, last = entry.get("trim", (0, count))
         phases[name][end:] = phases[name][:first] = phases[name][last + 1 :] = -1
@@ -208,7 +208,7 @@ def _entry_problems(entry: dict[str, Any], classes: dict[str, list[str]]) -> lis
         return problems
     view = entry.get("view", "none")
     if not isinstance(view, str) or not view.strip():
-        problems.append(f"view is {view!r}, expected a name such as 'ego', or no such key")
+        problems.append(f"view is {view!r}, expected a name such as 'ego', or remove the key")
     problems += footage_problems(entry)
     end = entry.get("unlabelled_from", 0)
     if type(end) is not int or end < 0:
@@ -218,8 +218,8 @@ def _entry_problems(entry: dict[str, Any], classes: dict[str, list[str]]) -> lis
         )
     elif "unlabelled_from" in entry and "boundaries" not in entry and "phases" not in entry:
         problems.append(
-            "unlabelled_from needs 'boundaries' or 'phases'; frames not to be used at all are what "
-            "'trim' leaves out"
+            "unlabelled_from needs 'boundaries' or 'phases'; to exclude frames altogether, use "
+            "'trim'"
         )
     for key in ("boundaries", "phases"):
         values = entry.get(key, [])
@@ -236,10 +236,10 @@ def _entry_problems(entry: dict[str, Any], classes: dict[str, list[str]]) -> lis
     if "boundaries" not in entry and "phases" not in entry:
         return problems
     if "boundaries" in entry and "phases" in entry:
-        problems.append("give 'boundaries' or 'phases', not both")
+        problems.append("has both 'boundaries' and 'phases'; remove one of them")
     if action not in classes:
         problems.append(
-            f'has phases, but "classes" does not name those of the action {action!r}; add '
+            f'has phases, but "classes" does not list the phases of the action {action!r}; add '
             f'"classes": {{"{action}": ["first phase", ...]}}'
         )
         return problems
@@ -269,7 +269,7 @@ def _short(value: Any) -> str:
 
 
 def _whole(value: Any) -> str:
-    """Advice for a number that is whole but not written so."""
+    """Advice for a whole number that is written as a float or a string."""
     try:
         number = int(float(value)) if type(value) in (float, str) else None
     except (ValueError, OverflowError):
@@ -279,7 +279,7 @@ def _whole(value: Any) -> str:
 
 
 def listed(path: Path | None, problems: list[str]) -> str:
-    """The message of a `LabelError`: the problems, one a line, as many as can be read."""
+    """The message of a `LabelError`: the first problems, one per line, and the number of others."""
     shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
     more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return f"{path}:{shown}{more}"

@@ -1,4 +1,4 @@
-"""Labels' names for videos matched with the files of the folder."""
+"""Matches the names of videos in the labels file with the files of the folder."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _CLOSE = 5  # candidates that a hint names
 
 
 def composed(name: str) -> str:
-    """One spelling of a name: "é" is one character or two, by the system that wrote it."""
+    """The composed spelling of a name: some systems store "é" as one character, others as two."""
     return unicodedata.normalize("NFC", name)
 
 
 class Names:
-    """The files of a folder by their names.
+    """The files of a folder, looked up by name.
 
     Args:
-        videos: their paths relative to the folder, with forward slashes.
-        ignored: other files and what they are instead, such as ".txt".
+        videos: paths of the videos relative to the folder, with forward slashes.
+        ignored: other files -> what they are instead, such as ".txt".
     """
 
     def __init__(self, folder: Path, videos: Iterable[str], ignored: Mapping[str, str]):
@@ -35,25 +35,25 @@ class Names:
         self.stems: dict[str, list[str]] | None = None
 
     def match(self, name: str) -> str | None:
-        """The video of this name, however its accents are stored.
+        """The video with this name, however its accents are stored.
 
-        Raises ValueError with the reason where two files have it.
+        Raises ValueError with the reason if two files have this name.
         """
         if name in self.videos:
             return name
         found = self.spellings.get(composed(name), [])
         if len(found) > 1:
             raise ValueError(
-                f"{len(found)} files have this name, their accented letters stored in different "
+                f"{len(found)} files have this name, with accented letters stored in different "
                 f"ways ({', '.join(map(ascii, found))}); rename one"
             )
         return found[0] if found else None
 
     def hint(self, name: str) -> str:
-        """What to do about a name that no video has."""
+        """Advice about a name that no video has."""
         if name in self.ignored:
             what = self.ignored[name]
-            return f"it is there, but not taken for a video ({what}); name it with --include"
+            return f"it exists but is not used as a video ({what}); name it with --include"
         near = self._near(name)
         if not near:
             return "remove the entry or add the file"
@@ -63,13 +63,13 @@ class Names:
         return f"did you mean one of {', '.join(near[:_CLOSE])}{more}?"
 
     def _near(self, name: str) -> list[str]:
-        """Videos whose names differ by as little as can be: folder, case or ending."""
+        """The videos whose names differ least: in the folder, the case or the extension."""
         if self.stems is None:
             self.stems = defaultdict(list)
             for video in self.videos:
                 self.stems[_folded(PurePosixPath(video).stem)].append(video)
         wanted = PurePosixPath(self._relative(name.strip()))
-        # "clip.v1" may be a name without its ending, or one with another.
+        # "clip.v1" may be a name without its extension, or a name with another extension.
         alike = self.stems.get(_folded(wanted.stem), []) + self.stems.get(_folded(wanted.name), [])
         ranks = defaultdict(list)
         for video in dict.fromkeys(alike):
@@ -79,7 +79,7 @@ class Names:
         return difflib.get_close_matches(str(wanted), self.videos, n=1)
 
     def _relative(self, name: str) -> str:
-        """The path below the folder, from Windows' spelling or an absolute one too."""
+        """The path below the folder; accepts Windows' spelling and absolute paths."""
         name = name.replace("\\", "/")
         path = Path(os.path.normpath(name))
         return path.relative_to(self.folder).as_posix() if self._inside(path) else path.as_posix()
@@ -93,7 +93,7 @@ def _folded(name: str) -> str:
 
 
 def _distance(wanted: PurePosixPath, video: PurePosixPath) -> tuple[bool, int, bool, bool]:
-    """Less is nearer: another ending, folders in common, another base name, another case."""
+    """Sort key, smallest first: other extension, folders in common, other base name, other case."""
     ending = _folded(wanted.name) != _folded(video.name)
     common = 0
     for one, other in zip(wanted.parts[-2::-1], video.parts[-2::-1], strict=False):

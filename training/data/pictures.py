@@ -1,4 +1,4 @@
-"""Videos that are stored as numbered pictures: found, and how to make files of them."""
+"""Finds videos that are stored as numbered pictures and explains how to convert them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from training.data.files import PICTURES, ending_of
 
-_FEWEST = 3  # pictures that make a sequence
+_FEWEST = 3  # pictures in a sequence
 _SHOWN = 5
 
 _PROGRAM = """\
@@ -34,7 +34,7 @@ for name, pictures in videos.items():
 
 @dataclass(frozen=True)
 class Pictures:
-    """Numbered pictures of one folder: `count` of them, each named `prefix` and a number."""
+    """Numbered pictures of one folder: `count` files, each named `prefix` plus a number."""
 
     folder: str
     prefix: str
@@ -58,14 +58,14 @@ def numbered_pictures(names: Iterable[str]) -> list[Pictures]:
 
 
 def named(found: Sequence[Pictures]) -> str:
-    """One line: how many sequences there are, and the first of them."""
+    """One line with the number of sequences and the names of the first."""
     shown = ", ".join(map(str, found[:_SHOWN]))
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return f"numbered pictures, not read as videos: {len(found)} sequences: {shown}{more}"
 
 
 def program(folder: Path, found: Sequence[Pictures]) -> str:
-    """Python that makes a video of each sequence below `folder`, in a folder beside it."""
+    """A Python program that makes a video of each sequence of `folder`, in a folder beside it."""
     ending = Counter(one.ending for one in found).most_common(1)[0][0]
     target = folder.with_name(f"{folder.name}_videos")
     return _PROGRAM.format(source=str(folder), target=str(target), ending=ending)

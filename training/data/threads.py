@@ -1,4 +1,4 @@
-"""Work on many files at once."""
+"""Processes many files in parallel threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 def in_threads(
     function: Callable[[Any], Any], items: Iterable[Any], what: str, progress: bool
 ) -> list[Any]:
-    """[function(item) for item in items] on all cores: decoding releases the interpreter's lock."""
+    """[function(item) for item in items] on all cores; decoding releases the interpreter's lock."""
     from tqdm import tqdm
 
     items = list(items)
@@ -22,7 +22,7 @@ def in_threads(
         results = pool.map(function, items)
         return list(tqdm(results, what, len(items), unit="video", disable=not progress))
     except KeyboardInterrupt:
-        print("\nstopping after the videos under way", file=sys.stderr)
+        print("\nstopping after the current videos", file=sys.stderr)
         raise
     finally:
         pool.shutdown(cancel_futures=True)

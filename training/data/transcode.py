@@ -1,4 +1,4 @@
-"""A folder of videos copied into files that decode fast: python -m training.prepare --transcode."""
+"""Copies a folder of videos to files that decode fast: python -m training.prepare --transcode."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from training.data.threads import in_threads
 from training.support.command import UserError
 from training.support.files import replacing
 
-# Raised by one when the encoder's options change: files written before are done again.
+# Raise by one when the encoder's options change: files written before are then copied again.
 _FORMAT = 1
 _MARK = "fastseq_transcode"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the copies; see `fastseq.video.transcode`."""
+    """Settings of the copies; see `fastseq.video.transcode`."""
 
     short_side: int = 256
     keyframe_every: int = 16
@@ -41,15 +41,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Report:
-    """Names relative to the output folder.
+    """The result of copying; names are relative to the output folder unless stated otherwise.
 
     Attributes:
-        written: copied now; kept: were there already, from the same file with the same settings.
+        written: copies written now; kept: earlier copies of the same file with the same settings.
         bad: {path, reason} of the videos that were not copied, relative to the input folder.
         strays: videos in the output folder that belong to no video of the input folder.
-        unused_labels: videos with labels among those that were not copied.
+        unused_labels: labelled videos that were not copied.
         found: the files of the input folder.
-        frames, seconds: what was written now and how long it took.
+        frames, seconds: number of frames written now, and the time it took.
     """
 
     written: list[str]
@@ -72,22 +72,23 @@ def transcode_folder(
     time_limit: float = 60.0,
     progress: bool = False,
 ) -> Report:
-    """Copy every video under `folder` into `out`, and the labels with them.
+    """Copy every video under `folder`, and the labels, into `out`.
 
-    `a/b.mp4` keeps its name, `a/b.avi` becomes `a/b.avi.mp4`, in the labels too, where a crop is
-    scaled to the copy. Copies show the whole picture and all frames. A copy is kept
-    from an earlier call if the video has not changed since (size, time of modification) and the
-    settings are the same. Damaged videos and labels of them are left out.
+    `a/b.mp4` keeps its name and `a/b.avi` becomes `a/b.avi.mp4`, also in the labels, where crops
+    are scaled to the copies. Copies show the whole picture and all frames. A copy of an earlier
+    call is kept if the video has not changed since (size, time of modification) and the settings
+    are the same. Damaged videos and their labels are left out.
 
     Args:
         labels: labels file; default FOLDER/labels.json if there is one.
-        include: patterns of files that are looked at whatever their ending; see `find_videos`.
-        time_limit: seconds without progress after which a file is given up.
+        include: patterns of files that are checked whatever their extension; see `find_videos`.
+        time_limit: seconds without progress after which a file is skipped.
         progress: show a bar.
     Raises:
-        LabelError: labels that do not fit.
-        ValueError: a setting out of range, one folder inside the other, two videos of one name.
-        NotADirectoryError: `folder` is none.
+        LabelError: labels do not fit the videos.
+        UserError: a setting is out of range, one folder lies inside the other, or two copies would
+            have the same name.
+        NotADirectoryError: `folder` is not a folder.
     """
     settings = settings or Settings()
     try:
@@ -98,7 +99,7 @@ def transcode_folder(
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder")
     if folder.is_relative_to(out) or out.is_relative_to(folder):
-        raise UserError(f"{out} and {folder} must be two folders, none inside the other")
+        raise UserError(f"{out} and {folder} must be two folders, neither inside the other")
     files = find_videos(folder, include, progress=progress)
     names = files.videos
     targets = {name: _target_name(name) for name in names}
@@ -142,7 +143,7 @@ def transcode_folder(
                 comment=marks[name],
                 on_frame=lambda done, frames: bar.advance(name, done / frames),
             ).frames
-        except Exception as error:  # whatever one file does, the others still count
+        except Exception as error:  # one bad file must not stop the others
             return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
 
     with contextlib.closing(_on_all_cores(copy, todo, bar)) as results:
@@ -151,7 +152,7 @@ def transcode_folder(
                 written[name] = result
             else:
                 bad[name] = result
-                (out / targets[name]).unlink(missing_ok=True)  # of what the file was before
+                (out / targets[name]).unlink(missing_ok=True)  # a copy of an earlier version
     if labels is not None:
         _copy_labels(given, out, targets, bad, sizes)
     strays = set(find_videos(out).videos) - set(targets.values())
@@ -172,14 +173,14 @@ def _target_name(name: str) -> str:
 
 
 def _mark(source: Path, settings: Settings) -> str:
-    """Kept in a copy: what it was made from and how."""
+    """The mark stored in a copy: its source and its settings."""
     status = source.stat()
     stamp = [status.st_size, status.st_mtime_ns]
     return json.dumps({_MARK: _FORMAT, **asdict(settings), "source": stamp})
 
 
 def _state(target: Path, mark: str) -> str:
-    """ "to do", "done", or "foreign" for a video that is no copy."""
+    """ "to do", "done", or "foreign" for a video that is not a copy."""
     av = require_av()
     if not target.exists():
         return "to do"
@@ -194,7 +195,7 @@ def _state(target: Path, mark: str) -> str:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Half-written copies of a process that was killed."""
+    """Remove half-written copies of a process that was killed."""
     for path in out.rglob(".*.part"):
         number = re.fullmatch(r"\..+\.(\d+)\.part", path.name)
         if number and not _runs(int(number[1])):
@@ -206,7 +207,7 @@ def _runs(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # a process of another user
         return True
     return True
 
@@ -218,14 +219,14 @@ def _sizes_of_cropped(
     time_limit: float,
     progress: bool,
 ) -> dict[str, tuple[int, int]]:
-    """(width, height) of the videos whose labels have a crop, which is checked against it."""
+    """(width, height) of the videos whose labels have a crop; checks the crops against them."""
     names = [name for name, entry in labels.videos.items() if "crop" in entry]
 
     def look(name: str) -> tuple[int, int] | None:
         try:
             info = probe(folder / name, time_limit=time_limit)
         except VideoError:
-            return None  # it is not copied, and the reason is said then
+            return None  # the video will not be copied, and the reason is reported then
         return info.width, info.height
 
     found = in_threads(look, names, "looking at sizes", progress and bool(names))
@@ -250,8 +251,8 @@ def _copy_labels(
     bad: dict[str, str],
     sizes: dict[str, tuple[int, int]],
 ) -> None:
-    """Labels of the videos that were copied, under their new names. Frame numbers stay right, crops
-    are given in the copies' pixels."""
+    """Write the labels of the copied videos under their new names. Frame numbers stay the same;
+    crops are in pixels of the copies."""
     videos = {}
     for name, entry in labels.videos.items():
         if name in bad:
@@ -273,12 +274,12 @@ def _copy_labels(
 def _encoded(content: dict[str, Any]) -> bytes:
     try:
         return f"{json.dumps(content, indent=1, ensure_ascii=False)}\n".encode()
-    except UnicodeEncodeError:  # a file name in another encoding than UTF-8
+    except UnicodeEncodeError:  # a file name that is not UTF-8
         return f"{json.dumps(content, indent=1)}\n".encode()
 
 
 class _Bar:
-    """Progress in bytes of the input, which foretells the end better than counting files."""
+    """Progress in input bytes, which predicts the remaining time better than counting files."""
 
     def __init__(self, sizes: dict[str, int], shown: bool):
         from tqdm import tqdm
@@ -302,7 +303,7 @@ class _Bar:
         return time.monotonic() - self.start
 
     def advance(self, name: str, share: float) -> None:
-        """One more frame of a file, `share` of which is done now."""
+        """Count one more frame of a file; `share` of the file is now done."""
         if self.stopped:
             raise InterruptedError("stopped")
         with self.lock:
@@ -322,9 +323,9 @@ class _Bar:
 def _on_all_cores(
     function: Callable[[str], int | str], names: list[str], bar: _Bar
 ) -> Iterator[tuple[str, int | str]]:
-    """(name, function(name)) as they come. Decoding and encoding release the interpreter's lock.
+    """Yield (name, function(name)) as they finish; decoding and encoding release the Python lock.
 
-    When the caller is interrupted, the bar stops the work within a frame.
+    When the caller is interrupted, the bar stops the work within one frame.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pool = ThreadPoolExecutor(max_workers=cores or 1)

@@ -1,1 +1,1 @@
-"""The loop that trains: step, losses, and the dry run."""
+"""The training loop: trainer, optimizer step, losses, and the dry run."""

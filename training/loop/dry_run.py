@@ -1,4 +1,4 @@
-"""What a training would do and take: python -m training.train --dry-run."""
+"""The plan and the cost of a training: python -m training.train --dry-run."""
 
 import torch
 
@@ -9,7 +9,7 @@ from training.support.distributed import world_size
 
 
 def describe(trainer: Trainer) -> str:
-    """Sizes of the model and the data, the memory and the time that training takes: --dry-run."""
+    """The text of --dry-run: sizes of model and data, memory and time of the training."""
     cfg, model, items = trainer.cfg, trainer.model, trainer.loader.items
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -23,11 +23,11 @@ def describe(trainer: Trainer) -> str:
     others = f" and {ranks - 1} more" if ranks > 1 else ""
     unit = "pairs" if cfg.data.clips == "videos" else "videos"
     epoch_steps = trainer.loader.batches_per_epoch / parts
-    # fp32 weights; gradients, and what the optimizer keeps of each: Adam two moments, SGD one.
+    # fp32 weights, gradients, and the optimizer's moments: two for Adam, one for SGD.
     weights = 4 * (total + (2 if cfg.optim.name == "sgd" else 3) * trained)
     kept = videos * item.kept // ranks
     takes = running_time(trainer)
-    model.chunk_frames = model.chunk_size()  # on the run's own device
+    model.chunk_frames = model.chunk_size()  # the size on the run's device
     stored = cfg.data.cache == "features"
     size = cfg.augmentation.size
     activations = saved_bytes(model.cpu(), kept, size, trainer.bf16, stored=stored)
@@ -35,7 +35,7 @@ def describe(trainer: Trainer) -> str:
         [
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
             f"data         {len(items)} videos in split {cfg.data.train_split!r}, "
-            f"{epoch_steps:g} steps an epoch, {trainer.steps} steps in all",
+            f"{epoch_steps:g} steps per epoch, {trainer.steps} steps in total",
             f"step         {videos} {unit} x {item.words} = "
             f"{frames} frames of {cfg.augmentation.size} px{shared}{several}",
             f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
@@ -50,15 +50,15 @@ def describe(trainer: Trainer) -> str:
 def saved_bytes(
     model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool, *, stored: bool = False
 ) -> float:
-    """Memory autograd keeps: of every frame, or of what enters the chunks that are computed again
-    in backward, and of one whole chunk. ``stored``: of frames whose features are given."""
+    """Bytes that autograd keeps for all frames; with recomputation, for the inputs of the chunks
+    and one whole chunk. ``stored``: the frames are stored features."""
     before, chunk = model.chunk_frames, model.chunk_size()
     try:
         model.chunk_frames = 0
         whole = saved_bytes_per_frame(model, size, bf16, stored)
         if stored or not (model.checkpointing and 0 < chunk < frames):
             return frames * whole
-        model.chunk_frames = 2  # a share of the few frames that are looked at
+        model.chunk_frames = 2  # less than the few frames that are measured
         kept = saved_bytes_per_frame(model, size, bf16)
         return frames * kept + chunk * (whole - kept)
     finally:
@@ -68,8 +68,8 @@ def saved_bytes(
 def saved_bytes_per_frame(
     model: VideoEncoder | VCLRModel, size: int, bf16: bool, stored: bool = False
 ) -> float:
-    """Memory autograd keeps per frame, measured on a few frames on the CPU."""
-    few, more = 4, 12  # the difference leaves out what does not grow with the frames
+    """Bytes that autograd keeps per frame, measured on a few frames on the CPU."""
+    few, more = 4, 12  # the difference excludes constant memory
     kept = [_saved_bytes(model, frames, size, bf16, stored) for frames in (few, more)]
     return (kept[1] - kept[0]) / (more - few)
 
@@ -99,7 +99,7 @@ def _saved_bytes(
             context = getattr(model, "num_context", 1)
             shape = (1, frames // context, *([context] if context > 1 else []), 3, size, size)
             z = model(torch.zeros(shape, dtype=torch.uint8))
-    del z  # holds the graph, and so every counted storage, until here
+    del z  # keeps the graph, and thereby every counted storage, alive until here
     return sum(kept.values())
 
 

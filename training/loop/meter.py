@@ -1,4 +1,4 @@
-"""What a run counts while it trains: time, frames, losses, and steps that were skipped."""
+"""The counters of a run: time, frames, losses, and skipped steps."""
 
 import math
 import sys
@@ -14,20 +14,21 @@ from training.support.distributed import gather_objects, is_main, world_size
 
 
 class Meter:
-    """Counts in all, and since the last log line.
+    """Counters for the whole run and since the last log line.
 
-    Time is counted from `start` to `stepped`, and as waiting up to `arrived`, when the step's data
-    have arrived. Logs and checkpoints, written between `stepped` and the next `start`, take none.
+    The time of a step lasts from `start` to `stepped`; the part before `arrived`, when the step's
+    data are there, is waiting. Logs and checkpoints are written between `stepped` and the next
+    `start` and are not counted.
     """
 
-    KEPT = ("seconds", "skipped", "skipped_in_a_row", "losses", "nonfinite")  # by checkpoints
+    KEPT = ("seconds", "skipped", "skipped_in_a_row", "losses", "nonfinite")  # in checkpoints
 
     def __init__(self) -> None:
-        self.seconds = 0.0  # spent in earlier parts of the run and in this one
-        self.skipped = 0  # steps without a finite loss, in all and in a row
+        self.seconds = 0.0  # of this part of the run and all earlier ones
+        self.skipped = 0  # steps without a finite loss: in total, then in a row
         self.skipped_in_a_row = 0
-        self.losses: list[float] = []  # since the last log line, as all that follows
-        self.nonfinite: list[dict[str, Any]] = []  # steps that were skipped, with their videos
+        self.losses: list[float] = []  # since the last log line, as all below
+        self.nonfinite: list[dict[str, Any]] = []  # skipped steps, with their videos
         self._frames = self._waited = 0.0
         self._logged_at = 0.0
         self._pace = Pace()
@@ -41,14 +42,14 @@ class Meter:
         self._logged_at = self.seconds
 
     def start(self) -> None:
-        """A step begins."""
+        """Start the clock of a step."""
         self._clock = time.perf_counter()
 
     def arrived(self) -> None:
         self._waited += time.perf_counter() - self._clock
 
     def stepped(self, step: int, result: StepResult, batches: Sequence[dict[str, Any]]) -> None:
-        """Count a step, on every rank."""
+        """Count a step; to be called on every rank."""
         self._count(step, result, batches)
         self._frames += world_size() * sum(batch["valid"].numel() for batch in batches)
         self.seconds += time.perf_counter() - self._clock
@@ -72,7 +73,7 @@ class Meter:
 
     @property
     def loss(self) -> float:
-        """Mean over the steps since the last log line; NaN where all were skipped."""
+        """Mean over the steps since the last log line; NaN if all were skipped."""
         return sum(self.losses) / len(self.losses) if self.losses else math.nan
 
     @property
@@ -81,11 +82,11 @@ class Meter:
 
     @property
     def data_wait(self) -> float:
-        """Share of the time that was spent waiting for data."""
+        """Share of the time since the last log line that was spent waiting for data."""
         return self._waited / (self.seconds - self._logged_at)
 
     def logged(self) -> str:
-        """Begin the next line; a remark on how fast the last one was, often ""."""
+        """Reset the counters of the log line; returns a remark on its speed, usually ""."""
         worked = self.seconds - self._logged_at - self._waited
         remark = self._pace.remark(self._frames, worked)
         self.losses.clear()

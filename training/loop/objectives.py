@@ -15,12 +15,12 @@ from training.support.distributed import gather_rows, world_size
 
 @dataclass(frozen=True)
 class Clips:
-    """What a loss sees of N items of two clips: two views of one video, or two videos.
+    """The input of a loss: N items of two clips, which are views of one video or two videos.
 
-    h: embeddings (N, 2, T, E); z: projected embeddings (N, 2, T, P), or None where no loss needs
-    them; steps: int64 (N, 2, T), frame numbers in the video; valid: bool (N, 2, T), True = real
-    frame, real ones first, or None where all are; num_frames: (N, 2), lengths of the videos.
-    actions: the action of each item, N of them, which both its clips show; None = all of one.
+    h: embeddings (N, 2, T, E). z: projected embeddings (N, 2, T, P), or None if no loss needs them.
+    steps: int64 (N, 2, T), frame numbers in the video. valid: bool (N, 2, T), True = real frame,
+    real frames first; None = all are real. num_frames: (N, 2), lengths of the videos in frames.
+    actions: the action that both clips of an item show, N names; None = all items show the same.
     """
 
     h: Tensor
@@ -37,8 +37,8 @@ class Clips:
 class Objective:
     """Sum of weight times loss over the losses of a recipe that have a weight.
 
-    SCL and its baseline compare z = g(h), as CARL does; the others, which come without a projection
-    head, compare h.
+    SCL and its baseline compare z = g(h), as in CARL; the other losses have no projection head and
+    compare h.
 
     Args:
         cfg: the recipe's ``loss`` section.
@@ -55,7 +55,7 @@ class Objective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and the value of each loss before its weight.
 
-        ``shares``: what each loss counts for, where these clips are part of a larger batch.
+        ``shares``: factor of each loss if these clips are part of a larger batch.
         """
         shares = [1.0] * len(self.terms) if shares is None else shares
         values = {
@@ -65,17 +65,17 @@ class Objective:
         return sum(weight * values[name] for name, weight, *_ in self.terms), values
 
     def counts(self, valid: Tensor, actions: Sequence[str] | None = None) -> list[float]:
-        """What the mean of each loss runs over in clips with such a mask (N, 2, T)."""
+        """Denominator of the mean of each loss for clips with this mask (N, 2, T)."""
         return [float(_COUNTS[name](valid, actions, options)) for name, *_, options in self.terms]
 
     def shares(self, mine: Tensor, everyone: Tensor) -> Tensor:
-        """What each loss of this rank counts for in the mean over a batch, part by part.
+        """Factor of each loss of this rank in the mean over a batch, part by part.
 
         Args:
             mine: `counts` of this rank's clips, float64 (parts, losses).
             everyone: their sum over ranks.
 
-        Shares of all ranks and parts add up to 1, except for a loss that is a sum, not a mean.
+        The shares of all ranks and parts add up to 1, except for a loss that is a sum.
         """
         shares = mine / everyone.sum(0).clamp(min=1)
         for i, (name, *_, options) in enumerate(self.terms):
@@ -92,7 +92,7 @@ def _is_gathered(name: str, options: dict[str, Any]) -> bool:
 
 
 def _scl(clips: Clips, **options: Any) -> Tensor:
-    """With negatives="batch" over the clips of all ranks, the same value on each of them."""
+    """With negatives="batch" the loss of the clips of all ranks, the same value on every rank."""
     z, steps, valid = clips.z, clips.steps, clips.valid
     if _is_gathered("scl", options):
         valid = torch.ones_like(steps, dtype=torch.bool) if valid is None else valid
@@ -111,8 +111,8 @@ def _scl(clips: Clips, **options: Any) -> Tensor:
 def _nearest(clips: Clips, *, temperature: float, reach: float) -> Tensor:
     """CARL's contrastive baseline (A.4): the positive of a frame is the one nearest in time.
 
-    Cross-entropy over the other view of the video, both directions, averaged over real frames. As
-    in SCL, a frame with nothing within ``reach`` in the other view contributes 0 and counts.
+    Cross-entropy over the other view of the video in both directions, averaged over real frames. As
+    in SCL, a frame without any frame within ``reach`` in the other view contributes 0 to the mean.
     """
     if temperature <= 0 or reach < 0:
         raise ValueError(
@@ -127,7 +127,7 @@ def _nearest(clips: Clips, *, temperature: float, reach: float) -> Tensor:
         gaps = gaps.masked_fill(~valid[:, other, None, :], torch.inf)
         gap, positive = gaps.min(-1)
         scores = (z[:, view] @ z[:, other].mT) / temperature
-        # Not -inf: a row without any real column must not become NaN where it is masked below.
+        # Not -inf: a row without any real column would become NaN before it is masked below.
         scores = scores.masked_fill(~valid[:, other, None, :], -1e30)
         rows = F.cross_entropy(scores.flatten(0, 1), positive.flatten(), reduction="none")
         counted = valid[:, view] & (gap <= reach)
@@ -136,7 +136,7 @@ def _nearest(clips: Clips, *, temperature: float, reach: float) -> Tensor:
 
 
 def _soft_dtw(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
-    """Divided by the frames of a clip, as LAV's released code divides its sum."""
+    """Divided by the number of frames of a clip, as in LAV's released code."""
     x, y = _pair(clips, normalize)
     values = fastseq.soft_dtw(
         x,
@@ -156,10 +156,10 @@ def _lav(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
 def _contrastive_idm(
     clips: Clips, *, normalize: bool, window: float, form: str, weights: str, **options: Any
 ) -> Tensor:
-    """Both clips' sums over the frames of a clip: LAV is _soft_dtw + alpha times this.
+    """Sum of both clips' losses divided by the frames of a clip: LAV is _soft_dtw + alpha * this.
 
-    ``form`` is what fastseq calls ``kind``: recipes of earlier runs have that name. With
-    ``weights="code"`` times and window are shares of the video, as in LAV's released code.
+    ``form`` is called ``kind`` in fastseq; recipes keep the earlier name. With ``weights="code"``
+    times and window are shares of the video, as in LAV's released code.
     """
     h = _embeddings(clips, normalize)
     total = torch.zeros((), device=h.device)
@@ -190,7 +190,7 @@ def _tcc(clips: Clips, *, normalize: bool, pairs: str, **options: Any) -> Tensor
 
 
 def _tcc_all_pairs(clips: Clips, h: Tensor, **options: Any) -> Tensor:
-    """All ordered pairs of the batch's 2N clips that show one action, every cycle weighing 1."""
+    """All ordered pairs of the batch's 2N clips of the same action; every cycle has weight 1."""
     n, _, t, _ = h.shape
     actions = [""] * n if clips.actions is None else list(clips.actions)
     if len(actions) != n:
@@ -216,12 +216,12 @@ def _tcc_all_pairs(clips: Clips, h: Tensor, **options: Any) -> Tensor:
 
 
 def _tcn(clips: Clips, *, normalize: bool, reg_lambda: float) -> Tensor:
-    """Anchors are the even frames of a clip, positives the odd ones (data.sampling=anchors)."""
+    """The even frames of a clip are anchors, the odd frames positives (data.sampling=anchors)."""
     h = _embeddings(clips, normalize)
     anchors, positives = h[:, :, 0::2].flatten(0, 1), h[:, :, 1::2].flatten(0, 1)
     if clips.valid is None:
         return fastseq.tcn_loss(anchors, positives, reg_lambda=reg_lambda)
-    # Negatives are the clip's other frames, so a shorter clip has fewer and goes alone.
+    # Negatives are the clip's other frames: shorter clips have fewer, so clips go one by one.
     pairs = clips.valid[:, :, 1::2].sum(-1).flatten().tolist()
     each = [
         count * fastseq.tcn_loss(a[:count], p[:count], reg_lambda=reg_lambda)

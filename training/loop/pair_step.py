@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class _Forward(nn.Module):
-    """Frames to h, and z where a loss needs it, in one call: all that DistributedDataParallel sees.
+    """Frames to h, and to z if a loss needs it: the one module that DistributedDataParallel wraps.
 
-    It expects every trained parameter to get a gradient, so an unused head is left out of it.
+    DistributedDataParallel needs a gradient for every trained parameter, so an unused head is not
+    part of this module.
     """
 
     def __init__(self, model: VideoEncoder, needs_projection: bool, stored: bool) -> None:
@@ -36,15 +37,15 @@ class _Forward(nn.Module):
 class PairStep(GradientStep):
     """Steps of a `VideoEncoder` on two views of each video, or on two videos of one action.
 
-    The loss is the mean over the whole batch: each loss has its denominator summed over all ranks
+    The loss is the mean over the whole batch: the denominator of each loss is summed over all ranks
     and parts before the first backward. So the gradient does not depend on how the batch is
-    shared out, except through batch norm: in training mode it normalises over all ranks, but one
+    divided, except through batch norm: in training mode batch norm uses all ranks, but only one
     part (and, in the backbone, one chunk of frames) at a time.
 
-    With ``data.cache=features`` a batch's ``frames`` are stored features (N, 2, T, F).
+    With ``data.cache=features`` the ``frames`` of a batch are stored features (N, 2, T, F).
 
     Attributes:
-        features: F, or None where a batch has frames.
+        features: F, or None if a batch has frames.
     """
 
     section = "loss"
@@ -119,7 +120,7 @@ class PairStep(GradientStep):
         self, batch: dict[str, Any], shares: Sequence[float]
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         n, clips, t = batch["valid"].shape
-        # Most batches have no padding; known on the host, the mask can be left out.
+        # Most batches have no padding; the mask is on the host, so checking it causes no wait.
         padded = not bool(batch["valid"].all())
         frames, steps, valid, num_frames = (
             batch[key].to(self.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Batches of random frames, to measure steps with: no video is read."""
+"""Batches of random frames for measuring steps; no video is read."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,12 @@ def random_batch(
     features: int | None = None,
     padded: bool = True,
 ) -> dict[str, Any]:
-    """``items`` (data.batch_size) items of two clips, as the loader gives them.
+    """A batch of ``items`` (data.batch_size) items of two clips, in the loader's format.
 
     Args:
-        frames: T, of a clip.
-        features: size of stored features, which then take the place of the frames.
-        padded: one clip has a padded frame, for masks everywhere: the dearer case.
+        frames: T, number of frames of a clip.
+        features: size of stored features, which then replace the frames.
+        padded: one clip has a padded frame, so masks are used everywhere, the more expensive case.
     """
     n = cfg.data.batch_size if items is None else items
     valid = torch.ones(n, 2, frames, dtype=torch.bool)
@@ -42,7 +42,7 @@ def random_batch(
 
 
 def random_tuples(cfg: "Config", items: int) -> dict[str, Any]:
-    """The same of `fastseq.video.SegmentTuples`: both tuples in order, the first frame anchor."""
+    """The same for `fastseq.video.SegmentTuples`: tuples are in order, the anchor is frame 0."""
     segments, size = cfg.data.segments, cfg.augmentation.size
     places = torch.arange(2 * segments)
     steps = torch.cat([places[::2], places[1::2], places[:1]])[:, None]
@@ -58,7 +58,7 @@ def random_tuples(cfg: "Config", items: int) -> dict[str, Any]:
 
 
 def random_pixels(shape: tuple[int, ...]) -> torch.Tensor:
-    """Random ones, which repeat: to draw them all would take longer than the step."""
+    """Random pixels, which repeat: drawing all of them would take longer than the step."""
     pixels = torch.empty(shape, dtype=torch.uint8)
     flat = pixels.view(-1)
     drawn = torch.randint(256, (min(flat.numel(), DRAWN),), dtype=torch.uint8)

@@ -1,10 +1,10 @@
-"""How many steps a run has, and the learning rate of each."""
+"""The number of steps of a run, and the learning rate of each step."""
 
 import math
 
 from omegaconf import DictConfig
 
-WARMUP_START = 0.01  # of the rate, at the first step (VCLR's released code)
+WARMUP_START = 0.01  # share of the rate at the first step (VCLR's released code)
 
 
 def total_steps(cfg: DictConfig, epoch_batches: int) -> int:
@@ -14,15 +14,16 @@ def total_steps(cfg: DictConfig, epoch_batches: int) -> int:
 
 
 def warmup_share(cfg: DictConfig, steps: int, epoch_batches: int) -> float:
-    """The part of the run in which the rate rises: ``optim.warmup_steps`` or ``warmup_epochs``."""
+    """Share of the run in which the rate rises (``optim.warmup_steps`` or ``warmup_epochs``)."""
     from_epochs = cfg.optim.warmup_epochs * epoch_batches / cfg.train.accumulate
     return (cfg.optim.warmup_steps or from_epochs) / steps
 
 
 def learning_rate(cfg: DictConfig, progress: float, warmup: float = 0.0) -> float:
-    """Half a cosine from ``optim.lr`` to ``optim.min_lr`` at progress 1, without restarts.
+    """The learning rate at a progress from 0 to 1.
 
-    Before it, up to progress ``warmup``, a straight line from a hundredth of ``optim.lr``.
+    Up to progress ``warmup`` it rises linearly from ``optim.lr`` / 100 to ``optim.lr``, then it
+    follows half a cosine to ``optim.min_lr`` at progress 1, without restarts.
     """
     top, least = cfg.optim.lr, cfg.optim.min_lr
     if progress < warmup:

@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward over parts and ranks, and the update if it is finite."""
+"""One optimizer step: forward and backward over parts and ranks, then the update if finite."""
 
 import math
 import warnings
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave: the same on every rank, but for ``embeddings``.
+    """The result of a step, the same on every rank except for ``embeddings``.
 
-    embeddings: real rows of h of the last part on this rank; losses: of which there are several;
-    requests: sums over ranks of what each asked for.
+    losses: value of each loss, empty if there is only one. embeddings: real rows of h of the last
+    part on this rank. requests: the ranks' requests, summed over ranks.
     """
 
     loss: float
-    norm: float  # of the gradient, before clipping
+    norm: float  # gradient norm before clipping
     losses: dict[str, float]
     embeddings: Tensor
     finite: bool
@@ -36,7 +36,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class ItemFrames:
-    """Frames of one item: those that are read, those that are kept for backward, and in words."""
+    """Frames of one item: how many are read, how many are kept for backward, and a description."""
 
     read: int
     kept: int
@@ -44,7 +44,7 @@ class ItemFrames:
 
 
 def make_optimizer(cfg: "Config", parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """``optim.name`` on these parameters, weight decay coupled."""
+    """The optimizer ``optim.name`` for these parameters, with coupled weight decay."""
     optim = cfg.optim
     if optim.name == "sgd":
         return torch.optim.SGD(
@@ -56,14 +56,14 @@ def make_optimizer(cfg: "Config", parameters: list[nn.Parameter]) -> torch.optim
 
 
 class GradientStep:
-    """Steps of one model on batches that ranks share and that may come in parts.
+    """Steps of one model on batches that are shared between ranks and may consist of parts.
 
-    What is trained, with which losses on which batches, is a subclass: it gives ``module``, which
-    is all that DistributedDataParallel sees, and the names of its losses, and defines `_loss`,
-    `_shares`, `check`, `describe` and `examples`.
+    Subclasses determine the model, the losses and the batches: they set ``module``, which
+    DistributedDataParallel wraps, and the names of the losses, and they define `_loss`, `_shares`,
+    `check`, `describe` and `examples`.
     """
 
-    section: str  # of the recipe, with the options that `check` looks at
+    section: str  # the recipe's section with the options that `check` tests
 
     def __init__(
         self,
@@ -84,36 +84,36 @@ class GradientStep:
 
     @staticmethod
     def check(cfg: "Config", device: torch.device, dtype: torch.dtype) -> None:
-        """ValueError or RuntimeError for options that a loss refuses; tried on zeros."""
+        """Call the losses on zeros; ValueError or RuntimeError for options that they reject."""
         raise NotImplementedError
 
     @staticmethod
     def describe(cfg: "Config") -> ItemFrames:
-        """The frames that one item of a batch has."""
+        """The frames of one item of a batch."""
         raise NotImplementedError
 
     def examples(self, items: int) -> Iterator[dict[str, Any]]:
-        """Random batches as the loader's: of few frames first, last a whole one of ``items``."""
+        """Random batches in the loader's format, from few frames to a whole batch of ``items``."""
         raise NotImplementedError
 
     def distribute(self) -> None:
-        """Share gradients with the other ranks, from rank 0's weights."""
+        """Start from rank 0's weights and share gradients with the other ranks."""
         if world_size() > 1:
             self._share_gradients()
 
     def _share_gradients(self) -> None:
-        with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers
+        with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers
             warnings.simplefilter("ignore", FutureWarning)
             self.module = DistributedDataParallel(
                 self.module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,  # the statistics are the same everywhere
+                broadcast_buffers=False,  # statistics are the same on all ranks
             )
 
     def __call__(
         self, batches: Sequence[dict[str, Any]], rate: float, requests: Callable[[], list[int]]
     ) -> StepResult:
-        """The gradient of all parts; then the optimizer's step, unless something is not finite.
+        """Compute the gradient of all parts and take the optimizer's step if all is finite.
 
         ``requests`` is called at the end, just before the ranks' values are summed.
         """
@@ -144,12 +144,13 @@ class GradientStep:
         )
 
     def _stepped(self) -> None:
-        """What follows a step of the optimizer; nothing here."""
+        """Hook after a step of the optimizer; does nothing here."""
 
     def gradient(self, batches: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Into ``grad``, clipped: of the mean over all parts and ranks.
+        """Compute the gradient of the mean over all parts and ranks, and clip it.
 
-        Its norm before clipping, this rank's share of the loss and of each loss, real rows of h.
+        Returns its norm before clipping, this rank's share of the total and of each loss, and the
+        real rows of h.
         """
         self.optimizer.zero_grad(set_to_none=True)
         everything: Tensor | None = None
@@ -158,7 +159,7 @@ class GradientStep:
             shared = part == len(batches) - 1 or world_size() == 1
             with nullcontext() if shared else self.module.no_sync():
                 loss, losses, embeddings = self._loss(batch, shares)
-                # DistributedDataParallel takes the mean over ranks, shares add up to a sum.
+                # DistributedDataParallel averages over ranks, but the shares add up to a sum.
                 (loss * world_size()).backward()
             values = torch.stack([loss, *losses]).detach()
             everything = values if everything is None else everything + values
@@ -167,7 +168,7 @@ class GradientStep:
         return norm, everything, embeddings
 
     def _shares(self, batches: Sequence[dict[str, Any]]) -> list[list[float]]:
-        """What each loss of each part counts for in the mean over the whole batch."""
+        """Factor of each loss of each part in the mean over the whole batch."""
         raise NotImplementedError
 
     def _loss(
@@ -177,6 +178,6 @@ class GradientStep:
         raise NotImplementedError
 
     def _find_statistics(self) -> None:
-        """Buffers of trained batch norms: a step that is skipped must leave them as they were."""
+        """Collect the buffers of trained batch norms, which a skipped step must restore."""
         norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.training]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]

@@ -1,4 +1,4 @@
-"""How long a training will take, from steps on a few random frames."""
+"""Estimates the time of a training from steps on a few random frames."""
 
 import time
 from collections.abc import Callable
@@ -12,16 +12,17 @@ from training.support.distributed import broadcast_from_main
 if TYPE_CHECKING:
     from training.loop.trainer import Trainer
 
-ENOUGH = 0.7  # seconds: what takes as long is not measured on more frames
+ENOUGH = 0.7  # seconds; after a step of this time no larger step is measured
 _UNITS = [(604800, "weeks"), (86400, "days"), (3600, "hours"), (60, "minutes")]
 
 
 def running_time(trainer: "Trainer") -> str:
-    """The time that the training takes, in words.
+    """The estimated time of the training, in words.
 
-    From a step on random frames, as many as take a second or two, after one to warm up; a longer
-    step is taken to grow with its frames. Videos are not read, and torch.compile is not used. With
-    ``data.cache=features``, the time to make the features of all videos comes on top.
+    After a warm-up step it measures a step on as many random frames as take a second or two; a
+    longer step is assumed to grow linearly with its frames. Videos are not read, and torch.compile
+    is not used. With ``data.cache=features``, the time to compute the features of all videos is
+    added.
     """
     cfg, model = trainer.cfg, trainer.model
     with torch.compiler.set_stance("force_eager"):
@@ -33,19 +34,19 @@ def running_time(trainer: "Trainer") -> str:
     measured = "measured" if frames == whole else f"measured on {frames} frames"
     if cfg.data.cache != "features":
         return (
-            f"about {in_words(total)}{ends}: {_short(seconds)} s a step ({measured}, without "
+            f"about {in_words(total)}{ends}: {_short(seconds)} s per step ({measured}, without "
             "reading videos)"
         )
     stored = max(1, cfg.data.feature_draws) * sum(v.frames for v in trainer.loader.items.videos)
     filling = stored * _feature_seconds(model, cfg.augmentation.size, trainer.bf16)
     return (
-        f"about {in_words(total + filling)}{ends}: {_short(seconds)} s a step ({measured}), after "
-        f"at most {in_words(filling)} for the features of {stored} frames"
+        f"about {in_words(total + filling)}{ends}: {_short(seconds)} s per step ({measured}), "
+        f"after at most {in_words(filling)} for the features of {stored} frames"
     )
 
 
 def in_words(seconds: float) -> str:
-    """As one would say it: "40 s", "12 minutes", "3 weeks"."""
+    """A duration in the usual unit: "40 s", "12 minutes", "3 weeks"."""
     for size, unit in _UNITS:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -57,7 +58,7 @@ def _short(seconds: float) -> str:
 
 
 def _step_seconds(trainer: "Trainer") -> tuple[float, int, int]:
-    """Of one batch on this rank; frames that were measured, and frames of the batch."""
+    """Seconds of one batch on this rank, the frames measured, and the frames of the batch."""
     cfg, model, step = trainer.cfg, trainer.model, trainer.gradient_step
     clips = step.describe(cfg)
     items = min(trainer.loader.batch_size, len(trainer.loader.items))
@@ -68,7 +69,7 @@ def _step_seconds(trainer: "Trainer") -> tuple[float, int, int]:
     try:
         for batch in step.examples(items):
             frames = batch["valid"].numel() * cfg.data.num_context
-            if before and frames <= before < whole:  # several chunks, as the whole step has
+            if before and frames <= before < whole:  # several chunks, as in the whole step
                 model.chunk_frames = max(1, frames // 2)
             else:
                 model.chunk_frames = chunk
@@ -82,20 +83,20 @@ def _step_seconds(trainer: "Trainer") -> tuple[float, int, int]:
             times.append((frames, broadcast_from_main(_timed(run, trainer.device))))
             if times[-1][1] > ENOUGH:
                 break
-    except torch.OutOfMemoryError:  # what fits has been measured, if anything has
+    except torch.OutOfMemoryError:  # smaller steps may have been measured before
         if not times:
             raise
     finally:
         model.chunk_frames = chunk
     few, first = times[0]
     frames, seconds = times[-1]
-    # What does not grow with the frames, such as the optimizer's step, is in both.
+    # Constant time, such as the optimizer's step, is in both.
     growth = (seconds - first) / (frames - few) if frames > few else seconds / frames
     return seconds + max(growth, 0.0) * (whole - frames), frames, whole
 
 
 def _feature_seconds(model: Any, size: int, bf16: bool) -> float:
-    """Of one frame through the backbone, where its features are stored."""
+    """Seconds of one frame in the backbone, for stored features."""
     device = next(model.parameters()).device
     frames = model.chunk_size() or 8
 

@@ -52,7 +52,7 @@ class NonFiniteError(UserError):
 
 
 def choose_device(cfg: DictConfig) -> torch.device:
-    """``train.device``, of several processes each its own; ConfigError when it does not exist."""
+    """``train.device``, one GPU per process; ConfigError if the device does not exist."""
     name = cfg.train.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,13 +73,13 @@ def choose_device(cfg: DictConfig) -> torch.device:
 
 
 def set_deterministic(cfg: DictConfig) -> None:
-    """``train.deterministic``: the same bits from run to run on a GPU; before anything is on it."""
+    """Apply ``train.deterministic``: the same bits from run to run on a GPU. To be called first."""
     if cfg.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Where nothing changes it is not called: it imports torch's compiler.
+    # Not called without need, because it imports torch's compiler.
     if torch.get_deterministic_debug_mode() != (2 if cfg.train.deterministic else 0):
         torch.use_deterministic_algorithms(cfg.train.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for debugging, and slow
+    torch.utils.deterministic.fill_uninitialized_memory = False  # slow, for debugging
     torch.backends.cudnn.deterministic = cfg.train.deterministic
     torch.backends.cudnn.benchmark = False
 
@@ -91,12 +91,12 @@ def uses_bf16(cfg: DictConfig, device: torch.device) -> bool:
 
 
 def step_class(cfg: DictConfig) -> type[GradientStep]:
-    """What trains a recipe: the one place where the loop asks whether that is VCLR."""
+    """The class that trains a recipe; nowhere else does the loop ask whether it is VCLR."""
     return VCLRStep if cfg.loss.vclr.weight else PairStep
 
 
 def check_loss(cfg: DictConfig, device: torch.device) -> None:
-    """ConfigError for loss options that a loss refuses, before there is a run to spoil."""
+    """Raise ConfigError for invalid loss options before anything is written to the run's folder."""
     dtype = torch.bfloat16 if uses_bf16(cfg, device) else torch.float32
     step = step_class(cfg)
     try:
@@ -106,16 +106,17 @@ def check_loss(cfg: DictConfig, device: torch.device) -> None:
 
 
 class Trainer:
-    """Trains a model on items of clips until its steps, its time or a signal ends it.
+    """Trains a model on items of clips until its last step, its time limit or a signal.
 
-    Nothing is written before `run`; ConfigError or ValueError for options that cannot work.
+    Nothing is written before `run`. Options that cannot work raise ConfigError or ValueError.
 
-    Everything the next step depends on is in a checkpoint: on a CPU with the same number of
+    A checkpoint contains everything that the next step depends on: on a CPU with the same number of
     threads and ranks, a resumed run equals the uninterrupted one bit for bit (without
-    ``max_minutes``). Of several ranks, rank 0 logs, evaluates and writes.
+    ``max_minutes``). With several ranks, rank 0 logs, evaluates and writes.
 
-    ``evaluation``: for ``train.evaluate_every``, gives what RUN/evaluations.jsonl gets besides the
-    step, or None, and leaves model and random generators as they are.
+    ``evaluation``: function for ``train.evaluate_every`` that returns the values for
+    RUN/evaluations.jsonl besides the step, or None; it must not change the model or the random
+    generators.
     """
 
     def __init__(
@@ -139,13 +140,13 @@ class Trainer:
         self.warmup = warmup_share(cfg, self.steps, loader.batches_per_epoch)
         self.step = 0
         self.meter = Meter()
-        self.bad_before = 0  # videos skipped before the step under way
+        self.bad_before = 0  # videos skipped before the current step
         self.evaluation = evaluation if is_main() else None
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint; False when the run has none yet."""
+        """Continue from the newest checkpoint; False if the run has none yet."""
         folder = self.run_dir / "checkpoints"
-        # Rank 0 reads: other machines may not see the folder, and all must take the same one.
+        # Rank 0 reads: other machines may not see the folder, and all ranks need the same one.
         state = run_on_main(lambda: load_latest(folder, keys=(*self._state(), "model", "ranks")))
         if state is None:
             return False
@@ -165,30 +166,30 @@ class Trainer:
         return True
 
     def left_out(self) -> dict[str, str]:
-        """The videos that any rank has skipped, with the reasons. To be called on every rank."""
+        """The videos that any rank skipped, with the reasons. To be called on every rank."""
         ranks = gather_objects(self.loader.state_dict()["bad"])
         return {name: reason for bad in ranks for name, reason in bad.items()}
 
     def _state(self) -> dict[str, Any]:
-        """What is the same on every rank, but for the model, which is large."""
+        """The state that is the same on every rank, without the model, which is large."""
         return {
             "step": self.step,
             "epoch": self._epoch(),
-            "learning_rate": self._rate(),  # of the next step
+            "learning_rate": self._rate(),  # learning rate of the next step
             "optimizer": self.optimizer.state_dict(),
             "config": OmegaConf.to_container(self.cfg, resolve=True),
             "environment": environment(self.device, self.bf16),
         } | self.meter.state()
 
     def save(self) -> None:
-        """Rank 0 writes; CheckpointError on every rank when it cannot."""
+        """Write a checkpoint on rank 0; CheckpointError on every rank if that fails."""
         ranks = gather_objects({"random": random_state(), "loader": self.loader.state_dict()})
         state = self._state() | {"model": self.model.state_dict(), "ranks": ranks}
         folder, keep = self.run_dir / "checkpoints", self.cfg.train.keep_checkpoints
         run_on_main(lambda: save_checkpoint(folder, self.step, state, keep))
 
     def run(self) -> int | None:
-        """Train to the end, with a checkpoint there; the number of the signal that ended it."""
+        """Train to the end and write a checkpoint; returns the signal that ended it, or None."""
         self.gradient_step.distribute()
         log = RunLog(self.run_dir, self.step) if is_main() else None
         evaluations = None
@@ -197,14 +198,14 @@ class Trainer:
         saved_at = self.step if self.step else -1
         received = None
         try:
-            self._evaluate(evaluations, over=False)  # ahead of the bar, which tells a step's time
+            self._evaluate(evaluations, over=False)  # before the bar, which times steps
             with self.signals, self._progress_bar() as bar:
                 for result in self._train_steps(log, bar):
                     ending = [n for n, asked in zip(ENDING, result.requests, strict=True) if asked]
                     received = max(ending, default=None)
                     over = self._out_of_time() or self.step == self.steps
                     ends = received or over
-                    if not received:  # then a resumed run does it
+                    if not received:  # after a signal the resumed run does it
                         self._evaluate(evaluations, over=over)
                     if ends or self.step % self.cfg.train.checkpoint_every == 0:
                         for lines in (log, evaluations):
@@ -214,15 +215,15 @@ class Trainer:
                         saved_at = self.step
                     if ends:
                         break
-                if saved_at != self.step:  # a run that was over when it was resumed
+                if saved_at != self.step:  # unless a finished run was resumed
                     self.save()
                 return received
         except TooManyBadVideos:
-            # Among several ranks the others are not here to tell what they hold.
+            # With several ranks the others are not here to report their state.
             if world_size() == 1 and self.step > max(saved_at, 0):
                 self.loader.position = self.step * self.cfg.train.accumulate
                 while len(self.loader.bad) > self.bad_before:
-                    self.loader.bad.popitem()  # no step lacks it yet: a disk may be back then
+                    self.loader.bad.popitem()  # no step lacks it yet, and the disk may return
                 self.save()
             raise
         finally:
@@ -232,7 +233,7 @@ class Trainer:
                     lines.close()
 
     def _evaluate(self, evaluations: JsonLines | None, *, over: bool) -> None:
-        """At its steps, and once the run is over; not where there is a line already."""
+        """Evaluate at the chosen steps and at the end, unless this step has a line already."""
         if evaluations is None or evaluations.last_step == self.step:
             return
         if over or self.step % self.cfg.train.evaluate_every == 0:
@@ -244,7 +245,7 @@ class Trainer:
         cfg, meter = self.cfg.train, self.meter
         stream = self.loader.stream(self.steps * cfg.accumulate)
         while True:
-            meter.start()  # what the caller did is neither waiting nor training
+            meter.start()  # the caller's time is neither waiting nor training
             self.bad_before = len(self.loader.bad)
             batches = list(islice(stream, cfg.accumulate))
             if not batches:
@@ -254,7 +255,7 @@ class Trainer:
             result = self._train_step(batches, rate)
             self.step += 1
             meter.stepped(self.step, result, batches)
-            if cfg.max_minutes is not None:  # time ends the run, and sets the rate
+            if cfg.max_minutes is not None:  # time ends the run and determines the rate
                 meter.seconds = broadcast_from_main(meter.seconds)
             hopeless = meter.skipped_in_a_row >= cfg.max_nonfinite
             if self.step % cfg.log_every == 0 or self.step == self.steps or hopeless:
@@ -307,7 +308,7 @@ class Trainer:
         return learning_rate(self.cfg, self._progress(), self.warmup)
 
     def _progress(self) -> float:
-        """Share of the run that is over, by steps or, if it comes first, by time."""
+        """Share of the run that is done, by steps or by time, whichever is larger."""
         by_time = 0.0
         if self.cfg.train.max_minutes is not None:
             by_time = self.meter.seconds / (60 * self.cfg.train.max_minutes)
@@ -323,6 +324,6 @@ class Trainer:
             initial=self.step,
             unit="step",
             desc="training",
-            mininterval=0.5 if sys.stderr.isatty() else 30,  # keeps log files short
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # short log files
             disable=not is_main(),
         )

@@ -22,15 +22,15 @@ def _options(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _others(steps: Tensor) -> Tensor:
-    """Places (N, 2 S) of all clips but the anchor in q: rest of q, k, the anchor augmented anew."""
+    """Indices (N, 2 S) of all clips but q's anchor: rest of q, k, second view of the anchor."""
     kept = torch.arange(steps.shape[1]) != anchors(steps)[:, None]
     return kept.nonzero()[:, 1].view(len(steps), -1)
 
 
 class _Losses(nn.Module):
-    """Frames of the anchor tuples, and keys, to the losses: all that DistributedDataParallel sees.
+    """Frames of the anchor tuples and keys to the losses: the module DistributedDataParallel wraps.
 
-    All parameters that it holds are trained, and each gets a gradient.
+    All its parameters are trained, and each gets a gradient.
     """
 
     def __init__(self, model: VCLRModel, cfg: DictConfig) -> None:
@@ -46,7 +46,7 @@ class _Losses(nn.Module):
         anchor: Tensor,
         labels: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Losses, one for each head, and the features of the frames (N, S, F)."""
+        """The losses, one for each head, and the features of the frames (N, S, F)."""
         features = self.encoder.encode(frames)
         item = torch.arange(len(anchor), device=anchor.device)
         entering = {
@@ -71,18 +71,19 @@ class _Losses(nn.Module):
 class VCLRStep(GradientStep):
     """Steps of a `VCLRModel` on batches of `SegmentTuples`.
 
-    Queries: the S frames of the anchor tuple, of which one is the frame-level anchor. Keys: the
-    anchor augmented anew, the other frames of the anchor tuple, the positive tuple. All frames of
-    a network go through it together, which is what its batch norms see. (The released code passes
-    the anchor through the query encoder twice, and keys through theirs one kind at a time.)
+    Queries are the S frames of the anchor tuple; one of them is the frame-level anchor. Keys are a
+    second augmentation of the anchor, the other frames of the anchor tuple, and the positive tuple.
+    All frames of a network pass through it in one call, so its batch norms see all of them. (The
+    released code passes the anchor through the query encoder twice, and each kind of key through
+    the key encoder separately.)
 
-    Batch norm normalises the frames of one rank. With several ranks the keys of all are shuffled
-    between them before the momentum encoder and put back after it (Shuffle-BN, A.1), so that a
-    query and its keys share no statistics; not where all batch norms are frozen. On one rank,
-    nothing can be done about it.
+    Batch norm normalises the frames of one rank. With several ranks, keys are shuffled between the
+    ranks before the momentum encoder and restored after it (Shuffle-BN, A.1), so a query and its
+    keys share no statistics. They are not shuffled if all batch norms are frozen, and they cannot
+    be on a single rank.
 
-    After a step that was taken the momentum encoder moves and the keys enter the queues; a step
-    without a finite loss leaves everything as it was.
+    After a successful step the momentum encoder is updated and the keys enter the queues. A step
+    without a finite loss changes nothing.
     """
 
     section = "loss.vclr"
@@ -103,7 +104,7 @@ class VCLRStep(GradientStep):
             [options.weight * options[name] for name in names], device=device
         )
         self.shuffles = False
-        self.new_keys: list[dict[str, Tensor]] = []  # of the parts of this step
+        self.new_keys: list[dict[str, Tensor]] = []  # keys of the parts of this step
 
     @staticmethod
     def check(cfg: DictConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -118,7 +119,7 @@ class VCLRStep(GradientStep):
 
     @staticmethod
     def describe(cfg: DictConfig) -> ItemFrames:
-        """Two tuples and the anchor augmented anew; keys take no part in backward."""
+        """Two tuples and the second view of the anchor; keys are not kept for backward."""
         read = 2 * cfg.data.segments + 1
         return ItemFrames(read, cfg.data.segments, f"{read} single frames")
 
@@ -142,7 +143,7 @@ class VCLRStep(GradientStep):
         return super().__call__(batches, rate, requests)
 
     def _shares(self, batches: Sequence[dict[str, Any]]) -> list[list[float]]:
-        """All parts have equally many items, on every rank."""
+        """Equal shares: all parts have the same number of items on every rank."""
         return [[1 / (len(batches) * world_size())] * len(self.names)] * len(batches)
 
     def _loss(
@@ -167,10 +168,10 @@ class VCLRStep(GradientStep):
 
     @torch.no_grad()
     def _keys(self, frames: Tensor) -> dict[str, Tensor]:
-        """What the momentum encoder's heads make of `_others` (N, 2 S, 3, H, W).
+        """The momentum encoder's heads on the frames of `_others` (N, 2 S, 3, H, W).
 
-        "inter", "intra": (N, S, D), the anchor augmented anew before the others; "video": (N, D);
-        "order": (N, S, D).
+        "inter", "intra": (N, S, D), first the second view of the anchor, then the others; "video":
+        (N, D); "order": (N, S, D).
         """
         n, clips = frames.shape[:2]
         encoder = self.model.momentum.module
@@ -181,11 +182,11 @@ class VCLRStep(GradientStep):
         return {name: head(entering[name]) for name, head in encoder.heads.items()}
 
     def _features(self, frames: Tensor) -> Tensor:
-        """(M, 3, H, W) through the momentum encoder: (M, F)."""
+        """The momentum encoder's features (M, F) of frames (M, 3, H, W)."""
         if not self.shuffles:
             return self.model.momentum(frames[None])[0]
         everyone = gather_rows(frames)
-        # The same on all ranks, and after a resume: momentum.n_averaged counts steps.
+        # momentum.n_averaged counts steps: the same on all ranks, and after a resume.
         drawn = [self.cfg.train.seed, int(self.model.momentum.n_averaged), len(self.new_keys)]
         order = np.random.default_rng(drawn).permutation(len(everyone)).reshape(world_size(), -1)
         mine = torch.from_numpy(order[rank()]).to(frames.device)
@@ -195,6 +196,6 @@ class VCLRStep(GradientStep):
 
     def _stepped(self) -> None:
         self.model.momentum.update_parameters(self.model.encoder)
-        for keys in self.new_keys:  # one part after the other: in the same order on any ranks
+        for keys in self.new_keys:  # part by part, in the same order for any number of ranks
             for name, queue in self.model.queues.items():
                 queue.enqueue(keys[name])

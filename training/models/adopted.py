@@ -1,4 +1,4 @@
-"""A network of someone else's as a backbone, with the names that its weights files have."""
+"""A third-party network as a backbone, with the parameter names of its weights files."""
 
 import hashlib
 import inspect
@@ -13,21 +13,21 @@ from training.support.command import UserError
 
 
 class AdoptedBackbone(Backbone):
-    """``network`` as a backbone; its parameters have the names that they have in the network.
+    """``network`` as a backbone whose parameters keep their names.
 
-    Weights are found in files by these names, so the network is no child of this module, which
-    would put a prefix before them: the two share their tables of parameters, buffers and children.
+    Weights files use these names. As a child module the network would add a prefix to them, so it
+    is not a child: the two modules share their tables of parameters, buffers and children.
 
     Args:
-        network: images (n, 3, H, W) to maps (n, C, h, w).
-        image_size: of the images, in pixels.
+        network: maps images (n, 3, H, W) to maps (n, C, h, w).
+        image_size: height and width of the images in pixels.
         stages, train_from, backbone_to, pool: see `Backbone`.
 
     Raises:
-        UserError: the network cannot take such images, or gives something else than maps.
+        UserError: the network does not accept such images, or does not return maps.
     """
 
-    makers: tuple[Any, ...] = ()  # functions that made the network, whose files count as its code
+    makers: tuple[Any, ...] = ()  # functions that made the network; their files belong to its code
 
     def __init__(
         self,
@@ -46,9 +46,9 @@ class AdoptedBackbone(Backbone):
         self._try(image_size)
 
     def code_version(self) -> str:
-        """A digest of the files that define the network's classes, and what made it; not torch's.
+        """A digest of the files that define the network's classes and the functions that made it.
 
-        What these import from elsewhere is not looked at.
+        Files of torch, and files that these import, are not included.
         """
         classes = {type(module) for module in self.network.modules()}
         own = [one for one in classes if not one.__module__.startswith("torch.")]
@@ -57,7 +57,7 @@ class AdoptedBackbone(Backbone):
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def _try(self, size: int) -> None:
-        """One image of zeros, for the size of the map and the parameters that it depends on."""
+        """Run one image of zeros to find the map's size and the parameters that it depends on."""
         self.eval()
         try:
             maps = self.maps(torch.zeros(1, 3, size, size))
@@ -71,18 +71,18 @@ class AdoptedBackbone(Backbone):
             got = f"{maps.dtype} {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps)
             raise UserError(
                 f"model.backbone={self.name}: expected floating-point maps (n, C, h, w), got {got} "
-                "for one image. Tokens (n, L, C) are to be made a map first: "
+                "for one image. Convert tokens (n, L, C) to a map first: "
                 "tokens.transpose(1, 2).unflatten(2, (h, w)), without class tokens"
             )
         self.out_channels = maps.shape[1]
         if self.stride is None:
             self.stride = round(size / maps.shape[2])
         trained = [p for p in self.parameters() if p.requires_grad]
-        if trained:  # not what the map does not depend on, such as a classifier
+        if trained:  # excludes parameters that the map does not depend on, such as a classifier
             if not maps.requires_grad:
                 raise UserError(
-                    f"model.backbone={self.name}: the maps do not depend on what "
-                    "model.train_from trains; does it run under torch.no_grad()?"
+                    f"model.backbone={self.name}: the maps do not depend on the parameters that "
+                    "model.train_from trains; does the network run under torch.no_grad()?"
                 )
             found = torch.autograd.grad(maps.sum(), trained, allow_unused=True)
             for parameter, gradient in zip(trained, found, strict=True):
@@ -97,12 +97,12 @@ class AdoptedBackbone(Backbone):
 
     def train(self, mode: bool = True) -> "AdoptedBackbone":
         super().train(mode)
-        self.network.training = self.training  # it is no child, its children are
+        self.network.training = self.training  # the network is not a child, but its children are
         return self
 
 
 def _source(what: Any) -> str | None:
     try:
         return inspect.getsourcefile(what)
-    except TypeError:  # made in C, or in an interactive session
+    except TypeError:  # defined in C or in an interactive session
         return None

@@ -1,4 +1,4 @@
-"""All layers of a model from the weights of another run, not those of the backbone alone."""
+"""Loads all layers of a model from the weights of another run, not only the backbone."""
 
 import re
 from pathlib import Path
@@ -12,10 +12,10 @@ from training.models.weights import WeightReport, common_prefix, is_counter
 if TYPE_CHECKING:
     from training.recipe.schema import Config
 
-# Not of the other run: VCLR's queues hold keys of its videos, the count is of its steps.
+# Not loaded: VCLR's queues hold keys of the other run's videos, and the counter its steps.
 _STAYS = re.compile(r"queues\.|momentum\.n_averaged$")
 
-# Part of a model -> keys for the sizes in it, and keys for which layers it has.
+# Part of a model -> keys that set its sizes, and keys that set which layers it has.
 _KEYS = [
     (r"(.*\.)?backbone\.", [], ["model.backbone", "model.backbone_to"]),
     (r"fc_block\.", ["model.fc_size", "model.hidden_size"], ["model.fc_layers"]),
@@ -47,15 +47,15 @@ def load_all_weights(
 ) -> WeightReport:
     """Load every layer of a model from a run's checkpoint or export, or a converted one of CARL.
 
-    The names are those of the model's state dict, under any common prefix: none may be missing or
-    left over, and all shapes are equal. VCLR's queues are not taken: their keys are of the other
-    run's videos.
+    Names must be those of the model's state dict, under any common prefix: none may be missing or
+    left over, and all shapes must be equal. VCLR's queues are not loaded, because they hold keys of
+    the other run's videos.
 
     Args:
-        key: names that the prefix has to contain, as in `load_backbone_weights`.
+        key: names that the prefix must contain, as in `load_backbone_weights`.
 
     Raises:
-        ValueError: names the first entry that does not fit, and the recipe's key to change.
+        ValueError: an entry does not fit; the message names the first one and the key to change.
     """
     tensors = read_tensors(path)
     own = {name: value for name, value in model.state_dict().items() if not _STAYS.match(name)}
@@ -68,7 +68,7 @@ def load_all_weights(
     for name, value in own.items():
         theirs = inside.get(name)
         if theirs is None and not is_counter(name):
-            raise _misfit(path, f"there is no {prefix}{name} in it", name, None, value, config)
+            raise _misfit(path, f"it has no {prefix}{name}", name, None, value, config)
         if theirs is not None and theirs.shape != value.shape:
             shapes = f"{tuple(theirs.shape)}, this model needs {tuple(value.shape)}"
             what = f"{prefix}{name} has shape {shapes}"
@@ -98,13 +98,13 @@ def _misfit(
     if theirs is not None and ours is not None:
         changes = _sizes(sizes, theirs, ours, config) or _FEATURES
     return ValueError(
-        f"{path}: {what}. model.weights_parts=all takes a model of the same layers: change "
-        f"{' or '.join(changes)}, or take the backbone alone with model.weights_parts=backbone"
+        f"{path}: {what}. model.weights_parts=all needs a model with the same layers: change "
+        f"{' or '.join(changes)}, or load the backbone alone with model.weights_parts=backbone"
     )
 
 
 def _sizes(keys: list[str], theirs: Tensor, ours: Tensor, config: Any) -> list[str]:
-    """Keys whose value is the size that differs, with the value that the file needs."""
+    """Recipe keys that set the size that differs, with the value that the file needs."""
     found = []
     for own, needed in zip(ours.shape, theirs.shape, strict=False):
         for key in keys:

@@ -1,4 +1,4 @@
-"""What every backbone has: stages and a pool; the first stages may be frozen."""
+"""Base class of the backbones: stages, of which the first may be frozen, and a pooling."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,18 +13,18 @@ from training.support.command import UserError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 POOLS = ("max", "mean", "grid")
-GRID = 4  # fields in each direction of pool=grid
+GRID = 4  # fields per direction of pool=grid
 _STRIDES = {"stride8": 8, "stride16": 16}
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of a backbone from the image on, and what a recipe may say of them.
+    """The stages of a backbone, from the image on, and the recipe's choices among them.
 
     Args:
-        backbone: its name, for errors.
-        strides: stage -> pixels of the image per pixel of its map, None where that is not known.
-        cuts: further ends for ``model.backbone_to``, each with the stage that it lies in.
+        backbone: the backbone's name, for errors.
+        strides: stage -> pixels of the image per pixel of its map; None if unknown.
+        cuts: further values of ``model.backbone_to`` -> the stage in which each lies.
     """
 
     backbone: str
@@ -32,9 +32,9 @@ class Stages:
     cuts: Mapping[str, str] = field(default_factory=dict)
 
     def plan(self, train_from: str, backbone_to: str) -> tuple[tuple[str, ...], int]:
-        """The stages that are run, and how many of them are frozen.
+        """The stages to run, and how many of them are frozen.
 
-        Raises UserError, which names the key, for anything that is no stage.
+        Raises UserError, which names the key, for an unknown stage.
         """
         run = self._until(backbone_to)
         if train_from in ("all", "batch_norm"):
@@ -53,7 +53,7 @@ class Stages:
                 f"model.train_from: {self.backbone} has stages {', '.join(self.strides)}; expected "
                 f"all, last, none, batch_norm or one of them, got {train_from!r}"
             )
-        # Beyond the last stage that is run: then nothing is trained.
+        # A stage after the last one that runs: nothing is trained.
         return run, min([*self.strides].index(train_from), len(run))
 
     def _until(self, backbone_to: str) -> tuple[str, ...]:
@@ -91,29 +91,29 @@ class Stages:
 class Backbone(nn.Module):
     """Images (n, 3, H, W) to maps (n, ``out_channels``, h, w) and vectors (n, ``out_features``).
 
-    The stages are run in order. CARL trains the last one and keeps the rest as pre-trained (section
-    3.3): frozen stages have no gradients, keep their batch-norm statistics, and stay in eval mode
-    under ``train()``. The two parts are called one by one in training: memory then holds what lies
-    between them, and nothing of what either computes on the way.
+    Stages run in order. CARL trains the last stage and keeps the others pre-trained (section 3.3):
+    frozen stages have no gradients, keep their batch-norm statistics, and stay in eval mode under
+    ``train()``. Training calls the frozen and the trained part separately; memory then holds the
+    map between them, but no intermediate results of either part.
 
     Args:
-        stages: those that there are.
-        train_from: first stage that is trained: "all", "last" of those that are run, "none", or its
-            name; or "batch_norm": all batch norms and nothing else (TCC's "only_bn").
-        backbone_to: last stage that is run: "last", "stride8" or "stride16" (the last one whose map
-            has that stride), or its name.
-        pool: over space. "max", as CARL's released encoder does; "mean", as torchvision and VCLR
-            do; "grid": the means of 4 x 4 fields, one after the other, which keep where things are.
+        stages: the backbone's stages.
+        train_from: first stage that is trained: "all", "last" (the last one that runs), "none", or
+            a stage's name; or "batch_norm": only the batch norms are trained (TCC's "only_bn").
+        backbone_to: last stage that runs: "last", "stride8" or "stride16" (the last stage whose map
+            has that stride), or a stage's name.
+        pool: pooling over space: "max", as in CARL's released encoder; "mean", as in torchvision
+            and VCLR; "grid", the means of 4 x 4 fields, concatenated, which keep positions.
 
     Attributes:
-        name: as in the recipe.
-        pixel_mean, pixel_std: of RGB in 0 to 1; images are to be normalised by them.
-        stages: names of those that are run.
+        name: the backbone's name in the recipe.
+        pixel_mean, pixel_std: mean and standard deviation of RGB in 0 to 1 that normalise images.
+        stages: names of the stages that run.
         stride: pixels of the image per pixel of the map, in each direction.
-        out_channels: of the map.
-        left_out: what names begin with that the whole network has in a weights file beyond these.
+        out_channels: number of channels of the map.
+        left_out: prefixes of the names that a weights file of the whole network has in addition.
 
-    Subclasses make their modules in ``__init__`` and then call `choose_trained`.
+    Subclasses create their modules in ``__init__`` and then call `choose_trained`.
     """
 
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -134,21 +134,21 @@ class Backbone(nn.Module):
         self._only_batch_norm = train_from == "batch_norm"
 
     def run_stage(self, name: str, x: Tensor) -> Tensor:
-        """What enters a stage to its map."""
+        """Input of a stage to its map."""
         raise NotImplementedError
 
     def modules_of(self, name: str) -> list[nn.Module]:
-        """The modules that a stage consists of."""
+        """The modules of a stage."""
         raise NotImplementedError
 
     def draw_convolutions(self) -> None:
-        """Initial weights of all convolutions, as torchvision has them."""
+        """Initialise the weights of all convolutions as torchvision does."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def choose_trained(self) -> None:
-        """Say of every parameter whether it is trained."""
+        """Set requires_grad of every parameter."""
         if self._only_batch_norm:
             norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
             if not norms:
@@ -172,12 +172,12 @@ class Backbone(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether any convolution keeps the weights it started with."""
+        """Whether any convolution keeps its initial weights."""
         return self._frozen_stages > 0 or self._only_batch_norm
 
     @property
     def all_frozen(self) -> bool:
-        """Whether nothing is trained and no batch norm takes statistics."""
+        """Whether nothing is trained and no batch norm updates its statistics."""
         return self._frozen_stages == len(self.stages)
 
     @property
@@ -193,11 +193,11 @@ class Backbone(nn.Module):
         return self
 
     def frozen_part(self, x: Tensor) -> Tensor:
-        """Images to what the first trained layer takes; the images themselves if that is first."""
+        """Images to the input of the first trained layer; the images if no stage is frozen."""
         return self._run(x, self.stages[: self._frozen_stages])
 
     def trained_part(self, x: Tensor) -> Tensor:
-        """The rest, up to the map; nothing at all where everything is frozen."""
+        """The remaining stages, up to the map; the identity if everything is frozen."""
         return self._run(x, self.stages[self._frozen_stages :])
 
     def _run(self, x: Tensor, stages: tuple[str, ...]) -> Tensor:
@@ -206,7 +206,7 @@ class Backbone(nn.Module):
         return x
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Maps to vectors; those of "grid" are (C, 4, 4), flattened."""
+        """Maps to vectors; with "grid" they are (C, 4, 4), flattened."""
         if self.pooled_by == "mean":
             return maps.mean((2, 3))
         if self.pooled_by == "grid":
@@ -220,19 +220,19 @@ class Backbone(nn.Module):
         return self.pool(self.maps(x))
 
     def code_version(self) -> str:
-        """Tells the code of a backbone from elsewhere from its other versions; "" for our own."""
+        """Identifies the version of a third-party backbone's code; "" for this project's own."""
         return ""
 
     def package_weights(self) -> Path:
         """The file of pre-trained weights in an installed package.
 
-        Raises UserError where that is not installed, or no package has any.
+        Raises UserError if the package is not installed, or if no package has weights.
         """
         raise UserError(
-            f"model.weights=package: no package brings weights of {self.name} "
-            "(efficientnet_lite0 has one); give a file"
+            f"model.weights=package: no package contains weights of {self.name} "
+            "(efficientnet_lite0 has one); set model.weights to a file"
         )
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of a file, under this backbone's names, made to fit its image size."""
+        """Weights from a file, under this backbone's names, adapted to its image size."""
         return tensors

@@ -1,4 +1,4 @@
-"""From the model section of a recipe to a model."""
+"""Builds the model that the model section of a recipe describes."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -33,9 +33,9 @@ STAGES = {
 
 
 def check_backbone(cfg: "ModelConfig") -> None:
-    """Raise UserError for a name that is no backbone, or stages that it does not have.
+    """Raise UserError for an unknown backbone or unknown stages.
 
-    What timm has and what a function gives shows only in `build_backbone`.
+    Networks of timm and functions are checked only in `build_backbone`.
     """
     name = cfg.backbone
     if is_timm(name) or is_function(name):
@@ -50,7 +50,7 @@ def check_backbone(cfg: "ModelConfig") -> None:
 
 
 def build_backbone(cfg: "ModelConfig") -> Backbone:
-    """``model.backbone``, with random weights; UserError names the key that does not fit."""
+    """``model.backbone`` with random weights; UserError names the key that does not fit."""
     check_backbone(cfg)
     stages = (cfg.train_from, cfg.backbone_to, cfg.pool)
     if cfg.backbone == "small_cnn":
@@ -64,16 +64,16 @@ def build_backbone(cfg: "ModelConfig") -> Backbone:
 
 
 def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder | VCLRModel:
-    """The encoder that a recipe describes, from torch's current random state.
+    """The encoder that a recipe describes, initialised from torch's current random state.
 
-    ``load_weights=False`` skips the pre-trained weights, for when a checkpoint of the whole model
-    follows.
+    ``load_weights=False`` skips the pre-trained weights, for a checkpoint of the whole model that
+    is loaded next.
     """
     cfg = config.model
     for name in ("centre", "backbone_share"):
         if getattr(cfg, name) and cfg.encoder != "fve":
             raise UserError(
-                f"model.{name} is for model.encoder=fve, got model.encoder={cfg.encoder}"
+                f"model.{name} works only with model.encoder=fve, got model.encoder={cfg.encoder}"
             )
     backbone = build_backbone(cfg)
     takes_all = cfg.weights_parts == "all"
@@ -90,7 +90,7 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
 
 def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRModel:
     cfg = config.model
-    # Convolutions over frames are several times faster with the channels innermost.
+    # Convolutions over frames are several times faster in the channels-last layout.
     backbone.to(memory_format=torch.channels_last)
     calls = {
         "chunk_frames": config.train.chunk_frames,

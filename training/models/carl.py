@@ -20,22 +20,23 @@ class CarlModel(VideoEncoder):
     """Frames of a video to one embedding per frame (CARL, section 3.3).
 
     Backbone per frame -> ``fc_layers`` x (dropout, linear, batch norm, ReLU) -> linear -> plus
-    sine-cosine positions -> ``layers`` pre-norm Transformer layers -> linear. The projection head g
-    (linear, batch norm, ReLU, linear) serves the loss alone.
+    sine-cosine positions -> ``layers`` pre-norm Transformer layers -> linear. Only the loss uses
+    the projection head g (linear, batch norm, ReLU, linear).
 
-    Padded frames are left out altogether: they are not run through the backbone, enter no
-    batch-norm statistics and are hidden from attention; their outputs are zero. (The released code
-    lets copies of the last frame into the statistics; the paper calls padded frames empty.)
+    Padded frames are ignored: they do not pass through the backbone, do not enter batch-norm
+    statistics and are masked in attention; their outputs are zero. (The released code includes
+    copies of the last frame in the statistics; the paper calls padded frames empty.)
 
     Args:
         backbone: images (n, 3, H, W) to features (n, ``backbone.out_features``).
-        num_frames: frames of a training clip; positions of other lengths are stretched to it.
-        centre: take the mean over the clip's real frames off the backbone's features. What stays
-            the same through the clip (the place, the person) is then gone; a clip of one frame
-            gives zeros.
-        backbone_share: kept for `training.evaluation.encoders`, which puts the features beside the
-            embeddings; ``encode`` gives what is trained alone.
-        chunk_frames, checkpointing: how the backbone is called, see `VideoEncoder`.
+        num_frames: frames of a training clip; positions in clips of other lengths are rescaled to
+            this length.
+        centre: subtract the mean over the clip's real frames from the backbone's features. This
+            removes what stays the same throughout the clip (the place, the person); the features of
+            a clip with one frame become zeros.
+        backbone_share: stored for `training.evaluation.encoders`, which concatenates the features
+            with the embeddings; ``encode`` returns the trained embeddings only.
+        chunk_frames, checkpointing: options of the backbone's calls, see `VideoEncoder`.
         positions: "vaswani", "released" or "none", see `positions.sine_cosine`.
     """
 
@@ -94,10 +95,10 @@ class CarlModel(VideoEncoder):
         Args:
             frames: uint8 RGB in 0 to 255, or floating point in 0 to 1.
             valid: bool (N, T), True = real frame; real frames come first. None: all are real.
-            stored: ``frames`` is what `features` gives, floating point (N, T, F); the backbone is
-                not called.
+            stored: ``frames`` are the result of `features`, floating point (N, T, F); the backbone
+                is not called.
 
-        At test time give a whole video at once: (1, T, 3, H, W).
+        At test time pass a whole video at once: (1, T, 3, H, W).
         """
         if stored:
             _check_features(frames, self.backbone.out_features)
@@ -122,7 +123,7 @@ class CarlModel(VideoEncoder):
         x = self.dropout(x)
         keys = None
         if valid is not None:
-            # A sequence without a real frame attends everywhere: some kernels give NaN for nothing.
+            # A sequence without real frames attends everywhere: for no key some kernels return NaN.
             keys = (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
         for layer in self.layers:
             x = layer(x, keys, recompute=recompute)
@@ -131,7 +132,7 @@ class CarlModel(VideoEncoder):
 
 
 def _centred(rows: Tensor, clips: int, valid: Tensor | None) -> Tensor:
-    """Rows of the real frames of ``clips`` clips, each less the mean over its clip's."""
+    """Rows of the real frames of ``clips`` clips, minus the mean over the clip."""
     if valid is None:
         x = rows.unflatten(0, (clips, -1))
         return (x - x.mean(1, keepdim=True)).flatten(0, 1)
@@ -143,6 +144,6 @@ def _centred(rows: Tensor, clips: int, valid: Tensor | None) -> Tensor:
 def _check_features(features: Tensor, size: int) -> None:
     if features.dim() != 3 or features.shape[2] != size or not features.is_floating_point():
         raise ValueError(
-            f"stored features must be floating point (N, T, {size}), as features(frames) gives "
+            f"stored features must be floating point (N, T, {size}), as features(frames) returns "
             f"them, got {features.dtype} {tuple(features.shape)}"
         )

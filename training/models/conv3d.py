@@ -19,15 +19,15 @@ class ContextEncoder(VideoEncoder):
 
     Backbone map per frame -> ``conv_layers`` x (3x3x3 convolution over context, height and width,
     batch norm, ReLU) -> maximum over all three -> ``fc_layers`` x (dropout, linear, ReLU) ->
-    linear. No positions: an embedding depends on its frame and the context alone.
+    linear. There are no positions: an embedding depends only on its frame and the context.
 
     Args:
         backbone: images (n, 3, H, W) to maps (n, ``backbone.out_channels``, h, w) by ``maps``.
-        num_context: frames per embedding, the last one is the frame itself.
-        context_stride: how many frames apart.
-        chunk_frames, checkpointing: how the backbone is called, see `VideoEncoder`; of whole
-            videos, ``chunk_frames`` are also embedded at a time (None: 80, each of which brings
-            context of its own).
+        num_context: frames per embedding; the last one is the frame itself.
+        context_stride: distance between these frames, in frames.
+        chunk_frames, checkpointing: options of the backbone's calls, see `VideoEncoder`. Whole
+            videos are also embedded ``chunk_frames`` frames at a time (None: 80), each with its
+            context.
     """
 
     def __init__(

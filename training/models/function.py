@@ -1,4 +1,4 @@
-"""A backbone that is the user's own: ``model.backbone=package.module:function``."""
+"""A backbone from the user's code: ``model.backbone=package.module:function``."""
 
 import importlib
 import os
@@ -24,31 +24,30 @@ def is_function(name: str) -> bool:
 
 
 class FunctionBackbone(AdoptedBackbone):
-    """What a function of the user's returns, called without arguments.
+    """The module that a user's function returns when it is called without arguments.
 
-    It returns a module that makes maps (n, C, h, w) of images (n, 3, H, W), normalised. What it may
-    say of itself, in attributes:
+    The module maps normalised images (n, 3, H, W) to maps (n, C, h, w). Its optional attributes:
 
-    - ``pixel_mean``, ``pixel_std``: three numbers each, of RGB in 0 to 1 (default: ImageNet's).
-    - ``stages``: a dictionary (or ModuleDict) name -> module, in order. They are then run one after
-      the other in place of the module itself, and ``model.train_from`` and ``model.backbone_to``
-      may name them. Without it there is one stage.
+    - ``pixel_mean``, ``pixel_std``: three numbers each, for RGB in 0 to 1 (default: ImageNet's).
+    - ``stages``: a dictionary (or ModuleDict) name -> module, in order. These modules then run one
+      after the other instead of the module itself, and ``model.train_from`` and
+      ``model.backbone_to`` may name them. Without this attribute there is one stage.
     - ``strides``: a dictionary name -> stride, for ``model.backbone_to=stride8`` and ``stride16``.
 
-    Names in weights files are the module's own. Weights that the function itself loads are kept,
-    but are not known to be any: a frozen part then needs ``model.random_frozen=true``.
+    Weights files use the module's parameter names. Weights that the function itself loads are kept,
+    but the project cannot know about them: a frozen part then needs ``model.random_frozen=true``.
 
-    A recipe, and a run's configuration, that names a function runs code of that module wherever it
-    is loaded: look at those that others give you. Modules are looked for as by ``python -m``: in
-    the current folder, too.
+    Loading a recipe or a run's configuration that names a function runs the code of that module:
+    check the ones that you get from others. Modules are found as by ``python -m``, also in the
+    current folder.
 
     Args:
         name: "package.module:function".
-        image_size: of the images, in pixels.
+        image_size: height and width of the images in pixels.
         train_from, backbone_to, pool: see `Backbone`.
 
     Raises:
-        UserError: there is no such function, it fails, or it returns something else.
+        UserError: there is no such function, it fails, or it does not return a module.
     """
 
     def __init__(
@@ -67,14 +66,14 @@ class FunctionBackbone(AdoptedBackbone):
                 )
             if part not in set(network.modules()):
                 raise UserError(
-                    f"model.backbone={name}: stages[{stage!r}] is no submodule of what the "
-                    "function returned, so its weights would not be saved; make it an attribute "
-                    "of that, or make stages a torch.nn.ModuleDict"
+                    f"model.backbone={name}: stages[{stage!r}] is not a submodule of the returned "
+                    "module, so its weights would not be saved; make it an attribute of that "
+                    "module, or make stages a torch.nn.ModuleDict"
                 )
         if strides and [*strides] != [*parts]:
             raise UserError(
-                f"model.backbone={name}: strides is of {', '.join(strides)}, and stages of "
-                f"{', '.join(parts)}; give the stride of every stage"
+                f"model.backbone={name}: strides has {', '.join(strides)}, but stages has "
+                f"{', '.join(parts)}; set the stride of every stage"
             )
         for key in ("pixel_mean", "pixel_std"):
             setattr(self, key, _three_numbers(network, key, getattr(self, key), name))
@@ -90,7 +89,7 @@ class FunctionBackbone(AdoptedBackbone):
 
 
 def _call(name: str) -> tuple[Any, nn.Module]:
-    """The function that a name stands for, and what it returns."""
+    """The function with this name, and its return value."""
     place, _, path = name.partition(":")
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
@@ -101,7 +100,7 @@ def _call(name: str) -> tuple[Any, nn.Module]:
             raise _failed(name, "importing it", error) from error
         raise UserError(
             f"model.backbone={name}: there is no module {error.name}, neither in the current "
-            f"folder ({os.getcwd()}) nor among those that are installed"
+            f"folder ({os.getcwd()}) nor among the installed ones"
         ) from error
     except Exception as error:
         raise _failed(name, "importing it", error) from error
@@ -135,7 +134,7 @@ def _failed(name: str, what: str, error: Exception) -> UserError:
 
 
 def _stages(network: nn.Module) -> Mapping[str, Any]:
-    """What the network declares; an attribute of that name may also be something else."""
+    """The stages that the network declares; an attribute ``stages`` may also be something else."""
     stages = getattr(network, "stages", None)
     if isinstance(stages, nn.ModuleDict):
         return dict(stages.items())
@@ -152,7 +151,7 @@ def _three_numbers(
         numbers = []
     if len(numbers) != 3 or (key == "pixel_std" and min(numbers) <= 0):
         raise UserError(
-            f"model.backbone={name}: {key} is {value!r}, expected three numbers (of RGB in 0 to 1)"
+            f"model.backbone={name}: {key} is {value!r}, expected three numbers (for RGB in 0 to 1)"
             + (" above 0" if key == "pixel_std" else "")
         )
     return numbers[0], numbers[1], numbers[2]

@@ -9,8 +9,8 @@ KINDS = ("vaswani", "released", "none")
 def frame_positions(frames: int, train_frames: int, lengths: Tensor, training: bool) -> Tensor:
     """Position of each frame on the axis seen in training: (N, frames) float32.
 
-    A training clip of ``train_frames`` frames counts 0, 1, 2, ... Any other length is stretched or
-    squeezed to [0, train_frames - 1], as in the released code: its first frame is at 0 and its last
+    In a training clip of ``train_frames`` frames the positions are 0, 1, 2, ... Any other length is
+    rescaled to [0, train_frames - 1], as in the released code: the first frame is at 0 and the last
     real frame (``lengths``, (N,)) at ``train_frames - 1``. A single frame is at 0.
     """
     index = torch.arange(frames, device=lengths.device, dtype=torch.float32)
@@ -25,8 +25,8 @@ def sine_cosine(positions: Tensor, channels: int, kind: str = "vaswani") -> Tens
 
     Even channel c is ``sin(p / 10000^(c / channels))``. Odd channel c is the cosine at the same
     frequency as channel c - 1 with ``kind="vaswani"`` (the formula CARL's paper cites), or at
-    ``10000^(c / channels)`` with ``kind="released"`` (what CARL's code computes; needed for
-    its checkpoints).
+    ``10000^(c / channels)`` with ``kind="released"`` (as in CARL's code; needed for its
+    checkpoints).
     """
     channel = torch.arange(channels, device=positions.device)
     exponent = channel if kind == "released" else channel - channel % 2

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from training.models.backbone import Backbone, Stages
 
 STRIDES = {"stem": 4, "layer1": 4, "layer2": 8, "layer3": 16, "layer4": 32}
-CUTS = {"conv4c": "layer3"}  # up to its third block (LAV, TCC)
-WIDTHS = (64, 128, 256, 512)  # channels of the stages; the stem has the first one's
+CUTS = {"conv4c": "layer3"}  # up to the third block of that stage (LAV, TCC)
+WIDTHS = (64, 128, 256, 512)  # channels of the stages; the stem has as many as the first
 
 
 class BasicBlock(nn.Module):
@@ -30,7 +30,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1; the 3x3 carries the stride, as in torchvision (ResNet-50 and 101)."""
+    """1x1, 3x3, 1x1; the 3x3 has the stride, as in torchvision (ResNet-50 and 101)."""
 
     expansion = 4
 
@@ -51,7 +51,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-# Depth -> the kind of block, and how many in each stage.
+# Depth -> the kind of block, and the number of blocks in each stage.
 DEPTHS = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -65,13 +65,13 @@ def resnet_stages(depth: int) -> Stages:
 
 
 class ResNet(Backbone):
-    """Images (n, 3, H, W) to maps (n, C, H / 32, W / 32), or those of an earlier stage.
+    """Images (n, 3, H, W) to maps (n, C, H / 32, W / 32), or to maps of an earlier stage.
 
     Args:
         depth: 18, 34, 50 or 101.
-        train_from, end, pool: see `Backbone`, where ``end`` is ``backbone_to``. Stages are "stem",
-            "layer1" to "layer4"; an end may also be "conv4c": layer3 up to its third block (LAV,
-            TCC).
+        train_from, end, pool: see `Backbone`, where ``end`` is called ``backbone_to``. Stages are
+            "stem" and "layer1" to "layer4". ``end`` may also be "conv4c", which is layer3 up to its
+            third block (LAV, TCC).
     """
 
     def __init__(

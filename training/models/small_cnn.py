@@ -1,4 +1,4 @@
-"""A small convolutional network that keeps where things are: the demo's backbone."""
+"""A small convolutional network that keeps positions in the frame: the demo's backbone."""
 
 from torch import Tensor, nn
 
@@ -13,13 +13,13 @@ class SmallCNN(Backbone):
     """Images (n, 3, S, S) to feature vectors (n, 32 (S/16)^2), S a multiple of 16.
 
     Four stride-2 3x3 convolutions (16, 32, 64, 128 channels) with batch norm and ReLU, a 1x1
-    convolution to 32 channels, and the map flattened: 4x4 at 64 px. A global pool would drop
-    where a limb is, which is what tells one phase of an action from the next. So ``model.pool`` and
-    ``model.backbone_to`` say nothing here.
+    convolution to 32 channels, and the flattened map: 4x4 at 64 px. Global pooling would lose the
+    position of a limb, which distinguishes one phase of an action from the next. So ``model.pool``
+    and ``model.backbone_to`` have no effect here.
 
     Args:
         image_size: S in pixels.
-        train_from: "all"; "none" to keep the initial weights; or "batch_norm".
+        train_from: "all", "none" (keep the initial weights) or "batch_norm".
     """
 
     def __init__(self, image_size: int = 64, train_from: str = "all") -> None:

@@ -1,4 +1,4 @@
-"""Batch norm over the rows of all ranks, on a CPU too (torch.nn.SyncBatchNorm is for GPUs)."""
+"""Batch norm over the rows of all ranks, also on a CPU (torch.nn.SyncBatchNorm needs a GPU)."""
 
 import torch
 import torch.distributed as dist
@@ -9,13 +9,13 @@ from training.support.command import UserError
 
 
 def sync_batch_norms(module: nn.Module, device: torch.device) -> None:
-    """Replace, in place, the batch norms that are in training mode; frozen ones stay.
+    """Replace the batch norms that are in training mode, in place; frozen ones stay.
 
-    Parameters, buffers and their names stay the same. Every rank has to call each of them equally
-    often; one without rows calls it with none.
+    Parameters, buffers and their names stay the same. Every rank must call each batch norm equally
+    often; a rank without rows passes a tensor with 0 rows.
 
-    Raises UserError, before any is replaced, for a subclass that computes something else too, such
-    as timm's BatchNormAct2d: the replacement would leave that out.
+    Raises UserError, before any is replaced, for a subclass that also computes something else, such
+    as timm's BatchNormAct2d: the replacement would omit it.
     """
     for child in module.modules():
         takes_statistics = isinstance(child, _BatchNorm) and child.training
@@ -42,7 +42,7 @@ def _replace(module: nn.Module, device: torch.device) -> None:
 
 
 class _SyncBatchNormGPU(nn.SyncBatchNorm):
-    """Without rows torch's sends its statistics in the input's type, others send fp32."""
+    """Sends fp32 also from a rank without rows, where torch's class sends the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if x.numel() else x.float()).to(x.dtype)
@@ -51,13 +51,13 @@ class _SyncBatchNormGPU(nn.SyncBatchNorm):
 class SyncBatchNorm(_BatchNorm):
     """Training: mean and variance over the rows of all ranks. Evaluation: as any batch norm.
 
-    x (n, C, ...) of any floating type, computed in fp32 at least; n may differ between ranks, and
-    be 0. Running statistics are the same on every rank.
+    x is (n, C, ...) of any floating dtype and is computed at least in fp32; n may differ between
+    ranks and may be 0. Running statistics are the same on every rank.
     """
 
     @classmethod
     def taking_over(cls, other: _BatchNorm) -> "SyncBatchNorm":
-        """The same parameters and buffers, not copies of them."""
+        """A module with the same parameters and buffers, not copies of them."""
         made = cls(
             other.num_features, other.eps, other.momentum, other.affine, other.track_running_stats
         )
@@ -72,13 +72,13 @@ class SyncBatchNorm(_BatchNorm):
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
         self._check_input_dim(x)
-        # (n, C, ...) to rows (M, C) and back; neither copies where channels are innermost.
+        # (n, C, ...) to rows (M, C) and back; neither copies in the channels-last layout.
         rows = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, -1)
         flat = rows.reshape(-1, x.shape[1])
         out, mean, var, count = _Normalise.apply(flat, self.weight, self.bias, self.eps)
         if self.track_running_stats and count > 0:
             with torch.no_grad():
-                if self.num_batches_tracked is not None:  # None where a chunk is computed again
+                if self.num_batches_tracked is not None:  # None while a chunk is recomputed
                     self.num_batches_tracked += 1
                 share = self.momentum
                 if share is None:  # a plain average
@@ -96,7 +96,7 @@ _REPLACEABLE = (
 
 
 class _Normalise(torch.autograd.Function):
-    """Of rows (M, C): (row - mean) / sqrt(var + eps) * weight + bias; mean, var, count of all."""
+    """(row - mean) / sqrt(var + eps) * weight + bias of rows (M, C), with mean, var, count."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
@@ -106,7 +106,7 @@ class _Normalise(torch.autograd.Function):
         normal = (rows - mean) * scale
         ctx.save_for_backward(normal, weight, scale, count)
         ctx.has_bias = bias is not None
-        out = normal.clone() if weight is None else normal * weight  # what follows may change it
+        out = normal.clone() if weight is None else normal * weight  # may be changed later
         out = out if bias is None else out + bias
         ctx.mark_non_differentiable(mean, var, count)
         return out, mean, var, count
@@ -132,8 +132,8 @@ class _Normalise(torch.autograd.Function):
 def _statistics(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, sum of squared deviations from it, and number of all ranks' rows (M, C).
 
-    Merged from the ranks' own, after Chan, Golub and LeVeque: E[x^2] - E[x]^2 would cancel where
-    the mean is large. In the order of the ranks, so that all get the same bits.
+    The ranks' statistics are merged after Chan, Golub and LeVeque, because E[x^2] - E[x]^2 cancels
+    for a large mean. They are merged in order of rank, so that all ranks get the same bits.
     """
     channels = rows.shape[1]
     mean = rows.mean(0) if len(rows) else rows.new_zeros(channels)

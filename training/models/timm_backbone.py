@@ -17,25 +17,25 @@ def is_timm(name: str) -> bool:
 
 
 class TimmBackbone(AdoptedBackbone):
-    """A network of timm that has feature maps, Vision Transformers' patch tokens included.
+    """A network of timm with feature maps, which include the patch tokens of Vision Transformers.
 
-    Its weights are random; a file (``model.weights``) may be timm's own or one with the same names,
-    as those of DINO and MAE for Vision Transformers. Nothing is downloaded. The stages are timm's
-    ``feature_info``: "layer1" to "layer4", "blocks.0" to "blocks.11", with their strides. A
-    Transformer's last map is normalised, as its class token is.
+    Its weights are random. A weights file (``model.weights``) may be timm's own or have the same
+    names, such as those of DINO and MAE for Vision Transformers. Nothing is downloaded. The stages
+    are timm's ``feature_info`` with their strides, such as "layer1" to "layer4" or "blocks.0" to
+    "blocks.11". A Transformer's last map is normalised, as its class token is.
 
-    The network is run as one: where ``train_from`` names a stage, the frozen ones before it are run
-    again in backward too, unlike in this project's own backbones.
+    The network runs as one part: if ``train_from`` names a stage, the frozen stages before it are
+    recomputed in backward too, unlike in this project's own backbones.
 
     Args:
-        name: "timm:" and the name that timm.create_model takes.
-        image_size: of the images, in pixels; position embeddings are made for it, those of a
-            weights file are interpolated.
+        name: "timm:" and a name that timm.create_model accepts.
+        image_size: height and width of the images in pixels. Position embeddings are created for
+            this size, and those of a weights file are interpolated to it.
         train_from, backbone_to, pool: see `Backbone`.
 
     Raises:
-        UserError: timm is not installed or has no such network, it has no feature maps, or it
-            cannot take images of this size.
+        UserError: timm is not installed or has no such network, or the network has no feature maps
+            or does not accept images of this size.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class TimmBackbone(AdoptedBackbone):
         self._modules_of = _stage_modules(network, run)
         if 0 < frozen < len(run) and not self._modules_of:
             raise UserError(
-                f"model.train_from: the parameters of {name} cannot be told apart by stage; "
+                f"model.train_from: the parameters of {name} cannot be assigned to stages; "
                 f"expected all, none or batch_norm, got {train_from!r}"
             )
         super().__init__(network, image_size, stages, train_from, backbone_to, pool)
 
     def modules_of(self, name: str) -> list[nn.Module]:
-        return self._modules_of.get(name, [])  # without any, all are frozen or none is
+        return self._modules_of.get(name, [])  # without any, all stages are frozen or none
 
     @property
     def starts_frozen(self) -> bool:
@@ -81,14 +81,14 @@ class TimmBackbone(AdoptedBackbone):
         )[0]
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the position embeddings of another image size interpolated to this one's."""
+        """Interpolate the position embeddings of another image size to this one."""
         own, given = getattr(self.network, "pos_embed", None), tensors.get("pos_embed")
         grid = getattr(getattr(self.network, "patch_embed", None), "grid_size", None)
         if own is None or given is None or grid is None or own.dim() != 3 or given.dim() != 3:
             return tensors
-        tokens = own.shape[1] - math.prod(grid)  # of no patch, first
+        tokens = own.shape[1] - math.prod(grid)  # tokens before the patches
         side = math.isqrt(max(given.shape[1] - tokens, 0))
-        # Of other widths, or of no square: another architecture's, which the loader says.
+        # Other widths, or no square grid: another architecture, which the loader reports.
         if own.shape[1] == given.shape[1] or side**2 != given.shape[1] - tokens:
             return tensors
         from timm.layers import resample_abs_pos_embed
@@ -110,14 +110,14 @@ def _create(name: str, image_size: int) -> nn.Module:
         alike = ", ".join(timm.list_models(f"*{known.partition('_')[0]}*")[:5])
         raise UserError(
             f"model.backbone={name}: timm {timm.__version__} has no {known}"
-            + (f"; some that it has: {alike}" if alike else "")
+            + (f"; similar names: {alike}" if alike else "")
         )
     fixed = timm.get_pretrained_cfg(known).fixed_input_size
     sizes = {"img_size": image_size} if fixed else {}
     try:
         try:
             return timm.create_model(known, pretrained=False, **sizes)
-        except TypeError:  # its size is fixed, but no option
+        except TypeError:  # its size is fixed and not an option
             return timm.create_model(known, pretrained=False)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -133,18 +133,19 @@ def _feature_info(network: nn.Module, name: str) -> list[dict]:
     able = hasattr(network, "forward_intermediates")
     if not able or not hasattr(network, "prune_intermediate_layers") or not info:
         raise UserError(
-            f"model.backbone={name}: timm gives no feature maps of it (no forward_intermediates); "
-            "choose another, or wrap it yourself: model.backbone=package.module:function"
+            f"model.backbone={name}: timm returns no feature maps for it (no "
+            "forward_intermediates); choose another network, or wrap this one: "
+            "model.backbone=package.module:function"
         )
     return info
 
 
 def _stage_modules(network: nn.Module, stages: tuple[str, ...]) -> dict[str, list[nn.Module]]:
-    """The modules of each stage: those up to its end that no earlier one has.
+    """The modules of each stage: those up to its end that no earlier stage has.
 
-    timm's networks register their modules in the order in which they run. What has parts of several
-    stages in it, and parameters of its own, is of none: position embeddings, say. Empty where
-    stages are no modules.
+    timm's networks register their modules in the order in which they run. A module that contains
+    parts of several stages belongs to none, and neither do its own parameters, such as position
+    embeddings. Empty if the stages are not modules.
     """
     names = [name for name, _ in network.named_modules()]
     if not {*stages} <= {*names}:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 class TransformerLayer(nn.Module):
     """``x + drop(attention(norm(x)))``, then ``x + drop(feed_forward(norm(x)))``.
 
-    As CARL's released layer: dropout on the two residual branches only, ReLU, biases everywhere,
+    Like CARL's released layer: dropout only on the two residual branches, ReLU, biases everywhere,
     Xavier-uniform weights, and no norm after the last layer.
     """
 
@@ -26,7 +26,7 @@ class TransformerLayer(nn.Module):
         self.ff1 = nn.Linear(size, ff_size)
         self.ff2 = nn.Linear(ff_size, size)
         self.dropout = nn.Dropout(dropout)
-        # One matrix for speed, but each third is initialised as the square matrix it is.
+        # One matrix for speed, but each third is initialised as a separate square matrix.
         for weight in (
             *self.qkv.weight.chunk(3),
             self.out.weight,
@@ -36,9 +36,9 @@ class TransformerLayer(nn.Module):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, x: Tensor, keys: Tensor | None, *, recompute: bool = False) -> Tensor:
-        """x (N, T, size); keys: bool (N, 1, 1, T), True = may be attended to, or None.
+        """x (N, T, size) to the same shape; keys: bool (N, 1, 1, T), True = attended to, or None.
 
-        With ``recompute`` backward computes both branches once more, but for their dropouts.
+        With ``recompute`` backward recomputes both branches, except for their dropouts.
         """
         x = x + self.dropout(_branch(self._attend, recompute, x, keys))
         return x + self.dropout(_branch(self._feed_forward, recompute, x))
@@ -57,5 +57,5 @@ class TransformerLayer(nn.Module):
 def _branch(call: Callable[..., Tensor], recompute: bool, *inputs: Tensor | None) -> Tensor:
     if not recompute:
         return call(*inputs)
-    # Nothing in a branch is random; the generator need not be read.
+    # Nothing in a branch is random, so the generator's state need not be read.
     return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -11,14 +11,14 @@ from training.models.backbone import Backbone
 from training.models.encoder import VideoEncoder
 
 LOSSES = ("inter", "intra", "video", "order")
-QUEUED = ("inter", "video")  # those with negatives from other videos
+QUEUED = ("inter", "video")  # losses with negatives from other videos
 
 
 class VCLREncoder(VideoEncoder):
     """A backbone whose pooled features are the embeddings, and a head for each loss.
 
-    A head is two linear layers with a ReLU between them (VCLR, A.1). They serve the losses alone:
-    ``encode`` gives the features, the backbone's own (N, T, F).
+    A head is two linear layers with a ReLU between them (VCLR, A.1). Only the losses use the heads:
+    ``encode`` returns the backbone's features (N, T, F).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class VCLREncoder(VideoEncoder):
         )
 
     def encode(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Frames (N, T, 3, H, W) to features (N, T, F), each frame for itself."""
+        """Frames (N, T, 3, H, W) to features (N, T, F), each frame separately."""
         return self.features(frames)
 
     def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -53,8 +53,8 @@ class VCLREncoder(VideoEncoder):
 class MomentumEncoder(AveragedModel):
     """Moving average of an encoder: theta <- m theta + (1 - m) theta_encoder (VCLR, eq. 12).
 
-    It starts as a copy, and its first update is an average as all others are. Of the parameters
-    alone, as in the released code: torch's class would copy the encoder's batch-norm statistics.
+    It starts as a copy, and its first update is already an average. Only the parameters are
+    averaged, as in the released code: torch's class would copy the encoder's batch-norm statistics.
     """
 
     def __init__(self, encoder: nn.Module, momentum: float) -> None:
@@ -71,18 +71,21 @@ class MomentumEncoder(AveragedModel):
 
 
 class VCLRModel(nn.Module):
-    """All that VCLR trains with; as an encoder it is the online one.
+    """VCLR's online encoder with its moving average, classifier and queues.
+
+    Used as an encoder, it is the online encoder.
 
     Args:
-        encoder: the online encoder; its heads say which of the LOSSES there are.
-        segments: frames of a tuple, for the classifier of temporal order.
-        queue_size: keys of earlier steps that each queue holds.
+        encoder: the online encoder; its heads determine which of the LOSSES are used.
+        segments: number of frames of a tuple, for the classifier of temporal order.
+        queue_size: number of keys of earlier steps in each queue.
         momentum: m of the moving average.
 
     Attributes:
-        encoder: trained; momentum: its moving average, which encodes the keys.
+        encoder: the online encoder, which is trained.
+        momentum: its moving average, which encodes the keys.
         order: classifier of the four temporal orders, if that loss is used.
-        queues: "inter" and "video", as far as these losses are used.
+        queues: "inter" and "video", if these losses are used.
     """
 
     positions = "none"
@@ -124,7 +127,7 @@ class VCLRModel(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """Of the online encoder."""
+        """The online encoder's backbone."""
         return self.encoder.backbone
 
     @property

@@ -1,4 +1,4 @@
-"""What a file of weights holds, read without running anything that is in it."""
+"""Reads the tensors of a weights file without running code from it."""
 
 import _compat_pickle
 import pickletools
@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor in a file, by its dotted place in it ("state_dict.module.conv1.weight").
+    """Every tensor in a file, by its dotted path in it ("state_dict.module.conv1.weight").
 
-    Endings .safetensors and .npz are what they say, anything else was written by torch.save, today
-    or in the old format. Other Python objects in such a file (argparse.Namespace, numbers of numpy,
-    paths, configurations) are passed over: their classes are neither imported nor called.
+    Reads .safetensors and .npz; any other file must be written by torch.save, in today's or the old
+    format. Other Python objects in such a file (argparse.Namespace, numpy scalars, paths,
+    configurations) are skipped: their classes are neither imported nor called.
 
-    Raises ValueError for a file that is none of these, or has no tensors.
+    Raises ValueError for a file in another format, or without tensors.
     """
     try:
         content = _READERS.get(path.suffix.lower(), _read_pickle)(path)
@@ -38,8 +38,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(content, _Passed):
         raise ValueError(
-            f"{path}: holds a pickled object, of a class that is not loaded, instead of a state "
-            "dict; save model.state_dict() in its place"
+            f"{path}: contains a pickled object, whose class is not loaded, instead of a state "
+            "dict; save model.state_dict() instead"
         )
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a dictionary, got {type(content).__name__}")
@@ -50,15 +50,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def examples(keys: Mapping | list[str]) -> str:
-    """The first few of many names."""
+    """The first few of many names, as text."""
     names = [str(key) for key in keys]
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "(none)"
 
 
 class _Passed:
-    """Stands for any object that is passed over: takes what unpickling gives it and keeps nothing.
+    """Placeholder for any skipped object: accepts all arguments of unpickling and keeps nothing.
 
-    Its own class is all that is ever called, whatever the name in the file."""
+    No other class is ever called, whatever the file names."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Passed":
         return super().__new__(cls)
@@ -71,7 +71,7 @@ class _Passed:
 
 
 class _PassedMapping(_Passed):
-    """The same where entries are set one by one, as in subclasses of dict."""
+    """The same for objects whose entries are set one by one, such as subclasses of dict."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:
         return OrderedDict()
@@ -79,7 +79,7 @@ class _PassedMapping(_Passed):
 
 def _read_pickle(path: Path) -> Any:
     names = _named_in(path)
-    # torch.load looks at its own list first: what it takes for tensors stays as it is.
+    # torch.load checks its own list first, so the classes of tensors keep their meaning.
     for stand_in in (_Passed, _PassedMapping):
         try:
             with torch.serialization.safe_globals([(stand_in, name) for name in names]):
@@ -110,7 +110,7 @@ def _globals(file: IO[bytes]) -> set[str]:
         if opcode.name == "GLOBAL":
             module, _, name = argument.partition(" ")
             names.add(f"{module}.{name}")
-            # Some of Python 2's names are Python 3's by the time that torch.load compares them.
+            # torch.load compares some names of Python 2 after translating them to Python 3.
             if (module, name) in _compat_pickle.NAME_MAPPING:
                 module, name = _compat_pickle.NAME_MAPPING[module, name]
             module = _compat_pickle.IMPORT_MAPPING.get(module, module)

@@ -1,4 +1,4 @@
-"""Pre-trained weights: the file that a recipe names, and the backbone wherever in it it is."""
+"""Pre-trained weights: finds the file that a recipe names, and the backbone inside it."""
 
 import logging
 import re
@@ -15,18 +15,18 @@ from training.support.checkpoint_files import newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# Of the backbone's entries: where more are missing, the file is of something else.
+# Share of the backbone's entries; if more are missing, the file belongs to another network.
 MAX_MISSING = 0.1
-# A moving average of the network beside it (encoder_k, momentum_encoder, target_net, model_ema).
+# Names of a network's moving average (encoder_k, momentum_encoder, target_net, model_ema).
 _AVERAGE = re.compile(r"(^|_)(k|key|ema|momentum|target|avg|averaged?)(_|$)")
 
 
 @dataclass(frozen=True)
 class WeightReport:
-    """What a file gave: from where in it, and the names on either side that found no partner."""
+    """What was loaded from a file, and the unmatched names on either side."""
 
     path: Path
-    taken: str  # the common prefix of the names, containers included; "" if there is none
+    taken: str  # the common prefix of the names, including containers; "" if there is none
     loaded: int
     missing: list[str]
     unexpected: list[str]
@@ -35,7 +35,7 @@ class WeightReport:
         tops = Counter(name.partition(".")[0] for name in self.unexpected)
         unused = ", ".join(f"{top} ({count})" for top, count in tops.items())
         return (
-            f"{self.loaded} entries loaded, taken from {_shown(self.taken)} of {self.path}, "
+            f"{self.loaded} entries loaded from {_shown(self.taken)} of {self.path}, "
             f"{len(self.missing)} missing, {len(self.unexpected)} not used"
             f"{f': {unused}' if unused else ''}"
         )
@@ -44,19 +44,19 @@ class WeightReport:
 def find_weights(weights: str | Path, backbone: Backbone) -> Path:
     """The file that ``model.weights`` names.
 
-    "package": the one in an installed package that has weights of this backbone; a run directory:
-    its newest valid checkpoint; else the file itself.
+    "package" stands for the file of an installed package with weights of this backbone, and a run
+    directory for its newest valid checkpoint; anything else is the file itself.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or the run has no checkpoint.
-        ValueError: a folder that is no run, or no installed package has weights of this backbone.
+        ValueError: the folder is not a run, or no installed package has weights of this backbone.
     """
     if str(weights) == "package":
         return Path(backbone.package_weights())
     path = Path(weights)
     if not path.exists():
         raise FileNotFoundError(
-            f"backbone weights: {path} does not exist; give model.weights= a file that you have "
+            f"backbone weights: {path} does not exist; set model.weights to a file that you have "
             "(written by torch.save, .safetensors or .npz), a run directory, or package; nothing "
             "is downloaded"
         )
@@ -64,7 +64,7 @@ def find_weights(weights: str | Path, backbone: Backbone) -> Path:
         return path
     if not (path / "config.yaml").is_file():
         raise ValueError(
-            f"model.weights: {path} is a folder, and no run: there is no config.yaml in it. Give a "
+            f"model.weights: {path} is a folder without config.yaml, so it is not a run. Name a "
             "file, or a run directory of python -m training.train"
         )
     found = newest_checkpoint(path / "checkpoints", keys=["model"])
@@ -76,27 +76,27 @@ def find_weights(weights: str | Path, backbone: Backbone) -> Path:
 def load_backbone_weights(
     backbone: Backbone, path: str | Path, key: str | None = None
 ) -> WeightReport:
-    """Load a checkpoint into a backbone and say what matched.
+    """Load a checkpoint into a backbone and report what matched.
 
-    The backbone's own names (torchvision's for a ResNet) are looked for under any common prefix,
-    made of containers ("state_dict", "model", "teacher") and of names ("module.", "encoder_q.",
-    "backbone."). Where they are found more than once, a network goes before its moving average
-    (MoCo's and BYOL's ``encoder_k``, ``momentum``, ``target``, ``ema``); other than that ``key``
-    has to choose. SimCLR's ``v1.weight`` is ``conv1.weight``; what ``backbone.adapt`` makes of
-    the entries (positions of another image size, for one) is what counts.
+    The backbone's names (torchvision's for a ResNet) are searched under any common prefix, which
+    consists of containers ("state_dict", "model", "teacher") and names ("module.", "encoder_q.",
+    "backbone."). If they are found more than once, a network is preferred to its moving average
+    (MoCo's and BYOL's ``encoder_k``, ``momentum``, ``target``, ``ema``); in other cases ``key``
+    must choose. SimCLR's ``v1.weight`` is read as ``conv1.weight``. Entries are compared after
+    ``backbone.adapt``, which for example interpolates positions of another image size.
 
     Heads (``fc``, a projector, queues) and stages that ``model.backbone_to`` leaves out are not
-    used. Batch counters may be missing, as in old files, and a tenth of the entries, with a
-    warning.
+    used. Batch counters may be missing, as in old files. Up to a tenth of the other entries may be
+    missing, with a warning.
 
     Args:
-        path: a file of weights, or what else `find_weights` takes.
-        key: names that the prefix has to contain, such as "teacher" or "teacher.backbone".
+        path: a weights file, or anything else that `find_weights` accepts.
+        key: names that the prefix must contain, such as "teacher" or "teacher.backbone".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no plain checkpoint, nothing in it matches, several places in it do,
-            or these are weights of another architecture.
+        ValueError: the file is not a plain checkpoint, nothing in it matches, several places in it
+            match, or the weights belong to another architecture.
     """
     path = find_weights(path, backbone)
     tensors = read_tensors(path)
@@ -126,7 +126,7 @@ def load_backbone_weights(
 def common_prefix(
     tensors: dict[str, Tensor], own: dict[str, Tensor], path: Path, key: str | None = None
 ) -> str:
-    """What stands before most of ``own``'s names in a file, and contains ``key``."""
+    """The prefix of most of ``own``'s names in a file that contains ``key``."""
     prefixes = _prefixes(tensors, own)
     if key is not None:
         prefixes = _asked_for(key, prefixes, path)
@@ -134,7 +134,7 @@ def common_prefix(
 
 
 class _Candidate:
-    """The names under one prefix beside those of the backbone."""
+    """The names under one prefix, compared with those of the backbone."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class _Candidate:
         self.problem = self._problem(own, backbone.left_out)
 
     def _problem(self, own: dict[str, Tensor], left_out: tuple[str, ...]) -> str:
-        """Why these are not the backbone's weights, "" if they may be."""
+        """The reason why these are not the backbone's weights; "" if they may be."""
         of_another = "these are weights of another architecture"
         for name, value in self.matching.items():
             if value.shape != own[name].shape:
@@ -165,7 +165,7 @@ class _Candidate:
             if value.is_floating_point() != own[name].is_floating_point():
                 return (
                     f"{self.prefix}{name} is {value.dtype}, the backbone needs {own[name].dtype}: "
-                    "quantised or otherwise encoded weights have to be converted first"
+                    "convert quantised or otherwise encoded weights first"
                 )
         parts = {_without_number(name) for name in own}
         extra = [
@@ -188,7 +188,7 @@ class _Candidate:
 
 
 def _prefixes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, int]:
-    """Everything that stands before a name of the model's, and how often: the commonest first."""
+    """Each prefix of a name of the model and how often it occurs, the most frequent first."""
     counts: Counter[str] = Counter()
     for place in tensors:
         start = 0
@@ -207,7 +207,7 @@ def _asked_for(key: str, prefixes: dict[str, int], path: Path) -> dict[str, int]
         most = max(prefixes.values(), default=0)
         there = [_shown(prefix) for prefix, count in prefixes.items() if 2 * count >= most]
         raise ValueError(
-            f"{path}: model.weights_key={key} is nowhere before the model's names; they are "
+            f"{path}: model.weights_key={key} is not in any prefix of the model's names; they are "
             f"under {' and '.join(there)}"
         )
     return asked
@@ -219,26 +219,26 @@ def _choose(fitting: list[_Candidate], path: Path) -> _Candidate | None:
     if any(not _same(fitting[0], other) for other in fitting[1:]):
         names = " and ".join(_shown(one.prefix) for one in fitting)
         raise ValueError(
-            f"{path}: the backbone's names are in it more than once, under {names}; choose with "
+            f"{path}: the file has the backbone's names more than once, under {names}; choose with "
             f"model.weights_key={fitting[0].prefix.strip('.') or fitting[1].prefix.strip('.')}"
         )
     return fitting[0] if fitting else None
 
 
 def _same(one: _Candidate, other: _Candidate) -> bool:
-    """Whether two places hold the same values, as of a module that has two names."""
+    """Whether two places hold the same values, as for a module with two names."""
     return one.matching.keys() == other.matching.keys() and all(
         torch.equal(value, other.matching[name]) for name, value in one.matching.items()
     )
 
 
 def is_counter(name: str) -> bool:
-    """Whether an entry counts a batch norm's batches, which old files do not have."""
+    """Whether an entry is a batch norm's batch counter, which old files do not have."""
     return name.endswith("num_batches_tracked")
 
 
 def _without_number(name: str) -> str:
-    """The part of a network that a name belongs to: "layer" of "layer4.0.conv1.weight"."""
+    """The part of a network that a name belongs to: "layer" for "layer4.0.conv1.weight"."""
     return name.partition(".")[0].rstrip("0123456789")
 
 

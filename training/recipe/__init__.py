@@ -1,1 +1,1 @@
-"""Recipes: their keys, and how one is read from a file and the command line."""
+"""Recipes: their keys, and how they are read from a file and the command line."""

@@ -22,9 +22,10 @@ class ConfigError(UserError):
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Defaults, then the recipe, then ``key=value`` overrides, merged key by key and checked.
+    """Merge the defaults, the recipe and ``key=value`` overrides key by key, and check the result.
 
-    Raises ConfigError that names the key for an unknown key, a wrong type or a value out of range.
+    Raises ConfigError, which names the key, for an unknown key, a wrong type or a value out of
+    range.
     """
     path = find_recipe(recipe)
     try:
@@ -44,12 +45,12 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> DictConfig
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """A recipe given relative to the current folder or to training/."""
+    """The path of a recipe, which is relative to the current folder or to training/."""
     for path in (Path(recipe), TRAINING_FOLDER / recipe):
         if path.is_file():
             return path
     available = ", ".join(sorted(p.name for p in (TRAINING_FOLDER / "recipes").glob("*.yaml")))
-    raise ConfigError(f"recipe {recipe} does not exist; there are: {available} in training/recipes")
+    raise ConfigError(f"recipe {recipe} does not exist; training/recipes contains {available}")
 
 
 def differences(a: DictConfig, b: DictConfig) -> list[str]:
@@ -58,15 +59,15 @@ def differences(a: DictConfig, b: DictConfig) -> list[str]:
 
 
 def may_change() -> set[str]:
-    """Dotted keys that may have another value when a run is resumed."""
+    """Dotted keys that may change when a run is resumed."""
     return {key for key, leaf in _leaves(Config).items() if leaf.metadata.get("may_change")}
 
 
 @functools.cache
 def _schema() -> DictConfig:
-    """Not to be changed: every recipe is merged into a copy of it."""
+    """The defaults. Callers must not change them: every recipe is merged into a copy."""
     schema = OmegaConf.structured(Config)
-    # A frozen dataclass makes a read-only node; a recipe may still set its fields.
+    # A frozen dataclass becomes a read-only node, but a recipe may set its fields.
     OmegaConf.set_readonly(schema.augmentation, False)
     return schema
 
@@ -104,14 +105,16 @@ def _check_keys(values: DictConfig, schema: type, prefix: str, source: str) -> N
         if is_dataclass(section):
             inside = values._get_node(name)
             if not isinstance(inside, DictConfig):
-                raise ConfigError(f"{source}: {key} is a section; set its keys, as {key}.x=...")
+                raise ConfigError(
+                    f"{source}: {key} is a section; set its keys, for example {key}.x=..."
+                )
             _check_keys(inside, section, f"{key}.", source)
 
 
 def _suggestion(key: str) -> str:
     """The nearest known key, by the whole name and by its last part alone ("lr")."""
     if key in RENAMED:
-        return f"It is called {RENAMED[key]!r} now; give the same value there."
+        return f"It is now called {RENAMED[key]!r}; set that key to the same value."
 
     def likeness(known: str) -> float:
         last, known_last = key.rpartition(".")[2], known.rpartition(".")[2]
@@ -136,7 +139,7 @@ def _check_values(config: DictConfig) -> None:
     for key, leaf in _leaves(Config).items():
         try:
             value = OmegaConf.select(config, key)
-        except OmegaConfBaseException as error:  # ${...} that leads nowhere
+        except OmegaConfBaseException as error:  # ${...} that refers to an unknown key
             reason = str(error).partition("\n")[0]
             raise ConfigError(f"{key}: {reason}") from error
         choices, minimum = leaf.metadata.get("choices"), leaf.metadata.get("minimum")
@@ -154,16 +157,22 @@ def _check_values(config: DictConfig) -> None:
     if (config.train.steps is None) == (config.train.epochs is None):
         raise ConfigError(
             f"train.steps is {config.train.steps} and train.epochs {config.train.epochs}: "
-            "set one of train.steps and train.epochs, and the other one to null"
+            "set one of them and leave the other null"
         )
     try:
         check_backbone(config.model)
     except UserError as error:
         raise ConfigError(str(error)) from error
     if config.model.hidden_size % config.model.heads:
-        raise ConfigError("model.hidden_size: expected a multiple of model.heads")
+        raise ConfigError(
+            f"model.hidden_size: expected a multiple of model.heads {config.model.heads}, got "
+            f"{config.model.hidden_size}"
+        )
     if config.optim.warmup_steps and config.optim.warmup_epochs:
-        raise ConfigError("set one of optim.warmup_steps and optim.warmup_epochs; the other to 0")
+        raise ConfigError(
+            f"optim.warmup_steps is {config.optim.warmup_steps} and optim.warmup_epochs "
+            f"{config.optim.warmup_epochs}: set one of them and leave the other 0"
+        )
     if not all(0 <= beta < 1 for beta in config.optim.betas):
         raise ConfigError(
             f"optim.betas: expected two numbers in [0, 1), got {[*config.optim.betas]}"
@@ -175,7 +184,7 @@ def _check_values(config: DictConfig) -> None:
 
 
 def _check_vclr(config: DictConfig, losses: list[str]) -> None:
-    """VCLR's losses, clips and encoder come together, and alone."""
+    """VCLR's losses, clips and encoder are used together and with nothing else."""
     others = [name for name in losses if name != "vclr"]
     needed = {"data.clips": "tuples", "model.encoder": "vclr"}
     have = {key: OmegaConf.select(config, key) == value for key, value in needed.items()}
@@ -188,29 +197,37 @@ def _check_vclr(config: DictConfig, losses: list[str]) -> None:
                 raise ConfigError(f"loss.vclr needs {key}={value}, got {got}")
         vclr = config.loss.vclr
         if not (vclr.inter or vclr.intra or vclr.video or vclr.order):
-            raise ConfigError("loss.vclr: inter, intra, video and order are all 0; give one")
+            raise ConfigError(
+                "loss.vclr: inter, intra, video and order are all 0; set at least one"
+            )
         if config.data.num_context > 1:
-            raise ConfigError("data.num_context: data.clips=tuples has single frames, expected 1")
+            raise ConfigError(
+                "data.num_context: data.clips=tuples has single frames, expected 1, got "
+                f"{config.data.num_context}"
+            )
     else:
         for key, value in needed.items():
             if have[key]:
-                raise ConfigError(f"{key}={value} is for loss.vclr alone, got loss.{others[0]}")
+                raise ConfigError(f"{key}={value} works only with loss.vclr, got loss.{others[0]}")
         if not config.augmentation.per_clip:
-            raise ConfigError("augmentation.per_clip: false is for data.clips=tuples alone")
+            raise ConfigError(
+                "augmentation.per_clip: false works only with data.clips=tuples, got "
+                f"{config.data.clips}"
+            )
 
 
 def _check_loss_and_data(config: DictConfig) -> None:
-    """Losses and the clips they compare must fit together."""
+    """Check that the losses support the clips that the recipe draws."""
     losses = [name for name, *_ in loss_terms(config.loss)]
     if not losses:
         names = ", ".join(f"loss.{f.name}.weight" for f in fields(LossConfig))
-        raise ConfigError(f"loss: every weight is 0; give one of {names}")
+        raise ConfigError(f"loss: every weight is 0; set the weight of at least one of {names}")
     _check_vclr(config, losses)
     views = [name for name in losses if name in ("scl", "nearest")]
     if views and config.data.clips not in ("views", "synchronised"):
         raise ConfigError(
-            f"loss.{views[0]} compares times of one video or of synchronised ones: data.clips must "
-            f"be views or synchronised, got {config.data.clips}"
+            f"loss.{views[0]} compares times of one video or of synchronised videos: data.clips "
+            f"must be views or synchronised, got {config.data.clips}"
         )
     if "tcn" in losses and config.data.sampling != "anchors":
         raise ConfigError(
@@ -218,9 +235,9 @@ def _check_loss_and_data(config: DictConfig) -> None:
             f"got {config.data.sampling}"
         )
     if config.data.sampling == "anchors" and config.data.num_frames % 2:
-        raise ConfigError("data.num_frames: sampling=anchors takes pairs, expected an even number")
+        raise ConfigError("data.num_frames: sampling=anchors draws pairs, expected an even number")
     if config.model.encoder == "fve" and config.model.num_context > 1:
         raise ConfigError(
-            "data.num_context: model.encoder=fve looks at single frames, expected 1, "
+            "data.num_context: model.encoder=fve encodes single frames, expected 1, "
             f"got {config.data.num_context}"
         )

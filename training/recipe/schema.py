@@ -1,4 +1,4 @@
-"""The keys of a recipe: their types, defaults and limits. Needs no omegaconf; recipes do."""
+"""The keys of a recipe: types, defaults and limits. This file does not need omegaconf."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -15,8 +15,8 @@ from fastseq.video.sampling import CLIP_SAMPLING, VIEW_SAMPLING
 from fastseq.video.tuples import ANCHORS
 from training.models.backbone import POOLS
 
-# ``may_change=True`` marks the keys that may change when a run is resumed: where it runs and what
-# it writes, not what it learns (except that max_minutes, where given, ends the cosine).
+# ``may_change=True`` marks the keys that may change when a run is resumed. They affect where it
+# runs and what it writes, not what it learns (except max_minutes, which sets the cosine's end).
 
 
 def _any(default: Any, **metadata: Any) -> Any:
@@ -49,37 +49,38 @@ def _backend() -> Any:
 
 @dataclass
 class DataConfig:
-    """Which videos, and how the clips of an item are drawn from them.
+    """The videos, and how the two clips of an item are drawn from them.
 
-    ``clips``: two views of one video, two videos of one action, two synchronised videos of one
-    event (`fastseq.video.SynchronisedViews`), or VCLR's tuples of single frames
-    (`fastseq.video.SegmentTuples`), which the three keys after ``context_stride`` describe.
+    ``clips``: "views", two views of one video; "videos", two videos of one action; "synchronised",
+    two synchronised videos of one event (`fastseq.video.SynchronisedViews`); "tuples", VCLR's
+    tuples of single frames (`fastseq.video.SegmentTuples`; keys segments, anchor, reversal).
     """
 
     folder: str = _any("", may_change=True)  # prepared with python -m training.prepare
     clips: str = _one_of("views", "views", "videos", "synchronised", "tuples")
     num_frames: int = _at_least(240, 2)  # T, frames per clip
-    batch_size: int = _at_least(4, 1)  # items at a time, over all ranks; two clips each
-    # "random" and "even" within a crop of the video (CARL, section 3.2; the crop is what the next
-    # four keys describe), the others over the whole video: see fastseq.video.sample_clip.
+    batch_size: int = _at_least(4, 1)  # items per step, over all ranks; each has two clips
+    # "random" and "even" draw frames within a temporal crop of the video (CARL, section 3.2); the
+    # next four keys describe the crop, see fastseq.video.sample_views. The others draw from the
+    # whole video, see fastseq.video.sample_clip.
     sampling: str = _one_of("random", *VIEW_SAMPLING, *CLIP_SAMPLING)
     crop_base: str = _one_of("clip", "clip", "video", "span")
     alpha: float = _at_least(1.5, 1)
     beta: float = _share(0.2)
     span: tuple[float, float] = (0.3, 1.0)
-    positive_window: int = _at_least(5, 1)  # frames, for sampling=anchors
-    num_context: int = _at_least(1, 1)  # frames per embedding: itself, earlier ones
-    context_stride: int = _at_least(15, 1)  # frames between them
-    segments: int = _at_least(3, 2)  # S: a tuple has one frame of each
-    anchor: str = _one_of("ends", *ANCHORS)  # segments that the frame-level anchor may be from
+    positive_window: int = _at_least(5, 1)  # with sampling=anchors: largest distance in frames
+    num_context: int = _at_least(1, 1)  # frames per embedding: the frame and earlier ones
+    context_stride: int = _at_least(15, 1)  # distance between these, in frames
+    segments: int = _at_least(3, 2)  # S; a tuple has one frame of each segment
+    anchor: str = _one_of("ends", *ANCHORS)  # segments from which the frame-level anchor is drawn
     reversal: bool = False  # whether a shuffled tuple may be in exactly reversed order
-    engine: str = _one_of("auto", *ENGINES)  # what decodes; auto: the fastest that works
-    # ram: decoded frames; features: what a backbone that is not trained makes of them, on disk.
+    engine: str = _one_of("auto", *ENGINES)  # decoder; auto: the fastest that works
+    # ram: decoded frames, in memory; features: features of a frozen backbone, on disk.
     cache: str = _one_of("none", "none", "ram", "features", may_change=True)
-    # With cache=features: augmented versions of each video to draw clips from; 0: as it is.
+    # With cache=features: number of augmented versions of each video; 0: the video unaugmented.
     feature_draws: int = _at_least(0, 0)
-    cache_side: int | None = _at_least(None, 1)  # short side of cached frames, in pixels
-    # Processes (PyAV) or threads (DALI); 0: this one, all cores.
+    cache_side: int | None = _at_least(None, 1)  # shorter side of cached frames, in pixels
+    # Decoding processes (PyAV) or threads (DALI); 0: this process (PyAV), all cores (DALI).
     workers: int = _at_least(4, 0, may_change=True)
     train_split: str = "train"
     test_split: str = "test"
@@ -97,19 +98,20 @@ class ModelConfig:
     encoder: str = _one_of("fve", "fve", "conv3d", "vclr")
     # small_cnn, resnet18, 34, 50, 101, efficientnet_lite0; timm:NAME; package.module:function.
     backbone: str = "resnet50"
-    backbone_to: str = "last"  # last stage that is run: last, stride8, stride16, or its name
-    pool: str = _one_of("max", *POOLS)  # of the last map; grid: means of 4 x 4 fields
-    # First stage that is trained: all, last, none, batch_norm, or its name.
+    backbone_to: str = "last"  # last stage that runs: last, stride8, stride16, or a stage's name
+    pool: str = _one_of("max", *POOLS)  # pooling of the last map; grid: means of 4 x 4 fields
+    # First stage that is trained: all, last, none, batch_norm, or a stage's name.
     train_from: str = "last"
-    # Pre-trained: "package", a file, or a run directory of python -m training.train.
+    # Pre-trained weights: "package", a file, or a run directory of python -m training.train.
     weights: str | None = _any(None, may_change=True)
-    # Which of several in it, such as teacher.
+    # The network to use if the file holds several, such as teacher.
     weights_key: str | None = _any(None, may_change=True)
-    weights_parts: str = _one_of("backbone", "backbone", "all")  # all: of a run, the heads too
-    random_frozen: bool = False  # whether a frozen part may be random, without weights
-    centre: bool = False  # features less their mean over the clip's real frames; fve alone
-    # Of the embeddings that are evaluated, saved and aligned: how much of their squared length is
-    # the backbone's features, beside what was trained. The loss does not see them. fve alone.
+    # What to load: the backbone, or the whole model of a run.
+    weights_parts: str = _one_of("backbone", "backbone", "all")
+    random_frozen: bool = False  # whether a frozen part may have random weights
+    centre: bool = False  # subtract the mean over the clip's real frames from features; fve only
+    # Share of the backbone's features in the squared length of the embeddings that are evaluated,
+    # saved and aligned; the trained part has the rest. The loss does not see them. fve only.
     backbone_share: float = _any(0.0, minimum=0, maximum=0.99, may_change=True)
     image_size: int = "${augmentation.size}"
     num_frames: int = "${data.num_frames}"
@@ -120,7 +122,7 @@ class ModelConfig:
     fc_layers: int = _at_least(2, 0)
     fc_size: int = _at_least(512, 1)
     fc_dropout: float = _share(0.1)
-    layers: int = _at_least(3, 0)  # this and the next five: fve alone
+    layers: int = _at_least(3, 0)  # this key and the next five: fve only
     hidden_size: int = _at_least(256, 2)
     heads: int = _at_least(8, 1)
     ff_size: int = _at_least(1024, 1)
@@ -151,19 +153,19 @@ class NearestConfig:
 
     weight: float | None = _weight()
     temperature: float = _above(0.1, 0)
-    reach: float = _at_least(45.0, 0)  # frames: as far as SCL's Gaussian reaches at variance 10
+    reach: float = _at_least(45.0, 0)  # frames; SCL's Gaussian reaches 45 frames at variance 10
 
 
 @dataclass
 class SoftDTWConfig:
-    """The options of fastseq.soft_dtw; the value is divided by the frames of a clip."""
+    """The options of fastseq.soft_dtw; the value is divided by the number of frames of a clip."""
 
     weight: float | None = _weight()
     gamma: float = 0.1
     cost: str = _one_of("sqeuclidean", *COSTS)
     bandwidth: int | None = _at_least(None, 0)
     divergence: bool = False
-    normalize: bool = True  # embeddings to unit length first
+    normalize: bool = True  # normalise embeddings to unit length first
     backend: str = _backend()
 
 
@@ -177,17 +179,17 @@ class LAVConfig:
     window: float = 10.0
     margin: float = 2.0
     form: str = _one_of("code", "code", "paper")
-    normalize: bool = True  # embeddings to unit length first, as LAV does
+    normalize: bool = True  # normalise embeddings to unit length first, as LAV does
     backend: str = _backend()
 
 
 @dataclass
 class ContrastiveIDMConfig:
-    """The options of fastseq.contrastive_idm on both clips; the sum is divided by their frames.
+    """The options of fastseq.contrastive_idm on both clips.
 
-    So ``soft_dtw`` + 0.5 ``contrastive_idm`` is ``lav``, and other forms take its place (LAV,
-    Table 1); ``form`` is the function's ``kind``. With weights=code, times and window are shares of
-    the video, as in LAV's code.
+    The sum is divided by the number of frames of a clip, so ``soft_dtw`` + 0.5 ``contrastive_idm``
+    is ``lav``, and the other forms can replace it (LAV, Table 1). ``form`` is the function's
+    ``kind``. With weights=code, times and window are shares of the video, as in LAV's code.
     """
 
     weight: float | None = _weight()
@@ -196,7 +198,7 @@ class ContrastiveIDMConfig:
     form: str = _one_of("contrastive", *KINDS)
     weights: str = _one_of("code", *WEIGHTS)
     distance: str = _one_of("sqeuclidean", *DISTANCES)
-    normalize: bool = True  # embeddings to unit length first, as LAV does
+    normalize: bool = True  # normalise embeddings to unit length first, as LAV does
     backend: str = _backend()
 
 
@@ -204,8 +206,9 @@ class ContrastiveIDMConfig:
 class TCCConfig:
     """The options of fastseq.tcc_loss.
 
-    ``pairs``: the two clips of each item in both directions, or all ordered pairs of the batch's
-    clips that show one action, as in TCC's released code (the same at data.batch_size=1).
+    ``pairs``: "given", the two clips of each item in both directions; "all", all ordered pairs of
+    the batch's clips that show the same action, as in TCC's released code. Both are the same at
+    data.batch_size=1.
     """
 
     weight: float | None = _weight()
@@ -217,7 +220,7 @@ class TCCConfig:
     label_smoothing: float = 0.1
     huber_delta: float = 0.1
     normalize_indices: bool = True
-    normalize: bool = False  # embeddings to unit length first; TCC does not
+    normalize: bool = False  # normalise embeddings to unit length first; TCC does not
     backend: str = _backend()
 
 
@@ -234,25 +237,25 @@ class TCNConfig:
 class VCLRConfig:
     """``weight`` times the weighted sum of VCLR's four losses; a loss with weight 0 is left out.
 
-    Needs data.clips=tuples and model.encoder=vclr. ``form``, ``temperature``: see
-    fastseq.vclr_loss.
+    Needs data.clips=tuples and model.encoder=vclr. fastseq.vclr_loss describes ``form`` and
+    ``temperature``.
     """
 
     weight: float | None = _weight()
     inter: float = _at_least(1.0, 0)
     intra: float = _at_least(1.0, 0)
-    video: float = _at_least(1.0, 0)  # of tuples
+    video: float = _at_least(1.0, 0)  # the video-level loss, between tuples
     order: float = _at_least(1.0, 0)
     temperature: float = _above(0.1, 0)
     form: str = _one_of("code", *VCLR_FORMS)
     queue_size: int = _at_least(131072, 1)  # keys in each of the two queues
-    momentum: float = _share(0.999)  # of the encoder that makes the keys
+    momentum: float = _share(0.999)  # of the encoder that computes the keys
     backend: str = _backend()
 
 
 @dataclass
 class LossConfig:
-    """What is minimised: the sum of weight times loss. Without any weight: SCL with weight 1."""
+    """The minimised sum of weight times loss. If no weight is set, SCL has weight 1."""
 
     scl: SCLConfig = field(default_factory=SCLConfig)
     nearest: NearestConfig = field(default_factory=NearestConfig)
@@ -268,7 +271,8 @@ class LossConfig:
 class OptimConfig:
     """The optimizer, with coupled weight decay.
 
-    The rate rises from lr / 100 to lr over the warm-up, then follows half a cosine to ``min_lr``.
+    The learning rate rises from lr / 100 to lr during the warm-up, then follows half a cosine to
+    ``min_lr``.
     """
 
     name: str = _one_of("adam", "adam", "sgd")
@@ -278,45 +282,46 @@ class OptimConfig:
     momentum: float = _share(0.9)  # of SGD
     schedule: str = _one_of("cosine", "cosine", "constant")
     min_lr: float = _at_least(0.0, 0)
-    warmup_steps: int = _at_least(0, 0)  # or
+    warmup_steps: int = _at_least(0, 0)  # set steps or epochs
     warmup_epochs: float = _at_least(0.0, 0)
-    grad_clip: float | None = _above(10.0, 0)  # gradient norm; null = no clipping
+    grad_clip: float | None = _above(10.0, 0)  # largest gradient norm; null: no clipping
 
 
 @dataclass
 class TrainConfig:
-    """How long, where, and what is written."""
+    """Duration and device of the training, and what it writes."""
 
     run_dir: str = _any("", may_change=True)  # default: runs/<name of the recipe>
-    steps: int | None = _at_least(None, 1)  # give steps or epochs
+    steps: int | None = _at_least(None, 1)  # set steps or epochs
     epochs: int | None = _at_least(None, 1)
-    # Stops the run and ends the cosine by then: the result then depends on the machine's speed.
+    # Stops the run after this time and ends the cosine there: the result then depends on the
+    # machine's speed.
     max_minutes: float | None = _above(None, 0, may_change=True)
     seed: int = _at_least(0, 0)
     accumulate: int = _at_least(1, 1)  # batches of data.batch_size per step of the optimizer
-    device: str = _any("auto", may_change=True)  # auto = cuda when there is one
-    precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto = bf16 on CUDA that has it
-    # Frames per backbone call, 0 = all at once; the backbone's batch norms take their statistics
-    # there. Memory grows with it, not with the length of the clips. null: 80, as CARL's code does,
-    # but 8 on a CPU where no batch norm takes statistics: twice as fast.
+    device: str = _any("auto", may_change=True)  # auto: cuda if available
+    precision: str = _one_of("auto", "auto", "fp32", "bf16")  # auto: bf16 if CUDA supports it
+    # Frames per backbone call; 0: all at once. Memory grows with this number, not with the length
+    # of the clips; batch norms of the backbone compute their statistics over these frames. null:
+    # 80, as in CARL's code, but 8 on a CPU if no batch norm computes statistics (twice as fast).
     chunk_frames: int | None = _at_least(None, 0)
-    # Keep what enters the backbone's trained part, the fc block and the Transformer's branches for
-    # backward, and compute these twice: less memory, the same gradients.
+    # Keep only the inputs of the backbone's trained part, the fc block and the Transformer's
+    # branches for backward, and recompute these parts: less memory, the same gradients.
     checkpointing: bool = _any(True, may_change=True)
     # torch.compile of the backbone; the first steps take minutes.
     compile: bool = _any(False, may_change=True)
     log_every: int = _at_least(20, 1, may_change=True)  # steps
     checkpoint_every: int = _at_least(1000, 1, may_change=True)  # steps
-    # Steps between evaluations on the test split, a curve in the report; null: none.
+    # Steps between evaluations on the test split, which the report plots; null: no evaluation.
     evaluate_every: int | None = _at_least(None, 1, may_change=True)
     keep_checkpoints: int = _at_least(2, 1, may_change=True)
-    # Steps in a row without a finite loss before giving up.
+    # Consecutive steps without a finite loss after which the run stops.
     max_nonfinite: int = _at_least(20, 1, may_change=True)
-    # The same bits on a GPU from run to run, at some speed.
+    # Bitwise identical results from run to run on a GPU; slower.
     deterministic: bool = _any(False, may_change=True)
 
 
-# Former names, for runs and recipes that still have them.
+# Former names of keys, for runs and recipes that still use them.
 RENAMED = {"model.frames_per_chunk": "train.chunk_frames"}
 
 
@@ -331,18 +336,18 @@ class Config:
 
 
 def plain_config(values: Mapping[str, Any]) -> Config:
-    """Defaults with ``values`` ("data.num_frames": 480) in their place, where no recipe is read.
+    """The defaults with ``values`` such as {"data.num_frames": 480} set, without reading a recipe.
 
-    Unknown keys are refused; types and limits are not looked at.
+    Raises ValueError for an unknown key. Types and limits are not checked.
     """
     config = Config()
     for key, value in values.items():
         section, _, name = key.partition(".")
         if not hasattr(getattr(config, section, None), name):
             raise ValueError(
-                f"unknown key {key!r}; expected a section and a key, as data.num_frames"
+                f"unknown key {key!r}; expected a section and a key, such as data.num_frames"
             )
-        # One of them is frozen.
+        # One of the sections is frozen.
         setattr(config, section, replace(getattr(config, section), **{name: value}))
     for one in fields(config.model):
         value = getattr(config.model, one.name)

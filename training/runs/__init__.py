@@ -1,1 +1,1 @@
-"""A run directory: what is in it, and how to get a model back from it."""
+"""Run directories: their content, and loading a model from them."""

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a crash: written whole or not at all, plain data, loaded safely."""
+"""Checkpoints that survive a crash: written whole, plain data, loaded without running code."""
 
 import json
 import os
@@ -42,30 +42,30 @@ def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: 
     any moment, the earlier checkpoints are intact.
 
     Raises:
-        CheckpointError: it cannot be written; names the reason and what is intact.
+        CheckpointError: writing failed; the message names the reason and the intact checkpoint.
     """
     folder = Path(folder)
     path = folder / f"step_{step:08d}.pt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in (*folder.glob(".*.part"), *folder.glob("*.tmp")):  # by a kill; .tmp: once
+        for left in (*folder.glob(".*.part"), *folder.glob("*.tmp")):  # .tmp: earlier versions
             left.unlink(missing_ok=True)
         _write(path, state, keep)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         earlier = [one.name for one in list_checkpoints(folder) if one != path]
         intact = f"{earlier[-1]} is intact" if earlier else "there is no earlier one"
         raise CheckpointError(
-            f"{path} cannot be written ({_reason(error)}); {intact}. Make room or give the folder "
+            f"{path} cannot be written ({_reason(error)}); {intact}. Free some space or grant "
             "write permission, then continue with --resume"
         ) from error
     return path
 
 
 def save_initial(run_dir: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write ``RUN/initial.pt``, atomically: weights from before the first step.
+    """Write ``RUN/initial.pt``, the weights before the first step, atomically.
 
     Raises:
-        CheckpointError: it cannot be written; names the reason.
+        CheckpointError: writing failed; the message names the reason.
     """
     path = run_dir / INITIAL
     try:
@@ -73,7 +73,7 @@ def save_initial(run_dir: Path, weights: dict[str, torch.Tensor]) -> None:
             _save(weights, partial)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} cannot be written ({_reason(error)}); make room or give the folder write "
+            f"{path} cannot be written ({_reason(error)}); free some space or grant write "
             "permission"
         ) from error
 
@@ -95,8 +95,8 @@ def _write(path: Path, state: dict[str, Any], keep: int) -> None:
     with replacing(path) as partial:
         _save(state, partial)
         entry = {"sha256": sha256(partial), "bytes": partial.stat().st_size}
-        # A file without an entry is judged by loading it, one with a wrong entry is damaged. So an
-        # entry never outlives its file, and a new one comes after it.
+        # A file without an entry is checked by loading it; a file with a wrong entry counts as
+        # damaged. So an entry is removed before its file and added after it.
         entries = read_manifest(folder)
         if entries.pop(path.name, None):
             _write_manifest(folder, entries)
@@ -109,13 +109,13 @@ def _write(path: Path, state: dict[str, Any], keep: int) -> None:
 
 
 def load_latest(folder: str | Path, keys: Collection[str] = ()) -> dict[str, Any] | None:
-    """What the newest valid checkpoint holds: see `newest_checkpoint`."""
+    """The content of the newest valid checkpoint, see `newest_checkpoint`."""
     found = newest_checkpoint(folder, keys)
     return None if found is None else found[1]
 
 
 def load_weights(model: torch.nn.Module, state: dict[str, Any], folder: str | Path) -> None:
-    """Put the weights of a checkpoint of ``folder`` into the model."""
+    """Load the weights of a checkpoint of ``folder`` into the model."""
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:  # names every tensor, one per line
@@ -127,7 +127,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, Any], folder: str | Pa
 
 
 def random_state() -> dict[str, Any]:
-    """State of the random generators of Python, NumPy and torch, as plain types."""
+    """The states of the random generators of Python, NumPy and torch, as plain types."""
     name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -153,7 +153,7 @@ def _write_manifest(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself durable, where the system can open a folder."""
+    """Make the renaming durable, on systems that can open a folder."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

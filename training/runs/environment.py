@@ -1,4 +1,4 @@
-"""What a run's numbers depend on besides its configuration: versions, device, threads, ranks."""
+"""The environment that a run's numbers depend on: versions, device, threads, ranks."""
 
 import logging
 import os
@@ -13,15 +13,15 @@ from training.support.distributed import world_size
 
 logger = logging.getLogger(__name__)
 
-# What the speed on a busy machine depends on, for libgomp and for Intel's and LLVM's runtimes.
+# Variables of libgomp and of Intel's and LLVM's runtimes that affect speed on a busy machine.
 _OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "KMP_BLOCKTIME")
 
-# A resumed run has other bits where one of these is another.
+# If one of these changes, a resumed run differs in rounding.
 _EXACT = ("torch", "device", "precision", "threads", "ranks")
 
 
 def environment(device: torch.device, bf16: bool) -> dict[str, Any]:
-    """Plain types: for RUN/environment.json and for checkpoints."""
+    """The environment as plain types, for RUN/environment.json and for checkpoints."""
     return {
         "fastseq": fastseq.__version__,
         "torch": str(torch.__version__),
@@ -36,11 +36,11 @@ def environment(device: torch.device, bf16: bool) -> dict[str, Any]:
 
 
 def warn_if_inexact(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Say where a run that continues will differ in rounding from an uninterrupted one."""
+    """Warn if a resumed run will differ in rounding from an uninterrupted one."""
     changed = [
         f"{key} {before.get(key)} (now {now[key]})" for key in _EXACT if before.get(key) != now[key]
     ]
     if changed:
         logger.warning(
-            "the run was saved with %s: it continues, but not to the bit", ", ".join(changed)
+            "the run was saved with %s: it continues, but not bit for bit", ", ".join(changed)
         )

@@ -1,4 +1,4 @@
-"""What a run directory holds, when a run may be started in it, and how one begins or continues."""
+"""The content of a run directory, the checks before a run, and its start or continuation."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What training and evaluation write into a run directory; --overwrite removes these, nothing else.
+# The files that training and evaluation write into a run directory; --overwrite removes only these.
 RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
 RUN_CONTENTS += (INITIAL, "evaluations.jsonl")
 RUN_CONTENTS += ("evaluation.json", "report.html", "pictures", "retrieval.png")
 
 
 def restarted(run_dir: Path) -> bool:
-    """Whether torchrun --max-restarts started this process again for the run that is there."""
+    """Whether torchrun --max-restarts restarted this process for the existing run."""
     path = run_dir / "environment.json"
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not path.exists():
         return False
@@ -39,47 +39,47 @@ def restarted(run_dir: Path) -> bool:
 
 
 def check_run_dir(cfg: DictConfig, run_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to mix two runs, or to continue one under another configuration."""
+    """ConfigError if two runs would mix, or if a run would continue with another configuration."""
     existing = next(
         path for path in (run_dir.resolve(), *run_dir.resolve().parents) if path.exists()
     )
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         what = "is not writable" if existing.is_dir() else "is a file"
         raise ConfigError(
-            f"train.run_dir: {run_dir} cannot be written to, {existing} {what}; give another one"
+            f"train.run_dir: {run_dir} cannot be written to, {existing} {what}; choose another one"
         )
     exists = any((run_dir / name).exists() for name in RUN_CONTENTS)
     if exists and not (resume or overwrite):
         raise ConfigError(
-            f"{run_dir} already holds a run: give --resume to continue it, --overwrite to replace "
-            "it, or another train.run_dir"
+            f"{run_dir} already holds a run: add --resume to continue it or --overwrite to replace "
+            "it, or choose another train.run_dir"
         )
     if resume:
         if not (run_dir / "config.yaml").exists():
-            raise ConfigError(f"--resume: there is no run in {run_dir}; without it one is started")
+            raise ConfigError(f"--resume: there is no run in {run_dir}; start one without --resume")
         started = load_config(run_dir / "config.yaml")
         changed = [
             f"{key} = {OmegaConf.select(started, key)} (now {OmegaConf.select(cfg, key)})"
             for key in sorted(set(differences(cfg, started)) - may_change())
         ]
-        # Other pixels than the features were made of, so not a matter of where they lie alone.
+        # Features are made of other pixels than frames, so this change affects what is learned.
         caches = {started.data.cache, cfg.data.cache}
         if "features" in caches and len(caches) > 1:
             changed.append(f"data.cache = {started.data.cache} (now {cfg.data.cache})")
         if changed:
             raise ConfigError(
-                f"--resume: {run_dir} was started with other values: {', '.join(changed)}. Give "
-                "those, or another train.run_dir"
+                f"--resume: {run_dir} was started with other values: {', '.join(changed)}. Use "
+                "those values, or choose another train.run_dir"
             )
 
 
 def open_run(trainer: Trainer, *, resume: bool) -> None:
-    """Write what a run directory starts with, or take up the training from its last checkpoint.
+    """Write the first files of a run directory, or continue from its last checkpoint.
 
-    Without ``resume``, what an earlier run left there is removed first.
+    Without ``resume``, the files of an earlier run are removed first.
     """
     cfg, run_dir = trainer.cfg, trainer.run_dir
-    torch.manual_seed(cfg.train.seed + (rank() << 32))  # every rank its own dropout
+    torch.manual_seed(cfg.train.seed + (rank() << 32))  # different dropout on every rank
     resumed = resume and trainer.resume()
 
     def write() -> None:

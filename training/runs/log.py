@@ -1,4 +1,4 @@
-"""What a run writes while it trains: log.jsonl, TensorBoard events, and measures of collapse."""
+"""The logs of a run: log.jsonl, TensorBoard events, and measures of collapse."""
 
 import json
 import math
@@ -18,12 +18,12 @@ EVALUATIONS = "evaluations.jsonl"  # see training.evaluation.curve
 class JsonLines:
     """A file of JSON objects, one per line, each with its step; NaN and infinities become null.
 
-    Continuing at ``start_step`` drops the lines an interrupted run wrote after its checkpoint.
+    Continuing at ``start_step`` drops lines that an interrupted run wrote after its checkpoint.
     """
 
     def __init__(self, path: Path, start_step: int = 0) -> None:
         kept = [line for line in read_lines(path) if line["step"] <= start_step]
-        if path.exists():  # whole or not at all: what is kept here is in no checkpoint
+        if path.exists():  # replaced whole: these lines are in no checkpoint
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.last_step = kept[-1]["step"] if kept else None
         self._file = open(path, "a")  # noqa: SIM115 - closed in close()
@@ -34,7 +34,7 @@ class JsonLines:
         self.last_step = step
 
     def sync(self) -> None:
-        """Lines up to here survive a power cut; called before a checkpoint that follows them."""
+        """Flush to disk, so that all lines survive a power cut; called before each checkpoint."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class JsonLines:
 
 
 class RunLog:
-    """One JSON object per line in ``RUN/log.jsonl``, the same numbers under ``RUN/tensorboard``.
+    """Writes one JSON object per line to ``RUN/log.jsonl`` and the numbers to ``RUN/tensorboard``.
 
     Continuing at ``start_step`` drops what an interrupted run wrote after its checkpoint.
     """
@@ -58,13 +58,13 @@ class RunLog:
     def write(
         self, step: int, values: dict[str, float | int], nonfinite: list[dict[str, Any]]
     ) -> None:
-        """``nonfinite``: the steps that were skipped since the last line, with their videos."""
+        """Write a line; ``nonfinite``: steps skipped since the last line, with their videos."""
         self._lines.write(step, values | ({"nonfinite": nonfinite} if nonfinite else {}))
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def sync(self) -> None:
-        """As that of `JsonLines`."""
+        """Flush to disk, see `JsonLines.sync`."""
         self._lines.sync()
 
     def close(self) -> None:
@@ -73,20 +73,20 @@ class RunLog:
 
 
 class Pace:
-    """Says once that training has become far slower than it was at first.
+    """Warns once if training has become much slower than at first.
 
-    Time that is spent waiting for data does not count: the log's ``data_wait`` shows that.
+    Time spent waiting for data does not count; the log's ``data_wait`` shows it.
     """
 
-    FIRST = 3  # intervals that tell what is usual
-    SHARE = 0.4  # of it
+    FIRST = 3  # intervals that determine the usual speed
+    SHARE = 0.4  # of the usual speed
 
     def __init__(self) -> None:
         self._first: list[float] = []
         self._said = False
 
     def remark(self, frames: float, seconds: float) -> str:
-        """What to say after an interval of so many frames and seconds of work, often ""."""
+        """The warning after an interval of so many frames and seconds of work, usually ""."""
         rate = frames / max(seconds, 1e-9)
         if len(self._first) < self.FIRST:
             self._first.append(rate)
@@ -98,8 +98,8 @@ class Pace:
         load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
         return (
             f"training takes {rate:.0f} frames/s, at first it took {usual:.0f}{load} on "
-            f"{os.cpu_count()} cores: other work on them slows down the threads, which wait for "
-            "each other. OMP_WAIT_POLICY=passive or OMP_NUM_THREADS=1 makes that cheaper"
+            f"{os.cpu_count()} cores: other work on the cores slows down the threads, which wait "
+            "for each other. OMP_WAIT_POLICY=passive or OMP_NUM_THREADS=1 reduces the slowdown"
         )
 
 
@@ -109,7 +109,7 @@ def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What a `JsonLines` has written; a last line cut short by a crash is left out."""
+    """The lines that a `JsonLines` wrote, without a last line that a crash cut short."""
     lines = []
     if path.exists():
         for text in path.read_text().splitlines():
@@ -123,14 +123,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def collapse_measures(embeddings: Tensor, most: int = 512) -> dict[str, float]:
     """Two numbers that fall when embeddings (rows of (M, E)) collapse.
 
-    ``pairwise_distance``: mean Euclidean distance of two different rows, each of unit length; about
-    1.41 for unrelated ones, 0 when all frames look alike. ``effective_rank``: exp of the entropy of
-    the normalised singular values of the centred rows, 1 when they lie on a line, at most E. At
-    most ``most`` rows, evenly taken, are looked at. Both are NaN when one of these is not finite.
+    ``pairwise_distance``: mean Euclidean distance of two different rows of unit length, about 1.41
+    for unrelated rows, 0 if all embeddings are equal. ``effective_rank``: exp of the entropy of the
+    normalised singular values of the centred rows, 1 if they lie on a line, at most E. At most
+    ``most`` evenly spaced rows are used. Both are NaN if one of these is not finite.
     """
     rows = embeddings.detach().float()
     rows = torch.nn.functional.normalize(rows[:: max(1, len(rows) // most)], dim=-1)
-    if not torch.isfinite(rows).all():  # svdvals would raise, and the step is skipped anyway
+    if not torch.isfinite(rows).all():  # svdvals would raise; the step is skipped anyway
         return {"pairwise_distance": math.nan, "effective_rank": math.nan}
     singular = torch.linalg.svdvals(rows - rows.mean(0))
     share = singular / singular.sum().clamp(min=1e-12)

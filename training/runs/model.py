@@ -1,7 +1,7 @@
-"""A run directory and how to get a model back from it.
+"""Loads a model from a run directory.
 
-RUN/config.yaml, RUN/environment.json, RUN/log.jsonl, RUN/tensorboard/, RUN/checkpoints/, and with
-pre-trained weights RUN/initial.pt
+A run directory RUN contains config.yaml, environment.json, log.jsonl, tensorboard/, checkpoints/
+and, with pre-trained weights, initial.pt.
 """
 
 from pathlib import Path
@@ -23,12 +23,12 @@ from training.runs.checkpoint import (
 
 
 def initial_model(cfg: DictConfig, *, load_weights: bool = True) -> VideoEncoder | VCLRModel:
-    """The model as it is before the first step, a function of the configuration alone.
+    """The model before the first step, which depends only on the configuration.
 
-    The caller's random state is left as it was (that of the CPU; nothing is drawn on a GPU).
+    The caller's random state on the CPU is restored; nothing is drawn on a GPU.
 
     Args:
-        load_weights: False leaves out the pre-trained weights; what they would fill is random.
+        load_weights: False skips the pre-trained weights; the layers that they fill are random.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.train.seed)
@@ -36,21 +36,21 @@ def initial_model(cfg: DictConfig, *, load_weights: bool = True) -> VideoEncoder
 
 
 def check_frozen(cfg: DictConfig, model: VideoEncoder | VCLRModel) -> None:
-    """ConfigError where part of the backbone would stay random and nobody asked for that."""
+    """ConfigError if part of the backbone would stay random without random_frozen=true."""
     if model.backbone.frozen and not cfg.model.weights and not cfg.model.random_frozen:
         raise ConfigError(
-            f"model.train_from={cfg.model.train_from} keeps part of {cfg.model.backbone} as it "
-            "starts, which is random without model.weights. Give pre-trained weights (a file, or "
-            "model.weights=package with model.backbone=efficientnet_lite0), or train all of it "
-            "(model.train_from=all), or say that random is meant: model.random_frozen=true"
+            f"model.train_from={cfg.model.train_from} freezes part of {cfg.model.backbone}, which "
+            "is random without model.weights. Set model.weights to pre-trained weights (a file, or "
+            "model.weights=package with model.backbone=efficientnet_lite0), or train the whole "
+            "backbone (model.train_from=all), or allow random weights: model.random_frozen=true"
         )
 
 
 def weights_to_keep(cfg: DictConfig, model: VideoEncoder | VCLRModel) -> dict[str, Tensor]:
-    """What the model has from pre-trained weights and training is going to change.
+    """The pre-trained tensors of the model that training will change.
 
-    With it, a checkpoint and the seed the initial model is had again without the weights' file: the
-    rest is frozen, and in every checkpoint.
+    Together with a checkpoint and the seed they restore the initial model without the weights file:
+    all other tensors are frozen and part of every checkpoint.
     """
     changing = _changing(model)
     return {
@@ -65,7 +65,7 @@ def _pretrained(cfg: DictConfig, name: str) -> bool:
 
 
 def _changing(model: nn.Module) -> set[str]:
-    """Trained parameters, buffers of what is in training mode, and all of a moving average."""
+    """Trained parameters, buffers of modules in training mode, and all of a moving average."""
     training = model.training
     model.train()
     names = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -81,22 +81,24 @@ def _changing(model: nn.Module) -> set[str]:
 def load_run(
     run_dir: str | Path, *, untrained: bool = False
 ) -> tuple[VideoEncoder | VCLRModel, DictConfig]:
-    """Model of a run on the CPU, in eval mode, and the run's full configuration.
+    """The model of a run on the CPU, in eval mode, and the run's full configuration.
 
     Args:
-        untrained: give the weights from before the first step instead of the newest checkpoint's.
-            Pre-trained weights come from the run too (``RUN/initial.pt`` and the newest
-            checkpoint); of a run of an earlier version, or without a checkpoint, from their file.
+        untrained: load the weights before the first step instead of the newest checkpoint.
+            Pre-trained weights are read from the run (``RUN/initial.pt`` and the newest
+            checkpoint). A run of an earlier version, or one without a checkpoint, needs the weights
+            file.
 
     Raises:
-        FileNotFoundError: not a run directory, no checkpoint in it yet, or no file of weights.
+        FileNotFoundError: ``run_dir`` is not a run, or it has no checkpoint yet, or the weights
+            file is missing.
         CheckpointError: no checkpoint can be read, or the weights do not fit the configuration.
     """
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
         raise FileNotFoundError(
-            f"{run_dir} is not a run: there is no config.yaml in it. Runs are written by "
-            "python -m training.train"
+            f"{run_dir} is not a run: it contains no config.yaml. python -m training.train writes "
+            "runs"
         )
     cfg = load_config(run_dir / "config.yaml")
     if untrained:
@@ -118,8 +120,8 @@ def _untrained(cfg: DictConfig, run_dir: Path) -> VideoEncoder | VCLRModel:
         except FileNotFoundError as error:
             missing = f"no {INITIAL}" if not path.is_file() else "no checkpoint"
             raise FileNotFoundError(
-                f"{error}. The run has {missing} to take the initial weights from: without "
-                "the file that it was started with, its untrained model cannot be had"
+                f"{error}. The run has {missing} with the initial weights: without the weights "
+                "file that it was started with, its untrained model cannot be restored"
             ) from error
     model = initial_model(cfg, load_weights=False)
     state = model.state_dict()
@@ -133,15 +135,15 @@ def _untrained(cfg: DictConfig, run_dir: Path) -> VideoEncoder | VCLRModel:
         state |= torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}): put back a copy, or remove it and "
-            "keep model.weights where it was"
+            f"{path} cannot be read ({type(error).__name__}): restore it from a copy, or remove it "
+            "and keep model.weights where it was"
         ) from error
     load_weights(model, {"model": state}, run_dir)
     return model
 
 
 def weights_name(run_dir: str | Path) -> str:
-    """Tells one set of weights from another: the newest checkpoint's name and SHA-256."""
+    """An identifier of the run's weights: the newest checkpoint's name and SHA-256."""
     folder = Path(run_dir) / "checkpoints"
     manifest = read_manifest(folder)
     names = [path.name for path in list_checkpoints(folder)[-1:]]

@@ -1,4 +1,4 @@
-"""The weights of a run as one file that other programs read."""
+"""Writes the weights of a run to one file for other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write_safetensors(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
-    """Replace a .safetensors file by weights and, in its metadata, the configuration."""
+    """Write a .safetensors file of the weights, with the configuration in its metadata."""
     from omegaconf import OmegaConf
     from safetensors.torch import save_file
 
@@ -24,7 +24,7 @@ def write_safetensors(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any)
 
 
 def write_state_dict(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
-    """Replace a file of torch.save by the weights alone."""
+    """Write the weights alone with torch.save."""
     import torch
 
     with replacing(path) as partial:

@@ -1,1 +1,1 @@
-"""What every room may use: commands, whole files, ranks and signals."""
+"""Helpers for every other folder: commands, files written whole, ranks and signals."""

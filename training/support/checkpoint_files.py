@@ -1,4 +1,4 @@
-"""Which checkpoints a folder has, and the newest of them that can be trusted."""
+"""The checkpoints of a folder, and the newest valid one."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ _NAME = re.compile(r"step_(\d{8,})\.pt")
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be written, or none can be read, or its weights are of another model."""
+    """A checkpoint cannot be written, none can be read, or its weights are of another model."""
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -29,7 +29,7 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
 
 
 def read_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Checkpoint's name -> ``sha256`` and ``bytes``; empty where there is none."""
+    """Name of a checkpoint -> ``sha256`` and ``bytes``; empty without a manifest."""
     try:
         return json.loads((Path(folder) / MANIFEST).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -39,11 +39,12 @@ def read_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
 def newest_checkpoint(
     folder: str | Path, keys: Collection[str] = ()
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest valid checkpoint and what it holds, or None when there is none at all.
+    """The newest valid checkpoint and its content, or None if the folder has no checkpoint.
 
-    Valid: it has the SHA-256 of the manifest (where it is listed there), can be read and has
-    ``keys``. Others are reported and the one before is taken; CheckpointError when none is valid.
-    Tensors are on the CPU: Adam's step counters belong there, and random states too.
+    A valid checkpoint has the SHA-256 of the manifest (if it is listed there), can be read and has
+    ``keys``. Invalid checkpoints are logged and skipped, and the previous one is tried;
+    CheckpointError if none is valid. Tensors are loaded onto the CPU, where Adam's step counters
+    and the random states belong.
     """
     paths = list_checkpoints(folder)
     manifest = read_manifest(folder)
@@ -59,11 +60,11 @@ def newest_checkpoint(
             continue
         if isinstance(state, dict) and state.keys() >= set(keys):
             return path, state
-        logger.warning("%s is no checkpoint of a run (%s expected)", path, ", ".join(keys))
+        logger.warning("%s is not a checkpoint of a run (expected %s)", path, ", ".join(keys))
     if paths:
         raise CheckpointError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read: put back a copy, or "
-            "remove them to train from the start"
+            f"none of the {len(paths)} checkpoints in {folder} can be read: restore one from a "
+            "copy, or remove them all to train from the start"
         )
     return None
 

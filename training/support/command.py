@@ -1,4 +1,4 @@
-"""What commands share: errors in one line, exit statuses, and the videos that were left out."""
+"""Shared by all commands: one-line errors, exit statuses, and the videos that were left out."""
 
 import os
 import sys
@@ -9,31 +9,32 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something that the user can put right; the message says what and how.
+    """An error that the user can fix; the message states what is wrong and how to fix it.
 
-    Commands print it in one line without a traceback, as they do VideoError and OSError.
+    Commands print it in one line without a traceback; the same holds for VideoError and OSError.
     """
 
 
-INCOMPLETE = 3  # exit status: done, but for videos that could not be read
+INCOMPLETE = 3  # exit status: done without the videos that could not be read
 EXIT_STATUS = (
-    "Exit status: 0 done; 3 done, but for videos that could not be read, which are named as they "
-    "are met and in the last lines; 2 wrong request; 130 interrupted."
+    "Exit status: 0 done; 3 done without the videos that could not be read, which are named when "
+    "met and in the last lines; 2 wrong request; 130 interrupted."
 )
 
 
 @dataclass
 class LeftOut:
-    """The videos that a command could not read, and the files that `prepare` had left out.
+    """The videos that a command could not read, and the number of files that `prepare` left out.
 
-    in_index: how many these are; they do not change the exit status. videos: id -> reason.
+    videos: id -> reason. in_index: number of files that `prepare` left out; it does not change the
+    exit status.
     """
 
     in_index: int = 0
     videos: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, reason: str) -> None:
-        """Count a video and name it at once."""
+        """Add a video and print its name and reason immediately."""
         from tqdm import tqdm
 
         self.videos[name] = reason
@@ -44,7 +45,7 @@ class LeftOut:
         return [record for record in records if record.id not in self.videos]
 
     def lines(self) -> list[str]:
-        """What a command says of it in the end."""
+        """The last lines of a command's output about the videos left out."""
         out = []
         if self.in_index:
             files = "1 file was" if self.in_index == 1 else f"{self.in_index} files were"
@@ -66,11 +67,12 @@ def run_command(
     needs: str = "evaluation",
     interrupted: str = "interrupted",
 ) -> int:
-    """Run a command's body; exit status 2 and one message on stderr for what a user can put right.
+    """Run the body of a command and return its exit status.
 
-    INCOMPLETE where it returns that videos were left out, with these as the last lines; a status
-    that it returns itself is passed on. 130 and ``interrupted`` after Ctrl-C. Other errors are bugs
-    and keep their traceback. ``needs``: what cannot be done without a package that is missing.
+    Errors that a user can fix are printed on stderr as one message; the status is 2. If the body
+    returns a `LeftOut` with videos, they are listed last and the status is INCOMPLETE; a status
+    that it returns is passed on. Ctrl-C prints ``interrupted``; the status is 130. Other errors are
+    bugs and keep their traceback. ``needs``: subject of the message about a missing package.
     """
     try:
         from fastseq.video import VideoError  # only now, so that --help need not wait for torch
@@ -94,8 +96,8 @@ def run_command(
 
 
 def missing_extra(error: ImportError, what: str) -> str:
-    """What is not installed and the command that installs it; raises ``error`` if it is a bug."""
-    if error.name is None:  # raised by fastseq, with the command
+    """The missing package and the command that installs it; raises ``error`` if it is a bug."""
+    if error.name is None:  # raised by fastseq; its message contains the command
         return str(error)
     if error.name.split(".")[0] in ("fastseq", "training"):
         raise error
@@ -103,13 +105,13 @@ def missing_extra(error: ImportError, what: str) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder to write to, before there is work to lose; UserError if it cannot be one."""
+    """Make an output folder before any work is done; UserError if that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
         reason = "is not writable"
     except OSError as error:
         writable = False
-        reason = f"cannot be made a folder ({error.strerror})"
+        reason = f"cannot be created ({error.strerror})"
     if not writable:
-        raise UserError(f"{folder} {reason}; give another place for the output")
+        raise UserError(f"{folder} {reason}; choose another folder for the output")

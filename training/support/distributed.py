@@ -1,6 +1,6 @@
-"""Several processes that train one model together, as torchrun starts them.
+"""Communication between the processes (ranks) that torchrun starts to train one model.
 
-In one process every function here does nothing, or returns what it is given.
+In a single process every function here does nothing or returns its argument.
 """
 
 import os
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class OtherRankFailed(RuntimeError):
-    """Another rank has said why."""
+    """Another rank failed; that rank prints the reason."""
 
 
 def launched_by_torchrun() -> bool:
@@ -23,22 +23,22 @@ def launched_by_torchrun() -> bool:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine: the GPU it takes."""
+    """Index of this process on its machine, which is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def start() -> None:
-    """Join the other processes: CUDA tensors go through NCCL, those of the CPU through gloo."""
+    """Join the other processes: NCCL for CUDA tensors, gloo for CPU tensors."""
     if launched_by_torchrun() and not dist.is_initialized():
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
 
 
 def leave(status: int) -> NoReturn:
-    """End this process, one of several at once.
+    """End this process, which is one of several, immediately.
 
-    Gloo's threads may still hold tensors that they free under the interpreter's lock, and both
-    freeing the process group and an ordinary exit can then wait forever, or abort.
+    Gloo's threads may still hold tensors, which they free under the interpreter's lock. Destroying
+    the process group or exiting in the usual way can then hang or abort.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -76,7 +76,7 @@ def max_over_ranks(value: int) -> int:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """The values of all ranks, in order; plain types and CPU tensors."""
+    """The values of all ranks in order of rank; plain types and CPU tensors."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -92,7 +92,7 @@ def broadcast_from_main(value: Any) -> Any:
 
 
 def run_on_main(function: Callable[[], Any]) -> Any:
-    """What a function gives on rank 0, on every rank; its error is raised on every rank too."""
+    """Call a function on rank 0 alone and return its value, or raise its error, on every rank."""
     if world_size() == 1:
         return function()
     value, error = None, None
@@ -108,9 +108,9 @@ def run_on_main(function: Callable[[], Any]) -> Any:
 
 
 def run_on_all(function: Callable[[], Any]) -> Any:
-    """Call a function on every rank; where it fails on some, the others raise `OtherRankFailed`.
+    """Call a function on every rank; if it fails on some, the others raise `OtherRankFailed`.
 
-    So no rank waits for one that is gone. The function itself must not wait for other ranks.
+    So no rank waits for one that has ended. The function itself must not wait for other ranks.
     """
     value, error = None, None
     try:
@@ -131,8 +131,8 @@ def run_on_all(function: Callable[[], Any]) -> Any:
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all ranks, one rank after the other: (sum of N_r, ...) from (N_r, ...).
 
-    N_r may differ, and be 0. The gradient of a rank's rows is the sum of those that all ranks
-    have for them, so that the sum of the ranks' losses is what is differentiated.
+    N_r may differ between ranks and may be 0. The gradient of a rank's rows is summed over all
+    ranks, so the differentiated quantity is the sum of the ranks' losses.
     """
     return _GatherRows.apply(rows) if world_size() > 1 else rows
 
@@ -142,7 +142,7 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx, rows: Tensor) -> Tensor:
         ctx.counts = gather_objects(len(rows))
         largest = max(ctx.counts)
-        # A collective takes equal sizes, and not every one takes bool.
+        # Collectives need equal sizes, and some do not support bool.
         padded = rows.new_zeros(largest, *rows.shape[1:], dtype=_sendable(rows.dtype))
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in ctx.counts]
@@ -151,8 +151,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        # Summed in fp32 at least; every rank then takes its own part. An all-reduce, because gloo
-        # has no reduce-scatter of unequal parts, and embeddings are small beside the model.
+        # Summed in fp32 at least; each rank then keeps its own part. gloo has no reduce-scatter of
+        # unequal parts, and embeddings are small compared with the model, so this all-reduces.
         summed = grad.to(torch.promote_types(grad.dtype, torch.float32), copy=True).contiguous()
         dist.all_reduce(summed)
         return summed.split(ctx.counts)[rank()].to(grad.dtype)

@@ -11,10 +11,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which takes its place once it is whole.
+    """A temporary file beside ``path`` that replaces it when the ``with`` block ends without error.
 
-    Where writing fails the file is removed, and what ``path`` held stays. A kill leaves
-    ``.NAME.PROCESS.part`` behind.
+    If writing fails, the temporary file is removed and ``path`` stays unchanged. A killed process
+    leaves ``.NAME.PROCESS.part`` behind.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file whole, or leave it as it was; what is written survives a power cut."""
+    """Replace a text file whole or leave it unchanged; written text survives a power cut."""
     with replacing(path) as partial, open(partial, "w") as file:
         file.write(text)
         file.flush()
@@ -33,13 +33,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a file by strict JSON; NaN becomes null."""
+    """Replace a file by strict JSON; NaN and infinity become null."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(without_nan(content), indent=2) + "\n")
 
 
 def without_nan(value: Any) -> Any:
-    """What strict JSON can hold: numbers that are not finite become None."""
+    """The value for strict JSON: numbers that are not finite become None."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Ending a run on request."""
+"""Signals that stop a run after the current step."""
 
 import signal
 import sys
@@ -12,7 +12,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """Turns the first SIGINT or SIGTERM into a request to stop; the second acts as usual."""
+    """Turns the first SIGINT or SIGTERM into a request to stop; the second has its usual effect."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -28,7 +28,7 @@ class Signals:
             signal.signal(number, handler)
 
     def requests(self) -> list[int]:
-        """1 for the signal of `ENDING` that has come, to be summed over ranks."""
+        """For each signal of `ENDING` 1 if it was received, else 0; to be summed over ranks."""
         return [int(self.received == number) for number in ENDING]
 
     def _receive(self, number: int, frame: object) -> None:

@@ -23,7 +23,7 @@ def scl_reference(
     dtype = torch.float64 if z1.dtype == torch.float64 else torch.float32
     m1 = valid_mask(valid1, n, frames1, z1.device)
     m2 = valid_mask(valid2, n, frames2, z1.device)
-    # Padding may hold NaN; ones are harmless and keep the norm differentiable twice.
+    # Padding may contain NaN; ones are harmless and keep the norm differentiable twice.
     z1 = torch.where(m1[..., None], z1, 1).to(dtype)
     z2 = torch.where(m2[..., None], z2, 1).to(dtype)
     if opts.normalize:

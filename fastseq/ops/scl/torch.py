@@ -233,8 +233,8 @@ def _self_lse(p: Problem, z, m, group) -> Tensor:
 def _backward_same_side(p: Problem, slopes: _Slopes, dz1, dz2, slope) -> None:
     """Softmax gradients through the candidates of the rows' own side (scores are symmetric).
 
-    ``slope``: the sum of all scores times their gradients, or None. Each pair counts in both of
-    its frames.
+    ``slope``, if not None, accumulates the sum of all scores times their gradients. Both frames of
+    a pair include it, hence the factor 1/2.
     """
     if p.opts.negatives == "cross":
         return

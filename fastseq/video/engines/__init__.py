@@ -1,1 +1,1 @@
-"""What turns readings into pixels: DALI on the GPU, DALI on the CPU, PyAV."""
+"""Engines turn readings into pixels: DALI on the GPU, DALI on the CPU, PyAV."""

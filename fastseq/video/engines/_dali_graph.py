@@ -1,8 +1,8 @@
 """The DALI graph: encoded files in, augmented clips out. Needs DALI to be installed.
 
-Per clip: choose frames, crop + resize + flip in one step, colour, blur, turn upright. The whole
-graph is DALI's operators on either device but for one step: on the CPU torch crops and resizes,
-with the function that the PyAV engine uses, several times faster than `fn.resize` does there.
+Per clip: choose frames, crop + resize + flip in one step, colour, blur, turn upright. All steps are
+DALI operators on either device, except one: on the CPU torch crops and resizes, with the function
+of the PyAV engine, which is several times faster there than `fn.resize`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nvidia.dali.pipeline import do_not_convert
 from fastseq.video.augment import crop_resize
 from fastseq.video.engines.dali_inputs import Inputs
 
-# What the graph is fed: (name, type, dimensions), per reading and for each of its clips.
+# Inputs of the graph: (name, type, dimensions), per reading and for each of its clips.
 _READING_INPUTS = (("encoded", types.UINT8, 1), ("frames", types.INT32, 1))
 _CLIP_INPUTS = (
     ("order", types.INT32, 1),
@@ -51,14 +51,14 @@ def build(
     device_id: int | None,
     gpu_operators: bool,
 ) -> Any:
-    """A pipeline whose outputs are, for each reading of a batch, the shape of what was decoded,
-    int64 (4,), and then each clip, uint8 (T, 3, size, size).
+    """A pipeline whose outputs are, for each reading of a batch, the decoded shape, int64 (4,), and
+    then each clip, uint8 (T, 3, size, size).
 
     Args:
-        source: gives the next batch, an `Inputs` for each reading; StopIteration after the last.
-        device_id: a GPU, or None for the CPU.
+        source: returns the next batch, an `Inputs` for each reading; StopIteration after the last.
+        device_id: number of the GPU, or None for the CPU.
         gpu_operators: resize and blur with the operators for GPUs. On the CPU they are slower;
-            this is how tests reach them there.
+            tests use them to run these operators there.
     """
     gpu = device_id is not None
     per_clip = _CLIP_INPUTS_GPU if gpu_operators else _CLIP_INPUTS_CPU
@@ -89,7 +89,7 @@ def build(
             dtype=[dtype for _, dtype, _ in inputs],
             ndim=[ndim for _, _, ndim in inputs],
         )
-        # pad_mode "none": a frame past the end raises, by default it would come out black.
+        # pad_mode "none": a frame past the end raises an error; by default it would be black.
         video = fn.decoders.video(
             encoded, frames=frames, device="mixed" if gpu else "cpu", pad_mode="none"
         )
@@ -112,7 +112,7 @@ def _named(names: list[str], nodes: list[Any]) -> dict[str, Any]:
 def _clip(video: Any, draw: dict[str, Any], size: int, gpu: bool, gpu_operators: bool) -> Any:
     if gpu_operators:
         clip = fn.sequence_rearrange(video, new_order=draw["order"])
-        # Not by the region of fn.resize alone, which looks at pixels beyond its edges.
+        # A crop first: with fn.resize's region alone, pixels beyond its edges would contribute.
         clip = fn.slice(clip, start=draw["start"], end=draw["end"], axes=[1, 2])
         clip = fn.resize(
             clip,
@@ -134,14 +134,14 @@ def _clip(video: Any, draw: dict[str, Any], size: int, gpu: bool, gpu_operators:
             output_layouts="FHWC",
         )
     if draw["changed"]:
-        if draw["coloured"]:  # noqa: SIM108, DALI takes statements
+        if draw["coloured"]:  # noqa: SIM108, DALI needs statements
             pixels = _colour(clip, draw, gpu)
         else:
             pixels = fn.cast(clip, dtype=types.FLOAT)
         if draw["blurred"]:
             pixels = _blur(math.clamp(pixels, 0.0, 255.0), draw, gpu_operators)
         clip = fn.cast(pixels, dtype=types.UINT8)  # clips and rounds
-    # The branches have to give one layout: FCWH and FCHW could not be in one batch.
+    # Both branches must return one layout: FCWH and FCHW could not be in one batch.
     if draw["turned"]:
         clip = fn.transpose(clip, perm=[0, 3, 2, 1], transpose_layout=False)
     else:
@@ -152,7 +152,7 @@ def _clip(video: Any, draw: dict[str, Any], size: int, gpu: bool, gpu_operators:
 def _colour(clip: Any, draw: dict[str, Any], gpu: bool) -> Any:
     mean = fn.reductions.mean(clip, axes=[0, 1, 2])
     if gpu:
-        mean = mean.cpu()  # three numbers: operators take their arguments from the CPU
+        mean = mean.cpu()  # three numbers: operators read their arguments from the CPU
     bias = fn.coord_transform(fn.reshape(mean, shape=[1, 3]), M=draw["pull"], T=draw["shift"])
     bias = fn.reshape(bias, shape=[3])
     return fn.coord_transform(clip, M=draw["matrix"], T=bias, dtype=types.FLOAT)
@@ -176,7 +176,7 @@ def _crop_resize(
     end: np.ndarray,
     flips: np.ndarray,
 ) -> np.ndarray:
-    """What the GPU's operators do above: (T, size, size, 3) from (F, H, W, 3)."""
+    """The step of the GPU operators above, on the CPU: (T, size, size, 3) from (F, H, W, 3)."""
     (top, left), (bottom, right) = start.tolist(), end.tolist()
     frames = torch.from_numpy(video)[:, top:bottom, left:right]
     all_places = torch.from_numpy(order.astype(np.int64))

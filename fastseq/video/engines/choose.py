@@ -35,13 +35,13 @@ def choose_engine(
 ) -> tuple[str, str]:
     """(engine, reason) for "auto": a pure function.
 
-    DALI on the GPU where it reads every video exactly, PyAV elsewhere: on a CPU DALI's engine takes
-    1.6 to 3.2 times as long (benchmarks/results), so that it is for those who ask for it by name.
+    DALI on the GPU if it reads every video exactly, otherwise PyAV. On a CPU DALI's engine takes
+    1.6 to 3.2 times as long (benchmarks/results), so it is used only when chosen by name.
 
     Args:
         videos: `fastseq.video.VideoInfo`, or anything with its attributes.
-        dali: version of the installed DALI, None = none.
-        gpu: None if DALI can decode on the GPU, otherwise why not.
+        dali: version of the installed DALI, None = not installed.
+        gpu: None if DALI can decode on the GPU, otherwise the reason.
         cached: whether the frames are in memory already.
     """
     if cached:
@@ -75,27 +75,27 @@ def open_engine(
     workers: int = 0,
     cache: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Engine, str]:
-    """The engine that reads `videos`, and why it is this one.
+    """The engine that reads `videos`, and why it was picked.
 
     Args:
         name: "dali-gpu", "dali-cpu" or "pyav", which never fall back; "auto": see `choose_engine`.
         size: side of the output in pixels.
-        device: where training runs: "dali-gpu" decodes there, for others batches come in
+        device: where training runs. "dali-gpu" decodes there; the other engines return batches in
             page-locked memory if it is a GPU.
-        workers: processes (PyAV) or threads (DALI, 0 = one per core).
-        cache: path -> frames that are in memory already (PyAV alone).
+        workers: number of processes (PyAV) or threads (DALI, 0 = one per core).
+        cache: path -> frames that are in memory already (PyAV only).
 
     Raises:
-        ValueError: an unknown name, or a video that the engine asked for by name cannot read.
-        ImportError, RuntimeError: an engine asked for by name does not work here; says why and
-            what to do.
+        ValueError: an unknown name, or a video that the named engine cannot read.
+        ImportError, RuntimeError: the named engine does not work on this machine; the message
+            states why and what to do.
     """
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     size, workers = as_size(size), as_int("workers", workers, 0)
     videos = as_videos(videos, needed=("id", "path"))
     device = torch.device(device)
-    dali, reason = dali_version(), "asked for by name"
+    dali, reason = dali_version(), "chosen by name"
     if name == "auto":
         name, reason = choose_engine(
             videos, dali=dali, gpu=_why_not_gpu(device, dali), cached=cache is not None
@@ -111,7 +111,7 @@ def open_engine(
 
     where = name.removeprefix("dali-")
     if where == "gpu" and device.type != "cuda":
-        raise RuntimeError(f"engine 'dali-gpu' needs a CUDA device to work on, got {device}")
+        raise RuntimeError(f"engine 'dali-gpu' needs a CUDA device, got {device}")
     engine = DaliEngine(size, device=where, device_id=device.index or 0, threads=workers or None)
     refused = _refused(videos, where, dali, unsupported)
     if refused:

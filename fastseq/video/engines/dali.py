@@ -31,31 +31,31 @@ from fastseq.video.timeline import VideoInfo
 _CPU_CODECS = {"vp8", "libvpx", "vp9", "libvpx-vp9", "mjpeg"}
 _CPU_CODECS_UNTIL_2_1_0 = {"h264", "hevc"}
 _GPU_CODECS = _CPU_CODECS | _CPU_CODECS_UNTIL_2_1_0 | {"av1", "libdav1d"}
-# By the files' names: DALI's FFmpeg opens neither FLV nor program streams (2.1.0 on the CPU).
+# Checked by file extension: DALI's FFmpeg opens neither FLV nor MPEG program streams (2.1.0, CPU).
 _CLOSED = (".flv", ".mpg", ".mpeg", ".vob")
-_MAX_READINGS = 4096  # costs nothing on the CPU: speed and memory are those of 256
+_MAX_READINGS = 4096  # costs nothing on the CPU: speed and memory are the same as with 256
 _FIX = "`fastseq.video.transcode(source, target)` rewrites such files as H.264"
 
 
 def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
-    """Why DALI does not give exactly the frames of a video, with the fix; None if it does.
+    """Why DALI does not read exactly the frames of a video, with the fix; None if it does.
 
     Args:
-        info: of the video, or anything with its `path`, `codec`, `note` and `random_access`.
+        info: `VideoInfo`, or anything with its `path`, `codec`, `note` and `random_access`.
         device: "cpu" or "gpu".
-        version: of DALI. Versions after 2.1.0 decode no H.264 and no HEVC on the CPU.
+        version: version of DALI. Versions after 2.1.0 decode no H.264 and no HEVC on the CPU.
     """
     if info.note:
         return f"the file is damaged ({info.note}); the PyAV engine reads its sound frames"
     if getattr(info, "interlaced", False):
         return INTERLACED
     if not getattr(info, "random_access", True):
-        return f"packets are marked as key frames that are none, and DALI believes them; {_FIX}"
+        return f"packets are falsely marked as key frames, and DALI relies on the marks; {_FIX}"
     if info.path.lower().endswith(_CLOSED):
         return f"DALI opens no {', '.join(_CLOSED)} files; the PyAV engine reads them"
     if device == "gpu":
         if info.codec not in _GPU_CODECS:
-            return f"DALI's GPU decoder does not know the codec {info.codec!r}; {_FIX}"
+            return f"DALI's GPU decoder does not support the codec {info.codec!r}; {_FIX}"
         return None
     if info.codec in _CPU_CODECS:
         return None
@@ -65,7 +65,7 @@ def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
         return f"DALI does not decode the codec {info.codec!r} on the CPU; {fix}"
     if not before:
         return (
-            f"DALI {version} does not decode {info.codec!r} on the CPU, 2.1.0 was the last that "
+            f"DALI {version} does not decode {info.codec!r} on the CPU; 2.1.0 was the last that "
             'did (pip install "nvidia-dali-cuda130==2.1.0"); the PyAV engine reads it'
         )
     return None
@@ -79,7 +79,7 @@ def why_no_gpu_decoder() -> str | None:
         ctypes.CDLL("libnvcuvid.so.1")
     except OSError as error:
         return (
-            f"the GPU's video decoder, libnvcuvid, does not load ({error}): it comes with NVIDIA's "
+            f"the GPU's video decoder, libnvcuvid, does not load ({error}): it is part of NVIDIA's "
             "driver; containers need the driver capability `video` "
             "(NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
         )
@@ -89,26 +89,26 @@ def why_no_gpu_decoder() -> str | None:
 class DaliEngine:
     """Reads and augments whole batches with NVIDIA DALI, some batches ahead.
 
-    Each file is decoded once for all its clips, and only the frames that some clip needs, at full
-    size: hour-long or large videos are best copied with `fastseq.video.transcode` first.
+    Each file is decoded once for all its clips, and only the frames that a clip needs, at full
+    size. Copy hour-long or large videos with `fastseq.video.transcode` first.
 
-    Frames, crops and flips are those of the PyAV engine. Pixels are not, as the conversions to RGB
-    differ: by 0.5 to 1.2 grey levels in the mean, 1.1 over 28 real clips of 4:2:0 as 224 x 224,
-    PyAV's being that much darker than exact arithmetic and DALI's 0.3 to 0.7 off. Without chroma
-    subsampling they are equal to a level. DALI itself takes files tagged as Rec. 709 for Rec. 601
-    (5 to 10 grey levels off in the mean, PyAV is right) and until 2.3.0 some of full range for
-    limited; both are undone here as part of the colour step.
+    Frames, crops and flips equal those of the PyAV engine. Pixels differ, since the conversions to
+    RGB do: by 0.5 to 1.2 grey levels on average, 1.1 over 28 real clips of 4:2:0 as 224 x 224.
+    PyAV's are that much darker than exact arithmetic, and DALI's are 0.3 to 0.7 off. Without chroma
+    subsampling they agree to one level. DALI itself decodes files tagged as Rec. 709 as Rec. 601
+    (5 to 10 grey levels off on average; PyAV is right), and until 2.3.0 some full-range files as
+    limited range; the colour step here undoes both.
 
     Args:
         size: side of the output in pixels.
         device: "cpu", or "gpu" to decode and augment on a GPU.
-        device_id: which GPU.
-        threads: of DALI, default one per core that this process may use.
-        prefetch: batches worked on ahead.
-        time_limit: seconds for the first look into a file; above, it counts as unreadable.
+        device_id: number of the GPU.
+        threads: number of DALI's threads, default one per core that this process may use.
+        prefetch: number of batches prepared ahead.
+        time_limit: seconds for the first look into a file; beyond it the file counts as unreadable.
     Raises:
         ImportError: DALI or PyAV is not installed.
-        RuntimeError: device="gpu" where DALI cannot decode on a GPU; says why and what to do.
+        RuntimeError: device="gpu" where DALI cannot decode on a GPU; states why and what to do.
         ValueError: an option out of its range.
 
     Example:
@@ -160,7 +160,7 @@ class DaliEngine:
         On the GPU the tensors are CUDA tensors, ready on torch's current stream.
 
         Raises:
-            VideoError: a file that cannot be read as asked, or not exactly by DALI.
+            VideoError: a file that cannot be read as requested, or not exactly by DALI.
             RuntimeError: DALI fails on a batch that PyAV reads.
         """
         if start >= stop:
@@ -188,7 +188,7 @@ class DaliEngine:
     def _load(self, source: Source, batch: int) -> tuple[Sequence[Reading], list[Inputs]]:
         """The readings of a batch and the graph's inputs for each."""
         readings = source(batch)
-        shape_of(readings, self.size)  # a batch that makes no tensor fails here
+        shape_of(readings, self.size)  # a batch that cannot form a tensor fails here
         return readings, [inputs_of(r, self._file(r.path), self.size) for r in readings]
 
     def _file(self, path: str) -> File:
@@ -221,7 +221,7 @@ class _Run:
         self.engine, self.loader, self.source = engine, loader, source
         self.todo = iter(range(start, stop))
         self.loads: deque[Future] = deque()  # being read
-        # In the graph: the readings of a batch, and what shapes have to be decoded.
+        # In the graph: the readings of each batch, and the shapes that must be decoded.
         self.fed: deque[tuple[Sequence[Reading], list[tuple[int, ...]]]] = deque()
         self.failure: Exception | None = None
         self.pipeline: Any = None
@@ -235,8 +235,8 @@ class _Run:
             raise RuntimeError("the engine was closed while its batches were iterated over")
         if self.pipeline is None:
             self.pipeline = self._build(self.loads[0].result()[0])
-        # Raised out here and without DALI's error as their cause: its traceback would keep the
-        # pipeline and its threads for as long as somebody keeps the error.
+        # Raised here and without DALI's error as the cause: its traceback would keep the pipeline
+        # and its threads alive as long as the error.
         failure = None
         try:
             outputs = self.pipeline.run(self._stream())
@@ -273,12 +273,12 @@ class _Run:
             self.loads.append(self.loader.submit(self.engine._load, self.source, batch))
 
     def _feed(self) -> list[Inputs]:
-        """What DALI asks for the next batch."""
+        """The next batch, when DALI requests it."""
         loaded: tuple[Sequence[Reading], list[Inputs]] | None = None
         try:
             if self.loads:
                 loaded = self.loads.popleft().result()
-        except Exception as error:  # raised by `next` when the batches before it are out
+        except Exception as error:  # raised by `next` after the batches before it
             self.failure = error
         if loaded is None:
             self.loads.clear()
@@ -319,7 +319,7 @@ class _Run:
             for reading in range(len(readings)):
                 feed_ndarray(clips[reading], batch[reading, number], cuda_stream=stream)
         if stream is not None:
-            # DALI's memory is held until torch's stream has come to the copies.
+            # DALI's memory is kept until torch's stream has reached the copies.
             self._release_copied()
             self.copied = (stream.record_event(), outputs)
         return batch
@@ -341,7 +341,7 @@ def _dali_version() -> str:
 
 
 def _explained(text: str, readings: Iterable[Reading], time_limit: float) -> Exception:
-    """DALI says neither which file it failed on nor why: PyAV does."""
+    """The reason for a failure: DALI states neither the file nor the cause, but PyAV does."""
     paths = []
     for reading in readings:
         paths.append(reading.path)

@@ -1,4 +1,4 @@
-"""What the DALI graph is fed for a reading: plain numbers, worked out without DALI."""
+"""Inputs of the DALI graph for a reading: plain numbers, computed without DALI."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fastseq.video.timeline import VideoInfo
 _LUMA = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 _REC_601 = (0.299, 0.114)
 _FULL_RANGE = 2  # AVColorRange
-# Before, DALI on the CPU knew full range by FFmpeg's old names of pixel formats (yuvj...) alone.
+# Earlier versions of DALI on the CPU detect full range only by FFmpeg's old formats (yuvj...).
 _CPU_READS_RANGE = (2, 3, 0)
 
-# What NVIDIA's hardware decodes beyond 4:2:0 with 8 bits, by its documentation.
+# Pixel formats beyond 8-bit 4:2:0 that NVIDIA's hardware decodes, by its documentation.
 _GPU_PIXELS = {"yuv420p", "yuvj420p"}
 _GPU_PIXELS_TEN_BIT = {"hevc", "vp9", "libvpx-vp9", "av1", "libdav1d"}
 
@@ -32,9 +32,9 @@ class File:
     """A file as DALI decodes it.
 
     Attributes:
-        info: what `probe` says, without the timeline.
-        matrix, shift: DALI's rgb -> matrix @ rgb + shift, the true one. DALI takes every file for
-            Rec. 601, whatever it is tagged as; None where that is right.
+        info: result of `probe`, without the timeline.
+        matrix, shift: DALI's rgb -> matrix @ rgb + shift, the true colour. DALI decodes every file
+            as Rec. 601, however it is tagged; None where that is right.
     """
 
     info: VideoInfo
@@ -44,21 +44,21 @@ class File:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What the graph needs to make the clips of a reading.
+    """Inputs of the graph for the clips of a reading.
 
     Attributes:
         encoded: uint8, the file's bytes.
-        frames: int32, ascending: what any of the clips needs.
-        shape: (frames, height, width, 3) that has to come out of the decoder.
+        frames: int32, ascending: the frames that any of the clips needs.
+        shape: (frames, height, width, 3), the shape that the decoder must return.
         clips: for each clip
 
             - `order` int32 (T,): places in `frames`;
             - `start`, `end` int32 (2,): y, x of the crop's corners in the stored frame;
-            - `flips` float32 (2,): 1 where the rows (columns) come out in reverse order;
-            - `turned`: rows and columns change places at last;
+            - `flips` float32 (2,): 1 where the rows (columns) are reversed;
+            - `turned`: whether rows and columns are exchanged at the end;
             - `coloured`: rgb -> matrix @ rgb + pull @ (mean rgb of the clip) + shift;
             - `blurred`: Gaussian of `sigma`, `window` wide, or convolution with `kernel`;
-            - `changed`: one of these two.
+            - `changed`: whether one of these two is applied.
     """
 
     encoded: np.ndarray
@@ -68,18 +68,18 @@ class Inputs:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """(2, 1, 0) of "2.1.0"."""
+    """(2, 1, 0) for "2.1.0"."""
     return tuple(int(part) for part in version.split(".")[:3])
 
 
 def inspect(path: str, device: str, version: str, time_limit: float) -> File:
-    """Look into a file that a version of DALI is to decode on a device. Raises VideoError."""
+    """Inspect a file that this version of DALI is to decode on a device. Raises VideoError."""
     info = probe(path, time_limit=time_limit)
     with open_video(path) as (container, stream):
         if container.streams.best("video").index != stream.index:
             raise VideoError(
                 path,
-                "of its several video streams DALI takes another one than players do; "
+                "it has several video streams, and DALI reads another one than players show; "
                 "`fastseq.video.transcode(source, target)` keeps the one that players show",
             )
         codec = stream.codec_context
@@ -89,7 +89,7 @@ def inspect(path: str, device: str, version: str, time_limit: float) -> File:
     if device == "gpu" and not deep and pixels not in _GPU_PIXELS:
         raise VideoError(
             path,
-            f"GPUs do not decode {info.codec} with pixels of {pixels}; "
+            f"GPUs do not decode {info.codec} with pixel format {pixels}; "
             "`fastseq.video.transcode(source, target)` rewrites it as yuv420p",
         )
     full = marked_full or pixels.startswith("yuvj")
@@ -117,7 +117,7 @@ def _to_rgb(red: float, blue: float, full: bool) -> tuple[np.ndarray, np.ndarray
 
 
 def inputs_of(reading: Reading, file: File, size: int) -> Inputs:
-    """Raises VideoError where the file does not hold what the reading asks for."""
+    """Raises VideoError if the file does not contain what the reading requests."""
     info = file.info
     check_size(reading, info.height, info.width)
     wanted, places = wanted_frames(reading)
@@ -144,7 +144,7 @@ def inputs_of(reading: Reading, file: File, size: int) -> Inputs:
 def _geometry(clip: Clip, reading: Reading, rotation: int, mirrored: bool) -> dict[str, Any]:
     """`start`, `end`, `flips`, `turned`.
 
-    The box is one of the stored frame. A quarter turn is a flip and `turned`.
+    The box is in pixels of the stored frame. A quarter turn is a flip and `turned`.
     """
     draw, height, width = clip.draw, reading.height, reading.width
     top, left, rows, columns = box_of(clip, reading)

@@ -1,4 +1,4 @@
-"""PyAV decodes, torch augments: any codec, on worker processes."""
+"""PyAV decodes and torch augments, in worker processes; supports any codec."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from fastseq.video.reader import probe
 from fastseq.video.readings import Reading, Source, box_of, check_size, shape_of, wanted_frames
 from fastseq.video.timeline import Deadline, VideoInfo
 
-# Frames whose time stamps each worker keeps: 140 MB. Of 240 000 videos of 300 frames they
-# would be 1 GB.
+# Each worker caches timestamps for at most this many frames (140 MB); without a limit, 240,000
+# videos of 300 frames would take 1 GB.
 _MOST_KNOWN = 10_000_000
 
 
 class PyAVEngine:
-    """Reads exactly the requested frames, one file a time in each worker.
+    """Reads exactly the requested frames, one file at a time in each worker.
 
-    Each frame is cropped and resized as it leaves the decoder, from its full size.
+    Each frame is cropped and resized as soon as it is decoded, from its full size.
 
     Args:
         size: side of the output in pixels.
-        workers: processes; 0 reads in this one, between batches. Each works two batches ahead.
-            They lie in shared memory: /dev/shm, small in containers (`--shm-size`), has to hold
-            them.
+        workers: number of processes; 0 reads in this process, between batches. Each works two
+            batches ahead. Batches lie in shared memory, so /dev/shm must be large enough; in
+            containers it is small by default (`--shm-size`).
         pin_memory: put batches into page-locked memory, from which a GPU copies faster.
         cache: path -> uint8 (frames, H, W, 3), the whole video scaled to the readings' `side`, or
-            what is used of it (`Reading.kept`): such files are not opened.
-        scale_first: scale frames to the readings' `side` before the crop, so that pixels are those
-            that a cache gives. Slower.
+            the part of it that is used (`Reading.kept`). Such files are not opened.
+        scale_first: scale frames to the readings' `side` before the crop, so that pixels equal
+            those from a cache. Slower.
         time_limit: seconds for one file, after which it counts as unreadable.
     """
 
@@ -75,7 +75,7 @@ class PyAVEngine:
             num_workers=self.workers,
             pin_memory=self.pin_memory,
             worker_init_fn=_restore_signals,
-            # Its own generator: starting a loader must not advance the one dropout draws from.
+            # A separate generator: starting a loader must not advance the generator of dropout.
             generator=torch.Generator().manual_seed(0),
         )
         for frames in loader:
@@ -91,7 +91,7 @@ class PyAVEngine:
         """uint8 (readings, clips, T, 3, size, size)."""
         out = torch.empty(shape_of(readings, self.size), dtype=torch.uint8)
         if get_worker_info() is not None:
-            out.share_memory_()  # while it is empty: on its way to the parent it would be copied
+            out.share_memory_()  # shared while empty: otherwise the way to the parent copies it
         for reading, clips in zip(readings, out, strict=True):
             self._read(reading, clips)
         return out
@@ -113,8 +113,8 @@ class PyAVEngine:
             frame_size = (reading.height, reading.width)
             boxes = [box_of(clip, reading) for clip in reading.clips]
         shape = (*places.shape, self.size, self.size, 3)
-        # Kept, as fresh memory takes as long as the resizing; but not what came pickled, which all
-        # spawned workers share.
+        # Kept, as fresh memory takes as long as the resizing; but not tensors that came pickled,
+        # which all spawned workers share.
         if self._resized.shape != shape or self._resized.is_shared():
             self._resized = torch.empty(shape, dtype=torch.uint8)
         resized = self._resized
@@ -170,6 +170,6 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _restore_signals(worker: int) -> None:
-    """Workers inherit handlers: let them end on SIGTERM and leave Ctrl-C to the parent."""
+    """Reset inherited signal handlers: workers end on SIGTERM and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -72,7 +72,7 @@ def test_built_for_another_python(load):
 def test_built_but_does_not_load(load):
     load(ImportError("GLIBCXX_3.4.30 not found"), f"_C{EXTENSION_SUFFIXES[0]}")
     _, reason, _ = extension.loaded()
-    assert reason == "the extension is there but does not load: GLIBCXX_3.4.30 not found"
+    assert reason == "the extension is installed but does not load: GLIBCXX_3.4.30 not found"
 
 
 def test_loaded_without_a_device(load):

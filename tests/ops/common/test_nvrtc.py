@@ -62,7 +62,7 @@ def test_not_possible(machine, capabilities, cuda, error, reason, fix):
 def test_other_platform(machine, monkeypatch):
     machine([(9, 0)])
     monkeypatch.setattr(nvrtc.sys, "platform", "win32")
-    assert nvrtc.status()[:2] == (False, "it is done on Linux only, this is win32")
+    assert nvrtc.status()[:2] == (False, "it works on Linux only, this is win32")
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,9 @@ def test_module_with_a_parameter_and_with_a_schedule():
 
 def test_module_with_a_tensor_that_no_optimizer_finds():
     tau = torch.nn.Parameter(torch.tensor([0.1])).squeeze()
-    with pytest.raises(ValueError, match=r"^SCLLoss: temperature .* is no nn.Parameter.*to fix: "):
+    with pytest.raises(
+        ValueError, match=r"^SCLLoss: temperature .* is not an nn.Parameter.*to fix: "
+    ):
         fastseq.nn.SCLLoss(temperature=tau)
     with pytest.raises(ValueError, match=r"^SCLLoss: variance .*to fix: variance.detach\(\)"):
         fastseq.nn.SCLLoss(variance=torch.nn.Parameter(torch.tensor(10.0)))

@@ -133,7 +133,7 @@ def test_not_worse_than_tslearn(gamma):
         ({"x": torch.full((2, 4, 3), torch.nan)}, ValueError, "NaN or infinity in a real frame"),
         ({"lengths": [0, 0]}, ValueError, "no real frame"),
         ({"lengths": [5, 4]}, ValueError, "lengths must lie between 0 and T = 4, got 5"),
-        ({"x": [torch.zeros(4, 3)], "lengths": [4]}, ValueError, "and x is a list"),
+        ({"x": [torch.zeros(4, 3)], "lengths": [4]}, ValueError, "but x is a list"),
         ({"weights": [1.0]}, ValueError, r"weights must have shape \(2,\)"),
         ({"weights": [1.0, -1.0]}, ValueError, "at least 0, got -1.0"),
         ({"weights": [0.0, 0.0]}, ValueError, "must not be 0 for all"),
