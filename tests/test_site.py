@@ -86,6 +86,8 @@ def test_no_markdown_is_left_over(site, pages):  # noqa: F811
         ("[a](../fastseq/ops/scl/README.md#floor)", "[a](ops/scl.md#floor)"),
         ("[a](../README.md#install)", "[a](index.md)"),
         ("[`a`](../fastseq/selftest.py)", "`a`"),
+        ("[a\nb](../fastseq/video/README.md)", "[a\nb](video.md)"),
+        ("[a](../fastseq/nothing.md)", "[a](../fastseq/nothing.md)"),
         ("[a](api.md#scl_loss)", "[a](api.md#scl_loss)"),
         ("[a](https://example.org/x.md)", "[a](https://example.org/x.md)"),
         ("![a](pictures/memory.svg)", "![a](pictures/memory.svg)"),

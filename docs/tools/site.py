@@ -29,8 +29,8 @@ PAGES = {
 }
 # Files that have a page in docs/ instead, with sections of its own.
 INSTEAD = {"README.md": "docs/index.md", "training/README.md": "docs/training.md"}
-LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
-FENCE = re.compile(r"^ *(`{3,}|~{3,})")
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")  # over lines too
+FENCED = re.compile(r"(^ *```[^\n]*\n.*?^ *```[ ]*$)", re.DOTALL | re.MULTILINE)
 LIST = re.compile(r" *([-*]|1\.) +\S")
 
 
@@ -49,18 +49,20 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     uri = page.file.src_uri
     source = PAGES.get(uri, ROOT / "docs" / uri)
-    lines, fence = [], ""
-    for line in markdown.split("\n"):
-        found = FENCE.match(line)
-        if found and not fence:
-            fence = found[1]
-        elif found and line.strip() == fence:
-            fence = ""
-        elif not fence and not line.startswith("    "):
-            line = LINK.sub(lambda m: rewrite(m, source, uri, files), line)
-            # GitHub begins a list within a paragraph, Python-Markdown wants an empty line.
-            if LIST.match(line) and lines and lines[-1].strip() and not in_list(lines):
-                lines.append("")
+
+    def outside_code(text: str) -> str:
+        return loose_lists(LINK.sub(lambda match: rewrite(match, source, uri, files), text))
+
+    parts = FENCED.split(markdown)  # every other part is a block of code
+    return "".join(part if i % 2 else outside_code(part) for i, part in enumerate(parts))
+
+
+def loose_lists(text: str) -> str:
+    """GitHub begins a list within a paragraph, Python-Markdown wants an empty line before it."""
+    lines = []
+    for line in text.split("\n"):
+        if LIST.match(line) and lines and lines[-1].strip() and not in_list(lines):
+            lines.append("")
         lines.append(line)
     return "\n".join(lines)
 
@@ -78,7 +80,7 @@ def in_list(lines: list[str]) -> bool:
 def rewrite(match: re.Match, source: Path, uri: str, files) -> str:
     mark, text, target = match.groups()
     path, _, part = target.partition("#")
-    if not path or re.match(r"[a-z]+:", target):
+    if not path or not (source.parent / path).exists():  # mkdocs reports what is broken
         return match[0]
     file = relative(source.parent / path)
     part = "" if file in INSTEAD else part
