@@ -30,7 +30,7 @@ test quick: export GOMP_SPINCOUNT := 1000
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint gpu bench clean
+.PHONY: help demo test quick lint docs gallery gpu bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -50,6 +50,19 @@ lint: $(DEV)  ## ruff; mypy on what users import
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# Without Material's announcement of its successor.
+docs: export NO_MKDOCS_2_WARNING := 1
+
+docs: $(DEV)  ## the site into build/site, links checked; docs/api.md has to be fresh
+	$(RUN) -m docs.tools.api --check
+	$(RUN) -m mkdocs build --quiet
+	@echo "build/site/index.html; with its search: $(RUN) -m http.server -d build/site"
+
+gallery: $(DEV)  ## run docs/gallery; write its output and pictures, the drawings and docs/api.md
+	$(RUN) -m docs.tools.api
+	$(RUN) -m docs.tools.drawings
+	$(RUN) -m docs.tools.gallery
 
 # BUDGET_S, PHASES, OUT and DRY, of make's command line or of the environment, are read by the
 # command. Its status is of smoke and tests, once everything else has run too.
