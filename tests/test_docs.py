@@ -27,7 +27,7 @@ SNIPPETS = [s for file in sorted((ROOT / "docs").glob("*.md")) for s in _snippet
 
 @pytest.mark.parametrize(("name", "code", "said"), SNIPPETS)
 def test_snippets_print_what_the_page_says(name, code, said, capsys):
-    """Each with names of its own; in this process, since importing torch takes longer than most."""
+    """Each with its own names; in this process, since importing torch takes longer than most."""
     assert said, "a snippet without its output"
     if "training.evaluation" in code:
         pytest.importorskip("sklearn", reason='needs scikit-learn: pip install "fastseq[train]"')

@@ -106,7 +106,7 @@ def test_the_slider_moves_both_videos_to_the_aligned_frames(opened, made):
 
 
 def test_a_picture_that_is_decoded_late_does_not_replace_a_newer_one(opened, made):
-    """Row 0 is decoded; row 30 is asked for and left before its picture is there."""
+    """Row 0 is decoded; row 30 is requested and left before its picture is there."""
     opened.evaluate(
         """async () => { const slider = document.getElementById("player-slider");
         for (const row of [30, 0]) {
