@@ -256,7 +256,7 @@ def test_keys_of_a_recipe_reach_the_model(tmp_path):
         load_config("recipes/carl.yaml", ["model.frames_per_chunk=40"])
     old = tmp_path / "old.yaml"
     old.write_text("model: {frames_per_chunk: 40}\n")
-    with pytest.raises(ConfigError, match=r"old.yaml.*It is now called 'train.chunk_frames' now"):
+    with pytest.raises(ConfigError, match=r"old.yaml.*It is now called 'train.chunk_frames'"):
         load_config(old)
 
 

@@ -123,7 +123,7 @@ class CarlModel(VideoEncoder):
         x = self.dropout(x)
         keys = None
         if valid is not None:
-            # A sequence without real frames attends everywhere: without keys some kernels return NaN.
+            # A sequence without real frames attends to all: without keys some kernels return NaN.
             keys = (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
         for layer in self.layers:
             x = layer(x, keys, recompute=recompute)
