@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
     parser.add_argument(
-        "--folder", type=Path, help="prepared folder of labelled videos (default: the run's own)"
+        "--folder", type=Path, help="prepared folder of labelled videos (default: that of the run)"
     )
     parser.add_argument(
         "--protocol",
@@ -67,8 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=float,
         default=WINDOW,
         metavar="SHARE",
-        help="with --protocol sync: the beginning of the first video and the end of the second "
-        "that are aligned, as a share of each, above 0.5 and below 1 (default %(default)s)",
+        help="with --protocol sync: share of the common instants that is kept at the beginning of "
+        "the first video and at the end of the second, above 0.5 and below 1 (default "
+        "%(default)s)",
     )
     args = parser.parse_args(argv)
 

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
     parser.add_argument(
-        "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
+        "--folder", type=Path, help="prepared folder of videos (default: that of the run)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--overwrite", action="store_true", help="embed every video again")

@@ -1,8 +1,8 @@
 """Peak memory of a training step by the length of its clips: `python -m training.memory RECIPE`.
 
-Measures the peak memory of a training step for clips of several lengths T, each in a separate
-process on random frames, and fits a line a + b T to the peaks. Writes memory.json and memory.png to
---out. With --plain it also measures the same step done the plain way: all frames at once, nothing
+Measure the peak memory of a training step for clips of several lengths T, each in a separate
+process on random frames, and fit a line a + b T to the peaks. Writes memory.json and memory.png to
+--out. With --plain, also measure the same step done the plain way: all frames at once, nothing
 recomputed, dense losses.
 """
 
@@ -70,9 +70,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Example: python -m training.memory recipes/carl.yaml data.batch_size=1 "
         "augmentation.size=64 --frames 80,160,240,480,960,1920 --plain",
     )
-    parser.add_argument("recipe", help="YAML file, relative to here or to training/")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="replace recipe values"
+        "recipe", help="recipe, a YAML file, relative to the current folder or to training/"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="values that replace those of the recipe",
     )
     parser.add_argument(
         "--frames",

@@ -1,4 +1,4 @@
-"""Frames that the network finds alike: `python -m training.retrieve --run RUN`.
+"""Show frames that the network finds similar: `python -m training.retrieve --run RUN`.
 
 Writes a contact sheet: query frames at the left, and beside each query the most similar frame of
 the five closest other test videos of the same action. A green border and a tick mean the same phase
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--run", type=Path, required=True, help="run directory with the encoder")
     parser.add_argument(
-        "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
+        "--folder", type=Path, help="prepared folder of videos (default: that of the run)"
     )
     parser.add_argument("--out", type=Path, help="PNG to write (default: RUN/retrieval.png)")
     parser.add_argument(

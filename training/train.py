@@ -23,19 +23,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     recipes = (Path(__file__).parent / "recipes").glob("*.yaml")
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
-        description="Train an encoder on videos prepared with python -m training.prepare.",
+        description="Train an encoder on videos prepared with python -m training.prepare. Writes "
+        "checkpoints, the log and the configuration to train.run_dir.",
         epilog="Example: python -m training.train recipes/carl_demo.yaml data.folder=videos "
         "train.run_dir=runs/first. "
         f"Recipes in training/: {', '.join(f'recipes/{p.name}' for p in sorted(recipes))}. "
         "training/recipe/schema.py lists every key with its meaning and default. "
-        "Writes checkpoints, the log and the configuration to train.run_dir. "
         "Exit status: 0 done; 3 done without the videos that could not be read, which are named "
         "when met and at the end (0 under torchrun, which would treat 3 as a crash); 1 training "
         "failed; 2 wrong request; 130 or 143 stopped by a signal, with a checkpoint.",
     )
-    parser.add_argument("recipe", help="YAML file, relative to here or to training/")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="replace recipe values"
+        "recipe", help="recipe, a YAML file, relative to the current folder or to training/"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="values that replace those of the recipe, such as data.batch_size=8",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue the run in train.run_dir")

@@ -170,6 +170,11 @@ def augment_clip(
         uint8 (T, 3, size, size).
     Raises:
         TypeError, ValueError: an argument of another type, frames of another dtype or shape.
+
+    Example:
+        >>> frames = torch.zeros(8, 240, 320, 3, dtype=torch.uint8)
+        >>> augment_clip(frames, Augmentation(size=112), np.random.default_rng(0)).shape
+        torch.Size([8, 3, 112, 112])
     """
     check_frames(frames)
     check_augmentation(spec, "spec")
@@ -281,6 +286,10 @@ def eval_transform(frames: torch.Tensor, size: int) -> torch.Tensor:
     The largest central crop with an aspect ratio between 3:4 and 4:3 is resized to the square. That
     is the average geometry of the training crops. (The released code evaluates on the central
     `size` pixels of the unscaled frame, which never occur in training.)
+
+    Example:
+        >>> eval_transform(torch.zeros(8, 240, 320, 3, dtype=torch.uint8), 112).shape
+        torch.Size([8, 3, 112, 112])
     """
     check_frames(frames)
     return apply_draw(frames, eval_draw(frames.shape[1], frames.shape[2]), size)

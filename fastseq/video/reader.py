@@ -36,6 +36,15 @@ def probe(
         VideoError: no readable video stream, no sound frame, pictures not turned by a right angle,
             or the time limit exceeded.
         TypeError: `path` is not the name of a file.
+
+    Example:
+        >>> import tempfile
+        >>> from fastseq.video import probe, write_video
+        >>> path = f"{tempfile.mkdtemp()}/grey.mp4"
+        >>> write_video(path, [np.full((48, 64, 3), 9 * k, np.uint8) for k in range(20)], fps=25)
+        >>> info = probe(path)
+        >>> info.frames, info.width, info.height, float(info.fps)
+        (20, 64, 48, 25.0)
     """
     path = as_path(path)
     deadline = Deadline(path, time_limit)
@@ -119,6 +128,14 @@ def read_frames(
         TypeError: `path` is not the name of a file.
         ValueError: negative or non-integer indices, both sizes passed, a size below 1, a `crop`
             that is not four whole numbers, is empty, or is combined with `size`.
+
+    Example:
+        >>> import tempfile
+        >>> from fastseq.video import read_frames, write_video
+        >>> path = f"{tempfile.mkdtemp()}/grey.mp4"
+        >>> write_video(path, [np.full((48, 64, 3), 9 * k, np.uint8) for k in range(20)], fps=25)
+        >>> read_frames(path, [19, 0, 7], short_side=24).shape
+        torch.Size([3, 24, 32, 3])
     """
     path = as_path(path)
     if short_side is not None and size is not None:

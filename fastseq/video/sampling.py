@@ -39,7 +39,9 @@ def sample_views(
     uniformly among all places where they do. A video shorter than T is used whole and padded.
 
     Args:
+        num_frames: S, number of frames of the video.
         T: frames per view.
+        generator: the only source of randomness.
         strategy: "random": T frames of the crop without replacement, sorted. "even": evenly spaced.
         alpha: largest crop relative to T (or S for "video"), >= 1. Default 1.5 as in the paper.
         beta: overlap of the two crops, 0 to 1. Default 0.2 as in the paper.
@@ -48,7 +50,12 @@ def sample_views(
         frames: int64 (2, T), ascending within a view, padding at the end set to S - 1.
         valid: bool (2, T), False for padding.
     Raises:
-        ValueError: an option out of its range.
+        TypeError: an argument of another type. ValueError: an option out of its range.
+
+    Example:
+        >>> frames, valid = sample_views(300, 80, np.random.default_rng(0))
+        >>> frames.shape, bool(valid.all())
+        ((2, 80), True)
     """
     check_generator(generator)
     num_frames, T = as_int("num_frames", num_frames), as_int("T", T)
@@ -109,9 +116,10 @@ def sample_clip(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw T frames from a whole video of ``num_frames`` frames.
 
-    - "segment" (LAV): the video is cut into T chunks of equal length, up to one frame; one frame is
-      drawn uniformly from each. (If T does not divide the length, LAV's released code fills the
-      list up from the start, so that its last frames may be early ones; this function does not.)
+    - "segment" (LAV): the video is cut into T chunks, whose lengths differ by at most one frame;
+      one frame is drawn uniformly from each. (If T does not divide the length, LAV's released code
+      fills the list up from the start, so that its last frames may be early ones; this function
+      does not.)
     - "offset_uniform" (TCC): T frames without replacement, sorted. (TCC's released code never draws
       frame 0.)
     - "anchors" (TCN): T / 2 frames, drawn like that, are anchors; the positive of each is 1 to
@@ -119,9 +127,23 @@ def sample_clip(
 
     A video with fewer frames than are to be drawn is used whole and padded.
 
+    Args:
+        num_frames: number of frames of the video.
+        T: number of frames to draw; even for "anchors".
+        generator: the only source of randomness.
+        strategy: one of the above.
+        positive_window: largest distance of a positive from its anchor, in frames. Default 5: the
+            released code.
     Returns:
         frames: int64 (T,), padding at the end set to num_frames - 1.
         valid: bool (T,), False for padding.
+    Raises:
+        TypeError: an argument of another type. ValueError: an option out of its range.
+
+    Example:
+        >>> frames, valid = sample_clip(300, 20, np.random.default_rng(0), strategy="segment")
+        >>> [0 <= frame - 15 * k < 15 for k, frame in enumerate(frames)].count(True)
+        20
     """
     check_generator(generator)
     num_frames, T = as_int("num_frames", num_frames), as_int("T", T)
@@ -156,6 +178,10 @@ def context_frames(frames: np.ndarray, num_context: int, stride: int) -> np.ndar
     """Frames (...) to (..., num_context): past ones ``stride`` apart, oldest first, then itself.
 
     Before the start of the video its first frame is repeated, as in LAV and TCC.
+
+    Example:
+        >>> context_frames(np.array([2, 30]), num_context=2, stride=15).tolist()
+        [[0, 2], [15, 30]]
     """
     num_context, stride = as_int("num_context", num_context, 1), as_int("stride", stride, 0)
     back = stride * np.arange(num_context - 1, -1, -1)

@@ -19,10 +19,11 @@ ANCHORS = ("ends", "any")
 class SegmentTuples(Items):
     """Two tuples of single frames of one video, and one of these frames again (VCLR, 3.2).
 
-    The video is cut into S segments of equal length, up to one frame. Two different frames of each
-    are drawn: one for the anchor tuple q, one for the positive tuple k. One frame of q is the
-    frame-level anchor and is included a second time with a new augmentation. These are 2 S + 1
-    clips of one frame each: q, k, the anchor again. Either tuple is shuffled with probability 1/2.
+    The video is cut into S segments, whose lengths differ by at most one frame. Two different
+    frames of each are drawn: one for the anchor tuple q, one for the positive tuple k. One frame of
+    q is the frame-level anchor and is included a second time with a new augmentation. These are
+    2 S + 1 clips of one frame each: q, k, the anchor again. Either tuple is shuffled with
+    probability 1/2.
 
     In a batch, `steps` (N, 2 S + 1, 1) has the information that a loss needs: a tuple is shuffled
     where they do not ascend (`order_labels`), and the anchor is the frame of q with the number of

@@ -33,6 +33,12 @@ def write_video(
         TypeError: an argument of another type.
         ValueError: no frames, or a frame of another shape or dtype.
         VideoError: this PyAV has no H.264 encoder, or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from fastseq.video import write_video
+        >>> path = f"{tempfile.mkdtemp()}/grey.mp4"
+        >>> write_video(path, [np.full((48, 64, 3), 9 * k, np.uint8) for k in range(20)], fps=25)
     """
     av = require_av()
     path, fps, crf = as_path(path), as_number("fps", fps), as_int("crf", crf, 0)

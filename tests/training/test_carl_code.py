@@ -109,8 +109,8 @@ def test_other_configurations():
     for change, message in (
         ({"TRAINING_ALGO": "classification"}, "scl, tcc and tcn can be converted"),
         ({"OPTIMIZER": {"TYPE": "MomentumOptimizer"}}, "AdamOptimizer can be converted"),
-        ({"SCL": {"NEGATIVE_TYPE": "all"}}, "SCL.NEGATIVE_TYPE is 'all'; single_noself"),
-        ({"SCL": {"POSITIVE_TYPE": "window"}}, "the released loss is 0 for all but gauss"),
+        ({"SCL": {"NEGATIVE_TYPE": "all"}}, "SCL.NEGATIVE_TYPE is 'all'; only single_noself"),
+        ({"SCL": {"POSITIVE_TYPE": "window"}}, "the released loss is 0 for all others"),
     ):
         with pytest.raises(UserError, match=message):
             convert_config(POURING | change)

@@ -81,7 +81,7 @@ def test_a_full_disk_raises_and_leaves_the_one_before(tmp_path, monkeypatch):
         save_checkpoint(tmp_path, 2, state(2))
     assert str(error.value).startswith(
         f"{tmp_path}/step_00000002.pt cannot be written (No space left on device); "
-        "step_00000001.pt is intact. Make room"
+        "step_00000001.pt is intact. Free some space"
     )
     assert names(tmp_path) == ["step_00000001.pt"]
     assert load_latest(tmp_path)["step"] == 1

@@ -111,7 +111,7 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ("model.train_from=conv4c", "batch_norm or one of them, got 'conv4c'"),
         ("model.pool=median", "model.pool: expected one of max, mean, grid, got 'median'"),
         ("model.hidden_size=100", "multiple of model.heads"),
-        ("augmentation.flip=2", "flip is a probability"),
+        ("augmentation.flip=2", "flip must be a probability"),
         ("model=resnet50", "model is a section"),
         ("resume", "expected key=value"),
         ("train.steps=5", "train.steps is 5 and train.epochs"),

@@ -83,7 +83,7 @@ def test_without_labels_it_says_how_to_write_them(clips, capsys, splits, marked)
     assert "== evaluate" not in out
     assert "== check and index" not in out  # that holds
     assert f"python -m training.propagate {clips} --sheet-only a.mp4" in out
-    assert ("report shows those of training" in out) == (splits is None)
+    assert ("report shows training clips" in out) == (splits is None)
     shown = load_run("out/run")[1].data.test_split
     assert shown == ("train" if splits is None else "test")
     assert Path("out/run/report.html").read_text().count("<html")

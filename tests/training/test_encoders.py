@@ -139,7 +139,9 @@ def test_a_video_is_decoded_once(records, monkeypatch):
     assert opened == [record.path for record in records]
     assert [video.embeddings.shape for video in made["one"]] == [(30, 4), (12, 4), (6, 4)]
     encoders = {"short": Encoder(None, lambda x: x[:, 1:].float().mean((3, 4)))}
-    with pytest.raises(ValueError, match=r"'short' gave 29 embeddings for the 30 frames of a\.mp4"):
+    with pytest.raises(
+        ValueError, match=r"'short' returned 29 embeddings for the 30 frames of a\.mp4"
+    ):
         embed_records(encoders, records, cfg, progress=False)
 
 

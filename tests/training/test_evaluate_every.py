@@ -130,7 +130,7 @@ def test_modes_and_random_states_are_left_as_they_were(place, caplog, monkeypatc
     with torch.no_grad():
         model.embedding.weight.fill_(torch.nan)
     assert evaluation() is None
-    assert "not evaluated: encoder 'trained' gave NaN" in caplog.text
+    assert "not evaluated: encoder 'trained' returned NaN" in caplog.text
     assert [module.training for module in model.modules()] == modes
 
 

@@ -121,7 +121,7 @@ def test_what_events_leave_out_is_counted():
         for n, v in enumerate([a, b, back])
     ]
     row = evaluate_embeddings(embedded, embedded, {"all": list("xyz")}, stride=1)
-    assert row["left_out"]["test videos whose phases step back"] == 1
+    assert row["left_out"]["test videos whose phases go backwards"] == 1
     assert row["left_out"][reason] == 2
 
 

@@ -142,7 +142,7 @@ def test_every_kind_of_file_is_used_or_named_with_its_reason(tmp_path, capsys):
     assert {entry["path"]: entry["reason"] for entry in index.bad} == {
         "corrupt.mp4": no_video,
         "no_index.mp4": no_video,
-        "sound.mp4": "no video stream (holds audio)",
+        "sound.mp4": "no video stream (contains audio)",
         "zero.mp4": "the file is empty (0 bytes)",
     }
     assert "used in part: 1 damaged videos\n  the file breaks off" in out

@@ -61,7 +61,7 @@ def test_events_need_labelled_frames_before_them():
     assert events_of(video, 3) == [None, 7, 12]
     assert events_of(record(), 3) == [None] * 3
     video.phases[10] = 0
-    with pytest.raises(UserError, match=r"a\.mp4: its phases step back at frame 10"):
+    with pytest.raises(UserError, match=r"a\.mp4: its phases go backwards at frame 10"):
         events_of(video, 3)
 
 
@@ -89,8 +89,8 @@ def test_open_ends_leave_out_what_the_target_does_not_show():
     assert found.outside == [True, False, True]
     carried = combine(target.record, NAMES, [found])
     assert carried.doubts == [
-        "up is outside what the clips share",
-        "down is outside what the clips share",
+        "up is outside the part that the clips share",
+        "down is outside the part that the clips share",
     ]
 
 

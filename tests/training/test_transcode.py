@@ -112,9 +112,9 @@ def damage(folder: Path) -> dict[str, str]:
     os.mkfifo(folder / "pipe.mp4")  # opening it would wait for ever
     return {
         "cut.mp4": "breaks off",
-        "hole.mp4": "does not decode soundly",
+        "hole.mp4": "does not decode without errors",
         "late_index.mp4": "cut off before its index",
-        "sound.mp4": "no video stream (holds audio)",
+        "sound.mp4": "no video stream (contains audio)",
         "text.mov": "not a video file",
         "zero.mp4": "the file is empty (0 bytes)",
     }

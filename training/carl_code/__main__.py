@@ -1,7 +1,8 @@
-"""Take over what CARL's released code works with: `python -m training.carl_code WHAT ...`.
+"""Convert files of CARL's released code: `python -m training.carl_code WHAT ...`.
 
-recipe: a configuration as a recipe; labels: train.pkl and val.pkl as labels.json; checkpoint: a
-checkpoint as a run directory for evaluate, align, retrieve, extract and export.
+recipe converts a configuration to a recipe; labels converts train.pkl and val.pkl to labels.json;
+checkpoint converts a checkpoint to a run directory for evaluate, align, retrieve, extract and
+export. Example: python -m training.carl_code recipe config.yml --out mine.yaml
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ from training.support.files import replacing
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.carl_code", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    one = commands.add_parser("recipe", help="configs/*.yml as a recipe")
+    one = commands.add_parser("recipe", help="convert configs/*.yml to a recipe")
     one.add_argument("config", type=Path, help="a configuration of CARL_code")
     one.add_argument("--out", type=Path, required=True, help="recipe to write, such as mine.yaml")
-    one = commands.add_parser("labels", help="train.pkl and val.pkl as labels.json")
-    one.add_argument("folder", type=Path, help="folder that holds the videos")
-    one.add_argument("--train", type=Path, nargs="+", required=True, metavar="PKL")
+    one = commands.add_parser("labels", help="convert train.pkl and val.pkl to labels.json")
+    one.add_argument("folder", type=Path, help="folder with the videos")
+    one.add_argument(
+        "--train", type=Path, nargs="+", required=True, metavar="PKL", help="train.pkl"
+    )
     one.add_argument("--test", type=Path, nargs="+", default=[], metavar="PKL", help="val.pkl")
-    one.add_argument("--out", type=Path, help="default: FOLDER/labels.json")
-    one = commands.add_parser("checkpoint", help="checkpoint_epoch_*.pth as a run directory")
+    one.add_argument("--out", type=Path, help="labels file to write (default: FOLDER/labels.json)")
+    one = commands.add_parser("checkpoint", help="convert checkpoint_epoch_*.pth to a run")
     one.add_argument("file", type=Path, help="a checkpoint of CARL_code")
     one.add_argument("--out", type=Path, required=True, help="run directory to write")
-    one.add_argument("--folder", default="", help="data.folder of the run: a prepared folder")
+    one.add_argument("--folder", default="", help="prepared folder, data.folder of the run")
     args = parser.parse_args(argv)
     return run_command(lambda: _COMMANDS[args.what](args))
 
@@ -48,10 +51,12 @@ def _recipe(args: argparse.Namespace) -> None:
     except Exception as error:
         raise UserError(f"{args.config}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise UserError(f"{args.config} has no sections with keys")
+        raise UserError(
+            f"{args.config} has no sections with keys; expected a YAML file of CARL_code"
+        )
     converted = convert_config(config)
     if len(converted.unknown) == len(flatten(config)):
-        raise UserError(f"{args.config} is no configuration of CARL_code: no key of it is known")
+        raise UserError(f"{args.config} is not a configuration of CARL_code: all keys are unknown")
     _check(converted.recipe)
     _refuse_existing(args.out)
     args.out.write_text(f"# From {args.config.name} of CARL_code.\n{_yaml(converted.recipe)}")
@@ -73,7 +78,7 @@ def _labels(args: argparse.Namespace) -> None:
     print(f"written: {out}: {len(labels['videos'])} videos, actions {', '.join(labels['classes'])}")
     if missing:
         print(
-            f"not in {args.folder}: {len(missing)} of them, such as {missing[0]}; remove their "
+            f"missing in {args.folder}: {len(missing)} videos, such as {missing[0]}; remove their "
             "entries or add the files before `python -m training.prepare`"
         )
 
@@ -104,7 +109,7 @@ def _checkpoint(args: argparse.Namespace) -> None:
 
 
 def _check(recipe: dict[str, Any]) -> Any:
-    """The full configuration; ConfigError for a value that a key does not take."""
+    """The full configuration; ConfigError for a value that a key does not accept."""
     import tempfile
 
     from training.recipe.load import load_config
@@ -123,7 +128,7 @@ def _yaml(recipe: dict[str, Any]) -> str:
 
 def _refuse_existing(path: Path) -> None:
     if path.exists():
-        raise UserError(f"{path} exists already; move it, or give another one with --out")
+        raise UserError(f"{path} exists already; move it, or choose another --out")
 
 
 def _report(converted: Any) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint of CARL_code as a run directory whose weights are plain tensors."""
+"""Converts a checkpoint of CARL_code to a run directory whose weights are plain tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.support.command import UserError
 
 _BACKBONE = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3"}
 _LAYER = r"embed\.video_encoder\.enc_layers\.(\d+)\."
-# Regular expression of a released name -> ours. The rest of the name stays.
+# Regular expression of a released name -> our name; the rest of the name stays.
 _NAMES = [
     (re.compile(r"res_finetune\."), "backbone.layer4."),
     (re.compile(r"embed\.fc_layers\."), "fc_block."),
@@ -33,11 +33,11 @@ _PART_OF_QKV = re.compile(_LAYER + r"self_att\.linear_([QKV])2d\.(weight|bias)")
 
 
 def read_checkpoint(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-    """(state dict, configuration). Nothing but tensors, EasyDict and Namespace is unpickled.
+    """(state dict, configuration); only tensors, EasyDict and Namespace are unpickled.
 
     Raises UserError for anything else.
     """
-    # easydict need not be installed: an OrderedDict takes the same items.
+    # easydict need not be installed: an OrderedDict accepts the same items.
     allowed = [(OrderedDict, "easydict.EasyDict"), argparse.Namespace]
     try:
         with torch.serialization.safe_globals(allowed):
@@ -61,16 +61,17 @@ def read_checkpoint(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]
 def convert_checkpoint(path: Path) -> tuple[Converted, dict[str, Tensor]]:
     """The recipe of a released checkpoint, and its weights under this project's names.
 
-    Raises UserError for the convolutional encoder, and where names or shapes are not as released.
+    Raises UserError for the convolutional encoder, or if names or shapes differ from the release.
     """
     state, config = read_checkpoint(path)
     converted = convert_config(config)
     if converted.recipe["model"].get("encoder") == "conv3d":
         raise UserError(
-            f"{path}: checkpoints of the transformer encoder can be converted, not conv"
+            f"{path}: got a checkpoint of the conv encoder; only the transformer encoder can be "
+            "converted"
         )
     if converted.recipe["model"].get("train_from", "layer4") != "layer4":
-        raise UserError(f"{path}: checkpoints with MODEL.BASE_MODEL.LAYER 3 can be converted")
+        raise UserError(f"{path}: only checkpoints with MODEL.BASE_MODEL.LAYER 3 can be converted")
     linear = 4 * converted.recipe["model"]["fc_layers"]
     out: dict[str, Tensor] = {}
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -89,7 +90,7 @@ def convert_checkpoint(path: Path) -> tuple[Converted, dict[str, Tensor]]:
             raise UserError(f"{path}: attention of layer {layer} lacks {set('QKV') - three.keys()}")
         out[f"layers.{layer}.qkv.{kind}"] = torch.cat([three[which] for which in "QKV"])
     if left:
-        raise UserError(f"{path}: unknown weights {', '.join(left[:5])} ({len(left)} in all)")
+        raise UserError(f"{path}: unknown weights {', '.join(left[:5])} ({len(left)} in total)")
     return converted, out
 
 

@@ -1,4 +1,4 @@
-"""CARL_code's train.pkl and val.pkl as one labels.json."""
+"""Converts CARL_code's train.pkl and val.pkl to one labels.json."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ARRAYS = re.compile(r"numpy\.(_)?core\.multiarray")
 
 
 def _storage(data: bytes) -> Any:
-    """In place of torch's own, which would unpickle anything."""
+    """Replaces torch's own function, which would unpickle anything."""
     return torch.load(io.BytesIO(data), weights_only=True)
 
 
 class LabelUnpickler(pickle.Unpickler):
-    """Builds lists, dicts, numbers, strings, tensors and arrays, and calls nothing else."""
+    """Unpickles lists, dicts, numbers, strings, tensors and arrays, and calls nothing else."""
 
     def find_class(self, module: str, name: str) -> Callable:
         if _ARRAYS.fullmatch(module) and name in ("_reconstruct", "scalar"):
@@ -50,14 +50,14 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 def read_pickle(path: Path) -> list[dict[str, Any]]:
     """The videos of a label pickle: dicts with `video_file`, `frame_label`, `name`, `seq_len`.
 
-    Raises UserError for a file that is no such pickle, or that holds anything but data.
+    Raises UserError for a file that is not such a pickle or contains anything but data.
     """
     try:
         with open(path, "rb") as file:
             content = LabelUnpickler(file).load()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except Exception as error:  # a broken pickle raises whatever it likes
+    except Exception as error:  # a broken pickle can raise anything
         raise UserError(
             f"{path} is not a label file of CARL_code, or it holds more than data: {error}"
         ) from error
@@ -75,10 +75,10 @@ def read_pickle(path: Path) -> list[dict[str, Any]]:
 
 
 def convert_labels(splits: dict[str, list[Path]], folder: Path) -> dict[str, Any]:
-    """labels.json for `folder`, below which the videos lie, from the pickles of each split.
+    """labels.json for the videos below `folder`, from the pickles of each split.
 
-    Phases have no names in the pickles; they are called "phase 0" and so on. An action is what
-    follows the number in a name like "0001_bowl"; elsewhere all videos show one.
+    Phases have no names in the pickles; they are called "phase 0" and so on. The action is the part
+    after the number in a name like "0001_bowl"; with other names all videos show one action.
     """
     videos: dict[str, Any] = {}
     phases: dict[str, int] = defaultdict(int)
@@ -106,7 +106,7 @@ def _action(one: dict[str, Any]) -> str:
 
 
 def _relative(video_file: str, folder: Path) -> str:
-    """As labels.json wants it: below the folder, which may be the one that holds "videos/"."""
+    """The path for labels.json, relative to the folder, which may be the parent of "videos/"."""
     path = Path(video_file)
     for start in range(len(path.parts)):
         candidate = Path(*path.parts[start:])

@@ -1,4 +1,4 @@
-"""A configuration file of CARL_code as a recipe."""
+"""Converts a configuration file of CARL_code to a recipe."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from training.support.command import UserError
 
-# Keys whose value has no counterpart here: where the released code looks for files, how often it
-# prints, what it never reads.
+# Keys without a counterpart here: paths of the released code, how often it prints, and keys that it
+# never reads.
 IGNORED = (
     "LOGDIR",
     "PATH_TO_DATASET",
@@ -54,7 +54,7 @@ _SCHEDULES = {"cosine": "cosine", "fixed": "constant"}
 
 @dataclass
 class Converted:
-    """A recipe, and which keys of the released configuration did not go into it."""
+    """A recipe, and the keys of the released configuration that it leaves out."""
 
     recipe: dict[str, Any]
     ignored: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Converted:
 
 
 def convert_config(config: Mapping[str, Any]) -> Converted:
-    """Map the keys of one of CARL_code's configurations.
+    """Convert the keys of one of CARL_code's configurations.
 
     Raises UserError for a value that has no counterpart, such as supervised training.
     """
@@ -70,7 +70,7 @@ def convert_config(config: Mapping[str, Any]) -> Converted:
     out = Converted({})
     algorithm = str(flat.pop("TRAINING_ALGO", "scl"))
     if algorithm not in ("scl", "tcc", "tcn"):
-        raise UserError(f"TRAINING_ALGO is {algorithm!r}; scl, tcc and tcn can be converted")
+        raise UserError(f"TRAINING_ALGO is {algorithm!r}; only scl, tcc and tcn can be converted")
     _put(out.recipe, f"loss.{algorithm}.weight", 1.0)
     for key, value in flat.items():
         if key in _RENAMED:
@@ -99,7 +99,7 @@ def _chosen(key: str, name: str, choices: Mapping[Any, Any]) -> Callable[[Any], 
     def convert(value: Any) -> tuple[str, Any]:
         if value not in choices:
             expected = ", ".join(map(str, choices))
-            raise UserError(f"{key} is {value!r}; {expected} can be converted")
+            raise UserError(f"{key} is {value!r}; only {expected} can be converted")
         return name, choices[value]
 
     return convert
@@ -137,7 +137,7 @@ _RENAMED: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "DATA.NUM_WORKERS": _plain("data.workers"),
     "AUGMENTATION.STRENGTH": _plain("augmentation.strength"),
 }
-# Read by the functions below, several of them together.
+# Keys that the functions below read, several of them together.
 _HANDLED = {
     "USE_AMP",
     "TRAIN.BATCH_SIZE",
@@ -172,21 +172,25 @@ _HANDLED = {
 def _model(flat: Mapping[str, Any], recipe: dict[str, Any]) -> None:
     kind = flat.get("MODEL.EMBEDDER_TYPE", "transformer")
     if kind not in ("transformer", "conv"):
-        raise UserError(f"MODEL.EMBEDDER_TYPE is {kind!r}; transformer and conv can be converted")
+        raise UserError(
+            f"MODEL.EMBEDDER_TYPE is {kind!r}; only transformer and conv can be converted"
+        )
     batch = int(flat.get("TRAIN.BATCH_SIZE", 1))
     _put(recipe, "data.batch_size", batch)
     chunk = int(flat.get("MODEL.BASE_MODEL.FRAMES_PER_BATCH", 40))
-    _put(recipe, "train.chunk_frames", 2 * batch * chunk)  # theirs counts time steps
+    _put(recipe, "train.chunk_frames", 2 * batch * chunk)  # the released value counts time steps
     wide = int(flat.get("MODEL.EMBEDDER_MODEL.CAPACITY_SCALAR", 2))
     layers = flat.get("MODEL.EMBEDDER_MODEL.FC_LAYERS", [[256, True]] * 2)
     sizes = {int(layer[0]) for layer in layers}
     if len(sizes) != 1:
-        raise UserError(f"MODEL.EMBEDDER_MODEL.FC_LAYERS is {layers}; one width can be converted")
+        raise UserError(
+            f"MODEL.EMBEDDER_MODEL.FC_LAYERS is {layers}; only layers of one width can be converted"
+        )
     _put(recipe, "model.fc_layers", len(layers))
     _put(recipe, "model.fc_size", wide * sizes.pop())
     embedding = int(flat.get("MODEL.EMBEDDER_MODEL.EMBEDDING_SIZE", 128))
     _put(recipe, "model.embedding_size", embedding)
-    # Their head is PROJECTION_SIZE wide inside and EMBEDDING_SIZE at the end.
+    # The released head has hidden width PROJECTION_SIZE and output width EMBEDDING_SIZE.
     _put(recipe, "model.projection_hidden", int(flat.get("MODEL.PROJECTION_SIZE", 128)))
     _put(recipe, "model.projection_size", embedding)
     if kind == "conv":
@@ -202,20 +206,21 @@ def _data(flat: Mapping[str, Any], recipe: dict[str, Any], algorithm: str) -> No
     positive = flat.get("SCL.POSITIVE_TYPE", "gauss")
     if algorithm == "scl" and positive != "gauss":
         raise UserError(
-            f"SCL.POSITIVE_TYPE is {positive!r}: the released loss is 0 for all but gauss"
+            f"SCL.POSITIVE_TYPE is {positive!r}; only gauss can be converted (the released loss is "
+            "0 for all others)"
         )
     optimizer = flat.get("OPTIMIZER.TYPE", "AdamOptimizer")
     if optimizer != "AdamOptimizer":
-        raise UserError(f"OPTIMIZER.TYPE is {optimizer!r}; AdamOptimizer can be converted")
+        raise UserError(f"OPTIMIZER.TYPE is {optimizer!r}; only AdamOptimizer can be converted")
     strategy = flat.get("DATA.SAMPLING_STRATEGY", "time_augment")
     if strategy not in _SAMPLING:
         raise UserError(
-            f"DATA.SAMPLING_STRATEGY is {strategy!r}; {', '.join(_SAMPLING)} can be converted"
+            f"DATA.SAMPLING_STRATEGY is {strategy!r}; only {', '.join(_SAMPLING)} can be converted"
         )
     sampling = "anchors" if algorithm == "tcn" else _SAMPLING[strategy]
     _put(recipe, "data.sampling", sampling)
     if sampling == "random":
-        # The released FineGym data set alone crops as the paper says.
+        # Among the released data sets, only FineGym crops as in the paper.
         finegym = any("finegym" in str(name).lower() for name in flat.get("DATASETS") or [])
         _put(recipe, "data.crop_base", "clip" if finegym else "video")
     if algorithm == "tcc":

@@ -1,10 +1,12 @@
-"""The demo: `python -m training.demo` renders videos, trains CARL on them, evaluates, reports.
+"""The demo: `python -m training.demo` renders videos, trains CARL on them, evaluates and reports.
 
-OUT/videos gets 104 short H.264 files with their labels, OUT/run the trained model, evaluation.json
-and report.html. Labels are used for evaluation only. An earlier demo in OUT is replaced.
+Writes 104 short H.264 files with their labels to OUT/videos, and the trained model, evaluation.json
+and report.html to OUT/run; open OUT/run/report.html. Labels are used only for evaluation. An
+earlier run in OUT is replaced.
 
 With --real FOLDER the videos are your own clips, a dozen or more of one action, and the recipe is
-recipes/carl_small.yaml. FOLDER gets an index and the backbone's features (.fastseq_features).
+recipes/carl_small.yaml. An index and the backbone's features (.fastseq_features) are written to
+FOLDER.
 """
 
 from __future__ import annotations
@@ -24,27 +26,34 @@ RECIPE = "recipes/carl_demo.yaml"
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.demo", description=__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace recipe values")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="values that replace those of the recipe, such as train.steps=300",
+    )
     parser.add_argument(
         "--real", type=Path, metavar="FOLDER", help="train on the clips of this folder instead"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder to write to (default: demo, with --real demo_real)"
+        "--out", type=Path, help="folder to write to (default: demo; with --real: demo_real)"
     )
-    parser.add_argument("--clutter", action="store_true", help="moving shapes behind the actor")
+    parser.add_argument(
+        "--clutter", action="store_true", help="render moving shapes behind the actor"
+    )
     parser.add_argument(
         "--seeds",
         type=int,
         default=1,
         metavar="N",
-        help="train with seeds 0 to N-1, each on videos rendered with that seed unless they are "
-        "--real, and print mean and spread (default: 1)",
+        help="train with seeds 0 to N-1 and print mean and standard deviation; without --real each "
+        "seed has new videos (default: 1)",
     )
     options = parser.parse_args(argv)
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
     if options.clutter and options.real:
-        parser.error("--clutter is for rendered videos, not for those of --real")
+        parser.error("--clutter applies to rendered videos, not to --real; leave it out")
     if options.out is None:
         options.out = Path("demo_real" if options.real else "demo")
     run = _run_real if options.real else _run
@@ -128,7 +137,7 @@ def _run_real(options: argparse.Namespace) -> int:
 
 
 def _run_steps(steps: Sequence[tuple[str, Callable[[list[str]], int], list[str]]]) -> int:
-    """Run commands one after the other, up to one that fails; INCOMPLETE if any left videos out."""
+    """Run commands in order until one fails; returns INCOMPLETE if any left videos out."""
     done = 0
     for name, command, words in steps:
         with step(name):
@@ -148,7 +157,7 @@ def _conclude(evaluations: Sequence[dict], began: float, out: Path) -> None:
 
 
 class step:
-    """Announces a step and tells how long it took."""
+    """Context that prints the name of a step and then its time in seconds."""
 
     def __init__(self, name: str):
         self.name = name
@@ -162,7 +171,7 @@ class step:
 
 
 def spread_table(evaluations: Sequence[dict]) -> str:
-    """Mean and standard deviation over runs of every metric, one line for each row."""
+    """Mean and standard deviation of every metric over runs, one line per row."""
     from training.evaluation.protocols import COLUMNS
     from training.evaluation.tables import BELOW_ZERO, format_cells, is_below_zero
 

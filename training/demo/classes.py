@@ -1,10 +1,10 @@
-"""Generated videos of six classes, for methods that judge whole videos: parts of the two actions.
+"""Generated videos of six classes, parts of the two actions, for methods that score whole videos.
 
     python -m training.demo.classes FOLDER [--seed 0]
 
-A class is one or two successive phases of an action, and its videos show these alone, in 60 to 180
-frames; colours, viewpoint, build and speed are drawn anew for each. So the classes of an action
-share its scene, and some of their frames: one begins with the pose in which another ends.
+A class is one or two successive phases of an action. Its videos show only these, in 60 to 180
+frames; colours, viewpoint, build and speed differ between videos. So the classes of an action share
+its scene and some frames: one class begins with the pose in which another ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from training.demo.scene import ACTIONS
 
 GENERATOR = "training.demo.classes/1"  # raise the number whenever the pictures or labels change
 FRAMES = (60, 180)
-CLASSES = {  # action and the phases that are shown, first and last
+CLASSES = {  # action, first and last phase shown
     "place-reach": ("place", 0, 1),
     "place-carry": ("place", 2, 3),
     "place-return": ("place", 4, 4),
@@ -36,13 +36,13 @@ CLASSES = {  # action and the phases that are shown, first and last
     "swing-downswing": ("swing", 2, 3),
     "swing-finish": ("swing", 4, 4),
 }
-# A video is drawn from its number: those of different classes must not share theirs.
+# A video's number is its seed, so videos of different classes must not share numbers.
 NUMBERS = 100_000
 
 
 @dataclass(frozen=True)
 class ClassPlan(VideoPlan):
-    """A plan in which the phases before and after those of the class have no frames."""
+    """A plan in which phases outside the class have no frames."""
 
     name: str
 
@@ -95,12 +95,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.demo.classes", description="Render videos of six classes."
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-per-class", type=int, default=40)
-    parser.add_argument("--test-per-class", type=int, default=20)
-    parser.add_argument("--side", type=int, default=96, help="pixels")
-    parser.add_argument("--clutter", action="store_true", help="shapes behind the actor")
+    parser.add_argument("folder", type=Path, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--train-per-class", type=int, default=40, help="training videos, default: 40"
+    )
+    parser.add_argument("--test-per-class", type=int, default=20, help="test videos, default: 20")
+    parser.add_argument(
+        "--side", type=int, default=96, help="width and height in pixels, default: 96"
+    )
+    parser.add_argument("--clutter", action="store_true", help="draw shapes behind the actor")
     options = parser.parse_args(argv)
     try:
         summary = render_classes(**vars(options))

@@ -1,4 +1,4 @@
-"""The demo on a user's own clips: what it needs to know of their folder, and says of labels."""
+"""The demo on a user's own clips: checks of their folder, and advice about labels."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ RECIPE = "recipes/carl_small.yaml"
 
 
 def check_places(folder: Path, out: Path) -> None:
-    """Raises UserError where the folder is none, or the output would lie among the clips."""
+    """Raise UserError if there is no such folder, or if the output would lie among the clips."""
     if not folder.is_dir():
-        raise UserError(f"--real {folder} is not a folder; give the one with your clips")
+        raise UserError(f"--real {folder} is not a folder; name the folder with your clips")
     if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"--out {out} lies in {folder}, among the clips; give a folder beside it")
+        raise UserError(f"--out {out} lies in {folder}, among the clips; choose one outside")
 
 
 @dataclass(frozen=True)
 class Clips:
-    """A folder by its splits: the numbers of clips, and whether some have phase labels."""
+    """A folder's numbers of clips per split, and whether both splits have phase labels."""
 
     folder: Path
     train: int
@@ -52,7 +52,7 @@ class Clips:
         counts = {split: len(records) for split, records in splits.items()}
         if not counts["train"]:
             raise UserError(
-                f'every clip of {index.folder} is for testing: take "split": "test" away from two '
+                f'every clip of {index.folder} is for testing: remove "split": "test" from two '
                 "thirds of them in labels.json and run `python -m training.prepare "
                 f"{shlex.quote(str(index.folder))}`"
             )
@@ -60,31 +60,31 @@ class Clips:
 
     @property
     def overrides(self) -> list[str]:
-        """Without a test split, the report shows the clips of training."""
+        """Recipe values: without a test split, the report shows the training clips."""
         return [] if self.test else ["data.test_split=train"]
 
     def advice(self) -> list[str]:
-        """What is missing for a table, and how to add it; nothing where it can be made."""
+        """Lines about what is missing for a table and how to add it; empty if nothing is."""
         if self.labelled:
             return []
         folder, first, lines = shlex.quote(str(self.folder)), shlex.quote(self.first), []
         if self.train + self.test < 2:
             return [
-                "no table, and nothing to align: one clip can be compared with no other; add more"
+                "no table, and nothing to align: a single clip cannot be compared; add more clips"
             ]
         if not self.test:
             lines += [
-                f"no clip of {self.folder} is for testing, so the report shows those of training: "
-                f'write "split": "test" for a third of them in {self.folder / "labels.json"}, as',
+                f"no clip of {self.folder} is for testing, so the report shows training clips: "
+                f'write "split": "test" for a third of them in {self.folder / "labels.json"}:',
                 "  " + json.dumps({"videos": {self.first: {"split": "test"}}}),
             ]
         return [
             *lines,
-            "no table: the metrics need phases of clips in both splits. Mark one clip, carry its "
-            "events over:",
+            "no table: the metrics need phase labels of clips in both splits. Mark one clip and "
+            "carry its events over:",
             f"  python -m training.propagate {folder} --sheet-only {first}",
-            "writes sheet.png with its frames and says what to write into labels.json; then",
+            "writes sheet.png with its frames and shows what to write into labels.json; then",
             f"  python -m training.prepare {folder}",
             f"  python -m training.propagate {folder} --from {first}",
-            "writes labels.propagated.json and a sheet to check it by",
+            "writes labels.propagated.json and a sheet to check it",
         ]

@@ -2,13 +2,13 @@
 
     python -m training.demo.render FOLDER [--clutter] [--seed 0]
 
-writes FOLDER/<action>/<split>_000.mp4 ... and FOLDER/labels.json. A video is 100 to 300 frames of
+writes FOLDER/<action>/<split>_000.mp4 ... and FOLDER/labels.json. A video has 100 to 300 frames of
 one action with its phases in order. The shares of the phases are drawn from a flat Dirichlet
-distribution, so that the time since the start says little about the phase; colours, viewpoint,
-build of the actor and playing speed vary too.
+distribution, so the time since the start says little about the phase; colours, viewpoint, build of
+the actor and playing speed vary too.
 
 Every video has its own random streams, keyed by (seed, action, split, number): the same options
-give the same pictures, and asking for more videos does not change the earlier ones.
+render the same pictures, and more videos do not change the earlier ones.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from training.support.command import UserError
 GENERATOR = "training.demo.render/1"  # raise the number whenever the pictures or labels change
 SPLITS = ("train", "test")
 FPS = 30
-QUALITY = 26  # x264's constant rate factor: about 20 kB a video
+QUALITY = 26  # x264's constant rate factor: about 20 kB per video
 FRAMES = (100, 300)
 SHORTEST_PHASE = 4  # frames
-CONCENTRATION = 1.0  # of the Dirichlet distribution of phase shares; lower varies more
+CONCENTRATION = 1.0  # of the Dirichlet distribution of phase shares; lower values vary more
 CLUTTER = (3, 4)  # moving and still shapes
 
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """What a video shows, before anything is drawn."""
+    """The content of a video, planned before anything is drawn."""
 
     action: str
     split: str
@@ -88,7 +88,7 @@ def plan_video(seed: int, action: str, split: str, number: int) -> VideoPlan:
     phases = len(ACTIONS[action].phases)
     frames = int(rng.integers(FRAMES[0], FRAMES[1], endpoint=True))
     shares = rng.dirichlet(np.full(phases, CONCENTRATION))
-    # Every phase keeps its shortest length, the rest is shared out.
+    # Every phase has the shortest length; the remaining frames are distributed.
     ends = np.cumsum(shares)[:-1] * (frames - phases * SHORTEST_PHASE)
     boundaries = np.floor(ends).astype(int) + SHORTEST_PHASE * np.arange(1, phases)
     return VideoPlan(action, split, number, tuple(boundaries.tolist()), frames)
@@ -109,7 +109,7 @@ def plan_dataset(
 def render_video(
     plan: VideoPlan, *, seed: int, side: int = 96, clutter: bool = False
 ) -> np.ndarray:
-    """uint8 (frames, side, side, 3)."""
+    """The video's frames, uint8 (frames, side, side, 3)."""
     key = (plan.action, plan.split, plan.number)
     rng = _stream(seed, key, 1)
     look, camera = draw_look(rng), draw_camera(rng)
@@ -125,7 +125,7 @@ def render_video(
 
 @njit(cache=True, nogil=True)
 def _paint(ends, radii, colours, background, pictures):
-    """Antialiased capsules over a plain background: coverage is the clipped distance to the edge.
+    """Paint antialiased capsules on a plain background; coverage is the clipped edge distance.
 
     ends (F, P, 4) and radii (F, P) in pixels, colours (P, 3) and background (3,) in 0 to 255.
     """
@@ -177,7 +177,7 @@ def _labels(plans: list[VideoPlan], options: dict) -> dict:
 
 
 def _is_there(folder: Path, labels: dict) -> bool:
-    """True if `folder` holds exactly this data set; an error if it holds anything else."""
+    """True if `folder` holds exactly this data set; FileExistsError if it holds anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     advice = "choose another folder, or delete this one to render it again"
@@ -188,7 +188,7 @@ def _is_there(folder: Path, labels: dict) -> bool:
     if found != labels:
         made_with = found.get("generator") if isinstance(found, dict) else None
         raise FileExistsError(
-            f"{folder} exists and holds something else (made with {made_with}, asked for "
+            f"{folder} exists and holds something else (made with {made_with}, expected "
             f"{labels['generator']}): {advice}"
         )
     missing = [name for name in labels["videos"] if not (folder / name).is_file()]
@@ -213,15 +213,16 @@ def render_dataset(
     """Write the data set to `folder`, or reuse it if the same options made it before.
 
     Args:
-        folder: appears complete or not at all; must be new, empty, or hold this very data set.
-        seed: of everything random.
-        train_per_action, test_per_action: videos of each of the two actions.
+        folder: folder to write, complete or not at all; it must be new, empty, or hold this very
+            data set.
+        seed: seed of everything random.
+        train_per_action, test_per_action: numbers of videos of each of the two actions.
         side: width and height in pixels, even (H.264 stores colour at half resolution).
-        clutter: still and moving shapes behind the actor. The labels and the actor stay the same.
+        clutter: draw still and moving shapes behind the actor; labels and actor stay the same.
         progress: show a progress bar.
 
     Raises:
-        UserError: an odd or tiny side, or fewer than one video in all.
+        UserError: side is odd or below 16, or there would be no video.
         FileExistsError: the folder holds something else.
     """
     if min(train_per_action, test_per_action) < 0 or train_per_action + test_per_action == 0:
@@ -240,9 +241,9 @@ def render_dataset(
 def write_dataset(
     folder: str | os.PathLike, plans: Sequence[VideoPlan], labels: dict, *, progress: bool = True
 ) -> RenderSummary:
-    """Write planned videos and their labels, or reuse them if `folder` holds just these.
+    """Write planned videos and their labels, or reuse them if `folder` holds exactly these.
 
-    ``labels["generator"]`` has the seed, side and clutter that they are drawn with.
+    ``labels["generator"]`` holds the seed, side and clutter of the videos.
     """
     began = time.perf_counter()
     folder = Path(folder)
@@ -304,12 +305,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.demo.render", description="Render the demo's videos and labels."
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-per-action", type=int, default=40)
-    parser.add_argument("--test-per-action", type=int, default=12)
-    parser.add_argument("--side", type=int, default=96, help="pixels")
-    parser.add_argument("--clutter", action="store_true", help="shapes behind the actor")
+    parser.add_argument("folder", type=Path, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--train-per-action", type=int, default=40, help="training videos, default: 40"
+    )
+    parser.add_argument("--test-per-action", type=int, default=12, help="test videos, default: 12")
+    parser.add_argument(
+        "--side", type=int, default=96, help="width and height in pixels, default: 96"
+    )
+    parser.add_argument("--clutter", action="store_true", help="draw shapes behind the actor")
     options = parser.parse_args(argv)
     try:
         summary = render_dataset(**vars(options))

@@ -1,9 +1,9 @@
-"""The two generated actions as moving capsules: what is where at a phase and a fraction of it.
+"""The two generated actions as moving capsules, whose places depend on the phase and its fraction.
 
-World coordinates: x to the right, y up, the picture is about [-1, 1] in both. A pose depends on
-(phase, fraction within the phase) alone, apart from the build of the actor, which is fixed for a
-video, and a small sway. Hence a frame's position in phases, phase + fraction, is its true place
-in the action, and two videos are aligned where these agree.
+World coordinates: x to the right, y up; the picture is about [-1, 1] in both. A pose depends only
+on (phase, fraction within the phase), the build of the actor, which is fixed for a video, and a
+small sway. So phase + fraction is a frame's true position in the action, and two videos are aligned
+where these are equal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HIDDEN = -1.0  # a radius below zero draws nothing
 
 @dataclass
 class Drawing:
-    """Capsules in painting order: ends (frames, 2) in world units, one radius a frame, a colour."""
+    """Capsules in painting order: ends in world units, one radius per frame, and a colour."""
 
     frames: int
     ends: list[np.ndarray] = field(default_factory=list)  # each (frames, 4): x0, y0, x1, y1
@@ -72,7 +72,7 @@ def draw_camera(rng: np.random.Generator) -> Camera:
     rotation = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
     shear = np.array([[1, rng.uniform(-0.15, 0.15)], [0, 1]])
     mirror = np.diag([rng.choice([-1.0, 1.0]), 1.0])
-    stretch = np.diag([rng.uniform(0.85, 1.0), 1.0])  # seen a little from the side
+    stretch = np.diag([rng.uniform(0.85, 1.0), 1.0])  # a view slightly from the side
     return Camera(
         matrix=rng.uniform(0.74, 0.98) * rotation @ shear @ stretch @ mirror,
         shift=rng.uniform(-0.1, 0.1, 2),
@@ -85,7 +85,7 @@ def _luminance(rgb: np.ndarray) -> float:
 
 
 def draw_look(rng: np.random.Generator) -> Look:
-    """Three hues that stand out from a plain background, which is light or, less often, dark."""
+    """Three hues that contrast with a plain background, which is light or, less often, dark."""
     dark = rng.random() < 0.25
     background = np.array(
         colorsys.hsv_to_rgb(
@@ -133,7 +133,7 @@ def _between(keys, phase: np.ndarray, amount: np.ndarray) -> np.ndarray:
 
 
 def _sway(rng: np.random.Generator, frames: int, size: float) -> np.ndarray:
-    """(frames, 2): breathing, unrelated to the phase."""
+    """(frames, 2): a slow sway like breathing, independent of the phase."""
     time = np.arange(frames)[:, None] / rng.uniform(18, 40, 2) + rng.random(2)
     return size * np.sin(2 * np.pi * time)
 
@@ -181,7 +181,7 @@ def draw_swing(drawing: Drawing, phase, fraction, look: Look, rng: np.random.Gen
     ball = np.array([0, ground + 0.045]) + away[:, None] * [-2.5, 1.4]
     drawing.disc(ball, np.where(away < 1, 0.065, HIDDEN), look.prop)
     for side in (-1, 1):
-        heel = rise if side > 0 else np.zeros(frames)  # the trailing foot comes up
+        heel = rise if side > 0 else np.zeros(frames)  # the trailing foot rises
         foot = np.stack([0.22 * side - 0.6 * heel, ground + heel], axis=-1)
         hip = hips + _vector(0.07 * side, 0)
         knee = _middle_joint(hip, foot, 0.34, 0.34, float(side))

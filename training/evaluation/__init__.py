@@ -1,1 +1,1 @@
-"""Evaluation of embeddings: the papers' protocols, alignment, retrieval, tables and pictures."""
+"""Evaluation of embeddings: protocols of the papers, alignment, retrieval, tables, pictures."""

@@ -1,4 +1,4 @@
-"""What a table of learned embeddings has to beat: the time index."""
+"""The baseline that learned embeddings must beat: the time index."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ if TYPE_CHECKING:
 HARMONICS = 8
 TIME_INDEX = "time index only"
 TIME_INDEX_DEFINITION = (
-    "An embedding made of the frame's share of the video's length alone, as sines and cosines; of "
-    "a trimmed video, of what is left of it. "
-    "It never looks at a picture."
+    "An embedding of the frame's relative position in the video (or in its trimmed part), as sines "
+    "and cosines. It uses no pixels."
 )
 
 
 def time_index_embedding(frames: int) -> np.ndarray:
     """Unit-length features of the relative time u = t / (frames - 1) alone, float32 (frames, 16).
 
-    The features are sin(pi k u) / k and cos(pi k u) / k for k = 1..8. They let a linear model bend
-    over time, so that this is a strong baseline for classification and progression. The distance of
+    The features are sin(pi k u) / k and cos(pi k u) / k for k = 1..8. A linear model of them can
+    bend over time, so this is a strong baseline for classification and progression. The distance of
     two frames grows strictly with |u - v|: its derivative is sum_k sin(pi k |u - v|) / k, which is
     positive on (0, 1). So nearest neighbours are exactly those of the plain time index.
     """
@@ -38,9 +37,9 @@ def time_index_embedding(frames: int) -> np.ndarray:
 
 
 def time_index(records: Sequence[VideoRecord]) -> list[EmbeddedVideo]:
-    """The time-index baseline for every video: nothing of the pictures is used.
+    """The time-index baseline for every video, without any pixels.
 
-    It runs over what the video's trim leaves of it, if there is one.
+    If a video has a trim, the index covers only the trimmed part.
     """
     return [EmbeddedVideo(record, _time_index_of(record)) for record in records]
 

@@ -1,7 +1,7 @@
-"""The metrics of a model while it trains: ``train.evaluate_every``.
+"""The metrics of a model during training: ``train.evaluate_every``.
 
-The points come from the test split. Whoever picks the number of steps by them picks it on the test
-videos, and the figures of that step are then no longer those of unseen videos.
+The metrics are computed on the test split. If they are used to choose the number of steps, that
+choice is made on the test videos, and their figures no longer describe unseen videos.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What is kept of CARL's metrics.
+# The metrics of CARL's protocol that are recorded.
 KEYS = ("classification", "ap_at_5", "alignment_error_dtw", "event_error", "event_error_dtw")
 
 
 def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None] | None:
-    """What `train` calls every ``train.evaluate_every`` steps: see `StepEvaluation`.
+    """The function that `train` calls every ``train.evaluate_every`` steps, see `StepEvaluation`.
 
-    None where that is not given, and, with a warning, where there are no labels to evaluate with.
+    None if the key is null, and, with a warning, if there are no labels.
     """
     if cfg.train.evaluate_every is None:
         return None
@@ -47,23 +47,23 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
 
 
 class StepEvaluation:
-    """The metrics of a model as it is, and those of the time index on the same videos.
+    """The metrics of a model in training, and those of the time index on the same videos.
 
-    The model is in eval mode meanwhile. Afterwards its modules are in the modes they were in, and
-    all random generators in their states: training goes on as if nothing had been.
+    The model is in eval mode during the evaluation. Afterwards the modes of its modules and the
+    states of all random generators are restored, so training is not affected.
     """
 
     def __init__(self, cfg: Any, model: Any, index: Index, records: Sequence[VideoRecord]) -> None:
         self.cfg, self.model, self.index = cfg, model, index
         self.records = list(records)
-        self.left_out = LeftOut()  # named once, then not read again
+        self.left_out = LeftOut()  # named once, then skipped
         self._encoder: Encoder | None = None
 
     def __call__(self) -> dict[str, Any] | None:
         """``{"metrics": {key: value}, "time_index": {key: value}}`` with KEYS, NaN = undefined.
 
-        Classifiers are fitted to the training videos, all else is of the test videos. None, with a
-        warning, where the embeddings are not finite or no labelled video can be read.
+        Classifiers are fitted to the training videos; all metrics are of the test videos. None,
+        with a warning, if the embeddings are not finite or no labelled video can be read.
         """
         try:
             embedded = self._embed()
@@ -83,11 +83,11 @@ class StepEvaluation:
         self.model.eval()
         try:
             first = self._encoder is None
-            if first:  # only now the model is on its device
+            if first:  # the model is on its device only now
                 store = feature_store(self.model, self.cfg)
                 self._encoder = make_encoder(self.model, store=store)
             encoders = {TRAINED: self._encoder}
-            # The first one may take long, and shows how long; later ones would hide the training.
+            # The first evaluation shows a bar, as it may be slow; later bars would hide training's.
             made = embed_records(encoders, self.records, self.cfg, self.left_out, progress=first)
             return made[TRAINED]
         finally:

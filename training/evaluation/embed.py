@@ -27,7 +27,7 @@ class EmbeddedVideo:
     """A video and one unit-length embedding for each of its sound frames.
 
     ``embeddings`` is float32 of shape (n, E), in presentation order, L2-normalised per frame. Row i
-    is of the frame with the number ``frames[i]``; without gaps these are all frames, n = frames.
+    belongs to frame number ``frames[i]`` of the video; without gaps these are all its frames.
     """
 
     record: VideoRecord
@@ -62,10 +62,10 @@ def embed_records(
     *,
     progress: bool = True,
 ) -> dict[str, list[EmbeddedVideo]]:
-    """Embed every frame of every video with every encoder: see `embed_each`.
+    """Embed every frame of every video with every encoder, see `embed_each`.
 
-    The result has the keys of ``encoders``, each with one :class:`EmbeddedVideo` per record that
-    was not left out, in the order of ``records``.
+    The result maps the keys of ``encoders`` to a list with one :class:`EmbeddedVideo` for each
+    record that was not left out, in the order of ``records``.
     """
     out: dict[str, list[EmbeddedVideo]] = {name: [] for name in encoders}
     for videos in embed_each(encoders, records, cfg, left_out, progress=progress):
@@ -82,9 +82,9 @@ def embed_each(
     *,
     progress: bool = True,
 ) -> Iterator[dict[str, EmbeddedVideo]]:
-    """For each video its embeddings by each encoder, one whole video at a time.
+    """Yield the embeddings of each video by each encoder, one whole video at a time.
 
-    Videos are read as by `features_each`; errors are those of it and of `embed_features`.
+    `features_each` reads the videos; errors are those of `features_each` and `embed_features`.
     """
     for record, taken in features_each(encoders, records, cfg, left_out, progress=progress):
         yield {
@@ -101,14 +101,15 @@ def features_each(
     *,
     progress: bool = True,
 ) -> Iterator[tuple[VideoRecord, dict[str, torch.Tensor]]]:
-    """For each video what each encoder's ``embed`` takes, one whole video at a time.
+    """Yield the input of each encoder's ``embed`` for each video, one whole video at a time.
 
-    That is features (1, T, F), or for an encoder without ``features`` the uint8 frames
-    (1, T, 3, S, S) that all such encoders share. A video is decoded once, and each function
-    ``features`` runs once on it. Where encoders have a store that covers a video, its features are
-    put there first, unless they are there; then it is not decoded again.
+    The input is features (1, T, F) or, for an encoder without ``features``, the uint8 frames
+    (1, T, 3, S, S), which all such encoders share. A video is decoded once, and each function
+    ``features`` runs once on it. If an encoder's store covers a video, missing features are first
+    computed into the store, and the video is not decoded again.
 
-    A video that cannot be read goes to ``left_out``; without that its VideoError is raised.
+    A video that cannot be read is added to ``left_out``; without ``left_out`` its VideoError is
+    raised.
     """
     from tqdm import tqdm
 
@@ -154,7 +155,7 @@ def features_each(
 def _fill_stores(
     encoders: Iterable[Encoder], records: Sequence[VideoRecord], progress: bool
 ) -> dict[str, VideoError]:
-    """Path -> error of the videos that a store could not take."""
+    """Fill the stores; returns path -> error of the videos that cannot be read."""
     failed = {}
     for store in {id(e.store): e.store for e in encoders if e.store is not None}.values():
         covered = [record for record in records if store.covers(record)]
@@ -172,16 +173,16 @@ def _from_store(store: FeatureStore, record: VideoRecord) -> torch.Tensor:
 def embed_features(
     encoder: Encoder, features: torch.Tensor, name: str, video_id: str
 ) -> np.ndarray:
-    """What `features_each` gives for a video to embeddings, float32 (T, E) of unit length.
+    """Convert the result of `features_each` for a video to float32 (T, E) of unit length.
 
-    Raises ValueError when the encoder gives a wrong number of frames, and UserError (a ValueError)
-    when it gives a NaN or an infinity.
+    Raises ValueError if the encoder returns a wrong number of frames, and UserError (a ValueError)
+    if it returns NaN or infinity.
     """
     embeddings = _unit_length(encoder.embed(features)[0], name, video_id)
     if len(embeddings) != features.shape[1]:
         raise ValueError(
-            f"encoder {name!r} gave {len(embeddings)} embeddings for the {features.shape[1]} "
-            f"frames of {video_id}; one per frame was expected"
+            f"encoder {name!r} returned {len(embeddings)} embeddings for the {features.shape[1]} "
+            f"frames of {video_id}; expected one per frame"
         )
     return embeddings
 
@@ -192,8 +193,8 @@ def _unit_length(embeddings: torch.Tensor, encoder: str, video: str) -> np.ndarr
     unit = torch.nn.functional.normalize(embeddings.detach().float(), dim=-1)
     if not torch.isfinite(unit).all():
         raise UserError(
-            f"encoder {encoder!r} gave NaN or infinite embeddings for {video}: the training has "
-            "probably diverged; look at the loss in log.jsonl and use an earlier checkpoint"
+            f"encoder {encoder!r} returned NaN or infinite embeddings for {video}: the training "
+            "has probably diverged; check the loss in log.jsonl and use an earlier checkpoint"
         )
     return unit.cpu().numpy()
 
@@ -201,10 +202,10 @@ def _unit_length(embeddings: torch.Tensor, encoder: str, video: str) -> np.ndarr
 def save_embeddings(path: Path, video: EmbeddedVideo, weights: str) -> None:
     """Write one video's npz, atomically.
 
-    Arrays: ``embeddings`` float32 (n, E); ``frames`` int64 (n,), the frames' numbers in the video,
-    all of them unless it is damaged; ``phases`` int64 (n,), -1 = unlabelled, absent when the video
-    has no labels; ``crop`` int64 (4,), or (0,) without one; ``id``, ``action``, ``split``,
-    ``weights`` (what made them) strings; ``fps`` float.
+    Arrays: ``embeddings`` float32 (n, E); ``frames`` int64 (n,), the frame numbers in the video,
+    all of them unless it is damaged; ``phases`` int64 (n,), -1 = unlabelled, absent if the video
+    has no labels; ``crop`` int64 (4,), or (0,) without one; ``id``, ``action``, ``split`` and
+    ``weights`` (identifier of the weights) strings; ``fps`` float.
     """
     record = video.record
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +226,7 @@ def save_embeddings(path: Path, video: EmbeddedVideo, weights: str) -> None:
 
 
 def has_embeddings(path: Path, record: VideoRecord, weights: str) -> bool:
-    """Whether a file holds what `save_embeddings` would write for this video and these weights."""
+    """Whether a file has the content that `save_embeddings` would write for video and weights."""
     try:
         found = load_embeddings(path)
     except (OSError, ValueError, zipfile.BadZipFile):
@@ -233,7 +234,7 @@ def has_embeddings(path: Path, record: VideoRecord, weights: str) -> bool:
     wanted = EmbeddedVideo(record, found["embeddings"])
     phases = found.get("phases")
     labelled = phases is not None if record.phases is None else phases is None
-    rows = np.arange(len(found["embeddings"]))  # of files without "frames", of an earlier version
+    rows = np.arange(len(found["embeddings"]))  # for files of an earlier version, without "frames"
     return (
         found.get("weights") == weights
         and tuple(found.get("crop", ())) == (record.crop or ())
@@ -246,6 +247,6 @@ def has_embeddings(path: Path, record: VideoRecord, weights: str) -> bool:
 
 
 def load_embeddings(path: str | Path) -> dict[str, Any]:
-    """Read one file written by :func:`save_embeddings`; strings and fps come back as scalars."""
+    """Read one file written by :func:`save_embeddings`; strings and fps are returned as scalars."""
     with np.load(path, allow_pickle=False) as data:
         return {key: data[key].item() if data[key].ndim == 0 else data[key] for key in data.files}

@@ -1,4 +1,4 @@
-"""From a run directory to encoders of whole videos, which share what they can."""
+"""Loads encoders of whole videos from a run directory; they share common computations."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ UNTRAINED_WITHOUT_POSITIONS = "untrained, positions off"
 TRAINED_WITHOUT_POSITIONS = "trained, positions off"
 
 ROW_DEFINITIONS = {
-    BACKBONE: "The pooled features of the pre-trained backbone, as given; nothing is trained.",
+    BACKBONE: "The pooled features of the pre-trained backbone, without any training.",
     BACKBONE_CENTRED: (
-        "The same features less their mean over the video: what all its frames share, as place and "
-        "person, counts no longer."
+        "The same features minus their mean over the video, which removes what all its frames "
+        "share, such as place and person."
     ),
     UNTRAINED: "The same network and seed before the first training step.",
     TRAINED: "The network after training.",
     UNTRAINED_WITHOUT_POSITIONS: "The untrained network without its positional encoding.",
-    TRAINED_WITHOUT_POSITIONS: "The trained network, positional encoding left out at test time.",
+    TRAINED_WITHOUT_POSITIONS: "The trained network, evaluated without its positional encoding.",
 }
 
 
 def row_definitions(rows: Iterable[str], backbone_share: float) -> dict[str, str]:
-    """A sentence for each of these rows of a table, in the order of the rows' definitions."""
+    """A sentence about each of these rows of a table, in a fixed order."""
     kept = (
         f" {backbone_share:g} of the squared length of its embeddings is the backbone's features "
         "(model.backbone_share)."
@@ -52,14 +52,14 @@ def row_definitions(rows: Iterable[str], backbone_share: float) -> dict[str, str
 
 @dataclass(frozen=True)
 class Encoder:
-    """A whole video to one embedding per frame, in two steps, without gradients.
+    """Maps a whole video to one embedding per frame, in two steps, without gradients.
 
     Attributes:
-        features: uint8 frames (1, T, 3, S, S) to features (1, T, F), on the encoder's device.
-            Encoders that share the function share its results: it runs once for each video. None:
-            ``embed`` takes the frames themselves.
-        embed: features, or frames, to embeddings (1, T, E), not normalised.
-        store: where the results of ``features`` may lie (``data.cache=features``).
+        features: function of uint8 frames (1, T, 3, S, S) that returns features (1, T, F), on the
+            encoder's device. Encoders with the same function share its results, so it runs once
+            per video. None: ``embed`` accepts the frames themselves.
+        embed: function of features or frames that returns embeddings (1, T, E), not normalised.
+        store: the store of the results of ``features`` (``data.cache=features``), or None.
     """
 
     features: Callable[[torch.Tensor], torch.Tensor] | None
@@ -77,11 +77,11 @@ def make_encoder(
     """The encoder of a model in eval mode.
 
     Args:
-        model: of `training.models`.
-        use_positions: False leaves the positional encoding out, which shows how much of a result
-            comes from the pictures alone.
-        features: what `backbone_features` gives for this model or for one with the same backbone.
-        store: of these features.
+        model: a model of `training.models`.
+        use_positions: False omits the positional encoding, which shows how much of a result comes
+            from the pictures alone.
+        features: result of `backbone_features` for this model or one with the same backbone.
+        store: the store of these features.
     """
     import torch
 
@@ -126,13 +126,13 @@ def backbone_encoders(
     features: Callable[[torch.Tensor], torch.Tensor] | None = None,
     store: FeatureStore | None = None,
 ) -> dict[str, Encoder]:
-    """The rows that the backbone alone gives: its pooled features, and these less their mean.
+    """The encoders of the backbone alone: its pooled features, and these minus their mean.
 
     Args:
-        model: in eval mode, with the backbone as it was pre-trained.
+        model: a model in eval mode with the pre-trained backbone.
         cfg: the run's configuration.
-        features, store: see `make_encoder`; without them those of ``model``, and with
-            ``data.cache=features`` the store in ``data.folder``.
+        features, store: see `make_encoder`; the defaults are the features of ``model`` and, with
+            ``data.cache=features``, the store in ``data.folder``.
     """
     if features is None:
         features, store = backbone_features(model), feature_store(model, cfg)
@@ -143,10 +143,10 @@ def backbone_encoders(
 
 
 def _beside_backbone(h: torch.Tensor, features: torch.Tensor, model: Any) -> torch.Tensor:
-    """Embeddings with ``model.backbone_share`` of their squared length the backbone's features.
+    """Embeddings joined with features, which have ``model.backbone_share`` of the squared length.
 
-    Both have unit length before, so the cosine similarity of two frames is the mean of the two
-    similarities with these weights.
+    Both are normalised to unit length first, so the cosine similarity of two frames is the mean of
+    the two similarities with these weights.
     """
     import torch
     import torch.nn.functional as F
@@ -168,7 +168,7 @@ def _less_mean(features: torch.Tensor) -> torch.Tensor:
 
 
 def feature_store(model: Any, cfg: Any, folder: str | Path | None = None) -> FeatureStore | None:
-    """The store of a model's features in a folder, its own by default; None without one."""
+    """The store of a model's features in a folder (default: the run's); None without one."""
     if cfg.data.cache != "features":
         return None
     from training.data.features import FeatureStore
@@ -177,10 +177,10 @@ def feature_store(model: Any, cfg: Any, folder: str | Path | None = None) -> Fea
 
 
 def load_encoder(run: str | Path, folder: str | Path | None = None) -> tuple[Encoder, Any]:
-    """The trained encoder of a run, on the GPU when there is one, and the run's configuration.
+    """The trained encoder of a run, on the GPU if there is one, and the run's configuration.
 
-    ``folder``: of the videos it will be used on, which may have stored features; the run's own by
-    default.
+    ``folder``: folder of the videos to encode, which may have stored features (default: the
+    run's).
     """
     model, cfg = _load(run, untrained=False)
     return make_encoder(model, store=feature_store(model, cfg, folder)), cfg
@@ -189,11 +189,11 @@ def load_encoder(run: str | Path, folder: str | Path | None = None) -> tuple[Enc
 def load_compared_encoders(
     run: str | Path, folder: str | Path | None = None
 ) -> tuple[dict[str, Encoder], Any]:
-    """The encoders that are compared, in the order of their rows, and the run's configuration.
+    """The encoders to compare, in the order of their rows, and the run's configuration.
 
-    The backbone alone where it is pre-trained (``model.weights``), the untrained and the trained
-    model, and both without positions if they have any. Where training has left the backbone as it
-    was, all of them share its features. ``folder``: see `load_encoder`.
+    These are the backbone alone if it is pre-trained (``model.weights``), the untrained and the
+    trained model, and both without positions if they have any. If training did not change the
+    backbone, all of them share its features. ``folder``: see `load_encoder`.
     """
     untrained, cfg = _load(run, untrained=True)
     trained, _ = _load(run, untrained=False)
@@ -216,7 +216,7 @@ def load_compared_encoders(
 
 
 def _same_backbone(a: Any, b: Any) -> bool:
-    """Whether two models of one run have backbones that give the same features."""
+    """Whether two models of one run have backbones that return the same features."""
     import torch
 
     if not (hasattr(a, "backbone") and hasattr(b, "backbone")):
@@ -232,6 +232,6 @@ def _load(run: str | Path, *, untrained: bool) -> tuple[Any, Any]:
 
     try:
         model, cfg = load_run(run, untrained=untrained)
-    except ValueError as error:  # UserError, and options that do not fit together
+    except ValueError as error:  # UserError, or options that do not fit together
         raise UserError(f"{run}: {error}") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), cfg

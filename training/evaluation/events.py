@@ -1,6 +1,6 @@
-"""Events carried over from one video to another: how many frames, and seconds, they are off.
+"""Errors of events that are carried over from one video to another, in frames and in seconds.
 
-An event is the first labelled frame of a phase. Like `metrics`, all of this is within one action.
+An event is the first labelled frame of a phase. As in `metrics`, all videos show one action.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ KEYS = ("event_error", "event_error_dtw")
 
 
 def event_keys(key: str) -> tuple[str, str, str, str]:
-    """Of one of KEYS: mean and median in frames, then in seconds."""
+    """The keys of mean and median in frames, then in seconds, for one of KEYS."""
     return key, f"{key}_median", f"{key}_seconds", f"{key}_median_seconds"
 
 
 def events_of(video: LabelledVideo) -> dict[int, int]:
     """Phase -> row of its first labelled frame, for the phases whose beginning the video shows.
 
-    The phase that a video begins with has none: it may have begun before.
+    The first phase of a video has no event, because it may have begun before the video.
     """
     phases, rows = np.unique(video.phases, return_index=True)
     return {int(phase): int(row) for phase, row in zip(phases, rows, strict=True) if phase and row}
@@ -32,16 +32,16 @@ def events_of(video: LabelledVideo) -> dict[int, int]:
 def event_errors(test: Sequence[LabelledVideo]) -> dict[str, Score]:
     """Error = |frame that a video's event is matched to - the other video's own event|, in frames.
 
-    For each ordered pair of different videos and each of `events_of` that both have, the frame of
-    the first is matched to a labelled frame of the second: to the nearest embedding
-    (``event_error``), or to the middle one of those that the cheapest monotone path pairs it with
-    (``event_error_dtw``, see :func:`training.evaluation.alignment.match_frames`). Frames are the
-    second video's, by their numbers in it; seconds are these over its frame rate.
+    For each ordered pair of different videos and each event of `events_of` that both have, the
+    frame of the first is matched to a labelled frame of the second: to the nearest embedding
+    (``event_error``), or to the middle one of the frames that the cheapest monotone path pairs it
+    with (``event_error_dtw``, see :func:`training.evaluation.alignment.match_frames`). Errors are
+    in frame numbers of the second video; seconds are frames divided by its frame rate.
 
     Returns:
         Mean and median over all pairs and events under each of `event_keys`; NaN without any.
-        Videos whose phases step back are left out: their number is in
-        :func:`training.evaluation.metrics.alignment_error`, which leaves out the same.
+        Videos whose phases go backwards are left out; their number is in
+        :func:`training.evaluation.metrics.alignment_error`, which leaves out the same videos.
     """
     from fastseq.ops.soft_dtw import dtw_path_from_cost  # loads torch: after --help
     from training.evaluation.alignment import match_frames

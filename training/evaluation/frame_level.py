@@ -1,6 +1,6 @@
 """Evaluation of frame embeddings by one of the `protocols`: all metrics of a run, row by row.
 
-`video_level` is its counterpart for one feature of each video.
+`video_level` is the counterpart for one feature per video.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from training.data.index import Index, VideoRecord
 
 TAU_REMARK = (
-    "Kendall's tau is about 1 for any encoder that knows the frame's position, an untrained one "
-    "too: a copy of the clock keeps the order. Do not argue from tau alone."
+    "Kendall's tau is about 1 for any encoder that encodes the frame's position, even an untrained "
+    "one, because a copy of the time index keeps the order. Do not argue from tau alone."
 )
 
 
@@ -53,14 +53,14 @@ def evaluate_frame_level(
 
     Args:
         run: run directory of ``python -m training.train``.
-        folder: prepared folder of videos with labels; the run's own by default.
+        folder: prepared folder of videos with labels (default: the run's).
         protocol, stride, fractions, few_shot: see `evaluate_embeddings`.
-        left_out: takes the videos that cannot be read; all rows are without them.
+        left_out: receives the videos that cannot be read; no row includes them.
 
     Returns:
-        What RUN/evaluation.json holds: ``rows`` (name -> metrics, per_action, left_out), the videos
-        that could not be read (``left_out``: id -> reason), the definitions as sentences, and what
-        was evaluated.
+        The content of RUN/evaluation.json: ``rows`` (name -> metrics, per_action, left_out), the
+        videos that could not be read (``left_out``: id -> reason), the definitions as sentences,
+        and a description of what was evaluated.
     """
     from training.evaluation.embed import embed_records
 
@@ -86,10 +86,10 @@ def evaluate_frame_level(
             few_shot=few_shot,
         )
 
-    # The time index first: wrong options and labels show before the long part.
+    # The time index comes first, so that wrong options and labels raise before the long part.
     rows = {TIME_INDEX: row(time_index(train + test))}
     embedded = embed_records(encoders, train + test, cfg, left_out, progress=progress)
-    if left_out.videos:  # from all rows, so that they are of the same videos
+    if left_out.videos:  # out of all rows, so that these compare the same videos
         train, test = left_out.kept(train), left_out.kept(test)
         for split, name in ((train, cfg.data.train_split), (test, cfg.data.test_split)):
             require_some(split, name, index.folder)
@@ -128,15 +128,15 @@ def evaluate_embeddings(
     """All metrics of one set of embeddings by one of the PROTOCOLS.
 
     Args:
-        train, test: embedded videos; those without any label are left out and counted.
-        classes: phase names per action, as in the index; the number of phases comes from here.
+        train, test: embedded videos; videos without any label are left out and counted.
+        classes: phase names per action, as in the index; they determine the number of phases.
         protocol: "carl", "lav", "tcc" or "ae2".
-        stride: every how many frames Kendall's tau looks, with CARL's protocol AP@K too (CARL: 5
-            for Pouring, 2 for Penn). Default: the protocol's.
-        fractions: shares of the training videos for classification. The column is the last one;
-            others appear as ``classification_at_<fraction>``.
-        few_shot: classify from few training videos too, which fits 260 classifiers an action; for
-            the protocol that has it (AE2's).
+        stride: step in frames of Kendall's tau and, in CARL's protocol, of AP@K (CARL: 5 for
+            Pouring, 2 for Penn Action). Default: the protocol's.
+        fractions: shares of the training videos for classification. The column shows the last one;
+            the others appear as ``classification_at_<fraction>``.
+        few_shot: also classify from few training videos, which fits 260 classifiers per action;
+            only for a protocol that has it (AE2's).
     Returns:
         ``{"metrics": {name: value}, "per_action": {action: {name: value}}, "left_out": {what:
         n}}``, NaN where a metric is undefined.
@@ -189,7 +189,7 @@ def require_labels(index: Index, records: Sequence[VideoRecord], split: str) -> 
     if not has_labels(records):
         raise UserError(
             f"none of the {len(records)} readable videos of the split {split!r} has phase labels, "
-            f"and the metrics need them: write {Path(index.folder) / 'labels.json'} and run "
+            f"which the metrics need: write {Path(index.folder) / 'labels.json'} and run "
             f"`python -m training.prepare {index.folder}`"
         )
 
@@ -247,7 +247,7 @@ def _across_views(
     protocol: Protocol,
     stride: int,
 ) -> dict[str, metrics.Score]:
-    """From each view of the test videos to each other one; nothing where there are not two."""
+    """The metrics from each view of the test videos to each other; empty with fewer than two."""
     scores = {}
     pairs = view_pairs(video.view for video in test)
     for a, b in pairs:

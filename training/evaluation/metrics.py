@@ -1,7 +1,7 @@
 """The metrics of CARL's evaluation protocol, and the alignment error in phases.
 
-Every function works on the labelled frames of the videos of one action (:class:`LabelledVideo`) and
-returns a :class:`Score`: the value, NaN when it is undefined, and how much had to be left out.
+Every function accepts the labelled frames of the videos of one action (:class:`LabelledVideo`) and
+returns a :class:`Score`: the value, which is NaN if undefined, and the number of things left out.
 :mod:`training.evaluation.frame_level` averages over actions. References: "Frame-wise Action
 Representations for Long Videos via Sequence Contrastive Learning" (CARL), section 4.1, and its
 released evaluation code.
@@ -26,10 +26,9 @@ from training.support.command import UserError
 class LabelledVideo:
     """The frames of a video that have a phase label.
 
-    embeddings (L, E); phases int64 (L,), all >= 0; position float64 (L,), the phase position of
-    :func:`phase_position`, or None where the phases do not follow one another in order; view: name
-    of the camera's view, empty if not given; frames int64 (L,), their numbers in the video; fps:
-    the video's frames per second.
+    embeddings: (L, E). phases: int64 (L,), all >= 0. position: float64 (L,), the phase position of
+    :func:`phase_position`, or None if the phases are not in order. view: name of the camera's view,
+    empty if not given. frames: int64 (L,), frame numbers in the video. fps: frames per second.
     """
 
     id: str
@@ -43,7 +42,7 @@ class LabelledVideo:
 
 @dataclass
 class Score:
-    """A metric's value and, by reason, the number of things left out of it."""
+    """The value of a metric and, by reason, the number of things left out."""
 
     value: float
     left_out: Counter[str] = field(default_factory=Counter)
@@ -53,8 +52,8 @@ def phase_position(phases: np.ndarray) -> np.ndarray | None:
     """Phase index plus the part of the phase that has passed: p(t) = k + (t - s_k)/(e_k - s_k).
 
     s_k is the first frame of phase k and e_k the frame after its last, so p is linear within a
-    phase and p(s_k) = k. Frames labelled -1 get NaN. None when the labelled phases ever step back
-    (a phase that comes twice has no single position).
+    phase and p(s_k) = k. Frames labelled -1 have NaN. Returns None if the labelled phases ever go
+    backwards, because a phase that occurs twice has no single position.
     """
     labelled = np.flatnonzero(phases >= 0)
     if np.any(np.diff(phases[labelled]) < 0):
@@ -70,7 +69,7 @@ def phase_position(phases: np.ndarray) -> np.ndarray | None:
 def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
     """The labelled frames of a video, or None if it has none; frames in gaps count as unlabelled.
 
-    UserError unless there is an embedding for each sound frame.
+    Raises UserError unless each sound frame has an embedding.
     """
     phases = video.phases
     if phases is None or not (phases >= 0).any():
@@ -103,13 +102,13 @@ def classification(
     classifier: str = "logistic",
     weighted_f1: bool = False,
 ) -> Score:
-    """Share of test frames whose phase a classifier gets right (micro accuracy).
+    """Share of test frames whose phase a classifier predicts correctly (micro accuracy).
 
     The classifier is scikit-learn's multinomial LogisticRegression (lbfgs, C = 1, at most 1e5
     iterations), or with ``"svm"`` its SVC (RBF, C = 1, gamma = "scale", one against one), fitted
     to every labelled frame of the first int(fraction * n) training videos, at least one. A test
-    frame of a phase that no training frame has counts as wrong. ``weighted_f1``: instead of the
-    accuracy, the F1 of each phase, weighted by its test frames.
+    frame of a phase without training frames counts as wrong. ``weighted_f1``: returns the F1 of
+    each phase, weighted by its test frames, instead of the accuracy.
     """
     if not train or not test:
         return Score(np.nan)
@@ -120,7 +119,7 @@ def classification(
     train = train[: max(1, int(fraction * len(train)))]
     x, y = _stack(train)
     x_test, y_test = _stack(test)
-    if np.unique(y).size == 1:  # scikit-learn refuses a single class
+    if np.unique(y).size == 1:  # scikit-learn does not accept a single class
         predicted = np.full(len(y_test), y[0])
     else:
         if classifier == "logistic":
@@ -148,11 +147,11 @@ def few_shot(
     episodes: int,
     **options: Any,
 ) -> Score:
-    """:func:`classification` from ``count`` training videos alone, mean over random choices (AE2).
+    """Mean :func:`classification` from ``count`` training videos over random choices (AE2).
 
     The choices are those of AE2's code: ``random.sample`` without replacement, seeded with 42 plus
-    the number of the episode, so that every embedding sees the same ones. NaN where there are
-    fewer training videos than that, or none is asked for.
+    the number of the episode, so they are the same for every embedding. NaN if ``count`` is 0 or
+    exceeds the number of training videos.
     """
     if not 1 <= count <= len(train):
         return Score(np.nan, Counter({"few-shot columns: not that many training videos": 1}))
@@ -170,14 +169,14 @@ def progression(
     *,
     last_phase: bool = False,
 ) -> Score:
-    """How well a linear model tells the time to each phase boundary: mean R^2 on the test frames.
+    """Mean R^2 on the test frames of linear models that predict the time to each phase boundary.
 
     For boundary c = 0 .. num_phases - 2, with ``last_phase`` (AE2) also num_phases - 1, the target
     of frame t is (t - last frame of phase c) / L, with t and L counted over the labelled frames.
-    One linear regression per boundary, fitted on the training frames. A video in which phase c does
-    not occur is left out of boundary c, in fitting and in scoring (CARL's code stops with an error
-    there). A boundary without any such video, or with a constant target, is left out of the mean.
-    R^2 has no lower bound.
+    One linear regression per boundary is fitted on the training frames. A video without phase c is
+    left out of boundary c, in fitting and in scoring (CARL's code stops with an error there). A
+    boundary without any video, or with a constant target, is left out of the mean. R^2 has no lower
+    bound.
     """
     from sklearn.linear_model import LinearRegression
     from sklearn.metrics import r2_score
@@ -185,7 +184,7 @@ def progression(
     left_out: Counter[str] = Counter()
     scored: dict[
         tuple[str, ...], list[int]
-    ] = {}  # boundaries, by the videos that they are fitted to
+    ] = {}  # boundaries, grouped by the videos that they are fitted to
     for boundary in range(num_phases if last_phase else num_phases - 1):
         fit, score = _with_phase(train, boundary), _with_phase(test, boundary)
         for split, videos, all_of_them in (("training", fit, train), ("test", score, test)):
@@ -199,7 +198,7 @@ def progression(
             scored.setdefault(tuple(video.id for video in fit), []).append(boundary)
     scores = []
     for boundaries in scored.values():
-        # All at once: nearly all of the time goes into decomposing the training frames.
+        # All at once, because decomposing the training frames takes nearly all of the time.
         fit = _with_phase(train, boundaries[0])
         targets = np.stack([_to_boundary(fit, boundary) for boundary in boundaries], axis=1)
         model = LinearRegression().fit(_stack(fit)[0], targets)
@@ -211,7 +210,7 @@ def progression(
 
 
 def kendalls_tau(test: Sequence[LabelledVideo], stride: int) -> Score:
-    """Do nearest neighbours keep the order of time? Mean Kendall's tau-b over ordered video pairs.
+    """Mean Kendall's tau-b over ordered video pairs: do nearest neighbours keep the order of time?
 
     For each ordered pair of different videos and every ``stride``-th frame of both: the nearest
     frame of the second (squared Euclidean distance, the first one on a tie) for each frame of the
@@ -223,7 +222,7 @@ def kendalls_tau(test: Sequence[LabelledVideo], stride: int) -> Score:
     def tau(query: LabelledVideo, other: LabelledVideo, distances: np.ndarray) -> float:
         nearest = distances.argmin(axis=1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scipy's remark on constant input: counted below
+            warnings.simplefilter("ignore")  # scipy's about constant input, counted below
             return kendalltau(np.arange(len(nearest)), nearest).statistic
 
     taus = _of_ordered_pairs(test, stride, tau)
@@ -233,7 +232,7 @@ def kendalls_tau(test: Sequence[LabelledVideo], stride: int) -> Score:
 
 
 def precision_at_k(test: Sequence[LabelledVideo], stride: int, k: int) -> Score:
-    """AP@K as CARL and LAV compute it: how many of the K nearest frames have the query's phase.
+    """AP@K as in CARL and LAV: the share of the K nearest frames that have the query's phase.
 
     Queries are every ``stride``-th frame of a test video, candidates every ``stride``-th frame of
     all the other test videos. Precision among the K nearest (squared Euclidean distance), averaged
@@ -249,10 +248,11 @@ def average_precision_at_k(
 ) -> Score:
     """mAP@K (AE2): average precision of the K nearest frames of other videos, over all frames.
 
-    AP of a query = sum_j precision@j rel_j / sum_j rel_j over places j = 1 .. K, where rel_j = 1
-    if the j-th nearest frame has the query's phase; 0 if none has. Queries and candidates are
-    every ``stride``-th frame; the mean is over all queries, so that long videos count for more.
-    With ``views``, queries are of videos of the first view, candidates of videos of the second.
+    The AP of a query is sum_j precision@j rel_j / sum_j rel_j over ranks j = 1 .. K, where rel_j is
+    1 if the j-th nearest frame has the query's phase; it is 0 if no frame has. Queries and
+    candidates are every ``stride``-th frame; the mean is over all queries, so long videos have more
+    weight. With ``views``, queries come from videos of the first view and candidates from videos of
+    the second.
     """
     precisions, left_out = [], Counter()
     for hits in _nearest_hits(test, stride, k, left_out, views):
@@ -268,7 +268,7 @@ def _nearest_hits(
     left_out: Counter[str],
     views: tuple[str, str] | None = None,
 ) -> Iterator[np.ndarray]:
-    """For each video bool (queries, K): has the j-th nearest frame of the others the same phase?"""
+    """For each video bool (queries, K): whether the j-th nearest frame has the query's phase."""
     for index, query in enumerate(test):
         others = [
             video
@@ -286,18 +286,18 @@ def _nearest_hits(
 
 
 def alignment_error(test: Sequence[LabelledVideo], method: str = "nearest") -> Score:
-    """How far off the matched moment is, in phases: mean |p(match) - p(frame)|, lower is better.
+    """Error of the matched moment in phases: mean |p(match) - p(frame)|, lower is better.
 
     For each ordered pair of different videos, every labelled frame of the first is matched to a
-    frame of the second: ``"nearest"`` takes the nearest embedding, ``"dtw"`` the frames that the
-    cheapest monotone path pairs it with (their mean error, when there are several). p is
-    :func:`phase_position`. Averaged over frames, then pairs. No stride. A video whose phases step
-    back has no phase position and is left out. 0.5 means half a phase too early or too late.
+    frame of the second: ``"nearest"`` uses the nearest embedding, ``"dtw"`` the frames that the
+    cheapest monotone path pairs it with (the mean error of several). p is :func:`phase_position`.
+    The error is averaged over frames, then pairs, without a stride. A video whose phases go
+    backwards has no phase position and is left out. 0.5 means half a phase too early or too late.
     """
     from fastseq.ops.soft_dtw import dtw_path_from_cost  # loads torch: after --help
 
     placed = [video for video in test if video.position is not None]
-    left_out = Counter({"test videos whose phases step back": len(test) - len(placed)})
+    left_out = Counter({"test videos whose phases go backwards": len(test) - len(placed)})
 
     def error(query: LabelledVideo, other: LabelledVideo, distances: np.ndarray) -> float:
         if method == "nearest":
@@ -319,7 +319,7 @@ def _of_ordered_pairs(
     stride: int,
     value: Callable[[LabelledVideo, LabelledVideo, np.ndarray], float],
 ) -> np.ndarray:
-    """``value`` of every one of the `ordered_pairs`."""
+    """``value`` of each of the `ordered_pairs`."""
     return np.array([value(*pair) for pair in ordered_pairs(videos, stride)])
 
 
@@ -356,7 +356,7 @@ def _with_phase(videos: Sequence[LabelledVideo], phase: int) -> list[LabelledVid
 
 
 def _to_boundary(videos: Sequence[LabelledVideo], phase: int) -> np.ndarray:
-    """The time to the end of a phase, of all frames of the videos, as a share of each video."""
+    """The time of every frame to the end of a phase, as a share of its video."""
     ends = [(video, np.flatnonzero(video.phases == phase)[-1]) for video in videos]
     return np.concatenate(
         [(np.arange(len(video.phases)) - last) / len(video.phases) for video, last in ends] or [[]]
@@ -364,7 +364,7 @@ def _to_boundary(videos: Sequence[LabelledVideo], phase: int) -> np.ndarray:
 
 
 def mean_of_defined(values: Iterable[float]) -> float:
-    """Mean of the values that are not NaN; NaN where there are none."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     return _mean([value for value in values if not np.isnan(value)])
 
 

@@ -67,7 +67,7 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], file: str | Path, *, width: in
 
 @functools.cache
 def typeface(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib brings it along; Pillow's own font has no tick and no cross."""
+    """DejaVu Sans, which comes with matplotlib; Pillow's own font has no tick and no cross."""
     import matplotlib
 
     return ImageFont.truetype(
@@ -81,7 +81,7 @@ def _fit(frame: np.ndarray, width: int) -> Image.Image:
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The end of a too long text: file names differ there."""
+    """The end of a text that is too long; file names differ at the end."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength("…" + text) > width:
@@ -93,8 +93,8 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 class Panel:
     """A video in `side_by_side`.
 
-    frames: uint8 (n, H, W, 3); numbers: those they have in the video, ascending; shown: for every
-    output frame the place in these, -1 for none.
+    frames: uint8 (n, H, W, 3). numbers: their frame numbers in the video, ascending. shown: for
+    every output frame the index into ``frames``, -1 for none.
     """
 
     title: str
@@ -108,8 +108,8 @@ def side_by_side(panels: Sequence[Panel], *, height: int = 240) -> Iterator[np.n
     """Frames of a video that plays several panels next to each other.
 
     Args:
-        panels: all with the same number of ``shown`` frames.
-        height: of each panel's picture in pixels.
+        panels: panels with the same number of ``shown`` frames.
+        height: height of each panel's picture in pixels.
     Yields:
         uint8 (h, w, 3), both even. Over each panel stand the title, the frame number and the name,
         where a player's controls do not hide them; under it a bar for the frame's place in its

@@ -1,4 +1,4 @@
-"""Events of a few clips carried over to the other clips of their action by DTW."""
+"""Carries events of a few clips over to the other clips of their action by DTW."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from training.evaluation.alignment import Alignment
     from training.evaluation.embed import EmbeddedVideo
 
-WAYS = 3  # of 3, 6 and all, on 8 golf swings
+WAYS = 3  # the best of 3, 6 and all, on 8 golf swings
 UNLIKE = 0.5  # a clip whose similarity is below this share of the clips' median is doubtful
 
 
 def events_of(record: VideoRecord, count: int) -> list[int | None]:
-    """First frames of the phases 1 to ``count``; None for one that the labels do not show.
+    """First frames of the phases 1 to ``count``; None for a phase whose beginning is not shown.
 
-    A phase that begins with the first labelled frame, or before, has no beginning to be seen; nor
-    has one that is never reached.
+    A phase that begins with the first labelled frame may have begun before, and a phase that is
+    never reached has no beginning either.
 
-    Raises UserError for phases that step back: they are no sequence of events.
+    Raises UserError for phases that go backwards: they are not a sequence of events.
     """
     if record.phases is None:
         return [None] * count
@@ -42,24 +42,25 @@ def events_of(record: VideoRecord, count: int) -> list[int | None]:
     back = np.flatnonzero(np.diff(phases) < 0)
     if len(back):
         raise UserError(
-            f"{record.id}: its phases step back at frame {labelled[back[0] + 1]}; events can be "
-            "carried over where each phase comes once, in order"
+            f"{record.id}: its phases go backwards at frame {labelled[back[0] + 1]}; events can "
+            "be carried over only if each phase occurs once, in order"
         )
     first = np.searchsorted(phases, np.arange(1, count + 1))
     return [int(labelled[place]) if 0 < place < len(labelled) else None for place in first]
 
 
 def steps_back(record: VideoRecord) -> bool:
-    """Whether a labelled video's phases ever step back."""
+    """Whether a labelled video's phases ever go backwards."""
     return bool(np.any(np.diff(record.phases[record.phases >= 0]) < 0))
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Where one source's events lie in a target, straight or by way of a third clip.
+    """The frames of one source's events in a target, found directly or through a third clip.
 
-    frames: the target's frame for each event, None for one that the source does not show.
-    outside: whether the path ends before it, so that the frame is the path's nearer end.
+    frames: the target's frame for each event; None for an event that the source does not show.
+    outside: for each event whether it lies outside the path; its frame is then the path's nearer
+    end.
     similarity: mean cosine similarity of the frames along the path.
     """
 
@@ -75,10 +76,10 @@ def propose(
     *,
     opened: bool = False,
 ) -> Proposal:
-    """Carry events of a source, in its frames, over to a target by DTW.
+    """Carry events of a source, in its frame numbers, over to a target by DTW.
 
-    ``opened``: both may begin and end anywhere, see `align_open`. An event on a frame that is not
-    sound goes with the next one.
+    ``opened``: both clips may begin and end anywhere, see `align_open`. An event on a damaged frame
+    is moved to the next sound frame.
     """
     alignment = _aligned(source, target, opened)
     frames: list[int | None] = []
@@ -99,7 +100,7 @@ def _aligned(source: EmbeddedVideo, target: EmbeddedVideo, opened: bool) -> Alig
     if opened:
         try:
             return align_open(source, target)
-        except UserError:  # no pair of frames is more alike than others: one stands still
+        except UserError:  # all frames are equally similar: one clip stands still
             pass
     return align(source, target)
 
@@ -112,10 +113,10 @@ def propose_all(
     opened: bool = False,
     progress: bool = True,
 ) -> dict[str, list[Proposal]]:
-    """Proposals for each target: straight, and by way of the WAYS others most like the source.
+    """Proposals for each target: direct, and through each of the WAYS clips most like the source.
 
-    On 12 golf swings, each in turn the only one that is marked, the median of these four is 14
-    frames off on average, the straight one 19. Where they lie close together they are right.
+    On 12 golf swings, each in turn the only marked one, the median of these four proposals has a
+    mean error of 14 frames, the direct one of 19. Proposals that lie close together are reliable.
     """
     straight = {v.record.id: propose(source, events, v, opened=opened) for v in targets}
     nearest = sorted(targets, key=lambda video: -straight[video.record.id].similarity)
@@ -136,11 +137,11 @@ def propose_all(
 class Carried:
     """The events of one clip, from one or more proposals.
 
-    boundaries: as in labels.json, not decreasing; 0 for an event before those that any source
-        shows, the clip's number of frames for one after them.
-    spread: frames between the first and the last proposal for each event; None without any.
-    similarity: the highest of the proposals'.
-    doubts: what makes a closer look worth while.
+    boundaries: as in labels.json, not decreasing; 0 for events before those that any source shows,
+        the clip's number of frames for events after them.
+    spread: frames between the first and the last proposal for each event; None without proposals.
+    similarity: the highest similarity of the proposals.
+    doubts: reasons to check the clip.
     """
 
     boundaries: list[int]
@@ -150,15 +151,15 @@ class Carried:
 
     @property
     def urgency(self) -> tuple[int, int, float]:
-        """Sorts clips: those to be looked at first come first."""
+        """Sort key of clips: the most doubtful clip is first."""
         return -len(self.doubts), -max(apart or 0 for apart in self.spread), self.similarity
 
 
 def combine(record: VideoRecord, names: Sequence[str], proposals: Sequence[Proposal]) -> Carried:
-    """The median of the proposals for each event, of those on a path where there are any.
+    """The median of the proposals for each event; proposals outside a path count only if all are.
 
     Args:
-        names: of the events, for the doubts.
+        names: names of the events, for the doubts.
     """
     places: list[list[int]] = []
     doubts = []
@@ -166,7 +167,7 @@ def combine(record: VideoRecord, names: Sequence[str], proposals: Sequence[Propo
         shown = [p for p in proposals if p.frames[k] is not None]
         inside = [p for p in shown if not p.outside[k]]
         if shown and not inside:
-            doubts.append(f"{name} is outside what the clips share")
+            doubts.append(f"{name} is outside the part that the clips share")
         elif not shown:
             doubts.append(f"{name} is in no source")
         frames = [p.frames[k] for p in inside or shown]
@@ -176,7 +177,7 @@ def combine(record: VideoRecord, names: Sequence[str], proposals: Sequence[Propo
         int(np.median(found)) if found else (record.frames if k > last else 0)
         for k, found in enumerate(places)
     ]
-    # An event without a proposal between others thus falls on the one before it.
+    # So an event without a proposal, between others, has the frame of the event before it.
     boundaries = np.maximum.accumulate(medians).tolist()
     doubts += [
         f"{name} was found before the event that precedes it"
@@ -188,7 +189,7 @@ def combine(record: VideoRecord, names: Sequence[str], proposals: Sequence[Propo
 
 
 def doubt_unlike(carried: dict[str, Carried]) -> None:
-    """Add a doubt to clips that are far less like the sources than most are."""
+    """Add a doubt to clips that are much less similar to the sources than most clips."""
     if not carried:
         return
     usual = float(np.median([events.similarity for events in carried.values()]))
@@ -200,9 +201,9 @@ def doubt_unlike(carried: dict[str, Carried]) -> None:
 def errors_of(
     records: Sequence[VideoRecord], carried: Mapping[str, Carried], event: int
 ) -> list[tuple[int, float]]:
-    """(frames, seconds) between an event carried over and its label, where both show it.
+    """(frames, seconds) between a carried event and its label, for clips that have both.
 
-    event: its place among the events, from 0.
+    event: index of the event, from 0.
     """
     found = []
     for record in records:
@@ -228,7 +229,7 @@ def find_clip(index: Index, name: str) -> VideoRecord:
 
 @dataclass(frozen=True)
 class LabelsFile:
-    """A labels file's content, and the name that each of the index's videos has in it."""
+    """The content of a labels file, and the name in it of each video of the index."""
 
     path: Path
     content: Mapping[str, Any]
@@ -236,7 +237,7 @@ class LabelsFile:
 
     @classmethod
     def read(cls, path: Path, index: Index) -> LabelsFile:
-        """Raises LabelError for a file that is missing or not of the documented form."""
+        """Read a file; LabelError if it is missing or does not have the documented form."""
         content = read_labels(path).content
         names = Names(index.folder, [record.id for record in index.videos], {})
         matched = {names.match(key): key for key in content.get("videos", {})}
@@ -248,9 +249,9 @@ class LabelsFile:
     def write(
         self, path: Path, carried: Mapping[str, Carried], action: str, sources: Sequence[str]
     ) -> None:
-        """Write another file with events, by video, as boundaries; all that is here is kept.
+        """Write another file with this content and with the events of videos as boundaries.
 
-        A line for each video, to be corrected by hand.
+        It has one line per video, so it can be corrected by hand.
         """
         videos = dict(self.content.get("videos", {}))
         for name, events in carried.items():
@@ -268,7 +269,7 @@ class LabelsFile:
 
 
 def write_labels(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a labels file whole, one line for each video, to be corrected by hand."""
+    """Write a labels file whole, with one line per video, so it can be corrected by hand."""
 
     def text(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)

@@ -1,6 +1,6 @@
-"""The papers' evaluations as data: what they differ in, and each column's definition.
+"""The papers' evaluation protocols as data: their differences, and the definition of each column.
 
-`frame_level` computes what a protocol says.
+`frame_level` computes the metrics of a protocol.
 """
 
 import itertools
@@ -14,12 +14,14 @@ from training.support.command import UserError
 class Protocol:
     """One paper's way to measure frame embeddings.
 
-    classifier: "logistic" or "svm"; weighted_f1: score it by weighted F1 instead of accuracy;
-    retrieval: "precision", "average precision" or None, at each of ``ks``; stride: every how many
-    frames Kendall's tau looks; retrieval_stride: the same for retrieval, None = as tau;
-    last_phase: whether progression has a target for the last phase too; across_views: compare views
-    of the same action with each other; few_shot: also classify from few training videos; source:
-    where it is from.
+    classifier: "logistic" or "svm".
+    weighted_f1: score the classifier by weighted F1 instead of accuracy.
+    retrieval: "precision", "average precision" or None, at each of ``ks``.
+    stride: step in frames of Kendall's tau; retrieval_stride: that of retrieval, None = the same.
+    last_phase: whether progression has a target for the last phase too.
+    across_views: compare views of the same action with each other.
+    few_shot: also classify from few training videos.
+    source: the paper and code, as a sentence.
     """
 
     classifier: str
@@ -59,7 +61,7 @@ PROTOCOLS = {
         source=(
             "LAV (section 4): support vector machine, AP@K over all frames of the other test "
             "videos. Its released script differs: it fits and scores on the same videos and "
-            "retrieves within a video, the query included; its figures are not comparable."
+            "retrieves within a video, including the query; its figures are not comparable."
         ),
     ),
     "tcc": Protocol(
@@ -83,8 +85,8 @@ PROTOCOLS = {
         source=(
             "AE2 (released code), for Break Eggs, Pour Milk, Pour Liquid and Tennis Forehand: "
             "support vector machine scored by weighted F1, mAP@10, progression to the end of every "
-            "phase, with all views together; weighted F1 and mAP@10 from one view to another too. "
-            "Not included: the frame index that it appends to embeddings of Pour Liquid."
+            "phase, over all views; weighted F1 and mAP@10 also from one view to another. Not "
+            "included: the frame index that it appends to embeddings of Pour Liquid."
         ),
         across_views=True,
         few_shot=True,
@@ -119,7 +121,7 @@ COLUMNS = {
     "sync_matched_open": "share matched",
 }
 
-# The table of events carried over: a column's title, and the keys of its mean and its median.
+# The table of carried events: title of a column, key of its mean, key of its median.
 EVENT_COLUMNS = (
     ("by nearest frame, frames", "event_error", "event_error_median"),
     ("same, seconds", "event_error_seconds", "event_error_median_seconds"),
@@ -130,14 +132,14 @@ LOWER_IS_BETTER = {"alignment_error", "alignment_error_dtw"}
 LOWER_IS_BETTER |= {mean for _, mean, _ in EVENT_COLUMNS}
 LOWER_IS_BETTER |= {key for key in COLUMNS if key.startswith("sync_error")}
 
-# How many training videos are labelled, and of how many random choices the mean is taken.
+# Number of labelled training videos -> number of random choices in the mean.
 FEW_SHOT = {"1": 50, "2": 50, "3": 50, "5": 50, "10": 50, "half": 10}
 
 
 def columns(keys: Iterable[str]) -> dict[str, str]:
-    """Those of a row's keys that tables show, in order, with their titles.
+    """The keys of a row that tables show, in order, with their titles.
 
-    A key is one of COLUMNS, or such a one and, after a space, what its value is restricted to.
+    A key is one of COLUMNS, possibly followed by a space and a restriction of its value.
     """
     keys = list(dict.fromkeys(keys))
     return {
@@ -149,7 +151,7 @@ def columns(keys: Iterable[str]) -> dict[str, str]:
 
 
 def view_pairs(views: Iterable[str]) -> list[tuple[str, str]]:
-    """(from, to) of every two views that have a name."""
+    """(from, to) for every ordered pair of named views."""
     return list(itertools.permutations(sorted(set(views) - {""}), 2))
 
 
@@ -162,9 +164,9 @@ def find_protocol(name: str) -> Protocol:
 def definitions(
     name: str, stride: int, *, views: Iterable[str] = (), few_shot: bool = False
 ) -> dict[str, str]:
-    """The protocol in a sentence, and one for each of its columns.
+    """A sentence about the protocol and one about each of its columns.
 
-    ``views``: those of the test videos; ``few_shot``: whether that was computed.
+    ``views``: views of the test videos; ``few_shot``: whether it was computed.
     """
     protocol = find_protocol(name)
     classifier = {
@@ -180,8 +182,8 @@ def definitions(
         )
     else:
         out["classification"] = (
-            "Phase classification, higher is better: share of test frames whose phase is told "
-            f"right by {fitted}."
+            "Phase classification, higher is better: share of test frames whose phase is predicted "
+            f"correctly by {fitted}."
         )
     targets = "phase" if protocol.last_phase else "phase boundary"
     out["progression"] = (
@@ -189,13 +191,13 @@ def definitions(
         f"regression per {targets}, from the embedding to the time to "
         f"{'its end' if protocol.last_phase else 'that boundary'} as a share of the video"
         f"{', the last phase included' if protocol.last_phase else ''}. A video without the phase "
-        "is left out of its regression. Tables show <0 for a value below 0: worse than predicting "
-        "the mean."
+        "is left out of its regression. Tables show <0 for a value below 0, which is worse than "
+        "predicting the mean."
     )
     out["kendalls_tau"] = (
         "Kendall's tau, between -1 and 1: over ordered pairs of test videos of one action, tau-b "
-        "between the frame order and the order of the nearest frames in the other video. It asks "
-        "whether the order is kept, not whether the matched moment is the right one."
+        "between the frame order and the order of the nearest frames in the other video. It "
+        "measures whether the order is kept, not whether the matched moment is the right one."
     )
     for k in protocol.ks:
         if protocol.retrieval == "precision":
@@ -216,29 +218,30 @@ def definitions(
         for count, episodes in FEW_SHOT.items():
             out[few_shot_key(count)] = (
                 f"The F1 above of a classifier fitted to {count} of the training videos of the "
-                f"action: mean over {episodes} random choices, seeded with 42 and on, so the same "
-                "for all embeddings."
+                f"action: mean over {episodes} random choices with seeds from 42 on, the same for "
+                "all embeddings."
             )
     out["alignment_error"] = (
         "Alignment error in phases, lower is better: every test frame is matched to the nearest "
-        "frame of another test video of the action; the mean difference of the true phase "
-        "positions of the two, where a position is the phase number plus the part of the phase "
-        "that has passed. Ours; in no paper's protocol."
+        "frame of another test video of the action. The error is the mean difference of their true "
+        "phase positions; a position is the phase number plus the part of the phase that has "
+        "passed. Ours; in no paper's protocol."
     )
     out["alignment_error_dtw"] = (
         "Alignment error in phases when the frames are matched by dynamic time warping instead, "
-        "the cheapest path that never goes back in time."
+        "along the cheapest path that never goes back in time."
     )
     out["event_error"] = (
         "Events carried over, lower is better: an event is the first labelled frame of a phase, "
-        "except of the one that the video begins with. For each ordered pair of test videos of the "
+        "except the phase that the video begins with. For each ordered pair of test videos of the "
         "action, every event that both have is matched to the nearest labelled frame of the second "
-        "video. Frames of the second video (seconds: over its frame rate) between that and its own "
-        "event, mean and, in brackets, median over pairs and events. Ours; in no paper's protocol."
+        "video. The error is the number of frames of the second video (seconds: divided by its "
+        "frame rate) between that frame and its own event: mean and, in brackets, median over "
+        "pairs and events. Ours; in no paper's protocol."
     )
     out["event_error_dtw"] = (
-        "The same when frames are matched by dynamic time warping: to the middle one of those that "
-        "the path pairs the event with."
+        "The same when frames are matched by dynamic time warping: to the middle one of the frames "
+        "that the path pairs with the event."
     )
     out["embeddings"] = "Embeddings have unit length and distances are Euclidean."
     out["mean over actions"] = (
@@ -266,9 +269,7 @@ def few_shot_key(count: str) -> str:
 
 def _across_views(protocol: Protocol, pairs: list[tuple[str, str]]) -> dict[str, str]:
     if not pairs:
-        return {
-            "across views": 'Not computed: labels.json gives no two test videos a different "view".'
-        }
+        return {"across views": 'Not computed: no two test videos have different "view" names.'}
     out = {}
     for a, b in pairs:
         out[across_key("weighted_f1", (a, b))] = (

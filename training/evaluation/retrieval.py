@@ -1,4 +1,4 @@
-"""Retrieval for the eye: query frames and their nearest frames in the other test videos."""
+"""A retrieval sheet to look at: query frames and their nearest frames in other test videos."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from training.evaluation.embed import EmbeddedVideo
 def choose_queries(videos: Sequence[EmbeddedVideo], count: int) -> list[tuple[int, int]]:
     """``count`` queries (video, row), spread over actions, phases and videos; always the same.
 
-    With labels: the middle frame of a phase, phases in turn, each from another video where there is
-    one. Without: frames spread evenly over the videos. A video alone in its action is no query.
+    With labels, queries are the middle frames of phases, phase by phase, each from another video if
+    possible. Without labels, they are spread evenly over the videos. A video that is alone in its
+    action has no query.
     """
     actions = [video.record.action for video in videos]
     usable = [v for v, action in enumerate(actions) if actions.count(action) > 1]
@@ -45,7 +46,7 @@ def nearest_frames(
 ) -> list[tuple[int, int, float]]:
     """The most similar frame of each other video of the action: (video, row, similarity).
 
-    One frame per video, since neighbours in time look alike; the ``count`` best videos, best first.
+    One frame per video, because neighbours in time look alike; the ``count`` best, best first.
     """
     number, frame = query
     x = videos[number].embeddings[frame]
@@ -66,7 +67,7 @@ def retrieval_sheet(
     queries: int = 6,
     neighbours: int = 5,
 ) -> int:
-    """Write the contact sheet; returns the number of queries shown, 0 when there is no pair."""
+    """Write the contact sheet; returns the number of queries shown, 0 if there is no pair."""
     from fastseq.video import read_frames
     from training.evaluation.pictures import NEUTRAL, OTHER, SAME, Tile, contact_sheet
 

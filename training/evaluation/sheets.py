@@ -1,4 +1,4 @@
-"""Contact sheets to check events by: for each clip the frames around its events, on pages."""
+"""Contact sheets for checking events: the frames around the events of each clip, on pages."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 GIVEN = "#1f4e79"
 CARRIED = "#d35400"
 NEIGHBOURS = (-2, -1, 0, 1, 2)  # steps from the event
-STEPS_A_SECOND = 15  # so a step is 2 frames of 30 a second
+STEPS_A_SECOND = 15  # so a step is 2 frames at 30 frames/s
 TILE_AREA = 17000  # pixels of a picture, whatever its shape
-PAGE = (2240, 2400)  # width and height that a page does not exceed, where one row fits
+PAGE = (2240, 2400)  # largest width and height of a page in pixels; a single row may exceed it
 _BORDER, _GAP, _BLOCK_GAP, _LINE = 3, 2, 16, 15
 
 
 @dataclass(frozen=True)
 class Block:
-    """Tiles that stand together, with a title under them."""
+    """A group of tiles with a title under them."""
 
     tiles: Sequence[Tile]
     title: str = ""
@@ -35,7 +35,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Row:
-    """What is shown of one clip; as many lines of the page as its blocks need."""
+    """The blocks of one clip, on as many lines of the page as they need."""
 
     name: str
     note: str
@@ -43,9 +43,9 @@ class Row:
 
 
 def write_sheet(rows: Iterable[Row], file: Path) -> list[Path]:
-    """Write rows as one PNG, or, where they need several pages, as NAME_1.png, NAME_2.png, ...
+    """Write rows as one PNG or, if they need several pages, as NAME_1.png, NAME_2.png, ...
 
-    Rows are asked for as pages are filled: one page at a time is in memory. Returns the files.
+    Rows are read while pages are filled, so one page at a time is in memory. Returns the files.
     """
     written: list[Path] = []
     waiting = None
@@ -62,9 +62,9 @@ def write_sheet(rows: Iterable[Row], file: Path) -> list[Path]:
 def event_row(
     record: VideoRecord, events: Sequence[tuple[str, int]], *, note: str, colour: str
 ) -> Row:
-    """Of each event (name, frame) the frame itself, within a border, and two on either side.
+    """A row with the frame of each event (name, frame) in a border, and two frames on either side.
 
-    An event at the clip's number of frames, where the phase is never reached, has no pictures.
+    An event at the clip's number of frames is never reached and has no pictures.
     """
     from fastseq.video.gaps import frames_of
 
@@ -88,13 +88,13 @@ def event_row(
 
 
 def frame_row(record: VideoRecord, every: int) -> Row:
-    """Every so many-th sound frame of a clip with its number and time."""
+    """A row with every ``every``-th sound frame of a clip, its number and its time."""
     from fastseq.video.gaps import frames_of
 
     numbers = frames_of(record)[::every].tolist()
     pictures = _read(record, numbers)
     blocks = [Block([Tile(pictures[n], [f"{n}", f"{n / record.fps:.2f} s"])]) for n in numbers]
-    note = f"{record.frames} frames, {record.fps:.4g} a second"
+    note = f"{record.frames} frames, {record.fps:.4g} frames/s"
     return Row(
         record.id,
         f"{note}; one in {every} is shown (--every 1: all)" if every > 1 else note,
@@ -103,7 +103,7 @@ def frame_row(record: VideoRecord, every: int) -> Row:
 
 
 def _nearest(sound: np.ndarray, wanted: Sequence[int]) -> list[int]:
-    """The sound frames nearest to those wanted, each once."""
+    """The sound frames nearest to the wanted frames, each once."""
     return sorted({int(sound[np.abs(sound - frame).argmin()]) for frame in wanted})
 
 
@@ -120,7 +120,7 @@ def _read(record: VideoRecord, numbers: Sequence[int]) -> dict[int, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Line:
-    """Blocks beside each other, and over the first line of a row its heading."""
+    """Blocks beside each other; the first line of a row has a heading above."""
 
     heading: tuple[str, str] | None
     blocks: Sequence[Block]

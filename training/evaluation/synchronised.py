@@ -1,7 +1,7 @@
-"""True alignment errors on synchronised videos: windows of two views of one event are aligned.
+"""True alignment errors on synchronised videos: aligns windows of two views of one event.
 
 Frame k of a video with ``sync = (group, offset)`` shows the instant (k + offset) / fps seconds of
-its group, so that the frame of another video of the group that shows the same instant is known.
+its group, so the frame of another video of the group that shows the same instant is known.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ def evaluate_synchronised(
     left_out: LeftOut | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """What RUN/evaluation.json holds for ``--protocol sync``.
+    """The content of RUN/evaluation.json for ``--protocol sync``.
 
-    Each ordered pair of videos of one group is cut to `windows`; at least one of the two is of the
-    test split. See `pair_errors`. Labels of phases are not needed.
+    Each ordered pair of videos of one group, at least one of them in the test split, is cut to
+    `windows` and scored by `pair_errors`. Phase labels are not needed.
 
     Args:
         run: run directory of ``python -m training.train``.
-        folder: prepared folder of videos with ``sync``; the run's own by default.
-        window: share of the instants that both videos show which each window keeps, above 0.5, so
-            that the windows have instants in common, and below 1.
-        left_out: takes the videos that cannot be read; all rows are without them.
+        folder: prepared folder of videos with ``sync`` (default: the run's).
+        window: share of the common instants that each window keeps, above 0.5, so that the windows
+            overlap, and below 1.
+        left_out: receives the videos that cannot be read; no row includes them.
 
     Returns:
         ``rows`` (name -> metrics, left_out, and under ``pairs`` the same numbers pair by pair), the
-        definitions as sentences, and what was evaluated.
+        definitions as sentences, and a description of what was evaluated.
     """
     from training.evaluation.embed import features_each
 
@@ -142,7 +142,7 @@ def synchronised_videos(index: Index, test_split: str) -> list[VideoRecord]:
 def compared_pairs(
     records: Sequence[VideoRecord] | Mapping[VideoRecord, Any], test_split: str
 ) -> Iterator[tuple[VideoRecord, VideoRecord]]:
-    """Ordered pairs of different videos; at least one is of the test split."""
+    """Ordered pairs of different videos, at least one of them in the test split."""
     for a, b in itertools.permutations(records, 2):
         if test_split in (a.split, b.split):
             yield a, b
@@ -150,11 +150,11 @@ def compared_pairs(
 
 @dataclass(frozen=True)
 class Windows:
-    """Two videos cut to different parts of the event, and which frames show the same instant.
+    """Two videos cut to different parts of the event, and the frames that show the same instant.
 
-    a, b: their records, trimmed to the window, with the frames outside it as gaps; rows: int64
-    (n,), rows of a's window that show an instant of b's window; true: int64 (n,), the frames of b
-    that show it.
+    a, b: their records, trimmed to the windows; frames outside a window are gaps. rows: int64 (n,),
+    rows of a's window whose instant b's window shows. true: int64 (n,), the frames of b that show
+    these instants.
     """
 
     a: VideoRecord
@@ -164,10 +164,10 @@ class Windows:
 
 
 def windows(a: VideoRecord, b: VideoRecord, share: float) -> Windows:
-    """The first ``share`` of a, the last ``share`` of b, of the frames whose instant both show.
+    """Of the frames whose instant both show, the first ``share`` of a and the last ``share`` of b.
 
-    Frames in gaps are none of them. Where rates differ a frame shows the instant of the frame of
-    the other video that is nearest in time, at most half a frame away.
+    Frames in gaps do not count. If frame rates differ, a frame corresponds to the frame of the
+    other video that is nearest in time, at most half a frame away.
     """
     frames, nearest = _counterparts(a, b)
     others, _ = _counterparts(b, a)
@@ -179,15 +179,15 @@ def windows(a: VideoRecord, b: VideoRecord, share: float) -> Windows:
 
 
 def _counterparts(a: VideoRecord, b: VideoRecord) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of a whose instant b shows, and for each the frame of b that is nearest in time."""
+    """Frames of a whose instant b shows, and for each the frame of b nearest in time."""
     from fastseq.video.gaps import frames_of
 
     frames, others = frames_of(a), frames_of(b)
     if not len(frames) or not len(others):
         return frames[:0], others[:0]
-    wanted = np.round((frames + a.sync[1]) / a.fps * b.fps - b.sync[1], 6)  # a tie stays one
+    wanted = np.round((frames + a.sync[1]) / a.fps * b.fps - b.sync[1], 6)  # so that ties stay ties
     nearest = others[np.abs(others - wanted[:, None]).argmin(axis=1)]
-    shown = np.abs(nearest - wanted) <= 0.5 + 1e-6  # rates are rounded
+    shown = np.abs(nearest - wanted) <= 0.5 + 1e-6  # frame rates are rounded
     return frames[shown], nearest[shown]
 
 
@@ -202,9 +202,9 @@ def _cut(record: VideoRecord, frames: np.ndarray) -> VideoRecord:
 def _embedding(
     name: str, encoder: Encoder, features: Mapping[VideoRecord, Mapping[str, Any]]
 ) -> Callable[[VideoRecord], EmbeddedVideo]:
-    """From a window's record to its embeddings, each window once.
+    """A function from a window's record to its embeddings, which computes each window once.
 
-    What the encoder takes is cut first: positions, context and means know the window alone.
+    The encoder's input is cut first, so positions, context and means depend only on the window.
     """
     import torch
 
@@ -227,8 +227,10 @@ def _embedding(
 
 
 def pair_errors(a: EmbeddedVideo, b: EmbeddedVideo, cut: Windows) -> dict[str, float]:
-    """How far the frames of b's window that a's are matched to are from the true ones; see
-    `definitions`. NaN by open DTW where no frame is on its path."""
+    """Errors of the frames of b's window that a's frames are matched to, see `definitions`.
+
+    The errors by open DTW are NaN if no frame is on its path.
+    """
     from training.evaluation.alignment import OUTSIDE, align, align_open
 
     nearest = distances(a.embeddings, b.embeddings).argmin(axis=1)
@@ -252,32 +254,32 @@ def pair_errors(a: EmbeddedVideo, b: EmbeddedVideo, cut: Windows) -> dict[str, f
 
 
 def definitions(window: float, pairs: int) -> dict[str, str]:
-    """The protocol in a sentence, and one for each of its columns."""
+    """A sentence about the protocol and one about each of its columns."""
     kept = f"{window:.0%}".replace("%", " %")
     out = {
         "protocol": (
             f"Synchronised videos: of every ordered pair of videos of one group with at least one "
             f"test video ({pairs} pairs; the other may be of any split), the first is cut to the "
             f"first {kept} of the frames whose instant both show, the second to the last {kept}, "
-            "and both are embedded after that. Uncut they would begin and end together, and the "
-            "time index alone would be right everywhere."
+            "and both are embedded after that. Without the cut they would begin and end together, "
+            "and the time index alone would be correct everywhere."
         ),
         "sync_error": (
             "Error by nearest frame, lower is better: every frame of the first window whose "
-            "instant the second window shows is matched to the second's nearest embedding; frames "
-            "of the second video between that and the one that shows the instant. Mean over "
-            "frames, then pairs."
+            "instant the second window shows is matched to the nearest embedding of the second. "
+            "The error is the number of frames of the second video between that frame and the one "
+            "that shows the instant: mean over frames, then pairs."
         ),
         "sync_error_dtw": (
             "The same when frames are matched by dynamic time warping from the first to the last "
             "frames of both windows."
         ),
         "sync_error_open": (
-            "The same by dynamic time warping that may begin and end anywhere (`python -m "
-            "training.align --open`); frames outside its path are not scored."
+            "The same when frames are matched by dynamic time warping that may begin and end "
+            "anywhere (`python -m training.align --open`); frames outside its path are not scored."
         ),
         "sync_matched_open": "Share of those frames that are on the path of open time warping.",
     }
     for key in ("sync_error", "sync_error_dtw", "sync_error_open"):
-        out[f"{key}_seconds"] = "The same over the second video's frame rate."
+        out[f"{key}_seconds"] = "The same divided by the second video's frame rate."
     return out

@@ -1,4 +1,4 @@
-"""VCLR's evaluation: one feature for each video, a linear classifier of actions, retrieval."""
+"""VCLR's evaluation: one feature per video, a linear classifier of actions, and retrieval."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def evaluate_video_level(
     left_out: LeftOut | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """What RUN/evaluation.json holds for ``--protocol vclr``; classes are the videos' actions.
+    """The content of RUN/evaluation.json for ``--protocol vclr``; classes are the videos' actions.
 
     Args:
-        run: run directory of ``python -m training.train``, of any loss.
-        folder: prepared folder of videos with actions; the run's own by default.
-        left_out: takes the videos that cannot be read; all rows are without them.
+        run: run directory of ``python -m training.train``, trained with any loss.
+        folder: prepared folder of videos with actions (default: the run's).
+        left_out: receives the videos that cannot be read; no row includes them.
     """
     start = time.perf_counter()
     left_out = LeftOut() if left_out is None else left_out
@@ -46,8 +46,8 @@ def evaluate_video_level(
     encoders.pop(BACKBONE_CENTRED, None)  # its mean over the video is 0
     if cfg.model.encoder == "conv3d":
         raise UserError(
-            f"{run}: model.encoder=conv3d looks at neighbouring frames; --protocol {NAME} shows it "
-            f"{FRAMES} frames of the whole video, expected fve or vclr"
+            f"{run}: got model.encoder=conv3d, which needs neighbouring frames; --protocol {NAME} "
+            f"uses {FRAMES} frames of the whole video and needs model.encoder fve or vclr"
         )
     index = open_index(cfg, folder)
     train = split_videos(index, cfg.data.train_split)
@@ -90,9 +90,9 @@ def video_features(
     *,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Of each encoder float64 (videos, E): the mean embedding of FRAMES frames of each video.
+    """For each encoder float64 (videos, E): the mean embedding of FRAMES frames of each video.
 
-    Videos that cannot be read go to ``left_out``; without that their VideoError is raised.
+    Videos that cannot be read are added to ``left_out``; without it their VideoError is raised.
     """
     import torch
     from tqdm import tqdm
@@ -121,8 +121,8 @@ def video_features(
             feature = encoder.embed(made[encoder.features])[0].float().mean(0)
             if not torch.isfinite(feature).all():
                 raise UserError(
-                    f"encoder {name!r} gave NaN or infinite features for {record.id}: the training "
-                    "has probably diverged; look at the loss in log.jsonl"
+                    f"encoder {name!r} returned NaN or infinite features for {record.id}: the "
+                    "training has probably diverged; check the loss in log.jsonl"
                 )
             out[name].append(feature.double().cpu().numpy())
     engine.close()
@@ -130,7 +130,7 @@ def video_features(
 
 
 def _reading(record: VideoRecord, size: int, side: int) -> Any:
-    """Evenly spaced frames, and of each the central square of ``size`` pixels."""
+    """A reading of evenly spaced frames, each cropped to the central square of ``size`` pixels."""
     from fastseq.video import Clip
     from fastseq.video.augment import ClipDraw
     from fastseq.video.gaps import frames_of
@@ -149,9 +149,9 @@ def _reading(record: VideoRecord, size: int, side: int) -> Any:
 def video_scores(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
 ) -> dict[str, float]:
-    """``linear_svm`` and ``recall_at_K`` of features (videos, E); NaN beyond the training videos.
+    """``linear_svm`` and ``recall_at_K`` of features (videos, E), see `definitions`.
 
-    See `definitions`.
+    ``recall_at_K`` is NaN if there are fewer than K training videos.
     """
     from sklearn.svm import LinearSVC
 
@@ -168,7 +168,7 @@ def video_scores(
 
 
 def definitions(classes: int) -> dict[str, str]:
-    """The protocol in a sentence, and one for each of its columns."""
+    """A sentence about the protocol and one about each of its columns."""
     out = {
         "protocol": (
             f"VCLR (sections 4.3 and 4.6, A.2.3): a video's feature is the mean of the embeddings "
@@ -176,10 +176,10 @@ def definitions(classes: int) -> dict[str, str]:
             "heads; the videos' actions are the classes."
         ),
         "linear_svm": (
-            "Linear classification, higher is better: share of test videos whose action is told "
-            f"right, of {classes}, by a linear support vector machine fitted to the training "
-            "videos' features as they are (squared hinge, C = 1, no intercept, one against rest: "
-            "liblinear's -s 2 -c 1, which the released code calls)."
+            f"Linear classification, higher is better: share of test videos whose action, of "
+            f"{classes}, is predicted correctly by a linear support vector machine fitted to the "
+            "training videos' features without scaling (squared hinge, C = 1, no intercept, one "
+            "against rest: liblinear's -s 2 -c 1, as in the released code)."
         ),
     }
     for k in KS:
@@ -194,7 +194,7 @@ def _require_classes(folder: Path, train: Sequence[VideoRecord]) -> None:
     actions = {record.action for record in train}
     if len(actions) < 2:
         raise UserError(
-            f"--protocol {NAME} tells actions apart, and the training videos of {folder} all have "
-            f'the action {actions.pop()!r}: give them "action" in {folder / "labels.json"} and '
+            f"--protocol {NAME} classifies actions, but the training videos of {folder} all have "
+            f'the action {actions.pop()!r}: add "action" to them in {folder / "labels.json"} and '
             f"run `python -m training.prepare {folder}`"
         )

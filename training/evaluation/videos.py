@@ -1,4 +1,4 @@
-"""The videos that are evaluated: the index of a folder, and those of one split."""
+"""The videos to evaluate: the index of a folder, and the videos of one split."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def split_videos(index: Index, split: str) -> list[VideoRecord]:
 
 
 def usable_range(record: VideoRecord) -> tuple[int, int]:
-    """First and last frame of the video's trim, of the whole video without one."""
+    """First and last frame of the video's trim, or of the whole video without a trim."""
     return getattr(record, "trim", None) or (0, record.frames - 1)
 
 
 def require_some(kept: Sequence[VideoRecord], split: str, folder: Path) -> None:
-    """UserError if no video of a split could be read; each has been named then."""
+    """UserError if no video of a split could be read; each was named before."""
     if not kept:
         raise UserError(
             f"none of the videos in the split {split!r} of {folder} can be read: "

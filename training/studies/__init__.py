@@ -1,1 +1,1 @@
-"""Behind the commands compare and memory: what is measured, and its tables and pictures."""
+"""The commands compare and memory: their measurements, tables and pictures."""

@@ -1,4 +1,4 @@
-"""The table of a comparison of losses, and whether the orderings that papers report hold in it."""
+"""The table of a comparison of losses, and a check of the orderings that the papers report."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ VCLR_ORDERINGS = [
 
 
 def frames_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The table of methods for frames, and whether the orderings that the papers report hold."""
+    """The table of methods for frames, with a check of the orderings that the papers report."""
     return _table(results, FRAMES_TITLES, FRAMES_COLUMNS, frames_claims(results))
 
 
 def vclr_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The table of VCLR's losses, and whether the orderings of its Table 6 hold here."""
+    """The table of VCLR's losses, with a check of the orderings of its Table 6."""
     found = _orderings(results, VCLR_ORDERINGS, ["linear_svm"], VCLR_TITLES, VCLR_COLUMNS)
     return _table(results, VCLR_TITLES, VCLR_COLUMNS, found)
 
@@ -93,7 +93,7 @@ def _table(
 
 
 def frames_claims(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Each expected ordering with the number of seeds in which it holds."""
+    """Each expected ordering, with the number of seeds in which it is found."""
     out = []
     for low, high in (("soft_dtw", "untrained"), ("soft_dtw", "lav")):
         if low in results and high in results:

@@ -4,9 +4,9 @@ from typing import Any
 
 
 def fit(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """peak = a + b T by least squares, in bytes; None of fewer than two measurements.
+    """Fit peak = a + b T by least squares, in bytes; None for fewer than two measurements.
 
-    R^2 says nothing of two, and is None there.
+    R^2 is None for two measurements, which a line always fits.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The picture of training.memory: peaks with their lines, and what the parts keep."""
+"""The picture of training.memory: peaks with their lines, and memory by part of the step."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def _measured(result: dict[str, Any], way: str) -> list[dict[str, Any]]:
 
 
 def _parts(axes: Any, runs: list[dict[str, Any]]) -> None:
-    """Stacked bars: kept by each part until backward, and what comes and goes."""
+    """Stacked bars: memory that each part keeps until backward, and temporary memory."""
     ticks = [str(run["frames"]) for run in runs]
     bottom = [0.0] * len(runs)
     for name in runs[0]["parts"] if runs else ():

@@ -1,4 +1,4 @@
-"""One training step in a process of its own, and what memory it takes (for training.memory).
+"""Measures the memory of one training step in a separate process (for training.memory).
 
 Reads {"recipe", "overrides", "frames"} as JSON from stdin, writes the measurement to stdout.
 """
@@ -21,17 +21,17 @@ from training.loop.random_batch import random_batch
 if TYPE_CHECKING:
     from training.recipe.schema import Config
 
-# In the order of the step; layer4 stands for the trained part of any backbone. What is in none of
-# them comes and goes: scratch, gradients, and in backward what checkpointing computes again.
+# In the order of the step; layer4 stands for the trained part of any backbone. The remaining memory
+# is temporary: scratch, gradients, and in backward the results that checkpointing recomputes.
 PARTS = ("frames", "frozen", "layer4", "transformer", "loss")
 WARM_UP_FRAMES = 8
 
 
 class Meter:
-    """What each part of a step adds to the memory in use.
+    """Measures the memory that each part of a step adds.
 
-    On a GPU by PyTorch's allocator, on a CPU by the resident size of the process, which counts what
-    tensors do not show, such as the scratch of convolutions.
+    On a GPU it asks PyTorch's allocator. On a CPU it reads the resident size of the process, which
+    includes memory outside tensors, such as the scratch of convolutions.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -50,7 +50,7 @@ class Meter:
         self.part = PARTS[0]
 
     def switch(self, part: str | None) -> str | None:
-        """From now on it is this part's; None: of no part any more. Gives the part before."""
+        """Assign memory to this part from now on (None: to no part); returns the previous part."""
         now, before = self.in_use(), self.part
         if before is not None:
             self.kept[before] += now - self.last
@@ -63,17 +63,17 @@ class Meter:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def peak(self) -> int:
-        """Bytes above what was in use at the start."""
+        """Peak in bytes above the memory in use at the start."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.baseline
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 - self.baseline
-        raise RuntimeError("/proc/self/status has no VmHWM; memory of a CPU needs Linux")
+        raise RuntimeError("/proc/self/status has no VmHWM; measuring on a CPU needs Linux")
 
 
 class _Marked:
-    """A callable whose memory is a part's; before backward, which calls some of them again."""
+    """A callable whose memory counts for a part, but not when backward calls it again."""
 
     def __init__(self, call: Any, meter: Meter, part: str, *, last: bool = False) -> None:
         self._call, self._meter, self._part, self._last = call, meter, part, last
@@ -97,21 +97,21 @@ def measure(cfg: "Config") -> dict[str, Any]:
 
     trainer = Trainer(cfg, initial_model(cfg), SimpleNamespace(batches_per_epoch=1), Path())
     step, frames = trainer.gradient_step, cfg.data.num_frames
-    # On a CPU a short one: what a long one leaves in the heap would count as there before.
+    # A short one on a CPU: memory that a long one leaves in the heap would not be counted later.
     warm_up = frames if step.device.type == "cuda" else min(frames, WARM_UP_FRAMES)
     step([random_batch(cfg, warm_up, features=step.features)], cfg.optim.lr, list)
     return measure_step(cfg, step, frames)
 
 
 def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
-    """The same of a step that has run before, at this length."""
+    """The same for a step that has run before, with clips of this length."""
     device, meter = step.device, Meter(step.device)
     with _marked(step, meter):
-        step.optimizer.zero_grad(set_to_none=True)  # as a step begins
+        step.optimizer.zero_grad(set_to_none=True)  # as at the start of a step
         meter.start()
         batch = random_batch(cfg, frames, features=step.features)
         clock = time.perf_counter()
-        step([batch], cfg.optim.lr, list)  # ends with a value on the host
+        step([batch], cfg.optim.lr, list)  # waits for a value on the host
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - clock
@@ -134,7 +134,7 @@ def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
 
 @contextmanager
 def _marked(step: PairStep, meter: Meter) -> Iterator[None]:
-    """The parts of a step say when they run."""
+    """Context in which the parts of a step report when they run."""
     model = step.model
     places = [
         (model, "_per_frame", "layer4"),
@@ -143,7 +143,7 @@ def _marked(step: PairStep, meter: Meter) -> Iterator[None]:
         (model, "project", "transformer"),
         (step, "objective", "loss"),
     ]
-    own = [vars(owner).get(name) for owner, name, _ in places]  # None: a method of its class
+    own = [vars(owner).get(name) for owner, name, _ in places]  # None: a method of the class
     try:
         for owner, name, part in places:
             call = _Marked(getattr(owner, name), meter, part, last=part == "loss")

@@ -1,4 +1,4 @@
-"""What training.compare compares: methods with the recipe, videos, metrics and table they share."""
+"""The suites of training.compare: methods and their common recipe, videos, metrics and table."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from training.support.files import write_json
 
 FRAMES_RECIPE = "recipes/compare.yaml"
 
-# CARL's variance is 10 frames^2 where neighbouring frames of a view are 1.25 frames apart (crops of
+# CARL's variance is 10 frames^2 for views whose neighbouring frames are 1.25 frames apart (crops of
 # 1 to 1.5 T frames). Here they are 6.5 apart on average (0.65 of 200 frames, T = 20), so the same
 # Gaussian in units of that gap has 10 (6.5 / 1.25)^2 = 270 frames^2. Not tuned.
 VARIANCE = 270.0
-REACH = math.sqrt(206 * VARIANCE)  # of SCL's Gaussian; the baseline counts the same frames
+REACH = math.sqrt(206 * VARIANCE)  # reach of SCL's Gaussian; the baseline uses the same frames
 
 _VIEWS = ["data.clips=views", "data.sampling=random"]
 _PAIRS = ["data.clips=videos", "data.sampling=segment"]
-_REGULARISED = ["loss.soft_dtw.weight=1", "loss.contrastive_idm.weight=0.5"]  # by LAV's alpha
+_REGULARISED = ["loss.soft_dtw.weight=1", "loss.contrastive_idm.weight=0.5"]  # LAV's alpha
 FRAMES_METHODS = {
     "untrained": ["optim.lr=0", *_VIEWS],
     "soft_dtw": ["loss.soft_dtw.weight=1", *_PAIRS],
@@ -52,11 +52,14 @@ VCLR_METHODS = {"untrained": ["optim.lr=0"]} | {
 
 @dataclass(frozen=True)
 class Suite:
-    """Methods that are compared, with the recipe that they share.
+    """Methods to compare, and what they share.
 
-    render: writes the videos of a seed to a folder, so many of each action for training and test;
-    evaluate: from a run to what is kept of it; table: from all that to markdown; time_index:
-    whether the clock alone is a row of it; videos: how many of each action unless told.
+    render: function that writes the videos of a seed to a folder, with the numbers of training and
+        test videos per action.
+    evaluate: function of a run that returns the result to keep.
+    table: function of all results that returns Markdown.
+    time_index: whether the table has a row for the time index.
+    videos: default numbers of training and test videos per action.
     """
 
     recipe: str
@@ -93,7 +96,7 @@ def time_index_result(videos: Path, folder: Path) -> dict[str, Any]:
 
 
 def _scores(embedded: Sequence[Any], index: Any) -> dict[str, Any]:
-    """CARL's metrics, and the spread of the embeddings of the test videos."""
+    """CARL's metrics and the spread of the test videos' embeddings."""
     import numpy as np
     import torch
 
@@ -123,7 +126,7 @@ def _render_classes(folder: Path, seed: int, train: int, test: int) -> None:
 
 
 def _evaluate_videos(run: Path) -> dict[str, Any]:
-    """VCLR's metrics, and the spread of the features of the test videos."""
+    """VCLR's metrics and the spread of the test videos' features."""
     import numpy as np
     import torch
 
