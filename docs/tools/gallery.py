@@ -49,6 +49,17 @@ def style() -> dict[str, object]:
     }
 
 
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """contextlib.chdir, which Python 3.10 lacks."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def run(page: Path, folder: Path, quick: bool = False) -> Iterator[tuple[re.Match, str]]:
     """Each block of the page with what it printed. ``quick`` also runs the block's comment
     ``<!-- quick ... -->``, which makes the sizes small."""
@@ -57,7 +68,7 @@ def run(page: Path, folder: Path, quick: bool = False) -> Iterator[tuple[re.Matc
 
     scope: dict[str, object] = {"__name__": "__main__"}
     (folder / "pictures").mkdir(exist_ok=True)
-    with matplotlib.rc_context(style()), contextlib.chdir(folder):
+    with matplotlib.rc_context(style()), inside(folder):
         plt.switch_backend("Agg")
         for number, block in enumerate(BLOCK.finditer(page.read_text("utf-8"))):
             printed = io.StringIO()
