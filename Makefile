@@ -80,7 +80,7 @@ $(VENV)/bin/python:
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q --upgrade pip
 
-# pip resolves an extra together with torch==2.13.0 in one call: asked for alone, several of them
+# pip resolves an extra together with torch==2.13.0 in one call. Requested alone, several of them
 # would bring another torch.
 $(VENV)/.dev: pyproject.toml constraints.txt setup.py $(CSRC) | $(VENV)/bin/python
 	@echo "installing fastseq[dev] with the versions of constraints.txt (compiles csrc if nvcc is here)"

@@ -127,7 +127,7 @@ def markdown(text: str, where: dict[str, str]) -> str:
         if SECTION.match(line):
             parts.append((line.strip().rstrip(":"), []))
         elif parts[-1][0] and line.strip() and not line.startswith(" "):
-            parts.append(("", [line]))  # prose goes on after a section
+            parts.append(("", [line]))  # prose continues after a section
         else:
             parts[-1][1].append(line)
     return "\n\n".join(filter(None, (_section(head, lines, where) for head, lines in parts)))
@@ -149,7 +149,7 @@ def _section(head: str, lines: list[str], where: dict[str, str]) -> str:
 
 
 def _items(body: str, where: dict[str, str]) -> str:
-    """``name: text`` entries as a list; what does not begin so goes on with the entry above."""
+    """``name: text`` entries as a list; other lines continue the entry above."""
     entries: list[list[str]] = []
     for line in body.splitlines():
         if (not line.startswith(" ") and ITEM.match(line)) or not entries:

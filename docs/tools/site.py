@@ -27,7 +27,7 @@ PAGES = {
     "contributing.md": ROOT / "CONTRIBUTING.md",
     "changelog.md": ROOT / "CHANGELOG.md",
 }
-# Files that have a page in docs/ instead, with sections of its own.
+# Files that have a page in docs/ instead, with its own sections.
 INSTEAD = {"README.md": "docs/index.md", "training/README.md": "docs/training.md"}
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")  # over lines too
 FENCED = re.compile(r"(^ *```[^\n]*\n.*?^ *```[ ]*$)", re.DOTALL | re.MULTILINE)

@@ -85,3 +85,28 @@ def browser_page(chromium):
     for context in contexts:
         context.close()
     assert problems == []
+
+
+@pytest.fixture(scope="session")
+def made():
+    from made_payload import payload  # Pillow
+
+    return payload()
+
+
+@pytest.fixture(scope="session")
+def address(made, tmp_path_factory):
+    from player_page import write_page
+
+    return write_page(tmp_path_factory.mktemp("page"), made)
+
+
+@pytest.fixture
+def opened(browser_page, address):
+    """A page from disk, at the first frame of the first pair."""
+    from player_page import wait_for
+
+    page = browser_page()
+    page.goto(address)
+    wait_for(page, 0)
+    return page

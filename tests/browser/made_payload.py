@@ -4,7 +4,9 @@ import base64
 import io
 
 import numpy as np
-from PIL import Image
+import pytest
+
+Image = pytest.importorskip("PIL.Image", reason='needs Pillow: pip install "fastseq[train]"')
 
 WIDTH, HEIGHT = 64, 48
 NAMES = ["wait", "swing", "follow"]

@@ -7,9 +7,10 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("av")
+pytest.importorskip("PIL", reason='needs Pillow: pip install "fastseq[train]"')
+from PIL import Image
 from video.counter_video import HEIGHT, WIDTH, X264, encode, read_counter
 
 from training.data.index import build_index

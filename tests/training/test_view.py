@@ -1,6 +1,5 @@
-"""`view`: what its server refuses, the frames that it shows, the labels file that it writes."""
+"""`view`: the frames that it shows, the labels file that it writes, how it ends."""
 
-import http.client
 import io
 import json
 import os
@@ -12,210 +11,33 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("av")
+pytest.importorskip("PIL", reason='needs Pillow: pip install "fastseq[train]"')
 import av
+from PIL import Image
 from video.counter_video import X264, encode, read_counter, remux
+from view_client import CONTENT, Client, serving, write_folder
 
 from fastseq.video import probe, read_frames
 from fastseq.video.gaps import frames_of
 from training import view
 from training.data.index import build_index
 from training.data.labels import LabelError, read_labels
-from training.labelling import server as server_module
 from training.labelling.folder import VideoFolder
 from training.labelling.frames import CHUNK, Pictures
-from training.labelling.server import TOKEN_HEADER, LabelServer
-
-CONTENT = {
-    "source": "counted by hand",
-    "classes": {"jump": ["stand", "fly", "land"]},
-    "videos": {
-        "a.mp4": {"action": "jump", "boundaries": [10, 20], "remark": "ünclear"},
-        "b.mp4": {"action": "jump", "split": "test", "phases": [-1] * 4 + [0] * 4 + [1] * 4},
-        "gone.mp4": {"split": "test"},
-    },
-}
+from training.labelling.server import LabelServer
 
 
 @pytest.fixture
 def folder(videos, tmp_path):
-    """Three videos (30, 12 and 6 frames), one of them in a folder, and labels of two."""
-    target = tmp_path / "clips"
-    (target / "sub").mkdir(parents=True)
-    for source, name in (("a", "a"), ("b", "b"), ("c", "sub/c")):
-        (target / f"{name}.mp4").write_bytes((videos / f"{source}.mp4").read_bytes())
-    (target / "labels.json").write_text(json.dumps(CONTENT), encoding="utf-8")
-    return target
-
-
-class Connection(http.client.HTTPConnection):
-    """One that sends what it is told, ASCII or not."""
-
-    def _encode_request(self, request):
-        return request.encode()
-
-
-class Client:
-    """Requests as the page sends them, but for what a test changes."""
-
-    def __init__(self, server: LabelServer):
-        self.server = server
-        self.port = server.server_address[1]
-        self.host = f"127.0.0.1:{self.port}"
-
-    def request(self, method, path, body=None, *, token=None, **headers):
-        """(status, headers, body); a header that is None is left out."""
-        token = self.server.token if token is None else token
-        sent = {"Host": self.host}
-        if method == "POST":
-            sent |= {
-                "Origin": f"http://{self.host}",
-                TOKEN_HEADER: self.server.token,
-                "Content-Type": "application/json",
-                "Content-Length": str(len(body)),
-            }
-        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        connection = Connection("127.0.0.1", self.port, timeout=20)
-        connection.putrequest(method, f"/{token}/{path}", skip_host=True)
-        for name, value in sent.items():
-            if value is not None:
-                connection.putheader(name, value)
-        connection.endheaders(body)
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
-        return answer.status, answer.headers, content
-
-    def get(self, path):
-        status, _, content = self.request("GET", path)
-        assert status == 200, content
-        return json.loads(content)
-
-    def save(self, entries, *, classes=None, version=None, **headers):
-        """(status, what the server answers)."""
-        state = self.get("state")
-        body = {
-            "version": state["version"] if version is None else version,
-            "classes": state["classes"] if classes is None else classes,
-            "entries": entries,
-        }
-        status, _, content = self.request("POST", "save", json.dumps(body).encode(), **headers)
-        return status, json.loads(content)
+    return write_folder(videos, tmp_path / "clips")
 
 
 @pytest.fixture
 def client(folder):
-    server = LabelServer(VideoFolder(folder), "")
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield Client(server)
-    server.shutdown()
-    server.server_close()
-    server.folder.close()
-
-
-def test_listens_on_loopback_alone(client):
-    assert client.server.server_address[0] == "127.0.0.1"
-    assert client.server.url == f"http://{client.host}/{client.server.token}/"
-    assert len(client.server.token) >= 32
-
-
-def test_headers_keep_the_page_to_itself(client):
-    status, headers, content = client.request("GET", "")
-    assert status == 200
-    assert b'src="view.js"' in content
-    assert headers["Cache-Control"] == "no-store"
-    assert headers["X-Content-Type-Options"] == "nosniff"
-    assert headers["Referrer-Policy"] == "no-referrer"
-    policy = headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy
-    assert "script-src 'self'" in policy
-    assert "unsafe" not in policy
-
-
-@pytest.mark.parametrize("path", ["", "state", "view.js", "known/0", "facts/0", "frames/0/0"])
-@pytest.mark.parametrize("token", ["", "x", "é"])
-def test_refuses_a_wrong_token(client, path, token):
-    status, _, content = client.request("GET", path, token=token)
-    assert status == 403
-    assert "wrong token" in json.loads(content)["error"]
-
-
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1:1", "", None])
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_refuses_another_host(client, method, host):
-    host = host and host.format(port=client.port)
-    path, body = ("state", None) if method == "GET" else ("unsaved", b"{}")
-    status, _, content = client.request(method, path, body, Host=host)
-    assert status == 403
-    assert "wrong host" in json.loads(content)["error"]
-
-
-def test_accepts_the_name_that_a_tunnel_has(client):
-    host = f"localhost:{client.port}"
-    assert client.request("GET", "state", Host=host)[0] == 200
-    assert client.save({}, Host=host, Origin=f"http://{host}")[0] == 200
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"Origin": "http://evil.example"}, 403),
-        ({"Origin": "null"}, 403),
-        ({"Origin": None}, 403),
-        ({TOKEN_HEADER: None}, 403),
-        ({TOKEN_HEADER: "x"}, 403),
-        ({"Content-Type": "text/plain"}, 415),
-        ({"Content-Length": None}, 411),
-        ({"Content-Length": "-1"}, 411),
-        ({"Transfer-Encoding": "chunked"}, 411),
-    ],
-)
-def test_refuses_to_write_for_others(client, folder, headers, status):
-    before = (folder / "labels.json").read_bytes()
-    body = {"version": client.get("state")["version"], "classes": {}, "entries": {"0": None}}
-    got, _, content = client.request("POST", "save", json.dumps(body).encode(), **headers)
-    assert got == status, content
-    assert (folder / "labels.json").read_bytes() == before
-
-
-def test_refuses_a_large_body_unread(client, monkeypatch):
-    monkeypatch.setattr(server_module, "LARGEST_BODY", 1000)
-    status, headers, content = client.request("POST", "save", b"", Content_Length="1001")
-    assert status == 413
-    assert "1001 bytes, expected at most 1000" in json.loads(content)["error"]
-    assert headers["Connection"] == "close"
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("labels.json", "../labels.json", "..%2f..%2flabels.json", "server.py", "%2e%2e/store.py"),
-        *("frames/0/../../labels.json", "frames/a.mp4/0", "frames/-1/0", "frames/3/0", "facts/³"),
-        *("frames/0/1", "frames/0/99999999999999999999", "/etc/passwd", "view.js/", "known/99"),
-    ],
-)
-def test_no_path_leads_to_another_file(client, path):
-    status, _, content = client.request("GET", path)
-    assert status == 404
-    assert set(json.loads(content)) == {"error"}
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        *(b"", b"[]", b"{", b'{"version": 1}', b"[" * 100_000),
-        b'{"version": 1, "classes": {}, "entries": {}}',
-        b'{"version": "", "classes": [], "entries": {}}',
-        b'{"version": "", "classes": {}, "entries": {"0": 1}}',
-        b'{"version": "", "classes": {}, "entries": []}',
-    ],
-)
-def test_names_a_malformed_request(client, body):
-    status, _, content = client.request("POST", "save", body)
-    assert status == 400
-    assert "not a request of the page" in json.loads(content)["error"]
+    with serving(folder) as client:
+        yield client
 
 
 def test_what_is_saved_is_what_training_reads(client, folder):
@@ -275,7 +97,7 @@ def test_keeps_the_file_that_was_there_at_the_start(client, folder):
         ({"action": "jump", "boundaries": [1, 2, 3]}, "3 boundaries make 4 phases"),
         ({"action": "jump", "boundaries": [31]}, "boundary 31 lies past the video's 30 frames"),
         ({"action": "jump", "boundaries": [None]}, "'boundaries' must be a list of whole numbers"),
-        ({"action": "walk", "boundaries": [1]}, '"classes" does not name those of the action'),
+        ({"action": "walk", "boundaries": [1]}, '"classes" does not list the phases of the action'),
         ({"trim": [0, 30]}, "trim [0, 30] lies past the video's 30 frames"),
         ({"crop": [0, 0, 49, 2]}, "crop [0, 0, 49, 2] reaches past the picture"),
         ({"split": "validation"}, "split is 'validation'"),

@@ -216,7 +216,7 @@ def write_aligned_video(
 
 
 def _pictures(video: EmbeddedVideo, height: int) -> np.ndarray:
-    """Its frames as far as they are used, uint8 (n, H, W, 3)."""
+    """The frames that are used, uint8 (n, H, W, 3)."""
     from fastseq.video import read_frames
 
     crop = getattr(video.record, "crop", None)
