@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ def collect() -> dict:
             "numpy": _version("numpy"),
             "NVIDIA driver": _driver(),
         },
+        "imported_from": str(Path(fastseq.__file__).parent),
+        "installed_copies": _other_copies(),
         "devices": _devices(),
         "backends": {name: backend_status(name)._asdict() for name in BACKENDS},
         "interpreter": dict(zip(("works", "reason", "fix"), interpreter.status(), strict=True)),
@@ -61,6 +64,20 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _other_copies() -> list[str]:
+    """Installed packages of this name that the imported one hides, as in the folder of a checkout.
+
+    An editable installation has no such folder: what it imports is the checkout.
+    """
+    imported = Path(fastseq.__file__).resolve()
+    files = (
+        Path(str(found.locate_file("fastseq/__init__.py")))
+        for found in importlib.metadata.distributions(name="fastseq")
+    )
+    others = {str(f.parent) for f in files if f.is_file() and f.resolve() != imported}
+    return sorted(others)
 
 
 def _driver() -> str | None:
@@ -153,6 +170,11 @@ def render(info: dict) -> str:
     """The report as text, 100 columns wide where the reasons allow it."""
     lines = ["versions"]
     lines += [f"  {name:14s} {value or 'none'}" for name, value in info["versions"].items()]
+
+    if info["installed_copies"]:
+        lines.append(f"  this report is of {info['imported_from']},")
+        lines += [f"  not of the installed copy {path}" for path in info["installed_copies"]]
+        lines.append("  fix: run it in another folder, or install by: pip install -e .")
 
     lines.append("devices")
     for index, device in enumerate(info["devices"]):

@@ -53,6 +53,27 @@ def test_text_has_a_line_for_each_part(capsys):
         assert f"\n  {name} " in text
 
 
+def test_a_checkout_that_hides_an_installed_copy_is_named(tmp_path, monkeypatch, capsys):
+    installed = tmp_path / "site-packages/fastseq"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    metadata = tmp_path / "site-packages/fastseq-0.1.0.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Name: fastseq\n")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    assert info.main([]) == 0
+    out = capsys.readouterr().out
+    assert f"this report is of {ROOT / 'fastseq'}," in out
+    assert f"not of the installed copy {installed}\n" in out
+    assert "fix: run it in another folder" in out
+    assert info.collect()["installed_copies"] == [str(installed)]
+
+
+def test_without_another_copy_none_is_named(capsys):
+    assert info.main([]) == 0
+    assert "not of the installed copy" not in capsys.readouterr().out
+
+
 @pytest.mark.process
 def test_with_torch_alone():
     """Without any optional package, the report lists them as missing, with the command that

@@ -11,7 +11,6 @@ class SCL:
     """The sequence contrastive loss with the constructor and methods of CARL_code's class.
 
     By default this is :func:`fastseq.scl_loss` (fused, memory linear in T, no epsilon, no NaN at
-    By default this is :func:`fastseq.scl_loss` (fused, memory linear in T, no epsilon, no NaN at
     small temperatures). ``exact=True`` is the released formula to the letter, dense, for checking
     old results. It includes the released 1e-6 inside the logarithm and the weight of 1e-6 of padded
     pairs.

@@ -62,14 +62,16 @@ def prepare_valid(
         lengths = lengths[None]
     if lengths.shape != (num,):
         raise ValueError(
-            f"{op}: lengths{suffix} must have shape ({num},), got {tuple(lengths.shape)}"
+            f"{op}: lengths{suffix} must have shape ({num},), got "
+            f"{'a single number' if lengths.dim() == 0 else tuple(lengths.shape)}"
         )
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = [n for n in lengths.tolist() if not 0 <= n <= frames]
-        if wrong:
-            raise ValueError(
-                f"{op}: lengths{suffix} must lie between 0 and T = {frames}, got {wrong[0]}"
-            )
+        for place, length in enumerate(lengths.tolist()):
+            if not 0 <= length <= frames:
+                raise ValueError(
+                    f"{op}: lengths{suffix} must lie between 0 and T = {frames}, got {length} "
+                    f"for sequence {place}"
+                )
     # A copy: the caller may change lengths in place before the backward.
     return lengths.to(device=device, dtype=torch.int64, copy=lengths.device.type == "cpu")
 

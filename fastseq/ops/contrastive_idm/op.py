@@ -59,7 +59,6 @@ def contrastive_idm(
         weights: "paper", or "code": near pairs have weight 1 as in the released code, which also
             divides its times by the video's length (see :func:`fastseq.lav_loss`). No effect on
             "idm" and "sfa".
-            on "idm" and "sfa".
         distance: "sqeuclidean", or "euclidean": D_ij = ||z_i - z_j||, whose gradient is 0 where
             frames are equal.
         lengths: (N,) integers: the number of real frames at the start of each sequence.

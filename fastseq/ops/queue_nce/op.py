@@ -51,7 +51,6 @@ def queue_nce(
             that are already normalised stay the same.
         reduction: "none": the losses, of the shape of positives without D; "sum"; or "mean" over
             all N P of them (the paper averages the losses of several positives).
-            all N P of them (the paper averages the losses of several positives).
         backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device) or "reference"
             (dense; the only one that can be differentiated twice).
 

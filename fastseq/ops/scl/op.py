@@ -50,7 +50,8 @@ def scl_loss(
         valid1, valid2: (N, T1) and (N, T2) bool, True = real frame; pass these or lengths. Padding
             is ignored, even if it contains NaN.
         variance: sigma^2 of the Gaussian, in squared units of t. Default 10 frames^2 (CARL, section
-            4.2). May be a 0-dim tensor, as for the temperature, but without a gradient.
+            4.2); for times in seconds, pass 10 / fps^2. May be a 0-dim tensor, as for the
+            temperature, but without a gradient.
         temperature: tau. Default 0.1 (CARL, section 4.2). May be a floating 0-dim tensor on the
             device of z1 or on the CPU; it is differentiated if it requires a gradient. The host
             never reads a tensor that is on a GPU, and torch.compile compiles once for all values.
