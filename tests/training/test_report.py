@@ -397,3 +397,21 @@ def test_a_run_that_is_not_there_is_one_clear_line(command, tmp_path, capsys):
     assert error.startswith("error: ")
     assert "nowhere" in error
     assert len(error.splitlines()) == 1
+
+
+def test_without_test_videos_the_page_shows_those_of_training(run, tmp_path):
+    from training.data.index import build_index
+
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    write_grey_videos(clips, labels=False, per_split=2)
+    content = json.loads((clips / "labels.json").read_text())
+    for entry in content["videos"].values():
+        entry["split"] = "train"
+    (clips / "labels.json").write_text(json.dumps(content))
+    build_index(clips)
+    assert report.main([str(run), "--folder", str(clips)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Shown: all 8 training videos." in page
+    assert "Not evaluated: there are no test videos apart from those of training." in page
+    assert "<h1>up, down</h1>" in page or "<h1>down, up</h1>" in page

@@ -68,7 +68,35 @@ def test_the_verdict_is_one_sentence_with_frames_and_seconds(frames, begins, end
     assert said == f"{begins}: {CARRIED}, against {ends}."
 
 
-def test_without_events_the_verdict_is_by_the_next_metric():
+def test_numbers_that_look_alike_are_no_victory():
+    assert verdict(with_events(trained=5.01, clock=5.04)).startswith("Not better than the clock: ")
+
+
+def test_the_verdict_without_seconds():
+    rows = {TRAINED: {"metrics": {"event_error_dtw": 5.0, "event_error_dtw_seconds": None}}}
+    assert verdict(rows) == (
+        "By DTW, events carried from one test video to another are 5.0 frames off on average."
+    )
+
+
+def test_the_page_says_where_the_trained_network_is_not_ahead():
+    rows = with_events(trained=5.0, clock=20.0)
+    for name, value in ((TRAINED, 0.6), (TIME_INDEX, 0.7)):
+        rows[name]["left_out"] = {}
+        rows[name]["metrics"]["classification"] = value
+    result = {
+        **{"rows": rows, "folder": "clips", "protocol": "carl", "definitions": {}},
+        **{"videos": {"train": 8, "test": 4}, "row_definitions": {}},
+    }
+    page = "\n".join(result_section(result))
+    said = "Not better than the time index alone: phase classification 0.600 against 0.700."
+    assert said in page[: page.index("<table>")]
+    assert "trained on" not in page
+    result |= {"trained_on": ["a.mp4", "<b>.mp4"], "unchecked": ["a.mp4"]}
+    page = "\n".join(result_section(result))
+    assert "2 of 4 test videos were trained on (a.mp4, &lt;b&gt;.mp4): figures on them" in page
+    assert "1 of 4 test videos have labels that were carried over" in page
+
     def rows(**metrics):
         return {TRAINED: {"metrics": metrics}, TIME_INDEX: {"metrics": dict.fromkeys(metrics, 0.5)}}
 

@@ -37,8 +37,8 @@ def payload(
     """Everything that `training.pages.player.player` needs, as values that JSON can hold.
 
     Alignments and events are computed with all embedded frames. Of a video with more than MOST_ROWS
-    only so many rows are kept, evenly spaced, and every row where an event lies; what the
-    alignments match is the nearest kept row.
+    only so many rows are kept, evenly spaced, and every row where an event lies or to which an
+    alignment carries one; what the alignments match otherwise is the nearest kept row.
 
     Args:
         videos: those shown; pairs are all ordered pairs of different videos of one action.
@@ -65,22 +65,26 @@ def payload(
     from tqdm import tqdm
 
     events = [_event_rows(video) for video in videos]
-    kept = [_kept(len(v.embeddings), [*e.values()]) for v, e in zip(videos, events, strict=True)]
+    pairs = [
+        (a, b)
+        for a, b in itertools.permutations(range(len(videos)), 2)
+        if videos[a].record.action == videos[b].record.action
+    ]
+    found = {}
+    for a, b in tqdm(pairs, unit="pair", desc="aligning", disable=not progress):
+        found[a, b] = (alignments or {}).get((a, b)) or align(videos[a], videos[b])
+    shown = [{*rows.values()} for rows in events]
+    for (a, b), alignment in found.items():
+        shown[b].update(alignment.matched[[*events[a].values()]].tolist())
+    kept = [
+        _kept(len(video.embeddings), sorted(rows - {OUTSIDE}))
+        for video, rows in zip(videos, shown, strict=True)
+    ]
     pictures = thumbnails(videos, kept, most_bytes=picture_bytes, progress=progress)
     embeddings = [video.embeddings[rows] for video, rows in zip(videos, kept, strict=True)]
     short = _shortened(embeddings, EMBEDDING_BYTES)
     points = _points(embeddings)
     actions = dict.fromkeys(video.record.action for video in videos)
-    found = [
-        (a, b)
-        for a, b in itertools.permutations(range(len(videos)), 2)
-        if videos[a].record.action == videos[b].record.action
-    ]
-    pairs = {}
-    for a, b in tqdm(found, unit="pair", desc="aligning", disable=not progress):
-        two = videos[a], videos[b]
-        alignment = (alignments or {}).get((a, b)) or align(*two)
-        pairs[f"{a},{b}"] = _pair(two, (kept[a], kept[b]), (events[a], events[b]), alignment)
     return {
         "start": [*start],
         "classes": {action: [*classes[action]] for action in actions if action in classes},
@@ -98,7 +102,12 @@ def payload(
             }
             for k, video in enumerate(videos)
         ],
-        "pairs": pairs,
+        "pairs": {
+            f"{a},{b}": _pair(
+                (videos[a], videos[b]), (kept[a], kept[b]), (events[a], events[b]), alignment
+            )
+            for (a, b), alignment in found.items()
+        },
     }
 
 
@@ -112,10 +121,10 @@ def _event_rows(video: EmbeddedVideo) -> dict[int, int]:
 
 
 def _kept(count: int, events: Sequence[int]) -> np.ndarray:
-    """All ``count`` rows, or MOST_ROWS of them: evenly spaced ones and those of the events."""
+    """All ``count`` rows, or about MOST_ROWS of them: the events' and evenly spaced ones."""
     if count <= MOST_ROWS:
         return np.arange(count)
-    even = np.linspace(0, count - 1, MOST_ROWS - len(events)).round().astype(np.int64)
+    even = np.linspace(0, count - 1, max(2, MOST_ROWS - len(events))).round().astype(np.int64)
     return np.unique(np.concatenate([even, np.asarray(events, dtype=np.int64)]))
 
 

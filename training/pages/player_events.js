@@ -157,15 +157,17 @@ function difference(frames, fps) {
   return [`${sign}${Math.abs(frames)} `, seconds];
 }
 
+// Both means are over the same events: those that the alignment carries over.
 function meanErrors(events, fps) {
-  const mean = (key) => {
-    const known = events.map((event) => event[key]).filter((error) => Number.isFinite(error));
-    return known.length
-      ? known.reduce((sum, error) => sum + Math.abs(error), 0) / known.length : null;
+  const inside = events.filter((event) => Number.isFinite(event.error));
+  const outside = events.length - inside.length;
+  const none = outside === 1 ? "1 event lies" : `${outside} events lie`;
+  if (!inside.length) return `No error: ${none} outside the alignment.`;
+  const text = (key) => {
+    const mean = inside.reduce((sum, event) => sum + Math.abs(event[key]), 0) / inside.length;
+    return `${mean.toFixed(1)} frames (${(mean / fps).toFixed(2)} s)`;
   };
-  const text = (value) => (value === null
-    ? "unknown" : `${value.toFixed(1)} frames (${(value / fps).toFixed(2)} s)`);
-  const count = events.length === 1 ? "1 event" : `${events.length} events`;
-  return `Mean absolute error over ${count}: ${text(mean("error"))} with the alignment, ` +
-    `${text(mean("even_error"))} without.`;
+  const count = inside.length === 1 ? "1 event" : `${inside.length} events`;
+  return `Mean absolute error over ${count}: ${text("error")} with the alignment, ` +
+    `${text("even_error")} without.` + (outside ? ` Left out: ${none} outside the alignment.` : "");
 }

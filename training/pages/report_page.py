@@ -22,6 +22,8 @@ def write_report(
 ) -> Path:
     """Embed the test videos with the trained network and write RUN/report.html; returns its path.
 
+    Without test videos those of training are shown, and the page says so.
+
     RUN/evaluation.json is written first where it is missing and the labels allow it. The pictures
     of the page are also left in RUN/pictures. Test videos that cannot be read go to ``left_out``,
     and the page names them.
@@ -34,19 +36,24 @@ def write_report(
     run, left_out = Path(run), LeftOut() if left_out is None else left_out
     encoder, cfg = load_encoder(run, folder)
     index = open_index(cfg, folder)
-    records = split_videos(index, cfg.data.test_split)
+    splits = (cfg.data.train_split, cfg.data.test_split)
+    split = next((s for s in splits[::-1] if any(r.split == s for r in index.videos)), splits[1])
+    records = split_videos(index, split)
     left_out.in_index = len(index.bad)
     videos = embed_records({TRAINED: encoder}, records, cfg, left_out)[TRAINED]
-    require_some(left_out.kept(records), cfg.data.test_split, index.folder)
+    require_some(left_out.kept(records), split, index.folder)
     pictures = run / "pictures"
     pictures.mkdir(exist_ok=True)
     log = read_log(run)
-    kind = "test" if cfg.data.test_split != cfg.data.train_split else "training"
+    kind = "training" if split == cfg.data.train_split else "test"
     shown = sections.chosen(videos)
     with_player = len(shown) > 1
     body = [
-        f"<h1>{escape(run.resolve().name)}</h1>",
-        html.paragraph("Frame embeddings learned from video without labels.", quiet=True),
+        f"<h1>{escape(sections.title(videos, index))}</h1>",
+        html.paragraph(
+            f"Frame embeddings learned from video without labels. Run: {run.resolve().name}.",
+            quiet=True,
+        ),
         *sections.player_section(videos, shown, index, kind),
         *_evaluation(run, folder, cfg, index, left_out),
         *([similarity_map()] if with_player else ()),
@@ -59,7 +66,7 @@ def write_report(
     ]
     target = run / "report.html"
     with replacing(target) as partial:
-        partial.write_text(html.page(f"fastseq: {run.resolve().name}", body), encoding="utf-8")
+        partial.write_text(html.page(f"{run.resolve().name}: fastseq", body), encoding="utf-8")
     return target
 
 
@@ -71,6 +78,8 @@ def _evaluation(
 
     file = run / "evaluation.json"
     splits = (cfg.data.train_split, cfg.data.test_split)
+    if not any(record.split == splits[1] for record in index.videos):
+        splits = (splits[0], splits[0])
     labelled = [has_labels([r for r in index.videos if r.split == split]) for split in splits]
     if file.is_file():
         result = json.loads(file.read_text(encoding="utf-8"))

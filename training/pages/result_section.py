@@ -26,6 +26,7 @@ from training.evaluation.tables import (
 from training.pages import html
 
 HEADING = "<h2>How good are the embeddings?</h2>"
+NOT_BETTER = "Not better than"
 COMPARED = {
     "classification": "phase classification",
     "weighted_f1": "phase classification (F1)",
@@ -80,6 +81,7 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
     )
     sentence = verdict(rows)
     body = [HEADING, *([f'<p class="verdict">{escape(sentence)}</p>'] if sentence else ())]
+    body += _warnings(result)
     notes = []
     if TIME_INDEX in rows:
         notes.append(
@@ -89,6 +91,8 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
     if BACKBONE in rows and BACKBONE_CENTRED in rows:
         notes.append("Of the two rows of the backbone the better one counts.")
     body += [html.paragraph(" ".join(notes), quiet=True)] if sentence and notes else []
+    # The verdict is by one metric: whoever reads only it has to see where others say otherwise.
+    body += [html.paragraph(text) for text in compare(rows) if text.startswith(NOT_BETTER)]
     stride = f", stride {result['stride']}" if "stride" in result else ""
     titles = dict(shown)
     if event_cells(rows):
@@ -118,11 +122,28 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _warnings(result: Mapping[str, Any]) -> list[str]:
+    """What makes the figures say less than they seem to."""
+    total, found = result["videos"]["test"], []
+    if seen := result.get("trained_on"):
+        found.append(
+            f"{len(seen)} of {total} test videos were trained on ({', '.join(seen[:8])}"
+            f"{', ...' if len(seen) > 8 else ''}): figures on them say nothing about new videos."
+        )
+    if unchecked := result.get("unchecked"):
+        found.append(
+            f"{len(unchecked)} of {total} test videos have labels that were carried over from "
+            "other videos and are still to be checked."
+        )
+    return [f'<p class="warning"><strong>{escape(text)}</strong></p>' for text in found]
+
+
 def verdict(rows: Mapping[str, Any]) -> str:
     """Whether the trained network beats the clock and the backbone, by which metric, in a sentence.
 
     The first of VERDICTS that it has decides; of the backbone's rows the better one counts. Without
-    either the untrained network is what it has to beat. A tie is not better. Empty where the
+    either the untrained network is what it has to beat. A tie, of the numbers as
+    they are printed, is not better. Empty where the
     evaluation has no row of the trained network, or none of these metrics.
     """
     values = rows[TRAINED]["metrics"] if TRAINED in rows else {}
@@ -147,6 +168,7 @@ def verdict(rows: Mapping[str, Any]) -> str:
     beaten, others = [], []
     for rival, other in found.items():
         wins = values[key] < other[key] if lower else values[key] > other[key]
+        wins = wins and _amount(key, values) != _amount(key, other)
         (beaten if wins else others).append(rival)
     if not others:
         judged = f"Better than {' and than '.join(beaten)}"
@@ -163,9 +185,9 @@ def verdict(rows: Mapping[str, Any]) -> str:
 def _amount(key: str, values: Mapping[str, Any]) -> str:
     """A metric with its unit."""
     value = values[key]
-    if f"{key}_seconds" in values:
-        seconds = values[f"{key}_seconds"]
-        return f"{value:.1f} frames ({seconds:.2f} s)"
+    if key.startswith("event_error"):
+        seconds = values.get(f"{key}_seconds")
+        return f"{value:.1f} frames" + ("" if seconds is None else f" ({seconds:.2f} s)")
     if key.startswith("alignment_error"):
         return f"{value:.2f} phases"
     return f"{value:.3f}" if key == "weighted_f1" else f"{100 * value:.1f} %"
@@ -254,9 +276,10 @@ def _left_out(rows: Mapping[str, Any], unreadable: Mapping[str, str]) -> list[st
 
 
 def compare(rows: Mapping[str, Any]) -> list[str]:
-    """Where the trained network is better than the clock and than the backbone, and where not.
+    """Where the trained network is better than the clock, the backbone and itself untrained.
 
-    One sentence for each. Of the backbone's rows the better one counts, in each metric.
+    One sentence for each, and one for where it is not. Of the backbone's rows the better one
+    counts, in each metric.
     """
     if TRAINED not in rows:
         return []
@@ -266,6 +289,7 @@ def compare(rows: Mapping[str, Any]) -> list[str]:
             BACKBONE,
             BACKBONE_CENTRED,
         ],
+        "the untrained network": [UNTRAINED],
     }
     sentences = []
     for rival, names in rivals.items():
@@ -279,6 +303,6 @@ def compare(rows: Mapping[str, Any]) -> list[str]:
             wins = trained < other if key in LOWER_IS_BETTER else trained > other
             text = f"{title} {format_value(trained, key)} against {format_value(other, key)}"
             (better if wins else not_better).append(text)
-        parts = [("Better than", better), ("Not better than", not_better)]
+        parts = [("Better than", better), (NOT_BETTER, not_better)]
         sentences += [f"{word} {rival}: {', '.join(found)}." for word, found in parts if found]
     return sentences

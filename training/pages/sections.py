@@ -70,6 +70,13 @@ def player_section(
     return [player(data), *map(_quiet, [which(videos, shown, kind), sizes(shown, data)])]
 
 
+def title(videos: Sequence[EmbeddedVideo], index: Index) -> str:
+    """The actions shown, or the folder where they have no name."""
+    actions = [*dict.fromkeys(video.record.action for video in videos)]
+    named = [action for action in actions if action != "all"]
+    return ", ".join(named) if 0 < len(named) <= 4 else Path(index.folder).resolve().name
+
+
 def _quiet(text: str) -> str:
     return html.paragraph(text, quiet=True)
 
