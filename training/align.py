@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from training.evaluation.alignment import Alignment
     from training.evaluation.embed import EmbeddedVideo
 
+# A gain in mean cosine similarity below which the alignment is worth a look. On golf clips with
+# ImageNet features good alignments gain 0.2, one that missed the impact by 8 frames 0.02.
+LITTLE = 0.05
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -121,6 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                     file=sys.stderr,
                 )
         print("\n".join(said))
+        if alignment.similarity - alignment.straight < LITTLE:
+            print(
+                "the alignment is little better than stretching evenly: check it in "
+                f"{files['alignment.html']}"
+                + ("" if args.open and args.centre else ", and try --open --centre")
+            )
         print(f"written: {', '.join(map(str, files.values()))}")
 
     return run_command(command)

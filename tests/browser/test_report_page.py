@@ -141,7 +141,7 @@ def test_events_lie_side_by_side_and_the_next_pair_too(browser_page, address):
     page.locator("#player-next").click()
     assert check_events(page) == ("test0", "test2")
     page.locator("#player-events button").nth(1).click()
-    page.wait_for_function("document.getElementById('player-a').dataset.frame === '18'")
+    page.wait_for_function("() => document.getElementById('player-a').dataset.frame === '18'")
     page.locator("#player-swap").click()
     assert check_events(page) == ("test2", "test0")
 
@@ -155,7 +155,7 @@ def test_the_map_follows_and_leads(browser_page, address):
     assert canvas.get_attribute("data-row-b") == str(shown(page, "b")[0])
     box = canvas.bounding_box()
     canvas.click(position={"x": box["width"] / 2, "y": box["height"] / 2})
-    page.wait_for_function("document.getElementById('player-a').dataset.row !== '25'")
+    page.wait_for_function("() => document.getElementById('player-a').dataset.row !== '25'")
     assert 10 < shown(page, "a")[0] < 30
 
 
