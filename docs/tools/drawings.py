@@ -21,8 +21,10 @@ text { fill: var(--ink); font: 15px Helvetica, Arial, sans-serif }
 .box { fill: none; stroke: var(--line) }
 .cell { fill: var(--soft); stroke: var(--line) }
 .hot { fill: var(--sand); stroke: var(--warm) }
+.strip { fill: var(--warm) }
 .kept { fill: none; stroke: var(--warm); stroke-width: 4 }
-.arrow { fill: none; stroke: var(--ink); stroke-width: 1.5; marker-end: url(#head) }
+.arrow, .joint { fill: none; stroke: var(--ink); stroke-width: 1.5 }
+.arrow { marker-end: url(#head) }
 #head path { fill: var(--ink) }
 </style>
 <defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"
@@ -44,12 +46,11 @@ def line(points: str, kind: str = "arrow") -> str:
 
 
 def grid(x: float, y: float, rows: int, columns: int, side: float, kind: Callable) -> list[str]:
-    """Cells whose class is ``kind(row, column)``."""
-    return [
-        rect(x + side * j, y + side * i, side, side, kind(i, j))
-        for i in range(rows)
-        for j in range(columns)
-    ]
+    """Cells whose class is ``kind(row, column)``; "hot" ones last, so that no neighbour's outline
+    covers theirs."""
+    cells = [(kind(i, j), x + side * j, y + side * i) for i in range(rows) for j in range(columns)]
+    cells.sort(key=lambda cell: cell[0] == "hot")
+    return [rect(left, top, side, side, name) for name, left, top in cells]
 
 
 def matrix() -> tuple[int, int, list[str]]:
@@ -59,7 +60,7 @@ def matrix() -> tuple[int, int, list[str]]:
         side, strip = 50 * frames / 4096, 50 * 128 / 4096
         parts += [
             rect(x, 250 - side, side, side, "cell"),
-            rect(x + side + 6, 250 - side, strip, side, "hot"),
+            rect(x + side + 6, 250 - side, strip, side, "strip"),  # an outline would widen it
             text(x, 275, f"T = {frames:,}"),
             text(x, 296, f"T x T: {4 * frames**2 / 1e6:,.0f} MB", "blue"),
             text(x, 317, f"T x 128: {512 * frames / 1e6:.1f} MB", "warm"),
@@ -70,30 +71,35 @@ def matrix() -> tuple[int, int, list[str]]:
 
 def tile() -> tuple[int, int, list[str]]:
     """One tile of pairs: sums of its exponentials along rows and along columns."""
-    parts = grid(140, 50, 6, 6, 38, lambda i, j: "hot" if (i, j) == (2, 3) else "cell")
+    parts = grid(140, 86, 6, 6, 38, lambda i, j: "hot" if (i, j) == (2, 3) else "cell")
     parts += [
-        rect(104, 50, 22, 228, "box"),
-        text(115, 40, "z1", anchor="middle"),
-        rect(140, 292, 228, 22, "box"),
-        text(378, 309, "z2"),
-        rect(392, 50, 22, 228, "hot"),
-        text(403, 40, "R", "warm", "middle"),
-        rect(140, 330, 228, 22, "hot"),
-        text(378, 347, "C", "warm"),
-        line("296,145 386,145"),
-        line("273,166 273,326"),
-        text(440, 90, "E = exp(z1 z2 / temperature), once a pair"),
-        text(440, 122, "summed along the row: R", "warm"),
-        text(440, 144, "summed along the column: C", "warm"),
-        text(440, 184, "z1 to z2: E / R"),
-        text(440, 206, "z2 to z1: E / C"),
-        text(440, 246, "Kept: the sums, a few numbers a frame.", "quiet"),
-        text(440, 266, "The tile is dropped; the backward forms it again.", "quiet"),
-        text(60, 168, "frames", "quiet", "middle"),
-        text(60, 186, "of view 1", "quiet", "middle"),
-        text(254, 376, "frames of view 2", "quiet", "middle"),
+        rect(104, 86, 22, 228, "box"),
+        rect(104, 162, 22, 38, "hot"),
+        text(115, 77, "z1", anchor="middle"),
+        rect(140, 50, 228, 22, "box"),
+        rect(254, 50, 38, 22, "hot"),
+        text(376, 66, "z2"),
+        rect(392, 86, 22, 228, "box"),
+        rect(392, 162, 22, 38, "hot"),
+        text(403, 332, "R", "warm", "middle"),
+        rect(140, 328, 228, 22, "box"),
+        rect(254, 328, 38, 22, "hot"),
+        text(128, 345, "C", "warm", "end"),
+        line("296,181 388,181"),
+        line("273,204 273,324"),
+        text(440, 110, "E = exp(z1 z2 / temperature) of each pair"),
+        text(440, 142, "summed along the row: R", "warm"),
+        text(440, 164, "summed along the column: C", "warm"),
+        text(440, 204, "z1 to z2: p = E / R"),
+        text(440, 226, "z2 to z1: q = E / C"),
+        text(440, 266, "Kept: the sums, a few numbers a frame.", "quiet"),
+        text(440, 286, "The tile is dropped; the backward forms it again.", "quiet"),
+        text(54, 168, "blocks of", "quiet", "middle"),
+        text(54, 186, "frames,", "quiet", "middle"),
+        text(54, 204, "view 1", "quiet", "middle"),
+        text(254, 40, "blocks of frames, view 2", "quiet", "middle"),
     ]
-    return 790, 390, parts
+    return 790, 364, parts
 
 
 def near_far() -> tuple[int, int, list[str]]:
@@ -114,35 +120,46 @@ def near_far() -> tuple[int, int, list[str]]:
 
 
 def wave() -> tuple[int, int, list[str]]:
-    """Strips of rows, the anti-diagonal that is computed in one step, and what is kept."""
-    side, parts = 18, []
+    """Strips of rows, the anti-diagonal that is computed in one step, and what is kept.
+
+    Row r of a strip is at column s - r at step s. So blocks of steps are parallelograms, and the
+    numbers that enter one, from the left and from above each row's next cell, form a staircase.
+    """
+    side, rows, columns, parts = 15, 8, 24, []
     for strip in range(2):
-        y = 46 + strip * 172
-        front = 13 - 10 * strip  # the lower strip follows a block behind
+        y = 46 + strip * 150
+        front = (
+            20 - 13 * strip
+        )  # the lower strip is in block 0 after the upper has finished 0 and 1
 
         def kind(i, j, front=front):
             return "hot" if i + j == front else "cell" if i + j < front else "box"
 
-        parts += grid(20, y, 8, 16, side, kind)
-        parts += [line(f"20,{y + 144} 308,{y + 144}", "kept")]
-        parts += [line(f"{20 + x},{y} {20 + x},{y + 144}", "kept") for x in (0, 144)]
-        parts += [text(322, y + 20, f"strip {strip + 1}")]
+        parts += grid(20, y, rows, columns, side, kind)
+        bottom = y + side * rows
+        parts += [line(f"20,{bottom} {20 + side * columns},{bottom}", "kept")]
+        for first in range(rows, columns + 1, rows):
+            corners = [(first, 0)]
+            for r in range(rows):
+                corners += [(first - r, r + 1), (first - r - 1, r + 1)]
+            parts += [line(" ".join(f"{20 + side * j},{y + side * i}" for j, i in corners), "kept")]
+        parts += [text(390, y + 20, f"strip {strip + 1}")]
     parts += [
         text(20, 32, "columns: frames of y; rows: frames of x", "quiet"),
-        rect(420, 60, 18, 18, "hot"),
-        text(450, 74, "one step: a cell of each row of the strip"),
-        text(450, 94, "they do not depend on each other", "quiet"),
-        rect(420, 118, 18, 18, "cell"),
-        text(450, 132, "done before"),
-        rect(420, 156, 18, 18, "box"),
-        text(450, 170, "to come"),
-        line("420,208 438,208", "kept"),
-        text(450, 213, "kept for the backward: borders of tiles"),
-        text(450, 233, "64 + 64 + 64 numbers for 64 x 64 cells: 3/64", "quiet"),
-        text(420, 288, "The lower strip follows the upper one.", "quiet"),
-        text(420, 308, "Drawn with 8 rows a strip, computed with 64.", "quiet"),
+        rect(470, 60, 18, 18, "hot"),
+        text(500, 74, "one step: a cell of each row of the strip"),
+        text(500, 94, "they do not depend on each other", "quiet"),
+        rect(470, 118, 18, 18, "cell"),
+        text(500, 132, "done before"),
+        rect(470, 156, 18, 18, "box"),
+        text(500, 170, "to come"),
+        line("470,208 488,208", "kept"),
+        text(500, 213, "kept for the backward: borders of tiles"),
+        text(500, 233, "64 + 64 + 64 numbers for 64 x 64 cells: 3/64", "quiet"),
+        text(470, 284, "A tile is one block of steps of one strip.", "quiet"),
+        text(470, 304, "Drawn with 8 rows and 8 steps, computed with 64.", "quiet"),
     ]
-    return 800, 380, parts
+    return 800, 330, parts
 
 
 def cycle() -> tuple[int, int, list[str]]:
@@ -157,7 +174,7 @@ def cycle() -> tuple[int, int, list[str]]:
         rect(90, 54, 56, 52, "hot"),
         text(118, 85, "u_i", anchor="middle"),
         rect(546, 54, 130, 52, "hot"),
-        text(611, 85, "nn_i, log-sum", anchor="middle"),
+        text(611, 85, "nn_i", anchor="middle"),
         rect(90, 204, 56, 52, "hot"),
         text(118, 235, "nn_i", anchor="middle"),
         rect(546, 204, 130, 52, "hot"),
@@ -178,7 +195,7 @@ def queue() -> tuple[int, int, list[str]]:
         rect(20, 60, 70, 200, "box"),
         text(55, 50, "q (N, D)", anchor="middle"),
         rect(20, 110, 70, 40, "hot"),
-        text(55, 135, "64 rows", "quiet", "middle"),
+        text(55, 135, "a block", "quiet", "middle"),
         text(215, 50, "queue (K, D)", anchor="middle"),
     ]
     for k in range(5):
@@ -190,13 +207,21 @@ def queue() -> tuple[int, int, list[str]]:
             line(f"284,{y + 17} 336,{y + 17}"),
             rect(342, y, 230, 34, "hot"),
             text(457, y + 22, "maximum, sum, weighted sum", "quiet", "middle"),
-            line(f"574,{y + 17} 626,156"),
+            line(f"574,{y + 17} 600,{y + 17}", "joint"),
         ]
     parts += [
-        rect(632, 128, 150, 56, "hot"),
-        text(707, 151, "log-sum-exp (N,)", anchor="middle"),
-        text(707, 172, "mean m (N, D)", anchor="middle"),
-        text(20, 290, "N x K logits exist as tiles only: 268 MB at N = 512, K = 131,072.", "quiet"),
+        line("600,77 600,241", "joint"),
+        line("600,159 628,159"),
+        rect(632, 131, 150, 56, "hot"),
+        text(707, 154, "log-sum-exp (N,)", anchor="middle"),
+        text(707, 175, "mean m (N, D)", anchor="middle"),
+        text(
+            20,
+            290,
+            "One matrix of N x K logits would take 268 MB at N = 512, K = 131,072. "
+            "Only tiles of it exist.",
+            "quiet",
+        ),
     ]
     return 800, 305, parts
 

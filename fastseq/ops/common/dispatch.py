@@ -110,17 +110,19 @@ def _choose(
 
 
 def choose_triton_or_torch(
-    op: str,
-    requested: str,
-    device_type: str,
-    dtype: torch.dtype,
+    op: str, requested: str, device_type: str, dtype: torch.dtype
 ) -> tuple[str, str]:
     """`choose_backend` for an op with the backends triton, torch and reference."""
+    return choose_backend(op, requested, triton_and_torch(device_type, dtype))
+
+
+def triton_and_torch(device_type: str, dtype: torch.dtype) -> dict[str, str | None]:
+    """``why_not`` of `choose_backend` for the backends triton, torch and reference. An op with one
+    more adds it to this dict: before these if "auto" is to prefer it, otherwise after them."""
     triton = {"triton": _why_not_triton(device_type, dtype)}
-    torch_first = {"torch": None, "reference": None}
+    torch_first: dict[str, str | None] = {"torch": None, "reference": None}
     # Triton on the CPU is its interpreter, which is meant for tests that name it.
-    why_not = triton | torch_first if device_type == "cuda" else torch_first | triton
-    return choose_backend(op, requested, why_not)
+    return triton | torch_first if device_type == "cuda" else torch_first | triton
 
 
 def _why_not_triton(device_type: str, dtype: torch.dtype) -> str | None:
