@@ -337,3 +337,32 @@ def test_lists_of_phases_are_kept_until_they_are_changed(browser_page, address, 
     assert user.entry(folder, "b.mp4") == {
         **{"action": "jump", "boundaries": [1], "unlabelled_from": 30}
     }
+
+
+def test_frames_without_a_label_stay_so_when_a_list_becomes_boundaries(
+    browser_page, address, folder
+):
+    in_order, steps_back = [0] * 10 + [1] * 20 + [-1] * 10, [0] * 10 + [1] * 10 + [0] * 20
+    content = {
+        "classes": LABELS["classes"],
+        "videos": {
+            "a.mp4": {"action": "jump", "phases": in_order, "unlabelled_from": 25},
+            "b.mp4": {"action": "jump", "phases": steps_back, "unlabelled_from": 35},
+        },
+    }
+    (folder / "labels.json").write_text(json.dumps(content))
+    user = User(browser_page(), address)
+    assert user.page.get_attribute("#timeline", "aria-label") == (
+        "Phases over the video: 0 stand: frames 0 to 9; 1 fly: frames 10 to 24; "
+        "unlabelled: frames 25 to 39"
+    )
+    user.press("ArrowRight", "1", "n")
+    user.sees("#name", "b.mp4")
+    user.sees_frame(0)
+    user.page.click("#drop-phases")
+    user.press("s")
+    user.sees("#message", "Saved.")
+    assert user.entry(folder, "a.mp4") == {
+        **{"action": "jump", "boundaries": [1], "unlabelled_from": 25}
+    }
+    assert user.entry(folder, "b.mp4") == {"action": "jump"}

@@ -20,7 +20,10 @@ export class Fields {
     on("new-action-cancel", "click", () => this.cancel());
     on("add-phase", "click", () => this.addPhase());
     on("remove-phase", "click", () => this.removePhase());
-    on("drop-phases", "click", () => page.edit((entry) => { delete entry.phases; }));
+    on("drop-phases", "click", () => page.edit((entry) => {
+      delete entry.phases;
+      delete entry.unlabelled_from; // it has no meaning alone
+    }));
     for (const id of ["trim-first", "trim-last"]) on(id, "change", () => this.typeTrim());
     on("trim-clear", "click", () => page.edit((entry) => { delete entry.trim; }));
   }

@@ -124,10 +124,19 @@ export function fromPhases(phases) {
   return end === phases.length ? { boundaries } : { boundaries, unlabelled_from: end };
 }
 
+// First frame of the end that has no labels; undefined where there is no such end.
+function unlabelledFrom(entry) {
+  const ends = [entry.unlabelled_from, entry.phases && fromPhases(entry.phases)?.unlabelled_from]
+    .filter((frame) => frame !== undefined);
+  return ends.length ? Math.min(...ends) : undefined;
+}
+
 // Alter the boundaries of an entry, which may hold a list of phases so far.
 export function withBoundaries(entry, change) {
   if (entry.phases) {
+    const end = unlabelledFrom(entry);
     Object.assign(entry, fromPhases(entry.phases));
+    if (end !== undefined) entry.unlabelled_from = end;
     delete entry.phases;
   }
   const boundaries = entry.boundaries ?? [];
@@ -174,8 +183,7 @@ export function segments(entry, frames) {
   const boundaries = boundariesOf(entry);
   const phaseAt = boundaries ? byBoundaries(boundaries) : (frame) => entry.phases?.[frame] ?? -1;
   const [first, last] = entry.trim ?? [0, frames - 1];
-  const listed = entry.phases && fromPhases(entry.phases);
-  const end = listed?.unlabelled_from ?? entry.unlabelled_from ?? frames;
+  const end = unlabelledFrom(entry) ?? frames;
   const runs = [];
   for (let frame = 0; frame < frames; frame += 1) {
     let phase = NOT_USED;
