@@ -118,6 +118,8 @@ def _wait(folder: VideoFolder) -> int:
                 )
                 continue
             folder_name = shlex.quote(str(folder.folder))
+            if folder.labels.backup:
+                print(f"the labels before this start: {folder.labels.backup}")
             if folder.saved:
                 print(f"before training: `python -m training.prepare {folder_name}`")
             return _INTERRUPTED

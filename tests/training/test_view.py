@@ -90,6 +90,27 @@ def test_keeps_the_file_that_was_there_at_the_start(client, folder):
     ]
 
 
+def test_overwrites_no_copy_of_an_earlier_start(folder):
+    path = folder / "labels.json"
+    (folder / "labels.json.bak").write_text("the user's")
+    (folder / "labels.json.bak.1").symlink_to("nowhere")
+    kept = {}
+    for number in (2, 3):
+        path.chmod(0o640)
+        kept[f"labels.json.bak.{number}"] = path.read_bytes()
+        with serving(folder) as client:
+            assert client.save({"0": {"trim": [9, 1]}})[0] == 409  # nothing is written or copied
+            for frame in (number, 5):
+                status, answer = client.save({"0": {"action": "jump", "boundaries": [frame]}})
+                assert (status, answer["backup"]) == (200, f"labels.json.bak.{number}")
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+    assert {(folder / name).stat().st_mode & 0o777 for name in kept} == {0o640}
+    assert (folder / "labels.json.bak").read_text() == "the user's"
+    assert sorted(path.name for path in folder.glob("labels.json*")) == [
+        *("labels.json", "labels.json.bak", "labels.json.bak.1", *kept)
+    ]
+
+
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
@@ -285,6 +306,7 @@ def test_ends_on_ctrl_c_when_all_is_saved(folder, monkeypatch, capsys):
     assert f"{folder}: 3 videos, 2 with labels" in out
     assert "open http://127.0.0.1:" in out
     assert "ended; everything is saved" in out
+    assert "the labels before this start: labels.json.bak\n" in out
     assert f"python -m training.prepare {folder}" in out
 
 

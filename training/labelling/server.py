@@ -153,7 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
                     for entry in entries.values():
                         if not isinstance(entry, dict | None):
                             raise TypeError("an entry must be an object or null")
-                self._json({"version": folder.save(version, classes, entries)})
+                new = folder.save(version, classes, entries)
+                self._json({"version": new, "backup": folder.labels.backup})
             case ["unsaved"]:
                 with self._well_formed():
                     count = len(folder.videos)

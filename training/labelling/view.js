@@ -207,11 +207,12 @@ class Page {
     this.saving = true;
     const request = structuredClone(this.labels.request());
     try {
-      const { version } = await postJson("save", request);
+      const { version, backup } = await postJson("save", request);
       this.labels.saveDone(request, version);
       for (const number of Object.keys(request.entries))
         if (this.facts[number]) this.facts[number].problems = [];
-      this.say("Saved. Before training, run prepare again.", "right");
+      const kept = backup ? ` The file before this start is ${backup}.` : "";
+      this.say(`Saved. Before training, run prepare again.${kept}`, "right");
     } catch (error) {
       this.refused(error);
     }
