@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -280,7 +282,10 @@ def test_damaged_frames_have_no_picture(tmp_path):
 def as_user(monkeypatch, act):
     """`act(client)` in a thread, once `view` opens the browser."""
 
-    def start(url):
+    def start(uri):
+        page = Path(unquote(urlsplit(uri).path))
+        url = re.search(r"url=([^\"]+)", page.read_text())[1]
+
         def run():
             parts = urlsplit(url)
             client = Client.__new__(Client)
@@ -328,6 +333,32 @@ def test_ctrl_c_warns_of_what_is_not_saved(folder, monkeypatch, capsys):
     assert "not saved yet: sub/c.mp4, names of phases. Press s in the page" in out
     assert "ended; not saved: sub/c.mp4, names of phases" in out
     assert "training.prepare" not in out
+
+
+def test_the_browser_gets_the_token_in_a_private_file(folder, monkeypatch, capsys):
+    opened = []
+
+    def look(uri):
+        page = Path(unquote(urlsplit(uri).path))
+        modes = [path.stat().st_mode & 0o777 for path in (page, page.parent)]
+        opened.append((uri, page, page.read_text(), modes))
+
+    def interrupt():
+        assert opened[0][1].exists()  # a browser may be slow to start
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("webbrowser.open", look)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(view, "_until_interrupted", interrupt)
+    assert view.main([str(folder)]) == 130
+    ((uri, page, content, modes),) = opened
+    url = re.search(r"open (\S+)", capsys.readouterr().out)[1]
+    assert uri.startswith("file:///")
+    assert url not in uri
+    assert urlsplit(url).path.strip("/") not in uri
+    assert f'content="0; url={url}"' in content
+    assert modes == [0o600, 0o700]
+    assert not page.parent.exists()
 
 
 @pytest.mark.parametrize(
