@@ -4,6 +4,7 @@ import io
 import json
 import re
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from training.data.labels import read_labels
 from training.labelling.folder import VideoFolder
 from training.labelling.server import LabelServer
 from training.pages import html
+from training.view import _private_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 FRAMES = 40
@@ -40,14 +42,19 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def address(folder):
+def server(folder):
     server = LabelServer(VideoFolder(folder), html.STYLE.read_text(encoding="utf-8"))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     server.folder.look_ahead()
-    yield server.url
+    yield server
     server.shutdown()
     server.server_close()
     server.folder.close()
+
+
+@pytest.fixture
+def address(server):
+    return server.url
 
 
 class User:
@@ -367,3 +374,29 @@ def test_frames_without_a_label_stay_so_when_a_list_becomes_boundaries(
         **{"action": "jump", "boundaries": [1], "unlabelled_from": 25}
     }
     assert user.entry(folder, "b.mp4") == {"action": "jump"}
+
+
+def waits_for(value, expected):
+    end = time.monotonic() + 20
+    while value() != expected and time.monotonic() < end:
+        time.sleep(0.02)
+    assert value() == expected
+
+
+def test_the_server_knows_what_each_tab_has_not_saved(browser_page, server):
+    first = User(browser_page(), server.url)
+    first.press("ArrowRight", "1")
+    waits_for(lambda: server.folder.unsaved, ["a.mp4"])
+    with _private_page(server.url) as uri:
+        second = User(browser_page(), uri)
+    second.press("n")
+    second.sees("#name", "b.mp4")
+    second.sees_frame(0)
+    second.press("ArrowRight", "1")
+    waits_for(lambda: server.folder.unsaved, ["a.mp4", "b.mp4"])
+    first.page.on("dialog", lambda dialog: dialog.accept())
+    first.page.reload()  # its changes are lost, and no longer unsaved
+    waits_for(lambda: server.folder.unsaved, ["b.mp4"])
+    second.press("s")
+    second.sees("#message", "Saved.")
+    waits_for(lambda: server.folder.unsaved, [])

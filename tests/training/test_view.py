@@ -319,7 +319,8 @@ def test_ctrl_c_warns_of_what_is_not_saved(folder, monkeypatch, capsys):
     reported = threading.Event()
 
     def act(client):
-        client.request("POST", "unsaved", b'{"videos": [2], "classes": true}')
+        body = b'{"tab": "a", "count": 1, "videos": [2], "classes": true}'
+        assert client.request("POST", "unsaved", body)[0] == 200
         reported.set()
 
     def interrupt():

@@ -11,6 +11,12 @@ import { phaseName, Timeline } from "./timeline.js";
 const get = (id) => document.getElementById(id);
 const POLL = 700; // ms between questions while videos are still looked into
 
+// This tab and its reports so far. A reloaded tab stays the same one, a copied tab is another:
+// the browser keeps the number only from the end of a page to its next start.
+const tab = JSON.parse(sessionStorage.getItem("tab")) ?? { tab: crypto.randomUUID(), count: 0 };
+sessionStorage.removeItem("tab");
+addEventListener("pagehide", () => sessionStorage.setItem("tab", JSON.stringify(tab)));
+
 class Page {
   constructor(state) {
     this.videos = state.videos;
@@ -252,7 +258,9 @@ class Page {
     const report = JSON.stringify({ videos: [...this.labels.edited], classes: this.labels.classesEdited });
     if (report !== this.reported) {
       this.reported = report;
-      postJson("unsaved", JSON.parse(report)).catch((error) => this.say(error.message, "wrong"));
+      tab.count += 1; // requests may overtake each other
+      postJson("unsaved", { ...tab, ...JSON.parse(report) })
+        .catch((error) => this.say(error.message, "wrong"));
     }
   }
 
