@@ -400,3 +400,13 @@ def test_the_server_knows_what_each_tab_has_not_saved(browser_page, server):
     second.press("s")
     second.sees("#message", "Saved.")
     waits_for(lambda: server.folder.unsaved, [])
+
+
+def test_facts_come_after_a_request_that_failed(chromium, address):
+    context = chromium.new_context()  # the console names the failure, which `browser_page` forbids
+    page = context.new_page()
+    page.route("**/known/*", lambda route: route.abort(), times=1)
+    user = User(page, address)
+    user.sees("#message", "the server does not answer")
+    user.sees(".video:has-text('d.mp4')", "⚠ left out")
+    context.close()

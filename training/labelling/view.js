@@ -302,12 +302,19 @@ class Page {
   }
 
   // Ask for facts of the videos that the server has looked into since.
-  async poll() {
-    const { facts, count, of } = await getJson(`known/${this.known}`);
-    this.known = count;
-    for (const one of facts) this.facts[one.number] ??= one;
-    if (facts.length) this.list.draw();
-    if (count < of) setTimeout(() => this.poll().catch((error) => this.say(error.message, "wrong")), POLL);
+  async poll(failed = false) {
+    try {
+      const { facts, count, of } = await getJson(`known/${this.known}`);
+      this.known = count;
+      for (const one of facts) this.facts[one.number] ??= one;
+      if (facts.length) this.list.draw();
+      if (count === of) return;
+      failed = false;
+    } catch (error) {
+      if (!failed) this.say(error.message, "wrong"); // once, not at every try
+      failed = true;
+    }
+    setTimeout(() => this.poll(failed), POLL);
   }
 }
 
