@@ -410,3 +410,33 @@ def test_facts_come_after_a_request_that_failed(chromium, address):
     user.sees("#message", "the server does not answer")
     user.sees(".video:has-text('d.mp4')", "⚠ left out")
     context.close()
+
+
+def test_a_video_that_is_all_phase_0_stays_so(browser_page, address, folder):
+    whole = {"action": "jump", "boundaries": [], "unlabelled_from": 30}
+    (folder / "labels.json").write_text(json.dumps(LABELS | {"videos": {"a.mp4": whole}}))
+    user = User(browser_page(), address)
+    user.sees(".video[aria-current]", "labelled")
+    user.press("ArrowRight", "1", "Backspace")
+    assert user.page.title() == "clips: labels"  # as it was
+    user.press("n")
+    user.sees("#name", "b.mp4")
+    user.sees_frame(0)
+    user.press("0")
+    user.sees("#message", "all of the video: 0 stand")
+    user.press("n")
+    user.sees("#name", "c.mp4")
+    user.sees_frame(0)
+    user.press("1", "0")
+    user.sees("#message", "Phase 0 begins with the video.")
+    user.press("Backspace", "s")
+    user.sees("#message", "Saved.")
+    assert user.entry(folder, "a.mp4") == whole
+    assert user.entry(folder, "b.mp4") == {"action": "jump", "boundaries": []}
+    assert user.entry(folder, "c.mp4") == {"action": "jump"}  # no boundary was ever left
+    user.press("p")
+    user.sees("#name", "b.mp4")
+    user.sees_frame(0)
+    user.press("Backspace", "s")
+    user.sees("#message", "Saved.")
+    assert user.entry(folder, "b.mp4") == {"action": "jump"}

@@ -90,7 +90,7 @@ export class Fields {
         "It is shown above, and kept as it is.";
     else if (!names.length)
       text = "No phases yet: choose an action, or add a new one.";
-    else if (boundaries.length && boundaries.length < names.length - 1) {
+    else if (boundariesOf(entry) && boundaries.length < names.length - 1) {
       const last = names[boundaries.length];
       const open = names.slice(boundaries.length + 1).join(", ");
       text = `Not set: ${open}. Saved like this, ${last} lasts up to the end.`;

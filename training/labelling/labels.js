@@ -80,6 +80,13 @@ export class Labels {
     return one.number;
   }
 
+  // Whether all of the video was phase 0 when it last had no boundary.
+  wasWhole(number) {
+    const before = this.past.filter((one) => one.number === number).map((one) => one.before.entry);
+    const entries = [...before, this.entry(number)].map((entry) => boundariesOf(entry ?? {}));
+    return Boolean(entries.findLast((boundaries) => !boundaries?.length));
+  }
+
   get classesEdited() {
     return text(this.classes) !== this.saved.classes;
   }
@@ -131,8 +138,9 @@ function unlabelledFrom(entry) {
   return ends.length ? Math.min(...ends) : undefined;
 }
 
-// Alter the boundaries of an entry, which may hold a list of phases so far.
-export function withBoundaries(entry, change) {
+// Alter the boundaries of an entry, which may hold a list of phases so far. Where none is left,
+// all of the video is phase 0 if `whole`, else unlabelled.
+export function withBoundaries(entry, change, whole = false) {
   if (entry.phases) {
     const end = unlabelledFrom(entry);
     Object.assign(entry, fromPhases(entry.phases));
@@ -142,7 +150,7 @@ export function withBoundaries(entry, change) {
   const boundaries = entry.boundaries ?? [];
   change(boundaries);
   while (boundaries.length && boundaries.at(-1) === null) boundaries.pop();
-  if (boundaries.length) entry.boundaries = boundaries;
+  if (boundaries.length || whole) entry.boundaries = boundaries;
   else {
     delete entry.boundaries;
     delete entry.unlabelled_from; // it has no meaning alone

@@ -109,13 +109,28 @@ class Page {
     this.drawFields(); // a change that is none leaves the fields as they were typed
   }
 
-  setBoundary(phase, frame) {
-    if (!this.ready) return;
+  // Whether boundaries can be set; says why not.
+  takesBoundaries() {
+    if (!this.ready) return false;
     if (this.fields.locked) {
       this.say("These labels are a list; replace it by boundaries first (beside the video).", "wrong");
+      return false;
+    }
+    return this.labels.names(this.number).length > 0 || this.takeAction();
+  }
+
+  setWhole() {
+    if (!this.takesBoundaries()) return;
+    if (boundariesOf(this.labels.entry(this.number))?.length) {
+      this.say("Phase 0 begins with the video. Remove the boundaries if all of it is phase 0.", "wrong");
       return;
     }
-    if (!this.labels.names(this.number).length && !this.takeAction()) return;
+    this.edit((entry) => withBoundaries(entry, () => {}, true));
+    this.say(`all of the video: ${phaseName(0, this.labels.names(this.number))}`);
+  }
+
+  setBoundary(phase, frame) {
+    if (!this.takesBoundaries()) return;
     const names = this.labels.names(this.number);
     if (frame !== null && phase >= names.length) {
       this.say(`${this.labels.action(this.number)} has the phases 0 to ${names.length - 1}.`, "wrong");
@@ -124,7 +139,7 @@ class Page {
     this.edit((entry) => withBoundaries(entry, (boundaries) => {
       while (boundaries.length < phase) boundaries.push(null);
       boundaries[phase - 1] = frame;
-    }));
+    }, this.labels.wasWhole(this.number)));
     if (frame !== null) this.say(`phase ${phaseName(phase, names)} begins at frame ${frame}`);
   }
 
@@ -150,7 +165,10 @@ class Page {
       if (frame !== null && frame <= this.frame && (found === null || frame >= boundaries[found]))
         found = place;
     });
-    if (found === null) this.say("There is no boundary here or before.", "wrong");
+    if (found === null && this.labels.entry(this.number).boundaries?.length === 0) {
+      this.edit((entry) => withBoundaries(entry, () => {}));
+      this.say("removed: all of the video is unlabelled");
+    } else if (found === null) this.say("There is no boundary here or before.", "wrong");
     else {
       this.setBoundary(found + 1, null);
       this.say(`removed: the beginning of ${phaseName(found + 1, this.labels.names(this.number))}`);
@@ -356,6 +374,7 @@ function listen(page) {
     "[": () => page.trimHere(0), "]": () => page.trimHere(1),
     "+": () => faster(1), "-": () => faster(-1),
   };
+  keys[0] = () => page.setWhole();
   for (let phase = 1; phase <= 9; phase += 1)
     keys[phase] = () => page.setBoundary(phase, page.frame);
   document.addEventListener("keydown", (event) => {
