@@ -118,8 +118,8 @@ def test_boundaries_set_by_keys_are_what_training_reads(user, folder):
         "2 land: frames 28 to 39"
     )
     user.press("s")
-    user.sees("#message", "Saved. Before training, run prepare again. The file before this start is")
-    user.sees("#message", "labels.json.bak.")
+    user.sees("#message", "Saved.")
+    user.sees("#message", "The file before this start is labels.json.bak.")
     assert user.page.title() == "clips: labels"
 
     expected = {"action": "jump", "boundaries": [12, 28]}
