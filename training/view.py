@@ -8,12 +8,14 @@ after saving, run `python -m training.prepare FOLDER`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
+import tempfile
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,13 +91,30 @@ def _run(args: argparse.Namespace) -> int:
     try:
         folder.look_ahead()
         print(f"open {server.url}\nCtrl-C ends it", flush=True)
-        if not args.no_browser and _has_screen():
-            webbrowser.open(server.url)
-        return _wait(folder)
+        with contextlib.ExitStack() as opened:
+            if not args.no_browser and _has_screen():
+                webbrowser.open(opened.enter_context(_private_page(server.url)))
+            return _wait(folder)
     finally:
         server.shutdown()
         server.server_close()
         folder.close()
+
+
+@contextlib.contextmanager
+def _private_page(url: str) -> Iterator[str]:
+    """Address of a file that leads to ``url``, for this user alone; it is removed at the end.
+
+    All users of the machine can read the command line of a browser, and ``url`` has the token.
+    """
+    with tempfile.TemporaryDirectory(prefix="fastseq-") as private:  # mode 0700
+        page = Path(private) / "labels.html"
+        page.touch(mode=0o600)
+        page.write_text(
+            '<!doctype html><meta charset="utf-8"><title>Labels</title>'
+            f'<meta http-equiv="refresh" content="0; url={url}"><a href="{url}">Labels</a>\n'
+        )
+        yield page.as_uri()
 
 
 def _wait(folder: VideoFolder) -> int:
@@ -118,6 +137,8 @@ def _wait(folder: VideoFolder) -> int:
                 )
                 continue
             folder_name = shlex.quote(str(folder.folder))
+            if folder.labels.backup:
+                print(f"the labels before this start: {folder.labels.backup}")
             if folder.saved:
                 print(f"before training: `python -m training.prepare {folder_name}`")
             return _INTERRUPTED

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from training.data.labels import read_labels
 from training.labelling.folder import VideoFolder
 from training.labelling.server import LabelServer
 from training.pages import html
+from training.view import _private_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 FRAMES = 40
@@ -40,14 +42,19 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def address(folder):
+def server(folder):
     server = LabelServer(VideoFolder(folder), html.STYLE.read_text(encoding="utf-8"))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     server.folder.look_ahead()
-    yield server.url
+    yield server
     server.shutdown()
     server.server_close()
     server.folder.close()
+
+
+@pytest.fixture
+def address(server):
+    return server.url
 
 
 class User:
@@ -112,6 +119,7 @@ def test_boundaries_set_by_keys_are_what_training_reads(user, folder):
     )
     user.press("s")
     user.sees("#message", "Saved.")
+    user.sees("#message", "The file before this start is labels.json.bak.")
     assert user.page.title() == "clips: labels"
 
     expected = {"action": "jump", "boundaries": [12, 28]}
@@ -337,3 +345,98 @@ def test_lists_of_phases_are_kept_until_they_are_changed(browser_page, address, 
     assert user.entry(folder, "b.mp4") == {
         **{"action": "jump", "boundaries": [1], "unlabelled_from": 30}
     }
+
+
+def test_frames_without_a_label_stay_so_when_a_list_becomes_boundaries(
+    browser_page, address, folder
+):
+    in_order, steps_back = [0] * 10 + [1] * 20 + [-1] * 10, [0] * 10 + [1] * 10 + [0] * 20
+    content = {
+        "classes": LABELS["classes"],
+        "videos": {
+            "a.mp4": {"action": "jump", "phases": in_order, "unlabelled_from": 25},
+            "b.mp4": {"action": "jump", "phases": steps_back, "unlabelled_from": 35},
+        },
+    }
+    (folder / "labels.json").write_text(json.dumps(content))
+    user = User(browser_page(), address)
+    assert user.page.get_attribute("#timeline", "aria-label") == (
+        "Phases over the video: 0 stand: frames 0 to 9; 1 fly: frames 10 to 24; "
+        "unlabelled: frames 25 to 39"
+    )
+    user.press("ArrowRight", "1", "n")
+    user.sees("#name", "b.mp4")
+    user.sees_frame(0)
+    user.page.click("#drop-phases")
+    user.press("s")
+    user.sees("#message", "Saved.")
+    assert user.entry(folder, "a.mp4") == {
+        **{"action": "jump", "boundaries": [1], "unlabelled_from": 25}
+    }
+    assert user.entry(folder, "b.mp4") == {"action": "jump"}
+
+
+def waits_for(value, expected):
+    end = time.monotonic() + 20
+    while value() != expected and time.monotonic() < end:
+        time.sleep(0.02)
+    assert value() == expected
+
+
+def test_the_server_knows_what_each_tab_has_not_saved(browser_page, server):
+    first = User(browser_page(), server.url)
+    first.press("ArrowRight", "1")
+    waits_for(lambda: server.folder.unsaved, ["a.mp4"])
+    with _private_page(server.url) as uri:
+        second = User(browser_page(), uri)
+    second.press("n")
+    second.sees("#name", "b.mp4")
+    second.sees_frame(0)
+    second.press("ArrowRight", "1")
+    waits_for(lambda: server.folder.unsaved, ["a.mp4", "b.mp4"])
+    first.page.on("dialog", lambda dialog: dialog.accept())
+    first.page.reload()  # its changes are lost, and no longer unsaved
+    waits_for(lambda: server.folder.unsaved, ["b.mp4"])
+    second.press("s")
+    second.sees("#message", "Saved.")
+    waits_for(lambda: server.folder.unsaved, [])
+
+
+def test_facts_come_after_a_request_that_failed(chromium, address):
+    context = chromium.new_context()  # the console names the failure, which `browser_page` forbids
+    page = context.new_page()
+    page.route("**/known/*", lambda route: route.abort(), times=1)
+    user = User(page, address)
+    user.sees("#message", "the server does not answer")
+    user.sees(".video:has-text('d.mp4')", "⚠ left out")
+    context.close()
+
+
+def test_a_video_that_is_all_phase_0_stays_so(browser_page, address, folder):
+    whole = {"action": "jump", "boundaries": [], "unlabelled_from": 30}
+    (folder / "labels.json").write_text(json.dumps(LABELS | {"videos": {"a.mp4": whole}}))
+    user = User(browser_page(), address)
+    user.sees(".video[aria-current]", "labelled")
+    user.press("ArrowRight", "1", "Backspace")
+    assert user.page.title() == "clips: labels"  # as it was
+    user.press("n")
+    user.sees("#name", "b.mp4")
+    user.sees_frame(0)
+    user.press("0")
+    user.sees("#message", "all of the video: 0 stand")
+    user.press("n")
+    user.sees("#name", "c.mp4")
+    user.sees_frame(0)
+    user.press("1", "0")
+    user.sees("#message", "Phase 0 begins with the video.")
+    user.press("Backspace", "s")
+    user.sees("#message", "Saved.")
+    assert user.entry(folder, "a.mp4") == whole
+    assert user.entry(folder, "b.mp4") == {"action": "jump", "boundaries": []}
+    assert user.entry(folder, "c.mp4") == {"action": "jump"}  # no boundary was ever left
+    user.press("p")
+    user.sees("#name", "b.mp4")
+    user.sees_frame(0)
+    user.press("Backspace", "s")
+    user.sees("#message", "Saved.")
+    assert user.entry(folder, "b.mp4") == {"action": "jump"}

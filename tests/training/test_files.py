@@ -17,6 +17,7 @@ from training.data.files import as_patterns, by_name, find_videos, holds_video  
 from training.data.index import StaleIndex, build_index, load_index  # noqa: E402
 from training.data.pictures import Pictures, program  # noqa: E402
 from training.prepare import main  # noqa: E402
+from training.support.files import write_text  # noqa: E402
 
 ENDINGS = {  # with a codec that FFmpeg's own muxer supports
     "mxf": "mpeg2video",
@@ -227,3 +228,19 @@ def test_a_linked_folder_and_a_pipe(tmp_path):
         "lost": "broken link",
         "pipe": "not a regular file",
     }
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    new, shared, private = (tmp_path / name for name in ("new", "shared", "private"))
+    for path, mode in ((shared, 0o664), (private, 0o600)):
+        path.write_text("before")
+        path.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        for path in (new, shared, private):
+            write_text(path, "after")
+    finally:
+        os.umask(before)
+    assert [path.read_text() for path in (new, shared, private)] == ["after"] * 3
+    modes = [path.stat().st_mode & 0o777 for path in (new, shared, private)]
+    assert modes == [0o644, 0o664, 0o600]

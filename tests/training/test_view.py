@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -87,6 +89,27 @@ def test_keeps_the_file_that_was_there_at_the_start(client, folder):
         assert (folder / "labels.json.bak").read_bytes() == before
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
         *("a.mp4", "b.mp4", "labels.json", "labels.json.bak")
+    ]
+
+
+def test_overwrites_no_copy_of_an_earlier_start(folder):
+    path = folder / "labels.json"
+    (folder / "labels.json.bak").write_text("the user's")
+    (folder / "labels.json.bak.1").symlink_to("nowhere")
+    kept = {}
+    for number in (2, 3):
+        path.chmod(0o640)
+        kept[f"labels.json.bak.{number}"] = path.read_bytes()
+        with serving(folder) as client:
+            assert client.save({"0": {"trim": [9, 1]}})[0] == 409  # nothing is written or copied
+            for frame in (number, 5):
+                status, answer = client.save({"0": {"action": "jump", "boundaries": [frame]}})
+                assert (status, answer["backup"]) == (200, f"labels.json.bak.{number}")
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+    assert {(folder / name).stat().st_mode & 0o777 for name in kept} == {0o640}
+    assert (folder / "labels.json.bak").read_text() == "the user's"
+    assert sorted(path.name for path in folder.glob("labels.json*")) == [
+        *("labels.json", "labels.json.bak", "labels.json.bak.1", *kept)
     ]
 
 
@@ -259,7 +282,10 @@ def test_damaged_frames_have_no_picture(tmp_path):
 def as_user(monkeypatch, act):
     """`act(client)` in a thread, once `view` opens the browser."""
 
-    def start(url):
+    def start(uri):
+        page = Path(unquote(urlsplit(uri).path))
+        url = re.search(r"url=([^\"]+)", page.read_text())[1]
+
         def run():
             parts = urlsplit(url)
             client = Client.__new__(Client)
@@ -285,6 +311,7 @@ def test_ends_on_ctrl_c_when_all_is_saved(folder, monkeypatch, capsys):
     assert f"{folder}: 3 videos, 2 with labels" in out
     assert "open http://127.0.0.1:" in out
     assert "ended; everything is saved" in out
+    assert "the labels before this start: labels.json.bak\n" in out
     assert f"python -m training.prepare {folder}" in out
 
 
@@ -292,7 +319,8 @@ def test_ctrl_c_warns_of_what_is_not_saved(folder, monkeypatch, capsys):
     reported = threading.Event()
 
     def act(client):
-        client.request("POST", "unsaved", b'{"videos": [2], "classes": true}')
+        body = b'{"tab": "a", "count": 1, "videos": [2], "classes": true}'
+        assert client.request("POST", "unsaved", body)[0] == 200
         reported.set()
 
     def interrupt():
@@ -306,6 +334,32 @@ def test_ctrl_c_warns_of_what_is_not_saved(folder, monkeypatch, capsys):
     assert "not saved yet: sub/c.mp4, names of phases. Press s in the page" in out
     assert "ended; not saved: sub/c.mp4, names of phases" in out
     assert "training.prepare" not in out
+
+
+def test_the_browser_gets_the_token_in_a_private_file(folder, monkeypatch, capsys):
+    opened = []
+
+    def look(uri):
+        page = Path(unquote(urlsplit(uri).path))
+        modes = [path.stat().st_mode & 0o777 for path in (page, page.parent)]
+        opened.append((uri, page, page.read_text(), modes))
+
+    def interrupt():
+        assert opened[0][1].exists()  # a browser may be slow to start
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("webbrowser.open", look)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(view, "_until_interrupted", interrupt)
+    assert view.main([str(folder)]) == 130
+    ((uri, page, content, modes),) = opened
+    url = re.search(r"open (\S+)", capsys.readouterr().out)[1]
+    assert uri.startswith("file:///")
+    assert url not in uri
+    assert urlsplit(url).path.strip("/") not in uri
+    assert f'content="0; url={url}"' in content
+    assert modes == [0o600, 0o700]
+    assert not page.parent.exists()
 
 
 @pytest.mark.parametrize(

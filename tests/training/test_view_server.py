@@ -124,3 +124,27 @@ def test_names_a_malformed_request(client, body):
     status, _, content = client.request("POST", "save", body)
     assert status == 400
     assert "not a request of the page" in json.loads(content)["error"]
+
+
+def report(client, tab, count, videos, classes=False):
+    body = {"tab": tab, "count": count, "videos": videos, "classes": classes}
+    return client.request("POST", "unsaved", json.dumps(body).encode())[0]
+
+
+def test_each_tab_has_its_unsaved_changes(client):
+    folder = client.server.folder
+    assert report(client, "a", 1, [0, 2]) == 200
+    assert report(client, "b", 1, []) == 200
+    assert folder.unsaved == ["a.mp4", "sub/c.mp4"]
+    assert report(client, "b", 3, [0, 1], classes=True) == 200
+    assert report(client, "b", 2, []) == 200  # overtaken by the third
+    assert folder.unsaved == ["a.mp4", "sub/c.mp4", "b.mp4", "names of phases"]
+    assert report(client, "a", 2, []) == 200
+    assert report(client, "b", 4, []) == 200
+    assert folder.unsaved == []
+
+
+@pytest.mark.parametrize(("tab", "count"), [(["a"], 1), ("a", "1"), ("a", None)])
+def test_names_a_malformed_report(client, tab, count):
+    assert report(client, tab, count, [0]) == 400
+    assert client.server.folder.unsaved == []

@@ -20,7 +20,10 @@ export class Fields {
     on("new-action-cancel", "click", () => this.cancel());
     on("add-phase", "click", () => this.addPhase());
     on("remove-phase", "click", () => this.removePhase());
-    on("drop-phases", "click", () => page.edit((entry) => { delete entry.phases; }));
+    on("drop-phases", "click", () => page.edit((entry) => {
+      delete entry.phases;
+      delete entry.unlabelled_from; // it has no meaning alone
+    }));
     for (const id of ["trim-first", "trim-last"]) on(id, "change", () => this.typeTrim());
     on("trim-clear", "click", () => page.edit((entry) => { delete entry.trim; }));
   }
@@ -87,7 +90,7 @@ export class Fields {
         "It is shown above, and kept as it is.";
     else if (!names.length)
       text = "No phases yet: choose an action, or add a new one.";
-    else if (boundaries.length && boundaries.length < names.length - 1) {
+    else if (boundariesOf(entry) && boundaries.length < names.length - 1) {
       const last = names[boundaries.length];
       const open = names.slice(boundaries.length + 1).join(", ");
       text = `Not set: ${open}. Saved like this, ${last} lasts up to the end.`;

@@ -40,11 +40,23 @@ class VideoFolder:
             )
         self.labels = LabelStore(self.folder, Names(self.folder, self.videos, found.ignored))
         self.pictures = Pictures(short_side)
-        self.unsaved: list[str] = []  # videos with changes that only the page has
+        self._unsaved: dict[str, tuple[int, list[str]]] = {}  # tab -> its newest report
         self.saved = False  # whether labels.json has been written since the start
         self._infos: dict[int, Any] = {}  # VideoInfo, or why the video is left out
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max_workers=1)
+
+    @property
+    def unsaved(self) -> list[str]:
+        """Videos with changes that only a tab of the browser has."""
+        with self._lock:
+            return [*dict.fromkeys(name for _, names in self._unsaved.values() for name in names)]
+
+    def report_unsaved(self, tab: str, count: int, names: list[str]) -> None:
+        """What a tab has not saved; ignored after a report of that tab with a higher count."""
+        with self._lock:
+            if count > self._unsaved.get(tab, (-1, []))[0]:
+                self._unsaved[tab] = (count, names)
 
     def look_ahead(self) -> None:
         """Look into all videos in a thread beside this one, in their order."""

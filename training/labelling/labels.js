@@ -80,6 +80,13 @@ export class Labels {
     return one.number;
   }
 
+  // Whether all of the video was phase 0 when it last had no boundary.
+  wasWhole(number) {
+    const before = this.past.filter((one) => one.number === number).map((one) => one.before.entry);
+    const entries = [...before, this.entry(number)].map((entry) => boundariesOf(entry ?? {}));
+    return Boolean(entries.findLast((boundaries) => !boundaries?.length));
+  }
+
   get classesEdited() {
     return text(this.classes) !== this.saved.classes;
   }
@@ -124,16 +131,26 @@ export function fromPhases(phases) {
   return end === phases.length ? { boundaries } : { boundaries, unlabelled_from: end };
 }
 
-// Alter the boundaries of an entry, which may hold a list of phases so far.
-export function withBoundaries(entry, change) {
+// First frame of the end that has no labels; undefined where there is no such end.
+function unlabelledFrom(entry) {
+  const ends = [entry.unlabelled_from, entry.phases && fromPhases(entry.phases)?.unlabelled_from]
+    .filter((frame) => frame !== undefined);
+  return ends.length ? Math.min(...ends) : undefined;
+}
+
+// Alter the boundaries of an entry, which may hold a list of phases so far. Where none is left,
+// all of the video is phase 0 if `whole`, else unlabelled.
+export function withBoundaries(entry, change, whole = false) {
   if (entry.phases) {
+    const end = unlabelledFrom(entry);
     Object.assign(entry, fromPhases(entry.phases));
+    if (end !== undefined) entry.unlabelled_from = end;
     delete entry.phases;
   }
   const boundaries = entry.boundaries ?? [];
   change(boundaries);
   while (boundaries.length && boundaries.at(-1) === null) boundaries.pop();
-  if (boundaries.length) entry.boundaries = boundaries;
+  if (boundaries.length || whole) entry.boundaries = boundaries;
   else {
     delete entry.boundaries;
     delete entry.unlabelled_from; // it has no meaning alone
@@ -174,8 +191,7 @@ export function segments(entry, frames) {
   const boundaries = boundariesOf(entry);
   const phaseAt = boundaries ? byBoundaries(boundaries) : (frame) => entry.phases?.[frame] ?? -1;
   const [first, last] = entry.trim ?? [0, frames - 1];
-  const listed = entry.phases && fromPhases(entry.phases);
-  const end = listed?.unlabelled_from ?? entry.unlabelled_from ?? frames;
+  const end = unlabelledFrom(entry) ?? frames;
   const runs = [];
   for (let frame = 0; frame < frames; frame += 1) {
     let phase = NOT_USED;

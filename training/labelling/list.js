@@ -31,7 +31,7 @@ export class VideoList {
     if (entry.phases) return { word: "labelled", kind: "done" };
     const wanted = this.labels.names(number).length - 1;
     const set = (boundariesOf(entry) ?? []).filter((frame) => frame !== null).length;
-    if (entry.boundaries && set >= wanted) return { word: "labelled", kind: "done" };
+    if (entry.boundaries && (set >= wanted || !entry.boundaries.length)) return { word: "labelled", kind: "done" };
     if (set) return { word: `${set} of ${wanted}`, kind: "partly" };
     return { word: "no labels", kind: "open" };
   }

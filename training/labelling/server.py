@@ -153,13 +153,18 @@ class _Handler(BaseHTTPRequestHandler):
                     for entry in entries.values():
                         if not isinstance(entry, dict | None):
                             raise TypeError("an entry must be an object or null")
-                self._json({"version": folder.save(version, classes, entries)})
+                new = folder.save(version, classes, entries)
+                self._json({"version": new, "backup": folder.labels.backup})
             case ["unsaved"]:
                 with self._well_formed():
                     count = len(folder.videos)
                     numbers = [self._number(str(number), count) for number in body["videos"]]
                     names = [folder.videos[number] for number in numbers]
-                    folder.unsaved = names + ["names of phases"] * bool(body["classes"])
+                    names += ["names of phases"] * bool(body["classes"])
+                    tab, place = body["tab"], body["count"]
+                    if not isinstance(tab, str) or not isinstance(place, int):
+                        raise TypeError("tab must be a text, count a whole number")
+                folder.report_unsaved(tab, place, names)
                 self._json({})
             case _:
                 raise _Wrong(HTTPStatus.NOT_FOUND, "no such page")

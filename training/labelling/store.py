@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,16 +63,20 @@ class Stored:
 class LabelStore:
     """Reads and writes the labels file of a folder; the only file that is ever written.
 
-    The first save copies the file that it replaces to labels.json.bak.
+    The first save copies the file that it replaces to labels.json.bak, or to labels.json.bak.1,
+    labels.json.bak.2, ... where that name is taken.
 
     Args:
         names: the videos of the folder.
+    Attributes:
+        backup: name of that copy; empty before it is made, and if there was no file.
     """
 
     def __init__(self, folder: Path, names: Names):
         self.folder = folder
         self.names = names
         self.path = folder / LABELS_NAME
+        self.backup = ""
         self._kept = False
         self._lock = threading.Lock()
 
@@ -135,7 +141,6 @@ class LabelStore:
             keys = {name: stored.keys.get(name, name) for name in entries}
             content = {"classes": {}, **stored.labels.content}
             content |= {"classes": dict(classes), "videos": videos}
-            self._keep_previous()
             with replacing(self.path) as partial:
                 try:
                     write_labels(partial, content)
@@ -143,6 +148,7 @@ class LabelStore:
                     names = {name: ["the file's name is not UTF-8; rename it"] for name in entries}
                     raise Refused(names) from error
                 self._check(partial, keys, infos)
+                self._keep_previous()
             return self._version()
 
     def _version(self) -> str:
@@ -171,9 +177,24 @@ class LabelStore:
 
     def _keep_previous(self) -> None:
         if not self._kept and self.path.exists():
-            with replacing(self.path.with_name(f"{LABELS_NAME}.bak")) as partial:
-                partial.write_bytes(self.path.read_bytes())
+            backup = self._new_backup()
+            try:
+                shutil.copy(self.path, backup)
+            except BaseException:
+                backup.unlink()
+                raise
+            self.backup = backup.name
         self._kept = True
+
+    def _new_backup(self) -> Path:
+        """An empty file under the first free name."""
+        for number in itertools.count():
+            path = self.path.with_name(f"{LABELS_NAME}.bak" + f".{number}" * bool(number))
+            try:
+                path.touch(mode=0o600, exist_ok=False)
+            except FileExistsError:
+                continue
+            return path
 
     def _check(self, path: Path, keys: Mapping[str, str], infos: Mapping[str, VideoInfo]) -> None:
         """Raise Refused where the file that is to be written, or a changed entry, does not fit."""

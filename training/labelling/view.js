@@ -11,6 +11,12 @@ import { phaseName, Timeline } from "./timeline.js";
 const get = (id) => document.getElementById(id);
 const POLL = 700; // ms between questions while videos are still looked into
 
+// This tab and its reports so far. A reloaded tab stays the same one, a copied tab is another:
+// the browser keeps the number only from the end of a page to its next start.
+const tab = JSON.parse(sessionStorage.getItem("tab")) ?? { tab: crypto.randomUUID(), count: 0 };
+sessionStorage.removeItem("tab");
+addEventListener("pagehide", () => sessionStorage.setItem("tab", JSON.stringify(tab)));
+
 class Page {
   constructor(state) {
     this.videos = state.videos;
@@ -103,13 +109,28 @@ class Page {
     this.drawFields(); // a change that is none leaves the fields as they were typed
   }
 
-  setBoundary(phase, frame) {
-    if (!this.ready) return;
+  // Whether boundaries can be set; says why not.
+  takesBoundaries() {
+    if (!this.ready) return false;
     if (this.fields.locked) {
       this.say("These labels are a list; replace it by boundaries first (beside the video).", "wrong");
+      return false;
+    }
+    return this.labels.names(this.number).length > 0 || this.takeAction();
+  }
+
+  setWhole() {
+    if (!this.takesBoundaries()) return;
+    if (boundariesOf(this.labels.entry(this.number))?.length) {
+      this.say("Phase 0 begins with the video. Remove the boundaries if all of it is phase 0.", "wrong");
       return;
     }
-    if (!this.labels.names(this.number).length && !this.takeAction()) return;
+    this.edit((entry) => withBoundaries(entry, () => {}, true));
+    this.say(`all of the video: ${phaseName(0, this.labels.names(this.number))}`);
+  }
+
+  setBoundary(phase, frame) {
+    if (!this.takesBoundaries()) return;
     const names = this.labels.names(this.number);
     if (frame !== null && phase >= names.length) {
       this.say(`${this.labels.action(this.number)} has the phases 0 to ${names.length - 1}.`, "wrong");
@@ -118,7 +139,7 @@ class Page {
     this.edit((entry) => withBoundaries(entry, (boundaries) => {
       while (boundaries.length < phase) boundaries.push(null);
       boundaries[phase - 1] = frame;
-    }));
+    }, this.labels.wasWhole(this.number)));
     if (frame !== null) this.say(`phase ${phaseName(phase, names)} begins at frame ${frame}`);
   }
 
@@ -144,7 +165,10 @@ class Page {
       if (frame !== null && frame <= this.frame && (found === null || frame >= boundaries[found]))
         found = place;
     });
-    if (found === null) this.say("There is no boundary here or before.", "wrong");
+    if (found === null && this.labels.entry(this.number).boundaries?.length === 0) {
+      this.edit((entry) => withBoundaries(entry, () => {}));
+      this.say("removed: all of the video is unlabelled");
+    } else if (found === null) this.say("There is no boundary here or before.", "wrong");
     else {
       this.setBoundary(found + 1, null);
       this.say(`removed: the beginning of ${phaseName(found + 1, this.labels.names(this.number))}`);
@@ -207,11 +231,12 @@ class Page {
     this.saving = true;
     const request = structuredClone(this.labels.request());
     try {
-      const { version } = await postJson("save", request);
+      const { version, backup } = await postJson("save", request);
       this.labels.saveDone(request, version);
       for (const number of Object.keys(request.entries))
         if (this.facts[number]) this.facts[number].problems = [];
-      this.say("Saved. Before training, run prepare again.", "right");
+      const kept = backup ? ` The file before this start is ${backup}.` : "";
+      this.say(`Saved. Before training, run prepare again.${kept}`, "right");
     } catch (error) {
       this.refused(error);
     }
@@ -251,7 +276,9 @@ class Page {
     const report = JSON.stringify({ videos: [...this.labels.edited], classes: this.labels.classesEdited });
     if (report !== this.reported) {
       this.reported = report;
-      postJson("unsaved", JSON.parse(report)).catch((error) => this.say(error.message, "wrong"));
+      tab.count += 1; // requests may overtake each other
+      postJson("unsaved", { ...tab, ...JSON.parse(report) })
+        .catch((error) => this.say(error.message, "wrong"));
     }
   }
 
@@ -293,12 +320,19 @@ class Page {
   }
 
   // Ask for facts of the videos that the server has looked into since.
-  async poll() {
-    const { facts, count, of } = await getJson(`known/${this.known}`);
-    this.known = count;
-    for (const one of facts) this.facts[one.number] ??= one;
-    if (facts.length) this.list.draw();
-    if (count < of) setTimeout(() => this.poll().catch((error) => this.say(error.message, "wrong")), POLL);
+  async poll(failed = false) {
+    try {
+      const { facts, count, of } = await getJson(`known/${this.known}`);
+      this.known = count;
+      for (const one of facts) this.facts[one.number] ??= one;
+      if (facts.length) this.list.draw();
+      if (count === of) return;
+      failed = false;
+    } catch (error) {
+      if (!failed) this.say(error.message, "wrong"); // once, not at every try
+      failed = true;
+    }
+    setTimeout(() => this.poll(failed), POLL);
   }
 }
 
@@ -340,6 +374,7 @@ function listen(page) {
     "[": () => page.trimHere(0), "]": () => page.trimHere(1),
     "+": () => faster(1), "-": () => faster(-1),
   };
+  keys[0] = () => page.setWhole();
   for (let phase = 1; phase <= 9; phase += 1)
     keys[phase] = () => page.setBoundary(phase, page.frame);
   document.addEventListener("keydown", (event) => {

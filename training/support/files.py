@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that replaces it when the ``with`` block ends without error.
 
-    If writing fails, the temporary file is removed and ``path`` stays unchanged. A killed process
-    leaves ``.NAME.PROCESS.part`` behind.
+    A file that is there already keeps its mode. If writing fails, the temporary file is removed
+    and ``path`` stays unchanged. A killed process leaves ``.NAME.PROCESS.part`` behind.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield partial
+        with contextlib.suppress(FileNotFoundError):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if stat.S_IMODE(partial.stat().st_mode) != mode:  # not all file systems can change it
+                partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
