@@ -227,7 +227,8 @@ def summary(index: Index) -> str:
     hours = sum(video.frames / video.fps for video in videos if video.fps) / 3600
     labelled = sum(video.phases is not None for video in videos)
     lines = [
-        f"{index.folder}: {_number(len(videos), 'video')}, {_number(frames, 'frame')}, {hours:.2f} hours",
+        f"{index.folder}: {_number(len(videos), 'video')}, {_number(frames, 'frame')}, "
+        f"{hours:.2f} hours",
         f"  splits: {_counts(video.split for video in videos)}",
         f"  actions: {_counts(video.action for video in videos)}",
         f"  with phase labels: {labelled}",
