@@ -64,6 +64,17 @@ def test_test_videos_that_were_trained_on_are_named(run, capsys):
     ) in error
 
 
+def test_labels_to_be_checked_are_named(run, capsys):
+    label(Path("videos"), "bd", remark="carried over from a.mp4: to be checked")
+    result, error = evaluated(run, capsys)
+    assert result["unchecked"] == ["d.mp4"]
+    assert "1 of 2 test videos have labels to be checked: d.mp4\n" in error
+    label(Path("videos"), "bd", remark="checked")
+    result, error = evaluated(run, capsys)
+    assert result["unchecked"] == []
+    assert "to be checked" not in error
+
+
 def test_new_test_videos_are_not_named(run, capsys):
     label(Path("videos"), "bd")
     file = run / TRAINING_VIDEOS

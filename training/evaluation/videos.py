@@ -43,7 +43,7 @@ def known_doubts(run: str | Path, test: Sequence[VideoRecord]) -> dict[str, list
 
     Returns:
         ``trained_on``: ids of the test videos that the run was trained on; the key is absent if the
-        run does not tell.
+        run does not tell. ``unchecked``: ids of those whose labels are to be checked.
     """
     from training.runs.videos import trained_on
 
@@ -53,6 +53,13 @@ def known_doubts(run: str | Path, test: Sequence[VideoRecord]) -> dict[str, list
             f"warning: {len(found['trained_on'])} of {len(test)} test videos were trained on: "
             f"{', '.join(found['trained_on'])}; figures on them say nothing about new videos: "
             "train again without them",
+            file=sys.stderr,
+        )
+    found["unchecked"] = [record.id for record in test if record.unchecked]
+    if found["unchecked"]:
+        print(
+            f"warning: {len(found['unchecked'])} of {len(test)} test videos have labels to be "
+            f"checked: {', '.join(found['unchecked'])}",
             file=sys.stderr,
         )
     return {key: ids for key, ids in found.items() if ids is not None}
