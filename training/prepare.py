@@ -6,6 +6,7 @@ With --transcode OUT it copies the videos into files that decode fast and writes
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -144,7 +145,10 @@ def _run(args: argparse.Namespace, chosen: dict[str, int]) -> int:
     sequences = numbered_pictures(found.ignored)
     for line in passed_over(found, sequences):
         print(line)
-    print(f"written: {index.folder / INDEX_NAME}")
+    if index.videos or index.bad:
+        print(f"written: {index.folder / INDEX_NAME}")
+    if index.videos and all(video.split != "test" for video in index.videos):
+        print(no_test_videos(index.folder, labels))
     if sequences and index.videos:
         print('how to make videos from numbered pictures: training/data/README.md, "Pictures"')
     if not index.videos:
@@ -159,6 +163,17 @@ def _run(args: argparse.Namespace, chosen: dict[str, int]) -> int:
         print(f"error: no video can be used: {why}", file=sys.stderr)
         return 1
     return 0
+
+
+def no_test_videos(folder: Path, labels: Path | None) -> str:
+    """What a folder without a test split is good for, and how to choose one."""
+    from training.data.files import LABELS_NAME
+
+    return (
+        "no test videos: training needs none, but evaluation and the report do. Choose them before "
+        f'training: write "split": "test" for some videos in {labels or folder / LABELS_NAME}, or '
+        f"set it in `python -m training.view {shlex.quote(str(folder))}`, and prepare again"
+    )
 
 
 def passed_over(found: Found, sequences: Sequence[Pictures]) -> list[str]:
@@ -193,13 +208,13 @@ def how_to_make_videos(folder: Path, sequences: Sequence[Pictures]) -> str:
 def transcoded(report: Report) -> str:
     """A summary of what was copied and what was not, in a few lines."""
     speed = f", {report.frames / report.seconds:.0f} frames/s" if report.frames else ""
-    lines = [f"copied: {len(report.written)} videos, {report.frames} frames{speed}"]
+    lines = [f"copied: {_number(len(report.written), 'video')}, {report.frames} frames{speed}"]
     if report.kept:
-        lines.append(f"copied before: {len(report.kept)} videos")
+        lines.append(f"copied before: {_number(len(report.kept), 'video')}")
     bad = [(entry["reason"], entry["path"]) for entry in report.bad]
-    lines += _grouped(f"not copied: {len(bad)} videos", bad)
+    lines += _grouped(f"not copied: {_number(len(bad), 'video')}", bad)
     unused = [(_UNUSED, name) for name in report.unused_labels]
-    lines += _grouped(f"labels not copied: {len(unused)} videos", unused)
+    lines += _grouped(f"labels not copied: {_number(len(unused), 'video')}", unused)
     strays = [("no video of this name was copied", name) for name in report.strays]
     lines += _grouped(f"other videos in the output folder: {len(strays)}", strays)
     return "\n".join(lines)
@@ -212,7 +227,8 @@ def summary(index: Index) -> str:
     hours = sum(video.frames / video.fps for video in videos if video.fps) / 3600
     labelled = sum(video.phases is not None for video in videos)
     lines = [
-        f"{index.folder}: {len(videos)} videos, {frames} frames, {hours:.2f} hours",
+        f"{index.folder}: {_number(len(videos), 'video')}, {_number(frames, 'frame')}, "
+        f"{hours:.2f} hours",
         f"  splits: {_counts(video.split for video in videos)}",
         f"  actions: {_counts(video.action for video in videos)}",
         f"  with phase labels: {labelled}",
@@ -224,17 +240,20 @@ def summary(index: Index) -> str:
         middle = lengths[len(lengths) // 2]
         lines.append(f"  frames per video: {lengths[0]} to {lengths[-1]}, median {middle}")
     notes = [(video.note, video.id) for video in videos if video.note]
-    lines += _grouped(f"used in part: {len(notes)} damaged videos", notes)
+    lines += _grouped(f"used in part: {_number(len(notes), 'damaged video')}", notes)
     cut = [("labels beyond the damage are ignored", name) for name in index.changed_labels]
-    lines += _grouped(f"labels cut to the readable frames: {len(cut)} damaged videos", cut)
+    lines += _grouped(
+        f"labels cut to the readable frames: {_number(len(cut), 'damaged video')}", cut
+    )
     far = [(_FAR.format(index.folder), video.id) for video in videos if not video.random_access]
-    lines += _grouped(f"slow to read: {len(far)} videos", far)
+    lines += _grouped(f"slow to read: {_number(len(far), 'video')}", far)
     remarks = [(remark, video.id) for video in videos for remark in video.remarks]
-    lines += _grouped(f"remarks: {len({name for _, name in remarks})} videos", remarks)
+    remarked = len({name for _, name in remarks})
+    lines += _grouped(f"remarks: {_number(remarked, 'video')}", remarks)
     bad = [(entry["reason"], entry["path"]) for entry in index.bad]
-    lines += _grouped(f"left out: {len(bad)} files", bad)
+    lines += _grouped(f"left out: {_number(len(bad), 'file')}", bad)
     unused = [(_UNUSED, name) for name in index.unused_labels]
-    lines += _grouped(f"labels not used: {len(unused)} videos", unused)
+    lines += _grouped(f"labels not used: {_number(len(unused), 'video')}", unused)
     return "\n".join(lines)
 
 
@@ -248,6 +267,10 @@ def _partly_used(videos: Sequence[VideoRecord]) -> str:
         f"synchronised in {len(groups)} group{'s' * (len(groups) != 1)}": synchronised,
     }
     return ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _counts(values: Iterable[str]) -> str:

@@ -120,14 +120,15 @@ def _show(args: argparse.Namespace) -> None:
 def _how_to_mark(index: Index, name: str) -> str:
     classes = index.classes or {"swing": ["address", "backswing", "downswing", "finish"]}
     action = next(iter(classes))
-    boundaries = [93 + 30 * number for number in range(len(classes[action]) - 1)]
-    example = {name: {"action": action, "boundaries": boundaries}}
+    places = ", ".join(f"<first frame of {phase}>" for phase in classes[action][1:])
     folder = shlex.quote(str(index.folder))
     return (
         "write the first frame of every phase, except the first phase, into "
         f"{index.folder / 'labels.json'}:\n"
         f'  {{"classes": {json.dumps(classes)},\n'
-        f'   "videos": {json.dumps(example)}}}\n'
+        f'   "videos": {{{json.dumps(name)}: {{"action": {json.dumps(action)}, "boundaries": '
+        f"[{places}]}}}}}}\n"
+        f"with frame numbers for <...>, or set them in `python -m training.view {folder}`;\n"
         f"then `python -m training.prepare {folder}` and "
         f"`python -m training.propagate {folder} --from {shlex.quote(name)}`"
     )

@@ -1,11 +1,12 @@
 """Train an encoder on a folder of videos: python -m training.train RECIPE [key=value ...]."""
 
 import argparse
+import functools
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,13 +98,16 @@ def _run(args: argparse.Namespace) -> int:
         left_out = LeftOut()
 
         def assemble() -> Trainer:
-            model = initial_model(cfg)
-            check_frozen(cfg, model)
-            # Last, because it may decode every video.
+            @functools.cache
+            def model() -> "VideoEncoder | VCLRModel":
+                made = initial_model(cfg)
+                check_frozen(cfg, made)
+                return made
+
             loader = training_loader(
                 cfg, device, model=model, dry_run=args.dry_run, left_out=left_out
             )
-            return Trainer(cfg, model, loader, run_dir, step_evaluation(cfg, model))
+            return Trainer(cfg, model(), loader, run_dir, step_evaluation(cfg, model()))
 
         trainer = distributed.run_on_all(assemble)
         if cfg.data.cache == "features":
@@ -192,13 +196,14 @@ def training_loader(
     cfg: "DictConfig",
     device: "torch.device",
     *,
-    model: "VideoEncoder | VCLRModel | None" = None,
+    model: "Callable[[], VideoEncoder | VCLRModel] | None" = None,
     dry_run: bool = False,
     left_out: LeftOut | None = None,
 ) -> "ClipLoader":
     """The loader of a run; sets ``left_out.in_index`` to the files that `prepare` left out.
 
-    ``model``: with data.cache=features, the model whose features are cached.
+    ``model`` returns the model; with data.cache=features, its features are cached. It is called
+    when the folder and its index are known to be good, and before any video is decoded.
     """
     from omegaconf import OmegaConf
 
@@ -225,10 +230,11 @@ def training_loader(
             f"only of {', '.join(splits)}"
         )
     augmentation = OmegaConf.to_object(cfg.augmentation)
+    network = None if model is None else model()
     store = None
     if cfg.data.cache == "features":
-        check_features(cfg, model)
-        store = FeatureStore(Path(cfg.data.folder), model.to(device), cfg)
+        check_features(cfg, network)
+        store = FeatureStore(Path(cfg.data.folder), network.to(device), cfg)
     try:
         loader, reason = training.data.dataset.open_loader(
             records,

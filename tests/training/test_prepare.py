@@ -90,7 +90,7 @@ def test_verify_finds_damage_that_packets_do_not_show(folder, capsys):
     assert "2 videos, 50 frames" in capsys.readouterr().out
     assert main([str(folder), "--verify"]) == 0
     out = capsys.readouterr().out
-    assert "used in part: 1 damaged videos" in out
+    assert "used in part: 1 damaged video\n" in out
     _, damaged = load_index(folder).videos
     assert 0 < damaged.frames < 25
     assert damaged.note in out
@@ -145,7 +145,7 @@ def test_every_kind_of_file_is_used_or_named_with_its_reason(tmp_path, capsys):
         "sound.mp4": "no video stream (contains audio)",
         "zero.mp4": "the file is empty (0 bytes)",
     }
-    assert "used in part: 1 damaged videos\n  the file breaks off" in out
+    assert "used in part: 1 damaged video\n  the file breaks off" in out
     assert "left out: 4 files" in out
     for name in ("cut.mp4", "corrupt.mp4", "no_index.mp4", "sound.mp4", "zero.mp4"):
         assert name in out
@@ -225,10 +225,10 @@ def test_what_is_worth_knowing_is_in_the_summary_and_the_index(folder, capsys, m
     assert main([str(folder)]) == 0
     out = capsys.readouterr().out
     for lines in (
-        "slow to read: 1 videos\n  decoding starts long before the requested frame; `python -m "
+        "slow to read: 1 video\n  decoding starts long before the requested frame; `python -m "
         f"training.prepare {folder} --transcode OUT` makes copies that decode fast (1): a.mp4\n",
-        "remarks: 1 videos\n  two video streams, the first one taken (1): a.mp4\n",
-        "left out: 1 files\n  interlaced (two fields per frame), which training does not read: "
+        "remarks: 1 video\n  two video streams, the first one taken (1): a.mp4\n",
+        "left out: 1 file\n  interlaced (two fields per frame), which training does not read: "
         "`python -m "
         f"training.prepare {folder} --transcode OUT` makes a progressive copy",
     ):
@@ -296,3 +296,30 @@ def test_help_imports_nothing_heavy():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--verify" in out.stdout
     assert "HEAVY []" in out.stdout
+
+
+def test_a_folder_without_test_videos_is_told_how_to_choose_them(folder, capsys):
+    said = "no test videos: training needs none, but evaluation and the report do. Choose them"
+    assert main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert f"{said} before training: write " in out
+    assert f'"split": "test" for some videos in {folder / "labels.json"}, or set it in' in out
+    assert f"`python -m training.view {folder}`" in out
+    (folder / "labels.json").write_text('{"videos": {"a.mp4": {"split": "test"}}}')
+    assert main([str(folder)]) == 0
+    assert "no test videos" not in capsys.readouterr().out
+
+
+def test_an_empty_folder_is_an_error_and_nothing_else_is_said_of_it(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    out, error = capsys.readouterr()
+    assert "written" not in out
+    assert "no test videos" not in out
+    assert "error: no video can be used" in error
+
+
+def test_carried_labels_are_no_candidates_for_videos(folder, capsys):
+    (folder / "labels.propagated.json").write_text("{}")
+    assert main([str(folder), "--include", "*.json"]) == 0
+    assert "labels.propagated" not in capsys.readouterr().out
+    assert not load_index(folder).bad

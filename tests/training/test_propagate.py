@@ -216,7 +216,8 @@ def test_sheet_of_one_clip(folder, capsys):
     assert propagate.main(["clips", "--sheet-only", "b.mp4", "--every", "3"]) == 0
     out = capsys.readouterr().out
     assert "written: sheet.png" in out
-    assert '"boundaries"' in out
+    assert '"boundaries": [<first frame of up>, <first frame of down>]}}}' in out
+    assert "`python -m training.view " in out
     row = sheets.frame_row(load_index("clips").videos[1], 3)
     assert [block.tiles[0].lines[0] for block in row.blocks] == [str(n) for n in range(0, 30, 3)]
     levels = [block.tiles[0].frame.mean() for block in row.blocks]

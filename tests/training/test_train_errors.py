@@ -261,6 +261,9 @@ def test_a_folder_that_is_not_ready_exits_with_2(video_folder, capsys):
     (video_folder / "fastseq_index.json").unlink()
     assert main(["tiny.yaml"]) == 2
     assert "training.prepare" in capsys.readouterr().err
+    # The folder is checked before the weights.
+    assert main(["tiny.yaml", "data.folder=clipz", "model.weights=nowhere.pth"]) == 2
+    assert "clipz is not a folder" in capsys.readouterr().err
     assert not Path("runs").exists()
 
 

@@ -83,6 +83,8 @@ LABELS = [
     {"videos": {"a.mp4": {"split": "val"}}},
 ]
 
+SPLITS = {"a.mp4": "test", "b.mp4": "train"}
+
 TRAININGS = [
     ["tiny.yaml", "data.folder=empty"],
     ["carl.yml"],
@@ -147,6 +149,10 @@ def messages(video_folder, capsys):
     run(align.main, "a.mp4", "z.mp4", "--run", "run")
     run(align.main, "a.mp4", "b.mp4", "--run", "run", "--threshold", "0.5")
     labels.write_text('{"videos": {"a.mp4": {"split": "test"}}}')
+    build_index(video_folder, progress=False)
+    run(evaluate.main, "run")
+    marked = {name: {"boundaries": [3], "split": split} for name, split in SPLITS.items()}
+    labels.write_text(json.dumps({"classes": {"all": ["x", "y"]}, "videos": marked}))
     build_index(video_folder, progress=False)
     run(evaluate.main, "run")
     shutil.rmtree("run/checkpoints")

@@ -14,6 +14,7 @@ from training.data.threads import in_threads
 
 INDEX_NAME = "fastseq_index.json"
 LABELS_NAME = "labels.json"
+CARRIED_NAME = "labels.propagated.json"  # what `training.propagate` writes
 NO_ENDING = "without ending"
 
 
@@ -136,7 +137,7 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
         names += [
             (inside / name).as_posix()
             for name in files
-            if not name.startswith(".") and name not in (INDEX_NAME, LABELS_NAME)
+            if not name.startswith(".") and name not in (INDEX_NAME, LABELS_NAME, CARRIED_NAME)
         ]
     return sorted(names), sorted(closed)
 

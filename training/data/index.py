@@ -22,7 +22,15 @@ from training.data.files import (
     list_files,
 )
 from training.data.footage import Footage, begins_past_the_end, footage_of
-from training.data.labels import LabelError, Labels, listed, match_names, phases_of, read_labels
+from training.data.labels import (
+    TO_BE_CHECKED,
+    LabelError,
+    Labels,
+    listed,
+    match_names,
+    phases_of,
+    read_labels,
+)
 from training.data.names import Names
 from training.data.threads import in_threads
 from training.support.command import UserError
@@ -31,7 +39,7 @@ from training.support.files import replacing
 if TYPE_CHECKING:
     from fastseq.video import VideoInfo
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 class StaleIndex(UserError):
@@ -64,6 +72,7 @@ class VideoRecord:
             None = the whole frame.
         sync: (group, offset) of a video that shows the same event as the others of its group: frame
             k shows the instant (k + offset) / fps seconds of the group. None = no group.
+        unchecked: whether the remark in the labels file states that the labels are to be checked.
     """
 
     id: str
@@ -87,6 +96,7 @@ class VideoRecord:
     trim: tuple[int, int] | None = None
     crop: tuple[int, int, int, int] | None = None
     sync: tuple[str, int] | None = None
+    unchecked: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +204,7 @@ def build_index(
                 "split": label.get("split", "train"),
                 "view": label.get("view", ""),
                 "phases": _run_lengths(phases.get(name)),
+                "unchecked": name in phases and TO_BE_CHECKED in str(label.get("remark", "")),
                 "stamp": stamps[name],
             }
         )
@@ -348,6 +359,7 @@ def _index(folder: Path, content: dict[str, Any], found: Found | None = None) ->
             trim=_tuple(entry["trim"]),
             crop=_tuple(entry["crop"]),
             sync=_tuple(entry["sync"]),
+            unchecked=entry["unchecked"],
         )
         for entry in content["videos"]
     ]

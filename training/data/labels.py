@@ -23,6 +23,7 @@ _VIDEO_KEYS = (
 )
 _SPLITS = ("train", "test")
 _SHOWN = 20
+TO_BE_CHECKED = "to be checked"  # in the remark of labels that `training.propagate` carried over
 
 
 class LabelError(UserError):

@@ -26,7 +26,7 @@ from training.evaluation.protocols import (
     find_protocol,
     view_pairs,
 )
-from training.evaluation.videos import open_index, require_some, split_videos
+from training.evaluation.videos import known_doubts, open_index, require_some, split_videos
 from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def evaluate_frame_level(
         "actions": sorted({record.action for record in test}),
         "seconds": round(time.perf_counter() - start, 1),
         "left_out": left_out.videos,
+        **known_doubts(run, test),
         "rows": rows,
         "definitions": definitions(
             protocol, stride, views=[record.view for record in test], few_shot=few_shot

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from training.data.labels import read_labels
+from training.data.labels import TO_BE_CHECKED, read_labels
 from training.data.names import Names
 from training.evaluation.alignment import OUTSIDE, align, align_open
 from training.support.command import UserError
@@ -258,7 +258,7 @@ class LabelsFile:
             entry = dict(self._entry(name))
             if action != "all":
                 entry = {"action": action} | entry
-            come = f"carried over from {', '.join(sources)}: to be checked"
+            come = f"carried over from {', '.join(sources)}: {TO_BE_CHECKED}"
             remark = "; ".join(str(one) for one in (entry.pop("remark", ""), come) if one)
             entry |= {"boundaries": events.boundaries, "remark": remark}
             videos[self.keys.get(name, name)] = entry

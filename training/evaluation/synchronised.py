@@ -23,7 +23,7 @@ from training.evaluation.baselines import (
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.encoders import Encoder, load_compared_encoders, row_definitions
 from training.evaluation.metrics import distances, mean_of_defined
-from training.evaluation.videos import open_index
+from training.evaluation.videos import known_doubts, open_index
 from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def evaluate_synchronised(
             + "; ".join([*without, *left_out.videos.values()])
         )
     kept = left_out.kept(records)
-    test = sum(record.split == cfg.data.test_split for record in kept)
+    test = [record for record in kept if record.split == cfg.data.test_split]
     rows = {
         name: {
             "metrics": {
@@ -108,11 +108,12 @@ def evaluate_synchronised(
         "folder": str(index.folder),
         "protocol": NAME,
         "window": window,
-        "videos": {"train": len(kept) - test, "test": test},
+        "videos": {"train": len(kept) - len(test), "test": len(test)},
         "actions": sorted({record.action for record in kept}),
         "groups": sorted({record.sync[0] for record in kept}),
         "seconds": round(time.perf_counter() - start, 1),
         "left_out": left_out.videos,
+        **known_doubts(run, test),
         "rows": rows,
         "definitions": definitions(window, len(pairs[TIME_INDEX])),
         "row_definitions": row_definitions(rows, cfg.model.backbone_share),

@@ -15,7 +15,7 @@ from training.evaluation.encoders import (
     Encoder,
     load_compared_encoders,
 )
-from training.evaluation.videos import open_index, require_some, split_videos
+from training.evaluation.videos import known_doubts, open_index, require_some, split_videos
 from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def evaluate_video_level(
         "actions": sorted({record.action for record in test}),
         "seconds": round(time.perf_counter() - start, 1),
         "left_out": left_out.videos,
+        **known_doubts(run, test),
         "rows": rows,
         "definitions": definitions(len(set(labels[0]))),
         "row_definitions": {name: ROW_DEFINITIONS[name] for name in rows},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,33 @@ def split_videos(index: Index, split: str) -> list[VideoRecord]:
             f"`python -m training.prepare {index.folder}`"
         )
     return records
+
+
+def known_doubts(run: str | Path, test: Sequence[VideoRecord]) -> dict[str, list[str]]:
+    """What puts figures on the test videos in doubt, for RUN/evaluation.json; warns on stderr.
+
+    Returns:
+        ``trained_on``: ids of the test videos that the run was trained on; the key is absent if the
+        run does not tell. ``unchecked``: ids of those whose labels are to be checked.
+    """
+    from training.runs.videos import trained_on
+
+    found = {"trained_on": trained_on(run, test)}
+    if found["trained_on"]:
+        print(
+            f"warning: {len(found['trained_on'])} of {len(test)} test videos were trained on: "
+            f"{', '.join(found['trained_on'])}; figures on them say nothing about new videos: "
+            "train again without them",
+            file=sys.stderr,
+        )
+    found["unchecked"] = [record.id for record in test if record.unchecked]
+    if found["unchecked"]:
+        print(
+            f"warning: {len(found['unchecked'])} of {len(test)} test videos have labels to be "
+            f"checked: {', '.join(found['unchecked'])}",
+            file=sys.stderr,
+        )
+    return {key: ids for key, ids in found.items() if ids is not None}
 
 
 def usable_range(record: VideoRecord) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from training.recipe.load import ConfigError, differences, load_config, may_chan
 from training.runs.checkpoint import INITIAL, save_initial
 from training.runs.environment import environment
 from training.runs.model import weights_to_keep
+from training.runs.videos import TRAINING_VIDEOS, write_training_videos
 from training.support.distributed import rank, run_on_main
 from training.support.files import write_text
 
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # The files that training and evaluation write into a run directory; --overwrite removes only these.
 RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
-RUN_CONTENTS += (INITIAL, "evaluations.jsonl")
+RUN_CONTENTS += (INITIAL, TRAINING_VIDEOS, "evaluations.jsonl")
 RUN_CONTENTS += ("evaluation.json", "report.html", "pictures", "retrieval.png")
 
 
@@ -93,6 +94,8 @@ def open_run(trainer: Trainer, *, resume: bool) -> None:
         if launch := os.environ.get("TORCHELASTIC_RUN_ID"):
             facts["launch"] = launch
         write_text(run_dir / "environment.json", json.dumps(facts, indent=2))
+        if trainer.step < trainer.steps:  # a finished run trains on nothing more
+            write_training_videos(run_dir, trainer.loader.items.videos, resumed=resumed)
         if cfg.model.weights and not resumed:
             save_initial(run_dir, weights_to_keep(cfg, trainer.model))
 

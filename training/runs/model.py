@@ -1,7 +1,7 @@
 """Loads a model from a run directory.
 
-A run directory RUN contains config.yaml, environment.json, log.jsonl, tensorboard/, checkpoints/
-and, with pre-trained weights, initial.pt.
+A run directory RUN contains config.yaml, environment.json, training_videos.json, log.jsonl,
+tensorboard/, checkpoints/ and, with pre-trained weights, initial.pt.
 """
 
 from pathlib import Path
