@@ -53,6 +53,12 @@ def test_there_are_four_pages_with_output_and_pictures():
         assert all(block["said"] != "" for block in gallery.BLOCK.finditer(text))
 
 
+def test_an_unknown_page_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        gallery.main(["memory_over_t", "nopage"])
+    assert "no page nopage in docs/gallery; there are align_two_clips" in capsys.readouterr().err
+
+
 def test_rewriting_puts_in_what_a_page_prints(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     code = "```python\nn = 3\n```\n\n<!-- quick\nn = 1\n-->\n\n```python\nprint(n)\n```\n\n"

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         left_out = LeftOut()
         if not args.run.is_dir():
-            raise UserError(f"{args.run} is no directory; give a run of `python -m training.train`")
+            raise UserError(
+                f"{args.run} is not a directory; pass a run of `python -m training.train`"
+            )
         target = write_report(args.run, folder=args.folder, left_out=left_out)
         print(f"written: {target} ({target.stat().st_size / 1e6:.1f} MB)")
         return left_out

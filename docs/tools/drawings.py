@@ -128,9 +128,8 @@ def wave() -> tuple[int, int, list[str]]:
     side, rows, columns, parts = 15, 8, 24, []
     for strip in range(2):
         y = 46 + strip * 150
-        front = (
-            20 - 13 * strip
-        )  # the lower strip is in block 0 after the upper has finished 0 and 1
+        # The lower strip is in block 0 once the upper one has finished blocks 0 and 1.
+        front = 20 - 13 * strip
 
         def kind(i, j, front=front):
             return "hot" if i + j == front else "cell" if i + j < front else "box"

@@ -114,7 +114,10 @@ def main(argv: list[str] | None = None) -> None:
     names = sorted(page.stem for page in PAGES.glob("*.md"))
     parser.add_argument("page", nargs="*", help=", ".join(names))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for name in parser.parse_args(argv).page or names:
+    pages = parser.parse_args(argv).page
+    if unknown := [page for page in pages if page not in names]:
+        parser.error(f"no page {', '.join(unknown)} in docs/gallery; there are {', '.join(names)}")
+    for name in pages or names:
         rewrite(PAGES / f"{name}.md")
         print(name)
 
