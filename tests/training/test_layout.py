@@ -15,7 +15,7 @@ TRAINING = ROOT / "training"
 FLOORS = [
     ["commands"],
     ["pages", "labelling"],
-    ["studies"],
+    ["studies", "datasets"],
     ["carl_code", "demo"],
     ["evaluation"],
     ["loop"],
