@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 
+from fastseq.video.columns import column, take
 from fastseq.video.gaps import frames_of
-from fastseq.video.items import ClipItems, Item, Video
+from fastseq.video.items import ClipItems, Item, Video, chosen
 
 _LEAST = 2  # common instants: with a single one there is no time to compare
 
@@ -46,43 +47,41 @@ class SynchronisedViews(ClipItems):
         ('left.mp4 with right.mp4', (2, 32), [289, 289])
     """
 
-    def _usable(self, videos: Sequence[Video]) -> list[Video]:
-        groups: dict[str | None, list[int]] = defaultdict(list)
-        for position, video in enumerate(videos):
-            groups[_group(video)].append(position)
-        groups.pop(None, None)
-        self._partners: list[list[int]] = [[] for _ in videos]
+    def _usable(self, videos: Sequence[Video]) -> Sequence[Video]:
+        groups: dict[str, list[int]] = defaultdict(list)
+        for position, sync in enumerate(column(videos, "sync").tolist()):
+            if sync is not None:
+                groups[sync[0]].append(position)
+        partners: dict[int, list[int]] = defaultdict(list)
         for members in groups.values():
-            for one, other in permutations(members, 2):
-                first, second = videos[one], videos[other]
+            shown = [(position, videos[position]) for position in members]
+            for (one, first), (other, second) in permutations(shown, 2):
                 if first.path != second.path and len(_common(first, second)[0]) >= _LEAST:
-                    self._partners[one].append(other)
+                    partners[one].append(other)
+        kept = np.zeros(len(videos), dtype=bool)
+        kept[[*partners]] = True
         self.left_out = [
-            (video.id, _reason(video, len(groups.get(_group(video), ()))))
-            for video, partners in zip(videos, self._partners, strict=True)
-            if not partners
+            (video.id, _reason(video, groups)) for video in take(videos, np.flatnonzero(~kept))
         ]
-        kept = [position for position, partners in enumerate(self._partners) if partners]
-        if not kept:
+        if not partners:
             reasons = "; ".join(f"{name} {reason}" for name, reason in self.left_out[:3])
             raise ValueError(
                 f"no synchronised videos to train on among {len(videos)} ({reasons}): set the "
                 'same group in labels.json for those of one event, as "sync": {"group": "trial 1", '
                 '"offset": 0}'
             )
-        new = {old: place for place, old in enumerate(kept)}
-        self._partners = [[new[other] for other in self._partners[position]] for position in kept]
-        return [videos[position] for position in kept]
+        new = np.cumsum(kept) - 1  # position among the kept videos
+        self._partners = [new[partners[position]] for position in sorted(partners)]
+        return chosen(videos, kept)
 
     def _item(
-        self, position: int, generator: np.random.Generator, bad: Container[str]
+        self, position: int, generator: np.random.Generator, out: np.ndarray
     ) -> Item | None:
-        first = self.videos[position]
-        others = [self.videos[other] for other in self._partners[position]]
-        others = [video for video in others if video.path not in bad]
-        if not others:
+        partners = np.setdiff1d(self._partners[position], out, assume_unique=True)
+        if not len(partners):
             return None
-        other = others[generator.integers(len(others))]
+        first = self.videos[position]
+        other = self.videos[int(partners[generator.integers(len(partners))])]
         instants, *frames = _common(first, other)
         places, valid = self._draw(len(instants), generator)
         readings = []
@@ -102,11 +101,6 @@ class SynchronisedViews(ClipItems):
         )
 
 
-def _group(video: Video) -> str | None:
-    sync = getattr(video, "sync", None)
-    return None if sync is None else sync[0]
-
-
 def _common(first: Any, other: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """int64 (n,), ascending: instants in frames of `first` since the group's beginning, and the
     frames of `first` and of `other` that show them, all sound."""
@@ -118,12 +112,13 @@ def _common(first: Any, other: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return instants[both], frames[both], shown[both]
 
 
-def _reason(video: Video, members: int) -> str:
-    """Why a video has no partner in its group of ``members`` videos, itself included."""
-    group = _group(video)
-    if group is None:
+def _reason(video: Any, groups: dict[str, list[int]]) -> str:
+    """Why a video has no partner in its group."""
+    sync = getattr(video, "sync", None)
+    if sync is None:
         return "has no sync, synchronised clips need one"
-    if members == 1:
+    group = sync[0]
+    if len(groups[group]) == 1:
         return f"is the only video of the group {group!r}, synchronised clips need two"
     return (
         f"has fewer than {_LEAST} instants in common with each other video of the group {group!r}; "
