@@ -111,9 +111,11 @@ def as_videos(videos: Any, needed: tuple[str, ...] = _OF_A_VIDEO) -> Sequence[An
             "pass a list for a single video too" if one else "pass [probe(path) for path in paths]"
         )
         raise TypeError(f"videos must be a list of {expected}, got one {_kind(videos)}; {fix}")
-    lazy = is_lazy(videos)
-    videos = videos if lazy else list(videos)
-    for place, video in enumerate([videos[0]] if lazy and len(videos) else videos):
+    if is_lazy(videos):
+        checked = [videos[0]] if len(videos) else []
+    else:
+        checked = videos = list(videos)
+    for place, video in enumerate(checked):
         missing = [name for name in needed if not hasattr(video, name)]
         if missing:
             without = "" if len(missing) == len(needed) else f" without {', '.join(missing)}"

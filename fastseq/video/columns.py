@@ -1,12 +1,12 @@
 """Properties of many videos as arrays.
 
-A list of videos is read video by video. A sequence with a method ``column`` is never walked: it may
-make a video when that is needed, from a database for example. Items and loaders support both.
+A list of videos is read video by video. A lazy sequence is never walked: it has methods `column`
+and `take`, and makes a video only when that is needed. Items and loaders support both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,19 @@ _NUMBERS = {
     "source": np.int64,
     "shard": np.int64,
 }
-_DEFAULTS: dict[str, Any] = {"gaps": (), "crop": None, "sync": None, "source": 0, "shard": -1}
+_DEFAULTS = {"source": 0, "shard": -1}
 
 
 def column(videos: Sequence[Any], name: str) -> np.ndarray:
     """One property of every video, (len(videos),).
 
-    It is ``videos.column(name)`` if the sequence has that method and the method does not raise
-    KeyError; otherwise each video is read.
-
     Args:
-        videos: objects like `fastseq.video.items.Video`.
-        name: an attribute of the videos, or "sound", the number of frames that lie in no gap.
-            "frames", "sound", "source" and "shard" are int64, "fps" is float64, all others are
-            arrays of objects. Videos may lack "gaps", "crop" and "sync" (none), "source" (0: the
-            first folder) and "shard" (-1: a file that is in no shard).
+        videos: a list of objects like `fastseq.video.items.Video`, or a lazy sequence, whose method
+            `column` returns the array.
+        name: "frames", "source" (number of the folder, default 0), "shard" (number of the tar file,
+            -1 = none) or "sound" (number of frames that lie in no gap): int64. "fps": float64.
+            "id", "path", "action": arrays of str objects. A lazy sequence also has "special", bool:
+            see `special`.
 
     Example:
         >>> from fastseq.video import VideoInfo
@@ -43,10 +41,7 @@ def column(videos: Sequence[Any], name: str) -> np.ndarray:
         ([40, 40], [38, 38])
     """
     if is_lazy(videos):
-        try:
-            return videos.column(name)  # type: ignore[attr-defined]
-        except KeyError:  # the sequence has no such array
-            pass
+        return videos.column(name)  # type: ignore[attr-defined]
     if name == "sound":
         values = (_sound(video) for video in videos)
     elif name in _DEFAULTS:
@@ -56,8 +51,20 @@ def column(videos: Sequence[Any], name: str) -> np.ndarray:
     return np.fromiter(values, _NUMBERS.get(name, object), len(videos))
 
 
+def special(videos: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """(position, video) of those that may have what most videos lack: gaps, a crop, a sync.
+
+    These are all videos of a list, and those of the column "special" of a lazy sequence.
+    """
+    if not is_lazy(videos):
+        yield from enumerate(videos)
+        return
+    for position in np.flatnonzero(column(videos, "special")).tolist():
+        yield position, videos[position]
+
+
 def is_lazy(videos: Any) -> bool:
-    """Whether a sequence returns its columns itself."""
+    """Whether a sequence has a method `column`."""
     return callable(getattr(videos, "column", None))
 
 
@@ -68,12 +75,23 @@ def take(videos: Sequence[Any], positions: np.ndarray) -> Sequence[Any]:
     return [videos[position] for position in positions.tolist()]
 
 
+def chosen(videos: Sequence[Any], kept: np.ndarray) -> Sequence[Any]:
+    """The videos with True in `kept`, bool (videos,); the sequence itself if these are all."""
+    return videos if kept.all() else take(videos, np.flatnonzero(kept))
+
+
+def values_of(videos: Sequence[Any], wanted: np.ndarray, *names: str) -> Iterator[tuple[Any, ...]]:
+    """These columns of the videos with True in `wanted`, bool (videos,), video by video."""
+    some = take(videos, np.flatnonzero(wanted))
+    return zip(*(column(some, name).tolist() for name in names), strict=True)
+
+
 def having(videos: Sequence[Any], name: str, values: Collection[Any]) -> np.ndarray:
-    """int64, ascending: positions of the videos whose property is one of `values`."""
+    """bool (videos,): whether the property of a video is one of `values`."""
     if not values:
-        return np.zeros(0, dtype=np.int64)
+        return np.zeros(len(videos), dtype=bool)
     found = (value in values for value in column(videos, name).tolist())
-    return np.flatnonzero(np.fromiter(found, bool, len(videos)))
+    return np.fromiter(found, bool, len(videos))
 
 
 def numbered(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastseq.video.arguments import as_int, as_videos
 from fastseq.video.augment import Augmentation, check_augmentation, draw_clip
-from fastseq.video.columns import column, having, numbered, take
+from fastseq.video.columns import chosen, column, having, numbered, values_of
 from fastseq.video.gaps import frames_of
 from fastseq.video.readings import Clip, Reading, area_of, reading_of
 from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip, sample_views
@@ -27,8 +27,8 @@ class Video(Protocol):
       is read. Crops are drawn as in a video that shows the box alone.
     - `sync`: (group, offset) for `SynchronisedViews`: frame k shows the instant (k + offset) / fps
       seconds of the group.
-    - `times`: float64 (frames,), seconds since the first frame at which each frame is shown. Without
-      it frame k is shown at k / fps.
+    - `times`: float64 (frames,), seconds since the first frame at which each frame is shown.
+      Without it frame k is shown at k / fps.
     """
 
     id: str
@@ -109,10 +109,10 @@ class Items:
         sound = column(videos, "sound")
         if not sound.any():
             raise ValueError(f"none of the {len(videos)} videos has a sound frame")
-        without = take(videos, np.flatnonzero(sound == 0))
         self.videos = self._usable(chosen(videos, sound > 0))
         self.left_out += [
-            (video.id, f"none of its {video.frames} frames is sound") for video in without
+            (name, f"none of its {frames} frames is sound")
+            for name, frames in values_of(videos, sound == 0, "id", "frames")
         ]
 
     def __len__(self) -> int:
@@ -150,7 +150,7 @@ class Items:
         paths = frozenset(bad)
         known, positions = self._bad
         if known != paths:
-            positions = having(self.videos, "path", paths)
+            positions = np.flatnonzero(having(self.videos, "path", paths))
             self._bad = paths, positions
         return positions
 
@@ -158,16 +158,9 @@ class Items:
         """The videos that items are made of; sets `left_out`."""
         return videos
 
-    def _item(
-        self, position: int, generator: np.random.Generator, out: np.ndarray
-    ) -> Item | None:
+    def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item | None:
         """The item of the video at a position; `out`: ascending positions to leave out."""
         raise NotImplementedError
-
-
-def chosen(videos: Sequence[Video], kept: np.ndarray) -> Sequence[Video]:
-    """The videos with True in `kept`, bool (videos,); the sequence itself if these are all."""
-    return videos if kept.all() else take(videos, np.flatnonzero(kept))
 
 
 def times_of(video: Video, frames: np.ndarray) -> np.ndarray:
@@ -302,8 +295,8 @@ class VideoPairs(ClipItems):
         numbers = numbered(column(videos, "action"))
         kept = (np.bincount(numbers) > 1)[numbers]
         self.left_out = [
-            (video.id, f"the only video of action {video.action!r}, pairs need two")
-            for video in take(videos, np.flatnonzero(~kept))
+            (name, f"the only video of action {action!r}, pairs need two")
+            for name, action in values_of(videos, ~kept, "id", "action")
         ]
         if not kept.any():
             raise ValueError(
@@ -315,9 +308,7 @@ class VideoPairs(ClipItems):
         self._edges = np.concatenate([[0], np.cumsum(np.bincount(self._actions))])
         return chosen(videos, kept)
 
-    def _item(
-        self, position: int, generator: np.random.Generator, out: np.ndarray
-    ) -> Item | None:
+    def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item | None:
         action = self._actions[position]
         members = self._by_action[self._edges[action] : self._edges[action + 1]]  # ascending
         gone = _places(members, np.union1d(out, [position]))

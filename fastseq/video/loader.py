@@ -12,7 +12,7 @@ import torch
 
 from fastseq.video._av import VideoError
 from fastseq.video.arguments import as_int
-from fastseq.video.columns import column, having, take
+from fastseq.video.columns import column, having, special, values_of
 from fastseq.video.items import Item, Items
 from fastseq.video.order import Order, Shuffled, repeats_of
 from fastseq.video.readings import Engine, Reading
@@ -229,25 +229,19 @@ class ClipLoader:
     def _ids(self) -> dict[str, str]:
         """Path -> id of the skipped videos."""
         videos = self.items.videos
-        return {v.path: v.id for v in take(videos, having(videos, "path", self.bad.keys()))}
+        return dict(values_of(videos, having(videos, "path", self.bad.keys()), "path", "id"))
 
     def _checksum(self) -> int:
         """Checksum of the properties that the clips are drawn from, pixels excepted."""
         if self._videos is None:
-            videos = self.items.videos
-            frames = column(videos, "frames").astype("<i8").tobytes()
-            gaps = [
-                (place, *gap)
-                for place, gaps in enumerate(column(videos, "gaps").tolist())
-                for gap in gaps
-            ]
+            frames = column(self.items.videos, "frames").astype("<i8").tobytes()
+            gaps, more = [], []
+            for place, video in special(self.items.videos):
+                gaps += [(place, *gap) for gap in getattr(video, "gaps", ())]
+                crop, sync = getattr(video, "crop", None), getattr(video, "sync", None)
+                if crop or sync:
+                    more.append((place, crop, sync))
             self._videos = zlib.crc32(np.array(gaps, dtype="<i8").tobytes(), zlib.crc32(frames))
-            crops, syncs = (column(videos, name).tolist() for name in ("crop", "sync"))
-            more = [
-                (place, crop, sync)
-                for place, (crop, sync) in enumerate(zip(crops, syncs, strict=True))
-                if crop or sync
-            ]
             if more:
                 self._videos = zlib.crc32(repr(more).encode(), self._videos)
         return self._videos
@@ -283,7 +277,7 @@ class ClipLoader:
                 "Use the videos of the saved loader"
             )
         videos = self.items.videos
-        paths = {v.id: v.path for v in take(videos, having(videos, "id", state["bad"].keys()))}
+        paths = dict(values_of(videos, having(videos, "id", state["bad"].keys()), "id", "path"))
         self.bad = {paths[name]: reason for name, reason in state["bad"].items() if name in paths}
         self.position = state["position"]
         self._item(0, 0)  # raises if nothing is left

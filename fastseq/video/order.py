@@ -89,7 +89,9 @@ class Mixture:
 
     share = None
 
-    def __init__(self, sources: Sequence[int] | np.ndarray, weights: Sequence[float], seed: int = 0):
+    def __init__(
+        self, sources: Sequence[int] | np.ndarray, weights: Sequence[float], seed: int = 0
+    ):
         sources = _numbers("sources", sources)
         self.weights = [float(as_number("weights", weight)) for weight in weights]
         self.count, self.seed = len(sources), as_int("seed", seed, 0)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fastseq.video.columns import column, take
+from fastseq.video.columns import chosen, special, values_of
 from fastseq.video.gaps import frames_of
-from fastseq.video.items import ClipItems, Item, Video, chosen
+from fastseq.video.items import ClipItems, Item, Video
 
 _LEAST = 2  # common instants: with a single one there is no time to compare
 
@@ -48,20 +48,24 @@ class SynchronisedViews(ClipItems):
     """
 
     def _usable(self, videos: Sequence[Video]) -> Sequence[Video]:
-        groups: dict[str, list[int]] = defaultdict(list)
-        for position, sync in enumerate(column(videos, "sync").tolist()):
-            if sync is not None:
-                groups[sync[0]].append(position)
+        groups: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        for position, video in special(videos):
+            if getattr(video, "sync", None) is not None:
+                groups[video.sync[0]].append((position, video))
         partners: dict[int, list[int]] = defaultdict(list)
         for members in groups.values():
-            shown = [(position, videos[position]) for position in members]
-            for (one, first), (other, second) in permutations(shown, 2):
+            for (one, first), (other, second) in permutations(members, 2):
                 if first.path != second.path and len(_common(first, second)[0]) >= _LEAST:
                     partners[one].append(other)
         kept = np.zeros(len(videos), dtype=bool)
         kept[[*partners]] = True
+        group_of = {place: name for name, group in groups.items() for place, _ in group}
+        sizes = {name: len(group) for name, group in groups.items()}
         self.left_out = [
-            (video.id, _reason(video, groups)) for video in take(videos, np.flatnonzero(~kept))
+            (name, _reason(group_of.get(place), sizes))
+            for place, (name,) in zip(
+                np.flatnonzero(~kept).tolist(), values_of(videos, ~kept, "id"), strict=True
+            )
         ]
         if not partners:
             reasons = "; ".join(f"{name} {reason}" for name, reason in self.left_out[:3])
@@ -74,9 +78,7 @@ class SynchronisedViews(ClipItems):
         self._partners = [new[partners[position]] for position in sorted(partners)]
         return chosen(videos, kept)
 
-    def _item(
-        self, position: int, generator: np.random.Generator, out: np.ndarray
-    ) -> Item | None:
+    def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item | None:
         partners = np.setdiff1d(self._partners[position], out, assume_unique=True)
         if not len(partners):
             return None
@@ -112,13 +114,11 @@ def _common(first: Any, other: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return instants[both], frames[both], shown[both]
 
 
-def _reason(video: Any, groups: dict[str, list[int]]) -> str:
-    """Why a video has no partner in its group."""
-    sync = getattr(video, "sync", None)
-    if sync is None:
+def _reason(group: str | None, sizes: dict[str, int]) -> str:
+    """Why a video of this group has no partner."""
+    if group is None:
         return "has no sync, synchronised clips need one"
-    group = sync[0]
-    if len(groups[group]) == 1:
+    if sizes[group] == 1:
         return f"is the only video of the group {group!r}, synchronised clips need two"
     return (
         f"has fewer than {_LEAST} instants in common with each other video of the group {group!r}; "

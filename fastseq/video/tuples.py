@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastseq.video.arguments import as_int
 from fastseq.video.augment import Augmentation, ClipDraw, draw_clip
-from fastseq.video.columns import column, take
+from fastseq.video.columns import chosen, column, values_of
 from fastseq.video.gaps import frames_of
-from fastseq.video.items import Item, Items, Video, chosen, times_of
+from fastseq.video.items import Item, Items, Video, times_of
 from fastseq.video.readings import Clip, area_of, reading_of
 
 ANCHORS = ("ends", "any")
@@ -76,14 +76,14 @@ class SegmentTuples(Items):
         least = 2 * self.segments
         needed = f"{self.segments} segments of two frames need {least}"
         counts = column(videos, "sound")
-        short = np.flatnonzero(counts < least)
+        short = counts < least
         self.left_out = [
-            (video.id, f"has {count} {'sound ' * (count < video.frames)}frames, {needed}")
-            for video, count in zip(take(videos, short), counts[short].tolist(), strict=True)
+            (name, f"has {count} {'sound ' * (count < frames)}frames, {needed}")
+            for name, frames, count in values_of(videos, short, "id", "frames", "sound")
         ]
-        if len(short) == len(videos):
+        if short.all():
             raise ValueError(f"all {len(videos)} videos are too short: {needed} frames")
-        return chosen(videos, counts >= least)
+        return chosen(videos, ~short)
 
     def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item:
         video = self.videos[position]
