@@ -7,7 +7,7 @@ and `take`, and makes a video only when that is needed. Items and loaders suppor
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def special(videos: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         yield position, videos[position]
 
 
-def is_lazy(videos: Any) -> bool:
+def is_lazy(videos: Any) -> TypeGuard[Sequence[Any]]:
     """Whether a sequence has a method `column`."""
     return callable(getattr(videos, "column", None))
 
@@ -82,6 +82,8 @@ def chosen(videos: Sequence[Any], kept: np.ndarray) -> Sequence[Any]:
 
 def values_of(videos: Sequence[Any], wanted: np.ndarray, *names: str) -> Iterator[tuple[Any, ...]]:
     """These columns of the videos with True in `wanted`, bool (videos,), video by video."""
+    if not wanted.any():
+        return iter(())
     some = take(videos, np.flatnonzero(wanted))
     return zip(*(column(some, name).tolist() for name in names), strict=True)
 

@@ -125,14 +125,15 @@ class ClipLoader:
                 'last="keep" makes batches of different sizes on ranks; use "drop" or "wrap" with '
                 f"{world_size} ranks"
             )
-        order = Shuffled(len(items), seed) if order is None else order
-        _check_order(order, len(items), (rank, world_size))
+        if order is not None:
+            _check_order(order, len(items), (rank, world_size))
         self.items, self.batch_size, self.engine, self.seed = items, batch_size, engine, seed
         self.rank, self.world_size, self.last = rank, world_size, last
         self.position = 0
         self.bad: dict[str, str] = {}
-        self._order = order
+        self._order: Order = Shuffled(len(items), seed) if order is None else order
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._names: dict[str, str] = {}
         self._videos: int | None = None  # checksum, computed when it is needed
 
     @property
@@ -227,9 +228,12 @@ class ClipLoader:
         }
 
     def _ids(self) -> dict[str, str]:
-        """Path -> id of the skipped videos."""
-        videos = self.items.videos
-        return dict(values_of(videos, having(videos, "path", self.bad.keys()), "path", "id"))
+        """Path -> id of the skipped videos and possibly of others."""
+        if self.bad.keys() - self._names.keys():  # looked up once, as that reads every path
+            videos = self.items.videos
+            found = having(videos, "path", self.bad.keys())
+            self._names = dict(values_of(videos, found, "path", "id"))
+        return self._names
 
     def _checksum(self) -> int:
         """Checksum of the properties that the clips are drawn from, pixels excepted."""

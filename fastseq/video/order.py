@@ -47,7 +47,7 @@ class Shuffled:
         [2, 4, 3, 0, 1]
     """
 
-    share = None
+    share: tuple[int, int] | None = None
 
     def __init__(self, count: int, seed: int = 0):
         self.count, self.seed = as_int("count", count, 1), as_int("seed", seed, 0)
@@ -87,7 +87,7 @@ class Mixture:
         [2, 2]
     """
 
-    share = None
+    share: tuple[int, int] | None = None
 
     def __init__(
         self, sources: Sequence[int] | np.ndarray, weights: Sequence[float], seed: int = 0
@@ -131,7 +131,7 @@ class Mixture:
             "count": self.count,
             "seed": self.seed,
             "weights": self.weights,
-            "sources": self._checksum,
+            "sources_checksum": self._checksum,
         }
 
 
@@ -159,7 +159,7 @@ class ByShard:
     Example:
         >>> ranks = [ByShard([7, 7, 7, 3, 3, 3], rank=rank, world_size=2) for rank in (0, 1)]
         >>> [sorted(rank.order(0).tolist()) for rank in ranks]
-        [[0, 1, 2], [3, 4, 5]]
+        [[3, 4, 5], [0, 1, 2]]
     """
 
     def __init__(
@@ -180,7 +180,8 @@ class ByShard:
             )
         if shards.min() < -1:
             raise ValueError(f"shards count from 0, -1 = none, got {shards.min()}")
-        self.share = (rank, world_size)
+        self.rank, self.world_size = rank, world_size
+        self.share: tuple[int, int] | None = (rank, world_size)
         alone = shards < 0
         _, self._shards = np.unique(shards, return_inverse=True)
         self._shards[alone] = self._shards.max() + 1 + np.arange(alone.sum())
@@ -193,7 +194,7 @@ class ByShard:
         turns = generator.permutation(int(self._shards.max()) + 1)[self._shards]
         shuffled = generator.permutation(self.count)
         order = shuffled[np.argsort(turns[shuffled], kind="stable")]
-        rank, world_size = self.share
+        rank, world_size = self.rank, self.world_size
         return order[rank * self.count // world_size : (rank + 1) * self.count // world_size]
 
     def describe(self) -> dict[str, Any]:
@@ -201,8 +202,8 @@ class ByShard:
             "kind": "by shard",
             "count": self.count,
             "seed": self.seed,
-            "world_size": self.share[1],
-            "shards": self._checksum,
+            "world_size": self.world_size,
+            "shards_checksum": self._checksum,
         }
 
 

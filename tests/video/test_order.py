@@ -230,9 +230,9 @@ def test_other_orders_of_the_same_kind_are_refused():
     sources, shards = [0] * 7 + [1] * 2, np.repeat([0, 1, 2], 3)
     for saved, mine, name in (
         (Mixture(sources, [1, 1]), Mixture(sources, [1, 2]), "weights"),
-        (Mixture(sources, [1, 1]), Mixture(sources[::-1], [1, 1]), "sources"),
+        (Mixture(sources, [1, 1]), Mixture(sources[::-1], [1, 1]), "sources_checksum"),
         (Mixture(sources, [1, 1]), Mixture(sources, [1, 1], seed=1), "seed"),
-        (ByShard(shards), ByShard(shards[::-1]), "shards"),
+        (ByShard(shards), ByShard(shards[::-1]), "shards_checksum"),
     ):
         state = loader(items, order=saved).state_dict()
         with pytest.raises(ValueError, match=f"an order with {name} = .*Use the saved order"):
