@@ -136,29 +136,33 @@ def test_many_videos_are_never_walked(kind):
     assert videos.made == 1 + (16 if kind == "pairs" else 8)
     with pytest.warns(RuntimeWarning, match=r"left out 7.mp4: broken \(1 of 5000 videos\)"):
         loader.set_aside(VideoError("/videos/7.mp4", "broken"))
-    assert loader.state_dict() == state | {"bad": {"7.mp4": "broken"}}
+    with pytest.warns(RuntimeWarning, match=r"left out 9.mp4: cut off \(2 of 5000 videos\)"):
+        loader.set_aside(VideoError("/videos/9.mp4", "cut off"))
+    assert loader.state_dict() == state | {"bad": {"7.mp4": "broken", "9.mp4": "cut off"}}
     again = ClipLoader(items, 8, engine=PyAVEngine(16))
     again.load_state_dict(loader.state_dict())
-    assert again.bad == {"/videos/7.mp4": "broken"}
+    assert again.bad == {"/videos/7.mp4": "broken", "/videos/9.mp4": "cut off"}
     assert items.item(0, 0, 7, again.bad.keys()).readings[0].path == "/videos/8.mp4"
+    assert items.item(0, 0, 9, again.bad.keys()).readings[0].path == "/videos/10.mp4"
     assert videos.made < 60
 
 
-def test_bad_paths_are_looked_up_once(monkeypatch):
+def test_columns_are_read_when_they_are_needed(monkeypatch):
     videos = ManyVideos(np.arange(500))
-    items = MAKE["views"](videos)
     looked = []
     monkeypatch.setattr(
         ManyVideos,
         "column",
         lambda self, name, real=ManyVideos.column: looked.append(name) or real(self, name),
     )
+    items = MAKE["views"](videos)
+    assert looked == ["sound"]  # no names, as every video is used
     bad = {"/videos/3.mp4": "broken"}
     for index in range(5):
         assert items.item(0, 0, index, bad.keys()).id == f"{index + (index == 3)}.mp4"
     bad["/videos/4.mp4"] = "broken too"  # the loader's dict grows
     assert items.item(0, 0, 3, bad.keys()).id == "5.mp4"
-    assert looked == ["path", "path"]
+    assert looked == ["sound", "path", "path"]
 
 
 def test_items_with_lazy_videos_are_pickled_as_arrays():

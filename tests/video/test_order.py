@@ -1,6 +1,7 @@
 """Orders of an epoch: shares, ranks, every video once; and the loader that follows them."""
 
 from collections import Counter
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_shuffled_is_the_permutation_of_earlier_versions():
     assert ids(made, 3) == [[str(k) for k in order] for order in expected]
 
 
-@pytest.mark.parametrize("weights", [[1, 1, 1], [5, 1, 0.5], [1, 1000, 1], [1e-3, 2e-3, 1.5e308]])
+@pytest.mark.parametrize("weights", [[1, 1, 1], [5, 1, 0.5], [1, 1000, 1], [1.5e308, 1.5e308, 1]])
 def test_a_mixture_has_the_shares_of_its_weights(weights):
     sources = np.array([0] * 50 + [1] * 7 + [2] * 20)
     mixture = Mixture(sources, weights, seed=3)
@@ -131,6 +132,17 @@ def test_ranks_divide_the_shards(kind, world_size):
         )  # one shard after the other
         readers = Counter(s for order in ranks for s in set(shards[order].tolist()) if s >= 0)
         assert sum(n - 1 for n in readers.values()) <= world_size - 1
+
+
+def test_videos_without_a_shard_are_permuted_among_the_shards():
+    shards = np.array([-1, -1, -1, 0, 0, 1, 1])
+    order = ByShard(shards)
+    neighbours = set()
+    for epoch in range(200):
+        neighbours |= set(pairwise(shards[order.order(epoch)].tolist()))
+    assert neighbours == {(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)}
+    apart = [np.ptp(np.flatnonzero(shards[order.order(epoch)] < 0)) > 2 for epoch in range(50)]
+    assert any(apart)
 
 
 def test_shards_and_their_videos_are_permuted_each_epoch():
