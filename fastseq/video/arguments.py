@@ -10,11 +10,13 @@ import math
 import numbers
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+
+from fastseq.video.columns import is_lazy
 
 _OF_A_VIDEO = ("id", "path", "frames", "fps", "width", "height", "action")
 
@@ -96,8 +98,12 @@ def check_frames(frames: Any) -> None:
         raise ValueError(f"frames must be (T, H, W, 3), got {tuple(frames.shape)}")
 
 
-def as_videos(videos: Any, needed: tuple[str, ...] = _OF_A_VIDEO) -> list[Any]:
-    """A list of results of `probe`, or of objects with the needed attributes."""
+def as_videos(videos: Any, needed: tuple[str, ...] = _OF_A_VIDEO) -> Sequence[Any]:
+    """Results of `probe`, or objects with the needed attributes.
+
+    A list, or the sequence itself if it has a method `column`, see `fastseq.video.columns`. Its
+    videos are of one kind, so only the first one is checked.
+    """
     expected = "VideoInfo from fastseq.video.probe"
     if isinstance(videos, (str, bytes, os.PathLike)) or not isinstance(videos, Iterable):
         one = all(hasattr(videos, name) for name in needed)
@@ -105,8 +111,11 @@ def as_videos(videos: Any, needed: tuple[str, ...] = _OF_A_VIDEO) -> list[Any]:
             "pass a list for a single video too" if one else "pass [probe(path) for path in paths]"
         )
         raise TypeError(f"videos must be a list of {expected}, got one {_kind(videos)}; {fix}")
-    videos = list(videos)
-    for place, video in enumerate(videos):
+    if is_lazy(videos):
+        checked = [videos[0]] if len(videos) else []
+    else:
+        checked = videos = list(videos)
+    for place, video in enumerate(checked):
         missing = [name for name in needed if not hasattr(video, name)]
         if missing:
             without = "" if len(missing) == len(needed) else f" without {', '.join(missing)}"

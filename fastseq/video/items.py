@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from fastseq.video.arguments import as_int, as_videos
 from fastseq.video.augment import Augmentation, check_augmentation, draw_clip
+from fastseq.video.columns import chosen, column, having, numbered, values_of
 from fastseq.video.gaps import frames_of
 from fastseq.video.readings import Clip, Reading, area_of, reading_of
 from fastseq.video.sampling import VIEW_SAMPLING, context_frames, sample_clip, sample_views
@@ -27,6 +27,8 @@ class Video(Protocol):
       is read. Crops are drawn as in a video that shows the box alone.
     - `sync`: (group, offset) for `SynchronisedViews`: frame k shows the instant (k + offset) / fps
       seconds of the group.
+    - `times`: float64 (frames,), seconds since the first frame at which each frame is shown.
+      Without it frame k is shown at k / fps.
     """
 
     id: str
@@ -50,6 +52,8 @@ class Item:
         valid: bool (C, T), False where a video is too short and its last frame is repeated.
         num_frames: int64 (C,), the videos' lengths in frames, or that of their common time.
         fps: float64 (C,), the videos' average frame rates.
+        times: float64 (C, T), seconds since the video's first frame at which a player shows the
+            frames. None becomes `steps` / `fps`, the instants of a constant frame rate.
     """
 
     id: str
@@ -59,6 +63,11 @@ class Item:
     valid: np.ndarray
     num_frames: np.ndarray
     fps: np.ndarray
+    times: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.times is None:
+            object.__setattr__(self, "times", self.steps / self.fps[:, None])
 
 
 def decode_side(size: int, side: int | None = None) -> int:
@@ -91,45 +100,73 @@ class Items:
     def __init__(self, videos: Sequence[Video], augmentation: Augmentation, side: int | None):
         videos = as_videos(videos)
         check_augmentation(augmentation, "augmentation")
-        if not videos:
+        if not len(videos):
             raise ValueError("no videos to train on: the split is empty")
         self.augmentation = augmentation
         self.side = as_int("side", decode_side(augmentation.size, side), 1)
         self.left_out: list[tuple[str, str]] = []
-        whole = [video for video in videos if len(frames_of(video))]
-        if not whole:
+        self._bad: tuple[frozenset[str], np.ndarray] = (frozenset(), np.zeros(0, dtype=np.int64))
+        sound = column(videos, "sound")
+        if not sound.any():
             raise ValueError(f"none of the {len(videos)} videos has a sound frame")
-        self.videos = self._usable(whole)
+        self.videos = self._usable(chosen(videos, sound > 0))
         self.left_out += [
-            (video.id, f"none of its {video.frames} frames is sound")
-            for video in videos
-            if not len(frames_of(video))
+            (name, f"none of its {frames} frames is sound")
+            for name, frames in values_of(videos, sound == 0, "id", "frames")
         ]
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def item(
-        self, seed: int, epoch: int, index: int, bad: Container[str] = frozenset()
+        self,
+        seed: int,
+        epoch: int,
+        index: int,
+        bad: Collection[str] = frozenset(),
+        repeat: int = 0,
     ) -> Item | None:
-        """Item `index` of an epoch; `bad` has the paths to leave out. None if nothing is left."""
+        """Item `index` of an epoch; None if nothing is left.
+
+        Args:
+            bad: paths of the videos to leave out.
+            repeat: how often the epoch had this item before; each time it is drawn anew.
+        """
+        out = self._positions(bad)
         for step in range(len(self.videos)):
             position = (index + step) % len(self.videos)
-            if self.videos[position].path in bad:
+            if len(out) and out[np.searchsorted(out, position) % len(out)] == position:
                 continue
-            generator = np.random.default_rng([seed, epoch, index])
-            item = self._item(position, generator, bad)
+            generator = np.random.default_rng([seed, epoch, index, *[repeat] * (repeat > 0)])
+            item = self._item(position, generator, out)
             if item is not None:
                 return item
         return None
 
-    def _usable(self, videos: Sequence[Video]) -> list[Video]:
-        return list(videos)
+    def _positions(self, bad: Collection[str]) -> np.ndarray:
+        """int64, ascending: the positions of these paths; searched once, until others are bad."""
+        if not bad:
+            return np.zeros(0, dtype=np.int64)
+        paths = frozenset(bad)
+        known, positions = self._bad
+        if known != paths:
+            positions = np.flatnonzero(having(self.videos, "path", paths))
+            self._bad = paths, positions
+        return positions
 
-    def _item(
-        self, position: int, generator: np.random.Generator, bad: Container[str]
-    ) -> Item | None:
+    def _usable(self, videos: Sequence[Video]) -> Sequence[Video]:
+        """The videos that items are made of; sets `left_out`."""
+        return videos
+
+    def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item | None:
+        """The item of the video at a position; `out`: ascending positions to leave out."""
         raise NotImplementedError
+
+
+def times_of(video: Video, frames: np.ndarray) -> np.ndarray:
+    """float64: the seconds at which a video shows these frames."""
+    times = getattr(video, "times", None)
+    return frames / video.fps if times is None else times[frames]
 
 
 class ClipItems(Items):
@@ -229,21 +266,21 @@ class ClipItems(Items):
 class TwoViews(ClipItems):
     """Two views of one video (CARL): see `ClipItems`."""
 
-    def _item(
-        self, position: int, generator: np.random.Generator, bad: Container[str]
-    ) -> Item | None:
+    def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item:
         video = self.videos[position]
         sound = frames_of(video)
         places, valid = self._draw(len(sound), generator)
         reading = self._reading(video, sound, places, generator)
+        steps = sound[places]
         return Item(
             video.id,
             video.action,
             (reading,),
-            sound[places],
+            steps,
             valid,
             np.array([video.frames] * 2),
             np.array([video.fps] * 2, dtype=np.float64),
+            times_of(video, steps),
         )
 
 
@@ -254,46 +291,55 @@ class VideoPairs(ClipItems):
     action is left out.
     """
 
-    def _usable(self, videos: Sequence[Video]) -> list[Video]:
-        counts = Counter(video.action for video in videos)
+    def _usable(self, videos: Sequence[Video]) -> Sequence[Video]:
+        numbers = numbered(column(videos, "action"))
+        kept = (np.bincount(numbers) > 1)[numbers]
         self.left_out = [
-            (video.id, f"the only video of action {video.action!r}, pairs need two")
-            for video in videos
-            if counts[video.action] == 1
+            (name, f"the only video of action {action!r}, pairs need two")
+            for name, action in values_of(videos, ~kept, "id", "action")
         ]
-        usable = [video for video in videos if counts[video.action] > 1]
-        if not usable:
+        if not kept.any():
             raise ValueError(
                 f"no pairs to train on: each of the {len(videos)} videos is the only one of its "
                 'action; set the same "action" in labels.json, or none'
             )
-        return usable
+        self._actions = numbers[kept]
+        self._by_action = np.argsort(self._actions, kind="stable")
+        self._edges = np.concatenate([[0], np.cumsum(np.bincount(self._actions))])
+        return chosen(videos, kept)
 
-    def _item(
-        self, position: int, generator: np.random.Generator, bad: Container[str]
-    ) -> Item | None:
-        first = self.videos[position]
-        others = [
-            video
-            for other, video in enumerate(self.videos)
-            if video.action == first.action and other != position and video.path not in bad
-        ]
-        if not others:
+    def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item | None:
+        action = self._actions[position]
+        members = self._by_action[self._edges[action] : self._edges[action + 1]]  # ascending
+        gone = _places(members, np.union1d(out, [position]))
+        if len(gone) == len(members):
             return None
-        pair = (first, others[generator.integers(len(others))])
-        readings, steps, valid = [], [], []
-        for video in pair:
+        # The number drawn counts the other members: each place that is gone moves it by one.
+        drawn = generator.integers(len(members) - len(gone))
+        drawn += np.searchsorted(gone - np.arange(len(gone)), drawn, side="right")
+        first, other = self.videos[position], self.videos[int(members[drawn])]
+        readings, steps, valid, times = [], [], [], []
+        for video in (first, other):
             sound = frames_of(video)
             places, real = self._draw(len(sound), generator)
             readings.append(self._reading(video, sound, places[:1], generator))
             steps.append(sound[places[0]])
             valid.append(real[0])
+            times.append(times_of(video, steps[-1]))
         return Item(
-            " with ".join(video.id for video in pair),
+            f"{first.id} with {other.id}",
             first.action,
             tuple(readings),
             np.stack(steps),
             np.stack(valid),
-            np.array([video.frames for video in pair]),
-            np.array([video.fps for video in pair], dtype=np.float64),
+            np.array([first.frames, other.frames]),
+            np.array([first.fps, other.fps], dtype=np.float64),
+            np.stack(times),
         )
+
+
+def _places(members: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Places of those `wanted` that are among the `members`; all ascending."""
+    places = np.searchsorted(members, wanted)
+    places = np.minimum(places, len(members) - 1)
+    return places[members[places] == wanted]

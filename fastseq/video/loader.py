@@ -12,7 +12,9 @@ import torch
 
 from fastseq.video._av import VideoError
 from fastseq.video.arguments import as_int
+from fastseq.video.columns import column, having, special, values_of
 from fastseq.video.items import Item, Items
+from fastseq.video.order import Order, Shuffled, repeats_of
 from fastseq.video.readings import Engine, Reading
 
 # More bad videos than both limits: the data set, not a single file, is at fault.
@@ -33,13 +35,17 @@ class ClipLoader:
     - `frames` uint8 (N, 2, T, 3, S, S), or (N, 2, T, C, 3, S, S) with C > 1 context frames;
       normalise on the device. A CUDA tensor from DALI's GPU engine, otherwise a CPU tensor.
       (`SegmentTuples` has 2 S + 1 clips of one frame in place of 2 of T, here and below);
-    - `steps` int64 (N, 2, T), frame numbers; `times` float64 (N, 2, T), seconds at the video's
-      average rate; `valid` bool (N, 2, T); `lengths` int64 (N, 2), valid frames;
-      `num_frames` int64 (N, 2), the videos' lengths in frames; `ids` and `actions`, lists. For
-      `SynchronisedViews`, `steps`, `times` and `num_frames` are those of the common time.
+    - `steps` int64 (N, 2, T), frame numbers; `times` float64 (N, 2, T), true presentation times in
+      seconds since the video's first frame, also of files with a variable frame rate (k / fps for
+      videos without `times`, see `fastseq.video.items.Video`); `valid` bool (N, 2, T); `lengths`
+      int64 (N, 2), valid frames; `num_frames` int64 (N, 2), the videos' lengths in frames; `ids`
+      and `actions`, lists. For `SynchronisedViews`, `steps`, `times` and `num_frames` are those of
+      the common time.
 
-    Batch k is a function of (seed, k, videos skipped so far): frame numbers, crops, flips and
-    colours are the same with any engine and any number of workers. A video that cannot be read is
+    Batch k is a function of (seed, order, k, videos skipped so far): frame numbers, crops, flips
+    and colours are the same with any engine and any number of workers, so a run that is resumed
+    from `state_dict` has exactly the batches of one that was not interrupted, with every order.
+    Nothing is walked per batch: 200,000 videos take as long as 200. A video that cannot be read is
     replaced by the next in order, counted and named in a warning. `TooManyBadVideos` lists them
     when there are more than 10 and more than 1 % of all videos, or when no item is left. Each rank
     counts the bad videos that it has met.
@@ -56,6 +62,8 @@ class ClipLoader:
             leaves them out (another epoch's order includes them; an epoch has at least one batch),
             "wrap" fills up from the start of the order, "keep" returns a smaller batch (one process
             only).
+        order: the order of the items, see `fastseq.video.order`: `Shuffled` (the default, with
+            this seed), `Mixture` of several sources, or `ByShard`.
 
     Attributes:
         position: number of batches returned so far, over all epochs. Set it between two iterators
@@ -63,7 +71,8 @@ class ClipLoader:
         bad: path -> reason, for the skipped videos.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option out of its range, or an order of another number of items or of other
+            ranks.
 
     Example:
         >>> from fastseq.video import Augmentation, ClipLoader, TwoViews, open_engine, probe
@@ -85,6 +94,7 @@ class ClipLoader:
         rank: int = 0,
         world_size: int = 1,
         last: str = "drop",
+        order: Order | None = None,
     ):
         if not callable(getattr(items, "item", None)):
             raise TypeError(
@@ -115,15 +125,34 @@ class ClipLoader:
                 'last="keep" makes batches of different sizes on ranks; use "drop" or "wrap" with '
                 f"{world_size} ranks"
             )
+        if order is not None:
+            _check_order(order, len(items), (rank, world_size))
         self.items, self.batch_size, self.engine, self.seed = items, batch_size, engine, seed
         self.rank, self.world_size, self.last = rank, world_size, last
         self.position = 0
         self.bad: dict[str, str] = {}
+        self._order: Order = Shuffled(len(items), seed) if order is None else order
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._names: dict[str, str] = {}
+        self._videos: int | None = None  # checksum, computed when it is needed
 
     @property
     def batches_per_epoch(self) -> int:
-        whole, rest = divmod(len(self.items), self.batch_size * self.world_size)
+        whole, rest = divmod(self._order.count, self.batch_size * self.world_size)
         return max(1, whole if self.last == "drop" else whole + bool(rest))
+
+    @property
+    def left_over(self) -> int:
+        """Places of an epoch's order that no batch of any rank has; below 0: those that fill the
+        last batches a second time. Another epoch's order has other items there."""
+        places = self.batches_per_epoch * self.batch_size * self.world_size
+        if self._fills_up:
+            return self._order.count - places
+        return max(0, self._order.count - places)
+
+    @property
+    def _fills_up(self) -> bool:
+        return self.world_size > 1 or self.last == "wrap"
 
     def __len__(self) -> int:
         return self.batches_per_epoch
@@ -152,26 +181,41 @@ class ClipLoader:
                 self.set_aside(error)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The epoch's order of all items, the same on every rank."""
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
+        """int64: the items of an epoch in their order, for all ranks; for `ByShard` for this one.
+
+        Drawn once: the last two epochs are kept.
+        """
+        return self._epoch(epoch)[0]
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The order of an epoch and its `repeats_of`."""
+        drawn = self._epochs.get(epoch)
+        if drawn is None:
+            order = self._order.order(epoch)
+            drawn = order, repeats_of(order)
+            self._epochs = dict([*self._epochs.items(), (epoch, drawn)][-2:])
+        return drawn
 
     def items_of(self, batch: int) -> list[Item]:
         """The items of batch `batch`, counted over all epochs, on this rank."""
         epoch, place = divmod(batch, self.batches_per_epoch)
-        order = self.order(epoch)
-        start = (place * self.world_size + self.rank) * self.batch_size
-        chosen = order[start : start + self.batch_size]
-        if self.world_size > 1 or self.last == "wrap":
-            places = np.arange(start, start + self.batch_size) % len(order)
-            chosen = order[places]
-        return [self._item(epoch, int(index)) for index in chosen]
+        order, repeats = self._epoch(epoch)
+        # An order of one rank has been dealt out already.
+        rank, ranks = (self.rank, self.world_size) if self._order.share is None else (0, 1)
+        start = (place * ranks + rank) * self.batch_size
+        places = np.arange(start, start + self.batch_size)
+        places = places % len(order) if self._fills_up else places[places < len(order)]
+        return [
+            self._item(epoch, int(order[k]), 0 if repeats is None else int(repeats[k]))
+            for k in places
+        ]
 
     def readings(self, batch: int) -> list[Reading]:
         return [reading for item in self.items_of(batch) for reading in item.readings]
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's position, for `load_state_dict`: plain numbers and strings."""
-        ids = {video.path: video.id for video in self.items.videos}
+        ids = self._ids()
         return {
             "position": self.position,
             "bad": {ids[path]: reason for path, reason in self.bad.items()},  # folders may move
@@ -179,32 +223,41 @@ class ClipLoader:
             "items": len(self.items),
             "batch_size": self.batch_size * self.world_size,
             "last": self.last,
+            "order": self._order.describe(),
             "videos": self._checksum(),
         }
 
+    def _ids(self) -> dict[str, str]:
+        """Path -> id of the skipped videos and possibly of others."""
+        if self.bad.keys() - self._names.keys():  # looked up once, as that reads every path
+            videos = self.items.videos
+            found = having(videos, "path", self.bad.keys())
+            self._names = dict(values_of(videos, found, "path", "id"))
+        return self._names
+
     def _checksum(self) -> int:
         """Checksum of the properties that the clips are drawn from, pixels excepted."""
-        videos = self.items.videos
-        frames = np.array([video.frames for video in videos], dtype="<i8").tobytes()
-        gaps = [
-            (place, *gap)
-            for place, video in enumerate(videos)
-            for gap in getattr(video, "gaps", ())
-        ]
-        checksum = zlib.crc32(np.array(gaps, dtype="<i8").tobytes(), zlib.crc32(frames))
-        more = [
-            (place, getattr(video, "crop", None), getattr(video, "sync", None))
-            for place, video in enumerate(videos)
-        ]
-        more = [entry for entry in more if any(entry[1:])]
-        return zlib.crc32(repr(more).encode(), checksum) if more else checksum
+        if self._videos is None:
+            frames = column(self.items.videos, "frames").astype("<i8").tobytes()
+            gaps, more = [], []
+            for place, video in special(self.items.videos):
+                gaps += [(place, *gap) for gap in getattr(video, "gaps", ())]
+                crop, sync = getattr(video, "crop", None), getattr(video, "sync", None)
+                if crop or sync:
+                    more.append((place, crop, sync))
+            self._videos = zlib.crc32(np.array(gaps, dtype="<i8").tobytes(), zlib.crc32(frames))
+            if more:
+                self._videos = zlib.crc32(repr(more).encode(), self._videos)
+        return self._videos
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was called, with exactly the same batches.
 
-        Raises ValueError if the loader has another seed, global batch size or `last`, or other
-        videos. These are compared by their number and order, and by their numbers of frames, gaps,
-        crops and sync. TooManyBadVideos if no video is left.
+        Raises ValueError if the loader has another seed, global batch size, `last` or order, or
+        other videos. These are compared by their number and order, and by their numbers of frames,
+        gaps, crops and sync. TooManyBadVideos if no video is left. A state without an order is one
+        of `Shuffled`. With `ByShard` the number of ranks must be the same too, otherwise only their
+        global batch.
         """
         mine = self.state_dict()
         for name in ("seed", "items", "batch_size", "last"):
@@ -213,27 +266,37 @@ class ClipLoader:
                     f"the saved loader had {name} = {state[name]}, this one has {mine[name]}; "
                     "batches would not be the same. Use the saved value"
                 )
+        saved = state.get("order") or Shuffled(len(self.items), self.seed).describe()
+        for name in [*saved, *mine["order"]]:
+            if saved.get(name) != mine["order"].get(name):
+                raise ValueError(
+                    f"the saved loader had an order with {name} = {saved.get(name)!r}, this one "
+                    f"has {mine['order'].get(name)!r}; batches would not be the same. Use the "
+                    "saved order"
+                )
         if state["videos"] != mine["videos"]:
             raise ValueError(
                 "the saved loader had other videos, or the same ones in another order (their "
                 "numbers of frames, gaps, crops or sync differ); batches would not be the same. "
                 "Use the videos of the saved loader"
             )
-        paths = {video.id: video.path for video in self.items.videos}
+        videos = self.items.videos
+        paths = dict(values_of(videos, having(videos, "id", state["bad"].keys()), "id", "path"))
         self.bad = {paths[name]: reason for name, reason in state["bad"].items() if name in paths}
         self.position = state["position"]
         self._item(0, 0)  # raises if nothing is left
 
-    def _item(self, epoch: int, index: int) -> Item:
+    def _item(self, epoch: int, index: int, repeat: int = 0) -> Item:
         """TooManyBadVideos if no video is left to draw from."""
-        item = self.items.item(self.seed, epoch, index, self.bad.keys())
+        again = (repeat,) if repeat else ()
+        item = self.items.item(self.seed, epoch, index, self.bad.keys(), *again)
         if item is None:
             raise self._too_many_bad("nothing is left to train on")
         return item
 
     def _too_many_bad(self, why: str) -> TooManyBadVideos:
         """The error that lists the skipped videos."""
-        names = {video.path: video.id for video in self.items.videos}
+        names = self._ids()
         listed = "".join(
             f"\n  {names.get(path, path)}: {reason}" for path, reason in self.bad.items()
         )
@@ -253,7 +316,7 @@ class ClipLoader:
         most = max(MAX_BAD, int(MAX_BAD_SHARE * total))
         if count > most:
             raise self._too_many_bad(f"more than {most}") from error
-        name = next(video.id for video in self.items.videos if video.path == error.path)
+        name = self._ids()[error.path]
         warnings.warn(
             f"left out {name}: {error.reason} ({count} of {total} videos)",
             RuntimeWarning,
@@ -262,18 +325,37 @@ class ClipLoader:
 
     def _batch(self, items: list[Item], frames: torch.Tensor) -> dict[str, Any]:
         context = self.items.num_context
-        steps, valid, num_frames, fps = (
+        steps, times, valid, num_frames = (
             torch.from_numpy(np.stack([getattr(item, name) for item in items]))
-            for name in ("steps", "valid", "num_frames", "fps")
+            for name in ("steps", "times", "valid", "num_frames")
         )
         t = (steps.shape[-1], context) if context > 1 else (steps.shape[-1],)
         return {
             "frames": frames.view(*steps.shape[:2], *t, *frames.shape[3:]),
             "steps": steps,
-            "times": steps / fps[..., None],
+            "times": times,
             "valid": valid,
             "lengths": valid.sum(-1),
             "num_frames": num_frames,
             "ids": [item.id for item in items],
             "actions": [item.action for item in items],
         }
+
+
+def _check_order(order: Any, count: int, share: tuple[int, int]) -> None:
+    """An error if an order does not fit this number of items, or this (rank, world size)."""
+    if not all(hasattr(order, name) for name in ("count", "share", "order", "describe")):
+        raise TypeError(
+            "order must be a Shuffled, Mixture or ByShard of fastseq.video.order, got "
+            f"{type(order).__name__}"
+        )
+    if order.count != count:
+        raise ValueError(
+            f"the order is of {order.count} items, but there are {count}: make it of the items' "
+            '`videos`, without those left out, as in Mixture(column(items.videos, "source"), ...)'
+        )
+    if order.share not in (None, share):
+        raise ValueError(
+            "the order is that of rank {} of {}, the loader's is {} of {}; pass both the same "
+            "rank and world_size".format(*order.share, *share)
+        )

@@ -92,7 +92,15 @@ def probe(
         found.random_access,
         (remark,) if remark else (),
         timeline,
+        decoded_at=_decoded_at(judged.times, frames),
     )
+
+
+def _decoded_at(times: Sequence[float], frames: int) -> np.ndarray | None:
+    """Seconds since the first frame, if each of the frames has a time and these ascend."""
+    seconds = np.asarray(times, dtype=np.float64)
+    known = len(seconds) == frames and np.all(np.diff(seconds) > 0)
+    return seconds - seconds[0] if known else None
 
 
 def read_frames(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 
+from fastseq.video.columns import chosen, special, values_of
 from fastseq.video.gaps import frames_of
 from fastseq.video.items import ClipItems, Item, Video
 
@@ -46,43 +47,43 @@ class SynchronisedViews(ClipItems):
         ('left.mp4 with right.mp4', (2, 32), [289, 289])
     """
 
-    def _usable(self, videos: Sequence[Video]) -> list[Video]:
-        groups: dict[str | None, list[int]] = defaultdict(list)
-        for position, video in enumerate(videos):
-            groups[_group(video)].append(position)
-        groups.pop(None, None)
-        self._partners: list[list[int]] = [[] for _ in videos]
+    def _usable(self, videos: Sequence[Video]) -> Sequence[Video]:
+        groups: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        for position, video in special(videos):
+            if getattr(video, "sync", None) is not None:
+                groups[video.sync[0]].append((position, video))
+        partners: dict[int, list[int]] = defaultdict(list)
         for members in groups.values():
-            for one, other in permutations(members, 2):
-                first, second = videos[one], videos[other]
+            for (one, first), (other, second) in permutations(members, 2):
                 if first.path != second.path and len(_common(first, second)[0]) >= _LEAST:
-                    self._partners[one].append(other)
+                    partners[one].append(other)
+        kept = np.zeros(len(videos), dtype=bool)
+        kept[[*partners]] = True
+        group_of = {place: name for name, group in groups.items() for place, _ in group}
+        sizes = {name: len(group) for name, group in groups.items()}
         self.left_out = [
-            (video.id, _reason(video, len(groups.get(_group(video), ()))))
-            for video, partners in zip(videos, self._partners, strict=True)
-            if not partners
+            (name, _reason(group_of.get(place), sizes))
+            for place, (name,) in zip(
+                np.flatnonzero(~kept).tolist(), values_of(videos, ~kept, "id"), strict=True
+            )
         ]
-        kept = [position for position, partners in enumerate(self._partners) if partners]
-        if not kept:
+        if not partners:
             reasons = "; ".join(f"{name} {reason}" for name, reason in self.left_out[:3])
             raise ValueError(
                 f"no synchronised videos to train on among {len(videos)} ({reasons}): set the "
                 'same group in labels.json for those of one event, as "sync": {"group": "trial 1", '
                 '"offset": 0}'
             )
-        new = {old: place for place, old in enumerate(kept)}
-        self._partners = [[new[other] for other in self._partners[position]] for position in kept]
-        return [videos[position] for position in kept]
+        new = np.cumsum(kept) - 1  # position among the kept videos
+        self._partners = [new[partners[position]] for position in sorted(partners)]
+        return chosen(videos, kept)
 
-    def _item(
-        self, position: int, generator: np.random.Generator, bad: Container[str]
-    ) -> Item | None:
-        first = self.videos[position]
-        others = [self.videos[other] for other in self._partners[position]]
-        others = [video for video in others if video.path not in bad]
-        if not others:
+    def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item | None:
+        partners = np.setdiff1d(self._partners[position], out, assume_unique=True)
+        if not len(partners):
             return None
-        other = others[generator.integers(len(others))]
+        first = self.videos[position]
+        other = self.videos[int(partners[generator.integers(len(partners))])]
         instants, *frames = _common(first, other)
         places, valid = self._draw(len(instants), generator)
         readings = []
@@ -102,11 +103,6 @@ class SynchronisedViews(ClipItems):
         )
 
 
-def _group(video: Video) -> str | None:
-    sync = getattr(video, "sync", None)
-    return None if sync is None else sync[0]
-
-
 def _common(first: Any, other: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """int64 (n,), ascending: instants in frames of `first` since the group's beginning, and the
     frames of `first` and of `other` that show them, all sound."""
@@ -118,12 +114,11 @@ def _common(first: Any, other: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return instants[both], frames[both], shown[both]
 
 
-def _reason(video: Video, members: int) -> str:
-    """Why a video has no partner in its group of ``members`` videos, itself included."""
-    group = _group(video)
+def _reason(group: str | None, sizes: dict[str, int]) -> str:
+    """Why a video of this group has no partner."""
     if group is None:
         return "has no sync, synchronised clips need one"
-    if members == 1:
+    if sizes[group] == 1:
         return f"is the only video of the group {group!r}, synchronised clips need two"
     return (
         f"has fewer than {_LEAST} instants in common with each other video of the group {group!r}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,18 @@ class Timeline:
         pts: int64 (n,), presentation time stamps, ascending.
         keys: int64 (k,), time stamps of packets that decoding can begin with, ascending.
         order: int32 (n,), the frames in the order of their packets.
+        time_base: seconds of one unit of the time stamps.
     """
 
     pts: np.ndarray
     keys: np.ndarray
     order: np.ndarray
+    time_base: Fraction
+
+    def times(self) -> np.ndarray:
+        """float64 (n,): seconds since the first frame."""
+        ticks = (self.pts - self.pts[0]) * self.time_base.numerator
+        return ticks / self.time_base.denominator
 
     def entry(self, index: int) -> tuple[int, int]:
         """Time stamp of the last key at or before frame `index` and its frame number.
@@ -45,7 +53,8 @@ class Timeline:
 
     def until(self, frames: int) -> Timeline:
         """The timeline of the first frames alone."""
-        return Timeline(self.pts[:frames], self.keys, self.order[self.order < frames])
+        order = self.order[self.order < frames]
+        return Timeline(self.pts[:frames], self.keys, order, self.time_base)
 
     def settled(self) -> Timeline:
         """The timeline of a file that breaks off, up to the last frame whose number is known.
@@ -120,6 +129,9 @@ class VideoInfo:
         remarks: other remarks, such as which of several video streams is read.
         crop, sync: the part to use and when it was shot, see `fastseq.video.items.Video`. No file
             contains them; `dataclasses.replace(info, crop=...)` sets them.
+        times: float64 (frames,), seconds since the first frame at which a player shows each frame:
+            true presentation times, also for variable frame rates. k / fps where the file has no
+            usable time stamps.
     """
 
     path: str
@@ -138,10 +150,18 @@ class VideoInfo:
     timeline: Timeline | None = field(default=None, repr=False, compare=False)
     crop: tuple[int, int, int, int] | None = None
     sync: tuple[str, int] | None = None
+    # Seconds of the frames of a file without a timeline, where decoding yields them.
+    decoded_at: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def id(self) -> str:
         return self.path
+
+    @property
+    def times(self) -> np.ndarray:
+        if self.timeline is not None:
+            return self.timeline.times()
+        return np.arange(self.frames) / self.fps if self.decoded_at is None else self.decoded_at
 
     @property
     def action(self) -> str:
@@ -243,7 +263,8 @@ def scan(container: Any, stream: Any, deadline: Deadline) -> Scan:
         ranks[order] = np.arange(len(order))
         # A frame presented before the first key frame needs frames that are not in the file.
         if np.all(np.diff(pts) > 0) and pts[0] >= first.pts:
-            timeline = Timeline(pts, np.unique(np.asarray(keys, dtype=np.int64)), ranks)
+            entries = np.unique(np.asarray(keys, dtype=np.int64))
+            timeline = Timeline(pts, entries, ranks, Fraction(stream.time_base))
     if breaks_at is not None and breaks_at < len(decoding) - 1:
         breaks_at, certain = None, False  # a gap: decoding shows its effect
     if breaks_at is not None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
 from fastseq.video.arguments import as_int
 from fastseq.video.augment import Augmentation, ClipDraw, draw_clip
+from fastseq.video.columns import chosen, column, values_of
 from fastseq.video.gaps import frames_of
-from fastseq.video.items import Item, Items, Video
+from fastseq.video.items import Item, Items, Video, times_of
 from fastseq.video.readings import Clip, area_of, reading_of
 
 ANCHORS = ("ends", "any")
@@ -71,21 +72,20 @@ class SegmentTuples(Items):
         self.segments, self.anchor, self.reversal = segments, anchor, reversal
         super().__init__(videos, augmentation, side)
 
-    def _usable(self, videos: Sequence[Video]) -> list[Video]:
+    def _usable(self, videos: Sequence[Video]) -> Sequence[Video]:
         least = 2 * self.segments
         needed = f"{self.segments} segments of two frames need {least}"
-        counts = [len(frames_of(video)) for video in videos]
+        counts = column(videos, "sound")
+        short = counts < least
         self.left_out = [
-            (video.id, f"has {count} {'sound ' * (count < video.frames)}frames, {needed}")
-            for video, count in zip(videos, counts, strict=True)
-            if count < least
+            (name, f"has {count} {'sound ' * (count < frames)}frames, {needed}")
+            for name, frames, count in values_of(videos, short, "id", "frames", "sound")
         ]
-        usable = [video for video, count in zip(videos, counts, strict=True) if count >= least]
-        if not usable:
+        if short.all():
             raise ValueError(f"all {len(videos)} videos are too short: {needed} frames")
-        return usable
+        return chosen(videos, ~short)
 
-    def _item(self, position: int, generator: np.random.Generator, bad: Container[str]) -> Item:
+    def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item:
         video = self.videos[position]
         sound = frames_of(video)
         tuples = sound[_two_of_each(len(sound), self.segments, generator)]
@@ -105,6 +105,7 @@ class SegmentTuples(Items):
             np.ones((count, 1), dtype=bool),
             np.full(count, video.frames),
             np.full(count, video.fps, dtype=np.float64),
+            times_of(video, steps),
         )
 
     def _in_order(self, frames: np.ndarray, generator: np.random.Generator) -> np.ndarray:
