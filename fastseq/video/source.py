@@ -113,12 +113,27 @@ def read_bytes(path: str) -> bytes:
         raise VideoError(path, str(error.strerror or error)) from error
 
 
+def holds_pictures(path: str) -> bool:
+    """Whether a part of a tar begins with the header of a member, so that `pictures_in` reads it.
+
+    False for any other path, and for a tar that cannot be read.
+    """
+    place = tar_range(path)
+    if place is None:
+        return False
+    try:
+        with open(place.tar, "rb") as file:
+            return _header(file, place.first) is not None
+    except OSError:
+        return False
+
+
 def pictures_in(path: str) -> list[tuple[str, int, int]]:
     """(name, offset, size) of the numbered pictures in a part of a tar, in order of their numbers.
 
-    Empty for anything but a range that begins with the tar header of a member: the header of a
-    sample's first picture up to the last byte of its last one. `offset` counts from the beginning
-    of the tar: "TAR#OFFSET+SIZE" locates one picture, as for `read_bytes`.
+    The range is that from the tar header of a sample's first picture to the last byte of its last
+    one; the list is empty for any other path. `offset` counts from the beginning of the tar:
+    "TAR#OFFSET+SIZE" locates one picture, as for `read_bytes`.
 
     Raises:
         VideoError: the tar cannot be read or has changed.

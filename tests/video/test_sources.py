@@ -24,7 +24,15 @@ from fastseq.video import (
     transcode,
 )
 from fastseq.video.engines.dali import unsupported
-from fastseq.video.source import Contents, as_source, file_of, pictures_in, read_bytes, tar_range
+from fastseq.video.source import (
+    Contents,
+    as_source,
+    file_of,
+    holds_pictures,
+    pictures_in,
+    read_bytes,
+    tar_range,
+)
 
 COUNT = 40
 WANTED = [39, 0, 17, 17, 30]
@@ -264,7 +272,11 @@ def test_pictures_in_a_tar(tmp_path):
     for name, offset, length in found:
         assert read_bytes(f"{tar}#{offset}+{length}") == name.encode()
     video = members["a.mp4"]
-    assert pictures_in(f"{tar}#{video.offset_data}+{video.size}") == []
+    alone = f"{tar}#{video.offset_data}+{video.size}"
+    assert pictures_in(alone) == []
+    assert holds_pictures(f"{tar}#{first.offset}+{size}")
+    for other in (alone, str(tar), str(tmp_path), f"{tmp_path}/none.tar#0+900"):
+        assert not holds_pictures(other)
     assert pictures_in(str(tar)) == pictures_in(str(tmp_path)) == []
     for wrong in (size - 1, size + 600, 10**7):
         with pytest.raises(VideoError, match=r"a\.tar#\d+\+\d+: the tar has changed"):

@@ -130,11 +130,11 @@ class _Video:
         """Extension -> bytes of its members."""
         if not self.pictures:
             return {self.ending[1:]: read_bytes(self.path)}
-        from fastseq.video.pictures import PictureFolder
+        from fastseq.video.pictures import pictures_of
 
         return {
             f"{number:06d}{ending_of(picture.name)}": picture.read()
-            for number, picture in enumerate(PictureFolder(self.path).files, 1)
+            for number, picture in enumerate(pictures_of(self.path).files, 1)
         }
 
 
