@@ -69,6 +69,7 @@ def test_samples_by_their_names(tmp_path, format):
         (long, long, {"fps": 30}),
         ("raw", "raw.video", {}),
     ]
+    assert [one.pictures for one in shard.samples] == [False, False, False, True, False]
     contents = [read_bytes(located(tar, shard.samples[place])) for place in (0, 1, 2, 4)]
     assert contents == [b"first", b"left", b"right", b"anything"]
     pictures = pictures_in(located(tar, shard.samples[3]))

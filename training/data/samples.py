@@ -47,6 +47,11 @@ class Sample:
     size: int
     entry: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def pictures(self) -> bool:
+        """Whether it is numbered pictures."""
+        return self.name == self.key
+
 
 @dataclass(frozen=True)
 class Shard:
