@@ -118,7 +118,7 @@ class _Finder:
         self._check_end(count)
         for key, pictures in self.pictures.items():
             if len(pictures) >= _FEWEST:
-                numbers = Counter(int(NUMBERED_PICTURE.fullmatch(p.name)[1]) for p in pictures)
+                numbers = Counter(int(one.name.rsplit(".", 2)[1]) for one in pictures)
                 number, times = numbers.most_common(1)[0]
                 if times > 1:
                     raise ShardError(self.tar, f"two pictures of {key} have the number {number}")
