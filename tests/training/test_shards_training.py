@@ -90,8 +90,8 @@ def test_shards_of_pictures(pictures, tmp_path):
     check_training(out)
 
 
-def test_shards_of_others(video_folder, pictures, tmp_path):
-    """A tar of a video and of pictures with JSON, written without this project."""
+def test_shards_of_others(video_folder, pictures, tmp_path, capsys):
+    """A tar of a video and of pictures with JSON, written without this project, and a broken one."""
     folder = tmp_path / "others"
     folder.mkdir()
     entries = {"x": {"split": "test", "caption": "a square"}, "y": {"fps": 5, "view": "exo"}}
@@ -103,7 +103,12 @@ def test_shards_of_others(video_folder, pictures, tmp_path):
         for number, path in enumerate(sorted((pictures / "b").iterdir())):
             tar.add(path, f"y.{number}.jpg")
         tar.add(tmp_path / "y.json", "y.json")
+        tar.add(tmp_path / "y.json", "y.txt")
+    (folder / "broken.tar").write_bytes((folder / "train-0.tar").read_bytes()[:-20_000])
     assert prepare.main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "members of shards that are not used: 1 .txt" in out
+    assert "not looked into: broken.tar: " in out
     found = {record.id: record for record in load_index(folder).videos}
     assert found.keys() == {"train-0.tar/x.mp4", "train-0.tar/y"}
     assert found["train-0.tar/x.mp4"].split == "test"
