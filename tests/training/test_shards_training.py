@@ -91,7 +91,7 @@ def test_shards_of_pictures(pictures, tmp_path):
 
 
 def test_shards_of_others(video_folder, pictures, tmp_path, capsys):
-    """A tar of a video and of pictures with JSON, written without this project, and a broken one."""
+    """A tar of a video and of pictures with JSON, not written by this project; and a broken one."""
     folder = tmp_path / "others"
     folder.mkdir()
     entries = {"x": {"split": "test", "caption": "a square"}, "y": {"fps": 5, "view": "exo"}}
