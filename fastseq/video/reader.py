@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,18 +9,16 @@ import numpy as np
 import torch
 
 from fastseq.video._av import VideoError
-from fastseq.video.arguments import as_int, as_path
+from fastseq.video.arguments import as_int
 from fastseq.video.damage import judge
 from fastseq.video.decode import Converter, collect, read_counted, upright_by
-from fastseq.video.source import chosen_stream, open_video
+from fastseq.video.source import VideoSource, as_source, chosen_stream, open_video
 from fastseq.video.timeline import Deadline, VideoInfo, scan
 
 _DEFAULT_FPS = 25  # FFmpeg's own
 
 
-def probe(
-    path: str | os.PathLike, *, decode: bool = False, time_limit: float | None = None
-) -> VideoInfo:
+def probe(path: VideoSource, *, decode: bool = False, time_limit: float | None = None) -> VideoInfo:
     """Inspect a video file.
 
     By default the packets are counted and the first frame is decoded. Two kinds of files are
@@ -30,12 +27,16 @@ def probe(
     order).
 
     Args:
+        path: the name of a file, its contents (bytes, bytearray, memoryview), a binary file object
+            that can seek, or "FILE.tar#OFFSET+SIZE", a member of a tar that is not compressed.
+            Contents are copied unless they are bytes. A file object is read from its beginning and
+            keeps its position. `VideoInfo.path` is "<bytes>", or the name of the file object.
         decode: decode every frame, to find damage that only decoding shows: see `VideoInfo.gaps`.
         time_limit: seconds after which a `VideoError` is raised.
     Raises:
         VideoError: no readable video stream, no sound frame, pictures not turned by a right angle,
             or the time limit exceeded.
-        TypeError: `path` is not the name of a file.
+        TypeError: `path` is none of these, or a file object in text mode or without seek.
 
     Example:
         >>> import tempfile
@@ -46,7 +47,7 @@ def probe(
         >>> info.frames, info.width, info.height, float(info.fps)
         (20, 64, 48, 25.0)
     """
-    path = as_path(path)
+    path = as_source(path)
     deadline = Deadline(path, time_limit)
     with open_video(path, deadline) as (container, stream):
         found = scan(container, stream, deadline)
@@ -78,7 +79,7 @@ def probe(
     if turns % 2:
         width, height = height, width
     return VideoInfo(
-        path,
+        str(path),
         frames,
         width,
         height,
@@ -104,7 +105,7 @@ def _decoded_at(times: Sequence[float], frames: int) -> np.ndarray | None:
 
 
 def read_frames(
-    path: str | os.PathLike,
+    path: VideoSource,
     indices: Sequence[int] | np.ndarray | torch.Tensor | None = None,
     *,
     short_side: int | None = None,
@@ -120,6 +121,7 @@ def read_frames(
     certainly yields the same frames, and otherwise at the beginning of the file.
 
     Args:
+        path: the name of a file, its contents, a file object or a member of a tar: see `probe`.
         indices: frame numbers from 0, in any order, repeats allowed. None: all frames.
         short_side: scale the shorter side to this many pixels, aspect kept.
         size: scale to exactly this size in pixels, an int for a square or (height, width).
@@ -133,7 +135,7 @@ def read_frames(
         VideoError: the file cannot be read, a requested frame cannot be decoded, is damaged or
             interlaced, or `crop` reaches past its picture. The result never has fewer frames, nor
             a substitute for a missing one.
-        TypeError: `path` is not the name of a file.
+        TypeError: `path` is none of these, or a file object in text mode or without seek.
         ValueError: negative or non-integer indices, both sizes passed, a size below 1, a `crop`
             that is not four whole numbers, is empty, or is combined with `size`.
 
@@ -145,7 +147,7 @@ def read_frames(
         >>> read_frames(path, [19, 0, 7], short_side=24).shape
         torch.Size([3, 24, 32, 3])
     """
-    path = as_path(path)
+    path = as_source(path)
     if short_side is not None and size is not None:
         raise ValueError("pass short_side or size, not both")
     box = None if crop is None else _as_box(crop)
