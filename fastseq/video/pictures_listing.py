@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,17 +39,20 @@ class PictureSequence:
         return f"{self.pattern} ({len(self)})"
 
 
-def sequences_of(names: Iterable[str], pattern: str = "*") -> list[PictureSequence]:
+def sequences_of(
+    names: Iterable[str], pattern: str = "*", endings: Container[str] = ENDINGS
+) -> list[PictureSequence]:
     """The sequences among the names of one folder that match a pattern, by their patterns.
 
     Args:
         pattern: one * that stands for the number, and what may stand before it: "img_*.jpg", "*".
+        endings: the endings of pictures, in lower case.
     """
-    stem, ending = split_name(pattern)
+    stem, ending = split_name(pattern, endings)
     head, _, tail = stem.partition("*")
     found: dict[str, PictureSequence] = {}
     for name in names:
-        stem, its = split_name(name)
+        stem, its = split_name(name, endings)
         if not its or name.startswith(".") or (ending and its.lower() != ending.lower()):
             continue
         if not (stem.startswith(head) and stem.endswith(tail)):
@@ -73,10 +76,10 @@ def the_sequence(sequences: Sequence[PictureSequence]) -> PictureSequence | None
     return sequences[0] if len(sequences) == 1 else None
 
 
-def split_name(name: str) -> tuple[str, str]:
+def split_name(name: str, endings: Container[str] = ENDINGS) -> tuple[str, str]:
     """(stem, ending) of a picture's name; the ending is empty for other files."""
     stem, dot, ending = name.rpartition(".")
-    return (stem, dot + ending) if dot + ending.lower() in ENDINGS else (name, "")
+    return (stem, dot + ending) if dot + ending.lower() in endings else (name, "")
 
 
 def why_none(

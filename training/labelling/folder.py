@@ -33,6 +33,8 @@ class VideoFolder:
             raise NotADirectoryError(f"{folder} is not a folder; expected one with videos")
         found = find_videos(self.folder, include)
         self.videos = found.videos
+        self._place = found.place
+        self._frame_folders = frozenset(found.pictures)
         if not self.videos:
             raise UserError(
                 f"{folder} holds no videos; `python -m training.prepare {shlex.quote(str(folder))}`"
@@ -70,7 +72,11 @@ class VideoFolder:
         with self._lock:
             if number in self._infos:
                 return self._infos[number]
-        info = _look(self.folder / self.videos[number])
+        name = self.videos[number]
+        rate = None
+        if name in self._frame_folders:
+            rate = (self.labels.read().entry(name) or {}).get("fps")
+        info = _look(self.folder / self._place(name), rate)
         with self._lock:
             return self._infos.setdefault(number, info)
 
@@ -131,11 +137,11 @@ class VideoFolder:
         return new
 
 
-def _look(path: Path) -> Any:
+def _look(path: Path, fps: float | None) -> Any:
     from fastseq.video import probe
 
     try:
-        info = probe(path, time_limit=60.0)
+        info = probe(path, time_limit=60.0, fps=fps)
     except ImportError:
         raise
     except Exception as error:  # whatever one file does, the others are shown
