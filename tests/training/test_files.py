@@ -2,7 +2,6 @@
 
 import os
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ av = pytest.importorskip("av")
 from video.counter_video import encode, read_counter  # noqa: E402
 
 import training.data.files  # noqa: E402
+from fastseq.video import read_frames  # noqa: E402
 from training.data.files import as_patterns, by_name, find_videos, holds_video  # noqa: E402
 from training.data.index import StaleIndex, build_index, load_index  # noqa: E402
 from training.prepare import main  # noqa: E402
