@@ -125,9 +125,7 @@ def test_damage_becomes_gaps(tmp_path):
     (folder / "000000.jpg").write_bytes(b"")  # the size is that of the first readable picture
     assert probe(folder).gaps == ((0, 1), (7, 9))
     assert places(read_frames(folder, [1])) == [0]
-    with pytest.raises(
-        VideoError, match="the folder has changed .*: 9 pictures instead of 8"
-    ):
+    with pytest.raises(VideoError, match=r"the folder has changed .*: 9 pictures instead of 8"):
         read_frames(folder, [1], info=info)
     for path in folder.iterdir():
         path.write_bytes(data[:300])

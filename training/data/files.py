@@ -186,6 +186,7 @@ def _frame_folders(
 
     Their pictures are taken out of `ignored`; locators of some go into `places`.
     """
+    from fastseq.video.pictures_listing import sequences_of
     from training.data.pictures import Pictures, pick_sequences
 
     with_videos = {name.rpartition("/")[0] or "." for name in videos}
@@ -200,11 +201,13 @@ def _frame_folders(
         why = "they lie in the folder itself; move them into a folder below it"
         sequences.insert(0, Pictures(".", (str(top),), why))
     if pattern is not None and not chosen:
-        has = "; ".join(map(str, pick_sequences(in_folders, (), None, frozenset(PICTURES))[2][:3]))
+        has = [
+            f"{name} ({', '.join(map(str, sequences_of(in_folders[name])))})" for name in in_folders
+        ]
         raise UserError(
-            f"--pictures {pattern!r} picks no numbered pictures in {folder}: expected the "
-            f"beginning of their names, such as 'img_*', or a path, such as 'rgb/*/*'"
-            + (f"; found {has}" if has else "")
+            f"--pictures {pattern!r} picks one sequence of numbered pictures in no folder of "
+            f"{folder}: expected the beginning of their names, such as 'img_*', or a path, such as "
+            f"'rgb/*/*'; found {', '.join(has[:3]) or 'no pictures'}"
         )
     for name, sequence in chosen.items():
         for picture in sequence.names:
