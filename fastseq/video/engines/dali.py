@@ -39,8 +39,7 @@ _MAX_READINGS = 4096  # costs nothing on the CPU: speed and memory are the same 
 _FIX = "`fastseq.video.transcode(source, target)` rewrites such files as H.264"
 _NO_PICTURES = (
     "DALI reads no folders of pictures; the PyAV engine does, and "
-    "`fastseq.video.transcode(folder, target)` or `python -m training.prepare FOLDER --transcode "
-    "OUT` makes an H.264 file of each"
+    "`fastseq.video.transcode(folder, target)` makes an H.264 file of one (--transcode)"
 )
 
 
