@@ -16,6 +16,7 @@ from typing import Any
 
 from fastseq.video import VideoError, probe, transcode
 from fastseq.video._av import require_av
+from fastseq.video.pictures import is_pictures
 from fastseq.video.transcoding import check_settings
 from training.data.files import LABELS_NAME, Found, find_videos, stamp_of
 from training.data.footage import check_crop, scaled_crop
@@ -119,7 +120,11 @@ def transcode_folder(
         given = match_names(Path(labels), read_labels(Path(labels)), names_of)
     given = replace(given, videos={**files.entries, **given.videos})
     sources = {name: folder / files.place(name) for name in names}
-    rates = {name: given.videos.get(name, {}).get("fps", fps) for name in files.pictures}
+    rates = {
+        name: given.videos.get(name, {}).get("fps", fps)
+        for name in names
+        if is_pictures(os.fspath(sources[name]))
+    }
     sizes = _sizes_of_cropped(sources, labels or folder, given, time_limit, progress)
     out.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
