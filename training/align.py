@@ -1,7 +1,7 @@
 """Align two videos: `python -m training.align A B --run RUN --out DIR`.
 
-A and B are video files, or ids of videos in the run's folder; trim and crop apply to videos of that
-folder. Writes to DIR:
+A and B are video files, folders of pictures, or ids of videos in the run's folder; trim and crop
+apply to videos of that folder. Writes to DIR:
 
     alignment.html    a page that plays both videos in step, with the similarity map; no network
     alignment.csv     matched frames, their times in seconds, their cosine similarity
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("a", metavar="A", help="file or id of the video that plays unchanged")
-    parser.add_argument("b", metavar="B", help="file or id of the video that is aligned to A")
+    parser.add_argument("a", metavar="A", help="video that plays unchanged")
+    parser.add_argument("b", metavar="B", help="video that is aligned to A")
     parser.add_argument("--run", type=Path, required=True, help="run directory with the encoder")
     parser.add_argument(
         "--out", type=Path, default=Path("aligned"), help="folder to write to (default %(default)s)"
@@ -172,11 +172,12 @@ def phase_names(records: Sequence[VideoRecord], folder: str) -> dict[str, list[s
 
 
 def find_records(names: Sequence[str], folder: str) -> list[VideoRecord]:
-    """Files, or ids of the videos in a prepared folder, as records; UserError for what is neither.
+    """Files and folders of pictures, or ids of the videos in a prepared folder, as records.
 
     A file that lies in the folder has its record there. Where the folder has no valid index, files
-    are taken as they are, and a line on stderr says so.
+    are taken as they are, and a line on stderr states so. UserError for what is neither.
     """
+    from fastseq.video.pictures import is_pictures
     from training.data.index import load_index
 
     try:
@@ -188,16 +189,22 @@ def find_records(names: Sequence[str], folder: str) -> list[VideoRecord]:
     found = []
     for name in names:
         path = Path(name)
-        record = by_path.get(str(path.resolve())) if path.exists() else by_id.get(name)
+        exists = path.exists() or is_pictures(name)
+        record = by_path.get(str(path.resolve())) if exists else by_id.get(name)
         if record is not None:
             found.append(checked(record))
-        elif path.exists():
+        elif exists:
             if problem and Path(folder).resolve() in path.resolve().parents:
                 print(f"{name} is taken without trim and crop: {problem}", file=sys.stderr)
             found.append(record_of(path))
+            for remark in found[-1].remarks:
+                print(f"{name}: {remark}", file=sys.stderr)
         else:
             no_id = problem or f"no video of {folder} that can be read has this id"
-            raise UserError(f"{name}: no such file, and {no_id}; give a video file or an id")
+            raise UserError(
+                f"{name}: no such file, and {no_id}; give a video file, a folder of pictures "
+                "or an id"
+            )
     return found
 
 
@@ -217,13 +224,16 @@ def checked(record: VideoRecord) -> VideoRecord:
 
 
 def record_of(path: Path) -> VideoRecord:
-    """An unlabelled record for a video file that is in no index: decoded once, to know damage."""
+    """An unlabelled record for a video that is in no index: decoded once, to know damage.
+
+    Pictures count as 25 frames per second: no file states their rate.
+    """
     from fastseq.video import probe
     from training.data.index import VideoRecord
 
     info = probe(path, decode=True)
     return VideoRecord(
-        id=path.name,
+        id=path.name or str(path.resolve()),
         path=str(path),
         frames=info.frames,
         fps=info.fps,
@@ -234,6 +244,7 @@ def record_of(path: Path) -> VideoRecord:
         codec=info.codec,
         note=info.note,
         gaps=info.gaps,
+        remarks=info.remarks,
     )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.data.pictures import Pictures, named, numbered_pictures, program
 from training.support.command import run_command
 
 if TYPE_CHECKING:
@@ -55,6 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "FOLDER; may be repeated). Without it, files with an unknown extension are opened to see "
         "whether they hold a video; files whose extension means text, sound, picture or archive "
         "are ignored",
+    )
+    parser.add_argument(
+        "--pictures",
+        metavar="PATTERN",
+        help="numbered pictures to use as videos, such as 'img_*' (default: those of each folder "
+        "with one sequence and no video file)",
+    )
+    parser.add_argument(
+        "--fps", type=float, help="frames per second of folders of pictures (default: 25)"
     )
     parser.add_argument(
         "--verify", action="store_true", help="decode every frame: finds all damage, takes longer"
@@ -102,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{args.folder} is not a folder")
     if args.labels is not None and not args.labels.is_file():
         parser.error(f"{args.labels} is not a file")
+    if args.fps is not None and not 0 < args.fps < float("inf"):
+        parser.error(f"--fps must be positive, got {args.fps:g}")
     if not args.time_limit > 0:
         parser.error(f"--time-limit must be positive, got {args.time_limit:g}")
 
@@ -127,6 +137,8 @@ def _run(args: argparse.Namespace, chosen: dict[str, int]) -> int:
             Settings(**chosen),
             labels=labels,
             include=include,
+            pictures=args.pictures,
+            fps=args.fps,
             time_limit=args.time_limit,
             progress=True,
         )
@@ -136,24 +148,21 @@ def _run(args: argparse.Namespace, chosen: dict[str, int]) -> int:
         folder,
         labels=labels,
         include=include,
+        pictures=args.pictures if report is None else None,
+        fps=args.fps,
         verify=args.verify,
         time_limit=args.time_limit,
         progress=True,
     )
     print(summary(index))
     found = report.found if report else index.found
-    sequences = numbered_pictures(found.ignored)
-    for line in passed_over(found, sequences):
+    for line in passed_over(found):
         print(line)
     if index.videos or index.bad:
         print(f"written: {index.folder / INDEX_NAME}")
     if index.videos and all(video.split != "test" for video in index.videos):
         print(no_test_videos(index.folder, labels))
-    if sequences and index.videos:
-        print('how to make videos from numbered pictures: training/data/README.md, "Pictures"')
     if not index.videos:
-        if sequences:
-            print(how_to_make_videos(args.folder.resolve(), sequences))
         bad = index.bad or (report.bad if report else [])
         none = "no file has the extension of a video or holds one, or all are broken links"
         damaged = "all videos are damaged"
@@ -176,9 +185,14 @@ def no_test_videos(folder: Path, labels: Path | None) -> str:
     )
 
 
-def passed_over(found: Found, sequences: Sequence[Pictures]) -> list[str]:
+def passed_over(found: Found) -> list[str]:
     """Lines about the files of a folder that are not used as videos."""
+    from training.data.pictures import named
+
     lines = []
+    if found.pictures:
+        shown = ", ".join(found.pictures[:_FEW]) + ", ..." * (len(found.pictures) > _FEW)
+        lines.append(f"folders of pictures used as videos: {len(found.pictures)} ({shown})")
     groups = defaultdict(list)
     for name, what in found.ignored.items():
         groups[what].append(name)
@@ -189,20 +203,10 @@ def passed_over(found: Found, sequences: Sequence[Pictures]) -> list[str]:
         ]
         lines.append(f"ignored: {', '.join(counted)}")
         lines.append("  to use one of these as a video: --include PATTERN")
-    if sequences:
-        lines.append(named(sequences))
+    lines += named(found.sequences)
     lines += [f"--include {one}: no file of this name" for one in found.unmatched]
     lines += [f"not looked into: {name}" for name in found.closed]
     return lines
-
-
-def how_to_make_videos(folder: Path, sequences: Sequence[Pictures]) -> str:
-    """Instructions for a folder that stores its videos as pictures."""
-    return (
-        "Make videos from the numbered pictures first: save this as make_videos.py, set fps, run "
-        f"`python make_videos.py` and then `python -m training.prepare` on the new folder\n\n"
-        f"{program(folder, sequences)}"
-    )
 
 
 def transcoded(report: Report) -> str:

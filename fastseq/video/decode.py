@@ -11,6 +11,7 @@ import numpy as np
 from fastseq.video._av import VideoError, require_av, single_thread
 from fastseq.video.damage import Judged, judge
 from fastseq.video.orientation import UnknownOrientation, orientation_of, upright
+from fastseq.video.pictures import is_pictures, pictures_of
 from fastseq.video.source import open_video
 from fastseq.video.stretch import Stretch, counted, whole_pictures
 from fastseq.video.timeline import Deadline, Timeline, VideoInfo, scan
@@ -104,9 +105,11 @@ class Converter:
         self.stored_size: tuple[int, int] | None = None  # width, height before rotation
         self.quarter_turns, self.mirrored = 0, False
 
-    def _settle(self, frame: Any) -> tuple[int, int]:
-        self.quarter_turns, self.mirrored = upright_by(self.path, frame)
-        width, height = frame.width, frame.height
+    def settle(
+        self, width: int, height: int, quarter_turns: int, mirrored: bool
+    ) -> tuple[int, int]:
+        """Fix the output by a stored size and its turn, as the first frame otherwise does."""
+        self.quarter_turns, self.mirrored = quarter_turns, mirrored
         if self.size is not None:
             height, width = self.size[::-1] if self.quarter_turns % 2 else self.size
         elif self.crop is not None:
@@ -135,7 +138,9 @@ class Converter:
     def __call__(self, frame: Any) -> np.ndarray:
         if frame.interlaced_frame:
             raise VideoError(self.path, INTERLACED)
-        width, height = self.stored_size or self._settle(frame)
+        width, height = self.stored_size or self.settle(
+            frame.width, frame.height, *upright_by(self.path, frame)
+        )
         rgb = self.reformatter.reformat(
             frame, width, height, "rgb24", interpolation="BILINEAR", **single_thread()
         ).to_ndarray()
@@ -188,6 +193,12 @@ def deliver(
     yield the right frames, all places are delivered a second time, from the first on.
     """
     known: VideoInfo | Judged | None = info
+    pictures = pictures_of(path) if is_pictures(path) else None
+    if pictures is not None:
+        known = known or pictures.info()
+        if known.frames != len(pictures.files):
+            changed = f"{len(pictures.files)} pictures instead of {known.frames}"
+            raise VideoError(path, f"the folder has changed since it was probed: {changed}")
     if known is None:
         with open_video(path, deadline) as (container, stream):
             found = scan(container, stream, deadline)
@@ -207,15 +218,17 @@ def deliver(
         if place < len(wanted) and wanted[place] < stop:
             raise VideoError(path, f"frame {wanted[place]} was requested, but {note}")
 
+    if pictures is not None:
+        pictures.deliver(wanted, converter, deadline, take)
+        return
+
     def put(place: int, frame: Any) -> None:
         take(place, converter(frame))
 
     problem = _DISORDER
     if timeline is not None:
         for seeks in (True, False):
-            with open_video(path, deadline) as (container, stream):
-                by_time = _ByTime(container, stream, wanted, timeline, deadline, seeks)
-                problem = by_time.deliver(put)
+            problem = find_frames(path, wanted, timeline, deadline, seeks, put)
             if not problem:
                 return
         if problem != _DISORDER and shows_all(path, timeline, deadline):
@@ -225,6 +238,20 @@ def deliver(
             problem = _by_count(Stretch(container, stream, deadline), wanted, put)
     if problem:
         raise VideoError(path, problem)
+
+
+def find_frames(
+    path: str,
+    wanted: np.ndarray,
+    timeline: Timeline,
+    deadline: Deadline,
+    seeks: bool,
+    put: Callable[[int, Any], None],
+) -> str:
+    """Call `put(place, frame)` for the frames at the ascending indices `wanted`, found by their
+    time stamps; the reason if one is not sound. Without `seeks`, from the start of the file."""
+    with open_video(path, deadline) as (container, stream):
+        return _ByTime(container, stream, wanted, timeline, deadline, seeks).deliver(put)
 
 
 def read_counted(path: str, converter: Converter, deadline: Deadline) -> np.ndarray:

@@ -12,31 +12,43 @@ from fastseq.video._av import VideoError
 from fastseq.video.arguments import as_int
 from fastseq.video.damage import judge
 from fastseq.video.decode import Converter, collect, read_counted, upright_by
+from fastseq.video.pictures import is_pictures, pictures_of
 from fastseq.video.source import VideoSource, as_source, chosen_stream, open_video
 from fastseq.video.timeline import Deadline, VideoInfo, scan
 
 _DEFAULT_FPS = 25  # FFmpeg's own
 
 
-def probe(path: VideoSource, *, decode: bool = False, time_limit: float | None = None) -> VideoInfo:
-    """Inspect a video file.
+def probe(
+    path: VideoSource,
+    *,
+    decode: bool = False,
+    time_limit: float | None = None,
+    fps: float | None = None,
+) -> VideoInfo:
+    """Inspect a video file, or a folder of numbered pictures.
 
     By default the packets are counted and the first frame is decoded. Two kinds of files are
     decoded whole: files that break off, and files whose packets do not certainly map to frames one
     to one (all but mp4, mov, mkv and webm; VP8; a start without a key frame; time stamps out of
-    order).
+    order). Of pictures the headers are read and the first one is decoded.
 
     Args:
-        path: the name of a file, its contents (bytes, bytearray, memoryview), a binary file object
-            that can seek, or "FILE.tar#OFFSET+SIZE", a member of a tar that is not compressed.
-            Contents are copied unless they are bytes. A file object is read from its beginning and
-            keeps its position. `VideoInfo.path` is "<bytes>", or the name of the file object.
+        path: the name of a file; a folder of numbered pictures (JPEG, PNG, WebP); the pattern of
+            one of several sequences in a folder, such as "frames/img_*.jpg"; the contents of a file
+            (bytes, bytearray, memoryview); a binary file object that can seek; or
+            "FILE.tar#OFFSET+SIZE", a member of a tar that is not compressed, or the headers and
+            pictures of one video in it. Contents are copied unless they are bytes. A file object is
+            read from its beginning and keeps its position. `VideoInfo.path` is "<bytes>", or the
+            name of the file object.
         decode: decode every frame, to find damage that only decoding shows: see `VideoInfo.gaps`.
         time_limit: seconds after which a `VideoError` is raised.
+        fps: frames per second of pictures; default 25, FFmpeg's, with a remark.
     Raises:
-        VideoError: no readable video stream, no sound frame, pictures not turned by a right angle,
-            or the time limit exceeded.
+        VideoError: no readable video stream, no pictures or several sequences of them, no sound
+            frame, pictures not turned by a right angle, or the time limit exceeded.
         TypeError: `path` is none of these, or a file object in text mode or without seek.
+        ValueError: `fps` is not positive, or passed for a video file.
 
     Example:
         >>> import tempfile
@@ -49,6 +61,10 @@ def probe(path: VideoSource, *, decode: bool = False, time_limit: float | None =
     """
     path = as_source(path)
     deadline = Deadline(path, time_limit)
+    if is_pictures(path):
+        return pictures_of(path).probe(decode=decode, deadline=deadline, fps=fps)
+    if fps is not None:
+        raise ValueError(f"fps is for folders of pictures; {path} is a file with its own rate")
     with open_video(path, deadline) as (container, stream):
         found = scan(container, stream, deadline)
         codec, average_rate = stream.codec_context.name, stream.average_rate
@@ -121,7 +137,7 @@ def read_frames(
     certainly yields the same frames, and otherwise at the beginning of the file.
 
     Args:
-        path: the name of a file, its contents, a file object or a member of a tar: see `probe`.
+        path: a file, pictures, contents, a file object or a part of a tar: see `probe`.
         indices: frame numbers from 0, in any order, repeats allowed. None: all frames.
         short_side: scale the shorter side to this many pixels, aspect kept.
         size: scale to exactly this size in pixels, an int for a square or (height, width).
@@ -161,6 +177,8 @@ def read_frames(
         asked = np.arange(info.frames)
     converter = Converter(path, short_side, size, box)
     deadline = Deadline(path, time_limit)
+    if asked is None and is_pictures(path):
+        asked = np.arange(len(pictures_of(path).files))
     if asked is None:
         with open_video(path, deadline) as (container, stream):
             found = scan(container, stream, deadline)

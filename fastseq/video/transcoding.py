@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastseq.video._av import VideoError, require_av, single_thread
-from fastseq.video.arguments import as_path
-from fastseq.video.decode import upright_by
+from fastseq.video.arguments import as_int, as_path
+from fastseq.video.decode import (
+    INTERLACED,
+    Converter,
+    deliver,
+    find_frames,
+    past_the_end,
+    upright_by,
+)
 from fastseq.video.interlaced import deinterlaced
 from fastseq.video.orientation import upright
+from fastseq.video.pictures import is_pictures
 from fastseq.video.reader import probe
 from fastseq.video.source import open_video
 from fastseq.video.stretch import Stretch, counted
@@ -34,6 +43,8 @@ def transcode(
     time_limit: float | None = None,
     comment: str = "",
     on_frame: Callable[[int, int], None] | None = None,
+    frames: tuple[int, int] | None = None,
+    fps: float | None = None,
 ) -> VideoInfo:
     """Copy a video to an H.264 mp4 file (yuv420p, no sound) whose frame k is the source's frame k.
 
@@ -41,10 +52,11 @@ def transcode(
     upright. Interlaced frames, which `read_frames` rejects, become progressive by FFmpeg's bwdif,
     one picture for two fields. Frames follow each other at the source's average rate, without
     B-frames, so that packets, frames and time stamps are one to one for every reader. The colour
-    matrix and range are kept; RGB sources become BT.601, limited range. The target appears once it
-    is complete and its frames have been counted.
+    matrix and range are kept; RGB sources and pictures become BT.601, limited range. The target
+    appears once it is complete and its frames have been counted.
 
     Args:
+        source: a file, or pictures: a folder or a pattern, see `probe`.
         short_side: scale the shorter side down to this many pixels, an even number; a smaller
             video keeps its size, minus one row or column if that is odd.
         keyframe_every: distance of key frames, in frames.
@@ -53,12 +65,15 @@ def transcode(
         comment: text for the target's metadata.
         on_frame: called with (frames done, frames in total) after each frame; an error that it
             raises ends the work.
+        frames: (first, stop): copy frames `first` to `stop` - 1 alone, so that frame 0 of the copy
+            is the source's frame `first`. Decoding begins at the key frame before them. None: all.
+        fps: frames per second of pictures; default 25. Files have their own.
     Returns:
         `probe` of the target.
     Raises:
-        VideoError: the source cannot be read or is damaged anywhere, or the target cannot be
-            written. No target is left then; an earlier one is kept.
-        ValueError: an option out of range.
+        VideoError: the source cannot be read, one of the frames to copy is damaged or does not
+            exist, or the target cannot be written. No target is left then; an earlier one is kept.
+        ValueError: an option out of range, or `fps` for a file.
 
     Example:
         >>> import tempfile
@@ -72,33 +87,67 @@ def transcode(
     """
     check_settings(short_side, keyframe_every, crf)
     source = as_path(source, "source")
-    info = probe(source, time_limit=time_limit)
-    if info.note:
+    info = probe(source, time_limit=time_limit, fps=fps)
+    first, stop = (0, info.frames) if frames is None else _as_range(frames)
+    if stop > info.frames:
+        raise VideoError(source, past_the_end(stop - 1, info.frames, info.note))
+    if info.note and (frames is None or not _sound_between(info, first, stop)):
         raise VideoError(source, info.note)
 
     def check(partial: Path) -> None:
         found = probe(partial).frames
-        if found != info.frames:
-            raise VideoError(source, f"the copy has {found} frames instead of {info.frames}")
+        if found != stop - first:
+            raise VideoError(source, f"the copy has {found} frames instead of {stop - first}")
 
-    def copy() -> None:
+    def copy(write: Callable[[Callable[[Any], None]], None]) -> None:
         picture = _Picture(source, short_side)
         options = _options(keyframe_every, crf)
         with H264File(target, info.fps, options, comment=comment, check=check) as file:
-            for count, frame in enumerate(_frames(info, time_limit), 1):
+
+            def add(frame: Any) -> None:
                 file.add(picture(frame))
                 if on_frame is not None:
-                    on_frame(count, info.frames)
+                    on_frame(file.count, stop - first)
 
+            write(add)
+
+    def in_order(add: Callable[[Any], None]) -> None:
+        for frame in islice(_frames(info, time_limit), first, stop if frames else None):
+            add(frame)
+
+    if is_pictures(source):
+        copy(lambda add: _add_pictures(info, first, stop, time_limit, add))
+        return probe(target)
+    if first and info.timeline is not None:
+        try:
+            copy(lambda add: _add_found(info, first, stop, time_limit, add))
+            return probe(target)
+        except VideoError:  # damaged, interlaced, or other frames than from the start of the file
+            pass
     try:
-        copy()
+        copy(in_order)
     except VideoError:
         judged = probe(source, decode=True, time_limit=time_limit)
         if judged.note or (judged.timeline is None) == (info.timeline is None):
             raise
         info = judged  # frames are not in the order of their time stamps
-        copy()
+        copy(in_order)
     return probe(target)
+
+
+def _as_range(frames: Any) -> tuple[int, int]:
+    try:
+        first, stop = frames
+    except (TypeError, ValueError):
+        raise ValueError(f"frames must be (first, stop), got {frames!r}") from None
+    first, stop = as_int("frames[0]", first, 0), as_int("frames[1]", stop)
+    if stop <= first:
+        raise ValueError(f"frames must be (first, stop) with first < stop, got {(first, stop)}")
+    return first, stop
+
+
+def _sound_between(info: VideoInfo, first: int, stop: int) -> bool:
+    return not any(gap < stop and first < end for gap, end in info.gaps)
 
 
 def check_settings(short_side: int, keyframe_every: int, crf: int) -> None:
@@ -148,6 +197,46 @@ def _sound(info: VideoInfo, stretch: Stretch, deadline: Deadline) -> Iterator[An
     if count != info.frames or stretch.damaged:
         why = f" ({stretch.reason})" if stretch.reason else ""
         raise VideoError(info.path, f"only {count} of {info.frames} frames decode{why}")
+
+
+def _add_found(
+    info: VideoInfo,
+    first: int,
+    stop: int,
+    time_limit: float | None,
+    add: Callable[[Any], None],
+) -> None:
+    """Add frames `first` to `stop` - 1 of a file, decoded from the key frame before them."""
+    deadline = Deadline(info.path, time_limit)
+
+    def put(_: int, frame: Any) -> None:
+        if frame.interlaced_frame:  # its neighbours are needed
+            raise VideoError(info.path, INTERLACED)
+        add(frame)
+        deadline.restart()
+
+    problem = find_frames(info.path, np.arange(first, stop), info.timeline, deadline, True, put)
+    if problem:
+        raise VideoError(info.path, problem)
+
+
+def _add_pictures(
+    info: VideoInfo,
+    first: int,
+    stop: int,
+    time_limit: float | None,
+    add: Callable[[Any], None],
+) -> None:
+    """Add pictures `first` to `stop` - 1, in RGB: their formats and colours may differ."""
+    av = require_av()
+    deadline = Deadline(info.path, time_limit)
+
+    def take(_: int, pixels: np.ndarray) -> None:
+        add(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"))
+        deadline.restart()
+
+    converter = Converter(info.path, None, (info.height, info.width))
+    deliver(info.path, np.arange(first, stop), info, converter, deadline, take)
 
 
 class _Picture:

@@ -2,7 +2,6 @@
 
 import os
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ import training.data.files  # noqa: E402
 from fastseq.video import read_frames  # noqa: E402
 from training.data.files import as_patterns, by_name, find_videos, holds_video  # noqa: E402
 from training.data.index import StaleIndex, build_index, load_index  # noqa: E402
-from training.data.pictures import Pictures, program  # noqa: E402
 from training.prepare import main  # noqa: E402
 from training.support.files import write_text  # noqa: E402
 
@@ -173,51 +171,6 @@ def test_photographs_in_a_video_container(tmp_path):
     for brand, video in ((b"isom", True), (b"heic", False), (b"avif", False)):
         (tmp_path / "clip").write_bytes(data[:8] + brand + data[12:])
         assert holds_video(tmp_path / "clip") is video
-
-
-def test_numbered_pictures_and_the_way_to_videos(tmp_path, capsys):
-    source = tmp_path / "set"
-    for folder, prefix, ending, levels in (
-        ("frames/0001", "", "jpg", range(9, 21)),  # 9.jpg before 10.jpg
-        ("frames/0002", "img_", "jpg", range(1, 6)),
-        ("frames/0002", "flow_", "jpg", range(1, 5)),
-    ):
-        (source / folder).mkdir(parents=True, exist_ok=True)
-        for level in levels:
-            file = source / folder / f"{prefix}{level}.{ending}"
-            picture(file, "mjpeg", 10 * level)
-    (source / "poster_1.jpg").write_bytes(file.read_bytes())
-    assert main([str(source)]) == 1
-    captured = capsys.readouterr()
-    assert (
-        "numbered pictures, not read as videos: 3 sequences: frames/0001 (12 .jpg), frames/0002 "
-        "(4 flow_* .jpg), frames/0002 (5 img_* .jpg)\n"
-    ) in captured.out
-    assert "no video can be used" in captured.err
-    program = captured.out[captured.out.index("import re\n") :]
-    exec(compile(program, "the program", "exec"), {})
-    made = tmp_path / "set_videos"
-    assert main([str(made)]) == 0
-    frames = {video.id: video.frames for video in load_index(made).videos}
-    names = ["set/frames/0001.mp4", "set/frames/0002/flow_.mp4", "set/frames/0002/img_.mp4"]
-    assert {name: frames.pop(name) for name in names} == dict(zip(names, (12, 4, 5), strict=True))
-    levels = read_frames(made / names[0]).float().mean((1, 2, 3))
-    assert np.abs(levels.numpy() - 10 * np.arange(9, 21)).max() < 4
-    encode(source / "a.mp4", 3)  # beside a video they are named in the report, nothing more
-    capsys.readouterr()
-    assert main([str(source)]) == 0
-    out = capsys.readouterr().out
-    assert "3 sequences" in out
-    assert "import re" not in out
-    assert "training/data/README.md" in out
-
-
-def test_the_program_of_the_documentation_is_the_one_that_is_printed():
-    text = Path(training.data.files.__file__).with_name("README.md").read_text(encoding="utf-8")
-    documented = text.split("## Pictures")[1].split("```python\n")[1].split("```")[0]
-    printed = program(Path("/x/FOLDER"), [Pictures("0001", "", ".jpg", 9)])
-    same = [line for line in printed.splitlines() if not line.startswith("source, ")]
-    assert [line for line in documented.splitlines() if not line.startswith("source, ")] == same
 
 
 def test_a_linked_folder_and_a_pipe(tmp_path):

@@ -128,7 +128,8 @@ def messages(video_folder, capsys):
     run(prepare.main, "empty")
     Path("empty/frames").mkdir()
     for number in range(4):
-        Path(f"empty/frames/{number:03}.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+        for kind in ("img", "flow"):
+            Path(f"empty/frames/{kind}_{number}.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     run(prepare.main, "empty")
     broken = shutil.copytree(video_folder, "broken")
     Path(broken, "b.mp4").write_bytes(b"hello" * 500)

@@ -31,6 +31,7 @@ from fastseq.video.engines.choose import dali_version
 from fastseq.video.gaps import frames_of
 from fastseq.video.readings import Source
 from training.data.dataset import load_videos, open_evaluation_engine
+from training.data.files import stamp_of
 from training.data.index import VideoRecord
 from training.support.command import UserError
 from training.support.files import replacing, write_json
@@ -321,9 +322,8 @@ def _weights_digest(module: torch.nn.Module) -> str:
 
 
 def _stamp(record: VideoRecord) -> str:
-    status = Path(record.path).stat()
     used = [record.frames, record.gaps, record.trim, record.crop]
-    return _digest([status.st_size, status.st_mtime_ns, *used])
+    return _digest([*stamp_of(record.path), *used])
 
 
 def _digest(content: Any) -> str:

@@ -1,16 +1,19 @@
-"""The video files of a folder, found by the extension of their names or by their content."""
+"""The videos of a folder: files, by their extension or content, folders of pictures, tar shards."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from training.data.threads import in_threads
+from training.support.command import UserError
 
 INDEX_NAME = "fastseq_index.json"
 LABELS_NAME = "labels.json"
@@ -59,14 +62,18 @@ _SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a folder: sorted names relative to it, with forward slashes.
+    """The videos and other files of a folder: sorted names relative to it, with forward slashes.
 
     Attributes:
-        videos: files used as videos.
+        videos: files, folders of pictures and samples of tar files that are used as videos.
         ignored: other files -> their extension, or what they are if not regular files.
         looked: the ignored files whose content was checked.
         unmatched: patterns of `include` that match no file.
         closed: folders that cannot be read, with the reason.
+        sequences: numbered pictures that are not used, with the reason and the remedy.
+        places: video -> its locator relative to the folder, where that is not its name.
+        entries: video -> its entry for the labels file, from a shard's JSON.
+        pictures: the videos that are folders of pictures.
     """
 
     videos: list[str]
@@ -74,24 +81,45 @@ class Found:
     looked: list[str]
     unmatched: list[str]
     closed: list[str]
+    sequences: list[Any] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
+
+    def place(self, name: str) -> str:
+        """The locator of a video relative to the folder."""
+        return self.places.get(name, name)
 
 
-def find_videos(folder: Path, include: Iterable[str] = (), *, progress: bool = False) -> Found:
+def find_videos(
+    folder: Path,
+    include: Iterable[str] = (),
+    *,
+    pictures: str | None = None,
+    progress: bool = False,
+) -> Found:
     """Search a folder for videos, to any depth.
 
     A file with the extension of a video is used, one with another known extension is ignored, and
-    the content of any other file is checked, at most the first megabyte. Hidden files and folders
-    are ignored; links are followed.
+    the content of any other file is checked, at most the first megabyte. A folder without video
+    files is one video if it has at least 3 JPEG, PNG or WebP pictures whose names differ in one
+    number. Videos and folders of frames in tar files are used. Hidden files and folders are
+    ignored; links are followed.
 
     Args:
         include: patterns (`*.dat`, `clips/a?`) of files whose content is checked whatever their
             extension. They are compared with the relative path and with the name alone. Pictures
             are never used.
+        pictures: pattern (`img_*`, `rgb/*/*`) of the numbered pictures to use; compared with the
+            relative path and with the name. None: those of folders with one sequence alone.
         progress: show a bar while contents are checked.
+    Raises:
+        UserError: the folder itself is one sequence of pictures, or `pictures` matches none.
     """
     names, closed = list_files(folder)
     include = [*include]
-    videos, ignored, unknown = [], {}, []
+    videos, ignored, unknown, tars = [], {}, [], []
+    in_folders: dict[str, list[str]] = defaultdict(list)
     for name in names:
         taken = by_name(name, include)
         path = folder / name
@@ -102,7 +130,13 @@ def find_videos(folder: Path, include: Iterable[str] = (), *, progress: bool = F
         elif taken:
             videos.append(name)
         else:
-            ignored[name] = ending_of(name) or NO_ENDING
+            ending = ending_of(name)
+            ignored[name] = ending or NO_ENDING
+            if ending in PICTURES:
+                parent, _, short = name.rpartition("/")
+                in_folders[parent or "."].append(short)
+            elif ending == ".tar":
+                tars.append(name)
 
     def look(name: str) -> bool:
         return holds_video(folder / name, asked=_matches(name, include))
@@ -115,8 +149,101 @@ def find_videos(folder: Path, include: Iterable[str] = (), *, progress: bool = F
         else:
             looked.append(name)
             ignored[name] = ending_of(name) or NO_ENDING
+    places: dict[str, str] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for tar, samples in _samples_in(folder, tars, progress).items():
+        del ignored[tar]
+        for sample in samples:
+            name = f"{tar}/{sample.name}"
+            videos.append(name)
+            places[name] = f"{tar}#{sample.offset}+{sample.size}"
+            if sample.entry:
+                entries[name] = sample.entry
+    frame_folders, sequences = _frame_folders(folder, in_folders, videos, pictures, ignored, places)
     unmatched = [p for p in include if not any(_matches(name, [p]) for name in names)]
-    return Found(sorted(videos), dict(sorted(ignored.items())), looked, unmatched, closed)
+    return Found(
+        sorted([*videos, *frame_folders]),
+        dict(sorted(ignored.items())),
+        looked,
+        unmatched,
+        closed,
+        sequences,
+        places,
+        entries,
+        frame_folders,
+    )
+
+
+def _frame_folders(
+    folder: Path,
+    in_folders: dict[str, list[str]],
+    videos: list[str],
+    pattern: str | None,
+    ignored: dict[str, str],
+    places: dict[str, str],
+) -> tuple[list[str], list[Any]]:
+    """The folders of pictures that are videos, and the sequences that are not used.
+
+    Their pictures are taken out of `ignored`; locators of some go into `places`.
+    """
+    from fastseq.video.pictures_listing import sequences_of
+    from training.data.pictures import Pictures, pick_sequences
+
+    with_videos = {name.rpartition("/")[0] or "." for name in videos}
+    chosen, at, sequences = pick_sequences(in_folders, with_videos, pattern, frozenset(PICTURES))
+    top = chosen.pop(".", None)
+    if top is not None:
+        if not videos and not chosen:
+            raise UserError(
+                f"{folder} is itself the frames of one video ({top}): pass the folder that "
+                f"contains it, {folder.parent}"
+            )
+        why = "they lie in the folder itself; move them into a folder below it"
+        sequences.insert(0, Pictures(".", (str(top),), why))
+    if pattern is not None and not chosen:
+        has = [
+            f"{name} ({', '.join(map(str, sequences_of(in_folders[name])))})" for name in in_folders
+        ]
+        raise UserError(
+            f"--pictures {pattern!r} picks one sequence of numbered pictures in no folder of "
+            f"{folder}: expected the beginning of their names, such as 'img_*', or a path, such as "
+            f"'rgb/*/*'; found {', '.join(has[:3]) or 'no pictures'}"
+        )
+    for name, sequence in chosen.items():
+        for picture in sequence.names:
+            del ignored[f"{name}/{picture}"]
+    places.update({name: place for name, place in at.items() if name in chosen})
+    return sorted(chosen), sequences
+
+
+def _samples_in(folder: Path, tars: list[str], progress: bool) -> dict[str, list[Any]]:
+    """Tar file -> its samples, of those that have any."""
+    if not tars:
+        return {}
+    from training.data.shards import samples_of
+
+    def look(name: str) -> list[Any]:
+        return samples_of(folder / name)
+
+    found = zip(tars, in_threads(look, tars, "looking into shards", progress), strict=True)
+    return {tar: samples for tar, samples in found if samples}
+
+
+def stamp_of(place: str | os.PathLike) -> list[int]:
+    """By which a changed video is recognised: its file's size and time of modification, or the
+    number of files in its folder and the folder's time of modification."""
+    from fastseq.video.pictures import is_pictures
+
+    path = os.fspath(place)
+    if is_pictures(path):
+        inside = path if os.path.isdir(path) else os.path.dirname(path)
+        return [len(os.listdir(inside)), os.stat(inside).st_mtime_ns]
+    if "#" in path and not os.path.exists(path):
+        from fastseq.video.source import file_of
+
+        path = file_of(path)
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
 
 
 def list_files(folder: Path) -> tuple[list[str], list[str]]:
@@ -137,7 +264,8 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
         names += [
             (inside / name).as_posix()
             for name in files
-            if not name.startswith(".") and name not in (INDEX_NAME, LABELS_NAME, CARRIED_NAME)
+            if not name.startswith((".", "fastseq_index."))
+            and name not in (LABELS_NAME, CARRIED_NAME)
         ]
     return sorted(names), sorted(closed)
 

@@ -20,6 +20,7 @@ from training.data.files import (
     by_name,
     find_videos,
     list_files,
+    stamp_of,
 )
 from training.data.footage import Footage, begins_past_the_end, footage_of
 from training.data.labels import (
@@ -39,7 +40,7 @@ from training.support.files import replacing
 if TYPE_CHECKING:
     from fastseq.video import VideoInfo
 
-_FORMAT = 5
+_FORMAT = 6
 
 
 class StaleIndex(UserError):
@@ -124,6 +125,8 @@ def build_index(
     *,
     labels: str | os.PathLike | None = None,
     include: Iterable[str] = (),
+    pictures: str | None = None,
+    fps: float | None = None,
     verify: bool = False,
     time_limit: float = 60.0,
     progress: bool = False,
@@ -153,21 +156,23 @@ def build_index(
     include = [*include]
     labels_path = _labels_path(folder, labels)
     given = read_labels(labels_path) if labels_path else Labels({}, {})
-    files = find_videos(folder, include, progress=progress)
+    files = find_videos(folder, include, pictures=pictures, progress=progress)
     names = files.videos
     if labels_path:
         given = match_names(labels_path, given, Names(folder, names, files.ignored))
 
     def look(name: str) -> VideoInfo | str:
         try:
-            info = probe(folder / name, decode=verify, time_limit=time_limit)
+            rate = given.videos.get(name, {}).get("fps", fps) if name in files.pictures else None
+            place = folder / files.place(name)
+            info = probe(place, decode=verify, time_limit=time_limit, fps=rate)
             return _interlaced(folder) if info.interlaced else info
         except ImportError:
             raise
         except Exception as error:  # one bad file must not stop the others
             return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
 
-    stamps = {name: _stamp(folder / name) for name in names}
+    stamps = {name: stamp_of(folder / files.place(name)) for name in names}
     found = dict(zip(names, in_threads(look, names, "checking", progress), strict=True))
     for name, info in found.items():
         if isinstance(info, VideoInfo):
@@ -186,6 +191,7 @@ def build_index(
         entries.append(
             {
                 "id": name,
+                "place": files.place(name),
                 "frames": info.frames,
                 "fps": info.fps,
                 "width": info.width,
@@ -215,7 +221,7 @@ def build_index(
         if labels_path is None
         else {
             "path": Path(os.path.relpath(labels_path, folder)).as_posix(),
-            "stamp": _stamp(labels_path),
+            "stamp": stamp_of(labels_path),
             "changed": changed,
             "unused": [name for name in given.videos if name not in good],
         },
@@ -224,7 +230,7 @@ def build_index(
         "classes": given.classes,
         "videos": entries,
         "bad": [
-            {"path": name, "reason": info, "stamp": stamps[name]}
+            {"path": name, "place": files.place(name), "reason": info, "stamp": stamps[name]}
             for name, info in found.items()
             if isinstance(info, str)
         ],
@@ -300,15 +306,11 @@ def _labels_path(folder: Path, labels: str | os.PathLike | None) -> Path | None:
     return folder / LABELS_NAME if (folder / LABELS_NAME).is_file() else None
 
 
-def _stamp(path: Path) -> list[int]:
-    """Size and time of modification, by which a changed file is recognised."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _changes(folder: Path, content: dict[str, Any]) -> list[str]:
     stamps = {entry["id"]: entry["stamp"] for entry in content["videos"]}
     stamps |= {entry["path"]: entry["stamp"] for entry in content["bad"]}
+    places = {entry["id"]: entry["place"] for entry in content["videos"]}
+    places |= {entry["path"]: entry["place"] for entry in content["bad"]}
     changes = [f"{name} is new" for name in _new(folder, content, set(stamps))]
     labels = content["labels"]
     if labels is not None:
@@ -316,10 +318,10 @@ def _changes(folder: Path, content: dict[str, Any]) -> list[str]:
     elif (folder / LABELS_NAME).is_file():
         changes.append(f"{LABELS_NAME} is new")
     for name, stamp in stamps.items():
-        path = folder / name
-        if not path.is_file():
+        path = folder / places.get(name, name)
+        if not path.exists() and "*" not in path.name:
             changes.append(f"{name} is gone")
-        elif _stamp(path) != stamp:
+        elif stamp_of(path) != stamp:
             changes.append(f"{name} has changed")
     return changes
 
@@ -340,7 +342,7 @@ def _index(folder: Path, content: dict[str, Any], found: Found | None = None) ->
     records = [
         VideoRecord(
             id=entry["id"],
-            path=str(folder / entry["id"]),
+            path=str(folder / entry["place"]),
             frames=entry["frames"],
             fps=entry["fps"],
             action=entry["action"],

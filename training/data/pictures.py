@@ -1,71 +1,83 @@
-"""Finds videos that are stored as numbered pictures and explains how to convert them."""
+"""Which folders of pictures are videos, and what is to be done about the others."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from fnmatch import fnmatchcase
 
-from training.data.files import PICTURES, ending_of
+from fastseq.video.pictures_format import ENDINGS
+from fastseq.video.pictures_listing import FEWEST, PictureSequence, sequences_of, the_sequence
 
-_FEWEST = 3  # pictures in a sequence
 _SHOWN = 5
-
-_PROGRAM = """\
-import re
-from pathlib import Path
-from fastseq.video import read_frames, write_video
-
-source, target, fps = Path({source!r}), Path({target!r}), 25
-videos = {{}}
-for path in source.rglob("*"):
-    numbered = re.fullmatch(r"(.*?)(\\d+)", path.stem)
-    if numbered and path.suffix == "{ending}":
-        name = path.parent.relative_to(source.parent) / numbered[1]
-        videos.setdefault(name, []).append((int(numbered[2]), path))
-for name, pictures in videos.items():
-    (target / name).parent.mkdir(parents=True, exist_ok=True)
-    frames = (read_frames(path)[0] for _, path in sorted(pictures))
-    write_video(f"{{target / name}}.mp4", frames, fps)
-"""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Numbered pictures of one folder: `count` files, each named `prefix` plus a number."""
+    """Numbered pictures of one folder that are no video, and the reason with the remedy."""
 
     folder: str
-    prefix: str
-    ending: str
-    count: int
+    sequences: tuple[str, ...]
+    why: str
 
     def __str__(self) -> str:
-        named = f" {self.prefix}*" if self.prefix else ""
-        return f"{self.folder} ({self.count}{named} {self.ending})"
+        more = f" and {len(self.sequences) - _SHOWN} more" if len(self.sequences) > _SHOWN else ""
+        return f"{self.folder} ({', '.join(self.sequences[:_SHOWN])}{more}): {self.why}"
 
 
-def numbered_pictures(names: Iterable[str]) -> list[Pictures]:
-    """Sequences of pictures among the files of a folder."""
-    counts: dict[tuple[str, str, str], int] = defaultdict(int)
-    for name in names:
-        path = PurePosixPath(name)
-        numbered = re.fullmatch(r"(.*?)\d+", path.stem)
-        if numbered and ending_of(name) in PICTURES:
-            counts[str(path.parent), numbered[1], path.suffix] += 1
-    return [Pictures(*key, count) for key, count in sorted(counts.items()) if count >= _FEWEST]
+def pick_sequences(
+    folders: Mapping[str, Sequence[str]],
+    with_videos: Container[str],
+    pattern: str | None,
+    endings: frozenset[str],
+) -> tuple[dict[str, PictureSequence], dict[str, str], list[Pictures]]:
+    """Folder -> the pictures that are a video; the locators that differ from the folder; the rest.
+
+    Args:
+        folders: folder -> the names of its pictures.
+        with_videos: folders with a video file in them.
+        pattern: only sequences that match it are used, by their name or their path.
+        endings: those of all pictures, also of the kinds that are not read.
+    """
+    chosen, places, rest = {}, {}, []
+    for folder, names in sorted(folders.items()):
+        all_of_them = sequences_of(names)
+        large = [sequence for sequence in all_of_them if len(sequence) >= FEWEST]
+        if pattern is not None:
+            large = [one for one in large if _matches(folder, one.names[0], pattern)]
+        if not large:
+            others = sequences_of(names, endings=endings - ENDINGS)
+            others = [sequence for sequence in others if len(sequence) >= FEWEST]
+            if others and pattern is None:
+                rest.append(_left(folder, others, "pictures of this kind are not read, make PNGs"))
+        elif folder in with_videos:
+            rest.append(_left(folder, large, "they lie beside a video file; move them elsewhere"))
+        elif len(large) > 1:
+            advice = f"several sequences; pick one, such as --pictures {large[-1].pattern!r}"
+            rest.append(_left(folder, large, advice))
+        else:
+            chosen[folder] = large[0]
+            if the_sequence(all_of_them) is not large[0]:
+                places[folder] = f"{folder}/{large[0].pattern}"
+    return chosen, places, rest
 
 
-def named(found: Sequence[Pictures]) -> str:
-    """One line with the number of sequences and the names of the first."""
-    shown = ", ".join(map(str, found[:_SHOWN]))
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return f"numbered pictures, not read as videos: {len(found)} sequences: {shown}{more}"
+def _left(folder: str, sequences: Sequence[PictureSequence], why: str) -> Pictures:
+    return Pictures(folder, tuple(map(str, sequences)), why)
 
 
-def program(folder: Path, found: Sequence[Pictures]) -> str:
-    """A Python program that makes a video of each sequence of `folder`, in a folder beside it."""
-    ending = Counter(one.ending for one in found).most_common(1)[0][0]
-    target = folder.with_name(f"{folder.name}_videos")
-    return _PROGRAM.format(source=str(folder), target=str(target), ending=ending)
+def _matches(folder: str, name: str, pattern: str) -> bool:
+    """The pattern may name a whole file, its path, or leave the ending out."""
+    return any(
+        fnmatchcase(one, wanted)
+        for one in (name, f"{folder}/{name}")
+        for wanted in (pattern, f"{pattern}.*")
+    )
+
+
+def named(found: Sequence[Pictures]) -> list[str]:
+    """Lines about the first ones, and the number of the others."""
+    lines = [f"pictures not used: {one}" for one in found[:_SHOWN]]
+    if len(found) > _SHOWN:
+        lines.append(f"pictures not used: {len(found) - _SHOWN} more folders")
+    return lines

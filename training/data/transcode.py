@@ -8,16 +8,17 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastseq.video import VideoError, probe, transcode
 from fastseq.video._av import require_av
+from fastseq.video.pictures import is_pictures
 from fastseq.video.transcoding import check_settings
-from training.data.files import LABELS_NAME, Found, find_videos
+from training.data.files import LABELS_NAME, Found, find_videos, stamp_of
 from training.data.footage import check_crop, scaled_crop
 from training.data.labels import LabelError, Labels, listed, match_names, read_labels
 from training.data.names import Names
@@ -69,19 +70,24 @@ def transcode_folder(
     *,
     labels: str | os.PathLike | None = None,
     include: Iterable[str] = (),
+    pictures: str | None = None,
+    fps: float | None = None,
     time_limit: float = 60.0,
     progress: bool = False,
 ) -> Report:
     """Copy every video under `folder`, and the labels, into `out`.
 
-    `a/b.mp4` keeps its name and `a/b.avi` becomes `a/b.avi.mp4`, also in the labels, where crops
-    are scaled to the copies. Copies show the whole picture and all frames. A copy of an earlier
-    call is kept if the video has not changed since (size, time of modification) and the settings
-    are the same. Damaged videos and their labels are left out.
+    `a/b.mp4` keeps its name, `a/b.avi` becomes `a/b.avi.mp4` and the folder of pictures `a/0001`
+    becomes `a/0001.mp4`, also in the labels, where crops are scaled to the copies and seconds
+    become frames. Copies show the whole picture and all frames. A copy of an earlier call is kept
+    if the video has not changed since (size, time of modification) and the settings are the same.
+    Damaged videos and their labels are left out.
 
     Args:
         labels: labels file; default FOLDER/labels.json if there is one.
         include: patterns of files that are checked whatever their extension; see `find_videos`.
+        pictures: pattern of the numbered pictures to use; see `find_videos`.
+        fps: frames per second of pictures whose labels have no "fps"; default 25.
         time_limit: seconds without progress after which a file is skipped.
         progress: show a bar.
     Raises:
@@ -100,7 +106,7 @@ def transcode_folder(
         raise NotADirectoryError(f"{folder} is not a folder")
     if folder.is_relative_to(out) or out.is_relative_to(folder):
         raise UserError(f"{out} and {folder} must be two folders, neither inside the other")
-    files = find_videos(folder, include, progress=progress)
+    files = find_videos(folder, include, pictures=pictures, progress=progress)
     names = files.videos
     targets = {name: _target_name(name) for name in names}
     if len(set(targets.values())) < len(names):
@@ -112,11 +118,18 @@ def transcode_folder(
     if labels is not None:
         names_of = Names(folder, names, files.ignored)
         given = match_names(Path(labels), read_labels(Path(labels)), names_of)
-    sizes = _sizes_of_cropped(folder, labels, given, time_limit, progress)
+    given = replace(given, videos={**files.entries, **given.videos})
+    sources = {name: folder / files.place(name) for name in names}
+    rates = {
+        name: given.videos.get(name, {}).get("fps", fps)
+        for name in names
+        if is_pictures(os.fspath(sources[name]))
+    }
+    sizes = _sizes_of_cropped(sources, labels or folder, given, time_limit, progress)
     out.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
 
-    marks = {name: _mark(folder / name, settings) for name in names}
+    marks = {name: _mark(sources[name], settings, rates.get(name)) for name in names}
 
     def look(name: str) -> str:
         return _state(out / targets[name], marks[name])
@@ -130,15 +143,16 @@ def transcode_folder(
         if states[name] == "foreign"
     }
     written = {}
-    bar = _Bar({name: (folder / name).stat().st_size for name in todo}, progress)
+    bar = _Bar({name: _bytes_of(sources[name]) for name in todo}, progress)
 
     def copy(name: str) -> int | str:
         try:
             (out / targets[name]).parent.mkdir(parents=True, exist_ok=True)
             return transcode(
-                folder / name,
+                sources[name],
                 out / targets[name],
                 **asdict(settings),
+                fps=rates.get(name),
                 time_limit=time_limit,
                 comment=marks[name],
                 on_frame=lambda done, frames: bar.advance(name, done / frames),
@@ -153,8 +167,8 @@ def transcode_folder(
             else:
                 bad[name] = result
                 (out / targets[name]).unlink(missing_ok=True)  # a copy of an earlier version
-    if labels is not None:
-        _copy_labels(given, out, targets, bad, sizes)
+    if labels is not None or given.videos:
+        _copy_labels(given, out, sources, rates, targets, bad, sizes)
     strays = set(find_videos(out).videos) - set(targets.values())
     return Report(
         written=[targets[name] for name in names if name in written],
@@ -172,11 +186,21 @@ def _target_name(name: str) -> str:
     return name if name.lower().endswith(".mp4") else f"{name}.mp4"
 
 
-def _mark(source: Path, settings: Settings) -> str:
+def _mark(source: Path, settings: Settings, fps: float | None) -> str:
     """The mark stored in a copy: its source and its settings."""
-    status = source.stat()
-    stamp = [status.st_size, status.st_mtime_ns]
-    return json.dumps({_MARK: _FORMAT, **asdict(settings), "source": stamp})
+    rate = {} if fps is None else {"fps": fps}
+    return json.dumps({_MARK: _FORMAT, **asdict(settings), **rate, "source": stamp_of(source)})
+
+
+def _bytes_of(source: Path) -> int:
+    """The size of a file, of the part that a locator names, or of the files in a folder."""
+    if source.is_file():
+        return source.stat().st_size
+    if (part := re.fullmatch(r".*#\d+\+(\d+)", source.name)) is not None:
+        return int(part[1])
+    inside = source if source.is_dir() else source.parent
+    with os.scandir(inside) as entries:
+        return sum(entry.stat().st_size for entry in entries if entry.is_file())
 
 
 def _state(target: Path, mark: str) -> str:
@@ -213,8 +237,8 @@ def _runs(process: int) -> bool:
 
 
 def _sizes_of_cropped(
-    folder: Path,
-    path: str | os.PathLike | None,
+    sources: Mapping[str, Path],
+    path: str | os.PathLike,
     labels: Labels,
     time_limit: float,
     progress: bool,
@@ -224,7 +248,7 @@ def _sizes_of_cropped(
 
     def look(name: str) -> tuple[int, int] | None:
         try:
-            info = probe(folder / name, time_limit=time_limit)
+            info = probe(sources[name], time_limit=time_limit)
         except VideoError:
             return None  # the video will not be copied, and the reason is reported then
         return info.width, info.height
@@ -240,20 +264,23 @@ def _sizes_of_cropped(
         except ValueError as error:
             problems.append(f"{name}: {error}")
     if problems:
-        raise LabelError(listed(Path(path or folder), problems))
+        raise LabelError(listed(Path(path), problems))
     return sizes
 
 
 def _copy_labels(
     labels: Labels,
     out: Path,
+    sources: Mapping[str, Path],
+    rates: Mapping[str, float | None],
     targets: dict[str, str],
     bad: dict[str, str],
     sizes: dict[str, tuple[int, int]],
 ) -> None:
-    """Write the labels of the copied videos under their new names. Frame numbers stay the same;
-    crops are in pixels of the copies."""
+    """Write the labels of the copied videos under their new names. Frame numbers stay the same,
+    seconds become frame numbers; crops are in pixels of the copies."""
     videos = {}
+    unit = labels.content.get("unit", "frames")
     for name, entry in labels.videos.items():
         if name in bad:
             continue
@@ -261,8 +288,13 @@ def _copy_labels(
             copy = probe(out / targets[name])
             crop = scaled_crop(entry["crop"], sizes[name], (copy.width, copy.height))
             entry = {**entry, "crop": crop}
-        videos[targets[name]] = entry
-    content = {**labels.content, "videos": videos}
+        if entry.get("unit", unit) == "seconds":
+            from training.data.labels import in_frames
+
+            entry = in_frames({"unit": unit, **entry}, probe(sources[name], fps=rates.get(name)))
+        videos[targets[name]] = {key: entry[key] for key in entry if key not in ("unit", "fps")}
+    content = {key: labels.content[key] for key in labels.content if key != "unit"}
+    content["videos"] = videos
     data = _encoded(content)
     target = out / LABELS_NAME
     if target.is_file() and target.read_bytes() == data:

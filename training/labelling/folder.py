@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class VideoFolder:
             raise NotADirectoryError(f"{folder} is not a folder; expected one with videos")
         found = find_videos(self.folder, include)
         self.videos = found.videos
+        self._place = found.place
         if not self.videos:
             raise UserError(
                 f"{folder} holds no videos; `python -m training.prepare {shlex.quote(str(folder))}`"
@@ -70,9 +71,14 @@ class VideoFolder:
         with self._lock:
             if number in self._infos:
                 return self._infos[number]
-        info = _look(self.folder / self.videos[number])
+        info = _look(self.folder / self._place(self.videos[number]), lambda: self._rate(number))
         with self._lock:
             return self._infos.setdefault(number, info)
+
+    def _rate(self, number: int) -> float | None:
+        """Frames per second of pictures, if their labels state it."""
+        entry = self.labels.read().entry(self.videos[number])
+        return entry.get("fps") if entry else None
 
     def state(self) -> dict[str, Any]:
         """What the page begins with. Raises LabelError for a labels file that does not fit."""
@@ -131,11 +137,13 @@ class VideoFolder:
         return new
 
 
-def _look(path: Path) -> Any:
+def _look(path: Path, rate: Callable[[], float | None]) -> Any:
     from fastseq.video import probe
+    from fastseq.video.pictures import is_pictures
 
     try:
-        info = probe(path, time_limit=60.0)
+        fps = rate() if is_pictures(str(path)) else None
+        info = probe(path, time_limit=60.0, fps=fps)
     except ImportError:
         raise
     except Exception as error:  # whatever one file does, the others are shown

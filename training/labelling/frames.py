@@ -24,7 +24,10 @@ _QUALITY = 85
 
 def chunk_of(info: VideoInfo) -> int:
     """Frames in one chunk of a video."""
-    return CHUNK if info.random_access and info.timeline is not None else CHUNK_WITHOUT_SEEKING
+    from fastseq.video.pictures import is_pictures
+
+    seeks = info.random_access and (info.timeline is not None or is_pictures(info.path))
+    return CHUNK if seeks else CHUNK_WITHOUT_SEEKING
 
 
 class Pictures:

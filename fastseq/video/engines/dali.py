@@ -23,6 +23,7 @@ from fastseq.video.engines.dali_inputs import (
     inspect,
     release,
 )
+from fastseq.video.pictures import is_pictures
 from fastseq.video.reader import read_frames
 from fastseq.video.readings import Reading, Source, shape_of, wanted_frames
 from fastseq.video.source import file_of
@@ -34,8 +35,13 @@ _CPU_CODECS_UNTIL_2_1_0 = {"h264", "hevc"}
 _GPU_CODECS = _CPU_CODECS | _CPU_CODECS_UNTIL_2_1_0 | {"av1", "libdav1d"}
 # Checked by file extension: DALI's FFmpeg opens neither FLV nor MPEG program streams (2.1.0, CPU).
 _CLOSED = (".flv", ".mpg", ".mpeg", ".vob")
+_PICTURES = {"mjpeg", "png", "webp"}
 _MAX_READINGS = 4096  # costs nothing on the CPU: speed and memory are the same as with 256
 _FIX = "`fastseq.video.transcode(source, target)` rewrites such files as H.264"
+_NO_PICTURES = (
+    "DALI reads no folders of pictures; the PyAV engine does, and "
+    "`fastseq.video.transcode(folder, target)` makes an H.264 file of one (--transcode)"
+)
 
 
 def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
@@ -46,6 +52,8 @@ def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
         device: "cpu" or "gpu".
         version: version of DALI. Versions after 2.1.0 decode no H.264 and no HEVC on the CPU.
     """
+    if info.codec in _PICTURES and is_pictures(info.path):
+        return _NO_PICTURES
     if info.note:
         return f"the file is damaged ({info.note}); the PyAV engine reads its sound frames"
     if getattr(info, "interlaced", False):
@@ -194,6 +202,8 @@ class DaliEngine:
         return readings, [inputs_of(r, self._file(r.path), self.size) for r in readings]
 
     def _file(self, path: str) -> File:
+        if is_pictures(path):
+            raise VideoError(path, _NO_PICTURES)
         try:
             stat = os.stat(file_of(path))
         except OSError as error:

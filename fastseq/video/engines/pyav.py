@@ -1,4 +1,4 @@
-"""PyAV decodes and torch augments, in worker processes; supports any codec."""
+"""PyAV decodes and torch augments, in worker processes; supports any codec, and pictures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fastseq.video._av import VideoError
 from fastseq.video.arguments import as_int, as_number, as_size
 from fastseq.video.augment import crop_resize, finish
 from fastseq.video.decode import Converter, deliver, scaled_size
+from fastseq.video.pictures import is_pictures, pictures_of
 from fastseq.video.reader import probe
 from fastseq.video.readings import Reading, Source, box_of, check_size, shape_of, wanted_frames
 from fastseq.video.timeline import Deadline, VideoInfo
@@ -138,7 +139,10 @@ class PyAVEngine:
     def _info(self, reading: Reading) -> VideoInfo:
         path = reading.path
         if path not in self._infos:
-            info = probe(path, time_limit=self.time_limit)
+            if is_pictures(path):
+                info = pictures_of(path).info()
+            else:
+                info = probe(path, time_limit=self.time_limit)
             if self._known + info.frames > _MOST_KNOWN:
                 self._forget()
             self._known += info.frames
