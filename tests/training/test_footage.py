@@ -118,7 +118,7 @@ def test_frames_that_have_no_label(folder):
             "unknown key 'ofset' in sync, did you mean 'offset'",
         ),
         ({"sync": {"group": "x", "offset": 0.5}}, "the offset of sync is 0.5, expected a whole"),
-        ({"unlabelled_from": 3}, "unlabelled_from needs 'boundaries' or 'phases'"),
+        ({"unlabelled_from": 3}, "unlabelled_from needs 'boundaries', 'segments' or"),
         ({"action": "s", "boundaries": [3], "unlabelled_from": -1}, "unlabelled_from is -1"),
         ({"action": "s", "boundaries": [3], "unlabelled_from": 21}, "past the video's 20 frames"),
     ],
