@@ -47,17 +47,19 @@ class Footage:
 def footage_problems(entry: Mapping[str, Any]) -> list[str]:
     """Messages about malformed "trim", "crop" and "sync" in an entry of a labels file."""
     problems = _trim_problems(entry) if "trim" in entry else []
-    crop = entry.get("crop", [0, 0, 1, 1])
+    problems += _crop_problems(entry["crop"]) if "crop" in entry else []
+    return problems + (_sync_problems(entry) if "sync" in entry else [])
+
+
+def _crop_problems(crop: Any) -> list[str]:
     if not _is_list(crop, 4, seconds=False):
-        problems.append(
-            f"crop is {shown(crop)}, expected [left, top, width, height] in whole pixels"
-        )
-    elif min(crop[:2]) < 0 or min(crop[2:]) < 1:
-        problems.append(
+        return [f"crop is {shown(crop)}, expected [left, top, width, height] in whole pixels"]
+    if min(crop[:2]) < 0 or min(crop[2:]) < 1:
+        return [
             f"crop {crop} is [left, top, width, height]: left and top must be at least 0, width "
             "and height at least 1"
-        )
-    return problems + (_sync_problems(entry) if "sync" in entry else [])
+        ]
+    return []
 
 
 def _trim_problems(entry: Mapping[str, Any]) -> list[str]:

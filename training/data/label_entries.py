@@ -230,8 +230,11 @@ def _segment_form(segments: Any, seconds: bool) -> str:
     if not isinstance(segments, list):
         return f"'segments' must be a list such as {example}, got {shown(segments)}"
     for place, one in enumerate(segments):
-        if not isinstance(one, list) or len(one) != 3:
-            return f"segment {place} is {shown(one)}, expected [start, stop, phase] as in {example}"
+        if not isinstance(one, list) or len(one) != 3 or type(one[2]) not in (int, str):
+            return (
+                f"segment {place} is {shown(one)}, expected [start, stop, phase] with the number "
+                f"or the name of a phase, as in {example}"
+            )
         for time in one[:2]:
             if not is_time(time, seconds):
                 kind = "seconds" if seconds else "whole frame numbers"
@@ -239,11 +242,6 @@ def _segment_form(segments: Any, seconds: bool) -> str:
                     f"segment {place} is {shown(one)}, expected {kind}, got {shown(time)}"
                     f"{time_advice(time)}"
                 )
-        if type(one[2]) not in (int, str):
-            return (
-                f"segment {place} is {shown(one)}, expected [start, stop, phase] with the number "
-                "or the name of a phase"
-            )
     return ""
 
 
@@ -252,17 +250,15 @@ def _segment_problems(
 ) -> list[str]:
     problems = []
     wrong: dict[Any, int] = {}
+    tolerance = 1e-6 if seconds else 0  # of decimals that are added up
+    end, ascending = 0.0, True
     for place, (start, stop, phase) in enumerate(segments):
-        if start < 0:
-            problems.append(f"segment {place} is {shown(segments[place])}, but times count from 0")
-        if not start < stop:
-            advice = f"swapped? [{shown(stop)}, {shown(start)}]" if start > stop else "remove it"
-            problems.append(
-                f"segment {place} is {shown(segments[place])}: its stop, which is not included, "
-                f"must lie after its start; {advice}"
-            )
+        if start < 0 or start >= stop:
+            problems.append(_segment_times(place, segments[place]))
         if phase not in names if isinstance(phase, str) else not 0 <= phase < len(names):
             wrong.setdefault(phase, place)
+        ascending = ascending and start >= end - tolerance
+        end = stop
     for phase, place in wrong.items():
         if isinstance(phase, str):
             problems.append(
@@ -274,13 +270,25 @@ def _segment_problems(
                 f"segment {place}: phase {phase} {_out_of_range(action, names)}; frames outside "
                 "of segments are unlabelled"
             )
-    tolerance = 1e-6 if seconds else 0  # of decimals that are added up
-    for before, after in itertools.pairwise(sorted(segments, key=lambda one: (one[0], one[1]))):
+    if problems or ascending:
+        return problems
+    for before, after in itertools.pairwise(sorted(segments, key=lambda one: one[:2])):
         if after[0] < before[1] - tolerance:
             problems.append(
                 f"the segments {shown(before)} and {shown(after)} overlap; a frame has one phase"
             )
     return problems
+
+
+def _segment_times(place: int, segment: Sequence[Any]) -> str:
+    start, stop = segment[:2]
+    if start < 0:
+        return f"segment {place} is {shown(segment)}, but times count from 0"
+    advice = f"write [{stop}, {start}, ...]" if start > stop else "remove it"
+    return (
+        f"segment {place} is {shown(segment)}: its stop, which is not included, must lie after its "
+        f"start; {advice}"
+    )
 
 
 def _out_of_range(action: str, names: Sequence[str]) -> str:

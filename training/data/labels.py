@@ -171,7 +171,10 @@ def _parse(path: Path) -> Any:
                 "UTF-8; PowerShell: Out-File -Encoding utf8)"
             )
         text = data.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_Object)
+        content = json.loads(text)
+        if _keys(content) < text.count(":"):  # a key that is there twice, or a colon in a name
+            content = json.loads(text, object_pairs_hook=_Object)
+        return content
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise LabelError(
@@ -182,6 +185,13 @@ def _parse(path: Path) -> Any:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise LabelError(f"{path}: not a readable JSON file: {error}") from error
+
+
+def _keys(value: Any) -> int:
+    """The number of keys in a value of JSON, without those of objects in lists."""
+    if not isinstance(value, dict):
+        return 0
+    return len(value) + sum(_keys(one) for one in value.values() if isinstance(one, dict))
 
 
 def _twice(where: str, given: Any) -> list[str]:
