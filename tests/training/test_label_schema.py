@@ -1,4 +1,4 @@
-"""labels.schema.json agrees with read_labels: on good files, on wrong ones, on the documentation."""
+"""labels.schema.json agrees with read_labels on good and wrong files and on the documentation."""
 
 import json
 import re

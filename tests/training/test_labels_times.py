@@ -132,7 +132,7 @@ def test_class_sets(tmp_path):
     assert changed == []
     splits = [[labels.split_of(name, one) for name in videos] for one in ("fine", "coarse")]
     assert splits == [["val", "train", "test"], ["train", "train", "test"]]
-    with pytest.raises(LabelError, match="a.mp4: labels of 'coarse': boundary 2 lies past"):
+    with pytest.raises(LabelError, match=r"a.mp4: labels of 'coarse': boundary 2 lies past"):
         phases_of(path, labels, {"a.mp4": Info(1)})
 
 
@@ -248,7 +248,7 @@ def test_wrong_class_sets(entry, message, tmp_path):
             "v: labels: the key 'a' is there twice",
         ),
         (
-            '{"class_sets": {"a": {}}, "videos": {"v": {"labels": {"a": {"split": 1, "split": 2}}}}}',
+            '{"class_sets": {"a": {}},"videos": {"v": {"labels": {"a": {"split": 1,"split": 2}}}}}',
             "v: labels of 'a': the key 'split' is there twice",
         ),
     ],
