@@ -98,9 +98,10 @@ export class Fields {
   }
 
   noteOf(entry, names, boundaries) {
-    if (this.locked)
-      return "The labels are a list of phases or segments, which boundaries cannot say. " +
-        "They are shown above, and kept as they are.";
+    if (this.locked) {
+      const what = entry.segments ? "segments" : "a list with one phase for each frame";
+      return `The labels are ${what}, which boundaries cannot say. They are kept as they are.`;
+    }
     if (!names.length) return "No phases yet: choose an action, or add a new one.";
     if (!boundariesOf(entry) || boundaries.length >= names.length - 1) return "";
     const open = names.slice(boundaries.length + 1).join(", ");
