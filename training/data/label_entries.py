@@ -9,6 +9,7 @@ from typing import Any
 
 from training.data.footage import footage_problems
 from training.data.label_values import (
+    SPLITS,
     UNITS,
     in_seconds,
     is_time,
@@ -21,7 +22,6 @@ from training.data.label_values import (
 
 Classes = Mapping[str, Sequence[str]]  # action -> names of its phases, in order
 
-SPLITS = ("train", "val", "test")
 FORMS = ("boundaries", "segments", "phases")  # the ways to write the phases of a video
 _PART_KEYS = (*FORMS, "split")
 _ENTRY_KEYS = (

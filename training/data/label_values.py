@@ -1,4 +1,4 @@
-"""Values of a labels file: times in frames or seconds, and how messages show a value."""
+"""Values of a labels file: splits, times in frames or seconds, and how messages show a value."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+SPLITS = ("train", "val", "test")
 UNITS = ("frames", "seconds")
 _LISTED = 20  # known names that a hint lists
 
