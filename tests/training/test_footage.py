@@ -186,6 +186,31 @@ def test_copies_keep_the_picture_and_the_frames(folder, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_labels_of_copies_are_in_frames(folder, tmp_path):
+    """The frames of a copy are evenly spaced, so seconds would mean other frames."""
+    videos = {
+        "a.mp4": {"trim": [0.1, 0.64], "crop": [1, 1, 93, 61]},
+        "b.mp4": {"action": "s", "unit": "seconds", "segments": [[0.2, 0.4, "y"]]},
+        "c.mp4": {"action": "s", "unit": "frames", "boundaries": [7]},
+    }
+    content = {"unit": "seconds", "classes": CLASSES, "videos": videos}
+    (folder / "labels.json").write_text(json.dumps(content))
+    transcode_folder(folder, tmp_path / "out", Settings(short_side=32))
+    assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {
+        "classes": CLASSES,
+        "videos": {
+            "a.mp4": {"trim": [3, 16], "crop": [0, 0, 47, 31]},
+            "b.mp4": {"action": "s", "segments": [[5, 10, "y"]]},
+            "c.mp4": videos["c.mp4"],
+        },
+    }
+    videos["a.mp4"]["trim"] = [0.01, 0.02]
+    (folder / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(LabelError, match=r"a.mp4: trim .* contains no frame"):
+        transcode_folder(folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_crop_grows_to_whole_pixels_inside_the_picture():
     assert scaled_crop([10, 10, 20, 30], (100, 50), (50, 25)) == [5, 5, 10, 15]
     assert scaled_crop([11, 11, 20, 30], (100, 50), (50, 25)) == [5, 5, 11, 16]

@@ -14,12 +14,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastseq.video import VideoError, probe, transcode
+from fastseq.video import VideoError, VideoInfo, probe, transcode
 from fastseq.video._av import require_av
 from fastseq.video.transcoding import check_settings
 from training.data.files import LABELS_NAME, Found, find_videos
 from training.data.footage import check_crop, scaled_crop
-from training.data.labels import LabelError, Labels, listed, match_names, read_labels
+from training.data.label_values import in_seconds
+from training.data.labels import (
+    LabelError,
+    Labels,
+    in_frames,
+    listed,
+    match_names,
+    read_labels,
+)
 from training.data.names import Names
 from training.data.threads import in_threads
 from training.support.command import UserError
@@ -108,11 +116,11 @@ def transcode_folder(
         raise UserError(f"{twice} and {targets[twice]} would get the same name; rename one")
     if labels is None and (folder / LABELS_NAME).is_file():
         labels = folder / LABELS_NAME
-    given = Labels({}, {})
+    given = Labels()
     if labels is not None:
         names_of = Names(folder, names, files.ignored)
         given = match_names(Path(labels), read_labels(Path(labels)), names_of)
-    sizes = _sizes_of_cropped(folder, labels, given, time_limit, progress)
+    infos = _infos_for_labels(folder, labels, given, time_limit, progress)
     out.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
 
@@ -154,7 +162,7 @@ def transcode_folder(
                 bad[name] = result
                 (out / targets[name]).unlink(missing_ok=True)  # a copy of an earlier version
     if labels is not None:
-        _copy_labels(given, out, targets, bad, sizes)
+        _copy_labels(given, out, targets, bad, infos)
     strays = set(find_videos(out).videos) - set(targets.values())
     return Report(
         written=[targets[name] for name in names if name in written],
@@ -212,36 +220,37 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _sizes_of_cropped(
+def _infos_for_labels(
     folder: Path,
     path: str | os.PathLike | None,
     labels: Labels,
     time_limit: float,
     progress: bool,
-) -> dict[str, tuple[int, int]]:
-    """(width, height) of the videos whose labels have a crop; checks the crops against them."""
-    names = [name for name, entry in labels.videos.items() if "crop" in entry]
+) -> dict[str, VideoInfo]:
+    """The videos whose labels change in a copy: crop, and times in seconds; checks both."""
+    names = [name for name, entry in labels.videos.items() if "crop" in entry or in_seconds(entry)]
 
-    def look(name: str) -> tuple[int, int] | None:
+    def look(name: str) -> VideoInfo | None:
         try:
-            info = probe(folder / name, time_limit=time_limit)
+            return probe(folder / name, time_limit=time_limit)
         except VideoError:
             return None  # the video will not be copied, and the reason is reported then
-        return info.width, info.height
 
     found = in_threads(look, names, "looking at sizes", progress and bool(names))
-    sizes, problems = {}, []
-    for name, size in zip(names, found, strict=True):
-        if size is None:
+    infos, problems = {}, []
+    for name, info in zip(names, found, strict=True):
+        if info is None:
             continue
-        sizes[name] = size
+        infos[name] = info
         try:
-            check_crop(labels.videos[name]["crop"], *size)
+            entry = in_frames(labels.videos[name], info)
+            if "crop" in entry:
+                check_crop(entry["crop"], info.width, info.height)
         except ValueError as error:
             problems.append(f"{name}: {error}")
     if problems:
         raise LabelError(listed(Path(path or folder), problems))
-    return sizes
+    return infos
 
 
 def _copy_labels(
@@ -249,21 +258,27 @@ def _copy_labels(
     out: Path,
     targets: dict[str, str],
     bad: dict[str, str],
-    sizes: dict[str, tuple[int, int]],
+    infos: dict[str, VideoInfo],
 ) -> None:
-    """Write the labels of the copied videos under their new names. Frame numbers stay the same;
-    crops are in pixels of the copies."""
+    """Write the labels of the copied videos under their new names. Frame numbers stay the same.
+
+    Crops are in pixels of the copies. Seconds become frames, because the frames of a copy are
+    evenly spaced.
+    """
     videos = {}
     for name, entry in labels.videos.items():
         if name in bad:
             continue
-        if name in sizes:
-            copy = probe(out / targets[name])
-            crop = scaled_crop(entry["crop"], sizes[name], (copy.width, copy.height))
-            entry = {**entry, "crop": crop}
+        if name in infos:
+            info = infos[name]
+            entry = in_frames(entry, info)
+            if "crop" in entry:
+                copy = probe(out / targets[name])
+                size = (info.width, info.height)
+                entry["crop"] = scaled_crop(entry["crop"], size, (copy.width, copy.height))
         videos[targets[name]] = entry
-    content = {**labels.content, "videos": videos}
-    data = _encoded(content)
+    content = {key: value for key, value in labels.content.items() if key != "unit"}
+    data = _encoded({**content, "videos": videos})
     target = out / LABELS_NAME
     if target.is_file() and target.read_bytes() == data:
         return
