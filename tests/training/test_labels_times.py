@@ -88,6 +88,13 @@ def test_all_times_of_an_entry():
     assert footage.gaps == ((0, 11),)
 
 
+@pytest.mark.parametrize("times", [None, np.arange(100) / 25])
+@pytest.mark.parametrize(("end", "last"), [(3.91, 97), (3.92, 98), (3.95, 98), (3.96, 99)])
+def test_the_last_frame_of_trim(end, last, times):
+    entry = {"unit": "seconds", "trim": [0, end]}
+    assert in_frames(entry, Info(times=times))["trim"] == [0, last]
+
+
 def test_frames_stay_frames():
     entry = {"unit": "frames", "boundaries": [3, 700], "trim": [1, 2], "sync": {"group": "g"}}
     assert in_frames(entry, Info()) == {key: entry[key] for key in ("boundaries", "trim", "sync")}
