@@ -1,7 +1,8 @@
 """Evaluate a run by a paper's protocol: `python -m training.evaluate RUN`.
 
 Prints the protocol's tables and writes them, with the definition of every metric, to
-RUN/evaluation.json. Example: python -m training.evaluate runs/mine --protocol lav
+RUN/evaluation.json, or to RUN/evaluation_val.json with --split val. Example: python -m
+training.evaluate runs/mine --protocol lav
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.data.label_values import SPLITS
 from training.evaluation.encoders import TRAINED
 from training.evaluation.frame_level import evaluate_frame_level
 from training.evaluation.protocols import PROTOCOLS
@@ -31,6 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
     parser.add_argument(
         "--folder", type=Path, help="prepared folder of labelled videos (default: that of the run)"
+    )
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        help="the videos that are scored (default: the run's data.test_split); classifiers are "
+        "always fitted to the training videos",
     )
     parser.add_argument(
         "--protocol",
@@ -75,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> LeftOut:
         left_out = LeftOut()
-        given = {"folder": args.folder, "left_out": left_out}
+        given = {"folder": args.folder, "split": args.split, "left_out": left_out}
         if args.protocol == VIDEO_LEVEL:
             refuse("videos", "stride", "fractions", "few_shot", "window")
             result = evaluate_video_level(args.run, **given)
@@ -92,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 few_shot=args.few_shot,
                 **given,
             )
-        write_and_print(args.run, result)
+        name = "evaluation" if args.split in (None, "test") else f"evaluation_{args.split}"
+        write_and_print(args.run / f"{name}.json", result)
         return left_out
 
     def refuse(judged: str, *names: str) -> None:
@@ -108,16 +117,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-def write_and_print(run: Path, result: dict[str, Any]) -> None:
-    """Write RUN/evaluation.json and print its tables."""
-    write_json(run / "evaluation.json", result)
+def write_and_print(file: Path, result: dict[str, Any]) -> None:
+    """Write RUN/evaluation.json, or that of another split, and print its tables."""
+    write_json(file, result)
     print(format_table(result["rows"]))
     if cells := event_cells(result["rows"]):
         print("\nevents carried over to another test video, mean (median) error")
         print(format_cells(cells))
     stride = f"stride {result['stride']}; " if "stride" in result else ""
     print(
-        f"\n{result['videos']['train']} training and {result['videos']['test']} test videos; "
+        f"\n{result['videos']['train']} training and {result['videos']['test']} {result['split']} "
+        f"videos; "
         f"actions: {', '.join(result['actions'])}; {stride}{result['seconds']:.0f} s"
     )
     print(result["definitions"]["protocol"])
@@ -129,7 +139,7 @@ def write_and_print(run: Path, result: dict[str, Any]) -> None:
         print(f"left out: {line}")
     if "remark" in result:
         print(result["remark"])
-    print(f"written to {run / 'evaluation.json'}, with the definition of every column")
+    print(f"written to {file}, with the definition of every column")
 
 
 if __name__ == "__main__":

@@ -122,13 +122,18 @@ def _how_to_mark(index: Index, name: str) -> str:
     action = next(iter(classes))
     places = ", ".join(f"<first frame of {phase}>" for phase in classes[action][1:])
     folder = shlex.quote(str(index.folder))
+    top, part = f'"classes": {json.dumps(classes)}', f'"boundaries": [{places}]'
+    page = f", or set them in `python -m training.view {folder}`"
+    if class_set := getattr(index, "class_set", ""):
+        named = json.dumps(class_set)
+        top, part = f'"class_sets": {{{named}: ...}}', f'"labels": {{{named}: {{{part}}}}}'
+        page = ""  # it does not edit class sets
     return (
         "write the first frame of every phase, except the first phase, into "
         f"{index.folder / 'labels.json'}:\n"
-        f'  {{"classes": {json.dumps(classes)},\n'
-        f'   "videos": {{{json.dumps(name)}: {{"action": {json.dumps(action)}, "boundaries": '
-        f"[{places}]}}}}}}\n"
-        f"with frame numbers for <...>, or set them in `python -m training.view {folder}`;\n"
+        f"  {{{top},\n"
+        f'   "videos": {{{json.dumps(name)}: {{"action": {json.dumps(action)}, {part}}}}}}}\n'
+        f"with frame numbers for <...>{page};\n"
         f"then `python -m training.prepare {folder}` and "
         f"`python -m training.propagate {folder} --from {shlex.quote(name)}`"
     )

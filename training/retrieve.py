@@ -1,9 +1,9 @@
 """Show frames that the network finds similar: `python -m training.retrieve --run RUN`.
 
 Writes a contact sheet: query frames at the left, and beside each query the most similar frame of
-the five closest other test videos of the same action. A green border and a tick mean the same phase
-as the query, a red border and a cross another phase, a grey border no labels. Example: python -m
-training.retrieve --run runs/mine
+the five closest other videos of the same action and of the test split (--split). A green border and
+a tick mean the same phase as the query, a red border and a cross another phase, a grey border no
+labels. Example: python -m training.retrieve --run runs/mine
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.data.label_values import SPLITS
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
 
@@ -24,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="run directory with the encoder")
     parser.add_argument(
         "--folder", type=Path, help="prepared folder of videos (default: that of the run)"
+    )
+    parser.add_argument(
+        "--split", choices=SPLITS, help="the videos (default: the run's data.test_split)"
     )
     parser.add_argument("--out", type=Path, help="PNG to write (default: RUN/retrieval.png)")
     parser.add_argument(
@@ -42,15 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         encoder, cfg = load_encoder(args.run, args.folder)
         index = open_index(cfg, args.folder)
-        records = split_videos(index, cfg.data.test_split)
+        split = args.split or cfg.data.test_split
+        records = split_videos(index, split)
         out = args.out or args.run / "retrieval.png"
         make_folder(out.parent)
         left_out = LeftOut(len(index.bad))
         videos = embed_records({"trained": encoder}, records, cfg, left_out)["trained"]
-        require_some(left_out.kept(records), cfg.data.test_split, index.folder)
+        require_some(left_out.kept(records), split, index.folder)
         if not retrieval_sheet(videos, index.classes, out, queries=args.queries):
             raise UserError(
-                f"no action has two readable videos in the split {cfg.data.test_split!r} of "
+                f"no action has two readable videos in the split {split!r} of "
                 f"{index.folder}; retrieval searches the other videos of the query's action"
             )
         print(f"written: {out}")

@@ -149,7 +149,7 @@ def test_a_phase_that_is_never_reached(folder):
         ({"a.mp4": {"boundaries": None}}, "'boundaries' must be a list .*, got null"),
         ({"a.mp4": {"boundaries": [1e400]}}, "got Infinity at place 0"),
         ({"a.mp4": {"boundary": [3]}}, "unknown key 'boundary', did you mean 'boundaries'"),
-        ({"a.mp4": {"split": "val"}}, "split is 'val', expected 'train' or 'test'"),
+        ({"a.mp4": {"split": "dev"}}, "split is 'dev', expected 'train', 'val' or 'test'"),
         ({"a.mp4": {"action": "run", "boundaries": [3]}}, "\"classes\" does not list .* 'run'"),
         ({"a.mp4": {"boundaries": [3], "phases": [0] * 30}}, "has both"),
     ],

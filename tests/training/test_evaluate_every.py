@@ -13,6 +13,7 @@ from runs import RECIPE, numbers, same, weights
 
 import training.loop.trainer
 from fastseq.video import write_video
+from training import evaluate, report, retrieve
 from training.data.index import build_index
 from training.evaluation.curve import KEYS, step_evaluation
 from training.evaluation.frame_level import evaluate_frame_level
@@ -95,6 +96,41 @@ def test_a_run_with_evaluations_equals_one_without(place, monkeypatch):
     assert lines("parts") == lines("watched")
 
 
+def test_val_videos_are_evaluated_where_there_are_any(place, capsys):
+    """No figure of the test videos is in evaluations.jsonl, and the report names the split."""
+    content = json.loads(Path("videos/labels.json").read_text())
+    for name in ("2.mp4", "3.mp4"):
+        content["videos"][name]["split"] = "val"
+    Path("videos/labels.json").write_text(json.dumps(content))
+    build_index("videos")
+    assert main(["tiny.yaml", "train.run_dir=run", "train.steps=2", EVERY]) == 0
+    assert [line["split"] for line in lines("run")] == ["val"] * 2
+    assert evaluate.main(["run", "--split", "val"]) == 0
+    out = capsys.readouterr().out
+    assert "2 training and 2 val videos" in out
+    assert "written to run/evaluation_val.json" in out
+    assert not Path("run/evaluation.json").exists()
+    assert evaluate.main(["run", "--split", "train", "--protocol", "vclr"]) == 2
+    assert "cannot score the split 'train'" in capsys.readouterr().err
+    assert retrieve.main(["--run", "run", "--split", "val", "--out", "val.png"]) == 0
+    assert report.main(["run"]) == 0
+    text = Path("run/report.html").read_text()
+    assert "The network on the val videos while it was trained" in text
+    assert "metrics on the val videos over training steps" in text
+    assert "its figures are then too good" not in text
+
+    results = {
+        "val": json.loads(Path("run/evaluation_val.json").read_text()),
+        "test": json.loads(Path("run/evaluation.json").read_text()),
+        "train": evaluate_frame_level("run", split="train", progress=False),
+    }
+    last = lines("run")[-1]["metrics"]
+    for name, one in results.items():
+        assert (one["split"], one["videos"]) == (name, {"train": 2, "test": 2})
+        found = {key: one["rows"]["trained"]["metrics"][key] for key in KEYS}
+        assert (last == pytest.approx(found)) == (name == "val")
+
+
 def test_without_labels_there_is_one_warning_and_no_evaluation(place, caplog):
     Path("videos/labels.json").write_text(json.dumps({"videos": {"5.mp4": {"split": "test"}}}))
     build_index("videos")
@@ -122,7 +158,7 @@ def test_modes_and_random_states_are_left_as_they_were(place, caplog, monkeypatc
 
     monkeypatch.setattr(model, "encode", drawing)
     found = evaluation()
-    assert found.keys() == {"metrics", "time_index"}
+    assert found.keys() == {"split", "metrics", "time_index"}
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in model.modules()] == modes
 

@@ -118,7 +118,7 @@ def test_frames_that_have_no_label(folder):
             "unknown key 'ofset' in sync, did you mean 'offset'",
         ),
         ({"sync": {"group": "x", "offset": 0.5}}, "the offset of sync is 0.5, expected a whole"),
-        ({"unlabelled_from": 3}, "unlabelled_from needs 'boundaries' or 'phases'"),
+        ({"unlabelled_from": 3}, "unlabelled_from needs 'boundaries', 'segments' or"),
         ({"action": "s", "boundaries": [3], "unlabelled_from": -1}, "unlabelled_from is -1"),
         ({"action": "s", "boundaries": [3], "unlabelled_from": 21}, "past the video's 20 frames"),
     ],
@@ -182,6 +182,31 @@ def test_copies_keep_the_picture_and_the_frames(folder, tmp_path):
     assert (level - 60 - 9 * torch.arange(3, 17)).abs().max() < 4
     label(folder, a={"crop": [60, 0, 37, 10]})
     with pytest.raises(LabelError, match=r"a.mp4: crop .* reaches past the picture of 96 x 64"):
+        transcode_folder(folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_labels_of_copies_are_in_frames(folder, tmp_path):
+    """The frames of a copy are evenly spaced, so seconds would mean other frames."""
+    videos = {
+        "a.mp4": {"trim": [0.1, 0.64], "crop": [1, 1, 93, 61]},
+        "b.mp4": {"action": "s", "unit": "seconds", "segments": [[0.2, 0.4, "y"]]},
+        "c.mp4": {"action": "s", "unit": "frames", "boundaries": [7]},
+    }
+    content = {"unit": "seconds", "classes": CLASSES, "videos": videos}
+    (folder / "labels.json").write_text(json.dumps(content))
+    transcode_folder(folder, tmp_path / "out", Settings(short_side=32))
+    assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {
+        "classes": CLASSES,
+        "videos": {
+            "a.mp4": {"trim": [3, 16], "crop": [0, 0, 47, 31]},
+            "b.mp4": {"action": "s", "segments": [[5, 10, "y"]]},
+            "c.mp4": videos["c.mp4"],
+        },
+    }
+    videos["a.mp4"]["trim"] = [0.01, 0.02]
+    (folder / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(LabelError, match=r"a.mp4: trim .* contains no frame"):
         transcode_folder(folder, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -23,6 +23,12 @@ COMPOSED = unicodedata.normalize("NFC", "clips/Zoë.mp4")
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
 
 
+@dataclasses.dataclass
+class Info:
+    frames: int
+    fps: float = 25.0
+
+
 def content(*names):
     return {"classes": {"s": ["x", "y"]}, "videos": dict.fromkeys(names, ENTRY)}
 
@@ -130,7 +136,7 @@ def test_hints_for_names_that_miss(name, hint):
 
 def test_labels_of_damaged_videos_are_fitted_to_their_frames(tmp_path):
     labels = Labels(
-        {"s": ["x", "y", "z"]},
+        {"": {"all": ["x", "y", "z"]}},
         {
             "cut": {"boundaries": [2, 10**30]},
             "long": {"phases": [0, 1, 1, 2, 2]},
@@ -140,9 +146,9 @@ def test_labels_of_damaged_videos_are_fitted_to_their_frames(tmp_path):
             "plain": {"split": "test"},
         },
     )
-    frames = {"cut": 4, "long": 4, "short": 4, "fits": 4, "plain": 4}
-    phases, changed = phases_of(tmp_path, labels, frames, ["cut", "long", "short", "fits"])
-    assert {name: values.tolist() for name, values in phases.items()} == {
+    infos = dict.fromkeys(["cut", "long", "short", "fits", "plain"], Info(4))
+    phases, changed = phases_of(tmp_path, labels, infos, ["cut", "long", "short", "fits"])
+    assert {name: values.tolist() for name, values in phases[""].items()} == {
         "cut": [0, 0, 1, 1],
         "long": [0, 1, 1, 2],
         "short": [1, 1, -1, -1],
@@ -155,7 +161,7 @@ def test_labels_of_damaged_videos_are_fitted_to_their_frames(tmp_path):
         ("short", "2 phases for 4 frames"),
     ):
         with pytest.raises(LabelError, match=f"{name}: {message}"):
-            phases_of(tmp_path, labels, frames, {"cut", "long", "short"} - {name})
+            phases_of(tmp_path, labels, infos, {"cut", "long", "short"} - {name})
 
 
 def test_names_in_another_encoding_are_copied(tmp_path):

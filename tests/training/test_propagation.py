@@ -174,3 +174,55 @@ def test_labels_are_kept_and_those_carried_over_are_added(tmp_path):
     }
     lines = (tmp_path / "out.json").read_text(encoding="utf-8").splitlines()
     assert sum('"boundaries"' in line for line in lines) == 3  # one line each
+
+
+def test_events_are_added_in_frames_to_labels_in_seconds(tmp_path):
+    """The videos have 20 frames, 10 in a second."""
+    content = {
+        "unit": "seconds",
+        "classes": {"swing": ["still", *NAMES]},
+        "videos": {
+            "a.mp4": {"action": "swing", "boundaries": [0.3, 0.7, 1.2]},
+            "b.mp4": {"action": "swing", "trim": [0.2, 1.5], "sync": {"group": "g", "offset": 0.5}},
+        },
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    index = Index(tmp_path, [record(name) for name in ("a.mp4", "b.mp4", "new.mp4")])
+    labels = LabelsFile.read(tmp_path / "labels.json", index)
+    carried = {n: combine(record(n), NAMES, [proposal(1, 2, 3)]) for n in ("b.mp4", "new.mp4")}
+    labels.write(tmp_path / "out.json", carried, "swing", ["a.mp4"])
+    videos = read_labels(tmp_path / "out.json").content["videos"]
+    assert videos["a.mp4"] == content["videos"]["a.mp4"]
+    new = {"unit": "frames", "action": "swing", "boundaries": [1, 2, 3]}
+    new["remark"] = "carried over from a.mp4: to be checked"
+    assert videos["b.mp4"] == new | {"trim": [2, 15], "sync": {"group": "g", "offset": 5}}
+    assert videos["new.mp4"] == new
+
+
+def test_events_are_added_to_one_class_set(tmp_path):
+    coarse = {"boundaries": []}
+    content = {
+        "class_sets": {"fine": {"swing": ["still", *NAMES]}, "coarse": {"swing": ["all"]}},
+        "videos": {
+            "a.mp4": {"action": "swing", "labels": {"fine": {"boundaries": [3, 7, 12]}}},
+            "b.mp4": {"action": "swing", "labels": {"coarse": coarse, "fine": {"split": "val"}}},
+        },
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    index = Index(tmp_path, [record(name) for name in ("a.mp4", "b.mp4")])
+    labels = LabelsFile.read(tmp_path / "labels.json", index)
+    carried = {"b.mp4": combine(record("b.mp4"), NAMES, [proposal(1, 2, 3)])}
+    labels.write(tmp_path / "out.json", carried, "swing", ["a.mp4"])
+    written = read_labels(tmp_path / "out.json").content
+    fine = {"split": "val", "boundaries": [1, 2, 3]}
+    assert written["videos"]["b.mp4"]["labels"] == {"coarse": coarse, "fine": fine}
+    assert written["videos"]["a.mp4"] == content["videos"]["a.mp4"]
+    assert written["class_sets"] == content["class_sets"]
+
+    (tmp_path / "labels.json").write_text(json.dumps({"videos": {}}))
+
+    class OfClassSet(Index):
+        class_set = "fine"
+
+    with pytest.raises(UserError, match="does not declare the class set 'fine' of the index"):
+        LabelsFile.read(tmp_path / "labels.json", OfClassSet(tmp_path, index.videos))

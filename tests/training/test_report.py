@@ -323,6 +323,7 @@ def test_report_evaluates_where_that_has_not_been_done_and_shows_the_steps(run):
     assert f"{rows['trained']['metrics']['ap_at_5']:.3f}" in page
     assert "Events carried over to another test video" in page
     assert "How many steps were needed" in page
+    assert "A step picked by these curves is picked on the test videos: its figures are" in page
     assert (run / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -80,7 +80,7 @@ LABELS = [
     {"videos": {"a.mp4": {"boundaries": [3]}}},
     {"videos": {"a.mp4": {"boundaries": [3, 4]}}, "classes": {"all": ["x", "y"]}},
     {"videos": {"a.mp4": {"boundaries": [40]}}, "classes": {"all": ["x", "y"]}},
-    {"videos": {"a.mp4": {"split": "val"}}},
+    {"videos": {"a.mp4": {"split": "validation"}}},
 ]
 
 SPLITS = {"a.mp4": "test", "b.mp4": "train"}

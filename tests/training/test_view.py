@@ -77,6 +77,57 @@ def test_begins_without_labels(client, folder):
     assert not (folder / "labels.json.bak").exists()
 
 
+def test_seconds_and_segments_are_edited_in_frames(client, folder):
+    """a has 30 frames, 25 in a second. What is saved is in frames, the others stay as they are."""
+    others = {"b.mp4": {"action": "jump", "segments": [[0.08, 0.24, "land"]]}}
+    timed = {"action": "jump", "boundaries": [0.4, 0.96], "trim": [0.09, 1.05]}
+    content = {**CONTENT, "unit": "seconds", "videos": {"a.mp4": timed, **others}}
+    (folder / "labels.json").write_text(json.dumps(content))
+    facts = client.get("facts/0")
+    assert facts["entry"] == {"action": "jump", "boundaries": [10, 24], "trim": [3, 26]}
+    assert facts["problems"] == []
+    assert client.get("facts/1")["entry"] == {"action": "jump", "segments": [[2, 6, 2]]}
+    assert client.get("facts/2")["entry"] is None
+    new = {**facts["entry"], "boundaries": [11, 24], "split": "val"}
+    assert client.save({"0": new})[0] == 200
+    saved = json.loads((folder / "labels.json").read_text())
+    assert saved == content | {"videos": {"a.mp4": {"unit": "frames", **new}, **others}}
+    a, b, _ = build_index(folder).videos
+    assert a.phases.tolist() == [-1] * 3 + [0] * 8 + [1] * 13 + [2] * 3 + [-1] * 3
+    assert (a.split, a.trim) == ("val", (3, 26))
+    assert b.phases.tolist() == [-1] * 2 + [2] * 4 + [-1] * 6
+
+
+def test_seconds_that_do_not_fit_come_without_their_times(client, folder):
+    wrong = {"action": "jump", "unit": "seconds", "boundaries": [9], "trim": [0.01, 0.02]}
+    content = {**CONTENT, "videos": {"a.mp4": wrong}}
+    (folder / "labels.json").write_text(json.dumps(content))
+    facts = client.get("facts/0")
+    assert facts["entry"] == {"action": "jump", "unit": "seconds"}
+    boundary, trim = facts["problems"]
+    assert "boundary 9 s lies past the video's 30 frames, which end at 1.2 s" in boundary
+    assert "trim [0.01, 0.02] contains no frame" in trim
+
+
+def test_class_sets_are_shown_and_not_changed(client, folder):
+    sets = {"fine": {"jump": ["p", "q"]}, "coarse": {"jump": ["x"]}}
+    parts = {"coarse": {"boundaries": []}, "fine": {"segments": [[0, 10, "q"]]}}
+    content = {"class_sets": sets, "videos": {"a.mp4": {"action": "jump", "labels": parts}}}
+    before = json.dumps(content)
+    (folder / "labels.json").write_text(before)
+    state = client.get("state")
+    assert state["classes"] == sets["fine"]
+    assert "labels.json has class sets; the first one is shown here" in state["read_only"]
+    shown = client.get("facts/0")["entry"]
+    assert shown == {"action": "jump", "labels": parts, "segments": [[0, 10, 1]]}
+    status, answer = client.save({"1": {"split": "test"}})
+    assert status == 409
+    assert "has class sets" in answer["problems"][""][0]
+    assert (folder / "labels.json").read_text() == before
+    (folder / "labels.json").unlink()
+    assert client.get("state")["read_only"] == ""
+
+
 def test_labels_can_be_removed(client, folder):
     assert client.save({"0": None, "2": None})[0] == 200
     assert [*read_labels(folder / "labels.json").videos] == ["b.mp4", "gone.mp4"]

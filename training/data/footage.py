@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fastseq.video.gaps import Gaps, gaps_of, sound_frames
+from fastseq.video.gaps import Gaps
+from training.data.label_frames import Clock, in_frames
+from training.data.label_values import (
+    in_seconds,
+    in_unit,
+    is_time,
+    known_hint,
+    shown,
+    time_advice,
+)
 
 _SYNC_KEYS = ("group", "offset")
 
 
 class _Info(Protocol):
-    """The required properties of a file; `fastseq.video.VideoInfo` has them."""
+    """The required properties of a file; `fastseq.video.VideoInfo` has them, and `times`."""
 
     frames: int
+    fps: float
     width: int
     height: int
     gaps: Gaps
@@ -38,41 +46,44 @@ class Footage:
 
 def footage_problems(entry: Mapping[str, Any]) -> list[str]:
     """Messages about malformed "trim", "crop" and "sync" in an entry of a labels file."""
-    problems = []
-    trim = entry.get("trim", [0, 0])
-    if not _whole_numbers(trim, 2):
-        problems.append(
-            f"trim is {_shown(trim)}, expected the first and the last usable frame, such as "
-            "[12, 96]"
-        )
-    elif not 0 <= trim[0] <= trim[1]:
-        problems.append(
-            f"trim {trim} must be the first and the last usable frame, in this order, counted "
-            "from 0"
-        )
-    crop = entry.get("crop", [0, 0, 1, 1])
-    if not _whole_numbers(crop, 4):
-        problems.append(
-            f"crop is {_shown(crop)}, expected [left, top, width, height] in whole pixels"
-        )
-    elif min(crop[:2]) < 0 or min(crop[2:]) < 1:
-        problems.append(
+    problems = _trim_problems(entry) if "trim" in entry else []
+    problems += _crop_problems(entry["crop"]) if "crop" in entry else []
+    return problems + (_sync_problems(entry) if "sync" in entry else [])
+
+
+def _crop_problems(crop: Any) -> list[str]:
+    if not _is_list(crop, 4, seconds=False):
+        return [f"crop is {shown(crop)}, expected [left, top, width, height] in whole pixels"]
+    if min(crop[:2]) < 0 or min(crop[2:]) < 1:
+        return [
             f"crop {crop} is [left, top, width, height]: left and top must be at least 0, width "
             "and height at least 1"
+        ]
+    return []
+
+
+def _trim_problems(entry: Mapping[str, Any]) -> list[str]:
+    trim, seconds = entry["trim"], in_seconds(entry)
+    what = "times of the first and the last" if seconds else "first and the last"
+    if not _is_list(trim, 2, seconds):
+        example = "[0.48, 3.84] in seconds" if seconds else "[12, 96]"
+        wrong = (
+            [value for value in trim if not is_time(value, seconds)] if type(trim) is list else []
         )
-    return problems + (_sync_problems(entry["sync"]) if "sync" in entry else [])
+        advice = time_advice(wrong[0]) if wrong else ""
+        return [
+            f"trim is {shown(trim)}, expected the {what} usable frame, such as {example}{advice}"
+        ]
+    if not 0 <= trim[0] <= trim[1]:
+        return [f"trim {trim} must be the {what} usable frame, in this order, counted from 0"]
+    return []
 
 
-def known_hint(key: str, known: Sequence[str]) -> str:
-    """A hint for an unknown key: the most similar known key, or all known keys."""
-    near = difflib.get_close_matches(key, known, n=1)
-    return f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-
-
-def _sync_problems(sync: Any) -> list[str]:
+def _sync_problems(entry: Mapping[str, Any]) -> list[str]:
+    sync = entry["sync"]
     example = '{"group": "trial 1", "offset": 12}'
     if not isinstance(sync, dict):
-        return [f"sync is {_shown(sync)}, expected an object such as {example}"]
+        return [f"sync is {shown(sync)}, expected an object such as {example}"]
     problems = []
     for key in sync:
         if key not in _SYNC_KEYS:
@@ -82,13 +93,13 @@ def _sync_problems(sync: Any) -> list[str]:
     group, offset = sync.get("group"), sync.get("offset", 0)
     if not isinstance(group, str) or not group.strip():
         problems.append(
-            f"the group of sync is {_shown(group)}, expected a name that the videos of one event "
+            f"the group of sync is {shown(group)}, expected a name that the videos of one event "
             f"share, such as {example}"
         )
-    if type(offset) is not int:
+    if not is_time(offset, in_seconds(entry)):
+        kind = "seconds" if in_seconds(entry) else "a whole number of this video's frames"
         problems.append(
-            f"the offset of sync is {_shown(offset)}, expected a whole number of this video's "
-            "frames"
+            f"the offset of sync is {shown(offset)}, expected {kind}{time_advice(offset)}"
         )
     return problems
 
@@ -97,46 +108,65 @@ def footage_of(entry: Mapping[str, Any], info: _Info, damaged: bool) -> tuple[Fo
     """The footage of one video, and whether its trim was cut to the frames of a damaged file.
 
     Raises:
-        ValueError: trim or crop lies outside the video.
+        ValueError: trim or crop lies outside the video, or trim in seconds contains no frame.
     """
-    trim, cut = _trim(entry, info.frames, damaged)
+    fitted = in_frames(entry, info) if in_seconds(entry) else entry
+    trim, cut = None, False
     gaps = tuple(info.gaps)
-    if trim is not None:
-        sound = sound_frames(info.frames, gaps).tolist()
-        used = {frame for frame in sound if trim[0] <= frame <= trim[1]}
-        gaps = gaps_of(frame for frame in range(info.frames) if frame not in used)
+    if "trim" in fitted:
+        first, last = fitted["trim"]
+        cut = last >= info.frames
+        if cut and not damaged:
+            raise ValueError(_past_the_end(entry, info))
+        trim = (first, min(last, info.frames - 1))
+        gaps = _outside(trim, gaps, info.frames)
     crop = None
     if "crop" in entry:
         crop = tuple(entry["crop"])
         check_crop(crop, info.width, info.height)
     sync = None
     if "sync" in entry:
-        sync = (entry["sync"]["group"], entry["sync"].get("offset", 0))
+        sync = (fitted["sync"]["group"], fitted["sync"].get("offset", 0))
     return Footage(trim, crop, sync, gaps), cut
 
 
-def _trim(
-    entry: Mapping[str, Any], frames: int, damaged: bool
-) -> tuple[tuple[int, int] | None, bool]:
-    if "trim" not in entry:
-        return None, False
-    first, last = entry["trim"]
-    if last < frames:
-        return (first, last), False
-    if not damaged:
-        raise ValueError(
-            f"trim [{first}, {last}] lies past the video's {frames} frames, 0 to {frames - 1}; its "
-            "second number is the last usable frame itself"
+def _past_the_end(entry: Mapping[str, Any], info: _Info) -> str:
+    if in_seconds(entry):
+        times = ", ".join(in_unit(value, True) for value in entry["trim"])
+        return (
+            f"trim [{times}] lies past the end of the video, which has {info.frames} frames and "
+            f"ends at {Clock(info).end:.4g} s"
         )
-    return (first, frames - 1), True
+    return (
+        f"trim {[*entry['trim']]} lies past the video's {info.frames} frames, 0 to "
+        f"{info.frames - 1}; its second number is the last usable frame itself"
+    )
 
 
-def begins_past_the_end(entry: Mapping[str, Any], frames: int, damaged: bool) -> str:
+def _outside(trim: tuple[int, int], gaps: Gaps, frames: int) -> Gaps:
+    """The gaps together with the frames outside trim."""
+    first, stop = trim[0], trim[1] + 1
+    inside = [(max(a, first), min(b, stop)) for a, b in gaps]
+    ranges = [(0, first), *(gap for gap in inside if gap[0] < gap[1]), (stop, frames)]
+    joined: list[tuple[int, int]] = []
+    for a, b in ranges:
+        if joined and joined[-1][1] == a:
+            joined[-1] = (joined[-1][0], b)
+        elif a < b:
+            joined.append((a, b))
+    return tuple(joined)
+
+
+def begins_past_the_end(entry: Mapping[str, Any], info: _Info, damaged: bool) -> str:
     """The reason why no frame of a damaged file is usable; empty if some are usable."""
-    first = entry.get("trim", (0, 0))[0]
-    if not damaged or first < frames:
+    if not damaged or "trim" not in entry:
         return ""
-    return f"no usable frame: trim begins at frame {first}, but only {frames} frames can be decoded"
+    seconds = in_seconds(entry)
+    first = entry["trim"][0]
+    if (Clock(info).first(first) if seconds else first) < info.frames:
+        return ""
+    begin = in_unit(first, True) if seconds else f"frame {first}"
+    return f"no usable frame: trim begins at {begin}, but only {info.frames} frames can be decoded"
 
 
 def check_crop(crop: tuple[int, ...], width: int, height: int) -> None:
@@ -164,10 +194,9 @@ def scaled_crop(
     return [left, top, right - left, bottom - top]
 
 
-def _whole_numbers(values: Any, count: int) -> bool:
-    return isinstance(values, list) and len(values) == count and all(type(v) is int for v in values)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _is_list(values: Any, count: int, seconds: bool) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(is_time(value, seconds) for value in values)
+    )

@@ -155,7 +155,7 @@ def build_index(
         )
     include = [*include]
     labels_path = _labels_path(folder, labels)
-    given = read_labels(labels_path) if labels_path else Labels({}, {})
+    given = read_labels(labels_path) if labels_path else Labels()
     files = find_videos(folder, include, pictures=pictures, progress=progress)
     names = files.videos
     if labels_path:
@@ -177,11 +177,12 @@ def build_index(
     for name, info in found.items():
         if isinstance(info, VideoInfo):
             label = given.videos.get(name, {})
-            found[name] = begins_past_the_end(label, info.frames, _damaged(info)) or info
+            found[name] = begins_past_the_end(label, info, _damaged(info)) or info
     good = {name: info for name, info in found.items() if not isinstance(info, str)}
-    frames = {name: info.frames for name, info in good.items()}
     damaged = [name for name, info in good.items() if _damaged(info)]
-    phases, changed = phases_of(labels_path, given, frames, damaged)
+    labelled, changed = phases_of(labels_path, given, good, damaged)
+    class_set = next(iter(given.class_sets))
+    phases = labelled[class_set]
     footage, cut = _footage(labels_path, given, good)
     changed = [name for name in good if name in {*changed, *cut}]
     entries = []
@@ -207,7 +208,7 @@ def build_index(
                 "random_access": info.random_access,
                 "remarks": info.remarks,
                 "action": label.get("action", "all"),
-                "split": label.get("split", "train"),
+                "split": given.split_of(name, class_set),
                 "view": label.get("view", ""),
                 "phases": _run_lengths(phases.get(name)),
                 "unchecked": name in phases and TO_BE_CHECKED in str(label.get("remark", "")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import difflib
-import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,17 +12,36 @@ from typing import Any
 
 import numpy as np
 
-from training.data.footage import footage_problems, known_hint
+from training.data.label_entries import entry_problems, has_phases, parts_of, unit_problem
+from training.data.label_frames import (
+    UNLABELLED,
+    Clock,
+    Timed,
+    frame_phases,
+    in_frames,
+    trim_in_frames,
+)
+from training.data.label_values import UNITS
 from training.data.names import Names
 from training.support.command import UserError
 
-_VIDEO_KEYS = (
-    *("action", "split", "view", "boundaries", "phases", "unlabelled_from"),
-    *("trim", "crop", "sync", "remark"),
-)
-_SPLITS = ("train", "test")
+__all__ = [
+    "TO_BE_CHECKED",
+    "LabelError",
+    "Labels",
+    "entry_phases",
+    "in_frames",
+    "listed",
+    "match_names",
+    "phases_of",
+    "read_labels",
+]
+
+_FILE_KEYS = ("classes", "class_sets", "videos", "unit")
 _SHOWN = 20
 TO_BE_CHECKED = "to be checked"  # in the remark of labels that `training.propagate` carried over
+
+Classes = dict[str, list[str]]  # action -> names of its phases
 
 
 class LabelError(UserError):
@@ -32,11 +50,29 @@ class LabelError(UserError):
 
 @dataclass(frozen=True)
 class Labels:
-    """The phases of each action, the entry of each labelled video, and the whole content."""
+    """The content of a labels file.
 
-    classes: dict[str, list[str]]
-    videos: dict[str, dict[str, Any]]
+    Attributes:
+        class_sets: class set -> action -> names of its phases. A file with "classes", or with
+            neither, has one set, whose name is "".
+        videos: video's name -> its entry; with "unit" if the file has a default other than frames.
+        content: the whole file.
+    """
+
+    class_sets: dict[str, Classes] = field(default_factory=lambda: {"": {}})
+    videos: dict[str, dict[str, Any]] = field(default_factory=dict)
     content: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> Classes:
+        """The phases of each action in the first class set."""
+        return next(iter(self.class_sets.values()), {})
+
+    def split_of(self, name: str, class_set: str) -> str:
+        """The split of a video: that of a class set, else of its entry, else "train"."""
+        entry = self.videos.get(name, {})
+        part = entry.get("labels", {}).get(class_set, {})
+        return part.get("split", entry.get("split", "train"))
 
 
 class _Object(dict):
@@ -44,8 +80,9 @@ class _Object(dict):
 
     def __init__(self, pairs: list[tuple[str, Any]]):
         super().__init__(pairs)
-        seen: set[str] = set()
-        self.twice = [key for key, _ in pairs if key in seen or seen.add(key)]
+        if len(self) < len(pairs):
+            seen: set[str] = set()
+            self.twice = [key for key, _ in pairs if key in seen or seen.add(key)]
 
 
 def read_labels(path: Path) -> Labels:
@@ -57,29 +94,72 @@ def read_labels(path: Path) -> Labels:
     content = _parse(path)
     if not isinstance(content, dict):
         raise LabelError(f'{path}: expected an object with "classes" and "videos"')
-    classes, videos = content.get("classes", {}), content.get("videos", {})
+    videos = content.get("videos", {})
+    problems = _file_problems(content)
+    if problems:
+        raise LabelError(listed(path, problems))
+    if "class_sets" in content:
+        class_sets = content["class_sets"]
+    else:
+        class_sets = {"": content.get("classes", {})}
+    if content.get("unit", "frames") != "frames":
+        videos = {name: {"unit": content["unit"], **entry} for name, entry in videos.items()}
+    for name, entry in videos.items():
+        if found := entry_problems(entry, class_sets):
+            problems += [f"{name}: {problem}" for problem in found]
+    if problems:
+        raise LabelError(listed(path, problems))
+    return Labels(class_sets, videos, content)
+
+
+def _file_problems(content: dict[str, Any]) -> list[str]:
+    """Messages about the keys at the top of the file and the form of what they have."""
+    classes, class_sets = content.get("classes", {}), content.get("class_sets", {})
+    videos = content.get("videos", {})
     problems = _twice("the file", content) + _twice('"classes"', classes)
+    problems += _twice('"class_sets"', class_sets)
     if isinstance(videos, dict):
         problems += _twice('"videos"', videos)
         for name, entry in videos.items():
-            problems += _twice(name, entry)
-    for key in content.keys() - {"classes", "videos"}:  # users may add others, such as a source
-        for near in difflib.get_close_matches(key, ("classes", "videos"), n=1):
+            if hasattr(entry, "twice"):
+                problems += _twice(name, entry)
+    for key in content.keys() - {*_FILE_KEYS}:  # users may add others, such as a source
+        for near in difflib.get_close_matches(key, _FILE_KEYS, n=1):
             problems.append(f'unknown key "{key}"; did you mean "{near}"?')
-    if not isinstance(classes, dict) or not all(
-        isinstance(names, list) and names and all(isinstance(n, str) for n in names)
-        for names in classes.values()
-    ):
+    if "classes" in content and "class_sets" in content:
+        problems.append('has both "classes" and "class_sets"; move the former into a class set')
+    if not _are_classes(classes):
         problems.append('"classes" must map each action to a list of its phases\' names')
+    problems += _class_set_problems(class_sets) if "class_sets" in content else []
     if not isinstance(videos, dict) or not all(isinstance(v, dict) for v in videos.values()):
         problems.append('"videos" must map each file name to an object')
-    if problems:
-        raise LabelError(listed(path, problems))
-    for name, entry in videos.items():
-        problems += [f"{name}: {problem}" for problem in _entry_problems(entry, classes)]
-    if problems:
-        raise LabelError(listed(path, problems))
-    return Labels(classes, videos, content)
+    if content.get("unit", "frames") not in UNITS:
+        problems.append(unit_problem(content["unit"]))
+    return problems
+
+
+def _are_classes(classes: Any) -> bool:
+    return isinstance(classes, dict) and all(
+        isinstance(names, list) and names and all(isinstance(n, str) for n in names)
+        for names in classes.values()
+    )
+
+
+def _class_set_problems(class_sets: Any) -> list[str]:
+    example = '{"gym99": {"vault": ["round-off", ...]}}'
+    if not isinstance(class_sets, dict) or not class_sets:
+        return [f'"class_sets" must map the name of each class set to its actions, as in {example}']
+    problems = []
+    for name, classes in class_sets.items():
+        problems += _twice(f'"class_sets" {name!r}', classes)
+        if not name.strip():
+            problems.append('"class_sets" has a set without a name')
+        if not _are_classes(classes):
+            problems.append(
+                f'"class_sets" {name!r} must map each action to a list of its phases\' names, as '
+                f"in {example}"
+            )
+    return problems
 
 
 def _parse(path: Path) -> Any:
@@ -91,7 +171,10 @@ def _parse(path: Path) -> Any:
                 "UTF-8; PowerShell: Out-File -Encoding utf8)"
             )
         text = data.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_Object)
+        content = json.loads(text)
+        if _keys(content) < text.count(":"):  # a key that is there twice, or a colon in a name
+            content = json.loads(text, object_pairs_hook=_Object)
+        return content
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise LabelError(
@@ -104,10 +187,17 @@ def _parse(path: Path) -> Any:
         raise LabelError(f"{path}: not a readable JSON file: {error}") from error
 
 
+def _keys(value: Any) -> int:
+    """The number of keys in a value of JSON, without those of objects in lists."""
+    if not isinstance(value, dict):
+        return 0
+    return len(value) + sum(_keys(one) for one in value.values() if isinstance(one, dict))
+
+
 def _twice(where: str, given: Any) -> list[str]:
     return [
         f"{where}: the key {key!r} is there twice; one would replace the other, remove one"
-        for key in getattr(given, "twice", [])
+        for key in getattr(given, "twice", ())
     ]
 
 
@@ -143,140 +233,71 @@ def match_names(path: Path, labels: Labels, names: Names) -> Labels:
 
 
 def phases_of(
-    path: Path, labels: Labels, frames: Mapping[str, int], damaged: Iterable[str] = ()
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """int64 phase per frame of each labelled video, from the videos' numbers of frames.
+    path: Path | None,
+    labels: Labels,
+    infos: Mapping[str, Timed],
+    damaged: Iterable[str] = (),
+) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """int64 phase per frame: class set -> name of a labelled video -> (frames,).
 
-    Frames outside "trim" and from "unlabelled_from" on are unlabelled (-1). Labels of the `damaged`
-    videos need not fit: labels beyond the last frame are cut, and frames beyond the end of a list
-    are unlabelled. The second result names the videos whose labels did not fit.
+    Frames outside "trim", outside of segments and from "unlabelled_from" on are unlabelled (-1).
+    Labels of the `damaged` videos need not fit: labels beyond the last frame are cut, and frames
+    beyond the end of a list are unlabelled. The second result names the videos whose labels did not
+    fit.
 
-    Raises LabelError for labels that do not fit the length of an undamaged video.
+    Args:
+        infos: name -> frames, fps and, if known, times of each video that can be read.
+    Raises:
+        LabelError: labels do not fit the length of an undamaged video.
     """
-    phases, changed, problems = {}, [], []
-    damaged = set(damaged)
+    phases: dict[str, dict[str, np.ndarray]] = {name: {} for name in labels.class_sets}
+    changed, problems = [], []
+    damaged = {*damaged}
     for name, entry in labels.videos.items():
-        if name not in frames:  # a file that could not be read
+        if name not in infos:  # a file that could not be read
             continue
-        count = frames[name]
-        problem = ""
-        if "boundaries" in entry:
-            boundaries = [min(boundary, count + 1) for boundary in entry["boundaries"]]
-            if boundaries and boundaries[-1] > count:
-                problem = (
-                    f"boundary {entry['boundaries'][-1]} lies past the video's {count} frames; a "
-                    f"phase that is never reached starts at {count}"
-                )
-            values = np.searchsorted(boundaries, np.arange(count), side="right")
-        elif "phases" in entry:
-            given = entry["phases"]
-            if len(given) != count:
-                problem = (
-                    f"{len(given)} phases for {count} frames; write one per presented frame, -1 "
-                    "for unlabelled frames"
-                )
-            values = given[:count] + [-1] * (count - len(given))
-        else:
-            continue
-        phases[name] = np.asarray(values, dtype=np.int64)
-        end = entry.get("unlabelled_from", count)
-        if end > count:
-            problem = problem or (
-                f"unlabelled_from {end} lies past the video's {count} frames; remove it if all "
-                "frames have labels"
-            )
-        first, last = entry.get("trim", (0, count))
-        phases[name][end:] = phases[name][:first] = phases[name][last + 1 :] = -1
-        if problem and name in damaged:
+        found, wrong = entry_phases(entry, labels.class_sets, infos[name])
+        for class_set, values in found.items():
+            phases[class_set][name] = values
+        if wrong and name in damaged:
             changed.append(name)
-        elif problem:
-            problems.append(f"{name}: {problem}")
+        else:
+            problems += [f"{name}: {problem}" for problem in wrong]
     if problems:
         raise LabelError(listed(path, problems))
     return phases, changed
 
 
-def _entry_problems(entry: dict[str, Any], classes: dict[str, list[str]]) -> list[str]:
-    problems = []
-    for key in entry:
-        if key not in _VIDEO_KEYS:
-            problems.append(f"unknown key {key!r}{known_hint(key, _VIDEO_KEYS)}")
-    if entry.get("split", "train") not in _SPLITS:
-        problems.append(f"split is {entry['split']!r}, expected 'train' or 'test'")
-    action = entry.get("action", "all")
-    if not isinstance(action, str):
-        problems.append(f"action is {action!r}, expected a name")
-        return problems
-    view = entry.get("view", "none")
-    if not isinstance(view, str) or not view.strip():
-        problems.append(f"view is {view!r}, expected a name such as 'ego', or remove the key")
-    problems += footage_problems(entry)
-    end = entry.get("unlabelled_from", 0)
-    if type(end) is not int or end < 0:
-        problems.append(
-            f"unlabelled_from is {_short(end)}, expected the first frame without a label, counted "
-            "from 0"
-        )
-    elif "unlabelled_from" in entry and "boundaries" not in entry and "phases" not in entry:
-        problems.append(
-            "unlabelled_from needs 'boundaries' or 'phases'; to exclude frames altogether, use "
-            "'trim'"
-        )
-    for key in ("boundaries", "phases"):
-        values = entry.get(key, [])
-        if not isinstance(values, list):
-            problems.append(f"{key!r} must be a list of whole numbers, got {_short(values)}")
-            return problems
-        wrong = next((place for place, v in enumerate(values) if type(v) is not int), None)
-        if wrong is not None:
-            problems.append(
-                f"{key!r} must be a list of whole numbers, got {_short(values[wrong])} at place "
-                f"{wrong}{_whole(values[wrong])}"
-            )
-            return problems
-    if "boundaries" not in entry and "phases" not in entry:
-        return problems
-    if "boundaries" in entry and "phases" in entry:
-        problems.append("has both 'boundaries' and 'phases'; remove one of them")
-    if action not in classes:
-        problems.append(
-            f'has phases, but "classes" does not list the phases of the action {action!r}; add '
-            f'"classes": {{"{action}": ["first phase", ...]}}'
-        )
-        return problems
-    names = len(classes[action])
-    boundaries, phases = entry.get("boundaries", []), entry.get("phases", [])
-    if any(b < a for a, b in itertools.pairwise(boundaries)):
-        problems.append(f"boundaries {boundaries} must not decrease")
-    if any(b < 0 for b in boundaries):
-        problems.append(f"boundaries {boundaries} must be frame numbers from 0")
-    if len(boundaries) > names - 1:
-        problems.append(
-            f"{len(boundaries)} boundaries make {len(boundaries) + 1} phases, but the action "
-            f"{action!r} has {names} ({', '.join(classes[action])})"
-        )
-    if phases and not -1 <= min(phases) <= max(phases) < names:
-        wrong = next(p for p in phases if not -1 <= p < names)
-        problems.append(
-            f"phase {wrong} at frame {phases.index(wrong)} is out of range: the action {action!r} "
-            f"has {names} phases, 0 to {names - 1} (-1 = unlabelled)"
-        )
-    return problems
+def entry_phases(
+    entry: Mapping[str, Any], class_sets: Mapping[str, Classes], info: Timed
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The phases of one video for each class set that it has labels of, and what does not fit.
 
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _whole(value: Any) -> str:
-    """Advice for a whole number that is written as a float or a string."""
-    try:
-        number = int(float(value)) if type(value) in (float, str) else None
-    except (ValueError, OverflowError):
-        return ""
-    whole = number is not None and number == float(value)
-    return f"; write {number}" if whole else ""
+    Returns:
+        class set -> int64 (frames,), -1 = unlabelled; messages about labels past the last frame,
+        which are cut.
+    """
+    phases: dict[str, np.ndarray] = {}
+    problems: list[str] = []
+    clock = Clock(info)
+    for class_set, part in parts_of(entry).items():
+        if not has_phases(part):
+            continue
+        names = class_sets[class_set][entry.get("action", "all")]
+        where = f"labels of {class_set!r}: " if class_set else ""
+        try:
+            values, problem = frame_phases(part, entry, names, clock)
+        except ValueError as error:
+            problems.append(f"{where}{error}")
+            continue
+        if problem:
+            problems.append(f"{where}{problem}")
+        phases[class_set] = values
+    if "trim" in entry:
+        first, last = trim_in_frames(entry, clock)
+        for values in phases.values():
+            values[:first] = values[last + 1 :] = UNLABELLED
+    return phases, problems
 
 
 def listed(path: Path | None, problems: list[str]) -> str:

@@ -14,13 +14,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastseq.video import VideoError, probe, transcode
+from fastseq.video import VideoError, VideoInfo, probe, transcode
 from fastseq.video._av import require_av
 from fastseq.video.pictures import is_pictures
 from fastseq.video.transcoding import check_settings
 from training.data.files import LABELS_NAME, Found, find_videos, stamp_of
 from training.data.footage import check_crop, scaled_crop
-from training.data.labels import LabelError, Labels, listed, match_names, read_labels
+from training.data.label_values import in_seconds
+from training.data.labels import (
+    LabelError,
+    Labels,
+    in_frames,
+    listed,
+    match_names,
+    read_labels,
+)
 from training.data.names import Names
 from training.data.threads import in_threads
 from training.support.command import UserError
@@ -114,7 +122,7 @@ def transcode_folder(
         raise UserError(f"{twice} and {targets[twice]} would get the same name; rename one")
     if labels is None and (folder / LABELS_NAME).is_file():
         labels = folder / LABELS_NAME
-    given = Labels({}, {})
+    given = Labels()
     if labels is not None:
         names_of = Names(folder, names, files.ignored)
         given = match_names(Path(labels), read_labels(Path(labels)), names_of)
@@ -125,7 +133,7 @@ def transcode_folder(
         for name in names
         if is_pictures(os.fspath(sources[name]))
     }
-    sizes = _sizes_of_cropped(sources, labels or folder, given, time_limit, progress)
+    infos = _infos_for_labels(sources, rates, labels or folder, given, time_limit, progress)
     out.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
 
@@ -168,7 +176,7 @@ def transcode_folder(
                 bad[name] = result
                 (out / targets[name]).unlink(missing_ok=True)  # a copy of an earlier version
     if labels is not None or given.videos:
-        _copy_labels(given, out, sources, rates, targets, bad, sizes)
+        _copy_labels(given, out, targets, bad, infos)
     strays = set(find_videos(out).videos) - set(targets.values())
     return Report(
         written=[targets[name] for name in names if name in written],
@@ -236,66 +244,66 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _sizes_of_cropped(
+def _infos_for_labels(
     sources: Mapping[str, Path],
+    rates: Mapping[str, float | None],
     path: str | os.PathLike,
     labels: Labels,
     time_limit: float,
     progress: bool,
-) -> dict[str, tuple[int, int]]:
-    """(width, height) of the videos whose labels have a crop; checks the crops against them."""
-    names = [name for name, entry in labels.videos.items() if "crop" in entry]
+) -> dict[str, VideoInfo]:
+    """The videos whose labels change in a copy: crop, and times in seconds; checks both."""
+    names = [name for name, entry in labels.videos.items() if "crop" in entry or in_seconds(entry)]
 
-    def look(name: str) -> tuple[int, int] | None:
+    def look(name: str) -> VideoInfo | None:
         try:
-            info = probe(sources[name], time_limit=time_limit)
+            return probe(sources[name], time_limit=time_limit, fps=rates.get(name))
         except VideoError:
             return None  # the video will not be copied, and the reason is reported then
-        return info.width, info.height
 
     found = in_threads(look, names, "looking at sizes", progress and bool(names))
-    sizes, problems = {}, []
-    for name, size in zip(names, found, strict=True):
-        if size is None:
+    infos, problems = {}, []
+    for name, info in zip(names, found, strict=True):
+        if info is None:
             continue
-        sizes[name] = size
+        infos[name] = info
         try:
-            check_crop(labels.videos[name]["crop"], *size)
+            entry = in_frames(labels.videos[name], info)
+            if "crop" in entry:
+                check_crop(entry["crop"], info.width, info.height)
         except ValueError as error:
             problems.append(f"{name}: {error}")
     if problems:
         raise LabelError(listed(Path(path), problems))
-    return sizes
+    return infos
 
 
 def _copy_labels(
     labels: Labels,
     out: Path,
-    sources: Mapping[str, Path],
-    rates: Mapping[str, float | None],
     targets: dict[str, str],
     bad: dict[str, str],
-    sizes: dict[str, tuple[int, int]],
+    infos: dict[str, VideoInfo],
 ) -> None:
-    """Write the labels of the copied videos under their new names. Frame numbers stay the same,
-    seconds become frame numbers; crops are in pixels of the copies."""
+    """Write the labels of the copied videos under their new names. Frame numbers stay the same.
+
+    Crops are in pixels of the copies. Seconds become frames, because the frames of a copy are
+    evenly spaced.
+    """
     videos = {}
-    unit = labels.content.get("unit", "frames")
     for name, entry in labels.videos.items():
         if name in bad:
             continue
-        if name in sizes:
-            copy = probe(out / targets[name])
-            crop = scaled_crop(entry["crop"], sizes[name], (copy.width, copy.height))
-            entry = {**entry, "crop": crop}
-        if entry.get("unit", unit) == "seconds":
-            from training.data.labels import in_frames
-
-            entry = in_frames({"unit": unit, **entry}, probe(sources[name], fps=rates.get(name)))
-        videos[targets[name]] = {key: entry[key] for key in entry if key not in ("unit", "fps")}
-    content = {key: labels.content[key] for key in labels.content if key != "unit"}
-    content["videos"] = videos
-    data = _encoded(content)
+        if name in infos:
+            info = infos[name]
+            entry = in_frames(entry, info)
+            if "crop" in entry:
+                copy = probe(out / targets[name])
+                size = (info.width, info.height)
+                entry["crop"] = scaled_crop(entry["crop"], size, (copy.width, copy.height))
+        videos[targets[name]] = {key: entry[key] for key in entry if key != "fps"}
+    content = {key: value for key, value in labels.content.items() if key != "unit"}
+    data = _encoded({**content, "videos": videos})
     target = out / LABELS_NAME
     if target.is_file() and target.read_bytes() == data:
         return

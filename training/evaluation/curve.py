@@ -1,7 +1,8 @@
 """The metrics of a model during training: ``train.evaluate_every``.
 
-The metrics are computed on the test split. If they are used to choose the number of steps, that
-choice is made on the test videos, and their figures no longer describe unseen videos.
+The metrics are computed on the val split (``data.val_split``), or on the test split where there
+are no val videos. If those of the test split are used to choose the number of steps, that choice is
+made on the test videos, and their figures no longer describe unseen videos. The report says so.
 """
 
 from __future__ import annotations
@@ -36,14 +37,21 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
     try:
         index = open_index(cfg, None)
         records = []
-        for name in (cfg.data.train_split, cfg.data.test_split):
+        scored = scored_split(cfg, index)
+        for name in (cfg.data.train_split, scored):
             split = split_videos(index, name)
             require_labels(index, split, name)
             records += [record for record in split if record.phases is not None]
     except UserError as error:
         logger.warning("train.evaluate_every: nothing is evaluated: %s", error)
         return None
-    return StepEvaluation(cfg, model, index, records)
+    return StepEvaluation(cfg, model, index, records, scored)
+
+
+def scored_split(cfg: Any, index: Index) -> str:
+    """The split that is evaluated during training: ``data.val_split`` if there are such videos."""
+    val = cfg.data.get("val_split", "val")
+    return val if any(record.split == val for record in index.videos) else cfg.data.test_split
 
 
 class StepEvaluation:
@@ -53,27 +61,35 @@ class StepEvaluation:
     states of all random generators are restored, so training is not affected.
     """
 
-    def __init__(self, cfg: Any, model: Any, index: Index, records: Sequence[VideoRecord]) -> None:
+    def __init__(
+        self, cfg: Any, model: Any, index: Index, records: Sequence[VideoRecord], scored: str
+    ) -> None:
         self.cfg, self.model, self.index = cfg, model, index
         self.records = list(records)
+        self.splits = (cfg.data.train_split, scored)
         self.left_out = LeftOut()  # named once, then skipped
         self._encoder: Encoder | None = None
 
     def __call__(self) -> dict[str, Any] | None:
-        """``{"metrics": {key: value}, "time_index": {key: value}}`` with KEYS, NaN = undefined.
+        """``{"split": name, "metrics": {key: value}, "time_index": {key: value}}`` with KEYS.
 
-        Classifiers are fitted to the training videos; all metrics are of the test videos. None,
-        with a warning, if the embeddings are not finite or no labelled video can be read.
+        Classifiers are fitted to the training videos; all metrics are of the videos of ``split``,
+        see `scored_split`. NaN = undefined. None, with a warning, if the embeddings are not finite
+        or no labelled video can be read.
         """
         try:
             embedded = self._embed()
             self.records = self.left_out.kept(self.records)
-            for split in (self.cfg.data.train_split, self.cfg.data.test_split):
+            for split in self.splits:
                 require_labels(self.index, [r for r in self.records if r.split == split], split)
         except UserError as error:
             logger.warning("not evaluated: %s", error)
             return None
-        return {"metrics": self._row(embedded), "time_index": self._row(time_index(self.records))}
+        return {
+            "split": self.splits[1],
+            "metrics": self._row(embedded),
+            "time_index": self._row(time_index(self.records)),
+        }
 
     def _embed(self) -> list[EmbeddedVideo]:
         from training.runs.checkpoint import random_state, set_random_state
@@ -96,9 +112,8 @@ class StepEvaluation:
                 module.training = mode
 
     def _row(self, videos: Sequence[EmbeddedVideo]) -> dict[str, float]:
-        split = {
-            name: [video for video in videos if video.record.split == name]
-            for name in (self.cfg.data.train_split, self.cfg.data.test_split)
-        }
-        row = evaluate_embeddings(*split.values(), self.index.classes)
+        fitted, scored = (
+            [video for video in videos if video.record.split == name] for name in self.splits
+        )
+        row = evaluate_embeddings(fitted, scored, self.index.classes)
         return {key: row["metrics"][key] for key in KEYS}

@@ -42,6 +42,7 @@ def evaluate_frame_level(
     run: str | Path,
     *,
     folder: str | Path | None = None,
+    split: str | None = None,
     protocol: str = "carl",
     stride: int | None = None,
     fractions: Sequence[float] = (1.0,),
@@ -54,13 +55,15 @@ def evaluate_frame_level(
     Args:
         run: run directory of ``python -m training.train``.
         folder: prepared folder of videos with labels (default: the run's).
+        split: the scored videos (default: the run's ``data.test_split``). Classifiers are fitted to
+            ``data.train_split``, whose videos may be scored too.
         protocol, stride, fractions, few_shot: see `evaluate_embeddings`.
         left_out: receives the videos that cannot be read; no row includes them.
 
     Returns:
         The content of RUN/evaluation.json: ``rows`` (name -> metrics, per_action, left_out), the
-        videos that could not be read (``left_out``: id -> reason), the definitions as sentences,
-        and a description of what was evaluated.
+        scored ``split``, the videos that could not be read (``left_out``: id -> reason), the
+        definitions as sentences, and a description of what was evaluated.
     """
     from training.evaluation.embed import embed_records
 
@@ -69,16 +72,16 @@ def evaluate_frame_level(
     stride = find_protocol(protocol).stride if stride is None else stride
     encoders, cfg = load_compared_encoders(run, folder)
     index = open_index(cfg, folder)
-    train = split_videos(index, cfg.data.train_split)
-    test = split_videos(index, cfg.data.test_split)
-    require_labels(index, train, cfg.data.train_split)
-    require_labels(index, test, cfg.data.test_split)
+    names = (cfg.data.train_split, split or cfg.data.test_split)
+    train, test = (split_videos(index, name) for name in names)
+    for name, found in zip(names, (train, test), strict=True):
+        require_labels(index, found, name)
     left_out.in_index = len(index.bad)
 
     def row(videos: Sequence[EmbeddedVideo]) -> dict[str, Any]:
         return evaluate_embeddings(
             videos[: len(train)],
-            videos[len(train) :],
+            videos[-len(test) :],
             index.classes,
             protocol=protocol,
             stride=stride,
@@ -86,19 +89,23 @@ def evaluate_frame_level(
             few_shot=few_shot,
         )
 
+    def records() -> list[VideoRecord]:
+        return train if names[0] == names[1] else train + test
+
     # The time index comes first, so that wrong options and labels raise before the long part.
-    rows = {TIME_INDEX: row(time_index(train + test))}
-    embedded = embed_records(encoders, train + test, cfg, left_out, progress=progress)
+    rows = {TIME_INDEX: row(time_index(records()))}
+    embedded = embed_records(encoders, records(), cfg, left_out, progress=progress)
     if left_out.videos:  # out of all rows, so that these compare the same videos
         train, test = left_out.kept(train), left_out.kept(test)
-        for split, name in ((train, cfg.data.train_split), (test, cfg.data.test_split)):
-            require_some(split, name, index.folder)
-            require_labels(index, split, name)
-        rows = {TIME_INDEX: row(time_index(train + test))}
+        for name, kept in zip(names, (train, test), strict=True):
+            require_some(kept, name, index.folder)
+            require_labels(index, kept, name)
+        rows = {TIME_INDEX: row(time_index(records()))}
     rows.update({name: row(videos) for name, videos in embedded.items()})
     return {
         "run": str(run),
         "folder": str(index.folder),
+        "split": names[1],
         "protocol": protocol,
         "stride": stride,
         "fractions": list(fractions),

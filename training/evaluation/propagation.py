@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from training.data.labels import TO_BE_CHECKED, read_labels
+from training.data.label_values import in_seconds
+from training.data.labels import TO_BE_CHECKED, Labels, in_frames, read_labels
 from training.data.names import Names
 from training.evaluation.alignment import OUTSIDE, align, align_open
 from training.support.command import UserError
@@ -229,19 +230,35 @@ def find_clip(index: Index, name: str) -> VideoRecord:
 
 @dataclass(frozen=True)
 class LabelsFile:
-    """The content of a labels file, and the name in it of each video of the index."""
+    """A labels file, and the name in it of each video of the index.
+
+    Attributes:
+        keys: id of a video -> its name in the file.
+        records: id -> video.
+        class_set: class set that events are carried over in; "" in a file without class sets.
+    """
 
     path: Path
-    content: Mapping[str, Any]
+    labels: Labels
     keys: Mapping[str, str]
+    records: Mapping[str, VideoRecord]
+    class_set: str = ""
 
     @classmethod
     def read(cls, path: Path, index: Index) -> LabelsFile:
         """Read a file; LabelError if it is missing or does not have the documented form."""
-        content = read_labels(path).content
-        names = Names(index.folder, [record.id for record in index.videos], {})
-        matched = {names.match(key): key for key in content.get("videos", {})}
-        return cls(path, content, {name: key for name, key in matched.items() if name})
+        labels = read_labels(path)
+        records = {record.id: record for record in index.videos}
+        names = Names(index.folder, records, {})
+        matched = {names.match(key): key for key in labels.videos}
+        keys = {name: key for name, key in matched.items() if name}
+        class_set = getattr(index, "class_set", next(iter(labels.class_sets)))
+        if class_set not in labels.class_sets:
+            raise UserError(
+                f"{path} does not declare the class set {class_set!r} of the index of "
+                f"{index.folder}; prepare the folder with this file"
+            )
+        return cls(path, labels, keys, records, class_set)
 
     def has_action(self, record: VideoRecord) -> bool:
         return "action" in self._entry(record.id)
@@ -251,21 +268,29 @@ class LabelsFile:
     ) -> None:
         """Write another file with this content and with the events of videos as boundaries.
 
-        It has one line per video, so it can be corrected by hand.
+        It has one line per video, so it can be corrected by hand. Entries that events are carried
+        over to are written in frames; labels of other class sets stay.
         """
-        videos = dict(self.content.get("videos", {}))
+        content = self.labels.content
+        videos = dict(content.get("videos", {}))
+        unit = {"unit": "frames"} if in_seconds(content) else {}
         for name, events in carried.items():
-            entry = dict(self._entry(name))
+            entry = in_frames(self._entry(name), self.records[name])
             if action != "all":
                 entry = {"action": action} | entry
             come = f"carried over from {', '.join(sources)}: {TO_BE_CHECKED}"
             remark = "; ".join(str(one) for one in (entry.pop("remark", ""), come) if one)
-            entry |= {"boundaries": events.boundaries, "remark": remark}
-            videos[self.keys.get(name, name)] = entry
-        write_labels(path, {**self.content, "videos": videos})
+            new: dict[str, Any] = {"boundaries": events.boundaries}
+            if self.class_set:
+                parts = entry.get("labels", {})
+                part = {**parts.get(self.class_set, {}), **new}
+                new = {"labels": {**parts, self.class_set: part}}
+            entry |= {**new, "remark": remark}
+            videos[self.keys.get(name, name)] = unit | entry
+        write_labels(path, {**content, "videos": videos})
 
     def _entry(self, name: str) -> Mapping[str, Any]:
-        return self.content.get("videos", {}).get(self.keys.get(name, name), {})
+        return self.labels.videos.get(self.keys.get(name, name), {})
 
 
 def write_labels(path: Path, content: Mapping[str, Any]) -> None:

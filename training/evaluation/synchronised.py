@@ -37,18 +37,20 @@ def evaluate_synchronised(
     run: str | Path,
     *,
     folder: str | Path | None = None,
+    split: str | None = None,
     window: float = WINDOW,
     left_out: LeftOut | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """The content of RUN/evaluation.json for ``--protocol sync``.
 
-    Each ordered pair of videos of one group, at least one of them in the test split, is cut to
+    Each ordered pair of videos of one group, at least one of them in the scored split, is cut to
     `windows` and scored by `pair_errors`. Phase labels are not needed.
 
     Args:
         run: run directory of ``python -m training.train``.
         folder: prepared folder of videos with ``sync`` (default: the run's).
+        split: the scored videos (default: the run's ``data.test_split``).
         window: share of the common instants that each window keeps, above 0.5, so that the windows
             overlap, and below 1.
         left_out: receives the videos that cannot be read; no row includes them.
@@ -65,7 +67,8 @@ def evaluate_synchronised(
     left_out = LeftOut() if left_out is None else left_out
     encoders, cfg = load_compared_encoders(run, folder)
     index = open_index(cfg, folder)
-    records = synchronised_videos(index, cfg.data.test_split)
+    split = split or cfg.data.test_split
+    records = synchronised_videos(index, split)
     left_out.in_index = len(index.bad)
     pairs: dict[str, list[dict[str, Any]]] = {name: [] for name in (TIME_INDEX, *encoders)}
     without: Counter[str] = Counter()
@@ -75,7 +78,7 @@ def evaluate_synchronised(
         embed = {TIME_INDEX: lambda window: time_index([window])[0]} | {
             name: _embedding(name, encoder, features) for name, encoder in encoders.items()
         }
-        for a, b in compared_pairs(features, cfg.data.test_split):
+        for a, b in compared_pairs(features, split):
             cut = windows(a, b, window)
             if not len(cut.true):
                 without["pairs of videos without an instant in both windows"] += 1
@@ -89,7 +92,7 @@ def evaluate_synchronised(
             + "; ".join([*without, *left_out.videos.values()])
         )
     kept = left_out.kept(records)
-    test = [record for record in kept if record.split == cfg.data.test_split]
+    test = [record for record in kept if record.split == split]
     rows = {
         name: {
             "metrics": {
@@ -106,6 +109,7 @@ def evaluate_synchronised(
     return {
         "run": str(run),
         "folder": str(index.folder),
+        "split": split,
         "protocol": NAME,
         "window": window,
         "videos": {"train": len(kept) - len(test), "test": len(test)},

@@ -30,6 +30,7 @@ def evaluate_video_level(
     run: str | Path,
     *,
     folder: str | Path | None = None,
+    split: str | None = None,
     left_out: LeftOut | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def evaluate_video_level(
     Args:
         run: run directory of ``python -m training.train``, trained with any loss.
         folder: prepared folder of videos with actions (default: the run's).
+        split: the scored videos (default: the run's ``data.test_split``). The classifier is fitted
+            to ``data.train_split``, in which neighbours are searched.
         left_out: receives the videos that cannot be read; no row includes them.
     """
     start = time.perf_counter()
@@ -50,14 +53,19 @@ def evaluate_video_level(
             f"uses {FRAMES} frames of the whole video and needs model.encoder fve or vclr"
         )
     index = open_index(cfg, folder)
-    train = split_videos(index, cfg.data.train_split)
-    test = split_videos(index, cfg.data.test_split)
+    names = (cfg.data.train_split, split or cfg.data.test_split)
+    if names[0] == names[1]:
+        raise UserError(
+            f"--protocol {NAME} searches the nearest training videos, so it cannot score the split "
+            f"{names[0]!r} that the run was trained on; choose another --split"
+        )
+    train, test = (split_videos(index, name) for name in names)
     _require_classes(index.folder, train)
     left_out.in_index = len(index.bad)
     features = video_features(encoders, train + test, cfg, left_out, progress=progress)
     train, test = left_out.kept(train), left_out.kept(test)
-    require_some(train, cfg.data.train_split, index.folder)
-    require_some(test, cfg.data.test_split, index.folder)
+    for name, kept in zip(names, (train, test), strict=True):
+        require_some(kept, name, index.folder)
     _require_classes(index.folder, train)
     labels = [np.array([record.action for record in split]) for split in (train, test)]
     rows = {
@@ -71,6 +79,7 @@ def evaluate_video_level(
     return {
         "run": str(run),
         "folder": str(index.folder),
+        "split": names[1],
         "protocol": NAME,
         "videos": {"train": len(train), "test": len(test)},
         "actions": sorted({record.action for record in test}),

@@ -1,8 +1,9 @@
 // The fields of one video: action, split, phases with their first frames, trim, remark.
 
-import { boundariesOf, boundaryProblems, fromPhases } from "./labels.js";
+import { boundariesOf, boundaryProblems, fromPhases, listOf, lockedWhy } from "./labels.js";
 
 const NEW = "\n new"; // no action has this name
+const INPUTS = ["action", "split", "remark", "trim-first", "trim-last", "add-phase"];
 
 export class Fields {
   // page: {labels, number, frames, frame, go, setBoundary, edit, say}
@@ -22,6 +23,7 @@ export class Fields {
     on("remove-phase", "click", () => this.removePhase());
     on("drop-phases", "click", () => page.edit((entry) => {
       delete entry.phases;
+      delete entry.segments;
       delete entry.unlabelled_from; // it has no meaning alone
     }));
     for (const id of ["trim-first", "trim-last"]) on(id, "change", () => this.typeTrim());
@@ -29,8 +31,9 @@ export class Fields {
   }
 
   get locked() {
-    const { phases } = this.page.labels.entry(this.page.number);
-    return Boolean(phases) && fromPhases(phases) === null;
+    const entry = this.page.labels.entry(this.page.number);
+    const list = listOf(entry);
+    return Boolean(lockedWhy(entry)) || (Boolean(list) && fromPhases(list) === null);
   }
 
   cancel() {
@@ -51,8 +54,11 @@ export class Fields {
       this.get(id).max = frames - 1;
     }
     this.get("trim-clear").disabled = !entry.trim;
+    for (const id of INPUTS) this.get(id).disabled = Boolean(lockedWhy(entry));
+    if (lockedWhy(entry)) this.get("trim-clear").disabled = this.get("remove-phase").disabled = true;
     this.get("remark").value = typeof entry.remark === "string" ? entry.remark : "";
-    this.get("remark").disabled = entry.remark !== undefined && typeof entry.remark !== "string";
+    if (entry.remark !== undefined && typeof entry.remark !== "string")
+      this.get("remark").disabled = true;
     this.drawKept(entry);
   }
 
@@ -84,21 +90,22 @@ export class Fields {
 
   drawNote(entry, names, boundaries) {
     const note = this.get("phases-note");
-    let text = "";
-    if (this.locked)
-      text = "The labels are a list with one phase for each frame, which boundaries cannot say. " +
-        "It is shown above, and kept as it is.";
-    else if (!names.length)
-      text = "No phases yet: choose an action, or add a new one.";
-    else if (boundariesOf(entry) && boundaries.length < names.length - 1) {
-      const last = names[boundaries.length];
-      const open = names.slice(boundaries.length + 1).join(", ");
-      text = `Not set: ${open}. Saved like this, ${last} lasts up to the end.`;
-    }
+    const text = lockedWhy(entry) || this.noteOf(entry, names, boundaries);
     note.textContent = text;
     note.hidden = !text;
-    this.get("drop-phases").hidden = !this.locked;
+    this.get("drop-phases").hidden = !this.locked || Boolean(lockedWhy(entry));
     this.get("phases").classList.toggle("locked", this.locked);
+  }
+
+  noteOf(entry, names, boundaries) {
+    if (this.locked) {
+      const what = entry.segments ? "segments" : "a list with one phase for each frame";
+      return `The labels are ${what}, which boundaries cannot say. They are kept as they are.`;
+    }
+    if (!names.length) return "No phases yet: choose an action, or add a new one.";
+    if (!boundariesOf(entry) || boundaries.length >= names.length - 1) return "";
+    const open = names.slice(boundaries.length + 1).join(", ");
+    return `Not set: ${open}. Saved like this, ${names[boundaries.length]} lasts up to the end.`;
   }
 
   row(phase, name, frame, problem) {
@@ -195,7 +202,7 @@ export class Fields {
     const action = labels.action(this.page.number);
     const last = labels.names(this.page.number).length - 1;
     const users = labels.entries.filter((entry) => entry && (entry.action ?? "all") === action &&
-      ((entry.boundaries?.length ?? 0) >= last || entry.phases?.includes(last)));
+      ((entry.boundaries?.length ?? 0) >= last || listOf(entry)?.includes(last)));
     if (users.length) {
       const videos = users.length === 1 ? "1 video has" : `${users.length} videos have`;
       this.page.say(`${videos} the phase ${labels.names(this.page.number)[last]}: remove its ` +
@@ -260,7 +267,8 @@ export class Fields {
 
   drawKept(entry) {
     this.get("trim-error").hidden = true;
-    const shown = ["action", "split", "boundaries", "phases", "trim", "remark"];
+    const shown = ["action", "split", "boundaries", "phases", "segments", "trim", "remark"];
+    if (entry.labels) shown.push("labels");
     const kept = Object.entries(entry).filter(([key]) => !shown.includes(key));
     this.get("kept").hidden = !kept.length;
     this.get("kept").textContent = `Kept as it is: ${kept

@@ -12,7 +12,7 @@ from typing import Any
 from training.data.files import find_videos
 from training.data.names import Names
 from training.labelling.frames import Pictures, chunk_of
-from training.labelling.store import LabelStore, misfits
+from training.labelling.store import LabelStore, Stored
 from training.support.command import UserError
 
 
@@ -98,14 +98,14 @@ class VideoFolder:
         with self._lock:
             numbers = [*self._infos][first:]
         stored = self.labels.read()
-        facts = [self._facts(number, stored.entry(self.videos[number])) for number in numbers]
+        facts = [self._facts(number, stored) for number in numbers]
         return {"facts": facts, "count": first + len(numbers), "of": len(self.videos)}
 
     def facts(self, number: int) -> dict[str, Any]:
         """What the page needs to know of a video, with what is wrong with its labels."""
-        return self._facts(number, self.labels.read().entry(self.videos[number]))
+        return self._facts(number, self.labels.read())
 
-    def _facts(self, number: int, entry: dict[str, Any] | None) -> dict[str, Any]:
+    def _facts(self, number: int, stored: Stored) -> dict[str, Any]:
         info = self.info(number)
         if isinstance(info, str):
             return {"number": number, "reason": info}
@@ -117,7 +117,7 @@ class VideoFolder:
             "height": info.height,
             "note": info.note,
             "chunk": chunk_of(info),
-            "problems": misfits(entry, info) if entry else [],
+            **stored.shown(self.videos[number], info),
         }
 
     def chunk(self, number: int, chunk: int) -> Any:

@@ -38,6 +38,13 @@ export class Labels {
     return this.classes[this.action(number)] ?? [];
   }
 
+  // An entry in frames, from the server's look into the video, where the file has seconds.
+  take(number, entry) {
+    if (this.edited.has(number)) return;
+    this.entries[number] = entry;
+    this.saved.entries[number] = text(entry);
+  }
+
   // One step of undo. `change` gets copies of the video's entry and of the classes, and alters them.
   edit(number, change) {
     const before = { entry: this.entries[number], classes: this.classes };
@@ -113,9 +120,38 @@ export class Labels {
   }
 }
 
+// Why the page does not change the labels of a video; empty where it does.
+export function lockedWhy(entry) {
+  if (entry.labels) {
+    return `labels.json has labels of class sets here (${Object.keys(entry.labels).join(", ")}). ` +
+      "They are shown, and kept as they are: edit the file itself.";
+  }
+  if (entry.unit === "seconds")
+    return "The times are in seconds and do not fit the video: correct them in labels.json.";
+  return "";
+}
+
+const MOST_FRAMES = 1e7; // of wrong segments
+const lists = new WeakMap(); // segments -> phases
+
+// The phase of each frame where an entry has a list of them, or segments; else undefined. After
+// the last segment the list ends.
+export function listOf(entry) {
+  const { segments: runs } = entry;
+  if (!runs) return entry.phases;
+  if (!lists.has(runs)) {
+    const end = Math.max(0, ...runs.map(([, stop]) => stop));
+    const list = Array(Math.min(end, MOST_FRAMES)).fill(-1);
+    for (const [start, stop, phase] of runs) list.fill(phase, start, stop);
+    lists.set(runs, list);
+  }
+  return lists.get(runs);
+}
+
 // First frames of the phases 1, 2, ...; null where one is not set. Undefined: no boundaries.
 export function boundariesOf(entry) {
-  return entry.boundaries ?? (entry.phases && fromPhases(entry.phases)?.boundaries);
+  const list = listOf(entry);
+  return entry.boundaries ?? (list && fromPhases(list)?.boundaries);
 }
 
 // Boundaries and unlabelled_from of a list of phases; null where they cannot say the same.
@@ -133,19 +169,22 @@ export function fromPhases(phases) {
 
 // First frame of the end that has no labels; undefined where there is no such end.
 function unlabelledFrom(entry) {
-  const ends = [entry.unlabelled_from, entry.phases && fromPhases(entry.phases)?.unlabelled_from]
-    .filter((frame) => frame !== undefined);
+  const list = listOf(entry);
+  const ends = [entry.unlabelled_from, list && fromPhases(list)?.unlabelled_from,
+    entry.segments && list?.length].filter((frame) => frame !== undefined);
   return ends.length ? Math.min(...ends) : undefined;
 }
 
-// Alter the boundaries of an entry, which may hold a list of phases so far. Where none is left,
+// Alter the boundaries of an entry, which may hold phases or segments so far. Where none is left,
 // all of the video is phase 0 if `whole`, else unlabelled.
 export function withBoundaries(entry, change, whole = false) {
-  if (entry.phases) {
+  const list = listOf(entry);
+  if (list) {
     const end = unlabelledFrom(entry);
-    Object.assign(entry, fromPhases(entry.phases));
+    Object.assign(entry, fromPhases(list));
     if (end !== undefined) entry.unlabelled_from = end;
     delete entry.phases;
+    delete entry.segments;
   }
   const boundaries = entry.boundaries ?? [];
   change(boundaries);
@@ -189,7 +228,8 @@ export function segments(entry, frames) {
   const found = known.get(entry);
   if (found?.frames === frames) return found.runs;
   const boundaries = boundariesOf(entry);
-  const phaseAt = boundaries ? byBoundaries(boundaries) : (frame) => entry.phases?.[frame] ?? -1;
+  const list = listOf(entry);
+  const phaseAt = boundaries ? byBoundaries(boundaries) : (frame) => list?.[frame] ?? -1;
   const [first, last] = entry.trim ?? [0, frames - 1];
   const end = unlabelledFrom(entry) ?? frames;
   const runs = [];

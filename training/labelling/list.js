@@ -28,7 +28,8 @@ export class VideoList {
     if (facts?.reason) return { word: "left out", kind: "problem" };
     if (facts?.problems?.length) return { word: "does not fit", kind: "problem" };
     const entry = this.labels.entry(number);
-    if (entry.phases) return { word: "labelled", kind: "done" };
+    if (entry.phases || entry.segments || Object.keys(entry.labels ?? {}).length)
+      return { word: "labelled", kind: "done" };
     const wanted = this.labels.names(number).length - 1;
     const set = (boundariesOf(entry) ?? []).filter((frame) => frame !== null).length;
     if (entry.boundaries && (set >= wanted || !entry.boundaries.length)) return { word: "labelled", kind: "done" };
@@ -45,7 +46,7 @@ export class VideoList {
     switch (this.get("show").value) {
       case "open": return kind === "open" || kind === "partly";
       case "train": return (entry.split ?? "train") === "train";
-      case "test": return entry.split === "test";
+      case "val": case "test": return entry.split === this.get("show").value;
       case "problem": return kind === "problem";
       case "unsaved": return this.labels.edited.has(number);
       default: return true;

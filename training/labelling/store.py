@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from training.data.files import LABELS_NAME
 from training.data.footage import footage_of
-from training.data.labels import LabelError, Labels, phases_of, read_labels
+from training.data.label_entries import FORMS, Classes
+from training.data.label_values import in_seconds
+from training.data.labels import LabelError, Labels, in_frames, phases_of, read_labels
 from training.data.names import Names
 from training.evaluation.propagation import write_labels
 from training.support.files import replacing
@@ -22,6 +24,7 @@ from training.support.files import replacing
 if TYPE_CHECKING:
     from fastseq.video import VideoInfo
 
+_TIMES = (*FORMS, "labels", "trim", "sync", "unlabelled_from")
 NO_FILE = ""  # the version of a labels file that does not exist
 
 
@@ -50,7 +53,7 @@ class Stored:
         absent: what the file says of videos that are not in the folder, with advice.
     """
 
-    labels: Labels = field(default_factory=lambda: Labels({}, {}))
+    labels: Labels = field(default_factory=Labels)
     version: str = NO_FILE
     keys: Mapping[str, str] = field(default_factory=dict)
     absent: Sequence[str] = ()
@@ -58,6 +61,30 @@ class Stored:
     def entry(self, video: str) -> dict[str, Any] | None:
         """The labels of a video."""
         return self.labels.videos.get(self.keys[video]) if video in self.keys else None
+
+    def shown(self, video: str, info: VideoInfo) -> dict[str, Any]:
+        """``entry``: a video's labels in frames, with the numbers of phases, or None; ``problems``.
+
+        The page locks an entry with ``labels``, and shows those of the first class set. It locks
+        an entry in seconds that does not fit the video, which comes without its times.
+        """
+        entry = self.entry(video)
+        if entry is None:
+            return {"entry": None, "problems": []}
+        problems = misfits(entry, info, self.labels.class_sets)
+        try:
+            entry = in_frames(entry, info)
+        except ValueError:
+            entry = {key: value for key, value in entry.items() if key not in _TIMES}
+        first_set = next(iter(self.labels.class_sets))
+        entry = {**entry, **entry.get("labels", {}).get(first_set, {})}
+        if "segments" in entry:
+            names = self.labels.classes[entry.get("action", "all")]
+            entry["segments"] = [
+                [start, stop, names.index(phase) if isinstance(phase, str) else phase]
+                for start, stop, phase in entry["segments"]
+            ]
+        return {"entry": entry, "problems": problems}
 
 
 class LabelStore:
@@ -78,6 +105,7 @@ class LabelStore:
         self.path = folder / LABELS_NAME
         self.backup = ""
         self._kept = False
+        self._with_class_sets = False
         self._lock = threading.Lock()
 
     def read_only(self) -> str:
@@ -89,14 +117,21 @@ class LabelStore:
             )
         if not os.access(self.folder, os.W_OK):
             return f"{self.folder} cannot be written to"
+        if self._with_class_sets:
+            return (
+                f"{LABELS_NAME} has class sets; the first one is shown here, the file is edited by "
+                "hand or by a script"
+            )
         return ""
 
     def read(self) -> Stored:
         """Raises LabelError for a file that is not of the documented form."""
         version = self._version()
         if version == NO_FILE:
+            self._with_class_sets = False
             return Stored()
         labels = read_labels(self.path)
+        self._with_class_sets = "class_sets" in labels.content
         keys, absent = {}, []
         for name in labels.videos:
             try:
@@ -123,21 +158,22 @@ class LabelStore:
 
         Args:
             version: that of the file which the labels were made from.
-            entries: video's name -> its labels, None to remove them. All others stay.
+            entries: video's name -> its labels in frames, None to remove them. All others stay.
             infos: of these videos.
         Raises:
             Refused: nothing was written.
         """
         with self._lock:
+            stored = self._unchanged(version)
             if reason := self.read_only():
                 raise Refused({"": [reason]})
-            stored = self._unchanged(version)
-            videos = dict(stored.labels.videos)
+            videos = dict(stored.labels.content.get("videos", {}))
+            unit = {"unit": "frames"} if in_seconds(stored.labels.content) else {}
             for name, entry in entries.items():
                 if entry is None:
                     videos.pop(stored.keys.get(name, name), None)
                 else:
-                    videos[stored.keys.get(name, name)] = dict(entry)
+                    videos[stored.keys.get(name, name)] = unit | entry
             keys = {name: stored.keys.get(name, name) for name in entries}
             content = {"classes": {}, **stored.labels.content}
             content |= {"classes": dict(classes), "videos": videos}
@@ -206,24 +242,29 @@ class LabelStore:
         problems = {}
         for name, key in keys.items():
             entry = labels.videos.get(key)
-            if entry is not None and name in infos and (found := misfits(entry, infos[name])):
+            if (
+                entry is not None
+                and name in infos
+                and (found := misfits(entry, infos[name], labels.class_sets))
+            ):
                 problems[name] = found
         if problems:
             raise Refused(problems)
 
 
-def misfits(entry: dict[str, Any], info: VideoInfo) -> list[str]:
+def misfits(entry: dict[str, Any], info: VideoInfo, class_sets: Mapping[str, Classes]) -> list[str]:
     """Where labels of the right form do not fit the length or size of their video."""
     damaged = bool(info.note or info.gaps)
     problems = []
     try:
-        phases_of(Path(), Labels({}, {"": entry}), {"": info.frames}, [""] if damaged else [])
+        phases_of(None, Labels(dict(class_sets), {"": entry}), {"": info}, [""] if damaged else [])
     except LabelError as error:
         problems += _by_video(error, {"": ""})[""]
     try:
         footage_of(entry, info, damaged)
     except ValueError as error:
-        problems.append(str(error))
+        if str(error) not in problems:
+            problems.append(str(error))
     return problems
 
 

@@ -2,7 +2,7 @@
 
 import { Fields } from "./fields.js";
 import { Frames } from "./frames.js";
-import { boundariesOf, boundaryProblems, Labels, phaseOf, withBoundaries } from "./labels.js";
+import { boundariesOf, boundaryProblems, Labels, lockedWhy, phaseOf, withBoundaries } from "./labels.js";
 import { VideoList } from "./list.js";
 import { Playback } from "./playback.js";
 import { getJson, postJson } from "./server.js";
@@ -68,7 +68,7 @@ class Page {
       this.playback.close("looking into the file…");
       this.list.show(number);
       try {
-        this.facts[number] ??= await getJson(`facts/${number}`);
+        this.learn(await getJson(`facts/${number}`));
       } catch (error) {
         if (this.number === number) this.playback.close(error.message);
         return;
@@ -90,6 +90,13 @@ class Page {
     this.playback.open(new Frames(number, facts), this.labels.entry(number).trim?.[0] ?? 0);
   }
 
+  // Take over what the server knows of a video, once.
+  learn(facts) {
+    if (this.facts[facts.number]) return;
+    this.facts[facts.number] = facts;
+    if (facts.entry) this.labels.take(facts.number, facts.entry);
+  }
+
   travelList(step) {
     const number = this.list.next(step);
     if (number === undefined) this.say(`This is the ${step > 0 ? "last" : "first"} video of the list.`);
@@ -101,19 +108,27 @@ class Page {
     this.playback.go(frame);
   }
 
-  // Edit the present video as one step of undo.
+  // Edit the present video as one step of undo; whether it can be edited.
   edit(change) {
-    if (!this.ready) return;
+    if (!this.ready) return false;
     this.say("");
+    const locked = lockedWhy(this.labels.entry(this.number));
+    if (locked) {
+      this.say(locked, "wrong");
+      this.drawFields();
+      return false;
+    }
     this.labels.edit(this.number, change);
     this.drawFields(); // a change that is none leaves the fields as they were typed
+    return true;
   }
 
   // Whether boundaries can be set; says why not.
   takesBoundaries() {
     if (!this.ready) return false;
     if (this.fields.locked) {
-      this.say("These labels are a list; replace it by boundaries first (beside the video).", "wrong");
+      this.say(lockedWhy(this.labels.entry(this.number)) ||
+        "These labels are a list; replace it by boundaries first (beside the video).", "wrong");
       return false;
     }
     return this.labels.names(this.number).length > 0 || this.takeAction();
@@ -159,6 +174,10 @@ class Page {
   }
 
   removeBoundary() {
+    if (this.ready && this.fields.locked) {
+      this.takesBoundaries(); // says why
+      return;
+    }
     const boundaries = boundariesOf(this.labels.entry(this.number)) ?? [];
     let found = null;
     boundaries.forEach((frame, place) => {
@@ -185,13 +204,13 @@ class Page {
   trimHere(side) {
     const [first, last] = this.labels.entry(this.number).trim ?? [0, this.frames - 1];
     const here = this.frame;
-    if (side === 0) this.setTrim(here, last < here ? this.frames - 1 : last);
-    else this.setTrim(first > here ? 0 : first, here);
-    this.say(side === 0 ? `trim: first used frame ${here}` : `trim: last used frame ${here}`);
+    const done = side === 0 ? this.setTrim(here, last < here ? this.frames - 1 : last)
+      : this.setTrim(first > here ? 0 : first, here);
+    if (done) this.say(side === 0 ? `trim: first used frame ${here}` : `trim: last used frame ${here}`);
   }
 
   setTrim(first, last) {
-    this.edit((entry) => {
+    return this.edit((entry) => {
       if (first === 0 && last === this.frames - 1) delete entry.trim;
       else entry.trim = [first, last];
     });
@@ -324,7 +343,7 @@ class Page {
     try {
       const { facts, count, of } = await getJson(`known/${this.known}`);
       this.known = count;
-      for (const one of facts) this.facts[one.number] ??= one;
+      for (const one of facts) this.learn(one);
       if (facts.length) this.list.draw();
       if (count === of) return;
       failed = false;

@@ -184,6 +184,8 @@ def curves(run: Path, pictures: Path) -> list[str]:
     from training.runs.log import EVALUATIONS, read_lines
 
     lines = read_lines(run / EVALUATIONS)
+    split = lines[-1].get("split", "test") if lines else ""
+    lines = [line for line in lines if line.get("split", "test") == split]
     if len(lines) < 2:
         return []
     last = lines[-1]["metrics"]
@@ -197,14 +199,21 @@ def curves(run: Path, pictures: Path) -> list[str]:
     }
     if not values:
         return []
-    metric_curves([line["step"] for line in lines], values, pictures / "curves.png")
+    steps = [line["step"] for line in lines]
+    metric_curves(steps, values, pictures / "curves.png", label=f"{split} videos")
+    if split == "test":
+        picked = (
+            "A step picked by these curves is picked on the test videos: its figures are then too "
+            'good. Videos with "split": "val" in labels.json are evaluated instead.'
+        )
+    else:
+        picked = f"A step picked by these curves is picked on the {split} videos."
     return [
         "<h2>How many steps were needed</h2>",
-        html.picture(pictures / "curves.png", "metrics on the test videos over training steps"),
+        html.picture(pictures / "curves.png", f"metrics on the {split} videos over training steps"),
         html.paragraph(
-            "The network on the test videos while it was trained; dashed: the time index alone. "
-            "Where the curves stay flat, more steps bring nothing. A step picked by these curves "
-            "is picked on the test videos: its figures are then too good."
+            f"The network on the {split} videos while it was trained; dashed: the time index "
+            f"alone. Where the curves stay flat, more steps bring nothing. {picked}"
         ),
     ]
 

@@ -28,7 +28,14 @@ logger = logging.getLogger(__name__)
 # The files that training and evaluation write into a run directory; --overwrite removes only these.
 RUN_CONTENTS = ("config.yaml", "environment.json", "log.jsonl", "tensorboard", "checkpoints")
 RUN_CONTENTS += (INITIAL, TRAINING_VIDEOS, "evaluations.jsonl")
-RUN_CONTENTS += ("evaluation.json", "report.html", "pictures", "retrieval.png")
+RUN_CONTENTS += (
+    "evaluation.json",
+    "evaluation_val.json",
+    "evaluation_train.json",
+    "report.html",
+    "pictures",
+    "retrieval.png",
+)
 
 
 def restarted(run_dir: Path) -> bool:
