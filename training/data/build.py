@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from training.data.files import INDEX_NAME, LABELS_NAME, Found, find_videos
+from training.data.files import INDEX_NAME, LABELS_NAME, Found, by_name, find_videos
 from training.data.footage import Footage, begins_past_the_end, footage_of
 from training.data.freshness import UNSTAMPED, by_folder, picture_folders, stamp_and_kind, stamp_of
 from training.data.label_entries import entry_problems
@@ -160,10 +160,18 @@ def _stamps(
     folder: Path, found: Found
 ) -> tuple[dict[str, dict[str, Stamp]], dict[str, Stamp], set[str]]:
     """The stamps of all files by folder and name, that of each video's file, and the names of the
-    videos that are folders of pictures."""
+    videos that are stored as pictures."""
     from fastseq.video.source import file_of
 
     root = os.path.join(folder, "")
+
+    def in_tar(name: str) -> bool:
+        if name not in places or by_name(name):
+            return False
+        from fastseq.video.pictures import is_pictures
+
+        return is_pictures(root + found.places[name])
+
     places = {
         name: file_of(root + place).relative_to(folder).as_posix()
         for name, place in found.places.items()
@@ -176,7 +184,7 @@ def _stamps(
     return (
         by_folder(stamps),
         {name: stamps[file] for name, file in files.items()},
-        {name for name, file in files.items() if read[file][1]},
+        {name for name, file in files.items() if read[file][1] or in_tar(name)},
     )
 
 

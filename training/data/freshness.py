@@ -188,7 +188,7 @@ class _Folder:
                 self.folders.append(name)
         elif name.startswith("."):
             return
-        elif _is_folder(entry):
+        elif _is(entry.is_dir):
             self.folders.append(name)
         else:
             self._add_unknown(entry)
@@ -203,7 +203,7 @@ class _Folder:
                 self.numbered[numbered[1]] += 1
             return
         video = by_name(self.below(name), self.include)
-        if (video is not False or ending == ".tar") and entry.is_file():
+        if (video is not False or ending == ".tar") and _is(entry.is_file):
             self.new.append(self.below(name))
 
     def report(self, found: _Found) -> None:
@@ -226,8 +226,8 @@ class _Folder:
             found.pictures.append(self.path)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is(kind: Callable[[], bool]) -> bool:
     try:
-        return entry.is_dir()
+        return kind()
     except OSError:  # a link to itself
         return False

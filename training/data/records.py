@@ -143,7 +143,7 @@ class Columns:
         if name == "source":
             return np.full(len(self), self.source)
         if name == "shard":
-            shard = self.arrays["shard"]
+            shard = self.arrays["shard"].astype(np.int64)
             return np.where(shard < 0, -1, shard + self.shards)
         if name == "labelled":
             return self.texts["phases"].has(len(self))
