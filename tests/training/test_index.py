@@ -457,9 +457,9 @@ def found_as(monkeypatch, **places):
     """Make `find_videos` find these videos at these places."""
 
     def find_videos(folder, include=(), *, pictures=None, progress=False):
-        found = Found(sorted(places), {}, [], [], [])
-        found.places.update({name: place for name, place in places.items() if place != name})
-        return found
+        others = {name: place for name, place in places.items() if place != name}
+        in_folders = [name for name, place in places.items() if "#" not in place]
+        return Found(sorted(places), {}, [], [], [], places=others, pictures=in_folders)
 
     monkeypatch.setattr(build, "find_videos", find_videos)
 
@@ -582,6 +582,7 @@ def test_several_folders(folder, tmp_path, checks, monkeypatch):
     assert [v.id for v in index.videos.where(action=["x", "new"])] == [
         *("videos/a.mp4", "videos/e.mp4", "other/a.mp4")
     ]
+    assert index.videos[4].sync == ("videos/g", 3)
     assert [v.id for v in index.videos.take([6, 0])] == ["other/a.mp4", "videos/a.mp4"]
     assert index.classes == {"x": ["r", "s", "t"], "y": ["u", "v"], "new": ["n"]}
     assert index.bad == [{"path": "other/zero.mp4", "reason": "ValueError: broken"}]

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from training.data.files import INDEX_NAME, LABELS_NAME, Found, by_name, find_videos
+from training.data.files import INDEX_NAME, LABELS_NAME, Found, ending_of, find_videos, stamp_of
 from training.data.footage import Footage, begins_past_the_end, footage_of
-from training.data.freshness import UNSTAMPED, by_folder, picture_folders, stamp_and_kind, stamp_of
+from training.data.freshness import UNSTAMPED, by_folder, picture_folders
 from training.data.label_entries import entry_problems
 from training.data.labels import (
     TO_BE_CHECKED,
@@ -80,14 +80,14 @@ def build_index(
     include = [*include]
     labels_path = _labels_path(folder, labels)
     given = read_labels(labels_path) if labels_path else Labels()
-    labels_stamp = stamp_of(labels_path) if labels_path else None
+    labels_stamp = labels_path and stamp_of(labels_path)
     found = find_videos(folder, include, pictures=pictures, progress=progress)
     if labels_path:
         given = match_names(labels_path, given, Names(folder, found.videos, found.ignored))
     given = _with_entries(folder, given, found)
-    files, stamps, of_pictures = _stamps(folder, found)
+    files, stamps = _stamps(folder, found)
     passed_over = picture_folders(folder, files)
-    nothing, reader, questions = Probe(), reader_version(), {}
+    nothing, reader, of_pictures, questions = Probe(), reader_version(), _pictures(found), {}
     for name in found.videos:
         rate = given.videos.get(name, {}).get("fps", fps) if name in of_pictures else None
         questions[name] = Checked(nothing, stamps[name], verify, rate, time_limit, reader)
@@ -156,36 +156,28 @@ def _with_entries(folder: Path, given: Labels, found: Found) -> Labels:
     return replace(given, videos={**given.videos, **added}) if added else given
 
 
-def _stamps(
-    folder: Path, found: Found
-) -> tuple[dict[str, dict[str, Stamp]], dict[str, Stamp], set[str]]:
-    """The stamps of all files by folder and name, that of each video's file, and the names of the
-    videos that are stored as pictures."""
+def _stamps(folder: Path, found: Found) -> tuple[dict[str, dict[str, Stamp]], dict[str, Stamp]]:
+    """The stamps of all files by folder and name, and that of each video's file."""
     from fastseq.video.source import file_of
 
     root = os.path.join(folder, "")
-
-    def in_tar(name: str) -> bool:
-        if name not in places or by_name(name):
-            return False
-        from fastseq.video.pictures import is_pictures
-
-        return is_pictures(root + found.places[name])
-
     places = {
         name: file_of(root + place).relative_to(folder).as_posix()
         for name, place in found.places.items()
     }
     files = {name: places.get(name, name) for name in found.videos}
-    read = {file: stamp_and_kind(root + file) for file in dict.fromkeys(files.values())}
     looked = [*found.looked, *(name for name in found.ignored if name.endswith(".tar"))]
     stamps = dict.fromkeys(looked, UNSTAMPED)
-    stamps |= {file: stamp for file, (stamp, _) in read.items()}
-    return (
-        by_folder(stamps),
-        {name: stamps[file] for name, file in files.items()},
-        {name for name, file in files.items() if read[file][1] or in_tar(name)},
-    )
+    for file in dict.fromkeys(files.values()):
+        size, changed = stamp_of(root + file)
+        stamps[file] = (size, changed)
+    return by_folder(stamps), {name: stamps[file] for name, file in files.items()}
+
+
+def _pictures(found: Found) -> set[str]:
+    """The videos that are stored as pictures, in folders and in tars: those have no ending."""
+    in_tars = (name for name, place in found.places.items() if "#" in place)
+    return {*found.pictures, *(name for name in in_tars if not ending_of(name))}
 
 
 def _check(
@@ -206,7 +198,7 @@ def _check(
     def look(name: str) -> None:
         question = questions[name]
         options: dict[str, Any] = {} if question.fps is None else {"fps": question.fps}
-        path = str(folder / found.places.get(name, name))
+        path = str(folder / found.place(name))
         try:
             info = fastseq.video.probe(
                 path, decode=question.verified, time_limit=question.time_limit, **options

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from training.data.threads import in_threads
 
-INDEX_NAME = "fastseq_index.json"
+INDEX_NAME = "fastseq_index.sqlite"
 LABELS_NAME = "labels.json"
 CARRIED_NAME = "labels.propagated.json"  # what `training.propagate` writes
 NO_ENDING = "without ending"

@@ -23,6 +23,7 @@ from training.data.files import (
     PICTURES,
     by_name,
     ending_of,
+    stamp_of,
 )
 from training.data.store import Stamp, Store
 
@@ -32,19 +33,6 @@ UNSTAMPED = (-1, -1)  # of a file that was found to be no video
 _OWN = {INDEX_NAME, LABELS_NAME, CARRIED_NAME}
 _FEWEST = 3  # numbered pictures of one prefix that may be a video
 _NUMBERED = re.compile(r"(.*?)\d+")
-
-
-def stamp_of(path: str | os.PathLike) -> Stamp:
-    """Size in bytes and time of modification in ns; for a folder of pictures its number of entries
-    instead of the size."""
-    return stamp_and_kind(path)[0]
-
-
-def stamp_and_kind(path: str | os.PathLike) -> tuple[Stamp, bool]:
-    """The stamp, and whether the path is a folder."""
-    status = os.stat(path)
-    folder = stat.S_ISDIR(status.st_mode)
-    return (len(os.listdir(path)) if folder else status.st_size, status.st_mtime_ns), folder
 
 
 def by_folder(stamps: Mapping[str, Stamp]) -> dict[str, dict[str, Stamp]]:
@@ -98,7 +86,7 @@ def picture_folders(folder: Path, files: Mapping[str, Mapping[str, Stamp]]) -> l
 def _labels_change(folder: Path, path: str, stamp: Stamp) -> list[str]:
     if not (folder / path).is_file():
         return [f"{path} is gone"]
-    return [f"{path} has changed"] * (stamp_of(folder / path) != stamp)
+    return [f"{path} has changed"] * (tuple(stamp_of(folder / path)) != stamp)
 
 
 @dataclass

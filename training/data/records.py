@@ -94,7 +94,8 @@ class Columns:
         names: texts of the codes by column.
         texts: "id", "place" (locator below the folder, where it is not the id), "facts" and "used"
             (JSON of what only some files and labels have), "times", "phases".
-        prefix, source, shards: put before each id; number of the folder; added to each shard.
+        prefix, source, shards: put before each id and group; number of the folder; added to each
+            shard.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class Columns:
             remarks=tuple(facts.get("remarks", ())),
             trim=_tuple(used.get("trim")),
             crop=_tuple(used.get("crop")),
-            sync=_tuple(used.get("sync")),
+            sync=(self.prefix + used["sync"][0], used["sync"][1]) if "sync" in used else None,
             unchecked=phases is not None and used.get("unchecked", False),
             times=unpacked_times(self.texts["times"].at(row)),
             source=self.source,

@@ -92,7 +92,12 @@ class Summary:
 
     def of_others(self, found: Found) -> list[str]:
         """Lines about the files of a folder that are not used as videos."""
+        from training.data.pictures import named
+
         lines = []
+        if found.pictures:
+            shown = self._named(found.pictures, _FEW, ", ...")
+            lines.append(f"folders of pictures used as videos: {len(found.pictures)} ({shown})")
         groups = defaultdict(list)
         for name, what in found.ignored.items():
             groups[what].append(name)
@@ -103,6 +108,9 @@ class Summary:
             ]
             lines.append(f"ignored: {', '.join(counted)}")
             lines.append("  to use one of these as a video: --include PATTERN")
+        lines += map("pictures not used: {}".format, found.sequences) if self.everything else named(
+            found.sequences
+        )
         lines += [f"--include {one}: no file of this name" for one in found.unmatched]
         lines += [f"not looked into: {name}" for name in found.closed]
         return lines
