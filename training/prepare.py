@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(
         lambda: _run(args, chosen),
         needs="preparing",
-        interrupted="interrupted; what is finished is kept, the same command continues",
+        interrupted="interrupted; finished checks and copies are kept; the same command continues",
     )
 
 

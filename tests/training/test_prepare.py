@@ -282,7 +282,7 @@ def test_ctrl_c(folder, monkeypatch, capsys):
 
     monkeypatch.setattr(training.data.index, "build_index", interrupted)
     assert main([str(folder)]) == 130
-    said = "interrupted; what is finished is kept, the same command continues\n"
+    said = "interrupted; finished checks and copies are kept; the same command continues\n"
     assert capsys.readouterr().err == said
 
 

@@ -209,7 +209,8 @@ def test_ctrl_c_ends_it_within_a_frame(folder, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert "frames/s" in errors  # the bar
-    assert errors.endswith("interrupted; finished copies are kept; the same command continues\n")
+    kept = "interrupted; finished checks and copies are kept; the same command continues\n"
+    assert errors.endswith(kept)
     there = sorted(files(out))
     assert "a.mp4" in there
     assert set(there) <= set(COPY[:2])  # nothing unfinished: the command did not wait for it
