@@ -70,7 +70,7 @@ def test_labelled_clips_are_trained_evaluated_and_reported(clips, capsys):
     assert json.loads(Path("demo_real/run/evaluation.json").read_text())["videos"]["test"] == 1
     assert Path("demo_real/run/report.html").read_text().count("<html")
     added = {path.name for path in clips.iterdir()} - {f"{n}.mp4" for n in CLIPS}
-    assert added == {"labels.json", "fastseq_index.json", ".fastseq_features"}
+    assert added == {"labels.json", "fastseq_index.sqlite", ".fastseq_features"}
 
 
 @pytest.mark.parametrize(("splits", "marked"), [(None, ""), ("train train test", "a")])

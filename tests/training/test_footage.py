@@ -1,7 +1,9 @@
 """trim, crop, sync and unlabelled_from in labels.json: checked, stored in the index, applied."""
 
+import contextlib
 import dataclasses
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -127,7 +129,7 @@ def test_what_does_not_fit_is_named(folder, entry, message):
     label(folder, a=entry)
     with pytest.raises(LabelError, match=message):
         build_index(folder)
-    assert not (folder / "fastseq_index.json").exists()
+    assert not (folder / "fastseq_index.sqlite").exists()
 
 
 def test_an_offset_given_twice(folder):
@@ -139,9 +141,10 @@ def test_an_offset_given_twice(folder):
 
 def test_an_index_of_before_is_written_anew(folder):
     build_index(folder)
-    path = folder / "fastseq_index.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "format": 3}))
+    path = folder / "fastseq_index.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute("UPDATE about SET json = '3' WHERE name = 'format'")
+        file.commit()
     with pytest.raises(StaleIndex, match="written by another version"):
         load_index(folder)
 

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import fastseq.video  # noqa: E402
 from fastseq.video import read_frames, write_video  # noqa: E402
 from fastseq.video.timeline import Deadline  # noqa: E402
 from training.data.index import INDEX_NAME, load_index  # noqa: E402
+from training.data.summary import no_test_videos  # noqa: E402
 from training.prepare import main  # noqa: E402
 
 
@@ -187,6 +189,8 @@ def test_memory_and_files_stay_flat(folder, capsys):
         (folder / f"{number}.mp4").write_bytes(data[:kept])
     sizes, handles = [], []
     for _ in range(5):
+        for path in folder.glob("*.mp4"):
+            os.utime(path)  # otherwise it is not checked again
         main([str(folder), "--verify"])
         with open("/proc/self/statm") as statm:
             sizes.append(int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
@@ -258,7 +262,10 @@ def test_wrong_usage(folder, capsys):
         ([], "required: folder"),
         ([str(folder / "none")], "is not a folder"),
         ([str(folder), "--labels", str(folder / "none.json")], "is not a file"),
-        ([str(folder), "--time-limit", "0"], "must be positive"),
+        ([str(folder), "--time-limit", "0"], "--time-limit must be positive, got 0"),
+        ([str(folder), "--fps", "-5"], "--fps must be positive, got -5"),
+        ([str(folder), "--shard-size", "5"], "--shard-size needs --shards OUT"),
+        ([str(folder), "--shards", "out", "--shard-size", "inf"], "must be positive, got inf"),
         ([str(folder), "--verfy"], "unrecognized"),
     ]:
         with pytest.raises(SystemExit) as caught:
@@ -275,7 +282,8 @@ def test_ctrl_c(folder, monkeypatch, capsys):
 
     monkeypatch.setattr(training.data.index, "build_index", interrupted)
     assert main([str(folder)]) == 130
-    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    said = "interrupted; finished checks and copies are kept; the same command continues\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_folder_without_a_usable_video_says_why(tmp_path, capsys):
@@ -323,3 +331,53 @@ def test_carried_labels_are_no_candidates_for_videos(folder, capsys):
     assert main([str(folder), "--include", "*.json"]) == 0
     assert "labels.propagated" not in capsys.readouterr().out
     assert not load_index(folder).bad
+
+
+def test_only_what_changed_is_checked_again(folder, capsys):
+    assert main([str(folder)]) == 0
+    assert "  checked: 2 new or changed, 0 unchanged\n" in capsys.readouterr().out
+    os.utime(folder / "b.mp4", ns=(0, 0))
+    encode(folder / "c.mp4", 5)
+    assert main([str(folder)]) == 0
+    assert "  checked: 2 new or changed, 1 unchanged\n" in capsys.readouterr().out
+    assert main([str(folder), "--verify"]) == 0
+    assert "  checked: 3 new or changed, 0 unchanged\n" in capsys.readouterr().out
+    assert main([str(folder)]) == 0
+    assert "  checked: 0 new or changed, 3 unchanged\n" in capsys.readouterr().out
+
+
+def test_all_names_are_listed_on_request(folder, capsys):
+    names = [f"zero_{number:02d}.mp4" for number in range(12)]
+    for name in names:
+        (folder / name).write_bytes(b"")
+        (folder / name).with_suffix(".txt").write_bytes(b"")
+    assert main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert f"(12): {', '.join(names[:10])} and 2 more (--all lists them)\n" in out
+    assert "ignored: 12 .txt (zero_00.txt, zero_01.txt, zero_02.txt, ...)\n" in out
+    assert main([str(folder), "--all"]) == 0
+    out = capsys.readouterr().out
+    assert f"(12): {', '.join(names)}\n" in out
+    assert "zero_11.txt)\n" in out
+
+
+def test_shards_are_written_from_the_index_and_prepared(
+    folder, tmp_path_factory, capsys, monkeypatch
+):
+    out = tmp_path_factory.mktemp("shards")
+    asked = {}
+
+    def write_shards(index, target, size_mb=500, progress=False):
+        asked.update(ids=[video.id for video in index.videos], target=target, size=size_mb)
+        (target / "c.mp4").write_bytes((folder / "a.mp4").read_bytes())
+        return "shards: 1"
+
+    module = types.SimpleNamespace(write_shards=write_shards)
+    monkeypatch.setitem(sys.modules, "training.data.shards", module)
+    assert main([str(folder), "--shards", str(out), "--shard-size", "7"]) == 0
+    said = capsys.readouterr().out
+    assert asked == {"ids": ["a.mp4", "b.mp4"], "target": out, "size": 7}
+    assert [video.id for video in load_index(out).videos] == ["c.mp4"]
+    assert "\nshards: 1\n" in said
+    assert said.endswith(f"written: {out / INDEX_NAME}\n{no_test_videos(out, None)}\n")
+    assert [video.id for video in load_index(folder).videos] == ["a.mp4", "b.mp4"]

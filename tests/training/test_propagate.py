@@ -96,7 +96,7 @@ def test_nothing_is_written_where_all_clips_are_labelled(folder, capsys):
     assert "carried over from a.mp4, b.mp4" in out
     assert "nothing was written" in out
     assert sorted(path.name for path in folder.iterdir() if path.suffix == ".json") == [
-        "fastseq_index.json",
+        "fastseq_index.sqlite",
         "labels.json",
     ]
 

@@ -45,7 +45,7 @@ def files(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in found}
 
 
-COPY = ["a.mp4", "deep/b.avi.mp4", "fastseq_index.json", "labels.json"]
+COPY = ["a.mp4", "deep/b.avi.mp4", "fastseq_index.sqlite", "labels.json"]
 
 
 def test_a_complete_folder(folder, tmp_path, capsys):
@@ -73,7 +73,7 @@ def test_finished_copies_are_kept(folder, tmp_path, capsys):
     assert main(arguments) == 0
     assert "copied: 0 videos, 0 frames\ncopied before: 2 videos" in capsys.readouterr().out
     second = files(out)
-    assert [name for name in COPY if first[name] != second[name]] == ["fastseq_index.json"]
+    assert [name for name in COPY if first[name] != second[name]] == ["fastseq_index.sqlite"]
 
     os.utime(folder / "a.mp4")  # newer than its copy
     report = transcode_folder(folder, out)
@@ -209,7 +209,8 @@ def test_ctrl_c_ends_it_within_a_frame(folder, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert "frames/s" in errors  # the bar
-    assert errors.endswith("interrupted; finished copies are kept; the same command continues\n")
+    kept = "interrupted; finished checks and copies are kept; the same command continues\n"
+    assert errors.endswith(kept)
     there = sorted(files(out))
     assert "a.mp4" in there
     assert set(there) <= set(COPY[:2])  # nothing unfinished: the command did not wait for it

@@ -9,7 +9,8 @@ import torch
 from fastseq.video import VideoError, read_frames
 from fastseq.video.gaps import frames_of
 from fastseq.video.readings import area_of
-from training.data.index import VideoRecord, in_threads
+from training.data.index import VideoRecord
+from training.data.threads import in_threads
 
 
 class FrameCache(Mapping[str, torch.Tensor]):

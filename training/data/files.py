@@ -15,7 +15,7 @@ from typing import Any
 from training.data.threads import in_threads
 from training.support.command import UserError
 
-INDEX_NAME = "fastseq_index.json"
+INDEX_NAME = "fastseq_index.sqlite"
 LABELS_NAME = "labels.json"
 CARRIED_NAME = "labels.propagated.json"  # what `training.propagate` writes
 NO_ENDING = "without ending"

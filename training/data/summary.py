@@ -1,0 +1,182 @@
+"""What `python -m training.prepare` prints about a folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.data.files import LABELS_NAME
+from training.data.load import load_index
+
+if TYPE_CHECKING:
+    from training.data.files import Found
+    from training.data.load import Index
+    from training.data.records import VideoRecord
+    from training.data.transcode import Report
+
+_SHOWN = 10
+_FEW = 3
+_UNUSED = "the video is left out"
+_FAR = (
+    "decoding starts long before the requested frame; `python -m training.prepare {} --transcode "
+    "OUT` makes copies that decode fast"
+)
+
+
+class Summary:
+    """Texts about a folder, its index and its copies.
+
+    Args:
+        everything: list every name instead of the first of each group.
+    """
+
+    def __init__(self, *, everything: bool = False):
+        self.everything = everything
+
+    def of_index(self, index: Index) -> str:
+        """A summary of an index, in a few lines."""
+        videos = index.videos
+        frames, fps = videos.column("frames"), videos.column("fps")
+        lines = [
+            f"{index.folder}: {_number(len(videos), 'video')}, "
+            f"{_number(int(frames.sum()), 'frame')}, "
+            f"{float((frames / fps).sum()) / 3600:.2f} hours",
+            f"  checked: {index.checked} new or changed, {index.kept} unchanged",
+            f"  splits: {_counts(videos.column('split'))}",
+            f"  actions: {_counts(videos.column('action'))}",
+            *_labelled(index),
+        ]
+        special = list(videos.take(np.flatnonzero(videos.column("special"))))
+        if partly := _partly_used(special):
+            lines.append(f"  {partly}")
+        if len(videos):
+            middle = int(np.sort(frames)[len(frames) // 2])
+            lines.append(f"  frames per video: {frames.min()} to {frames.max()}, median {middle}")
+        notes = [(video.note, video.id) for video in special if video.note]
+        lines += self._grouped(f"used in part: {_number(len(notes), 'damaged video')}", notes)
+        cut = [("labels beyond the damage are ignored", name) for name in index.changed_labels]
+        lines += self._grouped(
+            f"labels cut to the readable frames: {_number(len(cut), 'damaged video')}", cut
+        )
+        far = [
+            (_FAR.format(index.folder), video.id) for video in special if not video.random_access
+        ]
+        lines += self._grouped(f"slow to read: {_number(len(far), 'video')}", far)
+        remarks = [(remark, video.id) for video in special for remark in video.remarks]
+        remarked = len({name for _, name in remarks})
+        lines += self._grouped(f"remarks: {_number(remarked, 'video')}", remarks)
+        bad = [(entry["reason"], entry["path"]) for entry in index.bad]
+        lines += self._grouped(f"left out: {_number(len(bad), 'file')}", bad)
+        unused = [(_UNUSED, name) for name in index.unused_labels]
+        lines += self._grouped(f"labels not used: {_number(len(unused), 'video')}", unused)
+        return "\n".join(lines)
+
+    def of_copies(self, report: Report) -> str:
+        """A summary of what was copied and what was not, in a few lines."""
+        speed = f", {report.frames / report.seconds:.0f} frames/s" if report.frames else ""
+        lines = [f"copied: {_number(len(report.written), 'video')}, {report.frames} frames{speed}"]
+        if report.kept:
+            lines.append(f"copied before: {_number(len(report.kept), 'video')}")
+        bad = [(entry["reason"], entry["path"]) for entry in report.bad]
+        lines += self._grouped(f"not copied: {_number(len(bad), 'video')}", bad)
+        unused = [(_UNUSED, name) for name in report.unused_labels]
+        lines += self._grouped(f"labels not copied: {_number(len(unused), 'video')}", unused)
+        strays = [("no video of this name was copied", name) for name in report.strays]
+        lines += self._grouped(f"other videos in the output folder: {len(strays)}", strays)
+        return "\n".join(lines)
+
+    def of_others(self, found: Found) -> list[str]:
+        """Lines about the files of a folder that are not used as videos."""
+        from training.data.pictures import named
+
+        lines = []
+        if found.pictures:
+            shown = self._named(found.pictures, _FEW, ", ...")
+            lines.append(f"folders of pictures used as videos: {len(found.pictures)} ({shown})")
+        groups = defaultdict(list)
+        for name, what in found.ignored.items():
+            groups[what].append(name)
+        if groups:
+            counted = [
+                f"{len(names)} {what} ({self._named(names, _FEW, ', ...')})"
+                for what, names in sorted(groups.items(), key=lambda item: -len(item[1]))
+            ]
+            lines.append(f"ignored: {', '.join(counted)}")
+            lines.append("  to use one of these as a video: --include PATTERN")
+        lines += map("pictures not used: {}".format, found.sequences) if self.everything else named(
+            found.sequences
+        )
+        lines += [f"--include {one}: no file of this name" for one in found.unmatched]
+        lines += [f"not looked into: {name}" for name in found.closed]
+        return lines
+
+    def _grouped(self, title: str, items: list[tuple[str, str]]) -> list[str]:
+        if not items:
+            return []
+        groups = defaultdict(list)
+        for reason, name in items:
+            groups[reason].append(name)
+        lines = [title]
+        for reason, names in sorted(groups.items(), key=lambda item: -len(item[1])):
+            more = f" and {len(names) - _SHOWN} more (--all lists them)"
+            lines.append(f"  {reason} ({len(names)}): {self._named(names, _SHOWN, more)}")
+        return lines
+
+    def _named(self, names: Sequence[str], most: int, more: str) -> str:
+        if self.everything or len(names) <= most:
+            return ", ".join(names)
+        return ", ".join(names[:most]) + more
+
+
+def no_test_videos(folder: Path, labels: Path | None) -> str:
+    """What a folder without a test split is good for, and how to choose one."""
+    return (
+        "no test videos: training needs none, but evaluation and the report do. Choose them before "
+        f'training: write "split": "test" for some videos in {labels or folder / LABELS_NAME}, or '
+        f"set it in `python -m training.view {shlex.quote(str(folder))}`, and prepare again"
+    )
+
+
+def nothing_usable(bad: Sequence[Mapping[str, str]]) -> str:
+    """Why a folder has no usable video, from the paths and reasons of its bad ones."""
+    if not bad:
+        return "no file has the extension of a video or holds one, or all are broken links"
+    interlaced = any(entry["reason"].startswith("interlaced") for entry in bad)
+    return "all videos are damaged" + " or interlaced" * interlaced
+
+
+def _labelled(index: Index) -> list[str]:
+    """The number of videos with phases, for each class set if there are several."""
+    if [*index.class_sets] in ([], [""]):
+        return [f"  with phase labels: {index.videos.column('labelled').sum()}"]
+    lines = []
+    for name in index.class_sets:
+        videos = load_index(index.folder, class_set=name, check=False).videos
+        lines.append(f"  with phase labels of {name}: {videos.column('labelled').sum()}")
+    return lines
+
+
+def _partly_used(videos: Sequence[VideoRecord]) -> str:
+    """How many videos have a trim, a crop or a sync in their labels."""
+    groups = {video.sync[0] for video in videos if video.sync}
+    synchronised = sum(video.sync is not None for video in videos)
+    counts = {
+        "trimmed": sum(video.trim is not None for video in videos),
+        "cropped": sum(video.crop is not None for video in videos),
+        f"synchronised in {len(groups)} group{'s' * (len(groups) != 1)}": synchronised,
+    }
+    return ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _counts(values: Iterable[str]) -> str:
+    counted = sorted(Counter(values).items())
+    return ", ".join(f"{name} {count}" for name, count in counted) or "none"
