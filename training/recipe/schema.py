@@ -47,6 +47,23 @@ def _backend() -> Any:
     return _any("auto", may_change=True)
 
 
+def _names(default: Any, **metadata: Any) -> Any:
+    """A name or a list of names; null too if that is the default."""
+    return _any(default, names=True, **metadata)
+
+
+@dataclass
+class WhereConfig:
+    """Filters of a run's videos, in training and in evaluation: a name or a list of names each.
+
+    A video is used if each of the filters that are set has its name. null: all videos.
+    """
+
+    split: Any = _names(None)  # a video's split in labels.json, such as "train"
+    view: Any = _names(None)  # a video's view in labels.json, such as "ego"
+    action: Any = _names(None)  # the same as data.action; if both are set, both apply
+
+
 @dataclass
 class DataConfig:
     """The videos, and how the two clips of an item are drawn from them.
@@ -56,7 +73,15 @@ class DataConfig:
     tuples of single frames (`fastseq.video.SegmentTuples`; keys segments, anchor, reversal).
     """
 
-    folder: str = _any("", may_change=True)  # prepared with python -m training.prepare
+    # A folder that python -m training.prepare has prepared, or a list of several: [penn, my_clips].
+    folder: Any = _names("", may_change=True)
+    # With several folders, the share of each in the videos of an epoch: a number above 0 for each
+    # folder, in their order, divided by their sum. null: an epoch has every video once.
+    weights: list[float] | None = None
+    action: Any = _names(None)  # only the videos of this action or of these actions; null: all
+    where: WhereConfig = field(default_factory=WhereConfig)
+    # The classes of the phases if labels.json has several sets, such as gym99; null: the first.
+    class_set: str | None = _any(None, may_change=True)
     clips: str = _one_of("views", "views", "videos", "synchronised", "tuples")
     num_frames: int = _at_least(240, 2)  # T, frames per clip
     batch_size: int = _at_least(4, 1)  # items per batch, over all ranks; each has two clips
@@ -83,6 +108,7 @@ class DataConfig:
     # Decoding processes (PyAV) or threads (DALI); 0: this process (PyAV), all cores (DALI).
     workers: int = _at_least(4, 0, may_change=True)
     train_split: str = "train"
+    val_split: str = "val"
     test_split: str = "test"
 
 

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.data.adapter import column
 from training.support.command import UserError
 from training.support.files import write_text
 
 TRAINING_VIDEOS = "training_videos.json"
 
 
-def write_training_videos(run_dir: Path, videos: Iterable[Any], *, resumed: bool) -> None:
+def write_training_videos(run_dir: Path, videos: Sequence[Any], *, resumed: bool) -> None:
     """Write the file; a resumed run keeps the videos that are already in it."""
     known = (_read(run_dir) or {}) if resumed else {}
-    known |= {
-        video.id: {"path": os.path.realpath(video.path), "frames": video.frames} for video in videos
-    }
+    columns = (column(videos, name).tolist() for name in ("id", "path", "frames"))
+    for name, path, frames in zip(*columns, strict=True):
+        known[name] = {"path": os.path.realpath(path), "frames": frames}
     write_text(run_dir / TRAINING_VIDEOS, json.dumps({"videos": known}, indent=1) + "\n")
 
 
