@@ -105,7 +105,10 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ("train.epochs=many", "train.epochs: expected int | None, got 'many'"),
         ("data.span=[0.1,b]", "data.span: expected tuple[float, float]"),
         ("data.folder=null", "data.folder: expected a name or a list of names, got None"),
-        ("data.folder=[a,null]", "data.folder: expected a name or a list of names, got ['a', None]"),
+        (
+            "data.folder=[a,null]",
+            "data.folder: expected a name or a list of names, got ['a', None]",
+        ),
         ("data.folder={a: 1}", "data.folder: expected a name or a list of names, got {'a': 1}"),
         ("data.action=[golf,no]", "data.action: expected a name or a list of names, or null, got"),
         ("data.action=no", "got False; quote it: 'data.action=\"no\"'"),

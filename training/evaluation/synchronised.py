@@ -135,8 +135,8 @@ def synchronised_videos(index: Index, test_split: str) -> list[VideoRecord]:
             f"of them in the split {test_split!r}; {place(index)} has "
             f"{f'the groups {known}' if known else 'none'}. Write "
             '"sync": {"group": "trial 1", "offset": 0} for such videos in '
-            f"{labels_file(index)}, frame k then shows the instant (k + offset) / fps of the group, "
-            f"and run {prepare(index)}"
+            f"{labels_file(index)}, frame k then shows the instant (k + offset) / fps of the "
+            f"group, and run {prepare(index)}"
         )
     return [record for group in chosen for record in group]
 

@@ -93,12 +93,12 @@ def _evaluation(
     return result_section(result)
 
 
-def _not_evaluated(splits: tuple[str, str], labelled: list[bool], index: Selection, run: Path) -> str:
+def _not_evaluated(
+    splits: tuple[str, str], labelled: list[bool], index: Selection, run: Path
+) -> str:
     """What is missing for the table, and what to do."""
     labels = labels_file(index)
-    then = (
-        f"Then run {prepare(index)} and `python -m training.evaluate {run}`."
-    )
+    then = f"Then run {prepare(index)} and `python -m training.evaluate {run}`."
     if len({*splits}) == 1:  # figures on the videos of training would say nothing
         return (
             "Not evaluated: there are no test videos apart from those of training. Write "

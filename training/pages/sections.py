@@ -35,8 +35,8 @@ def chosen(videos: Sequence[EmbeddedVideo]) -> list[EmbeddedVideo]:
     first video of each comes first, then the second of each, and so on.
     """
     by_action: dict[str, list[int]] = {}
-    for place, video in enumerate(videos):
-        by_action.setdefault(video.record.action, []).append(place)
+    for position, video in enumerate(videos):
+        by_action.setdefault(video.record.action, []).append(position)
     groups = [places for places in by_action.values() if len(places) > 1][: SHOWN // 2]
     ranked = sorted(
         (rank, group, place)
@@ -75,7 +75,9 @@ def title(videos: Sequence[EmbeddedVideo], index: Selection) -> str:
     """The actions shown, or the folder where they have no name."""
     actions = [*dict.fromkeys(video.record.action for video in videos)]
     named = [action for action in actions if action != "all"]
-    return ", ".join(named) if 0 < len(named) <= 4 else " and ".join(folder.name for folder in index.folders)
+    if 0 < len(named) <= 4:
+        return ", ".join(named)
+    return " and ".join(folder.name for folder in index.folders)
 
 
 def _quiet(text: str) -> str:
@@ -141,7 +143,9 @@ def retrieval(
     ]
 
 
-def strips(videos: Sequence[EmbeddedVideo], index: Selection, pictures: Path, kind: str) -> list[str]:
+def strips(
+    videos: Sequence[EmbeddedVideo], index: Selection, pictures: Path, kind: str
+) -> list[str]:
     from training.evaluation.plots import embedding_strips
 
     action = videos[0].record.action

@@ -201,8 +201,8 @@ def _check_names(config: DictConfig, key: str, leaf: Any, value: Any) -> None:
         return
     many = isinstance(value, ListConfig)
     names = [*value] if many else [value]
-    named = all(isinstance(name, str | int | float) and not isinstance(name, bool) for name in names)
-    if not named or (many and "" in names):
+    kinds = {type(name) for name in names}
+    if not kinds <= {str, int, float} or (many and "" in names):
         quotes = f"; quote it: '{key}=\"no\"'" if isinstance(value, bool) else ""
         raise ConfigError(f"{key}: expected {_expected(leaf)}, got {value!r}{quotes}")
     if not all(isinstance(name, str) for name in names):  # YAML reads 2024 as a number

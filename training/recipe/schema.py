@@ -18,6 +18,8 @@ from training.models.backbone import POOLS
 # ``may_change=True`` marks the keys that may change when a run is resumed. They affect where it
 # runs and what it writes, not what it learns (except max_minutes, which sets the cosine's end).
 
+NAMES = {"names": True}  # marks a key with a name or a list of names
+
 
 def _any(default: Any, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
@@ -47,21 +49,17 @@ def _backend() -> Any:
     return _any("auto", may_change=True)
 
 
-def _names(default: Any, **metadata: Any) -> Any:
-    """A name or a list of names; null too if that is the default."""
-    return _any(default, names=True, **metadata)
-
-
 @dataclass
 class WhereConfig:
-    """Filters of a run's videos, in training and in evaluation: a name or a list of names each.
+    """Filters by what labels.json states about a video: a name or a list of names each.
 
-    A video is used if each of the filters that are set has its name. null: all videos.
+    They apply to training and to evaluation. Several filters leave the videos that pass all of
+    them. null: no filter.
     """
 
-    split: Any = _names(None)  # a video's split in labels.json, such as "train"
-    view: Any = _names(None)  # a video's view in labels.json, such as "ego"
-    action: Any = _names(None)  # the same as data.action; if both are set, both apply
+    split: Any = field(default=None, metadata=NAMES)
+    view: Any = field(default=None, metadata=NAMES)  # of the camera, such as ego
+    action: Any = field(default=None, metadata=NAMES)  # as data.action
 
 
 @dataclass
@@ -74,11 +72,11 @@ class DataConfig:
     """
 
     # A folder that python -m training.prepare has prepared, or a list of several: [penn, my_clips].
-    folder: Any = _names("", may_change=True)
+    folder: Any = field(default="", metadata=NAMES | {"may_change": True})
     # With several folders, the share of each in the videos of an epoch: a number above 0 for each
     # folder, in their order, divided by their sum. null: an epoch has every video once.
     weights: list[float] | None = None
-    action: Any = _names(None)  # only the videos of this action or of these actions; null: all
+    action: Any = field(default=None, metadata=NAMES)  # only the videos of these actions; null: all
     where: WhereConfig = field(default_factory=WhereConfig)
     # The classes of the phases if labels.json has several sets, such as gym99; null: the first.
     class_set: str | None = _any(None, may_change=True)
