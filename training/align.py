@@ -178,7 +178,8 @@ def find_records(names: Sequence[str], cfg: DictConfig) -> list[VideoRecord]:
     A file that lies in one of the run's folders has its record there. Where a folder has no valid
     index, files are taken as they are, and a line on stderr says so.
     """
-    from training.data.selection import folders_of, open_folders
+    from training.data.folders import folders_of
+    from training.data.selection import open_folders
 
     folders = folders_of(cfg)
     try:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.data.selection import place, prepare
+from training.data.folders import place, prepare
 from training.evaluation.videos import open_index
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.data.selection import place
+from training.data.folders import place
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
 

@@ -180,7 +180,7 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
 
 def compose(args: argparse.Namespace) -> "DictConfig":
     """The configuration, with the run directory filled in and absolute paths."""
-    from training.data.selection import names_of
+    from training.data.folders import names_of
     from training.recipe.load import ConfigError, load_config
 
     cfg = load_config(args.recipe, args.overrides)
@@ -212,7 +212,8 @@ def training_loader(
     import training.data.dataset
     from fastseq.video import TooManyBadVideos
     from training.data.features import FeatureStore
-    from training.data.selection import folders_of, open_index, videos_of_split
+    from training.data.folders import folders_of
+    from training.data.selection import open_index, videos_of_split
     from training.recipe.load import ConfigError
     from training.support.distributed import is_main, local_rank, rank, world_size
 

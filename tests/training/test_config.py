@@ -4,7 +4,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from training.data.selection import filters_of
+from training.data.folders import filters_of
 from training.recipe.load import (
     ConfigError,
     differences,

@@ -30,8 +30,8 @@ from fastseq.video.gaps import frames_of
 from fastseq.video.readings import area_of, reading_of
 from training.data.adapter import column
 from training.data.cache import FrameCache
+from training.data.folders import names_of
 from training.data.index import VideoRecord
-from training.data.selection import names_of
 from training.support.command import UserError
 
 if TYPE_CHECKING:

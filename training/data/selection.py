@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.data.adapter import column, load_indexes, where
-from training.data.files import LABELS_NAME
+from training.data.folders import filters_of, folders_of, labels_file, listed, place, prepare
 from training.data.index import Index
 from training.support.command import UserError
 
@@ -22,26 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # names in an error message
-
-
-def names_of(value: Any) -> list[Any]:
-    """The names in a recipe's value that is null, a name or a list of names."""
-    if value is None:
-        return []
-    return [value] if isinstance(value, str | os.PathLike) else [*value]
-
-
-def folders_of(cfg: Any, folder: str | os.PathLike | None = None) -> list[Path]:
-    """``folder`` alone, or without it all folders of a run's configuration."""
-    return [Path(one) for one in names_of(folder or cfg.data.folder)]
-
-
-def filters_of(data_cfg: Any) -> dict[str, list[str]]:
-    """Key of the recipe -> its names, for each filter that is set."""
-    values = {"data.action": data_cfg.action} | {
-        f"data.where.{name}": getattr(data_cfg.where, name) for name in ("split", "view", "action")
-    }
-    return {key: names_of(value) for key, value in values.items() if names_of(value)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,22 +116,6 @@ def videos_of_split(index: Selection, split: str) -> Sequence[VideoRecord]:
     return records
 
 
-def place(index: Selection) -> str:
-    """The folders of an index, for a message."""
-    return " and ".join(map(str, index.folders))
-
-
-def prepare(index: Selection) -> str:
-    """The command that prepares the folder of an index, or one of its folders, for a message."""
-    folder = index.folders[0] if len(index.folders) == 1 else "FOLDER"
-    return f"`python -m training.prepare {folder}`"
-
-
-def labels_file(index: Selection) -> str:
-    """The labels file of the folder of an index, or of one of its folders, for a message."""
-    return str(index.folders[0] / LABELS_NAME) if len(index.folders) == 1 else LABELS_NAME
-
-
 def _check_known(index: Selection, key: str, attribute: str, names: Sequence[str]) -> None:
     """UserError if no video has one of these names."""
     counts = Counter(column(index.videos, attribute))
@@ -173,8 +137,3 @@ def _check_known(index: Selection, key: str, attribute: str, names: Sequence[str
             f"{key}: no video of {place(index)} has the {attribute} {name!r}; there are {some}"
             f"{more}.{advice}"
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as a value of the recipe."""
-    return names[0] if len(names) == 1 else f"[{','.join(names)}]"

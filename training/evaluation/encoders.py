@@ -172,7 +172,7 @@ def feature_store(model: Any, cfg: Any, folder: str | Path | None = None) -> Fea
     if cfg.data.cache != "features":
         return None
     from training.data.features import FeatureStore
-    from training.data.selection import folders_of
+    from training.data.folders import folders_of
 
     return FeatureStore(folders_of(cfg, folder), model, cfg)
 

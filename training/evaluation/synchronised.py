@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.data.selection import labels_file, place, prepare
+from training.data.folders import labels_file, place, prepare
 from training.evaluation.baselines import (
     TIME_INDEX,
     time_index,

@@ -5,19 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from training.data.selection import Selection, open_index, videos_of_split
 from training.support.command import UserError
 
 if TYPE_CHECKING:
     from training.data.index import VideoRecord
+    from training.data.selection import Selection
 
-__all__ = ["known_doubts", "open_index", "require_some", "split_videos", "usable_range"]
+
+def open_index(cfg: Any, folder: str | Path | None = None, *, check: bool = True) -> Selection:
+    """The videos of a run that its filters leave, see `training.data.selection.open_index`."""
+    from training.data import selection  # only now, so that --help need not wait for torch
+
+    return selection.open_index(cfg, folder, check=check)
 
 
 def split_videos(index: Selection, split: str) -> list[VideoRecord]:
     """The videos of one split; UserError if there are none."""
+    from training.data.selection import videos_of_split
+
     return [*videos_of_split(index, split)]
 
 
@@ -56,7 +63,7 @@ def usable_range(record: VideoRecord) -> tuple[int, int]:
 def require_some(kept: Sequence[VideoRecord], split: str, folder: str | Path) -> None:
     """UserError if no video of a split could be read; each was named before.
 
-    ``folder``: where the videos are, for the message; `training.data.selection.place`.
+    ``folder``: where the videos are, for the message; `training.data.folders.place`.
     """
     if not kept:
         raise UserError(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from training.data.adapter import column
-from training.data.selection import filters_of, listed, names_of
+from training.data.folders import filters_of, listed, names_of
 from training.loop.step_time import running_time
 from training.loop.trainer import Trainer
 from training.models import VCLRModel, VideoEncoder

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.data.selection import labels_file, place, prepare
+from training.data.folders import labels_file, place, prepare
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.pages import html, sections
 from training.pages.result_section import HEADING, result_section

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.data.selection import place
+from training.data.folders import place
 from training.pages import html
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from training.data.selection import names_of
+from training.data.folders import names_of
 from training.models import check_backbone
 from training.recipe.schema import RENAMED, Config, LossConfig, loss_terms
 from training.support.command import UserError

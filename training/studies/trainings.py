@@ -115,7 +115,7 @@ def _report(job: Job, began: float, start: float, done: int, count: int) -> None
     now = time.perf_counter()
     left = (now - start) / done * (count - done)
     rest = f", about {in_words(left)} left" if left else ""
-    print(f"{job.what}: {now - began:.0f} s ({done} of {count}{rest})", flush=True)
+    print(f"{job.what}: {now - began:.0f} s ({done} of {count}){rest}", flush=True)
 
 
 def _in_process(job: Job) -> None:
