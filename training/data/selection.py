@@ -87,7 +87,7 @@ def select(index: Selection, filters: Mapping[str, Sequence[str]]) -> Selection:
     left, counts = index.videos, [f"{len(index.videos)} videos"]
     for key, names in filters.items():
         attribute = key.rpartition(".")[2]
-        _check_known(index, key, attribute, names)
+        check_known(index, key, attribute, names)
         left = where(left, attribute, names)
         counts.append(f"{len(left)} after {key}={listed(names)}")
     if not filters:
@@ -116,8 +116,11 @@ def videos_of_split(index: Selection, split: str) -> Sequence[VideoRecord]:
     return records
 
 
-def _check_known(index: Selection, key: str, attribute: str, names: Sequence[str]) -> None:
-    """UserError if no video has one of these names."""
+def check_known(index: Selection, key: str, attribute: str, names: Sequence[str]) -> None:
+    """UserError, with the names that exist, if no video has one of these as its attribute.
+
+    ``key``: the option that the names are from.
+    """
     counts = Counter(column(index.videos, attribute))
     for name in names:
         if name in counts or not index.videos:
@@ -128,7 +131,7 @@ def _check_known(index: Selection, key: str, attribute: str, names: Sequence[str
                 f'"{attribute}": "{name}" for some of them in {labels_file(index)} and run '
                 f"{prepare(index)}"
             )
-        near = difflib.get_close_matches(name, counts, n=3)
+        near = difflib.get_close_matches(name, counts, n=3, cutoff=0.5)
         advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         known = sorted(counts)
         some = ", ".join(f"{one or '(none)'} ({counts[one]})" for one in known[:_SHOWN])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -65,24 +64,22 @@ class Plan:
 
 def actions_of(index: Selection, wanted: Sequence[str] | None) -> list[str]:
     """The actions to train on; UserError for a wanted one that does not exist."""
-    known = sorted({record.action for record in index.videos})
-    for name in wanted or ():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise UserError(
-                f"--actions: no video has the action {name!r}; there are {', '.join(known)}."
-                f"{advice}"
-            )
-    return [*dict.fromkeys(wanted)] if wanted else known
+    from training.data.adapter import column
+    from training.data.selection import check_known
+
+    if not wanted:
+        return sorted(set(column(index.videos, "action")))
+    check_known(index, "--actions", "action", wanted)
+    return [*dict.fromkeys(wanted)]
 
 
 def unfit(index: Selection, cfg: Any, action: str) -> str:
     """Why an action cannot be trained and evaluated, as far as the index shows; usually ""."""
+    from training.data.adapter import where
     from training.evaluation.frame_level import has_labels
 
     for split in (cfg.data.train_split, cfg.data.test_split):
-        records = [one for one in index.videos if (one.action, one.split) == (action, split)]
+        records = where(where(index.videos, "action", [action]), "split", [split])
         if not records:
             return f"no video in the split {split!r}"
         if not has_labels(records):
