@@ -74,7 +74,7 @@ def actions_of(index: Selection, wanted: Sequence[str] | None) -> list[str]:
 
 
 def unfit(index: Selection, cfg: Any, action: str) -> str:
-    """Why an action cannot be trained and evaluated, as far as the index shows; usually ""."""
+    """Why an action cannot be trained and evaluated, from the index alone; usually ""."""
     from training.data.adapter import where
     from training.evaluation.frame_level import has_labels
 
