@@ -73,9 +73,8 @@ def open_folders(
     folders = folders_of(cfg, folder)
     index = load_indexes(folders, class_set=cfg.data.class_set, check=check)
     known = {field.name: getattr(index, field.name) for field in fields(index)}
-    if len(folders) == 1:
-        folders = [index.folder]
-    return Selection(**known | {"folders": tuple(folders)})
+    known["folders"] = known.get("folders") or tuple(one.resolve() for one in folders)
+    return Selection(**known)
 
 
 def select(index: Selection, filters: Mapping[str, Sequence[str]]) -> Selection:
