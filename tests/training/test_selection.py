@@ -126,7 +126,7 @@ def test_training_sees_the_filtered_videos_of_all_folders(folders, prepared, cap
     assert "data         3 videos in split 'train'" in printed
     assert "filter       data.action=golf_swing" in printed
     assert f"folder       {prepared / 'one'}: 2 videos, 66.7 % of an epoch" in printed
-    assert f"folder       {prepared / 'two'}: 1 videos, 33.3 % of an epoch" in printed
+    assert f"folder       {prepared / 'two'}: 1 video, 33.3 % of an epoch" in printed
     assert main(options) == 0
     trained = json.loads(Path("run/training_videos.json").read_text())["videos"]
     assert sorted(trained) == ["one/a.mp4", "one/b.mp4", "two/a.mp4"]
@@ -144,7 +144,7 @@ def test_dry_run_names_weights():
     cfg = plain_config({"data.folder": ["x", "y"], "data.weights": [1, 3]}).data
     assert folder_lines(videos, cfg) == [
         "folder       x: 3 videos, weight 1, 25.0 % of an epoch",
-        "folder       y: 1 videos, weight 3, 75.0 % of an epoch",
+        "folder       y: 1 video, weight 3, 75.0 % of an epoch",
     ]
 
 

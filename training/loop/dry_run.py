@@ -65,7 +65,8 @@ def folder_lines(videos: Sequence[Any], data_cfg: Any) -> list[str]:
     for folder, count, weight in zip(folders, counts, weights, strict=True):
         given = f"weight {weight:g}, " if data_cfg.weights else ""
         share = f"{weight / sum(weights):.1%}".replace("%", " %")
-        lines.append(f"folder       {folder}: {count} videos, {given}{share} of an epoch")
+        number = "1 video" if count == 1 else f"{count} videos"
+        lines.append(f"folder       {folder}: {number}, {given}{share} of an epoch")
     return lines
 
 
