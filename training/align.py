@@ -29,6 +29,7 @@ from training.support.command import UserError, make_folder, run_command
 
 if TYPE_CHECKING:
     import numpy as np
+    from omegaconf import DictConfig
 
     from training.data.index import VideoRecord
     from training.evaluation.alignment import Alignment
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.pages.align_page import write_align_page
 
         encoder, cfg = load_encoder(args.run)
-        records = find_records([args.a, args.b], cfg.data.folder)
+        records = find_records([args.a, args.b], cfg)
         make_folder(args.out)
         a, b = embed_records({"trained": encoder}, records, cfg)["trained"]
         if args.centre:
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         similarity_map(a, b, path, files["similarity.png"], ends=args.open)
         write_align_page(
             *(a, b, alignment, back, files["alignment.html"]),
-            classes=phase_names(records, cfg.data.folder),
+            classes=phase_names(records, cfg),
             said=said,
         )
         write_aligned_video(a, b, alignment, files["aligned.mp4"])
@@ -162,26 +163,28 @@ def span(video: EmbeddedVideo, rows: np.ndarray) -> str:
     )
 
 
-def phase_names(records: Sequence[VideoRecord], folder: str) -> dict[str, list[str]]:
-    """Action -> names of its phases, in the folder that labelled records are from."""
-    from training.data.index import load_index
+def phase_names(records: Sequence[VideoRecord], cfg: DictConfig) -> dict[str, list[str]]:
+    """Action -> names of its phases, in the folders that labelled records are from."""
+    from training.data.selection import open_folders
 
     if all(record.phases is None for record in records):
         return {}
-    return load_index(folder).classes
+    return open_folders(cfg, check=False).classes
 
 
-def find_records(names: Sequence[str], folder: str) -> list[VideoRecord]:
-    """Files and folders of pictures, or ids of the videos in a prepared folder, as records.
+def find_records(names: Sequence[str], cfg: DictConfig) -> list[VideoRecord]:
+    """Files and folders of pictures, or ids of the videos of a run, as records.
 
-    A file that lies in the folder has its record there. Where the folder has no valid index, files
-    are taken as they are, and a line on stderr states so. UserError for what is neither.
+    A file that lies in one of the run's folders has its record there. Where a folder has no valid
+    index, files are taken as they are, and a line on stderr says so. UserError for what is neither.
     """
     from fastseq.video.pictures import is_pictures
-    from training.data.index import load_index
+    from training.data.folders import folders_of
+    from training.data.selection import open_folders
 
+    folders = folders_of(cfg)
     try:
-        videos, problem = load_index(folder).videos, ""
+        videos, problem = open_folders(cfg).videos, ""
     except (UserError, OSError) as error:
         videos, problem = [], str(error)
     by_id = {record.id: record for record in videos}
@@ -194,13 +197,14 @@ def find_records(names: Sequence[str], folder: str) -> list[VideoRecord]:
         if record is not None:
             found.append(checked(record))
         elif exists:
-            if problem and Path(folder).resolve() in path.resolve().parents:
+            if problem and any(one.resolve() in path.resolve().parents for one in folders):
                 print(f"{name} is taken without trim and crop: {problem}", file=sys.stderr)
             found.append(record_of(path))
             for remark in found[-1].remarks:
                 print(f"{name}: {remark}", file=sys.stderr)
         else:
-            no_id = problem or f"no video of {folder} that can be read has this id"
+            places = " and ".join(map(str, folders))
+            no_id = problem or f"no video of {places} that can be read has this id"
             raise UserError(
                 f"{name}: no such file, and {no_id}; give a video file, a folder of pictures "
                 "or an id"

@@ -12,8 +12,8 @@ generated video can no longer be read, because all methods must see the same vid
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import multiprocessing.connection
 import os
 import shutil
 import sys
@@ -24,6 +24,7 @@ from typing import Any
 
 from training.studies.comparison_table import TIME_INDEX_METHOD
 from training.studies.suites import FRAMES_METHODS, SUITES, VCLR_METHODS, time_index_result
+from training.studies.trainings import Job, check_same_values, run_jobs, train_or_continue
 from training.support.command import INCOMPLETE, UserError, run_command
 from training.support.files import write_json
 
@@ -126,7 +127,15 @@ def _run(options: argparse.Namespace) -> int:
             results.setdefault(TIME_INDEX_METHOD, []).append(time_index_result(videos, folder))
     runs = [(method, seed) for seed in range(options.seeds) for method in options.methods]
     missing = [run for run in runs if not _is_done(*run, options)]
-    if not (_one_by_one if options.jobs == 1 else _in_processes)(missing, options):
+    jobs = [
+        Job(
+            _what(method, seed, options),
+            functools.partial(_one, method, seed, options),
+            _run_dir(method, seed, options).with_suffix(".log"),
+        )
+        for method, seed in missing
+    ]
+    if run_jobs(jobs, options.jobs):
         return 1
     for method, seed in runs:
         path = _run_dir(method, seed, options) / DONE
@@ -167,83 +176,17 @@ def _run_overrides(method: str, seed: int, options: argparse.Namespace) -> list[
 
 def _is_done(method: str, seed: int, options: argparse.Namespace) -> bool:
     """Whether an earlier call has written this result, with the same recipe values."""
-    from training.recipe.load import ConfigError, differences, load_config, may_change
-
     run = _run_dir(method, seed, options)
     if not (run / DONE).is_file():
         return False
-    now = load_config(SUITES[options.suite].recipe, _run_overrides(method, seed, options))
-    changed = set(differences(now, load_config(run / "config.yaml"))) - may_change()
-    if changed:
-        raise ConfigError(
-            f"{run} is the result of other values of {', '.join(sorted(changed))}; repeat those "
-            "values, choose another --out, or remove it"
-        )
+    recipe = SUITES[options.suite].recipe
+    check_same_values(recipe, run, _run_overrides(method, seed, options))
     print(f"{_what(method, seed, options)}: there already")
     return True
 
 
-def _one_by_one(runs: Sequence[tuple[str, int]], options: argparse.Namespace) -> bool:
-    for method, seed in runs:
-        print(f"\n== {_what(method, seed, options)}", flush=True)
-        if _one(method, seed, options):
-            return False
-    return True
-
-
-def _in_processes(runs: Sequence[tuple[str, int]], options: argparse.Namespace) -> bool:
-    """Run several at a time; False if one failed, after the others that were running have ended."""
-    waiting, done, failed = list(runs), 0, False
-    running: dict[int, tuple[Any, str, int, float]] = {}
-    try:
-        while running or (waiting and not failed):
-            while waiting and not failed and len(running) < options.jobs:
-                method, seed = waiting.pop(0)
-                _log(method, seed, options).write_text("")
-                process = multiprocessing.get_context("spawn").Process(
-                    target=_in_process, args=(method, seed, options)
-                )
-                process.start()
-                running[process.sentinel] = process, method, seed, time.perf_counter()
-            for sentinel in multiprocessing.connection.wait(running):
-                process, method, seed, began = running.pop(sentinel)
-                process.join()
-                what = _what(method, seed, options)
-                if process.exitcode == 0:
-                    done += 1
-                    seconds = time.perf_counter() - began
-                    print(f"{what}: {seconds:.0f} s ({done} of {len(runs)})", flush=True)
-                    continue
-                failed = True
-                log = _log(method, seed, options)
-                last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-                print(f"error: {what} failed; the end of {log}:\n{last}", file=sys.stderr)
-    except KeyboardInterrupt:
-        # Ctrl-C reaches the processes too: each writes a checkpoint and ends.
-        for process, *_ in running.values():
-            process.join()
-        raise
-    return not failed
-
-
 def _what(method: str, seed: int, options: argparse.Namespace) -> str:
     return f"{SUITES[options.suite].titles[method]}, seed {seed}"
-
-
-def _log(method: str, seed: int, options: argparse.Namespace) -> Path:
-    return _run_dir(method, seed, options).with_suffix(".log")
-
-
-def _in_process(method: str, seed: int, options: argparse.Namespace) -> None:
-    """The body of a process; everything that it prints goes to a log file."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # torch and BLAS are not loaded yet
-    with open(_log(method, seed, options), "w") as log:
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
-    try:
-        sys.exit(_one(method, seed, options))
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _one(method: str, seed: int, options: argparse.Namespace) -> int:
@@ -255,14 +198,11 @@ def _one(method: str, seed: int, options: argparse.Namespace) -> int:
     from training import train
 
     run = _run_dir(method, seed, options)
-    resume = (run / "config.yaml").is_file()
-    if run.exists() and not resume:
+    if run.exists() and not (run / "config.yaml").is_file():
         shutil.rmtree(run)
-    overrides = _run_overrides(method, seed, options)
     suite = SUITES[options.suite]
-    status = train.main([suite.recipe, *overrides, *(["--resume"] if resume else [])])
-    if status in (130, 143):
-        raise KeyboardInterrupt
+    overrides = _run_overrides(method, seed, options)
+    status = train_or_continue(train.main, suite.recipe, run, overrides)
     try:
         if not status:
             write_json(run / DONE, suite.evaluate(run))

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.data.folders import place, prepare
 from training.evaluation.videos import open_index
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
 
@@ -43,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         index = open_index(cfg, args.folder)
         if not index.videos:
             raise UserError(
-                f"{index.folder} has no video that can be read; "
-                f"`python -m training.prepare {index.folder}` says why"
+                f"{place(index)} has no video that can be read; {prepare(index)} says why"
             )
         make_folder(args.out)
         files = {record.id: args.out / f"{record.id}.npz" for record in index.videos}

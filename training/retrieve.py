@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.data.folders import place
 from training.data.label_values import SPLITS
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
@@ -52,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_folder(out.parent)
         left_out = LeftOut(len(index.bad))
         videos = embed_records({"trained": encoder}, records, cfg, left_out)["trained"]
-        require_some(left_out.kept(records), split, index.folder)
+        require_some(left_out.kept(records), split, place(index))
         if not retrieval_sheet(videos, index.classes, out, queries=args.queries):
             raise UserError(
                 f"no action has two readable videos in the split {split!r} of "
-                f"{index.folder}; retrieval searches the other videos of the query's action"
+                f"{place(index)}; retrieval searches the other videos of the query's action"
             )
         print(f"written: {out}")
         return left_out

@@ -180,12 +180,14 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
 
 def compose(args: argparse.Namespace) -> "DictConfig":
     """The configuration, with the run directory filled in and absolute paths."""
+    from training.data.folders import names_of
     from training.recipe.load import ConfigError, load_config
 
     cfg = load_config(args.recipe, args.overrides)
-    if not cfg.data.folder:
+    folders = [str(Path(one).resolve()) for one in names_of(cfg.data.folder) if one]
+    if not folders:
         raise ConfigError("data.folder: not given; add data.folder=FOLDER with your videos")
-    cfg.data.folder = str(Path(cfg.data.folder).resolve())
+    cfg.data.folder = folders if len(folders) > 1 else folders[0]
     if cfg.model.weights and cfg.model.weights != "package":
         cfg.model.weights = str(Path(cfg.model.weights).resolve())
     cfg.train.run_dir = cfg.train.run_dir or f"runs/{Path(args.recipe).stem}"
@@ -210,31 +212,21 @@ def training_loader(
     import training.data.dataset
     from fastseq.video import TooManyBadVideos
     from training.data.features import FeatureStore
-    from training.data.index import load_index
+    from training.data.folders import folders_of
+    from training.data.selection import open_index, videos_of_split
     from training.recipe.load import ConfigError
-    from training.support.distributed import is_main, rank, world_size
+    from training.support.distributed import is_main, local_rank, rank, world_size
 
-    index = load_index(cfg.data.folder)
+    index = open_index(cfg, check=local_rank() == 0)  # once on each machine
     if left_out is not None:
         left_out.in_index = len(index.bad)
-    records = [record for record in index.videos if record.split == cfg.data.train_split]
-    if not records:
-        if not index.videos:
-            raise ConfigError(
-                f"data.folder: {cfg.data.folder} has no video that can be read; "
-                f"`python -m training.prepare {cfg.data.folder}` says why"
-            )
-        splits = sorted({record.split for record in index.videos})
-        raise ConfigError(
-            f"data.train_split: no video of split {cfg.data.train_split!r} in {cfg.data.folder}, "
-            f"only of {', '.join(splits)}"
-        )
+    records = videos_of_split(index, cfg.data.train_split)
     augmentation = OmegaConf.to_object(cfg.augmentation)
     network = None if model is None else model()
     store = None
     if cfg.data.cache == "features":
         check_features(cfg, network)
-        store = FeatureStore(Path(cfg.data.folder), network.to(device), cfg)
+        store = FeatureStore(folders_of(cfg), network.to(device), cfg)
     try:
         loader, reason = training.data.dataset.open_loader(
             records,

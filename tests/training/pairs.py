@@ -55,7 +55,9 @@ def grey_run(monkeypatch):
             return 3 * torch.stack([angle.cos(), angle.sin()], dim=-1)
 
     cfg = SimpleNamespace(
-        data=SimpleNamespace(folder="none", engine="pyav", cache="none", cache_side=None),
+        data=SimpleNamespace(
+            folder="none", class_set=None, engine="pyav", cache="none", cache_side=None
+        ),
         augmentation=SimpleNamespace(size=16),
     )
     monkeypatch.setattr(encoders, "_load", lambda run, untrained: (Grey(), cfg))

@@ -25,6 +25,7 @@ from training.evaluation.baselines import time_index, time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.retrieval import choose_queries, nearest_frames, retrieval_sheet
 from training.pages.align_page import of_one_action
+from training.recipe.schema import plain_config
 from training.support.command import UserError
 
 
@@ -176,8 +177,9 @@ def test_ids_and_files_of_the_folder_have_their_records(tmp_path, monkeypatch, c
     labels = {"sub/a.mp4": {"trim": [3, 22]}, "b.mp4": {"crop": [4, 4, 20, 20]}}
     (tmp_path / "folder/labels.json").write_text(json.dumps({"videos": labels}))
     build_index("folder")
+    cfg = plain_config({"data.folder": "folder"})
     names = ["sub/a.mp4", "folder/sub/a.mp4", "folder/b.mp4", "loose.mp4"]
-    a, same_a, b, loose = align_command.find_records(names, "folder")
+    a, same_a, b, loose = align_command.find_records(names, cfg)
     assert a.id == same_a.id == "sub/a.mp4"
     assert a.trim == (3, 22)
     assert b.crop == (4, 4, 20, 20)
@@ -186,12 +188,12 @@ def test_ids_and_files_of_the_folder_have_their_records(tmp_path, monkeypatch, c
     labels["link.mp4"] = {"trim": [2, 5]}
     (tmp_path / "folder/labels.json").write_text(json.dumps({"videos": labels}))
     build_index("folder")
-    assert align_command.find_records(["folder/link.mp4"], "folder")[0].trim == (2, 5)
+    assert align_command.find_records(["folder/link.mp4"], cfg)[0].trim == (2, 5)
     with pytest.raises(UserError, match=r"c\.mp4: no such file, and no video of folder"):
-        align_command.find_records(["c.mp4"], "folder")
+        align_command.find_records(["c.mp4"], cfg)
     assert capsys.readouterr().err == ""
     grey_video(tmp_path / "folder/new.mp4", warped(5, 1.0))
-    (stale,) = align_command.find_records(["folder/b.mp4"], "folder")
+    (stale,) = align_command.find_records(["folder/b.mp4"], cfg)
     assert stale.crop is None
     assert "folder/b.mp4 is taken without trim and crop: the index of" in capsys.readouterr().err
 

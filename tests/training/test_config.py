@@ -4,6 +4,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
+from training.data.folders import filters_of
 from training.recipe.load import (
     ConfigError,
     differences,
@@ -70,6 +71,21 @@ def test_sections_merge_key_by_key_and_the_command_line_wins(tmp_path):
     assert cfg.model.image_size == cfg.augmentation.size == 224
 
 
+def test_folders_and_filters_are_names_or_lists_of_names(tmp_path):
+    values = ["data.folder=[a,2024]", "data.weights=[3,1]", "data.action=7"]
+    cfg = load_config("recipes/carl.yaml", [*values, 'data.where.view=["no",ego]'])
+    assert [*cfg.data.folder] == ["a", "2024"]
+    assert [*cfg.data.weights] == [3.0, 1.0]
+    assert cfg.data.action == "7"
+    assert filters_of(cfg.data) == {"data.action": ["7"], "data.where.view": ["no", "ego"]}
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
+    again = load_config(tmp_path / "config.yaml")
+    assert differences(cfg, again) == []
+    one = load_config(tmp_path / "config.yaml", ["data.folder=b", "data.weights=null"])
+    assert one.data.folder == "b"  # the command line replaces the list of the recipe
+    assert sorted(differences(one, again)) == ["data.folder", "data.weights"]
+
+
 def test_saved_configuration_loads_back_the_same(tmp_path):
     cfg = load_config("recipes/carl_demo.yaml", ["train.seed=9"])
     OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
@@ -88,7 +104,19 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ("model.num_layers=2", "Did you mean 'model.layers'"),
         ("train.epochs=many", "train.epochs: expected int | None, got 'many'"),
         ("data.span=[0.1,b]", "data.span: expected tuple[float, float]"),
-        ("data.folder=null", "data.folder: expected str, got None"),
+        ("data.folder=null", "data.folder: expected a name or a list of names, got None"),
+        (
+            "data.folder=[a,null]",
+            "data.folder: expected a name or a list of names, got ['a', None]",
+        ),
+        ("data.folder={a: 1}", "data.folder: expected a name or a list of names, got {'a': 1}"),
+        ("data.action=[golf,no]", "data.action: expected a name or a list of names, or null, got"),
+        ("data.action=no", "got False; quote it: 'data.action=\"no\"'"),
+        ("data.where.vew=ego", "unknown key 'data.where.vew'. Did you mean 'data.where.view'"),
+        ("data.where=ego", "data.where is a section"),
+        ("data.weights=2", "data.weights: expected list[float] | None, got 2"),
+        ("data.weights=[1,0]", "data.weights: expected finite numbers above 0, got [1.0, 0.0]"),
+        ("data.weights=[1,2]", "a number for each of the 1 folders of data.folder, got 2"),
         ("data.beta=1.5", "data.beta: expected at most 1, got 1.5"),
         ("model.dropout=2", "model.dropout: expected at most 1, got 2.0"),
         ("optim.grad_clip=0", "optim.grad_clip: expected more than 0, got 0.0"),
@@ -170,6 +198,7 @@ def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():
     losses = ("scl", "soft_dtw", "contrastive_idm", "lav", "tcc", "vclr")
     assert may_change() == {
         "data.folder",
+        "data.class_set",
         "data.cache",
         "data.workers",
         "model.weights",

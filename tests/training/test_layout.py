@@ -34,6 +34,7 @@ RUNS = {
     "training.demo.__main__": {"prepare", "train", "evaluate", "report"},
     # In a child process for each training, or in this one with --jobs 1.
     "training.compare": {"prepare", "train"},
+    "training.per_action": {"train"},
 }
 
 

@@ -15,6 +15,7 @@ from fastseq.video import write_video
 from training import evaluate, extract, report, retrieve
 from training.evaluation import encoders
 from training.evaluation.embed import load_embeddings
+from training.recipe.schema import DataConfig
 
 ROOT = Path(__file__).parents[2]
 SIDE = 32
@@ -86,15 +87,7 @@ def run(tmp_path, monkeypatch, folder):
     from types import SimpleNamespace as Namespace
 
     cfg = Namespace(
-        data=Namespace(
-            folder=str(folder),
-            train_split="train",
-            test_split="test",
-            engine="pyav",
-            cache="none",
-            cache_side=None,
-            num_frames=16,
-        ),
+        data=DataConfig(folder=str(folder), engine="pyav", num_frames=16),
         augmentation=Namespace(size=SIDE),
         model=Namespace(backbone="grey", encoder="grey", layers=0, weights=None, backbone_share=0),
     )

@@ -20,6 +20,7 @@ from training.evaluation.baselines import time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.synchronised import evaluate_synchronised, pair_errors, windows
 from training.pages.result_section import result_section
+from training.recipe.schema import DataConfig
 
 
 def camera(name, frames=100, *, fps=30.0, offset=0, group="trial 1", split="test", gaps=()):
@@ -139,7 +140,7 @@ def cameras(monkeypatch, tmp_path):
     "trained" returns the instant, "untrained" the relative position of the frame in its input.
     """
     records = [camera(f"{n}.mp4", split="test" if n == 4 else "train") for n in range(1, 5)]
-    index = SimpleNamespace(folder=tmp_path, videos=records, bad=[])
+    index = SimpleNamespace(folders=(tmp_path,), videos=records, bad=[])
     instants = torch.from_numpy(time_index_embedding(100))
 
     def clock(features):
@@ -259,9 +260,7 @@ def test_videos_with_sync_in_the_labels_file(tmp_path, monkeypatch):
     (tmp_path / "labels.json").write_text(json.dumps({"videos": entries}))
     build_index(tmp_path)
     cfg = SimpleNamespace(
-        data=SimpleNamespace(
-            folder=str(tmp_path), test_split="test", engine="pyav", cache="none", cache_side=None
-        ),
+        data=DataConfig(folder=str(tmp_path), engine="pyav"),
         augmentation=SimpleNamespace(size=32),
         model=SimpleNamespace(weights=None, backbone_share=0),
     )

@@ -25,10 +25,14 @@ from fastseq.video import (
     open_engine,
 )
 from fastseq.video.augment import ClipDraw
+from fastseq.video.columns import column
 from fastseq.video.gaps import frames_of
+from fastseq.video.order import ByShard, Mixture, Order
 from fastseq.video.readings import area_of, reading_of
 from training.data.cache import FrameCache
+from training.data.folders import names_of
 from training.data.index import VideoRecord
+from training.support.command import UserError
 
 if TYPE_CHECKING:
     from training.data.features import FeatureStore
@@ -69,6 +73,42 @@ def open_items(records: Sequence[VideoRecord], data_cfg: Any, augmentation: Augm
     )
 
 
+def open_order(
+    videos: Sequence[VideoRecord], data_cfg: Any, seed: int, rank: int = 0, world_size: int = 1
+) -> Order | None:
+    """The order of an epoch's items, or None for the loader's own, a new permutation each epoch.
+
+    With `data.weights`, a `Mixture` of the folders. If all videos lie in shards, `ByShard`: one
+    shard after the other, so that each file is read from its beginning to its end.
+
+    Raises:
+        UserError: weights for videos in shards, or for a folder without a video.
+    """
+    shards, sources = column(videos, "shard"), column(videos, "source")
+    if data_cfg.weights is None:
+        if not (shards >= 0).all():
+            return None
+        return ByShard(shards, seed, rank, world_size)
+    folders = names_of(data_cfg.folder)
+    in_shards = sorted({folders[source] for source in sources[shards >= 0]})
+    if in_shards:
+        raise UserError(
+            f"data.weights: the videos of {' and '.join(in_shards)} lie in shards, which are read "
+            "one after the other; weights need folders of video files. Remove data.weights, or "
+            "unpack the shards"
+        )
+    without = [folder for source, folder in enumerate(folders) if source not in sources]
+    if without:
+        raise UserError(
+            f"data.weights: {' and '.join(without)} has no video for training (split, filters and "
+            "pairs taken into account), so its weight cannot be kept; remove it from data.folder "
+            "and data.weights"
+        )
+    if len(folders) == 1:
+        return None
+    return Mixture(sources, [*data_cfg.weights], seed)
+
+
 def open_loader(
     records: Sequence[VideoRecord],
     data_cfg: Any,
@@ -91,6 +131,7 @@ def open_loader(
     are then read from the files.
     """
     items = open_items(records, data_cfg, augmentation)
+    order = open_order(items.videos, data_cfg, seed, rank, world_size)
     if data_cfg.cache not in CACHES:
         raise ValueError(f"data.cache must be one of {', '.join(CACHES)}, got {data_cfg.cache!r}")
     failed = []
@@ -119,6 +160,7 @@ def open_loader(
         seed=seed,
         rank=rank,
         world_size=world_size,
+        order=order,
     )
     for error in failed:
         loader.set_aside(error)

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from glob import escape
@@ -39,6 +40,7 @@ from training.support.files import replacing, write_json
 FOLDER_NAME = ".fastseq_features"  # hidden, so that the index ignores it
 _FORMAT = 1  # raise it when the same video and weights yield other features
 _STAMP = re.compile(r"[0-9a-f]{16}\.npy")
+_RANGE = re.compile(r"#\d+\+\d+$")  # of bytes in a tar file
 _ELSEWHERE = (
     "If features cannot be stored there, train with data.cache=none; evaluate a writable copy of "
     "the folder, with --folder"
@@ -47,7 +49,7 @@ _SPARE = 2**26  # bytes to leave free on the disk
 
 
 class FeatureStore:
-    """Features of the videos of a folder, in FOLDER/.fastseq_features: float32 (n, F) per video.
+    """Features of the videos of folders, in FOLDER/.fastseq_features: float32 (n, F) per video.
 
     A file KEY/ID.STAMP.npy has one row for each of the n sound frames of a video. KEY is a digest
     of everything but the video that the features depend on: the backbone and its weights, the frame
@@ -59,21 +61,25 @@ class FeatureStore:
     Draw 0 is the evaluation transform. Draws 1, 2, ... are augmented: one `ClipDraw` for the whole
     video, a function of (``train.seed``, draw, video's id) and the augmentation.
 
+    Each video's features lie in its own folder, under its id there, so a run on several folders
+    and runs on one of them share them.
+
     Args:
-        folder: prepared folder of the videos.
+        folder: prepared folder of the videos, or the folders of a run in their order.
         encoder: the encoder whose ``features`` are stored; they are computed in fp32 on its device.
         cfg: the run's configuration.
     """
 
-    def __init__(self, folder: Path, encoder: Any, cfg: Any) -> None:
-        self.folder = Path(folder).resolve()
+    def __init__(self, folder: Path | Sequence[Path], encoder: Any, cfg: Any) -> None:
+        folders = [folder] if isinstance(folder, str | Path) else folder
+        self.folders = [Path(one).resolve() for one in folders]
         self.encoder, self.cfg = encoder, cfg
         values = {f.name: getattr(cfg.augmentation, f.name) for f in fields(Augmentation)}
         self.augmentation = Augmentation(
             **{k: v if isinstance(v, bool | int | float) else tuple(v) for k, v in values.items()}
         )
         self._made_by = _description(encoder.backbone, cfg)
-        self._folders: dict[int, Path] = {}
+        self._keys: dict[int, str] = {}
 
     @property
     def device(self) -> torch.device:
@@ -86,8 +92,11 @@ class FeatureStore:
         return self.encoder.backbone.out_features
 
     def covers(self, record: VideoRecord) -> bool:
-        """Whether a video lies in the folder."""
-        return Path(record.path) == self.folder / record.id
+        """Whether a video lies in its folder under its id there."""
+        folder, name = self._home(record)
+        file, own = Path(_RANGE.sub("", record.path)), folder / name
+        # A video in a tar file or of some pictures of a folder: the one lies in the other.
+        return file == own or file in own.parents or own in file.parents
 
     def get(self, record: VideoRecord, draw: int = 0) -> np.ndarray:
         """Float32 (n sound frames, F), memory-mapped; KeyError if it is not stored."""
@@ -109,7 +118,11 @@ class FeatureStore:
         total = sum(record.frames for todo in missing.values() for record in todo)
         if not total:
             return []
-        self._check_room(total, progress)
+        frames: Counter[Path] = Counter()
+        for record in (record for todo in missing.values() for record in todo):
+            frames[self._home(record)[0]] += record.frames
+        for folder, count in frames.items():
+            self._check_room(folder, count, progress)
         failed: dict[str, VideoError] = {}
         bar = tqdm(total=total, unit="frame", desc="features", disable=not progress)
         with bar:
@@ -129,7 +142,8 @@ class FeatureStore:
 
         Raises OSError if the video no longer exists.
         """
-        return self._folder(draw) / f"{record.id}.{_stamp(record)}.npy"
+        folder, name = self._home(record)
+        return self._folder(folder, draw) / f"{name}.{_stamp(record)}.npy"
 
     def load(self, path: Path, frames: int) -> np.ndarray:
         """The features in a file; OSError if it is missing, ValueError for other content."""
@@ -138,10 +152,18 @@ class FeatureStore:
             raise ValueError(f"{path} holds {found.dtype} {found.shape}")
         return found
 
-    def _folder(self, draw: int) -> Path:
-        if draw not in self._folders:
-            self._folders[draw] = self.folder / FOLDER_NAME / _digest(self._about(draw))
-        return self._folders[draw]
+    def _home(self, record: VideoRecord) -> tuple[Path, str]:
+        """A video's folder, and its id there."""
+        if len(self.folders) == 1:
+            return self.folders[0], record.id
+        folder = self.folders[record.source]
+        return folder, record.id.removeprefix(f"{folder.name}/")
+
+    def _folder(self, folder: Path, draw: int) -> Path:
+        """Where the features of a folder's videos are."""
+        if draw not in self._keys:
+            self._keys[draw] = _digest(self._about(draw))
+        return folder / FOLDER_NAME / self._keys[draw]
 
     def _about(self, draw: int) -> dict[str, Any]:
         """Everything but the videos that the features depend on."""
@@ -184,17 +206,19 @@ class FeatureStore:
             return lambda record, height, width: eval_draw(height, width)
 
         def augmented(record: VideoRecord, height: int, width: int) -> ClipDraw:
-            name = int(hashlib.sha256(record.id.encode()).hexdigest()[:16], 16)
-            generator = np.random.default_rng([self.cfg.train.seed, draw, name])
+            name = self._home(record)[1]
+            number = int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)
+            generator = np.random.default_rng([self.cfg.train.seed, draw, number])
             return draw_clip(height, width, self.augmentation, generator)
 
         return augmented
 
     def _write(self, record: VideoRecord, draw: int, features: np.ndarray) -> None:
+        target = self._folder(self._home(record)[0], draw)
         try:
             path = self.path(record, draw)
             path.parent.mkdir(parents=True, exist_ok=True)
-            about = self._folder(draw) / "about.json"
+            about = target / "about.json"
             if not about.exists():
                 write_json(about, {"what": _WHAT} | self._about(draw))
             with replacing(path) as partial, open(partial, "wb") as file:
@@ -206,18 +230,18 @@ class FeatureStore:
         except OSError as error:
             reason = error.strerror or "the disk is full"
             raise UserError(
-                f"the features of {record.id} cannot be written to {self._folder(draw)} "
+                f"the features of {record.id} cannot be written to {target} "
                 f"({reason}); free some space or grant write permission and repeat the command, "
                 f"which continues from here. {_ELSEWHERE}"
             ) from error
 
-    def _check_room(self, frames: int, progress: bool) -> None:
+    def _check_room(self, home: Path, frames: int, progress: bool) -> None:
         needed = frames * self.size * 4
-        folder = self.folder / FOLDER_NAME
+        folder = home / FOLDER_NAME
         if progress:
             text = f"features of {frames} frames are computed once: {_bytes(needed)} in {folder}"
             tqdm.write(text, file=sys.stderr)
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(home).free
         if needed + _SPARE > free:
             raise UserError(
                 f"data.cache=features needs {_bytes(needed)} in {folder}, but only {_bytes(free)} "

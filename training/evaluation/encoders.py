@@ -168,12 +168,13 @@ def _less_mean(features: torch.Tensor) -> torch.Tensor:
 
 
 def feature_store(model: Any, cfg: Any, folder: str | Path | None = None) -> FeatureStore | None:
-    """The store of a model's features in a folder (default: the run's); None without one."""
+    """The store of a model's features in a folder (default: the run's folders); None without."""
     if cfg.data.cache != "features":
         return None
     from training.data.features import FeatureStore
+    from training.data.folders import folders_of
 
-    return FeatureStore(Path(folder or cfg.data.folder), model, cfg)
+    return FeatureStore(folders_of(cfg, folder), model, cfg)
 
 
 def load_encoder(run: str | Path, folder: str | Path | None = None) -> tuple[Encoder, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.data.folders import labels_file, place, prepare
 from training.evaluation.baselines import (
     TIME_INDEX,
     time_index,
@@ -88,7 +89,7 @@ def evaluate_synchronised(
                 pairs[name].append({"a": a.id, "b": b.id, "instants": len(cut.true)} | errors)
     if not pairs[TIME_INDEX]:
         raise UserError(
-            f"no pair of synchronised videos of {index.folder} could be compared: "
+            f"no pair of synchronised videos of {place(index)} could be compared: "
             + "; ".join([*without, *left_out.videos.values()])
         )
     kept = left_out.kept(records)
@@ -108,7 +109,7 @@ def evaluate_synchronised(
     }
     return {
         "run": str(run),
-        "folder": str(index.folder),
+        "folder": place(index),
         "split": split,
         "protocol": NAME,
         "window": window,
@@ -135,11 +136,11 @@ def synchronised_videos(index: Index, test_split: str) -> list[VideoRecord]:
         known = ", ".join(f"{name!r} ({len(group)})" for name, group in sorted(groups.items()))
         raise UserError(
             f"--protocol {NAME} needs two or more synchronised videos of one group, at least one "
-            f"of them in the split {test_split!r}; {index.folder} has "
+            f"of them in the split {test_split!r}; {place(index)} has "
             f"{f'the groups {known}' if known else 'none'}. Write "
             '"sync": {"group": "trial 1", "offset": 0} for such videos in '
-            f"{Path(index.folder) / 'labels.json'}, frame k then shows the instant (k + offset) / "
-            f"fps of the group, and run `python -m training.prepare {index.folder}`"
+            f"{labels_file(index)}, frame k then shows the instant (k + offset) / fps of the "
+            f"group, and run {prepare(index)}"
         )
     return [record for group in chosen for record in group]
 

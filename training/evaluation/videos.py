@@ -1,4 +1,4 @@
-"""The videos to evaluate: the index of a folder, and the videos of one split."""
+"""The videos to evaluate, and what puts figures on them in doubt."""
 
 from __future__ import annotations
 
@@ -10,32 +10,22 @@ from typing import TYPE_CHECKING, Any
 from training.support.command import UserError
 
 if TYPE_CHECKING:
-    from training.data.index import Index, VideoRecord
+    from training.data.index import VideoRecord
+    from training.data.selection import Selection
 
 
-def open_index(cfg: Any, folder: str | Path | None) -> Index:
-    """The index of ``folder``, or of the folder that the run was trained on."""
-    from training.data.index import load_index
+def open_index(cfg: Any, folder: str | Path | None = None, *, check: bool = True) -> Selection:
+    """The videos of a run that its filters leave, see `training.data.selection.open_index`."""
+    from training.data import selection  # only now, so that --help need not wait for torch
 
-    return load_index(folder or cfg.data.folder)
+    return selection.open_index(cfg, folder, check=check)
 
 
-def split_videos(index: Index, split: str) -> list[VideoRecord]:
+def split_videos(index: Selection, split: str) -> list[VideoRecord]:
     """The videos of one split; UserError if there are none."""
-    records = [record for record in index.videos if record.split == split]
-    if not records:
-        if not index.videos:
-            raise UserError(
-                f"{index.folder} has no video that can be read; "
-                f"`python -m training.prepare {index.folder}` says why"
-            )
-        splits = ", ".join(sorted({record.split for record in index.videos}))
-        raise UserError(
-            f"{index.folder} has no videos in the split {split!r}, only in {splits}; write "
-            f'"split": "{split}" for some of them in {Path(index.folder) / "labels.json"} and run '
-            f"`python -m training.prepare {index.folder}`"
-        )
-    return records
+    from training.data.selection import videos_of_split
+
+    return [*videos_of_split(index, split)]
 
 
 def known_doubts(run: str | Path, test: Sequence[VideoRecord]) -> dict[str, list[str]]:
@@ -70,10 +60,13 @@ def usable_range(record: VideoRecord) -> tuple[int, int]:
     return getattr(record, "trim", None) or (0, record.frames - 1)
 
 
-def require_some(kept: Sequence[VideoRecord], split: str, folder: Path) -> None:
-    """UserError if no video of a split could be read; each was named before."""
+def require_some(kept: Sequence[VideoRecord], split: str, folder: str | Path) -> None:
+    """UserError if no video of a split could be read; each was named before.
+
+    ``folder``: where the videos are, for the message; `training.data.folders.place`.
+    """
     if not kept:
         raise UserError(
             f"none of the videos in the split {split!r} of {folder} can be read: "
-            f"`python -m training.prepare {folder} --verify` says why"
+            "`python -m training.prepare FOLDER --verify` says why"
         )

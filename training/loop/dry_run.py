@@ -1,7 +1,13 @@
 """The plan and the cost of a training: python -m training.train --dry-run."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 
+from fastseq.video.columns import column
+from training.data.folders import filters_of, listed, names_of
 from training.loop.step_time import running_time
 from training.loop.trainer import Trainer
 from training.models import VCLRModel, VideoEncoder
@@ -36,6 +42,7 @@ def describe(trainer: Trainer) -> str:
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
             f"data         {len(items)} videos in split {cfg.data.train_split!r}, "
             f"{epoch_steps:g} steps per epoch, {trainer.steps} steps in total",
+            *folder_lines(items.videos, cfg.data),
             f"step         {videos} {unit} x {item.words} = "
             f"{frames} frames of {cfg.augmentation.size} px{shared}{several}",
             f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
@@ -45,6 +52,22 @@ def describe(trainer: Trainer) -> str:
             f"writes to    {cfg.train.run_dir}",
         ]
     )
+
+
+def folder_lines(videos: Sequence[Any], data_cfg: Any) -> list[str]:
+    """The filters, and for each of several folders its videos and their share of an epoch."""
+    lines = [f"filter       {key}={listed(names)}" for key, names in filters_of(data_cfg).items()]
+    folders = names_of(data_cfg.folder)
+    if len(folders) == 1:
+        return [*lines, f"folder       {folders[0]}"]
+    counts = np.bincount(column(videos, "source"), minlength=len(folders)).tolist()
+    weights = data_cfg.weights or counts
+    for folder, count, weight in zip(folders, counts, weights, strict=True):
+        given = f"weight {weight:g}, " if data_cfg.weights else ""
+        share = f"{weight / sum(weights):.1%}".replace("%", " %")
+        number = "1 video" if count == 1 else f"{count} videos"
+        lines.append(f"folder       {folder}: {number}, {given}{share} of an epoch")
+    return lines
 
 
 def saved_bytes(

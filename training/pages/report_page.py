@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.data.folders import labels_file, place, prepare
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.pages import html, sections
 from training.pages.result_section import HEADING, result_section
@@ -14,7 +15,7 @@ from training.support.command import LeftOut
 from training.support.files import replacing, write_json
 
 if TYPE_CHECKING:
-    from training.data.index import Index
+    from training.data.selection import Selection
 
 
 def write_report(
@@ -41,7 +42,7 @@ def write_report(
     records = split_videos(index, split)
     left_out.in_index = len(index.bad)
     videos = embed_records({TRAINED: encoder}, records, cfg, left_out)[TRAINED]
-    require_some(left_out.kept(records), split, index.folder)
+    require_some(left_out.kept(records), split, place(index))
     pictures = run / "pictures"
     pictures.mkdir(exist_ok=True)
     log = read_log(run)
@@ -71,7 +72,7 @@ def write_report(
 
 
 def _evaluation(
-    run: Path, folder: str | Path | None, cfg: Any, index: Index, left_out: LeftOut
+    run: Path, folder: str | Path | None, cfg: Any, index: Selection, left_out: LeftOut
 ) -> list[str]:
     """The section on RUN/evaluation.json, which is made first where it is missing."""
     from training.evaluation.frame_level import evaluate_frame_level, has_labels
@@ -92,13 +93,12 @@ def _evaluation(
     return result_section(result)
 
 
-def _not_evaluated(splits: tuple[str, str], labelled: list[bool], index: Index, run: Path) -> str:
+def _not_evaluated(
+    splits: tuple[str, str], labelled: list[bool], index: Selection, run: Path
+) -> str:
     """What is missing for the table, and what to do."""
-    labels = Path(index.folder) / "labels.json"
-    then = (
-        f"Then run `python -m training.prepare {index.folder}` and `python -m training.evaluate "
-        f"{run}`."
-    )
+    labels = labels_file(index)
+    then = f"Then run {prepare(index)} and `python -m training.evaluate {run}`."
     if len({*splits}) == 1:  # figures on the videos of training would say nothing
         return (
             "Not evaluated: there are no test videos apart from those of training. Write "

@@ -11,10 +11,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.data.folders import place
 from training.pages import html
 
 if TYPE_CHECKING:
-    from training.data.index import Index
+    from training.data.selection import Selection
     from training.evaluation.embed import EmbeddedVideo
     from training.support.command import LeftOut
 
@@ -34,8 +35,8 @@ def chosen(videos: Sequence[EmbeddedVideo]) -> list[EmbeddedVideo]:
     first video of each comes first, then the second of each, and so on.
     """
     by_action: dict[str, list[int]] = {}
-    for place, video in enumerate(videos):
-        by_action.setdefault(video.record.action, []).append(place)
+    for position, video in enumerate(videos):
+        by_action.setdefault(video.record.action, []).append(position)
     groups = [places for places in by_action.values() if len(places) > 1][: SHOWN // 2]
     ranked = sorted(
         (rank, group, place)
@@ -46,7 +47,7 @@ def chosen(videos: Sequence[EmbeddedVideo]) -> list[EmbeddedVideo]:
 
 
 def player_section(
-    videos: Sequence[EmbeddedVideo], shown: Sequence[EmbeddedVideo], index: Index, kind: str
+    videos: Sequence[EmbeddedVideo], shown: Sequence[EmbeddedVideo], index: Selection, kind: str
 ) -> list[str]:
     """The player of the videos ``shown``, and what it shows; or why there is none.
 
@@ -70,11 +71,13 @@ def player_section(
     return [player(data), *map(_quiet, [which(videos, shown, kind), sizes(shown, data)])]
 
 
-def title(videos: Sequence[EmbeddedVideo], index: Index) -> str:
+def title(videos: Sequence[EmbeddedVideo], index: Selection) -> str:
     """The actions shown, or the folder where they have no name."""
     actions = [*dict.fromkeys(video.record.action for video in videos)]
     named = [action for action in actions if action != "all"]
-    return ", ".join(named) if 0 < len(named) <= 4 else Path(index.folder).resolve().name
+    if 0 < len(named) <= 4:
+        return ", ".join(named)
+    return " and ".join(folder.name for folder in index.folders)
 
 
 def _quiet(text: str) -> str:
@@ -122,7 +125,7 @@ def sizes(shown: Sequence[EmbeddedVideo], data: Mapping[str, Any]) -> str:
 
 
 def retrieval(
-    videos: Sequence[EmbeddedVideo], index: Index, pictures: Path, kind: str
+    videos: Sequence[EmbeddedVideo], index: Selection, pictures: Path, kind: str
 ) -> list[str]:
     from training.evaluation.retrieval import retrieval_sheet
 
@@ -140,7 +143,9 @@ def retrieval(
     ]
 
 
-def strips(videos: Sequence[EmbeddedVideo], index: Index, pictures: Path, kind: str) -> list[str]:
+def strips(
+    videos: Sequence[EmbeddedVideo], index: Selection, pictures: Path, kind: str
+) -> list[str]:
     from training.evaluation.plots import embedding_strips
 
     action = videos[0].record.action
@@ -219,12 +224,12 @@ def curves(run: Path, pictures: Path) -> list[str]:
 
 
 def configuration(
-    run: Path, cfg: Any, index: Index, log: Sequence[Mapping[str, Any]], left_out: LeftOut
+    run: Path, cfg: Any, index: Selection, log: Sequence[Mapping[str, Any]], left_out: LeftOut
 ) -> list[str]:
     train = sum(record.split == cfg.data.train_split for record in index.videos)
     test = sum(record.split == cfg.data.test_split for record in index.videos)
     actions = sorted({record.action for record in index.videos})
-    rows = [("videos", f"{index.folder}: {train} for training, {test} for testing")]
+    rows = [("videos", f"{place(index)}: {train} for training, {test} for testing")]
     if index.bad:
         rows.append(("left out", f"{len(index.bad)} files that could not be read"))
     if left_out.videos:

@@ -2,14 +2,16 @@
 
 import difflib
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from training.data.folders import names_of
 from training.models import check_backbone
 from training.recipe.schema import RENAMED, Config, LossConfig, loss_terms
 from training.support.command import UserError
@@ -78,17 +80,24 @@ def _merge(config: DictConfig, values: Any, source: str) -> DictConfig:
     _check_keys(values, Config, "", source)
     try:
         return OmegaConf.merge(config, values)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a section in place of a list
         for key, leaf in _leaves(Config).items():
             got = OmegaConf.select(values, key, default=config)
             if got is config:  # not given
                 continue
             try:
                 OmegaConf.update(config.copy(), key, got)
-            except OmegaConfBaseException:
-                kind = leaf.type.__name__ if isinstance(leaf.type, type) else leaf.type
-                raise ConfigError(f"{source}: {key}: expected {kind}, got {got!r}") from error
+            except (OmegaConfBaseException, TypeError):
+                expected = _expected(leaf)
+                raise ConfigError(f"{source}: {key}: expected {expected}, got {got!r}") from error
         raise ConfigError(f"{source}: {error}") from error
+
+
+def _expected(leaf: Any) -> str:
+    """The type of a key in an error message."""
+    if leaf.metadata.get("names"):
+        return "a name or a list of names" + (", or null" if leaf.default is None else "")
+    return leaf.type.__name__ if isinstance(leaf.type, type) else str(leaf.type)
 
 
 def _check_keys(values: DictConfig, schema: type, prefix: str, source: str) -> None:
@@ -142,6 +151,8 @@ def _check_values(config: DictConfig) -> None:
         except OmegaConfBaseException as error:  # ${...} that refers to an unknown key
             reason = str(error).partition("\n")[0]
             raise ConfigError(f"{key}: {reason}") from error
+        if leaf.metadata.get("names"):
+            _check_names(config, key, leaf, value)
         choices, minimum = leaf.metadata.get("choices"), leaf.metadata.get("minimum")
         above, maximum = leaf.metadata.get("above"), leaf.metadata.get("maximum")
         if choices and value not in choices:
@@ -153,6 +164,7 @@ def _check_values(config: DictConfig) -> None:
             raise ConfigError(f"{key}: expected at most {maximum}, got {value}")
         if above is not None and value is not None and not value > above:
             raise ConfigError(f"{key}: expected more than {above}, got {value}")
+    _check_weights(config)
     _check_loss_and_data(config)
     if (config.train.steps is None) == (config.train.epochs is None):
         raise ConfigError(
@@ -181,6 +193,35 @@ def _check_values(config: DictConfig) -> None:
         OmegaConf.to_object(config.augmentation)
     except ValueError as error:
         raise ConfigError(f"augmentation: {error}") from error
+
+
+def _check_names(config: DictConfig, key: str, leaf: Any, value: Any) -> None:
+    """Check a key that has a name or a list of names; numbers among them become names."""
+    if value is None and leaf.default is None:
+        return
+    many = isinstance(value, ListConfig)
+    names = [*value] if many else [value]
+    kinds = {type(name) for name in names}
+    if not kinds <= {str, int, float} or (many and "" in names):
+        quotes = f"; quote it: '{key}=\"no\"'" if isinstance(value, bool) else ""
+        raise ConfigError(f"{key}: expected {_expected(leaf)}, got {value!r}{quotes}")
+    if not all(isinstance(name, str) for name in names):  # YAML reads 2024 as a number
+        names = [str(name) for name in names]
+        OmegaConf.update(config, key, names if many else names[0])
+
+
+def _check_weights(config: DictConfig) -> None:
+    """Check that data.weights has a number above 0 for each folder."""
+    weights, folders = config.data.weights, names_of(config.data.folder)
+    if weights is None:
+        return
+    if not all(0 < weight < math.inf for weight in weights):
+        raise ConfigError(f"data.weights: expected finite numbers above 0, got {[*weights]}")
+    if len(weights) != len(folders):
+        raise ConfigError(
+            f"data.weights: expected a number for each of the {len(folders)} folders of "
+            f"data.folder, got {len(weights)}: {[*weights]}"
+        )
 
 
 def _check_vclr(config: DictConfig, losses: list[str]) -> None:

@@ -18,6 +18,8 @@ from training.models.backbone import POOLS
 # ``may_change=True`` marks the keys that may change when a run is resumed. They affect where it
 # runs and what it writes, not what it learns (except max_minutes, which sets the cosine's end).
 
+NAMES = {"names": True}  # marks a key with a name or a list of names
+
 
 def _any(default: Any, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
@@ -48,6 +50,19 @@ def _backend() -> Any:
 
 
 @dataclass
+class WhereConfig:
+    """Filters by what labels.json states about a video: a name or a list of names each.
+
+    They apply to training and to evaluation. Several filters leave the videos that pass all of
+    them. null: no filter.
+    """
+
+    split: Any = field(default=None, metadata=NAMES)
+    view: Any = field(default=None, metadata=NAMES)  # of the camera, such as ego
+    action: Any = field(default=None, metadata=NAMES)  # as data.action
+
+
+@dataclass
 class DataConfig:
     """The videos, and how the two clips of an item are drawn from them.
 
@@ -56,7 +71,15 @@ class DataConfig:
     tuples of single frames (`fastseq.video.SegmentTuples`; keys segments, anchor, reversal).
     """
 
-    folder: str = _any("", may_change=True)  # prepared with python -m training.prepare
+    # A folder that python -m training.prepare has prepared, or a list of several: [penn, my_clips].
+    folder: Any = field(default="", metadata=NAMES | {"may_change": True})
+    # With several folders, the share of each in the videos of an epoch: a number above 0 for each
+    # folder, in their order, divided by their sum. null: an epoch has every video once.
+    weights: list[float] | None = None
+    action: Any = field(default=None, metadata=NAMES)  # only the videos of these actions; null: all
+    where: WhereConfig = field(default_factory=WhereConfig)
+    # The classes of the phases if labels.json has several sets, such as gym99; null: the first.
+    class_set: str | None = _any(None, may_change=True)
     clips: str = _one_of("views", "views", "videos", "synchronised", "tuples")
     num_frames: int = _at_least(240, 2)  # T, frames per clip
     batch_size: int = _at_least(4, 1)  # items per batch, over all ranks; each has two clips
@@ -83,6 +106,7 @@ class DataConfig:
     # Decoding processes (PyAV) or threads (DALI); 0: this process (PyAV), all cores (DALI).
     workers: int = _at_least(4, 0, may_change=True)
     train_split: str = "train"
+    val_split: str = "val"
     test_split: str = "test"
 
 

@@ -73,13 +73,13 @@ class Suite:
 
 
 def _evaluate_frames(run: Path) -> dict[str, Any]:
-    from training.data.index import load_index
+    from training.data.selection import open_index
     from training.evaluation.embed import embed_records
     from training.evaluation.encoders import TRAINED, load_encoder
     from training.runs.log import read_log
 
     encode, cfg = load_encoder(run)
-    index = load_index(cfg.data.folder)
+    index = open_index(cfg)
     embedded = embed_records({TRAINED: encode}, index.videos, cfg, progress=False)[TRAINED]
     last = read_log(run)[-1]
     return _scores(embedded, index) | {"seconds": last["seconds"], "log": last}
@@ -130,13 +130,13 @@ def _evaluate_videos(run: Path) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from training.data.index import load_index
+    from training.data.selection import open_index
     from training.evaluation.encoders import TRAINED, load_encoder
     from training.evaluation.video_level import video_features, video_scores
     from training.runs.log import collapse_measures, read_log
 
     encode, cfg = load_encoder(run)
-    records = load_index(cfg.data.folder).videos
+    records = open_index(cfg).videos
     rows = video_features({TRAINED: encode}, records, cfg, progress=False)[TRAINED]
     actions = np.array([record.action for record in records])
     test = np.array([record.split == "test" for record in records])

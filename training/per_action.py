@@ -1,0 +1,165 @@
+"""Train and evaluate one run for each action: `python -m training.per_action RECIPE --out DIR`.
+
+Each action of the folder is trained on alone (data.action=ACTION) in DIR/ACTION and evaluated by a
+paper's protocol. The last lines are a table: a row for each action, then the mean over actions.
+DIR/per_action.json has the same numbers with the definition of every column. After an interruption
+the same command continues: finished actions are skipped. An action that fails does not stop the
+others. Example: python -m training.per_action recipes/lav.yaml data.folder=penn
+model.weights=resnet50.pth --out runs/penn --protocol lav
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.evaluation.protocols import PROTOCOLS, find_protocol
+from training.support.command import INCOMPLETE, UserError, make_folder, run_command
+from training.support.files import write_json
+
+if TYPE_CHECKING:
+    from training.studies.per_action import Plan
+
+EXIT_STATUS = (
+    "Exit status: 0 done; 3 done, except for the actions or videos that are named in the last "
+    "lines; 1 every action failed; 2 wrong request; 130 interrupted."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.per_action", description=__doc__, epilog=EXIT_STATUS
+    )
+    parser.add_argument("recipe", help="recipe, as for python -m training.train")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="recipe values for every action"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
+    parser.add_argument(
+        "--actions", nargs="+", metavar="A", help="only these actions (default: all)"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=[*PROTOCOLS],
+        default="carl",
+        help="the protocol of python -m training.evaluate (default %(default)s)",
+    )
+    parser.add_argument(
+        "--stride", type=int, help="as for training.evaluate (default: the protocol's)"
+    )
+    parser.add_argument(
+        "--fractions",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="F",
+        help="as for training.evaluate: shares of the training videos (default 1.0)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="trainings at a time, each in a process with one thread that writes to "
+        "DIR/ACTION.log; with 1 they run one after another in this process, on all threads "
+        "(default: 1)",
+    )
+    args = parser.parse_intermixed_args(argv)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {args.jobs}")
+    return run_command(
+        lambda: _run(args),
+        needs="training",
+        interrupted="interrupted; the same command continues",
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    from training.data.selection import open_index
+    from training.studies import per_action
+    from training.studies.per_action import Plan
+    from training.studies.trainings import Job, run_jobs
+    from training.support.distributed import launched_by_torchrun
+    from training.train import compose
+
+    if launched_by_torchrun():
+        raise UserError("training.per_action starts its trainings itself; run it without torchrun")
+    own = [one for one in args.overrides if one.startswith("train.run_dir=")]
+    if own:
+        raise UserError(f"{own[0]}: the runs are written to --out; leave train.run_dir out")
+    cfg = compose(args)
+    stride = find_protocol(args.protocol).stride if args.stride is None else args.stride
+    plan = Plan(args.recipe, args.overrides, args.out, args.protocol, stride, args.fractions)
+    plan.check()
+    index = open_index(cfg)
+    actions = per_action.actions_of(index, args.actions)
+    failed = {action: why for action in actions if (why := per_action.unfit(index, cfg, action))}
+    for action, why in failed.items():
+        print(f"left out {action}: {why}", file=sys.stderr)
+    make_folder(args.out)
+    fit = [action for action in actions if action not in failed]
+    missing = []
+    for action in fit:
+        if per_action.finished(plan, action):
+            print(f"{action}: there already")
+        else:
+            missing.append(action)
+    jobs = {
+        action: Job(
+            action, functools.partial(_one, plan, action), args.out / f"{plan.run(action).name}.log"
+        )
+        for action in missing
+    }
+    bad = run_jobs([*jobs.values()], args.jobs, keep_going=True)
+    for job in bad:
+        where = "its error is above" if args.jobs == 1 else f"see {job.log}"
+        failed[job.what] = f"its training or evaluation failed, {where}"
+    results = {
+        action: per_action.read_result(plan, action) for action in fit if action not in failed
+    }
+    left_out = {
+        name: why for result in results.values() for name, why in result["left_out"].items()
+    }
+    if results:
+        content = per_action.summary(plan, results, failed)
+        write_json(args.out / "per_action.json", content)
+        print(f"\n{per_action.table(content)}\n")
+        print(content["definitions"]["per action"])
+        print(f"written to {args.out / 'per_action.json'}, with the definition of every column")
+    for name, why in left_out.items():
+        print(f"left out {name}: {why}")
+    for action, why in failed.items():
+        print(f"no result for {action}: {why}", file=sys.stderr)
+    if not results:
+        return 1
+    return INCOMPLETE if failed or left_out else 0
+
+
+def _one(plan: Plan, action: str) -> int:
+    """Train or continue one action and evaluate it; returns an exit status."""
+    from fastseq.video import VideoError
+    from training import train
+    from training.studies.per_action import evaluate_action
+    from training.studies.trainings import train_or_continue
+
+    try:
+        status = train_or_continue(train.main, plan.recipe, plan.run(action), plan.values(action))
+        if status in (0, INCOMPLETE):
+            evaluate_action(plan, action)
+            return 0
+        return status
+    except (UserError, VideoError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception:  # out of memory, for example; the other actions go on
+        traceback.print_exc()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""One run for each action: the actions of a recipe's folders, their results and the table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.evaluation.encoders import TRAINED
+from training.evaluation.metrics import mean_of_defined
+from training.evaluation.protocols import COLUMNS, columns
+from training.evaluation.tables import format_cells, format_value
+from training.studies.trainings import check_same_values
+from training.support.command import UserError
+from training.support.files import write_json
+
+if TYPE_CHECKING:
+    from training.data.selection import Selection
+
+DONE = "result.json"
+
+DEFINITION = (
+    "One encoder for each action, trained and evaluated on the videos of that action alone, and "
+    "the mean over the actions for which a metric is defined. LAV reports Penn Action (13 actions) "
+    "in this way, and also with one encoder for all actions, as CARL does: the two are not "
+    "comparable with each other."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done for every action.
+
+    recipe, overrides: as for `training.train`. out: folder of the runs. protocol, stride,
+    fractions: see `training.evaluation.frame_level.evaluate_embeddings`.
+    """
+
+    recipe: str
+    overrides: Sequence[str]
+    out: Path
+    protocol: str
+    stride: int
+    fractions: Sequence[float]
+
+    def check(self) -> None:
+        """UserError if the evaluation would refuse these options."""
+        from training.evaluation.frame_level import evaluate_embeddings
+
+        options = {"stride": self.stride, "fractions": self.fractions}
+        evaluate_embeddings([], [], {}, protocol=self.protocol, **options)
+
+    def run(self, action: str) -> Path:
+        """The run directory of an action; characters that a name of a file lacks are escaped."""
+        return self.out / re.sub(r"[/\\%:\x00-\x1f]|^\.", lambda c: f"%{ord(c[0]):02X}", action)
+
+    def values(self, action: str) -> list[str]:
+        """The recipe's values for an action."""
+        run = f"train.run_dir={json.dumps(str(self.run(action)), ensure_ascii=False)}"
+        return [*self.overrides, f"data.action={json.dumps(action, ensure_ascii=False)}", run]
+
+
+def actions_of(index: Selection, wanted: Sequence[str] | None) -> list[str]:
+    """The actions to train on; UserError for a wanted one that does not exist."""
+    from training.data.selection import check_known
+
+    if not wanted:
+        return sorted(set(index.videos.column("action")))
+    check_known(index, "--actions", "action", wanted)
+    return [*dict.fromkeys(wanted)]
+
+
+def unfit(index: Selection, cfg: Any, action: str) -> str:
+    """Why an action cannot be trained and evaluated, from the index alone; usually ""."""
+    from training.evaluation.frame_level import has_labels
+
+    for split in (cfg.data.train_split, cfg.data.test_split):
+        records = index.videos.where(split=split, action=action)
+        if not records:
+            return f"no video in the split {split!r}"
+        if not has_labels(records):
+            return f"no phase labels in the split {split!r}"
+    return ""
+
+
+def evaluate_action(plan: Plan, action: str) -> None:
+    """Evaluate a trained run; write RUN/evaluation.json and, last, RUN/result.json."""
+    from training.evaluation.frame_level import evaluate_frame_level
+
+    run = plan.run(action)
+    result = evaluate_frame_level(
+        run, protocol=plan.protocol, stride=plan.stride, fractions=plan.fractions
+    )
+    write_json(run / "evaluation.json", result)
+    write_json(run / DONE, result)
+
+
+def finished(plan: Plan, action: str) -> bool:
+    """Whether an earlier call has trained and evaluated an action in the same way.
+
+    ConfigError if its run has other values of the recipe.
+    """
+    run = plan.run(action)
+    if not (run / DONE).is_file():
+        return False
+    check_same_values(plan.recipe, run, plan.values(action))
+    result = read_result(plan, action)
+    before = [result["protocol"], result["stride"], result["fractions"]]
+    return before == [plan.protocol, plan.stride, [*plan.fractions]]
+
+
+def read_result(plan: Plan, action: str) -> dict[str, Any]:
+    """RUN/result.json of an action."""
+    path = plan.run(action) / DONE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}); remove it and repeat the command"
+        ) from error
+
+
+def summary(
+    plan: Plan, results: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]
+) -> dict[str, Any]:
+    """The content of OUT/per_action.json.
+
+    Args:
+        results: action -> the result of its evaluation, see `evaluate_action`.
+        failed: action -> reason.
+    """
+    first = next(iter(results.values()))
+    names = [*dict.fromkeys(name for result in results.values() for name in result["rows"])]
+    return {
+        "recipe": str(plan.recipe),
+        "values": [*plan.overrides],
+        "protocol": plan.protocol,
+        "stride": plan.stride,
+        "fractions": [*plan.fractions],
+        "actions": {
+            action: {
+                "run": str(plan.run(action)),
+                "videos": result["videos"],
+                "left_out": result["left_out"],
+                "rows": {name: row["metrics"] for name, row in result["rows"].items()},
+            }
+            for action, result in results.items()
+        },
+        "mean": {
+            name: _mean(result["rows"].get(name) for result in results.values()) for name in names
+        },
+        "failed": dict(failed),
+        "definitions": {"per action": DEFINITION} | first["definitions"],
+        "row_definitions": first["row_definitions"],
+    }
+
+
+def _mean(rows: Any) -> dict[str, float]:
+    """The mean of each metric over the rows in which it is defined."""
+    found = [row["metrics"] for row in rows if row is not None]
+    keys = dict.fromkeys(key for metrics in found for key in metrics)
+    numbers = {key: [metrics.get(key) for metrics in found] for key in keys}
+    return {
+        key: mean_of_defined(value for value in values if value is not None)
+        for key, values in numbers.items()
+    }
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """The actions' trained encoders, then the means of all rows over the actions, as text."""
+    actions, mean = content["actions"], content["mean"]
+    shown = _columns(mean[TRAINED], content["fractions"])
+    lines = [["", "train", "test", *shown.values()]]
+    for action, result in actions.items():
+        videos, metrics = result["videos"], result["rows"][TRAINED]
+        lines.append([action, str(videos["train"]), str(videos["test"]), *_cells(metrics, shown)])
+    totals = [
+        str(sum(one["videos"][split] for one in actions.values())) for split in ("train", "test")
+    ]
+    for name in [TRAINED, *(name for name in mean if name != TRAINED)]:
+        lines.append([f"mean of {len(actions)}, {name}", *totals, *_cells(mean[name], shown)])
+    return format_cells(lines)
+
+
+def _columns(metrics: Mapping[str, float], fractions: Sequence[float]) -> dict[str, str]:
+    """The keys that the table shows, with their titles: no column for a pair of views."""
+    few = {
+        f"{name}_at_{fraction:g}": f"{COLUMNS[name]}, {100 * fraction:g} %"
+        for name in ("classification", "weighted_f1")
+        for fraction in fractions[:-1]
+    }
+    shown = {key: title for key, title in few.items() if key in metrics}
+    return shown | columns(key for key in metrics if " " not in key)
+
+
+def _cells(metrics: Mapping[str, float], shown: Mapping[str, str]) -> list[str]:
+    return [format_value(metrics.get(key), key) for key in shown]
