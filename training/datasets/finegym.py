@@ -30,9 +30,21 @@ SOURCE/FineGym_Raw_database/A0xizZuzKI.mp4    the downloaded videos, to any dept
                                               .webm; elsewhere with --videos FOLDER
 """
 SETS = ("gym99", "gym288")
+_ID = 11  # characters of a video's id
 _EVENTS = {"VT": "vault", "FX": "floor exercise", "BB": "balance beam", "UB": "uneven bars"}
 _CATEGORY = re.compile(r"Clabel:\s*(\d+)\s*;\s*set:\s*(\d+)\s*;\s*Glabel:\s*(\d+)\s*;\s*(.+)")
+_CATEGORY_EXAMPLE = "Clabel: 0; set: 1; Glabel: 1; (VT) name of the class"
 _ELEMENT = re.compile(r"((.+)_(E_\d+_\d+))_(A_\d+_\d+)")
+_ELEMENT_EXAMPLE = "A0xizZuzKI_E_003585_003641_A_0003_0005 79"
+# Remarks.
+_TWICE = "element is listed twice; the last class is used"
+_SEVERAL_FILES = "several video files of one name; the first is used"
+_BOTH_SPLITS = 'elements in both splits of one class set; the event is "test"'
+_LATE = "element ends after its event and is cut"
+_NO_TIME = "element without a time in its event is left out"
+_OVERLAP = "elements overlap; the later one in the annotation wins, as in CARL's script"
+_OTHER_EVENT = "element with a class of another event is left out"
+_CUT_ALREADY = "the event is cut already; its file is used as it is"
 
 
 @dataclass(frozen=True)
@@ -116,8 +128,7 @@ def _categories(path: Path) -> list[str]:
     for line, text in read_lines(path):
         found = _CATEGORY.fullmatch(text)
         if found is None:
-            problems.append(f'line {line}: {text[:60]!r}; expected "Clabel: 0; set: 1; Glabel: 1; '
-                            '(VT) name"')  # fmt: skip
+            problems.append(f"line {line}: {text[:60]!r}; expected {_CATEGORY_EXAMPLE!r}")
         elif int(found[1]) in names:
             problems.append(f"line {line}: Clabel {found[1]} is there twice")
         else:
@@ -141,22 +152,17 @@ def _elements(
     for line, text in read_lines(path):
         name, _, number = text.partition(" ")
         if not _ELEMENT.fullmatch(name) or not number.strip().isdigit():
-            problems.append(
-                f'line {line}: {text[:60]!r}; expected "VIDEO_E_003585_003641_A_0003_0005 79"'
-            )
+            problems.append(f"line {line}: {text[:60]!r}; expected {_ELEMENT_EXAMPLE!r}")
             continue
         value = int(number)
         if value >= classes:
-            problems.append(f"line {line}: class {value}, but there are {classes} (0 to "
-                            f"{classes - 1})")  # fmt: skip
+            problems.append(f"line {line}: class {value}, expected 0 to {classes - 1}")
         elif name not in elements:
             elements[name] = value, split
         else:
             # CARL's script keeps the last class; an element of both splits must not be trained on.
             _, before = elements[name]
-            data_set.remark(
-                "element is listed twice; the last class is used", f"{name} ({path.name})"
-            )
+            data_set.remark(_TWICE, f"{name} ({path.name})")
             elements[name] = value, "test" if "test" in (before, split) else "train"
     if problems:
         raise several(path, problems)
@@ -197,10 +203,11 @@ def _videos(source: Path, args: Namespace, data_set: DataSet) -> dict[str, Path]
     files = media_files(folder)
     videos = {}
     for stem, names in by_stem(files).items():
-        videos[stem.removeprefix("v_")] = files[names[0]]  # v_ID is CARL's name of a download
+        videos[stem] = files[names[0]]
+        if len(stem) == _ID + 2 and stem.startswith("v_"):  # CARL's name of a download
+            videos.setdefault(stem[2:], files[names[0]])
         if len(names) > 1:
-            data_set.remark(f"several files of one name in {folder}; the first is used",
-                            f"{stem} ({', '.join(names)})")  # fmt: skip
+            data_set.remark(_SEVERAL_FILES, f"{stem} ({', '.join(names)})")
     return videos
 
 
@@ -215,9 +222,9 @@ def _unknown_elements(
         for name in one.elements:
             event, _, element = _split_name(name)
             if event not in events:
-                data_set.missing[name] = f"listed for {key}, but {path.name} has no such event"
+                data_set.remark(f"{path.name} has no such event, listed for {key}", name)
             elif element not in events[event]["segments"]:
-                data_set.missing[name] = f"listed for {key}, but {path.name} has no such element"
+                data_set.remark(f"{path.name} has no such element, listed for {key}", name)
 
 
 def _split_name(name: str) -> tuple[str, str, str]:
@@ -239,16 +246,20 @@ def _add(
     action = "all"
     for key, one in sets.items():
         segments, splits = _segments(data_set, event, content, one, args.stages)
+        if segments and args.by_event:
+            action = _event_of(one.names[segments[0][2]]) if action == "all" else action
+            numbers = _numbers(one.names, action)
+            kept = [[a, b, numbers[k]] for a, b, k in segments if k in numbers]
+            if len(kept) < len(segments):
+                data_set.remark(_OTHER_EVENT, f"{event} ({key})")
+            segments = kept
         if segments:
-            if args.by_event:
-                action = _event_of(one.names[segments[0][2]])
-                numbers = _numbers(one.names, action)
-                segments = [[a, b, numbers[number]] for a, b, number in segments]
-            split = "test" if "test" in splits else "train"
             if len(splits) > 1:
-                data_set.remark('elements in both splits of one class set; the event is "test"',
-                                f"{event} ({key})")  # fmt: skip
-            labels[key] = {"segments": segments, "split": split}
+                data_set.remark(_BOTH_SPLITS, f"{event} ({key})")
+            labels[key] = {
+                "segments": segments,
+                "split": "test" if "test" in splits else "train",
+            }
     if not labels and not args.keep_unlabelled:
         data_set.unused[event] = f"no element of {' or '.join(sets)}; --keep-unlabelled keeps it"
         return
@@ -263,7 +274,7 @@ def _add(
         source = videos[content["video"]]
         data_set.clips.append(Clip(name, source, entry, cut=content["cut"]))
     elif event in videos:
-        data_set.remark("the event is cut already; its file is used as it is", event)
+        data_set.remark(_CUT_ALREADY, event)
         data_set.clips.append(Clip(f"{event}{videos[event].suffix}", videos[event], entry))
     else:
         folder = args.videos or args.source
@@ -282,17 +293,16 @@ def _segments(
             continue
         start, stop = times[-1][0] if stages == "last" else times[0][0], times[-1][1]
         if start < length < stop:
-            data_set.remark("element ends after its event and is cut", f"{event}_{name}")
+            data_set.remark(_LATE, f"{event}_{name}")
             stop = length
         if not 0 <= start < stop <= length:
-            data_set.remark("element without a time in its event is left out", f"{event}_{name}")
+            data_set.remark(_NO_TIME, f"{event}_{name}")
             continue
         given.append((start, stop, found[0]))
         splits.add(found[1])
     segments, overlaps = later_wins(given)
     if overlaps:
-        data_set.remark("elements overlap; the later one in the annotation wins, as in CARL's "
-                        "script", event)  # fmt: skip
+        data_set.remark(_OVERLAP, event)
     return segments, splits
 
 

@@ -141,8 +141,8 @@ def _read_pickles(source: Path) -> DataSet:
     content = convert_labels(given, source)
     if [*content["classes"]] != ["all"]:
         raise UserError(
-            f"{source}: the pickles have several actions ({', '.join(content['classes'])}), so they "
-            "are not Pouring's; python -m training.carl_code labels converts them"
+            f"{source}: the pickles are not Pouring's, they have the actions "
+            f"{', '.join(content['classes'])}; python -m training.carl_code labels converts them"
         )
     data_set = DataSet(classes={_ACTION: content["classes"]["all"]})
     for path in files.values():
