@@ -279,8 +279,7 @@ class _Maker:
         from training.data.labels import in_frames
 
         info = self.info(clip.source, clip.fps)
-        frames, entry = None, dict(clip.entry)
-        times = info.times
+        frames, times, options = None, info.times, {}
         if clip.cut is not None:
             first, stop = (int(k) for k in times.searchsorted(clip.cut))
             if first >= stop:
@@ -290,7 +289,13 @@ class _Maker:
                     f"{info.frames} frames in {times[-1]:g} s",
                 )
             frames, times = (first, stop), times[first:stop] - clip.cut[0]
-        entry = in_frames(entry, SimpleNamespace(frames=len(times), fps=info.fps, times=times))
+        entry = in_frames(clip.entry, SimpleNamespace(frames=len(times), fps=info.fps, times=times))
+        if clip.cut is not None and _end(entry) > len(times):
+            raise VideoError(
+                clip.source,
+                f"it ends after {info.times[-1]:g} s, before the labels from {clip.cut[0]:g} to "
+                f"{clip.cut[1]:g} s do",
+            )
         mark = json.dumps(
             {
                 "fastseq_transcode": _FORMAT,
@@ -304,9 +309,18 @@ class _Maker:
             return "kept", entry
         if state == "foreign":
             raise UserError(f"{target} exists and is not a copy made here; remove it")
-        options = {} if frames is None else {"frames": frames}
+        if frames is not None:
+            options["frames"] = frames
+        if clip.fps is not None:
+            options["fps"] = clip.fps
         transcode(clip.source, target, short_side=self.short_side, comment=mark, **options)
         return "made", entry
+
+
+def _end(entry: Mapping[str, Any]) -> int:
+    """The largest end of an entry's segments, in frames."""
+    parts = [entry, *entry.get("labels", {}).values()]
+    return max((stop for part in parts for _, stop, _ in part.get("segments", ())), default=0)
 
 
 def _probe(source: Path, fps: float | None) -> Any:
