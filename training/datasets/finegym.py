@@ -302,7 +302,8 @@ def _segments(
         splits.add(found[1])
     segments, overlaps = later_wins(given)
     if overlaps:
-        data_set.remark(_OVERLAP, event)
+        if event not in data_set.remarks.get(_OVERLAP, ()):  # in the other class set too
+            data_set.remark(_OVERLAP, event)
     return segments, splits
 
 
