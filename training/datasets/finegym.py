@@ -301,9 +301,8 @@ def _segments(
         given.append((start, stop, found[0]))
         splits.add(found[1])
     segments, overlaps = later_wins(given)
-    if overlaps:
-        if event not in data_set.remarks.get(_OVERLAP, ()):  # in the other class set too
-            data_set.remark(_OVERLAP, event)
+    if overlaps and event not in data_set.remarks.get(_OVERLAP, ()):  # once for both class sets
+        data_set.remark(_OVERLAP, event)
     return segments, splits
 
 

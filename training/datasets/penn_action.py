@@ -76,9 +76,9 @@ def read(source: Path, args: Namespace) -> DataSet:
     data_set = DataSet()
     counts = {entry.name: _pictures(entry.path) for entry in os.scandir(frames) if entry.is_dir()}
     for name in natural(counts.keys() - mats.keys()):
-        data_set.missing[name] = f"no annotation in {labels}, such as {name}.mat"
-    for name in natural(events.keys() - mats.keys()):
-        data_set.missing[name] = f"LAV's labels have no annotation in {labels}"
+        data_set.unused[name] = f"no .mat file in {labels}"
+    for name in natural(events.keys() - mats.keys() - counts.keys()):
+        data_set.missing[name] = f"key events, but neither frames nor a .mat file in {source}"
     for name in natural(mats):
         _add(data_set, name, mats[name], frames, counts, events, splits, args)
     _classes(data_set)
@@ -154,14 +154,14 @@ def _annotation(path: Path) -> tuple[str, str, int | None]:
         content = loadmat(path, variable_names=["action", "train", "nframes"])
         action = str(content["action"].reshape(-1)[0])
         train = int(content["train"].reshape(-1)[0])
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
     except KeyError as error:
         raise UserError(
             f"{path} has no {error.args[0]}; expected an annotation of Penn Action with action, "
             "train and nframes"
         ) from error
     except Exception as error:  # scipy raises many kinds for a damaged file
+        if isinstance(error, OSError) and error.strerror:
+            raise
         raise UserError(f"{path} is not a readable .mat file: {error}") from error
     if train not in (1, -1):
         raise UserError(f"{path}: train is {train}, expected 1 (training) or -1 (test)")

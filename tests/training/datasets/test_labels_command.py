@@ -128,7 +128,7 @@ def test_names_that_collide(data_set, tmp_path):
         write_data_set(DataSet([one, Clip("v/one.mp4", two.source, {})]), out)
     with pytest.raises(UserError, match=r"two/x\.mp4 would lie inside the folder of pictures two"):
         write_data_set(DataSet([two, Clip("two/x.mp4", one.source, {})]), out)
-    with pytest.raises(UserError, match="'../x' cannot be the name"):
+    with pytest.raises(UserError, match=r"'\.\./x' cannot be the name"):
         write_data_set(DataSet([Clip("../x", one.source, {})]), out)
     assert not out.exists()
     (out / "v").mkdir(parents=True)
@@ -207,7 +207,7 @@ def test_copies_have_frame_numbers_and_are_made_once(tmp_path):
     assert content(out)["videos"]["a.mp4"] == {"segments": [[5, 10, 0]]}  # at 0.32 to 0.48 s
     assert probe(out / "a.mp4").frames == 15
     kept = read_frames(out / "a.mp4", range(15)).numpy().astype(int)
-    given = read_frames(tmp_path / "a.mp4", range(3, 18)).numpy()[..., ::2, ::2].astype(int)
+    given = read_frames(tmp_path / "a.mp4", range(3, 18)).numpy()[:, ::2, ::2].astype(int)
     # The square moves by half a pixel a frame: a copy that is off by one frame differs by more.
     close = np.abs(kept - given).mean()
     assert close < np.abs(kept[1:] - given[:-1]).mean() / 1.5

@@ -120,7 +120,7 @@ def test_missing_files_are_named(run, tmp_path):
     assert status == 3
     assert labels["videos"].keys() == {"frames/0003"}
     for line in (
-        f"missing: no annotation in {source / 'labels'}, such as 0001.mat (1): 0001",
+        f"left out: no .mat file in {source / 'labels'} (2): 0001, 0009",
         f"missing: no pictures in this folder in {source / 'frames'} (1): 0002",
         f"missing: no such folder in {source / 'frames'} (1): 0004",
     ):
