@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import trees
 
-from fastseq.video import probe, read_frames
+from fastseq.video import probe
 from training.datasets.dataset import Clip, DataSet
 from training.datasets.readers import READERS
 from training.datasets.summary import summary
@@ -183,8 +182,7 @@ def test_labels_for_videos_that_are_there_already(data_set, tmp_path, capsys):
 
 def test_copies_have_frame_numbers_and_are_made_once(tmp_path):
     out = tmp_path / "out"
-    trees.video(tmp_path / "a.avi.mp4", 20)
-    (tmp_path / "a.mp4").write_bytes((tmp_path / "a.avi.mp4").read_bytes())
+    trees.video(tmp_path / "a.mp4", 20)
     segments = {"unit": "seconds", "segments": [[0.2, 0.4, 0]]}
     pictures = [trees.jpeg(number, (64, 48)) for number in range(5)]
 
@@ -205,12 +203,7 @@ def test_copies_have_frame_numbers_and_are_made_once(tmp_path):
     assert (copy.frames, copy.fps, min(copy.width, copy.height)) == (5, 10, 16)
     assert made((0.1, 0.7)).made == 1  # frames at 0.12 to 0.68 s: 3 to 17
     assert content(out)["videos"]["a.mp4"] == {"segments": [[5, 10, 0]]}  # at 0.32 to 0.48 s
-    assert probe(out / "a.mp4").frames == 15
-    kept = read_frames(out / "a.mp4", range(15)).numpy().astype(int)
-    given = read_frames(tmp_path / "a.mp4", range(3, 18)).numpy()[:, ::2, ::2].astype(int)
-    # The square moves by half a pixel a frame: a copy that is off by one frame differs by more.
-    close = np.abs(kept - given).mean()
-    assert close < np.abs(kept[1:] - given[:-1]).mean() / 1.5
+    assert trees.numbers(out / "a.mp4") == [*range(3, 18)]
     assert made((0.1, 0.7), side=14).made == 2
     (out / "a.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     with pytest.raises(UserError, match=r"a\.mp4 exists and is not a copy made here"):

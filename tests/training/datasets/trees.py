@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from fastseq.video import write_video
+from fastseq.video import probe, read_frames, write_video
 
 
 def jpeg(number: int, size: tuple[int, int] = (48, 32)) -> bytes:
@@ -40,12 +40,22 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 def video(path: Path, frames: int, fps: float = 25) -> None:
-    """A video with a square that moves by one pixel a frame."""
+    """A video whose frames tell their numbers, by the greys of their two halves."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.full((frames, 32, 64, 3), 60, np.uint8)
+    pixels = np.empty((frames, 32, 64, 3), np.uint8)
     for number in range(frames):
-        pixels[number, 8:24, number % 48 : number % 48 + 12] = 240
+        pixels[number, :, :32] = 30 + 10 * (number % 20)
+        pixels[number, :, 32:] = 30 + 10 * (number // 20)
     write_video(path, pixels, fps)
+
+
+def numbers(path: Path) -> list[int]:
+    """The numbers that the frames of such a video tell, also in a copy of another size."""
+    frames = read_frames(path, range(probe(path).frames)).numpy().astype(float)
+    half = frames.shape[2] // 2
+    halves = [part.mean((1, 2, 3)) for part in (frames[:, :, : half - 2], frames[:, :, half + 2 :])]
+    low, high = (np.rint((grey - 30) / 10).astype(int) for grey in halves)
+    return (low + 20 * high).tolist()
 
 
 # (id, action, train, frames, LAV's split, LAV's folder, number of labels)
