@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -61,6 +61,8 @@ def write_table(source: Path, target: Path, overwrite: bool) -> list[str]:
         if not stretches:
             rows.append([*first, "", "", "", ""])
     for action, names in sets[chosen].items():
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            lost[f"which of the phases of one name of {action}"] = twice
         if unused := [name for name in names if name not in used[action]]:
             lost[f"phases of {action} that no video shows"] = unused
     columns = [*_COLUMNS, "unit"] if len(units) > 1 else [*_COLUMNS]
@@ -75,7 +77,7 @@ def write_table(source: Path, target: Path, overwrite: bool) -> list[str]:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         listed = f": {', '.join(names[:_SHOWN])}{more}" if names else ""
         lines.append(f"not in the table: {what}{listed}")
-    if any(what.startswith("phases of") for what in lost) or len(sets[chosen]) > 0:
+    if used:
         lines.append(f"--classes {path} keeps the order of the phases when the table is read")
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +123,13 @@ def _class_sets(folder: Path, version: str, data_set: DataSet) -> dict[str, Clas
 
 
 def _categories(path: Path) -> list[str]:
-    """The names of the classes, such as "(VT) round-off, ...", by Clabel."""
+    """The names of the classes, such as "(VT) round-off, ...", by Clabel.
+
+    Some elements have the same name in two sets, such as "(BB) salto backward tucked" as a flight
+    and as a dismount; the number of the set is added to them.
+    """
     names: dict[int, str] = {}
+    sets: dict[int, str] = {}
     problems = []
     for line, text in read_lines(path):
         found = _CATEGORY.fullmatch(text)
@@ -133,11 +139,16 @@ def _categories(path: Path) -> list[str]:
             problems.append(f"line {line}: Clabel {found[1]} is there twice")
         else:
             names[int(found[1])] = found[4].strip()
+            sets[int(found[1])] = found[2]
     if missing := [str(k) for k in range(len(names)) if k not in names]:
         problems.append(f"no Clabel {', '.join(missing[:5])}")
     if problems or not names:
         raise several(path, problems or ["no classes"])
-    return [names[number] for number in range(len(names))]
+    counts = Counter(names.values())
+    return [
+        f"{names[k]} (set {sets[k]})" if counts[names[k]] > 1 else names[k]
+        for k in range(len(names))
+    ]
 
 
 def _elements(

@@ -32,7 +32,7 @@ def _table() -> np.ndarray:
 _TABLE = _table()
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _crc(data: np.ndarray, table: np.ndarray) -> int:
     value = np.uint32(0xFFFFFFFF)
     for byte in data:

@@ -147,7 +147,7 @@ def test_there_and_back(run, tmp_path, capsys):
 
 def test_what_a_table_cannot_have_is_named(tmp_path, capsys):
     labels = {
-        "class_sets": {"few": {"all": ["x", "y", "z"]}, "many": {"all": ["x"]}},
+        "class_sets": {"few": {"all": ["x", "y", "z", "z", "u"]}, "many": {"all": ["x"]}},
         "source": "mine",
         "videos": {
             "a.mp4": {
@@ -175,6 +175,8 @@ def test_what_a_table_cannot_have_is_named(tmp_path, capsys):
         "not in the table: class set many",
         "not in the table: key source of the file",
         "not in the table: trim: a.mp4",
+        "not in the table: which of the phases of one name of all: z",
+        "not in the table: phases of all that no video shows: u",
     ):
         assert line in printed
     (tmp_path / "labels.json").write_text("[]")

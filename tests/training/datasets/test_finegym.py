@@ -119,6 +119,23 @@ def test_one_class_set_and_another_version(run, tmp_path):
     assert "it has v1.0, v1.1" in printed.err
 
 
+def test_classes_of_one_name_are_told_apart_by_their_set(run, tmp_path):
+    """As in the owner's file, which has "salto backward tucked" as a flight and as a dismount."""
+    lines = [
+        "Clabel:  58; set: 33; Glabel: 290; (BB) salto backward tucked",
+        "Clabel:  43; set: 31; Glabel: 213; (BB) split jump     ",
+        "Clabel:  70; set: 35; Glabel: 359; (BB) salto backward tucked",
+    ]
+    text = "\n".join(line.replace(line[7:11], f"{k:4}") for k, line in enumerate(lines))
+    (tmp_path / "source/gym99_categories.txt").write_text(text)
+    _, labels, _ = run()
+    assert labels["class_sets"]["gym99"]["all"] == [
+        "(BB) salto backward tucked (set 33)",
+        "(BB) split jump",
+        "(BB) salto backward tucked (set 35)",
+    ]
+
+
 def test_wrong_files_name_the_line(run, tmp_path):
     source = tmp_path / "source"
     for name, text, message in (
