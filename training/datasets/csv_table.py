@@ -190,7 +190,8 @@ def _in_order(names: list[str], given: Path | None) -> list[str]:
 
 def _classes_of(path: Path) -> dict[str, list[str]]:
     content = read_json(path)
-    classes = content.get("classes") if isinstance(content, dict) else None
+    content = content if isinstance(content, dict) else {}
+    classes = content.get("classes") or next(iter(content.get("class_sets", {}).values()), None)
     if not isinstance(classes, dict):
         raise UserError(f'--classes {path}: expected a labels file with "classes"')
     return classes
