@@ -70,7 +70,7 @@ def read(source: Path, args: Namespace) -> DataSet:
     path = folder / f"finegym_annotation_info_{version}.json"
     data_set = DataSet()
     sets = _class_sets(folder, version, data_set)
-    events = _events(path)
+    events = _events(path, data_set)
     videos = _videos(source, args, data_set)
     names = {key: one.names for key, one in sets.items()}
     data_set.class_sets = {
@@ -179,7 +179,7 @@ def _elements(
         raise several(path, problems)
 
 
-def _events(path: Path) -> dict[str, dict[str, Any]]:
+def _events(path: Path, data_set: DataSet) -> dict[str, dict[str, Any]]:
     """Event's id, such as A0xizZuzKI_E_003585_003641 -> its annotation."""
     content = read_json(path)
     events = {}
@@ -188,7 +188,8 @@ def _events(path: Path) -> dict[str, dict[str, Any]]:
             for part, event in parts.items():
                 ((start, stop), *_) = event["timestamps"]
                 if not 0 <= start < stop:
-                    raise ValueError(f"{video}_{part} lasts from {start} to {stop} s")
+                    data_set.unused[f"{video}_{part}"] = f"it lasts from {start} to {stop} s"
+                    continue
                 events[f"{video}_{part}"] = {
                     "video": video,
                     "cut": (float(start), float(stop)),

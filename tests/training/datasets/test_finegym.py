@@ -55,6 +55,7 @@ def test_what_does_not_fit_is_reported(run):
         f"has no such element, listed for gym288 (1): {FLOOR}_A_0009_0010",
         f"elements overlap; the later one in the annotation wins, as in CARL's script (1): {FLOOR}",
         f"no element of gym99 or gym288; --keep-unlabelled keeps it (1): {EMPTY}",
+        "left out: it lasts from 7.5 to 7.5 s (1): A0xizZuzKI0_E_000007_000007",
         "splits: gym288 test 1, gym288 train 1, gym99 test 1, gym99 train 1",
     ):
         assert line in printed.out

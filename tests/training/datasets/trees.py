@@ -200,6 +200,7 @@ def build_finegym(root: Path) -> None:
             FLOOR: {"event": 2, "timestamps": [[1.02, 4.5]], "segments": segments},
             VAULT: {"event": 1, "timestamps": [[5.0, 6.0]], "segments": vault},
             EMPTY: {"event": 2, "timestamps": [[6.0, 7.0]], "segments": None},
+            "E_000007_000007": {"event": 2, "timestamps": [[7.5, 7.5]], "segments": None},
         },
         "Missing0000": {
             "E_000000_000002": {
