@@ -29,6 +29,7 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*"))}
 
 
+@pytest.mark.process
 def test_help_is_fast_and_shows_the_layout():
     program = (
         "import sys, training.labels\n"
