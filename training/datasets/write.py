@@ -302,6 +302,7 @@ class _Maker:
                 "short_side": self.short_side,
                 "source": stamp,
                 "frames": frames,
+                "fps": clip.fps,
             }
         )
         state = _state(target, mark)

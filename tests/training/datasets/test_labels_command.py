@@ -187,13 +187,13 @@ def test_copies_have_frame_numbers_and_are_made_once(tmp_path):
     segments = {"unit": "seconds", "segments": [[0.2, 0.4, 0]]}
     pictures = [trees.jpeg(number, (64, 48)) for number in range(5)]
 
-    def made(cut, overwrite=True, side=16):
+    def made(cut, side=16, fps=10.0):
         clips = [
             Clip("a", tmp_path / "a.mp4", segments, cut=cut),
-            Clip("p", None, {"phases": [0] * 5}, pictures=lambda: pictures, fps=10.0),
+            Clip("p", None, {"phases": [0] * 5}, pictures=lambda: pictures, fps=fps),
         ]
         data_set = DataSet(clips, {"all": ["x"]})
-        return write_data_set(data_set, out, "transcode", overwrite=overwrite, short_side=side)
+        return write_data_set(data_set, out, "transcode", overwrite=True, short_side=side)
 
     assert (made(None).made, made(None).kept) == (2, 2)
     assert content(out)["videos"] == {
@@ -206,6 +206,7 @@ def test_copies_have_frame_numbers_and_are_made_once(tmp_path):
     assert content(out)["videos"]["a.mp4"] == {"segments": [[5, 10, 0]]}  # at 0.32 to 0.48 s
     assert trees.numbers(out / "a.mp4") == [*range(3, 18)]
     assert made((0.1, 0.7), side=14).made == 2
+    assert made((0.1, 0.7), side=14, fps=20.0).made == 1
     (out / "a.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     with pytest.raises(UserError, match=r"a\.mp4 exists and is not a copy made here"):
         made(None)
