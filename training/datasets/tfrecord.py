@@ -60,7 +60,7 @@ class Record:
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             data, footer = file.read(self.size), file.read(_FOOTER.size)
-        if len(data) < self.size or len(footer) < _FOOTER.size:
+        if len(footer) < _FOOTER.size:
             raise UserError(self._problem("is cut off; the file is incomplete, fetch it again"))
         if _FOOTER.unpack(footer)[0] != masked_crc(data):
             raise UserError(self._problem("is damaged (its checksum differs); fetch it again"))

@@ -1,6 +1,7 @@
 """Penn Action: .mat files, key events, splits, and lengths that differ."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -56,15 +57,17 @@ def test_key_events_become_phases(run):
 
 
 def test_lengths_that_differ_are_resolved_as_by_carls_script(run):
-    _, labels, _ = run()
-    fifteen, twelve = [k * 3 // 15 for k in range(15)], [k * 3 // 12 for k in range(12)]
-    fewer = [fifteen[k * 15 // 12] for k in range(12)]  # the script's own line
-    assert labels["videos"]["frames/0003"]["phases"] == fewer
-    more = labels["videos"]["frames/0004"]["phases"]
-    kept = [k * 15 // 12 for k in range(12)]  # the frames that the script keeps
+    """floor(j L / F) in CARL's script, for labels or for the frames that it keeps."""
+    fifteen, twelve = [*range(15)], [*range(12)]
+    assert resampled(fifteen, 12) == [fifteen[math.floor(j * 15 / 12)] for j in range(12)]
+    more = resampled(twelve, 15)
+    kept = [math.floor(j * 15 / 12) for j in range(12)]
     assert [more[k] for k in kept] == twelve
     assert all(more[k] == more[max(one for one in kept if one <= k)] for k in range(15))
     assert resampled([5, 7], 2) == [5, 7]
+    _, labels, _ = run()
+    assert labels["videos"]["frames/0003"]["phases"] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert len(labels["videos"]["frames/0004"]["phases"]) == 15
 
 
 def test_official_split_and_videos_without_key_events(run):
