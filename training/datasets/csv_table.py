@@ -9,7 +9,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.parse import Row, number_of, read_json, read_table, several, split_of
+from training.datasets.parse import (
+    MOST_PHASES,
+    Row,
+    number_of,
+    read_json,
+    read_table,
+    several,
+    split_of,
+)
 from training.support.command import UserError
 
 LAYOUT = """
@@ -183,7 +191,9 @@ def _classes(
 
 def _in_order(names: list[str], given: Path | None) -> list[str]:
     """Phases that are numbers are phases 0, 1, ...; others stay in their order."""
-    if given is not None or not all(name.isdigit() for name in names):
+    if given is not None or not all(name.isdecimal() for name in names):
+        return names
+    if max(map(int, names)) >= MOST_PHASES or len({*map(int, names)}) < len(names):  # "1", "01"
         return names
     return [str(number) for number in range(max(map(int, names)) + 1)]
 

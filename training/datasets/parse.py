@@ -16,6 +16,7 @@ from typing import Any
 from training.support.command import UserError
 
 _SHOWN = 20
+MOST_PHASES = 10_000  # a larger number in annotations is no phase
 _SEPARATORS = ",;\t"
 _SPLITS = {
     "train": "train",

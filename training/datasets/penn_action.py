@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.parse import natural, split_of, wrong_layout
+from training.datasets.parse import MOST_PHASES, natural, split_of, wrong_layout
 from training.support.command import UserError
 
 if TYPE_CHECKING:
@@ -208,8 +208,9 @@ def _phases(path: Path) -> np.ndarray:
             f"{path}: expected one phase per frame, got {values.dtype} of shape {values.shape}"
         )
     phases = values.astype(np.int64)
-    if (phases != values).any() or phases.min() < -1:
-        wrong = values[(phases != values) | (phases < -1)][0]
+    odd = (phases != values) | (phases < -1) | (phases >= MOST_PHASES)
+    if odd.any():
+        wrong = values[odd][0]
         raise UserError(f"{path}: {wrong} is no phase; expected whole numbers from 0, or -1")
     return phases
 

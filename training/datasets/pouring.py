@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.parse import natural, split_of, wrong_layout
+from training.datasets.parse import MOST_PHASES, natural, split_of, wrong_layout
 from training.support.command import UserError
 
 if TYPE_CHECKING:
@@ -103,9 +103,12 @@ def _labels(record: Record) -> tuple[str, list[int], list[str]]:
             f"{where} ({name}) has {frames} frames, {len(labels)} frame_labels and len {length}; "
             "expected three equal numbers"
         )
-    if not frames or min(labels, default=0) < -1:
-        problem = f"has the frame label {min(labels)}" if frames else "has no frames"
-        raise UserError(f"{where} ({name}) {problem}")
+    if not frames:
+        raise UserError(f"{where} ({name}) has no frames")
+    if odd := [label for label in labels if not -1 <= label < MOST_PHASES]:
+        raise UserError(
+            f"{where} ({name}) has the frame label {odd[0]}; expected numbers from 0, or -1"
+        )
     texts = example.context.get("framelabels_string", [])
     return name, labels, bytes(texts[0]).decode().split(",") if texts else []
 

@@ -11,6 +11,7 @@ from training.datasets.dataset import DataSet
 from training.datasets.write import Written
 
 _SHOWN = 10
+_ACTIONS = 20
 _LABEL_KEYS = ("boundaries", "phases", "segments", "labels")
 
 
@@ -25,7 +26,7 @@ def summary(data_set: DataSet, written: Written, *, every: bool = False) -> list
     lines = [
         f"videos: {len(entries)}",
         f"  splits: {_counts(_splits(entries))}",
-        f"  actions: {_counts(entry.get('action', 'all') for entry in entries)}",
+        f"  actions: {_counts((entry.get('action', 'all') for entry in entries), every)}",
         f"  with phase labels: {labelled}",
     ]
     if views := [entry["view"] for entry in entries if "view" in entry]:
@@ -54,8 +55,11 @@ def _splits(entries: Iterable[dict[str, Any]]) -> Iterator[str]:
             yield entry.get("split", "train")
 
 
-def _counts(values: Iterable[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(Counter(values).items())) or "none"
+def _counts(values: Iterable[str], every: bool = True) -> str:
+    counted = [f"{name} {count}" for name, count in sorted(Counter(values).items())]
+    shown = counted if every or len(counted) <= _ACTIONS else counted[:_SHOWN]
+    more = f" and {len(counted) - len(shown)} more (--all)" if len(counted) > len(shown) else ""
+    return f"{', '.join(shown)}{more}" or "none"
 
 
 def _grouped(title: str, reasons: Mapping[str, str], every: bool) -> list[str]:

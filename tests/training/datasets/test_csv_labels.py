@@ -81,6 +81,8 @@ def test_phases_by_number_and_by_an_earlier_file(run, tmp_path):
     _, labels, _ = run(table)
     assert labels["classes"] == {"all": ["0", "1", "2"]}
     assert labels["videos"]["c.mp4"]["segments"] == [[0, 4, 2], [4, 9, 0]]
+    _, labels, _ = run(f"path,start,end,phase\nc.mp4,0,4,{1 << 40}\nc.mp4,4,9,0\n")
+    assert labels["classes"] == {"all": [str(1 << 40), "0"]}
     (tmp_path / "old.json").write_text('{"classes": {"all": ["a", "b", "c"]}}')
     table = "path,start,end,phase\nc.mp4,0,4,c\n"
     _, labels, _ = run(table, "--classes", str(tmp_path / "old.json"))

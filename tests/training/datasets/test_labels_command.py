@@ -115,6 +115,10 @@ def test_the_summary_names_what_is_missing(data_set, tmp_path):
     assert "  splits: test 2, train 1" in lines
     assert "  with phase labels: 1" in lines
     assert "missing: no such file (1): four.mp4" in lines
+    many = [Clip(f"{k}.mp4", None, {"action": f"a{k:02}"}) for k in range(21)]
+    written = write_data_set(DataSet(many), tmp_path / "many", dry_run=True)
+    assert "a08 1, a09 1 and 11 more (--all)" in summary(DataSet(many), written)[2]
+    written = write_data_set(data_set, tmp_path / "out", dry_run=True)
     assert "remark: odd (12): 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more (--all)" in lines
     assert "remark: odd (12): " + ", ".join(map(str, range(12))) in summary(
         data_set, written, every=True
@@ -190,14 +194,16 @@ def test_copies_have_frame_numbers_and_are_made_once(tmp_path):
     def made(cut, side=16, fps=10.0):
         clips = [
             Clip("a", tmp_path / "a.mp4", segments, cut=cut),
+            Clip("b.mp4", tmp_path / "a.mp4", {}),
             Clip("p", None, {"phases": [0] * 5}, pictures=lambda: pictures, fps=fps),
         ]
         data_set = DataSet(clips, {"all": ["x"]})
         return write_data_set(data_set, out, "transcode", overwrite=True, short_side=side)
 
-    assert (made(None).made, made(None).kept) == (2, 2)
+    assert (made(None).made, made(None).kept) == (3, 3)
     assert content(out)["videos"] == {
         "a.mp4": {"segments": [[5, 10, 0]]},
+        "b.mp4": {},
         "p.mp4": {"phases": [0] * 5},
     }
     copy = probe(out / "p.mp4")
@@ -205,7 +211,7 @@ def test_copies_have_frame_numbers_and_are_made_once(tmp_path):
     assert made((0.1, 0.7)).made == 1  # frames at 0.12 to 0.68 s: 3 to 17
     assert content(out)["videos"]["a.mp4"] == {"segments": [[5, 10, 0]]}  # at 0.32 to 0.48 s
     assert trees.numbers(out / "a.mp4") == [*range(3, 18)]
-    assert made((0.1, 0.7), side=14).made == 2
+    assert made((0.1, 0.7), side=14).made == 3
     assert made((0.1, 0.7), side=14, fps=20.0).made == 1
     (out / "a.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     with pytest.raises(UserError, match=r"a\.mp4 exists and is not a copy made here"):

@@ -153,6 +153,7 @@ def test_wrong_layouts_and_files(run, tmp_path):
     for value, message in (
         (np.array([0, 1.5]), "1.5 is no phase"),
         (np.array([0, -2]), "-2 is no phase"),
+        (np.array([0, 1 << 40]), "1099511627776 is no phase"),
         (np.zeros((3, 2)), "float64 of shape (3, 2)"),
         (np.array([{}], dtype=object), "is not a readable .npy file"),
     ):

@@ -106,6 +106,7 @@ def test_records_that_do_not_fit(run, tmp_path):
         ([trees.sequence_example("a", pictures, [0, 1])], "(a) has 3 frames, 2 frame_labels"),
         ([trees.sequence_example("a", [], [])], "(a) has no frames"),
         ([trees.sequence_example("a", pictures, [0, 1, -3])], "(a) has the frame label -3"),
+        ([trees.sequence_example("a", pictures, [0, 1, 1 << 40])], "the frame label 1099511627776"),
         ([good, good], "record 1 is 'a', as record 0 of"),
         ([trees._map(1, {"image": trees._bytes_feature(b"x")})], "record 0 has image; expected"),
     ):
