@@ -1,0 +1,102 @@
+"""ActivityNet v1.3: videos of any length and a JSON file with segments in seconds."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from training.datasets.dataset import Clip, DataSet, Reader
+from training.datasets.layout import ABSENT, find, label_names, usable_segments
+from training.datasets.parse import by_stem, media_files, read_json, several, split_of, wrong_layout
+from training.support.command import UserError
+
+_LAYOUT = """\
+SOURCE/
+  activity_net.v1-3.min.json                 any folder
+  v1-3/train_val/v_ID.mp4                    also mkv and webm; any folder names
+  v1-3/test/v_ID.mp4
+"""
+_ACTION = "all"
+
+
+def _read(source: Path, args: Namespace) -> DataSet:
+    found = find(source, "activity_net*.json")
+    if not found:
+        raise wrong_layout(source, "no activity_net.v1-3.min.json", _LAYOUT)
+    if len(found) > 1:
+        names = ", ".join(one.name for one in found)
+        raise UserError(f"{source}: {names} lie side by side; leave only the one to be read")
+    (path,) = found
+    database = _database(path)
+    paths = media_files(source)
+    if not paths:
+        raise wrong_layout(source, "no videos", _LAYOUT)
+    files = {stem: names[0] for stem, names in by_stem(paths).items()}
+    data_set = DataSet()
+    labels = set()
+    used = set()
+    for video, one in database.items():
+        labels |= {annotation["label"] for annotation in one["annotations"]}
+        stem = next((stem for stem in (f"v_{video}", video) if stem in files), None)
+        if stem is None:
+            data_set.missing[f"v_{video}"] = ABSENT
+            continue
+        used.add(stem)
+        name = files[stem]
+        entry: dict[str, Any] = {"action": _ACTION, "split": split_of(one["subset"])}
+        if one["annotations"]:
+            entry["unit"] = "seconds"
+            entry["segments"] = usable_segments(
+                data_set, name, _in_order(one["annotations"]), end=one.get("duration") or None
+            )
+        data_set.clips.append(Clip(name, paths[name], entry))
+    for stem, name in files.items():
+        if stem not in used:
+            data_set.unused[name] = f"not in {path.name}"
+    if labels:
+        data_set.classes = {_ACTION: label_names(labels)}
+    return data_set
+
+
+def _in_order(annotations: list[dict[str, Any]]) -> list[tuple[float, float, str]]:
+    """Segments by their start; of two that start together the longer comes first."""
+    given = [(*each["segment"], each["label"]) for each in annotations]
+    return sorted(given, key=lambda segment: (segment[0], -segment[1]))
+
+
+def _database(path: Path) -> dict[str, dict[str, Any]]:
+    content = read_json(path)
+    database = content.get("database") if isinstance(content, dict) else None
+    if not isinstance(database, dict):
+        raise UserError(f'{path}: expected an object with "database", as in ActivityNet v1.3')
+    problems = [f"{video}: {text}" for video, one in database.items() if (text := _problem(one))]
+    if problems:
+        raise several(path, problems)
+    return database
+
+
+def _problem(one: Any) -> str:
+    """What is wrong with the annotation of a video; an empty string if nothing is."""
+    if not isinstance(one, dict) or split_of(str(one.get("subset"))) is None:
+        return 'expected "subset": "training", "validation" or "testing"'
+    if type(one.get("duration", 0)) not in (int, float):
+        return 'expected "duration" in seconds'
+    annotations = one.get("annotations")
+    if not isinstance(annotations, list):
+        return 'expected a list "annotations"'
+    for each in annotations:
+        times = each.get("segment") if isinstance(each, dict) else None
+        if not isinstance(times, list) or [type(t) in (int, float) for t in times] != [True] * 2:
+            return 'expected "segment": [start, end] in seconds in each annotation'
+        if not isinstance(each.get("label"), str):
+            return 'expected a "label" in each annotation'
+    return ""
+
+
+READER = Reader(
+    "activitynet",
+    "ActivityNet v1.3: segments of 200 classes in seconds, phases of the one action 'all'",
+    _LAYOUT,
+    _read,
+)

@@ -1,0 +1,151 @@
+"""Kinetics-400, -600 and -700: CVDF's folders with csv files, or class folders."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from training.datasets.dataset import Clip, DataSet, Reader
+from training.datasets.layout import ABSENT, find_file
+from training.datasets.parse import (
+    Row,
+    media_files,
+    number_of,
+    read_table,
+    several,
+    split_of,
+    wrong_layout,
+)
+
+_LAYOUT = """\
+SOURCE/                                      k400, k600 or k700-2020
+  train/ID_START_END.mp4                     CVDF's archives, unpacked; also val/ and test/;
+  train/CLASS/ID_START_END.mp4               or class folders, as the crawler makes them; also
+                                             videos_train/
+  annotations/train.csv                      or SOURCE/train.csv: label, youtube_id, time_start,
+                                             time_end, split; class folders need no csv
+  replacement/replacement_for_corrupted_k400/ID_START_END.mp4
+                                             CVDF's second copies of damaged videos, if there
+"""
+_REPLACEMENT = "replacement"
+_ID = 11  # characters of a YouTube id
+_NO_LABEL = "no label in the csv file"
+_EMPTY = "empty file (0 bytes): download it again"
+_REPLACED = "replaced by CVDF's second copy"
+_PREFIXES = ("", "kinetics_", "kinetics400_", "kinetics600_", "kinetics700_")
+_OPTIONAL = ("label", "split", "is_cc")
+
+
+@dataclass
+class _Files:
+    """The videos of a split by the stem of their file, and by their YouTube id."""
+
+    stems: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str) -> None:
+        stem = PurePosixPath(name).stem
+        self.stems[stem] = name
+        self.ids[stem[:_ID]] = name
+
+    def of(self, stem: str) -> str | None:
+        # Some copies leave out the times, or round them in another way.
+        return self.stems.get(stem) or self.ids.get(stem[:_ID])
+
+
+def _read(source: Path, args: Namespace) -> DataSet:
+    paths = media_files(source)
+    splits: dict[str, _Files] = {}
+    for name in paths:
+        top = name.partition("/")[0] if "/" in name else ""
+        split = _REPLACEMENT if top == _REPLACEMENT else split_of(top.removeprefix("videos_"))
+        if split is not None:
+            splits.setdefault(split, _Files()).add(name)
+    again = splits.pop(_REPLACEMENT, _Files())
+    if not splits:
+        raise wrong_layout(source, "no videos in train/, val/ or test/", _LAYOUT)
+    tables = {split: _table(source, split) for split in ("train", "val", "test")}
+    data_set = DataSet()
+    labels: set[str] = set()
+    for split, table in tables.items():
+        if table is None:
+            continue
+        if split not in splits:
+            text = "no videos of this split: its annotations are not read"
+            data_set.remark(text, f"{split} ({table})")
+            continue
+        found = {}  # name -> label, in the order of the csv file
+        for stem, label in _rows(table):
+            labels.add(label)
+            name = again.of(stem) or splits[split].of(stem)
+            if name is None:
+                data_set.missing[f"{split}/{stem}.mp4"] = ABSENT
+            elif not label:
+                data_set.unused[name] = _NO_LABEL
+            elif name in found:
+                data_set.remark("annotated twice: the first annotation is used", name)
+            else:
+                found[name] = label
+        _add(data_set, paths, split, found)
+        used = {PurePosixPath(name).stem[:_ID] for name in (*found, *data_set.unused)}
+        for name in splits[split].stems.values():
+            if PurePosixPath(name).stem[:_ID] not in used:
+                data_set.unused[name] = f"not in {table.name}"
+    for split, files in splits.items():
+        if tables[split] is None:
+            found = {}
+            for stem, name in files.stems.items():
+                folder = PurePosixPath(name).parent.name
+                if name.count("/") < 2:
+                    problem = f"no {split}.csv, and {name} does not lie in a class folder"
+                    raise wrong_layout(source, problem, _LAYOUT)
+                spaced = folder.replace("_", " ")  # as mmaction2 renames the folders
+                found[again.of(stem) or name] = spaced if spaced in labels else folder
+            _add(data_set, paths, split, found)
+    return data_set
+
+
+def _add(data_set: DataSet, paths: dict[str, Path], split: str, found: dict[str, str]) -> None:
+    for name, label in found.items():
+        if paths[name].stat().st_size == 0:
+            data_set.missing[name] = _EMPTY
+            continue
+        if name.startswith(f"{_REPLACEMENT}/"):
+            data_set.remark(_REPLACED, name)
+        data_set.clips.append(Clip(name, paths[name], {"action": label, "split": split}))
+
+
+def _table(source: Path, split: str) -> Path | None:
+    names = ("val", "validate", "validation") if split == "val" else (split,)
+    return find_file(source, *(f"{prefix}{one}.csv" for one in names for prefix in _PREFIXES))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str]]:
+    """(ID_START_END, label) of each row; the label is empty where the file has none."""
+    problems = []
+    for row in read_table(path, ("youtube_id", "time_start", "time_end"), _OPTIONAL):
+        try:
+            times = [int(number_of(row[key])) for key in ("time_start", "time_end")]
+        except ValueError:
+            problems.append(_not_numbers(row))
+            continue
+        yield f"{row['youtube_id']}_{times[0]:06}_{times[1]:06}", row["label"]
+    if problems:
+        raise several(path, problems)
+
+
+def _not_numbers(row: Row) -> str:
+    return (
+        f"line {row.line}: time_start {row['time_start']!r} and time_end {row['time_end']!r} must "
+        "be numbers of seconds"
+    )
+
+
+READER = Reader(
+    "kinetics",
+    "Kinetics-400, -600 or -700: the class of a video is its action",
+    _LAYOUT,
+    _read,
+)
