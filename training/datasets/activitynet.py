@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.layout import ABSENT, find, label_names, usable_segments
-from training.datasets.parse import by_stem, media_files, read_json, several, split_of, wrong_layout
+from training.datasets.layout import ABSENT, by_id, find, label_names, usable_segments
+from training.datasets.parse import media_files, read_json, several, split_of, wrong_layout
 from training.support.command import UserError
 
 _LAYOUT = """\
@@ -32,8 +32,8 @@ def _read(source: Path, args: Namespace) -> DataSet:
     paths = media_files(source)
     if not paths:
         raise wrong_layout(source, "no videos", _LAYOUT)
-    files = {stem: names[0] for stem, names in by_stem(paths).items()}
     data_set = DataSet()
+    files = by_id(data_set, paths)
     labels = set()
     used = set()
     for video, one in database.items():

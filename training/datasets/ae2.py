@@ -50,9 +50,8 @@ def _add(data_set: DataSet, source: Path, action: str, prefix: str, folder: Path
     files = media_files(folder)
     wanted = _by_folders(files) or _by_lists(folder)
     if not wanted:
-        raise wrong_layout(
-            source, f"{folder.name}: no {{ego,exo}}/train.csv, no train/ego", _LAYOUT
-        )
+        problem = f"{folder.name}: no {{ego,exo}}/train.csv, no train/ego"
+        raise wrong_layout(source, problem, _LAYOUT)
     there = [name for name in wanted if name in files]
     frames = in_threads(lambda name: _frames(files[name]), there, f"reading {action}", True)
     for name, count in zip(there, frames, strict=True):

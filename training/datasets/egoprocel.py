@@ -75,7 +75,9 @@ def _read(source: Path, args: Namespace) -> DataSet:
         data_set.clips.append(Clip(name, paths[name], entry))
     for name in paths:
         if name not in used:
-            data_set.unused[name] = "no annotation of this name"
+            data_set.unused[name] = (
+                "no annotation of this name, or another file of the same name is used"
+            )
     _name_steps(data_set, steps)
     return data_set
 

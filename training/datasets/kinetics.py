@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.layout import ABSENT, find_file
+from training.datasets.layout import ABSENT, SECOND, find_file
 from training.datasets.parse import (
     Row,
     media_files,
@@ -31,9 +31,6 @@ SOURCE/                                      k400, k600 or k700-2020
 """
 _REPLACEMENT = "replacement"
 _ID = 11  # characters of a YouTube id
-_NO_LABEL = "no label in the csv file"
-_EMPTY = "empty file (0 bytes): download it again"
-_REPLACED = "replaced by CVDF's second copy"
 _PREFIXES = ("", "kinetics_", "kinetics400_", "kinetics600_", "kinetics700_")
 _OPTIONAL = ("label", "split", "is_cc")
 
@@ -45,10 +42,13 @@ class _Files:
     stems: dict[str, str] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str) -> None:
+    def add(self, name: str) -> bool:
+        """Whether the stem of the file is new."""
         stem = PurePosixPath(name).stem
-        self.stems[stem] = name
-        self.ids[stem[:_ID]] = name
+        if stem in self.stems:
+            return False
+        self.stems[stem] = self.ids[stem[:_ID]] = name
+        return True
 
     def of(self, stem: str) -> str | None:
         # Some copies leave out the times, or round them in another way.
@@ -56,64 +56,78 @@ class _Files:
 
 
 def _read(source: Path, args: Namespace) -> DataSet:
+    data_set = DataSet()
     paths = media_files(source)
-    splits: dict[str, _Files] = {}
+    files: dict[str, _Files] = {}
     for name in paths:
         top = name.partition("/")[0] if "/" in name else ""
         split = _REPLACEMENT if top == _REPLACEMENT else split_of(top.removeprefix("videos_"))
-        if split is not None:
-            splits.setdefault(split, _Files()).add(name)
-    again = splits.pop(_REPLACEMENT, _Files())
-    if not splits:
+        if split is not None and not files.setdefault(split, _Files()).add(name):
+            data_set.unused[name] = SECOND
+    second = files.pop(_REPLACEMENT, _Files())
+    if not files:
         raise wrong_layout(source, "no videos in train/, val/ or test/", _LAYOUT)
-    tables = {split: _table(source, split) for split in ("train", "val", "test")}
-    data_set = DataSet()
-    labels: set[str] = set()
-    for split, table in tables.items():
-        if table is None:
-            continue
-        if split not in splits:
+    labelled: dict[str, dict[str, str]] = {}  # split -> name -> label
+    for split in ("train", "val", "test"):
+        table = _table(source, split)
+        if table is not None and split in files:
+            labelled[split] = _from_table(data_set, table, split, files[split], second)
+        elif table is not None:
             text = "no videos of this split: its annotations are not read"
             data_set.remark(text, f"{split} ({table})")
-            continue
-        found = {}  # name -> label, in the order of the csv file
-        for stem, label in _rows(table):
-            labels.add(label)
-            name = again.of(stem) or splits[split].of(stem)
-            if name is None:
-                data_set.missing[f"{split}/{stem}.mp4"] = ABSENT
-            elif not label:
-                data_set.unused[name] = _NO_LABEL
-            elif name in found:
-                data_set.remark("annotated twice: the first annotation is used", name)
-            else:
-                found[name] = label
-        _add(data_set, paths, split, found)
-        used = {PurePosixPath(name).stem[:_ID] for name in (*found, *data_set.unused)}
-        for name in splits[split].stems.values():
-            if PurePosixPath(name).stem[:_ID] not in used:
-                data_set.unused[name] = f"not in {table.name}"
-    for split, files in splits.items():
-        if tables[split] is None:
-            found = {}
-            for stem, name in files.stems.items():
-                folder = PurePosixPath(name).parent.name
-                if name.count("/") < 2:
-                    problem = f"no {split}.csv, and {name} does not lie in a class folder"
-                    raise wrong_layout(source, problem, _LAYOUT)
-                spaced = folder.replace("_", " ")  # as mmaction2 renames the folders
-                found[again.of(stem) or name] = spaced if spaced in labels else folder
-            _add(data_set, paths, split, found)
+    known = {label for found in labelled.values() for label in found.values()}
+    for split in files.keys() - labelled.keys():
+        labelled[split] = _from_folders(source, split, files[split], second, known)
+    for split in files:
+        _add(data_set, paths, split, labelled[split])
     return data_set
 
 
-def _add(data_set: DataSet, paths: dict[str, Path], split: str, found: dict[str, str]) -> None:
-    for name, label in found.items():
+def _from_table(
+    data_set: DataSet, table: Path, split: str, files: _Files, second: _Files
+) -> dict[str, str]:
+    """Name -> label of the videos of a split with a csv file, in its order."""
+    found: dict[str, str] = {}
+    listed = set()
+    for stem, label in _rows(table):
+        listed.add(stem[:_ID])
+        name = second.of(stem) or files.of(stem)
+        if name is None:
+            data_set.missing[f"{split}/{stem}.mp4"] = ABSENT
+        elif not label:
+            data_set.unused[name] = "no label in the csv file"
+        elif name in found:
+            data_set.remark("annotated twice: the first annotation is used", name)
+        else:
+            found[name] = label
+    for stem, name in files.stems.items():
+        if stem[:_ID] not in listed:
+            data_set.unused[name] = f"not in {table.name}"
+    return found
+
+
+def _from_folders(
+    source: Path, split: str, files: _Files, second: _Files, known: set[str]
+) -> dict[str, str]:
+    """Name -> label of the videos of a split without a csv file, which lie in class folders."""
+    found = {}
+    for stem, name in files.stems.items():
+        if name.count("/") < 2:
+            problem = f"no {split}.csv, and {name} does not lie in a class folder"
+            raise wrong_layout(source, problem, _LAYOUT)
+        label = PurePosixPath(name).parent.name
+        spaced = label.replace("_", " ")  # mmaction2's script replaces the blanks
+        found[second.of(stem) or name] = spaced if spaced in known else label
+    return found
+
+
+def _add(data_set: DataSet, paths: dict[str, Path], split: str, labelled: dict[str, str]) -> None:
+    for name, label in labelled.items():
         if paths[name].stat().st_size == 0:
-            data_set.missing[name] = _EMPTY
+            data_set.missing[name] = "empty file (0 bytes): download it again"
             continue
         if name.startswith(f"{_REPLACEMENT}/"):
-            data_set.remark(_REPLACED, name)
+            data_set.remark("CVDF's second copy is used", name)
         data_set.clips.append(Clip(name, paths[name], {"action": label, "split": split}))
 
 

@@ -11,6 +11,7 @@ from training.datasets.dataset import Clip, DataSet
 from training.datasets.parse import natural
 
 ABSENT = "no such file"
+SECOND = "another file of the same name is used"
 _DEPTH = 2
 
 
@@ -59,7 +60,8 @@ def add_class_folders(
     """
     there: dict[str, str] = {}
     for name in files:
-        there.setdefault(_class_and_stem(name), name)
+        if there.setdefault(_class_and_stem(name), name) != name:
+            data_set.unused[name] = SECOND
     for video, split in listed.items():
         key = _class_and_stem(video)
         name = there.pop(key, None)
@@ -70,6 +72,15 @@ def add_class_folders(
         short = "/".join(PurePosixPath(name).parts[-2:])
         data_set.clips.append(Clip(short, files[name], {"action": action, "split": split}))
     data_set.unused.update(dict.fromkeys(there.values(), unlisted))
+
+
+def by_id(data_set: DataSet, names: Iterable[str]) -> dict[str, str]:
+    """Id -> name, for videos whose file is called after their id; second ones are left out."""
+    found: dict[str, str] = {}
+    for name in names:
+        if found.setdefault(PurePosixPath(name).stem, name) != name:
+            data_set.unused[name] = SECOND
+    return found
 
 
 def _class_and_stem(name: str) -> str:

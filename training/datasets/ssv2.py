@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.layout import ABSENT, find_file
+from training.datasets.layout import ABSENT, by_id, find_file
 from training.datasets.parse import (
-    by_stem,
     media_files,
     read_json,
     read_lines,
@@ -37,10 +36,10 @@ def _read(source: Path, args: Namespace) -> DataSet:
     paths = media_files(source)
     if not paths:
         raise wrong_layout(source, "no videos", _LAYOUT)
-    files = {stem: names[0] for stem, names in by_stem(paths).items()}
     classes = _classes(source)
     answers = _answers(source)
     data_set = DataSet()
+    files = by_id(data_set, paths)
     listed: dict[str, str] = {}
     for name, path in lists.items():
         if path is None:
@@ -51,9 +50,8 @@ def _read(source: Path, args: Namespace) -> DataSet:
             if name != "test" and label is None:
                 raise UserError(f"{path}: entry {number} (id {video}) has no template")
             if video in listed:
-                raise UserError(
-                    f"{path}: entry {number}: the id {video} is also in {listed[video]}"
-                )
+                other = listed[video]
+                raise UserError(f"{path}: entry {number}: the id {video} is also in {other}")
             listed[video] = path.name
             file = files.get(video)
             if file is None:
