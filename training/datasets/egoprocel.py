@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.layout import ABSENT, usable_segments
+from training.datasets.layout import ABSENT, SECOND, usable_segments
 from training.datasets.parse import (
     by_stem,
     media_files,

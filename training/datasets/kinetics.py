@@ -5,10 +5,10 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.layout import ABSENT, SECOND, find_file
+from training.datasets.layout import ABSENT, SECOND, find_file, stem_of
 from training.datasets.parse import (
     Row,
     media_files,
@@ -44,7 +44,7 @@ class _Files:
 
     def add(self, name: str) -> bool:
         """Whether the stem of the file is new."""
-        stem = PurePosixPath(name).stem
+        stem = stem_of(name)
         if stem in self.stems:
             return False
         self.stems[stem] = self.ids[stem[:_ID]] = name
@@ -115,7 +115,7 @@ def _from_folders(
         if name.count("/") < 2:
             problem = f"no {split}.csv, and {name} does not lie in a class folder"
             raise wrong_layout(source, problem, _LAYOUT)
-        label = PurePosixPath(name).parent.name
+        label = name.split("/")[-2]
         spaced = label.replace("_", " ")  # mmaction2's script replaces the blanks
         found[second.of(stem) or name] = spaced if spaced in known else label
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -78,9 +79,14 @@ def by_id(data_set: DataSet, names: Iterable[str]) -> dict[str, str]:
     """Id -> name, for videos whose file is called after their id; second ones are left out."""
     found: dict[str, str] = {}
     for name in names:
-        if found.setdefault(PurePosixPath(name).stem, name) != name:
+        if found.setdefault(stem_of(name), name) != name:
             data_set.unused[name] = SECOND
     return found
+
+
+def stem_of(name: str) -> str:
+    """The file's name without folders and extension; fast, as data sets have 200,000 files."""
+    return os.path.splitext(name.rpartition("/")[2])[0]
 
 
 def _class_and_stem(name: str) -> str:

@@ -57,7 +57,7 @@ def _read(source: Path, args: Namespace) -> DataSet:
             if file is None:
                 data_set.missing[f"{video}.webm"] = ABSENT
             elif label is None:
-                data_set.unused[file] = f"no label: {path.name} has none, no test-answers.csv"
+                data_set.unused[file] = f"no label in {path.name} or test-answers.csv"
             elif classes and label not in classes:
                 data_set.unused[file] = f"the label {label!r} is not in labels.json"
             else:
