@@ -72,7 +72,8 @@ def _add(commands: argparse._SubParsersAction, reader: Reader) -> None:
 
 
 def _run(reader: Reader, args: argparse.Namespace) -> int:
-    from training.datasets.write import check_out, summary, write_data_set
+    from training.datasets.summary import summary
+    from training.datasets.write import check_out, write_data_set
 
     if not args.source.exists():
         raise UserError(f"{args.source} does not exist")

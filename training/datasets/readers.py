@@ -5,25 +5,33 @@ from __future__ import annotations
 from training.datasets import (
     activitynet,
     ae2,
+    csv_table,
     egoprocel,
+    finegym,
     hmdb51,
     ikea_asm,
     kinetics,
+    penn_action,
+    pouring,
     ssv2,
     ucf101,
 )
 from training.datasets.dataset import Reader
 
 READERS: dict[str, Reader] = {
-    reader.name: reader
-    for reader in (
-        ikea_asm.READER,
-        ae2.READER,
-        ucf101.READER,
-        hmdb51.READER,
-        kinetics.READER,
-        ssv2.READER,
-        activitynet.READER,
-        egoprocel.READER,
+    module.READER.name: module.READER
+    for module in (
+        penn_action,
+        pouring,
+        finegym,
+        ikea_asm,
+        ae2,
+        ucf101,
+        hmdb51,
+        kinetics,
+        ssv2,
+        activitynet,
+        egoprocel,
+        csv_table,
     )
 }

@@ -6,9 +6,8 @@ import contextlib
 import functools
 import json
 import os
-import shlex
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -25,7 +24,6 @@ from training.support.files import replacing
 
 _SHOWN = 10
 _FORMAT = 1  # raise by one when copies change: those of earlier calls are then made again
-_LABEL_KEYS = ("boundaries", "phases", "segments", "labels")
 _ENDINGS = ("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg")
 _UNFINISHED = ".pictures"
 
@@ -281,8 +279,7 @@ class _Maker:
         from training.data.labels import in_frames
 
         info = self.info(clip.source, clip.fps)
-        frames, entry = None, dict(clip.entry)
-        times = info.times
+        frames, times, options = None, info.times, {}
         if clip.cut is not None:
             first, stop = (int(k) for k in times.searchsorted(clip.cut))
             if first >= stop:
@@ -292,7 +289,13 @@ class _Maker:
                     f"{info.frames} frames in {times[-1]:g} s",
                 )
             frames, times = (first, stop), times[first:stop] - clip.cut[0]
-        entry = in_frames(entry, SimpleNamespace(frames=len(times), fps=info.fps, times=times))
+        entry = in_frames(clip.entry, SimpleNamespace(frames=len(times), fps=info.fps, times=times))
+        if clip.cut is not None and _end(entry) > len(times):
+            raise VideoError(
+                clip.source,
+                f"it ends after {info.times[-1]:g} s, before the labels from {clip.cut[0]:g} to "
+                f"{clip.cut[1]:g} s do",
+            )
         mark = json.dumps(
             {
                 "fastseq_transcode": _FORMAT,
@@ -306,9 +309,18 @@ class _Maker:
             return "kept", entry
         if state == "foreign":
             raise UserError(f"{target} exists and is not a copy made here; remove it")
-        options = {} if frames is None else {"frames": frames}
+        if frames is not None:
+            options["frames"] = frames
+        if clip.fps is not None:
+            options["fps"] = clip.fps
         transcode(clip.source, target, short_side=self.short_side, comment=mark, **options)
         return "made", entry
+
+
+def _end(entry: Mapping[str, Any]) -> int:
+    """The largest end of an entry's segments, in frames."""
+    parts = [entry, *entry.get("labels", {}).values()]
+    return max((stop for part in parts for _, stop, _ in part.get("segments", ())), default=0)
 
 
 def _probe(source: Path, fps: float | None) -> Any:
@@ -398,63 +410,3 @@ def _none_there(data_set: DataSet) -> str:
         name, reason = next(iter(data_set.unused.items()))
         return f"all {len(data_set.unused)} videos are left out; {name}: {reason}"
     return "the data set has no videos"
-
-
-def summary(data_set: DataSet, written: Written, *, every: bool = False) -> list[str]:
-    """The counts of a data set in a few lines.
-
-    Args:
-        every: show every name instead of the first 10 of each kind.
-    """
-    entries = written.entries.values()
-    labelled = sum(any(key in entry for key in _LABEL_KEYS) for entry in entries)
-    lines = [
-        f"videos: {len(entries)}",
-        f"  splits: {_counts(_splits(entries))}",
-        f"  actions: {_counts(entry.get('action', 'all') for entry in entries)}",
-        f"  with phase labels: {labelled}",
-    ]
-    if views := [entry["view"] for entry in entries if "view" in entry]:
-        lines.insert(3, f"  views: {_counts(views)}")
-    for text, names in data_set.remarks.items():
-        lines += _named(f"remark: {text}", names, every)
-    lines += _grouped("left out", data_set.unused, every)
-    lines += _grouped("missing", data_set.missing, every)
-    lines += _grouped("not written", written.failed, every)
-    if written.made or written.kept:
-        lines.append(f"written now: {written.made}, kept from before: {written.kept}")
-    if written.labels is None:
-        lines.append("nothing was written (--dry-run)")
-    else:
-        lines.append(f"written: {written.labels}")
-        lines.append(f"next: python -m training.prepare {shlex.quote(str(written.labels.parent))}")
-    return lines
-
-
-def _splits(entries: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """One split a video; with class sets, one a video and class set."""
-    for entry in entries:
-        sets = {key: one for key, one in entry.get("labels", {}).items() if "split" in one}
-        yield from (f"{key} {one['split']}" for key, one in sets.items())
-        if not sets:
-            yield entry.get("split", "train")
-
-
-def _counts(values: Iterable[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(Counter(values).items())) or "none"
-
-
-def _grouped(title: str, reasons: Mapping[str, str], every: bool) -> list[str]:
-    groups = defaultdict(list)
-    for name, reason in reasons.items():
-        groups[reason].append(name)
-    lines = []
-    for reason, names in sorted(groups.items(), key=lambda item: -len(item[1])):
-        lines += _named(f"{title}: {reason}", names, every)
-    return lines
-
-
-def _named(title: str, names: list[str], every: bool) -> list[str]:
-    shown = names if every else names[:_SHOWN]
-    more = f" and {len(names) - len(shown)} more (--all)" if len(names) > len(shown) else ""
-    return [f"{title} ({len(names)}): {', '.join(shown)}{more}"]
