@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.layout import ABSENT, by_id, find, label_names, usable_segments
+from training.datasets.layout import ABSENT, by_id, find, label_names
 from training.datasets.parse import media_files, read_json, several, split_of, wrong_layout
+from training.datasets.segments import lengths_of, usable_segments
 from training.support.command import UserError
 
 _LAYOUT = """\
@@ -35,24 +36,29 @@ def _read(source: Path, args: Namespace) -> DataSet:
     data_set = DataSet()
     files = by_id(data_set, paths)
     labels = set()
-    used = set()
+    used: dict[str, str] = {}  # name -> id
     for video, one in database.items():
         labels |= {annotation["label"] for annotation in one["annotations"]}
         stem = next((stem for stem in (f"v_{video}", video) if stem in files), None)
         if stem is None:
             data_set.missing[f"v_{video}"] = ABSENT
             continue
-        used.add(stem)
-        name = files[stem]
+        used[files[stem]] = video
+    annotated = {
+        name: paths[name] for name, video in used.items() if database[video]["annotations"]
+    }
+    lengths = lengths_of(annotated, "reading lengths")
+    for name, video in used.items():
+        one = database[video]
         entry: dict[str, Any] = {"action": _ACTION, "split": split_of(one["subset"])}
         if one["annotations"]:
             entry["unit"] = "seconds"
             entry["segments"] = usable_segments(
-                data_set, name, _in_order(one["annotations"]), end=one.get("duration") or None
+                data_set, name, _in_order(one["annotations"]), lengths.get(name), seconds=True
             )
         data_set.clips.append(Clip(name, paths[name], entry))
-    for stem, name in files.items():
-        if stem not in used:
+    for name in files.values():
+        if name not in used:
             data_set.unused[name] = f"not in {path.name}"
     if labels:
         data_set.classes = {_ACTION: label_names(labels)}
@@ -80,8 +86,6 @@ def _problem(one: Any) -> str:
     """What is wrong with the annotation of a video; an empty string if nothing is."""
     if not isinstance(one, dict) or split_of(str(one.get("subset"))) is None:
         return 'expected "subset": "training", "validation" or "testing"'
-    if type(one.get("duration", 0)) not in (int, float):
-        return 'expected "duration" in seconds'
     annotations = one.get("annotations")
     if not isinstance(annotations, list):
         return 'expected a list "annotations"'

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.layout import ABSENT, SECOND, usable_segments
+from training.datasets.layout import ABSENT, SECOND
 from training.datasets.parse import (
     by_stem,
     media_files,
@@ -20,6 +20,7 @@ from training.datasets.parse import (
     several,
     wrong_layout,
 )
+from training.datasets.segments import lengths_of, usable_segments
 
 _LAYOUT = """\
 SOURCE/
@@ -51,7 +52,8 @@ def _read(source: Path, args: Namespace) -> DataSet:
     stems = by_stem(paths)
     data_set = DataSet()
     steps: dict[str, dict[int, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-    used = set()
+    entries: dict[str, dict[str, Any]] = {}
+    segments: dict[str, list[tuple[float, float, int]]] = {}
     for table in tables:
         place = PurePosixPath(table.relative_to(source / "annotations").as_posix())
         stem = place.stem.removesuffix(_SUFFIX)
@@ -63,21 +65,20 @@ def _read(source: Path, args: Namespace) -> DataSet:
         if name is None:
             data_set.missing[(place.parent / stem).as_posix()] = ABSENT
             continue
-        used.add(name)
-        segments = [(start, stop, number) for start, stop, number, _ in rows]
-        entry: dict[str, Any] = {
-            "action": action,
-            "split": "train",
-            "view": _view(stem),
-            "unit": "seconds",
-            "segments": usable_segments(data_set, name, segments),
-        }
+        view = _view(stem)
+        entries[name] = {"action": action, "split": "train", "view": view, "unit": "seconds"}
+        segments[name] = [(start, stop, number) for start, stop, number, _ in rows]
+    lengths = lengths_of({name: paths[name] for name in entries}, "reading lengths")
+    for name, entry in entries.items():
+        entry["segments"] = usable_segments(
+            data_set, name, segments[name], lengths.get(name), seconds=True
+        )
         data_set.clips.append(Clip(name, paths[name], entry))
+    used = {PurePosixPath(name).stem for name in entries}
     for name in paths:
-        if name not in used:
-            data_set.unused[name] = (
-                "no annotation of this name, or another file of the same name is used"
-            )
+        if name not in entries:
+            second = PurePosixPath(name).stem in used
+            data_set.unused[name] = SECOND if second else "no annotation of this name"
     _name_steps(data_set, steps)
     return data_set
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.layout import find_file, label_names, usable_segments
+from training.datasets.layout import find_file, label_names
 from training.datasets.parse import media_files, read_json, read_lines, several, wrong_layout
+from training.datasets.segments import Length, lengths_of, usable_segments
 from training.support.command import UserError
 
 _LAYOUT = """\
@@ -35,6 +36,7 @@ def _read(source: Path, args: Namespace) -> DataSet:
     furniture = set(_FURNITURE if "all" in args.furniture else args.furniture)
     data_set = DataSet()
     labels: dict[str, set[str]] = {}
+    segments: dict[str, list[tuple[int, int, str]]] = {}
     for scan, one in database.items():
         action = scan.partition("/")[0]
         if action not in furniture:
@@ -45,42 +47,42 @@ def _read(source: Path, args: Namespace) -> DataSet:
         named = [s for s in one["annotation"] if s["label"] != _NA or args.na == "phase"]
         labels.setdefault(action, set()).update(each["label"] for each in named)
         # The owner's export writes the last frame of a segment, not the one after it.
-        segments = [(s["segment"][0], s["segment"][1] + 1, s["label"]) for s in named]
-        for device in args.device:
-            _add(data_set, source, scan, device, splits[scan], segments)
+        segments[scan] = [(s["segment"][0], s["segment"][1] + 1, s["label"]) for s in named]
     for scan in splits:
         if scan.partition("/")[0] in furniture and scan not in database:
             data_set.missing[scan] = f"not in {path.name}"
-    if not data_set.clips and not data_set.missing:
+    if not segments and not data_set.missing:
         raise wrong_layout(source, f"no scan of {', '.join(sorted(furniture))}", _LAYOUT)
+    places = {f"{scan}/{device}": scan for scan in segments for device in args.device}
+    media = {place: _media(source / place / "images") for place in places}
+    lengths = lengths_of({p: f for p, f in media.items() if f and f.is_file()}, "reading lengths")
+    for place, scan in places.items():
+        file, view = media[place], place.rpartition("/")[2]
+        if file is None:
+            data_set.missing[f"{place}/images"] = "no scan_video.avi and no pictures"
+            continue
+        entry: dict[str, Any] = {
+            "action": scan.partition("/")[0],
+            "split": splits[scan],
+            "view": view,
+        }
+        pictures = file.is_dir()
+        length = Length(len(list(file.glob("*.jpg"))), _FPS) if pictures else lengths.get(place)
+        entry["segments"] = usable_segments(data_set, place, segments[scan], length, seconds=False)
+        name = place if pictures else f"{place}{file.suffix}"
+        data_set.clips.append(Clip(name, file, entry, fps=_FPS if pictures else None))
     data_set.classes = {a: label_names(labels[a]) for a in sorted(labels) if labels[a]}
     return data_set
 
 
-def _add(
-    data_set: DataSet,
-    source: Path,
-    scan: str,
-    device: str,
-    split: str,
-    segments: list[tuple[int, int, str]],
-) -> None:
-    """Add the video of one camera."""
-    folder = source / scan / device / "images"
-    entry: dict[str, Any] = {"action": scan.partition("/")[0], "split": split, "view": device}
-    name = f"{scan}/{device}"
-    videos = media_files(folder) if folder.is_dir() else {}
-    pictures = sum(1 for _ in folder.glob("*.jpg")) if folder.is_dir() and not videos else 0
-    if not videos and not pictures:
-        data_set.missing[f"{name}/images"] = "no scan_video.avi and no pictures"
-        return
-    end = pictures or None
-    entry["segments"] = usable_segments(data_set, name, segments, end=end)
+def _media(folder: Path) -> Path | None:
+    """The video in a folder, or the folder itself if it has pictures."""
+    if not folder.is_dir():
+        return None
+    videos = media_files(folder)
     if videos:
-        (file, *_) = videos.values()
-        data_set.clips.append(Clip(f"{name}{file.suffix}", file, entry))
-    else:
-        data_set.clips.append(Clip(name, folder, entry, fps=_FPS))
+        return next(iter(videos.values()))
+    return folder if any(folder.glob("*.jpg")) else None
 
 
 def _splits(source: Path) -> dict[str, str]:

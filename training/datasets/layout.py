@@ -1,4 +1,4 @@
-"""Finding the files of a data set, videos in class folders, and segments that do not overlap."""
+"""Finding the files of a data set, and videos in class folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from training.datasets.dataset import Clip, DataSet
 from training.datasets.parse import natural
@@ -92,47 +91,6 @@ def stem_of(name: str) -> str:
 def _class_and_stem(name: str) -> str:
     path = PurePosixPath(name)
     return f"{path.parent.name}/{path.stem}"
-
-
-def usable_segments(
-    data_set: DataSet,
-    name: str,
-    segments: Iterable[tuple[float, float, Any]],
-    *,
-    end: float | None = None,
-) -> list[list[Any]]:
-    """Segments for an entry of labels.json, sorted by their start; no two overlap.
-
-    Where two segments overlap, the frames belong to the later one in the given sequence: a segment
-    inside an earlier one splits it in two. Empty segments are dropped, and segments are cut at 0
-    and at `end`. What was changed is added to the data set's remarks.
-
-    Args:
-        name: name of the video, for the remarks.
-        segments: (start, stop, label); the stop is not included.
-        end: length of the video in the unit of the segments; None if it is not known.
-    """
-    kept: list[tuple[float, float, Any]] = []
-    changes = set()
-    for start, stop, label in segments:
-        first, last = max(start, 0), stop if end is None else min(stop, end)
-        if (first, last) != (start, stop):
-            changes.add("segments cut to the length of the video")
-        if first >= last:
-            changes.add("empty segments dropped")
-            continue
-        parts = []
-        for begin, finish, other in kept:
-            if begin < last and finish > first and other != label:
-                changes.add("segments overlap: the later one gets the frames of both")
-            if begin < first:
-                parts.append((begin, min(finish, first), other))
-            if finish > last:
-                parts.append((max(begin, last), finish, other))
-        kept = [*parts, (first, last, label)]
-    for change in sorted(changes):
-        data_set.remark(change, name)
-    return [list(one) for one in sorted(kept)]
 
 
 def label_names(labels: Iterable[str]) -> list[str]:

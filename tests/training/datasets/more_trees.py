@@ -124,7 +124,7 @@ def build_activitynet(root: Path) -> Path:
     """One video of each subset; the segments of the training video overlap."""
     database = {
         "--1DO2V4K74": ("training", [(0.1, 0.3, "Rock climbing"), (0.05, 0.2, "Zumba")]),
-        "v_bcdefghij": ("validation", [(0.0, 0.25, "Zumba"), (0.3, 0.48, "Rock climbing")]),
+        "v_bcdefghij": ("validation", [(0.0, 0.25, "Zumba"), (0.3, 0.59, "Rock climbing")]),
         "0wR5jVB-WPk": ("testing", []),
     }
     content = {
@@ -132,7 +132,7 @@ def build_activitynet(root: Path) -> Path:
         "taxonomy": [],
         "database": {
             name: {
-                "duration": 0.48,
+                "duration": 0.6,
                 "subset": subset,
                 "resolution": "32x24",
                 "url": f"https://www.youtube.com/watch?v={name}",
@@ -215,3 +215,15 @@ def build_ikea_asm(root: Path) -> Path:
     for number in range(12):
         (folder / f"{number:06}.jpg").write_bytes(data.getvalue())
     return root
+
+
+BUILDERS = {
+    "ikea_asm": (build_ikea_asm, "."),
+    "ae2": (build_ae2, "."),
+    "ucf101": (build_ucf101, "."),
+    "hmdb51": (build_hmdb51, "."),
+    "kinetics": (build_kinetics, "."),
+    "ssv2": (build_ssv2, "."),
+    "activitynet": (build_activitynet, "."),
+    "egoprocel": (build_egoprocel, "."),
+}
