@@ -132,8 +132,9 @@ def _add(data_set: DataSet, paths: dict[str, Path], split: str, labelled: dict[s
 
 
 def _table(source: Path, split: str) -> Path | None:
-    names = ("val", "validate", "validation") if split == "val" else (split,)
-    return find_file(source, *(f"{prefix}{one}.csv" for one in names for prefix in _PREFIXES))
+    words = ("val", "validate", "validation") if split == "val" else (split,)
+    names = [f"{prefix}{word}.csv" for word in words for prefix in _PREFIXES]
+    return find_file(source, *names, depth=1)  # deeper folders have 200,000 files
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str]]:

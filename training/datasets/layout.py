@@ -12,17 +12,19 @@ from training.datasets.parse import natural
 
 ABSENT = "no such file"
 SECOND = "another file of the same name is used"
-_DEPTH = 2
 
 
-def find(source: Path, *patterns: str) -> list[Path]:
+def find(source: Path, *patterns: str, depth: int = 2) -> list[Path]:
     """The files that match one of the patterns, in the folder nearest to `source`, sorted.
 
     `source` is searched first, then the folders in it, then the folders in those. An empty list if
     there are none.
+
+    Args:
+        depth: number of levels of folders below `source`.
     """
-    for depth in range(_DEPTH + 1):
-        above = "*/" * depth
+    for level in range(depth + 1):
+        above = "*/" * level
         found = {path for pattern in patterns for path in source.glob(f"{above}{pattern}")}
         if files := [path for path in found if path.is_file()]:
             nearest = min(path.parent for path in files)
@@ -30,9 +32,9 @@ def find(source: Path, *patterns: str) -> list[Path]:
     return []
 
 
-def find_file(source: Path, *names: str) -> Path | None:
-    """The first file with one of the names, at most two folders below `source`, or None."""
-    found = find(source, *names)
+def find_file(source: Path, *names: str, depth: int = 2) -> Path | None:
+    """The file with the first of the names that is there, found as by `find`, or None."""
+    found = find(source, *names, depth=depth)
     return min(found, key=lambda path: names.index(path.name)) if found else None
 
 
