@@ -101,7 +101,5 @@ def test_wrong_annotations_and_layouts(tree):
     with pytest.raises(UserError, match=r"line 1: .* is also in train_cross_env.txt"):
         more_trees.read(READER, tree)
     shutil.rmtree(tree / "annotations")
-    with pytest.raises(
-        UserError, match=r"no gt_segments.json; it contains indexing_files/, Kallax"
-    ):
+    with pytest.raises(UserError, match=r"no gt_segments.json; it contains indexing_files/"):
         more_trees.read(READER, tree)

@@ -97,8 +97,6 @@ def test_wrong_rows_and_layouts(tree, tmp_path):
     )
     with pytest.raises(UserError, match=r"val.csv:\n  line 2: time_start 'soon'"):
         more_trees.read(READER, tree)
-    with pytest.raises(
-        UserError, match=r"no videos in train/, val/ or test/; it contains train.csv"
-    ):
-        more_trees.write(tmp_path / "empty" / "train.csv", "label\n")
+    more_trees.write(tmp_path / "empty" / "train.csv", "label\n")
+    with pytest.raises(UserError, match=r"no videos in train/, val/ or test/; it contains train"):
         more_trees.read(READER, tmp_path / "empty")
