@@ -85,16 +85,21 @@ def build_hmdb51(root: Path) -> Path:
 
 
 def build_kinetics(root: Path) -> Path:
-    """CVDF's folders: one file for each row, but for one of the second row of train.csv."""
+    """CVDF's folders: one file for each row, but none for the last row of train.csv."""
     header = "label,youtube_id,time_start,time_end,split\n"
     rows = {
-        "train": ['"air drumming",-A_bcdefghi,5,15,train', "abseiling,_4YTwq0-73Y,27.0,37.0,train"],
+        "train": [
+            '"air drumming",-A_bcdefghi,5,15,train',
+            "abseiling,AbCdEfGhIjK,1,11,train",
+            "abseiling,_4YTwq0-73Y,27.0,37.0,train",
+        ],
         "val": ["abseiling,0wR5jVB-WPk,417,427,validate"],
         "test": ["abseiling,zzzzzzzzzzz,0,10,test"],
     }
     for split, lines in rows.items():
         write(root / "annotations" / f"{split}.csv", header + "\n".join(lines) + "\n")
     place(root / "train" / "-A_bcdefghi_000005_000015.mp4")
+    place(root / "train" / "AbCdEfGhIjK_000001_000011.mp4")
     place(root / "val" / "0wR5jVB-WPk_000417_000427.mp4")
     place(root / "test" / "zzzzzzzzzzz_000000_000010.mp4")
     return root

@@ -23,6 +23,7 @@ def test_labels_and_splits_of_the_csv_files(tree):
     data_set = more_trees.read(READER, tree)
     assert entries(data_set) == {
         "train/-A_bcdefghi_000005_000015.mp4": ("air drumming", "train"),
+        "train/AbCdEfGhIjK_000001_000011.mp4": ("abseiling", "train"),
         "val/0wR5jVB-WPk_000417_000427.mp4": ("abseiling", "val"),
         "test/zzzzzzzzzzz_000000_000010.mp4": ("abseiling", "test"),
     }
@@ -86,7 +87,7 @@ def test_a_split_without_videos_and_rows_without_labels(tree):
 def test_missing_videos_change_the_exit_status(tree, capsys):
     assert main(["kinetics", str(tree), "--out", str(tree.parent / "out"), "--dry-run"]) == 3
     out = capsys.readouterr().out
-    assert "splits: test 1, train 1, val 1" in out
+    assert "splits: test 1, train 2, val 1" in out
     assert "missing: no such file (1): train/_4YTwq0-73Y_000027_000037.mp4" in out
 
 
