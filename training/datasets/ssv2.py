@@ -26,6 +26,7 @@ SOURCE/
   labels/test.json                           or something-something-v2-test.json, if needed
   labels/test-answers.csv                    ID;LABEL: labels of the test videos, if released
 """
+_DEPTH = 1  # the folder of the videos may have 220,000 files
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
@@ -70,7 +71,7 @@ def _read(source: Path, args: Namespace) -> DataSet:
 
 
 def _annotation(source: Path, name: str) -> Path | None:
-    return find_file(source, f"something-something-v2-{name}", name)
+    return find_file(source, f"something-something-v2-{name}", name, depth=_DEPTH)
 
 
 def _label(template: str) -> str:
@@ -101,7 +102,7 @@ def _classes(source: Path) -> set[str]:
 
 def _answers(source: Path) -> dict[str, str]:
     """Id -> label of the test videos; empty if the file is not there."""
-    path = find_file(source, "test-answers.csv")
+    path = find_file(source, "test-answers.csv", depth=_DEPTH)
     if path is None:
         return {}
     answers, problems = {}, []

@@ -68,8 +68,11 @@ def test_the_command_counts(tree, capsys):
 
 def test_wrong_lists_and_layouts(tree, tmp_path):
     path = tree / "ucfTrainTestlist" / "trainlist01.txt"
-    path.write_text("HandstandPushups/a.avi 1\nb.avi 1\nHandstandPushups/c.avi 37\n")
-    with pytest.raises(UserError, match=r"(?s)line 1: class 1 is ApplyEyeMakeup .*line 2: 'b.avi"):
+    twice = "HandstandPushups/c.avi 37\n"
+    path.write_text(f"HandstandPushups/a.avi 1\nb.avi 1\n{twice}{twice}")
+    with pytest.raises(
+        UserError, match=r"(?s)line 1: class 1 is ApplyEyeMakeup .*line 2: 'b.avi.*line 4: .*twice"
+    ):
         more_trees.read(READER, tree)
     path.unlink()
     with pytest.raises(UserError, match=r"no trainlist01.txt; it contains UCF-101/.* Expected"):
