@@ -63,6 +63,7 @@ def test_videos_in_other_folders_missing_and_unannotated(tree):
     videos = tree / "videos"
     (videos / "MECCANO/0003.mp4").rename(videos / "0003.mp4")
     (videos / f"{BROWNIE}.mp4").unlink()
+    more_trees.place(videos / "backup/OP01-R03-Pizza.mp4")
     more_trees.place(videos / "pc_assembly/0003.mp4")
     more_trees.place(videos / "pc_assembly/Head_5.mp4")
     data_set = more_trees.read(READER, tree)
@@ -70,7 +71,9 @@ def test_videos_in_other_folders_missing_and_unannotated(tree):
     assert "0003.mp4" in names
     assert len(names) == 4
     assert data_set.missing == {BROWNIE: "no such file"}
+    assert "EGTEA_Gaze+/Pizza/OP01-R03-Pizza.mp4" in names
     assert data_set.unused == {
+        "backup/OP01-R03-Pizza.mp4": "another file of the same name is used",
         "pc_assembly/0003.mp4": "another file of the same name is used",
         "pc_assembly/Head_5.mp4": "no annotation of this name",
     }
