@@ -24,6 +24,7 @@ from fastseq.video.pictures_listing import (
     the_sequence,
     why_none,
 )
+from fastseq.video.source import file_of, holds_pictures, pictures_in, read_bytes
 from fastseq.video.timeline import Deadline, VideoInfo, reason_of
 
 DEFAULT_FPS = 25.0  # FFmpeg's own for pictures
@@ -34,7 +35,8 @@ _SHOWN = 5
 class File(Protocol):
     """One encoded picture: `PictureFile`, or any object with these two."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def read(self) -> bytes: ...
 
@@ -56,20 +58,40 @@ class PictureFile:
             return file.read(_HEAD)
 
 
+@dataclass(frozen=True)
+class PictureInTar:
+    """A picture in a tar, by its name there and its locator."""
+
+    name: str
+    path: str
+
+    def read(self) -> bytes:
+        try:
+            return read_bytes(self.path)
+        except VideoError as error:
+            raise PictureError(error.reason) from error
+
+
 def is_pictures(path: str) -> bool:
-    """Whether a path is a folder, or a pattern ("FOLDER/img_*.jpg") of files in one."""
-    if os.path.isdir(path):
+    """Whether a path is a folder, a pattern ("FOLDER/img_*.jpg") of files in one, or pictures in a
+    tar."""
+    if os.path.isdir(path) or holds_pictures(path):
         return True
     folder, name = os.path.split(path)
     return "*" in name and not os.path.exists(path) and os.path.isdir(folder or os.curdir)
 
 
 def pictures_of(path: str) -> PictureFolder:
-    """The pictures of a folder or of a pattern, in numeric order.
+    """The pictures of a folder, of a pattern or of a part of a tar, in numeric order.
 
     Raises:
         VideoError: no pictures, pictures without numbers, or several sequences of them.
     """
+    members = pictures_in(path)
+    if members:
+        tar = file_of(path)
+        inside = [PictureInTar(name, f"{tar}#{first}+{size}") for name, first, size in members]
+        return PictureFolder(path, inside, [int(name.rsplit(".", 2)[1]) for name, *_ in members])
     folder, pattern = (path, "*") if os.path.isdir(path) else os.path.split(path)
     try:
         with os.scandir(folder or os.curdir) as entries:

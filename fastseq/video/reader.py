@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,18 +9,18 @@ import numpy as np
 import torch
 
 from fastseq.video._av import VideoError
-from fastseq.video.arguments import as_int, as_path
+from fastseq.video.arguments import as_int
 from fastseq.video.damage import judge
 from fastseq.video.decode import Converter, collect, read_counted, upright_by
 from fastseq.video.pictures import is_pictures, pictures_of
-from fastseq.video.source import chosen_stream, open_video
+from fastseq.video.source import VideoSource, as_source, chosen_stream, open_video
 from fastseq.video.timeline import Deadline, VideoInfo, scan
 
 _DEFAULT_FPS = 25  # FFmpeg's own
 
 
 def probe(
-    path: str | os.PathLike,
+    path: VideoSource,
     *,
     decode: bool = False,
     time_limit: float | None = None,
@@ -35,15 +34,19 @@ def probe(
     order). Of pictures the headers are read and the first one is decoded.
 
     Args:
-        path: a file, a folder of numbered pictures (JPEG, PNG, WebP), or the pattern of one of
-            several sequences in a folder, such as "frames/img_*.jpg".
+        path: the name of a file, its contents (bytes, bytearray, memoryview), or a binary file
+            object that can seek; a folder of numbered pictures (JPEG, PNG, WebP), or the pattern of
+            one of several sequences in a folder, such as "frames/img_*.jpg";
+            "FILE.tar#OFFSET+SIZE", a member of a tar that is not compressed. Contents are copied
+            unless they are bytes. A file object is read from its beginning and keeps its position;
+            `VideoInfo.path` is its name, or "<bytes>".
         decode: decode every frame, to find damage that only decoding shows: see `VideoInfo.gaps`.
         time_limit: seconds after which a `VideoError` is raised.
         fps: frames per second of pictures; default 25, FFmpeg's, with a remark.
     Raises:
         VideoError: no readable video stream, no pictures or several sequences of them, no sound
             frame, pictures not turned by a right angle, or the time limit exceeded.
-        TypeError: `path` is not the name of a file.
+        TypeError: `path` is none of these, or a file object in text mode or without seek.
         ValueError: `fps` is not positive, or passed for a video file.
 
     Example:
@@ -55,7 +58,7 @@ def probe(
         >>> info.frames, info.width, info.height, float(info.fps)
         (20, 64, 48, 25.0)
     """
-    path = as_path(path)
+    path = as_source(path)
     deadline = Deadline(path, time_limit)
     if is_pictures(path):
         return pictures_of(path).probe(decode=decode, deadline=deadline, fps=fps)
@@ -91,7 +94,7 @@ def probe(
     if turns % 2:
         width, height = height, width
     return VideoInfo(
-        path,
+        str(path),
         frames,
         width,
         height,
@@ -109,7 +112,7 @@ def probe(
 
 
 def read_frames(
-    path: str | os.PathLike,
+    path: VideoSource,
     indices: Sequence[int] | np.ndarray | torch.Tensor | None = None,
     *,
     short_side: int | None = None,
@@ -125,7 +128,7 @@ def read_frames(
     certainly yields the same frames, and otherwise at the beginning of the file.
 
     Args:
-        path: a file, a folder of numbered pictures, or a pattern, see `probe`.
+        path: a file, its contents, a file object, pictures or a member of a tar: see `probe`.
         indices: frame numbers from 0, in any order, repeats allowed. None: all frames.
         short_side: scale the shorter side to this many pixels, aspect kept.
         size: scale to exactly this size in pixels, an int for a square or (height, width).
@@ -139,7 +142,7 @@ def read_frames(
         VideoError: the file cannot be read, a requested frame cannot be decoded, is damaged or
             interlaced, or `crop` reaches past its picture. The result never has fewer frames, nor
             a substitute for a missing one.
-        TypeError: `path` is not the name of a file.
+        TypeError: `path` is none of these, or a file object in text mode or without seek.
         ValueError: negative or non-integer indices, both sizes passed, a size below 1, a `crop`
             that is not four whole numbers, is empty, or is combined with `size`.
 
@@ -151,7 +154,7 @@ def read_frames(
         >>> read_frames(path, [19, 0, 7], short_side=24).shape
         torch.Size([3, 24, 32, 3])
     """
-    path = as_path(path)
+    path = as_source(path)
     if short_side is not None and size is not None:
         raise ValueError("pass short_side or size, not both")
     box = None if crop is None else _as_box(crop)

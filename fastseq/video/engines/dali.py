@@ -26,6 +26,7 @@ from fastseq.video.engines.dali_inputs import (
 from fastseq.video.pictures import is_pictures
 from fastseq.video.reader import read_frames
 from fastseq.video.readings import Reading, Source, shape_of, wanted_frames
+from fastseq.video.source import file_of
 from fastseq.video.timeline import VideoInfo
 
 # FFmpeg's names. H.264 and HEVC left DALI's CPU build with version 2.1.1.
@@ -59,7 +60,8 @@ def unsupported(info: VideoInfo, device: str, version: str) -> str | None:
         return INTERLACED
     if not getattr(info, "random_access", True):
         return f"packets are falsely marked as key frames, and DALI relies on the marks; {_FIX}"
-    if info.path.lower().endswith(_CLOSED):
+    # The id, where there is one, has the extension of a member of a tar.
+    if any(name.lower().endswith(_CLOSED) for name in (info.path, getattr(info, "id", ""))):
         return f"DALI opens no {', '.join(_CLOSED)} files; the PyAV engine reads them"
     if device == "gpu":
         if info.codec not in _GPU_CODECS:
@@ -203,7 +205,7 @@ class DaliEngine:
         if is_pictures(path):
             raise VideoError(path, _NO_PICTURES)
         try:
-            stat = os.stat(path)
+            stat = os.stat(file_of(path))
         except OSError as error:
             raise VideoError(path, str(error.strerror)) from error
         stamp = (stat.st_mtime_ns, stat.st_size)  # a file may be rewritten

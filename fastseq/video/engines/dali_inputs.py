@@ -12,7 +12,7 @@ from fastseq.video.augment import blur_kernel, colour_map
 from fastseq.video.decode import past_the_end
 from fastseq.video.reader import probe
 from fastseq.video.readings import Clip, Reading, box_of, check_size, wanted_frames
-from fastseq.video.source import open_video
+from fastseq.video.source import open_video, read_bytes
 from fastseq.video.timeline import VideoInfo
 
 # (red, blue) weights in luma of FFmpeg's AVColorSpace numbers; the others are Rec. 601's.
@@ -132,10 +132,7 @@ def inputs_of(reading: Reading, file: File, size: int) -> Inputs:
             **_pixels(clip, file, size),
         }
         clips.append(draw)
-    try:
-        encoded = np.fromfile(reading.path, dtype=np.uint8)
-    except OSError as error:
-        raise VideoError(reading.path, str(error.strerror or error)) from error
+    encoded = np.frombuffer(read_bytes(reading.path), dtype=np.uint8)
     sides = (info.height, info.width)
     stored = sides[::-1] if info.rotation in (90, 270) else sides
     return Inputs(encoded, wanted.astype(np.int32), (len(wanted), *stored, 3), tuple(clips))
