@@ -84,7 +84,7 @@ def test_missing_numbers_and_other_sizes_are_remarks(tmp_path):
     folder = write_frames(tmp_path / "a", [1, 2, 5, 6, 8, 9])
     big = encoded(Image.fromarray(counter_frame(3)).resize((2 * WIDTH, 2 * HEIGHT), 0))
     (folder / "000006.jpg").write_bytes(big)
-    (folder / "cover.jpg").write_bytes(big)
+    (folder / "cover1.jpg").write_bytes(big)
     info = probe(folder)
     assert (info.frames, info.width, info.height, info.gaps) == (6, WIDTH, HEIGHT, ())
     assert info.remarks == (
@@ -93,7 +93,7 @@ def test_missing_numbers_and_other_sizes_are_remarks(tmp_path):
         "frames",
         f"pictures of another size than the first, 64 x 48: 1 of {2 * WIDTH} x {2 * HEIGHT}; they "
         "are scaled to it",
-        "1 other picture: cover.jpg",
+        "1 other picture: cover1.jpg",
     )
     assert places(read_frames(folder)) == [*range(6)]
     assert places(read_frames(folder, [3])) == [3]  # the first picture fixes the size
@@ -105,7 +105,7 @@ def test_missing_numbers_and_other_sizes_are_remarks(tmp_path):
 def test_damage_becomes_gaps(tmp_path):
     folder = write_frames(tmp_path / "a", range(1, 9))
     data = (folder / "000004.jpg").read_bytes()
-    (folder / "000004.jpg").write_bytes(data[: len(data) * 9 // 10])  # FFmpeg makes up the rest
+    (folder / "000004.jpg").write_bytes(data[:-30])  # FFmpeg would make up the rest
     (folder / "000007.jpg").write_bytes(b"")
     (folder / "000008.jpg").write_bytes(b"<html>")
     info = probe(folder)  # headers alone
@@ -224,7 +224,7 @@ def test_orientations_in_exif_are_applied(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[0x112] = orientation
     options = {"subsampling": 0} if kind == "JPEG" else {"lossless": True}
-    data = encoded(counter_frame(1234), kind, exif=exif, **options)
+    data = encoded(counter_frame(1233), kind, exif=exif, **options)
     (tmp_path / "1.jpg").write_bytes(data)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)).convert("RGB"))
     info = probe(tmp_path)
