@@ -59,6 +59,32 @@ def test_shards_of_a_labelled_folder(video_folder, capsys):
     check_training(out)
 
 
+def test_shards_of_several_class_sets(video_folder):
+    labels = {
+        "class_sets": {"two": {"all": ["a", "b"]}, "three": {"all": ["a", "b", "c"]}},
+        "videos": {
+            "a.mp4": {
+                "labels": {
+                    "two": {"boundaries": [9], "split": "val"},
+                    "three": {"segments": [[3, 5, "c"], [5, 9, 0]]},
+                }
+            },
+            "b.mp4": {"split": "test", "labels": {"three": {"boundaries": [2, 4]}}},
+        },
+    }
+    (video_folder / "labels.json").write_text(json.dumps(labels))
+    out = video_folder.parent / "shards"
+    write_shards(build_index(video_folder), out, progress=False)
+    build_index(out)
+    for class_set, classes in labels["class_sets"].items():
+        indexes = [load_index(folder, class_set=class_set) for folder in (video_folder, out)]
+        found = [{Path(one.id).name: one for one in index.videos} for index in indexes]
+        assert indexes[1].classes == classes
+        for name, alone in found[0].items():
+            assert found[1][name].split == alone.split
+            assert np.array_equal(found[1][name].phases, alone.phases)
+
+
 def test_prepare_writes_and_prepares_shards(video_folder):
     out = video_folder.parent / "shards"
     assert prepare.main([str(video_folder), "--shards", str(out), "--shard-size", "1"]) == 0
