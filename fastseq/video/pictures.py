@@ -24,7 +24,7 @@ from fastseq.video.pictures_listing import (
     the_sequence,
     why_none,
 )
-from fastseq.video.source import Contents, holds_pictures, pictures_in, tar_range
+from fastseq.video.source import file_of, holds_pictures, pictures_in, read_bytes
 from fastseq.video.timeline import Deadline, VideoInfo, reason_of
 
 DEFAULT_FPS = 25.0  # FFmpeg's own for pictures
@@ -35,7 +35,8 @@ _SHOWN = 5
 class File(Protocol):
     """One encoded picture: `PictureFile`, or any object with these two."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def read(self) -> bytes: ...
 
@@ -58,29 +59,22 @@ class PictureFile:
 
 
 @dataclass(frozen=True)
-class TarPicture:
-    """A picture in a tar: bytes `first` to `first + size`."""
+class PictureInTar:
+    """A picture in a tar, by its name there and its locator."""
 
     name: str
-    tar: str
-    first: int
-    size: int
+    path: str
 
     def read(self) -> bytes:
-        return self.head(self.size)
-
-    def head(self, most: int = _HEAD) -> bytes:
-        """The first bytes, with the size of most pictures."""
-        with open(self.tar, "rb") as file:
-            file.seek(self.first)
-            return file.read(min(most, self.size))
+        try:
+            return read_bytes(self.path)
+        except VideoError as error:
+            raise PictureError(error.reason) from error
 
 
 def is_pictures(path: str) -> bool:
-    """Whether a path is a folder, a pattern ("FOLDER/img_*.jpg") of files in one, or a part of a
-    tar with pictures."""
-    if isinstance(path, Contents):
-        return False
+    """Whether a path is a folder, a pattern ("FOLDER/img_*.jpg") of files in one, or pictures in a
+    tar."""
     if os.path.isdir(path) or holds_pictures(path):
         return True
     folder, name = os.path.split(path)
@@ -93,10 +87,11 @@ def pictures_of(path: str) -> PictureFolder:
     Raises:
         VideoError: no pictures, pictures without numbers, or several sequences of them.
     """
-    if place := tar_range(path):
-        found = pictures_in(path)
-        members = [TarPicture(name, place.tar, first, size) for name, first, size in found]
-        return PictureFolder(path, members)
+    members = pictures_in(path)
+    if members:
+        tar = file_of(path)
+        inside = [PictureInTar(name, f"{tar}#{first}+{size}") for name, first, size in members]
+        return PictureFolder(path, inside, [int(name.rsplit(".", 2)[1]) for name, *_ in members])
     folder, pattern = (path, "*") if os.path.isdir(path) else os.path.split(path)
     try:
         with os.scandir(folder or os.curdir) as entries:

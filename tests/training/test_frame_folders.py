@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import types
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from training.data.cache import FrameCache  # noqa: E402
 from training.data.files import find_videos, stamp_of  # noqa: E402
 from training.data.index import load_index  # noqa: E402
 from training.data.pictures import named  # noqa: E402
+from training.data.samples import Sample, Shard  # noqa: E402
 from training.data.transcode import transcode_folder  # noqa: E402
 from training.labelling.folder import VideoFolder  # noqa: E402
 from training.labelling.frames import CHUNK, Pictures  # noqa: E402
@@ -116,16 +116,17 @@ def test_pictures_that_are_no_video_are_named_with_the_remedy(tmp_path):
 
 def test_samples_of_tar_files_are_videos(tmp_path, monkeypatch):
     tree(tmp_path, "s-0.tar", "s-1.tar", "text.tar", "a.mp4")
-    sample = types.SimpleNamespace
     content = {
-        "s-0.tar": [sample(name="x.mp4", offset=512, size=2048, entry={"action": "jump"})],
-        "s-1.tar": [sample(name="y", offset=0, size=9216, entry={})],
+        "s-0.tar": [Sample("x", "x.mp4", 512, 2048, {"action": "jump"})],
+        "s-1.tar": [Sample("y", "y", 0, 9216)],
         "text.tar": [],
     }
-    shards = types.ModuleType("training.data.shards")
-    shards.samples_of = lambda tar: content[tar.name]
-    monkeypatch.setitem(__import__("sys").modules, "training.data.shards", shards)
+    monkeypatch.setattr(
+        "training.data.files.read_shard", lambda tar: Shard(content[tar.name], {".txt": 2})
+    )
     found = find_videos(tmp_path)
+    assert found.pictures == ["s-1.tar/y"]
+    assert found.unused == {".txt": 4}
     assert found.videos == ["a.mp4", "s-0.tar/x.mp4", "s-1.tar/y"]
     assert found.places == {"s-0.tar/x.mp4": "s-0.tar#512+2048", "s-1.tar/y": "s-1.tar#0+9216"}
     assert found.entries == {"s-0.tar/x.mp4": {"action": "jump"}}
@@ -166,7 +167,7 @@ def folder(tmp_path):
 def test_prepare_indexes_them(folder, capsys):
     assert main([str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "folders of pictures used as videos: 2 (frames/0001, frames/0002)" in out
+    assert "pictures used as videos: 2 (frames/0001, frames/0002)" in out
     assert "no frame rate given, 25 is assumed: pass fps (2): frames/0001, frames/0002" in out
     assert "raw (flow_x_*.jpg (12), img_*.jpg (12)): several sequences; pick one" in out
     assert main([str(folder), "--fps", "12.5"]) == 0

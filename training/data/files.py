@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,6 +12,7 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from training.data.samples import Shard, ShardError, read_shard
 from training.data.threads import in_threads
 from training.support.command import UserError
 
@@ -69,11 +70,12 @@ class Found:
         ignored: other files -> their extension, or what they are if not regular files.
         looked: the ignored files whose content was checked.
         unmatched: patterns of `include` that match no file.
-        closed: folders that cannot be read, with the reason.
+        closed: folders and tar files that cannot be read, with the reason.
         sequences: numbered pictures that are not used, with the reason and the remedy.
         places: video -> its locator relative to the folder, where that is not its name.
         entries: video -> its entry for the labels file, from a shard's JSON.
-        pictures: the videos that are folders of pictures.
+        pictures: the videos that are folders of pictures, or pictures in a tar file.
+        unused: extension -> number of members of shards that are neither media nor labels.
     """
 
     videos: list[str]
@@ -85,6 +87,7 @@ class Found:
     places: dict[str, str] = field(default_factory=dict)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: list[str] = field(default_factory=list)
+    unused: dict[str, int] = field(default_factory=dict)
 
     def place(self, name: str) -> str:
         """The locator of a video relative to the folder."""
@@ -151,12 +154,22 @@ def find_videos(
             ignored[name] = ending_of(name) or NO_ENDING
     places: dict[str, str] = {}
     entries: dict[str, dict[str, Any]] = {}
-    for tar, samples in _samples_in(folder, tars, progress).items():
+    unused: Counter[str] = Counter()
+    in_tars: list[str] = []
+    for tar, shard in _shards_in(folder, tars, progress).items():
+        if isinstance(shard, ShardError):
+            closed.append(f"{tar}: {shard.reason}")
+            continue
+        if not shard.samples:
+            continue
         del ignored[tar]
-        for sample in samples:
+        unused.update(shard.ignored)
+        for sample in shard.samples:
             name = f"{tar}/{sample.name}"
             videos.append(name)
             places[name] = f"{tar}#{sample.offset}+{sample.size}"
+            if sample.pictures:
+                in_tars.append(name)
             if sample.entry:
                 entries[name] = sample.entry
     frame_folders, sequences = _frame_folders(folder, in_folders, videos, pictures, ignored, places)
@@ -170,7 +183,8 @@ def find_videos(
         sequences,
         places,
         entries,
-        frame_folders,
+        [*frame_folders, *in_tars],
+        dict(unused.most_common()),
     )
 
 
@@ -216,34 +230,29 @@ def _frame_folders(
     return sorted(chosen), sequences
 
 
-def _samples_in(folder: Path, tars: list[str], progress: bool) -> dict[str, list[Any]]:
-    """Tar file -> its samples, of those that have any."""
-    if not tars:
-        return {}
-    from training.data.shards import samples_of
+def _shards_in(folder: Path, tars: list[str], progress: bool) -> dict[str, Shard | ShardError]:
+    """Tar file -> its samples, or why they cannot be found."""
 
-    def look(name: str) -> list[Any]:
-        return samples_of(folder / name)
+    def look(name: str) -> Shard | ShardError:
+        try:
+            return read_shard(folder / name)
+        except ShardError as error:
+            return error
+        except OSError as error:
+            return ShardError(folder / name, str(error.strerror or error))
 
-    found = zip(tars, in_threads(look, tars, "looking into shards", progress), strict=True)
-    return {tar: samples for tar, samples in found if samples}
+    found = in_threads(look, tars, "looking into shards", progress and bool(tars))
+    return dict(zip(tars, found, strict=True))
 
 
 def stamp_of(place: str | os.PathLike) -> list[int]:
     """By which a changed video is recognised: its file's size and time of modification, or the
     number of files in its folder and the folder's time of modification."""
-    from fastseq.video.pictures import is_pictures
+    from fastseq.video.source import file_of
 
-    path = os.fspath(place)
-    if is_pictures(path):
-        inside = path if os.path.isdir(path) else os.path.dirname(path)
-        return [len(os.listdir(inside)), os.stat(inside).st_mtime_ns]
-    if "#" in path and not os.path.exists(path):
-        from fastseq.video.source import file_of
-
-        path = file_of(path)
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
+    path = file_of(place)
+    status = path.stat()
+    return [len(os.listdir(path)) if path.is_dir() else status.st_size, status.st_mtime_ns]
 
 
 def list_files(folder: Path) -> tuple[list[str], list[str]]:

@@ -24,11 +24,11 @@ Classes = Mapping[str, Sequence[str]]  # action -> names of its phases, in order
 
 FORMS = ("boundaries", "segments", "phases")  # the ways to write the phases of a video
 _PART_KEYS = (*FORMS, "split")
-_ENTRY_KEYS = (
+ENTRY_KEYS = (
     *("action", "split", "view", *FORMS, "labels", "unlabelled_from"),
     *("unit", "trim", "crop", "sync", "fps", "remark"),
 )
-_KNOWN = frozenset(_ENTRY_KEYS)
+_KNOWN = frozenset(ENTRY_KEYS)
 
 
 def has_phases(part: Mapping[str, Any]) -> bool:
@@ -51,8 +51,8 @@ def entry_problems(entry: Mapping[str, Any], class_sets: Mapping[str, Classes]) 
     problems = []
     if not _KNOWN.issuperset(entry):
         for key in entry:
-            if key not in _ENTRY_KEYS:
-                problems.append(f"unknown key {key!r}{known_hint(key, _ENTRY_KEYS)}")
+            if key not in ENTRY_KEYS:
+                problems.append(f"unknown key {key!r}{known_hint(key, ENTRY_KEYS)}")
     problems += _split_problems(entry)
     unit = entry.get("unit", "frames")
     if unit not in UNITS:

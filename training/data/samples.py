@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastseq.video.source import NUMBERED_PICTURE
+from training.data.label_entries import ENTRY_KEYS
 from training.support.command import UserError
 
 UNKNOWN_ENDING = ".video"  # of a member whose file has no extension of a video
 _FEWEST = 3  # pictures of a sample, as in a folder
-_ENTRY_KEYS = {
-    *("action", "split", "view", "boundaries", "segments", "phases", "labels", "unlabelled_from"),
-    *("unit", "trim", "crop", "sync", "fps", "remark"),
-}
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -177,7 +174,7 @@ class _Finder:
             raise ShardError(self.tar, f"{member.name} is not JSON: {error}") from error
         if not isinstance(content, dict):
             return {}
-        return {key: value for key, value in content.items() if key in _ENTRY_KEYS}
+        return {key: value for key, value in content.items() if key in ENTRY_KEYS}
 
     def _check_end(self, count: int) -> None:
         """tarfile ends without an error where a header is damaged or the file is cut off."""

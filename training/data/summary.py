@@ -97,7 +97,7 @@ class Summary:
         lines = []
         if found.pictures:
             shown = self._named(found.pictures, _FEW, ", ...")
-            lines.append(f"folders of pictures used as videos: {len(found.pictures)} ({shown})")
+            lines.append(f"pictures used as videos: {len(found.pictures)} ({shown})")
         groups = defaultdict(list)
         for name, what in found.ignored.items():
             groups[what].append(name)
@@ -108,6 +108,9 @@ class Summary:
             ]
             lines.append(f"ignored: {', '.join(counted)}")
             lines.append("  to use one of these as a video: --include PATTERN")
+        if found.unused:
+            counted = [f"{count} {ending}" for ending, count in found.unused.items()]
+            lines.append(f"members of shards that are not used: {', '.join(counted)}")
         lines += (
             map("pictures not used: {}".format, found.sequences)
             if self.everything
