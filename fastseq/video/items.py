@@ -86,7 +86,8 @@ class Items:
     by their places: two frames on either side of a gap are neighbours, but their `steps` are not.
 
     Args:
-        videos: the videos to draw from, see `Video`.
+        videos: the videos to draw from, see `Video`; a list, or a lazy sequence as
+            in `fastseq.video.columns`, of which only the videos of an item are made.
         augmentation: augmentation of each clip.
         side: short side of the frame in whose pixels crops are drawn, see `decode_side`.
 
