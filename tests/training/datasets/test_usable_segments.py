@@ -39,9 +39,11 @@ def test_frames(segments, expected, remarks):
 
 
 def test_seconds_are_cut_and_need_a_frame():
-    segments = [(0, 1, "a"), (1, 1.04, "b"), (1.04, 1.07, "c"), (3.5, 4.2, "d"), (3.99, 4.2, "e")]
+    frame = (0.08, 0.12, "b")  # a frame lasts 0.04 s; the difference is less by rounding
+    assert frame[1] - frame[0] < 0.04
+    segments = [(0, 0.08, "a"), frame, (1.04, 1.07, "c"), (3.5, 4.2, "d"), (3.99, 4.2, "e")]
     usable, remarks = made(segments, seconds=True)
-    assert usable == [[0, 1, "a"], [1, 1.04, "b"], [3.5, 3.99, "d"]]
+    assert usable == [[0, 0.08, "a"], [*frame], [3.5, 3.99, "d"]]
     assert remarks == {CUT, SHORT, OVERLAP}
 
 
