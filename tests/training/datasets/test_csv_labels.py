@@ -68,6 +68,10 @@ def test_open_ends_need_the_length_unless_phases_follow_each_other(run):
     table = "path,start,end,phase\n"
     _, labels, _ = run(table + "c.mp4,0,4,x\nc.mp4,4,,y\n")
     assert labels["videos"]["c.mp4"]["boundaries"] == [4]
+    _, labels, _ = run(table + "c.mp4,9,20,z\nc.mp4,0,,x\nc.mp4,4,,y\n")
+    assert labels["videos"]["c.mp4"]["segments"] == [[0, 4, 1], [4, 9, 2], [9, 20, 0]]
+    _, labels, _ = run(table + "c.mp4,0,4,x\nc.mp4,6,,y\n")
+    assert labels["videos"]["c.mp4"]["segments"] == [[0, 4, 0], [6, 30, 1]]
     _, labels, _ = run(table + "c.mp4,5,,x\n")
     assert labels["videos"]["c.mp4"]["segments"] == [[5, 30, 0]]
     _, labels, _ = run(table + "c.mp4,0,4,x\nc.mp4,4,6,y\nc.mp4,6,,x\n")

@@ -263,5 +263,8 @@ def test_requests_that_are_refused(tmp_path, capsys):
         assert message in error
         assert error.startswith("error: ")
     assert not (tmp_path / "x").exists()
+    done = str(tmp_path / "done")  # no data set either, which would take long to find out
+    assert main(["penn_action", done, "--out", done, "--media", "none"]) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
     assert main(["penn_action", source, "--out", source, "--media", "none"]) == 0
     assert "frames/0001" in content(tmp_path / "source")["videos"]
