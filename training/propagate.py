@@ -124,7 +124,7 @@ def _how_to_mark(index: Index, name: str) -> str:
     folder = shlex.quote(str(index.folder))
     top, part = f'"classes": {json.dumps(classes)}', f'"boundaries": [{places}]'
     page = f", or set them in `python -m training.view {folder}`"
-    if class_set := getattr(index, "class_set", ""):
+    if class_set := index.class_set:
         named = json.dumps(class_set)
         top, part = f'"class_sets": {{{named}: ...}}', f'"labels": {{{named}: {{{part}}}}}'
         page = ""  # it does not edit class sets

@@ -14,6 +14,7 @@ from fastseq.video.engines.choose import ENGINES, choose_engine, open_engine
 from fastseq.video.engines.pyav import PyAVEngine
 from fastseq.video.items import ClipItems, Item, Items, TwoViews, VideoPairs, decode_side
 from fastseq.video.loader import ClipLoader, TooManyBadVideos
+from fastseq.video.order import ByShard, Mixture, Shuffled
 from fastseq.video.reader import probe, read_frames
 from fastseq.video.readings import Clip, Engine, Reading
 from fastseq.video.sampling import context_frames, sample_clip, sample_views
@@ -26,15 +27,18 @@ from fastseq.video.writer import write_video
 __all__ = [
     "ENGINES",
     "Augmentation",
+    "ByShard",
     "Clip",
     "ClipItems",
     "ClipLoader",
     "Engine",
     "Item",
     "Items",
+    "Mixture",
     "PyAVEngine",
     "Reading",
     "SegmentTuples",
+    "Shuffled",
     "SynchronisedViews",
     "TooManyBadVideos",
     "TwoViews",

@@ -30,7 +30,10 @@ def orientation_of(frame: Any) -> tuple[int, bool]:
 
     Raises UnknownOrientation. Stretching is ignored: pixels are assumed square.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV has no name for one of the frame's entries, such as EXIF
+        return round(frame.rotation / 90) % 4, False
     return (0, False) if matrix is None else _from_matrix(np.frombuffer(bytes(matrix), np.int32))
 
 

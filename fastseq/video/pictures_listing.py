@@ -111,13 +111,13 @@ def why_none(
         for name, is_folder in names.items()
         if not is_folder
     )
-    has = [f"{count} {kind}" for kind, count in kinds.most_common(_SHOWN)]
+    there = [f"{count} {kind}" for kind, count in kinds.most_common(_SHOWN)]
     if folders:
-        has.append(f"{len(folders)} folders")
+        there.append(f"{len(folders)} folders")
     advice = "pass a video file, or a folder of numbered pictures"
     if folders and not kinds:
         advice += f", such as {os.path.join(folder, folders[0])!r}"
-    return f"the folder has no {KINDS} pictures ({', '.join(has)}); {advice}"
+    return f"the folder has no {KINDS} pictures ({', '.join(there)}); {advice}"
 
 
 def listed(what: Sequence[Any]) -> str:

@@ -26,7 +26,7 @@ from fastseq.video.pictures import is_pictures
 from fastseq.video.reader import probe
 from fastseq.video.source import open_video
 from fastseq.video.stretch import Stretch, counted
-from fastseq.video.timeline import Deadline, VideoInfo
+from fastseq.video.timeline import Deadline, Timeline, VideoInfo
 from fastseq.video.writer import H264File
 
 # FFmpeg's numbers of colour matrices and ranges.
@@ -118,9 +118,10 @@ def transcode(
     if is_pictures(source):
         copy(lambda add: _add_pictures(info, first, stop, time_limit, add))
         return probe(target)
-    if first and info.timeline is not None:
+    timeline = info.timeline
+    if first and timeline is not None:
         try:
-            copy(lambda add: _add_found(info, first, stop, time_limit, add))
+            copy(lambda add: _add_found(info, timeline, first, stop, time_limit, add))
             return probe(target)
         except VideoError:  # damaged, interlaced, or other frames than from the start of the file
             pass
@@ -201,6 +202,7 @@ def _sound(info: VideoInfo, stretch: Stretch, deadline: Deadline) -> Iterator[An
 
 def _add_found(
     info: VideoInfo,
+    timeline: Timeline,
     first: int,
     stop: int,
     time_limit: float | None,
@@ -215,7 +217,7 @@ def _add_found(
         add(frame)
         deadline.restart()
 
-    problem = find_frames(info.path, np.arange(first, stop), info.timeline, deadline, True, put)
+    problem = find_frames(info.path, np.arange(first, stop), timeline, deadline, True, put)
     if problem:
         raise VideoError(info.path, problem)
 

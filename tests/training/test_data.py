@@ -73,6 +73,7 @@ def config(**changes):
         "workers": 0,
         "cache": "none",
         "cache_side": 24,
+        "weights": None,
     }
     return SimpleNamespace(**{**values, **changes})
 

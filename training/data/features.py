@@ -31,6 +31,7 @@ from fastseq.video.augment import ClipDraw, draw_clip
 from fastseq.video.engines.choose import dali_version
 from fastseq.video.gaps import frames_of
 from fastseq.video.readings import Source
+from fastseq.video.source import file_of
 from training.data.dataset import load_videos, open_evaluation_engine
 from training.data.files import stamp_of
 from training.data.index import VideoRecord
@@ -40,7 +41,6 @@ from training.support.files import replacing, write_json
 FOLDER_NAME = ".fastseq_features"  # hidden, so that the index ignores it
 _FORMAT = 1  # raise it when the same video and weights yield other features
 _STAMP = re.compile(r"[0-9a-f]{16}\.npy")
-_RANGE = re.compile(r"#\d+\+\d+$")  # of bytes in a tar file
 _ELSEWHERE = (
     "If features cannot be stored there, train with data.cache=none; evaluate a writable copy of "
     "the folder, with --folder"
@@ -94,7 +94,7 @@ class FeatureStore:
     def covers(self, record: VideoRecord) -> bool:
         """Whether a video lies in its folder under its id there."""
         folder, name = self._home(record)
-        file, own = Path(_RANGE.sub("", record.path)), folder / name
+        file, own = file_of(record.path), folder / name
         # A video in a tar file or of some pictures of a folder: the one lies in the other.
         return file == own or file in own.parents or own in file.parents
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 _NANOSECOND = 1e-9
+_MILLISECOND = 1e-3
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def unpacked_phases(packed: bytes) -> np.ndarray | None:
 
 
 def packed_times(times: np.ndarray | None, fps: float) -> bytes:
-    """Compressed differences in ns, int64; empty if all times lie within 1 % of a frame of k / fps.
+    """Compressed differences in ns, int64; empty if all times lie near k / fps.
+
+    Near is within 1 % of a frame, or within 1 ms: Matroska and WebM files have whole ms.
 
     Args:
         times: float64 (frames,), seconds since the first frame.
@@ -107,7 +110,7 @@ def packed_times(times: np.ndarray | None, fps: float) -> bytes:
     if times is None or not len(times):
         return b""
     even = np.arange(len(times)) / fps
-    if np.abs(times - even).max() <= 0.01 / fps:
+    if np.abs(times - even).max() <= max(0.01 / fps, _MILLISECOND):
         return b""
     steps = np.diff(np.rint(np.asarray(times) / _NANOSECOND).astype("<i8"), prepend=0)
     return zlib.compress(steps.tobytes())

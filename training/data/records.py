@@ -45,7 +45,7 @@ class VideoRecord:
             k shows the instant (k + offset) / fps seconds of the group. None = no group.
         unchecked: whether the remark in the labels file states that the labels are to be checked.
         times: float64 (frames,), seconds from the first frame to each frame, accurate to 1 ns; None
-            if every time differs from k / fps by at most 1 % of a frame.
+            if every time differs from k / fps by at most 1 % of a frame or 1 ms.
         source: number of the video's folder among those of the index.
         shard: number of the video's tar file in the index; -1 = the video is no part of one.
     """

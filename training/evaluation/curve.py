@@ -50,8 +50,8 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
 
 def scored_split(cfg: Any, index: Index) -> str:
     """The split that is evaluated during training: ``data.val_split`` if there are such videos."""
-    val = cfg.data.get("val_split", "val")
-    return val if any(record.split == val for record in index.videos) else cfg.data.test_split
+    val = cfg.data.val_split
+    return val if index.videos.where(split=val) else cfg.data.test_split
 
 
 class StepEvaluation:

@@ -252,7 +252,7 @@ class LabelsFile:
         names = Names(index.folder, records, {})
         matched = {names.match(key): key for key in labels.videos}
         keys = {name: key for name, key in matched.items() if name}
-        class_set = getattr(index, "class_set", next(iter(labels.class_sets)))
+        class_set = index.class_set
         if class_set not in labels.class_sets:
             raise UserError(
                 f"{path} does not declare the class set {class_set!r} of the index of "

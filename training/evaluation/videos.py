@@ -29,18 +29,19 @@ def split_videos(index: Selection, split: str) -> list[VideoRecord]:
 
 
 def known_doubts(run: str | Path, test: Sequence[VideoRecord]) -> dict[str, list[str]]:
-    """What puts figures on the test videos in doubt, for RUN/evaluation.json; warns on stderr.
+    """What puts figures on the scored videos in doubt, for RUN/evaluation.json; warns on stderr.
 
     Returns:
-        ``trained_on``: ids of the test videos that the run was trained on; the key is absent if the
+        ``trained_on``: ids of the scored videos that the run was trained on; the key is absent if the
         run does not tell. ``unchecked``: ids of those whose labels are to be checked.
     """
     from training.runs.videos import trained_on
 
     found = {"trained_on": trained_on(run, test)}
+    split = test[0].split if test else "test"
     if found["trained_on"]:
         print(
-            f"warning: {len(found['trained_on'])} of {len(test)} test videos were trained on: "
+            f"warning: {len(found['trained_on'])} of {len(test)} {split} videos were trained on: "
             f"{', '.join(found['trained_on'])}; figures on them say nothing about new videos: "
             "train again without them",
             file=sys.stderr,
@@ -48,8 +49,8 @@ def known_doubts(run: str | Path, test: Sequence[VideoRecord]) -> dict[str, list
     found["unchecked"] = [record.id for record in test if record.unchecked]
     if found["unchecked"]:
         print(
-            f"warning: {len(found['unchecked'])} of {len(test)} test videos have labels to be "
-            f"checked: {', '.join(found['unchecked'])}",
+            f"warning: {len(found['unchecked'])} of {len(test)} {split} videos have labels to "
+            f"be checked: {', '.join(found['unchecked'])}",
             file=sys.stderr,
         )
     return {key: ids for key, ids in found.items() if ids is not None}

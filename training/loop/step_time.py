@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastseq.video.columns import column
 from training.loop.random_batch import random_pixels
 from training.support.distributed import broadcast_from_main
 
@@ -37,7 +38,8 @@ def running_time(trainer: "Trainer") -> str:
             f"about {in_words(total)}{ends}: {_short(seconds)} s per step ({measured}, without "
             "reading videos)"
         )
-    stored = max(1, cfg.data.feature_draws) * sum(v.frames for v in trainer.loader.items.videos)
+    in_videos = int(column(trainer.loader.items.videos, "frames").sum())
+    stored = max(1, cfg.data.feature_draws) * in_videos
     filling = stored * _feature_seconds(model, cfg.augmentation.size, trainer.bf16)
     return (
         f"about {in_words(total + filling)}{ends}: {_short(seconds)} s per step ({measured}), "

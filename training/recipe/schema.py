@@ -336,7 +336,8 @@ class TrainConfig:
     compile: bool = _any(False, may_change=True)
     log_every: int = _at_least(20, 1, may_change=True)  # steps
     checkpoint_every: int = _at_least(1000, 1, may_change=True)  # steps
-    # Steps between evaluations on the test split, which the report plots; null: no evaluation.
+    # Steps between evaluations on the val videos, or on the test videos where there are none, which
+    # the report plots; null: no evaluation.
     evaluate_every: int | None = _at_least(None, 1, may_change=True)
     keep_checkpoints: int = _at_least(2, 1, may_change=True)
     # Consecutive steps without a finite loss after which the run stops.
