@@ -35,7 +35,7 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
     if cfg.train.evaluate_every is None:
         return None
     try:
-        index = open_index(cfg, None)
+        index = open_index(cfg, check=False)  # the loader has just checked
         records = []
         scored = scored_split(cfg, index)
         for name in (cfg.data.train_split, scored):

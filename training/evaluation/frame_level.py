@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.data.folders import labels_file, place, prepare
 from training.evaluation import metrics
 from training.evaluation.baselines import TIME_INDEX, time_index
 from training.evaluation.embed import EmbeddedVideo
@@ -30,7 +31,8 @@ from training.evaluation.videos import known_doubts, open_index, require_some, s
 from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
-    from training.data.index import Index, VideoRecord
+    from training.data.index import VideoRecord
+    from training.data.selection import Selection
 
 TAU_REMARK = (
     "Kendall's tau is about 1 for any encoder that encodes the frame's position, even an untrained "
@@ -98,13 +100,13 @@ def evaluate_frame_level(
     if left_out.videos:  # out of all rows, so that these compare the same videos
         train, test = left_out.kept(train), left_out.kept(test)
         for name, kept in zip(names, (train, test), strict=True):
-            require_some(kept, name, index.folder)
+            require_some(kept, name, place(index))
             require_labels(index, kept, name)
         rows = {TIME_INDEX: row(time_index(records()))}
     rows.update({name: row(videos) for name, videos in embedded.items()})
     return {
         "run": str(run),
-        "folder": str(index.folder),
+        "folder": place(index),
         "split": names[1],
         "protocol": protocol,
         "stride": stride,
@@ -192,13 +194,13 @@ def has_labels(records: Sequence[VideoRecord]) -> bool:
     return any(record.phases is not None and (record.phases >= 0).any() for record in records)
 
 
-def require_labels(index: Index, records: Sequence[VideoRecord], split: str) -> None:
+def require_labels(index: Selection, records: Sequence[VideoRecord], split: str) -> None:
     """UserError unless the videos of a split have labels."""
     if not has_labels(records):
         raise UserError(
             f"none of the {len(records)} readable videos of the split {split!r} has phase labels, "
-            f"which the metrics need: write {Path(index.folder) / 'labels.json'} and run "
-            f"`python -m training.prepare {index.folder}`"
+            f"which the metrics need: write {labels_file(index)} and run "
+            f"{prepare(index)}"
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.data.folders import labels_file, place, prepare
 from training.evaluation.encoders import (
     BACKBONE_CENTRED,
     ROW_DEFINITIONS,
@@ -20,6 +21,7 @@ from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
     from training.data.index import VideoRecord
+    from training.data.selection import Selection
 
 NAME = "vclr"
 FRAMES = 30
@@ -60,13 +62,13 @@ def evaluate_video_level(
             f"{names[0]!r} that the run was trained on; choose another --split"
         )
     train, test = (split_videos(index, name) for name in names)
-    _require_classes(index.folder, train)
+    _require_classes(index, train)
     left_out.in_index = len(index.bad)
     features = video_features(encoders, train + test, cfg, left_out, progress=progress)
     train, test = left_out.kept(train), left_out.kept(test)
     for name, kept in zip(names, (train, test), strict=True):
-        require_some(kept, name, index.folder)
-    _require_classes(index.folder, train)
+        require_some(kept, name, place(index))
+    _require_classes(index, train)
     labels = [np.array([record.action for record in split]) for split in (train, test)]
     rows = {
         name: {
@@ -78,7 +80,7 @@ def evaluate_video_level(
     }
     return {
         "run": str(run),
-        "folder": str(index.folder),
+        "folder": place(index),
         "split": names[1],
         "protocol": NAME,
         "videos": {"train": len(train), "test": len(test)},
@@ -200,11 +202,11 @@ def definitions(classes: int) -> dict[str, str]:
     return out
 
 
-def _require_classes(folder: Path, train: Sequence[VideoRecord]) -> None:
+def _require_classes(index: Selection, train: Sequence[VideoRecord]) -> None:
     actions = {record.action for record in train}
     if len(actions) < 2:
         raise UserError(
-            f"--protocol {NAME} classifies actions, but the training videos of {folder} all have "
-            f'the action {actions.pop()!r}: add "action" to them in {folder / "labels.json"} and '
-            f"run `python -m training.prepare {folder}`"
+            f"--protocol {NAME} classifies actions, but the training videos of {place(index)} "
+            f'all have the action {actions.pop()!r}: add "action" to them in {labels_file(index)} and '
+            f"run {prepare(index)}"
         )

@@ -32,8 +32,8 @@ def known_doubts(run: str | Path, test: Sequence[VideoRecord]) -> dict[str, list
     """What puts figures on the scored videos in doubt, for RUN/evaluation.json; warns on stderr.
 
     Returns:
-        ``trained_on``: ids of the scored videos that the run was trained on; the key is absent if the
-        run does not tell. ``unchecked``: ids of those whose labels are to be checked.
+        ``trained_on``: ids of the scored videos that the run was trained on; the key is absent if
+        the run does not tell. ``unchecked``: ids of those whose labels are to be checked.
     """
     from training.runs.videos import trained_on
 
