@@ -171,7 +171,7 @@ def _close(video: _Video) -> list[str]:
 def _classes(
     videos: Mapping[str, _Video], given: Path | None, problems: list[str]
 ) -> dict[str, list[str]]:
-    """Phases of each action: those of a labels file, else in the order of the table."""
+    """Phases of each action: those of a labels file, else as they first appear."""
     known = {} if given is None else _classes_of(given)
     classes: dict[str, list[str]] = {}
     for video in videos.values():
@@ -281,8 +281,8 @@ def _arguments(parser: ArgumentParser) -> None:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="labels file whose phases, in their order, are used (default: the phases in the order "
-        "of the table)",
+        help="labels file whose phases, in their order, are used (default: the order in which they "
+        "first appear, within a video by time)",
     )
     parser.add_argument("--fps", type=float, help="frames per second of folders of pictures")
     parser.add_argument(

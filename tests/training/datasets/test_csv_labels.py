@@ -69,7 +69,7 @@ def test_open_ends_need_the_length_unless_phases_follow_each_other(run):
     _, labels, _ = run(table + "c.mp4,0,4,x\nc.mp4,4,,y\n")
     assert labels["videos"]["c.mp4"]["boundaries"] == [4]
     _, labels, _ = run(table + "c.mp4,9,20,z\nc.mp4,0,,x\nc.mp4,4,,y\n")
-    assert labels["videos"]["c.mp4"]["segments"] == [[0, 4, 1], [4, 9, 2], [9, 20, 0]]
+    assert labels["videos"]["c.mp4"]["segments"] == [[0, 4, 0], [4, 9, 1], [9, 20, 2]]
     _, labels, _ = run(table + "c.mp4,0,4,x\nc.mp4,6,,y\n")
     assert labels["videos"]["c.mp4"]["segments"] == [[0, 4, 0], [6, 30, 1]]
     _, labels, _ = run(table + "c.mp4,5,,x\n")
