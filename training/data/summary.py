@@ -108,9 +108,10 @@ class Summary:
             ]
             lines.append(f"ignored: {', '.join(counted)}")
             lines.append("  to use one of these as a video: --include PATTERN")
-        lines += map("pictures not used: {}".format, found.sequences) if self.everything else named(
-            found.sequences
-        )
+        if self.everything:
+            lines += [f"pictures not used: {one}" for one in found.sequences]
+        else:
+            lines += named(found.sequences)
         lines += [f"--include {one}: no file of this name" for one in found.unmatched]
         lines += [f"not looked into: {name}" for name in found.closed]
         return lines
