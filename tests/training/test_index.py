@@ -27,6 +27,7 @@ from training.data.index import (
     load_index,
     load_indexes,
 )
+from training.data.labels import LabelError
 from training.data.packing import packed_times
 from training.data.records import Columns
 from training.support.command import UserError
@@ -422,7 +423,9 @@ def test_what_makes_an_index_stale(folder, checks):
     load_index(folder)
     (folder / "empty" / "n.mp4").write_bytes(b"")
     (folder / "unknown.xyz").write_bytes(b"")
+    status = (folder / "deep" / "c.mp4").stat()
     (folder / "deep" / "c.mp4").write_bytes(b"longer")
+    os.utime(folder / "deep" / "c.mp4", ns=(status.st_atime_ns, status.st_mtime_ns))
     (folder / "b.mp4").unlink()
     (folder / "z" / "f.mp4").unlink()
     (folder / "z").rmdir()
@@ -453,13 +456,22 @@ def test_the_index_of_an_earlier_version(folder, checks):
     assert not (folder / "fastseq_index.json").exists()
 
 
-def found_as(monkeypatch, **places):
-    """Make `find_videos` find these videos at these places."""
+def found_as(monkeypatch, entries=None, **places):
+    """Make `find_videos` find these videos at these places, with entries of labels.json."""
 
     def find_videos(folder, include=(), *, pictures=None, progress=False):
         others = {name: place for name, place in places.items() if place != name}
         in_folders = [name for name, place in places.items() if "#" not in place]
-        return Found(sorted(places), {}, [], [], [], places=others, pictures=in_folders)
+        return Found(
+            sorted(places),
+            {},
+            [],
+            [],
+            [],
+            places=others,
+            pictures=in_folders,
+            entries=entries or {},
+        )
 
     monkeypatch.setattr(build, "find_videos", find_videos)
 
@@ -486,6 +498,19 @@ def test_videos_in_shards(tmp_path, checks, monkeypatch):
     assert len(checks.made()) == 2
     (tmp_path / "s-2.tar").write_bytes(b"")
     assert "(s-2.tar is new)" in stale(tmp_path)
+
+
+def test_labels_in_shards(tmp_path, checks, monkeypatch):
+    (tmp_path / "s.tar").write_bytes(b"0" * 2048)
+    places = {"s.tar/a.mp4": "s.tar#512+1", "s.tar/b.mp4": "s.tar#1024+1"}
+    entry = {"action": "x", "split": "test", "boundaries": [7]}
+    found_as(monkeypatch, dict.fromkeys(places, entry), **places)
+    with pytest.raises(LabelError, match=r"s.tar/a.mp4: .*does not list the phases of .*'x'"):
+        build_index(tmp_path)
+    write_labels(tmp_path, {"s.tar/b.mp4": {"split": "val"}})
+    a, b = build_index(tmp_path).videos
+    assert (a.action, a.split, a.phases.tolist()) == ("x", "test", [0] * 7 + [1] * 33)
+    assert (b.action, b.split, b.phases) == ("all", "val", None)
 
 
 def picture_folder(path, prefixes=("",)):

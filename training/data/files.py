@@ -269,9 +269,10 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(root).relative_to(folder)
+        inside = Path(root).relative_to(folder).as_posix()
+        before = "" if inside == "." else f"{inside}/"
         names += [
-            (inside / name).as_posix()
+            before + name
             for name in files
             if not name.startswith((".", "fastseq_index."))
             and name not in (LABELS_NAME, CARRIED_NAME)
@@ -294,7 +295,7 @@ def by_name(name: str, include: Sequence[str] = ()) -> bool | None:
 
 
 def ending_of(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+    return os.path.splitext(name)[1].lower()
 
 
 def _matches(name: str, include: Iterable[str]) -> bool:

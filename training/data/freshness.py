@@ -10,7 +10,7 @@ import re
 import stat
 from array import array
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,8 +130,7 @@ def _search(
             found.folders.add(path)
             inside = _Folder(path, known(path), include)
             with os.scandir(where) as entries:
-                for entry in entries:
-                    inside.add(entry)
+                inside.read(entries)
         except OSError:  # no longer readable: what is known in it counts as gone
             found.folders.discard(path)
             continue
@@ -160,30 +159,31 @@ class _Folder:
     def below(self, name: str) -> str:
         return f"{self.path}/{name}" if self.path else name
 
-    def add(self, entry: os.DirEntry[str]) -> None:
-        name = entry.name
-        place = self.places.get(name)
-        if place is not None:
+    def read(self, entries: Iterable[os.DirEntry[str]]) -> None:
+        place_of = self.places.get
+        seen, sizes, times = self.seen.append, self.sizes.append, self.times.append
+        for entry in entries:
+            place = place_of(entry.name)
+            if place is None:
+                self._add_unknown(entry)
+                continue
             try:
                 status = entry.stat()
             except OSError:  # a link whose file is gone
-                return
-            self.seen.append(place)
-            self.sizes.append(status.st_size)
-            self.times.append(status.st_mtime_ns)
+                continue
+            seen(place)
+            sizes(status.st_size)
+            times(status.st_mtime_ns)
             if stat.S_ISDIR(status.st_mode):
                 self.known_pictures.add(place)
-                self.folders.append(name)
-        elif name.startswith("."):
-            return
-        elif _is(entry.is_dir):
-            self.folders.append(name)
-        else:
-            self._add_unknown(entry)
+                self.folders.append(entry.name)
 
     def _add_unknown(self, entry: os.DirEntry[str]) -> None:
         name = entry.name
-        if name in _OWN:
+        if name in _OWN or name.startswith("."):
+            return
+        if _is(entry.is_dir):
+            self.folders.append(name)
             return
         ending = ending_of(name)
         if ending in PICTURES:

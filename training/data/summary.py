@@ -111,11 +111,10 @@ class Summary:
         if found.unused:
             counted = [f"{count} {ending}" for ending, count in found.unused.items()]
             lines.append(f"members of shards that are not used: {', '.join(counted)}")
-        lines += (
-            map("pictures not used: {}".format, found.sequences)
-            if self.everything
-            else named(found.sequences)
-        )
+        if self.everything:
+            lines += [f"pictures not used: {one}" for one in found.sequences]
+        else:
+            lines += named(found.sequences)
         lines += [f"--include {one}: no file of this name" for one in found.unmatched]
         lines += [f"not looked into: {name}" for name in found.closed]
         return lines

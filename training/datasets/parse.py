@@ -200,14 +200,14 @@ def number_of(text: str) -> float:
 
 
 def media_files(folder: Path) -> dict[str, Path]:
-    """Video files below a folder, by their relative name with forward slashes, in natural order.
+    """Video files below a folder, by their relative name with forward slashes.
 
     Files are judged by their extension alone; hidden files and folders are skipped.
     """
     from training.data.files import by_name, list_files
 
     names, _ = list_files(folder)
-    return {name: folder / name for name in natural(names) if by_name(name) is True}
+    return {name: Path(f"{folder}/{name}") for name in names if by_name(name) is True}
 
 
 def by_stem(files: Iterable[str]) -> dict[str, list[str]]:

@@ -207,6 +207,6 @@ def _require_classes(index: Selection, train: Sequence[VideoRecord]) -> None:
     if len(actions) < 2:
         raise UserError(
             f"--protocol {NAME} classifies actions, but the training videos of {place(index)} "
-            f'all have the action {actions.pop()!r}: add "action" to them in {labels_file(index)} and '
-            f"run {prepare(index)}"
+            f'all have the action {actions.pop()!r}: add "action" to them in '
+            f"{labels_file(index)} and run {prepare(index)}"
         )
