@@ -209,7 +209,8 @@ def test_events_are_added_to_one_class_set(tmp_path):
         },
     }
     (tmp_path / "labels.json").write_text(json.dumps(content))
-    index = Index(tmp_path, [record(name) for name in ("a.mp4", "b.mp4")])
+    records = [record(name) for name in ("a.mp4", "b.mp4")]
+    index = Index(tmp_path, records, class_set="fine")
     labels = LabelsFile.read(tmp_path / "labels.json", index)
     carried = {"b.mp4": combine(record("b.mp4"), NAMES, [proposal(1, 2, 3)])}
     labels.write(tmp_path / "out.json", carried, "swing", ["a.mp4"])
@@ -220,9 +221,5 @@ def test_events_are_added_to_one_class_set(tmp_path):
     assert written["class_sets"] == content["class_sets"]
 
     (tmp_path / "labels.json").write_text(json.dumps({"videos": {}}))
-
-    class OfClassSet(Index):
-        class_set = "fine"
-
     with pytest.raises(UserError, match="does not declare the class set 'fine' of the index"):
-        LabelsFile.read(tmp_path / "labels.json", OfClassSet(tmp_path, index.videos))
+        LabelsFile.read(tmp_path / "labels.json", index)
