@@ -9,6 +9,7 @@ import torch
 from fastseq.video import write_video
 from training import align
 from training.evaluation import encoders
+from training.recipe.schema import plain_config
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 
@@ -38,7 +39,7 @@ def address(tmp_path_factory):
         write_video(folder / name, frames, 25.0)
         files.append(str(folder / name))
     cfg = SimpleNamespace(
-        data=SimpleNamespace(folder="none", engine="pyav", cache="none", cache_side=None),
+        data=plain_config({"data.folder": "none", "data.engine": "pyav"}).data,
         augmentation=SimpleNamespace(size=16),
     )
     with pytest.MonkeyPatch.context() as patch:

@@ -12,6 +12,7 @@ from fastseq.video import write_video
 from training import report
 from training.data.index import build_index
 from training.evaluation import encoders
+from training.recipe.schema import plain_config
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 
@@ -59,15 +60,13 @@ def write_run(folder, videos):
     (folder / "videos" / "labels.json").write_text(json.dumps(content))
     build_index(folder / "videos")
     cfg = SimpleNamespace(
-        data=SimpleNamespace(
-            folder=str(folder / "videos"),
-            train_split="train",
-            test_split="test",
-            engine="pyav",
-            cache="none",
-            cache_side=None,
-            num_frames=16,
-        ),
+        data=plain_config(
+            {
+                "data.folder": str(folder / "videos"),
+                "data.engine": "pyav",
+                "data.num_frames": 16,
+            }
+        ).data,
         augmentation=SimpleNamespace(size=SIDE),
         model=SimpleNamespace(
             backbone="grey", encoder="grey", layers=0, weights=None, backbone_share=0

@@ -173,13 +173,13 @@ def test_videos_that_are_none(run, capsys):
         ("zero.mp4", "the file is empty (0 bytes)"),
         ("cut.mp4", "not a video file"),
         ("file", "not a video file"),
-        ("videos", "directory"),
+        ("videos", "the folder has no JPEG, PNG or WebP pictures"),
     ]:
         capsys.readouterr()
         assert align.main(["videos/a.mp4", bad, "--run", "run", "--out", "out"]) == 2
         error = one_line(capsys)
         assert bad in error
-        assert message in error.replace("Is a d", "d")
+        assert message in error
     assert not Path("out").exists()
 
 

@@ -199,15 +199,15 @@ def test_no_record_is_made_before_it_is_used(folder, checks, monkeypatch):
 def test_true_times(folder, checks):
     ticks = np.cumsum([0, *np.random.default_rng(0).choice([3003, 6006, 4511], 39)])
     checks.times["a.mp4"] = ticks / 90_000
-    even = np.arange(40) / 20
-    checks.times["b.mp4"] = even + 0.0004  # 0.8 % of a frame
-    checks.times["c.mp4"] = even + np.where(np.arange(40) == 20, 0.0006, 0)
+    even, other = np.arange(40) / 20, np.arange(40) == 20
+    checks.times["b.mp4"] = even + np.where(other, 0.0009, 0)  # less than a tick of Matroska
+    checks.times["c.mp4"] = even + np.where(other, 0.0012, 0)
     build_index(folder)
     a, b, c, *_ = load_index(folder).videos
     assert a.times.dtype == np.float64
     assert np.abs(a.times - ticks / 90_000).max() <= 1e-9
     assert b.times is None
-    assert c.times[20] - c.times[19] == pytest.approx(0.0506, abs=1e-9)
+    assert c.times[20] - c.times[19] == pytest.approx(0.0512, abs=1e-9)
     long = np.cumsum(np.random.default_rng(0).choice([3003, 6006], 300)) / 90_000
     assert len(packed_times(long, 30.0)) < 300  # bytes, of 2400
 

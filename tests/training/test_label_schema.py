@@ -152,5 +152,5 @@ def test_the_examples_of_the_documentation(text, tmp_path):
 def test_all_keys_of_entries_are_in_the_schema():
     from training.data import label_entries
 
-    assert {*SCHEMA["$defs"]["entry"]["properties"]} == {*label_entries._ENTRY_KEYS}
+    assert {*SCHEMA["$defs"]["entry"]["properties"]} == {*label_entries.ENTRY_KEYS}
     assert {*SCHEMA["$defs"]["part"]["properties"]} == {*label_entries._PART_KEYS}

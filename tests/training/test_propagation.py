@@ -209,7 +209,8 @@ def test_events_are_added_to_one_class_set(tmp_path):
         },
     }
     (tmp_path / "labels.json").write_text(json.dumps(content))
-    index = Index(tmp_path, [record(name) for name in ("a.mp4", "b.mp4")], class_set="fine")
+    records = [record(name) for name in ("a.mp4", "b.mp4")]
+    index = Index(tmp_path, records, class_set="fine")
     labels = LabelsFile.read(tmp_path / "labels.json", index)
     carried = {"b.mp4": combine(record("b.mp4"), NAMES, [proposal(1, 2, 3)])}
     labels.write(tmp_path / "out.json", carried, "swing", ["a.mp4"])

@@ -2,14 +2,15 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from runs import RECIPE
 
+from fastseq.video import ByShard, Mixture
 from training.data import dataset, selection
 from training.data.features import FeatureStore
 from training.data.index import StaleIndex, build_index
@@ -171,52 +172,41 @@ def test_a_stale_folder_among_several_is_named(folders):
 # --- the order of an epoch ----------------------------------------------------------------------
 
 
-@pytest.fixture
-def orders(monkeypatch):
-    """In place of the orders of fastseq.video: what they are made with."""
-    module = ModuleType("fastseq.video.order")
-    module.Mixture = lambda *given: ("mixture", *given)
-    module.ByShard = lambda *given: ("by shard", *given)
-    monkeypatch.setitem(sys.modules, "fastseq.video.order", module)
-
-
 def order_of(sources, shards, weights=None, folders=("x", "y"), **options):
     videos = [SimpleNamespace(source=s, shard=k) for s, k in zip(sources, shards, strict=True)]
     cfg = plain_config({"data.folder": [*folders], "data.weights": weights}).data
     return dataset.open_order(videos, cfg, 7, **options)
 
 
-def test_files_are_shuffled_together_and_weights_mix_the_folders(orders):
+def test_files_are_shuffled_together_and_weights_mix_the_folders():
     assert order_of([0, 0, 1], [-1, -1, -1]) is None
     assert order_of([0, 0], [-1, -1], weights=[2], folders=["x"]) is None
-    name, sources, weights, seed = order_of([0, 0, 1], [-1, -1, -1], weights=[1, 3])
-    assert (name, sources.tolist(), weights, seed) == ("mixture", [0, 0, 1], [1, 3], 7)
+    order = order_of([0, 0, 1, 1], [-1] * 4, weights=[1, 3])
+    assert order.describe() == Mixture([0, 0, 1, 1], [1, 3], 7).describe()
+    assert sorted(order.order(0) >= 2) == [False, True, True, True]
 
 
-def test_shards_are_read_one_after_the_other(orders):
-    name, shards, *rest = order_of([0, 0, 1, 1], [0, 1, 0, 0], rank=1, world_size=2)
-    assert (name, rest) == ("by shard", [7, 1, 2])
-    assert shards.tolist() == [0, 1, 2, 2]  # shard 0 of each folder is another file
+def test_shards_are_read_one_after_the_other():
+    order = order_of([0, 0, 1, 1], [0, 1, 2, 2], rank=1, world_size=2)
+    assert order.share == (1, 2)
+    assert order.describe() == ByShard([0, 1, 2, 2], 7, 1, 2).describe()
     assert order_of([0, 0], [0, -1]) is None  # not all are in shards
 
 
-def test_weights_that_cannot_be_kept_are_refused(orders):
+def test_weights_that_cannot_be_kept_are_refused():
     with pytest.raises(UserError, match=r"data\.weights: the videos of y lie in shards, .*Remove"):
         order_of([0, 1], [-1, 4], weights=[1, 1])
     with pytest.raises(UserError, match=r"data\.weights: y has no video for training"):
         order_of([0, 0], [-1, -1], weights=[1, 1])
 
 
-def test_the_loader_gets_the_order(folders, orders, monkeypatch):
-    given = []
-    monkeypatch.setattr(
-        dataset, "ClipLoader", lambda *args, order, **options: given.append(order) or None
-    )
-    cfg = load_config("tiny.yaml", ["data.weights=[1,1]"])
+def test_the_loader_gets_the_order(folders):
+    cfg = load_config("tiny.yaml", ["data.weights=[1,3]"])
     records = selection.videos_of_split(selection.open_index(cfg), "train")
-    dataset.open_loader(records, cfg.data, plain_config({}).augmentation, 0, progress=False)
-    assert [order[0] for order in given] == ["mixture"]
-    np.testing.assert_array_equal(given[0][1], [0, 0, 1, 1])
+    loader, _ = dataset.open_loader(
+        records, cfg.data, OmegaConf.to_object(cfg.augmentation), 5, progress=False
+    )
+    assert loader.state_dict()["order"] == Mixture([0, 0, 1, 1], [1, 3], 5).describe()
 
 
 # --- features on disk ---------------------------------------------------------------------------

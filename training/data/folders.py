@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.data.files import LABELS_NAME
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -52,4 +50,6 @@ def prepare(index: Selection) -> str:
 
 def labels_file(index: Selection) -> str:
     """The labels file of the folder of an index, or of one of its folders, for a message."""
+    from training.data.files import LABELS_NAME  # imports torch
+
     return str(index.folders[0] / LABELS_NAME) if len(index.folders) == 1 else LABELS_NAME

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from training.data.threads import in_threads
 from training.datasets.dataset import Clip, DataSet, Reader
 from training.datasets.layout import ABSENT
 from training.datasets.parse import media_files, read_lines, wrong_layout
 from training.support.command import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _LAYOUT = """\
 SOURCE/                                      AE2_data, or one of its four folders
@@ -104,6 +105,8 @@ def _by_lists(folder: Path) -> dict[str, tuple[str, str]]:
 
 def _read_labels(path: Path) -> dict[str, np.ndarray]:
     """int64 phases of each video; reads data alone, as a pickle could run any program."""
+    import numpy as np  # slow, and only needed here
+
     from training.carl_code.labels import LabelUnpickler
 
     try:

@@ -253,6 +253,14 @@ def build_csv(root: Path) -> None:
     (root / "table.csv").write_text(TABLE)
 
 
+# A small network on short clips, for a short test of every source.
+TINY = [
+    *("model.backbone=small_cnn", "model.weights=null", "model.train_from=all"),
+    *("augmentation.size=32", "data.num_frames=8", "data.batch_size=2", "data.workers=0"),
+    *("data.cache=none", "train.steps=2", "train.epochs=null", "train.max_minutes=null"),
+    "train.device=cpu",
+]
+
 # Name on the command line -> (tree, what SOURCE is below the root of the tree).
 BUILDERS = {
     "penn_action": (build_penn_action, "."),
@@ -263,15 +271,16 @@ BUILDERS = {
 
 
 def main() -> None:
-    """Time the command, and preparing its result, on every tree, in this process."""
+    """Time the command, preparing its result, and two training steps on it, for every tree."""
     from training.labels import main as labels
     from training.prepare import main as prepare
+    from training.train import main as train
 
     builders = dict(BUILDERS)
     more = importlib.util.find_spec("more_trees")
     if more is not None:
         builders |= importlib.import_module("more_trees").BUILDERS
-    print("| data set | command | seconds | prepare, seconds |\n|---|---|---|---|")
+    print("| command | labels, s | prepare, s | two steps, s |\n|---|---|---|---|")
     for name, (build, source) in builders.items():
         with tempfile.TemporaryDirectory() as folder:
             root, out = Path(folder, "source"), Path(folder, "out")
@@ -279,16 +288,18 @@ def main() -> None:
             build(root)
             made, reading = _timed(labels, [name, str(root / source), "--out", str(out)])
             prepared, preparing = _timed(prepare, [str(out)])
-            command = f"`labels {name} SOURCE --out OUT`"
-            print(f"| {name} | {command} | {reading:.2f} | {preparing:.2f} |")
-            if made not in (0, 3) or prepared:  # the trees lack a video on purpose
-                raise SystemExit(f"{name}: exit status {made}, then {prepared}")
+            options = [f"data.folder={out}", f"train.run_dir={folder}/run", *TINY]
+            trained, training = _timed(train, ["recipes/carl_small.yaml", *options])
+            seconds = f"{reading:.2f} | {preparing:.2f} | {training:.2f}"
+            print(f"| `labels {name} SOURCE --out OUT` | {seconds} |", flush=True)
+            if made not in (0, 3) or prepared or trained:  # the trees lack a video on purpose
+                raise SystemExit(f"{name}: exit statuses {made}, {prepared} and {trained}")
 
 
 def _timed(command: Callable[[list[str]], int], arguments: list[str]) -> tuple[int, float]:
     """(exit status, seconds) of a command whose output is hidden."""
     start = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         status = command(arguments)
     return status, time.perf_counter() - start
 
