@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.data.files import INDEX_NAME, Found
+from training.data.files import INDEX_NAME, LABELS_NAME, Found
 from training.data.freshness import changes
 from training.data.records import Columns, VideoRecord, Videos
 from training.data.store import FORMAT, DamagedIndex, Store
@@ -97,7 +97,7 @@ def _open(
                 if optional and store.about["class_sets"] == {"": {}}:
                     class_set = None
                 return _index(folder, store, class_set)
-            advice = f"{advice[:-1]}{_options(store.about)}`"
+            advice = f"{advice[:-1]}{_options(folder, store.about)}`"
     except (DamagedIndex, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -219,9 +219,11 @@ def _unknown_class_set(folder: Path, class_set: str, class_sets: Mapping[str, An
     return f"the labels of {folder} have no class set {class_set!r}; known: {', '.join(class_sets)}"
 
 
-def _options(about: Mapping[str, Any]) -> str:
+def _options(folder: Path, about: Mapping[str, Any]) -> str:
     """The options with which the index was made, for the command that makes it again."""
     options = ""
+    if about["labels"] is not None and about["labels"]["path"] != LABELS_NAME:
+        options += f" --labels {shlex.quote(os.path.normpath(folder / about['labels']['path']))}"
     if about["fps"] is not None:
         options += f" --fps {about['fps']:g}"
     if about["pictures"] is not None:
