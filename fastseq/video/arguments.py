@@ -23,13 +23,12 @@ _OF_A_VIDEO = ("id", "path", "frames", "fps", "width", "height", "action")
 
 def as_path(path: Any, name: str = "path") -> str:
     """The name of a file, as `str`."""
-    try:
-        return os.fsdecode(path)
-    except TypeError:
+    if not isinstance(path, str | os.PathLike):
         raise TypeError(
             f"{name} must be the name of a file (str or os.PathLike), got {_kind(path)}; write "
             "data in memory to a file first"
-        ) from None
+        )
+    return os.fsdecode(path)
 
 
 def as_int(name: str, value: Any, least: int | None = None) -> int:

@@ -16,7 +16,7 @@ from fastseq.video.timeline import Deadline, reason_of
 
 VideoSource = str | os.PathLike | bytes | bytearray | memoryview | IO[bytes]
 
-_RANGE = re.compile(r"(.+\.tar)#(\d+)\+(\d+)", re.DOTALL | re.IGNORECASE)
+_RANGE = re.compile(r"(.+\.tar)#([0-9]{1,18})\+([0-9]{1,18})", re.DOTALL | re.IGNORECASE)
 # A frame in a tar, by WebDataset's naming: KEY.000001.jpg; a key ends at the first dot.
 NUMBERED_PICTURE = re.compile(r"(?:.*/)?[^./]+\.(\d+)\.(?:jpe?g|png|webp)", re.DOTALL | re.I)
 _BLOCK = tarfile.BLOCKSIZE
@@ -167,9 +167,11 @@ def pictures_in(path: str) -> list[tuple[str, int, int]]:
 
 
 def tar_range(path: str) -> TarRange | None:
-    """The part of a tar that a locator names; None for any other path."""
-    found = _RANGE.fullmatch(path)
-    return TarRange(found[1], int(found[2]), int(found[3])) if found else None
+    """The part of a tar that a locator names; None for any other path, or a file of that name."""
+    found = None if isinstance(path, Contents) else _RANGE.fullmatch(path)
+    if found is None or os.path.exists(path):
+        return None
+    return TarRange(found[1], int(found[2]), int(found[3]))
 
 
 def _header(file: IO[bytes], offset: int) -> tarfile.TarInfo | None:
@@ -213,8 +215,9 @@ def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[An
     with contextlib.ExitStack() as stack:
         try:
             # Metadata in another encoding than UTF-8 must not prevent reading the frames.
+            # The mode of a file object may be that of writing, or a number.
             container = av.open(
-                _input(path, stack), timeout=deadline.seconds, metadata_errors="replace"
+                _input(path, stack), "r", timeout=deadline.seconds, metadata_errors="replace"
             )
         except av.error.ExitError as error:
             raise deadline.error() from error  # only happens with a time limit
