@@ -163,7 +163,7 @@ class PictureFolder:
             for file in self.files:
                 try:
                     header = header_of(file.read())
-                except OSError:
+                except (OSError, PictureError):
                     continue
                 if header is not None:
                     self._first = header

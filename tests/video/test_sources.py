@@ -27,6 +27,7 @@ from fastseq.video import (
     transcode,
 )
 from fastseq.video.engines.dali import unsupported
+from fastseq.video.pictures import pictures_of
 from fastseq.video.source import (
     Contents,
     as_source,
@@ -352,3 +353,46 @@ def test_a_rate_does_not_hide_that_nothing_is_there(tmp_path):
     for name in ("none", "none/i_*.jpg", "none.tar#0+512"):
         with pytest.raises(VideoError, match="No such file"):
             probe(tmp_path / name, fps=25)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_of_tarfile(tmp_path, form):
+    """Long and foreign names, extended headers, links and folders between the pictures."""
+    tar = tmp_path / "a.tar"
+    names = [
+        "k.1.jpg",
+        "é/k.2.jpg",
+        f"{'a' * 90}/{'b' * 80}.3.jpg",
+        "k.4.jpg/",
+        "k.5.jpg",
+        "k.6.png",
+    ]
+    if form != tarfile.USTAR_FORMAT:
+        names.insert(3, f"{'é' * 200}.7.jpg")
+    with tarfile.open(tar, "w", format=form) as file:
+        for number, name in enumerate([*names, "k.8.jpg"]):
+            member = tarfile.TarInfo(name)
+            member.size = 700 * number
+            member.mtime = number / 2 if form == tarfile.PAX_FORMAT else number
+            if name.endswith("/"):
+                member.type, member.size = tarfile.DIRTYPE, 0
+            if name == "k.5.jpg":
+                member.type, member.linkname, member.size = tarfile.SYMTYPE, "k.1.jpg", 0
+            file.addfile(member, io.BytesIO(bytes([number]) * member.size))
+    with tarfile.open(tar) as file:
+        members = list(file)
+    last = members[-1]
+    expected = [(m.name, m.offset_data, m.size) for m in members if m.isreg()]
+    expected.sort(key=lambda picture: picture[0].split(".")[-2])
+    assert len(expected) == len(names) - 1
+    assert pictures_in(f"{tar}#0+{last.offset_data + last.size}") == expected
+
+
+def test_pictures_that_vanish_while_they_are_read(tmp_path, monkeypatch):
+    members = frames_tar(tmp_path / "a.tar", ["k.1.jpg", "k.2.jpg"])
+    first, last = members.values()
+    locator = f"{tmp_path}/a.tar#{first.offset}+{last.offset_data + last.size - first.offset}"
+    found = pictures_of(locator)
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(VideoError, match=r"a.tar#0\+\d+: no frame can be decoded: none of"):
+        found.info()
