@@ -253,7 +253,7 @@ def _check_member(path: str, file: IO[bytes], place: TarRange) -> None:
 def _changed(path: str) -> VideoError:
     return VideoError(
         path,
-        "the tar has changed since it was indexed; run `python -m training.prepare` again",
+        "the tar has changed since it was indexed; prepare its folder again",
     )
 
 

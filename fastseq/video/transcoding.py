@@ -56,7 +56,8 @@ def transcode(
     appears once it is complete and its frames have been counted.
 
     Args:
-        source: a file, or pictures: a folder or a pattern, see `probe`.
+        source: a file, pictures or a part of a tar, see `probe`. Contents and file objects have to
+            be written to a file first.
         short_side: scale the shorter side down to this many pixels, an even number; a smaller
             video keeps its size, minus one row or column if that is odd.
         keyframe_every: distance of key frames, in frames.

@@ -188,7 +188,7 @@ def test_a_tar_that_has_changed(files, tmp_path):
     retarred(tar, ["a.mp4", "b.mp4"], content)
     with tarfile.open(tar) as file:
         first, last = (f"{tar}#{m.offset_data}+{m.size}" for m in file)
-    changed = "the tar has changed since it was indexed; run `python -m training.prepare` again"
+    changed = "the tar has changed since it was indexed; prepare its folder again"
 
     def fails(locator, message):
         for read in (probe, read_frames, read_bytes):
