@@ -23,7 +23,8 @@ _OF_A_VIDEO = ("id", "path", "frames", "fps", "width", "height", "action")
 
 def as_path(path: Any, name: str = "path") -> str:
     """The name of a file, as `str`."""
-    if not isinstance(path, str | os.PathLike):
+    named = isinstance(path, str | bytes | os.PathLike)
+    if not named or (isinstance(path, bytes) and b"\0" in path):  # contents, no name
         raise TypeError(
             f"{name} must be the name of a file (str or os.PathLike), got {_kind(path)}; write "
             "data in memory to a file first"

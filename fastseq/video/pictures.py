@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -220,8 +220,7 @@ class PictureFolder:
         if self.others:
             count = len(self.others)
             remarks.append(f"{count} other picture{'s' * (count > 1)}: {listed(self.others)}")
-        known = {"gaps": gaps_of(bad), "note": self._damage(bad), "remarks": tuple(remarks)}
-        return VideoInfo(**{**vars(info), **known})
+        return replace(info, gaps=gaps_of(bad), note=self._damage(bad), remarks=tuple(remarks))
 
     def deliver(
         self,
