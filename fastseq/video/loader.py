@@ -265,9 +265,10 @@ class ClipLoader:
         mine = self.state_dict()
         for name in ("seed", "items", "batch_size", "last"):
             if state[name] != mine[name]:
+                use = "the same videos" if name == "items" else "the saved value"
                 raise ValueError(
                     f"the saved loader had {name} = {state[name]}, this one has {mine[name]}; "
-                    "batches would not be the same. Use the saved value"
+                    f"batches would not be the same. Use {use}"
                 )
         saved = state.get("order") or Shuffled(len(self.items), self.seed).describe()
         for name in [*saved, *mine["order"]]:
