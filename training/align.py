@@ -19,7 +19,9 @@ sum wins. Frames before and after it stay unmatched; the command prints where it
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from omegaconf import DictConfig
 
+    from fastseq.video import VideoInfo
     from training.data.index import VideoRecord
     from training.evaluation.alignment import Alignment
     from training.evaluation.embed import EmbeddedVideo
@@ -155,12 +158,12 @@ def summary(a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment) -> list[st
 
 def span(video: EmbeddedVideo, rows: np.ndarray) -> str:
     """Where a path begins and ends in a video, in frames and seconds."""
+    from training.evaluation.videos import seconds_of
+
     record = video.record
-    first, last = video.frames[rows[0]], video.frames[rows[-1]]
-    return (
-        f"{record.id}: frames {first} to {last} of {record.frames}, {first / record.fps:.2f} s to "
-        f"{last / record.fps:.2f} s"
-    )
+    first, last = ends = video.frames[[rows[0], rows[-1]]]
+    begin, end = seconds_of(record, ends)
+    return f"{record.id}: frames {first} to {last} of {record.frames}, {begin:.2f} s to {end:.2f} s"
 
 
 def phase_names(records: Sequence[VideoRecord], cfg: DictConfig) -> dict[str, list[str]]:
@@ -175,10 +178,12 @@ def phase_names(records: Sequence[VideoRecord], cfg: DictConfig) -> dict[str, li
 def find_records(names: Sequence[str], cfg: DictConfig) -> list[VideoRecord]:
     """Files and folders of pictures, or ids of the videos of a run, as records.
 
-    A file that lies in one of the run's folders has its record there. Where a folder has no valid
+    A video in one of the run's folders has its record there. The folder of pictures, or a pattern
+    of their names, also finds the record, unless several videos fit. Where a folder has no valid
     index, files are taken as they are, and a line on stderr says so. UserError for what is neither.
     """
     from fastseq.video.pictures import is_pictures
+    from fastseq.video.source import file_of
     from training.data.folders import folders_of
     from training.data.selection import open_folders
 
@@ -189,11 +194,21 @@ def find_records(names: Sequence[str], cfg: DictConfig) -> list[VideoRecord]:
         videos, problem = [], str(error)
     by_id = {record.id: record for record in videos}
     by_path = {str(Path(record.path).resolve()): record for record in videos}
+    patterns: dict[Path, list[VideoRecord]] = defaultdict(list)
+    for record in videos:
+        folder = file_of(record.path)
+        if folder != Path(record.path) and folder.is_dir():
+            patterns[folder.resolve()].append(record)
     found = []
     for name in names:
         path = Path(name)
         exists = path.exists() or is_pictures(name)
         record = by_path.get(str(path.resolve())) if exists else by_id.get(name)
+        if exists and record is None:
+            pattern = "*" if path.is_dir() else path.name
+            held = patterns.get(file_of(name).resolve(), [])
+            fitting = [one for one in held if fnmatch.fnmatch(Path(one.path).name, pattern)]
+            record = fitting[0] if len(fitting) == 1 else None
         if record is not None:
             found.append(checked(record))
         elif exists:
@@ -224,7 +239,15 @@ def checked(record: VideoRecord) -> VideoRecord:
         return record
     gaps = gaps_of(frame for frame in range(info.frames) if frame not in sound)
     trim = record.trim if record.trim and record.trim[1] < info.frames else None
-    return replace(record, frames=info.frames, gaps=gaps, note=info.note, trim=trim, phases=None)
+    changed = {"frames": info.frames, "gaps": gaps, "note": info.note, "trim": trim}
+    return replace(record, **changed, times=times_of(info), phases=None)
+
+
+def times_of(info: VideoInfo) -> np.ndarray | None:
+    """A video's times as an index has them: None at a constant rate."""
+    from training.data.packing import packed_times, unpacked_times
+
+    return unpacked_times(packed_times(info.times, info.fps))
 
 
 def record_of(path: Path) -> VideoRecord:
@@ -249,6 +272,7 @@ def record_of(path: Path) -> VideoRecord:
         note=info.note,
         gaps=info.gaps,
         remarks=info.remarks,
+        times=times_of(info),
     )
 
 

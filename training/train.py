@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.support.command import INCOMPLETE, LeftOut, UserError, missing_extra
+from training.support.command import INCOMPLETE, LeftOut, UserError, missing_extra, short_warnings
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return _run(args)
+        with short_warnings():
+            return _run(args)
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)
@@ -145,9 +146,8 @@ def _run(args: argparse.Namespace) -> int:
     if received:
         if distributed.is_main():
             print(f"stopped; continue with --resume: {run_dir}", file=sys.stderr)
-            if distributed.world_size() == 1:  # else a launcher with its options
-                words = shlex.join([args.recipe, *args.overrides, "--resume"])
-                print(f"  python -m training.train {words}", file=sys.stderr)
+            words = shlex.join([args.recipe, *args.overrides, "--resume"])
+            print(f"  {distributed.launcher()} -m training.train {words}", file=sys.stderr)
         return 128 + received
     logging.info("done: next, python -m training.evaluate or training.report with %s", run_dir)
     return INCOMPLETE if left_out.videos and distributed.world_size() == 1 else 0

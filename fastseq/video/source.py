@@ -92,7 +92,10 @@ def as_source(path: Any) -> str:
             f"path must be a binary file object, got {kind} in text mode; pass open(path, 'rb')"
         )
     name = getattr(path, "name", None)
-    return Contents(name if isinstance(name, str) else f"<{kind}>", path)
+    if not isinstance(name, str):
+        return Contents(f"<{kind}>", path)
+    # A member of a tar has the tar's name, which would name no video.
+    return Contents(f"<{kind} of {name}>" if isinstance(path, tarfile.ExFileObject) else name, path)
 
 
 def file_of(path: str | os.PathLike) -> Path:
@@ -120,7 +123,7 @@ def read_bytes(path: str) -> bytes:
             file.seek(place.first)
             return file.read(place.size)
     except OSError as error:
-        raise VideoError(path, str(error.strerror or error)) from error
+        raise VideoError(path, _why(path, error)) from error
 
 
 def holds_pictures(path: str) -> bool:
@@ -165,7 +168,7 @@ def pictures_in(path: str) -> list[tuple[str, int, int]]:
     except tarfile.TarError as error:
         raise _changed(path) from error
     except OSError as error:
-        raise VideoError(path, str(error.strerror or error)) from error
+        raise VideoError(path, _why(path, error)) from error
     if not pictures or end != place.first + place.size or end > length:
         raise _changed(path)
     pictures.sort(key=lambda found: found[0])
@@ -250,6 +253,14 @@ def _check_member(path: str, file: IO[bytes], place: TarRange) -> None:
         raise _changed(path)
 
 
+def _why(path: str, error: Exception) -> str:
+    """Why a file, or the tar of a video, cannot be opened."""
+    place = tar_range(path)
+    if place is not None and isinstance(error, FileNotFoundError):
+        return f"its tar {Path(place.tar).name} is missing"
+    return reason_of(error)
+
+
 def _changed(path: str) -> VideoError:
     return VideoError(
         path,
@@ -280,7 +291,7 @@ def open_video(path: str, deadline: Deadline | None = None) -> Iterator[tuple[An
             if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
                 reason = "not a video file, or cut off before its index (FFmpeg cannot open it)"
             else:
-                reason = reason_of(error)
+                reason = _why(path, error)
             raise VideoError(path, reason) from error
         stack.enter_context(container)
         stream, _ = chosen_stream(path, container)

@@ -38,9 +38,9 @@ def video(name, progress, *, fps=30.0, stride=1, labels=True, action="golf", see
     return {
         "id": name,
         "action": action,
-        "fps": fps,
         "total": total,
         "frames": frames,
+        "times": [frame / fps for frame in frames],
         "phases": phases if labels else None,
         "pictures": {
             "width": WIDTH,
@@ -74,6 +74,8 @@ def pair(a, b, progress_a, progress_b, *, inside=(0.0, 1.0)):
             row, true = a["phases"].index(phase), b["frames"][b["phases"].index(phase)]
             carried = b["frames"][matched[row]] if matched[row] >= 0 else None
             error = None if carried is None else carried - true
+            time = dict(zip(b["frames"], b["times"], strict=True))
+            unaligned = b["frames"][even[row]]
             events.append(
                 {
                     "phase": phase,
@@ -81,8 +83,9 @@ def pair(a, b, progress_a, progress_b, *, inside=(0.0, 1.0)):
                     "carried": carried,
                     "true": true,
                     "error": error,
-                    "even_error": b["frames"][even[row]] - true,
-                    "seconds": None if error is None else error / b["fps"],
+                    "even_error": unaligned - true,
+                    "seconds": None if carried is None else time[carried] - time[true],
+                    "even_seconds": time[unaligned] - time[true],
                 }
             )
     return {

@@ -62,5 +62,6 @@ def check(page, made, row, pair=None):
         frame = video["frames"][wanted]
         assert shown(page, name) == (str(frame), brightness(frame, video["total"])), (name, row)
         caption = page.locator(f"#player-{name}-caption").inner_text()
-        place = f"{video['id']}\nframe {frame} of {video['total']}\n{frame / video['fps']:.2f} s, "
+        time = video["times"][wanted]
+        place = f"{video['id']}\nframe {frame} of {video['total']}\n{time:.2f} s, "
         assert caption.startswith(place)

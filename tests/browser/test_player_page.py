@@ -76,15 +76,17 @@ def test_events_jump_and_state_their_errors(opened, made):
 def test_events_outside_the_alignment_count_in_neither_mean(browser_page, tmp_path):
     made = payload()
     inside, outside = made["pairs"]["0,1"]["events"]
-    inside |= {"error": 2, "carried": inside["true"] + 2, "even_error": -4}
-    outside |= {"error": None, "carried": None, "seconds": None, "even_error": 50}
+    inside |= {"error": 2, "carried": inside["true"] + 2, "seconds": 0.1}
+    inside |= {"even_error": -4, "even_seconds": -0.2}
+    outside |= {"error": None, "carried": None, "seconds": None}
+    outside |= {"even_error": 50, "even_seconds": 2.0}
     page = browser_page()
     page.goto(write_page(tmp_path, made))
     wait_for(page, 0)
     events = page.locator("#player-events")
     assert events.locator("p").first.inner_text() == (
-        "Mean absolute error over 1 event: 2.0 frames (0.08 s) with the alignment, "
-        "4.0 frames (0.16 s) without. Left out: 1 event lies outside the alignment."
+        "Mean absolute error over 1 event: 2.0 frames (0.10 s) with the alignment, "
+        "4.0 frames (0.20 s) without. Left out: 1 event lies outside the alignment."
     )
     assert "outside" in events.locator("tbody tr").nth(1).inner_text()
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pairs import PHASES, embedded, grey_run, grey_video, warped
+from PIL import Image
+from video.counter_video import X264, encode
 
 from fastseq.video import probe, read_frames
 from training import align as align_command
@@ -16,6 +18,7 @@ from training.evaluation.alignment import (
     align,
     evenly,
     match_frames,
+    matches,
     stretched,
     write_aligned_video,
     write_alignment,
@@ -24,7 +27,10 @@ from training.evaluation.alignment import (
 from training.evaluation.baselines import time_index, time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.retrieval import choose_queries, nearest_frames, retrieval_sheet
+from training.evaluation.sheets import frame_row
+from training.evaluation.videos import seconds_of
 from training.pages.align_page import of_one_action
+from training.pages.payload import payload
 from training.recipe.schema import plain_config
 from training.support.command import UserError
 
@@ -150,7 +156,6 @@ def test_nearest_frames_are_the_best_of_each_other_video_of_the_action():
 
 
 def test_retrieval_sheet_has_borders_by_phase(tmp_path):
-    from PIL import Image
 
     positions = [warped(12, 1.0), warped(9, 1.0), np.full(8, 2.5)]
     videos = [
@@ -249,3 +254,46 @@ def test_the_clock_of_a_trimmed_video_runs_over_what_is_left():
     (clock,) = time_index([record])
     expected = np.delete(time_index_embedding(11), 2, axis=0)
     np.testing.assert_array_equal(clock.embeddings, expected)
+
+
+STAMPS = np.concatenate([np.arange(10) * 20, 200 + np.arange(6) * 100])  # ms
+
+
+def test_seconds_are_the_times_of_the_frames_at_a_variable_rate(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "v.mp4", 16, options=X264, stamps=STAMPS.tolist())
+    (record,) = align_command.find_records(["v.mp4"], plain_config({"data.folder": "."}))
+    np.testing.assert_allclose(record.times, STAMPS / 1000, atol=1e-6)
+    assert align_command.checked(record) is record
+    fewer = replace(record, frames=15, times=record.times[:15])
+    np.testing.assert_allclose(align_command.checked(fewer).times, STAMPS / 1000, atol=1e-6)
+    a = EmbeddedVideo(record, embedded("v", warped(16, 1.0)).embeddings)
+    b = embedded("b", warped(16, 1.0))
+    found = matches(a, b, align(a, b))
+    assert [match["time_a"] for match in found] == (STAMPS / 1000).tolist()
+    assert [match["time_b"] for match in found] == [frame / 25 for frame in range(16)]
+    assert align_command.span(a, np.arange(2, 11)) == (
+        "v.mp4: frames 2 to 10 of 16, 0.04 s to 0.20 s"
+    )
+    assert frame_row(record, 5).blocks[2].tiles[0].lines == ["10", "0.20 s"]
+    assert seconds_of(record, 16) == pytest.approx(0.7 + 1 / record.fps)  # the end
+    data = payload([a, EmbeddedVideo(replace(record, id="b"), a.embeddings)], {}, start=(0, 1))
+    assert data["videos"][0]["times"] == (STAMPS / 1000).tolist()
+
+
+def test_pictures_are_found_by_their_folder_and_by_a_pattern(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for clip, prefix in (("one", ""), ("two", "img_"), ("two", "flow_")):
+        (tmp_path / "p" / clip).mkdir(parents=True, exist_ok=True)
+        for k in range(4):
+            Image.new("RGB", (32, 32)).save(f"p/{clip}/{prefix}{k:03d}.jpg")
+    index = build_index("p", pictures="img_*", fps=30)
+    assert [record.id for record in index.videos] == ["one", "two"]
+    cfg = plain_config({"data.folder": "p"})
+    names = ["p/one", "p/two", "p/two/img_*", "p/two/img_*.jpg", "two"]
+    found = align_command.find_records(names, cfg)
+    assert [record.id for record in found] == ["one", *["two"] * 4]
+    assert {record.fps for record in found} == {30}
+    assert capsys.readouterr().err == ""
+    (other,) = align_command.find_records(["p/two/flow_*"], cfg)
+    assert (other.fps, other.frames) == (25, 4)

@@ -102,6 +102,8 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ),
         ("lr=1e-3", "unknown key 'lr'. Did you mean 'optim.lr'"),
         ("model.num_layers=2", "Did you mean 'model.layers'"),
+        ("data.image_size=32", "unknown key 'data.image_size'. Did you mean 'augmentation.size'"),
+        ("model.image_size=32", "augmentation.size 224: augmentation.size sets the size of the"),
         ("train.epochs=many", "train.epochs: expected int | None, got 'many'"),
         ("data.span=[0.1,b]", "data.span: expected tuple[float, float]"),
         ("data.folder=null", "data.folder: expected a name or a list of names, got None"),

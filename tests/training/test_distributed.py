@@ -207,6 +207,8 @@ def test_torchrun_passes_sigterm_on(here):
     finally:
         process.kill()
     assert "stopped; continue with --resume: run" in error
+    words = "tiny.yaml train.run_dir=run train.steps=100000 --resume"
+    assert f"\n  torchrun --nproc-per-node 2 -m training.train {words}\n" in error
     state = load_latest("run/checkpoints")
     last = json.loads(Path("run/log.jsonl").read_text().splitlines()[-1])
     assert 4 <= last["step"] <= state["step"] < last["step"] + 4

@@ -36,7 +36,7 @@ def video(x, phases, name="v", view=""):
     x = np.asarray(x, dtype=np.float64).reshape(len(phases), -1)
     phases = np.asarray(phases, dtype=np.int64)
     position, frames = phase_position(phases), np.arange(len(phases))
-    return LabelledVideo(name, x, phases, position, view, frames=frames, fps=25.0)
+    return LabelledVideo(name, x, phases, position, view, frames=frames, times=frames / 25)
 
 
 def random_videos(count, seed=0, dim=3, phases=3):

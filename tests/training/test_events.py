@@ -49,14 +49,13 @@ def slow_errors(videos):
                 "dtw": paired[(len(paired) - 1) // 2],
             }
             for method, match in matches.items():
-                error = abs(int(b.frames[match]) - int(b.frames[rows[1]]))
-                out[method][0].append(error)
-                out[method][1].append(error / b.fps)
+                for values, found in zip((b.frames, b.times), out[method], strict=True):
+                    found.append(abs(float(values[match]) - float(values[rows[1]])))
     return out
 
 
 def random_labelled(seed):
-    """Videos of different lengths and rates, with missing frames, some without a phase."""
+    """Videos of different lengths and variable rates, with missing frames, some without a phase."""
     rng = np.random.default_rng(seed)
     out = []
     for number in range(4):
@@ -65,7 +64,7 @@ def random_labelled(seed):
         labels = np.where(labels == 2, 3, labels) if number == 3 else labels
         one = video(rng.normal(size=(length, 3)) + labels[:, None], labels, str(number))
         frames = np.sort(rng.choice(40, length, replace=False))
-        out.append(replace(one, frames=frames, fps=(25.0, 30.0, 10.0, 50.0)[number]))
+        out.append(replace(one, frames=frames, times=np.sort(rng.random(length))))
     return out
 
 
@@ -85,11 +84,12 @@ def test_event_errors_equal_explicit_loops(seed):
 
 def test_event_errors_by_hand_in_true_frame_numbers():
     # The event is row 2 in both. From a it is nearest to b's row 3, from b to a's row 1.
-    a = replace(video([0, 1, 2, 3], [0, 0, 1, 1]), frames=np.array([0, 1, 2, 3]), fps=10.0)
-    b = replace(video([-1, 0, 1, 2], [0, 0, 1, 1]), frames=np.array([0, 1, 6, 10]), fps=20.0)
+    a = replace(video([0, 1, 2, 3], [0, 0, 1, 1]), times=np.array([0, 0.1, 0.2, 0.3]))
+    b = replace(video([-1, 0, 1, 2], [0, 0, 1, 1]), frames=np.array([0, 1, 6, 10]))
+    b = replace(b, times=np.array([0, 0.05, 0.3, 0.5]))
     scores = event_errors([a, b])
     assert scores["event_error"].value == pytest.approx((4 + 1) / 2)
-    assert scores["event_error_seconds"].value == pytest.approx((4 / 20 + 1 / 10) / 2)
+    assert scores["event_error_seconds"].value == pytest.approx((0.2 + 0.1) / 2)
     assert scores["event_error_median"].value == pytest.approx(2.5)
     # DTW pairs (0,0) (0,1) (1,2) (2,3) (3,3): a's event with b's row 3, b's with a's row 1.
     assert scores["event_error_dtw"].value == pytest.approx(2.5)
@@ -104,7 +104,10 @@ def test_a_phase_that_a_video_begins_with_is_no_event():
     one = labelled_video(EmbeddedVideo(cut, np.zeros((3, 2), np.float32)))
     assert events_of(one) == {2: 1}
     assert one.frames.tolist() == [3, 4, 5]
-    assert one.fps == 25.0
+    assert one.times.tolist() == [3 / 25, 4 / 25, 5 / 25]
+    cut.times = np.array([0, 1, 2, 4, 8, 16.0])
+    one = labelled_video(EmbeddedVideo(cut, np.zeros((3, 2), np.float32)))
+    assert one.times.tolist() == [4, 8, 16]
 
 
 def test_what_events_leave_out_is_counted():

@@ -75,7 +75,8 @@ def test_two_short_videos_by_hand(pair):
     assert (made["start"], made["classes"]) == ([0, 1], {"all": ["x", "y", "z"]})
     assert [*made["pairs"]] == ["0,1", "1,0"]
     first, second = made["videos"]
-    assert (first["id"], first["action"], first["fps"], first["total"]) == ("a", "all", 25.0, 6)
+    assert (first["id"], first["action"], first["total"]) == ("a", "all", 6)
+    assert first["times"] == [0, 0.04, 0.08, 0.12, 0.16, 0.2]
     assert first["frames"] == [0, 1, 2, 3, 4, 5]
     assert second["phases"] == [0, 0, 1, 1, 1, 1, 2, 2]
     there = made["pairs"]["0,1"]
@@ -87,11 +88,11 @@ def test_two_short_videos_by_hand(pair):
     assert there["events"] == [
         {
             "phase": 1, "row": 2, "carried": 1, "true": 2,
-            "error": -1, "even_error": 1, "seconds": -0.02,
+            "error": -1, "even_error": 1, "seconds": -0.02, "even_seconds": 0.02,
         },
         {
             "phase": 2, "row": 5, "carried": 5, "true": 6,
-            "error": -1, "even_error": 1, "seconds": -0.02,
+            "error": -1, "even_error": 1, "seconds": -0.02, "even_seconds": 0.02,
         },
     ]  # fmt: skip
     back = made["pairs"]["1,0"]["events"]

@@ -132,6 +132,10 @@ def test_errors_are_in_frames_and_seconds():
     carried = {"a.mp4": combine(labelled, NAMES, [proposal(5, 7, 9)])}
     assert errors_of([labelled], carried, 0) == [(2, 0.2)]
     assert errors_of([labelled], carried, 1) == [(0, 0.0)]
+    times = np.append(np.arange(19) / 10, 5.0)  # the last frame comes late
+    uneven = replace(labelled, times=times)
+    late = {"a.mp4": combine(uneven, NAMES, [proposal(5, 19, 20)])}
+    assert errors_of([uneven], late, 1) == [(12, pytest.approx(5 - 0.7))]
     assert errors_of([labelled], carried, 2) == []  # its label says that the event is never reached
     unseen = {"a.mp4": combine(labelled, NAMES, [proposal(None, 7, 9)])}
     assert errors_of([labelled], unseen, 0) == []  # no source shows the event

@@ -34,12 +34,19 @@ def test_log_continues_after_the_checkpoint(recipe):
     assert [line["step"] for line in read_log("run")] == [4, 8, 12]
 
 
-def test_a_run_that_becomes_slow_says_so_once():
+def test_a_run_that_becomes_slow_says_so_once(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     pace = Pace()
     assert [pace.remark(100, s) for s in (9, 1, 1)] == [""] * 3  # the first steps are a warm-up
     assert pace.remark(100, 2.4) == ""
     assert "takes 33 frames/s, at first it took 100" in pace.remark(100, 3)
     assert pace.remark(100, 30) == ""
+
+
+def test_no_thread_waits_for_another_where_there_is_one(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    pace = Pace()
+    assert [pace.remark(100, seconds) for seconds in (1, 1, 1, 30)] == [""] * 4
 
 
 def test_the_remark_comes_with_the_progress(recipe, capsys, monkeypatch):

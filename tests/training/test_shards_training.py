@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import training.train
-from fastseq.video import read_frames
+from fastseq.video import VideoError, read_frames
+from fastseq.video.source import pictures_in, read_bytes
 from training import prepare
 from training.data.index import StaleIndex, build_index, load_index
 from training.data.samples import samples_of
@@ -149,6 +150,12 @@ def test_a_shard_that_has_changed(video_folder):
     build_index(out)
     tar = out / "shard-000000.tar"
     assert len(samples_of(tar)) == 3
+    path = load_index(out).videos[0].path
+    tar.rename(out / "away")
+    for function in (read_frames, read_bytes, pictures_in):
+        with pytest.raises(VideoError, match=r"shard-000000\.tar is missing$"):
+            function(path)
+    (out / "away").rename(tar)
     with tarfile.open(tar, "w") as file:
         file.add(video_folder / "a.mp4", "a.mp4")
     with pytest.raises(StaleIndex, match=r"shard-000000\.tar"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -102,6 +103,9 @@ def test_errors_by_hand():
     errors = pair_errors(EmbeddedVideo(cut.a, x[:7]), EmbeddedVideo(cut.b, shifted[3:]), cut)
     assert errors["sync_error"] == pytest.approx(1.0)
     assert errors["sync_error_seconds"] == pytest.approx(0.1)
+    uneven = replace(cut.b, times=np.arange(10) ** 2 / 10)  # 0.7, 0.9, 1.1 and 1.3 s between frames
+    later = pair_errors(EmbeddedVideo(cut.a, x[:7]), EmbeddedVideo(uneven, shifted[3:]), cut)
+    assert later["sync_error_seconds"] == pytest.approx(1.0)
     # a's frame 0 has to match b's frame 3, and a's frame 6 b's frame 9, which looks like 8. The
     # cheapest path waits at both ends and is as accurate as the nearest frame in between.
     assert 1.0 <= errors["sync_error_dtw"] < 2.0

@@ -105,15 +105,21 @@ def test_file_objects_keep_their_position(files, tmp_path):
     expected = read_frames(path, WANTED)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(path, "a.mp4")
+    tar = str(tmp_path / "a.tar")
+    with tarfile.open(tar, "w") as archive:
+        archive.add(path, "a.mp4")
     with (
         open(path, "rb") as file,
         zipfile.ZipFile(tmp_path / "a.zip") as archive,
         archive.open("a.mp4") as packed,
+        tarfile.open(tar) as shard,
+        shard.extractfile("a.mp4") as member,
     ):
         for one, name in (
             (file, path),
             (io.BytesIO(Path(path).read_bytes()), "<BytesIO>"),
             (packed, "a.mp4"),
+            (member, f"<ExFileObject of {tar}>"),
         ):
             for position in (one.seek(0, io.SEEK_END), 7):
                 one.seek(position)

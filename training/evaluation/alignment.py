@@ -12,7 +12,7 @@ import numpy as np
 
 from fastseq.ops.soft_dtw import dtw_local_path_from_cost, dtw_path_from_cost
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.videos import usable_range
+from training.evaluation.videos import seconds_of, usable_range
 from training.support.command import UserError
 from training.support.files import replacing
 
@@ -142,24 +142,22 @@ def stretched(a: EmbeddedVideo, b: EmbeddedVideo) -> np.ndarray:
 def matches(a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment) -> list[dict[str, float]]:
     """Each frame of a that has a matched frame of b, in order.
 
-    ``frame_a``, ``frame_b``: int, numbers in the videos from 0; ``time_a``, ``time_b``: seconds at
-    the videos' average rates; ``similarity``: cosine of the two embeddings.
+    ``frame_a``, ``frame_b``: int, numbers in the videos from 0; ``time_a``, ``time_b``: their
+    presentation times in seconds; ``similarity``: cosine of the two embeddings.
     """
     rows = np.flatnonzero(alignment.matched != OUTSIDE)
     matched = alignment.matched[rows]
     similarity = (a.embeddings[rows] * b.embeddings[matched]).sum(axis=1, dtype=np.float64)
-    return [
-        {
-            "frame_a": int(one),
-            "frame_b": int(other),
-            "time_a": round(one / a.record.fps, 4),
-            "time_b": round(other / b.record.fps, 4),
-            "similarity": round(cosine, 6),
-        }
-        for one, other, cosine in zip(
-            a.frames[rows], b.frames[matched], similarity.tolist(), strict=True
-        )
-    ]
+    frames_a, frames_b = a.frames[rows], b.frames[matched]
+    columns = {
+        "frame_a": frames_a,
+        "frame_b": frames_b,
+        "time_a": seconds_of(a.record, frames_a).round(4),
+        "time_b": seconds_of(b.record, frames_b).round(4),
+        "similarity": similarity.round(6),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 def write_matches(a: EmbeddedVideo, b: EmbeddedVideo, alignment: Alignment, file: Path) -> None:

@@ -36,7 +36,8 @@ def event_errors(test: Sequence[LabelledVideo]) -> dict[str, Score]:
     frame of the first is matched to a labelled frame of the second: to the nearest embedding
     (``event_error``), or to the middle one of the frames that the cheapest monotone path pairs it
     with (``event_error_dtw``, see :func:`training.evaluation.alignment.match_frames`). Errors are
-    in frame numbers of the second video; seconds are frames divided by its frame rate.
+    in frame numbers of the second video; seconds are the difference of the two frames' presentation
+    times.
 
     Returns:
         Mean and median over all pairs and events under each of `event_keys`; NaN without any.
@@ -60,15 +61,15 @@ def event_errors(test: Sequence[LabelledVideo]) -> dict[str, Score]:
         if not shared:
             continue
         rows = [there[event] for event in shared]
-        true = other.frames[[wanted[event] for event in shared]]
+        true = [wanted[event] for event in shared]
         path, _ = dtw_path_from_cost(distances)
         matched = {
             "event_error": distances[rows].argmin(axis=1),
             "event_error_dtw": match_frames(*path.numpy().T, len(distances))[rows],
         }
         for key, match in matched.items():
-            errors[key].append(np.abs(other.frames[match] - true))
-            seconds[key].append(errors[key][-1] / other.fps)
+            errors[key].append(np.abs(other.frames[match] - other.frames[true]))
+            seconds[key].append(np.abs(other.times[match] - other.times[true]))
     scores = {}
     for key in KEYS:
         for name, values, reduce in zip(

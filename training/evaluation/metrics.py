@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.videos import seconds_of
 from training.support.command import UserError
 
 
@@ -28,7 +29,8 @@ class LabelledVideo:
 
     embeddings: (L, E). phases: int64 (L,), all >= 0. position: float64 (L,), the phase position of
     :func:`phase_position`, or None if the phases are not in order. view: name of the camera's view,
-    empty if not given. frames: int64 (L,), frame numbers in the video. fps: frames per second.
+    empty if not given. frames: int64 (L,), frame numbers in the video. times: float64 (L,), their
+    presentation times in seconds.
     """
 
     id: str
@@ -37,7 +39,7 @@ class LabelledVideo:
     position: np.ndarray | None
     view: str = ""
     frames: np.ndarray = field(kw_only=True)
-    fps: float = field(kw_only=True)
+    times: np.ndarray = field(kw_only=True)
 
 
 @dataclass
@@ -90,7 +92,7 @@ def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
         None if position is None else position[video.frames[keep]],
         video.record.view,
         frames=video.frames[keep],
-        fps=video.record.fps,
+        times=seconds_of(video.record, video.frames[keep]),
     )
 
 

@@ -16,6 +16,7 @@ from training.data.label_values import in_seconds
 from training.data.labels import TO_BE_CHECKED, Labels, in_frames, read_labels
 from training.data.names import Names
 from training.evaluation.alignment import OUTSIDE, align, align_open
+from training.evaluation.videos import seconds_of
 from training.support.command import UserError
 from training.support.files import replacing
 
@@ -211,8 +212,9 @@ def errors_of(
         made = carried[record.id]
         label = events_of(record, len(made.boundaries))[event]
         if label is not None and made.spread[event] is not None:
-            off = abs(made.boundaries[event] - label)
-            found.append((off, off / record.fps))
+            carried_to = made.boundaries[event]
+            times = seconds_of(record, [carried_to, label])
+            found.append((abs(carried_to - label), float(abs(times[0] - times[1]))))
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from training.evaluation.pictures import INK, NEUTRAL, QUIET, Tile, shortened, typeface
+from training.evaluation.videos import seconds_of
 from training.support.files import replacing
 
 if TYPE_CHECKING:
@@ -93,7 +94,11 @@ def frame_row(record: VideoRecord, every: int) -> Row:
 
     numbers = frames_of(record)[::every].tolist()
     pictures = _read(record, numbers)
-    blocks = [Block([Tile(pictures[n], [f"{n}", f"{n / record.fps:.2f} s"])]) for n in numbers]
+    seconds = seconds_of(record, numbers).tolist()
+    blocks = [
+        Block([Tile(pictures[n], [f"{n}", f"{time:.2f} s"])])
+        for n, time in zip(numbers, seconds, strict=True)
+    ]
     note = f"{record.frames} frames, {record.fps:.4g} frames/s"
     return Row(
         record.id,

@@ -24,7 +24,7 @@ from training.evaluation.baselines import (
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.encoders import Encoder, load_compared_encoders, row_definitions
 from training.evaluation.metrics import distances, mean_of_defined
-from training.evaluation.videos import known_doubts, open_index
+from training.evaluation.videos import known_doubts, open_index, seconds_of
 from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
@@ -252,9 +252,10 @@ def pair_errors(a: EmbeddedVideo, b: EmbeddedVideo, cut: Windows) -> dict[str, f
     ):
         match = matched[cut.rows]
         inside = match != OUTSIDE
-        off = np.abs(b.frames[match[inside]] - cut.true[inside])
-        out[key] = float(off.mean()) if len(off) else np.nan
-        out[f"{key}_seconds"] = out[key] / b.record.fps
+        found, true = b.frames[match[inside]], cut.true[inside]
+        times = seconds_of(b.record, found) - seconds_of(b.record, true)
+        out[key] = float(np.abs(found - true).mean()) if len(found) else np.nan
+        out[f"{key}_seconds"] = float(np.abs(times).mean()) if len(found) else np.nan
     out["sync_matched_open"] = float(inside.mean())
     return out
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from training.support.command import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +61,18 @@ def known_doubts(run: str | Path, test: Sequence[VideoRecord]) -> dict[str, list
 def usable_range(record: VideoRecord) -> tuple[int, int]:
     """First and last frame of the video's trim, or of the whole video without a trim."""
     return getattr(record, "trim", None) or (0, record.frames - 1)
+
+
+def seconds_of(record: VideoRecord, frames: Any) -> np.ndarray:
+    """Presentation times of frames in seconds from the first frame, float64 of the frames' shape.
+
+    frames: frame numbers in the video, from 0; the number of frames stands for the video's end.
+    """
+    from fastseq.video.items import times_of  # loads torch: after --help
+
+    frames = np.asarray(frames)
+    shown = np.minimum(frames, record.frames - 1)
+    return times_of(record, shown) + (frames - shown) / record.fps
 
 
 def require_some(kept: Sequence[VideoRecord], split: str, folder: str | Path) -> None:

@@ -14,6 +14,7 @@ from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.events import events_of
 from training.evaluation.metrics import labelled_video
 from training.evaluation.plots import largest_directions, principal_components
+from training.evaluation.videos import seconds_of
 from training.pages.thumbnails import thumbnails
 
 MOST_ROWS = 600  # a video
@@ -51,9 +52,9 @@ def payload(
     Returns:
         ``start``, ``classes``, ``videos`` and ``pairs``:
 
-        - a video has ``id``, ``action``, ``fps``, ``total`` (frames in the file), and for its n
-          kept rows ``frames`` (their numbers in the file), ``phases`` (-1 = unlabelled, None =
-          no labels), ``pictures`` (WebP files one after the other in base64, with n + 1
+        - a video has ``id``, ``action``, ``total`` (frames in the file), and for its n kept rows
+          ``frames`` (their numbers in the file), ``times`` (in seconds), ``phases`` (-1 =
+          unlabelled, None = no labels), ``pictures`` (WebP files one after the other in base64, with n + 1
           ``offsets``), ``embeddings`` (base64 of int16 (n, width), little-endian: 32767 times
           unit-length embeddings) and ``points`` (n, 2): the first two principal components over
           all videos, each scaled to [-1, 1].
@@ -92,9 +93,9 @@ def payload(
             {
                 "id": video.record.id,
                 "action": video.record.action,
-                "fps": video.record.fps,
                 "total": video.record.frames,
                 "frames": video.frames[kept[k]].tolist(),
+                "times": seconds_of(video.record, video.frames[kept[k]]).round(4).tolist(),
                 "phases": None if video.phases is None else video.phases[kept[k]].tolist(),
                 "pictures": pictures[k],
                 "embeddings": _as_int16(short[k]),
@@ -168,10 +169,15 @@ def _events(
 
     ``row``: where it lies in the first, among the kept rows. In frames of the second: ``carried``
     to it by the alignment, ``true`` by its labels, ``error`` = carried - true, and ``even_error``
-    the same without alignment; ``seconds`` = error / fps. Outside an open alignment ``carried``,
-    ``error`` and ``seconds`` are None.
+    the same without alignment; ``seconds`` and ``even_seconds``: the same differences of
+    presentation times. Outside an open alignment ``carried``, ``error`` and ``seconds`` are None.
     """
     b, out = videos[1], []
+
+    def apart(frame: int, true: int) -> float:
+        times = seconds_of(b.record, [frame, true])
+        return round(float(times[0] - times[1]), 4)
+
     for phase, row in sorted(events[0].items(), key=lambda item: item[1]):
         if phase not in events[1]:
             continue
@@ -179,6 +185,7 @@ def _events(
         matched = int(alignment.matched[row])
         carried = None if matched == OUTSIDE else int(b.frames[matched])
         error = None if carried is None else carried - true
+        unaligned = int(b.frames[even[row]])
         out.append(
             {
                 "phase": phase,
@@ -186,8 +193,9 @@ def _events(
                 "carried": carried,
                 "true": true,
                 "error": error,
-                "even_error": int(b.frames[even[row]]) - true,
-                "seconds": None if error is None else round(error / b.record.fps, 4),
+                "even_error": unaligned - true,
+                "seconds": None if carried is None else apart(carried, true),
+                "even_seconds": apart(unaligned, true),
             }
         )
     return out

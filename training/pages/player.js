@@ -114,7 +114,7 @@ class Player {
   go(row) {
     const { a } = this.pair;
     this.row = Math.min(Math.max(row, 0), a.rows - 1);
-    this.clock = a.frames[this.row];
+    this.clock = a.times[this.row];
     this.show();
   }
 
@@ -174,10 +174,10 @@ class Player {
   tick(now) {
     if (!this.playing) return;
     const { a } = this.pair;
-    this.clock += (Math.max(now - this.before, 0) / 1000) * a.fps * Number(this.speed.value);
+    this.clock += (Math.max(now - this.before, 0) / 1000) * Number(this.speed.value);
     this.before = now;
     let { row } = this;
-    while (row + 1 < a.rows && a.frames[row + 1] <= this.clock) row++;
+    while (row + 1 < a.rows && a.times[row + 1] <= this.clock) row++;
     if (row !== this.row) {
       this.row = row;
       this.show();

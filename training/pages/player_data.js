@@ -15,8 +15,8 @@ class Video {
     this.index = index;
     this.id = data.id;
     this.action = data.action;
-    this.fps = data.fps;
     this.frames = data.frames;
+    this.times = data.times;
     this.phases = data.phases;
     this.points = data.points;
     this.names = classes[data.action] || [];
@@ -33,7 +33,7 @@ class Video {
   }
 
   time(row) {
-    return `${(this.frames[row] / this.fps).toFixed(2)} s`;
+    return `${this.times[row].toFixed(2)} s`;
   }
 
   place(row) {

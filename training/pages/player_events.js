@@ -96,7 +96,7 @@ class Events {
       this.section.replaceChildren(sentence, note);
       return;
     }
-    sentence.textContent = meanErrors(events, b.fps);
+    sentence.textContent = meanErrors(events);
     const table = document.createElement("table");
     table.createTHead().insertRow().append(...TITLES.map(([wide, text]) => {
       const cell = document.createElement("th");
@@ -119,8 +119,8 @@ class Events {
       line.insertCell().append(button);
       line.insertCell().textContent = event.carried ?? "outside";
       line.insertCell().textContent = event.true ?? "–";
-      line.insertCell().append(...difference(event.error, b.fps));
-      line.insertCell().append(...difference(event.even_error, b.fps));
+      line.insertCell().append(...difference(event.error, event.seconds));
+      line.insertCell().append(...difference(event.even_error, event.even_seconds));
     }
     const scroll = document.createElement("div");
     scroll.className = "scroll";
@@ -148,26 +148,26 @@ function firstNearest(matched, wanted) {
 }
 
 // Frames, and the same in seconds, which a narrow screen breaks onto the next line.
-function difference(frames, fps) {
+function difference(frames, time) {
   if (frames === null || frames === undefined) return ["–"];
   const sign = frames > 0 ? "+" : frames < 0 ? "−" : "";
   const seconds = document.createElement("span");
   seconds.className = "player-seconds";
-  seconds.textContent = `(${(Math.abs(frames) / fps).toFixed(2)} s)`;
+  seconds.textContent = `(${Math.abs(time).toFixed(2)} s)`;
   return [`${sign}${Math.abs(frames)} `, seconds];
 }
 
 // Both means are over the same events: those that the alignment carries over.
-function meanErrors(events, fps) {
+function meanErrors(events) {
   const inside = events.filter((event) => Number.isFinite(event.error));
   const outside = events.length - inside.length;
   const none = outside === 1 ? "1 event lies" : `${outside} events lie`;
   if (!inside.length) return `No error: ${none} outside the alignment.`;
-  const text = (key) => {
-    const mean = inside.reduce((sum, event) => sum + Math.abs(event[key]), 0) / inside.length;
-    return `${mean.toFixed(1)} frames (${(mean / fps).toFixed(2)} s)`;
-  };
+  const mean = (key) =>
+    inside.reduce((sum, event) => sum + Math.abs(event[key]), 0) / inside.length;
+  const text = (frames, time) =>
+    `${mean(frames).toFixed(1)} frames (${mean(time).toFixed(2)} s)`;
   const count = inside.length === 1 ? "1 event" : `${inside.length} events`;
-  return `Mean absolute error over ${count}: ${text("error")} with the alignment, ` +
-    `${text("even_error")} without.` + (outside ? ` Left out: ${none} outside the alignment.` : "");
+  return `Mean absolute error over ${count}: ${text("error", "seconds")} with the alignment, ` +
+    `${text("even_error", "even_seconds")} without.` + (outside ? ` Left out: ${none} outside the alignment.` : "");
 }

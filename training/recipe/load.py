@@ -130,7 +130,15 @@ def _suggestion(key: str) -> str:
         whole = difflib.SequenceMatcher(None, key, known).ratio()
         return whole + difflib.SequenceMatcher(None, last, known_last).ratio()
 
-    return f"Did you mean {max(_leaves(Config), key=likeness)!r}?"
+    leaves = _leaves(Config)
+    nearest = max(leaves, key=likeness)
+    return f"Did you mean {_source(leaves[nearest]) or nearest!r}?"
+
+
+def _source(leaf: Any) -> str:
+    """The key from which a key takes its value ("${augmentation.size}"); "" if it has a value."""
+    default = str(leaf.default)
+    return default[2:-1] if default.startswith("${") else ""
 
 
 def _leaves(schema: type, prefix: str = "") -> dict[str, Any]:
@@ -164,6 +172,12 @@ def _check_values(config: DictConfig) -> None:
             raise ConfigError(f"{key}: expected at most {maximum}, got {value}")
         if above is not None and value is not None and not value > above:
             raise ConfigError(f"{key}: expected more than {above}, got {value}")
+    if config.model.image_size != config.augmentation.size:
+        raise ConfigError(
+            f"model.image_size is {config.model.image_size} and augmentation.size "
+            f"{config.augmentation.size}: augmentation.size sets the size of the images; leave "
+            "model.image_size out, or set both to the same value"
+        )
     _check_weights(config)
     _check_loss_and_data(config)
     if (config.train.steps is None) == (config.train.epochs is None):

@@ -75,7 +75,8 @@ class RunLog:
 class Pace:
     """Warns once if training has become much slower than at first.
 
-    Time spent waiting for data does not count; the log's ``data_wait`` shows it.
+    Time spent waiting for data does not count; the log's ``data_wait`` shows it. With one thread
+    there is no warning: no thread waits for another.
     """
 
     FIRST = 3  # intervals that determine the usual speed
@@ -92,7 +93,7 @@ class Pace:
             self._first.append(rate)
             return ""
         usual = sorted(self._first)[self.FIRST // 2]
-        if self._said or rate >= self.SHARE * usual:
+        if self._said or rate >= self.SHARE * usual or torch.get_num_threads() == 1:
             return ""
         self._said = True
         load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""

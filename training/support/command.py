@@ -1,8 +1,10 @@
 """Shared by all commands: one-line errors, exit statuses, and the videos that were left out."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,29 @@ class LeftOut:
                 "all of them"
             )
         return out
+
+
+@contextlib.contextmanager
+def short_warnings() -> Iterator[None]:
+    """Print the loader's warnings of videos that it leaves out in one line each, above a bar.
+
+    Python's way adds the file, the category and a line of the source.
+    """
+    from tqdm import tqdm
+
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
+        if str(message).startswith("left out "):
+            tqdm.write(str(message), file=sys.stderr)
+        else:
+            usual(message, *place, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def run_command(

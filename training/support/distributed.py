@@ -22,6 +22,16 @@ def launched_by_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def launcher() -> str:
+    """What starts a module with as many processes as now; several machines have more options."""
+    ranks = world_size()
+    if ranks == 1:
+        return "python"
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(ranks))
+    machines = "" if here == str(ranks) else " ..."
+    return f"torchrun{machines} --nproc-per-node {here}"
+
+
 def local_rank() -> int:
     """Index of this process on its machine, which is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
