@@ -108,13 +108,23 @@ def _show(args: argparse.Namespace) -> None:
     from training.evaluation.propagation import find_clip
     from training.evaluation.sheets import frame_row, write_sheet
 
-    index = load_index(args.folder)
+    index = load_index(args.folder, class_set=_class_set(args))
     record = find_clip(index, args.sheet_only)
     make_folder(args.sheet.parent)
     every = args.every or -(-record.frames // MOST_FRAMES)
     for file in write_sheet([frame_row(record, every)], args.sheet):
         print(f"written: {file}")
     print(_how_to_mark(index, record.id))
+
+
+def _class_set(args: argparse.Namespace) -> str | None:
+    """`data.class_set` of the overrides or of the run."""
+    from training.recipe.load import load_config
+
+    if args.run is None:
+        return load_config(RECIPE, args.overrides).data.class_set
+    path = args.run / "config.yaml"  # without one, loading the encoder says what is missing
+    return load_config(path).data.class_set if path.is_file() else None
 
 
 def _how_to_mark(index: Index, name: str) -> str:
@@ -149,7 +159,7 @@ def _carry(args: argparse.Namespace) -> LeftOut:
         steps_back,
     )
 
-    index = load_index(args.folder)
+    index = load_index(args.folder, class_set=_class_set(args))
     labels_path = args.labels or index.folder / "labels.json"
     out = args.out or index.folder / "labels.propagated.json"
     _check_out(out, labels_path, args.overwrite)

@@ -645,3 +645,28 @@ def test_folders_that_cannot_be_joined(folder, tmp_path, checks):
         load_indexes([folder, other])
     with pytest.raises(UserError, match="no folder of videos is given"):
         load_indexes([])
+
+
+def test_only_folders_with_phases_need_the_class_set(tmp_path, checks):
+    sets = {"fine": {"pour": ["a", "b"]}, "coarse": {"pour": ["all"]}}
+    marked = {"action": "pour", "labels": {"fine": {"boundaries": [3]}}}
+    content = {"class_sets": sets, "videos": {"v.mp4": marked}}
+    labelled, plain = tmp_path / "labelled", tmp_path / "plain"
+    for one in (labelled, plain):
+        one.mkdir()
+        (one / "v.mp4").write_bytes(b"")
+    (labelled / "labels.json").write_text(json.dumps(content))
+    build_index(labelled)
+    build_index(plain)
+    for folders in ([labelled, plain], [plain, labelled]):
+        index = load_indexes(folders, class_set="fine")
+        assert (index.class_set, index.classes) == ("fine", sets["fine"])
+        assert sorted(index.videos.column("labelled").tolist()) == [False, True]
+    with pytest.raises(UserError, match="no class set 'none'"):
+        load_indexes([plain, labelled], class_set="none")
+    (labelled / "labels.json").unlink()
+    build_index(labelled)
+    with pytest.raises(UserError, match="no class set 'fine'"):
+        load_indexes([plain, labelled], class_set="fine")
+    with pytest.raises(UserError, match="plain is given twice; name each folder once"):
+        load_indexes([plain, labelled, plain])

@@ -98,6 +98,29 @@ def test_nothing_is_written_where_all_clips_are_labelled(folder, capsys):
     assert [path.name for path in folder.iterdir() if path.suffix == ".json"] == ["labels.json"]
 
 
+def test_events_of_the_class_set_of_the_run_or_of_the_overrides(folder, capsys):
+    sets = {"fine": {"swing": NAMES}, "coarse": {"swing": ["up", "over"]}}
+    marked = {"fine": {"boundaries": boundaries("a")}, "coarse": {"boundaries": [5]}}
+    content = {"class_sets": sets, "videos": {"a.mp4": {"action": "swing", "labels": marked}}}
+    (folder / "labels.json").write_text(json.dumps(content))
+    build_index(folder)
+
+    def sets_of_b(*words: str) -> list[str]:
+        assert propagate.main(["clips", "--from", "a.mp4", "--overwrite", *words]) == 0
+        written = read_labels(folder / "labels.propagated.json").content
+        return [*written["videos"]["b.mp4"]["labels"]]
+
+    assert sets_of_b("--run", "run") == ["fine"]
+    (folder.parent / "run").mkdir()
+    (folder.parent / "run/config.yaml").write_text("{data: {class_set: coarse}, train: {steps: 1}}")
+    assert sets_of_b("--run", "run") == ["coarse"]
+    capsys.readouterr()
+    assert propagate.main(["clips", "--sheet-only", "a.mp4", "data.class_set=coarse"]) == 0
+    assert '"labels": {"coarse"' in capsys.readouterr().out
+    assert propagate.main(["clips", "--sheet-only", "a.mp4", "data.class_set=none"]) == 2
+    assert "no class set 'none'; known: fine, coarse" in capsys.readouterr().err
+
+
 def test_clips_whose_phases_step_back_are_not_compared(folder, capsys):
     back = {"action": "swing", "phases": [0] * 10 + [1] * 10 + [0] * 10}
     label({"a.mp4": {"action": "swing", "boundaries": boundaries("a")}, "b.mp4": back})

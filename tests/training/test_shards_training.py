@@ -1,5 +1,6 @@
 """A folder of shards is prepared and trained on like a folder of videos."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -152,3 +153,26 @@ def test_a_shard_that_has_changed(video_folder):
         file.add(video_folder / "a.mp4", "a.mp4")
     with pytest.raises(StaleIndex, match=r"shard-000000\.tar"):
         load_index(out)
+
+
+def test_labels_in_a_tar_are_checked_before_videos_are_copied(video_folder, capsys):
+    (video_folder / "labels.json").write_text(json.dumps(LABELS))
+    out = video_folder.parent / "shards"
+    write_shards(build_index(video_folder), out, progress=False)
+    (out / "labels.json").unlink()
+    for words in ([], ["--transcode", str(out.parent / "copies")]):
+        assert prepare.main([str(out), *words]) == 2
+        error = capsys.readouterr().err
+        assert "there is no labels file, which has the names of the phases" in error
+        assert "a.mp4: has phases, but" in error
+    assert not (out.parent / "copies").exists()
+    wrong = b'{"unit": "seconds", "trim": ["a", 3]}'
+    with tarfile.open(out / "shard-000000.tar", "w") as tar:
+        tar.add(video_folder / "a.mp4", "a.mp4")
+        member = tarfile.TarInfo("a.json")
+        member.size = len(wrong)
+        tar.addfile(member, io.BytesIO(wrong))
+    assert prepare.main([str(out), "--transcode", str(out.parent / "copies")]) == 2
+    error = capsys.readouterr().err
+    assert 'a.mp4: trim is ["a", 3], expected the times' in error
+    assert "no labels file" not in error

@@ -11,7 +11,7 @@ import training.train
 from training import evaluate, train
 from training.data.index import build_index
 from training.runs.checkpoint import list_checkpoints
-from training.runs.videos import TRAINING_VIDEOS, trained_on
+from training.runs.videos import TRAINING_VIDEOS, trained_on, write_training_videos
 
 CLASSES = {"all": ["start", "end"]}
 
@@ -127,6 +127,31 @@ def test_copies_links_and_other_videos_of_the_same_name(run, trained):
     file = run / TRAINING_VIDEOS
     file.write_text(file.read_text().replace('"b.mp4"', '"b.avi"'))
     assert trained_on(run, [Video("b.avi.mp4", "/copies/b.avi.mp4", 12)]) == ["b.avi.mp4"]
+
+
+@pytest.mark.parametrize("folders", [1, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_shards_of_the_training_videos_and_the_reverse(tmp_path, folders, packed):
+    class Video:
+        def __init__(self, name, frames=12, prefix=""):
+            self.id, self.path, self.frames = prefix + name, f"/elsewhere/{name}", frames
+
+    files = ["sub/a.mp4", "b.x.avi", "pictures"]
+    shards = [f"shard-00000{k}.tar/{key}" for k, key in enumerate(["sub/a.mp4", "b_x.avi"])]
+    shards.append("shard-000000.tar/pictures")
+    trained, scored = (shards, files) if packed else (files, shards)
+    prefix = "one/" * (folders > 1)
+    videos = [Video(name, prefix=prefix) for name in trained]
+    write_training_videos(tmp_path, videos, resumed=False, folders=folders)
+    for same in (scored, trained):
+        assert trained_on(tmp_path, [Video(name) for name in same]) == same
+    others = [Video(name, 13) for name in scored] + [
+        Video("a.mp4"),
+        Video("shard-000000.tar/a.mp4"),
+    ]
+    # Keys may occur in several tar files.
+    others += [Video(name.replace(".tar/", "7.tar/")) for name in shards] if packed else []
+    assert trained_on(tmp_path, others) == []
 
 
 def test_a_resumed_run_adds_its_videos(recipe, whole, monkeypatch):

@@ -17,7 +17,6 @@ import numpy as np
 from training.data.files import INDEX_NAME, LABELS_NAME, Found, ending_of, find_videos, stamp_of
 from training.data.footage import Footage, begins_past_the_end, footage_of
 from training.data.freshness import UNSTAMPED, by_folder, picture_folders
-from training.data.label_entries import entry_problems
 from training.data.labels import (
     TO_BE_CHECKED,
     LabelError,
@@ -26,6 +25,7 @@ from training.data.labels import (
     match_names,
     phases_of,
     read_labels,
+    with_entries,
 )
 from training.data.load import OLD_INDEX_NAME, Index, load_index
 from training.data.names import Names
@@ -84,7 +84,7 @@ def build_index(
     found = find_videos(folder, include, pictures=pictures, progress=progress)
     if labels_path:
         given = match_names(labels_path, given, Names(folder, found.videos, found.ignored))
-    given = _with_entries(folder, given, found)
+    given = with_entries(folder, given, found.entries)
     files, stamps = _stamps(folder, found)
     passed_over = picture_folders(folder, files)
     nothing, reader, of_pictures, questions = Probe(), reader_version(), _pictures(found), {}
@@ -141,19 +141,6 @@ def _labels_path(folder: Path, labels: str | os.PathLike | None) -> Path | None:
     if labels is not None:
         return Path(labels).resolve()
     return folder / LABELS_NAME if (folder / LABELS_NAME).is_file() else None
-
-
-def _with_entries(folder: Path, given: Labels, found: Found) -> Labels:
-    """The labels, with the entries that shards contain for videos that the labels file lacks."""
-    added = {name: entry for name, entry in found.entries.items() if name not in given.videos}
-    problems = [
-        f"{name}: {problem}"
-        for name, entry in added.items()
-        for problem in entry_problems(entry, given.class_sets)
-    ]
-    if problems:
-        raise LabelError(listed(folder, problems))
-    return replace(given, videos={**given.videos, **added}) if added else given
 
 
 def _stamps(folder: Path, found: Found) -> tuple[dict[str, dict[str, Stamp]], dict[str, Stamp]]:

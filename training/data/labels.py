@@ -35,6 +35,7 @@ __all__ = [
     "match_names",
     "phases_of",
     "read_labels",
+    "with_entries",
 ]
 
 _FILE_KEYS = ("classes", "class_sets", "videos", "unit")
@@ -230,6 +231,28 @@ def match_names(path: Path, labels: Labels, names: Names) -> Labels:
     if problems:
         raise LabelError(listed(path, problems))
     return replace(labels, videos=videos)
+
+
+def with_entries(folder: Path, labels: Labels, entries: Mapping[str, Mapping[str, Any]]) -> Labels:
+    """The labels with those entries, from shards, whose videos have none in the labels file.
+
+    Raises LabelError for entries that do not have the documented form.
+    """
+    added = {name: dict(entry) for name, entry in entries.items() if name not in labels.videos}
+    problems = [
+        f"{name}: {problem}"
+        for name, entry in added.items()
+        for problem in entry_problems(entry, labels.class_sets)
+    ]
+    if problems and not labels.content and any(parts_of(entry) for entry in added.values()):
+        problems.insert(
+            0,
+            "there is no labels file, which has the names of the phases; `prepare --shards` "
+            "writes it beside the tar files: copy it too",
+        )
+    if problems:
+        raise LabelError(listed(folder, problems))
+    return replace(labels, videos={**labels.videos, **added})
 
 
 def phases_of(

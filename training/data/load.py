@@ -72,6 +72,13 @@ def load_index(
         UserError: the labels file has no such class set.
         NotADirectoryError: `folder` is not a folder.
     """
+    return _open(folder, class_set, check)
+
+
+def _open(
+    folder: str | os.PathLike, class_set: str | None, check: bool, *, optional: bool = False
+) -> Index:
+    """See `load_index`; with `optional`, a folder without phases need not have the class set."""
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder; expected one with videos")
@@ -87,6 +94,8 @@ def load_index(
                 raise StaleIndex(f"{path} was written by another version of the project: {advice}")
             found = changes(folder, store) if check else []
             if not found:
+                if optional and store.about["class_sets"] == {"": {}}:
+                    class_set = None
                 return _index(folder, store, class_set)
             advice = f"{advice[:-1]}{_options(store.about)}`"
     except (DamagedIndex, KeyError, TypeError, ValueError) as error:
@@ -104,6 +113,7 @@ def load_indexes(
     """Read the indexes of several folders as one; of one folder, `load_index`.
 
     The ids of several folders become "FOLDERNAME/id", and `VideoRecord.source` counts the folders.
+    Only folders with phases need the class set.
 
     Raises:
         UserError: two folders have the same name, or different phases for the same action.
@@ -111,12 +121,16 @@ def load_indexes(
     """
     if not folders:
         raise UserError("no folder of videos is given; name at least one")
-    indexes = [load_index(folder, class_set=class_set, check=check) for folder in folders]
-    if len(indexes) == 1:
-        return indexes[0]
+    if len(folders) == 1:
+        return load_index(folders[0], class_set=class_set, check=check)
+    indexes = [_open(folder, class_set, check, optional=True) for folder in folders]
+    if class_set is not None and all(index.class_set != class_set for index in indexes):
+        load_index(folders[0], class_set=class_set, check=False)  # raises
     names: dict[str, Path] = {}
     for index in indexes:
         other = names.setdefault(index.folder.name, index.folder)
+        if other == index.folder and other is not index.folder:
+            raise UserError(f"{other} is given twice; name each folder once")
         if other is not index.folder:
             raise UserError(
                 f"{other} and {index.folder} have the same name, with which the ids of their "
@@ -128,6 +142,7 @@ def load_indexes(
         parts.append(part.placed(f"{index.folder.name}/", source, shards))
         shards += max(0, int(part.arrays["shard"].max(initial=-1)) + 1)
     classes = _merged(indexes)
+    chosen = indexes[0].class_set if class_set is None else class_set
 
     def prefixed(attribute: str) -> list[str]:
         return [f"{one.folder.name}/{name}" for one in indexes for name in getattr(one, attribute)]
@@ -143,8 +158,8 @@ def load_indexes(
         classes,
         changed_labels=prefixed("changed_labels"),
         unused_labels=prefixed("unused_labels"),
-        class_sets={indexes[0].class_set: classes},
-        class_set=indexes[0].class_set,
+        class_sets={chosen: classes},
+        class_set=chosen,
         folders=tuple(index.folder for index in indexes),
     )
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from training.data.labels import (
     listed,
     match_names,
     read_labels,
+    with_entries,
 )
 from training.data.names import Names
 from training.data.threads import in_threads
@@ -126,7 +127,7 @@ def transcode_folder(
     if labels is not None:
         names_of = Names(folder, names, files.ignored)
         given = match_names(Path(labels), read_labels(Path(labels)), names_of)
-    given = replace(given, videos={**files.entries, **given.videos})
+    given = with_entries(folder, given, files.entries)
     sources = {name: folder / files.place(name) for name in names}
     rates = {
         name: given.videos.get(name, {}).get("fps", fps)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from training.data.folders import folders_of
 from training.recipe.load import ConfigError, differences, load_config, may_change
 from training.runs.checkpoint import INITIAL, save_initial
 from training.runs.environment import environment
@@ -102,7 +103,9 @@ def open_run(trainer: Trainer, *, resume: bool) -> None:
             facts["launch"] = launch
         write_text(run_dir / "environment.json", json.dumps(facts, indent=2))
         if trainer.step < trainer.steps:  # a finished run trains on nothing more
-            write_training_videos(run_dir, trainer.loader.items.videos, resumed=resumed)
+            folders = len(folders_of(cfg))
+            videos = trainer.loader.items.videos
+            write_training_videos(run_dir, videos, resumed=resumed, folders=folders)
         if cfg.model.weights and not resumed:
             save_initial(run_dir, weights_to_keep(cfg, trainer.model))
 
