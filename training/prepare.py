@@ -112,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="largest size of a tar file in 10^6 bytes (default: 500)",
     )
     args = parser.parse_args(arguments)
+    args.words = sys.argv[1:] if arguments is None else [*arguments]
     chosen = {name: getattr(args, name) for name in ("short_side", "keyframe_every", "crf")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if chosen and args.transcode is None:
@@ -136,35 +137,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, chosen: dict[str, int]) -> int:
     from training.data.files import INDEX_NAME, as_patterns  # slow: after --help
     from training.data.index import build_index
-    from training.data.summary import Summary, no_test_videos, nothing_usable
+    from training.data.summary import Summary, forgotten, no_test_videos, nothing_usable
 
-    texts = Summary(everything=args.all)
-    folder, labels, found, bad = args.folder, args.labels, None, []
+    texts = Summary(everything=args.all, verify=args.verify)
+    folder, labels, bad = args.folder, args.labels, []
     limits = {"time_limit": args.time_limit, "progress": True}
     chosen_files = {"include": as_patterns(folder.resolve(), args.include)}
     given = {"pictures": args.pictures, "fps": args.fps}
     chosen_files |= {name: value for name, value in given.items() if value is not None}
+    repeated = {name: value for name, value in chosen_files.items() if value}
+    for line in forgotten(folder, repeated, args.words):
+        print(line)
     if args.transcode is not None:
         from training.data.transcode import Settings, transcode_folder
 
         report = transcode_folder(
             folder, args.transcode, Settings(**chosen), labels=labels, **chosen_files, **limits
         )
-        print(texts.of_copies(report))
-        folder, labels, found, bad = args.transcode, None, report.found, report.bad
+        print("\n".join([texts.of_copies(report), *texts.of_source(folder, report.found)]))
+        folder, labels, bad = args.transcode, None, report.bad
         chosen_files = {}
     index = build_index(folder, labels=labels, verify=args.verify, **chosen_files, **limits)
     if args.shards is not None and index.videos:
         from training.data.shards import write_shards
 
         print(texts.of_index(index))
+        if args.transcode is None:
+            for line in texts.of_source(folder, index.found):
+                print(line)
         size = {} if args.shard_size is None else {"size_mb": args.shard_size}
         print(write_shards(index, args.shards, **size, progress=True))
-        found, labels = found or index.found, None
+        labels = None
         index = build_index(args.shards, verify=args.verify, **limits)
     print(texts.of_index(index))
-    for line in texts.of_others(found or index.found):
-        print(line)
+    if args.transcode is None and args.shards is None:
+        for line in texts.of_others(index.found):
+            print(line)
     if index.videos or index.bad:
         print(f"written: {index.folder / INDEX_NAME}")
     if index.videos and not index.videos.where(split="test"):

@@ -271,6 +271,12 @@ class ClipLoader:
                     f"batches would not be the same. Use {use}"
                 )
         saved = state.get("order") or Shuffled(len(self.items), self.seed).describe()
+        ranks = [order.get("world_size") for order in (saved, mine["order"])]
+        if None not in ranks and ranks[0] != ranks[1]:
+            raise ValueError(
+                f"the saved loader read shards on a world_size of {ranks[0]}, this one has "
+                f"{ranks[1]}: ranks would read other shards. Use {ranks[0]} ranks"
+            )
         for name in [*saved, *mine["order"]]:
             if saved.get(name) != mine["order"].get(name):
                 raise ValueError(

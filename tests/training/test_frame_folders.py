@@ -279,3 +279,45 @@ def test_align_takes_folders_and_patterns(tmp_path, monkeypatch, capsys):
     assert probe(out / "aligned.mp4").frames == 30
     assert align_command.main([str(a), str(tmp_path), "--run", "run", "--out", str(out)]) == 2
     assert "the folder has no JPEG, PNG or WebP pictures" in capsys.readouterr().err
+
+
+def test_pictures_are_reported_once_and_without_a_pattern_of_files(folder, capsys):
+    write_frames(folder / "raw", 1, "cover_{}a.jpg")
+    assert main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "pictures not used: raw (flow_x_*.jpg (12), img_*.jpg (12)): several" in out
+    assert "ignored: 1 .jpg (raw/cover_1a.jpg)\n" in out
+    assert "--include" not in out
+    (folder / "notes.dat").write_bytes(b"text")
+    assert main([str(folder)]) == 0
+    assert "  to use one of these as a video: --include PATTERN\n" in capsys.readouterr().out
+
+
+def test_options_of_the_last_index_that_are_not_repeated_are_named(folder, capsys):
+    (folder / "labels.json").unlink()
+    options = ["--fps", "12.5", "--pictures", "raw/img_*"]
+    assert main([str(folder), *options]) == 0
+    out = capsys.readouterr().out
+    command = f"python -m training.prepare {folder}"
+    assert "the index before" not in out
+    assert f"and prepare again: `{command} --fps 12.5 --pictures 'raw/img_*'`\n" in out
+    assert main([str(folder), "--fps", "10"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "the index before had --pictures 'raw/img_*', the new one has not; to keep this: "
+        f"`{command} --fps 10 --pictures 'raw/img_*'`\n"
+    )
+    assert main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert f"the index before had --fps 10, the new one has not; to keep this: `{command} --" in out
+    assert main([str(folder)]) == 0
+    assert "the index before" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--transcode", "--shards"])
+def test_files_of_the_source_are_not_said_of_the_copies(option, folder, tmp_path, capsys):
+    assert main([str(folder), option, str(tmp_path / "out")]) == 0
+    source, out = capsys.readouterr().out.split(f"{tmp_path / 'out'}: 3 videos")
+    assert f"other files of {folder}:\n  pictures used as videos: 2 (frames/0001, frames/" in source
+    assert "  pictures not used: raw (" in source
+    assert "pictures" not in out
+    assert "ignored" not in out

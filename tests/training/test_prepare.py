@@ -341,9 +341,22 @@ def test_only_what_changed_is_checked_again(folder, capsys):
     assert main([str(folder)]) == 0
     assert "  checked: 2 new or changed, 1 unchanged\n" in capsys.readouterr().out
     assert main([str(folder), "--verify"]) == 0
-    assert "  checked: 3 new or changed, 0 unchanged\n" in capsys.readouterr().out
+    assert "  decoded now: 3, decoded before: 0\n" in capsys.readouterr().out
+    assert main([str(folder), "--verify"]) == 0
+    assert "  decoded now: 0, decoded before: 3\n" in capsys.readouterr().out
     assert main([str(folder)]) == 0
     assert "  checked: 0 new or changed, 3 unchanged\n" in capsys.readouterr().out
+
+
+def test_splits_of_every_class_set(folder, capsys):
+    sets = {"two": {"all": ["a", "b"]}, "three": {"all": ["a", "b", "c"]}}
+    labels = {"two": {"boundaries": [5], "split": "test"}, "three": {"boundaries": [5, 9]}}
+    content = {"class_sets": sets, "videos": {"a.mp4": {"labels": labels}}}
+    (folder / "labels.json").write_text(json.dumps(content))
+    assert main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "  splits of two: test 1, train 1\n  with phase labels of two: 1\n" in out
+    assert "  splits of three: train 2\n  with phase labels of three: 1\n" in out
 
 
 def test_all_names_are_listed_on_request(folder, capsys):

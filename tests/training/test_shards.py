@@ -166,7 +166,7 @@ def index_of(folder: Path, videos: list, **more) -> SimpleNamespace:
 
 def small_index(folder: Path, count: int = 12) -> SimpleNamespace:
     rng = np.random.default_rng(0)
-    return index_of(folder, [record(folder, f"{n}.mp4", rng.bytes(2000 + n)) for n in range(count)])
+    return index_of(folder, [record(folder, f"{n}.mp4", rng.bytes(6000 + n)) for n in range(count)])
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -205,8 +205,8 @@ def test_everything_is_in_the_shards(tmp_path):
         record(folder, "frames/0001", [b"f1", b"f2", b"f3"]),
     ]
     summary = write_shards(index_of(folder, videos, bad=[{}] * 2), out, progress=False)
-    assert summary.startswith("1 shards (0 kept from before) with 4 videos, 0.0 MB, in ")
-    assert "2 files that cannot be read are not in the shards" in summary
+    assert summary.startswith("1 shard (0 kept from before) with 4 videos, 0.0 MB, in ")
+    assert "not in the shards: 2 files that cannot be read" in summary
     entry = {
         **{"action": "x", "split": "val", "view": "ego", "trim": [1, 4], "crop": [0, 2, 8, 8]},
         **{"sync": {"group": "g", "offset": 3}, "remark": "to be checked"},
@@ -281,31 +281,60 @@ def test_several_class_sets(tmp_path, monkeypatch):
 
 def test_sizes_and_order(tmp_path):
     index = small_index(tmp_path / "videos")
-    write_shards(index, tmp_path / "out", 0.0065, progress=False)
+    write_shards(index, tmp_path / "out", 0.0308, progress=False)
     sizes = [
         [one.size for one in samples_of(tar)] for tar in sorted((tmp_path / "out").glob("*.tar"))
     ]
     assert [len(shard) for shard in sizes] == [3, 3, 3, 3]
-    assert all(sum(shard) <= 6500 for shard in sizes)
-    order = [size - 2000 for shard in sizes for size in shard]
+    files = [tar.stat().st_size for tar in (tmp_path / "out").glob("*.tar")]
+    assert files == [30_720] * 4  # 3 * (512 + 6,144 + 512 + 512) + 1,024, in units of 10,240
+    assert all(sum(shard) <= 30_800 for shard in sizes)
+    order = [size - 6000 for shard in sizes for size in shard]
     assert order == np.random.default_rng(0).permutation(12).tolist() != sorted(order)
     write_shards(index, tmp_path / "alone", 1e-6, progress=False, seed=1)
     names = sorted((tmp_path / "alone").glob("*.tar"))
-    order = [samples_of(tar)[0].size - 2000 for tar in names]
+    order = [samples_of(tar)[0].size - 6000 for tar in names]
     assert order == np.random.default_rng(1).permutation(12).tolist()
+
+
+@pytest.mark.parametrize("length", [3, 120])
+def test_no_tar_is_larger_than_the_size(tmp_path, length):
+    """Names of more than 100 bytes and others than ASCII have headers of their own."""
+    folder = tmp_path / "videos"
+    videos = [record(folder, f"{'é' * length}{n}.mp4", bytes(400 + 40 * n)) for n in range(30)]
+    index = index_of(folder, videos)
+    for size in (10_240, 20_480, 30_719, 30_720):
+        write_shards(index, tmp_path / f"{size}", size / 1e6, progress=False)
+        found = [tar.stat().st_size for tar in (tmp_path / f"{size}").glob("*.tar")]
+        assert max(found) == size // 10_240 * 10_240
+
+
+def test_files_of_others_among_the_shards_are_refused(tmp_path):
+    index, out = small_index(tmp_path / "videos"), tmp_path / "out"
+    write_shards(index, out, 0.0308, progress=False)
+    for name in ("fastseq_index.sqlite", "labels.propagated.json", ".hidden"):
+        (out / name).touch()
+    write_shards(index, out, 0.0308, progress=False)
+    (out / "shard-000001.tar").rename(out / "part-b.tar")
+    (out / "notes.txt").touch()
+    before = contents(out)
+    message = r"has files that --shards did not write: notes.txt, part-b.tar; move them away"
+    with pytest.raises(UserError, match=message):
+        write_shards(index, out, 0.0308, progress=False)
+    assert contents(out) == before
 
 
 def test_equal_calls_write_equal_bytes(tmp_path, monkeypatch):
     index = small_index(tmp_path / "videos")
-    write_shards(index, tmp_path / "one", 0.0065, progress=False)
+    write_shards(index, tmp_path / "one", 0.0308, progress=False)
     monkeypatch.setattr("time.time", lambda: 1e9)
-    write_shards(index, tmp_path / "two", 0.0065, progress=False)
+    write_shards(index, tmp_path / "two", 0.0308, progress=False)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_an_interrupted_call_is_continued(tmp_path, monkeypatch):
     index, out = small_index(tmp_path / "videos"), tmp_path / "out"
-    write_shards(index, tmp_path / "whole", 0.0065, progress=False)
+    write_shards(index, tmp_path / "whole", 0.0308, progress=False)
     reads = []
 
     def fails_late(path):
@@ -316,7 +345,7 @@ def test_an_interrupted_call_is_continued(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shards, "read_bytes", fails_late)
     with pytest.raises(KeyboardInterrupt):
-        write_shards(index, out, 0.0065, progress=False)
+        write_shards(index, out, 0.0308, progress=False)
     assert sorted(path.name for path in out.iterdir()) == [
         ".fastseq_shards.json",
         "shard-000000.tar",
@@ -325,7 +354,7 @@ def test_an_interrupted_call_is_continued(tmp_path, monkeypatch):
     (out / ".shard-000002.tar.77.part").write_bytes(b"of a process that was killed")
     kept = (out / "shard-000001.tar").stat().st_mtime_ns
     reads = [None] * 10
-    assert "4 shards (2 kept from before)" in write_shards(index, out, 0.0065, progress=False)
+    assert "4 shards (2 kept from before)" in write_shards(index, out, 0.0308, progress=False)
     # The third shard's three videos, the one that did not fit into it and the last three.
     assert len(reads) - 10 == 7
     assert (out / "shard-000001.tar").stat().st_mtime_ns == kept
@@ -338,22 +367,22 @@ def test_what_has_changed_is_written_again(tmp_path):
     def kept(**more):
         return int(write_shards(index, out, progress=False, **more).split("(")[1].split()[0])
 
-    assert kept(size_mb=0.0065) == 0
-    assert kept(size_mb=0.0065) == 4
+    assert kept(size_mb=0.0308) == 0
+    assert kept(size_mb=0.0308) == 4
     os.utime(index.videos[3].path, ns=(1, 1))
-    assert kept(size_mb=0.0065) == 3
+    assert kept(size_mb=0.0308) == 3
     index.videos[5].action = "x"
-    assert kept(size_mb=0.0065) == 3
+    assert kept(size_mb=0.0308) == 3
     with open(out / "shard-000002.tar", "ab") as file:
         file.write(bytes(512))
-    assert kept(size_mb=0.0065) == 3
-    assert kept(size_mb=0.0085) == 0
+    assert kept(size_mb=0.0308) == 3
+    assert kept(size_mb=0.041) == 0
     assert sorted(path.name for path in out.glob("*.tar")) == [
         f"shard-00000{number}.tar" for number in range(3)
     ]
-    assert kept(size_mb=0.0085, seed=1) == 0
+    assert kept(size_mb=0.041, seed=1) == 0
     index.videos.pop()
-    assert kept(size_mb=0.0085, seed=1) == 0
+    assert kept(size_mb=0.041, seed=1) == 0
     names = list(read_back(out))
     assert sorted(json.loads((out / "labels.json").read_text())["videos"]) == sorted(names)
     assert len(names) == 11

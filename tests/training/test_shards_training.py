@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import training.loop.trainer
 import training.train
 from fastseq.video import VideoError, read_frames
 from fastseq.video.source import pictures_in, read_bytes
@@ -17,8 +18,10 @@ from training import prepare
 from training.data.index import StaleIndex, build_index, load_index
 from training.data.samples import samples_of
 from training.data.shards import write_shards
+from training.runs.checkpoint import load_latest
 from training.runs.log import read_log
 
+RESUME = ["train.run_dir=run", "train.steps=2", "train.log_every=1", "--resume"]
 LABELS = {
     "classes": {"all": ["before", "after"]},
     "videos": {
@@ -162,6 +165,56 @@ def test_a_shard_that_has_changed(video_folder):
         load_index(out)
 
 
+def test_labels_of_a_shard_that_is_gone_are_not_used(video_folder, capsys):
+    (video_folder / "labels.json").write_text(json.dumps(LABELS))
+    out = video_folder.parent / "shards"
+    write_shards(build_index(video_folder), out, 1e-6, progress=False)
+    (gone,) = [tar for tar in out.glob("*.tar") if samples_of(tar)[0].key == "b"]
+    gone.unlink()
+    assert prepare.main([str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"labels not used: 1 video\n  {gone.name} is gone (1): {gone.name}/b.mp4\n" in said
+    assert by_key(out).keys() == {"a", "c"}
+    assert prepare.main([str(out), "--transcode", str(out.parent / "copies")]) == 0
+    assert "labels not copied: 1 video" in capsys.readouterr().out
+
+
+def test_labels_of_a_video_that_its_shard_lacks(video_folder, capsys):
+    out = video_folder.parent / "shards"
+    write_shards(build_index(video_folder), out, 1e-6, progress=False)
+    one, two = sorted(out.glob("*.tar"))[:2]
+    key = samples_of(two)[0].name
+    (out / "labels.json").write_text(json.dumps({"videos": {f"{one.name}/{key}": {}}}))
+    assert prepare.main([str(out)]) == 2
+    said = capsys.readouterr().err
+    assert f"{one.name} has no member of this name; remove the entry" in said
+    assert two.name not in said
+    one.write_bytes(one.read_bytes()[:1000])
+    assert prepare.main([str(out)]) == 2
+    assert f"{one.name} has no video or cannot be read: write it" in capsys.readouterr().err
+
+
+def test_a_run_on_shards_resumes_on_its_number_of_ranks(video_folder, monkeypatch, capsys):
+    out = video_folder.parent / "shards"
+    write_shards(build_index(video_folder), out, progress=False)
+    build_index(out)
+    check_training(out)
+
+    def of_two_ranks(*arguments, **options):
+        state = load_latest(*arguments, **options)
+        state["ranks"] = [state["ranks"][0]] * 2
+        state["ranks"][0]["loader"]["order"]["world_size"] = 2
+        return state
+
+    monkeypatch.setattr(training.loop.trainer, "load_latest", of_two_ranks)
+    capsys.readouterr()
+    assert training.train.main(["tiny.yaml", f"data.folder={out}", *RESUME]) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "error" in one]
+    assert "reads shards on 2 ranks, and this is a resume on 1" in line
+    assert "`torchrun --nproc-per-node=2`" in line
+    assert "model.weights=run model.weights_parts=all" in line
+
+
 def test_labels_in_a_tar_are_checked_before_videos_are_copied(video_folder, capsys):
     (video_folder / "labels.json").write_text(json.dumps(LABELS))
     out = video_folder.parent / "shards"
@@ -171,6 +224,7 @@ def test_labels_in_a_tar_are_checked_before_videos_are_copied(video_folder, caps
         assert prepare.main([str(out), *words]) == 2
         error = capsys.readouterr().err
         assert "there is no labels file, which has the names of the phases" in error
+        assert f'or write {out}/labels.json with {{"classes": {{"all": ["first' in error
         assert "a.mp4: has phases, but" in error
     assert not (out.parent / "copies").exists()
     wrong = b'{"unit": "seconds", "trim": ["a", 3]}'

@@ -119,7 +119,7 @@ def build_index(
             "path": Path(os.path.relpath(labels_path, folder)).as_posix(),
             "stamp": labels_stamp,
             "changed": changed,
-            "unused": [name for name in given.videos if name not in good],
+            "unused": [*(name for name in given.videos if name not in good), *given.gone],
         },
         "include": include,
         "pictures": pictures,

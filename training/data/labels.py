@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from training.data.files import LABELS_NAME
 from training.data.label_entries import entry_problems, has_phases, parts_of, unit_problem
 from training.data.label_frames import (
     UNLABELLED,
@@ -58,11 +59,13 @@ class Labels:
             neither, has one set, whose name is "".
         videos: video's name -> its entry; with "unit" if the file has a default other than frames.
         content: the whole file.
+        gone: names whose labels `match_names` dropped, as the folder does not have their shards.
     """
 
     class_sets: dict[str, Classes] = field(default_factory=lambda: {"": {}})
     videos: dict[str, dict[str, Any]] = field(default_factory=dict)
     content: dict[str, Any] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
 
     @property
     def classes(self) -> Classes:
@@ -205,11 +208,14 @@ def _twice(where: str, given: Any) -> list[str]:
 def match_names(path: Path, labels: Labels, names: Names) -> Labels:
     """Labels under the exact names of the files, however the labels file spells them.
 
-    Raises LabelError for labels of files that are not in the folder, and if a file has two entries.
+    Labels of videos in a tar file that the folder does not have go into `Labels.gone`.
+
+    Raises LabelError for labels of other files that are not in the folder, and if a file has two
+    entries.
     """
     videos: dict[str, dict[str, Any]] = {}
     spelt: dict[str, str] = {}
-    problems, missing = [], []
+    problems, missing, gone = [], [], []
     for name, entry in labels.videos.items():
         try:
             video = names.match(name)
@@ -217,7 +223,7 @@ def match_names(path: Path, labels: Labels, names: Names) -> Labels:
             problems.append(f"{name}: {error}")
             continue
         if video is None:
-            missing.append(name)
+            (gone if names.shard_is_gone(name) else missing).append(name)
         elif video in videos:
             problems.append(
                 f"{name}: the labels of this video are there twice, as {spelt[video]!a} and "
@@ -230,7 +236,7 @@ def match_names(path: Path, labels: Labels, names: Names) -> Labels:
         problems.append(f"{name}: no such video in the folder; {advice}")
     if problems:
         raise LabelError(listed(path, problems))
-    return replace(labels, videos=videos)
+    return replace(labels, videos=videos, gone=tuple(gone))
 
 
 def with_entries(folder: Path, labels: Labels, entries: Mapping[str, Mapping[str, Any]]) -> Labels:
@@ -245,14 +251,24 @@ def with_entries(folder: Path, labels: Labels, entries: Mapping[str, Mapping[str
         for problem in entry_problems(entry, labels.class_sets)
     ]
     if problems and not labels.content and any(parts_of(entry) for entry in added.values()):
-        problems.insert(
-            0,
-            "there is no labels file, which has the names of the phases; `prepare --shards` "
-            "writes it beside the tar files: copy it too",
-        )
+        problems.insert(0, _no_classes(folder / LABELS_NAME, added.values()))
     if problems:
         raise LabelError(listed(folder, problems))
     return replace(labels, videos={**labels.videos, **added})
+
+
+def _no_classes(path: Path, entries: Iterable[Mapping[str, Any]]) -> str:
+    """The message about entries in shards whose phases have no names, as the file is missing."""
+    sets: dict[str, Classes] = {}
+    for entry in entries:
+        for class_set in parts_of(entry):
+            sets.setdefault(class_set, {})[entry.get("action", "all")] = ["first phase", "..."]
+    content = {"classes": sets[""]} if "" in sets else {"class_sets": sets}
+    return (
+        "there is no labels file, which has the names of the phases; `prepare --shards` writes it "
+        f"beside the tar files: copy it too, or write {path} with "
+        f"{json.dumps(content, ensure_ascii=False)}"
+    )
 
 
 def phases_of(

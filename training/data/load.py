@@ -36,7 +36,7 @@ class Index:
         bad: {path, reason} of the videos that cannot be read.
         classes: the phases of each action in the chosen class set.
         changed_labels: damaged videos whose labels were cut or extended to their frames.
-        unused_labels: labelled videos that cannot be read.
+        unused_labels: labelled videos that cannot be read, or whose shard is gone.
         found: the folder's files, if it has just been searched.
         class_sets: the phases of each action in every class set of the labels file.
         class_set: name of the chosen class set; "" for a labels file with "classes".
@@ -97,7 +97,7 @@ def _open(
                 if optional and store.about["class_sets"] == {"": {}}:
                     class_set = None
                 return _index(folder, store, class_set)
-            advice = f"{advice[:-1]}{_options(folder, store.about)}`"
+            advice = f"{advice[:-1]}{as_words(_options(folder, store.about))}`"
     except (DamagedIndex, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -219,15 +219,38 @@ def _unknown_class_set(folder: Path, class_set: str, class_sets: Mapping[str, An
     return f"the labels of {folder} have no class set {class_set!r}; known: {', '.join(class_sets)}"
 
 
-def _options(folder: Path, about: Mapping[str, Any]) -> str:
-    """The options with which the index was made, for the command that makes it again."""
-    options = ""
+def made_with(folder: str | os.PathLike) -> dict[str, Any]:
+    """labels, fps, pictures and include, where the index of a folder was made with them.
+
+    They are arguments of `build_index`; "labels" is missing for FOLDER/labels.json.
+    """
+    folder = Path(folder).resolve()
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        return {}
+    try:
+        with Store(path) as store:
+            return _options(folder, store.about)
+    except (DamagedIndex, KeyError, TypeError, ValueError):
+        return {}  # written by another version: it is made anew
+
+
+def as_words(options: Mapping[str, Any]) -> str:
+    """Options of `made_with` as words of `prepare`'s command, each after a space."""
+    words = ""
+    if "labels" in options:
+        words += f" --labels {shlex.quote(options['labels'])}"
+    if "fps" in options:
+        words += f" --fps {options['fps']:g}"
+    if "pictures" in options:
+        words += f" --pictures {shlex.quote(options['pictures'])}"
+    if "include" in options:
+        words += f" --include {shlex.join(options['include'])}"
+    return words
+
+
+def _options(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: about[name] for name in ("fps", "pictures", "include")}
     if about["labels"] is not None and about["labels"]["path"] != LABELS_NAME:
-        options += f" --labels {shlex.quote(os.path.normpath(folder / about['labels']['path']))}"
-    if about["fps"] is not None:
-        options += f" --fps {about['fps']:g}"
-    if about["pictures"] is not None:
-        options += f" --pictures {shlex.quote(about['pictures'])}"
-    if about["include"]:
-        options += f" --include {shlex.join(about['include'])}"
-    return options
+        found["labels"] = os.path.normpath(folder / about["labels"]["path"])
+    return {name: value for name, value in found.items() if value not in (None, [])}

@@ -9,12 +9,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
+_TAR = ".tar"
 _CLOSE = 5  # candidates that a hint names
 
 
 def composed(name: str) -> str:
     """The composed spelling of a name: some systems store "é" as one character, others as two."""
     return unicodedata.normalize("NFC", name)
+
+
+def shard_of(name: str) -> str:
+    """The tar file that a video lies in, from its name; empty if it lies in none."""
+    head, mark, _ = name.partition(f"{_TAR}/")
+    return head + _TAR if mark else ""
 
 
 class Names:
@@ -49,12 +56,22 @@ class Names:
             )
         return found[0] if found else None
 
+    def shard_is_gone(self, name: str) -> bool:
+        """Whether a name is that of a video in a tar file that the folder does not have."""
+        shard = shard_of(name)
+        return bool(shard) and not os.path.lexists(self.folder / shard)
+
     def hint(self, name: str) -> str:
         """Advice about a name that no video has."""
+        shard = shard_of(name)
+        if shard in self.ignored:
+            return f"{shard} has no video or cannot be read: write it again, or remove it"
         if name in self.ignored:
             what = self.ignored[name]
             return f"it exists but is not used as a video ({what}); name it with --include"
         near = self._near(name)
+        if not near and shard:
+            return f"{shard} has no member of this name; remove the entry"
         if not near:
             return "remove the entry or add the file"
         if len(near) == 1:
@@ -63,7 +80,10 @@ class Names:
         return f"did you mean one of {', '.join(near[:_CLOSE])}{more}?"
 
     def _near(self, name: str) -> list[str]:
-        """The videos whose names differ least: in the folder, the case or the extension."""
+        """The videos whose names differ least: in the folder, the case or the extension.
+
+        For a name in a shard only videos of this shard: equal keys of two shards are two videos.
+        """
         if self.stems is None:
             self.stems = defaultdict(list)
             for video in self.videos:
@@ -71,12 +91,15 @@ class Names:
         wanted = PurePosixPath(self._relative(name.strip()))
         # "clip.v1" may be a name without its extension, or a name with another extension.
         alike = self.stems.get(_folded(wanted.stem), []) + self.stems.get(_folded(wanted.name), [])
+        shard = shard_of(name)
         ranks = defaultdict(list)
         for video in dict.fromkeys(alike):
+            if shard and shard_of(video) != shard:
+                continue
             ranks[_distance(wanted, PurePosixPath(video))].append(video)
         if ranks:
             return ranks[min(ranks)]
-        return difflib.get_close_matches(str(wanted), self.videos, n=1)
+        return [] if shard else difflib.get_close_matches(str(wanted), self.videos, n=1)
 
     def _relative(self, name: str) -> str:
         """The path below the folder; accepts Windows' spelling and absolute paths."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,17 +15,19 @@ from typing import Any
 import numpy as np
 
 from fastseq.video.source import file_of, read_bytes
-from training.data.files import LABELS_NAME, by_name, ending_of
+from training.data.files import CARRIED_NAME, INDEX_NAME, LABELS_NAME, by_name, ending_of
 from training.data.index import Index, VideoRecord, load_index
 from training.data.labels import TO_BE_CHECKED
 from training.data.samples import UNKNOWN_ENDING, samples_of
+from training.data.summary import counted
 from training.support.command import UserError, make_folder
 from training.support.files import replacing, write_json
 
 __all__ = ["samples_of", "write_shards"]
 
-_FORMAT = 1  # raise it when the same videos make other shards: those written before are made again
+_FORMAT = 2  # raise it when the same videos make other shards: those written before are made again
 _STATE = ".fastseq_shards.json"  # in the folder of the shards
+_SHOWN = 5
 
 
 def write_shards(
@@ -46,7 +49,8 @@ def write_shards(
     later call keeps the shards whose videos (size, time of modification) and labels are the same.
 
     Args:
-        size_mb: greatest size of the videos of a shard in 10^6 bytes; a larger video is alone.
+        size_mb: greatest size of a tar file in 10^6 bytes; a video that makes a larger one is alone
+            in it.
         progress: show a bar.
         seed: seed of the order.
     Returns:
@@ -89,11 +93,12 @@ def write_shards(
     classes = {"classes": index.classes} if single else {"class_sets": index.class_sets}
     state.finish(number, {**classes, "videos": dict(sorted(labels.items()))})
     lines = [
-        f"{number} shards ({kept} kept from before) with {len(videos)} videos, "
+        f"{counted(number, 'shard')} ({kept} kept from before) with "
+        f"{counted(len(videos), 'video')}, "
         f"{sum(shard['size'] for shard in state.shards) / 1e6:.1f} MB, in {state.out}"
     ]
     if index.bad:
-        lines.append(f"{len(index.bad)} files that cannot be read are not in the shards")
+        lines.append(f"not in the shards: {counted(len(index.bad), 'file')} that cannot be read")
     return "\n".join(lines)
 
 
@@ -139,8 +144,8 @@ class _Video:
 
 
 def _write_shard(writer: Any, path: Path, videos: Sequence[_Video], limit: float, bar: Any) -> int:
-    """Write videos until the next one would pass the limit in bytes; their number."""
-    size = count = 0
+    """Write videos until the tar would be larger than the limit in bytes; their number."""
+    count = 0
     owner = {"user": "fastseq", "group": "fastseq", "mode": 0o644, "mtime": 0}
     with (
         replacing(path) as partial,
@@ -148,15 +153,29 @@ def _write_shard(writer: Any, path: Path, videos: Sequence[_Video], limit: float
         writer(file, encoder=False, format="GNU_FORMAT", **owner) as tar,
     ):
         for video in videos:
-            media = video.media()
-            size += sum(map(len, media.values()))
-            if count and size > limit:
-                break
             text = json.dumps(video.entry, ensure_ascii=False).encode()
-            tar.write({"__key__": video.key, "json": text, **media})
+            members = {"json": text, **video.media()}
+            if count and _size_with(tar.tarstream, video.key, members) > limit:
+                break
+            tar.write({"__key__": video.key, **members})
             count += 1
             bar.update()
     return count
+
+
+def _size_with(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> int:
+    """Bytes of a tar file that ends after these members: headers, padding and its end included."""
+    size = tar.offset
+    for extension, data in members.items():
+        member = tarfile.TarInfo(f"{key}.{extension}")
+        member.size = len(data)
+        size += len(member.tobuf(tar.format, tar.encoding, tar.errors))
+        size += _whole(len(data), tarfile.BLOCKSIZE)
+    return _whole(size + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
+
+
+def _whole(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 class _State:
@@ -184,6 +203,12 @@ class _State:
             raise UserError(
                 f"{out / _STATE} is damaged ({error}); choose an empty folder"
             ) from error
+        if foreign := state.foreign():
+            more = f" and {len(foreign) - _SHOWN} more" * (len(foreign) > _SHOWN)
+            raise UserError(
+                f"{out} has files that --shards did not write: {', '.join(foreign[:_SHOWN])}{more};"
+                " move them away, or choose an empty folder"
+            )
         labels = out / LABELS_NAME
         if labels.is_file() and _hash(labels.read_bytes()) != state.labels:
             raise UserError(
@@ -194,6 +219,14 @@ class _State:
 
     def path(self, number: int) -> Path:
         return self.out / f"shard-{number:06d}.tar"
+
+    def foreign(self) -> list[str]:
+        """Files of the folder that neither this module nor a command on the shards wrote."""
+        known = {LABELS_NAME, INDEX_NAME, CARRIED_NAME}
+        # One more than is noted: a process may end between a shard and its note.
+        known |= {self.path(number).name for number in range(len(self.shards) + 1)}
+        names = {name for name in os.listdir(self.out) if not name.startswith(".")}
+        return sorted(names - known)
 
     def begin(self) -> None:
         for path in self.out.glob(".shard-*.tar.*.part"):  # of a process that was killed

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.data.files import LABELS_NAME
-from training.data.load import load_index
+from training.data.files import LABELS_NAME, PICTURES
+from training.data.load import as_words, load_index, made_with
+from training.data.names import Names, shard_of
 
 if TYPE_CHECKING:
     from training.data.files import Found
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 _FEW = 3
+_COMMAND = "python -m training.prepare"
 _UNUSED = "the video is left out"
 _FAR = (
     "decoding starts long before the requested frame; `python -m training.prepare {} --transcode "
@@ -33,21 +36,23 @@ class Summary:
 
     Args:
         everything: list every name instead of the first of each group.
+        verify: whether every frame of the files was decoded.
     """
 
-    def __init__(self, *, everything: bool = False):
-        self.everything = everything
+    def __init__(self, *, everything: bool = False, verify: bool = False):
+        self.everything, self.verify = everything, verify
 
     def of_index(self, index: Index) -> str:
         """A summary of an index, in a few lines."""
         videos = index.videos
         frames, fps = videos.column("frames"), videos.column("fps")
         lines = [
-            f"{index.folder}: {_number(len(videos), 'video')}, "
-            f"{_number(int(frames.sum()), 'frame')}, "
+            f"{index.folder}: {counted(len(videos), 'video')}, "
+            f"{counted(int(frames.sum()), 'frame')}, "
             f"{float((frames / fps).sum()) / 3600:.2f} hours",
-            f"  checked: {index.checked} new or changed, {index.kept} unchanged",
-            f"  splits: {_counts(videos.column('split'))}",
+            f"  decoded now: {index.checked}, decoded before: {index.kept}"
+            if self.verify
+            else f"  checked: {index.checked} new or changed, {index.kept} unchanged",
             f"  actions: {_counts(videos.column('action'))}",
             *_labelled(index),
         ]
@@ -58,37 +63,46 @@ class Summary:
             middle = int(np.sort(frames)[len(frames) // 2])
             lines.append(f"  frames per video: {frames.min()} to {frames.max()}, median {middle}")
         notes = [(video.note, video.id) for video in special if video.note]
-        lines += self._grouped(f"used in part: {_number(len(notes), 'damaged video')}", notes)
+        lines += self._grouped(f"used in part: {counted(len(notes), 'damaged video')}", notes)
         cut = [("labels beyond the damage are ignored", name) for name in index.changed_labels]
         lines += self._grouped(
-            f"labels cut to the readable frames: {_number(len(cut), 'damaged video')}", cut
+            f"labels cut to the readable frames: {counted(len(cut), 'damaged video')}", cut
         )
         far = [
             (_FAR.format(index.folder), video.id) for video in special if not video.random_access
         ]
-        lines += self._grouped(f"slow to read: {_number(len(far), 'video')}", far)
+        lines += self._grouped(f"slow to read: {counted(len(far), 'video')}", far)
         remarks = [(remark, video.id) for video in special for remark in video.remarks]
         remarked = len({name for _, name in remarks})
-        lines += self._grouped(f"remarks: {_number(remarked, 'video')}", remarks)
+        lines += self._grouped(f"remarks: {counted(remarked, 'video')}", remarks)
         bad = [(entry["reason"], entry["path"]) for entry in index.bad]
-        lines += self._grouped(f"left out: {_number(len(bad), 'file')}", bad)
-        unused = [(_UNUSED, name) for name in index.unused_labels]
-        lines += self._grouped(f"labels not used: {_number(len(unused), 'video')}", unused)
+        lines += self._grouped(f"left out: {counted(len(bad), 'file')}", bad)
+        names = Names(index.folder, (), {})
+        unused = [
+            (f"{shard_of(name)} is gone" if names.shard_is_gone(name) else _UNUSED, name)
+            for name in index.unused_labels
+        ]
+        lines += self._grouped(f"labels not used: {counted(len(unused), 'video')}", unused)
         return "\n".join(lines)
 
     def of_copies(self, report: Report) -> str:
         """A summary of what was copied and what was not, in a few lines."""
         speed = f", {report.frames / report.seconds:.0f} frames/s" if report.frames else ""
-        lines = [f"copied: {_number(len(report.written), 'video')}, {report.frames} frames{speed}"]
+        lines = [f"copied: {counted(len(report.written), 'video')}, {report.frames} frames{speed}"]
         if report.kept:
-            lines.append(f"copied before: {_number(len(report.kept), 'video')}")
+            lines.append(f"copied before: {counted(len(report.kept), 'video')}")
         bad = [(entry["reason"], entry["path"]) for entry in report.bad]
-        lines += self._grouped(f"not copied: {_number(len(bad), 'video')}", bad)
+        lines += self._grouped(f"not copied: {counted(len(bad), 'video')}", bad)
         unused = [(_UNUSED, name) for name in report.unused_labels]
-        lines += self._grouped(f"labels not copied: {_number(len(unused), 'video')}", unused)
+        lines += self._grouped(f"labels not copied: {counted(len(unused), 'video')}", unused)
         strays = [("no video of this name was copied", name) for name in report.strays]
         lines += self._grouped(f"other videos in the output folder: {len(strays)}", strays)
         return "\n".join(lines)
+
+    def of_source(self, folder: Path, found: Found) -> list[str]:
+        """`of_others` below the name of the folder, where another folder is reported too."""
+        lines = self.of_others(found)
+        return [f"other files of {folder}:", *(f"  {line}" for line in lines)] if lines else []
 
     def of_others(self, found: Found) -> list[str]:
         """Lines about the files of a folder that are not used as videos."""
@@ -99,18 +113,21 @@ class Summary:
             shown = self._named(found.pictures, _FEW, ", ...")
             lines.append(f"pictures used as videos: {len(found.pictures)} ({shown})")
         groups = defaultdict(list)
+        reported = _in_sequences(found)
         for name, what in found.ignored.items():
-            groups[what].append(name)
+            if name not in reported:
+                groups[what].append(name)
         if groups:
-            counted = [
+            listed = [
                 f"{len(names)} {what} ({self._named(names, _FEW, ', ...')})"
                 for what, names in sorted(groups.items(), key=lambda item: -len(item[1]))
             ]
-            lines.append(f"ignored: {', '.join(counted)}")
-            lines.append("  to use one of these as a video: --include PATTERN")
+            lines.append(f"ignored: {', '.join(listed)}")
+            if groups.keys() - {*PICTURES}:  # those are never used
+                lines.append("  to use one of these as a video: --include PATTERN")
         if found.unused:
-            counted = [f"{count} {ending}" for ending, count in found.unused.items()]
-            lines.append(f"members of shards that are not used: {', '.join(counted)}")
+            listed = [f"{count} {ending}" for ending, count in found.unused.items()]
+            lines.append(f"members of shards that are not used: {', '.join(listed)}")
         if self.everything:
             lines += [f"pictures not used: {one}" for one in found.sequences]
         else:
@@ -142,8 +159,26 @@ def no_test_videos(folder: Path, labels: Path | None) -> str:
     return (
         "no test videos: training needs none, but evaluation and the report do. Choose them before "
         f'training: write "split": "test" for some videos in {labels or folder / LABELS_NAME}, or '
-        f"set it in `python -m training.view {shlex.quote(str(folder))}`, and prepare again"
+        f"set it in `python -m training.view {shlex.quote(str(folder))}`, and prepare again: "
+        f"`{_COMMAND} {shlex.quote(str(folder))}{as_words(made_with(folder))}`"
     )
+
+
+def forgotten(folder: Path, given: Mapping[str, Any], words: Sequence[str]) -> list[str]:
+    """A line about options of the folder's last index that a call of `prepare` does not repeat.
+
+    Args:
+        given: the options of the call, as `made_with` names them.
+        words: all words of the call.
+    """
+    before = made_with(folder)
+    missing = as_words({name: value for name, value in before.items() if name not in given})
+    if not missing:
+        return []
+    return [
+        f"the index before had{missing}, the new one has not; to keep this: "
+        f"`{_COMMAND} {shlex.join(words)}{missing}`"
+    ]
 
 
 def nothing_usable(bad: Sequence[Mapping[str, str]]) -> str:
@@ -155,14 +190,33 @@ def nothing_usable(bad: Sequence[Mapping[str, str]]) -> str:
 
 
 def _labelled(index: Index) -> list[str]:
-    """The number of videos with phases, for each class set if there are several."""
+    """Splits and the number of videos with phases, for each class set if there are several."""
     if [*index.class_sets] in ([], [""]):
-        return [f"  with phase labels: {index.videos.column('labelled').sum()}"]
+        return [
+            f"  splits: {_counts(index.videos.column('split'))}",
+            f"  with phase labels: {index.videos.column('labelled').sum()}",
+        ]
     lines = []
     for name in index.class_sets:
         videos = load_index(index.folder, class_set=name, check=False).videos
+        lines.append(f"  splits of {name}: {_counts(videos.column('split'))}")
         lines.append(f"  with phase labels of {name}: {videos.column('labelled').sum()}")
     return lines
+
+
+def _in_sequences(found: Found) -> set[str]:
+    """The pictures of the sequences that are reported as such."""
+    patterns = defaultdict(list)
+    for one in found.sequences:  # "img_*.jpg (12)"
+        patterns[one.folder] += [text.rpartition(" (")[0] for text in one.sequences]
+    return {
+        name
+        for name in found.ignored
+        if any(
+            fnmatchcase(name.rpartition("/")[2], pattern)
+            for pattern in patterns.get(name.rpartition("/")[0] or ".", ())
+        )
+    }
 
 
 def _partly_used(videos: Sequence[VideoRecord]) -> str:
@@ -177,7 +231,8 @@ def _partly_used(videos: Sequence[VideoRecord]) -> str:
     return ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
 
 
-def _number(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: "1 video", "2 videos"."""
     return f"{count} {noun}{'s' * (count != 1)}"
 
 

@@ -184,7 +184,7 @@ def transcode_folder(
         kept=[targets[name] for name in names if states[name] == "done"],
         bad=[{"path": name, "reason": bad[name]} for name in names if name in bad],
         strays=sorted(strays),
-        unused_labels=[name for name in given.videos if name in bad],
+        unused_labels=[*(name for name in given.videos if name in bad), *given.gone],
         found=files,
         frames=sum(written.values()),
         seconds=bar.seconds,

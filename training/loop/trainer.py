@@ -144,17 +144,29 @@ class Trainer:
         self.evaluation = evaluation if is_main() else None
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint; False if the run has none yet."""
+        """Continue from the newest checkpoint; False if the run has none yet.
+
+        UserError if the run reads shards (`ByShard`) and had another number of ranks.
+        """
         folder = self.run_dir / "checkpoints"
         # Rank 0 reads: other machines may not see the folder, and all ranks need the same one.
         state = run_on_main(lambda: load_latest(folder, keys=(*self._state(), "model", "ranks")))
         if state is None:
             return False
+        ranks = state["ranks"]
+        order = ranks[0]["loader"].get("order") or {}
+        if order.get("kind") == "by shard" and order["world_size"] != world_size():
+            saved = order["world_size"]
+            raise UserError(
+                f"{self.run_dir} reads shards on {saved} rank{'s' * (saved != 1)}, and this is a "
+                f"resume on {world_size()}: ranks would read other videos. Resume on {saved} "
+                f"(`torchrun --nproc-per-node={saved}`), or start a new run with "
+                f"model.weights={self.run_dir} model.weights_parts=all"
+            )
         load_weights(self.model, state, folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.meter.load_state(state)
-        ranks = state["ranks"]
         if len(ranks) == world_size():
             self.loader.load_state_dict(ranks[rank()]["loader"])
             set_random_state(ranks[rank()]["random"])
