@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import shlex
 import sys
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.support.command import EXIT_STATUS, UserError, run_command
+from training.support.command import UserError, run_command
 
 if TYPE_CHECKING:
     from training.labelling.folder import VideoFolder
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.view",
         description=__doc__,
-        epilog=EXIT_STATUS,
+        epilog="Exit status: 0 ended by Ctrl-C, all labels saved; 2 wrong request; 130 ended by "
+        "Ctrl-C without saving all labels.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder with videos, searched to any depth")
@@ -42,7 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="extend",
         default=[],
         metavar="PATTERN",
-        help="files to take whatever their ending if they hold a video, as in prepare",
+        help="files to take whatever their ending if they hold a video, as in prepare (default: "
+        "as the folder was prepared)",
+    )
+    parser.add_argument(
+        "--pictures",
+        metavar="PATTERN",
+        help="which numbered pictures are the frames, such as 'img_*', where a folder has several "
+        "sequences (default: as the folder was prepared)",
+    )
+    parser.add_argument(
+        "--fps",
+        type=float,
+        metavar="RATE",
+        help="frames per second of videos stored as pictures, where labels.json states none "
+        "(default: as the folder was prepared, else 25)",
     )
     parser.add_argument(
         "--short-side",
@@ -60,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.short_side < 1:
         parser.error(f"--short-side must be at least 1, got {args.short_side}")
+    if args.fps is not None and not 0 < args.fps < math.inf:
+        parser.error(f"--fps must be positive, got {args.fps:g}")
     if not 0 <= args.port < 65536:
         parser.error(f"--port must lie between 0 and 65535, got {args.port}")
     return run_command(lambda: _run(args), needs="viewing")
@@ -72,10 +90,18 @@ def _run(args: argparse.Namespace) -> int:
     from training.pages import html
 
     include = as_patterns(args.folder.resolve(), args.include)
-    folder = VideoFolder(args.folder, include=include, short_side=args.short_side)
+    folder = VideoFolder(
+        args.folder,
+        include=include,
+        pictures=args.pictures,
+        fps=args.fps,
+        short_side=args.short_side,
+    )
     state = folder.state()
-    labelled = sum(entry is not None for entry in state["entries"])
-    print(f"{folder.folder}: {len(folder.videos)} videos, {labelled} with labels")
+    videos = "1 video" if len(folder.videos) == 1 else f"{len(folder.videos)} videos"
+    print(f"{folder.folder}: {videos}, {folder.count_labelled()} with phase labels")
+    for line in folder.unused:
+        print(line)
     for line in state["absent"]:
         print(f"labels.json: {line}")
     if state["read_only"]:
@@ -96,8 +122,9 @@ def _run(args: argparse.Namespace) -> int:
                 webbrowser.open(opened.enter_context(_private_page(server.url)))
             return _wait(folder)
     finally:
-        server.shutdown()
-        server.server_close()
+        with contextlib.suppress(KeyboardInterrupt):  # once more, while the server stops
+            server.shutdown()
+            server.server_close()
         folder.close()
 
 
@@ -118,7 +145,11 @@ def _private_page(url: str) -> Iterator[str]:
 
 
 def _wait(folder: VideoFolder) -> int:
-    """Wait for Ctrl-C; for a second one where the page has changes that are not saved."""
+    """Wait for Ctrl-C; for a second one where the page has changes that are not saved.
+
+    Returns the exit status: Ctrl-C is the usual end, and an interruption only where changes are
+    lost.
+    """
     warned = False
     while True:
         try:
@@ -136,12 +167,12 @@ def _wait(folder: VideoFolder) -> int:
                     flush=True,
                 )
                 continue
-            folder_name = shlex.quote(str(folder.folder))
             if folder.labels.backup:
                 print(f"the labels before this start: {folder.labels.backup}")
             if folder.saved:
-                print(f"before training: `python -m training.prepare {folder_name}`")
-            return _INTERRUPTED
+                choice = f"{shlex.quote(str(folder.folder))} {folder.options}".strip()
+                print(f"before training: `python -m training.prepare {choice}`")
+            return _INTERRUPTED if folder.unsaved else 0
 
 
 def _has_screen() -> bool:

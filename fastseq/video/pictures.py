@@ -297,5 +297,5 @@ def _mixed(sizes: Counter[tuple[int, int]], info: VideoInfo) -> str:
     each = [f"{count} of {wide} x {high}" for (wide, high), count in others.most_common()]
     return (
         f"pictures of another size than the first, {info.width} x {info.height}: {listed(each)}; "
-        "they are scaled to it"
+        f"those are scaled to {info.width} x {info.height}"
     )

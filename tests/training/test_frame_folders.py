@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from view_client import serving  # noqa: E402
 
 import training.align as align_command  # noqa: E402
 from fastseq.video import probe, read_frames  # noqa: E402
+from training import view  # noqa: E402
 from training.data.cache import FrameCache  # noqa: E402
-from training.data.files import find_videos, stamp_of  # noqa: E402
-from training.data.index import load_index  # noqa: E402
+from training.data.files import INDEX_NAME, find_videos, stamp_of  # noqa: E402
+from training.data.index import build_index, load_index  # noqa: E402
 from training.data.pictures import named  # noqa: E402
 from training.data.samples import Sample, Shard  # noqa: E402
 from training.data.transcode import transcode_folder  # noqa: E402
@@ -255,6 +257,65 @@ def test_a_rate_in_the_labels_counts_in_view(folder):
     assert [opened.info(number).fps for number in range(3)] == [25, 50, 25]
     assert Pictures(24).chunk(opened.info(1), 0)
     opened.close()
+
+
+@pytest.fixture
+def two_sequences(tmp_path):
+    """A folder of two numbered sequences, a video only by a pattern, and a file by --include."""
+    folder = tmp_path / "data"
+    for name in ("p", "q"):
+        write_frames(folder / name, 5, "img_{}.jpg")
+        write_frames(folder / name, 4, "flow_{}.jpg")
+    encode(folder / "a.mp4", 3)
+    (folder / "a.mp4").rename(folder / "clip.dat.md")
+    return folder
+
+
+def test_view_takes_the_choices_of_the_index(two_sequences, monkeypatch, capsys):
+    def opened(**options):
+        videos = VideoFolder(two_sequences, **options)
+        videos.close()
+        return videos
+
+    with pytest.raises(UserError, match="holds no videos"):
+        opened()
+    (two_sequences / INDEX_NAME).write_bytes(b"no index")
+    one = opened(pictures="p/img_*")
+    assert (one.videos, one.info(0).fps, one.options) == (["p"], 25, "--pictures 'p/img_*'")
+    build_index(two_sequences, pictures="img_*", fps=30, include=["*.md"])
+    both = opened()
+    assert both.videos == ["clip.dat.md", "p", "q"]
+    assert [(both.info(k).frames, both.info(k).fps) for k in (1, 2)] == [(5, 30), (5, 30)]
+    assert opened(pictures="flow_*", fps=12.5).info(1).frames == 4
+    assert opened(pictures="flow_*", fps=12.5).info(1).fps == 12.5
+
+    both.saved = True
+    monkeypatch.setattr(view, "_until_interrupted", lambda: signal.raise_signal(signal.SIGINT))
+    assert view._wait(both) == 0
+    command = f"prepare {two_sequences} --fps 30 --pictures 'img_*' --include '*.md'`"
+    assert command in capsys.readouterr().out
+    for name in ("p", "q"):
+        for path in (two_sequences / name).glob("img_*"):
+            path.unlink()
+    with pytest.raises(UserError, match=r"'img_\*' picks .* The pattern is that of the index"):
+        opened()
+
+
+def test_view_names_the_pictures_that_it_does_not_show(two_sequences, monkeypatch, capsys):
+    encode(two_sequences / "a.mp4", 3)
+    monkeypatch.setattr(view, "_until_interrupted", lambda: signal.raise_signal(signal.SIGINT))
+    assert view.main([str(two_sequences), "--no-browser"]) == 0
+    out = capsys.readouterr().out
+    assert f"{two_sequences}: 1 video, 0 with phase labels" in out
+    assert "pictures not used: p (" in out
+    arguments = ["--no-browser", "--pictures", "img_*", "--fps", "10"]
+    assert view.main([str(two_sequences), *arguments]) == 0
+    out = capsys.readouterr().out
+    assert f"{two_sequences}: 3 videos" in out
+    assert "pictures not used" not in out
+    with pytest.raises(SystemExit):
+        view.main([str(two_sequences), "--fps", "0"])
+    assert "--fps must be positive, got 0" in capsys.readouterr().err
 
 
 def grey_frames(folder: Path, position) -> Path:

@@ -296,6 +296,72 @@ def test_times_past_the_end(entry, message):
         phases({"unit": "seconds", **entry}, Info())
 
 
+def test_a_phase_between_two_frames():
+    """As a segment without a frame; equal numbers mean a phase that the video skips."""
+    times = np.arange(40) / 10
+    entry = {"unit": "seconds", "boundaries": [0.31, 0.33]}
+    message = (
+        r"a: phase 1 \(y\) has no frame: it begins at 0.31 s and ends at 0.33 s, and the nearest "
+        "frames are 3 at 0.3 s and 4 at 0.4 s; move a boundary, or write both as the same number"
+    )
+    for info in (Info(40, 10.0), Info(40, 10.0, times)):
+        with pytest.raises(LabelError, match=message):
+            phases(entry, info)
+        with pytest.raises(ValueError, match="phase 1 has no frame"):
+            in_frames(entry, info)
+        skipped = {**entry, "boundaries": [0.31, 0.31]}
+        assert phases(skipped, info) == [0] * 4 + [2] * 36
+        assert in_frames(skipped, info) == {"boundaries": [4, 4]}
+        assert phases({**entry, "boundaries": [0.3, 0.1 + 0.2]}, info)[2:4] == [0, 2]
+        assert phases({**entry, "boundaries": [4.0, 4.05]}, info) == [0] * 40
+    assert phases({"boundaries": [4, 4]}, Info(40)) == [0] * 4 + [2] * 36
+    with pytest.raises(ValueError, match="phase 1 has no frame"):  # of a damaged video too
+        footage_of(entry, Info(40, 10.0), damaged=True)
+
+
+def test_all_problems_of_a_video_are_listed(tmp_path):
+    """Those of the entry together, and then those of its frames, with those of other videos."""
+    entry = {"action": 3, "unit": "minutes", "split": "eval", "view": "", "fps": 0}
+    with pytest.raises(LabelError) as caught:
+        read(tmp_path / "labels.json", entry)
+    for word in ("action is 3", "unit is", "split is", "view is", "fps is"):
+        assert word in str(caught.value)
+    segments = [[0, 5, "q"], [1, 2], [3, 0.5, "x"], [9, "a", "y"]]
+    with pytest.raises(LabelError) as caught:
+        read(tmp_path / "labels.json", {"segments": segments, "boundaries": [5, 3, 8]})
+    for word in ("segment 1 is", "segment 2 is", "segment 3 is", "has both", "decrease", "make 4"):
+        assert word in str(caught.value)
+    with pytest.raises(LabelError) as caught:
+        read(tmp_path / "labels.json", {"action": "t", "segments": [[0, 5, "q"], [4, 3, "x"]]})
+    assert "phases of the action 't'" in str(caught.value)
+    assert "must lie after its start" in str(caught.value)
+    with pytest.raises(LabelError) as caught:
+        read(tmp_path / "labels.json", {"segments": [[0, 5, "q"], [4, 9, "x"]]})
+    assert "no phase 'q'" in str(caught.value)
+    assert "overlap" in str(caught.value)
+
+    videos = {
+        "a": {"action": "s", "unit": "seconds", "boundaries": [4.5, 5.5], "unlabelled_from": 9},
+        "b": {
+            "action": "s",
+            "unit": "seconds",
+            "segments": [[1.001, 1.002, 0], [2.001, 2.002, 0], [3, 6, 1]],
+        },
+    }
+    for entry in videos.values():  # an error here would stop `prepare` before the phases
+        assert footage_of(entry, Info(), damaged=False)[0].gaps == ()
+    with pytest.raises(LabelError) as caught:
+        phases_of(None, Labels({"": CLASSES}, videos), {"a": Info(), "b": Info()})
+    a, b = str(caught.value).splitlines()[1:]
+    for word in ("boundary 4.5 s", "boundary 5.5 s", "unlabelled_from 9 s"):
+        assert word in a
+    for word in ("[1.001, 1.002, 0] contains", "[2.001, 2.002, 0] contains", "6, 1], 6 s lies"):
+        assert word in b
+    many = [[k + 0.001, k + 0.002, 0] for k in range(4)] * 2
+    with pytest.raises(LabelError, match=r"and 3 more like these$"):
+        phases({"unit": "seconds", "segments": many}, Info())
+
+
 def test_times_just_past_the_end():
     assert phases({"unit": "seconds", "boundaries": [4.04]}, Info()) == [0] * 100
     assert phases({"unit": "seconds", "segments": [[3.9, 4.04, 1]]}, Info()) == [-1] * 98 + [1] * 2

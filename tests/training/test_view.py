@@ -357,13 +357,34 @@ def test_ends_on_ctrl_c_when_all_is_saved(folder, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGINT)
 
     as_user(monkeypatch, act)
-    assert view.main([str(folder)]) == 130
+    assert view.main([str(folder)]) == 0
     out = capsys.readouterr().out
-    assert f"{folder}: 3 videos, 2 with labels" in out
+    assert f"{folder}: 3 videos, 2 with phase labels" in out
     assert "open http://127.0.0.1:" in out
     assert "ended; everything is saved" in out
     assert "the labels before this start: labels.json.bak\n" in out
-    assert f"python -m training.prepare {folder}" in out
+    assert f"`python -m training.prepare {folder}`" in out
+
+
+def test_a_second_ctrl_c_at_the_end_is_none(folder, monkeypatch, capsys):
+    """Stopping the server takes half a second."""
+    shutdown = LabelServer.shutdown
+
+    def interrupt(*server):
+        if server:
+            shutdown(*server)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LabelServer, "shutdown", interrupt)
+    monkeypatch.setattr(view, "_until_interrupted", interrupt)
+    (folder / "b.mp4").unlink()
+    (folder / "sub" / "c.mp4").unlink()
+    content = {**CONTENT, "videos": {"a.mp4": {"action": "jump", "split": "test"}}}
+    (folder / "labels.json").write_text(json.dumps(content))
+    assert view.main([str(folder), "--no-browser"]) == 0
+    captured = capsys.readouterr()
+    assert f"{folder}: 1 video, 0 with phase labels" in captured.out
+    assert "interrupted" not in captured.err
 
 
 def test_ctrl_c_warns_of_what_is_not_saved(folder, monkeypatch, capsys):
@@ -402,7 +423,7 @@ def test_the_browser_gets_the_token_in_a_private_file(folder, monkeypatch, capsy
     monkeypatch.setattr("webbrowser.open", look)
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(view, "_until_interrupted", interrupt)
-    assert view.main([str(folder)]) == 130
+    assert view.main([str(folder)]) == 0
     ((uri, page, content, modes),) = opened
     url = re.search(r"open (\S+)", capsys.readouterr().out)[1]
     assert uri.startswith("file:///")
@@ -451,7 +472,7 @@ def test_opens_no_browser_unasked_or_without_a_screen(folder, monkeypatch, capsy
         raise KeyboardInterrupt
 
     monkeypatch.setattr(view, "_until_interrupted", interrupt)
-    assert view.main([str(folder), *arguments]) == 130
+    assert view.main([str(folder), *arguments]) == 0
     assert opened == []
     assert "open http://127.0.0.1:" in capsys.readouterr().out
 

@@ -91,8 +91,8 @@ def test_missing_numbers_and_other_sizes_are_remarks(tmp_path):
         ASSUMED,
         "numbers missing between 1 and 9: 3 to 4, 7; the pictures around them are consecutive "
         "frames",
-        f"pictures of another size than the first, 64 x 48: 1 of {2 * WIDTH} x {2 * HEIGHT}; they "
-        "are scaled to it",
+        f"pictures of another size than the first, 64 x 48: 1 of {2 * WIDTH} x {2 * HEIGHT}; "
+        f"those are scaled to {WIDTH} x {HEIGHT}",
         "1 other picture: cover1.jpg",
     )
     assert places(read_frames(folder)) == [*range(6)]

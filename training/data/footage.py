@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastseq.video.gaps import Gaps
-from training.data.label_frames import Clock, in_frames
+from training.data.label_frames import Clock, footage_in_frames, in_frames
 from training.data.label_values import (
     in_seconds,
     in_unit,
@@ -110,7 +110,8 @@ def footage_of(entry: Mapping[str, Any], info: _Info, damaged: bool) -> tuple[Fo
     Raises:
         ValueError: trim or crop lies outside the video, or trim in seconds contains no frame.
     """
-    fitted = in_frames(entry, info) if in_seconds(entry) else entry
+    # `phases_of` reports the phases that do not fit, but not those of a damaged video.
+    fitted = in_frames(entry, info) if damaged else footage_in_frames(entry, info)
     trim, cut = None, False
     gaps = tuple(info.gaps)
     if "trim" in fitted:

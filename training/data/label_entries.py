@@ -54,12 +54,9 @@ def entry_problems(entry: Mapping[str, Any], class_sets: Mapping[str, Classes]) 
             if key not in ENTRY_KEYS:
                 problems.append(f"unknown key {key!r}{known_hint(key, ENTRY_KEYS)}")
     problems += _split_problems(entry)
-    unit = entry.get("unit", "frames")
-    if unit not in UNITS:
-        return [*problems, unit_problem(unit)]
     action = entry.get("action", "all")
     if not isinstance(action, str):
-        return [*problems, f"action is {action!r}, expected a name"]
+        problems.append(f"action is {action!r}, expected a name")
     view = entry.get("view", "none")
     if not isinstance(view, str) or not view.strip():
         problems.append(f"view is {view!r}, expected a name such as 'ego', or remove the key")
@@ -69,8 +66,13 @@ def entry_problems(entry: Mapping[str, Any], class_sets: Mapping[str, Classes]) 
             f"fps is {shown(fps)}, expected the frames per second of a folder of pictures, such "
             "as 25"
         )
+    unit = entry.get("unit", "frames")
+    if unit not in UNITS:
+        return [*problems, unit_problem(unit)]
     problems += footage_problems(entry)
     problems += _end_problems(entry)
+    if not isinstance(action, str):
+        return problems
     if "labels" in entry:
         problems += _set_problems(entry, action, class_sets)
     elif has_phases(entry) and "" not in class_sets:
@@ -126,15 +128,17 @@ def _set_problems(
             '"labels" needs "class_sets" at the top of the file, where this file has "classes"; '
             "write boundaries, segments or phases into the entry itself"
         ]
-    beside = [key for key in FORMS if key in entry]
-    if beside:
-        return [f'has both "labels" and {beside[0]!r}; move the latter into a class set']
+    problems = [
+        f'has both "labels" and {key!r}; move the latter into a class set'
+        for key in FORMS
+        if key in entry
+    ]
     if not isinstance(labels, dict) or not all(isinstance(one, dict) for one in labels.values()):
-        return [
+        problems.append(
             f'"labels" is {shown(labels)}, expected an object such as '
             f'{{"{next(iter(class_sets), "name")}": {{"segments": [[0, 25, 0]]}}}}'
-        ]
-    problems = []
+        )
+        return problems
     for key in getattr(labels, "twice", ()):
         problems.append(f"labels: the key {key!r} is there twice; remove one")
     for name, part in labels.items():
@@ -160,13 +164,16 @@ def _phase_problems(
     part: Mapping[str, Any], action: str, classes: Classes, seconds: bool, class_set: str = ""
 ) -> list[str]:
     """Messages about boundaries, segments and phases."""
-    for key in FORMS:
-        if key in part and (problem := _form_problem(key, part[key], seconds)):
-            return [problem]
     given = [key for key in FORMS if key in part]
     if not given:
         return []
     problems = []
+    formed = []
+    for key in given:
+        if found := _form_problems(key, part[key], seconds):
+            problems += found
+        else:
+            formed.append(key)
     if len(given) > 1:
         problems.append(f"has both {given[0]!r} and {given[1]!r}; remove one of them")
     if action not in classes:
@@ -175,13 +182,12 @@ def _phase_problems(
             f"has phases, but {where.split(':')[0]} does not list the phases of the action "
             f'{action!r}; add {where}{{"{action}": ["first phase", ...]}}' + "}" * bool(class_set)
         )
-        return problems
-    names = classes[action]
-    if "boundaries" in part:
+    names = classes.get(action)  # None: only the times can be checked
+    if "boundaries" in formed:
         problems += _boundary_problems(part["boundaries"], action, names, seconds)
-    if "segments" in part:
+    if "segments" in formed:
         problems += _segment_problems(part["segments"], action, names, seconds)
-    phases = part.get("phases", ())
+    phases = part["phases"] if "phases" in formed and names else ()
     if phases and not -1 <= min(phases) <= max(phases) < len(names):
         wrong = next(p for p in phases if not -1 <= p < len(names))
         problems.append(
@@ -191,25 +197,26 @@ def _phase_problems(
     return problems
 
 
-def _form_problem(key: str, values: Any, seconds: bool) -> str:
-    """What is wrong with the form of boundaries, segments or phases; empty if nothing is."""
+def _form_problems(key: str, values: Any, seconds: bool) -> list[str]:
+    """Messages about the form of boundaries, segments or phases."""
     if key == "segments":
         return _segment_form(values, seconds)
     timed = seconds and key == "boundaries"
     kind = "seconds" if timed else "whole numbers"
     if not isinstance(values, list):
-        return f"{key!r} must be a list of {kind}, got {shown(values)}"
+        return [f"{key!r} must be a list of {kind}, got {shown(values)}"]
     if {*map(type, values)} <= {int}:
-        return ""
+        return []
     wrong = next((k for k, v in enumerate(values) if not is_time(v, timed)), None)
     if wrong is None:
-        return ""
+        return []
     advice = (time_advice if key == "boundaries" else whole_advice)(values[wrong])
-    return f"{key!r} must be a list of {kind}, got {shown(values[wrong])} at place {wrong}{advice}"
+    got = f"{shown(values[wrong])} at place {wrong}{advice}"
+    return [f"{key!r} must be a list of {kind}, got {got}"]
 
 
 def _boundary_problems(
-    boundaries: Sequence[float], action: str, names: Sequence[str], seconds: bool
+    boundaries: Sequence[float], action: str, names: Sequence[str] | None, seconds: bool
 ) -> list[str]:
     problems = []
     if any(b < a for a, b in itertools.pairwise(boundaries)):
@@ -217,7 +224,7 @@ def _boundary_problems(
     if boundaries and min(boundaries) < 0:
         kind = "seconds" if seconds else "frame numbers"
         problems.append(f"boundaries {boundaries} must be {kind} from 0")
-    if len(boundaries) > len(names) - 1:
+    if names is not None and len(boundaries) > len(names) - 1:
         problems.append(
             f"{len(boundaries)} boundaries make {len(boundaries) + 1} phases, but the action "
             f"{action!r} has {len(names)} ({listed_names(names)})"
@@ -225,28 +232,30 @@ def _boundary_problems(
     return problems
 
 
-def _segment_form(segments: Any, seconds: bool) -> str:
+def _segment_form(segments: Any, seconds: bool) -> list[str]:
     example = '[[1.2, 3.4, "reach"]]' if seconds else '[[30, 85, "reach"]]'
     if not isinstance(segments, list):
-        return f"'segments' must be a list such as {example}, got {shown(segments)}"
+        return [f"'segments' must be a list such as {example}, got {shown(segments)}"]
+    problems = []
+    kind = "seconds" if seconds else "whole frame numbers"
     for place, one in enumerate(segments):
         if not isinstance(one, list) or len(one) != 3 or type(one[2]) not in (int, str):
-            return (
+            problems.append(
                 f"segment {place} is {shown(one)}, expected [start, stop, phase] with the number "
                 f"or the name of a phase, as in {example}"
             )
-        for time in one[:2]:
-            if not is_time(time, seconds):
-                kind = "seconds" if seconds else "whole frame numbers"
-                return (
-                    f"segment {place} is {shown(one)}, expected {kind}, got {shown(time)}"
-                    f"{time_advice(time)}"
-                )
-    return ""
+            continue
+        wrong = next((time for time in one[:2] if not is_time(time, seconds)), one)
+        if wrong is not one:
+            problems.append(
+                f"segment {place} is {shown(one)}, expected {kind}, got {shown(wrong)}"
+                f"{time_advice(wrong)}"
+            )
+    return problems
 
 
 def _segment_problems(
-    segments: Sequence[Sequence[Any]], action: str, names: Sequence[str], seconds: bool
+    segments: Sequence[Sequence[Any]], action: str, names: Sequence[str] | None, seconds: bool
 ) -> list[str]:
     problems = []
     wrong: dict[Any, int] = {}
@@ -255,10 +264,13 @@ def _segment_problems(
     for place, (start, stop, phase) in enumerate(segments):
         if start < 0 or start >= stop:
             problems.append(_segment_times(place, segments[place]))
-        if phase not in names if isinstance(phase, str) else not 0 <= phase < len(names):
+        if names is not None and not (
+            phase in names if isinstance(phase, str) else 0 <= phase < len(names)
+        ):
             wrong.setdefault(phase, place)
         ascending = ascending and start >= end - tolerance
         end = stop
+    in_order = not problems
     for phase, place in wrong.items():
         if isinstance(phase, str):
             problems.append(
@@ -270,7 +282,7 @@ def _segment_problems(
                 f"segment {place}: phase {phase} {_out_of_range(action, names)}; frames outside "
                 "of segments are unlabelled"
             )
-    if problems or ascending:
+    if ascending or not in_order:
         return problems
     for before, after in itertools.pairwise(sorted(segments, key=lambda one: one[:2])):
         if after[0] < before[1] - tolerance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from training.data.label_values import in_seconds, in_unit
 UNLABELLED = -1
 _TOLERANCE = 1e-3  # frames: 2.4 s is frame 60 at 25 frames per second
 _SLACK = 1.0  # frames behind the end: annotations round the duration
+_SHOWN = 5
 
 
 class Timed(Protocol):
@@ -97,27 +99,62 @@ def in_frames(entry: Mapping[str, Any], info: Timed) -> dict[str, Any]:
     past the last frame, which `phases_of` and `footage_of` report.
 
     Raises:
-        ValueError: a segment or trim contains no frame.
+        ValueError: a segment, trim or the phase between two boundaries contains no frame; equal
+            boundaries are right, for a phase that the video skips.
     """
     made = {key: value for key, value in entry.items() if key != "unit"}
     if not in_seconds(entry):
         return made
     clock = Clock(info)
-    made |= _part_in_frames(entry, clock)
+    problems: list[str] = []
+    made |= _part_in_frames(entry, clock, problems)
     if "labels" in entry:
         made["labels"] = {
-            name: {**part, **_part_in_frames(part, clock)} for name, part in entry["labels"].items()
+            name: {**part, **_part_in_frames(part, clock, problems)}
+            for name, part in entry["labels"].items()
         }
     if "unlabelled_from" in entry:
         made["unlabelled_from"] = clock.first(entry["unlabelled_from"])
+    made |= _footage_in_frames(entry, clock, problems)
+    if problems:
+        raise ValueError(joined(problems))
+    return made
+
+
+def footage_in_frames(entry: Mapping[str, Any], info: Timed) -> dict[str, Any]:
+    """The "trim" and "sync" of a valid entry in frames, see `in_frames`; the rest is not checked.
+
+    Raises:
+        ValueError: trim contains no frame.
+    """
+    if not in_seconds(entry):
+        return {key: entry[key] for key in ("trim", "sync") if key in entry}
+    problems: list[str] = []
+    made = _footage_in_frames(entry, Clock(info), problems)
+    if problems:
+        raise ValueError(joined(problems))
+    return made
+
+
+def joined(problems: Sequence[str]) -> str:
+    """The problems of one video in one line; the first ones, and the number of the others."""
+    more = [f"{len(problems) - _SHOWN} more like these"] * (len(problems) > _SHOWN)
+    return "; and ".join([*problems[:_SHOWN], *more])
+
+
+def _footage_in_frames(
+    entry: Mapping[str, Any], clock: Clock, problems: list[str]
+) -> dict[str, Any]:
+    made: dict[str, Any] = {}
     if "trim" in entry:
         first, last = trim_in_frames(entry, clock)
         if first > last:
-            raise ValueError(f"trim {[*entry['trim']]} contains no frame: {clock.around(first)}")
+            problems.append(f"trim {[*entry['trim']]} contains no frame: {clock.around(first)}")
         made["trim"] = [first, last]
-    if "offset" in entry.get("sync", {}):
-        offset = round(entry["sync"]["offset"] * info.fps)
-        made["sync"] = {**entry["sync"], "offset": offset}
+    if "sync" in entry:
+        made["sync"] = entry["sync"]
+        if "offset" in entry["sync"]:
+            made["sync"] = entry["sync"] | {"offset": round(entry["sync"]["offset"] * clock.fps)}
     return made
 
 
@@ -127,51 +164,73 @@ def trim_in_frames(entry: Mapping[str, Any], clock: Clock) -> tuple[int, int]:
     return (clock.first(first), clock.last(last)) if in_seconds(entry) else (first, last)
 
 
-def _part_in_frames(part: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
+def _part_in_frames(
+    part: Mapping[str, Any], clock: Clock, problems: list[str], names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Boundaries and segments in frames; those without a frame become ``problems``."""
     made: dict[str, Any] = {}
     if "boundaries" in part:
         made["boundaries"] = [clock.first(time) for time in part["boundaries"]]
+        problems += _without_frames(part["boundaries"], made["boundaries"], clock, names)
     if "segments" in part:
-        made["segments"] = [_segment(segment, clock) for segment in part["segments"]]
+        made["segments"] = [_segment(segment, clock, problems) for segment in part["segments"]]
     return made
 
 
-def _segment(segment: Sequence[Any], clock: Clock) -> list[Any]:
+def _without_frames(
+    times: Sequence[float], frames: Sequence[int], clock: Clock, names: Sequence[str]
+) -> list[str]:
+    """Messages about phases that begin before they end, but not at two frames."""
+    problems = []
+    pairs = zip(itertools.pairwise(times), itertools.pairwise(frames), strict=True)
+    for phase, ((start, stop), (first, last)) in enumerate(pairs, 1):
+        if first == last < clock.frames and (stop - start) * clock.fps > _TOLERANCE:
+            name = f" ({names[phase]})" if phase < len(names) else ""
+            problems.append(
+                f"phase {phase}{name} has no frame: it begins at {start} s and ends at {stop} s, "
+                f"and {clock.around(first)}; move a boundary, or write both as the same number if "
+                "the video skips this phase"
+            )
+    return problems
+
+
+def _segment(segment: Sequence[Any], clock: Clock, problems: list[str]) -> list[Any]:
     start, stop = clock.first(segment[0]), clock.first(segment[1])
     if start >= stop and start < clock.frames:
-        raise ValueError(
-            f"segment {[*segment]} contains no frame: {clock.around(start)}; remove it"
-        )
+        problems.append(f"segment {[*segment]} contains no frame: {clock.around(start)}; remove it")
     return [start, max(stop, start + 1), segment[2]]
 
 
 def frame_phases(
     part: Mapping[str, Any], entry: Mapping[str, Any], names: Sequence[str], clock: Clock
 ) -> tuple[np.ndarray, str]:
-    """int64 (frames,): the phase of each frame, -1 = unlabelled, and what does not fit the video.
+    """int64 (frames,): the phase of each frame, -1 = unlabelled, and what does not fit.
 
     Args:
         part: the entry, or its part of one class set, with boundaries, segments or phases.
         entry: the whole entry.
         names: names of the action's phases.
     Raises:
-        ValueError: see `in_frames`.
+        ValueError: see `in_frames`; the message has the other problems too.
     """
     count, seconds = clock.frames, in_seconds(entry)
-    fitted = {**part, **_part_in_frames(part, clock)} if seconds else part
-    problem = ""
+    empty: list[str] = []
+    fitted = {**part, **_part_in_frames(part, clock, empty, names)} if seconds else part
+    late = []
     if "boundaries" in fitted:
         boundaries = [min(boundary, count + 1) for boundary in fitted["boundaries"]]
-        if boundaries and boundaries[-1] > count:
-            problem = _past_the_end("boundary", part["boundaries"][-1], seconds, clock) + (
-                f"; a phase that is never reached starts at {clock.words(seconds)}"
-            )
+        for given, boundary in zip(part["boundaries"], boundaries, strict=True):
+            if boundary > count:
+                late.append(
+                    _past_the_end("boundary", given, seconds, clock)
+                    + f"; a phase that is never reached starts at {clock.words(seconds)}"
+                )
         values = np.searchsorted(boundaries, np.arange(count), side="right")
     elif "segments" in fitted:
         values = np.full(count, UNLABELLED)
         for given, (start, stop, phase) in zip(part["segments"], fitted["segments"], strict=True):
             if stop > count:
-                problem = problem or (
+                late.append(
                     _past_the_end(f"the stop of segment {[*given]},", given[1], seconds, clock)
                     + f"; a segment stops at {clock.words(seconds)} at the latest"
                 )
@@ -179,7 +238,7 @@ def frame_phases(
     else:
         phases = fitted["phases"]
         if len(phases) != count:
-            problem = (
+            late.append(
                 f"{len(phases)} phases for {count} frames; write one per presented frame, -1 "
                 "for unlabelled frames"
             )
@@ -190,12 +249,14 @@ def frame_phases(
         given = entry["unlabelled_from"]
         end = clock.first(given) if seconds else given
         if end > count:
-            problem = problem or (
+            late.append(
                 _past_the_end("unlabelled_from", given, seconds, clock)
                 + "; remove it if all frames have labels"
             )
         values[end:] = UNLABELLED
-    return values, problem
+    if empty:
+        raise ValueError(joined([*empty, *late]))
+    return values, joined(late)
 
 
 def _past_the_end(what: str, time: float, seconds: bool, clock: Clock) -> str:

@@ -136,12 +136,12 @@ def transcode_folder(
     }
     infos = _infos_for_labels(sources, rates, labels or folder, given, time_limit, progress)
     out.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
+    remove_leftovers(out)
 
     marks = {name: _mark(sources[name], settings, rates.get(name)) for name in names}
 
     def look(name: str) -> str:
-        return _state(out / targets[name], marks[name])
+        return copy_state(out / targets[name], marks[name])
 
     states = dict(zip(names, in_threads(look, names, "looking", progress), strict=True))
     todo = [name for name in names if states[name] == "to do"]
@@ -212,7 +212,7 @@ def _bytes_of(source: Path) -> int:
         return sum(entry.stat().st_size for entry in entries if entry.is_file())
 
 
-def _state(target: Path, mark: str) -> str:
+def copy_state(target: Path, mark: str) -> str:
     """ "to do", "done", or "foreign" for a video that is not a copy."""
     av = require_av()
     if not target.exists():
@@ -227,15 +227,15 @@ def _state(target: Path, mark: str) -> str:
     return "to do" if found.startswith(f'{{"{_MARK}"') else "foreign"
 
 
-def _remove_leftovers(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     """Remove half-written copies of a process that was killed."""
     for path in out.rglob(".*.part"):
         number = re.fullmatch(r"\..+\.(\d+)\.part", path.name)
-        if number and not _runs(int(number[1])):
+        if number and not process_runs(int(number[1])):
             path.unlink(missing_ok=True)
 
 
-def _runs(process: int) -> bool:
+def process_runs(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -268,8 +268,12 @@ def _infos_for_labels(
         if info is None:
             continue
         infos[name] = info
+        entry = labels.videos[name]
         try:
-            entry = in_frames(labels.videos[name], info)
+            in_frames(entry, info)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+        try:
             if "crop" in entry:
                 check_crop(entry["crop"], info.width, info.height)
         except ValueError as error:

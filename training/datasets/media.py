@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from training.data.threads import in_threads
-from training.data.transcode import _remove_leftovers, _runs, _state
+from training.data.transcode import copy_state, process_runs, remove_leftovers
 from training.datasets.dataset import Clip
 from training.support.command import UserError
 
@@ -159,7 +159,7 @@ class _Maker:
                 "fps": clip.fps,
             }
         )
-        state = _state(target, mark)
+        state = copy_state(target, mark)
         if state == "done":
             return "kept", entry
         if state == "foreign":
@@ -228,8 +228,8 @@ def _unfinished(target: Path) -> Iterator[Path]:
 
 def _remove_unfinished(out: Path) -> None:
     """Remove what a process that was killed left half-written."""
-    _remove_leftovers(out)
+    remove_leftovers(out)
     for folder in out.rglob(f".*{_UNFINISHED}"):
         number = folder.name.removesuffix(_UNFINISHED).rpartition(".")[2]
-        if number.isdigit() and not _runs(int(number)):
+        if number.isdigit() and not process_runs(int(number)):
             shutil.rmtree(folder, ignore_errors=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from training.data.files import find_videos
+from training.data.files import INDEX_NAME, find_videos
+from training.data.label_entries import has_phases, parts_of
 from training.data.names import Names
+from training.data.pictures import named
+from training.data.store import FORMAT, DamagedIndex, Store
 from training.labelling.frames import Pictures, chunk_of
 from training.labelling.store import LabelStore, Stored
 from training.support.command import UserError
@@ -21,17 +24,45 @@ class VideoFolder:
 
     Args:
         include: patterns of files to look at whatever their ending, see `find_videos`.
+        pictures: pattern of the pictures that make up a video, see `find_videos`.
+        fps: frames per second of videos stored as pictures, where the labels file states none.
+            ``include``, ``pictures`` and ``fps`` default to those of the folder's index.
         short_side: pixels of a picture's shorter side at most.
+    Attributes:
+        options: the options of `prepare` that choose these videos, as in a shell.
+        unused: lines about numbered pictures that are not used.
     Raises:
         NotADirectoryError: ``folder`` is none.
-        UserError: no videos.
+        UserError: no videos, or ``pictures`` matches none.
     """
 
-    def __init__(self, folder: Path, *, include: Iterable[str] = (), short_side: int = 360):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        include: Iterable[str] = (),
+        pictures: str | None = None,
+        fps: float | None = None,
+        short_side: int = 360,
+    ):
         self.folder = folder.resolve()
         if not self.folder.is_dir():
             raise NotADirectoryError(f"{folder} is not a folder; expected one with videos")
-        found = find_videos(self.folder, include)
+        known = _of_index(self.folder)
+        include = [*include] or known.get("include", [])
+        self._fps = known.get("fps") if fps is None else fps
+        try:
+            chosen = known.get("pictures") if pictures is None else pictures
+            found = find_videos(self.folder, include, pictures=chosen)
+        except UserError as error:
+            if pictures is not None or chosen is None:
+                raise
+            raise UserError(
+                f"{error}. The pattern is that of the index: prepare the folder again, or give "
+                "another --pictures"
+            ) from error
+        self.options = _as_options(chosen, self._fps, include)
+        self.unused = named(found.sequences)
         self.videos = found.videos
         self._place = found.place
         if not self.videos:
@@ -76,9 +107,15 @@ class VideoFolder:
             return self._infos.setdefault(number, info)
 
     def _rate(self, number: int) -> float | None:
-        """Frames per second of pictures, if their labels state it."""
+        """Frames per second of pictures: those in their labels, else of all pictures, if given."""
         entry = self.labels.read().entry(self.videos[number])
-        return entry.get("fps") if entry else None
+        return (entry or {}).get("fps", self._fps)
+
+    def count_labelled(self) -> int:
+        """Number of videos whose entries have phases."""
+        stored = self.labels.read()
+        entries = [stored.entry(name) or {} for name in self.videos]
+        return sum(any(map(has_phases, parts_of(entry).values())) for entry in entries)
 
     def state(self) -> dict[str, Any]:
         """What the page begins with. Raises LabelError for a labels file that does not fit."""
@@ -135,6 +172,24 @@ class VideoFolder:
         new = self.labels.save(version, classes, named, sound)
         self.saved = True
         return new
+
+
+def _of_index(folder: Path) -> dict[str, Any]:
+    """The choices with which a folder was prepared; empty without an index of this version."""
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        return {}
+    try:
+        with Store(path) as store:
+            return store.about if store.about.get("format") == FORMAT else {}
+    except DamagedIndex:
+        return {}
+
+
+def _as_options(pictures: str | None, fps: float | None, include: Sequence[str]) -> str:
+    options = [] if fps is None else ["--fps", f"{fps:g}"]
+    options += [] if pictures is None else ["--pictures", pictures]
+    return shlex.join([*options, *(["--include", *include] if include else [])])
 
 
 def _look(path: Path, rate: Callable[[], float | None]) -> Any:
