@@ -186,7 +186,7 @@ def _numbers(names: Iterable[str], frames: int) -> list[int] | None:
     if not all(stem.isdecimal() for stem in stems):
         return None
     numbers = sorted({int(stem) for stem in stems})
-    fit = len(numbers) == len(stems) and 1 <= numbers[0] and numbers[-1] <= frames
+    fit = len(numbers) == len(stems) and numbers[0] >= 1 and numbers[-1] <= frames
     return numbers if fit else None
 
 
