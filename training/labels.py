@@ -49,7 +49,12 @@ def _add(commands: argparse._SubParsersAction, reader: Reader) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("source", type=Path, metavar="SOURCE", help="the data set, see above")
-    one.add_argument("--out", type=Path, metavar="FOLDER", help="folder for labels.json and videos")
+    one.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for labels.json and videos; not needed with --dry-run",
+    )
     one.add_argument(
         "--media",
         choices=MEDIA,
@@ -83,9 +88,12 @@ def _run(reader: Reader, args: argparse.Namespace) -> int:
         for line in export(args.source, args.export, overwrite=args.overwrite):
             print(line)
         return 0
-    if args.out is None:
+    if args.out is not None:
+        check_out(args.source, args.out, args.media, args.overwrite or args.dry_run)
+    elif args.media == "none":
+        raise UserError("--out FOLDER is needed: with --media none, it has the videos")
+    elif not args.dry_run:
         raise UserError("--out FOLDER is needed: the folder for labels.json")
-    check_out(args.source, args.out, args.media, args.overwrite or args.dry_run)
     data_set = reader.read(args.source, args)
     written = write_data_set(
         data_set,

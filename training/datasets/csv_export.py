@@ -25,8 +25,8 @@ _SHOWN = 5
 def write_table(source: Path, target: Path, overwrite: bool) -> list[str]:
     """Write a row per labelled stretch; lines that count the rows and name what they cannot have.
 
-    Of several class sets the first is written. A column "unit" is added if some entries are in
-    frames and others in seconds.
+    Of several class sets the first is written. A column "unit" is added if any entry is in seconds,
+    so that the table cannot be read as frames.
 
     Raises UserError for a file that is not a labels file, and for an existing target.
     """
@@ -65,14 +65,12 @@ def write_table(source: Path, target: Path, overwrite: bool) -> list[str]:
             lost[f"which of the phases of one name of {action}"] = twice
         if unused := [name for name in names if name not in used[action]]:
             lost[f"phases of {action} that no video shows"] = unused
-    columns = [*_COLUMNS, "unit"] if len(units) > 1 else [*_COLUMNS]
+    columns = [*_COLUMNS, "unit"] if "seconds" in units else [*_COLUMNS]
     with replacing(target) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(row[: len(columns)] for row in rows)
     lines = [f"written: {target}: {len(content.get('videos', {}))} videos, {len(rows)} rows"]
-    if units == {"seconds"}:
-        lines.append("start and end are seconds: read the table with --unit seconds")
     for what, names in lost.items():
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         listed = f": {', '.join(names[:_SHOWN])}{more}" if names else ""

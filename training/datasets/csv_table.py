@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from training.datasets.csv_files import absent, past_the_end
 from training.datasets.dataset import Clip, DataSet, Reader
 from training.datasets.parse import (
     MOST_PHASES,
     Row,
+    listed,
     number_of,
     read_json,
     read_table,
@@ -71,6 +73,8 @@ def read(source: Path, args: Namespace) -> DataSet:
     root = args.videos or source.parent
     if not root.is_dir():
         raise UserError(f"--videos {root}: no such folder")
+    if args.fps is not None and not 0 < args.fps < float("inf"):
+        raise UserError(f"--fps is {args.fps:g}, expected a positive number")
     problems: list[str] = []
     videos: dict[str, _Video] = {}
     for row in read_table(source, REQUIRED, OPTIONAL):
@@ -85,14 +89,25 @@ def read(source: Path, args: Namespace) -> DataSet:
     for video in videos.values():
         problems += _close(video)
     classes = _classes(videos, args.classes, problems)
+    missing = {} if args.media == "none" else absent(root, {n: v.line for n, v in videos.items()})
+    folder = args.out if args.media == "none" else root
+    ends = {
+        name: [(one.line, one.start, one.end) for one in video.stretches]
+        for name, video in videos.items()
+        if video.stretches and name not in missing
+    }
+    seconds = {name for name in ends if videos[name].seconds}
+    if not problems:
+        problems = past_the_end(folder, ends, seconds, args.fps)
     if problems:
-        raise several(source, problems)
+        gone = f"\n  no such file in {root}: {listed([*missing.values()])}" if missing else ""
+        raise UserError(f"{several(source, problems)}{gone}")
     data_set = DataSet(classes=classes)
+    data_set.missing = dict.fromkeys(missing.values(), f"no such file in {root}")
     for name, video in videos.items():
-        path = root / name
-        if args.media != "none" and not path.exists():
-            data_set.missing[name] = f"no such file in {root}"
+        if name in missing:
             continue
+        path = root / name
         entry = _entry(video, classes, path, args)
         data_set.clips.append(Clip(name, path, entry, fps=args.fps if path.is_dir() else None))
     return data_set

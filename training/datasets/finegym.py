@@ -12,10 +12,10 @@ from typing import Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
 from training.datasets.finegym_elements import later_wins
+from training.datasets.finegym_events import Event, VideoEnds, read_events
 from training.datasets.parse import (
     by_stem,
     media_files,
-    read_json,
     read_lines,
     several,
     wrong_layout,
@@ -27,7 +27,7 @@ SOURCE/finegym_annotation_info_v1.0.json      these files also in SOURCE/annotat
 SOURCE/gym99_categories.txt                   the same for gym288; one set is enough
 SOURCE/gym99_train_element_v1.0.txt
 SOURCE/gym99_val_element.txt
-SOURCE/FineGym_Raw_database/A0xizZuzKI.mp4    the downloaded videos, to any depth, .mp4, .mkv,
+SOURCE/FineGym_Raw_database/A0xAXXysHUo.mp4   the downloaded videos, to any depth, .mp4, .mkv,
                                               .webm; elsewhere with --videos FOLDER
 """
 SETS = ("gym99", "gym288")
@@ -36,7 +36,7 @@ _EVENTS = {"VT": "vault", "FX": "floor exercise", "BB": "balance beam", "UB": "u
 _CATEGORY = re.compile(r"Clabel:\s*(\d+)\s*;\s*set:\s*(\d+)\s*;\s*Glabel:\s*(\d+)\s*;\s*(.+)")
 _CATEGORY_EXAMPLE = "Clabel: 0; set: 1; Glabel: 1; (VT) name of the class"
 _ELEMENT = re.compile(r"((.+)_(E_\d+_\d+))_(A_\d+_\d+)")
-_ELEMENT_EXAMPLE = "A0xizZuzKI_E_003585_003641_A_0003_0005 79"
+_ELEMENT_EXAMPLE = "A0xAXXysHUo_E_003585_003641_A_0003_0005 79"
 # Remarks.
 _TWICE = "element is listed twice; the last class is used"
 _SEVERAL_FILES = "several video files of one name; the first is used"
@@ -45,6 +45,7 @@ _LATE = "element ends after its event and is cut"
 _NO_TIME = "element without a time in its event is left out"
 _OVERLAP = "elements overlap; the later one in the annotation wins, as in CARL's script"
 _OTHER_EVENT = "element with a class of another event is left out"
+_CUT_SHORT = "the event ends after its video and is cut"
 _CUT_ALREADY = "the event is cut already; its file is used as it is"
 
 
@@ -70,7 +71,12 @@ def read(source: Path, args: Namespace) -> DataSet:
     path = folder / f"finegym_annotation_info_{version}.json"
     data_set = DataSet()
     sets = _class_sets(folder, version, data_set)
-    events = _events(path, data_set)
+    events = read_events(path)
+    for event in [*events]:
+        start, stop = events[event].cut
+        if not 0 <= start < stop:
+            data_set.unused[event] = f"it lasts from {start:g} to {stop:g} s"
+            del events[event]
     videos = _videos(source, args, data_set)
     names = {key: one.names for key, one in sets.items()}
     data_set.class_sets = {
@@ -78,8 +84,10 @@ def read(source: Path, args: Namespace) -> DataSet:
         for key, classes in names.items()
     }
     _unknown_elements(sets, events, path, data_set)
+    needed = {} if args.media == "none" else {*events, *(one.video for one in events.values())}
+    ends = VideoEnds({name: videos[name] for name in videos if name in needed})
     for event, content in events.items():
-        _add(data_set, event, content, sets, videos, args)
+        _add(data_set, event, content, sets, videos, ends, args)
     return data_set
 
 
@@ -179,34 +187,6 @@ def _elements(
         raise several(path, problems)
 
 
-def _events(path: Path, data_set: DataSet) -> dict[str, dict[str, Any]]:
-    """Event's id, such as A0xizZuzKI_E_003585_003641 -> its annotation."""
-    content = read_json(path)
-    events = {}
-    try:
-        for video, parts in content.items():
-            for part, event in parts.items():
-                ((start, stop), *_) = event["timestamps"]
-                if not 0 <= start < stop:
-                    data_set.unused[f"{video}_{part}"] = f"it lasts from {start} to {stop} s"
-                    continue
-                events[f"{video}_{part}"] = {
-                    "video": video,
-                    "cut": (float(start), float(stop)),
-                    "segments": {
-                        name: [(float(a), float(b)) for a, b in segment["timestamps"]]
-                        for name, segment in (event.get("segments") or {}).items()
-                    },
-                }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not FineGym's annotation ({type(error).__name__}: {error}); expected "
-            '{video: {"E_start_end": {"event": ..., "timestamps": [[start, stop]], "segments": '
-            '{"A_start_end": {"timestamps": [[start, stop], ...]}}}}}'
-        ) from error
-    return events
-
-
 def _videos(source: Path, args: Namespace, data_set: DataSet) -> dict[str, Path]:
     """Video files by their base name: downloaded videos, and events that are cut already."""
     if args.videos is not None and not args.videos.is_dir():
@@ -225,7 +205,7 @@ def _videos(source: Path, args: Namespace, data_set: DataSet) -> dict[str, Path]
 
 def _unknown_elements(
     sets: Mapping[str, ClassSet],
-    events: Mapping[str, dict[str, Any]],
+    events: Mapping[str, Event],
     path: Path,
     data_set: DataSet,
 ) -> None:
@@ -235,7 +215,7 @@ def _unknown_elements(
             event, _, element = _split_name(name)
             if event not in events:
                 data_set.remark(f"{path.name} has no such event, listed for {key}", name)
-            elif element not in events[event]["segments"]:
+            elif element not in events[event].segments:
                 data_set.remark(f"{path.name} has no such element, listed for {key}", name)
 
 
@@ -248,9 +228,10 @@ def _split_name(name: str) -> tuple[str, str, str]:
 def _add(
     data_set: DataSet,
     event: str,
-    content: dict[str, Any],
+    content: Event,
     sets: Mapping[str, ClassSet],
     videos: Mapping[str, Path],
+    ends: VideoEnds,
     args: Namespace,
 ) -> None:
     """Add one event, or the reason why it is left out."""
@@ -282,40 +263,78 @@ def _add(
     name = f"{event}.mp4"
     if args.media == "none":
         data_set.clips.append(Clip(name, None, entry))
-    elif content["video"] in videos:
-        source = videos[content["video"]]
-        data_set.clips.append(Clip(name, source, entry, cut=content["cut"]))
+    elif content.video in videos:
+        if _fits(data_set, event, content.video, content.cut, labels, ends):
+            source = videos[content.video]
+            data_set.clips.append(Clip(name, source, entry, cut=content.cut))
     elif event in videos:
+        length = content.cut[1] - content.cut[0]
+        if not _fits(data_set, event, event, (0, length), labels, ends):
+            return
         data_set.remark(_CUT_ALREADY, event)
         data_set.clips.append(Clip(f"{event}{videos[event].suffix}", videos[event], entry))
     else:
         folder = args.videos or args.source
-        data_set.missing[content["video"]] = f"no video file of this name below {folder}"
+        data_set.missing[content.video] = f"no video file of this name below {folder}"
+
+
+def _fits(
+    data_set: DataSet,
+    event: str,
+    video: str,
+    cut: tuple[float, float],
+    labels: Mapping[str, dict[str, Any]],
+    ends: VideoEnds,
+) -> bool:
+    """Whether a video shows an event up to the end of its labels; if not, the event is missing."""
+    start, stop = cut
+    length = ends.length(video, stop)
+    if length is None:  # unreadable: found when its events are cut, or by `training.prepare`
+        return True
+    end, frame = length.seconds, 1 / length.fps
+    last = max((b for one in labels.values() for _, b, _ in one["segments"]), default=0)
+    problem = ""
+    if start >= end:
+        problem = f"it begins at {start:g} s"
+    elif start + last > end + frame:
+        problem = f"its labels end at {start + last:g} s"
+    if problem:
+        data_set.missing[event] = f"{problem}, but its video ends at {end:.4g} s"
+        return False
+    if stop > end + frame and video != event:
+        data_set.remark(_CUT_SHORT, f"{event} ({stop:g} s, the video {end:.4g} s)")
+    return True
 
 
 def _segments(
-    data_set: DataSet, event: str, content: dict[str, Any], one: ClassSet, stages: str
+    data_set: DataSet, event: str, content: Event, one: ClassSet, stages: str
 ) -> tuple[list[list[Any]], set[str]]:
     """([start, stop, class] in seconds of the event without overlaps, splits of its elements)."""
     given, splits = [], set()
-    length = content["cut"][1] - content["cut"][0]
-    for name, times in content["segments"].items():
+    length = content.cut[1] - content.cut[0]
+    for name, times in content.segments.items():
         found = one.elements.get(f"{event}_{name}")
         if found is None:
             continue
         start, stop = times[-1][0] if stages == "last" else times[0][0], times[-1][1]
         if start < length < stop:
-            data_set.remark(_LATE, f"{event}_{name}")
+            _once(data_set, _LATE, f"{event}_{name}")
             stop = length
         if not 0 <= start < stop <= length:
-            data_set.remark(_NO_TIME, f"{event}_{name}")
+            _once(data_set, _NO_TIME, f"{event}_{name}")
             continue
         given.append((start, stop, found[0]))
         splits.add(found[1])
     segments, overlaps = later_wins(given)
-    if overlaps and event not in data_set.remarks.get(_OVERLAP, ()):  # once for both class sets
-        data_set.remark(_OVERLAP, event)
+    if overlaps:
+        _once(data_set, _OVERLAP, event)
     return segments, splits
+
+
+def _once(data_set: DataSet, text: str, name: str) -> None:
+    """A remark that does not depend on the class set."""
+    if name not in data_set.remarks.get(text, ()):
+        data_set.remark(text, name)
 
 
 def _event_of(name: str) -> str:

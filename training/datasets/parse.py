@@ -40,8 +40,7 @@ def wrong_layout(source: Path, problem: str, layout: str) -> UserError:
     """
     if source.is_dir():
         names = natural(entry.name + "/" * entry.is_dir() for entry in os.scandir(source))
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        found = f"it contains {', '.join(names[:_SHOWN])}{more}" if names else "it is empty"
+        found = f"it contains {listed(names)}" if names else "it is empty"
     else:
         found = "it is a file" if source.exists() else "it does not exist"
     expected = "\n".join(f"  {line}" for line in layout.strip("\n").splitlines())
@@ -53,6 +52,12 @@ def several(path: Path, problems: Sequence[str]) -> UserError:
     shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
     more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return UserError(f"{path}:{shown}{more}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas between them; the first 20 are shown."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def natural(names: Iterable[str]) -> list[str]:

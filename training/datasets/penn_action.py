@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
-from training.datasets.parse import MOST_PHASES, natural, split_of, wrong_layout
+from training.datasets.parse import MOST_PHASES, natural, several, split_of, wrong_layout
 from training.support.command import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SOURCE/labels/train/bowling/0521.npy ...      LAV's key events, optional: one ph
 SOURCE/labels/val/bowling/0525.npy ...        elsewhere with --key-events FOLDER
 """
 # Phases of each action: datasets/dataset_splits.py of CARL_code. The release of the labels has no
-# names of phases.
+# names of phases. Remarks name the actions whose labels have another number.
 PHASES = {
     "baseball_pitch": 4,
     "baseball_swing": 3,
@@ -69,18 +69,36 @@ def read(source: Path, args: Namespace) -> DataSet:
     mats = {path.stem: path for path in labels.glob("*.mat")}
     if not mats:
         raise wrong_layout(labels, "no .mat file", LAYOUT)
-    events = _key_events(labels, args.key_events)
+    problems: list[str] = []
+    events = _key_events(labels, args.key_events, problems)
+    annotations = {}
+    for name in natural(mats):
+        try:
+            annotations[name] = _annotation(mats[name])
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise several(source, problems)
     splits = args.splits or ("lav" if events else "official")
     if splits == "lav" and not events:
         raise UserError(f"--splits lav needs LAV's labels, but none are below {labels}")
     data_set = DataSet()
-    counts = {entry.name: _pictures(entry.path) for entry in os.scandir(frames) if entry.is_dir()}
-    for name in natural(counts.keys() - mats.keys()):
+    pictures = {entry.name: _pictures(entry.path) for entry in os.scandir(frames) if entry.is_dir()}
+    there = {one.split for one in events.values()}
+    for split, folder in (("train", "train"), ("test", "val")):
+        if events and split not in there:
+            root = labels if args.key_events is None else args.key_events
+            data_set.remark(
+                "no key events in this folder; its videos count as unlabelled, and with "
+                f'--splits lav no video has the split "{split}"',
+                str(root / folder),
+            )
+    for name in natural(pictures.keys() - mats.keys()):
         data_set.unused[name] = f"no .mat file in {labels}"
-    for name in natural(events.keys() - mats.keys() - counts.keys()):
+    for name in natural(events.keys() - mats.keys() - pictures.keys()):
         data_set.missing[name] = f"key events, but neither frames nor a .mat file in {source}"
-    for name in natural(mats):
-        _add(data_set, name, mats[name], frames, counts, events, splits, args)
+    for name, annotation in annotations.items():
+        _add(data_set, name, annotation, frames, pictures, events, splits, args)
     _classes(data_set)
     return data_set
 
@@ -88,18 +106,18 @@ def read(source: Path, args: Namespace) -> DataSet:
 def _add(
     data_set: DataSet,
     name: str,
-    mat: Path,
+    annotation: tuple[str, str, int | None],
     frames: Path,
-    counts: Mapping[str, int],
+    pictures: Mapping[str, list[str]],
     events: Mapping[str, KeyEvents],
     splits: str,
     args: Namespace,
 ) -> None:
     """Add one annotated video, or the reason why it is left out."""
-    action, official, annotated = _annotation(mat)
-    count = counts.get(name, 0)
+    action, official, annotated = annotation
+    count = len(pictures.get(name, ()))
     if not count and args.media != "none":
-        folder = "no such folder" if name not in counts else "no pictures in this folder"
+        folder = "no such folder" if name not in pictures else "no pictures in this folder"
         data_set.missing[name] = f"{folder} in {frames}"
         return
     found = events.get(name)
@@ -107,10 +125,23 @@ def _add(
         why = "has no key events" if action in PHASES else f"{action} has no key events"
         data_set.unused[name] = f"{why}; --keep-unlabelled keeps such videos"
         return
-    if count and annotated not in (count, None):
+    numbers = None  # of the pictures, if some of those that the .mat file counts are missing
+    if count and annotated is not None and count < annotated:
+        numbers = _numbers(pictures[name], annotated)
+        if numbers is None:
+            data_set.missing[f"{name} ({count} of {annotated})"] = (
+                f"pictures are missing in {frames}, and the names of the others are not their "
+                "numbers, such as 000001.jpg"
+            )
+            return
         data_set.remark(
-            "the .mat file counts other frames than the folder has, which decide",
-            f"{name} ({annotated} and {count})",
+            "pictures are missing; each of the others has the label of its number",
+            f"{name} ({count} of {annotated})",
+        )
+    elif count and annotated not in (count, None):
+        data_set.remark(
+            "more pictures than frames in the .mat file; all pictures are used",
+            f"{name} ({count} pictures, {annotated} frames)",
         )
     entry: dict[str, Any] = {"action": action, "split": official}
     if found is not None:
@@ -122,12 +153,15 @@ def _add(
         if splits == "lav":
             entry["split"] = found.split
         phases = found.labels.tolist()
-        if count and len(phases) != count:
+        whole = count if numbers is None else annotated
+        if count and len(phases) != whole:
             data_set.remark(
                 "labels and frames differ in number; labels were resampled as by CARL's script",
-                f"{name} ({len(phases)} labels, {count} frames)",
+                f"{name} ({len(phases)} labels, {whole} frames)",
             )
-            phases = resampled(phases, count)
+            phases = resampled(phases, whole)
+        if numbers is not None:
+            phases = [phases[number - 1] for number in numbers]
         entry["phases"] = phases
     name = f"frames/{name}"
     data_set.clips.append(Clip(name, frames.parent / name, entry, fps=args.fps))
@@ -144,6 +178,16 @@ def resampled(labels: list[int], frames: int) -> list[int]:
     if frames <= count:
         return [labels[i * count // frames] for i in range(frames)]
     return [labels[-(-(i + 1) * count // frames) - 1] for i in range(frames)]
+
+
+def _numbers(names: Iterable[str], frames: int) -> list[int] | None:
+    """The numbers of pictures in order, if each name is a different number from 1 to `frames`."""
+    stems = [os.path.splitext(name)[0] for name in names]
+    if not all(stem.isdecimal() for stem in stems):
+        return None
+    numbers = sorted({int(stem) for stem in stems})
+    fit = len(numbers) == len(stems) and numbers[0] >= 1 and numbers[-1] <= frames
+    return numbers if fit else None
 
 
 def _annotation(path: Path) -> tuple[str, str, int | None]:
@@ -173,8 +217,8 @@ def _annotation(path: Path) -> tuple[str, str, int | None]:
     )
 
 
-def _key_events(labels: Path, folder: Path | None) -> dict[str, KeyEvents]:
-    """LAV's labels by video: FOLDER/<split>/<action>/0001.npy."""
+def _key_events(labels: Path, folder: Path | None, problems: list[str]) -> dict[str, KeyEvents]:
+    """LAV's labels by video, FOLDER/<split>/<action>/0001.npy; wrong files go to `problems`."""
     if folder is not None and not folder.is_dir():
         raise UserError(f"--key-events {folder}: no such folder")
     root = labels if folder is None else folder
@@ -188,9 +232,13 @@ def _key_events(labels: Path, folder: Path | None) -> dict[str, KeyEvents]:
         for path in sorted((root / name).glob("*/*.npy")) if split else []:
             video = path.stem[:4] if path.stem[:4].isdigit() else path.stem
             if video in found:
-                raise UserError(f"{path} and {found[video].path} label the same video")
-            found[video] = KeyEvents(path, split, path.parent.name, _phases(path))
-    if folder is not None and not found:
+                problems.append(f"{path} and {found[video].path} label the same video")
+                continue
+            try:
+                found[video] = KeyEvents(path, split, path.parent.name, _phases(path))
+            except UserError as error:
+                problems.append(str(error))
+    if folder is not None and not found and not problems:
         raise wrong_layout(folder, "no .npy file in FOLDER/<split>/<action>", LAYOUT)
     return found
 
@@ -215,8 +263,8 @@ def _phases(path: Path) -> np.ndarray:
     return phases
 
 
-def _pictures(folder: str) -> int:
-    return sum(entry.name.lower().endswith(_PICTURES) for entry in os.scandir(folder))
+def _pictures(folder: str) -> list[str]:
+    return [name for name in os.listdir(folder) if name.lower().endswith(_PICTURES)]
 
 
 def _classes(data_set: DataSet) -> None:
@@ -224,10 +272,22 @@ def _classes(data_set: DataSet) -> None:
     counts: dict[str, int] = {}
     for clip in data_set.clips:
         if phases := clip.entry.get("phases"):
-            action = clip.entry["action"]
-            counts[action] = max(counts.get(action, PHASES.get(action, 1)), max(phases) + 1)
+            action, top = clip.entry["action"], max(phases)
+            counts[action] = max(counts.get(action, 0), top + 1)
+            listed = PHASES.get(action)
+            if listed is not None and top >= listed:
+                data_set.remark(
+                    "labels have phases that CARL's code does not list for the action; kept",
+                    f"{clip.name.rpartition('/')[2]} ({action}: {top}, expected 0 to {listed - 1})",
+                )
+    for action, count in sorted(counts.items()):
+        if count < PHASES.get(action, 0):
+            data_set.remark(
+                "CARL's code lists more phases of the action than the labels have; all are named",
+                f"{action} ({PHASES[action]} listed, {count} in the labels)",
+            )
     data_set.classes = {
-        action: [f"phase {number}" for number in range(count)]
+        action: [f"phase {number}" for number in range(max(count, PHASES.get(action, 1)))]
         for action, count in sorted(counts.items())
     }
 

@@ -36,11 +36,12 @@ def lengths_of(files: Mapping[str, Path], what: str) -> dict[str, Length]:
     Args:
         what: words beside the bar.
     """
-    found = in_threads(lambda name: _length(files[name]), files, what, True)
+    found = in_threads(lambda name: length_of(files[name]), files, what, True)
     return {name: length for name, length in zip(files, found, strict=True) if length is not None}
 
 
-def _length(path: Path) -> Length | None:
+def length_of(path: Path) -> Length | None:
+    """The length of a video file; None if it cannot be read. See `lengths_of`."""
     from fastseq.video import VideoError, probe
     from fastseq.video._av import require_av
 
@@ -55,6 +56,35 @@ def _length(path: Path) -> Length | None:
     except (av.error.FFmpegError, VideoError, OSError, ValueError, IndexError):
         return None
     return Length(info.frames, float(info.fps))
+
+
+def header_length(path: Path) -> Length | None:
+    """The length that a video's header states, also of mkv and webm; None if it states none."""
+    from fastseq.video._av import require_av
+
+    av = require_av()
+    try:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            if stream.duration:
+                seconds = float(stream.duration * stream.time_base)
+            else:
+                seconds = (container.duration or 0) / 1e6  # of the longest stream
+            rate = float(stream.average_rate or 0)
+    except (av.error.FFmpegError, OSError, ValueError, IndexError):
+        return None
+    return Length(round(seconds * rate), rate) if seconds > 0 and rate > 0 else None
+
+
+def exact_length(path: Path) -> Length | None:
+    """The length by the times of all frames, which reads the whole file but decodes nothing."""
+    from fastseq.video import VideoError, probe
+
+    try:
+        info = probe(path)
+    except (VideoError, OSError, ValueError):
+        return None
+    return Length(info.frames, info.frames / (float(info.times[-1]) + 1 / float(info.fps)))
 
 
 def usable_segments(

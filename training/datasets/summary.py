@@ -29,6 +29,10 @@ def summary(data_set: DataSet, written: Written, *, every: bool = False) -> list
         f"  actions: {_counts((entry.get('action', 'all') for entry in entries), every)}",
         f"  with phase labels: {labelled}",
     ]
+    if units := [
+        one.get("unit", "frames") for one in entries if any(key in one for key in _LABEL_KEYS)
+    ]:
+        lines.append(f"  unit of the labels: {_counts(units)}")
     if views := [entry["view"] for entry in entries if "view" in entry]:
         lines.insert(3, f"  views: {_counts(views)}")
     for text, names in data_set.remarks.items():

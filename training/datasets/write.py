@@ -13,10 +13,11 @@ from typing import Any
 from training.data.files import LABELS_NAME
 from training.datasets.dataset import Clip, DataSet
 from training.datasets.media import entry_of, make_media
-from training.datasets.parse import natural
+from training.datasets.parse import listed, natural
 from training.support.command import INCOMPLETE, UserError, make_folder
 from training.support.files import replacing
 
+_SHOWN = 10
 _ENDINGS = ("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg")
 
 
@@ -63,7 +64,7 @@ def check_out(source: Path, out: Path, media: str, replace_labels: bool) -> None
 
 def write_data_set(
     data_set: DataSet,
-    out: Path,
+    out: Path | None,
     media: str = "link",
     dry_run: bool = False,
     progress: bool = False,
@@ -77,7 +78,8 @@ def write_data_set(
     already are kept. Nothing that is there is replaced, except copies whose source has changed.
 
     Args:
-        out: folder for labels.json and the videos.
+        out: folder for labels.json and the videos; None is possible for a dry run unless `media`
+            is "none".
         media: "link": absolute symbolic links to files and folders of pictures; clips with a cut
             become files, clips with `pictures` become folders of 000001.jpg, 000002.jpg, ...
             "transcode": H.264 files (`fastseq.video.transcode`), NAME.mp4. "none": no videos;
@@ -97,19 +99,19 @@ def write_data_set(
         check_settings(short_side, 16, 20)
     except ValueError as error:
         raise UserError(f"--short-side: {error}") from error
-    out = Path(os.path.abspath(out))
     clips = {_name(clip, media): clip for clip in data_set.clips}
     _check_names(data_set.clips, media)
+    if not clips:
+        raise UserError(_none_there(data_set))
+    if dry_run and media != "none":
+        entries = {name: entry_of(clip, name == clip.name) for name, clip in clips.items()}
+        return Written(None, entries, absent=len(data_set.missing))
+    out = Path(os.path.abspath(out))
     target = out / LABELS_NAME
     if target.exists() and not (overwrite or dry_run):
         raise UserError(f"{target} exists already; --overwrite replaces it")
-    if not clips:
-        raise UserError(_none_there(data_set))
     if media == "none":
         return _labels_alone(data_set, clips, out, dry_run)
-    if dry_run:
-        entries = {name: entry_of(clip, name == clip.name) for name, clip in clips.items()}
-        return Written(None, entries, absent=len(data_set.missing))
     make_folder(out)
     results = make_media(clips, out, media, short_side, progress)
     failed = {name: how for name, (how, _) in results.items() if how not in ("made", "kept")}
@@ -219,8 +221,12 @@ def _lines(content: dict[str, Any]) -> str:
 
 def _none_there(data_set: DataSet) -> str:
     if data_set.missing:
-        name, reason = next(iter(data_set.missing.items()))
-        return f"none of the {len(data_set.missing)} annotated videos is there; {name}: {reason}"
+        reasons: dict[str, list[str]] = {}
+        for name, reason in data_set.missing.items():
+            reasons.setdefault(reason, []).append(name)
+        return f"none of the {len(data_set.missing)} annotated videos is there; " + "; ".join(
+            f"{reason}: {listed(names)}" for reason, names in [*reasons.items()][:_SHOWN]
+        )
     if data_set.unused:
         name, reason = next(iter(data_set.unused.items()))
         return f"all {len(data_set.unused)} videos are left out; {name}: {reason}"

@@ -6,6 +6,7 @@ import pytest
 import trees
 
 from training.labels import main
+from training.prepare import main as prepare
 
 
 @pytest.fixture
@@ -149,6 +150,72 @@ def test_there_and_back(run, tmp_path, capsys):
     first = (out / "labels.json").read_text()
     assert run(table.read_text())[0] == 0
     assert (out / "labels.json").read_text() == first
+
+
+def test_seconds_stay_seconds_there_and_back(run, tmp_path, capsys):
+    rows = "path,start,end,phase\nc.mp4,0.2,0.5,x\na/1.mp4,0.5,0.8,x\n"
+    _, first, printed = run(rows, "--unit", "seconds")
+    assert "  unit of the labels: seconds 2\n" in printed.out
+    table = tmp_path / "back.csv"
+    assert main(["csv", str(tmp_path / "out"), "--export", str(table)]) == 0
+    capsys.readouterr()
+    status, again, _ = run(table.read_text())
+    assert status == 0
+    assert again == first
+    _, _, printed = run(trees.TABLE)
+    assert "  unit of the labels: frames 2\n" in printed.out
+
+
+def test_rows_past_the_end_of_a_video_name_their_line(run, tmp_path):
+    """The videos have 30 frames in 1.2 s."""
+    trees.write_pictures(tmp_path / "p", 9)
+    table = "path,unit,start,end,phase\n"
+    for row, message in (
+        ("c.mp4,seconds,0.1,999,x", "line 2: end 999 s lies past the end of c.mp4, which has 30"),
+        ("c.mp4,seconds,1.3,,x", "line 2: start 1.3 s lies past the end of c.mp4"),
+        ("c.mp4,frames,0,31,x", "line 2: end 31 lies past the end of c.mp4"),
+        ("p,frames,0,10,x", "line 2: end 10 lies past the end of p, which has 9 frames"),
+        ("c.mp4,seconds,0.1,1.23,x", None),  # less than a frame past the end
+        ("c.mp4,frames,0,30,x", None),
+        ("p,frames,0,9,x", None),
+    ):
+        for options in (["--dry-run"], []):
+            status, _, printed = run(f"{table}{row}\n", *options)
+            assert status == (2 if message else 0), row
+            assert message is None or f"{tmp_path / 'table.csv'}:\n  {message}" in printed.err
+        if message is None:
+            assert prepare([str(tmp_path / "out")]) == 0, row
+    status, _, printed = run("path\np\n", "--fps", "0")
+    assert status == 2
+    assert "error: --fps is 0, expected a positive number" in printed.err
+
+
+def test_missing_files_have_their_line_and_a_hint(run, tmp_path):
+    status, _, printed = run("path,split\nC.MP4,train\na/1.mp4,train\nd.mp4,test\n")
+    assert status == 3
+    assert (
+        f"missing: no such file in {tmp_path} (2): C.MP4 (line 2; c.mp4 is there), d.mp4 (line 4)"
+    ) in printed.out
+    status, _, printed = run("path,split\nC.MP4,train\nd.mp4,test\n")
+    assert status == 2
+    assert (
+        f"none of the 2 annotated videos is there; no such file in {tmp_path}: "
+        "C.MP4 (line 2; c.mp4 is there), d.mp4 (line 3)"
+    ) in printed.err
+    status, _, printed = run("path,split\nd.mp4,train\na/1.mp4,tset\n")
+    assert status == 2
+    assert "line 3: split is 'tset'" in printed.err
+    assert f"\n  no such file in {tmp_path}: d.mp4 (line 2)" in printed.err
+
+
+def test_a_dry_run_needs_no_folder(run, tmp_path, capsys):
+    run("path\nc.mp4\n")
+    table = str(tmp_path / "table.csv")
+    assert main(["csv", table, "--dry-run"]) == 0
+    assert "videos: 1\n" in capsys.readouterr().out
+    for options in ([], ["--dry-run", "--media", "none"]):
+        assert main(["csv", table, *options]) == 2
+        assert "--out FOLDER is needed" in capsys.readouterr().err
 
 
 def test_what_a_table_cannot_have_is_named(tmp_path, capsys):

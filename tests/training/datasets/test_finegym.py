@@ -99,6 +99,77 @@ def test_events_that_are_cut_already(run, tmp_path):
     assert (status, [*labels["videos"]]) == (3, [f"{VAULT}.mkv"])
 
 
+def annotated(folder, change):
+    """Changes the annotation of the first video."""
+    path = folder / "finegym_annotation_info_v1.0.json"
+    content = json.loads(path.read_text())
+    change(content["A0xizZuzKI0"])
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_events_past_the_end_of_their_video(run, tmp_path, suffix):
+    """A video of 4 s, where the floor exercise is from 1.02 to 4.5 s and its labels end at 3.52."""
+    path = tmp_path / "source/FineGym_Raw_database/A0xizZuzKI0.mp4"
+    path.unlink()
+    trees.video(path.with_suffix(suffix), 100)
+    late = f"missing: it begins at 5 s, but its video ends at 4 s (1): {VAULT}"
+    cut = f"remark: the event ends after its video and is cut (1): {FLOOR} (4.5 s, the video 4 s)"
+    for options in (["--dry-run"], []):
+        status, labels, printed = run(*options)
+        assert status == 3
+        assert late in printed.out
+        assert cut in printed.out
+        assert "videos: 1\n" in printed.out
+    assert labels["videos"].keys() == {f"{FLOOR}.mp4"}
+    assert len(trees.numbers(tmp_path / f"out/{FLOOR}.mp4")) == 100 - 26
+    path.with_suffix(suffix).unlink()
+    trees.video(path.with_suffix(suffix), 80)  # 3.2 s
+    status, _, printed = run("--dry-run")
+    assert status == 2
+    assert f"its labels end at 3.52 s, but its video ends at 3.2 s: {FLOOR}" in printed.err
+
+
+def test_an_event_that_is_cut_already_and_too_short(run, tmp_path):
+    videos = tmp_path / "processed_videos"
+    trees.video(videos / f"{VAULT}.mp4", 20)  # 0.8 s; its labels end at 0.9 s
+    trees.video(videos / f"{FLOOR}.mp4", 80)  # 3.2 s; its labels end at 2.5 s
+    status, labels, printed = run("--videos", str(videos))
+    assert (status, [*labels["videos"]]) == (3, [f"{FLOOR}.mp4"])
+    assert f"its labels end at 0.9 s, but its video ends at 0.8 s (1): {VAULT}" in printed.out
+
+
+def test_wrong_times_name_the_event_and_the_element(run, tmp_path):
+    def change(video):
+        video[trees.FLOOR]["timestamps"] = [[18.2]]
+        video[trees.VAULT]["segments"]["A_0000_0001"]["timestamps"] = [[0.9, None]]
+        video[trees.EMPTY] = "text"
+        video["E_000009_000010"] = {"timestamps": [[9, 10]], "segments": {"A_1_2": {}}}
+
+    annotated(tmp_path / "source", change)
+    status, _, printed = run()
+    assert status == 2
+    video = "\n  A0xizZuzKI0, "
+    for line in (
+        f"{video}{trees.FLOOR}: timestamps are [[18.2]], expected [[start, stop]]\n",
+        f"{video}{trees.VAULT}, A_0000_0001: timestamps are [[0.9, None]], expected [[start, stop]",
+        f"{video}{trees.EMPTY}: got 'text', expected {{video: ",
+        f"{video}E_000009_000010, A_1_2: timestamps are missing, expected [[start, stop], ...]",
+    ):
+        assert line in printed.err
+
+
+def test_an_element_of_both_class_sets_is_named_once(run, tmp_path):
+    def change(video):
+        video[trees.VAULT]["segments"]["A_0000_0001"]["timestamps"][-1] = [0.5, 1.5]
+        video[trees.FLOOR]["segments"]["A_0000_0001"]["timestamps"] = [[7.0, 8.0]]
+
+    annotated(tmp_path / "source", change)
+    _, _, printed = run()
+    assert f"element ends after its event and is cut (1): {VAULT}_A_0000_0001\n" in printed.out
+    assert f"element without a time in its event is left out (1): {FLOOR}_A" in printed.out
+
+
 def test_later_elements_win():
     assert later_wins([(0, 4, 1), (1, 2, 2)]) == ([[0, 1, 1], [1, 2, 2], [2, 4, 1]], True)
     assert later_wins([(1, 2, 2), (0, 4, 1)]) == ([[0, 4, 1]], True)
@@ -143,9 +214,17 @@ def test_wrong_files_name_the_line(run, tmp_path):
         ("gym99_categories.txt", "Clabel: 0; set: 1; (VT) x\n", "line 1: 'Clabel: 0; set: 1; (VT)"),
         ("gym99_categories.txt", "Clabel: 1; set: 1; Glabel: 1; x\n", "no Clabel 0"),
         ("gym99_val_element.txt", "\nA_E_1_2_A_3_4 9\n", "line 2: class 9, expected 0 to 2"),
-        ("gym99_val_element.txt", "a b\n", "line 1: 'a b'; expected 'A0xizZuzKI_E_003585_003641_A"),
+        (
+            "gym99_val_element.txt",
+            "a b\n",
+            "line 1: 'a b'; expected 'A0xAXXysHUo_E_003585_003641_A",
+        ),
         ("finegym_annotation_info_v1.0.json", "{", "not a readable JSON file"),
-        ("finegym_annotation_info_v1.0.json", '{"a": {"E_1_2": {}}}', "not FineGym's annotation"),
+        (
+            "finegym_annotation_info_v1.0.json",
+            '{"a": {"E_1_2": {}}}',
+            "a, E_1_2: timestamps are missing",
+        ),
     ):
         path = source / name
         good = path.read_text()

@@ -128,11 +128,75 @@ def test_missing_files_are_named(run, tmp_path):
         f"missing: no such folder in {source / 'frames'} (1): 0004",
     ):
         assert line in printed.out
-    (source / "frames/0003/000012.jpg").unlink()
+    trees.write_pictures(source / "more", 13)
+    (source / "more/000013.jpg").rename(source / "frames/0003/000013.jpg")
     _, _, printed = run()
-    assert "counts other frames than the folder has, which decide (1): 0003 (12 and 11)" in (
-        printed.out
-    )
+    assert "all pictures are used (1): 0003 (13 pictures, 12 frames)" in printed.out
+
+
+def test_each_picture_keeps_the_label_of_its_number(run, tmp_path):
+    run()
+    frames = tmp_path / "source/frames"
+    for number in (*range(1, 11), 20):  # the labels are 0 * 7, 1 * 7, 2 * 6
+        (frames / f"0001/{number:06}.jpg").unlink()
+    (frames / "0003/000005.jpg").unlink()  # 12 frames, 15 labels
+    whole = resampled([0] * 5 + [1] * 5 + [2] * 5, 12)
+    status, labels, printed = run()
+    assert status == 0
+    assert labels["videos"]["frames/0001"]["phases"] == [1] * 4 + [2] * 5
+    assert labels["videos"]["frames/0003"]["phases"] == whole[:4] + whole[5:]
+    assert (
+        "remark: pictures are missing; each of the others has the label of its number (2): "
+        "0001 (9 of 20), 0003 (11 of 12)"
+    ) in printed.out
+    assert "resampled as by CARL's script (2): 0003 (15 labels, 12 frames), 0004" in printed.out
+    (frames / "0001/000012.jpg").rename(frames / "0001/000021.jpg")
+    status, labels, printed = run()
+    assert status == 3
+    assert "frames/0001" not in labels["videos"]
+    assert "missing: pictures are missing" in printed.out
+    assert "(1): 0001 (9 of 20)" in printed.out
+    (frames / "0001/000021.jpg").rename(frames / "0001/a12.jpg")
+    assert run()[0] == 3
+
+
+def test_numbers_of_phases_are_compared_with_those_of_carls_code(run, tmp_path):
+    _, _, printed = run()
+    assert "all are named (1): baseball_pitch (4 listed, 3 in the labels)" in printed.out
+    assert "does not list" not in printed.out
+    np.save(tmp_path / "source/labels/val/bowling/0003.npy", np.arange(12) * 8 // 12)
+    status, labels, printed = run()
+    assert (status, len(labels["classes"]["bowl"])) == (0, 8)
+    assert (
+        "remark: labels have phases that CARL's code does not list for the action; kept (1): "
+        "0003 (bowl: 7, expected 0 to 2)"
+    ) in printed.out
+
+
+def test_a_lost_folder_of_key_events_is_named(run, tmp_path):
+    _, _, printed = run()
+    assert "no key events in this folder" not in printed.out
+    labels = tmp_path / "source/labels"
+    for split, missing in (("val", "test"), ("train", "train")):
+        (labels / split).rename(tmp_path / split)
+        _, _, printed = run()
+        assert f'no video has the split "{missing}" (1): {labels / split}' in printed.out
+        (tmp_path / split).rename(labels / split)
+
+
+def test_all_damaged_files_are_named_at_once(run, tmp_path):
+    run()
+    labels = tmp_path / "source/labels"
+    before = (tmp_path / "out/labels.json").read_text()
+    (labels / "0001.mat").write_bytes((labels / "0001.mat").read_bytes()[:200])
+    savemat(labels / "0002.mat", {"action": "bowl", "train": 0})
+    (labels / "train/bowling/0004.npy").write_bytes(b"x")
+    status, _, printed = run()
+    assert status == 2
+    assert printed.err.startswith(f"error: {tmp_path / 'source'}:\n")
+    for name in ("0001.mat is not a readable", "0002.mat: train is 0", "0004.npy is not a"):
+        assert name in printed.err
+    assert (tmp_path / "out/labels.json").read_text() == before
 
 
 def test_wrong_layouts_and_files(run, tmp_path):
