@@ -1,4 +1,4 @@
-"""`evaluate --class-set`: which phases are scored, where the result goes, and what names the set."""
+"""`evaluate --class-set`: the scored phases, the file of the result, and what names the set."""
 
 import json
 
