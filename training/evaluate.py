@@ -1,8 +1,9 @@
 """Evaluate a run by a paper's protocol: `python -m training.evaluate RUN`.
 
 Prints the protocol's tables and writes them, with the definition of every metric, to
-RUN/evaluation.json, or to RUN/evaluation_val.json with --split val. Example: python -m
-training.evaluate runs/mine --protocol lav
+RUN/evaluation.json. --split val and a class set other than the run's have files with their names:
+RUN/evaluation_val.json, RUN/evaluation_gym288.json. Example: python -m training.evaluate runs/mine
+--protocol lav
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from training.data.label_values import SPLITS
 from training.evaluation.encoders import TRAINED
 from training.evaluation.frame_level import evaluate_frame_level
+from training.evaluation.metrics import FEWER_CANDIDATES
 from training.evaluation.protocols import PROTOCOLS
 from training.evaluation.synchronised import NAME as SYNCHRONISED
 from training.evaluation.synchronised import WINDOW, evaluate_synchronised
@@ -39,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=SPLITS,
         help="the videos that are scored (default: the run's data.test_split); classifiers are "
         "always fitted to the training videos",
+    )
+    parser.add_argument(
+        "--class-set",
+        metavar="NAME",
+        help="the phases and splits, if labels.json has several class sets (default: the run's "
+        "data.class_set)",
     )
     parser.add_argument(
         "--protocol",
@@ -82,8 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def command() -> LeftOut:
+        from training.runs.folder import evaluation_file  # imports torch
+
         left_out = LeftOut()
-        given = {"folder": args.folder, "split": args.split, "left_out": left_out}
+        given = {"folder": args.folder, "split": args.split, "class_set": args.class_set}
+        given["left_out"] = left_out
         if args.protocol == VIDEO_LEVEL:
             refuse("videos", "stride", "fractions", "few_shot", "window")
             result = evaluate_video_level(args.run, **given)
@@ -100,8 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 few_shot=args.few_shot,
                 **given,
             )
-        name = "evaluation" if args.split in (None, "test") else f"evaluation_{args.split}"
-        write_and_print(args.run / f"{name}.json", result)
+        other = result["class_set"] != result["run_class_set"]
+        name = evaluation_file(args.split, result["class_set"] if other else None)
+        write_and_print(args.run / name, result)
         return left_out
 
     def refuse(judged: str, *names: str) -> None:
@@ -118,17 +130,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_and_print(file: Path, result: dict[str, Any]) -> None:
-    """Write RUN/evaluation.json, or that of another split, and print its tables."""
+    """Write RUN/evaluation.json, or that of another split or class set, and print its tables."""
     write_json(file, result)
     print(format_table(result["rows"]))
     if cells := event_cells(result["rows"]):
         print("\nevents carried over to another test video, mean (median) error")
         print(format_cells(cells))
     stride = f"stride {result['stride']}; " if "stride" in result else ""
+    class_set = f"class set {result['class_set']}; " if result["class_set"] else ""
     print(
         f"\n{result['videos']['train']} training and {result['videos']['test']} {result['split']} "
         f"videos; "
-        f"actions: {', '.join(result['actions'])}; {stride}{result['seconds']:.0f} s"
+        f"actions: {', '.join(result['actions'])}; {class_set}{stride}{result['seconds']:.0f} s"
     )
     print(result["definitions"]["protocol"])
     if "across views" in result["definitions"]:
@@ -136,7 +149,7 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
     if "model.backbone_share" in result["row_definitions"].get(TRAINED, ""):
         print(f"{TRAINED}: {result['row_definitions'][TRAINED]}")
     for line in left_out_lines(result["rows"]):
-        print(f"left out: {line}")
+        print(line if FEWER_CANDIDATES in line else f"left out: {line}")
     if "remark" in result:
         print(result["remark"])
     print(f"written to {file}, with the definition of every column")

@@ -213,7 +213,7 @@ def training_loader(
     from fastseq.video import TooManyBadVideos
     from training.data.features import FeatureStore
     from training.data.folders import folders_of
-    from training.data.selection import open_index, videos_of_split
+    from training.data.selection import open_index, videos_of_split, warn_without_test
     from training.recipe.load import ConfigError
     from training.support.distributed import is_main, local_rank, rank, world_size
 
@@ -221,6 +221,7 @@ def training_loader(
     if left_out is not None:
         left_out.in_index = len(index.bad)
     records = videos_of_split(index, cfg.data.train_split)
+    warn_without_test(index, cfg.data.test_split)
     augmentation = OmegaConf.to_object(cfg.augmentation)
     network = None if model is None else model()
     store = None

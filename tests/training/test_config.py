@@ -144,8 +144,15 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ("augmentation.flip=2", "flip must be a probability"),
         ("model=resnet50", "model is a section"),
         ("resume", "expected key=value"),
-        ("train.steps=5", "train.steps is 5 and train.epochs"),
-        ("train.epochs=null", "train.epochs None: set one of them and leave the other null"),
+        (
+            "train.steps=5",
+            "train.steps is 5 and train.epochs 300: set one of them and the other to null, for "
+            "example train.epochs=null",
+        ),
+        ("train.epochs=null", "train.epochs are both null: set one of them, such as train.epochs="),
+        ("data.test_split=tset", "data.test_split: there is no split 'tset', did you mean 'test'?"),
+        ("data.val_split=dev", "data.val_split: there is no split 'dev'; known: train, val, test"),
+        ("data.train_split=trian", "there is no split 'trian', did you mean 'train'?"),
     ],
 )
 def test_errors_name_the_key(override, message):

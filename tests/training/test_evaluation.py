@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from training.evaluate import write_and_print
 from training.evaluation import metrics
 from training.evaluation.baselines import time_index, time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
@@ -361,6 +362,22 @@ def test_metrics_are_computed_within_actions_and_averaged_over_them():
     assert row["metrics"]["classification"] == 0.5
     assert math.isnan(row["metrics"]["kendalls_tau"])
     assert row["left_out"]["test videos without another one of their action (no pair to compare)"]
+
+
+def test_videos_with_few_candidates_are_scored_and_not_called_left_out(capsys, tmp_path):
+    labels = [0, 0, 1, 1]
+    videos = [embedded(name, labels, "all", seed) for seed, name in enumerate("ab")]
+    row = evaluate_embeddings(videos, videos, {"all": ["x", "y"]}, stride=1)
+    reason = "query videos scored with all their candidate frames, which are fewer than 15"
+    assert row["left_out"][reason] == 2
+    assert not math.isnan(row["metrics"]["ap_at_15"])
+    facts = {"videos": {"train": 2, "test": 2}, "split": "test", "actions": ["all"], "seconds": 1}
+    facts |= {"class_set": "", "definitions": {"protocol": ""}, "row_definitions": {}}
+    row["left_out"]["videos without x"] = 1
+    write_and_print(tmp_path / "evaluation.json", {"rows": {"trained": row}} | facts)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"2 {reason}" in lines
+    assert "left out: 1 videos without x" in lines
 
 
 def test_everything_left_out_is_counted():

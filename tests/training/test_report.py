@@ -156,6 +156,7 @@ def test_protocols_of_evaluate(run, capsys):
     assert "mAP@10" in printed
     assert report.main([str(run)]) == 0
     page = (run / "report.html").read_text()
+    assert "There is no video in the test split" not in page
     assert "mAP@10" in page
     assert "protocol ae2, stride 5" in page
     with pytest.raises(SystemExit):
@@ -407,5 +408,6 @@ def test_without_test_videos_the_page_shows_those_of_training(run, tmp_path):
     assert report.main([str(run), "--folder", str(clips)]) == 0
     page = (run / "report.html").read_text()
     assert "Shown: all 8 training videos." in page
+    assert "There is no video in the test split &#x27;test&#x27;: this page shows training" in page
     assert "Not evaluated: there are no test videos apart from those of training." in page
     assert "<h1>up, down</h1>" in page or "<h1>down, up</h1>" in page

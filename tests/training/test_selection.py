@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from runs import RECIPE
 
@@ -33,6 +34,8 @@ LABELS = {
         "c.mp4": {"action": "squat", "view": "exo", "split": "test"},
     },
 }
+
+NO_TEST = "no video is in the test split 'test': the run can be trained"
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +123,37 @@ def test_a_split_that_the_filters_emptied_is_told_with_the_filters(folders):
     assert len(selection.videos_of_split(index, "train")) == 3
 
 
-def test_training_sees_the_filtered_videos_of_all_folders(folders, prepared, capsys):
+def test_no_advice_to_write_a_split_that_labels_refuse(folders):
+    with pytest.raises(UserError, match=r"^there is no split 'tset', did you mean 'test'\?$"):
+        selection.videos_of_split(opened(), "tset")
+
+
+def test_a_run_has_its_class_set_whichever_is_chosen(folders, monkeypatch):
+    for one in LABELS:
+        shutil.copytree(folders / one, folders / f"{one}_copy")
+        content = {"class_sets": {"gym99": {"all": ["a"]}, "gym288": {"all": ["a", "b"]}}}
+        (folders / f"{one}_copy" / "labels.json").write_text(json.dumps(content))
+        build_index(folders / f"{one}_copy", progress=False)
+    several = "data.folder=[one_copy,two_copy]"
+    for folder in ("data.folder=one_copy", several):
+        for chosen, own in ((None, None), ("gym288", None), ("gym99", "gym288")):
+            overrides = [folder, *([f"data.class_set={own}"] if own else [])]
+            index = opened(*overrides, class_set=chosen)
+            assert index.class_set == (chosen or own or "gym99")
+            assert index.run_class_set == (own or "gym99")
+
+
+def test_training_warns_of_an_empty_test_split(folders, caplog):
+    for action, warned in (("golf_swing", True), ("squat", False)):
+        caplog.clear()
+        training_loader(load_config("tiny.yaml", [f"data.action={action}"]), torch.device("cpu"))
+        assert (NO_TEST in caplog.text) == warned
+
+
+def test_training_sees_the_filtered_videos_of_all_folders(folders, prepared, capsys, caplog):
     options = ["tiny.yaml", "data.action=golf_swing", "train.run_dir=run", "train.steps=1"]
     assert main([*options, "--dry-run"]) == 0
+    assert caplog.text.count(NO_TEST) == 1
     printed = capsys.readouterr().out
     assert "data         3 videos in split 'train'" in printed
     assert "filter       data.action=golf_swing" in printed

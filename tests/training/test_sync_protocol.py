@@ -144,7 +144,8 @@ def cameras(monkeypatch, tmp_path):
     "trained" returns the instant, "untrained" the relative position of the frame in its input.
     """
     records = [camera(f"{n}.mp4", split="test" if n == 4 else "train") for n in range(1, 5)]
-    index = SimpleNamespace(folders=(tmp_path,), videos=records, bad=[])
+    sets = {"class_set": "", "run_class_set": ""}
+    index = SimpleNamespace(folders=(tmp_path,), videos=records, bad=[], **sets)
     instants = torch.from_numpy(time_index_embedding(100))
 
     def clock(features):
@@ -168,7 +169,7 @@ def cameras(monkeypatch, tmp_path):
 
     spoilt = []
     monkeypatch.setattr(synchronised, "load_compared_encoders", lambda run, folder: (encoders, cfg))
-    monkeypatch.setattr(synchronised, "open_index", lambda cfg, folder: index)
+    monkeypatch.setattr(synchronised, "open_index", lambda cfg, folder, **_: index)
     monkeypatch.setattr(embed, "features_each", features_each)
     return SimpleNamespace(index=index, spoilt=spoilt, records=records)
 

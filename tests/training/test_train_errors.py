@@ -257,8 +257,10 @@ def test_load_run_says_what_is_missing(recipe, tmp_path):
 
 
 def test_a_folder_that_is_not_ready_exits_with_2(video_folder, capsys):
-    assert main(["tiny.yaml", "data.train_split=dev"]) == 2
-    assert "no videos in the split 'dev', only in train" in capsys.readouterr().err
+    assert main(["tiny.yaml", "data.train_split=val"]) == 2
+    assert "no videos in the split 'val', only in train" in capsys.readouterr().err
+    assert main(["tiny.yaml", "data.train_split=trian", "--dry-run"]) == 2
+    assert "no split 'trian', did you mean 'train'?" in capsys.readouterr().err
     (video_folder / "fastseq_index.sqlite").unlink()
     assert main(["tiny.yaml"]) == 2
     assert "training.prepare" in capsys.readouterr().err

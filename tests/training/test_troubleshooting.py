@@ -89,6 +89,7 @@ TRAININGS = [
     ["tiny.yaml", "data.folder=empty"],
     ["carl.yml"],
     ["tiny.yaml", "optm.lr=1"],
+    ["tiny.yaml", "data.test_split=tset"],
     ["tiny.yaml", "model.weights=resnet50.pth"],
     ["tiny.yaml", "model.backbone=resnet18", "model.weights=other.pth"],
     ["tiny.yaml", "model.backbone=resnet18", "model.train_from=layer4"],

@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from training.data.folders import filters_of, folders_of, labels_file, listed, place, prepare
-from training.data.index import Index, load_indexes
+from training.data.index import Index, load_index, load_indexes
+from training.data.label_values import SPLITS, known_hint
 from training.support.command import UserError
 
 if TYPE_CHECKING:
@@ -29,37 +30,48 @@ class Selection(Index):
     Attributes:
         counts: the numbers of videos before the filters and after each one, as words; empty without
             filters.
+        run_class_set: the class set of the run; `class_set` differs where another one was chosen.
     """
 
     counts: str = ""
+    run_class_set: str = ""
 
 
 def open_index(
-    cfg: Any, folder: str | os.PathLike | None = None, *, check: bool = True
+    cfg: Any,
+    folder: str | os.PathLike | None = None,
+    *,
+    class_set: str | None = None,
+    check: bool = True,
 ) -> Selection:
     """The videos of a run's folders that its filters leave: `data.action` and `data.where`.
 
     Args:
-        cfg, folder, check: see `open_folders`.
+        cfg, folder, class_set, check: see `open_folders`.
 
     Raises:
         UserError: no video has a name that a filter requires, or the filters together leave no
             video.
         StaleIndex: a folder must be prepared first.
     """
-    return select(open_folders(cfg, folder, check=check), filters_of(cfg.data))
+    return select(open_folders(cfg, folder, class_set=class_set, check=check), filters_of(cfg.data))
 
 
 def open_folders(
-    cfg: Any, folder: str | os.PathLike | None = None, *, check: bool = True
+    cfg: Any,
+    folder: str | os.PathLike | None = None,
+    *,
+    class_set: str | None = None,
+    check: bool = True,
 ) -> Selection:
-    """All videos of a run's folders as one index, with the phases of `data.class_set`.
+    """All videos of a run's folders as one index, with the phases of one class set.
 
     With several folders, the ids of the videos begin with the name of their folder.
 
     Args:
         cfg: the run's configuration.
         folder: a prepared folder in place of the run's folders.
+        class_set: name of the class set (default: the run's `data.class_set`).
         check: look for files that have changed since the folder was prepared.
 
     Raises:
@@ -67,8 +79,13 @@ def open_folders(
         StaleIndex: a folder must be prepared first.
     """
     folders = folders_of(cfg, folder)
-    index = load_indexes(folders, class_set=cfg.data.class_set, check=check)
-    return Selection(**{field.name: getattr(index, field.name) for field in fields(index)})
+    index = load_indexes(folders, class_set=class_set or cfg.data.class_set, check=check)
+    own = cfg.data.class_set
+    if own is None:  # the first one, which the index of several folders does not tell
+        first = index if class_set is None else load_index(folders[0], check=False)
+        own = first.class_set
+    known = {field.name: getattr(index, field.name) for field in fields(index)}
+    return Selection(**known, run_class_set=own)
 
 
 def select(index: Selection, filters: Mapping[str, Sequence[str]]) -> Selection:
@@ -99,6 +116,8 @@ def videos_of_split(index: Selection, split: str) -> Sequence[VideoRecord]:
             raise UserError(
                 f"{place(index)} has no video that can be read; {prepare(index)} says why"
             )
+        if split not in SPLITS:
+            raise UserError(f"there is no split {split!r}{known_hint(split, SPLITS)}")
         splits = ", ".join(sorted(set(index.videos.column("split"))))
         passing = f" that pass the filters ({index.counts})" if index.counts else ""
         raise UserError(
@@ -107,6 +126,19 @@ def videos_of_split(index: Selection, split: str) -> Sequence[VideoRecord]:
             f"{prepare(index)}"
         )
     return records
+
+
+def warn_without_test(index: Selection, split: str) -> None:
+    """Warn of an empty test split before a training, which needs none.
+
+    ``split``: the run's `data.test_split`.
+    """
+    if not index.videos.where(split=split):
+        logger.warning(
+            "no video is in the test split %r: the run can be trained, but `python -m "
+            "training.evaluate` will have no video to score",
+            split,
+        )
 
 
 def check_known(index: Selection, key: str, attribute: str, names: Sequence[str]) -> None:

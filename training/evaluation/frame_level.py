@@ -45,6 +45,7 @@ def evaluate_frame_level(
     *,
     folder: str | Path | None = None,
     split: str | None = None,
+    class_set: str | None = None,
     protocol: str = "carl",
     stride: int | None = None,
     fractions: Sequence[float] = (1.0,),
@@ -59,6 +60,8 @@ def evaluate_frame_level(
         folder: prepared folder of videos with labels (default: the run's).
         split: the scored videos (default: the run's ``data.test_split``). Classifiers are fitted to
             ``data.train_split``, whose videos may be scored too.
+        class_set: class set whose phases and splits are used (default: the run's
+            ``data.class_set``).
         protocol, stride, fractions, few_shot: see `evaluate_embeddings`.
         left_out: receives the videos that cannot be read; no row includes them.
 
@@ -73,7 +76,7 @@ def evaluate_frame_level(
     left_out = LeftOut() if left_out is None else left_out
     stride = find_protocol(protocol).stride if stride is None else stride
     encoders, cfg = load_compared_encoders(run, folder)
-    index = open_index(cfg, folder)
+    index = open_index(cfg, folder, class_set=class_set)
     names = (cfg.data.train_split, split or cfg.data.test_split)
     train, test = (split_videos(index, name) for name in names)
     for name, found in zip(names, (train, test), strict=True):
@@ -107,6 +110,8 @@ def evaluate_frame_level(
     return {
         "run": str(run),
         "folder": place(index),
+        "class_set": index.class_set,
+        "run_class_set": index.run_class_set,
         "split": names[1],
         "protocol": protocol,
         "stride": stride,

@@ -22,6 +22,9 @@ from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.videos import seconds_of
 from training.support.command import UserError
 
+# The only reason among those of `Score.left_out` whose videos are scored.
+FEWER_CANDIDATES = "query videos scored with all their candidate frames, which are fewer than"
+
 
 @dataclass(frozen=True)
 class LabelledVideo:
@@ -282,7 +285,7 @@ def _nearest_hits(
         x = np.concatenate([video.embeddings[::stride] for video in others])
         y = np.concatenate([video.phases[::stride] for video in others])
         if len(x) < k:
-            left_out[f"query videos with fewer than {k} candidate frames (all were taken)"] += 1
+            left_out[f"{FEWER_CANDIDATES} {k}"] += 1
         nearest = np.argsort(distances(query.embeddings[::stride], x), axis=1, kind="stable")
         yield y[nearest[:, :k]] == query.phases[::stride, None]
 

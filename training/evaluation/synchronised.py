@@ -39,6 +39,7 @@ def evaluate_synchronised(
     *,
     folder: str | Path | None = None,
     split: str | None = None,
+    class_set: str | None = None,
     window: float = WINDOW,
     left_out: LeftOut | None = None,
     progress: bool = True,
@@ -52,6 +53,8 @@ def evaluate_synchronised(
         run: run directory of ``python -m training.train``.
         folder: prepared folder of videos with ``sync`` (default: the run's).
         split: the scored videos (default: the run's ``data.test_split``).
+        class_set: class set whose splits are used (default: the run's
+            ``data.class_set``).
         window: share of the common instants that each window keeps, above 0.5, so that the windows
             overlap, and below 1.
         left_out: receives the videos that cannot be read; no row includes them.
@@ -67,7 +70,7 @@ def evaluate_synchronised(
         raise UserError(f"the window is {window:g}; expected a share above 0.5 and below 1")
     left_out = LeftOut() if left_out is None else left_out
     encoders, cfg = load_compared_encoders(run, folder)
-    index = open_index(cfg, folder)
+    index = open_index(cfg, folder, class_set=class_set)
     split = split or cfg.data.test_split
     records = synchronised_videos(index, split)
     left_out.in_index = len(index.bad)
@@ -110,6 +113,8 @@ def evaluate_synchronised(
     return {
         "run": str(run),
         "folder": place(index),
+        "class_set": index.class_set,
+        "run_class_set": index.run_class_set,
         "split": split,
         "protocol": NAME,
         "window": window,

@@ -33,6 +33,7 @@ def evaluate_video_level(
     *,
     folder: str | Path | None = None,
     split: str | None = None,
+    class_set: str | None = None,
     left_out: LeftOut | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def evaluate_video_level(
         folder: prepared folder of videos with actions (default: the run's).
         split: the scored videos (default: the run's ``data.test_split``). The classifier is fitted
             to ``data.train_split``, in which neighbours are searched.
+        class_set: class set whose splits are used (default: the run's
+            ``data.class_set``).
         left_out: receives the videos that cannot be read; no row includes them.
     """
     start = time.perf_counter()
@@ -54,7 +57,7 @@ def evaluate_video_level(
             f"{run}: got model.encoder=conv3d, which needs neighbouring frames; --protocol {NAME} "
             f"uses {FRAMES} frames of the whole video and needs model.encoder fve or vclr"
         )
-    index = open_index(cfg, folder)
+    index = open_index(cfg, folder, class_set=class_set)
     names = (cfg.data.train_split, split or cfg.data.test_split)
     if names[0] == names[1]:
         raise UserError(
@@ -81,6 +84,8 @@ def evaluate_video_level(
     return {
         "run": str(run),
         "folder": place(index),
+        "class_set": index.class_set,
+        "run_class_set": index.run_class_set,
         "split": names[1],
         "protocol": NAME,
         "videos": {"train": len(train), "test": len(test)},

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from training.data.selection import Selection
 
 
-def open_index(cfg: Any, folder: str | Path | None = None, *, check: bool = True) -> Selection:
+def open_index(
+    cfg: Any,
+    folder: str | Path | None = None,
+    *,
+    class_set: str | None = None,
+    check: bool = True,
+) -> Selection:
     """The videos of a run that its filters leave, see `training.data.selection.open_index`."""
     from training.data import selection  # only now, so that --help need not wait for torch
 
-    return selection.open_index(cfg, folder, check=check)
+    return selection.open_index(cfg, folder, class_set=class_set, check=check)
 
 
 def split_videos(index: Selection, split: str) -> list[VideoRecord]:

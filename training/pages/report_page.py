@@ -55,6 +55,7 @@ def write_report(
             f"Frame embeddings learned from video without labels. Run: {run.resolve().name}.",
             quiet=True,
         ),
+        *sections.empty_test_split(index, splits[1]),
         *sections.player_section(videos, shown, index, kind),
         *_evaluation(run, folder, cfg, index, left_out),
         *([similarity_map()] if with_player else ()),

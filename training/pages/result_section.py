@@ -94,6 +94,7 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
     # The verdict is by one metric: whoever reads only it has to see where others say otherwise.
     body += [html.paragraph(text) for text in compare(rows) if text.startswith(NOT_BETTER)]
     stride = f", stride {result['stride']}" if "stride" in result else ""
+    class_set = f", class set {result['class_set']}" if result.get("class_set") else ""
     titles = dict(shown)
     if event_cells(rows):
         titles |= {"event_error": "events by nearest frame", "event_error_dtw": "events by DTW"}
@@ -102,8 +103,8 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
         _short_table(rows),
         html.paragraph(
             f"Evaluated on {result['folder']}: {result['videos']['train']} training and "
-            f"{result['videos']['test']} test videos, protocol {result['protocol']}{stride}. Bold: "
-            "the trained network is best in the column.",
+            f"{result['videos']['test']} test videos, protocol {result['protocol']}{stride}"
+            f"{class_set}. Bold: the trained network is best in the column.",
             quiet=True,
         ),
         html.folded("all metrics", "\n".join(_all_metrics(rows, shown, result.get("remark")))),

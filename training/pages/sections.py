@@ -46,6 +46,18 @@ def chosen(videos: Sequence[EmbeddedVideo]) -> list[EmbeddedVideo]:
     return [videos[place] for place in sorted(place for _, _, place in ranked[:SHOWN])]
 
 
+def empty_test_split(index: Selection, test_split: str) -> list[str]:
+    """That the test split is empty, where it is: the page then shows the training videos."""
+    if index.videos.where(split=test_split):
+        return []
+    return [
+        html.paragraph(
+            f"There is no video in the test split {test_split!r}: this page shows training videos, "
+            "which the network has seen."
+        )
+    ]
+
+
 def player_section(
     videos: Sequence[EmbeddedVideo], shown: Sequence[EmbeddedVideo], index: Selection, kind: str
 ) -> list[str]:
@@ -230,6 +242,10 @@ def configuration(
     test = sum(record.split == cfg.data.test_split for record in index.videos)
     actions = sorted({record.action for record in index.videos})
     rows = [("videos", f"{place(index)}: {train} for training, {test} for testing")]
+    if index.class_set:
+        others = ", ".join(name for name in index.class_sets if name != index.class_set)
+        more = f"; labels.json also has {others}" if others else ""
+        rows.append(("class set", f"{index.class_set}{more}"))
     if index.bad:
         rows.append(("left out", f"{len(index.bad)} files that could not be read"))
     if left_out.videos:

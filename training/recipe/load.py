@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from training.data.folders import names_of
+from training.data.label_values import SPLITS, known_hint
 from training.models import check_backbone
 from training.recipe.schema import RENAMED, Config, LossConfig, loss_terms
 from training.support.command import UserError
@@ -164,6 +165,8 @@ def _check_values(config: DictConfig) -> None:
         choices, minimum = leaf.metadata.get("choices"), leaf.metadata.get("minimum")
         above, maximum = leaf.metadata.get("above"), leaf.metadata.get("maximum")
         if choices and value not in choices:
+            if choices == SPLITS:
+                raise ConfigError(f"{key}: there is no split {value!r}{known_hint(value, SPLITS)}")
             names = ", ".join(map(str, choices))
             raise ConfigError(f"{key}: expected one of {names}, got {value!r}")
         if minimum is not None and value is not None and not value >= minimum:
@@ -180,10 +183,15 @@ def _check_values(config: DictConfig) -> None:
         )
     _check_weights(config)
     _check_loss_and_data(config)
-    if (config.train.steps is None) == (config.train.epochs is None):
+    steps, epochs = config.train.steps, config.train.epochs
+    if steps is None and epochs is None:
         raise ConfigError(
-            f"train.steps is {config.train.steps} and train.epochs {config.train.epochs}: "
-            "set one of them and leave the other null"
+            "train.steps and train.epochs are both null: set one of them, such as train.epochs=100"
+        )
+    if steps is not None and epochs is not None:
+        raise ConfigError(
+            f"train.steps is {steps} and train.epochs {epochs}: set one of them and the other to "
+            "null, for example train.epochs=null"
         )
     try:
         check_backbone(config.model)

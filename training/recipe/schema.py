@@ -13,6 +13,7 @@ from fastseq.video.augment import Augmentation
 from fastseq.video.engines.choose import ENGINES
 from fastseq.video.sampling import CLIP_SAMPLING, VIEW_SAMPLING
 from fastseq.video.tuples import ANCHORS
+from training.data.label_values import SPLITS
 from training.models.backbone import POOLS
 
 # ``may_change=True`` marks the keys that may change when a run is resumed. They affect where it
@@ -105,9 +106,9 @@ class DataConfig:
     cache_side: int | None = _at_least(None, 1)  # shorter side of cached frames, in pixels
     # Decoding processes (PyAV) or threads (DALI); 0: this process (PyAV), all cores (DALI).
     workers: int = _at_least(4, 0, may_change=True)
-    train_split: str = "train"
-    val_split: str = "val"
-    test_split: str = "test"
+    train_split: str = _one_of("train", *SPLITS)
+    val_split: str = _one_of("val", *SPLITS)
+    test_split: str = _one_of("test", *SPLITS)
 
 
 @dataclass

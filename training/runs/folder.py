@@ -13,13 +13,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from training.data.folders import folders_of
+from training.data.label_values import SPLITS
 from training.recipe.load import ConfigError, differences, load_config, may_change
 from training.runs.checkpoint import INITIAL, save_initial
 from training.runs.environment import environment
 from training.runs.model import weights_to_keep
 from training.runs.videos import TRAINING_VIDEOS, write_training_videos
 from training.support.distributed import rank, run_on_main
-from training.support.files import write_text
+from training.support.files import file_name, write_text
 
 if TYPE_CHECKING:
     from training.loop.trainer import Trainer
@@ -37,6 +38,40 @@ RUN_CONTENTS += (
     "pictures",
     "retrieval.png",
 )
+
+
+def evaluation_file(split: str | None = None, class_set: str | None = None) -> str:
+    """Name of the file in a run directory that `python -m training.evaluate` writes.
+
+    split: the value of --split. class_set: the scored class set if it is not the run's. A class set
+    whose name begins like a split always follows a split, so no two choices share a file.
+    """
+    parts = ["evaluation"]
+    if split not in (None, "test") or (class_set or "").partition("_")[0] in SPLITS:
+        parts.append(split or "test")
+    if class_set:
+        parts.append(file_name(class_set))
+    return "_".join(parts) + ".json"
+
+
+def contents(run_dir: Path) -> list[Path]:
+    """The files and folders of a run that exist; evaluations of other class sets among them."""
+    found = [run_dir / name for name in RUN_CONTENTS if (run_dir / name).exists()]
+    for path in sorted(run_dir.glob("evaluation_*.json")):
+        if path not in found and _of_other_class_set(path):
+            found.append(path)
+    return found
+
+
+def _of_other_class_set(path: Path) -> bool:
+    """Whether `evaluate` wrote this file under this name: copies that users made stay theirs."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        class_set = content["class_set"]
+        splits = (None, *SPLITS)
+        return path.name in [evaluation_file(split, class_set) for split in splits]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def restarted(run_dir: Path) -> bool:
@@ -57,8 +92,7 @@ def check_run_dir(cfg: DictConfig, run_dir: Path, *, resume: bool, overwrite: bo
         raise ConfigError(
             f"train.run_dir: {run_dir} cannot be written to, {existing} {what}; choose another one"
         )
-    exists = any((run_dir / name).exists() for name in RUN_CONTENTS)
-    if exists and not (resume or overwrite):
+    if contents(run_dir) and not (resume or overwrite):
         raise ConfigError(
             f"{run_dir} already holds a run: add --resume to continue it or --overwrite to replace "
             "it, or choose another train.run_dir"
@@ -94,8 +128,7 @@ def open_run(trainer: Trainer, *, resume: bool) -> None:
     def write() -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         if not resume:
-            for name in RUN_CONTENTS:
-                path = run_dir / name
+            for path in contents(run_dir):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         facts = environment(trainer.device, trainer.bf16)

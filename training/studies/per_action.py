@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from training.evaluation.protocols import COLUMNS, columns
 from training.evaluation.tables import format_cells, format_value
 from training.studies.trainings import check_same_values
 from training.support.command import UserError
-from training.support.files import write_json
+from training.support.files import file_name, write_json
 
 if TYPE_CHECKING:
     from training.data.selection import Selection
@@ -54,7 +53,7 @@ class Plan:
 
     def run(self, action: str) -> Path:
         """The run directory of an action; characters that a name of a file lacks are escaped."""
-        return self.out / re.sub(r"[/\\%:\x00-\x1f]|^\.", lambda c: f"%{ord(c[0]):02X}", action)
+        return self.out / file_name(action)
 
     def values(self, action: str) -> list[str]:
         """The recipe's values for an action."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,11 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def file_name(name: str) -> str:
+    """A name as part of a path; characters that a name of a file lacks are escaped."""
+    return re.sub(r"[/\\%:\x00-\x1f]|^\.", lambda c: f"%{ord(c[0]):02X}", name)
 
 
 def write_text(path: Path, text: str) -> None:
