@@ -54,10 +54,10 @@ def payload(
 
         - a video has ``id``, ``action``, ``total`` (frames in the file), and for its n kept rows
           ``frames`` (their numbers in the file), ``times`` (in seconds), ``phases`` (-1 =
-          unlabelled, None = no labels), ``pictures`` (WebP files one after the other in base64, with n + 1
-          ``offsets``), ``embeddings`` (base64 of int16 (n, width), little-endian: 32767 times
-          unit-length embeddings) and ``points`` (n, 2): the first two principal components over
-          all videos, each scaled to [-1, 1].
+          unlabelled, None = no labels), ``pictures`` (WebP files one after the other in base64,
+          with n + 1 ``offsets``), ``embeddings`` (base64 of int16 (n, width), little-endian: 32767
+          times unit-length embeddings) and ``points`` (n, 2): the first two principal components
+          over all videos, each scaled to [-1, 1].
         - a pair, under "a,b", has for each row of a the row of b ``matched`` by the alignment (-1:
           a's frame lies outside of it) and the ``even`` one at the same share of the length; the
           ``path`` in rows; the mean cosine ``similarity`` along it and along the ``straight`` line;
