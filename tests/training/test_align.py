@@ -283,7 +283,7 @@ def test_seconds_are_the_times_of_the_frames_at_a_variable_rate(tmp_path, monkey
 
 def test_pictures_are_found_by_their_folder_and_by_a_pattern(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for clip, prefix in (("one", ""), ("two", "img_"), ("two", "flow_")):
+    for clip, prefix in (("one", "img_"), ("two", "img_"), ("two", "flow_")):
         (tmp_path / "p" / clip).mkdir(parents=True, exist_ok=True)
         for k in range(4):
             Image.new("RGB", (32, 32)).save(f"p/{clip}/{prefix}{k:03d}.jpg")
