@@ -207,10 +207,14 @@ def test_labels_of_copies_are_in_frames(folder, tmp_path):
             "c.mp4": videos["c.mp4"],
         },
     }
-    videos["a.mp4"]["trim"] = [0.01, 0.02]
+    videos["a.mp4"] |= {"trim": [0.01, 0.02], "crop": [60, 0, 37, 10]}
+    videos["b.mp4"] = {"action": "s", "boundaries": [0.21, 0.23]}
+    content["classes"] = {"s": ["x", "y", "z"]}
     (folder / "labels.json").write_text(json.dumps(content))
-    with pytest.raises(LabelError, match=r"a.mp4: trim .* contains no frame"):
+    with pytest.raises(LabelError, match=r"a.mp4: trim .* contains no frame") as caught:
         transcode_folder(folder, tmp_path / "other")
+    assert "a.mp4: crop [60, 0, 37, 10] reaches past the picture" in str(caught.value)
+    assert "b.mp4: phase 1 has no frame" in str(caught.value)
     assert not (tmp_path / "other").exists()
 
 
