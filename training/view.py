@@ -170,7 +170,7 @@ def _wait(folder: VideoFolder) -> int:
             if folder.labels.backup:
                 print(f"the labels before this start: {folder.labels.backup}")
             if folder.saved:
-                choice = f"{shlex.quote(str(folder.folder))} {folder.options}".strip()
+                choice = shlex.quote(str(folder.folder)) + folder.options
                 print(f"before training: `python -m training.prepare {choice}`")
             return _INTERRUPTED if folder.unsaved else 0
 

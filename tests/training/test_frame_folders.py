@@ -281,7 +281,7 @@ def test_view_takes_the_choices_of_the_index(two_sequences, monkeypatch, capsys)
         opened()
     (two_sequences / INDEX_NAME).write_bytes(b"no index")
     one = opened(pictures="p/img_*")
-    assert (one.videos, one.info(0).fps, one.options) == (["p"], 25, "--pictures 'p/img_*'")
+    assert (one.videos, one.info(0).fps, one.options) == (["p"], 25, " --pictures 'p/img_*'")
     build_index(two_sequences, pictures="img_*", fps=30, include=["*.md"])
     both = opened()
     assert both.videos == ["clip.dat.md", "p", "q"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from training.data.files import INDEX_NAME, find_videos
+from training.data.files import find_videos
 from training.data.label_entries import has_phases, parts_of
+from training.data.load import as_words, made_with
 from training.data.names import Names
 from training.data.pictures import named
-from training.data.store import FORMAT, DamagedIndex, Store
 from training.labelling.frames import Pictures, chunk_of
 from training.labelling.store import LabelStore, Stored
 from training.support.command import UserError
@@ -29,7 +29,7 @@ class VideoFolder:
             ``include``, ``pictures`` and ``fps`` default to those of the folder's index.
         short_side: pixels of a picture's shorter side at most.
     Attributes:
-        options: the options of `prepare` that choose these videos, as in a shell.
+        options: the options of `prepare` that choose these videos, each after a space.
         unused: lines about numbered pictures that are not used.
     Raises:
         NotADirectoryError: ``folder`` is none.
@@ -48,7 +48,7 @@ class VideoFolder:
         self.folder = folder.resolve()
         if not self.folder.is_dir():
             raise NotADirectoryError(f"{folder} is not a folder; expected one with videos")
-        known = _of_index(self.folder)
+        known = made_with(self.folder)
         include = [*include] or known.get("include", [])
         self._fps = known.get("fps") if fps is None else fps
         try:
@@ -61,7 +61,8 @@ class VideoFolder:
                 f"{error}. The pattern is that of the index: prepare the folder again, or give "
                 "another --pictures"
             ) from error
-        self.options = _as_options(chosen, self._fps, include)
+        options = {"pictures": chosen, "fps": self._fps, "include": include}
+        self.options = as_words({name: value for name, value in options.items() if value})
         self.unused = named(found.sequences)
         self.videos = found.videos
         self._place = found.place
@@ -172,24 +173,6 @@ class VideoFolder:
         new = self.labels.save(version, classes, named, sound)
         self.saved = True
         return new
-
-
-def _of_index(folder: Path) -> dict[str, Any]:
-    """The choices with which a folder was prepared; empty without an index of this version."""
-    path = folder / INDEX_NAME
-    if not path.is_file():
-        return {}
-    try:
-        with Store(path) as store:
-            return store.about if store.about.get("format") == FORMAT else {}
-    except DamagedIndex:
-        return {}
-
-
-def _as_options(pictures: str | None, fps: float | None, include: Sequence[str]) -> str:
-    options = [] if fps is None else ["--fps", f"{fps:g}"]
-    options += [] if pictures is None else ["--pictures", pictures]
-    return shlex.join([*options, *(["--include", *include] if include else [])])
 
 
 def _look(path: Path, rate: Callable[[], float | None]) -> Any:
