@@ -23,13 +23,13 @@ _OF_A_VIDEO = ("id", "path", "frames", "fps", "width", "height", "action")
 
 def as_path(path: Any, name: str = "path") -> str:
     """The name of a file, as `str`."""
-    try:
-        return os.fsdecode(path)
-    except TypeError:
+    named = isinstance(path, str | bytes | os.PathLike)
+    if not named or (isinstance(path, bytes) and b"\0" in path):  # contents, no name
         raise TypeError(
             f"{name} must be the name of a file (str or os.PathLike), got {_kind(path)}; write "
             "data in memory to a file first"
-        ) from None
+        )
+    return os.fsdecode(path)
 
 
 def as_int(name: str, value: Any, least: int | None = None) -> int:

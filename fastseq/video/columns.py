@@ -52,7 +52,7 @@ def column(videos: Sequence[Any], name: str) -> np.ndarray:
 
 
 def special(videos: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """(position, video) of those that may have what most videos lack: gaps, a crop, a sync.
+    """(position, video) of those that may have what most lack: gaps, crop, sync, note, slow access.
 
     These are all videos of a list, and those of the column "special" of a lazy sequence.
     """

@@ -75,13 +75,16 @@ class ClipLoader:
             ranks.
 
     Example:
-        >>> from fastseq.video import Augmentation, ClipLoader, TwoViews, open_engine, probe
-        >>> videos = [probe(path) for path in paths]  # doctest: +SKIP
-        >>> items = TwoViews(videos, 240, Augmentation(size=224))  # doctest: +SKIP
-        >>> engine = open_engine("auto", videos, 224)  # doctest: +SKIP
-        >>> for batch in ClipLoader(items, 4, engine=engine):  # doctest: +SKIP
-        ...     batch["frames"].shape
-        torch.Size([4, 2, 240, 3, 224, 224])
+        >>> import tempfile
+        >>> from fastseq.video import *
+        >>> paths = [f"{tempfile.mkdtemp()}/{name}.mp4" for name in "abcd"]
+        >>> for path in paths:
+        ...     write_video(path, [np.full((48, 64, 3), k, np.uint8) for k in range(20)], fps=25)
+        >>> items = TwoViews([probe(path) for path in paths], 8, Augmentation(size=32))
+        >>> for batch in ClipLoader(items, 2, engine=PyAVEngine(32)):
+        ...     print(batch["frames"].shape, batch["times"].dtype)
+        torch.Size([2, 2, 8, 3, 32, 32]) torch.float64
+        torch.Size([2, 2, 8, 3, 32, 32]) torch.float64
     """
 
     def __init__(
@@ -262,9 +265,10 @@ class ClipLoader:
         mine = self.state_dict()
         for name in ("seed", "items", "batch_size", "last"):
             if state[name] != mine[name]:
+                use = "the same videos" if name == "items" else "the saved value"
                 raise ValueError(
                     f"the saved loader had {name} = {state[name]}, this one has {mine[name]}; "
-                    "batches would not be the same. Use the saved value"
+                    f"batches would not be the same. Use {use}"
                 )
         saved = state.get("order") or Shuffled(len(self.items), self.seed).describe()
         ranks = [order.get("world_size") for order in (saved, mine["order"])]

@@ -6,7 +6,7 @@ Let P be ``numpy.random.default_rng([seed, epoch])`` and n the number of items.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,6 +93,8 @@ class Mixture:
         self, sources: Sequence[int] | np.ndarray, weights: Sequence[float], seed: int = 0
     ):
         sources = _numbers("sources", sources)
+        if not isinstance(weights, Iterable):
+            raise TypeError(f"weights must be numbers, one for each source, got {weights!r}")
         self.weights = [float(as_number("weights", weight)) for weight in weights]
         self.count, self.seed = len(sources), as_int("seed", seed, 0)
         wrong = [weight for weight in self.weights if not 0 < weight < np.inf]

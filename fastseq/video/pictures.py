@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -24,7 +24,14 @@ from fastseq.video.pictures_listing import (
     the_sequence,
     why_none,
 )
-from fastseq.video.source import file_of, holds_pictures, pictures_in, read_bytes
+from fastseq.video.source import (
+    Contents,
+    file_of,
+    holds_pictures,
+    pictures_in,
+    read_bytes,
+    tar_range,
+)
 from fastseq.video.timeline import Deadline, VideoInfo, reason_of
 
 DEFAULT_FPS = 25.0  # FFmpeg's own for pictures
@@ -75,8 +82,12 @@ class PictureInTar:
 def is_pictures(path: str) -> bool:
     """Whether a path is a folder, a pattern ("FOLDER/img_*.jpg") of files in one, or pictures in a
     tar."""
-    if os.path.isdir(path) or holds_pictures(path):
+    if isinstance(path, Contents):  # its name may be that of a folder
+        return False
+    if os.path.isdir(path):
         return True
+    if tar_range(path) is not None:
+        return holds_pictures(path)
     folder, name = os.path.split(path)
     return "*" in name and not os.path.exists(path) and os.path.isdir(folder or os.curdir)
 
@@ -91,7 +102,8 @@ def pictures_of(path: str) -> PictureFolder:
     if members:
         tar = file_of(path)
         inside = [PictureInTar(name, f"{tar}#{first}+{size}") for name, first, size in members]
-        return PictureFolder(path, inside, [int(name.rsplit(".", 2)[1]) for name, *_ in members])
+        numbers = [int(name.rsplit(".", 2)[1]) for name, *_ in members]
+        return PictureFolder(path, inside, _different(path, numbers, inside))
     folder, pattern = (path, "*") if os.path.isdir(path) else os.path.split(path)
     try:
         with os.scandir(folder or os.curdir) as entries:
@@ -103,16 +115,22 @@ def pictures_of(path: str) -> PictureFolder:
     sequence = the_sequence(sequences)
     if sequence is None:
         raise VideoError(path, why_none(folder, pattern, names, sequences))
-    numbers = [number for number, _ in sequence.numbered]
-    for (number, name), (after, other) in pairwise(sequence.numbered):
-        if number == after:
-            raise VideoError(path, f"{name} and {other} have the same number; remove one")
     made = [PictureFile(name, os.path.join(folder, name)) for name in sequence.names]
+    numbers = _different(path, [number for number, _ in sequence.numbered], made)
     others = []
     if pattern == "*":  # a pattern states by itself which pictures are left out
         taken = set(sequence.names)
         others = [name for name in files if split_name(name)[1] and name not in taken]
     return PictureFolder(path, made, numbers, sorted(others))
+
+
+def _different(path: str, numbers: list[int], files: Sequence[File]) -> list[int]:
+    """The numbers, ascending; VideoError if two pictures have the same one."""
+    for place, (number, after) in enumerate(pairwise(numbers)):
+        if number == after:
+            one, other = files[place].name, files[place + 1].name
+            raise VideoError(path, f"{one} and {other} have the same number; remove one")
+    return numbers
 
 
 class PictureFolder:
@@ -145,7 +163,7 @@ class PictureFolder:
             for file in self.files:
                 try:
                     header = header_of(file.read())
-                except OSError:
+                except (OSError, PictureError):
                     continue
                 if header is not None:
                     self._first = header
@@ -202,8 +220,7 @@ class PictureFolder:
         if self.others:
             count = len(self.others)
             remarks.append(f"{count} other picture{'s' * (count > 1)}: {listed(self.others)}")
-        known = {"gaps": gaps_of(bad), "note": self._damage(bad), "remarks": tuple(remarks)}
-        return VideoInfo(**{**vars(info), **known})
+        return replace(info, gaps=gaps_of(bad), note=self._damage(bad), remarks=tuple(remarks))
 
     def deliver(
         self,

@@ -13,7 +13,14 @@ from fastseq.video.arguments import as_int
 from fastseq.video.damage import judge
 from fastseq.video.decode import Converter, collect, read_counted, upright_by
 from fastseq.video.pictures import is_pictures, pictures_of
-from fastseq.video.source import VideoSource, as_source, chosen_stream, open_video
+from fastseq.video.source import (
+    Contents,
+    VideoSource,
+    as_source,
+    chosen_stream,
+    file_of,
+    open_video,
+)
 from fastseq.video.timeline import Deadline, VideoInfo, scan
 
 _DEFAULT_FPS = 25  # FFmpeg's own
@@ -63,7 +70,7 @@ def probe(
     deadline = Deadline(path, time_limit)
     if is_pictures(path):
         return pictures_of(path).probe(decode=decode, deadline=deadline, fps=fps)
-    if fps is not None:
+    if fps is not None and (isinstance(path, Contents) or file_of(path).exists()):
         raise ValueError(f"fps is for folders of pictures; {path} is a file with its own rate")
     with open_video(path, deadline) as (container, stream):
         found = scan(container, stream, deadline)

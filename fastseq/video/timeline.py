@@ -132,6 +132,14 @@ class VideoInfo:
         times: float64 (frames,), seconds since the first frame at which a player shows each frame:
             true presentation times, also for variable frame rates. k / fps where the file has no
             usable time stamps.
+
+    Example:
+        >>> import tempfile
+        >>> from fastseq.video import probe, write_video
+        >>> path = f"{tempfile.mkdtemp()}/grey.mp4"
+        >>> write_video(path, [np.full((48, 64, 3), 9 * k, np.uint8) for k in range(4)], fps=25)
+        >>> probe(path).times.tolist()
+        [0.0, 0.04, 0.08, 0.12]
     """
 
     path: str

@@ -56,7 +56,8 @@ def transcode(
     appears once it is complete and its frames have been counted.
 
     Args:
-        source: a file, or pictures: a folder or a pattern, see `probe`.
+        source: a file, pictures or a part of a tar, see `probe`. Contents and file objects have to
+            be written to a file first.
         short_side: scale the shorter side down to this many pixels, an even number; a smaller
             video keeps its size, minus one row or column if that is odd.
         keyframe_every: distance of key frames, in frames.
@@ -119,7 +120,7 @@ def transcode(
         copy(lambda add: _add_pictures(info, first, stop, time_limit, add))
         return probe(target)
     timeline = info.timeline
-    if first and timeline is not None:
+    if frames is not None and timeline is not None:
         try:
             copy(lambda add: _add_found(info, timeline, first, stop, time_limit, add))
             return probe(target)
@@ -127,8 +128,10 @@ def transcode(
             pass
     try:
         copy(in_order)
-    except VideoError:
+    except VideoError as error:
         judged = probe(source, decode=True, time_limit=time_limit)
+        if frames is not None and not _sound_between(judged, first, stop):
+            raise VideoError(source, judged.note) from error
         if judged.note or (judged.timeline is None) == (info.timeline is None):
             raise
         info = judged  # frames are not in the order of their time stamps

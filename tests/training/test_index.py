@@ -670,3 +670,15 @@ def test_only_folders_with_phases_need_the_class_set(tmp_path, checks):
         load_indexes([plain, labelled], class_set="fine")
     with pytest.raises(UserError, match="plain is given twice; name each folder once"):
         load_indexes([plain, labelled, plain])
+
+
+def test_advice_names_the_labels_file_elsewhere(folder, tmp_path, checks):
+    elsewhere = tmp_path / "my labels.json"
+    elsewhere.write_text(json.dumps({"videos": {"a.mp4": {"split": "test"}}}))
+    build_index(folder, labels=elsewhere)
+    (folder / "b.mp4").unlink()
+    assert stale(folder).endswith(f"{folder} --labels '{elsewhere}'`")
+    write_labels(folder, {})
+    build_index(folder)
+    (folder / "c.mp4").write_bytes(b"")
+    assert stale(folder).endswith(f"{folder}`")

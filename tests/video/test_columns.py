@@ -20,6 +20,7 @@ from fastseq.video import (
     VideoPairs,
 )
 from fastseq.video.columns import column, having, numbered, special, take
+from fastseq.video.engines import choose
 
 PLAIN = Augmentation(size=16, jitter=0.0, grayscale=0.0, blur=0.0)
 MAKE = {
@@ -57,7 +58,9 @@ class Lazy:
     def column(self, name):
         if name != "special":
             return column(self.videos, name)
-        found = [any(map(one.__dict__.get, ("gaps", "crop", "sync"))) for one in self.videos]
+        found = [
+            any(map(one.__dict__.get, ("gaps", "crop", "sync", "note"))) for one in self.videos
+        ]
         return np.array(found, dtype=bool)
 
     def take(self, positions):
@@ -213,3 +216,21 @@ def test_a_lazy_sequence_that_is_none():
             make(Lazy([]))
         with pytest.raises(TypeError, match=r"videos\[0\] must be VideoInfo"):
             make(Lazy(["a.mp4"]))
+
+
+def test_the_engine_is_chosen_without_walking():
+    from fastseq.video.engines.dali import unsupported
+
+    names = [*[f"{k}.mp4" for k in range(50)], *[f"{k}.AVI" for k in range(50)], "x.flv", "y.mp4"]
+    videos = [
+        SimpleNamespace(id=name, path=f"/{name}", codec="h264", note="cut off" * (name == "y.mp4"))
+        for name in names
+    ]
+    for video in videos[40:60]:
+        video.codec = "mpeg4"
+    lazy = Lazy(videos)
+    found = choose._refused(lazy, "gpu", "2.1.0", unsupported)
+    assert found == choose._refused(videos, "gpu", "2.1.0", unsupported)
+    assert found.startswith("22 of 102 videos, such as 40.mp4: ")
+    assert lazy.made == 5 + 1
+    assert choose._refused(Lazy(videos[:40]), "gpu", "2.1.0", unsupported) is None

@@ -278,6 +278,11 @@ def test_checkpoints_without_an_order_resume():
         (lambda: Mixture([0, 0], [1, 3]), ValueError, "source 1 has the weight 3, but none of the"),
         (lambda: Mixture([0, 1], [1, 0]), ValueError, "weights must be positive .* got .1.0, 0.0"),
         (lambda: Mixture([0, 1], [1, float("nan")]), ValueError, "weights must be positive"),
+        (
+            lambda: Mixture([0, 1], 1.0),
+            TypeError,
+            "weights must be numbers, .*got 1.0",
+        ),
         (lambda: Mixture([0, 1], ["1", 2]), TypeError, "weights must be a number, got str '1'"),
         (lambda: Mixture([0.5], [1]), ValueError, "sources must be integers, one for each item"),
         (lambda: Mixture([], [1]), ValueError, "sources must be integers, one for each item"),

@@ -14,6 +14,7 @@ from counter_video import (  # noqa: E402
     read_counter,
     remux,
 )
+from test_damage import damage  # noqa: E402
 from test_pictures import encoded, write_frames  # noqa: E402
 
 import fastseq.video.transcoding  # noqa: E402
@@ -79,6 +80,16 @@ def test_damage_outside_a_range_does_not_matter(tmp_path):
     )
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 7 // 10])
     assert numbers_of(cut, tmp_path, (3, 11)) == [*range(3, 11)]
+
+
+def test_damage_behind_a_range_from_the_first_frame_does_not_matter(tmp_path):
+    """The decoder meets a damaged packet before it returns the last frames of the range."""
+    video = damage(encode(tmp_path / "a.mp4", COUNT, options=OPEN_GOP), 20, "length")
+    ((first, _), *_) = probe(video, decode=True).gaps
+    for frames in ((0, first), (1, first)):
+        assert numbers_of(video, tmp_path, frames) == [*range(*frames)]
+    with pytest.raises(VideoError, match=f"frames? {first}.* damaged"):
+        numbers_of(video, tmp_path, (first - 1, first + 3))
 
 
 def numbers_of(source, folder, frames):

@@ -1,9 +1,12 @@
 """Videos in memory, in file objects and in tars: the same frames as those of the file alone."""
 
+import gzip
 import io
 import os
 import pickle
+import shutil
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from fastseq.video import (
     transcode,
 )
 from fastseq.video.engines.dali import unsupported
+from fastseq.video.pictures import pictures_of
 from fastseq.video.source import (
     Contents,
     as_source,
@@ -289,3 +293,106 @@ def test_pictures_in_a_tar(tmp_path):
         pictures_in(f"{tar}#{first.offset}+{size}")
     with pytest.raises(VideoError, match="No such file"):
         pictures_in(f"{tmp_path}/b.tar#0+900")
+
+
+def test_a_file_object_is_no_folder_whatever_its_name(files, tmp_path, monkeypatch):
+    """A member of a zip may have the name of a folder of pictures, or of a part of a tar."""
+    (tmp_path / "frames").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = Path(files["closed.mp4"][0])
+    for name in ("frames", "frames/i_*.jpg", "a.tar#0+512"):
+        file = io.BytesIO(path.read_bytes())
+        file.name = name
+        assert probe(file).path == name
+        assert torch.equal(read_frames(file), read_frames(path))
+
+
+def test_file_objects_of_other_modes(files, tmp_path):
+    """A file that was written a moment ago, and one whose mode is a number."""
+    content = Path(files["closed.mp4"][0]).read_bytes()
+    with tempfile.SpooledTemporaryFile() as file, gzip.open(tmp_path / "a.gz", "wb") as packed:
+        packed.write(content)
+        packed.close()
+        file.write(content)
+        assert probe(file).frames == COUNT
+        assert file.tell() == len(content)
+        with gzip.open(tmp_path / "a.gz") as unpacked:
+            assert probe(unpacked).frames == COUNT
+
+
+def test_awkward_names_with_a_tar_in_them(files, tmp_path):
+    path, inside = files["closed.mp4"]
+    place = tar_range(inside)
+    tar = tmp_path / "a*.tar"
+    shutil.copy(place.tar, tar)
+    locator = f"{tar}#{place.first}+{place.size}"
+    assert plain(probe(locator)) == plain(probe(path))
+    file = tmp_path / "b.tar#1+2"  # a file that exists is that file
+    shutil.copy(path, file)
+    assert torch.equal(read_frames(file), read_frames(path))
+    assert file_of(file) == file
+    with pytest.raises(VideoError, match="No such file"):
+        probe(f"{place.tar}#{10**30}+5")
+
+
+def test_a_copy_needs_a_name(files, tmp_path):
+    content = Path(files["closed.mp4"][0]).read_bytes()
+    with pytest.raises(TypeError, match=r"^source must be the name of a file .* got bytes; write"):
+        transcode(content, tmp_path / "b.mp4")
+
+
+def test_two_pictures_of_one_number_in_a_tar(tmp_path):
+    members = frames_tar(tmp_path / "a.tar", ["k.1.jpg", "k.2.jpg", "k.02.png"])
+    first, *_, last = members.values()
+    locator = f"{tmp_path}/a.tar#{first.offset}+{last.offset_data + last.size - first.offset}"
+    with pytest.raises(VideoError, match=r"k.2.jpg and k.02.png have the same number"):
+        read_frames(locator)
+
+
+def test_a_rate_does_not_hide_that_nothing_is_there(tmp_path):
+    for name in ("none", "none/i_*.jpg", "none.tar#0+512"):
+        with pytest.raises(VideoError, match="No such file"):
+            probe(tmp_path / name, fps=25)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_of_tarfile(tmp_path, form):
+    """Long and foreign names, extended headers, links and folders between the pictures."""
+    tar = tmp_path / "a.tar"
+    names = [
+        "k.1.jpg",
+        "é/k.2.jpg",
+        f"{'a' * 90}/{'b' * 80}.3.jpg",
+        "k.4.jpg/",
+        "k.5.jpg",
+        "k.6.png",
+    ]
+    if form != tarfile.USTAR_FORMAT:
+        names.insert(3, f"{'é' * 200}.7.jpg")
+    with tarfile.open(tar, "w", format=form) as file:
+        for number, name in enumerate([*names, "k.8.jpg"]):
+            member = tarfile.TarInfo(name)
+            member.size = 700 * number
+            member.mtime = number / 2 if form == tarfile.PAX_FORMAT else number
+            if name.endswith("/"):
+                member.type, member.size = tarfile.DIRTYPE, 0
+            if name == "k.5.jpg":
+                member.type, member.linkname, member.size = tarfile.SYMTYPE, "k.1.jpg", 0
+            file.addfile(member, io.BytesIO(bytes([number]) * member.size))
+    with tarfile.open(tar) as file:
+        members = list(file)
+    last = members[-1]
+    expected = [(m.name, m.offset_data, m.size) for m in members if m.isreg()]
+    expected.sort(key=lambda picture: picture[0].split(".")[-2])
+    assert len(expected) == len(names) - 1
+    assert pictures_in(f"{tar}#0+{last.offset_data + last.size}") == expected
+
+
+def test_pictures_that_vanish_while_they_are_read(tmp_path, monkeypatch):
+    members = frames_tar(tmp_path / "a.tar", ["k.1.jpg", "k.2.jpg"])
+    first, last = members.values()
+    locator = f"{tmp_path}/a.tar#{first.offset}+{last.offset_data + last.size - first.offset}"
+    found = pictures_of(locator)
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(VideoError, match=r"a.tar#0\+\d+: no frame can be decoded: none of"):
+        found.info()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.data.files import INDEX_NAME, Found
+from training.data.files import INDEX_NAME, LABELS_NAME, Found
 from training.data.freshness import changes
 from training.data.records import Columns, VideoRecord, Videos
 from training.data.store import FORMAT, DamagedIndex, Store
@@ -97,7 +97,7 @@ def _open(
                 if optional and store.about["class_sets"] == {"": {}}:
                     class_set = None
                 return _index(folder, store, class_set)
-            advice = f"{advice[:-1]}{as_words(_options(store.about))}`"
+            advice = f"{advice[:-1]}{as_words(_options(folder, store.about))}`"
     except (DamagedIndex, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -220,13 +220,13 @@ def _unknown_class_set(folder: Path, class_set: str, class_sets: Mapping[str, An
 
 
 def made_with(folder: str | os.PathLike) -> dict[str, Any]:
-    """fps, pictures and include, where the index of a folder was made with them; `build_index`."""
+    """labels, fps, pictures and include, where the index of a folder was made with them."""
     path = Path(folder) / INDEX_NAME
     if not path.is_file():
         return {}
     try:
         with Store(path) as store:
-            return _options(store.about)
+            return _options(Path(folder).resolve(), store.about)
     except (DamagedIndex, KeyError, TypeError, ValueError):
         return {}  # written by another version: it is made anew
 
@@ -234,6 +234,8 @@ def made_with(folder: str | os.PathLike) -> dict[str, Any]:
 def as_words(options: Mapping[str, Any]) -> str:
     """Options of `made_with` as words of `prepare`'s command, each after a space."""
     words = ""
+    if "labels" in options:
+        words += f" --labels {shlex.quote(options['labels'])}"
     if "fps" in options:
         words += f" --fps {options['fps']:g}"
     if "pictures" in options:
@@ -243,6 +245,10 @@ def as_words(options: Mapping[str, Any]) -> str:
     return words
 
 
-def _options(about: Mapping[str, Any]) -> dict[str, Any]:
+def _options(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with which the index was made; labels is a path elsewhere than the default."""
     found = {name: about[name] for name in ("fps", "pictures", "include")}
+    if about["labels"] is not None and about["labels"]["path"] != LABELS_NAME:
+        labels = os.path.normpath(folder / about["labels"]["path"])
+        found = {"labels": labels, **found}
     return {name: value for name, value in found.items() if value not in (None, [])}

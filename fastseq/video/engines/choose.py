@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastseq.video.arguments import as_int, as_size, as_videos
+from fastseq.video.columns import column, is_lazy, special, values_of
 from fastseq.video.engines.pyav import PyAVEngine
 from fastseq.video.readings import Engine
 
@@ -58,12 +61,30 @@ def choose_engine(
 
 
 def _refused(videos: Sequence[Any], device: str, version: str, unsupported: Any) -> str | None:
-    reasons = [(video, unsupported(video, device, version)) for video in videos]
-    reasons = [(video.id, reason) for video, reason in reasons if reason]
-    if not reasons:
-        return None
-    name, reason = reasons[0]
-    return f"{len(reasons)} of {len(videos)} videos, such as {name}: {reason}"
+    count, first = 0, ""
+    for video, alike in _kinds(videos):
+        if reason := unsupported(video, device, version):
+            count += alike
+            first = first or f"{video.id}: {reason}"
+    return f"{count} of {len(videos)} videos, such as {first}" if count else None
+
+
+def _kinds(videos: Sequence[Any]) -> Iterator[tuple[Any, int]]:
+    """(video, number of videos like it): each of a list; of a lazy sequence one of each kind.
+
+    Videos that are not `special` differ for an engine by their codec and extension alone.
+    """
+    if not is_lazy(videos):
+        yield from ((video, 1) for video in videos)
+        return
+    common = ~column(videos, "special")
+    kinds: dict[tuple[str, str], list[int]] = {}  # -> the first position, and the number
+    values = values_of(videos, common, "codec", "id")
+    for position, (codec, name) in zip(np.flatnonzero(common).tolist(), values, strict=True):
+        kinds.setdefault((codec, os.path.splitext(name)[1].lower()), [position, 0])[1] += 1
+    for position, count in kinds.values():
+        yield videos[position], count
+    yield from ((video, 1) for _, video in special(videos))
 
 
 def open_engine(
