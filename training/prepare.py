@@ -145,7 +145,7 @@ def _run(args: argparse.Namespace, chosen: dict[str, int]) -> int:
     chosen_files = {"include": as_patterns(folder.resolve(), args.include)}
     given = {"pictures": args.pictures, "fps": args.fps}
     chosen_files |= {name: value for name, value in given.items() if value is not None}
-    repeated = {name: value for name, value in {**chosen_files, "labels": labels}.items() if value}
+    repeated = {name for name, value in {**chosen_files, "labels": labels}.items() if value}
     for line in forgotten(folder, repeated, args.words):
         print(line)
     if args.transcode is not None:

@@ -299,7 +299,7 @@ def test_sizes_and_order(tmp_path):
 
 @pytest.mark.parametrize("length", [3, 120])
 def test_no_tar_is_larger_than_the_size(tmp_path, length):
-    """Names of more than 100 bytes and others than ASCII have headers of their own."""
+    """Names of more than 100 bytes and others than ASCII need further headers."""
     folder = tmp_path / "videos"
     videos = [record(folder, f"{'é' * length}{n}.mp4", bytes(400 + 40 * n)) for n in range(30)]
     index = index_of(folder, videos)

@@ -220,17 +220,13 @@ def _unknown_class_set(folder: Path, class_set: str, class_sets: Mapping[str, An
 
 
 def made_with(folder: str | os.PathLike) -> dict[str, Any]:
-    """labels, fps, pictures and include, where the index of a folder was made with them.
-
-    They are arguments of `build_index`; "labels" is missing for FOLDER/labels.json.
-    """
-    folder = Path(folder).resolve()
-    path = folder / INDEX_NAME
+    """labels, fps, pictures and include, where the index of a folder was made with them."""
+    path = Path(folder) / INDEX_NAME
     if not path.is_file():
         return {}
     try:
         with Store(path) as store:
-            return _options(folder, store.about)
+            return _options(Path(folder).resolve(), store.about)
     except (DamagedIndex, KeyError, TypeError, ValueError):
         return {}  # written by another version: it is made anew
 
@@ -250,7 +246,9 @@ def as_words(options: Mapping[str, Any]) -> str:
 
 
 def _options(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with which the index was made; labels is a path elsewhere than the default."""
     found = {name: about[name] for name in ("fps", "pictures", "include")}
     if about["labels"] is not None and about["labels"]["path"] != LABELS_NAME:
-        found["labels"] = os.path.normpath(folder / about["labels"]["path"])
+        labels = os.path.normpath(folder / about["labels"]["path"])
+        found = {"labels": labels, **found}
     return {name: value for name, value in found.items() if value not in (None, [])}

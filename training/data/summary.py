@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -164,11 +164,11 @@ def no_test_videos(folder: Path, labels: Path | None) -> str:
     )
 
 
-def forgotten(folder: Path, given: Mapping[str, Any], words: Sequence[str]) -> list[str]:
+def forgotten(folder: Path, given: Container[str], words: Sequence[str]) -> list[str]:
     """A line about options of the folder's last index that a call of `prepare` does not repeat.
 
     Args:
-        given: the options of the call, as `made_with` names them.
+        given: names of the call's options, as `made_with` names them.
         words: all words of the call.
     """
     before = made_with(folder)
