@@ -250,7 +250,8 @@ def _phases(path: Path) -> np.ndarray:
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a readable .npy file of numbers: {error}") from error
+        # numpy's own message advises to load the file unsafely.
+        raise UserError(f"{path} is not a readable .npy file of numbers") from error
     if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iufb":
         raise UserError(
             f"{path}: expected one phase per frame, got {values.dtype} of shape {values.shape}"
