@@ -308,7 +308,7 @@ def test_options_of_the_last_index_that_are_not_repeated_are_named(folder, capsy
     )
     assert main([str(folder)]) == 0
     out = capsys.readouterr().out
-    assert f"the index before had --fps 10, the new one does not; to keep this: `{command} --" in out
+    assert "the index before had --fps 10, the new one does not; to keep this: `" in out
     assert main([str(folder)]) == 0
     assert "the index before" not in capsys.readouterr().out
 
