@@ -312,7 +312,8 @@ def test_no_tar_is_larger_than_the_size(tmp_path, length):
 def test_files_of_others_among_the_shards_are_refused(tmp_path):
     index, out = small_index(tmp_path / "videos"), tmp_path / "out"
     write_shards(index, out, 0.0308, progress=False)
-    for name in ("fastseq_index.sqlite", "labels.propagated.json", ".hidden"):
+    own = ["fastseq_index.sqlite", "labels.propagated.json", "labels.json.bak.1", ".hidden"]
+    for name in own:
         (out / name).touch()
     write_shards(index, out, 0.0308, progress=False)
     (out / "shard-000001.tar").rename(out / "part-b.tar")

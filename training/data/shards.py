@@ -222,11 +222,11 @@ class _State:
 
     def foreign(self) -> list[str]:
         """Files of the folder that neither this module nor a command on the shards wrote."""
-        known = {LABELS_NAME, INDEX_NAME, CARRIED_NAME}
+        known = {LABELS_NAME, INDEX_NAME, CARRIED_NAME}  # and copies of the first: labels.json.bak
         # One more than is noted: a process may end between a shard and its note.
         known |= {self.path(number).name for number in range(len(self.shards) + 1)}
         names = {name for name in os.listdir(self.out) if not name.startswith(".")}
-        return sorted(names - known)
+        return sorted(n for n in names - known if not n.startswith(f"{LABELS_NAME}.bak"))
 
     def begin(self) -> None:
         for path in self.out.glob(".shard-*.tar.*.part"):  # of a process that was killed

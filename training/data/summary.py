@@ -176,7 +176,7 @@ def forgotten(folder: Path, given: Container[str], words: Sequence[str]) -> list
     if not missing:
         return []
     return [
-        f"the index before had{missing}, the new one has not; to keep this: "
+        f"the index before had{missing}, the new one does not; to keep this: "
         f"`{_COMMAND} {shlex.join(words)}{missing}`"
     ]
 
