@@ -134,15 +134,16 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
     write_json(file, result)
     print(format_table(result["rows"]))
     if cells := event_cells(result["rows"]):
-        print("\nevents carried over to another test video, mean (median) error")
+        print(f"\nevents carried over to another {result['split']} video, mean (median) error")
         print(format_cells(cells))
     stride = f"stride {result['stride']}; " if "stride" in result else ""
     class_set = f"class set {result['class_set']}; " if result["class_set"] else ""
     print(
         f"\n{result['videos']['train']} training and {result['videos']['test']} {result['split']} "
-        f"videos; "
-        f"actions: {', '.join(result['actions'])}; {class_set}{stride}{result['seconds']:.0f} s"
+        f"videos; actions: {', '.join(result['actions'])}; {class_set}{stride}{result['seconds']:.0f} s"
     )
+    if result["split"] != "test":
+        print(f"below and in the file, test videos are those of the split {result['split']!r}")
     print(result["definitions"]["protocol"])
     if "across views" in result["definitions"]:
         print(f"across views: {result['definitions']['across views']}")
