@@ -140,7 +140,8 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
     class_set = f"class set {result['class_set']}; " if result["class_set"] else ""
     print(
         f"\n{result['videos']['train']} training and {result['videos']['test']} {result['split']} "
-        f"videos; actions: {', '.join(result['actions'])}; {class_set}{stride}{result['seconds']:.0f} s"
+        f"videos; actions: {', '.join(result['actions'])}; {class_set}{stride}"
+        f"{result['seconds']:.0f} s"
     )
     if result["split"] != "test":
         print(f"below and in the file, test videos are those of the split {result['split']!r}")
