@@ -356,8 +356,13 @@ def test_two_pictures_of_one_number_in_a_tar(tmp_path):
 
 
 def test_a_rate_does_not_hide_that_nothing_is_there(tmp_path):
-    for name in ("none", "none/i_*.jpg", "none.tar#0+512"):
-        with pytest.raises(VideoError, match="No such file"):
+    missing = {
+        "none": "No such file",
+        "none/i_*.jpg": "No such file",
+        "none.tar#0+512": r"its tar none\.tar is missing",
+    }
+    for name, message in missing.items():
+        with pytest.raises(VideoError, match=message):
             probe(tmp_path / name, fps=25)
 
 
