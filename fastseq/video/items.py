@@ -87,7 +87,7 @@ class Items:
 
     Args:
         videos: the videos to draw from, see `Video`; a list, or a lazy sequence as
-            in `fastseq.video.columns`, of which only the videos of an item are made.
+            in `fastseq.video.columns`, which makes only the videos of an item.
         augmentation: augmentation of each clip.
         side: short side of the frame in whose pixels crops are drawn, see `decode_side`.
 

@@ -192,7 +192,7 @@ def reader_version() -> str:
 
 
 def earlier_checks(path: Path) -> dict[str, Checked]:
-    """The checks of which an index file consists; none if there is no usable one."""
+    """The checks in an index file; none if there is no usable one."""
     try:
         with Store(path) as store:
             if store.about.get("format") != FORMAT:

@@ -8,7 +8,7 @@ from typing import Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
 from training.datasets.layout import ABSENT, by_id, find, label_names
-from training.datasets.parse import media_files, read_json, several, split_of, wrong_layout
+from training.datasets.parse import media_files, read_database, split_of, wrong_layout
 from training.datasets.segments import lengths_of, usable_segments
 from training.support.command import UserError
 
@@ -29,7 +29,7 @@ def _read(source: Path, args: Namespace) -> DataSet:
         names = ", ".join(one.name for one in found)
         raise UserError(f"{source}: {names} lie side by side; leave only the one to be read")
     (path,) = found
-    database = _database(path)
+    database = read_database(path, _problem, ", as in ActivityNet v1.3")
     paths = media_files(source)
     if not paths:
         raise wrong_layout(source, "no videos", _LAYOUT)
@@ -69,17 +69,6 @@ def _in_order(annotations: list[dict[str, Any]]) -> list[tuple[float, float, str
     """Segments by their start; of two that start together the longer comes first."""
     given = [(*each["segment"], each["label"]) for each in annotations]
     return sorted(given, key=lambda segment: (segment[0], -segment[1]))
-
-
-def _database(path: Path) -> dict[str, dict[str, Any]]:
-    content = read_json(path)
-    database = content.get("database") if isinstance(content, dict) else None
-    if not isinstance(database, dict):
-        raise UserError(f'{path}: expected an object with "database", as in ActivityNet v1.3')
-    problems = [f"{video}: {text}" for video, one in database.items() if (text := _problem(one))]
-    if problems:
-        raise several(path, problems)
-    return database
 
 
 def _problem(one: Any) -> str:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from training.data.label_values import listed_names
 from training.datasets.csv_files import absent, past_the_end
 from training.datasets.dataset import Clip, DataSet, Reader
 from training.datasets.parse import (
     MOST_PHASES,
     Row,
-    listed,
     number_of,
     read_json,
     read_table,
@@ -100,7 +100,7 @@ def read(source: Path, args: Namespace) -> DataSet:
     if not problems:
         problems = past_the_end(folder, ends, seconds, args.fps)
     if problems:
-        gone = f"\n  no such file in {root}: {listed([*missing.values()])}" if missing else ""
+        gone = f"\n  no such file in {root}: {listed_names([*missing.values()])}" if missing else ""
         raise UserError(f"{several(source, problems)}{gone}")
     data_set = DataSet(classes=classes)
     data_set.missing = dict.fromkeys(missing.values(), f"no such file in {root}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from training.datasets.dataset import Clip, DataSet, Reader
 from training.datasets.layout import find_file, label_names
-from training.datasets.parse import media_files, read_json, read_lines, several, wrong_layout
+from training.datasets.parse import media_files, read_database, read_lines, wrong_layout
 from training.datasets.segments import Length, lengths_of, usable_segments
 from training.support.command import UserError
 
@@ -31,7 +31,7 @@ def _read(source: Path, args: Namespace) -> DataSet:
     path = find_file(source, "gt_segments.json")
     if path is None:
         raise wrong_layout(source, "no gt_segments.json", _LAYOUT)
-    database = _database(path)
+    database = read_database(path, _problem)
     splits = _splits(source)
     furniture = set(_FURNITURE if "all" in args.furniture else args.furniture)
     data_set = DataSet()
@@ -96,17 +96,6 @@ def _splits(source: Path) -> dict[str, str]:
             if splits.setdefault(scan, split) != split:
                 raise UserError(f"{path}: line {line}: {scan} is also in train_cross_env.txt")
     return splits
-
-
-def _database(path: Path) -> dict[str, dict[str, Any]]:
-    content = read_json(path)
-    database = content.get("database") if isinstance(content, dict) else None
-    if not isinstance(database, dict):
-        raise UserError(f'{path}: expected an object with "database"')
-    problems = [f"{scan}: {text}" for scan, one in database.items() if (text := _problem(one))]
-    if problems:
-        raise several(path, problems)
-    return database
 
 
 def _problem(one: Any) -> str:

@@ -8,14 +8,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from training.data.label_values import listed_names
 from training.support.command import UserError
 
-_SHOWN = 20
 MOST_PHASES = 10_000  # a larger number in annotations is no phase
 _SEPARATORS = ",;\t"
 _SPLITS = {
@@ -40,7 +40,7 @@ def wrong_layout(source: Path, problem: str, layout: str) -> UserError:
     """
     if source.is_dir():
         names = natural(entry.name + "/" * entry.is_dir() for entry in os.scandir(source))
-        found = f"it contains {listed(names)}" if names else "it is empty"
+        found = f"it contains {listed_names(names)}" if names else "it is empty"
     else:
         found = "it is a file" if source.exists() else "it does not exist"
     expected = "\n".join(f"  {line}" for line in layout.strip("\n").splitlines())
@@ -49,15 +49,9 @@ def wrong_layout(source: Path, problem: str, layout: str) -> UserError:
 
 def several(path: Path, problems: Sequence[str]) -> UserError:
     """One error for all problems of a file; the first 20 are shown."""
-    shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
-    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return UserError(f"{path}:{shown}{more}")
+    from training.data.labels import listed  # loads numpy
 
-
-def listed(names: Sequence[str]) -> str:
-    """Names with commas between them; the first 20 are shown."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
+    return UserError(listed(path, [*problems]))
 
 
 def natural(names: Iterable[str]) -> list[str]:
@@ -111,6 +105,25 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not a readable JSON file: {error}") from error
+
+
+def read_database(
+    path: Path, problem_of: Callable[[Any], str], source: str = ""
+) -> dict[str, dict[str, Any]]:
+    """The object "database" of a JSON file; one UserError for all entries with a problem.
+
+    Args:
+        problem_of: what is wrong with an entry; an empty string if nothing is.
+        source: words about the expected file, for the message.
+    """
+    content = read_json(path)
+    database = content.get("database") if isinstance(content, dict) else None
+    if not isinstance(database, dict):
+        raise UserError(f'{path}: expected an object with "database"{source}')
+    problems = [f"{name}: {text}" for name, one in database.items() if (text := problem_of(one))]
+    if problems:
+        raise several(path, problems)
+    return database
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.data.files import LABELS_NAME
+from training.data.label_values import listed_names
 from training.datasets.dataset import Clip, DataSet
 from training.datasets.media import entry_of, make_media
-from training.datasets.parse import listed, natural
+from training.datasets.parse import natural
 from training.support.command import INCOMPLETE, UserError, make_folder
 from training.support.files import replacing
 
@@ -225,7 +226,7 @@ def _none_there(data_set: DataSet) -> str:
         for name, reason in data_set.missing.items():
             reasons.setdefault(reason, []).append(name)
         return f"none of the {len(data_set.missing)} annotated videos is there; " + "; ".join(
-            f"{reason}: {listed(names)}" for reason, names in [*reasons.items()][:_SHOWN]
+            f"{reason}: {listed_names(names)}" for reason, names in [*reasons.items()][:_SHOWN]
         )
     if data_set.unused:
         name, reason = next(iter(data_set.unused.items()))
