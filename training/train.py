@@ -29,7 +29,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Example: python -m training.train recipes/carl_demo.yaml data.folder=videos "
         "train.run_dir=runs/first. "
         f"Recipes in training/: {', '.join(f'recipes/{p.name}' for p in sorted(recipes))}. "
-        "training/recipe/schema.py lists every key with its meaning and default. "
+        "training/recipe/schema.py and losses.py list every key with its meaning and default. "
         "Exit status: 0 done; 3 done without the videos that could not be read, which are named "
         "when met and at the end (0 under torchrun, which would treat 3 as a crash); 1 training "
         "failed; 2 wrong request; 130 or 143 stopped by a signal, with a checkpoint.",

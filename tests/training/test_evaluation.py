@@ -13,8 +13,8 @@ from training.evaluate import write_and_print
 from training.evaluation import metrics
 from training.evaluation.baselines import time_index, time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.frame_level import evaluate_embeddings
 from training.evaluation.metrics import LabelledVideo, labelled_video, phase_position
+from training.evaluation.scores import evaluate_embeddings
 from training.evaluation.tables import format_table, format_value
 
 

@@ -13,8 +13,8 @@ from test_evaluation import record, squared, video
 
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.events import event_errors, events_of
-from training.evaluation.frame_level import evaluate_embeddings
 from training.evaluation.metrics import labelled_video
+from training.evaluation.scores import evaluate_embeddings
 from training.evaluation.tables import event_cells
 
 

@@ -19,8 +19,8 @@ from training.evaluation.alignment import align as align_videos
 from training.evaluation.alignment import evenly, stretched, write_aligned_video
 from training.evaluation.baselines import time_index, time_index_embedding
 from training.evaluation.embed import EmbeddedVideo, has_embeddings, load_embeddings
-from training.evaluation.frame_level import evaluate_embeddings
 from training.evaluation.metrics import labelled_video
+from training.evaluation.scores import evaluate_embeddings
 from training.evaluation.video_level import evaluate_video_level
 from training.support.command import LeftOut
 

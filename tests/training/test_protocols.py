@@ -13,7 +13,6 @@ from test_evaluation import embedded, random_videos, squared, video
 from training.data.index import build_index, load_index
 from training.data.labels import LabelError
 from training.evaluation import metrics
-from training.evaluation.frame_level import evaluate_embeddings
 from training.evaluation.protocols import (
     EVENT_COLUMNS,
     FEW_SHOT,
@@ -21,6 +20,7 @@ from training.evaluation.protocols import (
     columns,
     definitions,
 )
+from training.evaluation.scores import evaluate_embeddings
 from training.evaluation.tables import format_table
 from training.support.command import UserError
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from training.evaluation.baselines import time_index
 from training.evaluation.embed import EmbeddedVideo, embed_records
 from training.evaluation.encoders import TRAINED, Encoder, feature_store, make_encoder
-from training.evaluation.frame_level import evaluate_embeddings, require_labels
+from training.evaluation.frame_level import require_labels
+from training.evaluation.scores import evaluate_embeddings
 from training.evaluation.videos import open_index, split_videos
 from training.support.command import LeftOut, UserError
 

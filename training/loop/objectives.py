@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastseq
-from training.recipe.schema import loss_terms
+from training.recipe.losses import loss_terms
 from training.support.distributed import gather_rows, world_size
 
 

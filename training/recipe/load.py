@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from training.data.folders import names_of
 from training.data.label_values import SPLITS, known_hint
 from training.models import check_backbone
-from training.recipe.schema import RENAMED, Config, LossConfig, loss_terms
+from training.recipe.losses import LossConfig, loss_terms
+from training.recipe.schema import RENAMED, Config
 from training.support.command import UserError
 
 TRAINING_FOLDER = Path(__file__).parents[1]

@@ -34,7 +34,7 @@ class Plan:
     """What is done for every action.
 
     recipe, overrides: as for `training.train`. out: folder of the runs. protocol, stride,
-    fractions: see `training.evaluation.frame_level.evaluate_embeddings`.
+    fractions: see `training.evaluation.scores.evaluate_embeddings`.
     """
 
     recipe: str
@@ -46,7 +46,7 @@ class Plan:
 
     def check(self) -> None:
         """UserError if the evaluation would refuse these options."""
-        from training.evaluation.frame_level import evaluate_embeddings
+        from training.evaluation.scores import evaluate_embeddings
 
         options = {"stride": self.stride, "fractions": self.fractions}
         evaluate_embeddings([], [], {}, protocol=self.protocol, **options)

@@ -100,7 +100,7 @@ def _scores(embedded: Sequence[Any], index: Any) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from training.evaluation.frame_level import evaluate_embeddings
+    from training.evaluation.scores import evaluate_embeddings
     from training.runs.log import collapse_measures
 
     split = {

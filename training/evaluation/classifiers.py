@@ -1,0 +1,146 @@
+"""Classifiers and regressions of phases that are fitted to frame embeddings."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from training.evaluation.labelled import LabelledVideo, Score, mean
+
+
+def classification(
+    train: Sequence[LabelledVideo],
+    test: Sequence[LabelledVideo],
+    fraction: float = 1.0,
+    *,
+    classifier: str = "logistic",
+    weighted_f1: bool = False,
+) -> Score:
+    """Share of test frames whose phase a classifier predicts correctly (micro accuracy).
+
+    The classifier is scikit-learn's multinomial LogisticRegression (lbfgs, C = 1, at most 1e5
+    iterations), or with ``"svm"`` its SVC (RBF, C = 1, gamma = "scale", one against one), fitted
+    to every labelled frame of the first int(fraction * n) training videos, at least one. A test
+    frame of a phase without training frames counts as wrong. ``weighted_f1``: returns the F1 of
+    each phase, weighted by its test frames, instead of the accuracy.
+    """
+    if not train or not test:
+        return Score(np.nan)
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.svm import SVC
+
+    train = train[: max(1, int(fraction * len(train)))]
+    x, y = _stack(train)
+    x_test, y_test = _stack(test)
+    if np.unique(y).size == 1:  # scikit-learn does not accept a single class
+        predicted = np.full(len(y_test), y[0])
+    else:
+        if classifier == "logistic":
+            model = LogisticRegression(C=1.0, solver="lbfgs", max_iter=100_000)
+        elif classifier == "svm":
+            model = SVC(C=1.0, kernel="rbf", gamma="scale", decision_function_shape="ovo")
+        else:
+            raise ValueError(f"classifier is {classifier!r}; expected 'logistic' or 'svm'")
+        predicted = model.fit(x, y).predict(x_test)
+    if weighted_f1:
+        value = f1_score(y_test, predicted, average="weighted", zero_division=0)
+    else:
+        value = accuracy_score(y_test, predicted)
+    unseen = int((~np.isin(y_test, y)).sum())
+    return Score(
+        float(value),
+        Counter({"test frames of a phase that no training frame has (counted as wrong)": unseen}),
+    )
+
+
+def few_shot(
+    train: Sequence[LabelledVideo],
+    test: Sequence[LabelledVideo],
+    count: int,
+    episodes: int,
+    **options: Any,
+) -> Score:
+    """Mean :func:`classification` from ``count`` training videos over random choices (AE2).
+
+    The choices are those of AE2's code: ``random.sample`` without replacement, seeded with 42 plus
+    the number of the episode, so they are the same for every embedding. NaN if ``count`` is 0 or
+    exceeds the number of training videos.
+    """
+    if not 1 <= count <= len(train):
+        return Score(np.nan, Counter({"few-shot columns: not that many training videos": 1}))
+    values = []
+    for episode in range(episodes):
+        chosen = random.Random(42 + episode).sample(range(len(train)), count)
+        values.append(classification([train[i] for i in chosen], test, **options).value)
+    return Score(mean(values))
+
+
+def progression(
+    train: Sequence[LabelledVideo],
+    test: Sequence[LabelledVideo],
+    num_phases: int,
+    *,
+    last_phase: bool = False,
+) -> Score:
+    """Mean R^2 on the test frames of linear models that predict the time to each phase boundary.
+
+    For boundary c = 0 .. num_phases - 2, with ``last_phase`` (AE2) also num_phases - 1, the target
+    of frame t is (t - last frame of phase c) / L, with t and L counted over the labelled frames.
+    One linear regression per boundary is fitted on the training frames. A video without phase c is
+    left out of boundary c, in fitting and in scoring (CARL's code stops with an error there). A
+    boundary without any video, or with a constant target, is left out of the mean. R^2 has no lower
+    bound.
+    """
+    from sklearn.linear_model import LinearRegression
+    from sklearn.metrics import r2_score
+
+    left_out: Counter[str] = Counter()
+    scored: dict[
+        tuple[str, ...], list[int]
+    ] = {}  # boundaries, grouped by the videos that they are fitted to
+    for boundary in range(num_phases if last_phase else num_phases - 1):
+        fit, score = _with_phase(train, boundary), _with_phase(test, boundary)
+        for split, videos, all_of_them in (("training", fit, train), ("test", score, test)):
+            left_out[f"({split} video, boundary) pairs where the phase does not occur"] += len(
+                all_of_them
+            ) - len(videos)
+        target = _to_boundary(score, boundary)
+        if not fit or len(target) < 2 or np.ptp(target) == 0:
+            left_out["progression boundaries that cannot be scored"] += 1
+        else:
+            scored.setdefault(tuple(video.id for video in fit), []).append(boundary)
+    scores = []
+    for boundaries in scored.values():
+        # All at once, because decomposing the training frames takes nearly all of the time.
+        fit = _with_phase(train, boundaries[0])
+        targets = np.stack([_to_boundary(fit, boundary) for boundary in boundaries], axis=1)
+        model = LinearRegression().fit(_stack(fit)[0], targets)
+        for place, boundary in enumerate(boundaries):
+            score = _with_phase(test, boundary)
+            predicted = model.predict(_stack(score)[0])[:, place]
+            scores.append(r2_score(_to_boundary(score, boundary), predicted))
+    return Score(mean(scores), left_out)
+
+
+def _stack(videos: Sequence[LabelledVideo]) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.concatenate([video.embeddings for video in videos]),
+        np.concatenate([video.phases for video in videos]),
+    )
+
+
+def _with_phase(videos: Sequence[LabelledVideo], phase: int) -> list[LabelledVideo]:
+    return [video for video in videos if phase in video.phases]
+
+
+def _to_boundary(videos: Sequence[LabelledVideo], phase: int) -> np.ndarray:
+    """The time of every frame to the end of a phase, as a share of its video."""
+    ends = [(video, np.flatnonzero(video.phases == phase)[-1]) for video in videos]
+    return np.concatenate(
+        [(np.arange(len(video.phases)) - last) / len(video.phases) for video, last in ends] or [[]]
+    )

@@ -1,0 +1,159 @@
+"""The keys of a recipe's ``loss`` section: one class for each loss."""
+
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
+
+from fastseq.ops.contrastive_idm.options import DISTANCES, KINDS, WEIGHTS
+from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
+from fastseq.ops.soft_dtw.options import COSTS
+from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
+from fastseq.ops.vclr.op import FORMS as VCLR_FORMS
+from training.recipe.fields import above, at_least, backend, loss_weight, one_of, share
+
+
+@dataclass
+class SCLConfig:
+    """The options of fastseq.scl_loss. The two clips must be views of one video."""
+
+    weight: float | None = loss_weight()
+    variance: float = 10.0
+    temperature: float = 0.1
+    normalize: bool = True
+    objective: str = one_of("kl", *OBJECTIVES)
+    negatives: str = one_of("cross", *NEGATIVES)
+    reduction: str = one_of("mean", *(name for name in REDUCTIONS if name != "none"))
+    backend: str = backend()
+
+
+@dataclass
+class NearestConfig:
+    """CARL's contrastive baseline (A.4): the only positive is the frame nearest in time."""
+
+    weight: float | None = loss_weight()
+    temperature: float = above(0.1, 0)
+    reach: float = at_least(45.0, 0)  # frames; SCL's Gaussian reaches 45 frames at variance 10
+
+
+@dataclass
+class SoftDTWConfig:
+    """The options of fastseq.soft_dtw; the value is divided by the number of frames of a clip."""
+
+    weight: float | None = loss_weight()
+    gamma: float = 0.1
+    cost: str = one_of("sqeuclidean", *COSTS)
+    bandwidth: int | None = at_least(None, 0)
+    divergence: bool = False
+    normalize: bool = True  # normalise embeddings to unit length first
+    backend: str = backend()
+
+
+@dataclass
+class LAVConfig:
+    """The options of fastseq.lav_loss."""
+
+    weight: float | None = loss_weight()
+    gamma: float = 0.1
+    alpha: float = 0.5
+    window: float = 10.0
+    margin: float = 2.0
+    form: str = one_of("code", "code", "paper")
+    normalize: bool = True  # normalise embeddings to unit length first, as LAV does
+    backend: str = backend()
+
+
+@dataclass
+class ContrastiveIDMConfig:
+    """The options of fastseq.contrastive_idm on both clips.
+
+    The sum is divided by the number of frames of a clip, so ``soft_dtw`` + 0.5 ``contrastive_idm``
+    is ``lav``, and the other forms can replace it (LAV, Table 1). ``form`` is the function's
+    ``kind``. With weights=code, times and window are shares of the video, as in LAV's code.
+    """
+
+    weight: float | None = loss_weight()
+    window: float = at_least(10.0, 0)
+    margin: float = 2.0
+    form: str = one_of("contrastive", *KINDS)
+    weights: str = one_of("code", *WEIGHTS)
+    distance: str = one_of("sqeuclidean", *DISTANCES)
+    normalize: bool = True  # normalise embeddings to unit length first, as LAV does
+    backend: str = backend()
+
+
+@dataclass
+class TCCConfig:
+    """The options of fastseq.tcc_loss.
+
+    ``pairs``: "given", the two clips of each item in both directions; "all", all ordered pairs of
+    the batch's clips that show the same action, as in TCC's released code. Both are the same at
+    data.batch_size=1.
+    """
+
+    weight: float | None = loss_weight()
+    pairs: str = one_of("given", "given", "all")
+    loss_type: str = one_of("regression_mse_var", *LOSS_TYPES)
+    similarity: str = one_of("l2", *SIMILARITIES)
+    temperature: float = 0.1
+    variance_lambda: float = 0.001
+    label_smoothing: float = 0.1
+    huber_delta: float = 0.1
+    normalize_indices: bool = True
+    normalize: bool = False  # normalise embeddings to unit length first; TCC does not
+    backend: str = backend()
+
+
+@dataclass
+class TCNConfig:
+    """The options of fastseq.tcn_loss; needs data.sampling=anchors."""
+
+    weight: float | None = loss_weight()
+    reg_lambda: float = 0.002
+    normalize: bool = False
+
+
+@dataclass
+class VCLRConfig:
+    """``weight`` times the weighted sum of VCLR's four losses; a loss with weight 0 is left out.
+
+    Needs data.clips=tuples and model.encoder=vclr. fastseq.vclr_loss describes ``form`` and
+    ``temperature``.
+    """
+
+    weight: float | None = loss_weight()
+    inter: float = at_least(1.0, 0)
+    intra: float = at_least(1.0, 0)
+    video: float = at_least(1.0, 0)  # the video-level loss, between tuples
+    order: float = at_least(1.0, 0)
+    temperature: float = above(0.1, 0)
+    form: str = one_of("code", *VCLR_FORMS)
+    queue_size: int = at_least(131072, 1)  # keys in each of the two queues
+    momentum: float = share(0.999)  # of the encoder that computes the keys
+    backend: str = backend()
+
+
+@dataclass
+class LossConfig:
+    """The minimised sum of weight times loss. If no weight is set, SCL has weight 1."""
+
+    scl: SCLConfig = field(default_factory=SCLConfig)
+    nearest: NearestConfig = field(default_factory=NearestConfig)
+    soft_dtw: SoftDTWConfig = field(default_factory=SoftDTWConfig)
+    lav: LAVConfig = field(default_factory=LAVConfig)
+    contrastive_idm: ContrastiveIDMConfig = field(default_factory=ContrastiveIDMConfig)
+    tcc: TCCConfig = field(default_factory=TCCConfig)
+    tcn: TCNConfig = field(default_factory=TCNConfig)
+    vclr: VCLRConfig = field(default_factory=VCLRConfig)
+
+
+def loss_terms(cfg: Any) -> list[tuple[str, float, dict[str, Any]]]:
+    """(name, weight, options) of the losses in a ``loss`` section whose weight is above 0."""
+    if is_dataclass(cfg):
+        sections = asdict(cfg)
+    else:
+        from omegaconf import OmegaConf
+
+        sections = OmegaConf.to_container(cfg, resolve=True)
+    weights = {name: section.pop("weight") for name, section in sections.items()}
+    if all(weight is None for weight in weights.values()):
+        weights["scl"] = 1.0
+    return [(name, weights[name], sections[name]) for name in sections if weights[name]]
