@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from training.data.selection import open_index
     from training.studies import per_action
+    from training.studies.evaluated_runs import check_options, finished, read_result
     from training.studies.per_action import Plan
     from training.studies.trainings import Job, run_jobs
     from training.support.distributed import launched_by_torchrun
@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
     cfg = compose(args)
     stride = find_protocol(args.protocol).stride if args.stride is None else args.stride
     plan = Plan(args.recipe, args.overrides, args.out, args.protocol, stride, args.fractions)
-    plan.check()
+    check_options(plan.options)
     index = open_index(cfg)
     actions = per_action.actions_of(index, args.actions)
     failed = {action: why for action in actions if (why := per_action.unfit(index, cfg, action))}
@@ -105,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
     fit = [action for action in actions if action not in failed]
     missing = []
     for action in fit:
-        if per_action.finished(plan, action):
+        if finished(plan.recipe, plan.run(action), plan.values(action), plan.options):
             print(f"{action}: there already")
         else:
             missing.append(action)
@@ -119,9 +119,7 @@ def _run(args: argparse.Namespace) -> int:
     for job in bad:
         where = "its error is above" if args.jobs == 1 else f"see {job.log}"
         failed[job.what] = f"its training or evaluation failed, {where}"
-    results = {
-        action: per_action.read_result(plan, action) for action in fit if action not in failed
-    }
+    results = {action: read_result(plan.run(action)) for action in fit if action not in failed}
     left_out = {
         name: why for result in results.values() for name, why in result["left_out"].items()
     }
@@ -142,23 +140,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _one(plan: Plan, action: str) -> int:
     """Train or continue one action and evaluate it; returns an exit status."""
-    from fastseq.video import VideoError
     from training import train
-    from training.studies.per_action import evaluate_action
-    from training.studies.trainings import train_or_continue
+    from training.studies.evaluated_runs import train_and_evaluate
 
-    try:
-        status = train_or_continue(train.main, plan.recipe, plan.run(action), plan.values(action))
-        if status in (0, INCOMPLETE):
-            evaluate_action(plan, action)
-            return 0
-        return status
-    except (UserError, VideoError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Exception:  # out of memory, for example; the other actions go on
-        traceback.print_exc()
-        return 1
+    return train_and_evaluate(
+        train.main, plan.recipe, plan.run(action), plan.values(action), plan.options
+    )
 
 
 if __name__ == "__main__":
