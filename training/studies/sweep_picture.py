@@ -15,8 +15,8 @@ _WIDE = 30  # ratio of the largest to the smallest value from which the axis is 
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """Write OUT/sweep.png: a panel for each of the first metrics of the table.
 
-    The axis has the values of the first swept key; each combination of the others is a line. Bars
-    are one standard deviation over the seeds.
+    The axis has the values of the first swept key; each combination of the others has a colour. Bars
+    are one standard deviation over the seeds. Lines join numbers, not names.
     """
     from matplotlib.figure import Figure
 
@@ -45,13 +45,16 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
             if found:
                 x, y, spread = zip(*sorted(found), strict=True)
                 colour = PHASE_COLOURS[number % len(PHASE_COLOURS)]
-                axes.errorbar(x, y, spread, marker="o", capsize=3, label=name, color=colour)
+                style = {"fmt": "o-" if numbers else "o", "capsize": 3, "color": colour}
+                axes.errorbar(x, y, spread, label=name, **style)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(key)
         if numbers and min(numbers) > 0 and max(numbers) > _WIDE * min(numbers):
             axes.set_xscale("log")
+        axes.set_xticks([*places.values()], values)
+        axes.minorticks_off()
         if not numbers:
-            axes.set_xticks(range(len(values)), values)
+            axes.set_xlim(-0.5, len(values) - 0.5)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
