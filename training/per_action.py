@@ -68,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "DIR/ACTION.log; with 1 they run one after another in this process, on all threads "
         "(default: 1)",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the actions, print the plan and stop"
+    )
     args = parser.parse_intermixed_args(argv)
     if args.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {args.jobs}")
@@ -101,6 +104,8 @@ def _run(args: argparse.Namespace) -> int:
     failed = {action: why for action in actions if (why := per_action.unfit(index, cfg, action))}
     for action, why in failed.items():
         print(f"left out {action}: {why}", file=sys.stderr)
+    if args.dry_run:
+        return _dry_run(plan, [action for action in actions if action not in failed])
     make_folder(args.out)
     fit = [action for action in actions if action not in failed]
     missing = []
@@ -136,6 +141,19 @@ def _run(args: argparse.Namespace) -> int:
     if not results:
         return 1
     return INCOMPLETE if failed or left_out else 0
+
+
+def _dry_run(plan: Plan, actions: Sequence[str]) -> int:
+    """Print the runs, and the plan of the first one."""
+    from training import train
+
+    for action in actions:
+        print(f"{action}: {plan.run(action)}")
+    print(f"{len(actions)} runs")
+    if not actions:
+        return 1
+    print(f"\nthe first of them, {actions[0]}:")
+    return train.main([plan.recipe, *plan.values(actions[0]), "--dry-run"])
 
 
 def _one(plan: Plan, action: str) -> int:

@@ -15,8 +15,8 @@ _WIDE = 30  # ratio of the largest to the smallest value from which the axis is 
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """Write OUT/sweep.png: a panel for each of the first metrics of the table.
 
-    The axis has the values of the first swept key; each combination of the others has a colour. Bars
-    are one standard deviation over the seeds. Lines join numbers, not names.
+    The axis has the values of the first swept key; each combination of the others has a colour.
+    Bars are one standard deviation over the seeds. Lines join numbers, not names.
     """
     from matplotlib.figure import Figure
 
