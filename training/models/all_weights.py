@@ -73,7 +73,9 @@ def load_all_weights(
     }
     fresh = _unlike_heads(inside, own)
     for head in sorted(fresh):
-        logger.info("head of loss.%s: starts from random values, as %s has none like it", head, path)
+        logger.info(
+            "head of loss.%s: starts from random values, as %s has none like it", head, path
+        )
     own = {name: value for name, value in own.items() if _head_of(name) not in fresh}
     for name, value in own.items():
         theirs = inside.get(name)
