@@ -9,11 +9,11 @@ from contextlib import redirect_stderr
 from dataclasses import replace
 
 import numpy as np
-import plain_pairs as plain
 import pytest
 import torch
 from test_evaluation import video
 
+from benchmarks import evaluation_peers as plain
 from training.evaluation import metrics, pairs
 from training.evaluation.events import event_errors, event_keys
 from training.evaluation.neighbours import _nearest_hits
@@ -89,11 +89,12 @@ def test_pair_scores_equal_plain_loops(kind, stride, dim):
 def test_retrieval_equals_plain_loops(kind, stride, dim, views):
     videos, ks = made(kind, dim, dim), [1, 5, 15, 200]
     views = views and tuple(views)
-    ours = list(_nearest_hits(videos, stride, 200, views, progress=False))
-    theirs = list(plain.nearest_hits(videos, stride, 200, views))
-    assert len(ours) == len(theirs) > 0
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for k in (4, 200):  # 200: more than all candidates
+        ours = list(_nearest_hits(videos, stride, k, views, progress=False))
+        theirs = list(plain.nearest_hits(videos, stride, k, views))
+        assert len(ours) == len(theirs) > 0
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
     average = metrics.average_precisions_at(videos, stride, ks, views)
     precision = metrics.precisions_at(videos, stride, ks)
     for k in ks:
@@ -103,6 +104,16 @@ def test_retrieval_equals_plain_loops(kind, stride, dim, views):
         assert sum(average[k].left_out.values()) == sum(one.shape[1] < k for one in hits)
         expected = np.mean([one.mean() for one in plain.nearest_hits(videos, stride, k)])
         assert precision[k].value == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_tie_of_two_ways_around_a_pair_takes_the_step_in_the_query():
+    # Frames 1 of both are far apart, so two paths around that pair cost 2 each. From a the path is
+    # (0,0) (0,1) (1,2) (2,2): errors .25, 0, .5. From b it is (0,0) (0,1) (1,2) (2,2): the frames
+    # of a are at 0, 1, 1.5, so the errors are .5, 1, .5.
+    a, b = video([0, 1, 0], [0, 1, 1]), video([0, -1, 0], [0, 0, 1])
+    score = metrics.alignment_error([a, b], "dtw").value
+    assert score == pytest.approx((0.25 + 2 / 3) / 2, abs=1e-12)
+    assert score == pytest.approx(plain.alignment_errors([a, b], "dtw").mean(), abs=1e-12)
 
 
 def test_many_parts_and_threads_change_nothing(monkeypatch):
