@@ -1,0 +1,47 @@
+"""SpeedNet: whether a clip plays at normal speed or about twice as fast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from training.loop.objectives import Clips
+
+NORMAL, FAST = 0, 1  # the two clips of an item with data.sampling=speeds, and their classes
+
+
+def speed(clips: Clips, *, head: nn.Module) -> Tensor:
+    """Binary cross-entropy of the speed of each clip (SpeedNet, Benaim et al. 2020).
+
+    ``-mean log p(class of the clip)`` with ``p(fast) = sigmoid(head(mean of h over the clip))``,
+    the mean over all clips that have a real frame. The two clips of an item are the same part of a
+    video at both speeds, the paper's same-batch training (section 3.2 of arXiv 2004.06130).
+
+    As in the paper the features of a clip are averaged over time before a linear layer. The paper
+    takes the maximum over the places of a frame before that; here the backbone pools
+    (``model.pool``). Its backbone is S3D-G, which convolves over time; here the Transformer
+    compares the frames of a clip. It scales its inputs to a random size of 64 to 336 px; here each
+    clip has a random crop (``augmentation.scale``).
+
+    Args:
+        clips: ``h`` (N, 2, T, E); clip 0 of each item plays at normal speed, clip 1 is fast
+            (`fastseq.video.sample_views` with ``strategy="speeds"``).
+        head: mean embeddings (..., E) to one logit (..., 1).
+    Returns:
+        float32 scalar; 0 if no frame is real.
+    """
+    h = clips.h.float()
+    if clips.valid is None:
+        real = h.new_ones(h.shape[:2])
+        means = h.mean(2)
+    else:
+        mask = clips.valid[..., None]
+        means = h.masked_fill(~mask, 0).sum(2) / mask.sum(2).clamp(min=1)
+        real = clips.valid.any(-1).float()
+    logits = head(means).float().squeeze(-1)
+    classes = logits.new_tensor([NORMAL, FAST]).expand_as(logits)
+    values = F.binary_cross_entropy_with_logits(logits, classes, reduction="none")
+    return (values * real).sum() / real.sum().clamp(min=1)
