@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from training.loop.objectives import Clips
+from training.loop.clips import Clips
+from training.models.heads import apply_head
 
 DRAWN = 5  # frames of a clip from which a triple is made
 
 
-def sal(clips: Clips, *, head: nn.Module, triples: int, shuffle_share: float) -> Tensor:
+def sal(
+    clips: Clips, head: nn.Module, *, triples: int, shuffle_share: float
+) -> tuple[Tensor, Tensor]:
     """Tuple verification (Misra et al. 2016, arXiv 1603.08561) as released with TCC.
 
     The mean of the cross-entropy of ``head([h_1, h_2, h_3])`` over ``triples`` triples of each
@@ -28,9 +31,9 @@ def sal(clips: Clips, *, head: nn.Module, triples: int, shuffle_share: float) ->
         triples: number of triples of a clip; 8 in the released code.
         shuffle_share: share of the shuffled triples, 0 to 1; 0.75 in paper and released code.
     Returns:
-        float32 scalar; 0 if no clip has 5 real frames.
+        The loss and the accuracy, scalars; both 0 if no clip has 5 real frames.
     """
-    h = clips.h.flatten(0, 1).float()
+    h = clips.h.flatten(0, 1)
     valid = None if clips.valid is None else clips.valid.flatten(0, 1)
     if valid is not None:
         enough = valid.sum(-1) >= DRAWN
@@ -40,14 +43,15 @@ def sal(clips: Clips, *, head: nn.Module, triples: int, shuffle_share: float) ->
     places, classes = draw_triples(len(h), h.shape[1], valid, triples, shuffle_share)
     places, classes = places.to(h.device), classes.to(h.device)
     rows = torch.arange(len(h), device=h.device)[:, None, None]
-    logits = head(h[rows, places].flatten(2)).float()
-    total = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="sum")
-    return total / max(classes.numel(), 1)
+    logits = apply_head(head, h[rows, places].flatten(2)).flatten(0, 1)
+    classes, count = classes.flatten(), max(classes.numel(), 1)
+    correct = (logits.detach().argmax(-1) == classes).sum()
+    return F.cross_entropy(logits, classes, reduction="sum") / count, correct / count
 
 
-def sal_count(valid: Tensor, *, triples: int) -> Tensor:
-    """Number of triples of clips with the mask ``valid``, bool (..., T)."""
-    return (valid.sum(-1) >= DRAWN).sum() * triples
+def sal_count(batch: Mapping[str, Any], options: Mapping[str, Any]) -> Tensor:
+    """Number of triples of the clips of a batch."""
+    return (batch["valid"].sum(-1) >= DRAWN).sum() * options["triples"]
 
 
 def draw_triples(

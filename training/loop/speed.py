@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from training.loop.objectives import Clips
+from training.loop.clips import Clips
+from training.models.heads import apply_head
 
 NORMAL, FAST = 0, 1  # the two clips of an item with data.sampling=speeds, and their classes
 
 
-def speed(clips: Clips, *, head: nn.Module) -> Tensor:
+def speed(clips: Clips, head: nn.Module) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of the speed of each clip (SpeedNet, Benaim et al. 2020).
 
     ``-mean log p(class of the clip)`` with ``p(fast) = sigmoid(head(mean of h over the clip))``,
@@ -31,17 +33,21 @@ def speed(clips: Clips, *, head: nn.Module) -> Tensor:
             (`fastseq.video.sample_views` with ``strategy="speeds"``).
         head: mean embeddings (..., E) to one logit (..., 1).
     Returns:
-        float32 scalar; 0 if no frame is real.
+        The loss and the accuracy, scalars; both 0 if no frame is real.
     """
-    h = clips.h.float()
-    if clips.valid is None:
-        real = h.new_ones(h.shape[:2])
-        means = h.mean(2)
-    else:
-        mask = clips.valid[..., None]
-        means = h.masked_fill(~mask, 0).sum(2) / mask.sum(2).clamp(min=1)
-        real = clips.valid.any(-1).float()
-    logits = head(means).float().squeeze(-1)
+    valid = clips.valid
+    if valid is None:
+        valid = torch.ones(clips.h.shape[:3], dtype=torch.bool, device=clips.h.device)
+    lengths = valid.sum(-1)
+    means = clips.h.float().masked_fill(~valid[..., None], 0).sum(2) / lengths.clamp(min=1)[..., None]
+    logits = apply_head(head, means).squeeze(-1)
     classes = logits.new_tensor([NORMAL, FAST]).expand_as(logits)
     values = F.binary_cross_entropy_with_logits(logits, classes, reduction="none")
-    return (values * real).sum() / real.sum().clamp(min=1)
+    correct = (logits.detach() > 0) == (classes == FAST)
+    real, count = lengths > 0, (lengths > 0).sum().clamp(min=1)
+    return (values * real).sum() / count, (correct & real).sum() / count
+
+
+def speed_count(batch: Mapping[str, Any], _: Mapping[str, Any]) -> Tensor:
+    """Number of clips of a batch that have a real frame."""
+    return batch["valid"].any(-1).sum()
