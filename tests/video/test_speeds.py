@@ -27,7 +27,7 @@ def test_both_views_have_equally_many_frames_in_order(num_frames, T, seed):
         real = view[: counts[0]]
         assert valid[:, : counts[0]].all()
         assert (np.diff(real) > 0).all()
-        assert 0 <= real[0]
+        assert real[0] >= 0
         assert real[-1] < num_frames
         assert (view[counts[0] :] == num_frames - 1).all()
     both = frames[:, : counts[0]]

@@ -39,7 +39,9 @@ def speed(clips: Clips, head: nn.Module) -> tuple[Tensor, Tensor]:
     if valid is None:
         valid = torch.ones(clips.h.shape[:3], dtype=torch.bool, device=clips.h.device)
     lengths = valid.sum(-1)
-    means = clips.h.float().masked_fill(~valid[..., None], 0).sum(2) / lengths.clamp(min=1)[..., None]
+    means = (
+        clips.h.float().masked_fill(~valid[..., None], 0).sum(2) / lengths.clamp(min=1)[..., None]
+    )
     logits = apply_head(head, means).squeeze(-1)
     classes = logits.new_tensor([NORMAL, FAST]).expand_as(logits)
     values = F.binary_cross_entropy_with_logits(logits, classes, reduction="none")
