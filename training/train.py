@@ -286,7 +286,7 @@ def frame_classes(
     options = cfg.loss.classification
     if not options.weight:
         return None
-    classes = FrameClasses(records, index.classes, options.label_share)
+    classes = FrameClasses(records, index.classes, options.label_share, options.label_videos)
     if not classes.videos:
         raise ConfigError(
             f"loss.classification: none of the {len(records)} videos of the split "

@@ -33,6 +33,7 @@ class FrameClasses:
         classes: action -> names of its phases.
         share: the labels of the first int(share * n) of the n labelled videos of each action are
             used, at least one.
+        number: the labels of so many videos of each action are used instead; None: by the share.
 
     Attributes:
         names: (action, phase) of each class.
@@ -44,17 +45,17 @@ class FrameClasses:
         videos: Sequence[VideoRecord],
         classes: Mapping[str, Sequence[str]],
         share: float = 1.0,
+        number: int | None = None,
     ) -> None:
         by_action: dict[str, list[int]] = defaultdict(list)
         for position in np.flatnonzero(column(videos, "labelled")).tolist():
             video = videos[position]
             if (video.phases >= 0).any():
                 by_action[video.action].append(position)
-        used = [
-            position
-            for positions in by_action.values()
-            for position in positions[: max(1, int(share * len(positions)))]
-        ]
+        used: list[int] = []
+        for positions in by_action.values():
+            count = max(1, int(share * len(positions))) if number is None else number
+            used += positions[:count]
         self.videos = take(videos, np.sort(np.array(used, dtype=np.int64)))
         self.names: list[tuple[str, str]] = []
         self._first: dict[str, int] = {}  # number of an action's first class

@@ -43,20 +43,20 @@ class Objective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and the values of `names`, losses before their weight.
 
-        ``shares``: factor of each loss if these clips are part of a larger batch; the accuracy of a
-        loss has the factor of the loss.
+        ``shares``: factor of each of these values if the clips are part of a larger batch.
         """
-        shares = [1.0] * len(self.terms) if shares is None else shares
+        shares = [1.0] * len(self.names) if shares is None else shares
+        factor = dict(zip(self.names, shares, strict=True))
         values: dict[str, Tensor] = {}
         accuracies: dict[str, Tensor] = {}
-        for share, (name, _, options) in zip(shares, self.terms, strict=True):
+        for name, _, options in self.terms:
             if name in HEAD_LOSSES:
                 loss = HEAD_LOSSES[name]
                 value, accuracy = loss.value(clips, self.heads[name], **options)
-                accuracies[loss.accuracy] = share * accuracy
+                accuracies[loss.accuracy] = factor[loss.accuracy] * accuracy
             else:
                 value = _LOSSES[name](clips, **options)
-            values[name] = share * value
+            values[name] = factor[name] * value
         return sum(weight * values[name] for name, weight, _ in self.terms), values | accuracies
 
     def counts(self, batch: Mapping[str, Any]) -> list[float]:
@@ -69,13 +69,14 @@ class Objective:
         ]
 
     def shares(self, mine: Tensor, everyone: Tensor) -> Tensor:
-        """Factor of each loss of this rank in the mean over a batch, part by part.
+        """Factor of each of the values `names` of this rank in the mean over a batch, by part.
 
         Args:
             mine: `counts` of this rank's clips, float64 (parts, losses).
             everyone: their sum over ranks.
 
-        The shares of all ranks and parts add up to 1, except for a loss that is a sum.
+        The shares of all ranks and parts add up to 1, except for a loss that is a sum. An accuracy
+        has the share of its loss, and NaN in a batch without a counted prediction.
         """
         shares = mine / everyone.sum(0).clamp(min=1)
         for i, (name, _, options) in enumerate(self.terms):
@@ -83,7 +84,10 @@ class Objective:
                 shares[:, i] = everyone[:, i] / everyone[:, i].sum().clamp(min=1) / world_size()
             if options.get("reduction") == "sum":
                 shares[:, i] = 1 / world_size() if _is_gathered(name, options) else 1
-        return shares
+        with_head = [i for i, (name, *_) in enumerate(self.terms) if name in HEAD_LOSSES]
+        of_accuracies = shares[:, with_head].clone()
+        of_accuracies[:, everyone[:, with_head].sum(0) == 0] = torch.nan
+        return torch.cat([shares, of_accuracies], 1)
 
 
 def _is_gathered(name: str, options: dict[str, Any]) -> bool:

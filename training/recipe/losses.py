@@ -137,14 +137,16 @@ class ClassificationConfig:
 
     Classes are the phases of the training videos' actions, one action after the other. The default
     dropout is that of CARL_code's classifier. ``label_share``: labels of the first int(share * n)
-    labelled videos of each action are used, at least one, as by ``evaluate --fractions``; if this
-    is the only loss, no other video is read.
+    labelled videos of each action are used, at least one, as by ``evaluate --fractions``.
+    ``label_videos``: those of the first so many, instead of a share. If this is the only loss, no
+    other video is read.
     """
 
     weight: float | None = loss_weight()
     dropout: float = share(0.1)
     label_smoothing: float = share(0.0)
     label_share: float = share(1.0)
+    label_videos: int | None = at_least(None, 1)  # of each action; null: label_share
     # Number of classes; null: counted in the labels. A run's config.yaml has the number.
     classes: int | None = at_least(None, 1, may_change=True)
 
