@@ -39,7 +39,7 @@ def sample_views(
     In the first two, the crops share at least ceil(beta * the shorter C) frames: the second starts
     uniformly among all places where they do. A video shorter than T is used whole and padded.
 
-    With `strategy="speeds"` (SpeedNet, arXiv 2004.06130, section 3.2) the crop's options have no
+    With `strategy="speeds"` (SpeedNet, arXiv 2004.06130, section 3.1) the crop's options have no
     effect: the first view plays at normal speed, the second about twice as fast. Both come from one
     segment of min(S, 3 T) consecutive frames. Each view keeps the segment's first frame, and every
     other one with probability 1 / f, f ~ U(1, 1.2) in the first view and U(1.7, 2.2) in the second.

@@ -20,11 +20,11 @@ def speed(clips: Clips, head: nn.Module) -> tuple[Tensor, Tensor]:
 
     ``-mean log p(class of the clip)`` with ``p(fast) = sigmoid(head(mean of h over the clip))``,
     the mean over all clips that have a real frame. The two clips of an item are the same part of a
-    video at both speeds, the paper's same-batch training (section 3.2 of arXiv 2004.06130).
+    video at both speeds, the paper's same-batch training (section 3.1 of arXiv 2004.06130).
 
-    As in the paper the features of a clip are averaged over time before a linear layer. The paper
-    takes the maximum over the places of a frame before that; here the backbone pools
-    (``model.pool``). Its backbone is S3D-G, which convolves over time; here the Transformer
+    As in the paper (section 3.2) the features of a clip are averaged over time before a linear
+    layer. The paper takes the maximum over the places of a frame before that; here the backbone
+    pools (``model.pool``). Its backbone is S3D-G, which convolves over time; here the Transformer
     compares the frames of a clip. It scales its inputs to a random size of 64 to 336 px; here each
     clip has a random crop (``augmentation.scale``).
 
