@@ -46,7 +46,7 @@ def classification(
         logits, labels, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
     )
     count = (labels >= 0).sum().clamp(min=1)
-    correct = (logits.detach().argmax(-1) == labels).sum()
+    correct = (logits.detach().argmax(-1) == labels).sum(dtype=logits.dtype)
     return total / count, correct / count
 
 
