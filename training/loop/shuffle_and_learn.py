@@ -22,8 +22,7 @@ def sal(
 
     The mean of the cross-entropy of ``head([h_1, h_2, h_3])`` over ``triples`` triples of each
     clip. `draw_triples` defines the triples and their classes. A clip with fewer than 5 real frames
-    has none. Frames are not chosen by their motion, as they are in the paper: the released code
-    does not either.
+    has none. The paper chooses frames with much motion; the released code draws them uniformly.
 
     Args:
         clips: ``h`` (N, 2, T, E); each of the 2N clips has its own triples.
@@ -45,7 +44,7 @@ def sal(
     rows = torch.arange(len(h), device=h.device)[:, None, None]
     logits = apply_head(head, h[rows, places].flatten(2)).flatten(0, 1)
     classes, count = classes.flatten(), max(classes.numel(), 1)
-    correct = (logits.detach().argmax(-1) == classes).sum()
+    correct = (logits.detach().argmax(-1) == classes).sum(dtype=logits.dtype)
     return F.cross_entropy(logits, classes, reduction="sum") / count, correct / count
 
 

@@ -39,15 +39,14 @@ def speed(clips: Clips, head: nn.Module) -> tuple[Tensor, Tensor]:
     if valid is None:
         valid = torch.ones(clips.h.shape[:3], dtype=torch.bool, device=clips.h.device)
     lengths = valid.sum(-1)
-    means = (
-        clips.h.float().masked_fill(~valid[..., None], 0).sum(2) / lengths.clamp(min=1)[..., None]
-    )
+    h = clips.h.to(torch.promote_types(clips.h.dtype, torch.float32))
+    means = h.masked_fill(~valid[..., None], 0).sum(2) / lengths.clamp(min=1)[..., None]
     logits = apply_head(head, means).squeeze(-1)
     classes = logits.new_tensor([NORMAL, FAST]).expand_as(logits)
     values = F.binary_cross_entropy_with_logits(logits, classes, reduction="none")
     correct = (logits.detach() > 0) == (classes == FAST)
     real, count = lengths > 0, (lengths > 0).sum().clamp(min=1)
-    return (values * real).sum() / count, (correct & real).sum() / count
+    return (values * real).sum() / count, (correct & real).sum(dtype=values.dtype) / count
 
 
 def speed_count(batch: Mapping[str, Any], _: Mapping[str, Any]) -> Tensor:
