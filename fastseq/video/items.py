@@ -179,8 +179,8 @@ class ClipItems(Items):
         videos: the videos to draw from, see `Video`.
         num_frames: T, frames per clip.
         augmentation: augmentation of each clip, its context frames included.
-        sampling: "random" or "even" within a crop of the video (`sample_views`); "segment",
-            "offset_uniform" or "anchors" over the whole video (`sample_clip`).
+        sampling: "random" or "even" within a crop of the video, or "speeds" (`sample_views`);
+            "segment", "offset_uniform" or "anchors" over the whole video (`sample_clip`).
         crop_base, alpha, beta, span: options of the crop, see `sample_views`.
         positive_window: number of frames, for "anchors".
         num_context, context_stride: C frames represent each frame: itself and C - 1 earlier ones,

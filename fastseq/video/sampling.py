@@ -8,9 +8,10 @@ import numpy as np
 
 from fastseq.video.arguments import as_int, as_number, as_range, check_generator
 
-VIEW_SAMPLING = ("random", "even")  # of `sample_views`, within a crop
+VIEW_SAMPLING = ("random", "even", "speeds")  # of `sample_views`
 CLIP_SAMPLING = ("segment", "offset_uniform", "anchors")  # of `sample_clip`
 _CROP_BASES = ("clip", "video", "span")
+_SPEEDS = ((1.0, 1.2), (1.7, 2.2))  # SpeedNet's ranges of the normal and of the fast view
 
 
 def sample_views(
@@ -38,11 +39,20 @@ def sample_views(
     In the first two, the crops share at least ceil(beta * the shorter C) frames: the second starts
     uniformly among all places where they do. A video shorter than T is used whole and padded.
 
+    With `strategy="speeds"` (SpeedNet, arXiv 2004.06130, section 3.1) the crop's options have no
+    effect: the first view plays at normal speed, the second about twice as fast. Both come from one
+    segment of min(S, 3 T) consecutive frames. Each view keeps the segment's first frame, and every
+    other one with probability 1 / f, f ~ U(1, 1.2) in the first view and U(1.7, 2.2) in the second.
+    It then has n consecutive ones of the kept frames, from a uniform place (ours: so both views are
+    centred in the segment on average). n is T, or less for both if one view has kept fewer: the
+    number of real frames does not reveal the speed.
+
     Args:
         num_frames: S, number of frames of the video.
         T: frames per view.
         generator: the only source of randomness.
         strategy: "random": T frames of the crop without replacement, sorted. "even": evenly spaced.
+            "speeds": the same part of the video at two speeds, as above.
         alpha: largest crop relative to T (or S for "video"), >= 1. Default 1.5 as in the paper.
         beta: overlap of the two crops, 0 to 1. Default 0.2 as in the paper.
         span: smallest and largest fraction of the video for `crop_base="span"`.
@@ -60,6 +70,8 @@ def sample_views(
     check_generator(generator)
     num_frames, T = as_int("num_frames", num_frames), as_int("T", T)
     _check_views(num_frames, T, strategy, crop_base, alpha, beta, span)
+    if strategy == "speeds":
+        return _two_speeds(num_frames, T, generator)
     count = min(num_frames, T)
     positions = np.full((2, T), num_frames, dtype=np.int64)
     if crop_base == "video":
@@ -90,6 +102,25 @@ def _overlapping(
         shared = math.ceil(beta * min(first, second))
         low, high = max(low, start - second + shared), min(high, start + first - shared)
     return [(start, first), (int(generator.integers(low, high + 1)), second)]
+
+
+def _two_speeds(
+    num_frames: int, T: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and validity (2, T) of a view at normal speed and of one about twice as fast."""
+    length = min(num_frames, 3 * T)
+    start = int(generator.integers(0, num_frames - length + 1))
+    kept = []
+    for low, high in _SPEEDS:
+        chosen = generator.random(length) < 1 / generator.uniform(low, high)
+        chosen[0] = True
+        kept.append(start + np.flatnonzero(chosen))
+    count = min(T, *map(len, kept))
+    frames = np.full((2, T), num_frames - 1, dtype=np.int64)
+    for view, places in enumerate(kept):
+        first = int(generator.integers(0, len(places) - count + 1))
+        frames[view, :count] = places[first : first + count]
+    return frames, np.tile(np.arange(T) < count, (2, 1))
 
 
 def _check_views(num_frames, T, strategy, crop_base, alpha, beta, span) -> None:

@@ -38,10 +38,14 @@ def test_methods_differ_in_the_loss_and_its_clips_alone():
         "lav_tcc": ["lav", "tcc"],
         "tcc": ["tcc"],
         "tcn": ["tcn"],
+        "sal": ["sal"],
+        "speednet": ["speed"],
         "nearest": ["nearest"],
         "carl": ["scl"],
     }
     first = configs["carl"]
+    assert (configs["speednet"].model.layers, first.model.layers) == (1, 0)
+    configs["speednet"].model.layers = 0
     for cfg in configs.values():
         assert cfg.model == first.model
         assert cfg.augmentation == first.augmentation

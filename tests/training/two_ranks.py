@@ -106,6 +106,7 @@ LOSSES = {
     "classification": SUPERVISED,
     "scl + classification": ["loss.scl.weight=1", *SUPERVISED],
     "tcn": ["loss.tcn.weight=1", "data.sampling=anchors"],
+    "speed": ["loss.speed.weight=1", "data.sampling=speeds"],
 }
 
 

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.loop.clips import Clips
+from training.loop.shuffle_and_learn import sal, sal_count
+from training.loop.speed import speed, speed_count
+from training.models.heads import apply_head
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,6 @@ class HeadLoss:
     value: Callable[..., tuple[Tensor, Tensor]]
     count: Callable[[Mapping[str, Any], Mapping[str, Any]], Tensor | float]
     accuracy: str
-
-
-def apply_head(head: nn.Module, h: Tensor) -> Tensor:
-    """``head(h)`` in the precision of the head's parameters, whatever that of h."""
-    return head(h.to(next(head.parameters()).dtype))
 
 
 def classification(
@@ -58,6 +56,8 @@ def _labelled(batch: Mapping[str, Any], _: Mapping[str, Any]) -> Tensor:
 
 HEAD_LOSSES: dict[str, HeadLoss] = {
     "classification": HeadLoss(classification, _labelled, "accuracy"),
+    "sal": HeadLoss(sal, sal_count, "order_accuracy"),
+    "speed": HeadLoss(speed, speed_count, "speed_accuracy"),
 }
 # Losses that need the frames' classes in a batch, see `training.loop.labels`.
 NEEDS_LABELS = ("classification",)

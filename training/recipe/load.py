@@ -280,6 +280,17 @@ def _check_vclr(config: DictConfig, losses: list[str]) -> None:
             )
 
 
+def _check_speed(config: DictConfig) -> None:
+    """Check that the clips have two speeds and that embeddings can show them."""
+    if config.data.sampling != "speeds":
+        raise ConfigError(f"loss.speed needs data.sampling=speeds, got {config.data.sampling}")
+    cause = "loss.speed needs embeddings that depend on the other frames of the clip"
+    if config.model.encoder != "fve":
+        raise ConfigError(f"{cause}: model.encoder must be fve, got {config.model.encoder}")
+    if not config.model.layers:
+        raise ConfigError(f"{cause}: model.layers must be at least 1, got {config.model.layers}")
+
+
 def _check_loss_and_data(config: DictConfig) -> None:
     """Check that the losses support the clips that the recipe draws."""
     losses = [name for name, *_ in loss_terms(config.loss)]
@@ -303,6 +314,13 @@ def _check_loss_and_data(config: DictConfig) -> None:
         raise ConfigError(
             "loss.tcn needs anchors and positives: data.sampling must be anchors, "
             f"got {config.data.sampling}"
+        )
+    if "speed" in losses:
+        _check_speed(config)
+    if config.data.sampling == "speeds" and config.data.clips != "views":
+        raise ConfigError(
+            "data.sampling=speeds draws one part of a video at two speeds: data.clips must be "
+            f"views, got {config.data.clips}"
         )
     if config.data.sampling == "anchors" and config.data.num_frames % 2:
         raise ConfigError("data.num_frames: sampling=anchors draws pairs, expected an even number")

@@ -152,6 +152,22 @@ class ClassificationConfig:
 
 
 @dataclass
+class SaLConfig:
+    """Shuffle and Learn: whether three frames of a clip are in order, as released with TCC."""
+
+    weight: float | None = loss_weight()
+    triples: int = at_least(8, 1)  # of each clip
+    shuffle_share: float = share(0.75)  # share of the triples that are shuffled
+
+
+@dataclass
+class SpeedConfig:
+    """SpeedNet: whether a clip is at normal speed or fast; needs data.sampling=speeds."""
+
+    weight: float | None = loss_weight()
+
+
+@dataclass
 class LossConfig:
     """The minimised sum of weight times loss. If no weight is set, SCL has weight 1."""
 
@@ -164,6 +180,8 @@ class LossConfig:
     tcn: TCNConfig = field(default_factory=TCNConfig)
     vclr: VCLRConfig = field(default_factory=VCLRConfig)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    sal: SaLConfig = field(default_factory=SaLConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
 
 
 def loss_terms(cfg: Any) -> list[tuple[str, float, dict[str, Any]]]:

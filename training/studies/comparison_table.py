@@ -20,6 +20,8 @@ FRAMES_TITLES = {
     "lav_tcc": "LAV + TCC",
     "tcc": "TCC",
     "tcn": "TCN",
+    "sal": "SaL",
+    "speednet": "SpeedNet (1 attention layer)",
     "nearest": "contrastive baseline",
     "carl": "CARL (SCL)",
 }

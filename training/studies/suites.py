@@ -36,6 +36,14 @@ FRAMES_METHODS = {
     "lav_tcc": ["loss.lav.weight=1", "loss.tcc.weight=1", "loss.tcc.normalize=true", *_PAIRS],
     "tcc": ["loss.tcc.weight=1", "data.clips=videos", "data.sampling=offset_uniform"],
     "tcn": ["loss.tcn.weight=1", "data.clips=views", "data.sampling=anchors"],
+    "sal": ["loss.sal.weight=1", "data.clips=views", "data.sampling=offset_uniform"],
+    # The only method that needs embeddings which depend on the other frames of a clip.
+    "speednet": [
+        "loss.speed.weight=1",
+        "data.clips=views",
+        "data.sampling=speeds",
+        "model.layers=1",
+    ],
     "nearest": ["loss.nearest.weight=1", f"loss.nearest.reach={REACH:.4f}", *_VIEWS],
     "carl": ["loss.scl.weight=1", f"loss.scl.variance={VARIANCE}", *_VIEWS],
 }
