@@ -109,9 +109,7 @@ def _run(args: argparse.Namespace) -> int:
                 cfg, device, model=model, dry_run=args.dry_run, left_out=left_out
             )
             evaluation = step_evaluation(cfg, model())
-            return Trainer(
-                cfg, model(), loader, run_dir, evaluation, best_checkpoint(cfg, run_dir)
-            )
+            return Trainer(cfg, model(), loader, run_dir, evaluation, best_checkpoint(cfg, run_dir))
 
         trainer = distributed.run_on_all(assemble)
         if cfg.data.cache == "features":

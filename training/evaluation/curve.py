@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,16 +99,14 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
     index = open_index(cfg, check=False)  # the loader has just checked
     scored = scored_split(cfg, index)
     names = (cfg.data.train_split, scored)
-    records: list[VideoRecord] = []
+    videos = {name: [*index.videos.where(split=name)] for name in names}
     try:
-        by_split = [(name, split_videos(index, name)) for name in names]
-        records = [record for _, found in by_split for record in found]
-        for name, found in by_split:
-            require_labels(index, found, name)
+        for name in names:
+            require_labels(index, split_videos(index, name), name)
     except UserError as error:
         missing.update(dict.fromkeys(KEYS, str(error)))
     if cfg.model.encoder == "vclr":
-        reason = _without_actions(names, records)
+        reason = _without_actions(videos)
         missing.update(dict.fromkeys(VIDEO_KEYS, reason) if reason else {})
     keys = [key for key in recorded_keys(cfg) if key not in missing]
     if metric in missing:
@@ -122,13 +120,13 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
         return None
     if metric is not None and scored == cfg.data.test_split:
         logger.warning(
-            "train.keep_best chooses on the %s videos, because there are no videos of the split "
-            '%r: figures of the kept checkpoint on them are too good. Mark some videos with "split": '
-            '"%s" in labels.json to choose on those',
+            "train.keep_best chooses on the %s videos, because no video has the split %r: the kept "
+            "checkpoint's figures on them are too good. Set that split for some videos in "
+            "labels.json to choose on those",
             scored,
             cfg.data.val_split,
-            cfg.data.val_split,
         )
+    records = [record for found in videos.values() for record in found]
     return StepEvaluation(cfg, model, index, records, scored, keys)
 
 
@@ -138,15 +136,15 @@ def scored_split(cfg: Any, index: Selection) -> str:
     return val if index.videos.where(split=val) else cfg.data.test_split
 
 
-def _without_actions(names: tuple[str, str], records: Sequence[VideoRecord]) -> str:
-    """Why VCLR's metrics cannot be computed, or ""."""
-    if names[0] == names[1]:
-        return f"the scored split {names[1]!r} is that of training"
-    actions = {record.action for record in records if record.split == names[0]}
-    if len(actions) < 2:
+def _without_actions(videos: Mapping[str, Sequence[VideoRecord]]) -> str:
+    """Why VCLR's metrics cannot be computed, or ""; the training videos come first."""
+    train, *scored = videos.items()
+    if not scored:
+        return f"the scored videos are the training videos (split {train[0]!r})"
+    if len({record.action for record in train[1]}) < 2:
         return f"{', '.join(VIDEO_KEYS)} need training videos of at least two actions"
-    if not any(record.split == names[1] for record in records):
-        return f"there are no videos of the split {names[1]!r}"
+    if not scored[0][1]:
+        return f"there are no videos of the split {scored[0][0]!r}"
     return ""
 
 
