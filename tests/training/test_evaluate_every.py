@@ -232,3 +232,7 @@ def test_a_video_that_cannot_be_read_is_named_once(place, capsys):
     first, second = evaluation(), evaluation()
     assert first == second
     assert capsys.readouterr().err.count("left out 0.mp4") == 1
+    Path("videos/1.mp4").write_bytes(b"no video")
+    third, fresh = evaluation(), step_evaluation(cfg, evaluation.model)()
+    assert third == fresh
+    assert third["time_index"] != second["time_index"]

@@ -48,7 +48,8 @@ def metric_curves(
         axes.set_title(title, fontsize=9, color=INK)
         axes.set_xlabel("training step", color=INK, fontsize=9)
         shown = [*values, 0.0, 1e-9, *([] if constant is None else [constant])]
-        axes.set_ylim(1.1 * np.nanmin(shown), 1.1 * np.nanmax(shown))
+        # Progression has no lower bound, and one very low value would flatten the curve.
+        axes.set_ylim(max(-1.0, 1.1 * np.nanmin(shown)), 1.1 * np.nanmax(shown))
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         _tidy(axes)
         handles, names = axes.get_legend_handles_labels()
