@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
         import tensorboard  # noqa: F401
 
         from fastseq.video import TooManyBadVideos
-        from training.evaluation.curve import step_evaluation
+        from training.evaluation.curve import best_checkpoint, step_evaluation
         from training.loop.labels import LabelledLoader, check_classes, write_classes
         from training.loop.trainer import Trainer, check_loss
         from training.runs.folder import check_run_dir, open_run, restarted
@@ -114,7 +114,8 @@ def _run(args: argparse.Namespace) -> int:
             )
             if args.resume and isinstance(loader, LabelledLoader):
                 check_classes(run_dir, loader.classes.names)
-            return Trainer(cfg, model(), loader, run_dir, step_evaluation(cfg, model()))
+            evaluation = step_evaluation(cfg, model())
+            return Trainer(cfg, model(), loader, run_dir, evaluation, best_checkpoint(cfg, run_dir))
 
         trainer = distributed.run_on_all(assemble)
         if cfg.data.cache == "features":
@@ -158,7 +159,9 @@ def _run(args: argparse.Namespace) -> int:
             words = shlex.join([args.recipe, *args.overrides, "--resume"])
             print(f"  {distributed.launcher()} -m training.train {words}", file=sys.stderr)
         return 128 + received
-    logging.info("done: next, python -m training.evaluate or training.report with %s", run_dir)
+    early = f", stopped early at step {trainer.step}" if trainer.stopped_early else ""
+    following = "next, python -m training.evaluate or training.report with"
+    logging.info("done%s: %s %s", early, following, run_dir)
     return INCOMPLETE if left_out.videos and distributed.world_size() == 1 else 0
 
 
@@ -173,11 +176,15 @@ def _complain(error: Exception) -> None:
 
 
 def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
+    from training.evaluation.curve import check_evaluation
     from training.loop.trainer import choose_device, set_deterministic
     from training.recipe.load import ConfigError
+    from training.runs.writers import check_writers
     from training.support.distributed import world_size
 
     cfg = compose(args)
+    check_evaluation(cfg)
+    check_writers(cfg)
     if cfg.data.batch_size % world_size():
         raise ConfigError(
             f"data.batch_size: {cfg.data.batch_size} items cannot be shared by {world_size()} "

@@ -223,7 +223,13 @@ def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():
         "train.log_every",
         "train.checkpoint_every",
         "train.evaluate_every",
+        "train.keep_best",
+        "train.patience",
         "train.keep_checkpoints",
         "train.max_nonfinite",
         "train.deterministic",
+        "log.writer",
+        "log.project",
+        "log.name",
+        "log.mode",
     }

@@ -10,13 +10,15 @@ import pytest
 import torch
 from narrow import NARROW_CNN
 from runs import RECIPE, numbers, same, weights
+from vclr_cases import RECIPE as VCLR_RECIPE
 
 import training.loop.trainer
 from fastseq.video import write_video
 from training import evaluate, report, retrieve
 from training.data.index import build_index
-from training.evaluation.curve import KEYS, step_evaluation
+from training.evaluation.curve import KEYS, VIDEO_KEYS, step_evaluation
 from training.evaluation.frame_level import evaluate_frame_level
+from training.evaluation.video_level import evaluate_video_level
 from training.models import small_cnn
 from training.recipe.load import load_config
 from training.runs.log import read_lines
@@ -131,6 +133,59 @@ def test_val_videos_are_evaluated_where_there_are_any(place, capsys):
         assert (last == pytest.approx(found)) == (name == "val")
 
 
+def test_the_best_checkpoint_has_the_weights_of_its_step(place, caplog):
+    keep = ["train.keep_best=alignment_error", "train.patience=9"]
+    assert main(["tiny.yaml", "train.run_dir=run", EVERY, *keep]) == 0
+    (warning,) = [one.getMessage() for one in caplog.records if "keep_best" in one.getMessage()]
+    assert "keep_best chooses on the test videos, because no video has the split 'val'" in warning
+    found = json.loads(Path("run/best.json").read_text())
+    values = {line["step"]: line["metrics"]["alignment_error"] for line in lines("run")}
+    assert found["value"] == min(values.values()) == values[found["step"]]
+
+    cfg = load_config("run/config.yaml")
+    model = initial_model(cfg)
+    state = torch.load("run/checkpoints/best.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    again = step_evaluation(cfg, model)()
+    assert again["metrics"]["alignment_error"] == pytest.approx(found["value"], rel=1e-6)
+
+
+def test_a_vclr_run_is_evaluated_by_its_videos(place, caplog):
+    """Without phases: the metrics are those of VCLR's protocol, and other ones are refused."""
+    splits = ["train", "train", "train", "train", "val", "val"]
+    entries = {
+        f"{number}.mp4": {"split": split, "action": "pour" if number % 2 else "swing"}
+        for number, split in enumerate(splits)
+    }
+    Path("videos/labels.json").write_text(json.dumps({"videos": entries}))
+    build_index("videos")
+    Path("vclr.yaml").write_text(VCLR_RECIPE)
+    arguments = ["vclr.yaml", "train.run_dir=run", "train.steps=2", "train.evaluate_every=1"]
+    assert main([*arguments, "train.keep_best=recall_at_1"]) == 0
+    assert "keep_best" not in caplog.text
+    made = lines("run")
+    assert [line["step"] for line in made] == [0, 1, 2]
+    assert made[-1]["metrics"].keys() == {*VIDEO_KEYS}
+    row = evaluate_video_level("run", split="val", progress=False)["rows"]["trained"]["metrics"]
+    assert made[-1]["metrics"] == pytest.approx({key: row[key] for key in VIDEO_KEYS})
+    best = max(line["metrics"]["recall_at_1"] for line in made)
+    assert json.loads(Path("run/best.json").read_text())["value"] == best
+
+
+def test_a_metric_without_its_labels_is_refused(place, capsys):
+    keep = ["train.keep_best=classification", EVERY, "train.run_dir=run"]
+    Path("videos/labels.json").write_text(json.dumps({"videos": {"5.mp4": {"split": "test"}}}))
+    build_index("videos")
+    assert main(["tiny.yaml", *keep]) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error")]
+    assert "train.keep_best=classification cannot be computed: none of the 5 readable" in line
+    Path("vclr.yaml").write_text(VCLR_RECIPE)
+    assert main(["vclr.yaml", *keep, "train.keep_best=linear_svm"]) == 2
+    err = capsys.readouterr().err
+    assert "linear_svm, recall_at_1 need training videos of at least two actions" in err
+    assert not Path("run").exists()
+
+
 def test_without_labels_there_is_one_warning_and_no_evaluation(place, caplog):
     Path("videos/labels.json").write_text(json.dumps({"videos": {"5.mp4": {"split": "test"}}}))
     build_index("videos")
@@ -177,3 +232,7 @@ def test_a_video_that_cannot_be_read_is_named_once(place, capsys):
     first, second = evaluation(), evaluation()
     assert first == second
     assert capsys.readouterr().err.count("left out 0.mp4") == 1
+    Path("videos/1.mp4").write_bytes(b"no video")
+    third, fresh = evaluation(), step_evaluation(cfg, evaluation.model)()
+    assert third == fresh
+    assert third["time_index"] != second["time_index"]

@@ -22,15 +22,16 @@ from training.loop.step import GradientStep, StepResult, make_optimizer
 from training.loop.vclr_step import VCLRStep
 from training.models import VCLRModel, VideoEncoder
 from training.recipe.load import ConfigError
+from training.runs.best import BestCheckpoint, save_beside_best
 from training.runs.checkpoint import (
     load_latest,
     load_weights,
     random_state,
-    save_checkpoint,
     set_random_state,
 )
 from training.runs.environment import environment, warn_if_inexact
-from training.runs.log import EVALUATIONS, JsonLines, RunLog, collapse_measures
+from training.runs.log import EVALUATIONS, RunLog, collapse_measures, read_lines
+from training.runs.writers import Writers
 from training.support.command import UserError
 from training.support.distributed import (
     broadcast_from_main,
@@ -116,7 +117,8 @@ class Trainer:
 
     ``evaluation``: function for ``train.evaluate_every`` that returns the values for
     RUN/evaluations.jsonl besides the step, or None; it must not change the model or the random
-    generators.
+    generators. ``best``: keeps the best checkpoint by these, and ends the training early; all ranks
+    end at the same step.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Trainer:
         loader: ClipLoader,
         run_dir: Path,
         evaluation: Callable[[], dict[str, Any] | None] | None = None,
+        best: BestCheckpoint | None = None,
     ) -> None:
         self.cfg, self.loader, self.run_dir = cfg, loader, run_dir
         self.device = choose_device(cfg)
@@ -141,7 +144,8 @@ class Trainer:
         self.step = 0
         self.meter = Meter()
         self.bad_before = 0  # videos skipped before the current step
-        self.evaluation = evaluation if is_main() else None
+        self.evaluation, self.best = evaluation, best
+        self.stopped_early = False
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False if the run has none yet.
@@ -196,33 +200,30 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint on rank 0; CheckpointError on every rank if that fails."""
         ranks = gather_objects({"random": random_state(), "loader": self.loader.state_dict()})
-        state = self._state() | {"model": self.model.state_dict(), "ranks": ranks}
+        state = self._state() | self._weights() | {"ranks": ranks}
         folder, keep = self.run_dir / "checkpoints", self.cfg.train.keep_checkpoints
-        run_on_main(lambda: save_checkpoint(folder, self.step, state, keep))
+        run_on_main(lambda: save_beside_best(folder, self.step, state, keep))
 
     def run(self) -> int | None:
         """Train to the end and write a checkpoint; returns the signal that ended it, or None."""
         self.gradient_step.distribute()
-        log = RunLog(self.run_dir, self.step) if is_main() else None
-        evaluations = None
-        if self.evaluation is not None:
-            evaluations = JsonLines(self.run_dir / EVALUATIONS, self.step)
+        log = self._open_log() if is_main() else None
         saved_at = self.step if self.step else -1
         received = None
         try:
-            self._evaluate(evaluations, over=False)  # before the bar, which times steps
+            # before the bar, which times steps
+            self._evaluate(log, over=self.step == self.steps)
             with self.signals, self._progress_bar() as bar:
-                for result in self._train_steps(log, bar):
+                for result in () if self.stopped_early else self._train_steps(log, bar):
                     ending = [n for n, asked in zip(ENDING, result.requests, strict=True) if asked]
                     received = max(ending, default=None)
                     over = self._out_of_time() or self.step == self.steps
-                    ends = received or over
                     if not received:  # after a signal the resumed run does it
-                        self._evaluate(evaluations, over=over)
+                        self._evaluate(log, over=over)
+                    ends = received or over or self.stopped_early
                     if ends or self.step % self.cfg.train.checkpoint_every == 0:
-                        for lines in (log, evaluations):
-                            if lines is not None:
-                                lines.sync()
+                        if log is not None:
+                            log.sync()
                         self.save()
                         saved_at = self.step
                     if ends:
@@ -240,18 +241,43 @@ class Trainer:
             raise
         finally:
             self.loader.engine.close()
-            for lines in (log, evaluations):
-                if lines is not None:
-                    lines.close()
+            if log is not None:
+                log.close()
 
-    def _evaluate(self, evaluations: JsonLines | None, *, over: bool) -> None:
-        """Evaluate at the chosen steps and at the end, unless this step has a line already."""
-        if evaluations is None or evaluations.last_step == self.step:
+    def _open_log(self) -> RunLog:
+        log = RunLog(
+            self.run_dir,
+            self.step,
+            writer=Writers(self.cfg, self.run_dir, self.step),
+            evaluations=self.evaluation is not None,
+        )
+        if self.best is not None:
+            self.best.resume(self.step, read_lines(self.run_dir / EVALUATIONS))
+        return log
+
+    def _evaluate(self, log: RunLog | None, *, over: bool) -> None:
+        """Evaluate at the chosen steps and at the end; sets ``stopped_early`` on every rank."""
+        every = self.cfg.train.evaluate_every
+        if every is None or not (over or self.step % every == 0):
             return
-        if over or self.step % self.cfg.train.evaluate_every == 0:
+        self.stopped_early = run_on_main(lambda: self._evaluate_on_main(log, over))
+        if self.stopped_early:
+            logger.info("stopped early at step %d: %s", self.step, self.best.sentence())
+
+    def _evaluate_on_main(self, log: RunLog, over: bool) -> bool:
+        """Evaluate unless this step has a line already; whether the training stops early here."""
+        found = None
+        if self.evaluation is not None and log.last_evaluation != self.step:
             found = self.evaluation()
-            if found is not None:
-                evaluations.write(self.step, found)
+        if self.best is not None and found is not None:
+            self.best.update(self.step, found, self._weights)
+        stops = self.best is not None and self.best.exhausted and not over
+        if found is not None:
+            log.write_evaluation(self.step, found | ({"stopped_early": True} if stops else {}))
+        return stops
+
+    def _weights(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict()}
 
     def _train_steps(self, log: RunLog | None, bar: tqdm) -> Iterator[StepResult]:
         cfg, meter = self.cfg.train, self.meter

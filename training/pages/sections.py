@@ -24,6 +24,15 @@ CURVES = {
     "ap_at_5": "AP@5",
     "alignment_error_dtw": "alignment error by DTW, phases",
     "event_error_dtw": "events off by DTW, frames",
+    "linear_svm": "linear SVM",
+    "recall_at_1": "R@1",
+}
+# Shown only where train.keep_best chooses by them.
+OTHER_CURVES = {
+    "progression": "progression",
+    "kendalls_tau": "Kendall's tau",
+    "alignment_error": "alignment error, phases",
+    "event_error": "events off, frames",
 }
 SHOWN = 8  # videos in the player, and strips
 
@@ -197,7 +206,8 @@ def training_loss(log: Sequence[Mapping[str, Any]], pictures: Path) -> list[str]
 
 def curves(run: Path, pictures: Path) -> list[str]:
     """The evaluations during training (train.evaluate_every), if there are two or more."""
-    from training.evaluation.plots import metric_curves
+    from training.evaluation.curve_plot import metric_curves
+    from training.runs.best import read_best
     from training.runs.log import EVALUATIONS, read_lines
 
     lines = read_lines(run / EVALUATIONS)
@@ -205,19 +215,24 @@ def curves(run: Path, pictures: Path) -> list[str]:
     lines = [line for line in lines if line.get("split", "test") == split]
     if len(lines) < 2:
         return []
-    last = lines[-1]["metrics"]
+    best = read_best(run)
+    titles = dict(CURVES)
+    if best is not None and best["metric"] in OTHER_CURVES:
+        titles[best["metric"]] = OTHER_CURVES[best["metric"]]
+    last = lines[-1]
     values = {
         title: (
             [math.nan if (v := line["metrics"].get(key)) is None else v for line in lines],
-            lines[-1]["time_index"][key],
+            last["time_index"].get(key),
         )
-        for key, title in CURVES.items()
-        if last.get(key) is not None and lines[-1]["time_index"].get(key) is not None
+        for key, title in titles.items()
+        if last["metrics"].get(key) is not None
     }
     if not values:
         return []
     steps = [line["step"] for line in lines]
-    metric_curves(steps, values, pictures / "curves.png", label=f"{split} videos")
+    kept = None if best is None else best["step"]
+    metric_curves(steps, values, pictures / "curves.png", label=f"{split} videos", best=kept)
     if split == "test":
         picked = (
             "A step picked by these curves is picked on the test videos: its figures are then too "
@@ -225,14 +240,33 @@ def curves(run: Path, pictures: Path) -> list[str]:
         )
     else:
         picked = f"A step picked by these curves is picked on the {split} videos."
+    clock = "; dashed: the time index alone" if last["time_index"] else ""
     return [
         "<h2>How many steps were needed</h2>",
         html.picture(pictures / "curves.png", f"metrics on the {split} videos over training steps"),
         html.paragraph(
-            f"The network on the {split} videos while it was trained; dashed: the time index "
-            f"alone. Where the curves stay flat, more steps bring nothing. {picked}"
+            f"The network on the {split} videos while it was trained{clock}. "
+            f"Where the curves stay flat, more steps bring nothing. {picked}"
         ),
+        *_kept(best, last),
     ]
+
+
+def _kept(best: Mapping[str, Any] | None, last: Mapping[str, Any]) -> list[str]:
+    """The best checkpoint and the early end of the training, where there are such."""
+    sentences = []
+    if best is not None:
+        name = (CURVES | OTHER_CURVES).get(best["metric"], best["metric"])
+        sentences.append(
+            f"checkpoints/best.pt (dotted line) is the network of step {best['step']}, the best by "
+            f"{name} on the {best['split']} videos ({best['value']:.3f})."
+        )
+    if last.get("stopped_early"):
+        sentences.append(
+            f"The training stopped early, at step {last['step']}, because later evaluations were "
+            "not better (train.patience)."
+        )
+    return [html.paragraph(" ".join(sentences))] if sentences else []
 
 
 def configuration(

@@ -175,11 +175,31 @@ class TrainConfig:
     # Steps between evaluations on the val videos, or on the test videos where there are none, which
     # the report plots; null: no evaluation.
     evaluate_every: int | None = at_least(None, 1, may_change=True)
+    # Metric of these evaluations by which RUN/checkpoints/best.pt is chosen, such as
+    # classification; null: no such file.
+    keep_best: str | None = anything(None, may_change=True)
+    # Evaluations without a better keep_best after which the run stops; null: it does not.
+    patience: int | None = at_least(None, 1, may_change=True)
     keep_checkpoints: int = at_least(2, 1, may_change=True)
     # Consecutive steps without a finite loss after which the run stops.
     max_nonfinite: int = at_least(20, 1, may_change=True)
     # Bitwise identical results from run to run on a GPU; slower.
     deterministic: bool = anything(False, may_change=True)
+
+
+@dataclass
+class LogConfig:
+    """Where the numbers of log.jsonl and evaluations.jsonl are shown too.
+
+    The last three keys are wandb's; it needs ``pip install "fastseq[wandb]"``.
+    """
+
+    # none, tensorboard (RUN/tensorboard), wandb (RUN/wandb), or a list of these.
+    writer: Any = field(default="tensorboard", metadata=NAMES | {"may_change": True})
+    project: str = anything("fastseq", may_change=True)
+    name: str | None = anything(None, may_change=True)  # null: name of the run directory
+    # offline: RUN/wandb has everything, and `wandb sync` uploads it later.
+    mode: str = one_of("offline", "offline", "online", may_change=True)
 
 
 # Former names of keys, for runs and recipes that still use them.
@@ -194,6 +214,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 def plain_config(values: Mapping[str, Any]) -> Config:

@@ -1,4 +1,4 @@
-"""The logs of a run: log.jsonl, TensorBoard events, and measures of collapse."""
+"""The logs of a run: log.jsonl, evaluations.jsonl, and measures of collapse."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.runs.writers import Writer
 from training.support.files import without_nan, write_text
 
 LOG = "log.jsonl"
@@ -42,34 +43,70 @@ class JsonLines:
 
 
 class RunLog:
-    """Writes one JSON object per line to ``RUN/log.jsonl`` and the numbers to ``RUN/tensorboard``.
+    """Writes ``RUN/log.jsonl`` and ``RUN/evaluations.jsonl``, and the same numbers to a writer.
 
-    Continuing at ``start_step`` drops what an interrupted run wrote after its checkpoint.
+    Each file has one JSON object per line. Continuing at ``start_step`` drops what an interrupted
+    run wrote after its checkpoint.
+
+    Args:
+        writer: shows the numbers too, see `training.runs.writers`; closed with this object.
+        evaluations: whether the run is evaluated while it trains.
     """
 
-    def __init__(self, run_dir: Path, start_step: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError('training needs: pip install "fastseq[train]"') from error
+    def __init__(
+        self,
+        run_dir: Path,
+        start_step: int = 0,
+        *,
+        writer: Writer | None = None,
+        evaluations: bool = False,
+    ) -> None:
         self._lines = JsonLines(run_dir / LOG, start_step)
-        self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=start_step + 1)
+        self._evaluations = JsonLines(run_dir / EVALUATIONS, start_step) if evaluations else None
+        self._writer = writer
+
+    @property
+    def last_evaluation(self) -> int | None:
+        """Step of the last line in evaluations.jsonl."""
+        return None if self._evaluations is None else self._evaluations.last_step
 
     def write(
         self, step: int, values: dict[str, float | int], nonfinite: list[dict[str, Any]]
     ) -> None:
         """Write a line; ``nonfinite``: steps skipped since the last line, with their videos."""
         self._lines.write(step, values | ({"nonfinite": nonfinite} if nonfinite else {}))
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        if self._writer is not None:
+            self._writer.scalars(step, values)
+
+    def write_evaluation(self, step: int, found: dict[str, Any]) -> None:
+        """Write a line with ``split``, ``metrics`` and ``time_index``.
+
+        The writer names the numbers ``SPLIT/METRIC`` and ``SPLIT/time_index/METRIC``; it has none
+        that is undefined (NaN).
+        """
+        self._evaluations.write(step, found)
+        if self._writer is not None:
+            places = {"": found["metrics"], "time_index/": found["time_index"]}
+            self._writer.scalars(
+                step,
+                {
+                    f"{found['split']}/{place}{name}": value
+                    for place, metrics in places.items()
+                    for name, value in metrics.items()
+                    if math.isfinite(value)
+                },
+            )
 
     def sync(self) -> None:
         """Flush to disk, see `JsonLines.sync`."""
-        self._lines.sync()
+        for lines in (self._lines, self._evaluations):
+            if lines is not None:
+                lines.sync()
 
     def close(self) -> None:
-        self._lines.close()
-        self._writer.close()
+        for part in (self._lines, self._evaluations, self._writer):
+            if part is not None:
+                part.close()
 
 
 class Pace:
