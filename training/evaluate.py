@@ -1,9 +1,9 @@
 """Evaluate a run by a paper's protocol: `python -m training.evaluate RUN`.
 
 Prints the protocol's tables and writes them, with the definition of every metric, to
-RUN/evaluation.json. --split val and a class set other than the run's have files with their names:
-RUN/evaluation_val.json, RUN/evaluation_gym288.json. Example: python -m training.evaluate runs/mine
---protocol lav
+RUN/evaluation.json. With --few-shot it also draws RUN/few_shot.png. --split val and a class set
+other than the run's have files with their names: RUN/evaluation_val.json,
+RUN/evaluation_gym288.json. Example: python -m training.evaluate runs/mine --protocol lav
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ from typing import Any
 
 from training.data.label_values import SPLITS
 from training.evaluation.encoders import TRAINED
+from training.evaluation.few_shot import write_few_shot
 from training.evaluation.frame_level import evaluate_frame_level
 from training.evaluation.metrics import FEWER_CANDIDATES
-from training.evaluation.protocols import PROTOCOLS
+from training.evaluation.options import ARGUMENTS, add_arguments, from_arguments
+from training.evaluation.protocols import COLUMNS, PROTOCOLS
 from training.evaluation.synchronised import NAME as SYNCHRONISED
 from training.evaluation.synchronised import WINDOW, evaluate_synchronised
-from training.evaluation.tables import event_cells, format_cells, format_table, left_out_lines
+from training.evaluation.tables import (
+    event_cells,
+    few_shot_cells,
+    format_cells,
+    format_table,
+    left_out_lines,
+)
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
 from training.evaluation.video_level import evaluate_video_level
 from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
 from training.support.files import write_json
+
+WIDTH = 100  # characters of a printed table; wider ones are split
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,32 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--protocol",
         choices=[*PROTOCOLS, VIDEO_LEVEL, SYNCHRONISED],
         default="carl",
-        help="the paper whose classifier, scores and strides are used (default %(default)s): vclr "
-        "scores whole videos by their action, sync scores the alignment of synchronised videos by "
-        "true time, the others score frames by their phase",
+        help="the paper whose classifier, scores and strides are used (default %(default)s): "
+        "finegym classifies frames by a linear layer and computes nothing else, vclr scores whole "
+        "videos by their action, sync scores the alignment of synchronised videos by true time, "
+        "the others score frames by their phase",
     )
-    parser.add_argument(
-        "--stride",
-        type=int,
-        help="step in frames of Kendall's tau and of CARL's AP@K (default 5; CARL uses 2 "
-        "for Penn Action)",
-    )
-    parser.add_argument(
-        "--fractions",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        metavar="F",
-        help="shares of the training videos that classifiers are fitted on; the table shows the "
-        "last "
-        "(default 1.0; CARL: 0.1 0.5 1.0)",
-    )
-    parser.add_argument(
-        "--few-shot",
-        action="store_true",
-        help="with --protocol ae2: also classify from 1, 2, 3, 5, 10 and half of the training "
-        "videos, as AE2 does (260 classifiers per action and row: minutes)",
-    )
+    add_arguments(parser)
     parser.add_argument(
         "--window",
         type=float,
@@ -96,21 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = {"folder": args.folder, "split": args.split, "class_set": args.class_set}
         given["left_out"] = left_out
         if args.protocol == VIDEO_LEVEL:
-            refuse("videos", "stride", "fractions", "few_shot", "window")
+            refuse("videos", *ARGUMENTS, "window")
             result = evaluate_video_level(args.run, **given)
         elif args.protocol == SYNCHRONISED:
-            refuse("windows of videos", "stride", "fractions", "few_shot")
+            refuse("windows of videos", *ARGUMENTS)
             result = evaluate_synchronised(args.run, window=args.window, **given)
         else:
             refuse("whole videos, frame by frame", "window")
-            result = evaluate_frame_level(
-                args.run,
-                protocol=args.protocol,
-                stride=args.stride,
-                fractions=args.fractions,
-                few_shot=args.few_shot,
-                **given,
-            )
+            result = evaluate_frame_level(args.run, **from_arguments(args), **given)
         other = result["class_set"] != result["run_class_set"]
         name = evaluation_file(args.split, result["class_set"] if other else None)
         write_and_print(args.run / name, result)
@@ -130,9 +113,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_and_print(file: Path, result: dict[str, Any]) -> None:
-    """Write RUN/evaluation.json, or that of another split or class set, and print its tables."""
+    """Write RUN/evaluation.json, or that of another split or class set, and print its tables.
+
+    With few-shot classification the plot is written beside it: RUN/few_shot.png.
+    """
     write_json(file, result)
-    print(format_table(result["rows"]))
+    print(format_table(result["rows"], WIDTH))
+    for score, cells in few_shot_cells(result["rows"]).items():
+        print(f"\n{COLUMNS[score]} from N labelled videos, mean (standard deviation) over draws")
+        print(format_cells(cells))
     if cells := event_cells(result["rows"]):
         print(f"\nevents carried over to another {result['split']} video, mean (median) error")
         print(format_cells(cells))
@@ -155,6 +144,8 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
     if "remark" in result:
         print(result["remark"])
     print(f"written to {file}, with the definition of every column")
+    if picture := write_few_shot(file, result["rows"]):
+        print(f"written to {picture}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.evaluation.protocols import PROTOCOLS, find_protocol
+from training.evaluation.options import Options, add_arguments, from_arguments
+from training.evaluation.protocols import PROTOCOLS
 from training.support.command import INCOMPLETE, UserError, make_folder, run_command
 from training.support.files import write_json
 
@@ -49,17 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="carl",
         help="the protocol of python -m training.evaluate (default %(default)s)",
     )
-    parser.add_argument(
-        "--stride", type=int, help="as for training.evaluate (default: the protocol's)"
-    )
-    parser.add_argument(
-        "--fractions",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        metavar="F",
-        help="as for training.evaluate: shares of the training videos (default 1.0)",
-    )
+    add_arguments(parser)
     parser.add_argument(
         "--jobs",
         type=int,
@@ -93,9 +84,7 @@ def _run(args: argparse.Namespace) -> int:
     if own:
         raise UserError(f"{own[0]}: the runs are written to --out; leave train.run_dir out")
     cfg = compose(args)
-    stride = find_protocol(args.protocol).stride if args.stride is None else args.stride
-    plan = Plan(args.recipe, args.overrides, args.out, args.protocol, stride, args.fractions)
-    plan.check()
+    plan = Plan(args.recipe, args.overrides, args.out, Options(**from_arguments(args)))
     index = open_index(cfg)
     actions = per_action.actions_of(index, args.actions)
     failed = {action: why for action in actions if (why := per_action.unfit(index, cfg, action))}

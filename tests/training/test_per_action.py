@@ -11,6 +11,7 @@ from runs import RECIPE
 from fastseq.video import write_video
 from training import per_action, train
 from training.data.index import build_index
+from training.evaluation.options import Options
 from training.studies.per_action import Plan, summary, table
 
 SPLITS = {"a.mp4": "train", "b.mp4": "train", "c.mp4": "test", "d.mp4": "test"}
@@ -155,7 +156,7 @@ def result(**metrics):
 
 
 def test_means_are_over_the_actions_with_a_value():
-    plan = Plan("r.yaml", [], Path("out"), "carl", 5, [0.1, 1.0])
+    plan = Plan("r.yaml", [], Path("out"), Options(fractions=[0.1, 1.0]))
     first = result(classification=0.5, kendalls_tau=math.nan, **{"classification_at_0.1": 0.25})
     second = result(classification=0.7, kendalls_tau=None, **{"classification_at_0.1": 0.35})
     content = summary(plan, {"a": first, "b": second}, {})
@@ -169,7 +170,7 @@ def test_means_are_over_the_actions_with_a_value():
 
 
 def test_any_action_has_a_folder():
-    plan = Plan("r.yaml", ["x=1"], Path("out"), "carl", 5, [1.0])
+    plan = Plan("r.yaml", ["x=1"], Path("out"), Options())
     assert plan.run("pour/milk: 50 %") == Path("out/pour%2Fmilk%3A 50 %25")
     assert plan.run(".hidden") == Path("out/%2Ehidden")
     assert plan.values('say "no"') == [

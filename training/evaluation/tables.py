@@ -10,15 +10,47 @@ from typing import Any
 from training.evaluation.protocols import EVENT_COLUMNS, columns
 
 BELOW_ZERO = "<0"
+FEW_SHOT_WORD = " from "  # of `few_shot_key`
 
 
-def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The rows as aligned text, one line each, '-' where a metric is undefined."""
-    shown = columns(key for row in rows.values() for key in row["metrics"])
+def format_table(rows: Mapping[str, Mapping[str, Any]], width: int | None = None) -> str:
+    """The rows as aligned text, one line each, '-' where a metric is undefined.
+
+    Few-shot columns are those of `few_shot_cells`. ``width``: most characters of a line; a wider
+    table is split into several with the same rows.
+    """
+    shown = columns(
+        key for row in rows.values() for key in row["metrics"] if FEW_SHOT_WORD not in key
+    )
     lines = [["", *shown.values()]]
     for name, row in rows.items():
         lines.append([name, *(format_value(row["metrics"].get(key), key) for key in shown)])
-    return format_cells(lines)
+    blocks: list[list[list[str]]] = [[[line[0]] for line in lines]]
+    for column in zip(*(line[1:] for line in lines), strict=True):
+        wider = [[*line, cell] for line, cell in zip(blocks[-1], column, strict=True)]
+        if width and len(wider[0]) > 2 and len(format_cells(wider[:1])) > width:
+            wider = [[line[0], cell] for line, cell in zip(lines, column, strict=True)]
+            blocks.append(wider)
+        else:
+            blocks[-1] = wider
+    return "\n\n".join(map(format_cells, blocks))
+
+
+def few_shot_cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[str]]]:
+    """The tables of few-shot classification by the key of their score, titles first.
+
+    A cell is the mean, in brackets the standard deviation over the random choices.
+    """
+    tables: dict[str, list[list[str]]] = {}
+    for name, row in rows.items():
+        for score, by_count in row.get("few_shot", {}).items():
+            table = tables.setdefault(score, [["", *by_count]])
+            cells = [
+                "-" if _undefined(one["mean"]) else f"{one['mean']:.3f} ({one['std']:.3f})"
+                for one in by_count.values()
+            ]
+            table.append([name, *cells])
+    return tables
 
 
 def event_cells(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

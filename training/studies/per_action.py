@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.evaluation.encoders import TRAINED
+from training.evaluation.few_shot import write_few_shot
 from training.evaluation.metrics import mean_of_defined
-from training.evaluation.protocols import COLUMNS, columns
-from training.evaluation.tables import format_cells, format_value
+from training.evaluation.options import ARGUMENTS, Options
+from training.evaluation.protocols import columns
+from training.evaluation.tables import FEW_SHOT_WORD, format_cells, format_value
 from training.studies.trainings import check_same_values
 from training.support.command import UserError
 from training.support.files import file_name, write_json
@@ -33,23 +35,13 @@ DEFINITION = (
 class Plan:
     """What is done for every action.
 
-    recipe, overrides: as for `training.train`. out: folder of the runs. protocol, stride,
-    fractions: see `training.evaluation.scores.evaluate_embeddings`.
+    recipe, overrides: as for `training.train`. out: folder of the runs. options: of the evaluation.
     """
 
     recipe: str
     overrides: Sequence[str]
     out: Path
-    protocol: str
-    stride: int
-    fractions: Sequence[float]
-
-    def check(self) -> None:
-        """UserError if the evaluation would refuse these options."""
-        from training.evaluation.scores import evaluate_embeddings
-
-        options = {"stride": self.stride, "fractions": self.fractions}
-        evaluate_embeddings([], [], {}, protocol=self.protocol, **options)
+    options: Options
 
     def run(self, action: str) -> Path:
         """The run directory of an action; characters that a name of a file lacks are escaped."""
@@ -89,10 +81,9 @@ def evaluate_action(plan: Plan, action: str) -> None:
     from training.evaluation.frame_level import evaluate_frame_level
 
     run = plan.run(action)
-    result = evaluate_frame_level(
-        run, protocol=plan.protocol, stride=plan.stride, fractions=plan.fractions
-    )
+    result = evaluate_frame_level(run, **vars(plan.options))
     write_json(run / "evaluation.json", result)
+    write_few_shot(run / "evaluation.json", result["rows"])
     write_json(run / DONE, result)
 
 
@@ -106,8 +97,8 @@ def finished(plan: Plan, action: str) -> bool:
         return False
     check_same_values(plan.recipe, run, plan.values(action))
     result = read_result(plan, action)
-    before = [result["protocol"], result["stride"], result["fractions"]]
-    return before == [plan.protocol, plan.stride, [*plan.fractions]]
+    facts = plan.options.facts()
+    return all(result.get(key) == facts.get(key) for key in ("protocol", *ARGUMENTS))
 
 
 def read_result(plan: Plan, action: str) -> dict[str, Any]:
@@ -135,9 +126,7 @@ def summary(
     return {
         "recipe": str(plan.recipe),
         "values": [*plan.overrides],
-        "protocol": plan.protocol,
-        "stride": plan.stride,
-        "fractions": [*plan.fractions],
+        **plan.options.facts(),
         "actions": {
             action: {
                 "run": str(plan.run(action)),
@@ -170,7 +159,8 @@ def _mean(rows: Any) -> dict[str, float]:
 def table(content: Mapping[str, Any]) -> str:
     """The actions' trained encoders, then the means of all rows over the actions, as text."""
     actions, mean = content["actions"], content["mean"]
-    shown = _columns(mean[TRAINED], content["fractions"])
+    # No column for a pair of views.
+    shown = columns(key for key in mean[TRAINED] if " " not in key or FEW_SHOT_WORD in key)
     lines = [["", "train", "test", *shown.values()]]
     for action, result in actions.items():
         videos, metrics = result["videos"], result["rows"][TRAINED]
@@ -181,17 +171,6 @@ def table(content: Mapping[str, Any]) -> str:
     for name in [TRAINED, *(name for name in mean if name != TRAINED)]:
         lines.append([f"mean of {len(actions)}, {name}", *totals, *_cells(mean[name], shown)])
     return format_cells(lines)
-
-
-def _columns(metrics: Mapping[str, float], fractions: Sequence[float]) -> dict[str, str]:
-    """The keys that the table shows, with their titles: no column for a pair of views."""
-    few = {
-        f"{name}_at_{fraction:g}": f"{COLUMNS[name]}, {100 * fraction:g} %"
-        for name in ("classification", "weighted_f1")
-        for fraction in fractions[:-1]
-    }
-    shown = {key: title for key, title in few.items() if key in metrics}
-    return shown | columns(key for key in metrics if " " not in key)
 
 
 def _cells(metrics: Mapping[str, float], shown: Mapping[str, str]) -> list[str]:
