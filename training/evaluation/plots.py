@@ -278,7 +278,7 @@ def few_shot_curves(
         handles,
         names,
         loc="outside lower center",
-        ncols=min(len(rows), 3),
+        ncols=min(len(rows), 2),
         frameon=False,
         fontsize=8,
     )

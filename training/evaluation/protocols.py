@@ -172,7 +172,7 @@ LOWER_IS_BETTER = {"alignment_error", "alignment_error_dtw"}
 LOWER_IS_BETTER |= {mean for _, mean, _ in EVENT_COLUMNS}
 LOWER_IS_BETTER |= {key for key in COLUMNS if key.startswith("sync_error")}
 
-# Keys with a number that COLUMNS does not list, in the place of the key that it does list.
+# Keys with a number; COLUMNS lists only some of them.
 _AT_K = re.compile(r"(ap|map)_at_(\d+)")
 _AT_SHARE = re.compile(r"(classification|weighted_f1)_at_(\S+)")
 
@@ -187,19 +187,20 @@ def columns(keys: Iterable[str]) -> dict[str, str]:
     found = []
     for key in dict.fromkeys(keys):
         base, _, restriction = key.partition(" ")
-        share = 1.0
-        if base in COLUMNS:
-            place, title = base, COLUMNS[base]
-        elif match := _AT_K.fullmatch(base):
-            place = f"{match[1]}_at_10"
+        number = 1.0
+        if match := _AT_K.fullmatch(base):
+            place, number = f"{match[1]}_at_10", float(match[2])
             title = f"{'AP' if match[1] == 'ap' else 'mAP'}@{match[2]}"
         elif match := _AT_SHARE.fullmatch(base):
-            place, share = match[1], float(match[2])
-            title = f"{COLUMNS[place]}, {100 * share:g} %"
+            place, number = match[1], float(match[2])
+            title = f"{COLUMNS[place]}, {100 * number:g} %"
+        elif base in COLUMNS:
+            place, title = base, COLUMNS[base]
         else:
             continue
-        found.append((order.index(place), share, key, f"{title} {restriction}".rstrip()))
-    return {key: title for _, _, key, title in sorted(found, key=lambda one: one[:2])}
+        rank = (order.index(place), restriction != "", number)
+        found.append((rank, key, f"{title} {restriction}".rstrip()))
+    return {key: title for _, key, title in sorted(found, key=lambda one: one[0])}
 
 
 def view_pairs(views: Iterable[str]) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ def format_table(rows: Mapping[str, Mapping[str, Any]], width: int | None = None
     blocks: list[list[list[str]]] = [[[line[0]] for line in lines]]
     for column in zip(*(line[1:] for line in lines), strict=True):
         wider = [[*line, cell] for line, cell in zip(blocks[-1], column, strict=True)]
-        if width and len(wider[0]) > 2 and len(format_cells(wider[:1])) > width:
+        if width and len(wider[0]) > 2 and len(format_cells(wider).splitlines()[0]) > width:
             wider = [[line[0], cell] for line, cell in zip(lines, column, strict=True)]
             blocks.append(wider)
         else:
