@@ -27,7 +27,7 @@ from training.evaluation.tables import (
     event_cells,
     few_shot_cells,
     format_cells,
-    format_table,
+    format_tables,
     left_out_lines,
 )
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
@@ -118,7 +118,7 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
     With few-shot classification the plot is written beside it: RUN/few_shot.png.
     """
     write_json(file, result)
-    print(format_table(result["rows"], WIDTH))
+    print(format_tables(result["rows"], WIDTH))
     for score, cells in few_shot_cells(result["rows"]).items():
         print(f"\n{COLUMNS[score]} from N labelled videos, mean (standard deviation) over draws")
         print(format_cells(cells))

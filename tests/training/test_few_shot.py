@@ -14,7 +14,7 @@ from training.evaluation.few_shot import write_few_shot
 from training.evaluation.options import Options
 from training.evaluation.protocols import PROTOCOLS, columns
 from training.evaluation.scores import evaluate_embeddings
-from training.evaluation.tables import few_shot_cells, format_table
+from training.evaluation.tables import few_shot_cells, format_tables
 from training.support.command import UserError
 
 CLASSES = {"cut": ["x", "y"], "pour": ["x", "y"]}
@@ -202,16 +202,45 @@ def few_shot_rows():
 
 def test_tables():
     rows = few_shot_rows()
-    assert "from" not in format_table(rows)
     cells = few_shot_cells(rows)["classification"]
     assert cells[0] == ["", "1", "3", "10"]
     assert cells[1] == ["time index only", "0.450 (0.050)", "0.550 (0.050)", "-"]
-    one = format_table(rows)
-    assert len(one.split("\n\n")) == 1
-    blocks = format_table(rows, 35).split("\n\n")
-    assert [block.splitlines()[0].split() for block in blocks] == [["classification"], ["AP@5"]]
-    assert all(len(line) <= 35 for block in blocks for line in block.splitlines())
-    assert all("trained" in block for block in blocks)
+    assert format_tables(rows, 40).splitlines() == [
+        "                 classification   AP@5",
+        "time index only           0.900  0.500",
+        "trained                   0.900  0.500",
+    ]
+    assert format_tables(rows, 37).splitlines() == [
+        "                 classification",
+        "time index only           0.900",
+        "trained                   0.900",
+        "",
+        "                  AP@5",
+        "time index only  0.500",
+        "trained          0.500",
+    ]
+
+
+def test_views_have_tables_of_their_own():
+    keys = (
+        "weighted_f1",
+        "weighted_f1 ego to exo",
+        "map_at_5 ego to exo",
+        "weighted_f1 exo to ego",
+    )
+    rows = {"trained": {"metrics": dict(zip(keys, (0.1, 0.2, 0.3, 0.4), strict=True))}}
+    assert format_tables(rows, 80).splitlines() == [
+        "            F1",
+        "trained  0.100",
+        "",
+        "ego to exo",
+        "            F1  mAP@5",
+        "trained  0.200  0.300",
+        "",
+        "exo to ego",
+        "            F1",
+        "trained  0.400",
+    ]
 
 
 def test_shares_of_the_training_videos_are_columns():

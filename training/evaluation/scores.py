@@ -159,7 +159,7 @@ def _parts(
     if protocol.across_views:
         parts["across views"] = partial(_across_views, train, test, options)
     for count, draws in options.draws.items():
-        parts[f"from {count} videos"] = partial(_few_shot, train, test, options, count, draws)
+        parts[f"few-shot {count}"] = partial(_few_shot, train, test, options, count, draws)
     return parts
 
 

@@ -13,27 +13,56 @@ BELOW_ZERO = "<0"
 FEW_SHOT_WORD = " from "  # of `few_shot_key`
 
 
-def format_table(rows: Mapping[str, Mapping[str, Any]], width: int | None = None) -> str:
-    """The rows as aligned text, one line each, '-' where a metric is undefined.
+def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows as aligned text, one line each, '-' where a metric is undefined."""
+    return format_cells(_cells(rows, _shown(rows)))
 
-    Few-shot columns are those of `few_shot_cells`. ``width``: most characters of a line; a wider
-    table is split into several with the same rows.
+
+def format_tables(rows: Mapping[str, Mapping[str, Any]], width: int) -> str:
+    """`format_table` in parts that are read one by one, without the few-shot columns.
+
+    Metrics from one view to another have tables of their own, headed by the views. A table of more
+    than ``width`` characters a line continues below, with the same rows.
     """
-    shown = columns(
-        key for row in rows.values() for key in row["metrics"] if FEW_SHOT_WORD not in key
-    )
+    by_heading: dict[str, dict[str, str]] = {}
+    for key, title in _shown(rows).items():
+        heading = key.partition(" ")[2]
+        if FEW_SHOT_WORD not in key:
+            short = title.removesuffix(f" {heading}")
+            by_heading.setdefault(heading, {})[key] = short
+    tables = []
+    for heading, shown in by_heading.items():
+        parts = map(format_cells, _split(_cells(rows, shown), width))
+        tables.append("\n\n".join(parts) if not heading else f"{heading}\n" + "\n\n".join(parts))
+    return "\n\n".join(tables)
+
+
+def _shown(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return columns(key for row in rows.values() for key in row["metrics"])
+
+
+def _cells(rows: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str]) -> list[list[str]]:
     lines = [["", *shown.values()]]
     for name, row in rows.items():
         lines.append([name, *(format_value(row["metrics"].get(key), key) for key in shown)])
-    blocks: list[list[list[str]]] = [[[line[0]] for line in lines]]
-    for column in zip(*(line[1:] for line in lines), strict=True):
-        wider = [[*line, cell] for line, cell in zip(blocks[-1], column, strict=True)]
-        if width and len(wider[0]) > 2 and len(format_cells(wider).splitlines()[0]) > width:
-            wider = [[line[0], cell] for line, cell in zip(lines, column, strict=True)]
-            blocks.append(wider)
+    return lines
+
+
+def _split(lines: Sequence[Sequence[str]], width: int) -> list[list[list[str]]]:
+    """The columns behind the first, in as many tables as the width needs."""
+    names, *rest = zip(*lines, strict=True)
+    blocks: list[list[Sequence[str]]] = []
+    for column in rest:
+        wider = [*blocks[-1], column] if blocks else []
+        if not wider or len(format_cells(_transposed([names, *wider])).splitlines()[0]) > width:
+            blocks.append([column])
         else:
             blocks[-1] = wider
-    return "\n\n".join(map(format_cells, blocks))
+    return [_transposed([names, *block]) for block in blocks]
+
+
+def _transposed(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [list(line) for line in zip(*lines, strict=True)]
 
 
 def few_shot_cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[str]]]:
