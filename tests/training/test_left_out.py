@@ -201,7 +201,7 @@ def test_pictures_are_made_without_it(folder, capsys, main, arguments, made):
 @pytest.mark.parametrize("way", ["gone", "empty", "cut off"])
 def test_whatever_happens_to_a_file(folder, capsys, monkeypatch, way):
     """Damage after the index was read: a command checks the folder once, when it starts."""
-    opened = embed.embed_each
+    opened = embed.features_each
 
     def after_the_index(*arguments, **options):
         path = folder / "test1.mp4"
@@ -209,7 +209,7 @@ def test_whatever_happens_to_a_file(folder, capsys, monkeypatch, way):
         path.unlink() if way == "gone" else path.write_bytes(content[: 600 * (way == "cut off")])
         return opened(*arguments, **options)
 
-    monkeypatch.setattr(embed, "embed_each", after_the_index)
+    monkeypatch.setattr(embed, "features_each", after_the_index)
     assert extract.main(["run", "--out", "out"]) == 3
     said_last(capsys, "test1.mp4")
 
