@@ -110,7 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         left_out = LeftOut()
         given = {"folder": args.folder, "split": args.split, "class_set": args.class_set}
         given["left_out"] = left_out
-        of_embeddings = not (args.run / "config.yaml").exists() and has_npz(args.run)
+        is_run = (args.run / "config.yaml").exists()
+        of_embeddings = not is_run and has_npz(args.run)
+        if args.run.is_dir() and not is_run and not of_embeddings:
+            raise UserError(
+                f"{args.run} is not a run: it contains no config.yaml; and no npz file, as a "
+                "folder of embeddings does. Pass a run of `python -m training.train`"
+            )
         if launched_by_torchrun() and (of_embeddings or args.protocol in WHOLE):
             raise UserError("only frames of a run are embedded by several processes; use one")
         if of_embeddings:

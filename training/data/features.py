@@ -245,7 +245,8 @@ class FeatureStore:
         if needed + _SPARE > free:
             raise UserError(
                 f"data.cache=features needs {size_text(needed)} in {folder}, but only "
-                f"{size_text(free)} are free there: free some space, or reduce data.feature_draws. {_ELSEWHERE}"
+                f"{size_text(free)} are free there: free some space, or reduce data.feature_draws. "
+                f"{_ELSEWHERE}"
             )
 
 

@@ -122,7 +122,7 @@ class RunEmbeddings:
             if unknown:
                 raise UserError(f"{run} has no row {unknown[0]!r}; it has {', '.join(found)}")
             self.encoders = {name: found[name] for name in rows or found}
-        self._store = store and self._writable()
+        self._store = store
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class RunEmbeddings:
         failed = LeftOut()
 
         def embed() -> None:
-            if not self._store:
+            if not self._files:
                 raise UserError(f"several processes share embeddings in {self.folder}: {_ALONE}")
             what = f"embedding, rank 0 of {world_size()}"
             for _ in self._compute(rows, mine, failed, progress=is_main(), what=what):
@@ -213,19 +213,16 @@ class RunEmbeddings:
     def folder(self) -> Path:
         return self.run / FOLDER_NAME
 
-    def _writable(self) -> bool:
-        place = self.folder if self.folder.is_dir() else self.run
-        if os.access(place, os.W_OK):
-            return True
-        _say(f"{place} is not writable: the embeddings are not stored there")
-        return False
-
     @cached_property
     def _files(self) -> Mapping[str, _Files]:
         """Row -> its files, of rows that are stored."""
+        found: dict[str, _Files] = {}
+        place = self.folder if self.folder.is_dir() else self.run
+        if self._store and not os.access(place, os.W_OK):
+            _say(f"{place} is not writable: the embeddings are not stored there")
+            self._store = False
         if not self._store:
-            return {}
-        found = {}
+            return found
         for name, encoder in self.encoders.items():
             alone = name in (BACKBONE, BACKBONE_CENTRED)
             if encoder.weights is not None and not (alone and encoder.store is not None):
