@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from training.evaluation import metrics
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.events import event_errors
 from training.evaluation.options import Options
 from training.evaluation.protocols import across_key, few_shot_key, view_pairs
 
@@ -148,16 +147,15 @@ def _parts(
                 frame_index=options.frame_index,
             )
         },
-        "tau": lambda: {"kendalls_tau": metrics.kendalls_tau(test, options.stride)},
-        "retrieval": lambda: {
-            key: _retrieval(test, options, k) for key, k in _retrieval_keys(options).items()
-        },
-        "alignment": lambda: _alignment(test),
-        "events": lambda: event_errors(test),
+        "retrieval": lambda: _retrieval(test, options, progress=progress),
     }
-    parts = {name: functions[name] for name in options.metrics}
+    parts = {name: functions[name] for name in options.metrics if name in functions}
+    if which := [name for name in options.metrics if name in metrics.PAIR_METRICS]:
+        parts["pairs of videos"] = lambda: metrics.pair_scores(
+            test, options.stride, which, progress=progress
+        )
     if protocol.across_views:
-        parts["across views"] = partial(_across_views, train, test, options)
+        parts["across views"] = partial(_across_views, train, test, options, progress)
     for count, draws in options.draws.items():
         parts[f"few-shot {count}"] = partial(_few_shot, train, test, options, count, draws)
     return parts
@@ -179,33 +177,26 @@ def _classification(
     return scores | {name: metrics.classification(train, test, options.fractions[-1], **classify)}
 
 
-def _retrieval_keys(options: Options) -> dict[str, int]:
-    name = "ap" if options.definition.retrieval == "precision" else "map"
-    return {f"{name}_at_{k}": k for k in options.ks}
-
-
 def _retrieval(
     test: Sequence[metrics.LabelledVideo],
     options: Options,
-    k: int,
     views: tuple[str, str] | None = None,
-) -> metrics.Score:
+    *,
+    progress: bool,
+) -> Scores:
     stride = options.definition.retrieval_stride or options.stride
     if options.definition.retrieval == "precision":
-        return metrics.precision_at_k(test, stride, k)
-    return metrics.average_precision_at_k(test, stride, k, views=views)
-
-
-def _alignment(test: Sequence[metrics.LabelledVideo]) -> Scores:
-    nearest, dtw = metrics.alignment_error(test), metrics.alignment_error(test, "dtw")
-    # Both leave out the same videos, which are counted once.
-    return {"alignment_error": nearest, "alignment_error_dtw": metrics.Score(dtw.value)}
+        found = metrics.precisions_at(test, stride, options.ks, progress=progress)
+        return {f"ap_at_{k}": score for k, score in found.items()}
+    found = metrics.average_precisions_at(test, stride, options.ks, views, progress=progress)
+    return {f"map_at_{k}": score for k, score in found.items()}
 
 
 def _across_views(
     train: Sequence[metrics.LabelledVideo],
     test: Sequence[metrics.LabelledVideo],
     options: Options,
+    progress: bool,
 ) -> Scores:
     """The metrics from each view of the test videos to each other; empty with fewer than two."""
     scores = {}
@@ -218,8 +209,8 @@ def _across_views(
                 **options.classifier(),
             )
         if "retrieval" in options.metrics:
-            for key, k in _retrieval_keys(options).items():
-                scores[across_key(key, (a, b))] = _retrieval(test, options, k, (a, b))
+            for key, score in _retrieval(test, options, (a, b), progress=progress).items():
+                scores[across_key(key, (a, b))] = score
     without = sum(not video.view for video in test)
     if scores and without:
         reason = "test videos without a view (in no comparison across views)"
