@@ -220,7 +220,7 @@ def test_tables():
     ]
 
 
-def test_views_have_tables_of_their_own():
+def test_views_have_separate_tables():
     keys = (
         "weighted_f1",
         "weighted_f1 ego to exo",

@@ -21,7 +21,7 @@ def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 def format_tables(rows: Mapping[str, Mapping[str, Any]], width: int) -> str:
     """`format_table` in parts that are read one by one, without the few-shot columns.
 
-    Metrics from one view to another have tables of their own, headed by the views. A table of more
+    Metrics from one view to another follow in separate tables, headed by the views. A table of more
     than ``width`` characters a line continues below, with the same rows.
     """
     by_heading: dict[str, dict[str, str]] = {}
