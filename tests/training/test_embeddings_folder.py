@@ -116,7 +116,7 @@ def test_labels_of_a_prepared_folder(folder, videos, capsys):
         ({"embeddings": np.ones(24)}, "numbers (frames, dimensions), got float64 (24,)"),
         ({"embeddings": np.ones((0, 4))}, "(frames, dimensions), got float64 (0, 4)"),
         ({"embeddings": np.full((24, 4), np.nan)}, "embeddings contain NaN or infinity"),
-        ({"embeddings": np.ones((24, 5))}, "4 numbers per embedding"),
+        ({"embeddings": np.ones((24, 5))}, "5 numbers per embedding and made/"),
         ({"embeddings": np.full((24, 4), "x")}, "must be numbers"),
         ({"phases": np.zeros(30, int)}, "phases must be 24 integers, one for each embedding"),
         ({"phases": np.zeros(24)}, "phases must be 24 integers"),

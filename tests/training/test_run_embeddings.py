@@ -335,6 +335,7 @@ def test_parts_have_about_equal_numbers_of_frames():
     assert balanced(videos[:1], 3)[1:] == [[], []]
 
 
+@pytest.mark.process
 def test_two_ranks_embed_their_parts(run):
     assert evaluate.main(["run"]) == 0
     alone = rows_of()
@@ -353,6 +354,7 @@ def test_two_ranks_embed_their_parts(run):
     assert len([*Path("out").glob("*.npz")]) == len(NAMES)
 
 
+@pytest.mark.process
 def test_an_error_of_one_rank_ends_both_with_one_message(run):
     processes = launch(evaluate_and_extract, num=2, SPOIL="1")
     assert wait(processes) == [2, 2]
@@ -362,6 +364,7 @@ def test_an_error_of_one_rank_ends_both_with_one_message(run):
     assert not Path("run/evaluation.json").exists()
 
 
+@pytest.mark.process
 def test_a_damaged_video_is_left_out_by_both(run):
     Path("videos/test2.mp4").write_bytes(b"no video")
     processes = launch(evaluate_and_extract, num=2, UNCHECKED="1")
