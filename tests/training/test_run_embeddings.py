@@ -308,9 +308,10 @@ def test_videos_that_cannot_be_read_keep_the_order(run):
 
 
 def test_a_video_of_another_place_is_not_written_outside(run, tmp_path):
-    one = records()[0]
+    inside, one, *_ = records()
     away = replace(one, id=str(tmp_path / "elsewhere"))
-    run_embeddings(run, [away, replace(one, id="../up")], progress=False)
+    run_embeddings(run, [inside, away, replace(one, id="../up")], progress=False)
+    assert [*run.glob(f"embeddings/*/{inside.id}.npz")]
     assert not [*tmp_path.glob("**/elsewhere.npz"), *tmp_path.glob("**/up.npz")]
 
 
