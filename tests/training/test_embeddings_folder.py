@@ -141,8 +141,8 @@ def test_a_wrong_file_is_named(folder, capsys, values, message):
     ("arguments", "message"),
     [
         (["--split", "val"], "no video in the split 'val', only in test, train: write 'train' for"),
-        (["--checkpoint", "best"], "--checkpoint applies to runs"),
-        (["--no-store"], "--no-store applies to runs"),
+        (["--checkpoint", "best"], "--checkpoint and --no-store apply to the network of a run"),
+        (["--no-store"], "and made contains embeddings; leave them out"),
         (["--protocol", "vclr"], "embeds parts of videos, so it needs a run; made contains emb"),
         (["--class-set", "fine"], "add --folder"),
         (["--stride", "0"], "stride is 0"),
