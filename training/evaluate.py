@@ -109,7 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if launched_by_torchrun() and (of_embeddings or args.protocol in WHOLE):
             raise UserError("only frames of a run are embedded by several processes; use one")
         if of_embeddings:
-            refuse("a folder of embeddings", "window", "checkpoint", "no_store")
+            refuse("whole videos, frame by frame", "window")
+            if args.checkpoint or args.no_store:
+                raise UserError(
+                    "--checkpoint and --no-store apply to the network of a run, and "
+                    f"{args.run} contains embeddings; leave them out"
+                )
             if args.protocol in WHOLE:
                 raise UserError(
                     f"--protocol {args.protocol} embeds parts of videos, so it needs a run; "
@@ -142,10 +147,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in names:
             if getattr(args, name) != parser.get_default(name):
                 option = f"--{name.replace('_', '-')}"
-                what = {"window": "windows", "checkpoint": "runs", "no_store": "runs"}
+                what = "windows" if name == "window" else "frames"
                 raise UserError(
-                    f"{option} applies to {what.get(name, 'frames')}, but --protocol "
-                    f"{args.protocol} scores {judged}; leave {option} out"
+                    f"{option} applies to {what}, but --protocol {args.protocol} scores {judged}; "
+                    f"leave {option} out"
                 )
 
     return run_command(command)

@@ -308,9 +308,10 @@ def test_videos_that_cannot_be_read_keep_the_order(run):
 
 
 def test_a_video_of_another_place_is_not_written_outside(run, tmp_path):
-    one = records()[0]
+    inside, one, *_ = records()
     away = replace(one, id=str(tmp_path / "elsewhere"))
-    run_embeddings(run, [away, replace(one, id="../up")], progress=False)
+    run_embeddings(run, [inside, away, replace(one, id="../up")], progress=False)
+    assert [*run.glob(f"embeddings/*/{inside.id}.npz")]
     assert not [*tmp_path.glob("**/elsewhere.npz"), *tmp_path.glob("**/up.npz")]
 
 
@@ -335,6 +336,7 @@ def test_parts_have_about_equal_numbers_of_frames():
     assert balanced(videos[:1], 3)[1:] == [[], []]
 
 
+@pytest.mark.process
 def test_two_ranks_embed_their_parts(run):
     assert evaluate.main(["run"]) == 0
     alone = rows_of()
@@ -353,6 +355,7 @@ def test_two_ranks_embed_their_parts(run):
     assert len([*Path("out").glob("*.npz")]) == len(NAMES)
 
 
+@pytest.mark.process
 def test_an_error_of_one_rank_ends_both_with_one_message(run):
     processes = launch(evaluate_and_extract, num=2, SPOIL="1")
     assert wait(processes) == [2, 2]
@@ -362,6 +365,7 @@ def test_an_error_of_one_rank_ends_both_with_one_message(run):
     assert not Path("run/evaluation.json").exists()
 
 
+@pytest.mark.process
 def test_a_damaged_video_is_left_out_by_both(run):
     Path("videos/test2.mp4").write_bytes(b"no video")
     processes = launch(evaluate_and_extract, num=2, UNCHECKED="1")

@@ -67,22 +67,21 @@ def evaluate_frame_level(
 
     start = time.perf_counter()
     left_out = LeftOut() if left_out is None else left_out
-    found: dict[str, Any] = {}
 
-    def open_all() -> None:
-        found["embeddings"] = RunEmbeddings(
+    def open_all() -> tuple[RunEmbeddings, Selection, tuple[str, str], list[list[VideoRecord]]]:
+        embeddings = RunEmbeddings(
             run, rows=None, checkpoint=checkpoint, folder=folder, store=store
         )
-        cfg = found["cfg"] = found["embeddings"].cfg
-        index = found["index"] = open_index(cfg, folder, class_set=class_set)
-        names = found["names"] = (cfg.data.train_split, split or cfg.data.test_split)
-        found["splits"] = [split_videos(index, name) for name in names]
-        for name, records in zip(names, found["splits"], strict=True):
+        data = embeddings.cfg.data
+        index = open_index(embeddings.cfg, folder, class_set=class_set)
+        names = (data.train_split, split or data.test_split)
+        splits = [split_videos(index, name) for name in names]
+        for name, records in zip(names, splits, strict=True):
             require_labels(index, records, name)
-        left_out.in_index = len(index.bad)
+        return embeddings, index, names, splits
 
-    run_on_all(open_all)
-    embeddings, cfg, index, names, (train, test) = found.values()
+    embeddings, index, names, (train, test) = run_on_all(open_all)
+    left_out.in_index = len(index.bad)
 
     def row(videos: Sequence[EmbeddedVideo]) -> dict[str, Any]:
         return evaluate_embeddings(
@@ -123,7 +122,7 @@ def evaluate_frame_level(
         **known_doubts(run, test),
         "rows": rows,
         **described(test, options),
-        "row_definitions": row_definitions(rows, cfg.model.backbone_share),
+        "row_definitions": row_definitions(rows, embeddings.cfg.model.backbone_share),
     }
 
 

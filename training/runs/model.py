@@ -1,7 +1,8 @@
 """Loads a model from a run directory.
 
 A run directory RUN contains config.yaml, environment.json, training_videos.json, log.jsonl,
-tensorboard/, checkpoints/ and, with pre-trained weights, initial.pt.
+tensorboard/, checkpoints/ and, with pre-trained weights, initial.pt. Commands that embed its videos
+add embeddings/.
 """
 
 import re
