@@ -1,14 +1,15 @@
 """Evaluate a run by a paper's protocol: `python -m training.evaluate RUN`.
 
 Prints the protocol's tables and writes them, with the definition of every metric, to
-RUN/evaluation.json. --split val and a class set other than the run's have files with their names:
-RUN/evaluation_val.json, RUN/evaluation_gym288.json. Example: python -m training.evaluate runs/mine
---protocol lav
+RUN/evaluation.json. With --few-shot it also draws RUN/few_shot.png. --split val and a class set
+other than the run's have files with their names: RUN/evaluation_val.json,
+RUN/evaluation_gym288.json. Example: python -m training.evaluate runs/mine --protocol lav
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,23 +17,41 @@ from typing import Any
 
 from training.data.label_values import SPLITS
 from training.evaluation.encoders import TRAINED
+from training.evaluation.few_shot import write_few_shot
 from training.evaluation.frame_level import evaluate_frame_level
 from training.evaluation.metrics import FEWER_CANDIDATES
-from training.evaluation.protocols import PROTOCOLS
+from training.evaluation.options import ARGUMENTS, add_arguments, from_arguments
+from training.evaluation.protocols import COLUMNS, PROTOCOLS
+from training.evaluation.stored import add_checkpoint, add_no_store
 from training.evaluation.synchronised import NAME as SYNCHRONISED
 from training.evaluation.synchronised import WINDOW, evaluate_synchronised
-from training.evaluation.tables import event_cells, format_cells, format_table, left_out_lines
+from training.evaluation.tables import (
+    event_cells,
+    few_shot_cells,
+    format_cells,
+    format_tables,
+    left_out_lines,
+)
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
 from training.evaluation.video_level import evaluate_video_level
 from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
 from training.support.files import write_json
+
+WIDTH = 100  # characters of a printed table; wider ones are split
+WHOLE = (VIDEO_LEVEL, SYNCHRONISED)  # protocols that embed parts of videos
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate", description=__doc__, epilog=EXIT_STATUS
     )
-    parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="run directory of `python -m training.train`, or a folder of npz files with "
+        "embeddings of any origin",
+    )
     parser.add_argument(
         "--folder", type=Path, help="prepared folder of labelled videos (default: that of the run)"
     )
@@ -52,32 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--protocol",
         choices=[*PROTOCOLS, VIDEO_LEVEL, SYNCHRONISED],
         default="carl",
-        help="the paper whose classifier, scores and strides are used (default %(default)s): vclr "
-        "scores whole videos by their action, sync scores the alignment of synchronised videos by "
-        "true time, the others score frames by their phase",
+        help="the paper whose classifier, scores and strides are used (default %(default)s): "
+        "finegym classifies frames by a linear layer and computes nothing else, vclr scores whole "
+        "videos by their action, sync scores the alignment of synchronised videos by true time, "
+        "the others score frames by their phase",
     )
-    parser.add_argument(
-        "--stride",
-        type=int,
-        help="step in frames of Kendall's tau and of CARL's AP@K (default 5; CARL uses 2 "
-        "for Penn Action)",
-    )
-    parser.add_argument(
-        "--fractions",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        metavar="F",
-        help="shares of the training videos that classifiers are fitted on; the table shows the "
-        "last "
-        "(default 1.0; CARL: 0.1 0.5 1.0)",
-    )
-    parser.add_argument(
-        "--few-shot",
-        action="store_true",
-        help="with --protocol ae2: also classify from 1, 2, 3, 5, 10 and half of the training "
-        "videos, as AE2 does (260 classifiers per action and row: minutes)",
-    )
+    add_arguments(parser)
     parser.add_argument(
         "--window",
         type=float,
@@ -87,32 +86,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the first video and at the end of the second, above 0.5 and below 1 (default "
         "%(default)s)",
     )
+    add_checkpoint(parser)
+    add_no_store(parser)
     args = parser.parse_args(argv)
 
     def command() -> LeftOut:
+        from training.evaluation.folder_of_embeddings import evaluate_folder, has_npz
         from training.runs.folder import evaluation_file  # imports torch
+        from training.support.distributed import launched_by_torchrun, start_evaluation
 
+        start_evaluation()
         left_out = LeftOut()
         given = {"folder": args.folder, "split": args.split, "class_set": args.class_set}
         given["left_out"] = left_out
+        is_run = (args.run / "config.yaml").exists()
+        of_embeddings = not is_run and has_npz(args.run)
+        if args.run.is_dir() and not is_run and not of_embeddings:
+            raise UserError(
+                f"{args.run} is not a run: it contains no config.yaml; and no npz file, as a "
+                "folder of embeddings does. Pass a run of `python -m training.train`"
+            )
+        if launched_by_torchrun() and (of_embeddings or args.protocol in WHOLE):
+            raise UserError("only frames of a run are embedded by several processes; use one")
+        if of_embeddings:
+            refuse("whole videos, frame by frame", "window")
+            if args.checkpoint or args.no_store:
+                raise UserError(
+                    "--checkpoint and --no-store apply to the network of a run, and "
+                    f"{args.run} contains embeddings; leave them out"
+                )
+            if args.protocol in WHOLE:
+                raise UserError(
+                    f"--protocol {args.protocol} embeds parts of videos, so it needs a run; "
+                    f"{args.run} contains embeddings"
+                )
+            given["folder_of_videos"] = given.pop("folder")
+            result = evaluate_folder(args.run, **given, **from_arguments(args))
+            write_and_print(args.run / evaluation_file(args.split, args.class_set), result)
+            return left_out
+        given["checkpoint"] = args.checkpoint
         if args.protocol == VIDEO_LEVEL:
-            refuse("videos", "stride", "fractions", "few_shot", "window")
+            refuse("videos", *ARGUMENTS, "window", "no_store")
             result = evaluate_video_level(args.run, **given)
         elif args.protocol == SYNCHRONISED:
-            refuse("windows of videos", "stride", "fractions", "few_shot")
+            refuse("windows of videos", *ARGUMENTS, "no_store")
             result = evaluate_synchronised(args.run, window=args.window, **given)
         else:
             refuse("whole videos, frame by frame", "window")
-            result = evaluate_frame_level(
-                args.run,
-                protocol=args.protocol,
-                stride=args.stride,
-                fractions=args.fractions,
-                few_shot=args.few_shot,
-                **given,
-            )
+            options = from_arguments(args)
+            result = evaluate_frame_level(args.run, store=not args.no_store, **given, **options)
+        if result is None:  # another rank than 0
+            return left_out
         other = result["class_set"] != result["run_class_set"]
-        name = evaluation_file(args.split, result["class_set"] if other else None)
+        class_set = result["class_set"] if other else None
+        name = evaluation_file(args.split, class_set, args.checkpoint)
         write_and_print(args.run / name, result)
         return left_out
 
@@ -130,9 +157,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_and_print(file: Path, result: dict[str, Any]) -> None:
-    """Write RUN/evaluation.json, or that of another split or class set, and print its tables."""
+    """Write RUN/evaluation.json, or that of another split or class set, and print its tables.
+
+    With few-shot classification the plot is written beside it: RUN/few_shot.png.
+    """
     write_json(file, result)
-    print(format_table(result["rows"]))
+    print(format_tables(result["rows"], WIDTH))
+    for score, cells in few_shot_cells(result["rows"]).items():
+        print(f"\n{COLUMNS[score]} from N labelled videos, mean (standard deviation) over draws")
+        print(format_cells(cells))
     if cells := event_cells(result["rows"]):
         print(f"\nevents carried over to another {result['split']} video, mean (median) error")
         print(format_cells(cells))
@@ -155,7 +188,14 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
     if "remark" in result:
         print(result["remark"])
     print(f"written to {file}, with the definition of every column")
+    if picture := write_few_shot(file, result["rows"]):
+        print(f"written to {picture}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from training.support.distributed import leave
+
+        leave(status)
+    sys.exit(status)

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.evaluation.protocols import PROTOCOLS, find_protocol
+from training.evaluation.options import Options, add_arguments, from_arguments
+from training.evaluation.protocols import PROTOCOLS
 from training.support.command import INCOMPLETE, UserError, make_folder, run_command
 from training.support.files import write_json
 
@@ -48,17 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="carl",
         help="the protocol of python -m training.evaluate (default %(default)s)",
     )
-    parser.add_argument(
-        "--stride", type=int, help="as for training.evaluate (default: the protocol's)"
-    )
-    parser.add_argument(
-        "--fractions",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        metavar="F",
-        help="as for training.evaluate: shares of the training videos (default 1.0)",
-    )
+    add_arguments(parser)
     parser.add_argument(
         "--jobs",
         type=int,
@@ -84,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from training.data.selection import open_index
     from training.studies import per_action
-    from training.studies.evaluated_runs import check_options, finished, read_result
+    from training.studies.evaluated_runs import finished, read_result
     from training.studies.per_action import Plan
     from training.studies.trainings import Job, run_jobs
     from training.support.distributed import launched_by_torchrun
@@ -96,9 +87,8 @@ def _run(args: argparse.Namespace) -> int:
     if own:
         raise UserError(f"{own[0]}: the runs are written to --out; leave train.run_dir out")
     cfg = compose(args)
-    stride = find_protocol(args.protocol).stride if args.stride is None else args.stride
-    plan = Plan(args.recipe, args.overrides, args.out, args.protocol, stride, args.fractions)
-    check_options(plan.options)
+    plan = Plan(args.recipe, args.overrides, args.out, Options(**from_arguments(args)))
+    options = vars(plan.options)
     index = open_index(cfg)
     actions = per_action.actions_of(index, args.actions)
     failed = {action: why for action in actions if (why := per_action.unfit(index, cfg, action))}
@@ -110,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     fit = [action for action in actions if action not in failed]
     missing = []
     for action in fit:
-        if finished(plan.recipe, plan.run(action), plan.values(action), plan.options):
+        if finished(plan.recipe, plan.run(action), plan.values(action), options):
             print(f"{action}: there already")
         else:
             missing.append(action)
@@ -162,7 +152,7 @@ def _one(plan: Plan, action: str) -> int:
     from training.studies.evaluated_runs import train_and_evaluate
 
     return train_and_evaluate(
-        train.main, plan.recipe, plan.run(action), plan.values(action), plan.options
+        train.main, plan.recipe, plan.run(action), plan.values(action), vars(plan.options)
     )
 
 

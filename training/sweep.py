@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.data.label_values import SPLITS
-from training.evaluation.protocols import PROTOCOLS, find_protocol
+from training.evaluation.options import ARGUMENTS, add_arguments, from_arguments
+from training.evaluation.protocols import PROTOCOLS
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
 from training.support.command import INCOMPLETE, UserError, make_folder, run_command
 from training.support.files import write_json
@@ -61,17 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="carl",
         help="the protocol of python -m training.evaluate (default %(default)s)",
     )
-    parser.add_argument(
-        "--stride", type=int, help="as for training.evaluate (default: the protocol's)"
-    )
-    parser.add_argument(
-        "--fractions",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        metavar="F",
-        help="as for training.evaluate: shares of the training videos (default 1.0)",
-    )
+    add_arguments(parser)
     parser.add_argument(
         "--jobs",
         type=int,
@@ -88,14 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     return run_command(
-        lambda: _run(args), needs="training", interrupted="interrupted; the same command continues"
+        lambda: _run(args, _options(args, parser)),
+        needs="training",
+        interrupted="interrupted; the same command continues",
     )
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from training.data.selection import open_index, videos_of_split
     from training.studies import sweep as study
-    from training.studies.evaluated_runs import check_options, finished, read_result
+    from training.studies.evaluated_runs import facts, finished, read_result
     from training.studies.trainings import Job, run_jobs
     from training.support.distributed import launched_by_torchrun
     from training.train import compose
@@ -105,8 +98,7 @@ def _run(args: argparse.Namespace) -> int:
     folder = [f"data.folder={args.folder}"] if args.folder else []
     fixed, swept = study.parse([*args.values, *folder])
     sweep = study.Sweep(args.recipe, fixed, swept, args.seeds, args.out)
-    options = _options(args)
-    check_options(options)
+    facts(options)
     runs = [*itertools.product(sweep.points(), range(args.seeds))]
     for point in sweep.points():
         words = argparse.Namespace(recipe=args.recipe, overrides=sweep.values(point, 0))
@@ -136,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
         if _what(point, seed) not in failed
     }
     if results:
-        _write(sweep, study.summary(sweep, options, results, failed))
+        _write(sweep, study.summary(sweep, facts(options), results, failed))
     left_out = {
         name: why for result in results.values() for name, why in result["left_out"].items()
     }
@@ -149,12 +141,18 @@ def _run(args: argparse.Namespace) -> int:
     return INCOMPLETE if failed or left_out else 0
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    split = {} if args.split is None else {"split": args.split}
-    if args.protocol == VIDEO_LEVEL:
-        return {"protocol": args.protocol} | split
-    stride = find_protocol(args.protocol).stride if args.stride is None else args.stride
-    return {"protocol": args.protocol, "stride": stride, "fractions": args.fractions} | split
+def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The options of the evaluation, see `evaluated_runs.train_and_evaluate`."""
+    split = {"split": args.split}
+    if args.protocol != VIDEO_LEVEL:
+        return from_arguments(args) | split
+    for name in ARGUMENTS:
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(
+                f"--{name.replace('_', '-')} applies to frames, but --protocol {VIDEO_LEVEL} "
+                "scores videos; leave it out"
+            )
+    return {"protocol": args.protocol} | split
 
 
 def _of(sweep: Sweep, point: Point, seed: int) -> tuple[Path, list[str]]:

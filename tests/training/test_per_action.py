@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from runs import RECIPE
 from fastseq.video import write_video
 from training import per_action, train
 from training.data.index import build_index
+from training.evaluation.options import Options
+from training.studies import per_action as per_action_study
 from training.studies.per_action import Plan, summary, table
 
 SPLITS = {"a.mp4": "train", "b.mp4": "train", "c.mp4": "test", "d.mp4": "test"}
@@ -51,6 +54,7 @@ def read(name):
 
 def test_every_action_has_a_run_and_a_row(arguments, monkeypatch, capsys):
     options = [*arguments, "--protocol", "lav", "--fractions", "0.5", "1", "--stride", "2"]
+    options += ["--few-shot", "1", "--episodes", "2", "--ks", "5"]
     assert per_action.main(options) == 3
     out, err = capsys.readouterr()
     assert "golf swing: " in out
@@ -69,6 +73,7 @@ def test_every_action_has_a_run_and_a_row(arguments, monkeypatch, capsys):
         evaluation = json.loads(Path(entry["run"], "evaluation.json").read_text())
         assert evaluation["actions"] == [action]
         assert entry["rows"]["trained"] == evaluation["rows"]["trained"]["metrics"]
+        assert Path(entry["run"], "few_shot.png").is_file()
     rows = [entry["rows"]["trained"] for entry in content["actions"].values()]
     mean = content["mean"]["trained"]
     assert mean["ap_at_5"] == pytest.approx((rows[0]["ap_at_5"] + rows[1]["ap_at_5"]) / 2)
@@ -76,6 +81,8 @@ def test_every_action_has_a_run_and_a_row(arguments, monkeypatch, capsys):
     lines = out.splitlines()
     head = next(line for line in lines if "classification, 50 %" in line)
     assert head.split()[:2] == ["train", "test"]
+    assert "classification from 1" in head
+    assert "AP@10" not in head
     row = next(line for line in lines if line.startswith("golf swing  "))
     assert row.split()[2:4] == ["2", "2"]
     assert f" {rows[0]['kendalls_tau']:.3f} " in row
@@ -92,6 +99,9 @@ def test_every_action_has_a_run_and_a_row(arguments, monkeypatch, capsys):
     assert per_action.main(options) == 3
     assert "golf swing: there already" in capsys.readouterr().out
     assert calls == []
+    plan = Plan("tiny.yaml", arguments[1:-2], Path("out"), Options("lav", 2, (0.5, 1), [1], 2))
+    assert not per_action_study.finished(plan, "no")  # other numbers of nearest frames
+    assert per_action_study.finished(replace(plan, options=replace(plan.options, ks=[5])), "no")
     weights = [path.read_bytes() for path in sorted(Path("out").glob("*/checkpoints/*.pt"))]
     assert per_action.main([*arguments, "--actions", "no"]) == 0
     assert [call[-1] for call in calls] == ["--resume"]
@@ -155,7 +165,7 @@ def result(**metrics):
 
 
 def test_means_are_over_the_actions_with_a_value():
-    plan = Plan("r.yaml", [], Path("out"), "carl", 5, [0.1, 1.0])
+    plan = Plan("r.yaml", [], Path("out"), Options(fractions=[0.1, 1.0]))
     first = result(classification=0.5, kendalls_tau=math.nan, **{"classification_at_0.1": 0.25})
     second = result(classification=0.7, kendalls_tau=None, **{"classification_at_0.1": 0.35})
     content = summary(plan, {"a": first, "b": second}, {})
@@ -169,7 +179,7 @@ def test_means_are_over_the_actions_with_a_value():
 
 
 def test_any_action_has_a_folder():
-    plan = Plan("r.yaml", ["x=1"], Path("out"), "carl", 5, [1.0])
+    plan = Plan("r.yaml", ["x=1"], Path("out"), Options())
     assert plan.run("pour/milk: 50 %") == Path("out/pour%2Fmilk%3A 50 %25")
     assert plan.run(".hidden") == Path("out/%2Ehidden")
     assert plan.values('say "no"') == [

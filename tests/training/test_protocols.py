@@ -13,13 +13,9 @@ from test_evaluation import embedded, random_videos, squared, video
 from training.data.index import build_index, load_index
 from training.data.labels import LabelError
 from training.evaluation import metrics
-from training.evaluation.protocols import (
-    EVENT_COLUMNS,
-    FEW_SHOT,
-    PROTOCOLS,
-    columns,
-    definitions,
-)
+from training.evaluation.definitions import definitions
+from training.evaluation.options import Options
+from training.evaluation.protocols import EVENT_COLUMNS, FEW_SHOT_AE2, PROTOCOLS, columns
 from training.evaluation.scores import evaluate_embeddings
 from training.evaluation.tables import format_table
 from training.support.command import UserError
@@ -74,7 +70,7 @@ def test_a_support_vector_machine_tells_what_no_line_can():
     rings = [video(x, [0] * 20 + [1] * 20)]
     assert metrics.classification(rings, rings, classifier="svm").value == 1.0
     assert metrics.classification(rings, rings).value < 0.8
-    with pytest.raises(ValueError, match="expected 'logistic' or 'svm'"):
+    with pytest.raises(ValueError, match="expected 'logistic', 'svm' or 'sgd'"):
         metrics.classification(rings, rings, classifier="tree")
 
 
@@ -101,20 +97,25 @@ def test_every_column_of_a_protocol_is_defined(name):
         "lav": {"classification", "ap_at_5", "ap_at_10", "ap_at_15"},
         "tcc": {"classification"},
         "ae2": {"weighted_f1", "map_at_10"},
+        "finegym": {"classification"},
     }[name]
-    columns |= {"progression", "kendalls_tau", "alignment_error", "alignment_error_dtw"}
-    columns |= {"event_error", "event_error_dtw"}
-    events = {key for _, *keys in EVENT_COLUMNS for key in keys}  # defined with their means
+    events = set()
+    if name != "finegym":
+        columns |= {"progression", "kendalls_tau", "alignment_error", "alignment_error_dtw"}
+        columns |= {"event_error", "event_error_dtw"}
+        events = {key for _, *keys in EVENT_COLUMNS for key in keys}  # defined with their means
     assert row["metrics"].keys() == columns | events
-    texts = definitions(name, 5)
-    assert columns <= texts.keys()
+    texts = definitions(Options(name))
+    about = {"protocol", "embeddings", "mean over actions"}
+    about |= {"across views"} if name == "ae2" else set()
+    assert texts.keys() == columns | about | ({"stride"} if name != "finegym" else set())
     assert all(text.endswith(".") for text in texts.values())
     header = format_table({"trained": row}).splitlines()[0]
     assert ("mAP@10" in header, "AP@5" in header) == (name == "ae2", name in ("carl", "lav"))
 
 
 def test_definitions_tell_the_protocols_apart():
-    texts = {name: definitions(name, 5) for name in PROTOCOLS}
+    texts = {name: definitions(Options(name)) for name in PROTOCOLS}
     assert "logistic regression" in texts["carl"]["classification"]
     assert "support vector machine" in texts["lav"]["classification"]
     assert "retrieval every 5th" in texts["carl"]["stride"]
@@ -223,18 +224,18 @@ def test_actions_with_and_without_views_are_averaged_where_there_are_views():
 
 
 def test_definitions_across_views_and_of_few_shots():
-    texts = definitions("ae2", 5, views=["exo", "ego", ""], few_shot=True)
+    texts = definitions(Options("ae2", few_shot=()), ["exo", "ego", ""])
     keys = [f"{k} {a} to {b}" for k in ("weighted_f1", "map_at_10") for a, b in views_both_ways()]
-    keys += [f"weighted_f1 from {count}" for count in FEW_SHOT]
+    keys += [f"weighted_f1 from {count}" for count in FEW_SHOT_AE2]
     for key in keys:
         assert texts[key].endswith(".")
     assert "training frames of view ego alone" in texts["weighted_f1 ego to exo"]
     assert "view ego as queries" in texts["map_at_10 ego to exo"]
     assert "50 random choices" in texts["weighted_f1 from 10"]
     assert "10 random choices" in texts["weighted_f1 from half"]
-    assert "no two test videos" in definitions("ae2", 5, views=["ego", ""])["across views"]
+    assert "no two test videos" in definitions(Options("ae2"), ["ego", ""])["across views"]
     assert "across views" not in texts
-    assert "across views" not in definitions("carl", 5, views=["ego", "exo"])
+    assert "across views" not in definitions(Options("carl"), ["ego", "exo"])
 
 
 def views_both_ways():
@@ -264,14 +265,12 @@ def test_few_shot_columns():
     assert not any("from" in key for key in row["metrics"])
     options = {"protocol": "ae2", "few_shot": True}
     row = evaluate_embeddings(videos[:4], videos[4:], {"all": ["x", "y"]}, **options)
-    values = {count: row["metrics"][f"weighted_f1 from {count}"] for count in FEW_SHOT}
+    values = {count: row["metrics"][f"weighted_f1 from {count}"] for count in FEW_SHOT_AE2}
     assert [count for count, value in values.items() if math.isnan(value)] == ["5", "10"]
     assert row["left_out"]["few-shot columns: not that many training videos"] == 2
     # Half of four videos is two, chosen as the first ten of the fifty choices of two.
     assert values["half"] != values["2"]
     assert "F1 from half" in columns(row["metrics"]).values()
-    with pytest.raises(UserError, match="part of the protocol ae2, not carl"):
-        evaluate_embeddings(videos, videos, {}, few_shot=True)
 
 
 def test_views_come_from_the_labels_file(tmp_path):

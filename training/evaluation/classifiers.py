@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from training.evaluation.labelled import LabelledVideo, Score, mean
+from training.evaluation.linear_probe import LinearProbe
 
 
 def classification(
@@ -19,14 +21,22 @@ def classification(
     *,
     classifier: str = "logistic",
     weighted_f1: bool = False,
+    probe: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> Score:
     """Share of test frames whose phase a classifier predicts correctly (micro accuracy).
 
-    The classifier is scikit-learn's multinomial LogisticRegression (lbfgs, C = 1, at most 1e5
-    iterations), or with ``"svm"`` its SVC (RBF, C = 1, gamma = "scale", one against one), fitted
-    to every labelled frame of the first int(fraction * n) training videos, at least one. A test
-    frame of a phase without training frames counts as wrong. ``weighted_f1``: returns the F1 of
-    each phase, weighted by its test frames, instead of the accuracy.
+    The classifier is fitted to every labelled frame of the first int(fraction * n) training videos,
+    at least one. A test frame of a phase without training frames counts as wrong.
+
+    Args:
+        classifier: "logistic": scikit-learn's multinomial LogisticRegression (lbfgs, C = 1, at most
+            1e5 iterations). "svm": its SVC (RBF, C = 1, gamma = "scale", one against one). "sgd":
+            `training.evaluation.linear_probe.LinearProbe`.
+        weighted_f1: return the F1 of each phase, weighted by its test frames, instead of the
+            accuracy.
+        probe: the arguments of LinearProbe, ``lr`` and ``epochs``.
+        progress: show a bar of the epochs of "sgd".
     """
     if not train or not test:
         return Score(np.nan)
@@ -44,8 +54,11 @@ def classification(
             model = LogisticRegression(C=1.0, solver="lbfgs", max_iter=100_000)
         elif classifier == "svm":
             model = SVC(C=1.0, kernel="rbf", gamma="scale", decision_function_shape="ovo")
+        elif classifier == "sgd":
+            lengths = [len(video.phases) for video in train]
+            model = LinearProbe(lengths, progress=progress, **(probe or {}))
         else:
-            raise ValueError(f"classifier is {classifier!r}; expected 'logistic' or 'svm'")
+            raise ValueError(f"classifier is {classifier!r}; expected 'logistic', 'svm' or 'sgd'")
         predicted = model.fit(x, y).predict(x_test)
     if weighted_f1:
         value = f1_score(y_test, predicted, average="weighted", zero_division=0)
@@ -77,7 +90,7 @@ def few_shot(
     for episode in range(episodes):
         chosen = random.Random(42 + episode).sample(range(len(train)), count)
         values.append(classification([train[i] for i in chosen], test, **options).value)
-    return Score(mean(values))
+    return Score(mean(values), draws=tuple(values))
 
 
 def progression(
@@ -86,6 +99,7 @@ def progression(
     num_phases: int,
     *,
     last_phase: bool = False,
+    frame_index: bool = False,
 ) -> Score:
     """Mean R^2 on the test frames of linear models that predict the time to each phase boundary.
 
@@ -94,11 +108,17 @@ def progression(
     One linear regression per boundary is fitted on the training frames. A video without phase c is
     left out of boundary c, in fitting and in scoring (CARL's code stops with an error there). A
     boundary without any video, or with a constant target, is left out of the mean. R^2 has no lower
-    bound.
+    bound. ``frame_index`` (AE2's code for Pour Liquid): t / 1000 is appended to the embedding of
+    frame t.
     """
     from sklearn.linear_model import LinearRegression
     from sklearn.metrics import r2_score
 
+    if frame_index:
+        train, test = (
+            [replace(video, embeddings=_with_index(video.embeddings)) for video in videos]
+            for videos in (train, test)
+        )
     left_out: Counter[str] = Counter()
     scored: dict[
         tuple[str, ...], list[int]
@@ -132,6 +152,10 @@ def _stack(videos: Sequence[LabelledVideo]) -> tuple[np.ndarray, np.ndarray]:
         np.concatenate([video.embeddings for video in videos]),
         np.concatenate([video.phases for video in videos]),
     )
+
+
+def _with_index(embeddings: np.ndarray) -> np.ndarray:
+    return np.column_stack([embeddings, 1e-3 * np.arange(len(embeddings))])
 
 
 def _with_phase(videos: Sequence[LabelledVideo], phase: int) -> list[LabelledVideo]:

@@ -34,10 +34,14 @@ class LabelledVideo:
 
 @dataclass
 class Score:
-    """The value of a metric and, by reason, the number of things left out."""
+    """The value of a metric and, by reason, the number of things left out.
+
+    draws: of a mean over random choices, the value of each.
+    """
 
     value: float
     left_out: Counter[str] = field(default_factory=Counter)
+    draws: tuple[float, ...] = ()
 
 
 def phase_position(phases: np.ndarray) -> np.ndarray | None:
@@ -58,9 +62,12 @@ def phase_position(phases: np.ndarray) -> np.ndarray | None:
     return position
 
 
-def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
+def labelled_video(
+    video: EmbeddedVideo, dtype: type[np.floating] = np.float64
+) -> LabelledVideo | None:
     """The labelled frames of a video, or None if it has none; frames in gaps count as unlabelled.
 
+    dtype: of the embeddings that are returned.
     Raises UserError unless each sound frame has an embedding.
     """
     phases = video.phases
@@ -77,7 +84,7 @@ def labelled_video(video: EmbeddedVideo) -> LabelledVideo | None:
     position = phase_position(in_video)
     return LabelledVideo(
         video.record.id,
-        video.embeddings[keep].astype(np.float64),
+        video.embeddings[keep].astype(dtype, copy=False),
         phases[keep],
         None if position is None else position[video.frames[keep]],
         video.record.view,

@@ -231,3 +231,55 @@ def _principal_colours(embeddings: Sequence[np.ndarray]) -> list[np.ndarray]:
     low, high = np.percentile(projected, [2, 98], axis=0)
     colours = np.clip((projected - low) / np.maximum(high - low, 1e-12), 0, 1)
     return np.split(colours, np.cumsum([len(part) for part in embeddings])[:-1])
+
+
+def few_shot_curves(
+    rows: Mapping[str, Mapping[str, Mapping[str, float]]], file: str | Path, *, label: str
+) -> None:
+    """A classifier's score over the number of labelled training videos, a line for each row.
+
+    A bar is one standard deviation over the random choices, to both sides. A count of "half" is not
+    a place on this axis and is left out, as are undefined values.
+
+    Args:
+        rows: name of a row -> count of videos -> ``{"mean": m, "std": s}``.
+        label: name of the score.
+    """
+    figure = _figure(6.4, 3.8)
+    axes = figure.subplots()
+    markers = "osD^vP"
+    for place, (name, by_count) in enumerate(rows.items()):
+        known = {
+            int(count): one
+            for count, one in by_count.items()
+            if count != "half" and one["mean"] is not None and not np.isnan(one["mean"])
+        }
+        shift = 0.06 * (place - (len(rows) - 1) / 2)  # bars beside each other
+        axes.errorbar(
+            [count + shift for count in known],
+            [one["mean"] for one in known.values()],
+            [one["std"] for one in known.values()],
+            color=PHASE_COLOURS[place % len(PHASE_COLOURS)],
+            marker=markers[place % len(markers)],
+            markersize=4,
+            linewidth=1.4,
+            elinewidth=0.8,
+            capsize=2,
+            label=name,
+        )
+    counts = sorted({int(count) for one in rows.values() for count in one if count != "half"})
+    axes.set_xticks(counts)
+    axes.set_xlabel("labelled training videos", color=INK)
+    axes.set_ylabel(label, color=INK)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    _tidy(axes)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=min(len(rows), 2),
+        frameon=False,
+        fontsize=8,
+    )
+    figure.savefig(file, dpi=110)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
+
+import numpy as np
+from tqdm import tqdm
 
 from training.evaluation import metrics
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.events import event_errors
-from training.evaluation.protocols import (
-    FEW_SHOT,
-    PROTOCOLS,
-    Protocol,
-    across_key,
-    few_shot_key,
-    find_protocol,
-    view_pairs,
-)
-from training.support.command import UserError
+from training.evaluation.options import Options
+from training.evaluation.protocols import across_key, few_shot_key, view_pairs
+
+Scores = dict[str, metrics.Score]
+ALL_ACTIONS = "all actions"  # the classes of protocol "finegym"
 
 
 def evaluate_embeddings(
@@ -26,71 +25,71 @@ def evaluate_embeddings(
     test: Sequence[EmbeddedVideo],
     classes: Mapping[str, Sequence[str]],
     *,
-    protocol: str = "carl",
-    stride: int | None = None,
-    fractions: Sequence[float] = (1.0,),
-    few_shot: bool = False,
+    progress: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """All metrics of one set of embeddings by one of the PROTOCOLS.
 
     Args:
         train, test: embedded videos; videos without any label are left out and counted.
         classes: phase names per action, as in the index; they determine the number of phases.
-        protocol: "carl", "lav", "tcc" or "ae2".
-        stride: step in frames of Kendall's tau and, in CARL's protocol, of AP@K (CARL: 5 for
-            Pouring, 2 for Penn Action). Default: the protocol's.
-        fractions: shares of the training videos for classification. The column shows the last one;
-            the others appear as ``classification_at_<fraction>``.
-        few_shot: also classify from few training videos, which fits 260 classifiers per action;
-            only for a protocol that has it (AE2's).
+        progress: show a bar.
+        options: the fields of `training.evaluation.options.Options`.
+
     Returns:
         ``{"metrics": {name: value}, "per_action": {action: {name: value}}, "left_out": {what:
-        n}}``, NaN where a metric is undefined.
+        n}}``, NaN where a metric is undefined. With few-shot classification also ``"few_shot":
+        {name: {count: {"mean": m, "std": s, "episodes": n}}}``: mean and standard deviation over
+        the random choices of the mean over actions.
     """
-    chosen = find_protocol(protocol)
-    stride = chosen.stride if stride is None else stride
-    if stride < 1:
-        raise UserError(f"stride is {stride}; expected at least 1")
-    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
-        raise UserError(f"fractions are {list(fractions)}; expected numbers in (0, 1]")
-    if few_shot and not chosen.few_shot:
-        having = ", ".join(name for name, one in PROTOCOLS.items() if one.few_shot)
-        raise UserError(f"few-shot classification is part of the protocol {having}, not {protocol}")
+    chosen = Options(**options)
     left_out: Counter[str] = Counter()
     labelled = {
-        split: _labelled_by_action(videos, split, left_out)
+        split: _labelled_by_action(videos, split, left_out, chosen)
         for split, videos in (("training", train), ("test", test))
     }
-    per_action = {}
+    if chosen.definition.joint:
+        labelled = _joined(labelled, classes)
+    parts: list[tuple[str, str, Callable[[], Scores]]] = []
     for action, videos in labelled["test"].items():
-        num_phases = len(classes.get(action, ())) or 1 + max(
-            int(video.phases.max()) for video in videos + labelled["training"].get(action, [])
-        )
-        train_videos = labelled["training"].get(action, [])
-        scores = _scores(train_videos, videos, num_phases, chosen, stride, fractions)
-        if chosen.across_views:
-            scores |= _across_views(train_videos, videos, chosen, stride)
-        if few_shot:
-            scores |= _few_shot(train_videos, videos, chosen)
-        per_action[action] = {name: score.value for name, score in scores.items()}
+        fitted = labelled["training"].get(action, [])
+        num_phases = len(classes.get(action, ())) or _num_phases([*videos, *fitted])
+        for what, compute in _parts(fitted, videos, num_phases, chosen, progress).items():
+            parts.append((action, what, compute))
+    found: dict[str, Scores] = {action: {} for action in labelled["test"]}
+    with tqdm(parts, unit="metric", disable=not progress, leave=False) as bar:
+        for action, what, compute in bar:
+            bar.set_description(f"{action}: {what}")
+            found[action] |= compute()
+    for scores in found.values():
         for score in scores.values():
             left_out.update(score.left_out)
-        if len(videos) < 2:
-            left_out["test videos without another one of their action (no pair to compare)"] += 1
+    if not chosen.definition.joint:
+        reason = "test videos without another one of their action (no pair to compare)"
+        left_out[reason] += sum(len(videos) < 2 for videos in labelled["test"].values())
+    per_action = {
+        action: {name: score.value for name, score in scores.items()}
+        for action, scores in found.items()
+    }
     names = dict.fromkeys(name for row in per_action.values() for name in row)
     means = {
         name: metrics.mean_of_defined(row[name] for row in per_action.values() if name in row)
         for name in names
     }
-    return {"metrics": means, "per_action": per_action, "left_out": +left_out}
+    result = {"metrics": means, "per_action": per_action, "left_out": +left_out}
+    if chosen.few_shot:
+        result["few_shot"] = _over_draws(chosen, [*found.values()])
+    return result
 
 
 def _labelled_by_action(
-    videos: Sequence[EmbeddedVideo], split: str, left_out: Counter[str]
+    videos: Sequence[EmbeddedVideo], split: str, left_out: Counter[str], options: Options
 ) -> dict[str, list[metrics.LabelledVideo]]:
+    # Distances and regressions need float64; the frames of FineGym would fill twice the memory.
+    dtype = np.float32 if options.definition.classifier == "sgd" else np.float64
     by_action: dict[str, list[metrics.LabelledVideo]] = {}
     for video in videos:
-        labelled = metrics.labelled_video(video)
+        labelled = metrics.labelled_video(video, dtype)
         if labelled is None:
             left_out[f"{split} videos without labels"] += 1
             continue
@@ -99,79 +98,144 @@ def _labelled_by_action(
     return by_action
 
 
-def _scores(
-    train: list[metrics.LabelledVideo],
-    test: list[metrics.LabelledVideo],
+def _num_phases(videos: Iterable[metrics.LabelledVideo]) -> int:
+    """The number of phases that labels show."""
+    return 1 + max((int(video.phases.max()) for video in videos), default=-1)
+
+
+def _joined(
+    labelled: Mapping[str, Mapping[str, Sequence[metrics.LabelledVideo]]],
+    classes: Mapping[str, Sequence[str]],
+) -> dict[str, dict[str, list[metrics.LabelledVideo]]]:
+    """All videos as those of one action, whose phases are the phases of each action in turn."""
+    first, total = {}, 0
+    for action in sorted({action for by_action in labelled.values() for action in by_action}):
+        videos = [video for by_action in labelled.values() for video in by_action.get(action, ())]
+        first[action] = total
+        total += len(classes.get(action, ())) or _num_phases(videos)
+    return {
+        split: {
+            ALL_ACTIONS: [
+                replace(video, phases=video.phases + first[action])
+                for action, videos in by_action.items()
+                for video in videos
+            ]
+        }
+        if by_action
+        else {}
+        for split, by_action in labelled.items()
+    }
+
+
+def _parts(
+    train: Sequence[metrics.LabelledVideo],
+    test: Sequence[metrics.LabelledVideo],
     num_phases: int,
-    protocol: Protocol,
-    stride: int,
-    fractions: Sequence[float],
-) -> dict[str, metrics.Score]:
-    name = "weighted_f1" if protocol.weighted_f1 else "classification"
-    classify = _classifier(protocol)
+    options: Options,
+    progress: bool,
+) -> dict[str, Callable[[], Scores]]:
+    """The functions that compute the metrics of one action, by their names in the bar."""
+    protocol = options.definition
+    functions: dict[str, Callable[[], Scores]] = {
+        "classification": partial(_classification, train, test, options, progress),
+        "progression": lambda: {
+            "progression": metrics.progression(
+                train,
+                test,
+                num_phases,
+                last_phase=protocol.last_phase,
+                frame_index=options.frame_index,
+            )
+        },
+        "retrieval": lambda: _retrieval(test, options, progress=progress),
+    }
+    parts = {name: functions[name] for name in options.metrics if name in functions}
+    if which := [name for name in options.metrics if name in metrics.PAIR_METRICS]:
+        parts["pairs of videos"] = lambda: metrics.pair_scores(
+            test, options.stride, which, progress=progress
+        )
+    if protocol.across_views:
+        parts["across views"] = partial(_across_views, train, test, options, progress)
+    for count, draws in options.draws.items():
+        parts[f"few-shot {count}"] = partial(_few_shot, train, test, options, count, draws)
+    return parts
+
+
+def _classification(
+    train: Sequence[metrics.LabelledVideo],
+    test: Sequence[metrics.LabelledVideo],
+    options: Options,
+    progress: bool,
+) -> Scores:
+    name, classify = options.definition.score, options.classifier() | {"progress": progress}
     scores = {
         f"{name}_at_{fraction:g}": metrics.Score(
             metrics.classification(train, test, fraction, **classify).value
         )
-        for fraction in fractions[:-1]
+        for fraction in options.fractions[:-1]
     }
-    scores[name] = metrics.classification(train, test, fractions[-1], **classify)
-    scores["progression"] = metrics.progression(
-        train, test, num_phases, last_phase=protocol.last_phase
-    )
-    scores["kendalls_tau"] = metrics.kendalls_tau(test, stride)
-    retrieval_stride = protocol.retrieval_stride or stride
-    for k in protocol.ks:
-        if protocol.retrieval == "precision":
-            scores[f"ap_at_{k}"] = metrics.precision_at_k(test, retrieval_stride, k)
-        else:
-            scores[f"map_at_{k}"] = metrics.average_precision_at_k(test, retrieval_stride, k)
-    scores["alignment_error"] = metrics.alignment_error(test)
-    dtw = metrics.alignment_error(test, "dtw")
-    scores["alignment_error_dtw"] = metrics.Score(dtw.value)  # leaves out the same videos
-    return scores | event_errors(test)
+    return scores | {name: metrics.classification(train, test, options.fractions[-1], **classify)}
+
+
+def _retrieval(
+    test: Sequence[metrics.LabelledVideo],
+    options: Options,
+    views: tuple[str, str] | None = None,
+    *,
+    progress: bool,
+) -> Scores:
+    stride = options.definition.retrieval_stride or options.stride
+    if options.definition.retrieval == "precision":
+        found = metrics.precisions_at(test, stride, options.ks, progress=progress)
+        return {f"ap_at_{k}": score for k, score in found.items()}
+    found = metrics.average_precisions_at(test, stride, options.ks, views, progress=progress)
+    return {f"map_at_{k}": score for k, score in found.items()}
 
 
 def _across_views(
-    train: list[metrics.LabelledVideo],
-    test: list[metrics.LabelledVideo],
-    protocol: Protocol,
-    stride: int,
-) -> dict[str, metrics.Score]:
+    train: Sequence[metrics.LabelledVideo],
+    test: Sequence[metrics.LabelledVideo],
+    options: Options,
+    progress: bool,
+) -> Scores:
     """The metrics from each view of the test videos to each other; empty with fewer than two."""
     scores = {}
     pairs = view_pairs(video.view for video in test)
     for a, b in pairs:
-        scores[across_key("weighted_f1", (a, b))] = metrics.classification(
-            [video for video in train if video.view == a],
-            [video for video in test if video.view == b],
-            **_classifier(protocol),
-        )
-        for k in protocol.ks:
-            scores[across_key(f"map_at_{k}", (a, b))] = metrics.average_precision_at_k(
-                test, protocol.retrieval_stride or stride, k, views=(a, b)
+        if "classification" in options.metrics:
+            scores[across_key(options.definition.score, (a, b))] = metrics.classification(
+                [video for video in train if video.view == a],
+                [video for video in test if video.view == b],
+                **options.classifier(),
             )
+        if "retrieval" in options.metrics:
+            for key, score in _retrieval(test, options, (a, b), progress=progress).items():
+                scores[across_key(key, (a, b))] = score
     without = sum(not video.view for video in test)
-    if pairs and without:
+    if scores and without:
         reason = "test videos without a view (in no comparison across views)"
         next(iter(scores.values())).left_out[reason] += without
     return scores
 
 
 def _few_shot(
-    train: list[metrics.LabelledVideo], test: list[metrics.LabelledVideo], protocol: Protocol
-) -> dict[str, metrics.Score]:
-    return {
-        few_shot_key(count): metrics.few_shot(
-            train,
-            test,
-            len(train) // 2 if count == "half" else int(count),
-            episodes,
-            **_classifier(protocol),
-        )
-        for count, episodes in FEW_SHOT.items()
-    }
+    train: Sequence[metrics.LabelledVideo],
+    test: Sequence[metrics.LabelledVideo],
+    options: Options,
+    count: str,
+    draws: int,
+) -> Scores:
+    videos = len(train) // 2 if count == "half" else int(count)
+    score = metrics.few_shot(train, test, videos, draws, **options.classifier())
+    return {few_shot_key(options.definition.score, count): score}
 
 
-def _classifier(protocol: Protocol) -> dict[str, Any]:
-    return {"classifier": protocol.classifier, "weighted_f1": protocol.weighted_f1}
+def _over_draws(options: Options, actions: Sequence[Scores]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over the random choices of the mean over actions."""
+    name, out = options.definition.score, {}
+    for count, draws in options.draws.items():
+        key = few_shot_key(name, count)
+        values = [scores[key].draws for scores in actions if scores[key].draws]
+        means = np.mean(values, axis=0) if values else np.array([np.nan])
+        out[count] = {"mean": float(means.mean()), "std": float(means.std()), "episodes": draws}
+    return {name: out}

@@ -10,15 +10,76 @@ from typing import Any
 from training.evaluation.protocols import EVENT_COLUMNS, columns
 
 BELOW_ZERO = "<0"
+FEW_SHOT_WORD = " from "  # of `few_shot_key`
 
 
 def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows as aligned text, one line each, '-' where a metric is undefined."""
-    shown = columns(key for row in rows.values() for key in row["metrics"])
+    return format_cells(_cells(rows, _shown(rows)))
+
+
+def format_tables(rows: Mapping[str, Mapping[str, Any]], width: int) -> str:
+    """`format_table` in parts that are read one by one, without the few-shot columns.
+
+    Metrics from one view to another follow in separate tables, headed by the views. A table of more
+    than ``width`` characters a line continues below, with the same rows.
+    """
+    by_heading: dict[str, dict[str, str]] = {}
+    for key, title in _shown(rows).items():
+        heading = key.partition(" ")[2]
+        if FEW_SHOT_WORD not in key:
+            short = title.removesuffix(f" {heading}")
+            by_heading.setdefault(heading, {})[key] = short
+    tables = []
+    for heading, shown in by_heading.items():
+        parts = map(format_cells, _split(_cells(rows, shown), width))
+        tables.append("\n\n".join(parts) if not heading else f"{heading}\n" + "\n\n".join(parts))
+    return "\n\n".join(tables)
+
+
+def _shown(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return columns(key for row in rows.values() for key in row["metrics"])
+
+
+def _cells(rows: Mapping[str, Mapping[str, Any]], shown: Mapping[str, str]) -> list[list[str]]:
     lines = [["", *shown.values()]]
     for name, row in rows.items():
         lines.append([name, *(format_value(row["metrics"].get(key), key) for key in shown)])
-    return format_cells(lines)
+    return lines
+
+
+def _split(lines: Sequence[Sequence[str]], width: int) -> list[list[list[str]]]:
+    """The columns behind the first, in as many tables as the width needs."""
+    names, *rest = zip(*lines, strict=True)
+    blocks: list[list[Sequence[str]]] = []
+    for column in rest:
+        wider = [*blocks[-1], column] if blocks else []
+        if not wider or len(format_cells(_transposed([names, *wider])).splitlines()[0]) > width:
+            blocks.append([column])
+        else:
+            blocks[-1] = wider
+    return [_transposed([names, *block]) for block in blocks]
+
+
+def _transposed(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [list(line) for line in zip(*lines, strict=True)]
+
+
+def few_shot_cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[str]]]:
+    """The tables of few-shot classification by the key of their score, titles first.
+
+    A cell is the mean, in brackets the standard deviation over the random choices.
+    """
+    tables: dict[str, list[list[str]]] = {}
+    for name, row in rows.items():
+        for score, by_count in row.get("few_shot", {}).items():
+            table = tables.setdefault(score, [["", *by_count]])
+            cells = [
+                "-" if _undefined(one["mean"]) else f"{one['mean']:.3f} ({one['std']:.3f})"
+                for one in by_count.values()
+            ]
+            table.append([name, *cells])
+    return tables
 
 
 def event_cells(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

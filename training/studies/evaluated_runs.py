@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluation.encoders import TRAINED
+from training.evaluation.few_shot import write_few_shot
+from training.evaluation.options import Options
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
 from training.studies.trainings import check_same_values, train_or_continue
 from training.support.command import INCOMPLETE, UserError
@@ -18,13 +20,15 @@ from training.support.files import write_json
 DONE = "result.json"
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """UserError if the evaluation would refuse these options."""
-    if options["protocol"] == VIDEO_LEVEL:
-        return
-    from training.evaluation.scores import evaluate_embeddings
+def facts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is computed, for comparison and for the study's file; UserError for wrong options.
 
-    evaluate_embeddings([], [], {}, **_of_scores(options))
+    ``options``: see `train_and_evaluate`.
+    """
+    split = {"split": options["split"]} if options.get("split") else {}
+    if options["protocol"] == VIDEO_LEVEL:
+        return {"protocol": VIDEO_LEVEL} | split
+    return Options(**_of_scores(options)).facts() | split
 
 
 def train_and_evaluate(
@@ -41,17 +45,18 @@ def train_and_evaluate(
     Args:
         train: `training.train.main`.
         values: the recipe's values, train.run_dir among them.
-        options: of the evaluation: "protocol", for protocols of frames also the options of
-            `training.evaluation.scores.evaluate_embeddings`, and "split" if it is not the run's.
+        options: of the evaluation: "protocol", for protocols of frames also the other fields of
+            `training.evaluation.options.Options`, and "split" if it is not the run's.
     """
     from fastseq.video import VideoError
 
     try:
         status = train_or_continue(train, recipe, run, values)
         if status in (0, INCOMPLETE):
-            result = _evaluate(run, options) | {"options": {**options}}
+            result = _evaluate(run, options)
             write_json(run / "evaluation.json", result)
-            write_json(run / DONE, result)
+            write_few_shot(run / "evaluation.json", result["rows"])
+            write_json(run / DONE, result | {"options": facts(options)})
             return 0
         return status
     except (UserError, VideoError, OSError) as error:
@@ -85,8 +90,7 @@ def finished(recipe: str, run: Path, values: Sequence[str], options: Mapping[str
     if not (run / DONE).is_file():
         return False
     check_same_values(recipe, run, values)
-    before = read_result(run).get("options")
-    return before == json.loads(json.dumps({**options}))
+    return read_result(run).get("options") == json.loads(json.dumps(facts(options)))
 
 
 def read_result(run: Path) -> dict[str, Any]:

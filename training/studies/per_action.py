@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from training.evaluation.encoders import TRAINED
 from training.evaluation.metrics import mean_of_defined
-from training.evaluation.protocols import COLUMNS, columns
-from training.evaluation.tables import format_cells, format_value
+from training.evaluation.options import Options
+from training.evaluation.protocols import columns
+from training.evaluation.tables import FEW_SHOT_WORD, format_cells, format_value
 from training.support.files import file_name
 
 if TYPE_CHECKING:
@@ -29,25 +30,13 @@ DEFINITION = (
 class Plan:
     """What is done for every action.
 
-    recipe, overrides: as for `training.train`. out: folder of the runs. protocol, stride,
-    fractions: see `training.evaluation.scores.evaluate_embeddings`.
+    recipe, overrides: as for `training.train`. out: folder of the runs. options: of the evaluation.
     """
 
     recipe: str
     overrides: Sequence[str]
     out: Path
-    protocol: str
-    stride: int
-    fractions: Sequence[float]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of the evaluation."""
-        return {
-            "protocol": self.protocol,
-            "stride": self.stride,
-            "fractions": [*self.fractions],
-        }
+    options: Options
 
     def run(self, action: str) -> Path:
         """The run directory of an action; characters that a name of a file lacks are escaped."""
@@ -96,9 +85,7 @@ def summary(
     return {
         "recipe": str(plan.recipe),
         "values": [*plan.overrides],
-        "protocol": plan.protocol,
-        "stride": plan.stride,
-        "fractions": [*plan.fractions],
+        **plan.options.facts(),
         "actions": {
             action: {
                 "run": str(plan.run(action)),
@@ -131,7 +118,8 @@ def _mean(rows: Any) -> dict[str, float]:
 def table(content: Mapping[str, Any]) -> str:
     """The actions' trained encoders, then the means of all rows over the actions, as text."""
     actions, mean = content["actions"], content["mean"]
-    shown = _columns(mean[TRAINED], content["fractions"])
+    # No column for a pair of views.
+    shown = columns(key for key in mean[TRAINED] if " " not in key or FEW_SHOT_WORD in key)
     lines = [["", "train", "test", *shown.values()]]
     for action, result in actions.items():
         videos, metrics = result["videos"], result["rows"][TRAINED]
@@ -142,17 +130,6 @@ def table(content: Mapping[str, Any]) -> str:
     for name in [TRAINED, *(name for name in mean if name != TRAINED)]:
         lines.append([f"mean of {len(actions)}, {name}", *totals, *_cells(mean[name], shown)])
     return format_cells(lines)
-
-
-def _columns(metrics: Mapping[str, float], fractions: Sequence[float]) -> dict[str, str]:
-    """The keys that the table shows, with their titles: no column for a pair of views."""
-    few = {
-        f"{name}_at_{fraction:g}": f"{COLUMNS[name]}, {100 * fraction:g} %"
-        for name in ("classification", "weighted_f1")
-        for fraction in fractions[:-1]
-    }
-    shown = {key: title for key, title in few.items() if key in metrics}
-    return shown | columns(key for key in metrics if " " not in key)
 
 
 def _cells(metrics: Mapping[str, float], shown: Mapping[str, str]) -> list[str]:

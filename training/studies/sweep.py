@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluation.protocols import columns
-from training.evaluation.tables import format_cells, format_value, is_below_zero
+from training.evaluation.tables import FEW_SHOT_WORD, format_cells, format_value, is_below_zero
 from training.studies.evaluated_runs import trained_metrics
 from training.support.command import UserError
 from training.support.files import file_name
@@ -143,7 +143,7 @@ def summary(
     """The content of OUT/sweep.json.
 
     Args:
-        options: of the evaluation.
+        options: what was computed, see `evaluated_runs.facts`.
         results: (point, seed) -> the result of its evaluation.
         failed: name of a run -> reason.
     """
@@ -167,7 +167,7 @@ def summary(
         "fixed": [*sweep.fixed],
         "swept": {key: [*values] for key, values in sweep.swept.items()},
         "seeds": sweep.seeds,
-        "options": {**options},
+        **options,
         "split": first["split"],
         "videos": first["videos"],
         "points": points,
@@ -209,7 +209,7 @@ def shown_columns(content: Mapping[str, Any]) -> dict[str, str]:
     """The metrics that the table shows with their titles: no column for a pair of views."""
     points = content["points"]
     keys = dict.fromkeys(key for point in points for key in point["metrics"])
-    return columns(key for key in keys if " " not in key)
+    return columns(key for key in keys if " " not in key or FEW_SHOT_WORD in key)
 
 
 def _cell(found: Mapping[str, Any] | None, key: str) -> str:
