@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from training.loop.objectives import Clips, Objective
+from training.loop.precision import autocast
 from training.loop.random_batch import random_batch
 from training.loop.step import GradientStep, ItemFrames
 from training.models import VideoEncoder
@@ -56,7 +57,7 @@ class PairStep(GradientStep):
         model: VideoEncoder,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
-        bf16: bool,
+        precision: torch.dtype,
     ) -> None:
         self.objective = Objective(cfg.loss)
         stored = cfg.data.cache == "features"
@@ -66,7 +67,7 @@ class PairStep(GradientStep):
             model,
             optimizer,
             device,
-            bf16,
+            precision,
             module=_Forward(model, self.objective.needs_projection, stored),
             names=[name for name, *_ in self.objective.terms],
         )
@@ -128,7 +129,7 @@ class PairStep(GradientStep):
         )
         valid = valid if padded else None
         rows = None if valid is None else valid.flatten(0, 1)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device, self.precision):
             h, z = self.module(frames.flatten(0, 1), rows)
         z = None if z is None else z.view(n, clips, t, -1)
         loss, losses = self.objective(

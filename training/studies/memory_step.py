@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.loop.pair_step import PairStep
+from training.loop.precision import precision_name
 from training.loop.random_batch import random_batch
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
         "model": sum(t.nbytes for t in tensors),
         "seconds": seconds,
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "precision": "bf16" if step.bf16 else "fp32",
+        "precision": precision_name(step.precision),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
