@@ -104,10 +104,10 @@ def test_the_rate_falls_at_the_first_step_of_each_milestone():
     assert found == pytest.approx([1.0] * 5 + [0.1] * 7 + [0.01] * 3)
 
 
-@pytest.mark.parametrize("epoch", [1.1, 2.3, 3.3])  # 1.1 * 10 is a little more than 11
+@pytest.mark.parametrize("epoch", [1.1, 2.2, 4.9])  # 1.1 * 100 is a little more than 110
 def test_a_fraction_of_an_epoch_that_is_a_step_is_that_step(epoch):
-    found = rates(schedule(milestones=[epoch], epochs=4), 10)
-    assert found.index(0.1) == round(10 * epoch)
+    found = rates(schedule(milestones=[epoch], epochs=6), 100)
+    assert found.index(0.1) == round(100 * epoch)
 
 
 def test_milestones_count_from_the_start_of_the_warmup():
@@ -184,7 +184,12 @@ def test_a_resumed_run_keeps_its_optimizer(recipe, capsys):
 
 def test_the_plan_names_optimizer_schedule_and_average(tmp_path):
     options = ["optim.name=adamw", "optim.backbone_lr=1e-4", "optim.schedule=step"]
-    options += ["optim.milestones=[2,3,50]", "optim.ema=0.9", "train.precision=fp16"]
+    options += [
+        "optim.milestones=[2,3,50]",
+        "optim.ema=0.9",
+        "train.precision=fp16",
+        "model.ff_size=20000",
+    ]
     trainer = make_trainer(tmp_path, *options)
     count = sum(p.numel() for p in trainer.model.parameters())
     text = describe(trainer)

@@ -49,6 +49,7 @@ def make_optimizer(cfg: "Config", model: "VideoEncoder | VCLRModel") -> torch.op
     """The optimizer ``optim.name`` for the trained parameters of a model.
 
     With ``optim.backbone_lr`` it has two groups: all other parameters, then those of the backbone.
+    Their rates are set before each step, see `group_rates`.
 
     Raises UserError if ``optim.backbone_lr`` is set and no parameter of the backbone is trained.
     """
@@ -66,7 +67,7 @@ def make_optimizer(cfg: "Config", model: "VideoEncoder | VCLRModel") -> torch.op
             )
         groups = [
             {"params": [p for p in trained if p not in backbone]},
-            {"params": [p for p in trained if p in backbone], "lr": optim.backbone_lr},
+            {"params": [p for p in trained if p in backbone]},
         ]
     if optim.name == "sgd":
         return torch.optim.SGD(

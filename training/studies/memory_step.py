@@ -100,7 +100,9 @@ def measure(cfg: "Config") -> dict[str, Any]:
     step, frames = trainer.gradient_step, cfg.data.num_frames
     # A short one on a CPU: memory that a long one leaves in the heap would not be counted later.
     warm_up = frames if step.device.type == "cuda" else min(frames, WARM_UP_FRAMES)
-    step([random_batch(cfg, warm_up, features=step.features)], cfg.optim.lr, list)
+    # With fp16 the first steps may only halve the scale, without the optimizer's state.
+    while step([random_batch(cfg, warm_up, features=step.features)], cfg.optim.lr, list).overflow:
+        pass
     return measure_step(cfg, step, frames)
 
 
@@ -119,6 +121,8 @@ def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
     tensors = [*step.model.parameters(), *step.model.buffers()]
     for state in step.optimizer.state.values():
         tensors += [value for value in state.values() if torch.is_tensor(value)]
+    if step.average is not None:
+        tensors += step.average.averages.values()
     on_gpu = device.type == "cuda"
     return {
         "frames": frames,
