@@ -17,8 +17,9 @@ import torch
 from benchmarks.gpu import record
 from benchmarks.timing import CPUCall, GPUCall
 from training.loop.objectives import Clips
+from training.loop.optimizer import make_optimizer
 from training.loop.pair_step import PairStep
-from training.loop.step import make_optimizer
+from training.loop.precision import DTYPES
 from training.models import build_model
 from training.recipe.schema import Config, plain_config
 from training.studies.memory_fit import fit
@@ -45,8 +46,8 @@ def make_step(cfg: Config, precision: str) -> PairStep:
     torch.manual_seed(0)
     device = torch.device(record.device())
     model = build_model(cfg).to(device).train()
-    optimizer = make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
-    return PairStep(cfg, model, optimizer, device, precision == "bf16")
+    optimizer = make_optimizer(cfg, model)
+    return PairStep(cfg, model, optimizer, device, DTYPES[precision])
 
 
 def measure(cfg: Config, step: PairStep, frames: int) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _seconds(run: Callable[[], Any], step: PairStep) -> float:
 def loss_seconds(cfg: Config, step: PairStep, batch: dict[str, Any]) -> float:
     """Seconds of forward and backward of the objective alone, including its launches."""
     n, clips, t = batch["valid"].shape
-    device, dtype = step.device, torch.bfloat16 if step.bf16 else torch.float32
+    device, dtype = step.device, step.precision
     kept = [batch[key].to(device) for key in ("steps", "valid", "num_frames")]
     shape = (n, clips, t, cfg.model.projection_size)
     z = torch.randn(shape, device=device, dtype=dtype).requires_grad_()

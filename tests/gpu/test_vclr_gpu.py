@@ -7,7 +7,7 @@ pytest.importorskip("omegaconf", reason='needs omegaconf: pip install "fastseq[t
 pytest.importorskip("tqdm", reason='needs tqdm: pip install "fastseq[train]"')
 
 from fastseq.video.tuples import anchors
-from training.loop.trainer import make_optimizer
+from training.loop.optimizer import make_optimizer
 from training.loop.vclr_step import VCLRStep
 from training.recipe.load import load_config
 from training.runs.model import initial_model
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.gpu
 SMALL = ["model.backbone=resnet18", "model.pool=mean", "loss.vclr.queue_size=64"]
 
 
-def two_steps(device: str, *, bf16: bool = False):
+def two_steps(device: str, *, precision: torch.dtype = torch.float32):
     """Results of two steps on synthetic tuples of 8 videos, and the state after them."""
     cfg = load_config("recipes/vclr_demo.yaml", SMALL)
     generator = torch.Generator().manual_seed(0)
     model = initial_model(cfg).to(device).train()
-    optimizer = make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
-    step = VCLRStep(cfg, model, optimizer, torch.device(device), bf16)
+    optimizer = make_optimizer(cfg, model)
+    step = VCLRStep(cfg, model, optimizer, torch.device(device), precision)
     results = []
     for _ in range(2):
         steps = torch.rand(8, 7, generator=generator).argsort(1) * 10
@@ -53,7 +53,7 @@ def test_steps_are_those_of_the_cpu():
 
 
 def test_bf16():
-    (a, state), (b, _) = two_steps("cuda", bf16=True), two_steps("cuda")
+    (a, state), (b, _) = two_steps("cuda", precision=torch.bfloat16), two_steps("cuda")
     for half, full in zip(a, b, strict=True):
         assert half.loss == pytest.approx(full.loss, rel=0.05)
     assert all(value.dtype != torch.bfloat16 for value in state.values())

@@ -264,13 +264,13 @@ def test_a_dry_run_counts_what_is_kept(monkeypatch):
     """For the real ResNet-18, whose head is small in comparison."""
     monkeypatch.setitem(BACKBONES, "layer4", lambda: ResNet(18, "layer4"))
     model = carl("layer4", chunk_frames=80)
-    whole = saved_bytes_per_frame(model, 32, False)  # 12 frames at most: one chunk
-    assert saved_bytes(model, 80, 32, False) == pytest.approx(80 * whole)
-    kept = saved_bytes(model, 8000, 32, False) - 80 * whole
+    whole = saved_bytes_per_frame(model, 32, torch.float32)  # 12 frames at most: one chunk
+    assert saved_bytes(model, 80, 32, torch.float32) == pytest.approx(80 * whole)
+    kept = saved_bytes(model, 8000, 32, torch.float32) - 80 * whole
     # layer3's map and a narrow head, a fraction of the values that layer4 computes.
     assert 7920 * 4096 < kept < 7920 * (4096 + 8192)
     assert kept < 7920 * whole / 3
     model.checkpointing = False
-    whole = saved_bytes_per_frame(model, 32, False)
-    assert saved_bytes(model, 8000, 32, False) == pytest.approx(8000 * whole)
+    whole = saved_bytes_per_frame(model, 32, torch.float32)
+    assert saved_bytes(model, 8000, 32, torch.float32) == pytest.approx(8000 * whole)
     assert model.chunk_frames == 80

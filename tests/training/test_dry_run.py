@@ -138,8 +138,8 @@ def test_storing_features_takes_time_once(recipe, monkeypatch, capsys):
 
 def test_memory_of_stored_features_has_no_frames_in_it(recipe):
     model = initial_model(load_config(recipe, ["model.train_from=none"]))
-    kept = saved_bytes(model, 100, 16, False)
-    stored = saved_bytes(model, 100, 0, False, stored=True)  # for frames of any size
+    kept = saved_bytes(model, 100, 16, torch.float32)
+    stored = saved_bytes(model, 100, 0, torch.float32, stored=True)  # for frames of any size
     assert 0 < stored <= kept
 
 

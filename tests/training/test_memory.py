@@ -10,6 +10,7 @@ import torch
 from processes import launch, measure, said, wait
 from runs import RECIPE
 
+import training.loop.step
 from training import memory
 from training.loop.pair_step import PairStep
 from training.models import CarlModel
@@ -106,6 +107,21 @@ def test_one_step_names_its_parts(encoder, tmp_path):
 
 
 @linux
+def test_the_average_counts_and_an_overflow_does_not_hide_the_moments(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+
+    def too_high(device, precision):
+        return torch.amp.GradScaler(device.type, init_scale=2.0**20)
+
+    monkeypatch.setattr(training.loop.step, "make_scaler", too_high)
+    cfg = load_config(tmp_path / "tiny.yaml", ["train.precision=fp16", "optim.ema=0.9"])
+    measured = memory_step.measure(cfg)
+    parameters = sum(p.numel() for p in initial_model(cfg).parameters())
+    assert measured["model"] >= 4 * 4 * parameters  # weights, two moments, and the average
+    assert measured["precision"] == "fp16"
+
+
+@linux
 def test_a_step_on_stored_features_runs_no_backbone(tmp_path):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     options = ["model.train_from=none", "data.cache=features"]
@@ -118,8 +134,13 @@ def test_the_step_is_the_trainer_s_own(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     compiled = []
     monkeypatch.setattr(CarlModel, "compile_backbone", lambda self: compiled.append(self))
-    monkeypatch.setattr(PairStep, "__call__", lambda self, *_: steps.append(self))
     steps = []
+
+    def step(self, *_):
+        steps.append(self)
+        return SimpleNamespace(overflow=False)
+
+    monkeypatch.setattr(PairStep, "__call__", step)
     memory_step.measure(load_config(tmp_path / "tiny.yaml", ["train.compile=true"]))
     assert len(compiled) == 1
     assert len(steps) == 2  # one to warm up

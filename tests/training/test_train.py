@@ -132,7 +132,7 @@ def test_memory_per_frame_is_what_autograd_keeps():
             x = frames.float().requires_grad_()
             return x * x  # keeps x: 4 bytes for each of 3 * 16 * 16 values
 
-    assert saved_bytes_per_frame(Square(), 16, False) == 4 * 3 * 16 * 16
+    assert saved_bytes_per_frame(Square(), 16, torch.float32) == 4 * 3 * 16 * 16
 
 
 def test_a_time_budget_ends_the_run_and_the_cosine(recipe, monkeypatch):

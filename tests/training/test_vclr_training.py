@@ -246,7 +246,7 @@ def test_dry_run(recipe, capsys):
         ("loss.vclr.form=both", "loss.vclr.form: expected one of paper, code"),
         ("data.num_context=2", "data.clips=tuples has single frames, expected 1"),
         ("optim.warmup_epochs=1", "optim.warmup_epochs 1.0: set one of them and leave the other 0"),
-        ("optim.name=lars", "optim.name: expected one of adam, sgd"),
+        ("optim.name=lars", "optim.name: expected one of adam, adamw, sgd"),
     ],
 )
 def test_options_that_do_not_fit(recipe, override, message, capsys):

@@ -8,6 +8,8 @@ import torch
 
 from fastseq.video.columns import column
 from training.data.folders import filters_of, listed, names_of
+from training.loop.optimizer import KINDS, group_rates
+from training.loop.precision import autocast, precision_name
 from training.loop.step_time import running_time
 from training.loop.trainer import Trainer
 from training.models import VCLRModel, VideoEncoder
@@ -24,19 +26,21 @@ def describe(trainer: Trainer) -> str:
     item = trainer.gradient_step.describe(cfg)
     frames = videos * item.read
     shared = f", {frames // ranks} on each of {ranks} ranks" if ranks > 1 else ""
-    optimizer = cfg.optim.name.upper() if cfg.optim.name == "sgd" else "Adam"
-    several = f"; {parts} times, then {optimizer}'s step" if parts > 1 else ""
+    optimizer = KINDS[cfg.optim.name]
+    several = f"; {parts} times, then {optimizer.name}'s step" if parts > 1 else ""
     others = f" and {ranks - 1} more" if ranks > 1 else ""
     unit = "pairs" if cfg.data.clips == "videos" else "videos"
     epoch_steps = trainer.loader.batches_per_epoch / parts
-    # fp32 weights, gradients, and the optimizer's moments: two for Adam, one for SGD.
-    weights = 4 * (total + (2 if cfg.optim.name == "sgd" else 3) * trained)
+    averaged = cfg.optim.ema is not None
+    # fp32 weights; of trained ones also gradients, the optimizer's state, and the average.
+    weights = 4 * (total + (1 + optimizer.moments + averaged) * trained)
+    average = " and the average" if averaged else ""
     kept = videos * item.kept // ranks
     takes = running_time(trainer)
     model.chunk_frames = model.chunk_size()  # the size on the run's device
     stored = cfg.data.cache == "features"
     size = cfg.augmentation.size
-    activations = saved_bytes(model.cpu(), kept, size, trainer.bf16, stored=stored)
+    activations = saved_bytes(model.cpu(), kept, size, trainer.precision, stored=stored)
     return "\n".join(
         [
             f"model        {cfg.model.backbone}: {total:,} parameters, {trained:,} trained",
@@ -45,13 +49,32 @@ def describe(trainer: Trainer) -> str:
             *folder_lines(items.videos, cfg.data),
             f"step         {videos} {unit} x {item.words} = "
             f"{frames} frames of {cfg.augmentation.size} px{shared}{several}",
+            f"optimizer    {optimizer_words(trainer)}",
             f"memory       about {_size(weights + activations)}: {_size(weights)} for weights, "
-            f"gradients and {optimizer}, {_size(activations)} kept for backward",
+            f"gradients{',' if average else ' and'} {optimizer.name}{average}, "
+            f"{_size(activations)} kept for backward",
             f"time         {takes}",
-            f"runs on      {trainer.device}{others}, {'bf16' if trainer.bf16 else 'fp32'}",
+            f"runs on      {trainer.device}{others}, {precision_name(trainer.precision)}",
             f"writes to    {cfg.train.run_dir}",
         ]
     )
+
+
+def optimizer_words(trainer: Trainer) -> str:
+    """The optimizer, its rates and schedule, and the average of the weights."""
+    optim, steps = trainer.cfg.optim, trainer.steps
+    rates = [f"{name} {rate:g}" for name, rate in group_rates(optim, optim.lr).items()]
+    schedule = optim.schedule
+    if schedule == "step":
+        at = [f"{share * steps:g}" for share in trainer.milestones if share < 1]
+        schedule = f"times {optim.gamma:g} at steps {', '.join(at)}" if at else "constant"
+        if unreached := len(trainer.milestones) - len(at):
+            schedule += f" ({unreached} of {len(trainer.milestones)} milestones after the end)"
+    words = [KINDS[optim.name].name, *rates, schedule]
+    if optim.ema is not None:
+        left = f"{optim.ema**steps:.2%}".replace("%", " %")
+        words.append(f"average with decay {optim.ema:g} (initial weights: {left} of it)")
+    return ", ".join(words)
 
 
 def folder_lines(videos: Sequence[Any], data_cfg: Any) -> list[str]:
@@ -71,34 +94,39 @@ def folder_lines(videos: Sequence[Any], data_cfg: Any) -> list[str]:
 
 
 def saved_bytes(
-    model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool, *, stored: bool = False
+    model: VideoEncoder | VCLRModel,
+    frames: int,
+    size: int,
+    precision: torch.dtype,
+    *,
+    stored: bool = False,
 ) -> float:
     """Bytes that autograd keeps for all frames; with recomputation, for the inputs of the chunks
     and one whole chunk. ``stored``: the frames are stored features."""
     before, chunk = model.chunk_frames, model.chunk_size()
     try:
         model.chunk_frames = 0
-        whole = saved_bytes_per_frame(model, size, bf16, stored)
+        whole = saved_bytes_per_frame(model, size, precision, stored)
         if stored or not (model.checkpointing and 0 < chunk < frames):
             return frames * whole
         model.chunk_frames = 2  # less than the few frames that are measured
-        kept = saved_bytes_per_frame(model, size, bf16)
+        kept = saved_bytes_per_frame(model, size, precision)
         return frames * kept + chunk * (whole - kept)
     finally:
         model.chunk_frames = before
 
 
 def saved_bytes_per_frame(
-    model: VideoEncoder | VCLRModel, size: int, bf16: bool, stored: bool = False
+    model: VideoEncoder | VCLRModel, size: int, precision: torch.dtype, stored: bool = False
 ) -> float:
     """Bytes that autograd keeps per frame, measured on a few frames on the CPU."""
     few, more = 4, 12  # the difference excludes constant memory
-    kept = [_saved_bytes(model, frames, size, bf16, stored) for frames in (few, more)]
+    kept = [_saved_bytes(model, frames, size, precision, stored) for frames in (few, more)]
     return (kept[1] - kept[0]) / (more - few)
 
 
 def _saved_bytes(
-    model: VideoEncoder | VCLRModel, frames: int, size: int, bf16: bool, stored: bool
+    model: VideoEncoder | VCLRModel, frames: int, size: int, precision: torch.dtype, stored: bool
 ) -> int:
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     kept: dict[int, int] = {}
@@ -113,7 +141,7 @@ def _saved_bytes(
     with (
         torch.compiler.set_stance("force_eager"),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        autocast(torch.device("cpu"), precision),
     ):
         if stored:
             features = torch.zeros(1, frames, model.backbone.out_features)

@@ -60,11 +60,18 @@ class Meter:
             self.skipped_in_a_row = 0
             return
         self.skipped += 1
-        self.skipped_in_a_row += 1
+        self.skipped_in_a_row += not result.overflow  # a smaller scale will remedy that
         mine = [name for batch in batches for name in batch["ids"]]
         videos = [name for names in gather_objects(mine) for name in names]
         self.nonfinite.append({"step": step, "videos": videos})
-        if self.skipped_in_a_row == 1 and is_main():
+        if result.overflow:
+            if is_main():
+                tqdm.write(
+                    f"step {step}: the gradient overflowed in fp16; step skipped, and the scale of "
+                    "the loss is halved",
+                    file=sys.stderr,
+                )
+        elif self.skipped_in_a_row == 1 and is_main():
             tqdm.write(
                 f"step {step}: loss {result.loss}, gradient norm {result.norm}; step skipped "
                 f"(videos {', '.join(videos)})",

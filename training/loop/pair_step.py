@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from training.loop.clips import Clips
 from training.loop.objectives import Objective
+from training.loop.precision import autocast
 from training.loop.random_batch import random_batch
 from training.loop.step import GradientStep, ItemFrames
 from training.models import VideoEncoder
@@ -59,7 +60,7 @@ class PairStep(GradientStep):
         model: VideoEncoder,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
-        bf16: bool,
+        precision: torch.dtype,
     ) -> None:
         self.objective = Objective(cfg.loss, model.heads)
         stored = cfg.data.cache == "features"
@@ -69,7 +70,7 @@ class PairStep(GradientStep):
             model,
             optimizer,
             device,
-            bf16,
+            precision,
             module=_Forward(model, self.objective.needs_projection, stored),
             names=self.objective.names,
             losses=len(self.objective.terms),
@@ -133,7 +134,7 @@ class PairStep(GradientStep):
         )
         valid = valid if padded else None
         rows = None if valid is None else valid.flatten(0, 1)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device, self.precision):
             h, z = self.module(frames.flatten(0, 1), rows)
         z = None if z is None else z.view(n, clips, t, -1)
         labels = None

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from training.loop.averaging import WeightAverage
+from training.loop.optimizer import group_rates
+from training.loop.precision import make_scaler
 from training.support.distributed import sum_over_ranks, world_size
 
 if TYPE_CHECKING:
@@ -33,6 +36,9 @@ class StepResult:
     embeddings: Tensor
     finite: bool
     requests: list[int]
+    # Not finite only because the gradient overflowed at a loss scale above 1, which has been
+    # halved: with fp16 the first steps may do so.
+    overflow: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,18 +50,6 @@ class ItemFrames:
     words: str
 
 
-def make_optimizer(cfg: "Config", parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer ``optim.name`` for these parameters, with coupled weight decay."""
-    optim = cfg.optim
-    if optim.name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-        )
-    return torch.optim.Adam(
-        parameters, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay
-    )
-
-
 class GradientStep:
     """Steps of one model on batches that are shared between ranks and may consist of parts.
 
@@ -63,6 +57,10 @@ class GradientStep:
     DistributedDataParallel wraps, and the names of the values that `_loss` returns: first
     ``losses`` losses (default: all), then accuracies. They define `_loss`, `_shares`, `check`,
     `describe` and `examples`.
+
+    Attributes:
+        scaler: the scaler of the loss, which is enabled with fp16 only.
+        average: the moving average of the weights, or None without ``optim.ema``.
     """
 
     section: str  # the recipe's section with the options that `check` tests
@@ -73,14 +71,17 @@ class GradientStep:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
-        bf16: bool,
+        precision: torch.dtype,
         *,
         module: nn.Module,
         names: list[str],
         losses: int | None = None,
     ) -> None:
         self.cfg, self.model, self.optimizer = cfg, model, optimizer
-        self.device, self.bf16 = device, bf16
+        self.device, self.precision = device, precision
+        self.scaler = make_scaler(device, precision)
+        decay = cfg.optim.ema
+        self.average = None if decay is None else WeightAverage(model, decay)
         self.module, self.names = module, names
         self.losses = len(names) if losses is None else losses
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -130,13 +131,17 @@ class GradientStep:
         losses, (not_finite, *requested) = counted[: len(names)], counted[len(names) :]
         finite = math.isfinite(loss) and not not_finite
         if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
+            rates = group_rates(self.cfg.optim, rate).values()
+            for group, own in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = own
+            self.optimizer.step()  # not the scaler's: all ranks have taken the decision above
             self._stepped()
+            if self.average is not None:
+                self.average.update()
         else:
             for buffer, before in zip(self.statistics, statistics, strict=True):
                 buffer.copy_(before)
+        scale_fell = self._adapt_scale()
         named = dict(zip(names, losses, strict=True))
         accuracies = {name: named.pop(name) for name in names[self.losses :]}
         several = {f"loss_{name}": value for name, value in named.items() if len(named) > 1}
@@ -147,7 +152,24 @@ class GradientStep:
             embeddings,
             finite,
             [int(value) for value in requested],
+            overflow=scale_fell and math.isfinite(loss),
         )
+
+    def log_values(self, rate: float) -> dict[str, float]:
+        """The learning rates for the log, and with fp16 the scale of the loss."""
+        scale = {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
+        return group_rates(self.cfg.optim, rate) | scale
+
+    def _adapt_scale(self) -> bool:
+        """Adapt the scale to this step's gradient; True if it fell from a value above 1.
+
+        The gradient is the same on all ranks, and so is the scale.
+        """
+        if not self.scaler.is_enabled():
+            return False
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        return before > 1 and self.scaler.get_scale() < before
 
     def _stepped(self) -> None:
         """Hook after a step of the optimizer; does nothing here."""
@@ -166,9 +188,10 @@ class GradientStep:
             with nullcontext() if shared else self.module.no_sync():
                 loss, losses, embeddings = self._loss(batch, shares)
                 # DistributedDataParallel averages over ranks, but the shares add up to a sum.
-                (loss * world_size()).backward()
+                self.scaler.scale(loss * world_size()).backward()
             values = torch.stack([loss, *losses]).detach()
             everything = values if everything is None else everything + values
+        self.scaler.unscale_(self.optimizer)
         clip = self.cfg.optim.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip)
         return norm, everything, embeddings

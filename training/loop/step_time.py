@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastseq.video.columns import column
+from training.loop.precision import autocast
 from training.loop.random_batch import random_pixels
 from training.support.distributed import broadcast_from_main
 
@@ -40,7 +41,7 @@ def running_time(trainer: "Trainer") -> str:
         )
     in_videos = int(column(trainer.loader.items.videos, "frames").sum())
     stored = max(1, cfg.data.feature_draws) * in_videos
-    filling = stored * _feature_seconds(model, cfg.augmentation.size, trainer.bf16)
+    filling = stored * _feature_seconds(model, cfg.augmentation.size, trainer.precision)
     return (
         f"about {in_words(total + filling)}{ends}: {_short(seconds)} s per step ({measured}), "
         f"after at most {in_words(filling)} for the features of {stored} frames"
@@ -97,13 +98,13 @@ def _step_seconds(trainer: "Trainer") -> tuple[float, int, int]:
     return seconds + max(growth, 0.0) * (whole - frames), frames, whole
 
 
-def _feature_seconds(model: Any, size: int, bf16: bool) -> float:
+def _feature_seconds(model: Any, size: int, precision: torch.dtype) -> float:
     """Seconds of one frame in the backbone, for stored features."""
     device = next(model.parameters()).device
     frames = model.chunk_size() or 8
 
     def run() -> None:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), autocast(device, precision):
             model.features(pixels.to(device))
 
     pixels = random_pixels((1, frames, 3, size, size))

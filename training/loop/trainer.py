@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from tqdm import tqdm
 
 from fastseq.video import ClipLoader, TooManyBadVideos
 from training.loop.meter import Meter
+from training.loop.optimizer import check_optimizer, make_optimizer
 from training.loop.pair_step import PairStep
-from training.loop.schedule import learning_rate, total_steps, warmup_share
-from training.loop.step import GradientStep, StepResult, make_optimizer
+from training.loop.precision import precision_name, precision_of
+from training.loop.schedule import learning_rate, milestone_shares, total_steps, warmup_share
+from training.loop.step import GradientStep, StepResult
 from training.loop.vclr_step import VCLRStep
 from training.models import VCLRModel, VideoEncoder
 from training.recipe.load import ConfigError
@@ -85,23 +88,24 @@ def set_deterministic(cfg: DictConfig) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def uses_bf16(cfg: DictConfig, device: torch.device) -> bool:
-    if cfg.train.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return cfg.train.precision == "bf16"
-
-
 def step_class(cfg: DictConfig) -> type[GradientStep]:
     """The class that trains a recipe; nowhere else does the loop ask whether it is VCLR."""
     return VCLRStep if cfg.loss.vclr.weight else PairStep
 
 
 def check_loss(cfg: DictConfig, device: torch.device) -> None:
-    """Raise ConfigError for invalid loss options before anything is written to the run's folder."""
-    dtype = torch.bfloat16 if uses_bf16(cfg, device) else torch.float32
+    """Raise UserError for invalid options of the losses, the optimizer and the precision.
+
+    To be called before anything is written to the run's folder.
+    """
+    precision = precision_of(cfg, device)
+    try:
+        check_optimizer(cfg.optim)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     step = step_class(cfg)
     try:
-        step.check(cfg, device, dtype)
+        step.check(cfg, device, precision)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{step.section}: {error}") from error
 
@@ -132,15 +136,18 @@ class Trainer:
     ) -> None:
         self.cfg, self.loader, self.run_dir = cfg, loader, run_dir
         self.device = choose_device(cfg)
-        self.bf16 = uses_bf16(cfg, self.device)
+        self.precision = precision_of(cfg, self.device)
         self.model = model.to(self.device).train()
         if cfg.train.compile:
             self.model.compile_backbone()
-        self.optimizer = make_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
-        self.gradient_step = step_class(cfg)(cfg, model, self.optimizer, self.device, self.bf16)
+        self.optimizer = make_optimizer(cfg, model)
+        self.gradient_step = step_class(cfg)(
+            cfg, model, self.optimizer, self.device, self.precision
+        )
         self.signals = Signals()
         self.steps = total_steps(cfg, loader.batches_per_epoch)
         self.warmup = warmup_share(cfg, self.steps, loader.batches_per_epoch)
+        self.milestones = milestone_shares(cfg, self.steps, loader.batches_per_epoch)
         self.step = 0
         self.meter = Meter()
         self.bad_before = 0  # videos skipped before the current step
@@ -153,8 +160,10 @@ class Trainer:
         UserError if the run reads shards (`ByShard`) and had another number of ranks.
         """
         folder = self.run_dir / "checkpoints"
+        average = self.gradient_step.average
+        keys = (*self._state(), "model", "ranks", *(["ema"] if average is not None else []))
         # Rank 0 reads: other machines may not see the folder, and all ranks need the same one.
-        state = run_on_main(lambda: load_latest(folder, keys=(*self._state(), "model", "ranks")))
+        state = run_on_main(lambda: load_latest(folder, keys=keys))
         if state is None:
             return False
         ranks = state["ranks"]
@@ -169,6 +178,9 @@ class Trainer:
             )
         load_weights(self.model, state, folder)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.gradient_step.scaler.load_state_dict(state.get("scaler", {}))
+        if average is not None:
+            average.load_state_dict(state["ema"])
         self.step = state["step"]
         self.meter.load_state(state)
         if len(ranks) == world_size():
@@ -178,8 +190,22 @@ class Trainer:
             bad = {path: why for one in ranks for path, why in one["loader"]["bad"].items()}
             self.loader.load_state_dict(ranks[0]["loader"] | {"bad": bad})
         if is_main():
-            warn_if_inexact(state["environment"], environment(self.device, self.bf16))
+            warn_if_inexact(state["environment"], self.environment())
         return True
+
+    def environment(self) -> dict[str, Any]:
+        """The environment of this process, see `training.runs.environment.environment`."""
+        return environment(self.device, precision_name(self.precision))
+
+    @contextmanager
+    def evaluated_model(self) -> Iterator[VideoEncoder | VCLRModel]:
+        """Context with the model that is evaluated: it has the averaged weights with ``optim.ema``.
+
+        It is the same object as ``model``; afterwards its weights are those of before, exactly.
+        """
+        average = self.gradient_step.average
+        with nullcontext() if average is None else average.in_model():
+            yield self.model
 
     def left_out(self) -> dict[str, str]:
         """The videos that any rank skipped, with the reasons. To be called on every rank."""
@@ -188,14 +214,17 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         """The state that is the same on every rank, without the model, which is large."""
-        return {
+        state = {
             "step": self.step,
             "epoch": self._epoch(),
             "learning_rate": self._rate(),  # learning rate of the next step
             "optimizer": self.optimizer.state_dict(),
             "config": OmegaConf.to_container(self.cfg, resolve=True),
-            "environment": environment(self.device, self.bf16),
+            "environment": self.environment(),
         } | self.meter.state()
+        if self.gradient_step.scaler.is_enabled():
+            state["scaler"] = self.gradient_step.scaler.state_dict()
+        return state
 
     def save(self) -> None:
         """Write a checkpoint on rank 0; CheckpointError on every rank if that fails."""
@@ -268,7 +297,8 @@ class Trainer:
         """Evaluate unless this step has a line already; whether the training stops early here."""
         found = None
         if self.evaluation is not None and log.last_evaluation != self.step:
-            found = self.evaluation()
+            with self.evaluated_model():
+                found = self.evaluation()
         if self.best is not None and found is not None:
             self.best.update(self.step, found, self._weights)
         stops = self.best is not None and self.best.exhausted and not over
@@ -277,7 +307,9 @@ class Trainer:
         return stops
 
     def _weights(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict()}
+        average = self.gradient_step.average
+        ema = {} if average is None else {"ema": average.state_dict()}
+        return {"model": self.model.state_dict()} | ema
 
     def _train_steps(self, log: RunLog | None, bar: tqdm) -> Iterator[StepResult]:
         cfg, meter = self.cfg.train, self.meter
@@ -315,7 +347,7 @@ class Trainer:
         values = {
             "epoch": self._epoch(),
             "loss": self.meter.loss,
-            "lr": rate,
+            **self.gradient_step.log_values(rate),
             "grad_norm": result.norm,
             "frames_per_s": self.meter.frames_per_s,
             "data_wait": self.meter.data_wait,
@@ -343,7 +375,7 @@ class Trainer:
         return self.step * self.cfg.train.accumulate // self.loader.batches_per_epoch
 
     def _rate(self) -> float:
-        return learning_rate(self.cfg, self._progress(), self.warmup)
+        return learning_rate(self.cfg, self._progress(), self.warmup, self.milestones)
 
     def _progress(self) -> float:
         """Share of the run that is done, by steps or by time, whichever is larger."""

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import fastseq
 from fastseq.video.tuples import anchors, order_labels
+from training.loop.precision import autocast
 from training.loop.random_batch import random_tuples
 from training.loop.step import GradientStep, ItemFrames, StepResult
 from training.models.vclr import VCLRModel
@@ -94,11 +95,11 @@ class VCLRStep(GradientStep):
         model: VCLRModel,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
-        bf16: bool,
+        precision: torch.dtype,
     ) -> None:
         options, names = cfg.loss.vclr, list(model.encoder.heads)
         super().__init__(
-            cfg, model, optimizer, device, bf16, module=_Losses(model, options), names=names
+            cfg, model, optimizer, device, precision, module=_Losses(model, options), names=names
         )
         self.weights = torch.tensor(
             [options.weight * options[name] for name in names], device=device
@@ -156,7 +157,7 @@ class VCLRStep(GradientStep):
         )
         frames = batch["frames"].to(self.device, non_blocking=True)[:, :, 0]
         q = frames[:, : steps.shape[1] // 2]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device, self.precision):
             item = torch.arange(len(frames), device=self.device)[:, None]
             keys = self._keys(frames[item, others])
             queues = {name: queue.features for name, queue in self.model.queues.items()}

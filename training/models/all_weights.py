@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from training.models.weight_file import examples, read_tensors
+from training.models.weight_file import examples, read_run_tensors
 from training.models.weights import WeightReport, common_prefix, is_counter
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def load_all_weights(
     Raises:
         ValueError: an entry does not fit; the message names the first one and the key to change.
     """
-    tensors = read_tensors(path)
+    tensors = read_run_tensors(path, key)
     own = {name: value for name, value in model.state_dict().items() if not _STAYS.match(name)}
     prefix = common_prefix(tensors, own, path, key)
     inside = {

@@ -1,6 +1,7 @@
 """Reads the tensors of a weights file without running code from it."""
 
 import _compat_pickle
+import logging
 import pickletools
 import re
 import zipfile
@@ -12,6 +13,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -47,6 +50,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"{path}: no tensors in it, top-level keys {examples(content)}")
     return tensors
+
+
+def read_run_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """`read_tensors`, but only the average of a run's checkpoint that has one (``optim.ema``).
+
+    key: ``model.weights_key``; with a key all tensors are returned, "model" names the weights of
+    the last step.
+    """
+    tensors = read_tensors(path)
+    if key is not None or not _in_run(path):
+        return tensors
+    average = {
+        name.removeprefix("ema."): value
+        for name, value in tensors.items()
+        if name.startswith("ema.")
+    }
+    if average:
+        logger.info("%s has an average of the weights (optim.ema), which is loaded", path)
+    return average or tensors
+
+
+def _in_run(path: Path) -> bool:
+    """Whether this is RUN/checkpoints/NAME.pt: other files with "ema" have other conventions."""
+    folder = path.resolve().parent
+    return folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
 
 
 def examples(keys: Mapping | list[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.models.backbone import Backbone
-from training.models.weight_file import examples, read_tensors
+from training.models.weight_file import examples, read_run_tensors
 from training.support.checkpoint_files import newest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def load_backbone_weights(
             match, or the weights belong to another architecture.
     """
     path = find_weights(path, backbone)
-    tensors = read_tensors(path)
+    tensors = read_run_tensors(path, key)
     own = backbone.state_dict()
     prefixes = _prefixes(tensors, own)
     if not prefixes:

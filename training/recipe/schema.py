@@ -129,22 +129,35 @@ class ModelConfig:
 
 @dataclass
 class OptimConfig:
-    """The optimizer, with coupled weight decay.
+    """The optimizer, its learning rate, and the average of the weights.
 
-    The learning rate rises from lr / 100 to lr during the warm-up, then follows half a cosine to
-    ``min_lr``.
+    The learning rate rises from lr / 100 to lr during the warm-up. Then the schedule applies: half
+    a cosine to ``min_lr``, or constant, or steps at ``milestones``.
     """
 
-    name: str = one_of("adam", "adam", "sgd")
+    # The weight decay of adam and sgd is coupled: it is added to the gradient, and Adam divides it
+    # by the gradient's size. That of adamw is decoupled: it shrinks the weights by lr *
+    # weight_decay at each step, so it usually has a larger value, such as 0.01.
+    name: str = one_of("adam", "adam", "adamw", "sgd")
     lr: float = at_least(1e-4, 0)
+    # Learning rate of the backbone's parameters, which follows the schedule in proportion; null:
+    # lr.
+    backbone_lr: float | None = above(None, 0)
     weight_decay: float = at_least(1e-5, 0)
-    betas: tuple[float, float] = (0.9, 0.999)  # of Adam
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam and AdamW
     momentum: float = share(0.9)  # of SGD
-    schedule: str = one_of("cosine", "cosine", "constant")
-    min_lr: float = at_least(0.0, 0)
+    schedule: str = one_of("cosine", "cosine", "constant", "step")
+    min_lr: float = at_least(0.0, 0)  # at the end of the cosine
+    # With schedule=step: epochs from the start of the run, in rising order, at each of which the
+    # learning rate is multiplied by gamma.
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = anything(0.1, above=0, maximum=1)
     warmup_steps: int = at_least(0, 0)  # set steps or epochs
     warmup_epochs: float = at_least(0.0, 0)
     grad_clip: float | None = above(10.0, 0)  # largest gradient norm; null: no clipping
+    # Decay of the moving average of the trained weights, such as 0.999, which is evaluated and
+    # exported; null: no average.
+    ema: float | None = anything(None, minimum=0, maximum=0.999999)
 
 
 @dataclass
@@ -160,7 +173,8 @@ class TrainConfig:
     seed: int = at_least(0, 0)
     accumulate: int = at_least(1, 1)  # batches of data.batch_size per step of the optimizer
     device: str = anything("auto", may_change=True)  # auto: cuda if available
-    precision: str = one_of("auto", "auto", "fp32", "bf16")  # auto: bf16 if CUDA supports it
+    # auto: bf16 if CUDA supports it, else fp32. fp16, for older GPUs, with a scaled loss.
+    precision: str = one_of("auto", "auto", "fp32", "bf16", "fp16")
     # Frames per backbone call; 0: all at once. Memory grows with this number, not with the length
     # of the clips; batch norms of the backbone compute their statistics over these frames. null:
     # 80, as in CARL's code, but 8 on a CPU if no batch norm computes statistics (twice as fast).

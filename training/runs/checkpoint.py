@@ -114,10 +114,15 @@ def load_latest(folder: str | Path, keys: Collection[str] = ()) -> dict[str, Any
     return None if found is None else found[1]
 
 
-def load_weights(model: torch.nn.Module, state: dict[str, Any], folder: str | Path) -> None:
-    """Load the weights of a checkpoint of ``folder`` into the model."""
+def load_weights(
+    model: torch.nn.Module, state: dict[str, Any], folder: str | Path, averaged: bool = False
+) -> None:
+    """Load the weights of a checkpoint of ``folder`` into the model.
+
+    averaged: load the average of the weights (``optim.ema``) if the checkpoint has one.
+    """
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state["ema"] if averaged and "ema" in state else state["model"])
     except RuntimeError as error:  # names every tensor, one per line
         differences = str(error).splitlines()[1:]
         raise CheckpointError(

@@ -20,15 +20,18 @@ _OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "KMP_BLOCKTIM
 _EXACT = ("torch", "device", "precision", "threads", "ranks")
 
 
-def environment(device: torch.device, bf16: bool) -> dict[str, Any]:
-    """The environment as plain types, for RUN/environment.json and for checkpoints."""
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """The environment as plain types, for RUN/environment.json and for checkpoints.
+
+    precision: the name of the step's precision, such as "bf16".
+    """
     return {
         "fastseq": fastseq.__version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "precision": "bf16" if bf16 else "fp32",
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "openmp": " ".join(f"{key}={os.environ[key]}" for key in _OPENMP if key in os.environ),
         "ranks": world_size(),

@@ -17,7 +17,6 @@ from training.data.folders import folders_of
 from training.data.label_values import SPLITS
 from training.recipe.load import ConfigError, differences, load_config, may_change
 from training.runs.checkpoint import INITIAL, save_initial
-from training.runs.environment import environment
 from training.runs.model import BEST, LATEST, checkpoint_name, weights_to_keep
 from training.runs.videos import TRAINING_VIDEOS, write_training_videos
 from training.support.distributed import rank, run_on_main
@@ -147,7 +146,7 @@ def open_run(trainer: Trainer, *, resume: bool) -> None:
             for path in contents(run_dir):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        facts = environment(trainer.device, trainer.bf16)
+        facts = trainer.environment()
         if launch := os.environ.get("TORCHELASTIC_RUN_ID"):
             facts["launch"] = launch
         write_text(run_dir / "environment.json", json.dumps(facts, indent=2))

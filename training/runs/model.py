@@ -142,7 +142,7 @@ def restore(
         return Restored(_untrained(cfg, run_dir).eval(), cfg)
     path, state = _read_checkpoint(run_dir, checkpoint)
     model = build_model(cfg, load_weights=False)
-    load_weights(model, state, path.parent)
+    load_weights(model, state, path.parent, averaged=True)
     return Restored(model.eval(), cfg, path.stem, state.get("step"))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.loop.pair_step import PairStep
+from training.loop.precision import precision_name
 from training.loop.random_batch import random_batch
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ def measure(cfg: "Config") -> dict[str, Any]:
     step, frames = trainer.gradient_step, cfg.data.num_frames
     # A short one on a CPU: memory that a long one leaves in the heap would not be counted later.
     warm_up = frames if step.device.type == "cuda" else min(frames, WARM_UP_FRAMES)
-    step([random_batch(cfg, warm_up, features=step.features)], cfg.optim.lr, list)
+    # With fp16 the first steps may only halve the scale, without the optimizer's state.
+    while step([random_batch(cfg, warm_up, features=step.features)], cfg.optim.lr, list).overflow:
+        pass
     return measure_step(cfg, step, frames)
 
 
@@ -118,6 +121,8 @@ def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
     tensors = [*step.model.parameters(), *step.model.buffers()]
     for state in step.optimizer.state.values():
         tensors += [value for value in state.values() if torch.is_tensor(value)]
+    if step.average is not None:
+        tensors += step.average.averages.values()
     on_gpu = device.type == "cuda"
     return {
         "frames": frames,
@@ -126,7 +131,7 @@ def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
         "model": sum(t.nbytes for t in tensors),
         "seconds": seconds,
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "precision": "bf16" if step.bf16 else "fp32",
+        "precision": precision_name(step.precision),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
