@@ -13,7 +13,7 @@ from fastseq.video import write_video
 from training import per_action, train
 from training.data.index import build_index
 from training.evaluation.options import Options
-from training.studies import per_action as per_action_study
+from training.studies.evaluated_runs import finished
 from training.studies.per_action import Plan, summary, table
 
 SPLITS = {"a.mp4": "train", "b.mp4": "train", "c.mp4": "test", "d.mp4": "test"}
@@ -100,8 +100,12 @@ def test_every_action_has_a_run_and_a_row(arguments, monkeypatch, capsys):
     assert "golf swing: there already" in capsys.readouterr().out
     assert calls == []
     plan = Plan("tiny.yaml", arguments[1:-2], Path("out"), Options("lav", 2, (0.5, 1), [1], 2))
-    assert not per_action_study.finished(plan, "no")  # other numbers of nearest frames
-    assert per_action_study.finished(replace(plan, options=replace(plan.options, ks=[5])), "no")
+    run, values = plan.run("no"), plan.values("no")
+    assert not finished(
+        plan.recipe, run, values, vars(plan.options)
+    )  # other numbers of nearest frames
+    same = replace(plan.options, ks=[5])
+    assert finished(plan.recipe, run, values, vars(same))
     weights = [path.read_bytes() for path in sorted(Path("out").glob("*/checkpoints/*.pt"))]
     assert per_action.main([*arguments, "--actions", "no"]) == 0
     assert [call[-1] for call in calls] == ["--resume"]
