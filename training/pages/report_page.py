@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data.folders import labels_file, place, prepare
 from training.evaluation.videos import open_index, require_some, split_videos
-from training.pages import html, sections
+from training.pages import figures, html, sections
 from training.pages.result_section import HEADING, result_section
 from training.support.command import LeftOut
 from training.support.files import replacing, write_json
@@ -43,10 +43,12 @@ def write_report(
     left_out.in_index = len(index.bad)
     videos = embed_records({TRAINED: encoder}, records, cfg, left_out)[TRAINED]
     require_some(left_out.kept(records), split, place(index))
+    kind = "training" if split == cfg.data.train_split else "test"
+    fitted_to = [] if kind == "training" else figures.of_strips(index, cfg.data.train_split, videos)
+    train = embed_records({TRAINED: encoder}, fitted_to, cfg, left_out)[TRAINED]
     pictures = run / "pictures"
     pictures.mkdir(exist_ok=True)
     log = read_log(run)
-    kind = "training" if split == cfg.data.train_split else "test"
     shown = sections.chosen(videos)
     with_player = len(shown) > 1
     body = [
@@ -58,10 +60,12 @@ def write_report(
         *sections.empty_test_split(index, splits[1]),
         *sections.player_section(videos, shown, index, kind),
         *_evaluation(run, folder, cfg, index, left_out),
+        *figures.few_shot(run),
         *([similarity_map()] if with_player else ()),
         *sections.retrieval(videos, index, pictures, kind),
         *([embedding_plot()] if with_player else ()),
-        *sections.strips(videos, index, pictures, kind),
+        *figures.embedding_map(videos, index, pictures, kind),
+        *figures.strips(videos, train, index, pictures, kind, classifier=figures.classifier(run)),
         *sections.training_loss(log, pictures),
         *sections.curves(run, pictures),
         *sections.configuration(run, cfg, index, log, left_out),
