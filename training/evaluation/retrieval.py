@@ -140,12 +140,14 @@ def retrieval_sheet(
     chosen = choose_queries(videos, queries, scope)
     if scope == "videos":
         count = VIDEO_NEIGHBOURS if neighbours is None else neighbours
-        rows = [video_row(videos, number, count) for number, _ in chosen]
+        rows = [video_tiles(videos, number, count) for number, _ in chosen]
         look = {"width": 3 * _TILE // 2 + 2, "headings": ("query video", "most similar videos")}
     else:
         count = FRAME_NEIGHBOURS if neighbours is None else neighbours
         rows = [
-            frame_row(videos, phase_names, query, found_by_scope(videos, query, count, scope, gap))
+            frame_tiles(
+                videos, phase_names, query, found_by_scope(videos, query, count, scope, gap)
+            )
             for query in chosen
         ]
         look = {}
@@ -163,7 +165,7 @@ def found_by_scope(
     return nearest_frames(videos, query, count)
 
 
-def frame_row(
+def frame_tiles(
     videos: Sequence[EmbeddedVideo],
     phase_names: Mapping[str, Sequence[str]],
     query: tuple[int, int],
@@ -198,7 +200,7 @@ def frame_row(
     return [tile(*query), *(tile(*one) for one in found)]
 
 
-def video_row(videos: Sequence[EmbeddedVideo], query: int, count: int) -> list[Tile]:
+def video_tiles(videos: Sequence[EmbeddedVideo], query: int, count: int) -> list[Tile]:
     """The tiles of a query video and its nearest videos, three frames of each beside each other.
 
     The border is green for the same action and red for another one; grey if all have one action.

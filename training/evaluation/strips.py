@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from training.evaluation.plots import INK, PHASE_COLOURS, _figure, principal_com
 
 _COLOUR, _PHASE, _GAP, _NUMBERS = 0.3, 0.15, 0.03, 0.15  # heights of a video's parts in inches
 _BETWEEN = 0.16  # inches between two videos
+_COLUMNS, _ID = 5, 32  # columns of the legend; characters of a video's name
 _APART = 0.05  # least distance of two frame numbers, as a share of the strip's length
 
 
@@ -27,6 +28,7 @@ class Bar:
     height: inches.
     starts: frames with a tick and, where there is room, their number.
     above: whether the numbers are above the bar instead of below it.
+    phases: the phases whose colours the bar has, for the legend.
     """
 
     colours: np.ndarray
@@ -34,6 +36,7 @@ class Bar:
     height: float = _COLOUR
     starts: tuple[int, ...] = ()
     above: bool = False
+    phases: tuple[int, ...] = ()
 
 
 def embedding_strips(
@@ -74,17 +77,18 @@ def embedding_bar(video: EmbeddedVideo, colours: np.ndarray, name: str) -> Bar:
 
 def labelled_bar(video: EmbeddedVideo, *, named: bool = False) -> Bar:
     """The labelled phases; ``named``: with a name and the frames where phases begin."""
-    phases = video.record.phases
-    if not named:
-        return Bar(phase_colours(phases), height=_PHASE)
-    starts = tuple(inner_starts(phases).values())
-    return Bar(phase_colours(phases), "labelled", _PHASE, starts, above=True)
+    bar = _phase_bar(video.record.phases, "labelled" if named else "")
+    return replace(bar, above=True) if named else replace(bar, starts=())
 
 
 def predicted_bar(video: EmbeddedVideo, phases: np.ndarray, name: str) -> Bar:
     """``phases``: int64 (n,), the predicted phase of each embedding."""
-    shown = on_frames(video, phases)
-    return Bar(phase_colours(shown), name, _PHASE, tuple(inner_starts(shown).values()))
+    return _phase_bar(on_frames(video, phases), name)
+
+
+def _phase_bar(phases: np.ndarray, name: str) -> Bar:
+    starts, known = inner_starts(phases).values(), np.unique(phases[phases >= 0]).tolist()
+    return Bar(phase_colours(phases), name, _PHASE, tuple(starts), phases=tuple(known))
 
 
 def phase_colours(phases: np.ndarray) -> np.ndarray:
@@ -99,11 +103,17 @@ def draw_strips(
     phase_names: Mapping[str, Sequence[str]],
     file: str | Path,
 ) -> None:
-    """Write the picture: ``bars[i]`` from top to bottom for ``videos[i]``, then the phase names."""
-    labelled = any(video.record.phases is not None for video in videos)
+    """Write the picture: ``bars[i]`` from top to bottom for ``videos[i]``, then the phase names.
+
+    The legend has the phases of the bars; long names of videos lose their beginning.
+    """
+    actions = dict.fromkeys(video.record.action for video in videos)
+    names = [phase_names[action] for action in actions if action in phase_names]
+    phases = sorted({phase for of_video in bars for bar in of_video for phase in bar.phases})
     heights = [sum(map(_height, of_video)) for of_video in bars]
-    total = sum(heights) + _BETWEEN * len(bars)
-    figure = _figure(8.2, total + (1.0 if labelled else 0.5))
+    legend_rows = -(-len(phases) // _COLUMNS) if names else 0
+    below = 0.5 + 0.3 * bool(phases) + 0.2 * legend_rows
+    figure = _figure(8.2, sum(heights) + _BETWEEN * len(bars) + below)
     panels = figure.subplots(len(videos), 1, squeeze=False, height_ratios=heights)[:, 0]
     for video, of_video, height, axes in zip(videos, bars, heights, panels, strict=True):
         top = height
@@ -115,13 +125,13 @@ def draw_strips(
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         text = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 8, "color": INK}
-        axes.set_ylabel(f"{video.record.id}\n{video.record.frames} frames", **text)
+        name = video.record.id
+        name = name if len(name) <= _ID else "…" + name[1 - _ID :]
+        axes.set_ylabel(f"{name}\n{video.record.frames} frames", **text)
     panels[-1].set_xticks([0, 0.5, 1], ["start", "middle", "end"], fontsize=9, color=INK)
     panels[-1].tick_params(length=0)
-    actions = dict.fromkeys(video.record.action for video in videos)
-    names = [phase_names[action] for action in actions if action in phase_names]
-    if labelled and names:
-        _phase_legend(figure, names)
+    if legend_rows:
+        _phase_legend(figure, names, phases)
     figure.savefig(file, dpi=110)
 
 
@@ -148,17 +158,17 @@ def _draw_bar(axes, bar: Bar, top: float) -> float:
     return bottom
 
 
-def _phase_legend(figure, names: Sequence[Sequence[str]]) -> None:
+def _phase_legend(figure, names: Sequence[Sequence[str]], phases: Sequence[int]) -> None:
     from matplotlib.patches import Patch
 
-    most = max(len(phases) for phases in names)
     handles = []
-    for phase in range(most):
+    for phase in phases:
         label = " / ".join(dict.fromkeys(p[phase] for p in names if phase < len(p)))
-        handles.append(Patch(color=PHASE_COLOURS[phase % len(PHASE_COLOURS)], label=label))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(most, 5), fontsize=8, frameon=False
-    )
+        colour = PHASE_COLOURS[phase % len(PHASE_COLOURS)]
+        handles.append(Patch(color=colour, label=label or f"phase {phase}"))
+    columns = min(len(phases), _COLUMNS)
+    place = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False}
+    figure.legend(handles=handles, **place)
 
 
 def principal_colours(embeddings: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -187,7 +187,7 @@ def retrieval_of_both(runs: TwoRuns, file: Path, *, queries: int = 4, scope: str
         GAP,
         choose_queries,
         found_by_scope,
-        frame_row,
+        frame_tiles,
     )
 
     chosen = choose_queries(runs.a.test, queries, scope)
@@ -195,7 +195,7 @@ def retrieval_of_both(runs: TwoRuns, file: Path, *, queries: int = 4, scope: str
     for query in chosen:
         for run in (runs.a, runs.b):
             found = found_by_scope(run.test, query, FRAME_NEIGHBOURS, scope, GAP)
-            rows.append(frame_row(run.test, runs.index.classes, query, found))
+            rows.append(frame_tiles(run.test, runs.index.classes, query, found))
             titles.append(run.name)
     if rows:
         contact_sheet(rows, file, titles=titles)
@@ -260,18 +260,23 @@ def losses_of_both(logs: Mapping[str, Sequence[tuple[int, float]]], file: Path) 
 def curves_of_both(
     curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], file: Path
 ) -> None:
-    """One panel for each metric: its value over training steps, a line for each run."""
+    """One panel for each metric: its value over training steps, a line for each run.
+
+    curves: title -> name of the run (`RunVideos.name`) -> (step, value).
+    """
     from training.evaluation.plots import INK, PHASE_COLOURS, _figure, _tidy
 
     figure = _figure(2.7 * len(curves), 2.6)
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (title, by_run) in zip(panels, curves.items(), strict=True):
-        for number, (name, points) in enumerate(by_run.items()):
+        for name, points in by_run.items():
+            number = LETTERS.index(name[0])
             style = {"color": PHASE_COLOURS[number], "marker": "os"[number], "markersize": 3}
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1.6, **style)
         axes.set_title(title, fontsize=9, color=INK)
         axes.set_xlabel("training step", fontsize=9, color=INK)
-        axes.set_ylim(bottom=0)
+        highest = max(value for points in by_run.values() for _, value in points)
+        axes.set_ylim(0, 1.1 * max(highest, 1e-9))
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         _tidy(axes)
     handles, names = panels[0].get_legend_handles_labels()

@@ -74,13 +74,13 @@ def _metrics(runs: TwoRuns, protocol: str, stride: int | None) -> list[str]:
     shown |= {mean: f"events {title}" for title, mean, _ in EVENT_COLUMNS if "frames" in title}
     shown = {key: title for key, title in shown.items() if _known(rows, key)}
     wins = [two_runs.better(key, rows["A"][key], rows["B"][key]) for key in shown]
-    counts = " and ".join(f"{letter} in {wins.count(letter)}" for letter in LETTERS)
+    counts = f"A is better in {wins.count('A')} and B in {wins.count('B')} (bold)"
     used = find_protocol(protocol).stride if stride is None else stride
     return [
         heading,
         html.paragraph(
-            f"Protocol {protocol}, stride {used}. Of {len(shown)} metrics, {counts} have the "
-            "better value (bold). Errors are better when lower, the other metrics when higher. "
+            f"Protocol {protocol}, stride {used}. Of {len(shown)} metrics, {counts}. "
+            "Errors are better when lower, the other metrics when higher. "
             f"“{TIME_INDEX}” knows the frame's place in the video and sees no picture. "
             "A single training of each recipe cannot tell a small difference from chance."
         ),
@@ -172,6 +172,10 @@ def _curves(runs: TwoRuns, pictures: Path) -> list[str]:
         two_runs.curves_of_both(curves, pictures / "curves.png")
         picture = html.picture(pictures / "curves.png", "metrics of both runs over training steps")
         body += [picture]
+        evaluated = {name for by_run in curves.values() for name in by_run}
+        if len(evaluated) == 1:
+            text = f"Only {evaluated.pop()} was evaluated during training."
+            body += [html.paragraph(text, quiet=True)]
     return body
 
 
