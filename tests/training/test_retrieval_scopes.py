@@ -39,7 +39,7 @@ def test_nearest_moments_equal_an_explicit_search(gap):
     x = videos[1].embeddings[7]
     expected, blocked = [], set()
     pairs = [
-        (v, t, float(videos[v].embeddings[t] @ x)) for v in (0, 2) for t in range(len(videos[v].embeddings))
+        (v, t, float(y @ x)) for v in (0, 2) for t, y in enumerate(videos[v].embeddings)
     ]  # fmt: skip
     for v, t, similarity in sorted(pairs, key=lambda item: -item[2]):
         if (v, t) not in blocked and len(expected) < 5:
