@@ -159,3 +159,11 @@ def principal_components(embeddings: np.ndarray, count: int) -> np.ndarray:
     projected = np.zeros((len(centred), count))
     projected[:, : directions.shape[1]] = centred @ directions
     return projected
+
+
+def _principal_colours(embeddings: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """(frames, 3) colours in [0, 1] for each video, from components shared by all of them."""
+    projected = principal_components(np.concatenate(embeddings), 3)
+    low, high = np.percentile(projected, [2, 98], axis=0)
+    colours = np.clip((projected - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return np.split(colours, np.cumsum([len(part) for part in embeddings])[:-1])

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 
 from training.evaluation.boundaries import inner_starts, on_frames
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.plots import INK, PHASE_COLOURS, _figure, principal_components
+from training.evaluation.plots import INK, PHASE_COLOURS, _figure, _principal_colours
 
 _COLOUR, _PHASE, _GAP, _NUMBERS = 0.3, 0.15, 0.03, 0.15  # heights of a video's parts in inches
 _BETWEEN = 0.16  # inches between two videos
@@ -55,7 +55,7 @@ def embedding_strips(
     predicted: for each video the phases of its embeddings, see `boundaries.predicted_phases`. With
         them, the bars have a tick and the number of the frame where each phase begins.
     """
-    colours = principal_colours([video.embeddings for video in videos])
+    colours = _principal_colours([video.embeddings for video in videos])
     bars = []
     for number, video in enumerate(videos):
         phases = predicted[number] if predicted else None
@@ -69,7 +69,7 @@ def embedding_strips(
 
 
 def embedding_bar(video: EmbeddedVideo, colours: np.ndarray, name: str) -> Bar:
-    """``colours``: (n, 3) of the embeddings, one of the results of `principal_colours`."""
+    """``colours``: (n, 3) of the embeddings, one of the results of `plots._principal_colours`."""
     shown = np.ones((video.record.frames, 3))
     shown[video.frames] = colours
     return Bar(shown, name)
@@ -169,11 +169,3 @@ def _phase_legend(figure, names: Sequence[Sequence[str]], phases: Sequence[int])
     columns = min(len(phases), _COLUMNS)
     place = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False}
     figure.legend(handles=handles, **place)
-
-
-def principal_colours(embeddings: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """(frames, 3) colours in [0, 1] for each video, from components shared by all of them."""
-    projected = principal_components(np.concatenate(embeddings), 3)
-    low, high = np.percentile(projected, [2, 98], axis=0)
-    colours = np.clip((projected - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return np.split(colours, np.cumsum([len(part) for part in embeddings])[:-1])

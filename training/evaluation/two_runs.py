@@ -211,12 +211,13 @@ def strips_of_both(
     """
     from training.evaluation import strips
     from training.evaluation.boundaries import predicted_phases
+    from training.evaluation.plots import _principal_colours
 
     action = runs.a.test[0].record.action
     shown = [n for n, v in enumerate(runs.a.test) if v.record.action == action][:most]
     videos = {run.letter: [run.test[n] for n in shown] for run in (runs.a, runs.b)}
     colours = {
-        letter: strips.principal_colours([video.embeddings for video in of_run])
+        letter: _principal_colours([video.embeddings for video in of_run])
         for letter, of_run in videos.items()
     }
     predicted = {
