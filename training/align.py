@@ -27,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.evaluation.stored import add_checkpoint, add_no_store
 from training.support.command import UserError, make_folder, run_command
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="take each video's mean embedding off first: place, person and view then count less",
     )
+    add_checkpoint(parser)
+    add_no_store(parser)
     args = parser.parse_args(argv)
     if args.threshold is not None and not args.open:
         parser.error("--threshold needs --open")
@@ -85,15 +88,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_alignment,
             write_matches,
         )
-        from training.evaluation.embed import embed_records
-        from training.evaluation.encoders import load_encoder
+        from training.evaluation.encoders import TRAINED
         from training.evaluation.plots import similarity_map
+        from training.evaluation.stored import RunEmbeddings
         from training.pages.align_page import write_align_page
 
-        encoder, cfg = load_encoder(args.run)
+        embeddings = RunEmbeddings(args.run, checkpoint=args.checkpoint, store=not args.no_store)
+        cfg = embeddings.cfg
         records = find_records([args.a, args.b], cfg)
         make_folder(args.out)
-        a, b = embed_records({"trained": encoder}, records, cfg)["trained"]
+        a, b = embeddings.embed(records)[TRAINED]
         if args.centre:
             a, b = centred(a), centred(b)
         if args.open:

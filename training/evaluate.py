@@ -9,6 +9,7 @@ RUN/evaluation_val.json, RUN/evaluation_gym288.json. Example: python -m training
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from training.evaluation.encoders import TRAINED
 from training.evaluation.frame_level import evaluate_frame_level
 from training.evaluation.metrics import FEWER_CANDIDATES
 from training.evaluation.protocols import PROTOCOLS
+from training.evaluation.stored import add_checkpoint, add_no_store
 from training.evaluation.synchronised import NAME as SYNCHRONISED
 from training.evaluation.synchronised import WINDOW, evaluate_synchronised
 from training.evaluation.tables import event_cells, format_cells, format_table, left_out_lines
@@ -27,12 +29,20 @@ from training.evaluation.video_level import evaluate_video_level
 from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
 from training.support.files import write_json
 
+WHOLE = (VIDEO_LEVEL, SYNCHRONISED)  # protocols that embed parts of videos
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate", description=__doc__, epilog=EXIT_STATUS
     )
-    parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="run directory of `python -m training.train`, or a folder of npz files with "
+        "embeddings of any origin",
+    )
     parser.add_argument(
         "--folder", type=Path, help="prepared folder of labelled videos (default: that of the run)"
     )
@@ -87,43 +97,74 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the first video and at the end of the second, above 0.5 and below 1 (default "
         "%(default)s)",
     )
+    add_checkpoint(parser)
+    add_no_store(parser)
     args = parser.parse_args(argv)
 
     def command() -> LeftOut:
+        from training.evaluation.folder_of_embeddings import evaluate_folder, has_npz
         from training.runs.folder import evaluation_file  # imports torch
+        from training.support.distributed import launched_by_torchrun, start_evaluation
 
+        start_evaluation()
         left_out = LeftOut()
         given = {"folder": args.folder, "split": args.split, "class_set": args.class_set}
         given["left_out"] = left_out
+        is_run = (args.run / "config.yaml").exists()
+        of_embeddings = not is_run and has_npz(args.run)
+        if args.run.is_dir() and not is_run and not of_embeddings:
+            raise UserError(
+                f"{args.run} is not a run: it contains no config.yaml; and no npz file, as a "
+                "folder of embeddings does. Pass a run of `python -m training.train`"
+            )
+        if launched_by_torchrun() and (of_embeddings or args.protocol in WHOLE):
+            raise UserError("only frames of a run are embedded by several processes; use one")
+        if of_embeddings:
+            refuse("a folder of embeddings", "window", "checkpoint", "no_store")
+            if args.protocol in WHOLE:
+                raise UserError(
+                    f"--protocol {args.protocol} embeds parts of videos, so it needs a run; "
+                    f"{args.run} contains embeddings"
+                )
+            given["folder_of_videos"] = given.pop("folder")
+            result = evaluate_folder(args.run, **given, **options())
+            write_and_print(args.run / evaluation_file(args.split, args.class_set), result)
+            return left_out
+        given["checkpoint"] = args.checkpoint
         if args.protocol == VIDEO_LEVEL:
-            refuse("videos", "stride", "fractions", "few_shot", "window")
+            refuse("videos", "stride", "fractions", "few_shot", "window", "no_store")
             result = evaluate_video_level(args.run, **given)
         elif args.protocol == SYNCHRONISED:
-            refuse("windows of videos", "stride", "fractions", "few_shot")
+            refuse("windows of videos", "stride", "fractions", "few_shot", "no_store")
             result = evaluate_synchronised(args.run, window=args.window, **given)
         else:
             refuse("whole videos, frame by frame", "window")
-            result = evaluate_frame_level(
-                args.run,
-                protocol=args.protocol,
-                stride=args.stride,
-                fractions=args.fractions,
-                few_shot=args.few_shot,
-                **given,
-            )
+            result = evaluate_frame_level(args.run, store=not args.no_store, **given, **options())
+        if result is None:  # another rank than 0
+            return left_out
         other = result["class_set"] != result["run_class_set"]
-        name = evaluation_file(args.split, result["class_set"] if other else None)
+        class_set = result["class_set"] if other else None
+        name = evaluation_file(args.split, class_set, args.checkpoint)
         write_and_print(args.run / name, result)
         return left_out
+
+    def options() -> dict[str, Any]:
+        """The arguments of `evaluate_embeddings`."""
+        return {
+            "protocol": args.protocol,
+            "stride": args.stride,
+            "fractions": args.fractions,
+            "few_shot": args.few_shot,
+        }
 
     def refuse(judged: str, *names: str) -> None:
         for name in names:
             if getattr(args, name) != parser.get_default(name):
                 option = f"--{name.replace('_', '-')}"
-                what = "windows" if name == "window" else "frames"
+                what = {"window": "windows", "checkpoint": "runs", "no_store": "runs"}
                 raise UserError(
-                    f"{option} applies to {what}, but --protocol {args.protocol} scores {judged}; "
-                    f"leave {option} out"
+                    f"{option} applies to {what.get(name, 'frames')}, but --protocol "
+                    f"{args.protocol} scores {judged}; leave {option} out"
                 )
 
     return run_command(command)
@@ -158,4 +199,9 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from training.support.distributed import leave
+
+        leave(status)
+    sys.exit(status)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.evaluation.stored import add_checkpoint
 from training.runs.weight_writers import WRITERS
 from training.support.command import UserError, make_folder, run_command
 
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
     parser.add_argument("out", type=Path, help="file to write, such as model.safetensors")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    add_checkpoint(parser)
     args = parser.parse_args(argv)
 
     def command() -> None:
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{args.out} ends in {args.out.suffix or 'nothing'}; expected a file name that "
                 f"ends in one of {', '.join(WRITERS)}"
             )
-        model, cfg = load_run(args.run)
+        model, cfg = load_run(args.run, checkpoint=args.checkpoint)
         weights = model.state_dict()
         make_folder(args.out.parent)
         try:

@@ -2,22 +2,28 @@
 
 Writes one npz per video, DIR/VIDEO.npz. It holds embeddings (n, E) float32 of unit length, the
 frame number of each (frames in the gaps of a damaged video are missing), phases if the video has
-labels, id, action, split and fps. numpy.load reads it. After an interruption the same command
-continues: files that the same weights made of the same videos are kept. A video that could not be
-read is embedded once it has been repaired. Example: python -m training.extract runs/mine --out
-embeddings
+labels, id, action, split and fps. numpy.load reads it. Embeddings that RUN/embeddings has are
+copied. After an interruption the same command continues: files that the same weights made of the
+same videos are kept. A video that could not be read is embedded once it has been repaired. Example:
+python -m training.extract runs/mine --out embeddings
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.data.folders import place, prepare
+from training.evaluation.stored import add_checkpoint, add_no_store
 from training.evaluation.videos import open_index
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
+
+if TYPE_CHECKING:
+    from training.data.selection import Selection
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,24 +35,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--folder", type=Path, help="prepared folder of videos (default: that of the run)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--overwrite", action="store_true", help="embed every video again")
+    parser.add_argument("--overwrite", action="store_true", help="write every file again")
+    add_checkpoint(parser)
+    add_no_store(parser)
     args = parser.parse_args(argv)
 
     def command() -> LeftOut:
-        from training.evaluation.embed import embed_each, has_embeddings, save_embeddings
-        from training.evaluation.encoders import load_encoder
+        from training.evaluation.embed import has_embeddings, save_embeddings
+        from training.evaluation.encoders import TRAINED
+        from training.evaluation.stored import RunEmbeddings
         from training.runs.model import weights_name
+        from training.support.distributed import run_on_all, start_evaluation
 
-        encoder, cfg = load_encoder(args.run, args.folder)
-        weights = weights_name(args.run)
-        if share := cfg.model.backbone_share:  # may change without the weights
-            weights += f" backbone_share={share:g}"
-        index = open_index(cfg, args.folder)
-        if not index.videos:
-            raise UserError(
-                f"{place(index)} has no video that can be read; {prepare(index)} says why"
+        start_evaluation()
+
+        def open_all() -> tuple[RunEmbeddings, str, Selection]:
+            embeddings = RunEmbeddings(
+                args.run, checkpoint=args.checkpoint, folder=args.folder, store=not args.no_store
             )
-        make_folder(args.out)
+            weights = weights_name(args.run, args.checkpoint)
+            if share := embeddings.cfg.model.backbone_share:  # may change without the weights
+                weights += f" backbone_share={share:g}"
+            index = open_index(embeddings.cfg, args.folder)
+            if not index.videos:
+                raise UserError(
+                    f"{place(index)} has no video that can be read; {prepare(index)} says why"
+                )
+            make_folder(args.out)
+            return embeddings, weights, index
+
+        embeddings, weights, index = run_on_all(open_all)
         files = {record.id: args.out / f"{record.id}.npz" for record in index.videos}
         todo = [
             record
@@ -54,10 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.overwrite or not has_embeddings(files[record.id], record, weights)
         ]
         left_out = LeftOut(len(index.bad))
-        for made in embed_each({"trained": encoder}, todo, cfg, left_out):
-            save_embeddings(files[made["trained"].record.id], made["trained"], weights)
+        if not embeddings.share(todo, left_out):
+            return left_out
+        for made in embeddings.each(left_out.kept(todo), left_out):
+            save_embeddings(files[made[TRAINED].record.id], made[TRAINED], weights)
         there = len(index.videos) - len(todo)
-        earlier = f", {there} were there already (--overwrite embeds them again)" if there else ""
+        earlier = f", {there} were there already (--overwrite writes them again)" if there else ""
         print(f"{len(todo) - len(left_out.videos)} files written to {args.out}{earlier}")
         return left_out
 
@@ -65,4 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from training.support.distributed import leave
+
+        leave(status)
+    sys.exit(status)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.evaluation.stored import add_checkpoint, add_no_store
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
 
 if TYPE_CHECKING:
@@ -90,11 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--every", type=int, metavar="N", help="with --sheet-only: show every Nth frame"
     )
+    add_checkpoint(parser)
+    add_no_store(parser)
     args = parser.parse_intermixed_args(argv)
     if args.sheet.suffix.lower() != ".png":
         parser.error(f"--sheet must name a PNG file, got {args.sheet}")
     if args.every is not None and (args.every < 1 or args.sources):
         parser.error(f"--every must be at least 1 and goes with --sheet-only, got {args.every}")
+    if args.run is None and (args.checkpoint or args.no_store):
+        parser.error("--checkpoint and --no-store need --run")
     if args.run is not None and args.overrides:
         parser.error(
             f"{args.overrides[0]}: recipe values do not apply to the network of --run; leave them "
@@ -296,16 +301,24 @@ def _embed(
     args: argparse.Namespace, index: Index, records: Sequence[VideoRecord], left_out: LeftOut
 ) -> dict[str, EmbeddedVideo]:
     from training.evaluation.embed import embed_records
-    from training.evaluation.encoders import TRAINED, load_encoder
+    from training.evaluation.encoders import BACKBONE_CENTRED, TRAINED
+    from training.evaluation.stored import run_embeddings
 
     if args.run is not None:
-        name = TRAINED
-        encoder, cfg = load_encoder(args.run, index.folder)
+        made, _ = run_embeddings(
+            args.run,
+            records,
+            checkpoint=args.checkpoint,
+            folder=index.folder,
+            left_out=left_out,
+            store=not args.no_store,
+        )
+        videos = made[TRAINED]
     else:
-        from training.evaluation.encoders import BACKBONE_CENTRED as name
-
         encoder, cfg = _backbone(index, args.overrides)
-    videos = embed_records({name: encoder}, records, cfg, left_out)[name]
+        videos = embed_records({BACKBONE_CENTRED: encoder}, records, cfg, left_out)[
+            BACKBONE_CENTRED
+        ]
     return {video.record.id: video for video in videos}
 
 

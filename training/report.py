@@ -4,7 +4,8 @@ One file that can be sent around and needs no network. At the top two test video
 the alignment of their embeddings. Below: the verdict, the evaluation's table, the similarity map,
 the most similar frames, the embeddings, the training curves, the configuration.
 
-The table is RUN/evaluation.json, which `python -m training.evaluate RUN` writes. Where that file is
+The table is RUN/evaluation.json, which `python -m training.evaluate RUN` writes, or that of
+--checkpoint. Where that file is
 missing and there are labels, the report writes it first, by CARL's protocol. The pictures are also
 left in RUN/pictures.
 """
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.evaluation.stored import add_checkpoint, add_no_store
 from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
 
 
@@ -27,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--folder", type=Path, help="prepared folder of videos (default: the run's own)"
     )
+    add_checkpoint(parser)
+    add_no_store(parser)
     args = parser.parse_args(argv)
 
     def command() -> LeftOut:
@@ -37,7 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"{args.run} is not a directory; pass a run of `python -m training.train`"
             )
-        target = write_report(args.run, folder=args.folder, left_out=left_out)
+        target = write_report(
+            args.run,
+            folder=args.folder,
+            checkpoint=args.checkpoint,
+            store=not args.no_store,
+            left_out=left_out,
+        )
         print(f"written: {target} ({target.stat().st_size / 1e6:.1f} MB)")
         return left_out
 

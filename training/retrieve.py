@@ -18,6 +18,7 @@ from pathlib import Path
 from training.data.folders import place
 from training.data.label_values import SPLITS
 from training.evaluation.retrieval import GAP, SCOPES
+from training.evaluation.stored import add_checkpoint, add_no_store
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
 
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--queries", type=int, default=6, help="number of queries (default %(default)s)"
     )
+    add_checkpoint(parser)
+    add_no_store(parser)
     args = parser.parse_args(argv)
     if args.queries < 1:
         parser.error(f"--queries must be at least 1, got {args.queries}")
@@ -61,11 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--out must name a PNG file, got {args.out}")
 
     def command() -> LeftOut:
-        from training.evaluation.embed import embed_records
-        from training.evaluation.encoders import load_encoder
+        from training.evaluation.encoders import TRAINED
         from training.evaluation.retrieval import retrieval_sheet
+        from training.evaluation.stored import RunEmbeddings
 
-        encoder, cfg = load_encoder(args.run, args.folder)
+        embeddings = RunEmbeddings(
+            args.run, checkpoint=args.checkpoint, folder=args.folder, store=not args.no_store
+        )
+        cfg = embeddings.cfg
         index = open_index(cfg, args.folder)
         split = args.split or cfg.data.test_split
         records = split_videos(index, split)
@@ -73,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = args.out or args.run / f"retrieval{suffix}.png"
         make_folder(out.parent)
         left_out = LeftOut(len(index.bad))
-        videos = embed_records({"trained": encoder}, records, cfg, left_out)["trained"]
+        videos = embeddings.embed(records, left_out)[TRAINED]
         require_some(left_out.kept(records), split, place(index))
         options = {"queries": args.queries, "scope": args.scope, "gap": args.gap}
         if not retrieval_sheet(videos, index.classes, out, **options):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from training.data.label_values import SPLITS
 from training.evaluation.protocols import PROTOCOLS
+from training.evaluation.stored import add_checkpoint, add_no_store
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
 
 
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="others",
         help="where nearest frames are searched, see training.retrieve (default %(default)s)",
     )
+    add_checkpoint(parser)
+    add_no_store(parser)
     args = parser.parse_args(argv)
     for name in ("queries", "stride"):
         if (value := getattr(args, name)) is not None and value < 1:
@@ -70,7 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{both[0]} and {both[1]} are the same run; pass two different runs")
         make_folder(args.out.parent)
         left_out = LeftOut()
-        runs = load_two_runs(both, folder=args.folder, split=args.split, left_out=left_out)
+        runs = load_two_runs(
+            both,
+            folder=args.folder,
+            split=args.split,
+            checkpoint=args.checkpoint,
+            store=not args.no_store,
+            left_out=left_out,
+        )
         write_compare_page(
             runs,
             args.out,

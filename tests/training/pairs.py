@@ -40,8 +40,10 @@ def grey_video(path, position, side=32, height=48):
 def grey_run(monkeypatch):
     """Make the commands use a run whose encoder maps the grey level to an angle."""
     import torch
+    from omegaconf import OmegaConf
 
     from training.evaluation import encoders
+    from training.runs.model import Restored
 
     class Grey(torch.nn.Module):
         use_positions = True
@@ -59,5 +61,7 @@ def grey_run(monkeypatch):
             folder="none", class_set=None, engine="pyav", cache="none", cache_side=None
         ),
         augmentation=SimpleNamespace(size=16),
+        model=OmegaConf.create({"backbone": "grey"}),
     )
-    monkeypatch.setattr(encoders, "_load", lambda run, untrained: (Grey(), cfg))
+    restored = Restored(Grey(), cfg, "step_00000001", 1)
+    monkeypatch.setattr(encoders, "_load", lambda run, **_: restored)

@@ -129,7 +129,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
     def too_late(*args, **options):
         raise AssertionError("embedded before the output was looked at")
 
-    monkeypatch.setattr(embed, "embed_records", too_late)
+    monkeypatch.setattr(embed, "features_each", too_late)
     monkeypatch.setattr(retrieve, "split_videos", lambda index, split: index.videos)
     capsys.readouterr()
     assert main(arguments) == 2
@@ -252,7 +252,7 @@ def test_ctrl_c_in_a_command(run, capsys, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embed, "embed_each", interrupted)
+    monkeypatch.setattr(embed, "features_each", interrupted)
     capsys.readouterr()
     assert extract.main(["run", "--out", "out"]) == 130
     assert one_line(capsys) == "interrupted"

@@ -192,19 +192,19 @@ def test_the_section_counts_beginnings_that_are_not_predicted(tmp_path):
 
 
 def test_few_shot_needs_the_picture_and_the_figures(tmp_path):
-    assert figures.few_shot(tmp_path) == []
+    assert figures.few_shot(tmp_path / "evaluation.json") == []
     Image.new("RGB", (4, 4)).save(tmp_path / "few_shot.png")
-    assert figures.few_shot(tmp_path) == []
+    assert figures.few_shot(tmp_path / "evaluation.json") == []
     result = {"rows": {"trained": {"metrics": {}}}}
     (tmp_path / "evaluation.json").write_text(json.dumps(result))
-    assert figures.few_shot(tmp_path) == []
+    assert figures.few_shot(tmp_path / "evaluation.json") == []
     result["rows"]["trained"]["few_shot"] = {"classification": {"1": {"mean": 0.5}}}
     (tmp_path / "evaluation.json").write_text(json.dumps(result))
-    assert "data:image/png" in figures.few_shot(tmp_path)[2]
+    assert "data:image/png" in figures.few_shot(tmp_path / "evaluation.json")[2]
 
 
 def test_the_classifier_is_that_of_the_evaluation(tmp_path):
-    assert figures.classifier(tmp_path) == "logistic"
+    assert figures.classifier(tmp_path / "evaluation.json") == "logistic"
     for protocol, expected in (("ae2", "svm"), ("carl", "logistic"), ("sync", "logistic")):
         (tmp_path / "evaluation.json").write_text(json.dumps({"protocol": protocol}))
-        assert figures.classifier(tmp_path) == expected
+        assert figures.classifier(tmp_path / "evaluation.json") == expected

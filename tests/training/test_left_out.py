@@ -160,6 +160,7 @@ def test_a_split_without_readable_labels_is_an_error(folder, capsys):
     assert "none of the 1 readable videos of the split 'test' has phase labels" in err
     assert err.count("left out test") == 3
     damage(folder / "test_other.mp4")
+    shutil.rmtree("run/embeddings")  # kept, as size and time of the file are unchanged
     assert evaluate.main(["run"]) == 2
     assert "none of the videos in the split 'test'" in capsys.readouterr().err
     assert retrieve.main(["--run", "run"]) == 2
@@ -201,7 +202,7 @@ def test_pictures_are_made_without_it(folder, capsys, main, arguments, made):
 @pytest.mark.parametrize("way", ["gone", "empty", "cut off"])
 def test_whatever_happens_to_a_file(folder, capsys, monkeypatch, way):
     """Damage after the index was read: a command checks the folder once, when it starts."""
-    opened = embed.embed_each
+    opened = embed.features_each
 
     def after_the_index(*arguments, **options):
         path = folder / "test1.mp4"
@@ -209,7 +210,7 @@ def test_whatever_happens_to_a_file(folder, capsys, monkeypatch, way):
         path.unlink() if way == "gone" else path.write_bytes(content[: 600 * (way == "cut off")])
         return opened(*arguments, **options)
 
-    monkeypatch.setattr(embed, "embed_each", after_the_index)
+    monkeypatch.setattr(embed, "features_each", after_the_index)
     assert extract.main(["run", "--out", "out"]) == 3
     said_last(capsys, "test1.mp4")
 

@@ -17,6 +17,7 @@ from training import evaluate, extract, report, retrieve
 from training.evaluation import encoders
 from training.evaluation.embed import load_embeddings
 from training.recipe.schema import DataConfig
+from training.runs.model import Restored
 
 ROOT = Path(__file__).parents[2]
 SIDE = 32
@@ -87,14 +88,21 @@ def run(tmp_path, monkeypatch, folder):
     """A run on ``folder``: the trained network sees the phase, the untrained one noise."""
     from types import SimpleNamespace as Namespace
 
+    from omegaconf import OmegaConf
+
     cfg = Namespace(
         data=DataConfig(folder=str(folder), engine="pyav", num_frames=16),
         augmentation=Namespace(size=SIDE),
-        model=Namespace(backbone="grey", encoder="grey", layers=0, weights=None, backbone_share=0),
+        model=OmegaConf.create(
+            {"backbone": "grey", "encoder": "grey", "layers": 0, "weights": None}
+            | {"backbone_share": 0}
+        ),
     )
 
-    def load(run, *, untrained):
-        return grey_model(200.0 if untrained else 0.5), cfg
+    def load(run, *, untrained, checkpoint):
+        if untrained:
+            return Restored(grey_model(200.0), cfg)
+        return Restored(grey_model(0.5), cfg, "step_00000100", 100)
 
     monkeypatch.setattr(encoders, "_load", load)
     run = tmp_path / "my <run>"
@@ -222,7 +230,7 @@ def test_extract_continues_where_it_was(run, tmp_path, capsys, monkeypatch):
     assert "2 files written" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in files[2:]} == stamps
     assert len(load_embeddings(files[1])["embeddings"]) == 40
-    monkeypatch.setattr("training.runs.model.weights_name", lambda run: "others")
+    monkeypatch.setattr("training.runs.model.weights_name", lambda *_: "others")
     assert extract.main([str(run), "--out", str(out)]) == 0
     assert "16 files written" in capsys.readouterr().out
     assert extract.main([str(run), "--out", str(out), "--overwrite"]) == 0
@@ -230,8 +238,9 @@ def test_extract_continues_where_it_was(run, tmp_path, capsys, monkeypatch):
 
 
 def test_diverged_network_is_an_error_that_says_so(run, monkeypatch, capsys, tmp_path):
-    model, cfg = grey_model(float("nan")), encoders._load(run, untrained=False)[1]
-    monkeypatch.setattr(encoders, "_load", lambda run, untrained: (model, cfg))
+    found = encoders._load(run, untrained=False, checkpoint=None)
+    diverged = Restored(grey_model(float("nan")), found.cfg, "step_00000100", 100)
+    monkeypatch.setattr(encoders, "_load", lambda run, **_: diverged)
     assert extract.main([str(run), "--out", str(tmp_path / "out")]) == 2
     assert "diverged" in capsys.readouterr().err
 

@@ -124,7 +124,7 @@ def test_borders_are_by_phase_and_action(tmp_path, shown):
 
 def test_retrieve_writes_a_sheet_for_each_scope(tmp_path, monkeypatch, capsys):
     grey_run(monkeypatch)
-    encoders._load("run", untrained=False)[1].data = DataConfig(engine="pyav")
+    encoders._load("run").cfg.data = DataConfig(engine="pyav")
     folder, run = tmp_path / "videos", tmp_path / "run"
     folder.mkdir()
     run.mkdir()

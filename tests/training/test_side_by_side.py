@@ -18,6 +18,7 @@ from training.evaluation.scores import evaluate_embeddings
 from training.evaluation.two_runs import better, load_two_runs, metrics_of_both
 from training.pages.compare_page import configuration_differences
 from training.recipe.load import load_config
+from training.runs.model import Restored
 from training.support.command import LeftOut, UserError
 
 
@@ -57,9 +58,9 @@ def runs(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     configs = {}
 
-    def load(run, *, untrained):
+    def load(run, *, untrained, checkpoint):
         name = str(run)
-        return Grey({"a": 0.0, "b": 0.3}[name]), configs[name]
+        return Restored(Grey({"a": 0.0, "b": 0.3}[name]), configs[name], "step_00000012", 12)
 
     def make(*overrides):
         for name, more in (("a", []), ("b", ["optim.lr=0.5", *overrides])):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from test_report import grey_model
 
 from fastseq.video import write_video
@@ -19,9 +20,11 @@ from training.data.index import VideoRecord, build_index
 from training.evaluation import embed, encoders, synchronised
 from training.evaluation.baselines import time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.encoders import Weights
 from training.evaluation.synchronised import evaluate_synchronised, pair_errors, windows
 from training.pages.result_section import result_section
 from training.recipe.schema import DataConfig
+from training.runs.model import Restored
 
 
 def camera(name, frames=100, *, fps=30.0, offset=0, group="trial 1", split="test", gaps=()):
@@ -153,7 +156,7 @@ def cameras(monkeypatch, tmp_path):
 
     encoders = {
         "untrained": SimpleNamespace(embed=clock),
-        "trained": SimpleNamespace(embed=unit),
+        "trained": SimpleNamespace(embed=unit, weights=Weights("step_00000100", 100, {})),
     }
     cfg = SimpleNamespace(
         data=SimpleNamespace(test_split="test", folder=str(tmp_path)),
@@ -168,7 +171,7 @@ def cameras(monkeypatch, tmp_path):
             yield record, dict.fromkeys(encoders, instants[: record.frames][None])
 
     spoilt = []
-    monkeypatch.setattr(synchronised, "load_compared_encoders", lambda run, folder: (encoders, cfg))
+    monkeypatch.setattr(synchronised, "load_compared_encoders", lambda *_, **__: (encoders, cfg))
     monkeypatch.setattr(synchronised, "open_index", lambda cfg, folder, **_: index)
     monkeypatch.setattr(embed, "features_each", features_each)
     return SimpleNamespace(index=index, spoilt=spoilt, records=records)
@@ -267,9 +270,10 @@ def test_videos_with_sync_in_the_labels_file(tmp_path, monkeypatch):
     cfg = SimpleNamespace(
         data=DataConfig(folder=str(tmp_path), engine="pyav"),
         augmentation=SimpleNamespace(size=32),
-        model=SimpleNamespace(weights=None, backbone_share=0),
+        model=OmegaConf.create({"weights": None, "backbone_share": 0}),
     )
-    monkeypatch.setattr(encoders, "_load", lambda run, untrained: (grey_model(0.0), cfg))
+    restored = Restored(grey_model(0.0), cfg, "step_00000100", 100)
+    monkeypatch.setattr(encoders, "_load", lambda run, **_: restored)
     result = evaluate_synchronised("run", window=0.75, progress=False)
     # 26 common instants: windows of round(19.5) = 20, so the clock is off by 6.
     assert result["rows"]["time index only"]["metrics"]["sync_error"] == 6.0

@@ -143,7 +143,7 @@ class FeatureStore:
         Raises OSError if the video no longer exists.
         """
         folder, name = self._home(record)
-        return self._folder(folder, draw) / f"{name}.{_stamp(record)}.npy"
+        return self._folder(folder, draw) / f"{name}.{video_stamp(record)}.npy"
 
     def load(self, path: Path, frames: int) -> np.ndarray:
         """The features in a file; OSError if it is missing, ValueError for other content."""
@@ -162,7 +162,7 @@ class FeatureStore:
     def _folder(self, folder: Path, draw: int) -> Path:
         """Where the features of a folder's videos are."""
         if draw not in self._keys:
-            self._keys[draw] = _digest(self._about(draw))
+            self._keys[draw] = digest(self._about(draw))
         return folder / FOLDER_NAME / self._keys[draw]
 
     def _about(self, draw: int) -> dict[str, Any]:
@@ -239,13 +239,14 @@ class FeatureStore:
         needed = frames * self.size * 4
         folder = home / FOLDER_NAME
         if progress:
-            text = f"features of {frames} frames are computed once: {_bytes(needed)} in {folder}"
+            text = f"features of {frames} frames are computed once: {size_text(needed)} in {folder}"
             tqdm.write(text, file=sys.stderr)
         free = shutil.disk_usage(home).free
         if needed + _SPARE > free:
             raise UserError(
-                f"data.cache=features needs {_bytes(needed)} in {folder}, but only {_bytes(free)} "
-                f"are free there: free some space, or reduce data.feature_draws. {_ELSEWHERE}"
+                f"data.cache=features needs {size_text(needed)} in {folder}, but only "
+                f"{size_text(free)} are free there: free some space, or reduce data.feature_draws. "
+                f"{_ELSEWHERE}"
             )
 
 
@@ -315,10 +316,6 @@ _WHAT = (
 
 
 def _description(backbone: Any, cfg: Any) -> dict[str, Any]:
-    engine = cfg.data.engine
-    if engine == "auto":  # as in `open_evaluation_engine` and fastseq.video.engines.choose
-        on_gpu = torch.cuda.is_available() and dali_version() is not None
-        engine = "auto on a GPU" if on_gpu else "pyav"
     return {
         "format": _FORMAT,
         "backbone": cfg.model.backbone,
@@ -327,15 +324,26 @@ def _description(backbone: Any, cfg: Any) -> dict[str, Any]:
         "code": backbone.code_version(),
         "pixel_mean": [*backbone.pixel_mean],
         "pixel_std": [*backbone.pixel_std],
-        "weights_sha256": _weights_digest(backbone),
+        "weights_sha256": weights_digest(backbone),
         "image_size": cfg.augmentation.size,
         "side": decode_side(cfg.augmentation.size, cfg.data.cache_side),
-        "engine": engine,
+        "engine": decoder(cfg),
         "precision": "fp32",
     }
 
 
-def _weights_digest(module: torch.nn.Module) -> str:
+def decoder(cfg: Any) -> str:
+    """What decodes whole videos on this machine, as in `open_evaluation_engine`."""
+    if cfg.data.cache == "ram":
+        return "pyav, scaled first"
+    if cfg.data.engine == "auto":  # as in fastseq.video.engines.choose
+        on_gpu = torch.cuda.is_available() and dali_version() is not None
+        return "auto on a GPU" if on_gpu else "pyav"
+    return cfg.data.engine
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers, with their names, types and shapes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if name.endswith("num_batches_tracked"):  # a counter without effect on features
@@ -345,14 +353,20 @@ def _weights_digest(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _stamp(record: VideoRecord) -> str:
+def video_stamp(record: VideoRecord) -> str:
+    """Digest of a video's file (size, time of modification), frames, gaps, trim and crop.
+
+    Raises OSError if the file no longer exists.
+    """
     used = [record.frames, record.gaps, record.trim, record.crop]
-    return _digest([*stamp_of(record.path), *used])
+    return digest([*stamp_of(record.path), *used])
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
+    """16 hexadecimal digits that identify plain values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _bytes(count: int) -> str:
+def size_text(count: float) -> str:
+    """A number of bytes in words."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

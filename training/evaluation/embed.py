@@ -100,6 +100,7 @@ def features_each(
     left_out: LeftOut | None = None,
     *,
     progress: bool = True,
+    what: str = "embedding",
 ) -> Iterator[tuple[VideoRecord, dict[str, torch.Tensor]]]:
     """Yield the input of each encoder's ``embed`` for each video, one whole video at a time.
 
@@ -108,8 +109,8 @@ def features_each(
     ``features`` runs once on it. If an encoder's store covers a video, missing features are first
     computed into the store, and the video is not decoded again.
 
-    A video that cannot be read is added to ``left_out``; without ``left_out`` its VideoError is
-    raised.
+    ``what`` stands before the bar. A video that cannot be read is added to ``left_out``; without
+    ``left_out`` its VideoError is raised.
     """
     from tqdm import tqdm
 
@@ -127,7 +128,7 @@ def features_each(
     engine = open_evaluation_engine(to_read, cfg)
     read = load_videos(to_read, cfg.augmentation.size, cfg.data.cache_side, engine=engine)
     total = sum(record.frames for record in records)
-    with tqdm(total=total, unit="frame", desc="embedding", disable=not progress) as bar:
+    with tqdm(total=total, unit="frame", desc=what, disable=not progress) as bar:
         for record in records:
             frames = next(read) if decoded(record) else failed.get(record.path)
             if isinstance(frames, Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from training.data.features import FeatureStore
+    from training.runs.model import Restored
 
 BACKBONE = "backbone alone"
 BACKBONE_CENTRED = "backbone, less the video's mean"
@@ -60,11 +61,29 @@ class Encoder:
             per video. None: ``embed`` accepts the frames themselves.
         embed: function of features or frames that returns embeddings (1, T, E), not normalised.
         store: the store of the results of ``features`` (``data.cache=features``), or None.
+        weights: where the run's weights are from and what else than the video embeddings depend
+            on; None: the encoder is not one of a run as it is on the disk.
     """
 
     features: Callable[[torch.Tensor], torch.Tensor] | None
     embed: Callable[[torch.Tensor], torch.Tensor]
     store: FeatureStore | None = None
+    weights: Weights | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where an encoder's weights are from, and everything but the video that it depends on.
+
+    Attributes:
+        checkpoint: name of the checkpoint, empty for weights before the first step.
+        step: number of training steps.
+        about: plain values that determine the embeddings of a video.
+    """
+
+    checkpoint: str
+    step: int | None
+    about: dict[str, Any]
 
 
 def make_encoder(
@@ -177,27 +196,32 @@ def feature_store(model: Any, cfg: Any, folder: str | Path | None = None) -> Fea
     return FeatureStore(folders_of(cfg, folder), model, cfg)
 
 
-def load_encoder(run: str | Path, folder: str | Path | None = None) -> tuple[Encoder, Any]:
+def load_encoder(
+    run: str | Path, folder: str | Path | None = None, *, checkpoint: str | None = None
+) -> tuple[Encoder, Any]:
     """The trained encoder of a run, on the GPU if there is one, and the run's configuration.
 
-    ``folder``: folder of the videos to encode, which may have stored features (default: the
-    run's).
+    Args:
+        folder: folder of the videos to encode, which may have stored features (default: the run's).
+        checkpoint: see `training.runs.model.restore`.
     """
-    model, cfg = _load(run, untrained=False)
-    return make_encoder(model, store=feature_store(model, cfg, folder)), cfg
+    found = _load(run, untrained=False, checkpoint=checkpoint)
+    encoder = make_encoder(found.model, store=feature_store(found.model, found.cfg, folder))
+    return replace(encoder, weights=_weights(found)), found.cfg
 
 
 def load_compared_encoders(
-    run: str | Path, folder: str | Path | None = None
+    run: str | Path, folder: str | Path | None = None, *, checkpoint: str | None = None
 ) -> tuple[dict[str, Encoder], Any]:
     """The encoders to compare, in the order of their rows, and the run's configuration.
 
     These are the backbone alone if it is pre-trained (``model.weights``), the untrained and the
     trained model, and both without positions if they have any. If training did not change the
-    backbone, all of them share its features. ``folder``: see `load_encoder`.
+    backbone, all of them share its features. ``folder``, ``checkpoint``: see `load_encoder`.
     """
-    untrained, cfg = _load(run, untrained=True)
-    trained, _ = _load(run, untrained=False)
+    before = _load(run, untrained=True, checkpoint=None)
+    after = _load(run, untrained=False, checkpoint=checkpoint)
+    untrained, trained, cfg = before.model, after.model, before.cfg
     models = {UNTRAINED: untrained, TRAINED: trained}
     if _same_backbone(untrained, trained):
         features, store = backbone_features(trained), feature_store(trained, cfg, folder)
@@ -207,13 +231,41 @@ def load_compared_encoders(
             name: {"features": backbone_features(m), "store": feature_store(m, cfg, folder)}
             for name, m in models.items()
         }
-    encoders = backbone_encoders(untrained, cfg, **made[UNTRAINED]) if cfg.model.weights else {}
-    encoders |= {name: make_encoder(model, **made[name]) for name, model in models.items()}
+    encoders = {}
+    if cfg.model.weights:
+        alone = _weights(before, part=untrained.backbone)
+        for name, encoder in backbone_encoders(untrained, cfg, **made[UNTRAINED]).items():
+            encoders[name] = replace(encoder, weights=alone)
+    weights = {UNTRAINED: _weights(before), TRAINED: _weights(after)}
+    for name, model in models.items():
+        encoders[name] = replace(make_encoder(model, **made[name]), weights=weights[name])
     if trained.use_positions:
         without = {UNTRAINED: UNTRAINED_WITHOUT_POSITIONS, TRAINED: TRAINED_WITHOUT_POSITIONS}
         for name, model in models.items():
-            encoders[without[name]] = make_encoder(model, use_positions=False, **made[name])
+            encoder = make_encoder(model, use_positions=False, **made[name])
+            encoders[without[name]] = replace(encoder, weights=weights[name])
     return encoders, cfg
+
+
+def _weights(found: Restored, part: torch.nn.Module | None = None) -> Weights:
+    """The description of a restored model, or of one ``part`` of it."""
+    from omegaconf import OmegaConf
+
+    from fastseq.video import decode_side
+    from training.data.features import decoder, weights_digest
+
+    cfg, backbone = found.cfg, getattr(found.model, "backbone", None)
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    size = cfg.augmentation.size
+    about = {
+        "model": {k: v for k, v in model.items() if not k.startswith("weights")},
+        "code": getattr(backbone, "code_version", str)(),  # a backbone may be a user's function
+        "weights_sha256": weights_digest(found.model if part is None else part),
+        "image_size": size,
+        "side": decode_side(size, cfg.data.cache_side),
+        "decoder": decoder(cfg),
+    }
+    return Weights(found.checkpoint, found.step, about)
 
 
 def _same_backbone(a: Any, b: Any) -> bool:
@@ -226,13 +278,13 @@ def _same_backbone(a: Any, b: Any) -> bool:
     return all(torch.equal(x, other[name]) for name, x in a.backbone.state_dict().items())
 
 
-def _load(run: str | Path, *, untrained: bool) -> tuple[Any, Any]:
+def _load(run: str | Path, *, untrained: bool, checkpoint: str | None) -> Restored:
     import torch
 
-    from training.runs.model import load_run
+    from training.runs.model import restore
 
     try:
-        model, cfg = load_run(run, untrained=untrained)
+        found = restore(run, untrained=untrained, checkpoint=checkpoint)
     except ValueError as error:  # UserError, or options that do not fit together
         raise UserError(f"{run}: {error}") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), cfg
+    return replace(found, model=found.model.to("cuda" if torch.cuda.is_available() else "cpu"))

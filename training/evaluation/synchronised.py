@@ -22,7 +22,7 @@ from training.evaluation.baselines import (
     time_index,
 )
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.encoders import Encoder, load_compared_encoders, row_definitions
+from training.evaluation.encoders import TRAINED, Encoder, load_compared_encoders, row_definitions
 from training.evaluation.metrics import distances, mean_of_defined
 from training.evaluation.videos import known_doubts, open_index, seconds_of
 from training.support.command import LeftOut, UserError
@@ -40,6 +40,7 @@ def evaluate_synchronised(
     folder: str | Path | None = None,
     split: str | None = None,
     class_set: str | None = None,
+    checkpoint: str | None = None,
     window: float = WINDOW,
     left_out: LeftOut | None = None,
     progress: bool = True,
@@ -55,6 +56,7 @@ def evaluate_synchronised(
         split: the scored videos (default: the run's ``data.test_split``).
         class_set: class set whose splits are used (default: the run's
             ``data.class_set``).
+        checkpoint: the trained weights, see `training.runs.model.restore`.
         window: share of the common instants that each window keeps, above 0.5, so that the windows
             overlap, and below 1.
         left_out: receives the videos that cannot be read; no row includes them.
@@ -69,7 +71,8 @@ def evaluate_synchronised(
     if not 0.5 < window < 1:
         raise UserError(f"the window is {window:g}; expected a share above 0.5 and below 1")
     left_out = LeftOut() if left_out is None else left_out
-    encoders, cfg = load_compared_encoders(run, folder)
+    encoders, cfg = load_compared_encoders(run, folder, checkpoint=checkpoint)
+    weights = encoders[TRAINED].weights
     index = open_index(cfg, folder, class_set=class_set)
     split = split or cfg.data.test_split
     records = synchronised_videos(index, split)
@@ -112,6 +115,8 @@ def evaluate_synchronised(
     }
     return {
         "run": str(run),
+        "checkpoint": weights.checkpoint,
+        "step": weights.step,
         "folder": place(index),
         "class_set": index.class_set,
         "run_class_set": index.run_class_set,

@@ -57,6 +57,8 @@ def load_two_runs(
     *,
     folder: Path | None = None,
     split: str | None = None,
+    checkpoint: str | None = None,
+    store: bool = True,
     left_out: LeftOut,
 ) -> TwoRuns:
     """Embed the videos that both runs have with each run's trained network.
@@ -65,16 +67,17 @@ def load_two_runs(
         runs: two run directories.
         folder: prepared folder of videos for both (default: the runs', which must be the same).
         split: the compared videos (default: the runs' ``data.test_split``, which must be the same).
+        checkpoint, store: see `training.evaluation.stored.run_embeddings`, for both runs.
         left_out: receives the videos that cannot be read; neither run has them.
 
     Raises:
         UserError: the runs have different folders, splits or class sets, or no common video.
     """
-    from training.evaluation.embed import embed_records
-    from training.evaluation.encoders import TRAINED, load_encoder
+    from training.evaluation.encoders import TRAINED
+    from training.evaluation.stored import RunEmbeddings
 
-    loaded = [load_encoder(run, folder) for run in runs]
-    configs = [cfg for _, cfg in loaded]
+    loaded = [RunEmbeddings(run, checkpoint=checkpoint, folder=folder, store=store) for run in runs]
+    configs = [embeddings.cfg for embeddings in loaded]
     if folder is None:
         folders = [sorted(str(path.resolve()) for path in folders_of(cfg)) for cfg in configs]
         _check_same(runs, "the folder", [" and ".join(names) for names in folders], "--folder")
@@ -102,9 +105,9 @@ def load_two_runs(
     fitted_to = " and ".join(dict.fromkeys(cfg.data.train_split for cfg in configs))
     train = _common(train, fitted_to, remarks) if splits[0] not in fitted_to else [[], []]
     made = []
-    for (encoder, cfg), of_train, of_test in zip(loaded, train, test, strict=True):
+    for embeddings, of_train, of_test in zip(loaded, train, test, strict=True):
         records = left_out.kept([*of_train, *of_test])
-        made.append(embed_records({TRAINED: encoder}, records, cfg, left_out)[TRAINED])
+        made.append(embeddings.embed(records, left_out)[TRAINED])
     require_some(left_out.kept(test[0]), splits[0], place(indexes[0]))
     ids = {record.id for record in test[0]}
     a, b = (

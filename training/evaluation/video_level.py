@@ -13,6 +13,7 @@ from training.data.folders import labels_file, place, prepare
 from training.evaluation.encoders import (
     BACKBONE_CENTRED,
     ROW_DEFINITIONS,
+    TRAINED,
     Encoder,
     load_compared_encoders,
 )
@@ -34,6 +35,7 @@ def evaluate_video_level(
     folder: str | Path | None = None,
     split: str | None = None,
     class_set: str | None = None,
+    checkpoint: str | None = None,
     left_out: LeftOut | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -46,11 +48,13 @@ def evaluate_video_level(
             to ``data.train_split``, in which neighbours are searched.
         class_set: class set whose splits are used (default: the run's
             ``data.class_set``).
+        checkpoint: the trained weights, see `training.runs.model.restore`.
         left_out: receives the videos that cannot be read; no row includes them.
     """
     start = time.perf_counter()
     left_out = LeftOut() if left_out is None else left_out
-    encoders, cfg = load_compared_encoders(run, folder)
+    encoders, cfg = load_compared_encoders(run, folder, checkpoint=checkpoint)
+    weights = encoders[TRAINED].weights
     encoders.pop(BACKBONE_CENTRED, None)  # its mean over the video is 0
     if cfg.model.encoder == "conv3d":
         raise UserError(
@@ -83,6 +87,8 @@ def evaluate_video_level(
     }
     return {
         "run": str(run),
+        "checkpoint": weights.checkpoint,
+        "step": weights.step,
         "folder": place(index),
         "class_set": index.class_set,
         "run_class_set": index.run_class_set,

@@ -37,12 +37,12 @@ def of_strips(index: Selection, split: str, videos: Sequence[EmbeddedVideo]) -> 
     ]
 
 
-def classifier(run: Path) -> str:
-    """The classifier of the run's evaluation: "svm" or "logistic", which is the default."""
+def classifier(evaluation: Path) -> str:
+    """The classifier of an evaluation.json: "svm" or "logistic", which is the default."""
     from training.evaluation.protocols import PROTOCOLS
 
-    file = run / "evaluation.json"
-    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = evaluation.is_file()
+    result = json.loads(evaluation.read_text(encoding="utf-8")) if known else {}
     protocol = PROTOCOLS.get(result.get("protocol", ""))
     return "svm" if getattr(protocol, "classifier", "") == "svm" else "logistic"
 
@@ -176,12 +176,12 @@ def embedding_map(
     ]
 
 
-def few_shot(run: Path) -> list[str]:
-    """The picture of the few-shot evaluation, if the run's evaluation has one."""
-    file, picture = run / "evaluation.json", run / FEW_SHOT_PICTURE
-    if not (file.is_file() and picture.is_file()):
+def few_shot(evaluation: Path) -> list[str]:
+    """The picture of the few-shot evaluation beside an evaluation.json that has its figures."""
+    picture = evaluation.with_name(FEW_SHOT_PICTURE)
+    if not (evaluation.is_file() and picture.is_file()):
         return []
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    rows = json.loads(evaluation.read_text(encoding="utf-8"))["rows"]
     if not any(row.get("few_shot") for row in rows.values()):
         return []
     return [

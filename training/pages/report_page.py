@@ -19,33 +19,42 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    run: str | Path, *, folder: str | Path | None = None, left_out: LeftOut | None = None
+    run: str | Path,
+    *,
+    folder: str | Path | None = None,
+    checkpoint: str | None = None,
+    store: bool = True,
+    left_out: LeftOut | None = None,
 ) -> Path:
     """Embed the test videos with the trained network and write RUN/report.html; returns its path.
 
     Without test videos those of training are shown, and the page says so.
 
     RUN/evaluation.json is written first where it is missing and the labels allow it. The pictures
-    of the page are also left in RUN/pictures. Test videos that cannot be read go to ``left_out``,
+    of the page are also left in RUN/pictures. ``checkpoint``, ``store``: see
+    `training.evaluation.stored.run_embeddings`. Test videos that cannot be read go to ``left_out``,
     and the page names them.
     """
-    from training.evaluation.embed import embed_records
-    from training.evaluation.encoders import TRAINED, load_encoder
+    from training.evaluation.encoders import TRAINED
+    from training.evaluation.stored import RunEmbeddings
     from training.pages.player import embedding_plot, similarity_map
+    from training.runs.folder import evaluation_file
     from training.runs.log import read_log
 
     run, left_out = Path(run), LeftOut() if left_out is None else left_out
-    encoder, cfg = load_encoder(run, folder)
+    embeddings = RunEmbeddings(run, checkpoint=checkpoint, folder=folder, store=store)
+    cfg = embeddings.cfg
     index = open_index(cfg, folder)
     splits = (cfg.data.train_split, cfg.data.test_split)
     split = next((s for s in splits[::-1] if any(r.split == s for r in index.videos)), splits[1])
     records = split_videos(index, split)
     left_out.in_index = len(index.bad)
-    videos = embed_records({TRAINED: encoder}, records, cfg, left_out)[TRAINED]
+    videos = embeddings.embed(records, left_out)[TRAINED]
     require_some(left_out.kept(records), split, place(index))
     kind = "training" if split == cfg.data.train_split else "test"
     fitted_to = [] if kind == "training" else figures.of_strips(index, cfg.data.train_split, videos)
-    train = embed_records({TRAINED: encoder}, fitted_to, cfg, left_out)[TRAINED]
+    train = embeddings.embed(fitted_to, left_out)[TRAINED]
+    evaluation = run / evaluation_file(checkpoint=checkpoint)
     pictures = run / "pictures"
     pictures.mkdir(exist_ok=True)
     log = read_log(run)
@@ -59,13 +68,17 @@ def write_report(
         ),
         *sections.empty_test_split(index, splits[1]),
         *sections.player_section(videos, shown, index, kind),
-        *_evaluation(run, folder, cfg, index, left_out),
-        *figures.few_shot(run),
+        *_evaluation(
+            run, cfg, index, folder=folder, checkpoint=checkpoint, store=store, left_out=left_out
+        ),
+        *figures.few_shot(evaluation),
         *([similarity_map()] if with_player else ()),
         *sections.retrieval(videos, index, pictures, kind),
         *([embedding_plot()] if with_player else ()),
         *figures.embedding_map(videos, index, pictures, kind),
-        *figures.strips(videos, train, index, pictures, kind, classifier=figures.classifier(run)),
+        *figures.strips(
+            videos, train, index, pictures, kind, classifier=figures.classifier(evaluation)
+        ),
         *sections.training_loss(log, pictures),
         *sections.curves(run, pictures),
         *sections.configuration(run, cfg, index, log, left_out),
@@ -76,13 +89,15 @@ def write_report(
     return target
 
 
-def _evaluation(
-    run: Path, folder: str | Path | None, cfg: Any, index: Selection, left_out: LeftOut
-) -> list[str]:
-    """The section on RUN/evaluation.json, which is made first where it is missing."""
-    from training.evaluation.frame_level import evaluate_frame_level, has_labels
+def _evaluation(run: Path, cfg: Any, index: Selection, **options: Any) -> list[str]:
+    """The section on RUN/evaluation.json, which is made first where it is missing.
 
-    file = run / "evaluation.json"
+    ``options``: those of `evaluate_frame_level`.
+    """
+    from training.evaluation.frame_level import evaluate_frame_level, has_labels
+    from training.runs.folder import evaluation_file
+
+    file = run / evaluation_file(checkpoint=options["checkpoint"])
     splits = (cfg.data.train_split, cfg.data.test_split)
     if not any(record.split == splits[1] for record in index.videos):
         splits = (splits[0], splits[0])
@@ -90,7 +105,7 @@ def _evaluation(
     if file.is_file():
         result = json.loads(file.read_text(encoding="utf-8"))
     elif len({*splits}) == 2 and all(labelled):
-        result = evaluate_frame_level(run, folder=folder, left_out=left_out)
+        result = evaluate_frame_level(run, **options)
         write_json(file, result)
         result = json.loads(file.read_text(encoding="utf-8"))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from training.data.label_values import SPLITS
 from training.recipe.load import ConfigError, differences, load_config, may_change
 from training.runs.checkpoint import INITIAL, save_initial
 from training.runs.environment import environment
-from training.runs.model import weights_to_keep
+from training.runs.model import BEST, LATEST, checkpoint_name, weights_to_keep
 from training.runs.videos import TRAINING_VIDEOS, write_training_videos
 from training.support.distributed import rank, run_on_main
 from training.support.files import file_name, write_text
@@ -34,20 +35,34 @@ RUN_CONTENTS += (
     "evaluation.json",
     "evaluation_val.json",
     "evaluation_train.json",
+    "best.json",
+    "classes.json",
+    "embeddings",
+    "few_shot.png",
     "report.html",
     "pictures",
     "retrieval.png",
 )
 
 
-def evaluation_file(split: str | None = None, class_set: str | None = None) -> str:
+def evaluation_file(
+    split: str | None = None, class_set: str | None = None, checkpoint: str | None = None
+) -> str:
     """Name of the file in a run directory that `python -m training.evaluate` writes.
 
-    split: the value of --split. class_set: the scored class set if it is not the run's. A class set
-    whose name begins like a split always follows a split, so no two choices share a file.
+    A class set whose name begins like a checkpoint or a split always follows a split, so no two
+    choices share a file.
+
+    Args:
+        split: the value of --split.
+        class_set: the scored class set if it is not the run's.
+        checkpoint: the value of --checkpoint.
     """
     parts = ["evaluation"]
-    if split not in (None, "test") or (class_set or "").partition("_")[0] in SPLITS:
+    if checkpoint not in (None, LATEST):
+        parts.append(checkpoint_name(checkpoint))
+    first = (class_set or "").partition("_")[0]
+    if split not in (None, "test") or first in (*SPLITS, BEST, "step"):
         parts.append(split or "test")
     if class_set:
         parts.append(file_name(class_set))
@@ -55,21 +70,22 @@ def evaluation_file(split: str | None = None, class_set: str | None = None) -> s
 
 
 def contents(run_dir: Path) -> list[Path]:
-    """The files and folders of a run that exist; evaluations of other class sets among them."""
+    """The files and folders of a run that exist; evaluations of other choices among them."""
     found = [run_dir / name for name in RUN_CONTENTS if (run_dir / name).exists()]
     for path in sorted(run_dir.glob("evaluation_*.json")):
-        if path not in found and _of_other_class_set(path):
+        if path not in found and _of_other_choice(path):
             found.append(path)
     return found
 
 
-def _of_other_class_set(path: Path) -> bool:
+def _of_other_choice(path: Path) -> bool:
     """Whether `evaluate` wrote this file under this name: copies that users made stay theirs."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        class_set = content["class_set"]
-        splits = (None, *SPLITS)
-        return path.name in [evaluation_file(split, class_set) for split in splits]
+        choices = itertools.product(
+            (None, *SPLITS), (None, content["class_set"]), (None, content.get("checkpoint"))
+        )
+        return path.name in [evaluation_file(*choice) for choice in choices]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

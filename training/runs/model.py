@@ -4,7 +4,10 @@ A run directory RUN contains config.yaml, environment.json, training_videos.json
 tensorboard/, checkpoints/ and, with pre-trained weights, initial.pt.
 """
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -20,6 +23,26 @@ from training.runs.checkpoint import (
     load_weights,
     read_manifest,
 )
+from training.support.checkpoint_files import newest_checkpoint, sha256
+
+LATEST, BEST = "latest", "best"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A model of a run, and where its weights are from.
+
+    Attributes:
+        model: the model in eval mode, on the CPU when `restore` returns it.
+        cfg: the run's full configuration.
+        checkpoint: name of the checkpoint without ending; empty for weights before the first step.
+        step: number of training steps, None if the checkpoint has no such entry.
+    """
+
+    model: VideoEncoder | VCLRModel
+    cfg: DictConfig
+    checkpoint: str = ""
+    step: int | None = None
 
 
 def initial_model(cfg: DictConfig, *, load_weights: bool = True) -> VideoEncoder | VCLRModel:
@@ -79,20 +102,33 @@ def _changing(model: nn.Module) -> set[str]:
 
 
 def load_run(
-    run_dir: str | Path, *, untrained: bool = False
+    run_dir: str | Path, *, untrained: bool = False, checkpoint: str | None = None
 ) -> tuple[VideoEncoder | VCLRModel, DictConfig]:
     """The model of a run on the CPU, in eval mode, and the run's full configuration.
 
+    Arguments and errors are those of `restore`.
+    """
+    found = restore(run_dir, untrained=untrained, checkpoint=checkpoint)
+    return found.model, found.cfg
+
+
+def restore(
+    run_dir: str | Path, *, untrained: bool = False, checkpoint: str | None = None
+) -> Restored:
+    """The model of a run with the weights of a checkpoint, or with those before training.
+
     Args:
-        untrained: load the weights before the first step instead of the newest checkpoint.
-            Pre-trained weights are read from the run (``RUN/initial.pt`` and the newest
-            checkpoint). A run of an earlier version, or one without a checkpoint, needs the weights
-            file.
+        untrained: load the weights before the first step instead of a checkpoint. Pre-trained
+            weights are read from the run (``RUN/initial.pt`` and the newest checkpoint). A run of
+            an earlier version, or one without a checkpoint, needs the weights file.
+        checkpoint: "latest" (default), "best", or the name of a checkpoint, such as
+            "step_00001000" or "step_1000".
 
     Raises:
         FileNotFoundError: ``run_dir`` is not a run, or it has no checkpoint yet, or the weights
             file is missing.
-        CheckpointError: no checkpoint can be read, or the weights do not fit the configuration.
+        CheckpointError: the run does not have the checkpoint, it cannot be read, or the weights do
+            not fit the configuration.
     """
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
@@ -102,13 +138,50 @@ def load_run(
         )
     cfg = load_config(run_dir / "config.yaml")
     if untrained:
-        return _untrained(cfg, run_dir).eval(), cfg
-    state = load_latest(run_dir / "checkpoints", keys=["model"])
-    if state is None:
-        raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
+        return Restored(_untrained(cfg, run_dir).eval(), cfg)
+    path, state = _read_checkpoint(run_dir, checkpoint)
     model = build_model(cfg, load_weights=False)
-    load_weights(model, state, run_dir / "checkpoints")
-    return model.eval(), cfg
+    load_weights(model, state, path.parent)
+    return Restored(model.eval(), cfg, path.stem, state.get("step"))
+
+
+def _read_checkpoint(run_dir: Path, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
+    folder = run_dir / "checkpoints"
+    if checkpoint in (None, LATEST):
+        found = newest_checkpoint(folder, keys=["model"])
+        if found is None:
+            raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
+        return found
+    path = folder / f"{checkpoint_name(checkpoint)}.pt"
+    if not path.is_file():
+        others = ", ".join([LATEST, *(one.stem for one in list_checkpoints(folder))])
+        never = " (train.keep_best keeps one while a run trains)" if checkpoint == BEST else ""
+        raise CheckpointError(
+            f"{run_dir} has no checkpoint {path.stem}{never}; choose one of {others}"
+        )
+    entry = read_manifest(folder).get(path.name)
+    try:
+        if entry is not None and sha256(path) != entry["sha256"]:
+            raise ValueError("its SHA-256 is not that of the manifest")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "model" not in state:
+            raise ValueError("it contains no model")
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); choose another one") from error
+    return path, state
+
+
+def checkpoint_name(checkpoint: str | None) -> str:
+    """The name of a checkpoint's file without ending: "latest", "best" or "step_00001000"."""
+    if checkpoint in (None, LATEST, BEST):
+        return checkpoint or LATEST
+    step = re.fullmatch(r"(?:step_)?(\d+)(?:\.pt)?", checkpoint)
+    if step is None:
+        raise CheckpointError(
+            f"{checkpoint!r} is no name of a checkpoint; expected latest, best or step_N with the "
+            "number of steps"
+        )
+    return f"step_{int(step[1]):08d}"
 
 
 def _untrained(cfg: DictConfig, run_dir: Path) -> VideoEncoder | VCLRModel:
@@ -142,9 +215,11 @@ def _untrained(cfg: DictConfig, run_dir: Path) -> VideoEncoder | VCLRModel:
     return model
 
 
-def weights_name(run_dir: str | Path) -> str:
-    """An identifier of the run's weights: the newest checkpoint's name and SHA-256."""
+def weights_name(run_dir: str | Path, checkpoint: str | None = None) -> str:
+    """An identifier of the run's weights: a checkpoint's name and SHA-256, see `restore`."""
     folder = Path(run_dir) / "checkpoints"
     manifest = read_manifest(folder)
+    chosen = checkpoint_name(checkpoint)
     names = [path.name for path in list_checkpoints(folder)[-1:]]
+    names = names if chosen == LATEST else [f"{chosen}.pt"]
     return " ".join(f"{name} {manifest.get(name, {}).get('sha256', '')}" for name in names)

@@ -98,9 +98,14 @@ def run_command(
     returns a `LeftOut` with videos, they are listed last and the status is INCOMPLETE; a status
     that it returns is passed on. Ctrl-C prints ``interrupted``; the status is 130. Other errors are
     bugs and keep their traceback. ``needs``: subject of the message about a missing package.
+
+    Of the processes that torchrun started, one prints; its status is 0 where it would be
+    INCOMPLETE, as torchrun takes any other one for a failure.
     """
+    rank = int(os.environ.get("RANK", "0"))
     try:
         from fastseq.video import VideoError  # only now, so that --help need not wait for torch
+        from training.support.distributed import OtherRankFailed
 
         result = command()
     except ImportError as error:
@@ -110,14 +115,17 @@ def run_command(
         print(interrupted, file=sys.stderr)
         return 130
     except (UserError, VideoError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if getattr(error, "speaks", rank == 0):
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OtherRankFailed:
         return 2
     if isinstance(result, int):
         return result
     left_out = result or LeftOut()
-    for line in left_out.lines():
+    for line in left_out.lines() if rank == 0 else ():
         print(line)
-    return INCOMPLETE if left_out.videos else 0
+    return INCOMPLETE if left_out.videos and os.environ.get("WORLD_SIZE", "1") == "1" else 0
 
 
 def missing_extra(error: ImportError, what: str) -> str:

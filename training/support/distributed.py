@@ -44,6 +44,16 @@ def start() -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
 
 
+def start_evaluation() -> None:
+    """Join the other processes; "cuda" is then the GPU of this process, shared if there are fewer.
+
+    A single process has nothing to do.
+    """
+    start()
+    if launched_by_torchrun() and torch.cuda.is_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+
+
 def leave(status: int) -> NoReturn:
     """End this process, which is one of several, immediately.
 
