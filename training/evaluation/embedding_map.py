@@ -49,8 +49,8 @@ def tsne(embeddings: np.ndarray) -> np.ndarray | None:
     if len(embeddings) < MIN_FRAMES or spread < 1e-6:
         return None
     perplexity = min(PERPLEXITY, (len(embeddings) - 1) / 3)
-    model = TSNE(init=(start / spread * 1e-4).astype(np.float32), perplexity=perplexity)
-    return model.set_params(random_state=0).fit_transform(embeddings)
+    start = (start / spread * 1e-4).astype(np.float32)
+    return TSNE(init=start, perplexity=perplexity, random_state=0).fit_transform(embeddings)
 
 
 def embedding_map(
