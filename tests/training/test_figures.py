@@ -201,6 +201,10 @@ def test_few_shot_needs_the_picture_and_the_figures(tmp_path):
     result["rows"]["trained"]["few_shot"] = {"classification": {"1": {"mean": 0.5}}}
     (tmp_path / "evaluation.json").write_text(json.dumps(result))
     assert "data:image/png" in figures.few_shot(tmp_path / "evaluation.json")[2]
+    (tmp_path / "evaluation.json").rename(tmp_path / "evaluation_best.json")
+    assert figures.few_shot(tmp_path / "evaluation_best.json") == []  # the picture is of another
+    (tmp_path / "few_shot.png").rename(tmp_path / "few_shot_best.png")
+    assert figures.few_shot(tmp_path / "evaluation_best.json")
 
 
 def test_the_classifier_is_that_of_the_evaluation(tmp_path):

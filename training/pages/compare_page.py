@@ -76,10 +76,11 @@ def _metrics(runs: TwoRuns, protocol: str, stride: int | None) -> list[str]:
     wins = [two_runs.better(key, rows["A"][key], rows["B"][key]) for key in shown]
     counts = f"A is better in {wins.count('A')} and B in {wins.count('B')} (bold)"
     used = find_protocol(protocol).stride if stride is None else stride
+    named = f"Protocol {protocol}, stride {used}" if used else f"Protocol {protocol}"
     return [
         heading,
         html.paragraph(
-            f"Protocol {protocol}, stride {used}. Of {len(shown)} metrics, {counts}. "
+            f"{named}. Of {len(shown)} metrics, {counts}. "
             "Errors are better when lower, the other metrics when higher. "
             f"“{TIME_INDEX}” knows the frame's place in the video and sees no picture. "
             "A single training of each recipe cannot tell a small difference from chance."

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from training.data.selection import Selection
     from training.evaluation.embed import EmbeddedVideo
 
-FEW_SHOT_PICTURE = "few_shot.png"  # `python -m training.evaluate --few-shot` writes it
-
 
 def of_strips(index: Selection, split: str, videos: Sequence[EmbeddedVideo]) -> list[VideoRecord]:
     """The videos of a split that the classifier of `strips` is fitted to.
@@ -177,8 +175,12 @@ def embedding_map(
 
 
 def few_shot(evaluation: Path) -> list[str]:
-    """The picture of the few-shot evaluation beside an evaluation.json that has its figures."""
-    picture = evaluation.with_name(FEW_SHOT_PICTURE)
+    """The picture of few-shot classification, few_shot*.png, beside its evaluation*.json.
+
+    `python -m training.evaluate --few-shot` writes both.
+    """
+    name = evaluation.with_suffix(".png").name
+    picture = evaluation.with_name(name.replace("evaluation", "few_shot", 1))
     if not (evaluation.is_file() and picture.is_file()):
         return []
     rows = json.loads(evaluation.read_text(encoding="utf-8"))["rows"]
