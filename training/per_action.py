@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "DIR/ACTION.log; with 1 they run one after another in this process, on all threads "
         "(default: 1)",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the actions, print the plan and stop"
+    )
     args = parser.parse_intermixed_args(argv)
     if args.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {args.jobs}")
@@ -82,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from training.data.selection import open_index
     from training.studies import per_action
+    from training.studies.evaluated_runs import check_options, finished, read_result
     from training.studies.per_action import Plan
     from training.studies.trainings import Job, run_jobs
     from training.support.distributed import launched_by_torchrun
@@ -95,17 +98,19 @@ def _run(args: argparse.Namespace) -> int:
     cfg = compose(args)
     stride = find_protocol(args.protocol).stride if args.stride is None else args.stride
     plan = Plan(args.recipe, args.overrides, args.out, args.protocol, stride, args.fractions)
-    plan.check()
+    check_options(plan.options)
     index = open_index(cfg)
     actions = per_action.actions_of(index, args.actions)
     failed = {action: why for action in actions if (why := per_action.unfit(index, cfg, action))}
     for action, why in failed.items():
         print(f"left out {action}: {why}", file=sys.stderr)
+    if args.dry_run:
+        return _dry_run(plan, [action for action in actions if action not in failed])
     make_folder(args.out)
     fit = [action for action in actions if action not in failed]
     missing = []
     for action in fit:
-        if per_action.finished(plan, action):
+        if finished(plan.recipe, plan.run(action), plan.values(action), plan.options):
             print(f"{action}: there already")
         else:
             missing.append(action)
@@ -119,9 +124,7 @@ def _run(args: argparse.Namespace) -> int:
     for job in bad:
         where = "its error is above" if args.jobs == 1 else f"see {job.log}"
         failed[job.what] = f"its training or evaluation failed, {where}"
-    results = {
-        action: per_action.read_result(plan, action) for action in fit if action not in failed
-    }
+    results = {action: read_result(plan.run(action)) for action in fit if action not in failed}
     left_out = {
         name: why for result in results.values() for name, why in result["left_out"].items()
     }
@@ -140,25 +143,27 @@ def _run(args: argparse.Namespace) -> int:
     return INCOMPLETE if failed or left_out else 0
 
 
+def _dry_run(plan: Plan, actions: Sequence[str]) -> int:
+    """Print the runs, and the plan of the first one."""
+    from training import train
+
+    for action in actions:
+        print(f"{action}: {plan.run(action)}")
+    print(f"{len(actions)} runs")
+    if not actions:
+        return 1
+    print(f"\nthe first of them, {actions[0]}:")
+    return train.main([plan.recipe, *plan.values(actions[0]), "--dry-run"])
+
+
 def _one(plan: Plan, action: str) -> int:
     """Train or continue one action and evaluate it; returns an exit status."""
-    from fastseq.video import VideoError
     from training import train
-    from training.studies.per_action import evaluate_action
-    from training.studies.trainings import train_or_continue
+    from training.studies.evaluated_runs import train_and_evaluate
 
-    try:
-        status = train_or_continue(train.main, plan.recipe, plan.run(action), plan.values(action))
-        if status in (0, INCOMPLETE):
-            evaluate_action(plan, action)
-            return 0
-        return status
-    except (UserError, VideoError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Exception:  # out of memory, for example; the other actions go on
-        traceback.print_exc()
-        return 1
+    return train_and_evaluate(
+        train.main, plan.recipe, plan.run(action), plan.values(action), plan.options
+    )
 
 
 if __name__ == "__main__":

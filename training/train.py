@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from fastseq.video import ClipLoader
+    from training.data.index import VideoRecord
+    from training.data.selection import Selection
+    from training.loop.labels import FrameClasses
     from training.models import VCLRModel, VideoEncoder
 
 
@@ -75,6 +78,7 @@ def _run(args: argparse.Namespace) -> int:
 
         from fastseq.video import TooManyBadVideos
         from training.evaluation.curve import step_evaluation
+        from training.loop.labels import LabelledLoader, check_classes, write_classes
         from training.loop.trainer import Trainer, check_loss
         from training.runs.folder import check_run_dir, open_run, restarted
         from training.runs.model import check_frozen, initial_model
@@ -108,6 +112,8 @@ def _run(args: argparse.Namespace) -> int:
             loader = training_loader(
                 cfg, device, model=model, dry_run=args.dry_run, left_out=left_out
             )
+            if args.resume and isinstance(loader, LabelledLoader):
+                check_classes(run_dir, loader.classes.names)
             return Trainer(cfg, model(), loader, run_dir, step_evaluation(cfg, model()))
 
         trainer = distributed.run_on_all(assemble)
@@ -115,6 +121,9 @@ def _run(args: argparse.Namespace) -> int:
             share_left_out(trainer.loader)
         if not args.dry_run:
             open_run(trainer, resume=args.resume)
+            if isinstance(trainer.loader, LabelledLoader):
+                names = trainer.loader.classes.names
+                distributed.run_on_main(lambda: write_classes(run_dir, names))
     except (ValueError, OSError, TooManyBadVideos) as error:  # ValueError: UserError, models
         if getattr(error, "speaks", distributed.is_main()):
             _complain(error)
@@ -204,17 +213,22 @@ def training_loader(
 ) -> "ClipLoader":
     """The loader of a run; sets ``left_out.in_index`` to the files that `prepare` left out.
 
+    With a loss that learns from labels, sets ``cfg.loss.classification.classes``, and batches have
+    labels, see `training.loop.labels`; if no other loss is used, only labelled videos are read.
+
     ``model`` returns the model; with data.cache=features, its features are cached. It is called
     when the folder and its index are known to be good, and before any video is decoded.
     """
     from omegaconf import OmegaConf
 
     import training.data.dataset
-    from fastseq.video import TooManyBadVideos
+    from fastseq.video import ClipLoader, TooManyBadVideos
     from training.data.features import FeatureStore
     from training.data.folders import folders_of
     from training.data.selection import open_index, videos_of_split, warn_without_test
+    from training.loop.labels import LabelledLoader
     from training.recipe.load import ConfigError
+    from training.recipe.losses import loss_terms
     from training.support.distributed import is_main, local_rank, rank, world_size
 
     index = open_index(cfg, check=local_rank() == 0)  # once on each machine
@@ -222,6 +236,11 @@ def training_loader(
         left_out.in_index = len(index.bad)
     records = videos_of_split(index, cfg.data.train_split)
     warn_without_test(index, cfg.data.test_split)
+    loader_type = ClipLoader
+    if classes := frame_classes(cfg, index, records):
+        loader_type = functools.partial(LabelledLoader, classes=classes)
+        if len(loss_terms(cfg.loss)) == 1:
+            records = classes.videos
     augmentation = OmegaConf.to_object(cfg.augmentation)
     network = None if model is None else model()
     store = None
@@ -240,6 +259,7 @@ def training_loader(
             store=store,
             fill_cache=not dry_run,  # decodes every video
             progress=is_main(),
+            loader_type=loader_type,
         )
     except (ImportError, RuntimeError) as error:
         if isinstance(error, TooManyBadVideos):
@@ -249,6 +269,44 @@ def training_loader(
         logging.warning("left out %s: %s", name, why)
     logging.info("videos are read by %s: %s", loader.engine.name, reason)
     return loader
+
+
+def frame_classes(
+    cfg: "DictConfig", index: "Selection", records: "Sequence[VideoRecord]"
+) -> "FrameClasses | None":
+    """The classes that the recipe's losses learn, or None if none learns from labels.
+
+    Sets ``cfg.loss.classification.classes`` to their number; ConfigError if it has another value,
+    or if no training video has labels.
+    """
+    from training.data.folders import labels_file, prepare
+    from training.loop.labels import FrameClasses
+    from training.recipe.load import ConfigError
+
+    options = cfg.loss.classification
+    if not options.weight:
+        return None
+    classes = FrameClasses(records, index.classes, options.label_share, options.label_videos)
+    if not classes.videos:
+        raise ConfigError(
+            f"loss.classification: none of the {len(records)} videos of the split "
+            f"{cfg.data.train_split!r} has phase labels, which it learns from: write "
+            f"{labels_file(index)} and run {prepare(index)}"
+        )
+    number = len(classes.names)
+    if options.classes not in (None, number):
+        raise ConfigError(
+            f"loss.classification.classes: got {options.classes}, the labels of the training "
+            f"videos have {number} classes; leave the key out"
+        )
+    options.classes = number
+    logging.info(
+        "classes: %d, learned from the labels of %d of %d training videos",
+        number,
+        len(classes.videos),
+        len(records),
+    )
+    return classes
 
 
 def check_features(cfg: "DictConfig", model: "VideoEncoder | VCLRModel") -> None:

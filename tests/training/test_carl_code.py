@@ -19,7 +19,7 @@ from training.carl_code.__main__ import main
 from training.carl_code.recipe import convert_config
 from training.export import main as export
 from training.models import build_model, resnet
-from training.recipe.load import load_config
+from training.recipe.load import load_config, loss_terms
 from training.runs.model import initial_model, load_run
 from training.support.command import UserError
 
@@ -107,13 +107,49 @@ def test_other_configurations():
     assert tcc["loss"]["tcc"]["pairs"] == "all"
     assert tcc["train"]["precision"] == "fp32"
     for change, message in (
-        ({"TRAINING_ALGO": "classification"}, "scl, tcc and tcn can be converted"),
+        ({"TRAINING_ALGO": "simclr"}, "scl, tcc, tcn, classification can be converted"),
+        ({"TRAINING_ALGO": "classification"}, "MODEL.L2_NORMALIZE is true"),
         ({"OPTIMIZER": {"TYPE": "MomentumOptimizer"}}, "AdamOptimizer can be converted"),
         ({"SCL": {"NEGATIVE_TYPE": "all"}}, "SCL.NEGATIVE_TYPE is 'all'; only single_noself"),
         ({"SCL": {"POSITIVE_TYPE": "window"}}, "the released loss is 0 for all others"),
     ):
         with pytest.raises(UserError, match=message):
             convert_config(POURING | change)
+
+
+def supervised(share=1.0):
+    """The keys of classification_transformer_config.yml that differ from those of SCL."""
+    return POURING | {
+        "TRAINING_ALGO": "classification",
+        "SSL": False,
+        "MODEL": POURING["MODEL"] | {"L2_NORMALIZE": False, "PROJECTION": False},
+        "DATA": POURING["DATA"] | {"CONSISTENT_OFFSET": 0.0, "FRACTION": share},
+        "EVAL": {"CLASS_NUM": 99},
+        "AUGMENTATION": {
+            "BRIGHTNESS": True,
+            "BRIGHTNESS_MAX_DELTA": 0.125,
+            "CONTRAST_MAX_DELTA": 0.4,
+            "HUE": False,
+            "SATURATION": False,
+            "RANDOM_CROP": False,
+        },
+    }
+
+
+def test_a_supervised_configuration(tmp_path, capsys):
+    (tmp_path / "released.yml").write_text(OmegaConf.to_yaml(OmegaConf.create(supervised(0.1))))
+    out = tmp_path / "mine.yaml"
+    assert main(["recipe", str(tmp_path / "released.yml"), "--out", str(out)]) == 0
+    assert capsys.readouterr().err == "unknown, left out: NEW_KEY\n"
+    cfg = load_config(out)
+    assert [name for name, *_ in loss_terms(cfg.loss)] == ["classification"]
+    options = cfg.loss.classification
+    assert (options.label_share, options.dropout, options.classes) == (0.1, 0.1, None)
+    aug = cfg.augmentation
+    assert (aug.brightness, aug.contrast, aug.hue, aug.saturation) == (0.125, 0.4, 0, 0)
+    assert (aug.jitter, aug.grayscale, aug.blur, aug.flip) == (1, 0, 0, 0.5)
+    assert (tuple(aug.scale), tuple(aug.ratio)) == ((1, 1), (1, 1))
+    assert (cfg.data.clips, cfg.data.beta) == ("views", 0)
 
 
 @pytest.fixture
@@ -235,6 +271,8 @@ def released_names(state):
                     "ff_norm": "res_layer1.norm",
                 }
                 out[f"{start}.{theirs[inner]}.{kind}"] = value
+        elif part == "heads":
+            out[f"classifier.fc_layers.{rest.removeprefix('classification.')}"] = value
         elif part == "embedding":
             out[f"embed.embedding_layer.{rest}"] = value
         else:
@@ -276,8 +314,8 @@ def released_forward(state, features, train_frames):
 
 
 @pytest.fixture
-def released(tmp_path, monkeypatch):
-    """A checkpoint as CARL_code writes it, including its EasyDict and the arguments."""
+def write_released(tmp_path, monkeypatch):
+    """Writes a checkpoint as CARL_code does, including its EasyDict and the arguments."""
 
     class EasyDict(dict):
         pass
@@ -295,25 +333,46 @@ def released(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(resnet, "WIDTHS", NARROW_RESNET)
-    (tmp_path / "mine.yaml").write_text(
-        OmegaConf.to_yaml(OmegaConf.create(convert_config(POURING).recipe))
-    )
-    torch.manual_seed(0)
-    model = build_model(load_config(tmp_path / "mine.yaml")).eval()
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_var"):
-            buffer.uniform_(0.5, 2)
-        elif name.endswith("running_mean"):
-            buffer.uniform_(-1, 1)
-    state = released_names(model.state_dict())
-    config = easy(POURING)
-    config["args"] = Namespace(workdir="/data", local_rank=0)
-    torch.save(
-        {"epoch": 150, "model_state": state, "optimizer_state": {"state": {}}, "cfg": config},
-        tmp_path / "checkpoint_epoch_00150.pth",
-    )
-    monkeypatch.delitem(sys.modules, "easydict")
-    return state, model
+
+    def write(config, *overrides):
+        recipe = OmegaConf.create(convert_config(config).recipe)
+        (tmp_path / "mine.yaml").write_text(OmegaConf.to_yaml(recipe))
+        torch.manual_seed(0)
+        model = build_model(load_config(tmp_path / "mine.yaml", overrides)).eval()
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 2)
+            elif name.endswith("running_mean"):
+                buffer.uniform_(-1, 1)
+        state = released_names(model.state_dict())
+        if not config["MODEL"]["PROJECTION"]:
+            state = {k: v for k, v in state.items() if not k.startswith("ssl_projection")}
+        config = easy(config)
+        config["args"] = Namespace(workdir="/data", local_rank=0)
+        torch.save(
+            {"epoch": 150, "model_state": state, "optimizer_state": {"state": {}}, "cfg": config},
+            tmp_path / "checkpoint_epoch_00150.pth",
+        )
+        monkeypatch.delitem(sys.modules, "easydict")
+        return state, model
+
+    return write
+
+
+@pytest.fixture
+def released(write_released):
+    return write_released(POURING)
+
+
+def test_a_supervised_checkpoint_becomes_a_run(write_released, capsys):
+    _, original = write_released(supervised(), "loss.classification.classes=7")
+    assert main(["checkpoint", "checkpoint_epoch_00150.pth", "--out", "run"]) == 0
+    model, cfg = load_run("run")
+    assert cfg.loss.classification.classes == 7
+    assert model.heads["classification"][1].weight.shape == (7, 12)
+    for name, value in original.state_dict().items():
+        if not name.startswith("projection."):
+            assert torch.equal(model.state_dict()[name], value), name
 
 
 def test_a_checkpoint_becomes_a_run(released, tmp_path, capsys):

@@ -210,6 +210,7 @@ def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():
         "data.class_set",
         "data.cache",
         "data.workers",
+        "loss.classification.classes",
         "model.weights",
         "model.weights_key",
         "model.backbone_share",

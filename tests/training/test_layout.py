@@ -35,6 +35,7 @@ RUNS = {
     # In a child process for each training, or in this one with --jobs 1.
     "training.compare": {"prepare", "train"},
     "training.per_action": {"train"},
+    "training.sweep": {"train"},
 }
 
 

@@ -52,6 +52,7 @@ def batch_of(items: range, *, empty: bool = False) -> dict:
         "steps": torch.from_numpy(steps),
         "valid": torch.from_numpy(valid),
         "num_frames": torch.full((ITEMS, 2), 40),
+        "labels": torch.from_numpy(steps % 4 - 1),
     }
     return {k: v[items.start : items.stop] for k, v in whole.items()} | {
         "ids": [f"video{i}" for i in items],
@@ -89,6 +90,7 @@ def batch_norms_at_rest(model: nn.Module) -> None:
             module.eval()
 
 
+SUPERVISED = [f"loss.classification.{key}" for key in ("weight=1", "classes=3", "dropout=0")]
 LOSSES = {
     "scl": [],
     "scl, chunks": ["train.chunk_frames=64"],
@@ -101,6 +103,8 @@ LOSSES = {
     "lav + tcc": ["loss.lav.weight=1", "loss.tcc.weight=2", "data.clips=videos"],
     "contrastive_idm": ["loss.contrastive_idm.weight=1", "data.clips=videos"],
     "soft_dtw": ["loss.soft_dtw.weight=1", "data.clips=videos"],
+    "classification": SUPERVISED,
+    "scl + classification": ["loss.scl.weight=1", *SUPERVISED],
     "tcn": ["loss.tcn.weight=1", "data.sampling=anchors"],
 }
 

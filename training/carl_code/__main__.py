@@ -95,8 +95,12 @@ def _checkpoint(args: argparse.Namespace) -> None:
     cfg = _check(converted.recipe)
     cfg.data.folder = str(Path(args.folder).resolve()) if args.folder else ""
     cfg.train.run_dir = str(args.out)
+    model = build_model(cfg, load_weights=False)
+    if not any(name.startswith("projection.") for name in weights):  # trained without it
+        state = model.state_dict()
+        weights |= {name: value for name, value in state.items() if name.startswith("projection.")}
     try:
-        load_weights(build_model(cfg, load_weights=False), {"model": weights}, args.file)
+        load_weights(model, {"model": weights}, args.file)
     except CheckpointError as error:
         raise UserError(f"{args.file}: {error}") from error
     _refuse_existing(args.out)

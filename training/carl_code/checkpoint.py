@@ -23,6 +23,7 @@ _NAMES = [
     (re.compile(r"embed\.fc_layers\."), "fc_block."),
     (re.compile(r"embed\.embedding_layer\."), "embedding."),
     (re.compile(r"ssl_projection\.net\."), "projection."),
+    (re.compile(r"classifier\.fc_layers\."), "heads.classification."),
     (re.compile(_LAYER + r"res_layer0\.norm\."), r"layers.\1.attention_norm."),
     (re.compile(_LAYER + r"res_layer1\.norm\."), r"layers.\1.ff_norm."),
     (re.compile(_LAYER + r"self_att\.linear_d2Q\."), r"layers.\1.out."),
@@ -61,6 +62,8 @@ def read_checkpoint(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]
 def convert_checkpoint(path: Path) -> tuple[Converted, dict[str, Tensor]]:
     """The recipe of a released checkpoint, and its weights under this project's names.
 
+    A checkpoint with MODEL.PROJECTION false has no weights of the projection head.
+
     Raises UserError for the convolutional encoder, or if names or shapes differ from the release.
     """
     state, config = read_checkpoint(path)
@@ -91,6 +94,9 @@ def convert_checkpoint(path: Path) -> tuple[Converted, dict[str, Tensor]]:
         out[f"layers.{layer}.qkv.{kind}"] = torch.cat([three[which] for which in "QKV"])
     if left:
         raise UserError(f"{path}: unknown weights {', '.join(left[:5])} ({len(left)} in total)")
+    if "heads.classification.1.weight" in out:
+        classes = len(out["heads.classification.1.weight"])
+        converted.recipe["loss"]["classification"]["classes"] = classes
     return converted, out
 
 

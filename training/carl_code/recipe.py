@@ -48,6 +48,7 @@ IGNORED = (
 
 _NEGATIVES = {"single_noself": "cross", "single": "video", "batch_noself": "batch"}
 _SAMPLING = {"time_augment": "random", "offset_uniform": "offset_uniform"}
+_ALGORITHMS = ("scl", "tcc", "tcn", "classification")
 _LAYERS = {3: "layer4", 2: "layer3"}
 _SCHEDULES = {"cosine": "cosine", "fixed": "constant"}
 
@@ -64,18 +65,19 @@ class Converted:
 def convert_config(config: Mapping[str, Any]) -> Converted:
     """Convert the keys of one of CARL_code's configurations.
 
-    Raises UserError for a value that has no counterpart, such as supervised training.
+    Raises UserError for a value that has no counterpart, such as another optimizer.
     """
     flat = flatten(config)
     out = Converted({})
     algorithm = str(flat.pop("TRAINING_ALGO", "scl"))
-    if algorithm not in ("scl", "tcc", "tcn"):
-        raise UserError(f"TRAINING_ALGO is {algorithm!r}; only scl, tcc and tcn can be converted")
+    if algorithm not in _ALGORITHMS:
+        known = ", ".join(_ALGORITHMS)
+        raise UserError(f"TRAINING_ALGO is {algorithm!r}; only {known} can be converted")
     _put(out.recipe, f"loss.{algorithm}.weight", 1.0)
     for key, value in flat.items():
         if key in _RENAMED:
             _put(out.recipe, *_RENAMED[key](value))
-        elif key not in _HANDLED:
+        elif key not in _HANDLED and not (key == "DATA.FRACTION" and algorithm == "classification"):
             known = any(key == one or key.startswith(f"{one}.") for one in IGNORED)
             (out.ignored if known else out.unknown).append(key)
     _model(flat, out.recipe)
@@ -88,7 +90,21 @@ def convert_config(config: Mapping[str, Any]) -> Converted:
         _put(out.recipe, "loss.tcc.pairs", "all")
     if algorithm == "tcn":
         _put(out.recipe, "loss.tcn.normalize", bool(flat.get("MODEL.L2_NORMALIZE", True)))
+    if algorithm == "classification":
+        _classification(flat, out.recipe)
     return out
+
+
+def _classification(flat: Mapping[str, Any], recipe: dict[str, Any]) -> None:
+    if flat.get("MODEL.L2_NORMALIZE", True):
+        raise UserError(
+            "MODEL.L2_NORMALIZE is true; with TRAINING_ALGO classification only false can be "
+            "converted"
+        )
+    share = flat.get("DATA.FRACTION", 1.0)
+    _put(recipe, "loss.classification.label_share", float(share))
+    dropout = flat.get("MODEL.EMBEDDER_MODEL.FC_DROPOUT_RATE", 0.1)
+    _put(recipe, "loss.classification.dropout", float(dropout))
 
 
 def _plain(name: str) -> Callable[[Any], tuple[str, Any]]:
@@ -160,10 +176,12 @@ _HANDLED = {
             "BRIGHTNESS_MAX_DELTA",
             "CONTRAST",
             "CONTRAST_DELTA",
+            "CONTRAST_MAX_DELTA",
             "HUE",
             "HUE_MAX_DELTA",
             "SATURATION",
             "SATURATION_DELTA",
+            "SATURATION_MAX_DELTA",
         )
     ),
 }
@@ -228,6 +246,13 @@ def _data(flat: Mapping[str, Any], recipe: dict[str, Any], algorithm: str) -> No
 
 
 def _augmentation(flat: Mapping[str, Any], recipe: dict[str, Any]) -> None:
+    if flat.get("SSL") is False:  # other operations, with their own ranges
+        for key, value in _SUPERVISED.items():
+            _put(recipe, f"augmentation.{key}", value)
+        for name, (key, default) in _RANGES.items():
+            _put(recipe, f"augmentation.{key}", flat.get(f"AUGMENTATION.{name}", default))
+        if flat.get("AUGMENTATION.RANDOM_CROP", True) is False:
+            _put(recipe, "augmentation.ratio", [1.0, 1.0])
     spec = {name: flat.get(f"AUGMENTATION.{name}", True) for name in _SWITCHES}
     for name, (key, off) in _SWITCHES.items():
         if spec[name] is False:
@@ -241,6 +266,16 @@ _SWITCHES: dict[str, tuple[str, Any]] = {
     "CONTRAST": ("contrast", 0.0),
     "SATURATION": ("saturation", 0.0),
     "HUE": ("hue", 0.0),
+}
+
+
+# With SSL false every clip is jittered, and neither grey nor blurred. Ranges: TCC's defaults.
+_SUPERVISED = {"jitter": 1.0, "strength": 1.0, "grayscale": 0.0, "blur": 0.0}
+_RANGES = {
+    "BRIGHTNESS_MAX_DELTA": ("brightness", 32 / 255),
+    "CONTRAST_MAX_DELTA": ("contrast", 0.5),
+    "SATURATION_MAX_DELTA": ("saturation", 0.5),
+    "HUE_MAX_DELTA": ("hue", 0.2),
 }
 
 

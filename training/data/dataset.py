@@ -121,8 +121,9 @@ def open_loader(
     store: FeatureStore | None = None,
     fill_cache: bool = True,
     progress: bool = True,
+    loader_type: Callable[..., ClipLoader] = ClipLoader,
 ) -> tuple[ClipLoader, str]:
-    """The loader of a recipe, and the reason for its engine.
+    """The loader of a recipe, a ``loader_type``, and the reason for its engine.
 
     A batch has `data.batch_size` items; each of `world_size` ranks reads its part of them. With
     `data.cache=ram` every video is decoded now; videos that fail are skipped. With
@@ -153,7 +154,7 @@ def open_loader(
     if data_cfg.cache == "ram" and fill_cache:
         engine.cache = FrameCache(items.videos, items.side, progress=progress)
         failed = engine.cache.failed
-    loader = ClipLoader(
+    loader = loader_type(
         items,
         data_cfg.batch_size // world_size,
         engine=engine,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.evaluation.metrics import LabelledVideo, Score, ordered_pairs
+from training.evaluation.labelled import LabelledVideo, Score
+from training.evaluation.pairs import Comparison, compare_videos
 
 KEYS = ("event_error", "event_error_dtw")
 
@@ -29,7 +30,7 @@ def events_of(video: LabelledVideo) -> dict[int, int]:
     return {int(phase): int(row) for phase, row in zip(phases, rows, strict=True) if phase and row}
 
 
-def event_errors(test: Sequence[LabelledVideo]) -> dict[str, Score]:
+def event_errors(test: Sequence[LabelledVideo], *, progress: bool = False) -> dict[str, Score]:
     """Error = |frame that a video's event is matched to - the other video's own event|, in frames.
 
     For each ordered pair of different videos and each event of `events_of` that both have, the
@@ -39,45 +40,33 @@ def event_errors(test: Sequence[LabelledVideo]) -> dict[str, Score]:
     in frame numbers of the second video; seconds are the difference of the two frames' presentation
     times.
 
+    Args:
+        test: the labelled frames of the test videos of one action.
+        progress: whether to show a bar over pairs of videos.
+
     Returns:
         Mean and median over all pairs and events under each of `event_keys`; NaN without any.
         Videos whose phases go backwards are left out; their number is in
         :func:`training.evaluation.metrics.alignment_error`, which leaves out the same videos.
     """
-    from fastseq.ops.soft_dtw import dtw_path_from_cost  # loads torch: after --help
-    from training.evaluation.alignment import match_frames
+    events = [events_of(video) for video in test]
+    return event_scores(test, compare_videos(test, align=True, events=events, progress=progress))
 
-    placed = [video for video in test if video.position is not None]
-    events = {id(video): events_of(video) for video in placed}
-    left_out: Counter[str] = Counter()
-    errors: dict[str, list[np.ndarray]] = {key: [] for key in KEYS}
-    seconds: dict[str, list[np.ndarray]] = {key: [] for key in KEYS}
-    for query, other, distances in ordered_pairs(placed):
-        there, wanted = events[id(query)], events[id(other)]
-        shared = sorted(there.keys() & wanted.keys())
-        left_out["(test video pair, event) where only one of the two shows the event"] += len(
-            there.keys() ^ wanted.keys()
-        )
-        if not shared:
-            continue
-        rows = [there[event] for event in shared]
-        true = [wanted[event] for event in shared]
-        path, _ = dtw_path_from_cost(distances)
-        matched = {
-            "event_error": distances[rows].argmin(axis=1),
-            "event_error_dtw": match_frames(*path.numpy().T, len(distances))[rows],
-        }
-        for key, match in matched.items():
-            errors[key].append(np.abs(other.frames[match] - other.frames[true]))
-            seconds[key].append(np.abs(other.times[match] - other.times[true]))
+
+def event_scores(test: Sequence[LabelledVideo], compared: Comparison) -> dict[str, Score]:
+    """The scores of :func:`event_errors` from a comparison with ``align`` and ``events``."""
     scores = {}
-    for key in KEYS:
-        for name, values, reduce in zip(
-            event_keys(key),
-            (errors[key], errors[key], seconds[key], seconds[key]),
-            (np.mean, np.median) * 2,
-            strict=True,
-        ):
-            scores[name] = Score(float(reduce(np.concatenate(values))) if values else np.nan)
-    scores["event_error"].left_out = left_out
+    for key, *errors in zip(KEYS, compared.frames, compared.seconds, strict=True):
+        values = [
+            float(reduce(one)) if one.size else np.nan
+            for one in errors
+            for reduce in (np.mean, np.median)
+        ]
+        scores |= dict(zip(event_keys(key), map(Score, values), strict=True))
+    placed = [events_of(video) for video in test if video.position is not None]
+    having = Counter(event for events in placed for event in events)
+    # Each video with the event and each without it are two ordered pairs.
+    alone = sum(2 * count * (len(placed) - count) for count in having.values())
+    reason = "(test video pair, event) where only one of the two shows the event"
+    scores["event_error"].left_out = Counter({reason: alone})
     return scores

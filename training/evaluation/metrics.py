@@ -17,28 +17,34 @@ from training.evaluation.labelled import (
 )
 from training.evaluation.neighbours import (
     FEWER_CANDIDATES,
+    PAIR_METRICS,
     alignment_error,
     average_precision_at_k,
+    average_precisions_at,
     distances,
     kendalls_tau,
-    ordered_pairs,
+    pair_scores,
     precision_at_k,
+    precisions_at,
 )
 
 __all__ = [
     "FEWER_CANDIDATES",
+    "PAIR_METRICS",
     "LabelledVideo",
     "Score",
     "alignment_error",
     "average_precision_at_k",
+    "average_precisions_at",
     "classification",
     "distances",
     "few_shot",
     "kendalls_tau",
     "labelled_video",
     "mean_of_defined",
-    "ordered_pairs",
+    "pair_scores",
     "phase_position",
     "precision_at_k",
+    "precisions_at",
     "progression",
 ]

@@ -1,89 +1,93 @@
 """The losses that a recipe combines, each with its weight, on the two clips of every item."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastseq
+from training.loop.clips import Clips
+from training.loop.head_losses import HEAD_LOSSES, NEEDS_LABELS
 from training.recipe.losses import loss_terms
 from training.support.distributed import gather_rows, world_size
-
-
-@dataclass(frozen=True)
-class Clips:
-    """The input of a loss: N items of two clips, which are views of one video or two videos.
-
-    h: embeddings (N, 2, T, E). z: projected embeddings (N, 2, T, P), or None if no loss needs them.
-    steps: int64 (N, 2, T), frame numbers in the video. valid: bool (N, 2, T), True = real frame,
-    real frames first; None = all are real. num_frames: (N, 2), lengths of the videos in frames.
-    actions: the action that both clips of an item show, N names; None = all items show the same.
-    """
-
-    h: Tensor
-    z: Tensor | None
-    steps: Tensor
-    valid: Tensor | None
-    num_frames: Tensor
-    actions: Sequence[str] | None = None
-
-    def lengths(self, clip: int) -> Tensor | None:
-        return None if self.valid is None else self.valid[:, clip].sum(-1)
 
 
 class Objective:
     """Sum of weight times loss over the losses of a recipe that have a weight.
 
-    SCL and its baseline compare z = g(h), as in CARL; the other losses have no projection head and
-    compare h.
+    SCL and its baseline compare z = g(h), as in CARL; the losses of `HEAD_LOSSES` apply their head
+    to h; the other losses compare h.
 
     Args:
         cfg: the recipe's ``loss`` section.
+        heads: loss -> its head, of `training.models.heads.build_heads`; None if no loss has one.
+
+    Attributes:
+        terms: (name, weight, options) of each loss.
+        names: the names of the values that a call returns: the losses, then the accuracies.
     """
 
-    def __init__(self, cfg: Any) -> None:
-        self.terms = [
-            (name, weight, _LOSSES[name], options) for name, weight, options in loss_terms(cfg)
-        ]
-        self.needs_projection = any(name in ("scl", "nearest") for name, *_ in self.terms)
+    def __init__(self, cfg: Any, heads: Mapping[str, nn.Module] | None = None) -> None:
+        self.terms = loss_terms(cfg)
+        self.heads = {} if heads is None else heads
+        names = [name for name, *_ in self.terms]
+        self.needs_projection = any(name in ("scl", "nearest") for name in names)
+        self.needs_labels = any(name in NEEDS_LABELS for name in names)
+        accuracies = [HEAD_LOSSES[name].accuracy for name in names if name in HEAD_LOSSES]
+        self.names = [*names, *accuracies]
 
     def __call__(
         self, clips: Clips, shares: Sequence[float] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total, and the value of each loss before its weight.
+        """The total, and the values of `names`, losses before their weight.
 
-        ``shares``: factor of each loss if these clips are part of a larger batch.
+        ``shares``: factor of each of these values if the clips are part of a larger batch.
         """
-        shares = [1.0] * len(self.terms) if shares is None else shares
-        values = {
-            name: share * loss(clips, **options)
-            for share, (name, _, loss, options) in zip(shares, self.terms, strict=True)
-        }
-        return sum(weight * values[name] for name, weight, *_ in self.terms), values
+        shares = [1.0] * len(self.names) if shares is None else shares
+        factor = dict(zip(self.names, shares, strict=True))
+        values: dict[str, Tensor] = {}
+        accuracies: dict[str, Tensor] = {}
+        for name, _, options in self.terms:
+            if name in HEAD_LOSSES:
+                loss = HEAD_LOSSES[name]
+                value, accuracy = loss.value(clips, self.heads[name], **options)
+                accuracies[loss.accuracy] = factor[loss.accuracy] * accuracy
+            else:
+                value = _LOSSES[name](clips, **options)
+            values[name] = factor[name] * value
+        return sum(weight * values[name] for name, weight, _ in self.terms), values | accuracies
 
-    def counts(self, valid: Tensor, actions: Sequence[str] | None = None) -> list[float]:
-        """Denominator of the mean of each loss for clips with this mask (N, 2, T)."""
-        return [float(_COUNTS[name](valid, actions, options)) for name, *_, options in self.terms]
+    def counts(self, batch: Mapping[str, Any]) -> list[float]:
+        """Denominator of the mean of each loss for the clips of a batch, see `ClipLoader`."""
+        return [
+            float(HEAD_LOSSES[name].count(batch, options))
+            if name in HEAD_LOSSES
+            else float(_COUNTS[name](batch["valid"], batch["actions"], options))
+            for name, _, options in self.terms
+        ]
 
     def shares(self, mine: Tensor, everyone: Tensor) -> Tensor:
-        """Factor of each loss of this rank in the mean over a batch, part by part.
+        """Factor of each of the values `names` of this rank in the mean over a batch, by part.
 
         Args:
             mine: `counts` of this rank's clips, float64 (parts, losses).
             everyone: their sum over ranks.
 
-        The shares of all ranks and parts add up to 1, except for a loss that is a sum.
+        The shares of all ranks and parts add up to 1, except for a loss that is a sum. An accuracy
+        has the share of its loss, and NaN in a batch without a counted prediction.
         """
         shares = mine / everyone.sum(0).clamp(min=1)
-        for i, (name, *_, options) in enumerate(self.terms):
+        for i, (name, _, options) in enumerate(self.terms):
             if _is_gathered(name, options):  # each rank has the value of all
                 shares[:, i] = everyone[:, i] / everyone[:, i].sum().clamp(min=1) / world_size()
             if options.get("reduction") == "sum":
                 shares[:, i] = 1 / world_size() if _is_gathered(name, options) else 1
-        return shares
+        with_head = [i for i, (name, *_) in enumerate(self.terms) if name in HEAD_LOSSES]
+        of_accuracies = shares[:, with_head].clone()
+        of_accuracies[:, everyone[:, with_head].sum(0) == 0] = torch.nan
+        return torch.cat([shares, of_accuracies], 1)
 
 
 def _is_gathered(name: str, options: dict[str, Any]) -> bool:

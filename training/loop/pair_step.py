@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from training.loop.objectives import Clips, Objective
+from training.loop.clips import Clips
+from training.loop.objectives import Objective
 from training.loop.random_batch import random_batch
 from training.loop.step import GradientStep, ItemFrames
 from training.models import VideoEncoder
+from training.models.heads import build_heads
 from training.models.sync_batch_norm import sync_batch_norms
 from training.support.distributed import sum_over_ranks, world_size
 
@@ -42,7 +44,8 @@ class PairStep(GradientStep):
     divided, except through batch norm: in training mode batch norm uses all ranks, but only one
     part (and, in the backbone, one chunk of frames) at a time.
 
-    With ``data.cache=features`` the ``frames`` of a batch are stored features (N, 2, T, F).
+    With ``data.cache=features`` the ``frames`` of a batch are stored features (N, 2, T, F). If a
+    loss needs classes, a batch has ``labels``, see `training.loop.labels.LabelledLoader`.
 
     Attributes:
         features: F, or None if a batch has frames.
@@ -58,7 +61,7 @@ class PairStep(GradientStep):
         device: torch.device,
         bf16: bool,
     ) -> None:
-        self.objective = Objective(cfg.loss)
+        self.objective = Objective(cfg.loss, model.heads)
         stored = cfg.data.cache == "features"
         self.features = model.backbone.out_features if stored else None
         super().__init__(
@@ -68,7 +71,8 @@ class PairStep(GradientStep):
             device,
             bf16,
             module=_Forward(model, self.objective.needs_projection, stored),
-            names=[name for name, *_ in self.objective.terms],
+            names=self.objective.names,
+            losses=len(self.objective.terms),
         )
 
     @staticmethod
@@ -79,7 +83,9 @@ class PairStep(GradientStep):
         steps = torch.arange(2, device=device).expand(1, 2, 2)
         num_frames = torch.full((1, 2), 2, device=device)
         h, z = zeros(cfg.model.embedding_size), zeros(cfg.model.projection_size)
-        Objective(cfg.loss)(Clips(h, z, steps, None, num_frames))
+        labels = torch.zeros_like(steps)
+        heads = build_heads(cfg, classes=1).to(device)
+        Objective(cfg.loss, heads)(Clips(h, z, steps, None, num_frames, labels=labels))
 
     @staticmethod
     def describe(cfg: "Config") -> ItemFrames:
@@ -111,8 +117,7 @@ class PairStep(GradientStep):
 
     def _shares(self, batches: Sequence[dict[str, Any]]) -> list[list[float]]:
         mine = torch.tensor(
-            [self.objective.counts(batch["valid"], batch["actions"]) for batch in batches],
-            dtype=torch.float64,
+            [self.objective.counts(batch) for batch in batches], dtype=torch.float64
         )
         return self.objective.shares(mine, sum_over_ranks(mine)).tolist()
 
@@ -131,8 +136,12 @@ class PairStep(GradientStep):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             h, z = self.module(frames.flatten(0, 1), rows)
         z = None if z is None else z.view(n, clips, t, -1)
-        loss, losses = self.objective(
-            Clips(h.view(n, clips, t, -1), z, steps, valid, num_frames, batch["actions"]), shares
+        labels = None
+        if self.objective.needs_labels:
+            labels = batch["labels"].to(self.device, non_blocking=True)
+        loss, values = self.objective(
+            Clips(h.view(n, clips, t, -1), z, steps, valid, num_frames, batch["actions"], labels),
+            shares,
         )
         embeddings = h.flatten(0, 1) if rows is None else h[rows]
-        return loss, list(losses.values()), embeddings.detach()
+        return loss, list(values.values()), embeddings.detach()

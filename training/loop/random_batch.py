@@ -20,6 +20,8 @@ def random_batch(
 ) -> dict[str, Any]:
     """A batch of ``items`` (data.batch_size) items of two clips, in the loader's format.
 
+    All frames have the class 0.
+
     Args:
         frames: T, number of frames of a clip.
         features: size of stored features, which then replace the frames.
@@ -38,6 +40,7 @@ def random_batch(
         "num_frames": torch.full((n, 2), frames),
         "ids": [str(i) for i in range(n)],
         "actions": [""] * n,
+        "labels": torch.zeros(n, 2, frames, dtype=torch.int64),
     }
 
 

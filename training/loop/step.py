@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class StepResult:
     """The result of a step, the same on every rank except for ``embeddings``.
 
-    losses: value of each loss, empty if there is only one. embeddings: real rows of h of the last
-    part on this rank. requests: the ranks' requests, summed over ranks.
+    losses: "loss_NAME" -> value of each loss if there are several, and the accuracies of losses
+    with a head, all by their names in log.jsonl. embeddings: real rows of h of the last part on
+    this rank. requests: the ranks' requests, summed over ranks.
     """
 
     loss: float
@@ -59,8 +60,9 @@ class GradientStep:
     """Steps of one model on batches that are shared between ranks and may consist of parts.
 
     Subclasses determine the model, the losses and the batches: they set ``module``, which
-    DistributedDataParallel wraps, and the names of the losses, and they define `_loss`, `_shares`,
-    `check`, `describe` and `examples`.
+    DistributedDataParallel wraps, and the names of the values that `_loss` returns: first
+    ``losses`` losses (default: all), then accuracies. They define `_loss`, `_shares`, `check`,
+    `describe` and `examples`.
     """
 
     section: str  # the recipe's section with the options that `check` tests
@@ -75,10 +77,12 @@ class GradientStep:
         *,
         module: nn.Module,
         names: list[str],
+        losses: int | None = None,
     ) -> None:
         self.cfg, self.model, self.optimizer = cfg, model, optimizer
         self.device, self.bf16 = device, bf16
         self.module, self.names = module, names
+        self.losses = len(names) if losses is None else losses
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._find_statistics()
 
@@ -133,11 +137,13 @@ class GradientStep:
         else:
             for buffer, before in zip(self.statistics, statistics, strict=True):
                 buffer.copy_(before)
-        named = {f"loss_{name}": value for name, value in zip(names, losses, strict=True)}
+        named = dict(zip(names, losses, strict=True))
+        accuracies = {name: named.pop(name) for name in names[self.losses :]}
+        several = {f"loss_{name}": value for name, value in named.items() if len(named) > 1}
         return StepResult(
             loss,
             norm_value,
-            named if len(names) > 1 else {},
+            several | accuracies,
             embeddings,
             finite,
             [int(value) for value in requested],
@@ -174,7 +180,7 @@ class GradientStep:
     def _loss(
         self, batch: dict[str, Any], shares: Sequence[float]
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The weighted sum of a part's losses, each loss, and real rows of h."""
+        """The weighted sum of a part's losses, the values of ``names``, and real rows of h."""
         raise NotImplementedError
 
     def _find_statistics(self) -> None:

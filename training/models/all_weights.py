@@ -1,5 +1,6 @@
 """Loads all layers of a model from the weights of another run, not only the backbone."""
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,12 @@ from training.models.weights import WeightReport, common_prefix, is_counter
 if TYPE_CHECKING:
     from training.recipe.schema import Config
 
+logger = logging.getLogger(__name__)
+
 # Not loaded: VCLR's queues hold keys of the other run's videos, and the counter its steps.
 _STAYS = re.compile(r"queues\.|momentum\.n_averaged$")
+# The heads of losses, see `training.models.heads`; VCLR's are in its encoder.
+_HEAD = re.compile(r"heads\.(\w+)\.")
 
 # Part of a model -> keys that set its sizes, and keys that set which layers it has.
 _KEYS = [
@@ -49,7 +54,8 @@ def load_all_weights(
 
     Names must be those of the model's state dict, under any common prefix: none may be missing or
     left over, and all shapes must be equal. VCLR's queues are not loaded, because they hold keys of
-    the other run's videos.
+    the other run's videos. A head of a loss may differ: it then keeps its initial values, which the
+    log tells. The file's heads of other losses are not used.
 
     Args:
         key: names that the prefix must contain, as in `load_backbone_weights`.
@@ -65,6 +71,12 @@ def load_all_weights(
         for name, value in tensors.items()
         if name.startswith(prefix) and not _STAYS.match(name.removeprefix(prefix))
     }
+    fresh = _unlike_heads(inside, own)
+    for head in sorted(fresh):
+        logger.info(
+            "head of loss.%s: starts from random values, as %s has none like it", head, path
+        )
+    own = {name: value for name, value in own.items() if _head_of(name) not in fresh}
     for name, value in own.items():
         theirs = inside.get(name)
         if theirs is None and not is_counter(name):
@@ -73,13 +85,28 @@ def load_all_weights(
             shapes = f"{tuple(theirs.shape)}, this model needs {tuple(value.shape)}"
             what = f"{prefix}{name} has shape {shapes}"
             raise _misfit(path, what, name, theirs, value, config)
-    left = [name for name in inside if name not in own]
+    left = [name for name in inside if name not in own and not _HEAD.match(name)]
     if left:
         what = f"{len(left)} entries have no place in this model ({examples(left)})"
         raise _misfit(path, what, left[0], inside[left[0]], None, config)
     taken = {name: inside[name] for name in own if name in inside}
     model.load_state_dict(taken, strict=False)
     return WeightReport(path, prefix, len(taken), [], [])
+
+
+def _head_of(name: str) -> str | None:
+    """The loss whose head an entry belongs to."""
+    found = _HEAD.match(name)
+    return found[1] if found else None
+
+
+def _unlike_heads(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> set[str]:
+    """The losses of whose heads the file lacks an entry or has one of another shape."""
+    return {
+        head
+        for name, value in ours.items()
+        if (head := _head_of(name)) and (name not in theirs or theirs[name].shape != value.shape)
+    }
 
 
 def _misfit(

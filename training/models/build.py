@@ -12,6 +12,7 @@ from training.models.carl import CarlModel
 from training.models.conv3d import ContextEncoder
 from training.models.encoder import VideoEncoder
 from training.models.function import FunctionBackbone, is_function
+from training.models.heads import build_heads
 from training.models.resnet import DEPTHS, ResNet, resnet_stages
 from training.models.timm_backbone import TimmBackbone, is_timm
 from training.models.vclr import LOSSES, VCLREncoder, VCLRModel
@@ -81,6 +82,8 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
         report = load_backbone_weights(backbone, cfg.weights, cfg.weights_key)
         logger.info("weights of the backbone: %s", report)
     model = _build_encoder(config, backbone)
+    if isinstance(model, VideoEncoder):
+        model.heads.update(build_heads(config))
     if load_weights and cfg.weights and takes_all:
         path = find_weights(cfg.weights, backbone)
         report = load_all_weights(model, path, config, cfg.weights_key)

@@ -38,6 +38,8 @@ class VideoEncoder(nn.Module):
     Attributes:
         positions: kind of positional encoding, "none" if there is none.
         use_positions: set to False to omit the positions in evaluation.
+        heads: loss -> the head that it trains on h, see `training.models.heads`; empty for losses
+            without one.
     """
 
     positions = "none"
@@ -46,6 +48,7 @@ class VideoEncoder(nn.Module):
     def __init__(self, backbone: Backbone, chunk_frames: int | None, checkpointing: bool) -> None:
         super().__init__()
         self.backbone = backbone
+        self.heads = nn.ModuleDict()
         self.chunk_frames, self.checkpointing = chunk_frames, checkpointing
         scale = 1 / torch.tensor(backbone.pixel_std)
         self.register_buffer("pixel_scale", scale.view(3, 1, 1), persistent=False)

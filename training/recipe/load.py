@@ -287,6 +287,12 @@ def _check_loss_and_data(config: DictConfig) -> None:
         names = ", ".join(f"loss.{f.name}.weight" for f in fields(LossConfig))
         raise ConfigError(f"loss: every weight is 0; set the weight of at least one of {names}")
     _check_vclr(config, losses)
+    options = config.loss.classification
+    if options.label_videos is not None and options.label_share != 1:
+        raise ConfigError(
+            f"loss.classification: label_videos is {options.label_videos} and label_share "
+            f"{options.label_share}; set one of them"
+        )
     views = [name for name in losses if name in ("scl", "nearest")]
     if views and config.data.clips not in ("views", "synchronised"):
         raise ConfigError(

@@ -132,6 +132,26 @@ class VCLRConfig:
 
 
 @dataclass
+class ClassificationConfig:
+    """Cross-entropy of a linear classifier of the labelled frames' classes (supervised training).
+
+    Classes are the phases of the training videos' actions, one action after the other. The default
+    dropout is that of CARL_code's classifier. ``label_share``: labels of the first int(share * n)
+    labelled videos of each action are used, at least one, as by ``evaluate --fractions``.
+    ``label_videos``: those of the first so many, instead of a share. If this is the only loss, no
+    other video is read.
+    """
+
+    weight: float | None = loss_weight()
+    dropout: float = share(0.1)
+    label_smoothing: float = share(0.0)
+    label_share: float = share(1.0)
+    label_videos: int | None = at_least(None, 1)  # of each action; null: label_share
+    # Number of classes; null: counted in the labels. A run's config.yaml has the number.
+    classes: int | None = at_least(None, 1, may_change=True)
+
+
+@dataclass
 class LossConfig:
     """The minimised sum of weight times loss. If no weight is set, SCL has weight 1."""
 
@@ -143,6 +163,7 @@ class LossConfig:
     tcc: TCCConfig = field(default_factory=TCCConfig)
     tcn: TCNConfig = field(default_factory=TCNConfig)
     vclr: VCLRConfig = field(default_factory=VCLRConfig)
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
 
 
 def loss_terms(cfg: Any) -> list[tuple[str, float, dict[str, Any]]]:

@@ -12,14 +12,10 @@ from training.evaluation.encoders import TRAINED
 from training.evaluation.metrics import mean_of_defined
 from training.evaluation.protocols import COLUMNS, columns
 from training.evaluation.tables import format_cells, format_value
-from training.studies.trainings import check_same_values
-from training.support.command import UserError
-from training.support.files import file_name, write_json
+from training.support.files import file_name
 
 if TYPE_CHECKING:
     from training.data.selection import Selection
-
-DONE = "result.json"
 
 DEFINITION = (
     "One encoder for each action, trained and evaluated on the videos of that action alone, and "
@@ -44,12 +40,14 @@ class Plan:
     stride: int
     fractions: Sequence[float]
 
-    def check(self) -> None:
-        """UserError if the evaluation would refuse these options."""
-        from training.evaluation.scores import evaluate_embeddings
-
-        options = {"stride": self.stride, "fractions": self.fractions}
-        evaluate_embeddings([], [], {}, protocol=self.protocol, **options)
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the evaluation."""
+        return {
+            "protocol": self.protocol,
+            "stride": self.stride,
+            "fractions": [*self.fractions],
+        }
 
     def run(self, action: str) -> Path:
         """The run directory of an action; characters that a name of a file lacks are escaped."""
@@ -84,50 +82,13 @@ def unfit(index: Selection, cfg: Any, action: str) -> str:
     return ""
 
 
-def evaluate_action(plan: Plan, action: str) -> None:
-    """Evaluate a trained run; write RUN/evaluation.json and, last, RUN/result.json."""
-    from training.evaluation.frame_level import evaluate_frame_level
-
-    run = plan.run(action)
-    result = evaluate_frame_level(
-        run, protocol=plan.protocol, stride=plan.stride, fractions=plan.fractions
-    )
-    write_json(run / "evaluation.json", result)
-    write_json(run / DONE, result)
-
-
-def finished(plan: Plan, action: str) -> bool:
-    """Whether an earlier call has trained and evaluated an action in the same way.
-
-    ConfigError if its run has other values of the recipe.
-    """
-    run = plan.run(action)
-    if not (run / DONE).is_file():
-        return False
-    check_same_values(plan.recipe, run, plan.values(action))
-    result = read_result(plan, action)
-    before = [result["protocol"], result["stride"], result["fractions"]]
-    return before == [plan.protocol, plan.stride, [*plan.fractions]]
-
-
-def read_result(plan: Plan, action: str) -> dict[str, Any]:
-    """RUN/result.json of an action."""
-    path = plan.run(action) / DONE
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}); remove it and repeat the command"
-        ) from error
-
-
 def summary(
     plan: Plan, results: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]
 ) -> dict[str, Any]:
     """The content of OUT/per_action.json.
 
     Args:
-        results: action -> the result of its evaluation, see `evaluate_action`.
+        results: action -> the result of its evaluation, see `evaluated_runs.train_and_evaluate`.
         failed: action -> reason.
     """
     first = next(iter(results.values()))

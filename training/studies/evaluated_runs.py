@@ -1,0 +1,105 @@
+"""The runs of a study: trained or continued, evaluated in the same way, skipped where finished."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.evaluation.encoders import TRAINED
+from training.evaluation.video_level import NAME as VIDEO_LEVEL
+from training.studies.trainings import check_same_values, train_or_continue
+from training.support.command import INCOMPLETE, UserError
+from training.support.files import write_json
+
+DONE = "result.json"
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """UserError if the evaluation would refuse these options."""
+    if options["protocol"] == VIDEO_LEVEL:
+        return
+    from training.evaluation.scores import evaluate_embeddings
+
+    evaluate_embeddings([], [], {}, **_of_scores(options))
+
+
+def train_and_evaluate(
+    train: Callable[[list[str]], int],
+    recipe: str,
+    run: Path,
+    values: Sequence[str],
+    options: Mapping[str, Any],
+) -> int:
+    """Train or continue a run and evaluate it; returns an exit status and prints what failed.
+
+    Writes RUN/evaluation.json and, last, RUN/result.json.
+
+    Args:
+        train: `training.train.main`.
+        values: the recipe's values, train.run_dir among them.
+        options: of the evaluation: "protocol", for protocols of frames also the options of
+            `training.evaluation.scores.evaluate_embeddings`, and "split" if it is not the run's.
+    """
+    from fastseq.video import VideoError
+
+    try:
+        status = train_or_continue(train, recipe, run, values)
+        if status in (0, INCOMPLETE):
+            result = _evaluate(run, options) | {"options": {**options}}
+            write_json(run / "evaluation.json", result)
+            write_json(run / DONE, result)
+            return 0
+        return status
+    except (UserError, VideoError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception:  # out of memory, for example; the other runs go on
+        traceback.print_exc()
+        return 1
+
+
+def _evaluate(run: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    split = options.get("split")
+    if options["protocol"] == VIDEO_LEVEL:
+        from training.evaluation.video_level import evaluate_video_level
+
+        return evaluate_video_level(run, split=split)
+    from training.evaluation.frame_level import evaluate_frame_level
+
+    return evaluate_frame_level(run, split=split, **_of_scores(options))
+
+
+def _of_scores(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "split"}
+
+
+def finished(recipe: str, run: Path, values: Sequence[str], options: Mapping[str, Any]) -> bool:
+    """Whether an earlier call has trained this run and evaluated it with the same options.
+
+    ConfigError if it has other values of the recipe.
+    """
+    if not (run / DONE).is_file():
+        return False
+    check_same_values(recipe, run, values)
+    before = read_result(run).get("options")
+    return before == json.loads(json.dumps({**options}))
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """RUN/result.json."""
+    path = run / DONE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}); remove it and repeat the command"
+        ) from error
+
+
+def trained_metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """The metrics of the trained network in a result."""
+    return result["rows"][TRAINED]["metrics"]
