@@ -1,9 +1,11 @@
-"""Show frames that the network finds similar: `python -m training.retrieve --run RUN`.
+"""Show what the network finds similar: `python -m training.retrieve --run RUN`.
 
-Writes a contact sheet: query frames at the left, and beside each query the most similar frame of
-the five closest other videos of the same action and of the test split (--split). A green border and
-a tick mean the same phase as the query, a red border and a cross another phase, a grey border no
-labels. Example: python -m training.retrieve --run runs/mine
+Writes a contact sheet of the test split (--split): queries at the left, and what is nearest beside
+each. --scope others (default) shows the most similar frame of the five closest other videos of the
+action; --scope all the five most similar frames of all other videos; --scope videos the three most
+similar videos. A green border and a tick mean the same phase as the query (videos: the same
+action), a red border and a cross another one, a grey border no labels.
+Example: python -m training.retrieve --run runs/mine --scope all
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from training.data.folders import place
 from training.data.label_values import SPLITS
+from training.evaluation.retrieval import GAP, SCOPES
 from training.evaluation.stored import add_checkpoint, add_no_store
 from training.evaluation.videos import open_index, require_some, split_videos
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
@@ -31,15 +34,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--split", choices=SPLITS, help="the videos (default: the run's data.test_split)"
     )
-    parser.add_argument("--out", type=Path, help="PNG to write (default: RUN/retrieval.png)")
     parser.add_argument(
-        "--queries", type=int, default=6, help="number of query frames (default %(default)s)"
+        "--scope",
+        choices=SCOPES,
+        default="others",
+        help="; ".join(f"{name}: {text}" for name, text in SCOPES.items()),
+    )
+    parser.add_argument(
+        "--gap",
+        type=float,
+        default=GAP,
+        help="--scope all: least time between two frames of a video, in seconds (default "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="PNG to write (default: RUN/retrieval.png, retrieval_SCOPE.png)"
+    )
+    parser.add_argument(
+        "--queries", type=int, default=6, help="number of queries (default %(default)s)"
     )
     add_checkpoint(parser)
     add_no_store(parser)
     args = parser.parse_args(argv)
     if args.queries < 1:
         parser.error(f"--queries must be at least 1, got {args.queries}")
+    if not 0 <= args.gap < float("inf"):
+        parser.error(f"--gap must be a number of seconds of at least 0, got {args.gap}")
     if args.out is not None and args.out.suffix.lower() != ".png":
         parser.error(f"--out must name a PNG file, got {args.out}")
 
@@ -55,15 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         index = open_index(cfg, args.folder)
         split = args.split or cfg.data.test_split
         records = split_videos(index, split)
-        out = args.out or args.run / "retrieval.png"
+        suffix = "" if args.scope == "others" else f"_{args.scope}"
+        out = args.out or args.run / f"retrieval{suffix}.png"
         make_folder(out.parent)
         left_out = LeftOut(len(index.bad))
         videos = embeddings.embed(records, left_out)[TRAINED]
         require_some(left_out.kept(records), split, place(index))
-        if not retrieval_sheet(videos, index.classes, out, queries=args.queries):
+        options = {"queries": args.queries, "scope": args.scope, "gap": args.gap}
+        if not retrieval_sheet(videos, index.classes, out, **options):
+            if args.scope == "others":
+                few = "no action has two readable videos"
+                searched = "the query's action; --scope all searches those of all actions"
+            else:
+                few, searched = "there is only one readable video", "the split"
             raise UserError(
-                f"no action has two readable videos in the split {split!r} of "
-                f"{place(index)}; retrieval searches the other videos of the query's action"
+                f"{few} in the split {split!r} of {place(index)}; retrieval searches the other "
+                f"videos of {searched}"
             )
         print(f"written: {out}")
         return left_out

@@ -14,7 +14,7 @@ from runs import RECIPE
 from fastseq.video import VideoError, write_video
 from training import align, compare, evaluate, extract, report, retrieve, train
 from training.data.index import VideoRecord, build_index, load_index
-from training.evaluation import embed, plots
+from training.evaluation import embed, plots, strips
 from training.evaluation.alignment import align as align_videos
 from training.evaluation.alignment import evenly, stretched, write_aligned_video
 from training.evaluation.baselines import time_index, time_index_embedding
@@ -313,7 +313,7 @@ def test_pictures_show_the_frames_they_name(tmp_path, monkeypatch):
         assert len(panel.shown) == len(SOUND)
     assert panels[0].numbers[panels[0].shown].tolist() == SOUND
     plots.similarity_map(a, b, (alignment.i, alignment.j), tmp_path / "map.png")
-    plots.embedding_strips([a, b], {}, tmp_path / "strips.png")
+    strips.embedding_strips([a, b], {}, tmp_path / "strips.png")
 
     from training.evaluation import pictures, retrieval
 

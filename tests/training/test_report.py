@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -281,7 +282,7 @@ def test_report_is_one_file_with_everything_in_it(run):
     result = evaluated(run)
     assert report.main([str(run)]) == 0
     page = read_page(run / "report.html")
-    assert len(page.sources) == 4  # icon, retrieval, embeddings, loss
+    assert len(page.sources) == 5  # icon, retrieval, map, embeddings, loss
     assert all(source.startswith("data:") for source in page.sources)
     assert page.headings == [
         "Two videos in step",
@@ -289,6 +290,7 @@ def test_report_is_one_file_with_everything_in_it(run):
         "Similarity of all frames",
         "Most similar frames",
         "Embeddings in two dimensions",
+        "Map of the embeddings",
         "Embeddings over time",
         "Training loss",
         "What was run",
@@ -304,8 +306,13 @@ def test_report_is_one_file_with_everything_in_it(run):
     assert "Better than the time index alone: phase classification" in page.text
     assert "Do not argue from tau alone" in page.text
     assert {file.name for file in (run / "pictures").iterdir()} == {
-        *("retrieval.png", "embeddings.png", "loss.png")
+        *("retrieval.png", "map.png", "embeddings.png", "loss.png")
     }
+    assert "a logistic regression predicts for each frame, fitted to the labelled frames of 4" in (
+        page.text
+    )
+    assert re.search(r"On average, a phase is predicted to begin \d\.\d frames", page.text)
+    assert "up_test0.mp4, lift" in page.text or "down_test0.mp4, lift" in page.text
 
 
 def test_report_evaluates_where_that_has_not_been_done_and_shows_the_steps(run):
@@ -378,7 +385,9 @@ def test_large_videos_are_linked(tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", ["evaluate", "extract", "align", "retrieve", "report"])
+@pytest.mark.parametrize(
+    "name", ["evaluate", "extract", "align", "retrieve", "report", "side_by_side"]
+)
 def test_help_loads_nothing_heavy(name):
     code = (
         f"import sys, training.{name} as c\n"

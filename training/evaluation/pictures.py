@@ -26,8 +26,20 @@ class Tile:
     border: str = NEUTRAL
 
 
-def contact_sheet(rows: Sequence[Sequence[Tile]], file: str | Path, *, width: int = 160) -> None:
-    """Rows of tiles; the first tile of each row is the query and stands a little apart."""
+def contact_sheet(
+    rows: Sequence[Sequence[Tile]],
+    file: str | Path,
+    *,
+    width: int = 160,
+    headings: tuple[str, str] = ("query frame", "most similar frames"),
+    titles: Sequence[str] = (),
+) -> None:
+    """Rows of tiles; the first tile of each row is the query and stands a little apart.
+
+    width: width of each picture in pixels.
+    headings: texts above the first tiles and above the others.
+    titles: a text above each row, or none at all.
+    """
     gap, border, query_gap = 10, 4, 26
     font = typeface(12)
     line_height = 15
@@ -36,30 +48,34 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], file: str | Path, *, width: in
     heights = [max(picture.height for picture in row) for row in pictures]
     cell = width + 2 * border
     columns = max(len(row) for row in rows)
-    top = 28
+    top, above = 28, 20 * bool(titles)
     sheet = Image.new(
         "RGB",
         (
             gap + columns * (cell + gap) + query_gap,
-            top + sum(h + 2 * border + lines * line_height + 2 * gap for h in heights),
+            top + sum(above + h + 2 * border + lines * line_height + 2 * gap for h in heights),
         ),
         "white",
     )
     draw = ImageDraw.Draw(sheet)
     heading = typeface(14)
-    draw.text((gap, 7), "query frame", fill=INK, font=heading)
-    draw.text((gap + cell + gap + query_gap, 7), "most similar frames", fill=INK, font=heading)
+    draw.text((gap, 7), headings[0], fill=INK, font=heading)
+    draw.text((gap + cell + gap + query_gap, 7), headings[1], fill=INK, font=heading)
     y = top
-    for row, row_pictures, height in zip(rows, pictures, heights, strict=True):
+    for number, (row, row_pictures, height) in enumerate(zip(rows, pictures, heights, strict=True)):
+        if titles:
+            text = shortened(titles[number], font, sheet.width - 2 * gap)
+            draw.text((gap, y), text, fill=QUIET, font=font)
+            y += above
         for column, (tile, picture) in enumerate(zip(row, row_pictures, strict=True)):
             x = gap + column * (cell + gap) + (query_gap if column else 0)
             draw.rectangle(
                 (x, y, x + cell - 1, y + picture.height + 2 * border - 1), fill=tile.border
             )
             sheet.paste(picture, (x + border, y + border))
-            for number, line in enumerate(tile.lines):
+            for place, line in enumerate(tile.lines):
                 text = shortened(line, font, cell)
-                y_text = y + picture.height + 2 * border + 3 + number * line_height
+                y_text = y + picture.height + 2 * border + 3 + place * line_height
                 draw.text((x, y_text), text, fill=INK, font=font)
         y += height + 2 * border + lines * line_height + 2 * gap
     sheet.save(file)

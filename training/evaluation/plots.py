@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from training.evaluation.embed import EmbeddedVideo
@@ -135,69 +134,6 @@ def metric_curves(
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.savefig(file, dpi=110)
-
-
-def embedding_strips(
-    videos: Sequence[EmbeddedVideo], phase_names: Mapping[str, Sequence[str]], file: str | Path
-) -> None:
-    """Two bars per video over its length: the embedding as a colour, and the phase label.
-
-    The colour's red, green and blue are the first three principal components over all the frames
-    shown, each stretched between its 2nd and 98th percentile. Frames that the network finds alike
-    have like colours. Unlabelled frames stay white in the lower bar, frames in gaps in the upper.
-    """
-    colours = _principal_colours([video.embeddings for video in videos])
-    labelled = any(video.record.phases is not None for video in videos)
-    figure = _figure(8.2, 0.5 * len(videos) + (1.0 if labelled else 0.5))
-    for row, axes in enumerate(np.atleast_1d(figure.subplots(len(videos), 1))):
-        video = videos[row]
-        colour = np.ones((video.record.frames, 3))
-        colour[video.frames] = colours[row]
-        axes.imshow(colour[None], aspect="auto", extent=(0, 1, 0.36, 1), interpolation="nearest")
-        phases = video.record.phases
-        if phases is not None:
-            axes.imshow(
-                np.ma.masked_less(phases, 0)[None] % len(PHASE_COLOURS),
-                aspect="auto",
-                extent=(0, 1, 0, 0.3),
-                cmap=ListedColormap(PHASE_COLOURS),
-                vmin=-0.5,
-                vmax=len(PHASE_COLOURS) - 0.5,
-                interpolation="nearest",
-            )
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0 if phases is not None else 0.36, 1)
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
-        axes.set_ylabel(
-            f"{video.record.id}\n{len(colour)} frames",
-            rotation=0,
-            ha="right",
-            va="center",
-            fontsize=8,
-            color=INK,
-        )
-        axes.set_xticks([])
-    axes.set_xticks([0, 0.5, 1], ["start", "middle", "end"], fontsize=9, color=INK)
-    axes.tick_params(length=0)
-    actions = dict.fromkeys(video.record.action for video in videos)
-    names = [phase_names[action] for action in actions if action in phase_names]
-    if labelled and names:
-        _phase_legend(figure, names)
-    figure.savefig(file, dpi=110)
-
-
-def _phase_legend(figure: Figure, names: Sequence[Sequence[str]]) -> None:
-    from matplotlib.patches import Patch
-
-    most = max(len(phases) for phases in names)
-    handles = []
-    for phase in range(most):
-        label = " / ".join(dict.fromkeys(p[phase] for p in names if phase < len(p)))
-        handles.append(Patch(color=PHASE_COLOURS[phase % len(PHASE_COLOURS)], label=label))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(most, 5), fontsize=8, frameon=False
-    )
 
 
 def largest_directions(rows: np.ndarray, count: int) -> np.ndarray:

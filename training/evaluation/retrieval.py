@@ -1,26 +1,46 @@
-"""A retrieval sheet to look at: query frames and their nearest frames in other test videos."""
+"""Retrieval sheets to look at: query frames or videos, and their nearest ones beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from training.evaluation.embed import EmbeddedVideo
+from training.evaluation.videos import seconds_of
+
+if TYPE_CHECKING:
+    from training.evaluation.pictures import Tile
+
+SCOPES = {
+    "others": "the nearest frame of each other video of the query's action",
+    "all": "the nearest frames of all other videos, several from one video if they are apart",
+    "videos": "the nearest videos by the mean embedding of their frames",
+}
+GAP = 0.5  # seconds between two frames that count as two moments
+VIDEO_FRAMES = (1 / 6, 1 / 2, 5 / 6)  # places of the frames that stand for a video
+FRAME_NEIGHBOURS, VIDEO_NEIGHBOURS = 5, 3  # CARL Fig. 7 and LAV Fig. 6; VCLR Fig. 4a
+_TILE = 160  # width of a frame's picture in pixels
 
 
-def choose_queries(videos: Sequence[EmbeddedVideo], count: int) -> list[tuple[int, int]]:
+def choose_queries(
+    videos: Sequence[EmbeddedVideo], count: int, scope: str = "others"
+) -> list[tuple[int, int]]:
     """``count`` queries (video, row), spread over actions, phases and videos; always the same.
 
     With labels, queries are the middle frames of phases, phase by phase, each from another video if
-    possible. Without labels, they are spread evenly over the videos. A video that is alone in its
-    action has no query.
+    possible. Without labels, and for the scope "videos", they are the middles of equal parts of
+    videos that are spread evenly. A video that is alone in its action has no query in the scope
+    "others".
     """
     actions = [video.record.action for video in videos]
-    usable = [v for v, action in enumerate(actions) if actions.count(action) > 1]
+    usable = [v for v, a in enumerate(actions) if scope != "others" or actions.count(a) > 1]
+    if len(videos) < 2:
+        return []
     by_phase: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for number in usable:
+    for number in usable if scope != "videos" else ():
         phases = videos[number].phases
         for phase in [] if phases is None else np.unique(phases[phases >= 0]):
             frames = np.flatnonzero(phases == phase)
@@ -59,42 +79,167 @@ def nearest_frames(
     return sorted(found, key=lambda item: -item[2])[:count]
 
 
+def nearest_moments(
+    videos: Sequence[EmbeddedVideo], query: tuple[int, int], count: int, gap: float = GAP
+) -> list[tuple[int, int, float]]:
+    """The ``count`` most similar frames of all other videos: (video, row, similarity).
+
+    One frame per moment: once a frame is chosen, frames of its video less than ``gap`` seconds
+    before or after it are no longer candidates. As in CARL Fig. 7 the query's own video has no
+    candidates, and other actions have.
+    """
+    number, frame = query
+    x = videos[number].embeddings[frame]
+    found = []
+    for other, video in enumerate(videos):
+        if other == number:
+            continue
+        similarity = video.embeddings @ x
+        times = seconds_of(video.record, video.frames)
+        free = np.ones(len(similarity), dtype=bool)
+        for _ in range(count):
+            if not free.any():
+                break
+            best = int(np.where(free, similarity, -np.inf).argmax())
+            found.append((other, best, float(similarity[best])))
+            free &= np.abs(times - times[best]) >= gap
+            free[best] = False
+    return sorted(found, key=lambda item: -item[2])[:count]
+
+
+def nearest_videos(
+    videos: Sequence[EmbeddedVideo], query: int, count: int
+) -> list[tuple[int, float]]:
+    """The ``count`` most similar other videos: (video, cosine similarity of mean embeddings)."""
+    means = np.stack([video.embeddings.mean(axis=0) for video in videos])
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    similarity = means @ means[query]
+    order = [int(v) for v in np.argsort(-similarity, kind="stable") if v != query]
+    return [(other, float(similarity[other])) for other in order[:count]]
+
+
 def retrieval_sheet(
     videos: Sequence[EmbeddedVideo],
     phase_names: Mapping[str, Sequence[str]],
     file: Path,
     *,
     queries: int = 6,
-    neighbours: int = 5,
+    neighbours: int | None = None,
+    scope: str = "others",
+    gap: float = GAP,
 ) -> int:
-    """Write the contact sheet; returns the number of queries shown, 0 if there is no pair."""
-    from fastseq.video import read_frames
-    from training.evaluation.pictures import NEUTRAL, OTHER, SAME, Tile, contact_sheet
+    """Write the contact sheet; returns the number of queries shown, 0 if there is no pair.
 
-    def tile(number: int, row: int, query_phase: int | None, similarity: float | None) -> Tile:
+    Args:
+        scope: one of SCOPES.
+        neighbours: most similar frames or videos of each query; default 5 frames or 3 videos.
+        gap: see `nearest_moments`, in seconds.
+    """
+    from training.evaluation.pictures import contact_sheet
+
+    chosen = choose_queries(videos, queries, scope)
+    if scope == "videos":
+        count = VIDEO_NEIGHBOURS if neighbours is None else neighbours
+        rows = [video_tiles(videos, number, count) for number, _ in chosen]
+        look = {"width": 3 * _TILE // 2 + 2, "headings": ("query video", "most similar videos")}
+    else:
+        count = FRAME_NEIGHBOURS if neighbours is None else neighbours
+        rows = [
+            frame_tiles(
+                videos, phase_names, query, found_by_scope(videos, query, count, scope, gap)
+            )
+            for query in chosen
+        ]
+        look = {}
+    if rows:
+        contact_sheet(rows, file, **look)
+    return len(rows)
+
+
+def found_by_scope(
+    videos: Sequence[EmbeddedVideo], query: tuple[int, int], count: int, scope: str, gap: float
+) -> list[tuple[int, int, float]]:
+    """`nearest_frames` or `nearest_moments`, by the scope."""
+    if scope == "all":
+        return nearest_moments(videos, query, count, gap)
+    return nearest_frames(videos, query, count)
+
+
+def frame_tiles(
+    videos: Sequence[EmbeddedVideo],
+    phase_names: Mapping[str, Sequence[str]],
+    query: tuple[int, int],
+    found: Sequence[tuple[int, int, float]],
+) -> list[Tile]:
+    """The tiles of a query frame and of the frames ``found`` for it.
+
+    The border is green for the same phase of the same action, red for another one, grey without
+    labels.
+    """
+    from training.evaluation.pictures import NEUTRAL, OTHER, SAME, Tile
+
+    several = len({video.record.action for video in videos}) > 1
+    asked = videos[query[0]].record
+
+    def tile(number: int, row: int, similarity: float | None = None) -> Tile:
         record, frame = videos[number].record, int(videos[number].frames[row])
-        crop = getattr(record, "crop", None)
-        picture = read_frames(record.path, [frame], short_side=160, crop=crop)[0].numpy()
         phase = None if record.phases is None else int(record.phases[frame])
         name = _phase_name(phase_names, record.action, phase)
-        score = "" if similarity is None else f"   cosine {similarity:.2f}"
+        name = f"{record.action}: {name}" if several else name
         border = NEUTRAL
         if similarity is not None and _known(phase) and _known(query_phase):
-            border = SAME if phase == query_phase else OTHER
-            name = ("✓ " if phase == query_phase else "✗ ") + name
-        return Tile(picture, [f"{record.id}", f"frame {frame}{score}", name], border)
+            same = phase == query_phase and record.action == asked.action
+            border, name = (SAME, f"✓ {name}") if same else (OTHER, f"✗ {name}")
+        score = "" if similarity is None else f"   cosine {similarity:.2f}"
+        return Tile(
+            _pictures(record, [frame])[0], [record.id, f"frame {frame}{score}", name], border
+        )
 
-    rows = []
-    for number, frame in choose_queries(videos, queries):
-        phases = videos[number].phases
-        query_phase = None if phases is None else int(phases[frame])
-        row = [tile(number, frame, None, None)]
-        for other, best, similarity in nearest_frames(videos, (number, frame), neighbours):
-            row.append(tile(other, best, query_phase, similarity))
-        rows.append(row)
-    if rows:
-        contact_sheet(rows, file)
-    return len(rows)
+    phases = videos[query[0]].phases
+    query_phase = None if phases is None else int(phases[query[1]])
+    return [tile(*query), *(tile(*one) for one in found)]
+
+
+def video_tiles(videos: Sequence[EmbeddedVideo], query: int, count: int) -> list[Tile]:
+    """The tiles of a query video and its nearest videos, three frames of each beside each other.
+
+    The border is green for the same action and red for another one; grey if all have one action.
+    """
+    from training.evaluation.pictures import NEUTRAL, OTHER, SAME, Tile
+
+    several = len({video.record.action for video in videos}) > 1
+    action = videos[query].record.action
+
+    def tile(number: int, similarity: float | None = None) -> Tile:
+        video = videos[number]
+        frames = [int(video.frames[int(place * len(video.frames))]) for place in VIDEO_FRAMES]
+        name, border = video.record.action if several else "", NEUTRAL
+        if several and similarity is not None:
+            same = video.record.action == action
+            border, name = (SAME, f"✓ {name}") if same else (OTHER, f"✗ {name}")
+        score = [] if similarity is None else [f"cosine {similarity:.2f}"]
+        lines = [video.record.id, *([name] if several else ()), *score]
+        return Tile(_beside(_pictures(video.record, frames)), lines, border)
+
+    return [tile(query), *(tile(*one) for one in nearest_videos(videos, query, count))]
+
+
+def _beside(pictures: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
+    """Pictures of equal height as one, with white between them."""
+    white = np.full((pictures[0].shape[0], gap, 3), 255, dtype=np.uint8)
+    parts = [part for picture in pictures for part in (white, picture)]
+    return np.hstack(parts[1:])
+
+
+def _pictures(record, frames: Sequence[int]) -> list[np.ndarray]:
+    """uint8 (H, W, 3) of each frame; frames may repeat."""
+    from fastseq.video import read_frames
+
+    different = sorted({*frames})
+    crop = getattr(record, "crop", None)
+    read = read_frames(record.path, different, short_side=160, crop=crop)
+    by_frame = dict(zip(different, (frame.numpy() for frame in read), strict=True))
+    return [by_frame[frame] for frame in frames]
 
 
 def _known(phase: int | None) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data.folders import labels_file, place, prepare
 from training.evaluation.videos import open_index, require_some, split_videos
-from training.pages import html, sections
+from training.pages import figures, html, sections
 from training.pages.result_section import HEADING, result_section
 from training.support.command import LeftOut
 from training.support.files import replacing, write_json
@@ -38,6 +38,7 @@ def write_report(
     from training.evaluation.encoders import TRAINED
     from training.evaluation.stored import RunEmbeddings
     from training.pages.player import embedding_plot, similarity_map
+    from training.runs.folder import evaluation_file
     from training.runs.log import read_log
 
     run, left_out = Path(run), LeftOut() if left_out is None else left_out
@@ -50,10 +51,13 @@ def write_report(
     left_out.in_index = len(index.bad)
     videos = embeddings.embed(records, left_out)[TRAINED]
     require_some(left_out.kept(records), split, place(index))
+    kind = "training" if split == cfg.data.train_split else "test"
+    fitted_to = [] if kind == "training" else figures.of_strips(index, cfg.data.train_split, videos)
+    train = embeddings.embed(fitted_to, left_out)[TRAINED]
+    evaluation = run / evaluation_file(checkpoint=checkpoint)
     pictures = run / "pictures"
     pictures.mkdir(exist_ok=True)
     log = read_log(run)
-    kind = "training" if split == cfg.data.train_split else "test"
     shown = sections.chosen(videos)
     with_player = len(shown) > 1
     body = [
@@ -67,10 +71,14 @@ def write_report(
         *_evaluation(
             run, cfg, index, folder=folder, checkpoint=checkpoint, store=store, left_out=left_out
         ),
+        *figures.few_shot(evaluation),
         *([similarity_map()] if with_player else ()),
         *sections.retrieval(videos, index, pictures, kind),
         *([embedding_plot()] if with_player else ()),
-        *sections.strips(videos, index, pictures, kind),
+        *figures.embedding_map(videos, index, pictures, kind),
+        *figures.strips(
+            videos, train, index, pictures, kind, classifier=figures.classifier(evaluation)
+        ),
         *sections.training_loss(log, pictures),
         *sections.curves(run, pictures),
         *sections.configuration(run, cfg, index, log, left_out),

@@ -158,31 +158,10 @@ def retrieval(
             f"Left: frames of {kind} videos, from the middle of a phase where there are labels. "
             f"Right of each: the most similar frame of the five closest other {kind} videos of "
             "the action, with its cosine similarity. Green and ✓: same phase as the query. Red and "
-            "✗: another phase. Grey: no labels."
+            "✗: another phase. Grey: no labels. `python -m training.retrieve --run RUN` searches "
+            "all other videos with `--scope all` and compares whole videos with `--scope videos`."
         ),
         html.picture(pictures / "retrieval.png", "query frames and their most similar frames"),
-    ]
-
-
-def strips(
-    videos: Sequence[EmbeddedVideo], index: Selection, pictures: Path, kind: str
-) -> list[str]:
-    from training.evaluation.plots import embedding_strips
-
-    action = videos[0].record.action
-    shown = [video for video in videos if video.record.action == action][:SHOWN]
-    embedding_strips(shown, index.classes, pictures / "embeddings.png")
-    return [
-        "<h2>Embeddings over time</h2>",
-        html.paragraph(
-            f"The first {len(shown)} {kind} videos of the action {action!r}, each stretched to the "
-            "same width. Upper bar: the embedding of each frame as a colour (its first three "
-            "principal components). Lower bar: the labelled phase. If the network has found the "
-            "phases, the upper bar changes where the lower one does, and like phases have like "
-            "colours in all videos. If it only knows the time, all upper bars look the same. If "
-            "each video has one colour throughout, it mostly sees how the video looks."
-        ),
-        html.picture(pictures / "embeddings.png", "embeddings over time as colours"),
     ]
 
 
