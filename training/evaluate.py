@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         of_embeddings = not is_run and has_npz(args.run)
         if args.run.is_dir() and not is_run and not of_embeddings:
             raise UserError(
-                f"{args.run} is not a run: it contains no config.yaml; and no npz file, as a "
-                "folder of embeddings does. Pass a run of `python -m training.train`"
+                f"{args.run} is not a run: it contains no config.yaml. python -m training.train "
+                "writes runs. It is no folder of embeddings either: it contains no npz file"
             )
         if launched_by_torchrun() and (of_embeddings or args.protocol in WHOLE):
             raise UserError("only frames of a run are embedded by several processes; use one")

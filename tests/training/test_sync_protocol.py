@@ -241,6 +241,7 @@ def test_without_synchronised_test_videos_the_labels_file_is_explained(cameras):
 def test_the_command_prints_and_writes_it(cameras, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
+    (run / "config.yaml").touch()
     assert evaluate.main([str(run), "--protocol", "sync", "--window", "0.8"]) == 0
     printed = capsys.readouterr().out
     assert "by open DTW, frames" in printed
