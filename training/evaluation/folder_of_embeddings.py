@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.frame_level import described, has_labels
 from training.evaluation.scores import evaluate_embeddings
 from training.support.command import LeftOut, UserError
+from training.support.files import read_npz
 
 if TYPE_CHECKING:
     from training.data.index import VideoRecord
@@ -137,9 +137,8 @@ def read_folder(
 
 def _read(path: Path, folder: Path, records: Mapping[str, VideoRecord] | None) -> EmbeddedVideo:
     try:
-        with np.load(path, allow_pickle=False) as data:
-            found = {key: data[key] for key in data.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        found = read_npz(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is no npz file of arrays without objects ({error})") from error
     if "embeddings" not in found:
         raise UserError(f"{path} has no array 'embeddings', only {', '.join(found) or 'nothing'}")
