@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +30,7 @@ def classification(
     at least one. A test frame of a phase without training frames counts as wrong.
 
     Args:
-        classifier: "logistic": scikit-learn's multinomial LogisticRegression (lbfgs, C = 1, at most
-            1e5 iterations). "svm": its SVC (RBF, C = 1, gamma = "scale", one against one). "sgd":
-            `training.evaluation.linear_probe.LinearProbe`.
+        classifier: see :func:`fitted`.
         weighted_f1: return the F1 of each phase, weighted by its test frames, instead of the
             accuracy.
         probe: the arguments of LinearProbe, ``lr`` and ``epochs``.
@@ -40,26 +38,14 @@ def classification(
     """
     if not train or not test:
         return Score(np.nan)
-    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, f1_score
-    from sklearn.svm import SVC
 
     train = train[: max(1, int(fraction * len(train)))]
     x, y = _stack(train)
     x_test, y_test = _stack(test)
-    if np.unique(y).size == 1:  # scikit-learn does not accept a single class
-        predicted = np.full(len(y_test), y[0])
-    else:
-        if classifier == "logistic":
-            model = LogisticRegression(C=1.0, solver="lbfgs", max_iter=100_000)
-        elif classifier == "svm":
-            model = SVC(C=1.0, kernel="rbf", gamma="scale", decision_function_shape="ovo")
-        elif classifier == "sgd":
-            lengths = [len(video.phases) for video in train]
-            model = LinearProbe(lengths, progress=progress, **(probe or {}))
-        else:
-            raise ValueError(f"classifier is {classifier!r}; expected 'logistic', 'svm' or 'sgd'")
-        predicted = model.fit(x, y).predict(x_test)
+    lengths = [len(video.phases) for video in train]
+    predict = fitted(x, y, classifier, lengths=lengths, probe=probe, progress=progress)
+    predicted = predict(x_test)
     if weighted_f1:
         value = f1_score(y_test, predicted, average="weighted", zero_division=0)
     else:
@@ -69,6 +55,41 @@ def classification(
         float(value),
         Counter({"test frames of a phase that no training frame has (counted as wrong)": unseen}),
     )
+
+
+def fitted(
+    x: np.ndarray,
+    y: np.ndarray,
+    classifier: str = "logistic",
+    *,
+    lengths: Sequence[int] = (),
+    probe: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from embeddings (n, E) to phases (n,) of a classifier fitted to x and y.
+
+    Args:
+        x, y: embeddings (frames, E) and phases (frames,).
+        classifier: "logistic": scikit-learn's multinomial LogisticRegression (lbfgs, C = 1, at most
+            1e5 iterations). "svm": its SVC (RBF, C = 1, gamma = "scale", one against one). "sgd":
+            `training.evaluation.linear_probe.LinearProbe`.
+        lengths, probe, progress: of "sgd": number of frames of each video, the arguments ``lr``
+            and ``epochs``, and whether to show a bar.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import SVC
+
+    if classifier == "logistic":
+        model = LogisticRegression(C=1.0, solver="lbfgs", max_iter=100_000)
+    elif classifier == "svm":
+        model = SVC(C=1.0, kernel="rbf", gamma="scale", decision_function_shape="ovo")
+    elif classifier == "sgd":
+        model = LinearProbe(lengths, progress=progress, **(probe or {}))
+    else:
+        raise ValueError(f"classifier is {classifier!r}; expected 'logistic', 'svm' or 'sgd'")
+    if np.unique(y).size == 1:  # scikit-learn does not accept a single class
+        return lambda embeddings: np.full(len(embeddings), y[0])
+    return model.fit(x, y).predict
 
 
 def few_shot(
