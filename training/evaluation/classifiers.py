@@ -13,6 +13,9 @@ import numpy as np
 from training.evaluation.labelled import LabelledVideo, Score, mean
 from training.evaluation.linear_probe import LinearProbe
 
+# Reciprocal condition number (1-norm) above which LinearRegression cuts off no singular value.
+_WELL_CONDITIONED = 1e-9
+
 
 def classification(
     train: Sequence[LabelledVideo],
@@ -132,7 +135,6 @@ def progression(
     bound. ``frame_index`` (AE2's code for Pour Liquid): t / 1000 is appended to the embedding of
     frame t.
     """
-    from sklearn.linear_model import LinearRegression
     from sklearn.metrics import r2_score
 
     if frame_index:
@@ -160,12 +162,36 @@ def progression(
         # All at once, because decomposing the training frames takes nearly all of the time.
         fit = _with_phase(train, boundaries[0])
         targets = np.stack([_to_boundary(fit, boundary) for boundary in boundaries], axis=1)
-        model = LinearRegression().fit(_stack(fit)[0], targets)
+        predict = linear_regression(_stack(fit)[0], targets)
         for place, boundary in enumerate(boundaries):
             score = _with_phase(test, boundary)
-            predicted = model.predict(_stack(score)[0])[:, place]
+            predicted = predict(_stack(score)[0])[:, place]
             scores.append(r2_score(_to_boundary(score, boundary), predicted))
     return Score(mean(scores), left_out)
+
+
+def linear_regression(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from x (n, E) to y (n, K) of a linear regression with intercept.
+
+    The solution is that of scikit-learn's LinearRegression, the one of least norm. A QR
+    decomposition finds it in a third of the time where there are more frames than dimensions and
+    the regression is well-conditioned; otherwise scikit-learn does.
+    """
+    from scipy.linalg import lapack, qr, solve_triangular
+    from sklearn.linear_model import LinearRegression
+
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    centred = x - x_mean
+    used = centred.any(axis=0)  # the weight of a channel that is always 0 is 0
+    dims = int(used.sum())
+    if 0 < dims < len(x):
+        both = np.column_stack([centred[:, used], y - y_mean])
+        r = qr(both, mode="r", overwrite_a=True, check_finite=False)[0][:dims]
+        if lapack.dtrcon(r[:, :dims])[0] > _WELL_CONDITIONED:
+            weights = np.zeros((x.shape[1], y.shape[1]))
+            weights[used] = solve_triangular(r[:, :dims], r[:, dims:])
+            return lambda embeddings: (embeddings - x_mean) @ weights + y_mean
+    return LinearRegression().fit(x, y).predict
 
 
 def _stack(videos: Sequence[LabelledVideo]) -> tuple[np.ndarray, np.ndarray]:
