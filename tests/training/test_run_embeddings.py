@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from training.evaluation.stored import RunEmbeddings, run_embeddings
 from training.evaluation.stored_files import balanced
 from training.runs.folder import contents, evaluation_file
 from training.runs.model import load_run
+from training.support import distributed
 from training.support.command import LeftOut, UserError
 
 OPTIONS = ["train.steps=2", "train.checkpoint_every=1"]
@@ -402,6 +404,17 @@ def test_parts_have_about_equal_numbers_of_frames():
     assert sorted(one for part in parts for one in part) == sorted(videos)
     assert [sum(one.frames for one in part) for part in parts] == [115, 110]
     assert balanced(videos[:1], 3)[1:] == [[], []]
+
+
+def test_a_rank_may_wait_longer_than_torch_lets_it_by_default(monkeypatch):
+    joined = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda _, timeout: joined.append(timeout)
+    )
+    distributed.start_evaluation()
+    distributed.start()
+    assert joined == [timedelta(days=7), None]
 
 
 @pytest.mark.process

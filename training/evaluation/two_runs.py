@@ -163,7 +163,7 @@ def metrics_of_both(
     rows[TIME_INDEX] = (time_index(records[0]), time_index(records[1]))
     return {
         name: evaluate_embeddings(
-            train, test, runs.index.classes, protocol=protocol, stride=stride
+            train, test, runs.index.classes, protocol=protocol, stride=stride, progress=True
         )["metrics"]
         for name, (train, test) in rows.items()
     }
