@@ -339,6 +339,21 @@ def test_a_full_disk_and_a_folder_without_permission_are_no_errors(run, monkeypa
     assert "is not writable: the embeddings are not stored" in capsys.readouterr().err
 
 
+def test_a_folder_without_permission_is_read(run, decoded, monkeypatch, capsys):
+    before = made(run)
+    monkeypatch.setattr(stored.os, "access", lambda *_: False)
+    decoded.clear()
+    assert all(map(np.array_equal, made(run), before))
+    assert decoded == []
+    assert capsys.readouterr().err == ""
+    (path,) = Path("run/embeddings").glob("*/test0.mp4.npz")
+    path.unlink()
+    assert all(map(np.array_equal, made(run), before))
+    assert decoded == ["test0.mp4"]
+    assert capsys.readouterr().err.count("is not writable: the embeddings are not stored") == 1
+    assert not path.exists()
+
+
 def test_the_rows_of_the_backbone_share_one_file(run, decoded):
     file, model = Path("backbone.pt"), load_run("run")[0]
     torch.save(model.backbone.state_dict(), file)

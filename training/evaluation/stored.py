@@ -113,7 +113,7 @@ class RunEmbeddings:
             if unknown:
                 raise UserError(f"{run} has no row {unknown[0]!r}; it has {', '.join(found)}")
             self.encoders = {name: found[name] for name in rows or found}
-        self._store = store
+        self._store = self._writes = store
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -188,11 +188,11 @@ class RunEmbeddings:
         failed = LeftOut()
 
         def embed() -> None:
-            if not self._files:
+            if mine and not self._writable():
                 raise UserError(f"several processes share embeddings in {self.folder}: {_ALONE}")
             what = f"embedding, rank 0 of {world_size()}"
             for _ in self._compute(rows, mine, failed, progress=is_main(), what=what):
-                if not self._store:
+                if not self._writes:
                     raise UserError(f"not all embeddings can be written: {_ALONE}")
 
         run_on_all(embed)
@@ -208,10 +208,6 @@ class RunEmbeddings:
     def _files(self) -> Mapping[str, StoredFiles]:
         """Row -> its files, of rows that are stored."""
         found: dict[str, StoredFiles] = {}
-        place = self.folder if self.folder.is_dir() else self.run
-        if self._store and not os.access(place, os.W_OK):
-            _say(f"{place} is not writable: the embeddings are not stored there")
-            self._store = False
         if not self._store:
             return found
         for name, encoder in self.encoders.items():
@@ -219,6 +215,14 @@ class RunEmbeddings:
             if encoder.weights is not None and not (alone and encoder.store is not None):
                 found[name] = StoredFiles(self.folder, BACKBONE if alone else name, encoder)
         return found
+
+    def _writable(self) -> bool:
+        """Whether embeddings are stored; says so once if they cannot be."""
+        place = self.folder if self.folder.is_dir() else self.run
+        if self._writes and not os.access(place, os.W_OK):
+            _say(f"{place} is not writable: the embeddings are not stored there")
+            self._writes = False
+        return self._writes
 
     def _missing(self, records: Sequence[VideoRecord]) -> tuple[list[str], set[str]]:
         """The rows that lack any of these videos, and the ids of the videos that any row lacks."""
@@ -274,8 +278,10 @@ class RunEmbeddings:
                     whole = files.key == "features"
                     contents[files] = features[0].numpy() if whole else embeddings
             if kept is None:
-                kept = self._affordable(contents, sum(one.frames for one in records), progress)
-            for files in kept if self._store else ():
+                frames = sum(one.frames for one in records)
+                store = bool(contents) and self._writable()
+                kept = self._affordable(contents, frames, progress) if store else []
+            for files in kept if self._writes else ():
                 self._write(files, record, contents[files], stamps[record.id, record.path])
             yield record, made
 
@@ -285,8 +291,6 @@ class RunEmbeddings:
         """The files that leave a reserve free on the disk, small ones first."""
         from training.data.features import size_text
 
-        if not contents:
-            return []
         free = shutil.disk_usage(self.run).free - _RESERVE
         needed, kept = 0.0, []
         for files, content in sorted(contents.items(), key=lambda item: item[1].nbytes):
@@ -296,7 +300,7 @@ class RunEmbeddings:
                     f"the embeddings {files.row!r} are not stored: they need {size_text(size)}, "
                     f"and {size_text(_RESERVE)} stay free on the disk of {self.folder}"
                 )
-                self._store = self._store and bool(kept)
+                self._writes = self._writes and bool(kept)
                 continue
             needed += size
             kept.append(files)
@@ -312,7 +316,7 @@ class RunEmbeddings:
         try:
             files.write(record, content, stamp)
         except OSError as error:
-            self._store = False
+            self._writes = False
             reason = error.strerror or "the disk is full"
             _say(f"no more embeddings are stored in {self.folder} ({reason})")
 
