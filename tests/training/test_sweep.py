@@ -124,6 +124,19 @@ def test_every_point_has_a_run_for_each_seed(arguments, monkeypatch, capsys):
     assert "is the result of other values of optim.weight_decay" in capsys.readouterr().err
 
 
+def test_the_best_checkpoint_is_scored_on_the_chosen_split(arguments, capsys):
+    best = ["train.evaluate_every=1", "train.keep_best=classification"]
+    choice = ["--checkpoint", "best", "--split", "train", "--metrics", "classification"]
+    assert sweep.main([*arguments[:-1], "1", *best, *choice]) == 0
+    content = json.loads(Path("out/sweep.json").read_text())
+    assert (content["checkpoint"], content["split"]) == ("best", "train")
+    (point,) = content["points"]
+    assert list(point["metrics"]) == ["classification"]
+    evaluation = json.loads(Path(point["runs"]["0"], "evaluation.json").read_text())
+    assert (evaluation["checkpoint"], evaluation["split"]) == ("best", "train")
+    assert "choose on val videos" not in capsys.readouterr().out
+
+
 def test_a_run_that_fails_does_not_stop_the_others(arguments, monkeypatch, capsys):
     original = train.main
 

@@ -18,6 +18,7 @@ from training.support.command import INCOMPLETE, UserError
 from training.support.files import write_json
 
 DONE = "result.json"
+_OF_RUN = ("split", "checkpoint")
 
 
 def facts(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,10 +26,10 @@ def facts(options: Mapping[str, Any]) -> dict[str, Any]:
 
     ``options``: see `train_and_evaluate`.
     """
-    split = {"split": options["split"]} if options.get("split") else {}
+    chosen = {name: options[name] for name in _OF_RUN if options.get(name)}
     if options["protocol"] == VIDEO_LEVEL:
-        return {"protocol": VIDEO_LEVEL} | split
-    return Options(**_of_scores(options)).facts() | split
+        return {"protocol": VIDEO_LEVEL} | chosen
+    return Options(**_of_scores(options)).facts() | chosen
 
 
 def train_and_evaluate(
@@ -46,7 +47,8 @@ def train_and_evaluate(
         train: `training.train.main`.
         values: the recipe's values, train.run_dir among them.
         options: of the evaluation: "protocol", for protocols of frames also the other fields of
-            `training.evaluation.options.Options`, and "split" if it is not the run's.
+            `training.evaluation.options.Options`; "split" and "checkpoint" as for
+            `training.evaluate`.
     """
     from fastseq.video import VideoError
 
@@ -68,18 +70,18 @@ def train_and_evaluate(
 
 
 def _evaluate(run: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    split = options.get("split")
+    chosen = {name: options.get(name) for name in _OF_RUN}
     if options["protocol"] == VIDEO_LEVEL:
         from training.evaluation.video_level import evaluate_video_level
 
-        return evaluate_video_level(run, split=split)
+        return evaluate_video_level(run, **chosen)
     from training.evaluation.frame_level import evaluate_frame_level
 
-    return evaluate_frame_level(run, split=split, **_of_scores(options))
+    return evaluate_frame_level(run, **chosen, **_of_scores(options))
 
 
 def _of_scores(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "split"}
+    return {name: value for name, value in options.items() if name not in _OF_RUN}
 
 
 def finished(recipe: str, run: Path, values: Sequence[str], options: Mapping[str, Any]) -> bool:
