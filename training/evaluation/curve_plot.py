@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.evaluation.plots import INK, _figure, _tidy
+from training.evaluation.plots import INK, new_figure, tidy
 
 BEST_COLOUR = "#aa3377"
 
@@ -29,7 +29,7 @@ def metric_curves(
         label: the legend's name for the values.
         best: the step of the best checkpoint, marked by a dotted line; None: no mark.
     """
-    figure = _figure(max(2.7 * len(curves), 4.0), 2.6)
+    figure = new_figure(max(2.7 * len(curves), 4.0), 2.6)
     entries = {}
     for axes, (title, (values, constant)) in zip(
         np.atleast_1d(figure.subplots(1, len(curves))), curves.items(), strict=True
@@ -51,7 +51,7 @@ def metric_curves(
         # Progression has no lower bound, and one very low value would flatten the curve.
         axes.set_ylim(max(-1.0, 1.1 * np.nanmin(shown)), 1.1 * np.nanmax(shown))
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        _tidy(axes)
+        tidy(axes)
         handles, names = axes.get_legend_handles_labels()
         entries |= zip(names, handles, strict=True)
     figure.legend(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.plots import INK, PHASE_COLOURS, _figure, principal_components
+from training.evaluation.plots import INK, PHASE_COLOURS, new_figure, principal_components
 
 MAX_FRAMES = 2000  # more take minutes: the time of t-SNE is more than proportional to the frames
 MIN_FRAMES = 10
@@ -81,7 +81,7 @@ def embedding_map(
         "by phase": _phase_order(phase_names, actions),
         "by video": [video.record.id for video in videos],
     }
-    figure = _figure(4.8 * len(panels), 5.3)
+    figure = new_figure(4.8 * len(panels), 5.3)
     for axes, (title, names) in zip(
         np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
     ):

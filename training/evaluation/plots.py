@@ -19,13 +19,15 @@ PHASE_COLOURS = (
 )
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches that needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _tidy(axes) -> None:
+def tidy(axes) -> None:
+    """No frame at the top and right, small numbers."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
 
@@ -48,7 +50,7 @@ def similarity_map(
     i, j = a.frames[path[0]], b.frames[path[1]]
     rows, columns = similarity.shape
     longest = max(rows, columns)
-    figure = _figure(2.8 + 4.6 * columns / longest, 1.4 + 4.6 * rows / longest)
+    figure = new_figure(2.8 + 4.6 * columns / longest, 1.4 + 4.6 * rows / longest)
     axes = figure.subplots()
     image = axes.imshow(similarity, cmap="cividis", vmax=1.0, aspect="equal", origin="upper")
     axes.plot(j, i, color="white", linewidth=3.5)
@@ -91,7 +93,7 @@ def _boundaries(video: EmbeddedVideo) -> np.ndarray:
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float], file: str | Path) -> None:
     """Training loss over steps: every logged value, and a running mean over a twentieth of them."""
-    figure = _figure(7.2, 2.9)
+    figure = new_figure(7.2, 2.9)
     axes = figure.subplots()
     steps, losses = np.asarray(steps), np.asarray(losses, dtype=float)
     axes.plot(steps, losses, color="#9db8d2", linewidth=0.9, label="logged value")
@@ -103,7 +105,7 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], file: str | Path) 
     axes.set_xlabel("training step", color=INK)
     axes.set_ylabel("loss", color=INK)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    _tidy(axes)
+    tidy(axes)
     figure.savefig(file, dpi=110)
 
 
@@ -132,7 +134,7 @@ def principal_components(embeddings: np.ndarray, count: int) -> np.ndarray:
     return projected
 
 
-def _principal_colours(embeddings: Sequence[np.ndarray]) -> list[np.ndarray]:
+def principal_colours(embeddings: Sequence[np.ndarray]) -> list[np.ndarray]:
     """(frames, 3) colours in [0, 1] for each video, from components shared by all of them."""
     projected = principal_components(np.concatenate(embeddings), 3)
     low, high = np.percentile(projected, [2, 98], axis=0)
@@ -152,7 +154,7 @@ def few_shot_curves(
         rows: name of a row -> count of videos -> ``{"mean": m, "std": s}``.
         label: name of the score.
     """
-    figure = _figure(6.4, 3.8)
+    figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
     markers = "osD^vP"
     for place, (name, by_count) in enumerate(rows.items()):
@@ -179,7 +181,7 @@ def few_shot_curves(
     axes.set_xlabel("labelled training videos", color=INK)
     axes.set_ylabel(label, color=INK)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    _tidy(axes)
+    tidy(axes)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(
         handles,

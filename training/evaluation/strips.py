@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 
 from training.evaluation.boundaries import inner_starts, on_frames
 from training.evaluation.embed import EmbeddedVideo
-from training.evaluation.plots import INK, PHASE_COLOURS, _figure, _principal_colours
+from training.evaluation.plots import INK, PHASE_COLOURS, new_figure, principal_colours
 
 _COLOUR, _PHASE, _GAP, _NUMBERS = 0.3, 0.15, 0.03, 0.15  # heights of a video's parts in inches
 _BETWEEN = 0.16  # inches between two videos
@@ -55,7 +55,7 @@ def embedding_strips(
     predicted: for each video the phases of its embeddings, see `boundaries.predicted_phases`. With
         them, the bars have a tick and the number of the frame where each phase begins.
     """
-    colours = _principal_colours([video.embeddings for video in videos])
+    colours = principal_colours([video.embeddings for video in videos])
     bars = []
     for number, video in enumerate(videos):
         phases = predicted[number] if predicted else None
@@ -69,7 +69,7 @@ def embedding_strips(
 
 
 def embedding_bar(video: EmbeddedVideo, colours: np.ndarray, name: str) -> Bar:
-    """``colours``: (n, 3) of the embeddings, one of the results of `plots._principal_colours`."""
+    """``colours``: (n, 3) of the embeddings, one of the results of `plots.principal_colours`."""
     shown = np.ones((video.record.frames, 3))
     shown[video.frames] = colours
     return Bar(shown, name)
@@ -113,7 +113,7 @@ def draw_strips(
     heights = [sum(map(_height, of_video)) for of_video in bars]
     legend_rows = -(-len(phases) // _COLUMNS) if names else 0
     below = 0.5 + 0.3 * bool(phases) + 0.2 * legend_rows
-    figure = _figure(8.2, sum(heights) + _BETWEEN * len(bars) + below)
+    figure = new_figure(8.2, sum(heights) + _BETWEEN * len(bars) + below)
     panels = figure.subplots(len(videos), 1, squeeze=False, height_ratios=heights)[:, 0]
     for video, of_video, height, axes in zip(videos, bars, heights, panels, strict=True):
         top = height

@@ -224,13 +224,13 @@ def strips_of_both(
     """
     from training.evaluation import strips
     from training.evaluation.boundaries import predicted_phases
-    from training.evaluation.plots import _principal_colours
+    from training.evaluation.plots import principal_colours
 
     action = runs.a.test[0].record.action
     shown = [n for n, v in enumerate(runs.a.test) if v.record.action == action][:most]
     videos = {run.letter: [run.test[n] for n in shown] for run in (runs.a, runs.b)}
     colours = {
-        letter: _principal_colours([video.embeddings for video in of_run])
+        letter: principal_colours([video.embeddings for video in of_run])
         for letter, of_run in videos.items()
     }
     predicted = {
@@ -257,16 +257,16 @@ def strips_of_both(
 
 def losses_of_both(logs: Mapping[str, Sequence[tuple[int, float]]], file: Path) -> None:
     """One panel for each run: its training loss over steps. Scales differ: losses may, too."""
-    from training.evaluation.plots import INK, _figure, _tidy
+    from training.evaluation.plots import INK, new_figure, tidy
 
-    figure = _figure(8.2, 2.6)
+    figure = new_figure(8.2, 2.6)
     panels = figure.subplots(1, len(logs), squeeze=False)[0]
     for axes, (name, points) in zip(panels, logs.items(), strict=True):
         axes.plot(*zip(*points, strict=True), color="#1f4e79", linewidth=1.2)
         axes.set_title(name, fontsize=9, color=INK)
         axes.set_xlabel("training step", fontsize=9, color=INK)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        _tidy(axes)
+        tidy(axes)
     panels[0].set_ylabel("loss", fontsize=9, color=INK)
     figure.savefig(file, dpi=110)
 
@@ -278,9 +278,9 @@ def curves_of_both(
 
     curves: title -> name of the run (`RunVideos.name`) -> (step, value).
     """
-    from training.evaluation.plots import INK, PHASE_COLOURS, _figure, _tidy
+    from training.evaluation.plots import INK, PHASE_COLOURS, new_figure, tidy
 
-    figure = _figure(2.7 * len(curves), 2.6)
+    figure = new_figure(2.7 * len(curves), 2.6)
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (title, by_run) in zip(panels, curves.items(), strict=True):
         for name, points in by_run.items():
@@ -292,7 +292,7 @@ def curves_of_both(
         highest = max(value for points in by_run.values() for _, value in points)
         axes.set_ylim(0, 1.1 * max(highest, 1e-9))
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        _tidy(axes)
+        tidy(axes)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.savefig(file, dpi=110)
