@@ -47,13 +47,13 @@ def test_two_ranks_resume_exactly(video_folder):
     write_labels(video_folder)
     for run, status, more, environment in [
         ("whole", 0, [], {}),
-        ("cut", 9, [], {"KILL_AT": "5"}),
+        ("cut", 9, [], {"KILL_AT": "7"}),
         ("cut", 0, ["--resume"], {}),
     ]:
         ranks = launch(train, [*OPTIONS, f"train.run_dir={run}", *more], num=2, **environment)
         assert wait(ranks) == [status, status], said(ranks[0]) + said(ranks[1])
     # Some steps overflow, and some batches of a rank have no labelled frame.
-    assert 0 < read_log("whole")[-1]["skipped"] < 8
+    assert 0 < read_log("whole")[5]["skipped"] < 6  # before the checkpoint of the cut run
     assert numbers("cut") == numbers("whole")
     lines = [read_lines(Path(run, "evaluations.jsonl")) for run in ("cut", "whole")]
     assert lines[0] == lines[1]
