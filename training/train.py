@@ -196,16 +196,12 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
 
 def compose(args: argparse.Namespace) -> "DictConfig":
     """The configuration, with the run directory filled in and absolute paths."""
-    from training.data.folders import names_of
-    from training.recipe.load import ConfigError, load_config
+    from training.recipe.load import ConfigError, load_config, make_paths_absolute
 
     cfg = load_config(args.recipe, args.overrides)
-    folders = [str(Path(one).resolve()) for one in names_of(cfg.data.folder) if one]
-    if not folders:
+    make_paths_absolute(cfg)
+    if not cfg.data.folder:
         raise ConfigError("data.folder: not given; add data.folder=FOLDER with your videos")
-    cfg.data.folder = folders if len(folders) > 1 else folders[0]
-    if cfg.model.weights and cfg.model.weights != "package":
-        cfg.model.weights = str(Path(cfg.model.weights).resolve())
     cfg.train.run_dir = cfg.train.run_dir or f"runs/{Path(args.recipe).stem}"
     return cfg
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,25 @@ def test_every_point_has_a_run_for_each_seed(arguments, monkeypatch, capsys):
     capsys.readouterr()
     assert sweep.main([*words, "optim.weight_decay=0.1"]) == 2
     assert "is the result of other values of optim.weight_decay" in capsys.readouterr().err
+
+
+def test_a_result_of_other_videos_or_weights_is_not_used_again(arguments, capsys):
+    words = [*arguments[:-1], "1"]
+    assert sweep.main(words) == 0
+    index = words.index("--folder") + 1
+    folder = words[index]
+    words[index] = str(Path(folder).resolve())  # the same folder
+    assert sweep.main(words) == 0
+    assert "there already" in capsys.readouterr().out
+    shutil.copytree(folder, "others")
+    for change in (["--folder", "others"], ["model.weights=others"], ["train.max_minutes=1"]):
+        assert sweep.main([*words, *change]) == 2
+        error = capsys.readouterr().err
+        key = {"--folder": "data.folder"}.get(change[0], change[0].partition("=")[0])
+        assert f"is the result of other values of {key}; repeat those values" in error
+    Path("out/recipe/seed_0/result.json").unlink()  # begun, not finished
+    assert sweep.main([*words, "--folder", "others"]) == 2
+    assert "other values of data.folder" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_does_not_stop_the_others(arguments, monkeypatch, capsys):

@@ -85,11 +85,12 @@ def _of_scores(options: Mapping[str, Any]) -> dict[str, Any]:
 def finished(recipe: str, run: Path, values: Sequence[str], options: Mapping[str, Any]) -> bool:
     """Whether an earlier call has trained this run and evaluated it with the same options.
 
-    ConfigError if it has other values of the recipe.
+    ConfigError if it was started with other values of the recipe.
     """
+    if (run / "config.yaml").is_file():
+        check_same_values(recipe, run, values)
     if not (run / DONE).is_file():
         return False
-    check_same_values(recipe, run, values)
     return read_result(run).get("options") == json.loads(json.dumps(facts(options)))
 
 
