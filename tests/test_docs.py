@@ -26,11 +26,12 @@ SNIPPETS = [s for file in sorted((ROOT / "docs").glob("*.md")) for s in _snippet
 
 
 @pytest.mark.parametrize(("name", "code", "said"), SNIPPETS)
-def test_snippets_print_what_the_page_says(name, code, said, capsys):
+def test_snippets_print_what_the_page_says(name, code, said, capsys, tmp_path, monkeypatch):
     """Each with its own names; in this process, since importing torch takes longer than most."""
     assert said, "a snippet without its output"
     if "training.evaluation" in code:
         pytest.importorskip("sklearn", reason='needs scikit-learn: pip install "fastseq[train]"')
+    monkeypatch.chdir(tmp_path)  # some write files
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
     out = capsys.readouterr().out
     assert NUMBER.sub("x", out) == NUMBER.sub("x", said)

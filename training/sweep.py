@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from training.data.label_values import SPLITS
 from training.evaluation.options import ARGUMENTS, add_arguments, from_arguments
 from training.evaluation.protocols import PROTOCOLS
+from training.evaluation.stored import add_checkpoint
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
 from training.support.command import INCOMPLETE, UserError, make_folder, run_command
 from training.support.files import write_json
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the protocol of python -m training.evaluate (default %(default)s)",
     )
     add_arguments(parser)
+    add_checkpoint(parser)
     parser.add_argument(
         "--jobs",
         type=int,
@@ -143,16 +145,16 @@ def _run(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
 def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The options of the evaluation, see `evaluated_runs.train_and_evaluate`."""
-    split = {"split": args.split}
+    of_run = {"split": args.split, "checkpoint": args.checkpoint}
     if args.protocol != VIDEO_LEVEL:
-        return from_arguments(args) | split
+        return from_arguments(args) | of_run
     for name in ARGUMENTS:
         if getattr(args, name) != parser.get_default(name):
             raise UserError(
                 f"--{name.replace('_', '-')} applies to frames, but --protocol {VIDEO_LEVEL} "
                 "scores videos; leave it out"
             )
-    return {"protocol": args.protocol} | split
+    return {"protocol": args.protocol} | of_run
 
 
 def _of(sweep: Sweep, point: Point, seed: int) -> tuple[Path, list[str]]:

@@ -144,6 +144,23 @@ def test_a_result_of_other_videos_or_weights_is_not_used_again(arguments, capsys
     assert "other values of data.folder" in capsys.readouterr().err
 
 
+def test_the_best_checkpoint_is_scored_on_the_chosen_split(arguments, capsys):
+    best = ["train.evaluate_every=1", "train.keep_best=classification"]
+    choice = ["--checkpoint", "best", "--split", "train", "--metrics", "classification"]
+    assert sweep.main([*arguments[:-1], "1", *best, *choice]) == 0
+    content = json.loads(Path("out/sweep.json").read_text())
+    assert (content["checkpoint"], content["split"]) == ("best", "train")
+    (point,) = content["points"]
+    assert list(point["metrics"]) == ["classification"]
+    run = Path(point["runs"]["0"])
+    evaluation = json.loads((run / "evaluation_best_train.json").read_text())
+    assert (evaluation["checkpoint"], evaluation["split"]) == ("best", "train")
+    assert not (run / "evaluation.json").exists()  # which the report shows
+    assert "choose on val videos" not in capsys.readouterr().out
+    assert sweep.main([*arguments[:-1], "1", "train.evaluate_every=2", best[1], *choice]) == 2
+    assert "other values of train.evaluate_every" in capsys.readouterr().err
+
+
 def test_a_run_that_fails_does_not_stop_the_others(arguments, monkeypatch, capsys):
     original = train.main
 

@@ -249,7 +249,7 @@ class StepEvaluation:
         fitted, scored = (
             [video for video in videos if video.record.split == name] for name in self.splits
         )
-        row = evaluate_embeddings(fitted, scored, self.index.classes)
+        row = evaluate_embeddings(fitted, scored, self.index.classes, ks=(5,))
         return {key: row["metrics"].get(key, math.nan) for key in KEYS}
 
     def _warn_if_undefined(self, metrics: dict[str, float]) -> None:

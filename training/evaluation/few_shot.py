@@ -24,10 +24,10 @@ def write_few_shot(file: Path, rows: Mapping[str, Mapping[str, Any]]) -> Path | 
     if not scored:
         return None
     from training.evaluation.plots import few_shot_curves  # loads matplotlib
+    from training.runs.folder import few_shot_picture  # loads torch
 
     score = next(iter(next(iter(scored.values()))))
-    name = file.with_suffix(".png").name.replace("evaluation", "few_shot", 1)
-    picture = file.with_name(name)
+    picture = few_shot_picture(file)
     curves = {row: found[score] for row, found in scored.items()}
     few_shot_curves(curves, picture, label=COLUMNS[score])
     return picture

@@ -107,35 +107,6 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], file: str | Path) 
     figure.savefig(file, dpi=110)
 
 
-def metric_curves(
-    steps: Sequence[int],
-    curves: Mapping[str, tuple[Sequence[float], float]],
-    file: str | Path,
-    *,
-    label: str,
-) -> None:
-    """One panel for each title: values over training steps, and a dashed line at a constant.
-
-    ``label``: the legend's name for the values; the line is the time index alone.
-    """
-    figure = _figure(2.7 * len(curves), 2.6)
-    for axes, (title, (values, constant)) in zip(
-        np.atleast_1d(figure.subplots(1, len(curves))), curves.items(), strict=True
-    ):
-        axes.plot(
-            steps, values, color="#1f4e79", linewidth=1.6, marker="o", markersize=3, label=label
-        )
-        axes.axhline(constant, color=INK, linewidth=1.0, linestyle="--", label="time index only")
-        axes.set_title(title, fontsize=9, color=INK)
-        axes.set_xlabel("training step", color=INK, fontsize=9)
-        axes.set_ylim(0, 1.1 * np.nanmax([*values, constant, 1e-9]))
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        _tidy(axes)
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    figure.savefig(file, dpi=110)
-
-
 def largest_directions(rows: np.ndarray, count: int) -> np.ndarray:
     """(E, at most count) orthonormal directions in which (n, E) rows are largest, largest first.
 

@@ -41,6 +41,9 @@ RUN_CONTENTS += (
     "report.html",
     "pictures",
     "retrieval.png",
+    "retrieval_all.png",
+    "retrieval_videos.png",
+    "wandb",
 )
 
 
@@ -74,7 +77,16 @@ def contents(run_dir: Path) -> list[Path]:
     for path in sorted(run_dir.glob("evaluation_*.json")):
         if path not in found and _of_other_choice(path):
             found.append(path)
+    others = [path for path in found if path.name.startswith("evaluation_")]
+    found += [picture for one in others if (picture := few_shot_picture(one)).exists()]
     return found
+
+
+def few_shot_picture(evaluation: Path) -> Path:
+    """The few-shot curves beside an evaluation's file: RUN/few_shot_val.png for that of val."""
+    return evaluation.with_name(evaluation.name.replace("evaluation", "few_shot", 1)).with_suffix(
+        ".png"
+    )
 
 
 def _of_other_choice(path: Path) -> bool:

@@ -18,6 +18,7 @@ from training.support.command import INCOMPLETE, UserError
 from training.support.files import write_json
 
 DONE = "result.json"
+_OF_RUN = ("split", "checkpoint")
 
 
 def facts(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,10 +26,10 @@ def facts(options: Mapping[str, Any]) -> dict[str, Any]:
 
     ``options``: see `train_and_evaluate`.
     """
-    split = {"split": options["split"]} if options.get("split") else {}
+    chosen = {name: options[name] for name in _OF_RUN if options.get(name)}
     if options["protocol"] == VIDEO_LEVEL:
-        return {"protocol": VIDEO_LEVEL} | split
-    return Options(**_of_scores(options)).facts() | split
+        return {"protocol": VIDEO_LEVEL} | chosen
+    return Options(**_of_scores(options)).facts() | chosen
 
 
 def train_and_evaluate(
@@ -40,22 +41,25 @@ def train_and_evaluate(
 ) -> int:
     """Train or continue a run and evaluate it; returns an exit status and prints what failed.
 
-    Writes RUN/evaluation.json and, last, RUN/result.json.
+    Writes RUN/evaluation.json (`evaluation_file`) and, last, RUN/result.json.
 
     Args:
         train: `training.train.main`.
         values: the recipe's values, train.run_dir among them.
         options: of the evaluation: "protocol", for protocols of frames also the other fields of
-            `training.evaluation.options.Options`, and "split" if it is not the run's.
+            `training.evaluation.options.Options`; "split" and "checkpoint" as for
+            `training.evaluate`.
     """
     from fastseq.video import VideoError
+    from training.runs.folder import evaluation_file  # imports torch
 
     try:
         status = train_or_continue(train, recipe, run, values)
         if status in (0, INCOMPLETE):
             result = _evaluate(run, options)
-            write_json(run / "evaluation.json", result)
-            write_few_shot(run / "evaluation.json", result["rows"])
+            file = run / evaluation_file(**_of_run(options))
+            write_json(file, result)
+            write_few_shot(file, result["rows"])
             write_json(run / DONE, result | {"options": facts(options)})
             return 0
         return status
@@ -68,18 +72,22 @@ def train_and_evaluate(
 
 
 def _evaluate(run: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    split = options.get("split")
+    chosen = _of_run(options)
     if options["protocol"] == VIDEO_LEVEL:
         from training.evaluation.video_level import evaluate_video_level
 
-        return evaluate_video_level(run, split=split)
+        return evaluate_video_level(run, **chosen)
     from training.evaluation.frame_level import evaluate_frame_level
 
-    return evaluate_frame_level(run, split=split, **_of_scores(options))
+    return evaluate_frame_level(run, **chosen, **_of_scores(options))
+
+
+def _of_run(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options.get(name) for name in _OF_RUN}
 
 
 def _of_scores(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "split"}
+    return {name: value for name, value in options.items() if name not in _OF_RUN}
 
 
 def finished(recipe: str, run: Path, values: Sequence[str], options: Mapping[str, Any]) -> bool:

@@ -61,7 +61,7 @@ _OF_RESULT = {
     "train.max_minutes",
     "train.patience",
 }
-_OF_PATIENCE = {"train.evaluate_every", "train.keep_best"}
+_OF_BEST = {"train.evaluate_every", "train.keep_best"}  # with train.keep_best
 
 
 def check_same_values(recipe: str, run: Path, overrides: Sequence[str]) -> None:
@@ -80,8 +80,8 @@ def check_same_values(recipe: str, run: Path, overrides: Sequence[str]) -> None:
     now, before = load_config(recipe, overrides), load_config(run / "config.yaml")
     make_paths_absolute(now)
     free = may_change() - _OF_RESULT
-    if now.train.patience is not None:
-        free -= _OF_PATIENCE
+    if now.train.keep_best is not None:
+        free -= _OF_BEST
     changed = set(differences(now, before)) - free
     if changed:
         raise ConfigError(
