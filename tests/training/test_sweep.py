@@ -139,9 +139,16 @@ def test_a_result_of_other_videos_or_weights_is_not_used_again(arguments, capsys
         error = capsys.readouterr().err
         key = {"--folder": "data.folder"}.get(change[0], change[0].partition("=")[0])
         assert f"is the result of other values of {key}; repeat those values" in error
-    Path("out/recipe/seed_0/result.json").unlink()  # begun, not finished
+    result = Path("out/recipe/seed_0/result.json")
+    content = result.read_text()
+    result.unlink()  # begun, not finished
     assert sweep.main([*words, "--folder", "others"]) == 2
     assert "other values of data.folder" in capsys.readouterr().err
+    result.write_text(content)
+    config = result.with_name("config.yaml")
+    config.write_text(config.read_text().replace(folder, "/no/longer/there"))
+    assert sweep.main([*words, "--folder", "others"]) == 0  # the folder was moved
+    assert "there already" in capsys.readouterr().out
 
 
 def test_the_best_checkpoint_is_scored_on_the_chosen_split(arguments, capsys):
