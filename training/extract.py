@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             embeddings = RunEmbeddings(
                 args.run, checkpoint=args.checkpoint, folder=args.folder, store=not args.no_store
             )
-            weights = weights_name(args.run, args.checkpoint)
+            weights = weights_name(args.run, embeddings.weights["checkpoint"])
             if share := embeddings.cfg.model.backbone_share:  # may change without the weights
                 weights += f" backbone_share={share:g}"
             index = open_index(embeddings.cfg, args.folder)
