@@ -100,7 +100,20 @@ def test_labels_of_a_prepared_folder(folder, videos, capsys):
     result = json.loads((folder / "evaluation.json").read_text())
     assert result["videos"] == {"train": len(names) - 1, "test": 1}
     assert result["folder"] == "videos"
+    assert (result["left_out"], capsys.readouterr().err.count("warning")) == ({}, 0)
+    away = Path(f"made/{names[1]}.npz").rename("away")
+    assert evaluate.main(["made", "--folder", "videos"]) == 0
+    assert f"1 videos of videos have no file in made and are left out: {names[1]}\n" in (
+        capsys.readouterr().err
+    )
+    result = json.loads((folder / "evaluation.json").read_text())
+    assert result["left_out"] == {names[1]: "it has no npz file"}
+    away.rename(f"made/{names[1]}.npz")
     path = f"made/{names[0]}.npz"
+    change(path, frames=np.arange(index.videos[0].frames) + 1)
+    assert evaluate.main(["made", "--folder", "videos"]) == 2
+    assert f"{path} has embeddings of other frames than the usable" in capsys.readouterr().err
+    change(path, without="frames")
     change(path, embeddings=np.ones((7, 3)))
     assert evaluate.main(["made", "--folder", "videos"]) == 2
     assert f"{path} has 7 embeddings, and {names[0]} has" in capsys.readouterr().err
@@ -135,6 +148,18 @@ def test_a_wrong_file_is_named(folder, capsys, values, message):
     assert message in error
     assert "made" in error
     assert not Path("made/evaluation.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", "array"])
+def test_a_file_that_is_no_npz_file_is_named(folder, capsys, content):
+    path = Path("made/test0.npz")
+    if content == "array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros((24, 4)))
+    else:
+        path.write_bytes(content)
+    assert evaluate.main(["made"]) == 2
+    assert "error: made/test0.npz is no npz file of arrays" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

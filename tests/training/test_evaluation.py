@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from training.evaluate import write_and_print
-from training.evaluation import metrics
+from training.evaluation import classifiers, metrics
 from training.evaluation.baselines import time_index, time_index_embedding
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.metrics import LabelledVideo, labelled_video, phase_position
@@ -257,6 +257,32 @@ def test_progression_equals_explicit_least_squares():
     score = metrics.progression(train, test, 3)
     assert score.value == pytest.approx(slow_progression(train, test, 3), abs=1e-9)
     assert not +score.left_out
+
+
+@pytest.mark.parametrize("change", ["none", "zero", "twice", "nearly", "wide", "constant"])
+def test_the_linear_regression_is_that_of_scikit_learn(change, monkeypatch):
+    from sklearn.linear_model import LinearRegression
+
+    rng = np.random.default_rng(0)
+    x, test = (rng.normal(size=(n, 12)) + 3 for n in (40, 9))
+    if change == "zero":
+        x[:, 3] = 0
+    elif change == "twice":
+        x[:, 3] = x[:, 5]
+    elif change == "nearly":  # a singular value at the limit where lstsq cuts off
+        x[:, 3] = x[:, 5] * (1 + 1e-14 * rng.normal(size=40))
+    elif change == "wide":
+        x = x[:10]
+    elif change == "constant":
+        x[:] = 2
+    y = rng.normal(size=(len(x), 2))
+    expected = LinearRegression().fit(x, y).predict(test)
+    fitted = []
+    fit = LinearRegression.fit
+    monkeypatch.setattr(LinearRegression, "fit", lambda *a: fitted.append(change) or fit(*a))
+    found = classifiers.linear_regression(x, y)(test)
+    np.testing.assert_allclose(found, expected, atol=1e-11)
+    assert bool(fitted) == (change not in ("none", "zero"))  # the slow way is the exception
 
 
 def test_progression_leaves_out_videos_without_the_phase():

@@ -146,6 +146,23 @@ def test_what_has_changed_is_computed_again(cfg, records, store):
     assert len(files(cfg)) == 3
 
 
+def test_a_video_that_is_replaced_while_it_is_read_is_computed_again(cfg, records, store):
+    features = store.encoder.features
+
+    def replaced(frames):
+        if frames.shape[1] == records[0].frames:
+            os.utime(records[0].path, ns=(0, 10**18))
+        return features(frames)
+
+    store.encoder.features = replaced
+    store.fill(records, progress=False)
+    store.encoder.features = features
+    calls = counted(store.encoder)
+    store.fill(records, progress=False)
+    assert calls == [records[0].frames]
+    assert len(files(cfg)) == 3
+
+
 def test_other_weights_sizes_and_draws_have_folders_of_their_own(cfg, records, store):
     folders = {store.path(records[0], draw).parent for draw in (0, 1, 2)}
     for key, value in [("train.seed", 1), ("augmentation.size", 32), ("data.engine", "dali-cpu")]:

@@ -11,6 +11,7 @@ from training.evaluate import write_and_print
 from training.evaluation import metrics
 from training.evaluation.definitions import definitions
 from training.evaluation.few_shot import write_few_shot
+from training.evaluation.frame_level import evaluate_frame_level
 from training.evaluation.options import Options
 from training.evaluation.protocols import PROTOCOLS, columns
 from training.evaluation.scores import evaluate_embeddings
@@ -107,6 +108,11 @@ def test_options_survive_a_copy(options):
 def test_wrong_options(options, message):
     with pytest.raises(UserError, match=message):
         Options(**options)
+
+
+def test_wrong_options_raise_before_the_run_is_opened():
+    with pytest.raises(UserError, match="of the protocol finegym, not carl"):
+        evaluate_frame_level("no run", probe_lr=1.0)
 
 
 # --- choice of metrics, K, frame index ----------------------------------------------------------

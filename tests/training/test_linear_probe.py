@@ -134,3 +134,11 @@ def test_fractions_and_learning_rate():
     assert weak["classification"] != row["metrics"]["classification"]
     empty = evaluate_embeddings([], videos, {}, protocol="finegym")["metrics"]
     assert np.isnan(empty["classification"])
+
+
+def test_a_share_is_of_the_videos_of_all_actions():
+    # The first half of the videos has both actions; grouped by action it would have vault alone.
+    train = [gym(f"{n}", "vault" if n % 2 else "beam", [0] * 4, n % 2) for n in range(8)]
+    given = {"protocol": "finegym", "fractions": (0.5, 1.0), "probe_epochs": 30}
+    row = evaluate_embeddings(train, train, {"vault": ["x"], "beam": ["x"]}, **given)["metrics"]
+    assert row == {"classification_at_0.5": 1.0, "classification": 1.0}

@@ -335,6 +335,12 @@ def test_report_evaluates_where_that_has_not_been_done_and_shows_the_steps(run):
     assert "How many steps were needed" in page
     assert "A step picked by these curves is picked on the test videos: its figures are" in page
     assert (run / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "The table is of step" not in page
+    step = json.loads(made)["step"]
+    (run / "evaluation.json").write_text(made.replace(f'"step": {step}', '"step": 1'))
+    assert report.main([str(run)]) == 0
+    page = read_page(run / "report.html").text
+    assert f"The table is of step 1, the pictures are of step {step}: run" in page
 
 
 def test_report_without_labels_says_how_to_get_the_table(run, tmp_path):

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from training.data.index import build_index, load_index
 from training.evaluation import stored
 from training.evaluation.embed import load_embeddings
 from training.evaluation.encoders import BACKBONE, BACKBONE_CENTRED, TRAINED
-from training.evaluation.stored import RunEmbeddings, balanced, run_embeddings
+from training.evaluation.stored import RunEmbeddings, run_embeddings
+from training.evaluation.stored_files import balanced
 from training.runs.folder import contents, evaluation_file
 from training.runs.model import load_run
+from training.support import distributed
 from training.support.command import LeftOut, UserError
 
 OPTIONS = ["train.steps=2", "train.checkpoint_every=1"]
@@ -244,6 +247,20 @@ def test_a_damaged_checkpoint_is_named(run, capsys):
     assert "its SHA-256 is not that of the manifest" in capsys.readouterr().err
 
 
+def test_extract_names_the_checkpoint_that_was_loaded(run):
+    newest = Path("run/checkpoints/step_00000002.pt")
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:-1] + b"?")
+    assert extract.main(["run", "--out", "out"]) == 0
+    first = load_embeddings("out/test0.mp4.npz")
+    assert first["weights"].startswith("step_00000001.pt ")
+    newest.write_bytes(whole)
+    assert extract.main(["run", "--out", "out"]) == 0
+    second = load_embeddings("out/test0.mp4.npz")
+    assert second["weights"].startswith("step_00000002.pt ")
+    assert not np.allclose(first["embeddings"], second["embeddings"])
+
+
 def test_embeddings_of_a_checkpoint_that_is_gone_are_removed(run):
     made(run, checkpoint="step_1")
     made(run)
@@ -256,13 +273,66 @@ def test_embeddings_of_a_checkpoint_that_is_gone_are_removed(run):
     assert json.loads((left / "about.json").read_text())["checkpoint"] == "step_00000002"
 
 
-def test_a_cut_off_file_is_computed_again(run, decoded):
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1  # within the embeddings, which come first
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_off, empty, flipped])
+def test_a_damaged_file_is_computed_again(run, decoded, damage):
     before = made(run)
     (path,) = Path("run/embeddings").glob("*/test0.mp4.npz")
-    path.write_bytes(path.read_bytes()[:300])
+    damage(path)
     decoded.clear()
     assert all(map(np.array_equal, made(run), before))
     assert decoded == ["test0.mp4"]
+
+
+def test_another_process_that_replaces_or_removes_files_changes_nothing(run, decoded, monkeypatch):
+    """RUN/embeddings is looked up, then another command with --folder embeds other videos."""
+    before = made(run)
+    missing = RunEmbeddings._missing
+
+    def then_others_write(self, records):
+        found = missing(self, records)
+        (path,) = Path("run/embeddings").glob("*/test0.mp4.npz")
+        with np.load(path) as content:
+            other = dict(content) | {"stamp": "of another video"}
+        np.savez(path, **other | {"embeddings": other["embeddings"][::-1]})
+        (path,) = Path("run/embeddings").glob("*/test1.mp4.npz")
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(RunEmbeddings, "_missing", then_others_write)
+    decoded.clear()
+    assert all(map(np.array_equal, made(run), before))
+    assert sorted(decoded) == ["test0.mp4", "test1.mp4"]
+
+
+def test_a_video_that_is_replaced_while_it_is_embedded_is_embedded_again(run, decoded, monkeypatch):
+    write = stored.StoredFiles.write
+
+    def replaced(self, record, content, stamp):
+        if record.id == "test1.mp4":
+            new_file("test1.mp4")
+        write(self, record, content, stamp)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stored.StoredFiles, "write", replaced)
+        made(run)
+    build_index("videos")
+    decoded.clear()
+    made(run)
+    assert decoded == ["test1.mp4"]
 
 
 def test_a_full_disk_and_a_folder_without_permission_are_no_errors(run, monkeypatch, capsys):
@@ -278,7 +348,7 @@ def test_a_full_disk_and_a_folder_without_permission_are_no_errors(run, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stored.np, "savez", full)
+        patch.setattr(np, "savez", full)
         assert all(map(np.array_equal, made(run), plain))
     error = capsys.readouterr().err
     assert error.count("no more embeddings are stored in run/embeddings (No space left") == 1
@@ -286,6 +356,21 @@ def test_a_full_disk_and_a_folder_without_permission_are_no_errors(run, monkeypa
     monkeypatch.setattr(stored.os, "access", lambda *_: False)
     assert all(map(np.array_equal, made(run), plain))
     assert "is not writable: the embeddings are not stored" in capsys.readouterr().err
+
+
+def test_a_folder_without_permission_is_read(run, decoded, monkeypatch, capsys):
+    before = made(run)
+    monkeypatch.setattr(stored.os, "access", lambda *_: False)
+    decoded.clear()
+    assert all(map(np.array_equal, made(run), before))
+    assert decoded == []
+    assert capsys.readouterr().err == ""
+    (path,) = Path("run/embeddings").glob("*/test0.mp4.npz")
+    path.unlink()
+    assert all(map(np.array_equal, made(run), before))
+    assert decoded == ["test0.mp4"]
+    assert capsys.readouterr().err.count("is not writable: the embeddings are not stored") == 1
+    assert not path.exists()
 
 
 def test_the_rows_of_the_backbone_share_one_file(run, decoded):
@@ -353,6 +438,17 @@ def test_parts_have_about_equal_numbers_of_frames():
     assert sorted(one for part in parts for one in part) == sorted(videos)
     assert [sum(one.frames for one in part) for part in parts] == [115, 110]
     assert balanced(videos[:1], 3)[1:] == [[], []]
+
+
+def test_a_rank_may_wait_longer_than_torch_lets_it_by_default(monkeypatch):
+    joined = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda _, timeout: joined.append(timeout)
+    )
+    distributed.start_evaluation()
+    distributed.start()
+    assert joined == [timedelta(days=7), None]
 
 
 @pytest.mark.process

@@ -19,6 +19,7 @@ from training.evaluation.two_runs import better, load_two_runs, metrics_of_both
 from training.pages.compare_page import configuration_differences
 from training.recipe.load import load_config
 from training.runs.model import Restored
+from training.runs.videos import TRAINING_VIDEOS
 from training.support.command import LeftOut, UserError
 
 
@@ -122,6 +123,17 @@ def test_videos_of_one_run_only_are_left_out_and_counted(runs):
     assert found.remarks == (
         "1 of the 2 test videos of A are not among the other run's videos and are left out.",
         "1 of the 3 train videos of A are not among the other run's videos and are left out.",
+    )
+
+
+def test_test_videos_that_a_run_was_trained_on_are_counted(runs, tmp_path):
+    both = runs()
+    (*_, last) = load_two_runs(both, left_out=LeftOut()).a.test
+    known = {last.record.id: {"path": last.record.path, "frames": last.record.frames}}
+    (tmp_path / "b" / TRAINING_VIDEOS).write_text(json.dumps({"videos": known}))
+    assert load_two_runs(both, left_out=LeftOut()).remarks == (
+        "B was trained on 1 of the 2 test videos: its figures on them say nothing about new "
+        "videos.",
     )
 
 

@@ -231,15 +231,15 @@ def evaluate_and_extract() -> int:
     from training.data import selection
     from training.evaluation import stored
 
-    rank, write, ids = os.environ["RANK"], stored._Files.write, []
+    rank, write, ids = os.environ["RANK"], stored.StoredFiles.write, []
 
-    def noted(self, record, content):
+    def noted(self, record, content, stamp):
         if os.environ.get("SPOIL") == rank:
             raise stored.UserError(f"the disk of rank {rank} is gone")
         ids.append(record.id)
-        write(self, record, content)
+        write(self, record, content, stamp)
 
-    stored._Files.write = noted
+    stored.StoredFiles.write = noted
     if "UNCHECKED" in os.environ:
         opened = selection.open_index
         selection.open_index = lambda cfg, folder=None, *, class_set=None, check=True: opened(

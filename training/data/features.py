@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from glob import escape
 from pathlib import Path
@@ -129,11 +130,16 @@ class FeatureStore:
             for draw, todo in missing.items():
                 readable = [record for record in todo if record.path not in failed]
                 bar.update(sum(record.frames for record in todo if record.path in failed))
+                # Before decoding: features of a video that is replaced meanwhile are no longer its.
+                paths = {}
+                for record in readable:
+                    with suppress(OSError):
+                        paths[record.path] = self.path(record, draw)
                 for record, made in self._compute(readable, draw):
                     if isinstance(made, VideoError):
                         failed[record.path] = made
                     else:
-                        self._write(record, draw, made)
+                        self._write(record, draw, made, paths.get(record.path))
                     bar.update(record.frames)
         return [*failed.values()]
 
@@ -213,10 +219,12 @@ class FeatureStore:
 
         return augmented
 
-    def _write(self, record: VideoRecord, draw: int, features: np.ndarray) -> None:
+    def _write(
+        self, record: VideoRecord, draw: int, features: np.ndarray, path: Path | None
+    ) -> None:
         target = self._folder(self._home(record)[0], draw)
         try:
-            path = self.path(record, draw)
+            path = path or self.path(record, draw)
             path.parent.mkdir(parents=True, exist_ok=True)
             about = target / "about.json"
             if not about.exists():

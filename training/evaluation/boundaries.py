@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from training.evaluation.classifiers import fitted
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.videos import seconds_of
 
@@ -26,8 +27,8 @@ def predicted_phases(
 ) -> list[np.ndarray | None]:
     """The phase of each embedding of ``videos``, by a classifier fitted to ``train``.
 
-    The classifier is that of `classifiers.classification`: one for each action, fitted to every
-    labelled frame of its training videos.
+    The classifier is that of `classifiers.fitted`: one for each action, fitted to every labelled
+    frame of its training videos.
 
     Args:
         train, videos: embedded videos of one network.
@@ -37,34 +38,25 @@ def predicted_phases(
         For each video int64 (n,), the phases of its n embeddings, or None if no training video of
         its action has labels.
     """
-    fitted: dict[str, Any] = {}
+    predictors: dict[str, Any] = {}
     found: list[np.ndarray | None] = []
     for video in videos:
         action = video.record.action
-        if action not in fitted:
-            fitted[action] = _fitted([v for v in train if v.record.action == action], classifier)
-        predict = fitted[action]
+        if action not in predictors:
+            of_action = [one for one in train if one.record.action == action]
+            predictors[action] = _predictor(of_action, classifier)
+        predict = predictors[action]
         found.append(None if predict is None else predict(video.embeddings.astype(float)))
     return found
 
 
-def _fitted(train: Sequence[EmbeddedVideo], classifier: str) -> Any:
+def _predictor(train: Sequence[EmbeddedVideo], classifier: str) -> Any:
     """The function that predicts phases of embeddings; None without labelled frames."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import SVC
-
-    known = [video for video in train if video.phases is not None]
+    known = [video for video in train if video.phases is not None and (video.phases >= 0).any()]
     if not known:
         return None
     x = np.concatenate([video.embeddings[video.phases >= 0] for video in known]).astype(float)
-    y = np.concatenate([video.phases[video.phases >= 0] for video in known])
-    if not len(y):
-        return None
-    if np.unique(y).size == 1:  # scikit-learn does not accept a single class
-        return lambda embeddings: np.full(len(embeddings), y[0])
-    if classifier == "svm":
-        return SVC(C=1.0, kernel="rbf", gamma="scale").fit(x, y).predict
-    return LogisticRegression(C=1.0, solver="lbfgs", max_iter=100_000).fit(x, y).predict
+    return fitted(x, np.concatenate([v.phases[v.phases >= 0] for v in known]), classifier)
 
 
 def on_frames(video: EmbeddedVideo, phases: np.ndarray) -> np.ndarray:

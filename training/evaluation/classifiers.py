@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,9 @@ import numpy as np
 
 from training.evaluation.labelled import LabelledVideo, Score, mean
 from training.evaluation.linear_probe import LinearProbe
+
+# Reciprocal condition number (1-norm) above which LinearRegression cuts off no singular value.
+_WELL_CONDITIONED = 1e-9
 
 
 def classification(
@@ -30,9 +33,7 @@ def classification(
     at least one. A test frame of a phase without training frames counts as wrong.
 
     Args:
-        classifier: "logistic": scikit-learn's multinomial LogisticRegression (lbfgs, C = 1, at most
-            1e5 iterations). "svm": its SVC (RBF, C = 1, gamma = "scale", one against one). "sgd":
-            `training.evaluation.linear_probe.LinearProbe`.
+        classifier: see :func:`fitted`.
         weighted_f1: return the F1 of each phase, weighted by its test frames, instead of the
             accuracy.
         probe: the arguments of LinearProbe, ``lr`` and ``epochs``.
@@ -40,26 +41,14 @@ def classification(
     """
     if not train or not test:
         return Score(np.nan)
-    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, f1_score
-    from sklearn.svm import SVC
 
     train = train[: max(1, int(fraction * len(train)))]
     x, y = _stack(train)
     x_test, y_test = _stack(test)
-    if np.unique(y).size == 1:  # scikit-learn does not accept a single class
-        predicted = np.full(len(y_test), y[0])
-    else:
-        if classifier == "logistic":
-            model = LogisticRegression(C=1.0, solver="lbfgs", max_iter=100_000)
-        elif classifier == "svm":
-            model = SVC(C=1.0, kernel="rbf", gamma="scale", decision_function_shape="ovo")
-        elif classifier == "sgd":
-            lengths = [len(video.phases) for video in train]
-            model = LinearProbe(lengths, progress=progress, **(probe or {}))
-        else:
-            raise ValueError(f"classifier is {classifier!r}; expected 'logistic', 'svm' or 'sgd'")
-        predicted = model.fit(x, y).predict(x_test)
+    lengths = [len(video.phases) for video in train]
+    predict = fitted(x, y, classifier, lengths=lengths, probe=probe, progress=progress)
+    predicted = predict(x_test)
     if weighted_f1:
         value = f1_score(y_test, predicted, average="weighted", zero_division=0)
     else:
@@ -69,6 +58,41 @@ def classification(
         float(value),
         Counter({"test frames of a phase that no training frame has (counted as wrong)": unseen}),
     )
+
+
+def fitted(
+    x: np.ndarray,
+    y: np.ndarray,
+    classifier: str = "logistic",
+    *,
+    lengths: Sequence[int] = (),
+    probe: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from embeddings (n, E) to phases (n,) of a classifier fitted to x and y.
+
+    Args:
+        x, y: embeddings (frames, E) and phases (frames,).
+        classifier: "logistic": scikit-learn's multinomial LogisticRegression (lbfgs, C = 1, at most
+            1e5 iterations). "svm": its SVC (RBF, C = 1, gamma = "scale", one against one). "sgd":
+            `training.evaluation.linear_probe.LinearProbe`.
+        lengths, probe, progress: of "sgd": number of frames of each video, the arguments ``lr``
+            and ``epochs``, and whether to show a bar.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import SVC
+
+    if classifier == "logistic":
+        model = LogisticRegression(C=1.0, solver="lbfgs", max_iter=100_000)
+    elif classifier == "svm":
+        model = SVC(C=1.0, kernel="rbf", gamma="scale", decision_function_shape="ovo")
+    elif classifier == "sgd":
+        model = LinearProbe(lengths, progress=progress, **(probe or {}))
+    else:
+        raise ValueError(f"classifier is {classifier!r}; expected 'logistic', 'svm' or 'sgd'")
+    if np.unique(y).size == 1:  # scikit-learn does not accept a single class
+        return lambda embeddings: np.full(len(embeddings), y[0])
+    return model.fit(x, y).predict
 
 
 def few_shot(
@@ -111,7 +135,6 @@ def progression(
     bound. ``frame_index`` (AE2's code for Pour Liquid): t / 1000 is appended to the embedding of
     frame t.
     """
-    from sklearn.linear_model import LinearRegression
     from sklearn.metrics import r2_score
 
     if frame_index:
@@ -139,12 +162,36 @@ def progression(
         # All at once, because decomposing the training frames takes nearly all of the time.
         fit = _with_phase(train, boundaries[0])
         targets = np.stack([_to_boundary(fit, boundary) for boundary in boundaries], axis=1)
-        model = LinearRegression().fit(_stack(fit)[0], targets)
+        predict = linear_regression(_stack(fit)[0], targets)
         for place, boundary in enumerate(boundaries):
             score = _with_phase(test, boundary)
-            predicted = model.predict(_stack(score)[0])[:, place]
+            predicted = predict(_stack(score)[0])[:, place]
             scores.append(r2_score(_to_boundary(score, boundary), predicted))
     return Score(mean(scores), left_out)
+
+
+def linear_regression(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from x (n, E) to y (n, K) of a linear regression with intercept.
+
+    The solution is that of scikit-learn's LinearRegression, the one of least norm. A QR
+    decomposition finds it in a third of the time where there are more frames than dimensions and
+    the regression is well-conditioned; otherwise scikit-learn does.
+    """
+    from scipy.linalg import lapack, qr, solve_triangular
+    from sklearn.linear_model import LinearRegression
+
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    centred = x - x_mean
+    used = centred.any(axis=0)  # the weight of a channel that is always 0 is 0
+    dims = int(used.sum())
+    if 0 < dims < len(x):
+        both = np.column_stack([centred[:, used], y - y_mean])
+        r = qr(both, mode="r", overwrite_a=True, check_finite=False)[0][:dims]
+        if lapack.dtrcon(r[:, :dims])[0] > _WELL_CONDITIONED:
+            weights = np.zeros((x.shape[1], y.shape[1]))
+            weights[used] = solve_triangular(r[:, :dims], r[:, dims:])
+            return lambda embeddings: (embeddings - x_mean) @ weights + y_mean
+    return LinearRegression().fit(x, y).predict
 
 
 def _stack(videos: Sequence[LabelledVideo]) -> tuple[np.ndarray, np.ndarray]:

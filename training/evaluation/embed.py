@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from training.support.command import LeftOut, UserError
-from training.support.files import replacing
+from training.support.files import read_npz, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -230,7 +229,7 @@ def has_embeddings(path: Path, record: VideoRecord, weights: str) -> bool:
     """Whether a file has the content that `save_embeddings` would write for video and weights."""
     try:
         found = load_embeddings(path)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError):
         return False
     wanted = EmbeddedVideo(record, found["embeddings"])
     phases = found.get("phases")
@@ -249,5 +248,5 @@ def has_embeddings(path: Path, record: VideoRecord, weights: str) -> bool:
 
 def load_embeddings(path: str | Path) -> dict[str, Any]:
     """Read one file written by :func:`save_embeddings`; strings and fps are returned as scalars."""
-    with np.load(path, allow_pickle=False) as data:
-        return {key: data[key].item() if data[key].ndim == 0 else data[key] for key in data.files}
+    found = read_npz(Path(path))
+    return {key: value.item() if value.ndim == 0 else value for key, value in found.items()}

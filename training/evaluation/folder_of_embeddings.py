@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.frame_level import described, has_labels
 from training.evaluation.scores import evaluate_embeddings
 from training.support.command import LeftOut, UserError
+from training.support.files import read_npz
 
 if TYPE_CHECKING:
     from training.data.index import VideoRecord
@@ -47,12 +48,14 @@ def evaluate_folder(
             videos (default: the files have them).
         split: the scored videos (default "test"); classifiers are fitted to the split "train".
         class_set: class set of ``folder_of_videos``.
-        left_out: receives the number of files that ``folder_of_videos`` lacks.
+        left_out: receives the number of files that were left out when ``folder_of_videos`` was
+            prepared.
         options: see `evaluate_embeddings`.
     """
     start = time.perf_counter()
     folder, scored = Path(folder), split or "test"
     classes: Mapping[str, Sequence[str]] = {}
+    without: dict[str, str] = {}
     if folder_of_videos is None:
         if class_set is not None:
             raise UserError("--class-set names phases of a prepared folder: add --folder")
@@ -65,6 +68,13 @@ def evaluate_folder(
         videos = read_folder(folder, {record.id: record for record in index.videos})
         if left_out is not None:
             left_out.in_index = len(index.bad)
+        without = _without_file(index.videos, videos, ("train", scored))
+        if without:
+            print(
+                f"warning: {len(without)} videos of {folder_of_videos} have no file in {folder} "
+                f"and are left out: {', '.join([*without][:8])}{', ...' * (len(without) > 8)}",
+                file=sys.stderr,
+            )
     parts = [[one for one in videos if one.record.split == name] for name in ("train", scored)]
     for name, part in zip(("train", scored), parts, strict=True):
         _check_split(folder, name, part, videos, folder_of_videos)
@@ -88,13 +98,25 @@ def evaluate_folder(
         "videos": {"train": len(train), "test": len(test)},
         "actions": sorted({record.action for record in records}),
         "seconds": round(time.perf_counter() - start, 1),
-        "left_out": {},
+        "left_out": without,
         "rows": rows,
         **described(records, options),
         "row_definitions": {
             TIME_INDEX: TIME_INDEX_DEFINITION,
             EMBEDDINGS: EMBEDDINGS_DEFINITION,
         },
+    }
+
+
+def _without_file(
+    records: Sequence[VideoRecord], videos: Sequence[EmbeddedVideo], splits: Sequence[str]
+) -> dict[str, str]:
+    """Id -> reason of the records of these splits that no file belongs to."""
+    there = {video.record.id for video in videos}
+    return {
+        record.id: "it has no npz file"
+        for record in records
+        if record.split in splits and record.id not in there
     }
 
 
@@ -137,9 +159,8 @@ def read_folder(
 
 def _read(path: Path, folder: Path, records: Mapping[str, VideoRecord] | None) -> EmbeddedVideo:
     try:
-        with np.load(path, allow_pickle=False) as data:
-            found = {key: data[key] for key in data.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        found = read_npz(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is no npz file of arrays without objects ({error})") from error
     if "embeddings" not in found:
         raise UserError(f"{path} has no array 'embeddings', only {', '.join(found) or 'nothing'}")
@@ -166,6 +187,12 @@ def _read(path: Path, folder: Path, records: Mapping[str, VideoRecord] | None) -
         raise UserError(
             f"{path} has {len(x)} embeddings, and {name} has {len(video.frames)} usable frames; "
             "one per frame is needed"
+        )
+    frames = _integers(found, "frames", len(x), path)
+    if frames is not None and not np.array_equal(frames, video.frames):
+        raise UserError(
+            f"{path} has embeddings of other frames than the usable ones of {name}, whose trim or "
+            "gaps have changed since: embed it again"
         )
     return video
 

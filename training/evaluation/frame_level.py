@@ -66,6 +66,7 @@ def evaluate_frame_level(
     from training.support.distributed import run_on_all, world_size
 
     start = time.perf_counter()
+    Options(**options)  # wrong ones raise before the long part, on every rank
     left_out = LeftOut() if left_out is None else left_out
 
     def open_all() -> tuple[RunEmbeddings, Selection, tuple[str, str], list[list[VideoRecord]]]:
@@ -95,8 +96,8 @@ def evaluate_frame_level(
     def records() -> list[VideoRecord]:
         return train if names[0] == names[1] else train + test
 
-    # The time index comes first, so that wrong options and labels raise before the long part. With
-    # several ranks that part is stored, and the others would only wait.
+    # The time index comes first, so that wrong labels raise before the long part. With several
+    # ranks that part is stored, and the others would only wait.
     rows = {TIME_INDEX: row(time_index(records()))} if world_size() == 1 else {}
     if not embeddings.share(records(), left_out):
         return None

@@ -49,7 +49,8 @@ def evaluate_embeddings(
         for split, videos in (("training", train), ("test", test))
     }
     if chosen.definition.joint:
-        labelled = _joined(labelled, classes)
+        order = {one.record.id: place for place, one in enumerate([*train, *test])}
+        labelled = _joined(labelled, classes, order)
     parts: list[tuple[str, str, Callable[[], Scores]]] = []
     for action, videos in labelled["test"].items():
         fitted = labelled["training"].get(action, [])
@@ -106,8 +107,13 @@ def _num_phases(videos: Iterable[metrics.LabelledVideo]) -> int:
 def _joined(
     labelled: Mapping[str, Mapping[str, Sequence[metrics.LabelledVideo]]],
     classes: Mapping[str, Sequence[str]],
+    order: Mapping[str, int],
 ) -> dict[str, dict[str, list[metrics.LabelledVideo]]]:
-    """All videos as those of one action, whose phases are the phases of each action in turn."""
+    """All videos as those of one action, whose phases are the phases of each action in turn.
+
+    order: id -> place of the video. A share of the training videos is of all actions, not of the
+        first ones.
+    """
     first, total = {}, 0
     for action in sorted({action for by_action in labelled.values() for action in by_action}):
         videos = [video for by_action in labelled.values() for video in by_action.get(action, ())]
@@ -115,11 +121,14 @@ def _joined(
         total += len(classes.get(action, ())) or _num_phases(videos)
     return {
         split: {
-            ALL_ACTIONS: [
-                replace(video, phases=video.phases + first[action])
-                for action, videos in by_action.items()
-                for video in videos
-            ]
+            ALL_ACTIONS: sorted(
+                (
+                    replace(video, phases=video.phases + first[action])
+                    for action, videos in by_action.items()
+                    for video in videos
+                ),
+                key=lambda video: order[video.id],
+            )
         }
         if by_action
         else {}

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import zipfile
 from argparse import ArgumentParser
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,21 +15,15 @@ import numpy as np
 
 from training.evaluation.embed import EmbeddedVideo, embed_features
 from training.evaluation.encoders import BACKBONE, BACKBONE_CENTRED, TRAINED
+from training.evaluation.stored_files import StoredFiles, balanced, stamp_now
 from training.support.command import LeftOut, UserError
-from training.support.files import file_name, replacing, write_json
 
 if TYPE_CHECKING:
     from training.data.index import VideoRecord
-    from training.evaluation.encoders import Encoder
 
 FOLDER_NAME = "embeddings"
-_FORMAT = 1  # raise it when the same video and weights yield other embeddings
 _RESERVE = 2**30  # bytes to leave free on the disk
 _MENTIONED = 64 * 2**20  # bytes from which the size is printed
-_WHAT = (
-    "Embeddings of videos, one npz each. Missing ones are computed again, so this folder may be "
-    "removed."
-)
 
 
 def add_checkpoint(parser: ArgumentParser) -> None:
@@ -122,7 +113,7 @@ class RunEmbeddings:
             if unknown:
                 raise UserError(f"{run} has no row {unknown[0]!r}; it has {', '.join(found)}")
             self.encoders = {name: found[name] for name in rows or found}
-        self._store = store
+        self._store = self._writes = store
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -197,11 +188,11 @@ class RunEmbeddings:
         failed = LeftOut()
 
         def embed() -> None:
-            if not self._files:
+            if mine and not self._writable():
                 raise UserError(f"several processes share embeddings in {self.folder}: {_ALONE}")
             what = f"embedding, rank 0 of {world_size()}"
             for _ in self._compute(rows, mine, failed, progress=is_main(), what=what):
-                if not self._store:
+                if not self._writes:
                     raise UserError(f"not all embeddings can be written: {_ALONE}")
 
         run_on_all(embed)
@@ -214,20 +205,24 @@ class RunEmbeddings:
         return self.run / FOLDER_NAME
 
     @cached_property
-    def _files(self) -> Mapping[str, _Files]:
+    def _files(self) -> Mapping[str, StoredFiles]:
         """Row -> its files, of rows that are stored."""
-        found: dict[str, _Files] = {}
-        place = self.folder if self.folder.is_dir() else self.run
-        if self._store and not os.access(place, os.W_OK):
-            _say(f"{place} is not writable: the embeddings are not stored there")
-            self._store = False
+        found: dict[str, StoredFiles] = {}
         if not self._store:
             return found
         for name, encoder in self.encoders.items():
             alone = name in (BACKBONE, BACKBONE_CENTRED)
             if encoder.weights is not None and not (alone and encoder.store is not None):
-                found[name] = _Files(self.folder, BACKBONE if alone else name, encoder)
+                found[name] = StoredFiles(self.folder, BACKBONE if alone else name, encoder)
         return found
+
+    def _writable(self) -> bool:
+        """Whether embeddings are stored; says so once if they cannot be."""
+        place = self.folder if self.folder.is_dir() else self.run
+        if self._writes and not os.access(place, os.W_OK):
+            _say(f"{place} is not writable: the embeddings are not stored there")
+            self._writes = False
+        return self._writes
 
     def _missing(self, records: Sequence[VideoRecord]) -> tuple[list[str], set[str]]:
         """The rows that lack any of these videos, and the ids of the videos that any row lacks."""
@@ -244,6 +239,9 @@ class RunEmbeddings:
 
         files = self._files[name]
         content = files.read(record)
+        if content is None:  # another process has replaced or removed it since it was looked up
+            ((_, made),) = self._compute([name], [record], None, progress=False)
+            return made[name]
         if files.key == "features":
             features = torch.from_numpy(content)[None]
             content = embed_features(self.encoders[name], features, name, record.id)
@@ -264,7 +262,8 @@ class RunEmbeddings:
         if not records:
             return
         encoders = {name: self.encoders[name] for name in rows}
-        kept: list[_Files] | None = None
+        stamps = {(record.id, record.path): stamp_now(record) for record in records}
+        kept: list[StoredFiles] | None = None
         for record, taken in features_each(
             encoders, records, self.cfg, left_out, progress=progress, what=what
         ):
@@ -279,19 +278,19 @@ class RunEmbeddings:
                     whole = files.key == "features"
                     contents[files] = features[0].numpy() if whole else embeddings
             if kept is None:
-                kept = self._affordable(contents, sum(one.frames for one in records), progress)
-            for files in kept if self._store else ():
-                self._write(files, record, contents[files])
+                frames = sum(one.frames for one in records)
+                store = bool(contents) and self._writable()
+                kept = self._affordable(contents, frames, progress) if store else []
+            for files in kept if self._writes else ():
+                self._write(files, record, contents[files], stamps[record.id, record.path])
             yield record, made
 
     def _affordable(
-        self, contents: Mapping[_Files, np.ndarray], frames: int, progress: bool
-    ) -> list[_Files]:
+        self, contents: Mapping[StoredFiles, np.ndarray], frames: int, progress: bool
+    ) -> list[StoredFiles]:
         """The files that leave a reserve free on the disk, small ones first."""
         from training.data.features import size_text
 
-        if not contents:
-            return []
         free = shutil.disk_usage(self.run).free - _RESERVE
         needed, kept = 0.0, []
         for files, content in sorted(contents.items(), key=lambda item: item[1].nbytes):
@@ -301,7 +300,7 @@ class RunEmbeddings:
                     f"the embeddings {files.row!r} are not stored: they need {size_text(size)}, "
                     f"and {size_text(_RESERVE)} stay free on the disk of {self.folder}"
                 )
-                self._store = self._store and bool(kept)
+                self._writes = self._writes and bool(kept)
                 continue
             needed += size
             kept.append(files)
@@ -311,99 +310,18 @@ class RunEmbeddings:
             files.remove_others()
         return kept
 
-    def _write(self, files: _Files, record: VideoRecord, content: np.ndarray) -> None:
+    def _write(
+        self, files: StoredFiles, record: VideoRecord, content: np.ndarray, stamp: str | None
+    ) -> None:
         try:
-            files.write(record, content)
+            files.write(record, content, stamp)
         except OSError as error:
-            self._store = False
+            self._writes = False
             reason = error.strerror or "the disk is full"
             _say(f"no more embeddings are stored in {self.folder} ({reason})")
 
 
 _ALONE = "free some space or grant write permission, leave out --no-store, or use one process"
-
-
-class _Files:
-    """The files of one row of one checkpoint."""
-
-    def __init__(self, folder: Path, row: str, encoder: Encoder) -> None:
-        from training.data.features import digest
-
-        self.row, self.weights = row, encoder.weights
-        self.key = "features" if row == BACKBONE else "embeddings"
-        self.about = {"format": _FORMAT, "row": row, **encoder.weights.about}
-        self.folder = folder / f"{file_name(row).replace(' ', '_')}-{digest(self.about)}"
-
-    def path(self, record: VideoRecord) -> Path | None:
-        """None for a video outside the folder whose id is a path."""
-        own = Path(record.id)
-        inside = not own.is_absolute() and ".." not in own.parts
-        return self.folder / f"{record.id}.npz" if inside else None
-
-    def has(self, record: VideoRecord) -> bool:
-        from training.data.features import video_stamp
-
-        path = self.path(record)
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                return self.key in data.files and data["stamp"].item() == video_stamp(record)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-            return False
-
-    def read(self, record: VideoRecord) -> np.ndarray:
-        path = self.path(record)
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                return data[self.key]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} cannot be read ({error}): remove it") from error
-
-    def write(self, record: VideoRecord, content: np.ndarray) -> None:
-        from fastseq.video.gaps import frames_of
-        from training.data.features import video_stamp
-
-        path = self.path(record)
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = self.folder / "about.json"
-        if not about.exists():
-            of = {"checkpoint": self.weights.checkpoint, "step": self.weights.step}
-            write_json(about, {"what": _WHAT, **of, **self.about})
-        with replacing(path) as partial, open(partial, "wb") as file:
-            np.savez(
-                file,
-                **{self.key: content},
-                frames=frames_of(record),
-                id=record.id,
-                stamp=video_stamp(record),
-            )
-
-    def remove_others(self) -> None:
-        """Remove this row's embeddings by checkpoints that are gone and by other settings."""
-        import json
-
-        checkpoints = self.folder.parents[1] / "checkpoints"
-        prefix = self.folder.name.rpartition("-")[0]
-        for other in self.folder.parent.glob(f"{prefix}-*"):
-            if other == self.folder or other.name.rpartition("-")[0] != prefix:
-                continue
-            with suppress(OSError, ValueError):
-                name = json.loads((other / "about.json").read_text())["checkpoint"]
-                exists = name and (checkpoints / f"{name}.pt").is_file()
-                if name == self.weights.checkpoint or not exists:
-                    shutil.rmtree(other)
-
-
-def balanced(records: Sequence[VideoRecord], parts: int) -> list[list[VideoRecord]]:
-    """The videos in ``parts`` lists with about equal numbers of frames, the longest video first."""
-    out: list[list[VideoRecord]] = [[] for _ in range(parts)]
-    frames: dict[int, int] = defaultdict(int)
-    for record in sorted(records, key=lambda record: -record.frames):
-        least = min(range(parts), key=lambda part: frames[part])
-        out[least].append(record)
-        frames[least] += record.frames
-    return out
 
 
 def _say(text: str) -> None:

@@ -43,7 +43,10 @@ class RunVideos:
 
 @dataclass(frozen=True)
 class TwoRuns:
-    """Both runs, what they were compared on, and remarks on videos that only one of them has."""
+    """Both runs, what they were compared on, and remarks on their videos.
+
+    remarks: on videos that only one run has, or that a run was trained on.
+    """
 
     a: RunVideos
     b: RunVideos
@@ -75,6 +78,7 @@ def load_two_runs(
     """
     from training.evaluation.encoders import TRAINED
     from training.evaluation.stored import RunEmbeddings
+    from training.runs.videos import trained_on
 
     loaded = [RunEmbeddings(run, checkpoint=checkpoint, folder=folder, store=store) for run in runs]
     configs = [embeddings.cfg for embeddings in loaded]
@@ -120,6 +124,12 @@ def load_two_runs(
         )
         for letter, run, cfg, videos in zip(LETTERS, runs, configs, made, strict=True)
     )
+    for run in (a, b):
+        if seen := trained_on(run.folder, [video.record for video in run.test]):
+            remarks.append(
+                f"{run.letter} was trained on {len(seen)} of the {len(run.test)} {splits[0]} "
+                "videos: its figures on them say nothing about new videos."
+            )
     return TwoRuns(a, b, indexes[0], splits[0], tuple(remarks))
 
 
@@ -163,7 +173,7 @@ def metrics_of_both(
     rows[TIME_INDEX] = (time_index(records[0]), time_index(records[1]))
     return {
         name: evaluate_embeddings(
-            train, test, runs.index.classes, protocol=protocol, stride=stride
+            train, test, runs.index.classes, protocol=protocol, stride=stride, progress=True
         )["metrics"]
         for name, (train, test) in rows.items()
     }

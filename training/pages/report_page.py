@@ -69,7 +69,11 @@ def write_report(
         *sections.empty_test_split(index, splits[1]),
         *sections.player_section(videos, shown, index, kind),
         *_evaluation(
-            run, cfg, index, folder=folder, checkpoint=checkpoint, store=store, left_out=left_out
+            *(run, cfg, index, embeddings.weights["step"]),
+            folder=folder,
+            checkpoint=checkpoint,
+            store=store,
+            left_out=left_out,
         ),
         *figures.few_shot(evaluation),
         *([similarity_map()] if with_player else ()),
@@ -89,10 +93,12 @@ def write_report(
     return target
 
 
-def _evaluation(run: Path, cfg: Any, index: Selection, **options: Any) -> list[str]:
+def _evaluation(
+    run: Path, cfg: Any, index: Selection, step: int | None, **options: Any
+) -> list[str]:
     """The section on RUN/evaluation.json, which is made first where it is missing.
 
-    ``options``: those of `evaluate_frame_level`.
+    ``step``: that of the weights of the pictures. ``options``: those of `evaluate_frame_level`.
     """
     from training.evaluation.frame_level import evaluate_frame_level, has_labels
     from training.runs.folder import evaluation_file
@@ -110,7 +116,18 @@ def _evaluation(run: Path, cfg: Any, index: Selection, **options: Any) -> list[s
         result = json.loads(file.read_text(encoding="utf-8"))
     else:
         return [HEADING, html.paragraph(_not_evaluated(splits, labelled, index, run))]
-    return result_section(result)
+    return [*result_section(result), *_other_step(result.get("step"), step, run)]
+
+
+def _other_step(evaluated: int | None, step: int | None, run: Path) -> list[str]:
+    """A remark where the table is of an earlier step than the pictures."""
+    if evaluated in (None, step):
+        return []
+    text = (
+        f"The table is of step {evaluated}, the pictures are of step {step}: run `python -m "
+        f"training.evaluate {run}` again, then the report."
+    )
+    return [f'<p class="warning"><strong>{escape(text)}</strong></p>']
 
 
 def _not_evaluated(

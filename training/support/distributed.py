@@ -6,6 +6,7 @@ In a single process every function here does nothing or returns its argument.
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -37,19 +38,23 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def start() -> None:
-    """Join the other processes: NCCL for CUDA tensors, gloo for CPU tensors."""
+def start(timeout: timedelta | None = None) -> None:
+    """Join the other processes: NCCL for CUDA tensors, gloo for CPU tensors.
+
+    ``timeout``: how long one may wait for another; default: torch's (gloo 30 minutes, NCCL 10).
+    """
     if launched_by_torchrun() and not dist.is_initialized():
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
 
 
 def start_evaluation() -> None:
     """Join the other processes; "cuda" is then the GPU of this process, shared if there are fewer.
 
-    A single process has nothing to do.
+    The first process that has embedded its videos waits for the last one, up to a week. A process
+    that dies ends the others, which torchrun stops. A single process has nothing to do.
     """
-    start()
+    start(timedelta(days=7))
     if launched_by_torchrun() and torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
 

@@ -6,9 +6,14 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextlib.contextmanager
@@ -47,6 +52,22 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a file by strict JSON; NaN and infinity become null."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(without_nan(content), indent=2) + "\n")
+
+
+def read_npz(path: Path, keys: Sequence[str] | None = None) -> dict[str, "np.ndarray"]:
+    """The arrays of an npz file (default: all) without pickled objects.
+
+    Raises OSError if it cannot be opened, and ValueError if it is damaged, of another kind or lacks
+    a key.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return {key: data[key] for key in (data.files if keys is None else keys)}
+    # numpy raises EOFError for an empty file; an npy file has no context.
+    except (EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no complete npz file ({error})") from error
 
 
 def without_nan(value: Any) -> Any:
