@@ -180,7 +180,7 @@ def _is_done(method: str, seed: int, options: argparse.Namespace) -> bool:
     if not (run / DONE).is_file():
         return False
     recipe = SUITES[options.suite].recipe
-    check_same_values(recipe, run, _run_overrides(method, seed, options))
+    check_same_values(recipe, run, _run_overrides(method, seed, options), own_videos=True)
     print(f"{_what(method, seed, options)}: there already")
     return True
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastseq.video import ClipLoader
     from training.data.index import VideoRecord
     from training.data.selection import Selection
+    from training.evaluation.curve import StepEvaluation
     from training.loop.labels import FrameClasses
     from training.models import VCLRModel, VideoEncoder
 
@@ -79,6 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         from fastseq.video import TooManyBadVideos
         from training.evaluation.curve import best_checkpoint, step_evaluation
         from training.loop.labels import LabelledLoader, check_classes, write_classes
+        from training.loop.optimizer import check_backbone_rate
         from training.loop.trainer import Trainer, check_loss
         from training.runs.folder import check_run_dir, open_run, restarted
         from training.runs.model import check_frozen, initial_model
@@ -104,18 +106,19 @@ def _run(args: argparse.Namespace) -> int:
 
         def assemble() -> Trainer:
             @functools.cache
-            def model() -> "VideoEncoder | VCLRModel":
+            def parts() -> "tuple[VideoEncoder | VCLRModel, StepEvaluation | None]":
                 made = initial_model(cfg)
                 check_frozen(cfg, made)
-                return made
+                check_backbone_rate(cfg, made)
+                return made, step_evaluation(cfg, made)
 
             loader = training_loader(
-                cfg, device, model=model, dry_run=args.dry_run, left_out=left_out
+                cfg, device, model=lambda: parts()[0], dry_run=args.dry_run, left_out=left_out
             )
             if args.resume and isinstance(loader, LabelledLoader):
                 check_classes(run_dir, loader.classes.names)
-            evaluation = step_evaluation(cfg, model())
-            return Trainer(cfg, model(), loader, run_dir, evaluation, best_checkpoint(cfg, run_dir))
+            model, evaluation = parts()
+            return Trainer(cfg, model, loader, run_dir, evaluation, best_checkpoint(cfg, run_dir))
 
         trainer = distributed.run_on_all(assemble)
         if cfg.data.cache == "features":
@@ -196,16 +199,12 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
 
 def compose(args: argparse.Namespace) -> "DictConfig":
     """The configuration, with the run directory filled in and absolute paths."""
-    from training.data.folders import names_of
-    from training.recipe.load import ConfigError, load_config
+    from training.recipe.load import ConfigError, load_config, make_paths_absolute
 
     cfg = load_config(args.recipe, args.overrides)
-    folders = [str(Path(one).resolve()) for one in names_of(cfg.data.folder) if one]
-    if not folders:
+    make_paths_absolute(cfg)
+    if not cfg.data.folder:
         raise ConfigError("data.folder: not given; add data.folder=FOLDER with your videos")
-    cfg.data.folder = folders if len(folders) > 1 else folders[0]
-    if cfg.model.weights and cfg.model.weights != "package":
-        cfg.model.weights = str(Path(cfg.model.weights).resolve())
     cfg.train.run_dir = cfg.train.run_dir or f"runs/{Path(args.recipe).stem}"
     return cfg
 
@@ -247,6 +246,8 @@ def training_loader(
     if classes := frame_classes(cfg, index, records):
         loader_type = functools.partial(LabelledLoader, classes=classes)
         if len(loss_terms(cfg.loss)) == 1:
+            if len(classes.videos) < len(records):
+                logging.info("the other videos are not read, because no other loss has a weight")
             records = classes.videos
     augmentation = OmegaConf.to_object(cfg.augmentation)
     network = None if model is None else model()

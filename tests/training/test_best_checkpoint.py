@@ -15,7 +15,7 @@ import training.loop.trainer
 from training.pages.sections import curves
 from training.recipe.load import load_config
 from training.runs import checkpoint
-from training.runs.best import BestCheckpoint, read_best, save_beside_best
+from training.runs.best import BestCheckpoint, read_best
 from training.runs.log import read_lines
 from training.support.checkpoint_files import (
     CheckpointError,
@@ -79,7 +79,7 @@ def test_the_manifest_has_its_sum_after_later_checkpoints(tmp_path):
     best = BestCheckpoint(tmp_path, "m")
     feed(best, [0.5])
     for step in (1, 2, 3):
-        save_beside_best(folder, step, {"step": step}, keep=2)
+        checkpoint.save_checkpoint(folder, step, {"step": step}, keep=2)
     assert read_manifest(folder)["best.pt"]["sha256"] == sha256(folder / "best.pt")
     assert read_manifest(folder).keys() == {*("best.pt", "step_00000002.pt", "step_00000003.pt")}
     assert [path.name for path in list_checkpoints(folder)] == [
@@ -88,6 +88,26 @@ def test_the_manifest_has_its_sum_after_later_checkpoints(tmp_path):
     feed(best, [0.6], start=4)
     assert read_manifest(folder)["best.pt"]["sha256"] == sha256(folder / "best.pt")
     assert len(read_manifest(folder)) == 3
+
+
+def test_the_manifest_has_its_sum_at_every_moment(tmp_path, monkeypatch):
+    best = BestCheckpoint(tmp_path, "m")
+    feed(best, [0.5])
+    written = []
+    write = checkpoint._write_manifest
+
+    def noted(folder, entries):
+        written.append({*entries})
+        write(folder, entries)
+
+    monkeypatch.setattr(checkpoint, "_write_manifest", noted)
+    for step in (1, 1, 2):  # step 1 is written again
+        checkpoint.save_checkpoint(tmp_path / "checkpoints", step, {"step": step}, keep=1)
+    assert len(written) == 4
+    assert all("best.pt" in names for names in written)
+    (tmp_path / "checkpoints/best.pt").unlink()
+    checkpoint.save_checkpoint(tmp_path / "checkpoints", 3, {"step": 3}, keep=1)
+    assert written[-1] == {"step_00000003.pt"}
 
 
 def test_a_full_disk_leaves_the_earlier_best(tmp_path, monkeypatch):
@@ -227,6 +247,25 @@ def test_a_killed_run_keeps_the_best_of_its_checkpoint(recipe, monkeypatch):
     assert same(best_pt("cut")["model"], best_pt("whole")["model"])
     manifests = [read_manifest(f"{run}/checkpoints") for run in ("cut", "whole")]
     assert manifests[0].keys() == manifests[1].keys() >= {"best.pt"}
+
+
+def test_a_run_killed_before_its_first_checkpoint_counts_step_0(recipe, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(self, batch, rate):
+        raise Killed
+
+    arguments = [recipe, "train.run_dir=run", *KEEP, "train.steps=3", "train.patience=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.loop.trainer.Trainer, "_train_step", killed)
+        scripted(patch, [0.5])
+        with pytest.raises(Killed):
+            main(arguments)
+    scripted(monkeypatch, [0.3, 0.4, 0.1])
+    assert main([*arguments, "--resume"]) == 0
+    assert read_best("run")["step"] == best_pt("run")["step"] == 0
+    assert read_lines(Path("run/evaluations.jsonl"))[-1]["step"] == 2  # 2 without a better one
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,14 @@ def test_a_metric_without_its_labels_is_refused(place, capsys):
     assert main(["tiny.yaml", *keep]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error")]
     assert "train.keep_best=classification cannot be computed: none of the 5 readable" in line
+    # What cannot work is refused before features are computed, which may take hours.
+    frozen = ["data.cache=features", "model.train_from=none", "model.random_frozen=true"]
+    assert main(["tiny.yaml", *keep, *frozen]) == 2
+    assert main(["tiny.yaml", "train.run_dir=run", "optim.backbone_lr=1e-4", *frozen]) == 2
+    err = capsys.readouterr().err
+    assert "classification cannot be computed" in err
+    assert "model.train_from=none trains no parameter of it" in err
+    assert not Path("videos/.fastseq_features").exists()
     Path("vclr.yaml").write_text(VCLR_RECIPE)
     assert main(["vclr.yaml", *keep, "train.keep_best=linear_svm"]) == 2
     err = capsys.readouterr().err

@@ -221,6 +221,25 @@ def test_a_checkpoint_that_is_not_there(run, capsys, name, message):
     assert message in capsys.readouterr().err
 
 
+def test_extracted_files_name_the_weights_that_were_loaded(run):
+    newest = Path("run/checkpoints/step_00000002.pt")
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:100])
+
+    def extracted(*options) -> str:
+        assert extract.main(["run", "--out", "out", *options]) == 0
+        return load_embeddings(Path("out/test0.mp4.npz"))["weights"]
+
+    assert extracted().startswith("step_00000001.pt ")
+    newest.write_bytes(whole)
+    assert extracted().startswith("step_00000002.pt ")
+    best = Path("run/checkpoints/best.pt")  # without an entry in the manifest
+    best.write_bytes(Path("run/checkpoints/step_00000001.pt").read_bytes())
+    first = extracted("--checkpoint", "best")
+    best.write_bytes(whole)
+    assert extracted("--checkpoint", "best") != first
+
+
 def test_a_damaged_checkpoint_is_named(run, capsys):
     path = Path("run/checkpoints/step_00000001.pt")
     path.write_bytes(path.read_bytes()[:-1] + b"?")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,32 @@ def test_every_point_has_a_run_for_each_seed(arguments, monkeypatch, capsys):
     assert "is the result of other values of optim.weight_decay" in capsys.readouterr().err
 
 
+def test_a_result_of_other_videos_or_weights_is_not_used_again(arguments, capsys):
+    words = [*arguments[:-1], "1"]
+    assert sweep.main(words) == 0
+    index = words.index("--folder") + 1
+    folder = words[index]
+    words[index] = str(Path(folder).resolve())  # the same folder
+    assert sweep.main(words) == 0
+    assert "there already" in capsys.readouterr().out
+    shutil.copytree(folder, "others")
+    for change in (["--folder", "others"], ["model.weights=others"], ["train.max_minutes=1"]):
+        assert sweep.main([*words, *change]) == 2
+        error = capsys.readouterr().err
+        key = {"--folder": "data.folder"}.get(change[0], change[0].partition("=")[0])
+        assert f"is the result of other values of {key}; repeat those values" in error
+    result = Path("out/recipe/seed_0/result.json")
+    content = result.read_text()
+    result.unlink()  # begun, not finished
+    assert sweep.main([*words, "--folder", "others"]) == 2
+    assert "other values of data.folder" in capsys.readouterr().err
+    result.write_text(content)
+    config = result.with_name("config.yaml")
+    config.write_text(config.read_text().replace(folder, "/no/longer/there"))
+    assert sweep.main([*words, "--folder", "others"]) == 0  # the folder was moved
+    assert "there already" in capsys.readouterr().out
+
+
 def test_the_best_checkpoint_is_scored_on_the_chosen_split(arguments, capsys):
     best = ["train.evaluate_every=1", "train.keep_best=classification"]
     choice = ["--checkpoint", "best", "--split", "train", "--metrics", "classification"]
@@ -132,9 +159,13 @@ def test_the_best_checkpoint_is_scored_on_the_chosen_split(arguments, capsys):
     assert (content["checkpoint"], content["split"]) == ("best", "train")
     (point,) = content["points"]
     assert list(point["metrics"]) == ["classification"]
-    evaluation = json.loads(Path(point["runs"]["0"], "evaluation.json").read_text())
+    run = Path(point["runs"]["0"])
+    evaluation = json.loads((run / "evaluation_best_train.json").read_text())
     assert (evaluation["checkpoint"], evaluation["split"]) == ("best", "train")
+    assert not (run / "evaluation.json").exists()  # which the report shows
     assert "choose on val videos" not in capsys.readouterr().out
+    assert sweep.main([*arguments[:-1], "1", "train.evaluate_every=2", best[1], *choice]) == 2
+    assert "other values of train.evaluate_every" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_does_not_stop_the_others(arguments, monkeypatch, capsys):

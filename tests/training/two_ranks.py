@@ -105,6 +105,7 @@ LOSSES = {
     "soft_dtw": ["loss.soft_dtw.weight=1", "data.clips=videos"],
     "classification": SUPERVISED,
     "scl + classification": ["loss.scl.weight=1", *SUPERVISED],
+    "classification, second half unlabelled": SUPERVISED,  # all items of rank 1
     "tcn": ["loss.tcn.weight=1", "data.sampling=anchors"],
     "speed": ["loss.speed.weight=1", "data.sampling=speeds"],
 }
@@ -120,6 +121,8 @@ def gradients(folder: Path) -> dict:
         if "chunks" in name:  # full clips: a chunk has the same frames on 1 and on 2 ranks
             batch["valid"][:] = True
             options = [f"train.chunk_frames={64 // ranks}"]
+        if "unlabelled" in name:
+            batch["labels"][torch.tensor(mine) >= ITEMS // 2] = -1
         results[name] = gradient(configuration(folder, *options), [batch])
     cfg = configuration(folder)
     results["scl in fp32"] = gradient(cfg, [batch_of(mine)], torch.float32)

@@ -100,9 +100,9 @@ def open_order(
     without = [folder for source, folder in enumerate(folders) if source not in sources]
     if without:
         raise UserError(
-            f"data.weights: {' and '.join(without)} has no video for training (split, filters and "
-            "pairs taken into account), so its weight cannot be kept; remove it from data.folder "
-            "and data.weights"
+            f"data.weights: {' and '.join(without)} has no video for training (split, filters, "
+            "pairs and used labels taken into account), so its weight cannot be kept; remove it "
+            "from data.folder and data.weights"
         )
     if len(folders) == 1:
         return None

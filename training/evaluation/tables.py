@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from training.evaluation.protocols import EVENT_COLUMNS, columns
@@ -35,6 +35,11 @@ def format_tables(rows: Mapping[str, Mapping[str, Any]], width: int) -> str:
         parts = map(format_cells, _split(_cells(rows, shown), width))
         tables.append("\n\n".join(parts) if not heading else f"{heading}\n" + "\n\n".join(parts))
     return "\n\n".join(tables)
+
+
+def columns_without_views(keys: Iterable[str]) -> dict[str, str]:
+    """`columns` of the keys, without those of metrics from one view to another."""
+    return columns(key for key in keys if " " not in key or FEW_SHOT_WORD in key)
 
 
 def _shown(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -45,26 +45,34 @@ def check_optimizer(optim: "OptimConfig") -> None:
         )
 
 
+def check_backbone_rate(cfg: "Config", model: "VideoEncoder | VCLRModel") -> None:
+    """Raise UserError if ``optim.backbone_lr`` is set and no parameter of the backbone is trained.
+
+    To be called before features of the backbone are computed.
+    """
+    rate = cfg.optim.backbone_lr
+    if rate is not None and not any(p.requires_grad for p in model.backbone.parameters()):
+        raise UserError(
+            f"optim.backbone_lr: {rate} is the rate of the backbone, but "
+            f"model.train_from={cfg.model.train_from} trains no parameter of it; set "
+            "optim.backbone_lr=null, or train a part of the backbone, such as "
+            "model.train_from=layer4"
+        )
+
+
 def make_optimizer(cfg: "Config", model: "VideoEncoder | VCLRModel") -> torch.optim.Optimizer:
     """The optimizer ``optim.name`` for the trained parameters of a model.
 
     With ``optim.backbone_lr`` it has two groups: all other parameters, then those of the backbone.
-    Their rates are set before each step, see `group_rates`.
-
-    Raises UserError if ``optim.backbone_lr`` is set and no parameter of the backbone is trained.
+    Their rates are set before each step, see `group_rates`; errors are those of
+    `check_backbone_rate`.
     """
     optim = cfg.optim
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": trained}]
     if optim.backbone_lr is not None:
+        check_backbone_rate(cfg, model)
         backbone = {p for p in model.backbone.parameters() if p.requires_grad}
-        if not backbone:
-            raise UserError(
-                f"optim.backbone_lr: {optim.backbone_lr} is the rate of the backbone, but "
-                f"model.train_from={cfg.model.train_from} trains no parameter of it; set "
-                "optim.backbone_lr=null, or train a part of the backbone, such as "
-                "model.train_from=layer4"
-            )
         groups = [
             {"params": [p for p in trained if p not in backbone]},
             {"params": [p for p in trained if p in backbone]},

@@ -25,11 +25,12 @@ from training.loop.step import GradientStep, StepResult
 from training.loop.vclr_step import VCLRStep
 from training.models import VCLRModel, VideoEncoder
 from training.recipe.load import ConfigError
-from training.runs.best import BestCheckpoint, save_beside_best
+from training.runs.best import BestCheckpoint
 from training.runs.checkpoint import (
     load_latest,
     load_weights,
     random_state,
+    save_checkpoint,
     set_random_state,
 )
 from training.runs.environment import environment, warn_if_inexact
@@ -231,7 +232,7 @@ class Trainer:
         ranks = gather_objects({"random": random_state(), "loader": self.loader.state_dict()})
         state = self._state() | self._weights() | {"ranks": ranks}
         folder, keep = self.run_dir / "checkpoints", self.cfg.train.keep_checkpoints
-        run_on_main(lambda: save_beside_best(folder, self.step, state, keep))
+        run_on_main(lambda: save_checkpoint(folder, self.step, state, keep))
 
     def run(self) -> int | None:
         """Train to the end and write a checkpoint; returns the signal that ended it, or None."""

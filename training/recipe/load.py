@@ -57,6 +57,14 @@ def find_recipe(recipe: str | Path) -> Path:
     raise ConfigError(f"recipe {recipe} does not exist; training/recipes contains {available}")
 
 
+def make_paths_absolute(config: DictConfig) -> None:
+    """Make data.folder and model.weights absolute, as RUN/config.yaml has them."""
+    folders = [str(Path(one).resolve()) for one in names_of(config.data.folder) if one]
+    config.data.folder = folders if len(folders) > 1 else "".join(folders)
+    if config.model.weights and config.model.weights != "package":
+        config.model.weights = str(Path(config.model.weights).resolve())
+
+
 def differences(a: DictConfig, b: DictConfig) -> list[str]:
     """Dotted keys whose resolved values differ."""
     return [key for key in _leaves(Config) if OmegaConf.select(a, key) != OmegaConf.select(b, key)]

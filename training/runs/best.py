@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.runs import checkpoint
-from training.support.checkpoint_files import MANIFEST, CheckpointError, read_manifest, sha256
-from training.support.files import replacing, write_text
+from training.runs.checkpoint import CheckpointError, reason_of, write_listed
+from training.support.files import write_text
 
 BEST = "best.pt"  # in RUN/checkpoints
 BEST_JSON = "best.json"  # in RUN
@@ -44,13 +43,13 @@ class BestCheckpoint:
         self._without_better = 0
 
     def resume(self, step: int, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Continue after a checkpoint of ``step`` with the lines of evaluations.jsonl up to it.
+        """Continue at ``step`` with the lines of evaluations.jsonl up to it.
 
         A best.json of another metric is ignored: the weights of this metric's best step are not
         stored, so the best one is sought anew.
         """
         known = read_best(self.run_dir)
-        if not step or known is None or known["metric"] != self.metric:
+        if known is None or known["metric"] != self.metric:
             return
         if known["step"] <= step:
             self._split, self._value, self._step = known["split"], known["value"], known["step"]
@@ -119,32 +118,10 @@ def save_best(run_dir: Path, weights: dict[str, Any], about: dict[str, Any]) -> 
     path = run_dir / "checkpoints" / BEST
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            checkpoint._save(weights | about, partial)
-            entry = {"sha256": sha256(partial), "bytes": partial.stat().st_size}
-            # A file with a wrong entry counts as damaged, one without an entry does not.
-            _set_entry(path.parent, None)
-        _set_entry(path.parent, entry)
+        write_listed(path, weights | about)
         write_text(run_dir / BEST_JSON, json.dumps(about, indent=2) + "\n")
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+    except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} cannot be written ({checkpoint._reason(error)}). Free some space or grant "
-            "write permission, then continue with --resume"
+            f"{path} cannot be written ({reason_of(error)}). Free some space or grant write "
+            "permission, then continue with --resume"
         ) from error
-
-
-def save_beside_best(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
-    """`save_checkpoint`, whose manifest then has the entry of best.pt too."""
-    entry = read_manifest(folder).get(BEST)
-    checkpoint.save_checkpoint(folder, step, state, keep)
-    if entry is not None:
-        _set_entry(folder, entry)
-
-
-def _set_entry(folder: Path, entry: dict[str, Any] | None) -> None:
-    entries = read_manifest(folder)
-    before = entries.pop(BEST, None)
-    if entry is not None:
-        entries[BEST] = entry
-    if entry != before:
-        write_text(folder / MANIFEST, json.dumps(entries, indent=2) + "\n")

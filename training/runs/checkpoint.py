@@ -27,9 +27,11 @@ __all__ = [
     "load_weights",
     "random_state",
     "read_manifest",
+    "reason_of",
     "save_checkpoint",
     "save_initial",
     "set_random_state",
+    "write_listed",
 ]
 INITIAL = "initial.pt"
 
@@ -50,12 +52,12 @@ def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: 
         folder.mkdir(parents=True, exist_ok=True)
         for left in (*folder.glob(".*.part"), *folder.glob("*.tmp")):  # .tmp: earlier versions
             left.unlink(missing_ok=True)
-        _write(path, state, keep)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+        write_listed(path, state, keep)
+    except (OSError, RuntimeError) as error:
         earlier = [one.name for one in list_checkpoints(folder) if one != path]
         intact = f"{earlier[-1]} is intact" if earlier else "there is no earlier one"
         raise CheckpointError(
-            f"{path} cannot be written ({_reason(error)}); {intact}. Free some space or grant "
+            f"{path} cannot be written ({reason_of(error)}); {intact}. Free some space or grant "
             "write permission, then continue with --resume"
         ) from error
     return path
@@ -73,12 +75,13 @@ def save_initial(run_dir: Path, weights: dict[str, torch.Tensor]) -> None:
             _save(weights, partial)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} cannot be written ({_reason(error)}); free some space or grant write "
+            f"{path} cannot be written ({reason_of(error)}); free some space or grant write "
             "permission"
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why writing a file failed, in the system's words."""
     cause = error.__context__ if isinstance(error.__context__, OSError) else error
     return getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
 
@@ -90,10 +93,19 @@ def _save(content: dict[str, Any], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _write(path: Path, state: dict[str, Any], keep: int) -> None:
+def write_listed(path: Path, content: dict[str, Any], keep: int | None = None) -> None:
+    """Replace a checkpoint whole, and its entry in the manifest of its folder.
+
+    Args:
+        keep: number of the last checkpoints of `list_checkpoints` that stay besides this one;
+            None: all of them.
+
+    Raises:
+        OSError, RuntimeError: writing failed; torch's writer raises RuntimeError on a full disk.
+    """
     folder = path.parent
     with replacing(path) as partial:
-        _save(state, partial)
+        _save(content, partial)
         entry = {"sha256": sha256(partial), "bytes": partial.stat().st_size}
         # A file without an entry is checked by loading it; a file with a wrong entry counts as
         # damaged. So an entry is removed before its file and added after it.
@@ -101,11 +113,14 @@ def _write(path: Path, state: dict[str, Any], keep: int) -> None:
         if entries.pop(path.name, None):
             _write_manifest(folder, entries)
     _sync_folder(folder)
-    kept = list_checkpoints(folder)[-keep:]
-    entries = {name: entries[name] for name in (p.name for p in kept) if name in entries}
+    old = [] if keep is None else list_checkpoints(folder)[:-keep]
+    gone = {one.name for one in old if one != path}
+    entries = {
+        name: one for name, one in entries.items() if name not in gone and (folder / name).is_file()
+    }
     _write_manifest(folder, entries | {path.name: entry})
-    for old in set(list_checkpoints(folder)) - {*kept, path}:
-        old.unlink()
+    for name in gone:
+        (folder / name).unlink()
 
 
 def load_latest(folder: str | Path, keys: Collection[str] = ()) -> dict[str, Any] | None:

@@ -216,11 +216,13 @@ def _untrained(cfg: DictConfig, run_dir: Path) -> VideoEncoder | VCLRModel:
     return model
 
 
-def weights_name(run_dir: str | Path, checkpoint: str | None = None) -> str:
-    """An identifier of the run's weights: a checkpoint's name and SHA-256, see `restore`."""
-    folder = Path(run_dir) / "checkpoints"
-    manifest = read_manifest(folder)
-    chosen = checkpoint_name(checkpoint)
-    names = [path.name for path in list_checkpoints(folder)[-1:]]
-    names = names if chosen == LATEST else [f"{chosen}.pt"]
-    return " ".join(f"{name} {manifest.get(name, {}).get('sha256', '')}" for name in names)
+def weights_name(run_dir: str | Path, checkpoint: str) -> str:
+    """An identifier of the weights of a checkpoint: its name and SHA-256.
+
+    checkpoint: its name without ending, see `Restored.checkpoint`.
+    """
+    path = Path(run_dir) / "checkpoints" / f"{checkpoint}.pt"
+    digest = read_manifest(path.parent).get(path.name, {}).get("sha256", "")
+    if not digest and path.is_file():
+        digest = sha256(path)
+    return f"{path.name} {digest}"

@@ -41,7 +41,7 @@ def train_and_evaluate(
 ) -> int:
     """Train or continue a run and evaluate it; returns an exit status and prints what failed.
 
-    Writes RUN/evaluation.json and, last, RUN/result.json.
+    Writes RUN/evaluation.json (`evaluation_file`) and, last, RUN/result.json.
 
     Args:
         train: `training.train.main`.
@@ -51,13 +51,15 @@ def train_and_evaluate(
             `training.evaluate`.
     """
     from fastseq.video import VideoError
+    from training.runs.folder import evaluation_file  # imports torch
 
     try:
         status = train_or_continue(train, recipe, run, values)
         if status in (0, INCOMPLETE):
             result = _evaluate(run, options)
-            write_json(run / "evaluation.json", result)
-            write_few_shot(run / "evaluation.json", result["rows"])
+            file = run / evaluation_file(**_of_run(options))
+            write_json(file, result)
+            write_few_shot(file, result["rows"])
             write_json(run / DONE, result | {"options": facts(options)})
             return 0
         return status
@@ -70,7 +72,7 @@ def train_and_evaluate(
 
 
 def _evaluate(run: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = {name: options.get(name) for name in _OF_RUN}
+    chosen = _of_run(options)
     if options["protocol"] == VIDEO_LEVEL:
         from training.evaluation.video_level import evaluate_video_level
 
@@ -80,6 +82,10 @@ def _evaluate(run: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     return evaluate_frame_level(run, **chosen, **_of_scores(options))
 
 
+def _of_run(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options.get(name) for name in _OF_RUN}
+
+
 def _of_scores(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in _OF_RUN}
 
@@ -87,11 +93,12 @@ def _of_scores(options: Mapping[str, Any]) -> dict[str, Any]:
 def finished(recipe: str, run: Path, values: Sequence[str], options: Mapping[str, Any]) -> bool:
     """Whether an earlier call has trained this run and evaluated it with the same options.
 
-    ConfigError if it has other values of the recipe.
+    ConfigError if it was started with other values of the recipe.
     """
+    if (run / "config.yaml").is_file():
+        check_same_values(recipe, run, values)
     if not (run / DONE).is_file():
         return False
-    check_same_values(recipe, run, values)
     return read_result(run).get("options") == json.loads(json.dumps(facts(options)))
 
 

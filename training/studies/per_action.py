@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from training.evaluation.encoders import TRAINED
 from training.evaluation.metrics import mean_of_defined
 from training.evaluation.options import Options
-from training.evaluation.protocols import columns
-from training.evaluation.tables import FEW_SHOT_WORD, format_cells, format_value
+from training.evaluation.tables import columns_without_views, format_cells, format_value
 from training.support.files import file_name
 
 if TYPE_CHECKING:
@@ -118,8 +117,7 @@ def _mean(rows: Any) -> dict[str, float]:
 def table(content: Mapping[str, Any]) -> str:
     """The actions' trained encoders, then the means of all rows over the actions, as text."""
     actions, mean = content["actions"], content["mean"]
-    # No column for a pair of views.
-    shown = columns(key for key in mean[TRAINED] if " " not in key or FEW_SHOT_WORD in key)
+    shown = columns_without_views(mean[TRAINED])
     lines = [["", "train", "test", *shown.values()]]
     for action, result in actions.items():
         videos, metrics = result["videos"], result["rows"][TRAINED]

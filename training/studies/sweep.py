@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.protocols import columns
-from training.evaluation.tables import FEW_SHOT_WORD, format_cells, format_value, is_below_zero
+from training.evaluation.tables import (
+    columns_without_views,
+    format_cells,
+    format_value,
+    is_below_zero,
+)
 from training.studies.evaluated_runs import trained_metrics
 from training.support.command import UserError
 from training.support.files import file_name
@@ -208,8 +212,7 @@ def table(content: Mapping[str, Any]) -> str:
 def shown_columns(content: Mapping[str, Any]) -> dict[str, str]:
     """The metrics that the table shows with their titles: no column for a pair of views."""
     points = content["points"]
-    keys = dict.fromkeys(key for point in points for key in point["metrics"])
-    return columns(key for key in keys if " " not in key or FEW_SHOT_WORD in key)
+    return columns_without_views(key for point in points for key in point["metrics"])
 
 
 def _cell(found: Mapping[str, Any] | None, key: str) -> str:

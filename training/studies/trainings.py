@@ -51,12 +51,49 @@ def train_or_continue(
     return status
 
 
-def check_same_values(recipe: str, run: Path, overrides: Sequence[str]) -> None:
-    """ConfigError if a finished run has other values of the recipe than these."""
-    from training.recipe.load import ConfigError, differences, load_config, may_change
+# Keys that may change when a run is resumed, and on which its result depends.
+_OF_RESULT = {
+    "data.folder",
+    "data.class_set",
+    "model.weights",
+    "model.weights_key",
+    "model.backbone_share",
+    "train.max_minutes",
+    "train.patience",
+}
+_OF_BEST = {"train.evaluate_every", "train.keep_best"}  # with train.keep_best
 
-    now = load_config(recipe, overrides)
-    changed = set(differences(now, load_config(run / "config.yaml"))) - may_change()
+
+def check_same_values(
+    recipe: str, run: Path, overrides: Sequence[str], *, own_videos: bool = False
+) -> None:
+    """ConfigError if a run of a study has other values of the recipe than these.
+
+    Stricter than ``train --resume``: the result may not depend on a key that has changed. Videos
+    and weights that are no longer where they were count as moved, not as others.
+
+    Args:
+        own_videos: the study's own videos lie beside its runs, so data.folder is not compared.
+    """
+    from training.data.folders import folders_of
+    from training.recipe.load import (
+        ConfigError,
+        differences,
+        load_config,
+        make_paths_absolute,
+        may_change,
+    )
+
+    now, before = load_config(recipe, overrides), load_config(run / "config.yaml")
+    make_paths_absolute(now)
+    free = may_change() - _OF_RESULT
+    if own_videos or not any(path.exists() for path in folders_of(before)):
+        free.add("data.folder")
+    if before.model.weights not in (None, "package") and not Path(before.model.weights).exists():
+        free.add("model.weights")
+    if now.train.keep_best is not None:
+        free -= _OF_BEST
+    changed = set(differences(now, before)) - free
     if changed:
         raise ConfigError(
             f"{run} is the result of other values of {', '.join(sorted(changed))}; repeat those "
