@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", help="prepared folder of videos, the same as data.folder=")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the table")
     parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default %(default)s)"
+        "--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 (default %(default)s)"
     )
     parser.add_argument(
         "--split",
@@ -177,7 +177,10 @@ def _dry_run(sweep: Sweep, done: Mapping[tuple[Point, int], bool]) -> int:
     if not missing:
         return 0
     print(f"\nthe first of them, {_what(*missing[0])}:")
-    return train.main([sweep.recipe, *sweep.values(*missing[0]), "--dry-run"])
+    status = train.main([sweep.recipe, *sweep.values(*missing[0]), "--dry-run"])
+    if not status and len(missing) > 1:
+        print(f"\n{len(missing)} such runs; the others may take more or less time")
+    return status
 
 
 def _write(sweep: Sweep, content: dict[str, Any]) -> None:

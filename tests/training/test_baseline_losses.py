@@ -24,6 +24,9 @@ SIZE = 5
 SPEEDS = ["loss.speed.weight=1", "data.sampling=speeds"]
 
 
+SAL = ["loss.sal.weight=1", "model.positions=none"]
+
+
 def clips(lengths, t=8, seed=0) -> Clips:
     """Clips with these numbers of real frames, (N, 2)."""
     lengths = torch.tensor(lengths)
@@ -42,7 +45,7 @@ def heads(*overrides):
 
 @pytest.fixture(scope="module")
 def sal_head():
-    return heads("loss.sal.weight=1")["sal"]
+    return heads(*SAL)["sal"]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +147,7 @@ def test_speed_is_the_mean_cross_entropy_of_the_mean_embeddings(lengths, speed_h
 
 @pytest.mark.parametrize(
     ("options", "count"),
-    [(["loss.sal.weight=1", "loss.sal.triples=3"], [9, 0]), (SPEEDS, [4, 1])],
+    [([*SAL, "loss.sal.triples=3"], [9, 0]), (SPEEDS, [4, 1])],
 )
 def test_the_denominator_is_the_number_of_counted_predictions(options, count):
     cfg = load_config("recipes/carl.yaml", ["loss.scl.weight=0", *options])
@@ -212,3 +215,11 @@ def test_a_resumed_run_draws_the_same_triples(recipe, monkeypatch):
     assert same(weights("whole"), weights("parts"))
     assert numbers("whole") == numbers("parts")
     assert np.isfinite(read_log("whole")[-1]["loss_sal"])
+
+
+def test_sal_alone_refuses_positions():
+    options = ["loss.sal.weight=1", "loss.scl.weight=0"]
+    with pytest.raises(ConfigError, match="positions reveal the order of the frames"):
+        load_config("recipes/carl.yaml", options)
+    load_config("recipes/carl.yaml", [*options, "model.positions=none"])
+    load_config("recipes/carl.yaml", ["loss.sal.weight=1", "loss.scl.weight=1"])

@@ -53,10 +53,10 @@ def commands() -> list[tuple[str, list[str]]]:
     found, variables = [], {}
     for body in re.findall(r"^```bash\n(.*?)^```", TABLES, re.DOTALL | re.MULTILINE):
         for line in body.splitlines():
-            if match := re.fullmatch(r'([A-Z0-9]+)="(.*)"', line):
+            if match := re.fullmatch(r'([A-Z0-9_]+)="(.*)"', line):
                 variables[match[1]] = match[2]
             elif line.startswith("python -m training."):
-                text = re.sub(r"\$([A-Z0-9]+)", lambda one: variables[one[1]], line)
+                text = re.sub(r"\$([A-Z0-9_]+)", lambda one: variables[one[1]], line)
                 _, _, module, *words = shlex.split(text)
                 found.append((module, words))
             else:

@@ -12,6 +12,7 @@ from runs import numbers, same, weights
 from test_objectives import clips
 from two_ranks import SUPERVISED, batch_norms_at_rest, batch_of, configuration, gradient
 
+from training import evaluate
 from training.data.index import build_index
 from training.loop.objectives import Objective
 from training.models.heads import build_heads
@@ -220,7 +221,7 @@ def test_a_share_of_the_labelled_videos_of_each_action(labelled):
 
     assert used() == ["a.mp4", "b.mp4", "c.mp4"]
     assert used("label_share=0.6") == ["a.mp4", "c.mp4"]  # 1 of 2, and at least 1 of 1
-    assert used("label_share=0") == ["a.mp4", "c.mp4"]
+    assert used("label_share=0.01") == ["a.mp4", "c.mp4"]
     assert used("label_videos=1") == ["a.mp4", "c.mp4"]
     assert used("label_videos=7") == ["a.mp4", "b.mp4", "c.mp4"]
     write_labels(labelled, a={"phases": None}, b={"phases": [-1] * 12})
@@ -235,7 +236,11 @@ def test_a_share_of_the_labelled_videos_of_each_action(labelled):
     with pytest.raises(ConfigError, match=r"label_videos is 2 and label_share 0\.5; set one"):
         load_config(
             "tiny.yaml",
-            ["loss.classification.label_videos=2", "loss.classification.label_share=.5"],
+            [
+                *LEARN[1:2],
+                "loss.classification.label_videos=2",
+                "loss.classification.label_share=.5",
+            ],
         )
 
 
@@ -299,6 +304,13 @@ def test_labels_that_changed_end_a_resume(labelled, capsys):
         ({}, ["loss.classification.classes=4"], "got 4, the labels of the training videos have 5"),
         ({}, ["data.clips=tuples"], "data.clips=tuples works only with loss.vclr"),
         ({}, ["loss.vclr.weight=1"], "loss.vclr cannot be combined with loss.classification"),
+        ({}, ["loss.classification.label_share=0"], "label_share: expected more than 0"),
+        ({}, ["loss.classification.dropout=1"], "dropout: expected at most 0.99"),
+        (
+            {},
+            ["loss.classification.weight=null", "loss.classification.label_share=0.5"],
+            "label_share is 0.5, but no label is used: set loss.classification.weight",
+        ),
     ],
 )
 def test_what_cannot_be_learned_is_refused(labelled, more, options, message, capsys):
@@ -314,6 +326,18 @@ def test_the_number_of_classes_must_be_known(video_folder):
     cfg = load_config("tiny.yaml", LEARN[1:])
     with pytest.raises(UserError, match="classes is null, so the classifier's size is unknown"):
         build_heads(cfg)
+
+
+def test_evaluation_warns_of_labels_that_the_training_did_not_see(labelled, capsys):
+    share = ["loss.classification.label_share=0.5", "train.run_dir=run"]
+    assert main([*LEARN, *share]) == 0
+    options = ["run", "--split", "train", "--metrics", "classification"]
+    for fractions, warned in ((["1"], True), (["1", "0.5"], False)):
+        capsys.readouterr()
+        assert evaluate.main([*options, "--fractions", *fractions]) == 0
+        result = json.loads(Path("run/evaluation_train.json").read_text())
+        assert ("--fractions 0.5 uses the same share" in capsys.readouterr().err) == warned
+        assert ("a share 0.5 of the labelled videos" in result.get("label_share", "")) == warned
 
 
 def test_fine_tuning_keeps_a_head_that_fits(labelled, caplog):

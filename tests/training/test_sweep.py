@@ -81,6 +81,7 @@ def test_every_point_has_a_run_for_each_seed(arguments, monkeypatch, capsys):
     assert "8 runs, 8 to be trained" in out
     assert "the first of them, model.layers=0 optim.lr=1e-3, seed 0:" in out
     assert "2 steps in total" in out  # training's own plan
+    assert "8 such runs; the others may take more or less time" in out
     assert not Path("out").exists()
 
     assert sweep.main(words) == 0
@@ -104,6 +105,9 @@ def test_every_point_has_a_run_for_each_seed(arguments, monkeypatch, capsys):
         found = point["metrics"]["classification"]
         assert found["mean"] == pytest.approx(np.mean(accuracies))
         assert found["std"] == pytest.approx(np.std(accuracies, ddof=1))
+    clock = content["points"][0]["rows"]["0"]["time index only"]
+    line = next(one for one in out.splitlines() if one.startswith("time index only "))
+    assert f" {clock['classification']:.3f} " in line
     line = next(one for one in out.splitlines() if one.startswith("model.layers=0 optim.lr=1e-3 "))
     found = content["points"][0]["metrics"]["classification"]
     assert f" {found['mean']:.3f} ± {found['std']:.3f} " in line

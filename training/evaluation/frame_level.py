@@ -120,7 +120,7 @@ def evaluate_frame_level(
         "actions": sorted({record.action for record in test}),
         "seconds": round(time.perf_counter() - start, 1),
         "left_out": left_out.videos,
-        **known_doubts(run, test),
+        **known_doubts(run, test, options.get("fractions", (1.0,))),
         "rows": rows,
         **described(test, options),
         "row_definitions": row_definitions(rows, embeddings.cfg.model.backbone_share),

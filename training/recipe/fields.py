@@ -24,6 +24,11 @@ def share(default: Any) -> Any:
     return anything(default, minimum=0, maximum=1)
 
 
+def part(default: Any) -> Any:
+    """A share below 1: the whole would leave nothing to learn from."""
+    return anything(default, minimum=0, maximum=0.99)
+
+
 def loss_weight() -> Any:
     return anything(None, minimum=0, maximum=1e12)  # finite
 

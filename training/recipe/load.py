@@ -307,6 +307,17 @@ def _check_loss_and_data(config: DictConfig) -> None:
         raise ConfigError(f"loss: every weight is 0; set the weight of at least one of {names}")
     _check_vclr(config, losses)
     options = config.loss.classification
+    chosen = [key for key in ("label_share", "label_videos") if options[key] not in (1, None)]
+    if chosen and options.weight is None:
+        raise ConfigError(
+            f"loss.classification.{chosen[0]} is {options[chosen[0]]}, but no label is used: set "
+            "loss.classification.weight, such as 1"
+        )
+    if losses == ["sal"] and config.model.encoder == "fve" and config.model.positions != "none":
+        raise ConfigError(
+            "loss.sal: positions reveal the order of the frames; set model.positions=none, got "
+            f"{config.model.positions}"
+        )
     if options.label_videos is not None and options.label_share != 1:
         raise ConfigError(
             f"loss.classification: label_videos is {options.label_videos} and label_share "

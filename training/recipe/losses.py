@@ -8,7 +8,16 @@ from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 from fastseq.ops.soft_dtw.options import COSTS
 from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
 from fastseq.ops.vclr.op import FORMS as VCLR_FORMS
-from training.recipe.fields import above, at_least, backend, loss_weight, one_of, share
+from training.recipe.fields import (
+    above,
+    anything,
+    at_least,
+    backend,
+    loss_weight,
+    one_of,
+    part,
+    share,
+)
 
 
 @dataclass
@@ -143,9 +152,9 @@ class ClassificationConfig:
     """
 
     weight: float | None = loss_weight()
-    dropout: float = share(0.1)
-    label_smoothing: float = share(0.0)
-    label_share: float = share(1.0)
+    dropout: float = part(0.1)
+    label_smoothing: float = part(0.0)
+    label_share: float = anything(1.0, above=0, maximum=1)
     label_videos: int | None = at_least(None, 1)  # of each action; null: label_share
     # Number of classes; null: counted in the labels. A run's config.yaml has the number.
     classes: int | None = at_least(None, 1, may_change=True)
@@ -157,7 +166,8 @@ class SaLConfig:
 
     weight: float | None = loss_weight()
     triples: int = at_least(8, 1)  # of each clip
-    shuffle_share: float = share(0.75)  # share of the triples that are shuffled
+    # Share of the triples that are shuffled.
+    shuffle_share: float = anything(0.75, above=0, maximum=0.99)
 
 
 @dataclass

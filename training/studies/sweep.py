@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.evaluation.baselines import TIME_INDEX
 from training.evaluation.tables import (
     columns_without_views,
     format_cells,
@@ -203,6 +204,10 @@ def table(content: Mapping[str, Any]) -> str:
     points = content["points"]
     shown = shown_columns(content)
     lines = [["", "runs", *shown.values()]]
+    clock = next((row for p in points for row in p["rows"].values() if TIME_INDEX in row), None)
+    if clock:  # the same for all runs
+        cells = [format_value(clock[TIME_INDEX].get(key), key) for key in shown]
+        lines.append([TIME_INDEX, "", *cells])
     for point in points:
         cells = [_cell(point["metrics"].get(key), key) for key in shown]
         lines.append([point["name"], str(len(point["runs"])), *cells])
