@@ -1,15 +1,15 @@
 """The page of `training.align --open` in Chromium, from disk."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from fastseq.video import write_video
 from training import align
 from training.evaluation import encoders
 from training.recipe.schema import plain_config
+from training.runs.model import Restored
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 
@@ -38,12 +38,10 @@ def address(tmp_path_factory):
         frames = (np.full((32, 32, 3), level, np.uint8) for level in levels)
         write_video(folder / name, frames, 25.0)
         files.append(str(folder / name))
-    cfg = SimpleNamespace(
-        data=plain_config({"data.folder": "none", "data.engine": "pyav"}).data,
-        augmentation=SimpleNamespace(size=16),
-    )
+    values = {"data.folder": "none", "data.engine": "pyav", "augmentation.size": 16}
+    cfg = OmegaConf.structured(plain_config(values))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoders, "_load", lambda run, untrained: (Grey(), cfg))
+        patch.setattr(encoders, "_load", lambda run, **_: Restored(Grey(), cfg))
         options = ["--run", "run", "--out", str(folder / "out"), "--open", "--threshold", "0.999"]
         assert align.main([*files, *options]) == 0
     return (folder / "out" / "alignment.html").as_uri()

@@ -1,8 +1,13 @@
 """The page around the player, in Chromium: map, events, plots, odd input, phone and contrast."""
 
+import re
+
 import pytest
 from made_payload import payload
+from matplotlib.colors import to_rgb
 from player_page import check, row_of, wait_for, write_page
+
+from training.evaluation.plots import PHASE_COLOURS
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 
@@ -156,6 +161,22 @@ def test_embedding_plots(opened, made):
     before = opened.evaluate(pixels)
     opened.keyboard.press("ArrowRight")  # the rings move
     assert opened.evaluate(pixels) != before
+
+
+def test_phases_have_the_colours_of_the_pictures(opened):
+    fills = """() => [...document.querySelectorAll("#embedding-by-phase-legend path")].map(
+      (path) => getComputedStyle(path).fill)"""
+    expected = [[round(255 * part) for part in to_rgb(one)] for one in PHASE_COLOURS[:3]]
+    found = [[int(n) for n in re.findall(r"\d+", fill)] for fill in opened.evaluate(fills)]
+    assert found == expected
+    drawn = """([r, g, b]) => {
+      const canvas = document.getElementById("embedding-by-phase");
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      const near = (at) => [r, g, b].every((value, k) => Math.abs(data[at + k] - value) < 4);
+      let count = 0;
+      for (let at = 0; at < data.length; at += 4) count += near(at) && data[at + 3] > 150;
+      return count }"""
+    assert min(opened.evaluate(drawn, rgb) for rgb in expected) > 50
 
 
 def test_phone(browser_page, address):

@@ -2,17 +2,18 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from fastseq.video import write_video
 from training import report
 from training.data.index import build_index
 from training.evaluation import encoders
 from training.recipe.schema import plain_config
+from training.runs.model import Restored
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 
@@ -59,25 +60,19 @@ def write_run(folder, videos):
     content = {"classes": {"up": PHASES}, "videos": entries}
     (folder / "videos" / "labels.json").write_text(json.dumps(content))
     build_index(folder / "videos")
-    cfg = SimpleNamespace(
-        data=plain_config(
-            {
-                "data.folder": str(folder / "videos"),
-                "data.engine": "pyav",
-                "data.num_frames": 16,
-            }
-        ).data,
-        augmentation=SimpleNamespace(size=SIDE),
-        model=SimpleNamespace(
-            backbone="grey", encoder="grey", layers=0, weights=None, backbone_share=0
-        ),
-    )
+    values = {
+        "data.folder": str(folder / "videos"),
+        "data.engine": "pyav",
+        "data.num_frames": 16,
+        "augmentation.size": SIDE,
+    }
+    cfg = OmegaConf.structured(plain_config(values))
     run = folder / "run"
     run.mkdir()
     lines = [{"step": step, "loss": 5 / (1 + step), "seconds": 2.0 * step} for step in range(9)]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoders, "_load", lambda run, untrained: (Grey(), cfg))
+        patch.setattr(encoders, "_load", lambda run, **_: Restored(Grey(), cfg))
         assert report.main([str(run)]) == 0
     return (run / "report.html").as_uri()
 
@@ -168,6 +163,7 @@ def test_the_page_in_order_at_every_width(browser_page, address, width, dark):
         "Similarity of all frames",
         "Most similar frames",
         "Embeddings in two dimensions",
+        "Map of the embeddings",
         "Embeddings over time",
         "Training loss",
         "What was run",

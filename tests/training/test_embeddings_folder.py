@@ -136,7 +136,12 @@ def test_labels_of_a_prepared_folder(folder, videos, capsys):
         ({"phases": np.full(24, -2)}, "phases must be -1 or more, got -2"),
         ({"frames": np.arange(24)[::-1]}, "frames must be ascending numbers from 0"),
         ({"fps": 0.0}, "fps must be one positive number, got 0.0"),
+        ({"frames": np.arange(24) * 10**12}, "frames must be numbers of frames below 10,000,000"),
+        ({"phases": np.r_[np.zeros(23, int), 10**9]}, "below 10,000, got 1000000000"),
         ({"split": 3}, "split must be one string"),
+        ({"split": "tset"}, "made/test0.npz: split must be one of train, val, test, got 'tset'"),
+        ({"without": "split", "Split": "test"}, "unknown array 'Split'; did you mean 'split'?"),
+        ({"without": "phases", "phase": np.zeros(24, int)}, "'phase'; did you mean 'phases'?"),
         ({"id": "test1"}, "have the id 'test1'; each video needs one"),
         ({"embeddings": np.full((24, 4), None)}, "no npz file of arrays without objects"),
     ],
@@ -148,6 +153,23 @@ def test_a_wrong_file_is_named(folder, capsys, values, message):
     assert message in error
     assert "made" in error
     assert not Path("made/evaluation.json").exists()
+
+
+def test_arrays_of_other_names_are_ignored(folder):
+    change(times=np.arange(24), weights="x.pt", label="jump", Split="val")
+    assert len(read_folder(folder)) == 6
+    change("made/test1.npz", frames=np.arange(24), frame=3)
+    assert len(read_folder(folder)) == 6
+
+
+def test_rows_of_zeros_are_named(folder, capsys):
+    read_folder(folder)
+    assert capsys.readouterr().err == ""
+    x = arrays(0)["embeddings"]
+    x[[4, 20]] = 0
+    change(embeddings=x)
+    read_folder(folder)
+    assert ": row 4 of made/test0.npz, row 20 of made/test0.npz\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", "array"])

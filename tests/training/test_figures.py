@@ -21,6 +21,7 @@ from training.evaluation.boundaries import (
     predicted_phases,
 )
 from training.evaluation.labelled import labelled_video
+from training.evaluation.plots import new_figure
 from training.pages import figures
 
 
@@ -125,6 +126,23 @@ def test_strips_show_predicted_phases(tmp_path):
         assert ((0xCC, 0xBB, 0x44) in colours) == bool(len(predicted))  # of phase 3
         assert (0x44, 0x77, 0xAA) in colours  # of the labelled phase 0
     assert sizes[1] > sizes[0]
+
+
+@pytest.mark.parametrize(("start", "after"), [(1000, 0), (1000, 1), (2999, 0)])
+def test_a_phase_of_one_frame_is_seen_beside_its_tick(start, after):
+    phases = np.zeros(3000, dtype=int)
+    phases[start:] = after
+    phases[start] = 2
+    bar = strips._phase_bar(phases, "predicted")
+    assert bar.starts[0] == start
+    figure = new_figure(8.2, 1)
+    axes = figure.subplots()
+    strips._draw_bar(axes, bar, 1.0)
+    axes.set_xlim(0, 1)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    shown = np.abs(pixels - 255 * bar.colours[start]).max(axis=2) < 2
+    assert 3 <= shown.any(axis=0).sum() <= 10
 
 
 def clusters(count=3, size=20):

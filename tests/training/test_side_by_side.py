@@ -13,9 +13,10 @@ from runs import RECIPE
 
 from training import side_by_side
 from training.data.index import build_index
-from training.evaluation import encoders, two_runs
+from training.evaluation import encoders, plots, two_runs
 from training.evaluation.scores import evaluate_embeddings
 from training.evaluation.two_runs import better, load_two_runs, metrics_of_both
+from training.pages import compare_page
 from training.pages.compare_page import configuration_differences
 from training.recipe.load import load_config
 from training.runs.model import Restored
@@ -103,6 +104,38 @@ def test_the_page_has_both_runs(runs, tmp_path, capsys):
     assert cell in page.replace("\n", "")
     assert "<th>optim.lr</th><td>0.001</td><td>0.5</td>" in page
     assert "<th>train.run_dir</th>" not in page
+
+
+def test_the_curves_have_the_metric_that_a_run_keeps_the_best_by(runs, tmp_path, monkeypatch):
+    both = runs()
+    for name in both:
+        line = {"step": 3, "metrics": {"classification": 0.5, "kendalls_tau": -0.4}}
+        (tmp_path / name / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    drawn = []
+    monkeypatch.setattr(two_runs, "curves_of_both", lambda curves, file: drawn.append([*curves]))
+    monkeypatch.setattr(compare_page.html, "picture", lambda file, alt: "")
+    found = load_two_runs(both, left_out=LeftOut())
+    compare_page._curves(found, tmp_path)
+    best = {"step": 3, "metric": "kendalls_tau", "value": -0.4, "split": "test"}
+    (tmp_path / "b" / "best.json").write_text(json.dumps(best))
+    compare_page._curves(found, tmp_path)
+    assert drawn == [["classification"], ["classification", "Kendall's tau"]]
+
+
+def test_the_panels_of_both_runs_have_the_same_axes(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(plots, "tidy", made.append)
+    logs = {"A: a": [(0, 9.0), (5, 8.0)], "B: b": [(0, 2.0), (50, 1.0)]}
+    for same_scale in (True, False):
+        made.clear()
+        two_runs.losses_of_both(logs, tmp_path / "losses.png", same_scale=same_scale)
+        a, b = made
+        assert a.get_xlim() == b.get_xlim()
+        assert (a.get_ylim() == b.get_ylim()) == same_scale
+    made.clear()
+    curves = {"Kendall's tau": {"A: a": [(0, -0.4)], "B: b": [(0, 0.5)]}}
+    two_runs.curves_of_both(curves, tmp_path / "curves.png")
+    assert made[0].get_ylim() == pytest.approx((-0.44, 0.55))
 
 
 def test_metrics_are_those_of_evaluate_on_the_same_videos(runs):

@@ -17,8 +17,6 @@ MIN_FRAMES = 10
 PERPLEXITY = 30  # scikit-learn's default
 NAMED = 12  # groups with a colour and a name in each legend; the others are grey
 _MARKERS = "osD^vP*X"
-# As in the strips, but for its grey.
-_COLOURS = tuple("#222222" if colour == "#bbbbbb" else colour for colour in PHASE_COLOURS)
 _OTHERS = "#c8c8c8"
 
 
@@ -123,10 +121,10 @@ def _scatter(
     style = {"s": 13, "linewidths": 0}
     others, without = len(counts) - len(shown), sum(name is None for name in names)
     grey = [f"{others} others"] * bool(others) + ["no label"] * bool(without)
-    in_strips = len(place) <= len(_COLOURS)  # then phases have the colours of the strips
+    in_strips = len(place) <= len(PHASE_COLOURS)  # then phases have the colours of the strips
     for number, name in enumerate(shown):
         kind = place.get(name, number) if in_strips else number
-        colour, marker = _COLOURS[kind % len(_COLOURS)], _MARKERS[kind % len(_MARKERS)]
+        colour, marker = PHASE_COLOURS[kind % len(PHASE_COLOURS)], _MARKERS[kind % len(_MARKERS)]
         label = name if len(name) <= 26 else "…" + name[-25:]
         axes.scatter(*points[of == number].T, color=colour, marker=marker, label=label, **style)
     if grey:  # last in the legend, below the others in the picture

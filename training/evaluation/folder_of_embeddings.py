@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.data.label_values import SPLITS
 from training.evaluation.baselines import TIME_INDEX, TIME_INDEX_DEFINITION, time_index
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.frame_level import described, has_labels
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 EMBEDDINGS = "embeddings"
 EMBEDDINGS_DEFINITION = "The embeddings of the files, scaled to unit length."
 _FPS = 25.0  # frames per second where a file states none, as for folders of pictures
+_MAX_FRAMES = 10_000_000  # 46 hours at 60 frames per second; a video's labels are 8 bytes a frame
+_MAX_PHASES = 10_000  # arrays of the metrics have a place for each phase number
+_READ = ("embeddings", "id", "frames")  # arrays that are read with records of the videos, too
+_LABELS = ("phases", "action", "split", "view", "fps")
 
 
 def has_npz(folder: Path) -> bool:
@@ -128,11 +134,15 @@ def read_folder(
     A file has one array that is required, and others with defaults:
 
     - ``embeddings``: float (n, E), one row per frame, scaled here to unit length.
-    - ``phases``: int (n,), the frames' phases, -1 = unlabelled (default: no labels).
-    - ``frames``: int (n,), the frames' numbers in the video, ascending (default: 0 to n - 1).
-    - ``id``, ``action``, ``split``, ``view``: strings (defaults: the file's path without ending,
-      "all", "train", "").
+    - ``phases``: int (n,), the frames' phases below 10,000, -1 = unlabelled (default: no labels).
+    - ``frames``: int (n,), the frames' numbers in the video, ascending and below 10,000,000
+      (default: 0 to n - 1).
+    - ``id``, ``action``, ``view``: strings (defaults: the file's path without ending, "all", "").
+    - ``split``: "train", "val" or "test" (default "train").
     - ``fps``: frames per second (default 25).
+
+    Arrays of other names are ignored, unless the name is nearly one of these. A warning on stderr
+    names the rows of embeddings that are all zeros.
 
     Args:
         records: id -> record of the video; then all but ``embeddings`` and ``id`` are the records'.
@@ -154,7 +164,36 @@ def read_folder(
     twice = [name for name, count in Counter(v.record.id for v in videos).items() if count > 1]
     if twice:
         raise UserError(f"two files of {folder} have the id {twice[0]!r}; each video needs one")
+    _warn_of_zeros(paths, videos)
     return videos
+
+
+def _warn_of_zeros(paths: Sequence[Path], videos: Sequence[EmbeddedVideo]) -> None:
+    """One line on stderr about the rows of embeddings that have no direction."""
+    rows = [
+        f"row {row} of {path}"
+        for path, video in zip(paths, videos, strict=True)
+        for row in np.flatnonzero(~video.embeddings.any(axis=1))
+    ]
+    if rows:
+        print(
+            "warning: embeddings that are all zeros have no direction, so their cosine similarity "
+            f"to every embedding is 0: {', '.join(rows[:8])}"
+            f"{f' and {len(rows) - 8} more' * (len(rows) > 8)}",
+            file=sys.stderr,
+        )
+
+
+def _check_names(found: Mapping[str, np.ndarray], known: Sequence[str], path: Path) -> None:
+    """UserError if an array that would be ignored has nearly the name of one that is missing."""
+    missing = [name for name in known if name not in found]
+    for name in found:
+        near = difflib.get_close_matches(name.strip().lower(), missing, 1, 0.85)
+        if name not in known and near:
+            raise UserError(
+                f"{path}: unknown array {name!r}; did you mean {near[0]!r}? Rename the array, so "
+                "that it is read, or give it a name that is less similar"
+            )
 
 
 def _read(path: Path, folder: Path, records: Mapping[str, VideoRecord] | None) -> EmbeddedVideo:
@@ -162,6 +201,7 @@ def _read(path: Path, folder: Path, records: Mapping[str, VideoRecord] | None) -
         found = read_npz(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no npz file of arrays without objects ({error})") from error
+    _check_names(found, _READ if records is not None else (*_READ, *_LABELS), path)
     if "embeddings" not in found:
         raise UserError(f"{path} has no array 'embeddings', only {', '.join(found) or 'nothing'}")
     x = found["embeddings"]
@@ -205,16 +245,29 @@ def _record(path: Path, name: str, found: Mapping[str, np.ndarray], count: int) 
     frames = np.arange(count) if frames is None else frames
     if frames[0] < 0 or (np.diff(frames) <= 0).any():
         raise UserError(f"{path}: frames must be ascending numbers from 0, got {frames[:5]}...")
+    if frames[-1] >= _MAX_FRAMES:
+        raise UserError(
+            f"{path}: frames must be numbers of frames below {_MAX_FRAMES:,}, got {frames[-1]}; "
+            "number the frames of the video from 0"
+        )
     phases = _integers(found, "phases", count, path)
     total = int(frames[-1]) + 1
     if phases is not None:
         if phases.min() < -1:
             raise UserError(f"{path}: phases must be -1 or more, got {phases.min()}")
+        if phases.max() >= _MAX_PHASES:
+            raise UserError(
+                f"{path}: phases must be numbers below {_MAX_PHASES:,}, got {phases.max()}; number "
+                "the phases from 0"
+            )
         phases, given = np.full(total, -1, dtype=np.int64), phases
         phases[frames] = given
     fps = found.get("fps", np.array(_FPS))
     if fps.size != 1 or fps.dtype.kind not in "fiu" or not 0 < fps.item() < np.inf:
         raise UserError(f"{path}: fps must be one positive number, got {fps}")
+    split = _text(found, "split", "train", path)
+    if split not in SPLITS:
+        raise UserError(f"{path}: split must be one of {', '.join(SPLITS)}, got {split!r}")
     present = set(frames.tolist())
     return VideoRecord(
         id=name,
@@ -224,7 +277,7 @@ def _record(path: Path, name: str, found: Mapping[str, np.ndarray], count: int) 
         width=0,
         height=0,
         action=_text(found, "action", "all", path),
-        split=_text(found, "split", "train", path),
+        split=split,
         view=_text(found, "view", "", path),
         phases=phases,
         gaps=gaps_of(frame for frame in range(total) if frame not in present),

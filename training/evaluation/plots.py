@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from training.evaluation.embed import EmbeddedVideo
 
 INK = "#333333"
-# Tol's bright scheme, then his muted one: apart for colour-blind readers too.
+# Tol's bright scheme, then his muted one: apart for colour-blind readers too. The grey is darker
+# than his, apart from frames without a label. The player's page has the same colours of phases.
 PHASE_COLOURS = (
-    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb"),
+    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777"),
     *("#332288", "#ddcc77", "#117733", "#882255", "#44aa99", "#999933", "#cc6677"),
 )
 

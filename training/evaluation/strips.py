@@ -17,6 +17,7 @@ _COLOUR, _PHASE, _GAP, _NUMBERS = 0.3, 0.15, 0.03, 0.15  # heights of a video's 
 _BETWEEN = 0.16  # inches between two videos
 _COLUMNS, _ID = 5, 32  # columns of the legend; characters of a video's name
 _APART = 0.05  # least distance of two frame numbers, as a share of the strip's length
+_SEEN = 0.01  # least width of the colour at a tick, as a share of it: the tick would hide one frame
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Bar:
     colours: float (frames, 3), red, green and blue in [0, 1] for each frame of the video.
     name: text at the right of the bar.
     height: inches.
-    starts: frames with a tick and, where there is room, their number.
+    starts: frames with a tick and, where there is room, their number. Their colour is at least 1 %
+        of the bar wide, up to the next tick.
     above: whether the numbers are above the bar instead of below it.
     phases: the phases whose colours the bar has, for the legend.
     """
@@ -147,9 +149,12 @@ def _draw_bar(axes, bar: Bar, top: float) -> float:
     axes.imshow(bar.colours[None], aspect="auto", extent=(0, 1, low, high), interpolation="nearest")
     text = {"fontsize": 8, "color": INK, "clip_on": False}
     axes.text(1.01, (low + high) / 2, bar.name, va="center", ha="left", **text)
-    last = -1.0
+    last = before = -1.0
     for start in sorted(bar.starts):
-        place = start / len(bar.colours)
+        place = before = max(start / len(bar.colours), before + _SEEN)
+        left = min(place, 1 - _SEEN)
+        colour = bar.colours[start]
+        axes.fill_between([left, left + _SEEN], low, high, color=colour, linewidth=0)
         axes.plot([place, place], [low, high], color="black", linewidth=1.2, solid_capstyle="butt")
         if place - last >= _APART:
             y, align = (high + 0.01, "bottom") if bar.above else (low - 0.01, "top")

@@ -255,12 +255,19 @@ def strips_of_both(
     return videos["A"]
 
 
-def losses_of_both(logs: Mapping[str, Sequence[tuple[int, float]]], file: Path) -> None:
-    """One panel for each run: its training loss over steps. Scales differ: losses may, too."""
+def losses_of_both(
+    logs: Mapping[str, Sequence[tuple[int, float]]], file: Path, *, same_scale: bool
+) -> None:
+    """One panel for each run: its training loss over steps. The panels have the same steps.
+
+    same_scale: whether they have the same limits of the loss, too.
+    """
     from training.evaluation.plots import INK, new_figure, tidy
 
     figure = new_figure(8.2, 2.6)
-    panels = figure.subplots(1, len(logs), squeeze=False)[0]
+    panels = figure.subplots(1, len(logs), squeeze=False, sharex=True, sharey=same_scale)[0]
+    for axes in panels:
+        axes.yaxis.set_tick_params(labelleft=True)
     for axes, (name, points) in zip(panels, logs.items(), strict=True):
         axes.plot(*zip(*points, strict=True), color="#1f4e79", linewidth=1.2)
         axes.set_title(name, fontsize=9, color=INK)
@@ -289,8 +296,9 @@ def curves_of_both(
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1.6, **style)
         axes.set_title(title, fontsize=9, color=INK)
         axes.set_xlabel("training step", fontsize=9, color=INK)
-        highest = max(value for points in by_run.values() for _, value in points)
-        axes.set_ylim(0, 1.1 * max(highest, 1e-9))
+        values = [value for points in by_run.values() for _, value in points]
+        # Kendall's tau may be negative. Progression has no lower bound: a low value would flatten.
+        axes.set_ylim(max(-1.0, 1.1 * min(0.0, *values)), 1.1 * max(1e-9, *values))
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         tidy(axes)
     handles, names = panels[0].get_legend_handles_labels()

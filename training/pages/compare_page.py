@@ -16,7 +16,7 @@ from training.evaluation.protocols import EVENT_COLUMNS, columns, find_protocol
 from training.evaluation.tables import format_value
 from training.evaluation.two_runs import LETTERS, TwoRuns
 from training.pages import html
-from training.pages.sections import CURVES
+from training.pages.sections import curve_titles
 from training.support.command import LeftOut
 from training.support.files import replacing
 
@@ -149,25 +149,33 @@ def _retrieval(runs: TwoRuns, pictures: Path, queries: int, scope: str) -> list[
 
 
 def _curves(runs: TwoRuns, pictures: Path) -> list[str]:
+    from training.recipe.load import differences
     from training.runs.log import EVALUATIONS, read_lines, read_log
 
     body, losses, curves = [], {}, {}
+    titles = curve_titles(runs.a.folder) | curve_titles(runs.b.folder)
     for run in (runs.a, runs.b):
         points = [(e["step"], e["loss"]) for e in read_log(run.folder) if e.get("loss") is not None]
         if points:
             losses[run.name] = points
         for line in read_lines(run.folder / EVALUATIONS):
-            for key, title in CURVES.items():
+            for key, title in titles.items():
                 if (value := line["metrics"].get(key)) is not None:
                     curves.setdefault(title, {}).setdefault(run.name, []).append(
                         (line["step"], value)
                     )
     if losses:
-        two_runs.losses_of_both(losses, pictures / "losses.png")
+        same = not any(key.startswith("loss.") for key in differences(runs.a.cfg, runs.b.cfg))
+        two_runs.losses_of_both(losses, pictures / "losses.png", same_scale=same)
+        scale = (
+            "Both panels have the same axes."
+            if same
+            else "The panels have the same steps. The losses differ, and so do their scales."
+        )
         body += [
             "<h2>Training</h2>",
             html.picture(pictures / "losses.png", "training loss of each run over steps"),
-            html.paragraph("Losses of different recipes have different scales.", quiet=True),
+            html.paragraph(scale, quiet=True),
         ]
     if curves:
         two_runs.curves_of_both(curves, pictures / "curves.png")

@@ -63,6 +63,11 @@ def player(payload: Mapping[str, Any]) -> str:
         for name in (*(f"player_{part}" for part in SCRIPTS), "player")
     )
     style = (FOLDER / "player.css").read_text(encoding="utf-8")
+    # The colours that phases have in the pictures of the same page.
+    from training.evaluation.plots import PHASE_COLOURS
+
+    style += "".join(f":root {{ --phase-{k}: {c}; }}\n" for k, c in enumerate(PHASE_COLOURS))
+    scripts = f"const PHASE_COLOURS = {len(PHASE_COLOURS)};\n{scripts}"
     return (
         f"<style>\n{style}</style>\n{heading}{_controls()}</section>\n"
         f'<script type="application/json" id="player-data">{data}</script>\n'

@@ -35,11 +35,12 @@ function colourOf(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-// Colour and marker of group k; past eight groups the markers shift, so that no two are alike.
-function groupStyle(k) {
+// Colour and marker of group k of a palette { name, colours }: the colours are the properties
+// `--name-0` and so on. Where they begin again the markers shift, so that no two are alike.
+function groupStyle(k, { name, colours }) {
   if (k < 0) return { colour: "--unlabelled", marker: MARKERS[0] };
-  const shift = Math.floor(k / MARKERS.length);
-  return { colour: `--group-${k % 8}`, marker: MARKERS[(k + shift) % MARKERS.length] };
+  const shift = Math.floor(k / colours);
+  return { colour: `--${name}-${k % colours}`, marker: MARKERS[(k + shift) % MARKERS.length] };
 }
 
 // Sets a canvas to its width on the page and to `height` CSS pixels; returns its context, scaled.

@@ -1,12 +1,12 @@
 // The embeddings of all frames in two dimensions: coloured by phase, and by video.
 
-const PLOT = { margin: 16, highest: 460, marker: 3.2, reach: 14 };
+const PLOT = { margin: 16, highest: 460, marker: 3.2, outline: 0.5, reach: 14 };
 
 class EmbeddingPlot {
   // group: number of a row's group, -1 for none; names: of the groups, in order.
-  // letters: whether the centre of each group has its letter.
-  constructor(canvas, legend, { group, letters }, hover) {
-    Object.assign(this, { canvas, legend, group, letters, hover });
+  // palette: of `groupStyle`. letters: whether the centre of each group has its letter.
+  constructor(canvas, legend, { group, palette, letters }, hover) {
+    Object.assign(this, { canvas, legend, group, palette, letters, hover });
     this.videos = [];
     this.names = [];
     this.marked = [];
@@ -37,13 +37,15 @@ class EmbeddingPlot {
     if (used.has(-1)) items.push([-1, "unlabelled"]);
     this.legend.replaceChildren(...items.map(([k, name]) => {
       const item = document.createElement("li");
-      const { colour, marker } = groupStyle(k);
+      const { colour, marker } = groupStyle(k, this.palette);
       const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
       const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
       svg.setAttribute("viewBox", "-1.4 -1.4 2.8 2.8");
       svg.setAttribute("aria-hidden", "true");
       path.setAttribute("d", marker);
       path.setAttribute("fill", `var(${colour})`);
+      path.setAttribute("stroke", "var(--quiet)");
+      path.setAttribute("stroke-width", PLOT.outline / PLOT.marker);
       svg.append(path);
       item.append(svg, k >= 0 && this.letters ? `${letter(k)}: ${name}` : name);
       return item;
@@ -64,6 +66,9 @@ class EmbeddingPlot {
     this.height = Math.min(this.width * 0.8, PLOT.highest);
     const context = prepare(this.canvas, this.width, this.height);
     context.globalAlpha = 0.75;
+    // Dark colours are seen on a dark page, and light ones on a light page, by their outline.
+    context.strokeStyle = colourOf("--quiet");
+    context.lineWidth = PLOT.outline;
     const paths = new Map();
     for (const video of this.videos) {
       video.points.forEach((point, row) => {
@@ -71,12 +76,13 @@ class EmbeddingPlot {
         if (!paths.has(k)) paths.set(k, new Path2D());
         const [x, y] = this.place(point);
         const at = new DOMMatrix([PLOT.marker, 0, 0, PLOT.marker, x, y]);
-        paths.get(k).addPath(markerPath(k), at);
+        paths.get(k).addPath(markerPath(k, this.palette), at);
       });
     }
     for (const [k, path] of [...paths].sort((p, q) => p[0] - q[0])) {
-      context.fillStyle = colourOf(groupStyle(k).colour);
+      context.fillStyle = colourOf(groupStyle(k, this.palette).colour);
       context.fill(path);
+      context.stroke(path);
     }
     context.globalAlpha = 1;
     if (this.letters) this.drawLetters(context);
@@ -139,8 +145,8 @@ const letter = (k) => String.fromCharCode(65 + (k % 26));
 
 const markerPaths = new Map();
 
-function markerPath(k) {
-  const { marker } = groupStyle(k);
+function markerPath(k, palette) {
+  const { marker } = groupStyle(k, palette);
   if (!markerPaths.has(marker)) markerPaths.set(marker, new Path2D(marker));
   return markerPaths.get(marker);
 }
@@ -168,9 +174,11 @@ class EmbeddingPlots {
       document.getElementById(`embedding-by-${name}`),
       document.getElementById(`embedding-by-${name}-legend`), options, hover);
     this.byPhase = make("phase", {
-      group: (video, row) => (video.phases ? video.phases[row] : -1), letters: true });
+      group: (video, row) => (video.phases ? video.phases[row] : -1),
+      palette: { name: "phase", colours: PHASE_COLOURS }, letters: true });
     this.byVideo = make("video", {
-      group: (video) => this.videos.indexOf(video), letters: false });
+      group: (video) => this.videos.indexOf(video),
+      palette: { name: "group", colours: 8 }, letters: false });
     this.text = document.getElementById("embedding-hover");
     this.hint = this.text.textContent;
   }

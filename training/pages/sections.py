@@ -37,6 +37,15 @@ OTHER_CURVES = {
 SHOWN = 8  # videos in the player, and strips
 
 
+def curve_titles(run: Path) -> dict[str, str]:
+    """Metric -> title of its curve; with the metric that the run's best checkpoint is chosen by."""
+    from training.runs.best import read_best
+
+    best = read_best(run)
+    kept = {best["metric"]} & OTHER_CURVES.keys() if best is not None else set()
+    return CURVES | {metric: OTHER_CURVES[metric] for metric in kept}
+
+
 def chosen(videos: Sequence[EmbeddedVideo]) -> list[EmbeddedVideo]:
     """At most SHOWN videos for the player, in the order of ``videos``; not by result.
 
@@ -195,16 +204,13 @@ def curves(run: Path, pictures: Path) -> list[str]:
     if len(lines) < 2:
         return []
     best = read_best(run)
-    titles = dict(CURVES)
-    if best is not None and best["metric"] in OTHER_CURVES:
-        titles[best["metric"]] = OTHER_CURVES[best["metric"]]
     last = lines[-1]
     values = {
         title: (
             [math.nan if (v := line["metrics"].get(key)) is None else v for line in lines],
             last["time_index"].get(key),
         )
-        for key, title in titles.items()
+        for key, title in curve_titles(run).items()
         if last["metrics"].get(key) is not None
     }
     if not values:
