@@ -23,6 +23,8 @@ from training.evaluation.embed import load_embeddings
 from training.evaluation.encoders import BACKBONE, BACKBONE_CENTRED, TRAINED
 from training.evaluation.stored import RunEmbeddings, run_embeddings
 from training.evaluation.stored_files import balanced
+from training.evaluation.videos import open_index
+from training.pages.report_page import evaluation_section
 from training.runs.folder import contents, evaluation_file
 from training.runs.model import load_run
 from training.support import distributed
@@ -131,6 +133,43 @@ def test_labels_are_those_of_the_records(run, decoded):
     assert evaluate.main(["run"]) == 0
     assert decoded == []
     assert rows_of() != before
+
+
+def relabelled(content):
+    for entry in content["videos"].values():
+        entry["boundaries"] = [4, 25]
+
+
+def moved(content):
+    content["videos"]["test1.mp4"]["split"] = "train"
+
+
+def table(run) -> str:
+    """The report's section on run/evaluation.json."""
+    found = RunEmbeddings(run)
+    index = open_index(found.cfg)
+    options = {"folder": None, "checkpoint": None, "progress": False}
+    return "".join(evaluation_section(run, found.cfg, index, found.weights["step"], **options))
+
+
+def test_the_report_tells_a_table_of_other_labels_or_splits(run):
+    other = "The table was made with other labels, splits or videos: run `python -m training.eval"
+    file, labels = Path("run/evaluation.json"), Path("videos/labels.json")
+    assert 'class="warning"' not in table(run)
+    assert 'class="warning"' not in table(run)  # a file that is there already
+    before = labels.read_text()
+    for change in (relabelled, moved):
+        content = json.loads(before)
+        change(content)
+        labels.write_text(json.dumps(content))
+        build_index("videos")
+        assert other in table(run)
+    file.unlink()
+    assert other not in table(run)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"class_set": "fine"}))
+    text = table(run)
+    assert "The table&#x27;s class set is &#x27;fine&#x27;, the run&#x27;s is none: run" in text
+    assert other not in text
 
 
 def new_file(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,21 @@ def known_doubts(run: str | Path, test: Sequence[VideoRecord]) -> dict[str, list
             file=sys.stderr,
         )
     return {key: ids for key, ids in found.items() if ids is not None}
+
+
+def videos_digest(index: Selection, splits: Sequence[str]) -> str:
+    """A digest of what a table depends on, apart from the weights.
+
+    It covers the id, split, action, view, usable frames, synchronisation and phases of every video
+    in the splits.
+    """
+    digest = hashlib.sha256()
+    for one in sorted(index.videos, key=lambda record: record.id):
+        if one.split in splits:
+            facts = (one.id, one.split, one.action, one.view, one.frames, one.gaps, one.sync)
+            digest.update(repr(facts).encode())
+            digest.update(b"" if one.phases is None else one.phases.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def usable_range(record: VideoRecord) -> tuple[int, int]:
