@@ -9,9 +9,10 @@ RUN/evaluation_gym288.json. Example: python -m training.evaluate runs/mine --pro
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,7 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
 
     With few-shot classification the plot is written beside it: RUN/few_shot.png.
     """
+    lost = replaced(file, result)
     write_json(file, result)
     print(format_tables(result["rows"], WIDTH))
     for score, cells in few_shot_cells(result["rows"]).items():
@@ -188,8 +190,35 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
     if "remark" in result:
         print(result["remark"])
     print(f"written to {file}, with the definition of every column")
+    if lost:
+        print(f"it replaces an evaluation {lost}")
     if picture := write_few_shot(file, result["rows"]):
         print(f"written to {picture}")
+
+
+def replaced(file: Path, result: Mapping[str, Any]) -> str:
+    """What the evaluation in a file has that a new one lacks, as words; empty if nothing."""
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        names = [one["protocol"] for one in (earlier, result)]
+        before, now = (_computed(one) for one in (earlier, result))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or no evaluation
+        return ""
+    if names[0] != names[1]:
+        return f"by the protocol {names[0]}"
+    more = [name for name in before if name not in now]
+    return f"that also had {', '.join(more)}" if more else ""
+
+
+def _computed(result: Mapping[str, Any]) -> list[str]:
+    """The names of what an evaluation.json has."""
+    protocol = PROTOCOLS.get(result["protocol"])
+    names = [*result.get("metrics", protocol.metrics if protocol else ())]
+    names += [f"retrieval at K = {k}" for k in result.get("ks", ())]
+    if "classification" in names:
+        names += [f"classification at {100 * share:g} %" for share in result["fractions"][:-1]]
+    names = [name for name in names if name != "retrieval"]
+    return names + ["few-shot classification"] * bool(result.get("few_shot"))
 
 
 if __name__ == "__main__":

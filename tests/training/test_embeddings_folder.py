@@ -56,6 +56,29 @@ def test_the_rows_are_the_clock_and_the_embeddings(folder, capsys):
     assert scores["progression"] == own["progression"]
 
 
+def test_a_replaced_evaluation_with_more_in_it_is_mentioned(folder, capsys):
+    def printed(*options):
+        assert evaluate.main(["made", *options]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if "replaces" in line]
+
+    file = folder / "evaluation.json"
+    file.write_text("no JSON")
+    assert printed("--metrics", "tau", "classification", "--fractions", "0.5", "1") == []
+    assert printed("--metrics", "tau", "retrieval") == [
+        "it replaces an evaluation that also had classification, classification at 50 %"
+    ]
+    assert printed("--metrics", "retrieval", "--ks", "5") == [
+        "it replaces an evaluation that also had tau, retrieval at K = 10, retrieval at K = 15"
+    ]
+    assert printed("--metrics", "retrieval", "tau") == []
+    few = ["--metrics", "classification", "--few-shot", "1", "--episodes", "1"]
+    assert printed("--protocol", "lav", *few) == ["it replaces an evaluation by the protocol carl"]
+    assert printed("--protocol", "lav") == [
+        "it replaces an evaluation that also had few-shot classification"
+    ]
+
+
 def test_what_a_file_may_state(folder):
     frames = np.array([0, 1, 4, 5])
     np.savez(

@@ -80,7 +80,8 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
         key for row in rows.values() for key, value in row["metrics"].items() if value is not None
     )
     sentence = verdict(rows)
-    body = [HEADING, *([f'<p class="verdict">{escape(sentence)}</p>'] if sentence else ())]
+    body = [HEADING]
+    body += [f'<p class="verdict">{escape(sentence)}</p>' if sentence else _no_verdict(result)]
     body += _warnings(result)
     notes = []
     if TIME_INDEX in rows:
@@ -137,6 +138,20 @@ def _warnings(result: Mapping[str, Any]) -> list[str]:
             "other videos and are still to be checked."
         )
     return [f'<p class="warning"><strong>{escape(text)}</strong></p>' for text in found]
+
+
+def _no_verdict(result: Mapping[str, Any]) -> str:
+    metrics = result.get("metrics")
+    again = ""
+    if metrics:
+        again = (
+            f" It was limited to {', '.join(metrics)}: run `python -m training.evaluate "
+            f"{result['run']}` for all metrics, then the report."
+        )
+    return html.paragraph(
+        "No verdict: the evaluation has no value of the metrics that decide it (event error, "
+        f"alignment error, classification).{again}"
+    )
 
 
 def verdict(rows: Mapping[str, Any]) -> str:
@@ -207,11 +222,13 @@ def _sorted(rows: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short_table(rows: Mapping[str, Any]) -> str:
-    shown = [
-        column
-        for column in SHORT
-        if any(row["metrics"].get(column[0]) is not None for row in rows.values())
-    ]
+    def known(column: tuple[str, str, str | None]) -> bool:
+        return any(row["metrics"].get(column[0]) is not None for row in rows.values())
+
+    shown = [column for column in SHORT if known(column)]
+    if not shown:
+        every = columns(key for row in rows.values() for key in row["metrics"])
+        shown = [column for key, title in every.items() if known(column := (key, title, None))]
     lines = [["", *(title for _, title, _ in shown)]]
     for name, row in rows.items():
         values = row["metrics"]
