@@ -35,7 +35,7 @@ from training.evaluation.tables import (
 )
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
 from training.evaluation.video_level import evaluate_video_level
-from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
+from training.support.command import EXIT_STATUS, LeftOut, UserError, check_writable, run_command
 from training.support.files import write_json
 
 WIDTH = 100  # characters of a printed table; wider ones are split
@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.runs.folder import evaluation_file  # imports torch
         from training.support.distributed import launched_by_torchrun, start_evaluation
 
+        check_writable(args.run, evaluation_file(args.split, args.class_set, args.checkpoint))
         start_evaluation()
         left_out = LeftOut()
         given = {"folder": args.folder, "split": args.split, "class_set": args.class_set}

@@ -260,6 +260,19 @@ def test_a_checkpoint_that_is_not_there(run, capsys, name, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_is_gone_names_the_run_once_and_best_among_the_others(run, capsys):
+    shutil.copy("run/checkpoints/step_00000001.pt", "run/checkpoints/best.pt")
+    others = "latest, best, step_00000001, step_00000002"
+    for command in (
+        lambda: evaluate.main(["run", "--checkpoint", "step_7"]),
+        lambda: export.main(["run", "one.pt", "--checkpoint", "step_7"]),
+    ):
+        assert command() == 2
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"error: run has no checkpoint step_00000007; choose one of {others}"
+        )
+
+
 def test_extracted_files_name_the_weights_that_were_loaded(run):
     newest = Path("run/checkpoints/step_00000002.pt")
     whole = newest.read_bytes()
@@ -277,6 +290,21 @@ def test_extracted_files_name_the_weights_that_were_loaded(run):
     first = extracted("--checkpoint", "best")
     best.write_bytes(whole)
     assert extracted("--checkpoint", "best") != first
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [(evaluate, "evaluation_val.json"), (report, "report.html")]
+)
+def test_a_run_that_cannot_be_written_is_refused_before_any_work(
+    run, decoded, monkeypatch, capsys, command, name
+):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # file modes do not bind root
+    assert command.main(["run", *["--split", "val"] * (command is evaluate)]) == 2
+    assert f"error: run is not writable, and {name} is written there: grant" in (
+        capsys.readouterr().err
+    )
+    assert decoded == []
+    assert not Path("run/embeddings").exists()
 
 
 def test_a_damaged_checkpoint_is_named(run, capsys):
