@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from training.data.label_values import SPLITS
+from training.data.summary import counted
 from training.evaluation.encoders import TRAINED
 from training.evaluation.few_shot import write_few_shot
 from training.evaluation.frame_level import evaluate_frame_level
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> LeftOut:
         from training.evaluation.folder_of_embeddings import evaluate_folder, has_npz
         from training.runs.folder import evaluation_file  # imports torch
+        from training.runs.model import LATEST
         from training.support.distributed import launched_by_torchrun, start_evaluation
 
         check_writable(args.run, evaluation_file(args.split, args.class_set, args.checkpoint))
@@ -112,10 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("only frames of a run are embedded by several processes; use one")
         if of_embeddings:
             refuse("whole videos, frame by frame", "window")
-            if args.checkpoint or args.no_store:
+            if args.checkpoint:
                 raise UserError(
-                    "--checkpoint and --no-store apply to the network of a run, and "
-                    f"{args.run} contains embeddings; leave them out"
+                    f"--checkpoint applies to the network of a run, and {args.run} contains "
+                    "embeddings; leave it out"
                 )
             if args.protocol in WHOLE:
                 raise UserError(
@@ -142,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         other = result["class_set"] != result["run_class_set"]
         class_set = result["class_set"] if other else None
         name = evaluation_file(args.split, class_set, args.checkpoint)
-        write_and_print(args.run / name, result)
+        chosen = args.checkpoint not in (None, LATEST)
+        write_and_print(args.run / name, result, name_weights=chosen)
         return left_out
 
     def refuse(judged: str, *names: str) -> None:
@@ -158,10 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-def write_and_print(file: Path, result: dict[str, Any]) -> None:
+def write_and_print(file: Path, result: dict[str, Any], *, name_weights: bool = False) -> None:
     """Write RUN/evaluation.json, or that of another split or class set, and print its tables.
 
-    With few-shot classification the plot is written beside it: RUN/few_shot.png.
+    With few-shot classification the plot is written beside it: RUN/few_shot.png. With
+    ``name_weights`` the text names the checkpoint and its step.
     """
     lost = replaced(file, result)
     write_json(file, result)
@@ -174,9 +178,13 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
         print(format_cells(cells))
     stride = f"stride {result['stride']}; " if "stride" in result else ""
     class_set = f"class set {result['class_set']}; " if result["class_set"] else ""
+    scored = counted(result["videos"]["test"], f"{result['split']} video")
+    weights = ""
+    if name_weights and "checkpoint" in result:
+        weights = f"checkpoint {result['checkpoint']}, step {result['step']}; "
     print(
-        f"\n{result['videos']['train']} training and {result['videos']['test']} {result['split']} "
-        f"videos; actions: {', '.join(result['actions'])}; {class_set}{stride}"
+        f"\n{weights}{result['videos']['train']} training and {scored}; "
+        f"actions: {', '.join(result['actions'])}; {class_set}{stride}"
         f"{result['seconds']:.0f} s"
     )
     if result["split"] != "test":
@@ -186,8 +194,9 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
         print(f"across views: {result['definitions']['across views']}")
     if "model.backbone_share" in result["row_definitions"].get(TRAINED, ""):
         print(f"{TRAINED}: {result['row_definitions'][TRAINED]}")
+    scored_too = FEWER_CANDIDATES.removeprefix("query videos")  # one such video: "query video"
     for line in left_out_lines(result["rows"]):
-        print(line if FEWER_CANDIDATES in line else f"left out: {line}")
+        print(line if scored_too in line else f"left out: {line}")
     if "remark" in result:
         print(result["remark"])
     print(f"written to {file}, with the definition of every column")

@@ -40,7 +40,9 @@ def change(path="made/test0.npz", without="", **values):
 
 
 def test_the_rows_are_the_clock_and_the_embeddings(folder, capsys):
-    assert evaluate.main(["made", "--protocol", "lav", "--fractions", "0.5", "1"]) == 0
+    assert (
+        evaluate.main(["made", "--no-store", "--protocol", "lav", "--fractions", "0.5", "1"]) == 0
+    )
     result = json.loads(Path("made/evaluation.json").read_text())
     assert [*result["rows"]] == ["time index only", "embeddings"]
     scores = result["rows"]["embeddings"]["metrics"]
@@ -126,7 +128,7 @@ def test_labels_of_a_prepared_folder(folder, videos, capsys):
     assert (result["left_out"], capsys.readouterr().err.count("warning")) == ({}, 0)
     away = Path(f"made/{names[1]}.npz").rename("away")
     assert evaluate.main(["made", "--folder", "videos"]) == 0
-    assert f"1 videos of videos have no file in made and are left out: {names[1]}\n" in (
+    assert f"1 video of videos has no file in made and is left out: {names[1]}\n" in (
         capsys.readouterr().err
     )
     result = json.loads((folder / "evaluation.json").read_text())
@@ -158,6 +160,7 @@ def test_labels_of_a_prepared_folder(folder, videos, capsys):
         ({"phases": np.zeros(24)}, "phases must be 24 integers"),
         ({"phases": np.full(24, -2)}, "phases must be -1 or more, got -2"),
         ({"frames": np.arange(24)[::-1]}, "frames must be ascending numbers from 0"),
+        ({"fps": "30"}, "fps must be one positive number, got the string '30'"),
         ({"fps": 0.0}, "fps must be one positive number, got 0.0"),
         ({"split": 3}, "split must be one string"),
         ({"id": "test1"}, "have the id 'test1'; each video needs one"),
@@ -189,8 +192,7 @@ def test_a_file_that_is_no_npz_file_is_named(folder, capsys, content):
     ("arguments", "message"),
     [
         (["--split", "val"], "no video in the split 'val', only in test, train: write 'train' for"),
-        (["--checkpoint", "best"], "--checkpoint and --no-store apply to the network of a run"),
-        (["--no-store"], "and made contains embeddings; leave them out"),
+        (["--checkpoint", "best"], "--checkpoint applies to the network of a run"),
         (["--protocol", "vclr"], "embeds parts of videos, so it needs a run; made contains emb"),
         (["--class-set", "fine"], "add --folder"),
         (["--stride", "0"], "stride is 0"),

@@ -228,7 +228,9 @@ def test_each_checkpoint_has_its_embeddings_and_its_result(run, decoded, capsys)
     decoded.clear()
     assert all(map(np.array_equal, made(run, checkpoint="best"), first))
     assert decoded == []  # the same weights
+    capsys.readouterr()
     assert evaluate.main(["run", "--checkpoint", "best"]) == 0
+    assert "\ncheckpoint best, step 1; 3 training and 3 test videos" in capsys.readouterr().out
     result = json.loads(Path("run/evaluation_best.json").read_text())
     assert (result["checkpoint"], result["step"]) == ("best", 1)
     assert evaluate.main(["run"]) == 0
@@ -423,6 +425,24 @@ def test_a_full_disk_and_a_folder_without_permission_are_no_errors(run, monkeypa
     monkeypatch.setattr(stored.os, "access", lambda *_: False)
     assert all(map(np.array_equal, made(run), plain))
     assert "is not writable: the embeddings are not stored" in capsys.readouterr().err
+
+
+def test_only_what_is_new_is_written_and_its_size_printed(run, monkeypatch, capsys):
+    """The backbone is embedded anew each time, as with data.cache=features."""
+    monkeypatch.setattr(stored, "_MENTIONED", 0)
+    untrained = "untrained"
+    made(run, rows=(TRAINED, untrained))
+    new_file("test1.mp4")
+    build_index("videos")
+    kept = RunEmbeddings(run, rows=(TRAINED, untrained))
+    kept._files.pop(untrained)
+    times = {path.name: path.stat().st_mtime_ns for path in run.glob("embeddings/trained-*/*.npz")}
+    capsys.readouterr()
+    kept.embed(records())
+    (frames,) = [one.frames for one in records() if one.id == "test1.mp4"]
+    assert f"embeddings of {frames} frames are stored: " in capsys.readouterr().err
+    after = {path.name: path.stat().st_mtime_ns for path in run.glob("embeddings/trained-*/*.npz")}
+    assert [name for name in times if times[name] != after[name]] == ["test1.mp4.npz"]
 
 
 def test_a_folder_without_permission_is_read(run, decoded, monkeypatch, capsys):

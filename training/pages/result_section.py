@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from training.data.summary import counted
 from training.evaluation.baselines import TIME_INDEX
 from training.evaluation.encoders import (
     BACKBONE,
@@ -94,6 +95,7 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
     body += [html.paragraph(" ".join(notes), quiet=True)] if sentence and notes else []
     # The verdict is by one metric: whoever reads only it has to see where others say otherwise.
     body += [html.paragraph(text) for text in compare(rows) if text.startswith(NOT_BETTER)]
+    scored = counted(result["videos"]["test"], "test video")
     stride = f", stride {result['stride']}" if "stride" in result else ""
     class_set = f", class set {result['class_set']}" if result.get("class_set") else ""
     titles = dict(shown)
@@ -104,7 +106,7 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
         _short_table(rows),
         html.paragraph(
             f"Evaluated on {result['folder']}: {result['videos']['train']} training and "
-            f"{result['videos']['test']} test videos, protocol {result['protocol']}{stride}"
+            f"{scored}, protocol {result['protocol']}{stride}"
             f"{class_set}. Bold: the trained network is best in the column.",
             quiet=True,
         ),
