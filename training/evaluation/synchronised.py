@@ -24,7 +24,7 @@ from training.evaluation.baselines import (
 from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.encoders import TRAINED, Encoder, load_compared_encoders, row_definitions
 from training.evaluation.metrics import distances, mean_of_defined
-from training.evaluation.videos import known_doubts, open_index, seconds_of, videos_digest
+from training.evaluation.videos import known_doubts, open_index, seconds_of
 from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
@@ -124,7 +124,6 @@ def evaluate_synchronised(
         "protocol": NAME,
         "window": window,
         "videos": {"train": len(kept) - len(test), "test": len(test)},
-        "videos_digest": videos_digest(index, (cfg.data.train_split, split)),
         "actions": sorted({record.action for record in kept}),
         "groups": sorted({record.sync[0] for record in kept}),
         "seconds": round(time.perf_counter() - start, 1),
