@@ -240,7 +240,7 @@ class RunEmbeddings:
         files = self._files[name]
         content = files.read(record)
         if content is None:  # another process has replaced or removed it since it was looked up
-            ((_, made),) = self._compute([name], [record], None, progress=False, again=True)
+            ((_, made),) = self._compute([name], [record], None, progress=False)
             return made[name]
         if files.key == "features":
             features = torch.from_numpy(content)[None]
@@ -255,12 +255,8 @@ class RunEmbeddings:
         *,
         progress: bool,
         what: str = "embedding",
-        again: bool = False,
     ) -> Iterator[tuple[VideoRecord, dict[str, EmbeddedVideo]]]:
-        """Embed and store videos; yields those that can be read, with their rows.
-
-        Files that are there are kept, unless ``again``.
-        """
+        """Embed and store videos; yields those that can be read, with their rows."""
         from training.evaluation.embed import features_each
 
         if not records:
@@ -283,15 +279,10 @@ class RunEmbeddings:
                     contents[files] = features[0].numpy() if whole else embeddings
             if kept is None:
                 store = bool(contents) and self._writable()
-                new = {
-                    files: [one for one in records if again or not files.has(one)]
-                    for files in contents
-                }
+                new = {files: [one for one in records if not files.has(one)] for files in contents}
                 kept = self._affordable(contents, new, progress) if store else []
-                new_ids = {files: {one.id for one in new[files]} for files in kept}
             for files in kept if self._writes else ():
-                if record.id in new_ids[files]:
-                    self._write(files, record, contents[files], stamps[record.id, record.path])
+                self._write(files, record, contents[files], stamps[record.id, record.path])
             yield record, made
 
     def _affordable(
@@ -302,7 +293,7 @@ class RunEmbeddings:
     ) -> list[StoredFiles]:
         """The files that leave a reserve free on the disk, small ones first.
 
-        contents: those of one video. new: the videos that are written.
+        contents: those of one video. new: the videos whose files are not there yet.
         """
         from training.data.features import size_text
 
