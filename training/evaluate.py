@@ -9,13 +9,15 @@ RUN/evaluation_gym288.json. Example: python -m training.evaluate runs/mine --pro
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from training.data.label_values import SPLITS
+from training.data.summary import counted
 from training.evaluation.encoders import TRAINED
 from training.evaluation.few_shot import write_few_shot
 from training.evaluation.frame_level import evaluate_frame_level
@@ -34,7 +36,7 @@ from training.evaluation.tables import (
 )
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
 from training.evaluation.video_level import evaluate_video_level
-from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
+from training.support.command import EXIT_STATUS, LeftOut, UserError, check_writable, run_command
 from training.support.files import write_json
 
 WIDTH = 100  # characters of a printed table; wider ones are split
@@ -93,8 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> LeftOut:
         from training.evaluation.folder_of_embeddings import evaluate_folder, has_npz
         from training.runs.folder import evaluation_file  # imports torch
+        from training.runs.model import LATEST
         from training.support.distributed import launched_by_torchrun, start_evaluation
 
+        check_writable(args.run, evaluation_file(args.split, args.class_set, args.checkpoint))
         start_evaluation()
         left_out = LeftOut()
         given = {"folder": args.folder, "split": args.split, "class_set": args.class_set}
@@ -110,10 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("only frames of a run are embedded by several processes; use one")
         if of_embeddings:
             refuse("whole videos, frame by frame", "window")
-            if args.checkpoint or args.no_store:
+            if args.checkpoint:
                 raise UserError(
-                    "--checkpoint and --no-store apply to the network of a run, and "
-                    f"{args.run} contains embeddings; leave them out"
+                    f"--checkpoint applies to the network of a run, and {args.run} contains "
+                    "embeddings; leave it out"
                 )
             if args.protocol in WHOLE:
                 raise UserError(
@@ -140,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         other = result["class_set"] != result["run_class_set"]
         class_set = result["class_set"] if other else None
         name = evaluation_file(args.split, class_set, args.checkpoint)
-        write_and_print(args.run / name, result)
+        chosen = args.checkpoint not in (None, LATEST)
+        write_and_print(args.run / name, result, name_weights=chosen)
         return left_out
 
     def refuse(judged: str, *names: str) -> None:
@@ -156,11 +161,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-def write_and_print(file: Path, result: dict[str, Any]) -> None:
+def write_and_print(file: Path, result: dict[str, Any], *, name_weights: bool = False) -> None:
     """Write RUN/evaluation.json, or that of another split or class set, and print its tables.
 
-    With few-shot classification the plot is written beside it: RUN/few_shot.png.
+    With few-shot classification the plot is written beside it: RUN/few_shot.png. With
+    ``name_weights`` the text names the checkpoint and its step.
     """
+    lost = replaced(file, result)
     write_json(file, result)
     print(format_tables(result["rows"], WIDTH))
     for score, cells in few_shot_cells(result["rows"]).items():
@@ -171,9 +178,13 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
         print(format_cells(cells))
     stride = f"stride {result['stride']}; " if "stride" in result else ""
     class_set = f"class set {result['class_set']}; " if result["class_set"] else ""
+    scored = counted(result["videos"]["test"], f"{result['split']} video")
+    weights = ""
+    if name_weights and "checkpoint" in result:
+        weights = f"checkpoint {result['checkpoint']}, step {result['step']}; "
     print(
-        f"\n{result['videos']['train']} training and {result['videos']['test']} {result['split']} "
-        f"videos; actions: {', '.join(result['actions'])}; {class_set}{stride}"
+        f"\n{weights}{result['videos']['train']} training and {scored}; "
+        f"actions: {', '.join(result['actions'])}; {class_set}{stride}"
         f"{result['seconds']:.0f} s"
     )
     if result["split"] != "test":
@@ -183,13 +194,41 @@ def write_and_print(file: Path, result: dict[str, Any]) -> None:
         print(f"across views: {result['definitions']['across views']}")
     if "model.backbone_share" in result["row_definitions"].get(TRAINED, ""):
         print(f"{TRAINED}: {result['row_definitions'][TRAINED]}")
+    scored_too = FEWER_CANDIDATES.removeprefix("query videos")  # one such video: "query video"
     for line in left_out_lines(result["rows"]):
-        print(line if FEWER_CANDIDATES in line else f"left out: {line}")
+        print(line if scored_too in line else f"left out: {line}")
     if "remark" in result:
         print(result["remark"])
     print(f"written to {file}, with the definition of every column")
+    if lost:
+        print(f"it replaces an evaluation {lost}")
     if picture := write_few_shot(file, result["rows"]):
         print(f"written to {picture}")
+
+
+def replaced(file: Path, result: Mapping[str, Any]) -> str:
+    """What the evaluation in a file has that a new one lacks, as words; empty if nothing."""
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        names = [one["protocol"] for one in (earlier, result)]
+        before, now = (_computed(one) for one in (earlier, result))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or no evaluation
+        return ""
+    if names[0] != names[1]:
+        return f"by the protocol {names[0]}"
+    more = [name for name in before if name not in now]
+    return f"that also had {', '.join(more)}" if more else ""
+
+
+def _computed(result: Mapping[str, Any]) -> list[str]:
+    """The names of what an evaluation.json has."""
+    protocol = PROTOCOLS.get(result["protocol"])
+    names = [*result.get("metrics", protocol.metrics if protocol else ())]
+    names += [f"retrieval at K = {k}" for k in result.get("ks", ())]
+    if "classification" in names:
+        names += [f"classification at {100 * share:g} %" for share in result["fractions"][:-1]]
+    names = [name for name in names if name != "retrieval"]
+    return names + ["few-shot classification"] * bool(result.get("few_shot"))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.data.folders import place, prepare
+from training.data.summary import counted
 from training.evaluation.stored import add_checkpoint, add_no_store
 from training.evaluation.videos import open_index
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
@@ -77,8 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for made in embeddings.each(left_out.kept(todo), left_out):
             save_embeddings(files[made[TRAINED].record.id], made[TRAINED], weights)
         there = len(index.videos) - len(todo)
-        earlier = f", {there} were there already (--overwrite writes them again)" if there else ""
-        print(f"{len(todo) - len(left_out.videos)} files written to {args.out}{earlier}")
+        were = "was" if there == 1 else "were"
+        earlier = f", {there} {were} there already (--overwrite writes them again)" if there else ""
+        written = counted(len(todo) - len(left_out.videos), "file")
+        print(f"{written} written to {args.out}{earlier}")
         return left_out
 
     return run_command(command)

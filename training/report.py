@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.evaluation.stored import add_checkpoint, add_no_store
-from training.support.command import EXIT_STATUS, LeftOut, UserError, run_command
+from training.support.command import EXIT_STATUS, LeftOut, UserError, check_writable, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"{args.run} is not a directory; pass a run of `python -m training.train`"
             )
+        check_writable(args.run, "report.html")
         target = write_report(
             args.run,
             folder=args.folder,

@@ -40,7 +40,9 @@ def change(path="made/test0.npz", without="", **values):
 
 
 def test_the_rows_are_the_clock_and_the_embeddings(folder, capsys):
-    assert evaluate.main(["made", "--protocol", "lav", "--fractions", "0.5", "1"]) == 0
+    assert (
+        evaluate.main(["made", "--no-store", "--protocol", "lav", "--fractions", "0.5", "1"]) == 0
+    )
     result = json.loads(Path("made/evaluation.json").read_text())
     assert [*result["rows"]] == ["time index only", "embeddings"]
     scores = result["rows"]["embeddings"]["metrics"]
@@ -54,6 +56,29 @@ def test_the_rows_are_the_clock_and_the_embeddings(folder, capsys):
     parts = [[v for v in videos if v.record.split == name] for name in ("train", "test")]
     own = evaluate_embeddings(*parts, {}, protocol="lav")["metrics"]
     assert scores["progression"] == own["progression"]
+
+
+def test_a_replaced_evaluation_with_more_in_it_is_mentioned(folder, capsys):
+    def printed(*options):
+        assert evaluate.main(["made", *options]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if "replaces" in line]
+
+    file = folder / "evaluation.json"
+    file.write_text("no JSON")
+    assert printed("--metrics", "tau", "classification", "--fractions", "0.5", "1") == []
+    assert printed("--metrics", "tau", "retrieval") == [
+        "it replaces an evaluation that also had classification, classification at 50 %"
+    ]
+    assert printed("--metrics", "retrieval", "--ks", "5") == [
+        "it replaces an evaluation that also had tau, retrieval at K = 10, retrieval at K = 15"
+    ]
+    assert printed("--metrics", "retrieval", "tau") == []
+    few = ["--metrics", "classification", "--few-shot", "1", "--episodes", "1"]
+    assert printed("--protocol", "lav", *few) == ["it replaces an evaluation by the protocol carl"]
+    assert printed("--protocol", "lav") == [
+        "it replaces an evaluation that also had few-shot classification"
+    ]
 
 
 def test_what_a_file_may_state(folder):
@@ -103,7 +128,7 @@ def test_labels_of_a_prepared_folder(folder, videos, capsys):
     assert (result["left_out"], capsys.readouterr().err.count("warning")) == ({}, 0)
     away = Path(f"made/{names[1]}.npz").rename("away")
     assert evaluate.main(["made", "--folder", "videos"]) == 0
-    assert f"1 videos of videos have no file in made and are left out: {names[1]}\n" in (
+    assert f"1 video of videos has no file in made and is left out: {names[1]}\n" in (
         capsys.readouterr().err
     )
     result = json.loads((folder / "evaluation.json").read_text())
@@ -135,6 +160,7 @@ def test_labels_of_a_prepared_folder(folder, videos, capsys):
         ({"phases": np.zeros(24)}, "phases must be 24 integers"),
         ({"phases": np.full(24, -2)}, "phases must be -1 or more, got -2"),
         ({"frames": np.arange(24)[::-1]}, "frames must be ascending numbers from 0"),
+        ({"fps": "30"}, "fps must be one positive number, got the string '30'"),
         ({"fps": 0.0}, "fps must be one positive number, got 0.0"),
         ({"frames": np.arange(24) * 10**12}, "frames must be numbers of frames below 10,000,000"),
         ({"phases": np.r_[np.zeros(23, int), 10**9]}, "below 10,000, got 1000000000"),
@@ -188,8 +214,7 @@ def test_a_file_that_is_no_npz_file_is_named(folder, capsys, content):
     ("arguments", "message"),
     [
         (["--split", "val"], "no video in the split 'val', only in test, train: write 'train' for"),
-        (["--checkpoint", "best"], "--checkpoint and --no-store apply to the network of a run"),
-        (["--no-store"], "and made contains embeddings; leave them out"),
+        (["--checkpoint", "best"], "--checkpoint applies to the network of a run"),
         (["--protocol", "vclr"], "embeds parts of videos, so it needs a run; made contains emb"),
         (["--class-set", "fine"], "add --folder"),
         (["--stride", "0"], "stride is 0"),

@@ -403,7 +403,15 @@ def test_videos_with_few_candidates_are_scored_and_not_called_left_out(capsys, t
     write_and_print(tmp_path / "evaluation.json", {"rows": {"trained": row}} | facts)
     lines = capsys.readouterr().out.splitlines()
     assert f"2 {reason}" in lines
-    assert "left out: 1 videos without x" in lines
+    assert "left out: 1 video without x" in lines
+    assert "2 training and 2 test videos; actions: all; 1 s" in lines
+    row["left_out"] = {reason: 1}
+    facts["videos"] = {"train": 1, "test": 1}
+    content = {"rows": {"trained": row}, "checkpoint": "best", "step": 7} | facts
+    write_and_print(tmp_path / "evaluation.json", content, name_weights=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"1 {reason.replace('videos', 'video')}" in lines
+    assert "checkpoint best, step 7; 1 training and 1 test video; actions: all; 1 s" in lines
 
 
 def test_everything_left_out_is_counted():

@@ -350,7 +350,7 @@ def test_saved_embeddings_are_of_one_crop_and_share(video_folder, capsys):
     labels = {"videos": {"a.mp4": {"crop": [8, 4, 24, 20]}}}
     (video_folder / "labels.json").write_text(json.dumps(labels))
     build_index(video_folder)
-    assert "1 files written to saved, 2 were there already" in extracted()
+    assert "1 file written to saved, 2 were there already" in extracted()
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace("backbone_share: 0.0", "backbone_share: 0.5"))
     assert "3 files written" in extracted()

@@ -89,7 +89,8 @@ def test_options_survive_a_copy(options):
     [
         ({"few_shot": [0]}, "few_shot has 0; expected numbers of videos"),
         ({"few_shot": ["some"]}, "few_shot has some"),
-        ({"episodes": 3}, "add few_shot"),
+        ({"episodes": 3}, "--episodes is the number of random"),
+        ({"episodes": 3}, "add --few-shot"),
         ({"few_shot": (), "episodes": 0}, "episodes is 0"),
         ({"metrics": ["speed"]}, "protocol carl has classification, progression, tau, retrieval"),
         ({"metrics": []}, "metrics are"),
@@ -100,7 +101,7 @@ def test_options_survive_a_copy(options):
         ({"ks": [0, 5]}, "at least 1"),
         ({"frame_index": True}, "part of the protocol ae2, not carl"),
         ({"protocol": "ae2", "frame_index": True, "metrics": ["tau"]}, "add it to the metrics"),
-        ({"probe_lr": 1.0}, "of the protocol finegym, not carl"),
+        ({"probe_lr": 1.0}, "--probe-lr and --probe-epochs are of the protocol finegym, not carl"),
         ({"protocol": "finegym", "probe_lr": 0.0}, "probe_lr is 0"),
         ({"protocol": "finegym", "probe_epochs": 0}, "probe_epochs is 0"),
     ],

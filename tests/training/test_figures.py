@@ -202,7 +202,7 @@ def test_the_section_counts_beginnings_that_are_not_predicted(tmp_path):
     body = figures.strips(videos, train, index(all=["x", "y", "z"]), tmp_path, "test")
     text = "\n".join(body)
     assert "2 of 4 labelled beginnings have no predicted phase." in text
-    assert "fitted to the labelled frames of 1 training videos" in text
+    assert "fitted to the labelled frames of 1 training video." in text
     assert "<td>&lt;a&gt;, y</td><td>10</td>" in text
     assert "<td>&lt;a&gt;, z</td><td>20</td><td>-</td><td>-</td><td>-</td>" in text
     without = "\n".join(figures.strips(videos, [], index(), tmp_path, "test"))

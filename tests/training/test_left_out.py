@@ -182,7 +182,7 @@ def test_extract_goes_on_and_does_the_rest_after_the_repair(folder, capsys):
     assert "0 files written to out, 7 were there already" in capsys.readouterr().out
     repair(folder / "test1.mp4", content)
     assert extract.main(["run", "--out", "out"]) == 0
-    assert "1 files written to out, 7 were there already" in capsys.readouterr().out
+    assert "1 file written to out, 7 were there already" in capsys.readouterr().out
     assert len(load_embeddings("out/test1.mp4.npz")["embeddings"]) == 30
 
 

@@ -200,3 +200,23 @@ def test_only_rows_of_the_trained_network_are_bold():
     assert "&lt;0" in page
     assert "alignment error (phases)" in page
     assert "Events carried over" in page
+
+
+def test_an_evaluation_of_tau_alone_shows_tau_and_why_there_is_no_verdict():
+    rows = {
+        name: {"metrics": {"kendalls_tau": value}, "left_out": {}}
+        for name, value in ((TIME_INDEX, 1.0), (TRAINED, 0.75))
+    }
+    result = {
+        **{"rows": rows, "run": "runs/a", "folder": "clips", "protocol": "carl"},
+        **{"metrics": ["tau"], "definitions": {}, "row_definitions": {}},
+        "videos": {"train": 8, "test": 4},
+    }
+    page = "\n".join(result_section(result))
+    short = page[page.index("<table>") : page.index("</table>")]
+    assert "<th>tau</th>" in short
+    assert "<td>0.750</td>" in short
+    assert "No verdict: the evaluation has no value of the metrics that decide it" in page
+    assert "It was limited to tau: run `python -m training.evaluate runs/a` for all" in page
+    rows[TRAINED]["metrics"] = {"classification": 0.9}
+    assert "No verdict" not in "\n".join(result_section(result))

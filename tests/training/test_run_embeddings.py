@@ -23,6 +23,8 @@ from training.evaluation.embed import load_embeddings
 from training.evaluation.encoders import BACKBONE, BACKBONE_CENTRED, TRAINED
 from training.evaluation.stored import RunEmbeddings, run_embeddings
 from training.evaluation.stored_files import balanced
+from training.evaluation.videos import open_index
+from training.pages.report_page import evaluation_section
 from training.runs.folder import contents, evaluation_file
 from training.runs.model import load_run
 from training.support import distributed
@@ -133,6 +135,43 @@ def test_labels_are_those_of_the_records(run, decoded):
     assert rows_of() != before
 
 
+def relabelled(content):
+    for entry in content["videos"].values():
+        entry["boundaries"] = [4, 25]
+
+
+def moved(content):
+    content["videos"]["test1.mp4"]["split"] = "train"
+
+
+def table(run) -> str:
+    """The report's section on run/evaluation.json."""
+    found = RunEmbeddings(run)
+    index = open_index(found.cfg)
+    options = {"folder": None, "checkpoint": None, "progress": False}
+    return "".join(evaluation_section(run, found.cfg, index, found.weights["step"], **options))
+
+
+def test_the_report_tells_a_table_of_other_labels_or_splits(run):
+    other = "The table was made with other labels, splits or videos: run `python -m training.eval"
+    file, labels = Path("run/evaluation.json"), Path("videos/labels.json")
+    assert 'class="warning"' not in table(run)
+    assert 'class="warning"' not in table(run)  # a file that is there already
+    before = labels.read_text()
+    for change in (relabelled, moved):
+        content = json.loads(before)
+        change(content)
+        labels.write_text(json.dumps(content))
+        build_index("videos")
+        assert other in table(run)
+    file.unlink()
+    assert other not in table(run)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"class_set": "fine"}))
+    text = table(run)
+    assert "The table&#x27;s class set is &#x27;fine&#x27;, the run&#x27;s is none: run" in text
+    assert other not in text
+
+
 def new_file(name):
     os.utime(f"videos/{name}", ns=(1, 1))
 
@@ -189,7 +228,9 @@ def test_each_checkpoint_has_its_embeddings_and_its_result(run, decoded, capsys)
     decoded.clear()
     assert all(map(np.array_equal, made(run, checkpoint="best"), first))
     assert decoded == []  # the same weights
+    capsys.readouterr()
     assert evaluate.main(["run", "--checkpoint", "best"]) == 0
+    assert "\ncheckpoint best, step 1; 3 training and 3 test videos" in capsys.readouterr().out
     result = json.loads(Path("run/evaluation_best.json").read_text())
     assert (result["checkpoint"], result["step"]) == ("best", 1)
     assert evaluate.main(["run"]) == 0
@@ -221,6 +262,19 @@ def test_a_checkpoint_that_is_not_there(run, capsys, name, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_is_gone_names_the_run_once_and_best_among_the_others(run, capsys):
+    shutil.copy("run/checkpoints/step_00000001.pt", "run/checkpoints/best.pt")
+    others = "latest, best, step_00000001, step_00000002"
+    for command in (
+        lambda: evaluate.main(["run", "--checkpoint", "step_7"]),
+        lambda: export.main(["run", "one.pt", "--checkpoint", "step_7"]),
+    ):
+        assert command() == 2
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"error: run has no checkpoint step_00000007; choose one of {others}"
+        )
+
+
 def test_extracted_files_name_the_weights_that_were_loaded(run):
     newest = Path("run/checkpoints/step_00000002.pt")
     whole = newest.read_bytes()
@@ -238,6 +292,21 @@ def test_extracted_files_name_the_weights_that_were_loaded(run):
     first = extracted("--checkpoint", "best")
     best.write_bytes(whole)
     assert extracted("--checkpoint", "best") != first
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [(evaluate, "evaluation_val.json"), (report, "report.html")]
+)
+def test_a_run_that_cannot_be_written_is_refused_before_any_work(
+    run, decoded, monkeypatch, capsys, command, name
+):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # file modes do not bind root
+    assert command.main(["run", *["--split", "val"] * (command is evaluate)]) == 2
+    assert f"error: run is not writable, and {name} is written there: grant" in (
+        capsys.readouterr().err
+    )
+    assert decoded == []
+    assert not Path("run/embeddings").exists()
 
 
 def test_a_damaged_checkpoint_is_named(run, capsys):
@@ -356,6 +425,21 @@ def test_a_full_disk_and_a_folder_without_permission_are_no_errors(run, monkeypa
     monkeypatch.setattr(stored.os, "access", lambda *_: False)
     assert all(map(np.array_equal, made(run), plain))
     assert "is not writable: the embeddings are not stored" in capsys.readouterr().err
+
+
+def test_the_size_of_new_files_is_printed(run, monkeypatch, capsys):
+    """The backbone is embedded anew each time, as with data.cache=features."""
+    monkeypatch.setattr(stored, "_MENTIONED", 0)
+    untrained = "untrained"
+    made(run, rows=(TRAINED, untrained))
+    new_file("test1.mp4")
+    build_index("videos")
+    kept = RunEmbeddings(run, rows=(TRAINED, untrained))
+    kept._files.pop(untrained)
+    capsys.readouterr()
+    kept.embed(records())
+    (frames,) = [one.frames for one in records() if one.id == "test1.mp4"]
+    assert f"embeddings of {frames} frames are stored: " in capsys.readouterr().err
 
 
 def test_a_folder_without_permission_is_read(run, decoded, monkeypatch, capsys):

@@ -281,10 +281,13 @@ def _same_backbone(a: Any, b: Any) -> bool:
 def _load(run: str | Path, *, untrained: bool, checkpoint: str | None) -> Restored:
     import torch
 
+    from training.runs.checkpoint import CheckpointError
     from training.runs.model import restore
 
     try:
         found = restore(run, untrained=untrained, checkpoint=checkpoint)
+    except CheckpointError:  # it names the file or the run
+        raise
     except ValueError as error:  # UserError, or options that do not fit together
         raise UserError(f"{run}: {error}") from error
     return replace(found, model=found.model.to("cuda" if torch.cuda.is_available() else "cpu"))

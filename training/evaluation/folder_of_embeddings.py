@@ -68,6 +68,7 @@ def evaluate_folder(
         videos = read_folder(folder)
     else:
         from training.data.index import load_index
+        from training.data.summary import counted
 
         index = load_index(folder_of_videos, class_set=class_set)
         classes, class_set = index.classes, index.class_set
@@ -76,9 +77,11 @@ def evaluate_folder(
             left_out.in_index = len(index.bad)
         without = _without_file(index.videos, videos, ("train", scored))
         if without:
+            have, are = ("has", "is") if len(without) == 1 else ("have", "are")
+            names = f"{', '.join([*without][:8])}{', ...' * (len(without) > 8)}"
             print(
-                f"warning: {len(without)} videos of {folder_of_videos} have no file in {folder} "
-                f"and are left out: {', '.join([*without][:8])}{', ...' * (len(without) > 8)}",
+                f"warning: {counted(len(without), 'video')} of {folder_of_videos} {have} no file "
+                f"in {folder} and {are} left out: {names}",
                 file=sys.stderr,
             )
     parts = [[one for one in videos if one.record.split == name] for name in ("train", scored)]
@@ -264,7 +267,8 @@ def _record(path: Path, name: str, found: Mapping[str, np.ndarray], count: int) 
         phases[frames] = given
     fps = found.get("fps", np.array(_FPS))
     if fps.size != 1 or fps.dtype.kind not in "fiu" or not 0 < fps.item() < np.inf:
-        raise UserError(f"{path}: fps must be one positive number, got {fps}")
+        got = f"the string {fps.item()!r}" if fps.size == 1 and fps.dtype.kind == "U" else f"{fps}"
+        raise UserError(f"{path}: fps must be one positive number, got {got}")
     split = _text(found, "split", "train", path)
     if split not in SPLITS:
         raise UserError(f"{path}: split must be one of {', '.join(SPLITS)}, got {split!r}")

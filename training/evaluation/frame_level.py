@@ -18,7 +18,13 @@ from training.evaluation.encoders import row_definitions
 from training.evaluation.options import Options
 from training.evaluation.scores import evaluate_embeddings
 from training.evaluation.stored import RunEmbeddings
-from training.evaluation.videos import known_doubts, open_index, require_some, split_videos
+from training.evaluation.videos import (
+    known_doubts,
+    open_index,
+    require_some,
+    split_videos,
+    videos_digest,
+)
 from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
@@ -117,6 +123,7 @@ def evaluate_frame_level(
         "run_class_set": index.run_class_set,
         "split": names[1],
         "videos": {"train": len(train), "test": len(test)},
+        "videos_digest": videos_digest(index, names),
         "actions": sorted({record.action for record in test}),
         "seconds": round(time.perf_counter() - start, 1),
         "left_out": left_out.videos,

@@ -64,7 +64,8 @@ class Options:
         self._set("few_shot", self._few_shot(chosen))
         if self.episodes is not None and not self.few_shot:
             raise UserError(
-                "episodes is the number of random choices of few-shot classification; add few_shot"
+                "--episodes is the number of random choices of few-shot classification; add "
+                "--few-shot"
             )
         if self.episodes is not None and self.episodes < 1:
             raise UserError(f"episodes is {self.episodes}; expected at least 1")
@@ -77,8 +78,8 @@ class Options:
         probe = (self.probe_lr, self.probe_epochs)
         if not chosen.joint and probe != (PROBE_LR, PROBE_EPOCHS):
             raise UserError(
-                f"probe_lr and probe_epochs are of the protocol finegym, not {self.protocol}; "
-                "leave them out"
+                "--probe-lr and --probe-epochs are of the protocol finegym, not "
+                f"{self.protocol}; leave them out"
             )
         if not self.probe_lr > 0:
             raise UserError(f"probe_lr is {self.probe_lr}; expected a number above 0")

@@ -278,22 +278,29 @@ class RunEmbeddings:
                     whole = files.key == "features"
                     contents[files] = features[0].numpy() if whole else embeddings
             if kept is None:
-                frames = sum(one.frames for one in records)
                 store = bool(contents) and self._writable()
-                kept = self._affordable(contents, frames, progress) if store else []
+                new = {files: [one for one in records if not files.has(one)] for files in contents}
+                kept = self._affordable(contents, new, progress) if store else []
             for files in kept if self._writes else ():
                 self._write(files, record, contents[files], stamps[record.id, record.path])
             yield record, made
 
     def _affordable(
-        self, contents: Mapping[StoredFiles, np.ndarray], frames: int, progress: bool
+        self,
+        contents: Mapping[StoredFiles, np.ndarray],
+        new: Mapping[StoredFiles, Sequence[VideoRecord]],
+        progress: bool,
     ) -> list[StoredFiles]:
-        """The files that leave a reserve free on the disk, small ones first."""
+        """The files that leave a reserve free on the disk, small ones first.
+
+        contents: those of one video. new: the videos whose files are not there yet.
+        """
         from training.data.features import size_text
 
         free = shutil.disk_usage(self.run).free - _RESERVE
         needed, kept = 0.0, []
         for files, content in sorted(contents.items(), key=lambda item: item[1].nbytes):
+            frames = sum(one.frames for one in new[files])
             size = content.nbytes / max(len(content), 1) * frames
             if needed + size > free:
                 _say(
@@ -305,6 +312,8 @@ class RunEmbeddings:
             needed += size
             kept.append(files)
         if progress and needed > _MENTIONED:
+            written = {one.id: one.frames for files in kept for one in new[files]}
+            frames = sum(written.values())
             _say(f"embeddings of {frames} frames are stored: {size_text(needed)} in {self.folder}")
         for files in kept:
             files.remove_others()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -132,6 +133,16 @@ def is_below_zero(key: str, value: float) -> bool:
     return key == "progression" and value < 0
 
 
+def _singular(reason: str) -> str:
+    """A reason with its first noun in the singular: "1 test video whose phases go backwards"."""
+    nouns = "|".join(("videos", "pairs", "frames", "columns", "boundaries"))
+
+    def one(found: re.Match[str]) -> str:
+        return "boundary" if found[0] == "boundaries" else found[0].removesuffix("s")
+
+    return re.sub(rf"\b({nouns})\b", one, reason, count=1)
+
+
 def _undefined(value: float | None) -> bool:
     return value is None or math.isnan(value)
 
@@ -144,7 +155,8 @@ def left_out_lines(rows: Mapping[str, Any]) -> list[str]:
         counts = {name: Counter(row["left_out"])[reason] for name, row in rows.items()}
         values = set(counts.values())
         if len(values) == 1:
-            lines.append(f"{values.pop()} {reason}")
+            count = values.pop()
+            lines.append(f"{count} {_singular(reason) if count == 1 else reason}")
         else:
             where = ", ".join(f"{count} in {name!r}" for name, count in counts.items() if count)
             lines.append(f"{reason}: {where}")

@@ -17,7 +17,13 @@ from training.evaluation.encoders import (
     Encoder,
     load_compared_encoders,
 )
-from training.evaluation.videos import known_doubts, open_index, require_some, split_videos
+from training.evaluation.videos import (
+    known_doubts,
+    open_index,
+    require_some,
+    split_videos,
+    videos_digest,
+)
 from training.support.command import LeftOut, UserError
 
 if TYPE_CHECKING:
@@ -95,6 +101,7 @@ def evaluate_video_level(
         "split": names[1],
         "protocol": NAME,
         "videos": {"train": len(train), "test": len(test)},
+        "videos_digest": videos_digest(index, names),
         "actions": sorted({record.action for record in test}),
         "seconds": round(time.perf_counter() - start, 1),
         "left_out": left_out.videos,

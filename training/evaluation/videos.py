@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,21 @@ def _unseen_labels(run: str | Path, fractions: Sequence[float]) -> str:
         f"the run was trained on the labels of {some}, and the classifiers of this evaluation are "
         f"fitted to a share {fractions[-1]:g} of the training videos; {advice}"
     )
+
+
+def videos_digest(index: Selection, splits: Sequence[str]) -> str:
+    """A digest of what a table depends on, apart from the weights.
+
+    It covers the id, split, action, view, usable frames, synchronisation and phases of every video
+    in the splits.
+    """
+    digest = hashlib.sha256()
+    for one in sorted(index.videos, key=lambda record: record.id):
+        if one.split in splits:
+            facts = (one.id, one.split, one.action, one.view, one.frames, one.gaps, one.sync)
+            digest.update(repr(facts).encode())
+            digest.update(b"" if one.phases is None else one.phases.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def usable_range(record: VideoRecord) -> tuple[int, int]:

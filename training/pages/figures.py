@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.data.summary import counted
 from training.pages import html
 from training.pages.sections import SHOWN
 
@@ -100,9 +101,9 @@ def _predicted(
     name = {"svm": "a support vector machine", "logistic": "a logistic regression"}[classifier]
     text = (
         f"Lowest bar: the phase that {name} predicts for each frame, fitted to the labelled frames "
-        f"of {len(train)} training videos. A line and a number mark the frame where a phase "
-        "begins; where numbers would overlap, only the line is there. A predicted phase covers the "
-        "frames where it prevails, so a few wrong frames do not move its beginning."
+        f"of {counted(len(train), 'training video')}. A line and a number mark the frame where a "
+        "phase begins; where numbers would overlap, only the line is there. A predicted phase "
+        "covers the frames where it prevails, so a few wrong frames do not move its beginning."
     )
     from training.evaluation.boundaries import boundaries, off_by
 

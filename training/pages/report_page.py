@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.data.folders import labels_file, place, prepare
-from training.evaluation.videos import open_index, require_some, split_videos
+from training.evaluation.videos import open_index, require_some, split_videos, videos_digest
 from training.pages import figures, html, sections
 from training.pages.result_section import HEADING, result_section
 from training.support.command import LeftOut
@@ -68,7 +69,7 @@ def write_report(
         ),
         *sections.empty_test_split(index, splits[1]),
         *sections.player_section(videos, shown, index, kind),
-        *_evaluation(
+        *evaluation_section(
             *(run, cfg, index, embeddings.weights["step"]),
             folder=folder,
             checkpoint=checkpoint,
@@ -93,7 +94,7 @@ def write_report(
     return target
 
 
-def _evaluation(
+def evaluation_section(
     run: Path, cfg: Any, index: Selection, step: int | None, **options: Any
 ) -> list[str]:
     """The section on RUN/evaluation.json, which is made first where it is missing.
@@ -116,18 +117,30 @@ def _evaluation(
         result = json.loads(file.read_text(encoding="utf-8"))
     else:
         return [HEADING, html.paragraph(_not_evaluated(splits, labelled, index, run))]
-    return [*result_section(result), *_other_step(result.get("step"), step, run)]
+    checkpoint = options["checkpoint"]
+    command = f"python -m training.evaluate {run}"
+    command += f" --checkpoint {checkpoint}" if checkpoint else ""
+    found = _out_of_date(result, index, splits, step)
+    texts = [f"{text}: run `{command}` again, then the report." for text in found]
+    remarks = [f'<p class="warning"><strong>{escape(text)}</strong></p>' for text in texts]
+    heading, *rest = result_section(result)
+    return [heading, *remarks, *rest]
 
 
-def _other_step(evaluated: int | None, step: int | None, run: Path) -> list[str]:
-    """A remark where the table is of an earlier step than the pictures."""
-    if evaluated in (None, step):
-        return []
-    text = (
-        f"The table is of step {evaluated}, the pictures are of step {step}: run `python -m "
-        f"training.evaluate {run}` again, then the report."
-    )
-    return [f'<p class="warning"><strong>{escape(text)}</strong></p>']
+def _out_of_date(
+    result: Mapping[str, Any], index: Selection, splits: Sequence[str], step: int | None
+) -> list[str]:
+    """Where the table differs from the run and its videos as they are now."""
+    found = []
+    if result.get("step") not in (None, step):
+        found.append(f"The table is of step {result['step']}, the pictures are of step {step}")
+    made_with = result.get("class_set") or ""
+    if made_with != index.class_set:
+        names = [repr(name) if name else "none" for name in (made_with, index.class_set)]
+        found.append(f"The table's class set is {names[0]}, the run's is {names[1]}")
+    elif result.get("videos_digest") not in (None, videos_digest(index, splits)):
+        found.append("The table was made with other labels, splits or videos")
+    return found
 
 
 def _not_evaluated(

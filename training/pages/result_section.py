@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from training.data.summary import counted
 from training.evaluation.baselines import TIME_INDEX
 from training.evaluation.encoders import (
     BACKBONE,
@@ -80,7 +81,8 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
         key for row in rows.values() for key, value in row["metrics"].items() if value is not None
     )
     sentence = verdict(rows)
-    body = [HEADING, *([f'<p class="verdict">{escape(sentence)}</p>'] if sentence else ())]
+    body = [HEADING]
+    body += [f'<p class="verdict">{escape(sentence)}</p>' if sentence else _no_verdict(result)]
     body += _warnings(result)
     notes = []
     if TIME_INDEX in rows:
@@ -93,6 +95,7 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
     body += [html.paragraph(" ".join(notes), quiet=True)] if sentence and notes else []
     # The verdict is by one metric: whoever reads only it has to see where others say otherwise.
     body += [html.paragraph(text) for text in compare(rows) if text.startswith(NOT_BETTER)]
+    scored = counted(result["videos"]["test"], "test video")
     stride = f", stride {result['stride']}" if "stride" in result else ""
     class_set = f", class set {result['class_set']}" if result.get("class_set") else ""
     titles = dict(shown)
@@ -103,7 +106,7 @@ def result_section(result: Mapping[str, Any]) -> list[str]:
         _short_table(rows),
         html.paragraph(
             f"Evaluated on {result['folder']}: {result['videos']['train']} training and "
-            f"{result['videos']['test']} test videos, protocol {result['protocol']}{stride}"
+            f"{scored}, protocol {result['protocol']}{stride}"
             f"{class_set}. Bold: the trained network is best in the column.",
             quiet=True,
         ),
@@ -137,6 +140,20 @@ def _warnings(result: Mapping[str, Any]) -> list[str]:
             "other videos and are still to be checked."
         )
     return [f'<p class="warning"><strong>{escape(text)}</strong></p>' for text in found]
+
+
+def _no_verdict(result: Mapping[str, Any]) -> str:
+    metrics = result.get("metrics")
+    again = ""
+    if metrics:
+        again = (
+            f" It was limited to {', '.join(metrics)}: run `python -m training.evaluate "
+            f"{result['run']}` for all metrics, then the report."
+        )
+    return html.paragraph(
+        "No verdict: the evaluation has no value of the metrics that decide it (event error, "
+        f"alignment error, classification).{again}"
+    )
 
 
 def verdict(rows: Mapping[str, Any]) -> str:
@@ -207,11 +224,13 @@ def _sorted(rows: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short_table(rows: Mapping[str, Any]) -> str:
-    shown = [
-        column
-        for column in SHORT
-        if any(row["metrics"].get(column[0]) is not None for row in rows.values())
-    ]
+    def known(column: tuple[str, str, str | None]) -> bool:
+        return any(row["metrics"].get(column[0]) is not None for row in rows.values())
+
+    shown = [column for column in SHORT if known(column)]
+    if not shown:
+        every = columns(key for row in rows.values() for key in row["metrics"])
+        shown = [column for key, title in every.items() if known(column := (key, title, None))]
     lines = [["", *(title for _, title, _ in shown)]]
     for name, row in rows.items():
         values = row["metrics"]

@@ -155,7 +155,8 @@ def _read_checkpoint(run_dir: Path, checkpoint: str | None) -> tuple[Path, dict[
         return found
     path = folder / f"{checkpoint_name(checkpoint)}.pt"
     if not path.is_file():
-        others = ", ".join([LATEST, *(one.stem for one in list_checkpoints(folder))])
+        best = [BEST] if (folder / f"{BEST}.pt").is_file() else []
+        others = ", ".join([LATEST, *best, *(one.stem for one in list_checkpoints(folder))])
         never = " (train.keep_best keeps one while a run trains)" if checkpoint == BEST else ""
         raise CheckpointError(
             f"{run_dir} has no checkpoint {path.stem}{never}; choose one of {others}"

@@ -137,6 +137,15 @@ def missing_extra(error: ImportError, what: str) -> str:
     return f'{error}; {what} needs: pip install "fastseq[train]"'
 
 
+def check_writable(folder: Path, name: str) -> None:
+    """UserError before any work is done if a folder that exists cannot receive a file."""
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{folder} is not writable, and {name} is written there: grant write permission, or "
+            "work on a copy of the folder"
+        )
+
+
 def make_folder(folder: Path) -> None:
     """Make an output folder before any work is done; UserError if that is impossible."""
     try:
