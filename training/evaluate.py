@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from training.data.label_values import SPLITS
-from training.data.summary import counted
 from training.evaluation.encoders import TRAINED
 from training.evaluation.few_shot import write_few_shot
 from training.evaluation.frame_level import evaluate_frame_level
@@ -36,7 +35,14 @@ from training.evaluation.tables import (
 )
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
 from training.evaluation.video_level import evaluate_video_level
-from training.support.command import EXIT_STATUS, LeftOut, UserError, check_writable, run_command
+from training.support.command import (
+    EXIT_STATUS,
+    LeftOut,
+    UserError,
+    check_writable,
+    counted,
+    run_command,
+)
 from training.support.files import write_json
 
 WIDTH = 100  # characters of a printed table; wider ones are split

@@ -18,10 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.data.folders import place, prepare
-from training.data.summary import counted
 from training.evaluation.stored import add_checkpoint, add_no_store
 from training.evaluation.videos import open_index
-from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
+from training.support.command import (
+    EXIT_STATUS,
+    LeftOut,
+    UserError,
+    counted,
+    make_folder,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from training.data.selection import Selection

@@ -16,6 +16,7 @@ from fastseq.video import write_video
 from training import evaluate, extract, report, retrieve
 from training.evaluation import encoders
 from training.evaluation.embed import load_embeddings
+from training.recipe.losses import LossConfig
 from training.recipe.schema import DataConfig
 from training.runs.model import Restored
 
@@ -97,6 +98,7 @@ def run(tmp_path, monkeypatch, folder):
             {"backbone": "grey", "encoder": "grey", "layers": 0, "weights": None}
             | {"backbone_share": 0}
         ),
+        loss=LossConfig(),
     )
 
     def load(run, *, untrained, checkpoint):

@@ -217,6 +217,8 @@ def test_an_evaluation_of_tau_alone_shows_tau_and_why_there_is_no_verdict():
     assert "<th>tau</th>" in short
     assert "<td>0.750</td>" in short
     assert "No verdict: the evaluation has no value of the metrics that decide it" in page
-    assert "It was limited to tau: run `python -m training.evaluate runs/a` for all" in page
+    assert (
+        "It was limited to tau: run <code>python -m training.evaluate runs/a</code> for all" in page
+    )
     rows[TRAINED]["metrics"] = {"classification": 0.9}
     assert "No verdict" not in "\n".join(result_section(result))

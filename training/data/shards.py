@@ -19,8 +19,7 @@ from training.data.files import CARRIED_NAME, INDEX_NAME, LABELS_NAME, by_name, 
 from training.data.index import Index, VideoRecord, load_index
 from training.data.labels import TO_BE_CHECKED
 from training.data.samples import UNKNOWN_ENDING, samples_of
-from training.data.summary import counted
-from training.support.command import UserError, make_folder
+from training.support.command import UserError, counted, make_folder
 from training.support.files import replacing, write_json
 
 __all__ = ["samples_of", "write_shards"]

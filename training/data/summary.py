@@ -14,6 +14,7 @@ import numpy as np
 from training.data.files import LABELS_NAME, PICTURES
 from training.data.load import as_words, load_index, made_with
 from training.data.names import Names, shard_of
+from training.support.command import counted
 
 if TYPE_CHECKING:
     from training.data.files import Found
@@ -229,11 +230,6 @@ def _partly_used(videos: Sequence[VideoRecord]) -> str:
         f"synchronised in {len(groups)} group{'s' * (len(groups) != 1)}": synchronised,
     }
     return ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
-
-
-def counted(count: int, noun: str) -> str:
-    """A number and its noun: "1 video", "2 videos"."""
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _counts(values: Iterable[str]) -> str:

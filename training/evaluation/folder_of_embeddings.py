@@ -68,7 +68,7 @@ def evaluate_folder(
         videos = read_folder(folder)
     else:
         from training.data.index import load_index
-        from training.data.summary import counted
+        from training.support.command import counted
 
         index = load_index(folder_of_videos, class_set=class_set)
         classes, class_set = index.classes, index.class_set

@@ -23,6 +23,7 @@ from training.evaluation.videos import (
     open_index,
     require_some,
     split_videos,
+    unseen_labels,
     videos_digest,
 )
 from training.support.command import LeftOut, UserError
@@ -127,7 +128,8 @@ def evaluate_frame_level(
         "actions": sorted({record.action for record in test}),
         "seconds": round(time.perf_counter() - start, 1),
         "left_out": left_out.videos,
-        **known_doubts(run, test, options.get("fractions", (1.0,))),
+        **known_doubts(run, test),
+        **unseen_labels(embeddings.cfg, options.get("fractions", (1.0,))),
         "rows": rows,
         **described(test, options),
         "row_definitions": row_definitions(rows, embeddings.cfg.model.backbone_share),

@@ -37,23 +37,16 @@ def split_videos(index: Selection, split: str) -> list[VideoRecord]:
     return [*videos_of_split(index, split)]
 
 
-def known_doubts(
-    run: str | Path, test: Sequence[VideoRecord], fractions: Sequence[float] | None = None
-) -> dict[str, Any]:
+def known_doubts(run: str | Path, test: Sequence[VideoRecord]) -> dict[str, list[str]]:
     """What puts figures on the scored videos in doubt, for RUN/evaluation.json; warns on stderr.
-
-    Args:
-        fractions: shares of the training videos whose phases classifiers are fitted to; None: no
-            phases are used.
 
     Returns:
         ``trained_on``: ids of the scored videos that the run was trained on; the key is absent if
         the run does not tell. ``unchecked``: ids of those whose labels are to be checked.
-        ``label_share``: a sentence if the classifiers see labels that the training did not.
     """
     from training.runs.videos import trained_on
 
-    found: dict[str, Any] = {"trained_on": trained_on(run, test)}
+    found = {"trained_on": trained_on(run, test)}
     split = test[0].split if test else "test"
     if found["trained_on"]:
         print(
@@ -62,9 +55,6 @@ def known_doubts(
             "train again without them",
             file=sys.stderr,
         )
-    if fractions is not None and (share := _unseen_labels(run, fractions)):
-        found["label_share"] = share
-        print(f"warning: {share}", file=sys.stderr)
     found["unchecked"] = [record.id for record in test if record.unchecked]
     if found["unchecked"]:
         print(
@@ -75,13 +65,19 @@ def known_doubts(
     return {key: ids for key, ids in found.items() if ids is not None}
 
 
-def _unseen_labels(run: str | Path, fractions: Sequence[float]) -> str:
-    """A sentence if a run was trained on fewer labels than classifiers are fitted to, else ""."""
-    from training.recipe.load import load_config
+def unseen_labels(cfg: Any, fractions: Sequence[float]) -> dict[str, str]:
+    """Whether classifiers see labels that the training did not, as for `known_doubts`.
 
-    options = load_config(Path(run) / "config.yaml").loss.classification
+    Args:
+        cfg: the run's configuration.
+        fractions: shares of the training videos whose phases classifiers are fitted to.
+
+    Returns:
+        ``label_share``: a sentence; empty for other runs.
+    """
+    options = cfg.loss.classification
     if not options.weight:
-        return ""
+        return {}
     if options.label_videos is not None:
         some = f"the first {options.label_videos} labelled videos of each action"
         advice = "--few-shot draws numbers of videos"
@@ -89,11 +85,13 @@ def _unseen_labels(run: str | Path, fractions: Sequence[float]) -> str:
         some = f"a share {options.label_share:g} of the labelled videos of each action"
         advice = f"--fractions {options.label_share:g} uses the same share"
     else:
-        return ""
-    return (
+        return {}
+    text = (
         f"the run was trained on the labels of {some}, and the classifiers of this evaluation are "
         f"fitted to a share {fractions[-1]:g} of the training videos; {advice}"
     )
+    print(f"warning: {text}", file=sys.stderr)
+    return {"label_share": text}
 
 
 def videos_digest(index: Selection, splits: Sequence[str]) -> str:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.data.summary import counted
 from training.pages import html
 from training.pages.sections import SHOWN
+from training.support.command import counted
 
 if TYPE_CHECKING:
     from training.data.index import VideoRecord

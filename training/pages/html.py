@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -45,7 +46,9 @@ def page(
 
 
 def paragraph(text: str, *, quiet: bool = False) -> str:
-    return f'<p class="quiet">{escape(text)}</p>' if quiet else f"<p>{escape(text)}</p>"
+    """A paragraph of plain text; words between backticks are code."""
+    inside = re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+    return f'<p class="quiet">{inside}</p>' if quiet else f"<p>{inside}</p>"
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:

@@ -12,6 +12,7 @@ from training.data.folders import labels_file, place, prepare
 from training.evaluation.videos import open_index, require_some, split_videos, videos_digest
 from training.pages import figures, html, sections
 from training.pages.result_section import HEADING, result_section
+from training.recipe.losses import loss_terms
 from training.support.command import LeftOut
 from training.support.files import replacing, write_json
 
@@ -64,7 +65,7 @@ def write_report(
     body = [
         f"<h1>{escape(sections.title(videos, index))}</h1>",
         html.paragraph(
-            f"Frame embeddings learned from video without labels. Run: {run.resolve().name}.",
+            f"Frame embeddings learned from video {_learned_from(cfg)}. Run: {run.resolve().name}.",
             quiet=True,
         ),
         *sections.empty_test_split(index, splits[1]),
@@ -92,6 +93,14 @@ def write_report(
     with replacing(target) as partial:
         partial.write_text(html.page(f"{run.resolve().name}: fastseq", body), encoding="utf-8")
     return target
+
+
+def _learned_from(cfg: Any) -> str:
+    """Whether the run's losses used the phases, in words."""
+    if not cfg.loss.classification.weight:
+        return "without labels"
+    others = any(name != "classification" for name, *_ in loss_terms(cfg.loss))
+    return "with and without labels" if others else "with labels"
 
 
 def evaluation_section(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from training.data.summary import counted
 from training.evaluation.baselines import TIME_INDEX
 from training.evaluation.encoders import (
     BACKBONE,
@@ -25,6 +24,7 @@ from training.evaluation.tables import (
     mean_median,
 )
 from training.pages import html
+from training.support.command import counted
 
 HEADING = "<h2>How good are the embeddings?</h2>"
 NOT_BETTER = "Not better than"

@@ -63,6 +63,11 @@ class LeftOut:
         return out
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: "1 video", "2 videos"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 @contextlib.contextmanager
 def short_warnings() -> Iterator[None]:
     """Print the loader's warnings of videos that it leaves out in one line each, above a bar.
