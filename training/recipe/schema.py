@@ -148,8 +148,8 @@ class OptimConfig:
     momentum: float = share(0.9)  # of SGD
     schedule: str = one_of("cosine", "cosine", "constant", "step")
     min_lr: float = at_least(0.0, 0)  # at the end of the cosine
-    # With schedule=step: epochs from the start of the run, in rising order, at each of which the
-    # learning rate is multiplied by gamma.
+    # Of schedule=step: epochs from the start of the run, in rising order. Each multiplies the
+    # learning rate by gamma.
     milestones: list[float] = field(default_factory=list)
     gamma: float = anything(0.1, above=0, maximum=1)
     warmup_steps: int = at_least(0, 0)  # set steps or epochs
