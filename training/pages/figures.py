@@ -81,7 +81,7 @@ def strips(
             f"The first {len(shown)} {kind} videos of the action {action!r}, each stretched to the "
             "same width. Upper bar: the embedding of each frame as a colour (its first three "
             "principal components). The bar below: the labelled phase. If the network has found "
-            "the phases, the upper bar changes where the lower one does, and like phases have like "
+            "the phases, the upper bar changes where the labels do, and like phases have like "
             "colours in all videos. If it only knows the time, all upper bars look the same. If "
             "each video has one colour throughout, it mostly sees how the video looks."
         ),
