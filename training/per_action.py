@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from training.evaluation.options import Options, add_arguments, from_arguments
 from training.evaluation.protocols import PROTOCOLS
-from training.support.command import INCOMPLETE, UserError, make_folder, run_command
+from training.support.command import UserError, make_folder, run_command
 from training.support.files import write_json
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from training.data.selection import open_index
     from training.studies import per_action
-    from training.studies.evaluated_runs import finished, read_result
+    from training.studies.evaluated_runs import conclude, failures, finished, read_result
     from training.studies.per_action import Plan
     from training.studies.trainings import Job, run_jobs
     from training.support.distributed import launched_by_torchrun
@@ -110,27 +110,15 @@ def _run(args: argparse.Namespace) -> int:
         )
         for action in missing
     }
-    bad = run_jobs([*jobs.values()], args.jobs, keep_going=True)
-    for job in bad:
-        where = "its error is above" if args.jobs == 1 else f"see {job.log}"
-        failed[job.what] = f"its training or evaluation failed, {where}"
+    failed |= failures(run_jobs([*jobs.values()], args.jobs, keep_going=True), args.jobs)
     results = {action: read_result(plan.run(action)) for action in fit if action not in failed}
-    left_out = {
-        name: why for result in results.values() for name, why in result["left_out"].items()
-    }
     if results:
         content = per_action.summary(plan, results, failed)
         write_json(args.out / "per_action.json", content)
         print(f"\n{per_action.table(content)}\n")
         print(content["definitions"]["per action"])
         print(f"written to {args.out / 'per_action.json'}, with the definition of every column")
-    for name, why in left_out.items():
-        print(f"left out {name}: {why}")
-    for action, why in failed.items():
-        print(f"no result for {action}: {why}", file=sys.stderr)
-    if not results:
-        return 1
-    return INCOMPLETE if failed or left_out else 0
+    return conclude(results.values(), failed)
 
 
 def _dry_run(plan: Plan, actions: Sequence[str]) -> int:

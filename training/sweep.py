@@ -23,7 +23,7 @@ from training.evaluation.options import ARGUMENTS, add_arguments, from_arguments
 from training.evaluation.protocols import PROTOCOLS
 from training.evaluation.stored import add_checkpoint
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
-from training.support.command import INCOMPLETE, UserError, make_folder, run_command
+from training.support.command import UserError, make_folder, run_command
 from training.support.files import write_json
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from training.data.selection import open_index, videos_of_split
     from training.studies import sweep as study
-    from training.studies.evaluated_runs import facts, finished, read_result
+    from training.studies.evaluated_runs import conclude, facts, failures, finished, read_result
     from training.studies.trainings import Job, run_jobs
     from training.support.distributed import launched_by_torchrun
     from training.train import compose
@@ -120,10 +120,7 @@ def _run(args: argparse.Namespace, options: dict[str, Any]) -> int:
         log = args.out / f"{point.folder},seed_{seed}.log"
         call = functools.partial(_one, sweep, point, seed, options)
         jobs.append(Job(_what(point, seed), call, log))
-    failed = {
-        job.what: "its error is above" if args.jobs == 1 else f"see {job.log}"
-        for job in run_jobs(jobs, args.jobs, keep_going=True)
-    }
+    failed = failures(run_jobs(jobs, args.jobs, keep_going=True), args.jobs)
     results = {
         (point, seed): read_result(sweep.run(point, seed))
         for point, seed in runs
@@ -131,16 +128,7 @@ def _run(args: argparse.Namespace, options: dict[str, Any]) -> int:
     }
     if results:
         _write(sweep, study.summary(sweep, facts(options), results, failed))
-    left_out = {
-        name: why for result in results.values() for name, why in result["left_out"].items()
-    }
-    for name, why in left_out.items():
-        print(f"left out {name}: {why}")
-    for what, why in failed.items():
-        print(f"no result for {what}: its training or evaluation failed, {why}", file=sys.stderr)
-    if not results:
-        return 1
-    return INCOMPLETE if failed or left_out else 0
+    return conclude(results.values(), failed)
 
 
 def _options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:

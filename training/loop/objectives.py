@@ -69,7 +69,7 @@ class Objective:
         ]
 
     def shares(self, mine: Tensor, everyone: Tensor) -> Tensor:
-        """The factors of this rank's values (`names`) in the mean over a batch, part by part.
+        """The factor of each value (`names`) of this rank in the mean over a batch, for each part.
 
         Args:
             mine: `counts` of this rank's clips, float64 (parts, losses).

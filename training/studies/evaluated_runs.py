@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from training.evaluation.encoders import TRAINED
 from training.evaluation.few_shot import write_few_shot
 from training.evaluation.options import Options
 from training.evaluation.video_level import NAME as VIDEO_LEVEL
-from training.studies.trainings import check_same_values, train_or_continue
+from training.studies.trainings import Job, check_same_values, train_or_continue
 from training.support.command import INCOMPLETE, UserError
 from training.support.files import write_json
 
@@ -111,6 +111,27 @@ def read_result(run: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not JSON ({error}); remove it and repeat the command"
         ) from error
+
+
+def failures(jobs: Iterable[Job], at_a_time: int) -> dict[str, str]:
+    """Why each of these jobs of `run_jobs` has no result, by its name."""
+    where = {job.what: "its error is above" if at_a_time == 1 else f"see {job.log}" for job in jobs}
+    return {what: f"its training or evaluation failed, {one}" for what, one in where.items()}
+
+
+def conclude(results: Collection[Mapping[str, Any]], failed: Mapping[str, str]) -> int:
+    """Print the videos that were left out and the runs without a result; the exit status.
+
+    ``failed``: name of a run -> reason.
+    """
+    left_out = {name: why for result in results for name, why in result["left_out"].items()}
+    for name, why in left_out.items():
+        print(f"left out {name}: {why}")
+    for what, why in failed.items():
+        print(f"no result for {what}: {why}", file=sys.stderr)
+    if not results:
+        return 1
+    return INCOMPLETE if failed or left_out else 0
 
 
 def trained_metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
