@@ -5,7 +5,7 @@ from typing import Any
 
 from fastseq.ops.contrastive_idm.options import DISTANCES, KINDS, WEIGHTS
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
-from fastseq.ops.soft_dtw.options import COSTS
+from fastseq.ops.soft_dtw.options import ALL_COSTS, SOFTMINS
 from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
 from fastseq.ops.vclr.op import FORMS as VCLR_FORMS
 from training.recipe.fields import (
@@ -49,7 +49,9 @@ class SoftDTWConfig:
 
     weight: float | None = loss_weight()
     gamma: float = 0.1
-    cost: str = one_of("sqeuclidean", *COSTS)
+    cost: str = one_of("sqeuclidean", *ALL_COSTS)
+    temperature: float = above(0.1, 0)  # of cost=softmax
+    softmin: str = one_of("logsumexp", *SOFTMINS)
     bandwidth: int | None = at_least(None, 0)
     divergence: bool = False
     normalize: bool = True  # normalise embeddings to unit length first

@@ -32,9 +32,8 @@ def lav_reference(
 
     def warp(a, b, lengths_a, lengths_b):
         lengths = lengths_a, lengths_b
-        return soft_dtw_reference(
-            a, b, None, *lengths, None, None, SoftDTWOptions(opts.gamma, None)
-        )
+        gamma = SoftDTWOptions(opts.gamma, None)
+        return soft_dtw_reference(a, b, None, None, *lengths, None, None, gamma)
 
     align = warp(x, y, lengths_x, lengths_y)
     if opts.divergence:

@@ -14,8 +14,8 @@ FUSED = {
     op: FusedLoss(
         op,
         "fastseq.ops.soft_dtw",
-        inputs=("x?", "y?", "cost?", "lengths_x?", "lengths_y?", "gammas?", "bands?"),
-        differentiable=3,
+        inputs=("x?", "y?", "cost?", "bias?", "lengths_x?", "lengths_y?", "gammas?", "bands?"),
+        differentiable=4,
         options=SoftDTWOptions,
         reference=soft_dtw_reference,
         stem=op,
@@ -24,18 +24,21 @@ FUSED = {
 }
 
 
-def alignment(x, y, constants: Tensors, name: str, opts: SoftDTWOptions) -> Tensor:
+def alignment(x, y, bias, constants: Tensors, name: str, opts: SoftDTWOptions) -> Tensor:
     """(N, T, S) expected alignment by backend ``name``. constants: lengths, gammas and bands."""
     if torch.compiler.is_compiling():
-        return _alignment_op(x, y, *constants, name, *opts)
-    return _Alignment.apply(x, y, constants, name, opts)
+        return _alignment_op(x, y, bias, *constants, name, *opts)
+    return _Alignment.apply(x, y, bias, constants, name, opts)
 
 
-def _align(x, y, constants: Tensors, name: str, opts: SoftDTWOptions) -> Tensor:
+def _align(x, y, bias, constants: Tensors, name: str, opts: SoftDTWOptions) -> Tensor:
     """The gradient with respect to the costs."""
-    fused, call = FUSED["soft_dtw_from_cost"], (name, opts, (False, False, True))
+    fused, call = FUSED["soft_dtw_from_cost"], (name, opts, (False, False, True, False))
     with no_autocast(x.device.type):
-        inputs = None, None, squared_distances(x, y), *constants
+        cost = squared_distances(x, y)
+        if bias is not None:
+            cost += bias[:, None]
+        inputs = None, None, cost, None, *constants
         value, *kept = fused.forward(*call, *inputs)
         return fused.backward(torch.ones_like(value), *call, *inputs, *kept)[2]
 
@@ -44,8 +47,8 @@ class _Alignment(torch.autograd.Function):
     jvp = refuse_forward_mode("soft_dtw_alignment")
 
     @staticmethod
-    def forward(ctx, x, y, constants, name, opts):
-        return _align(x, y, constants, name, opts)
+    def forward(ctx, x, y, bias, constants, name, opts):
+        return _align(x, y, bias, constants, name, opts)
 
     @staticmethod
     def backward(ctx, grad):
@@ -61,13 +64,13 @@ _ALIGNMENT = (
 @torch.library.custom_op(
     "fastseq::soft_dtw_alignment",
     mutates_args=(),
-    schema="(Tensor x, Tensor y, Tensor? lengths_x, Tensor? lengths_y, Tensor? gammas, "
-    "Tensor? bands, str backend, float gamma, int? bandwidth, bool begin_free, bool end_free, "
-    "float warp_penalty) -> Tensor",
+    schema="(Tensor x, Tensor y, Tensor? bias, Tensor? lengths_x, Tensor? lengths_y, "
+    "Tensor? gammas, Tensor? bands, str backend, float gamma, int? bandwidth, bool begin_free, "
+    "bool end_free, float warp_penalty, str softmin) -> Tensor",
 )
-def _alignment_op(x, y, lengths_x, lengths_y, gammas, bands, backend, *options):
+def _alignment_op(x, y, bias, lengths_x, lengths_y, gammas, bands, backend, *options):
     constants = lengths_x, lengths_y, gammas, bands
-    return _align(x, y, constants, backend, SoftDTWOptions(*options))
+    return _align(x, y, bias, constants, backend, SoftDTWOptions(*options))
 
 
 @_alignment_op.register_fake
@@ -95,7 +98,7 @@ def _alignment_context(ctx, inputs, output):
 
 
 def _alignment_autograd(ctx, grad):
-    return *_alignment_backward_op(grad, *ctx.saved_tensors), *[None] * 10
+    return *_alignment_backward_op(grad, *ctx.saved_tensors), *[None] * 12
 
 
 _alignment_op.register_autograd(_alignment_autograd, setup_context=_alignment_context)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fastseq.ops.common.fused import transforms_active
 from fastseq.ops.common.lengths import Lengths, prepare_valid, valid_mask
-from fastseq.ops.common.validate import check_embeddings, check_nonnegative
+from fastseq.ops.common.validate import check_choice, check_embeddings, check_nonnegative
 from fastseq.ops.soft_dtw.costs import full_precision
 from fastseq.ops.soft_dtw.cross import soft_dtw_cross
-from fastseq.ops.soft_dtw.options import SoftDTWOptions
+from fastseq.ops.soft_dtw.options import COSTS, SoftDTWOptions
 
 _OP = "soft_dtw_barycenter"
 
@@ -73,6 +73,7 @@ def soft_dtw_barycenter(
     """
     if transforms_active():
         raise RuntimeError(f"{_OP}: a search does not work inside torch.func transforms")
+    check_choice(_OP, "cost", cost, COSTS)
     SoftDTWOptions.checked(_OP, gamma, bandwidth, cost, warp_penalty=warp_penalty)
     tol = check_nonnegative(_OP, "tol", tol)
     max_iter = _integer("max_iter", max_iter, 0)

@@ -26,7 +26,7 @@ CrossOptions = NamedTuple(
 def forward(x, y, lengths_x, lengths_y, gamma, opts: CrossOptions, needs) -> tuple[Tensor, None]:
     """Values (A, B), and None: nothing is kept."""
     served_by, *options = opts
-    call = served_by, SoftDTWOptions(*options), (False, False, False)
+    call = served_by, SoftDTWOptions(*options), (False, False, False, False)
     values = x.new_empty(x.shape[0], y.shape[0])
     for rows, columns in rectangles(x, y):
         lengths = _part(lengths_x, rows), _part(lengths_y, columns)
@@ -42,7 +42,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and y, None where not needed."""
     served_by, *options = opts
-    call = served_by, SoftDTWOptions(*options), (*needs, False)
+    call = served_by, SoftDTWOptions(*options), (*needs, False, False)
     dx, dy = (z.new_zeros(z.shape) if need else None for z, need in zip((x, y), needs, strict=True))
     for rows, columns in rectangles(x, y):
         lengths = _part(lengths_x, rows), _part(lengths_y, columns)
@@ -58,7 +58,7 @@ def _gradients(grad: Tensor, call, x: Tensor, y: Tensor, lengths_x, lengths_y, g
     """Gradients of one chunk; its other tensors are freed when the call returns."""
     pairs, fused = expanded(x, y, lengths_x, lengths_y, gamma), FUSED["soft_dtw"]
     _, *kept = fused.forward(*call, *pairs)
-    gx, gy, _ = fused.backward(grad.reshape(-1), *call, *pairs, *kept)
+    gx, gy, *_ = fused.backward(grad.reshape(-1), *call, *pairs, *kept)
     return (
         None if gx is None else gx.view(*grad.shape, *x.shape[1:]).sum(1),
         None if gy is None else gy.view(*grad.shape, *y.shape[1:]).sum(0),
@@ -79,6 +79,7 @@ def expanded(x: Tensor, y: Tensor, lengths_x, lengths_y, gamma) -> tuple[Tensor 
     return (
         x[:, None].expand(a, b, *x.shape[1:]).reshape(a * b, *x.shape[1:]),
         y[None].expand(a, b, *y.shape[1:]).reshape(a * b, *y.shape[1:]),
+        None,
         None,
         None if lengths_x is None else lengths_x[:, None].expand(a, b).reshape(a * b),
         None if lengths_y is None else lengths_y[None].expand(a, b).reshape(a * b),

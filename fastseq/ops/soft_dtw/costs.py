@@ -34,3 +34,21 @@ def cosine_frames(z: Tensor, lengths: Tensor | None, side: int) -> Tensor:
     mark = flat.to(z.dtype)
     other = torch.zeros_like(mark)
     return torch.cat([unit, *((mark, other) if side == 0 else (other, mark))], -1) * 0.5**0.5
+
+
+def softmax_frames(
+    x: Tensor, y: Tensor, lengths_x: Tensor | None, lengths_y: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Frames whose squared distances are (1 - cos(x, y)) / temperature."""
+    factor = temperature**-0.5
+    return factor * cosine_frames(x, lengths_x, 0), factor * cosine_frames(y, lengths_y, 1)
+
+
+def softmax_bias(x: Tensor, y: Tensor, lengths_x: Tensor | None, backend: str) -> Tensor:
+    """(N, S): log sum_i exp(-|x_i - y_j|^2) over the real frames of x; differentiable.
+
+    With `softmax_frames` |x_i - y_j|^2 + bias_j = -log softmax_i(cos(x_i, y_j) / temperature).
+    """
+    d = (x[:, :, None] - y[:, None]).square().sum(-1)
+    real = valid_mask(lengths_x, *x.shape[:2], x.device)
+    return torch.where(real[:, :, None], -d, -torch.inf).logsumexp(1)

@@ -5,12 +5,12 @@ from torch import Tensor
 
 from fastseq.ops.common.fused import FusedLoss, refuse_transforms
 from fastseq.ops.common.lengths import Lengths, prepare_valid, real_first, reorder
-from fastseq.ops.common.validate import check_embeddings
+from fastseq.ops.common.validate import check_choice, check_embeddings
 from fastseq.ops.soft_dtw import chunks
 from fastseq.ops.soft_dtw.autograd import FUSED
 from fastseq.ops.soft_dtw.costs import cosine_frames, full_precision
 from fastseq.ops.soft_dtw.op import _resolve
-from fastseq.ops.soft_dtw.options import SoftDTWOptions
+from fastseq.ops.soft_dtw.options import COSTS, SoftDTWOptions
 from fastseq.ops.soft_dtw.per_pair import Gamma, split_gamma
 from fastseq.ops.soft_dtw.reference import soft_dtw_reference
 
@@ -75,6 +75,7 @@ def soft_dtw_cross(
     ends = {"begin": begin, "end": end, "warp_penalty": warp_penalty}
     x, y, real_x, real_y = every_pair(op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y))
     gamma, gammas = split_gamma(op, gamma, 1, x.device)
+    check_choice(op, "cost", cost, COSTS)
     opts = SoftDTWOptions.checked(op, gamma, bandwidth, cost, **ends)
     name = _resolve(op, backend, x.device.type)
     if name == "reference" or chunks.fits(x, y):

@@ -27,6 +27,7 @@ def forward(
     x: Tensor | None,
     y: Tensor | None,
     cost: Tensor | None,
+    bias: Tensor | None,
     lengths_x: Tensor | None,
     lengths_y: Tensor | None,
     gammas: Tensor | None,
@@ -36,7 +37,7 @@ def forward(
 ) -> tuple[Tensor, ...]:
     given = x if cost is None else cost
     if _needs_double(x, opts):
-        inputs = x.double(), y.double(), cost, lengths_x, lengths_y, gammas, bands
+        inputs = x.double(), y.double(), cost, bias, lengths_x, lengths_y, gammas, bands
         value, *saved = forward(*inputs, opts, needs)
         return value.to(x.dtype), *saved
     batch, rows, columns = _sizes(x, y, cost)
@@ -66,6 +67,7 @@ def backward(
     x: Tensor | None,
     y: Tensor | None,
     cost: Tensor | None,
+    bias: Tensor | None,
     lengths_x: Tensor | None,
     lengths_y: Tensor | None,
     gammas: Tensor | None,
@@ -73,20 +75,20 @@ def backward(
     *saved: Tensor,
     opts: SoftDTWOptions,
     needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     if _needs_double(x, opts):
-        inputs = x.double(), y.double(), cost, lengths_x, lengths_y, gammas, bands
+        inputs = x.double(), y.double(), cost, bias, lengths_x, lengths_y, gammas, bands
         grads = backward(grad.double(), *inputs, *saved, opts=opts, needs=needs)
         return tuple(t if t is None else t.to(x.dtype) for t in grads)
-    wanted = zip((x, y, cost), needs, strict=True)
-    dx, dy, dcost = grads = [torch.empty_like(t) if need else None for t, need in wanted]
+    wanted = zip((x, y, cost, bias), needs, strict=True)
+    dx, dy, dcost, dbias = grads = [torch.empty_like(t) if need else None for t, need in wanted]
     if not any(needs):
-        return dx, dy, dcost
+        return dx, dy, dcost, dbias
     if not saved:  # no cells
         for t in grads:
             if t is not None:
                 t.zero_()
-        return dx, dy, dcost
+        return dx, dy, dcost, dbias
     kept, states = saved
     batch, strips, phases = states.shape[:3]
     # Polled memory: flux, the counts of blocks of dy, the ticket counter.
@@ -98,7 +100,7 @@ def backward(
     grad, start = grad.contiguous(), polled.data_ptr()
     buffers = *map(_pointer, (grad, dx, dy, dcost)), start, start + flux, start + done
     _build().soft_dtw_backward(call, *buffers)
-    return dx, dy, dcost
+    return dx, dy, dcost, dbias
 
 
 def _needs_double(x: Tensor | None, opts: SoftDTWOptions) -> bool:

@@ -13,7 +13,7 @@ from fastseq.ops.common.validate import check_choice
 from fastseq.ops.soft_dtw import chunks
 from fastseq.ops.soft_dtw.cross import every_pair
 from fastseq.ops.soft_dtw.op import _resolve
-from fastseq.ops.soft_dtw.options import COSTS, check_bandwidth, checked_ends
+from fastseq.ops.soft_dtw.options import COSTS, SoftDTWOptions, check_bandwidth, checked_ends
 
 # Below this number of cells a thread costs more than it saves.
 CELLS_PER_THREAD = 1 << 16
@@ -151,5 +151,6 @@ def _by_limit(x, y, real_x, real_y, bandwidth, begin_free, end_free, penalty) ->
     greatest = (longest[0].max() + longest[1].max()).double().square().clamp(min=penalty)
     exponent = greatest.frexp().exponent.clamp(-50, 100)
     gamma = torch.full_like(greatest, 1 / math.log(2)).ldexp(exponent - LIMIT)[None]
-    opts = chunks.CrossOptions(name, 1.0, bandwidth, begin_free, end_free, penalty)
+    opts = SoftDTWOptions(1.0, bandwidth, begin_free, end_free, penalty)
+    opts = chunks.CrossOptions(name, *opts)
     return chunks.forward(x, y, real_x, real_y, gamma, opts, (False, False))[0]

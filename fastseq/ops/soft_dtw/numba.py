@@ -17,11 +17,11 @@ from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
 CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
 
 
-def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
+def forward(x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
     """Values (N,) and the tensors for the backward: H of each strip's last row; H and V at the
     start of each block; for a free end the shares of the last row. If pairs have infinite costs,
     also their numbers and R."""
-    p = _Problem(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
+    p = _Problem(x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts)
     below = p.new(p.batch, p.strips, p.m)
     state = p.new(p.batch, p.strips, p.blocks if any(needs) else 0, 2, LANES)
     parts = np.zeros((p.batch, p.strips))
@@ -42,10 +42,21 @@ def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOption
 
 
 def backward(
-    grad, x, y, cost, lengths_x, lengths_y, gammas, bands, *saved, opts: SoftDTWOptions, needs
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, y and cost, None where there is no such input or it is not needed."""
-    p = _Problem(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
+    grad,
+    x,
+    y,
+    cost,
+    bias,
+    lengths_x,
+    lengths_y,
+    gammas,
+    bands,
+    *saved,
+    opts: SoftDTWOptions,
+    needs,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, y, cost and bias, None where there is no such input or it is not needed."""
+    p = _Problem(x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts)
     below, state, shares, *extra = saved
     flow = torch.empty(p.batch, p.strips, p.m, dtype=torch.float64)
     # Not torch.zeros: its threads would spin on processors that our threads are about to need.
@@ -61,14 +72,14 @@ def backward(
     if extra:
         dcost.numpy()[numbers] = part
     if cost is not None:
-        return None, None, dcost
-    return dx if needs[0] else None, dy if needs[1] else None, None
+        return None, None, dcost, None
+    return dx if needs[0] else None, dy if needs[1] else None, None, None
 
 
 class _Problem:
     """One call in the form that the kernels need."""
 
-    def __init__(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts):
+    def __init__(self, x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts):
         given = cost if x is None else x
         self.batch, self.n = given.shape[:2]
         self.m = cost.shape[2] if x is None else y.shape[1]

@@ -23,7 +23,12 @@ from fastseq.ops.common.lengths import (
 )
 from fastseq.ops.common.validate import FLOAT_DTYPES, check_pair
 from fastseq.ops.soft_dtw import autograd
-from fastseq.ops.soft_dtw.costs import cosine_frames, full_precision
+from fastseq.ops.soft_dtw.costs import (
+    cosine_frames,
+    full_precision,
+    softmax_bias,
+    softmax_frames,
+)
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from fastseq.ops.soft_dtw.per_pair import Bandwidth, Gamma, split_bandwidth, split_gamma
 from fastseq.ops.soft_dtw.reference import dense_cost, soft_dtw_reference
@@ -35,6 +40,8 @@ def soft_dtw(
     *,
     gamma: Gamma = 1.0,
     cost: str = "sqeuclidean",
+    temperature: float = 0.1,
+    softmin: str = "logsumexp",
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
     valid_x: Tensor | None = None,
@@ -65,8 +72,15 @@ def soft_dtw(
         gamma: smoothing, in the units of the cost; for gamma towards 0 this becomes hard DTW.
             Default 1.0: the paper and the packages that follow it. Used in practice: 1e-4 to 1e3. A
             number, or a tensor (N,) with one for each pair, or (). No gradient is computed for it.
-        cost: "sqeuclidean", or "cosine", 1 - cos (a frame of norm below 1e-12 costs 1 against
-            every frame and has no gradient). Any other cost: :func:`soft_dtw_from_cost`.
+        cost: "sqeuclidean"; "cosine", 1 - cos (a frame of norm below 1e-12 costs 1 against every
+            frame and has no gradient); or "softmax", -log softmax_i(cos(x_i, y_j) / temperature),
+            over the real frames i of x (GTA, AE2). Others: :func:`soft_dtw_from_cost`.
+        temperature: of cost="softmax"; other costs ignore it. Default 0.1 (GTA and AE2's code).
+        softmin: the soft minimum of the recursion: "logsumexp", as above; "prob", sum_k p_k r_k
+            with p = softmax(-r / gamma) (GTA, AE2, Drop-DTW), whose E may have negative entries;
+            or "sparse", min over probabilities q of sum_k q_k r_k - gamma / 2 sum_k q_k (1 - q_k)
+            (Mensch and Blondel, 2018, shifted to be r for a single r), whose E is mostly 0. The
+            two latter need fixed ends.
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
             sequence.
         valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; pass these or lengths. Other
@@ -83,7 +97,7 @@ def soft_dtw(
         warp_penalty: added to the cost of each step that is not diagonal, 0 or more, in the units
             of the cost; beginning late or ending early costs nothing. Default 0: plain DTW.
         divergence: value(x, y) - (value(x, x) + value(y, y)) / 2, which is 0 for y = x (Blondel,
-            Mensch and Vert, 2021). Not with free ends.
+            Mensch and Vert, 2021). Not with free ends, nor with cost="softmax".
         reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0.
         backend: "auto", "numba" (CPU), "cuda" (NVIDIA GPU), "torch" (any device) or "reference"
             (dense; the only one that can be differentiated twice).
@@ -120,15 +134,17 @@ def soft_dtw(
         begin=begin,
         end=end,
         warp_penalty=warp_penalty,
+        softmin=softmin,
+        temperature=temperature,
     )
-    x, y, real_x, real_y, _ = _embeddings(
-        op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y)
+    x, y, bias, real_x, real_y, _ = _embeddings(
+        op, x, y, cost, temperature, (lengths_x, lengths_y), (valid_x, valid_y), backend
     )
     num, frames_x, frames_y = x.shape[0], x.shape[1], y.shape[1]
     pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, x.device)
 
     def run(a: Tensor, b: Tensor, lengths_a: Tensor | None, lengths_b: Tensor | None) -> Tensor:
-        return _values(op, opts, backend, a, b, None, lengths_a, lengths_b, *per_pair)
+        return _values(op, opts, backend, a, b, None, bias, lengths_a, lengths_b, *per_pair)
 
     values = run(x, y, real_x, real_y)
     if divergence:
@@ -145,6 +161,7 @@ def soft_dtw_from_cost(
     cost: Tensor,
     *,
     gamma: Gamma = 1.0,
+    softmin: str = "logsumexp",
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
     valid_x: Tensor | None = None,
@@ -163,8 +180,8 @@ def soft_dtw_from_cost(
             y, of any sign; float64, float32, bfloat16 or float16. Its gradient is the expected
             alignment. +inf forbids a pair, whose gradient is then 0. If no path is left, the value
             is +inf and the whole gradient 0. NaN and -inf make the value NaN.
-        gamma, lengths_x, lengths_y, valid_x, valid_y, bandwidth, begin, end, warp_penalty,
-            reduction, backend: as in :func:`soft_dtw`.
+        gamma, softmin, lengths_x, lengths_y, valid_x, valid_y, bandwidth, begin, end,
+            warp_penalty, reduction, backend: as in :func:`soft_dtw`.
 
     Returns and raises the same as :func:`soft_dtw`.
 
@@ -188,14 +205,14 @@ def soft_dtw_from_cost(
     unbatched = cost.dim() == 2
     cost = full_precision(cost[None] if unbatched else cost)
     num, frames_x, frames_y = cost.shape
-    ends = {"begin": begin, "end": end, "warp_penalty": warp_penalty}
+    ends = {"begin": begin, "end": end, "warp_penalty": warp_penalty, "softmin": softmin}
     opts, per_pair = _options(op, num, cost.device, gamma, bandwidth, reduction=reduction, **ends)
     orders, (real_x, real_y) = _real_first(
         op, cost.shape, cost.device, (lengths_x, lengths_y), (valid_x, valid_y)
     )
     for dim, order in enumerate(orders, 1):
         cost = reorder(cost, order, dim)
-    values = _values(op, opts, backend, None, None, cost, real_x, real_y, *per_pair)
+    values = _values(op, opts, backend, None, None, cost, None, real_x, real_y, *per_pair)
     pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, cost.device)
     return _reduce(values, pairs, reduction, unbatched)
 
@@ -206,6 +223,8 @@ def soft_dtw_alignment(
     *,
     gamma: Gamma = 1.0,
     cost: str = "sqeuclidean",
+    temperature: float = 0.1,
+    softmin: str = "logsumexp",
     lengths_x: Lengths = None,
     lengths_y: Lengths = None,
     valid_x: Tensor | None = None,
@@ -224,9 +243,9 @@ def soft_dtw_alignment(
     exception to memory that grows with T + S.
 
     Args:
-        x, y, gamma, cost, lengths_x, lengths_y, valid_x, valid_y, bandwidth, begin, end,
-            warp_penalty, backend: as in :func:`soft_dtw`. Only ``backend="reference"`` returns an
-            E that can be differentiated.
+        x, y, gamma, cost, temperature, softmin, lengths_x, lengths_y, valid_x, valid_y, bandwidth,
+            begin, end, warp_penalty, backend: as in :func:`soft_dtw`. Only ``backend="reference"``
+            returns an E that can be differentiated.
 
     Returns:
         (N, T, S), or (T, S) for one pair: float64 for float64 inputs, otherwise float32.
@@ -246,33 +265,50 @@ def soft_dtw_alignment(
     check_pair(op, "x", x, "y", y)
     unbatched = x.dim() == 2
     num = 1 if unbatched else x.shape[0]
-    ends = {"begin": begin, "end": end, "warp_penalty": warp_penalty}
-    opts, per_pair = _options(op, num, x.device, gamma, bandwidth, cost=cost, **ends)
-    x, y, real_x, real_y, orders = _embeddings(
-        op, x, y, cost, (lengths_x, lengths_y), (valid_x, valid_y)
+    rest = {"begin": begin, "end": end, "warp_penalty": warp_penalty, "softmin": softmin}
+    rest |= {"cost": cost, "temperature": temperature}
+    opts, per_pair = _options(op, num, x.device, gamma, bandwidth, **rest)
+    x, y, bias, real_x, real_y, orders = _embeddings(
+        op, x, y, cost, temperature, (lengths_x, lengths_y), (valid_x, valid_y), backend
     )
-    name = _resolve(op, backend, x.device.type)
+    name = _resolve(op, backend, x.device.type, softmin, bias is not None)
     constants = real_x, real_y, *per_pair
     if name == "reference":
-        expected = _reference_alignment(x, y, constants, opts)
+        expected = _reference_alignment(x, y, bias, constants, opts)
     else:
         refuse_transforms(op, name)
-        expected = autograd.alignment(x, y, constants, name, opts)
+        expected = autograd.alignment(x, y, bias, constants, name, opts)
     for dim, order in enumerate(orders, 1):  # frames return to their original places
         expected = reorder(expected, None if order is None else order.argsort(1), dim)
     return expected[0] if unbatched else expected
 
 
-def resolve_backend(requested: str, device_type: str, op: str = "soft_dtw") -> tuple[str, str]:
-    """The backend for a call on such a device, and why it was picked. Depends only on the arguments
-    and the environment."""
+def resolve_backend(
+    requested: str,
+    device_type: str,
+    op: str = "soft_dtw",
+    softmin: str = "logsumexp",
+    biased: bool = False,
+) -> tuple[str, str]:
+    """The backend for such a call, and why it was picked. Depends only on the arguments and the
+    environment. ``biased``: whether the call is one with cost="softmax"."""
+    cuda, numba, plain = (
+        None if softmin in softmins and (not biased or bias) else "not supported with this option"
+        for softmins, bias in (_CUDA, _NUMBA, _TORCH)
+    )
     why_not = {
-        "cuda": _elsewhere("cuda", device_type) or unavailable("cuda"),
-        "numba": _elsewhere("cpu", device_type) or unavailable("numba"),
-        "torch": None,
+        "cuda": _elsewhere("cuda", device_type) or cuda or unavailable("cuda"),
+        "numba": _elsewhere("cpu", device_type) or numba or unavailable("numba"),
+        "torch": plain,
         "reference": None,
     }
     return choose_backend(op, requested, why_not)
+
+
+# The soft minima that a backend supports, and whether it supports a bias of the columns.
+_CUDA = (("logsumexp",), False)
+_NUMBA = (("logsumexp",), False)
+_TORCH = (("logsumexp",), False)
 
 
 def _elsewhere(home: str, device_type: str) -> str | None:
@@ -283,8 +319,14 @@ def _elsewhere(home: str, device_type: str) -> str | None:
 
 
 @constant_under_compile
-def _resolve(op: str, requested: str, device_type: str) -> str:
-    name, reason = resolve_backend(requested, device_type, op)
+def _resolve(
+    op: str,
+    requested: str,
+    device_type: str,
+    softmin: str = "logsumexp",
+    biased: bool = False,
+) -> str:
+    name, reason = resolve_backend(requested, device_type, op, softmin, biased)
     if name == "torch" and device_type == "cuda" and reason.startswith("preferred"):
         _warn_slow(reason)
     return name
@@ -298,9 +340,12 @@ def _warn_slow(reason: str) -> None:
     )
 
 
-def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths, valid):
-    """Checked inputs in the backends' form: batched, float32 or float64, cost squared Euclidean,
-    real frames first; and the orders that brought the real frames first."""
+def _embeddings(
+    op: str, x: Tensor, y: Tensor, cost: str, temperature: float, lengths, valid, backend: str
+):
+    """Checked inputs in the backends' form: batched, float32 or float64, cost squared Euclidean
+    plus a bias of each column (None: 0), real frames first; and the orders that brought the real
+    frames first."""
     if x.dim() == 2:
         x, y = x[None], y[None]
     if x.dtype != y.dtype:
@@ -312,7 +357,11 @@ def _embeddings(op: str, x: Tensor, y: Tensor, cost: str, lengths, valid):
     x, y = reorder(x, orders[0]), reorder(y, orders[1])
     if cost == "cosine":
         x, y = cosine_frames(x, real_x, 0), cosine_frames(y, real_y, 1)
-    return x, y, real_x, real_y, orders
+    bias = None
+    if cost == "softmax":
+        x, y = softmax_frames(x, y, real_x, real_y, temperature)
+        bias = softmax_bias(x, y, real_x, backend)
+    return x, y, bias, real_x, real_y, orders
 
 
 def _real_first(op: str, sizes: Sequence[int], device: torch.device, lengths, valid):
@@ -331,21 +380,21 @@ def _options(op: str, num: int, device: torch.device, gamma: Gamma, bandwidth: B
     return SoftDTWOptions.checked(op, gamma, bandwidth, **rest), (gammas, bands)
 
 
-def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, *constants):
+def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, bias, *constants):
     """(N,) values; picks the backend. constants: lengths, gammas and bands."""
     device_type = (x if cost is None else cost).device.type
-    name = _resolve(op, backend, device_type)
-    return autograd.FUSED[op](name, opts, x, y, cost, *constants)
+    name = _resolve(op, backend, device_type, opts.softmin, bias is not None)
+    return autograd.FUSED[op](name, opts, x, y, cost, bias, *constants)
 
 
-def _reference_alignment(x, y, constants, opts: SoftDTWOptions) -> Tensor:
-    lengths_x, lengths_y, gammas, bands = constants
+def _reference_alignment(x, y, bias, constants, opts: SoftDTWOptions) -> Tensor:
+    lengths_x, lengths_y, *_ = constants
     differentiable = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     with no_autocast(x.device.type), torch.enable_grad():
-        cost = dense_cost(x, y, lengths_x, lengths_y)
+        cost = dense_cost(x, y, lengths_x, lengths_y, bias)
         if not differentiable:
             cost = cost.detach().requires_grad_()
-        values = soft_dtw_reference(None, None, cost, lengths_x, lengths_y, gammas, bands, opts)
+        values = soft_dtw_reference(None, None, cost, None, *constants, opts)
         (expected,) = torch.autograd.grad(values.sum(), cost, create_graph=differentiable)
     return expected.to(x.dtype)
 

@@ -14,6 +14,8 @@ from fastseq.ops.common.validate import (
 )
 
 COSTS = ("sqeuclidean", "cosine")
+ALL_COSTS = (*COSTS, "softmax")  # of soft_dtw and its alignment
+SOFTMINS = ("logsumexp", "prob", "sparse")
 ENDS = ("fixed", "free")
 
 
@@ -23,6 +25,7 @@ class SoftDTWOptions(NamedTuple):
     begin_free: bool = False
     end_free: bool = False
     warp_penalty: float = 0.0
+    softmin: str = "logsumexp"
 
     @classmethod
     def checked(
@@ -36,18 +39,33 @@ class SoftDTWOptions(NamedTuple):
         begin: str = "fixed",
         end: str = "fixed",
         warp_penalty: float = 0.0,
+        softmin: str = "logsumexp",
+        temperature: float = 0.1,
     ) -> "SoftDTWOptions":
-        """cost, divergence and reduction are only checked here."""
-        check_choice(op, "cost", cost, COSTS)
+        """cost, temperature, divergence and reduction are only checked here."""
+        check_choice(op, "cost", cost, ALL_COSTS)
         check_bool(op, "divergence", divergence)
         check_choice(op, "reduction", reduction, REDUCTIONS)
+        check_choice(op, "softmin", softmin, SOFTMINS)
+        check_positive(op, "temperature", temperature)
         ends = checked_ends(op, begin, end, warp_penalty)
         if divergence and (begin, end) != ("fixed", "fixed"):
             raise ValueError(
                 f"{op}: divergence=True needs begin='fixed' and end='fixed', got {begin!r} and "
                 f"{end!r}: with free ends value(x, x) is no baseline; to fix: divergence=False"
             )
-        return cls(check_positive(op, "gamma", gamma), check_bandwidth(op, bandwidth), *ends)
+        if divergence and cost == "softmax":
+            raise ValueError(
+                f"{op}: divergence=True needs cost='sqeuclidean' or 'cosine', got 'softmax', which "
+                "is not symmetric; to fix: divergence=False"
+            )
+        if softmin != "logsumexp" and (begin, end) != ("fixed", "fixed"):
+            raise ValueError(
+                f"{op}: softmin={softmin!r} needs begin='fixed' and end='fixed', got {begin!r} and "
+                f"{end!r}; to fix: softmin='logsumexp'"
+            )
+        bandwidth = check_bandwidth(op, bandwidth)
+        return cls(check_positive(op, "gamma", gamma), bandwidth, *ends, softmin)
 
 
 def checked_ends(op: str, begin: str, end: str, warp_penalty: float) -> tuple[bool, bool, float]:

@@ -11,6 +11,7 @@ def soft_dtw_reference(
     x: Tensor | None,
     y: Tensor | None,
     cost: Tensor | None,
+    bias: Tensor | None,
     lengths_x: Tensor | None,
     lengths_y: Tensor | None,
     gammas: Tensor | None,
@@ -19,12 +20,14 @@ def soft_dtw_reference(
 ) -> Tensor:
     """Values (N,) of inputs that op.py has checked: x (N, T, D) and y (N, S, D), or cost (N, T, S).
 
+    bias (N, S) is added to the squared distances of each column.
+
     gammas and bands (N,) replace those of the options.
 
     Computed in float64 for all inputs: with R in float32 the gradient would lose its digits.
     """
     if cost is None:
-        cost = dense_cost(x, y, lengths_x, lengths_y)
+        cost = dense_cost(x, y, lengths_x, lengths_y, bias)
         dtype = x.dtype
     else:
         dtype = cost.dtype
@@ -36,12 +39,21 @@ def soft_dtw_reference(
     return _values(cost, lengths_x, lengths_y, gammas, bands, opts).to(dtype)
 
 
-def dense_cost(x: Tensor, y: Tensor, lengths_x: Tensor | None, lengths_y: Tensor | None) -> Tensor:
+def dense_cost(
+    x: Tensor,
+    y: Tensor,
+    lengths_x: Tensor | None,
+    lengths_y: Tensor | None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """(N, T, S) in float64, padded frames set to 0. Needs memory for N T S D numbers."""
     mask_x, mask_y = _masks(*x.shape[:2], y.shape[1], lengths_x, lengths_y, x.device)
     x = torch.where(mask_x[..., None], x, 0).double()
     y = torch.where(mask_y[..., None], y, 0).double()
-    return (x[:, :, None] - y[:, None]).square().sum(-1)
+    cost = (x[:, :, None] - y[:, None]).square().sum(-1)
+    if bias is None:
+        return cost
+    return cost + torch.where(mask_y, bias, 0).double()[:, None]
 
 
 def _masks(num, n, m, lengths_x, lengths_y, device) -> tuple[Tensor, Tensor]:
@@ -55,7 +67,7 @@ def _values(cost: Tensor, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOpti
     cells that exist, lie in the band and have a path to them. The predecessor of the first cell is
     a cell of R = 0; with a free begin so is that of every cell of row 0. A cell of cost +inf has no
     path. If no end has a path the value is +inf, a constant.
-    softmin(a, b, c) = -gamma log(exp(-a / gamma) + exp(-b / gamma) + exp(-c / gamma)).
+    softmin: see `_softmin`.
     """
     num, n, m = cost.shape
     if cost.numel() == 0:
@@ -88,7 +100,7 @@ def _values(cost: Tensor, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOpti
         steps = [down(before[0]), down(last[0]) + penalty, last[0] + penalty]
         first = (i == 0) & (opts.begin_free or k == 0)  # comes from the R = 0 that down() put there
         there = [down(before[1]) | first, down(last[1]), last[1]]
-        soft = _softmin(torch.stack(steps), torch.stack(there), gamma, 0)[0]
+        soft = _softmin(torch.stack(steps), torch.stack(there), gamma, 0, opts.softmin)[0]
         here = cost[:, i, (k - i).clamp(0, m - 1)] + soft
         inside = present(k) & (there[0] | there[1] | there[2])
         # A cell that is never read still has to be finite, for the gradient.
@@ -101,14 +113,39 @@ def _values(cost: Tensor, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOpti
     values, ends = torch.stack(diagonals, 1)[at], torch.stack(reached, 1)[at]
     if opts.end_free:
         ends = ends & (j < end_y[:, None])
-        values, ends = _softmin(values, ends, gamma, 1), ends.any(1, keepdim=True)
+        values, ends = _softmin(values, ends, gamma, 1, "logsumexp"), ends.any(1, keepdim=True)
     values = torch.where(ends, values, torch.inf)[:, 0]
     return torch.where((end_x == 0) | (end_y == 0), 0, values)
 
 
-def _softmin(r: Tensor, there: Tensor, gamma: float | Tensor, dim: int) -> Tensor:
-    """Soft minimum along ``dim``, which is kept, over the entries ``there``; 0 where none is."""
+def _softmin(r: Tensor, there: Tensor, gamma: float | Tensor, dim: int, kind: str) -> Tensor:
+    """Soft minimum along ``dim``, which is kept, over the entries ``there``; 0 where none is.
+
+    logsumexp: -gamma log sum_k exp(-r_k / gamma)
+    prob:      sum_k p_k r_k, p = softmax(-r / gamma)
+    sparse:    min over q >= 0 with sum_k q_k = 1 of sum_k q_k r_k - gamma / 2 sum_k q_k (1 - q_k)
+    """
     some = there.any(dim, keepdim=True)
     # Where no entry is there any finite number will do: it never leaves this function.
     scaled = torch.where(some, torch.where(there, -r / gamma, -torch.inf), 0)
-    return torch.where(some, -gamma * torch.logsumexp(scaled, dim, keepdim=True), 0)
+    if kind == "logsumexp":
+        return torch.where(some, -gamma * torch.logsumexp(scaled, dim, keepdim=True), 0)
+    q = torch.softmax(scaled, dim) if kind == "prob" else _onto_simplex(scaled, dim)
+    # Entries that are not there may be anything finite, and have q = 0.
+    value = (q * torch.where(there, r, 0)).sum(dim, keepdim=True)
+    if kind == "sparse":
+        value = value - gamma / 2 * (q * (1 - q)).sum(dim, keepdim=True)
+    return torch.where(some, value, 0)
+
+
+def _onto_simplex(a: Tensor, dim: int) -> Tensor:
+    """The point of the simplex nearest to a, of which entries may be -inf: max(a - t, 0)."""
+    a = a - a.amax(dim, keepdim=True)
+    # Entries of at most -1 are no part of the sum, and -2 is one of them.
+    ordered = torch.where(a == -torch.inf, -2, a).sort(dim, descending=True).values
+    count = torch.arange(1, a.shape[dim] + 1, device=a.device, dtype=a.dtype)
+    count = count.view([-1 if d == dim % a.dim() else 1 for d in range(a.dim())])
+    used = 1 + count * ordered > ordered.cumsum(dim)
+    used_count = used.sum(dim, keepdim=True)
+    t = (torch.where(used, ordered, 0).sum(dim, keepdim=True) - 1) / used_count
+    return (a - t).clamp(min=0)

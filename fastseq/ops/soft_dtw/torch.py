@@ -20,10 +20,10 @@ ABSENT = 1e30  # the score of a missing predecessor: weight exactly 0
 NO_PATH = 1e300  # R of a cell that no path reaches, and the score of a missing R
 
 
-def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
+def forward(x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOptions, needs):
     """Values (N,), and H and V at the start of each stretch of diagonals; for a free end also the
     tensors of :class:`_FreeEnd`."""
-    wave = _Wave(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
+    wave = _Wave(x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts)
     up, v = wave.new(wave.n + 1), wave.new(wave.n)
     value = torch.zeros(wave.batch, dtype=torch.float64, device=wave.device)
     end = _FreeEnd(wave) if opts.end_free else None
@@ -44,11 +44,22 @@ def forward(x, y, cost, lengths_x, lengths_y, gammas, bands, opts: SoftDTWOption
 
 
 def backward(
-    grad, x, y, cost, lengths_x, lengths_y, gammas, bands, *saved, opts: SoftDTWOptions, needs
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, y and cost, None where there is no such input or it is not needed."""
-    need_x, need_y, _ = needs
-    wave = _Wave(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
+    grad,
+    x,
+    y,
+    cost,
+    bias,
+    lengths_x,
+    lengths_y,
+    gammas,
+    bands,
+    *saved,
+    opts: SoftDTWOptions,
+    needs,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, y, cost and bias, None where there is no such input or it is not needed."""
+    need_x, need_y, *_ = needs
+    wave = _Wave(x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts)
     dx, dy, dcost = (None if t is None else torch.zeros_like(t) for t in (x, y, cost))
     end = _FreeEnd(wave, saved[1], grad) if len(saved) > 1 else None
     # Flux on its way to the left, to the row above, and along the diagonal, one step later.
@@ -80,16 +91,16 @@ def backward(
                 columns = torch.arange(s - lanes.start, s - lanes.stop, -1, device=wave.device)
                 dy.index_add_(1, columns, term, alpha=-2)
     if dcost is not None:
-        return None, None, dcost.masked_fill_(~wave.real, 0)
+        return None, None, dcost.masked_fill_(~wave.real, 0), None
     for gradient, mask in ((dx, wave.real_x), (dy, wave.real_y)):
         gradient.masked_fill_(~mask[..., None], 0)
-    return dx if need_x else None, dy if need_y else None, None
+    return dx if need_x else None, dy if need_y else None, None, None
 
 
 class _Wave:
     """One call: its costs in units of gamma, its band, its anti-diagonals."""
 
-    def __init__(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts):
+    def __init__(self, x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts):
         given = cost if x is None else x
         self.batch, self.n = given.shape[:2]
         self.m = cost.shape[2] if x is None else y.shape[1]

@@ -36,7 +36,7 @@ def suffix(given: bool, dtype: torch.dtype) -> str:
 class _Backend:
     """A backend whose launches are made by a test."""
 
-    def forward(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts, needs):
+    def forward(self, x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts, needs):
         call = Call(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
         h, states = call.new_h(), call.new_states() if any(needs) else None
         value = call.given.new_empty(call.batch)
@@ -49,6 +49,7 @@ class _Backend:
         x,
         y,
         cost,
+        bias,
         lengths_x,
         lengths_y,
         gammas,

@@ -247,25 +247,25 @@ def test_what_a_backend_gets(monkeypatch):
         @staticmethod
         def backward(grad, x, *inputs, opts, needs):
             calls.append((grad, needs))
-            return torch.zeros_like(x), None, None
+            return torch.zeros_like(x), None, None, None
 
     monkeypatch.setattr(fused, "_backend", lambda package, name: Recorder)
     x, y = randn(2, 3, 8).mT.bfloat16().requires_grad_(), randn(1, 5, 3).expand(2, -1, -1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fastseq.soft_dtw(x, y, lengths_x=[8, 2], bandwidth=3, backend="torch").sum().backward()
-    (a, b, cost, lengths_x, lengths_y, *per_pair, opts, needs), (grad, needs_then) = calls
+    (a, b, cost, bias, lengths_x, lengths_y, *per_pair, opts, needs), (grad, needs_then) = calls
     for t in (a, b):
         assert t.is_contiguous()
         assert t.dtype == torch.float32
     assert lengths_x.dtype == torch.int64
     assert grad.dtype == torch.float32
-    assert (cost, lengths_y, *per_pair) == (None, None, None, None)
-    assert opts == (1.0, 3, False, False, 0.0)
-    assert needs == needs_then == [True, False, False]
+    assert (cost, bias, lengths_y, *per_pair) == (None, None, None, None, None)
+    assert opts == (1.0, 3, False, False, 0.0, "logsumexp")
+    assert needs == needs_then == [True, False, False, False]
     with torch.no_grad():
         fastseq.soft_dtw(x, y, backend="torch")
     fastseq.soft_dtw(x.detach(), y, backend="torch")
-    assert [call[-1] for call in calls[2:]] == [[False] * 3] * 2
+    assert [call[-1] for call in calls[2:]] == [[False] * 4] * 2
     for gamma, band in ((torch.tensor([0.5, 2.0]).half(), [3, 2**40]), (torch.tensor(0.5), (3, 4))):
         fastseq.soft_dtw(x, y, gamma=gamma, bandwidth=band, begin="free", backend="torch")
         *_, gammas, bands, opts, _ = calls[-1]
@@ -374,7 +374,9 @@ def test_module_is_the_function():
         x, y, lengths_x=[20, 5], **options, reduction="mean", backend="reference"
     )
     assert torch.equal(module(x, y, lengths_x=[20, 5]), want)
-    assert "gamma=0.2, cost='cosine', bandwidth=4" in repr(module)
+    assert "gamma=0.2, cost='cosine', temperature=0.1, softmin='logsumexp', bandwidth=4" in repr(
+        module
+    )
     ends = {"begin": "free", "end": "free", "warp_penalty": 0.5}
     module = fastseq.nn.SoftDTW(gamma=torch.tensor(0.2), **ends, backend="reference")
     want = fastseq.soft_dtw(x, y, gamma=0.2, **ends, backend="reference")

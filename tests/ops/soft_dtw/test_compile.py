@@ -15,12 +15,12 @@ def _tensors(given):
     x, y = randn(2, 7, 4, seed=1).requires_grad_(), randn(2, 5, 4, seed=2).requires_grad_()
     lengths = torch.tensor([7, 3])
     if given == "embeddings":
-        return x, y, None, lengths, None, torch.tensor([0.5, 2.0]).double(), None
+        return x, y, None, None, lengths, None, torch.tensor([0.5, 2.0]).double(), None
     cost = randn(2, 7, 5, seed=3).requires_grad_()
-    return None, None, cost, None, torch.tensor([4, 5]), None, torch.tensor([1, 3])
+    return None, None, cost, None, None, torch.tensor([4, 5]), None, torch.tensor([1, 3])
 
 
-ALL = 0.5, None, True, True, 0.3
+ALL = 0.5, None, True, True, 0.3, "logsumexp"
 
 
 @pytest.mark.parametrize("given", ["embeddings", "costs"])
@@ -31,14 +31,15 @@ def test_opcheck(backend, given):
     for keep in (True, False):
         # Without the tensors that the backward needs, there is no gradient to check.
         inputs = [t if keep or t is None else t.detach() for t in tensors]
-        needs = [t is not None and t.requires_grad for t in inputs[:3]]
+        needs = [t is not None and t.requires_grad for t in inputs[:4]]
         assert any(needs) == keep
         torch.library.opcheck(fused.forward_op, (*inputs, *options, needs))
-    needs = [t is not None for t in tensors[:3]]
+    needs = [t is not None for t in tensors[:4]]
     value, packed, layout = fused.forward_op(*tensors, *options, needs)
     inputs = [t if t is None else t.detach() for t in tensors]
-    embeddings = [True, True, False], [True, False, False], [False, True, False]
-    for needs in embeddings if given == "embeddings" else [[False, False, True]]:
+    sides = [True, True], [True, False], [False, True]
+    embeddings = [[*side, False, False] for side in sides]
+    for needs in embeddings if given == "embeddings" else [[False, False, True, False]]:
         torch.library.opcheck(
             fused.backward_op, (torch.ones_like(value), *inputs, packed, layout, *options, needs)
         )
@@ -46,9 +47,9 @@ def test_opcheck(backend, given):
 
 @backends(BACKENDS)
 def test_opcheck_alignment(backend):
-    x, y, _, *constants = _tensors("embeddings")
+    x, y, _, bias, *constants = _tensors("embeddings")
     options = backend, *ALL
-    torch.library.opcheck(_alignment_op, (x.detach(), y.detach(), *constants, *options))
+    torch.library.opcheck(_alignment_op, (x.detach(), y.detach(), bias, *constants, *options))
 
 
 def test_what_is_saved_crosses_as_bytes():

@@ -306,7 +306,7 @@ def test_wrong_input_says_what_came_and_what_was_expected(change, error, text):
 def test_opcheck(backend):
     x, y = randn(3, 9, 4, seed=19).requires_grad_(), randn(2, 7, 4, seed=20).requires_grad_()
     constants = torch.tensor([9, 4, 0]), None, torch.tensor([0.4], dtype=torch.float64)
-    options = "chunks", backend, 1.0, 2, False, False, 0.0
+    options = "chunks", backend, 1.0, 2, False, False, 0.0, "logsumexp"
     for needs in ([True, True], [False, True]):
         inputs = [z if need else z.detach() for z, need in zip((x, y), needs, strict=True)]
         torch.library.opcheck(_CHUNKS.forward_op, (*inputs, *constants, *options, needs))

@@ -43,7 +43,7 @@ def frames(*shape, dtype=F64, seed=0, unit=False):
 def run(host, x, y, opts, lengths_x=None, lengths_y=None, grad=None, gammas=None, bands=None):
     """Value, dx, dy; or value and dcost when y is None."""
     args = (x, y, None) if y is not None else (None, None, x)
-    args = *args, lengths_x, lengths_y, gammas, bands
+    args = *args, None, lengths_x, lengths_y, gammas, bands
     value, *saved = host.forward(*args, opts, needs=[True] * 3)
     grad = torch.ones_like(value) if grad is None else grad.to(value.dtype)
     dx, dy, dcost = host.backward(grad, *args, *saved, opts=opts)
@@ -54,7 +54,7 @@ def truth(x, y, opts, lengths_x=None, lengths_y=None, grad=None, gammas=None, ba
     x = x.double().requires_grad_()
     leaves = (x,) if y is None else (x, y.double().requires_grad_())
     args = (None, None, x) if y is None else (*leaves, None)
-    value = soft_dtw_reference(*args, lengths_x, lengths_y, gammas, bands, opts)
+    value = soft_dtw_reference(*args, None, lengths_x, lengths_y, gammas, bands, opts)
     grad = torch.ones_like(value) if grad is None else grad.double()
     return value.detach(), *torch.autograd.grad(value, leaves, grad)
 
@@ -289,7 +289,7 @@ def test_nan_in_a_real_frame_is_not_hidden(host):
 def test_nothing_is_kept_without_a_gradient(host):
     x, y = frames(1, 70, 4, seed=7), frames(1, 50, 4, seed=8)
     opts = SoftDTWOptions(0.1, None)
-    args = x, y, *[None] * 5, opts
+    args = x, y, *[None] * 6, opts
     value, *saved = host.forward(*args, needs=[False] * 3)
     assert saved == []
     assert torch.equal(value, host.forward(*args, needs=[True] * 3)[0])
