@@ -271,11 +271,15 @@ def test_what_a_backend_gets(monkeypatch):
         *_, gammas, bands, opts, _ = calls[-1]
         assert torch.equal(gammas, gamma.double().expand(2))
         assert bands.tolist() == [3, min(band[1], 2**30)]
-        assert opts == (1.0, None, True, False, 0.0)
+        assert opts == (1.0, None, True, False, 0.0, "logsumexp")
     ends = {"end": "free", "warp_penalty": 2, "backend": "torch"}
     fastseq.soft_dtw(x[0], y[0], bandwidth=torch.tensor(4), **ends)
     *_, gammas, bands, opts, _ = calls[-1]
-    assert (gammas, bands.tolist(), opts) == (None, [4], (1.0, None, False, True, 2.0))
+    assert (gammas, bands.tolist(), opts) == (
+        None,
+        [4],
+        (1.0, None, False, True, 2.0, "logsumexp"),
+    )
 
 
 def test_numbers_of_numpy_are_numbers():
