@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastseq import video as video
     from fastseq.ops.contrastive_idm import contrastive_idm
     from fastseq.ops.lav import lav_loss
+    from fastseq.ops.lrprop import lrprop_loss
     from fastseq.ops.queue_nce import queue_nce
     from fastseq.ops.scl import scl_loss
     from fastseq.ops.soft_dtw import (
@@ -37,6 +38,7 @@ _PUBLIC = {
     "dtw_path": "fastseq.ops.soft_dtw",
     "intra_nce": "fastseq.ops.vclr",
     "lav_loss": "fastseq.ops.lav",
+    "lrprop_loss": "fastseq.ops.lrprop",
     "queue_nce": "fastseq.ops.queue_nce",
     "scl_loss": "fastseq.ops.scl",
     "soft_dtw": "fastseq.ops.soft_dtw",
@@ -58,6 +60,7 @@ __all__ = [
     "dtw_path",
     "intra_nce",
     "lav_loss",
+    "lrprop_loss",
     "queue_nce",
     "scl_loss",
     "soft_dtw",

@@ -1,6 +1,6 @@
 """nn.Module wrappers of the losses: options go to the constructor, tensors to the call."""
 
-from fastseq.nn.alignment import ContrastiveIDM, LAVLoss, SoftDTW, TCCLoss
+from fastseq.nn.alignment import ContrastiveIDM, LAVLoss, LRPropLoss, SoftDTW, TCCLoss
 from fastseq.nn.contrastive import QueueNCE, SCLLoss, TCNLoss, VCLRLoss
 from fastseq.ops.queue_nce.feature_queue import FeatureQueue
 
@@ -8,6 +8,7 @@ __all__ = [
     "ContrastiveIDM",
     "FeatureQueue",
     "LAVLoss",
+    "LRPropLoss",
     "QueueNCE",
     "SCLLoss",
     "SoftDTW",

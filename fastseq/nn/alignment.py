@@ -1,4 +1,4 @@
-"""Modules of the losses between two sequences: Soft-DTW, TCC, LAV; and Contrastive-IDM."""
+"""Modules of the losses between two sequences: Soft-DTW, TCC, LAV, LRProp; and Contrastive-IDM."""
 
 from torch import Tensor
 
@@ -9,6 +9,8 @@ from fastseq.ops.contrastive_idm.op import contrastive_idm
 from fastseq.ops.contrastive_idm.options import CIDMOptions
 from fastseq.ops.lav.op import lav_loss
 from fastseq.ops.lav.options import LAVOptions
+from fastseq.ops.lrprop.op import lrprop_loss
+from fastseq.ops.lrprop.options import LRPropOptions
 from fastseq.ops.soft_dtw.op import soft_dtw
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from fastseq.ops.tcc.op import tcc_loss
@@ -263,6 +265,60 @@ class LAVLoss(Loss):
             ty,
             duration_x=duration_x,
             duration_y=duration_y,
+            lengths_x=lengths_x,
+            lengths_y=lengths_y,
+            valid_x=valid_x,
+            valid_y=valid_y,
+            **self.options,
+        )
+
+
+class LRPropLoss(Loss):
+    """:func:`fastseq.lrprop_loss` as a module; see there for the formula, shapes and defaults.
+
+    Example:
+        >>> import torch
+        >>> from fastseq.nn import LRPropLoss
+        >>> loss = LRPropLoss(variance=3.0)
+        >>> loss(torch.randn(4, 30, 128), torch.randn(4, 20, 128)).shape
+        torch.Size([])
+    """
+
+    tensors = ()
+
+    def __init__(
+        self,
+        *,
+        variance: float = 10.0,
+        temperature: float = 0.1,
+        normalize: bool = True,
+        bandwidth: int | None = None,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ):
+        super().__init__(
+            LRPropOptions.checked,
+            backend,
+            variance=variance,
+            temperature=temperature,
+            normalize=normalize,
+            bandwidth=bandwidth,
+            reduction=reduction,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        lengths_x: Lengths = None,
+        lengths_y: Lengths = None,
+        valid_x: Tensor | None = None,
+        valid_y: Tensor | None = None,
+    ) -> Tensor:
+        return lrprop_loss(
+            x,
+            y,
             lengths_x=lengths_x,
             lengths_y=lengths_y,
             valid_x=valid_x,

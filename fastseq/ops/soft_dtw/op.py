@@ -388,13 +388,15 @@ def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, bias, *cons
 
 
 def _reference_alignment(x, y, bias, constants, opts: SoftDTWOptions) -> Tensor:
-    lengths_x, lengths_y, *_ = constants
+    lengths_x, lengths_y, gammas, bands = constants
     differentiable = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     with no_autocast(x.device.type), torch.enable_grad():
         cost = dense_cost(x, y, lengths_x, lengths_y, bias)
         if not differentiable:
             cost = cost.detach().requires_grad_()
-        values = soft_dtw_reference(None, None, cost, None, *constants, opts)
+        values = soft_dtw_reference(
+            None, None, cost, None, lengths_x, lengths_y, gammas, bands, opts
+        )
         (expected,) = torch.autograd.grad(values.sum(), cost, create_graph=differentiable)
     return expected.to(x.dtype)
 
