@@ -33,7 +33,7 @@ def clips(seed=0, n=3, t=8, padded=True) -> Clips:
 
 
 def objective(**losses) -> Objective:
-    of_pairs = {"lav", "tcc", "soft_dtw", "contrastive_idm"}
+    of_pairs = {"lav", "lrprop", "tcc", "soft_dtw", "contrastive_idm"}
     clips_of = "videos" if of_pairs & losses.keys() else "views"
     sampling = "anchors" if "tcn" in losses else "random"
     overrides = [f"data.clips={clips_of}", f"data.sampling={sampling}", "loss.scl.weight=0"]
@@ -186,6 +186,26 @@ def test_contrastive_idm_equals_loops(padded, form, weights):
 
 
 @pytest.mark.parametrize("padded", [False, True])
+def test_lrprop_counts_the_frames_of_its_pairs(padded):
+    batch = clips(padded=padded)
+    loss = objective(lrprop={"weight": 1, "variance": 2.0})
+    alone = [
+        fastseq.lrprop_loss(
+            *(batch.h[n, clip, real(batch, n, clip)] for clip in (0, 1)),
+            variance=2.0,
+            reduction="sum",
+        ).item()
+        for n in range(3)
+    ]
+    valid = torch.ones(3, 2, 8, dtype=torch.bool) if batch.valid is None else batch.valid
+    (frames,) = loss.counts({"valid": valid, "actions": None})
+    assert frames == sum(
+        len(batch.h[n, clip, real(batch, n, clip)]) for n in range(3) for clip in (0, 1)
+    )
+    assert loss(batch)[0].item() == pytest.approx(sum(alone) / frames, rel=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
 def test_tcn_takes_every_other_frame(padded):
     batch = clips(padded=padded)
     total = count = 0
@@ -202,8 +222,9 @@ def test_tcn_takes_every_other_frame(padded):
 
 
 def test_padding_does_not_matter():
-    names = ("soft_dtw", "lav", "contrastive_idm", "tcc", "tcn", "nearest", "scl")
-    for name, more in [(name, {}) for name in names] + [("tcc", {"pairs": "all"})]:
+    names = ("soft_dtw", "lav", "lrprop", "contrastive_idm", "tcc", "tcn", "nearest", "scl")
+    others = [("tcc", {"pairs": "all"}), ("soft_dtw", {"cost": "softmax", "softmin": "prob"})]
+    for name, more in [(name, {}) for name in names] + others:
         batch = clips()
         loss = objective(**{name: {"weight": 1} | more})
         before = loss(batch)[0]

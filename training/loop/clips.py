@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -27,3 +29,27 @@ class Clips:
 
     def lengths(self, clip: int) -> Tensor | None:
         return None if self.valid is None else self.valid[:, clip].sum(-1)
+
+
+def pair(clips: Clips, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, T, E) of both clips."""
+    h = embeddings(clips, normalize)
+    return h[:, 0], h[:, 1]
+
+
+def embeddings(clips: Clips, normalize: bool) -> Tensor:
+    """(N, 2, T, E), divided by their L2 norm in float32 if ``normalize``."""
+    return F.normalize(clips.h.float(), dim=-1) if normalize else clips.h
+
+
+def times(clips: Clips) -> dict[str, Any]:
+    """Frame numbers, lengths of the videos and numbers of real frames, as fastseq's losses name
+    them."""
+    return {
+        "tx": clips.steps[:, 0],
+        "ty": clips.steps[:, 1],
+        "duration_x": clips.num_frames[:, 0],
+        "duration_y": clips.num_frames[:, 1],
+        "lengths_x": clips.lengths(0),
+        "lengths_y": clips.lengths(1),
+    }

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastseq
-from training.loop.clips import Clips
+from training.loop.alignment_losses import ALIGNMENT_COUNTS, ALIGNMENT_LOSSES
+from training.loop.clips import Clips, embeddings, pair, times
 from training.loop.head_losses import HEAD_LOSSES, NEEDS_LABELS
 from training.recipe.losses import loss_terms
 from training.support.distributed import gather_rows, world_size
@@ -139,58 +140,12 @@ def _nearest(clips: Clips, *, temperature: float, reach: float) -> Tensor:
     return total / valid.sum().clamp(min=1)
 
 
-def _soft_dtw(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
-    """Divided by the number of frames of a clip, as in LAV's released code."""
-    x, y = _pair(clips, normalize)
-    values = fastseq.soft_dtw(
-        x,
-        y,
-        lengths_x=clips.lengths(0),
-        lengths_y=clips.lengths(1),
-        reduction="mean",
-        **options,
-    )
-    return values / x.shape[1]
-
-
-def _lav(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
-    return fastseq.lav_loss(*_pair(clips, normalize), **_times(clips), **options)
-
-
-def _contrastive_idm(
-    clips: Clips, *, normalize: bool, window: float, form: str, weights: str, **options: Any
-) -> Tensor:
-    """Sum of both clips' losses divided by the frames of a clip: LAV is _soft_dtw + alpha * this.
-
-    ``form`` is called ``kind`` in fastseq; recipes keep the earlier name. With ``weights="code"``
-    times and window are shares of the video, as in LAV's released code.
-    """
-    h = _embeddings(clips, normalize)
-    total = torch.zeros((), device=h.device)
-    for clip in (0, 1):
-        times, within = clips.steps[:, clip], window
-        if weights == "code":
-            duration = clips.num_frames[:, clip].float()
-            times, within = times.float() / duration[:, None], window / duration
-        total = total + fastseq.contrastive_idm(
-            h[:, clip],
-            times,
-            window=within,
-            kind=form,
-            weights=weights,
-            lengths=clips.lengths(clip),
-            reduction="sum",
-            **options,
-        )
-    return total / (h.shape[0] * h.shape[2])
-
-
 def _tcc(clips: Clips, *, normalize: bool, pairs: str, **options: Any) -> Tensor:
     if pairs == "given":
-        return fastseq.tcc_loss(*_pair(clips, normalize), **_times(clips), **options)
+        return fastseq.tcc_loss(*pair(clips, normalize), **times(clips), **options)
     if pairs != "all":
         raise ValueError(f"tcc: pairs is {pairs!r}; expected 'given' or 'all'")
-    return _tcc_all_pairs(clips, _embeddings(clips, normalize), **options)
+    return _tcc_all_pairs(clips, embeddings(clips, normalize), **options)
 
 
 def _tcc_all_pairs(clips: Clips, h: Tensor, **options: Any) -> Tensor:
@@ -221,7 +176,7 @@ def _tcc_all_pairs(clips: Clips, h: Tensor, **options: Any) -> Tensor:
 
 def _tcn(clips: Clips, *, normalize: bool, reg_lambda: float) -> Tensor:
     """The even frames of a clip are anchors, the odd frames positives (data.sampling=anchors)."""
-    h = _embeddings(clips, normalize)
+    h = embeddings(clips, normalize)
     anchors, positives = h[:, :, 0::2].flatten(0, 1), h[:, :, 1::2].flatten(0, 1)
     if clips.valid is None:
         return fastseq.tcn_loss(anchors, positives, reg_lambda=reg_lambda)
@@ -234,34 +189,12 @@ def _tcn(clips: Clips, *, normalize: bool, reg_lambda: float) -> Tensor:
     return torch.stack(each).sum() / max(sum(pairs), 1)
 
 
-def _pair(clips: Clips, normalize: bool) -> tuple[Tensor, Tensor]:
-    h = _embeddings(clips, normalize)
-    return h[:, 0], h[:, 1]
-
-
-def _embeddings(clips: Clips, normalize: bool) -> Tensor:
-    return F.normalize(clips.h.float(), dim=-1) if normalize else clips.h
-
-
-def _times(clips: Clips) -> dict[str, Any]:
-    return {
-        "tx": clips.steps[:, 0],
-        "ty": clips.steps[:, 1],
-        "duration_x": clips.num_frames[:, 0],
-        "duration_y": clips.num_frames[:, 1],
-        "lengths_x": clips.lengths(0),
-        "lengths_y": clips.lengths(1),
-    }
-
-
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "scl": _scl,
     "nearest": _nearest,
-    "soft_dtw": _soft_dtw,
-    "lav": _lav,
-    "contrastive_idm": _contrastive_idm,
     "tcc": _tcc,
     "tcn": _tcn,
+    **ALIGNMENT_LOSSES,
 }
 
 
@@ -271,10 +204,6 @@ def _frames(valid: Tensor, *_: Any) -> Tensor:
 
 def _scl_count(valid: Tensor, _: Any, options: dict[str, Any]) -> Tensor:
     return valid.any(2).any(1).sum() if options.get("reduction") == "paper" else valid.sum()
-
-
-def _pairs(valid: Tensor, *_: Any) -> Tensor:
-    return valid.any(2).all(1).sum()
 
 
 def _tcc_count(valid: Tensor, actions: Sequence[str] | None, options: dict[str, Any]) -> float:
@@ -292,9 +221,7 @@ def _tcc_count(valid: Tensor, actions: Sequence[str] | None, options: dict[str, 
 _COUNTS: dict[str, Callable[..., Tensor | float]] = {
     "scl": _scl_count,
     "nearest": _frames,
-    "soft_dtw": _pairs,
-    "lav": _pairs,
-    "contrastive_idm": lambda valid, *_: len(valid) * valid.shape[2],
     "tcc": _tcc_count,
     "tcn": lambda valid, *_: valid[:, :, 1::2].sum(),
+    **ALIGNMENT_COUNTS,
 }

@@ -92,6 +92,18 @@ class ContrastiveIDMConfig:
 
 
 @dataclass
+class LRPropConfig:
+    """The options of fastseq.lrprop_loss. LRProp adds a regularised Soft-DTW loss: ``loss.lav``."""
+
+    weight: float | None = loss_weight()
+    variance: float = above(10.0, 0)
+    temperature: float = above(0.1, 0)
+    normalize: bool = True
+    bandwidth: int | None = at_least(None, 0)
+    backend: str = backend()
+
+
+@dataclass
 class TCCConfig:
     """The options of fastseq.tcc_loss.
 
@@ -188,6 +200,7 @@ class LossConfig:
     soft_dtw: SoftDTWConfig = field(default_factory=SoftDTWConfig)
     lav: LAVConfig = field(default_factory=LAVConfig)
     contrastive_idm: ContrastiveIDMConfig = field(default_factory=ContrastiveIDMConfig)
+    lrprop: LRPropConfig = field(default_factory=LRPropConfig)
     tcc: TCCConfig = field(default_factory=TCCConfig)
     tcn: TCNConfig = field(default_factory=TCNConfig)
     vclr: VCLRConfig = field(default_factory=VCLRConfig)
