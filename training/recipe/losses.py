@@ -92,6 +92,56 @@ class ContrastiveIDMConfig:
 
 
 @dataclass
+class GTAConfig:
+    """The options of fastseq.gta_loss."""
+
+    weight: float | None = loss_weight()
+    gamma: float = above(0.1, 0)
+    temperature: float = above(0.1, 0)
+    softmin: str = one_of("prob", *SOFTMINS)
+    consistency: bool = True
+    label_smoothing: float = part(0.1)
+    backend: str = backend()
+
+
+@dataclass
+class AE2Config:
+    """The options of fastseq.ae2_loss."""
+
+    weight: float | None = loss_weight()
+    gamma: float = above(0.1, 0)
+    temperature: float = above(0.1, 0)
+    softmin: str = one_of("prob", *SOFTMINS)
+    backend: str = backend()
+
+
+@dataclass
+class VAVAConfig:
+    """The options of fastseq.vava_loss."""
+
+    weight: float | None = loss_weight()
+    backend: str = backend()
+
+
+@dataclass
+class DropDTWConfig:
+    """fastseq.drop_dtw of both clips, each as the one whose frames may be dropped.
+
+    ``keep``: share of all scores of a pair that are as good as the choice to drop a frame or
+    better. Costs are -log softmax of cosines, divided by ``temperature``, over the other clip and
+    that choice; the loss is divided by the frames of a clip.
+    """
+
+    weight: float | None = loss_weight()
+    gamma: float = above(0.1, 0)
+    temperature: float = above(0.1, 0)
+    keep: float = anything(0.3, above=0, maximum=1)
+    softmin: str = one_of("prob", "logsumexp", "prob")
+    contiguous: bool = True
+    backend: str = backend()
+
+
+@dataclass
 class LRPropConfig:
     """The options of fastseq.lrprop_loss. LRProp adds a regularised Soft-DTW loss: ``loss.lav``."""
 
@@ -200,6 +250,10 @@ class LossConfig:
     soft_dtw: SoftDTWConfig = field(default_factory=SoftDTWConfig)
     lav: LAVConfig = field(default_factory=LAVConfig)
     contrastive_idm: ContrastiveIDMConfig = field(default_factory=ContrastiveIDMConfig)
+    gta: GTAConfig = field(default_factory=GTAConfig)
+    ae2: AE2Config = field(default_factory=AE2Config)
+    vava: VAVAConfig = field(default_factory=VAVAConfig)
+    drop_dtw: DropDTWConfig = field(default_factory=DropDTWConfig)
     lrprop: LRPropConfig = field(default_factory=LRPropConfig)
     tcc: TCCConfig = field(default_factory=TCCConfig)
     tcn: TCNConfig = field(default_factory=TCNConfig)

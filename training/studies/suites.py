@@ -25,7 +25,11 @@ VARIANCE = 270.0
 REACH = math.sqrt(206 * VARIANCE)  # reach of SCL's Gaussian; the baseline uses the same frames
 
 _VIEWS = ["data.clips=views", "data.sampling=random"]
+_SCL = ["loss.scl.weight=1", f"loss.scl.variance={VARIANCE}", *_VIEWS]
 _PAIRS = ["data.clips=videos", "data.sampling=segment"]
+_D2TW = ["loss.soft_dtw.weight=1", "loss.soft_dtw.cost=softmax", "loss.soft_dtw.softmin=prob"]
+# SCL's Gaussian in frames of a clip, which are 10 frames of the video apart on average.
+_MATCHED = ["loss.lrprop.weight=1", f"loss.lrprop.variance={VARIANCE / 100:g}"]
 _REGULARISED = ["loss.soft_dtw.weight=1", "loss.contrastive_idm.weight=0.5"]  # LAV's alpha
 FRAMES_METHODS = {
     "untrained": ["optim.lr=0", *_VIEWS],
@@ -34,6 +38,13 @@ FRAMES_METHODS = {
     "soft_dtw_sfa": [*_REGULARISED, "loss.contrastive_idm.form=sfa", *_PAIRS],
     "lav": ["loss.lav.weight=1", *_PAIRS],
     "lav_tcc": ["loss.lav.weight=1", "loss.tcc.weight=1", "loss.tcc.normalize=true", *_PAIRS],
+    "d2tw": [*_D2TW, *_PAIRS],
+    "gta": ["loss.gta.weight=1", *_PAIRS],
+    "ae2": ["loss.ae2.weight=1", *_PAIRS],
+    "drop_dtw": ["loss.drop_dtw.weight=1", *_PAIRS],
+    "vava": ["loss.vava.weight=1", *_PAIRS],
+    "lrprop": [*_MATCHED, "loss.lav.weight=1", *_PAIRS],
+    "lrprop_alone": [*_MATCHED, *_PAIRS],
     "tcc": ["loss.tcc.weight=1", "data.clips=videos", "data.sampling=offset_uniform"],
     "tcn": ["loss.tcn.weight=1", "data.clips=views", "data.sampling=anchors"],
     "sal": ["loss.sal.weight=1", "data.clips=views", "data.sampling=offset_uniform"],
@@ -45,7 +56,10 @@ FRAMES_METHODS = {
         "model.layers=1",
     ],
     "nearest": ["loss.nearest.weight=1", f"loss.nearest.reach={REACH:.4f}", *_VIEWS],
-    "carl": ["loss.scl.weight=1", f"loss.scl.variance={VARIANCE}", *_VIEWS],
+    "carl_laplace": [*_SCL, "loss.scl.target=laplace"],
+    "carl_sigmoid": [*_SCL, "loss.scl.target=sigmoid"],
+    "carl_box": [*_SCL, "loss.scl.target=box"],
+    "carl": _SCL,
 }
 
 VCLR_RECIPE = "recipes/vclr_demo.yaml"
