@@ -64,8 +64,8 @@ def _ae2(clips: Clips, **options: Any) -> Tensor:
     return fastseq.ae2_loss(clips.h[:, 0], clips.h[:, 1], **_lengths(clips), **options)
 
 
-def _vava(clips: Clips, **options: Any) -> Tensor:
-    return fastseq.vava_loss(clips.h[:, 0], clips.h[:, 1], **_lengths(clips), **options)
+def _vava(clips: Clips, *, normalize: bool, **options: Any) -> Tensor:
+    return fastseq.vava_loss(*pair(clips, normalize), **_lengths(clips), **options)
 
 
 def _drop_dtw(clips: Clips, *, keep: float, temperature: float, **options: Any) -> Tensor:

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
+from fastseq.ops.sinkhorn.vava import FORMS as VAVA_FORMS
+
 from fastseq.ops.contrastive_idm.options import DISTANCES, KINDS, WEIGHTS
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
 from fastseq.ops.soft_dtw.options import ALL_COSTS, SOFTMINS
@@ -106,20 +108,37 @@ class GTAConfig:
 
 @dataclass
 class AE2Config:
-    """The options of fastseq.ae2_loss."""
+    """The options of fastseq.ae2_loss, without subsets of frames, which AE2 draws by object boxes."""
 
     weight: float | None = loss_weight()
     gamma: float = above(0.1, 0)
     temperature: float = above(0.1, 0)
     softmin: str = one_of("prob", *SOFTMINS)
+    margin: float = at_least(0.0, 0)
+    ratio: float = at_least(1.0, 0)
+    scale: float = above(0.01, 0)
     backend: str = backend()
 
 
 @dataclass
 class VAVAConfig:
-    """The options of fastseq.vava_loss."""
+    """The options of fastseq.vava_loss; phi is constant here."""
 
     weight: float | None = loss_weight()
+    phi: float = share(0.999)
+    epsilon: float = above(0.1, 0)
+    iterations: int = at_least(21, 1)
+    structure: float = at_least(1.0, 0)
+    prior_width: float = above(2.0, 0)
+    virtual_cost: float = at_least(0.5, 0)
+    virtual_distance: float = at_least(5.0, 0)
+    window: float = at_least(15.0, 0)
+    margin: float = above(2.0, 0)
+    intra: float = at_least(0.5, 0)
+    inter: float = at_least(1e-4, 0)
+    temperature: float = above(0.5, 0)
+    form: str = one_of("paper", *VAVA_FORMS)
+    normalize: bool = True  # normalise embeddings to unit length first
     backend: str = backend()
 
 
