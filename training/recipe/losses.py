@@ -108,7 +108,7 @@ class GTAConfig:
 
 @dataclass
 class AE2Config:
-    """The options of fastseq.ae2_loss, without subsets of frames, which AE2 draws by object boxes."""
+    """The options of fastseq.ae2_loss, without AE2's subsets of frames by object boxes."""
 
     weight: float | None = loss_weight()
     gamma: float = above(0.1, 0)
