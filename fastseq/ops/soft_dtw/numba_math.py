@@ -178,7 +178,7 @@ def soften(kind, x, y, one):
     raise NotImplementedError
 
 
-@overload(soften)
+@overload(soften, jit_options={"forceinline": True})
 def _soften(kind, x, y, one):
     """The soft minimum of the scores 0 (diagonal), x (up) and y (left) of a cell: (least score,
     middle score, how far the soft minimum lies below the least, and its derivatives with respect
