@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fastseq.ops.soft_dtw.numba_absolute import backward_absolute, forward_absolute
 from fastseq.ops.soft_dtw.numba_kernels import backward_strips, forward_strips
+from fastseq.ops.soft_dtw.numba_math import KINDS
 from fastseq.ops.soft_dtw.numba_wave import LANES, STEPS
-from fastseq.ops.soft_dtw.options import SoftDTWOptions, band_limits
+from fastseq.ops.soft_dtw.options import SOFTMINS, SoftDTWOptions, band_limits
 
 CELLS_PER_THREAD = 1 << 14  # below this a thread costs more than it saves
 
@@ -97,7 +98,9 @@ class _Problem:
         ]
         self.band = np.array(limits, np.int64).reshape(self.batch, 2)
         self.gamma = np.full(self.batch, opts.gamma) if gammas is None else _numpy(gammas)
-        self.unit = self.gamma * np.log(2)
+        self.softmin = opts.softmin
+        # Of the scores: powers of 2 in place of e. The sparse minimum has none.
+        self.unit = self.gamma if opts.softmin == "sparse" else self.gamma * np.log(2)
         self.warp_penalty, self.ends = opts.warp_penalty, (opts.begin_free, opts.end_free)
         self.strips = -(-self.n // LANES)
         self.blocks = -(-(self.m + LANES - 1) // STEPS)
@@ -110,21 +113,23 @@ class _Problem:
         if not self.batch or not self.strips or not self.m:
             return
         scale, penalty = 1 / self.unit, None
-        if self.warp_penalty:  # separately compiled kernels
+        # Separately compiled kernels; only "logsumexp" has kernels without a penalty as well.
+        if self.warp_penalty or self.softmin != "logsumexp":
             penalty = (self.warp_penalty * scale).astype(self.x.dtype)
         cells = int((self.n_real * self.m_real).sum())
         workers = min(
             torch.get_num_threads(), self.batch * self.strips, 1 + cells // CELLS_PER_THREAD
         )
         counter, progress = np.zeros(1, np.int64), np.zeros(self.batch * self.strips, np.int64)
-        problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band)
-        problem = (*problem, scale.astype(self.x.dtype), penalty, self.ends[0])
+        options = scale.astype(self.x.dtype), penalty, self.ends[0], KINDS[self.softmin]
+        problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band, *options)
         _in_threads(lambda: kernel(problem, counter, progress, *arrays), workers)
 
     def run_absolute(self, kernel: Callable, numbers: np.ndarray, *arrays: np.ndarray) -> None:
         """Run ``kernel`` on some pairs; one thread works on each."""
         parts = (t[numbers] for t in (self.cost, self.n_real, self.m_real, self.band, self.gamma))
-        problem, counter = (*parts, self.warp_penalty, *self.ends), np.zeros(1, np.int64)
+        problem = (*parts, self.warp_penalty, *self.ends, SOFTMINS.index(self.softmin))
+        counter = np.zeros(1, np.int64)
         workers = min(torch.get_num_threads(), len(numbers))
         _in_threads(lambda: kernel(problem, counter, *arrays), workers)
 

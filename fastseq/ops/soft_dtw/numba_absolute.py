@@ -9,23 +9,51 @@ import numba
 import numpy as np
 
 from fastseq.ops.soft_dtw.numba_math import OPTIONS, take_number
+from fastseq.ops.soft_dtw.options import SOFTMINS
+
+PROB, SPARSE = SOFTMINS.index("prob"), SOFTMINS.index("sparse")
 
 
 @numba.njit(**OPTIONS)
-def _shares(r, i, j, penalty, begin_free):
-    """Weights of a cell's diagonal, upper and left neighbour, before division by their sum, which
-    is 0 where none of them has a path; and the least R of the three."""
+def _shares(r, i, j, penalty, begin_free, kind):
+    """Weights of a cell's diagonal, upper and left neighbour, the derivatives of the soft minimum
+    times ``total``; total, which is 0 where none of them has a path; and the soft minimum."""
     diagonal = r[i - 1, j - 1] if i > 0 and j > 0 else np.inf
     up = r[i - 1, j] + penalty if i > 0 else 0.0 if begin_free else np.inf
     left = r[i, j - 1] + penalty if j > 0 else np.inf
     least = min(diagonal, up, left)
+    if kind == SPARSE:
+        return _sparse(diagonal, up, left)
     # Exactly 0 also beside NaN: a forbidden pair has no gradient.
-    return (
-        0.0 if diagonal == np.inf else np.exp(least - diagonal),
-        0.0 if up == np.inf else np.exp(least - up),
-        0.0 if left == np.inf else np.exp(least - left),
-        least,
-    )
+    a = 0.0 if diagonal == np.inf else np.exp(least - diagonal)
+    b = 0.0 if up == np.inf else np.exp(least - up)
+    c = 0.0 if left == np.inf else np.exp(least - left)
+    total = a + b + c
+    if total == 0 or kind != PROB:
+        return a, b, c, total, least - np.log(total)
+    to_a = 0.0 if diagonal == np.inf else diagonal - least
+    to_b = 0.0 if up == np.inf else up - least
+    to_c = 0.0 if left == np.inf else left - least
+    mean = (a * to_a + b * to_b + c * to_c) / total
+    a, b, c = a * (1 + mean - to_a), b * (1 + mean - to_b), c * (1 + mean - to_c)
+    return a, b, c, total, least + mean
+
+
+@numba.njit(**OPTIONS)
+def _sparse(diagonal, up, left):
+    """The same for the sparse minimum; the weights are the point of the simplex nearest to minus
+    the scores."""
+    least = min(diagonal, up, left)
+    if diagonal == np.inf and up == np.inf and left == np.inf:
+        return 0.0, 0.0, 0.0, 0.0, np.inf
+    small, most = min(diagonal, up), max(diagonal, up)
+    middle, most = max(small, min(most, left)) - least, max(most, left) - least
+    # Of the least score, if one, two or three scores have a share: the smallest is it.
+    share = min(1.0, (1 + middle) / 2, (1 + middle + most) / 3)
+    a, b, c = share - (diagonal - least), share - (up - least), share - (left - least)
+    # Not max: NaN stays.
+    a, b, c = 0.0 if a <= 0 else a, 0.0 if b <= 0 else b, 0.0 if c <= 0 else c
+    return a, b, c, a + b + c, least + share - (1 + a * a + b * b + c * c) / 2
 
 
 @numba.njit(**OPTIONS)
@@ -55,9 +83,9 @@ def forward_absolute(problem, counter, r, value):
     """Fill r[k] (T, S), in units of gamma, and value[k], for each pair k in turn.
 
     problem: pairs' costs (K, T, S), real lengths, limits of the bands, gammas; the warp penalty,
-    whether begin and end are free.
+    whether begin and end are free; the place of the soft minimum in SOFTMINS.
     """
-    cost, n_real, m_real, band, gammas, warp_penalty, begin_free, end_free = problem
+    cost, n_real, m_real, band, gammas, warp_penalty, begin_free, end_free, kind = problem
     weights = np.empty(cost.shape[2])
     while True:
         k = take_number(counter)
@@ -75,11 +103,10 @@ def forward_absolute(problem, counter, r, value):
                 if u == -np.inf:
                     u = np.nan  # a path through it has no weight
                 if i + j > 0 or begin_free:
-                    diagonal, up, left, least = _shares(rk, i, j, penalty, begin_free)
-                    total = diagonal + up + left
+                    _, _, _, total, soft = _shares(rk, i, j, penalty, begin_free, kind)
                     if total == 0:
                         continue
-                    u += least - np.log(total)
+                    u += soft
                 rk[i, j] = u
         total, least = _last_row(rk, n, m, end_free, weights)
         value[k] = np.inf if total == 0 else (least - np.log(total)) * gamma
@@ -88,7 +115,7 @@ def forward_absolute(problem, counter, r, value):
 @numba.njit(**OPTIONS, nogil=True, cache=True)
 def backward_absolute(problem, counter, r, grad, dcost):
     """dcost[k]: E of pair k; 0 for padding, outside the band and off every path."""
-    cost, n_real, m_real, band, gammas, warp_penalty, begin_free, end_free = problem
+    cost, n_real, m_real, band, gammas, warp_penalty, begin_free, end_free, kind = problem
     weights = np.empty(cost.shape[2])
     while True:
         k = take_number(counter)
@@ -107,8 +134,8 @@ def backward_absolute(problem, counter, r, grad, dcost):
                 if rk[i, j] == np.inf:
                     continue
                 dcost[k, i, j] = here[j]
-                diagonal, up, left, _ = _shares(rk, i, j, penalty, begin_free)
-                flux = here[j] / (diagonal + up + left) if i + j > 0 or begin_free else 0.0
+                diagonal, up, left, total, _ = _shares(rk, i, j, penalty, begin_free, kind)
+                flux = here[j] / total if i + j > 0 or begin_free else 0.0
                 if i > 0:
                     above[j] += flux * up
                     if j > 0:

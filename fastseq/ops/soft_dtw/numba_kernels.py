@@ -55,14 +55,14 @@ def forward_strips(problem, counter, progress, below, state, bottoms, shares, va
     was started before it. A thread that starts late, or shares its core, processes fewer strips.
 
     problem: x (N, T, D), y (N, S, D), cost (N, T, S), real lengths, limits of the bands, scale and
-    penalty of each pair (None: no penalty), whether the begin is free.
+    penalty of each pair (None: no penalty), whether the begin is free, the soft minimum.
     below (N, strips, S): H of the last row of each strip. state (N, strips, blocks, 2, LANES): H
     and V as they enter a block. bottoms (N, strips, S) and shares (N, S): R of the last row of
     each strip, and the shares that `free_end` computes from it; (N, strips, 0) and (N, 0) for a
     fixed end. value (N, strips): contribution of each strip, in float64; NaN if a given cost is
     infinite: such pairs are left to numba_absolute.py.
     """
-    x, y, cost, n_real, m_real, band, scale, penalty, begin_free = problem
+    x, y, cost, n_real, m_real, band, scale, penalty, begin_free, kind = problem
     batch, strips = value.shape
     dtype, channels = below.dtype, -(-x.shape[2] // CHANNELS) * CHANNELS
     one = dtype.type(1)
@@ -82,7 +82,7 @@ def forward_strips(problem, counter, progress, below, state, bottoms, shares, va
         top, blocks = _extent(strip, n, m)
         blocks_above = _extent(strip - 1, n, m)[1]
         load_rows(xs, x[b], top, n)
-        ends = begin_free, of_pair(penalty, b)
+        steps = begin_free, of_pair(penalty, b), kind
         total, odd = 0.0, 0
         up[:], v[:] = 0, 0
         for block in range(blocks):
@@ -97,7 +97,7 @@ def forward_strips(problem, counter, progress, below, state, bottoms, shares, va
                 over = max(strip - 1, 0)
                 totals = waves, bottoms[b, over], bottoms[b, strip]
                 above, own = below[b, over], below[b, strip]
-                total += forward_block(u, up, v, sm, totals, above, own, area, ends, one)
+                total += forward_block(u, up, v, sm, totals, above, own, area, steps, one)
             store_release(progress, index, block + 1)
         if end_free and top + LANES >= n:
             total = free_end(bottoms[b, strip], max(0, n - 1 + low), m, shares[b])
@@ -107,7 +107,7 @@ def forward_strips(problem, counter, progress, below, state, bottoms, shares, va
 @numba.njit(**OPTIONS, nogil=True, cache=True)
 def backward_strips(problem, counter, progress, below, state, shares, grad, flow, dx, dy, dcost):
     """The same, last strip first. flow (N, strips, S): flux from each strip to the one above."""
-    x, y, cost, n_real, m_real, band, scale, penalty, begin_free = problem
+    x, y, cost, n_real, m_real, band, scale, penalty, begin_free, kind = problem
     batch, strips = flow.shape[:2]
     dtype, dims = below.dtype, x.shape[2]
     channels = -(-dims // CHANNELS) * CHANNELS
@@ -132,7 +132,7 @@ def backward_strips(problem, counter, progress, below, state, shares, grad, flow
         rows = min(LANES, n - top)
         blocks_below = _extent(strip + 1, n, m)[1]
         load_rows(xs, x[b], top, n)
-        ends = begin_free, of_pair(penalty, b)
+        steps = begin_free, of_pair(penalty, b), kind
         if shares.shape[1] > 0 and top + LANES >= n:
             seeds_of(shares[b], m, grad[b], seeds)
         gx[:] = 0
@@ -145,7 +145,7 @@ def backward_strips(problem, counter, progress, below, state, shares, grad, flow
                 up[0, 1:] = state[b, strip, block, 0]
                 v[:] = state[b, strip, block, 1]
                 block_costs(u, xs, ys, y[b], cost[b], area, scale[b])
-                probabilities(u, p, up, v, below[b, max(strip - 1, 0)], area, ends, one)
+                probabilities(u, p, up, v, below[b, max(strip - 1, 0)], area, steps, one)
                 from_below, to_above = flow[b, min(strip + 1, strips - 1)], flow[b, strip]
                 expectations(e, p, left, lift, owed, grad[b], seeds, from_below, to_above, area)
                 if dims:

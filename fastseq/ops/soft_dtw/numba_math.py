@@ -170,22 +170,85 @@ def wait_for(progress, strip, wanted):
             _sched_yield()
 
 
+# A type for each soft minimum, on which the kernels are compiled: no code for the others.
+KINDS = {"logsumexp": None, "prob": True, "sparse": 0}
+
+
+def soften(kind, x, y, one):
+    raise NotImplementedError
+
+
+@overload(soften, jit_options={"forceinline": True})
+def _soften(kind, x, y, one):
+    """The soft minimum of the scores 0 (diagonal), x (up) and y (left) of a cell: (least score,
+    middle score, how far the soft minimum lies below the least, and its derivatives with respect
+    to the least, the middle and the greatest score). The derivatives sum to 1 up to rounding.
+
+    Scores are in units of gamma / log2(e); of gamma if the kind is sparse.
+    """
+    if kind == types.none:
+        return _soften_logsumexp
+    return _soften_prob if kind == types.boolean else _soften_sparse
+
+
+def _soften_logsumexp(kind, x, y, one):
+    zero = one - one
+    least, middle, most = _ordered(x, y, zero)
+    # 2^(least - score): the third is exactly 1, so two exps are enough.
+    a, b = exp2(least - middle), exp2(least - most)
+    share = one / (one + (a + b))
+    return least, middle, log2_1p(a + b), share, share * a, share * b
+
+
+def _soften_prob(kind, x, y, one):
+    zero, ln2 = one - one, _ln2(one)
+    least, middle, most = _ordered(x, y, zero)
+    to_middle, to_most = middle - least, most - least
+    a, b = exp2(-to_middle), exp2(-to_most)
+    share = one / (one + (a + b))
+    a, b = share * a, share * b
+    mean = a * to_middle + b * to_most
+    return (
+        least,
+        middle,
+        -mean,
+        share * (one + ln2 * mean),
+        a * (one + ln2 * (mean - to_middle)),
+        b * (one + ln2 * (mean - to_most)),
+    )
+
+
+def _soften_sparse(kind, x, y, one):
+    zero, two = one - one, one + one
+    least, middle, most = _ordered(x, y, zero)
+    to_middle, to_most = middle - least, most - least
+    # Of the least score, if only it has a share, if two have one, if all have: the smallest is it.
+    share, pair, triple = one, (one + to_middle) / two, (one + to_middle + to_most) / (two + one)
+    share = pair if pair < share else share
+    share = triple if triple < share else share
+    a, b = share - to_middle, share - to_most
+    a, b = a if a > zero else zero, b if b > zero else zero
+    # <q, r> - sum q (1 - q) / 2 without the cancellation, as q sums to 1.
+    return least, middle, a * a + b * b + a * b, share, a, b
+
+
+def _ln2(one):
+    raise NotImplementedError
+
+
+@overload(_ln2)
+def _ln2_of(one):
+    ln2 = math.log(2) if one == types.float64 else np.float32(math.log(2))
+    return lambda one: ln2
+
+
 @kernel
-def middle_of(x, y, zero):
+def _ordered(x, y, zero):
+    """Least, middle and greatest of the scores 0, x and y."""
     small, large = (x, y) if x < y else (y, x)
     inner = small if small > zero else zero
-    return inner if inner < large else large
-
-
-@kernel
-def weigh(x, y, one):
-    """(least, e_middle, e_most, their sum) of the scores 0, x (up) and y (left).
-
-    e = 2^(least - score): the third is exactly 1, so two exps are enough.
-    """
-    zero = one - one
-    small, large = (x, y) if x < y else (y, x)
-    least = small if small < zero else zero
-    most = large if large > zero else zero
-    a, b = exp2(least - middle_of(x, y, zero)), exp2(least - most)
-    return least, a, b, a + b
+    return (
+        small if small < zero else zero,
+        inner if inner < large else large,
+        large if large > zero else zero,
+    )

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from fastseq.ops.soft_dtw.numba_math import exp2, kernel, log2_1p, middle_of, warped, weigh
+from fastseq.ops.soft_dtw.numba_math import exp2, kernel, log2_1p, soften, warped
 
 LANES = 64  # rows of a strip
 STEPS = 64  # steps of a block; at least LANES - 1, for `wait_for`
@@ -55,17 +55,17 @@ def _begin_here(u, left, one):
 
 
 @kernel
-def forward_block(u, up, v, sm, totals, above, below, area, ends, one):
+def forward_block(u, up, v, sm, totals, above, below, area, steps, one):
     """One block: H and V of every cell in turn; returns its contribution to the value, in float64.
 
     up[k % 2, r]: H above lane r at step k; v[r]: V left of it. ``above`` and ``below``: H of the
     last row of the strip above, and of this one. ``area``: (first step, first row, real lengths,
-    limits of the band). ``ends``: whether a path may begin anywhere in row 0, and the penalty of a
-    step that is not diagonal, None for none. ``totals``: see _add_up; empty where the end is
-    fixed.
+    limits of the band). ``steps``: whether a path may begin anywhere in row 0, the penalty of a
+    step that is not diagonal, None for none, and the soft minimum. ``totals``: see _add_up; empty
+    where the end is fixed.
     """
     start, top, n, m, low, high = area
-    begin_free, penalty = ends
+    begin_free, penalty, kind = steps
     rows = min(LANES, n - top)
     value = 0.0
     for k in range(STEPS):
@@ -92,8 +92,9 @@ def forward_block(u, up, v, sm, totals, above, below, area, ends, one):
         for r in range(from_lane, to_lane):
             i = _i(r)
             x, y = up[now, i], v[i]
-            least, _, _, others = weigh(warped(x, penalty), warped(y, penalty), one)
-            rest = u[row, i] - log2_1p(others)
+            upper, left = warped(x, penalty), warped(y, penalty)
+            least, _, below_least, _, _, _ = soften(kind, upper, left, one)
+            rest = u[row, i] - below_least
             sm[i] = rest + least
             v[i] = rest + (least - x)
             up[then, _i(r + 1)] = rest + (least - y)
@@ -153,11 +154,11 @@ def _add_up(totals, s, first, last, area, begin_free, v, sm):
 
 
 @kernel
-def probabilities(u, p, up, v, above, area, ends, one):
-    """The block again, keeping the shares of each cell's diagonal, upper and left neighbour:
-    p[k, r], p[k, LANES + r] and p[k, 2 LANES + r]."""
+def probabilities(u, p, up, v, above, area, steps, one):
+    """The block again, keeping the shares of each cell's diagonal, upper and left neighbour, the
+    derivatives of its soft minimum: p[k, r], p[k, LANES + r] and p[k, 2 LANES + r]."""
     start, top, n, m, low, high = area
-    begin_free, penalty = ends
+    begin_free, penalty, kind = steps
     rows = min(LANES, n - top)
     zero = one - one
     for k in range(STEPS):
@@ -185,19 +186,18 @@ def probabilities(u, p, up, v, above, area, ends, one):
             i = _i(r)
             x, y = up[now, i], v[i]
             upper, left = warped(x, penalty), warped(y, penalty)
-            least, e_middle, e_most, others = weigh(upper, left, one)
-            rest = u[row, i] - log2_1p(others)
+            least, middle, below_least, of_least, of_middle, of_most = soften(
+                kind, upper, left, one
+            )
+            rest = u[row, i] - below_least
             v[i] = rest + (least - x)
             up[then, _i(r + 1)] = rest + (least - y)
-            x, y = upper, left
-            middle, share = middle_of(x, y, zero), one / (one + others)
-            diagonal = one if zero == least else e_middle if zero == middle else e_most
-            p[row, i] = share * diagonal
-            p[row, _i(LANES + r)] = share * (
-                one if x == least else e_middle if x == middle else e_most
+            p[row, i] = of_least if zero == least else of_middle if zero == middle else of_most
+            p[row, _i(LANES + r)] = (
+                of_least if upper == least else of_middle if upper == middle else of_most
             )
-            p[row, _i(2 * LANES + r)] = share * (
-                one if y == least else e_middle if y == middle else e_most
+            p[row, _i(2 * LANES + r)] = (
+                of_least if left == least else of_middle if left == middle else of_most
             )
 
 

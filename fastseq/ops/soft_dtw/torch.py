@@ -110,6 +110,7 @@ class _Wave:
         # Python numbers where possible, otherwise float64 tensors with one entry for each pair.
         self.unit = opts.gamma if gammas is None else gammas
         self.begin_free, self.warped = opts.begin_free, opts.warp_penalty > 0
+        self.softmin = opts.softmin
         self.real_x = valid_mask(lengths_x, self.batch, self.n, self.device)
         self.real_y = valid_mask(lengths_y, self.batch, self.m, self.device)
         self.n_real, self.m_real = self.real_x.sum(1), self.real_y.sum(1)
@@ -178,7 +179,7 @@ class _Wave:
             x[:, -1], y[:, -1], z[:, -1] = 0, ABSENT, ABSENT
         if s == 0 and not self.begin_free:
             x[:, 0], y[:, 0], z[:, 0] = ABSENT, ABSENT, 0
-        least, extra, shares = _weigh(*self.with_penalty(x, y, lanes), z)
+        least, extra, shares = _weigh(*self.with_penalty(x, y, lanes), z, self.softmin)
         rest = u - extra
         v[:, lanes] = rest + (least - x)
         up[:, lanes.start + 1 : lanes.stop + 1] = rest + (least - y)
@@ -198,7 +199,7 @@ class _Wave:
             y[:, -1] = z[:, -1] = NO_PATH
         if s == 0 and not self.begin_free:
             z[:, 0] = 0
-        least, extra, shares = _weigh(*self.with_penalty(x, y, lanes), z)
+        least, extra, shares = _weigh(*self.with_penalty(x, y, lanes), z, self.softmin)
         # Also beside NaN: forbidden cells stay forbidden.
         gone = (u == torch.inf) | (least == NO_PATH)
         if self.banded:
@@ -303,11 +304,31 @@ class _FreeEnd:
         return torch.where(inside, flux * share.exp(), 0).to(self.wave.dtype)
 
 
-def _weigh(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+def _weigh(x: Tensor, y: Tensor, z: Tensor, softmin: str) -> tuple[Tensor, Tensor, list[Tensor]]:
     """For the scores z (diagonal), x (up) and y (left): the least score, how far their softmin lies
-    below it, and their shares."""
+    below it, and their shares, the derivatives of the softmin."""
     least = torch.minimum(torch.minimum(x, y), z)
+    if softmin == "sparse":
+        return least, *_sparse([score - least for score in (z, x, y)])
     # Not exp2: on the CPU its last bit depends on a number's position in a vector.
     shares = [torch.exp(least - score) for score in (z, x, y)]
     total = shares[0] + shares[1] + shares[2]
-    return least, total.log(), tuple(share / total for share in shares)
+    shares = [share / total for share in shares]
+    if softmin == "logsumexp":
+        return least, total.log(), shares
+    gaps = [score - least for score in (z, x, y)]
+    mean = shares[0] * gaps[0] + shares[1] * gaps[1] + shares[2] * gaps[2]
+    return least, -mean, [share * (1 + (mean - gap)) for share, gap in zip(shares, gaps, strict=True)]
+
+
+def _sparse(gaps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The same for three scores from their differences to the least: the shares are the point of
+    the simplex nearest to minus the scores."""
+    a, b, c = gaps
+    small, large = torch.minimum(a, b), torch.maximum(a, b)
+    middle, most = torch.maximum(small, torch.minimum(large, c)), torch.maximum(large, c)
+    # Of the least score, if one, two or three scores have a share: the smallest is it.
+    share = torch.minimum((1 + middle) / 2, (1 + middle + most) / 3).clamp(max=1)
+    p, q = (share - middle).clamp(min=0), (share - most).clamp(min=0)
+    # sum q r - sum q (1 - q) / 2 without the cancellation, as the shares sum to 1.
+    return p * p + q * q + p * q, [(share - gap).clamp(min=0) for gap in gaps]
