@@ -43,7 +43,7 @@ def forward(
             torch.div(weights, total[:, None], out=softmax[b, columns, : len(frames)])
         lse = total.log_()
         value[b, columns] = lse + top if opts.shifted else lse
-    if x.device.type != "cpu":
+    if not _host_has(x):
         value = torch.where(_some(x, y, lengths_x, lengths_y), value, 0)
     return value, value.clone() if any(needs) else None, softmax
 
@@ -62,7 +62,7 @@ def backward(
     """Gradients of x and y, None where not needed."""
     dx, dy = (torch.zeros_like(z) if need else None for z, need in zip((x, y), needs, strict=True))
     grad = grad * opts.rate
-    if x.device.type != "cpu":
+    if not _host_has(x):
         grad = torch.where(_some(x, y, lengths_x, lengths_y), grad, 0)
     for b, columns, frames, own, absent in _blocks(x, y, lengths_x, lengths_y):
         if softmax is None:
@@ -88,7 +88,7 @@ def _blocks(x, y, lengths_x, lengths_y) -> Iterator[tuple]:
     x, frames of y, and which of the former are absent (None: none)."""
     sizes = [(x.shape[1], y.shape[1])] * len(x)
     masks = [None] * len(x)
-    if x.device.type == "cpu":
+    if _host_has(x):
         given = zip((lengths_x, lengths_y), (x, y), strict=True)
         sides = [[z.shape[1]] * len(x) if n is None else n.tolist() for n, z in given]
         sizes = list(zip(*sides, strict=True))
@@ -103,6 +103,10 @@ def _blocks(x, y, lengths_x, lengths_y) -> Iterator[tuple]:
         for first in range(0, m if n else 0, step):
             columns = slice(first, min(first + step, m))
             yield b, columns, x[b, :n], y[b, columns], masks[b]
+
+
+def _host_has(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def _some(x: Tensor, y: Tensor, lengths_x, lengths_y) -> Tensor:

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 import fastseq
 from fastseq.ops.column_lse import column_lse
 from fastseq.ops.column_lse import torch as blocks
-from fastseq.ops.common import dispatch
+from fastseq.ops.column_lse.op import backend_beside
+from fastseq.ops.common import dispatch, short
 from ops.soft_dtw.cases import BACKENDS, EVERY, backends, randn, relative, value_and_grads
 
 # float32 with digits as those of the cost itself, about 1e-7 / temperature
@@ -24,16 +25,13 @@ def dense_cost(x, y, temperature=0.1):
     return -torch.log_softmax(cosine / temperature, 0)
 
 
-def one_by_one(x, y, real_x, real_y, temperature=0.1, gammas=None, bands=None, **options):
+def one_by_one(x, y, real_x, real_y, temperature=0.1, **options):
     """Values of the pairs, of their real frames alone, through the dense cost."""
     values = []
     for k in range(len(x)):
-        if gammas is not None:
-            options["gamma"] = gammas[k]
-        if bands is not None:
-            options["bandwidth"] = bands[k]
         cost = dense_cost(x[k][real_x[k]], y[k][real_y[k]], temperature)
-        values.append(fastseq.soft_dtw_from_cost(cost, backend="reference", **options))
+        own = {n: v[k] if isinstance(v, torch.Tensor) else v for n, v in options.items()}
+        values.append(fastseq.soft_dtw_from_cost(cost, backend="reference", **own))
     return torch.stack(values)
 
 
@@ -65,7 +63,11 @@ CASES = {
     "ragged": RAGGED,
     "masks": VALID,
     "band": {**RAGGED, "bandwidth": 6},
-    "per pair": {**RAGGED, "gamma": [0.05, 0.4, 3.0], "bandwidth": [5, 3, 9]},
+    "per pair": {
+        **RAGGED,
+        "gamma": torch.tensor([0.05, 0.4, 3.0], dtype=torch.float64),
+        "bandwidth": torch.tensor([5, 3, 9]),
+    },
     "free ends": {**VALID, "begin": "free", "end": "free", "warp_penalty": 0.2},
     "cold": {"temperature": 0.01, **RAGGED},
 }
@@ -82,24 +84,18 @@ def _wanted(case):
     real_y = masks(80, 3, options.get("lengths_y"), options.get("valid_y"))
     a, b = x.double().requires_grad_(), y.double().requires_grad_()
     given = {k: v for k, v in options.items() if not k.startswith(("lengths", "valid"))}
-    for name in ("gamma", "bandwidth"):
-        if isinstance(given.get(name), list):
-            given[name + "s" if name == "gamma" else "bands"] = given.pop(name)
     value = one_by_one(a, b, real_x, real_y, **given)
     upstream = torch.tensor([1.0, -2.0, 0.5])
     dx, dy = torch.autograd.grad((value * upstream).sum(), (a, b))
     dx[0, 2], dy[1, 0] = 0, 0  # by definition
     x[~real_x], y[~real_y] = torch.nan, torch.nan
-    for name in ("gamma", "bandwidth"):
-        if isinstance(options.get(name), list):
-            options[name] = torch.tensor(options[name])
     return (x, y), options, upstream, (value.detach(), dx, dy)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("case", CASES)
 @backends()
-def test_equals_the_dense_cost(backend, case, dtype, pairs):
+def test_equals_the_dense_cost(backend, case, dtype):
     (x, y), options, upstream, want = _wanted(case)
     call = {**options, "cost": "softmax", "backend": backend}
     got = value_and_grads(x.to(dtype), y.to(dtype), upstream, **call)
@@ -123,7 +119,7 @@ def test_lengths_of_zero(backend, pairs):
 
 
 @backends()
-def test_nan_in_a_real_frame_is_seen(backend, pairs):
+def test_nan_in_a_real_frame_is_seen(backend):
     x, y = randn(2, 9, 4, seed=7), randn(2, 8, 4, seed=8)
     for side in (x, y):
         spoiled = side.clone()
@@ -196,45 +192,40 @@ def test_half_precision(half):
     assert torch.equal(dx, want[1].to(half))
 
 
+def columns(u, v, lengths_u, lengths_v, rate, backend, grad):
+    """Log-sum-exp of each column and its gradients."""
+    a, b = u.clone().requires_grad_(), v.clone().requires_grad_()
+    value = column_lse(a, b, lengths_u, lengths_v, rate, backend)
+    return (value.detach(), *torch.autograd.grad(value, (a, b), grad))
+
+
 def test_blocks_of_columns(monkeypatch, pairs):
     """Several blocks give what one gives."""
     u, v = (normalize(randn(2, n, 9, seed=n, dtype=torch.float64), dim=-1) for n in (50, 77))
     lengths, g = torch.tensor([50, 20]), randn(2, 77, seed=3, dtype=torch.float64)
 
-    def run(backend, rate):
-        a, b = u.clone().requires_grad_(), v.clone().requires_grad_()
-        value = column_lse(a, b, lengths, None, rate, backend)
-        return (value, *torch.autograd.grad(value, (a, b), g))
-
     monkeypatch.setattr(blocks, "ELEMENTS", 1)  # 32 columns each
     for rate in (1.0, 10.0, 1000.0):
-        for got, want in zip(run("torch", rate), run("reference", rate), strict=True):
-            assert torch.allclose(got, want, rtol=1e-11, atol=1e-12)
+        got, want = (columns(u, v, lengths, None, rate, b, g) for b in ("torch", "reference"))
+        for found, exact in zip(got, want, strict=True):
+            assert torch.allclose(found, exact, rtol=1e-11, atol=1e-12)
 
 
-def test_on_other_devices_lengths_are_not_read(monkeypatch):
-    """The path of a device's lengths, on the CPU: masks in place of slices."""
+def test_lengths_that_the_host_does_not_read(monkeypatch, pairs):
+    """What runs on other devices: masks in place of slices."""
     u, v = (normalize(randn(3, n, 9, seed=n, dtype=torch.float64), dim=-1) for n in (12, 15))
-    n, m = torch.tensor([12, 5, 0]), torch.tensor([15, 7, 15])
+    lengths = torch.tensor([12, 5, 0]), torch.tensor([15, 7, 15])
+    g = randn(3, 15, seed=3, dtype=torch.float64)
     u[1, 5:], v[1, 7:] = torch.nan, torch.nan
-
-    class Elsewhere:
-        def __init__(self, tensor):
-            self.tensor, self.device = tensor, torch.device("meta")
-
-        def __getattr__(self, name):
-            return getattr(self.tensor, name)
-
-    del Elsewhere  # no such device here: see test_triton and the GPU tests
-    value = column_lse(u, v, n, m, 10.0, "torch")
-    want = column_lse(u, v, n, m, 10.0, "reference")
-    assert torch.allclose(value, want, rtol=1e-12)
+    monkeypatch.setattr(blocks, "_host_has", lambda x: False)
+    monkeypatch.setattr(short, "KEPT_BYTES", 0)  # kept on the CPU alone
+    for rate in (10.0, 1000.0):
+        got, want = (columns(u, v, *lengths, rate, b, g) for b in ("torch", "reference"))
+        for found, exact in zip(got, want, strict=True):
+            assert torch.allclose(found, exact, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("long", [True])
-def test_memory_is_linear(long, monkeypatch):
-    from fastseq.ops.common import short
-
+def test_memory_is_linear(monkeypatch):
     monkeypatch.setattr(short, "KEPT_BYTES", 0)
 
     def prepare(frames, backend):
@@ -248,8 +239,6 @@ def test_memory_is_linear(long, monkeypatch):
 
 
 def test_choice_of_the_backend_beside(monkeypatch):
-    from fastseq.ops.column_lse.op import backend_beside
-
     ready = dispatch.BackendStatus(True, "", "")
     monkeypatch.setattr(dispatch, "backend_status", lambda name: ready)
     assert backend_beside("numba", "cpu", torch.float32) == "torch"
