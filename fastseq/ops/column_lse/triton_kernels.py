@@ -22,25 +22,25 @@ def real(p_len, i_n, T):
 
 
 @triton.jit
-def exponents(
+def matches(
     p_a,
     o_a,
     m_a,
     p_b,
     o_b,
     m_b,
-    rate,
     D: tl.constexpr,
     BK: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """rate (<a, b> - 1) of the frames o_a and o_b; -inf where b is absent."""
+    """<a, b> - 1 of the frames o_a and o_b, -inf where b is absent: the exponents before they are
+    multiplied by the rate, which a subtraction after it makes one fused operation."""
     b_s = tl.zeros([o_a.shape[0], o_b.shape[0]], tl.float32)
     for k in range(0, D, BK):
         b_a = frames(p_a, o_a, m_a, k, D, BK)
         b_b = frames(p_b, o_b, m_b, k, D, BK)
         b_s = dot(b_a, tl.trans(b_b), b_s, PREC)
-    return tl.where(m_b[None, :], (b_s - 1.0) * rate, float("-inf"))
+    return tl.where(m_b[None, :], b_s - 1.0, float("-inf"))
 
 
 @triton.jit(do_not_specialize=["T", "S"])
@@ -72,13 +72,13 @@ def column_lse_value_kernel(
     b_max = tl.full([BM], float("-inf") if SHIFTED else 0.0, tl.float32)
     for i in range(0, n, BN):
         o_i = i + tl.arange(0, BN)
-        b_s = exponents(p_y, o_j, m_j, p_x, o_i, o_i < n, rate, D, BK, PREC)
+        b_s = matches(p_y, o_j, m_j, p_x, o_i, o_i < n, D, BK, PREC)
         if SHIFTED:
-            b_new = tl.maximum(b_max, tl.max(b_s, 1))
-            b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_s - b_new[:, None]), 1)
+            b_new = tl.maximum(b_max, tl.max(b_s, 1) * rate)
+            b_sum = b_sum * tl.exp2(b_max - b_new) + tl.sum(tl.exp2(b_s * rate - b_new[:, None]), 1)
             b_max = b_new
         else:
-            b_sum += tl.sum(tl.exp2(b_s), 1)
+            b_sum += tl.sum(tl.exp2(b_s * rate), 1)
     b_lse = tl.where(m_j & (n > 0), b_max + tl.log2(b_sum), 0.0)
     tl.store(p_lse + i_n * S + o_j, b_lse, mask=o_j < S)
     tl.store(p_value + i_n * S + o_j, b_lse * LN2, mask=o_j < S)
@@ -126,13 +126,13 @@ def column_lse_grad_kernel(
     for b in range(0, n, BN):
         o_b = b + tl.arange(0, BN)
         m_b = o_b < n
-        b_s = exponents(p_a, o_a, m_a, p_b, o_b, m_b, rate, D, BK, PREC)
+        b_s = matches(p_a, o_a, m_a, p_b, o_b, m_b, D, BK, PREC)
         if COLUMNS:
-            b_w = tl.exp2(b_s - b_lse[:, None])
+            b_w = tl.exp2(b_s * rate - b_lse[:, None])
         else:
             b_l = tl.load(p_lse + o_b, mask=m_b, other=0.0)
             b_g = tl.load(p_grad + o_b * sgs, mask=m_b, other=0.0)
-            b_w = tl.exp2(b_s - b_l[None, :]) * b_g[None, :]
+            b_w = tl.exp2(b_s * rate - b_l[None, :]) * b_g[None, :]
         b_acc = dot(b_w, frames(p_b, o_b, m_b, k, D, BD), b_acc, PREC)
     b_acc *= inverse
     if COLUMNS:
