@@ -29,7 +29,7 @@ def forward(
     column (N, S, T)."""
     value = y.new_zeros(y.shape[:2])
     kept = kept_pairs(y, x, needs)
-    softmax = None if kept is None else y.new_empty(kept)
+    softmax = None if kept is None else y.new_zeros(kept)
     for b, columns, frames, own, absent in _blocks(x, y, lengths_x, lengths_y):
         exponents = _exponents(frames, own, absent, opts)
         if opts.shifted:

@@ -29,7 +29,7 @@ def tiles(d: int, arch: int) -> Tiles:
     padded = max(16, triton.next_power_of_2(d))
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, padded, padded, 4, 1)
-    return Tiles(64, 64, min(padded, 32), min(padded, 128), 4, 2)
+    return Tiles(64, 32, min(padded, 32), min(padded, 128), 4, 2)
 
 
 def forward(

@@ -60,9 +60,7 @@ def backward(
     """Gradients of x, y, cost and bias, None where there is no such input or it is not needed."""
     need_x, need_y, _, need_bias = needs
     wave = _Wave(x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts)
-    dx, dy, dcost, dbias = (
-        None if t is None else torch.zeros_like(t) for t in (x, y, cost, bias)
-    )
+    dx, dy, dcost, dbias = (None if t is None else torch.zeros_like(t) for t in (x, y, cost, bias))
     end = _FreeEnd(wave, saved[1], grad) if len(saved) > 1 else None
     # Flux on its way to the left, to the row above, and along the diagonal, one step later.
     left, up, owed = wave.new(wave.n), wave.new(wave.n + 1), wave.new(wave.n)

@@ -1,18 +1,13 @@
 """soft_dtw with cost="softmax" against AE2's values and against soft_dtw_from_cost of the dense
-cost; its columns' log-sum-exp against the definition."""
+cost."""
 
 import functools
 
 import pytest
 import torch
-from peak import assert_linear, growth
 from torch.nn.functional import normalize
 
 import fastseq
-from fastseq.ops.column_lse import column_lse
-from fastseq.ops.column_lse import torch as blocks
-from fastseq.ops.column_lse.op import backend_beside
-from fastseq.ops.common import dispatch, short
 from ops.soft_dtw.cases import BACKENDS, EVERY, backends, randn, relative, value_and_grads
 
 # float32 with digits as those of the cost itself, about 1e-7 / temperature
@@ -190,59 +185,3 @@ def test_half_precision(half):
     assert torch.equal(value, want[0])
     assert (dx.dtype, dy.dtype) == (half, half)
     assert torch.equal(dx, want[1].to(half))
-
-
-def columns(u, v, lengths_u, lengths_v, rate, backend, grad):
-    """Log-sum-exp of each column and its gradients."""
-    a, b = u.clone().requires_grad_(), v.clone().requires_grad_()
-    value = column_lse(a, b, lengths_u, lengths_v, rate, backend)
-    return (value.detach(), *torch.autograd.grad(value, (a, b), grad))
-
-
-def test_blocks_of_columns(monkeypatch, pairs):
-    """Several blocks give what one gives."""
-    u, v = (normalize(randn(2, n, 9, seed=n, dtype=torch.float64), dim=-1) for n in (50, 77))
-    lengths, g = torch.tensor([50, 20]), randn(2, 77, seed=3, dtype=torch.float64)
-
-    monkeypatch.setattr(blocks, "ELEMENTS", 1)  # 32 columns each
-    for rate in (1.0, 10.0, 1000.0):
-        got, want = (columns(u, v, lengths, None, rate, b, g) for b in ("torch", "reference"))
-        for found, exact in zip(got, want, strict=True):
-            assert torch.allclose(found, exact, rtol=1e-11, atol=1e-12)
-
-
-def test_lengths_that_the_host_does_not_read(monkeypatch, pairs):
-    """What runs on other devices: masks in place of slices."""
-    u, v = (normalize(randn(3, n, 9, seed=n, dtype=torch.float64), dim=-1) for n in (12, 15))
-    lengths = torch.tensor([12, 5, 0]), torch.tensor([15, 7, 15])
-    g = randn(3, 15, seed=3, dtype=torch.float64)
-    u[1, 5:], v[1, 7:] = torch.nan, torch.nan
-    monkeypatch.setattr(blocks, "_host_has", lambda x: False)
-    monkeypatch.setattr(short, "KEPT_BYTES", 0)  # kept on the CPU alone
-    for rate in (10.0, 1000.0):
-        got, want = (columns(u, v, *lengths, rate, b, g) for b in ("torch", "reference"))
-        for found, exact in zip(got, want, strict=True):
-            assert torch.allclose(found, exact, rtol=1e-11, atol=1e-12)
-
-
-def test_memory_is_linear(monkeypatch):
-    monkeypatch.setattr(short, "KEPT_BYTES", 0)
-
-    def prepare(frames, backend):
-        x, y = (randn(1, frames, 16, seed=k).requires_grad_() for k in (1, 2))
-        u, v = normalize(x, dim=-1), normalize(y, dim=-1)
-        return lambda: column_lse(u, v, None, None, 10.0, backend).sum()
-
-    monkeypatch.setattr(blocks, "ELEMENTS", 1 << 14)
-    assert_linear(prepare)
-    assert min(growth(lambda n: prepare(n, "reference"), 256)) > 3
-
-
-def test_choice_of_the_backend_beside(monkeypatch):
-    ready = dispatch.BackendStatus(True, "", "")
-    monkeypatch.setattr(dispatch, "backend_status", lambda name: ready)
-    assert backend_beside("numba", "cpu", torch.float32) == "torch"
-    assert backend_beside("cuda", "cuda", torch.float32) == "triton"
-    assert backend_beside("cuda", "cuda", torch.float64) == "torch"
-    assert backend_beside("torch", "cuda", torch.float32) == "torch"
-    assert backend_beside("reference", "cuda", torch.float32) == "reference"
