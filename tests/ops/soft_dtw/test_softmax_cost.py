@@ -185,3 +185,19 @@ def test_half_precision(half):
     assert torch.equal(value, want[0])
     assert (dx.dtype, dy.dtype) == (half, half)
     assert torch.equal(dx, want[1].to(half))
+
+
+@backends()
+def test_autocast_changes_nothing(backend):
+    x, y = randn(2, 10, 4, seed=19), randn(2, 9, 4, seed=20)
+    want = value_and_grads(x, y, cost="softmax", backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = value_and_grads(x, y, cost="softmax", backend=backend)
+    for found, exact in zip(got, want, strict=True):
+        assert torch.equal(found, exact)
+
+
+def test_meta_tensors_give_shapes():
+    x = torch.zeros(2, 4, 3, device="meta", requires_grad=True)
+    value = fastseq.soft_dtw(x, x[:, :2], cost="softmax", lengths_x=[4, 1])
+    assert (value.device.type, value.shape, value.dtype) == ("meta", (2,), torch.float32)
