@@ -1,5 +1,7 @@
 """soft_dtw computed without fastseq. All functions take x, y (N, T, D) and return the sum."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,9 +26,9 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return (squares - 2 * x @ y.mT).clamp(min=0)
 
 
-def wavefront(x: Tensor, y: Tensor) -> Tensor:
+def wavefront(x: Tensor, y: Tensor, costs: Callable = squared_distances) -> Tensor:
     """Plain PyTorch and autograd: costs by one product, R by anti-diagonals."""
-    cost = squared_distances(x, y)
+    cost = costs(x, y)
     num, n, m = cost.shape
     # Row i is shifted i places to the right, so that column k is the anti-diagonal i + j = k. All
     # columns are separated in one call: with a slice for each, every slice would have a gradient of
@@ -43,6 +45,31 @@ def wavefront(x: Tensor, y: Tensor) -> Tensor:
         here = diagonals[k][:, first:stop] + softmin
         before, last = last, F.pad(here, (first + 1, n - stop), value=torch.inf)
     return last[:, -1].sum()
+
+
+def softmax_costs(x: Tensor, y: Tensor) -> Tensor:
+    """-log softmax_i(cos(x_i, y_j) / GAMMA), as in GTA and AE2."""
+    x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
+    return -torch.log_softmax(x @ y.mT / GAMMA, 1)
+
+
+def cell_by_cell(x: Tensor, y: Tensor) -> Tensor:
+    """The form of AE2's released code: dense softmax costs, two Python loops over the cells of each
+    pair, and a new copy of the table at each cell, since autograd keeps the old one.
+    """
+    total = x.new_zeros(())
+    for cost in softmax_costs(x, y):
+        n, m = cost.shape
+        table = cost.new_full((n + 1, m + 1), torch.inf)
+        table[0, 0] = 0
+        for i in range(n):
+            for j in range(m):
+                steps = torch.stack([table[i, j], table[i, j + 1], table[i + 1, j]])
+                softmin = -GAMMA * torch.logsumexp(steps / -GAMMA, 0)
+                table = table.clone()
+                table[i + 1, j + 1] = cost[i, j] + softmin
+        total = total + table[n, m]
+    return total
 
 
 def build_pysdtw(case: Case, **options):

@@ -61,7 +61,7 @@ def backward(
     below, state, shares, *extra = saved
     flow = torch.empty(p.batch, p.strips, p.m, dtype=torch.float64)
     # Not torch.zeros: its threads would spin on processors that our threads are about to need.
-    outputs = [torch.from_numpy(np.zeros_like(a)) for a in (p.x, p.y, p.cost)]
+    outputs = [torch.from_numpy(np.zeros_like(a)) for a in (p.x, p.y, p.cost, p.bias)]
     if extra:
         numbers, r = map(_numpy, extra)
         part = np.empty((len(numbers), p.n, p.m), p.cost.dtype)
@@ -69,12 +69,12 @@ def backward(
         p.n_real = p.n_real.copy()
         p.n_real[numbers] = 0  # these pairs are done
     p.run(backward_strips, *map(_numpy, (below, state, shares, grad, flow, *outputs)))
-    dx, dy, dcost = outputs
+    dx, dy, dcost, dbias = outputs
     if extra:
         dcost.numpy()[numbers] = part
     if cost is not None:
         return None, None, dcost, None
-    return dx if needs[0] else None, dy if needs[1] else None, None, None
+    return tuple(t if need else None for t, need in zip((dx, dy, None, dbias), needs, strict=True))
 
 
 class _Problem:
@@ -89,6 +89,7 @@ class _Problem:
         self.x, self.y, self.cost = (
             _numpy(none if t is None else t.detach()) for t in (x, y, cost)
         )
+        self.bias = _numpy(given.new_empty(self.batch, 0) if bias is None else bias.detach())
         self.n_real = _lengths(lengths_x, self.batch, self.n)
         self.m_real = _lengths(lengths_y, self.batch, self.m)
         widths = [opts.bandwidth] * self.batch if bands is None else bands.tolist()
@@ -122,7 +123,8 @@ class _Problem:
         )
         counter, progress = np.zeros(1, np.int64), np.zeros(self.batch * self.strips, np.int64)
         options = scale.astype(self.x.dtype), penalty, self.ends[0], KINDS[self.softmin]
-        problem = (self.x, self.y, self.cost, self.n_real, self.m_real, self.band, *options)
+        problem = (self.x, self.y, self.cost, self.bias, self.n_real, self.m_real, self.band)
+        problem = (*problem, *options)
         _in_threads(lambda: kernel(problem, counter, progress, *arrays), workers)
 
     def run_absolute(self, kernel: Callable, numbers: np.ndarray, *arrays: np.ndarray) -> None:

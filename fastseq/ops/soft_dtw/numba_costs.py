@@ -11,8 +11,8 @@ _i = np.uintp
 
 
 @kernel
-def _costs(u, xs, ys, scale):
-    """u[k, lane] = scale * |x - y|^2 of a block by direct differences.
+def _costs(u, xs, ys, bs, scale):
+    """u[k, lane] = scale * (|x - y|^2 + bias of the column) of a block by direct differences.
 
     Flat arrays with constant strides, two steps and eight channels at a time: LLVM keeps them in
     registers, and most of the time is spent here. One sum per eight channels rounds less than one
@@ -22,8 +22,9 @@ def _costs(u, xs, ys, scale):
     out = u.reshape(STEPS * LANES)
     for k in range(0, STEPS, 2):
         row, shift = k * LANES, STEPS - 1 - k
-        for r in range(2 * LANES):
-            out[_i(row + r)] = 0
+        for r in range(LANES):
+            out[_i(row + r)] = bs[_i(shift + r)]
+            out[_i(row + LANES + r)] = bs[_i(shift + r - 1)]
         for d in range(0, xs.size // LANES, CHANNELS):
             at_x, at_y = d * LANES, d * WINDOW + shift
             for r in range(LANES):
@@ -144,11 +145,34 @@ def add_columns(dy, gy, start, m):
 
 
 @kernel
-def block_costs(u, xs, ys, y, cost, area, scale):
+def _load_bias(bs, bias, start, m):
+    """bs[q] = bias[start + STEPS - 1 - q], in the order of `_load_columns`; without a bias, of
+    size 0, bs stays 0."""
+    if bias.size:
+        first, last = _window(start, m)
+        bs[:] = 0
+        for q in range(first, last):
+            bs[_i(q)] = bias[_i(start + STEPS - 1 - q)]
+
+
+@kernel
+def add_bias_gradients(dbias, skewed, start, m):
+    """dbias[column] += sum over the strip's rows of E; skewed: see `column_gradients`."""
+    first, last = _window(start, m)
+    for q in range(first, last):
+        total = dbias[start + STEPS - 1 - q]
+        for r in range(LANES):
+            total += skewed[_i(r * WINDOW + q)]
+        dbias[start + STEPS - 1 - q] = total
+
+
+@kernel
+def block_costs(u, xs, ys, bs, y, cost, bias, area, scale):
     """Costs of a block, computed from embeddings, or read from a cost matrix if D = 0; returns how
     many of the latter are infinite or NaN."""
     if xs.size:
         _load_columns(ys, y, area[0], area[3])
-        _costs(u, xs, ys, scale)
+        _load_bias(bs, bias, area[0], area[3])
+        _costs(u, xs, ys, bs, scale)
         return 0
     return _read_costs(u, cost, area, scale)

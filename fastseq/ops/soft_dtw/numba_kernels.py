@@ -10,6 +10,7 @@ import numpy as np
 from fastseq.ops.soft_dtw.numba_costs import (
     CHANNELS,
     WINDOW,
+    add_bias_gradients,
     add_columns,
     block_costs,
     column_gradients,
@@ -54,19 +55,21 @@ def forward_strips(problem, counter, progress, below, state, bottoms, shares, va
     """Process strips until none is left for this thread. Each strip waits for the one above, which
     was started before it. A thread that starts late, or shares its core, processes fewer strips.
 
-    problem: x (N, T, D), y (N, S, D), cost (N, T, S), real lengths, limits of the bands, scale and
-    penalty of each pair (None: no penalty), whether the begin is free, the soft minimum.
+    problem: x (N, T, D), y (N, S, D), cost (N, T, S), bias (N, S), real lengths, limits of the
+    bands, scale and penalty of each pair (None: no penalty), whether the begin is free, the
+    soft minimum.
     below (N, strips, S): H of the last row of each strip. state (N, strips, blocks, 2, LANES): H
     and V as they enter a block. bottoms (N, strips, S) and shares (N, S): R of the last row of
     each strip, and the shares that `free_end` computes from it; (N, strips, 0) and (N, 0) for a
     fixed end. value (N, strips): contribution of each strip, in float64; NaN if a given cost is
     infinite: such pairs are left to numba_absolute.py.
     """
-    x, y, cost, n_real, m_real, band, scale, penalty, begin_free, kind = problem
+    x, y, cost, bias, n_real, m_real, band, scale, penalty, begin_free, kind = problem
     batch, strips = value.shape
     dtype, channels = below.dtype, -(-x.shape[2] // CHANNELS) * CHANNELS
     one = dtype.type(1)
     xs, ys = np.zeros(channels * LANES, dtype), np.zeros(channels * WINDOW, dtype)
+    bs = np.zeros(WINDOW, dtype)
     u, up = np.empty((STEPS, LANES), dtype), np.empty((2, LANES + 1), dtype)
     v, sm = np.empty(LANES, dtype), np.empty(LANES, dtype)
     end_free = shares.shape[1] > 0
@@ -93,7 +96,7 @@ def forward_strips(problem, counter, progress, below, state, bottoms, shares, va
                 state[b, strip, block, 0] = up[0, 1:]
                 state[b, strip, block, 1] = v
             if not _outside(block * STEPS, top, low, high):
-                odd += block_costs(u, xs, ys, y[b], cost[b], area, scale[b])
+                odd += block_costs(u, xs, ys, bs, y[b], cost[b], bias[b], area, scale[b])
                 over = max(strip - 1, 0)
                 totals = waves, bottoms[b, over], bottoms[b, strip]
                 above, own = below[b, over], below[b, strip]
@@ -105,15 +108,18 @@ def forward_strips(problem, counter, progress, below, state, bottoms, shares, va
 
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
-def backward_strips(problem, counter, progress, below, state, shares, grad, flow, dx, dy, dcost):
-    """The same, last strip first. flow (N, strips, S): flux from each strip to the one above."""
-    x, y, cost, n_real, m_real, band, scale, penalty, begin_free, kind = problem
+def backward_strips(problem, counter, progress, below, state, shares, grad, flow, *gradients):
+    """The same, last strip first. flow (N, strips, S): flux from each strip to the one above.
+    gradients: those of x, y, cost and bias."""
+    dx, dy, dcost, dbias = gradients
+    x, y, cost, bias, n_real, m_real, band, scale, penalty, begin_free, kind = problem
     batch, strips = flow.shape[:2]
     dtype, dims = below.dtype, x.shape[2]
     channels = -(-dims // CHANNELS) * CHANNELS
     one = dtype.type(1)
     xs, gx = np.zeros(channels * LANES, dtype), np.zeros(channels * LANES, dtype)
     ys, gy = np.zeros(channels * WINDOW, dtype), np.zeros(channels * WINDOW, dtype)
+    bs = np.zeros(WINDOW, dtype)
     skewed = np.empty(LANES * WINDOW, dtype)
     u, e = np.empty((STEPS, LANES), dtype), np.empty((STEPS, LANES), dtype)
     p, up = np.empty((STEPS, 3 * LANES), dtype), np.empty((2, LANES + 1), dtype)
@@ -144,7 +150,7 @@ def backward_strips(problem, counter, progress, below, state, shares, grad, flow
             if not _outside(block * STEPS, top, low, high):
                 up[0, 1:] = state[b, strip, block, 0]
                 v[:] = state[b, strip, block, 1]
-                block_costs(u, xs, ys, y[b], cost[b], area, scale[b])
+                block_costs(u, xs, ys, bs, y[b], cost[b], bias[b], area, scale[b])
                 probabilities(u, p, up, v, below[b, max(strip - 1, 0)], area, steps, one)
                 from_below, to_above = flow[b, min(strip + 1, strips - 1)], flow[b, strip]
                 expectations(e, p, left, lift, owed, grad[b], seeds, from_below, to_above, area)
@@ -152,6 +158,8 @@ def backward_strips(problem, counter, progress, below, state, shares, grad, flow
                     row_gradients(e, xs, ys, gx)
                     column_gradients(e, skewed, xs, ys, gy)
                     add_columns(dy[b], gy, block * STEPS, m)
+                    if dbias.size:
+                        add_bias_gradients(dbias[b], skewed, block * STEPS, m)
                 else:
                     write_costs(e, dcost[b], area)
             store_release(progress, index, blocks - block)

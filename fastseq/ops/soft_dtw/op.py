@@ -23,12 +23,7 @@ from fastseq.ops.common.lengths import (
 )
 from fastseq.ops.common.validate import FLOAT_DTYPES, check_pair
 from fastseq.ops.soft_dtw import autograd
-from fastseq.ops.soft_dtw.costs import (
-    cosine_frames,
-    full_precision,
-    softmax_bias,
-    softmax_frames,
-)
+from fastseq.ops.soft_dtw.costs import cosine_frames, full_precision, softmax_cost
 from fastseq.ops.soft_dtw.options import SOFTMINS, SoftDTWOptions
 from fastseq.ops.soft_dtw.per_pair import Bandwidth, Gamma, split_bandwidth, split_gamma
 from fastseq.ops.soft_dtw.reference import dense_cost, soft_dtw_reference
@@ -137,14 +132,15 @@ def soft_dtw(
         softmin=softmin,
         temperature=temperature,
     )
+    name = _resolve(op, backend, x.device.type, softmin, cost == "softmax")
     x, y, bias, real_x, real_y, _ = _embeddings(
-        op, x, y, cost, temperature, (lengths_x, lengths_y), (valid_x, valid_y), backend
+        op, x, y, cost, temperature, (lengths_x, lengths_y), (valid_x, valid_y), name
     )
     num, frames_x, frames_y = x.shape[0], x.shape[1], y.shape[1]
     pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, x.device)
 
     def run(a: Tensor, b: Tensor, lengths_a: Tensor | None, lengths_b: Tensor | None) -> Tensor:
-        return _values(op, opts, backend, a, b, None, bias, lengths_a, lengths_b, *per_pair)
+        return autograd.FUSED[op](name, opts, a, b, None, bias, lengths_a, lengths_b, *per_pair)
 
     values = run(x, y, real_x, real_y)
     if divergence:
@@ -212,7 +208,8 @@ def soft_dtw_from_cost(
     )
     for dim, order in enumerate(orders, 1):
         cost = reorder(cost, order, dim)
-    values = _values(op, opts, backend, None, None, cost, None, real_x, real_y, *per_pair)
+    name = _resolve(op, backend, cost.device.type, softmin)
+    values = autograd.FUSED[op](name, opts, None, None, cost, None, real_x, real_y, *per_pair)
     pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, cost.device)
     return _reduce(values, pairs, reduction, unbatched)
 
@@ -268,10 +265,10 @@ def soft_dtw_alignment(
     rest = {"begin": begin, "end": end, "warp_penalty": warp_penalty, "softmin": softmin}
     rest |= {"cost": cost, "temperature": temperature}
     opts, per_pair = _options(op, num, x.device, gamma, bandwidth, **rest)
+    name = _resolve(op, backend, x.device.type, softmin, cost == "softmax")
     x, y, bias, real_x, real_y, orders = _embeddings(
-        op, x, y, cost, temperature, (lengths_x, lengths_y), (valid_x, valid_y), backend
+        op, x, y, cost, temperature, (lengths_x, lengths_y), (valid_x, valid_y), name
     )
-    name = _resolve(op, backend, x.device.type, softmin, bias is not None)
     constants = real_x, real_y, *per_pair
     if name == "reference":
         expected = _reference_alignment(x, y, bias, constants, opts)
@@ -307,8 +304,8 @@ def resolve_backend(
 
 # The soft minima that a backend supports, and whether it supports a bias of the columns.
 _CUDA = (("logsumexp",), False)
-_NUMBA = (SOFTMINS, False)
-_TORCH = (SOFTMINS, False)
+_NUMBA = (SOFTMINS, True)
+_TORCH = (SOFTMINS, True)
 
 
 def _elsewhere(home: str, device_type: str) -> str | None:
@@ -341,11 +338,11 @@ def _warn_slow(reason: str) -> None:
 
 
 def _embeddings(
-    op: str, x: Tensor, y: Tensor, cost: str, temperature: float, lengths, valid, backend: str
+    op: str, x: Tensor, y: Tensor, cost: str, temperature: float, lengths, valid, name: str
 ):
-    """Checked inputs in the backends' form: batched, float32 or float64, cost squared Euclidean
-    plus a bias of each column (None: 0), real frames first; and the orders that brought the real
-    frames first."""
+    """Checked inputs in the form of backend ``name``: batched, float32 or float64, cost squared
+    Euclidean plus a bias of each column (None: 0), real frames first; and the orders that brought
+    the real frames first."""
     if x.dim() == 2:
         x, y = x[None], y[None]
     if x.dtype != y.dtype:
@@ -359,8 +356,7 @@ def _embeddings(
         x, y = cosine_frames(x, real_x, 0), cosine_frames(y, real_y, 1)
     bias = None
     if cost == "softmax":
-        x, y = softmax_frames(x, y, real_x, real_y, temperature)
-        bias = softmax_bias(x, y, real_x, backend)
+        x, y, bias = softmax_cost(x, y, real_x, real_y, temperature, name)
     return x, y, bias, real_x, real_y, orders
 
 
@@ -378,13 +374,6 @@ def _options(op: str, num: int, device: torch.device, gamma: Gamma, bandwidth: B
     gamma, gammas = split_gamma(op, gamma, num, device)
     bandwidth, bands = split_bandwidth(op, bandwidth, num, device)
     return SoftDTWOptions.checked(op, gamma, bandwidth, **rest), (gammas, bands)
-
-
-def _values(op: str, opts: SoftDTWOptions, backend: str, x, y, cost, bias, *constants):
-    """(N,) values; picks the backend. constants: lengths, gammas and bands."""
-    device_type = (x if cost is None else cost).device.type
-    name = _resolve(op, backend, device_type, opts.softmin, bias is not None)
-    return autograd.FUSED[op](name, opts, x, y, cost, bias, *constants)
 
 
 def _reference_alignment(x, y, bias, constants, opts: SoftDTWOptions) -> Tensor:

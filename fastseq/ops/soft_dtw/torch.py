@@ -58,9 +58,9 @@ def backward(
     needs,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, y, cost and bias, None where there is no such input or it is not needed."""
-    need_x, need_y, *_ = needs
+    need_x, need_y, _, need_bias = needs
     wave = _Wave(x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts)
-    dx, dy, dcost = (None if t is None else torch.zeros_like(t) for t in (x, y, cost))
+    dx, dy, dcost, dbias = (None if t is None else torch.zeros_like(t) for t in (x, y, cost, bias))
     end = _FreeEnd(wave, saved[1], grad) if len(saved) > 1 else None
     # Flux on its way to the left, to the row above, and along the diagonal, one step later.
     left, up, owed = wave.new(wave.n), wave.new(wave.n + 1), wave.new(wave.n)
@@ -83,6 +83,8 @@ def backward(
             if dcost is not None:
                 wave.diagonal(dcost, s).copy_(got)
                 continue
+            if need_bias:
+                dbias[:, wave.columns(s)] += got  # columns flipped
             term = got[..., None] * wave.difference(s)
             if need_x:
                 dx[:, lanes].add_(term, alpha=2)
@@ -94,7 +96,9 @@ def backward(
         return None, None, dcost.masked_fill_(~wave.real, 0), None
     for gradient, mask in ((dx, wave.real_x), (dy, wave.real_y)):
         gradient.masked_fill_(~mask[..., None], 0)
-    return dx if need_x else None, dy if need_y else None, None, None
+    if need_bias:
+        dbias = dbias.flip(1).masked_fill_(~wave.real_y, 0)
+    return dx if need_x else None, dy if need_y else None, None, dbias if need_bias else None
 
 
 class _Wave:
@@ -129,6 +133,7 @@ class _Wave:
         else:
             self.x = torch.where(self.real_x[..., None], x, 0)
             self.y = torch.where(self.real_y[..., None], y, 0).flip(1)
+            self.bias = None if bias is None else torch.where(self.real_y, bias, 0).flip(1)
         self.scale, self.penalty = self.unit, opts.warp_penalty / self.unit
         if gammas is not None:
             self.scale, self.penalty = (
@@ -144,9 +149,12 @@ class _Wave:
 
     def difference(self, s: int) -> Tensor:
         """x_i - y_j on diagonal s: (N, lanes, D)."""
-        lanes = self.lanes(s)
-        shift = self.m - 1 - s
-        return self.x[:, lanes] - self.y[:, lanes.start + shift : lanes.stop + shift]
+        return self.x[:, self.lanes(s)] - self.y[:, self.columns(s)]
+
+    def columns(self, s: int) -> slice:
+        """The columns of diagonal s in rising order of rows, of tensors with flipped columns."""
+        lanes, shift = self.lanes(s), self.m - 1 - s
+        return slice(lanes.start + shift, lanes.stop + shift)
 
     def diagonal(self, matrix: Tensor, s: int) -> Tensor:
         """Diagonal s of (N, T, S), rows in rising order: a view."""
@@ -163,7 +171,10 @@ class _Wave:
         if self.x is None:
             return self.step_of_costs(s, up, v)
         lanes = self.lanes(s)
-        u = self.difference(s).square().sum(-1) / self.scale
+        u = self.difference(s).square().sum(-1)
+        if self.bias is not None:
+            u += self.bias[:, self.columns(s)]
+        u /= self.scale
         x, y, z = up[:, lanes].clone(), v[:, lanes].clone(), torch.zeros_like(u)
         if self.banded:
             gap = s - 2 * self.rows[lanes]  # j - i
@@ -318,7 +329,11 @@ def _weigh(x: Tensor, y: Tensor, z: Tensor, softmin: str) -> tuple[Tensor, Tenso
         return least, total.log(), shares
     gaps = [score - least for score in (z, x, y)]
     mean = shares[0] * gaps[0] + shares[1] * gaps[1] + shares[2] * gaps[2]
-    return least, -mean, [share * (1 + (mean - gap)) for share, gap in zip(shares, gaps, strict=True)]
+    return (
+        least,
+        -mean,
+        [share * (1 + (mean - gap)) for share, gap in zip(shares, gaps, strict=True)],
+    )
 
 
 def _sparse(gaps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
