@@ -126,9 +126,7 @@ def _subset(op: str, name: str, z: Tensor, valid: Tensor | None, subset: Tensor)
     if subset.dim() == 1 and num == 1:
         subset = subset[None]
     if subset.shape != (num, frames):
-        raise ValueError(
-            f"{op}: {name} must have shape {(num, frames)}, got {tuple(subset.shape)}"
-        )
+        raise ValueError(f"{op}: {name} must have shape {(num, frames)}, got {tuple(subset.shape)}")
     return real_frames(z, valid_mask(valid, num, frames, z.device) & subset.to(z.device))
 
 

@@ -1,6 +1,7 @@
 """gta_loss: Soft-DTW both ways and global cycle consistency."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastseq.ops.common.dispatch import call_as, no_autocast
@@ -43,8 +44,8 @@ def gta_loss(
     As in the released code, CE applies a softmax to Z, although Z contains probabilities. Without
     label smoothing CE therefore lies between log(T - 1 + e) - 1 and log(T - 1 + e).
 
-    Memory: about 10 N T S numbers, since every cell of both tables has a gradient; with
-    ``consistency=False`` linear in T + S.
+    Memory: about 140 bytes for each of N max(T, S)^2 pairs of frames, since every cell of both
+    tables has a gradient; with ``consistency=False`` linear in T + S.
 
     Args:
         x, y: embeddings (N, T, D) and (N, S, D), or (T, D) and (S, D) for one pair; float64,
@@ -103,41 +104,38 @@ def _consistent(op, x, y, real_x, real_y, opts: GTAOptions, backend: str) -> Ten
     """(N,) of sequences with the real frames first; anything finite for a pair with an empty
     side."""
     with no_autocast(x.device.type):
-        num, device, dtype = len(x), x.device, x.dtype
-        mask_x = valid_mask(real_x, *x.shape[:2], device)
-        mask_y = valid_mask(real_y, *y.shape[:2], device)
-        a, b = cosine_frames(x, real_x, 0), cosine_frames(y, real_y, 1)
-        # cos / temperature: the frames have the norm 0.5^0.5
-        similar = (a @ b.mT).double() * (2 / opts.temperature)
-        tables, ways = [], []
-        for s, (mask, lengths), (other, lengths_other) in (
-            (similar, (mask_x, real_x), (mask_y, real_y)),
-            (similar.mT, (mask_y, real_y), (mask_x, real_x)),
-        ):
-            cost = -_log_softmax(s, mask)
-            table = call_as(
-                op,
-                soft_dtw_table_from_cost,
-                cost,
-                gamma=opts.gamma,
-                softmin=opts.softmin,
-                lengths_x=lengths,
-                lengths_y=lengths_other,
-                backend=backend,
-            )
-            last = torch.arange(num, device=device), (lengths - 1).clamp(min=0)
-            tables.append(table[(*last, (lengths_other - 1).clamp(min=0))])
-            both = mask[:, :, None] & other[:, None]
-            ways.append(torch.where(both, _log_softmax(-table, mask).exp(), 0))
-        cycle = (ways[0] @ ways[1]).mT  # [N, T, T], row b: where a cycle that starts at b ends
-        # log softmax_a of row b, over the real frames a
-        log_p = _log_softmax(cycle.mT, mask_x).mT
+        num, size, device = len(x), max(x.shape[1], y.shape[1]), x.device
+        u, v = (
+            F.pad(cosine_frames(z, real, side), (0, 0, 0, size - z.shape[1]))
+            for side, (z, real) in enumerate(((x, real_x), (y, real_y)))
+        )
+        # Both ways in one batch: x with y, then y with x.
+        real, other = torch.cat([real_x, real_y]), torch.cat([real_y, real_x])
+        rows, columns = (valid_mask(n, 2 * num, size, device) for n in (real, other))
+        similar = torch.cat([u, v]) @ torch.cat([v, u]).mT  # cos / 2
+        table = call_as(
+            op,
+            soft_dtw_table_from_cost,
+            -_log_softmax(similar.double() * (2 / opts.temperature), rows),
+            gamma=opts.gamma,
+            softmin=opts.softmin,
+            lengths_x=real,
+            lengths_y=other,
+            backend=backend,
+        )
+        each = torch.arange(2 * num, device=device)
+        ends = table[each, (real - 1).clamp(min=0), (other - 1).clamp(min=0)]
+        soft = _log_softmax(-table, rows).exp()
+        soft = torch.where(rows[:, :, None] & columns[:, None], soft, 0)
+        there, back = soft.view(2, num, size, size).unbind()
+        # Column b of the product, [N, T, T]: where a cycle that starts at frame b of x ends.
+        log_p, rows = _log_softmax(there @ back, rows[:num]), rows[:num]
         count = real_x.clamp(min=1)
-        uniform = torch.where(mask_x[:, None], log_p, 0).sum(2) / count[:, None]
         own = log_p.diagonal(dim1=1, dim2=2)
-        row = (1 - opts.label_smoothing) * own + opts.label_smoothing * uniform
-        entropy = -torch.where(mask_x, row, 0).sum(1) / count
-        return (entropy + ALIGNMENT_WEIGHT * (tables[0] + tables[1])).to(dtype)
+        uniform = torch.where(rows[:, :, None], log_p, 0).sum(1) / count[:, None]
+        entropy = -(1 - opts.label_smoothing) * own - opts.label_smoothing * uniform
+        entropy = torch.where(rows, entropy, 0).sum(1) / count
+        return (entropy + ALIGNMENT_WEIGHT * ends.view(2, num).sum(0)).to(x.dtype)
 
 
 def _log_softmax(t: Tensor, rows: Tensor) -> Tensor:
