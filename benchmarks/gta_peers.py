@@ -1,5 +1,6 @@
 """GTA's and AE2's losses as the released code computes them: one cell of the table at a time, each
-in a copy of the whole table. All functions take x, y (N, T, D) of norm 1 and return the mean.
+in a copy of the whole table. All functions take x, y (N, T, D), which GTA's encoder normalises,
+and return the mean over pairs.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,11 @@ def released_table(x: Tensor, y: Tensor) -> Tensor:
 def _mean_over_pairs(
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, y: torch.stack([loss(a, b) for a, b in zip(x, y, strict=True)]).mean()
+    def mean(x: Tensor, y: Tensor) -> Tensor:
+        x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
+        return torch.stack([loss(a, b) for a, b in zip(x, y, strict=True)]).mean()
+
+    return mean
 
 
 def _gta_pair(x: Tensor, y: Tensor) -> Tensor:
