@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastseq import ops as ops
     from fastseq import video as video
     from fastseq.ops.contrastive_idm import contrastive_idm
+    from fastseq.ops.gta import ae2_loss, gta_loss
     from fastseq.ops.lav import lav_loss
     from fastseq.ops.lrprop import lrprop_loss
     from fastseq.ops.queue_nce import queue_nce
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ae2_loss": "fastseq.ops.gta",
     "contrastive_idm": "fastseq.ops.contrastive_idm",
     "dtw_cross": "fastseq.ops.soft_dtw",
     "dtw_path": "fastseq.ops.soft_dtw",
+    "gta_loss": "fastseq.ops.gta",
     "intra_nce": "fastseq.ops.vclr",
     "lav_loss": "fastseq.ops.lav",
     "lrprop_loss": "fastseq.ops.lrprop",
@@ -55,9 +58,11 @@ _SUBMODULES = ("compat", "nn", "ops", "video")
 
 __all__ = [
     "__version__",
+    "ae2_loss",
     "contrastive_idm",
     "dtw_cross",
     "dtw_path",
+    "gta_loss",
     "intra_nce",
     "lav_loss",
     "lrprop_loss",

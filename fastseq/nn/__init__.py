@@ -2,11 +2,14 @@
 
 from fastseq.nn.alignment import ContrastiveIDM, LAVLoss, LRPropLoss, SoftDTW, TCCLoss
 from fastseq.nn.contrastive import QueueNCE, SCLLoss, TCNLoss, VCLRLoss
+from fastseq.nn.gta import AE2Loss, GTALoss
 from fastseq.ops.queue_nce.feature_queue import FeatureQueue
 
 __all__ = [
+    "AE2Loss",
     "ContrastiveIDM",
     "FeatureQueue",
+    "GTALoss",
     "LAVLoss",
     "LRPropLoss",
     "QueueNCE",
