@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastseq import ops as ops
     from fastseq import video as video
     from fastseq.ops.contrastive_idm import contrastive_idm
+    from fastseq.ops.drop_dtw import drop_dtw, drop_dtw_path, otam
     from fastseq.ops.lav import lav_loss
     from fastseq.ops.queue_nce import queue_nce
     from fastseq.ops.scl import scl_loss
@@ -33,10 +34,13 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "contrastive_idm": "fastseq.ops.contrastive_idm",
+    "drop_dtw": "fastseq.ops.drop_dtw",
+    "drop_dtw_path": "fastseq.ops.drop_dtw",
     "dtw_cross": "fastseq.ops.soft_dtw",
     "dtw_path": "fastseq.ops.soft_dtw",
     "intra_nce": "fastseq.ops.vclr",
     "lav_loss": "fastseq.ops.lav",
+    "otam": "fastseq.ops.drop_dtw",
     "queue_nce": "fastseq.ops.queue_nce",
     "scl_loss": "fastseq.ops.scl",
     "soft_dtw": "fastseq.ops.soft_dtw",
@@ -54,10 +58,13 @@ _SUBMODULES = ("compat", "nn", "ops", "video")
 __all__ = [
     "__version__",
     "contrastive_idm",
+    "drop_dtw",
+    "drop_dtw_path",
     "dtw_cross",
     "dtw_path",
     "intra_nce",
     "lav_loss",
+    "otam",
     "queue_nce",
     "scl_loss",
     "soft_dtw",
