@@ -26,54 +26,68 @@ def _scaled(cost, scale):
 
 @numba.njit(**OPTIONS)
 def _weights(a, b, c):
-    """exp(least - term) of each term, 0 for +inf; their sum, 0 where all are +inf; and the least,
-    NaN if any term is."""
+    """exp(least - term) of each term, 0 for +inf; their sum; and the least, NaN if any term is.
+    c is not +inf."""
     least = min(a, b, c)
     if a != a or b != b or c != c:
         least = np.nan
     wa = 0.0 if a == np.inf else np.exp(least - a)
     wb = 0.0 if b == np.inf else np.exp(least - b)
-    wc = 0.0 if c == np.inf else np.exp(least - c)
+    wc = np.exp(least - c)
     return wa, wb, wc, wa + wb + wc, least
 
 
 @numba.njit(**OPTIONS)
 def _mean(a, b, c, wa, wb, wc, total, least):
     """Mean of term - least; terms of +inf have no weight."""
-    part = 0.0
+    part = wc * (c - least)
     if a != np.inf:
         part += wa * (a - least)
     if b != np.inf:
         part += wb * (b - least)
-    if c != np.inf:
-        part += wc * (c - least)
     return part / total
 
 
 @numba.njit(**OPTIONS)
 def _softmin(a, b, c, prob):
-    if b == np.inf and c == np.inf:
-        return a
+    if c == np.inf:  # two terms need one exp
+        if a == np.inf or b == np.inf:
+            return min(a, b)
+        gap = abs(a - b)
+        w = np.exp(-gap)
+        return min(a, b) + (gap * w / (1 + w) if prob else -np.log(1 + w))
     wa, wb, wc, total, least = _weights(a, b, c)
-    if total == 0:
-        return np.inf
     if prob:
         return least + _mean(a, b, c, wa, wb, wc, total, least)
     return least - np.log(total)
 
 
 @numba.njit(**OPTIONS)
+def _two_shares(a, b, prob):
+    if a == np.inf or b == np.inf:
+        return 0.0 + (a != np.inf), 0.0 + (b != np.inf)
+    gap = abs(a - b)
+    w = np.exp(-gap)
+    near, far = 1 / (1 + w), w / (1 + w)
+    if prob:
+        mean = gap * far
+        near, far = near * (1 + mean), far * (1 - (gap - mean))
+    return (near, far) if a <= b else (far, near)
+
+
+@numba.njit(**OPTIONS)
 def _shares(a, b, c, prob):
-    """Derivatives of the soft minimum by its terms, 0 where all are +inf."""
+    """Derivatives of the soft minimum by its terms, 0 for terms of +inf."""
+    if c == np.inf:
+        pa, pb = _two_shares(a, b, prob)
+        return pa, pb, 0.0
     wa, wb, wc, total, least = _weights(a, b, c)
-    if total == 0:
-        return 0.0, 0.0, 0.0
     pa, pb, pc = wa / total, wb / total, wc / total
     if prob:
         mean = _mean(a, b, c, wa, wb, wc, total, least)
         pa = 0.0 if a == np.inf else pa * (1 - (a - least - mean))
         pb = 0.0 if b == np.inf else pb * (1 - (b - least - mean))
-        pc = 0.0 if c == np.inf else pc * (1 - (c - least - mean))
+        pc *= 1 - (c - least - mean)
     return pa, pb, pc
 
 

@@ -83,9 +83,9 @@ def drop_dtw(
 
     Returns:
         (N,), or a scalar for one pair or with a reduction: float64 if an input is float64,
-        otherwise float32. A pair without a path has the value +inf and the gradient 0, for example one with
-        K > S. (The released code repeats the frames of such pairs. The same here:
-        ``cost.repeat_interleave(r, -1)`` and ``drop_cost.repeat_interleave(r, -1)``,
+        otherwise float32. A pair without a path, for example one with K > S, has the value +inf and
+        the gradient 0. (The released code repeats the frames of such pairs:
+        ``cost.repeat_interleave(r, -1)`` and ``drop_cost.repeat_interleave(r, -1)`` with
         r = ceil(K / S).) A pair with a length 0 has the value 0 and the gradient 0.
 
     Raises:
