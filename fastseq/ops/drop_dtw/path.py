@@ -18,10 +18,9 @@ def drop_dtw_path(
 ) -> tuple[Tensor, Tensor, float]:
     r"""The cheapest matching of Drop-DTW, and the frames that it drops.
 
-    The limit of :func:`fastseq.drop_dtw` for gamma towards 0. If dropping a frame costs as much as
-    matching it, the frame is matched; among equal predecessors of a match the previous step comes
-    first, then the same step. Not differentiable; runs on the CPU in float64, with 2 bytes for each
-    of the K S cells.
+    The limit of :func:`fastseq.drop_dtw` for gamma towards 0. On a tie a frame is matched rather
+    than dropped, and a match continues the step of the frame before it rather than the previous
+    step. Not differentiable; runs on the CPU in float64, with 2 bytes for each of the K S cells.
 
     Args:
         cost: (K, S), the cost of matching frame j to step i, K and S at least 1; float64, float32,

@@ -5,7 +5,7 @@ import numpy as np
 
 from fastseq.ops.soft_dtw.numba_math import OPTIONS
 
-DIAGONAL, LEFT, UP = range(3)
+LEFT, DIAGONAL, UP = range(3)
 
 
 @numba.njit(**OPTIONS, nogil=True, cache=True)
@@ -20,10 +20,9 @@ def find_matching(cost, drop, contiguous, exclusive, steps, dropped):
         old, new = j % 2, (j + 1) % 2
         d[new, 0], dropped[0, j] = d[old, 0] + drop[j], True
         for i in range(1, k + 1):
-            step, best = DIAGONAL, d[old, i - 1]
-            left = p[old, i] if contiguous else d[old, i]
-            if left < best:
-                step, best = LEFT, left
+            step, best = LEFT, p[old, i] if contiguous else d[old, i]
+            if d[old, i - 1] < best:
+                step, best = DIAGONAL, d[old, i - 1]
             if not exclusive and p[new, i - 1] < best:
                 step, best = UP, p[new, i - 1]
             steps[i - 1, j] = step

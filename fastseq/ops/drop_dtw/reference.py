@@ -30,7 +30,7 @@ def drop_dtw_reference(
     num, k, m = cost.shape
     dtype, device = cost.dtype, cost.device
     if cost.numel() == 0:
-        return cost.flatten(1).sum(1)
+        return cost.flatten(1).sum(1) + drop_cost[:, :0].sum(1)  # 0, also for NaN
     real_x = valid_mask(lengths_x, num, k, device)
     real_y = valid_mask(lengths_y, num, m, device)
     end_x, end_y = real_x.sum(1), real_y.sum(1)
