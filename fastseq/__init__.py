@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastseq import ops as ops
     from fastseq import video as video
     from fastseq.ops.contrastive_idm import contrastive_idm
+    from fastseq.ops.drop_dtw import drop_dtw, drop_dtw_path, otam
     from fastseq.ops.gta import ae2_loss, gta_loss
     from fastseq.ops.lav import lav_loss
     from fastseq.ops.lrprop import lrprop_loss
@@ -36,12 +37,15 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "ae2_loss": "fastseq.ops.gta",
     "contrastive_idm": "fastseq.ops.contrastive_idm",
+    "drop_dtw": "fastseq.ops.drop_dtw",
+    "drop_dtw_path": "fastseq.ops.drop_dtw",
     "dtw_cross": "fastseq.ops.soft_dtw",
     "dtw_path": "fastseq.ops.soft_dtw",
     "gta_loss": "fastseq.ops.gta",
     "intra_nce": "fastseq.ops.vclr",
     "lav_loss": "fastseq.ops.lav",
     "lrprop_loss": "fastseq.ops.lrprop",
+    "otam": "fastseq.ops.drop_dtw",
     "queue_nce": "fastseq.ops.queue_nce",
     "scl_loss": "fastseq.ops.scl",
     "soft_dtw": "fastseq.ops.soft_dtw",
@@ -60,12 +64,15 @@ __all__ = [
     "__version__",
     "ae2_loss",
     "contrastive_idm",
+    "drop_dtw",
+    "drop_dtw_path",
     "dtw_cross",
     "dtw_path",
     "gta_loss",
     "intra_nce",
     "lav_loss",
     "lrprop_loss",
+    "otam",
     "queue_nce",
     "scl_loss",
     "soft_dtw",
