@@ -53,8 +53,8 @@ def plan_and_cost(
     rows = torch.nn.functional.pad(real_x, (virtual, 0), value=True) & both[:, None]
     columns = torch.nn.functional.pad(real_y, (virtual, 0), value=True) & both[:, None]
     cells = rows[:, :, None] & columns[:, None]
-    scores = log_weights(cost, centres, numbers, opts) - cost * numbers.inverse_epsilon[..., None]
-    scores = torch.where(cells, scores, MASKED)
+    weights = log_weights(slice(0, cost.shape[1]), cost.shape[2], centres, numbers, virtual)
+    scores = torch.where(cells, weights - cost * numbers.inverse_epsilon[..., None], MASKED)
 
     log_a, log_b = numbers.step_a.log(), numbers.step_b.log()
     f = torch.where(rows, log_a, MASKED)
@@ -69,16 +69,13 @@ def plan_and_cost(
 
 
 def log_weights(
-    cost: Tensor, centres: Tensor | None, numbers: Numbers, opts: SinkhornOptions
+    rows: slice, num_columns: int, centres: Tensor | None, numbers: Numbers, virtual: int
 ) -> Tensor:
-    """Log weights L (N, R, Q) of the prior and of the structure term."""
-    _, num_rows, num_columns = cost.shape
-    dtype, device, virtual = cost.dtype, cost.device, int(opts.virtual)
-    a = torch.arange(1, num_rows + 1, dtype=dtype, device=device) * numbers.step_a
+    """Log weights L (N, rows, columns) of the prior and of the structure term, for some rows."""
+    dtype, device = numbers.step_a.dtype, numbers.step_a.device
+    a = torch.arange(rows.start + 1, rows.stop + 1, dtype=dtype, device=device) * numbers.step_a
     b = torch.arange(1, num_columns + 1, dtype=dtype, device=device) * numbers.step_b
-    rate, kappa, phi = (
-        n[..., None] for n in (numbers.rate, numbers.kappa, numbers.phi)
-    )  # (N, 1, 1)
+    rate, kappa, phi = (n[..., None] for n in (numbers.rate, numbers.kappa, numbers.phi))
     gap = (a[:, :, None] - b[:, None]).square()
     if centres is None:
         weights = -rate * gap + kappa / (gap + 1)
@@ -86,11 +83,12 @@ def log_weights(
         c = centres.to(dtype)
         if virtual:
             c = torch.cat([numbers.step_b.expand(len(c), 1), c], 1)
-        other = (c[:, :, None] - b[:, None]).square()
+        other = (c[:, rows, None] - b[:, None]).square()
         mixture = torch.logaddexp(phi.log() - rate * gap, (1 - phi).log() - rate * other)
         weights = mixture + kappa * (phi / (gap + 1) + (1 - phi) / (other + 1))
-    if opts.virtual:
-        one = torch.zeros_like(cost, dtype=torch.bool)
-        one[:, 0, 1:], one[:, 1:, 0] = True, True
-        weights = torch.where(one, numbers.log_virtual[..., None], weights)
+    if virtual:
+        first = slice(int(rows.start == 0), None)  # the cell of both virtual frames is no exception
+        weights[:, first, 0] = numbers.log_virtual
+        if rows.start == 0:
+            weights[:, 0, 1:] = numbers.log_virtual
     return weights
