@@ -45,7 +45,7 @@ def forward(x, y, centres, lengths_x, lengths_y, pairs, opts: SinkhornOptions, n
     f_all = pairs.new_zeros(num, opts.iterations + 1, rows)
     g_all = pairs.new_zeros(num, opts.iterations, columns)
     inputs = x, y, centres, lengths_x, lengths_y, pairs
-    for group in _groups(inputs, opts):
+    for group in groups(inputs, opts):
         p = Problem(*(None if t is None else t[group] for t in inputs), opts)
         value[group] = _iterate(p, p.places(f_all[group]), p.places(g_all[group]))
     return value, f_all, g_all
@@ -57,7 +57,7 @@ def backward(
     """Gradients of x and y (None where not needed)."""
     dx, dy = (torch.zeros_like(z) if need else None for z, need in zip((x, y), needs, strict=True))
     inputs = x, y, centres, lengths_x, lengths_y, pairs
-    for group in _groups(inputs, opts):
+    for group in groups(inputs, opts):
         p = Problem(*(None if t is None else t[group] for t in inputs), opts)
         f = p.places(f_all[group]).masked_fill(~p.rows[:, None], MASKED)
         g = p.places(g_all[group]).masked_fill(~p.columns[:, None], MASKED)
@@ -287,7 +287,7 @@ def _is_short(x: Tensor, y: Tensor) -> bool:
     return x.shape[1] * y.shape[1] * x.dtype.itemsize <= short.KEPT_BYTES
 
 
-def _groups(inputs, opts: SinkhornOptions) -> Iterator[slice]:
+def groups(inputs, opts: SinkhornOptions) -> Iterator[slice]:
     """Slices of pairs that are processed together. None if a side has no frames at all."""
     x, y, *_ = inputs
     cells = (x.shape[1] + opts.virtual) * (y.shape[1] + opts.virtual)
