@@ -216,18 +216,26 @@ def _adjoints(p: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         P_k = exp(scores + f_k + g_k)        Q_k = exp(scores + f_k-1 + g_k)
 
     u (n, iterations + 1, R) has index 0 unused, v (n, iterations, Q) begins with that of g_1.
+
+    Rows of P_k sum to step_a and columns of Q_k to step_b only up to the rounding of f and g,
+    which grows with their size. u and v include the factors that make the sums exact: without them
+    errors of all iterations add up (3 times the error of the gradient at epsilon = 0.02).
     """
     u, v = torch.zeros_like(f), torch.zeros_like(g)
-    over_a, over_b = 1 / p.numbers.step_a, 1 / p.numbers.step_b
     for k in range(p.iterations, 0, -1):
+        sums = torch.zeros_like(p.yy)
+        before = (f[:, k - 1] - f[:, k]).exp_()  # Q_k = P_k times this
         for rows, plan, cost in p.plans(f[:, k], g[:, k - 1]):
             if k == p.iterations:
-                u[:, k, rows] = -over_a * plan.over_columns(None, cost)
+                slope = plan.over_columns(None, cost)
                 v[:, k - 1] += plan.over_rows(None, cost)
             else:
-                u[:, k, rows] = -over_a * plan.over_columns(_of_next(g, v, k))
+                slope = plan.over_columns(_of_next(g, v, k))
+            # The sum is 0 in the padding only.
+            u[:, k, rows] = -slope / plan.over_columns(None).clamp_(min=1e-30)
             v[:, k - 1] += plan.over_rows(u[:, k, rows])
-        v[:, k - 1] *= -over_b
+            sums += plan.over_rows(before[:, rows])
+        v[:, k - 1] /= -sums.clamp_(min=1e-30)
     return u, v
 
 
