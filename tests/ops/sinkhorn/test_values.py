@@ -16,7 +16,7 @@ from ops.sinkhorn.cases import brute_force, general, randn, units, value_and_gra
 def blocks(request, monkeypatch):
     """Short pairs keep their scores; otherwise blocks of a few rows, formed again in each pass."""
     if request.param == "small blocks":
-        monkeypatch.setattr(backend, "BLOCK", 20)
+        monkeypatch.setattr(backend, "BLOCK", 30)
         monkeypatch.setattr(short, "KEPT_BYTES", 10)
 
 
@@ -82,22 +82,22 @@ def test_small_epsilon_is_the_best_assignment():
         sum(float(cost[i, j]) for i, j in enumerate(order)) / 5
         for order in itertools.permutations(range(5))
     )
-    value = fastseq.sinkhorn_alignment(x, y, epsilon=2e-3, iterations=2000)
+    value = fastseq.sinkhorn_alignment(x, y, epsilon=0.01, iterations=2000)
     assert abs(float(value) - best) < 1e-4
 
 
 def test_a_virtual_frame_takes_the_outlier():
     """A frame without a counterpart goes to the virtual frame, the others to their copies."""
-    y = 3 * torch.eye(6, dtype=torch.float64)[:5]
-    x = torch.cat([y[:3], y[3:4] * -1.0, y[4:]])
+    axes = 3 * torch.eye(6, dtype=torch.float64)
+    y, x = axes[:5], axes[[0, 1, 2, 5, 4]]
     plan = fastseq.sinkhorn_plan(x, y, epsilon=0.05, iterations=200, virtual_cost=1.0)
-    assert plan[4, 0] > 0.99 / 6 and plan[0, 4] > 0.99 / 6  # the outlier, and what it left alone
-    for i in (1, 2, 3, 5):
-        assert plan[i, i] > 0.99 / 6
+    # The outlier, the frame that it left alone, and the others.
+    for i, j in ((4, 0), (0, 4), (1, 1), (2, 2), (3, 3), (5, 5)):
+        assert plan[i, j] > 0.99 / 6
     without = fastseq.sinkhorn_plan(x, y, epsilon=0.05, iterations=200)
     assert without[3, 3] > 0.99 / 5  # no choice
-    assert fastseq.sinkhorn_alignment(x, y, epsilon=0.05, virtual_cost=1.0) < 0.4
-    assert fastseq.sinkhorn_alignment(x, y, epsilon=0.05) > 6
+    assert fastseq.sinkhorn_alignment(x, y, epsilon=0.05, virtual_cost=1.0) < 0.4  # 2 / 6
+    assert fastseq.sinkhorn_alignment(x, y, epsilon=0.05) > 3.5  # 18 / 5
 
 
 def test_equal_frames_have_a_gradient_of_zero():
@@ -106,7 +106,8 @@ def test_equal_frames_have_a_gradient_of_zero():
     y = torch.ones(1, 5, 3, dtype=torch.float64)
     value = fastseq.sinkhorn_alignment(x, y)
     (dx,) = torch.autograd.grad(value, x)
-    assert value.abs() < 1e-15 and dx.abs().max() < 1e-15
+    assert value.abs() < 1e-15
+    assert dx.abs().max() < 1e-15
 
 
 @pytest.mark.parametrize("kw", OPTIONS)
@@ -135,17 +136,19 @@ def test_torch_equals_the_reference(virtual, centres, ragged, epsilon, blocks):
         assert (got - right).norm() <= tolerance * right.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("epsilon", [0.3, 0.02])
+@pytest.mark.parametrize(
+    ("dtype", "epsilon"),
+    [(torch.float32, 0.3), (torch.float32, 0.02), (torch.bfloat16, 0.3), (torch.float16, 0.3)],
+)
 def test_precision(dtype, epsilon, blocks):
-    kw = {"epsilon": epsilon, "prior_width": 0.2, "virtual_cost": 0.5}
+    kw = {"epsilon": epsilon, "prior_width": 0.2, "virtual_cost": 0.5, "iterations": 10}
 
     def run(z, name):
         inputs = [a.clone().requires_grad_() for a in z]
         value = fastseq.sinkhorn_alignment(*inputs, backend=name, **kw).sum()
         return value, *torch.autograd.grad(value, inputs)
 
-    halves = units(2, 40, 16, dtype=dtype), units(2, 33, 16, seed=1, dtype=dtype)
+    halves = units(1, 29, 16, dtype=dtype), units(1, 25, 16, seed=1, dtype=dtype)
     truth = run([z.double() for z in halves], "reference")
     plain = [
         p.to(dtype if k else torch.float32)
