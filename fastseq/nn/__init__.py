@@ -4,6 +4,7 @@ from fastseq.nn.alignment import ContrastiveIDM, LAVLoss, LRPropLoss, SoftDTW, T
 from fastseq.nn.contrastive import QueueNCE, SCLLoss, TCNLoss, VCLRLoss
 from fastseq.nn.drop_dtw import OTAM, DropDTW
 from fastseq.nn.gta import AE2Loss, GTALoss
+from fastseq.nn.transport import SinkhornAlignment, VAVALoss
 from fastseq.ops.queue_nce.feature_queue import FeatureQueue
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "LRPropLoss",
     "QueueNCE",
     "SCLLoss",
+    "SinkhornAlignment",
     "SoftDTW",
     "TCCLoss",
     "TCNLoss",
+    "VAVALoss",
     "VCLRLoss",
 ]
