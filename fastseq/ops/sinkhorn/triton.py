@@ -40,8 +40,20 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
     """
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, d, d, 4, 1)
-    step = min(d, 64)
-    return Tiles(64, 32, step, min(d, 128), 4, 2)
+    exact, channels, family = operands == "tf32x3", min(d, 128), arch // 10
+    step = min(d, 32)
+    if kernel == "grad" and exact:
+        rows, columns, warps = {8: (64, 16, 4), 9: (64, 32, 4)}.get(family, (32, 16, 2))
+        return Tiles(rows, columns, step, channels, warps, 2)
+    if kernel == "grad":
+        return Tiles(64, 16 if operands == "fp16" and family == 9 else 32, step, channels, 4, 2)
+    # Channels of the rows that a program keeps; it loads the others again with each tile.
+    if operands != "bf16" and family not in (8, 9):
+        # Two warps use mma.sync. Operands of sm_100's own products would wait in registers.
+        return Tiles(32, 32, step, step, 2, 2)
+    if exact and (d > 128 or family == 8):
+        return Tiles(64, 32, step, step, 4, 2)
+    return Tiles(64, 32, min(d, 64), channels, 4, 2)
 
 
 def forward(
@@ -54,7 +66,7 @@ def forward(
     opts: SinkhornOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The value and the potentials of all iterations, in base 2; -inf at places without a frame."""
+    """The value and the potentials of all iterations as triton_tiles.py defines them."""
     (n, rows, _), columns, turns = x.shape, y.shape[1], opts.iterations
     fp32 = {"dtype": torch.float32, "device": x.device}
     f = torch.empty((n, turns + 1, rows + 1), **fp32)
@@ -65,9 +77,9 @@ def forward(
     kernels, sides = _pack(x, y, centres, lengths_x, lengths_y, pairs, f, opts)
     tensors = *sides.tensors, f, g
     for k in range(1, turns + 1):
-        of_g = kernels.first if k == 1 else kernels.potential[1]
+        of_f, of_g = kernels.first if k == 1 else kernels.potential
         of_g(sides, (*tensors, None), (turns, k))
-        kernels.potential[0](sides, (*tensors, mean if k == turns else None), (turns, k))
+        of_f(sides, (*tensors, mean if k == turns else None), (turns, k))
     kernels.value(n, (mean, sides.lengths_x, sides.lengths_y, value), (rows, columns))
     return value, f, g
 
@@ -140,7 +152,7 @@ class Kernels(NamedTuple):
     channels: int
     centre: launch.Kernel
     pack: launch.Kernel
-    first: OfSide
+    first: tuple[OfSide, OfSide]
     potential: tuple[OfSide, OfSide]
     value: launch.Kernel
     last: tuple[OfSide, OfSide]
@@ -173,7 +185,7 @@ def _choose(d: int, operands: str, arch: int, virtual: bool) -> Kernels:
         packed,
         launch.Kernel(tcc_centre_kernel, D=d, BT=128, BK=16, PAIRS=True, num_warps=4),
         launch.Kernel(sinkhorn_pack_kernel, **pack, **virtually, num_warps=4),
-        of_side(sinkhorn_potential_kernel, "potential", 1, FIRST=True),
+        two(sinkhorn_potential_kernel, "potential", FIRST=True),
         two(sinkhorn_potential_kernel, "potential", FIRST=False),
         launch.Kernel(sinkhorn_value_kernel, BT=SUMMED, **virtually, num_warps=4),
         two(sinkhorn_adjoint_kernel, "adjoint", LAST=True),
@@ -216,6 +228,7 @@ def _pack(
     columns = y.shape[1]
     arch, operands = launch.architecture(x.device), launch.operands(x.dtype)[0]
     kernels = _choose(d, operands, arch, opts.virtual)
+    pairs = pairs.contiguous()
     spans = launch.cdiv(max(rows, columns) + 1, SPAN)
     z = torch.empty(
         (kernels.planes, 2 * n, spans * SPAN, kernels.channels),
@@ -232,10 +245,10 @@ def _pack(
         kernels.centre(n * launch.cdiv(d, 16), tensors, (n, rows, columns, *strides))
     kernels.pack(
         2 * n * spans * SPAN // PACKED,
-        (x, y, lengths_x, lengths_y, mean, z, norms, f),
+        (x, y, lengths_x, lengths_y, pairs, mean, z, norms, f),
         (n, rows, columns, spans, opts.iterations),
     )
     if centres is not None:
         centres = centres.contiguous()
-    inputs = centres, lengths_x, lengths_y, pairs.contiguous()
+    inputs = centres, lengths_x, lengths_y, pairs
     return kernels, Sides((n, rows, columns), spans, z, norms, *inputs)

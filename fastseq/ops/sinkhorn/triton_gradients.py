@@ -30,7 +30,6 @@ from fastseq.ops.tcc.triton_tiles import (
     SPAN,
     accumulate,
     chunks,
-    chunks_of,
     cut,
     scores,
     whole,
@@ -99,6 +98,7 @@ def sinkhorn_adjoint_kernel(
     if CENTRES and ROWS:
         b_c = centres(p_c, p_pairs, i_n, T, o_m, m_m)
     b_sum = tl.zeros([BM], tl.float32)
+    b_all = tl.zeros([BM], tl.float32)
     for j in range(0, tl.where(begin < end_m, end_n, 0), BN):
         n = chunks(p_n, plane, j, 0, KEPT, PZ, D, BN, BK)
         o_n = j + tl.arange(0, BN)
@@ -109,17 +109,20 @@ def sinkhorn_adjoint_kernel(
         if CENTRES and not ROWS:
             b_c = centres(p_c, p_pairs, i_n, T, o_n, m_n)
         b_s = scores(m, p_m, plane, begin, n, p_n, plane, j, ZZ, D, BM, BN, BK, FRESH)
-        b_d, b_l = tile_of(
-            b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL
-        )
+        b_d, b_l = tile_of(b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL)
         b_e = tl.exp2(b_l + b_fn[None, :] + b_fm[:, None])
         if LAST and ROWS:
             b_sum += tl.sum(b_e * b_d, 1)
         else:
             b_u = tl.load(p_from + o_n, mask=m_n, other=0.0)[None, :]
             b_sum += tl.sum(b_e * (b_d + b_u if LAST else b_u), 1)
-    b_sum *= (-end_m if VIRTUAL else 1 - end_m).to(tl.float32)
-    if not ROWS:
+        if ROWS:
+            b_all += tl.sum(b_e, 1)
+    if ROWS:
+        # Not N': the rest of a row then adds up to 0 exactly, however large the distances are.
+        b_sum = -b_sum / b_all
+    else:
+        b_sum *= (-end_m if VIRTUAL else 1 - end_m).to(tl.float32)
         m_before = m_m & (k > 1)
         b_before = tl.load(p_rows - (S + 1) + o_m, mask=m_before, other=0.0)
         b_sum *= tl.exp2(tl.where(m_before, b_fm - b_before, 0.0))
@@ -162,7 +165,6 @@ def sinkhorn_grad_kernel(
     """The gradient of the rows: 2 sum dD (row - column)."""
     CENTRES: tl.constexpr = p_c is not None
     FRESH: tl.constexpr = PC == 3
-    KEPT: tl.constexpr = D // BK if BD == D else 1
     places = spans * SPAN
     size = tl.cast(places, tl.int64) * D
     plane = size * 2 * N
@@ -181,7 +183,6 @@ def sinkhorn_grad_kernel(
     rate = tl.load(p_pairs + i_n * NUMBERS).to(tl.float32)  # 1 / epsilon
     p_m = p_z + i_m * size
     p_n = p_z + i_o * size
-    m = chunks(p_m, plane, begin, 0, KEPT, PZ, D, BM, BK)
     b_hm = tl.load(p_h + i_m * places + o_m)
     b_tm = positions(p_pairs, i_n, o_m, not ROWS, VIRTUAL)
     b_c = b_tm
@@ -189,8 +190,10 @@ def sinkhorn_grad_kernel(
         b_c = centres(p_c, p_pairs, i_n, T, o_m, m_m)
     acc = zeros(BD // BK, BM, BK)
     b_sum = tl.zeros([BM], tl.float32)
-    for j in range(0, tl.where(begin < end_m, end_n, 0), BN):
-        n = chunks(p_n, plane, j, 0, KEPT, PZ, D, BN, BK)
+    # The loop loads its rows again: kept planes would exceed a thread's registers.
+    for j in tl.range(0, tl.where(begin < end_m, end_n, 0), BN, disable_licm=True):
+        m = chunks(p_m, plane, begin, 0, 1, PZ, D, BM, BK)
+        n = chunks(p_n, plane, j, 0, 1, PZ, D, BN, BK)
         o_n = j + tl.arange(0, BN)
         m_n = real(o_n, end_n, VIRTUAL)
         b_hn = tl.load(p_h + i_o * places + o_n)
@@ -198,9 +201,7 @@ def sinkhorn_grad_kernel(
         if CENTRES and not ROWS:
             b_c = centres(p_c, p_pairs, i_n, T, o_n, m_n)
         b_s = scores(m, p_m, plane, begin, n, p_n, plane, j, ZZ, D, BM, BN, BK, FRESH)
-        b_d, b_l = tile_of(
-            b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL
-        )
+        b_d, b_l = tile_of(b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL)
         p_fk = turn_of(p_f, i_n, iterations + 1, 0, T)
         p_gk = turn_of(p_g, i_n, iterations, 0, S)
         p_uk = turn_of(p_u, i_n, iterations + 1, 0, T)
@@ -229,7 +230,8 @@ def sinkhorn_grad_kernel(
             b_dd = tl.where((o_m > 0)[:, None] & (o_n > 0)[None, :], b_dd, 0.0)
         dd, b_cut = cut(b_dd, PC, CONVERT)
         b_sum += tl.sum(b_cut, 1)
-        n = chunks_of(n, p_n, plane, j, chunk, D, BN, BK, BD)
+        if BK < D:
+            n = chunks(p_n, plane, j, chunk, BD // BK, PZ, D, BN, BK)
         acc = accumulate(acc, dd, n, PC, FRESH)
     factor = tl.load(p_grad + i_n * sg) * 2.0
     m_m = m_m & (o_m > 0)

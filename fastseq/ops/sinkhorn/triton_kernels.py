@@ -28,6 +28,7 @@ def sinkhorn_pack_kernel(
     p_y,  # [N, S, CHANNELS]
     p_lx,  # [N] or None: lengths
     p_ly,
+    p_pairs,  # [N, NUMBERS]
     p_centre,  # [N, CHANNELS], subtracted from both sides, or None
     p_z,  # [P, 2 N, places, D]
     p_h,  # [2 N, places]: squared norms
@@ -74,7 +75,8 @@ def sinkhorn_pack_kernel(
     tl.store(p_h + i_s * places + o_p, b_h)
     if p_f is not None:
         rows = end - (0 if VIRTUAL else 1)
-        b_f = tl.zeros([BT], tl.float32) - tl.log2(tl.maximum(rows, 1).to(tl.float32))
+        rate, _, _, _, _, _ = numbers(p_pairs, i_n)
+        b_f = -tl.log2(tl.maximum(rows, 1).to(tl.float32)) - b_h * rate
         b_f = tl.where(real(o_p, end, VIRTUAL), b_f, float("-inf"))
         m_f = (o_p <= T) & (i_s < N)
         tl.store(turn_of(p_f, i_n, iterations + 1, 0, T) + o_p, b_f, mask=m_f)
@@ -112,7 +114,7 @@ def sinkhorn_potential_kernel(
     """Half of iteration k, 1 to K: f_k from g_k if ROWS, otherwise g_k from f_{k-1}.
 
     Exponents are relative to the same potential one iteration earlier. No sum of exponentials is
-    then above 1, or below 1 / (N' M'): see README.md. The first g needs a running maximum.
+    then above 1, or below 1 / (N' M'): see README.md. The first iteration needs a running maximum.
     """
     CENTRES: tl.constexpr = p_c is not None
     places = spans * SPAN
@@ -155,19 +157,20 @@ def sinkhorn_potential_kernel(
         if CENTRES and not ROWS:
             b_c = centres(p_c, p_pairs, i_n, T, o_n, m_n)
         b_s = scores(m, p_m, plane, begin, n, p_n, plane, j, ZZ, D, BM, BN, BK, FRESH)
-        b_d, b_l = tile_of(
-            b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL
-        )
+        b_d, b_l = tile_of(b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL)
         b_x = b_l + b_from[None, :]
         if FIRST:
             b_top = tl.maximum(b_ref, tl.max(b_x, 1))
-            b_sum = b_sum * tl.exp2(b_ref - b_top) + tl.sum(tl.exp2(b_x - b_top[:, None]), 1)
+            b_down = tl.exp2(b_ref - b_top)
+            b_sum *= b_down
+            b_far *= b_down
             b_ref = b_top
+            b_e = tl.exp2(b_x - b_ref[:, None])
         else:
             b_e = tl.exp2(b_x + b_ref[:, None])
-            b_sum += tl.sum(b_e, 1)
-            if p_mean is not None:
-                b_far += tl.sum(b_e * b_d, 1)
+        b_sum += tl.sum(b_e, 1)
+        if p_mean is not None:
+            b_far += tl.sum(b_e * b_d, 1)
     m_out = o_m <= last_m
     count = tl.maximum(end_m - (0 if VIRTUAL else 1), 1)
     b_new = -tl.log2(count.to(tl.float32)) - tl.log2(b_sum)

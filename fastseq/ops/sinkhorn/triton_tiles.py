@@ -4,6 +4,9 @@ A program's rows (suffix m) are frames of x if ROWS, otherwise frames of y; its 
 frames of the other side. Place 0 of a side is the virtual frame, place i + 1 is frame i. Places
 without a frame have a potential of -inf, which removes them from every sum.
 
+Potentials include -|frame|^2 / epsilon. Exponents are then small where frames are far from those of
+the other side, and keep their digits: L + 2 <x, y> / epsilon + f + g.
+
 Packed frames are z [planes, 2 N, places, D]: x of pair n is sequence n, y is sequence N + n, with
 zeros at places without a frame. Planes are sums of bf16, as in tcc's kernels.
 """
@@ -100,9 +103,10 @@ def tile_of(
     CENTRES: tl.constexpr,
     VIRTUAL: tl.constexpr,
 ):
-    """Distances D of a tile and scores l = L - D / epsilon."""
+    """Distances D of a tile and exponents L - (D - |row|^2 - |column|^2) / epsilon."""
     rate, narrow, kappa, phi, cost, weight = pair
-    b_d = (b_hm[:, None] + b_hn[None, :]) - 2.0 * b_s
+    b_h = b_hm[:, None] + b_hn[None, :]
+    b_d = b_h - 2.0 * b_s
     b_d = tl.where(b_d < 0.0, 0.0, b_d)  # not a maximum: NaN stays
     b_u = b_tm[:, None] - b_tn[None, :]
     b_u = b_u * b_u
@@ -122,4 +126,5 @@ def tile_of(
         m_n = (o_n == 0)[None, :]
         b_l = tl.where(m_m != m_n, weight, b_l)
         b_d = tl.where(m_m | m_n, cost, b_d)
-    return b_d, b_l - b_d * rate
+        b_l += tl.where(m_m | m_n, (b_h - cost) * rate, 0.0)
+    return b_d, b_l + b_s * (2.0 * rate)
