@@ -39,7 +39,7 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
     memory of sm_86 and sm_89.
     """
     if arch == 0:  # the interpreter: few, large steps
-        return Tiles(64, 64, d, d, 4, 1)
+        return Tiles(64, 64, min(d, 128), d, 4, 1)
     exact, channels, family = operands == "tf32x3", min(d, 128), arch // 10
     step = min(d, 32)
     if kernel == "grad" and exact:

@@ -72,7 +72,7 @@ def sinkhorn_adjoint_kernel(
     places = spans * SPAN
     size = tl.cast(places, tl.int64) * D
     plane = size * 2 * N
-    last_m, last_n = of_rows(T, S, ROWS)
+    last_m, _ = of_rows(T, S, ROWS)
     blocks = tl.cdiv(last_m + 1, BM)
     begin = tl.program_id(0) % blocks * BM
     i_n = (tl.program_id(0) // blocks).to(tl.int64)
@@ -168,7 +168,7 @@ def sinkhorn_grad_kernel(
     places = spans * SPAN
     size = tl.cast(places, tl.int64) * D
     plane = size * 2 * N
-    last_m, last_n = of_rows(T, S, ROWS)
+    last_m, _ = of_rows(T, S, ROWS)
     blocks = tl.cdiv(last_m + 1, BM)
     chunk = tl.program_id(0) % (D // BD) * BD
     pid = tl.program_id(0) // (D // BD)

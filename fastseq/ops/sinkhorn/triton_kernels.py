@@ -120,7 +120,7 @@ def sinkhorn_potential_kernel(
     places = spans * SPAN
     size = tl.cast(places, tl.int64) * D
     plane = size * 2 * N
-    last_m, last_n = of_rows(T, S, ROWS)
+    last_m, _ = of_rows(T, S, ROWS)
     blocks = tl.cdiv(last_m + 1, BM)
     begin = tl.program_id(0) % blocks * BM
     i_n = (tl.program_id(0) // blocks).to(tl.int64)
@@ -141,9 +141,8 @@ def sinkhorn_potential_kernel(
     b_c = b_tm
     if CENTRES and ROWS:
         b_c = centres(p_c, p_pairs, i_n, T, o_m, m_m)
-    if FIRST:
-        b_ref = tl.full([BM], float("-inf"), tl.float32)
-    else:
+    b_ref = tl.full([BM], float("-inf"), tl.float32)
+    if not FIRST:
         b_ref = potentials(p_before, o_m, m_m)
     b_sum = tl.zeros([BM], tl.float32)
     b_far = tl.zeros([BM], tl.float32)
