@@ -28,7 +28,7 @@ from benchmarks.timing import (
 )
 from benchmarks.worker import Worker
 
-OPS = ("scl", "soft_dtw", "tcc", "contrastive_idm", "queue_nce")
+OPS = ("scl", "soft_dtw", "tcc", "contrastive_idm", "queue_nce", "sinkhorn")
 GEMM = "GEMM"
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastseq.ops.lav import lav_loss
     from fastseq.ops.queue_nce import queue_nce
     from fastseq.ops.scl import scl_loss
+    from fastseq.ops.sinkhorn import sinkhorn_alignment, sinkhorn_plan, vava_loss
     from fastseq.ops.soft_dtw import (
         dtw_cross,
         dtw_path,
@@ -39,6 +40,8 @@ _PUBLIC = {
     "lav_loss": "fastseq.ops.lav",
     "queue_nce": "fastseq.ops.queue_nce",
     "scl_loss": "fastseq.ops.scl",
+    "sinkhorn_alignment": "fastseq.ops.sinkhorn",
+    "sinkhorn_plan": "fastseq.ops.sinkhorn",
     "soft_dtw": "fastseq.ops.soft_dtw",
     "soft_dtw_alignment": "fastseq.ops.soft_dtw",
     "soft_dtw_barycenter": "fastseq.ops.soft_dtw",
@@ -47,6 +50,7 @@ _PUBLIC = {
     "tcc_loss": "fastseq.ops.tcc",
     "tcn_loss": "fastseq.ops.tcn",
     "temporal_order_loss": "fastseq.ops.vclr",
+    "vava_loss": "fastseq.ops.sinkhorn",
     "vclr_loss": "fastseq.ops.vclr",
 }
 _SUBMODULES = ("compat", "nn", "ops", "video")
@@ -60,6 +64,8 @@ __all__ = [
     "lav_loss",
     "queue_nce",
     "scl_loss",
+    "sinkhorn_alignment",
+    "sinkhorn_plan",
     "soft_dtw",
     "soft_dtw_alignment",
     "soft_dtw_barycenter",
@@ -68,6 +74,7 @@ __all__ = [
     "tcc_loss",
     "tcn_loss",
     "temporal_order_loss",
+    "vava_loss",
     "vclr_loss",
 ]
 

@@ -2,6 +2,7 @@
 
 from fastseq.nn.alignment import ContrastiveIDM, LAVLoss, SoftDTW, TCCLoss
 from fastseq.nn.contrastive import QueueNCE, SCLLoss, TCNLoss, VCLRLoss
+from fastseq.nn.transport import SinkhornAlignment, VAVALoss
 from fastseq.ops.queue_nce.feature_queue import FeatureQueue
 
 __all__ = [
@@ -10,8 +11,10 @@ __all__ = [
     "LAVLoss",
     "QueueNCE",
     "SCLLoss",
+    "SinkhornAlignment",
     "SoftDTW",
     "TCCLoss",
     "TCNLoss",
+    "VAVALoss",
     "VCLRLoss",
 ]

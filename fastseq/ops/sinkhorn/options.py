@@ -119,6 +119,14 @@ class Frames(NamedTuple):
         orders = order_x, order_y
         return cls(reorder(x, order_x), reorder(y, order_y), lengths_x, lengths_y, orders)
 
+    def without_empty(self) -> "Frames":
+        """The same with length 0 on both sides where one side has no real frame."""
+        n, m = counts(self.x, self.lengths_x), counts(self.y, self.lengths_y)
+        if self.lengths_x is None and self.lengths_y is None and self.x.shape[1] * self.y.shape[1]:
+            return self
+        both = (n > 0) & (m > 0)
+        return self._replace(lengths_x=n * both, lengths_y=m * both)
+
     @property
     def dtype(self) -> torch.dtype:
         return accumulator(self.x.dtype)

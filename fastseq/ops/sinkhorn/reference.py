@@ -76,16 +76,16 @@ def log_weights(
     a = torch.arange(rows.start + 1, rows.stop + 1, dtype=dtype, device=device) * numbers.step_a
     b = torch.arange(1, num_columns + 1, dtype=dtype, device=device) * numbers.step_b
     rate, kappa, phi = (n[..., None] for n in (numbers.rate, numbers.kappa, numbers.phi))
-    gap = (a[:, :, None] - b[:, None]).square()
+    gap = (a[:, :, None] - b[:, None]).square_()
     if centres is None:
-        weights = -rate * gap + kappa / (gap + 1)
+        weights = (gap + 1).reciprocal_().mul_(kappa).addcmul_(rate, gap, value=-1)
     else:
         c = centres.to(dtype)
         if virtual:
             c = torch.cat([numbers.step_b.expand(len(c), 1), c], 1)
-        other = (c[:, rows, None] - b[:, None]).square()
-        mixture = torch.logaddexp(phi.log() - rate * gap, (1 - phi).log() - rate * other)
-        weights = mixture + kappa * (phi / (gap + 1) + (1 - phi) / (other + 1))
+        other = (c[:, rows, None] - b[:, None]).square_()
+        weights = torch.logaddexp(phi.log() - rate * gap, (1 - phi).log() - rate * other)
+        weights.addcdiv_(kappa * phi, gap.add_(1)).addcdiv_(kappa * (1 - phi), other.add_(1))
     if virtual:
         first = slice(int(rows.start == 0), None)  # the cell of both virtual frames is no exception
         weights[:, first, 0] = numbers.log_virtual

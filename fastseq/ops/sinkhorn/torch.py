@@ -1,18 +1,25 @@
 """Blockwise backend: any device, memory O(N iterations (T + S) + N T D).
 
-Rows are processed in blocks that fit the cache; a short pair is one block, whose scores are formed
-once. One pass over the blocks is one iteration, with one exp for each cell: with f and g of the
-iteration before, e = exp(scores + f + g) is a plan whose column sums are right, and
+Rows are processed in blocks that fit the cache. One pass over the blocks is one iteration, with one
+exp for each cell: with f and g of the iteration before, e = exp(scores + f + g) is a plan whose
+column sums are right, and
 
     f += log(step_a / sum_q e)        the rows are complete at once, so that e becomes the new plan
     g += log(step_b / sum_r e)        from the sums over all blocks
 
-Only the first g needs a log-sum-exp: afterwards no sum is below step_a step_b, since a row of a
-plan never sums to more than 1. The backward walks back in the same way: the gradient of f of a
-block of rows from that of the later g, then the block's part of the gradient of the g before.
+Only the first g and the first f need a log-sum-exp: afterwards no sum is below step_a step_b, since
+neither a row nor a column of a plan sums to more than 1. The backward walks back in the same way:
+the gradient of f of a block of rows from that of the later g, then the block's part of the gradient
+of the g before.
+
+A short pair is one block. On a CPU its plan is kept too: that of other f and g is the same matrix
+with scaled rows and columns, so that an iteration is two products with vectors, until f and g have
+moved by `FAR` (the stabilised scaling of Schmitzer, 2019).
 """
 
+import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +31,10 @@ from fastseq.ops.sinkhorn.options import Numbers, SinkhornOptions, counts
 from fastseq.ops.sinkhorn.reference import MASKED, log_weights
 
 BLOCK = 1 << 18  # cells of a block or of a group of short pairs: 1 MB in float32
+# Cells of a plan below exp(-LOWEST) count as 0: exp is 10 to 50 times slower where it underflows.
+LOWEST = {torch.float32: 80.0, torch.float64: 700.0}
+# A plan is scaled only while f and g differ by less in total, so that no cell that counts is lost.
+FAR = 40.0
 
 
 def forward(x, y, centres, lengths_x, lengths_y, pairs, opts: SinkhornOptions, needs):
@@ -34,7 +45,7 @@ def forward(x, y, centres, lengths_x, lengths_y, pairs, opts: SinkhornOptions, n
     f_all = pairs.new_zeros(num, opts.iterations + 1, rows)
     g_all = pairs.new_zeros(num, opts.iterations, columns)
     inputs = x, y, centres, lengths_x, lengths_y, pairs
-    for group in _groups(inputs, opts):
+    for group in groups(inputs, opts):
         p = Problem(*(None if t is None else t[group] for t in inputs), opts)
         value[group] = _iterate(p, p.places(f_all[group]), p.places(g_all[group]))
     return value, f_all, g_all
@@ -46,7 +57,7 @@ def backward(
     """Gradients of x and y (None where not needed)."""
     dx, dy = (torch.zeros_like(z) if need else None for z, need in zip((x, y), needs, strict=True))
     inputs = x, y, centres, lengths_x, lengths_y, pairs
-    for group in _groups(inputs, opts):
+    for group in groups(inputs, opts):
         p = Problem(*(None if t is None else t[group] for t in inputs), opts)
         f = p.places(f_all[group]).masked_fill(~p.rows[:, None], MASKED)
         g = p.places(g_all[group]).masked_fill(~p.columns[:, None], MASKED)
@@ -84,9 +95,11 @@ class Problem:
         self.columns = torch.nn.functional.pad(real_y, front, value=True) & both
         self.xx, self.yy = self.x.square().sum(-1), self.y.square().sum(-1)
         self.size = max(1, BLOCK // max(len(x) * self.y.shape[1], 1))
-        # A number is read where reading it does not wait for a GPU.
-        self.plain = x.device.type == "cpu" and not bool(pairs[:, 3:5].any())
-        self.kept: tuple[Tensor, Tensor] | None = None
+        # Numbers are read only where reading them does not wait for a GPU.
+        self.on_cpu = x.device.type == "cpu"
+        self.plain = self.on_cpu and not bool(pairs[:, 3:5].any())
+        self.kept: tuple[Tensor, Tensor] | None = None  # scores and costs of the only block
+        self.anchor: tuple[Tensor, Tensor, Tensor] | None = None  # its plan for some f and g
         if _is_short(self.x, self.y):
             self.size = self.x.shape[1]
 
@@ -98,13 +111,22 @@ class Problem:
         """(rows, scores, costs) of each block, (n, rows, columns); nothing may change them."""
         for start in range(0, self.x.shape[1], self.size):
             rows = slice(start, min(start + self.size, self.x.shape[1]))
-            if self.kept is not None:
-                scores, cost = self.kept
-            else:
-                scores, cost = self._block(rows)
-                if rows.stop - rows.start == self.x.shape[1]:
-                    self.kept = scores, cost
+            scores, cost = self.kept or self._block(rows)
+            if rows.stop - rows.start == self.x.shape[1]:
+                self.kept = scores, cost
             yield rows, scores, cost
+
+    def plans(self, f: Tensor, g: Tensor) -> Iterator[tuple[slice, "Plan", Tensor]]:
+        """(rows, plan, costs) of each block for f (n, R) and g (n, Q). f of a block is read when
+        the block is reached."""
+        for rows, scores, cost in self.blocks():
+            if self.kept is None or not self.on_cpu:
+                yield rows, Plan(self.plan(scores, f[:, rows], g)), cost
+                continue
+            if self.anchor is None or not near(f, self.anchor[1], g, self.anchor[2]):
+                self.anchor = self.plan(scores, f, g), f.clone(), g.clone()
+            e, f0, g0 = self.anchor
+            yield rows, Plan(e, (f - f0).exp_(), (g - g0).exp_()), cost
 
     def _block(self, rows: slice) -> tuple[Tensor, Tensor]:
         cost = torch.baddbmm(self.yy[:, None], self.x[:, rows], self.y.mT, alpha=-2)
@@ -118,9 +140,42 @@ class Problem:
             scores += log_weights(rows, self.y.shape[1], self.centres, self.numbers, self.virtual)
         return scores, cost
 
-    def plan_(self, scores: Tensor, f: Tensor, g: Tensor) -> Tensor:
+    def plan(self, scores: Tensor, f: Tensor, g: Tensor) -> Tensor:
         """exp(scores + f + g) of a block: f (n, rows), g (n, columns)."""
-        return torch.add(scores, f[..., None]).add_(g[:, None]).exp_()
+        e, lowest = torch.add(scores, f[..., None]).add_(g[:, None]), LOWEST[scores.dtype]
+        e.clamp_(min=-lowest - 1).exp_()
+        return torch.threshold_(e, math.exp(-lowest), 0)
+
+
+class Plan(NamedTuple):
+    """A block of a plan, ``e`` with scaled rows and columns (None: not scaled)."""
+
+    e: Tensor  # (n, rows, columns)
+    row: Tensor | None = None  # (n, rows)
+    column: Tensor | None = None  # (n, columns)
+
+    def over_columns(self, weights: Tensor | None, cost: Tensor | None = None) -> Tensor:
+        """(n, rows): the sums over the columns, with weights (n, columns) and costs."""
+        e = self.e if cost is None else self.e * cost
+        if self.column is not None:
+            weights = self.column if weights is None else weights * self.column
+        sums = e.sum(2) if weights is None else torch.bmm(e, weights[..., None])[..., 0]
+        return sums if self.row is None else sums * self.row
+
+    def over_rows(self, weights: Tensor | None, cost: Tensor | None = None) -> Tensor:
+        """(n, columns): the sums over the rows, with weights (n, rows) and costs."""
+        e = self.e if cost is None else self.e * cost
+        if self.row is not None:
+            weights = self.row if weights is None else weights * self.row
+        sums = e.sum(1) if weights is None else torch.bmm(weights[:, None], e)[:, 0]
+        return sums if self.column is None else sums * self.column
+
+
+def near(f: Tensor, f0: Tensor, g: Tensor, g0: Tensor) -> bool:
+    """Whether the plan of f0 and g0 may be scaled to that of f and g. Reads the tensors."""
+    if not f.numel():
+        return True
+    return float((f - f0).abs().max() + (g - g0).abs().max()) < FAR
 
 
 def _iterate(p: Problem, f_all: Tensor, g_all: Tensor) -> Tensor:
@@ -132,19 +187,22 @@ def _iterate(p: Problem, f_all: Tensor, g_all: Tensor) -> Tensor:
     for rows, scores, _ in p.blocks():
         lse = torch.logaddexp(lse, (scores + f[:, rows, None]).logsumexp(1))
     g = (p.log_b - lse).masked_fill(~p.columns, MASKED)
+    for rows, scores, _ in p.blocks():
+        part = p.log_a - (scores + g[:, None]).logsumexp(2)
+        f[:, rows] = part.masked_fill_(~p.rows[:, rows], MASKED)
     value = f.new_zeros(n)
     for k in range(p.iterations):
         g_all[:, k] = g.masked_fill(~p.columns, 0)
         last = k == p.iterations - 1
         sums = torch.zeros_like(g)
-        for rows, scores, cost in p.blocks():
-            e = p.plan_(scores, f[:, rows], g)
-            factor = (numbers.step_a / e.sum(2)).masked_fill_(~p.rows[:, rows], 1)
+        for rows, plan, cost in p.plans(f, g):
+            factor = numbers.step_a / plan.over_columns(None)
+            factor.masked_fill_(~p.rows[:, rows], 1)
             f[:, rows] += factor.log()
             if last:
-                value += (factor * torch.linalg.vecdot(e, cost)).sum(1)
+                value += (factor * plan.over_columns(None, cost)).sum(1)
             else:
-                sums += torch.bmm(factor[:, None], e)[:, 0]
+                sums += plan.over_rows(factor)
         f_all[:, k + 1] = f.masked_fill(~p.rows, 0)
         if not last:
             g = g + (numbers.step_b / sums).log_().masked_fill_(~p.columns, 0)
@@ -152,60 +210,84 @@ def _iterate(p: Problem, f_all: Tensor, g_all: Tensor) -> Tensor:
 
 
 def _adjoints(p: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus the gradients of the value in all f and g, times the weight's inverse: u_k, v_k with
+    """Minus the gradients of the value in all f and g, divided by step_a and step_b: u, v with
 
         dvalue / dscores = P D + sum_k P_k u_k + sum_k Q_k v_k
         P_k = exp(scores + f_k + g_k)        Q_k = exp(scores + f_k-1 + g_k)
 
-    u (n, iterations + 1, rows) has index 0 unused, v (n, iterations, columns) begins with g_1.
+    u (n, iterations + 1, R) has index 0 unused, v (n, iterations, Q) begins with that of g_1.
+
+    Rows of P_k sum to step_a and columns of Q_k to step_b only up to the rounding of f and g,
+    which grows with their size. u and v include the factors that make the sums exact: without them
+    errors of all iterations add up (3 times the error of the gradient at epsilon = 0.02).
     """
     u, v = torch.zeros_like(f), torch.zeros_like(g)
-    over_a, over_b = 1 / p.numbers.step_a, 1 / p.numbers.step_b
     for k in range(p.iterations, 0, -1):
-        if k < p.iterations:
-            # Q_k+1 = P_k exp(g_k+1 - g_k)
-            ratio = v[:, k] * (g[:, k] - g[:, k - 1]).exp_()
-        for rows, scores, cost in p.blocks():
-            e = p.plan_(scores, f[:, k, rows], g[:, k - 1])
+        sums = torch.zeros_like(p.yy)
+        before = (f[:, k - 1] - f[:, k]).exp_()  # Q_k = P_k times this
+        for rows, plan, cost in p.plans(f[:, k], g[:, k - 1]):
             if k == p.iterations:
-                e_cost = e * cost
-                u[:, k, rows] = -over_a * e_cost.sum(2)
-                v[:, k - 1] += e_cost.sum(1)
+                slope = plan.over_columns(None, cost)
+                v[:, k - 1] += plan.over_rows(None, cost)
             else:
-                u[:, k, rows] = -over_a * torch.bmm(e, ratio[..., None])[..., 0]
-            v[:, k - 1] += torch.bmm(u[:, k, None, rows], e)[:, 0]
-        v[:, k - 1] *= -over_b
+                slope = plan.over_columns(_of_next(g, v, k))
+            # The sum is 0 in the padding only.
+            u[:, k, rows] = -slope / plan.over_columns(None).clamp_(min=1e-30)
+            v[:, k - 1] += plan.over_rows(u[:, k, rows])
+            sums += plan.over_rows(before[:, rows])
+        v[:, k - 1] /= -sums.clamp_(min=1e-30)
     return u, v
+
+
+def _of_next(g: Tensor, v: Tensor, k: int) -> Tensor:
+    """w (n, columns) with Q_k+1 v_k+1 = P_k w."""
+    return v[:, k] * (g[:, k] - g[:, k - 1]).exp_()
 
 
 def _gradients(p: Problem, f: Tensor, g: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Half of the gradients of the frames p.x and p.y."""
-    dx, dy = torch.zeros_like(p.x), torch.zeros_like(p.y)
-    last, inverse = p.iterations, p.numbers.inverse_epsilon
-    total = torch.zeros_like(p.yy)
-    ratios = [v[:, 0]]
-    ratios += [v[:, k] * (g[:, k] - g[:, k - 1]).exp() for k in range(1, last)]
+    dx, dy, total = torch.zeros_like(p.x), torch.zeros_like(p.y), torch.zeros_like(p.yy)
+    inverse = p.numbers.inverse_epsilon[..., None]
+    factors = _factors(f, g, u, v) if p.on_cpu else None
     for rows, scores, cost in p.blocks():
-        e = p.plan_(scores, f[:, 0, rows], g[:, 0])
-        slope = e.mul_(ratios[0][:, None])  # dvalue / dscores
-        for k in range(1, last + 1):
-            e = p.plan_(scores, f[:, k, rows], g[:, k - 1])
-            factor = u[:, k, rows, None]
-            if k < last:
-                factor = factor + ratios[k][:, None]
-            slope.addcmul_(e, factor if k < last else factor + cost)
-        slope.mul_(-inverse[..., None]).add_(e)  # dvalue / dcost
+        e = p.plan(scores, f[:, -1, rows], g[:, -1])
+        if factors is None:
+            slope = _sum_of_plans(p, scores, rows, f, g, u, v)
+        else:
+            left, right = factors
+            slope = torch.bmm(left[:, :, rows].mT, right).mul_(e)
+        # dvalue / dcost = P - (dvalue / dscores) / epsilon
+        slope.addcmul_(e, cost).mul_(-inverse).add_(e)
         if p.virtual:
             slope[:, :, 0] = 0
             if rows.start == 0:
                 slope[:, 0] = 0
-        torch.baddbmm(
-            slope.sum(2)[..., None] * p.x[:, rows], slope, p.y, alpha=-1, out=dx[:, rows]
-        )
+        dx[:, rows] = slope.sum(2)[..., None] * p.x[:, rows] - torch.bmm(slope, p.y)
         dy.baddbmm_(slope.mT, p.x[:, rows], alpha=-1)
         total += slope.sum(1)
     dy.addcmul_(total[..., None], p.y)
     return dx, dy
+
+
+def _factors(f: Tensor, g: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Matrices (n, 2 iterations, R) and (n, 2 iterations, Q) with the sum of all plans times their
+    u and v = P_last * (left^T right). None where f or g have moved too far for that."""
+    if not near(f, f[:, -1:], g, g[:, -1:]):
+        return None
+    row, column = (f - f[:, -1:]).exp_(), (g - g[:, -1:]).exp_()
+    left = torch.cat([row[:, 1:] * u[:, 1:], row[:, :-1]], 1)
+    return left, torch.cat([column, column * v], 1)
+
+
+def _sum_of_plans(p: Problem, scores: Tensor, rows: slice, f, g, u, v) -> Tensor:
+    """sum_k P_k u_k + sum_k Q_k v_k of a block."""
+    total = p.plan(scores, f[:, 0, rows], g[:, 0]).mul_(v[:, 0, None])
+    for k in range(1, p.iterations + 1):
+        weights = u[:, k, rows, None]
+        if k < p.iterations:
+            weights = weights + _of_next(g, v, k)[:, None]
+        total.addcmul_(p.plan(scores, f[:, k, rows], g[:, k - 1]), weights)
+    return total
 
 
 def _is_short(x: Tensor, y: Tensor) -> bool:
@@ -213,7 +295,7 @@ def _is_short(x: Tensor, y: Tensor) -> bool:
     return x.shape[1] * y.shape[1] * x.dtype.itemsize <= short.KEPT_BYTES
 
 
-def _groups(inputs, opts: SinkhornOptions) -> Iterator[slice]:
+def groups(inputs, opts: SinkhornOptions) -> Iterator[slice]:
     """Slices of pairs that are processed together. None if a side has no frames at all."""
     x, y, *_ = inputs
     cells = (x.shape[1] + opts.virtual) * (y.shape[1] + opts.virtual)
