@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 from fastseq.ops.contrastive_idm.options import DISTANCES, KINDS, WEIGHTS
-from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
+from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS, TARGETS
 from fastseq.ops.soft_dtw.options import ALL_COSTS, SOFTMINS
 from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
 from fastseq.ops.vclr.op import FORMS as VCLR_FORMS
@@ -31,6 +31,7 @@ class SCLConfig:
     objective: str = one_of("kl", *OBJECTIVES)
     negatives: str = one_of("cross", *NEGATIVES)
     reduction: str = one_of("mean", *(name for name in REDUCTIONS if name != "none"))
+    target: str = one_of("gauss", *TARGETS)
     backend: str = backend()
 
 

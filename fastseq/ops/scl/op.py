@@ -28,6 +28,7 @@ def scl_loss(
     objective: str = "kl",
     negatives: str = "cross",
     reduction: str = "mean",
+    target: str = "gauss",
     backend: str = "auto",
 ) -> Tensor:
     r"""Sequence contrastive loss between two views of each video (CARL, eq. 1 to 3).
@@ -97,7 +98,7 @@ def scl_loss(
             "variance.detach()"
         )
     opts = SCLOptions.checked(
-        "scl_loss", squared, number, normalize, objective, negatives, reduction
+        "scl_loss", squared, number, normalize, objective, negatives, reduction, target
     )
     if (t1 is None) != (t2 is None):
         raise ValueError("scl_loss: pass both t1 and t2 or neither")
