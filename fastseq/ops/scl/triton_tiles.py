@@ -243,6 +243,7 @@ def exponents(b_d, rate, reach, TARGET: tl.constexpr):
     that both kernels round it once and in the same way: a row's targets then add up to 1 in the
     gradient too. Others are 2^-22 or more within reach: they need no factor.
     """
+    m_near = tl.abs(b_d) <= reach
     if TARGET == "gauss":
         b_h = fma(b_d * b_d, rate * -1.0, 32.0)
     elif TARGET == "laplace":
@@ -251,7 +252,7 @@ def exponents(b_d, rate, reach, TARGET: tl.constexpr):
         b_h = -tl.log2(1.0 + tl.exp2(tl.abs(b_d) * rate))
     else:
         b_h = tl.zeros_like(b_d)
-    return tl.where(tl.abs(b_d) <= reach, b_h, -300.0)
+    return tl.where(m_near, b_h, -300.0)
 
 
 @triton.jit
