@@ -66,7 +66,7 @@ def softclt(
     """SoftCLT's temporal loss, dense. The defaults are the released properties.
 
     Every frame of both views is compared with all frames of both views, except ``without_itself``.
-    Its targets are the frames of the other view and, with ``own_targets``, those of its own.
+    Its targets are frames of the other view and, with ``own_targets``, of the same view too.
     """
     frames = z1.shape[1]
     z = torch.cat([z1, z2], 1)
