@@ -54,6 +54,38 @@ def build_released(case: Case):
     return released
 
 
+def softclt(
+    z1: Tensor,
+    z2: Tensor,
+    weights: Tensor,  # (2 T, 2 T) or (N, 2 T, 2 T)
+    *,
+    own_targets: bool = True,
+    without_itself: bool = True,
+    normalised: bool = False,
+) -> Tensor:
+    """SoftCLT's temporal loss, dense. The defaults are the released properties.
+
+    Every frame of both views is compared with all frames of both views, except ``without_itself``.
+    Its targets are frames of the other view and, with ``own_targets``, of the same view too.
+    """
+    frames = z1.shape[1]
+    z = torch.cat([z1, z2], 1)
+    scores = z @ z.mT
+    itself = torch.eye(2 * frames, dtype=torch.bool, device=z.device)
+    if without_itself:
+        scores = scores.masked_fill(itself, -torch.inf)
+        weights = weights.masked_fill(itself, 0)
+    if not own_targets:
+        view = torch.arange(2 * frames, device=z.device) // frames
+        weights = weights.masked_fill(view[:, None] == view, 0)
+    if normalised:
+        weights = weights / weights.sum(-1, keepdim=True)
+    log_p = scores.log_softmax(2)
+    if without_itself:
+        log_p = log_p.masked_fill(itself, 0)
+    return -(weights * log_p).sum() / (2 * frames * len(z))
+
+
 def build_keops(case: Case):
     """KeOps LazyTensors: symbolic (N, T, T) matrices, reduced by generated code, in float32."""
     # Read when pykeops is imported; one folder per user, kept between runs.

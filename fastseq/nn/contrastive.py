@@ -42,6 +42,7 @@ class SCLLoss(Loss):
         objective: str = "kl",
         negatives: str = "cross",
         reduction: str = "mean",
+        target: str = "gauss",
         backend: str = "auto",
     ):
         super().__init__(
@@ -53,6 +54,7 @@ class SCLLoss(Loss):
             objective=objective,
             negatives=negatives,
             reduction=reduction,
+            target=target,
         )
 
     def forward(

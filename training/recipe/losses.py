@@ -6,7 +6,7 @@ from typing import Any
 from fastseq.ops.sinkhorn.vava import FORMS as VAVA_FORMS
 
 from fastseq.ops.contrastive_idm.options import DISTANCES, KINDS, WEIGHTS
-from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS
+from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS, TARGETS
 from fastseq.ops.soft_dtw.options import ALL_COSTS, SOFTMINS
 from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
 from fastseq.ops.vclr.op import FORMS as VCLR_FORMS
@@ -33,6 +33,7 @@ class SCLConfig:
     objective: str = one_of("kl", *OBJECTIVES)
     negatives: str = one_of("cross", *NEGATIVES)
     reduction: str = one_of("mean", *(name for name in REDUCTIONS if name != "none"))
+    target: str = one_of("gauss", *TARGETS)
     backend: str = backend()
 
 

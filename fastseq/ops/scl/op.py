@@ -28,15 +28,18 @@ def scl_loss(
     objective: str = "kl",
     negatives: str = "cross",
     reduction: str = "mean",
+    target: str = "gauss",
     backend: str = "auto",
 ) -> Tensor:
     r"""Sequence contrastive loss between two views of each video (CARL, eq. 1 to 3).
 
     With cosine similarity ``sim`` and timestamps ``t``, and symmetrically for the other direction::
 
-        w_ij = exp(-(t1_i - t2_j)^2 / (2 variance)),  0 beyond sqrt(206 variance), rows sum to 1
+        w_ij = g(t1_i - t2_j) / sum_k g(t1_i - t2_k),  g(d) = exp(-d^2 / (2 variance))
         p_ij = exp(sim(z1_i, z2_j) / temperature) / sum_k exp(sim(z1_i, z2_k) / temperature)
         row_i = KL(w_i || p_i)
+
+    Beyond ``|d| = sqrt(206 variance)``, g is 0. ``target`` selects another g.
 
     Memory grows with N T, not with N T^2, except with ``backend="reference"``.
 
@@ -49,7 +52,7 @@ def scl_loss(
         lengths1, lengths2: (N,) integers: the number of real frames at the start of each view.
         valid1, valid2: (N, T1) and (N, T2) bool, True = real frame; pass these or lengths. Padding
             is ignored, even if it contains NaN.
-        variance: sigma^2 of the Gaussian, in squared units of t. Default 10 frames^2 (CARL, section
+        variance: sigma^2 of the target, in squared units of t. Default 10 frames^2 (CARL, section
             4.2); for times in seconds, pass 10 / fps^2. May be a 0-dim tensor, as for the
             temperature, but without a gradient.
         temperature: tau. Default 0.1 (CARL, section 4.2). May be a floating 0-dim tensor on the
@@ -68,6 +71,10 @@ def scl_loss(
             "mean": the sum divided by the number of real frames of both views in the batch
             (released code); "paper": L1 + L2 with the mean of each view (eq. 3), averaged over
             videos that have a real frame: twice the gradient of "mean" when all lengths are equal.
+        target: g(d) with sigma = sqrt(variance). "gauss": exp(-d^2 / (2 sigma^2)), the default
+            (CARL, eq. 1); "laplace": exp(-|d| / sigma); "sigmoid": 2 / (1 + exp(|d| / sigma))
+            (SoftCLT, ICLR 2024, with tau = 1 / sigma); "box": 1 for |d| <= sigma, 0 beyond. The
+            first three are 0 beyond sqrt(206 variance).
         backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device)
             or "reference" (dense; the only one that can be differentiated twice).
 
@@ -97,7 +104,7 @@ def scl_loss(
             "variance.detach()"
         )
     opts = SCLOptions.checked(
-        "scl_loss", squared, number, normalize, objective, negatives, reduction
+        "scl_loss", squared, number, normalize, objective, negatives, reduction, target
     )
     if (t1 is None) != (t2 is None):
         raise ValueError("scl_loss: pass both t1 and t2 or neither")

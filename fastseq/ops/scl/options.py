@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastseq.ops.common.validate import (
@@ -16,6 +17,7 @@ from fastseq.ops.common.validate import (
 OBJECTIVES = ("kl", "ce")
 NEGATIVES = ("cross", "video", "batch")
 REDUCTIONS = ("none", "mean", "sum", "paper")
+TARGETS = ("gauss", "laplace", "sigmoid", "box")
 
 NORM_EPS = 1e-12  # as torch.nn.functional.normalize
 MAX_EXPONENT = 103.0  # exp(-103) is the smallest fp32 number
@@ -33,6 +35,7 @@ class SCLOptions(NamedTuple):
     objective: str
     negatives: str
     reduction: str
+    target: str = "gauss"
 
     @classmethod
     def checked(
@@ -44,14 +47,16 @@ class SCLOptions(NamedTuple):
         objective: str,
         negatives: str,
         reduction: str,
+        target: str = "gauss",
     ) -> "SCLOptions":
         check_bool(op, "normalize", normalize)
         check_choice(op, "objective", objective, OBJECTIVES)
         check_choice(op, "negatives", negatives, NEGATIVES)
         check_choice(op, "reduction", reduction, REDUCTIONS)
+        check_choice(op, "target", target, TARGETS)
         variance = check_positive(op, "variance", variance)
         temperature = check_positive(op, "temperature", temperature)
-        return cls(variance, temperature, normalize, objective, negatives, reduction)
+        return cls(variance, temperature, normalize, objective, negatives, reduction, target)
 
 
 def scalars(
@@ -66,14 +71,27 @@ def scalars(
     return shown, torch.where((var > 0) & (var < torch.inf), var, 1).to(dtype)
 
 
-def reach(variance: Tensor | float) -> Tensor | float:
-    """Largest time gap with a non-zero target: beyond it exp(-d^2 / (2 variance)) is 0 in fp32.
+def reach(variance: Tensor | float, target: str) -> Tensor | float:
+    """Largest time gap with a non-zero target, the same for every dtype and backend.
 
-    That is d^2 = 206 variance: 45.4 frames at variance 10, where the Gaussian of the released code
-    underflows. It is the same for every dtype and backend.
+    "box": sigma. Others: d^2 = 206 variance, 45.4 frames at variance 10. Beyond it
+    exp(-d^2 / (2 variance)) underflows in fp32, as in the released code.
     """
-    squared = 2 * MAX_EXPONENT * variance
-    return squared.sqrt() if isinstance(squared, Tensor) else math.sqrt(squared)
+    return _root(variance if target == "box" else 2 * MAX_EXPONENT * variance)
+
+
+def log_target(gap: Tensor, variance: Tensor | float, target: str) -> Tensor:
+    """log g of time gaps within reach. A constant factor of g cancels, since targets sum to 1."""
+    if target == "gauss":
+        return -gap.square() / (2 * variance)
+    if target == "box":
+        return 0 * gap  # NaN stays
+    scaled = -gap.abs() / _root(variance)
+    return scaled if target == "laplace" else F.logsigmoid(scaled)
+
+
+def _root(x: Tensor | float) -> Tensor | float:
+    return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
 
 
 def padded(frames: int) -> int:

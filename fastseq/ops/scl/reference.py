@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times, valid_mask
-from fastseq.ops.scl.options import NORM_EPS, SCLOptions, reach, row_coefficients, scalars
+from fastseq.ops.scl.options import (
+    NORM_EPS,
+    SCLOptions,
+    log_target,
+    reach,
+    row_coefficients,
+    scalars,
+)
 
 
 def scl_reference(
@@ -32,7 +39,7 @@ def scl_reference(
 
     temperature, variance = scalars(tau, var, opts, dtype)
     logits = z1 @ z2.mT / temperature  # [N, T1, T2]
-    w, wt, log_w, log_wt = _targets(t1, t2, m1, m2, variance, dtype)
+    w, wt, log_w, log_wt = _targets(t1, t2, m1, m2, variance, opts.target, dtype)
     side = z1, z2, m1, m2, temperature, opts.negatives
     rows1 = _rows(w, log_w, logits, _log_denominator(0, logits, *side), opts)
     rows2 = _rows(wt, log_wt, logits.mT, _log_denominator(1, logits, *side), opts)
@@ -43,15 +50,15 @@ def scl_reference(
 
 
 @torch.no_grad()
-def _targets(t1, t2, m1, m2, variance: Tensor | float, dtype: torch.dtype):
-    """Gaussian targets of both directions, with logs. Rows sum to 1, or to 0 if isolated."""
+def _targets(t1, t2, m1, m2, variance: Tensor | float, target: str, dtype: torch.dtype):
+    """Targets of both directions, with logs. Rows sum to 1, or to 0 if isolated."""
     if t1 is None:
         t1 = torch.arange(m1.shape[1], device=m1.device).expand_as(m1)
         t2 = torch.arange(m2.shape[1], device=m2.device).expand_as(m2)
     t1, t2 = shift_times(t1, t2, m1, m2, dtype)
     gap = t1[:, :, None] - t2[:, None, :]
-    near = m1[:, :, None] & m2[:, None, :] & ~(gap.abs() > reach(variance))  # NaN stays
-    log_g = (-gap.square() / (2 * variance)).masked_fill(~near, -torch.inf)
+    near = m1[:, :, None] & m2[:, None, :] & ~(gap.abs() > reach(variance, target))  # NaN stays
+    log_g = log_target(gap, variance, target).masked_fill(~near, -torch.inf)
     out = []
     for log_rows in (log_g, log_g.mT):
         log_w = torch.log_softmax(log_rows, -1) if log_rows.numel() else log_rows

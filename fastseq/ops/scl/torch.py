@@ -1,7 +1,7 @@
 """Blockwise backend: any device, memory O(N T D), and a T x T matrix only in short calls.
 
 Rows are processed in blocks whose similarities fit the cache. One block covers both directions, and
-its Gaussian is computed only on the columns within reach of its rows. Cosines over a temperature
+its targets are computed only on the columns within reach of its rows. Cosines over a temperature
 that is not tiny need no running maximum (``bounded``): one exp is then enough for both directions.
 The forward of a short call keeps the gradient of each score, and its backward is two products.
 """
@@ -16,7 +16,7 @@ from fastseq.ops.scl.torch_problem import MASKED, Problem
 
 
 def forward(z1, z2, tau, var, t1, t2, valid1, valid2, opts: SCLOptions, needs):
-    """Loss; statistics (3, N, T1 + T2) = log-denominators, inverse Gaussian sums, inverse norms
+    """Loss; statistics (3, N, T1 + T2) = log-denominators, inverse sums of g, inverse norms
     of all rows; coefficients (2, N) of the reduction; and for a short call the gradient of each
     score (N, T1, T2) for an upstream gradient of 1."""
     p = Problem(z1, z2, tau, var, valid1, valid2, opts)
@@ -102,7 +102,7 @@ class _Slopes:
         _softmax_weights_(s, *lse, *weight, self.p.bounded, exponentiated, spare)
 
     def less_targets_(self, s, seqs, rows, band, g) -> None:
-        """Subtract the targets of the Gaussian g on a band, in place."""
+        """Subtract the targets of the weights g on a band, in place."""
         row, column = self.sides(self.target, seqs, rows)
         s[:, :, band].addcmul_(row + column[:, :, band], g, value=-1)
 
@@ -111,7 +111,7 @@ def _forward_group(p: Problem, seqs, lse, sums, kept=None) -> list:
     """Log-denominators of a few sequences, and sums of g and g (s - e) over rows and columns.
 
     ``kept`` receives the scores, or where bounded their exponentials. In that case the blocks are
-    returned with their Gaussians: (sequences, rows, band, g).
+    returned with their weights: (sequences, rows, band, g).
     """
     num, every = seqs.stop - seqs.start, slice(0, p.frames1)
     (g1, g2), (u1, u2) = (x.split(p.split, 1) for x in sums)
@@ -127,7 +127,7 @@ def _forward_group(p: Problem, seqs, lse, sums, kept=None) -> list:
         else:
             s = p.in_buffer(buffer, seqs, rows)
             p.scores_(s, seqs, rows)
-        g, e = p.gaussian(seqs, rows, band)
+        g, e = p.targets(seqs, rows, band)
         u = s[:, :, band] - e if p.opts.objective == "kl" else s[:, :, band].clone()
         u.mul_(g)
         g1[:, rows], u1[:, rows] = g.sum(2), u.sum(2)
@@ -201,7 +201,7 @@ def _backward_group(p: Problem, seqs, slopes: _Slopes, dz1, dz2) -> None:
     for rows, band in p.blocks(seqs):
         s, spare = (p.in_buffer(room, seqs, rows) for room in (buffer, spare_buffer))
         p.scores_(s, seqs, rows)
-        g, _ = p.gaussian(seqs, rows, band)
+        g, _ = p.targets(seqs, rows, band)
         slopes.of_softmax_(s, seqs, rows, spare=spare)
         slopes.less_targets_(s, seqs, rows, band, g)
         if dz1 is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.lengths import shift_times, valid_mask
-from fastseq.ops.scl.options import MAX_EXPONENT, NORM_EPS, reach, scalars
+from fastseq.ops.scl.options import MAX_EXPONENT, NORM_EPS, log_target, reach, scalars
 
 # Measured on two cores at T = 240 to 4096: short sequences share a block of few rows (a narrow
 # Gaussian band, and the block stays in the L2 cache); long ones need more rows per matrix product.
@@ -46,12 +46,12 @@ class Problem:
         self.real1 = None if valid1 is None else self.m1.to(self.dtype)
 
     def set_times(self, t1, t2, valid1, valid2):
-        """Prepare the times for ``blocks`` and ``gaussian``."""
+        """Prepare the times for ``blocks`` and ``targets``."""
         if t1 is None:
             t1 = torch.arange(self.frames1, device=self.device, dtype=self.dtype)
             t2 = torch.arange(self.frames2, device=self.device, dtype=self.dtype)
             t1, t2 = t1.expand_as(self.m1), t2.expand_as(self.m2)
-        # One row of times and one Gaussian if all sequences have the same times.
+        # One row of times and one target if all sequences have the same times.
         no_padding = valid1 is None and valid2 is None
         self.shared_times = no_padding and t1.stride(0) == t2.stride(0) == 0
         lead = slice(0, 1) if self.shared_times else slice(None)
@@ -99,7 +99,9 @@ class Problem:
         rows = list(_blocks(self.frames1, size))
         if self.keys is None:
             return [(r, slice(0, self.frames2)) for r in rows]
-        lead, far = self._lead(seqs), reach(self.variance)
+        lead, far = self._lead(seqs), reach(self.variance, self.opts.target)
+        if self.opts.target != "gauss":
+            far = far * (1 + 1e-5)  # their last targets count, however differences are rounded
         t = self.t1[lead]
         padded = -self.frames1 % size
         if padded:
@@ -136,11 +138,20 @@ class Problem:
         scale = 1 / self.temperature
         return (z * scale, 1) if isinstance(scale, Tensor) else (z, scale)
 
-    def gaussian(self, seqs, rows, band):
-        """Weights g = exp(e) on a block's band, and e = 32 log 2 - d^2 / (2 variance), bounded
-        below; beyond reach g is exactly 0. The first dimension is 1 where times are shared."""
+    def targets(self, seqs, rows, band):
+        """Weights g = exp(e) on a block's band, and e, bounded below; beyond reach g is exactly 0.
+        The first dimension is 1 where times are shared."""
         lead = self._lead(seqs)
         gap = self.t1[lead, rows, None] - self.t2[lead, None, band]
+        if self.opts.target == "gauss":
+            return self._gaussian(gap)
+        far = reach(self.variance, self.opts.target)
+        outside = gap.abs_() > far
+        e = log_target(gap.clamp_(max=far), self.variance, self.opts.target)
+        return e.exp().masked_fill_(outside, 0), e
+
+    def _gaussian(self, gap):
+        """g and e = 32 log 2 - d^2 / (2 variance)."""
         rate = -0.5 / self.variance
         if isinstance(rate, Tensor):
             e = torch.addcmul(self.log_scale, gap * rate, gap)

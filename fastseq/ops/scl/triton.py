@@ -220,7 +220,7 @@ class Kernels(NamedTuple):
 
 
 def _kernels(z1: Tensor, z2: Tensor, masked: bool, online: bool, opts: SCLOptions) -> Kernels:
-    kind = opts.normalize, online, opts.objective == "kl", opts.reduction
+    kind = opts.normalize, online, opts.objective == "kl", opts.reduction, opts.target
     long = max(z1.shape[1], z2.shape[1]) >= LONG
     where = launch.architecture(z1.device)
     return _choose(z1.shape[2], *launch.operands(z1.dtype), where, long, masked, *kind)
@@ -238,10 +238,11 @@ def _choose(
     online: bool,
     kl: bool,
     reduction: str,
+    target: str,
 ) -> Kernels:
     wide, planes = max(16, triton.next_power_of_2(d)), PLANES[operands]
     shared = {"D": d, "DP": wide, "PLANES": planes, "MASK": masked}
-    both = shared | {"ONLINE": online, "PREC": precision, "PARTS": parts(arch)}
+    both = shared | {"ONLINE": online, "PREC": precision, "PARTS": parts(arch), "TARGET": target}
     stats, grad = (
         tiles(kernel, d, operands, online, arch, long, masked) for kernel in ("stats", "grad")
     )
@@ -301,8 +302,11 @@ def _side_inputs(z1, z2, t1, t2, valid1, valid2):
 
 @lru_cache
 def _scales(opts: SCLOptions) -> tuple[float, float, float]:
-    """log2(e) / temperature, log2(e) / (2 variance) and the largest gap with a weight."""
-    return LOG2E / opts.temperature, LOG2E / (2 * opts.variance), reach(opts.variance)
+    """log2(e) / temperature, the rate of the targets' exponents (triton_kernels.py) and the largest
+    gap with a weight."""
+    rates = {"gauss": LOG2E / (2 * opts.variance), "box": 0.0}
+    rate = rates.get(opts.target, LOG2E / math.sqrt(opts.variance))
+    return LOG2E / opts.temperature, rate, reach(opts.variance, opts.target)
 
 
 def _online(tau: Tensor | None, opts: SCLOptions) -> bool:

@@ -36,7 +36,6 @@ from fastseq.ops.scl.triton_tiles import (
     channels,
     clock,
     exponents,
-    gaussian,
     keep_range,
     kept_range,
     near_range,
@@ -46,6 +45,7 @@ from fastseq.ops.scl.triton_tiles import (
     products,
     sides,
     since,
+    spread,
     tile_index,
     tiles_of,
     valid,
@@ -65,12 +65,12 @@ def scl_stats_kernel(
     p_coef,  # [2, N]: weights of the directions
     p_ticket,  # 0 before and after the launch
     p_more,  # of scl_more_kernel: additional terms of R, or None
-    p_var,  # variance; None: gauss and reach include it
+    p_var,  # variance; None: rate and reach include it
     N,
     T1,
     T2,
     scale,  # log2(e) / temperature
-    gauss,  # log2(e) / (2 variance)
+    rate,  # log2(e) / (2 variance); log2(e) / sigma for other targets, 0 for a box
     reach,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -80,13 +80,14 @@ def scl_stats_kernel(
     PARTS: tl.constexpr,
     PLANES: tl.constexpr,
     ONLINE: tl.constexpr,
+    TARGET: tl.constexpr,
     KL: tl.constexpr,
     REDUCTION: tl.constexpr,
     MASK: tl.constexpr,
     PREC: tl.constexpr,
 ):
     scale = tl.cast(scale, tl.float32)
-    gauss, reach = gaussian(gauss, reach, p_var)
+    rate, reach = spread(rate, reach, p_var, TARGET)
     blocks = tl.cdiv(padded(tl.maximum(T1, T2)), BM)  # rows of padding get statistics too
     i_b = tl.program_id(0) % blocks
     i_d = tl.program_id(0) // blocks % 2
@@ -123,9 +124,9 @@ def scl_stats_kernel(
     b_r = tl.zeros([BM, PARTS], tl.float32)
     b_n = tl.zeros([BM, PARTS], tl.float32)
     b_p = tl.zeros([BM, PARTS], tl.float32)
-    # Added to the exponents of targets: with overlapping views the largest is then 0. A row whose
+    # Added to a Gaussian's exponents: with overlapping views the largest is then 0. A row whose
     # nearest frame is far away needs another offset, and a second pass over the tiles within reach
-    # uses it. Offsets are whole numbers, so that these sums are exact.
+    # uses it. Offsets are whole numbers, so that these sums are exact. Other targets need neither.
     b_more = tl.zeros([BM], tl.float32) - 32.0
     turns = careful
     fresh = careful > 0
@@ -149,7 +150,9 @@ def scl_stats_kernel(
             if ONLINE:
                 b_p += (b_shift - b_ref)[:, None] * b_n
                 b_ref = b_shift
-            b_h = exponents(b_ta[:, None] - b_tc[None, :], gauss, reach) + b_more[:, None]
+            b_h = exponents(b_ta[:, None] - b_tc[None, :], rate, reach, TARGET)
+            if TARGET == "gauss":
+                b_h += b_more[:, None]
             b_w = tl.exp2(b_h)
             b_q = b_ref[:, None] - b_x
             if KL:
@@ -157,20 +160,23 @@ def scl_stats_kernel(
             b_wq, b_w = two_partial_sums(b_w * b_q, b_w, PARTS)
             b_p += b_wq
             b_n += b_w
-        b_sum = tl.sum(b_n, 1)
-        m_far = (b_xa != 0) & (b_sum < FAR)
-        some = fresh & (tl.max(m_far.to(tl.int32), 0) > 0)
-        turns = tl.where(some, careful, 0)
-        fresh = careful < 0
-        if some:
-            b_far = tl.where(b_sum < FARTHEST, BEYOND, -32.0 - tl.floor(tl.log2(b_sum)))
-            b_more = tl.where(m_far, b_far, -32.0)
-            b_r = tl.zeros([BM, PARTS], tl.float32)
-            b_n = tl.zeros([BM, PARTS], tl.float32)
-            b_p = tl.zeros([BM, PARTS], tl.float32)
-            if ONLINE:
-                b_max = tl.full([BM], float("-inf"), tl.float32)
-                b_ref = tl.zeros([BM], tl.float32)
+        if TARGET == "gauss":
+            b_sum = tl.sum(b_n, 1)
+            m_far = (b_xa != 0) & (b_sum < FAR)
+            some = fresh & (tl.max(m_far.to(tl.int32), 0) > 0)
+            turns = tl.where(some, careful, 0)
+            fresh = careful < 0
+            if some:
+                b_far = tl.where(b_sum < FARTHEST, BEYOND, -32.0 - tl.floor(tl.log2(b_sum)))
+                b_more = tl.where(m_far, b_far, -32.0)
+                b_r = tl.zeros([BM, PARTS], tl.float32)
+                b_n = tl.zeros([BM, PARTS], tl.float32)
+                b_p = tl.zeros([BM, PARTS], tl.float32)
+                if ONLINE:
+                    b_max = tl.full([BM], float("-inf"), tl.float32)
+                    b_ref = tl.zeros([BM], tl.float32)
+        else:
+            turns = careful * 0
     for k in range(0, plain):
         j = tile_index(k, first, near, n_c // BN, inside, False)
         m_n = j * BN + tl.arange(0, BN) < n_c
@@ -201,7 +207,8 @@ def scl_stats_kernel(
         b_loss -= tl.log2(b_n)
     p_row = p_sa + o_m
     tl.store(p_row + R * stride, tl.where(m_row, 1.0 / b_r, 0.0), mask=m_in)
-    b_n *= tl.exp2(-b_more)  # in the scale of the gradient kernel
+    if TARGET == "gauss":
+        b_n *= tl.exp2(-b_more)  # in the scale of the gradient kernel
     tl.store(p_row + TARGETS * stride, tl.where(m_row, 1.0 / b_n, 0.0), mask=m_in)
     if ONLINE:
         tl.store(p_row + MAXIMUM * stride, tl.where(m_row, b_max, float("inf")), mask=m_in)
@@ -235,7 +242,7 @@ def scl_grad_kernel(
     first_direction,  # 0, or 1 when view 1 needs no gradient
     directions,
     scale,
-    gauss,
+    rate,
     reach,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -247,11 +254,12 @@ def scl_grad_kernel(
     PLANES: tl.constexpr,
     NORM: tl.constexpr,
     ONLINE: tl.constexpr,
+    TARGET: tl.constexpr,
     MASK: tl.constexpr,
     PREC: tl.constexpr,
 ):
     scale = over(scale, p_tau)
-    gauss, reach = gaussian(gauss, reach, p_var)
+    rate, reach = spread(rate, reach, p_var, TARGET)
     root = tl.sqrt(scale)
     FP16: tl.constexpr = p_z1.dtype.element_ty == tl.float16
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
@@ -331,7 +339,7 @@ def scl_grad_kernel(
                 b_nc = of_columns(p_sc + TARGETS * stride, j, BN) * w_c
                 b_tc = of_columns(p_sc + TIME * stride, j, BN)
                 b_tc += since(p_sc + RECORD * stride, j * BN // UNIT, r1, r2, r3)
-                b_h = exponents(b_ta[:, None] - b_tc[None, :], gauss, reach)
+                b_h = exponents(b_ta[:, None] - b_tc[None, :], rate, reach, TARGET)
                 b_g -= tl.exp2(b_h) * (b_na[:, None] + b_nc[None, :])
 
             if (NORM or p_along is not None) and BD < D:  # otherwise from the sum, at the end

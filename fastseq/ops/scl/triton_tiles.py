@@ -217,27 +217,42 @@ def tile_index(k, first, near, last, inside, CAREFUL: tl.constexpr):
 
 
 @triton.jit
-def gaussian(gauss, reach, p_var):
+def spread(rate, reach, p_var, TARGET: tl.constexpr):
     """Arguments of exponents(): those at variance 1, adjusted where p_var has another variance."""
-    gauss = tl.cast(gauss, tl.float32)
+    rate = tl.cast(rate, tl.float32)
     reach = tl.cast(reach, tl.float32)
     if p_var is not None:
         var = tl.load(p_var).to(tl.float32)
         # An invalid variance already makes the scores NaN.
         var = tl.where((var > 0.0) & (var < float("inf")), var, 1.0)
-        gauss = gauss / var
-        reach = reach * tl.sqrt(var)
-    return gauss, reach
+        if TARGET == "gauss":
+            rate = rate / var
+            reach = reach * tl.sqrt(var)
+        else:
+            sigma = tl.sqrt_rn(var)  # exact for the edge of a box of a whole number of frames
+            rate = rate / sigma
+            reach = reach * sigma
+    return rate, reach
 
 
 @triton.jit
-def exponents(b_d, gauss, reach):
-    """Base-2 exponents of 2^32 exp(-d^2 / (2 variance)) within reach; beyond it exp2 returns 0.
+def exponents(b_d, rate, reach, TARGET: tl.constexpr):
+    """Base-2 exponents of the weights g within reach; beyond it exp2 returns 0.
 
-    Each value within reach is a normal fp32 number. A multiply-add, so that both kernels round it
-    once and in the same way: a row's targets then add up to 1 in the gradient too.
+    "gauss": of 2^32 g, so that each value within reach is a normal fp32 number. A multiply-add, so
+    that both kernels round it once and in the same way: a row's targets then add up to 1 in the
+    gradient too. Others are 2^-22 or more within reach: they need no factor.
     """
-    return tl.where(tl.abs(b_d) <= reach, fma(b_d * b_d, gauss * -1.0, 32.0), -300.0)
+    m_near = tl.abs(b_d) <= reach
+    if TARGET == "gauss":
+        b_h = fma(b_d * b_d, rate * -1.0, 32.0)
+    elif TARGET == "laplace":
+        b_h = tl.abs(b_d) * (rate * -1.0)
+    elif TARGET == "sigmoid":
+        b_h = -tl.log2(1.0 + tl.exp2(tl.abs(b_d) * rate))
+    else:
+        b_h = tl.zeros_like(b_d)
+    return tl.where(m_near, b_h, -300.0)
 
 
 @triton.jit

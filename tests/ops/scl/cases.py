@@ -5,6 +5,16 @@ import math
 import torch
 
 
+def log_weight(gap, variance, target):
+    """log g of a time gap in Python floats, without the cut-off."""
+    sigma = math.sqrt(variance)
+    if target == "gauss":
+        return -gap * gap / (2 * variance)
+    if target == "laplace":
+        return -abs(gap) / sigma
+    return math.log(2 / (1 + math.exp(abs(gap) / sigma))) if target == "sigmoid" else 0.0
+
+
 def brute_force(
     z1,
     z2,
@@ -18,12 +28,13 @@ def brute_force(
     normalize=True,
     objective="kl",
     negatives="cross",
+    target="gauss",
 ):
     """Row losses of both views as Python floats: the definition, one number at a time."""
     z1, z2 = z1.double(), z2.double()
     if normalize:
         z1, z2 = (z / z.norm(dim=-1, keepdim=True) for z in (z1, z2))
-    reach = math.sqrt(206 * variance)
+    reach = math.sqrt(variance if target == "box" else 206 * variance)
     every = {0: (z1, t1, m1), 1: (z2, t2, m2)}
     rows = {0: torch.zeros(m1.shape).double(), 1: torch.zeros(m2.shape).double()}
     for view, (z, t, m) in every.items():
@@ -38,8 +49,8 @@ def brute_force(
                 if not near:
                     continue
                 gaps = [float(t[n, i]) - float(to[n, j]) for j in near]
-                top = max(-g * g / (2 * variance) for g in gaps)
-                g = [math.exp(-x * x / (2 * variance) - top) for x in gaps]
+                log_g = [log_weight(gap, variance, target) for gap in gaps]
+                g = [math.exp(x - max(log_g)) for x in log_g]
                 w = [x / sum(g) for x in g]
                 keys = [zo[n, j] for j in range(zo.shape[1]) if mo[n, j]]
                 if negatives == "video":

@@ -46,6 +46,7 @@ def _arguments(**change):
         ({"normalize": "false"}, TypeError, "True or False, got 'false'"),
         ({"objective": "mse"}, ValueError, "'kl', 'ce'"),
         ({"negatives": "all"}, ValueError, "'cross', 'video', 'batch'"),
+        ({"target": "cauchy"}, ValueError, "'gauss', 'laplace', 'sigmoid', 'box'"),
         ({"reduction": "avg"}, ValueError, "'none', 'mean', 'sum', 'paper'"),
         ({"backend": "cuda"}, ValueError, "unknown backend 'cuda'"),
     ],

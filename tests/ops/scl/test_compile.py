@@ -19,7 +19,7 @@ def _inputs(reduction="mean"):
     z1 = torch.randn(2, 7, 4, generator=g, requires_grad=True)
     z2 = torch.randn(2, 5, 4, generator=g, requires_grad=True)
     lengths = torch.tensor([7, 3])
-    return z1, z2, *[None] * 4, lengths, None, *OPTIONS, reduction, [True, True, False]
+    return z1, z2, *[None] * 4, lengths, None, *OPTIONS, reduction, "gauss", [True, True, False]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

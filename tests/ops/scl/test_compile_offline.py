@@ -12,6 +12,8 @@ import sys
 import pytest
 from offline import ARCHS, CHANNELS, PRECISIONS, Table, job
 
+from fastseq.ops.scl.options import TARGETS
+
 pytestmark = [pytest.mark.compile, pytest.mark.process]
 
 MODULE = "fastseq.ops.scl.triton_kernels"
@@ -30,6 +32,7 @@ def scl_job(
     long=False,
     more=False,
     learned=False,
+    target="gauss",
 ):
     """``mode``: "shift", "online" or "raw" (online, not normalised). The default of ``valid``
     selects the kind that needs most registers. ``learned``: temperature and variance are tensors,
@@ -55,6 +58,7 @@ def scl_job(
         "BK": tile.step,
         "PARTS": parts(arch),
         "ONLINE": online,
+        "TARGET": target,
         "MASK": masked,
         "PREC": dot,
     }
@@ -69,7 +73,7 @@ def scl_job(
         ints += ["sg", "first_direction", "directions"]
         constants |= {"BD": tile.channels, "NORM": mode != "raw"}
     args |= {"p_more": "*fp32" if more else None, "p_var": scalar}
-    args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "gauss", "reach"), "fp32")
+    args |= dict.fromkeys(ints, "i32") | dict.fromkeys(("scale", "rate", "reach"), "fp32")
     return job(
         MODULE,
         f"scl_{kernel}_kernel",
@@ -132,7 +136,9 @@ def core_cases():
     kinds = [{"reduction": reduction} for reduction in ("none", "mean", "sum")]
     kinds += [{"reduction": r, "valid": None} for r in ("mean", "paper")]
     kinds += [{"long": True, "valid": v} for v in (None, "lengths")]
-    return cases + [("stats", "bf16", 128, 90, kind) for kind in kinds]
+    cases += [("stats", "bf16", 128, 90, kind) for kind in kinds]
+    targets = [target for target in TARGETS if target != "gauss"]
+    return cases + [(k, "bf16", 128, 90, {"target": t}) for k in ("stats", "grad") for t in targets]
 
 
 def all_cases():
@@ -147,6 +153,11 @@ def all_cases():
                 for valid in (None, "lengths"):
                     cases.append((kernel, precision, 128, arch, {"valid": valid}))
         for precision in ("bf16", "tf32x3"):
+            for kernel in ("stats", "grad"):
+                for mode in ("shift", "online"):
+                    # It needs most registers.
+                    kinds = {"mode": mode, "target": "sigmoid"}
+                    cases.append((kernel, precision, 128, arch, kinds))
             for kernel in ("stats", "grad", *NEGATIVES):
                 cases.append((kernel, precision, 128, arch, {"mode": "raw"}))
             for kernel in ("stats", "grad", "more_grad"):
