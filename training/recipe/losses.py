@@ -3,10 +3,9 @@
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
-from fastseq.ops.sinkhorn.vava import FORMS as VAVA_FORMS
-
 from fastseq.ops.contrastive_idm.options import DISTANCES, KINDS, WEIGHTS
 from fastseq.ops.scl.options import NEGATIVES, OBJECTIVES, REDUCTIONS, TARGETS
+from fastseq.ops.sinkhorn.vava import FORMS as VAVA_FORMS
 from fastseq.ops.soft_dtw.options import ALL_COSTS, SOFTMINS
 from fastseq.ops.tcc.options import LOSS_TYPES, SIMILARITIES
 from fastseq.ops.vclr.op import FORMS as VCLR_FORMS

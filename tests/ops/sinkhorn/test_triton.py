@@ -1,4 +1,4 @@
-"""The Triton kernels of sinkhorn_alignment against float64, interpreted on machines without a GPU."""
+"""The Triton kernels of sinkhorn_alignment against float64, interpreted without a GPU."""
 
 import math
 
