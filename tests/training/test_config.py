@@ -204,7 +204,8 @@ import training.studies.memory_step, training.models
 
 
 def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():
-    losses = ("scl", "soft_dtw", "contrastive_idm", "lav", "lrprop", "tcc", "vclr")
+    losses = ("scl", "soft_dtw", "contrastive_idm", "lav", "gta", "ae2", "vava", "drop_dtw")
+    losses += ("lrprop", "tcc", "vclr")
     assert may_change() == {
         "data.folder",
         "data.class_set",

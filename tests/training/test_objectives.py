@@ -18,6 +18,8 @@ from training.recipe.load import ConfigError, load_config, loss_terms
 from training.runs.log import read_log
 from training.train import main
 
+NEW_OF_PAIRS = ("gta", "ae2", "vava", "drop_dtw", "lrprop")
+
 
 def clips(seed=0, n=3, t=8, padded=True) -> Clips:
     generator = torch.Generator().manual_seed(seed)
@@ -33,7 +35,7 @@ def clips(seed=0, n=3, t=8, padded=True) -> Clips:
 
 
 def objective(**losses) -> Objective:
-    of_pairs = {"lav", "lrprop", "tcc", "soft_dtw", "contrastive_idm"}
+    of_pairs = {"soft_dtw", "lav", "contrastive_idm", "tcc", *NEW_OF_PAIRS}
     clips_of = "videos" if of_pairs & losses.keys() else "views"
     sampling = "anchors" if "tcn" in losses else "random"
     overrides = [f"data.clips={clips_of}", f"data.sampling={sampling}", "loss.scl.weight=0"]
@@ -186,6 +188,62 @@ def test_contrastive_idm_equals_loops(padded, form, weights):
 
 
 @pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", ["gta", "ae2", "vava"])
+def test_alignment_losses_are_the_functions(name, padded):
+    batch = clips(padded=padded)
+    function = getattr(fastseq, f"{name}_loss")
+    pairs = [[batch.h[n, c, real(batch, n, c)].double() for c in (0, 1)] for n in range(3)]
+    if name == "vava":
+        pairs = [[F.normalize(z, dim=-1) for z in one] for one in pairs]
+    alone = [function(x, y).item() for x, y in pairs]
+    assert objective(**{name: {"weight": 1}})(batch)[0].item() == pytest.approx(
+        np.mean(alone), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_drop_dtw_equals_loops(padded):
+    """Each clip's frames may be dropped in turn; the costs are those of the released code."""
+    batch, total = clips(padded=padded), 0.0
+    for n in range(3):
+        for one, other in ((0, 1), (1, 0)):
+            x, y = (
+                F.normalize(batch.h[n, c, real(batch, n, c)].double(), dim=-1) for c in (one, other)
+            )
+            scores = x @ y.T
+            rank = max(1, int(scores.numel() * 0.4))
+            baseline = scores.flatten().sort(descending=True).values[rank - 1]
+            logits = torch.cat([scores, baseline.expand(1, len(y))]) / 0.2
+            cost = -logits.log_softmax(0)
+            total += drop_dtw_by_loops(cost[:-1].tolist(), cost[-1].tolist(), 0.5)
+    options = {"weight": 1, "keep": 0.4, "temperature": 0.2, "gamma": 0.5, "softmin": "logsumexp"}
+    value = objective(drop_dtw=options)(batch)[0].item()
+    assert value == pytest.approx(total / (3 * 2 * 8), rel=1e-4)
+
+
+def drop_dtw_by_loops(cost, drop_cost, gamma):
+    """Columns may be dropped; a column may match several rows, and a row several columns."""
+
+    def softmin(*values):
+        least = min(values)
+        if least == math.inf:
+            return math.inf
+        return least - gamma * math.log(sum(math.exp((least - v) / gamma) for v in values))
+
+    k, n = len(cost), len(drop_cost)
+    final, matched = {(0, 0): 0.0}, {}
+    for j in range(n):
+        final[0, j + 1] = final[0, j] + drop_cost[j]
+    for i in range(k):
+        final[i + 1, 0] = math.inf
+        for j in range(n):
+            before = final[i, j], matched.get((i, j - 1), math.inf)
+            matched[i, j] = cost[i][j] + softmin(*before, matched.get((i - 1, j), math.inf))
+            final[i + 1, j + 1] = softmin(matched[i, j], final[i + 1, j] + drop_cost[j])
+    return final[k, n]
+
+
+@pytest.mark.parametrize("padded", [False, True])
 def test_lrprop_counts_the_frames_of_its_pairs(padded):
     batch = clips(padded=padded)
     loss = objective(lrprop={"weight": 1, "variance": 2.0})
@@ -222,7 +280,7 @@ def test_tcn_takes_every_other_frame(padded):
 
 
 def test_padding_does_not_matter():
-    names = ("soft_dtw", "lav", "lrprop", "contrastive_idm", "tcc", "tcn", "nearest", "scl")
+    names = ("soft_dtw", "lav", "contrastive_idm", "tcc", "tcn", "nearest", "scl", *NEW_OF_PAIRS)
     others = [("tcc", {"pairs": "all"}), ("soft_dtw", {"cost": "softmax", "softmin": "prob"})]
     for name, more in [(name, {}) for name in names] + others:
         batch = clips()
