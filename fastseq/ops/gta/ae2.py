@@ -91,7 +91,7 @@ def ae2_loss(
     )
     pairs = [(u, v), (u, _reversed(*v))]
     if subset_x is not None or subset_y is not None:
-        pairs.append(tuple(full))
+        pairs.append((full[0], full[1]))
     # One call: on a GPU it takes hardly longer than that of the longest pair.
     (frames_x, real_x), (frames_y, real_y) = (
         tuple(torch.cat(parts) for parts in zip(*side, strict=True))

@@ -22,11 +22,12 @@ def prepare_sides(
     if unbatched:
         x, y = x[None], y[None]
     dtype = torch.promote_types(x.dtype, y.dtype)
-    sides = []
+    sides: list[tuple[Tensor, Tensor | None]] = []
     for z, suffix, length, mask in zip((x, y), ("_x", "_y"), lengths, valid, strict=True):
-        mask = prepare_valid(op, suffix, length, mask, *z.shape[:2], z.device)
+        num, frames, _ = z.shape
+        mask = prepare_valid(op, suffix, length, mask, num, frames, z.device)
         sides.append((full_precision(z.to(dtype)), mask))
-    return *sides, unbatched
+    return sides[0], sides[1], unbatched
 
 
 def real_frames(z: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """soft_dtw_table_from_cost: every cell against soft_dtw_from_cost, gradients at every cell."""
 
+import functools
+
 import pytest
 import torch
 
@@ -20,35 +22,39 @@ def costs(n=6, m=5, num=2, seed=0):
 def table_and_grad(cost, upstream, **kwargs):
     cost = cost.detach().requires_grad_()
     table = soft_dtw_table_from_cost(cost, **kwargs)
-    # Cells without a path are constants of +inf.
-    total = (torch.where(table == torch.inf, 0, table) * upstream).sum()
-    return table.detach(), torch.autograd.grad(total, cost)[0]
+    return table.detach(), torch.autograd.grad(table, cost, upstream.to(table.dtype))[0]
+
+
+@functools.cache
+def values_of_prefixes(shape, softmin):
+    cost, table = costs(*shape), torch.empty(2, *shape, dtype=DOUBLE)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            table[:, i, j] = fastseq.soft_dtw_from_cost(
+                cost[:, : i + 1, : j + 1], gamma=0.7, softmin=softmin, backend="reference"
+            )
+    return table
 
 
 @backends(EVERY)
 @KINDS
-@pytest.mark.parametrize("shape", [(6, 5), (4, 7), (1, 6), (5, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(5, 4), (3, 5), (1, 4), (4, 1), (1, 1)])
 def test_each_cell_is_the_value_of_its_prefixes(backend, softmin, shape):
-    cost, options = costs(*shape), {"gamma": 0.7, "softmin": softmin}
-    table = soft_dtw_table_from_cost(cost, backend=backend, **options)
-    for i in range(shape[0]):
-        for j in range(shape[1]):
-            prefix = cost[:, : i + 1, : j + 1]
-            want = fastseq.soft_dtw_from_cost(prefix, backend="reference", **options)
-            torch.testing.assert_close(table[:, i, j], want, rtol=1e-12, atol=1e-12)
+    table = soft_dtw_table_from_cost(costs(*shape), gamma=0.7, softmin=softmin, backend=backend)
+    torch.testing.assert_close(table, values_of_prefixes(shape, softmin), rtol=1e-12, atol=1e-12)
 
 
 @backends(EVERY)
 @KINDS
 def test_gradcheck_at_every_cell(backend, softmin):
-    cost = costs(5, 4).requires_grad_()
+    cost = costs(4, 3).requires_grad_()
 
     def table(c):
         return soft_dtw_table_from_cost(c, gamma=0.7, softmin=softmin, backend=backend)
 
     assert torch.autograd.gradcheck(table, cost)
     if backend == "reference" and softmin != "sparse":  # whose weights have kinks
-        assert torch.autograd.gradgradcheck(table, costs(3, 3, 1).requires_grad_())
+        assert torch.autograd.gradgradcheck(table, costs(3, 3, 1).requires_grad_(), fast_mode=True)
     elif backend != "reference":
         (grad,) = torch.autograd.grad(table(cost).sum(), cost, create_graph=True)
         with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
@@ -58,7 +64,7 @@ def test_gradcheck_at_every_cell(backend, softmin):
 @backends(("numba", "torch"))
 @KINDS
 def test_long_costs_equal_the_reference(backend, softmin):
-    cost, upstream = costs(70, 90, 3).square(), costs(70, 90, 3, seed=1)
+    cost, upstream = costs(50, 60, 3).square(), costs(50, 60, 3, seed=1)
     options = {"gamma": 0.3, "softmin": softmin}
     got = table_and_grad(cost, upstream, backend=backend, **options)
     want = table_and_grad(cost, upstream, backend="reference", **options)
