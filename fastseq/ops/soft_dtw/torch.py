@@ -318,7 +318,11 @@ def _weigh(x: Tensor, y: Tensor, z: Tensor, softmin: str) -> tuple[Tensor, Tenso
         return least, total.log(), shares
     gaps = [score - least for score in (z, x, y)]
     mean = shares[0] * gaps[0] + shares[1] * gaps[1] + shares[2] * gaps[2]
-    return least, -mean, [share * (1 + (mean - gap)) for share, gap in zip(shares, gaps, strict=True)]
+    return (
+        least,
+        -mean,
+        [share * (1 + (mean - gap)) for share, gap in zip(shares, gaps, strict=True)],
+    )
 
 
 def _sparse(gaps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
