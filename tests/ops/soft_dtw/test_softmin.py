@@ -11,7 +11,6 @@ import torch.nn.functional as F
 import fastseq
 from ops.soft_dtw.cases import (
     BACKENDS,
-    EVERY,
     GRADIENT,
     VALUE,
     backends,
