@@ -8,7 +8,6 @@ from fastseq.ops.column_lse.options import ColumnLSEOptions
 from fastseq.ops.column_lse.reference import column_lse_reference
 from fastseq.ops.common.dispatch import constant_under_compile, triton_and_torch
 from fastseq.ops.common.fused import FusedLoss
-from fastseq.ops.common.short import kept_pairs
 
 
 def column_lse(
@@ -38,9 +37,8 @@ def backend_beside(name: str, device_type: str, dtype: torch.dtype) -> str:
 
 
 def _shapes(x, y, lengths_x, lengths_y, backend: str, opts: ColumnLSEOptions, needs):
-    """Shapes of the value, of the backward's copy of it, and of the softmax (N, S, T)."""
-    softmax = kept_pairs(y, x, needs) if backend == "torch" else None
-    return y.shape[:2], y.shape[:2] if any(needs) else None, softmax
+    """Shapes of the value, and of its logarithms that the backward needs."""
+    return y.shape[:2], y.shape[:2] if any(needs) else None
 
 
 FUSED = FusedLoss(
@@ -50,6 +48,6 @@ FUSED = FusedLoss(
     differentiable=2,
     options=ColumnLSEOptions,
     reference=column_lse_reference,
-    kept=2,
+    kept=1,
     shapes=_shapes,
 )

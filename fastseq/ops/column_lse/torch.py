@@ -1,7 +1,7 @@
 """Blockwise backend: any device; the (N, S, T) exponents are never stored as a whole.
 
-One sequence after another, so that its bits do not depend on the batch around it; padding is not
-computed on the CPU. Short calls on the CPU keep the softmax for the backward.
+One pair of sequences after another, so that its bits do not depend on the batch around it; padding
+is not computed on the CPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastseq.ops.column_lse.options import ColumnLSEOptions
 from fastseq.ops.common.lengths import valid_mask
-from fastseq.ops.common.short import kept_pairs
 
 # Exponents of a block: 2 MB of float32, which fit the cache of a core.
 ELEMENTS, MIN_COLUMNS = 1 << 19, 32
@@ -24,12 +23,9 @@ def forward(
     lengths_y: Tensor | None,
     opts: ColumnLSEOptions,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The value (N, S); for the backward a copy of it, and in a short call the softmax of each
-    column (N, S, T)."""
+) -> tuple[Tensor, Tensor | None]:
+    """The value (N, S), and for the backward a copy of it."""
     value = y.new_zeros(y.shape[:2])
-    kept = kept_pairs(y, x, needs)
-    softmax = None if kept is None else y.new_zeros(kept)
     for b, columns, frames, own, absent in _blocks(x, y, lengths_x, lengths_y):
         exponents = _exponents(frames, own, absent, opts)
         if opts.shifted:
@@ -37,15 +33,11 @@ def forward(
             if absent is not None:  # maybe no frame at all
                 top = torch.where(top == -torch.inf, 0, top)
             exponents.sub_(top[:, None])
-        weights = exponents.exp_()
-        total = weights.sum(1)
-        if softmax is not None:
-            torch.div(weights, total[:, None], out=softmax[b, columns, : len(frames)])
-        lse = total.log_()
+        lse = exponents.exp_().sum(1).log_()
         value[b, columns] = lse + top if opts.shifted else lse
     if not _host_has(x):
         value = torch.where(_some(x, y, lengths_x, lengths_y), value, 0)
-    return value, value.clone() if any(needs) else None, softmax
+    return value, value.clone() if any(needs) else None
 
 
 def backward(
@@ -55,7 +47,6 @@ def backward(
     lengths_x: Tensor | None,
     lengths_y: Tensor | None,
     value: Tensor,
-    softmax: Tensor | None,
     opts: ColumnLSEOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -65,11 +56,8 @@ def backward(
     if not _host_has(x):
         grad = torch.where(_some(x, y, lengths_x, lengths_y), grad, 0)
     for b, columns, frames, own, absent in _blocks(x, y, lengths_x, lengths_y):
-        if softmax is None:
-            weights = _exponents(frames, own, absent, opts).sub_(value[b, columns, None]).exp_()
-        else:
-            weights = softmax[b, columns, : len(frames)]
-        weights = weights * grad[b, columns, None]
+        weights = _exponents(frames, own, absent, opts).sub_(value[b, columns, None]).exp_()
+        weights.mul_(grad[b, columns, None])
         if dx is not None:
             dx[b, : len(frames)].addmm_(weights.mT, own)
         if dy is not None:

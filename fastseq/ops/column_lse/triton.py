@@ -39,7 +39,7 @@ def forward(
     lengths_y: Tensor | None,
     opts: ColumnLSEOptions,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor | None, None]:
+) -> tuple[Tensor, Tensor | None]:
     """The value (N, S), and for the backward its logarithms in base 2."""
     num, columns = y.shape[:2]
     value, lse = (torch.empty(num, columns, dtype=torch.float32, device=y.device) for _ in "12")
@@ -50,7 +50,7 @@ def forward(
             (x, y, lengths_x, lengths_y, value, lse),
             (x.shape[1], columns, opts.rate * LOG2E),
         )
-    return value, lse if any(needs) else None, None
+    return value, lse if any(needs) else None
 
 
 def backward(
@@ -60,7 +60,6 @@ def backward(
     lengths_x: Tensor | None,
     lengths_y: Tensor | None,
     lse: Tensor,
-    softmax: None,
     opts: ColumnLSEOptions,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:

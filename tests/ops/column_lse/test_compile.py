@@ -14,7 +14,7 @@ from ops.soft_dtw.cases import BACKENDS, backends, randn
 pytestmark = pytest.mark.compile
 
 
-def test_opcheck(pairs):
+def test_opcheck():
     x, y, _ = inputs(2, 7, 5, 4)
     x.requires_grad_()
     y.requires_grad_()

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from fastseq.ops.column_lse import column_lse
 from fastseq.ops.column_lse import torch as blocks
 from fastseq.ops.column_lse.op import backend_beside
-from fastseq.ops.common import dispatch, short
+from fastseq.ops.common import dispatch
 from ops.column_lse.cases import inputs, plain, value_and_grads
 from ops.soft_dtw.cases import randn
 
@@ -21,7 +21,7 @@ def test_the_definition():
             assert torch.allclose(found, want, rtol=1e-12, atol=1e-13)
 
 
-def test_blocks_of_columns(monkeypatch, pairs):
+def test_blocks_of_columns(monkeypatch):
     """Several blocks give what one gives."""
     u, v = (normalize(randn(2, n, 9, seed=n, dtype=torch.float64), dim=-1) for n in (50, 77))
     lengths, g = torch.tensor([50, 20]), randn(2, 77, seed=3, dtype=torch.float64)
@@ -34,14 +34,13 @@ def test_blocks_of_columns(monkeypatch, pairs):
             assert torch.allclose(found, exact, rtol=1e-11, atol=1e-12)
 
 
-def test_lengths_that_the_host_does_not_read(monkeypatch, pairs):
+def test_lengths_that_the_host_does_not_read(monkeypatch):
     """What runs on other devices: masks in place of slices."""
     u, v = (normalize(randn(3, n, 9, seed=n, dtype=torch.float64), dim=-1) for n in (12, 15))
     lengths = torch.tensor([12, 5, 0]), torch.tensor([15, 7, 15])
     g = randn(3, 15, seed=3, dtype=torch.float64)
     u[1, 5:], v[1, 7:] = torch.nan, torch.nan
     monkeypatch.setattr(blocks, "_host_has", lambda x: False)
-    monkeypatch.setattr(short, "KEPT_BYTES", 0)  # kept on the CPU alone
     for rate in (10.0, 1000.0):
         call = u, v, g, *lengths
         got, want = (value_and_grads(*call, rate=rate, backend=b) for b in ("torch", "reference"))
@@ -50,8 +49,6 @@ def test_lengths_that_the_host_does_not_read(monkeypatch, pairs):
 
 
 def test_memory_is_linear(monkeypatch):
-    monkeypatch.setattr(short, "KEPT_BYTES", 0)
-
     def prepare(frames, backend):
         x, y = (randn(1, frames, 16, seed=k).requires_grad_() for k in (1, 2))
         u, v = normalize(x, dim=-1), normalize(y, dim=-1)

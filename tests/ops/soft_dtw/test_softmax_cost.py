@@ -101,7 +101,7 @@ def test_equals_the_dense_cost(backend, case, dtype):
 
 
 @backends()
-def test_lengths_of_zero(backend, pairs):
+def test_lengths_of_zero(backend):
     x, y = randn(3, 5, 4, seed=5), randn(3, 6, 4, seed=6)
     lengths = {"lengths_x": [0, 5, 0], "lengths_y": [6, 0, 0]}
     for value in value_and_grads(x, y, cost="softmax", backend=backend, **lengths):
@@ -126,7 +126,7 @@ def test_nan_in_a_real_frame_is_seen(backend):
 
 @backends(BACKENDS)
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
-def test_alone_equals_in_a_batch(backend, temperature, pairs):
+def test_alone_equals_in_a_batch(backend, temperature):
     x, y = randn(3, 90, 20, seed=9), randn(3, 70, 20, seed=10)
     lengths = {"lengths_x": [90, 41, 65], "lengths_y": [12, 70, 70]}
     options = {"cost": "softmax", "temperature": temperature, "gamma": 0.2, "backend": backend}
@@ -155,6 +155,7 @@ def test_alignment(backend):
         assert (got[k, :, m:] == 0).all()
 
 
+@pytest.mark.sweep
 def test_gradcheck():
     x = randn(2, 5, 3, seed=13, dtype=torch.float64).requires_grad_()
     y = randn(2, 4, 3, seed=14, dtype=torch.float64).requires_grad_()
