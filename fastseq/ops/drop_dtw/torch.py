@@ -95,9 +95,8 @@ class _Wave:
         self.stretch = max(1, math.isqrt(self.steps))
 
     def scaled(self, cost: Tensor, real: Tensor) -> Tensor:
-        # Padding may contain NaN; a path through -inf has no weight.
-        cost = torch.where(real, cost, 0).double() / self.opts.gamma
-        return cost.masked_fill_(cost == -torch.inf, torch.nan)
+        # Padding may contain NaN. -inf needs no care: its weight is exp(-inf + inf), NaN.
+        return torch.where(real, cost, 0).double() / self.opts.gamma
 
     def new(self, value: float) -> Tensor:
         shape = self.batch, self.k + 2

@@ -104,22 +104,27 @@ def test_pairs_without_a_matching(backend):
 
 @backends(EVERY)
 def test_nan_and_minus_infinity_stay_visible(backend):
-    clean = draw(3, 3, 8), draw(3, 8, seed=1)
+    """In the pair that has them; its padding has no gradient."""
+    clean = draw(3, 4, 9), draw(3, 9, seed=1)
     clean[0][:, 1, 4] = INF
+    options = {"lengths_x": [3] * 3, "lengths_y": [8] * 3, "backend": backend}
     for bad in (NAN, -INF):
         for place in (0, 1):
             args = [z.clone() for z in clean]
             args[place][(1, ..., 5)] = bad
-            value, dcost, ddrop = value_and_grads(*args, backend=backend)
+            value, dcost, ddrop = value_and_grads(*args, **options)
             assert value.isnan().tolist() == [False, True, False]
             assert dcost[1].isnan().any()
             assert not dcost[:, 1, 4].any()
+            assert not dcost[:, 3:].any()
+            assert not dcost[..., 8:].any()
+            assert not ddrop[:, 8:].any()
             assert dcost[[0, 2]].isfinite().all()
             assert ddrop[[0, 2]].isfinite().all()
     # A NaN that no matching reaches: the third step at the first frame.
     args = [z.clone() for z in clean]
     args[0][1, 2, 0] = NAN
-    value, dcost, _ = value_and_grads(*args, backend=backend)
+    value, dcost, _ = value_and_grads(*args, **options)
     assert value.isfinite().all()
     assert dcost[1, 2, 0] == 0
 

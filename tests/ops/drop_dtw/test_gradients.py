@@ -74,7 +74,9 @@ def test_what_is_kept(backend):
 
     small, large = map(beyond_the_inputs, (250, 4000))
     assert large < 4 * 10 * 4000 / 2
-    assert large / small < 5  # sqrt(16) = 4; a table of all cells would make it 16
+    # sqrt(16) = 4. A table of all cells would make it 16, and a single stretch, whose cells
+    # the backward holds all at once, would make it 1.
+    assert 3 < large / small < 5
 
 
 @backends(BACKENDS)
