@@ -179,12 +179,11 @@ def _choose(d: int, operands: str, arch: int, virtual: bool) -> Kernels:
     def two(kernel, name: str, **more) -> tuple[OfSide, OfSide]:
         return of_side(kernel, name, 0, **more), of_side(kernel, name, 1, **more)
 
-    pack = {"CHANNELS": d, "D": packed, "P": planes, "BT": PACKED, "BK": min(packed, 128)}
     return Kernels(
         planes,
         packed,
         launch.Kernel(tcc_centre_kernel, D=d, BT=128, BK=16, PAIRS=True, num_warps=4),
-        launch.Kernel(sinkhorn_pack_kernel, **pack, **virtually, num_warps=4),
+        launch.Kernel(sinkhorn_pack_kernel, **pack(d, operands), **virtually, num_warps=4),
         two(sinkhorn_potential_kernel, "potential", FIRST=True),
         two(sinkhorn_potential_kernel, "potential", FIRST=False),
         launch.Kernel(sinkhorn_value_kernel, BT=SUMMED, **virtually, num_warps=4),
@@ -192,6 +191,14 @@ def _choose(d: int, operands: str, arch: int, virtual: bool) -> Kernels:
         two(sinkhorn_adjoint_kernel, "adjoint", LAST=False),
         two(sinkhorn_grad_kernel, "grad"),
     )
+
+
+def pack(d: int, operands: str) -> dict[str, int]:
+    """Constants of the pack kernel."""
+    packed = packed_channels(d)
+    planes, _, orders = PLANES[operands]
+    shape = {"CHANNELS": d, "D": packed, "BT": PACKED, "BK": min(packed, 128)}
+    return shape | {"P": planes, "ZZ": orders}
 
 
 def constants(kernel: str, d: int, operands: str, arch: int) -> dict[str, int | bool]:
@@ -245,7 +252,7 @@ def _pack(
         kernels.centre(n * launch.cdiv(d, 16), tensors, (n, rows, columns, *strides))
     kernels.pack(
         2 * n * spans * SPAN // PACKED,
-        (x, y, lengths_x, lengths_y, pairs, mean, z, norms, f),
+        (x, y, lengths_x, lengths_y, mean, z, norms, f),
         (n, rows, columns, spans, opts.iterations),
     )
     if centres is not None:

@@ -1,14 +1,16 @@
 """The Triton kernels of sinkhorn_alignment's gradient, unrolled through all iterations.
 
-With E_k = exp(l + f_k + g_k) after iteration k of K, E_0 = exp(l + f_0 + g_1), and N' x M' cells:
+With E_k = exp(l + f_k + g_k) after iteration k of K, and E_0 = exp(l + f_0 + g_1):
 
-    u_K = -N' sum_q E_K D              v_K = -M' sum_r E_K (D + u_K)
-    u_k = -N' sum_q E_k w_{k+1}        v_k = -M' sum_r E_k u_k        w_k = v_k exp(g_k - g_{k-1})
-    dl  = E_0 v_1 + sum_k E_k (u_k + w_{k+1}) + E_K D                 w_{K+1} = 0
+    u_K = -sum_q E_K D / sum_q E_K            w_K = -sum_r E_K (D + u_K) / sum_r E_{K-1}
+    u_k = -sum_q E_k w_{k+1} / sum_q E_k      w_k = -sum_r E_k u_k / sum_r E_{k-1}
+    dl  = E_0 w_1 + sum_k E_k (u_k + w_{k+1}) + E_K D                 w_{K+1} = 0
     dD  = E_K - dl / epsilon
 
-The g_k of exp(l + f_{k-1} + g_k) is replaced by g_{k-1} and a factor, at most N', so that one
-exponential serves both terms of an iteration. p_w stores v_1 first, then w_2 to w_K.
+u_k and w_k are adjoints of f_k and g_k, scaled. E_{k-1} / sum_r E_{k-1} is the softmax of column q
+whose logarithm g_k normalises: one exponential serves both terms of an iteration. The sums that
+divide are 1 / N' and about 1 / M'; as sums they make the terms of a row or column of dl cancel
+however large D / epsilon is.
 """
 
 import triton
@@ -18,6 +20,7 @@ from fastseq.ops.sinkhorn.triton_tiles import (
     NUMBERS,
     bounds,
     centres,
+    exponentials,
     numbers,
     of_rows,
     positions,
@@ -47,7 +50,7 @@ def sinkhorn_adjoint_kernel(
     p_pairs,
     p_f,  # [N, iterations + 1, T + 1]
     p_g,  # [N, iterations, S + 1]
-    p_u,  # as p_f, without turn 0
+    p_u,  # as p_f; turn 0 is unused
     p_w,  # as p_g
     N,
     T,
@@ -84,6 +87,7 @@ def sinkhorn_adjoint_kernel(
     p_uk = turn_of(p_u, i_n, iterations + 1, k, T)
     p_wk = turn_of(p_w, i_n, iterations, k if ROWS else k - 1, S)
     p_rows, p_columns = of_rows(p_fk, p_gk, ROWS)
+    back = tl.where(k > 1, S + 1, 0)  # from g_k to g_{k-1}, or g_1
     p_to, p_from = of_rows(p_uk, p_wk, ROWS)
     o_m = begin + tl.arange(0, BM)
     m_m = real(o_m, end_m, VIRTUAL)
@@ -94,6 +98,9 @@ def sinkhorn_adjoint_kernel(
     b_hm = tl.load(p_h + i_m * places + o_m)
     b_tm = positions(p_pairs, i_n, o_m, not ROWS, VIRTUAL)
     b_fm = potentials(p_rows, o_m, m_m)
+    b_g0 = b_fm
+    if not ROWS:
+        b_g0 = potentials(p_rows - back, o_m, m_m)
     b_c = b_tm
     if CENTRES and ROWS:
         b_c = centres(p_c, p_pairs, i_n, T, o_m, m_m)
@@ -110,23 +117,17 @@ def sinkhorn_adjoint_kernel(
             b_c = centres(p_c, p_pairs, i_n, T, o_n, m_n)
         b_s = scores(m, p_m, plane, begin, n, p_n, plane, j, ZZ, D, BM, BN, BK, FRESH)
         b_d, b_l = tile_of(b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL)
-        b_e = tl.exp2(b_l + b_fn[None, :] + b_fm[:, None])
+        b_e = exponentials(b_l, b_fm, b_fn, ROWS)
         if LAST and ROWS:
             b_sum += tl.sum(b_e * b_d, 1)
         else:
             b_u = tl.load(p_from + o_n, mask=m_n, other=0.0)[None, :]
             b_sum += tl.sum(b_e * (b_d + b_u if LAST else b_u), 1)
-        if ROWS:
-            b_all += tl.sum(b_e, 1)
-    if ROWS:
-        # Not N': the rest of a row then adds up to 0 exactly, however large the distances are.
-        b_sum = -b_sum / b_all
-    else:
-        b_sum *= (-end_m if VIRTUAL else 1 - end_m).to(tl.float32)
-        m_before = m_m & (k > 1)
-        b_before = tl.load(p_rows - (S + 1) + o_m, mask=m_before, other=0.0)
-        b_sum *= tl.exp2(tl.where(m_before, b_fm - b_before, 0.0))
-    tl.store(p_to + o_m, tl.where(m_m, b_sum, 0.0), mask=o_m <= last_m)
+        if not ROWS:
+            b_f0 = potentials(p_columns - (T + 1), o_n, m_n)
+            b_e = exponentials(b_l, b_g0, b_f0, ROWS)
+        b_all += tl.sum(b_e, 1)
+    tl.store(p_to + o_m, tl.where(m_m, -b_sum / b_all, 0.0), mask=o_m <= last_m)
 
 
 @triton.jit(do_not_specialize=["N", "T", "S", "spans", "iterations", "sg"])
@@ -208,23 +209,23 @@ def sinkhorn_grad_kernel(
         p_wk = turn_of(p_w, i_n, iterations, 0, S)
         o_x, o_y = of_rows(o_m, o_n, ROWS)
         m_x, m_y = of_rows(m_m, m_n, ROWS)
-        b_f = along(potentials(p_fk, o_x, m_x), ROWS)
-        b_g = along(potentials(p_gk, o_y, m_y), not ROWS)
-        b_v = along(tl.load(p_wk + o_y, mask=m_y, other=0.0), not ROWS)
-        b_e = tl.exp2(b_l + b_g + b_f)
-        b_dl = b_e * b_v
-        for k in range(1, iterations + 1):  # the last leaves the plan in b_e
+        b_fm, b_fn = of_rows(potentials(p_fk, o_x, m_x), potentials(p_gk, o_y, m_y), ROWS)
+        b_w = along(tl.load(p_wk + o_y, mask=m_y, other=0.0), not ROWS)
+        b_dl = exponentials(b_l, b_fm, b_fn, ROWS) * b_w
+        for _k in range(1, iterations):
             p_fk += T + 1
             p_uk += T + 1
             p_wk += S + 1
-            b_f = along(potentials(p_fk, o_x, m_x), ROWS)
-            b_g = along(potentials(p_gk, o_y, m_y), not ROWS)
+            b_fm, b_fn = of_rows(potentials(p_fk, o_x, m_x), potentials(p_gk, o_y, m_y), ROWS)
             b_u = along(tl.load(p_uk + o_x, mask=m_x, other=0.0), ROWS)
-            b_v = along(tl.load(p_wk + o_y, mask=m_y & (k < iterations), other=0.0), not ROWS)
-            b_e = tl.exp2(b_l + b_g + b_f)
-            b_dl += b_e * (b_u + b_v)
+            b_w = along(tl.load(p_wk + o_y, mask=m_y, other=0.0), not ROWS)
+            b_dl += exponentials(b_l, b_fm, b_fn, ROWS) * (b_u + b_w)
             p_gk += S + 1
-        b_dl += b_e * b_d
+        p_fk += T + 1
+        b_fm, b_fn = of_rows(potentials(p_fk, o_x, m_x), potentials(p_gk, o_y, m_y), ROWS)
+        b_u = along(tl.load(p_uk + (T + 1) + o_x, mask=m_x, other=0.0), ROWS)
+        b_e = exponentials(b_l, b_fm, b_fn, ROWS)  # the plan
+        b_dl += b_e * (b_u + b_d)
         b_dd = b_e - b_dl * rate
         if VIRTUAL:  # their distances are constants
             b_dd = tl.where((o_m > 0)[:, None] & (o_n > 0)[None, :], b_dd, 0.0)

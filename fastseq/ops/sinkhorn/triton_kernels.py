@@ -10,6 +10,7 @@ import triton.language as tl
 from fastseq.ops.sinkhorn.triton_tiles import (
     bounds,
     centres,
+    exponentials,
     numbers,
     of_rows,
     positions,
@@ -19,7 +20,7 @@ from fastseq.ops.sinkhorn.triton_tiles import (
     turn_of,
 )
 from fastseq.ops.tcc.triton_pack import either, exactly
-from fastseq.ops.tcc.triton_tiles import SPAN, chunks, scores, whole
+from fastseq.ops.tcc.triton_tiles import SPAN, chunks, scores
 
 
 @triton.jit(do_not_specialize=["N", "T", "S", "spans", "iterations"])
@@ -28,7 +29,6 @@ def sinkhorn_pack_kernel(
     p_y,  # [N, S, CHANNELS]
     p_lx,  # [N] or None: lengths
     p_ly,
-    p_pairs,  # [N, NUMBERS]
     p_centre,  # [N, CHANNELS], subtracted from both sides, or None
     p_z,  # [P, 2 N, places, D]
     p_h,  # [2 N, places]: squared norms
@@ -41,6 +41,7 @@ def sinkhorn_pack_kernel(
     CHANNELS: tl.constexpr,
     D: tl.constexpr,
     P: tl.constexpr,
+    ZZ: tl.constexpr,  # orders of products, see multiply()
     BT: tl.constexpr,
     BK: tl.constexpr,
     VIRTUAL: tl.constexpr,
@@ -67,16 +68,20 @@ def sinkhorn_pack_kernel(
             b_c = tl.load(p_centre + i_n * CHANNELS + o_k, mask=m_k, other=0.0)
             b_z = tl.where(m_p[:, None], b_z - b_c[None, :], 0.0)
         planes = exactly(b_z, P)
-        b_z = whole(planes)
-        b_h += tl.sum(b_z * b_z, 1)
+        # The terms that scores() adds: what it leaves out then cancels in small distances.
+        b_sq = tl.zeros([BT, BK], tl.float32)
+        for i in tl.static_range(P):
+            for j in tl.static_range(P):
+                if P - 1 - i + j < ZZ:
+                    b_sq += planes[P - 1 - i].to(tl.float32) * planes[j].to(tl.float32)
+        b_h += tl.sum(b_sq, 1)
         p_to = p_z + (i_s * places + o_p)[:, None] * D + o_k[None, :]
         for i in tl.static_range(P):
             tl.store(p_to + i * plane, planes[i])
     tl.store(p_h + i_s * places + o_p, b_h)
     if p_f is not None:
         rows = end - (0 if VIRTUAL else 1)
-        rate, _, _, _, _, _ = numbers(p_pairs, i_n)
-        b_f = -tl.log2(tl.maximum(rows, 1).to(tl.float32)) - b_h * rate
+        b_f = tl.zeros([BT], tl.float32) - tl.log2(tl.maximum(rows, 1).to(tl.float32))
         b_f = tl.where(real(o_p, end, VIRTUAL), b_f, float("-inf"))
         m_f = (o_p <= T) & (i_s < N)
         tl.store(turn_of(p_f, i_n, iterations + 1, 0, T) + o_p, b_f, mask=m_f)
@@ -157,8 +162,8 @@ def sinkhorn_potential_kernel(
             b_c = centres(p_c, p_pairs, i_n, T, o_n, m_n)
         b_s = scores(m, p_m, plane, begin, n, p_n, plane, j, ZZ, D, BM, BN, BK, FRESH)
         b_d, b_l = tile_of(b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL)
-        b_x = b_l + b_from[None, :]
         if FIRST:
+            b_x = b_l + b_from[None, :]
             b_top = tl.maximum(b_ref, tl.max(b_x, 1))
             b_down = tl.exp2(b_ref - b_top)
             b_sum *= b_down
@@ -166,7 +171,7 @@ def sinkhorn_potential_kernel(
             b_ref = b_top
             b_e = tl.exp2(b_x - b_ref[:, None])
         else:
-            b_e = tl.exp2(b_x + b_ref[:, None])
+            b_e = exponentials(b_l, b_ref, b_from, ROWS)
         b_sum += tl.sum(b_e, 1)
         if p_mean is not None:
             b_far += tl.sum(b_e * b_d, 1)

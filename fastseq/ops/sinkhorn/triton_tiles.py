@@ -4,9 +4,6 @@ A program's rows (suffix m) are frames of x if ROWS, otherwise frames of y; its 
 frames of the other side. Place 0 of a side is the virtual frame, place i + 1 is frame i. Places
 without a frame have a potential of -inf, which removes them from every sum.
 
-Potentials include -|frame|^2 / epsilon. Exponents are then small where frames are far from those of
-the other side, and keep their digits: L + 2 <x, y> / epsilon + f + g.
-
 Packed frames are z [planes, 2 N, places, D]: x of pair n is sequence n, y is sequence N + n, with
 zeros at places without a frame. Planes are sums of bf16, as in tcc's kernels.
 """
@@ -103,10 +100,9 @@ def tile_of(
     CENTRES: tl.constexpr,
     VIRTUAL: tl.constexpr,
 ):
-    """Distances D of a tile and exponents L - (D - |row|^2 - |column|^2) / epsilon."""
+    """Distances D of a tile and scores l = L - D / epsilon."""
     rate, narrow, kappa, phi, cost, weight = pair
-    b_h = b_hm[:, None] + b_hn[None, :]
-    b_d = b_h - 2.0 * b_s
+    b_d = (b_hm[:, None] + b_hn[None, :]) - 2.0 * b_s
     b_d = tl.where(b_d < 0.0, 0.0, b_d)  # not a maximum: NaN stays
     b_u = b_tm[:, None] - b_tn[None, :]
     b_u = b_u * b_u
@@ -126,5 +122,14 @@ def tile_of(
         m_n = (o_n == 0)[None, :]
         b_l = tl.where(m_m != m_n, weight, b_l)
         b_d = tl.where(m_m | m_n, cost, b_d)
-        b_l += tl.where(m_m | m_n, (b_h - cost) * rate, 0.0)
-    return b_d, b_l + b_s * (2.0 * rate)
+    return b_d, b_l - b_d * rate
+
+
+@triton.jit
+def exponentials(b_l, b_m, b_n, ROWS: tl.constexpr):
+    """exp(l + f + g) from potentials of rows and columns. Sums round in the same order, whichever
+    side has the rows: an error in common then cancels in the gradient."""
+    if ROWS:
+        return tl.exp2((b_l + b_n[None, :]) + b_m[:, None])
+    else:
+        return tl.exp2((b_l + b_m[:, None]) + b_n[None, :])

@@ -12,11 +12,13 @@ import hashlib
 import sys
 
 import pytest
-from offline import ARCHS, CHANNELS, PRECISIONS, ROOT, Table, job
+from offline import ARCHS, PRECISIONS, ROOT, Table, job
 
 pytestmark = [pytest.mark.compile, pytest.mark.process]
 
 KERNELS = ("potential", "adjoint", "grad")
+# Tiles are the same from 128 channels down, and for all of more than 128.
+CHANNELS = {"bf16": (64, 128, 512), "tf32x3": (64, 128, 512), "fp16": (128,), "tf32": (128,)}
 POINTERS = {
     "potential": ("p_f", "p_g", "p_mean"),
     "adjoint": ("p_f", "p_g", "p_u", "p_w"),
@@ -31,11 +33,10 @@ def sinkhorn_job(kernel, precision, d, arch, *, side=0, centres=True, virtual=Tr
     the last iteration). The defaults select the code that needs most registers.
     """
     from fastseq.ops.common.launch import MOST_REGISTERS
-    from fastseq.ops.sinkhorn.triton import PACKED, constants, tiles
-    from fastseq.ops.tcc.triton import PLANES, packed_channels
+    from fastseq.ops.sinkhorn.triton import constants, pack, tiles
+    from fastseq.ops.tcc.triton import packed_channels
 
     dtype, _ = PRECISIONS[precision]
-    packed, planes = packed_channels(d), PLANES[precision][0]
     args = dict.fromkeys(("p_lx", "p_ly"), "*i64")
     ints = ["N", "T", "S", "spans", "iterations"]
     if kernel == "pack":
@@ -46,13 +47,13 @@ def sinkhorn_job(kernel, precision, d, arch, *, side=0, centres=True, virtual=Tr
             "p_h": "*fp32",
             "p_f": "*fp32",
         }
-        chosen = {"CHANNELS": d, "D": packed, "P": planes, "BT": PACKED, "BK": min(packed, 128)}
+        chosen = pack(d, precision)
         module, options = "kernels", {"num_warps": 4}
     else:
         args |= {"p_z": "*bf16", "p_h": "*fp32", "p_c": "*fp32" if centres else None}
         args |= {"p_pairs": "*fp32"} | dict.fromkeys(POINTERS[kernel], "*fp32")
         chosen = constants(kernel, d, precision, arch) | {"ROWS": side == 0}
-        tile = tiles(kernel, packed, precision, arch)
+        tile = tiles(kernel, packed_channels(d), precision, arch)
         ints.append("sg" if kernel == "grad" else "k")
         module, options = "gradients", {"num_warps": tile.warps, "num_stages": tile.stages}
         options["maxnreg"] = tile.registers or MOST_REGISTERS
