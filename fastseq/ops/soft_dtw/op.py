@@ -29,7 +29,7 @@ from fastseq.ops.soft_dtw.costs import (
     softmax_bias,
     softmax_frames,
 )
-from fastseq.ops.soft_dtw.options import SoftDTWOptions
+from fastseq.ops.soft_dtw.options import SOFTMINS, SoftDTWOptions
 from fastseq.ops.soft_dtw.per_pair import Bandwidth, Gamma, split_bandwidth, split_gamma
 from fastseq.ops.soft_dtw.reference import dense_cost, soft_dtw_reference
 
@@ -306,7 +306,7 @@ def resolve_backend(
 
 
 # The soft minima that a backend supports, and whether it supports a bias of the columns.
-_CUDA = (("logsumexp",), False)
+_CUDA = (SOFTMINS, True)
 _NUMBA = (("logsumexp",), False)
 _TORCH = (("logsumexp",), False)
 

@@ -67,10 +67,10 @@ def test_any_order_gives_the_same_bits(fibers, bandwidth, given):
 def test_only_what_is_asked_for(fibers, need):
     x, y = frames(1, 70, 5, seed=1), frames(1, 40, 5, seed=2)
     opts, backend = SoftDTWOptions(0.5, None), FiberBackend(fibers)
-    _, *saved = backend.forward(x, y, *[None] * 6, opts, needs=[True] * 3)
+    _, *saved = backend.forward(x, y, *[None] * 6, opts, needs=[True] * 4)
     one = torch.ones(1, dtype=F64)
     both = backend.backward(one, x, y, *[None] * 6, *saved, opts=opts)
-    got = backend.backward(one, x, y, *[None] * 6, *saved, opts=opts, needs=(*need, False))
+    got = backend.backward(one, x, y, *[None] * 6, *saved, opts=opts, needs=(*need, False, False))
     for grad, want, asked in zip(got[:2], both[:2], need, strict=True):
         assert torch.equal(grad, want) if asked else grad is None
 
@@ -78,6 +78,6 @@ def test_only_what_is_asked_for(fibers, need):
 def test_forward_alone(fibers):
     x, y = frames(2, 70, 5, seed=1), frames(2, 40, 5, seed=2)
     opts, backend = SoftDTWOptions(0.5, None), FiberBackend(fibers)
-    value, *saved = backend.forward(x, y, *[None] * 6, opts, needs=[False] * 3)
+    value, *saved = backend.forward(x, y, *[None] * 6, opts, needs=[False] * 4)
     assert saved == []
-    assert torch.equal(value, backend.forward(x, y, *[None] * 6, opts, needs=[True] * 3)[0])
+    assert torch.equal(value, backend.forward(x, y, *[None] * 6, opts, needs=[True] * 4)[0])
