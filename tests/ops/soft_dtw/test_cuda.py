@@ -19,6 +19,7 @@ from fastseq.ops.common import extension
 from fastseq.ops.soft_dtw import cuda, op, runtime
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from ops.soft_dtw import test_forbidden as forbidden
+from ops.soft_dtw.cases import GRADIENT
 from ops.soft_dtw.host import Schedule, suffix
 from ops.soft_dtw.test_cuda_host import frames, relative, truth
 
@@ -151,7 +152,7 @@ def test_bias_of_the_columns(simulated):
             grads = torch.autograd.grad(value.sum(), leaves)
             results.append([t.detach() for t in (value, *grads)])
         for a, b in zip(*results, strict=True):
-            assert relative(a, b) <= 3e-6
+            assert relative(a, b) <= GRADIENT
     assert all(call.bias for call in simulated.calls)
 
 
