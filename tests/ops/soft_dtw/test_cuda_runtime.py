@@ -138,8 +138,9 @@ def test_sizes_are_those_of_the_kernels(library):
 @pytest.mark.process
 def test_too_many_blocks(simulated):
     call = runtime.SoftDTWCall(device=-1, is_double=False, batch=2**25, rows=4096, by_strip=False)
-    names = "x y cost bias lengths_x lengths_y gammas bands columns channels band begin_free end_free"
-    for name in f"{names} patience penalty h states polled polled_bytes".split():
+    names = "x y cost bias lengths_x lengths_y gammas bands columns channels band"
+    rest = "begin_free end_free patience penalty h states polled polled_bytes"
+    for name in f"{names} {rest}".split():
         setattr(call, name, 0)
     call.gamma, call.stream = 1.0, 1234
     with pytest.raises(RuntimeError, match="batch \\* frames is too large for one launch"):

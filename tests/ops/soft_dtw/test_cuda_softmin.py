@@ -1,5 +1,5 @@
-"""The soft minima "prob" and "sparse" of the CUDA kernels, on the CPU: their arithmetic on the host,
-and the kernels as fibers.
+"""The soft minima "prob" and "sparse" of the CUDA kernels, on the CPU: their arithmetic on the
+host, and the kernels as fibers.
 """
 
 import ctypes
@@ -150,7 +150,7 @@ def test_with_the_softmax_cost(simulated):
 def test_without_a_compiler_the_error_says_what_to_do(monkeypatch):
     """The extension has only the default soft minimum."""
     monkeypatch.setattr(nvrtc, "status", lambda: (False, "libnvrtc is missing", "pip install it"))
-    with pytest.raises(RuntimeError, match="'prob'.*libnvrtc is missing; to fix: pip install it"):
+    with pytest.raises(RuntimeError, match=r"'prob'.*libnvrtc is missing; to fix: pip install it"):
         cuda._module(SoftDTWOptions(1.0, None, softmin="prob"))
     monkeypatch.setattr(cuda, "_build", lambda: extension)
     assert cuda._module(SoftDTWOptions(1.0, None)) is extension
