@@ -28,7 +28,8 @@ from benchmarks.timing import (
 )
 from benchmarks.worker import Worker
 
-OPS = ("scl", "soft_dtw", "drop_dtw", "tcc", "contrastive_idm", "queue_nce", "sinkhorn")
+OPS = ("scl", "soft_dtw", "drop_dtw", "gta", "gta_ae2", "tcc", "contrastive_idm", "queue_nce")
+OPS += ("sinkhorn",)
 GEMM = "GEMM"
 
 

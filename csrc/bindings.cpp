@@ -40,6 +40,7 @@ PYBIND11_MODULE(_C, m) {
         .def_readwrite("x", &fastseq::SoftDTWCall::x)
         .def_readwrite("y", &fastseq::SoftDTWCall::y)
         .def_readwrite("cost", &fastseq::SoftDTWCall::cost)
+        .def_readwrite("bias", &fastseq::SoftDTWCall::bias)
         .def_readwrite("lengths_x", &fastseq::SoftDTWCall::lengths_x)
         .def_readwrite("lengths_y", &fastseq::SoftDTWCall::lengths_y)
         .def_readwrite("gammas", &fastseq::SoftDTWCall::gammas)
@@ -61,6 +62,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("soft_dtw_forward", &fastseq::soft_dtw_forward, py::arg("call"), py::arg("value"),
           py::arg("totals"), py::arg("tickets"), no_gil);
     m.def("soft_dtw_backward", &fastseq::soft_dtw_backward, py::arg("call"), py::arg("grad"),
-          py::arg("dx"), py::arg("dy"), py::arg("dcost"), py::arg("flux"), py::arg("done"),
-          py::arg("tickets"), no_gil);
+          py::arg("dx"), py::arg("dy"), py::arg("dcost"), py::arg("dbias"), py::arg("flux"),
+          py::arg("done"), py::arg("tickets"), no_gil);
 }

@@ -26,11 +26,14 @@ struct Backward {
     using T = typename Kind::Number;
 
     Problem<Kind> p;
-    const T* grad;       // [batch]
-    T *dx, *dy, *dcost;  // as x, y, cost; null: not needed
-    T* flux;             // [batch, strips, width]: flux passed up by each strip; all bits set first
-    int* done;           // [batch, strips]: blocks of dy, counted from the right; below 0 first
-    int* tickets;        // -1 first
+    const T* grad;               // [batch]
+    T *dx, *dy, *dcost, *dbias;  // as x, y, cost, bias; null: not needed
+    T* flux;       // [batch, strips, width]: flux passed up by each strip; all bits set first
+    int* done;     // [batch, strips]: blocks of dy and dbias, counted from the right; below 0 first
+    int* tickets;  // -1 first
+
+    // Strips add to both in turn.
+    FASTSEQ_FN bool has_columns() const { return dy || dbias; }
     int only_strip;
 };
 
@@ -61,8 +64,10 @@ FASTSEQ_FN void fill_rest(const Backward<Kind>& a, const Strip& strip, int b) {
     const bool empty = strip.empty();
     if (a.dx && empty) fill_zero(a.dx + (p.x_row(b, i) - p.x), 1ll * rows * p.channels);
     const int written = empty ? 0 : lesser(p.columns, (strip.last_block() + 1) * kLanes);
-    if (a.dy && (empty ? strip.index == 0 && (strip.n == 0 || strip.m == 0) : strip.is_last())) {
-        fill_zero(a.dy + (p.y_row(b, written) - p.y), 1ll * (p.columns - written) * p.channels);
+    if (empty ? strip.index == 0 && (strip.n == 0 || strip.m == 0) : strip.is_last()) {
+        const int rest = p.columns - written;
+        if (a.dy) fill_zero(a.dy + (p.y_row(b, written) - p.y), 1ll * rest * p.channels);
+        if (a.dbias) fill_zero(a.dbias + p.column_at(b, written), rest);
     }
     for (int r = 0; a.dcost && r < rows; ++r) {
         T* row = a.dcost + (p.cost_at(b, i + r, 0) - p.cost);
@@ -72,10 +77,10 @@ FASTSEQ_FN void fill_rest(const Backward<Kind>& a, const Strip& strip, int b) {
 }
 
 // Gradients of one block of given costs.
-template <class T>
-FASTSEQ_FN void gradient_block(const Backward<Costs<T>>& a, const Strip& strip, int b, int block,
+template <class T, class M>
+FASTSEQ_FN void gradient_block(const Backward<Costs<T, M>>& a, const Strip& strip, int b, int block,
                                const T* es, const T*, int thread) {
-    const Problem<Costs<T>>& p = a.p;
+    const Problem<Costs<T, M>>& p = a.p;
     const int i = strip.first_row, j = block * kLanes;
     const int rows = lesser(kLanes, p.rows - i), columns = lesser(kLanes, p.columns - j);
     T* out = a.dcost + (p.cost_at(b, i, j) - p.cost);
@@ -85,16 +90,17 @@ FASTSEQ_FN void gradient_block(const Backward<Costs<T>>& a, const Strip& strip, 
     }
 }
 
-// Whether this strip is the first that writes dy of a block: strips add to it from the last one up.
+// Whether this strip is the first that writes dy and dbias of a block: strips add to them from the
+// last one up.
 FASTSEQ_FN bool begins_dy(const Strip& strip, int block) {
     return strip.is_last() || block < strip.neighbour(1).first_block();
 }
 
 // The same for embeddings. Each warp processes 32 channels of dx or of dy at a time.
-template <class T>
-FASTSEQ_FN void gradient_block(const Backward<Embeddings<T>>& a, const Strip& strip, int b,
+template <class T, class M>
+FASTSEQ_FN void gradient_block(const Backward<Embeddings<T, M>>& a, const Strip& strip, int b,
                                int block, const T* es, const T* centre, int thread) {
-    const Problem<Embeddings<T>>& p = a.p;
+    const Problem<Embeddings<T, M>>& p = a.p;
     const int i = strip.first_row, j = block * kLanes;
     const bool first_x = block == strip.last_block(), first_y = begins_dy(strip, block);
     if (!first_x && !first_y && !any_flux<DeviceWarp>(es)) return;
@@ -124,6 +130,27 @@ FASTSEQ_FN void gradient_block(const Backward<Embeddings<T>>& a, const Strip& st
     } else {
         in(Known<false>());
     }
+}
+
+// dbias of one block, the sums of E over the rows, by one warp.
+template <class T, class M>
+FASTSEQ_FN void bias_block(const Backward<Costs<T, M>>&, const Strip&, int, int, const T*, int) {}
+template <class T, class M>
+FASTSEQ_FN void bias_block(const Backward<Embeddings<T, M>>& a, const Strip& strip, int b, int block,
+                           const T* es, int lane) {
+    if (!a.dbias) return;
+    const Problem<Embeddings<T, M>>& p = a.p;
+    const int j = block * kLanes + lane;
+    const bool first = begins_dy(strip, block);
+    const T sum = column_sums<DeviceWarp>(es).value;
+    if (!first && !DeviceWarp::any({sum != T(0)})) return;
+    if (!first && a.only_strip < 0) {
+        wait_until(a.done + p.strip_at(b, strip.index + 1), p.blocks() - block, p.patience);
+    }
+    if (j >= p.columns) return;
+    T* out = a.dbias + p.column_at(b, j);
+    const T before = first ? T(0) : load_handed(out);
+    store_handed(out, before + sum / 2);  // E includes the derivative of the square
 }
 
 // The tasks of the backward. All go through the same ticks t from right to left and meet after
@@ -215,15 +242,18 @@ struct BackwardTasks {
         });
     }
 
-    // Marks dy of block t + 2 as done, one barrier after the warps that wrote it. These did not
-    // wait for the strip below if they had nothing to add.
+    // Marks dy and dbias of block t + 2 as done, one barrier after the warps that wrote them. These
+    // did not wait for the strip below if they had nothing to add. Then dbias of block t + 1.
     FASTSEQ_FN void hand_on() const {
         int* done = a.done + p.strip_at(b, strip.index);
         walk([&](int t) {
             const int block = t + 2, target = p.blocks() - block;
-            if (lane > 0 || !a.dy || a.only_strip >= 0 || !strip.has_block(block)) return;
-            if (!begins_dy(strip, block)) wait_until(done + 1, target, p.patience);
-            publish(done, target);
+            if (lane == 0 && a.has_columns() && a.only_strip < 0 && strip.has_block(block)) {
+                if (!begins_dy(strip, block)) wait_until(done + 1, target, p.patience);
+                publish(done, target);
+            }
+            if (!strip.has_block(t + 1)) return;
+            bias_block(a, strip, b, t + 1, ring_block<3, kEBlock>(mem.es, t + 1), lane);
         });
     }
 

@@ -1,10 +1,10 @@
 // One cell of the recursion, for the two kinds of call: costs from embeddings, and given costs. A
 // kind defines which numbers pass from cell to cell, and how the value follows from them: h goes to
 // the cell below, v to the cell on the right; p_diag and p_up are weights of two predecessors, and
-// the third has the rest.
+// the third has the rest. Min is the soft minimum (softmin.cuh).
 #pragma once
 
-#include "warp.cuh"
+#include "softmin.cuh"
 
 namespace fastseq {
 namespace soft_dtw {
@@ -23,10 +23,11 @@ struct Row {
 
 // A recursion over differences of neighbours, which are as small as one cost for any T:
 // h = R_ij - R_i,j-1, v = R_ij - R_i-1,j.
-template <class T>
+template <class T, class M = LogSumExp>
 struct Embeddings {
     using Number = T;
     using State = T;
+    using Min = M;
     static constexpr bool given = false;
 
     struct Cell {
@@ -48,11 +49,10 @@ struct Embeddings {
         const T z = inner || row.has_diagonal(j) ? T(0) : absent;
         const T mn = lowest(x, lowest(z, y));  // x comes last
         const T to_x = mn - x, to_y = mn - y;
-        const T e_diag = power2(mn - z), e_up = power2(to_x), e_left = power2(to_y);
-        const T s = e_diag + (e_up + e_left);
-        const T rest = u - log2_of(s), through = rest + mn, stepped = rest + penalty;
-        const T r = reciprocal(s);
-        Cell out{stepped + to_y, stepped + to_x, through, e_diag * r, e_up * r};
+        const auto least = Min::of(mn - z, to_x, to_y);
+        const T rest = u + least.soft, through = rest + mn, stepped = rest + penalty;
+        const T up = Min::zeros && least.left == T(0) ? T(1) - least.diag : least.up;
+        Cell out{stepped + to_y, stepped + to_x, through, least.diag, up};
         if (!inner && j == 0) out.h = T(0);
         if (!inner && row.i == 0) out.v = row.opens ? through : T(0);
         return out;
@@ -76,13 +76,14 @@ struct Embeddings {
 // A recursion over R itself, in double: with costs of +inf, differences between neighbours cannot
 // compare two ways around them. h = R_ij, v = R_i-1,j. Weights come from differences of R and stay
 // in T.
-template <class T>
+template <class T, class M = LogSumExp>
 struct Costs {
     using Number = T;
     using State = double;
+    using Min = M;
     static constexpr bool given = true;
     static constexpr double no_path = 1e300;  // R of a cell that no path reaches
-    static constexpr T gone = T(-1);          // p_diag of such a cell
+    static constexpr T gone = T(8);           // p_diag of such a cell; weights are less than 2
 
     struct Cell {
         double h, v;
@@ -100,17 +101,13 @@ struct Costs {
         const double diagonal = row.i == 0 ? 0.0 : above_before;
         const double z = inner || row.has_diagonal(j) ? diagonal : no_path;
         const double least = lowest(x, lowest(z, y));
-        const T e_diag = power2(static_cast<T>(least - z));
-        const T e_up = power2(static_cast<T>(least - x));
-        const T e_left = power2(static_cast<T>(least - y));
-        const T s = e_diag + (e_up + e_left);
-        // `lowest` passes over NaN, but s does not: a cell behind NaN is NaN.
-        if (u >= no_path || (least >= no_path && s == s)) return {no_path, above, gone, T(0)};
-        const T r = reciprocal(s);
-        const T p_diag = e_diag * r;
+        const auto min = Min::of(static_cast<T>(least - z), static_cast<T>(least - x),
+                                 static_cast<T>(least - y));
+        // `lowest` passes over NaN, but the soft minimum does not: a cell behind NaN is NaN.
+        if (u >= no_path || (least >= no_path && min.number)) return {no_path, above, gone, T(0)};
         // The rest of 1 is exactly 0 if the left neighbour has no share, not a rounding error.
-        const T p_up = e_left == T(0) ? T(1) - p_diag : e_up * r;
-        return {u + (least - static_cast<double>(log2_of(s))), above, p_diag, p_up};
+        const T p_up = min.left == T(0) ? T(1) - min.diag : min.up;
+        return {u + (least + static_cast<double>(min.soft)), above, min.diag, p_up};
     }
 
     static FASTSEQ_FN double value_term(int n, int m, const Row& row, int j, const Cell& cell) {

@@ -126,10 +126,10 @@ FASTSEQ_FN bool cancelled(T distance, T norms) {
     return sizeof(T) == 4 && distance < T(0.125) * norms;
 }
 
-// Returns whether that is so in any cell.
-template <class W, class T>
+// Returns whether that is so in any cell. bias(column) is added to the distances of a column.
+template <class W, class T, class Bias>
 FASTSEQ_FN bool write_distances(Distances<W, T>& d, int side, CostParts<T>& parts, T scale,
-                                T* block) {
+                                const Bias& bias, T* block) {
     typename W::template Reg<bool> close;
     W::each([&](int lane) {
         close[lane] = false;
@@ -140,6 +140,13 @@ FASTSEQ_FN bool write_distances(Distances<W, T>& d, int side, CostParts<T>& part
     });
     FASTSEQ_UNROLL(2)
     for (int b = 0; b < 2; ++b) {
+        const auto column_of = [&](int lane, int e) {
+            return 16 * side + 8 * b + 2 * (lane % 4) + e;
+        };
+        typename W::template Reg<Pair<T>> added;
+        W::each([&](int lane) {
+            bias.read(added[lane].at, [&](int e) { return column_of(lane, e); });
+        });
         FASTSEQ_UNROLL(2)
         for (int e = 0; e < 2; ++e) {  // the lanes that hold frame 2 q + e
             const auto of_column =
@@ -154,7 +161,8 @@ FASTSEQ_FN bool write_distances(Distances<W, T>& d, int side, CostParts<T>& part
                     const T distance = fused(T(-2), product, norms);
                     close[lane] = close[lane] || cancelled(distance, norms);
                     const int row = lane / 4 + 8 * a;
-                    block[row * kLanes + 16 * side + 8 * b + 2 * (lane % 4) + e] = distance * scale;
+                    block[row * kLanes + column_of(lane, e)] =
+                        fused(distance, scale, added[lane].at[e]);
                 }
             });
         }
@@ -164,11 +172,13 @@ FASTSEQ_FN bool write_distances(Distances<W, T>& d, int side, CostParts<T>& part
 
 // Distances as sums of squared differences, which lose nothing, at four times the price: 128
 // threads, each with rows r, r + 16 and columns c, c + 8, c + 16, c + 24.
-template <class T, bool quads>
+template <class T, bool quads, class Bias>
 FASTSEQ_FN void write_differences(const Frames<T, quads>& x, const Frames<T, quads>& y, int thread,
-                                  T scale, T* block) {
+                                  T scale, const Bias& bias, T* block) {
     const int row = thread / 8, column = thread % 8;
     T sums[2][4] = {};
+    Quad<T> added;
+    bias.read(added.at, [&](int k) { return column + 8 * k; });
     FASTSEQ_UNROLL(1)
     for (int group = 0; group < x.channels; group += 32) {
         T part[2][4] = {};  // rounding then grows with the group and the number of groups
@@ -195,7 +205,7 @@ FASTSEQ_FN void write_differences(const Frames<T, quads>& x, const Frames<T, qua
     FASTSEQ_UNROLL(8)
     for (int cell = 0; cell < 8; ++cell) {
         block[(row + 16 * (cell / 4)) * kLanes + column + 8 * (cell % 4)] =
-            sums[cell / 4][cell % 4] * scale;
+            fused(sums[cell / 4][cell % 4], scale, added.at[cell % 4]);
     }
 }
 

@@ -64,6 +64,18 @@ FASTSEQ_FN bool any_flux(const T* es) {
     return W::any(found);
 }
 
+// Sums of E over the rows of a block; lane k gets that of column k.
+template <class W, class T>
+FASTSEQ_FN typename W::template Reg<T> column_sums(const T* es) {
+    typename W::template Reg<T> sums;
+    W::each([&](int lane) {
+        sums[lane] = T(0);
+        FASTSEQ_UNROLL(8)
+        for (int r = 0; r < kLanes; ++r) sums[lane] += es[r * kEPitch + lane];
+    });
+    return sums;
+}
+
 // Gradients of one block for 32 channels from 32 * chunk on: dx_i = sum_j E_ij (x_i - y_j) of the
 // rows, or with of_y: dy_j = sum_i E_ij (y_j - x_i) of the columns, as (sum of E) own - E other. E
 // includes the factor 2 of the derivative. They are added to `out`, [frame][channel], which has

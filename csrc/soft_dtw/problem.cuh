@@ -13,6 +13,7 @@ struct Problem {
 
     const T *x, *y;  // [batch, rows, channels], [batch, columns, channels]; Costs: null
     const T* cost;   // [batch, rows, columns]; Embeddings: null
+    const T* bias;   // [batch, columns] or null: added to the squared distances of a column
     const long long *lengths_x, *lengths_y;  // [batch] or null: all real
     const double* gammas;                    // [batch] or null: gamma
     const long long* bands;                  // [batch] or null: band
@@ -34,9 +35,9 @@ struct Problem {
                           lengths_y ? lengths_y[b] : columns, bands ? bands[b] : band,
                           begin_free != 0, end_free != 0);
     }
-    // log2(e) / gamma: the unit of costs in the kernels.
+    // The unit of costs in the kernels.
     FASTSEQ_FN T scale(int b) const {
-        return static_cast<T>(1.4426950408889634 / (gammas ? gammas[b] : gamma));
+        return static_cast<T>(Kind::Min::unit / (gammas ? gammas[b] : gamma));
     }
     FASTSEQ_FN State scaled_penalty(int b) const {
         return static_cast<State>(static_cast<T>(penalty) * scale(b));
@@ -58,6 +59,9 @@ struct Problem {
     }
     FASTSEQ_FN const T* y_row(int b, int j) const {
         return y + (static_cast<long long>(b) * columns + j) * channels;
+    }
+    FASTSEQ_FN long long column_at(int b, int j) const {
+        return static_cast<long long>(b) * columns + j;
     }
     FASTSEQ_FN const T* cost_at(int b, int i, int j) const {
         return cost + (static_cast<long long>(b) * rows + i) * columns + j;

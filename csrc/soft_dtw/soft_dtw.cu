@@ -24,6 +24,7 @@ Problem<Kind> problem(const SoftDTWCall& c) {
     return {pointer<const T>(c.x),
             pointer<const T>(c.y),
             pointer<const T>(c.cost),
+            pointer<const T>(c.bias),
             pointer<const long long>(c.lengths_x),
             pointer<const long long>(c.lengths_y),
             pointer<const double>(c.gammas),
@@ -84,12 +85,13 @@ void forward(const SoftDTWCall& c, std::uintptr_t value, std::uintptr_t totals,
 
 template <class Kind>
 void backward(const SoftDTWCall& c, std::uintptr_t grad, std::uintptr_t dx, std::uintptr_t dy,
-              std::uintptr_t dcost, std::uintptr_t flux, std::uintptr_t done,
+              std::uintptr_t dcost, std::uintptr_t dbias, std::uintptr_t flux, std::uintptr_t done,
               std::uintptr_t tickets) {
     using T = typename Kind::Number;
-    const Backward<Kind> args{problem<Kind>(c), pointer<const T>(grad), pointer<T>(dx),
-                              pointer<T>(dy),   pointer<T>(dcost),      pointer<T>(flux),
-                              pointer<int>(done), pointer<int>(tickets), -1};
+    const Backward<Kind> args{problem<Kind>(c),  pointer<const T>(grad), pointer<T>(dx),
+                              pointer<T>(dy),    pointer<T>(dcost),      pointer<T>(dbias),
+                              pointer<T>(flux),  pointer<int>(done),     pointer<int>(tickets),
+                              -1};
     launch<Kind>(c, backward_kernel<Kind>, args, kBackwardThreads<Kind>, sizeof(BackwardShared<Kind>),
                  "soft_dtw backward");
 }
@@ -115,12 +117,12 @@ void soft_dtw_forward(const SoftDTWCall& call, std::uintptr_t value, std::uintpt
 }
 
 void soft_dtw_backward(const SoftDTWCall& call, std::uintptr_t grad, std::uintptr_t dx,
-                       std::uintptr_t dy, std::uintptr_t dcost, std::uintptr_t flux,
-                       std::uintptr_t done, std::uintptr_t tickets) {
+                       std::uintptr_t dy, std::uintptr_t dcost, std::uintptr_t dbias,
+                       std::uintptr_t flux, std::uintptr_t done, std::uintptr_t tickets) {
     if (nothing(call)) return;
     DeviceGuard guard(call.device);
     choose(call, backward<Embeddings<float>>, backward<Embeddings<double>>, backward<Costs<float>>,
-           backward<Costs<double>>)(call, grad, dx, dy, dcost, flux, done, tickets);
+           backward<Costs<double>>)(call, grad, dx, dy, dcost, dbias, flux, done, tickets);
 }
 
 }  // namespace fastseq

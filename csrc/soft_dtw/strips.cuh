@@ -13,8 +13,8 @@ template <class Kind>
 struct PartsOf {
     using Type = CostParts<typename Kind::Number>;
 };
-template <class T>
-struct PartsOf<Costs<T>> {
+template <class T, class M>
+struct PartsOf<Costs<T, M>> {
     using Type = NoParts;
 };
 
@@ -24,24 +24,44 @@ FASTSEQ_FN bool aligned(const T* address) {
 }
 
 // Whether four channels can be read and written at once.
-template <class T>
-FASTSEQ_FN bool in_quads(const Problem<Embeddings<T>>& p) {
+template <class T, class M>
+FASTSEQ_FN bool in_quads(const Problem<Embeddings<T, M>>& p) {
     return p.channels % 4 == 0 && aligned(p.x) && aligned(p.y);
 }
 
 // Frames of the strip and of block `block`'s columns.
-template <bool quads, class T>
-FASTSEQ_FN Frames<T, quads> rows_of(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
+template <bool quads, class T, class M>
+FASTSEQ_FN Frames<T, quads> rows_of(const Problem<Embeddings<T, M>>& p, const Strip& strip, int b,
                                     const T* centre) {
     const int i = strip.first_row;
     return {p.x_row(b, i), strip.real - i, p.channels, centre};
 }
-template <bool quads, class T>
-FASTSEQ_FN Frames<T, quads> columns_of(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
-                                       int block, const T* centre) {
+template <bool quads, class T, class M>
+FASTSEQ_FN Frames<T, quads> columns_of(const Problem<Embeddings<T, M>>& p, const Strip& strip,
+                                       int b, int block, const T* centre) {
     const int j = block * kLanes;
     return {p.y_row(b, j), strip.m - j, p.channels, centre};
 }
+// The scaled bias of a block's columns; like frames, columns beyond the last real one read that one.
+template <class T, class M>
+struct Bias {
+    const Problem<Embeddings<T, M>>& p;
+    const Strip& strip;
+    int b, block;
+    T scale;
+
+    template <int count, class Column>
+    FASTSEQ_FN void read(T (&out)[count], const Column& column) const {
+        FASTSEQ_UNROLL(4)
+        for (int k = 0; k < count; ++k) out[k] = T(0);
+        if (!p.bias) return;
+        FASTSEQ_UNROLL(4)
+        for (int k = 0; k < count; ++k) {
+            const int j = lesser(block * kLanes + column(k), strip.m - 1);
+            out[k] = p.bias[p.column_at(b, j)] * scale;
+        }
+    }
+};
 
 // In a kernel, on the device or simulated.
 #if defined(__CUDACC__) || defined(FASTSEQ_SIMULATED)
@@ -67,42 +87,47 @@ FASTSEQ_FN typename Kind::Number* centre_of(Shared& mem) {
     return reinterpret_cast<typename Kind::Number*>(&mem + 1);
 }
 
-template <class T>
-FASTSEQ_FN void find_centre(const Problem<Costs<T>>&, const Strip&, int, T*) {}
-template <class T>
-FASTSEQ_FN void find_centre(const Problem<Embeddings<T>>& p, const Strip& strip, int b, T* centre) {
+template <class T, class M>
+FASTSEQ_FN void find_centre(const Problem<Costs<T, M>>&, const Strip&, int, T*) {}
+template <class T, class M>
+FASTSEQ_FN void find_centre(const Problem<Embeddings<T, M>>& p, const Strip& strip, int b,
+                            T* centre) {
     mean_frame(rows_of<false>(p, strip, b, centre), centre, threadIdx.x, blockDim.x);
 }
 
-template <class T>
-FASTSEQ_FN void cost_block(const Problem<Costs<T>>& p, const Strip& strip, int b, int block,
+template <class T, class M>
+FASTSEQ_FN void cost_block(const Problem<Costs<T, M>>& p, const Strip& strip, int b, int block,
                            T scale, double* out, NoParts&, const T*, int thread) {
     const int i = strip.first_row, j = block * kLanes;
     copy_costs(p.cost_at(b, i, j), p.columns, strip.real - i, strip.m - j, thread, scale, out);
 }
 
-template <bool quads, class T>
-FASTSEQ_FN void cost_block_of(const Frames<T, quads>& x, const Frames<T, quads>& y, T scale, T* out,
-                              CostParts<T>& parts, int thread) {
+template <bool quads, class T, class Bias>
+FASTSEQ_FN void cost_block_of(const Frames<T, quads>& x, const Frames<T, quads>& y,
+                              const Bias& bias, T scale, T* out, CostParts<T>& parts,
+                              int thread) {
     const int warp = thread / kLanes, side = warp % 2, half = warp / 2;
     Distances<DeviceWarp, T> d;
     distances<DeviceWarp>(x, y, side, half, d);
     if (half == 1) leave_part<DeviceWarp>(d, side, parts);
     if (thread == 0) parts.close = 0;
     meet<1, kCostThreads>();
-    if (half == 0 && write_distances<DeviceWarp>(d, side, parts, scale, out)) parts.close = 1;
+    if (half == 0 && write_distances<DeviceWarp>(d, side, parts, scale, bias, out)) {
+        parts.close = 1;
+    }
     if (sizeof(T) == 8) return;
     meet<1, kCostThreads>();
-    if (parts.close) write_differences(x, y, thread, scale, out);
+    if (parts.close) write_differences(x, y, thread, scale, bias, out);
 }
 
-template <class T>
-FASTSEQ_FN void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block,
+template <class T, class M>
+FASTSEQ_FN void cost_block(const Problem<Embeddings<T, M>>& p, const Strip& strip, int b, int block,
                            T scale, T* out, CostParts<T>& parts, const T* centre, int thread) {
+    const Bias<T, M> bias{p, strip, b, block, scale};
     const auto in = [&](auto quads) {
         constexpr bool yes = decltype(quads)::value;
         cost_block_of(rows_of<yes>(p, strip, b, centre), columns_of<yes>(p, strip, b, block, centre),
-                      scale, out, parts, thread);
+                      bias, scale, out, parts, thread);
     };
     if (in_quads(p)) {
         in(Known<true>());

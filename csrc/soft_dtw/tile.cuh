@@ -210,12 +210,13 @@ FASTSEQ_FN void flux_steps(const Strip& strip, int t, const T* weights, Bottom& 
                 const T p_diag = weights[k * kLanes + lane];
                 const T p_up = weights[kBlock + k * kLanes + lane];
                 const T rest = T(1) - (p_diag + p_up);
-                const T p_left = rest < T(0) ? T(0) : rest;  // keeps NaN
+                const T p_left = !Kind::Min::negative && rest < T(0) ? T(0) : rest;  // keeps NaN
                 T e = below[lane] + flux.left[lane];
                 if (!inner && !(j >= row.first && j <= row.last)) e = T(0);
                 if (!inner && row.i == strip.n - 1 && j == strip.m - 1) e = grad;
                 if constexpr (Kind::given) {
-                    if (p_diag < T(0)) e = T(0);  // no path reaches this cell, whatever returns
+                    // No path reaches this cell, whatever returns.
+                    if (p_diag >= Kind::gone) e = T(0);
                 }
                 flux.left[lane] = e * p_left;
                 flux.up[lane] = fused(e, p_up, flux.diag[lane]);

@@ -42,11 +42,13 @@ FASTSEQ_FN float reciprocal(float x) {
     return fmaf(out, fmaf(-x, out, 1.0f), out);
 }
 FASTSEQ_FN float lowest(float a, float b) { return fminf(a, b); }
+FASTSEQ_FN float highest(float a, float b) { return fmaxf(a, b); }
 FASTSEQ_FN float fused(float a, float b, float c) { return fmaf(a, b, c); }
 FASTSEQ_FN double power2(double x) { return exp2(x); }
 FASTSEQ_FN double log2_of(double x) { return log2(x); }
 FASTSEQ_FN double reciprocal(double x) { return 1.0 / x; }
 FASTSEQ_FN double lowest(double a, double b) { return fmin(a, b); }
+FASTSEQ_FN double highest(double a, double b) { return fmax(a, b); }
 FASTSEQ_FN double fused(double a, double b, double c) { return fma(a, b, c); }
 
 // Hides the variable's value from the compiler, which otherwise computes dependent numbers ahead
@@ -80,6 +82,10 @@ inline T reciprocal(T x) {
 template <class T>
 inline T lowest(T a, T b) {
     return std::fmin(a, b);
+}
+template <class T>
+inline T highest(T a, T b) {
+    return std::fmax(a, b);
 }
 template <class T>
 inline T fused(T a, T b, T c) {

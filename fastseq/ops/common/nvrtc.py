@@ -72,7 +72,9 @@ def compile_kernels(
     lib = _library()
     texts, names = (_strings(items) for items in (headers.values(), headers))
     arch = "--gpu-architecture=sm_{}{}".format(*capability)
-    flags = _strings([arch, "--std=c++17", *options])
+    # Some releases count a generic lambda in device code as a host function, and reject it.
+    device = "--device-as-default-execution-space"
+    flags = _strings([arch, "--std=c++17", device, *options])
     program = ctypes.c_void_p()
     _check(
         lib.nvrtcCreateProgram(

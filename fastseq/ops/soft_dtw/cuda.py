@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fastseq.ops.common import extension
+from fastseq.ops.common import extension, nvrtc
 from fastseq.ops.soft_dtw import runtime
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from fastseq.ops.soft_dtw.runtime import LANES
@@ -37,7 +37,7 @@ def forward(
 ) -> tuple[Tensor, ...]:
     given = x if cost is None else cost
     if _needs_double(x, opts):
-        inputs = x.double(), y.double(), cost, bias, lengths_x, lengths_y, gammas, bands
+        inputs = *_doubles(x, y, cost, bias), lengths_x, lengths_y, gammas, bands
         value, *saved = forward(*inputs, opts, needs)
         return value.to(x.dtype), *saved
     batch, rows, columns = _sizes(x, y, cost)
@@ -55,10 +55,9 @@ def forward(
     h = totals + batch * strips * width * dtype.itemsize
     polled = _polled(given, h + 4)
     start = polled.data_ptr()
-    call = _call(
-        (x, y, cost, lengths_x, lengths_y, gammas, bands), opts, start + totals, states, polled
-    )
-    _build().soft_dtw_forward(call, value.data_ptr(), start, start + h)
+    tensors = x, y, cost, bias, lengths_x, lengths_y, gammas, bands
+    call = _call(tensors, opts, start + totals, states, polled)
+    _module(opts).soft_dtw_forward(call, value.data_ptr(), start, start + h)
     return (value,) if states is None else (value, polled, states)
 
 
@@ -77,7 +76,7 @@ def backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     if _needs_double(x, opts):
-        inputs = x.double(), y.double(), cost, bias, lengths_x, lengths_y, gammas, bands
+        inputs = *_doubles(x, y, cost, bias), lengths_x, lengths_y, gammas, bands
         grads = backward(grad.double(), *inputs, *saved, opts=opts, needs=needs)
         return tuple(t if t is None else t.to(x.dtype) for t in grads)
     wanted = zip((x, y, cost, bias), needs, strict=True)
@@ -96,10 +95,11 @@ def backward(
     done = flux + 4 * batch * strips
     polled = _polled(states, done + 4)
     h = kept.data_ptr() + 8 * batch * strips
-    call = _call((x, y, cost, lengths_x, lengths_y, gammas, bands), opts, h, states, polled)
+    tensors = x, y, cost, bias, lengths_x, lengths_y, gammas, bands
+    call = _call(tensors, opts, h, states, polled)
     grad, start = grad.contiguous(), polled.data_ptr()
-    buffers = *map(_pointer, (grad, dx, dy, dcost)), start, start + flux, start + done
-    _build().soft_dtw_backward(call, *buffers)
+    buffers = *map(_pointer, (grad, dx, dy, dcost, dbias)), start, start + flux, start + done
+    _module(opts).soft_dtw_backward(call, *buffers)
     return dx, dy, dcost, dbias
 
 
@@ -109,10 +109,28 @@ def _needs_double(x: Tensor | None, opts: SoftDTWOptions) -> bool:
     return x is not None and x.dtype == torch.float32 and (opts.begin_free or opts.end_free)
 
 
+def _doubles(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [t if t is None else t.double() for t in tensors]
+
+
 @functools.cache
 def _build() -> ModuleType:
     """fastseq._C where it can run kernels, otherwise the module that replaces it."""
     return extension.extension() if extension.status()[0] else runtime
+
+
+def _module(opts: SoftDTWOptions) -> ModuleType:
+    """The module with the kernels of a soft minimum. Only run time compiles "prob" and "sparse":
+    in the extension they would triple its size."""
+    if opts.softmin == "logsumexp":
+        return _build()
+    possible, reason, fix = nvrtc.status()
+    if not possible:
+        raise RuntimeError(
+            f"soft_dtw: softmin={opts.softmin!r} with backend='cuda' needs kernels compiled at run "
+            f"time, which is not possible: {reason}; to fix: {fix}, or pass backend='torch'"
+        )
+    return runtime
 
 
 def _sizes(x: Tensor | None, y: Tensor | None, cost: Tensor | None) -> tuple[int, int, int]:
@@ -121,15 +139,18 @@ def _sizes(x: Tensor | None, y: Tensor | None, cost: Tensor | None) -> tuple[int
 
 def _call(tensors: Sequence[Tensor | None], opts: SoftDTWOptions, h: int, states, polled: Tensor):
     """Arguments of both kernels. The tensors must outlive the launch, not the call."""
-    x, y, cost, *_ = tensors
-    call = _build().SoftDTWCall()
+    x, y, cost, bias, *constants = tensors
+    if opts.softmin == "logsumexp":
+        call = _build().SoftDTWCall()
+    else:
+        call = runtime.SoftDTWCall(softmin=opts.softmin)
     call.device = polled.get_device()
     call.stream = torch.cuda.current_stream(polled.device).cuda_stream
     call.is_double = (x if cost is None else cost).dtype == torch.float64
     debug = os.environ.get("FASTSEQ_SOFT_DTW_DEBUG", "") or "0"
     call.by_strip, call.patience = debug == "1", PATIENCE if debug == "2" else 0
-    call.x, call.y, call.cost = map(_pointer, (x, y, cost))
-    call.lengths_x, call.lengths_y, call.gammas, call.bands = map(_pointer, tensors[3:])
+    call.x, call.y, call.cost, call.bias = map(_pointer, (x, y, cost, bias))
+    call.lengths_x, call.lengths_y, call.gammas, call.bands = map(_pointer, constants)
     call.batch, call.rows, call.columns = _sizes(x, y, cost)
     call.channels = 0 if x is None else x.shape[2]
     call.band = -1 if opts.bandwidth is None else min(opts.bandwidth, 2**30)

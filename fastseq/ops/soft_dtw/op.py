@@ -24,7 +24,7 @@ from fastseq.ops.common.lengths import (
 from fastseq.ops.common.validate import FLOAT_DTYPES, check_pair
 from fastseq.ops.soft_dtw import autograd
 from fastseq.ops.soft_dtw.costs import cosine_frames, full_precision, softmax_cost
-from fastseq.ops.soft_dtw.options import SOFTMINS, SoftDTWOptions
+from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from fastseq.ops.soft_dtw.per_pair import Bandwidth, Gamma, split_bandwidth, split_gamma
 from fastseq.ops.soft_dtw.reference import dense_cost, soft_dtw_reference
 
@@ -132,7 +132,7 @@ def soft_dtw(
         softmin=softmin,
         temperature=temperature,
     )
-    name = _resolve(op, backend, x.device.type, softmin, cost == "softmax")
+    name = _resolve(op, backend, x.device.type)
     x, y, bias, real_x, real_y, _ = _embeddings(
         op, x, y, cost, temperature, (lengths_x, lengths_y), (valid_x, valid_y), name
     )
@@ -208,7 +208,7 @@ def soft_dtw_from_cost(
     )
     for dim, order in enumerate(orders, 1):
         cost = reorder(cost, order, dim)
-    name = _resolve(op, backend, cost.device.type, softmin)
+    name = _resolve(op, backend, cost.device.type)
     values = autograd.FUSED[op](name, opts, None, None, cost, None, real_x, real_y, *per_pair)
     pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, cost.device)
     return _reduce(values, pairs, reduction, unbatched)
@@ -265,7 +265,7 @@ def soft_dtw_alignment(
     rest = {"begin": begin, "end": end, "warp_penalty": warp_penalty, "softmin": softmin}
     rest |= {"cost": cost, "temperature": temperature}
     opts, per_pair = _options(op, num, x.device, gamma, bandwidth, **rest)
-    name = _resolve(op, backend, x.device.type, softmin, cost == "softmax")
+    name = _resolve(op, backend, x.device.type)
     x, y, bias, real_x, real_y, orders = _embeddings(
         op, x, y, cost, temperature, (lengths_x, lengths_y), (valid_x, valid_y), name
     )
@@ -280,32 +280,16 @@ def soft_dtw_alignment(
     return expected[0] if unbatched else expected
 
 
-def resolve_backend(
-    requested: str,
-    device_type: str,
-    op: str = "soft_dtw",
-    softmin: str = "logsumexp",
-    biased: bool = False,
-) -> tuple[str, str]:
-    """The backend for such a call, and why it was picked. Depends only on the arguments and the
-    environment. ``biased``: whether the call is one with cost="softmax"."""
-    cuda, numba, plain = (
-        None if softmin in softmins and (not biased or bias) else "not supported with this option"
-        for softmins, bias in (_CUDA, _NUMBA, _TORCH)
-    )
+def resolve_backend(requested: str, device_type: str, op: str = "soft_dtw") -> tuple[str, str]:
+    """The backend for a call on such a device, and why it was picked. Depends only on the arguments
+    and the environment."""
     why_not = {
-        "cuda": _elsewhere("cuda", device_type) or cuda or unavailable("cuda"),
-        "numba": _elsewhere("cpu", device_type) or numba or unavailable("numba"),
-        "torch": plain,
+        "cuda": _elsewhere("cuda", device_type) or unavailable("cuda"),
+        "numba": _elsewhere("cpu", device_type) or unavailable("numba"),
+        "torch": None,
         "reference": None,
     }
     return choose_backend(op, requested, why_not)
-
-
-# The soft minima that a backend supports, and whether it supports a bias of the columns.
-_CUDA = (("logsumexp",), False)
-_NUMBA = (SOFTMINS, True)
-_TORCH = (SOFTMINS, True)
 
 
 def _elsewhere(home: str, device_type: str) -> str | None:
@@ -316,14 +300,8 @@ def _elsewhere(home: str, device_type: str) -> str | None:
 
 
 @constant_under_compile
-def _resolve(
-    op: str,
-    requested: str,
-    device_type: str,
-    softmin: str = "logsumexp",
-    biased: bool = False,
-) -> str:
-    name, reason = resolve_backend(requested, device_type, op, softmin, biased)
+def _resolve(op: str, requested: str, device_type: str) -> str:
+    name, reason = resolve_backend(requested, device_type, op)
     if name == "torch" and device_type == "cuda" and reason.startswith("preferred"):
         _warn_slow(reason)
     return name

@@ -1,7 +1,8 @@
 """Replaces fastseq._C in cuda.py: the same kernels, compiled at run time by NVRTC.
 
 It does the work of csrc/soft_dtw/soft_dtw.cu in Python: arguments, shared memory, launches. The
-first call of each kind and dtype compiles for some seconds.
+first call of each kind, dtype and soft minimum compiles for some seconds. Only this module has the
+soft minima "prob" and "sparse".
 """
 
 import ctypes
@@ -23,30 +24,35 @@ SHARED = {
     "Costs": {"forward": (24624, 24624), "backward": (71216, 85040)},
 }
 CENTRE = 8192, 4096
+# Types of softmin.cuh.
+SOFTMINS = {"logsumexp": "LogSumExp", "prob": "Prob", "sparse": "Sparse"}
 
-SoftDTWCall = SimpleNamespace
+
+class SoftDTWCall(SimpleNamespace):
+    softmin = "logsumexp"
 
 
-def soft_dtw_forward(call: SimpleNamespace, value: int, totals: int, tickets: int) -> None:
+def soft_dtw_forward(call: SoftDTWCall, value: int, totals: int, tickets: int) -> None:
     _launch("forward", call, value, totals, tickets)
 
 
 def soft_dtw_backward(
-    call: SimpleNamespace,
+    call: SoftDTWCall,
     grad: int,
     dx: int,
     dy: int,
     dcost: int,
+    dbias: int,
     flux: int,
     done: int,
     tickets: int,
 ) -> None:
-    _launch("backward", call, grad, dx, dy, dcost, flux, done, tickets)
+    _launch("backward", call, grad, dx, dy, dcost, dbias, flux, done, tickets)
 
 
-def _launch(what: str, call: SimpleNamespace, *buffers: int) -> None:
+def _launch(what: str, call: SoftDTWCall, *buffers: int) -> None:
     kind = "Costs" if call.cost else "Embeddings"
-    kernel = kernels(call.device, kind, call.is_double)[what]
+    kernel = kernels(call.device, kind, call.is_double, call.softmin)[what]
     args = ARGUMENTS[what](_problem(call), *buffers)
     strips = -(-(call.rows + call.end_free) // LANES)
     if call.batch * strips >= 2**31:
@@ -65,9 +71,9 @@ def _launch(what: str, call: SimpleNamespace, *buffers: int) -> None:
 
 
 @functools.cache
-def kernels(device: int, kind: str, is_double: bool) -> dict[str, Kernel]:
+def kernels(device: int, kind: str, is_double: bool, softmin: str) -> dict[str, Kernel]:
     """Both kernels, so that no backward waits for a compilation."""
-    code, names = machine_code(torch.cuda.get_device_capability(device), kind, is_double)
+    code, names = machine_code(torch.cuda.get_device_capability(device), kind, is_double, softmin)
     centre = CENTRE[is_double] if kind == "Embeddings" else 0
     return {
         what: Kernel(
@@ -79,22 +85,23 @@ def kernels(device: int, kind: str, is_double: bool) -> dict[str, Kernel]:
 
 @functools.cache
 def machine_code(
-    capability: tuple[int, int], kind: str, is_double: bool
+    capability: tuple[int, int], kind: str, is_double: bool, softmin: str = "logsumexp"
 ) -> tuple[bytes, dict[str, str]]:
-    wanted = [expression(what, kind, is_double) for what in THREADS]
+    wanted = [expression(what, kind, is_double, softmin) for what in THREADS]
     code, names = compile_kernels(SOURCE, sources("soft_dtw"), wanted, capability)
     return code, dict(zip(THREADS, names, strict=True))
 
 
-def expression(what: str, kind: str, is_double: bool) -> str:
+def expression(what: str, kind: str, is_double: bool, softmin: str = "logsumexp") -> str:
     """The C++ expression of one kernel."""
-    scalar = "double" if is_double else "float"
-    return f"fastseq::soft_dtw::{what}_kernel<fastseq::soft_dtw::{kind}<{scalar}>>"
+    space, scalar = "fastseq::soft_dtw", "double" if is_double else "float"
+    return f"{space}::{what}_kernel<{space}::{kind}<{scalar}, {space}::{SOFTMINS[softmin]}>>"
 
 
-def _problem(call: SimpleNamespace) -> "Problem":
+def _problem(call: SoftDTWCall) -> "Problem":
     return Problem(
-        *(call.x, call.y, call.cost, call.lengths_x, call.lengths_y, call.gammas, call.bands),
+        *(call.x, call.y, call.cost, call.bias),
+        *(call.lengths_x, call.lengths_y, call.gammas, call.bands),
         *(call.batch, call.rows, call.columns, call.channels, call.band),
         *(call.begin_free, call.end_free, call.patience),
         *(call.gamma, call.penalty),
@@ -110,7 +117,7 @@ class Problem(ctypes.Structure):
     """Problem of problem.cuh, of either kind and any dtype."""
 
     _fields_ = (
-        *_fields(ctypes.c_void_p, "x y cost lengths_x lengths_y gammas bands"),
+        *_fields(ctypes.c_void_p, "x y cost bias lengths_x lengths_y gammas bands"),
         *_fields(ctypes.c_int, "batch rows columns channels band begin_free end_free patience"),
         *_fields(ctypes.c_double, "gamma penalty"),
         *_fields(ctypes.c_void_p, "h states"),
@@ -129,5 +136,5 @@ def _arguments(buffers: str) -> type[ctypes.Structure]:
 # Forward of forward.cuh, Backward of backward.cuh.
 ARGUMENTS = {
     "forward": _arguments("value totals tickets"),
-    "backward": _arguments("grad dx dy dcost flux done tickets"),
+    "backward": _arguments("grad dx dy dcost dbias flux done tickets"),
 }

@@ -65,9 +65,10 @@ int launch(const Schedule& how, void (*kernel)(Args), Args args, int threads, si
                          kForwardThreads, sizeof(ForwardShared<K>));                            \
     }                                                                                           \
     extern "C" int backward_##suffix(const Problem<K>* p, Schedule how, const T* grad, T* dx,   \
-                                     T* dy, T* dcost, T* flux, int* done, int* tickets) {       \
+                                     T* dy, T* dcost, T* dbias, T* flux, int* done,             \
+                                     int* tickets) {                                            \
         return launch<K>(how, backward_kernel<K>,                                               \
-                         {*p, grad, dx, dy, dcost, flux, done, tickets, -1},                    \
+                         {*p, grad, dx, dy, dcost, dbias, flux, done, tickets, -1},             \
                          kBackwardThreads<K>,                                                   \
                          sizeof(BackwardShared<K>));                                            \
     }                                                                                           \
@@ -89,10 +90,7 @@ int launch(const Schedule& how, void (*kernel)(Args), Args args, int threads, si
         return backward ? sizeof(Backward<K>) : sizeof(Forward<K>);                             \
     }
 
-FASTSEQ_EXPORT(Embeddings<float>, float, Embeddings_f32)
-FASTSEQ_EXPORT(Embeddings<double>, double, Embeddings_f64)
-FASTSEQ_EXPORT(Costs<float>, float, Costs_f32)
-FASTSEQ_EXPORT(Costs<double>, double, Costs_f64)
+#include "kinds.h"
 
 extern "C" int most_centred(int is_double) { return is_double ? kCentred<double> : kCentred<float>; }
 

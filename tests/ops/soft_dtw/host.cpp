@@ -26,17 +26,17 @@ struct Centre {
     alignas(16) typename Kind::Number at[kCentred<typename Kind::Number>];
 };
 
-template <class T>
-void find_centre(const Problem<Costs<T>>&, const Strip&, int, Centre<Costs<T>>&) {}
-template <class T>
-void find_centre(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
-                 Centre<Embeddings<T>>& centre) {
+template <class T, class M>
+void find_centre(const Problem<Costs<T, M>>&, const Strip&, int, Centre<Costs<T, M>>&) {}
+template <class T, class M>
+void find_centre(const Problem<Embeddings<T, M>>& p, const Strip& strip, int b,
+                 Centre<Embeddings<T, M>>& centre) {
     mean_frame(rows_of<false>(p, strip, b, centre.at), centre.at, 0, 1);
 }
 
-template <class T>
-void cost_block(const Problem<Costs<T>>& p, const Strip& strip, int b, int block,
-                const Centre<Costs<T>>&, double* out) {
+template <class T, class M>
+void cost_block(const Problem<Costs<T, M>>& p, const Strip& strip, int b, int block,
+                const Centre<Costs<T, M>>&, double* out) {
     const int i = strip.first_row, j = block * kLanes;
     for (int thread = 0; thread < kCostThreads; ++thread) {
         copy_costs(p.cost_at(b, i, j), p.columns, strip.real - i, strip.m - j, thread, p.scale(b),
@@ -44,9 +44,10 @@ void cost_block(const Problem<Costs<T>>& p, const Strip& strip, int b, int block
     }
 }
 
-template <class T>
-void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block,
-                const Centre<Embeddings<T>>& centre, T* out) {
+template <class T, class M>
+void cost_block(const Problem<Embeddings<T, M>>& p, const Strip& strip, int b, int block,
+                const Centre<Embeddings<T, M>>& centre, T* out) {
+    const Bias<T, M> bias{p, strip, b, block, p.scale(b)};
     const auto x = rows_of<false>(p, strip, b, centre.at);
     const auto y = columns_of<false>(p, strip, b, block, centre.at);
     CostParts<T> parts;
@@ -56,10 +57,10 @@ void cost_block(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int 
         distances<HostWarp>(x, y, side, 0, first);
         distances<HostWarp>(x, y, side, 1, second);
         leave_part<HostWarp>(second, side, parts);
-        close |= write_distances<HostWarp>(first, side, parts, p.scale(b), out);
+        close |= write_distances<HostWarp>(first, side, parts, p.scale(b), bias, out);
     }
     for (int thread = 0; close && thread < kCostThreads; ++thread) {
-        write_differences(x, y, thread, p.scale(b), out);
+        write_differences(x, y, thread, p.scale(b), bias, out);
     }
 }
 
@@ -109,20 +110,25 @@ void forward(const Problem<Kind>& p, typename Kind::Number* value) {
     }
 }
 
-template <class T>
-void block_gradients(const Problem<Costs<T>>& p, const Strip& strip, int b, int block, const T* es,
-                     const Centre<Costs<T>>&, T*, T*, T* dcost) {
+template <class T, class M>
+void block_gradients(const Problem<Costs<T, M>>& p, const Strip& strip, int b, int block,
+                     const T* es, const Centre<Costs<T, M>>&, T*, T*, T* dcost, T*) {
     const int i = strip.first_row, j = block * kLanes;
     for (int r = 0; r < kLanes && i + r < p.rows; ++r)
         for (int c = 0; c < kLanes && j + c < p.columns; ++c)
             dcost[p.cost_at(b, i + r, j + c) - p.cost] = es[r * kEPitch + c];
 }
 
-template <class T>
-void block_gradients(const Problem<Embeddings<T>>& p, const Strip& strip, int b, int block,
-                     const T* es, const Centre<Embeddings<T>>& centre, T* dx, T* dy, T*) {
+template <class T, class M>
+void block_gradients(const Problem<Embeddings<T, M>>& p, const Strip& strip, int b, int block,
+                     const T* es, const Centre<Embeddings<T, M>>& centre, T* dx, T* dy, T*,
+                     T* dbias) {
     const int i = strip.first_row, j = block * kLanes;
     if (!any_flux<HostWarp>(es)) return;
+    const auto sums = column_sums<HostWarp>(es);
+    for (int k = 0; dbias && k < kLanes && j + k < p.columns; ++k) {
+        dbias[p.column_at(b, j + k)] += sums[k] / 2;
+    }
     const auto x = rows_of<false>(p, strip, b, centre.at);
     const auto y = columns_of<false>(p, strip, b, block, centre.at);
     for (int chunk = 0; 32 * chunk < p.channels; ++chunk) {
@@ -135,7 +141,7 @@ void block_gradients(const Problem<Embeddings<T>>& p, const Strip& strip, int b,
 
 // Gradients are passed as zeros, and the kernels add to them.
 template <class Kind, class T>
-void backward(const Problem<Kind>& p, const T* grad, T* dx, T* dy, T* dcost) {
+void backward(const Problem<Kind>& p, const T* grad, T* dx, T* dy, T* dcost, T* dbias) {
     using State = typename Kind::State;
     const T unknown = std::numeric_limits<T>::quiet_NaN();
     for (int b = 0; b < p.batch; ++b) {
@@ -179,7 +185,7 @@ void backward(const Problem<Kind>& p, const T* grad, T* dx, T* dy, T* dcost) {
                                            });
                 if (strip.has_block(t)) {
                     block_gradients(p, strip, b, t, ring_block<3, kEBlock>(es.at, t), centre, dx, dy,
-                                    dcost);
+                                    dcost, dbias);
                 }
             }
         }
@@ -188,13 +194,11 @@ void backward(const Problem<Kind>& p, const T* grad, T* dx, T* dy, T* dcost) {
 
 }  // namespace
 
-#define FASTSEQ_EXPORT(K, T, suffix)                                                              \
-    extern "C" void forward_##suffix(const Problem<K>* p, T* value) { forward<K>(*p, value); }    \
-    extern "C" void backward_##suffix(const Problem<K>* p, const T* grad, T* dx, T* dy, T* dcost) { \
-        backward<K>(*p, grad, dx, dy, dcost);                                                     \
+#define FASTSEQ_EXPORT(K, T, suffix)                                                           \
+    extern "C" void forward_##suffix(const Problem<K>* p, T* value) { forward<K>(*p, value); } \
+    extern "C" void backward_##suffix(const Problem<K>* p, const T* grad, T* dx, T* dy,        \
+                                      T* dcost, T* dbias) {                                    \
+        backward<K>(*p, grad, dx, dy, dcost, dbias);                                           \
     }
 
-FASTSEQ_EXPORT(Embeddings<float>, float, Embeddings_f32)
-FASTSEQ_EXPORT(Embeddings<double>, double, Embeddings_f64)
-FASTSEQ_EXPORT(Costs<float>, float, Costs_f32)
-FASTSEQ_EXPORT(Costs<double>, double, Costs_f64)
+#include "kinds.h"

@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parents[3]
 LANES = runtime.LANES
 
 
-def compile_library(compiler: str, folder: Path, name: str) -> Path:
-    """<name>.cpp of this folder as a shared library."""
-    library = folder / f"{name}.so"
+def compile_library(compiler: str, folder: Path, name: str, softmin: str = "logsumexp") -> Path:
+    """<name>.cpp of this folder as a shared library, of one soft minimum."""
+    library = folder / f"{name}_{softmin}.so"
     source = Path(__file__).with_name(f"{name}.cpp")
     command = [compiler, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     command += ["-U_FORTIFY_SOURCE"]  # its checks reject a jump to another stack
+    command += [f"-DFASTSEQ_SOFTMIN={runtime.SOFTMINS[softmin]}"]
     command += [f"-I{ROOT / 'csrc'}", str(source), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return library
@@ -37,7 +38,7 @@ class _Backend:
     """A backend whose launches are made by a test."""
 
     def forward(self, x, y, cost, bias, lengths_x, lengths_y, gammas, bands, opts, needs):
-        call = Call(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
+        call = Call((x, y, cost, bias, lengths_x, lengths_y, gammas, bands), opts)
         h, states = call.new_h(), call.new_states() if any(needs) else None
         value = call.given.new_empty(call.batch)
         self.run_forward(call, h, states, value)
@@ -57,10 +58,10 @@ class _Backend:
         h,
         states,
         opts,
-        needs=(True, True, True),
+        needs=(True, True, True, True),
     ):
-        call = Call(x, y, cost, lengths_x, lengths_y, gammas, bands, opts)
-        wanted = zip((x, y, cost), needs, strict=True)
+        call = Call((x, y, cost, bias, lengths_x, lengths_y, gammas, bands), opts)
+        wanted = zip((x, y, cost, bias), needs, strict=True)
         grads = tuple(torch.empty_like(t) if t is not None and w else None for t, w in wanted)
         self.run_backward(call, h, states, grad, grads)
         return grads
@@ -122,8 +123,9 @@ def filled_like(t):
 class Call:
     """One call of the kernels."""
 
-    def __init__(self, x, y, cost, lengths_x, lengths_y, gammas, bands, opts):
-        self.tensors = x, y, cost, lengths_x, lengths_y, gammas, bands
+    def __init__(self, tensors, opts):
+        self.tensors = tensors
+        x, y, cost, *_ = tensors
         assert all(t is None or t.is_contiguous() for t in self.tensors)
         self.given = given = x if cost is None else cost
         self.batch, self.rows = given.shape[:2]

@@ -47,37 +47,46 @@ def test_any_order_gives_the_same_bits(fibers, bandwidth, given):
         real = (real_x[:, :, None] & real_y[:, None], None)
     nan = [z if z is None else z.where(r, torch.nan) for z, r in zip(clean, real, strict=True)]
     opts = SoftDTWOptions(0.3, bandwidth)
+    bias = nan_bias = None
+    if given == "embeddings":
+        bias = frames(5, m, seed=3, dtype=F32)
+        nan_bias, real = bias.where(real_y, torch.nan), (*real, real_y)
 
     def result(*schedule):
-        return run(FiberBackend(fibers, *schedule), *nan, opts, lengths_x, lengths_y)
+        backend = FiberBackend(fibers, *schedule)
+        return run(backend, *nan, opts, lengths_x, lengths_y, bias=nan_bias)
 
     first = result(4, 0)
-    for a, b in zip(first, truth(*clean, opts, end_x, end_y), strict=True):
+    for a, b in zip(first, truth(*clean, opts, end_x, end_y, bias=bias), strict=True):
         assert relative(a, b) <= 3e-6
     for grad, r in zip(first[1:], real, strict=False):
         assert not grad[~r.expand_as(grad)].any()
     assert all(same(result(*how), first) for how in ((1, 1), (3, 2), (100, 3), (2, 4, True)))
     if given == "embeddings":
         x, y = (z[2:3, :e].contiguous() for z, e in zip(clean, (33, 64), strict=True))
-        value, dx, dy = run(FiberBackend(fibers), x, y, opts)
-        assert same((value[0], dx[0], dy[0]), (first[0][2], first[1][2, :33], first[2][2, :64]))
+        got = run(FiberBackend(fibers), x, y, opts, bias=bias[2:3, :64].contiguous())
+        parts = first[0][2], first[1][2, :33], first[2][2, :64], first[3][2, :64]
+        assert same((t[0] for t in got), parts)
 
 
-@pytest.mark.parametrize("need", [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    "need", [(True, False, False), (False, True, False), (False, False, True), (True, False, True)]
+)
 def test_only_what_is_asked_for(fibers, need):
     x, y = frames(1, 70, 5, seed=1), frames(1, 40, 5, seed=2)
+    args = x, y, None, frames(1, 40, seed=3), *[None] * 4
     opts, backend = SoftDTWOptions(0.5, None), FiberBackend(fibers)
-    _, *saved = backend.forward(x, y, *[None] * 6, opts, needs=[True] * 3)
-    one = torch.ones(1, dtype=F64)
-    both = backend.backward(one, x, y, *[None] * 6, *saved, opts=opts)
-    got = backend.backward(one, x, y, *[None] * 6, *saved, opts=opts, needs=(*need, False))
-    for grad, want, asked in zip(got[:2], both[:2], need, strict=True):
+    _, *saved = backend.forward(*args, opts, needs=[True] * 4)
+    one, wanted = torch.ones(1, dtype=F64), (*need[:2], False, need[2])
+    both = backend.backward(one, *args, *saved, opts=opts)
+    got = backend.backward(one, *args, *saved, opts=opts, needs=wanted)
+    for grad, want, asked in zip(got, both, wanted, strict=True):
         assert torch.equal(grad, want) if asked else grad is None
 
 
 def test_forward_alone(fibers):
     x, y = frames(2, 70, 5, seed=1), frames(2, 40, 5, seed=2)
     opts, backend = SoftDTWOptions(0.5, None), FiberBackend(fibers)
-    value, *saved = backend.forward(x, y, *[None] * 6, opts, needs=[False] * 3)
+    value, *saved = backend.forward(x, y, *[None] * 6, opts, needs=[False] * 4)
     assert saved == []
-    assert torch.equal(value, backend.forward(x, y, *[None] * 6, opts, needs=[True] * 3)[0])
+    assert torch.equal(value, backend.forward(x, y, *[None] * 6, opts, needs=[True] * 4)[0])

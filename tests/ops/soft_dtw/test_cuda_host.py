@@ -40,22 +40,42 @@ def frames(*shape, dtype=F64, seed=0, unit=False):
     return z.to(dtype)
 
 
-def run(host, x, y, opts, lengths_x=None, lengths_y=None, grad=None, gammas=None, bands=None):
-    """Value, dx, dy; or value and dcost when y is None."""
+def run(
+    host,
+    x,
+    y,
+    opts,
+    lengths_x=None,
+    lengths_y=None,
+    grad=None,
+    gammas=None,
+    bands=None,
+    bias=None,
+):
+    """Value, dx, dy, and dbias with a bias; or value and dcost when y is None."""
     args = (x, y, None) if y is not None else (None, None, x)
-    args = *args, None, lengths_x, lengths_y, gammas, bands
-    value, *saved = host.forward(*args, opts, needs=[True] * 3)
+    args = *args, bias, lengths_x, lengths_y, gammas, bands
+    value, *saved = host.forward(*args, opts, needs=[True] * 4)
     grad = torch.ones_like(value) if grad is None else grad.to(value.dtype)
-    dx, dy, dcost = host.backward(grad, *args, *saved, opts=opts)
-    return (value, dx, dy) if y is not None else (value, dcost)
+    return value, *(t for t in host.backward(grad, *args, *saved, opts=opts) if t is not None)
 
 
-def truth(x, y, opts, lengths_x=None, lengths_y=None, grad=None, gammas=None, bands=None):
-    x = x.double().requires_grad_()
-    leaves = (x,) if y is None else (x, y.double().requires_grad_())
-    args = (None, None, x) if y is None else (*leaves, None)
-    value = soft_dtw_reference(*args, None, lengths_x, lengths_y, gammas, bands, opts)
+def truth(
+    x,
+    y,
+    opts,
+    lengths_x=None,
+    lengths_y=None,
+    grad=None,
+    gammas=None,
+    bands=None,
+    bias=None,
+):
+    given = [None, None, x, None] if y is None else [x, y, None, bias]
+    inputs = [t if t is None else t.double().requires_grad_() for t in given]
+    value = soft_dtw_reference(*inputs, lengths_x, lengths_y, gammas, bands, opts)
     grad = torch.ones_like(value) if grad is None else grad.double()
+    leaves = [t for t in inputs if t is not None]
     return value.detach(), *torch.autograd.grad(value, leaves, grad)
 
 
@@ -290,6 +310,6 @@ def test_nothing_is_kept_without_a_gradient(host):
     x, y = frames(1, 70, 4, seed=7), frames(1, 50, 4, seed=8)
     opts = SoftDTWOptions(0.1, None)
     args = x, y, *[None] * 6, opts
-    value, *saved = host.forward(*args, needs=[False] * 3)
+    value, *saved = host.forward(*args, needs=[False] * 4)
     assert saved == []
-    assert torch.equal(value, host.forward(*args, needs=[True] * 3)[0])
+    assert torch.equal(value, host.forward(*args, needs=[True] * 4)[0])

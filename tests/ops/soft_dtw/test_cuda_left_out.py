@@ -23,7 +23,9 @@ def result(fibers, seed, resident=3):
     """
     x, y = frames(2, 100, 20, seed=1, dtype=torch.float32), frames(2, 90, 20, seed=2)
     x[:, 40:60] = y[:, 45:65]  # blocks whose costs are formed by differences
-    return run(FiberBackend(fibers, resident, seed), x, y.float(), SoftDTWOptions(0.5, None))
+    bias = frames(2, 90, seed=3, dtype=torch.float32)
+    backend = FiberBackend(fibers, resident, seed)
+    return run(backend, x, y.float(), SoftDTWOptions(0.5, None), bias=bias)
 
 
 def same(got, want):

@@ -66,8 +66,8 @@ def simulated(library, monkeypatch):
             kernel.polled = out
         return out
 
-    def of_device(device, kind, is_double):
-        assert device == -1  # the device of a CPU tensor
+    def of_device(device, kind, is_double, softmin):
+        assert (device, softmin) == (-1, "logsumexp")  # the device of a CPU tensor
         return {what: kernels[what, kind, is_double] for what in runtime.THREADS}
 
     monkeypatch.setattr(cuda, "_build", lambda: runtime)
@@ -138,8 +138,9 @@ def test_sizes_are_those_of_the_kernels(library):
 @pytest.mark.process
 def test_too_many_blocks(simulated):
     call = runtime.SoftDTWCall(device=-1, is_double=False, batch=2**25, rows=4096, by_strip=False)
-    names = "x y cost lengths_x lengths_y gammas bands columns channels band begin_free end_free"
-    for name in f"{names} patience penalty h states polled polled_bytes".split():
+    names = "x y cost bias lengths_x lengths_y gammas bands columns channels band"
+    rest = "begin_free end_free patience penalty h states polled polled_bytes"
+    for name in f"{names} {rest}".split():
         setattr(call, name, 0)
     call.gamma, call.stream = 1.0, 1234
     with pytest.raises(RuntimeError, match="batch \\* frames is too large for one launch"):
@@ -171,16 +172,21 @@ def test_device_code_includes_nothing_of_a_toolkit():
     assert "forward_kernel(" in run.stdout
 
 
-@pytest.mark.parametrize("is_double", [False, True], ids=["fp32", "fp64"])
-@pytest.mark.parametrize("kind", runtime.SHARED)
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_nvrtc_compiles_the_sources(capability, kind, is_double):
+NVRTC = [
+    *itertools.product([(8, 0), (9, 0)], runtime.SHARED, (False, True), ["logsumexp"]),
+    *itertools.product([(9, 0)], runtime.SHARED, (False, True), ["prob", "sparse"]),
+]
+
+
+@pytest.mark.parametrize(("capability", "kind", "is_double", "softmin"), NVRTC)
+def test_nvrtc_compiles_the_sources(capability, kind, is_double, softmin):
     try:
         nvrtc._library()
     except OSError as error:
         pytest.skip(f"{error}; pip install nvidia-cuda-nvrtc")
-    code, names = runtime.machine_code(capability, kind, is_double)
+    code, names = runtime.machine_code(capability, kind, is_double, softmin)
     assert list(names) == ["forward", "backward"]
     for what, name in names.items():
         assert f"{what}_kernel" in name
+        assert runtime.SOFTMINS[softmin] in name
         assert f".text.{name}\0".encode() in code
