@@ -156,7 +156,7 @@ def all_cases():
         for precision in ("bf16", "tf32x3"):
             for kernel in KERNELS:
                 for mode in MODES:
-                    # It needs most registers.
+                    # Of the targets, the sigmoid needs most registers.
                     kinds = {"mode": mode, "target": "sigmoid"}
                     cases.append((kernel, precision, 128, arch, kinds))
             for kernel in ("stats", "grad", *NEGATIVES):
