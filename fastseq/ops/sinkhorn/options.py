@@ -4,6 +4,7 @@ Rows are frames of x and columns are frames of y. With a virtual frame, row 0 an
 virtual and the real frames follow. Place i of N' frames has the relative time (i + 1) / N'.
 """
 
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -63,11 +64,14 @@ class AlignmentOptions(NamedTuple):
 
 
 def check_iterations(op: str, iterations: int) -> int:
-    if isinstance(iterations, bool) or not isinstance(iterations, int):
+    # Integers of numpy too. isinstance with an abstract class takes ten times as long as type.
+    if type(iterations) is not int and (
+        isinstance(iterations, bool) or not isinstance(iterations, numbers.Integral)
+    ):
         raise TypeError(f"{op}: iterations must be an integer, got {iterations!r}")
     if not 1 <= iterations <= 10_000:
         raise ValueError(f"{op}: iterations must lie between 1 and 10,000, got {iterations}")
-    return iterations
+    return int(iterations)
 
 
 class Numbers(NamedTuple):

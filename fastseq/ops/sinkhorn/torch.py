@@ -12,14 +12,12 @@ neither a row nor a column of a plan sums to more than 1. The backward walks bac
 the gradient of f of a block of rows from that of the later g, then the block's part of the gradient
 of the g before.
 
-A short pair is one block. On a CPU its plan is kept too: that of other f and g is the same matrix
-with scaled rows and columns, so that an iteration is two products with vectors, until f and g have
-moved by `FAR` (the stabilised scaling of Schmitzer, 2019).
+A short pair is one block, whose scores are formed once in each direction; on a CPU its plans are
+scaled ones (torch_short.py).
 """
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,14 +25,13 @@ from torch import Tensor
 from fastseq.ops.common import short
 from fastseq.ops.common.dtypes import accumulator
 from fastseq.ops.common.lengths import valid_mask
+from fastseq.ops.sinkhorn import torch_short as scaled
 from fastseq.ops.sinkhorn.options import Numbers, SinkhornOptions, counts
 from fastseq.ops.sinkhorn.reference import MASKED, log_weights
 
 BLOCK = 1 << 18  # cells of a block or of a group of short pairs: 1 MB in float32
 # Cells of a plan below exp(-LOWEST) count as 0: exp is 10 to 50 times slower where it underflows.
 LOWEST = {torch.float32: 80.0, torch.float64: 700.0}
-# A plan is scaled only while f and g differ by less in total, so that no cell that counts is lost.
-FAR = 40.0
 
 
 def forward(x, y, centres, lengths_x, lengths_y, pairs, opts: SinkhornOptions, needs):
@@ -47,7 +44,9 @@ def forward(x, y, centres, lengths_x, lengths_y, pairs, opts: SinkhornOptions, n
     inputs = x, y, centres, lengths_x, lengths_y, pairs
     for group in groups(inputs, opts):
         p = Problem(*(None if t is None else t[group] for t in inputs), opts)
-        value[group] = _iterate(p, p.places(f_all[group]), p.places(g_all[group]))
+        places = p.places(f_all[group]), p.places(g_all[group])
+        part = scaled.iterate(p, *places) if p.short and p.on_cpu else None
+        value[group] = _iterate(p, *places) if part is None else part
     return value, f_all, g_all
 
 
@@ -61,7 +60,9 @@ def backward(
         p = Problem(*(None if t is None else t[group] for t in inputs), opts)
         f = p.places(f_all[group]).masked_fill(~p.rows[:, None], MASKED)
         g = p.places(g_all[group]).masked_fill(~p.columns[:, None], MASKED)
-        parts = _gradients(p, f, g, *_adjoints(p, f, g))
+        parts = scaled.gradients(p, f, g) if p.short and p.on_cpu else None
+        if parts is None:
+            parts = _gradients(p, f, g, *_adjoints(p, f, g))
         for total, part, z in zip((dx, dy), parts, (p.x, p.y), strict=True):
             if total is not None:
                 part = part * (2 * grad[group, None, None])
@@ -99,8 +100,9 @@ class Problem:
         self.on_cpu = x.device.type == "cpu"
         self.plain = self.on_cpu and not bool(pairs[:, 3:5].any())
         self.kept: tuple[Tensor, Tensor] | None = None  # scores and costs of the only block
-        self.anchor: tuple[Tensor, Tensor, Tensor] | None = None  # its plan for some f and g
-        if _is_short(self.x, self.y):
+        cells = self.x.shape[1] * self.y.shape[1]
+        self.short = cells * self.x.dtype.itemsize <= short.KEPT_BYTES
+        if self.short:
             self.size = self.x.shape[1]
 
     def places(self, kept: Tensor) -> Tensor:
@@ -115,18 +117,6 @@ class Problem:
             if rows.stop - rows.start == self.x.shape[1]:
                 self.kept = scores, cost
             yield rows, scores, cost
-
-    def plans(self, f: Tensor, g: Tensor) -> Iterator[tuple[slice, "Plan", Tensor]]:
-        """(rows, plan, costs) of each block for f (n, R) and g (n, Q). f of a block is read when
-        the block is reached."""
-        for rows, scores, cost in self.blocks():
-            if self.kept is None or not self.on_cpu:
-                yield rows, Plan(self.plan(scores, f[:, rows], g)), cost
-                continue
-            if self.anchor is None or not near(f, self.anchor[1], g, self.anchor[2]):
-                self.anchor = self.plan(scores, f, g), f.clone(), g.clone()
-            e, f0, g0 = self.anchor
-            yield rows, Plan(e, (f - f0).exp_(), (g - g0).exp_()), cost
 
     def _block(self, rows: slice) -> tuple[Tensor, Tensor]:
         cost = torch.baddbmm(self.yy[:, None], self.x[:, rows], self.y.mT, alpha=-2)
@@ -146,36 +136,16 @@ class Problem:
         e.clamp_(min=-lowest - 1).exp_()
         return torch.threshold_(e, math.exp(-lowest), 0)
 
-
-class Plan(NamedTuple):
-    """A block of a plan, ``e`` with scaled rows and columns (None: not scaled)."""
-
-    e: Tensor  # (n, rows, columns)
-    row: Tensor | None = None  # (n, rows)
-    column: Tensor | None = None  # (n, columns)
-
-    def over_columns(self, weights: Tensor | None, cost: Tensor | None = None) -> Tensor:
-        """(n, rows): the sums over the columns, with weights (n, columns) and costs."""
-        e = self.e if cost is None else self.e * cost
-        if self.column is not None:
-            weights = self.column if weights is None else weights * self.column
-        sums = e.sum(2) if weights is None else torch.bmm(e, weights[..., None])[..., 0]
-        return sums if self.row is None else sums * self.row
-
-    def over_rows(self, weights: Tensor | None, cost: Tensor | None = None) -> Tensor:
-        """(n, columns): the sums over the rows, with weights (n, rows) and costs."""
-        e = self.e if cost is None else self.e * cost
-        if self.row is not None:
-            weights = self.row if weights is None else weights * self.row
-        sums = e.sum(1) if weights is None else torch.bmm(weights[:, None], e)[:, 0]
-        return sums if self.column is None else sums * self.column
-
-
-def near(f: Tensor, f0: Tensor, g: Tensor, g0: Tensor) -> bool:
-    """Whether the plan of f0 and g0 may be scaled to that of f and g. Reads the tensors."""
-    if not f.numel():
-        return True
-    return float((f - f0).abs().max() + (g - g0).abs().max()) < FAR
+    def slope_of_cost_(self, slope: Tensor, plan: Tensor, cost: Tensor, rows: slice) -> Tensor:
+        """dvalue / dcost = P + (-1 / epsilon) dvalue / dscores of a block, 0 for virtual frames,
+        from ``slope``, the part of dvalue / dscores through f and g; in place."""
+        inverse = self.numbers.inverse_epsilon[..., None]
+        slope.addcmul_(plan, cost).mul_(-inverse).add_(plan)
+        if self.virtual:
+            slope[:, :, 0] = 0
+            if rows.start == 0:
+                slope[:, 0] = 0
+        return slope
 
 
 def _iterate(p: Problem, f_all: Tensor, g_all: Tensor) -> Tensor:
@@ -195,14 +165,14 @@ def _iterate(p: Problem, f_all: Tensor, g_all: Tensor) -> Tensor:
         g_all[:, k] = g.masked_fill(~p.columns, 0)
         last = k == p.iterations - 1
         sums = torch.zeros_like(g)
-        for rows, plan, cost in p.plans(f, g):
-            factor = numbers.step_a / plan.over_columns(None)
-            factor.masked_fill_(~p.rows[:, rows], 1)
+        for rows, scores, cost in p.blocks():
+            e = p.plan(scores, f[:, rows], g)
+            factor = (numbers.step_a / e.sum(2)).masked_fill_(~p.rows[:, rows], 1)
             f[:, rows] += factor.log()
             if last:
-                value += (factor * plan.over_columns(None, cost)).sum(1)
+                value += (factor * torch.linalg.vecdot(e, cost)).sum(1)
             else:
-                sums += plan.over_rows(factor)
+                sums += torch.bmm(factor[:, None], e)[:, 0]
         f_all[:, k + 1] = f.masked_fill(~p.rows, 0)
         if not last:
             g = g + (numbers.step_b / sums).log_().masked_fill_(~p.columns, 0)
@@ -225,16 +195,19 @@ def _adjoints(p: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     for k in range(p.iterations, 0, -1):
         sums = torch.zeros_like(p.yy)
         before = (f[:, k - 1] - f[:, k]).exp_()  # Q_k = P_k times this
-        for rows, plan, cost in p.plans(f[:, k], g[:, k - 1]):
+        for rows, scores, cost in p.blocks():
+            e = p.plan(scores, f[:, k, rows], g[:, k - 1])
             if k == p.iterations:
-                slope = plan.over_columns(None, cost)
-                v[:, k - 1] += plan.over_rows(None, cost)
+                e_cost = e * cost
+                slope = e_cost.sum(2)
+                v[:, k - 1] += e_cost.sum(1)
             else:
-                slope = plan.over_columns(_of_next(g, v, k))
+                slope = torch.bmm(e, _of_next(g, v, k)[..., None])[..., 0]
             # The sum is 0 in the padding only.
-            u[:, k, rows] = -slope / plan.over_columns(None).clamp_(min=1e-30)
-            v[:, k - 1] += plan.over_rows(u[:, k, rows])
-            sums += plan.over_rows(before[:, rows])
+            u[:, k, rows] = -slope / e.sum(2).clamp_(min=1e-30)
+            both = torch.bmm(torch.stack([u[:, k, rows], before[:, rows]], 1), e)
+            v[:, k - 1] += both[:, 0]
+            sums += both[:, 1]
         v[:, k - 1] /= -sums.clamp_(min=1e-30)
     return u, v
 
@@ -247,36 +220,18 @@ def _of_next(g: Tensor, v: Tensor, k: int) -> Tensor:
 def _gradients(p: Problem, f: Tensor, g: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Half of the gradients of the frames p.x and p.y."""
     dx, dy, total = torch.zeros_like(p.x), torch.zeros_like(p.y), torch.zeros_like(p.yy)
-    inverse = p.numbers.inverse_epsilon[..., None]
-    factors = _factors(f, g, u, v) if p.on_cpu else None
+    factors = scaled.factors(f, g, u, v) if p.on_cpu else None
     for rows, scores, cost in p.blocks():
         e = p.plan(scores, f[:, -1, rows], g[:, -1])
         if factors is None:
             slope = _sum_of_plans(p, scores, rows, f, g, u, v)
         else:
-            left, right = factors
-            slope = torch.bmm(left[:, :, rows].mT, right).mul_(e)
-        # dvalue / dcost = P - (dvalue / dscores) / epsilon
-        slope.addcmul_(e, cost).mul_(-inverse).add_(e)
-        if p.virtual:
-            slope[:, :, 0] = 0
-            if rows.start == 0:
-                slope[:, 0] = 0
+            slope = torch.bmm(factors[0][:, rows], factors[1]).mul_(e)
+        slope = p.slope_of_cost_(slope, e, cost, rows)
         dx[:, rows] = slope.sum(2)[..., None] * p.x[:, rows] - torch.bmm(slope, p.y)
         dy.baddbmm_(slope.mT, p.x[:, rows], alpha=-1)
         total += slope.sum(1)
-    dy.addcmul_(total[..., None], p.y)
-    return dx, dy
-
-
-def _factors(f: Tensor, g: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Matrices (n, 2 iterations, R) and (n, 2 iterations, Q) with the sum of all plans times their
-    u and v = P_last * (left^T right). None where f or g have moved too far for that."""
-    if not near(f, f[:, -1:], g, g[:, -1:]):
-        return None
-    row, column = (f - f[:, -1:]).exp_(), (g - g[:, -1:]).exp_()
-    left = torch.cat([row[:, 1:] * u[:, 1:], row[:, :-1]], 1)
-    return left, torch.cat([column, column * v], 1)
+    return dx, dy.addcmul_(total[..., None], p.y)
 
 
 def _sum_of_plans(p: Problem, scores: Tensor, rows: slice, f, g, u, v) -> Tensor:
@@ -288,11 +243,6 @@ def _sum_of_plans(p: Problem, scores: Tensor, rows: slice, f, g, u, v) -> Tensor
             weights = weights + _of_next(g, v, k)[:, None]
         total.addcmul_(p.plan(scores, f[:, k, rows], g[:, k - 1]), weights)
     return total
-
-
-def _is_short(x: Tensor, y: Tensor) -> bool:
-    """Whether the scores and costs of one pair may be kept during a call."""
-    return x.shape[1] * y.shape[1] * x.dtype.itemsize <= short.KEPT_BYTES
 
 
 def groups(inputs, opts: SinkhornOptions) -> Iterator[slice]:

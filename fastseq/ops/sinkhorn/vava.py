@@ -206,14 +206,14 @@ def vava_loss(
         refuse_transforms(op, name)
     n, m = frames.counts()
     inputs = _inputs(frames, opts, n, m)
-    values = FUSED(name, SinkhornOptions(iterations, True), *inputs)
-    if form == "code":
+    values = FUSED(name, SinkhornOptions(opts.iterations, True), *inputs)
+    if opts.form == "code":
         values = values * _per_cell(n, m).to(values.dtype)
-    if intra:
+    if opts.intra:
         for z, lengths in ((frames.x, frames.lengths_x), (frames.y, frames.lengths_y)):
-            values = values + intra * _within(op, z, lengths, opts, name)
-    if inter:
-        values = values + inter * _between(frames, inputs, opts)
+            values = values + opts.intra * _within(op, z, lengths, opts, name)
+    if opts.inter:
+        values = values + opts.inter * _between(frames, inputs, opts)
     return reduced(values, frames, reduction, x.dim() == 2)
 
 

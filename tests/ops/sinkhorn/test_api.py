@@ -1,5 +1,6 @@
 """sinkhorn_alignment and sinkhorn_plan: wrong input, padding, empty sides, reductions, modules."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -134,6 +135,23 @@ def test_second_derivatives_need_the_reference():
     (dx,) = torch.autograd.grad(fastseq.sinkhorn_alignment(x, x * 2), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"this backend cannot.*twice"):
         torch.autograd.grad(dx.sum(), x)
+
+
+def test_numbers_of_numpy_are_numbers():
+    x, y = units(2, 6, 3), units(2, 5, 3, seed=1)
+    want = fastseq.sinkhorn_alignment(x, y, iterations=3, epsilon=0.5, prior_width=1.0)
+    given = {"iterations": np.int16(3), "epsilon": np.float32(0.5), "prior_width": np.int64(1)}
+    assert torch.equal(fastseq.sinkhorn_alignment(x, y, **given), want)
+    want = fastseq.vava_loss(x, y, iterations=3, phi=0.5, inter=1.0)
+    given = {"iterations": np.int16(3), "phi": np.float64(0.5), "inter": np.int8(1)}
+    assert torch.equal(fastseq.vava_loss(x, y, **given), want)
+
+
+@pytest.mark.parametrize("loss", [fastseq.sinkhorn_alignment, fastseq.vava_loss])
+def test_transforms_raise_an_error_that_names_the_function(loss):
+    x = units(2, 6, 3)
+    with pytest.raises(RuntimeError, match=f"^{loss.__name__}: backend 'torch' does not work"):
+        torch.func.grad(lambda z: loss(z, x, reduction="sum"))(x)
 
 
 def test_module_passes_everything_on():
