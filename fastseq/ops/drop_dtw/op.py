@@ -182,7 +182,8 @@ def _resolve(op: str, requested: str, device_type: str) -> str:
 def _value(op: str, opts, backend: str, cost, drop_cost, real, reduction: str, unbatched: bool):
     name = _resolve(op, backend, cost.device.type)
     values = FUSED[op](name, opts, cost, drop_cost, *real)
-    pairs = nonempty_pairs(*cost.shape, *real, cost.device)
+    num, rows, columns = cost.shape
+    pairs = nonempty_pairs(num, rows, columns, *real, cost.device)
     return _reduce(values, pairs, reduction, unbatched)
 
 

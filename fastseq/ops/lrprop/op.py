@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.dispatch import call_as
+from fastseq.ops.common.fused import transforms_active
 from fastseq.ops.common.lengths import Lengths, nonempty_pairs, prepare_valid, real_first, reorder
 from fastseq.ops.common.validate import check_pair
 from fastseq.ops.lrprop.options import LRPropOptions
@@ -76,6 +77,11 @@ def lrprop_loss(
         0.0002
     """
     op = "lrprop_loss"
+    if transforms_active():
+        raise RuntimeError(
+            f"{op}: the match needs the values of the frames, which torch.func transforms (grad, "
+            "vmap, jvp) hide; to fix: call it outside of them, with torch.autograd.grad"
+        )
     check_pair(op, "x", x, "y", y)
     opts = LRPropOptions.checked(op, variance, temperature, normalize, bandwidth, reduction)
     unbatched = x.dim() == 2

@@ -111,6 +111,12 @@ def test_band_is_that_of_the_match():
     assert fastseq.lrprop_loss(x, y, bandwidth=0) != fastseq.lrprop_loss(x, y)
 
 
+def test_torch_func_is_refused():
+    x, y = randn(5, 3), randn(4, 3)
+    with pytest.raises(RuntimeError, match=r"^lrprop_loss: .*torch\.func transforms"):
+        torch.func.grad(lambda x: fastseq.lrprop_loss(x, y))(x)
+
+
 def test_errors():
     x, y = randn(2, 5, 3), randn(2, 4, 3)
     with pytest.raises(ValueError, match="lrprop_loss: reduction must be"):
