@@ -183,7 +183,7 @@ def _value(op: str, opts, backend: str, cost, drop_cost, real, reduction: str, u
     name = _resolve(op, backend, cost.device.type)
     values = FUSED[op](name, opts, cost, drop_cost, *real)
     num, rows, columns = cost.shape
-    pairs = nonempty_pairs(num, rows, columns, *real, cost.device)
+    pairs = nonempty_pairs(num, rows, columns, real[0], real[1], cost.device)
     return _reduce(values, pairs, reduction, unbatched)
 
 

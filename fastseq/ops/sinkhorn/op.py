@@ -1,7 +1,5 @@
 """Entropic optimal transport as called by the user: checks, numbers of each pair, reductions."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -170,7 +168,9 @@ def _backend_options(opts: AlignmentOptions) -> SinkhornOptions:
     return SinkhornOptions(opts.iterations, opts.virtual_cost is not None)
 
 
-def _inputs(frames: Frames, opts: AlignmentOptions) -> tuple[Any, ...]:
+def _inputs(
+    frames: Frames, opts: AlignmentOptions
+) -> tuple[Tensor, Tensor, None, Tensor | None, Tensor | None, Tensor]:
     """The inputs of the backends."""
     x, y, lengths_x, lengths_y, _ = frames
     if opts.cost == "cosine":
