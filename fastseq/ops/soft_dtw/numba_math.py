@@ -178,6 +178,7 @@ def soften(kind, x, y, one):
     raise NotImplementedError
 
 
+# Inlined, whatever its size: a loop around a call would not be vectorised.
 @overload(soften, jit_options={"forceinline": True})
 def _soften(kind, x, y, one):
     """The soft minimum of the scores 0 (diagonal), x (up) and y (left) of a cell: (least score,
