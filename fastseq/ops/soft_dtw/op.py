@@ -236,7 +236,8 @@ def soft_dtw_alignment(
 
     Paths are weighted by exp(-cost of the path / gamma); E is the gradient of the value with
     respect to the costs. Rows and columns of real frames sum to at least 1 (columns that a free
-    begin or end leaves out: to less), those of padding to 0. E is the whole T x S matrix: the one
+    begin or end leaves out: to less), those of padding to 0. With ``softmin="prob"`` E is the
+    gradient but no probability: entries may be negative. E is the whole T x S matrix: the one
     exception to memory that grows with T + S.
 
     Args:
