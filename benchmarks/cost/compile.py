@@ -218,7 +218,7 @@ def _cuda(arch: int) -> tuple[bytes, dict[str, str], str]:
         found = re.search(r"release (\S+),", version)
         names = {
             what: next(
-                n for n in tools.usage(cubin) if re.search(rf"{what}_kernelI.*EmbeddingsIfE", n)
+                n for n in tools.usage(cubin) if re.search(rf"{what}_kernelI.*EmbeddingsIf", n)
             )
             for what in runtime.THREADS
         }
