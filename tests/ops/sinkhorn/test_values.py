@@ -9,12 +9,16 @@ from tolerance import as_accurate_as
 import fastseq
 from fastseq.ops.common import short
 from fastseq.ops.sinkhorn import torch as backend
+from fastseq.ops.sinkhorn import torch_short
 from ops.sinkhorn.cases import brute_force, general, randn, units, value_and_grads
 
 
-@pytest.fixture(params=["one block", "small blocks"])
+@pytest.fixture(params=["scaled", "kept", "small blocks"])
 def blocks(request, monkeypatch):
-    """Short pairs keep their scores; otherwise blocks of a few rows, formed again in each pass."""
+    """Short pairs scale one plan, or keep their scores where f and g move far; other pairs form
+    blocks of a few rows again in each pass."""
+    if request.param == "kept":
+        monkeypatch.setattr(torch_short, "FAR", 0.0)
     if request.param == "small blocks":
         monkeypatch.setattr(backend, "BLOCK", 30)
         monkeypatch.setattr(short, "KEPT_BYTES", 10)

@@ -139,11 +139,12 @@ def test_collapse_costs_the_margin():
     torch.testing.assert_close(loss, hinge + 1e-4 * torch.tensor(2.0).double().log())
 
 
-def test_nearest_frames(monkeypatch):
+@pytest.mark.parametrize("offset", [0, 100])
+def test_nearest_frames(monkeypatch, offset):
     from fastseq.ops.sinkhorn import matches
 
     monkeypatch.setattr(matches, "BLOCK", 20)
-    x, y = randn(2, 9, 4) + 100, randn(2, 7, 4, seed=1) + 100
+    x, y = randn(2, 9, 4) + offset, randn(2, 7, 4, seed=1) + offset
     y[0, 3:] = torch.nan
     found = nearest(x, y, None, torch.tensor([3, 7]))
     for k, m in enumerate((3, 7)):
