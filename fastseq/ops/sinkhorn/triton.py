@@ -46,7 +46,8 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
         rows, columns, warps = {8: (64, 16, 4), 9: (64, 32, 4)}.get(family, (32, 16, 2))
         return Tiles(rows, columns, step, channels, warps, 2)
     if kernel == "grad":
-        return Tiles(64, 16 if operands == "fp16" and family == 9 else 32, step, channels, 4, 2)
+        columns = 16 if operands != "bf16" and family == 9 else 32
+        return Tiles(64, columns, step, channels, 4, 2)
     # Channels of the rows that a program keeps; it loads the others again with each tile.
     if operands != "bf16" and family not in (8, 9):
         # Two warps use mma.sync. Operands of sm_100's own products would wait in registers.

@@ -113,10 +113,13 @@ def sinkhorn_adjoint_kernel(
         b_fn = potentials(p_columns, o_n, m_n)
         b_hn = tl.load(p_h + i_o * places + o_n)
         b_tn = positions(p_pairs, i_n, o_n, ROWS, VIRTUAL)
+        b_cx = b_c
         if CENTRES and not ROWS:
-            b_c = centres(p_c, p_pairs, i_n, T, o_n, m_n)
+            b_cx = centres(p_c, p_pairs, i_n, T, o_n, m_n)
         b_s = scores(m, p_m, plane, begin, n, p_n, plane, j, ZZ, D, BM, BN, BK, FRESH)
-        b_d, b_l = tile_of(b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL)
+        b_d, b_l = tile_of(
+            b_s, b_hm, b_hn, b_tm, b_tn, b_cx, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL
+        )
         b_e = exponentials(b_l, b_fm, b_fn, ROWS)
         if LAST and ROWS:
             b_sum += tl.sum(b_e * b_d, 1)
@@ -199,10 +202,13 @@ def sinkhorn_grad_kernel(
         m_n = real(o_n, end_n, VIRTUAL)
         b_hn = tl.load(p_h + i_o * places + o_n)
         b_tn = positions(p_pairs, i_n, o_n, ROWS, VIRTUAL)
+        b_cx = b_c
         if CENTRES and not ROWS:
-            b_c = centres(p_c, p_pairs, i_n, T, o_n, m_n)
+            b_cx = centres(p_c, p_pairs, i_n, T, o_n, m_n)
         b_s = scores(m, p_m, plane, begin, n, p_n, plane, j, ZZ, D, BM, BN, BK, FRESH)
-        b_d, b_l = tile_of(b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL)
+        b_d, b_l = tile_of(
+            b_s, b_hm, b_hn, b_tm, b_tn, b_cx, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL
+        )
         p_fk = turn_of(p_f, i_n, iterations + 1, 0, T)
         p_gk = turn_of(p_g, i_n, iterations, 0, S)
         p_uk = turn_of(p_u, i_n, iterations + 1, 0, T)

@@ -158,10 +158,13 @@ def sinkhorn_potential_kernel(
         b_from = potentials(p_from, o_n, m_n)
         b_hn = tl.load(p_h + i_o * places + o_n)
         b_tn = positions(p_pairs, i_n, o_n, ROWS, VIRTUAL)
+        b_cx = b_c
         if CENTRES and not ROWS:
-            b_c = centres(p_c, p_pairs, i_n, T, o_n, m_n)
+            b_cx = centres(p_c, p_pairs, i_n, T, o_n, m_n)
         b_s = scores(m, p_m, plane, begin, n, p_n, plane, j, ZZ, D, BM, BN, BK, FRESH)
-        b_d, b_l = tile_of(b_s, b_hm, b_hn, b_tm, b_tn, b_c, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL)
+        b_d, b_l = tile_of(
+            b_s, b_hm, b_hn, b_tm, b_tn, b_cx, o_m, o_n, pair, ROWS, CENTRES, VIRTUAL
+        )
         if FIRST:
             b_x = b_l + b_from[None, :]
             b_top = tl.maximum(b_ref, tl.max(b_x, 1))
