@@ -35,7 +35,8 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
     "fp16", "tf32" or "tf32x3" operands.
 
     Nothing here may depend on N or T: a pair has the same bits alone and in a batch. Chosen so that
-    nothing spills (tests/data/sinkhorn_resources.json) and that tiles fit the 99 kB of shared
+    nothing spills (tests/data/sinkhorn_resources.json; the exceptions are in SPILLING of its test)
+    and that tiles fit the 99 kB of shared
     memory of sm_86 and sm_89.
     """
     if arch == 0:  # the interpreter: few, large steps
