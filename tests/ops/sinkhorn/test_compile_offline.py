@@ -123,7 +123,7 @@ def test_core():
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_everything():
-    """All precisions, channels, kinds and architectures. Takes many minutes on one core."""
+    """Both sides, kinds of passes and architectures. Takes many minutes on one core."""
     TABLE.check(all_cases(), multiplies)
 
 
