@@ -126,6 +126,7 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ("optim.betas=[0.9,1]", "optim.betas: expected two numbers in [0, 1), got [0.9, 1.0]"),
         ("optim.lr=${optim.rate}", "optim.lr: Interpolation key 'optim.rate' not found"),
         ("data.alpha=0.5", "data.alpha: expected at least 1, got 0.5"),
+        ("loss.vava.iterations=20000", "loss.vava.iterations: expected at most 10000, got 20000"),
         ("loss.scl.temperature=cold", "loss.scl.temperature: expected float, got 'cold'"),
         (
             "model.backbone=resnet35",
@@ -201,6 +202,13 @@ import training.studies.memory_step, training.models
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_divergence_needs_a_symmetric_cost():
+    options = ["data.clips=videos", "loss.soft_dtw.weight=1", "loss.soft_dtw.divergence=true"]
+    load_config("recipes/lav.yaml", [*options, "loss.soft_dtw.cost=cosine"])
+    with pytest.raises(ConfigError, match="divergence=true needs cost=sqeuclidean or cosine"):
+        load_config("recipes/lav.yaml", [*options, "loss.soft_dtw.cost=softmax"])
 
 
 def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():

@@ -25,8 +25,11 @@ def test_training_on_pairs_says_what_is_left_out(video_folder, capsys, caplog):
     assert main([*arguments, *context, "train.run_dir=conv"]) == 0
 
 
-@pytest.mark.parametrize("name", ["lav", "tcc", "tcn", "lav_tcc"])
-@pytest.mark.parametrize("encoder", ["conv3d", "fve"])
+BOTH_ENCODERS = [(n, e) for n in ("lav", "tcc", "tcn", "lav_tcc") for e in ("conv3d", "fve")]
+AS_RELEASED = [("gta", "conv3d"), ("ae2", "conv3d"), ("vava", "conv3d"), ("lrprop", "fve")]
+
+
+@pytest.mark.parametrize(("name", "encoder"), [*BOTH_ENCODERS, *AS_RELEASED])
 def test_recipes_train(video_folder, name, encoder):
     small = ["model.backbone=small_cnn", "model.train_from=all", "augmentation.size=16"]
     small += ["data.num_frames=8", "data.cache_side=18", "data.workers=0", "data.batch_size=2"]

@@ -90,6 +90,9 @@ def batch_norms_at_rest(model: nn.Module) -> None:
             module.eval()
 
 
+# In one recipe, which is faster; the test compares the value of each loss.
+ALIGNMENT = [f"loss.{name}.weight=1" for name in ("gta", "ae2", "vava", "drop_dtw", "lrprop")]
+ALIGNMENT += ["data.clips=videos"]
 SUPERVISED = [f"loss.classification.{key}" for key in ("weight=1", "classes=3", "dropout=0")]
 LOSSES = {
     "scl": [],
@@ -103,6 +106,8 @@ LOSSES = {
     "lav + tcc": ["loss.lav.weight=1", "loss.tcc.weight=2", "data.clips=videos"],
     "contrastive_idm": ["loss.contrastive_idm.weight=1", "data.clips=videos"],
     "soft_dtw": ["loss.soft_dtw.weight=1", "data.clips=videos"],
+    "alignment": ALIGNMENT,
+    "alignment, sides without frames": ALIGNMENT,
     "classification": SUPERVISED,
     "scl + classification": ["loss.scl.weight=1", *SUPERVISED],
     "classification, second half unlabelled": SUPERVISED,  # all items of rank 1
@@ -121,6 +126,9 @@ def gradients(folder: Path) -> dict:
         if "chunks" in name:  # full clips: a chunk has the same frames on 1 and on 2 ranks
             batch["valid"][:] = True
             options = [f"train.chunk_frames={64 // ranks}"]
+        if "without frames" in name:  # one of rank 0, two of rank 1
+            for item, side in ((2, 0), (5, 1), (6, 1)):
+                batch["valid"][torch.tensor(mine) == item, side] = False
         if "unlabelled" in name:
             batch["labels"][torch.tensor(mine) >= ITEMS // 2] = -1
         results[name] = gradient(configuration(folder, *options), [batch])

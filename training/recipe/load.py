@@ -329,6 +329,12 @@ def _check_loss_and_data(config: DictConfig) -> None:
             f"loss.{views[0]} compares times of one video or of synchronised videos: data.clips "
             f"must be views or synchronised, got {config.data.clips}"
         )
+    soft_dtw = config.loss.soft_dtw
+    if "soft_dtw" in losses and soft_dtw.divergence and soft_dtw.cost == "softmax":
+        raise ConfigError(
+            "loss.soft_dtw: divergence=true needs cost=sqeuclidean or cosine, got softmax, which "
+            "is not symmetric"
+        )
     if "tcn" in losses and config.data.sampling != "anchors":
         raise ConfigError(
             "loss.tcn needs anchors and positives: data.sampling must be anchors, "

@@ -127,7 +127,7 @@ class VAVAConfig:
     weight: float | None = loss_weight()
     phi: float = share(0.999)
     epsilon: float = above(0.1, 0)
-    iterations: int = at_least(21, 1)
+    iterations: int = anything(21, minimum=1, maximum=10_000)
     structure: float = at_least(1.0, 0)
     prior_width: float = above(2.0, 0)
     virtual_cost: float = at_least(0.5, 0)

@@ -51,8 +51,11 @@ def _mean(a, b, c, wa, wb, wc, total, least):
 @numba.njit(**OPTIONS)
 def _softmin(a, b, c, prob):
     if c == np.inf:  # two terms need one exp
-        if a == np.inf or b == np.inf:
-            return min(a, b)
+        # Not min(a, b), which is +inf for +inf and NaN.
+        if a == np.inf:
+            return b
+        if b == np.inf:
+            return a
         gap = abs(a - b)
         w = np.exp(-gap)
         return min(a, b) + (gap * w / (1 + w) if prob else -np.log(1 + w))
@@ -64,8 +67,10 @@ def _softmin(a, b, c, prob):
 
 @numba.njit(**OPTIONS)
 def _two_shares(a, b, prob):
-    if a == np.inf or b == np.inf:
-        return 0.0 + (a != np.inf), 0.0 + (b != np.inf)
+    if a == np.inf:
+        return 0.0, 0.0 if b == np.inf else 1 + 0 * b  # NaN stays
+    if b == np.inf:
+        return 1 + 0 * a, 0.0
     gap = abs(a - b)
     w = np.exp(-gap)
     near, far = 1 / (1 + w), w / (1 + w)

@@ -43,7 +43,9 @@ def sinkhorn_alignment(
         x, y: embeddings (N, T, D) and (N, S, D), or (T, D) and (S, D) for one pair; float64,
             float32, bfloat16 or float16. T and S may differ.
         epsilon: weight of the KL divergence, in the units of the cost. Default 0.1: VAVA's
-            lambda2, before VAVA scales it with the lengths (:func:`fastseq.vava_loss`).
+            lambda2, before VAVA scales it with the lengths (:func:`fastseq.vava_loss`). Rounding of
+            the float32 gradient grows with 1 / epsilon: for unit vectors, 20 frames each, relative
+            errors are 4e-6 at 0.1, 7e-5 at 0.01 and 4e-3 at 0.001. Pass float64 for less.
         iterations: number of Sinkhorn iterations, 1 or more. One updates the columns, then the
             rows, so that the rows of P are exact. Default 20 (VAVA). A small epsilon needs more.
         cost: "sqeuclidean", or "cosine", 1 - cos (a frame of norm below 1e-12 costs 1 against every

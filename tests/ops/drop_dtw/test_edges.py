@@ -102,6 +102,28 @@ def test_pairs_without_a_matching(backend):
     assert shared.isfinite().all()
 
 
+@pytest.mark.parametrize("softmin", ["logsumexp", "prob"])
+@pytest.mark.parametrize(("contiguous", "exclusive"), MODES)
+@backends(BACKENDS)
+def test_nan_stays_visible_beside_forbidden_cells(backend, contiguous, exclusive, softmin):
+    """Wherever a matching passes through it, also where every other term of a minimum is +inf."""
+    draws = torch.Generator().manual_seed(3)
+    options = {"gamma": 0.3, "softmin": softmin}
+    mode = {"contiguous": contiguous, "exclusive": exclusive}
+    cost, drop_cost = draw(64, 3, 4), draw(64, 4, seed=1)
+    for z in (cost, drop_cost):
+        kind = torch.rand(z.shape, generator=draws)
+        z[kind < 0.4], z[kind > 0.9] = INF, NAN
+    want = fastseq.drop_dtw(cost, drop_cost, backend="reference", **options, **mode)
+    value, dcost, ddrop = value_and_grads(cost, drop_cost, backend=backend, **options, **mode)
+    torch.testing.assert_close(value, want, rtol=1e-9, atol=1e-9, equal_nan=True)
+    assert 5 < want.isnan().sum() < 60
+    assert (dcost.isnan().any((1, 2)) | ddrop.isnan().any(1))[want.isnan()].all()
+    want, got = (fastseq.otam(cost, backend=name, **options) for name in ("reference", backend))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, equal_nan=True)
+    assert 5 < want.isnan().sum() < 60
+
+
 @backends(EVERY)
 def test_nan_and_minus_infinity_stay_visible(backend):
     """In the pair that has them; its padding has no gradient."""
