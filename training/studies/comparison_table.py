@@ -22,6 +22,7 @@ FRAMES_TITLES = {
     "gta": "GTA",
     "ae2": "AE2",
     "drop_dtw": "Drop-DTW",
+    "drop_dtw_idm": "Drop-DTW + Contrastive-IDM",
     "vava": "VAVA",
     "lrprop": "LRProp (with LAV)",
     "lrprop_alone": "LRProp, no Soft-DTW",

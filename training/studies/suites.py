@@ -42,8 +42,10 @@ FRAMES_METHODS = {
     "gta": ["loss.gta.weight=1", *_PAIRS],
     "ae2": ["loss.ae2.weight=1", *_PAIRS],
     "drop_dtw": ["loss.drop_dtw.weight=1", *_PAIRS],
-    "vava": ["loss.vava.weight=1", *_PAIRS],
-    "lrprop": [*_MATCHED, "loss.lav.weight=1", *_PAIRS],
+    "drop_dtw_idm": ["loss.drop_dtw.weight=1", "loss.contrastive_idm.weight=0.5", *_PAIRS],
+    # The released window of 15 frames leaves 20 of 400 pairs of frames to keep apart.
+    "vava": ["loss.vava.weight=1", "loss.vava.window=1", *_PAIRS],
+    "lrprop": [*_MATCHED, "loss.lav.weight=0.1", *_PAIRS],
     "lrprop_alone": [*_MATCHED, *_PAIRS],
     "tcc": ["loss.tcc.weight=1", "data.clips=videos", "data.sampling=offset_uniform"],
     "tcn": ["loss.tcn.weight=1", "data.clips=views", "data.sampling=anchors"],
