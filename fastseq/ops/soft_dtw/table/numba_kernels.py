@@ -44,9 +44,10 @@ def _softmin(r, i, j, gamma, kind):
     diagonal = r[i - 1, j - 1] if i > 0 and j > 0 else np.inf
     up = r[i - 1, j] if i > 0 else np.inf
     left = r[i, j - 1] if j > 0 else np.inf
-    least = min(diagonal, up, left)
-    if least == np.inf:
+    # Not their least: min may pass over NaN.
+    if diagonal == np.inf and up == np.inf and left == np.inf:
         return np.inf, 0.0, 0.0, 0.0
+    least = min(diagonal, up, left)
     a, b, c = (least - diagonal) / gamma, (least - up) / gamma, (least - left) / gamma
     p, q, s = _shares(kind, a, b, c)
     if kind == _LOGSUMEXP:
