@@ -165,7 +165,7 @@ def test_given_costs(forbidden, bandwidth, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("softmin", SOFTMINS)
 def test_softmax_cost_and_soft_minima(softmin, dtype):
-    """A bias of the columns and each soft minimum, with lengths on the GPU; then forbidden pairs."""
+    """A bias of the columns and each soft minimum, lengths on the GPU; then forbidden pairs."""
     possible, reason, _ = nvrtc.status()
     if softmin != "logsumexp" and not possible:
         pytest.skip(reason)

@@ -136,6 +136,10 @@ def test_nan_is_not_hidden(backend, softmin, odd, place):
     behind[i:, j:] = True
     assert torch.equal(table.isnan(), behind)
     assert table[~behind].isfinite().all()
+    i, j = min(i + 1, 3), min(j + 1, 4)
+    cost[0, i, j] = torch.inf  # a forbidden pair stays one
+    table = soft_dtw_table_from_cost(cost, softmin=softmin, backend=backend)[0]
+    assert table[i, j] == torch.inf
 
 
 @backends(EVERY)
