@@ -15,7 +15,7 @@ def _fill(cost, r, gamma, kind):
             u, total, soft = cost[i, j] / gamma, 1.0, 0.0
             if i + j > 0:
                 _, _, _, total, soft = shares(r, i, j, 0.0, False, kind)
-            # Also beside NaN: a forbidden cell stays forbidden, and nothing reads one without a path.
+            # Also beside NaN: a forbidden cell stays one. A cell without a path is never read.
             r[i, j] = np.inf if total == 0 or u == np.inf else u + soft
 
 
