@@ -49,7 +49,9 @@ def _scl_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
 
 def _scl(z1: Tensor, z2: Tensor, *, backend: str) -> Tensor:
     # Ragged, with one empty video: the cases where a kernel's masks matter.
-    return fastseq.scl_loss(z1, z2, lengths1=[97, 0, 64], lengths2=[130, 40, 65], backend=backend)
+    lengths = {"lengths1": [97, 0, 64], "lengths2": [130, 40, 65]}
+    gauss = fastseq.scl_loss(z1, z2, **lengths, backend=backend)
+    return gauss + fastseq.scl_loss(z1, z2, **lengths, target="sigmoid", backend=backend)
 
 
 def _soft_dtw_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -60,7 +62,26 @@ def _soft_dtw(x: Tensor, y: Tensor, *, backend: str) -> Tensor:
     lengths = {"lengths_x": [97, 0, 40], "lengths_y": [70, 30, 65]}
     plain = fastseq.soft_dtw(x, y, gamma=0.5, **lengths, backend=backend)
     banded = fastseq.soft_dtw(x, y, gamma=5.0, **lengths, bandwidth=4, backend=backend)
-    return plain.sum() + banded.sum()
+    softmax = fastseq.soft_dtw(x, y, gamma=0.5, cost="softmax", **lengths, backend=backend)
+    return plain.sum() + banded.sum() + softmax.sum()
+
+
+def _drop_dtw_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.rand(3, *shape, generator=generator, dtype=torch.float64)
+        for shape in ((9, 70), (70,))
+    )
+
+
+def _drop_dtw(cost: Tensor, drop_cost: Tensor, *, backend: str) -> Tensor:
+    lengths = {"lengths_x": [9, 0, 4], "lengths_y": [70, 30, 65]}
+    return fastseq.drop_dtw(cost, drop_cost, gamma=0.5, **lengths, backend=backend).sum()
+
+
+def _sinkhorn(x: Tensor, y: Tensor, *, backend: str) -> Tensor:
+    options = {"epsilon": 20.0, "iterations": 5, "prior_width": 0.3, "virtual_cost": 90.0}
+    lengths = {"lengths_x": [97, 0, 64], "lengths_y": [130, 40, 65]}
+    return fastseq.sinkhorn_alignment(x, y, **options, **lengths, backend=backend).sum()
 
 
 def _tcc_inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -117,6 +138,8 @@ CASES = [
         _queue_nce,
         {"torch": _ALL, "triton": _ALL[1:]},
     ),
+    Case("drop_dtw", _drop_dtw_inputs, _drop_dtw, {"torch": _ALL, "numba": _ALL}),
+    Case("sinkhorn_alignment", _scl_inputs, _sinkhorn, {"torch": _ALL, "triton": _ALL[1:]}),
     Case("scl_loss", _scl_inputs, _scl, {"torch": _ALL, "triton": _ALL[1:]}),
     Case(
         "soft_dtw",
@@ -189,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     rows = run(CASES, device)
     for row in [("op", "backend", "dtype", "error", "allowed", ""), *rows]:
-        print("{:16s} {:10s} {:6s} {:>8s} {:>8s}  {}".format(*row).rstrip())
+        print("{:18s} {:10s} {:6s} {:>8s} {:>8s}  {}".format(*row).rstrip())
     failed = sum(row[-1].startswith("FAILED") for row in rows)
     passed = sum(row[-1] == "ok" for row in rows)
     skipped = len(rows) - failed - passed

@@ -86,7 +86,7 @@ def sinkhorn_alignment(
     frames = Frames.checked(op, x, y, (lengths_x, lengths_y), (valid_x, valid_y))
     inputs = _inputs(frames, opts)
     name, _ = resolve_backend(backend, x.device.type, inputs[0].dtype, op)
-    values = FUSED(name, _backend_options(opts), *inputs)
+    values = FUSED[op](name, _backend_options(opts), *inputs)
     return reduced(values, frames, reduction, x.dim() == 2)
 
 
@@ -203,13 +203,18 @@ def _shapes(x, y, centres, lengths_x, lengths_y, pairs, backend: str, opts, need
     )
 
 
-FUSED = FusedLoss(
-    "sinkhorn_alignment",
-    "fastseq.ops.sinkhorn",
-    inputs=("x", "y", "centres?", "lengths_x?", "lengths_y?", "pairs"),
-    differentiable=2,
-    options=SinkhornOptions,
-    reference=sinkhorn_reference,
-    kept=2,
-    shapes=_shapes,
-)
+# One for each function, so that errors name the function that was called.
+FUSED = {
+    op: FusedLoss(
+        op,
+        "fastseq.ops.sinkhorn",
+        inputs=("x", "y", "centres?", "lengths_x?", "lengths_y?", "pairs"),
+        differentiable=2,
+        options=SinkhornOptions,
+        reference=sinkhorn_reference,
+        kept=2,
+        shapes=_shapes,
+        stem=op,
+    )
+    for op in ("sinkhorn_alignment", "vava_loss")
+}

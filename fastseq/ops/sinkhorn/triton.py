@@ -1,6 +1,6 @@
 """sinkhorn_alignment on NVIDIA GPUs: launches the kernels of triton_*.py. op.py checks the input.
 
-Two launches for each iteration forward, two backward, and three to five around them. Nothing is
+Two launches for each iteration forward, two backward, and two to four around them. Nothing is
 copied back to the host, so the call can be captured in a CUDA graph.
 
 Distances are |x|^2 + |y|^2 - 2 <x, y>, so that tensor cores form them. float32 frames are sums of
@@ -35,8 +35,8 @@ def tiles(kernel: str, d: int, operands: str, arch: int) -> Tiles:
     "fp16", "tf32" or "tf32x3" operands.
 
     Nothing here may depend on N or T: a pair has the same bits alone and in a batch. Chosen so that
-    nothing spills (tests/data/sinkhorn_resources.json) and that tiles fit the 99 kB of shared
-    memory of sm_86 and sm_89.
+    nothing spills (tests/data/sinkhorn_resources.json; the exceptions are in SPILLING of its test)
+    and that tiles fit the 99 kB of shared memory of sm_86 and sm_89.
     """
     if arch == 0:  # the interpreter: few, large steps
         return Tiles(64, 64, min(d, 128), d, 4, 1)

@@ -206,7 +206,7 @@ def vava_loss(
         refuse_transforms(op, name)
     n, m = frames.counts()
     inputs = _inputs(frames, opts, n, m)
-    values = FUSED(name, SinkhornOptions(opts.iterations, True), *inputs)
+    values = FUSED[op](name, SinkhornOptions(opts.iterations, True), *inputs)
     if opts.form == "code":
         values = values * _per_cell(n, m).to(values.dtype)
     if opts.intra:

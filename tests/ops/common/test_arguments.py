@@ -33,6 +33,10 @@ OPS = {
     "lav_loss": lambda x, **kw: fastseq.lav_loss(x, Y, **kw),
     "gta_loss": lambda x, **kw: fastseq.gta_loss(x, Y, **kw),
     "ae2_loss": lambda x, **kw: fastseq.ae2_loss(x, Y, **kw),
+    "sinkhorn_alignment": lambda x, **kw: fastseq.sinkhorn_alignment(
+        x, Y, **{"reduction": "sum"} | kw
+    ),
+    "vava_loss": lambda x, **kw: fastseq.vava_loss(x, Y, **kw),
     "tcc_loss": lambda x, **kw: fastseq.tcc_loss(x, Y, **kw),
     "tcn_loss": lambda x, **kw: fastseq.tcn_loss(x, Y, **kw),
     "queue_nce": lambda x, **kw: fastseq.queue_nce(x[:, 0], Y[:, 1:4], QUEUE, **kw),
@@ -61,6 +65,8 @@ NUMBERS = [
     ("ae2_loss", "gamma", 2),
     ("ae2_loss", "temperature", 1),
     ("ae2_loss", "ratio", 2),
+    ("sinkhorn_alignment", "epsilon", 2),
+    ("vava_loss", "margin", 3),
     ("tcc_loss", "temperature", 1),
     ("tcc_loss", "variance_lambda", 1),
     ("tcc_loss", "label_smoothing", 0),
@@ -95,6 +101,9 @@ def test_numbers_of_numpy_are_numbers(op, name, number):
         ("soft_dtw_alignment", "lengths_x"),
         ("contrastive_idm", "lengths"),
         ("lav_loss", "lengths_y"),
+        ("ae2_loss", "lengths_y"),
+        ("sinkhorn_alignment", "lengths_x"),
+        ("vava_loss", "lengths_x"),
         ("tcc_loss", "lengths_x"),
     ],
 )

@@ -125,6 +125,6 @@ def general(
 
 def value_and_grads(backend, inputs, opts):
     """(values, dx, dy) for upstream gradients 1, 2, -0.5."""
-    values = FUSED(backend, opts, *inputs)
+    values = FUSED["sinkhorn_alignment"](backend, opts, *inputs)
     weights = torch.tensor([1.0, 2.0, -0.5], dtype=values.dtype)[: len(values)]
     return values.detach(), *torch.autograd.grad((values * weights).sum(), inputs[:2])

@@ -14,11 +14,11 @@ pytestmark = pytest.mark.compile
 def test_opcheck(virtual):
     inputs, opts = general(dtype=torch.float32, virtual=virtual, centres=virtual)
     args = (*inputs, "torch", *opts, [True, True])
-    torch.library.opcheck(FUSED.forward_op, args)
-    value, f, g = (out.detach() for out in FUSED.forward_op(*args))
+    torch.library.opcheck(FUSED["sinkhorn_alignment"].forward_op, args)
+    value, f, g = (out.detach() for out in FUSED["sinkhorn_alignment"].forward_op(*args))
     x, y = (z.detach() for z in inputs[:2])
     rest = (x, y, *inputs[2:], f, g, "torch", *opts, [True, True])
-    torch.library.opcheck(FUSED.backward_op, (torch.ones_like(value), *rest))
+    torch.library.opcheck(FUSED["sinkhorn_alignment"].backward_op, (torch.ones_like(value), *rest))
 
 
 @pytest.mark.parametrize("loss", [fastseq.sinkhorn_alignment, fastseq.vava_loss])

@@ -101,7 +101,13 @@ def name(kernel, precision, d, arch, kinds):
     return " ".join(filter(None, parts))
 
 
-SPILLING = frozenset()
+# They spill 2 and 8 registers.
+SPILLING = frozenset(
+    (
+        "grad tf32x3 D128 sm_90 y centres virtual",
+        "grad tf32x3 D128 sm_100 x centres virtual",
+    )
+)
 TABLE = Table("sinkhorn_resources.json", sinkhorn_job, name, core_cases(), SPILLING)
 
 
@@ -117,7 +123,7 @@ def test_core():
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_everything():
-    """All precisions, channels, kinds and architectures. Takes many minutes on one core."""
+    """Both sides, kinds of passes and architectures. Takes many minutes on one core."""
     TABLE.check(all_cases(), multiplies)
 
 
