@@ -7,6 +7,7 @@ from tolerance import relative
 import fastseq
 from fastseq.ops.common import extension, nvrtc
 from fastseq.ops.soft_dtw import cuda, runtime
+from fastseq.ops.soft_dtw.options import SOFTMINS
 
 pytestmark = pytest.mark.gpu
 
@@ -159,6 +160,31 @@ def test_given_costs(forbidden, bandwidth, dtype):
         assert not got[1][2].any()
         got, want = ([z[:2] for z in result] for result in (got, want))
     check(got, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("softmin", SOFTMINS)
+def test_softmax_cost_and_soft_minima(softmin, dtype):
+    """A bias of the columns and each soft minimum, lengths on the GPU; then forbidden pairs."""
+    possible, reason, _ = nvrtc.status()
+    if softmin != "logsumexp" and not possible:
+        pytest.skip(reason)
+    x, y = frames(5, 97, 20, seed=1), frames(5, 70, 20, seed=2)
+    lengths = {
+        "lengths_x": torch.tensor([97, 64, 33, 1, 0], device="cuda"),
+        "lengths_y": torch.tensor([70, 1, 65, 32, 7], device="cuda"),
+    }
+    options = {"gamma": 0.1, "bandwidth": 30, "warp_penalty": 0.05, "softmin": softmin}
+    for temperature in (0.1, 0.01):
+        extra = {"cost": "softmax", "temperature": temperature, **lengths}
+        want = run(x.double(), y.double(), "reference", **options, **extra)
+        check(run(x.to(dtype), y.to(dtype), **options, **extra), want, dtype)
+    cost = (x[:, :, None] - y[:, None]).square().sum(-1)
+    cost[:, 50, 3:60] = cost[:, 10:20, 10:20] = torch.inf
+    want = run_cost(cost.double(), "reference", gamma=0.1, softmin=softmin)
+    got = run_cost(cost.to(dtype), gamma=0.1, softmin=softmin)
+    check(got, want, dtype)
+    assert not got[1][cost == torch.inf].any()
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 8), (4, 480, 128), (32, 512, 64), (1, 8192, 16)])

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fastseq.ops.common import extension, nvrtc
+from fastseq.ops.common import extension
 from fastseq.ops.soft_dtw import runtime
 from fastseq.ops.soft_dtw.options import SoftDTWOptions
 from fastseq.ops.soft_dtw.runtime import LANES
@@ -120,17 +120,8 @@ def _build() -> ModuleType:
 
 
 def _module(opts: SoftDTWOptions) -> ModuleType:
-    """The module with the kernels of a soft minimum. Only run time compiles "prob" and "sparse":
-    in the extension they would triple its size."""
-    if opts.softmin == "logsumexp":
-        return _build()
-    possible, reason, fix = nvrtc.status()
-    if not possible:
-        raise RuntimeError(
-            f"soft_dtw: softmin={opts.softmin!r} with backend='cuda' needs kernels compiled at run "
-            f"time, which is not possible: {reason}; to fix: {fix}, or pass backend='torch'"
-        )
-    return runtime
+    """The module with the kernels of a soft minimum: the extension has one."""
+    return _build() if opts.softmin == "logsumexp" else runtime
 
 
 def _sizes(x: Tensor | None, y: Tensor | None, cost: Tensor | None) -> tuple[int, int, int]:

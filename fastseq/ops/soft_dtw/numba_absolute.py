@@ -3,6 +3,9 @@ neighbours cannot compare two ways around forbidden pairs.
 
 Only pairs for which numba_kernels.py finds no finite value come here. R of a cell without a path is
 +inf, and R is kept as a matrix.
+
+numba's cache checks the file of a compiled function alone: after an edit here, touch
+table/numba_kernels.py.
 """
 
 import numba
@@ -15,7 +18,7 @@ PROB, SPARSE = SOFTMINS.index("prob"), SOFTMINS.index("sparse")
 
 
 @numba.njit(**OPTIONS)
-def _shares(r, i, j, penalty, begin_free, kind):
+def shares(r, i, j, penalty, begin_free, kind):
     """Weights of a cell's diagonal, upper and left neighbour, the derivatives of the soft minimum
     times ``total``; total, which is 0 where none of them has a path; and the soft minimum."""
     diagonal = r[i - 1, j - 1] if i > 0 and j > 0 else np.inf
@@ -103,7 +106,7 @@ def forward_absolute(problem, counter, r, value):
                 if u == -np.inf:
                     u = np.nan  # a path through it has no weight
                 if i + j > 0 or begin_free:
-                    _, _, _, total, soft = _shares(rk, i, j, penalty, begin_free, kind)
+                    _, _, _, total, soft = shares(rk, i, j, penalty, begin_free, kind)
                     if total == 0:
                         continue
                     u += soft
@@ -134,7 +137,7 @@ def backward_absolute(problem, counter, r, grad, dcost):
                 if rk[i, j] == np.inf:
                     continue
                 dcost[k, i, j] = here[j]
-                diagonal, up, left, total, _ = _shares(rk, i, j, penalty, begin_free, kind)
+                diagonal, up, left, total, _ = shares(rk, i, j, penalty, begin_free, kind)
                 flux = here[j] / total if i + j > 0 or begin_free else 0.0
                 if i > 0:
                     above[j] += flux * up

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastseq.ops.common import nvrtc
 from fastseq.ops.common.dispatch import (
     choose_backend,
     constant_under_compile,
@@ -132,7 +133,7 @@ def soft_dtw(
         softmin=softmin,
         temperature=temperature,
     )
-    name = _resolve(op, backend, x.device.type)
+    name = _resolve(op, backend, x.device.type, softmin)
     x, y, bias, real_x, real_y, _ = _embeddings(
         op, x, y, cost, temperature, (lengths_x, lengths_y), (valid_x, valid_y), name
     )
@@ -208,7 +209,7 @@ def soft_dtw_from_cost(
     )
     for dim, order in enumerate(orders, 1):
         cost = reorder(cost, order, dim)
-    name = _resolve(op, backend, cost.device.type)
+    name = _resolve(op, backend, cost.device.type, softmin)
     values = autograd.FUSED[op](name, opts, None, None, cost, None, real_x, real_y, *per_pair)
     pairs = nonempty_pairs(num, frames_x, frames_y, real_x, real_y, cost.device)
     return _reduce(values, pairs, reduction, unbatched)
@@ -266,7 +267,7 @@ def soft_dtw_alignment(
     rest = {"begin": begin, "end": end, "warp_penalty": warp_penalty, "softmin": softmin}
     rest |= {"cost": cost, "temperature": temperature}
     opts, per_pair = _options(op, num, x.device, gamma, bandwidth, **rest)
-    name = _resolve(op, backend, x.device.type)
+    name = _resolve(op, backend, x.device.type, softmin)
     x, y, bias, real_x, real_y, orders = _embeddings(
         op, x, y, cost, temperature, (lengths_x, lengths_y), (valid_x, valid_y), name
     )
@@ -281,11 +282,13 @@ def soft_dtw_alignment(
     return expected[0] if unbatched else expected
 
 
-def resolve_backend(requested: str, device_type: str, op: str = "soft_dtw") -> tuple[str, str]:
+def resolve_backend(
+    requested: str, device_type: str, op: str = "soft_dtw", softmin: str = "logsumexp"
+) -> tuple[str, str]:
     """The backend for a call on such a device, and why it was picked. Depends only on the arguments
     and the environment."""
     why_not = {
-        "cuda": _elsewhere("cuda", device_type) or unavailable("cuda"),
+        "cuda": _elsewhere("cuda", device_type) or unavailable("cuda") or _no_kernels(softmin),
         "numba": _elsewhere("cpu", device_type) or unavailable("numba"),
         "torch": None,
         "reference": None,
@@ -300,9 +303,21 @@ def _elsewhere(home: str, device_type: str) -> str | None:
     return f"the tensors are on {device_type}; to fix: move them to {where}"
 
 
+def _no_kernels(softmin: str) -> str | None:
+    """Why the kernels of a soft minimum cannot run. Only run time compiles "prob" and "sparse": in
+    the extension they would triple its size."""
+    possible, reason, fix = (True, "", "") if softmin == "logsumexp" else nvrtc.status()
+    if possible:
+        return None
+    return (
+        f"softmin={softmin!r} needs kernels compiled at run time, which is not possible: {reason}; "
+        f"to fix: {fix}"
+    )
+
+
 @constant_under_compile
-def _resolve(op: str, requested: str, device_type: str) -> str:
-    name, reason = resolve_backend(requested, device_type, op)
+def _resolve(op: str, requested: str, device_type: str, softmin: str = "logsumexp") -> str:
+    name, reason = resolve_backend(requested, device_type, op, softmin)
     if name == "torch" and device_type == "cuda" and reason.startswith("preferred"):
         _warn_slow(reason)
     return name

@@ -3,6 +3,7 @@ host, and the kernels as fibers.
 """
 
 import ctypes
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -147,10 +148,28 @@ def test_with_the_softmax_cost(simulated):
             assert relative(a, b) <= 1e-5
 
 
-def test_without_a_compiler_the_error_says_what_to_do(monkeypatch):
+def test_without_a_compiler_another_backend_is_picked(monkeypatch):
     """The extension has only the default soft minimum."""
+    monkeypatch.delenv("FASTSEQ_BACKEND", raising=False)
+    monkeypatch.setattr(op, "unavailable", lambda name: None)
     monkeypatch.setattr(nvrtc, "status", lambda: (False, "libnvrtc is missing", "pip install it"))
-    with pytest.raises(RuntimeError, match=r"'prob'.*libnvrtc is missing; to fix: pip install it"):
-        cuda._module(SoftDTWOptions(1.0, None, softmin="prob"))
+    missing = r"'prob'.*libnvrtc is missing; to fix: pip install it"
+    name, reason = op.resolve_backend("auto", "cuda", softmin="prob")
+    assert name == "torch"
+    assert re.search(missing, reason)
+    with pytest.raises(RuntimeError, match=f"^soft_dtw: backend 'cuda'.*{missing}"):
+        op.resolve_backend("cuda", "cuda", softmin="prob")
+    assert op.resolve_backend("auto", "cuda")[0] == "cuda"
     monkeypatch.setattr(cuda, "_build", lambda: extension)
     assert cuda._module(SoftDTWOptions(1.0, None)) is extension
+    assert cuda._module(SoftDTWOptions(1.0, None, softmin="sparse")) is runtime
+
+
+def test_the_choice_of_backend_sees_the_soft_minimum(monkeypatch):
+    seen = []
+    monkeypatch.setattr(op, "_resolve", lambda *args: seen.append(args[3]) or "reference")
+    x = torch.ones(2, 3)
+    fastseq.soft_dtw(x, x, softmin="prob")
+    fastseq.soft_dtw_from_cost(x, softmin="sparse")
+    fastseq.soft_dtw_alignment(x, x, softmin="prob")
+    assert seen == ["prob", "sparse", "prob"]

@@ -124,6 +124,25 @@ def test_forbidden_pairs(backend, softmin):
 
 
 @backends(EVERY)
+@KINDS
+@pytest.mark.parametrize("odd", [torch.nan, -torch.inf])
+@pytest.mark.parametrize("place", [(0, 2), (2, 0), (1, 2)])
+def test_nan_is_not_hidden(backend, softmin, odd, place):
+    """R is NaN at that cell and at all cells behind it, also along the first row and column."""
+    cost, (i, j) = costs(4, 5, 1), place
+    cost[0][place] = odd
+    table = soft_dtw_table_from_cost(cost, softmin=softmin, backend=backend)[0]
+    behind = torch.zeros(4, 5, dtype=torch.bool)
+    behind[i:, j:] = True
+    assert torch.equal(table.isnan(), behind)
+    assert table[~behind].isfinite().all()
+    i, j = min(i + 1, 3), min(j + 1, 4)
+    cost[0, i, j] = torch.inf  # a forbidden pair stays one
+    table = soft_dtw_table_from_cost(cost, softmin=softmin, backend=backend)[0]
+    assert table[i, j] == torch.inf
+
+
+@backends(EVERY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes(backend, dtype):
     """The recursion runs in float64; only the result is rounded."""

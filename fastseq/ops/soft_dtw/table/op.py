@@ -53,7 +53,7 @@ def soft_dtw_table_from_cost(
     Args:
         cost: (N, T, S), or (T, S) for one pair: the cost of pairing frame i of x with frame j of
             y; float64, float32, bfloat16 or float16. +inf forbids a pair, and R is +inf, without a
-            gradient, where no path is left.
+            gradient, where no path is left. NaN and -inf make R NaN at their pair and behind it.
         gamma: smoothing, in the units of the cost. Default 1.0, as :func:`soft_dtw`.
         softmin: "logsumexp", "prob" or "sparse", as in :func:`soft_dtw`.
         lengths_x, lengths_y: (N,) integers: the number of real frames at the start of each
@@ -95,6 +95,8 @@ def soft_dtw_table_from_cost(
     real = valid_mask(lengths_x, num, frames_x, cost.device)[:, :, None]
     real = real & valid_mask(lengths_y, num, frames_y, cost.device)[:, None]
     table = torch.where(real, cost, 0).double()
+    # A path through -inf has no weight.
+    table = torch.where(table == -torch.inf, torch.nan, table)
     if table.numel():
         table = FUSED(name, opts, table)
     table = torch.where(real, table, 0).to(dtype)
