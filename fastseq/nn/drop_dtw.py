@@ -16,7 +16,7 @@ class DropDTW(Loss):
         >>> from fastseq.nn import DropDTW
         >>> loss = DropDTW(gamma=0.1, softmin="prob", reduction="mean")
         >>> cost = torch.rand(4, 6, 80)
-        >>> loss(cost, torch.full((4, 80), 0.3), lengths_y=[80, 60, 80, 7]).shape
+        >>> loss(cost, torch.full((4, 80), 0.3), lengths_y=[80, 60, 80, 40]).shape
         torch.Size([])
     """
 

@@ -183,16 +183,34 @@ def constant_under_compile(function: Callable) -> Callable:
     return function
 
 
+def called_op(inner: str) -> str:
+    """The function that the user called, where it runs ``inner`` by `call_as`."""
+    return getattr(_thread, "called", None) or inner
+
+
+@contextlib.contextmanager
+def _called_as(op: str) -> Iterator[None]:
+    before = getattr(_thread, "called", None)
+    _thread.called = before or op
+    try:
+        yield
+    finally:
+        _thread.called = before
+
+
 def call_as(op: str, function: Callable, *args, **options):
     """Call ``function(*args, **options)``; its errors name ``op``, the function the user called,
-    or "op: part" for one of its arguments."""
+    or "op: part" for one of its arguments. So do the errors of its backward: see `called_op`."""
+    called = op.partition(":")[0]
     try:
-        return function(*args, **options)
+        if torch.compiler.is_compiling():
+            return function(*args, **options)
+        with _called_as(called):
+            return function(*args, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         inner, text = function.__name__, str(error)
         if not text.startswith(f"{inner}:"):
             raise
-        called = op.partition(":")[0]
         text = text.removeprefix(f"{inner}:").replace(f"{inner}(", f"{called}(")
         raise type(error)(f"{op}:{text}") from None
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastseq.ops.common.dispatch import inside_custom_op, no_autocast
+from fastseq.ops.common.dispatch import called_op, inside_custom_op, no_autocast
 from fastseq.ops.common.dtypes import accumulator
 from fastseq.ops.common.packing import pack, unpack
 
@@ -81,10 +81,6 @@ class FusedLoss:
         self.options, self.reference = options, reference
         self.kept, self.shapes = kept, shapes
         self.arrange = _contiguous if contiguous else list
-        self.twice = (
-            f"{op}: this backend cannot be differentiated twice (gradient penalties, "
-            f'Hessian-vector products); to fix: {op}(..., backend="reference")'
-        )
         self.function = _function(self)
         self.forward_op, self.backward_op = _operators(self, stem or package.rpartition(".")[2])
 
@@ -137,12 +133,13 @@ def _function(loss: FusedLoss) -> type[torch.autograd.Function]:
         """A separate node, so that differentiating the gradient raises an error."""
 
         @staticmethod
-        def forward(ctx, grad, name, opts, needs, *saved):
+        def forward(ctx, op, grad, name, opts, needs, *saved):
+            ctx.op = op
             return loss.backward(grad, name, opts, needs, *saved)
 
         @staticmethod
         def backward(ctx, *grads):
-            raise RuntimeError(loss.twice)
+            raise _twice(ctx.op)
 
     class Value(torch.autograd.Function):
         jvp = refuse_forward_mode(loss.op)
@@ -152,17 +149,26 @@ def _function(loss: FusedLoss) -> type[torch.autograd.Function]:
             inputs = *loss.arrange(given), *constants
             value, *kept = loss.forward(*call, *inputs)
             ctx.save_for_backward(*inputs[: loss.saved], *kept)
-            ctx.call = call
+            ctx.call, ctx.op = call, called_op(loss.op)
             return value
 
         @staticmethod
         def backward(ctx, grad):
             # Autograd is on in a backward only under create_graph=True. Otherwise the gradient
             # cannot be differentiated, and its node would cost 15 us for nothing.
-            run = Gradient.apply if torch.is_grad_enabled() else loss.backward
-            return None, None, *run(grad, *ctx.call, *ctx.saved_tensors)
+            saved = *ctx.call, *ctx.saved_tensors
+            if torch.is_grad_enabled():
+                return None, None, *Gradient.apply(ctx.op, grad, *saved)
+            return None, None, *loss.backward(grad, *saved)
 
     return type(loss.op, (Value,), {})  # grad_fn and profilers show this name
+
+
+def _twice(op: str) -> RuntimeError:
+    return RuntimeError(
+        f"{op}: this backend cannot be differentiated twice (gradient penalties, "
+        f'Hessian-vector products); to fix: {op}(..., backend="reference")'
+    )
 
 
 _SCHEMA = {float: "float", bool: "bool", str: "str", int | None: "int?"}
@@ -260,7 +266,7 @@ def _operators(loss: FusedLoss, stem: str) -> tuple[Callable, Callable]:
         return *grads, *[None] * (len(loss.inputs) - differentiable + tail)
 
     def raise_twice(ctx, *grads):
-        raise RuntimeError(loss.twice)
+        raise _twice(loss.op)
 
     forward_op.register_autograd(gradients, setup_context=setup_context)
     backward_op.register_autograd(raise_twice)

@@ -76,8 +76,12 @@ def drop_dtw(
         exclusive: True: a frame matches at most one step, so that K > S leaves no path. False: it
             may match consecutive steps, with P_i-1,j as a third term of P's minimum.
         lengths_x, lengths_y: (N,) integers: the number of real steps and of real frames, which come
-            first. Padding is ignored, even if it contains NaN.
-        reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0.
+            first. Padding of the costs is ignored, even if it contains NaN. Embeddings whose
+            padding contains NaN must be set to 0 there before the costs are computed from them:
+            0 times NaN is NaN in the gradient of their product.
+        reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0. One
+            pair without a path makes the sum and the mean +inf; to avoid that, repeat its frames
+            (see Returns) or pass exclusive=False.
         backend: "auto", "numba" (CPU), "torch" (any device) or "reference" (dense; the only one
             that can be differentiated twice).
 
@@ -140,7 +144,8 @@ def otam(
         (otam(cost) + otam(cost.mT)) / 2
 
     Args:
-        cost: (N, T, S), or (T, S) for one pair, as in :func:`drop_dtw`.
+        cost: (N, T, S), or (T, S) for one pair, as in :func:`drop_dtw`. Padded embeddings that
+            contain NaN must be set to 0 before costs are computed from them.
         gamma: smoothing, in the units of the cost. Default 0.1: the public few-shot codes.
         softmin, lengths_x, lengths_y, reduction, backend: as in :func:`drop_dtw`, where lengths_x
             are those of the T rows and lengths_y those of the S columns.
@@ -207,14 +212,18 @@ def _check_dtype(op: str, name: str, cost: Tensor) -> None:
 
 
 def _checked_drops(op: str, drop_cost: Tensor, cost: Tensor, unbatched: bool) -> Tensor:
-    _check_dtype(op, "drop_cost", drop_cost)
     num, _, frames = cost.shape
     wanted = (frames,) if unbatched else (num, frames)
+    if isinstance(drop_cost, int | float):
+        raise TypeError(
+            f"{op}: drop_cost must be a torch.Tensor, got {type(drop_cost).__name__}; to fix: "
+            f"torch.full({wanted}, {drop_cost}, device=cost.device)"
+        )
+    _check_dtype(op, "drop_cost", drop_cost)
     if drop_cost.shape != wanted:
         raise ValueError(
             f"{op}: drop_cost must have shape {wanted}, one cost for each frame, got "
-            f"{tuple(drop_cost.shape)}; to fix, for the same cost everywhere: "
-            f"drop_cost.expand({', '.join(map(str, wanted))})"
+            f"{tuple(drop_cost.shape)}; {_drops_fix(drop_cost, wanted)}"
         )
     if drop_cost.device != cost.device:
         raise ValueError(
@@ -222,6 +231,23 @@ def _checked_drops(op: str, drop_cost: Tensor, cost: Tensor, unbatched: bool) ->
             f"{drop_cost.device}"
         )
     return full_precision(drop_cost[None] if unbatched else drop_cost)
+
+
+def _drops_fix(drop_cost: Tensor, wanted: tuple[int, ...]) -> str:
+    """What to do with drop costs of another shape."""
+    shape, size = tuple(drop_cost.shape), ", ".join(map(str, wanted))
+    if len(shape) == len(wanted) + 1:
+        return (
+            "the first argument is costs, (N, K, S) or (K, S), not embeddings; to fix: compute the "
+            "costs of matching each frame to each step, and one drop cost for each frame"
+        )
+    fixes = []
+    if len(wanted) == 2 and shape == wanted[:1]:
+        fixes.append(f"to fix, for one cost per pair: drop_cost[:, None].expand({size})")
+    padded = (1,) * (len(wanted) - len(shape)) + shape
+    if all(have in (1, want) for have, want in zip(padded, wanted, strict=True)):
+        fixes.append(f"to fix, for the same costs in each pair: drop_cost.expand({size})")
+    return "; ".join(fixes) or "to fix: pass one cost for each column of cost"
 
 
 def _lengths(op: str, cost: Tensor, lengths_x: Lengths, lengths_y: Lengths):

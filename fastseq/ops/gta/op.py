@@ -62,9 +62,9 @@ def gta_loss(
         valid_x, valid_y: (N, T) and (N, S) bool, True = real frame; pass these or lengths. Padding
             is ignored, even if it contains NaN.
         reduction: "none": (N,); "sum"; or "mean", over the pairs where both lengths are > 0.
-        backend: "auto", "numba" (CPU), "torch" (any device) or "reference" (the only one that can
-            be differentiated twice); with ``consistency=False`` a backend of
-            :func:`fastseq.soft_dtw`.
+        backend: "auto", "numba" (CPU), "torch" (any device) or "reference"; with
+            ``consistency=False`` a backend of :func:`fastseq.soft_dtw`. Only "reference" can be
+            differentiated twice.
 
     Returns:
         A scalar, or (N,) with ``reduction="none"`` (a scalar for one pair): float64 for float64
@@ -73,7 +73,8 @@ def gta_loss(
 
     Raises:
         TypeError: wrong dtype or type. ValueError: wrong shape or option value.
-        RuntimeError: a backend named in the call does not support it.
+        RuntimeError: a backend named in the call does not support it, or a backend other than
+            "reference" is differentiated twice.
 
     Example:
         >>> import torch, fastseq

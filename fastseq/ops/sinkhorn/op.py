@@ -111,8 +111,8 @@ def sinkhorn_plan(
     P is the whole matrix: memory grows with T S D. It is differentiable, also twice.
 
     Args:
-        x, y, epsilon, iterations, cost, prior_width, virtual_cost, lengths_x, lengths_y, valid_x,
-            valid_y: as in :func:`sinkhorn_alignment`.
+        x, y, epsilon, iterations, cost, prior_width: as in :func:`sinkhorn_alignment`.
+        virtual_cost, lengths_x, lengths_y, valid_x, valid_y: as there.
 
     Returns:
         (N, T, S), or (T, S) for one pair: float64 for float64 inputs, otherwise float32. With

@@ -134,8 +134,10 @@ def vava_loss(
                     the same with the smallest P. The mean is also over the D channels.
 
     A cell with one virtual frame costs virtual_cost and has the Q and S of a gap of
-    3 virtual_distance / (n' + m'). Memory grows with iterations (T + S); no T x S matrix, except
-    with ``backend="reference"``.
+    3 virtual_distance / (n' + m'). The cell of both virtual frames also costs virtual_cost; its gap
+    is 1 / n' - 1 / m' where phi stands in Q and S, and 0 where 1 - phi stands.
+
+    Memory grows with iterations (T + S); no T x S matrix, except with ``backend="reference"``.
 
     Args:
         x, y: embeddings (N, T, D) and (N, S, D), or (T, D) and (S, D) for one pair; float64,
@@ -147,7 +149,8 @@ def vava_loss(
         iterations: Sinkhorn iterations. Default 21: the released code's 20 and its last update.
         structure: lambda1, weight of the structure term, in the units of D. Default 1.0.
         prior_width: delta, standard deviation of both priors in units of the distance between
-            neighbouring cells, sqrt(1 / n'^2 + 1 / m'^2). Default 2.0.
+            neighbouring cells, sqrt(1 / n'^2 + 1 / m'^2). That of
+            :func:`fastseq.sinkhorn_alignment` is in relative time. Default 2.0.
         virtual_cost: zeta, cost of a cell with a virtual frame, in the units of D. Default 0.5.
         virtual_distance: gap of such a cell in the priors, in frames. Default 5.0.
         window: delta of C, in frames: pairs up to this gap are pulled together. Default 15.0.

@@ -176,9 +176,10 @@ def soft_dtw_from_cost(
         cost: (N, T, S), or (T, S) for one pair: the cost of pairing frame i of x with frame j of
             y, of any sign; float64, float32, bfloat16 or float16. Its gradient is the expected
             alignment. +inf forbids a pair, whose gradient is then 0. If no path is left, the value
-            is +inf and the whole gradient 0. NaN and -inf make the value NaN.
-        gamma, softmin, lengths_x, lengths_y, valid_x, valid_y, bandwidth, begin, end,
-            warp_penalty, reduction, backend: as in :func:`soft_dtw`.
+            is +inf and the whole gradient 0. NaN and -inf make the value NaN. Padded embeddings
+            that contain NaN must be set to 0 before costs are computed from them.
+        gamma, softmin, lengths_x, lengths_y, valid_x, valid_y: as in :func:`soft_dtw`.
+        bandwidth, begin, end, warp_penalty, reduction, backend: as in :func:`soft_dtw`.
 
     Returns and raises the same as :func:`soft_dtw`.
 

@@ -259,3 +259,22 @@ def test_the_way_to_learn_a_number_is_right(op, name):
 def test_errors_name_what_was_called(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+@pytest.mark.parametrize(
+    ("op", "call"),
+    [
+        ("ae2_loss", fastseq.ae2_loss),
+        ("gta_loss", fastseq.gta_loss),
+        ("gta_loss", lambda x, y: fastseq.gta_loss(x, y, consistency=False)),
+        ("lrprop_loss", fastseq.lrprop_loss),
+        ("lav_loss", fastseq.lav_loss),
+        ("soft_dtw", lambda x, y: fastseq.soft_dtw(x, y).sum()),  # also after the others
+    ],
+)
+def test_second_derivatives_name_what_was_called(op, call):
+    x, y = randn(1, 4, 3).requires_grad_(), randn(1, 5, 3, seed=1)
+    (grad,) = torch.autograd.grad(call(x, y), x, create_graph=True)
+    text = rf'^{op}: .* differentiated twice .*: {op}\(\.\.\., backend="reference"\)$'
+    with pytest.raises(RuntimeError, match=text):
+        grad.square().sum().backward()

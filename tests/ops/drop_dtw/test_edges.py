@@ -1,6 +1,7 @@
 """Lengths, padding, forbidden matches, NaN, empty sequences, dtypes, reductions, wrong input."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -241,6 +242,32 @@ WRONG = [
 def test_wrong_input(args, options, error, text):
     with pytest.raises(error, match="^drop_dtw: " + text):
         fastseq.drop_dtw(*args, **options)
+
+
+def test_advice_on_drop_costs_of_the_wrong_shape_works():
+    for cost, drops in (
+        (torch.rand(2, 3, 5), torch.rand(2)),  # per pair
+        (torch.rand(2, 3, 5), torch.rand(5)),  # the same in each pair
+        (torch.rand(2, 3, 5), torch.rand(2, 1)),
+        (torch.rand(2, 3, 2), torch.rand(2)),  # either: both advised
+        (torch.rand(3, 5), torch.rand(1)),
+        (torch.rand(3, 5), 0.3),
+    ):
+        with pytest.raises((TypeError, ValueError), match="to fix") as raised:
+            fastseq.drop_dtw(cost, drops)
+        known = {"drop_cost": drops, "cost": cost, "torch": torch}
+        fixes = re.findall(r"(?:drop_cost|torch)[.\[][^;]*", str(raised.value).split("; ", 1)[1])
+        found = [eval(fix, known) for fix in fixes]
+        assert len(found) == 1 + (cost.shape == (2, 3, 2))
+        assert all(
+            fastseq.drop_dtw(cost, fixed, backend="torch").isfinite().all() for fixed in found
+        )
+        if cost.dim() == 3 and drops.shape == (2,):
+            assert torch.equal(found[0][:, 0], drops)
+            assert torch.equal(found[0][:, 1], drops)
+    for frames in (torch.rand(2, 4, 8), torch.rand(2, 5, 8)), (torch.rand(4, 8), torch.rand(5, 8)):
+        with pytest.raises(ValueError, match=r"first argument is costs, .* not embeddings"):
+            fastseq.drop_dtw(*frames)
 
 
 def test_wrong_input_of_otam():
