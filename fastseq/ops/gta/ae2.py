@@ -38,7 +38,7 @@ def ae2_loss(
         loss = (D(x, y) + D(u, v)) / 2 + ratio max(0, D(u, v) - D(u, v reversed) + margin)
 
     Without subsets u = x and v = y, and the first term is D(x, y). Memory is that of
-    :func:`fastseq.soft_dtw`: linear in T + S, except with ``backend="reference"``.
+    :func:`fastseq.soft_dtw`: a small share of T S, except with ``backend="reference"``.
 
     Args:
         x, y: embeddings (N, T, D) and (N, S, D), or (T, D) and (S, D) for one pair; float64,

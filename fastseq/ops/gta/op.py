@@ -45,7 +45,7 @@ def gta_loss(
     label smoothing CE therefore lies between log(T - 1 + e) - 1 and log(T - 1 + e).
 
     Memory: about 140 bytes for each of N max(T, S)^2 pairs of frames, since every cell of both
-    tables has a gradient; with ``consistency=False`` linear in T + S.
+    tables has a gradient; with ``consistency=False`` that of :func:`fastseq.soft_dtw`.
 
     Args:
         x, y: embeddings (N, T, D) and (N, S, D), or (T, D) and (S, D) for one pair; float64,
