@@ -283,7 +283,7 @@ def test_a_step_that_fails(monkeypatch, code, stderr, out_of_memory):
         (["recipes/carl.yaml", "--frames", "80,240"], "a line needs two lengths"),
         (
             ["recipes/none.yaml", "--frames", "240,480"],
-            "does not exist; training/recipes contains carl.yaml",
+            "does not exist; training/recipes contains ae2.yaml, carl.yaml",
         ),
         (["recipes/carl.yaml", "--frames", "240,480", "train.chunk=3"], "unknown key"),
         (["recipes/tcn.yaml", "--frames", "240,481"], "expected an even number"),

@@ -248,7 +248,8 @@ def test_compiled_once_for_all_values(needs):
 def test_opcheck():
     z1, z2 = (z.cpu() for z in views(dtype=torch.float32))
     tau, var = torch.tensor(0.1), torch.tensor(10.0)
-    options = "torch", 1.0, 1.0, True, "kl", "video", "mean", [False, False, True]
+    options = "torch", 1.0, 1.0, True, "kl", "video", "mean"
+    options = *options, "gauss", [False, False, True]
     args = z1, z2, tau.requires_grad_(), var, *[None] * 4, *options
     torch.library.opcheck(FUSED.forward_op, args)
     args = z1, z2, tau.detach(), var, *[None] * 4
