@@ -139,7 +139,7 @@ def _softmin(r: Tensor, there: Tensor, gamma: float | Tensor, dim: int, kind: st
 
 
 def _onto_simplex(a: Tensor, dim: int) -> Tensor:
-    """The point of the simplex nearest to a, of which entries may be -inf: max(a - t, 0)."""
+    """The point of the simplex nearest to a, whose entries may be -inf: max(a - t, 0)."""
     a = a - a.amax(dim, keepdim=True)
     # Entries of at most -1 are no part of the sum, and -2 is one of them.
     ordered = torch.where(a == -torch.inf, -2, a).sort(dim, descending=True).values

@@ -26,7 +26,7 @@ def test_code_equals_the_released_loss(step, backend, frames):
 
 @pytest.mark.parametrize("step", [0, 4_000_000])
 def test_code_equals_the_released_transport(step):
-    """Also for unequal lengths, of which the released matches are undefined, and its gradient."""
+    """Also for unequal lengths, for which the released matches are undefined, and its gradient."""
     x, y = randn(20, 16).requires_grad_(), randn(28, 16, seed=1).requires_grad_()
     want = released_transport(x, y, step)[0] / (20 * 28)
     got = fastseq.vava_loss(x, y, phi=vava_phi(step), form="code", intra=0, inter=0)
