@@ -60,7 +60,7 @@ class TransformerLayer(nn.Module):
         qkv = self.qkv(self.attention_norm(x)).view(n, frames, 3, self.heads, size // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, T, size / heads]
         if split is not None:
-            k, v = join_time(qkv[:, :, 1:], split).permute(2, 0, 3, 1, 4)
+            k, v = (join_time(qkv[:, :, part], split).transpose(1, 2) for part in (1, 2))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         return self.out(mixed.transpose(1, 2).reshape(n, frames, size))
 
