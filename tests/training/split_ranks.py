@@ -133,7 +133,7 @@ def evaluated(split: TimeSplit | None) -> Tensor:
 
 
 def kept_bytes(split: TimeSplit | None) -> int:
-    """Bytes that an encoder keeps for backward from a clip of LONG frames, parameters included."""
+    """Bytes that an encoder keeps for backward from a clip of LONG frames."""
     model = encoder(chunk_frames=32, num_frames=LONG).float()
     model.time_split = split
     part = LONG // distributed.world_size()

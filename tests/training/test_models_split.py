@@ -3,7 +3,7 @@
 import pytest
 import torch
 from processes import launch, said, wait
-from split_ranks import CASES, LONG, encoder, main
+from split_ranks import CASES, LONG, main
 
 from training.models import ContextEncoder, SmallCNN, VCLRModel
 from training.support.time_split import TimeSplit
@@ -59,10 +59,9 @@ def test_one_rank_alone_embeds_a_whole_video_in_evaluation(results, num):
 @pytest.mark.process
 def test_what_a_rank_keeps_for_backward_shrinks_with_the_number_of_ranks(results):
     kept = {num: max(rank["kept"] for rank in ranks) for num, ranks in results.items()}
-    parameters = sum(p.nbytes for p in encoder(num_frames=LONG).float().parameters())
-    assert kept[1] - parameters > 1.5e6, kept
+    assert kept[1] > 400 * LONG, kept  # the backbone's vectors and the inputs of the branches
     for num in RANKS:
-        assert kept[num] - parameters < 1.02 * (kept[1] - parameters) / num + 20_000, kept
+        assert kept[num] < 1.02 * kept[1] / num, kept
 
 
 def test_a_part_of_a_video_without_context_is_refused():
