@@ -3,7 +3,7 @@
 import pytest
 import torch
 from processes import launch, said, wait
-from split_ranks import CASES, LONG, main
+from split_models import CASES, LONG, main
 
 from training.models import ContextEncoder, SmallCNN, VCLRModel
 from training.support.time_split import TimeSplit
