@@ -201,7 +201,7 @@ class ClipLoader:
                 self._skip({error.path: error.reason})
 
     def _skip(self, found: dict[str, str]) -> bool:
-        """Leave out the videos that a loader of any part found unreadable; whether there are any."""
+        """Leave out the videos that a loader of any part cannot read; whether there are any."""
         if self.agree is not None:
             found = self.agree(found)
         for path, reason in found.items():
@@ -225,7 +225,7 @@ class ClipLoader:
         return drawn
 
     def items_of(self, batch: int) -> list[Item]:
-        """The items of batch `batch`, counted over all epochs, on this rank: this `part` of them."""
+        """This rank's items of batch `batch`, counted over all epochs; of clips, this `part`."""
         epoch, place = divmod(batch, self.batches_per_epoch)
         order, repeats = self._epoch(epoch)
         # An order of one rank has been dealt out already.

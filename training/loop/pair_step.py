@@ -45,8 +45,8 @@ class PairStep(GradientStep):
     divided, except through batch norm: in training mode batch norm uses all ranks, but only one
     part (and, in the backbone, one chunk of frames) at a time.
 
-    With ``data.split_time`` a batch has this rank's part of every clip; the measures of collapse are
-    of this part's embeddings.
+    With ``data.split_time`` a batch has this rank's part of every clip. The measures of collapse
+    are of this part's embeddings.
 
     With ``data.cache=features`` the ``frames`` of a batch are stored features (N, 2, T, F). If a
     loss needs classes, a batch has ``labels``, see `training.loop.labels.LabelledLoader`.

@@ -21,12 +21,12 @@ def check_shards(order: Mapping[str, Any], run_dir: Path, ranks: int, parts: int
     """
     if order.get("kind") != "by shard" or order["world_size"] * parts == ranks:
         return
-    saved = order["world_size"]
-    sharing = "" if parts == 1 else f" with data.split_time={parts}"
-    groups = f"{saved} rank{'s' * (saved != 1)}"
+    saved, unit, now = order["world_size"], "rank", f"{ranks}"
+    if parts > 1:
+        unit, now = "group", f"{ranks // parts} (data.split_time={parts})"
     raise UserError(
-        f"{run_dir} reads shards on {groups}{sharing and ' or groups of ranks'}, and this is a "
-        f"resume on {ranks}{sharing}: ranks would read other videos. Resume on {saved * parts} "
+        f"{run_dir} reads shards on {saved} {unit}{'s' * (saved != 1)}, and this is a "
+        f"resume on {now}: {unit}s would read other videos. Resume on {saved} "
         f"(`torchrun --nproc-per-node={saved * parts}`), or start a new run with "
         f"model.weights={run_dir} model.weights_parts=all"
     )

@@ -18,8 +18,8 @@ def check_ranks(cfg: Any, ranks: int) -> None:
         )
     if ranks % parts:
         raise ConfigError(
-            f"data.split_time: {parts} ranks share every clip, but there are {ranks} ranks; start a "
-            f"multiple of {parts}"
+            f"data.split_time: {parts} ranks share every clip, but there are {ranks} ranks; start "
+            f"a multiple of {parts}"
         )
     groups = ranks // parts
     if batch_size % groups:

@@ -102,7 +102,7 @@ def time_split(parts: int) -> TimeSplit | None:
 
 
 def data_share(split: TimeSplit | None) -> tuple[int, int]:
-    """(i, n): this rank has the clips of share i of n. The ranks of a `TimeSplit` have one share."""
+    """(i, n): this rank has share i of n of the clips, the same as the ranks of its `TimeSplit`."""
     parts = 1 if split is None else split.parts
     return rank() // parts, world_size() // parts
 
