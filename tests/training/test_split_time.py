@@ -64,9 +64,7 @@ def here(tmp_path, monkeypatch):
 
 def start(run: str, *options: str, loader=squares, num: int = 2, parts: int = 2, **environment):
     arguments = ["tiny.yaml", f"train.run_dir={run}", "train.log_every=1", *options]
-    return launch(
-        train, loader, [*arguments, f"data.split_time={parts}"], num=num, **environment
-    )
+    return launch(train, loader, [*arguments, f"data.split_time={parts}"], num=num, **environment)
 
 
 def test_a_run_that_shares_clips_resumes_bit_for_bit(here):
