@@ -5,7 +5,7 @@ import torch
 from processes import launch, said, wait
 from split_models import CASES, LONG, main
 
-from training.models import ContextEncoder, SmallCNN, VCLRModel
+from training.models import ContextEncoder, SmallCNN
 from training.support.time_split import TimeSplit
 
 RANKS = (2, 4)
@@ -70,8 +70,3 @@ def test_a_part_of_a_video_without_context_is_refused():
     with pytest.raises(ValueError, match=r"lacks the context .* \(N, T, 2, 3, H, W\)"):
         model.encode(torch.zeros(1, 4, 3, 16, 16, dtype=torch.uint8))
     assert model.eval().encode(torch.zeros(1, 4, 3, 16, 16, dtype=torch.uint8)).shape == (1, 4, 128)
-
-
-def test_which_encoders_support_a_split():
-    assert ContextEncoder.splits_time
-    assert not VCLRModel.splits_time

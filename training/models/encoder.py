@@ -45,13 +45,12 @@ class VideoEncoder(nn.Module):
             accepts the frames and the mask of this part, and returns its embeddings as part of the
             whole clip's. Every rank of the group must call it, and each draws dropout separately.
             In evaluation mode it is not used, so that one rank alone can embed whole videos.
-        splits_time: whether the encoder supports ``time_split``.
+            VCLR's encoder does not support it.
     """
 
     positions = "none"
     use_positions = False
     time_split: TimeSplit | None = None
-    splits_time = True
 
     def __init__(self, backbone: Backbone, chunk_frames: int | None, checkpointing: bool) -> None:
         super().__init__()

@@ -21,8 +21,6 @@ class VCLREncoder(VideoEncoder):
     ``encode`` returns the backbone's features (N, T, F).
     """
 
-    splits_time = False  # a tuple's few frames come from different segments
-
     def __init__(
         self,
         backbone: Backbone,
@@ -92,7 +90,6 @@ class VCLRModel(nn.Module):
 
     positions = "none"
     use_positions = False
-    splits_time = False
 
     def __init__(
         self, encoder: VCLREncoder, *, segments: int, queue_size: int, momentum: float
