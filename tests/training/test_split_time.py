@@ -1,16 +1,14 @@
 """data.split_time: ranks that share every clip, compared with one process."""
 
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from processes import PATH, launch, said, train, wait
 from runs import RECIPE, numbers, same, weights
-from split_ranks import CASES, SPLITS, broken, main
+from split_ranks import DIVISIONS, broken, main
 from test_distributed import check_equal, difference
 from two_ranks import squares
 
@@ -20,8 +18,6 @@ from training.runs.log import read_log
 
 pytestmark = pytest.mark.process
 
-NAMES = [*CASES, "accumulated", "parts without frames"]
-DIVISIONS = [(ranks, parts) for ranks, several in SPLITS.items() for parts in several if parts > 1]
 STILL = ["model.dropout=0", "model.fc_dropout=0", "train.chunk_frames=0", "optim.lr=1e-5"]
 
 
@@ -31,24 +27,22 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("split")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for num in SPLITS:
+        for num in (1, 2, 4):
             processes = launch(main, folder, num=num)
             assert wait(processes) == [0] * num, said(processes[0])
     return {
         (ranks, parts): [
             torch.load(folder / f"split{parts}_{rank}_of_{ranks}.pt") for rank in range(ranks)
         ]
-        for ranks, several in SPLITS.items()
-        for parts in several
+        for ranks, parts in DIVISIONS
     }
 
 
-@pytest.mark.parametrize(("ranks", "parts"), DIVISIONS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("ranks", "parts", "name"),
+    [(*d, name) for d, names in DIVISIONS.items() if d != (1, 1) for name in names],
+)
 def test_ranks_that_share_clips_have_the_gradient_of_one(results, ranks, parts, name):
-    if name == "scl, batch" and parts < ranks:
-        assert name not in results[ranks, parts][0]  # refused, see below
-        return
     expected = results[1, 1][0][name]
     for rank in results[ranks, parts]:
         check_equal(rank[name], expected, 1e-9)
@@ -64,16 +58,13 @@ def here(tmp_path, monkeypatch):
 
 def start(run: str, *options: str, loader=squares, num: int = 2, parts: int = 2, **environment):
     arguments = ["tiny.yaml", f"train.run_dir={run}", "train.log_every=1", *options]
-    return launch(
-        train, loader, [*arguments, f"data.split_time={parts}"], num=num, **environment
-    )
+    return launch(train, loader, [*arguments, f"data.split_time={parts}"], num=num, **environment)
 
 
 def test_a_run_that_shares_clips_resumes_bit_for_bit(here):
-    assert wait(start("whole")) == [0, 0]
-    cut = start("cut", STOP_AT="SIGTERM:6")
-    assert wait(cut) == [143, 143]
-    assert wait(start("cut", "--resume")) == [0, 0]
+    assert wait(start("whole", "train.steps=6")) == [0, 0]
+    assert wait(start("cut", "train.steps=6", STOP_AT="SIGTERM:2")) == [143, 143]
+    assert wait(start("cut", "train.steps=6", "--resume")) == [0, 0]
     assert same(weights("cut"), weights("whole"))
     assert numbers("cut") == numbers("whole")
 
@@ -125,11 +116,6 @@ def test_torchrun_trains_on_videos(video_folder):
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in read_log("run")] == [1, 2]
     assert all(line["loss"] > 0 for line in read_log("run"))
-    again = [*command[:-3], "train.steps=2", "train.log_every=1", "train.run_dir=run", "x.y=1"]
-    assert Path("run/config.yaml").read_text().count("split_time: 2") == 1
-    shutil.rmtree("run")
-    refused = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=240)
-    assert refused.stderr.count("unknown key") == 1
 
 
 @pytest.mark.parametrize(
@@ -162,4 +148,5 @@ def test_ranks_that_cannot_share_a_recipe_are_refused(here, ranks, options, mess
     with pytest.raises(ConfigError) as caught:
         check_ranks(cfg, ranks)
     assert message in str(caught.value)
-    check_ranks(load_config("tiny.yaml", [*options, "loss.scl.negatives=cross"]), 4)
+    good = [*options, "data.batch_size=4", "loss.scl.negatives=cross"]
+    check_ranks(load_config("tiny.yaml", good), 4)

@@ -1,0 +1,151 @@
+"""Loaders that share every clip: their parts together are the whole clips."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av")
+
+from test_loader import FULL, LENGTHS, loader, pairs, same, videos, views  # noqa: F401
+
+from fastseq.video import PyAVEngine, SegmentTuples, TooManyBadVideos, VideoError
+
+ALONG_T = ("frames", "steps", "times", "valid")
+
+
+def parts_of(items, parts, **options):
+    return [loader(items, part=(part, parts), **options) for part in range(parts)]
+
+
+def joined(batches):
+    """The batch of whole clips that loaders returned in parts."""
+    whole = {key: torch.cat([batch[key] for batch in batches], 2) for key in ALONG_T}
+    whole["lengths"] = sum(batch["lengths"] for batch in batches)
+    for key in ("num_frames", "ids", "actions"):
+        whole[key] = batches[0][key]
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("items", "parts", "options"),
+    [
+        (views, 3, {"crop_base": "video"}),  # with padding; a part may have nothing else
+        (views, 2, {"num_context": 3, "context_stride": 4, "sampling": "segment"}),
+        (pairs, 5, {}),
+    ],
+)
+def test_parts_together_are_the_whole_clips_bit_for_bit(videos, items, parts, options):  # noqa: F811
+    made = items(videos, FULL, **options)
+    whole = [*loader(made, seed=3).stream(4)]
+    several = [[*one.stream(4)] for one in parts_of(made, parts, seed=3)]
+    for one, *batches in zip(whole, *several, strict=True):
+        assert all(batch["ids"] == one["ids"] for batch in batches)
+        assert batches[0]["steps"].shape[2] == one["steps"].shape[2] // parts
+        assert same(joined(batches), one)
+        assert all(torch.equal(batch["num_frames"], one["num_frames"]) for batch in batches)
+
+
+def test_a_part_continues_from_the_state_of_any_part(videos):  # noqa: F811
+    made = views(videos, FULL)
+    first, second = parts_of(made, 2, seed=5)
+    [*first.stream(4)]
+    second.load_state_dict(first.state_dict())
+    [batch] = second.stream(5)
+    expected = [*parts_of(made, 2, seed=5)[1].stream(5)][4]
+    assert same(batch, expected)
+
+
+class Unreadable(PyAVEngine):
+    """Cannot read one frame of each video whose name is among ``names``."""
+
+    def __init__(self, names, frames):
+        super().__init__(16)
+        self.names, self.wrong = names, frames
+
+    def read(self, readings):
+        for reading in readings:
+            asked = np.concatenate([clip.frames for clip in reading.clips])
+            if reading.path.endswith(self.names) and np.isin(asked, self.wrong).any():
+                raise VideoError(reading.path, "a frame is damaged")
+        return super().read(readings)
+
+
+class Agreement:
+    """What connects the loaders of a test, each in its own thread."""
+
+    def __init__(self, count):
+        self.barrier, self.found = threading.Barrier(count, timeout=60), [{}] * count
+
+    def of(self, place):
+        def agree(found):
+            self.found[place] = found
+            self.barrier.wait()
+            everyone = {k: v for part in self.found for k, v in part.items()}
+            self.barrier.wait()
+            return everyone
+
+        return agree
+
+
+def run_together(made, names, frames, stop):
+    """The batches of two loaders that share clips, and their warnings and errors."""
+    agreement = Agreement(2)
+    loaders = parts_of(made, 2, seed=1)
+    batches, errors = [[], []], [None, None]
+    for place, one in enumerate(loaders):
+        one.engine, one.agree = Unreadable(names, frames), agreement.of(place)
+
+    def run(place):
+        try:
+            batches[place] += loaders[place].stream(stop)
+        except Exception as error:
+            errors[place] = error
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in (0, 1)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return loaders, batches, errors
+
+
+@pytest.mark.filterwarnings("error")
+def test_parts_leave_out_a_video_that_one_of_them_cannot_read(videos):  # noqa: F811
+    made = views(videos, sampling="even", crop_base="video")
+    single = loader(made, seed=1)
+    single.engine = Unreadable(("d.mp4",), range(12, 20))  # the end: in part 1 alone
+    with pytest.warns(RuntimeWarning, match="left out d: a frame is damaged"):
+        whole = [*single.stream(9)]
+    with pytest.warns(RuntimeWarning) as warned:
+        loaders, batches, errors = run_together(made, ("d.mp4",), range(12, 20), 9)
+    assert errors == [None, None]
+    assert [str(one.message) for one in warned] == [
+        "left out d: a frame is damaged (1 of 6 videos)"
+    ]
+    assert loaders[0].bad == loaders[1].bad == single.bad
+    for one, *parts in zip(whole, *batches, strict=True):
+        assert same(joined(parts), one)
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_parts_end_together_when_nothing_is_left(videos):  # noqa: F811
+    made = views(videos)
+    _, _, errors = run_together(made, tuple(f"{name}.mp4" for name in LENGTHS), range(30), 9)
+    assert all(isinstance(error, TooManyBadVideos) for error in errors)
+    assert str(errors[0]) == str(errors[1])
+
+
+def test_a_part_alone_does_not_leave_out_videos(videos):  # noqa: F811
+    one = loader(views(videos), part=(0, 2))
+    one.engine = Unreadable(("a.mp4",), range(30))
+    with pytest.raises(VideoError, match="a frame is damaged"):
+        [*one.stream(6)]
+
+
+def test_parts_that_do_not_exist(videos):  # noqa: F811
+    with pytest.raises(ValueError, match="T = 12 frames cannot be divided into 5 equal parts"):
+        loader(views(videos), part=(0, 5))
+    with pytest.raises(ValueError, match=r"expected|part must be \(r, R\) with 0 <= r < R"):
+        loader(views(videos), part=(2, 2))
+    with pytest.raises(ValueError, match="T = 1 frames cannot be divided into 2 equal parts"):
+        loader(SegmentTuples(videos, FULL), part=(0, 2))
