@@ -52,7 +52,8 @@ class ClipLoader:
 
     Several loaders may share every clip, each with another `part` of its frames. Only the pixels of
     these frames are read, and T above becomes T / R; draws, `num_frames`, `ids` and `actions` are
-    those of the whole clip.
+    those of the whole clip. So are the pixels, except where the contrast is changed: this keeps the
+    mean of a part, not of the whole clip.
 
     Args:
         items: what the clips are: `TwoViews`, `VideoPairs`, `SynchronisedViews` or

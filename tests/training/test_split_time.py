@@ -128,8 +128,9 @@ def test_torchrun_trains_on_videos(video_folder):
     ],
 )
 def test_recipes_that_need_whole_clips_are_refused(here, options, message):
-    with pytest.raises(ConfigError, match="data.split_time: ") as caught:
+    with pytest.raises(ConfigError) as caught:
         load_config("tiny.yaml", ["data.split_time=2", *options])
+    assert str(caught.value).startswith("data.split_time: ")
     assert message in str(caught.value)
 
 

@@ -10,9 +10,10 @@ pytest.importorskip("av")
 
 from test_loader import FULL, LENGTHS, loader, pairs, same, videos, views  # noqa: F401
 
-from fastseq.video import PyAVEngine, SegmentTuples, TooManyBadVideos, VideoError
+from fastseq.video import Augmentation, PyAVEngine, SegmentTuples, TooManyBadVideos, VideoError
 
 ALONG_T = ("frames", "steps", "times", "valid")
+NO_CONTRAST = Augmentation(size=16, jitter=0.0)
 
 
 def parts_of(items, parts, **options):
@@ -37,7 +38,7 @@ def joined(batches):
     ],
 )
 def test_parts_together_are_the_whole_clips_bit_for_bit(videos, items, parts, options):  # noqa: F811
-    made = items(videos, FULL, **options)
+    made = items(videos, NO_CONTRAST, **options)
     whole = [*loader(made, seed=3).stream(4)]
     several = [[*one.stream(4)] for one in parts_of(made, parts, seed=3)]
     for one, *batches in zip(whole, *several, strict=True):
@@ -45,6 +46,19 @@ def test_parts_together_are_the_whole_clips_bit_for_bit(videos, items, parts, op
         assert batches[0]["steps"].shape[2] == one["steps"].shape[2] // parts
         assert same(joined(batches), one)
         assert all(torch.equal(batch["num_frames"], one["num_frames"]) for batch in batches)
+
+
+def test_parts_draw_the_same_change_of_contrast(videos):  # noqa: F811
+    """The clips differ by the mean that a part keeps, which is one level for all its pixels."""
+    made = views(videos, Augmentation(size=16, grayscale=0.0, blur=0.0))
+    whole = next(iter(loader(made)))
+    part = next(iter(parts_of(made, 2)[0]))
+    frames = whole["frames"][:, :, :6]
+    assert not torch.equal(part["frames"], frames)
+    inside = (frames > 0) & (frames < 255) & (part["frames"] > 0) & (part["frames"] < 255)
+    differences = (part["frames"].int() - frames.int()).masked_fill(~inside, 0)
+    for clip, real in zip(differences.flatten(0, 1), inside.flatten(0, 1), strict=True):
+        assert clip[real].float().std() < 1
 
 
 def test_a_part_continues_from_the_state_of_any_part(videos):  # noqa: F811
@@ -145,7 +159,7 @@ def test_a_part_alone_does_not_leave_out_videos(videos):  # noqa: F811
 def test_parts_that_do_not_exist(videos):  # noqa: F811
     with pytest.raises(ValueError, match="T = 12 frames cannot be divided into 5 equal parts"):
         loader(views(videos), part=(0, 5))
-    with pytest.raises(ValueError, match=r"expected|part must be \(r, R\) with 0 <= r < R"):
+    with pytest.raises(ValueError, match=r"part must be \(r, R\) with 0 <= r < R, got \(2, 2\)"):
         loader(views(videos), part=(2, 2))
     with pytest.raises(ValueError, match="T = 1 frames cannot be divided into 2 equal parts"):
         loader(SegmentTuples(videos, FULL), part=(0, 2))
