@@ -10,7 +10,7 @@ from tolerance import as_accurate_as
 import fastseq
 from ops.scl import ring_ranks as ring
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.compile]
 
 
 @pytest.fixture(scope="module")
