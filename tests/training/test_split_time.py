@@ -12,9 +12,13 @@ from split_ranks import DIVISIONS, broken, main
 from test_distributed import check_equal, difference
 from two_ranks import squares
 
+import training.train
+from training.loop import resuming
+from training.loop.resuming import check_shards
 from training.recipe.load import ConfigError, load_config
 from training.recipe.ranks import check_ranks
-from training.runs.log import read_log
+from training.runs.log import read_lines, read_log
+from training.support.command import UserError
 
 pytestmark = pytest.mark.process
 
@@ -69,13 +73,13 @@ def test_a_run_that_shares_clips_resumes_bit_for_bit(here):
     assert numbers("cut") == numbers("whole")
 
 
-def test_a_run_may_continue_on_one_rank(here):
+def test_a_run_may_continue_with_whole_clips(here):
     steps = [*STILL, "train.steps=6"]
     assert wait(start("one", *steps, num=1, parts=1)) == [0]
     assert wait(start("cut", *steps, STOP_AT="SIGTERM:2")) == [143, 143]
-    again = start("cut", *steps, "--resume", num=1, parts=1)
-    assert wait(again) == [0]
-    assert "saved with ranks 2 (now 1): it continues, but not bit for bit" in said(again[0])
+    again = start("cut", *steps, "--resume", parts=1)
+    assert wait(again) == [0, 0]
+    assert "saved with data.split_time 2 (now 1): it continues, but not" in said(again[0])
     for a, b in zip(read_log("one"), read_log("cut"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
@@ -116,6 +120,34 @@ def test_torchrun_trains_on_videos(video_folder):
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in read_log("run")] == [1, 2]
     assert all(line["loss"] > 0 for line in read_log("run"))
+
+
+@pytest.mark.parametrize("cache", ["ram", "features"])
+def test_cached_videos_are_shared_in_parts(video_folder, cache):
+    """Rank 0 also evaluates, in which whole videos are embedded by one rank."""
+    options = [f"data.cache={cache}", "model.train_from=none", "model.random_frozen=true"]
+    options += ["train.steps=4", "train.evaluate_every=2", *STILL[:2]]
+    loader = training.train.training_loader
+    for run, num in (("one", 1), ("two", 2)):
+        done = start(run, *options, loader=loader, num=num, parts=num)
+        assert wait(done) == [0] * num, said(done[0])
+    assert len(read_lines("two/evaluations.jsonl")) == 2
+    for a, b in zip(read_log("one"), read_log("two"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+def test_a_run_of_shards_resumes_with_as_many_groups(monkeypatch):
+    order = {"kind": "by shard", "world_size": 2}
+    monkeypatch.setattr(resuming, "world_size", lambda: 4)
+    check_shards(order, "run", parts=2)
+    check_shards({"kind": "shuffled"}, "run", parts=1)
+    with pytest.raises(
+        UserError, match="reads shards on 2 ranks, and this is a resume on 4: ranks"
+    ):
+        check_shards(order, "run", parts=1)
+    words = r"on 2 groups, and this is a resume on 1 \(data.split_time=4\): groups .*node=8"
+    with pytest.raises(UserError, match=words):
+        check_shards(order, "run", parts=4)
 
 
 @pytest.mark.parametrize(
