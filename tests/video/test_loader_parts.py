@@ -90,7 +90,7 @@ class Agreement:
     """What connects the loaders of a test, each in its own thread."""
 
     def __init__(self, count):
-        self.barrier, self.found = threading.Barrier(count, timeout=60), [{}] * count
+        self.barrier, self.found = threading.Barrier(count, timeout=20), [{}] * count
 
     def of(self, place):
         def agree(found):
