@@ -100,7 +100,10 @@ def time_split(parts: int) -> TimeSplit | None:
     if parts == 1:
         return None
     if world_size() % parts:
-        raise ValueError(f"{world_size()} ranks are not a multiple of {parts}")
+        raise ValueError(
+            f"data.split_time: {parts} ranks share every clip, but there are {world_size()} ranks; "
+            f"start a multiple of {parts} with torchrun"
+        )
     group, _ = dist.new_subgroups(group_size=parts, timeout=_timeout)
     return TimeSplit(parts, rank() % parts, group)
 
