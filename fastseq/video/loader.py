@@ -153,6 +153,10 @@ class ClipLoader:
         self._names: dict[str, str] = {}
         self._videos: int | None = None  # checksum, computed when it is needed
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For worker processes, which draw items; a process group cannot be pickled.
+        return self.__dict__ | {"agree": None}
+
     @property
     def batches_per_epoch(self) -> int:
         whole, rest = divmod(self._order.count, self.batch_size * self.world_size)

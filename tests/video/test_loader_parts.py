@@ -1,5 +1,6 @@
 """Loaders that share every clip: their parts together are the whole clips."""
 
+import pickle
 import threading
 
 import pytest
@@ -146,6 +147,13 @@ def test_parts_end_together_when_nothing_is_left(videos):  # noqa: F811
     _, _, errors = run_together(made, *LENGTHS)
     assert all(isinstance(error, TooManyBadVideos) for error in errors)
     assert str(errors[0]) == str(errors[1])
+
+
+def test_workers_that_are_not_forked_get_the_loader_without_its_group(videos):  # noqa: F811
+    one = loader(views(videos), part=(1, 2), agree=lambda found: found)
+    copy = pickle.loads(pickle.dumps(one))
+    assert [item.id for item in copy.items_of(3)] == [item.id for item in one.items_of(3)]
+    assert one.agree({}) == {}
 
 
 def test_a_part_alone_does_not_leave_out_videos(videos):  # noqa: F811
