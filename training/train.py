@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from training.support import lost
+
+        if not lost.ends(error, _again(args)):
+            raise
+        return 1
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -84,12 +91,13 @@ def _run(args: argparse.Namespace) -> int:
         from training.loop.trainer import Trainer, check_loss
         from training.runs.folder import check_run_dir, open_run, restarted
         from training.runs.model import check_frozen, initial_model
-        from training.support import distributed
+        from training.support import distributed, lost
     except ImportError as error:
         print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
         return 2
 
-    distributed.start()
+    distributed.start(_timeout(args))
+    lost.listen()
     if not distributed.is_main():
         logging.getLogger().setLevel(logging.ERROR)
     try:
@@ -149,7 +157,9 @@ def _run(args: argparse.Namespace) -> int:
         if distributed.is_main():
             _complain(error)
         return 1
-    except (TooManyBadVideos, OSError) as error:  # on this one; torchrun ends the others
+    except (TooManyBadVideos, OSError) as error:  # on this one, or on those that share clips
+        if distributed.world_size() > 1:
+            lost.announce()
         if not getattr(error, "speaks", True):
             return 1
         _complain(error)
@@ -162,13 +172,33 @@ def _run(args: argparse.Namespace) -> int:
     if received:
         if distributed.is_main():
             print(f"stopped; continue with --resume: {run_dir}", file=sys.stderr)
-            words = shlex.join([args.recipe, *args.overrides, "--resume"])
-            print(f"  {distributed.launcher()} -m training.train {words}", file=sys.stderr)
+            print(f"  {_again(args)}", file=sys.stderr)
         return 128 + received
     early = f", stopped early at step {trainer.step}" if trainer.stopped_early else ""
     following = "next, python -m training.evaluate or training.report with"
     logging.info("done%s: %s %s", early, following, run_dir)
     return INCOMPLETE if left_out.videos and distributed.world_size() == 1 else 0
+
+
+def _timeout(args: argparse.Namespace) -> timedelta | None:
+    """train.timeout; None for torch's own, and for a recipe that `_configure` will refuse."""
+    from training.support.distributed import launched_by_torchrun
+
+    if not launched_by_torchrun():
+        return None
+    try:
+        seconds = compose(args).train.timeout
+    except (ValueError, OSError):
+        return None
+    return None if seconds is None else timedelta(seconds=seconds)
+
+
+def _again(args: argparse.Namespace) -> str:
+    """The command that continues the run."""
+    from training.support.distributed import launcher
+
+    words = shlex.join([args.recipe, *args.overrides, "--resume"])
+    return f"{launcher()} -m training.train {words}"
 
 
 def _complain(error: Exception) -> None:

@@ -52,7 +52,8 @@ class ClipLoader:
 
     Several loaders may share every clip, each with another `part` of its frames. Only the pixels of
     these frames are read, and T above becomes T / R; draws, `num_frames`, `ids` and `actions` are
-    those of the whole clip.
+    those of the whole clip. So are the pixels, except where the contrast is changed: this keeps the
+    mean of a part, not of the whole clip.
 
     Args:
         items: what the clips are: `TwoViews`, `VideoPairs`, `SynchronisedViews` or
@@ -151,6 +152,10 @@ class ClipLoader:
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         self._names: dict[str, str] = {}
         self._videos: int | None = None  # checksum, computed when it is needed
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For worker processes, which draw items; a process group cannot be pickled.
+        return self.__dict__ | {"agree": None}
 
     @property
     def batches_per_epoch(self) -> int:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from processes import PATH, launch, said, train, wait
 from runs import RECIPE, numbers, same, weights
 from split_ranks import DIVISIONS, broken, main
 from test_distributed import check_equal, difference
+from test_supervised import write_labels
 from two_ranks import squares
 
 import training.train
@@ -126,12 +128,15 @@ def test_torchrun_trains_on_videos(video_folder):
 def test_cached_videos_are_shared_in_parts(video_folder, cache):
     """Rank 0 also evaluates, in which whole videos are embedded by one rank."""
     options = [f"data.cache={cache}", "model.train_from=none", "model.random_frozen=true"]
-    options += ["train.steps=4", "train.evaluate_every=2", *STILL[:2]]
+    options += ["train.steps=4", "train.evaluate_every=2", "augmentation.jitter=0", *STILL]
+    options += ["loss.scl.weight=1", "loss.classification.weight=1", "data.test_split=train"]
+    options += ["loss.classification.dropout=0"]
+    write_labels(video_folder)
     loader = training.train.training_loader
     for run, num in (("one", 1), ("two", 2)):
         done = start(run, *options, loader=loader, num=num, parts=num)
         assert wait(done) == [0] * num, said(done[0])
-    assert len(read_lines("two/evaluations.jsonl")) == 2
+    assert len(read_lines(Path("two/evaluations.jsonl"))) == 3
     for a, b in zip(read_log("one"), read_log("two"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 

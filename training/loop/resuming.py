@@ -1,24 +1,39 @@
 """Whether a checkpoint's state of each rank fits the ranks of a resume."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from training.support.command import UserError
+from training.support.distributed import is_main, world_size
+
+logger = logging.getLogger(__name__)
 
 
-def split_time_of(state: Mapping[str, Any]) -> int:
-    """data.split_time of the run that wrote a checkpoint."""
-    return state["config"]["data"].get("split_time", 1)  # older checkpoints lack the key
+def same_ranks(state: Mapping[str, Any], parts: int) -> bool:
+    """Whether this rank continues with the state that the checkpoint has of it.
+
+    ``parts``: number of consecutive ranks that share every clip, data.split_time.
+    """
+    before = state["config"]["data"].get("split_time", 1)  # older checkpoints lack the key
+    if before != parts and is_main():
+        logger.warning(
+            "the run was saved with data.split_time %d (now %d): it continues, but not bit for bit",
+            before,
+            parts,
+        )
+    return (len(state["ranks"]), before) == (world_size(), parts)
 
 
-def check_shards(order: Mapping[str, Any], run_dir: Path, ranks: int, parts: int) -> None:
+def check_shards(order: Mapping[str, Any], run_dir: Path, parts: int) -> None:
     """UserError if a run that reads shards would read others on these ranks.
 
     Args:
         order: the order in the state of the saved loader.
-        ranks: number of ranks of the resume; each ``parts`` of them share every clip.
+        parts: number of consecutive ranks that share every clip, data.split_time.
     """
+    ranks = world_size()
     if order.get("kind") != "by shard" or order["world_size"] * parts == ranks:
         return
     saved, unit, now = order["world_size"], "rank", f"{ranks}"

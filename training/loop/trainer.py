@@ -20,7 +20,7 @@ from training.loop.meter import Meter
 from training.loop.optimizer import check_optimizer, make_optimizer
 from training.loop.pair_step import PairStep
 from training.loop.precision import precision_name, precision_of
-from training.loop.resuming import check_shards, split_time_of
+from training.loop.resuming import check_shards, same_ranks
 from training.loop.schedule import learning_rate, milestone_shares, total_steps, warmup_share
 from training.loop.step import GradientStep, StepResult
 from training.loop.vclr_step import VCLRStep
@@ -170,7 +170,7 @@ class Trainer:
         if state is None:
             return False
         ranks, parts = state["ranks"], self.cfg.data.split_time
-        check_shards(ranks[0]["loader"].get("order") or {}, self.run_dir, world_size(), parts)
+        check_shards(ranks[0]["loader"].get("order") or {}, self.run_dir, parts)
         load_weights(self.model, state, folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.gradient_step.scaler.load_state_dict(state.get("scaler", {}))
@@ -178,7 +178,7 @@ class Trainer:
             average.load_state_dict(state["ema"])
         self.step = state["step"]
         self.meter.load_state(state)
-        if (len(ranks), split_time_of(state)) == (world_size(), parts):
+        if same_ranks(state, parts):
             self.loader.load_state_dict(ranks[rank()]["loader"])
             set_random_state(ranks[rank()]["random"])
         else:

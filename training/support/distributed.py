@@ -16,6 +16,8 @@ from torch import Tensor
 
 from training.support.time_split import TimeSplit
 
+_timeout: timedelta | None = None  # of `start`
+
 
 class OtherRankFailed(RuntimeError):
     """Another rank failed; that rank prints the reason."""
@@ -46,7 +48,9 @@ def start(timeout: timedelta | None = None) -> None:
 
     ``timeout``: how long one may wait for another; default: torch's (gloo 30 minutes, NCCL 10).
     """
+    global _timeout
     if launched_by_torchrun() and not dist.is_initialized():
+        _timeout = timeout
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
 
@@ -96,8 +100,11 @@ def time_split(parts: int) -> TimeSplit | None:
     if parts == 1:
         return None
     if world_size() % parts:
-        raise ValueError(f"{world_size()} ranks are not a multiple of {parts}")
-    group, _ = dist.new_subgroups(group_size=parts)
+        raise ValueError(
+            f"data.split_time: {parts} ranks share every clip, but there are {world_size()} ranks; "
+            f"start a multiple of {parts} with torchrun"
+        )
+    group, _ = dist.new_subgroups(group_size=parts, timeout=_timeout)
     return TimeSplit(parts, rank() % parts, group)
 
 
