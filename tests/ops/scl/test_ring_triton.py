@@ -157,7 +157,8 @@ def check_gradient(rows, columns, opts, *splits, near=True, floor=None, **scalar
     want = plain_gradient(*every, **kwargs)
     plain = plain_gradient(*every, dtype=torch.float32, **kwargs)
     top = torch.tensor(0.5, device=DEVICE)
-    assert of_rows.weight.any() and want[0].any()
+    assert of_rows.weight.any()
+    assert want[0].any()
     for sizes in splits:
         total = torch.zeros(rows.z.shape, dtype=torch.float32, device=DEVICE)
         along = 0
@@ -215,7 +216,7 @@ def test_scalars_in_tensors():
 
 @pytest.mark.parametrize("valid", [None, torch.tensor([64, 3, 0])])
 def test_additional_negatives(valid):
-    """Columns without times and targets: the softmax alone, also where the last tile is not full."""
+    """Columns without times and targets: the softmax alone, also in a tile that is not full."""
     rows = side(3, 65, seed=1)._replace(t=None)
     columns = side(3, 70, seed=2, valid=valid)._replace(t=None)
     for opts in (options(), options(temperature=0.01, target="sigmoid")):
@@ -306,20 +307,25 @@ def test_nan_in_a_timestamp_is_not_hidden():
     bad = torch.arange(70.0, device=DEVICE).repeat(2, 1)
     bad[:, 65] = math.nan
     lse, log_g, _ = ring.statistics(rows, columns._replace(t=bad), None, None, opts, True)
-    assert lse[0].isnan().all() and not lse[1].isnan().any() and not log_g.isnan().any()
+    assert lse[0].isnan().all()
+    assert not lse[1].isnan().any()
+    assert not log_g.isnan().any()
 
 
 @pytest.mark.parametrize("near", [True, False])
-@pytest.mark.parametrize("n, frames1, frames2", [(0, 5, 5), (2, 0, 5), (2, 5, 0), (1, 0, 0)])
+@pytest.mark.parametrize(("n", "frames1", "frames2"), [(0, 5, 5), (2, 0, 5), (2, 5, 0), (1, 0, 0)])
 def test_no_frames(n, frames1, frames2, near):
     rows, columns = side(n, frames1, 8), side(n, frames2, 8)
     lse, log_g, mean = ring.statistics(rows, columns, None, None, options(), near)
-    assert lse.shape == (n, frames1) and (lse <= -1e30).all()
+    assert lse.shape == (n, frames1)
+    assert (lse <= -1e30).all()
     assert not near or ((log_g == -torch.inf).all() and (mean == 0).all())
     total = torch.full((n, frames1, 8), 3.0, device=DEVICE)
     zeros = [Weights(*(torch.zeros(n, t, device=DEVICE),) * 3) for t in (frames1, frames2)]
     along = ring.add_gradient(total, rows, columns, *zeros, None, None, options(), near, True)
-    assert (total == 3).all() and along.shape == (n, frames1) and (along == 0).all()
+    assert (total == 3).all()
+    assert along.shape == (n, frames1)
+    assert (along == 0).all()
     assert ring.finish(total, rows, torch.tensor(2.0, device=DEVICE), options()).eq(6).all()
 
 
