@@ -1,7 +1,6 @@
 """The parts of a split scl_loss with the Triton kernels, interpreted on machines without a GPU."""
 
 import math
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.scl import triton as scl_triton
 from fastseq.ops.scl.options import TARGETS, SCLOptions, log_target, reach
 from fastseq.ops.scl.ring import triton as ring
+from fastseq.ops.scl.ring.options import Side, Weights
 from ops.scl.test_triton import DEVICE, EXPONENT, randint, randn, run
 
 pytestmark = [
@@ -19,18 +19,6 @@ pytestmark = [
     # NumPy warns about infinities and NaN, which masked entries contain on purpose.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
-
-
-class Side(NamedTuple):
-    z: torch.Tensor
-    t: torch.Tensor | None
-    valid: torch.Tensor | None
-
-
-class Weights(NamedTuple):
-    lse: torch.Tensor
-    weight: torch.Tensor
-    target: torch.Tensor | None
 
 
 def options(**changes):

@@ -4,6 +4,7 @@ The kernels are those of the whole loss. Statistics: two launches. Gradient: thr
 copied back to the host.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from fastseq.ops.common import launch
 from fastseq.ops.common.lengths import valid_mask
 from fastseq.ops.scl.options import ROWS, UNIT, SCLOptions, padded
+from fastseq.ops.scl.ring import blocks
+from fastseq.ops.scl.ring.options import Primitives, Side, Weights
 from fastseq.ops.scl.triton import (
     Kernels,
     is_online,
@@ -26,7 +29,12 @@ from fastseq.ops.scl.triton_ring_kernels import scl_weights_kernel
 
 
 def statistics(
-    rows, columns, tau: Tensor | None, var: Tensor | None, opts: SCLOptions, near: bool
+    rows: Side,
+    columns: Side,
+    tau: Tensor | None,
+    var: Tensor | None,
+    opts: SCLOptions,
+    near: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Log-denominators of the rows over these columns, and if ``near`` the logarithm of the sum of
     their targets g and the mean over g of s - log g ("ce": of s). Each (N, T) in float32.
@@ -49,10 +57,10 @@ def statistics(
 
 def add_gradient(
     total: Tensor,
-    rows,
-    columns,
-    of_rows,
-    of_columns,
+    rows: Side,
+    columns: Side,
+    of_rows: Weights,
+    of_columns: Weights,
     tau: Tensor | None,
     var: Tensor | None,
     opts: SCLOptions,
@@ -91,7 +99,7 @@ def add_gradient(
     return None if alongs is None else alongs[:, :frames]
 
 
-def finish(total: Tensor, rows, top: Tensor, opts: SCLOptions) -> Tensor:
+def finish(total: Tensor, rows: Side, top: Tensor, opts: SCLOptions) -> Tensor:
     """The gradient of the rows in their dtype: ``total`` times ``top``, 0 where not real."""
     out = total * top
     if rows.valid is not None:
@@ -114,7 +122,7 @@ class _Prepared(NamedTuple):
     scales: tuple[float, float, float]
 
 
-def _prepared(rows, columns, tau, var, opts: SCLOptions, near: bool) -> _Prepared:
+def _prepared(rows: Side, columns: Side, tau, var, opts: SCLOptions, near: bool) -> _Prepared:
     z1, z2 = rows.z, columns.z
     sizes = n, frames1, frames2 = len(z1), z1.shape[1], z2.shape[1]
     t1, t2 = (rows.t, columns.t) if near else (None, None)
@@ -139,3 +147,8 @@ def _prepared(rows, columns, tau, var, opts: SCLOptions, near: bool) -> _Prepare
 @launch.once
 def _weights(**constants: bool | str) -> launch.Kernel:
     return launch.Kernel(scl_weights_kernel, **constants, num_warps=1)
+
+
+PRIMITIVES = Primitives(statistics, add_gradient, finish)
+forward = functools.partial(blocks.forward, PRIMITIVES)
+backward = functools.partial(blocks.backward, PRIMITIVES)
