@@ -71,7 +71,7 @@ def scl_weights_kernel(
         b_g = tl.load(p_target + i_n * T + o_t, mask=m_t, other=0.0)
     tl.store(p_row + TARGETS * stride, b_g)
     if i_d == 0:
-        _, reach = spread(rate, reach, p_var, TARGET)
+        rate, reach = spread(rate, reach, p_var, TARGET)
         p_record = p_sa + RECORD * stride
         r1, r2, r3, b_time = clock(p_sa + TIME * stride, p_record, row, o_t, padded(T1), UNIT)
         lo = tl.min(b_time, 0)

@@ -236,6 +236,8 @@ SPILLING |= {
     "grad tf32x3 D128 sm_90 online mask  sigmoid",
     *(f"{k} tf32x3 D128 sm_100 {mode} mask  sigmoid" for k in KERNELS for mode in MODES),
 }
+# Of the parts of a loss over ranks, all outside the loops.
+SPILLING |= {"stats bf16 D128 sm_90 shift None long partial"}
 TABLE = Table("scl_resources.json", scl_job, name, core_cases(), SPILLING)
 
 

@@ -300,6 +300,15 @@ def test_nan_in_a_timestamp_is_not_hidden():
     assert not log_g.isnan().any()
 
 
+def test_frames_that_are_not_real_have_no_gradient():
+    """Whatever the upstream gradient is."""
+    rows = side(2, 5, 8, valid=torch.tensor([5, 2], device=DEVICE))
+    total = torch.ones(2, 5, 8, device=DEVICE) * real(rows)[..., None]
+    got = ring.finish(total, rows, torch.tensor(math.nan, device=DEVICE), options())
+    assert (got.isnan() == real(rows)[..., None]).all()
+    assert (got[~real(rows)] == 0).all()
+
+
 @pytest.mark.parametrize("near", [True, False])
 @pytest.mark.parametrize(("n", "frames1", "frames2"), [(0, 5, 5), (2, 0, 5), (2, 5, 0), (1, 0, 0)])
 def test_no_frames(n, frames1, frames2, near):
