@@ -23,7 +23,6 @@ CASES = (
     Case("frames", "cross", "mean", "times valid", (), FP32),
     Case("frames", "cross", "none", "", CE, FP32),
     Case("frames", "video", "paper", "times", LAPLACE, FP32),
-    Case("frames", "batch", "sum", "valid", (("learned", True),), FP32),
     Case("frames", "cross", "mean", "times", (), BF16),
     Case("videos", "batch", "mean", "valid", (), FP32),
     Case("videos", "batch", "none", "", (("target", "box"), ("variance", 3.0)), FP32),
