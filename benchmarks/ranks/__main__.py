@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument("--lengths", default=[1920, 7680, 15360], help="T to time", **numbers)
     other.add_argument("--rounds", type=positive, default=5, help="calls of each way (default: 5)")
     other.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder of ranks.csv and ranks.md"
+        "--results", type=Path, default=RESULTS, help="folder of DEVICE/ranks.json and ranks.md"
     )
     return p
 

@@ -156,9 +156,7 @@ def exposed(problem: Problem, links: Links, card: Card) -> float:
     part, videos = problem.part, problem.videos
     waits = 0.0
     for backward, block in ((False, forward_block), (True, backward_block)):
-        waits += max(
-            0.0, hop_seconds(problem, links, backward) - block(part, part, videos, card)
-        )
+        waits += max(0.0, hop_seconds(problem, links, backward) - block(part, part, videos, card))
     return (problem.ranks - 1) * waits
 
 

@@ -23,9 +23,7 @@ from benchmarks.ranks.model import (
 COMMAND = "python -m benchmarks.ranks"
 
 
-def page(
-    gpus: Sequence[int], lengths: Sequence[int], videos: int, links: Links, name: str
-) -> str:
+def page(gpus: Sequence[int], lengths: Sequence[int], videos: int, links: Links, name: str) -> str:
     """The whole text in Markdown."""
     card, encoder = CARDS[name], Transformer()
     parts = [
@@ -117,9 +115,7 @@ def _ways(problems: Sequence[Problem], links: Links, card: Card) -> str:
     return "Forward and backward, memory of a GPU:\n\n" + table(("GPUs", *WAYS), rows)
 
 
-def _attention(
-    problems: Sequence[Problem], links: Links, card: Card, encoder: Transformer
-) -> str:
+def _attention(problems: Sequence[Problem], links: Links, card: Card, encoder: Transformer) -> str:
     rows = []
     for one in problems:
         found = attention(one, links, card, encoder)
