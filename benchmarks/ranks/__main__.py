@@ -8,7 +8,6 @@ with two all-gather forms in gloo processes on this CPU: equality, memory and ti
 import argparse
 from pathlib import Path
 
-from benchmarks.cost.machine import CARDS
 from benchmarks.ranks import report
 from benchmarks.ranks.model import SUPPORTED, Links
 

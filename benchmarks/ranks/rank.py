@@ -3,10 +3,12 @@
 The job is JSON on standard input, the answer one line of JSON on standard output.
 """
 
+import itertools
 import json
 import os
 import sys
 import time
+import traceback
 from datetime import timedelta
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def parts(frames: int, uneven: bool) -> list[int]:
     if uneven:
         weights = [0 if k == 1 and ranks > 2 else 1 + k % 3 for k in range(ranks)]
     ends = [frames * sum(weights[:k]) // sum(weights) for k in range(ranks + 1)]
-    return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(ends)]
 
 
 def mine(whole: list[Tensor], counts: list[int]) -> list[Tensor]:
@@ -141,9 +143,7 @@ def _names(way: str, frames: int) -> dict:
     return {"way": way, "ranks": dist.get_world_size(), "frames": frames}
 
 
-def main() -> None:
-    job = json.load(sys.stdin)
-    torch.set_num_threads(1)
+def answer(job: dict) -> dict[str, list[dict]]:
     dist.init_process_group(
         "gloo",
         init_method=f"file://{job['meeting']}",
@@ -151,15 +151,25 @@ def main() -> None:
         world_size=job["ranks"],
         timeout=timedelta(seconds=job["seconds"]),
     )
-    answer = {"differences": [], "times": [], "memory": []}
+    found = {"differences": [], "times": [], "memory": []}
     for dtype in job["dtypes"]:
-        answer["differences"] += differences(job["check_frames"], getattr(torch, dtype))
+        found["differences"] += differences(job["check_frames"], getattr(torch, dtype))
     for frames in job["times"]:
-        answer["times"] += times(frames, job["rounds"])
+        found["times"] += times(frames, job["rounds"])
     for frames in job["memory"]:
-        answer["memory"] += memory(frames)
-    print(json.dumps(answer), flush=True)
-    dist.barrier()  # a rank that ends would end the others' connections
+        found["memory"] += memory(frames)
+    dist.barrier()  # a rank that ends earlier would end the others' connections
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    try:
+        print(json.dumps(answer(json.load(sys.stdin))))
+    except Exception as error:
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        leave(1)
     leave(0)
 
 
