@@ -131,7 +131,7 @@ def page(checked: list[dict], rows: list[dict], environment: dict[str, str]) -> 
         'The all-gather forms are in `benchmarks/ranks_peers.py`. "Own rows" uses the ring\'s '
         'functions on all columns at once. "Whole loss" is `scl_loss` of all frames on every rank, '
         "which multiplies each block once for both directions: 4 products forward and backward, "
-        "the others 6.",
+        "the others 6. With one rank the ring is `scl_loss` without a group.",
         "## Differences to one process",
         f"T = {checked[0]['frames']}, two videos; largest difference of the value, and of a "
         "gradient relative to the largest one. Uneven: ranks with different numbers of frames, of "
