@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -141,10 +141,13 @@ def page(checked: list[dict], rows: list[dict], environment: dict[str, str]) -> 
         f"Forward and backward, ms: the fastest of {rows[0]['rounds']} rounds, in turns; of a "
         "round that of the slowest rank. In brackets the CPU time of all ranks together. With more "
         "ranks than cores, ranks wait for a core.",
-        table(("T; ranks", *WAYS), _cells(rows, "{best_ms:.3g} ({cpu_ms:.3g})")),
+        table(
+            ("T; ranks", *WAYS),
+            _cells(rows, lambda row: f"{_number(row['best_ms'])} ({_number(row['cpu_ms'])})"),
+        ),
         "## Memory",
         "Peak of the resident set of the rank with the most, MB above its frames and gradients:",
-        table(("T; ranks", *WAYS), _cells(rows, "{peak_mb:.3g}")),
+        table(("T; ranks", *WAYS), _cells(rows, lambda row: _number(row["peak_mb"]))),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -157,9 +160,13 @@ def _differences(checked: list[dict]) -> list[tuple[str, ...]]:
     return [(*key, *(cells[dtype] for dtype in DTYPES)) for key, cells in sorted(found.items())]
 
 
-def _cells(rows: list[dict], form: str) -> list[tuple[str, ...]]:
+def _cells(rows: list[dict], form: Callable[[dict], str]) -> list[tuple[str, ...]]:
     found: dict[tuple[int, int], dict[str, str]] = {}
     for row in sorted(rows, key=lambda row: (row["frames"], row["ranks"])):
         cells = found.setdefault((row["frames"], row["ranks"]), {})
-        cells[row["way"]] = form.format(**row)
+        cells[row["way"]] = form(row)
     return [(f"{t:,}; {r}", *(cells[way] for way in WAYS)) for (t, r), cells in found.items()]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
