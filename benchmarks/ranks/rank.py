@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import fastseq
-from benchmarks.memory import _gradient_bytes, _status_kib
+from benchmarks.memory import gradient_bytes, status_kib
 from benchmarks.ranks_peers import WAYS
 from benchmarks.timing import gradients
 from training.support.distributed import leave
@@ -129,10 +129,10 @@ def memory(frames: int) -> list[dict]:
     for way, loss in WAYS.items():
         gradients(loss(*own), own, 1)
         dist.barrier()
-        before = _status_kib("VmRSS")
+        before = status_kib("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # resets the recorded peak
         gradients(loss(*own), own, 1)
-        peak = (_status_kib("VmHWM") - before) * 1024 - _gradient_bytes(own)
+        peak = (status_kib("VmHWM") - before) * 1024 - gradient_bytes(own)
         most = torch.tensor(float(peak))
         dist.all_reduce(most, dist.ReduceOp.MAX)
         found.append(_names(way, frames) | {"peak_mb": max(0.0, most.item() / 1e6)})
