@@ -50,6 +50,10 @@ def join_valid(valid: Tensor | None, frames: Tensor, split: TimeSplit) -> Tensor
     return None if bool(whole.all()) else whole
 
 
+# torch 2.13 renames it.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, split: TimeSplit) -> Tensor:
@@ -60,8 +64,10 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        # gloo has no reduce-scatter before torch 2.8, so every rank gets all sums.
-        own = _summed(grad, ctx.split).chunk(ctx.split.parts, 1)[ctx.split.part]
+        wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        parts = wide.unflatten(1, (ctx.split.parts, -1)).movedim(1, 0)
+        own = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
+        _reduce_scatter(own, parts.flatten(0, 1).contiguous(), group=ctx.split.group)
         return own.to(grad.dtype), None
 
 
