@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         cfg, device = distributed.run_on_all(lambda: _configure(args))
         run_dir = Path(cfg.train.run_dir)
-        if distributed.run_on_main(lambda: restarted(run_dir)):
+        if restarted(run_dir):
             args.resume, args.overwrite = True, False
         if not args.dry_run:
             distributed.run_on_main(
@@ -213,8 +213,9 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
     from training.loop.trainer import choose_device, set_deterministic
     from training.recipe.load import ConfigError
     from training.runs.writers import check_writers
-    from training.support.distributed import world_size
+    from training.support.distributed import check_restarts, world_size
 
+    check_restarts()
     cfg = compose(args)
     check_evaluation(cfg)
     check_writers(cfg)
