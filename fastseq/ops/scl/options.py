@@ -1,7 +1,6 @@
 """The options of one call, and the parts of the definition that the backends share."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -102,20 +101,19 @@ def padded(frames: int) -> int:
 
 def row_coefficients(m1: Tensor, m2: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
     """`coefficients` for masks (N, T1) and (N, T2) of real frames."""
-    return coefficients(torch.stack([m1.sum(1), m2.sum(1)]).to(dtype), reduction)
+    counts = torch.stack([m1.sum(1), m2.sum(1)]).to(dtype)
+    return coefficients(counts, reduction, *totals(counts))
 
 
-def coefficients(
-    counts: Tensor, reduction: str, total: Callable[[Tensor], Tensor] = lambda x: x
-) -> Tensor:
-    """Weights (2, N): loss = sum over n of w[0, n] * rows of view 1 + w[1, n] * rows of view 2.
+def totals(counts: Tensor) -> Tensor:
+    """(2,): the number of real frames and of videos that have one; counts (2, N) per view."""
+    return torch.stack([counts.sum(), (counts.sum(0) > 0).sum().to(counts.dtype)])
 
-    ``counts`` (2, N): real frames of each view. ``total`` sums a number over the ranks that have
-    other videos.
-    """
+
+def coefficients(counts: Tensor, reduction: str, frames: Tensor, videos: Tensor) -> Tensor:
+    """Weights (2, N): loss = sum over n of w[0, n] * rows of view 1 + w[1, n] * rows of view 2."""
     if reduction in ("none", "sum"):
         return torch.ones_like(counts)
     if reduction == "mean":
-        return torch.ones_like(counts) / total(counts.sum()).clamp(min=1)
-    videos = total((counts.sum(0) > 0).sum()).clamp(min=1)
-    return 1 / (counts.clamp(min=1) * videos)
+        return torch.ones_like(counts) / frames.clamp(min=1)
+    return 1 / (counts.clamp(min=1) * videos.clamp(min=1))

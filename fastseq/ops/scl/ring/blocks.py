@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.dtypes import accumulator
-from fastseq.ops.scl.options import coefficients, scalars
+from fastseq.ops.scl.options import coefficients, scalars, totals
 from fastseq.ops.scl.ring.options import Primitives, RingOptions, Side, Weights
 from fastseq.ops.scl.ring.parts import Part, Parts
 
@@ -26,16 +26,17 @@ def forward(
     the sums of g), and the coefficients (2, N) of the reduction."""
     parts = Parts(z1, z2, tau, t1, t2, valid1, valid2, opts)
     dtype, ring, mine = accumulator(z1.dtype), parts.ring, parts.mine
+    masks = mine.masks
+    counts = torch.stack([m.sum(1) for m in masks]).to(dtype)
+    joined = opts.split == "frames"  # each rank has a part of every video
+    # Before the ring in any case: NCCL needs one call of all ranks first.
+    sums = totals(ring.sum_(counts)) if joined else ring.sum_(totals(counts))
+    coef = coefficients(counts, opts.reduction, *sums)
     rows = [_Rows(side, dtype) for side in mine.views]
     for rank, part, _ in parts.travel():
         for pair in _pairs(mine, part, rank == ring.rank, opts):
             found = backend.statistics(*pair.sides, tau, var, opts.scl, pair.near)
             rows[pair.view].add(*found)
-    masks = mine.masks
-    counts = torch.stack([m.sum(1) for m in masks]).to(dtype)
-    joined = opts.split == "frames"  # each rank has a part of every video
-    total = (lambda x: x) if joined else (lambda x: ring.sum_(x.clone()))
-    coef = coefficients(ring.sum_(counts) if joined else counts, opts.reduction, total)
     loss = sum(c * r.loss(m, opts).sum(1) for c, r, m in zip(coef, rows, masks, strict=True))
     if opts.reduction != "none":
         loss = ring.sum_(loss.sum())

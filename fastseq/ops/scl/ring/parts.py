@@ -104,15 +104,20 @@ class Parts:
 
     def _check(self, table: list[list[int]]) -> None:
         first = table[0]
-        rules = [(2, "D"), (4, "a dtype"), (9, "options"), (10, "split=")]
-        rules += [(11, "a temperature as tensor or number")]
+        rules = [
+            (2, "another D"),
+            (4, "another dtype"),
+            (11, "another kind of temperature (tensor or number)"),
+            (9, "other options"),
+            (10, "another split"),
+        ]
         if self.opts.split == "frames":
-            rules.append((0, "N"))
+            rules.append((0, "another N"))
         for place, name in rules:
             for rank, row in enumerate(table):
                 if row[place] != first[place]:
                     raise ValueError(
-                        f"scl_loss: rank {rank} of the group passed another {name} than rank 0"
+                        f"scl_loss: rank {rank} of the group passed {name} than rank 0"
                         f"{_shown(name, row[place], first[place])}; pass the same on all ranks"
                     )
         given = [row[5] >= 0 for row in table]
@@ -128,6 +133,6 @@ def _kind(t: Tensor) -> int:
 
 
 def _shown(name: str, other: int, first: int) -> str:
-    if name in ("D", "N"):
+    if name.endswith((" D", " N")):
         return f" ({other} and {first})"
-    return f" ({_FLOATS[other]} and {_FLOATS[first]})" if name == "a dtype" else ""
+    return f" ({_FLOATS[other]} and {_FLOATS[first]})" if name.endswith("dtype") else ""
