@@ -14,7 +14,7 @@ from two_ranks import squares
 
 from training.loop.trainer import Trainer
 from training.runs.checkpoint import load_latest
-from training.support import distributed, lost
+from training.support import distributed, lost, signals
 
 pytestmark = pytest.mark.process
 
@@ -76,10 +76,9 @@ def test_a_stopped_rank_is_found_after_the_timeout(start):
     processes = start(STOP_AT="SIGSTOP:6")
     try:
         assert wait(processes[:1], LIMIT) == [1]
-        assert errors(processes)[0].startswith(
-            "error: rank 1 was lost (killed, stopped or cut off)"
-        )
-        # When it goes on, it finds that the others have ended.
+        (line,) = errors(processes)
+        assert line.startswith("error: rank 1 was lost (killed, stopped or cut off)")
+        # Once it runs again, it finds that the others have ended.
         os.kill(processes[1].pid, signal.SIGCONT)
         assert wait(processes[1:], LIMIT) == [1]
         assert errors(processes) == [line]
@@ -127,3 +126,15 @@ def test_a_restart_that_would_fail_is_refused(monkeypatch):
         distributed.check_restarts()
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
     distributed.check_restarts()
+
+
+def test_after_an_error_sigterm_does_not_cut_off_the_message(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    for ranks, expected in ((1, before), (2, signal.SIG_IGN)):
+        monkeypatch.setattr(signals, "world_size", lambda ranks=ranks: ranks)
+        try:
+            with pytest.raises(RuntimeError), signals.Signals():
+                raise RuntimeError("Connection closed by peer")
+            assert signal.getsignal(signal.SIGTERM) == expected
+        finally:
+            signal.signal(signal.SIGTERM, before)

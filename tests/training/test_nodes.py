@@ -1,15 +1,20 @@
 """torchrun on two machines, which are two torchruns on this one, and its restarts."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from processes import PATH, launch, said, train, wait
 from runs import RECIPE, numbers, same, weights
 from two_ranks import squares
+
+from training.runs.folder import restarted
 
 pytestmark = pytest.mark.process
 
@@ -25,7 +30,7 @@ if not Path("run/checkpoints").exists():
     os.environ["STOP_AT"] = "SIGKILL:8"
 leave(train(squares, sys.argv[1:]))
 """
-RUN = ["tiny.yaml", "train.log_every=1"]
+RUN = ["tiny.yaml", "train.run_dir=run", "train.log_every=1"]
 LIMIT = 240  # seconds
 
 
@@ -36,36 +41,15 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         Path("tiny.yaml").write_text(RECIPE)
-        processes = launch(train, squares, [*RUN, "train.run_dir=run"], num=2)
+        processes = launch(train, squares, RUN, num=2)
         assert wait(processes) == [0, 0], said(processes[0])
     return folder
 
 
-def torchrun(number: int, *options: str, **environment: str) -> subprocess.Popen:
-    """Its output goes to the file NUMBER.txt."""
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "--max-restarts=1"]
-    command += ["train_squares.py", *RUN, "train.run_dir=run"]
-    environment = os.environ | {"PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"} | environment
-    with open(f"{number}.txt", "w") as output:
-        return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-
-
-def ended(torchruns: list[subprocess.Popen]) -> list[str]:
-    """Their outputs, once they have ended well."""
-    try:
-        statuses = [process.wait(LIMIT) for process in torchruns]
-    finally:
-        for process in torchruns:
-            process.terminate()  # it ends its ranks
-    outputs = [Path(f"{number}.txt").read_text() for number in range(len(torchruns))]
-    assert statuses == [0] * len(torchruns), "\n".join(outputs)
-    return outputs
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(RECIPE)
 
 
 def check(outputs: list[str], whole: Path) -> None:
@@ -78,19 +62,65 @@ def check(outputs: list[str], whole: Path) -> None:
     assert same(weights("run"), weights(str(whole / "run")))
 
 
-def test_two_machines_train_as_one_and_continue_after_a_kill(whole, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("tiny.yaml").write_text(RECIPE)
-    Path("train_squares.py").write_text(SCRIPT)
-    machines = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=clips"]
-    machines += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
-    own = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    check(ended([torchrun(number, *machines, **own) for number in range(2)]), whole)
+def torchrun(number: int, endpoint: str) -> subprocess.Popen:
+    """One of two machines; its output goes to the file NUMBER.txt."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    command += ["--rdzv-backend=c10d", "--rdzv-id=clips", f"--rdzv-endpoint={endpoint}"]
+    command += ["--local-addr=127.0.0.1", "--max-restarts=1", "train_squares.py", *RUN]
+    environment = {"PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    with open(f"{number}.txt", "w") as output:
+        return subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output)
 
 
-def test_one_machine_continues_after_a_kill(whole, tmp_path, monkeypatch):
-    """With torchrun's default, one store for all restarts."""
-    monkeypatch.chdir(tmp_path)
-    Path("tiny.yaml").write_text(RECIPE)
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_two_machines_train_as_one_and_continue_after_a_kill(whole, folder):
     Path("train_squares.py").write_text(SCRIPT)
-    check(ended([torchrun(0, "--standalone", "--nproc-per-node=2")]), whole)
+    endpoint = f"127.0.0.1:{free_port()}"
+    machines = [torchrun(number, endpoint) for number in range(2)]
+    try:
+        statuses = [machine.wait(LIMIT) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.terminate()  # it ends its rank
+    outputs = [Path(f"{number}.txt").read_text() for number in range(2)]
+    assert statuses == [0, 0], "\n".join(outputs)
+    check(outputs, whole)
+
+
+def at_store(port: int) -> int:
+    """Train with the store at this port; rank 0 is late."""
+    os.environ["MASTER_PORT"] = str(port)
+    time.sleep(1.5 * (os.environ["RANK"] == "0"))
+    return train(squares, RUN)
+
+
+def test_a_restart_in_the_same_store_finds_its_own_ranks(whole, folder):
+    """torchrun on one machine has one store, where the ranks of the first start remain."""
+    restarts = {"TORCHELASTIC_RUN_ID": "clips", "TORCHELASTIC_MAX_RESTARTS": "1"}
+    first = launch(
+        train, squares, RUN, num=2, STOP_AT="SIGKILL:8", TORCHELASTIC_RESTART_COUNT="0", **restarts
+    )
+    assert wait(first) == [1, -signal.SIGKILL]
+    port = first[0].store.port
+    again = launch(at_store, port, num=2, TORCHELASTIC_RESTART_COUNT="1", **restarts)
+    assert wait(again) == [0, 0], said(again[0])
+    check([said(process) for process in (*first, *again)], whole)
+
+
+def test_a_run_is_recognised_when_no_machine_counts_the_restart(tmp_path, monkeypatch):
+    """As after a machine has come back."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "clips")
+    facts = {"launch": "clips", "torchruns": [f"{socket.gethostname()}:{os.getppid()}", "b:7"]}
+    assert not restarted(tmp_path)
+    (tmp_path / "environment.json").write_text(json.dumps(facts))
+    assert restarted(tmp_path)
+    (tmp_path / "environment.json").write_text(json.dumps(facts | {"torchruns": ["b:7"]}))
+    assert not restarted(tmp_path)
+    (tmp_path / "environment.json").write_text(json.dumps(facts | {"launch": "other"}))
+    assert not restarted(tmp_path)
