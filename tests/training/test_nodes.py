@@ -94,9 +94,9 @@ def test_two_machines_train_as_one_and_continue_after_a_kill(whole, folder):
 
 
 def at_store(port: int) -> int:
-    """Train with the store at this port; rank 0 is late."""
+    """Train with the store at this port; rank 1 is late."""
     os.environ["MASTER_PORT"] = str(port)
-    time.sleep(1.5 * (os.environ["RANK"] == "0"))
+    time.sleep(1.5 * (os.environ["RANK"] == "1"))
     return train(squares, RUN)
 
 
@@ -109,7 +109,7 @@ def test_a_restart_in_the_same_store_finds_its_own_ranks(whole, folder):
     assert wait(first) == [1, -signal.SIGKILL]
     port = first[0].store.port
     again = launch(at_store, port, num=2, TORCHELASTIC_RESTART_COUNT="1", **restarts)
-    assert wait(again) == [0, 0], said(again[0])
+    assert wait(again, 90) == [0, 0], said(again[0])
     check([said(process) for process in (*first, *again)], whole)
 
 
