@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from processes import launch, said, train, wait
 from runs import RECIPE
+from test_troubleshooting import SHOWN
 from two_ranks import squares
 
 from training.loop.trainer import Trainer
@@ -58,6 +59,12 @@ def errors(processes: list) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("error")]
 
 
+def check_page(processes: list) -> None:
+    """docs/troubleshooting.md shows the message that a rank printed."""
+    text = " ".join("\n".join(map(said, processes)).replace("within 2 s", "within 5 s").split())
+    assert any(pattern.search(text) for pattern in SHOWN.values())
+
+
 def test_a_killed_rank_ends_all_after_the_last_checkpoint(start):
     processes = start(num=3, STOP_AT="SIGKILL:6")
     assert wait(processes, LIMIT) == [1, 1, -signal.SIGKILL]
@@ -66,6 +73,7 @@ def test_a_killed_rank_ends_all_after_the_last_checkpoint(start):
         "error: rank 2 was lost (killed, stopped or cut off): no answer within 2 s; "
         "all ranks end; continue from the last checkpoint with"
     )
+    check_page(processes[:2])
     assert f"\n  {RESUME.format(3)} train.log_every=1 train.timeout=8 --resume\n" in "".join(
         map(said, processes)
     )
@@ -93,6 +101,7 @@ def test_a_rank_that_hangs_answers_and_is_ended(start):
     assert line.startswith(
         "error: one rank did not reach an operation of all ranks in time, although all ranks answer"
     )
+    check_page(processes)
 
 
 def test_a_mistake_on_one_rank_is_the_only_message(start):
