@@ -104,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
         cfg, device = distributed.run_on_all(lambda: _configure(args))
         distributed.time_split(cfg.data.split_time)  # makes the groups, which all ranks do together
         run_dir = Path(cfg.train.run_dir)
-        if distributed.run_on_main(lambda: restarted(run_dir)):
+        if restarted(run_dir):
             args.resume, args.overwrite = True, False
         if not args.dry_run:
             distributed.run_on_main(
@@ -216,8 +216,9 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
     from training.loop.trainer import choose_device, set_deterministic
     from training.recipe.ranks import check_ranks
     from training.runs.writers import check_writers
-    from training.support.distributed import world_size
+    from training.support.distributed import check_restarts, world_size
 
+    check_restarts()
     cfg = compose(args)
     check_evaluation(cfg)
     check_writers(cfg)

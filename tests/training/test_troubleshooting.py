@@ -14,6 +14,7 @@ from fastseq.video import open_engine
 from training import align, evaluate, prepare, train
 from training.data.index import build_index
 from training.support.command import missing_extra
+from training.support.distributed import check_restarts
 
 PAGE = (Path(__file__).parents[2] / "docs/troubleshooting.md").read_text()
 
@@ -27,6 +28,8 @@ ELSEWHERE = {
     "torch.OutOfMemoryError": "PyTorch's own",
     "needs a CUDA device": "where DALI is installed",
     "the loss or its gradient was not finite": "20 steps: test_train.py",
+    "was lost (killed, stopped or cut off)": "several processes: test_lost_rank.py",
+    "one rank did not reach an operation": "several processes: test_lost_rank.py",
 }
 
 
@@ -52,6 +55,14 @@ def twice():
     slope.sum().backward()
 
 
+def restarts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        patch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+        patch.setenv("GROUP_WORLD_SIZE", "2")
+        check_restarts()
+
+
 def raised(call) -> str:
     with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
         call()
@@ -72,6 +83,7 @@ CALLS = [
     lambda: fastseq.soft_dtw(z(), z(), backend="cuda"),
     twice,
     lambda: open_engine("auto", ["a.mp4"], 32),
+    restarts,
 ]
 
 LABELS = [

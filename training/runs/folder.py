@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from training.recipe.load import ConfigError, differences, load_config, may_chan
 from training.runs.checkpoint import INITIAL, save_initial
 from training.runs.model import BEST, LATEST, checkpoint_name, weights_to_keep
 from training.runs.videos import TRAINING_VIDEOS, write_training_videos
-from training.support.distributed import rank, run_on_main
+from training.support.distributed import gather_objects, max_over_ranks, rank, run_on_main
 from training.support.files import file_name, write_text
 
 if TYPE_CHECKING:
@@ -102,11 +103,28 @@ def _of_other_choice(path: Path) -> bool:
 
 
 def restarted(run_dir: Path) -> bool:
-    """Whether torchrun --max-restarts restarted this process for the existing run."""
-    path = run_dir / "environment.json"
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or not path.exists():
-        return False
-    return json.loads(path.read_text()).get("launch") == os.environ.get("TORCHELASTIC_RUN_ID")
+    """Whether torchrun restarted the ranks of the existing run. To be called on every rank.
+
+    The number of the restart is that of one machine: 0 on a machine whose ranks end because those
+    of another one do, and everywhere after a machine has come or gone. But the torchrun of at
+    least one machine is still the same.
+    """
+    torchruns = gather_objects(_torchrun())
+    again = max_over_ranks(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))) > 0
+
+    def same_launch() -> bool:
+        path = run_dir / "environment.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        if "launch" not in before or before["launch"] != os.environ.get("TORCHELASTIC_RUN_ID"):
+            return False
+        return again or not set(torchruns).isdisjoint(before.get("torchruns", []))
+
+    return run_on_main(same_launch)
+
+
+def _torchrun() -> str:
+    """The torchrun process that started this one."""
+    return f"{socket.gethostname()}:{os.getppid()}"
 
 
 def check_run_dir(cfg: DictConfig, run_dir: Path, *, resume: bool, overwrite: bool) -> None:
@@ -151,6 +169,7 @@ def open_run(trainer: Trainer, *, resume: bool) -> None:
     cfg, run_dir = trainer.cfg, trainer.run_dir
     torch.manual_seed(cfg.train.seed + (rank() << 32))  # different dropout on every rank
     resumed = resume and trainer.resume()
+    torchruns = sorted(set(gather_objects(_torchrun())))
 
     def write() -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -160,7 +179,7 @@ def open_run(trainer: Trainer, *, resume: bool) -> None:
         write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         facts = trainer.environment()
         if launch := os.environ.get("TORCHELASTIC_RUN_ID"):
-            facts["launch"] = launch
+            facts |= {"launch": launch, "torchruns": torchruns}
         write_text(run_dir / "environment.json", json.dumps(facts, indent=2))
         if trainer.step < trainer.steps:  # a finished run trains on nothing more
             folders = len(folders_of(cfg))

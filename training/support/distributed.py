@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.support.command import UserError
 from training.support.time_split import TimeSplit
 
 _timeout: timedelta | None = None  # of `start`
@@ -46,13 +47,47 @@ def local_rank() -> int:
 def start(timeout: timedelta | None = None) -> None:
     """Join the other processes: NCCL for CUDA tensors, gloo for CPU tensors.
 
-    ``timeout``: how long one may wait for another; default: torch's (gloo 30 minutes, NCCL 10).
+    ``timeout``: how long one may wait for another; default: torch's, 30 minutes.
     """
     global _timeout
     if launched_by_torchrun() and not dist.is_initialized():
         _timeout = timeout
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, timeout=timeout, **_restart_store())
+
+
+def _restart_store() -> dict[str, Any]:
+    """Arguments of init_process_group after which the keys of this restart are its own.
+
+    torchrun keeps one store over all restarts, and with it the addresses of ranks that have ended
+    (https://github.com/pytorch/pytorch/issues/135712). On several machines the number of the
+    restart differs between machines, so that `check_restarts` requires a store per restart.
+    """
+    env = os.environ
+    shared = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or env.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or several_machines():
+        return {}
+    store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+    store = dist.PrefixStore(f"restart {env['TORCHELASTIC_RESTART_COUNT']}", store)
+    return {"store": store, "rank": int(env["RANK"]), "world_size": int(env["WORLD_SIZE"])}
+
+
+def several_machines() -> bool:
+    """Whether the processes were started by more than one torchrun."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+
+
+def check_restarts() -> None:
+    """UserError if torchrun could not start the ranks of several machines again."""
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if shared and several_machines() and restarts != "0":
+        raise UserError(
+            f"torchrun --max-restarts {restarts} on several machines: a restart would fail: "
+            "ranks would find addresses of ranks that have ended (pytorch issue 135712). Set "
+            "the environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for every torchrun"
+        )
 
 
 def start_evaluation() -> None:

@@ -103,6 +103,8 @@ def is_communication(error: BaseException | None) -> bool:
 
 def _reason(error: Exception, store: bool) -> str:
     said = textwrap.shorten(re.sub(r"^\[\S+\] ", "", str(error)), 120, placeholder=" ...")
+    if _run is None:
+        return f"the ranks could not connect to each other ({said})"
     if not store:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         return f"another rank was lost, and so was the store of all ranks at {address} ({said})"

@@ -1,0 +1,149 @@
+"""A rank that is killed, stopped, stuck or failing ends all ranks soon, with one message."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import launch, said, train, wait
+from runs import RECIPE
+from test_troubleshooting import SHOWN
+from two_ranks import squares
+
+from training.loop.trainer import Trainer
+from training.runs.checkpoint import load_latest
+from training.support import distributed, lost, signals
+
+pytestmark = pytest.mark.process
+
+LIMIT = 60  # seconds for all ranks to end, on a busy machine
+RESUME = "torchrun --nproc-per-node {} -m training.train tiny.yaml train.run_dir=run"
+
+
+def quickly(arguments: list[str], ending: str = "") -> int:
+    """Train with short waiting times; ``ending``: what the last rank does in step 6."""
+    lost.ANSWER, lost.GRACE = 2, 5
+    step = Trainer._train_step
+
+    def train_step(self, batches, rate):
+        if ending and self.step == 6 and distributed.rank() == distributed.world_size() - 1:
+            if ending == "sleeps":
+                time.sleep(600)
+            raise AssertionError("a mistake")
+        return step(self, batches, rate)
+
+    Trainer._train_step = train_step
+    return train(squares, arguments)
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts ranks that train the recipe `tiny.yaml` to the end; they wait at most 8 s."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(RECIPE.replace("batch_size: 2", "batch_size: 6"))
+    arguments = ["tiny.yaml", "train.run_dir=run", "train.log_every=1", "train.timeout=8"]
+
+    def started(*more: str, num: int = 2, **environment: str) -> list:
+        return launch(quickly, arguments, *more, num=num, **environment)
+
+    return started
+
+
+def errors(processes: list) -> list[str]:
+    """The lines about errors of all ranks, in order of rank."""
+    text = "\n".join(map(said, processes))
+    assert "Traceback" not in text
+    return [line for line in text.splitlines() if line.startswith("error")]
+
+
+def check_page(processes: list) -> None:
+    """docs/troubleshooting.md shows the message that a rank printed."""
+    text = " ".join("\n".join(map(said, processes)).replace("within 2 s", "within 5 s").split())
+    assert any(pattern.search(text) for pattern in SHOWN.values())
+
+
+def test_a_killed_rank_ends_all_after_the_last_checkpoint(start):
+    processes = start(num=3, STOP_AT="SIGKILL:6")
+    assert wait(processes, LIMIT) == [1, 1, -signal.SIGKILL]
+    (line,) = errors(processes)
+    assert line == (
+        "error: rank 2 was lost (killed, stopped or cut off): no answer within 2 s; "
+        "all ranks end; continue from the last checkpoint with"
+    )
+    check_page(processes[:2])
+    assert f"\n  {RESUME.format(3)} train.log_every=1 train.timeout=8 --resume\n" in "".join(
+        map(said, processes)
+    )
+    assert load_latest("run/checkpoints")["step"] == 5
+
+
+def test_a_stopped_rank_is_found_after_the_timeout(start):
+    processes = start(STOP_AT="SIGSTOP:6")
+    try:
+        assert wait(processes[:1], LIMIT) == [1]
+        (line,) = errors(processes)
+        assert line.startswith("error: rank 1 was lost (killed, stopped or cut off)")
+        # Once it runs again, it finds that the others have ended.
+        os.kill(processes[1].pid, signal.SIGCONT)
+        assert wait(processes[1:], LIMIT) == [1]
+        assert errors(processes) == [line]
+    finally:
+        processes[1].kill()
+
+
+def test_a_rank_that_hangs_answers_and_is_ended(start):
+    processes = start("sleeps")
+    assert wait(processes, LIMIT) == [1, 1]
+    (line,) = errors(processes)
+    assert line.startswith(
+        "error: one rank did not reach an operation of all ranks in time, although all ranks answer"
+    )
+    check_page(processes)
+
+
+def test_a_mistake_on_one_rank_is_the_only_message(start):
+    processes = start("fails")
+    assert wait(processes, LIMIT) == [1, 1]
+    assert "error" not in said(processes[0])
+    assert said(processes[1]).count("Traceback") == 1
+    assert said(processes[1]).endswith("AssertionError: a mistake\n")
+
+
+def test_errors_of_other_ranks_are_told_from_those_of_this_one():
+    gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
+    assert lost.is_communication(RuntimeError(gloo))
+    assert lost.is_communication(dist.DistBackendError("NCCL error in: ..."))
+    ring = RuntimeError("scl_loss: another rank failed")
+    assert not lost.is_communication(ring)
+    ring.__cause__ = dist.DistNetworkError("the socket was closed")
+    assert lost.is_communication(ring)
+    for own in (ValueError(gloo), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("no")):
+        assert not lost.is_communication(own)
+    assert not lost.ends(RuntimeError(gloo), "")  # a single process has no other ranks
+
+
+def test_a_restart_that_would_fail_is_refused(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    distributed.check_restarts()
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for every torchrun"):
+        distributed.check_restarts()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    distributed.check_restarts()
+
+
+def test_after_an_error_sigterm_does_not_cut_off_the_message(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    for ranks, expected in ((1, before), (2, signal.SIG_IGN)):
+        monkeypatch.setattr(signals, "world_size", lambda ranks=ranks: ranks)
+        try:
+            with pytest.raises(RuntimeError), signals.Signals():
+                raise RuntimeError("Connection closed by peer")
+            assert signal.getsignal(signal.SIGTERM) == expected
+        finally:
+            signal.signal(signal.SIGTERM, before)
