@@ -20,16 +20,18 @@ class Ring:
         rank, size: place of this process in the group, and number of its processes.
     """
 
-    def __init__(self, op: str, group_name: str) -> None:
-        self.op = op
+    def __init__(self, op: str, group_name: str, device: torch.device) -> None:
+        self.op, self.device = op, device
         self.group = dist.distributed_c10d._resolve_process_group(group_name)
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        engines = dist.get_backend_config(self.group)
+        check_engine(op, engines, device.type)
+        self.has_cpu = "cpu:" in engines
 
-    def integers(self, mine: Sequence[int], device: torch.device) -> list[list[int]]:
+    def integers(self, mine: Sequence[int]) -> list[list[int]]:
         """Every rank's integers. A group that has CPU communication (gloo) uses it, so that the
         host does not wait for the GPU."""
-        if "cpu:" in str(dist.get_backend_config(self.group)):
-            device = torch.device("cpu")
+        device = "cpu" if self.has_cpu else self.device
         row = torch.tensor(mine, dtype=torch.int64, device=device)
         rows = [torch.empty_like(row) for _ in range(self.size)]
         with self._naming_the_op():
@@ -57,7 +59,8 @@ class Ring:
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """(rank, its tensors) for every rank, this one first, then the one before it.
 
-        A block is received while the caller computes with the one before: two are in memory.
+        A block is received while the caller computes with the one before. Two are in memory, if
+        the caller has no reference to a block when it continues with the next.
 
         Args:
             mine: contiguous tensors, with the same dtypes on all ranks.
@@ -82,7 +85,7 @@ class Ring:
 
     def _exchange(
         self, here: list[Tensor], coming: list[Tensor], after: int, before: int
-    ) -> list[dist.Work]:
+    ) -> "list[dist.Work]":
         sends = [(dist.isend, x, after) for x in here if x.numel()]
         receives = [(dist.irecv, x, before) for x in coming if x.numel()]
         calls = [dist.P2POp(call, x, peer, self.group) for call, x, peer in sends + receives]
@@ -98,6 +101,17 @@ class Ring:
                 f"{self.op}: rank {self.rank} of {self.size} lost contact with the other ranks of "
                 f"its group, or they called {self.op} with other arguments: {error}"
             ) from error
+
+
+def check_engine(op: str, engines: str, device_type: str) -> None:
+    """ValueError unless a group with ``engines`` ("cpu:gloo,cuda:nccl") can send such tensors."""
+    engine = dict(pair.split(":", 1) for pair in engines.split(",")).get(device_type)
+    if engine is None or (engine == "gloo" and device_type != "cpu"):
+        raise ValueError(
+            f"{op}: group has {engines}, which cannot send {device_type} tensors; to fix: make it "
+            'with backend "cpu:gloo,cuda:nccl" (init_process_group or new_group), or pass tensors '
+            "on another device"
+        )
 
 
 class _Sum(torch.autograd.Function):

@@ -179,6 +179,11 @@ def check_group(op: str, group: Any) -> str | None:
     if group is None:
         return None
     if not isinstance(group, dist.ProcessGroup):
+        if group is dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError(
+                f"{op}: this process is not a rank of the group; call only on the ranks that were "
+                "passed to dist.new_group"
+            )
         raise TypeError(
             f"{op}: group must be a process group of torch.distributed (dist.group.WORLD for all "
             f"ranks, mesh.get_group() of a device mesh) or None, got {type(group).__name__}"

@@ -88,8 +88,8 @@ def scl_loss(
             data; the value is the same on all ranks, that of one process with all parts. What is
             differentiated is the sum of the ranks' values: with DistributedDataParallel or FSDP,
             which average gradients over ranks, ``loss.backward()`` on every rank has the gradient
-            of one process. No rank has the frames of all: blocks of the other ranks' z and t arrive
-            one after the other. None: no communication.
+            of one process. Every rank has to run the backward too. No rank has the frames of all:
+            blocks of the other ranks' z and t arrive one after the other. None: no communication.
         split: what the ranks' parts are. "frames": z1 and z2 are part of the frames of each video,
             the parts follow each other along T in the order of ranks, and N is the same on all
             ranks; without t, a frame's time is its place in the whole. "videos": each rank has

@@ -6,6 +6,7 @@ A function here runs on every rank of a group and returns what its name says; `m
 import itertools
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import fastseq
+from fastseq.ops.common.ring import Ring
 
 RANKS = 4
 # Groups that a call runs in. In the last one, a process's rank is not that in the group.
@@ -211,6 +213,66 @@ def other_times(groups) -> float:
     return float(abs(a - b))
 
 
+def travelling(groups) -> dict[str, tuple[int, int]]:
+    """Number of hops of a forward and backward, and the most received blocks in memory when
+    another one begins to arrive."""
+    received, most = [], []
+
+    def exchange(self, here, coming, *peers, exchange=Ring._exchange):
+        most.append(sum(any(x() is not None for x in block) for block in received))
+        received.append([weakref.ref(x) for x in coming])
+        return exchange(self, here, coming, *peers)
+
+    found, kept = {}, Ring._exchange
+    Ring._exchange = exchange
+    try:
+        for split, negatives in itertools.product(("frames", "videos"), ("cross", "batch")):
+            z = _frames(dist.get_rank()).requires_grad_()
+            mask = torch.ones(2, 6, dtype=torch.bool)
+            options = {"valid1": mask, "valid2": mask, "split": split, "negatives": negatives}
+            fastseq.scl_loss(z, z.flip(1), group=groups["all"], **options).backward()
+            found[f"{split} {negatives}"] = len(most), max(most, default=0)
+            received.clear()
+            most.clear()
+    finally:
+        Ring._exchange = kept
+    return found
+
+
+def other_lengths(groups) -> dict[str, float]:
+    """Largest difference of values and gradients from one process, where the ranks' videos have
+    other lengths."""
+    rank, found = dist.get_rank(), {}
+    frames = [(4, 7), (6, 3), (0, 5), (2, 0)]  # T1 and T2 of each rank
+    generator = torch.Generator().manual_seed(0)
+    n, (longest1, longest2) = 2 * RANKS, map(max, zip(*frames, strict=True))
+    whole = [
+        torch.randn(n, longest, 4, generator=generator, dtype=torch.float64)
+        for longest in (longest1, longest2)
+    ]
+    mine = slice(2 * rank, 2 * rank + 2)
+    own = [z[mine, :length] for z, length in zip(whole, frames[rank], strict=True)]
+    lengths = [[pair[view] for pair in frames for _ in (0, 1)] for view in (0, 1)]
+    for negatives, backend in itertools.product(("cross", "batch"), ("torch", "reference")):
+
+        def gradients(z, negatives=negatives, **options) -> list[Tensor]:
+            z = [x.clone().requires_grad_() for x in z]
+            loss = fastseq.scl_loss(*z, negatives=negatives, **options)
+            return [loss.detach(), *torch.autograd.grad(loss, z)]
+
+        value, *want = gradients(whole, lengths1=lengths[0], lengths2=lengths[1])
+        want = [x[mine, :t] for x, t in zip(want, frames[rank], strict=True)]
+        options = {"group": groups["all"], "split": "videos", "backend": backend}
+        loss, *got = gradients(own, **options)
+        pairs = [(loss, value), *zip(got, want, strict=True)]
+        factors = (1, RANKS, RANKS)
+        found[f"{negatives} {backend}"] = max(
+            float((a / factor - b).abs().max()) if b.numel() else 0.0
+            for (a, b), factor in zip(pairs, factors, strict=True)
+        )
+    return found
+
+
 def errors(groups) -> dict[str, str]:
     rank, z, group = dist.get_rank(), _frames(0), groups["all"]
     one = rank == 2
@@ -228,6 +290,7 @@ def errors(groups) -> dict[str, str]:
         "times": call(**({"t1": torch.arange(6), "t2": torch.arange(6)} if one else {})),
         "group": lambda: fastseq.scl_loss(z, z, group="all"),
         "what": call(split="time"),
+        "outside": lambda: fastseq.scl_loss(z, z, group=dist.GroupMember.NON_GROUP_MEMBER),
     }
     return {name: error_of(call) for name, call in calls.items()}
 
@@ -249,7 +312,8 @@ def error_of(call: Callable[[], Any]) -> str:
 
 
 FUNCTIONS = (
-    *(all_cases, compiled, twice, only_one_view, far_apart, nothing, other_times, errors, lost),
+    *(all_cases, compiled, twice, only_one_view, far_apart, nothing, other_times, travelling),
+    *(other_lengths, errors, lost),
 )
 
 

@@ -1,6 +1,8 @@
 """scl_loss with ``group=``: four processes with gloo against one."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,10 @@ import torch.multiprocessing as mp
 from tolerance import as_accurate_as
 
 import fastseq
+from fastseq.ops.common.ring import check_engine
+from fastseq.ops.scl.ring import blocks
+from fastseq.ops.scl.ring.options import RingOptions, Side
+from fastseq.ops.scl.ring.parts import Part
 from ops.scl import ring_ranks as ring
 
 pytestmark = [pytest.mark.process, pytest.mark.compile]
@@ -107,6 +113,58 @@ def test_times_of_other_dtypes(ranks):
     assert all(rank["other_times"] < 1e-12 for rank in ranks)
 
 
+def test_blocks_travel_where_the_softmax_needs_them_and_two_are_in_memory(ranks):
+    hops = 2 * (ring.RANKS - 1)  # forward and backward
+    for rank in ranks:
+        assert rank["travelling"] == {
+            "frames cross": (hops, 1),
+            "frames batch": (hops, 1),
+            "videos cross": (0, 0),
+            "videos batch": (hops, 1),
+        }
+
+
+def test_videos_of_other_lengths_on_other_ranks(ranks):
+    for rank in ranks:
+        assert len(rank["other_lengths"]) == 4
+        assert max(rank["other_lengths"].values()) < 1e-12
+
+
+def test_near_columns_are_not_copied():
+    sides = [Side(torch.randn(2, 3, 4), torch.arange(6).view(2, 3), None) for _ in range(2)]
+    opts = RingOptions(*[None] * 4, "video", *[None] * 3, "frames")
+    for pair in blocks._pairs(Part(tuple(sides)), Part(tuple(sides)), True, opts):
+        for side, given in zip(pair.sides, (sides[pair.view], sides[pair.other]), strict=True):
+            assert side.z.data_ptr() == given.z.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("engines", "device", "fits"),
+    [
+        ("cpu:gloo,cuda:nccl", "cpu", True),
+        ("cpu:gloo,cuda:nccl", "cuda", True),
+        ("cpu:gloo,cuda:gloo", "cpu", True),
+        ("cuda:nccl", "cpu", False),
+        ("cpu:gloo,cuda:gloo", "cuda", False),  # gloo has no send of CUDA tensors
+    ],
+)
+def test_a_group_that_cannot_send_such_tensors_is_an_error(engines, device, fits):
+    if fits:
+        return check_engine("scl_loss", engines, device)
+    with pytest.raises(ValueError, match=f"cannot send {device} tensors; to fix: make it with"):
+        check_engine("scl_loss", engines, device)
+
+
+def test_the_import_needs_no_communication():
+    """Some builds of torch, for example for Jetson, have none."""
+    code = (
+        "import torch, torch.distributed as dist\n"
+        "for name in ('Work', 'ReduceOp', 'ProcessGroup', 'P2POp'): delattr(dist, name)\n"
+        "import fastseq; z = torch.eye(3); print(fastseq.scl_loss(z, z).item())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -119,6 +177,7 @@ def test_times_of_other_dtypes(ranks):
         ("times", "rank 2 of the group passed t1 and t2, rank 0 did not; pass them on all ranks"),
         ("group", "TypeError: scl_loss: group must be a process group of torch.distributed"),
         ("what", "ValueError: scl_loss: split must be"),
+        ("outside", "ValueError: scl_loss: this process is not a rank of the group; call only"),
     ],
 )
 def test_every_rank_reports_calls_that_do_not_fit(ranks, name, words):

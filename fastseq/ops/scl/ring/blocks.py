@@ -33,10 +33,15 @@ def forward(
     sums = totals(ring.sum_(counts)) if joined else ring.sum_(totals(counts))
     coef = coefficients(counts, opts.reduction, *sums)
     rows = [_Rows(side, dtype) for side in mine.views]
-    for rank, part, _ in parts.travel():
-        for pair in _pairs(mine, part, rank == ring.rank, opts):
+
+    def add(part: Part, own: bool) -> None:
+        for pair in _pairs(mine, part, own, opts):
             found = backend.statistics(*pair.sides, tau, var, opts.scl, pair.near)
             rows[pair.view].add(*found)
+
+    for rank, part, _ in parts.travel():
+        add(part, rank == ring.rank)
+        del part  # see Ring.blocks
     loss = sum(c * r.loss(m, opts).sum(1) for c, r, m in zip(coef, rows, masks, strict=True))
     if opts.reduction != "none":
         loss = ring.sum_(loss.sum())
@@ -78,9 +83,9 @@ def backward(
         for side, wanted in zip(mine.views, need, strict=True)
     ]
     slope = stats.new_zeros(())
-    for rank, part, (of_part,) in parts.travel(torch.stack([lse, weight, target])):
-        of_part = _by_view(of_part, parts.sizes[rank][1:])
-        for pair in _pairs(mine, part, rank == ring.rank, opts):
+
+    def add(part: Part, own: bool, of_part: list[list[Tensor]]) -> None:
+        for pair in _pairs(mine, part, own, opts):
             if total[pair.view] is None:
                 continue
             along = backend.add_gradient(
@@ -91,7 +96,11 @@ def backward(
                 *(tau, var, opts.scl, pair.near, need_tau),
             )
             if need_tau:  # a score is in the sums of both its frames
-                slope += along.sum() / 2
+                slope.add_(along.sum() / 2)
+
+    for rank, part, (of_part,) in parts.travel(torch.stack([lse, weight, target])):
+        add(part, rank == ring.rank, _by_view(of_part, parts.sizes[rank][1:]))
+        del part, of_part  # see Ring.blocks
     grads = [
         backend.finish(t, side, top, opts.scl) if wanted else None
         for t, side, wanted in zip(total, mine.views, need, strict=True)
@@ -125,7 +134,9 @@ class _Pair(NamedTuple):
         return x.view(1, -1, *x.shape[2:]) if self.one else x
 
     def of_columns(self, x: Tensor) -> Tensor:
-        return x.reshape(1, -1, *x.shape[2:]) if self.one else x.roll(-self.shift, 0)
+        if self.one:
+            return x.reshape(1, -1, *x.shape[2:])
+        return x.roll(-self.shift, 0) if self.shift else x
 
 
 def _pairs(mine: Part, part: Part, own: bool, opts: RingOptions) -> Iterator[_Pair]:

@@ -24,6 +24,11 @@ class RingOptions(NamedTuple):
     split: str
 
     @property
+    def meet(self) -> bool:
+        """Whether the rows of a rank need frames of other ranks."""
+        return self.split == "frames" or self.negatives == "batch"
+
+    @property
     def scl(self) -> SCLOptions:
         return SCLOptions(*self[: len(SCLOptions._fields)])
 

@@ -42,7 +42,7 @@ class Parts:
         valid2: Tensor | None,
         opts: RingOptions,
     ) -> None:
-        self.opts, self.ring = opts, Ring("scl_loss", opts.group)
+        self.opts, self.ring = opts, Ring("scl_loss", opts.group, z1.device)
         kind = -1 if t1 is None else max(_kind(t1), _kind(t2))
         mixed = t1 is not None and _kind(t1) != _kind(t2)
         table = self.ring.integers(
@@ -50,8 +50,7 @@ class Parts:
                 *(*z1.shape, z2.shape[1], _FLOATS.index(z1.dtype), kind, mixed),
                 *(valid1 is not None, valid2 is not None, zlib.crc32(repr(opts[:-2]).encode())),
                 *(opts.split == "frames", tau is not None),
-            ],
-            z1.device,
+            ]
         )
         self._check(table)
         self.sizes = [(row[0], row[1], row[3]) for row in table]  # N, T1, T2 of each rank
@@ -77,15 +76,19 @@ class Parts:
         return Side(z.contiguous(), t.contiguous(), valid)
 
     def travel(self, *more: Tensor) -> Iterator[tuple[int, Part, list[Tensor]]]:
-        """(rank, its part, its ``more``) for every rank, this one first.
+        """(rank, its part, its ``more``) for every rank that this one's rows need, this one first.
 
         ``more``: tensors (k, N, T1 + T2) with the same k and dtype on all ranks.
         """
+        if not self.opts.meet:
+            yield self.ring.rank, self.mine, list(more)
+            return
         mine = self._packed(self.mine) + list(more)
         shapes = [self._shapes(size, [len(x) for x in more]) for size in self.sizes]
         for rank, tensors in self.ring.blocks(mine, shapes):
             count = len(tensors) - len(more)
             yield rank, self._unpacked(tensors[:count]), tensors[count:]
+            del tensors  # before the next block is received
 
     def _packed(self, part: Part) -> list[Tensor]:
         masks = [s.valid.view(torch.uint8) for s in part.views if s.valid is not None]
