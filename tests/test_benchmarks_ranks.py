@@ -154,6 +154,8 @@ def test_the_page_on_file_is_the_output(capsys, monkeypatch, tmp_path):
     assert "between nodes, 25 GB/s" in text
     assert text.count("| 16: 256 |") == 1
     assert "Not measured yet" in text
+    command.main(["--gpus", "8", "16", "--frames", "12"])
+    assert "## T = 12\n\nLeft out: 16 GPUs: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -258,6 +260,7 @@ def test_the_measurement_is_written(monkeypatch, tmp_path, capsys):
     [
         ([], "differs from one process, so nothing was timed"),
         (["--lengths", "65"], "--lengths 65 must be multiples of --ranks 2"),
+        (["--ranks", "7", "--lengths", "70"], "--ranks 7 must divide 960, the T at which"),
     ],
 )
 def test_no_page_without_valid_results(words, said, monkeypatch, tmp_path, capsys):

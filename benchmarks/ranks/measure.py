@@ -41,6 +41,10 @@ def run(
             raise RuntimeError(
                 f"--lengths {' '.join(map(str, lengths))} must be multiples of --ranks {number}"
             )
+        if check_frames % number:
+            raise RuntimeError(
+                f"--ranks {number} must divide {check_frames}, the T at which the ways are compared"
+            )
     torch.set_num_threads(1)
     environment = results.environment("cpu")  # the load before this run adds to it
     checked, timed, peaks = [], [], []

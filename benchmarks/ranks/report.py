@@ -33,10 +33,14 @@ def page(gpus: Sequence[int], lengths: Sequence[int], videos: int, links: Links,
         _hiding(videos, links, card),
     ]
     for frames in lengths:
+        parts.append(f"## T = {frames:,}")
+        empty = [str(ranks) for ranks in gpus if ranks > frames]
+        if empty:
+            parts.append(f"Left out: {', '.join(empty)} GPUs: some would have no frame.")
         problems = [Problem(frames, ranks, videos) for ranks in gpus if ranks <= frames]
         if problems:
-            parts += [f"## T = {frames:,}", _ring(problems, links, card)]
-            parts += [_ways(problems, links, card), _attention(problems, links, card, encoder)]
+            parts += [_ring(problems, links, card), _ways(problems, links, card)]
+            parts.append(_attention(problems, links, card, encoder))
     return "\n\n".join(parts) + "\n"
 
 
