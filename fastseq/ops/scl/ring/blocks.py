@@ -1,8 +1,9 @@
 """scl_loss over the ranks of a group: both views of every rank travel around a ring.
 
 A rank computes the statistics and gradients of its own rows only, in both directions, from the
-blocks that pass by: nothing that is computed travels, and the result does not depend on when
-blocks arrive. Memory is that of two blocks. The backward sends three numbers a frame with them.
+blocks that pass by. No sum over a part of the columns travels, and the result does not depend on
+when blocks arrive. Memory is that of two blocks. The backward's blocks have three more numbers for
+each frame: its final statistics and its weight.
 """
 
 from collections.abc import Iterator
