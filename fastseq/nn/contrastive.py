@@ -1,6 +1,7 @@
 """Modules of the contrastive losses: CARL, time-contrastive network, VCLR."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ from fastseq.ops.scl.options import SCLOptions
 from fastseq.ops.tcn.op import tcn_loss
 from fastseq.ops.vclr.op import vclr_loss
 from fastseq.ops.vclr.options import VCLROptions
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class SCLLoss(Loss):
@@ -68,6 +72,8 @@ class SCLLoss(Loss):
         lengths2: Lengths = None,
         valid1: Tensor | None = None,
         valid2: Tensor | None = None,
+        group: "ProcessGroup | None" = None,
+        split: str = "frames",
     ) -> Tensor:
         return scl_loss(
             z1,
@@ -78,6 +84,8 @@ class SCLLoss(Loss):
             lengths2=lengths2,
             valid1=valid1,
             valid2=valid2,
+            group=group,
+            split=split,
             **self.options,
         )
 

@@ -2,8 +2,10 @@
 
 import numbers
 import warnings
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastseq.ops.common.fused import transforms_active
@@ -170,3 +172,15 @@ def renamed(op: str, old: str, old_value: str, new: str, value: str, default: st
             stacklevel=3,
         )
     return old_value
+
+
+def check_group(op: str, group: Any) -> str | None:
+    """The name of a process group; None for no group, or for one of a single process."""
+    if group is None:
+        return None
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"{op}: group must be a process group of torch.distributed (dist.group.WORLD for all "
+            f"ranks, mesh.get_group() of a device mesh) or None, got {type(group).__name__}"
+        )
+    return None if group.size() == 1 else group.group_name

@@ -1,5 +1,7 @@
 """scl_loss: argument checks, choice of backend, and the link from its backends to PyTorch."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -7,9 +9,14 @@ from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_c
 from fastseq.ops.common.fused import FusedLoss
 from fastseq.ops.common.lengths import Lengths, prepare_times, prepare_valid
 from fastseq.ops.common.short import kept_pairs
-from fastseq.ops.common.validate import check_pair, check_scalar
+from fastseq.ops.common.validate import check_choice, check_group, check_pair, check_scalar
 from fastseq.ops.scl.options import ROWS, SCLOptions, padded
 from fastseq.ops.scl.reference import scl_reference
+from fastseq.ops.scl.ring.call import FUSED as RING
+from fastseq.ops.scl.ring.options import SPLITS, RingOptions
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def scl_loss(
@@ -29,6 +36,8 @@ def scl_loss(
     negatives: str = "cross",
     reduction: str = "mean",
     target: str = "gauss",
+    group: "ProcessGroup | None" = None,
+    split: str = "frames",
     backend: str = "auto",
 ) -> Tensor:
     r"""Sequence contrastive loss between two views of each video (CARL, eq. 1 to 3).
@@ -75,19 +84,31 @@ def scl_loss(
             (CARL, eq. 1); "laplace": exp(-|d| / sigma); "sigmoid": 2 / (1 + exp(|d| / sigma))
             (SoftCLT, ICLR 2024, with tau = 1 / sigma); "box": 1 for |d| <= sigma, 0 beyond. The
             first three are 0 beyond sqrt(206 variance).
+        group: a process group of torch.distributed, each rank of which calls with its part of the
+            data; the value is the same on all ranks, that of one process with all parts. What is
+            differentiated is the sum of the ranks' values: with DistributedDataParallel or FSDP,
+            which average gradients over ranks, ``loss.backward()`` on every rank has the gradient
+            of one process. No rank has the frames of all: blocks of the other ranks' z and t arrive
+            one after the other. None: no communication.
+        split: what the ranks' parts are. "frames": z1 and z2 are part of the frames of each video,
+            the parts follow each other along T in the order of ranks, and N is the same on all
+            ranks; without t, a frame's time is its place in the whole. "videos": each rank has
+            other videos, which ``negatives="batch"`` and the reductions join. T1 and T2, and N with
+            "videos", may differ between ranks and may be 0.
         backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device)
             or "reference" (dense; the only one that can be differentiated twice).
 
     Returns:
-        A scalar, or (N,) with ``reduction="none"``: float64 for float64 inputs, otherwise float32.
-        Gradients have the dtypes of z1 and z2.
+        A scalar, or (N,) with ``reduction="none"`` (the rank's own videos): float64 for float64
+        inputs, otherwise float32. Gradients have the dtypes of z1 and z2.
 
     A row with no real frame within reach contributes exactly 0 loss and gradient and still counts
     in the mean, as in the released code. Without any real row the result is 0 with zero gradients.
 
     Raises:
-        TypeError: wrong dtype or type. ValueError: wrong shape or option value.
-        RuntimeError: a backend named in the call does not support it (it is never replaced).
+        TypeError: wrong dtype or type. ValueError: wrong shape or option value, or ranks whose
+            calls do not fit together. RuntimeError: a backend named in the call does not support it
+            (it is never replaced), or a rank of the group was lost.
 
     Example:
         >>> import torch, fastseq
@@ -124,7 +145,13 @@ def scl_loss(
         prepare_valid("scl_loss", "2", lengths2, valid2, n, frames2, device),
     )
     name, _ = resolve_backend(backend, device.type, z1.dtype)
-    loss = FUSED(name, opts, z1, z2, tau, var, *times, *valid)
+    check_choice("scl_loss", "split", split, SPLITS)
+    ranks = check_group("scl_loss", group)
+    inputs = z1, z2, tau, var, *times, *valid
+    if ranks is None:
+        loss = FUSED(name, opts, *inputs)
+    else:
+        loss = RING(name, RingOptions(*opts, ranks, split), *inputs)
     return loss[0] if unbatched and reduction == "none" else loss
 
 

@@ -100,11 +100,20 @@ def padded(frames: int) -> int:
 
 
 def row_coefficients(m1: Tensor, m2: Tensor, reduction: str, dtype: torch.dtype) -> Tensor:
+    """`coefficients` for masks (N, T1) and (N, T2) of real frames."""
+    counts = torch.stack([m1.sum(1), m2.sum(1)]).to(dtype)
+    return coefficients(counts, reduction, *totals(counts))
+
+
+def totals(counts: Tensor) -> Tensor:
+    """(2,): the number of real frames and of videos that have one; counts (2, N) per view."""
+    return torch.stack([counts.sum(), (counts.sum(0) > 0).sum().to(counts.dtype)])
+
+
+def coefficients(counts: Tensor, reduction: str, frames: Tensor, videos: Tensor) -> Tensor:
     """Weights (2, N): loss = sum over n of w[0, n] * rows of view 1 + w[1, n] * rows of view 2."""
-    counts = torch.stack([m1.sum(1), m2.sum(1)]).to(dtype)  # [2, N]
     if reduction in ("none", "sum"):
         return torch.ones_like(counts)
     if reduction == "mean":
-        return torch.ones_like(counts) / counts.sum().clamp(min=1)
-    videos = (counts.sum(0) > 0).sum().clamp(min=1)
-    return 1 / (counts.clamp(min=1) * videos)
+        return torch.ones_like(counts) / frames.clamp(min=1)
+    return 1 / (counts.clamp(min=1) * videos.clamp(min=1))

@@ -75,8 +75,8 @@ def backward(
         slope = torch.linalg.vecdot(*((dz1, p.z1) if need1 else (dz2, p.z2))).sum()
     _backward_same_side(p, slopes, dz1, dz2, slope)
     return (
-        _through_norm(dz1, p.z1, p.rn1, valid1, z1.dtype, opts) if need[0] else None,
-        _through_norm(dz2, p.z2, p.rn2, valid2, z2.dtype, opts) if need2 else None,
+        through_norm(dz1, p.z1, p.rn1, valid1, z1.dtype, opts) if need[0] else None,
+        through_norm(dz2, p.z2, p.rn2, valid2, z2.dtype, opts) if need2 else None,
         (-slope / p.temperature).to(tau.dtype) if need_tau else None,
     )
 
@@ -99,7 +99,7 @@ class _Slopes:
     def of_softmax_(self, s, seqs, rows, exponentiated=False, spare=None) -> None:
         """Replace the scores, or their exponentials, by the softmax part, in place."""
         lse, weight = self.sides(self.lse, seqs, rows), self.sides(self.weight, seqs, rows)
-        _softmax_weights_(s, *lse, *weight, self.p.bounded, exponentiated, spare)
+        softmax_weights_(s, *lse, *weight, self.p.bounded, exponentiated, spare)
 
     def less_targets_(self, s, seqs, rows, band, g) -> None:
         """Subtract the targets of the weights g on a band, in place."""
@@ -127,9 +127,7 @@ def _forward_group(p: Problem, seqs, lse, sums, kept=None) -> list:
         else:
             s = p.in_buffer(buffer, seqs, rows)
             p.scores_(s, seqs, rows)
-        g, e = p.targets(seqs, rows, band)
-        u = s[:, :, band] - e if p.opts.objective == "kl" else s[:, :, band].clone()
-        u.mul_(g)
+        g, u = target_sums(p, s, seqs, rows, band)
         g1[:, rows], u1[:, rows] = g.sum(2), u.sum(2)
         g2[:, band] += g.sum(1)
         u2[:, band] += u.sum(1)
@@ -141,6 +139,13 @@ def _forward_group(p: Problem, seqs, lse, sums, kept=None) -> list:
         softmax.add_(kept, every, keep=True)
     softmax.finish()
     return blocks
+
+
+def target_sums(p: Problem, s, seqs, rows, band) -> tuple[Tensor, Tensor]:
+    """g, and g (s - e), or g s for "ce", of a block of scores on its band."""
+    g, e = p.targets(seqs, rows, band)
+    u = s[:, :, band] - e if p.opts.objective == "kl" else s[:, :, band].clone()
+    return g, u.mul_(g)
 
 
 class _SoftmaxSums:
@@ -210,7 +215,7 @@ def _backward_group(p: Problem, seqs, slopes: _Slopes, dz1, dz2) -> None:
             dz2[seqs].baddbmm_(s.mT, p.z1[seqs, rows], beta=float(rows.start > 0))
 
 
-def _softmax_weights_(
+def softmax_weights_(
     s, lse_row, lse_col, c_row, c_col, bounded: bool, exponentiated=False, spare=None
 ) -> None:
     """In place: scores -> c_row softmax over the row + c_col softmax over the column."""
@@ -245,7 +250,7 @@ def _backward_same_side(p: Problem, slopes: _Slopes, dz1, dz2, slope) -> None:
         dz = torch.zeros_like(z)
         for b, rows, s in p.self_scores(z, m, group):
             sides = [x for y in (lse, c) for x in (y[b, rows, None], y[b])]
-            _softmax_weights_(s, *sides, p.bounded)
+            softmax_weights_(s, *sides, p.bounded)
             torch.mm(s, z[b], out=dz[b, rows])
         parts.append(dz)
         if slope is not None:
@@ -258,7 +263,7 @@ def _backward_same_side(p: Problem, slopes: _Slopes, dz1, dz2, slope) -> None:
             total += dz
 
 
-def _through_norm(dz, z, rn, valid, dtype, opts: SCLOptions) -> Tensor:
+def through_norm(dz, z, rn, valid, dtype, opts: SCLOptions) -> Tensor:
     """From the gradient of the normalised embedding to the gradient of the embedding itself."""
     if opts.normalize:
         # Below NORM_EPS the norm is a constant, as in torch.nn.functional.normalize.

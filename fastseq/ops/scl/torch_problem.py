@@ -63,6 +63,10 @@ class Problem:
             self.t2 = torch.where(m2, self.t2, -FAR)
         self.log_scale = torch.full((), LOG_SCALE, dtype=self.dtype, device=self.device)
 
+    def without_targets(self):
+        """In place of `set_times`: ``blocks`` then have empty bands."""
+        self.keys, self.t1 = None, None
+
     def _embed(self, z, mask, rn):
         z = z.to(self.dtype)
         if mask is not None:
@@ -97,6 +101,8 @@ class Problem:
         """(rows, columns that some of the rows can reach) of each block of a group."""
         size = self.rows_per_block(seqs.stop - seqs.start)
         rows = list(_blocks(self.frames1, size))
+        if self.t1 is None:
+            return [(r, slice(0, 0)) for r in rows]
         if self.keys is None:
             return [(r, slice(0, self.frames2)) for r in rows]
         lead, far = self._lead(seqs), reach(self.variance, self.opts.target)
