@@ -3,11 +3,14 @@
 A step is a module: ``step(x, y)`` embeds the frames of N pairs of clips and returns the loss.
 """
 
+import contextlib
 import functools
+import os
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -21,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 import fastseq
 
 RANKS, PAIRS, FRAMES, CHANNELS, WIDTH, QUEUE = 2, 4, 9, 5, 6, 12
-PARTS = slice(0, 2), slice(2, 4)  # pairs of each rank
 
 Loss = Callable[["Step", Tensor, Tensor, Tensor], Tensor]
 
@@ -56,7 +58,9 @@ class Step(nn.Module):
         super().__init__()
         self.encoder = Encoder()
         self.loss = LOSSES[name]
-        if name == "scl_loss":
+        if name == "scl_loss over frames":  # a rank embeds its frames without those of others
+            self.encoder.block = nn.Linear(WIDTH, WIDTH)
+        if name.startswith("scl_loss"):
             # FSDP2 shards no parameter of shape ().
             self.log_temperature = nn.Parameter(torch.full((1,), -1.0))
         self.order = None
@@ -69,7 +73,25 @@ class Step(nn.Module):
 
 
 def scl(step: Step, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
-    return fastseq.scl_loss(x, y, temperature=step.log_temperature.exp().squeeze(0))
+    return fastseq.scl_loss(x, y, temperature=temperature(step))
+
+
+def scl_over_frames(step: Step, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
+    return fastseq.scl_loss(x, y, temperature=temperature(step), group=group())
+
+
+def scl_over_videos(step: Step, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
+    return fastseq.scl_loss(
+        x, y, temperature=temperature(step), negatives="batch", group=group(), split="videos"
+    )
+
+
+def temperature(step: Step) -> Tensor:
+    return step.log_temperature.exp().squeeze(0)
+
+
+def group() -> dist.ProcessGroup | None:
+    return dist.group.WORLD if dist.is_initialized() else None
 
 
 def queue_nce(step: Step, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
@@ -104,7 +126,9 @@ def tcn(x: Tensor, y: Tensor) -> Tensor:
 
 
 def crossed(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cat([fastseq.soft_dtw_cross(a[None], b[None]) for a, b in zip(x, y, strict=True)]).mean()
+    """Each x with its own y: a batch of both would cross the pairs of one rank alone."""
+    pairs = zip(x.split(1), y.split(1), strict=True)
+    return torch.cat([fastseq.soft_dtw_cross(a, b) for a, b in pairs]).mean()
 
 
 def of_pairs(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
@@ -115,6 +139,8 @@ def of_pairs(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
 # Every public differentiable function, under its name.
 LOSSES: dict[str, Loss] = {
     "scl_loss": scl,
+    "scl_loss over frames": scl_over_frames,
+    "scl_loss over videos": scl_over_videos,
     "soft_dtw": of_pairs(fastseq.soft_dtw),
     "soft_dtw cosine": of_pairs(functools.partial(fastseq.soft_dtw, cost="cosine")),
     "soft_dtw softmax": of_pairs(functools.partial(fastseq.soft_dtw, cost="softmax")),
@@ -144,10 +170,18 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> Step:
     return Step(name).to(dtype)
 
 
-def batch(part: slice = slice(None), dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(2, PAIRS, FRAMES, CHANNELS, dtype=torch.float64, generator=generator)
-    return [x[part].to(dtype), y[part].to(dtype), torch.tensor([2, 0, 3, 1])[part]]
+    return x.to(dtype), y.to(dtype), torch.tensor([2, 0, 3, 1])
+
+
+def part(name: str, rank: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """The part of the batch that a rank has: pairs, or frames of all pairs."""
+    x, y, labels = batch(dtype)
+    if name == "scl_loss over frames":
+        return [x.split([6, 3], 1)[rank], y.split([2, 7], 1)[rank], labels]
+    return [z.chunk(RANKS)[rank] for z in (x, y, labels)]
 
 
 def result(step: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -171,50 +205,52 @@ def one_process(name: str, steps: int = 1) -> dict[str, Tensor]:
 def one_process_in_bf16(name: str) -> dict[str, Tensor]:
     """The average over parts of the batch of float32 weights, all cast to bfloat16."""
     parts = []
-    for part in PARTS:
+    for rank in range(RANKS):
         step = make(name, torch.float32)
         for parameter in step.parameters():
             parameter.data = parameter.data.bfloat16()
         if step.order is not None:  # FSDP2 casts the inputs of each module that it shards
             step.order.register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16(),))
-        loss = step(*batch(part, torch.bfloat16))
+        loss = step(*part(name, rank, torch.bfloat16))
         loss.backward()
         parts.append(result(step, loss))
-    return {key: sum(part[key].float() for part in parts) / RANKS for key in parts[0]}
+    return {key: sum(one[key].float() for one in parts) / RANKS for key in parts[0]}
 
 
 def fsdp(name: str) -> dict[str, Tensor]:
-    return trained(sharded(make(name)))
+    return trained(name, sharded(make(name)))
 
 
 def fsdp_in_bf16(name: str) -> dict[str, Tensor]:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     step = sharded(make(name, torch.float32), mp_policy=policy)
-    return trained(step, dtype=torch.float32)
+    return trained(name, step, dtype=torch.float32)
 
 
 def fsdp_in_one_graph(name: str) -> dict[str, Tensor]:
     """FSDP2's hooks run before and after the graph."""
-    step, ran = make(name), set()
+    step, ran = make(name), []
     fully_shard(step, mesh=mesh())
     step.forward = compiled(step.forward, ran, fullgraph=True)
-    return trained(step) | {"ran": ran}
+    return trained(name, step) | {"ran": ran}
 
 
 def fsdp_in_graphs(name: str) -> dict[str, Tensor]:
     """FSDP2's hooks break the graph before and after the block."""
-    step, ran = make(name), set()
-    return trained(sharded(step), compiled(step, ran)) | {"ran": ran}
+    step, ran = make(name), []
+    return trained(name, sharded(step), compiled(step, ran)) | {"ran": ran}
 
 
 def ddp(name: str) -> dict[str, Tensor]:
-    return trained(DistributedDataParallel(make(name)))
+    return trained(name, DistributedDataParallel(make(name)))
 
 
 def ddp_in_graphs(name: str) -> dict[str, Tensor]:
     """Torch splits the graph where a bucket of gradients ends, here after each layer."""
-    step, ran = DistributedDataParallel(make(name), bucket_cap_mb=1e-5), set()
-    return trained(step, compiled(step, ran)) | {"ran": ran}
+    step, ran = DistributedDataParallel(make(name)), []
+    step.bucket_bytes_cap = 100
+    with mock.patch.object(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 100):
+        return trained(name, step, compiled(step, ran)) | {"ran": ran}
 
 
 def mesh() -> DeviceMesh:
@@ -231,13 +267,16 @@ def sharded(step: Step, **options) -> Step:
 
 
 def trained(
-    step: nn.Module, function: Callable | None = None, dtype: torch.dtype = torch.float64
+    name: str,
+    step: nn.Module,
+    function: Callable | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, Tensor]:
     """Two steps on the part of this rank, without a change of the weights."""
     function = step if function is None else function
     for _ in range(2):
         step.zero_grad()
-        loss = function(*batch(PARTS[dist.get_rank()], dtype))
+        loss = function(*part(name, dist.get_rank(), dtype))
         loss.backward()
     found = result(step, loss)
     dist.all_reduce(found["loss"])
@@ -245,14 +284,14 @@ def trained(
     return found | {"loss": found["loss"] / RANKS, "queue": queue.features}
 
 
-def compiled(function: Callable, ran: set[str], **options) -> Callable:
-    """torch.compile; ``ran`` receives the names of the project's operators in the graphs."""
+def compiled(function: Callable, ran: list[set[str]], **options) -> Callable:
+    """torch.compile; ``ran`` receives the names of the project's operators in each graph."""
     torch._dynamo.reset()
     aot_eager = lookup_backend("aot_eager")
 
     def backend(graph, inputs):
         called = (str(node.target) for node in graph.graph.nodes if node.op == "call_function")
-        ran.update(target for target in called if target.startswith("fastseq"))
+        ran.append({target for target in called if target.startswith("fastseq")})
         return aot_eager(graph, inputs)
 
     return torch.compile(function, backend=backend, **options)
@@ -260,7 +299,7 @@ def compiled(function: Callable, ran: set[str], **options) -> Callable:
 
 def on_ranks(rank: int, folder: Path, work: list[tuple[Callable, str]]) -> None:
     """Store what each function returns on this rank; an error as its traceback."""
-    import time; print(time.time()); torch.set_num_threads(1)
+    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/ranks",
@@ -268,13 +307,32 @@ def on_ranks(rank: int, folder: Path, work: list[tuple[Callable, str]]) -> None:
         world_size=RANKS,
         timeout=timedelta(seconds=60),
     )
-    results = {}; print(time.time())
+    results = {}
     for function, name in work:
-        import time; t = time.time()
         try:
             results[function.__name__, name] = function(name)
-            if not rank: print(function.__name__, name, time.time() - t)
         except Exception:
             results[function.__name__, name] = traceback.format_exc()
     torch.save(results, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may hang at an ordinary exit
+
+
+def run_script(process: int, code: str, ranks: int, ports: tuple[int, int], folder: Path) -> None:
+    """``code`` as torchrun starts it on ``ranks`` ranks, and as the last process, with a mesh of
+    one rank. Its output is in the folder."""
+    alone = process == ranks
+    os.environ |= {
+        "RANK": "0" if alone else str(process),
+        "LOCAL_RANK": "0" if alone else str(process),
+        "WORLD_SIZE": "1" if alone else str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(ports[alone]),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    torch.set_num_threads(1)
+    if alone:
+        assert "(2, 2)" in code
+        code = code.replace("(2, 2)", "(1, 1)")
+    with open(folder / f"said{process}", "w") as file, contextlib.redirect_stdout(file):
+        exec(compile(code, "long_clips.py", "exec"), {"__name__": "__main__"})
+    os._exit(0)
