@@ -18,8 +18,6 @@ pytestmark = [pytest.mark.process, pytest.mark.compile]
 PAGE = Path(__file__).parents[1] / "docs/several_gpus.md"
 # The losses that one process computes on each rank's pairs without the other rank's.
 APART = [name for name in LOSSES if "over" not in name and "enqueue" not in name]
-# Each loss with another structure; all others with -m slow.
-IN_ONE_GRAPH = ["scl_loss", "scl_loss over frames", "soft_dtw softmax", "lav_loss", "vava_loss"]
 NOT_IN_ONE_GRAPH = "lrprop_loss"  # documented
 NO_OPERATOR = ("tcn_loss", "intra_nce", "temporal_order_loss")  # written in plain PyTorch
 
@@ -27,12 +25,12 @@ EAGER = [
     *((whole_step.fsdp, name) for name in LOSSES),
     *((whole_step.ddp, name) for name in LOSSES),
 ]
-COMPILED = [
-    *((whole_step.fsdp_in_one_graph, name) for name in IN_ONE_GRAPH),
+COMPILED = [  # the others with -m slow
+    (whole_step.fsdp_in_one_graph, "scl_loss over frames"),
+    (whole_step.fsdp_in_one_graph, "soft_dtw softmax"),
+    (whole_step.fsdp_in_one_graph, "lav_loss"),
     (whole_step.fsdp_in_graphs, "scl_loss over videos"),
-    (whole_step.fsdp_in_graphs, NOT_IN_ONE_GRAPH),
     (whole_step.ddp_in_graphs, "scl_loss over frames"),
-    (whole_step.ddp_in_graphs, "queue_nce and enqueue"),
 ]
 OTHERS = [
     *((whole_step.fsdp_in_one_graph, n) for n in LOSSES if n != NOT_IN_ONE_GRAPH),
@@ -136,20 +134,27 @@ def test_default_compiler_in_one_process(name, tmp_path, monkeypatch):
     compare([whole_step.result(step, loss)], want)
 
 
-def test_example_of_the_docs(tmp_path):
+def printed_losses(said: str) -> torch.Tensor:
+    lines = re.findall(r"^(\d) \W*\d, \d\W+([\d.]+)$", said, re.MULTILINE)
+    assert [step for step, _ in lines] == ["0", "1", "2"], said
+    return torch.tensor([float(loss) for _, loss in lines])
+
+
+def test_example_of_the_docs(tmp_path, monkeypatch, capsys):
     """Its losses on four ranks are those of one process."""
     (code,) = re.findall(r"```py\n(# long_clips.py.*?)```", PAGE.read_text(), re.DOTALL)
     stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(2)]
-    arguments = (code, 4, tuple(store.port for store in stores), tmp_path)
-    mp.start_processes(whole_step.run_script, arguments, 5, start_method="spawn")
-    losses = {}
-    for process in range(5):
-        said = (tmp_path / f"said{process}").read_text()
-        lines = re.findall(r"^(\d) \W*(\d), (\d)\W+([\d.]+)$", said, re.MULTILINE)
-        assert [line[0] for line in lines] == ["0", "1", "2"], said
-        losses[process] = torch.tensor([float(line[3]) for line in lines])
+    arguments = (code, 4, stores[0].port, tmp_path)
+    mp.start_processes(whole_step.run_script, arguments, 4, start_method="spawn")
+    losses = [printed_losses((tmp_path / f"said{rank}").read_text()) for rank in range(4)]
+    for name, value in whole_step.torchrun(0, 1, stores[1].port).items():
+        monkeypatch.setenv(name, value)
+    assert "(2, 2)" in code
+    exec(code.replace("(2, 2)", "(1, 1)"), {"__name__": "__main__"})
+    whole = printed_losses(capsys.readouterr().out)
     assert torch.equal(losses[0], losses[1])
     assert torch.equal(losses[2], losses[3])
     assert not torch.equal(losses[0], losses[2])
-    torch.testing.assert_close((losses[0] + losses[2]) / 2, losses[4], rtol=0, atol=1.1e-4)
-    assert losses[4][2] < losses[4][0]
+    # Four digits are printed.
+    torch.testing.assert_close((losses[0] + losses[2]) / 2, whole, rtol=0, atol=1.1e-4)
+    assert whole[2] < whole[0]

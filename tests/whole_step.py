@@ -317,22 +317,22 @@ def on_ranks(rank: int, folder: Path, work: list[tuple[Callable, str]]) -> None:
     os._exit(0)  # gloo's threads may hang at an ordinary exit
 
 
-def run_script(process: int, code: str, ranks: int, ports: tuple[int, int], folder: Path) -> None:
-    """``code`` as torchrun starts it on ``ranks`` ranks, and as the last process, with a mesh of
-    one rank. Its output is in the folder."""
-    alone = process == ranks
-    os.environ |= {
-        "RANK": "0" if alone else str(process),
-        "LOCAL_RANK": "0" if alone else str(process),
-        "WORLD_SIZE": "1" if alone else str(ranks),
+def run_script(rank: int, code: str, ranks: int, port: int, folder: Path) -> None:
+    """Run ``code`` as torchrun does; its output is in the folder."""
+    torch.set_num_threads(1)
+    os.environ |= torchrun(rank, ranks, port)
+    with open(folder / f"said{rank}", "w") as file, contextlib.redirect_stdout(file):
+        exec(compile(code, "script", "exec"), {"__name__": "__main__"})
+    os._exit(0)
+
+
+def torchrun(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """The environment of a process that meets the others at a store of the parent."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(ports[alone]),
+        "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
-    torch.set_num_threads(1)
-    if alone:
-        assert "(2, 2)" in code
-        code = code.replace("(2, 2)", "(1, 1)")
-    with open(folder / f"said{process}", "w") as file, contextlib.redirect_stdout(file):
-        exec(compile(code, "long_clips.py", "exec"), {"__name__": "__main__"})
-    os._exit(0)
