@@ -2,16 +2,19 @@
 on the CPU against one process.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 import whole_step
-from torch.distributed import TCPStore
-from whole_step import LOSSES, RANKS
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from whole_step import LOSSES, RANKS, WIDTH
 
 pytestmark = [pytest.mark.process, pytest.mark.compile]
 
@@ -134,6 +137,22 @@ def test_default_compiler_in_one_process(name, tmp_path, monkeypatch):
     compare([whole_step.result(step, loss)], want)
 
 
+@pytest.fixture
+def mesh_of_one():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["scl_loss", "soft_dtw", "otam", "vclr_loss"])
+def test_parts_of_a_tensor_are_an_error(mesh_of_one, name):
+    x = distribute_tensor(torch.randn(2, 4, WIDTH), mesh_of_one, [Shard(1)])
+    call = functools.partial(LOSSES[name], whole_step.Step(name), x, x, torch.arange(2))
+    for function in (call, torch.compile(call, backend="eager")):
+        with pytest.raises(TypeError, match=rf"^{name}: .*got a DTensor.*z\.to_local\(\)"):
+            function()
+
+
 def printed_losses(said: str) -> torch.Tensor:
     lines = re.findall(r"^(\d) \W*\d, \d\W+([\d.]+)$", said, re.MULTILINE)
     assert [step for step, _ in lines] == ["0", "1", "2"], said
@@ -143,7 +162,9 @@ def printed_losses(said: str) -> torch.Tensor:
 def test_example_of_the_docs(tmp_path, monkeypatch, capsys):
     """Its losses on four ranks are those of one process."""
     (code,) = re.findall(r"```py\n(# long_clips.py.*?)```", PAGE.read_text(), re.DOTALL)
-    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(2)]
+    stores = [
+        dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(2)
+    ]
     arguments = (code, 4, stores[0].port, tmp_path)
     mp.start_processes(whole_step.run_script, arguments, 4, start_method="spawn")
     losses = [printed_losses((tmp_path / f"said{rank}").read_text()) for rank in range(4)]
