@@ -29,7 +29,7 @@ from benchmarks.timing import (
 from benchmarks.worker import Worker
 
 OPS = ("scl", "soft_dtw", "drop_dtw", "gta", "gta_ae2", "tcc", "contrastive_idm", "queue_nce")
-OPS += ("sinkhorn",)
+OPS += ("sinkhorn", "scl_identity")
 GEMM = "GEMM"
 
 

@@ -50,10 +50,15 @@ def expected(case: Case, args: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tens
     """Loss and gradients in float64, by the reference. Where its matrices do not fit in memory, by
     the blockwise backend, which the tests compare with the reference.
     """
-    dense = case.pairs <= (1 << 24 if case.device == "cpu" else 1 << 28)
+    backend = "reference" if dense(case) else "torch"
     z1, z2 = (z.detach().double().requires_grad_() for z in args[:2])
-    loss = fastseq.scl_loss(z1, z2, *args[2:], backend="reference" if dense else "torch")
+    loss = fastseq.scl_loss(z1, z2, *args[2:], backend=backend)
     return (loss.detach(), *torch.autograd.grad(loss, (z1, z2)))
+
+
+def dense(case: Case) -> bool:
+    """Whether the reference's float64 matrices fit in memory."""
+    return case.pairs <= (1 << 24 if case.device == "cpu" else 1 << 28)
 
 
 def _fastseq(backend: str, case: Case):

@@ -17,14 +17,14 @@ VARIANCE, TEMPERATURE = 10.0, 0.1
 BAND = 24
 
 
-def _unit(z: Tensor) -> Tensor:
+def unit(z: Tensor) -> Tensor:
     """Normalised in float32, then cast to the dtype in which autocast would multiply."""
     return F.normalize(z.float(), dim=-1).to(z.dtype)
 
 
 def eager(z1: Tensor, z2: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
     """Vectorised over videos: one (N, T, T) matrix for the scores, one for the Gaussian."""
-    scores = torch.bmm(_unit(z1), _unit(z2).mT).float() / TEMPERATURE
+    scores = torch.bmm(unit(z1), unit(z2).mT).float() / TEMPERATURE
     gap = (t1[:, :, None] - t2[:, None, :]).float()
     log_g = gap.square() / (-2 * VARIANCE)
     loss = F.kl_div(scores.log_softmax(2), log_g.softmax(2), reduction="sum")
@@ -47,7 +47,7 @@ def build_released(case: Case):
     criterion = SCL(SimpleNamespace(SCL=options), exact=True)
 
     def released(z1: Tensor, z2: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
-        embs = torch.stack([_unit(z1), _unit(z2)], 1)
+        embs = torch.stack([unit(z1), unit(z2)], 1)
         lengths = torch.full((len(z1), 2), 2 * z1.shape[1], device=z1.device)
         return criterion.compute_sequence_loss(embs, lengths, torch.stack([t1, t2], 1))["loss"]
 
@@ -140,7 +140,7 @@ def flex(z1: Tensor, z2: Tensor, t1: Tensor, t2: Tensor, lse=flex_lse) -> Tensor
 
     Timestamps must be sorted, distinct integers.
     """
-    z1, z2 = _unit(z1), _unit(z2)
+    z1, z2 = unit(z1), unit(z2)
     loss = _flex_side(z1, z2, t1, t2, lse) + _flex_side(z2, z1, t2, t1, lse)
     return loss / (t1.numel() + t2.numel())
 

@@ -49,6 +49,7 @@ PLAN = [
     Wanted("rest", "scl", (4, 4096, 128), "fp32"),
     Wanted("rest", "scl", (8, 480, 128), "bf16", ("eager",)),
     Wanted("rest", "scl", (4, 4096, 128), "bf16", ("eager",)),
+    Wanted("rest", "scl_identity", (1, 65536, 384), "bf16", ("memeff",), 15),
     # Each compilation by torch.compile takes most of a minute.
     Wanted("rest", "scl", (4, 4096, 128), "bf16", ("torch.compile", "FlexAttention"), 50),
 ]

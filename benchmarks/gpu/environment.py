@@ -13,7 +13,7 @@ from benchmarks.gpu import record
 
 PACKAGES = (
     *("torch", "triton", "numpy", "numba", "pytest", "pytest-xdist", "pytest-timeout"),
-    *("pybind11", "setuptools", "omegaconf", "av"),
+    *("pybind11", "setuptools", "omegaconf", "av", "memeff"),
 )
 CARD = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "clocks.sm")
 MORE = ("power.limit", "temperature.gpu")

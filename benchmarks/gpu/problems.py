@@ -16,6 +16,7 @@ OPS = ("scl", "contrastive_idm", "tcc", "queue_nce", "soft_dtw")
 D = 128
 TINY = {
     "scl": ((1, 70), (1, 1024)),
+    "scl_identity": ((1, 1024),),
     "contrastive_idm": ((1, 70),),
     "tcc": ((1, 70),),
     "queue_nce": ((5, 600), (512, 9472)),
