@@ -24,7 +24,7 @@ def cuda_peak_mb(fn: Callable[..., Tensor], args: tuple[Tensor, ...], upstream: 
     torch.cuda.reset_peak_memory_stats()
     gradients(fn(*args), args, upstream)
     torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before - _gradient_bytes(args)) / 1e6
+    return (torch.cuda.max_memory_allocated() - before - gradient_bytes(args)) / 1e6
 
 
 def cpu_peak_mb(op: str, case: Case, provider: str) -> float:
@@ -45,18 +45,18 @@ def _measure(op: str, case: Case, provider: str) -> float:
     found = next(p for p in module.providers(case.device) if p.name == provider)
     fn, args = build(found, case), module.inputs(case)
     gradients(fn(*args), args, case.upstream)
-    before = _status_kib("VmRSS")
+    before = status_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # reset the recorded peak
     gradients(fn(*args), args, case.upstream)
-    peak = (_status_kib("VmHWM") - before) * 1024
-    return max(0.0, (peak - _gradient_bytes(args)) / 1e6)
+    peak = (status_kib("VmHWM") - before) * 1024
+    return max(0.0, (peak - gradient_bytes(args)) / 1e6)
 
 
-def _gradient_bytes(args: tuple[Tensor, ...]) -> int:
+def gradient_bytes(args: tuple[Tensor, ...]) -> int:
     return sum(x.numel() * x.element_size() for x in args if x.requires_grad)
 
 
-def _status_kib(name: str) -> int:
+def status_kib(name: str) -> int:
     with open("/proc/self/status") as file:
         return next(int(x.split()[1]) for x in file if x.startswith(name + ":"))
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from training.support import lost
+
+        if not lost.ends(error, _again(args)):
+            raise
+        return 1
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -84,16 +91,18 @@ def _run(args: argparse.Namespace) -> int:
         from training.loop.trainer import Trainer, check_loss
         from training.runs.folder import check_run_dir, open_run, restarted
         from training.runs.model import check_frozen, initial_model
-        from training.support import distributed
+        from training.support import distributed, lost
     except ImportError as error:
         print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
         return 2
 
-    distributed.start()
+    distributed.start(_timeout(args))
+    lost.listen()
     if not distributed.is_main():
         logging.getLogger().setLevel(logging.ERROR)
     try:
         cfg, device = distributed.run_on_all(lambda: _configure(args))
+        distributed.time_split(cfg.data.split_time)  # makes the groups, which all ranks do together
         run_dir = Path(cfg.train.run_dir)
         if distributed.run_on_main(lambda: restarted(run_dir)):
             args.resume, args.overwrite = True, False
@@ -121,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
             return Trainer(cfg, model, loader, run_dir, evaluation, best_checkpoint(cfg, run_dir))
 
         trainer = distributed.run_on_all(assemble)
-        if cfg.data.cache == "features":
+        if cfg.data.cache == "features" or cfg.data.split_time > 1:
             share_left_out(trainer.loader)
         if not args.dry_run:
             open_run(trainer, resume=args.resume)
@@ -148,7 +157,11 @@ def _run(args: argparse.Namespace) -> int:
         if distributed.is_main():
             _complain(error)
         return 1
-    except (TooManyBadVideos, OSError) as error:  # on this one; torchrun ends the others
+    except (TooManyBadVideos, OSError) as error:  # on this one, or on those that share clips
+        if distributed.world_size() > 1:
+            lost.announce()
+        if not getattr(error, "speaks", True):
+            return 1
         _complain(error)
         if isinstance(error, TooManyBadVideos):
             again = "once they can be read again, --resume continues the run"
@@ -159,13 +172,33 @@ def _run(args: argparse.Namespace) -> int:
     if received:
         if distributed.is_main():
             print(f"stopped; continue with --resume: {run_dir}", file=sys.stderr)
-            words = shlex.join([args.recipe, *args.overrides, "--resume"])
-            print(f"  {distributed.launcher()} -m training.train {words}", file=sys.stderr)
+            print(f"  {_again(args)}", file=sys.stderr)
         return 128 + received
     early = f", stopped early at step {trainer.step}" if trainer.stopped_early else ""
     following = "next, python -m training.evaluate or training.report with"
     logging.info("done%s: %s %s", early, following, run_dir)
     return INCOMPLETE if left_out.videos and distributed.world_size() == 1 else 0
+
+
+def _timeout(args: argparse.Namespace) -> timedelta | None:
+    """train.timeout; None for torch's own, and for a recipe that `_configure` will refuse."""
+    from training.support.distributed import launched_by_torchrun
+
+    if not launched_by_torchrun():
+        return None
+    try:
+        seconds = compose(args).train.timeout
+    except (ValueError, OSError):
+        return None
+    return None if seconds is None else timedelta(seconds=seconds)
+
+
+def _again(args: argparse.Namespace) -> str:
+    """The command that continues the run."""
+    from training.support.distributed import launcher
+
+    words = shlex.join([args.recipe, *args.overrides, "--resume"])
+    return f"{launcher()} -m training.train {words}"
 
 
 def _complain(error: Exception) -> None:
@@ -181,18 +214,14 @@ def _complain(error: Exception) -> None:
 def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
     from training.evaluation.curve import check_evaluation
     from training.loop.trainer import choose_device, set_deterministic
-    from training.recipe.load import ConfigError
+    from training.recipe.ranks import check_ranks
     from training.runs.writers import check_writers
     from training.support.distributed import world_size
 
     cfg = compose(args)
     check_evaluation(cfg)
     check_writers(cfg)
-    if cfg.data.batch_size % world_size():
-        raise ConfigError(
-            f"data.batch_size: {cfg.data.batch_size} items cannot be shared by {world_size()} "
-            "ranks; choose a multiple of the number of ranks"
-        )
+    check_ranks(cfg, world_size())
     set_deterministic(cfg)
     return cfg, choose_device(cfg)
 
@@ -235,7 +264,7 @@ def training_loader(
     from training.loop.labels import LabelledLoader
     from training.recipe.load import ConfigError
     from training.recipe.losses import loss_terms
-    from training.support.distributed import is_main, local_rank, rank, world_size
+    from training.support.distributed import is_main, local_rank, rank, time_split, world_size
 
     index = open_index(cfg, check=local_rank() == 0)  # once on each machine
     if left_out is not None:
@@ -268,6 +297,7 @@ def training_loader(
             fill_cache=not dry_run,  # decodes every video
             progress=is_main(),
             loader_type=loader_type,
+            split=time_split(cfg.data.split_time),
         )
     except (ImportError, RuntimeError) as error:
         if isinstance(error, TooManyBadVideos):
@@ -336,7 +366,8 @@ def check_features(cfg: "DictConfig", model: "VideoEncoder | VCLRModel") -> None
 
 
 def share_left_out(loader: "ClipLoader") -> None:
-    """Leave out, on every rank, the videos that any rank could not read: each read only a share."""
+    """Leave out, on every rank, the videos that any rank could not read: each read only a share,
+    or ranks that share clips need the same."""
     from fastseq.video import VideoError
     from training.support.distributed import gather_objects
 

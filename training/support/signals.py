@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.support.distributed import is_main
+from training.support.distributed import is_main, world_size
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -23,9 +23,11 @@ class Signals:
             self._before[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *error: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # After an error one of several ranks says why all end; torchrun's SIGTERM comes then.
+            ending = kind is not None and number == signal.SIGTERM and world_size() > 1
+            signal.signal(number, signal.SIG_IGN if ending else handler)
 
     def requests(self) -> list[int]:
         """For each signal of `ENDING` 1 if it was received, else 0; to be summed over ranks."""

@@ -121,20 +121,20 @@ def forward(
     if n == 0 or frames == 0:
         zeros = torch.zeros(shape, **fp32)
         return zeros, torch.zeros(ROWS, n, frames, **fp32), torch.zeros(2, n, **fp32), None
-    t1, t2, valid1, valid2, masked = _side_inputs(z1, z2, t1, t2, valid1, valid2)
-    online = _online(tau, opts)
-    kernels = _kernels(z1, z2, masked, online, opts)
+    t1, t2, valid1, valid2, masked = side_inputs(z1, z2, t1, t2, valid1, valid2)
+    online = is_online(tau, opts)
+    kernels = kernels_of(z1, z2, masked, online, opts)
     blocks = launch.cdiv(padded(max(frames1, frames2)), kernels.rows)
     loss = torch.empty(shape, **fp32)
     stats = torch.empty((ROWS, n, frames), **fp32)
     coef = torch.empty((2, n), **fp32)
     part = torch.empty((2, 2, n, blocks), **fp32)
-    planes = _planes(z1, frames, kernels)
-    scales = _scales(opts)
+    planes = plane_memory(z1, frames, kernels)
+    scales = scales_of(opts)
     kernels.prepare(
         n * frames // UNIT,
         (z1, z2, t1, t2, valid1, valid2, stats, planes, tau, var),
-        (n, frames1, frames2, _stride(t1), _stride(t2), scales[0]),
+        (n, frames1, frames2, stride_of(t1), stride_of(t2), scales[0]),
     )
     more = negatives.denominators(z1, z2, tau, stats, online, scales[0], opts)
     kernels.stats(
@@ -170,12 +170,12 @@ def backward(
     # The temperature's gradient needs that of one view; with other negatives, of both.
     own1 = need1 or (need_tau and (not need2 or opts.negatives != "cross"))
     own2 = need2 or (need_tau and opts.negatives != "cross")
-    _, _, valid1, valid2, masked = _side_inputs(z1, z2, None, None, valid1, valid2)
-    online = _online(tau, opts)
-    kernels = _kernels(z1, z2, masked, online, opts)
+    _, _, valid1, valid2, masked = side_inputs(z1, z2, None, None, valid1, valid2)
+    online = is_online(tau, opts)
+    kernels = kernels_of(z1, z2, masked, online, opts)
     dz1 = torch.empty_like(z1) if own1 else None
     dz2 = torch.empty_like(z2) if own2 else None
-    planes, scales = _planes(z1, stats.shape[2], kernels), _scales(opts)
+    planes, scales = plane_memory(z1, stats.shape[2], kernels), scales_of(opts)
     if planes is not None:
         kernels.prepare(
             n * stats.shape[2] // UNIT,
@@ -192,7 +192,7 @@ def backward(
     kernels.grad(
         kernels.chunks * directions * n * blocks,
         (z1, z2, valid1, valid2, planes, stats, coef, grad_out, *out, more, tau, var, along),
-        (n, frames1, frames2, _stride(grad_out), *which, *scales),
+        (n, frames1, frames2, stride_of(grad_out), *which, *scales),
     )
     dtau = None
     if need_tau:
@@ -219,8 +219,11 @@ class Kernels(NamedTuple):
     channels: int
 
 
-def _kernels(z1: Tensor, z2: Tensor, masked: bool, online: bool, opts: SCLOptions) -> Kernels:
-    kind = opts.normalize, online, opts.objective == "kl", opts.reduction, opts.target
+def kernels_of(
+    z1: Tensor, z2: Tensor, masked: bool, online: bool, opts: SCLOptions, partial: bool = False
+) -> Kernels:
+    """``partial``: the statistics kernel is that of ring/triton.py."""
+    kind = opts.normalize, online, opts.objective == "kl", opts.reduction, opts.target, partial
     long = max(z1.shape[1], z2.shape[1]) >= LONG
     where = launch.architecture(z1.device)
     return _choose(z1.shape[2], *launch.operands(z1.dtype), where, long, masked, *kind)
@@ -239,6 +242,7 @@ def _choose(
     kl: bool,
     reduction: str,
     target: str,
+    partial: bool,
 ) -> Kernels:
     wide, planes = max(16, triton.next_power_of_2(d)), PLANES[operands]
     shared = {"D": d, "DP": wide, "PLANES": planes, "MASK": masked}
@@ -248,7 +252,14 @@ def _choose(
     )
     return Kernels(
         launch.Kernel(scl_prepare_kernel, **shared, NORM=normalize, BK=min(wide, 128), num_warps=4),
-        launch.Kernel(scl_stats_kernel, **both, **_tile(stats), KL=kl, REDUCTION=reduction),
+        launch.Kernel(
+            scl_stats_kernel,
+            **both,
+            **_tile(stats),
+            KL=kl,
+            REDUCTION=reduction,
+            PARTIAL=partial,
+        ),
         stats.rows,
         launch.Kernel(scl_grad_kernel, **both, **_tile(grad), NORM=normalize, BD=grad.channels),
         grad.rows,
@@ -269,7 +280,7 @@ def _tile(tile: Tiles) -> dict[str, int | None]:
     }
 
 
-def _planes(z: Tensor, frames: int, kernels: Kernels) -> Tensor | None:
+def plane_memory(z: Tensor, frames: int, kernels: Kernels) -> Tensor | None:
     """Memory for fp32 frames as sums of bf16; None where frames are not split."""
     if not kernels.planes:
         return None
@@ -277,12 +288,12 @@ def _planes(z: Tensor, frames: int, kernels: Kernels) -> Tensor | None:
     return torch.empty(shape, dtype=torch.bfloat16, device=z.device)
 
 
-def _stride(x: Tensor | None) -> int:
+def stride_of(x: Tensor | None) -> int:
     """Elements between sequences; 0 where all share one value."""
     return x.stride(0) if x is not None and x.dim() else 0
 
 
-def _side_inputs(z1, z2, t1, t2, valid1, valid2):
+def side_inputs(z1, z2, t1, t2, valid1, valid2):
     """Times with contiguous rows and one dtype; lengths, or masks for both if one view has one."""
     if t1 is not None:
         if t1.dtype != t2.dtype:
@@ -301,7 +312,7 @@ def _side_inputs(z1, z2, t1, t2, valid1, valid2):
 
 
 @lru_cache
-def _scales(opts: SCLOptions) -> tuple[float, float, float]:
+def scales_of(opts: SCLOptions) -> tuple[float, float, float]:
     """log2(e) / temperature, the rate of the targets' exponents (triton_kernels.py) and the largest
     gap with a weight."""
     rates = {"gauss": LOG2E / (2 * opts.variance), "box": 0.0}
@@ -309,6 +320,6 @@ def _scales(opts: SCLOptions) -> tuple[float, float, float]:
     return LOG2E / opts.temperature, rate, reach(opts.variance, opts.target)
 
 
-def _online(tau: Tensor | None, opts: SCLOptions) -> bool:
+def is_online(tau: Tensor | None, opts: SCLOptions) -> bool:
     """Whether a running maximum is needed; always so if the temperature is a tensor."""
     return tau is not None or not (opts.normalize and opts.temperature >= CONSTANT_SHIFT_FROM)

@@ -15,6 +15,7 @@ from fastseq.ops.scl.triton_sums import (
     largest,
     partial_sums,
     reduce,
+    store_partial,
     two_partial_sums,
     with_more,
 )
@@ -60,7 +61,8 @@ def scl_stats_kernel(
     p_v2,  # None, lengths [N] or mask [N, T2]
     p_planes,  # of scl_prepare_kernel; None: products read the frames
     p_stats,  # [6, N, padded(T1) + padded(T2)], some rows written by scl_prepare_kernel
-    p_part,  # [2, 2, N, blocks]: losses and real rows of each block, per direction
+    p_part,  # [2, 2, N, blocks]: losses and real rows of each block, per direction; PARTIAL:
+    # [3, N, T1], see store_partial()
     p_loss,  # [N] or []
     p_coef,  # [2, N]: weights of the directions
     p_ticket,  # 0 before and after the launch
@@ -83,15 +85,17 @@ def scl_stats_kernel(
     TARGET: tl.constexpr,
     KL: tl.constexpr,
     REDUCTION: tl.constexpr,
+    PARTIAL: tl.constexpr,  # the columns are some of a row's; direction 0 only
     MASK: tl.constexpr,
     PREC: tl.constexpr,
 ):
+    DIRECTIONS: tl.constexpr = 1 if PARTIAL else 2
     scale = tl.cast(scale, tl.float32)
     rate, reach = spread(rate, reach, p_var, TARGET)
     blocks = tl.cdiv(padded(tl.maximum(T1, T2)), BM)  # rows of padding get statistics too
     i_b = tl.program_id(0) % blocks
-    i_d = tl.program_id(0) // blocks % 2
-    i_n = (tl.program_id(0) // blocks // 2).to(tl.int64)
+    i_d = tl.program_id(0) // blocks % DIRECTIONS
+    i_n = (tl.program_id(0) // blocks // DIRECTIONS).to(tl.int64)
     T_a, p_a, p_c, at_a, at_c, n_a, n_c, p_va, p_vc = sides(
         p_z1, p_z2, p_planes, p_v1, p_v2, i_n, i_d, T1, T2, D, DP, MASK
     )
@@ -194,29 +198,38 @@ def scl_stats_kernel(
             b_e -= shift
         b_max, _, b_r = denominators(b_e, b_max, b_r, ONLINE, PARTS)
 
-    # A row with no frame within reach: no loss, and statistics that make its gradient exactly 0.
     b_r = tl.sum(b_r, 1)
     if p_more is not None:
         b_max, b_r = with_more(p_more + at_a + o_m, stride, m_m, b_max, b_r, ONLINE)
     b_n = tl.sum(b_n, 1)
-    m_row = (b_xa != 0) & (b_n > 0)
-    b_loss = tl.sum(b_p, 1) / b_n + tl.log2(b_r)
-    if ONLINE:
-        b_loss += b_max - b_ref
-    if KL:
-        b_loss -= tl.log2(b_n)
-    p_row = p_sa + o_m
-    tl.store(p_row + R * stride, tl.where(m_row, 1.0 / b_r, 0.0), mask=m_in)
-    if TARGET == "gauss":
-        b_n *= tl.exp2(-b_more)  # in the scale of the gradient kernel
-    tl.store(p_row + TARGETS * stride, tl.where(m_row, 1.0 / b_n, 0.0), mask=m_in)
-    if ONLINE:
-        tl.store(p_row + MAXIMUM * stride, tl.where(m_row, b_max, float("inf")), mask=m_in)
-    p_block = p_part + (i_d * N + i_n) * blocks + i_b
-    tl.store(p_block, tl.sum(tl.where(m_row, b_loss * LN2, 0.0), 0))
-    tl.store(p_block + 2 * N * tl.cast(blocks, tl.int64), rows.to(tl.float32))
-    if is_last(p_ticket):
-        reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION)
+    if PARTIAL:
+        b_offset = b_more if TARGET == "gauss" else b_n * 0.0
+        b_mean = b_ref - tl.sum(b_p, 1) / b_n
+        if KL:
+            b_mean += b_offset
+        b_top = b_max if ONLINE else b_ref
+        p_row = p_part + i_n * T_a + o_m
+        store_partial(p_row, N, T_a, o_m < T_a, b_xa, b_top, b_r, b_n, b_offset, b_mean)
+    else:
+        # A row with no frame within reach: no loss, statistics that make its gradient exactly 0.
+        m_row = (b_xa != 0) & (b_n > 0)
+        b_loss = tl.sum(b_p, 1) / b_n + tl.log2(b_r)
+        if ONLINE:
+            b_loss += b_max - b_ref
+        if KL:
+            b_loss -= tl.log2(b_n)
+        p_row = p_sa + o_m
+        tl.store(p_row + R * stride, tl.where(m_row, 1.0 / b_r, 0.0), mask=m_in)
+        if TARGET == "gauss":
+            b_n *= tl.exp2(-b_more)  # in the scale of the gradient kernel
+        tl.store(p_row + TARGETS * stride, tl.where(m_row, 1.0 / b_n, 0.0), mask=m_in)
+        if ONLINE:
+            tl.store(p_row + MAXIMUM * stride, tl.where(m_row, b_max, float("inf")), mask=m_in)
+        p_block = p_part + (i_d * N + i_n) * blocks + i_b
+        tl.store(p_block, tl.sum(tl.where(m_row, b_loss * LN2, 0.0), 0))
+        tl.store(p_block + 2 * N * tl.cast(blocks, tl.int64), rows.to(tl.float32))
+        if is_last(p_ticket):
+            reduce(p_part, p_loss, p_coef, N, blocks, REDUCTION)
 
 
 @triton.jit(do_not_specialize=["N", "T1", "T2", "sg", "first_direction", "directions"])

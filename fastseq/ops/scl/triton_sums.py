@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastseq.ops.scl.triton_tiles import LARGEST, UNIT
+from fastseq.ops.scl.triton_tiles import LARGEST, LN2, UNIT
 
 
 @triton.jit
@@ -59,6 +59,24 @@ def with_more(p_more, stride, m_m, b_max, b_r, ONLINE: tl.constexpr):
     else:
         b_r += b_more
     return b_max, b_r
+
+
+@triton.jit
+def store_partial(p_row, N, T_a, m_out, b_xa, b_top, b_r, b_n, b_offset, b_mean):
+    """Statistics of rows over some of their columns, as [3, N, T_a] natural logarithms: of the sum
+    of exponentials, of the sum of targets, and the mean of scores less logarithms of targets.
+
+    Targets are in the scale of the gradient kernel. Without columns the first is -1e30; without
+    targets the second is -infinity and the mean 0. A factor of NaN makes all three NaN.
+    """
+    plane = tl.cast(N, tl.int64) * T_a
+    b_bad = b_xa - b_xa
+    m_some = b_n > 0
+    b_lse = tl.where(b_r == 0, -1e30, (tl.log2(b_r) + b_top) * LN2)
+    b_log = tl.where(m_some, (tl.log2(b_n) - b_offset) * LN2, float("-inf"))
+    tl.store(p_row, b_lse + b_bad, mask=m_out)
+    tl.store(p_row + plane, b_log + b_bad, mask=m_out)
+    tl.store(p_row + 2 * plane, tl.where(m_some, b_mean * LN2, 0.0) + b_bad, mask=m_out)
 
 
 @triton.jit

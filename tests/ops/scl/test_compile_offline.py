@@ -34,11 +34,14 @@ def scl_job(
     more=False,
     learned=False,
     target="gauss",
+    partial=False,
 ):
     """``mode``: "shift", "online" or "raw" (online, not normalised). The default of ``valid``
     selects the kind that needs most registers. ``learned``: temperature and variance are tensors,
-    and the temperature has a gradient.
+    and the temperature has a gradient. ``partial``: for rows and columns of two ranks.
     """
+    if kernel == "weights":
+        return weights_job(arch, mode, learned, target)
     if kernel in NEGATIVES:
         return negatives_job(kernel, precision, d, arch, mode, learned)
     scalar = "*fp32" if learned else None
@@ -66,10 +69,13 @@ def scl_job(
     args = dict(zip(("p_z1", "p_z2", "p_v1", "p_v2"), (z, z, v, v), strict=True))
     args |= {"p_planes": "*bf16" if planes else None, "p_stats": "*fp32"}
     if kernel == "stats":
-        args |= {"p_part": "*fp32", "p_loss": "*fp32", "p_coef": "*fp32", "p_ticket": "*i32"}
-        constants |= {"KL": True, "REDUCTION": reduction}
+        sums = None if partial else "*fp32"
+        ticket = None if partial else "*i32"
+        args |= {"p_part": "*fp32", "p_loss": sums, "p_coef": sums, "p_ticket": ticket}
+        constants |= {"KL": True, "REDUCTION": reduction, "PARTIAL": partial}
     else:
-        args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": z, "p_d2": z}
+        out = "*fp32" if partial else z
+        args |= {"p_coef": "*fp32", "p_grad": "*fp32", "p_d1": out, "p_d2": out}
         args |= {"p_tau": scalar, "p_along": scalar}
         ints += ["sg", "first_direction", "directions"]
         constants |= {"BD": tile.channels, "NORM": mode != "raw"}
@@ -123,6 +129,21 @@ def negatives_job(kernel, precision, d, arch, mode, learned):
     )
 
 
+def weights_job(arch, mode, learned, target):
+    args = {"p_stats": "*fp32"}
+    names = ("p_lse1", "p_lse2", "p_weight1", "p_weight2", "p_target1", "p_target2")
+    args |= dict.fromkeys(names, "*fp32") | {"p_var": "*fp32" if learned else None}
+    args |= dict.fromkeys(("N", "T1", "T2"), "i32")
+    args |= dict.fromkeys(("scale", "rate", "reach"), "fp32")
+    constants = {"ONLINE": mode != "shift", "TARGET": target}
+    module = MODULE.replace("triton_", "triton_ring_")
+    return job(module, "scl_weights_kernel", args, constants, arch, num_warps=1)
+
+
+def multiplies(kernel, *_):
+    return kernel != "weights"
+
+
 def core_cases():
     cases = [("grad", p, 128, 90, {}) for p in PRECISIONS]
     cases += [("grad", p, 128, 90, {"valid": None}) for p in PRECISIONS]
@@ -138,6 +159,9 @@ def core_cases():
     kinds += [{"reduction": r, "valid": None} for r in ("mean", "paper")]
     kinds += [{"long": True, "valid": v} for v in (None, "lengths")]
     cases += [("stats", "bf16", 128, 90, kind) for kind in kinds]
+    cases += [("stats", p, 128, 90, {"partial": True}) for p in ("bf16", "tf32x3")]
+    cases.append(("grad", "bf16", 128, 90, {"partial": True}))
+    cases.append(("weights", "bf16", 128, 90, {}))
     targets = [target for target in TARGETS if target != "gauss"]
     return cases + [(k, "bf16", 128, 90, {"target": t}) for k in ("stats", "grad") for t in targets]
 
@@ -166,6 +190,14 @@ def all_cases():
         for kernel in ("stats", "grad"):
             for mode in ("shift", "online"):
                 cases.append((kernel, "bf16", 128, arch, {"mode": mode, "more": True}))
+        # fp32 gradients are those of the whole loss.
+        for precision, kernel in (("bf16", "stats"), ("bf16", "grad"), ("tf32x3", "stats")):
+            for kinds in ({}, {"valid": None, "long": True}, {"target": "box"}):
+                cases.append((kernel, precision, 128, arch, {"partial": True} | kinds))
+            for mode in ({"mode": "online"}, {"mode": "online", "learned": True}):
+                cases.append((kernel, precision, 128, arch, {"partial": True} | mode))
+        for kinds in ({}, {"mode": "online", "learned": True}):
+            cases.append(("weights", "bf16", 128, arch, kinds))
         # Neither a power of two nor a multiple of 16 bytes.
         cases.append(("grad", "bf16", 200, arch, {}))
         cases.append(("grad", "tf32x3", 17, arch, {}))
@@ -177,7 +209,7 @@ def name(kernel, precision, d, arch, kinds):
         parts = (kernel, precision, f"D{d}", f"sm_{arch}", kinds.get("mode", "shift"))
         return " ".join(parts) + " learned" * kinds.get("learned", False)
     kinds = {"mode": "shift", "valid": "mask", "reduction": "paper", "long": False} | kinds
-    for word in ("more", "learned"):
+    for word in ("more", "learned", "partial"):
         if kinds.pop(word, False):
             kinds[word] = word
     if kinds["reduction"] == "paper":
@@ -204,19 +236,21 @@ SPILLING |= {
     "grad tf32x3 D128 sm_90 online mask  sigmoid",
     *(f"{k} tf32x3 D128 sm_100 {mode} mask  sigmoid" for k in KERNELS for mode in MODES),
 }
+# Of the parts of a loss over ranks, all outside the loops.
+SPILLING |= {"stats bf16 D128 sm_90 shift None long partial"}
 TABLE = Table("scl_resources.json", scl_job, name, core_cases(), SPILLING)
 
 
 def test_core():
     """The most common calls: D = 128, every precision on sm_90, bf16 on the others, reductions."""
-    TABLE.check(core_cases())
+    TABLE.check(core_cases(), multiplies)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_everything():
     """All precisions, channels, modes and architectures. Takes about half an hour on one core."""
-    TABLE.check(all_cases())
+    TABLE.check(all_cases(), multiplies)
 
 
 if __name__ == "__main__":
