@@ -3,7 +3,8 @@
 Measure the peak memory of a training step for clips of several lengths T, each in a separate
 process on random frames, and fit a line a + b T to the peaks. Writes memory.json and memory.png to
 --out. With --plain, also measure the same step done the plain way: all frames at once, nothing
-recomputed, dense losses.
+recomputed, dense losses, one rank. With data.split_time=R each other step runs on R ranks of this
+machine, and the peak is that of the rank with the highest one.
 """
 
 import argparse
@@ -132,20 +133,29 @@ def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
             "a recipe that trains on clips"
         )
     if way == "plain":
-        overrides += ["train.chunk_frames=0", "train.checkpointing=false"]
+        overrides += ["train.chunk_frames=0", "train.checkpointing=false", "data.split_time=1"]
         overrides += [
             f"loss.{name}.backend=reference"
             for name, _, options in loss_terms(cfg.loss)
             if "backend" in options
         ]
-        load_config(args.recipe, overrides)
-    return {"recipe": args.recipe, "overrides": overrides, "frames": frames}
+        cfg = load_config(args.recipe, overrides)
+    ranks = cfg.data.split_time
+    return {"recipe": args.recipe, "overrides": overrides, "frames": frames, "ranks": ranks}
 
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
-    """Measure one step in a new process; {"frames", "error"} if memory does not suffice."""
+    """Measure one step in a new process for each of the ``ranks`` that share a clip.
+
+    Returns {"frames", "error"} if memory does not suffice.
+    """
+    ranks = asked["ranks"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     done = subprocess.run(
-        [sys.executable, "-m", "training.studies.memory_step"],
+        [
+            *(sys.executable, *(torchrun if ranks > 1 else [])),
+            *("-m", "training.studies.memory_step"),
+        ],
         input=json.dumps(asked),
         capture_output=True,
         text=True,
@@ -153,10 +163,13 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
         check=False,
     )
     if done.returncode == 0:
-        return json.loads(done.stdout)
+        return json.loads(done.stdout.splitlines()[-1])  # gloo prints lines before it
     lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+    # What torchrun itself prints comes last.
+    lines = [line for line in lines if line.startswith("[rank")] or lines
     no_memory = ("out of memory", "can't allocate memory", "MemoryError")
-    if done.returncode == -signal.SIGKILL or any(words in lines[-1] for words in no_memory):
+    killed = done.returncode == -signal.SIGKILL or (ranks > 1 and "SIGKILL" in done.stderr)
+    if killed or any(words in lines[-1] for words in no_memory):
         return {"frames": asked["frames"], "error": "out of memory"}
     raise MeasurementError(f"T = {asked['frames']}: {lines[-1]}")
 
@@ -180,6 +193,7 @@ def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, A
         "recipe": args.recipe,
         "overrides": args.overrides,
         "clips": 2 * cfg.data.batch_size,
+        "ranks": cfg.data.split_time,
         "runs": runs,
         "fits": fits,
         "slope_ratio": plain["b"] / ours["b"] if rises and plain else None,
@@ -211,6 +225,7 @@ def conclusion(result: dict[str, Any]) -> str:
     lines = [
         f"{where}{threads}; peak of {counted} above the model and Adam ({one['model'] / 1e6:.0f} "
         f"MB), {result['clips']} clips of T frames"
+        + (f" over {result['ranks']} ranks" if result["ranks"] > 1 else "")
     ]
     for way, line in result["fits"].items():
         if line is None:

@@ -102,6 +102,7 @@ def _run(args: argparse.Namespace) -> int:
         logging.getLogger().setLevel(logging.ERROR)
     try:
         cfg, device = distributed.run_on_all(lambda: _configure(args))
+        distributed.time_split(cfg.data.split_time)  # makes the groups, which all ranks do together
         run_dir = Path(cfg.train.run_dir)
         if restarted(run_dir):
             args.resume, args.overwrite = True, False
@@ -129,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
             return Trainer(cfg, model, loader, run_dir, evaluation, best_checkpoint(cfg, run_dir))
 
         trainer = distributed.run_on_all(assemble)
-        if cfg.data.cache == "features":
+        if cfg.data.cache == "features" or cfg.data.split_time > 1:
             share_left_out(trainer.loader)
         if not args.dry_run:
             open_run(trainer, resume=args.resume)
@@ -156,9 +157,11 @@ def _run(args: argparse.Namespace) -> int:
         if distributed.is_main():
             _complain(error)
         return 1
-    except (TooManyBadVideos, OSError) as error:  # on this one
+    except (TooManyBadVideos, OSError) as error:  # on this one, or on those that share clips
         if distributed.world_size() > 1:
             lost.announce()
+        if not getattr(error, "speaks", True):
+            return 1
         _complain(error)
         if isinstance(error, TooManyBadVideos):
             again = "once they can be read again, --resume continues the run"
@@ -211,7 +214,7 @@ def _complain(error: Exception) -> None:
 def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
     from training.evaluation.curve import check_evaluation
     from training.loop.trainer import choose_device, set_deterministic
-    from training.recipe.load import ConfigError
+    from training.recipe.ranks import check_ranks
     from training.runs.writers import check_writers
     from training.support.distributed import check_restarts, world_size
 
@@ -219,11 +222,7 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
     cfg = compose(args)
     check_evaluation(cfg)
     check_writers(cfg)
-    if cfg.data.batch_size % world_size():
-        raise ConfigError(
-            f"data.batch_size: {cfg.data.batch_size} items cannot be shared by {world_size()} "
-            "ranks; choose a multiple of the number of ranks"
-        )
+    check_ranks(cfg, world_size())
     set_deterministic(cfg)
     return cfg, choose_device(cfg)
 
@@ -266,7 +265,7 @@ def training_loader(
     from training.loop.labels import LabelledLoader
     from training.recipe.load import ConfigError
     from training.recipe.losses import loss_terms
-    from training.support.distributed import is_main, local_rank, rank, world_size
+    from training.support.distributed import is_main, local_rank, rank, time_split, world_size
 
     index = open_index(cfg, check=local_rank() == 0)  # once on each machine
     if left_out is not None:
@@ -299,6 +298,7 @@ def training_loader(
             fill_cache=not dry_run,  # decodes every video
             progress=is_main(),
             loader_type=loader_type,
+            split=time_split(cfg.data.split_time),
         )
     except (ImportError, RuntimeError) as error:
         if isinstance(error, TooManyBadVideos):
@@ -367,7 +367,8 @@ def check_features(cfg: "DictConfig", model: "VideoEncoder | VCLRModel") -> None
 
 
 def share_left_out(loader: "ClipLoader") -> None:
-    """Leave out, on every rank, the videos that any rank could not read: each read only a share."""
+    """Leave out, on every rank, the videos that any rank could not read: each read only a share,
+    or ranks that share clips need the same."""
     from fastseq.video import VideoError
     from training.support.distributed import gather_objects
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,6 +68,27 @@ class Item:
     def __post_init__(self) -> None:
         if self.times is None:
             object.__setattr__(self, "times", self.steps / self.fps[:, None])
+
+
+def part_of(item: Item, part: int, parts: int) -> Item:
+    """Part ``part`` of an item's clips, which are divided into so many equal parts along T."""
+    length = item.steps.shape[1]
+    mine = slice(part * length // parts, (part + 1) * length // parts)
+
+    def cut(clip: Clip) -> Clip:  # with its context frames
+        return replace(clip, frames=clip.frames.reshape(length, -1)[mine].reshape(-1))
+
+    readings = (
+        replace(reading, clips=tuple(cut(clip) for clip in reading.clips))
+        for reading in item.readings
+    )
+    return replace(
+        item,
+        readings=tuple(readings),
+        steps=item.steps[:, mine],
+        valid=item.valid[:, mine],
+        times=item.times[:, mine],
+    )
 
 
 def decode_side(size: int, side: int | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from fastseq.video._av import VideoError
 from fastseq.video.arguments import as_int
 from fastseq.video.columns import column, having, special, values_of
-from fastseq.video.items import Item, Items
-from fastseq.video.order import Order, Shuffled, repeats_of
+from fastseq.video.items import Item, Items, part_of
+from fastseq.video.order import Order, Shuffled, check_order, repeats_of
 from fastseq.video.readings import Engine, Reading
 
 # More bad videos than both limits: the data set, not a single file, is at fault.
@@ -50,6 +50,11 @@ class ClipLoader:
     when there are more than 10 and more than 1 % of all videos, or when no item is left. Each rank
     counts the bad videos that it has met.
 
+    Several loaders may share every clip, each with another `part` of its frames. Only the pixels of
+    these frames are read, and T above becomes T / R; draws, `num_frames`, `ids` and `actions` are
+    those of the whole clip. So are the pixels, except where the contrast is changed: this keeps the
+    mean of a part, not of the whole clip.
+
     Args:
         items: what the clips are: `TwoViews`, `VideoPairs`, `SynchronisedViews` or
             `SegmentTuples`.
@@ -64,6 +69,12 @@ class ClipLoader:
             only).
         order: the order of the items, see `fastseq.video.order`: `Shuffled` (the default, with
             this seed), `Mixture` of several sources, or `ByShard`.
+        part: (r, R): of every clip of T frames, the frames r T / R to (r + 1) T / R. The loaders of
+            the R parts have the same `rank` and `world_size`.
+        agree: function that every loader of the parts calls once per batch, with path -> reason of
+            the videos that this loader could not read; it returns those of all parts, in the same
+            order on each. If there are any, all parts draw the batch anew. Without it, a loader of
+            a part raises VideoError for an unreadable video.
 
     Attributes:
         position: number of batches returned so far, over all epochs. Set it between two iterators
@@ -71,8 +82,8 @@ class ClipLoader:
         bad: path -> reason, for the skipped videos.
 
     Raises:
-        ValueError: an option out of its range, or an order of another number of items or of other
-            ranks.
+        ValueError: an option out of its range, an order of another number of items or of other
+            ranks, or clips that cannot be divided into R equal parts.
 
     Example:
         >>> import tempfile
@@ -98,6 +109,8 @@ class ClipLoader:
         world_size: int = 1,
         last: str = "drop",
         order: Order | None = None,
+        part: tuple[int, int] = (0, 1),
+        agree: Callable[[dict[str, str]], dict[str, str]] | None = None,
     ):
         if not callable(getattr(items, "item", None)):
             raise TypeError(
@@ -129,15 +142,20 @@ class ClipLoader:
                 f"{world_size} ranks"
             )
         if order is not None:
-            _check_order(order, len(items), (rank, world_size))
+            check_order(order, len(items), (rank, world_size))
         self.items, self.batch_size, self.engine, self.seed = items, batch_size, engine, seed
         self.rank, self.world_size, self.last = rank, world_size, last
+        self.part, self.agree = _as_part(part, getattr(items, "num_frames", 1)), agree
         self.position = 0
         self.bad: dict[str, str] = {}
         self._order: Order = Shuffled(len(items), seed) if order is None else order
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         self._names: dict[str, str] = {}
         self._videos: int | None = None  # checksum, computed when it is needed
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For worker processes, which draw items; a process group cannot be pickled.
+        return self.__dict__ | {"agree": None}
 
     @property
     def batches_per_epoch(self) -> int:
@@ -171,6 +189,8 @@ class ClipLoader:
             try:
                 for frames in self.engine.batches(self.readings, position, stop):
                     batch = self._batch(self.items_of(position), frames)
+                    if self._skip({}):
+                        break
                     position += 1
                     self.position = position
                     yield batch
@@ -181,7 +201,17 @@ class ClipLoader:
                             "at a time"
                         )
             except VideoError as error:
-                self.set_aside(error)
+                if self.part[1] > 1 and self.agree is None:
+                    raise  # the loaders of the other parts would have other items
+                self._skip({error.path: error.reason})
+
+    def _skip(self, found: dict[str, str]) -> bool:
+        """Leave out the videos that a loader of any part cannot read; whether there are any."""
+        if self.agree is not None:
+            found = self.agree(found)
+        for path, reason in found.items():
+            self.set_aside(VideoError(path, reason))
+        return bool(found)
 
     def order(self, epoch: int) -> np.ndarray:
         """int64: the items of an epoch in their order, for all ranks; for `ByShard` for this one.
@@ -200,7 +230,7 @@ class ClipLoader:
         return drawn
 
     def items_of(self, batch: int) -> list[Item]:
-        """The items of batch `batch`, counted over all epochs, on this rank."""
+        """This rank's items of batch `batch`, counted over all epochs; of clips, this `part`."""
         epoch, place = divmod(batch, self.batches_per_epoch)
         order, repeats = self._epoch(epoch)
         # An order of one rank has been dealt out already.
@@ -208,10 +238,11 @@ class ClipLoader:
         start = (place * ranks + rank) * self.batch_size
         places = np.arange(start, start + self.batch_size)
         places = places % len(order) if self._fills_up else places[places < len(order)]
-        return [
+        items = [
             self._item(epoch, int(order[k]), 0 if repeats is None else int(repeats[k]))
             for k in places
         ]
+        return items if self.part == (0, 1) else [part_of(item, *self.part) for item in items]
 
     def readings(self, batch: int) -> list[Reading]:
         return [reading for item in self.items_of(batch) for reading in item.readings]
@@ -326,11 +357,13 @@ class ClipLoader:
         most = max(MAX_BAD, int(MAX_BAD_SHARE * total))
         if count > most:
             raise self._too_many_bad(f"more than {most}") from error
+        if self.part[0]:
+            return  # the loader of part 0 warns
         name = self._ids()[error.path]
         warnings.warn(
             f"left out {name}: {error.reason} ({count} of {total} videos)",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def _batch(self, items: list[Item], frames: torch.Tensor) -> dict[str, Any]:
@@ -352,20 +385,14 @@ class ClipLoader:
         }
 
 
-def _check_order(order: Any, count: int, share: tuple[int, int]) -> None:
-    """An error if an order does not fit this number of items, or this (rank, world size)."""
-    if not all(hasattr(order, name) for name in ("count", "share", "order", "describe")):
-        raise TypeError(
-            "order must be a Shuffled, Mixture or ByShard of fastseq.video.order, got "
-            f"{type(order).__name__}"
-        )
-    if order.count != count:
+def _as_part(part: tuple[int, int], length: int) -> tuple[int, int]:
+    """(r, R) as integers; ValueError unless clips of so many frames have R equal parts."""
+    r, parts = (as_int("part", number, 0) for number in part)
+    if not r < parts:
+        raise ValueError(f"part must be (r, R) with 0 <= r < R, got {part}")
+    if length % parts:
         raise ValueError(
-            f"the order is of {order.count} items, but there are {count}: make it of the items' "
-            '`videos`, without those left out, as in Mixture(column(items.videos, "source"), ...)'
+            f"part: clips of T = {length} frames cannot be divided into {parts} equal parts; "
+            f"choose a T that is a multiple of {parts}"
         )
-    if order.share not in (None, share):
-        raise ValueError(
-            "the order is that of rank {} of {}, the loader's is {} of {}; pass both the same "
-            "rank and world_size".format(*order.share, *share)
-        )
+    return r, parts

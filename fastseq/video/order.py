@@ -246,3 +246,22 @@ def _largest_remainders(count: int, weights: np.ndarray) -> np.ndarray:
 
 def _checksum(numbers: np.ndarray) -> int:
     return zlib.crc32(numbers.astype("<i8").tobytes())
+
+
+def check_order(order: Any, count: int, share: tuple[int, int]) -> None:
+    """An error if an order does not fit this number of items, or this (rank, world size)."""
+    if not all(hasattr(order, name) for name in ("count", "share", "order", "describe")):
+        raise TypeError(
+            "order must be a Shuffled, Mixture or ByShard of fastseq.video.order, got "
+            f"{type(order).__name__}"
+        )
+    if order.count != count:
+        raise ValueError(
+            f"the order is of {order.count} items, but there are {count}: make it of the items' "
+            '`videos`, without those left out, as in Mixture(column(items.videos, "source"), ...)'
+        )
+    if order.share not in (None, share):
+        raise ValueError(
+            "the order is that of rank {} of {}, the loader's is {} of {}; pass both the same "
+            "rank and world_size".format(*order.share, *share)
+        )

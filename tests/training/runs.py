@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from fastseq.video import Augmentation, Clip, ClipLoader, Item, PyAVEngine, Reading
+from fastseq.video.readings import shape_of
 from training.runs.log import read_log
 from training.runs.model import load_run
 
@@ -32,6 +33,7 @@ class SquareItems:
     """Replaces videos: two clips that are a pure function of (epoch, index)."""
 
     num_context = 1
+    num_frames = 8
     left_out = ()
     augmentation = Augmentation(size=16)
 
@@ -61,7 +63,7 @@ class SquareEngine(PyAVEngine):
     """A bright moving square on a grey that identifies the video."""
 
     def read(self, readings) -> torch.Tensor:
-        frames = np.empty((len(readings), 2, 8, 3, 16, 16), dtype=np.uint8)
+        frames = np.empty(shape_of(readings, 16), dtype=np.uint8)
         for reading, made in zip(readings, frames, strict=True):
             made[:] = 20 * int(reading.path)
             for view, clip in zip(made, reading.clips, strict=True):

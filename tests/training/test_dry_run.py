@@ -66,7 +66,7 @@ def fake_trainer(step, monkeypatch, **train):
     return SimpleNamespace(
         cfg=SimpleNamespace(
             train=SimpleNamespace(**{"accumulate": 1, "max_minutes": None} | train),
-            data=SimpleNamespace(num_context=1, cache="none"),
+            data=SimpleNamespace(num_context=1, cache="none", split_time=1),
         ),
         model=SimpleNamespace(chunk_frames=None, chunk_size=lambda: 80),
         gradient_step=step,

@@ -79,7 +79,8 @@ def test_memory_grows_linearly_and_slower_than_the_plain_way(tmp_path, monkeypat
 @pytest.mark.process
 def test_a_step_in_a_process_of_its_own(tmp_path):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    asked = {"recipe": str(tmp_path / "tiny.yaml"), "overrides": ["data.num_frames=6"], "frames": 6}
+    asked = {"recipe": str(tmp_path / "tiny.yaml"), "overrides": ["data.num_frames=6"]}
+    asked |= {"frames": 6, "ranks": 1}
     measured = memory.measure(asked)
     assert measured["frames"] == 6
     assert measured["peak"] > 0
@@ -248,15 +249,18 @@ def test_the_plain_way_is_dense_and_all_at_once():
 
 
 @pytest.mark.parametrize(
-    ("code", "stderr", "out_of_memory"),
+    ("code", "stderr", "ranks", "out_of_memory"),
     [
-        (-9, "", True),
-        (1, "...\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", True),
-        (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried", True),
-        (1, "Traceback\nValueError: something else", False),
+        (-9, "", 1, True),
+        (1, "...\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", 1, True),
+        (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried", 1, True),
+        (1, "[rank1]: torch.OutOfMemoryError: CUDA out of memory\nChildFailedError:\n==", 2, True),
+        (1, "traceback : Signal 9 (SIGKILL) received by PID 5\n====", 2, True),
+        (1, "Traceback\nValueError: something else", 1, False),
+        (1, "Traceback\n[rank0]: ValueError: something else\nChildFailedError:\n====", 2, False),
     ],
 )
-def test_a_step_that_fails(monkeypatch, code, stderr, out_of_memory):
+def test_a_step_that_fails(monkeypatch, code, stderr, ranks, out_of_memory):
     failed = SimpleNamespace(returncode=code, stdout="", stderr=stderr)
     environments = []
 
@@ -265,11 +269,11 @@ def test_a_step_that_fails(monkeypatch, code, stderr, out_of_memory):
         return failed
 
     monkeypatch.setattr(subprocess, "run", run)
-    asked = {"recipe": "recipes/carl.yaml", "overrides": [], "frames": 480}
+    asked = {"recipe": "recipes/carl.yaml", "overrides": [], "frames": 480, "ranks": ranks}
     if out_of_memory:
         assert memory.measure(asked) == {"frames": 480, "error": "out of memory"}
     else:
-        with pytest.raises(memory.MeasurementError, match="T = 480: ValueError: something else"):
+        with pytest.raises(memory.MeasurementError, match=r"T = 480: .*ValueError: something else"):
             memory.measure(asked)
     assert environments[0]["MALLOC_MMAP_THRESHOLD_"] == "262144"
     assert environments[0]["MALLOC_TRIM_THRESHOLD_"] == "262144"

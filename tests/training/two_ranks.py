@@ -1,5 +1,6 @@
 """Computations of test_distributed.py for one rank and for two, run in child processes."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,20 @@ ITEMS = 8
 
 def squares(cfg, *_, videos: int = 5, **__) -> ClipLoader:
     """Replaces training.train.training_loader: each rank gets its part of the batches."""
-    ranks = distributed.world_size()
+    split = distributed.time_split(cfg.data.split_time)
+    share, shares = distributed.data_share(split)
+    parts = {}
+    if split is not None:
+        agree = partial(distributed.union_over_group, group=split.group)
+        parts = {"part": (split.part, split.parts), "agree": agree}
     return ClipLoader(
         SquareItems(videos, padded=True),
-        cfg.data.batch_size // ranks,
+        cfg.data.batch_size // shares,
         engine=SquareEngine(16),
         seed=cfg.train.seed,
-        rank=distributed.rank(),
-        world_size=ranks,
+        rank=share,
+        world_size=shares,
+        **parts,
     )
 
 

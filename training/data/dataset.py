@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ from training.data.cache import FrameCache
 from training.data.folders import names_of
 from training.data.index import VideoRecord
 from training.support.command import UserError
+from training.support.distributed import union_over_group
+from training.support.time_split import TimeSplit
 
 if TYPE_CHECKING:
     from training.data.features import FeatureStore
@@ -122,6 +125,7 @@ def open_loader(
     fill_cache: bool = True,
     progress: bool = True,
     loader_type: Callable[..., ClipLoader] = ClipLoader,
+    split: TimeSplit | None = None,
 ) -> tuple[ClipLoader, str]:
     """The loader of a recipe, a ``loader_type``, and the reason for its engine.
 
@@ -130,9 +134,14 @@ def open_loader(
     `data.cache=features` features are read from `store`; this rank first computes those missing
     from its share of the videos. Without `fill_cache` nothing is decoded here; with cache=ram clips
     are then read from the files.
+
+    With a `split` the ranks of its group read the same items, each its part of every clip; together
+    they leave out the videos that one of them cannot read.
     """
     items = open_items(records, data_cfg, augmentation)
-    order = open_order(items.videos, data_cfg, seed, rank, world_size)
+    part, parts = (0, 1) if split is None else (split.part, split.parts)
+    share, shares = rank // parts, world_size // parts
+    order = open_order(items.videos, data_cfg, seed, share, shares)
     if data_cfg.cache not in CACHES:
         raise ValueError(f"data.cache must be one of {', '.join(CACHES)}, got {data_cfg.cache!r}")
     failed = []
@@ -156,12 +165,14 @@ def open_loader(
         failed = engine.cache.failed
     loader = loader_type(
         items,
-        data_cfg.batch_size // world_size,
+        data_cfg.batch_size // shares,
         engine=engine,
         seed=seed,
-        rank=rank,
-        world_size=world_size,
+        rank=share,
+        world_size=shares,
         order=order,
+        part=(part, parts),
+        agree=None if split is None else functools.partial(union_over_group, group=split.group),
     )
     for error in failed:
         loader.set_aside(error)

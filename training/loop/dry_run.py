@@ -26,6 +26,8 @@ def describe(trainer: Trainer) -> str:
     item = trainer.gradient_step.describe(cfg)
     frames = videos * item.read
     shared = f", {frames // ranks} on each of {ranks} ranks" if ranks > 1 else ""
+    if cfg.data.split_time > 1:
+        shared += f" ({cfg.data.num_frames // cfg.data.split_time} of each clip)"
     optimizer = KINDS[cfg.optim.name]
     several = f"; {parts} times, then {optimizer.name}'s step" if parts > 1 else ""
     others = f" and {ranks - 1} more" if ranks > 1 else ""

@@ -19,11 +19,14 @@ class Meter:
     The time of a step lasts from `start` to `stepped`; the part before `arrived`, when the step's
     data are there, is waiting. Logs and checkpoints are written between `stepped` and the next
     `start` and are not counted.
+
+    ``parts``: number of consecutive ranks that share every clip.
     """
 
     KEPT = ("seconds", "skipped", "skipped_in_a_row", "losses", "nonfinite")  # in checkpoints
 
-    def __init__(self) -> None:
+    def __init__(self, parts: int = 1) -> None:
+        self.parts = parts
         self.seconds = 0.0  # of this part of the run and all earlier ones
         self.skipped = 0  # steps without a finite loss: in total, then in a row
         self.skipped_in_a_row = 0
@@ -62,7 +65,7 @@ class Meter:
         self.skipped += 1
         self.skipped_in_a_row += not result.overflow  # a smaller scale will remedy that
         mine = [name for batch in batches for name in batch["ids"]]
-        videos = [name for names in gather_objects(mine) for name in names]
+        videos = [name for names in gather_objects(mine)[:: self.parts] for name in names]
         self.nonfinite.append({"step": step, "videos": videos})
         if result.overflow:
             if is_main():

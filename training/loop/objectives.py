@@ -1,9 +1,10 @@
 """The losses that a recipe combines, each with its weight, on the two clips of every item."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,7 +13,8 @@ from training.loop.alignment_losses import ALIGNMENT_COUNTS, ALIGNMENT_LOSSES
 from training.loop.clips import Clips, embeddings, pair, times
 from training.loop.head_losses import HEAD_LOSSES, NEEDS_LABELS
 from training.recipe.losses import loss_terms
-from training.support.distributed import gather_rows, world_size
+from training.support.distributed import world_size
+from training.support.time_split import TimeSplit
 
 
 class Objective:
@@ -24,14 +26,21 @@ class Objective:
     Args:
         cfg: the recipe's ``loss`` section.
         heads: loss -> its head, of `training.models.heads.build_heads`; None if no loss has one.
+        split: the part of every clip that this rank has; None: whole clips. With it, SCL compares
+            the frames of all ranks of its group, and classification has this rank's frames.
 
     Attributes:
         terms: (name, weight, options) of each loss.
         names: the names of the values that a call returns: the losses, then the accuracies.
     """
 
-    def __init__(self, cfg: Any, heads: Mapping[str, nn.Module] | None = None) -> None:
-        self.terms = loss_terms(cfg)
+    def __init__(
+        self,
+        cfg: Any,
+        heads: Mapping[str, nn.Module] | None = None,
+        split: TimeSplit | None = None,
+    ) -> None:
+        self.terms, self.split = loss_terms(cfg), split
         self.heads = {} if heads is None else heads
         names = [name for name, *_ in self.terms]
         self.needs_projection = any(name in ("scl", "nearest") for name in names)
@@ -56,52 +65,79 @@ class Objective:
                 value, accuracy = loss.value(clips, self.heads[name], **options)
                 accuracies[loss.accuracy] = factor[loss.accuracy] * accuracy
             else:
-                value = _LOSSES[name](clips, **options)
+                across = self._across(name, options)
+                shared = {} if across is None else {"group": across.group, "split": across.split}
+                value = _LOSSES[name](clips, **options, **shared)
             values[name] = factor[name] * value
         return sum(weight * values[name] for name, weight, _ in self.terms), values | accuracies
 
     def counts(self, batch: Mapping[str, Any]) -> list[float]:
-        """Denominator of the mean of each loss for the clips of a batch, see `ClipLoader`."""
-        return [
+        """Denominator of the mean of each loss for the clips of a batch, see `ClipLoader`.
+
+        With a split, the sum over the ranks of a group is that of the whole clips.
+        """
+        counts = [
             float(HEAD_LOSSES[name].count(batch, options))
             if name in HEAD_LOSSES
             else float(_COUNTS[name](batch["valid"], batch["actions"], options))
             for name, _, options in self.terms
         ]
+        if self.split is not None and self.split.part:
+            for i, (_, _, options) in enumerate(self.terms):
+                if options.get("reduction") == "paper":  # of clips, which part 0 counts
+                    counts[i] = 0.0
+        return counts
 
-    def shares(self, mine: Tensor, everyone: Tensor) -> Tensor:
+    def shares(self, mine: Tensor, everyone: Tensor, together: Tensor | None = None) -> Tensor:
         """The factor of each value (`names`) of this rank in the mean over a batch, for each part.
 
         Args:
             mine: `counts` of this rank's clips, float64 (parts, losses).
             everyone: their sum over ranks.
+            together: their sum over the ranks of ``split``, which have parts of the same clips.
 
         The shares of all ranks and parts add up to 1, except for a loss that is a sum. An accuracy
         has the share of its loss, and NaN in a batch without a counted prediction.
         """
         shares = mine / everyone.sum(0).clamp(min=1)
         for i, (name, _, options) in enumerate(self.terms):
-            if _is_gathered(name, options):  # each rank has the value of all
-                shares[:, i] = everyone[:, i] / everyone[:, i].sum().clamp(min=1) / world_size()
+            across = self._across(name, options)
+            if across is not None:  # each of these ranks has the value of all of them
+                counted = everyone if self.split is None else together
+                shares[:, i] = counted[:, i] / everyone[:, i].sum().clamp(min=1) / across.ranks
             if options.get("reduction") == "sum":
-                shares[:, i] = 1 / world_size() if _is_gathered(name, options) else 1
+                shares[:, i] = 1 if across is None else 1 / across.ranks
         with_head = [i for i, (name, *_) in enumerate(self.terms) if name in HEAD_LOSSES]
         of_accuracies = shares[:, with_head].clone()
         of_accuracies[:, everyone[:, with_head].sum(0) == 0] = torch.nan
         return torch.cat([shares, of_accuracies], 1)
 
+    def _across(self, name: str, options: dict[str, Any]) -> "_Across | None":
+        """The ranks that compute one value of a loss together; None: each rank has its own."""
+        if name != "scl":
+            return None
+        if self.split is not None:
+            return _Across(self.split.group, "frames", self.split.parts)
+        if options.get("negatives") == "batch" and world_size() > 1:
+            return _Across(dist.group.WORLD, "videos", world_size())
+        return None
 
-def _is_gathered(name: str, options: dict[str, Any]) -> bool:
-    """Whether a loss compares clips of different ranks."""
-    return name == "scl" and options.get("negatives") == "batch" and world_size() > 1
+
+class _Across(NamedTuple):
+    """Arguments of `fastseq.scl_loss` for a value of several ranks, and their number."""
+
+    group: dist.ProcessGroup
+    split: str
+    ranks: int
 
 
-def _scl(clips: Clips, **options: Any) -> Tensor:
-    """With negatives="batch" the loss of the clips of all ranks, the same value on every rank."""
+def _scl(clips: Clips, *, group: dist.ProcessGroup | None = None, **options: Any) -> Tensor:
+    """With a group the loss of the clips of its ranks, the same value on each."""
     z, steps, valid = clips.z, clips.steps, clips.valid
-    if _is_gathered("scl", options):
+    if group is not None:
+        # Another rank may have padding, and all have to pass the same arguments.
         valid = torch.ones_like(steps, dtype=torch.bool) if valid is None else valid
-        z, steps, valid = gather_rows(z), gather_rows(steps), gather_rows(valid)
+        options["group"] = group
     return fastseq.scl_loss(
         z[:, 0],
         z[:, 1],

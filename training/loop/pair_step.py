@@ -14,7 +14,7 @@ from training.loop.step import GradientStep, ItemFrames
 from training.models import VideoEncoder
 from training.models.heads import build_heads
 from training.models.sync_batch_norm import sync_batch_norms
-from training.support.distributed import sum_over_ranks, world_size
+from training.support.distributed import data_share, sum_over_ranks, time_split, world_size
 
 if TYPE_CHECKING:
     from training.recipe.schema import Config
@@ -45,11 +45,15 @@ class PairStep(GradientStep):
     divided, except through batch norm: in training mode batch norm uses all ranks, but only one
     part (and, in the backbone, one chunk of frames) at a time.
 
+    With ``data.split_time`` a batch has this rank's part of every clip. The measures of collapse
+    are of this part's embeddings.
+
     With ``data.cache=features`` the ``frames`` of a batch are stored features (N, 2, T, F). If a
     loss needs classes, a batch has ``labels``, see `training.loop.labels.LabelledLoader`.
 
     Attributes:
         features: F, or None if a batch has frames.
+        split: the part of every clip that this rank has; None: whole clips.
     """
 
     section = "loss"
@@ -62,7 +66,8 @@ class PairStep(GradientStep):
         device: torch.device,
         precision: torch.dtype,
     ) -> None:
-        self.objective = Objective(cfg.loss, model.heads)
+        self.split = time_split(cfg.data.split_time)
+        self.objective = Objective(cfg.loss, model.heads, self.split)
         stored = cfg.data.cache == "features"
         self.features = model.backbone.out_features if stored else None
         super().__init__(
@@ -86,7 +91,8 @@ class PairStep(GradientStep):
         h, z = zeros(cfg.model.embedding_size), zeros(cfg.model.projection_size)
         labels = torch.zeros_like(steps)
         heads = build_heads(cfg, classes=1).to(device)
-        Objective(cfg.loss, heads)(Clips(h, z, steps, None, num_frames, labels=labels))
+        split = time_split(cfg.data.split_time)
+        Objective(cfg.loss, heads, split)(Clips(h, z, steps, None, num_frames, labels=labels))
 
     @staticmethod
     def describe(cfg: "Config") -> ItemFrames:
@@ -98,10 +104,11 @@ class PairStep(GradientStep):
 
     def examples(self, items: int) -> Iterator[dict[str, Any]]:
         frames, number = 2, 1
+        length = self.cfg.data.num_frames // self.cfg.data.split_time
         while True:
             yield random_batch(self.cfg, frames, number, features=self.features, padded=False)
-            if frames < self.cfg.data.num_frames:
-                frames = min(2 * frames, self.cfg.data.num_frames)
+            if frames < length:
+                frames = min(2 * frames, length)
             elif number < items:
                 number = min(2 * number, items)
             else:
@@ -120,14 +127,27 @@ class PairStep(GradientStep):
         mine = torch.tensor(
             [self.objective.counts(batch) for batch in batches], dtype=torch.float64
         )
-        return self.objective.shares(mine, sum_over_ranks(mine)).tolist()
+        share, number = data_share(self.split)
+        by_share = mine.new_zeros(number, *mine.shape)
+        by_share[share] = mine
+        by_share = sum_over_ranks(by_share)
+        return self.objective.shares(mine, by_share.sum(0), by_share[share]).tolist()
+
+    def gradient(self, batches: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
+        # Not always: the same model embeds whole videos, on one rank.
+        self.model.time_split = self.split
+        try:
+            return super().gradient(batches)
+        finally:
+            self.model.time_split = None
 
     def _loss(
         self, batch: dict[str, Any], shares: Sequence[float]
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         n, clips, t = batch["valid"].shape
-        # Most batches have no padding; the mask is on the host, so checking it causes no wait.
-        padded = not bool(batch["valid"].all())
+        # Most batches have no padding; the mask is on the host, so checking it causes no wait. The
+        # other ranks of a split may have some.
+        padded = self.split is not None or not bool(batch["valid"].all())
         frames, steps, valid, num_frames = (
             batch[key].to(self.device, non_blocking=True)
             for key in ("frames", "steps", "valid", "num_frames")

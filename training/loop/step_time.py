@@ -65,7 +65,7 @@ def _step_seconds(trainer: "Trainer") -> tuple[float, int, int]:
     cfg, model, step = trainer.cfg, trainer.model, trainer.gradient_step
     clips = step.describe(cfg)
     items = min(trainer.loader.batch_size, len(trainer.loader.items))
-    whole = items * clips.read
+    whole = items * clips.read // cfg.data.split_time
     chunk, before = model.chunk_frames, model.chunk_size()
     times: list[tuple[int, float]] = []
     warm = False

@@ -20,6 +20,7 @@ from training.loop.meter import Meter
 from training.loop.optimizer import check_optimizer, make_optimizer
 from training.loop.pair_step import PairStep
 from training.loop.precision import precision_name, precision_of
+from training.loop.resuming import check_shards, same_ranks
 from training.loop.schedule import learning_rate, milestone_shares, total_steps, warmup_share
 from training.loop.step import GradientStep, StepResult
 from training.loop.vclr_step import VCLRStep
@@ -150,7 +151,7 @@ class Trainer:
         self.warmup = warmup_share(cfg, self.steps, loader.batches_per_epoch)
         self.milestones = milestone_shares(cfg, self.steps, loader.batches_per_epoch)
         self.step = 0
-        self.meter = Meter()
+        self.meter = Meter(cfg.data.split_time)
         self.bad_before = 0  # videos skipped before the current step
         self.evaluation, self.best = evaluation, best
         self.stopped_early = False
@@ -158,7 +159,8 @@ class Trainer:
     def resume(self) -> bool:
         """Continue from the newest checkpoint; False if the run has none yet.
 
-        UserError if the run reads shards (`ByShard`) and had another number of ranks.
+        UserError if the run reads shards (`ByShard`) and had another number of ranks, or of ranks
+        for each clip.
         """
         folder = self.run_dir / "checkpoints"
         average = self.gradient_step.average
@@ -167,16 +169,8 @@ class Trainer:
         state = run_on_main(lambda: load_latest(folder, keys=keys))
         if state is None:
             return False
-        ranks = state["ranks"]
-        order = ranks[0]["loader"].get("order") or {}
-        if order.get("kind") == "by shard" and order["world_size"] != world_size():
-            saved = order["world_size"]
-            raise UserError(
-                f"{self.run_dir} reads shards on {saved} rank{'s' * (saved != 1)}, and this is a "
-                f"resume on {world_size()}: ranks would read other videos. Resume on {saved} "
-                f"(`torchrun --nproc-per-node={saved}`), or start a new run with "
-                f"model.weights={self.run_dir} model.weights_parts=all"
-            )
+        ranks, parts = state["ranks"], self.cfg.data.split_time
+        check_shards(ranks[0]["loader"].get("order") or {}, self.run_dir, parts)
         load_weights(self.model, state, folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.gradient_step.scaler.load_state_dict(state.get("scaler", {}))
@@ -184,7 +178,7 @@ class Trainer:
             average.load_state_dict(state["ema"])
         self.step = state["step"]
         self.meter.load_state(state)
-        if len(ranks) == world_size():
+        if same_ranks(state, parts):
             self.loader.load_state_dict(ranks[rank()]["loader"])
             set_random_state(ranks[rank()]["random"])
         else:
@@ -261,7 +255,8 @@ class Trainer:
                 if saved_at != self.step:  # unless a finished run was resumed
                     self.save()
                 return received
-        except TooManyBadVideos:
+        except TooManyBadVideos as error:
+            error.speaks = self.loader.part[0] == 0  # all ranks that share clips raise it
             # With several ranks the others are not here to report their state.
             if world_size() == 1 and self.step > max(saved_at, 0):
                 self.loader.position = self.step * self.cfg.train.accumulate

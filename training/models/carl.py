@@ -14,6 +14,7 @@ from training.models.encoder import (
 )
 from training.models.positions import KINDS, frame_positions, sine_cosine
 from training.models.transformer import TransformerLayer
+from training.support.time_split import TimeSplit, join_valid, sum_time
 
 
 class CarlModel(VideoEncoder):
@@ -98,6 +99,9 @@ class CarlModel(VideoEncoder):
             stored: ``frames`` are the result of `features`, floating point (N, T, F); the backbone
                 is not called.
 
+        With ``time_split``, in training mode, T is this rank's part of the clips; positions,
+        ``centre`` and attention are those of the whole clips.
+
         At test time pass a whole video at once: (1, T, 3, H, W).
         """
         if stored:
@@ -106,6 +110,14 @@ class CarlModel(VideoEncoder):
             check_frames(frames)
         check_valid(frames, valid)
         n, t = frames.shape[:2]
+        split = self.time_split if self.training else None
+        everyone, whole, first = valid, t, 0  # the mask, T and first frame in the whole clip
+        if split is not None:
+            everyone = join_valid(valid, frames, split)
+            whole, first = t * split.parts, t * split.part
+        lengths = (
+            torch.full((n,), whole, device=frames.device) if everyone is None else everyone.sum(1)
+        )
         recompute = self.checkpointing and torch.is_grad_enabled()
         if stored:
             x = frames.flatten(0, 1) if valid is None else frames[valid]
@@ -113,32 +125,32 @@ class CarlModel(VideoEncoder):
             real = None if valid is None else valid.flatten().nonzero().squeeze(1)
             x = self._per_frame(frames.flatten(0, 1), real, pooled=True)
         if self.centre:
-            x = _centred(x.float(), n, valid)
+            x = _centred(x.to(torch.promote_types(x.dtype, torch.float32)), lengths, valid, split)
         x = checkpointed(self.fc_block, x, module=self.fc_block) if recompute else self.fc_block(x)
         x = x.view(n, t, -1) if valid is None else unpack(x, valid)
         if self.use_positions and self.positions != "none":
-            lengths = torch.full((n,), t, device=x.device) if valid is None else valid.sum(1)
-            place = frame_positions(t, self.num_frames, lengths, self.training)
+            place = frame_positions(whole, self.num_frames, lengths, self.training)
+            place = place[:, first : first + t]
             x = x + sine_cosine(place, x.shape[-1], self.positions).to(x.dtype)
         x = self.dropout(x)
         keys = None
-        if valid is not None:
+        if everyone is not None:
             # A sequence without real frames attends to all: without keys some kernels return NaN.
-            keys = (valid | ~valid.any(1, keepdim=True))[:, None, None, :]
+            keys = (everyone | ~everyone.any(1, keepdim=True))[:, None, None, :]
         for layer in self.layers:
-            x = layer(x, keys, recompute=recompute)
+            x = layer(x, keys, recompute=recompute, split=split)
         h = self.embedding(x)
         return h if valid is None else h.masked_fill(~valid[..., None], 0)
 
 
-def _centred(rows: Tensor, clips: int, valid: Tensor | None) -> Tensor:
-    """Rows of the real frames of ``clips`` clips, minus the mean over the clip."""
-    if valid is None:
-        x = rows.unflatten(0, (clips, -1))
-        return (x - x.mean(1, keepdim=True)).flatten(0, 1)
-    x = unpack(rows, valid)
-    mean = x.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-    return (x - mean[:, None])[valid]
+def _centred(
+    rows: Tensor, lengths: Tensor, valid: Tensor | None, split: TimeSplit | None
+) -> Tensor:
+    """Rows of the real frames of the clips, minus the mean over each clip's ``lengths`` frames."""
+    x = rows.unflatten(0, (len(lengths), -1)) if valid is None else unpack(rows, valid)
+    total = x.sum(1) if split is None else sum_time(x.sum(1), split)
+    x = x - (total / lengths.clamp(min=1)[:, None])[:, None]
+    return x.flatten(0, 1) if valid is None else x[valid]
 
 
 def _check_features(features: Tensor, size: int) -> None:

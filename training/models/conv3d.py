@@ -84,6 +84,12 @@ class ContextEncoder(VideoEncoder):
             )
         check_valid(frames, valid)
         if frames.dim() == 5:
+            if self.training and self.time_split is not None:
+                raise ValueError(
+                    "ContextEncoder: a part of a clip lacks the context of its first frames, got "
+                    f"{tuple(frames.shape)}; pass each frame with its context: "
+                    f"(N, T, {context}, 3, H, W)"
+                )
             h = self._whole_videos(frames)
             return h if valid is None else h.masked_fill(~valid[..., None], 0)
         index = None

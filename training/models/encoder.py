@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from training.models.backbone import Backbone
 from training.support.distributed import max_over_ranks
+from training.support.time_split import TimeSplit
 
 CHUNK_FRAMES = 80  # 40 time steps of two views, as in CARL's code
 # Processor time per frame on one core, in chunks of 8 and of 80 frames: EfficientNet-Lite0 at
@@ -40,10 +41,16 @@ class VideoEncoder(nn.Module):
         use_positions: set to False to omit the positions in evaluation.
         heads: loss -> the head that it trains on h, see `training.models.heads`; empty for losses
             without one.
+        time_split: the part of every clip that this rank has. ``encode`` in training mode then
+            accepts the frames and the mask of this part, and returns its embeddings as part of the
+            whole clip's. Every rank of the group must call it, and each draws dropout separately.
+            In evaluation mode it is not used, so that one rank alone can embed whole videos.
+            VCLR's encoder does not support it.
     """
 
     positions = "none"
     use_positions = False
+    time_split: TimeSplit | None = None
 
     def __init__(self, backbone: Backbone, chunk_frames: int | None, checkpointing: bool) -> None:
         super().__init__()

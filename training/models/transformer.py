@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from training.support.time_split import TimeSplit, join_time
+
 
 class TransformerLayer(nn.Module):
     """``x + drop(attention(norm(x)))``, then ``x + drop(feed_forward(norm(x)))``.
@@ -35,18 +37,30 @@ class TransformerLayer(nn.Module):
         ):
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, x: Tensor, keys: Tensor | None, *, recompute: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor | None,
+        *,
+        recompute: bool = False,
+        split: TimeSplit | None = None,
+    ) -> Tensor:
         """x (N, T, size) to the same shape; keys: bool (N, 1, 1, T), True = attended to, or None.
 
-        With ``recompute`` backward recomputes both branches, except for their dropouts.
+        With ``recompute`` backward recomputes both branches, except for their dropouts. With
+        ``split`` x is this rank's part of T, and its frames attend to those of all ranks; keys is
+        the mask of all. A recomputation gathers keys and values again, so that they are in memory
+        for one layer at a time.
         """
-        x = x + self.dropout(_branch(self._attend, recompute, x, keys))
+        x = x + self.dropout(_branch(self._attend, recompute, x, keys, split))
         return x + self.dropout(_branch(self._feed_forward, recompute, x))
 
-    def _attend(self, x: Tensor, keys: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, keys: Tensor | None, split: TimeSplit | None) -> Tensor:
         n, frames, size = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(n, frames, 3, self.heads, size // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, T, size / heads]
+        if split is not None:
+            k, v = (join_time(qkv[:, :, part], split).transpose(1, 2) for part in (1, 2))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         return self.out(mixed.transpose(1, 2).reshape(n, frames, size))
 
@@ -54,7 +68,7 @@ class TransformerLayer(nn.Module):
         return self.ff2(F.relu(self.ff1(self.ff_norm(x))))
 
 
-def _branch(call: Callable[..., Tensor], recompute: bool, *inputs: Tensor | None) -> Tensor:
+def _branch(call: Callable[..., Tensor], recompute: bool, *inputs: object) -> Tensor:
     if not recompute:
         return call(*inputs)
     # Nothing in a branch is random, so the generator's state need not be read.

@@ -19,6 +19,7 @@ from training.recipe.schema import RENAMED, Config
 from training.support.command import UserError
 
 TRAINING_FOLDER = Path(__file__).parents[1]
+SPLIT_TIME_LOSSES = ("scl", "classification")  # those with data.split_time above 1
 
 
 class ConfigError(UserError):
@@ -299,6 +300,26 @@ def _check_speed(config: DictConfig) -> None:
         raise ConfigError(f"{cause}: model.layers must be at least 1, got {config.model.layers}")
 
 
+def _check_split_time(config: DictConfig, losses: list[str]) -> None:
+    """Check that clips have data.split_time equal parts and that the losses support parts."""
+    parts, length = config.data.split_time, config.data.num_frames
+    if parts == 1:
+        return
+    whole = [name for name in losses if name not in SPLIT_TIME_LOSSES]
+    if whole:
+        supported = " and ".join(f"loss.{name}" for name in SPLIT_TIME_LOSSES)
+        raise ConfigError(
+            f"data.split_time: got {parts} with loss.{whole[0]}, which needs whole clips: its "
+            f"pairs are shared between ranks, not frames. Only {supported} support parts of clips; "
+            "set data.split_time=1"
+        )
+    if length % parts:
+        raise ConfigError(
+            f"data.split_time: {parts} ranks cannot share the data.num_frames={length} frames of a "
+            f"clip equally; choose a multiple of {parts} frames"
+        )
+
+
 def _check_loss_and_data(config: DictConfig) -> None:
     """Check that the losses support the clips that the recipe draws."""
     losses = [name for name, *_ in loss_terms(config.loss)]
@@ -306,6 +327,7 @@ def _check_loss_and_data(config: DictConfig) -> None:
         names = ", ".join(f"loss.{f.name}.weight" for f in fields(LossConfig))
         raise ConfigError(f"loss: every weight is 0; set the weight of at least one of {names}")
     _check_vclr(config, losses)
+    _check_split_time(config, losses)
     options = config.loss.classification
     chosen = [key for key in ("label_share", "label_videos") if options[key] not in (1, None)]
     if chosen and options.weight is None:

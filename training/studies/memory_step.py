@@ -1,6 +1,7 @@
 """Measures the memory of one training step in a separate process (for training.memory).
 
-Reads {"recipe", "overrides", "frames"} as JSON from stdin, writes the measurement to stdout.
+Reads {"recipe", "overrides", "frames"} as JSON from stdin, writes the measurement to stdout. As one
+of several ranks that torchrun starts, it writes the measurement of the rank with the highest peak.
 """
 
 import json
@@ -18,6 +19,7 @@ import torch
 from training.loop.pair_step import PairStep
 from training.loop.precision import precision_name
 from training.loop.random_batch import random_batch
+from training.support import distributed
 
 if TYPE_CHECKING:
     from training.recipe.schema import Config
@@ -98,11 +100,15 @@ def measure(cfg: "Config") -> dict[str, Any]:
 
     trainer = Trainer(cfg, initial_model(cfg), SimpleNamespace(batches_per_epoch=1), Path())
     step, frames = trainer.gradient_step, cfg.data.num_frames
+    step.distribute()
     # A short one on a CPU: memory that a long one leaves in the heap would not be counted later.
-    warm_up = frames if step.device.type == "cuda" else min(frames, WARM_UP_FRAMES)
-    # With fp16 the first steps may only halve the scale, without the optimizer's state.
-    while step([random_batch(cfg, warm_up, features=step.features)], cfg.optim.lr, list).overflow:
-        pass
+    parts = cfg.data.split_time
+    warm_up = frames if step.device.type == "cuda" else min(frames, WARM_UP_FRAMES * parts)
+    # DistributedDataParallel allocates its buckets of gradients again in the second step.
+    for _ in range(1 if distributed.world_size() == 1 else 2):
+        # With fp16 the first steps may only halve the scale, without the optimizer's state.
+        while step([_part_of_batch(cfg, step, warm_up)], cfg.optim.lr, list).overflow:
+            pass
     return measure_step(cfg, step, frames)
 
 
@@ -112,7 +118,7 @@ def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
     with _marked(step, meter):
         step.optimizer.zero_grad(set_to_none=True)  # as at the start of a step
         meter.start()
-        batch = random_batch(cfg, frames, features=step.features)
+        batch = _part_of_batch(cfg, step, frames)
         clock = time.perf_counter()
         step([batch], cfg.optim.lr, list)  # waits for a value on the host
         if device.type == "cuda":
@@ -135,6 +141,17 @@ def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def _part_of_batch(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
+    """This rank's part of a random batch with clips of this length, the last frame padded."""
+    split = step.split
+    if split is None:
+        return random_batch(cfg, frames, features=step.features)
+    frames //= split.parts
+    last = split.part == split.parts - 1
+    batch = random_batch(cfg, frames, features=step.features, padded=last)
+    return batch | {"steps": batch["steps"] + split.part * frames}
 
 
 @contextmanager
@@ -162,9 +179,14 @@ def _marked(step: PairStep, meter: Meter) -> Iterator[None]:
 def main() -> None:
     from training.recipe.load import load_config
 
-    request = json.load(sys.stdin)
+    distributed.start()
+    request = distributed.run_on_main(lambda: json.load(sys.stdin))
     cfg = load_config(request["recipe"], [*request["overrides"]])
-    print(json.dumps(measure(cfg)))
+    measured = distributed.gather_objects(measure(cfg))
+    if distributed.is_main():
+        print(json.dumps(max(measured, key=lambda one: one["peak"])))
+    if distributed.world_size() > 1:
+        distributed.leave(0)
 
 
 if __name__ == "__main__":

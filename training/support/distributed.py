@@ -3,6 +3,7 @@
 In a single process every function here does nothing or returns its argument.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training.support.command import UserError
+from training.support.time_split import TimeSplit
+
+_timeout: timedelta | None = None  # of `start`
 
 
 class OtherRankFailed(RuntimeError):
@@ -45,7 +49,9 @@ def start(timeout: timedelta | None = None) -> None:
 
     ``timeout``: how long one may wait for another; default: torch's, 30 minutes.
     """
+    global _timeout
     if launched_by_torchrun() and not dist.is_initialized():
+        _timeout = timeout
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, timeout=timeout, **_restart_store())
@@ -123,6 +129,45 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this is the process that logs and writes."""
     return rank() == 0
+
+
+@functools.cache
+def time_split(parts: int) -> TimeSplit | None:
+    """This rank's part of every clip if each ``parts`` consecutive ranks share every clip.
+
+    None for 1. The first call makes the groups, so that every rank has to make it at the same
+    place. ValueError unless the number of ranks is a multiple of ``parts``.
+    """
+    if parts == 1:
+        return None
+    if world_size() % parts:
+        raise ValueError(
+            f"data.split_time: {parts} ranks share every clip, but there are {world_size()} ranks; "
+            f"start a multiple of {parts} with torchrun"
+        )
+    group, _ = dist.new_subgroups(group_size=parts, timeout=_timeout)
+    return TimeSplit(parts, rank() % parts, group)
+
+
+def data_share(split: TimeSplit | None) -> tuple[int, int]:
+    """(i, n): this rank has share i of n of the clips, the same as the ranks of its `TimeSplit`."""
+    parts = 1 if split is None else split.parts
+    return rank() // parts, world_size() // parts
+
+
+def union_over_group(found: dict[str, str], group: dist.ProcessGroup) -> dict[str, str]:
+    """The entries of all ranks of a group, in the same order on each.
+
+    Costs the sum of one number if there are none. Of two values of one key, the first rank's is
+    kept.
+    """
+    count = torch.tensor(len(found))
+    dist.all_reduce(count, group=group)
+    if not count:
+        return {}
+    parts = [found] * dist.get_world_size(group)
+    dist.all_gather_object(parts, found, group=group)
+    return {key: value for part in reversed(parts) for key, value in part.items()}
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Parts:
             t = torch.arange(start, start + frames, device=z.device).expand(n, frames)
         else:
             t = t.to(self.times)
-        valid = valid_mask(valid, n, frames, z.device) if masked else None
+        valid = valid_mask(valid, n, frames, z.device).contiguous() if masked else None
         return Side(z.contiguous(), t.contiguous(), valid)
 
     def travel(self, *more: Tensor) -> Iterator[tuple[int, Part, list[Tensor]]]:
