@@ -61,10 +61,16 @@ def _listen() -> None:
     leave(1)
 
 
-def announce() -> bool:
-    """Tell all ranks that this one ends; whether it is the first. No rank reports it as lost."""
+def announce() -> bool | None:
+    """Tell all ranks that this one ends, so that none reports it as lost.
+
+    Returns whether it is the first one, or None if the store is gone or the ranks have not met.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would cut off the message
-    return _store().compare_set(ENDS, "", str(rank())) == str(rank()).encode()
+    try:
+        return _store().compare_set(ENDS, "", str(rank())) == str(rank()).encode()
+    except (RuntimeError, ValueError):
+        return None
 
 
 def ends(error: Exception, again: str) -> bool:
@@ -79,10 +85,10 @@ def ends(error: Exception, again: str) -> bool:
     """
     if not launched_by_torchrun():
         return False
-    try:
-        first, store = announce(), True
-    except (RuntimeError, ValueError):  # the store is gone, or the ranks have not met
-        first, store = local_rank() == 0 or rank() == 1, False
+    first = announce()
+    store = first is not None
+    if not store:
+        first = local_rank() == 0 or rank() == 1  # one of each machine
     if not is_communication(error):
         traceback.print_exception(error, file=sys.stderr)
     elif first:

@@ -91,6 +91,13 @@ class FusedLoss:
                 return self.reference(*inputs, opts)
         refuse_transforms(self.op, name)
         given = inputs[: self.differentiable]
+        for z in given:
+            # By name: importing DTensor takes longer than this whole package.
+            if type(z).__name__ == "DTensor":
+                raise TypeError(
+                    f"{self.op}: got a DTensor, whose parts are on several ranks; expected a plain "
+                    "tensor. To fix: z.to_local() for the part of this rank, or z.full_tensor()"
+                )
         if torch.is_grad_enabled():
             needs = [z is not None and z.requires_grad for z in given]
         else:
