@@ -193,6 +193,14 @@ def test_a_lost_rank_is_an_error_on_its_neighbours(ranks):
         assert "lost contact" in text
 
 
+def test_the_module_passes_group_and_split():
+    z = torch.eye(3)
+    with pytest.raises(TypeError, match="group must be a process group"):
+        fastseq.nn.SCLLoss()(z, z, group="all")
+    with pytest.raises(ValueError, match="split must be one of"):
+        fastseq.nn.SCLLoss()(z, z, split="time")
+
+
 def test_a_group_is_not_needed():
     z = torch.randn(2, 5, 3)
     assert fastseq.scl_loss(z, z, group=None) == fastseq.scl_loss(z, z)
