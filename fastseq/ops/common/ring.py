@@ -89,7 +89,9 @@ class Ring:
         sends = [(dist.isend, x, after) for x in here if x.numel()]
         receives = [(dist.irecv, x, before) for x in coming if x.numel()]
         calls = [dist.P2POp(call, x, peer, self.group) for call, x, peer in sends + receives]
-        with self._naming_the_op():
+        # With NCCL this function hangs unless the current device is that of the tensors.
+        current = self.device.index if self.device.type == "cuda" else -1
+        with self._naming_the_op(), torch.cuda.device(current):
             return dist.batch_isend_irecv(calls) if calls else []
 
     @contextlib.contextmanager

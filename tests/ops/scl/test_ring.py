@@ -1,16 +1,18 @@
 """scl_loss with ``group=``: four processes with gloo against one."""
 
+import contextlib
 import math
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from tolerance import as_accurate_as
 
 import fastseq
-from fastseq.ops.common.ring import check_engine
+from fastseq.ops.common.ring import Ring, check_engine
 from fastseq.ops.scl.ring import blocks
 from fastseq.ops.scl.ring.options import RingOptions, Side
 from fastseq.ops.scl.ring.parts import Part
@@ -153,6 +155,28 @@ def test_a_group_that_cannot_send_such_tensors_is_an_error(engines, device, fits
         return check_engine("scl_loss", engines, device)
     with pytest.raises(ValueError, match=f"cannot send {device} tensors; to fix: make it with"):
         check_engine("scl_loss", engines, device)
+
+
+@pytest.mark.parametrize(("name", "current"), [("cpu", -1), ("cuda:1", 1)])
+def test_blocks_are_sent_with_the_current_device_of_the_tensors(monkeypatch, name, current):
+    found, entered = [], []
+
+    @contextlib.contextmanager
+    def device(index):
+        entered.append(index)
+        yield
+        entered.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(dist, "P2POp", lambda *call: call)
+    monkeypatch.setattr(dist, "batch_isend_irecv", lambda calls: found.append((*entered, calls)))
+    ring = Ring.__new__(Ring)
+    ring.group, ring.device = None, torch.device(name)
+    x, y, none = torch.ones(1), torch.ones(2), torch.ones(0)
+    ring._exchange([x, none], [y], 5, 6)
+    assert found == [(current, [(dist.isend, x, 5, None), (dist.irecv, y, 6, None)])]
+    ring._exchange([none], [none], 5, 6)
+    assert len(found) == 1
 
 
 def test_the_import_needs_no_communication():
