@@ -285,6 +285,7 @@ def errors(groups) -> dict[str, str]:
         "N": call(z[: 2 - one]),
         "dtype": call(z.float() if one else z),
         "options": call(temperature=0.2 if one else 0.1),
+        "backend": call(backend="reference" if one else "torch"),
         "split": call(split="videos" if one else "frames"),
         "tensor": call(temperature=torch.tensor(0.1) if one else 0.1),
         "times": call(**({"t1": torch.arange(6), "t2": torch.arange(6)} if one else {})),

@@ -195,7 +195,11 @@ def test_the_import_needs_no_communication():
         ("D", "ValueError: scl_loss: rank 2 of the group passed another D than rank 0 (3 and 4)"),
         ("N", "ValueError: scl_loss: rank 2 of the group passed another N than rank 0 (1 and 2)"),
         ("dtype", "passed another dtype than rank 0 (torch.float32 and torch.float64); pass"),
-        ("options", "passed other options than rank 0; pass the same on all ranks"),
+        ("backend", "passed other options or another kind of backend than rank 0; pass"),
+        (
+            "options",
+            "passed other options or another kind of backend than rank 0; pass the same on all ranks",
+        ),
         ("split", "passed another split than rank 0; pass the same on all ranks"),
         ("tensor", "passed another kind of temperature (tensor or number) than rank 0; pass"),
         ("times", "rank 2 of the group passed t1 and t2, rank 0 did not; pass them on all ranks"),

@@ -28,7 +28,8 @@ class Part(NamedTuple):
 class Parts:
     """The parts of all ranks: their shapes, and this rank's part as it travels.
 
-    Raises ValueError, on all ranks, if the ranks' calls do not fit together.
+    ``way`` names what the caller does with the parts, the same on all ranks. Raises ValueError, on
+    all ranks, if the ranks' calls do not fit together.
     """
 
     def __init__(
@@ -41,14 +42,16 @@ class Parts:
         valid1: Tensor | None,
         valid2: Tensor | None,
         opts: RingOptions,
+        way: str,
     ) -> None:
         self.opts, self.ring = opts, Ring("scl_loss", opts.group, z1.device)
+        same = zlib.crc32(repr((*opts[:-2], way)).encode())
         kind = -1 if t1 is None else max(_kind(t1), _kind(t2))
         mixed = t1 is not None and _kind(t1) != _kind(t2)
         table = self.ring.integers(
             [
                 *(*z1.shape, z2.shape[1], _FLOATS.index(z1.dtype), kind, mixed),
-                *(valid1 is not None, valid2 is not None, zlib.crc32(repr(opts[:-2]).encode())),
+                *(valid1 is not None, valid2 is not None, same),
                 *(opts.split == "frames", tau is not None),
             ]
         )
@@ -111,7 +114,7 @@ class Parts:
             (2, "another D"),
             (4, "another dtype"),
             (11, "another kind of temperature (tensor or number)"),
-            (9, "other options"),
+            (9, "other options or another kind of backend"),
             (10, "another split"),
         ]
         if self.opts.split == "frames":
