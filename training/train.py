@@ -160,12 +160,13 @@ def _run(args: argparse.Namespace) -> int:
     except (TooManyBadVideos, OSError) as error:  # on this one, or on those that share clips
         if distributed.world_size() > 1:
             lost.announce()
-        if not getattr(error, "speaks", True):
-            return 1
-        _complain(error)
-        if isinstance(error, TooManyBadVideos):
-            again = "once they can be read again, --resume continues the run"
-            print(f"{again}; without them, start a new run", file=sys.stderr)
+        if getattr(error, "speaks", True):
+            _complain(error)
+            if isinstance(error, TooManyBadVideos):
+                again = "once they can be read again, --resume continues the run"
+                print(f"{again}; without them, start a new run", file=sys.stderr)
+        if distributed.world_size() > 1:
+            lost.wait_for_others()
         return 1
     for line in left_out.lines():
         logging.warning("%s", line)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from processes import launch, said, train, wait
 from runs import RECIPE
+from test_nodes import free_port
 from test_troubleshooting import SHOWN
 from two_ranks import squares
 
@@ -147,3 +148,35 @@ def test_after_an_error_sigterm_does_not_cut_off_the_message(monkeypatch):
             assert signal.getsignal(signal.SIGTERM) == expected
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def in_own_store(port: int, rank: int, ending: str, arguments: list[str]) -> int:
+    """`quickly`, with the store in rank 0, as torchrun on several machines has it.
+
+    ``ending``: what happens to ``rank`` in step 6.
+    """
+    os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    step = Trainer._train_step
+
+    def train_step(self, batches, rate):
+        if self.step == 6 and distributed.rank() == rank:
+            if ending == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError("the disk is full")
+        return step(self, batches, rate)
+
+    Trainer._train_step = train_step
+    return quickly(arguments)
+
+
+# Rank 1, which is next to rank 2, notices the loss first; rank 0 then too.
+@pytest.mark.parametrize(("rank", "ending"), [(2, "killed"), (0, "fails")])
+def test_rank_0_keeps_its_store_until_the_others_have_ended(start, rank, ending):
+    arguments = ["tiny.yaml", "train.run_dir=run", "train.timeout=8"]
+    processes = launch(in_own_store, free_port(), rank, ending, arguments, num=3)
+    assert wait(processes, LIMIT) == [1, 1, -signal.SIGKILL if ending == "killed" else 1]
+    (line,) = errors(processes)
+    if ending == "killed":
+        assert line.startswith("error: rank 2 was lost (killed, stopped or cut off)")
+    else:
+        assert line == "error: the disk is full"

@@ -3,7 +3,8 @@
 A rank that fails in a collective operation does not know which rank is lost. It therefore asks all
 ranks, through the store in which they found each other at the start. Every rank has a thread that
 answers, and that ends its rank if the main thread keeps waiting. So all ranks end within a bounded
-time, and only the first one that failed prints the reason.
+time, and only the first one that failed prints the reason. Where rank 0 has the store, as with
+torchrun on several machines, it ends last.
 """
 
 import os
@@ -31,6 +32,7 @@ from training.support.distributed import (
 
 ANSWER = 5  # seconds that a rank has to answer
 GRACE = 10  # seconds after which a rank that still waits for a lost one is ended
+LAST = 2  # seconds by which the rank with the store ends later
 CONNECT = timedelta(seconds=5)
 FOREVER = timedelta(days=20)  # torch counts milliseconds in 32 bits
 ENDS = "ends"  # key of the store: the rank that failed first
@@ -57,14 +59,34 @@ def _listen() -> None:
         store.set(_answer(rank()), "")
     except RuntimeError:  # the store ended first
         return
-    time.sleep(GRACE)
+    time.sleep(GRACE + (LAST if _has_store() else 0))
     leave(1)
 
 
-def announce() -> bool:
-    """Tell all ranks that this one ends; whether it is the first. No rank reports it as lost."""
+def announce() -> bool | None:
+    """Tell all ranks that this one ends, which is then not reported as lost.
+
+    Returns whether it is the first; None if the store is gone or the ranks have not met.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would cut off the message
-    return _store().compare_set(ENDS, "", str(rank())) == str(rank()).encode()
+    try:
+        return _store().compare_set(ENDS, "", str(rank())) == str(rank()).encode()
+    except (RuntimeError, ValueError):
+        return None
+
+
+def wait_for_others() -> None:
+    """Keep the store open until all other ranks have ended; returns at once on ranks without it.
+
+    To be called after `announce`, when this rank has printed what it has to say.
+    """
+    if _has_store():
+        time.sleep(GRACE + LAST)  # `_listen` ends this rank a little sooner
+
+
+def _has_store() -> bool:
+    """Whether the store ends with this rank; otherwise torchrun has it."""
+    return rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def ends(error: Exception, again: str) -> bool:
@@ -79,14 +101,16 @@ def ends(error: Exception, again: str) -> bool:
     """
     if not launched_by_torchrun():
         return False
-    try:
-        first, store = announce(), True
-    except (RuntimeError, ValueError):  # the store is gone, or the ranks have not met
-        first, store = local_rank() == 0 or rank() == 1, False
+    first = announce()
+    store = first is not None
+    if not store:
+        first = local_rank() == 0 or rank() == 1
     if not is_communication(error):
         traceback.print_exception(error, file=sys.stderr)
     elif first:
         tqdm.write(f"error: {_reason(error, store)}; {_remedy(again)}", file=sys.stderr)
+    if store:
+        wait_for_others()
     return True
 
 
