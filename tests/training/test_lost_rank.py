@@ -14,7 +14,9 @@ from test_nodes import free_port
 from test_troubleshooting import SHOWN
 from two_ranks import squares
 
-from training.loop.trainer import Trainer
+from training.loop.pair_step import PairStep
+from training.loop.trainer import Trainer, check_loss
+from training.recipe.load import ConfigError, load_config
 from training.runs.checkpoint import load_latest
 from training.support import distributed, lost, signals
 
@@ -124,6 +126,35 @@ def test_errors_of_other_ranks_are_told_from_those_of_this_one():
     for own in (ValueError(gloo), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("no")):
         assert not lost.is_communication(own)
     assert not lost.ends(RuntimeError(gloo), "")  # a single process has no other ranks
+
+
+def test_the_message_has_the_cause_that_nccl_names_last(monkeypatch):
+    said = (
+        "NCCL error in: ProcessGroupNCCL.cpp:1333, unhandled system error (run with NCCL_DEBUG="
+        "INFO for details), NCCL version 2.27.5\nncclSystemError: System call or external library "
+        "call failed or device error.\nLast error:\nError while creating shared memory segment"
+    )
+    monkeypatch.setattr(lost, "_run", "a run")
+    monkeypatch.setattr(lost, "_silent", list)
+    assert lost._reason(dist.DistBackendError(said), True) == (
+        "the connection between two ranks broke, and all ranks answer (Error while creating shared "
+        "memory segment)"
+    )
+
+
+def test_a_rank_lost_during_the_check_of_the_losses_is_no_error_of_the_recipe(monkeypatch):
+    cfg = load_config("recipes/carl.yaml", ["data.folder=videos"])
+    for error, expected in (
+        (dist.DistNetworkError("Connection reset"), dist.DistNetworkError),
+        (RuntimeError("scl_loss: got D = 0"), ConfigError),
+    ):
+
+        def check(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(PairStep, "check", check)
+        with pytest.raises(expected):
+            check_loss(cfg, torch.device("cpu"))
 
 
 def test_a_restart_that_would_fail_is_refused(monkeypatch):

@@ -205,7 +205,7 @@ class TrainConfig:
     max_nonfinite: int = at_least(20, 1, may_change=True)
     # Seconds that one rank waits for another, evaluations of rank 0 included, before all end; null:
     # torch's 1800.
-    timeout: float | None = above(None, 0, may_change=True)
+    timeout: float | None = above(None, 0, maximum=1e6, may_change=True)
     # Bitwise identical results from run to run on a GPU; slower.
     deterministic: bool = anything(False, may_change=True)
 

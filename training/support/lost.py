@@ -126,7 +126,8 @@ def is_communication(error: BaseException | None) -> bool:
 
 
 def _reason(error: Exception, store: bool) -> str:
-    said = textwrap.shorten(re.sub(r"^\[\S+\] ", "", str(error)), 120, placeholder=" ...")
+    said = str(error).rpartition("Last error:")[2]  # NCCL's cause is there, after general lines
+    said = textwrap.shorten(re.sub(r"^\[\S+\] ", "", said), 120, placeholder=" ...")
     if _run is None:
         return f"the ranks could not connect to each other ({said})"
     if not store:
