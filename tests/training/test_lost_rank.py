@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,28 @@ def test_errors_of_other_ranks_are_told_from_those_of_this_one():
     for own in (ValueError(gloo), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("no")):
         assert not lost.is_communication(own)
     assert not lost.ends(RuntimeError(gloo), "")  # a single process has no other ranks
+
+
+def test_a_rank_answers_although_the_store_was_late(monkeypatch):
+    port, ended = free_port(), []
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    brief = timedelta(seconds=0.2)
+    shorter = {"_run": "a run", "GRACE": 0, "LAST": 0, "CONNECT": brief, "leave": ended.append}
+    for name, value in shorter.items():
+        monkeypatch.setattr(lost, name, value)
+    listens = threading.Thread(target=lost._listen, daemon=True)
+    listens.start()
+    time.sleep(3)
+    monkeypatch.setattr(lost, "CONNECT", 50 * brief)
+    late = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    lost._store().set(lost.ENDS, "1")
+    listens.join(20)
+    assert ended == [1]
+    assert lost._store().check([lost._answer(0)])
+    del late  # a store that ends while the rank asks
+    monkeypatch.setattr(lost, "CONNECT", brief)
+    assert "and so was the store of all ranks at 127.0.0.1" in lost._reason(RuntimeError(), True)
 
 
 def test_the_message_has_the_cause_that_nccl_names_last(monkeypatch):

@@ -7,6 +7,7 @@ time, and only the first one that failed prints the reason. Where rank 0 has the
 torchrun on several machines, it ends last.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -34,6 +35,7 @@ ANSWER = 5  # seconds that a rank has to answer
 GRACE = 10  # seconds after which a rank that still waits for a lost one is ended
 LAST = 2  # seconds by which the rank with the store ends later
 CONNECT = timedelta(seconds=5)
+START = timedelta(seconds=300)  # torch's; many ranks connect at once at the start
 FOREVER = timedelta(days=20)  # torch counts milliseconds in 32 bits
 ENDS = "ends"  # key of the store: the rank that failed first
 
@@ -54,7 +56,7 @@ def listen() -> None:
 
 def _listen() -> None:
     try:
-        store = _store()
+        store = _store(START)
         store.wait([ENDS], FOREVER)
         store.set(_answer(rank()), "")
     except RuntimeError:  # the store ended first
@@ -130,10 +132,13 @@ def _reason(error: Exception, store: bool) -> str:
     said = textwrap.shorten(re.sub(r"^\[\S+\] ", "", said), 120, placeholder=" ...")
     if _run is None:
         return f"the ranks could not connect to each other ({said})"
-    if not store:
+    lost = None
+    if store:
+        with contextlib.suppress(RuntimeError):  # the store has ended since
+            lost = _silent()
+    if lost is None:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         return f"another rank was lost, and so was the store of all ranks at {address} ({said})"
-    lost = _silent()
     if lost:
         numbers = ", ".join(map(str, lost))
         ranks = f"rank {numbers} was lost" if len(lost) == 1 else f"ranks {numbers} were lost"
@@ -169,7 +174,7 @@ def _answer(number: int) -> str:
     return f"answer/{number}"
 
 
-def _store() -> dist.Store:
+def _store(timeout: timedelta | None = None) -> dist.Store:
     """A new connection to the store of all ranks: one that waits blocks all its other users.
 
     ValueError before `listen`.
@@ -177,5 +182,7 @@ def _store() -> dist.Store:
     if _run is None:
         raise ValueError("the ranks have not met")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=CONNECT)
+    store = dist.TCPStore(
+        address, port, is_master=False, wait_for_workers=False, timeout=timeout or CONNECT
+    )
     return dist.PrefixStore(f"lost/{_run}", store)
