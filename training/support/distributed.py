@@ -60,34 +60,40 @@ def start(timeout: timedelta | None = None) -> None:
 def _restart_store() -> dict[str, Any]:
     """Arguments of init_process_group after which the keys of this restart are its own.
 
-    torchrun keeps one store over all restarts, and with it the addresses of ranks that have ended
-    (https://github.com/pytorch/pytorch/issues/135712). On several machines the number of the
-    restart differs between machines, so that `check_restarts` requires a store per restart.
+    On several machines the number of the restart differs between machines, so that
+    `check_restarts` requires a store for each restart.
     """
-    env = os.environ
-    shared = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not shared or env.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or several_machines():
+    if not _one_store() or several_machines():
         return {}
+    env = os.environ
     store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
     store = dist.PrefixStore(f"restart {env['TORCHELASTIC_RESTART_COUNT']}", store)
     return {"store": store, "rank": int(env["RANK"]), "world_size": int(env["WORLD_SIZE"])}
 
 
-def several_machines() -> bool:
-    """Whether the processes were started by more than one torchrun."""
-    return int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
-
-
 def check_restarts() -> None:
     """UserError if torchrun could not start the ranks of several machines again."""
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
-    if shared and several_machines() and restarts != "0":
+    if _one_store() and several_machines():
+        restarts = os.environ["TORCHELASTIC_MAX_RESTARTS"]
         raise UserError(
             f"torchrun --max-restarts {restarts} on several machines: a restart would fail: "
             "ranks would find addresses of ranks that have ended (pytorch issue 135712). Set "
             "the environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for every torchrun"
         )
+
+
+def _one_store() -> bool:
+    """Whether torchrun keeps one store, with the addresses of ended ranks, over all restarts.
+
+    https://github.com/pytorch/pytorch/issues/135712
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return shared and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
+def several_machines() -> bool:
+    """Whether the processes were started by more than one torchrun."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
 
 
 def start_evaluation() -> None:

@@ -66,9 +66,9 @@ def _listen() -> None:
 
 
 def announce() -> bool | None:
-    """Tell all ranks that this one ends, which is then not reported as lost.
+    """Tell all ranks that this one ends, so that none reports it as lost.
 
-    Returns whether it is the first; None if the store is gone or the ranks have not met.
+    Returns whether it is the first one, or None if the store is gone or the ranks have not met.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would cut off the message
     try:
@@ -106,7 +106,7 @@ def ends(error: Exception, again: str) -> bool:
     first = announce()
     store = first is not None
     if not store:
-        first = local_rank() == 0 or rank() == 1
+        first = local_rank() == 0 or rank() == 1  # one of each machine
     if not is_communication(error):
         traceback.print_exception(error, file=sys.stderr)
     elif first:
