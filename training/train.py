@@ -138,7 +138,7 @@ def _run(args: argparse.Namespace) -> int:
                 names = trainer.loader.classes.names
                 distributed.run_on_main(lambda: write_classes(run_dir, names))
     except (ValueError, OSError, TooManyBadVideos) as error:  # ValueError: UserError, models
-        if getattr(error, "speaks", distributed.is_main()):
+        if error.speaks if hasattr(error, "speaks") else lost.speaks():
             _complain(error)
         return 2
     except distributed.OtherRankFailed:

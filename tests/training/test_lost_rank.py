@@ -235,3 +235,25 @@ def test_rank_0_keeps_its_store_until_the_others_have_ended(start, rank, ending)
         assert line.startswith("error: rank 2 was lost (killed, stopped or cut off)")
     else:
         assert line == "error: the disk is full"
+
+
+def with_other_videos(arguments: list[str]) -> int:
+    """Resume on two machines, the second of which has other videos."""
+    resume = Trainer.resume
+
+    def resumed(self):
+        found = resume(self)
+        if distributed.rank() == 1:
+            raise ValueError("the saved loader had other videos")
+        return found
+
+    Trainer.resume = resumed
+    return quickly(arguments)
+
+
+def test_an_error_of_one_rank_at_the_start_is_the_only_message(start):
+    arguments = ["tiny.yaml", "train.run_dir=run", "train.timeout=8", "train.steps=1"]
+    assert wait(launch(quickly, arguments, num=2), LIMIT) == [0, 0]
+    processes = launch(with_other_videos, [*arguments, "--resume"], num=2)
+    assert wait(processes, LIMIT) == [1, 2]
+    assert errors(processes) == ["error: rank 1: the saved loader had other videos"]

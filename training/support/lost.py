@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from training.support.distributed import (
     broadcast_from_main,
+    is_main,
     launched_by_torchrun,
     leave,
     local_rank,
@@ -33,6 +34,7 @@ from training.support.distributed import (
 
 ANSWER = 5  # seconds that a rank has to answer
 GRACE = 10  # seconds after which a rank that still waits for a lost one is ended
+OTHERS = 2  # seconds in which rank 0 has the same error, if it does
 LAST = 2  # seconds by which the rank with the store ends later
 CONNECT = timedelta(seconds=5)
 START = timedelta(seconds=300)  # torch's; many ranks connect at once at the start
@@ -75,6 +77,15 @@ def announce() -> bool | None:
         return _store().compare_set(ENDS, "", str(rank())) == str(rank()).encode()
     except (RuntimeError, ValueError):
         return None
+
+
+def speaks() -> bool:
+    """Whether this rank prints an error that other ranks may have, too: rank 0 if it is one."""
+    if world_size() == 1:
+        return True
+    if not is_main():
+        time.sleep(OTHERS)
+    return bool(announce()) or is_main()
 
 
 def wait_for_others() -> None:
