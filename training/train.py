@@ -138,7 +138,7 @@ def _run(args: argparse.Namespace) -> int:
                 names = trainer.loader.classes.names
                 distributed.run_on_main(lambda: write_classes(run_dir, names))
     except (ValueError, OSError, TooManyBadVideos) as error:  # ValueError: UserError, models
-        if getattr(error, "speaks", distributed.is_main()):
+        if error.speaks if hasattr(error, "speaks") else lost.speaks():
             _complain(error)
         return 2
     except distributed.OtherRankFailed:
@@ -160,12 +160,13 @@ def _run(args: argparse.Namespace) -> int:
     except (TooManyBadVideos, OSError) as error:  # on this one, or on those that share clips
         if distributed.world_size() > 1:
             lost.announce()
-        if not getattr(error, "speaks", True):
-            return 1
-        _complain(error)
-        if isinstance(error, TooManyBadVideos):
-            again = "once they can be read again, --resume continues the run"
-            print(f"{again}; without them, start a new run", file=sys.stderr)
+        if getattr(error, "speaks", True):
+            _complain(error)
+            if isinstance(error, TooManyBadVideos):
+                again = "once they can be read again, --resume continues the run"
+                print(f"{again}; without them, start a new run", file=sys.stderr)
+        if distributed.world_size() > 1:
+            lost.wait_for_others()
         return 1
     for line in left_out.lines():
         logging.warning("%s", line)

@@ -121,6 +121,7 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         ("data.weights=[1,2]", "a number for each of the 1 folders of data.folder, got 2"),
         ("data.beta=1.5", "data.beta: expected at most 1, got 1.5"),
         ("model.dropout=2", "model.dropout: expected at most 1, got 2.0"),
+        ("train.timeout=.inf", "train.timeout: expected at most 1000000.0, got inf"),
         ("optim.grad_clip=0", "optim.grad_clip: expected more than 0, got 0.0"),
         ("train.max_minutes=0", "train.max_minutes: expected more than 0, got 0.0"),
         ("optim.betas=[0.9,1]", "optim.betas: expected two numbers in [0, 1), got [0.9, 1.0]"),

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,13 @@ import torch
 import torch.distributed as dist
 from processes import launch, said, train, wait
 from runs import RECIPE
+from test_nodes import free_port
 from test_troubleshooting import SHOWN
 from two_ranks import squares
 
-from training.loop.trainer import Trainer
+from training.loop.pair_step import PairStep
+from training.loop.trainer import Trainer, check_loss
+from training.recipe.load import ConfigError, load_config
 from training.runs.checkpoint import load_latest
 from training.support import distributed, lost, signals
 
@@ -125,6 +130,59 @@ def test_errors_of_other_ranks_are_told_from_those_of_this_one():
     assert not lost.ends(RuntimeError(gloo), "")  # a single process has no other ranks
 
 
+def test_a_rank_answers_although_the_store_was_late(monkeypatch):
+    port, ended = free_port(), []
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    brief = timedelta(seconds=0.2)
+    shorter = {"_run": "a run", "GRACE": 0, "LAST": 0, "CONNECT": brief, "leave": ended.append}
+    for name, value in shorter.items():
+        monkeypatch.setattr(lost, name, value)
+    listens = threading.Thread(target=lost._listen, daemon=True)
+    listens.start()
+    time.sleep(3)
+    monkeypatch.setattr(lost, "CONNECT", 50 * brief)
+    late = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    lost._store().set(lost.ENDS, "1")
+    listens.join(20)
+    assert ended == [1]
+    assert lost._store().check([lost._answer(0)])
+    del late  # a store that ends while the rank asks
+    monkeypatch.setattr(lost, "CONNECT", brief)
+    assert "and so was the store of all ranks at 127.0.0.1" in lost._reason(RuntimeError(), True)
+
+
+def test_the_message_has_the_cause_that_nccl_names_last(monkeypatch):
+    said = (
+        "NCCL error in: ProcessGroupNCCL.cpp:1333, unhandled system error (run with NCCL_DEBUG="
+        "INFO for details), NCCL version 2.27.5\nncclSystemError: System call or external library "
+        "call failed or device error.\nLast error:\nError while creating shared memory segment"
+    )
+    monkeypatch.setattr(lost, "_run", "a run")
+    monkeypatch.setattr(lost, "_silent", list)
+    reason = lost._reason(dist.DistBackendError(said), True)
+    assert any(pattern.search(f"error: {reason}; all ranks end") for pattern in SHOWN.values())
+    assert reason == (
+        "the connection between two ranks broke, and all ranks answer (Error while creating shared "
+        "memory segment)"
+    )
+
+
+def test_a_rank_lost_during_the_check_of_the_losses_is_no_error_of_the_recipe(monkeypatch):
+    cfg = load_config("recipes/carl.yaml", ["data.folder=videos"])
+    for error, expected in (
+        (dist.DistNetworkError("Connection reset"), dist.DistNetworkError),
+        (RuntimeError("scl_loss: got D = 0"), ConfigError),
+    ):
+
+        def check(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(PairStep, "check", check)
+        with pytest.raises(expected):
+            check_loss(cfg, torch.device("cpu"))
+
+
 def test_a_restart_that_would_fail_is_refused(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
@@ -147,3 +205,57 @@ def test_after_an_error_sigterm_does_not_cut_off_the_message(monkeypatch):
             assert signal.getsignal(signal.SIGTERM) == expected
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def in_own_store(port: int, rank: int, ending: str, arguments: list[str]) -> int:
+    """`quickly`, with the store in rank 0, as torchrun on several machines has it.
+
+    ``ending``: what happens to ``rank`` in step 6.
+    """
+    os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    step = Trainer._train_step
+
+    def train_step(self, batches, rate):
+        if self.step == 6 and distributed.rank() == rank:
+            if ending == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError("the disk is full")
+        return step(self, batches, rate)
+
+    Trainer._train_step = train_step
+    return quickly(arguments)
+
+
+# Rank 1, which is next to rank 2, notices the loss first; rank 0 then too.
+@pytest.mark.parametrize(("rank", "ending"), [(2, "killed"), (0, "fails")])
+def test_rank_0_keeps_its_store_until_the_others_have_ended(start, rank, ending):
+    arguments = ["tiny.yaml", "train.run_dir=run", "train.timeout=8"]
+    processes = launch(in_own_store, free_port(), rank, ending, arguments, num=3)
+    assert wait(processes, LIMIT) == [1, 1, -signal.SIGKILL if ending == "killed" else 1]
+    (line,) = errors(processes)
+    if ending == "killed":
+        assert line.startswith("error: rank 2 was lost (killed, stopped or cut off)")
+    else:
+        assert line == "error: the disk is full"
+
+
+def with_other_videos(arguments: list[str]) -> int:
+    """Resume on two machines, the second of which has other videos."""
+    resume = Trainer.resume
+
+    def resumed(self):
+        found = resume(self)
+        if distributed.rank() == 1:
+            raise ValueError("the saved loader had other videos")
+        return found
+
+    Trainer.resume = resumed
+    return quickly(arguments)
+
+
+def test_an_error_of_one_rank_at_the_start_is_the_only_message(start):
+    arguments = ["tiny.yaml", "train.run_dir=run", "train.timeout=8", "train.steps=1"]
+    assert wait(launch(quickly, arguments, num=2), LIMIT) == [0, 0]
+    processes = launch(with_other_videos, [*arguments, "--resume"], num=2)
+    assert wait(processes, LIMIT) == [1, 2]
+    assert errors(processes) == ["error: rank 1: the saved loader had other videos"]

@@ -14,7 +14,7 @@ from processes import PATH, launch, said, train, wait
 from runs import RECIPE, numbers, same, weights
 from two_ranks import squares
 
-from training.runs.folder import restarted
+from training.runs.folder import _torchrun, restarted
 
 pytestmark = pytest.mark.process
 
@@ -24,8 +24,10 @@ import os, sys
 from pathlib import Path
 from processes import train
 from two_ranks import squares
+from training.support import lost
 from training.support.distributed import leave
 
+lost.ANSWER, lost.GRACE = 2, 5
 if not Path("run/checkpoints").exists():
     os.environ["STOP_AT"] = "SIGKILL:8"
 leave(train(squares, sys.argv[1:]))
@@ -116,11 +118,13 @@ def test_a_restart_in_the_same_store_finds_its_own_ranks(whole, folder):
 def test_a_run_is_recognised_when_no_machine_counts_the_restart(tmp_path, monkeypatch):
     """As after a machine has come back."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "clips")
-    facts = {"launch": "clips", "torchruns": [f"{socket.gethostname()}:{os.getppid()}", "b:7"]}
+    facts = {"launch": "clips", "torchruns": [_torchrun(), "b:7:100"]}
     assert not restarted(tmp_path)
     (tmp_path / "environment.json").write_text(json.dumps(facts))
     assert restarted(tmp_path)
-    (tmp_path / "environment.json").write_text(json.dumps(facts | {"torchruns": ["b:7"]}))
+    # Another torchrun with the same number, as in a new container.
+    earlier = f"{socket.gethostname()}:{os.getppid()}:1"
+    (tmp_path / "environment.json").write_text(json.dumps(facts | {"torchruns": [earlier]}))
     assert not restarted(tmp_path)
     (tmp_path / "environment.json").write_text(json.dumps(facts | {"launch": "other"}))
     assert not restarted(tmp_path)

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "the loss or its gradient was not finite": "20 steps: test_train.py",
     "was lost (killed, stopped or cut off)": "several processes: test_lost_rank.py",
     "one rank did not reach an operation": "several processes: test_lost_rank.py",
+    "the connection between two ranks broke": "several processes: test_lost_rank.py",
 }
 
 

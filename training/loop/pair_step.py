@@ -145,9 +145,8 @@ class PairStep(GradientStep):
         self, batch: dict[str, Any], shares: Sequence[float]
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         n, clips, t = batch["valid"].shape
-        # Most batches have no padding; the mask is on the host, so checking it causes no wait. The
-        # other ranks of a split may have some.
-        padded = self.split is not None or not bool(batch["valid"].all())
+        # Most batches have no padding; the mask is on the host, so checking it causes no wait.
+        padded = not bool(batch["valid"].all())
         frames, steps, valid, num_frames = (
             batch[key].to(self.device, non_blocking=True)
             for key in ("frames", "steps", "valid", "num_frames")

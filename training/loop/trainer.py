@@ -48,6 +48,7 @@ from training.support.distributed import (
     run_on_main,
     world_size,
 )
+from training.support.lost import is_communication
 from training.support.signals import ENDING, Signals
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ def check_loss(cfg: DictConfig, device: torch.device) -> None:
     try:
         step.check(cfg, device, precision)
     except (ValueError, RuntimeError) as error:
+        if is_communication(error):  # losses over ranks wait for the other ranks
+            raise
         raise ConfigError(f"{step.section}: {error}") from error
 
 

@@ -55,9 +55,9 @@ class DataConfig:
     batch_size: int = at_least(4, 1)  # items per batch, over all ranks; each has two clips
     # R: so many consecutive ranks share every clip, and each decodes and encodes num_frames / R of
     # its frames, in order. What is drawn (frames, crops, colours) does not depend on R; a change of
-    # contrast keeps the mean of a part, not of the clip. For loss.scl and loss.classification:
-    # other losses compare whole clips, so that their pairs are shared between ranks, not frames.
-    # torchrun starts a multiple of R ranks.
+    # contrast keeps the mean of a part, not of the clip. Only loss.scl and loss.classification
+    # support R > 1, because other losses compare whole clips. torchrun must start a multiple of R
+    # ranks.
     split_time: int = at_least(1, 1, may_change=True)
     # "random" and "even" draw frames within a temporal crop of the video (CARL, section 3.2); the
     # next four keys describe the crop, see fastseq.video.sample_views. The others draw from the
@@ -205,7 +205,7 @@ class TrainConfig:
     max_nonfinite: int = at_least(20, 1, may_change=True)
     # Seconds that one rank waits for another, evaluations of rank 0 included, before all end; null:
     # torch's 1800.
-    timeout: float | None = above(None, 0, may_change=True)
+    timeout: float | None = above(None, 0, maximum=1e6, may_change=True)
     # Bitwise identical results from run to run on a GPU; slower.
     deterministic: bool = anything(False, may_change=True)
 

@@ -123,8 +123,14 @@ def restarted(run_dir: Path) -> bool:
 
 
 def _torchrun() -> str:
-    """The torchrun process that started this one."""
-    return f"{socket.gethostname()}:{os.getppid()}"
+    """The torchrun process that started this one, and the time at which it started."""
+    number = os.getppid()
+    try:  # in a container every torchrun may have the same number
+        after_name = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2]
+        started = after_name.split()[19]
+    except (OSError, IndexError):  # not Linux
+        started = ""
+    return f"{socket.gethostname()}:{number}:{started}"
 
 
 def check_run_dir(cfg: DictConfig, run_dir: Path, *, resume: bool, overwrite: bool) -> None:

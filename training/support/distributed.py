@@ -215,6 +215,7 @@ def run_on_main(function: Callable[[], Any]) -> Any:
             error = raised
     value, error = broadcast_from_main((value, error))
     if error is not None:
+        error.speaks = is_main()
         raise error
     return value
 

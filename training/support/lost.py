@@ -3,9 +3,11 @@
 A rank that fails in a collective operation does not know which rank is lost. It therefore asks all
 ranks, through the store in which they found each other at the start. Every rank has a thread that
 answers, and that ends its rank if the main thread keeps waiting. So all ranks end within a bounded
-time, and only the first one that failed prints the reason.
+time, and only the first one that failed prints the reason. Where rank 0 has the store, as with
+torchrun on several machines, it ends last.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -22,6 +24,7 @@ from tqdm import tqdm
 
 from training.support.distributed import (
     broadcast_from_main,
+    is_main,
     launched_by_torchrun,
     leave,
     local_rank,
@@ -31,7 +34,10 @@ from training.support.distributed import (
 
 ANSWER = 5  # seconds that a rank has to answer
 GRACE = 10  # seconds after which a rank that still waits for a lost one is ended
+OTHERS = 2  # seconds in which rank 0 has the same error, if it does
+LAST = 2  # seconds by which the rank with the store ends later
 CONNECT = timedelta(seconds=5)
+START = timedelta(seconds=300)  # torch's; many ranks connect at once at the start
 FOREVER = timedelta(days=20)  # torch counts milliseconds in 32 bits
 ENDS = "ends"  # key of the store: the rank that failed first
 
@@ -52,12 +58,12 @@ def listen() -> None:
 
 def _listen() -> None:
     try:
-        store = _store()
+        store = _store(START)
         store.wait([ENDS], FOREVER)
         store.set(_answer(rank()), "")
     except RuntimeError:  # the store ended first
         return
-    time.sleep(GRACE)
+    time.sleep(GRACE + (LAST if _has_store() else 0))
     leave(1)
 
 
@@ -71,6 +77,29 @@ def announce() -> bool | None:
         return _store().compare_set(ENDS, "", str(rank())) == str(rank()).encode()
     except (RuntimeError, ValueError):
         return None
+
+
+def speaks() -> bool:
+    """Whether this rank prints an error that other ranks may have, too: rank 0 if it is one."""
+    if world_size() == 1:
+        return True
+    if not is_main():
+        time.sleep(OTHERS)
+    return bool(announce()) or is_main()
+
+
+def wait_for_others() -> None:
+    """Keep the store open until all other ranks have ended; returns at once on ranks without it.
+
+    To be called after `announce`, when this rank has printed what it has to say.
+    """
+    if _has_store():
+        time.sleep(GRACE + LAST)  # `_listen` ends this rank a little sooner
+
+
+def _has_store() -> bool:
+    """Whether the store ends with this rank; otherwise torchrun has it."""
+    return rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def ends(error: Exception, again: str) -> bool:
@@ -93,6 +122,8 @@ def ends(error: Exception, again: str) -> bool:
         traceback.print_exception(error, file=sys.stderr)
     elif first:
         tqdm.write(f"error: {_reason(error, store)}; {_remedy(again)}", file=sys.stderr)
+    if store:
+        wait_for_others()
     return True
 
 
@@ -108,13 +139,17 @@ def is_communication(error: BaseException | None) -> bool:
 
 
 def _reason(error: Exception, store: bool) -> str:
-    said = textwrap.shorten(re.sub(r"^\[\S+\] ", "", str(error)), 120, placeholder=" ...")
+    said = str(error).rpartition("Last error:")[2]  # NCCL's cause is there, after general lines
+    said = textwrap.shorten(re.sub(r"^\[\S+\] ", "", said), 120, placeholder=" ...")
     if _run is None:
         return f"the ranks could not connect to each other ({said})"
-    if not store:
+    lost = None
+    if store:
+        with contextlib.suppress(RuntimeError):  # the store has ended since
+            lost = _silent()
+    if lost is None:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         return f"another rank was lost, and so was the store of all ranks at {address} ({said})"
-    lost = _silent()
     if lost:
         numbers = ", ".join(map(str, lost))
         ranks = f"rank {numbers} was lost" if len(lost) == 1 else f"ranks {numbers} were lost"
@@ -150,7 +185,7 @@ def _answer(number: int) -> str:
     return f"answer/{number}"
 
 
-def _store() -> dist.Store:
+def _store(timeout: timedelta | None = None) -> dist.Store:
     """A new connection to the store of all ranks: one that waits blocks all its other users.
 
     ValueError before `listen`.
@@ -158,5 +193,7 @@ def _store() -> dist.Store:
     if _run is None:
         raise ValueError("the ranks have not met")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=CONNECT)
+    store = dist.TCPStore(
+        address, port, is_master=False, wait_for_workers=False, timeout=timeout or CONNECT
+    )
     return dist.PrefixStore(f"lost/{_run}", store)

@@ -50,7 +50,8 @@ def join_valid(valid: Tensor | None, frames: Tensor, split: TimeSplit) -> Tensor
     return None if bool(whole.all()) else whole
 
 
-# torch 2.13 renames it.
+# torch 2.13 renames both. With lists of tensors NCCL would copy the result once more.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
@@ -59,7 +60,7 @@ class _Join(torch.autograd.Function):
     def forward(ctx, x: Tensor, split: TimeSplit) -> Tensor:
         ctx.split = split
         parts = x.new_empty(split.parts, *x.shape)
-        dist.all_gather([*parts], x.contiguous(), group=split.group)
+        _all_gather(parts.flatten(0, 1), x.contiguous(), group=split.group)
         return parts.movedim(0, 1).flatten(1, 2)
 
     @staticmethod
