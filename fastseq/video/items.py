@@ -87,7 +87,7 @@ def part_of(item: Item, part: int, parts: int) -> Item:
         readings=tuple(readings),
         steps=item.steps[:, mine],
         valid=item.valid[:, mine],
-        times=item.times[:, mine],
+        times=None if item.times is None else item.times[:, mine],
     )
 
 

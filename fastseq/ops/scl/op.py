@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastseq.ops.common.dispatch import choose_triton_or_torch, constant_under_compile
-from fastseq.ops.common.fused import FusedLoss
+from fastseq.ops.common.fused import FusedLoss, transforms_active
 from fastseq.ops.common.lengths import Lengths, prepare_times, prepare_valid
 from fastseq.ops.common.short import kept_pairs
 from fastseq.ops.common.validate import check_choice, check_group, check_pair, check_scalar
@@ -92,9 +92,9 @@ def scl_loss(
             blocks of the other ranks' z and t arrive one after the other. None: no communication.
         split: what the ranks' parts are. "frames": z1 and z2 are part of the frames of each video,
             the parts follow each other along T in the order of ranks, and N is the same on all
-            ranks; without t, a frame's time is its place in the whole. "videos": each rank has
-            other videos, which ``negatives="batch"`` and the reductions join. T1 and T2, and N with
-            "videos", may differ between ranks and may be 0.
+            ranks; without t, a frame's time is its place in the whole, padding counted. "videos":
+            each rank has other videos, which ``negatives="batch"`` and the reductions join. T1 and
+            T2, and N with "videos", may differ between ranks and may be 0.
         backend: "auto", "triton" (NVIDIA GPU), "torch" (blockwise, any device)
             or "reference" (dense; the only one that can be differentiated twice).
 
@@ -148,6 +148,11 @@ def scl_loss(
     check_choice("scl_loss", "split", split, SPLITS)
     ranks = check_group("scl_loss", group)
     inputs = z1, z2, tau, var, *times, *valid
+    if ranks is not None and transforms_active():
+        raise RuntimeError(
+            "scl_loss: group= does not work inside torch.func transforms (grad, vmap, jvp); to "
+            "fix: use torch.autograd.grad, or join the ranks' frames and leave out group="
+        )
     if ranks is None:
         loss = FUSED(name, opts, *inputs)
     else:

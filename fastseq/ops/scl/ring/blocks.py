@@ -25,7 +25,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, the statistics (2, N, T1 + T2) of this rank's rows (log of the denominators and of
     the sums of g), and the coefficients (2, N) of the reduction."""
-    parts = Parts(z1, z2, tau, t1, t2, valid1, valid2, opts, "ring")
+    parts = Parts(z1, z2, tau, var, t1, t2, valid1, valid2, opts, "ring", any(needs))
     dtype, ring, mine = accumulator(z1.dtype), parts.ring, parts.mine
     masks = mine.masks
     counts = torch.stack([m.sum(1) for m in masks]).to(dtype)
@@ -69,7 +69,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of the sum of the ranks' values for this rank's z1 and z2 and its temperature."""
     *need, need_tau = needs
-    parts = Parts(z1, z2, tau, t1, t2, valid1, valid2, opts, "ring")
+    parts = Parts(z1, z2, tau, var, t1, t2, valid1, valid2, opts, "ring", any(needs))
     ring, mine = parts.ring, parts.mine
     if opts.split == "frames" or opts.reduction != "none":
         grad = ring.sum_(grad.to(coef.dtype, copy=True).contiguous())

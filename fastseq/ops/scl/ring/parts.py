@@ -28,8 +28,8 @@ class Part(NamedTuple):
 class Parts:
     """The parts of all ranks: their shapes, and this rank's part as it travels.
 
-    ``way`` names what the caller does with the parts, the same on all ranks. Raises ValueError, on
-    all ranks, if the ranks' calls do not fit together.
+    ``way`` names what the caller does with the parts, ``needed`` states whether gradients are.
+    Raises ValueError, on all ranks, if the ranks' calls do not fit together.
     """
 
     def __init__(
@@ -37,24 +37,22 @@ class Parts:
         z1: Tensor,
         z2: Tensor,
         tau: Tensor | None,
+        var: Tensor | None,
         t1: Tensor | None,
         t2: Tensor | None,
         valid1: Tensor | None,
         valid2: Tensor | None,
         opts: RingOptions,
         way: str,
+        needed: bool,
     ) -> None:
         self.opts, self.ring = opts, Ring("scl_loss", opts.group, z1.device)
-        same = zlib.crc32(repr((*opts[:-2], way)).encode())
         kind = -1 if t1 is None else max(_kind(t1), _kind(t2))
         mixed = t1 is not None and _kind(t1) != _kind(t2)
-        table = self.ring.integers(
-            [
-                *(*z1.shape, z2.shape[1], _FLOATS.index(z1.dtype), kind, mixed),
-                *(valid1 is not None, valid2 is not None, same),
-                *(opts.split == "frames", tau is not None),
-            ]
-        )
+        row = [*z1.shape, z2.shape[1], _FLOATS.index(z1.dtype), kind, mixed]
+        row += [valid1 is not None, valid2 is not None, tau is not None, var is not None, needed]
+        row += [zlib.crc32(repr(option).encode()) for option in (*opts[:-2], opts.split, way)]
+        table = self.ring.integers(row)
         self._check(table)
         self.sizes = [(row[0], row[1], row[3]) for row in table]  # N, T1, T2 of each rank
         self.channels, self.dtype = z1.shape[2], z1.dtype
@@ -109,23 +107,28 @@ class Parts:
         return [*sides, *((n, t) for t in frames), *masks, *((k, n, sum(frames)) for k in more)]
 
     def _check(self, table: list[list[int]]) -> None:
-        first = table[0]
-        rules = [
-            (2, "another D"),
-            (4, "another dtype"),
-            (11, "another kind of temperature (tensor or number)"),
-            (9, "other options or another kind of backend"),
-            (10, "another split"),
-        ]
+        names = {2: "another D", 4: "another dtype"}
         if self.opts.split == "frames":
-            rules.append((0, "another N"))
-        for place, name in rules:
+            names[0] = "another N"
+        names[9] = "another kind of temperature (tensor or number)"
+        names[10] = "another kind of variance (tensor or number)"
+        options = (*RingOptions._fields[:-2], "split", "kind of backend")
+        names |= {12 + k: f"another {name}" for k, name in enumerate(options)}
+        first = table[0]
+        for place, name in names.items():
             for rank, row in enumerate(table):
                 if row[place] != first[place]:
                     raise ValueError(
                         f"scl_loss: rank {rank} of the group passed {name} than rank 0"
                         f"{_shown(name, row[place], first[place])}; pass the same on all ranks"
                     )
+        needed = [bool(row[11]) for row in table]
+        if any(needed) and not all(needed):
+            raise ValueError(
+                f"scl_loss: rank {needed.index(True)} of the group needs gradients, rank "
+                f"{needed.index(False)} does not, so its backward would wait for ever; pass the "
+                "encoder's output on every rank, also for no frames, or call all under no_grad"
+            )
         given = [row[5] >= 0 for row in table]
         if any(given) and not all(given):
             raise ValueError(

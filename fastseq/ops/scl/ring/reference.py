@@ -11,7 +11,9 @@ from fastseq.ops.scl.ring.parts import Parts
 
 def ring_reference(z1, z2, tau, var, t1, t2, valid1, valid2, opts: RingOptions) -> Tensor:
     """Dense, with the memory of all ranks' frames on every rank; differentiable twice."""
-    parts = Parts(z1, z2, tau, t1, t2, valid1, valid2, opts, "all at once")
+    inputs = z1, z2, tau
+    needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    parts = Parts(*inputs, var, t1, t2, valid1, valid2, opts, "all at once", needed)
     along = 1 if opts.split == "frames" else 0
     z, t, valid = [], [], []
     for view, (given, side) in enumerate(zip((z1, z2), parts.mine.views, strict=True)):
