@@ -124,6 +124,7 @@ def _lengths(text: str) -> list[int]:
 def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
     """The input of `training.studies.memory_step`; ConfigError if the recipe does not allow it."""
     from training.recipe.load import ConfigError, load_config, loss_terms
+    from training.recipe.ranks import check_ranks
 
     overrides = [*args.overrides, f"data.num_frames={frames}"]
     cfg = load_config(args.recipe, overrides)
@@ -141,6 +142,7 @@ def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
         ]
         cfg = load_config(args.recipe, overrides)
     ranks = cfg.data.split_time
+    check_ranks(cfg, ranks)
     return {"recipe": args.recipe, "overrides": overrides, "frames": frames, "ranks": ranks}
 
 

@@ -38,6 +38,7 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "stored": ((8, 5, 2), {"stored": True, "train_from": "none", "centre": True}),
     "stored, not padded": (FULL, {"stored": True, "train_from": "none"}),
     "context": ((8, 5, 1), {"conv3d": True}),
+    "a single frame of context": ((8, 5, 1), {"conv3d": True, "num_context": 1}),
     "context, ranks without frames": ((4, 3, 0), {"conv3d": True, "checkpointing": False}),
 }
 
@@ -69,7 +70,7 @@ def encoder(
     shared["chunk_frames"] = chunk_frames
     if conv3d:
         model: Any = ContextEncoder(
-            backbone, num_context=CONTEXT, conv_layers=1, conv_size=8, **shared, **options
+            backbone, conv_layers=1, conv_size=8, **({"num_context": CONTEXT} | shared | options)
         )
     else:
         widths = {"hidden_size": 16, "heads": 2, "ff_size": 24, "layers": 2, "dropout": 0.0}
@@ -84,11 +85,13 @@ def encoder(
     return model
 
 
-def inputs(lengths: tuple[int, ...], features: int | None, *, context: bool) -> dict[str, Tensor]:
+def inputs(
+    lengths: tuple[int, ...], features: int | None, *, context: int = 1
+) -> dict[str, Tensor]:
     """Frames, the mask and the loss's coefficients of whole clips."""
     random = torch.Generator().manual_seed(5)
     n = len(lengths)
-    one = (CONTEXT, 3, SIZE, SIZE) if context else (3, SIZE, SIZE)
+    one = (context, 3, SIZE, SIZE) if context > 1 else (3, SIZE, SIZE)
     frames = torch.randint(0, 256, (n, T, *one), generator=random).to(torch.uint8)
     if features is not None:
         frames = torch.randn(n, T, features, generator=random, dtype=torch.float64)
@@ -106,7 +109,8 @@ def compute(lengths: tuple[int, ...], options: dict[str, Any], split: TimeSplit 
     model.time_split = split
     stored = {"stored": True} if options.get("stored") else {}
     features = model.backbone.out_features if stored else None
-    whole = inputs(lengths, features, context=bool(options.get("conv3d")))
+    context = options.get("num_context", CONTEXT) if options.get("conv3d") else 1
+    whole = inputs(lengths, features, context=context)
     if split is not None:
         whole = {name: x.chunk(split.parts, 1)[split.part] for name, x in whole.items()}
     valid = None if bool(whole["valid"].all()) else whole["valid"]  # as in a training step
@@ -128,7 +132,7 @@ def evaluated(split: TimeSplit | None) -> Tensor:
     model = encoder().eval()
     model.time_split = split
     with torch.no_grad():
-        frames = inputs((T,), None, context=False)["frames"]
+        frames = inputs((T,), None)["frames"]
         return model.encode(frames) if distributed.is_main() else torch.empty(0)
 
 

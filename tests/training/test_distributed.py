@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import PATH, launch, said, train, wait
 from runs import RECIPE, numbers, same, weights
-from two_ranks import LOSSES, main, squares
+from two_ranks import LOSSES, main, repeated, squares
 
 from training.runs.checkpoint import list_checkpoints, load_latest
 from training.runs.log import read_log
@@ -115,6 +115,15 @@ def test_no_rank_steps_where_one_has_no_finite_loss(results):
             "nonfinite": [{"step": 1, "videos": [f"video{i}" for i in range(8)]}],
             "adam": 0,
         }
+
+
+def test_the_first_step_sums_over_ranks_in_the_order_of_all_others(tmp_path, monkeypatch):
+    """It may be the first after a resume. A sum of more than two numbers depends on its order."""
+    monkeypatch.chdir(tmp_path)
+    processes = launch(repeated, tmp_path, num=4)
+    assert wait(processes) == [0] * 4, said(processes[0])
+    for name, steps in torch.load("repeated.pt").items():
+        assert all(same(step, steps[0]) for step in steps), name
 
 
 def start(run: str, *options: str, num: int = 2, **environment: str) -> list:

@@ -10,6 +10,7 @@ from processes import launch, measure, said, wait
 from runs import RECIPE
 
 from training import memory
+from training.recipe.load import ConfigError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory of a CPU is read from /proc")
 
@@ -47,3 +48,5 @@ def test_the_plain_way_is_one_rank_s():
     args = memory.parse_arguments(arguments)
     assert memory.request(args, "recipe", 480)["ranks"] == 4
     assert memory.request(args, "plain", 480)["ranks"] == 1
+    with pytest.raises(ConfigError, match=r"4 ranks cannot share .*=482 frames"):
+        memory.request(args, "recipe", 482)

@@ -158,10 +158,15 @@ def test_a_run_of_shards_resumes_with_as_many_groups(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["loss.soft_dtw.weight=1", "data.clips=videos"], "loss.soft_dtw, which needs whole clips"),
-        (["loss.tcn.weight=1", "data.sampling=anchors"], "loss.tcn, which needs whole clips"),
-        (["loss.scl.weight=1", "loss.nearest.weight=1"], "loss.nearest, which needs whole clips"),
-        (["data.num_frames=9"], "2 ranks cannot share the data.num_frames=9 frames of a clip"),
+        (
+            ["loss.soft_dtw.weight=1", "data.clips=videos"],
+            "but loss.soft_dtw compares whole clips, so",
+        ),
+        (["loss.tcn.weight=1", "data.sampling=anchors"], "but loss.tcn compares whole clips, so"),
+        (
+            ["loss.scl.weight=1", "loss.nearest.weight=1"],
+            "but loss.nearest compares whole clips, so",
+        ),
     ],
 )
 def test_recipes_that_need_whole_clips_are_refused(here, options, message):
@@ -176,6 +181,8 @@ def test_recipes_that_need_whole_clips_are_refused(here, options, message):
     [
         (1, ["data.split_time=2"], "torchrun --nproc-per-node 2 -m training.train, or set"),
         (3, ["data.split_time=2"], "but there are 3 ranks; start a multiple of 2"),
+        (2, ["data.split_time=4", "data.num_frames=9"], "but there are 2 ranks; start a multiple"),
+        (2, ["data.split_time=2", "data.num_frames=9"], "the data.num_frames=9 frames of a clip"),
         (6, ["data.split_time=2"], "2 items cannot be shared by 3 groups of 2 ranks"),
         (3, [], "2 items cannot be shared by 3 ranks; choose a multiple of the number of ranks"),
         (4, ["data.split_time=2", "loss.scl.negatives=batch"], "or data.split_time=4"),
@@ -186,5 +193,5 @@ def test_ranks_that_cannot_share_a_recipe_are_refused(here, ranks, options, mess
     with pytest.raises(ConfigError) as caught:
         check_ranks(cfg, ranks)
     assert message in str(caught.value)
-    good = [*options, "data.batch_size=4", "loss.scl.negatives=cross"]
+    good = [*options, "data.batch_size=4", "data.num_frames=8", "loss.scl.negatives=cross"]
     check_ranks(load_config("tiny.yaml", good), 4)

@@ -233,6 +233,22 @@ def main(folder: Path) -> None:
     torch.save(results, folder / f"ranks{distributed.world_size()}_{distributed.rank()}.pt")
 
 
+def repeated(folder: Path) -> None:
+    """The gradients of one step, computed three times with the same weights."""
+    distributed.start()
+    rank, results = distributed.rank(), {}
+    batch, other = (batch_of(range(start + rank, start + rank + 1)) for start in (0, 4))
+    for name, batches in (("one batch", [batch]), ("two batches", [batch, other])):
+        trainer, steps = trainer_of(configuration(folder), torch.float32), []
+        for _ in range(3):
+            trainer.gradient_step.gradient(batches)
+            gradients = {key: p.grad for key, p in trainer.model.named_parameters()}
+            steps.append({key: grad.clone() for key, grad in gradients.items() if grad is not None})
+        results[name] = steps
+    if distributed.is_main():
+        torch.save(results, folder / "repeated.pt")
+
+
 def evaluate_and_extract() -> int:
     """training.evaluate and training.extract of the run `run` on every rank.
 

@@ -50,6 +50,19 @@ class ItemFrames:
     words: str
 
 
+class _SumOfParameters(nn.Module):
+    """Adds up the trained parameters; backward reaches the last one first, as a model's does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.trained = [p for p in module.parameters() if p.requires_grad]
+
+    def forward(self, total: Tensor) -> Tensor:
+        for parameter in self.trained:
+            total = total + parameter.sum()
+        return total
+
+
 class GradientStep:
     """Steps of one model on batches that are shared between ranks and may consist of parts.
 
@@ -114,6 +127,20 @@ class GradientStep:
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 broadcast_buffers=False,  # statistics are the same on all ranks
             )
+        self._order_gradients()
+
+    def _order_gradients(self) -> None:
+        """Fix the order in which gradients are sent, and with it the order of each sum over ranks.
+
+        DistributedDataParallel groups gradients anew after its first backward, in the order in
+        which that one computed them. Without this, the first step after a resume would sum in
+        another order than the same step of an uninterrupted run.
+        """
+        shared, module = self.module, self.module.module
+        shared.module = _SumOfParameters(module)
+        shared(torch.zeros((), device=self.device)).backward()
+        shared.module = module
+        module.zero_grad(set_to_none=True)
 
     def __call__(
         self, batches: Sequence[dict[str, Any]], rate: float, requests: Callable[[], list[int]]

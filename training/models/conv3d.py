@@ -83,6 +83,8 @@ class ContextEncoder(VideoEncoder):
                 f"{tuple(frames.shape)}"
             )
         check_valid(frames, valid)
+        if self.training and context == 1 and frames.dim() == 5:
+            frames = frames[:, :, None]  # a frame is its whole context
         if frames.dim() == 5:
             if self.training and self.time_split is not None:
                 raise ValueError(

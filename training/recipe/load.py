@@ -301,22 +301,15 @@ def _check_speed(config: DictConfig) -> None:
 
 
 def _check_split_time(config: DictConfig, losses: list[str]) -> None:
-    """Check that clips have data.split_time equal parts and that the losses support parts."""
-    parts, length = config.data.split_time, config.data.num_frames
-    if parts == 1:
-        return
+    """Check that the losses support data.split_time parts of clips; `check_ranks` checks T."""
+    parts = config.data.split_time
     whole = [name for name in losses if name not in SPLIT_TIME_LOSSES]
-    if whole:
+    if parts > 1 and whole:
         supported = " and ".join(f"loss.{name}" for name in SPLIT_TIME_LOSSES)
         raise ConfigError(
-            f"data.split_time: got {parts} with loss.{whole[0]}, which needs whole clips: its "
-            f"pairs are shared between ranks, not frames. Only {supported} support parts of clips; "
-            "set data.split_time=1"
-        )
-    if length % parts:
-        raise ConfigError(
-            f"data.split_time: {parts} ranks cannot share the data.num_frames={length} frames of a "
-            f"clip equally; choose a multiple of {parts} frames"
+            f"data.split_time: got {parts}, but loss.{whole[0]} compares whole clips, so that "
+            f"ranks cannot share one; only {supported} support parts of clips. Set "
+            "data.split_time=1: ranks then share the clips of a batch"
         )
 
 

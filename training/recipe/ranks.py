@@ -10,6 +10,7 @@ def check_ranks(cfg: Any, ranks: int) -> None:
     """ConfigError unless ``ranks`` processes can share the batches and, with data.split_time, the
     clips."""
     parts, batch_size = cfg.data.split_time, cfg.data.batch_size
+    length = cfg.data.num_frames
     if parts > 1 and ranks == 1:
         raise ConfigError(
             f"data.split_time: {parts} ranks share every clip, but this is a single process; start "
@@ -20,6 +21,11 @@ def check_ranks(cfg: Any, ranks: int) -> None:
         raise ConfigError(
             f"data.split_time: {parts} ranks share every clip, but there are {ranks} ranks; start "
             f"a multiple of {parts}"
+        )
+    if length % parts:
+        raise ConfigError(
+            f"data.split_time: {parts} ranks cannot share the data.num_frames={length} frames of a "
+            f"clip equally; choose a multiple of {parts} frames"
         )
     groups = ranks // parts
     if batch_size % groups:

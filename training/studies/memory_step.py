@@ -104,11 +104,9 @@ def measure(cfg: "Config") -> dict[str, Any]:
     # A short one on a CPU: memory that a long one leaves in the heap would not be counted later.
     parts = cfg.data.split_time
     warm_up = frames if step.device.type == "cuda" else min(frames, WARM_UP_FRAMES * parts)
-    # DistributedDataParallel allocates its buckets of gradients again in the second step.
-    for _ in range(1 if distributed.world_size() == 1 else 2):
-        # With fp16 the first steps may only halve the scale, without the optimizer's state.
-        while step([_part_of_batch(cfg, step, warm_up)], cfg.optim.lr, list).overflow:
-            pass
+    # With fp16 the first steps may only halve the scale, without the optimizer's state.
+    while step([_part_of_batch(cfg, step, warm_up)], cfg.optim.lr, list).overflow:
+        pass
     return measure_step(cfg, step, frames)
 
 
