@@ -92,11 +92,8 @@ def _run(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from training.studies import sweep as study
     from training.studies.evaluated_runs import conclude, facts, failures, finished, read_result
     from training.studies.trainings import Job, run_jobs
-    from training.support.distributed import launched_by_torchrun
     from training.train import compose
 
-    if launched_by_torchrun():
-        raise UserError("training.sweep starts its trainings itself; run it without torchrun")
     folder = [f"data.folder={args.folder}"] if args.folder else []
     fixed, swept = study.parse([*args.values, *folder])
     sweep = study.Sweep(args.recipe, fixed, swept, args.seeds, args.out)
