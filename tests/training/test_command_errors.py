@@ -319,3 +319,21 @@ def test_torchrun_starts_no_command_of_one_process(tmp_path, monkeypatch, capsys
     expected = "error: this command runs as one process, but WORLD_SIZE is 2; start it with python"
     assert one_line(capsys).startswith(expected)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("compare", "data.split_time=2 --methods carl --out out"),
+        ("demo.__main__", "data.split_time=2 --out out"),
+        ("demo.__main__", "data.split_time=2 --real . --out out"),
+        ("per_action", "recipes/carl.yaml data.folder=videos data.split_time=2 --out out"),
+    ],
+)
+def test_trainings_in_one_process_share_no_clips(tmp_path, monkeypatch, capsys, name, words):
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(f"training.{name}").main(words.split()) == 2
+    error = one_line(capsys)
+    assert "data.split_time: expected 1, because this command trains in one process" in error
+    assert "torchrun --nproc-per-node 2 -m training.train" in error
+    assert not list(tmp_path.iterdir())
