@@ -110,12 +110,14 @@ def _cores() -> int:
 def _run(options: argparse.Namespace) -> int:
     from training import prepare  # only now, so that --help need not wait for torch
     from training.recipe.load import load_config
+    from training.recipe.ranks import check_one_process
 
     began = time.perf_counter()
     suite = SUITES[options.suite]
     results: dict[str, list[dict[str, Any]]] = {}
     for method in options.methods:
-        load_config(suite.recipe, _overrides(method, options))  # before anything is rendered
+        # Before anything is rendered.
+        check_one_process(load_config(suite.recipe, _overrides(method, options)))
     for seed in range(options.seeds):
         folder = options.out / f"seed_{seed}"
         videos = folder / "videos"

@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"leave {option} out"
                 )
 
-    return run_command(command)
+    return run_command(command, several=True)
 
 
 def write_and_print(file: Path, result: dict[str, Any], *, name_weights: bool = False) -> None:

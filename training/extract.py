@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{written} written to {args.out}{earlier}")
         return left_out
 
-    return run_command(command)
+    return run_command(command, several=True)
 
 
 if __name__ == "__main__":

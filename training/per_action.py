@@ -77,16 +77,14 @@ def _run(args: argparse.Namespace) -> int:
     from training.studies import per_action
     from training.studies.evaluated_runs import conclude, failures, finished, read_result
     from training.studies.per_action import Plan
-    from training.studies.trainings import Job, run_jobs
-    from training.support.distributed import launched_by_torchrun
+    from training.studies.trainings import Job, check_recipe, run_jobs
     from training.train import compose
 
-    if launched_by_torchrun():
-        raise UserError("training.per_action starts its trainings itself; run it without torchrun")
     own = [one for one in args.overrides if one.startswith("train.run_dir=")]
     if own:
         raise UserError(f"{own[0]}: the runs are written to --out; leave train.run_dir out")
     cfg = compose(args)
+    check_recipe(cfg)
     plan = Plan(args.recipe, args.overrides, args.out, Options(**from_arguments(args)))
     options = vars(plan.options)
     index = open_index(cfg)

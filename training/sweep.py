@@ -91,12 +91,9 @@ def _run(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from training.data.selection import open_index, videos_of_split
     from training.studies import sweep as study
     from training.studies.evaluated_runs import conclude, facts, failures, finished, read_result
-    from training.studies.trainings import Job, run_jobs
-    from training.support.distributed import launched_by_torchrun
+    from training.studies.trainings import Job, check_recipe, run_jobs
     from training.train import compose
 
-    if launched_by_torchrun():
-        raise UserError("training.sweep starts its trainings itself; run it without torchrun")
     folder = [f"data.folder={args.folder}"] if args.folder else []
     fixed, swept = study.parse([*args.values, *folder])
     sweep = study.Sweep(args.recipe, fixed, swept, args.seeds, args.out)
@@ -105,6 +102,7 @@ def _run(args: argparse.Namespace, options: dict[str, Any]) -> int:
     for point in sweep.points():
         words = argparse.Namespace(recipe=args.recipe, overrides=sweep.values(point, 0))
         cfg = compose(words)
+        check_recipe(cfg, losses=args.dry_run)
         index = open_index(cfg)
         for split in (cfg.data.train_split, args.split or cfg.data.test_split):
             videos_of_split(index, split)

@@ -6,12 +6,20 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.support.command import INCOMPLETE, LeftOut, UserError, missing_extra, short_warnings
+from training.support.command import (
+    INCOMPLETE,
+    START_SPREAD,
+    LeftOut,
+    UserError,
+    missing_extra,
+    short_warnings,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +104,13 @@ def _run(args: argparse.Namespace) -> int:
         print(f"error: {missing_extra(error, 'training')}", file=sys.stderr)
         return 2
 
+    try:  # before the ranks meet: if one machine's ranks end, the others' could not connect
+        distributed.check_restarts()
+    except UserError as error:
+        if distributed.local_rank() == 0:
+            _complain(error)
+        time.sleep(START_SPREAD)
+        return 2
     distributed.start(_timeout(args))
     lost.listen()
     if not distributed.is_main():
@@ -217,9 +232,8 @@ def _configure(args: argparse.Namespace) -> "tuple[DictConfig, torch.device]":
     from training.loop.trainer import choose_device, set_deterministic
     from training.recipe.ranks import check_ranks
     from training.runs.writers import check_writers
-    from training.support.distributed import check_restarts, world_size
+    from training.support.distributed import world_size
 
-    check_restarts()
     cfg = compose(args)
     check_evaluation(cfg)
     check_writers(cfg)

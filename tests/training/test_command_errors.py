@@ -282,3 +282,58 @@ def test_ctrl_c_in_the_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(render, "render_dataset", interrupted)
     assert demo.main(["--out", str(tmp_path / "demo")]) == 130
     assert one_line(capsys) == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("align", "a.mp4 b.mp4 --run run --out out"),
+        ("carl_code.__main__", "recipe config.yml --out mine.yaml"),
+        ("compare", "--out out"),
+        ("demo.__main__", "--out out"),
+        ("export", "run model.safetensors"),
+        ("labels", "pouring videos --dry-run"),
+        ("memory", "recipes/carl.yaml --out out"),
+        ("per_action", "recipes/carl.yaml data.folder=videos --out out"),
+        ("prepare", "."),
+        ("propagate", "videos --from a.mp4 --run run"),
+        ("report", "run"),
+        ("retrieve", "--run run --out out.png"),
+        ("side_by_side", "run other --out out/page.html"),
+        ("sweep", "recipes/carl.yaml --out out"),
+        ("view", "videos"),
+    ],
+)
+def test_torchrun_starts_no_command_of_one_process(tmp_path, monkeypatch, capsys, name, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    main = importlib.import_module(f"training.{name}").main
+    waits = []
+    monkeypatch.setattr(command.time, "sleep", waits.append)
+    monkeypatch.setenv("RANK", "1")
+    assert main(words.split()) == 2
+    assert capsys.readouterr() == ("", "")
+    assert waits == [command.START_SPREAD]  # so that torchrun does not end rank 0 before its line
+    monkeypatch.setenv("RANK", "0")
+    assert main(words.split()) == 2
+    expected = "error: this command runs as one process, but WORLD_SIZE is 2; start it with python"
+    assert one_line(capsys).startswith(expected)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("compare", "data.split_time=2 --methods carl --out out"),
+        ("demo.__main__", "data.split_time=2 --out out"),
+        ("demo.__main__", "data.split_time=2 --real . --out out"),
+        ("per_action", "recipes/carl.yaml data.folder=videos data.split_time=2 --out out"),
+    ],
+)
+def test_trainings_in_one_process_share_no_clips(tmp_path, monkeypatch, capsys, name, words):
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(f"training.{name}").main(words.split()) == 2
+    error = one_line(capsys)
+    assert "data.split_time: expected 1, because this command trains in one process" in error
+    assert "torchrun --nproc-per-node 2 -m training.train" in error
+    assert not list(tmp_path.iterdir())

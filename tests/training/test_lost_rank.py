@@ -16,11 +16,13 @@ from test_nodes import free_port
 from test_troubleshooting import SHOWN
 from two_ranks import squares
 
+import training.train
 from training.loop.pair_step import PairStep
 from training.loop.trainer import Trainer, check_loss
 from training.recipe.load import ConfigError, load_config
 from training.runs.checkpoint import load_latest
 from training.support import distributed, lost, signals
+from training.support.command import START_SPREAD
 
 pytestmark = pytest.mark.process
 
@@ -193,6 +195,27 @@ def test_a_restart_that_would_fail_is_refused(monkeypatch):
         distributed.check_restarts()
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
     distributed.check_restarts()
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0), (2, 1), (3, 0)])
+def test_it_is_refused_on_every_machine_before_the_ranks_meet(monkeypatch, capsys, rank, lines):
+    """The ranks of one machine would otherwise report that those of the other have ended."""
+
+    def meet(timeout):
+        raise AssertionError("the ranks met")
+
+    waits = []
+    monkeypatch.setattr(distributed, "start", meet)
+    monkeypatch.setattr(training.train.time, "sleep", waits.append)
+    environment = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    environment |= {"GROUP_WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
+    for name, value in (environment | {"RANK": str(rank), "LOCAL_RANK": str(rank % 2)}).items():
+        monkeypatch.setenv(name, value)
+    assert training.train.main(["recipes/carl.yaml", "data.folder=videos"]) == 2
+    assert waits == [START_SPREAD]  # torchrun ends all ranks when the first one has ended
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == lines
+    assert all(line.startswith("error: torchrun --max-restarts 3 on several") for line in error)
 
 
 def test_after_an_error_sigterm_does_not_cut_off_the_message(monkeypatch):

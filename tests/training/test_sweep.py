@@ -202,11 +202,17 @@ def test_a_run_that_fails_does_not_stop_the_others(arguments, monkeypatch, capsy
         (["model.layer=1,2"], "unknown key 'model.layer'"),
         (["--split", "val"], "has no videos in the split 'val'"),
         (["--fractions", "2"], "fractions are"),
+        (["data.split_time=1,2"], "data.split_time: expected 1, because this command trains in"),
+        (["train.patience=null,3"], "train.patience=3 counts evaluations"),
+        (["loss.scl.temperature=0.1,-1", "--dry-run"], "temperature must be finite"),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_trained(arguments, words, message, capsys):
     assert sweep.main([*arguments, *words]) == 2
-    assert message in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert not out
+    assert message in err
+    assert len(err.splitlines()) == 1
     assert not Path("out").exists()
 
 

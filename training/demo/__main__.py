@@ -66,8 +66,10 @@ def _run(options: argparse.Namespace) -> int:
     from training import evaluate, prepare, report, train
     from training.demo.render import describe, render_dataset
     from training.recipe.load import load_config
+    from training.recipe.ranks import check_one_process
 
-    load_config(RECIPE, options.overrides)  # ConfigError before the videos are rendered
+    # ConfigError before the videos are rendered.
+    check_one_process(load_config(RECIPE, options.overrides))
     began = time.perf_counter()
     evaluations = []
     for seed in range(options.seeds):
@@ -100,9 +102,10 @@ def _run_real(options: argparse.Namespace) -> int:
     from training.data.index import StaleIndex, load_index
     from training.demo import real
     from training.recipe.load import load_config
+    from training.recipe.ranks import check_one_process
 
     folder: Path = options.real
-    load_config(real.RECIPE, options.overrides)
+    check_one_process(load_config(real.RECIPE, options.overrides))
     real.check_places(folder, options.out)
     began = time.perf_counter()
     try:

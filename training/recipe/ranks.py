@@ -42,3 +42,14 @@ def check_ranks(cfg: Any, ranks: int) -> None:
             f"data.split_time={parts} ranks do not support; set loss.scl.negatives=cross, or "
             f"data.split_time={ranks}"
         )
+
+
+def check_one_process(cfg: Any) -> None:
+    """ConfigError with data.split_time above 1, for commands that train in a single process."""
+    parts = cfg.data.split_time
+    if parts > 1:
+        raise ConfigError(
+            f"data.split_time: expected 1, because this command trains in one process, got {parts};"
+            f" leave the key out, or train each run alone with torchrun --nproc-per-node {parts} "
+            "-m training.train"
+        )

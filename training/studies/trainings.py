@@ -51,6 +51,25 @@ def train_or_continue(
     return status
 
 
+def check_recipe(cfg: Any, *, losses: bool = False) -> None:
+    """ConfigError for a configuration that each training of a study would refuse at its start.
+
+    ``losses``: whether to check the options of the losses too, which runs each loss once and so
+    may compile it.
+    """
+    from training.evaluation.curve import check_evaluation
+    from training.loop.trainer import check_loss, choose_device, set_deterministic
+    from training.recipe.ranks import check_one_process
+    from training.runs.writers import check_writers
+
+    check_one_process(cfg)
+    check_evaluation(cfg)
+    check_writers(cfg)
+    if losses:
+        set_deterministic(cfg)
+        check_loss(cfg, choose_device(cfg))
+
+
 # Keys that may change when a run is resumed, and on which its result depends.
 _OF_RESULT = {
     "data.folder",

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ class UserError(ValueError):
     """
 
 
+# Seconds within which all ranks start. torchrun ends the others as soon as one has failed.
+START_SPREAD = 2
 INCOMPLETE = 3  # exit status: done without the videos that could not be read
 EXIT_STATUS = (
     "Exit status: 0 done; 3 done without the videos that could not be read, which are named when "
@@ -96,6 +99,7 @@ def run_command(
     *,
     needs: str = "evaluation",
     interrupted: str = "interrupted",
+    several: bool = False,
 ) -> int:
     """Run the body of a command and return its exit status.
 
@@ -104,10 +108,13 @@ def run_command(
     that it returns is passed on. Ctrl-C prints ``interrupted``; the status is 130. Other errors are
     bugs and keep their traceback. ``needs``: subject of the message about a missing package.
 
-    Of the processes that torchrun started, one prints; its status is 0 where it would be
-    INCOMPLETE, as torchrun takes any other one for a failure.
+    Only a command with ``several`` may run as more than one process of torchrun. Of these, one
+    prints; its status is 0 where it would be INCOMPLETE, as torchrun takes any other one for a
+    failure.
     """
-    rank = int(os.environ.get("RANK", "0"))
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1 and not several:
+        return _refuse_ranks(rank, ranks)
     try:
         from fastseq.video import VideoError  # only now, so that --help need not wait for torch
         from training.support.distributed import OtherRankFailed
@@ -130,7 +137,20 @@ def run_command(
     left_out = result or LeftOut()
     for line in left_out.lines() if rank == 0 else ():
         print(line)
-    return INCOMPLETE if left_out.videos and os.environ.get("WORLD_SIZE", "1") == "1" else 0
+    return INCOMPLETE if left_out.videos and ranks == 1 else 0
+
+
+def _refuse_ranks(rank: int, ranks: int) -> int:
+    """Refuse a command of which each rank would do all the work and write the same files."""
+    if rank == 0:
+        print(
+            f"error: this command runs as one process, but WORLD_SIZE is {ranks}; start it with "
+            "python, without torchrun",
+            file=sys.stderr,
+        )
+    else:
+        time.sleep(START_SPREAD)
+    return 2
 
 
 def missing_extra(error: ImportError, what: str) -> str:
