@@ -79,7 +79,7 @@ class BrokenEngine(SquareEngine):
 
 
 def broken(cfg, *_, **__) -> ClipLoader:
-    """Replaces training.train.training_loader: `squares`, some of which cannot be read."""
+    """Replaces training.train.training_loader: `squares`, with items that cannot be read."""
     loader = squares(cfg, videos=12)
     loader.items, loader.engine = ReplacedItems(12, padded=True), BrokenEngine(16)
     return loader

@@ -263,7 +263,7 @@ def test_rank_0_keeps_its_store_until_the_others_have_ended(start, rank, ending)
 
 
 def with_other_videos(arguments: list[str]) -> int:
-    """Resume on two machines, the second of which has other videos."""
+    """Resume on two machines. The second one has other videos."""
     resume = Trainer.resume
 
     def resumed(self):

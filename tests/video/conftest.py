@@ -9,3 +9,11 @@ def engine():
     engine = engine_of(48)
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Videos of `grey.grey_videos`."""
+    from grey import grey_videos  # needs PyAV
+
+    return grey_videos(tmp_path_factory.mktemp("grey"))

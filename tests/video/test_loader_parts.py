@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("av")
 
-from test_loader import FULL, LENGTHS, loader, pairs, same, videos, views  # noqa: F401
+from grey import FULL, LENGTHS, loader, pairs, same, views
 
 from fastseq.video import Augmentation, PyAVEngine, SegmentTuples, TooManyBadVideos, VideoError
 
@@ -37,7 +37,7 @@ def joined(batches):
         (pairs, 5, {}),
     ],
 )
-def test_parts_together_are_the_whole_clips_bit_for_bit(videos, items, parts, options):  # noqa: F811
+def test_parts_together_are_the_whole_clips_bit_for_bit(videos, items, parts, options):
     made = items(videos, NO_CONTRAST, **options)
     whole = [*loader(made, seed=3).stream(4)]
     several = [[*one.stream(4)] for one in parts_of(made, parts, seed=3)]
@@ -48,7 +48,7 @@ def test_parts_together_are_the_whole_clips_bit_for_bit(videos, items, parts, op
         assert all(torch.equal(batch["num_frames"], one["num_frames"]) for batch in batches)
 
 
-def test_parts_draw_the_same_change_of_contrast(videos):  # noqa: F811
+def test_parts_draw_the_same_change_of_contrast(videos):
     """The clips differ by the mean that a part keeps, which is one level for all its pixels."""
     made = views(videos, Augmentation(size=16, grayscale=0.0, blur=0.0))
     whole = next(iter(loader(made)))
@@ -61,7 +61,7 @@ def test_parts_draw_the_same_change_of_contrast(videos):  # noqa: F811
         assert clip[real].float().std() < 1
 
 
-def test_a_part_continues_from_the_state_of_any_part(videos):  # noqa: F811
+def test_a_part_continues_from_the_state_of_any_part(videos):
     made = views(videos, FULL)
     first, second = parts_of(made, 2, seed=5)
     [*first.stream(4)]
@@ -124,7 +124,7 @@ def run_together(made, *names, stop=9):
 
 
 @pytest.mark.filterwarnings("error")
-def test_parts_leave_out_a_video_that_one_of_them_cannot_read(videos):  # noqa: F811
+def test_parts_leave_out_a_video_that_one_of_them_cannot_read(videos):
     made = views(videos)
     single = loader(made, seed=1)
     single.engine = Unreadable("d")
@@ -142,28 +142,28 @@ def test_parts_leave_out_a_video_that_one_of_them_cannot_read(videos):  # noqa: 
 
 
 @pytest.mark.filterwarnings("ignore:left out")
-def test_parts_end_together_when_nothing_is_left(videos):  # noqa: F811
+def test_parts_end_together_when_nothing_is_left(videos):
     made = views(videos)
     _, _, errors = run_together(made, *LENGTHS)
     assert all(isinstance(error, TooManyBadVideos) for error in errors)
     assert str(errors[0]) == str(errors[1])
 
 
-def test_workers_that_are_not_forked_get_the_loader_without_its_group(videos):  # noqa: F811
+def test_workers_that_are_not_forked_get_the_loader_without_its_group(videos):
     one = loader(views(videos), part=(1, 2), agree=lambda found: found)
     copy = pickle.loads(pickle.dumps(one))
     assert [item.id for item in copy.items_of(3)] == [item.id for item in one.items_of(3)]
     assert one.agree({}) == {}
 
 
-def test_a_part_alone_does_not_leave_out_videos(videos):  # noqa: F811
+def test_a_part_alone_does_not_leave_out_videos(videos):
     one = loader(views(videos), part=(0, 2))
     one.engine = Unreadable("a")
     with pytest.raises(VideoError, match="a frame is damaged"):
         [*one.stream(6)]
 
 
-def test_parts_that_do_not_exist(videos):  # noqa: F811
+def test_parts_that_do_not_exist(videos):
     with pytest.raises(ValueError, match="T = 12 frames cannot be divided into 5 equal parts"):
         loader(views(videos), part=(0, 5))
     with pytest.raises(ValueError, match=r"part must be \(r, R\) with 0 <= r < R, got \(2, 2\)"):

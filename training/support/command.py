@@ -141,7 +141,7 @@ def run_command(
 
 
 def _refuse_ranks(rank: int, ranks: int) -> int:
-    """Refuse a command of which each rank would do all the work and write the same files."""
+    """Refuse to run: each rank would do the whole work and write the same files."""
     if rank == 0:
         print(
             f"error: this command runs as one process, but WORLD_SIZE is {ranks}; start it with "

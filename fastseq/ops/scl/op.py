@@ -84,11 +84,11 @@ def scl_loss(
             (CARL, eq. 1); "laplace": exp(-|d| / sigma); "sigmoid": 2 / (1 + exp(|d| / sigma))
             (SoftCLT, ICLR 2024, with tau = 1 / sigma); "box": 1 for |d| <= sigma, 0 beyond. The
             first three are 0 beyond sqrt(206 variance).
-        group: a process group of torch.distributed, each rank of which calls with its part of the
-            data; the value is the same on all ranks, that of one process with all parts. What is
-            differentiated is the sum of the ranks' values: with DistributedDataParallel or FSDP,
-            which average gradients over ranks, ``loss.backward()`` on every rank has the gradient
-            of one process. Every rank has to run the backward too. No rank has the frames of all:
+        group: a process group of torch.distributed. Each of its ranks calls with its part of the
+            data. The value is the same on all ranks: that of one process with all parts. The
+            gradient is that of the sum of the ranks' values. DistributedDataParallel and FSDP
+            average gradients over ranks, so ``loss.backward()`` on every rank has the gradient of
+            one process. Every rank has to run the backward too. No rank has the frames of all:
             blocks of the other ranks' z and t arrive one after the other. None: no communication.
         split: what the ranks' parts are. "frames": z1 and z2 are part of the frames of each video,
             the parts follow each other along T in the order of ranks, and N is the same on all

@@ -16,8 +16,7 @@ from fastseq.ops.common.dtypes import accumulator
 from fastseq.ops.scl.options import coefficients, scalars, totals
 from fastseq.ops.scl.ring.options import Primitives, RingOptions, Side, Weights
 from fastseq.ops.scl.ring.parts import Part, Parts
-
-MASKED = -1e30
+from fastseq.ops.scl.torch_problem import MASKED
 
 
 def forward(
@@ -48,7 +47,8 @@ def forward(
         loss = ring.sum_(loss.sum())
     elif joined:
         loss = ring.sum_(loss)
-    return loss, torch.stack([torch.cat([r[k] for r in rows], 1) for k in (0, 1)]), coef
+    stats = torch.cat([torch.stack([r.lse, r.log_g]) for r in rows], 2)
+    return loss, stats, coef
 
 
 def backward(
@@ -165,9 +165,6 @@ class _Rows:
         self.lse = side.z.new_full(side.z.shape[:2], MASKED, dtype=dtype)
         self.log_g = torch.full_like(self.lse, -torch.inf)
         self.mean = torch.zeros_like(self.lse)
-
-    def __getitem__(self, k: int) -> Tensor:
-        return (self.lse, self.log_g)[k]
 
     def add(self, lse: Tensor, log_g: Tensor | None, mean: Tensor | None) -> None:
         self.lse = torch.logaddexp(self.lse, lse.view_as(self.lse))
