@@ -83,6 +83,9 @@ def write_report(
         *video_sections.retrieved_videos(
             embeddings.encoders[TRAINED], index, cfg, evaluation, pictures, left_out
         ),
+        *video_sections.attention(
+            run, [v.record for v in videos], pictures, kind, left_out, checkpoint=checkpoint
+        ),
         *([embedding_plot()] if with_player else ()),
         *figures.embedding_map(videos, index, pictures, kind),
         *figures.strips(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.pages import html
+from training.support.command import UserError
 
 if TYPE_CHECKING:
+    from training.data.index import VideoRecord
     from training.data.selection import Selection
     from training.evaluation.encoders import Encoder
     from training.support.command import LeftOut
 
 MOST_ACTIONS = 20  # rows of the table of R@1
+SEEN_VIDEOS, SEEN_FRAMES = 3, 5
 
 
 def retrieved_videos(
@@ -63,4 +67,40 @@ def retrieved_videos(
         ),
         html.picture(file, "test videos and the training videos nearest to each"),
         *([html.folded("R@1 by action", table)] if table else []),
+    ]
+
+
+def attention(
+    run: Path,
+    records: Sequence[VideoRecord],
+    pictures: Path,
+    kind: str,
+    left_out: LeftOut,
+    *,
+    checkpoint: str | None = None,
+) -> list[str]:
+    """Grad-CAM before and after the training, for SEEN_FRAMES frames of SEEN_VIDEOS videos."""
+    from training.evaluation.gradcam import has_map
+    from training.evaluation.gradcam_run import networks_of, spread_over_actions, write_gradcam
+
+    file = pictures / "gradcam.png"
+    heading = "<h2>Where the network looks</h2>"
+    try:
+        groups = networks_of(run, checkpoint=checkpoint)
+        if not all(has_map(model) for group in groups for model in group.models.values()):
+            return []
+        shown = spread_over_actions(records, SEEN_VIDEOS)
+        if not write_gradcam(groups, shown, file, SEEN_FRAMES, left_out):
+            return []
+    except (UserError, FileNotFoundError) as error:  # no map, or no weights before the training
+        return [heading, html.paragraph(f"There is no picture: {error}.")]
+    return [
+        heading,
+        html.paragraph(
+            f"Frames of {kind} videos, and over them Grad-CAM of the backbone's last map before "
+            "and after the training. Red: the parts of the frame where the score y is from. They "
+            "show what the network uses, not whether it is right. `python -m training.gradcam RUN` "
+            "shows more videos, and two runs with `--beside`."
+        ),
+        html.picture(file, "heat maps over frames, before and after the training"),
     ]
