@@ -20,6 +20,7 @@ from training.evaluation.gradcam_run import (
     AFTER,
     BEFORE,
     BEHIND,
+    PLACES,
     SAME,
     networks_of,
     spread_over_actions,
@@ -260,15 +261,20 @@ def test_command_and_report(run, capsys, monkeypatch):
     assert "heat maps over frames" in page
     with pytest.raises(SystemExit):
         gradcam.main(["run", "--videos", "0"])
+    assert gradcam.main(["nothing"]) == 2
+    assert "nothing is not a run" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert gradcam.main(["run"]) == 2
+    assert "runs as one process" in capsys.readouterr().err
 
 
 def test_a_frozen_backbone_has_one_line(run):
     (group,) = networks_of("run")
     assert [*group.models] == [BEFORE, f"{AFTER}, step 1"]
-    assert group.remarks == [BEHIND]
+    assert group.remarks == [PLACES, BEHIND]
     frozen = ["model.train_from=none", "model.random_frozen=true", "train.run_dir=frozen"]
     small = ["augmentation.size=32", "data.batch_size=1", "train.steps=1"]
     assert train.main(["tiny.yaml", *frozen, *small]) == 0
     (group,) = networks_of("frozen")
     assert [*group.models] == ["frozen backbone"]
-    assert group.remarks == [SAME, BEHIND]
+    assert group.remarks == [SAME, PLACES, BEHIND]

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 BEFORE, AFTER = "before training", "after training"
 SAME = "The training did not change the backbone, so its maps before the training are the same."
 BEHIND = "The layers behind the backbone do not count."
+PLACES = (
+    "The backbone's features keep positions (small_cnn, model.pool=grid); Grad-CAM averages the "
+    "gradient over them."
+)
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,21 @@ class Networks:
         models: name in the picture -> model.
         cfg: their configuration.
         classes: names of the classifier's classes, empty without a classifier.
-        remarks: paragraphs for the text below the picture.
+        unchanged: whether the network before the training is the same.
     """
 
     models: dict[str, Any]
     cfg: Any
     classes: Sequence[str] = ()
-    remarks: Sequence[str] = ()
+    unchanged: bool = False
+
+    @property
+    def remarks(self) -> list[str]:
+        """Paragraphs for the text below the picture."""
+        backbones = [model.backbone for model in self.models.values()]
+        places = any(one.out_features != one.out_channels for one in backbones)
+        behind = self.cfg.model.encoder in ("fve", "conv3d")
+        return [SAME] * self.unchanged + [PLACES] * places + [BEHIND] * behind
 
 
 def networks_of(
@@ -53,21 +65,15 @@ def networks_of(
         names = [Path(one).resolve().name for one in (run, beside)]
         names = names if names[0] != names[1] else [str(one) for one in (run, beside)]
         return [
-            Networks({name: found.model}, found.cfg, _classes(place), _remarks(found.cfg))
+            Networks({name: found.model}, found.cfg, _classes(place))
             for name, place, found in zip(names, (run, beside), (after, other), strict=True)
         ]
     before = encoders._load(run, untrained=True, checkpoint=None)
     name = f"{AFTER}, step {after.step}" if after.step is not None else AFTER
     if classifier_of(after.model) is None and encoders._same_backbone(before.model, after.model):
-        return [
-            Networks({"frozen backbone": after.model}, after.cfg, (), [SAME, *_remarks(after.cfg)])
-        ]
+        return [Networks({"frozen backbone": after.model}, after.cfg, unchanged=True)]
     models = {BEFORE: before.model, name: after.model}
-    return [Networks(models, after.cfg, _classes(run), _remarks(after.cfg))]
-
-
-def _remarks(cfg: Any) -> list[str]:
-    return [BEHIND] if cfg.model.encoder in ("fve", "conv3d") else []
+    return [Networks(models, after.cfg, _classes(run))]
 
 
 def _classes(run: str | Path) -> list[str]:
@@ -107,6 +113,8 @@ def write_gradcam(
         seen.append([*heat_of_videos(group.models, kept, group.cfg, columns, left_out, **options)])
     shown = left_out.kept(records)
     if shown:
+        ids = {record.id for record in shown}
+        seen = [[one for one in videos if one.record.id in ids] for videos in seen]
         remarks = dict.fromkeys(remark for group in groups for remark in group.remarks)
         gradcam_sheet(blocks_of(seen), file, remarks=[*remarks])
     return shown
