@@ -118,6 +118,18 @@ def test_the_text_below_a_sheet_is_whole(tmp_path):
     assert all(font.getlength(line) <= 90 for line in lines if " " in line)
 
 
+def test_a_large_sheet_has_fewer_colours(tmp_path, monkeypatch):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
+    pictures.save_png(picture, tmp_path / "small.png")
+    monkeypatch.setattr(pictures, "LARGEST", 20_000)
+    pictures.save_png(picture, tmp_path / "large.png")
+    small, large = (tmp_path / f"{name}.png" for name in ("small", "large"))
+    assert np.array_equal(Image.open(small), picture)
+    assert Image.open(large).mode == "P"
+    assert large.stat().st_size < 20_000 < small.stat().st_size
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["large.png", "small.png"]
+
+
 @pytest.fixture
 def run(videos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

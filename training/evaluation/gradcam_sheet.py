@@ -122,9 +122,7 @@ def gradcam_sheet(
     for one in text:
         draw.text((_MARGIN, y), one, fill=INK, font=font)
         y += _LINE
-    # 256 colours: a third of the size.
-    palette = sheet.quantize(256, Image.Quantize.MEDIANCUT)
-    save_png(sheet.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG), file)
+    save_png(sheet, file)
 
 
 def _write_name(draw: ImageDraw.ImageDraw, line: Line, y: int, height: int) -> None:

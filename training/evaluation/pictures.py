@@ -17,6 +17,7 @@ OTHER = "#c0392b"
 NEUTRAL = "#9aa0a6"
 INK = "#222222"
 QUIET = "#666666"
+LARGEST = 1_000_000  # bytes of a sheet, which is also part of the report's page
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,13 @@ def contact_sheet(
 
 
 def save_png(picture: Image.Image, file: str | Path) -> None:
-    """Write a PNG whole or not at all."""
+    """Write a PNG whole or not at all; one above LARGEST bytes is reduced to 256 colours."""
     with replacing(Path(file)) as partial:
         picture.save(partial, format="PNG", optimize=True)
+        if partial.stat().st_size > LARGEST:
+            palette = picture.quantize(256, Image.Quantize.MEDIANCUT)
+            reduced = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+            reduced.save(partial, format="PNG", optimize=True)
 
 
 @functools.cache

@@ -148,15 +148,13 @@ def video_sheet(
     neighbours: nearest training videos of each query, default 3.
     """
     from training.evaluation.pictures import contact_sheet
-    from training.evaluation.video_level import FRAMES
 
     chosen = choose_video_queries(found, queries)
     count = NEIGHBOURS if neighbours is None else neighbours
     footer = [
         found.sentence(),
-        f"A video's feature is the mean over {FRAMES} evenly spaced frames; videos are compared by "
-        "cosine similarity. R@K: share of the queries with a video of their action among the K "
-        "nearest training videos.",
+        "A video's feature is the mean over its evenly spaced frames (3-D networks: clips), as in "
+        "evaluate --protocol vclr; videos are compared by cosine similarity.",
     ]
     titles: list[str] = []
     if found.several_actions:
@@ -166,6 +164,10 @@ def video_sheet(
         )
         titles = [kinds[int(found.hits[row, 0])] for row in chosen]
         successes = int(found.hits[chosen, 0].sum())
+        footer[1] += (
+            " R@K: share of the queries with a video of their action among the K nearest training "
+            "videos."
+        )
         footer.append(
             f"Rows: successes {successes}, failures {len(chosen) - successes}; half of each if "
             "there are enough. Both kinds are spread evenly over the actions."
