@@ -250,12 +250,14 @@ def test_command_and_report(run, capsys, monkeypatch):
     path.write_bytes(b"x" * before.st_size)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     capsys.readouterr()
-    assert gradcam.main(["run", "--frames", "3", "--out", "one.png"]) == 3
+    two_runs = ["run", "--beside", "other", "--frames", "3", "--out", "one.png"]
+    assert gradcam.main(two_runs) == 3
     out, err = capsys.readouterr()
     assert "1 video could not be read" in out
     assert err.count("left out b.mp4") == 1
     assert Image.open("one.png").height < whole[1]
     assert report.main(["run"]) == 3
+    assert capsys.readouterr().err.count("left out b.mp4") == 1
     page = Path("run/report.html").read_text()
     assert "Where the network looks" in page
     assert "heat maps over frames" in page

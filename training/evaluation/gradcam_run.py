@@ -18,8 +18,8 @@ BEFORE, AFTER = "before training", "after training"
 SAME = "The training did not change the backbone, so its maps before the training are the same."
 BEHIND = "The layers behind the backbone do not count."
 PLACES = (
-    "The backbone's features keep positions (small_cnn, model.pool=grid); Grad-CAM averages the "
-    "gradient over them."
+    "The backbone's features keep positions (small_cnn, small_cnn3d, model.pool=grid); Grad-CAM "
+    "averages the gradient over them."
 )
 
 

@@ -110,7 +110,7 @@ def retrieve_videos(
             "mean of separate frames. Use --scope others or all"
         )
     names = (split, cfg.data.train_split)
-    parts = [split_videos(index, name) for name in names]
+    parts = [left_out.kept(split_videos(index, name)) for name in names]
     features = video_features(
         {TRAINED: encoder}, [*parts[0], *parts[1]], cfg, left_out, progress=progress
     )[TRAINED]
