@@ -218,6 +218,10 @@ def test_the_sheet_has_a_line_for_each_network(tmp_path):
     none, one, two = (size([Line("network", frames, heat)] * n) for n in range(3))
     assert two[1] - one[1] == 64 + 4  # a picture of 128 x 64 pixels, and a gap
     assert none[0] == one[0] == two[0]
+    column = np.asarray(Image.open(tmp_path / "one.png").convert("L"))[:, -80]  # of the last tile
+    (dark,) = np.nonzero(column[:-60] < 40)  # without the text below
+    starts = dark[np.diff(dark, prepend=-9) > 1]
+    assert np.diff(starts).tolist() == [68, 68]
 
 
 def test_videos_are_spread_over_actions():

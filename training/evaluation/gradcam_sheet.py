@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COLOURS = "turbo"  # of matplotlib, from blue to red
 STRENGTH = 0.6  # share of the colour in a pixel where the heat is largest; 0 where it is smallest
-_TILE, _NAME, _GAP, _LINE = 128, 118, 4, 15  # pixels: a tile's width, a line's name, gaps, a text
+_TILE, _NAME, _GAP, _LINE = 128, 140, 4, 15  # pixels: a tile's width, a line's name, gaps, a text
 _MARGIN, _BLOCK_GAP = 10, 18
 
 
