@@ -22,6 +22,7 @@ from training.loop.pair_step import PairStep
 from training.loop.precision import precision_name, precision_of
 from training.loop.resuming import check_shards, same_ranks
 from training.loop.schedule import learning_rate, milestone_shares, total_steps, warmup_share
+from training.loop.seco_step import SeCoStep
 from training.loop.step import GradientStep, StepResult
 from training.loop.vclr_step import VCLRStep
 from training.models import VCLRModel, VideoEncoder
@@ -93,6 +94,8 @@ def set_deterministic(cfg: DictConfig) -> None:
 
 def step_class(cfg: DictConfig) -> type[GradientStep]:
     """The class that trains a recipe; nowhere else does the loop ask whether it is VCLR."""
+    if cfg.loss.seco.weight:
+        return SeCoStep
     return VCLRStep if cfg.loss.vclr.weight else PairStep
 
 

@@ -14,6 +14,7 @@ from training.models.encoder import VideoEncoder
 from training.models.function import FunctionBackbone, is_function
 from training.models.heads import build_heads
 from training.models.resnet import DEPTHS, ResNet, resnet_stages
+from training.models.seco import SeCoModel
 from training.models.timm_backbone import TimmBackbone, is_timm
 from training.models.vclr import LOSSES, VCLREncoder, VCLRModel
 from training.models.weights import find_weights, load_backbone_weights
@@ -100,15 +101,16 @@ def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRM
         "checkpointing": config.train.checkpointing,
     }
     if cfg.encoder == "vclr":
-        loss = config.loss.vclr
+        loss = config.loss.seco if config.loss.seco.weight else config.loss.vclr
         encoder = VCLREncoder(
             backbone,
-            [name for name in LOSSES if loss[name]],
+            [name for name in LOSSES if loss.get(name)],
             hidden=cfg.projection_hidden,
             size=cfg.projection_size,
             **calls,
         )
-        return VCLRModel(
+        model = SeCoModel if loss is config.loss.seco else VCLRModel
+        return model(
             encoder,
             segments=config.data.segments,
             queue_size=loss.queue_size,
