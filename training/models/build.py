@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.models import efficientnet_lite, small_cnn
+from training.models import efficientnet_lite, small_cnn, small_cnn3d
 from training.models.all_weights import load_all_weights
 from training.models.backbone import Backbone
 from training.models.carl import CarlModel
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}
 STAGES = {
     "small_cnn": small_cnn.STAGES,
+    "small_cnn3d": small_cnn3d.STAGES,
     **{name: resnet_stages(depth) for name, depth in RESNETS.items()},
     "efficientnet_lite0": efficientnet_lite.STAGES,
 }
@@ -46,7 +47,7 @@ def check_backbone(cfg: "ModelConfig") -> None:
             f"model.backbone: expected one of {', '.join(STAGES)}, timm:NAME or "
             f"package.module:function, got {name!r}"
         )
-    end = "last" if name == "small_cnn" else cfg.backbone_to
+    end = "last" if name.startswith("small_cnn") else cfg.backbone_to
     STAGES[name].plan(cfg.train_from, end)
 
 
@@ -56,6 +57,8 @@ def build_backbone(cfg: "ModelConfig") -> Backbone:
     stages = (cfg.train_from, cfg.backbone_to, cfg.pool)
     if cfg.backbone == "small_cnn":
         return small_cnn.SmallCNN(cfg.image_size, cfg.train_from)
+    if cfg.backbone == "small_cnn3d":
+        return small_cnn3d.SmallCNN3d(cfg.image_size, cfg.train_from)
     if cfg.backbone in RESNETS:
         return ResNet(RESNETS[cfg.backbone], *stages)
     if cfg.backbone == "efficientnet_lite0":
@@ -94,7 +97,8 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
 def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRModel:
     cfg = config.model
     # Convolutions over frames are several times faster in the channels-last layout.
-    backbone.to(memory_format=torch.channels_last)
+    layout = torch.channels_last_3d if backbone.clips else torch.channels_last
+    backbone.to(memory_format=layout)
     calls = {
         "chunk_frames": config.train.chunk_frames,
         "checkpointing": config.train.checkpointing,
