@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.models import efficientnet_lite, small_cnn, small_cnn3d
+from training.models import efficientnet_lite, s3d, small_cnn, small_cnn3d
 from training.models.all_weights import load_all_weights
 from training.models.backbone import Backbone
 from training.models.carl import CarlModel
@@ -14,6 +14,7 @@ from training.models.encoder import VideoEncoder
 from training.models.function import FunctionBackbone, is_function
 from training.models.heads import build_heads
 from training.models.resnet import DEPTHS, ResNet, resnet_stages
+from training.models.resnet3d import NETWORKS, ResNet3d, resnet3d_stages
 from training.models.timm_backbone import TimmBackbone, is_timm
 from training.models.vclr import LOSSES, VCLREncoder, VCLRModel
 from training.models.weights import find_weights, load_backbone_weights
@@ -28,9 +29,11 @@ logger = logging.getLogger(__name__)
 RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}
 STAGES = {
     "small_cnn": small_cnn.STAGES,
-    "small_cnn3d": small_cnn3d.STAGES,
     **{name: resnet_stages(depth) for name, depth in RESNETS.items()},
     "efficientnet_lite0": efficientnet_lite.STAGES,
+    "small_cnn3d": small_cnn3d.STAGES,
+    **{name: resnet3d_stages(name) for name in NETWORKS},
+    "s3d": s3d.STAGES,
 }
 
 
@@ -63,6 +66,10 @@ def build_backbone(cfg: "ModelConfig") -> Backbone:
         return ResNet(RESNETS[cfg.backbone], *stages)
     if cfg.backbone == "efficientnet_lite0":
         return efficientnet_lite.EfficientNetLite0(*stages)
+    if cfg.backbone in NETWORKS:
+        return ResNet3d(cfg.backbone, *stages)
+    if cfg.backbone == "s3d":
+        return s3d.S3D(*stages)
     kind = TimmBackbone if is_timm(cfg.backbone) else FunctionBackbone
     return kind(cfg.backbone, cfg.image_size, *stages)
 
