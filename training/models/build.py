@@ -36,6 +36,8 @@ STAGES = {
     "s3d": s3d.STAGES,
 }
 
+CLIP_BACKBONES = ("small_cnn3d", *NETWORKS, "s3d")
+
 
 def check_backbone(cfg: "ModelConfig") -> None:
     """Raise UserError for an unknown backbone or unknown stages.
@@ -52,6 +54,33 @@ def check_backbone(cfg: "ModelConfig") -> None:
         )
     end = "last" if name.startswith("small_cnn") else cfg.backbone_to
     STAGES[name].plan(cfg.train_from, end)
+    if name in CLIP_BACKBONES and cfg.encoder in ("fve", "conv3d"):
+        raise UserError(
+            f"model.backbone: {name} is a network of clips and needs model.encoder=vclr or tsn, "
+            f"got model.encoder={cfg.encoder}; that encoder needs a network of images, such as "
+            "resnet50"
+        )
+
+
+def check_clips(config: "Config") -> None:
+    """Raise UserError for clips that the backbone cannot accept."""
+    name, length, size = config.model.backbone, config.data.tuple_frames, config.model.image_size
+    if name not in CLIP_BACKBONES:
+        return
+    frames, pixels = 2, 1
+    if name == "s3d":
+        run, _ = s3d.STAGES.plan(config.model.train_from, config.model.backbone_to)
+        frames, pixels = max(frames, s3d.least_clip(run)[0]), s3d.least_clip(run)[1]
+    if length < frames:
+        raise UserError(
+            f"data.tuple_frames: {name} is a network of clips, expected at least {frames} frames, "
+            f"got {length}"
+        )
+    if size < pixels:
+        raise UserError(
+            f"augmentation.size: {name} needs at least {pixels} pixels per side, got {size}; or "
+            "set model.backbone_to=mixed4"
+        )
 
 
 def build_backbone(cfg: "ModelConfig") -> Backbone:
@@ -81,6 +110,7 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
     is loaded next.
     """
     cfg = config.model
+    check_clips(config)
     for name in ("centre", "backbone_share"):
         if getattr(cfg, name) and cfg.encoder != "fve":
             raise UserError(
@@ -92,6 +122,8 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
         report = load_backbone_weights(backbone, cfg.weights, cfg.weights_key)
         logger.info("weights of the backbone: %s", report)
     model = _build_encoder(config, backbone)
+    if backbone.clips:
+        model.whole_videos_by(config.data.tuple_frames, config.data.tuple_stride)
     if isinstance(model, VideoEncoder):
         model.heads.update(build_heads(config))
     if load_weights and cfg.weights and takes_all:

@@ -26,6 +26,11 @@ INCEPTION = {
 LEAST_FRAMES, LEAST_PIXELS = 5, 17
 
 
+def least_clip(stages: tuple[str, ...]) -> tuple[int, int]:
+    """Frames and pixels per side of the smallest clip that these stages accept."""
+    return (LEAST_FRAMES, LEAST_PIXELS) if "mixed5" in stages else (1, 1)
+
+
 class Inception3d(nn.Module):
     """Four branches, concatenated; their 3x3x3 convolutions are 1x3x3 and 3x1x1."""
 
