@@ -7,7 +7,7 @@ import pytest
 import torch
 from narrow import NARROW_CNN, NARROW_RESNET
 from runs import numbers, same, weights
-from vclr_cases import RECIPE, by_definition, tuples
+from vclr_cases import CLIPS, RECIPE, by_definition, tuples
 
 import training.train
 from training import memory
@@ -35,9 +35,9 @@ def recipe(tmp_path, monkeypatch):
     return "tiny.yaml"
 
 
-@pytest.mark.parametrize("form", ["code", "paper"])
-def test_first_step_from_the_definitions(recipe, form):
-    options = [*ONE, f"loss.vclr.form={form}", "loss.vclr.video=2", "optim.warmup_steps=0"]
+@pytest.mark.parametrize(("form", "clips"), [("code", []), ("paper", []), ("code", CLIPS)])
+def test_first_step_from_the_definitions(recipe, form, clips):
+    options = [*ONE, f"loss.vclr.form={form}", "loss.vclr.video=2", "optim.warmup_steps=0", *clips]
     assert main([recipe, "train.run_dir=run", *options]) == 0
     model, cfg = load_run("run", untrained=True)
     start = {key: value.clone() for key, value in model.state_dict().items()}
@@ -83,8 +83,9 @@ def test_momentum_encoder_averages_parameters_alone():
     assert not average.module.weight.requires_grad
 
 
-def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
-    assert main([recipe, "train.run_dir=whole"]) == 0
+@pytest.mark.parametrize("clips", [[], CLIPS], ids=["frames", "clips"])
+def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch, clips):
+    assert main([recipe, "train.run_dir=whole", *clips]) == 0
 
     class Killed(BaseException):
         pass
@@ -98,10 +99,10 @@ def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_train_step", train_step)
     with pytest.raises(Killed):
-        main([recipe, "train.run_dir=parts"])
+        main([recipe, "train.run_dir=parts", *clips])
     monkeypatch.setattr(Trainer, "_train_step", original)
     torch.rand(7)
-    assert main([recipe, "train.run_dir=parts", "--resume"]) == 0
+    assert main([recipe, "train.run_dir=parts", "--resume", *clips]) == 0
     assert same(weights("whole"), weights("parts"))
     assert numbers("whole") == numbers("parts")
     state = load_latest("parts/checkpoints")["model"]

@@ -62,7 +62,7 @@ def order_validation(
 
 
 class _SeCoLosses(nn.Module):
-    """A query clip and its keys to the losses: the module DistributedDataParallel wraps."""
+    """Clips of a batch and keys to the losses: the module DistributedDataParallel wraps."""
 
     def __init__(self, model: SeCoModel, cfg: DictConfig) -> None:
         super().__init__()
@@ -70,10 +70,15 @@ class _SeCoLosses(nn.Module):
         self.options = loss_options(cfg)
 
     def forward(
-        self, clips: Tensor, keys: dict[str, Tensor], queues: dict[str, Tensor], labels: Tensor
+        self,
+        clips: Tensor,
+        queries: Tensor,
+        keys: dict[str, Tensor],
+        queues: dict[str, Tensor],
+        labels: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The losses, one for each head, and the features of the clips (N, 1, F)."""
-        features = self.encoder.clip_features(clips)
+        """The losses, one for each head, and the features of the ``queries`` (N, 1, F)."""
+        features = self.encoder.clip_features(clips, queries)
         losses = []
         for name, head in self.encoder.heads.items():
             q, k = head(features[:, 0]), keys[name]
@@ -122,16 +127,18 @@ class SeCoStep(VCLRStep):
         return islice(super().examples(items), int(items > 1), None)
 
     @staticmethod
-    def _places(steps: Tensor) -> tuple[Tensor, ...]:
-        return places_of_halves(steps)
+    def _numbers(steps: Tensor) -> tuple[Tensor, ...]:
+        query, keys, labels = places_of_halves(steps)
+        first = steps.shape[1] * torch.arange(len(steps))[:, None]
+        return first + query, first + keys, labels
 
     @torch.no_grad()
-    def _keys(self, clips: Tensor) -> dict[str, Tensor]:
-        """The momentum encoder's heads on the keys' clips (N, 3, L, 3, H, W).
+    def _keys(self, clips: Tensor, others: Tensor) -> dict[str, Tensor]:
+        """The momentum encoder's heads on the keys' clips ``others`` (N, 3).
 
         "inter", "intra": (N, 3, D), first the query's second view; "order": (N, 2, D).
         """
-        features = self._features(clips.flatten(0, 1)).view(len(clips), 3, -1)
+        features = self._features(clips, others)
         return {
             name: head(features[:, 1:] if name == "order" else features)
             for name, head in self.model.momentum.module.heads.items()
