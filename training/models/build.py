@@ -15,6 +15,8 @@ from training.models.function import FunctionBackbone, is_function
 from training.models.heads import build_heads
 from training.models.resnet import DEPTHS, ResNet, resnet_stages
 from training.models.timm_backbone import TimmBackbone, is_timm
+from training.models.tsm import ShiftedResNet
+from training.models.tsn import build_tsn
 from training.models.vclr import LOSSES, VCLREncoder, VCLRModel
 from training.models.weights import find_weights, load_backbone_weights
 from training.support.command import UserError
@@ -56,6 +58,8 @@ def build_backbone(cfg: "ModelConfig") -> Backbone:
     stages = (cfg.train_from, cfg.backbone_to, cfg.pool)
     if cfg.backbone == "small_cnn":
         return small_cnn.SmallCNN(cfg.image_size, cfg.train_from)
+    if cfg.shift:
+        return ShiftedResNet(RESNETS[cfg.backbone], *stages, share=cfg.shift)
     if cfg.backbone in RESNETS:
         return ResNet(RESNETS[cfg.backbone], *stages)
     if cfg.backbone == "efficientnet_lite0":
@@ -95,6 +99,8 @@ def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRM
     cfg = config.model
     # Convolutions over frames are several times faster in the channels-last layout.
     backbone.to(memory_format=torch.channels_last)
+    if cfg.encoder == "tsn":
+        return build_tsn(config, backbone)
     calls = {
         "chunk_frames": config.train.chunk_frames,
         "checkpointing": config.train.checkpointing,
