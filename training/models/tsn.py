@@ -26,11 +26,13 @@ class TSNModel(VideoEncoder):
     Args:
         classes: C, number of classes.
         dropout: share of the features of a clip that are dropped before the classifier.
-        spread: whether a clip consists of one frame of each segment (TSM).
+        segments: S, if a clip consists of one frame of each of S segments (TSM); None otherwise.
 
     Attributes:
         heads: "action": dropout, then Linear(F -> C).
     """
+
+    pooled = True
 
     def __init__(
         self,
@@ -38,7 +40,7 @@ class TSNModel(VideoEncoder):
         *,
         classes: int,
         dropout: float,
-        spread: bool,
+        segments: int | None,
         chunk_frames: int | None,
         checkpointing: bool,
     ) -> None:
@@ -47,7 +49,7 @@ class TSNModel(VideoEncoder):
         nn.init.normal_(linear.weight, std=INIT_STD)
         nn.init.zeros_(linear.bias)
         self.heads["action"] = nn.Sequential(nn.Dropout(dropout), linear)
-        self.spread = spread
+        self.segments = segments
 
     @property
     def classes(self) -> int:
@@ -60,7 +62,7 @@ class TSNModel(VideoEncoder):
         (N, S, L, 3, H, W) to the same, or to (N, L, S, 3, H, W) if a clip has a frame of each
         segment.
         """
-        return segments.transpose(1, 2) if self.spread else segments
+        return segments.transpose(1, 2) if self.segments else segments
 
     def classify(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (N, C) of videos and features (N, K, F) of their clips.
@@ -75,8 +77,12 @@ class TSNModel(VideoEncoder):
         """Scores (N, K, C) of clips (N, K, L, 3, H, W)."""
         return apply_head(self.heads["action"], self.clip_features(clips))
 
+    def whole_videos_by(self, clip_frames: int, clip_stride: int) -> None:
+        """Set the clip around a frame of a whole video: with TSM it has a frame per segment."""
+        super().whole_videos_by(self.segments or clip_frames, clip_stride)
+
     def encode(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Frames (N, T, 3, H, W) to the backbone's features (N, T, F), each frame separately."""
+        """Frames (N, T, 3, H, W) to features (N, T, F), see `VideoEncoder.features`."""
         return self.features(frames)
 
     def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -96,7 +102,7 @@ def build_tsn(config: "Config", backbone: Backbone) -> TSNModel:
         backbone,
         classes=options.classes,
         dropout=options.dropout,
-        spread=bool(config.model.shift),
+        segments=config.data.segments if config.model.shift else None,
         chunk_frames=config.train.chunk_frames,
         checkpointing=config.train.checkpointing,
     )
