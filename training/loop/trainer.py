@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from fastseq.video import ClipLoader, TooManyBadVideos
+from training.loop.action_step import ActionStep
 from training.loop.meter import Meter
 from training.loop.optimizer import check_optimizer, make_optimizer
 from training.loop.pair_step import PairStep
@@ -53,6 +54,9 @@ from training.support.lost import is_communication
 from training.support.signals import ENDING, Signals
 
 logger = logging.getLogger(__name__)
+
+# Losses that are trained by another step than `PairStep`; none is combined with others.
+STEPS = {"vclr": VCLRStep, "seco": SeCoStep, "action": ActionStep}
 
 
 class NonFiniteError(UserError):
@@ -93,10 +97,11 @@ def set_deterministic(cfg: DictConfig) -> None:
 
 
 def step_class(cfg: DictConfig) -> type[GradientStep]:
-    """The class that trains a recipe; nowhere else does the loop ask whether it is VCLR."""
-    if cfg.loss.seco.weight:
-        return SeCoStep
-    return VCLRStep if cfg.loss.vclr.weight else PairStep
+    """The class that trains a recipe; nowhere else does the loop ask which loss it has."""
+    for loss, step in STEPS.items():
+        if cfg.loss[loss].weight:
+            return step
+    return PairStep
 
 
 def check_loss(cfg: DictConfig, device: torch.device) -> None:

@@ -17,6 +17,8 @@ from training.models.resnet import DEPTHS, ResNet, resnet_stages
 from training.models.resnet3d import NETWORKS, ResNet3d, resnet3d_stages
 from training.models.seco import SeCoModel
 from training.models.timm_backbone import TimmBackbone, is_timm
+from training.models.tsm import ShiftedResNet
+from training.models.tsn import build_tsn
 from training.models.vclr import LOSSES, VCLREncoder, VCLRModel
 from training.models.weights import find_weights, load_backbone_weights
 from training.support.command import UserError
@@ -92,6 +94,8 @@ def build_backbone(cfg: "ModelConfig") -> Backbone:
         return small_cnn.SmallCNN(cfg.image_size, cfg.train_from)
     if cfg.backbone == "small_cnn3d":
         return small_cnn3d.SmallCNN3d(cfg.image_size, cfg.train_from)
+    if cfg.shift:
+        return ShiftedResNet(RESNETS[cfg.backbone], *stages, share=cfg.shift)
     if cfg.backbone in RESNETS:
         return ResNet(RESNETS[cfg.backbone], *stages)
     if cfg.backbone == "efficientnet_lite0":
@@ -139,6 +143,8 @@ def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRM
     # Convolutions over frames are several times faster in the channels-last layout.
     layout = torch.channels_last_3d if backbone.clips else torch.channels_last
     backbone.to(memory_format=layout)
+    if cfg.encoder == "tsn":
+        return build_tsn(config, backbone)
     calls = {
         "chunk_frames": config.train.chunk_frames,
         "checkpointing": config.train.checkpointing,

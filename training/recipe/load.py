@@ -14,16 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from training.data.folders import names_of
 from training.data.label_values import SPLITS, known_hint
 from training.models import check_backbone
+from training.recipe.action import check_action
+from training.recipe.errors import ConfigError
 from training.recipe.losses import LossConfig, loss_terms
 from training.recipe.schema import RENAMED, Config
 from training.support.command import UserError
 
 TRAINING_FOLDER = Path(__file__).parents[1]
 SPLIT_TIME_LOSSES = ("scl", "classification")  # those with data.split_time above 1
-
-
-class ConfigError(UserError):
-    """A recipe or an override that cannot be used; the message names the key."""
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -333,6 +331,7 @@ def _check_loss_and_data(config: DictConfig) -> None:
         names = ", ".join(f"loss.{f.name}.weight" for f in fields(LossConfig))
         raise ConfigError(f"loss: every weight is 0; set the weight of at least one of {names}")
     _check_vclr(config, losses)
+    check_action(config, losses)
     _check_split_time(config, losses)
     options = config.loss.classification
     chosen = [key for key in ("label_share", "label_videos") if options[key] not in (1, None)]
