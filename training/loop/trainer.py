@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from fastseq.video import ClipLoader, TooManyBadVideos
 from training.loop.action_step import ActionStep
+from training.loop.dpc_step import DPCStep
 from training.loop.meter import Meter
 from training.loop.optimizer import check_optimizer, make_optimizer
 from training.loop.pair_step import PairStep
@@ -56,7 +57,7 @@ from training.support.signals import ENDING, Signals
 logger = logging.getLogger(__name__)
 
 # Losses that are trained by another step than `PairStep`; none is combined with others.
-STEPS = {"vclr": VCLRStep, "seco": SeCoStep, "action": ActionStep}
+STEPS = {"vclr": VCLRStep, "seco": SeCoStep, "dpc": DPCStep, "action": ActionStep}
 
 
 class NonFiniteError(UserError):

@@ -10,6 +10,7 @@ from training.models.all_weights import load_all_weights
 from training.models.backbone import Backbone
 from training.models.carl import CarlModel
 from training.models.conv3d import ContextEncoder
+from training.models.dpc import build_dpc
 from training.models.encoder import VideoEncoder
 from training.models.function import FunctionBackbone, is_function
 from training.models.heads import build_heads
@@ -145,6 +146,8 @@ def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRM
     backbone.to(memory_format=layout)
     if cfg.encoder == "tsn":
         return build_tsn(config, backbone)
+    if cfg.encoder == "dpc":
+        return build_dpc(config, backbone)
     calls = {
         "chunk_frames": config.train.chunk_frames,
         "checkpointing": config.train.checkpointing,

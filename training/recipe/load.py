@@ -15,6 +15,7 @@ from training.data.folders import names_of
 from training.data.label_values import SPLITS, known_hint
 from training.models import check_backbone
 from training.recipe.action import check_action
+from training.recipe.dpc import check_dpc
 from training.recipe.errors import ConfigError
 from training.recipe.losses import LossConfig, loss_terms
 from training.recipe.schema import RENAMED, Config
@@ -332,6 +333,7 @@ def _check_loss_and_data(config: DictConfig) -> None:
         raise ConfigError(f"loss: every weight is 0; set the weight of at least one of {names}")
     _check_vclr(config, losses)
     check_action(config, losses)
+    check_dpc(config, losses)
     _check_split_time(config, losses)
     options = config.loss.classification
     chosen = [key for key in ("label_share", "label_videos") if options[key] not in (1, None)]

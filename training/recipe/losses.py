@@ -293,6 +293,19 @@ class SeCoConfig:
 
 
 @dataclass
+class DPCConfig:
+    """DPC: the maps of the last blocks of a video, predicted from those of the first ones.
+
+    Needs data.clips=blocks and model.encoder=dpc. Negatives: the other places, blocks and videos of
+    the batch.
+    """
+
+    weight: float | None = loss_weight()
+    predict: int = at_least(3, 1)  # blocks that are predicted, of the data.segments blocks
+    dropout: float = part(0.1)  # of the recurrent network's state
+
+
+@dataclass
 class LossConfig:
     """The minimised sum of weight times loss. If no weight is set, SCL has weight 1."""
 
@@ -314,6 +327,7 @@ class LossConfig:
     sal: SaLConfig = field(default_factory=SaLConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     seco: SeCoConfig = field(default_factory=SeCoConfig)
+    dpc: DPCConfig = field(default_factory=DPCConfig)
 
 
 def loss_terms(cfg: Any) -> list[tuple[str, float, dict[str, Any]]]:
