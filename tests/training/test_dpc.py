@@ -231,7 +231,7 @@ def test_the_recipe_trains_on_files(video_folder, monkeypatch, capsys):
     build_index(video_folder)
     small = ["model.backbone=small_cnn3d", "augmentation.size=32", "data.cache_side=36"]
     small += ["data.batch_size=2", "data.workers=0", "data.engine=pyav", "data.segments=4"]
-    small += ["data.tuple_frames=2", "data.tuple_stride=2", "train.epochs=null", "train.steps=2"]
+    small += ["data.tuple_frames=2", "data.tuple_stride=1", "train.epochs=null", "train.steps=2"]
     small += ["train.log_every=1", "train.precision=fp32"]
     arguments = ["recipes/dpc.yaml", f"data.folder={video_folder}", "train.run_dir=run"]
     assert main([*arguments, *small, "--dry-run"]) == 0

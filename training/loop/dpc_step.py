@@ -28,7 +28,7 @@ def dense_nce(predicted: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
     j = i is the positive. Negatives are the other places of the block (spatial), the same place of
     the other blocks of the video (temporal), and all places of other videos (easy). With several
     ranks the j are those of all ranks, each of which has the same number of videos. The matrix is
-    stored: (N P h w)^2 numbers.
+    stored: N P h w times as many numbers as all ranks have rows.
 
     Args:
         predicted, actual: (N, P, C, h, w); both are differentiated.
