@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from vclr_cases import CLIPS
 from vclr_ranks import BATCH, steps
 
 from training.support import distributed
@@ -21,6 +22,7 @@ def main(folder: Path) -> None:
     distributed.start()
     results = {
         "steps": steps(folder, *SECO),
+        "clips": steps(folder, *SECO, *CLIPS),
         "parts": steps(folder, *SECO, "train.accumulate=2", f"data.batch_size={BATCH // 2}"),
     }
     torch.save(results, folder / f"ranks{distributed.world_size()}_{distributed.rank()}.pt")

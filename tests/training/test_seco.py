@@ -11,7 +11,7 @@ from processes import launch, said, wait
 from runs import numbers, same, weights
 from seco_ranks import SECO
 from seco_ranks import main as ranks_main
-from vclr_cases import RECIPE, tuples
+from vclr_cases import CLIPS, RECIPE, tuples
 
 import fastseq
 import training.train
@@ -74,7 +74,7 @@ def test_the_keys_come_from_the_other_half(recipe):
 
 def by_definition(model, batch, form: str, temperature: float = 0.1) -> tuple[dict, torch.Tensor]:
     """The three losses, item by item, and the keys that enter the queue."""
-    frames, starts = batch["frames"][:, :, 0], batch["steps"][:, :, 0].tolist()
+    clips, starts = batch["frames"], batch["steps"][:, :, 0].tolist()
     places = []
     for steps in starts:
         query = steps[:2].index(steps[4])
@@ -85,9 +85,11 @@ def by_definition(model, batch, form: str, temperature: float = 0.1) -> tuple[di
         two = sorted([1 - query, second], key=lambda place: steps[place])
         places.append((query, [4, *two], int(late)))
     online, momentum = model.encoder, model.momentum.module
-    features = online.encode(torch.stack([frames[i, [p[0]]] for i, p in enumerate(places)]))[:, 0]
+    queries = torch.stack([clips[i, [p[0]]] for i, p in enumerate(places)])
+    features = online.clip_features(queries)[:, 0]
     with torch.no_grad():
-        encoded = momentum.encode(torch.stack([frames[i, p[1]] for i, p in enumerate(places)]))
+        others = torch.stack([clips[i, p[1]] for i, p in enumerate(places)])
+        encoded = momentum.clip_features(others)
         keys = {name: F.normalize(head(encoded), dim=-1) for name, head in momentum.heads.items()}
     values = {"inter": [], "intra": [], "order": []}
     for i, (_, _, label) in enumerate(places):
@@ -106,9 +108,9 @@ def by_definition(model, batch, form: str, temperature: float = 0.1) -> tuple[di
     return {n: torch.stack(v).mean() for n, v in values.items()}, keys["inter"].flatten(0, 1)
 
 
-@pytest.mark.parametrize("form", ["code", "paper"])
-def test_first_step_from_the_definitions(recipe, form):
-    options = [*ONE, f"loss.seco.form={form}", "loss.seco.order=2", "optim.warmup_steps=0"]
+@pytest.mark.parametrize(("form", "clips"), [("code", []), ("paper", CLIPS)])
+def test_first_step_from_the_definitions(recipe, form, clips):
+    options = [*ONE, *clips, f"loss.seco.form={form}", "loss.seco.order=2", "optim.warmup_steps=0"]
     assert main([*recipe, "train.run_dir=run", *options]) == 0
     model, cfg = load_run("run", untrained=True)
     start = {key: value.clone() for key, value in model.state_dict().items()}

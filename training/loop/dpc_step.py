@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 def dense_nce(predicted: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
     """DPC's dense contrastive loss (https://arxiv.org/abs/1909.04656), and the share of hits.
 
-    Row i of a map's places is classified among all places of all predicted blocks of the batch, by
-    products of vectors that are not normalised::
+    i and j number the places of all predicted blocks of the batch, p_i are predicted vectors and
+    a_i the actual ones, not normalised::
 
         loss = mean_i -log( exp(<p_i, a_i>) / sum_j exp(<p_i, a_j>) )
 
-    j = i is the positive. Negatives are the other places of the block (spatial), the same place of
-    the other blocks of the video (temporal), and all places of other videos (easy). With several
-    ranks the j are those of all ranks, each of which has the same number of videos. The matrix is
-    stored: N P h w times as many numbers as all ranks have rows.
+    j = i is the positive. Negatives are the other places of the block (spatial), the other blocks
+    of the video (temporal), and other videos (easy). j goes over the videos of all ranks, and each
+    rank has the same number of them. The matrix of products is stored: N P h w rows, and as many
+    columns as all ranks together have rows.
 
     Args:
         predicted, actual: (N, P, C, h, w); both are differentiated.
