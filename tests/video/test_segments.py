@@ -3,7 +3,7 @@
 import pickle
 from collections import Counter
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +26,7 @@ from fastseq.video.engines import pyav
 from fastseq.video.engines.choose import dali_version
 from fastseq.video.gaps import sound_frames
 from fastseq.video.readings import box_of
-from fastseq.video.segments import clip_span, frames_from, segment_starts
+from fastseq.video.segments import clip_span, segment_starts
 from fastseq.video.tuples import _two_of_each, anchors, order_labels
 
 STILL = Augmentation(size=16, jitter=0, grayscale=0, blur=0)
@@ -50,13 +50,13 @@ def possible(frames: int, segments: int, span: int, least: int) -> list[list[int
     edges = [s * frames // segments for s in range(segments + 1)]
     inside = [
         [t for t in range(frames) if first <= t and t + span <= stop]
-        for first, stop in zip(edges, edges[1:], strict=False)
+        for first, stop in pairwise(edges)
     ]
     if min(map(len, inside)) >= least:
         return inside
     every = [t for t in range(frames) if t + span <= frames]
     edges = [s * len(every) // segments for s in range(segments + 1)]
-    return [every[first:stop] for first, stop in zip(edges, edges[1:], strict=False)]
+    return [every[first:stop] for first, stop in pairwise(edges)]
 
 
 def items_of(frames: int, **options) -> SegmentClips:
