@@ -7,10 +7,9 @@ import pytest
 import torch
 from narrow import NARROW_CNN, NARROW_RESNET
 from runs import numbers, same, weights
-from vclr_cases import RECIPE, by_definition, tuples
+from vclr_cases import CLIPS, RECIPE, by_definition, tuples
 
 import training.train
-from training import memory
 from training.data.index import build_index
 from training.loop.schedule import learning_rate, warmup_share
 from training.loop.trainer import Trainer
@@ -35,9 +34,9 @@ def recipe(tmp_path, monkeypatch):
     return "tiny.yaml"
 
 
-@pytest.mark.parametrize("form", ["code", "paper"])
-def test_first_step_from_the_definitions(recipe, form):
-    options = [*ONE, f"loss.vclr.form={form}", "loss.vclr.video=2", "optim.warmup_steps=0"]
+@pytest.mark.parametrize(("form", "clips"), [("code", []), ("paper", []), ("code", CLIPS)])
+def test_first_step_from_the_definitions(recipe, form, clips):
+    options = [*ONE, f"loss.vclr.form={form}", "loss.vclr.video=2", "optim.warmup_steps=0", *clips]
     assert main([recipe, "train.run_dir=run", *options]) == 0
     model, cfg = load_run("run", untrained=True)
     start = {key: value.clone() for key, value in model.state_dict().items()}
@@ -83,8 +82,9 @@ def test_momentum_encoder_averages_parameters_alone():
     assert not average.module.weight.requires_grad
 
 
-def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
-    assert main([recipe, "train.run_dir=whole"]) == 0
+@pytest.mark.parametrize("clips", [[], CLIPS], ids=["frames", "clips"])
+def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch, clips):
+    assert main([recipe, "train.run_dir=whole", *clips]) == 0
 
     class Killed(BaseException):
         pass
@@ -98,10 +98,10 @@ def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_train_step", train_step)
     with pytest.raises(Killed):
-        main([recipe, "train.run_dir=parts"])
+        main([recipe, "train.run_dir=parts", *clips])
     monkeypatch.setattr(Trainer, "_train_step", original)
     torch.rand(7)
-    assert main([recipe, "train.run_dir=parts", "--resume"]) == 0
+    assert main([recipe, "train.run_dir=parts", "--resume", *clips]) == 0
     assert same(weights("whole"), weights("parts"))
     assert numbers("whole") == numbers("parts")
     state = load_latest("parts/checkpoints")["model"]
@@ -221,11 +221,6 @@ def test_resnet_features_are_means_over_space():
         maps = model.encoder.backbone.maps(model.encoder._normalise(frames[0]))
     assert maps.shape == (2, 512, 2, 2)
     torch.testing.assert_close(features[0], maps.mean((2, 3)))
-
-
-def test_memory_is_not_measured_by_length(capsys):
-    assert memory.main(["recipes/vclr.yaml"]) == 2
-    assert "got tuples, which are single frames" in capsys.readouterr().err
 
 
 def test_dry_run(recipe, capsys):

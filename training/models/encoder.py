@@ -108,7 +108,7 @@ class VideoEncoder(nn.Module):
         """Set the clip that `features` takes around a frame of a whole video."""
         self.clip_frames, self.clip_stride = clip_frames, clip_stride
 
-    def clip_features(self, clips: Tensor) -> Tensor:
+    def clip_features(self, clips: Tensor, index: Tensor | None = None) -> Tensor:
         """The backbone's features of each clip: (N, K, ``backbone.out_features``).
 
         A backbone of clips has one vector for a clip. For a backbone of images it is the mean of
@@ -116,12 +116,18 @@ class VideoEncoder(nn.Module):
 
         Args:
             clips: (N, K, L, 3, H, W), uint8 RGB in 0 to 255, or floating point in 0 to 1.
+            index: int64 (M, J), the clips to use, as numbers n K + k; the result is (M, J, F).
+                Unlike ``clips[...]`` it copies only the clips of one chunk. None: all.
         """
         check_clips(clips)
-        n, k, length = clips.shape[:3]
-        rows = clips.flatten(0, 1 if self.backbone.clips else 2)
-        x = self._per_frame(rows, None, pooled=True)
-        return x.view(n, k, -1) if self.backbone.clips else x.view(n, k, length, -1).mean(2)
+        shape, length = clips.shape[:2] if index is None else index.shape, clips.shape[2]
+        rows = None if index is None else index.flatten()
+        if self.backbone.clips:
+            return self._per_frame(clips.flatten(0, 1), rows, pooled=True).view(*shape, -1)
+        if rows is not None:
+            rows = (length * rows[:, None] + torch.arange(length, device=rows.device)).flatten()
+        x = self._per_frame(clips.flatten(0, 2), rows, pooled=True)
+        return x.view(*shape, length, -1).mean(2)
 
     def compile_backbone(self) -> None:
         """Compile both parts of the backbone with torch.compile, each as one graph."""
@@ -157,10 +163,9 @@ class VideoEncoder(nn.Module):
                 numbers of their images.
         """
         rows = len(frames) if index is None else len(index)
-        if index is None:
-            length = frames.shape[1] if frames.dim() == 5 else 1
-        else:
-            length = index.shape[1] if index.dim() == 2 else 1
+        length = frames.shape[1] if frames.dim() == 5 else 1
+        if index is not None and index.dim() == 2:
+            length = index.shape[1]
         chunks = self.chunk_count(rows, length)
         parts: list[Any] = [slice(c, None, chunks) for c in range(chunks)]
         if index is not None:

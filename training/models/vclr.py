@@ -119,9 +119,9 @@ class VCLRModel(nn.Module):
         """See `VideoEncoder.features`."""
         return self.encoder.features(frames)
 
-    def clip_features(self, clips: Tensor) -> Tensor:
+    def clip_features(self, clips: Tensor, index: Tensor | None = None) -> Tensor:
         """See `VideoEncoder.clip_features`."""
-        return self.encoder.clip_features(clips)
+        return self.encoder.clip_features(clips, index)
 
     def whole_videos_by(self, clip_frames: int, clip_stride: int) -> None:
         """See `VideoEncoder.whole_videos_by`."""
