@@ -17,6 +17,9 @@ from fastseq.video import (
     PyAVEngine,
     SegmentClips,
     SegmentTuples,
+    SynchronisedViews,
+    TwoViews,
+    VideoPairs,
     open_engine,
     probe,
     read_frames,
@@ -201,6 +204,10 @@ def test_errors():
     for name in ("segments", "clip_frames", "stride"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             items_of(30, **{name: 0})
+    with pytest.raises(TypeError) as error:
+        ClipLoader([video(30)], 1, engine=PyAVEngine(16))
+    for kind in (TwoViews, VideoPairs, SynchronisedViews, SegmentTuples, SegmentClips):
+        assert kind.__name__ in str(error.value)
 
 
 def cached(items, *, workers: int = 0, batch_size: int = 2, **options) -> ClipLoader:

@@ -37,10 +37,10 @@ CLASSES = {  # action, first and last phase shown
     "swing-backswing": ("swing", 0, 1),
     "swing-downswing": ("swing", 2, 3),
     "swing-finish": ("swing", 4, 4),
-    "place-withdraw": ("place", 0, 1),
-    "swing-lower": ("swing", 0, 1),
+    "place-fetch": ("place", 2, 3),
+    "swing-rewind": ("swing", 2, 3),
 }
-REVERSED = {"place-withdraw": "place-reach", "swing-lower": "swing-backswing"}  # played backwards
+REVERSED = {"place-fetch": "place-carry", "swing-rewind": "swing-downswing"}  # played backwards
 # A video's number is its seed, so videos of different classes must not share numbers.
 NUMBERS = 100_000
 
