@@ -10,7 +10,6 @@ from runs import numbers, same, weights
 from vclr_cases import CLIPS, RECIPE, by_definition, tuples
 
 import training.train
-from training import memory
 from training.data.index import build_index
 from training.loop.schedule import learning_rate, warmup_share
 from training.loop.trainer import Trainer
@@ -222,11 +221,6 @@ def test_resnet_features_are_means_over_space():
         maps = model.encoder.backbone.maps(model.encoder._normalise(frames[0]))
     assert maps.shape == (2, 512, 2, 2)
     torch.testing.assert_close(features[0], maps.mean((2, 3)))
-
-
-def test_memory_is_not_measured_by_length(capsys):
-    assert memory.main(["recipes/vclr.yaml"]) == 2
-    assert "got tuples, which are single frames" in capsys.readouterr().err
 
 
 def test_dry_run(recipe, capsys):

@@ -56,14 +56,14 @@ def check_backbone(cfg: "ModelConfig") -> None:
             f"model.backbone: expected one of {', '.join(STAGES)}, timm:NAME or "
             f"package.module:function, got {name!r}"
         )
-    end = "last" if name.startswith("small_cnn") else cfg.backbone_to
-    STAGES[name].plan(cfg.train_from, end)
     if name in CLIP_BACKBONES and cfg.encoder in ("fve", "conv3d"):
         raise UserError(
             f"model.backbone: {name} is a network of clips and needs model.encoder=vclr or tsn, "
             f"got model.encoder={cfg.encoder}; that encoder needs a network of images, such as "
             "resnet50"
         )
+    end = "last" if name.startswith("small_cnn") else cfg.backbone_to
+    STAGES[name].plan(cfg.train_from, end)
 
 
 def check_clips(config: "Config") -> None:

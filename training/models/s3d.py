@@ -56,7 +56,7 @@ class Inception3d(nn.Module):
 
 
 class S3D(Backbone):
-    """Clips (n, 3, L, H, W) to maps (n, 1024, L / 8, H / 32, W / 32).
+    """Clips (n, 3, L, H, W) to maps (n, 1024, L / 8, H / 32, W / 32), sizes rounded down.
 
     Parameters have the names, shapes and initialisation of torchvision's ``s3d`` without its
     classifier, and batch norms its epsilon and momentum (0.001). Pixels are normalised as for
