@@ -14,6 +14,7 @@ from fastseq.video import PyAVEngine, probe, read_frames, write_video
 from training import evaluate
 from training.data.index import build_index
 from training.data.views import Views, read_views, views_of
+from training.evaluation.action import video_scores
 from training.evaluation.action_scores import (
     action_metrics,
     class_cells,
@@ -156,6 +157,17 @@ def test_the_order_of_classes_does_not_decide_the_metrics_without_ties():
 def test_probabilities():
     scores = np.array([[0.0, np.log(3.0)], [1000.0, 0.0]])
     np.testing.assert_allclose(softmax(scores), [[0.25, 0.75], [1.0, 0.0]], atol=1e-12)
+
+
+def test_scores_or_probabilities_are_averaged():
+    scores = torch.tensor([[[4.0, 0.0, 1.0], [0.0, 3.0, 1.0], [0.0, 0.5, 0.1]]])
+    model = torch.nn.Linear(1, 1)
+    model.clip_scores = lambda clips: scores
+    clips = torch.zeros(3, 1, 3, 2, 2)
+    np.testing.assert_allclose(video_scores(model, clips, "score"), scores[0].mean(0), rtol=1e-6)
+    wanted = scores[0].softmax(1).mean(0)
+    np.testing.assert_allclose(video_scores(model, clips, "prob"), wanted, rtol=1e-6)
+    assert scores[0].mean(0).argmax() != wanted.argmax()
 
 
 def test_worst_classes_are_shown(tmp_path):
