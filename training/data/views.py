@@ -50,14 +50,15 @@ class Views:
         the middle of each of K equal parts). With segments, its frame of a segment is at that place
         of the segment's n frames. Places beyond the last frame are the last frame.
         """
-        shares = (np.arange(self.clips) + 0.5) / self.clips
+        # Integers: the middle of a part may be a whole number.
+        middles = 2 * np.arange(self.clips)[:, None] + 1
         if self.segments is None:
             starts = max(1, count - (self.length - 1) * self.stride)
-            first = np.floor(shares * starts).astype(np.int64)[:, None]
+            first = middles * starts // (2 * self.clips)
             places = first + np.arange(self.length) * self.stride
         else:
-            edges = np.arange(self.segments + 1) * count / self.segments
-            places = np.floor(edges[:-1] + shares[:, None] * np.diff(edges)).astype(np.int64)
+            before = 2 * self.clips * np.arange(self.segments)
+            places = (before + middles) * count // (2 * self.clips * self.segments)
         return np.minimum(places, count - 1)
 
     def boxes(self, height: int, width: int, size: int) -> list[tuple[int, int, int, int, bool]]:
