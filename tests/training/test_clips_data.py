@@ -94,6 +94,7 @@ def test_random_batches_have_the_loaders_form(records, clips, made):
     if clips == "tuples":
         assert order_labels(random["steps"]).tolist() == [0, 0]
         assert anchors(random["steps"]).tolist() == [0, 0]
+        assert torch.equal(random["steps"][:, 0], random["steps"][:, -1])
         starts = random["steps"][0, :6, 0].tolist()
         assert len(set(starts)) == 6
 

@@ -117,6 +117,15 @@ def test_methods_differ_in_the_losses_and_in_the_network_of_clips_alone():
     assert comparison_table.VCLR_TITLES.keys() == suites.VCLR_METHODS.keys()
 
 
+@pytest.mark.parametrize("method", ["untrained", "clips_untrained"])
+def test_networks_that_are_not_trained_only_count_their_statistics(method):
+    options = SimpleNamespace(suite="vclr", overrides=[], steps=400)
+    assert compare._overrides(method, options)[-1] == "train.steps=50"
+    assert compare._overrides(method.replace("untrained", "inter"), options)[-1] == (
+        "train.steps=400"
+    )
+
+
 def test_table_by_hand():
     def result(svm):
         return {"metrics": {"linear_svm": svm, "recall_at_1": 0.5, "recall_at_10": None}}
