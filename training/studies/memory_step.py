@@ -202,9 +202,7 @@ def _places_of_clips(step: GradientStep) -> list[tuple[Any, str, str]]:
 
 
 @contextmanager
-def _marked(
-    step: GradientStep, meter: Meter, places: list[tuple[Any, str, str]]
-) -> Iterator[None]:
+def _marked(step: GradientStep, meter: Meter, places: list[tuple[Any, str, str]]) -> Iterator[None]:
     """Context in which the methods at ``places`` report when they run."""
     own = [vars(owner).get(name) for owner, name, _ in places]  # None: a method of the class
     try:
