@@ -2,9 +2,10 @@
 
 Measure the peak memory of a training step for clips of several lengths T, each in a separate
 process on random frames, and fit a line a + b T to the peaks. Writes memory.json and memory.png to
---out. With data.clips=tuples or segments, T is data.tuple_frames. With --plain, also measure the same step done the plain way: all frames at once, nothing
-recomputed, dense losses, one rank. With data.split_time=R each other step runs on R ranks of this
-machine, and the peak is that of the rank with the highest one.
+--out. With data.clips=tuples or segments, T is data.tuple_frames. With --plain, also measure the
+same step done the plain way: all frames at once, nothing recomputed, dense losses, one rank. With
+data.split_time=R each other step runs on R ranks of this machine, and the peak is that of the rank
+with the highest one.
 """
 
 import argparse

@@ -288,10 +288,12 @@ def test_recipes_of_clips_train_on_files(video_folder, name, features, monkeypat
     arguments = [f"recipes/{name}.yaml", f"data.folder={video_folder}", "train.run_dir=run"]
     assert main([*arguments, *small]) == 0
     assert all(0 < line["loss"] < 20 for line in read_log("run"))
-    model, cfg = load_run("run")
+    model, _ = load_run("run")
     assert model.encode(torch.zeros(1, 3, 3, 20, 20, dtype=torch.uint8)).shape == (1, 3, features)
     before = load_run("run", untrained=True)[0].state_dict()
-    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    moved = {
+        key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    }
     trained = {f"encoder.{key}" for key, p in model.encoder.named_parameters()}
     assert trained <= moved
 

@@ -170,7 +170,8 @@ def _part_of_batch(cfg: "Config", step: GradientStep, frames: int) -> dict[str, 
 
 def _whole_batch(step: GradientStep, items: int) -> dict[str, Any]:
     """The step's random batch of so many items; smaller ones are freed before the next is made."""
-    examples, batch = step.examples(items), next(step.examples(1))
+    examples = step.examples(items)
+    batch = next(examples)
     while len(batch["ids"]) < items:
         del batch
         batch = next(examples)
