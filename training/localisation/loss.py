@@ -63,6 +63,6 @@ def _regression(score: Tensor, iou: Tensor) -> Tensor:
     middle, low = (iou > _LOW) & ~high, (iou > 0) & (iou <= _LOW)
     weights = high.to(score.dtype)
     for group in (middle, low):
-        share = high.sum() / group.sum().clamp(min=1)
-        weights = weights + group * share.clamp(max=1.0).to(score.dtype)
+        share = high.sum().to(score.dtype) / group.sum().clamp(min=1)
+        weights = weights + group * share.clamp(max=1.0)
     return 0.5 * (weights * (score - iou).square()).sum() / weights.sum().clamp(min=1.0)

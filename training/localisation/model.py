@@ -45,7 +45,7 @@ def sampling_matrix(steps: int, samples: int = SAMPLES) -> Tensor:
     index = torch.from_numpy(np.stack([np.concatenate(entries), np.concatenate(columns)]))
     weights = torch.from_numpy(np.concatenate(values)).float()
     size = (len(positions), samples * steps)
-    return torch.sparse_coo_tensor(index, weights, size).coalesce()
+    return torch.sparse_coo_tensor(index, weights, size, check_invariants=True).coalesce()
 
 
 class BoundaryMatching(nn.Module):
