@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for name in ("epochs", "batch_size", "channels", "samples"):
         if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+            option, given = f"--{name.replace('_', '-')}", getattr(args, name)
+            parser.error(f"{option} must be at least 1, got {given}")
     if not 0 < args.lr < float("inf"):
         parser.error(f"--lr must be above 0, got {args.lr}")
     if args.seed < 0:

@@ -60,8 +60,8 @@ def train_bmn(
     from training.support.command import UserError
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.from_numpy(np.stack([features[video.name] for video in videos]))
-    steps = x.shape[1]
+    x = [torch.from_numpy(features[video.name]) for video in videos]  # a stack would copy them
+    steps, size = x[0].shape
     curves = [boundary_targets(video.shares, steps) for video in videos]
     targets = (
         *(torch.from_numpy(np.stack(one)) for one in zip(*curves, strict=True)),
@@ -69,9 +69,11 @@ def train_bmn(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        model = BMN(x.shape[2], steps, channels=options.channels, samples=options.samples)
-    model.mean.copy_(x.mean((0, 1)))
-    model.std.copy_(x.std((0, 1), correction=0).clamp(min=1e-6))
+        model = BMN(size, steps, channels=options.channels, samples=options.samples)
+    mean = torch.stack([one.mean(0) for one in x]).mean(0)
+    variance = torch.stack([(one - mean).square().mean(0) for one in x]).mean(0)
+    model.mean.copy_(mean)
+    model.std.copy_(variance.sqrt().clamp(min=1e-6))
     model.to(device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY)
     random = torch.Generator().manual_seed(options.seed)
@@ -83,7 +85,7 @@ def train_bmn(
             optimiser.param_groups[0]["lr"] = options.lr * (0.1 if late else 1.0)
             total = 0.0
             for batch in torch.randperm(len(videos), generator=random).split(options.batch_size):
-                start, end, maps = model(x[batch].to(device))
+                start, end, maps = model(torch.stack([x[i] for i in batch]).to(device))
                 wanted = tuple(one[batch].to(device) for one in targets)
                 loss = bmn_loss(start, end, maps, wanted, model.valid)
                 optimiser.zero_grad()

@@ -154,9 +154,7 @@ def _class_ap(label: str, truth: Mapping, predictions: Mapping) -> np.ndarray:
     positives = sum(map(len, annotated.values()))
     found = [(name, row) for name, one in predictions.items() for row in _of_class(label, *one)]
     order = np.argsort([-row[2] for _, row in found], kind="stable")
-    taken = {
-        name: np.zeros((len(THRESHOLDS), len(one)), bool) for name, one in annotated.items()
-    }
+    taken = {name: np.zeros((len(THRESHOLDS), len(one)), bool) for name, one in annotated.items()}
     hits = np.zeros((len(THRESHOLDS), len(found)), bool)
     for place, number in enumerate(order):
         name, row = found[number]

@@ -68,7 +68,7 @@ class BoundaryMatching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T) -> (N, H, E), one column for each valid entry."""
-        count, _, steps = x.shape
+        count = len(x)
         mixed = torch.einsum("hcn,bct->ntbh", self.weight, x)
         rows = mixed.reshape(-1, count * len(self.bias))
         found = torch.sparse.mm(self.matrix.to(rows.dtype), rows)

@@ -1,4 +1,4 @@
-"""Pictures of a localisation: recall over the number of proposals, and proposals beside segments."""
+"""Pictures of a localisation: recall over the number of proposals; proposals beside segments."""
 
 from __future__ import annotations
 

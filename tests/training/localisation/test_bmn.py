@@ -16,7 +16,7 @@ from training.localisation.targets import boundary_targets, iou_map, valid_entri
 
 def naive_matching(layer, x):
     """Samples of every proposal, then the 3-D convolution over them."""
-    out_channels, channels, samples = layer.weight.shape
+    _, channels, samples = layer.weight.shape
     count, _, steps = x.shape
     columns = []
     for d in range(steps):

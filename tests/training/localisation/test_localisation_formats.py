@@ -176,7 +176,7 @@ def test_features_are_read_as_written(tmp_path, form):
 def test_folders_without_features(tmp_path):
     with pytest.raises(UserError, match="is no folder"):
         find_features(tmp_path / "none")
-    with pytest.raises(UserError, match="has no features; `python -m training.extract RUN"):
+    with pytest.raises(UserError, match=r"has no features; `python -m training\.extract RUN"):
         find_features(tmp_path)
     for steps in (10, 20):
         path = feature_path(tmp_path, "bmn", steps, "v_a")

@@ -57,7 +57,7 @@ def no_pictures(monkeypatch):
 
 
 def test_bmn_beats_the_baselines(features, tmp_path, capsys):
-    options = ["--epochs", "25", "--channels", "8", "--samples", "8", "--lr", "5e-3"]
+    options = ["--epochs", "20", "--channels", "8", "--samples", "8", "--lr", "5e-3"]
     assert localise.main([str(features), "--out", str(tmp_path / "out"), *options]) == 0
     content = json.loads((tmp_path / "out/localisation.json").read_text())
     assert content["videos"] == {"train": 40, "test": 10, "left_out": {}}
@@ -93,7 +93,7 @@ def test_weights_can_be_loaded(features, tmp_path, no_pictures):
     assert localise.main(arguments) == 0
     weights = torch.load(tmp_path / "out/bmn.pth", weights_only=True)
     BMN(3, 20, channels=4, samples=4).load_state_dict(weights)
-    assert weights["std"].min() > 0.3  # of the features, not 1
+    assert weights["std"][2] == pytest.approx(0.3, abs=0.02)  # of the third feature, all noise
     rows = json.loads((tmp_path / "out/localisation.json").read_text())["rows"]
     assert [*rows] == [BMN_ROW, UNIFORM_ROW]
 
