@@ -18,6 +18,7 @@ from fastseq.video.order import ByShard, Mixture, Shuffled
 from fastseq.video.reader import probe, read_frames
 from fastseq.video.readings import Clip, Engine, Reading
 from fastseq.video.sampling import context_frames, sample_clip, sample_views
+from fastseq.video.segments import SegmentClips
 from fastseq.video.synchronised import SynchronisedViews
 from fastseq.video.timeline import VideoInfo
 from fastseq.video.transcoding import transcode
@@ -37,6 +38,7 @@ __all__ = [
     "Mixture",
     "PyAVEngine",
     "Reading",
+    "SegmentClips",
     "SegmentTuples",
     "Shuffled",
     "SynchronisedViews",

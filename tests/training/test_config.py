@@ -222,6 +222,7 @@ def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():
         "data.workers",
         "data.split_time",
         "loss.classification.classes",
+        "loss.action.classes",
         "model.weights",
         "model.weights_key",
         "model.backbone_share",

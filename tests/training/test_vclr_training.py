@@ -244,7 +244,7 @@ def test_dry_run(recipe, capsys):
         ("loss.vclr.weight=0", "loss: every weight is 0"),
         ("loss.vclr.temperature=0", "loss.vclr.temperature: expected more than 0"),
         ("loss.vclr.form=both", "loss.vclr.form: expected one of paper, code"),
-        ("data.num_context=2", "data.clips=tuples has single frames, expected 1"),
+        ("data.num_context=2", "data.clips=tuples has no context frames, expected 1"),
         ("optim.warmup_epochs=1", "optim.warmup_epochs 1.0: set one of them and leave the other 0"),
         ("optim.name=lars", "optim.name: expected one of adam, adamw, sgd"),
     ],

@@ -16,6 +16,7 @@ from fastseq.video import (
     Items,
     PyAVEngine,
     Reading,
+    SegmentClips,
     SegmentTuples,
     SynchronisedViews,
     TwoViews,
@@ -58,6 +59,17 @@ def open_items(records: Sequence[VideoRecord], data_cfg: Any, augmentation: Augm
             segments=data_cfg.segments,
             anchor=data_cfg.anchor,
             reversal=data_cfg.reversal,
+            side=data_cfg.cache_side,
+            clip_frames=data_cfg.tuple_frames,
+            stride=data_cfg.tuple_stride,
+        )
+    if data_cfg.clips == "segments":
+        return SegmentClips(
+            records,
+            augmentation,
+            segments=data_cfg.segments,
+            clip_frames=data_cfg.tuple_frames,
+            stride=data_cfg.tuple_stride,
             side=data_cfg.cache_side,
         )
     return ITEMS[data_cfg.clips](

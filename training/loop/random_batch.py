@@ -45,16 +45,29 @@ def random_batch(
 
 
 def random_tuples(cfg: "Config", items: int) -> dict[str, Any]:
-    """The same for `fastseq.video.SegmentTuples`: tuples are in order, the anchor is frame 0."""
-    segments, size = cfg.data.segments, cfg.augmentation.size
+    """The same for `fastseq.video.SegmentTuples`: tuples are in order, the anchor is clip 0."""
+    segments = cfg.data.segments
     places = torch.arange(2 * segments)
-    steps = torch.cat([places[::2], places[1::2], places[:1]])[:, None]
-    clips = len(steps)
+    starts = torch.cat([places[::2], places[1::2], places[:1]])
+    return _random_clips(cfg, items, starts, 2 * segments)
+
+
+def random_segments(cfg: "Config", items: int) -> dict[str, Any]:
+    """The same for `fastseq.video.SegmentClips`."""
+    return _random_clips(cfg, items, torch.arange(cfg.data.segments), cfg.data.segments)
+
+
+def _random_clips(
+    cfg: "Config", items: int, starts: torch.Tensor, num_starts: int
+) -> dict[str, Any]:
+    length, stride, size = cfg.data.tuple_frames, cfg.data.tuple_stride, cfg.augmentation.size
+    steps = starts[:, None] + stride * torch.arange(length)
+    shape = (items, *steps.shape)
     return {
-        "frames": random_pixels((items, clips, 1, 3, size, size)),
-        "steps": steps.expand(items, clips, 1).clone(),
-        "valid": torch.ones(items, clips, 1, dtype=torch.bool),
-        "num_frames": torch.full((items, clips), 2 * segments),
+        "frames": random_pixels((*shape, 3, size, size)),
+        "steps": steps.expand(shape).clone(),
+        "valid": torch.ones(shape, dtype=torch.bool),
+        "num_frames": torch.full(shape[:2], num_starts + (length - 1) * stride),
         "ids": [str(i) for i in range(items)],
         "actions": [""] * items,
     }

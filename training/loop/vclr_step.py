@@ -29,7 +29,7 @@ def _others(steps: Tensor) -> Tensor:
 
 
 class _Losses(nn.Module):
-    """Frames of the anchor tuples and keys to the losses: the module DistributedDataParallel wraps.
+    """Clips of the anchor tuples and keys to the losses: the module DistributedDataParallel wraps.
 
     All its parameters are trained, and each gets a gradient.
     """
@@ -41,14 +41,14 @@ class _Losses(nn.Module):
 
     def forward(
         self,
-        frames: Tensor,
+        clips: Tensor,
         keys: dict[str, Tensor],
         queues: dict[str, Tensor],
         anchor: Tensor,
         labels: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The losses, one for each head, and the features of the frames (N, S, F)."""
-        features = self.encoder.encode(frames)
+        """The losses, one for each head, and the features of the clips (N, S, F)."""
+        features = self.encoder.clip_features(clips)
         item = torch.arange(len(anchor), device=anchor.device)
         entering = {
             "inter": features[item, anchor],
@@ -72,13 +72,13 @@ class _Losses(nn.Module):
 class VCLRStep(GradientStep):
     """Steps of a `VCLRModel` on batches of `SegmentTuples`.
 
-    Queries are the S frames of the anchor tuple; one of them is the frame-level anchor. Keys are a
-    second augmentation of the anchor, the other frames of the anchor tuple, and the positive tuple.
-    All frames of a network pass through it in one call, so its batch norms see all of them. (The
-    released code passes the anchor through the query encoder twice, and each kind of key through
-    the key encoder separately.)
+    Queries are the S clips of the anchor tuple; one of them is the anchor of the losses between
+    clips. Keys are a second augmentation of the anchor, the other clips of the anchor tuple, and
+    the positive tuple. All clips of a network pass through it together. (The released code passes
+    the anchor through the query encoder twice, and each kind of key through the key encoder
+    separately.)
 
-    Batch norm normalises the frames of one rank. With several ranks, keys are shuffled between the
+    Batch norm normalises the clips of one rank. With several ranks, keys are shuffled between the
     ranks before the momentum encoder and restored after it (Shuffle-BN, A.1), so a query and its
     keys share no statistics. They are not shuffled if all batch norms are frozen, and they cannot
     be on a single rank.
@@ -121,8 +121,9 @@ class VCLRStep(GradientStep):
     @staticmethod
     def describe(cfg: DictConfig) -> ItemFrames:
         """Two tuples and the second view of the anchor; keys are not kept for backward."""
-        read = 2 * cfg.data.segments + 1
-        return ItemFrames(read, cfg.data.segments, f"{read} single frames")
+        clips, length = 2 * cfg.data.segments + 1, cfg.data.tuple_frames
+        words = "single frames" if length == 1 else f"clips of {length} frames"
+        return ItemFrames(clips * length, cfg.data.segments * length, f"{clips} {words}")
 
     def examples(self, items: int) -> Iterator[dict[str, Any]]:
         number = 1
@@ -155,11 +156,11 @@ class VCLRStep(GradientStep):
             x.to(self.device, non_blocking=True)
             for x in (anchors(steps), order_labels(steps), _others(steps))
         )
-        frames = batch["frames"].to(self.device, non_blocking=True)[:, :, 0]
-        q = frames[:, : steps.shape[1] // 2]
+        clips = batch["frames"].to(self.device, non_blocking=True)
+        q = clips[:, : steps.shape[1] // 2]
         with autocast(self.device, self.precision):
-            item = torch.arange(len(frames), device=self.device)[:, None]
-            keys = self._keys(frames[item, others])
+            item = torch.arange(len(clips), device=self.device)[:, None]
+            keys = self._keys(clips[item, others])
             queues = {name: queue.features for name, queue in self.model.queues.items()}
             losses, features = self.module(q, keys, queues, anchor, labels)
         self.new_keys.append({name: keys[name] for name in queues})
@@ -168,32 +169,33 @@ class VCLRStep(GradientStep):
         return total, list(losses), features.detach().flatten(0, 1)
 
     @torch.no_grad()
-    def _keys(self, frames: Tensor) -> dict[str, Tensor]:
-        """The momentum encoder's heads on the frames of `_others` (N, 2 S, 3, H, W).
+    def _keys(self, clips: Tensor) -> dict[str, Tensor]:
+        """The momentum encoder's heads on the clips of `_others` (N, 2 S, L, 3, H, W).
 
         "inter", "intra": (N, S, D), first the second view of the anchor, then the others; "video":
         (N, D); "order": (N, S, D).
         """
-        n, clips = frames.shape[:2]
+        n, count = clips.shape[:2]
         encoder = self.model.momentum.module
-        features = self._features(frames.flatten(0, 1)).view(n, clips, -1)
-        same = torch.cat([features[:, -1:], features[:, : clips // 2 - 1]], 1)
-        positive = features[:, clips // 2 - 1 : -1]
+        features = self._features(clips.flatten(0, 1)).view(n, count, -1)
+        same = torch.cat([features[:, -1:], features[:, : count // 2 - 1]], 1)
+        positive = features[:, count // 2 - 1 : -1]
         entering = {"inter": same, "intra": same, "video": positive.mean(1), "order": positive}
         return {name: head(entering[name]) for name, head in encoder.heads.items()}
 
-    def _features(self, frames: Tensor) -> Tensor:
-        """The momentum encoder's features (M, F) of frames (M, 3, H, W)."""
+    def _features(self, clips: Tensor) -> Tensor:
+        """The momentum encoder's features (M, F) of clips (M, L, 3, H, W)."""
+        encode = self.model.momentum.module.clip_features
         if not self.shuffles:
-            return self.model.momentum(frames[None])[0]
-        everyone = gather_rows(frames)
+            return encode(clips[None])[0]
+        everyone = gather_rows(clips)
         # momentum.n_averaged counts steps: the same on all ranks, and after a resume.
         drawn = [self.cfg.train.seed, int(self.model.momentum.n_averaged), len(self.new_keys)]
         order = np.random.default_rng(drawn).permutation(len(everyone)).reshape(world_size(), -1)
-        mine = torch.from_numpy(order[rank()]).to(frames.device)
-        features = gather_rows(self.model.momentum(everyone[mine][None])[0])
-        back = torch.from_numpy(np.argsort(order.reshape(-1))).to(frames.device)
-        return features[back].view(world_size(), len(frames), -1)[rank()]
+        mine = torch.from_numpy(order[rank()]).to(clips.device)
+        features = gather_rows(encode(everyone[mine][None])[0])
+        back = torch.from_numpy(np.argsort(order.reshape(-1))).to(clips.device)
+        return features[back].view(world_size(), len(clips), -1)[rank()]
 
     def _stepped(self) -> None:
         self.model.momentum.update_parameters(self.model.encoder)

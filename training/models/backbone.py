@@ -91,6 +91,8 @@ class Stages:
 class Backbone(nn.Module):
     """Images (n, 3, H, W) to maps (n, ``out_channels``, h, w) and vectors (n, ``out_features``).
 
+    A network of clips accepts (n, 3, L, H, W) and returns maps (n, ``out_channels``, t, h, w).
+
     Stages run in order. CARL trains the last stage and keeps the others pre-trained (section 3.3):
     frozen stages have no gradients, keep their batch-norm statistics, and stay in eval mode under
     ``train()``. Training calls the frozen and the trained part separately; memory then holds the
@@ -111,6 +113,7 @@ class Backbone(nn.Module):
         stages: names of the stages that run.
         stride: pixels of the image per pixel of the map, in each direction.
         out_channels: number of channels of the map.
+        clips: whether the network is one of clips.
         left_out: prefixes of the names that a weights file of the whole network has in addition.
 
     Subclasses create their modules in ``__init__`` and then call `choose_trained`.
@@ -119,6 +122,7 @@ class Backbone(nn.Module):
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD
     out_channels: int
+    clips: bool = False
     left_out: tuple[str, ...] = ()
 
     def __init__(
@@ -206,12 +210,14 @@ class Backbone(nn.Module):
         return x
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Maps to vectors; with "grid" they are (C, 4, 4), flattened."""
+        """Maps to vectors; with "grid" they are (C, 4, 4), flattened, and means over time."""
         if self.pooled_by == "mean":
-            return maps.mean((2, 3))
+            return maps.mean((2, 3, 4) if self.clips else (2, 3))
         if self.pooled_by == "grid":
+            maps = maps.mean(2) if self.clips else maps
             return F.adaptive_avg_pool2d(maps, GRID).flatten(1)
-        return F.adaptive_max_pool2d(maps, 1).flatten(1)
+        largest = F.adaptive_max_pool3d if self.clips else F.adaptive_max_pool2d
+        return largest(maps, 1).flatten(1)
 
     def maps(self, x: Tensor) -> Tensor:
         return self.trained_part(self.frozen_part(x))

@@ -84,6 +84,21 @@ class VideoEncoder(nn.Module):
         x = self._per_frame(frames.flatten(0, 1), None, pooled=True)
         return x.view(*frames.shape[:2], -1)
 
+    def clip_features(self, clips: Tensor) -> Tensor:
+        """The backbone's features of each clip: (N, K, ``backbone.out_features``).
+
+        A backbone of clips has one vector for a clip. For a backbone of images it is the mean of
+        the vectors of its frames.
+
+        Args:
+            clips: (N, K, L, 3, H, W), uint8 RGB in 0 to 255, or floating point in 0 to 1.
+        """
+        check_clips(clips)
+        n, k, length = clips.shape[:3]
+        rows = clips.flatten(0, 1 if self.backbone.clips else 2)
+        x = self._per_frame(rows, None, pooled=True)
+        return x.view(n, k, -1) if self.backbone.clips else x.view(n, k, length, -1).mean(2)
+
     def compile_backbone(self) -> None:
         """Compile both parts of the backbone with torch.compile, each as one graph."""
         self.backbone.frozen_part = torch.compile(self.backbone.frozen_part)
@@ -97,12 +112,14 @@ class VideoEncoder(nn.Module):
         norms = (m for m in self.backbone.modules() if isinstance(m, _BatchNorm))
         return CPU_CHUNK_FRAMES if on_cpu and not any(m.training for m in norms) else CHUNK_FRAMES
 
-    def chunk_count(self, rows: int) -> int:
-        """Number of backbone calls for ``rows`` frames; in training it is the same on every rank.
+    def chunk_count(self, rows: int, length: int = 1) -> int:
+        """Number of backbone calls for ``rows`` frames, or clips of ``length`` frames.
 
-        Otherwise ranks that share batch-norm statistics would wait for each other forever.
+        In training it is the same on every rank. Otherwise ranks that share batch-norm statistics
+        would wait for each other forever.
         """
         size = self.chunk_size()
+        size = max(1, size // length) if size else 0
         chunks = max(1, -(-rows // size)) if size else 1
         return max_over_ranks(chunks) if self.training else chunks
 
@@ -110,11 +127,12 @@ class VideoEncoder(nn.Module):
         """Pass images through the backbone, ``chunk_frames`` at a time; returns vectors or maps.
 
         Args:
-            frames: (M, 3, H, W) uint8; only one chunk at a time is converted to floating point.
-            index: the images to use, in this order; None: all.
+            frames: (M, 3, H, W) uint8, or clips (M, L, 3, H, W); only one chunk at a time is
+                converted to floating point.
+            index: the images or clips to use, in this order; None: all.
         """
         rows = len(frames) if index is None else len(index)
-        chunks = self.chunk_count(rows)
+        chunks = self.chunk_count(rows, frames.shape[1] if frames.dim() == 5 else 1)
         parts: list[Any] = [slice(c, None, chunks) for c in range(chunks)]
         if index is not None:
             parts = [index[part] for part in parts]
@@ -150,6 +168,9 @@ class VideoEncoder(nn.Module):
 
     def _normalise(self, frames: Tensor) -> Tensor:
         scale = self.pixel_scale / 255 if frames.dtype == torch.uint8 else self.pixel_scale
+        if frames.dim() == 5:  # clips (n, L, 3, H, W); their layout stays, channels last
+            x = frames.movedim(2, 4).to(self.pixel_scale.dtype).contiguous().movedim(4, 1)
+            return torch.addcmul(self.pixel_shift[:, None], x, scale[:, None])
         x = frames.to(self.pixel_scale.dtype, memory_format=torch.channels_last)
         return torch.addcmul(self.pixel_shift, x, scale)
 
@@ -198,6 +219,14 @@ def check_frames(frames: Tensor) -> None:
         raise ValueError(f"frames must be (N, T, 3, H, W), got {tuple(frames.shape)}")
     if frames.dtype != torch.uint8 and not frames.is_floating_point():
         raise TypeError(f"frames must be uint8 or floating point, got {frames.dtype}")
+
+
+def check_clips(clips: Tensor) -> None:
+    """ValueError or TypeError for anything but (N, K, L, 3, H, W), uint8 or floating point."""
+    if clips.dim() != 6 or clips.shape[3] != 3:
+        raise ValueError(f"clips must be (N, K, L, 3, H, W), got {tuple(clips.shape)}")
+    if clips.dtype != torch.uint8 and not clips.is_floating_point():
+        raise TypeError(f"clips must be uint8 or floating point, got {clips.dtype}")
 
 
 def check_valid(frames: Tensor, valid: Tensor | None) -> None:

@@ -77,7 +77,7 @@ class VCLRModel(nn.Module):
 
     Args:
         encoder: the online encoder; its heads determine which of the LOSSES are used.
-        segments: number of frames of a tuple, for the classifier of temporal order.
+        segments: number of clips of a tuple, for the classifier of temporal order.
         queue_size: number of keys of earlier steps in each queue.
         momentum: m of the moving average.
 
@@ -113,6 +113,10 @@ class VCLRModel(nn.Module):
     def features(self, frames: Tensor) -> Tensor:
         """See `VideoEncoder.features`."""
         return self.encoder.features(frames)
+
+    def clip_features(self, clips: Tensor) -> Tensor:
+        """See `VideoEncoder.clip_features`."""
+        return self.encoder.clip_features(clips)
 
     def compile_backbone(self) -> None:
         self.encoder.compile_backbone()

@@ -275,8 +275,12 @@ def _check_vclr(config: DictConfig, losses: list[str]) -> None:
             )
         if config.data.num_context > 1:
             raise ConfigError(
-                "data.num_context: data.clips=tuples has single frames, expected 1, got "
+                "data.num_context: data.clips=tuples has no context frames, expected 1, got "
                 f"{config.data.num_context}"
+            )
+        if config.data.segments < 2:
+            raise ConfigError(
+                f"data.segments: a tuple has at least 2 segments, got {config.data.segments}"
             )
     else:
         for key, value in needed.items():

@@ -244,6 +244,20 @@ class ClassificationConfig:
 
 
 @dataclass
+class ActionConfig:
+    """Cross-entropy of a linear classifier of the videos' actions (TSN, TSM, 3-D networks).
+
+    Needs data.clips=segments and model.encoder=tsn. Scores are averaged over the clips of a video.
+    """
+
+    weight: float | None = loss_weight()
+    dropout: float = part(0.5)
+    label_smoothing: float = part(0.0)
+    # Number of classes; null: counted in the labels. A run's config.yaml has the number.
+    classes: int | None = at_least(None, 1, may_change=True)
+
+
+@dataclass
 class SaLConfig:
     """Shuffle and Learn: whether three frames of a clip are in order, as released with TCC."""
 
@@ -278,6 +292,7 @@ class LossConfig:
     tcn: TCNConfig = field(default_factory=TCNConfig)
     vclr: VCLRConfig = field(default_factory=VCLRConfig)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    action: ActionConfig = field(default_factory=ActionConfig)
     sal: SaLConfig = field(default_factory=SaLConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 

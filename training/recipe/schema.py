@@ -38,7 +38,9 @@ class DataConfig:
 
     ``clips``: "views", two views of one video; "videos", two videos of one action; "synchronised",
     two synchronised videos of one event (`fastseq.video.SynchronisedViews`); "tuples", VCLR's
-    tuples of single frames (`fastseq.video.SegmentTuples`; keys segments, anchor, reversal).
+    tuples (`fastseq.video.SegmentTuples`; keys segments, anchor, reversal, tuple_frames,
+    tuple_stride); "segments", a clip of each segment of a labelled video
+    (`fastseq.video.SegmentClips`; keys segments, tuple_frames, tuple_stride).
     """
 
     # A folder that python -m training.prepare has prepared, or a list of several: [penn, my_clips].
@@ -50,7 +52,7 @@ class DataConfig:
     where: WhereConfig = field(default_factory=WhereConfig)
     # The classes of the phases if labels.json has several sets, such as gym99; null: the first.
     class_set: str | None = anything(None, may_change=True)
-    clips: str = one_of("views", "views", "videos", "synchronised", "tuples")
+    clips: str = one_of("views", "views", "videos", "synchronised", "tuples", "segments")
     num_frames: int = at_least(240, 2)  # T, frames per clip
     batch_size: int = at_least(4, 1)  # items per batch, over all ranks; each has two clips
     # R: so many consecutive ranks share every clip, and each decodes and encodes num_frames / R of
@@ -70,8 +72,10 @@ class DataConfig:
     positive_window: int = at_least(5, 1)  # with sampling=anchors: largest distance in frames
     num_context: int = at_least(1, 1)  # frames per embedding: the frame and earlier ones
     context_stride: int = at_least(15, 1)  # distance between these, in frames
-    segments: int = at_least(3, 2)  # S; a tuple has one frame of each segment
-    anchor: str = one_of("ends", *ANCHORS)  # segments from which the frame-level anchor is drawn
+    segments: int = at_least(3, 1)  # S; a tuple has one clip of each segment, and S is at least 2
+    tuple_frames: int = at_least(1, 1)  # L, frames of each clip of a tuple or of a segment
+    tuple_stride: int = at_least(1, 1)  # distance between them, in frames of the video
+    anchor: str = one_of("ends", *ANCHORS)  # segments from which the anchor is drawn
     reversal: bool = False  # whether a shuffled tuple may be in exactly reversed order
     engine: str = one_of("auto", *ENGINES)  # decoder; auto: the fastest that works
     # ram: decoded frames, in memory; features: features of a frozen backbone, on disk.
@@ -92,13 +96,18 @@ class ModelConfig:
 
     ``encoder``: "fve", CARL's frame-level video encoder; "conv3d", that of TCC and LAV:
     convolutions over a frame and its context, no attention, no positions; "vclr": the backbone
-    alone, with one head of ``projection_hidden`` and ``projection_size`` for each of VCLR's losses.
+    alone, with one head of ``projection_hidden`` and ``projection_size`` for each of VCLR's losses;
+    "tsn", a temporal segment network: the backbone and a linear classifier of actions.
     """
 
-    encoder: str = one_of("fve", "fve", "conv3d", "vclr")
-    # small_cnn, resnet18, 34, 50, 101, efficientnet_lite0; timm:NAME; package.module:function.
+    encoder: str = one_of("fve", "fve", "conv3d", "vclr", "tsn")
+    # small_cnn, resnet18, 34, 50, 101, efficientnet_lite0; timm:NAME; package.module:function. Of
+    # clips, with encoder vclr or tsn: small_cnn3d, r3d_18, r3d_50, r2plus1d_18, s3d.
     backbone: str = "resnet50"
     backbone_to: str = "last"  # last stage that runs: last, stride8, stride16, or a stage's name
+    # TSM: this share of the channels, 1 / shift, is taken from the frame before, and as much from
+    # the frame after; 8 in TSM, 0: none. tsn with a resnet only.
+    shift: int = at_least(0, 0)
     pool: str = one_of("max", *POOLS)  # pooling of the last map; grid: means of 4 x 4 fields
     # First stage that is trained: all, last, none, batch_norm, or a stage's name.
     train_from: str = "last"
