@@ -141,8 +141,13 @@ def loss_inputs(seed=0, steps=6):
     return (draw(2, steps), draw(2, steps), draw(2, 2, steps, steps)), targets, valid
 
 
-def test_loss_against_loops():
+@pytest.mark.parametrize("mostly_high", [False, True])
+def test_loss_against_loops(mostly_high):
+    """Also with more proposals of high tIoU than of others, and without any start."""
     logits, targets, valid = loss_inputs()
+    if mostly_high:
+        random = torch.rand(2, 6, 6, dtype=torch.float64, generator=torch.manual_seed(0))
+        targets = (0 * targets[0], targets[1], random**0.2)
     found = bmn_loss(*logits, targets, valid)
     assert found.item() == pytest.approx(naive_loss(*logits, targets, valid), rel=1e-12)
 
