@@ -1,6 +1,7 @@
 """training.extract --format bmn and gtad, and training.localise, from videos to the table."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -154,8 +155,6 @@ def test_extract_leaves_out_what_cannot_be_read(made, tmp_path, capsys):
     broken = tmp_path / "videos/train_000.mp4"
     stamp = broken.stat()
     broken.write_bytes(b"\0" * stamp.st_size)
-    import os
-
     os.utime(broken, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     arguments = [str(made / "run"), "--out", str(tmp_path / "out"), "--format", "gtad"]
     arguments += ["--folder", str(tmp_path / "videos"), "--no-store"]
@@ -220,3 +219,14 @@ def test_wrong_options(wrong, capsys):
     assert wrong[0] in capsys.readouterr().err
     with pytest.raises(SystemExit):
         extract.main(["run", "--out", "out", "--steps", "1"])
+
+
+def test_two_videos_of_one_name(made, tmp_path, capsys):
+    shutil.copytree(made / "videos", tmp_path / "videos")
+    shutil.copy(tmp_path / "videos/test_000.mp4", tmp_path / "videos/test_000.mov")
+    assert prepare.main([str(tmp_path / "videos")]) == 0
+    arguments = [str(made / "run"), "--out", str(tmp_path / "out"), "--format", "bmn"]
+    capsys.readouterr()
+    assert extract.main([*arguments, "--folder", str(tmp_path / "videos"), "--no-store"]) == 2
+    assert "would both be written as v_test_000; rename one" in capsys.readouterr().err
+    assert not [*(tmp_path / "out").rglob("*.csv")]
