@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"written: {args.out}, {len(weights)} tensors, {size:.1f} MB")
         if exported is None:
             return
+        mean, std = ([round(x, 4) for x in pixels] for pixels in exported.pixels)
         print(f"network of {args.layout}: {exported.network}")
+        print(f"its pixels: RGB in 0 to 1, minus {mean}, divided by {std}")
         if exported.left_out:
             parts = ", ".join(f"{part} ({count})" for part, count in exported.left_out.items())
             print(f"left out, because {args.layout} has no counterpart: {parts}")

@@ -14,6 +14,7 @@ from training.support.files import replacing
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from training.models import VCLRModel, VideoEncoder
 
@@ -35,10 +36,8 @@ _NETWORKS = {
     ),
     "mmaction2:resnet": "ResNet(depth={depth})",
     "mmaction2:tsm": "ResNetTSM(depth={depth}, shift_div={shift})",
-    "torchvision:r3d_50": (
-        "VideoResNet(Bottleneck, [Conv3DSimple] * 4, [3, 4, 6, 3], BasicStem) of models.video.resnet"
-    ),
-    "timm:efficientnet_lite0": "tf_efficientnet_lite0, with mean 127/255 and std 128/255",
+    "torchvision:r3d_50": "VideoResNet(Bottleneck, [Conv3DSimple] * 4, [3, 4, 6, 3], BasicStem)",
+    "timm:efficientnet_lite0": "tf_efficientnet_lite0",
 }
 # Why a backbone has no counterpart.
 _REASONS = {
@@ -55,12 +54,14 @@ class Exported:
     Attributes:
         weights: entries by their name there.
         network: the network of that project.
+        pixels: mean and standard deviation of RGB in 0 to 1 that normalise its images.
         left_out: parts of the model without a counterpart, with their numbers of entries.
         notes: differences of that network.
     """
 
     weights: dict[str, torch.Tensor]
     network: str
+    pixels: tuple[tuple[float, ...], tuple[float, ...]]
     left_out: dict[str, int]
     notes: list[str]
 
@@ -76,13 +77,13 @@ def export_weights(model: VideoEncoder | VCLRModel, cfg: Any, layout: str) -> Ex
 
     Raises UserError if that project does not have the network.
     """
-    from training.models.layouts import EXPORTS, OWN as SAME
+    from training.models import layouts
 
     backbone = model.backbone
     name = backbone.name
-    names = EXPORTS[layout]
+    names = layouts.EXPORTS[layout]
     if layout == "timm" and name.startswith("timm:"):
-        names = {name: SAME}
+        names = {name: layouts.OWN}
     if name not in names:
         reason = _REASONS.get(f"{layout}:{name}", "it has no such network")
         raise UserError(
@@ -104,20 +105,27 @@ def export_weights(model: VideoEncoder | VCLRModel, cfg: Any, layout: str) -> Ex
     return Exported(
         weights | _classifier(model, layout, name),
         _network(layout, name, shift),
+        (backbone.pixel_mean, backbone.pixel_std),
         _left_out(model),
         notes,
     )
 
 
 def _shifted(name: str, weights: Mapping[str, torch.Tensor]) -> str:
-    """mmaction2's TSM wraps the first convolution of a block, of every second block in ResNet-101."""
+    """mmaction2's TSM wraps the first convolution of blocks, in ResNet-101 of every second one."""
     found = re.fullmatch(r"(layer\d\.(\d+)\.conv1\.conv)\.(\w+)", name)
     every = 2 if any(one.startswith("layer3.22.") for one in weights) else 1
     return f"{found[1]}.net.{found[3]}" if found and int(found[2]) % every == 0 else name
 
 
+def _linear(model: VideoEncoder | VCLRModel) -> nn.Linear | None:
+    """The classifier of actions, which follows a dropout in the head of loss.action."""
+    heads = getattr(model, "heads", {})
+    return heads["action"][-1] if "action" in heads else None
+
+
 def _classifier(model: VideoEncoder | VCLRModel, layout: str, name: str) -> dict[str, torch.Tensor]:
-    linear = getattr(model, "classifier", None)
+    linear = _linear(model)
     if linear is None:
         return {}
     place = _CLASSIFIERS.get(f"{layout}:{name}", _CLASSIFIERS[layout])
@@ -137,7 +145,7 @@ def _network(layout: str, name: str, shift: int) -> str:
 
 def _left_out(model: VideoEncoder | VCLRModel) -> dict[str, int]:
     inside = {id(value) for value in model.backbone.state_dict(keep_vars=True).values()}
-    linear = getattr(model, "classifier", None)
+    linear = _linear(model)
     if linear is not None:
         inside |= {id(value) for value in linear.state_dict(keep_vars=True).values()}
     state = model.state_dict(keep_vars=True)
