@@ -13,9 +13,10 @@ from narrow import NARROW_RESNET, narrow_resnet
 from torch import nn
 from vclr_cases import RECIPE as VCLR_RECIPE
 
+from training import convert
 from training.models import load_backbone_weights, resnet
 from training.recipe.load import load_config
-from training.runs.model import initial_model
+from training.runs.model import initial_model, load_run
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -329,6 +330,21 @@ def test_the_whole_network_of_lav_has_equal_outputs(lav, caplog):
     assert "names of LAV's code" in caplog.text
 
 
+def test_a_run_of_released_weights(lav, capsys):
+    start = ["lav.yaml", "--out", "run"]
+    assert convert.main([*start, "model.weights=null", "model.weights_parts=backbone"]) == 2
+    assert "model.weights is null" in capsys.readouterr().err
+    assert convert.main([*start, "model.conv3d_size=8"]) == 2
+    assert "change model.conv3d_size=16" in capsys.readouterr().err
+    assert not Path("run").exists()
+    assert convert.main(start) == 0
+    model, cfg = load_run("run")
+    assert cfg.model.weights == str(Path("lav.pth").resolve())
+    assert torch.equal(model.embedding[6].weight, lav.emb.embedding_layer.weight)
+    assert convert.main(start) == 2
+    assert "run exists already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -395,5 +411,5 @@ def test_a_network_of_clips_is_no_network_of_images(options, name, prefix):
 def test_s3d_has_no_name_of_a_resnet():
     names = ("features.0.0.0.weight", "features.5.branch0.0.weight", "classifier.1.weight")
     torch.save({"state_dict": dict.fromkeys(names, torch.zeros(1))}, "video.pth")
-    with pytest.raises(ValueError, match=r"nothing matches .*; set model.backbone=s3d$"):
+    with pytest.raises(ValueError, match=r"another architecture.*; set model.backbone=s3d$"):
         load_backbone_weights(narrow_resnet(18, "all"), "video.pth")

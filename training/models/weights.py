@@ -167,13 +167,13 @@ class _Candidate:
         self.matching = {name: value for name, value in inside.items() if name in own}
         self.missing = [name for name in own if name not in inside and not is_counter(name)]
         self.unexpected = [name for name in inside if name not in own and not is_counter(name)]
-        self.problem = self._problem(own, inside, backbone)
+        other = _other_network(inside, backbone) or _other_network(tensors, backbone)
+        self.problem = self._problem(own, inside, backbone, other)
 
     def _problem(
-        self, own: dict[str, Tensor], inside: dict[str, Tensor], backbone: Backbone
+        self, own: dict[str, Tensor], inside: dict[str, Tensor], backbone: Backbone, other: str
     ) -> str:
         """The reason why these are not the backbone's weights; "" if they may be."""
-        other = _other_network(inside, backbone)
         of_another = f"these are weights of another architecture{other}"
         for name, value in self.matching.items():
             shown = f"{self.prefix}{self._in_file.get(name, name)}"

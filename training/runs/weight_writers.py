@@ -152,6 +152,22 @@ def _left_out(model: VideoEncoder | VCLRModel) -> dict[str, int]:
     return dict(Counter(name.partition(".")[0] for name, v in state.items() if id(v) not in inside))
 
 
+def write_run(out: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
+    """Write a run directory with a checkpoint of step 0 and model.safetensors.
+
+    cfg: the configuration; its train.run_dir is set to ``out``.
+    """
+    from omegaconf import OmegaConf
+
+    from training.runs.checkpoint import save_checkpoint
+
+    cfg.train.run_dir = str(out)
+    out.mkdir(parents=True)
+    OmegaConf.save(cfg, out / "config.yaml", resolve=True)
+    save_checkpoint(out / "checkpoints", 0, {"model": dict(weights)})
+    write_safetensors(out / "model.safetensors", weights, cfg)
+
+
 def write_safetensors(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
     """Write a .safetensors file of the weights, with the configuration in its metadata."""
     from omegaconf import OmegaConf
