@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m training.convert",
         description="Make a run directory of a weights file, without training. evaluate, retrieve, "
         "extract, align and export then work on released weights.",
-        epilog="Example: python -m training.convert recipes/vclr.yaml --out runs/released "
-        "model.weights=current.pth model.weights_parts=all data.folder=videos",
+        epilog="Example: python -m training.convert recipes/vclr.yaml model.weights=current.pth "
+        "model.weights_parts=all data.folder=videos --out runs/released",
     )
     parser.add_argument(
         "recipe", help="recipe with the file's network, relative to the current folder or training/"

@@ -341,6 +341,9 @@ def test_a_run_of_released_weights(lav, capsys):
     model, cfg = load_run("run")
     assert cfg.model.weights == str(Path("lav.pth").resolve())
     assert torch.equal(model.embedding[6].weight, lav.emb.embedding_layer.weight)
+    torch.save(lav.state_dict(), "alone.pth")  # without Lightning's containers
+    again = initial_model(load_config("lav.yaml", ["model.weights=alone.pth"]))
+    assert torch.equal(again.embedding[6].weight, lav.emb.embedding_layer.weight)
     assert convert.main(start) == 2
     assert "run exists already" in capsys.readouterr().err
 

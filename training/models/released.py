@@ -119,12 +119,16 @@ def _moco(tensors: dict[str, Tensor]) -> Released | None:
 
 def _lav(tensors: dict[str, Tensor]) -> Released | None:
     """LAV's Lightning file: base_cnn, the numbered layers of a ResNet-50, and emb."""
-    base, found = "state_dict.base_cnn.base_model.", {}
+    base, found = "base_cnn.base_model.", {}
+    places = [name.removesuffix(f"{base}0.weight") for name in tensors if f"{base}0.w" in name]
     for name, value in tensors.items():
-        if name.startswith(base):
-            found[f"backbone.{CHILD_NUMBERS.ours(name.removeprefix(base))}"] = value
-        elif name.startswith("state_dict.emb."):
-            layer, _, entry = name.removeprefix("state_dict.emb.").partition(".")
+        if not places or not name.startswith(places[0]):
+            continue
+        inside = name.removeprefix(places[0])
+        if inside.startswith(base):
+            found[f"backbone.{CHILD_NUMBERS.ours(inside.removeprefix(base))}"] = value
+        elif inside.startswith("emb."):
+            layer, _, entry = inside.removeprefix("emb.").partition(".")
             found[f"{_LAV_LAYERS.get(layer, layer)}.{entry}"] = value
     if "backbone.conv1.weight" not in found or "convolutions.0.weight" not in found:
         return None

@@ -78,6 +78,7 @@ def export_weights(model: VideoEncoder | VCLRModel, cfg: Any, layout: str) -> Ex
     Raises UserError if that project does not have the network.
     """
     from training.models import layouts
+    from training.models.build import STAGES
 
     backbone = model.backbone
     name = backbone.name
@@ -98,7 +99,7 @@ def export_weights(model: VideoEncoder | VCLRModel, cfg: Any, layout: str) -> Ex
             weights = {_shifted(entry, weights): one for entry, one in weights.items()}
         weights = {f"backbone.{entry}": one for entry, one in weights.items()}
     notes = []
-    if backbone.left_out:
+    if name in STAGES and backbone.stages[-1] != [*STAGES[name].strides][-1]:
         notes.append(f"the run's network ends earlier: model.backbone_to={cfg.model.backbone_to}")
     if shift and layout != "mmaction2":
         notes.append(f"the run's network shifts channels over time (model.shift={shift})")
