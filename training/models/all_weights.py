@@ -73,8 +73,8 @@ def load_all_weights(
     own = {name: value for name, value in model.state_dict().items() if not _STAYS.match(name)}
     released = find_released(tensors, own, key)
     if released is not None:
-        prefix, inside = "", released.tensors
-        own, inside = _without_unlike(inside, own, released, path)
+        prefix = ""  # the names in errors are those of this project
+        own, inside = _without_unlike(released.tensors, own, released, path)
     else:
         prefix = common_prefix(tensors, own, path, key)
         inside = {
@@ -102,8 +102,9 @@ def load_all_weights(
         raise _misfit(path, what, left[0], inside[left[0]], None, config)
     taken = {name: inside[name] for name in own if name in inside}
     model.load_state_dict(taken, strict=False)
-    layout = {} if released is None else {"layout": released.source}
-    return WeightReport(path, prefix, len(taken), [], [], **layout)
+    if released is not None:
+        return WeightReport(path, released.place, len(taken), [], [], released.source)
+    return WeightReport(path, prefix, len(taken), [], [])
 
 
 def _without_unlike(

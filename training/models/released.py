@@ -30,6 +30,7 @@ class Released:
 
     Attributes:
         source: whose file it is, for logs.
+        place: common prefix of the entries in the file, for logs.
         tensors: entries by their name in the model.
         may_lack: pattern of the model's entries that such a file may lack, or have in another
             shape. They keep their initial values.
@@ -37,6 +38,7 @@ class Released:
     """
 
     source: str
+    place: str
     tensors: dict[str, Tensor]
     may_lack: str
     note: str
@@ -71,6 +73,7 @@ def _vclr(tensors: dict[str, Tensor], network: str) -> Released | None:
     average = {name: value for name, value in average.items() if not name.startswith("order.")}
     return Released(
         "VCLR's code" if "heads.video.0.weight" in online else "SeCo's code",
+        f"{network}.",
         {f"encoder.{name}": value for name, value in online.items()}
         | {f"momentum.module.{name}": value for name, value in average.items()}
         | order,
@@ -111,6 +114,7 @@ def _moco(tensors: dict[str, Tensor]) -> Released | None:
                 found[f"{network}.heads.{head}.{name.removeprefix('fc.')}"] = value
     return Released(
         "MoCo v2",
+        prefix,
         found,
         r"(encoder|momentum\.module)\.heads\.|order\.",
         "its head initialises all heads; its moving average and its queue are not used",
@@ -132,4 +136,4 @@ def _lav(tensors: dict[str, Tensor]) -> Released | None:
             found[f"{_LAV_LAYERS.get(layer, layer)}.{entry}"] = value
     if "backbone.conv1.weight" not in found or "convolutions.0.weight" not in found:
         return None
-    return Released("LAV's code", found, r"projection\.", "it has no projection head")
+    return Released("LAV's code", places[0], found, r"projection\.", "it has no projection head")
