@@ -128,7 +128,7 @@ def test_vclr_starts_from_all_of_its_checkpoint(caplog):
     for name, queue in model.queues.items():
         assert torch.equal(queue.features, fresh.queues[name].features)
     assert "its queues are not used" in caplog.text
-    assert f"loaded from model.* of {Path('current.pth').resolve()} (names of VCLR" in caplog.text
+    assert "loaded from model.* of current.pth (names of VCLR's code)" in caplog.text
     assert "random values" not in caplog.text
     averages = started("model.weights=current.pth", "model.weights_key=model_ema")
     check_backbone(averages.encoder.backbone, average)
