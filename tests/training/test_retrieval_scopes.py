@@ -1,4 +1,4 @@
-"""Retrieval sheets over all videos of a split and of whole videos."""
+"""Retrieval sheets over all videos of a split."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from pairs import PHASES, embedded, grey_run, grey_video, warped
+from pairs import embedded, grey_run, grey_video, warped
 from PIL import Image
 
 from training import retrieve
@@ -16,7 +16,6 @@ from training.evaluation.embed import EmbeddedVideo
 from training.evaluation.retrieval import (
     choose_queries,
     nearest_moments,
-    nearest_videos,
     retrieval_sheet,
 )
 from training.recipe.schema import DataConfig
@@ -63,28 +62,13 @@ def test_moments_are_apart_in_seconds_of_the_video_not_in_frames():
     assert len(nearest_moments([query, slow], (0, 0), 5, gap=0.5)) == 1
 
 
-def test_nearest_videos_are_those_with_the_nearest_mean():
-    videos = [
-        embedded("query", [0.0, 1.0]),  # mean at 0.5
-        embedded("far", [2.9, 2.9]),
-        embedded("one frame is equal", [0.0, 2.8]),  # mean at 1.4
-        embedded("near", [0.5, 0.6], action="x"),
-    ]
-    found = nearest_videos(videos, 0, 2)
-    assert [number for number, _ in found] == [3, 2]
-    angle = 0.05 / PHASES * np.pi / 2  # of the means
-    assert found[0][1] == pytest.approx(np.cos(angle), abs=1e-5)
-    assert [number for number, _ in nearest_videos(videos, 0, 9)] == [3, 2, 1]
-
-
 def test_queries_of_all_scopes():
     videos = [embedded(a, warped(30, 1.0), action=a) for a in "abc"]
     assert choose_queries(videos, 9) == []
     everywhere = choose_queries(videos, 9, "all")
     assert {v for v, _ in everywhere} == {0, 1, 2}
     assert len(everywhere) == 9
-    assert [v for v, _ in choose_queries(videos, 9, "videos")] == [0, 1, 2]
-    assert choose_queries(videos[:1], 9, "all") == choose_queries(videos[:1], 9, "videos") == []
+    assert choose_queries(videos[:1], 9, "all") == []
 
 
 @pytest.fixture
@@ -113,16 +97,12 @@ def test_borders_are_by_phase_and_action(tmp_path, shown):
     assert borders["a1", "a: x"] == pictures.SAME
     assert borders["b2", "b: x"] == pictures.OTHER  # the same number of another action's phase
     assert len(tiles) == 5
-
-    retrieval_sheet(videos, names, tmp_path / "sheet.png", queries=1, scope="videos")
-    query, *tiles = shown["rows"][0]
-    assert shown["headings"] == ("query video", "most similar videos")
-    assert [tile.border for tile in tiles] == [pictures.SAME, pictures.OTHER]
-    assert query.lines == ["a0", "a"]
-    assert query.frame.shape[1] == 3 * 160 + 2 * 6  # three frames and white between them
+    few = {"queries": 1, "scope": "all", "gap": 0, "neighbours": 2}
+    retrieval_sheet(videos, names, tmp_path / "sheet.png", **few)
+    assert len(shown["rows"][0]) == 1 + 2
 
 
-def test_retrieve_writes_a_sheet_for_each_scope(tmp_path, monkeypatch, capsys):
+def test_retrieve_writes_a_sheet_of_all_videos(tmp_path, monkeypatch, capsys):
     grey_run(monkeypatch)
     encoders._load("run").cfg.data = DataConfig(engine="pyav")
     folder, run = tmp_path / "videos", tmp_path / "run"
@@ -137,9 +117,8 @@ def test_retrieve_writes_a_sheet_for_each_scope(tmp_path, monkeypatch, capsys):
     command = ["--run", str(run), "--folder", str(folder)]
     assert retrieve.main(command) == 2
     assert "--scope all searches those of all actions" in capsys.readouterr().err
-    for scope in ("all", "videos"):
-        assert retrieve.main([*command, "--scope", scope, "--queries", "2"]) == 0
-        assert Image.open(run / f"retrieval_{scope}.png").width > 500
+    assert retrieve.main([*command, "--scope", "all", "--queries", "2"]) == 0
+    assert Image.open(run / "retrieval_all.png").width > 500
     assert not (run / "retrieval.png").exists()
     for bad in ("-1", "nan", "inf"):
         with pytest.raises(SystemExit) as stop:
@@ -149,6 +128,5 @@ def test_retrieve_writes_a_sheet_for_each_scope(tmp_path, monkeypatch, capsys):
 
 def test_one_video_has_no_neighbours(tmp_path):
     videos = [embedded("alone", warped(9, 1.0))]
-    for scope in ("all", "videos"):
-        assert retrieval_sheet(videos, {}, tmp_path / "none.png", scope=scope) == 0
+    assert retrieval_sheet(videos, {}, tmp_path / "none.png", scope="all") == 0
     assert not (tmp_path / "none.png").exists()

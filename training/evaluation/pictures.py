@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from training.support.files import replacing
+
 SAME = "#2e8b57"
 OTHER = "#c0392b"
 NEUTRAL = "#9aa0a6"
 INK = "#222222"
 QUIET = "#666666"
+LARGEST = 1_000_000  # bytes of a sheet, which is also part of the report's page
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ def contact_sheet(
     width: int = 160,
     headings: tuple[str, str] = ("query frame", "most similar frames"),
     titles: Sequence[str] = (),
+    footer: Sequence[str] = (),
 ) -> None:
     """Rows of tiles; the first tile of each row is the query and stands a little apart.
 
     width: width of each picture in pixels.
     headings: texts above the first tiles and above the others.
     titles: a text above each row, or none at all.
+    footer: paragraphs below the rows.
     """
     gap, border, query_gap = 10, 4, 26
     font = typeface(12)
@@ -49,14 +54,10 @@ def contact_sheet(
     cell = width + 2 * border
     columns = max(len(row) for row in rows)
     top, above = 28, 20 * bool(titles)
-    sheet = Image.new(
-        "RGB",
-        (
-            gap + columns * (cell + gap) + query_gap,
-            top + sum(above + h + 2 * border + lines * line_height + 2 * gap for h in heights),
-        ),
-        "white",
-    )
+    wide = gap + columns * (cell + gap) + query_gap
+    below = [line for text in footer for line in wrapped(text, font, wide - 2 * gap)]
+    tall = top + sum(above + h + 2 * border + lines * line_height + 2 * gap for h in heights)
+    sheet = Image.new("RGB", (wide, tall + len(below) * line_height + gap * bool(below)), "white")
     draw = ImageDraw.Draw(sheet)
     heading = typeface(14)
     draw.text((gap, 7), headings[0], fill=INK, font=heading)
@@ -78,7 +79,20 @@ def contact_sheet(
                 y_text = y + picture.height + 2 * border + 3 + place * line_height
                 draw.text((x, y_text), text, fill=INK, font=font)
         y += height + 2 * border + lines * line_height + 2 * gap
-    sheet.save(file)
+    for line in below:
+        draw.text((gap, y), line, fill=INK, font=font)
+        y += line_height
+    save_png(sheet, file)
+
+
+def save_png(picture: Image.Image, file: str | Path) -> None:
+    """Write a PNG whole or not at all; one above LARGEST bytes is reduced to 256 colours."""
+    with replacing(Path(file)) as partial:
+        picture.save(partial, format="PNG", optimize=True)
+        if partial.stat().st_size > LARGEST:
+            palette = picture.quantize(256, Image.Quantize.MEDIANCUT)
+            reduced = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+            reduced.save(partial, format="PNG", optimize=True)
 
 
 @functools.cache
@@ -103,6 +117,18 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     while text and font.getlength("…" + text) > width:
         text = text[1:]
     return "…" + text
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The lines of a paragraph of this width in pixels; a longer word has its own line."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 @dataclass(frozen=True)

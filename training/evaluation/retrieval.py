@@ -1,4 +1,4 @@
-"""Retrieval sheets to look at: query frames or videos, and their nearest ones beside them."""
+"""Retrieval sheets to look at: query frames, and their nearest ones beside them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 SCOPES = {
     "others": "the nearest frame of each other video of the query's action",
     "all": "the nearest frames of all other videos, several from one video if they are apart",
-    "videos": "the nearest videos by the mean embedding of their frames",
+    "videos": "the nearest training videos of whole test videos, with R@K (VCLR)",
 }
 GAP = 0.5  # seconds between two frames that count as two moments
-VIDEO_FRAMES = (1 / 6, 1 / 2, 5 / 6)  # places of the frames that stand for a video
-FRAME_NEIGHBOURS, VIDEO_NEIGHBOURS = 5, 3  # CARL Fig. 7 and LAV Fig. 6; VCLR Fig. 4a
-_TILE = 160  # width of a frame's picture in pixels
+FRAME_NEIGHBOURS = 5  # CARL Fig. 7 and LAV Fig. 6
 
 
 def choose_queries(
@@ -31,16 +29,15 @@ def choose_queries(
     """``count`` queries (video, row), spread over actions, phases and videos; always the same.
 
     With labels, queries are the middle frames of phases, phase by phase, each from another video if
-    possible. Without labels, and for the scope "videos", they are the middles of equal parts of
-    videos that are spread evenly. A video that is alone in its action has no query in the scope
-    "others".
+    possible. Without labels they are the middles of equal parts of videos that are spread evenly. A
+    video that is alone in its action has no query in the scope "others".
     """
     actions = [video.record.action for video in videos]
     usable = [v for v, a in enumerate(actions) if scope != "others" or actions.count(a) > 1]
     if len(videos) < 2:
         return []
     by_phase: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for number in usable if scope != "videos" else ():
+    for number in usable:
         phases = videos[number].phases
         for phase in [] if phases is None else np.unique(phases[phases >= 0]):
             frames = np.flatnonzero(phases == phase)
@@ -48,16 +45,17 @@ def choose_queries(
             by_phase.setdefault(key, []).append((number, int(frames[len(frames) // 2])))
     if by_phase:
         keys = sorted(by_phase)
-        chosen = [keys[k] for k in _spread(len(keys), min(count, len(keys)))]
+        chosen = [keys[k] for k in spread(len(keys), min(count, len(keys)))]
         return [by_phase[key][turn % len(by_phase[key])] for turn, key in enumerate(chosen)]
     turns = min(count, len(usable))
     return [
         (usable[k], int((turn + 0.5) / turns * len(videos[usable[k]].embeddings)))
-        for turn, k in enumerate(_spread(len(usable), turns))
+        for turn, k in enumerate(spread(len(usable), turns))
     ]
 
 
-def _spread(length: int, count: int) -> list[int]:
+def spread(length: int, count: int) -> list[int]:
+    """``count`` places of a list of this length, evenly spaced, the first and the last included."""
     return np.linspace(0, length - 1, count).round().astype(int).tolist() if count else []
 
 
@@ -107,17 +105,6 @@ def nearest_moments(
     return sorted(found, key=lambda item: -item[2])[:count]
 
 
-def nearest_videos(
-    videos: Sequence[EmbeddedVideo], query: int, count: int
-) -> list[tuple[int, float]]:
-    """The ``count`` most similar other videos: (video, cosine similarity of mean embeddings)."""
-    means = np.stack([video.embeddings.mean(axis=0) for video in videos])
-    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    similarity = means @ means[query]
-    order = [int(v) for v in np.argsort(-similarity, kind="stable") if v != query]
-    return [(other, float(similarity[other])) for other in order[:count]]
-
-
 def retrieval_sheet(
     videos: Sequence[EmbeddedVideo],
     phase_names: Mapping[str, Sequence[str]],
@@ -131,28 +118,20 @@ def retrieval_sheet(
     """Write the contact sheet; returns the number of queries shown, 0 if there is no pair.
 
     Args:
-        scope: one of SCOPES.
-        neighbours: most similar frames or videos of each query; default 5 frames or 3 videos.
+        scope: "others" or "all", see SCOPES.
+        neighbours: most similar frames of each query, default 5.
         gap: see `nearest_moments`, in seconds.
     """
     from training.evaluation.pictures import contact_sheet
 
     chosen = choose_queries(videos, queries, scope)
-    if scope == "videos":
-        count = VIDEO_NEIGHBOURS if neighbours is None else neighbours
-        rows = [video_tiles(videos, number, count) for number, _ in chosen]
-        look = {"width": 3 * _TILE // 2 + 2, "headings": ("query video", "most similar videos")}
-    else:
-        count = FRAME_NEIGHBOURS if neighbours is None else neighbours
-        rows = [
-            frame_tiles(
-                videos, phase_names, query, found_by_scope(videos, query, count, scope, gap)
-            )
-            for query in chosen
-        ]
-        look = {}
+    count = FRAME_NEIGHBOURS if neighbours is None else neighbours
+    rows = [
+        frame_tiles(videos, phase_names, query, found_by_scope(videos, query, count, scope, gap))
+        for query in chosen
+    ]
     if rows:
-        contact_sheet(rows, file, **look)
+        contact_sheet(rows, file)
     return len(rows)
 
 
@@ -192,7 +171,7 @@ def frame_tiles(
             border, name = (SAME, f"✓ {name}") if same else (OTHER, f"✗ {name}")
         score = "" if similarity is None else f"   cosine {similarity:.2f}"
         return Tile(
-            _pictures(record, [frame])[0], [record.id, f"frame {frame}{score}", name], border
+            read_pictures(record, [frame])[0], [record.id, f"frame {frame}{score}", name], border
         )
 
     phases = videos[query[0]].phases
@@ -200,39 +179,8 @@ def frame_tiles(
     return [tile(*query), *(tile(*one) for one in found)]
 
 
-def video_tiles(videos: Sequence[EmbeddedVideo], query: int, count: int) -> list[Tile]:
-    """The tiles of a query video and its nearest videos, three frames of each beside each other.
-
-    The border is green for the same action and red for another one; grey if all have one action.
-    """
-    from training.evaluation.pictures import NEUTRAL, OTHER, SAME, Tile
-
-    several = len({video.record.action for video in videos}) > 1
-    action = videos[query].record.action
-
-    def tile(number: int, similarity: float | None = None) -> Tile:
-        video = videos[number]
-        frames = [int(video.frames[int(place * len(video.frames))]) for place in VIDEO_FRAMES]
-        name, border = video.record.action if several else "", NEUTRAL
-        if several and similarity is not None:
-            same = video.record.action == action
-            border, name = (SAME, f"✓ {name}") if same else (OTHER, f"✗ {name}")
-        score = [] if similarity is None else [f"cosine {similarity:.2f}"]
-        lines = [video.record.id, *([name] if several else ()), *score]
-        return Tile(_beside(_pictures(video.record, frames)), lines, border)
-
-    return [tile(query), *(tile(*one) for one in nearest_videos(videos, query, count))]
-
-
-def _beside(pictures: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
-    """Pictures of equal height as one, with white between them."""
-    white = np.full((pictures[0].shape[0], gap, 3), 255, dtype=np.uint8)
-    parts = [part for picture in pictures for part in (white, picture)]
-    return np.hstack(parts[1:])
-
-
-def _pictures(record, frames: Sequence[int]) -> list[np.ndarray]:
-    """uint8 (H, W, 3) of each frame; frames may repeat."""
+def read_pictures(record, frames: Sequence[int]) -> list[np.ndarray]:
+    """uint8 (H, W, 3) of each frame, shorter side 160 pixels; frames may repeat."""
     from fastseq.video import read_frames
 
     different = sorted({*frames})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data.folders import labels_file, place, prepare
 from training.evaluation.videos import open_index, require_some, split_videos, videos_digest
-from training.pages import figures, html, sections
+from training.pages import figures, html, sections, video_sections
 from training.pages.result_section import HEADING, result_section
 from training.recipe.losses import loss_terms
 from training.support.command import LeftOut
@@ -80,6 +80,12 @@ def write_report(
         *figures.few_shot(evaluation),
         *([similarity_map()] if with_player else ()),
         *sections.retrieval(videos, index, pictures, kind),
+        *video_sections.retrieved_videos(
+            embeddings.encoders[TRAINED], index, cfg, evaluation, pictures, left_out
+        ),
+        *video_sections.attention(
+            run, [v.record for v in videos], pictures, kind, left_out, checkpoint=checkpoint
+        ),
         *([embedding_plot()] if with_player else ()),
         *figures.embedding_map(videos, index, pictures, kind),
         *figures.strips(

@@ -168,7 +168,8 @@ def retrieval(
             f"Right of each: the most similar frame of the five closest other {kind} videos of "
             "the action, with its cosine similarity. Green and ✓: same phase as the query. Red and "
             "✗: another phase. Grey: no labels. `python -m training.retrieve --run RUN` searches "
-            "all other videos with `--scope all` and compares whole videos with `--scope videos`."
+            "all other videos with `--scope all`, and the training videos nearest to whole test "
+            "videos with `--scope videos`."
         ),
         html.picture(pictures / "retrieval.png", "query frames and their most similar frames"),
     ]
