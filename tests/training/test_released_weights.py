@@ -167,6 +167,21 @@ def test_seco_has_no_head_of_tuples(caplog):
     assert fresh == ["encoder.heads.video", "momentum.module.heads.video", "order"]
 
 
+def test_seco_starts_from_all_of_its_checkpoint(caplog):
+    caplog.set_level("INFO")
+    heads, order = ("inter", "intra", "order"), (2, 3 * SIZE)
+    online, average = network(1, heads, order), network(2, heads, order)
+    torch.save(current_pth(online, average, ["contrast"]), "current.pth")
+    seco = ["loss.vclr.weight=0", "loss.seco.weight=1", "loss.seco.queue_size=20"]
+    model = started("model.weights=current.pth", "data.segments=2", *seco)
+    for own, state in ((model.encoder, online), (model.momentum.module, average)):
+        check_backbone(own.backbone, state)
+        for name in heads:
+            check_head(own.heads[name], state, f"fc_{name}")
+    assert torch.equal(model.order.weight, online["fc_order_classifier.weight"])
+    assert "random values" not in caplog.text
+
+
 def moco_v2(seed=1):
     online, average = (drawn(narrow_resnet(18, "all").state_dict(), seed + n) for n in (0, 1))
     online |= under("fc.", head())
