@@ -2,9 +2,10 @@
 
 Measure the peak memory of a training step for clips of several lengths T, each in a separate
 process on random frames, and fit a line a + b T to the peaks. Writes memory.json and memory.png to
---out. With --plain, also measure the same step done the plain way: all frames at once, nothing
-recomputed, dense losses, one rank. With data.split_time=R each other step runs on R ranks of this
-machine, and the peak is that of the rank with the highest one.
+--out. With data.clips=tuples or segments, T is data.tuple_frames. With --plain, also measure the
+same step done the plain way: all frames at once, nothing recomputed, dense losses, one rank. With
+data.split_time=R each other step runs on R ranks of this machine, and the peak is that of the rank
+with the highest one.
 """
 
 import argparse
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from training.studies.memory_fit import equation, fit
-from training.support.command import run_command
+from training.support.command import UserError, run_command
 
 WAYS = ("recipe", "plain")
+# data.clips -> clips of an item in each of the data.segments, and further ones.
+CLIPS_OF = {"tuples": (2, 1), "segments": (1, 0)}
 CARDS = (16, 24, 80, 141)  # GB
 # malloc raises these thresholds when large blocks are freed, and then keeps freed memory: the
 # measured peak would depend on the process's history. With fixed thresholds, every larger block is
@@ -39,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from training.recipe.load import load_config
+
     # All requests are checked before the first is measured.
+    fit_from(args, load_config(args.recipe, args.overrides))
     requests = {
         (way, frames): request(args, way, frames)
         for frames in args.frames
@@ -92,21 +98,27 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--fit-from",
         type=int,
-        default=240,
         metavar="T",
         help="shortest clip in the fit; below it the scratch memory of one chunk dominates "
-        "(default: 240)",
+        "(default: 240; with data.clips=tuples or segments the shortest of --frames)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("memory"), help="folder to write to (default: memory)"
     )
     args = parser.parse_intermixed_args(argv)
-    if sum(frames >= args.fit_from for frames in args.frames) < 2:
-        parser.error(
-            f"--frames: a line needs two lengths of at least --fit-from {args.fit_from}, got "
+    return args
+
+
+def fit_from(args: argparse.Namespace, cfg: Any) -> int:
+    """The shortest clip in the fit; UserError if fewer than two are as long."""
+    shortest = 240 if _length_key(cfg) == "data.num_frames" else min(args.frames)
+    shortest = shortest if args.fit_from is None else args.fit_from
+    if sum(frames >= shortest for frames in args.frames) < 2:
+        raise UserError(
+            f"--frames: a line needs two lengths of at least --fit-from {shortest}, got "
             f"{','.join(map(str, args.frames))}"
         )
-    return args
+    return shortest
 
 
 def _lengths(text: str) -> list[int]:
@@ -123,16 +135,12 @@ def _lengths(text: str) -> list[int]:
 
 def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
     """The input of `training.studies.memory_step`; ConfigError if the recipe does not allow it."""
-    from training.recipe.load import ConfigError, load_config, loss_terms
+    from training.recipe.load import load_config, loss_terms
     from training.recipe.ranks import check_ranks
 
-    overrides = [*args.overrides, f"data.num_frames={frames}"]
+    key = _length_key(load_config(args.recipe, args.overrides))
+    overrides = [*args.overrides, f"{key}={frames}"]
     cfg = load_config(args.recipe, overrides)
-    if cfg.data.clips == "tuples":
-        raise ConfigError(
-            "data.clips: got tuples, which are single frames without a length to measure; choose "
-            "a recipe that trains on clips"
-        )
     if way == "plain":
         overrides += ["train.chunk_frames=0", "train.checkpointing=false", "data.split_time=1"]
         overrides += [
@@ -144,6 +152,11 @@ def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
     ranks = cfg.data.split_time
     check_ranks(cfg, ranks)
     return {"recipe": args.recipe, "overrides": overrides, "frames": frames, "ranks": ranks}
+
+
+def _length_key(cfg: Any) -> str:
+    """The key of the recipe that sets T."""
+    return f"data.{'tuple' if cfg.data.clips in CLIPS_OF else 'num'}_frames"
 
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
@@ -181,8 +194,9 @@ def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, A
     from training.recipe.load import load_config
 
     cfg = load_config(args.recipe, args.overrides)
+    shortest = fit_from(args, cfg)
     fits = {
-        way: fit([run for run in runs if run["way"] == way and run["frames"] >= args.fit_from])
+        way: fit([run for run in runs if run["way"] == way and run["frames"] >= shortest])
         for way in WAYS[: 1 + args.plain]
     }
     ours, plain = fits["recipe"], fits.get("plain")
@@ -194,13 +208,18 @@ def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, A
     return {
         "recipe": args.recipe,
         "overrides": args.overrides,
-        "clips": 2 * cfg.data.batch_size,
+        "clips": cfg.data.batch_size * _clips_of_item(cfg),
         "ranks": cfg.data.split_time,
         "runs": runs,
         "fits": fits,
         "slope_ratio": plain["b"] / ours["b"] if rises and plain else None,
         "longest": longest,
     }
+
+
+def _clips_of_item(cfg: Any) -> int:
+    per_segment, more = CLIPS_OF.get(cfg.data.clips, (0, 2))
+    return per_segment * cfg.data.segments + more
 
 
 def describe(run: dict[str, Any]) -> str:
@@ -225,8 +244,8 @@ def conclusion(result: dict[str, Any]) -> str:
     counted = "resident memory" if on_cpu else "PyTorch's allocator"
     threads = f", threads: {one['threads']}" if on_cpu else ""
     lines = [
-        f"{where}{threads}; peak of {counted} above the model and Adam ({one['model'] / 1e6:.0f} "
-        f"MB), {result['clips']} clips of T frames"
+        f"{where}{threads}; peak of {counted} above the model and the optimizer's state "
+        f"({one['model'] / 1e6:.0f} MB), {result['clips']} clips of T frames"
         + (f" over {result['ranks']} ranks" if result["ranks"] > 1 else "")
     ]
     for way, line in result["fits"].items():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import vclr_cases
 from processes import launch, measure, said, wait
 from runs import RECIPE
 
@@ -105,6 +106,41 @@ def test_one_step_names_its_parts(encoder, tmp_path):
     parameters = sum(p.numel() for p in model.parameters())
     assert measured["model"] >= 3 * 4 * parameters * 0.9  # weights, and Adam's two moments
     assert measured["device"] == "cpu"
+
+
+@linux
+@pytest.mark.process
+def test_a_step_on_clips_keeps_their_pixels_alone(tmp_path, monkeypatch):
+    """14 clips in two tuples; without checkpointing layer4 keeps over 30 MB for six of them."""
+    (tmp_path / "tiny.yaml").write_text(vclr_cases.RECIPE)
+    options = [*vclr_cases.CLIPS, "augmentation.size=48", "train.chunk_frames=16"]
+    monkeypatch.setattr(subprocess, "run", in_a_copy)
+    asked = {"recipe": str(tmp_path / "tiny.yaml"), "frames": 64, "ranks": 1}
+    measured = memory.measure(asked | {"overrides": [*options, "data.tuple_frames=64"]})
+    assert measured["frames"] == 64
+    assert tuple(measured["parts"]) == memory_step.CLIP_PARTS
+    pixels = 64 * 14 * 3 * 48**2
+    assert measured["parts"]["frames"] == pytest.approx(pixels, rel=0.2)
+    assert measured["parts"]["layer4"] < 1.5 * pixels  # 9 MB; scratch of a chunk is 4 MB
+
+
+def test_lengths_of_clips_are_those_of_tuples_and_segments(capsys, monkeypatch, tmp_path):
+    asked = []
+
+    def measure(request):
+        asked.append(load_config(request["recipe"], request["overrides"]))
+        frames = request["frames"]
+        return {k: v for k, v in run_of("", frames, 1e6 * frames).items() if k != "way"}
+
+    monkeypatch.setattr(memory, "measure", measure)
+    command = ["recipes/vclr.yaml", "data.batch_size=3", "--frames", "8,16,32"]
+    assert memory.main([*command, "--out", str(tmp_path)]) == 0
+    assert [cfg.data.tuple_frames for cfg in asked] == [8, 16, 32]
+    result = json.loads((tmp_path / "memory.json").read_text())
+    assert result["clips"] == 3 * 7
+    assert result["fits"]["recipe"]["from"] == 8
+    assert memory.main([*command, "--fit-from", "20", "--out", str(tmp_path)]) == 2
+    assert "a line needs two lengths of at least --fit-from 20" in capsys.readouterr().err
 
 
 @linux

@@ -7,8 +7,8 @@ import pytest
 import torch
 from processes import launch, said, train, wait
 from runs import numbers, same, weights
-from vclr_cases import RECIPE, tuples
-from vclr_ranks import main, trainer_of
+from vclr_cases import CLIPS, RECIPE, tuples
+from vclr_ranks import main, random_clips, trainer_of
 
 pytestmark = pytest.mark.process
 
@@ -26,7 +26,7 @@ def results(tmp_path_factory):
     return one, two
 
 
-@pytest.mark.parametrize("what", ["steps", "parts"])
+@pytest.mark.parametrize("what", ["steps", "parts", "clips"])
 def test_two_ranks_train_as_one(results, what):
     """With frozen batch norms: weights, momentum encoder and queues after two steps."""
     one, two = results[0][what], [rank[what] for rank in results[1]]
@@ -52,20 +52,20 @@ def test_no_rank_steps_where_one_has_no_finite_loss(results):
     assert same(two[0]["state"], two[1]["state"])
 
 
-def test_keys_are_normalised_in_shuffled_groups(results, tmp_path):
-    """Each rank gets the features that its rows have among the rows they were mixed with."""
-    one, two = results[0]["shuffled"], [rank["shuffled"] for rank in results[1]]
+@pytest.mark.parametrize(("what", "options"), [("shuffled", []), ("shuffled clips", CLIPS)])
+def test_keys_are_normalised_in_shuffled_groups(results, tmp_path, what, options):
+    """Each rank gets the features that its clips have among the clips they were mixed with."""
+    one, two = results[0][what], [rank[what] for rank in results[1]]
     assert not one["shuffles"]
     assert all(rank["shuffles"] for rank in two)
-    model = trainer_of(tmp_path, frozen=False).model
-    frames = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(5))
+    trainer = trainer_of(tmp_path, *options, frozen=False)
+    clips, momentum = random_clips(trainer.cfg.data.tuple_frames), trainer.model.momentum.module
     order = np.random.default_rng([0, 1, 0]).permutation(8).reshape(2, 4)
     assert {*order[0]} not in ({0, 1, 2, 3}, {4, 5, 6, 7})  # otherwise this would test nothing
-    expected = torch.empty(8, 32, dtype=torch.float64)
+    expected = torch.empty(8, momentum.backbone.out_features, dtype=torch.float64)
     with torch.no_grad():
         for group in order:
-            rows = frames[torch.from_numpy(group)].to(torch.uint8)
-            expected[group] = model.momentum(rows[None])[0]
+            expected[group] = momentum.clip_features(clips[torch.from_numpy(group)][None])[0]
     got = torch.cat([rank["features"] for rank in two])
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     assert not torch.allclose(one["features"], expected, atol=1e-3)

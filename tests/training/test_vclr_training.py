@@ -7,15 +7,15 @@ import pytest
 import torch
 from narrow import NARROW_CNN, NARROW_RESNET
 from runs import numbers, same, weights
-from vclr_cases import RECIPE, by_definition, tuples
+from vclr_cases import CLIPS, RECIPE, by_definition, tuples
 
 import training.train
-from training import memory
 from training.data.index import build_index
+from training.loop.dry_run import saved_bytes_per_frame
 from training.loop.schedule import learning_rate, warmup_share
 from training.loop.trainer import Trainer
 from training.loop.vclr_step import _Losses
-from training.models import resnet, small_cnn
+from training.models import resnet, resnet3d, small_cnn
 from training.models.vclr import MomentumEncoder
 from training.recipe.load import load_config
 from training.runs.checkpoint import load_latest
@@ -35,9 +35,9 @@ def recipe(tmp_path, monkeypatch):
     return "tiny.yaml"
 
 
-@pytest.mark.parametrize("form", ["code", "paper"])
-def test_first_step_from_the_definitions(recipe, form):
-    options = [*ONE, f"loss.vclr.form={form}", "loss.vclr.video=2", "optim.warmup_steps=0"]
+@pytest.mark.parametrize(("form", "clips"), [("code", []), ("paper", []), ("code", CLIPS)])
+def test_first_step_from_the_definitions(recipe, form, clips):
+    options = [*ONE, f"loss.vclr.form={form}", "loss.vclr.video=2", "optim.warmup_steps=0", *clips]
     assert main([recipe, "train.run_dir=run", *options]) == 0
     model, cfg = load_run("run", untrained=True)
     start = {key: value.clone() for key, value in model.state_dict().items()}
@@ -83,8 +83,9 @@ def test_momentum_encoder_averages_parameters_alone():
     assert not average.module.weight.requires_grad
 
 
-def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
-    assert main([recipe, "train.run_dir=whole"]) == 0
+@pytest.mark.parametrize("clips", [[], CLIPS], ids=["frames", "clips"])
+def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch, clips):
+    assert main([recipe, "train.run_dir=whole", *clips]) == 0
 
     class Killed(BaseException):
         pass
@@ -98,10 +99,10 @@ def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_train_step", train_step)
     with pytest.raises(Killed):
-        main([recipe, "train.run_dir=parts"])
+        main([recipe, "train.run_dir=parts", *clips])
     monkeypatch.setattr(Trainer, "_train_step", original)
     torch.rand(7)
-    assert main([recipe, "train.run_dir=parts", "--resume"]) == 0
+    assert main([recipe, "train.run_dir=parts", "--resume", *clips]) == 0
     assert same(weights("whole"), weights("parts"))
     assert numbers("whole") == numbers("parts")
     state = load_latest("parts/checkpoints")["model"]
@@ -223,16 +224,21 @@ def test_resnet_features_are_means_over_space():
     torch.testing.assert_close(features[0], maps.mean((2, 3)))
 
 
-def test_memory_is_not_measured_by_length(capsys):
-    assert memory.main(["recipes/vclr.yaml"]) == 2
-    assert "got tuples, which are single frames" in capsys.readouterr().err
-
-
 def test_dry_run(recipe, capsys):
     assert main([recipe, "--dry-run", "data.segments=4"]) == 0
     out = capsys.readouterr().out
     assert "2 videos x 9 single frames = 18 frames of 16 px" in out
     assert "gradients and SGD" in out
+    assert main([recipe, "--dry-run", *CLIPS, "data.segments=2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 videos x 5 clips of 4 frames = 40 frames of 16 px" in out
+    model = initial_model(load_config(recipe, CLIPS))
+    # Per frame, all kept: the clip's float pixels enter the first convolution; its output, the
+    # batch norm's (ReLU is in place) and those of the smaller layers.
+    pixels, first, second, third = 3 * 16 * 16, 16 * 8 * 8, 32 * 4 * 4 / 2, 64 * 2 * 2 / 4
+    kept = 4 * (pixels + 2 * (first + second + third))
+    model.chunk_frames = 0
+    assert saved_bytes_per_frame(model, 16, torch.float32) == pytest.approx(kept, rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +274,27 @@ def test_other_losses_do_not_take_tuples(recipe, capsys):
     assert "inter, intra, video and order are all 0" in capsys.readouterr().err
     assert main([recipe, "loss.vclr.backend=cuda"]) == 2
     assert "error: loss.vclr: vclr_loss: inter: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "features"), [("vclr_s3d", 1024), ("vclr_r3d", 128)])
+def test_recipes_of_clips_train_on_files(video_folder, name, features, monkeypatch):
+    """The networks as they are, R3D-18 with few channels, on clips of five frames."""
+    monkeypatch.setattr(resnet3d, "WIDTHS", NARROW_RESNET)
+    small = ["data.tuple_frames=5", "data.tuple_stride=1", "model.projection_hidden=16"]
+    small += ["augmentation.size=20", "data.cache_side=24", "data.batch_size=2", "data.workers=0"]
+    small += ["loss.vclr.queue_size=16", "data.engine=pyav", "train.epochs=null", "train.steps=2"]
+    small += ["train.log_every=1", "train.precision=fp32"]
+    arguments = [f"recipes/{name}.yaml", f"data.folder={video_folder}", "train.run_dir=run"]
+    assert main([*arguments, *small]) == 0
+    assert all(0 < line["loss"] < 20 for line in read_log("run"))
+    model, _ = load_run("run")
+    assert model.encode(torch.zeros(1, 3, 3, 20, 20, dtype=torch.uint8)).shape == (1, 3, features)
+    before = load_run("run", untrained=True)[0].state_dict()
+    moved = {
+        key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    trained = {f"encoder.{key}" for key, p in model.encoder.named_parameters()}
+    assert trained <= moved
 
 
 @pytest.mark.parametrize("name", ["vclr", "vclr_demo"])

@@ -7,13 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import vclr_cases
 from runs import RECIPE
 
 from fastseq.video import read_frames
 from training import evaluate, report, train
 from training.data.index import build_index, load_index
-from training.evaluation.encoders import Encoder, load_encoder
-from training.evaluation.video_level import KS, definitions, video_features, video_scores
+from training.evaluation.encoders import (
+    TRAINED,
+    UNTRAINED,
+    Encoder,
+    load_compared_encoders,
+    load_encoder,
+)
+from training.evaluation.video_level import (
+    KS,
+    clip_places,
+    definitions,
+    video_features,
+    video_scores,
+)
 
 
 def test_scores_by_hand():
@@ -88,6 +101,57 @@ def test_features_are_means_of_central_squares(run):
         central = read_frames(record.path, numbers)[:, 2:30, 10:38].float().mean((0, 1, 2))
         np.testing.assert_allclose(feature, central.numpy(), rtol=2e-3)
     assert torch.is_tensor(seen[0])
+
+
+@pytest.mark.parametrize(
+    ("frames", "length", "stride", "starts"),
+    [
+        (40, 4, 2, [0, 4, 7, 11, 15, 18, 22, 26, 29, 33]),  # 33 + 3 * 2 is the last frame
+        (12, 4, 3, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]),
+        (7, 4, 2, [0] * 10),
+    ],
+)
+def test_clips_are_evenly_spaced(frames, length, stride, starts):
+    places = clip_places(frames, length, stride)
+    assert places.tolist() == [[s + stride * k for k in range(length)] for s in starts]
+
+
+def test_a_short_video_repeats_its_last_frame():
+    assert clip_places(5, 4, 2).tolist() == [[0, 2, 4, 4]] * 10
+
+
+def test_features_of_clips(run, monkeypatch):
+    """Each encoder gets the ten clips of a video, and its feature is their mean."""
+    Path("clips.yaml").write_text(vclr_cases.RECIPE)
+    options = [*vclr_cases.CLIPS, "train.steps=1", "train.log_every=1"]
+    monkeypatch.setattr(train, "training_loader", vclr_cases.tuples)
+    assert train.main(["clips.yaml", "train.run_dir=clips", *options]) == 0
+    encoders, cfg = load_compared_encoders("clips", "videos")
+    encoder = encoders[TRAINED]
+    assert encoder.weights.about["clip"] == [4, 2]
+    assert encoder.weights.about != encoders[UNTRAINED].weights.about
+    records = load_index("videos").videos
+    seen = []
+
+    def pixels(clips):
+        seen.append(clips)
+        return clips.float().mean((3, 4, 5))
+
+    features = video_features(
+        {"it": encoder, "pixels": Encoder(None, pixels)}, records, cfg, progress=False
+    )
+    assert features["it"].shape == (4, encoder.embed(encoder.features(seen[0])).shape[-1])
+    for record, clips, one in zip(records, seen, features["it"], strict=True):
+        numbers = clip_places(record.frames, 4, 2)
+        assert clips.shape == (1, 10, 4, 3, 16, 16)
+        central = read_frames(record.path, numbers.flatten())[:, 2:30, 10:38].float()
+        np.testing.assert_allclose(
+            clips[0].float().mean((2, 3, 4)).flatten(), central.mean((1, 2, 3)), rtol=5e-3
+        )
+        np.testing.assert_allclose(one, encoder.features(clips)[0].mean(0).numpy(), rtol=1e-4)
+    assert evaluate.main(["clips", "--protocol", "vclr", "--folder", "videos"]) == 0
+    result = json.loads(Path("clips/evaluation.json").read_text())
+    assert "10 evenly spaced clips of 4 frames with stride 2" in result["definitions"]["protocol"]
 
 
 def test_command_and_report(run, capsys):

@@ -25,17 +25,21 @@ train: {chunk_frames: 0, steps: 12, log_every: 4, checkpoint_every: 5, device: c
 """
 
 
+# Options of RECIPE for clips of four frames.
+CLIPS = ["model.backbone=small_cnn3d", "data.tuple_frames=4", "data.tuple_stride=2"]
+
+
 class TupleEngine(PyAVEngine):
     """A bright moving square on a grey that identifies the video; flipped if the draw says so."""
 
     def read(self, readings) -> torch.Tensor:
-        clips = len(readings[0].clips)
-        frames = np.empty((len(readings), clips, 1, 3, 16, 16), dtype=np.uint8)
+        clips, length = len(readings[0].clips), len(readings[0].clips[0].frames)
+        frames = np.empty((len(readings), clips, length, 3, 16, 16), dtype=np.uint8)
         for reading, made in zip(readings, frames, strict=True):
             made[:] = 20 * int(reading.path)
             for view, clip in zip(made, reading.clips, strict=True):
-                step = clip.frames[0]
-                view[0, :, 12 * step // 40 :, : 4 + step // 10] = 255
+                for frame, step in zip(view, clip.frames, strict=True):
+                    frame[:, 12 * step // 40 :, : 4 + step // 10] = 255
                 if clip.draw.flip:
                     view[:] = view[..., ::-1].copy()
         return torch.from_numpy(frames)
@@ -56,6 +60,8 @@ def tuples(cfg, *_, videos: int = 5, **__) -> ClipLoader:
         segments=data.segments,
         anchor=data.anchor,
         reversal=data.reversal,
+        clip_frames=data.tuple_frames,
+        stride=data.tuple_stride,
     )
     ranks = distributed.world_size()
     return ClipLoader(
@@ -70,7 +76,7 @@ def tuples(cfg, *_, videos: int = 5, **__) -> ClipLoader:
 
 def by_definition(model, batch, *, form: str, temperature: float = 0.1) -> tuple[dict, dict]:
     """VCLR's four losses, item by item, of a model in training mode, and its keys."""
-    frames, steps = batch["frames"][:, :, 0], batch["steps"][:, :, 0].tolist()
+    frames, steps = batch["frames"], batch["steps"][:, :, 0].tolist()
     n, s = len(frames), frames.shape[1] // 2
     place = [row[:s].index(row[-1]) for row in steps]  # of the anchor
     labels = [
@@ -78,10 +84,10 @@ def by_definition(model, batch, *, form: str, temperature: float = 0.1) -> tuple
         for row in steps
     ]
     online, momentum = model.encoder, model.momentum.module
-    features = online.encode(frames[:, :s])
+    features = online.clip_features(frames[:, :s])
     others = [[i for i in range(2 * s + 1) if i != place[row]] for row in range(n)]
     with torch.no_grad():
-        encoded = momentum.encode(torch.stack([frames[r, others[r]] for r in range(n)]))
+        encoded = momentum.clip_features(torch.stack([frames[r, others[r]] for r in range(n)]))
     values = {name: [] for name in ("inter", "intra", "video", "order")}
     keys = {name: [] for name in values}
     for row in range(n):

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import torch
-from vclr_cases import RECIPE, tuples
+from torch.nn.modules.batchnorm import _BatchNorm
+from vclr_cases import CLIPS, RECIPE, tuples
 
 from training.loop.trainer import Trainer
 from training.recipe.load import load_config
@@ -21,7 +22,7 @@ def trainer_of(folder: Path, *options: str, frozen: bool) -> Trainer:
     trainer = Trainer(cfg, model, tuples(cfg), folder)
     if frozen:
         for module in trainer.model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
+            if isinstance(module, _BatchNorm):
                 module.eval()
     trainer.gradient_step.distribute()
     return trainer
@@ -46,13 +47,20 @@ def steps(folder: Path, *options: str, broken: int | None = None) -> dict:
     }
 
 
-def shuffled(folder: Path) -> dict:
-    """Features of 8 rows per rank, computed by the step and directly."""
-    trainer = trainer_of(folder, frozen=False)
+def shuffled(folder: Path, *options: str) -> dict:
+    """The step's features of 8 clips, which the ranks share."""
+    trainer = trainer_of(folder, *options, frozen=False)
     step = trainer.gradient_step
-    frames = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(5))
+    frames = random_clips(step.cfg.data.tuple_frames)
     mine = frames.chunk(distributed.world_size())[distributed.rank()]
-    return {"shuffles": step.shuffles, "features": step._features(mine.to(torch.uint8))}
+    index = torch.arange(len(mine)).view(1, -1)
+    return {"shuffles": step.shuffles, "features": step._features(mine[None], index)[0]}
+
+
+def random_clips(length: int) -> torch.Tensor:
+    """uint8 (8, L, 3, 16, 16)."""
+    generator = torch.Generator().manual_seed(5)
+    return torch.randint(0, 256, (8, length, 3, 16, 16), dtype=torch.uint8, generator=generator)
 
 
 def main(folder: Path) -> None:
@@ -60,8 +68,10 @@ def main(folder: Path) -> None:
     results = {
         "steps": steps(folder),
         "parts": steps(folder, "train.accumulate=2", f"data.batch_size={BATCH // 2}"),
+        "clips": steps(folder, *CLIPS),
         "broken": steps(folder, broken=1),
         "shuffled": shuffled(folder),
+        "shuffled clips": shuffled(folder, *CLIPS),
     }
     torch.save(results, folder / f"ranks{distributed.world_size()}_{distributed.rank()}.pt")
     distributed.leave(0)

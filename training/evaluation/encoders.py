@@ -56,9 +56,10 @@ class Encoder:
     """Maps a whole video to one embedding per frame, in two steps, without gradients.
 
     Attributes:
-        features: function of uint8 frames (1, T, 3, S, S) that returns features (1, T, F), on the
-            encoder's device. Encoders with the same function share its results, so it runs once
-            per video. None: ``embed`` accepts the frames themselves.
+        features: function of uint8 frames (1, T, 3, S, S) that returns features (1, T, F), or of
+            clips (1, K, L, 3, S, S) that returns (1, K, F), on the encoder's device. Encoders with
+            the same function share its results, so it runs once per video. None: ``embed`` accepts
+            the frames themselves.
         embed: function of features or frames that returns embeddings (1, T, E), not normalised.
         store: the store of the results of ``features`` (``data.cache=features``), or None.
         weights: where the run's weights are from and what else than the video embeddings depend
@@ -104,7 +105,7 @@ def make_encoder(
     """
     import torch
 
-    from training.models import CarlModel, VCLRModel
+    from training.models import CarlModel
 
     device = next(chain(model.parameters(), model.buffers())).device
     stored = {"stored": True} if isinstance(model, CarlModel) else {}
@@ -120,20 +121,21 @@ def make_encoder(
             model.use_positions = before
 
     features = features or backbone_features(model)
-    if isinstance(model, VCLRModel):
+    if model.pooled:
         return Encoder(features, _as_it_is, store)  # the features are the embeddings
     return Encoder(features, embed, store) if stored else Encoder(None, embed)
 
 
 def backbone_features(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A model's backbone as a function for `Encoder.features`."""
+    """A model's backbone as a function for `Encoder.features`, of frames and of clips."""
     import torch
 
     device = next(chain(model.parameters(), model.buffers())).device
 
     def features(frames: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            return model.features(frames.to(device))
+            call = model.clip_features if frames.dim() == 6 else model.features
+            return call(frames.to(device))
 
     return features
 
@@ -265,6 +267,8 @@ def _weights(found: Restored, part: torch.nn.Module | None = None) -> Weights:
         "side": decode_side(size, cfg.data.cache_side),
         "decoder": decoder(cfg),
     }
+    if backbone is not None and backbone.clips:
+        about["clip"] = [cfg.data.tuple_frames, cfg.data.tuple_stride]
     return Weights(found.checkpoint, found.step, about)
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "vclr"
 FRAMES = 30
+CLIPS = 10  # of backbones of clips, as R(2+1)D, https://arxiv.org/abs/1711.11248
 KS = (1, 5, 10, 20, 50)
 
 
@@ -65,7 +66,7 @@ def evaluate_video_level(
     if cfg.model.encoder == "conv3d":
         raise UserError(
             f"{run}: got model.encoder=conv3d, which needs neighbouring frames; --protocol {NAME} "
-            f"uses {FRAMES} frames of the whole video and needs model.encoder fve or vclr"
+            f"uses {FRAMES} frames of the whole video and needs model.encoder fve, vclr or tsn"
         )
     index = open_index(cfg, folder, class_set=class_set)
     names = (cfg.data.train_split, split or cfg.data.test_split)
@@ -107,7 +108,7 @@ def evaluate_video_level(
         "left_out": left_out.videos,
         **known_doubts(run, test),
         "rows": rows,
-        "definitions": definitions(len(set(labels[0]))),
+        "definitions": definitions(len(set(labels[0])), clip_of(cfg)),
         "row_definitions": {name: ROW_DEFINITIONS[name] for name in rows},
     }
 
@@ -122,7 +123,8 @@ def video_features(
 ) -> dict[str, np.ndarray]:
     """For each encoder float64 (videos, E): the mean embedding of FRAMES frames of each video.
 
-    Videos that cannot be read are added to ``left_out``; without it their VideoError is raised.
+    With a backbone of clips it is the mean of CLIPS clips, see `clip_places`. Videos that cannot be
+    read are added to ``left_out``; without it their VideoError is raised.
     """
     import torch
     from tqdm import tqdm
@@ -131,11 +133,23 @@ def video_features(
     from fastseq.video.gaps import frames_of
     from training.data.dataset import open_evaluation_engine, read_each
 
-    size = cfg.augmentation.size
+    size, clip = cfg.augmentation.size, clip_of(cfg)
     side = decode_side(size, cfg.data.cache_side)
+
+    def places(record: VideoRecord) -> np.ndarray:
+        sound = frames_of(record)
+        if clip is None:
+            return sound[np.round(np.linspace(0, len(sound) - 1, FRAMES)).astype(np.int64)]
+        return sound[clip_places(len(sound), *clip)]
+
     engine = open_evaluation_engine(records, cfg)
     counts = [int(len(frames_of(record)) > 0) for record in records]
-    read = read_each(records, counts, lambda one, _: _reading(one, size, side), engine=engine)
+    read = read_each(
+        records,
+        counts,  # a frame that several clips have is read once
+        lambda one, _: _reading(one, np.unique(places(one)), size, side),
+        engine=engine,
+    )
     out: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     bar = tqdm(zip(records, read, strict=True), "embedding", len(records), disable=not progress)
     for record, frames in bar:
@@ -144,7 +158,9 @@ def video_features(
                 raise frames
             left_out.add(record.id, frames.reason)
             continue
-        made: dict[Any, torch.Tensor] = {None: frames[None]}
+        wanted = places(record)
+        index = np.searchsorted(np.unique(wanted), wanted)
+        made: dict[Any, torch.Tensor] = {None: frames[torch.from_numpy(index)][None]}
         for name, encoder in encoders.items():
             if encoder.features not in made:
                 made[encoder.features] = encoder.features(made[None])
@@ -159,19 +175,36 @@ def video_features(
     return {name: np.stack(rows) if rows else np.empty((0, 0)) for name, rows in out.items()}
 
 
-def _reading(record: VideoRecord, size: int, side: int) -> Any:
-    """A reading of evenly spaced frames, each cropped to the central square of ``size`` pixels."""
+def clip_of(cfg: Any) -> tuple[int, int] | None:
+    """Frames of a clip and their distance; None if the run's backbone is one of images."""
+    from training.models.build import CLIP_BACKBONES
+
+    if cfg.model.backbone not in CLIP_BACKBONES:
+        return None
+    return cfg.data.tuple_frames, cfg.data.tuple_stride
+
+
+def clip_places(num_frames: int, clip_frames: int, stride: int) -> np.ndarray:
+    """int64 (CLIPS, L): the frames of clips that start at evenly spaced places of a video.
+
+    The first clip starts at the first frame and the last one ends at the last frame. A video that
+    is shorter than a clip repeats its last frame.
+    """
+    last = max(num_frames - 1 - (clip_frames - 1) * stride, 0)
+    starts = np.round(np.linspace(0, last, CLIPS)).astype(np.int64)
+    return np.minimum(starts[:, None] + stride * np.arange(clip_frames), num_frames - 1)
+
+
+def _reading(record: VideoRecord, frames: np.ndarray, size: int, side: int) -> Any:
+    """A reading of these frames, each cropped to the central square of ``size`` pixels."""
     from fastseq.video import Clip
     from fastseq.video.augment import ClipDraw
-    from fastseq.video.gaps import frames_of
     from fastseq.video.readings import area_of, reading_of
 
     area = area_of(record, side)
     height, width = area.height, area.width
     square = min(size, height, width)
     box = ((height - square) // 2, (width - square) // 2, square, square)
-    sound = frames_of(record)
-    frames = sound[np.round(np.linspace(0, len(sound) - 1, FRAMES)).astype(np.int64)]
     clip = Clip(frames, ClipDraw(*box, flip=False, colour=(), blur_sigma=0.0))
     return reading_of(record, side, [clip])
 
@@ -197,13 +230,20 @@ def video_scores(
     return {"linear_svm": accuracy} | recalls
 
 
-def definitions(classes: int) -> dict[str, str]:
-    """A sentence about the protocol and one about each of its columns."""
+def definitions(classes: int, clip: tuple[int, int] | None = None) -> dict[str, str]:
+    """A sentence about the protocol and one about each of its columns; ``clip``: see `clip_of`."""
+    taken, source = f"{FRAMES} evenly spaced frames", ""
+    if clip is not None:
+        taken = f"{CLIPS} evenly spaced clips of {clip[0]} frames with stride {clip[1]}"
+        source = (
+            f" VCLR does not state the number of clips of 3-D networks: {CLIPS} as in R(2+1)D "
+            "(arXiv 1711.11248)."
+        )
     out = {
         "protocol": (
             f"VCLR (sections 4.3 and 4.6, A.2.3): a video's feature is the mean of the embeddings "
-            f"of {FRAMES} evenly spaced frames, each cropped to its centre, without the losses' "
-            "heads; the videos' actions are the classes."
+            f"of {taken}, each cropped to its centre, without the losses' heads; the videos' "
+            f"actions are the classes.{source}"
         ),
         "linear_svm": (
             f"Linear classification, higher is better: share of test videos whose action, of "

@@ -121,10 +121,17 @@ def saved_bytes(
 def saved_bytes_per_frame(
     model: VideoEncoder | VCLRModel, size: int, precision: torch.dtype, stored: bool = False
 ) -> float:
-    """Bytes that autograd keeps per frame, measured on a few frames on the CPU."""
+    """Bytes that autograd keeps per frame, measured on a few frames or clips on the CPU."""
     few, more = 4, 12  # the difference excludes constant memory
+    if length := _clip_frames(model):
+        few, more = 2 * length, 3 * length
     kept = [_saved_bytes(model, frames, size, precision, stored) for frames in (few, more)]
     return (kept[1] - kept[0]) / (more - few)
+
+
+def _clip_frames(model: VideoEncoder | VCLRModel) -> int | None:
+    """Frames of a clip; None if the backbone is one of images."""
+    return getattr(model, "encoder", model).clip_frames if model.backbone.clips else None
 
 
 def _saved_bytes(
@@ -148,6 +155,9 @@ def _saved_bytes(
         if stored:
             features = torch.zeros(1, frames, model.backbone.out_features)
             z = model.project(model.encode(features, stored=True))
+        elif length := _clip_frames(model):
+            clips = torch.zeros(1, frames // length, length, 3, size, size, dtype=torch.uint8)
+            z = model.clip_features(clips)
         else:
             context = getattr(model, "num_context", 1)
             shape = (1, frames // context, *([context] if context > 1 else []), 3, size, size)

@@ -22,14 +22,20 @@ def _options(cfg: DictConfig) -> dict[str, Any]:
     return {"temperature": cfg.temperature, "form": cfg.form, "backend": cfg.backend}
 
 
+def _queries(steps: Tensor) -> Tensor:
+    """Numbers (N, S) of the clips of the anchor tuples among the N (2 S + 1) clips of a batch."""
+    items, clips = steps.shape[:2]
+    return torch.arange(items * clips).view(items, clips)[:, : clips // 2]
+
+
 def _others(steps: Tensor) -> Tensor:
-    """Indices (N, 2 S) of all clips but q's anchor: rest of q, k, second view of the anchor."""
+    """Numbers (N, 2 S) of all clips but q's anchor: rest of q, k, second view of the anchor."""
     kept = torch.arange(steps.shape[1]) != anchors(steps)[:, None]
-    return kept.nonzero()[:, 1].view(len(steps), -1)
+    return kept.flatten().nonzero().view(len(steps), -1)
 
 
 class _Losses(nn.Module):
-    """Clips of the anchor tuples and keys to the losses: the module DistributedDataParallel wraps.
+    """Clips of a batch and keys to the losses: the module DistributedDataParallel wraps.
 
     All its parameters are trained, and each gets a gradient.
     """
@@ -42,13 +48,14 @@ class _Losses(nn.Module):
     def forward(
         self,
         clips: Tensor,
+        queries: Tensor,
         keys: dict[str, Tensor],
         queues: dict[str, Tensor],
         anchor: Tensor,
         labels: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The losses, one for each head, and the features of the clips (N, S, F)."""
-        features = self.encoder.clip_features(clips)
+        """The losses, one for each head, and the features of the ``queries`` (N, S, F)."""
+        features = self.encoder.clip_features(clips, queries)
         item = torch.arange(len(anchor), device=anchor.device)
         entering = {
             "inter": features[item, anchor],
@@ -152,50 +159,48 @@ class VCLRStep(GradientStep):
         self, batch: dict[str, Any], shares: Sequence[float]
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         steps = batch["steps"]
-        anchor, labels, others = (
+        anchor, labels, queries, others = (
             x.to(self.device, non_blocking=True)
-            for x in (anchors(steps), order_labels(steps), _others(steps))
+            for x in (anchors(steps), order_labels(steps), _queries(steps), _others(steps))
         )
         clips = batch["frames"].to(self.device, non_blocking=True)
-        q = clips[:, : steps.shape[1] // 2]
         with autocast(self.device, self.precision):
-            item = torch.arange(len(clips), device=self.device)[:, None]
-            keys = self._keys(clips[item, others])
+            keys = self._keys(clips, others)
             queues = {name: queue.features for name, queue in self.model.queues.items()}
-            losses, features = self.module(q, keys, queues, anchor, labels)
+            losses, features = self.module(clips, queries, keys, queues, anchor, labels)
         self.new_keys.append({name: keys[name] for name in queues})
         losses = losses * losses.new_tensor(shares)
         total = (self.weights.to(losses.dtype) * losses).sum()
         return total, list(losses), features.detach().flatten(0, 1)
 
     @torch.no_grad()
-    def _keys(self, clips: Tensor) -> dict[str, Tensor]:
-        """The momentum encoder's heads on the clips of `_others` (N, 2 S, L, 3, H, W).
+    def _keys(self, clips: Tensor, others: Tensor) -> dict[str, Tensor]:
+        """The momentum encoder's heads on the clips of `_others` (N, 2 S).
 
         "inter", "intra": (N, S, D), first the second view of the anchor, then the others; "video":
         (N, D); "order": (N, S, D).
         """
-        n, count = clips.shape[:2]
-        encoder = self.model.momentum.module
-        features = self._features(clips.flatten(0, 1)).view(n, count, -1)
+        count, encoder = others.shape[1], self.model.momentum.module
+        features = self._features(clips, others)
         same = torch.cat([features[:, -1:], features[:, : count // 2 - 1]], 1)
         positive = features[:, count // 2 - 1 : -1]
         entering = {"inter": same, "intra": same, "video": positive.mean(1), "order": positive}
         return {name: head(entering[name]) for name, head in encoder.heads.items()}
 
-    def _features(self, clips: Tensor) -> Tensor:
-        """The momentum encoder's features (M, F) of clips (M, L, 3, H, W)."""
+    def _features(self, clips: Tensor, index: Tensor) -> Tensor:
+        """The momentum encoder's features of clips, see `VideoEncoder.clip_features`."""
         encode = self.model.momentum.module.clip_features
         if not self.shuffles:
-            return encode(clips[None])[0]
-        everyone = gather_rows(clips)
+            return encode(clips, index)
+        rows = clips.flatten(0, 1)[index.flatten()]
+        everyone = gather_rows(rows)
         # momentum.n_averaged counts steps: the same on all ranks, and after a resume.
         drawn = [self.cfg.train.seed, int(self.model.momentum.n_averaged), len(self.new_keys)]
         order = np.random.default_rng(drawn).permutation(len(everyone)).reshape(world_size(), -1)
         mine = torch.from_numpy(order[rank()]).to(clips.device)
-        features = gather_rows(encode(everyone[mine][None])[0])
+        features = gather_rows(encode(everyone[None], mine[None])[0])
         back = torch.from_numpy(np.argsort(order.reshape(-1))).to(clips.device)
-        return features[back].view(world_size(), len(clips), -1)[rank()]
+        return features[back].view(world_size(), *index.shape, -1)[rank()]
 
     def _stepped(self) -> None:
         self.model.momentum.update_parameters(self.model.encoder)

@@ -9,6 +9,7 @@ from training.models.encoder import VideoEncoder
 from training.models.function import FunctionBackbone
 from training.models.resnet import ResNet
 from training.models.small_cnn import SmallCNN
+from training.models.small_cnn3d import SmallCNN3d
 from training.models.timm_backbone import TimmBackbone
 from training.models.vclr import VCLRModel
 from training.models.weights import WeightReport, load_backbone_weights
@@ -21,6 +22,7 @@ __all__ = [
     "FunctionBackbone",
     "ResNet",
     "SmallCNN",
+    "SmallCNN3d",
     "TimmBackbone",
     "VCLRModel",
     "VideoEncoder",

@@ -62,6 +62,12 @@ class AdoptedBackbone(Backbone):
         try:
             maps = self.maps(torch.zeros(1, 3, size, size))
         except Exception as error:
+            if any(isinstance(module, nn.Conv3d) for module in self.network.modules()):
+                raise UserError(
+                    f"model.backbone={self.name} has 3-D convolutions and fails with an image; "
+                    "expected a network of images. Networks of clips are small_cnn3d, r3d_18, "
+                    "r3d_50, r2plus1d_18 and s3d"
+                ) from error
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
                 f"model.backbone={self.name} fails with one image of {size} x {size} pixels "

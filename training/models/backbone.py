@@ -148,7 +148,7 @@ class Backbone(nn.Module):
     def draw_convolutions(self) -> None:
         """Initialise the weights of all convolutions as torchvision does."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def choose_trained(self) -> None:

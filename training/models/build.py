@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.models import efficientnet_lite, small_cnn
+from training.models import efficientnet_lite, s3d, small_cnn, small_cnn3d
 from training.models.all_weights import load_all_weights
 from training.models.backbone import Backbone
 from training.models.carl import CarlModel
@@ -14,6 +14,7 @@ from training.models.encoder import VideoEncoder
 from training.models.function import FunctionBackbone, is_function
 from training.models.heads import build_heads
 from training.models.resnet import DEPTHS, ResNet, resnet_stages
+from training.models.resnet3d import NETWORKS, ResNet3d, resnet3d_stages
 from training.models.timm_backbone import TimmBackbone, is_timm
 from training.models.tsm import ShiftedResNet
 from training.models.tsn import build_tsn
@@ -32,7 +33,12 @@ STAGES = {
     "small_cnn": small_cnn.STAGES,
     **{name: resnet_stages(depth) for name, depth in RESNETS.items()},
     "efficientnet_lite0": efficientnet_lite.STAGES,
+    "small_cnn3d": small_cnn3d.STAGES,
+    **{name: resnet3d_stages(name) for name in NETWORKS},
+    "s3d": s3d.STAGES,
 }
+
+CLIP_BACKBONES = ("small_cnn3d", *NETWORKS, "s3d")
 
 
 def check_backbone(cfg: "ModelConfig") -> None:
@@ -48,8 +54,35 @@ def check_backbone(cfg: "ModelConfig") -> None:
             f"model.backbone: expected one of {', '.join(STAGES)}, timm:NAME or "
             f"package.module:function, got {name!r}"
         )
-    end = "last" if name == "small_cnn" else cfg.backbone_to
+    if name in CLIP_BACKBONES and cfg.encoder in ("fve", "conv3d"):
+        raise UserError(
+            f"model.backbone: {name} is a network of clips and needs model.encoder=vclr or tsn, "
+            f"got model.encoder={cfg.encoder}; that encoder needs a network of images, such as "
+            "resnet50"
+        )
+    end = "last" if name.startswith("small_cnn") else cfg.backbone_to
     STAGES[name].plan(cfg.train_from, end)
+
+
+def check_clips(config: "Config") -> None:
+    """Raise UserError for clips that the backbone cannot accept."""
+    name, length, size = config.model.backbone, config.data.tuple_frames, config.model.image_size
+    if name not in CLIP_BACKBONES:
+        return
+    frames, pixels = 2, 1
+    if name == "s3d":
+        run, _ = s3d.STAGES.plan(config.model.train_from, config.model.backbone_to)
+        frames, pixels = max(frames, s3d.least_clip(run)[0]), s3d.least_clip(run)[1]
+    if length < frames:
+        raise UserError(
+            f"data.tuple_frames: {name} is a network of clips, expected at least {frames} frames, "
+            f"got {length}"
+        )
+    if size < pixels:
+        raise UserError(
+            f"augmentation.size: {name} needs at least {pixels} pixels per side, got {size}; or "
+            "set model.backbone_to=mixed4"
+        )
 
 
 def build_backbone(cfg: "ModelConfig") -> Backbone:
@@ -58,12 +91,18 @@ def build_backbone(cfg: "ModelConfig") -> Backbone:
     stages = (cfg.train_from, cfg.backbone_to, cfg.pool)
     if cfg.backbone == "small_cnn":
         return small_cnn.SmallCNN(cfg.image_size, cfg.train_from)
+    if cfg.backbone == "small_cnn3d":
+        return small_cnn3d.SmallCNN3d(cfg.image_size, cfg.train_from)
     if cfg.shift:
         return ShiftedResNet(RESNETS[cfg.backbone], *stages, share=cfg.shift)
     if cfg.backbone in RESNETS:
         return ResNet(RESNETS[cfg.backbone], *stages)
     if cfg.backbone == "efficientnet_lite0":
         return efficientnet_lite.EfficientNetLite0(*stages)
+    if cfg.backbone in NETWORKS:
+        return ResNet3d(cfg.backbone, *stages)
+    if cfg.backbone == "s3d":
+        return s3d.S3D(*stages)
     kind = TimmBackbone if is_timm(cfg.backbone) else FunctionBackbone
     return kind(cfg.backbone, cfg.image_size, *stages)
 
@@ -75,6 +114,7 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
     is loaded next.
     """
     cfg = config.model
+    check_clips(config)
     for name in ("centre", "backbone_share"):
         if getattr(cfg, name) and cfg.encoder != "fve":
             raise UserError(
@@ -86,6 +126,8 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
         report = load_backbone_weights(backbone, cfg.weights, cfg.weights_key)
         logger.info("weights of the backbone: %s", report)
     model = _build_encoder(config, backbone)
+    if backbone.clips:
+        model.whole_videos_by(config.data.tuple_frames, config.data.tuple_stride)
     if isinstance(model, VideoEncoder):
         model.heads.update(build_heads(config))
     if load_weights and cfg.weights and takes_all:
@@ -98,7 +140,9 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
 def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRModel:
     cfg = config.model
     # Convolutions over frames are several times faster in the channels-last layout.
-    backbone.to(memory_format=torch.channels_last)
+    # A network of clips has 3-D convolutions, unless it shifts between images.
+    layout = torch.channels_last_3d if backbone.clips and not cfg.shift else torch.channels_last
+    backbone.to(memory_format=layout)
     if cfg.encoder == "tsn":
         return build_tsn(config, backbone)
     calls = {

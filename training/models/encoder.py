@@ -46,11 +46,17 @@ class VideoEncoder(nn.Module):
             whole clip's. Every rank of the group must call it, and each draws dropout separately.
             In evaluation mode it is not used, so that one rank alone can embed whole videos.
             VCLR's encoder does not support it.
+        clip_frames, clip_stride: frames of the clip around a frame and their distance, in frames,
+            with which `features` calls a backbone of clips.
+        pooled: whether ``encode`` returns the result of `features` as it is.
     """
 
     positions = "none"
     use_positions = False
     time_split: TimeSplit | None = None
+    clip_frames = 1
+    clip_stride = 1
+    pooled = False
 
     def __init__(self, backbone: Backbone, chunk_frames: int | None, checkpointing: bool) -> None:
         super().__init__()
@@ -77,14 +83,32 @@ class VideoEncoder(nn.Module):
 
         If nothing in the backbone is trained, they have no gradient and can be stored.
 
+        With a backbone of clips, the features of a frame are those of a clip of L = ``clip_frames``
+        frames, ``clip_stride`` apart. Frame number ceil(L / 2) of the clip is the frame itself.
+        Places before the first and after the last frame repeat that frame. Only the clips of one
+        chunk exist at a time.
+
         Args:
             frames: (N, T, 3, H, W), uint8 RGB in 0 to 255, or floating point in 0 to 1.
         """
         check_frames(frames)
-        x = self._per_frame(frames.flatten(0, 1), None, pooled=True)
+        index = self._clips_around(*frames.shape[:2]) if self.backbone.clips else None
+        index = None if index is None else index.to(frames.device)
+        x = self._per_frame(frames.flatten(0, 1), index, pooled=True)
         return x.view(*frames.shape[:2], -1)
 
-    def clip_features(self, clips: Tensor) -> Tensor:
+    def _clips_around(self, videos: int, frames: int) -> Tensor:
+        """int64 (videos * frames, L): the rows of the frames of the clip around each frame."""
+        offsets = torch.arange(self.clip_frames) - (self.clip_frames - 1) // 2
+        places = torch.arange(frames)[:, None] + self.clip_stride * offsets
+        first = frames * torch.arange(videos)[:, None, None]
+        return (first + places.clamp(0, frames - 1)).flatten(0, 1)
+
+    def whole_videos_by(self, clip_frames: int, clip_stride: int) -> None:
+        """Set the clip that `features` takes around a frame of a whole video."""
+        self.clip_frames, self.clip_stride = clip_frames, clip_stride
+
+    def clip_features(self, clips: Tensor, index: Tensor | None = None) -> Tensor:
         """The backbone's features of each clip: (N, K, ``backbone.out_features``).
 
         A backbone of clips has one vector for a clip. For a backbone of images it is the mean of
@@ -92,12 +116,18 @@ class VideoEncoder(nn.Module):
 
         Args:
             clips: (N, K, L, 3, H, W), uint8 RGB in 0 to 255, or floating point in 0 to 1.
+            index: int64 (M, J), the clips to use, as numbers n K + k; the result is (M, J, F).
+                Unlike ``clips[...]`` it copies only the clips of one chunk. None: all.
         """
         check_clips(clips)
-        n, k, length = clips.shape[:3]
-        rows = clips.flatten(0, 1 if self.backbone.clips else 2)
-        x = self._per_frame(rows, None, pooled=True)
-        return x.view(n, k, -1) if self.backbone.clips else x.view(n, k, length, -1).mean(2)
+        shape, length = clips.shape[:2] if index is None else index.shape, clips.shape[2]
+        rows = None if index is None else index.flatten()
+        if self.backbone.clips:
+            return self._per_frame(clips.flatten(0, 1), rows, pooled=True).view(*shape, -1)
+        if rows is not None:
+            rows = (length * rows[:, None] + torch.arange(length, device=rows.device)).flatten()
+        x = self._per_frame(clips.flatten(0, 2), rows, pooled=True)
+        return x.view(*shape, length, -1).mean(2)
 
     def compile_backbone(self) -> None:
         """Compile both parts of the backbone with torch.compile, each as one graph."""
@@ -129,10 +159,14 @@ class VideoEncoder(nn.Module):
         Args:
             frames: (M, 3, H, W) uint8, or clips (M, L, 3, H, W); only one chunk at a time is
                 converted to floating point.
-            index: the images or clips to use, in this order; None: all.
+            index: the images or clips to use, in this order; None: all. (M, L): clips, by the
+                numbers of their images.
         """
         rows = len(frames) if index is None else len(index)
-        chunks = self.chunk_count(rows, frames.shape[1] if frames.dim() == 5 else 1)
+        length = frames.shape[1] if frames.dim() == 5 else 1
+        if index is not None and index.dim() == 2:
+            length = index.shape[1]
+        chunks = self.chunk_count(rows, length)
         parts: list[Any] = [slice(c, None, chunks) for c in range(chunks)]
         if index is not None:
             parts = [index[part] for part in parts]
@@ -168,8 +202,9 @@ class VideoEncoder(nn.Module):
 
     def _normalise(self, frames: Tensor) -> Tensor:
         scale = self.pixel_scale / 255 if frames.dtype == torch.uint8 else self.pixel_scale
-        if frames.dim() == 5:  # clips (n, L, 3, H, W); their layout stays, channels last
-            x = frames.movedim(2, 4).to(self.pixel_scale.dtype).contiguous().movedim(4, 1)
+        if frames.dim() == 5:  # clips (n, L, 3, H, W)
+            layout = {"memory_format": torch.channels_last_3d}
+            x = frames.movedim(2, 1).to(self.pixel_scale.dtype, **layout)
             return torch.addcmul(self.pixel_shift[:, None], x, scale[:, None])
         x = frames.to(self.pixel_scale.dtype, memory_format=torch.channels_last)
         return torch.addcmul(self.pixel_shift, x, scale)

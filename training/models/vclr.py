@@ -17,9 +17,13 @@ QUEUED = ("inter", "video")  # losses with negatives from other videos
 class VCLREncoder(VideoEncoder):
     """A backbone whose pooled features are the embeddings, and a head for each loss.
 
+    With a backbone of clips, the features of a frame are those of a clip around it.
+
     A head is two linear layers with a ReLU between them (VCLR, A.1). Only the losses use the heads:
     ``encode`` returns the backbone's features (N, T, F).
     """
+
+    pooled = True
 
     def __init__(
         self,
@@ -43,7 +47,7 @@ class VCLREncoder(VideoEncoder):
         )
 
     def encode(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Frames (N, T, 3, H, W) to features (N, T, F), each frame separately."""
+        """Frames (N, T, 3, H, W) to features (N, T, F), see `VideoEncoder.features`."""
         return self.features(frames)
 
     def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -90,6 +94,7 @@ class VCLRModel(nn.Module):
 
     positions = "none"
     use_positions = False
+    pooled = True
 
     def __init__(
         self, encoder: VCLREncoder, *, segments: int, queue_size: int, momentum: float
@@ -114,9 +119,13 @@ class VCLRModel(nn.Module):
         """See `VideoEncoder.features`."""
         return self.encoder.features(frames)
 
-    def clip_features(self, clips: Tensor) -> Tensor:
+    def clip_features(self, clips: Tensor, index: Tensor | None = None) -> Tensor:
         """See `VideoEncoder.clip_features`."""
-        return self.encoder.clip_features(clips)
+        return self.encoder.clip_features(clips, index)
+
+    def whole_videos_by(self, clip_frames: int, clip_stride: int) -> None:
+        """See `VideoEncoder.whole_videos_by`."""
+        self.encoder.whole_videos_by(clip_frames, clip_stride)
 
     def compile_backbone(self) -> None:
         self.encoder.compile_backbone()

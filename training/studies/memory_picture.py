@@ -26,7 +26,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             ends = [line["from"], max(frames)]
             height = [(line["a"] + line["b"] * t) / 1e9 for t in ends]
             left.plot(ends, height, "-", color=dots.get_color(), label=equation(line))
-    left.set(xlabel="T, frames of a clip", ylabel="peak above model and Adam, GB")
+    left.set(xlabel="T, frames of a clip", ylabel="peak above model and optimizer, GB")
     left.set(xlim=(0, None), ylim=(0, None))
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14))  # below: lines fill the axes
     _parts(right, _measured(result, "recipe"))

@@ -8,17 +8,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from omegaconf import OmegaConf
 
-from training.loop.pair_step import PairStep
 from training.loop.precision import precision_name
 from training.loop.random_batch import random_batch
+from training.loop.step import GradientStep
 from training.support import distributed
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 # In the order of the step; layer4 stands for the trained part of any backbone. The remaining memory
 # is temporary: scratch, gradients, and in backward the results that checkpointing recomputes.
 PARTS = ("frames", "frozen", "layer4", "transformer", "loss")
+# Those of data.clips=tuples and segments; loss includes the heads.
+CLIP_PARTS = ("frames", "keys", "frozen", "layer4", "loss")
+SHORT_CLIPS = ("tuples", "segments")  # kinds of data.clips whose length is data.tuple_frames
 WARM_UP_FRAMES = 8
 
 
@@ -37,9 +41,9 @@ class Meter:
     includes memory outside tensors, such as the scratch of convolutions.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, parts: Sequence[str] = PARTS) -> None:
         self.device = device
-        self.kept = dict.fromkeys(PARTS, 0)
+        self.kept = dict.fromkeys(parts, 0)
         self.part: str | None = None
         self.baseline = self.last = 0
 
@@ -50,7 +54,7 @@ class Meter:
         else:
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         self.baseline = self.last = self.in_use()
-        self.part = PARTS[0]
+        self.part = next(iter(self.kept))
 
     def switch(self, part: str | None) -> str | None:
         """Assign memory to this part from now on (None: to no part); returns the previous part."""
@@ -94,12 +98,17 @@ class _Marked:
 
 
 def measure(cfg: "Config") -> dict[str, Any]:
-    """Memory in bytes and time in seconds of a step on random frames of the recipe's sizes."""
+    """Memory in bytes and time in seconds of a step on random frames of the recipe's sizes.
+
+    T is ``data.num_frames``; with ``data.clips=tuples`` or ``segments`` it is
+    ``data.tuple_frames``.
+    """
     from training.loop.trainer import Trainer
     from training.runs.model import initial_model
 
     trainer = Trainer(cfg, initial_model(cfg), SimpleNamespace(batches_per_epoch=1), Path())
-    step, frames = trainer.gradient_step, cfg.data.num_frames
+    step = trainer.gradient_step
+    frames = cfg.data.tuple_frames if cfg.data.clips in SHORT_CLIPS else cfg.data.num_frames
     step.distribute()
     # A short one on a CPU: memory that a long one leaves in the heap would not be counted later.
     parts = cfg.data.split_time
@@ -110,10 +119,11 @@ def measure(cfg: "Config") -> dict[str, Any]:
     return measure_step(cfg, step, frames)
 
 
-def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
+def measure_step(cfg: "Config", step: GradientStep, frames: int) -> dict[str, Any]:
     """The same for a step that has run before, with clips of this length."""
-    device, meter = step.device, Meter(step.device)
-    with _marked(step, meter):
+    of_clips = cfg.data.clips in SHORT_CLIPS
+    device, meter = step.device, Meter(step.device, CLIP_PARTS if of_clips else PARTS)
+    with _marked(step, meter, _places_of_clips(step) if of_clips else _places(step)):
         step.optimizer.zero_grad(set_to_none=True)  # as at the start of a step
         meter.start()
         batch = _part_of_batch(cfg, step, frames)
@@ -141,8 +151,14 @@ def measure_step(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
     }
 
 
-def _part_of_batch(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]:
-    """This rank's part of a random batch with clips of this length, the last frame padded."""
+def _part_of_batch(cfg: "Config", step: GradientStep, frames: int) -> dict[str, Any]:
+    """This rank's part of a random batch with clips of this length, the last frame padded.
+
+    Clips of tuples and of segments have no padding.
+    """
+    if cfg.data.clips in SHORT_CLIPS:
+        step.cfg = OmegaConf.merge(cfg, {"data": {"tuple_frames": frames}})
+        return _whole_batch(step, cfg.data.batch_size)
     split = step.split
     if split is None:
         return random_batch(cfg, frames, features=step.features)
@@ -152,17 +168,42 @@ def _part_of_batch(cfg: "Config", step: PairStep, frames: int) -> dict[str, Any]
     return batch | {"steps": batch["steps"] + split.part * frames}
 
 
-@contextmanager
-def _marked(step: PairStep, meter: Meter) -> Iterator[None]:
-    """Context in which the parts of a step report when they run."""
+def _whole_batch(step: GradientStep, items: int) -> dict[str, Any]:
+    """The step's random batch of so many items; smaller ones are freed before the next is made."""
+    examples = step.examples(items)
+    batch = next(examples)
+    while len(batch["ids"]) < items:
+        del batch
+        batch = next(examples)
+    return batch
+
+
+def _places(step: GradientStep) -> list[tuple[Any, str, str]]:
+    """The methods of a `PairStep` and its model, and the parts whose memory they add."""
     model = step.model
-    places = [
+    return [
         (model, "_per_frame", "layer4"),
         (model.backbone, "frozen_part", "frozen"),
         (model, "encode", "transformer"),
         (model, "project", "transformer"),
         (step, "objective", "loss"),
     ]
+
+
+def _places_of_clips(step: GradientStep) -> list[tuple[Any, str, str]]:
+    """The same for a step on clips of tuples or of segments."""
+    encoder = getattr(step.model, "encoder", step.model)
+    places = [
+        (encoder, "_per_frame", "layer4"),
+        (encoder.backbone, "frozen_part", "frozen"),
+        (step, "module", "loss"),
+    ]
+    return [*places, (step, "_keys", "keys")] if hasattr(step, "_keys") else places
+
+
+@contextmanager
+def _marked(step: GradientStep, meter: Meter, places: list[tuple[Any, str, str]]) -> Iterator[None]:
+    """Context in which the methods at ``places`` report when they run."""
     own = [vars(owner).get(name) for owner, name, _ in places]  # None: a method of the class
     try:
         for owner, name, part in places:
