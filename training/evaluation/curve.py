@@ -132,14 +132,20 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
 
 def _warn_of_choice(cfg: Any, scored: str) -> None:
     """Warn if ``train.keep_best`` chooses on the test videos."""
-    if cfg.train.keep_best is not None and scored == cfg.data.test_split:
-        logger.warning(
-            "train.keep_best chooses on the %s videos, because no video has the split %r: the kept "
-            "checkpoint's figures on them are too good. Set that split for some videos in "
-            "labels.json to choose on those",
-            scored,
-            cfg.data.val_split,
-        )
+    if cfg.train.keep_best is None or scored != cfg.data.test_split:
+        return
+    if cfg.data.val_split == scored:
+        reason, remedy = "which data.test_split names too", "Set data.val_split to another split"
+    else:
+        reason = f"because no video has the split {cfg.data.val_split!r}"
+        remedy = "Set that split for some videos in labels.json"
+    logger.warning(
+        "train.keep_best chooses on the %s videos, %s: the kept checkpoint's figures on them are "
+        "too good. %s to choose on those",
+        scored,
+        reason,
+        remedy,
+    )
 
 
 def _action_evaluation(cfg: Any, model: Any) -> ActionEvaluation | None:
