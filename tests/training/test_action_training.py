@@ -249,13 +249,15 @@ def test_labels_that_do_not_fit(labelled, capsys, actions, options, said_):
 
 
 def test_evaluations_keep_the_best_checkpoint(labelled, caplog):
-    write(labelled, a="pour", b="swing", c="swing", d=("pour", "val"))
+    (labelled / "e.mp4").write_bytes((labelled / "a.mp4").read_bytes())
+    write(labelled, a="pour", b="swing", c="swing", d=("pour", "val"), e=("fly", "val"))
     options = ["train.evaluate_every=1", "train.keep_best=top_1", "train.steps=3"]
     assert main([*ARGUMENTS, *options, "train.run_dir=run"]) == 0
     lines = [json.loads(line) for line in Path("run/evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all(line["split"] == "val" for line in lines)
     assert all(set(line["metrics"]) == {"top_1", "mean_class_accuracy"} for line in lines)
+    assert "1 of 2 val videos are not scored, because no training video has" in caplog.text
     best = max(line["metrics"]["top_1"] for line in lines)
     assert json.loads(Path("run/best.json").read_text())["value"] == best
     # The training is the same without evaluations.
