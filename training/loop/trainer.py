@@ -17,12 +17,14 @@ from tqdm import tqdm
 
 from fastseq.video import ClipLoader, TooManyBadVideos
 from training.loop.action_step import ActionStep
+from training.loop.dpc_step import DPCStep
 from training.loop.meter import Meter
 from training.loop.optimizer import check_optimizer, make_optimizer
 from training.loop.pair_step import PairStep
 from training.loop.precision import precision_name, precision_of
 from training.loop.resuming import check_shards, same_ranks
 from training.loop.schedule import learning_rate, milestone_shares, total_steps, warmup_share
+from training.loop.seco_step import SeCoStep
 from training.loop.step import GradientStep, StepResult
 from training.loop.vclr_step import VCLRStep
 from training.models import VCLRModel, VideoEncoder
@@ -55,7 +57,7 @@ from training.support.signals import ENDING, Signals
 logger = logging.getLogger(__name__)
 
 # Losses that are trained by another step than `PairStep`; none is combined with others.
-STEPS = {"vclr": VCLRStep, "action": ActionStep}
+STEPS = {"vclr": VCLRStep, "seco": SeCoStep, "dpc": DPCStep, "action": ActionStep}
 
 
 class NonFiniteError(UserError):

@@ -10,11 +10,13 @@ from training.models.all_weights import load_all_weights
 from training.models.backbone import Backbone
 from training.models.carl import CarlModel
 from training.models.conv3d import ContextEncoder
+from training.models.dpc import build_dpc
 from training.models.encoder import VideoEncoder
 from training.models.function import FunctionBackbone, is_function
 from training.models.heads import build_heads
 from training.models.resnet import DEPTHS, ResNet, resnet_stages
 from training.models.resnet3d import NETWORKS, ResNet3d, resnet3d_stages
+from training.models.seco import SeCoModel
 from training.models.timm_backbone import TimmBackbone, is_timm
 from training.models.tsm import ShiftedResNet
 from training.models.tsn import build_tsn
@@ -145,20 +147,23 @@ def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRM
     backbone.to(memory_format=layout)
     if cfg.encoder == "tsn":
         return build_tsn(config, backbone)
+    if cfg.encoder == "dpc":
+        return build_dpc(config, backbone)
     calls = {
         "chunk_frames": config.train.chunk_frames,
         "checkpointing": config.train.checkpointing,
     }
     if cfg.encoder == "vclr":
-        loss = config.loss.vclr
+        loss = config.loss.seco if config.loss.seco.weight else config.loss.vclr
         encoder = VCLREncoder(
             backbone,
-            [name for name in LOSSES if loss[name]],
+            [name for name in LOSSES if loss.get(name)],
             hidden=cfg.projection_hidden,
             size=cfg.projection_size,
             **calls,
         )
-        return VCLRModel(
+        model = SeCoModel if loss is config.loss.seco else VCLRModel
+        return model(
             encoder,
             segments=config.data.segments,
             queue_size=loss.queue_size,
