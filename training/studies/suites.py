@@ -73,6 +73,9 @@ CLIPS = "clips_"  # methods with a network of clips, as in VCLR's Table 8
 # Half the sides: a step then costs about as much as one of single frames.
 _CLIPS = ["model.backbone=small_cnn3d", "data.tuple_frames=4", "data.tuple_stride=12"]
 _CLIPS += ["augmentation.size=32", "data.cache_side=36"]
+# CoCLR's optimizer, which A.3 follows. With the recipe's SGD the linear SVM was 0.59 for all four
+# losses on seed 0, with Adam 0.63.
+_CLIPS += ["optim.name=adam", "optim.lr=1e-3", "optim.weight_decay=1e-5"]
 
 
 def _vclr_options(name: str) -> list[str]:
