@@ -2,9 +2,10 @@
 
 Measure the peak memory of a training step for clips of several lengths T, each in a separate
 process on random frames, and fit a line a + b T to the peaks. Writes memory.json and memory.png to
---out. With data.clips=tuples or segments, T is data.tuple_frames. With --plain, also measure the same step done the plain way: all frames at once, nothing
-recomputed, dense losses, one rank. With data.split_time=R each other step runs on R ranks of this
-machine, and the peak is that of the rank with the highest one.
+--out. With data.clips=tuples or segments, T is data.tuple_frames. With --plain, also measure the
+same step done the plain way: all frames at once, nothing recomputed, dense losses, one rank. With
+data.split_time=R each other step runs on R ranks of this machine, and the peak is that of the rank
+with the highest one.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from training.support.command import UserError, run_command
 
 WAYS = ("recipe", "plain")
 # data.clips -> clips of an item in each of the data.segments, and further ones.
-CLIPS_OF = {"tuples": (2, 1), "segments": (1, 0)}
+CLIPS_OF = {"tuples": (2, 1), "segments": (1, 0), "blocks": (1, 0)}
 CARDS = (16, 24, 80, 141)  # GB
 # malloc raises these thresholds when large blocks are freed, and then keeps freed memory: the
 # measured peak would depend on the process's history. With fixed thresholds, every larger block is

@@ -9,6 +9,7 @@ them for DALI (`pip install "fastseq[dali]"`).
 
 from fastseq.video._av import VideoError
 from fastseq.video.augment import Augmentation, augment_clip, eval_draw, eval_transform
+from fastseq.video.blocks import ConsecutiveBlocks
 from fastseq.video.decode import scaled_size
 from fastseq.video.engines.choose import ENGINES, choose_engine, open_engine
 from fastseq.video.engines.pyav import PyAVEngine
@@ -32,6 +33,7 @@ __all__ = [
     "Clip",
     "ClipItems",
     "ClipLoader",
+    "ConsecutiveBlocks",
     "Engine",
     "Item",
     "Items",

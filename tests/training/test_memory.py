@@ -109,12 +109,14 @@ def test_one_step_names_its_parts(encoder, tmp_path):
 
 
 @linux
-def test_a_step_on_clips_keeps_their_pixels_alone(tmp_path):
+@pytest.mark.process
+def test_a_step_on_clips_keeps_their_pixels_alone(tmp_path, monkeypatch):
     """14 clips in two tuples; without checkpointing layer4 keeps over 30 MB for six of them."""
     (tmp_path / "tiny.yaml").write_text(vclr_cases.RECIPE)
     options = [*vclr_cases.CLIPS, "augmentation.size=48", "train.chunk_frames=16"]
-    cfg = load_config(tmp_path / "tiny.yaml", [*options, "data.tuple_frames=64"])
-    measured = memory_step.measure(cfg)
+    monkeypatch.setattr(subprocess, "run", in_a_copy)
+    asked = {"recipe": str(tmp_path / "tiny.yaml"), "frames": 64, "ranks": 1}
+    measured = memory.measure(asked | {"overrides": [*options, "data.tuple_frames=64"]})
     assert measured["frames"] == 64
     assert tuple(measured["parts"]) == memory_step.CLIP_PARTS
     pixels = 64 * 14 * 3 * 48**2

@@ -11,10 +11,11 @@ from vclr_cases import CLIPS, RECIPE, by_definition, tuples
 
 import training.train
 from training.data.index import build_index
+from training.loop.dry_run import saved_bytes_per_frame
 from training.loop.schedule import learning_rate, warmup_share
 from training.loop.trainer import Trainer
 from training.loop.vclr_step import _Losses
-from training.models import resnet, small_cnn
+from training.models import resnet, resnet3d, small_cnn
 from training.models.vclr import MomentumEncoder
 from training.recipe.load import load_config
 from training.runs.checkpoint import load_latest
@@ -228,6 +229,16 @@ def test_dry_run(recipe, capsys):
     out = capsys.readouterr().out
     assert "2 videos x 9 single frames = 18 frames of 16 px" in out
     assert "gradients and SGD" in out
+    assert main([recipe, "--dry-run", *CLIPS, "data.segments=2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 videos x 5 clips of 4 frames = 40 frames of 16 px" in out
+    model = initial_model(load_config(recipe, CLIPS))
+    # Per frame, all kept: the clip's float pixels enter the first convolution; its output, the
+    # batch norm's (ReLU is in place) and those of the smaller layers.
+    pixels, first, second, third = 3 * 16 * 16, 16 * 8 * 8, 32 * 4 * 4 / 2, 64 * 2 * 2 / 4
+    kept = 4 * (pixels + 2 * (first + second + third))
+    model.chunk_frames = 0
+    assert saved_bytes_per_frame(model, 16, torch.float32) == pytest.approx(kept, rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +263,8 @@ def test_options_that_do_not_fit(recipe, override, message, capsys):
 def test_other_losses_do_not_take_tuples(recipe, capsys):
     others = ["loss.vclr.weight=0", "loss.scl.weight=1"]
     assert main([recipe, *others]) == 2
-    assert "data.clips=tuples works only with loss.vclr, got loss.scl" in capsys.readouterr().err
+    message = "data.clips=tuples works only with loss.vclr or loss.seco, got loss.scl"
+    assert message in capsys.readouterr().err
     others += ["data.clips=views", "model.encoder=fve"]
     assert main([recipe, *others]) == 2
     assert (
@@ -263,6 +275,27 @@ def test_other_losses_do_not_take_tuples(recipe, capsys):
     assert "inter, intra, video and order are all 0" in capsys.readouterr().err
     assert main([recipe, "loss.vclr.backend=cuda"]) == 2
     assert "error: loss.vclr: vclr_loss: inter: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "features"), [("vclr_s3d", 1024), ("vclr_r3d", 128)])
+def test_recipes_of_clips_train_on_files(video_folder, name, features, monkeypatch):
+    """The networks as they are, R3D-18 with few channels, on clips of five frames."""
+    monkeypatch.setattr(resnet3d, "WIDTHS", NARROW_RESNET)
+    small = ["data.tuple_frames=5", "data.tuple_stride=1", "model.projection_hidden=16"]
+    small += ["augmentation.size=20", "data.cache_side=24", "data.batch_size=2", "data.workers=0"]
+    small += ["loss.vclr.queue_size=16", "data.engine=pyav", "train.epochs=null", "train.steps=2"]
+    small += ["train.log_every=1", "train.precision=fp32"]
+    arguments = [f"recipes/{name}.yaml", f"data.folder={video_folder}", "train.run_dir=run"]
+    assert main([*arguments, *small]) == 0
+    assert all(0 < line["loss"] < 20 for line in read_log("run"))
+    model, _ = load_run("run")
+    assert model.encode(torch.zeros(1, 3, 3, 20, 20, dtype=torch.uint8)).shape == (1, 3, features)
+    before = load_run("run", untrained=True)[0].state_dict()
+    moved = {
+        key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    trained = {f"encoder.{key}" for key, p in model.encoder.named_parameters()}
+    assert trained <= moved
 
 
 @pytest.mark.parametrize("name", ["vclr", "vclr_demo"])

@@ -57,8 +57,9 @@ class Encoder:
 
     Attributes:
         features: function of uint8 frames (1, T, 3, S, S) that returns features (1, T, F), or of
-            clips (1, K, L, 3, S, S) that returns (1, K, F), on the encoder's device. Encoders with the same function share its results, so it runs once
-            per video. None: ``embed`` accepts the frames themselves.
+            clips (1, K, L, 3, S, S) that returns (1, K, F), on the encoder's device. Encoders with
+            the same function share its results, so it runs once per video. None: ``embed`` accepts
+            the frames themselves.
         embed: function of features or frames that returns embeddings (1, T, E), not normalised.
         store: the store of the results of ``features`` (``data.cache=features``), or None.
         weights: where the run's weights are from and what else than the video embeddings depend

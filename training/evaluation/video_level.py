@@ -123,7 +123,8 @@ def video_features(
 ) -> dict[str, np.ndarray]:
     """For each encoder float64 (videos, E): the mean embedding of FRAMES frames of each video.
 
-    With a backbone of clips it is the mean of CLIPS clips, see `clip_places`. Videos that cannot be read are added to ``left_out``; without it their VideoError is raised.
+    With a backbone of clips it is the mean of CLIPS clips, see `clip_places`. Videos that cannot be
+    read are added to ``left_out``; without it their VideoError is raised.
     """
     import torch
     from tqdm import tqdm

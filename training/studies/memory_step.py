@@ -18,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from training.loop.precision import precision_name
-from training.loop.random_batch import random_batch, random_segments, random_tuples
+from training.loop.random_batch import random_batch
 from training.loop.step import GradientStep
 from training.support import distributed
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PARTS = ("frames", "frozen", "layer4", "transformer", "loss")
 # Those of data.clips=tuples and segments; loss includes the heads.
 CLIP_PARTS = ("frames", "keys", "frozen", "layer4", "loss")
-RANDOM_CLIPS = {"tuples": random_tuples, "segments": random_segments}
+SHORT_CLIPS = ("tuples", "segments", "blocks")  # of data.clips: lengths are data.tuple_frames
 WARM_UP_FRAMES = 8
 
 
@@ -108,7 +108,7 @@ def measure(cfg: "Config") -> dict[str, Any]:
 
     trainer = Trainer(cfg, initial_model(cfg), SimpleNamespace(batches_per_epoch=1), Path())
     step = trainer.gradient_step
-    frames = cfg.data.tuple_frames if cfg.data.clips in RANDOM_CLIPS else cfg.data.num_frames
+    frames = cfg.data.tuple_frames if cfg.data.clips in SHORT_CLIPS else cfg.data.num_frames
     step.distribute()
     # A short one on a CPU: memory that a long one leaves in the heap would not be counted later.
     parts = cfg.data.split_time
@@ -121,7 +121,7 @@ def measure(cfg: "Config") -> dict[str, Any]:
 
 def measure_step(cfg: "Config", step: GradientStep, frames: int) -> dict[str, Any]:
     """The same for a step that has run before, with clips of this length."""
-    of_clips = cfg.data.clips in RANDOM_CLIPS
+    of_clips = cfg.data.clips in SHORT_CLIPS
     device, meter = step.device, Meter(step.device, CLIP_PARTS if of_clips else PARTS)
     with _marked(step, meter, _places_of_clips(step) if of_clips else _places(step)):
         step.optimizer.zero_grad(set_to_none=True)  # as at the start of a step
@@ -156,9 +156,9 @@ def _part_of_batch(cfg: "Config", step: GradientStep, frames: int) -> dict[str, 
 
     Clips of tuples and of segments have no padding.
     """
-    if cfg.data.clips in RANDOM_CLIPS:
-        cfg = OmegaConf.merge(cfg, {"data": {"tuple_frames": frames}})
-        return RANDOM_CLIPS[cfg.data.clips](cfg, cfg.data.batch_size)
+    if cfg.data.clips in SHORT_CLIPS:
+        step.cfg = OmegaConf.merge(cfg, {"data": {"tuple_frames": frames}})
+        return _whole_batch(step, cfg.data.batch_size)
     split = step.split
     if split is None:
         return random_batch(cfg, frames, features=step.features)
@@ -166,6 +166,16 @@ def _part_of_batch(cfg: "Config", step: GradientStep, frames: int) -> dict[str, 
     last = split.part == split.parts - 1
     batch = random_batch(cfg, frames, features=step.features, padded=last)
     return batch | {"steps": batch["steps"] + split.part * frames}
+
+
+def _whole_batch(step: GradientStep, items: int) -> dict[str, Any]:
+    """The step's random batch of so many items; smaller ones are freed before the next is made."""
+    examples = step.examples(items)
+    batch = next(examples)
+    while len(batch["ids"]) < items:
+        del batch
+        batch = next(examples)
+    return batch
 
 
 def _places(step: GradientStep) -> list[tuple[Any, str, str]]:
