@@ -2,11 +2,12 @@
 
 Trains the same per-frame encoder for the same number of steps with each method and seed, evaluates
 it by CARL's protocol, and writes a table of means and spreads to OUT/comparison.md. With
-`--suite vclr` the methods are VCLR's four losses, alone and together (its Table 6); the videos are
-of six classes and the protocol is VCLR's. --jobs trainings run at a time, each in a process with
-one thread that writes to OUT/seed_N/METHOD.log. After an interruption the same command continues:
-finished (method, seed) pairs are kept in OUT/seed_N/METHOD. The command stops with status 1 if a
-generated video can no longer be read, because all methods must see the same videos.
+`--suite vclr` the methods are VCLR's four losses, alone and together (its Table 6), and with clips
+and a 3-D network (its Table 8); the videos are of eight classes and the protocol is VCLR's. --jobs
+trainings run at a time, each in a process with one thread that writes to OUT/seed_N/METHOD.log.
+After an interruption the same command continues: finished (method, seed) pairs are kept in
+OUT/seed_N/METHOD. The command stops with status 1 if a generated video can no longer be read,
+because all methods must see the same videos.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from training.studies.comparison_table import TIME_INDEX_METHOD
-from training.studies.suites import FRAMES_METHODS, SUITES, VCLR_METHODS, time_index_result
+from training.studies.suites import (
+    FRAMES_METHODS,
+    SUITES,
+    UNTRAINED,
+    VCLR_METHODS,
+    time_index_result,
+)
 from training.studies.trainings import Job, check_same_values, run_jobs, train_or_continue
 from training.support.command import INCOMPLETE, UserError, run_command
 from training.support.files import write_json
@@ -157,7 +164,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _overrides(method: str, options: argparse.Namespace) -> list[str]:
     steps = [] if options.steps is None else [f"train.steps={options.steps}"]
-    if method == "untrained":
+    if UNTRAINED in SUITES[options.suite].methods[method]:
         steps = [f"train.steps={min(options.steps or UNTRAINED_STEPS, UNTRAINED_STEPS)}"]
     return [*options.overrides, *SUITES[options.suite].methods[method], *steps]
 

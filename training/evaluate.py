@@ -1,7 +1,8 @@
 """Evaluate a run by a paper's protocol: `python -m training.evaluate RUN`.
 
 Prints the protocol's tables and writes them, with the definition of every metric, to
-RUN/evaluation.json. With --few-shot it also draws RUN/few_shot.png. --split val and a class set
+RUN/evaluation.json. With --few-shot it also draws RUN/few_shot.png, with --protocol action
+RUN/confusion.png. --split val and a class set
 other than the run's have files with their names: RUN/evaluation_val.json,
 RUN/evaluation_gym288.json. Example: python -m training.evaluate runs/mine --protocol lav
 """
@@ -17,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from training.data.label_values import SPLITS
+from training.evaluation.action import AVERAGES, evaluate_actions
+from training.evaluation.action import NAME as ACTION
+from training.evaluation.action_scores import class_cells
+from training.evaluation.confusion import write_confusion
 from training.evaluation.encoders import TRAINED
 from training.evaluation.few_shot import write_few_shot
 from training.evaluation.frame_level import evaluate_frame_level
@@ -46,7 +51,10 @@ from training.support.command import (
 from training.support.files import write_json
 
 WIDTH = 100  # characters of a printed table; wider ones are split
-WHOLE = (VIDEO_LEVEL, SYNCHRONISED)  # protocols that embed parts of videos
+WHOLE = (VIDEO_LEVEL, SYNCHRONISED, ACTION)  # protocols that embed parts of videos
+VIEWS = ("clips", "crops", "average")  # options of --protocol action
+CROPS = (1, 3, 10)
+MOST = 20  # printed names of actions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,11 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--protocol",
-        choices=[*PROTOCOLS, VIDEO_LEVEL, SYNCHRONISED],
+        choices=[*PROTOCOLS, VIDEO_LEVEL, ACTION, SYNCHRONISED],
         default="carl",
         help="the paper whose classifier, scores and strides are used (default %(default)s): "
         "finegym classifies frames by a linear layer and computes nothing else, vclr scores whole "
-        "videos by their action, sync scores the alignment of synchronised videos by true time, "
+        "videos by their action, action scores the run's own classifier of actions, sync scores "
+        "the alignment of synchronised videos by true time, "
         "the others score frames by their phase",
     )
     add_arguments(parser)
@@ -93,6 +102,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="with --protocol sync: share of the common instants that is kept at the beginning of "
         "the first video and at the end of the second, above 0.5 and below 1 (default "
         "%(default)s)",
+    )
+    parser.add_argument(
+        "--clips",
+        type=int,
+        metavar="K",
+        help="with --protocol action: evenly spaced clips of a video (default: data.segments of "
+        "the run, or 1 with model.shift)",
+    )
+    parser.add_argument(
+        "--crops",
+        type=int,
+        choices=CROPS,
+        default=1,
+        help="with --protocol action: crops of a clip. 1: the centre; 3: along the longer side; "
+        "10: corners and centre, also mirrored (default %(default)s)",
+    )
+    parser.add_argument(
+        "--average",
+        choices=AVERAGES,
+        default="score",
+        help="with --protocol action: average the scores of all views or their probabilities "
+        "(default %(default)s)",
     )
     add_checkpoint(parser)
     add_no_store(parser)
@@ -119,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if launched_by_torchrun() and (of_embeddings or args.protocol in WHOLE):
             raise UserError("only frames of a run are embedded by several processes; use one")
         if of_embeddings:
-            refuse("whole videos, frame by frame", "window")
+            refuse("whole videos, frame by frame", "window", *VIEWS)
             if args.checkpoint:
                 raise UserError(
                     f"--checkpoint applies to the network of a run, and {args.run} contains "
@@ -136,13 +167,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return left_out
         given["checkpoint"] = args.checkpoint
         if args.protocol == VIDEO_LEVEL:
-            refuse("videos", *ARGUMENTS, "window", "no_store")
+            refuse("videos", *ARGUMENTS, "window", "no_store", *VIEWS)
             result = evaluate_video_level(args.run, **given)
         elif args.protocol == SYNCHRONISED:
-            refuse("windows of videos", *ARGUMENTS, "no_store")
+            refuse("windows of videos", *ARGUMENTS, "no_store", *VIEWS)
             result = evaluate_synchronised(args.run, window=args.window, **given)
+        elif args.protocol == ACTION:
+            refuse("videos", *ARGUMENTS, "window", "no_store")
+            if args.clips is not None and args.clips < 1:
+                raise UserError(f"--clips: expected at least 1, got {args.clips}")
+            views = {name: getattr(args, name) for name in VIEWS}
+            result = evaluate_actions(args.run, **views, **given)
         else:
-            refuse("whole videos, frame by frame", "window")
+            refuse("whole videos, frame by frame", "window", *VIEWS)
             options = from_arguments(args)
             result = evaluate_frame_level(args.run, store=not args.no_store, **given, **options)
         if result is None:  # another rank than 0
@@ -158,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in names:
             if getattr(args, name) != parser.get_default(name):
                 option = f"--{name.replace('_', '-')}"
-                what = "windows" if name == "window" else "frames"
+                what = {"window": "windows"}.get(name, "views" if name in VIEWS else "frames")
                 raise UserError(
                     f"{option} applies to {what}, but --protocol {args.protocol} scores {judged}; "
                     f"leave {option} out"
@@ -182,15 +219,21 @@ def write_and_print(file: Path, result: dict[str, Any], *, name_weights: bool = 
     if cells := event_cells(result["rows"]):
         print(f"\nevents carried over to another {result['split']} video, mean (median) error")
         print(format_cells(cells))
+    if cells := class_cells(result.get("per_class", {})):
+        print(f"\nlowest of {len(result['per_class'])} actions")
+        print(format_cells(cells))
     stride = f"stride {result['stride']}; " if "stride" in result else ""
     class_set = f"class set {result['class_set']}; " if result["class_set"] else ""
     scored = counted(result["videos"]["test"], f"{result['split']} video")
     weights = ""
     if name_weights and "checkpoint" in result:
         weights = f"checkpoint {result['checkpoint']}, step {result['step']}; "
+    shown = result["actions"]
+    if len(shown) > MOST:
+        shown = [*shown[:MOST], f"{len(shown) - MOST} more"]
     print(
         f"\n{weights}{result['videos']['train']} training and {scored}; "
-        f"actions: {', '.join(result['actions'])}; {class_set}{stride}"
+        f"actions: {', '.join(shown)}; {class_set}{stride}"
         f"{result['seconds']:.0f} s"
     )
     if result["split"] != "test":
@@ -208,7 +251,7 @@ def write_and_print(file: Path, result: dict[str, Any], *, name_weights: bool = 
     print(f"written to {file}, with the definition of every column")
     if lost:
         print(f"it replaces an evaluation {lost}")
-    if picture := write_few_shot(file, result["rows"]):
+    if picture := write_few_shot(file, result["rows"]) or write_confusion(file, result):
         print(f"written to {picture}")
 
 

@@ -6,6 +6,12 @@ labels, id, action, split and fps. numpy.load reads it. Embeddings that RUN/embe
 copied. After an interruption the same command continues: files that the same weights made of the
 same videos are kept. A video that could not be read is embedded once it has been repaired. Example:
 python -m training.extract runs/mine --out embeddings
+
+--format bmn and gtad write what projects of temporal action localisation read: the embeddings
+rescaled to --steps equally long steps, DIR/csv_mean_100/v_VIDEO.csv or DIR/v_VIDEO.npy, and the
+segments of labels.json in DIR/anet_anno.json. Each frame's embedding has a root mean square of 1
+before a step's mean is computed. Every file is written again; the embeddings are those of
+RUN/embeddings.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from training.support.command import (
 
 if TYPE_CHECKING:
     from training.data.selection import Selection
+    from training.evaluation.stored import RunEmbeddings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,10 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--folder", type=Path, help="prepared folder of videos (default: that of the run)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument(
+        "--format",
+        choices=("npz", "bmn", "gtad"),
+        default="npz",
+        help="npz: the embedding of every frame; bmn: csv files of rescaled features, as BMN and "
+        "mmaction2 read them; gtad: npy files of them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=100,
+        metavar="T",
+        help="bmn and gtad: steps of a video (default: %(default)s, as both use)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="write every file again")
     add_checkpoint(parser)
     add_no_store(parser)
     args = parser.parse_args(argv)
+    if args.steps < 2:
+        parser.error(f"--steps must be at least 2, got {args.steps}")
 
     def command() -> LeftOut:
         from training.evaluation.embed import has_embeddings, save_embeddings
@@ -72,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return embeddings, weights, index
 
         embeddings, weights, index = run_on_all(open_all)
+        if args.format != "npz":
+            return _write_localisation(args, embeddings, index)
         files = {record.id: args.out / f"{record.id}.npz" for record in index.videos}
         todo = [
             record
@@ -91,6 +116,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return left_out
 
     return run_command(command, several=True)
+
+
+def _write_localisation(
+    args: argparse.Namespace, embeddings: RunEmbeddings, index: Selection
+) -> LeftOut:
+    """Write rescaled features and the annotated segments, see `training.localisation.formats`."""
+    from training.evaluation.encoders import TRAINED
+    from training.localisation.annotations import annotate, names_of, write_annotations
+    from training.localisation.formats import feature_path, rescaled, write_features
+    from training.support.distributed import run_on_all
+
+    run_on_all(lambda: names_of(index.videos))  # UserError if two have the same name
+    left_out = LeftOut(len(index.bad))
+    if not embeddings.share(index.videos, left_out):
+        return left_out
+    written = []
+    for made in embeddings.each(left_out.kept(index.videos), left_out):
+        video = annotate(made[TRAINED].record, index.classes)
+        path = feature_path(args.out, args.format, args.steps, video.name)
+        write_features(path, rescaled(made[TRAINED], args.steps))
+        written.append(video)
+    names = write_annotations(args.out, written)
+    segments = sum(len(video.segments) for video in written)
+    without = sum(not len(video.segments) for video in written)
+    print(
+        f"{counted(len(written), 'video')} of {args.steps} steps written to {args.out}, "
+        f"{counted(segments, 'segment')} in {', '.join(names)}"
+    )
+    if without:
+        print(f"{counted(without, 'video')} without segments: features alone")
+    return left_out
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from training.support.command import UserError, run_command
 
 WAYS = ("recipe", "plain")
 # data.clips -> clips of an item in each of the data.segments, and further ones.
-CLIPS_OF = {"tuples": (2, 1), "segments": (1, 0)}
+CLIPS_OF = {"tuples": (2, 1), "segments": (1, 0), "blocks": (1, 0)}
 CARDS = (16, 24, 80, 141)  # GB
 # malloc raises these thresholds when large blocks are freed, and then keeps freed memory: the
 # measured peak would depend on the process's history. With fixed thresholds, every larger block is

@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from fastseq.video import ClipLoader
-    from training.data.index import VideoRecord
-    from training.data.selection import Selection
     from training.evaluation.curve import StepEvaluation
-    from training.loop.labels import FrameClasses
     from training.models import VCLRModel, VideoEncoder
 
 
@@ -264,8 +261,8 @@ def training_loader(
 ) -> "ClipLoader":
     """The loader of a run; sets ``left_out.in_index`` to the files that `prepare` left out.
 
-    With a loss that learns from labels, sets ``cfg.loss.classification.classes``, and batches have
-    labels, see `training.loop.labels`; if no other loss is used, only labelled videos are read.
+    With a loss that learns from labels, sets its key ``classes``, and batches have labels, see
+    `training.loop.labels`; if no other loss is used, only labelled videos are read.
 
     ``model`` returns the model; with data.cache=features, its features are cached. It is called
     when the folder and its index are known to be good, and before any video is decoded.
@@ -277,7 +274,7 @@ def training_loader(
     from training.data.features import FeatureStore
     from training.data.folders import folders_of
     from training.data.selection import open_index, videos_of_split, warn_without_test
-    from training.loop.labels import LabelledLoader
+    from training.loop.labels import LabelledLoader, classes_of
     from training.recipe.load import ConfigError
     from training.recipe.losses import loss_terms
     from training.support.distributed import is_main, local_rank, rank, time_split, world_size
@@ -288,7 +285,7 @@ def training_loader(
     records = videos_of_split(index, cfg.data.train_split)
     warn_without_test(index, cfg.data.test_split)
     loader_type = ClipLoader
-    if classes := frame_classes(cfg, index, records):
+    if classes := classes_of(cfg, index, records):
         loader_type = functools.partial(LabelledLoader, classes=classes)
         if len(loss_terms(cfg.loss)) == 1:
             if len(classes.videos) < len(records):
@@ -323,44 +320,6 @@ def training_loader(
         logging.warning("left out %s: %s", name, why)
     logging.info("videos are read by %s: %s", loader.engine.name, reason)
     return loader
-
-
-def frame_classes(
-    cfg: "DictConfig", index: "Selection", records: "Sequence[VideoRecord]"
-) -> "FrameClasses | None":
-    """The classes that the recipe's losses learn, or None if none learns from labels.
-
-    Sets ``cfg.loss.classification.classes`` to their number; ConfigError if it has another value,
-    or if no training video has labels.
-    """
-    from training.data.folders import labels_file, prepare
-    from training.loop.labels import FrameClasses
-    from training.recipe.load import ConfigError
-
-    options = cfg.loss.classification
-    if not options.weight:
-        return None
-    classes = FrameClasses(records, index.classes, options.label_share, options.label_videos)
-    if not classes.videos:
-        raise ConfigError(
-            f"loss.classification: none of the {len(records)} videos of the split "
-            f"{cfg.data.train_split!r} has phase labels, which it learns from: write "
-            f"{labels_file(index)} and run {prepare(index)}"
-        )
-    number = len(classes.names)
-    if options.classes not in (None, number):
-        raise ConfigError(
-            f"loss.classification.classes: got {options.classes}, the labels of the training "
-            f"videos have {number} classes; leave the key out"
-        )
-    options.classes = number
-    logging.info(
-        "classes: %d, learned from the labels of %d of %d training videos",
-        number,
-        len(classes.videos),
-        len(records),
-    )
-    return classes
 
 
 def check_features(cfg: "DictConfig", model: "VideoEncoder | VCLRModel") -> None:

@@ -1,14 +1,15 @@
 """Video files in, clips for training out: exact frame reading, view sampling, augmentation.
 
-Plain data describes what to read (`TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`:
-frame numbers) and how to augment it (`Augmentation`). Engines turn both into pixels: DALI on the
-GPU, DALI on the CPU, or PyAV with torch. `open_engine` picks one and states why; `ClipLoader`
-iterates. PyAV (`pip install "fastseq[video]"`) opens the files, also to inspect them for DALI
-(`pip install "fastseq[dali]"`).
+Plain data describes what to read (`TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`,
+`SegmentClips`: frame numbers) and how to augment it (`Augmentation`). Engines turn both into
+pixels: DALI on the GPU, DALI on the CPU, or PyAV with torch. `open_engine` picks one and states
+why; `ClipLoader` iterates. PyAV (`pip install "fastseq[video]"`) opens the files, also to inspect
+them for DALI (`pip install "fastseq[dali]"`).
 """
 
 from fastseq.video._av import VideoError
 from fastseq.video.augment import Augmentation, augment_clip, eval_draw, eval_transform
+from fastseq.video.blocks import ConsecutiveBlocks
 from fastseq.video.decode import scaled_size
 from fastseq.video.engines.choose import ENGINES, choose_engine, open_engine
 from fastseq.video.engines.pyav import PyAVEngine
@@ -32,6 +33,7 @@ __all__ = [
     "Clip",
     "ClipItems",
     "ClipLoader",
+    "ConsecutiveBlocks",
     "Engine",
     "Item",
     "Items",

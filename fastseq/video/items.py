@@ -42,8 +42,8 @@ class Video(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """Clips of T frames each: two of one video or of two, those of
-    `SegmentClips`, or the tuples of `SegmentTuples`.
+    """C clips of T frames each: two of one video or of two, those of `SegmentClips`, or the tuples
+    of `SegmentTuples`.
 
     Attributes:
         id: name of the video, or of both.

@@ -34,7 +34,8 @@ class ClipLoader:
 
     - `frames` uint8 (N, 2, T, 3, S, S), or (N, 2, T, C, 3, S, S) with C > 1 context frames;
       normalise on the device. A CUDA tensor from DALI's GPU engine, otherwise a CPU tensor.
-      (`SegmentTuples` has 2 S + 1 clips of one frame in place of 2 of T, here and below);
+      `SegmentTuples` and `SegmentClips` have 2 S + 1 and S clips of L frames in place of 2 of T,
+      here and below;
     - `steps` int64 (N, 2, T), frame numbers; `times` float64 (N, 2, T), true presentation times in
       seconds since the video's first frame, also of files with a variable frame rate (k / fps for
       videos without `times`, see `fastseq.video.items.Video`); `valid` bool (N, 2, T); `lengths`
@@ -56,8 +57,8 @@ class ClipLoader:
     mean of a part, not of the whole clip.
 
     Args:
-        items: what the clips are: `TwoViews`, `VideoPairs`, `SynchronisedViews` or
-            `SegmentTuples`.
+        items: what the clips are: `TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`
+            or `SegmentClips`.
         batch_size: N, items per batch and rank.
         engine: the engine that reads them, see `fastseq.video.open_engine`.
         seed: seed of all draws and of each epoch's order.
@@ -70,7 +71,8 @@ class ClipLoader:
         order: the order of the items, see `fastseq.video.order`: `Shuffled` (the default, with
             this seed), `Mixture` of several sources, or `ByShard`.
         part: (r, R): of every clip of T frames, the frames r T / R to (r + 1) T / R. The loaders of
-            the R parts have the same `rank` and `world_size`.
+            the R parts have the same `rank` and `world_size`. The clips of `SegmentTuples` and
+            `SegmentClips` have no parts.
         agree: function that every loader of the parts calls once per batch, with path -> reason of
             the videos that this loader could not read; it returns those of all parts, in the same
             order on each. If there are any, all parts draw the batch anew. Without it, a loader of
@@ -114,8 +116,9 @@ class ClipLoader:
     ):
         if not callable(getattr(items, "item", None)):
             raise TypeError(
-                "items must be TwoViews, VideoPairs or SegmentTuples, got "
-                f"{type(items).__name__}; pass TwoViews([probe(path) for path in paths], ...)"
+                "items must be TwoViews, VideoPairs, SynchronisedViews, SegmentTuples or "
+                f"SegmentClips, got {type(items).__name__}; pass "
+                "TwoViews([probe(path) for path in paths], ...)"
             )
         if not (hasattr(engine, "batches") and hasattr(engine, "size")):
             raise TypeError(
@@ -145,7 +148,7 @@ class ClipLoader:
             check_order(order, len(items), (rank, world_size))
         self.items, self.batch_size, self.engine, self.seed = items, batch_size, engine, seed
         self.rank, self.world_size, self.last = rank, world_size, last
-        self.part, self.agree = _as_part(part, getattr(items, "num_frames", 1)), agree
+        self.part, self.agree = _as_part(part, items), agree
         self.position = 0
         self.bad: dict[str, str] = {}
         self._order: Order = Shuffled(len(items), seed) if order is None else order
@@ -385,12 +388,17 @@ class ClipLoader:
         }
 
 
-def _as_part(part: tuple[int, int], length: int) -> tuple[int, int]:
-    """(r, R) as integers; ValueError unless clips of so many frames have R equal parts."""
+def _as_part(part: tuple[int, int], items: Items) -> tuple[int, int]:
+    """(r, R) as integers; ValueError unless the items' clips have R equal parts."""
     r, parts = (as_int("part", number, 0) for number in part)
     if not r < parts:
         raise ValueError(f"part must be (r, R) with 0 <= r < R, got {part}")
-    if length % parts:
+    length = getattr(items, "num_frames", None)
+    if parts > 1 and length is None:
+        raise ValueError(
+            f"part: the clips of {type(items).__name__} have no parts, got {part}; use (0, 1)"
+        )
+    if length is not None and length % parts:
         raise ValueError(
             f"part: clips of T = {length} frames cannot be divided into {parts} equal parts; "
             f"choose a T that is a multiple of {parts}"

@@ -23,10 +23,11 @@ def segment_starts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """First possible start of a clip in each segment, and the number of possible starts.
 
-    The video is cut into segments whose lengths differ by at most one frame, and clips of ``span``
-    frames lie inside them. If a segment has fewer than ``least`` possible starts, the starts are
-    cut into segments instead of the frames: clips then reach into the next segment, and still
-    ascend from segment to segment. Numbers below ``least``: the video is too short.
+    The video is cut into segments whose lengths differ by at most one frame, and clips that span
+    ``span`` frames lie inside them. If a segment has fewer than ``least`` possible starts, the
+    starts are cut into segments instead of the frames: clips may then reach into the next segment,
+    and their starts still ascend from segment to segment. If a number is below ``least`` even so,
+    the video is too short.
     """
     edges = np.arange(segments + 1) * num_frames // segments
     counts = np.diff(edges) - span + 1
@@ -48,8 +49,14 @@ class SegmentClips(Items):
     starts at a random place of each, see `segment_starts`. All clips share one augmentation. An
     item has S clips of L frames: `frames` of a batch are (N, S, L, 3, size, size).
 
-    A video that is shorter than a clip repeats its last frame, which `valid` marks; one with fewer
-    starts than segments has some clips twice. No video is left out because of its length.
+    A video that is shorter than a clip repeats its last frame, which `valid` marks. One with fewer
+    possible starts than segments has evenly spaced clips, some of them twice. No video is left out
+    because of its length.
+
+    With clips of one frame, and with one segment, mmaction2's `SampleFrames` draws from the same
+    distribution if S divides the number of frames and the stride is 1. For several clips of
+    several frames it always cuts the starts into segments, not the frames. It leaves out what
+    remains of the division by S, and counts a clip as L times the stride frames long.
 
     Args:
         videos: the videos to draw from; their `action` is the class.
@@ -86,7 +93,9 @@ class SegmentClips(Items):
         self.stride = as_int("stride", stride, 1)
         super().__init__(videos, augmentation, side)
         if not augmentation.per_clip:
-            raise ValueError("per_clip must be true: the clips of a video share one draw")
+            raise ValueError(
+                "per_clip must be true for SegmentClips: the clips of a video share one draw"
+            )
 
     def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item:
         video = self.videos[position]

@@ -27,15 +27,17 @@ class SegmentTuples(Items):
     included a second time with a new augmentation. These are 2 S + 1 clips: q, k, the anchor
     again. Either tuple is shuffled with probability 1/2.
 
-    Clips lie inside their segments. If a segment is too short for two clips, starts are drawn from
-    segments of all possible starts instead, see `segment_starts`.
+    Clips lie inside their segments. If a segment has fewer than two possible clips, the starts are
+    cut into segments instead of the frames, see `segment_starts`: clips of neighbouring segments
+    may then overlap.
 
     In a batch, `steps` (N, 2 S + 1, L) has the information that a loss needs: a tuple is shuffled
     where its first frames do not ascend (`order_labels`), and the anchor is the clip of q with the
     first frame of the last clip (`anchors`).
 
     Args:
-        videos: the videos to draw from; those with fewer than 2 S possible clips are left out.
+        videos: the videos to draw from; those with fewer than 2 S possible starts of a clip are
+            left out.
         augmentation: with `per_clip=False` every clip has a separate draw (VCLR's released code),
             otherwise each tuple has one; the repeated anchor always has a separate draw. The frames
             of a clip share its draw.
@@ -87,7 +89,7 @@ class SegmentTuples(Items):
     def _usable(self, videos: Sequence[Video]) -> Sequence[Video]:
         span = clip_span(self.clip_frames, self.stride)
         least = 2 * self.segments + span - 1
-        what = "frames" if self.clip_frames == 1 else f"clips over {span} frames"
+        what = "frames" if self.clip_frames == 1 else f"clips that span {span} frames"
         needed = f"{self.segments} segments of two {what} need {least}"
         counts = column(videos, "sound")
         short = counts < least

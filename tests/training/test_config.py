@@ -215,7 +215,7 @@ def test_the_divergence_needs_a_symmetric_cost():
 
 def test_what_a_resumed_run_may_change_is_where_it_runs_and_what_it_writes():
     losses = ("scl", "soft_dtw", "contrastive_idm", "lav", "gta", "ae2", "vava", "drop_dtw")
-    losses += ("lrprop", "tcc", "vclr")
+    losses += ("lrprop", "tcc", "vclr", "seco")
     assert may_change() == {
         "data.folder",
         "data.class_set",

@@ -16,7 +16,7 @@ FLOORS = [
     ["commands"],
     ["pages", "labelling"],
     ["studies", "datasets"],
-    ["carl_code", "demo"],
+    ["carl_code", "demo", "localisation"],
     ["evaluation"],
     ["loop"],
     ["runs"],

@@ -1,14 +1,15 @@
-"""Comparison of VCLR's losses: the videos of six classes, the methods, the table, a small run."""
+"""Comparison of VCLR's losses: the videos of eight classes, the methods, the table, small runs."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fastseq.video import probe
 from training import compare
-from training.demo.classes import CLASSES, FRAMES, plan_class, render_classes
+from training.demo.classes import CLASSES, FRAMES, REVERSED, plan_class, render_classes
 from training.demo.render import VideoPlan, render_video
 from training.demo.scene import ACTIONS
 from training.recipe.load import load_config
@@ -32,8 +33,22 @@ def test_classes_show_their_phases_alone():
             assert min(np.bincount(phases)[first:]) >= 4
             assert (plan.fractions >= 0).all()
             assert (plan.fractions < 1).all()
+            assert (np.diff(phases) >= 0).all() == (name not in REVERSED)
             numbers.add((plan.action, plan.split, plan.number))
     assert len(numbers) == 20 * len(CLASSES)  # each video has its own draws
+
+
+def test_a_backward_class_has_the_poses_of_its_forward_class():
+    """Only their order differs, so that a single frame cannot distinguish them."""
+    for name, forward in REVERSED.items():
+        assert CLASSES[name] == CLASSES[forward]
+        plan = plan_class(0, name, "train", 1)
+        whole = VideoPlan(plan.action, plan.split, plan.number, plan.boundaries, plan.frames)
+        assert plan.phases.tolist() == whole.phases[::-1].tolist()
+        assert plan.fractions.tolist() == whole.fractions[::-1].tolist()
+        shown, other = (render_video(one, seed=0, side=32).astype(int) for one in (plan, whole))
+        # Equal but for breathing, which depends on the frame number.
+        assert np.abs(shown - other[::-1]).mean() < 0.5 * np.abs(shown - other).mean()
 
 
 def test_rendered_classes(tmp_path):
@@ -63,13 +78,21 @@ def test_a_class_is_a_part_of_its_action():
     assert np.abs(shown.astype(int) - around.astype(int)).mean() < 3
 
 
-def test_methods_differ_in_the_weights_of_the_losses_alone():
+def test_methods_differ_in_the_losses_and_in_the_network_of_clips_alone():
     configs = {
         name: load_config(suites.VCLR_RECIPE, options)
         for name, options in suites.VCLR_METHODS.items()
     }
     losses = ("inter", "intra", "video", "order")
     used = {name: [loss for loss in losses if cfg.loss.vclr[loss]] for name, cfg in configs.items()}
+    clips = {name.removeprefix("clips_"): used.pop(name) for name in configs if "clips_" in name}
+    assert clips == {
+        "untrained": list(losses),
+        "inter": ["inter"],
+        "inter_video": ["inter", "video"],
+        "inter_video_order": ["inter", "video", "order"],
+        "all": list(losses),
+    }
     assert used == {
         "untrained": list(losses),
         "intra": ["intra"],
@@ -82,10 +105,25 @@ def test_methods_differ_in_the_weights_of_the_losses_alone():
         "all": list(losses),
     }
     for name, cfg in configs.items():
-        assert cfg.data == configs["all"].data
-        assert cfg.model == configs["all"].model
-        assert (cfg.optim == configs["all"].optim) == (name != "untrained")
+        like = configs["clips_all" if name.startswith("clips_") else "all"]
+        assert cfg.data == like.data
+        assert cfg.model == like.model
+        assert cfg.train == configs["all"].train
+        assert (cfg.optim == configs["all"].optim) == ("untrained" not in name)
+    assert configs["all"].model.backbone == "small_cnn"
+    assert configs["all"].data.tuple_frames == 1
+    assert configs["clips_all"].model.backbone == "small_cnn3d"
+    assert configs["clips_all"].data.tuple_frames == 4
     assert comparison_table.VCLR_TITLES.keys() == suites.VCLR_METHODS.keys()
+
+
+@pytest.mark.parametrize("method", ["untrained", "clips_untrained"])
+def test_networks_that_are_not_trained_only_count_their_statistics(method):
+    options = SimpleNamespace(suite="vclr", overrides=[], steps=400)
+    assert compare._overrides(method, options)[-1] == "train.steps=50"
+    assert compare._overrides(method.replace("untrained", "inter"), options)[-1] == (
+        "train.steps=400"
+    )
 
 
 def test_table_by_hand():
@@ -94,29 +132,75 @@ def test_table_by_hand():
 
     results = {"video": [result(0.5), result(0.7)], "inter": [result(0.6), result(0.6)]}
     text = comparison_table.vclr_table(results)
-    assert "| video-level alone | 0.600 ± 0.141 | 0.500 ± 0.000 | - | - | - | - |" in text
+    assert "| video-level alone | 0.600 ± 0.141 | - | 0.500 ± 0.000 | - | - | - | - |" in text
     claim = "video-level alone above inter-frame alone in linear SVM: in 1 of 2 seeds"
     assert f"- {claim} (-0.100, +0.100)." in text
     assert text.count("\n- ") == 1
 
 
-def test_a_small_comparison(tmp_path, monkeypatch, capsys):
+def test_clips_are_compared_with_clips_and_with_frames():
+    def result(svm, recall, direction):
+        values = {"linear_svm": svm, "recall_at_1": recall, "direction": direction}
+        return {"metrics": values}
+
+    results = {
+        "inter": [result(0.5, 0.4, 0.5)],
+        "clips_inter": [result(0.6, 0.5, 0.9)],
+        "clips_inter_video": [result(0.7, 0.45, 0.8)],
+    }
+    found = comparison_table.vclr_table(results).split("\n- ")[1:]
+    clips, more = "clips, inter", "clips, inter + video"
+    assert [line.strip() for line in found] == [
+        f"{more} above {clips} in linear SVM: in 1 of 1 seeds (+0.100).",
+        f"{more} above {clips} in R@1: in 0 of 1 seeds (-0.050).",
+        f"{clips} above inter-frame alone in linear SVM: in 1 of 1 seeds (+0.100).",
+        f"{clips} above inter-frame alone in direction: in 1 of 1 seeds (+0.400).",
+    ]
+
+
+def test_direction_is_measured_between_a_class_and_its_backward_class(tmp_path, monkeypatch):
+    """Features that show the direction of one action of two: 1 and 1/2 on average."""
+    index = SimpleNamespace(videos=[], classes={})
+    rows = []
+    for name in CLASSES:
+        for split in ("train", "test"):
+            for number in range(4):
+                index.videos.append(SimpleNamespace(action=name, split=split))
+                shown = (name in REVERSED) != (name.startswith("swing") and number % 2)
+                rows.append([1.0 if shown else -1.0, 0.1])
+    monkeypatch.setattr("training.data.selection.open_index", lambda cfg: index)
+    monkeypatch.setattr(
+        "training.evaluation.encoders.load_encoder", lambda run: (None, SimpleNamespace())
+    )
+    monkeypatch.setattr(
+        "training.evaluation.video_level.video_features",
+        lambda *_, **__: {"trained": np.array(rows)},
+    )
+    monkeypatch.setattr("training.runs.log.read_log", lambda run: [{"seconds": 1.0}])
+    assert suites.SUITES["vclr"].evaluate(tmp_path)["metrics"]["direction"] == 0.75
+
+
+@pytest.mark.parametrize("method", ["inter_intra", "clips_inter_video"])
+def test_a_small_comparison(method, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = ["--suite", "vclr", "--seeds", "1", "--methods", "untrained,inter_intra"]
+    arguments = ["--suite", "vclr", "--seeds", "1", "--methods", f"untrained,{method}"]
     arguments += ["--train-videos", "2", "--test-videos", "1", "--steps", "2", "--jobs", "1"]
-    small = ["augmentation.size=32", "data.cache_side=36", "data.batch_size=2"]
-    arguments += [*small, "train.log_every=1", "loss.vclr.queue_size=16"]
+    if method == "inter_intra":
+        arguments += ["augmentation.size=32", "data.cache_side=36"]
+    arguments += ["data.batch_size=2", "train.log_every=1", "loss.vclr.queue_size=16"]
     assert compare.main(arguments) == 0
     folder = Path("compare_vclr")
     table = (folder / "comparison.md").read_text()
-    saved = json.loads((folder / "seed_0/inter_intra/result.json").read_text())
-    row = next(line for line in table.splitlines() if line.startswith("| inter + intra |"))
-    assert f"| {saved['metrics']['linear_svm']:.3f} |" in row
-    assert set(saved["log"]) >= {"loss_inter", "loss_intra"}
+    saved = json.loads((folder / "seed_0" / method / "result.json").read_text())
+    title = comparison_table.VCLR_TITLES[method]
+    row = next(line for line in table.splitlines() if line.startswith(f"| {title} |"))
+    assert f"| {saved['metrics']['linear_svm']:.3f} | {saved['metrics']['direction']:.3f} |" in row
+    losses = {f"loss_{one}" for one in method.removeprefix("clips_").split("_")}
+    assert {key for key in saved["log"] if key.startswith("loss_")} == losses
     assert "time index" not in table
     capsys.readouterr()
     assert compare.main(arguments) == 0
-    assert "inter + intra, seed 0: there already" in capsys.readouterr().out
+    assert f"{title}, seed 0: there already" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         compare.main(["--suite", "vclr", "--methods", "carl"])
     assert "'carl'; expected some of untrained, intra" in capsys.readouterr().err

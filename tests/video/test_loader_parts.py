@@ -10,7 +10,14 @@ pytest.importorskip("av")
 
 from grey import FULL, LENGTHS, loader, pairs, same, views
 
-from fastseq.video import Augmentation, PyAVEngine, SegmentTuples, TooManyBadVideos, VideoError
+from fastseq.video import (
+    Augmentation,
+    PyAVEngine,
+    SegmentClips,
+    SegmentTuples,
+    TooManyBadVideos,
+    VideoError,
+)
 
 ALONG_T = ("frames", "steps", "times", "valid")
 NO_CONTRAST = Augmentation(size=16, jitter=0.0)
@@ -168,5 +175,6 @@ def test_parts_that_do_not_exist(videos):
         loader(views(videos), part=(0, 5))
     with pytest.raises(ValueError, match=r"part must be \(r, R\) with 0 <= r < R, got \(2, 2\)"):
         loader(views(videos), part=(2, 2))
-    with pytest.raises(ValueError, match="T = 1 frames cannot be divided into 2 equal parts"):
-        loader(SegmentTuples(videos, FULL), part=(0, 2))
+    for kind in (SegmentTuples, SegmentClips):
+        with pytest.raises(ValueError, match=f"the clips of {kind.__name__} have no parts"):
+            loader(kind(videos, FULL, clip_frames=4), part=(0, 2))

@@ -12,6 +12,7 @@ from fastseq.video import (
     Augmentation,
     Clip,
     ClipLoader,
+    ConsecutiveBlocks,
     Engine,
     Items,
     PyAVEngine,
@@ -69,6 +70,15 @@ def open_items(records: Sequence[VideoRecord], data_cfg: Any, augmentation: Augm
             augmentation,
             segments=data_cfg.segments,
             clip_frames=data_cfg.tuple_frames,
+            stride=data_cfg.tuple_stride,
+            side=data_cfg.cache_side,
+        )
+    if data_cfg.clips == "blocks":
+        return ConsecutiveBlocks(
+            records,
+            augmentation,
+            blocks=data_cfg.segments,
+            block_frames=data_cfg.tuple_frames,
             stride=data_cfg.tuple_stride,
             side=data_cfg.cache_side,
         )

@@ -1,10 +1,12 @@
-"""Generated videos of six classes, parts of the two actions, for methods that score whole videos.
+"""Generated videos of eight classes, parts of the two actions, for methods that score whole videos.
 
     python -m training.demo.classes FOLDER [--seed 0]
 
-A class is one or two successive phases of an action. Its videos show only these, in 60 to 180
-frames; colours, viewpoint, build and speed differ between videos. So the classes of an action share
-its scene and some frames: one class begins with the pose in which another ends.
+A class is one or two successive phases of an action, forwards or backwards. Its videos show only
+these, in 60 to 180 frames; colours, viewpoint, build and speed differ between videos. So the
+classes of an action share its scene and some frames: one class begins with the pose in which
+another ends. A class and its backward one (`REVERSED`) have the same frames in opposite order: a
+single frame cannot distinguish them, only motion can.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from training.demo.render import (
 )
 from training.demo.scene import ACTIONS
 
-GENERATOR = "training.demo.classes/1"  # raise the number whenever the pictures or labels change
+GENERATOR = "training.demo.classes/2"  # raise the number whenever the pictures or labels change
 FRAMES = (60, 180)
 CLASSES = {  # action, first and last phase shown
     "place-reach": ("place", 0, 1),
@@ -35,16 +37,37 @@ CLASSES = {  # action, first and last phase shown
     "swing-backswing": ("swing", 0, 1),
     "swing-downswing": ("swing", 2, 3),
     "swing-finish": ("swing", 4, 4),
+    "place-fetch": ("place", 2, 3),
+    "swing-rewind": ("swing", 2, 3),
 }
+REVERSED = {"place-fetch": "place-carry", "swing-rewind": "swing-downswing"}  # played backwards
 # A video's number is its seed, so videos of different classes must not share numbers.
 NUMBERS = 100_000
 
 
 @dataclass(frozen=True)
 class ClassPlan(VideoPlan):
-    """A plan in which phases outside the class have no frames."""
+    """A plan in which phases outside the class have no frames.
+
+    `boundaries` are those of the class played forwards; `phases` and `fractions` are as shown.
+    """
 
     name: str
+
+    @property
+    def phases(self) -> np.ndarray:
+        return self._in_order(self._forwards.phases)
+
+    @property
+    def fractions(self) -> np.ndarray:
+        return self._in_order(self._forwards.fractions)
+
+    @property
+    def _forwards(self) -> VideoPlan:
+        return VideoPlan(self.action, self.split, self.number, self.boundaries, self.frames)
+
+    def _in_order(self, values: np.ndarray) -> np.ndarray:
+        return values[::-1] if self.name in REVERSED else values
 
     @property
     def id(self) -> str:
@@ -93,7 +116,7 @@ def render_classes(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m training.demo.classes", description="Render videos of six classes."
+        prog="python -m training.demo.classes", description="Render videos of eight classes."
     )
     parser.add_argument("folder", type=Path, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")

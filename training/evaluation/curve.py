@@ -43,10 +43,14 @@ KEYS = (
 )
 # Those of VCLR's protocol, of runs with model.encoder=vclr; they need videos of several actions.
 VIDEO_KEYS = ("linear_svm", "recall_at_1")
+# Those of the classifier of actions of runs with model.encoder=tsn.
+ACTION_KEYS = ("top_1", "mean_class_accuracy")
 
 
 def recorded_keys(cfg: Any) -> tuple[str, ...]:
     """The metrics that evaluations of a run can have, depending on the labels."""
+    if cfg.model.encoder == "tsn":
+        return ACTION_KEYS
     return KEYS + (VIDEO_KEYS if cfg.model.encoder == "vclr" else ())
 
 
@@ -84,7 +88,8 @@ def best_checkpoint(cfg: Any, run_dir: Path) -> BestCheckpoint | None:
 
 
 def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None] | None:
-    """The function that `train` calls every ``train.evaluate_every`` steps, see `StepEvaluation`.
+    """The function that `train` calls every ``train.evaluate_every`` steps, see `StepEvaluation`
+    and `ActionEvaluation`.
 
     None if the key is null, and, with a warning, if there are no labels. Warns if
     ``train.keep_best`` chooses on the test videos.
@@ -95,6 +100,8 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
     if cfg.train.evaluate_every is None:
         return None
     metric = cfg.train.keep_best
+    if cfg.model.encoder == "tsn":
+        return _action_evaluation(cfg, model)
     missing = {}
     index = open_index(cfg, check=False)  # the loader has just checked
     scored = scored_split(cfg, index)
@@ -118,7 +125,14 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
         reasons = "; ".join(dict.fromkeys(missing.values()))
         logger.warning("train.evaluate_every: nothing is evaluated: %s", reasons)
         return None
-    if metric is not None and scored == cfg.data.test_split:
+    _warn_of_choice(cfg, scored)
+    records = [record for found in videos.values() for record in found]
+    return StepEvaluation(cfg, model, index, records, scored, keys)
+
+
+def _warn_of_choice(cfg: Any, scored: str) -> None:
+    """Warn if ``train.keep_best`` chooses on the test videos."""
+    if cfg.train.keep_best is not None and scored == cfg.data.test_split:
         logger.warning(
             "train.keep_best chooses on the %s videos, because no video has the split %r: the kept "
             "checkpoint's figures on them are too good. Set that split for some videos in "
@@ -126,8 +140,79 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
             scored,
             cfg.data.val_split,
         )
-    records = [record for found in videos.values() for record in found]
-    return StepEvaluation(cfg, model, index, records, scored, keys)
+
+
+def _action_evaluation(cfg: Any, model: Any) -> ActionEvaluation | None:
+    """The evaluation of a classifier of actions; None, with a warning, without scored videos."""
+    from training.data.selection import videos_of_split
+    from training.loop.labels import ActionClasses
+
+    index = open_index(cfg, check=False)
+    scored = scored_split(cfg, index)
+    names = [name for (name,) in ActionClasses(videos_of_split(index, cfg.data.train_split)).names]
+    records = [one for one in index.videos.where(split=scored) if one.action in names]
+    if not records:
+        reason = f"no video of the split {scored!r} has an action of the training videos"
+        if cfg.train.keep_best is not None:
+            raise UserError(f"train.keep_best={cfg.train.keep_best} cannot be computed: {reason}")
+        logger.warning("train.evaluate_every: nothing is evaluated: %s", reason)
+        return None
+    _warn_of_choice(cfg, scored)
+    return ActionEvaluation(cfg, model, records, names, scored)
+
+
+class ActionEvaluation:
+    """The metrics ACTION_KEYS of a classifier in training, on one view of each segment.
+
+    A video's scores are averaged over the central crop of the clip in the middle of each segment.
+    The state of the training is not affected, as by `StepEvaluation`.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        model: Any,
+        records: Sequence[VideoRecord],
+        classes: Sequence[str],
+        scored: str,
+    ) -> None:
+        self.cfg, self.model, self.classes, self.scored = cfg, model, classes, scored
+        self.records = [*records]
+        self.left_out = LeftOut()  # named once, then skipped
+        self._first = True
+
+    def __call__(self) -> dict[str, Any] | None:
+        """``{"split": name, "metrics": {key: value}, "time_index": {}}`` with ACTION_KEYS.
+
+        None, with a warning, if the scores are not finite or no video can be read.
+        """
+        from training.data.views import views_of
+        from training.evaluation.action import classify_videos
+        from training.evaluation.action_scores import action_metrics
+
+        try:
+            with _undisturbed(self.model):
+                found = classify_videos(
+                    self.model,
+                    self.records,
+                    self.cfg,
+                    self.classes,
+                    views_of(self.cfg),
+                    left_out=self.left_out,
+                    progress=self._first,
+                )
+            self._first = False
+            self.records = self.left_out.kept(self.records)
+            require_some(self.records, self.scored, self.cfg.data.folder)
+        except UserError as error:
+            logger.warning("not evaluated: %s", error)
+            return None
+        metrics = action_metrics(found.scores, found.labels)
+        return {
+            "split": self.scored,
+            "metrics": {key: metrics[key] for key in ACTION_KEYS},
+            "time_index": {},
+        }
 
 
 def scored_split(cfg: Any, index: Selection) -> str:

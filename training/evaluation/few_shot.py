@@ -24,10 +24,10 @@ def write_few_shot(file: Path, rows: Mapping[str, Mapping[str, Any]]) -> Path | 
     if not scored:
         return None
     from training.evaluation.plots import few_shot_curves  # loads matplotlib
-    from training.runs.folder import few_shot_picture  # loads torch
+    from training.runs.folder import picture_beside  # loads torch
 
     score = next(iter(next(iter(scored.values()))))
-    picture = few_shot_picture(file)
+    picture = picture_beside(file, "few_shot")
     curves = {row: found[score] for row, found in scored.items()}
     few_shot_curves(curves, picture, label=COLUMNS[score])
     return picture

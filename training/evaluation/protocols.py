@@ -151,6 +151,10 @@ COLUMNS = {
     "recall_at_10": "R@10",
     "recall_at_20": "R@20",
     "recall_at_50": "R@50",
+    # The scores of a classifier of videos (action.py).
+    "top_1": "top-1",
+    "top_5": "top-5",
+    "mean_class_accuracy": "mean class accuracy",
     # Windows of synchronised videos (synchronised.py).
     "sync_error": "nearest frame, frames",
     "sync_error_seconds": "same, seconds",

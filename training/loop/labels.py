@@ -1,8 +1,9 @@
-"""Classes of frames, for losses that learn from labels."""
+"""Classes of frames and of videos, for losses that learn from labels."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,21 @@ import torch
 
 from fastseq.video import ClipLoader, Item
 from fastseq.video.columns import column, take
-from training.support.command import UserError
+from training.data.folders import labels_file, prepare
+from training.recipe.errors import ConfigError
+from training.support.command import UserError, counted
 from training.support.files import write_text
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from training.data.index import VideoRecord
+    from training.data.selection import Selection
+
+logger = logging.getLogger(__name__)
 
 CLASSES = "classes.json"
+NO_ACTION = "all"  # the action of a video whose labels name none
 
 
 class FrameClasses:
@@ -94,13 +103,40 @@ class FrameClasses:
         )
 
 
-class LabelledLoader(ClipLoader):
-    """A `ClipLoader` whose batches also have ``labels``: int64 (N, 2, T), -1 = no class.
+class ActionClasses:
+    """The class of each training video: its action, numbered in alphabetical order.
 
-    Frames that repeat the last one of a short video have its class; ``valid`` excludes them.
+    Args:
+        videos: the training videos.
+
+    Attributes:
+        names: (action,) of each class.
+        videos: the videos that have an action, in their order.
     """
 
-    def __init__(self, *args: Any, classes: FrameClasses, **options: Any) -> None:
+    def __init__(self, videos: Sequence[VideoRecord]) -> None:
+        actions = column(videos, "action")
+        self.videos = take(videos, np.flatnonzero(actions != NO_ACTION))
+        self.names = [(name,) for name in sorted(set(actions.tolist()) - {NO_ACTION})]
+        self._numbers = {name: number for number, (name,) in enumerate(self.names)}
+
+    def of(self, action: str) -> int:
+        """The number of an action's class; -1 = no training video has this action."""
+        return self._numbers.get(action, -1)
+
+    def of_item(self, item: Item, context: int = 1) -> np.ndarray:
+        """int64 (): the class of an item's video."""
+        return np.array(self.of(item.action), dtype=np.int64)
+
+
+class LabelledLoader(ClipLoader):
+    """A `ClipLoader` whose batches also have ``labels``, int64, -1 = no class.
+
+    With `FrameClasses` their shape is (N, 2, T); frames that repeat the last one of a short video
+    have its class, and ``valid`` excludes them. With `ActionClasses` it is (N,).
+    """
+
+    def __init__(self, *args: Any, classes: FrameClasses | ActionClasses, **options: Any) -> None:
         super().__init__(*args, **options)
         self.classes = classes
 
@@ -110,18 +146,70 @@ class LabelledLoader(ClipLoader):
         return super()._batch(items, frames) | {"labels": torch.from_numpy(labels)}
 
 
-def write_classes(run_dir: Path, names: Sequence[tuple[str, str]]) -> None:
-    """Write RUN/classes.json: ``{"classes": [[action, phase], ...]}``, in the order of logits."""
+def classes_of(
+    cfg: DictConfig, index: Selection, records: Sequence[VideoRecord]
+) -> FrameClasses | ActionClasses | None:
+    """The classes that the recipe's losses learn, or None if none learns from labels.
+
+    Sets the key ``classes`` of the loss to their number; ConfigError if it has another value, or if
+    the training videos do not have the labels that it needs.
+    """
+    again = f"{labels_file(index)} and run {prepare(index)}"
+    if cfg.loss.action.weight:
+        section, options = "loss.action", cfg.loss.action
+        classes = ActionClasses(records)
+        if len(classes.names) < 2:
+            raise ConfigError(
+                f"{section}: the {len(records)} videos of the split {cfg.data.train_split!r} have "
+                f"{counted(len(classes.names), 'action')}, expected at least 2: "
+                f'write "action" for each video in {again}'
+            )
+    elif cfg.loss.classification.weight:
+        section, options = "loss.classification", cfg.loss.classification
+        classes = FrameClasses(records, index.classes, options.label_share, options.label_videos)
+        if not classes.videos:
+            raise ConfigError(
+                f"{section}: none of the {len(records)} videos of the split "
+                f"{cfg.data.train_split!r} has phase labels, which it learns from: write {again}"
+            )
+    else:
+        return None
+    number = len(classes.names)
+    if options.classes not in (None, number):
+        raise ConfigError(
+            f"{section}.classes: got {options.classes}, the labels of the training videos have "
+            f"{number} classes; leave the key out"
+        )
+    options.classes = number
+    logger.info(
+        "classes: %d, learned from the labels of %d of %d training videos",
+        number,
+        len(classes.videos),
+        len(records),
+    )
+    return classes
+
+
+def write_classes(run_dir: Path, names: Sequence[tuple[str, ...]]) -> None:
+    """Write RUN/classes.json: ``{"classes": [[action, phase], ...]}``, in the order of logits.
+
+    Classes of videos are ``[action]``.
+    """
     write_text(run_dir / CLASSES, json.dumps({"classes": [*map(list, names)]}) + "\n")
 
 
-def check_classes(run_dir: Path, names: Sequence[tuple[str, str]]) -> None:
-    """UserError if RUN/classes.json has other classes: the labels changed before a resume."""
+def read_classes(run_dir: Path) -> list[tuple[str, ...]] | None:
+    """The classes of RUN/classes.json, see `write_classes`; None if there is no such file."""
     path = run_dir / CLASSES
     if not path.is_file():
-        return
-    before = [tuple(one) for one in json.loads(path.read_text(encoding="utf-8"))["classes"]]
-    if before != list(names):
+        return None
+    return [tuple(one) for one in json.loads(path.read_text(encoding="utf-8"))["classes"]]
+
+
+def check_classes(run_dir: Path, names: Sequence[tuple[str, ...]]) -> None:
+    """UserError if RUN/classes.json has other classes: the labels changed before a resume."""
+    before = read_classes(run_dir)
+    if before is not None and before != list(names):
         raise UserError(
             f"--resume: {run_dir} was trained with the classes {_listed(before)}, and the labels "
             f"now have {_listed(names)}. Restore the labels, or start a new run with "
@@ -129,6 +217,6 @@ def check_classes(run_dir: Path, names: Sequence[tuple[str, str]]) -> None:
         )
 
 
-def _listed(names: Sequence[tuple[str, str]]) -> str:
-    shown = ", ".join(f"{action}: {phase}" for action, phase in names[:8])
+def _listed(names: Sequence[tuple[str, ...]]) -> str:
+    shown = ", ".join(": ".join(name) for name in names[:8])
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown

@@ -16,12 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from fastseq.video import ClipLoader, TooManyBadVideos
+from training.loop.action_step import ActionStep
+from training.loop.dpc_step import DPCStep
 from training.loop.meter import Meter
 from training.loop.optimizer import check_optimizer, make_optimizer
 from training.loop.pair_step import PairStep
 from training.loop.precision import precision_name, precision_of
 from training.loop.resuming import check_shards, same_ranks
 from training.loop.schedule import learning_rate, milestone_shares, total_steps, warmup_share
+from training.loop.seco_step import SeCoStep
 from training.loop.step import GradientStep, StepResult
 from training.loop.vclr_step import VCLRStep
 from training.models import VCLRModel, VideoEncoder
@@ -52,6 +55,9 @@ from training.support.lost import is_communication
 from training.support.signals import ENDING, Signals
 
 logger = logging.getLogger(__name__)
+
+# Losses that are trained by another step than `PairStep`; none is combined with others.
+STEPS = {"vclr": VCLRStep, "seco": SeCoStep, "dpc": DPCStep, "action": ActionStep}
 
 
 class NonFiniteError(UserError):
@@ -92,8 +98,11 @@ def set_deterministic(cfg: DictConfig) -> None:
 
 
 def step_class(cfg: DictConfig) -> type[GradientStep]:
-    """The class that trains a recipe; nowhere else does the loop ask whether it is VCLR."""
-    return VCLRStep if cfg.loss.vclr.weight else PairStep
+    """The class that trains a recipe; nowhere else does the loop ask which loss it has."""
+    for loss, step in STEPS.items():
+        if cfg.loss[loss].weight:
+            return step
+    return PairStep
 
 
 def check_loss(cfg: DictConfig, device: torch.device) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,7 +18,8 @@ from training.models.vclr import VCLRModel
 from training.support.distributed import gather_rows, rank, world_size
 
 
-def _options(cfg: DictConfig) -> dict[str, Any]:
+def loss_options(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of `fastseq.vclr_loss` in the recipe's section of VCLR or SeCo."""
     return {"temperature": cfg.temperature, "form": cfg.form, "backend": cfg.backend}
 
 
@@ -43,7 +44,7 @@ class _Losses(nn.Module):
     def __init__(self, model: VCLRModel, cfg: DictConfig) -> None:
         super().__init__()
         self.encoder, self.order = model.encoder, model.order
-        self.options = _options(cfg)
+        self.options = loss_options(cfg)
 
     def forward(
         self,
@@ -95,6 +96,7 @@ class VCLRStep(GradientStep):
     """
 
     section = "loss.vclr"
+    terms: type[nn.Module] = _Losses
 
     def __init__(
         self,
@@ -104,9 +106,15 @@ class VCLRStep(GradientStep):
         device: torch.device,
         precision: torch.dtype,
     ) -> None:
-        options, names = cfg.loss.vclr, list(model.encoder.heads)
+        options, names = OmegaConf.select(cfg, self.section), list(model.encoder.heads)
         super().__init__(
-            cfg, model, optimizer, device, precision, module=_Losses(model, options), names=names
+            cfg,
+            model,
+            optimizer,
+            device,
+            precision,
+            module=self.terms(model, options),
+            names=names,
         )
         self.weights = torch.tensor(
             [options.weight * options[name] for name in names], device=device
@@ -122,7 +130,7 @@ class VCLRStep(GradientStep):
             inter=(z[:, 0], z, z[0].float()),
             intra=(z[:, 0], z[:, 0], z),
             order=(z, z, labels, lambda x: x[:, :4]),
-            **_options(cfg.loss.vclr),
+            **loss_options(cfg.loss.vclr),
         )
 
     @staticmethod
@@ -158,20 +166,23 @@ class VCLRStep(GradientStep):
     def _loss(
         self, batch: dict[str, Any], shares: Sequence[float]
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        steps = batch["steps"]
-        anchor, labels, queries, others = (
-            x.to(self.device, non_blocking=True)
-            for x in (anchors(steps), order_labels(steps), _queries(steps), _others(steps))
+        queries, others, *rest = (
+            x.to(self.device, non_blocking=True) for x in self._numbers(batch["steps"])
         )
         clips = batch["frames"].to(self.device, non_blocking=True)
         with autocast(self.device, self.precision):
             keys = self._keys(clips, others)
             queues = {name: queue.features for name, queue in self.model.queues.items()}
-            losses, features = self.module(clips, queries, keys, queues, anchor, labels)
+            losses, features = self.module(clips, queries, keys, queues, *rest)
         self.new_keys.append({name: keys[name] for name in queues})
         losses = losses * losses.new_tensor(shares)
         total = (self.weights.to(losses.dtype) * losses).sum()
         return total, list(losses), features.detach().flatten(0, 1)
+
+    @staticmethod
+    def _numbers(steps: Tensor) -> tuple[Tensor, ...]:
+        """Numbers of the queries and of the keys' clips, then the last arguments of the losses."""
+        return _queries(steps), _others(steps), anchors(steps), order_labels(steps)
 
     @torch.no_grad()
     def _keys(self, clips: Tensor, others: Tensor) -> dict[str, Tensor]:

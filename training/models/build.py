@@ -10,12 +10,16 @@ from training.models.all_weights import load_all_weights
 from training.models.backbone import Backbone
 from training.models.carl import CarlModel
 from training.models.conv3d import ContextEncoder
+from training.models.dpc import build_dpc
 from training.models.encoder import VideoEncoder
 from training.models.function import FunctionBackbone, is_function
 from training.models.heads import build_heads
 from training.models.resnet import DEPTHS, ResNet, resnet_stages
 from training.models.resnet3d import NETWORKS, ResNet3d, resnet3d_stages
+from training.models.seco import SeCoModel
 from training.models.timm_backbone import TimmBackbone, is_timm
+from training.models.tsm import ShiftedResNet
+from training.models.tsn import build_tsn
 from training.models.vclr import LOSSES, VCLREncoder, VCLRModel
 from training.models.weights import find_weights, load_backbone_weights
 from training.support.command import UserError
@@ -91,6 +95,8 @@ def build_backbone(cfg: "ModelConfig") -> Backbone:
         return small_cnn.SmallCNN(cfg.image_size, cfg.train_from)
     if cfg.backbone == "small_cnn3d":
         return small_cnn3d.SmallCNN3d(cfg.image_size, cfg.train_from)
+    if cfg.shift:
+        return ShiftedResNet(RESNETS[cfg.backbone], *stages, share=cfg.shift)
     if cfg.backbone in RESNETS:
         return ResNet(RESNETS[cfg.backbone], *stages)
     if cfg.backbone == "efficientnet_lite0":
@@ -138,20 +144,25 @@ def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRM
     # Convolutions over frames are several times faster in the channels-last layout.
     layout = torch.channels_last_3d if backbone.clips else torch.channels_last
     backbone.to(memory_format=layout)
+    if cfg.encoder == "tsn":
+        return build_tsn(config, backbone)
+    if cfg.encoder == "dpc":
+        return build_dpc(config, backbone)
     calls = {
         "chunk_frames": config.train.chunk_frames,
         "checkpointing": config.train.checkpointing,
     }
     if cfg.encoder == "vclr":
-        loss = config.loss.vclr
+        loss = config.loss.seco if config.loss.seco.weight else config.loss.vclr
         encoder = VCLREncoder(
             backbone,
-            [name for name in LOSSES if loss[name]],
+            [name for name in LOSSES if loss.get(name)],
             hidden=cfg.projection_hidden,
             size=cfg.projection_size,
             **calls,
         )
-        return VCLRModel(
+        model = SeCoModel if loss is config.loss.seco else VCLRModel
+        return model(
             encoder,
             segments=config.data.segments,
             queue_size=loss.queue_size,

@@ -14,16 +14,15 @@ from omegaconf.errors import OmegaConfBaseException
 from training.data.folders import names_of
 from training.data.label_values import SPLITS, known_hint
 from training.models import check_backbone
+from training.recipe.action import check_action
+from training.recipe.dpc import check_dpc
+from training.recipe.errors import ConfigError
 from training.recipe.losses import LossConfig, loss_terms
 from training.recipe.schema import RENAMED, Config
 from training.support.command import UserError
 
 TRAINING_FOLDER = Path(__file__).parents[1]
 SPLIT_TIME_LOSSES = ("scl", "classification")  # those with data.split_time above 1
-
-
-class ConfigError(UserError):
-    """A recipe or an override that cannot be used; the message names the key."""
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -257,21 +256,23 @@ def _check_weights(config: DictConfig) -> None:
 
 
 def _check_vclr(config: DictConfig, losses: list[str]) -> None:
-    """VCLR's losses, clips and encoder are used together and with nothing else."""
-    others = [name for name in losses if name != "vclr"]
+    """The losses, clips and encoder of VCLR or SeCo are used together and with nothing else."""
     needed = {"data.clips": "tuples", "model.encoder": "vclr"}
     have = {key: OmegaConf.select(config, key) == value for key, value in needed.items()}
-    if "vclr" in losses:
+    parts = {"vclr": ("inter", "intra", "video", "order"), "seco": ("inter", "intra", "order")}
+    name = next((name for name in parts if name in losses), None)
+    others = [other for other in losses if other != name]
+    if name is not None:
         if others:
-            raise ConfigError(f"loss.vclr cannot be combined with loss.{others[0]}")
+            raise ConfigError(f"loss.{name} cannot be combined with loss.{others[0]}")
         for key, value in needed.items():
             if not have[key]:
                 got = OmegaConf.select(config, key)
-                raise ConfigError(f"loss.vclr needs {key}={value}, got {got}")
-        vclr = config.loss.vclr
-        if not (vclr.inter or vclr.intra or vclr.video or vclr.order):
+                raise ConfigError(f"loss.{name} needs {key}={value}, got {got}")
+        if not any(config.loss[name][part] for part in parts[name]):
+            first = ", ".join(parts[name][:-1])
             raise ConfigError(
-                "loss.vclr: inter, intra, video and order are all 0; set at least one"
+                f"loss.{name}: {first} and {parts[name][-1]} are all 0; set at least one"
             )
         if config.data.num_context > 1:
             raise ConfigError(
@@ -282,10 +283,17 @@ def _check_vclr(config: DictConfig, losses: list[str]) -> None:
             raise ConfigError(
                 f"data.segments: a tuple has at least 2 segments, got {config.data.segments}"
             )
+        if name == "seco" and config.data.segments != 2:
+            raise ConfigError(
+                "data.segments: loss.seco compares the two halves of a video, expected 2, got "
+                f"{config.data.segments}"
+            )
     else:
         for key, value in needed.items():
             if have[key]:
-                raise ConfigError(f"{key}={value} works only with loss.vclr, got loss.{others[0]}")
+                raise ConfigError(
+                    f"{key}={value} works only with loss.vclr or loss.seco, got loss.{others[0]}"
+                )
         if not config.augmentation.per_clip:
             raise ConfigError(
                 "augmentation.per_clip: false works only with data.clips=tuples, got "
@@ -324,6 +332,8 @@ def _check_loss_and_data(config: DictConfig) -> None:
         names = ", ".join(f"loss.{f.name}.weight" for f in fields(LossConfig))
         raise ConfigError(f"loss: every weight is 0; set the weight of at least one of {names}")
     _check_vclr(config, losses)
+    check_action(config, losses)
+    check_dpc(config, losses)
     _check_split_time(config, losses)
     options = config.loss.classification
     chosen = [key for key in ("label_share", "label_videos") if options[key] not in (1, None)]

@@ -275,6 +275,37 @@ class SpeedConfig:
 
 
 @dataclass
+class SeCoConfig:
+    """``weight`` times the weighted sum of SeCo's three losses; one with weight 0 is left out.
+
+    Needs data.clips=tuples with data.segments=2, and model.encoder=vclr.
+    """
+
+    weight: float | None = loss_weight()
+    inter: float = at_least(1.0, 0)
+    intra: float = at_least(1.0, 0)
+    order: float = at_least(1.0, 0)
+    temperature: float = above(0.1, 0)
+    form: str = one_of("code", *VCLR_FORMS)  # of intra, see fastseq.intra_nce
+    queue_size: int = at_least(131072, 1)  # keys in the queue
+    momentum: float = share(0.999)  # of the encoder that computes the keys
+    backend: str = backend()
+
+
+@dataclass
+class DPCConfig:
+    """DPC: the maps of the last blocks of a video, predicted from those of the first ones.
+
+    Needs data.clips=blocks and model.encoder=dpc. Negatives: the other places, blocks and videos of
+    the batch.
+    """
+
+    weight: float | None = loss_weight()
+    predict: int = at_least(3, 1)  # blocks that are predicted, of the data.segments blocks
+    dropout: float = part(0.1)  # of the recurrent network's state
+
+
+@dataclass
 class LossConfig:
     """The minimised sum of weight times loss. If no weight is set, SCL has weight 1."""
 
@@ -295,6 +326,8 @@ class LossConfig:
     action: ActionConfig = field(default_factory=ActionConfig)
     sal: SaLConfig = field(default_factory=SaLConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    seco: SeCoConfig = field(default_factory=SeCoConfig)
+    dpc: DPCConfig = field(default_factory=DPCConfig)
 
 
 def loss_terms(cfg: Any) -> list[tuple[str, float, dict[str, Any]]]:

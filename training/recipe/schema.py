@@ -40,7 +40,9 @@ class DataConfig:
     two synchronised videos of one event (`fastseq.video.SynchronisedViews`); "tuples", VCLR's
     tuples (`fastseq.video.SegmentTuples`; keys segments, anchor, reversal, tuple_frames,
     tuple_stride); "segments", a clip of each segment of a labelled video
-    (`fastseq.video.SegmentClips`; keys segments, tuple_frames, tuple_stride).
+    (`fastseq.video.SegmentClips`; keys segments, tuple_frames, tuple_stride); "blocks", DPC's
+    consecutive blocks (`fastseq.video.ConsecutiveBlocks`; segments blocks of tuple_frames frames,
+    tuple_stride apart).
     """
 
     # A folder that python -m training.prepare has prepared, or a list of several: [penn, my_clips].
@@ -52,7 +54,7 @@ class DataConfig:
     where: WhereConfig = field(default_factory=WhereConfig)
     # The classes of the phases if labels.json has several sets, such as gym99; null: the first.
     class_set: str | None = anything(None, may_change=True)
-    clips: str = one_of("views", "views", "videos", "synchronised", "tuples", "segments")
+    clips: str = one_of("views", "views", "videos", "synchronised", "tuples", "segments", "blocks")
     num_frames: int = at_least(240, 2)  # T, frames per clip
     batch_size: int = at_least(4, 1)  # items per batch, over all ranks; each has two clips
     # R: so many consecutive ranks share every clip, and each decodes and encodes num_frames / R of
@@ -97,12 +99,13 @@ class ModelConfig:
     ``encoder``: "fve", CARL's frame-level video encoder; "conv3d", that of TCC and LAV:
     convolutions over a frame and its context, no attention, no positions; "vclr": the backbone
     alone, with one head of ``projection_hidden`` and ``projection_size`` for each of VCLR's losses;
-    "tsn", a temporal segment network: the backbone and a linear classifier of actions.
+    "tsn", a temporal segment network: the backbone and a linear classifier of actions; "dpc": the
+    backbone and a recurrent network over the maps of blocks.
     """
 
-    encoder: str = one_of("fve", "fve", "conv3d", "vclr", "tsn")
+    encoder: str = one_of("fve", "fve", "conv3d", "vclr", "tsn", "dpc")
     # small_cnn, resnet18, 34, 50, 101, efficientnet_lite0; timm:NAME; package.module:function. Of
-    # clips, with encoder vclr or tsn: small_cnn3d, r3d_18, r3d_50, r2plus1d_18, s3d.
+    # clips, with encoder vclr, tsn or dpc: small_cnn3d, r3d_18, r3d_50, r2plus1d_18, s3d.
     backbone: str = "resnet50"
     backbone_to: str = "last"  # last stage that runs: last, stride8, stride16, or a stage's name
     # TSM: this share of the channels, 1 / shift, is taken from the frame before, and as much from

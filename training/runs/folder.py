@@ -39,6 +39,7 @@ RUN_CONTENTS += (
     "classes.json",
     "embeddings",
     "few_shot.png",
+    "confusion.png",
     "report.html",
     "pictures",
     "retrieval.png",
@@ -79,15 +80,14 @@ def contents(run_dir: Path) -> list[Path]:
         if path not in found and _of_other_choice(path):
             found.append(path)
     others = [path for path in found if path.name.startswith("evaluation_")]
-    found += [picture for one in others if (picture := few_shot_picture(one)).exists()]
+    for kind in ("few_shot", "confusion"):
+        found += [one for other in others if (one := picture_beside(other, kind)).exists()]
     return found
 
 
-def few_shot_picture(evaluation: Path) -> Path:
-    """The few-shot curves beside an evaluation's file: RUN/few_shot_val.png for that of val."""
-    return evaluation.with_name(evaluation.name.replace("evaluation", "few_shot", 1)).with_suffix(
-        ".png"
-    )
+def picture_beside(evaluation: Path, kind: str) -> Path:
+    """The picture of an evaluation's file: RUN/few_shot_val.png for that of val."""
+    return evaluation.with_name(evaluation.name.replace("evaluation", kind, 1)).with_suffix(".png")
 
 
 def _of_other_choice(path: Path) -> bool:

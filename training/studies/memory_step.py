@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PARTS = ("frames", "frozen", "layer4", "transformer", "loss")
 # Those of data.clips=tuples and segments; loss includes the heads.
 CLIP_PARTS = ("frames", "keys", "frozen", "layer4", "loss")
-SHORT_CLIPS = ("tuples", "segments")  # kinds of data.clips whose length is data.tuple_frames
+SHORT_CLIPS = ("tuples", "segments", "blocks")  # of data.clips: lengths are data.tuple_frames
 WARM_UP_FRAMES = 8
 
 

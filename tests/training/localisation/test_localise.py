@@ -1,0 +1,232 @@
+"""training.extract --format bmn and gtad, and training.localise, from videos to the table."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from training import extract, localise, prepare, train
+from training.demo.untrimmed import render_untrimmed
+from training.evaluation.embed import load_embeddings
+from training.localisation.annotations import Annotated, write_annotations
+from training.localisation.evaluate import BMN_ROW, RANDOM_ROW, UNIFORM_ROW
+from training.localisation.formats import feature_path, write_features
+
+QUICK = ["--epochs", "2", "--channels", "4", "--samples", "4"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Untrimmed videos and a run that has seen them for a step; tests must not change them."""
+    folder = tmp_path_factory.mktemp("untrimmed")
+    render_untrimmed(folder / "videos", train=4, test=2, side=32, progress=False)
+    assert prepare.main([str(folder / "videos")]) == 0
+    overrides = [f"data.folder={folder / 'videos'}", f"train.run_dir={folder / 'run'}"]
+    overrides += ["train.steps=1", "train.device=cpu", "data.batch_size=2", "augmentation.size=32"]
+    assert train.main(["recipes/vclr_demo.yaml", *overrides]) == 0
+    return folder
+
+
+@pytest.fixture
+def features(tmp_path):
+    """Features that tell where a segment is and of which class, and its annotations."""
+    rng = np.random.default_rng(0)
+    videos = []
+    for number in range(50):
+        seconds = float(rng.uniform(20, 60))
+        count = int(rng.integers(1, 3))
+        edges = np.sort(rng.choice(np.arange(1, 20), 2 * count, replace=False)) / 20
+        labels = tuple(rng.choice(["run", "jump"], count).tolist())
+        split = "train" if number < 40 else "test"
+        segments = seconds * edges.reshape(-1, 2)
+        videos.append(Annotated(f"v_{number}", seconds, 600, split, segments, labels))
+        values = rng.standard_normal((20, 3)).astype(np.float32) * 0.3
+        for (start, stop), label in zip(edges.reshape(-1, 2) * 20, labels, strict=True):
+            values[round(start) : round(stop), 0 if label == "run" else 1] += 2
+        write_features(feature_path(tmp_path / "features", "bmn", 20, f"v_{number}"), values)
+    write_annotations(tmp_path / "features", videos)
+    return tmp_path / "features"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Without the pictures, which take most of the time of a short training."""
+    for name in ("recall_curves", "proposal_bars"):
+        monkeypatch.setattr(f"training.localisation.pictures.{name}", lambda *_: None)
+
+
+def test_bmn_beats_the_baselines(features, tmp_path, capsys):
+    options = ["--epochs", "20", "--channels", "8", "--samples", "8", "--lr", "5e-3"]
+    assert localise.main([str(features), "--out", str(tmp_path / "out"), *options]) == 0
+    content = json.loads((tmp_path / "out/localisation.json").read_text())
+    assert content["videos"] == {"train": 40, "test": 10, "left_out": {}}
+    rows = {name: one["metrics"] for name, one in content["rows"].items()}
+    assert [*rows] == [BMN_ROW, RANDOM_ROW, UNIFORM_ROW]
+    assert rows[BMN_ROW]["AUC"] > 0.85
+    for other in (RANDOM_ROW, UNIFORM_ROW):
+        assert rows[BMN_ROW]["AUC"] > rows[other]["AUC"] + 0.1
+        assert rows[BMN_ROW]["average mAP"] > rows[other]["average mAP"] + 0.3
+    losses = content["rows"][BMN_ROW]["losses"]
+    assert losses[-1] < losses[0] / 2
+    out = capsys.readouterr().out
+    assert f"{100 * rows[BMN_ROW]['AUC']:.1f}" in out
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert {*results} == {"version", "results", "external_data"}
+    truth = json.loads((features / "activity_net.json").read_text())["database"]
+    assert {*results["results"]} == {n for n, one in truth.items() if one["subset"] == "testing"}
+    for name, found in results["results"].items():
+        assert 0 < len(found) <= 100
+        for one in found:
+            assert 0 <= one["segment"][0] < one["segment"][1] <= truth[name]["duration"] + 1e-6
+            assert one["label"] in ("run", "jump")
+    for picture in ("ar_an.png", "proposals.png"):
+        assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_weights_can_be_loaded(features, tmp_path, no_pictures):
+    import torch
+
+    from training.localisation.model import BMN
+
+    arguments = [str(features), "--out", str(tmp_path / "out"), *QUICK, "--no-random-row"]
+    assert localise.main(arguments) == 0
+    weights = torch.load(tmp_path / "out/bmn.pth", weights_only=True)
+    BMN(3, 20, channels=4, samples=4).load_state_dict(weights)
+    assert weights["std"][2] == pytest.approx(0.3, abs=0.02)  # of the third feature, all noise
+    rows = json.loads((tmp_path / "out/localisation.json").read_text())["rows"]
+    assert [*rows] == [BMN_ROW, UNIFORM_ROW]
+
+
+def test_the_same_seed_gives_the_same_figures(features, tmp_path, no_pictures):
+    found = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        options = [*QUICK, "--seed", seed, "--no-random-row"]
+        assert localise.main([str(features), "--out", str(tmp_path / name), *options]) == 0
+        content = json.loads((tmp_path / name / "localisation.json").read_text())
+        found.append(content["rows"][BMN_ROW])
+    assert found[0] == found[1] != found[2]
+
+
+def test_from_videos_to_the_table(made, tmp_path, capsys, no_pictures):
+    for form in ("npz", "bmn", "gtad"):
+        arguments = [str(made / "run"), "--out", str(tmp_path / form), "--format", form]
+        assert extract.main([*arguments, "--steps", "25"]) == 0
+    out = capsys.readouterr().out
+    assert "6 videos of 25 steps written" in out
+    names = sorted(path.stem for path in (tmp_path / "bmn/csv_mean_25").iterdir())
+    assert names == sorted(path.stem for path in (tmp_path / "gtad").glob("*.npy"))
+    assert len(names) == 6
+    rows = np.loadtxt(tmp_path / f"bmn/csv_mean_25/{names[0]}.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(rows, np.load(tmp_path / f"gtad/{names[0]}.npy"), rtol=1e-4)
+    embeddings = load_embeddings(tmp_path / f"npz/{names[0][2:]}.mp4.npz")["embeddings"]
+    assert rows.shape == (25, embeddings.shape[1])
+    whole = embeddings.mean(axis=0) * np.sqrt(embeddings.shape[1])
+    np.testing.assert_allclose(rows.mean(axis=0), whole, atol=0.02)
+    labels = json.loads((made / "videos/labels.json").read_text())["videos"]
+    annotations = json.loads((tmp_path / "bmn/anet_anno.json").read_text())
+    for name, entry in annotations.items():
+        expected = labels[f"{name.removeprefix('v_')}.mp4"]["segments"]
+        found = [(*one["segment"], one["label"]) for one in entry["annotations"]]
+        assert [one[2] for one in found] == [one[2] for one in expected]
+        np.testing.assert_allclose(
+            [one[:2] for one in found], [[a / 30, b / 30] for a, b, _ in expected], atol=1e-5
+        )
+    metrics = []
+    for form, more in (("bmn", []), ("npz", ["--folder", str(made / "videos")])):
+        arguments = [str(tmp_path / form), "--out", str(tmp_path / f"out_{form}"), *more, *QUICK]
+        assert localise.main([*arguments, "--no-random-row"]) == 0
+        content = json.loads((tmp_path / f"out_{form}/localisation.json").read_text())
+        assert content["segments"]["train"] > 0
+        metrics.append(content["rows"][UNIFORM_ROW]["metrics"]["AUC"])
+    assert metrics[0] == pytest.approx(metrics[1])
+    assert metrics[0] > 0.3
+
+
+def test_extract_leaves_out_what_cannot_be_read(made, tmp_path, capsys):
+    shutil.copytree(made / "videos", tmp_path / "videos")
+    (tmp_path / "videos/train_001.mp4").unlink()
+    labels = json.loads((tmp_path / "videos/labels.json").read_text())
+    del labels["videos"]["train_001.mp4"]
+    del labels["videos"]["train_002.mp4"]["segments"]
+    (tmp_path / "videos/labels.json").write_text(json.dumps(labels))
+    assert prepare.main([str(tmp_path / "videos")]) == 0
+    broken = tmp_path / "videos/train_000.mp4"
+    stamp = broken.stat()
+    broken.write_bytes(b"\0" * stamp.st_size)
+    os.utime(broken, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    arguments = [str(made / "run"), "--out", str(tmp_path / "out"), "--format", "gtad"]
+    arguments += ["--folder", str(tmp_path / "videos"), "--no-store"]
+    capsys.readouterr()
+    assert extract.main(arguments) == 3
+    out = capsys.readouterr().out
+    assert "4 videos of 100 steps written" in out
+    assert "1 video without segments" in out
+    assert "train_000.mp4" in out
+    found = json.loads((tmp_path / "out/anet_anno.json").read_text())
+    assert {*found} == {"v_train_003", "v_test_000", "v_test_001"}
+    assert (tmp_path / "out/v_train_002.npy").is_file()
+
+
+def test_videos_without_features_are_left_out(features, tmp_path, capsys, no_pictures):
+    (features / "csv_mean_20/v_3.csv").unlink()
+    arguments = [str(features), "--out", str(tmp_path / "out"), *QUICK, "--no-random-row"]
+    assert localise.main(arguments) == 3
+    content = json.loads((tmp_path / "out/localisation.json").read_text())
+    assert content["videos"] == {
+        "train": 39,
+        "test": 10,
+        "left_out": {"v_3": "no file of features"},
+    }
+    assert "v_3: no file of features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("subset", "message"),
+    [("testing", "no video in the split 'train'"), ("training", "no video in the split 'test'")],
+)
+def test_both_splits_are_needed(features, tmp_path, capsys, subset, message):
+    path = features / "anet_anno.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({n: x for n, x in content.items() if x["subset"] == subset}))
+    assert localise.main([str(features), "--out", str(tmp_path / "out"), *QUICK]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_validation_is_scored_where_there_is_no_test(features, tmp_path, no_pictures):
+    path = features / "anet_anno.json"
+    path.write_text(path.read_text().replace('"testing"', '"validation"'))
+    arguments = [str(features), "--out", str(tmp_path / "out"), *QUICK, "--no-random-row"]
+    assert localise.main(arguments) == 0
+    assert json.loads((tmp_path / "out/localisation.json").read_text())["split"] == "val"
+
+
+def test_without_annotations(features, tmp_path, capsys):
+    (features / "anet_anno.json").unlink()
+    assert localise.main([str(features), "--out", str(tmp_path / "out")]) == 2
+    assert "has no anet_anno.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--epochs", "0"], ["--lr", "-1"], ["--seed", "-1"], ["--batch-size", "0"]]
+)
+def test_wrong_options(wrong, capsys):
+    with pytest.raises(SystemExit) as ended:
+        localise.main(["features", "--out", "out", *wrong])
+    assert ended.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        extract.main(["run", "--out", "out", "--steps", "1"])
+
+
+def test_two_videos_of_one_name(made, tmp_path, capsys):
+    shutil.copytree(made / "videos", tmp_path / "videos")
+    shutil.copy(tmp_path / "videos/test_000.mp4", tmp_path / "videos/test_000.mov")
+    assert prepare.main([str(tmp_path / "videos")]) == 0
+    arguments = [str(made / "run"), "--out", str(tmp_path / "out"), "--format", "bmn"]
+    capsys.readouterr()
+    assert extract.main([*arguments, "--folder", str(tmp_path / "videos"), "--no-store"]) == 2
+    assert "would both be written as v_test_000; rename one" in capsys.readouterr().err
+    assert not [*(tmp_path / "out").rglob("*.csv")]

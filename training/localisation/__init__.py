@@ -1,0 +1,1 @@
+"""Temporal action localisation on features of whole videos: BMN, its proposals, their metrics."""
