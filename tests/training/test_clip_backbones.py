@@ -8,7 +8,7 @@ from narrow import narrow_resnet3d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from training.models import build_model
+from training.models import build_model, load_backbone_weights
 from training.models.resnet3d import NETWORKS, ResNet3d
 from training.models.s3d import S3D
 from training.models.small_cnn3d import SmallCNN3d
@@ -137,6 +137,27 @@ def test_stages_of_resnets(name):
     assert [network.layer2.training, network.layer3.training] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("network", "classifier"),
+    [
+        (lambda: S3D("all", "mixed3"), "classifier.1"),
+        (lambda: narrow_resnet3d("r2plus1d_18", "all", "layer2"), "fc"),
+    ],
+    ids=["s3d", "r2plus1d_18"],
+)
+def test_files_of_whole_networks_load(tmp_path, network, classifier):
+    """A file as torchvision's, of all stages and the classifier, into the first stages."""
+    part = network()
+    whole = S3D() if classifier == "classifier.1" else narrow_resnet3d("r2plus1d_18")
+    file = {name: torch.full_like(value, 2) for name, value in whole.state_dict().items()}
+    file |= {f"{classifier}.weight": torch.zeros(3, 4), f"{classifier}.bias": torch.zeros(3)}
+    torch.save(file, tmp_path / "file.pth")
+    report = load_backbone_weights(part, tmp_path / "file.pth")
+    assert report.missing == []
+    assert report.loaded == len(part.state_dict()) < len(whole.state_dict())
+    assert all((value == 2).all() for value in part.state_dict().values())
+
+
 @pytest.mark.parametrize(("pool", "features"), [("mean", 2), ("max", 2), ("grid", 32)])
 def test_pools_of_clips(pool, features):
     network = narrow_resnet3d("r3d_18", "all", "last", pool)
@@ -250,7 +271,7 @@ def test_frames_of_whole_videos_have_the_clip_around_them(length, stride):
         got = model.encode(videos)
         assert got.shape == (2, 9, model.backbone.out_features)
         for frame in range(9):
-            numbers = [frame + stride * (k - (length - 1) // 2) for k in range(length)]
+            numbers = [frame + stride * (k - length // 2) for k in range(length)]
             clip = videos[:, [min(max(number, 0), 8) for number in numbers]]
             expected = model.clip_features(clip[:, None])[:, 0]
             torch.testing.assert_close(got[:, frame], expected, rtol=1e-4, atol=1e-5)

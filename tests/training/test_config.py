@@ -132,7 +132,8 @@ def test_saved_configuration_loads_back_the_same(tmp_path):
         (
             "model.backbone=resnet35",
             "model.backbone: expected one of small_cnn, resnet18, resnet34, resnet50, resnet101, "
-            "efficientnet_lite0, timm:NAME or package.module:function, got 'resnet35'",
+            "efficientnet_lite0, small_cnn3d, r3d_18, r3d_50, r2plus1d_18, s3d, timm:NAME or "
+            "package.module:function, got 'resnet35'",
         ),
         ("model.backbone=a.b", "model.backbone: expected one of small_cnn"),
         (

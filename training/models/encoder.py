@@ -84,9 +84,9 @@ class VideoEncoder(nn.Module):
         If nothing in the backbone is trained, they have no gradient and can be stored.
 
         With a backbone of clips, the features of a frame are those of a clip of L = ``clip_frames``
-        frames, ``clip_stride`` apart. Frame number ceil(L / 2) of the clip is the frame itself.
-        Places before the first and after the last frame repeat that frame. Only the clips of one
-        chunk exist at a time.
+        frames, ``clip_stride`` apart. Frame L // 2 of the clip, counted from 0, is the frame
+        itself. Places before the first and after the last frame repeat that frame. Only the clips
+        of one chunk exist at a time.
 
         Args:
             frames: (N, T, 3, H, W), uint8 RGB in 0 to 255, or floating point in 0 to 1.
@@ -99,7 +99,7 @@ class VideoEncoder(nn.Module):
 
     def _clips_around(self, videos: int, frames: int) -> Tensor:
         """int64 (videos * frames, L): the rows of the frames of the clip around each frame."""
-        offsets = torch.arange(self.clip_frames) - (self.clip_frames - 1) // 2
+        offsets = torch.arange(self.clip_frames) - self.clip_frames // 2
         places = torch.arange(frames)[:, None] + self.clip_stride * offsets
         first = frames * torch.arange(videos)[:, None, None]
         return (first + places.clamp(0, frames - 1)).flatten(0, 1)

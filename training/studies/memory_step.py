@@ -4,6 +4,7 @@ Reads {"recipe", "overrides", "frames"} as JSON from stdin, writes the measureme
 of several ranks that torchrun starts, it writes the measurement of the rank with the highest peak.
 """
 
+import copy
 import json
 import os
 import sys
@@ -15,7 +16,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import OmegaConf
 
 from training.loop.precision import precision_name
 from training.loop.random_batch import random_batch
@@ -157,7 +157,8 @@ def _part_of_batch(cfg: "Config", step: GradientStep, frames: int) -> dict[str, 
     Clips of tuples and of segments have no padding.
     """
     if cfg.data.clips in SHORT_CLIPS:
-        step.cfg = OmegaConf.merge(cfg, {"data": {"tuple_frames": frames}})
+        step.cfg = copy.deepcopy(cfg)
+        step.cfg.data.tuple_frames = frames
         return _whole_batch(step, cfg.data.batch_size)
     split = step.split
     if split is None:
