@@ -10,7 +10,7 @@ import numpy as np
 from fastseq.video.arguments import as_int
 from fastseq.video.augment import Augmentation
 from fastseq.video.columns import chosen, column, values_of
-from fastseq.video.items import Item, Video
+from fastseq.video.items import Item, Video, times_of
 from fastseq.video.segments import SegmentClips, clip_span
 
 
@@ -87,5 +87,5 @@ class ConsecutiveBlocks(SegmentClips):
             valid=item.valid.reshape(shape),
             num_frames=item.num_frames.repeat(self.blocks),
             fps=item.fps.repeat(self.blocks),
-            times=item.times.reshape(shape),
+            times=times_of(self.videos[position], steps),
         )

@@ -17,6 +17,7 @@ from training.evaluation.encoders import (
     Encoder,
     load_compared_encoders,
 )
+from training.evaluation.video_ranking import KS, ranked, recalls
 from training.evaluation.videos import (
     known_doubts,
     open_index,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 NAME = "vclr"
 FRAMES = 30
 CLIPS = 10  # of backbones of clips, as R(2+1)D, https://arxiv.org/abs/1711.11248
-KS = (1, 5, 10, 20, 50)
 
 
 def evaluate_video_level(
@@ -220,14 +220,8 @@ def video_scores(
 
     svm = LinearSVC(C=1.0, dual=False, fit_intercept=False, max_iter=10_000)
     accuracy = float(svm.fit(train, train_labels).score(test, test_labels))
-    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (train, test)]
-    order = np.argsort(-(unit[1] @ unit[0].T), axis=1, kind="stable")
-    hits = train_labels[order] == test_labels[:, None]
-    recalls = {
-        f"recall_at_{k}": float(hits[:, :k].any(1).mean()) if k <= len(train) else float("nan")
-        for k in KS
-    }
-    return {"linear_svm": accuracy} | recalls
+    order, _ = ranked(test, train)
+    return {"linear_svm": accuracy} | recalls(train_labels[order] == test_labels[:, None])
 
 
 def definitions(classes: int, clip: tuple[int, int] | None = None) -> dict[str, str]:

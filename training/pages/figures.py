@@ -175,6 +175,27 @@ def embedding_map(
     ]
 
 
+def confusion(evaluation: Path) -> list[str]:
+    """The confusion matrix, confusion*.png, beside its evaluation*.json.
+
+    `python -m training.evaluate --protocol action` writes both.
+    """
+    picture = evaluation.with_suffix(".png")
+    picture = picture.with_name(picture.name.replace("evaluation", "confusion", 1))
+    if not (evaluation.is_file() and picture.is_file()):
+        return []
+    if "confusion" not in json.loads(evaluation.read_text(encoding="utf-8")):
+        return []
+    return [
+        "<h2>Which actions are confused</h2>",
+        html.paragraph(
+            "A row is the true action of the test videos, a column the action that the network "
+            "scores highest."
+        ),
+        html.picture(picture, "confusion matrix of the actions"),
+    ]
+
+
 def few_shot(evaluation: Path) -> list[str]:
     """The picture of few-shot classification, few_shot*.png, beside its evaluation*.json.
 

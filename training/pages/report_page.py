@@ -77,6 +77,7 @@ def write_report(
             store=store,
             left_out=left_out,
         ),
+        *figures.confusion(evaluation),
         *figures.few_shot(evaluation),
         *([similarity_map()] if with_player else ()),
         *sections.retrieval(videos, index, pictures, kind),

@@ -51,6 +51,7 @@ VERDICTS = {
     "classification": "{} of the test frames are classified as the right phase",
     "weighted_f1": "phases of test frames are classified with an F1 of {}",
     "linear_svm": "{} of the test videos are classified as the right action",
+    "top_1": "{} of the test videos are classified as the right action",
 }
 ROWS = (
     *(TRAINED, TIME_INDEX, BACKBONE, BACKBONE_CENTRED, UNTRAINED),
@@ -70,6 +71,8 @@ SHORT = (
     ("ap_at_5", "AP@5", None),
     ("map_at_10", "mAP@10", None),
     ("linear_svm", "linear SVM, share right", None),
+    ("top_1", "top-1", None),
+    ("mean_class_accuracy", "mean class accuracy", None),
     ("recall_at_1", "R@1", None),
 )
 
