@@ -4,6 +4,9 @@ Tensors are named as in the model's state dict. A .safetensors file also holds t
 configuration, as YAML under "config" in its metadata; safetensors.torch.load_file reads the weights
 without running code. A .pt or .pth file holds the state dict alone, for
 torch.load(weights_only=True).
+
+--layout torchvision, mmaction2 or timm writes the backbone, and a classifier of actions, under the
+names of that project; model.weights reads such a file too.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.evaluation.stored import add_checkpoint
-from training.runs.weight_writers import WRITERS
+from training.runs.weight_writers import LAYOUTS, OWN, export_weights, writers
 from training.support.command import UserError, make_folder, run_command
 
 
@@ -23,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run directory of `python -m training.train`")
     parser.add_argument("out", type=Path, help="file to write, such as model.safetensors")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default=OWN, help="whose names the tensors get (default: own)"
+    )
     add_checkpoint(parser)
     args = parser.parse_args(argv)
 
@@ -35,14 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{args.out} exists already; --overwrite replaces it")
         if args.out.is_dir():
             raise UserError(f"{args.out} is a folder; name a file, such as model.safetensors")
-        writer = WRITERS.get(args.out.suffix.lower())
+        known = writers(args.layout)
+        writer = known.get(args.out.suffix.lower())
         if writer is None:
             raise UserError(
                 f"{args.out} ends in {args.out.suffix or 'nothing'}; expected a file name that "
-                f"ends in one of {', '.join(WRITERS)}"
+                f"ends in one of {', '.join(known)} for --layout {args.layout}"
             )
         model, cfg = load_run(args.run, checkpoint=args.checkpoint)
-        weights = model.state_dict()
+        exported = None if args.layout == OWN else export_weights(model, cfg, args.layout)
+        weights = model.state_dict() if exported is None else exported.weights
         make_folder(args.out.parent)
         try:
             writer(args.out, weights, cfg)
@@ -50,6 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{args.out} was not written: {error}") from error
         size = args.out.stat().st_size / 1e6
         print(f"written: {args.out}, {len(weights)} tensors, {size:.1f} MB")
+        if exported is None:
+            return
+        mean, std = ([round(x, 4) for x in pixels] for pixels in exported.pixels)
+        print(f"network of {args.layout}: {exported.network}")
+        print(f"its pixels: RGB in 0 to 1, minus {mean}, divided by {std}")
+        if exported.left_out:
+            parts = ", ".join(f"{part} ({count})" for part, count in exported.left_out.items())
+            print(f"left out, because {args.layout} has no counterpart: {parts}")
+        for note in exported.notes:
+            print(f"differs: {note}")
 
     return run_command(command)
 

@@ -32,6 +32,7 @@ def both(folder: Path) -> dict:
     return {
         "steps": two_steps(folder, "loss.action.label_smoothing=0.1"),
         "parts": two_steps(folder, "train.accumulate=2"),
+        "clips": two_steps(folder, "model.backbone=small_cnn3d", "data.tuple_frames=4"),
     }
 
 

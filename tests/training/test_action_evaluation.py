@@ -26,6 +26,7 @@ from training.evaluation.action_scores import (
 )
 from training.evaluation.confusion import SHOWN, confusion_picture
 from training.models import small_cnn
+from training.runs.folder import contents
 from training.runs.model import load_run
 from training.train import main
 
@@ -162,8 +163,9 @@ def test_probabilities():
 def test_scores_or_probabilities_are_averaged():
     scores = torch.tensor([[[4.0, 0.0, 1.0], [0.0, 3.0, 1.0], [0.0, 0.5, 0.1]]])
     model = torch.nn.Linear(1, 1)
-    model.clip_scores = lambda clips: scores
-    clips = torch.zeros(3, 1, 3, 2, 2)
+    model.clip_scores = lambda clips: scores[:, clips[0, :, 0, 0, 0, 0].long()]
+    # Clips of 50 frames, whose pixels are their numbers, are passed to the model one by one.
+    clips = torch.arange(3)[:, None, None, None, None].expand(3, 50, 3, 2, 2)
     np.testing.assert_allclose(video_scores(model, clips, "score"), scores[0].mean(0), rtol=1e-6)
     wanted = scores[0].softmax(1).mean(0)
     np.testing.assert_allclose(video_scores(model, clips, "prob"), wanted, rtol=1e-6)
@@ -249,6 +251,10 @@ def test_evaluate_writes_metrics_classes_and_the_picture(run, capsys):
     counts[1, scores["d"].argmax()] += 1
     counts[0, scores["f"].argmax()] += 1
     assert result["confusion"] == counts.tolist()
+
+    assert evaluate.main([run, "--protocol", "action", "--split", "train"]) == 0
+    found = {path.name for path in contents(Path(run))}  # what --overwrite removes
+    assert {"confusion.png", "confusion_train.png", "classes.json"} <= found
 
 
 def test_videos_that_cannot_be_read_are_left_out(run, capsys):

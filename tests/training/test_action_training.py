@@ -19,6 +19,7 @@ from training.data.index import build_index
 from training.evaluation.curve import step_evaluation
 from training.loop.trainer import Trainer
 from training.models import small_cnn
+from training.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from training.recipe.load import ConfigError, load_config
 from training.runs.log import read_log
 from training.runs.model import initial_model, load_run
@@ -92,6 +93,27 @@ def test_other_classes_are_refused_on_resume(recipe, capsys):
     assert main([recipe, "train.run_dir=run", "train.steps=5", "--resume"]) == 2
     error = capsys.readouterr().err
     assert "trained with the classes catch, run, jump, and the labels now have catch, run" in error
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_networks_of_clips_train_and_classify(recipe, stride, capsys):
+    options = ["model.backbone=small_cnn3d", "data.segments=2", "data.tuple_frames=4"]
+    options += [f"data.tuple_stride={stride}", "train.chunk_frames=null"]
+    assert main([recipe, *options, "--dry-run"]) == 0
+    assert "2 videos x 2 clips of 4 frames = 16 frames of 16 px" in capsys.readouterr().out
+    assert main([recipe, *options, "train.run_dir=run"]) == 0
+    assert all(0 < line["loss"] < 5 for line in read_log("run"))
+    model, cfg = load_run("run")
+    (batch,) = segments(cfg).stream(1)
+    with torch.no_grad():
+        scores, features = model.classify(batch["frames"])
+        clip = batch["frames"][1, 1].movedim(1, 0)[None].float() / 255
+        mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        vector = model.backbone((clip - mean) / std)[0]
+    torch.testing.assert_close(features[1, 1], vector, rtol=1e-4, atol=1e-5)
+    assert scores.shape == (2, 3)
+    before = load_run("run", untrained=True)[0].backbone.state_dict()
+    assert not same(model.backbone.state_dict(), before)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -227,13 +249,15 @@ def test_labels_that_do_not_fit(labelled, capsys, actions, options, said_):
 
 
 def test_evaluations_keep_the_best_checkpoint(labelled, caplog):
-    write(labelled, a="pour", b="swing", c="swing", d=("pour", "val"))
+    (labelled / "e.mp4").write_bytes((labelled / "a.mp4").read_bytes())
+    write(labelled, a="pour", b="swing", c="swing", d=("pour", "val"), e=("fly", "val"))
     options = ["train.evaluate_every=1", "train.keep_best=top_1", "train.steps=3"]
     assert main([*ARGUMENTS, *options, "train.run_dir=run"]) == 0
     lines = [json.loads(line) for line in Path("run/evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all(line["split"] == "val" for line in lines)
     assert all(set(line["metrics"]) == {"top_1", "mean_class_accuracy"} for line in lines)
+    assert "1 of 2 val videos are not scored, because no training video has" in caplog.text
     best = max(line["metrics"]["top_1"] for line in lines)
     assert json.loads(Path("run/best.json").read_text())["value"] == best
     # The training is the same without evaluations.

@@ -284,7 +284,7 @@ class Vit(SmallCNN):
 
     def __init__(self):
         nn.Module.__init__(self)
-        self.left_out = ()
+        self.name, self.left_out = "vit", ()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
         self.pos_embed = nn.Parameter(torch.zeros(1, 5, 4))
         self.patch_embed = nn.Sequential()

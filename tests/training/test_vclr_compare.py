@@ -78,7 +78,7 @@ def test_a_class_is_a_part_of_its_action():
     assert np.abs(shown.astype(int) - around.astype(int)).mean() < 3
 
 
-def test_methods_differ_in_the_losses_and_in_the_network_of_clips_alone():
+def test_methods_differ_in_the_losses_and_those_of_clips_in_the_network_and_optimizer():
     configs = {
         name: load_config(suites.VCLR_RECIPE, options)
         for name, options in suites.VCLR_METHODS.items()
@@ -109,9 +109,12 @@ def test_methods_differ_in_the_losses_and_in_the_network_of_clips_alone():
         assert cfg.data == like.data
         assert cfg.model == like.model
         assert cfg.train == configs["all"].train
-        assert (cfg.optim == configs["all"].optim) == ("untrained" not in name)
+        assert (cfg.optim == like.optim) == ("untrained" not in name)
     assert configs["all"].model.backbone == "small_cnn"
     assert configs["all"].data.tuple_frames == 1
+    assert configs["all"].optim.name == "sgd"
+    assert configs["clips_all"].optim.name == "adam"
+    assert configs["clips_untrained"].optim.lr == 0
     assert configs["clips_all"].model.backbone == "small_cnn3d"
     assert configs["clips_all"].data.tuple_frames == 4
     assert comparison_table.VCLR_TITLES.keys() == suites.VCLR_METHODS.keys()

@@ -84,17 +84,14 @@ def _labels(args: argparse.Namespace) -> None:
 
 
 def _checkpoint(args: argparse.Namespace) -> None:
-    from omegaconf import OmegaConf
-
     from training.carl_code.checkpoint import convert_checkpoint
     from training.models import build_model
-    from training.runs.checkpoint import CheckpointError, load_weights, save_checkpoint
-    from training.runs.weight_writers import write_safetensors
+    from training.runs.checkpoint import CheckpointError, load_weights
+    from training.runs.weight_writers import write_run
 
     converted, weights = convert_checkpoint(args.file)
     cfg = _check(converted.recipe)
     cfg.data.folder = str(Path(args.folder).resolve()) if args.folder else ""
-    cfg.train.run_dir = str(args.out)
     model = build_model(cfg, load_weights=False)
     if not any(name.startswith("projection.") for name in weights):  # trained without it
         state = model.state_dict()
@@ -104,10 +101,7 @@ def _checkpoint(args: argparse.Namespace) -> None:
     except CheckpointError as error:
         raise UserError(f"{args.file}: {error}") from error
     _refuse_existing(args.out)
-    args.out.mkdir(parents=True)
-    OmegaConf.save(cfg, args.out / "config.yaml", resolve=True)
-    save_checkpoint(args.out / "checkpoints", 0, {"model": weights})
-    write_safetensors(args.out / "model.safetensors", weights, cfg)
+    write_run(args.out, weights, cfg)
     _report(converted)
     print(f"written: {args.out}, {len(weights)} tensors, also as {args.out / 'model.safetensors'}")
 

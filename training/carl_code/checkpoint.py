@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from training.carl_code.recipe import Converted, convert_config
+from training.models.layouts import CHILDREN
 from training.support.command import UserError
 
-_BACKBONE = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3"}
+# layer4 is not among the children of the released backbone.
+_BACKBONE = {place: child for place, child in CHILDREN.items() if child != "layer4"}
 _LAYER = r"embed\.video_encoder\.enc_layers\.(\d+)\."
 # Regular expression of a released name -> our name; the rest of the name stays.
 _NAMES = [

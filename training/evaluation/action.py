@@ -228,9 +228,14 @@ def video_scores(model: TSNModel, clips: torch.Tensor, average: str) -> np.ndarr
     """float64 (C,): the mean of the scores or probabilities of clips (K, L, 3, H, W)."""
     import torch
 
+    from training.models.encoder import CHUNK_FRAMES
+
     device = next(model.parameters()).device
+    # A few clips at a time: train.chunk_frames=0 would keep all views of a video in memory.
+    parts = clips.split(max(1, CHUNK_FRAMES // clips.shape[1]))
     with torch.inference_mode():
-        scores = model.clip_scores(clips[None].to(device))[0].double().cpu().numpy()
+        made = [model.clip_scores(part[None].to(device))[0] for part in parts]
+    scores = torch.cat(made).double().cpu().numpy()
     return (softmax(scores) if average == "prob" else scores).mean(0)
 
 

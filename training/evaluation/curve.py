@@ -132,14 +132,20 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
 
 def _warn_of_choice(cfg: Any, scored: str) -> None:
     """Warn if ``train.keep_best`` chooses on the test videos."""
-    if cfg.train.keep_best is not None and scored == cfg.data.test_split:
-        logger.warning(
-            "train.keep_best chooses on the %s videos, because no video has the split %r: the kept "
-            "checkpoint's figures on them are too good. Set that split for some videos in "
-            "labels.json to choose on those",
-            scored,
-            cfg.data.val_split,
-        )
+    if cfg.train.keep_best is None or scored != cfg.data.test_split:
+        return
+    if cfg.data.val_split == scored:
+        reason, remedy = "which data.test_split names too", "Set data.val_split to another split"
+    else:
+        reason = f"because no video has the split {cfg.data.val_split!r}"
+        remedy = "Set that split for some videos in labels.json"
+    logger.warning(
+        "train.keep_best chooses on the %s videos, %s: the kept checkpoint's figures on them are "
+        "too good. %s to choose on those",
+        scored,
+        reason,
+        remedy,
+    )
 
 
 def _action_evaluation(cfg: Any, model: Any) -> ActionEvaluation | None:
@@ -150,13 +156,22 @@ def _action_evaluation(cfg: Any, model: Any) -> ActionEvaluation | None:
     index = open_index(cfg, check=False)
     scored = scored_split(cfg, index)
     names = [name for (name,) in ActionClasses(videos_of_split(index, cfg.data.train_split)).names]
-    records = [one for one in index.videos.where(split=scored) if one.action in names]
+    found = [*index.videos.where(split=scored)]
+    records = [one for one in found if one.action in names]
     if not records:
         reason = f"no video of the split {scored!r} has an action of the training videos"
         if cfg.train.keep_best is not None:
             raise UserError(f"train.keep_best={cfg.train.keep_best} cannot be computed: {reason}")
         logger.warning("train.evaluate_every: nothing is evaluated: %s", reason)
         return None
+    if len(records) < len(found):
+        logger.warning(
+            "train.evaluate_every: %d of %d %s videos are not scored, because no training video "
+            "has their action",
+            len(found) - len(records),
+            len(found),
+            scored,
+        )
     _warn_of_choice(cfg, scored)
     return ActionEvaluation(cfg, model, records, names, scored)
 

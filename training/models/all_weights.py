@@ -2,11 +2,13 @@
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from training.models.released import Released, find_released
 from training.models.weight_file import examples, read_run_tensors
 from training.models.weights import WeightReport, common_prefix, is_counter
 
@@ -57,6 +59,10 @@ def load_all_weights(
     the other run's videos. A head of a loss may differ: it then keeps its initial values, which the
     log tells. The file's heads of other losses are not used.
 
+    A model of VCLR also accepts a checkpoint of VCLR's or SeCo's code, or of MoCo v2, and a conv3d
+    encoder one of LAV's code. Heads that such a file lacks, or has in another shape, keep their
+    initial values.
+
     Args:
         key: names that the prefix must contain, as in `load_backbone_weights`.
 
@@ -65,12 +71,17 @@ def load_all_weights(
     """
     tensors = read_run_tensors(path, key)
     own = {name: value for name, value in model.state_dict().items() if not _STAYS.match(name)}
-    prefix = common_prefix(tensors, own, path, key)
-    inside = {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix) and not _STAYS.match(name.removeprefix(prefix))
-    }
+    released = find_released(tensors, own, key)
+    if released is not None:
+        prefix = ""  # the names in errors are those of this project
+        own, inside = _without_unlike(released.tensors, own, released, path)
+    else:
+        prefix = common_prefix(tensors, own, path, key)
+        inside = {
+            name.removeprefix(prefix): value
+            for name, value in tensors.items()
+            if name.startswith(prefix) and not _STAYS.match(name.removeprefix(prefix))
+        }
     fresh = _unlike_heads(inside, own)
     for head in sorted(fresh):
         logger.info(
@@ -91,7 +102,39 @@ def load_all_weights(
         raise _misfit(path, what, left[0], inside[left[0]], None, config)
     taken = {name: inside[name] for name in own if name in inside}
     model.load_state_dict(taken, strict=False)
+    if released is not None:
+        return WeightReport(path, released.place, len(taken), [], [], released.source)
     return WeightReport(path, prefix, len(taken), [], [])
+
+
+def _without_unlike(
+    theirs: dict[str, Tensor], ours: dict[str, Tensor], released: Released, path: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The model's and the file's entries without the heads that differ, which are logged whole."""
+
+    def head(name: str) -> str:
+        """The head of an entry, without the number of the layer: "encoder.heads.inter"."""
+        return name.rpartition(".")[0].rstrip(".0123456789")
+
+    def optional(names: Iterable[str]) -> set[str]:
+        return {name for name in names if re.match(released.may_lack, name)}
+
+    unlike = {
+        head(name)
+        for name in optional(ours) | optional(theirs)
+        if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
+    }
+    logger.info("%s is a file of %s: %s", path, released.source, released.note)
+    for name in sorted(unlike & {head(one) for one in ours}):
+        logger.info("%s starts from random values, as %s has none like it", name, path)
+    return tuple(
+        {
+            name: value
+            for name, value in side.items()
+            if not (re.match(released.may_lack, name) and head(name) in unlike)
+        }
+        for side in (ours, theirs)
+    )
 
 
 def _head_of(name: str) -> str | None:

@@ -142,7 +142,8 @@ def build_model(config: "Config", *, load_weights: bool = True) -> VideoEncoder 
 def _build_encoder(config: "Config", backbone: Backbone) -> VideoEncoder | VCLRModel:
     cfg = config.model
     # Convolutions over frames are several times faster in the channels-last layout.
-    layout = torch.channels_last_3d if backbone.clips else torch.channels_last
+    # A network of clips has 3-D convolutions, unless it shifts between images.
+    layout = torch.channels_last_3d if backbone.clips and not cfg.shift else torch.channels_last
     backbone.to(memory_format=layout)
     if cfg.encoder == "tsn":
         return build_tsn(config, backbone)

@@ -88,7 +88,6 @@ class ShiftedResNet(ResNet):
         for stage in stages:
             for block in stage[::every]:
                 block.conv1 = _ShiftedConv.taking_over(block.conv1, share)
-        self.to(memory_format=torch.channels_last)  # several times faster
 
     def run_stage(self, name: str, x: Tensor) -> Tensor:
         clips, frames = len(x), x.shape[2]

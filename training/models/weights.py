@@ -3,6 +3,7 @@
 import logging
 import re
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from training.models.backbone import Backbone
+from training.models.layouts import OWN, Layout, layouts_of, network_of
 from training.models.weight_file import examples, read_run_tensors
 from training.support.checkpoint_files import newest_checkpoint
 
@@ -30,12 +32,14 @@ class WeightReport:
     loaded: int
     missing: list[str]
     unexpected: list[str]
+    layout: str = OWN.name  # of the file's names
 
     def __str__(self) -> str:
         tops = Counter(name.partition(".")[0] for name in self.unexpected)
         unused = ", ".join(f"{top} ({count})" for top, count in tops.items())
+        layout = "" if self.layout == OWN.name else f" (names of {self.layout})"
         return (
-            f"{self.loaded} entries loaded from {_shown(self.taken)} of {self.path}, "
+            f"{self.loaded} entries loaded from {_shown(self.taken)} of {self.path}{layout}, "
             f"{len(self.missing)} missing, {len(self.unexpected)} not used"
             f"{f': {unused}' if unused else ''}"
         )
@@ -80,14 +84,18 @@ def load_backbone_weights(
 
     The backbone's names (torchvision's for a ResNet) are searched under any common prefix, which
     consists of containers ("state_dict", "model", "teacher") and names ("module.", "encoder_q.",
-    "backbone."). If they are found more than once, a network is preferred to its moving average
-    (MoCo's and BYOL's ``encoder_k``, ``momentum``, ``target``, ``ema``); in other cases ``key``
-    must choose. SimCLR's ``v1.weight`` is read as ``conv1.weight``. Entries are compared after
-    ``backbone.adapt``, which for example interpolates positions of another image size.
+    "backbone."). The file may also have the names of mmaction2, timm or LAV's code, see
+    `training.models.layouts`. If the names are found more than once, a network is preferred to its
+    moving average (MoCo's and BYOL's ``encoder_k``, ``momentum``, ``target``, ``ema``); in other
+    cases ``key`` must choose. SimCLR's ``v1.weight`` is read as ``conv1.weight``. Entries are
+    compared after ``backbone.adapt``, which for example interpolates positions of another image
+    size.
 
     Heads (``fc``, a projector, queues) and stages that ``model.backbone_to`` leaves out are not
     used. Batch counters may be missing, as in old files. Up to a tenth of the other entries may be
     missing, with a warning.
+
+    An error names the recipe key to change if the file has a network that is known.
 
     Args:
         path: a weights file, or anything else that `find_weights` accepts.
@@ -101,22 +109,27 @@ def load_backbone_weights(
     path = find_weights(path, backbone)
     tensors = read_run_tensors(path, key)
     own = backbone.state_dict()
-    prefixes = _prefixes(tensors, own)
+    layout, prefixes = _layout(tensors, own, backbone)
     if not prefixes:
         raise ValueError(
             f"{path}: nothing matches the backbone. The file has keys like {examples(tensors)}; "
-            f"the backbone has keys like {examples(own)}"
+            f"the backbone has keys like {examples(own)}{_other_network(tensors, backbone)}"
         )
     if key is not None:
         prefixes = _asked_for(key, prefixes, path)
-    found = [_Candidate(prefix, tensors, own, backbone) for prefix in prefixes]
+    found = [_Candidate(prefix, layout, tensors, own, backbone) for prefix in prefixes]
     chosen = _choose([one for one in found if not one.problem], path)
     if chosen is None:
         best = max(found, key=lambda one: len(one.matching))
         raise ValueError(f"{path}: {best.problem}")
     backbone.load_state_dict(chosen.matching, strict=False)
     report = WeightReport(
-        path, chosen.prefix, len(chosen.matching), chosen.missing, list(chosen.unexpected)
+        path,
+        chosen.prefix,
+        len(chosen.matching),
+        chosen.missing,
+        list(chosen.unexpected),
+        layout.name,
     )
     if report.missing:
         logger.warning("%s; left as initialised: %s", report, examples(report.missing))
@@ -139,39 +152,46 @@ class _Candidate:
     def __init__(
         self,
         prefix: str,
+        layout: Layout,
         tensors: dict[str, Tensor],
         own: dict[str, Tensor],
         backbone: Backbone,
     ) -> None:
         self.prefix = prefix
-        inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        theirs = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        inside = {layout.ours(name): value for name, value in theirs.items()}
+        self._in_file = {layout.ours(name): name for name in theirs}
         if "v1.weight" in inside and "conv1.weight" in own and "conv1.weight" not in inside:
             inside["conv1.weight"] = inside.pop("v1.weight")
         inside = backbone.adapt(inside)
         self.matching = {name: value for name, value in inside.items() if name in own}
         self.missing = [name for name in own if name not in inside and not is_counter(name)]
         self.unexpected = [name for name in inside if name not in own and not is_counter(name)]
-        self.problem = self._problem(own, backbone.left_out)
+        other = _other_network(inside, backbone) or _other_network(tensors, backbone)
+        self.problem = self._problem(own, inside, backbone, other)
 
-    def _problem(self, own: dict[str, Tensor], left_out: tuple[str, ...]) -> str:
+    def _problem(
+        self, own: dict[str, Tensor], inside: dict[str, Tensor], backbone: Backbone, other: str
+    ) -> str:
         """The reason why these are not the backbone's weights; "" if they may be."""
-        of_another = "these are weights of another architecture"
+        of_another = f"these are weights of another architecture{other}"
         for name, value in self.matching.items():
+            shown = f"{self.prefix}{self._in_file.get(name, name)}"
             if value.shape != own[name].shape:
                 return (
-                    f"{self.prefix}{name} has shape {tuple(value.shape)}, the backbone needs "
+                    f"{shown} has shape {tuple(value.shape)}, the backbone needs "
                     f"{tuple(own[name].shape)}: {of_another}"
                 )
             if value.is_floating_point() != own[name].is_floating_point():
                 return (
-                    f"{self.prefix}{name} is {value.dtype}, the backbone needs {own[name].dtype}: "
+                    f"{shown} is {value.dtype}, the backbone needs {own[name].dtype}: "
                     "convert quantised or otherwise encoded weights first"
                 )
         parts = {_without_number(name) for name in own}
         extra = [
             name
             for name in self.unexpected
-            if _without_number(name) in parts and not name.startswith(left_out)
+            if _without_number(name) in parts and not name.startswith(backbone.left_out)
         ]
         if extra:
             return (
@@ -182,12 +202,41 @@ class _Candidate:
         if len(self.missing) > MAX_MISSING * needed:
             return (
                 f"{len(self.missing)} of the backbone's {needed} entries are not under "
-                f"{_shown(self.prefix)} ({examples(self.missing)}): {of_another}, or part of one"
+                f"{_shown(self.prefix)} ({examples(self.missing)}): these are weights of another "
+                f"architecture, or part of one{other or _earlier_end(inside, self.missing)}"
             )
         return ""
 
 
-def _prefixes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, int]:
+def _other_network(tensors: dict[str, Tensor], backbone: Backbone) -> str:
+    """The key that selects the network of these entries; "" if it is the backbone or unknown."""
+    network = network_of(tensors)
+    return "" if network in (None, backbone.name) else f"; set model.backbone={network}"
+
+
+def _earlier_end(inside: dict[str, Tensor], missing: list[str]) -> str:
+    """The key that selects the part of a ResNet that a file has, if it has the first stages."""
+    stages = {name[:6] for name in missing if name.startswith("layer")}
+    blocks = {name[:8] for name in inside if name.startswith("layer3.")}
+    if stages == {"layer4"}:
+        return "; set model.backbone_to=layer3"
+    if stages == {"layer3", "layer4"} and len(blocks) == 3:
+        return "; set model.backbone_to=conv4c"
+    return ""
+
+
+def _layout(
+    tensors: dict[str, Tensor], own: dict[str, Tensor], backbone: Backbone
+) -> tuple[Layout, dict[str, int]]:
+    """The layout in which most of the backbone's names are in a file, and their prefixes."""
+    found = (
+        (layout, _prefixes(tensors, {layout.theirs(name) for name in own}))
+        for layout in layouts_of(backbone.name)
+    )
+    return max(found, key=lambda one: max(one[1].values(), default=0))
+
+
+def _prefixes(tensors: dict[str, Tensor], own: Container[str]) -> dict[str, int]:
     """Each prefix of a name of the model and how often it occurs, the most frequent first."""
     counts: Counter[str] = Counter()
     for place in tensors:
