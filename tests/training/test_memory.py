@@ -112,6 +112,7 @@ def test_one_step_names_its_parts(encoder, tmp_path):
 @pytest.mark.process
 def test_a_step_on_clips_keeps_their_pixels_alone(tmp_path, monkeypatch):
     """14 clips in two tuples; without checkpointing layer4 keeps over 30 MB for six of them."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(vclr_cases.RECIPE)
     options = [*vclr_cases.CLIPS, "augmentation.size=48", "train.chunk_frames=16"]
     monkeypatch.setattr(subprocess, "run", in_a_copy)
