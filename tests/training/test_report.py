@@ -29,7 +29,7 @@ def grey_model(noise):
     import torch
 
     class GreyModel(torch.nn.Module):
-        use_positions = True
+        use_positions, pooled = True, False
 
         def __init__(self):
             super().__init__()
