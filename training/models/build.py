@@ -59,8 +59,8 @@ def check_backbone(cfg: "ModelConfig") -> None:
     if name in CLIP_BACKBONES and cfg.encoder in ("fve", "conv3d"):
         raise UserError(
             f"model.backbone: {name} is a network of clips and needs model.encoder=vclr, tsn or "
-            f"dpc, got model.encoder={cfg.encoder}; that encoder needs a network of images, such as "
-            "resnet50"
+            f"dpc, got model.encoder={cfg.encoder}; that encoder needs a network of images, such "
+            "as resnet50"
         )
     end = "last" if name.startswith("small_cnn") else cfg.backbone_to
     STAGES[name].plan(cfg.train_from, end)
