@@ -11,7 +11,7 @@ from vclr_cases import CLIPS, RECIPE, by_definition, tuples
 
 import training.train
 from training.data.index import build_index
-from training.loop.dry_run import saved_bytes_per_frame
+from training.loop.dry_run import saved_bytes, saved_bytes_per_frame
 from training.loop.schedule import learning_rate, warmup_share
 from training.loop.trainer import Trainer
 from training.loop.vclr_step import _Losses
@@ -238,7 +238,21 @@ def test_dry_run(recipe, capsys):
     pixels, first, second, third = 3 * 16 * 16, 16 * 8 * 8, 32 * 4 * 4 / 2, 64 * 2 * 2 / 4
     kept = 4 * (pixels + 2 * (first + second + third))
     model.chunk_frames = 0
-    assert saved_bytes_per_frame(model, 16, torch.float32) == pytest.approx(kept, rel=0.15)
+    whole = saved_bytes_per_frame(model, 16, torch.float32)
+    assert whole == pytest.approx(kept, rel=0.15)
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 6])
+def test_a_dry_run_counts_whole_clips(recipe, chunk_frames):
+    """A chunk is one clip of 4 frames, also if `train.chunk_frames` is less or no multiple."""
+    model = initial_model(load_config(recipe, CLIPS))
+    model.chunk_frames = 0
+    whole = saved_bytes_per_frame(model, 16, torch.float32)
+    model.chunk_frames = chunk_frames
+    kept = saved_bytes_per_frame(model, 16, torch.float32)  # two and three clips: recomputed
+    assert kept < whole / 2
+    assert saved_bytes(model, 4, 16, torch.float32) == pytest.approx(4 * whole)
+    assert saved_bytes(model, 40, 16, torch.float32) == pytest.approx(36 * kept + 4 * whole)
 
 
 @pytest.mark.parametrize(

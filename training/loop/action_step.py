@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from training.loop.precision import autocast
 from training.loop.random_batch import random_segments
-from training.loop.step import GradientStep, ItemFrames
+from training.loop.step import GradientStep, ItemFrames, doubling, words_of_clips
 from training.models.sync_batch_norm import sync_batch_norms
 from training.models.tsn import TSNModel
 from training.support.distributed import sum_over_ranks, world_size
@@ -67,17 +67,13 @@ class ActionStep(GradientStep):
     @staticmethod
     def describe(cfg: "Config") -> ItemFrames:
         segments, length = cfg.data.segments, cfg.data.tuple_frames
-        words = "single frames" if length == 1 else f"clips of {length} frames"
-        return ItemFrames(segments * length, segments * length, f"{segments} {words}")
+        frames = segments * length
+        return ItemFrames(frames, frames, words_of_clips(segments, length))
 
     def examples(self, items: int) -> Iterator[dict[str, Any]]:
-        number = 1
-        while True:
+        for number in doubling(items):
             labels = torch.zeros(number, dtype=torch.int64)
             yield random_segments(self.cfg, number) | {"labels": labels}
-            if number == items:
-                break
-            number = min(2 * number, items)
 
     def distribute(self) -> None:
         """Share batch-norm statistics and gradients with the other ranks."""

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from training.loop.precision import autocast
 from training.loop.random_batch import random_segments
-from training.loop.step import GradientStep, ItemFrames
+from training.loop.step import GradientStep, ItemFrames, doubling
 from training.models.dpc import DPCModel
-from training.support.distributed import gather_rows, rank, world_size
+from training.support.distributed import gather_rows, rank
 
 if TYPE_CHECKING:
     from training.recipe.schema import Config
@@ -99,15 +99,7 @@ class DPCStep(GradientStep):
         return ItemFrames(frames, frames, f"{blocks} consecutive blocks of {length} frames")
 
     def examples(self, items: int) -> Iterator[dict[str, Any]]:
-        number = 1
-        yield random_segments(self.cfg, number)
-        while number < items:
-            number = min(2 * number, items)
-            yield random_segments(self.cfg, number)
-
-    def _shares(self, batches: Sequence[dict[str, Any]]) -> list[list[float]]:
-        """Equal shares: all parts have the same number of items on every rank."""
-        return [[1 / (len(batches) * world_size())] * len(self.names)] * len(batches)
+        return (random_segments(self.cfg, number) for number in doubling(items))
 
     def _loss(
         self, batch: dict[str, Any], shares: Sequence[float]

@@ -106,6 +106,8 @@ def saved_bytes(
     """Bytes that autograd keeps for all frames; with recomputation, for the inputs of the chunks
     and one whole chunk. ``stored``: the frames are stored features."""
     before, chunk = model.chunk_frames, model.chunk_size()
+    if chunk and (length := _clip_frames(model)):
+        chunk = max(1, chunk // length) * length  # whole clips
     try:
         model.chunk_frames = 0
         whole = saved_bytes_per_frame(model, size, precision, stored)

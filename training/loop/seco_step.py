@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fastseq
 from fastseq.video.tuples import anchors
-from training.loop.step import ItemFrames
+from training.loop.step import ItemFrames, words_of_clips
 from training.loop.vclr_step import VCLRStep, loss_options
 from training.models.seco import SeCoModel
 
@@ -119,8 +119,8 @@ class SeCoStep(VCLRStep):
     def describe(cfg: DictConfig) -> ItemFrames:
         """The query is kept for backward; keys are not, and one clip of the item is not used."""
         length = cfg.data.tuple_frames
-        words = "single frames" if length == 1 else f"clips of {length} frames"
-        return ItemFrames((AGAIN + 1) * length, length, f"{AGAIN + 1} {words}")
+        clips = AGAIN + 1
+        return ItemFrames(clips * length, length, words_of_clips(clips, length))
 
     def examples(self, items: int) -> Iterator[dict[str, Any]]:
         """From two items on, because a batch norm cannot normalise a single query of one pixel."""

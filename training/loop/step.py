@@ -50,6 +50,20 @@ class ItemFrames:
     words: str
 
 
+def words_of_clips(number: int, length: int) -> str:
+    """So many single frames, or clips of ``length`` frames, for `ItemFrames`."""
+    return f"{number} single frames" if length == 1 else f"{number} clips of {length} frames"
+
+
+def doubling(most: int) -> Iterator[int]:
+    """1, 2, 4, ... below ``most``, then ``most``."""
+    number = 1
+    while number < most:
+        yield number
+        number *= 2
+    yield most
+
+
 class _SumOfParameters(nn.Module):
     """Adds up the trained parameters; backward reaches the last one first, as a model's does."""
 
@@ -68,8 +82,8 @@ class GradientStep:
 
     Subclasses determine the model, the losses and the batches: they set ``module``, which
     DistributedDataParallel wraps, and the names of the values that `_loss` returns: first
-    ``losses`` losses (default: all), then accuracies. They define `_loss`, `_shares`, `check`,
-    `describe` and `examples`.
+    ``losses`` losses (default: all), then accuracies. They define `_loss`, `check`, `describe` and
+    `examples`, and `_shares` if the shares of the parts are not equal.
 
     Attributes:
         scaler: the scaler of the loss, which is enabled with fp16 only.
@@ -224,8 +238,11 @@ class GradientStep:
         return norm, everything, embeddings
 
     def _shares(self, batches: Sequence[dict[str, Any]]) -> list[list[float]]:
-        """Factor of each loss of each part in the mean over the whole batch."""
-        raise NotImplementedError
+        """Factor of each loss of each part in the mean over the whole batch.
+
+        Here they are equal: all parts have the same number of items on every rank.
+        """
+        return [[1 / (len(batches) * world_size())] * len(self.names)] * len(batches)
 
     def _loss(
         self, batch: dict[str, Any], shares: Sequence[float]

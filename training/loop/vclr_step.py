@@ -13,7 +13,13 @@ import fastseq
 from fastseq.video.tuples import anchors, order_labels
 from training.loop.precision import autocast
 from training.loop.random_batch import random_tuples
-from training.loop.step import GradientStep, ItemFrames, StepResult
+from training.loop.step import (
+    GradientStep,
+    ItemFrames,
+    StepResult,
+    doubling,
+    words_of_clips,
+)
 from training.models.vclr import VCLRModel
 from training.support.distributed import gather_rows, rank, world_size
 
@@ -137,15 +143,11 @@ class VCLRStep(GradientStep):
     def describe(cfg: DictConfig) -> ItemFrames:
         """Two tuples and the second view of the anchor; keys are not kept for backward."""
         clips, length = 2 * cfg.data.segments + 1, cfg.data.tuple_frames
-        words = "single frames" if length == 1 else f"clips of {length} frames"
-        return ItemFrames(clips * length, cfg.data.segments * length, f"{clips} {words}")
+        words = words_of_clips(clips, length)
+        return ItemFrames(clips * length, cfg.data.segments * length, words)
 
     def examples(self, items: int) -> Iterator[dict[str, Any]]:
-        number = 1
-        yield random_tuples(self.cfg, number)
-        while number < items:
-            number = min(2 * number, items)
-            yield random_tuples(self.cfg, number)
+        return (random_tuples(self.cfg, number) for number in doubling(items))
 
     def distribute(self) -> None:
         super().distribute()
@@ -158,10 +160,6 @@ class VCLRStep(GradientStep):
     ) -> StepResult:
         self.new_keys.clear()
         return super().__call__(batches, rate, requests)
-
-    def _shares(self, batches: Sequence[dict[str, Any]]) -> list[list[float]]:
-        """Equal shares: all parts have the same number of items on every rank."""
-        return [[1 / (len(batches) * world_size())] * len(self.names)] * len(batches)
 
     def _loss(
         self, batch: dict[str, Any], shares: Sequence[float]
