@@ -1,10 +1,10 @@
 """Video files in, clips for training out: exact frame reading, view sampling, augmentation.
 
 Plain data describes what to read (`TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`,
-`SegmentClips`: frame numbers) and how to augment it (`Augmentation`). Engines turn both into
-pixels: DALI on the GPU, DALI on the CPU, or PyAV with torch. `open_engine` picks one and states
-why; `ClipLoader` iterates. PyAV (`pip install "fastseq[video]"`) opens the files, also to inspect
-them for DALI (`pip install "fastseq[dali]"`).
+`SegmentClips`, `ConsecutiveBlocks`: frame numbers) and how to augment it (`Augmentation`). Engines
+turn both into pixels: DALI on the GPU, DALI on the CPU, or PyAV with torch. `open_engine` picks one
+and states why; `ClipLoader` iterates. PyAV (`pip install "fastseq[video]"`) opens the files, also
+to inspect them for DALI (`pip install "fastseq[dali]"`).
 """
 
 from fastseq.video._av import VideoError

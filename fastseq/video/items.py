@@ -42,8 +42,8 @@ class Video(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """C clips of T frames each: two of one video or of two, those of `SegmentClips`, or the tuples
-    of `SegmentTuples`.
+    """C clips of T frames each: two of one video or of two, those of `SegmentClips` or
+    `ConsecutiveBlocks`, or the tuples of `SegmentTuples`.
 
     Attributes:
         id: name of the video, or of both.
@@ -101,8 +101,8 @@ def decode_side(size: int, side: int | None = None) -> int:
 
 
 class Items:
-    """Base of the item types: `TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentClips`,
-    `SegmentTuples`.
+    """Base of the item types: `TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`,
+    `SegmentClips`, `ConsecutiveBlocks`.
 
     Item i of epoch e depends on (seed, e, i) alone, whichever engine reads it. A video that is
     skipped is replaced by the next one in order. Frames are drawn among the sound ones of a video,

@@ -34,8 +34,8 @@ class ClipLoader:
 
     - `frames` uint8 (N, 2, T, 3, S, S), or (N, 2, T, C, 3, S, S) with C > 1 context frames;
       normalise on the device. A CUDA tensor from DALI's GPU engine, otherwise a CPU tensor.
-      `SegmentTuples` and `SegmentClips` have 2 S + 1 and S clips of L frames in place of 2 of T,
-      here and below;
+      `SegmentTuples`, `SegmentClips` and `ConsecutiveBlocks` have 2 S + 1, S and B clips of L
+      frames in place of 2 of T, here and below;
     - `steps` int64 (N, 2, T), frame numbers; `times` float64 (N, 2, T), true presentation times in
       seconds since the video's first frame, also of files with a variable frame rate (k / fps for
       videos without `times`, see `fastseq.video.items.Video`); `valid` bool (N, 2, T); `lengths`
@@ -57,8 +57,8 @@ class ClipLoader:
     mean of a part, not of the whole clip.
 
     Args:
-        items: what the clips are: `TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`
-            or `SegmentClips`.
+        items: what the clips are: `TwoViews`, `VideoPairs`, `SynchronisedViews`, `SegmentTuples`,
+            `SegmentClips` or `ConsecutiveBlocks`.
         batch_size: N, items per batch and rank.
         engine: the engine that reads them, see `fastseq.video.open_engine`.
         seed: seed of all draws and of each epoch's order.
@@ -71,8 +71,8 @@ class ClipLoader:
         order: the order of the items, see `fastseq.video.order`: `Shuffled` (the default, with
             this seed), `Mixture` of several sources, or `ByShard`.
         part: (r, R): of every clip of T frames, the frames r T / R to (r + 1) T / R. The loaders of
-            the R parts have the same `rank` and `world_size`. The clips of `SegmentTuples` and
-            `SegmentClips` have no parts.
+            the R parts have the same `rank` and `world_size`. The clips of `SegmentTuples`,
+            `SegmentClips` and `ConsecutiveBlocks` have no parts.
         agree: function that every loader of the parts calls once per batch, with path -> reason of
             the videos that this loader could not read; it returns those of all parts, in the same
             order on each. If there are any, all parts draw the batch anew. Without it, a loader of
@@ -116,8 +116,8 @@ class ClipLoader:
     ):
         if not callable(getattr(items, "item", None)):
             raise TypeError(
-                "items must be TwoViews, VideoPairs, SynchronisedViews, SegmentTuples or "
-                f"SegmentClips, got {type(items).__name__}; pass "
+                "items must be TwoViews, VideoPairs, SynchronisedViews, SegmentTuples, "
+                f"SegmentClips or ConsecutiveBlocks, got {type(items).__name__}; pass "
                 "TwoViews([probe(path) for path in paths], ...)"
             )
         if not (hasattr(engine, "batches") and hasattr(engine, "size")):

@@ -94,7 +94,8 @@ class SegmentClips(Items):
         super().__init__(videos, augmentation, side)
         if not augmentation.per_clip:
             raise ValueError(
-                "per_clip must be true for SegmentClips: the clips of a video share one draw"
+                f"per_clip must be true for {type(self).__name__}: the clips of a video share one "
+                "draw; pass an Augmentation with per_clip=True"
             )
 
     def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item:

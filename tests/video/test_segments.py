@@ -14,6 +14,7 @@ from counter_video import encode
 from fastseq.video import (
     Augmentation,
     ClipLoader,
+    ConsecutiveBlocks,
     PyAVEngine,
     SegmentClips,
     SegmentTuples,
@@ -199,14 +200,17 @@ def test_labels_and_anchors_of_clips_are_those_of_their_first_frames():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="per_clip must be true for SegmentClips"):
-        SegmentClips([video(30)], replace(STILL, per_clip=False))
+    for kind in (SegmentClips, ConsecutiveBlocks):
+        with pytest.raises(ValueError, match=f"per_clip must be true for {kind.__name__}: .* pass"):
+            kind([video(130)], replace(STILL, per_clip=False))
     for name in ("segments", "clip_frames", "stride"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             items_of(30, **{name: 0})
     with pytest.raises(TypeError) as error:
         ClipLoader([video(30)], 1, engine=PyAVEngine(16))
-    for kind in (TwoViews, VideoPairs, SynchronisedViews, SegmentTuples, SegmentClips):
+    for kind in (TwoViews, VideoPairs, SynchronisedViews):
+        assert kind.__name__ in str(error.value)
+    for kind in (SegmentTuples, SegmentClips, ConsecutiveBlocks):
         assert kind.__name__ in str(error.value)
 
 
