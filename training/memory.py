@@ -2,10 +2,10 @@
 
 Measure the peak memory of a training step for clips of several lengths T, each in a separate
 process on random frames, and fit a line a + b T to the peaks. Writes memory.json and memory.png to
---out. With data.clips=tuples or segments, T is data.tuple_frames. With --plain, also measure the
-same step done the plain way: all frames at once, nothing recomputed, dense losses, one rank. With
-data.split_time=R each other step runs on R ranks of this machine, and the peak is that of the rank
-with the highest one.
+--out. With data.clips=tuples, segments or blocks, T is data.tuple_frames. With --plain, also
+measure the same step done the plain way: all frames at once, nothing recomputed, dense losses, one
+rank. With data.split_time=R each other step runs on R ranks of this machine, and the peak is that
+of the rank with the highest one.
 """
 
 import argparse
@@ -22,8 +22,6 @@ from training.studies.memory_fit import equation, fit
 from training.support.command import UserError, run_command
 
 WAYS = ("recipe", "plain")
-# data.clips -> clips of an item in each of the data.segments, and further ones.
-CLIPS_OF = {"tuples": (2, 1), "segments": (1, 0), "blocks": (1, 0)}
 CARDS = (16, 24, 80, 141)  # GB
 # malloc raises these thresholds when large blocks are freed, and then keeps freed memory: the
 # measured peak would depend on the process's history. With fixed thresholds, every larger block is
@@ -100,7 +98,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         metavar="T",
         help="shortest clip in the fit; below it the scratch memory of one chunk dominates "
-        "(default: 240; with data.clips=tuples or segments the shortest of --frames)",
+        "(default: 240; with data.clips=tuples, segments or blocks the shortest of --frames)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("memory"), help="folder to write to (default: memory)"
@@ -156,7 +154,9 @@ def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
 
 def _length_key(cfg: Any) -> str:
     """The key of the recipe that sets T."""
-    return f"data.{'tuple' if cfg.data.clips in CLIPS_OF else 'num'}_frames"
+    from training.recipe.schema import SHORT_CLIPS
+
+    return f"data.{'tuple' if cfg.data.clips in SHORT_CLIPS else 'num'}_frames"
 
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
@@ -218,7 +218,9 @@ def summary(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, A
 
 
 def _clips_of_item(cfg: Any) -> int:
-    per_segment, more = CLIPS_OF.get(cfg.data.clips, (0, 2))
+    from training.recipe.schema import SHORT_CLIPS
+
+    per_segment, more = SHORT_CLIPS.get(cfg.data.clips, (0, 2))
     return per_segment * cfg.data.segments + more
 
 

@@ -102,10 +102,14 @@ def test_random_batches_have_the_loaders_form(records, clips, made):
 @pytest.mark.parametrize("clips", CLIPS)
 def test_stored_features_and_parts_of_clips_are_refused(clips):
     frozen = SimpleNamespace(backbone=SimpleNamespace(all_frozen=True))
-    cfg = config(clips, "data.cache=features", "model.train_from=none")
-    with pytest.raises(
-        ConfigError, match=r"data\.cache=features keeps .*; or set data\.cache=none"
-    ):
-        check_features(cfg, frozen)
+    with pytest.raises(ConfigError, match=r"data\.cache=features keeps .* set data\.cache=none"):
+        check_features(config(clips, "data.cache=features", "model.train_from=none"), frozen)
     with pytest.raises(ConfigError, match=r"data\.split_time: got 2, but loss\.\w+ compares whole"):
         config(clips, "data.split_time=2")
+
+
+def test_the_length_of_short_clips_is_refused_with_long_ones():
+    """Otherwise a recipe of views would train on other clips than the key states."""
+    options = ["data.tuple_frames=16", "data.num_frames=20"]
+    with pytest.raises(ConfigError, match=r"got 16, but data\.clips=views has .* data\.num_frames"):
+        load_config("recipes/carl.yaml", options)

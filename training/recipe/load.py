@@ -18,7 +18,7 @@ from training.recipe.action import check_action
 from training.recipe.dpc import check_dpc
 from training.recipe.errors import ConfigError
 from training.recipe.losses import LossConfig, loss_terms
-from training.recipe.schema import RENAMED, Config
+from training.recipe.schema import RENAMED, SHORT_CLIPS, Config
 from training.support.command import UserError
 
 TRAINING_FOLDER = Path(__file__).parents[1]
@@ -335,6 +335,12 @@ def _check_loss_and_data(config: DictConfig) -> None:
     check_action(config, losses)
     check_dpc(config, losses)
     _check_split_time(config, losses)
+    if config.data.tuple_frames > 1 and config.data.clips not in SHORT_CLIPS:
+        raise ConfigError(
+            f"data.tuple_frames: got {config.data.tuple_frames}, but data.clips={config.data.clips}"
+            f" has clips of data.num_frames frames; leave the key out, or set data.clips to one of "
+            f"{', '.join(SHORT_CLIPS)}"
+        )
     options = config.loss.classification
     chosen = [key for key in ("label_share", "label_videos") if options[key] not in (1, None)]
     if chosen and options.weight is None:

@@ -17,6 +17,9 @@ from training.recipe.losses import LossConfig
 # runs and what it writes, not what it learns (except max_minutes, which sets the cosine's end).
 
 NAMES = {"names": True}  # marks a key with a name or a list of names
+# data.clips with clips of data.tuple_frames frames: the clips of an item in each of the
+# data.segments, and further ones.
+SHORT_CLIPS = {"tuples": (2, 1), "segments": (1, 0), "blocks": (1, 0)}
 
 
 @dataclass
@@ -75,7 +78,7 @@ class DataConfig:
     num_context: int = at_least(1, 1)  # frames per embedding: the frame and earlier ones
     context_stride: int = at_least(15, 1)  # distance between these, in frames
     segments: int = at_least(3, 1)  # S; a tuple has one clip of each segment, and S is at least 2
-    tuple_frames: int = at_least(1, 1)  # L, frames of each clip of a tuple or of a segment
+    tuple_frames: int = at_least(1, 1)  # L, frames of each clip of a tuple, segment or block
     tuple_stride: int = at_least(1, 1)  # distance between them, in frames of the video
     anchor: str = one_of("ends", *ANCHORS)  # segments from which the anchor is drawn
     reversal: bool = False  # whether a shuffled tuple may be in exactly reversed order

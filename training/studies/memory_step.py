@@ -20,6 +20,7 @@ import torch
 from training.loop.precision import precision_name
 from training.loop.random_batch import random_batch
 from training.loop.step import GradientStep
+from training.recipe.schema import SHORT_CLIPS
 from training.support import distributed
 
 if TYPE_CHECKING:
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
 # In the order of the step; layer4 stands for the trained part of any backbone. The remaining memory
 # is temporary: scratch, gradients, and in backward the results that checkpointing recomputes.
 PARTS = ("frames", "frozen", "layer4", "transformer", "loss")
-# Those of data.clips=tuples and segments; loss includes the heads.
+# Those of SHORT_CLIPS, whose length is data.tuple_frames; loss includes the heads.
 CLIP_PARTS = ("frames", "keys", "frozen", "layer4", "loss")
-SHORT_CLIPS = ("tuples", "segments", "blocks")  # of data.clips: lengths are data.tuple_frames
 WARM_UP_FRAMES = 8
 
 
@@ -100,8 +100,7 @@ class _Marked:
 def measure(cfg: "Config") -> dict[str, Any]:
     """Memory in bytes and time in seconds of a step on random frames of the recipe's sizes.
 
-    T is ``data.num_frames``; with ``data.clips=tuples`` or ``segments`` it is
-    ``data.tuple_frames``.
+    T is ``data.num_frames``; with the clips of SHORT_CLIPS it is ``data.tuple_frames``.
     """
     from training.loop.trainer import Trainer
     from training.runs.model import initial_model
@@ -154,7 +153,7 @@ def measure_step(cfg: "Config", step: GradientStep, frames: int) -> dict[str, An
 def _part_of_batch(cfg: "Config", step: GradientStep, frames: int) -> dict[str, Any]:
     """This rank's part of a random batch with clips of this length, the last frame padded.
 
-    Clips of tuples and of segments have no padding.
+    The clips of SHORT_CLIPS have no padding.
     """
     if cfg.data.clips in SHORT_CLIPS:
         step.cfg = copy.deepcopy(cfg)
@@ -192,7 +191,7 @@ def _places(step: GradientStep) -> list[tuple[Any, str, str]]:
 
 
 def _places_of_clips(step: GradientStep) -> list[tuple[Any, str, str]]:
-    """The same for a step on clips of tuples or of segments."""
+    """The same for a step on the clips of SHORT_CLIPS."""
     encoder = getattr(step.model, "encoder", step.model)
     places = [
         (encoder, "_per_frame", "layer4"),
