@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from training.loop.trainer import Trainer
 from training.models.dpc import DPCModel
 from training.models.small_cnn3d import SmallCNN3d
 from training.recipe.load import load_config
-from training.runs.log import read_log
+from training.runs.log import read_lines, read_log
 from training.runs.model import initial_model, load_run
 from training.train import main
 
@@ -226,7 +227,10 @@ def test_other_losses_do_not_read_blocks(recipe, capsys):
 
 
 def test_the_recipe_trains_on_files(video_folder, monkeypatch, capsys):
-    labels = {"videos": {"c.mp4": {"split": "test"}}}
+    """It is evaluated by the videos' actions, which need no phase labels."""
+    actions = {"a.mp4": "pour", "b.mp4": "swing", "c.mp4": "pour"}
+    labels = {"videos": {name: {"action": action} for name, action in actions.items()}}
+    labels["videos"]["c.mp4"]["split"] = "test"
     (video_folder / "labels.json").write_text(json.dumps(labels))
     build_index(video_folder)
     small = ["model.backbone=small_cnn3d", "augmentation.size=32", "data.cache_side=36"]
@@ -237,5 +241,8 @@ def test_the_recipe_trains_on_files(video_folder, monkeypatch, capsys):
     assert main([*arguments, *small, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "2 videos x 4 consecutive blocks of 2 frames = 16 frames of 32 px" in out
-    assert main([*arguments, *small]) == 0
+    assert main([*arguments, *small, "train.evaluate_every=2", "train.keep_best=linear_svm"]) == 0
     assert all(line["loss"] > 0 for line in read_log("run"))
+    lines = read_lines(Path("run/evaluations.jsonl"))
+    assert [line["step"] for line in lines] == [0, 2]
+    assert all({*line["metrics"]} == {"linear_svm", "recall_at_1"} for line in lines)

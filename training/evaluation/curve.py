@@ -41,8 +41,9 @@ KEYS = (
     "event_error",
     "event_error_dtw",
 )
-# Those of VCLR's protocol, of runs with model.encoder=vclr; they need videos of several actions.
+# Those of VCLR's protocol, of runs with these encoders; they need videos of several actions.
 VIDEO_KEYS = ("linear_svm", "recall_at_1")
+VIDEO_ENCODERS = ("vclr", "dpc")
 # Those of the classifier of actions of runs with model.encoder=tsn.
 ACTION_KEYS = ("top_1", "mean_class_accuracy")
 
@@ -51,7 +52,7 @@ def recorded_keys(cfg: Any) -> tuple[str, ...]:
     """The metrics that evaluations of a run can have, depending on the labels."""
     if cfg.model.encoder == "tsn":
         return ACTION_KEYS
-    return KEYS + (VIDEO_KEYS if cfg.model.encoder == "vclr" else ())
+    return KEYS + (VIDEO_KEYS if cfg.model.encoder in VIDEO_ENCODERS else ())
 
 
 def check_evaluation(cfg: Any) -> None:
@@ -112,7 +113,7 @@ def step_evaluation(cfg: Any, model: Any) -> Callable[[], dict[str, Any] | None]
             require_labels(index, split_videos(index, name), name)
     except UserError as error:
         missing.update(dict.fromkeys(KEYS, str(error)))
-    if cfg.model.encoder == "vclr":
+    if cfg.model.encoder in VIDEO_ENCODERS:
         reason = _without_actions(videos)
         missing.update(dict.fromkeys(VIDEO_KEYS, reason) if reason else {})
     keys = [key for key in recorded_keys(cfg) if key not in missing]
