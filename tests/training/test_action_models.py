@@ -6,10 +6,12 @@ from action_cases import RECIPE
 from narrow import NARROW_CNN, NARROW_RESNET
 from torch import nn
 
+from training.evaluation.encoders import _weights
 from training.models import ResNet, build_model, resnet, small_cnn
 from training.models.tsm import ShiftedResNet, temporal_shift
 from training.models.tsn import TSNModel
 from training.recipe.load import load_config
+from training.runs.model import Restored
 from training.support.command import UserError
 
 
@@ -127,6 +129,19 @@ def test_tsm_sees_the_frames_of_all_segments_as_one_clip(tmp_path):
     with torch.no_grad():
         forward, backward = (plain.classify(one)[0] for one in (segments, segments.flip(1)))
     torch.testing.assert_close(forward, backward)  # TSN does not see it
+
+
+def test_stored_features_of_tsm_depend_on_the_number_of_segments(tmp_path):
+    """The clip around a frame has as many frames as a video has segments."""
+    found = []
+    for segments in (2, 3):
+        options = ["model.backbone=resnet18", "model.shift=8", f"data.segments={segments}"]
+        model = build(tmp_path, *options)
+        cfg = load_config(tmp_path / "tiny.yaml", ["loss.action.classes=3", *options])
+        found.append(_weights(Restored(model, cfg)).about)
+    assert found[0].pop("clip") == [2, 1]
+    assert found[1].pop("clip") == [3, 1]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("part", ["all", "layer4", "none"])

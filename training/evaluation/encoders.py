@@ -268,7 +268,7 @@ def _weights(found: Restored, part: torch.nn.Module | None = None) -> Weights:
         "decoder": decoder(cfg),
     }
     if backbone is not None and backbone.clips:
-        about["clip"] = [cfg.data.tuple_frames, cfg.data.tuple_stride]
+        about["clip"] = [found.model.clip_frames, found.model.clip_stride]
     return Weights(found.checkpoint, found.step, about)
 
 

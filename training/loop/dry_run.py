@@ -133,7 +133,7 @@ def saved_bytes_per_frame(
 
 def _clip_frames(model: VideoEncoder | VCLRModel) -> int | None:
     """Frames of a clip; None if the backbone is one of images."""
-    return getattr(model, "encoder", model).clip_frames if model.backbone.clips else None
+    return model.clip_frames if model.backbone.clips else None
 
 
 def _saved_bytes(

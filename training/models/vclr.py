@@ -127,6 +127,16 @@ class VCLRModel(nn.Module):
         """See `VideoEncoder.whole_videos_by`."""
         self.encoder.whole_videos_by(clip_frames, clip_stride)
 
+    @property
+    def clip_frames(self) -> int:
+        """See `VideoEncoder`."""
+        return self.encoder.clip_frames
+
+    @property
+    def clip_stride(self) -> int:
+        """See `VideoEncoder`."""
+        return self.encoder.clip_stride
+
     def compile_backbone(self) -> None:
         self.encoder.compile_backbone()
         self.momentum.module.compile_backbone()
