@@ -58,8 +58,8 @@ class DataConfig:
     # The classes of the phases if labels.json has several sets, such as gym99; null: the first.
     class_set: str | None = anything(None, may_change=True)
     clips: str = one_of("views", "views", "videos", "synchronised", "tuples", "segments", "blocks")
-    num_frames: int = at_least(240, 2)  # T, frames per clip
-    batch_size: int = at_least(4, 1)  # items per batch, over all ranks; each has two clips
+    num_frames: int = at_least(240, 2)  # T, frames per clip of views, videos and synchronised
+    batch_size: int = at_least(4, 1)  # items per batch, over all ranks
     # R: so many consecutive ranks share every clip, and each decodes and encodes num_frames / R of
     # its frames, in order. What is drawn (frames, crops, colours) does not depend on R; a change of
     # contrast keeps the mean of a part, not of the clip. Only loss.scl and loss.classification
