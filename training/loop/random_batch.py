@@ -53,7 +53,7 @@ def random_tuples(cfg: "Config", items: int) -> dict[str, Any]:
 
 
 def random_segments(cfg: "Config", items: int) -> dict[str, Any]:
-    """The same for `fastseq.video.SegmentClips`."""
+    """The same for `fastseq.video.SegmentClips`, and `ConsecutiveBlocks`, whose steps differ."""
     return _random_clips(cfg, items, torch.arange(cfg.data.segments), cfg.data.segments)
 
 

@@ -42,8 +42,8 @@ class DPCModel(VideoEncoder):
 
     A network of clips encodes each block to a map, the mean over the map's time. A `ConvGRUCell`
     goes over the maps of the first blocks. From its state two 1x1 convolutions predict the map of
-    the next block; the prediction enters the cell in place of that map, and so on. After ReLU, a
-    map is an input of the cell; the predicted maps are those before it.
+    the next block; the prediction enters the cell in place of that map, and so on. The inputs of
+    the cell pass through a ReLU. The loss compares maps and predictions without it.
 
     Used as an encoder it is the backbone alone, see `VideoEncoder.features`.
 
