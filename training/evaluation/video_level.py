@@ -66,7 +66,7 @@ def evaluate_video_level(
     if cfg.model.encoder == "conv3d":
         raise UserError(
             f"{run}: got model.encoder=conv3d, which needs neighbouring frames; --protocol {NAME} "
-            f"uses {FRAMES} frames of the whole video and needs model.encoder fve, vclr or tsn"
+            f"uses {FRAMES} frames of the whole video and needs model.encoder fve, vclr, tsn or dpc"
         )
     index = open_index(cfg, folder, class_set=class_set)
     names = (cfg.data.train_split, split or cfg.data.test_split)
