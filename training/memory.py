@@ -133,12 +133,18 @@ def _lengths(text: str) -> list[int]:
 
 def request(args: argparse.Namespace, way: str, frames: int) -> dict[str, Any]:
     """The input of `training.studies.memory_step`; ConfigError if the recipe does not allow it."""
-    from training.recipe.load import load_config, loss_terms
+    from training.recipe.load import ConfigError, load_config, loss_terms
     from training.recipe.ranks import check_ranks
 
     key = _length_key(load_config(args.recipe, args.overrides))
     overrides = [*args.overrides, f"{key}={frames}"]
     cfg = load_config(args.recipe, overrides)
+    for name, _, options in loss_terms(cfg.loss):
+        if "classes" in options and options["classes"] is None:
+            raise ConfigError(
+                f"loss.{name}.classes is null, and no labels are read here to count them: set "
+                f"loss.{name}.classes, such as 100"
+            )
     if way == "plain":
         overrides += ["train.chunk_frames=0", "train.checkpointing=false", "data.split_time=1"]
         overrides += [

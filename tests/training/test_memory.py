@@ -328,6 +328,7 @@ def test_a_step_that_fails(monkeypatch, code, stderr, ranks, out_of_memory):
         ),
         (["recipes/carl.yaml", "--frames", "240,480", "train.chunk=3"], "unknown key"),
         (["recipes/tcn.yaml", "--frames", "240,481"], "expected an even number"),
+        (["recipes/r3d_ucf101.yaml", "--frames", "80,160,240"], "set loss.action.classes, such as"),
     ],
 )
 def test_wrong_use_is_refused_before_anything_is_measured(
