@@ -29,6 +29,8 @@ from training.evaluation.gradcam_sheet import Block, Line, gradcam_sheet, over
 from training.models.backbone import Backbone, Stages
 from training.models.resnet import ResNet
 from training.models.small_cnn import SmallCNN
+from training.models.tsm import ShiftedResNet
+from training.models.tsn import TSNModel
 from training.support.command import UserError
 
 
@@ -62,9 +64,9 @@ class Corner(Tiny):
 
 
 class Model(nn.Module):
-    def __init__(self, backbone, classes=0, spread=False):
+    def __init__(self, backbone, classes=0, segments=None):
         super().__init__()
-        self.backbone, self.spread = backbone, spread
+        self.backbone, self.segments = backbone, segments
         self.heads = nn.ModuleDict()
         if classes:
             linear = nn.Linear(backbone.out_features, classes)
@@ -172,12 +174,25 @@ def test_a_classifier_shows_the_class_that_it_predicts():
 
 def test_a_clip_spread_over_the_video_has_a_map_for_each_frame():
     torch.manual_seed(0)
-    model, frames = Model(Tiny(clips=True), classes=3, spread=True), images(6, 3, 16, 16)
+    model, frames = Model(Tiny(clips=True), classes=3, segments=4), images(6, 3, 16, 16)
     heat = video_heat(model, frames).maps
     assert heat.shape == (6, 16, 16)
-    model.spread = False
+    model.segments = None
     one = video_heat(model, frames[None])  # the same clip; its middle is frame 3
     np.testing.assert_array_equal(one.maps[0], heat[3])
+
+
+def test_tsm_sees_the_frames_of_the_line_as_one_clip():
+    torch.manual_seed(0)
+    options = {"dropout": 0.5, "chunk_frames": 0, "checkpointing": False}
+    backbone = ShiftedResNet(18, pool="mean")
+    model = TSNModel(backbone, classes=3, segments=4, **options).eval()
+    frames = images(4, 3, 64, 64)
+    other = frames.clone()
+    other[3] = 255 - other[3]
+    first, second = (video_heat(model, one).maps[0] for one in (frames, other))
+    assert first.shape == (64, 64)
+    assert not np.allclose(first, second)  # the map of a frame depends on the other frames
 
 
 @pytest.mark.parametrize("backbone", [SmallCNN(32), ResNet(18, "all", "layer2", "max")])
