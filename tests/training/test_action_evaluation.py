@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from action_cases import RECIPE
-from narrow import NARROW_CNN
+from narrow import NARROW_CNN, NARROW_RESNET
 
 from fastseq.video import PyAVEngine, probe, read_frames, write_video
 from training import evaluate
@@ -25,9 +25,13 @@ from training.evaluation.action_scores import (
     worst_classes,
 )
 from training.evaluation.confusion import SHOWN, confusion_picture
-from training.models import small_cnn
+from training.evaluation.encoders import load_encoder
+from training.models import resnet, small_cnn
+from training.pages.report_page import _learned_from
+from training.recipe.load import load_config
 from training.runs.folder import contents
-from training.runs.model import load_run
+from training.runs.model import initial_model, load_run
+from training.runs.weight_writers import write_run
 from training.train import main
 
 # --- views --------------------------------------------------------------------------------------
@@ -304,3 +308,30 @@ def test_a_run_without_a_classifier_is_refused(run, capsys):
     error = capsys.readouterr().err
     assert "which a run with model.encoder=tsn has, got model.encoder=fve" in error
     assert "model.weights=other" in error
+
+
+def test_stored_embeddings_of_tsm_depend_on_its_segments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resnet, "WIDTHS", NARROW_RESNET)
+    Path("action.yaml").write_text(RECIPE)
+    shifted = ["model.backbone=resnet18", "model.pool=mean", "model.shift=8"]
+    clips = []
+    for number in (3, 5):
+        options = [*shifted, f"data.segments={number}", "loss.action.classes=4"]
+        cfg = load_config("action.yaml", options)
+        write_run(Path(f"run{number}"), initial_model(cfg).state_dict(), cfg)
+        encoder, _ = load_encoder(f"run{number}")
+        clips.append(encoder.weights.about["clip"])
+    assert clips == [[3, 1], [5, 1]]
+
+
+def test_the_report_states_that_the_run_learned_from_labels(tmp_path):
+    (tmp_path / "action.yaml").write_text(RECIPE)
+    assert _learned_from(load_config(tmp_path / "action.yaml")) == "with labels"
+    both = ["model.encoder=fve", "loss.classification.weight=1", "loss.scl.weight=1"]
+    several = load_config(
+        tmp_path / "action.yaml", ["data.clips=views", "loss.action.weight=null", *both]
+    )
+    assert _learned_from(several) == "with and without labels"
+    alone = [*both[:1], "data.clips=views", "loss.action.weight=null"]
+    assert _learned_from(load_config(tmp_path / "action.yaml", alone)) == "without labels"

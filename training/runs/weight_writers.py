@@ -35,7 +35,7 @@ _NETWORKS = {
         "inflate_style='3x3x3', with_pool1=False, with_pool2=False)"
     ),
     "mmaction2:resnet": "ResNet(depth={depth})",
-    "mmaction2:tsm": "ResNetTSM(depth={depth}, shift_div={shift})",
+    "mmaction2:tsm": "ResNetTSM(depth={depth}, num_segments={segments}, shift_div={shift})",
     "torchvision:r3d_50": "VideoResNet(Bottleneck, [Conv3DSimple] * 4, [3, 4, 6, 3], BasicStem)",
     "timm:efficientnet_lite0": "tf_efficientnet_lite0",
 }
@@ -92,7 +92,7 @@ def export_weights(model: VideoEncoder | VCLRModel, cfg: Any, layout: str) -> Ex
             f"have: {reason}; expected one of {', '.join(names)}. --layout own writes all weights "
             "under this project's names"
         )
-    shift = getattr(cfg.model, "shift", 0)
+    shift = cfg.model.shift
     weights = {names[name].theirs(entry): one for entry, one in backbone.state_dict().items()}
     if layout == "mmaction2":
         if shift:
@@ -105,7 +105,7 @@ def export_weights(model: VideoEncoder | VCLRModel, cfg: Any, layout: str) -> Ex
         notes.append(f"the run's network shifts channels over time (model.shift={shift})")
     return Exported(
         weights | _classifier(model, layout, name),
-        _network(layout, name, shift),
+        _network(layout, name, cfg),
         (backbone.pixel_mean, backbone.pixel_std),
         _left_out(model),
         notes,
@@ -136,12 +136,13 @@ def _classifier(model: VideoEncoder | VCLRModel, layout: str, name: str) -> dict
     return {f"{place}.{entry}": value for entry, value in state.items()}
 
 
-def _network(layout: str, name: str, shift: int) -> str:
+def _network(layout: str, name: str, cfg: Any) -> str:
+    shift = cfg.model.shift
     family = name.rstrip("0123456789").rstrip("_")
     kinds = [f"{layout}:{name}", f"{layout}:{'tsm' if shift else family}", f"{layout}:{family}"]
     found = next((_NETWORKS[kind] for kind in kinds if kind in _NETWORKS), name)
     depth = re.search(r"\d+$", name)
-    return found.format(depth=depth[0] if depth else "", shift=shift)
+    return found.format(depth=depth[0] if depth else "", shift=shift, segments=cfg.data.segments)
 
 
 def _left_out(model: VideoEncoder | VCLRModel) -> dict[str, int]:
