@@ -157,10 +157,7 @@ def heat_of_videos(
     from fastseq.video.readings import area_of, reading_of
     from training.data.dataset import open_evaluation_engine, read_each
 
-    of_clips = any(
-        _backbone_of(model).clips and not _is_spread(model)
-        for model in models.values()
-    )
+    of_clips = any(_backbone_of(model).clips and not _is_spread(model) for model in models.values())
     length = cfg.data.tuple_frames if of_clips else 1
     steps = (np.arange(length) - length // 2) * (cfg.data.tuple_stride if of_clips else 1)
     side = decode_side(cfg.augmentation.size, cfg.data.cache_side)
