@@ -34,8 +34,8 @@ ROWS = {
         "places of the segments alone reveal."
     ),
     UNIFORM_ROW: (
-        "100 windows of 1/1 to 1/10 of the video, the same in each; longer ones first. Their classes "
-        "are predicted from the features."
+        "100 windows of 1/1 to 1/10 of the video, the same in each; longer ones first. Their "
+        "classes are predicted from the features."
     ),
 }
 SHOWN = {"AR@1": 1, "AR@10": 10, "AR@100": 100}
