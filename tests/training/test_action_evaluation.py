@@ -11,7 +11,7 @@ from action_cases import RECIPE
 from narrow import NARROW_CNN, NARROW_RESNET
 
 from fastseq.video import PyAVEngine, probe, read_frames, write_video
-from training import evaluate
+from training import evaluate, report
 from training.data.index import build_index
 from training.data.views import Views, read_views, views_of
 from training.evaluation.action import video_scores
@@ -323,6 +323,14 @@ def test_stored_embeddings_of_tsm_depend_on_its_segments(tmp_path, monkeypatch):
         encoder, _ = load_encoder(f"run{number}")
         clips.append(encoder.weights.about["clip"])
     assert clips == [[3, 1], [5, 1]]
+
+
+def test_the_report_describes_the_run(run):
+    assert report.main([run]) == 0
+    page = Path("run/report.html").read_text()
+    assert "small_cnn, model.encoder=tsn, frames of 16 pixels, 3 segments of a video" in page
+    assert "<h2>Training loss</h2>" in page
+    assert "time index" not in page  # which a classifier of videos is not compared with
 
 
 def test_the_report_states_that_the_run_learned_from_labels(tmp_path):

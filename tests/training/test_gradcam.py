@@ -239,6 +239,16 @@ def test_the_sheet_has_a_line_for_each_network(tmp_path):
     assert np.diff(starts).tolist() == [68, 68]
 
 
+def test_the_legend_of_a_single_column_is_not_cut_off(tmp_path):
+    frames = np.zeros((1, 8, 8, 3), np.uint8)
+    block = Block(SimpleNamespace(id="a.mp4", action="all"), np.arange(1), 1.0, [])
+    gradcam_sheet([block], tmp_path / "one.png")
+    block.lines.append(Line("network", frames, Heat(np.ones((1, 8, 8), np.float32), CLASS)))
+    gradcam_sheet([block], tmp_path / "one.png")
+    sheet = np.asarray(Image.open(tmp_path / "one.png").convert("L"))
+    assert (sheet[:, -10:] == 255).all()  # the margin
+
+
 def test_videos_are_spread_over_actions():
     records = [SimpleNamespace(id=str(n), action="ab"[n % 2]) for n in range(8)]
     assert [record.id for record in spread_over_actions(records, 4)] == ["0", "4", "3", "7"]

@@ -92,7 +92,7 @@ def write_report(
         *figures.strips(
             videos, train, index, pictures, kind, classifier=figures.classifier(evaluation)
         ),
-        *sections.training_loss(log, pictures),
+        *sections.training_loss(log, pictures, evaluation),
         *sections.curves(run, pictures),
         *sections.configuration(run, cfg, index, log, left_out),
     ]
