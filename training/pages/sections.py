@@ -177,7 +177,7 @@ def retrieval(
 
 
 def training_loss(log: Sequence[Mapping[str, Any]], pictures: Path, evaluation: Path) -> list[str]:
-    """The loss over steps, and what to compare it with if the evaluation's file has a row of the time index."""
+    """The loss over steps; mentions the time index if the evaluation's file has a row of it."""
     from training.evaluation.baselines import TIME_INDEX
     from training.evaluation.plots import loss_curve
 
