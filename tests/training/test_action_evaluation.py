@@ -1,6 +1,7 @@
 """Evaluation of classifiers of actions: test views, metrics by brute force, the command."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -343,3 +344,22 @@ def test_the_report_states_that_the_run_learned_from_labels(tmp_path):
     assert _learned_from(several) == "with and without labels"
     alone = [*both[:1], "data.clips=views", "loss.action.weight=null"]
     assert _learned_from(load_config(tmp_path / "action.yaml", alone)) == "without labels"
+
+
+def test_nothing_to_score_says_why(run, capsys):
+    labels = json.loads(Path("videos/labels.json").read_text())
+    for name in "df":  # e has an action that was not learned
+        path = Path(f"videos/{name}.mp4")
+        before = path.stat()
+        path.write_bytes(b"x" * before.st_size)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert evaluate.main([run, "--protocol", "action"]) == 2
+    assert "none of the videos in the split 'test' of" in capsys.readouterr().err
+    for name in "df":
+        labels["videos"][f"{name}.mp4"]["split"] = "val"
+    Path("videos/labels.json").write_text(json.dumps(labels))
+    build_index("videos")
+    assert evaluate.main([run, "--protocol", "action"]) == 2
+    error = capsys.readouterr().err
+    assert "none of the 1 videos of the split 'test' has an action that the run" in error
+    assert "(pour, swing, throw): choose another --split or --folder" in error

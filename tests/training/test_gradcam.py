@@ -25,7 +25,7 @@ from training.evaluation.gradcam_run import (
     networks_of,
     spread_over_actions,
 )
-from training.evaluation.gradcam_sheet import Block, Line, gradcam_sheet, over
+from training.evaluation.gradcam_sheet import Block, Line, _range, gradcam_sheet, over
 from training.models.backbone import Backbone, Stages
 from training.models.resnet import ResNet
 from training.models.small_cnn import SmallCNN
@@ -218,6 +218,11 @@ def test_colours_cover_the_range_of_the_line():
     red, _, blue = colours[0, 3, 3].astype(int)
     assert red > blue + 30
     assert (over(frames, np.zeros((1, 4, 4))) == 100).all()
+
+
+def test_the_range_beside_a_line():
+    assert _range(np.array([[[0.5, 2.0]]])) == "0.25 to 1"
+    assert _range(np.zeros((1, 2, 2))) == "0 everywhere"
 
 
 def test_the_sheet_has_a_line_for_each_network(tmp_path):

@@ -137,13 +137,17 @@ def _write_name(draw: ImageDraw.ImageDraw, line: Line, y: int, height: int) -> N
     if line.heat is not None:
         if line.heat.predicted:
             lines += wrapped(f"→ {line.heat.predicted}", font, _NAME - 8)
-        largest = float(line.heat.maps.max())
-        share = float(line.heat.maps.min()) / largest if largest else 1.0
-        lines.append(f"{share:.2f} to 1")
+        lines.append(_range(line.heat.maps))
     top = y + max(0, (height - len(lines) * _LINE) // 2)
     for row, text in enumerate(lines):
         place = (_MARGIN, top + row * _LINE)
         draw.text(place, shortened(text, font, _NAME - 8), fill=INK, font=font)
+
+
+def _range(maps: np.ndarray) -> str:
+    """The smallest value in shares of the largest one; maps without a value above 0 are named."""
+    largest = float(maps.max())
+    return f"{float(maps.min()) / largest:.2f} to 1" if largest else "0 everywhere"
 
 
 def _legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int) -> None:
