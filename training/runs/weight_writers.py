@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def _left_out(model: VideoEncoder | VCLRModel) -> dict[str, int]:
 
 
 def write_run(out: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
-    """Write a run directory with a checkpoint of step 0 and model.safetensors.
+    """Write a run directory with a checkpoint of step 0 and model.safetensors, whole or not at all.
 
     cfg: the configuration; its train.run_dir is set to ``out``.
     """
@@ -165,9 +166,13 @@ def write_run(out: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
 
     cfg.train.run_dir = str(out)
     out.mkdir(parents=True)
-    OmegaConf.save(cfg, out / "config.yaml", resolve=True)
-    save_checkpoint(out / "checkpoints", 0, {"model": dict(weights)})
-    write_safetensors(out / "model.safetensors", weights, cfg)
+    try:
+        OmegaConf.save(cfg, out / "config.yaml", resolve=True)
+        save_checkpoint(out / "checkpoints", 0, {"model": dict(weights)})
+        write_safetensors(out / "model.safetensors", weights, cfg)
+    except BaseException:  # a full disk, or Ctrl-C: a part of a run would look like one
+        shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def write_safetensors(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
