@@ -31,6 +31,7 @@ from training.models.resnet import ResNet
 from training.models.small_cnn import SmallCNN
 from training.models.tsm import ShiftedResNet
 from training.models.tsn import TSNModel
+from training.runs.folder import contents
 from training.support.command import UserError
 
 
@@ -276,6 +277,7 @@ def run(videos, tmp_path, monkeypatch):
 def test_command_and_report(run, capsys, monkeypatch):
     assert gradcam.main(["run", "--frames", "3"]) == 0
     whole = Image.open("run/gradcam.png").size
+    assert Path("run/gradcam.png") in contents(Path("run"))  # what --overwrite removes
     shutil.copytree("run", "other")
     assert gradcam.main(["run", "--beside", "other", "--frames", "3", "--out", "both.png"]) == 0
     assert Image.open("both.png").width == whole[0]
