@@ -59,14 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--steps",
         type=int,
-        default=100,
         metavar="T",
-        help="bmn and gtad: steps of a video (default: %(default)s, as both use)",
+        help="bmn and gtad: steps of a video (default: 100, as both use)",
     )
     parser.add_argument("--overwrite", action="store_true", help="write every file again")
     add_checkpoint(parser)
     add_no_store(parser)
     args = parser.parse_args(argv)
+    if args.format == "npz" and args.steps is not None:
+        parser.error("--steps applies to --format bmn and gtad; npz has every frame")
+    args.steps = 100 if args.steps is None else args.steps
     if args.steps < 2:
         parser.error(f"--steps must be at least 2, got {args.steps}")
 
@@ -123,7 +125,12 @@ def _write_localisation(
 ) -> LeftOut:
     """Write rescaled features and the annotated segments, see `training.localisation.formats`."""
     from training.evaluation.encoders import TRAINED
-    from training.localisation.annotations import annotate, names_of, write_annotations
+    from training.localisation.annotations import (
+        FILE_NAME,
+        annotate,
+        names_of,
+        write_annotations,
+    )
     from training.localisation.formats import feature_path, rescaled, write_features
     from training.support.distributed import run_on_all
 
@@ -131,6 +138,8 @@ def _write_localisation(
     left_out = LeftOut(len(index.bad))
     if not embeddings.share(index.videos, left_out):
         return left_out
+    # An interrupted call may leave files of two runs; without annotations localise refuses them.
+    (args.out / FILE_NAME).unlink(missing_ok=True)
     written = []
     for made in embeddings.each(left_out.kept(index.videos), left_out):
         video = annotate(made[TRAINED].record, index.classes)

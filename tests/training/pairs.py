@@ -46,7 +46,7 @@ def grey_run(monkeypatch):
     from training.runs.model import Restored
 
     class Grey(torch.nn.Module):
-        use_positions = True
+        use_positions, pooled = True, False
 
         def __init__(self):
             super().__init__()

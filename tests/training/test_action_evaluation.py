@@ -1,6 +1,7 @@
 """Evaluation of classifiers of actions: test views, metrics by brute force, the command."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from action_cases import RECIPE
-from narrow import NARROW_CNN
+from narrow import NARROW_CNN, NARROW_RESNET
 
 from fastseq.video import PyAVEngine, probe, read_frames, write_video
-from training import evaluate
+from training import evaluate, report
 from training.data.index import build_index
 from training.data.views import Views, read_views, views_of
 from training.evaluation.action import video_scores
@@ -25,9 +26,13 @@ from training.evaluation.action_scores import (
     worst_classes,
 )
 from training.evaluation.confusion import SHOWN, confusion_picture
-from training.models import small_cnn
+from training.evaluation.encoders import load_encoder
+from training.models import resnet, small_cnn
+from training.pages.report_page import _learned_from
+from training.recipe.load import load_config
 from training.runs.folder import contents
-from training.runs.model import load_run
+from training.runs.model import initial_model, load_run
+from training.runs.weight_writers import write_run
 from training.train import main
 
 # --- views --------------------------------------------------------------------------------------
@@ -304,3 +309,57 @@ def test_a_run_without_a_classifier_is_refused(run, capsys):
     error = capsys.readouterr().err
     assert "which a run with model.encoder=tsn has, got model.encoder=fve" in error
     assert "model.weights=other" in error
+
+
+def test_stored_embeddings_of_tsm_depend_on_its_segments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resnet, "WIDTHS", NARROW_RESNET)
+    Path("action.yaml").write_text(RECIPE)
+    shifted = ["model.backbone=resnet18", "model.pool=mean", "model.shift=8"]
+    clips = []
+    for number in (3, 5):
+        options = [*shifted, f"data.segments={number}", "loss.action.classes=4"]
+        cfg = load_config("action.yaml", options)
+        write_run(Path(f"run{number}"), initial_model(cfg).state_dict(), cfg)
+        encoder, _ = load_encoder(f"run{number}")
+        clips.append(encoder.weights.about["clip"])
+    assert clips == [[3, 1], [5, 1]]
+
+
+def test_the_report_describes_the_run(run):
+    assert report.main([run]) == 0
+    page = Path("run/report.html").read_text()
+    assert "small_cnn, model.encoder=tsn, frames of 16 pixels, 3 segments of a video" in page
+    assert "<h2>Training loss</h2>" in page
+    assert "time index" not in page  # which a classifier of videos is not compared with
+
+
+def test_the_report_states_that_the_run_learned_from_labels(tmp_path):
+    (tmp_path / "action.yaml").write_text(RECIPE)
+    assert _learned_from(load_config(tmp_path / "action.yaml")) == "with labels"
+    both = ["model.encoder=fve", "loss.classification.weight=1", "loss.scl.weight=1"]
+    several = load_config(
+        tmp_path / "action.yaml", ["data.clips=views", "loss.action.weight=null", *both]
+    )
+    assert _learned_from(several) == "with and without labels"
+    alone = [*both[:1], "data.clips=views", "loss.action.weight=null"]
+    assert _learned_from(load_config(tmp_path / "action.yaml", alone)) == "without labels"
+
+
+def test_nothing_to_score_says_why(run, capsys):
+    labels = json.loads(Path("videos/labels.json").read_text())
+    for name in "df":  # e has an action that was not learned
+        path = Path(f"videos/{name}.mp4")
+        before = path.stat()
+        path.write_bytes(b"x" * before.st_size)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert evaluate.main([run, "--protocol", "action"]) == 2
+    assert "none of the videos in the split 'test' of" in capsys.readouterr().err
+    for name in "df":
+        labels["videos"][f"{name}.mp4"]["split"] = "val"
+    Path("videos/labels.json").write_text(json.dumps(labels))
+    build_index("videos")
+    assert evaluate.main([run, "--protocol", "action"]) == 2
+    error = capsys.readouterr().err
+    assert "none of the 1 videos of the split 'test' has an action that the run" in error
+    assert "(pour, swing, throw): choose another --split or --folder" in error

@@ -103,7 +103,8 @@ def test_s3ds_classifier_is_a_convolution():
 def test_mmaction2s_tsm_has_equal_scores(capsys):
     model = run("resnet18", frames=1, shift=8)
     assert main(["run", "out.pth", "--layout", "mmaction2"]) == 0
-    assert "network of mmaction2: ResNetTSM(depth=18, shift_div=8)" in capsys.readouterr().out
+    network = "ResNetTSM(depth=18, num_segments=4, shift_div=8)"
+    assert f"network of mmaction2: {network}" in capsys.readouterr().out
     network = Recognizer(MMResNet(18, NARROW_RESNET, segments=4), NARROW_RESNET[-1], 5).eval()
     network.load_state_dict(torch.load("out.pth", weights_only=True)["state_dict"])
     clips = torch.rand(2, 3, 4, 32, 32)

@@ -137,12 +137,14 @@ def test_mmaction2s_tsm_wraps_the_first_convolutions(depth):
     model, _ = run(FVE, f"resnet{depth}", "model.pool=mean")
     linear = with_classifier(model)
     model.eval()
-    shifted = SimpleNamespace(model=SimpleNamespace(shift=8, backbone_to="last"))
+    shifted = SimpleNamespace(
+        model=SimpleNamespace(shift=8, backbone_to="last"), data=SimpleNamespace(segments=16)
+    )
     found = export_weights(model, shifted, "mmaction2")
     network = Recognizer(MMResNet(depth, NARROW_RESNET, segments=2), linear.in_features, 5)
     network.load_state_dict(found.weights)  # strict
     assert torch.equal(network.cls_head.fc_cls.weight, linear.weight)
-    assert found.network == f"ResNetTSM(depth={depth}, shift_div=8)"
+    assert found.network == f"ResNetTSM(depth={depth}, num_segments=16, shift_div=8)"
     torch.save({"state_dict": found.weights}, "tsm.pth")
     again = model.backbone.__class__(depth, "all")
     load_backbone_weights(again, "tsm.pth")

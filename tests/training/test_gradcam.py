@@ -25,10 +25,13 @@ from training.evaluation.gradcam_run import (
     networks_of,
     spread_over_actions,
 )
-from training.evaluation.gradcam_sheet import Block, Line, gradcam_sheet, over
+from training.evaluation.gradcam_sheet import Block, Line, _range, gradcam_sheet, over
 from training.models.backbone import Backbone, Stages
 from training.models.resnet import ResNet
 from training.models.small_cnn import SmallCNN
+from training.models.tsm import ShiftedResNet
+from training.models.tsn import TSNModel
+from training.runs.folder import contents
 from training.support.command import UserError
 
 
@@ -62,9 +65,9 @@ class Corner(Tiny):
 
 
 class Model(nn.Module):
-    def __init__(self, backbone, classes=0, spread=False):
+    def __init__(self, backbone, classes=0, segments=None):
         super().__init__()
-        self.backbone, self.spread = backbone, spread
+        self.backbone, self.segments = backbone, segments
         self.heads = nn.ModuleDict()
         if classes:
             linear = nn.Linear(backbone.out_features, classes)
@@ -172,12 +175,25 @@ def test_a_classifier_shows_the_class_that_it_predicts():
 
 def test_a_clip_spread_over_the_video_has_a_map_for_each_frame():
     torch.manual_seed(0)
-    model, frames = Model(Tiny(clips=True), classes=3, spread=True), images(6, 3, 16, 16)
+    model, frames = Model(Tiny(clips=True), classes=3, segments=4), images(6, 3, 16, 16)
     heat = video_heat(model, frames).maps
     assert heat.shape == (6, 16, 16)
-    model.spread = False
+    model.segments = None
     one = video_heat(model, frames[None])  # the same clip; its middle is frame 3
     np.testing.assert_array_equal(one.maps[0], heat[3])
+
+
+def test_tsm_sees_the_frames_of_the_line_as_one_clip():
+    torch.manual_seed(0)
+    options = {"dropout": 0.5, "chunk_frames": 0, "checkpointing": False}
+    backbone = ShiftedResNet(18, pool="mean")
+    model = TSNModel(backbone, classes=3, segments=4, **options).eval()
+    frames = images(4, 3, 64, 64)
+    other = frames.clone()
+    other[3] = 255 - other[3]
+    first, second = (video_heat(model, one).maps[0] for one in (frames, other))
+    assert first.shape == (64, 64)
+    assert not np.allclose(first, second)  # the map of a frame depends on the other frames
 
 
 @pytest.mark.parametrize("backbone", [SmallCNN(32), ResNet(18, "all", "layer2", "max")])
@@ -205,6 +221,11 @@ def test_colours_cover_the_range_of_the_line():
     assert (over(frames, np.zeros((1, 4, 4))) == 100).all()
 
 
+def test_the_range_beside_a_line():
+    assert _range(np.array([[[0.5, 2.0]]])) == "0.25 to 1"
+    assert _range(np.zeros((1, 2, 2))) == "0 everywhere"
+
+
 def test_the_sheet_has_a_line_for_each_network(tmp_path):
     frames = np.zeros((5, 8, 8, 3), np.uint8)
     record = SimpleNamespace(id="a.mp4", action="all")
@@ -222,6 +243,16 @@ def test_the_sheet_has_a_line_for_each_network(tmp_path):
     (dark,) = np.nonzero(column[:-60] < 40)  # without the text below
     starts = dark[np.diff(dark, prepend=-9) > 1]
     assert np.diff(starts).tolist() == [68, 68]
+
+
+def test_the_legend_of_a_single_column_is_not_cut_off(tmp_path):
+    frames = np.zeros((1, 8, 8, 3), np.uint8)
+    block = Block(SimpleNamespace(id="a.mp4", action="all"), np.arange(1), 1.0, [])
+    gradcam_sheet([block], tmp_path / "one.png")
+    block.lines.append(Line("network", frames, Heat(np.ones((1, 8, 8), np.float32), CLASS)))
+    gradcam_sheet([block], tmp_path / "one.png")
+    sheet = np.asarray(Image.open(tmp_path / "one.png").convert("L"))
+    assert (sheet[:, -10:] == 255).all()  # the margin
 
 
 def test_videos_are_spread_over_actions():
@@ -246,6 +277,7 @@ def run(videos, tmp_path, monkeypatch):
 def test_command_and_report(run, capsys, monkeypatch):
     assert gradcam.main(["run", "--frames", "3"]) == 0
     whole = Image.open("run/gradcam.png").size
+    assert Path("run/gradcam.png") in contents(Path("run"))  # what --overwrite removes
     shutil.copytree("run", "other")
     assert gradcam.main(["run", "--beside", "other", "--frames", "3", "--out", "both.png"]) == 0
     assert Image.open("both.png").width == whole[0]

@@ -346,12 +346,21 @@ def test_the_whole_network_of_lav_has_equal_outputs(lav, caplog):
     assert "names of LAV's code" in caplog.text
 
 
+def full_disk(*_):
+    raise OSError("no space left on device")
+
+
 def test_a_run_of_released_weights(lav, capsys):
     start = ["lav.yaml", "--out", "run"]
     assert convert.main([*start, "model.weights=null", "model.weights_parts=backbone"]) == 2
     assert "model.weights is null" in capsys.readouterr().err
     assert convert.main([*start, "model.conv3d_size=8"]) == 2
     assert "change model.conv3d_size=16" in capsys.readouterr().err
+    assert not Path("run").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.runs.weight_writers.write_safetensors", full_disk)
+        assert convert.main(start) == 2
+    assert "no space left" in capsys.readouterr().err
     assert not Path("run").exists()
     assert convert.main(start) == 0
     model, cfg = load_run("run")

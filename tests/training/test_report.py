@@ -95,7 +95,7 @@ def run(tmp_path, monkeypatch, folder):
         data=DataConfig(folder=str(folder), engine="pyav", num_frames=16),
         augmentation=Namespace(size=SIDE),
         model=OmegaConf.create(
-            {"backbone": "grey", "encoder": "grey", "layers": 0, "weights": None}
+            {"backbone": "grey", "encoder": "grey", "layers": 0, "weights": None, "shift": 0}
             | {"backbone_share": 0}
         ),
         loss=LossConfig(),

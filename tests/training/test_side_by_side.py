@@ -27,7 +27,7 @@ from training.support.command import LeftOut, UserError
 class Grey(torch.nn.Module):
     """The grey level as an angle, with noise."""
 
-    use_positions = True
+    use_positions, pooled = True, False
 
     def __init__(self, noise):
         super().__init__()

@@ -188,3 +188,13 @@ def test_wrong_requests(run, capsys):
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace("encoder: fve", "encoder: conv3d"))
     assert retrieve.main(command) == 2
+
+
+def test_the_report_needs_no_readable_training_video(run, capsys):
+    assert evaluate.main([str(run), "--protocol", "vclr"]) == 0  # so the report has the sheet
+    for name in "abc":
+        spoil(Path(f"videos/{name}.mp4"))
+    assert report.main([str(run)]) == 3
+    page = (run / "report.html").read_text()
+    assert "<h2>Nearest training videos</h2>\n<p>There is no picture: " in page
+    assert capsys.readouterr().err.count("left out a.mp4") == 1

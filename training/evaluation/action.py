@@ -102,16 +102,17 @@ def evaluate_actions(
     split = split or cfg.data.test_split
     records = split_videos(index, split)
     left_out.in_index = len(index.bad)
-    views = views_of(cfg, clips, crops)
-    result = classify_videos(
-        model, records, cfg, classes, views, average, left_out, progress=progress
-    )
-    require_some(left_out.kept(records), split, place(index))
-    if not len(result.labels):
+    known = [record for record in records if record.action in classes]
+    if not known:
         raise UserError(
             f"none of the {len(records)} videos of the split {split!r} has an action that the run "
             f"{run} has learned ({_some(classes)}): choose another --split or --folder"
         )
+    views = views_of(cfg, clips, crops)
+    result = classify_videos(
+        model, records, cfg, classes, views, average, left_out, progress=progress
+    )
+    require_some(left_out.kept(known), split, place(index))
     predicted = ranking(result.scores)[:, 0]
     counts = confusion_counts(predicted, result.labels, len(classes))
     row = {

@@ -100,7 +100,7 @@ def video_heat(
     """
     backbone = _backbone_of(model)
     device = next(backbone.parameters()).device
-    spread = getattr(model, "spread", False)
+    spread = _is_spread(model)
     given = frames[None] if spread else frames
     with torch.no_grad():
         made = [
@@ -157,10 +157,7 @@ def heat_of_videos(
     from fastseq.video.readings import area_of, reading_of
     from training.data.dataset import open_evaluation_engine, read_each
 
-    of_clips = any(
-        _backbone_of(model).clips and not getattr(model, "spread", False)
-        for model in models.values()
-    )
+    of_clips = any(_backbone_of(model).clips and not _is_spread(model) for model in models.values())
     length = cfg.data.tuple_frames if of_clips else 1
     steps = (np.arange(length) - length // 2) * (cfg.data.tuple_stride if of_clips else 1)
     side = decode_side(cfg.augmentation.size, cfg.data.cache_side)
@@ -182,17 +179,19 @@ def heat_of_videos(
     counts = [int(len(frames_of(record)) > 0) for record in records]
     read = read_each(records, counts, reading, engine=engine)
     bar = tqdm(zip(records, read, strict=True), "Grad-CAM", len(records), disable=not progress)
-    for record, frames in bar:
-        if isinstance(frames, Exception):
-            left_out.add(record.id, frames.reason)
-            continue
-        clips = frames.unflatten(0, (columns, length))
-        shown = clips[:, length // 2]
-        given = clips if of_clips else shown
-        heat = {name: video_heat(model, given, classes) for name, model in models.items()}
-        seen, draw = shown.cpu().movedim(1, 3).numpy(), crop(record)
-        yield SeenVideo(record, places(record)[0], seen, draw.width / draw.height, heat)
-    engine.close()
+    try:
+        for record, frames in bar:
+            if isinstance(frames, Exception):
+                left_out.add(record.id, frames.reason)
+                continue
+            clips = frames.unflatten(0, (columns, length))
+            shown = clips[:, length // 2]
+            given = clips if of_clips else shown
+            heat = {name: video_heat(model, given, classes) for name, model in models.items()}
+            seen, draw = shown.cpu().movedim(1, 3).numpy(), crop(record)
+            yield SeenVideo(record, places(record)[0], seen, draw.width / draw.height, heat)
+    finally:
+        engine.close()
 
 
 def has_map(model: Any) -> bool:
@@ -211,6 +210,11 @@ def classifier_of(model: Any) -> nn.Module | None:
     heads = getattr(model, "heads", {})
     # nn.ModuleDict has no get.
     return heads["action"] if "action" in heads else None  # noqa: SIM401
+
+
+def _is_spread(model: Any) -> bool:
+    """Whether the frames of a clip are spread over the video, see `TSNModel.clips_of`."""
+    return bool(getattr(model, "segments", None))
 
 
 def _normalised(frames: Tensor, backbone: Any) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +77,9 @@ def networks_of(
 
 def _classes(run: str | Path) -> list[str]:
     """The names of RUN/classes.json, which a run with a classifier has."""
-    from training.loop.labels import CLASSES
+    from training.loop.labels import read_classes
 
-    file = Path(run) / CLASSES
-    if not file.is_file():
-        return []
-    return [", ".join(one) for one in json.loads(file.read_text(encoding="utf-8"))["classes"]]
+    return [", ".join(one) for one in read_classes(Path(run)) or ()]
 
 
 def spread_over_actions(records: Sequence[VideoRecord], count: int) -> list[VideoRecord]:

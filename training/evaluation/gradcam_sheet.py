@@ -26,6 +26,7 @@ COLOURS = "turbo"  # of matplotlib, from blue to red
 STRENGTH = 0.6  # share of the colour in a pixel where the heat is largest; 0 where it is smallest
 _TILE, _NAME, _GAP, _LINE = 128, 140, 4, 15  # pixels: a tile's width, a line's name, gaps, a text
 _MARGIN, _BLOCK_GAP = 10, 18
+_RAMP, _LEGEND_GAP, _LARGEST = 200, 8, "largest value of the line"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def gradcam_sheet(
     """
     font, heading = typeface(12), typeface(14)
     columns = len(blocks[0].numbers)
-    width = 2 * _MARGIN + _NAME + columns * (_TILE + _GAP)
+    left = _MARGIN + _NAME
+    largest = left + _RAMP + 2 * _LEGEND_GAP + round(font.getlength(_LARGEST))
+    width = max(left + columns * (_TILE + _GAP), largest) + _MARGIN
     text = [line for one in _texts(blocks, remarks) for line in wrapped(one, font, width - 20)]
     heights = [round(_TILE / block.aspect) for block in blocks]
     tall = _MARGIN + sum(
@@ -104,7 +107,6 @@ def gradcam_sheet(
         named += f"   {block.record.action}" if block.record.action != "all" else ""
         draw.text((_MARGIN, y), shortened(named, heading, width - 20), fill=INK, font=heading)
         y += _LINE + 4
-        left = _MARGIN + _NAME
         for column, number in enumerate(block.numbers):
             place = (left + column * (_TILE + _GAP), y)
             draw.text(place, f"frame {number}", fill=INK, font=font)
@@ -135,28 +137,27 @@ def _write_name(draw: ImageDraw.ImageDraw, line: Line, y: int, height: int) -> N
     if line.heat is not None:
         if line.heat.predicted:
             lines += wrapped(f"→ {line.heat.predicted}", font, _NAME - 8)
-        largest = float(line.heat.maps.max())
-        share = float(line.heat.maps.min()) / largest if largest else 1.0
-        lines.append(f"{share:.2f} to 1")
+        lines.append(_range(line.heat.maps))
     top = y + max(0, (height - len(lines) * _LINE) // 2)
     for row, text in enumerate(lines):
         place = (_MARGIN, top + row * _LINE)
         draw.text(place, shortened(text, font, _NAME - 8), fill=INK, font=font)
 
 
+def _range(maps: np.ndarray) -> str:
+    """The smallest value in shares of the largest one; maps without a value above 0 are named."""
+    largest = float(maps.max())
+    return f"{float(maps.min()) / largest:.2f} to 1" if largest else "0 everywhere"
+
+
 def _legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int) -> None:
     """The colours over a middle grey."""
-    font, left, width = typeface(12), _MARGIN + _NAME, 200
-    ramp = np.linspace(0, 1, width)[None, None].repeat(12, 1)
-    grey = np.full((1, 12, width, 3), 160, dtype=np.uint8)
-    draw.text((left - 8, y), "smallest", fill=INK, font=font, anchor="ra")
+    font, left = typeface(12), _MARGIN + _NAME
+    ramp = np.linspace(0, 1, _RAMP)[None, None].repeat(12, 1)
+    grey = np.full((1, 12, _RAMP, 3), 160, dtype=np.uint8)
+    draw.text((left - _LEGEND_GAP, y), "smallest", fill=INK, font=font, anchor="ra")
     sheet.paste(Image.fromarray(over(grey, ramp)[0]), (left, y + 1))
-    draw.text(
-        (left + width + 8, y),
-        "largest value of the line; beside a line: its values as shares of its largest",
-        fill=INK,
-        font=font,
-    )
+    draw.text((left + _RAMP + _LEGEND_GAP, y), _LARGEST, fill=INK, font=font)
 
 
 def _texts(blocks: Sequence[Block], remarks: Sequence[str]) -> list[str]:
@@ -164,6 +165,7 @@ def _texts(blocks: Sequence[Block], remarks: Sequence[str]) -> list[str]:
         line.heat.score for block in blocks for line in block.lines if line.heat is not None
     )
     return [
+        "Beside a line is the range of its values, in shares of its largest value.",
         "Grad-CAM of the last map A of the backbone: ReLU(sum over c of w_c A_c), where w_c is the "
         "mean of dy/dA_c over the map.",
         *(f"{score}." for score in scores),

@@ -108,7 +108,9 @@ def evaluate_video_level(
         "left_out": left_out.videos,
         **known_doubts(run, test),
         "rows": rows,
-        "definitions": definitions(len(set(labels[0])), clip_of(cfg)),
+        "definitions": definitions(
+            len(set(labels[0])), clip_of(cfg), cfg.data.segments if cfg.model.shift else None
+        ),
         "row_definitions": {name: ROW_DEFINITIONS[name] for name in rows},
     }
 
@@ -224,9 +226,19 @@ def video_scores(
     return {"linear_svm": accuracy} | recalls(train_labels[order] == test_labels[:, None])
 
 
-def definitions(classes: int, clip: tuple[int, int] | None = None) -> dict[str, str]:
-    """A sentence about the protocol and one about each of its columns; ``clip``: see `clip_of`."""
+def definitions(
+    classes: int, clip: tuple[int, int] | None = None, shifted: int | None = None
+) -> dict[str, str]:
+    """A sentence about the protocol and one about each of its columns.
+
+    clip: see `clip_of`. shifted: frames of a clip of a network with model.shift.
+    """
     taken, source = f"{FRAMES} evenly spaced frames", ""
+    if shifted is not None:
+        source = (
+            f" The network shifts channels between frames (model.shift): it sees each of the "
+            f"{FRAMES} frames in a clip of {shifted} neighbouring ones of them."
+        )
     if clip is not None:
         taken = f"{CLIPS} evenly spaced clips of {clip[0]} frames with stride {clip[1]}"
         source = (

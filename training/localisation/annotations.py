@@ -31,6 +31,8 @@ FILE_NAME = "anet_anno.json"
 SUBSETS = {"train": "training", "val": "validation", "test": "testing"}
 _FORMS = {
     "duration_second": "a number of seconds above 0",
+    "duration_frame": "a number of frames above 0, or absent",
+    "feature_frame": "a number of frames above 0, or absent",
     "subset": '"training", "validation" or "testing"',
     "annotations": 'a list of {"segment": [start, end], "label": name} in seconds',
 }
@@ -113,7 +115,8 @@ def write_annotations(folder: Path, videos: Sequence[Annotated]) -> list[str]:
     """Write the annotations of videos with segments; returns the names of the files.
 
     anet_anno.json has all of them, anet_anno_train.json, _val and _test those of a split, as
-    mmaction2's process_annotations.py writes them; video_info_new.csv is the table of the BMN
+    mmaction2's process_annotations.py writes them (a file of an earlier call for a split that has
+    none now is removed); video_info_new.csv is the table of the BMN
     repository; activity_net.json is in the form of activity_net.v1-3.min.json, the ground truth of
     ActivityNet's evaluation code.
     """
@@ -124,6 +127,8 @@ def write_annotations(folder: Path, videos: Sequence[Annotated]) -> list[str]:
         part = {name: entry for name, entry in whole.items() if entry["subset"] == subset}
         if part:
             written[f"anet_anno_{split}.json"] = part
+        else:
+            (folder / f"anet_anno_{split}.json").unlink(missing_ok=True)
     written["activity_net.json"] = {
         "version": "VERSION 1.3",
         "taxonomy": [],
@@ -187,9 +192,9 @@ def read_annotations(path: Path) -> list[Annotated]:
         given = entry["annotations"]
         order = sorted(range(len(given)), key=lambda i: given[i]["segment"])
         seconds = entry["duration_second"]
-        covered = entry.get("feature_frame"), entry.get("duration_frame")
-        if all(covered):  # features of other projects may stop before the end
-            seconds *= covered[0] / covered[1]
+        if {"feature_frame", "duration_frame"} <= {*entry}:
+            # Features of other projects may stop before the end.
+            seconds *= entry["feature_frame"] / entry["duration_frame"]
         videos.append(
             Annotated(
                 name,
@@ -207,9 +212,10 @@ def _wrong_key(entry: Any) -> str:
     """The first key of an entry whose value has another form; empty if there is none."""
     if not isinstance(entry, dict):
         return "annotations"
-    seconds = entry.get("duration_second")
-    if type(seconds) not in (int, float) or not 0 < seconds < math.inf:
-        return "duration_second"
+    for key in ("duration_second", "duration_frame", "feature_frame"):
+        value = entry.get(key, 1 if key != "duration_second" else None)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            return key
     if entry.get("subset") not in SUBSETS.values():
         return "subset"
     given = entry.get("annotations")

@@ -33,7 +33,10 @@ ROWS = {
         "BMN trained on standard normal numbers in place of the features: what the lengths and "
         "places of the segments alone reveal."
     ),
-    UNIFORM_ROW: "100 windows of 1/1 to 1/10 of the video, the same in each; longer ones first.",
+    UNIFORM_ROW: (
+        "100 windows of 1/1 to 1/10 of the video, the same in each; longer ones first. Their "
+        "classes are predicted from the features."
+    ),
 }
 SHOWN = {"AR@1": 1, "AR@10": 10, "AR@100": 100}
 PRECISIONS = (0.5, 0.75, 0.95)

@@ -180,8 +180,9 @@ def confusion(evaluation: Path) -> list[str]:
 
     `python -m training.evaluate --protocol action` writes both.
     """
-    picture = evaluation.with_suffix(".png")
-    picture = picture.with_name(picture.name.replace("evaluation", "confusion", 1))
+    from training.runs.folder import picture_beside
+
+    picture = picture_beside(evaluation, "confusion")
     if not (evaluation.is_file() and picture.is_file()):
         return []
     if "confusion" not in json.loads(evaluation.read_text(encoding="utf-8")):
@@ -201,8 +202,9 @@ def few_shot(evaluation: Path) -> list[str]:
 
     `python -m training.evaluate --few-shot` writes both.
     """
-    name = evaluation.with_suffix(".png").name
-    picture = evaluation.with_name(name.replace("evaluation", "few_shot", 1))
+    from training.runs.folder import picture_beside
+
+    picture = picture_beside(evaluation, "few_shot")
     if not (evaluation.is_file() and picture.is_file()):
         return []
     rows = json.loads(evaluation.read_text(encoding="utf-8"))["rows"]

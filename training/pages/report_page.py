@@ -92,7 +92,7 @@ def write_report(
         *figures.strips(
             videos, train, index, pictures, kind, classifier=figures.classifier(evaluation)
         ),
-        *sections.training_loss(log, pictures),
+        *sections.training_loss(log, pictures, evaluation),
         *sections.curves(run, pictures),
         *sections.configuration(run, cfg, index, log, left_out),
     ]
@@ -103,11 +103,11 @@ def write_report(
 
 
 def _learned_from(cfg: Any) -> str:
-    """Whether the run's losses used the phases, in words."""
-    if not cfg.loss.classification.weight:
+    """Whether the run's losses used the phases or actions, in words."""
+    labelled = {name in ("classification", "action") for name, *_ in loss_terms(cfg.loss)}
+    if labelled == {False}:
         return "without labels"
-    others = any(name != "classification" for name, *_ in loss_terms(cfg.loss))
-    return "with and without labels" if others else "with labels"
+    return "with and without labels" if False in labelled else "with labels"
 
 
 def evaluation_section(

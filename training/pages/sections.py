@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data.folders import place
 from training.pages import html
+from training.support.command import counted
 
 if TYPE_CHECKING:
     from training.data.selection import Selection
@@ -175,7 +176,9 @@ def retrieval(
     ]
 
 
-def training_loss(log: Sequence[Mapping[str, Any]], pictures: Path) -> list[str]:
+def training_loss(log: Sequence[Mapping[str, Any]], pictures: Path, evaluation: Path) -> list[str]:
+    """The loss over steps; mentions the time index if the evaluation's file has a row of it."""
+    from training.evaluation.baselines import TIME_INDEX
     from training.evaluation.plots import loss_curve
 
     points = [(e["step"], e["loss"]) for e in log if "step" in e and "loss" in e]
@@ -183,14 +186,19 @@ def training_loss(log: Sequence[Mapping[str, Any]], pictures: Path) -> list[str]
     if not points:
         return []
     loss_curve(*zip(*points, strict=True), pictures / "loss.png")
-    return [
+    section = [
         "<h2>Training loss</h2>",
         html.picture(pictures / "loss.png", "training loss over steps"),
-        html.paragraph(
-            "A falling loss alone shows little: the frame's position in the clip can lower it too. "
-            "The table above compares with the time index, which needs no network."
-        ),
     ]
+    known = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {}
+    if TIME_INDEX in known.get("rows", {}):
+        section.append(
+            html.paragraph(
+                "A falling loss alone shows little: the frame's position in the clip can lower it "
+                "too. The table above compares with the time index, which needs no network."
+            )
+        )
+    return section
 
 
 def curves(run: Path, pictures: Path) -> list[str]:
@@ -255,6 +263,20 @@ def _kept(best: Mapping[str, Any] | None, last: Mapping[str, Any]) -> list[str]:
     return [html.paragraph(" ".join(sentences))] if sentences else []
 
 
+def network(cfg: Any) -> str:
+    """The backbone, the encoder, and what it sees of a video in training, in words."""
+    encoder = f"model.encoder={cfg.model.encoder}"
+    if cfg.model.encoder == "fve":
+        encoder = counted(cfg.model.layers, "Transformer layer")
+    seen = f"{cfg.data.num_frames} frames a view"
+    if cfg.data.clips in ("tuples", "segments", "blocks"):
+        part = "block" if cfg.data.clips == "blocks" else "segment"
+        frames = counted(cfg.data.tuple_frames, "frame")
+        seen = f"{counted(cfg.data.segments, part)} of a video, clips of {frames}"
+    size = cfg.augmentation.size
+    return f"{cfg.model.backbone}, {encoder}, frames of {size} pixels, {seen}"
+
+
 def configuration(
     run: Path, cfg: Any, index: Selection, log: Sequence[Mapping[str, Any]], left_out: LeftOut
 ) -> list[str]:
@@ -270,14 +292,7 @@ def configuration(
         rows.append(("left out", f"{len(index.bad)} files that could not be read"))
     if left_out.videos:
         rows.append(("not in the pictures", "; ".join(map(": ".join, left_out.videos.items()))))
-    rows += [
-        ("actions", ", ".join(actions)),
-        (
-            "network",
-            f"{cfg.model.backbone}, {cfg.model.layers} Transformer layers, frames of "
-            f"{cfg.augmentation.size} pixels, {cfg.data.num_frames} frames a view",
-        ),
-    ]
+    rows += [("actions", ", ".join(actions)), ("network", network(cfg))]
     last = next((entry for entry in reversed(log) if "step" in entry), None)
     if last is not None:
         rows.append(("training", _training_summary(run, last)))

@@ -44,7 +44,11 @@ def retrieved_videos(
     actions = [{r.action for r in index.videos if r.split == split} for split in splits]
     if splits[0] == splits[1] or len(actions[0]) < 2 or not actions[1]:
         return []
-    found = retrieve_videos(encoder, index, cfg, splits[1], left_out)
+    heading = "<h2>Nearest training videos</h2>"
+    try:
+        found = retrieve_videos(encoder, index, cfg, splits[1], left_out)
+    except UserError as error:  # no training video can be read
+        return [heading, html.paragraph(f"There is no picture: {error}.")]
     file = pictures / "retrieval_videos.png"
     video_sheet(found, file)
     rows = found.by_action
@@ -59,7 +63,7 @@ def retrieved_videos(
             f"{cells}</table></div>"
         )
     return [
-        "<h2>Nearest training videos</h2>",
+        heading,
         html.paragraph(
             "Left: test videos. Right of each: the three training videos with the most similar "
             "feature. Green and ✓: the same action. Red and ✗: another action. `python -m "

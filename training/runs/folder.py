@@ -45,6 +45,7 @@ RUN_CONTENTS += (
     "retrieval.png",
     "retrieval_all.png",
     "retrieval_videos.png",
+    "gradcam.png",
     "wandb",
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ _NETWORKS = {
         "inflate_style='3x3x3', with_pool1=False, with_pool2=False)"
     ),
     "mmaction2:resnet": "ResNet(depth={depth})",
-    "mmaction2:tsm": "ResNetTSM(depth={depth}, shift_div={shift})",
+    "mmaction2:tsm": "ResNetTSM(depth={depth}, num_segments={segments}, shift_div={shift})",
     "torchvision:r3d_50": "VideoResNet(Bottleneck, [Conv3DSimple] * 4, [3, 4, 6, 3], BasicStem)",
     "timm:efficientnet_lite0": "tf_efficientnet_lite0",
 }
@@ -92,7 +93,7 @@ def export_weights(model: VideoEncoder | VCLRModel, cfg: Any, layout: str) -> Ex
             f"have: {reason}; expected one of {', '.join(names)}. --layout own writes all weights "
             "under this project's names"
         )
-    shift = getattr(cfg.model, "shift", 0)
+    shift = cfg.model.shift
     weights = {names[name].theirs(entry): one for entry, one in backbone.state_dict().items()}
     if layout == "mmaction2":
         if shift:
@@ -105,7 +106,7 @@ def export_weights(model: VideoEncoder | VCLRModel, cfg: Any, layout: str) -> Ex
         notes.append(f"the run's network shifts channels over time (model.shift={shift})")
     return Exported(
         weights | _classifier(model, layout, name),
-        _network(layout, name, shift),
+        _network(layout, name, cfg),
         (backbone.pixel_mean, backbone.pixel_std),
         _left_out(model),
         notes,
@@ -136,12 +137,13 @@ def _classifier(model: VideoEncoder | VCLRModel, layout: str, name: str) -> dict
     return {f"{place}.{entry}": value for entry, value in state.items()}
 
 
-def _network(layout: str, name: str, shift: int) -> str:
+def _network(layout: str, name: str, cfg: Any) -> str:
+    shift = cfg.model.shift
     family = name.rstrip("0123456789").rstrip("_")
     kinds = [f"{layout}:{name}", f"{layout}:{'tsm' if shift else family}", f"{layout}:{family}"]
     found = next((_NETWORKS[kind] for kind in kinds if kind in _NETWORKS), name)
     depth = re.search(r"\d+$", name)
-    return found.format(depth=depth[0] if depth else "", shift=shift)
+    return found.format(depth=depth[0] if depth else "", shift=shift, segments=cfg.data.segments)
 
 
 def _left_out(model: VideoEncoder | VCLRModel) -> dict[str, int]:
@@ -154,7 +156,7 @@ def _left_out(model: VideoEncoder | VCLRModel) -> dict[str, int]:
 
 
 def write_run(out: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
-    """Write a run directory with a checkpoint of step 0 and model.safetensors.
+    """Write a run directory with a checkpoint of step 0 and model.safetensors, whole or not at all.
 
     cfg: the configuration; its train.run_dir is set to ``out``.
     """
@@ -164,9 +166,13 @@ def write_run(out: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
 
     cfg.train.run_dir = str(out)
     out.mkdir(parents=True)
-    OmegaConf.save(cfg, out / "config.yaml", resolve=True)
-    save_checkpoint(out / "checkpoints", 0, {"model": dict(weights)})
-    write_safetensors(out / "model.safetensors", weights, cfg)
+    try:
+        OmegaConf.save(cfg, out / "config.yaml", resolve=True)
+        save_checkpoint(out / "checkpoints", 0, {"model": dict(weights)})
+        write_safetensors(out / "model.safetensors", weights, cfg)
+    except BaseException:  # a full disk, or Ctrl-C: a part of a run would look like one
+        shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def write_safetensors(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:

@@ -83,6 +83,8 @@ def test_annotations_are_read_as_written(tmp_path):
     part = json.loads((tmp_path / "anet_anno_train.json").read_text())
     needed = {"duration_second", "duration_frame", "feature_frame", "annotations"}
     assert needed <= {*part["v_a"]}
+    write_annotations(tmp_path, videos[:1])
+    assert not (tmp_path / "anet_anno_val.json").exists()  # of the earlier call
     table = (tmp_path / "video_info_new.csv").read_text().splitlines()
     assert table[0].split(",")[:2] == ["video", "numFrame"]
     assert table[1].startswith("v_a,40,4.0,10.0,10.0,training")
@@ -101,6 +103,8 @@ def test_features_that_stop_early_shorten_the_video(tmp_path):
     ("change", "message"),
     [
         ({"duration_second": 0}, "v_a: duration_second must be a number of seconds above 0"),
+        ({"duration_frame": "40"}, "v_a: duration_frame must be a number of frames above 0"),
+        ({"feature_frame": 0}, "v_a: feature_frame must be a number of frames above 0"),
         ({"subset": "train"}, 'v_a: subset must be "training"'),
         ({"annotations": {}}, "v_a: annotations must be a list"),
         ({"annotations": [{"segment": [2, 1], "label": "x"}]}, "v_a: annotations must be"),

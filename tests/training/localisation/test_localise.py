@@ -112,7 +112,7 @@ def test_the_same_seed_gives_the_same_figures(features, tmp_path, no_pictures):
 def test_from_videos_to_the_table(made, tmp_path, capsys, no_pictures):
     for form in ("npz", "bmn", "gtad"):
         arguments = [str(made / "run"), "--out", str(tmp_path / form), "--format", form]
-        assert extract.main([*arguments, "--steps", "25"]) == 0
+        assert extract.main(arguments + ["--steps", "25"] * (form != "npz")) == 0
     out = capsys.readouterr().out
     assert "6 videos of 25 steps written" in out
     names = sorted(path.stem for path in (tmp_path / "bmn/csv_mean_25").iterdir())
@@ -169,6 +169,19 @@ def test_extract_leaves_out_what_cannot_be_read(made, tmp_path, capsys):
     assert (tmp_path / "out/v_train_002.npy").is_file()
 
 
+def test_features_of_an_interrupted_extraction_are_not_used(made, tmp_path, monkeypatch, capsys):
+    arguments = [str(made / "run"), "--out", str(tmp_path / "out"), "--format", "bmn"]
+    assert extract.main([*arguments, "--steps", "10"]) == 0
+
+    def stopped(path, features):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("training.localisation.formats.write_features", stopped)
+    assert extract.main([*arguments, "--steps", "10"]) == 2
+    assert localise.main([str(tmp_path / "out"), "--out", str(tmp_path / "localised"), *QUICK]) == 2
+    assert "has no anet_anno.json; extract with --format bmn" in capsys.readouterr().err
+
+
 def test_videos_without_features_are_left_out(features, tmp_path, capsys, no_pictures):
     (features / "csv_mean_20/v_3.csv").unlink()
     arguments = [str(features), "--out", str(tmp_path / "out"), *QUICK, "--no-random-row"]
@@ -218,7 +231,11 @@ def test_wrong_options(wrong, capsys):
     assert ended.value.code == 2
     assert wrong[0] in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        extract.main(["run", "--out", "out", "--steps", "1"])
+        extract.main(["run", "--out", "out", "--format", "bmn", "--steps", "1"])
+    assert "--steps must be at least 2, got 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        extract.main(["run", "--out", "out", "--steps", "50"])
+    assert "--steps applies to --format bmn and gtad" in capsys.readouterr().err
 
 
 def test_two_videos_of_one_name(made, tmp_path, capsys):
