@@ -268,8 +268,7 @@ def _weights(found: Restored, part: torch.nn.Module | None = None) -> Weights:
         "decoder": decoder(cfg),
     }
     if backbone is not None and backbone.clips:
-        encoder = getattr(found.model, "encoder", found.model)  # VCLR's model has two
-        about["clip"] = [encoder.clip_frames, encoder.clip_stride]
+        about["clip"] = [found.model.clip_frames, found.model.clip_stride]
     return Weights(found.checkpoint, found.step, about)
 
 
