@@ -1,8 +1,8 @@
 """Write the trained weights to one file: `python -m training.export RUN OUT.safetensors`.
 
 Tensors are named as in the model's state dict. A .safetensors file also holds the run's
-configuration, as YAML under "config" in its metadata; safetensors.torch.load_file reads the weights
-without running code. A .pt or .pth file holds the state dict alone, for
+configuration, as YAML under "config" in its metadata, and the names of a classifier's classes, as
+JSON under "classes"; safetensors.torch.load_file reads the weights without running code. A .pt or .pth file holds the state dict alone, for
 torch.load(weights_only=True).
 
 --layout torchvision, mmaction2 or timm writes the backbone, and a classifier of actions, under the
@@ -17,7 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.evaluation.stored import add_checkpoint
-from training.runs.weight_writers import LAYOUTS, OWN, export_weights, writers
+from training.runs.weight_writers import (
+    LAYOUTS,
+    OWN,
+    export_weights,
+    writers,
+    written_whole,
+)
 from training.support.command import UserError, make_folder, run_command
 
 
@@ -33,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def command() -> None:
-        from safetensors import SafetensorError
-
+        from training.loop.labels import read_classes
         from training.runs.model import load_run
 
         if args.out.is_file() and not args.overwrite:
@@ -51,18 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, cfg = load_run(args.run, checkpoint=args.checkpoint)
         exported = None if args.layout == OWN else export_weights(model, cfg, args.layout)
         weights = model.state_dict() if exported is None else exported.weights
+        classes = [", ".join(one) for one in read_classes(args.run) or ()]
+        if exported is not None and exported.classes != len(classes):
+            classes = []  # of a head that is left out
         make_folder(args.out.parent)
-        try:
-            writer(args.out, weights, cfg)
-        except (SafetensorError, RuntimeError) as error:  # a full disk, for one
-            raise UserError(f"{args.out} was not written: {error}") from error
+        with written_whole(args.out, weights):
+            writer(args.out, weights, cfg, classes)
         size = args.out.stat().st_size / 1e6
         print(f"written: {args.out}, {len(weights)} tensors, {size:.1f} MB")
+        if classes:
+            print(f"classes, in the order of the scores: {'; '.join(classes)}")
         if exported is None:
             return
-        mean, std = ([round(x, 4) for x in pixels] for pixels in exported.pixels)
+        whole = 255 if args.layout == "mmaction2" else 1  # its data_preprocessor
+        mean, std = ([round(x * whole, 4) for x in pixels] for pixels in exported.pixels)
         print(f"network of {args.layout}: {exported.network}")
-        print(f"its pixels: RGB in 0 to 1, minus {mean}, divided by {std}")
+        if not exported.classes and args.layout != "mmaction2":
+            print("the file has no classifier: load_state_dict(..., strict=False)")
+        print(f"its pixels: RGB in 0 to {whole}, minus {mean}, divided by {std}")
         if exported.left_out:
             parts = ", ".join(f"{part} ({count})" for part, count in exported.left_out.items())
             print(f"left out, because {args.layout} has no counterpart: {parts}")

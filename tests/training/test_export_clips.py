@@ -1,13 +1,16 @@
 """Exports of classifiers of actions: networks of clips, and shifted ones of images."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from layout_networks import MMResNet, Recognizer, video_resnet
 from narrow import NARROW_RESNET, narrow_resnet
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from training import convert
 from training.export import main
 from training.models import load_backbone_weights, resnet, resnet3d
 from training.models.resnet3d import ResNet3d
@@ -55,8 +58,11 @@ def test_mmaction2s_resnet3d_has_equal_scores(depth, capsys):
     model = run(f"r3d_{depth}")
     assert main(["run", "out.pth", "--layout", "mmaction2"]) == 0
     out = capsys.readouterr().out
-    assert f"ResNet3d(depth={depth}, conv1_kernel=(3, 7, 7)" in out
-    assert "minus [0.4322, 0.3947, 0.3765], divided by [0.228, 0.2215, 0.217]" in out
+    network = f"Recognizer3D(backbone=ResNet3d(depth={depth}, conv1_kernel=(3, 7, 7)"
+    assert f"network of mmaction2: {network}" in out
+    assert "cls_head=I3DHead(num_classes=5, in_channels=" in out
+    pixels = "minus [110.2008, 100.6398, 95.9947], divided by [58.1477, 56.4698, 55.3322]"
+    assert f"its pixels: RGB in 0 to 255, {pixels}\n" in out
     assert "left out" not in out
     features = NARROW_RESNET[-1] * (1 if depth < 50 else 4)
     network = Recognizer(MMResNet(depth, NARROW_RESNET, clips=True), features, 5).eval()
@@ -73,6 +79,39 @@ def test_mmaction2s_resnet3d_has_equal_scores(depth, capsys):
     torch.save(again.state_dict(), "r3d.pth")
     with pytest.raises(ValueError, match=f"; set model.backbone=r3d_{depth}$"):
         load_backbone_weights(narrow_resnet(depth, "all"), "r3d.pth")
+
+
+def test_the_classes_are_printed_and_in_the_file(capsys):
+    run("resnet18", frames=1)
+    names = ["a", "b", "c", "d", "e"]
+    Path("run/classes.json").write_text(json.dumps({"classes": [[name] for name in names]}))
+    for options in ([], ["--layout", "timm"]):
+        assert main(["run", "out.safetensors", "--overwrite", *options]) == 0
+        with safe_open("out.safetensors", "pt") as file:
+            assert json.loads(file.metadata()["classes"]) == names
+        assert "classes, in the order of the scores: a; b; c; d; e\n" in capsys.readouterr().out
+    assert main(["run", "out.pth", "--layout", "mmaction2"]) == 0
+    meta = torch.load("out.pth", weights_only=True)["meta"]
+    assert meta == {"dataset_meta": {"classes": names}}
+
+
+def test_a_full_disk_is_named(capsys):
+    run("resnet18", frames=1)
+    cut = "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"
+
+    def full(*_, **__):
+        raise RuntimeError(cut)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        assert main(["run", "out.pth"]) == 2
+        message = "out.pth could not be written completely, probably because the disk is full"
+        assert message in capsys.readouterr().err
+        options = ["model.weights=run/model.safetensors", "model.weights_parts=all"]
+        assert convert.main(["recipe.yaml", *options, "--out", "other"]) == 2
+        assert "other could not be written completely" in capsys.readouterr().err
+    assert not Path("out.pth").exists()
+    assert not Path("other").exists()
 
 
 def test_a_network_of_images_is_no_network_of_clips():
@@ -103,7 +142,7 @@ def test_s3ds_classifier_is_a_convolution():
 def test_mmaction2s_tsm_has_equal_scores(capsys):
     model = run("resnet18", frames=1, shift=8)
     assert main(["run", "out.pth", "--layout", "mmaction2"]) == 0
-    network = "ResNetTSM(depth=18, num_segments=4, shift_div=8)"
+    network = "Recognizer2D(backbone=ResNetTSM(depth=18, num_segments=4, shift_div=8), cls_head="
     assert f"network of mmaction2: {network}" in capsys.readouterr().out
     network = Recognizer(MMResNet(18, NARROW_RESNET, segments=4), NARROW_RESNET[-1], 5).eval()
     network.load_state_dict(torch.load("out.pth", weights_only=True)["state_dict"])

@@ -99,7 +99,11 @@ def test_torchvisions_and_timms_names_of_a_resnet(layout, name, encoder, depth, 
     state = exported(layout, name)
     assert shapes(state) == resnet(depth, NARROW_RESNET)
     out = capsys.readouterr().out
-    assert f"network of {layout}: resnet{depth}" in out
+    network = (
+        f"resnet{depth}()" if layout == "torchvision" else f'timm.create_model("resnet{depth}")'
+    )
+    assert f"network of {layout}: {network}\n" in out
+    assert "no classifier: load_state_dict(..., strict=False)" in out
     assert "minus [0.485, 0.456, 0.406], divided by [0.229, 0.224, 0.225]" in out
     assert f"left out, because {layout} has no counterpart: " in out
     assert left in out
@@ -144,7 +148,10 @@ def test_mmaction2s_tsm_wraps_the_first_convolutions(depth):
     network = Recognizer(MMResNet(depth, NARROW_RESNET, segments=2), linear.in_features, 5)
     network.load_state_dict(found.weights)  # strict
     assert torch.equal(network.cls_head.fc_cls.weight, linear.weight)
-    assert found.network == f"ResNetTSM(depth={depth}, num_segments=16, shift_div=8)"
+    assert found.network == (
+        f"Recognizer2D(backbone=ResNetTSM(depth={depth}, num_segments=16, shift_div=8), "
+        f"cls_head=TSMHead(num_classes=5, in_channels={linear.in_features}, num_segments=16))"
+    )
     torch.save({"state_dict": found.weights}, "tsm.pth")
     again = model.backbone.__class__(depth, "all")
     load_backbone_weights(again, "tsm.pth")
@@ -158,14 +165,21 @@ def test_mmaction2s_tsm_wraps_the_first_convolutions(depth):
 def test_a_classifier_has_the_name_that_each_project_has():
     model, cfg = run(FVE, "resnet18")
     linear = with_classifier(model)
-    for layout, name in (
-        ("torchvision", "fc"),
-        ("timm", "fc"),
-        ("mmaction2", "cls_head.fc_cls"),
+    features = linear.in_features
+    head = f"TSNHead(num_classes=5, in_channels={features})"
+    for layout, name, network in (
+        ("torchvision", "fc", "resnet18(num_classes=5)"),
+        ("timm", "fc", 'timm.create_model("resnet18", num_classes=5)'),
+        (
+            "mmaction2",
+            "cls_head.fc_cls",
+            f"Recognizer2D(backbone=ResNet(depth=18), cls_head={head})",
+        ),
     ):
         found = export_weights(model, cfg, layout)
         assert torch.equal(found.weights[f"{name}.weight"], linear.weight)
         assert torch.equal(found.weights[f"{name}.bias"], linear.bias)
+        assert (found.network, found.classes) == (network, 5)
         assert "heads" not in found.left_out
         assert found.left_out["layers"] == 12
     model.__dict__["_modules"]["backbone"] = EfficientNetLite0("all")
@@ -184,6 +198,7 @@ def test_timms_names_of_efficientnet_lite0(end, capsys):
     out = capsys.readouterr().out
     assert "tf_efficientnet_lite0" in out
     assert "minus [0.498, 0.498, 0.498], divided by [0.502, 0.502, 0.502]" in out
+    assert 'create_model("tf_efficientnet_lite0")\n' in out
     earlier = "differs: the run's network ends earlier: model.backbone_to=stage5\n"
     assert out.endswith(earlier) if end == "stage5" else "differs" not in out
     again = EfficientNetLite0("all", end).eval().to(memory_format=torch.channels_last)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +32,8 @@ _CLASSIFIERS = {
     "timm": "fc",
     "timm:efficientnet_lite0": "classifier",
 }
-# The network to create, where the backbone's name does not say it.
+# The network to create, where the backbone's name does not say it. {classes} is a further
+# argument of a network with a classifier.
 _NETWORKS = {
     "mmaction2:r3d": (
         "ResNet3d(depth={depth}, conv1_kernel=(3, 7, 7), temporal_strides=(1, 2, 2, 2), "
@@ -37,8 +41,18 @@ _NETWORKS = {
     ),
     "mmaction2:resnet": "ResNet(depth={depth})",
     "mmaction2:tsm": "ResNetTSM(depth={depth}, num_segments={segments}, shift_div={shift})",
-    "torchvision:r3d_50": "VideoResNet(Bottleneck, [Conv3DSimple] * 4, [3, 4, 6, 3], BasicStem)",
-    "timm:efficientnet_lite0": "tf_efficientnet_lite0",
+    "torchvision": "{name}({classes})",
+    "torchvision:r3d_50": (
+        "VideoResNet(Bottleneck, [Conv3DSimple] * 4, [3, 4, 6, 3], BasicStem, {classes})"
+    ),
+    "timm": 'timm.create_model("{name}", {classes})',
+    "timm:efficientnet_lite0": 'timm.create_model("tf_efficientnet_lite0", {classes})',
+}
+# mmaction2's recognizers: a network, and the head that has the classifier.
+_RECOGNIZERS = {
+    "mmaction2:r3d": "Recognizer3D(backbone={}, cls_head=I3DHead({}))",
+    "mmaction2:resnet": "Recognizer2D(backbone={}, cls_head=TSNHead({}))",
+    "mmaction2:tsm": "Recognizer2D(backbone={}, cls_head=TSMHead({}, num_segments={segments}))",
 }
 # Why a backbone has no counterpart.
 _REASONS = {
@@ -54,7 +68,9 @@ class Exported:
 
     Attributes:
         weights: entries by their name there.
-        network: the network of that project.
+        network: the call that creates the network of that project, with the classifier if the
+            model has one.
+        classes: number of the classifier's classes, 0 without a classifier.
         pixels: mean and standard deviation of RGB in 0 to 1 that normalise its images.
         left_out: parts of the model without a counterpart, with their numbers of entries.
         notes: differences of that network.
@@ -62,6 +78,7 @@ class Exported:
 
     weights: dict[str, torch.Tensor]
     network: str
+    classes: int
     pixels: tuple[tuple[float, ...], tuple[float, ...]]
     left_out: dict[str, int]
     notes: list[str]
@@ -104,9 +121,11 @@ def export_weights(model: VideoEncoder | VCLRModel, cfg: Any, layout: str) -> Ex
         notes.append(f"the run's network ends earlier: model.backbone_to={cfg.model.backbone_to}")
     if shift and layout != "mmaction2":
         notes.append(f"the run's network shifts channels over time (model.shift={shift})")
+    linear = _linear(model)
     return Exported(
         weights | _classifier(model, layout, name),
-        _network(layout, name, cfg),
+        _network(layout, name, cfg, linear),
+        0 if linear is None else linear.out_features,
         (backbone.pixel_mean, backbone.pixel_std),
         _left_out(model),
         notes,
@@ -137,13 +156,25 @@ def _classifier(model: VideoEncoder | VCLRModel, layout: str, name: str) -> dict
     return {f"{place}.{entry}": value for entry, value in state.items()}
 
 
-def _network(layout: str, name: str, cfg: Any) -> str:
+def _network(layout: str, name: str, cfg: Any, linear: nn.Linear | None) -> str:
     shift = cfg.model.shift
-    family = name.rstrip("0123456789").rstrip("_")
-    kinds = [f"{layout}:{name}", f"{layout}:{'tsm' if shift else family}", f"{layout}:{family}"]
-    found = next((_NETWORKS[kind] for kind in kinds if kind in _NETWORKS), name)
+    family = "tsm" if shift and layout == "mmaction2" else name.rstrip("0123456789").rstrip("_")
+    kinds = [f"{layout}:{name}", f"{layout}:{family}", layout]
+    found = next(_NETWORKS[kind] for kind in kinds if kind in _NETWORKS)
+    classes = "" if linear is None else f"num_classes={linear.out_features}"
     depth = re.search(r"\d+$", name)
-    return found.format(depth=depth[0] if depth else "", shift=shift, segments=cfg.data.segments)
+    values = {
+        "name": name.removeprefix("timm:"),
+        "depth": depth[0] if depth else "",
+        "shift": shift,
+        "segments": cfg.data.segments,
+        "classes": classes,
+    }
+    network = found.format(**values).replace(", )", ")")
+    if layout != "mmaction2" or linear is None:
+        return network
+    head = f"{classes}, in_channels={linear.in_features}"
+    return _RECOGNIZERS[f"{layout}:{family}"].format(network, head, **values)
 
 
 def _left_out(model: VideoEncoder | VCLRModel) -> dict[str, int]:
@@ -175,18 +206,49 @@ def write_run(out: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
         raise
 
 
-def write_safetensors(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
-    """Write a .safetensors file of the weights, with the configuration in its metadata."""
+@contextlib.contextmanager
+def written_whole(out: Path, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Turns the errors of PyTorch and safetensors on a full disk into a UserError."""
+    from safetensors import SafetensorError
+
+    from training.runs.checkpoint import CheckpointError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError, CheckpointError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            raise
+        needed = sum(value.nbytes for value in weights.values()) / 1e6
+        free = shutil.disk_usage(out.absolute().parent).free / 1e6
+        raise UserError(
+            f"{out} could not be written completely, probably because the disk is full: the "
+            f"weights have {needed:,.1f} MB, and {free:,.1f} MB are free in "
+            f"{out.absolute().parent}. Free space, or write to another disk "
+            f"({error.__cause__ or error})"
+        ) from error
+
+
+def write_safetensors(
+    path: Path, weights: Mapping[str, torch.Tensor], cfg: Any, classes: Sequence[str] = ()
+) -> None:
+    """Write a .safetensors file of the weights.
+
+    Its metadata has the configuration and, as a JSON list, the classes in the order of the scores.
+    """
     from omegaconf import OmegaConf
     from safetensors.torch import save_file
 
     metadata = {"config": OmegaConf.to_yaml(cfg, resolve=True)}
+    if classes:
+        metadata["classes"] = json.dumps([*classes])
     contiguous = {name: value.contiguous() for name, value in weights.items()}
     with replacing(path) as partial:
         save_file(contiguous, partial, metadata=metadata)
 
 
-def write_state_dict(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
+def write_state_dict(
+    path: Path, weights: Mapping[str, torch.Tensor], cfg: Any, classes: Sequence[str] = ()
+) -> None:
     """Write the weights alone with torch.save."""
     import torch
 
@@ -194,13 +256,21 @@ def write_state_dict(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) 
         torch.save({name: value.contiguous() for name, value in weights.items()}, partial)
 
 
-def write_mmaction2(path: Path, weights: Mapping[str, torch.Tensor], cfg: Any) -> None:
-    """Write the weights under "state_dict", as mmengine and mmcv read a checkpoint."""
+def write_mmaction2(
+    path: Path, weights: Mapping[str, torch.Tensor], cfg: Any, classes: Sequence[str] = ()
+) -> None:
+    """Write the weights under "state_dict", as mmengine and mmcv read a checkpoint.
+
+    The classes are where mmengine has them, under "meta".
+    """
     import torch
 
     contiguous = {name: value.contiguous() for name, value in weights.items()}
+    content: dict[str, Any] = {"state_dict": contiguous}
+    if classes:
+        content["meta"] = {"dataset_meta": {"classes": [*classes]}}
     with replacing(path) as partial:
-        torch.save({"state_dict": contiguous}, partial)
+        torch.save(content, partial)
 
 
 WRITERS = {".safetensors": write_safetensors, ".pt": write_state_dict, ".pth": write_state_dict}
