@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _convert(args: argparse.Namespace) -> None:
     from training.recipe.load import load_config, make_paths_absolute
     from training.runs.model import initial_model
-    from training.runs.weight_writers import write_run
+    from training.runs.weight_writers import write_run, written_whole
 
     if args.out.exists():
         raise UserError(f"{args.out} exists already; move it, or choose another --out")
@@ -49,8 +50,12 @@ def _convert(args: argparse.Namespace) -> None:
         model = initial_model(cfg)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
-    write_run(args.out, model.state_dict(), cfg)
-    print(f"written: {args.out}, {len(model.state_dict())} tensors")
+    weights = model.state_dict()
+    with written_whole(args.out, weights):
+        write_run(args.out, weights, cfg)
+    parts = Counter(name.partition(".")[0] for name in weights)
+    text = ", ".join(f"{part} ({count})" for part, count in parts.items())
+    print(f"written: {args.out}, {len(weights)} tensors: {text}")
 
 
 if __name__ == "__main__":

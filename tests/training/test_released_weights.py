@@ -128,7 +128,9 @@ def test_vclr_starts_from_all_of_its_checkpoint(caplog):
     for name, queue in model.queues.items():
         assert torch.equal(queue.features, fresh.queues[name].features)
     assert "its queues are not used" in caplog.text
-    assert "loaded from model.* of current.pth (names of VCLR's code)" in caplog.text
+    assert "loaded from model.* and model_ema.* of current.pth (names of VCLR's" in caplog.text
+    rest = "7 not used: model_ema (2), contrast (2), contrast_tsn (2), optimizer (1)"
+    assert caplog.messages[-1].endswith(f"0 missing, {rest}")
     assert "random values" not in caplog.text
     averages = started("model.weights=current.pth", "model.weights_key=model_ema")
     check_backbone(averages.encoder.backbone, average)
@@ -229,7 +231,7 @@ def test_vclr_starts_from_moco_v2_as_its_code_does():
         for sequential in own.heads.values():
             check_head(sequential, online, "fc")
     torch.save(moco_v3()[1], "v3.pth.tar")
-    with pytest.raises(ValueError, match=r"model.weights_parts=backbone"):
+    with pytest.raises(ValueError, match=r"MoCo v3.*: set model.weights_parts=backbone$"):
         started("model.weights=v3.pth.tar")
 
 
@@ -363,6 +365,8 @@ def test_a_run_of_released_weights(lav, capsys):
     assert "no space left" in capsys.readouterr().err
     assert not Path("run").exists()
     assert convert.main(start) == 0
+    parts = "backbone (204), convolutions (14), embedding (6), projection (9)"
+    assert capsys.readouterr().out == f"written: run, 233 tensors: {parts}\n"
     model, cfg = load_run("run")
     assert cfg.model.weights == str(Path("lav.pth").resolve())
     assert torch.equal(model.embedding[6].weight, lav.emb.embedding_layer.weight)

@@ -292,6 +292,24 @@ def test_safetensors_and_npz(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("name", ["new.pth", "old.pth", "w.safetensors", "w.npz"])
+@pytest.mark.parametrize("share", [0, 0.002, 0.5, 0.99])
+def test_a_file_that_is_cut_off_is_named_so(share, name, tmp_path):
+    from safetensors.torch import save_file
+
+    file = tmp_path / name
+    if name.endswith("pth"):
+        torch.save(STATE, file, _use_new_zipfile_serialization=name == "new.pth")
+    elif name == "w.npz":
+        np.savez(file, **{k: v.numpy() for k, v in STATE.items()})
+    else:
+        save_file(STATE, file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match="it is damaged or cut off, .* get it again$"):
+        load_backbone_weights(SmallCNN(16), file)
+
+
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w.npz"])
 @pytest.mark.parametrize(
     "content", [b"", b"<html>not found</html>", b"PK\x03\x04", b"\x80\x02", b"\0" * 99]

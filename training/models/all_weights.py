@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Not loaded: VCLR's queues hold keys of the other run's videos, and the counter its steps.
 _STAYS = re.compile(r"queues\.|momentum\.n_averaged$")
+_MOCO_V3 = re.compile(r"(^|\.)base_encoder\.")
 # The heads of losses, see `training.models.heads`; VCLR's are in its encoder.
 _HEAD = re.compile(r"heads\.(\w+)\.")
 
@@ -72,6 +73,11 @@ def load_all_weights(
     tensors = read_run_tensors(path, key)
     own = {name: value for name, value in model.state_dict().items() if not _STAYS.match(name)}
     released = find_released(tensors, own, key)
+    if released is None and any(map(_MOCO_V3.search, tensors)):
+        raise ValueError(
+            f"{path}: this is a file of MoCo v3, from which only the backbone can be loaded: set "
+            "model.weights_parts=backbone"
+        )
     if released is not None:
         prefix = ""  # the names in errors are those of this project
         own, inside = _without_unlike(released.tensors, own, released, path)
@@ -103,7 +109,9 @@ def load_all_weights(
     taken = {name: inside[name] for name in own if name in inside}
     model.load_state_dict(taken, strict=False)
     if released is not None:
-        return WeightReport(path, released.place, len(taken), [], [], released.source)
+        used = {id(value) for value in taken.values()}
+        rest = [name for name, value in tensors.items() if id(value) not in used]
+        return WeightReport(path, released.place, len(taken), [], rest, released.source)
     return WeightReport(path, prefix, len(taken), [], [])
 
 

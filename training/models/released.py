@@ -30,7 +30,7 @@ class Released:
 
     Attributes:
         source: whose file it is, for logs.
-        place: common prefix of the entries in the file, for logs.
+        place: common prefix of the entries in the file, for logs; of two "model.* and model_ema.".
         tensors: entries by their name in the model.
         may_lack: pattern of the model's entries that such a file may lack, or have in another
             shape. They keep their initial values.
@@ -69,11 +69,13 @@ def _vclr(tensors: dict[str, Tensor], network: str) -> Released | None:
     if "heads.inter.0.weight" not in online:
         return None
     order = {k: online.pop(k) for k in [*online] if k.startswith("order.")}
-    average = _vclr_network(tensors, "model_ema.") or dict(online)
+    average = _vclr_network(tensors, "model_ema.")
+    places = dict.fromkeys([f"{network}.", "model_ema."] if average else [f"{network}."])
+    average = average or dict(online)
     average = {name: value for name, value in average.items() if not name.startswith("order.")}
     return Released(
         "VCLR's code" if "heads.video.0.weight" in online else "SeCo's code",
-        f"{network}.",
+        "* and ".join(places),
         {f"encoder.{name}": value for name, value in online.items()}
         | {f"momentum.module.{name}": value for name, value in average.items()}
         | order,

@@ -24,7 +24,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     format. Other Python objects in such a file (argparse.Namespace, numpy scalars, paths,
     configurations) are skipped: their classes are neither imported nor called.
 
-    Raises ValueError for a file in another format, or without tensors.
+    Raises ValueError for a damaged file, a file in another format, or one without tensors.
     """
     try:
         content = _READERS.get(path.suffix.lower(), _read_pickle)(path)
@@ -34,6 +34,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         text = str(error).strip()  # torch.load puts the reason after advice to allow everything
         reason = (text.partition("WeightsUnpickler error:")[2] or text).strip()
         reason = re.split(r"\n|\. ", reason)[0][:200]
+        if _is_cut_off(path, error):
+            raise ValueError(
+                f"{path}: cannot be read as a checkpoint: it is damaged or cut off, probably by an "
+                "incomplete download or copy; get it again"
+            ) from error
         raise ValueError(
             f"{path}: cannot be read as a checkpoint of plain tensors ({type(error).__name__}: "
             f"{reason}). If it holds other Python objects and you trust it, load it yourself and "
@@ -50,6 +55,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"{path}: no tensors in it, top-level keys {examples(content)}")
     return tensors
+
+
+def _is_cut_off(path: Path, error: Exception) -> bool:
+    """Whether an error of reading is that of a file without its end."""
+    with open(path, "rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"
+    if is_archive and not zipfile.is_zipfile(path):  # the table of its members is at the end
+        return True
+    ends = ("truncated", "unexpected eof", "not enough data", "exhausted before")
+    ends += ("incomplete metadata", "header too small", "invalid header length")  # of safetensors
+    return isinstance(error, EOFError) or any(text in str(error).lower() for text in ends)
 
 
 def read_run_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
