@@ -2,8 +2,8 @@
 
 Tensors are named as in the model's state dict. A .safetensors file also holds the run's
 configuration, as YAML under "config" in its metadata, and the names of a classifier's classes, as
-JSON under "classes"; safetensors.torch.load_file reads the weights without running code. A .pt or .pth file holds the state dict alone, for
-torch.load(weights_only=True).
+JSON under "classes"; safetensors.torch.load_file reads the weights without running code. A .pt or
+.pth file holds the state dict alone, for torch.load(weights_only=True).
 
 --layout torchvision, mmaction2 or timm writes the backbone, and a classifier of actions, under the
 names of that project; model.weights reads such a file too.

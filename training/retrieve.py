@@ -1,9 +1,9 @@
 """Show what the network finds similar: `python -m training.retrieve --run RUN`.
 
 Writes a contact sheet of the test split (--split): queries at the left, and what is nearest beside
-each. --scope others (default) shows the most similar frame of the five closest other videos of the
-action; --scope all the five most similar frames of all other videos. --scope videos compares whole
-videos: the three training videos nearest to each test video, and R@1, 5, 10, 20 and 50 as
+each. --scope others (default) shows the most similar frame of each of the five closest other videos
+of the action; --scope all the five most similar frames of all other videos. --scope videos compares
+whole videos: the three training videos nearest to each test video, and R@1, 5, 10, 20 and 50 as
 `evaluate --protocol vclr` computes them. A green border and a tick mean the same phase as the query
 (videos: the same action), a red border and a cross another one, a grey border no labels.
 Example: python -m training.retrieve --run runs/mine --scope all

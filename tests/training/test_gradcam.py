@@ -13,16 +13,19 @@ from PIL import Image
 from runs import RECIPE
 from torch import nn
 
-from training import gradcam, report, train
+from training import convert, gradcam, report, train
 from training.data.index import build_index
 from training.evaluation.gradcam import CLASS, SIMILARITY, Heat, grad_cam, video_heat
 from training.evaluation.gradcam_run import (
     AFTER,
     BEFORE,
     BEHIND,
+    NOT_TRAINED,
     PLACES,
     SAME,
+    Networks,
     networks_of,
+    remarks_of,
     spread_over_actions,
 )
 from training.evaluation.gradcam_sheet import Block, Line, _range, gradcam_sheet, over
@@ -211,14 +214,21 @@ def test_a_backbone_without_a_map_is_an_error():
 
 
 def test_colours_cover_the_range_of_the_line():
-    frames = np.full((1, 4, 4, 3), 100, np.uint8)
     heat = np.full((1, 4, 4), 5.0)
     heat[0, 0, 0], heat[0, 3, 3] = 4.0, 9.0
-    colours = over(frames, heat)
-    assert (colours[0, 0, 0] == 100).all()  # the smallest value: the frame
-    red, _, blue = colours[0, 3, 3].astype(int)
-    assert red > blue + 30
-    assert (over(frames, np.zeros((1, 4, 4))) == 100).all()
+    pink, green = (
+        over(np.full((1, 4, 4, 3), colour, np.uint8), heat).astype(int)
+        for colour in ((200, 100, 120), (132, 132, 132))
+    )
+    assert np.abs(pink - green).max() <= 1  # colours that are equally bright
+    assert pink[0, 0, 0, 2] > pink[0, 0, 0, 0]  # smallest: blue
+    assert pink[0, 3, 3, 0] > pink[0, 3, 3, 2] + 30  # largest: red
+    black, white = over(
+        np.array([0, 255], np.uint8).repeat(12).reshape(2, 2, 2, 3), heat[:, :2, :2]
+    )
+    assert (white.astype(int) - black > 60).all()  # the frame is seen
+    plain = over(np.full((1, 4, 4, 3), 100, np.uint8), np.zeros((1, 4, 4)))
+    assert len(np.unique(plain)) == 1
 
 
 def test_the_range_beside_a_line():
@@ -240,7 +250,7 @@ def test_the_sheet_has_a_line_for_each_network(tmp_path):
     assert two[1] - one[1] == 64 + 4  # a picture of 128 x 64 pixels, and a gap
     assert none[0] == one[0] == two[0]
     column = np.asarray(Image.open(tmp_path / "one.png").convert("L"))[:, -80]  # of the last tile
-    (dark,) = np.nonzero(column[:-60] < 40)  # without the text below
+    (dark,) = np.nonzero(column[:-60] < 70)  # without the text below
     starts = dark[np.diff(dark, prepend=-9) > 1]
     assert np.diff(starts).tolist() == [68, 68]
 
@@ -309,10 +319,31 @@ def test_command_and_report(run, capsys, monkeypatch):
 def test_a_frozen_backbone_has_one_line(run):
     (group,) = networks_of("run")
     assert [*group.models] == [BEFORE, f"{AFTER}, step 1"]
-    assert group.remarks == [PLACES, BEHIND]
+    places = PLACES.format("The backbone's features")
+    assert remarks_of([group]) == [places, BEHIND]
     frozen = ["model.train_from=none", "model.random_frozen=true", "train.run_dir=frozen"]
     small = ["augmentation.size=32", "data.batch_size=1", "train.steps=1"]
     assert train.main(["tiny.yaml", *frozen, *small]) == 0
     (group,) = networks_of("frozen")
     assert [*group.models] == ["frozen backbone"]
-    assert group.remarks == [SAME, PLACES, BEHIND]
+    assert remarks_of([group]) == [SAME, places, BEHIND]
+
+
+def test_a_converted_run_has_not_been_trained(run, capsys):
+    start = ["tiny.yaml", "augmentation.size=32", "model.weights=run", "model.weights_parts=all"]
+    assert convert.main([*start, "data.folder=videos", "--out", "converted"]) == 0
+    (group,) = networks_of("converted")
+    assert [*group.models] == ["run"]
+    assert remarks_of([group])[0] == NOT_TRAINED
+    assert gradcam.main(["converted", "--frames", "1", "--videos", "1"]) == 0
+
+
+def test_the_network_that_keeps_positions_is_named():
+    cfg = SimpleNamespace(model=SimpleNamespace(encoder="vclr"))
+    kept, pooled = (
+        Networks({name: Model(backbone)}, cfg)
+        for name, backbone in (("a", Tiny(pool="grid")), ("b", Tiny()))
+    )
+    assert remarks_of([kept, pooled]) == [PLACES.format("The features of a")]
+    assert remarks_of([kept]) == [PLACES.format("The backbone's features")]
+    assert remarks_of([pooled]) == []

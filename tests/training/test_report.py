@@ -298,6 +298,7 @@ def test_report_is_one_file_with_everything_in_it(run):
         "What was run",
     ]
     assert "Shown: all 8 test videos." in page.text
+    assert "one of each video and at most 5, with their cosine similarity" in page.text
     assert "all 320 frames as pictures of up to 32 x 32 pixels" in page.text
     assert "Better than the clock: by DTW, events carried from one test video" in page.text
     assert "my <run>" in page.text

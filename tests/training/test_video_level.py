@@ -44,6 +44,7 @@ def test_scores_by_hand():
         "linear_svm"
     ] == pytest.approx(1.0)
     assert set(definitions(2)) == {"protocol", *scores}
+    assert "shorter side has 8/7 of augmentation.size" in definitions(2)["protocol"]
     assert "in a clip of 8 neighbouring ones" in definitions(2, shifted=8)["protocol"]
     assert KS == (1, 5, 10, 20, 50)
 

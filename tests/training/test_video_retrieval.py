@@ -171,6 +171,7 @@ def test_retrieve_equals_evaluate_and_the_report_shows_both(run, capsys):
     assert report.main([str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "Nearest training videos" in page
+    assert "--scope videos --queries 20 --neighbours 5</code> shows more of them" in page
     assert "<tr><td>pour</td><td>0.667</td><td>3</td></tr>" in page
     assert (run / "pictures/retrieval_videos.png").is_file()
 

@@ -306,7 +306,7 @@ def test_a_file_that_is_cut_off_is_named_so(share, name, tmp_path):
         save_file(STATE, file)
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match="it is damaged or cut off, .* get it again$"):
+    with pytest.raises(ValueError, match=r"it is damaged or cut off, .* get it again$"):
         load_backbone_weights(SmallCNN(16), file)
 
 

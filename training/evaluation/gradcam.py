@@ -20,8 +20,8 @@ BATCH = 16  # images or clips of a call of the backbone
 
 # What y is, for the text under the pictures.
 SIMILARITY = (
-    "y = <f, v> / |v|: f is the frame's pooled feature and v the mean of f over the frames of the "
-    "line, so y is the similarity with the video, without labels"
+    "y = <f, v> / |v|: f is the backbone's feature of the frame and v the mean of f over the "
+    "frames of the line, so y is the similarity with the video, without labels"
 )
 CLASS = "y is the classifier's score of the class that it predicts for the frames of the line"
 

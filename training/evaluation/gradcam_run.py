@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from training.data.index import VideoRecord
     from training.support.command import LeftOut
 
+START = "step_00000000"  # the checkpoint before the first step, which `training.convert` writes
 BEFORE, AFTER = "before training", "after training"
 SAME = "The training did not change the backbone, so its maps before the training are the same."
 BEHIND = "The layers behind the backbone do not count."
+NOT_TRAINED = "The run has not been trained: the picture shows the weights that it starts from."
 PLACES = (
-    "The backbone's features keep positions (small_cnn, small_cnn3d, model.pool=grid); Grad-CAM "
-    "averages the gradient over them."
+    "{} keep positions (small_cnn, small_cnn3d, model.pool=grid); Grad-CAM averages the gradient "
+    "over them."
 )
 
 
@@ -30,21 +32,29 @@ class Networks:
         models: name in the picture -> model.
         cfg: their configuration.
         classes: names of the classifier's classes, empty without a classifier.
-        unchanged: whether the network before the training is the same.
+        note: why the network before the training is not shown.
     """
 
     models: dict[str, Any]
     cfg: Any
     classes: Sequence[str] = ()
-    unchanged: bool = False
+    note: str = ""
 
-    @property
-    def remarks(self) -> list[str]:
-        """Paragraphs for the text below the picture."""
-        backbones = [model.backbone for model in self.models.values()]
-        places = any(one.out_features != one.out_channels for one in backbones)
-        behind = self.cfg.model.encoder in ("fve", "conv3d")
-        return [SAME] * self.unchanged + [PLACES] * places + [BEHIND] * behind
+
+def remarks_of(groups: Sequence[Networks]) -> list[str]:
+    """Paragraphs for the text below the picture."""
+    models = {name: model for group in groups for name, model in group.models.items()}
+    kept = [
+        name
+        for name, model in models.items()
+        if model.backbone.out_features != model.backbone.out_channels
+    ]
+    whose = "The backbone's features"
+    if len(kept) < len(models):
+        whose = f"The features of {', '.join(kept)}"
+    behind = any(group.cfg.model.encoder in ("fve", "conv3d") for group in groups)
+    notes = [group.note for group in groups if group.note]
+    return notes + [PLACES.format(whose)] * bool(kept) + [BEHIND] * behind
 
 
 def networks_of(
@@ -52,7 +62,8 @@ def networks_of(
 ) -> list[Networks]:
     """The run's network before and after the training, or the trained networks of two runs.
 
-    The network before is left out where the training did not change what Grad-CAM uses.
+    The network before is left out where the training did not change what Grad-CAM uses, and for a
+    run that has not been trained (`training.convert`).
     ``checkpoint``: see `training.runs.model.restore`; with ``beside`` that of both runs.
     """
     from training.evaluation import encoders
@@ -67,10 +78,14 @@ def networks_of(
             Networks({name: found.model}, found.cfg, _classes(place))
             for name, place, found in zip(names, (run, beside), (after, other), strict=True)
         ]
+    if after.checkpoint == START:
+        weights = after.cfg.model.weights
+        name = Path(weights).name if weights else "initial weights"
+        return [Networks({name: after.model}, after.cfg, _classes(run), NOT_TRAINED)]
     before = encoders._load(run, untrained=True, checkpoint=None)
     name = f"{AFTER}, step {after.step}" if after.step is not None else AFTER
     if classifier_of(after.model) is None and encoders._same_backbone(before.model, after.model):
-        return [Networks({"frozen backbone": after.model}, after.cfg, unchanged=True)]
+        return [Networks({"frozen backbone": after.model}, after.cfg, note=SAME)]
     models = {BEFORE: before.model, name: after.model}
     return [Networks(models, after.cfg, _classes(run))]
 
@@ -111,6 +126,5 @@ def write_gradcam(
     if shown:
         ids = {record.id for record in shown}
         seen = [[one for one in videos if one.record.id in ids] for videos in seen]
-        remarks = dict.fromkeys(remark for group in groups for remark in group.remarks)
-        gradcam_sheet(blocks_of(seen), file, remarks=[*remarks])
+        gradcam_sheet(blocks_of(seen), file, remarks=remarks_of(groups))
     return shown

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from training.evaluation.gradcam import Heat, SeenVideo
 
 COLOURS = "turbo"  # of matplotlib, from blue to red
-STRENGTH = 0.6  # share of the colour in a pixel where the heat is largest; 0 where it is smallest
+STRENGTH = 0.55  # share of the colour in a pixel
+GREYS = (60, 220)  # of black and white under the colours, so that these look alike on all frames
 _TILE, _NAME, _GAP, _LINE = 128, 140, 4, 15  # pixels: a tile's width, a line's name, gaps, a text
 _MARGIN, _BLOCK_GAP = 10, 18
 _RAMP, _LEGEND_GAP, _LARGEST = 200, 8, "largest value of the line"
@@ -66,16 +67,20 @@ def blocks_of(seen: Sequence[Sequence[SeenVideo]]) -> list[Block]:
 
 
 def over(frames: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """uint8 (K, S, S, 3): the colours of the heat (K, S, S) over the frames.
+    """uint8 (K, S, S, 3): the colours of the heat (K, S, S) over the frames in grey.
 
-    They cover the range from its smallest to its largest value.
+    They cover the range from its smallest to its largest value. A map without a range has none.
     """
     from matplotlib import colormaps
 
-    share = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-12)
-    colours = colormaps[COLOURS](share)[..., :3] * 255
-    opacity = (STRENGTH * share**0.5)[..., None]
-    return (frames * (1 - opacity) + colours * opacity).round().astype(np.uint8)
+    black, white = GREYS
+    grey = frames @ np.array([0.299, 0.587, 0.114]) / 255 * (white - black) + black
+    grey = grey[..., None].repeat(3, -1)
+    extent = float(np.ptp(heat))
+    if extent > 1e-12:
+        colours = colormaps[COLOURS]((heat - heat.min()) / extent)[..., :3] * 255
+        grey = grey * (1 - STRENGTH) + colours * STRENGTH
+    return grey.round().astype(np.uint8)
 
 
 def gradcam_sheet(

@@ -248,8 +248,10 @@ def definitions(
     out = {
         "protocol": (
             f"VCLR (sections 4.3 and 4.6, A.2.3): a video's feature is the mean of the embeddings "
-            f"of {taken}, each cropped to its centre, without the losses' heads; the videos' "
-            f"actions are the classes.{source}"
+            f"of {taken}, without the losses' heads; the videos' actions are the classes. Each "
+            "frame is scaled so that its shorter side has 8/7 of augmentation.size pixels (or "
+            "data.cache_side), and its central square of augmentation.size pixels is kept; extract "
+            f"and the protocols that score frames keep more of it.{source}"
         ),
         "linear_svm": (
             f"Linear classification, higher is better: share of test videos whose action, of "

@@ -153,8 +153,9 @@ def video_sheet(
     count = NEIGHBOURS if neighbours is None else neighbours
     footer = [
         found.sentence(),
-        "A video's feature is the mean over its evenly spaced frames (3-D networks: clips), as in "
-        "evaluate --protocol vclr; videos are compared by cosine similarity.",
+        "A video's feature is the mean over its evenly spaced frames (3-D networks: clips), each "
+        "cropped to its central square, as in evaluate --protocol vclr; videos are compared by "
+        "cosine similarity.",
     ]
     titles: list[str] = []
     if found.several_actions:
@@ -169,8 +170,10 @@ def video_sheet(
             "videos."
         )
         footer.append(
-            f"Rows: successes {successes}, failures {len(chosen) - successes}; half of each if "
-            "there are enough. Both kinds are spread evenly over the actions."
+            f"The rows are {successes} success{'es' * (successes != 1)} and "
+            f"{counted(len(chosen) - successes, 'failure')}: equally many where the split has "
+            "enough of both, whatever their shares in it. Each kind is spread evenly over the "
+            "actions."
         )
     contact_sheet(
         [video_tiles(found, row, count) for row in chosen],

@@ -80,7 +80,7 @@ def _vclr(tensors: dict[str, Tensor], network: str) -> Released | None:
         | {f"momentum.module.{name}": value for name, value in average.items()}
         | order,
         r"(encoder|momentum\.module)\.heads\.|order\.",
-        "its queues are not used: the file does not have the place of their oldest key",
+        "its queues are not used, because the file does not say which key is the oldest",
     )
 
 

@@ -158,7 +158,7 @@ def sizes(shown: Sequence[EmbeddedVideo], data: Mapping[str, Any]) -> str:
 def retrieval(
     videos: Sequence[EmbeddedVideo], index: Selection, pictures: Path, kind: str
 ) -> list[str]:
-    from training.evaluation.retrieval import retrieval_sheet
+    from training.evaluation.retrieval import FRAME_NEIGHBOURS, retrieval_sheet
 
     if not retrieval_sheet(videos, index.classes, pictures / "retrieval.png"):
         return []
@@ -166,11 +166,11 @@ def retrieval(
         "<h2>Most similar frames</h2>",
         html.paragraph(
             f"Left: frames of {kind} videos, from the middle of a phase where there are labels. "
-            f"Right of each: the most similar frame of the five closest other {kind} videos of "
-            "the action, with its cosine similarity. Green and ✓: same phase as the query. Red and "
-            "✗: another phase. Grey: no labels. `python -m training.retrieve --run RUN` searches "
-            "all other videos with `--scope all`, and the training videos nearest to whole test "
-            "videos with `--scope videos`."
+            f"Right of each: the most similar frames of other {kind} videos of the action, one of "
+            f"each video and at most {FRAME_NEIGHBOURS}, with their cosine similarity. Green and "
+            "✓: same phase as the query. Red and ✗: another phase. Grey: no labels. `python -m "
+            "training.retrieve --run RUN --scope all` searches the frames of all other videos. "
+            "With `--scope videos` it finds the training videos nearest to whole test videos."
         ),
         html.picture(pictures / "retrieval.png", "query frames and their most similar frames"),
     ]

@@ -67,7 +67,8 @@ def retrieved_videos(
         html.paragraph(
             "Left: test videos. Right of each: the three training videos with the most similar "
             "feature. Green and ✓: the same action. Red and ✗: another action. `python -m "
-            "training.retrieve --run RUN --scope videos` shows more of them."
+            "training.retrieve --run RUN --scope videos --queries 20 --neighbours 5` shows more "
+            "of them."
         ),
         html.picture(file, "test videos and the training videos nearest to each"),
         *([html.folded("R@1 by action", table)] if table else []),
@@ -83,7 +84,10 @@ def attention(
     *,
     checkpoint: str | None = None,
 ) -> list[str]:
-    """Grad-CAM before and after the training, for SEEN_FRAMES frames of SEEN_VIDEOS videos."""
+    """Grad-CAM for SEEN_FRAMES frames of SEEN_VIDEOS videos.
+
+    It is that before and after the training where these differ.
+    """
     from training.evaluation.gradcam import has_map
     from training.evaluation.gradcam_run import networks_of, spread_over_actions, write_gradcam
 
@@ -98,13 +102,13 @@ def attention(
             return []
     except (UserError, FileNotFoundError) as error:  # no map, or no weights before the training
         return [heading, html.paragraph(f"There is no picture: {error}.")]
+    compared = " before and after the training" if len(groups[0].models) > 1 else ""
     return [
         heading,
         html.paragraph(
-            f"Frames of {kind} videos, and over them Grad-CAM of the backbone's last map before "
-            "and after the training. Red: the parts of the frame where the score y is from. They "
-            "show what the network uses, not whether it is right. `python -m training.gradcam RUN` "
+            f"Frames of {kind} videos, and over them Grad-CAM of the backbone's last map"
+            f"{compared}. Red: the parts of the frame where the score y is from. They show what the network uses, not whether it is right. `python -m training.gradcam RUN` "
             "shows more videos, and two runs with `--beside`."
         ),
-        html.picture(file, "heat maps over frames, before and after the training"),
+        html.picture(file, f"heat maps over frames{compared}"),
     ]
