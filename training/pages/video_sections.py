@@ -107,9 +107,9 @@ def attention(
         heading,
         html.paragraph(
             f"Frames of {kind} videos, and over them Grad-CAM of the backbone's last map"
-            f"{compared}. Red: the parts of the frame where the score y is from. They show what the network uses, not "
-            "whether it is right. `python -m training.gradcam RUN` "
-            "shows more videos, and two runs with `--beside`."
+            f"{compared}. Red: the parts of the frame where the score y is from. They show what "
+            "the network uses, not whether it is right. `python -m training.gradcam RUN` shows "
+            "more videos, and two runs with `--beside`."
         ),
         html.picture(file, f"heat maps over frames{compared}"),
     ]
