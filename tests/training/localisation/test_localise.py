@@ -14,6 +14,7 @@ from training.localisation.annotations import Annotated, write_annotations
 from training.localisation.evaluate import BMN_ROW, RANDOM_ROW, UNIFORM_ROW
 from training.localisation.formats import feature_path, write_features
 from training.localisation.metrics import average_recall
+from training.localisation.pictures import panel_title
 from training.support.command import UserError
 
 QUICK = ["--epochs", "2", "--channels", "4", "--samples", "4"]
@@ -85,6 +86,14 @@ def test_bmn_beats_the_baselines(features, tmp_path, capsys):
             assert one["label"] in ("run", "jump")
     for picture in ("ar_an.png", "proposals.png"):
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_titles_of_the_panels_name_the_classes():
+    labels = ("run", "jump", "jump", "run")
+    video = Annotated("v_a", 9.0, 90, "test", np.arange(8.0).reshape(4, 2), labels)
+    assert panel_title(video) == "v_a: run, jump (2), run"
+    many = Annotated("v_a", 99.0, 990, "test", np.arange(80.0).reshape(40, 2), labels * 10)
+    assert len(panel_title(many)) <= 90
 
 
 def test_weights_can_be_loaded(features, tmp_path, no_pictures):
