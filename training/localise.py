@@ -186,8 +186,9 @@ def write_all(folder: Path, files: Mapping[str, Callable[[Path], None]]) -> None
         try:
             write(folder / name)
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+            reason = error if isinstance(error, OSError) else f"is the disk full? {error}"
             raise UserError(
-                f"{folder / name} cannot be written ({error}); the result is incomplete without "
+                f"{folder / name} cannot be written ({reason}); the result is incomplete without "
                 f"{RESULT}, which is the last file"
             ) from error
 

@@ -130,7 +130,7 @@ def write_annotations(folder: Path, videos: Sequence[Annotated]) -> list[str]:
     """
     annotated = [video for video in videos if len(video.segments)]
     whole = {video.name: _entry(video) for video in annotated}
-    written = {FILE_NAME: whole}
+    written: dict[str, dict[str, Any]] = {}
     for split, subset in SUBSETS.items():
         part = {name: entry for name, entry in whole.items() if entry["subset"] == subset}
         if part:
@@ -159,7 +159,8 @@ def write_annotations(folder: Path, videos: Sequence[Annotated]) -> list[str]:
         cells = [name, *map(str, numbers), one["subset"], str(one["feature_frame"])]
         rows.append(",".join(cells))
     write_text(folder / "video_info_new.csv", "\n".join(rows) + "\n")
-    return [*written, "video_info_new.csv"]
+    write_json(folder / FILE_NAME, whole)  # last: localise needs it, so the others are complete
+    return [FILE_NAME, *written, "video_info_new.csv"]
 
 
 def _entry(video: Annotated) -> dict[str, Any]:
