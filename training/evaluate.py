@@ -55,6 +55,7 @@ WHOLE = (VIDEO_LEVEL, SYNCHRONISED, ACTION)  # protocols that embed parts of vid
 VIEWS = ("clips", "crops", "average")  # options of --protocol action
 CROPS = (1, 3, 10)
 MOST = 20  # printed names of actions
+FEW = 5  # printed names of videos
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,7 +196,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in names:
             if getattr(args, name) != parser.get_default(name):
                 option = f"--{name.replace('_', '-')}"
-                what = {"window": "windows"}.get(name, "views" if name in VIEWS else "frames")
+                if name in VIEWS:
+                    raise UserError(
+                        f"{option} works only with --protocol {ACTION}, got --protocol "
+                        f"{args.protocol}; leave {option} out"
+                    )
+                what = "windows" if name == "window" else "frames"
                 raise UserError(
                     f"{option} applies to {what}, but --protocol {args.protocol} scores {judged}; "
                     f"leave {option} out"
@@ -246,6 +252,10 @@ def write_and_print(file: Path, result: dict[str, Any], *, name_weights: bool = 
     scored_too = FEWER_CANDIDATES.removeprefix("query videos")  # one such video: "query video"
     for line in left_out_lines(result["rows"]):
         print(line if scored_too in line else f"left out: {line}")
+    if unseen := result.get("unseen"):
+        shown = [f"{name} ({action})" for name, action in [*unseen.items()][:FEW]]
+        more = f" and {len(unseen) - FEW} more, all in the file" if len(unseen) > FEW else ""
+        print(f"  {', '.join(shown)}{more}")
     if "remark" in result:
         print(result["remark"])
     print(f"written to {file}, with the definition of every column")

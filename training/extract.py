@@ -9,9 +9,10 @@ python -m training.extract runs/mine --out embeddings
 
 --format bmn and gtad write what projects of temporal action localisation read: the embeddings
 rescaled to --steps equally long steps, DIR/csv_mean_100/v_VIDEO.csv or DIR/v_VIDEO.npy, and the
-segments of labels.json in DIR/anet_anno.json. Each frame's embedding has a root mean square of 1
-before a step's mean is computed. Every file is written again; the embeddings are those of
-RUN/embeddings.
+segments of labels.json in DIR/anet_anno.json. VIDEO is the name of the video's file without folder
+and ending. Each frame's embedding has a root mean square of 1 before a step's mean is computed.
+Every file is written again; the embeddings are those of RUN/embeddings. The annotations are written
+last: after an interruption they are missing, and the same command completes the folder.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--format",
         choices=("npz", "bmn", "gtad"),
         default="npz",
-        help="npz: the embedding of every frame; bmn: csv files of rescaled features, as BMN and "
-        "mmaction2 read them; gtad: npy files of them (default: %(default)s)",
+        help="npz: the embedding of every frame; bmn: csv files of rescaled features, as mmaction2 "
+        "reads them; gtad: npy files of them, as the BMN repository and forks of G-TAD for "
+        "ActivityNet read them, but not G-TAD's published loader (default: %(default)s)",
     )
     parser.add_argument(
         "--steps",
@@ -128,30 +130,32 @@ def _write_localisation(
     from training.localisation.annotations import (
         FILE_NAME,
         annotate,
-        names_of,
+        video_names,
         write_annotations,
     )
     from training.localisation.formats import feature_path, rescaled, write_features
     from training.support.distributed import run_on_all
 
-    run_on_all(lambda: names_of(index.videos))  # UserError if two have the same name
+    names = run_on_all(lambda: video_names(record.id for record in index.videos))
     left_out = LeftOut(len(index.bad))
     if not embeddings.share(index.videos, left_out):
         return left_out
     # An interrupted call may leave files of two runs; without annotations localise refuses them.
     (args.out / FILE_NAME).unlink(missing_ok=True)
-    written = []
+    written, size = [], 0
     for made in embeddings.each(left_out.kept(index.videos), left_out):
-        video = annotate(made[TRAINED].record, index.classes)
-        path = feature_path(args.out, args.format, args.steps, video.name)
-        write_features(path, rescaled(made[TRAINED], args.steps))
+        record = made[TRAINED].record
+        video = annotate(record, index.classes, names[record.id])
+        features = rescaled(made[TRAINED], args.steps)
+        write_features(feature_path(args.out, args.format, args.steps, video.name), features)
         written.append(video)
-    names = write_annotations(args.out, written)
+        size = features.shape[1]
+    files = write_annotations(args.out, written)
     segments = sum(len(video.segments) for video in written)
     without = sum(not len(video.segments) for video in written)
     print(
-        f"{counted(len(written), 'video')} of {args.steps} steps written to {args.out}, "
-        f"{counted(segments, 'segment')} in {', '.join(names)}"
+        f"{counted(len(written), 'video')} of T = {args.steps} steps and E = {size} features "
+        f"written to {args.out}, {counted(segments, 'segment')} in {', '.join(files)}"
     )
     if without:
         print(f"{counted(without, 'video')} without segments: features alone")

@@ -6,9 +6,10 @@ is a folder of `training.extract --format bmn` (or gtad), which has the annotate
 be a folder of npz files.
 
 Prints ActivityNet's metrics in percent: AUC and AR@AN of proposals, mAP@tIoU of classified ones.
-Beside BMN stand a BMN on random features and uniform windows. Writes OUT/localisation.json (all
-figures), OUT/results.json (classified proposals in ActivityNet's form), OUT/ar_an.png,
-OUT/proposals.png and OUT/bmn.pth (the weights). Example:
+Beside BMN stand a BMN on random features and uniform windows. Writes OUT/proposals.json and
+OUT/results.json (BMN's proposals, and classified ones, in ActivityNet's form), OUT/ar_an.png,
+OUT/proposals.png, OUT/bmn.pth (the weights) and OUT/localisation.json (all figures). The last one
+is written when the others are complete. Example:
 python -m training.localise features --out localised --epochs 30
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +28,10 @@ from training.localisation.fit import Options
 from training.support.command import EXIT_STATUS, LeftOut, UserError, make_folder, run_command
 
 if TYPE_CHECKING:
+    from training.data.selection import Selection
     from training.localisation.annotations import Annotated
 
+RESULT = "localisation.json"
 HELP = {
     "epochs": "passes over the training videos; a few hundred steps are needed, so small sets of "
     "videos need more",
@@ -54,16 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=SPLITS,
         help="the videos to score (default: test, or val if no test video has segments)",
     )
-    for field in fields(Options):
+    for one in fields(Options):
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=type(field.default),
-            default=field.default,
-            metavar="X" if field.name == "lr" else "N",
-            help=f"{HELP[field.name]} (default: %(default)s)",
+            f"--{one.name.replace('_', '-')}",
+            type=type(one.default),
+            default=one.default,
+            metavar="X" if one.name == "lr" else "N",
+            help=f"{HELP[one.name]} (default: %(default)s)",
         )
     parser.add_argument(
         "--no-random-row", action="store_true", help="do not train on random features too"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier result in the same folder"
     )
     args = parser.parse_args(argv)
     for name in ("epochs", "batch_size", "channels", "samples"):
@@ -81,15 +87,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> LeftOut:
     import torch
 
-    from training.localisation.evaluate import ROWS, evaluate_rows, results_json, table
-    from training.localisation.formats import find_features, read_features
+    from training.localisation.annotations import video_names
+    from training.localisation.evaluate import (
+        ROWS,
+        evaluate_rows,
+        proposals_json,
+        results_json,
+        table,
+    )
+    from training.localisation.formats import FeaturesLeftOut, find_features, read_features
     from training.localisation.pictures import proposal_bars, recall_curves
     from training.support.files import replacing, write_json
 
-    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
-    left_out = LeftOut()
-    files = find_features(args.features)
-    videos, place = _annotated(args, left_out)
+    if (args.out / RESULT).exists() and not args.overwrite:
+        raise UserError(f"{args.out / RESULT} exists already; --overwrite replaces it")
+    options = Options(**{one.name: getattr(args, one.name) for one in fields(Options)})
+    index, names = None, None
+    if args.folder:
+        from training.data.index import load_index
+
+        index = load_index(args.folder)
+        names = video_names(record.id for record in index.videos)
+    files = find_features(args.features, names)
+    left_out = FeaturesLeftOut(len(index.bad) if index else 0)
+    videos, place = _annotated(args, index, names)
     split = args.split or next((s for s in ("test", "val") if _some(videos, s)), "test")
     wanted = [video for video in videos if video.split in ("train", split)]
     for one in dict.fromkeys(("train", split)):
@@ -133,28 +154,54 @@ def _run(args: argparse.Namespace) -> LeftOut:
         },
     }
     best = rows["BMN"]
-    write_json(args.out / "localisation.json", content)
-    write_json(args.out / "results.json", results_json(best.detections))
-    recall_curves(rows, args.out / "ar_an.png")
-    proposal_bars(best, test, args.out / "proposals.png")
-    with replacing(args.out / "bmn.pth") as partial:
-        torch.save({key: value.cpu() for key, value in model.state_dict().items()}, partial)
     print(f"{len(test)} videos of the split {split!r}, percent\n\n{table(rows)}\n")
+
+    def save_weights(file: Path) -> None:
+        with replacing(file) as partial:
+            torch.save({key: value.cpu() for key, value in model.state_dict().items()}, partial)
+
+    write_all(
+        args.out,
+        {
+            "proposals.json": lambda file: write_json(file, proposals_json(best.proposals)),
+            "results.json": lambda file: write_json(file, results_json(best.detections)),
+            "ar_an.png": lambda file: recall_curves(rows, file),
+            "proposals.png": lambda file: proposal_bars(best, test, file),
+            "bmn.pth": save_weights,
+            RESULT: lambda file: write_json(file, content),
+        },
+    )
     print(f"written: {args.out}")
     return left_out
 
 
-def _annotated(args: argparse.Namespace, left_out: LeftOut) -> tuple[list[Annotated], Path]:
+def write_all(folder: Path, files: Mapping[str, Callable[[Path], None]]) -> None:
+    """Write files in their order. An earlier `RESULT` is removed first, so it marks a whole result.
+
+    Raises:
+        UserError: a file cannot be written, for instance on a full disk; the message names it.
+    """
+    (folder / RESULT).unlink(missing_ok=True)
+    for name, write in files.items():
+        try:
+            write(folder / name)
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+            reason = error if isinstance(error, OSError) else f"is the disk full? {error}"
+            raise UserError(
+                f"{folder / name} cannot be written ({reason}); the result is incomplete without "
+                f"{RESULT}, which is the last file"
+            ) from error
+
+
+def _annotated(
+    args: argparse.Namespace, index: Selection | None, names: Mapping[str, str] | None
+) -> tuple[list[Annotated], Path]:
     """The videos that have segments, and where these are from, for messages."""
-    from training.localisation.annotations import annotate, names_of, read_annotations
+    from training.localisation.annotations import annotate, read_annotations
 
-    if args.folder:
-        from training.data.index import load_index
-
-        index = load_index(args.folder)
-        left_out.in_index = len(index.bad)
-        names_of(index.videos)
-        found, place = [annotate(record, index.classes) for record in index.videos], args.folder
+    if index is not None:
+        found = [annotate(one, index.classes, names[one.id]) for one in index.videos]
+        place = args.folder
     else:
         places = [args.features / FILE_NAME, args.features.parent / FILE_NAME]
         place = next((path for path in places if path.is_file()), None)

@@ -234,10 +234,10 @@ def describe(run: dict[str, Any]) -> str:
     start = f"{run['way']:7} T = {run['frames']:5}"
     if "error" in run:
         return f"{start}   {run['error']}"
-    parts = "  ".join(f"{name} {size / 1e6:.0f}" for name, size in run["parts"].items())
+    parts = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in run["parts"].items())
     rest = (run["peak"] - sum(run["parts"].values())) / 1e6
     return (
-        f"{start}   {run['peak'] / 1e6:7.0f} MB   {run['seconds']:7.2f} s   ({parts}  "
+        f"{start}   {run['peak'] / 1e6:7.0f} MB   {run['seconds']:7.2f} s   (MB: {parts}, "
         f"scratch and gradients {rest:.0f})"
     )
 

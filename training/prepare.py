@@ -176,7 +176,8 @@ def _run(args: argparse.Namespace, chosen: dict[str, int]) -> int:
     if index.videos or index.bad:
         print(f"written: {index.folder / INDEX_NAME}")
     if index.videos and not index.videos.where(split="test"):
-        print(no_test_videos(index.folder, labels))
+        val = len(index.videos.where(split="val"))
+        print(no_test_videos(index.folder, labels, val))
     if not index.videos:
         print(f"error: no video can be used: {nothing_usable(index.bad or bad)}", file=sys.stderr)
         return 1

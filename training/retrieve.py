@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--gap",
         type=float,
-        default=GAP,
-        help="--scope all: least time between two frames of a video, in seconds (default "
-        "%(default)s)",
+        help=f"--scope all: least time between two frames of a video, in seconds (default {GAP})",
     )
     parser.add_argument(
         "--out", type=Path, help="PNG to write (default: RUN/retrieval.png, retrieval_SCOPE.png)"
@@ -67,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--queries must be at least 1, got {args.queries}")
     if args.neighbours is not None and args.neighbours < 1:
         parser.error(f"--neighbours must be at least 1, got {args.neighbours}")
+    if args.gap is not None and args.scope != "all":
+        parser.error(f"--gap works only with --scope all, got --scope {args.scope}")
+    if args.no_store and args.scope == "videos":
+        parser.error("--no-store works only with frames; --scope videos stores no embeddings")
+    args.gap = GAP if args.gap is None else args.gap
     if not 0 <= args.gap < float("inf"):
         parser.error(f"--gap must be a number of seconds of at least 0, got {args.gap}")
     if args.out is not None and args.out.suffix.lower() != ".png":

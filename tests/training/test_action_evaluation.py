@@ -15,7 +15,7 @@ from fastseq.video import PyAVEngine, probe, read_frames, write_video
 from training import evaluate, report
 from training.data.index import build_index
 from training.data.views import Views, read_views, views_of
-from training.evaluation.action import video_scores
+from training.evaluation.action import class_names, classifier_command, few_clips, video_scores
 from training.evaluation.action_scores import (
     action_metrics,
     class_cells,
@@ -27,12 +27,14 @@ from training.evaluation.action_scores import (
 )
 from training.evaluation.confusion import SHOWN, confusion_picture
 from training.evaluation.encoders import load_encoder
+from training.loop.labels import write_classes
 from training.models import resnet, small_cnn
 from training.pages.report_page import _learned_from
 from training.recipe.load import load_config
 from training.runs.folder import contents
 from training.runs.model import initial_model, load_run
 from training.runs.weight_writers import write_run
+from training.support.command import UserError
 from training.train import main
 
 # --- views --------------------------------------------------------------------------------------
@@ -65,6 +67,25 @@ def test_clips_cover_a_video_evenly():
             inside = [s for s in range(starts) if k <= 10 * (s + 0.5) / starts < k + 1]
             assert first in inside
             assert abs(first - np.mean(inside)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("views", "short"),
+    [
+        (Views(8), 0),
+        (Views(9), 1),
+        (Views(4, length=5), 0),
+        (Views(5, length=5), 1),
+        (Views(9, length=9), 3),
+        (Views(2, segments=4), 0),
+        (Views(3, segments=4), 1),
+    ],
+)
+def test_videos_with_fewer_clips_than_views_are_counted(views, short):
+    records = [SimpleNamespace(frames=frames) for frames in (8, 12, 13)]
+    said = few_clips(views, records)
+    assert said[: len("too short")] == "too short" * bool(short)
+    assert f": {short} of 3 videos;" in said or not short
 
 
 def test_crops_along_the_longer_side_and_ten_crops():
@@ -227,7 +248,8 @@ def test_evaluate_writes_metrics_classes_and_the_picture(run, capsys):
     assert result["classes"] == ["pour", "swing", "throw"]
     unseen = {"videos whose action no training video has": 1}
     assert result["rows"]["trained"]["left_out"] == unseen
-    assert "left out: 1 video whose action no training video has" in shown
+    assert result["unseen"] == {"e.mp4": "fly"}
+    assert "left out: 1 video whose action no training video has\n  e.mp4 (fly)\n" in shown
     assert "top-1" in shown
     assert "4 evenly spaced clips of 1 frame with 3 crops along the longer side" in shown
     assert Path("run/confusion.png").exists()
@@ -257,7 +279,10 @@ def test_evaluate_writes_metrics_classes_and_the_picture(run, capsys):
     counts[0, scores["f"].argmax()] += 1
     assert result["confusion"] == counts.tolist()
 
-    assert evaluate.main([run, "--protocol", "action", "--split", "train"]) == 0
+    assert evaluate.main([run, "--protocol", "action", "--split", "train", "--clips", "32"]) == 0
+    shown = capsys.readouterr().out
+    assert "too short for 32 different clips: 3 of 3 videos; equal clips" in shown
+    assert "unseen" not in json.loads(Path("run/evaluation_train.json").read_text())
     found = {path.name for path in contents(Path(run))}  # what --overwrite removes
     assert {"confusion.png", "confusion_train.png", "classes.json"} <= found
 
@@ -285,8 +310,8 @@ def test_videos_that_cannot_be_read_are_left_out(run, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--protocol", "vclr", "--clips", "3"], "--clips applies to views, but --protocol vclr"),
-        (["--crops", "3"], "--crops applies to views, but --protocol carl"),
+        (["--protocol", "vclr", "--clips", "3"], "--clips works only with --protocol action, got"),
+        (["--crops", "3"], "--crops works only with --protocol action, got --protocol carl"),
         (["--protocol", "action", "--clips", "0"], "--clips: expected at least 1, got 0"),
         (["--protocol", "action", "--stride", "2"], "--stride applies to frames, but"),
         (["--protocol", "action", "--split", "val"], "has no videos in the split 'val'"),
@@ -308,7 +333,46 @@ def test_a_run_without_a_classifier_is_refused(run, capsys):
     assert evaluate.main(["other", "--protocol", "action"]) == 2
     error = capsys.readouterr().err
     assert "which a run with model.encoder=tsn has, got model.encoder=fve" in error
-    assert "model.weights=other" in error
+    command = (
+        f"recipes/tsn_ucf101.yaml model.weights=other model.backbone=small_cnn data.folder="
+        f"{Path('videos').resolve()} train.run_dir=other_action"
+    )
+    assert command in error
+
+
+@pytest.mark.parametrize(
+    ("backbone", "recipe"), [("s3d", "r3d"), ("r2plus1d_18", "r3d"), ("resnet18", "tsn")]
+)
+def test_the_suggested_recipe_has_the_runs_network(backbone, recipe):
+    cfg = load_config("recipes/vclr.yaml", ["data.folder=[a b,c]", "model.backbone=resnet18"])
+    cfg.model.backbone = backbone
+    cfg.model.backbone_to = "layer3"
+    assert classifier_command("runs/x", cfg) == (
+        f"python -m training.train recipes/{recipe}_ucf101.yaml model.weights=runs/x "
+        f"model.backbone={backbone} model.backbone_to=layer3 'data.folder=[a b,c]' "
+        "train.run_dir=runs/x_action"
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ("all", 'write the 3 actions in the order of the scores, {"classes": [["archery"], ...]},'),
+        ("backbone", "its classifier has random weights; convert again with model.weights_parts=a"),
+    ],
+)
+def test_a_converted_classifier_has_no_names(tmp_path, monkeypatch, parts, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(small_cnn, "WIDTHS", NARROW_CNN)
+    Path("action.yaml").write_text(RECIPE)
+    options = ["loss.action.classes=3", f"model.weights_parts={parts}"]
+    cfg = load_config("action.yaml", options)
+    write_run(Path("run"), initial_model(cfg).state_dict(), cfg)
+    with pytest.raises(UserError) as error:
+        class_names("run", cfg)
+    assert said in str(error.value)
+    write_classes(Path("run"), [("a",), ("b",), ("c",)])
+    assert class_names("run", cfg) == ["a", "b", "c"]
 
 
 def test_stored_embeddings_of_tsm_depend_on_its_segments(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from action_cases import RECIPE, segments
 from action_ranks import both
 from action_ranks import main as on_ranks
 from narrow import NARROW_CNN
+from pairs import grey_video
 from processes import launch, said, wait
 from runs import numbers, same, weights
 from vclr_cases import RECIPE as VCLR_RECIPE
@@ -170,6 +171,9 @@ def test_dry_run(recipe, capsys):
     shown = capsys.readouterr().out
     assert "2 videos x 3 single frames = 6 frames of 16 px" in shown
     assert "memory       about" in shown
+    options = ["model.backbone=small_cnn3d", "data.tuple_frames=4", "data.segments=1"]
+    assert main([recipe, *options, "--dry-run"]) == 0
+    assert "2 videos x 1 clip of 4 frames = 8 frames of 16 px" in capsys.readouterr().out
 
 
 def test_a_classifier_starts_from_the_backbone_of_a_vclr_run(recipe, monkeypatch, caplog):
@@ -182,7 +186,7 @@ def test_a_classifier_starts_from_the_backbone_of_a_vclr_run(recipe, monkeypatch
     with caplog.at_level("INFO"):
         assert main([recipe, "model.weights=vclr", "train.run_dir=run", "train.steps=2"]) == 0
     assert f"{len(trained)} entries loaded from model.encoder.backbone.*" in caplog.text
-    assert "0 missing" in caplog.text
+    assert "0 missing, 0 not used\n" in caplog.text  # as docs/actions.md shows it
     start = load_run("run", untrained=True)[0].backbone.state_dict()
     assert same(start, trained)
     assert not same(load_run("run")[0].backbone.state_dict(), trained)
@@ -232,7 +236,23 @@ def test_videos_without_an_action_are_counted_and_not_read(labelled, caplog):
 @pytest.mark.parametrize(
     ("actions", "options", "said_"),
     [
-        ({"a": "pour", "b": "pour", "c": "pour"}, [], "have 1 action, expected at least 2: write"),
+        (
+            {"a": "pour", "b": "pour", "c": "pour"},
+            [],
+            'have 1 action (pour), expected at least 2: write "action"',
+        ),
+        (
+            {"a": "pour", "b": "swing"},
+            ["data.where.action=pour"],
+            "have 1 action (pour), expected at least 2: change the filter data.where.action=pour, "
+            'or write "action"',
+        ),
+        (
+            {"a": "pour", "b": "swing"},
+            ["data.tuple_frames=2", "data.tuple_stride=100000"],
+            "all 2 training videos are shorter than a clip of 100001 frames "
+            "(data.tuple_frames=2 data.tuple_stride=100000): set smaller values",
+        ),
         ({}, [], "have 0 actions, expected at least 2: write"),
         (
             {"a": "pour", "b": "swing"},
@@ -248,6 +268,19 @@ def test_labels_that_do_not_fit(labelled, capsys, actions, options, said_):
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_videos_shorter_than_a_clip_are_counted(labelled, caplog, options):
+    grey_video(labelled / "c.mp4", range(5))
+    write(labelled, a="pour", c="swing", d=("fly", "test"))
+    span = ["data.tuple_frames=3", "data.tuple_stride=3", "train.run_dir=run"]
+    assert main([*ARGUMENTS, *span, *options]) == 0
+    assert (
+        "1 of 2 training videos are shorter than a clip of 7 frames (data.tuple_frames=3 "
+        "data.tuple_stride=3): their last frame is repeated" in caplog.text
+    )
+    assert "1 of 1 test videos are not scored" in caplog.text
+
+
 def test_evaluations_keep_the_best_checkpoint(labelled, caplog):
     (labelled / "e.mp4").write_bytes((labelled / "a.mp4").read_bytes())
     write(labelled, a="pour", b="swing", c="swing", d=("pour", "val"), e=("fly", "val"))
@@ -257,7 +290,8 @@ def test_evaluations_keep_the_best_checkpoint(labelled, caplog):
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all(line["split"] == "val" for line in lines)
     assert all(set(line["metrics"]) == {"top_1", "mean_class_accuracy"} for line in lines)
-    assert "1 of 2 val videos are not scored, because no training video has" in caplog.text
+    unseen = "1 of 2 val videos are not scored, because no training video has their action: fly"
+    assert caplog.text.count(unseen) == 1
     best = max(line["metrics"]["top_1"] for line in lines)
     assert json.loads(Path("run/best.json").read_text())["value"] == best
     # The training is the same without evaluations.

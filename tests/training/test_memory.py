@@ -258,6 +258,8 @@ def test_what_did_not_fit_is_left_out_of_the_line(tmp_path):
     assert result["fits"]["plain"] is None
     assert result["slope_ratio"] is None
     assert "out of memory" in memory.describe(runs[-1])
+    assert "MB   " in memory.describe(runs[0])
+    assert "(MB: " in memory.describe(runs[0])
     assert "plain: too few lengths" in memory.conclusion(result)
     from training.studies.memory_picture import draw
 

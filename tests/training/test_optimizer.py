@@ -153,14 +153,14 @@ def test_the_rate_of_all_parameters_may_be_given_twice(recipe):
         (["optim.schedule=step"], "optim.milestones: empty, and optim.schedule=step needs"),
         (
             ["optim.milestones=[3]"],
-            "optim.milestones works only with optim.schedule=step, got [3.0] with "
-            "optim.schedule=cosine",
+            "optim.milestones works only with optim.schedule=step, got [3] with "
+            "optim.schedule=cosine; set optim.milestones=[]",
         ),
         (
             ["optim.schedule=step", "optim.milestones=[3,2]"],
-            "optim.milestones: expected rising numbers of epochs above 0, got [3.0, 2.0]",
+            "optim.milestones: expected rising numbers of epochs above 0, got [3, 2]",
         ),
-        (["optim.schedule=step", "optim.milestones=[0]"], "above 0, got [0.0]"),
+        (["optim.schedule=step", "optim.milestones=[0]"], "above 0, got [0]"),
         (["optim.schedule=step", "optim.milestones=[1]", "optim.gamma=0"], "more than 0, got 0.0"),
         (["optim.lr=0", "optim.backbone_lr=0.1"], "optim.backbone_lr: 0.1 needs optim.lr above 0"),
         (["optim.backbone_lr=0"], "optim.backbone_lr: expected more than 0, got 0.0"),

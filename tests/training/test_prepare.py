@@ -31,6 +31,16 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_val_videos_can_be_scored_where_no_test_videos_are(folder, capsys):
+    labels = {"a.mp4": {"split": "val"}}
+    (folder / "labels.json").write_text(json.dumps({"videos": labels}))
+    assert main([str(folder)]) == 0
+    assert capsys.readouterr().out.endswith(
+        "no test videos, but 1 val video: to score these, train with data.test_split=val, or add "
+        "--split val to training.evaluate\n"
+    )
+
+
 def test_a_folder_that_cannot_be_looked_into_is_named(folder, capsys, monkeypatch):
     (folder / "closed").mkdir()
     scandir = os.scandir

@@ -120,10 +120,19 @@ def test_retrieve_writes_a_sheet_of_all_videos(tmp_path, monkeypatch, capsys):
     assert retrieve.main([*command, "--scope", "all", "--queries", "2"]) == 0
     assert Image.open(run / "retrieval_all.png").width > 500
     assert not (run / "retrieval.png").exists()
-    for bad in ("-1", "nan", "inf"):
+    capsys.readouterr()
+    for options, said in (
+        (["--scope", "all", "--gap", "-1"], "at least 0, got -1.0"),
+        (["--scope", "all", "--gap", "nan"], "at least 0, got nan"),
+        (["--scope", "all", "--gap", "inf"], "at least 0, got inf"),
+        (["--gap", "1"], "--gap works only with --scope all, got --scope others"),
+        (["--scope", "videos", "--gap", "1"], "--gap works only with --scope all, got --scope v"),
+        (["--scope", "videos", "--no-store"], "--scope videos stores no embeddings"),
+    ):
         with pytest.raises(SystemExit) as stop:
-            retrieve.main([*command, "--gap", bad])
+            retrieve.main([*command, *options])
         assert stop.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 def test_one_video_has_no_neighbours(tmp_path):

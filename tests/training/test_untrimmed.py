@@ -36,6 +36,12 @@ def test_plans_have_segments_with_rests_around_them():
     assert counts == {1, 2, 3}
 
 
+def test_segments_are_of_the_four_classes_of_the_documented_figures():
+    plans = [plan_untrimmed(0, "train", number) for number in range(60)]
+    found = {one.name for plan in plans for one in plan.segments}
+    assert found == {"place-reach", "place-carry", "swing-backswing", "swing-downswing"}
+
+
 def test_labels_and_reuse(tmp_path):
     from training.data.index import build_index
 

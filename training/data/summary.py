@@ -155,8 +155,16 @@ class Summary:
         return ", ".join(names[:most]) + more
 
 
-def no_test_videos(folder: Path, labels: Path | None) -> str:
-    """What a folder without a test split is good for, and how to choose one."""
+def no_test_videos(folder: Path, labels: Path | None, val: int = 0) -> str:
+    """What a folder without a test split is good for, and how to choose one.
+
+    ``val``: number of val videos, which may be scored instead.
+    """
+    if val:
+        return (
+            f"no test videos, but {counted(val, 'val video')}: to score these, train with "
+            "data.test_split=val, or add --split val to training.evaluate"
+        )
     return (
         "no test videos: training needs none, but evaluation and the report do. Choose them before "
         f'training: write "split": "test" for some videos in {labels or folder / LABELS_NAME}, or '

@@ -54,7 +54,7 @@ def _read(source: Path, args: Namespace) -> DataSet:
     add_class_folders(data_set, files, listed, "not in the files of the split")
     for name, path in files.items():
         if f"{path.parent.name}/{path.name}" in neither:
-            data_set.unused[name] = f"0 in split {args.split_number}: neither train nor test"
+            data_set.unused[name] = f"neither train nor test in split {args.split_number} (mark 0)"
     return data_set
 
 

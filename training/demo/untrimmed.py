@@ -3,7 +3,7 @@
     python -m training.demo.untrimmed FOLDER [--seed 0]
 
 A video shows the actor of one of the two generated actions. It rests, performs one to three
-segments of the classes of `training.demo.classes`, and rests between and after them: in a rest the
+segments of four classes of `training.demo.classes`, and rests between and after them: in a rest the
 pose of a moment stays, with a small sway. A segment is 8 to 35 % of the video. labels.json has the
 segments, as phases of the one action "all".
 """
@@ -27,8 +27,11 @@ FRAMES = (200, 300)
 SEGMENTS = (1, 3)
 SHARES = (0.08, 0.35)  # of a segment in its video
 SHORTEST_REST = 8  # frames
-# Class of a segment: an action that is performed as a whole would be too long for its share.
-SHOWN = {name: CLASSES[name] for name in CLASSES if not name.endswith(("return", "finish"))}
+# The classes of segments. They are named here, so that a class added to CLASSES changes no video.
+SHOWN = {
+    name: CLASSES[name]
+    for name in ("place-reach", "place-carry", "swing-backswing", "swing-downswing")
+}
 # A video's number is its seed, so these videos must not share numbers with those of the classes.
 FIRST_NUMBER = 10_000_000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.data.folders import place
+from fastseq.video.columns import column
+from training.data.folders import listed, names_of, place
 from training.evaluation.action_scores import (
     action_metrics,
     confusion_counts,
@@ -26,7 +28,7 @@ from training.evaluation.videos import (
     split_videos,
     videos_digest,
 )
-from training.support.command import LeftOut, UserError
+from training.support.command import LeftOut, UserError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -48,13 +50,13 @@ class Classified:
         records: the videos.
         scores: float64 (N, C), averaged over the views of a video.
         labels: int64 (N,), their classes.
-        unseen: number of videos whose action is no class.
+        unseen: the videos whose action is no class.
     """
 
     records: list[VideoRecord]
     scores: np.ndarray
     labels: np.ndarray
-    unseen: int
+    unseen: list[VideoRecord]
 
 
 def evaluate_actions(
@@ -118,8 +120,10 @@ def evaluate_actions(
     row = {
         "metrics": action_metrics(result.scores, result.labels),
         "per_action": {},
-        "left_out": {UNSEEN: result.unseen} if result.unseen else {},
+        "left_out": {UNSEEN: len(result.unseen)} if result.unseen else {},
     }
+    unseen = {record.id: record.action for record in result.unseen}
+    few = few_clips(views, result.records)
     trained_on = index.videos.where(split=cfg.data.train_split)
     return {
         "run": str(run),
@@ -136,6 +140,8 @@ def evaluate_actions(
         "actions": sorted({record.action for record in result.records}),
         "seconds": round(time.perf_counter() - start, 1),
         "left_out": left_out.videos,
+        **({"unseen": unseen} if unseen else {}),
+        **({"remark": few} if few else {}),
         **known_doubts(run, result.records),
         "rows": {TRAINED: row},
         "per_class": per_class(counts, classes),
@@ -157,17 +163,61 @@ def class_names(run: str | Path, cfg: Any) -> list[str]:
         raise UserError(
             f"{run}: --protocol {NAME} scores a classifier of actions, which a run with "
             f"model.encoder=tsn has, got model.encoder={cfg.model.encoder}. Train one on its "
-            f"weights: python -m training.train recipes/tsn_ucf101.yaml model.weights={run}; or "
+            f"weights: {classifier_command(run, cfg)}; or "
             "use --protocol vclr, which fits a linear classifier"
         )
     names = read_classes(Path(run))
-    if names is None or len(names) != cfg.loss.action.classes:
+    number = cfg.loss.action.classes
+    if names is None and not (Path(run) / "log.jsonl").exists():  # by training.convert
+        remedy = (
+            f'write the {number} actions in the order of the scores, {{"classes": [["archery"], '
+            f"...]}}, to {Path(run) / CLASSES}"
+            if cfg.model.weights_parts == "all"
+            else "its classifier has random weights; convert again with model.weights_parts=all, "
+            f"or train one: {classifier_command(run, cfg)}"
+        )
+        raise UserError(
+            f"{run} was not trained here, so it has no {CLASSES}, which names its {number} "
+            f"classes: {remedy}"
+        )
+    if names is None or len(names) != number:
         got = "no such file" if names is None else f"{len(names)} classes"
         raise UserError(
-            f"{run}: expected the {cfg.loss.action.classes} classes of the run in {CLASSES}, got "
+            f"{run}: expected the {number} classes of the run in {CLASSES}, got "
             f"{got}; restore it from a copy of the run, or train again"
         )
     return [name for (name,) in names]
+
+
+def classifier_command(run: str | Path, cfg: Any) -> str:
+    """The command that trains a classifier of actions on the backbone of a run."""
+    from training.models.build import CLIP_BACKBONES
+
+    recipe = "r3d" if cfg.model.backbone in CLIP_BACKBONES else "tsn"
+    keys = {"model.weights": str(run), "model.backbone": cfg.model.backbone}
+    if cfg.model.backbone_to != "last":
+        keys["model.backbone_to"] = cfg.model.backbone_to
+    keys["data.folder"] = listed(names_of(cfg.data.folder)) if cfg.data.folder else "FOLDER"
+    keys["train.run_dir"] = f"{str(run).rstrip('/')}_action"
+    words = [f"{key}={value}" for key, value in keys.items()]
+    return shlex.join(["python", "-m", "training.train", f"recipes/{recipe}_ucf101.yaml", *words])
+
+
+def few_clips(views: Views, records: Sequence[VideoRecord]) -> str:
+    """A sentence about videos that have fewer different clips than ``views.clips``; "" if none."""
+    counts = column(records, "sound")
+    short = [
+        count
+        for count in np.unique(counts)
+        if len(np.unique(views.frames(int(count)), axis=0)) < views.clips
+    ]
+    number = int(np.isin(counts, short).sum())
+    if not number:
+        return ""
+    return (
+        f"too short for {views.clips} different clips: {number} of "
+        f"{counted(len(records), 'video')}; equal clips of a video are all averaged"
+    )
 
 
 def classify_videos(
@@ -222,7 +272,8 @@ def classify_videos(
             engine.close()
     labels = np.array([numbers[record.action] for record in kept], dtype=np.int64)
     stacked = np.stack(scores) if scores else np.empty((0, len(classes)))
-    return Classified(kept, stacked, labels, len(records) - len(known))
+    unseen = [record for record in records if record.action not in numbers]
+    return Classified(kept, stacked, labels, unseen)
 
 
 def video_scores(model: TSNModel, clips: torch.Tensor, average: str) -> np.ndarray:

@@ -157,22 +157,13 @@ def _action_evaluation(cfg: Any, model: Any) -> ActionEvaluation | None:
     index = open_index(cfg, check=False)
     scored = scored_split(cfg, index)
     names = [name for (name,) in ActionClasses(videos_of_split(index, cfg.data.train_split)).names]
-    found = [*index.videos.where(split=scored)]
-    records = [one for one in found if one.action in names]
+    records = [one for one in index.videos.where(split=scored) if one.action in names]
     if not records:
         reason = f"no video of the split {scored!r} has an action of the training videos"
         if cfg.train.keep_best is not None:
             raise UserError(f"train.keep_best={cfg.train.keep_best} cannot be computed: {reason}")
         logger.warning("train.evaluate_every: nothing is evaluated: %s", reason)
         return None
-    if len(records) < len(found):
-        logger.warning(
-            "train.evaluate_every: %d of %d %s videos are not scored, because no training video "
-            "has their action",
-            len(found) - len(records),
-            len(found),
-            scored,
-        )
     _warn_of_choice(cfg, scored)
     return ActionEvaluation(cfg, model, records, names, scored)
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,29 +64,36 @@ class Annotated:
         return np.clip(self.segments / self.seconds, 0.0, 1.0)
 
 
-def video_name(video_id: str) -> str:
-    """ "v_ID" for a video's id: without folder separators and ending, and with ActivityNet's "v_"
-    in front, which mmaction2 and the BMN repository remove again.
+def video_names(ids: Iterable[str]) -> dict[str, str]:
+    """The id of each video -> "v_ID", its name in files of features and annotations.
+
+    ID is the name of the video's file without folders and ending, so it is ActivityNet's for
+    v1-3/train_val/v_ID.mp4. A "v_" in front is kept, otherwise it is added: mmaction2 and the BMN
+    repository remove it again. Videos that would have one name are named by their whole paths
+    instead, with %2F between folders: v_a%2Fx and v_b%2Fx.
+
+    Raises:
+        UserError: two videos differ in their endings alone.
     """
-    stem = Path(video_id).with_suffix("").as_posix()
-    name = file_name(stem)
+    paths = {one: PurePosixPath(one).with_suffix("") for one in ids}
+    short = {one: _prefixed(file_name(path.name)) for one, path in paths.items()}
+    count = Counter(short.values())
+    names: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for one, path in paths.items():
+        shared = count[short[one]] > 1
+        name = _prefixed(file_name(path.as_posix())) if shared else short[one]
+        if name in owners:
+            raise UserError(f"{owners[name]} and {one} would both be written as {name}; rename one")
+        names[one], owners[name] = name, one
+    return names
+
+
+def _prefixed(name: str) -> str:
     return name if name.startswith("v_") else f"v_{name}"
 
 
-def names_of(records: Iterable[VideoRecord]) -> dict[str, VideoRecord]:
-    """`video_name` -> video; UserError if two videos have the same name."""
-    found: dict[str, VideoRecord] = {}
-    for record in records:
-        name = video_name(record.id)
-        if name in found:
-            raise UserError(
-                f"{found[name].id} and {record.id} would both be written as {name}; rename one"
-            )
-        found[name] = record
-    return found
-
-
-def annotate(record: VideoRecord, classes: Mapping[str, Sequence[str]]) -> Annotated:
+def annotate(record: VideoRecord, classes: Mapping[str, Sequence[str]], name: str) -> Annotated:
     """The segments of a video by the phases of its frames.
 
     A segment is a run of frames of one phase: from the time of its first frame to the time of the
@@ -94,6 +102,7 @@ def annotate(record: VideoRecord, classes: Mapping[str, Sequence[str]]) -> Annot
 
     Args:
         classes: the names of the phases of each action.
+        name: of `video_names`.
     """
     from training.evaluation.videos import seconds_of
 
@@ -107,7 +116,6 @@ def annotate(record: VideoRecord, classes: Mapping[str, Sequence[str]]) -> Annot
         segments = np.stack([seconds_of(record, x) for x in (first[kept], stop[kept])], axis=1)
         prefix = f"{record.action}: " if len(classes) > 1 else ""
         labels = [prefix + classes[record.action][phase] for phase in phases[first[kept]]]
-    name = video_name(record.id)
     return Annotated(name, end, record.frames, record.split, segments, tuple(labels))
 
 
@@ -122,7 +130,7 @@ def write_annotations(folder: Path, videos: Sequence[Annotated]) -> list[str]:
     """
     annotated = [video for video in videos if len(video.segments)]
     whole = {video.name: _entry(video) for video in annotated}
-    written = {FILE_NAME: whole}
+    written: dict[str, dict[str, Any]] = {}
     for split, subset in SUBSETS.items():
         part = {name: entry for name, entry in whole.items() if entry["subset"] == subset}
         if part:
@@ -151,7 +159,8 @@ def write_annotations(folder: Path, videos: Sequence[Annotated]) -> list[str]:
         cells = [name, *map(str, numbers), one["subset"], str(one["feature_frame"])]
         rows.append(",".join(cells))
     write_text(folder / "video_info_new.csv", "\n".join(rows) + "\n")
-    return [*written, "video_info_new.csv"]
+    write_json(folder / FILE_NAME, whole)  # last: localise needs it, so the others are complete
+    return [FILE_NAME, *written, "video_info_new.csv"]
 
 
 def _entry(video: Annotated) -> dict[str, Any]:

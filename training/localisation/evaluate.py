@@ -120,20 +120,33 @@ def _row(
 
 
 def results_json(detections: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> dict[str, Any]:
-    """Classified proposals in ActivityNet's form, which its evaluation code reads."""
-    return {
-        "version": "VERSION 1.3",
-        "results": {
-            name.removeprefix("v_"): [
-                {
-                    "score": float(score),
-                    "segment": [float(start), float(end)],
-                    "label": label,
-                }
-                for (start, end, score), label in zip(rows, labels, strict=True)
+    """Classified proposals in the form that ActivityNet's eval_detection.py reads."""
+    return _activitynet_form(
+        {
+            name: [
+                entry | {"label": label}
+                for entry, label in zip(_entries(rows), labels, strict=True)
             ]
             for name, (rows, labels) in detections.items()
-        },
+        }
+    )
+
+
+def proposals_json(proposals: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Proposals with BMN's scores in the form that ActivityNet's eval_proposal.py reads."""
+    return _activitynet_form({name: _entries(rows) for name, rows in proposals.items()})
+
+
+def _entries(rows: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {"score": float(score), "segment": [float(start), float(end)]} for start, end, score in rows
+    ]
+
+
+def _activitynet_form(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    return {
+        "version": "VERSION 1.3",
+        "results": {name.removeprefix("v_"): entries for name, entries in results.items()},
         "external_data": {},
     }
 

@@ -4,21 +4,21 @@
   LoadLocalizationFeature of mmaction2 reads it (numpy.loadtxt, skiprows=1), and so does
   dataset.py of github JJBOY/BMN-Boundary-Matching-Network up to 2020 (pandas.read_csv of
   feature_path + "csv_mean_100/").
-- ``gtad``: DIR/v_ID.npy, float32 (T, F). numpy.load in the present dataset.py of the same
-  repository. The published loader of github frostinassiky/gtad reads THUMOS14 from h5 files;
-  its forks for ActivityNet read this or the csv layout.
+- ``gtad``: DIR/v_ID.npy, float32 (T, F). The present dataset.py of the same repository reads it
+  (numpy.load), and so do forks of github frostinassiky/gtad for ActivityNet. That project's
+  published loader does not: it reads THUMOS14 from h5 files.
 - ``npz``: the embeddings of all frames, see `training.evaluation.embed.save_embeddings`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.localisation.annotations import Annotated, video_name
+from training.localisation.annotations import Annotated, video_names
 from training.localisation.rescale import bin_means
 from training.support.command import LeftOut, UserError
 from training.support.files import read_npz, replacing
@@ -28,6 +28,19 @@ if TYPE_CHECKING:
 
 STEPS = 100  # BMN and G-TAD on ActivityNet
 TABLES = ("video_info_new",)  # csv files without features
+
+
+class FeaturesLeftOut(LeftOut):
+    """The videos whose file of features is missing or damaged."""
+
+    def lines(self) -> list[str]:
+        lines = super().lines()
+        if self.videos:
+            lines[-1] = (
+                "`python -m training.extract RUN --out FEATURES --format bmn` (or gtad, npz) "
+                "writes the files of features again"
+            )
+        return lines
 
 
 def feature_path(folder: Path, form: str, steps: int, name: str) -> Path:
@@ -61,8 +74,11 @@ def write_features(path: Path, features: np.ndarray) -> None:
             np.savetxt(file, features, fmt="%.6g", delimiter=",", header=header, comments="")
 
 
-def find_features(folder: Path) -> dict[str, Path]:
-    """`video_name` -> file of features of a folder.
+def find_features(folder: Path, names: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """Name of a video -> file of features of a folder.
+
+    Args:
+        names: `video_names` of the videos of npz files; by default of the files that are there.
 
     Raises:
         UserError: there is none, or the folder has features of several kinds or numbers of steps.
@@ -85,13 +101,12 @@ def find_features(folder: Path) -> dict[str, Path]:
         raise UserError(
             f"{folder} has features of {len(kinds)} kinds ({', '.join(sorted(kinds))}); leave one"
         )
-    files = {}
-    for path in sorted(found[kinds[0]]):
-        name = path.stem
-        if path.suffix == ".npz":
-            name = video_name(path.relative_to(folder).with_suffix("").as_posix())
-        files[name] = path
-    return files
+    paths = sorted(found[kinds[0]])
+    if kinds != ["npz"]:
+        return {path.stem: path for path in paths}
+    ids = {path.relative_to(folder).as_posix().removesuffix(".npz"): path for path in paths}
+    names = video_names(ids) if names is None else names
+    return {names[one]: path for one, path in ids.items() if one in names}
 
 
 def read_features(

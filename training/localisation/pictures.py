@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +39,12 @@ def recall_curves(rows: Mapping[str, Row], file: Path) -> None:
 def proposal_bars(row: Row, videos: Sequence[Annotated], file: Path) -> None:
     """The annotated segments of a few videos, and below them the proposals of highest score.
 
-    As VCLR's Fig. 4b. Videos are taken evenly from the given ones. A number beside a proposal is
-    its largest tIoU with a segment.
+    As VCLR's Fig. 4b. Videos are taken evenly from the given ones. A panel's title has the classes
+    of the segments. Proposal 1 has the highest score; beside each is its largest tIoU with an
+    annotated segment.
     """
     picked = np.unique(np.linspace(0, len(videos) - 1, min(VIDEOS, len(videos))).astype(int))
-    figure = new_figure(7.2, 1.9 * len(picked) + 0.4)
+    figure = new_figure(7.2, 1.9 * len(picked) + 0.7)
     panels = np.atleast_1d(figure.subplots(len(picked), 1))
     for axes, number in zip(panels, picked, strict=True):
         video = videos[number]
@@ -53,14 +56,26 @@ def proposal_bars(row: Row, videos: Sequence[Annotated], file: Path) -> None:
             overlap = temporal_iou(one[None, :2], video.segments).max()
             text = f"tIoU {overlap:.2f}"
             axes.text(1.01 * video.seconds, place, text, va="center", fontsize=7, color=INK)
-        axes.set_yticks(range(len(best) + 1), ["annotated", *map(str, range(1, len(best) + 1))])
+        ranks = [f"proposal {rank}" for rank in range(1, len(best) + 1)]
+        axes.set_yticks(range(len(best) + 1), ["annotated", *ranks])
         axes.set_ylim(len(best) + 0.6, -0.6)
         axes.set_xlim(0, video.seconds)
-        axes.set_title(video.name, fontsize=9, color=INK, loc="left")
+        axes.set_title(panel_title(video), fontsize=9, color=INK, loc="left")
         tidy(axes)
         axes.tick_params(axis="y", labelsize=7)
-    panels[-1].set_xlabel("seconds", color=INK)
+    note = (
+        "Proposals by score, the highest first. tIoU: the largest of the proposal with an "
+        "annotated segment."
+    )
+    panels[-1].set_xlabel(f"seconds\n\n{note}", color=INK, fontsize=8)
     _save(figure, file)
+
+
+def panel_title(video: Annotated) -> str:
+    """The name of a video and the classes of its segments by their starts; "run (3)" for three."""
+    runs = [(label, len([*same])) for label, same in groupby(video.labels)]
+    classes = ", ".join(f"{label} ({count})" if count > 1 else label for label, count in runs)
+    return textwrap.shorten(f"{video.name}: {classes}", 90, placeholder=" ...")
 
 
 def _bars(axes, place: int, segments: np.ndarray, colour: str) -> None:

@@ -14,7 +14,8 @@ import torch
 
 from fastseq.video import ClipLoader, Item
 from fastseq.video.columns import column, take
-from training.data.folders import labels_file, prepare
+from fastseq.video.segments import clip_span
+from training.data.folders import filters_of, labels_file, listed, prepare
 from training.recipe.errors import ConfigError
 from training.support.command import UserError, counted
 from training.support.files import write_text
@@ -159,11 +160,18 @@ def classes_of(
         section, options = "loss.action", cfg.loss.action
         classes = ActionClasses(records)
         if len(classes.names) < 2:
+            one = f" ({classes.names[0][0]})" if classes.names else ""
+            filters = ", ".join(
+                f"{key}={listed(names)}" for key, names in filters_of(cfg.data).items()
+            )
+            change = f"change the filter {filters}, or " if filters else ""
             raise ConfigError(
                 f"{section}: the {len(records)} videos of the split {cfg.data.train_split!r} have "
-                f"{counted(len(classes.names), 'action')}, expected at least 2: "
+                f"{counted(len(classes.names), 'action')}{one}, expected at least 2: {change}"
                 f'write "action" for each video in {again}'
             )
+        _report_short(cfg.data, classes.videos)
+        _report_unseen(cfg.data, index, classes)
     elif cfg.loss.classification.weight:
         section, options = "loss.classification", cfg.loss.classification
         classes = FrameClasses(records, index.classes, options.label_share, options.label_videos)
@@ -188,6 +196,37 @@ def classes_of(
         len(records),
     )
     return classes
+
+
+def _report_short(data: DictConfig, videos: Sequence[VideoRecord]) -> None:
+    """Warn of videos that are shorter than a clip; ConfigError if all are."""
+    span = clip_span(data.tuple_frames, data.tuple_stride)
+    short = int((column(videos, "sound") < span).sum())
+    if not short:
+        return
+    what = (
+        f"{len(videos)} training videos are shorter than a clip of {span} frames "
+        f"(data.tuple_frames={data.tuple_frames} data.tuple_stride={data.tuple_stride})"
+    )
+    if short == len(videos):
+        raise ConfigError(f"all {what}: set smaller values")
+    logger.warning("%d of %s: their last frame is repeated", short, what)
+
+
+def _report_unseen(data: DictConfig, index: Selection, classes: ActionClasses) -> None:
+    """Warn of val and test videos whose action is no class."""
+    for split in dict.fromkeys((data.val_split, data.test_split)):
+        actions = column(index.videos.where(split=split), "action").tolist()
+        unseen = [action for action in actions if classes.of(action) < 0]
+        if unseen:
+            names = sorted({"none" if name == NO_ACTION else name for name in unseen})
+            logger.warning(
+                "%d of %d %s videos are not scored, because no training video has their action: %s",
+                len(unseen),
+                len(actions),
+                split,
+                ", ".join(names[:8]) + f" and {len(names) - 8} more" * (len(names) > 8),
+            )
 
 
 def write_classes(run_dir: Path, names: Sequence[tuple[str, ...]]) -> None:

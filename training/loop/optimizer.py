@@ -29,14 +29,15 @@ def check_optimizer(optim: "OptimConfig") -> None:
             "optim.milestones: empty, and optim.schedule=step needs at least one epoch, such as "
             "optim.milestones=[100,200]"
         )
+    epochs = f"[{', '.join(f'{epoch:g}' for epoch in milestones)}]"
     if optim.schedule != "step" and milestones:
         raise ValueError(
-            f"optim.milestones works only with optim.schedule=step, got {milestones} with "
-            f"optim.schedule={optim.schedule}"
+            f"optim.milestones works only with optim.schedule=step, got {epochs} with "
+            f"optim.schedule={optim.schedule}; set optim.milestones=[]"
         )
     if not all(a < b for a, b in zip([0.0, *milestones], milestones, strict=False)):
         raise ValueError(
-            f"optim.milestones: expected rising numbers of epochs above 0, got {milestones}"
+            f"optim.milestones: expected rising numbers of epochs above 0, got {epochs}"
         )
     if optim.backbone_lr is not None and not optim.lr:
         raise ValueError(

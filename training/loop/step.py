@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.loop.averaging import WeightAverage
 from training.loop.optimizer import group_rates
 from training.loop.precision import make_scaler
+from training.support.command import counted
 from training.support.distributed import sum_over_ranks, world_size
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class ItemFrames:
 
 def words_of_clips(number: int, length: int) -> str:
     """So many single frames, or clips of ``length`` frames, for `ItemFrames`."""
-    return f"{number} single frames" if length == 1 else f"{number} clips of {length} frames"
+    if length == 1:
+        return counted(number, "single frame")
+    return f"{counted(number, 'clip')} of {length} frames"
 
 
 def doubling(most: int) -> Iterator[int]:

@@ -23,7 +23,7 @@ def test_marks_are_splits_and_zero_is_left_out(tree):
     }
     assert data_set.unused == {
         f"hmdb51_org/{action}/Rick&Mary's_#1_[full]_{action}_f_cm_np1_ba_med_0.avi": (
-            "0 in split 1: neither train nor test"
+            "neither train nor test in split 1 (mark 0)"
         )
         for action in ("brush_hair", "wave")
     }

@@ -10,9 +10,8 @@ from training.evaluation.embed import EmbeddedVideo, save_embeddings
 from training.localisation.annotations import (
     Annotated,
     annotate,
-    names_of,
     read_annotations,
-    video_name,
+    video_names,
     write_annotations,
 )
 from training.localisation.formats import (
@@ -38,26 +37,33 @@ def annotated(name="v_a", split="train", segments=((1.0, 2.0),), seconds=4.0):
 
 
 def test_names_are_activitynets():
-    assert video_name("v_ID.mp4") == "v_ID"
-    assert video_name("ID.webm") == "v_ID"
-    assert "/" not in video_name("a/b.mp4")
+    ids = ["v1-3/train_val/v_--1DO2V4K74.mp4", "v1-3/test/0wR5jVB-WPk.webm", "v_v_bcdefghij.mkv"]
+    assert [*video_names(ids).values()] == ["v_--1DO2V4K74", "v_0wR5jVB-WPk", "v_v_bcdefghij"]
+    assert [*video_names(ids)] == ids
+
+
+def test_videos_of_one_name_are_named_by_their_paths():
+    found = video_names(["a/v_x.mp4", "b/x.mp4", "a/y.mp4"])
+    assert found == {"a/v_x.mp4": "v_a%2Fv_x", "b/x.mp4": "v_b%2Fx", "a/y.mp4": "v_y"}
     with pytest.raises(UserError, match=r"x\.mp4 and x\.mkv would both be written as v_x"):
-        names_of([record("x.mp4"), record("x.mkv")])
+        video_names(["x.mp4", "x.mkv"])
 
 
 def test_segments_are_runs_of_phases():
     phases = np.array([-1, -1, 0, 0, 0, 1, 1, -1, -1, 1])
-    found = annotate(record(frames=10, phases=phases), {"all": ["run", "jump"]})
+    found = annotate(record(frames=10, phases=phases), {"all": ["run", "jump"]}, "v_x")
     np.testing.assert_allclose(found.segments, [[0.2, 0.5], [0.5, 0.7], [0.9, 1.0]])
     assert found.labels == ("run", "jump", "jump")
     assert found.seconds == pytest.approx(1.0)
     np.testing.assert_allclose(found.shares, found.segments)
     several = {"all": ["run", "jump"], "other": ["sit"]}
-    assert annotate(record(frames=10, phases=phases), several).labels[0] == "all: run"
+    assert annotate(record(frames=10, phases=phases), several, "v_x").labels[0] == "all: run"
     times = np.arange(10) * 0.2 + 0.05 * (np.arange(10) > 4)  # of varying rate
-    varying = annotate(record(frames=10, phases=phases, times=times), {"all": ["run", "jump"]})
+    varying = annotate(
+        record(frames=10, phases=phases, times=times), {"all": ["run", "jump"]}, "v_x"
+    )
     np.testing.assert_allclose(varying.segments[0], [0.4, 1.05])
-    assert not len(annotate(record(frames=10), {}).segments)
+    assert not len(annotate(record(frames=10), {}, "v_x").segments)
 
 
 def test_annotations_are_read_as_written(tmp_path):
@@ -175,6 +181,15 @@ def test_features_are_read_as_written(tmp_path, form):
     assert {*left_out.videos} == {"v_absent"}
     for name, features in found.items():
         np.testing.assert_allclose(features, wanted[name], rtol=1e-4, atol=1e-4)
+
+
+def test_npz_files_are_found_by_the_names_of_the_prepared_videos(tmp_path):
+    for one in ("a/x.mp4", "c/y.mp4"):
+        save_embeddings(tmp_path / f"{one}.npz", EmbeddedVideo(record(one), np.eye(20)), "weights")
+    assert {*find_features(tmp_path)} == {"v_x", "v_y"}
+    # The prepared folder has another x, whose embeddings are missing.
+    names = video_names(["a/x.mp4", "b/x.mp4", "c/y.mp4"])
+    assert {*find_features(tmp_path, names)} == {"v_a%2Fx", "v_y"}
 
 
 def test_folders_without_features(tmp_path):

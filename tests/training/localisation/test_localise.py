@@ -7,12 +7,15 @@ import shutil
 import numpy as np
 import pytest
 
-from training import extract, localise, prepare, train
+from training import extract, labels, localise, prepare, train
 from training.demo.untrimmed import render_untrimmed
 from training.evaluation.embed import load_embeddings
 from training.localisation.annotations import Annotated, write_annotations
 from training.localisation.evaluate import BMN_ROW, RANDOM_ROW, UNIFORM_ROW
 from training.localisation.formats import feature_path, write_features
+from training.localisation.metrics import average_recall
+from training.localisation.pictures import panel_title
+from training.support.command import UserError
 
 QUICK = ["--epochs", "2", "--channels", "4", "--samples", "4"]
 
@@ -85,6 +88,14 @@ def test_bmn_beats_the_baselines(features, tmp_path, capsys):
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_titles_of_the_panels_name_the_classes():
+    labels = ("run", "jump", "jump", "run")
+    video = Annotated("v_a", 9.0, 90, "test", np.arange(8.0).reshape(4, 2), labels)
+    assert panel_title(video) == "v_a: run, jump (2), run"
+    many = Annotated("v_a", 99.0, 990, "test", np.arange(80.0).reshape(40, 2), labels * 10)
+    assert len(panel_title(many)) <= 90
+
+
 def test_weights_can_be_loaded(features, tmp_path, no_pictures):
     import torch
 
@@ -97,6 +108,63 @@ def test_weights_can_be_loaded(features, tmp_path, no_pictures):
     assert weights["std"][2] == pytest.approx(0.3, abs=0.02)  # of the third feature, all noise
     rows = json.loads((tmp_path / "out/localisation.json").read_text())["rows"]
     assert [*rows] == [BMN_ROW, UNIFORM_ROW]
+
+
+def test_auc_of_the_written_proposals_is_the_printed_one(features, tmp_path, no_pictures):
+    arguments = [str(features), "--out", str(tmp_path / "out"), *QUICK, "--no-random-row"]
+    assert localise.main(arguments) == 0
+    content, proposals, results = (
+        json.loads((tmp_path / f"out/{name}.json").read_text())
+        for name in ("localisation", "proposals", "results")
+    )
+    assert {*proposals} == {"version", "results", "external_data"}  # as eval_proposal.py requires
+    truth = json.loads((features / "activity_net.json").read_text())["database"]
+    segments = {
+        name: np.array([one["segment"] for one in entry["annotations"]])
+        for name, entry in truth.items()
+        if entry["subset"] == "testing"
+    }
+    found = [
+        average_recall(
+            segments,
+            {
+                name: np.array([[*one["segment"], one["score"]] for one in entries])
+                for name, entries in written["results"].items()
+            },
+        )
+        for written in (proposals, results)
+    ]
+    row = content["rows"][BMN_ROW]
+    assert found[0].auc == row["metrics"]["AUC"]
+    assert found[0].average.tolist() == row["AR"]
+    assert found[1].average.tolist() != row["AR"]  # the scores of results.json are others
+
+
+def test_an_earlier_result_is_kept(features, tmp_path, capsys, no_pictures):
+    arguments = [str(features), "--out", str(tmp_path / "out"), *QUICK, "--no-random-row"]
+    assert localise.main(arguments) == 0
+    result = tmp_path / "out/localisation.json"
+    written = result.read_text()
+    capsys.readouterr()
+    assert localise.main([*arguments, "--seed", "1"]) == 2
+    assert f"{result} exists already; --overwrite replaces it" in capsys.readouterr().err
+    assert result.read_text() == written
+    assert localise.main([*arguments, "--seed", "1", "--overwrite"]) == 0
+    assert result.read_text() != written
+
+
+@pytest.mark.parametrize("name", ["proposals.json", "bmn.pth"])
+def test_a_full_disk(tmp_path, name):
+    """An earlier result is not taken for the new one, whose files are incomplete."""
+
+    def full(file):
+        raise (RuntimeError if name == "bmn.pth" else OSError)("no space left on device")
+
+    (tmp_path / localise.RESULT).write_text("{}")
+    files = {name: full, localise.RESULT: lambda file: file.write_text("{}")}
+    with pytest.raises(UserError, match=rf"{name} cannot be written \(.*no space left on device\)"):
+        localise.write_all(tmp_path, files)
+    assert not (tmp_path / localise.RESULT).exists()
 
 
 def test_the_same_seed_gives_the_same_figures(features, tmp_path, no_pictures):
@@ -114,7 +182,6 @@ def test_from_videos_to_the_table(made, tmp_path, capsys, no_pictures):
         arguments = [str(made / "run"), "--out", str(tmp_path / form), "--format", form]
         assert extract.main(arguments + ["--steps", "25"] * (form != "npz")) == 0
     out = capsys.readouterr().out
-    assert "6 videos of 25 steps written" in out
     names = sorted(path.stem for path in (tmp_path / "bmn/csv_mean_25").iterdir())
     assert names == sorted(path.stem for path in (tmp_path / "gtad").glob("*.npy"))
     assert len(names) == 6
@@ -122,6 +189,7 @@ def test_from_videos_to_the_table(made, tmp_path, capsys, no_pictures):
     np.testing.assert_allclose(rows, np.load(tmp_path / f"gtad/{names[0]}.npy"), rtol=1e-4)
     embeddings = load_embeddings(tmp_path / f"npz/{names[0][2:]}.mp4.npz")["embeddings"]
     assert rows.shape == (25, embeddings.shape[1])
+    assert f"6 videos of T = 25 steps and E = {rows.shape[1]} features written" in out
     whole = embeddings.mean(axis=0) * np.sqrt(embeddings.shape[1])
     np.testing.assert_allclose(rows.mean(axis=0), whole, atol=0.02)
     labels = json.loads((made / "videos/labels.json").read_text())["videos"]
@@ -144,6 +212,38 @@ def test_from_videos_to_the_table(made, tmp_path, capsys, no_pictures):
     assert metrics[0] > 0.3
 
 
+def test_names_of_activitynets_tree(made, tmp_path):
+    """The files have the ids of activity_net.v1-3.min.json, whatever the folders are."""
+    videos = sorted((made / "videos").glob("*.mp4"))
+    source = tmp_path / "anet"
+    database = {}
+    for number, path in enumerate(videos):
+        place = source / "v1-3" / ("test" if number < 2 else "train_val")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"v_-{path.stem}.mp4").symlink_to(path)
+        database[f"-{path.stem}"] = {
+            "subset": "validation" if number < 2 else "training",
+            "annotations": [{"segment": [1.0, 2.0], "label": "Zumba"}],
+        }
+    official = {"version": "VERSION 1.3", "taxonomy": [], "database": database}
+    (source / "activity_net.v1-3.min.json").write_text(json.dumps(official))
+    assert labels.main(["activitynet", str(source), "--out", str(tmp_path / "videos")]) == 0
+    assert prepare.main([str(tmp_path / "videos")]) == 0
+    arguments = [str(made / "run"), "--out", str(tmp_path / "out"), "--no-store", "--steps", "10"]
+    arguments += ["--folder", str(tmp_path / "videos"), "--format", "bmn"]
+    assert extract.main(arguments) == 0
+    names = {f"v_{one}" for one in database}
+    assert {path.stem for path in (tmp_path / "out/csv_mean_10").iterdir()} == names
+    assert {*json.loads((tmp_path / "out/anet_anno.json").read_text())} == names
+    assert {*json.loads((tmp_path / "out/activity_net.json").read_text())["database"]} == {
+        *database
+    }
+    arguments = [str(tmp_path / "out"), "--out", str(tmp_path / "localised"), *QUICK]
+    assert localise.main([*arguments, "--no-random-row"]) == 0
+    results = json.loads((tmp_path / "localised/results.json").read_text())["results"]
+    assert {*results} == {one for one in database if database[one]["subset"] == "validation"}
+
+
 def test_extract_leaves_out_what_cannot_be_read(made, tmp_path, capsys):
     shutil.copytree(made / "videos", tmp_path / "videos")
     (tmp_path / "videos/train_001.mp4").unlink()
@@ -161,7 +261,7 @@ def test_extract_leaves_out_what_cannot_be_read(made, tmp_path, capsys):
     capsys.readouterr()
     assert extract.main(arguments) == 3
     out = capsys.readouterr().out
-    assert "4 videos of 100 steps written" in out
+    assert "4 videos of T = 100 steps" in out
     assert "1 video without segments" in out
     assert "train_000.mp4" in out
     found = json.loads((tmp_path / "out/anet_anno.json").read_text())
@@ -192,7 +292,10 @@ def test_videos_without_features_are_left_out(features, tmp_path, capsys, no_pic
         "test": 10,
         "left_out": {"v_3": "no file of features"},
     }
-    assert "v_3: no file of features" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "v_3: no file of features" in printed.err
+    assert "`python -m training.extract RUN --out FEATURES --format bmn`" in printed.out
+    assert "training.prepare" not in printed.out
 
 
 @pytest.mark.parametrize(
