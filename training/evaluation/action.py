@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastseq.video.columns import column
 from training.data.folders import listed, names_of, place
 from training.evaluation.action_scores import (
     action_metrics,
@@ -205,6 +204,8 @@ def classifier_command(run: str | Path, cfg: Any) -> str:
 
 def few_clips(views: Views, records: Sequence[VideoRecord]) -> str:
     """A sentence about videos that have fewer different clips than ``views.clips``; "" if none."""
+    from fastseq.video.columns import column
+
     counts = column(records, "sound")
     short = [
         count
