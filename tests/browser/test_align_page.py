@@ -19,7 +19,7 @@ EARLY, LATE = np.linspace(40, 160, 31).round(), np.linspace(100, 220, 21).round(
 class Grey(torch.nn.Module):
     """Embeds a frame by its grey level alone."""
 
-    use_positions = True
+    use_positions, pooled = True, False
 
     def __init__(self):
         super().__init__()

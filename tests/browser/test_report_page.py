@@ -36,7 +36,7 @@ def level(cuts):
 class Grey(torch.nn.Module):
     """Embeds a frame by its grey level alone."""
 
-    use_positions = True
+    use_positions, pooled = True, False
 
     def __init__(self):
         super().__init__()

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +129,8 @@ def test_dry_run_describes_and_writes_nothing(recipe, capsys):
 
 def test_memory_per_frame_is_what_autograd_keeps():
     class Square(torch.nn.Module):
+        backbone = SimpleNamespace(clips=False)
+
         def forward(self, frames):
             x = frames.float().requires_grad_()
             return x * x  # keeps x: 4 bytes for each of 3 * 16 * 16 values
