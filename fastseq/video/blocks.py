@@ -9,9 +9,8 @@ import numpy as np
 
 from fastseq.video.arguments import as_int
 from fastseq.video.augment import Augmentation
-from fastseq.video.columns import chosen, column, values_of
 from fastseq.video.items import Item, Video, times_of
-from fastseq.video.segments import SegmentClips, clip_span
+from fastseq.video.segments import SegmentClips, clip_span, long_enough
 
 
 class ConsecutiveBlocks(SegmentClips):
@@ -64,15 +63,8 @@ class ConsecutiveBlocks(SegmentClips):
     def _usable(self, videos: Sequence[Video]) -> Sequence[Video]:
         least = clip_span(self.clip_frames, self.stride)
         needed = f"{self.blocks} blocks of {self.block_frames} frames need {least}"
-        counts = column(videos, "sound")
-        short = counts < least
-        self.left_out = [
-            (name, f"has {count} {'sound ' * (count < frames)}frames, {needed}")
-            for name, frames, count in values_of(videos, short, "id", "frames", "sound")
-        ]
-        if short.all():
-            raise ValueError(f"all {len(videos)} videos are too short: {needed} frames")
-        return chosen(videos, ~short)
+        kept, self.left_out = long_enough(videos, least, needed)
+        return kept
 
     def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item:
         item = super()._item(position, generator, out)

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastseq.video.arguments import as_int
 from fastseq.video.augment import Augmentation, draw_clip
+from fastseq.video.columns import chosen, column, values_of
 from fastseq.video.gaps import frames_of
 from fastseq.video.items import Item, Items, Video, times_of
 from fastseq.video.readings import Clip, area_of, reading_of
@@ -40,6 +41,24 @@ def segment_starts(
 def frames_from(starts: np.ndarray, clip_frames: int, stride: int) -> np.ndarray:
     """int64 (..., L): the places of the frames of the clips that start at ``starts`` (...)."""
     return starts[..., None] + np.arange(clip_frames) * stride
+
+
+def long_enough(
+    videos: Sequence[Video], least: int, needed: str
+) -> tuple[Sequence[Video], list[tuple[str, str]]]:
+    """The videos with ``least`` sound frames, and (id, reason) of the others.
+
+    Raises ValueError if all are too short. ``needed``: what needs so many frames, for the texts.
+    """
+    counts = column(videos, "sound")
+    short = counts < least
+    left_out = [
+        (name, f"has {count} {'sound ' * (count < frames)}frames, {needed}")
+        for name, frames, count in values_of(videos, short, "id", "frames", "sound")
+    ]
+    if short.all():
+        raise ValueError(f"all {len(videos)} videos are too short: {needed} frames")
+    return chosen(videos, ~short), left_out
 
 
 class SegmentClips(Items):

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from fastseq.video.arguments import as_int
 from fastseq.video.augment import Augmentation, ClipDraw, draw_clip
-from fastseq.video.columns import chosen, column, values_of
 from fastseq.video.gaps import frames_of
 from fastseq.video.items import Item, Items, Video, times_of
 from fastseq.video.readings import Clip, area_of, reading_of
-from fastseq.video.segments import clip_span, frames_from, segment_starts
+from fastseq.video.segments import clip_span, frames_from, long_enough, segment_starts
 
 ANCHORS = ("ends", "any")
 
@@ -91,15 +90,8 @@ class SegmentTuples(Items):
         least = 2 * self.segments + span - 1
         what = "frames" if self.clip_frames == 1 else f"clips that span {span} frames"
         needed = f"{self.segments} segments of two {what} need {least}"
-        counts = column(videos, "sound")
-        short = counts < least
-        self.left_out = [
-            (name, f"has {count} {'sound ' * (count < frames)}frames, {needed}")
-            for name, frames, count in values_of(videos, short, "id", "frames", "sound")
-        ]
-        if short.all():
-            raise ValueError(f"all {len(videos)} videos are too short: {needed} frames")
-        return chosen(videos, ~short)
+        kept, self.left_out = long_enough(videos, least, needed)
+        return kept
 
     def _item(self, position: int, generator: np.random.Generator, out: np.ndarray) -> Item:
         video = self.videos[position]
