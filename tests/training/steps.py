@@ -1,5 +1,7 @@
 """A trainer of the small recipe without files, and runs that stop and continue."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,16 +38,27 @@ def newest(run: str) -> Path:
     return list_checkpoints(f"{run}/checkpoints")[-1]
 
 
-def train_in_two_parts(arguments: list[str], stop_at: int) -> None:
-    """Train until a step that raises, after the last checkpoint, then resume to the end."""
+class Killed(BaseException):
+    """Ends a run as SIGKILL does: the trainer does not catch it and writes nothing more."""
+
+
+@contextmanager
+def stopped_at(step: int, error: type[BaseException] = Killed) -> Iterator[None]:
+    """Trainers raise ``error`` instead of training on the batch after ``step`` steps."""
     original = Trainer._train_step
 
     def train_step(self, batches, rate):
-        if self.step == stop_at:
-            raise KeyboardInterrupt
+        if self.step == step:
+            raise error
         return original(self, batches, rate)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_train_step", train_step)
+        yield
+
+
+def train_in_two_parts(arguments: list[str], stop_at: int) -> None:
+    """Train until a step that raises, after the last checkpoint, then resume to the end."""
+    with stopped_at(stop_at, KeyboardInterrupt):
         assert main(arguments) == 130
     assert main([*arguments, "--resume"]) == 0

@@ -12,6 +12,7 @@ from narrow import NARROW_CNN
 from pairs import grey_video
 from processes import launch, said, wait
 from runs import numbers, same, weights
+from steps import stopped_at
 from vclr_cases import RECIPE as VCLR_RECIPE
 from vclr_cases import tuples
 
@@ -68,19 +69,11 @@ def test_first_step_from_the_definitions(recipe):
         torch.testing.assert_close(after[name], expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
+def test_resumed_run_equals_the_uninterrupted_one(recipe):
     options = ["loss.action.dropout=0.5", "optim.ema=0.9"]
     assert main([recipe, "train.run_dir=whole", *options]) == 0
-    original = Trainer._train_step
-
-    def train_step(self, batches, rate):
-        if self.step == 9:
-            raise KeyboardInterrupt
-        return original(self, batches, rate)
-
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
-    assert main([recipe, "train.run_dir=parts", *options]) == 130
-    monkeypatch.setattr(Trainer, "_train_step", original)
+    with stopped_at(9, KeyboardInterrupt):
+        assert main([recipe, "train.run_dir=parts", *options]) == 130
     torch.rand(7)
     assert main([recipe, "train.run_dir=parts", *options, "--resume"]) == 0
     assert same(weights("whole"), weights("parts"))

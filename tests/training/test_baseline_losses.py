@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from runs import numbers, same, weights
+from steps import Killed, stopped_at
 
-import training.loop.trainer
 from training.loop.clips import Clips
 from training.loop.objectives import Objective
 from training.loop.shuffle_and_learn import draw_triples, sal
@@ -193,24 +193,12 @@ def test_recipes_train(video_folder, recipe, accuracy):
     assert not any(key.startswith("projection") for key in moved)
 
 
-def test_a_resumed_run_draws_the_same_triples(recipe, monkeypatch):
+def test_a_resumed_run_draws_the_same_triples(recipe):
     options = ["loss.sal.weight=1", "loss.scl.weight=0.1", "train.steps=4"]
     options += ["train.checkpoint_every=2", "train.log_every=1"]
     assert main([recipe, "train.run_dir=whole", *options]) == 0
-    original = training.loop.trainer.Trainer._train_step
-
-    class Killed(BaseException):
-        pass
-
-    def train_step(self, batch, rate):
-        if self.step == 3:
-            raise Killed
-        return original(self, batch, rate)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.loop.trainer.Trainer, "_train_step", train_step)
-        with pytest.raises(Killed):
-            main([recipe, "train.run_dir=parts", *options])
+    with stopped_at(3), pytest.raises(Killed):
+        main([recipe, "train.run_dir=parts", *options])
     assert main([recipe, "train.run_dir=parts", *options, "--resume"]) == 0
     assert same(weights("whole"), weights("parts"))
     assert numbers("whole") == numbers("parts")

@@ -9,6 +9,7 @@ import torch
 from processes import launch, said, wait
 from runs import RECIPE, same, weights
 from scripted import Scripted, train_scripted
+from steps import Killed, stopped_at
 
 import training.evaluation.curve
 import training.loop.trainer
@@ -221,23 +222,11 @@ def test_a_run_at_its_end_has_not_stopped_early(recipe, monkeypatch, caplog):
 
 
 def test_a_killed_run_keeps_the_best_of_its_checkpoint(recipe, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    original = training.loop.trainer.Trainer._train_step
-
-    def killed(self, batch, rate):
-        if self.step == 3:
-            raise Killed
-        return original(self, batch, rate)
-
     arguments = [recipe, "train.checkpoint_every=2", *KEEP, "train.steps=4", "train.patience=9"]
     values = [0.3, 0.5, 0.4, 0.9, 0.2]
-    with monkeypatch.context() as patch:
-        patch.setattr(training.loop.trainer.Trainer, "_train_step", killed)
-        scripted(patch, values)
-        with pytest.raises(Killed):
-            main([*arguments, "train.run_dir=cut"])
+    scripted(monkeypatch, values)
+    with stopped_at(3), pytest.raises(Killed):
+        main([*arguments, "train.run_dir=cut"])
     assert read_best("cut")["step"] == 3  # after the checkpoint of step 2
     scripted(monkeypatch, values[3:])
     assert main([*arguments, "train.run_dir=cut", "--resume"]) == 0
@@ -250,18 +239,10 @@ def test_a_killed_run_keeps_the_best_of_its_checkpoint(recipe, monkeypatch):
 
 
 def test_a_run_killed_before_its_first_checkpoint_counts_step_0(recipe, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    def killed(self, batch, rate):
-        raise Killed
-
     arguments = [recipe, "train.run_dir=run", *KEEP, "train.steps=3", "train.patience=2"]
-    with monkeypatch.context() as patch:
-        patch.setattr(training.loop.trainer.Trainer, "_train_step", killed)
-        scripted(patch, [0.5])
-        with pytest.raises(Killed):
-            main(arguments)
+    scripted(monkeypatch, [0.5])
+    with stopped_at(0), pytest.raises(Killed):
+        main(arguments)
     scripted(monkeypatch, [0.3, 0.4, 0.1])
     assert main([*arguments, "--resume"]) == 0
     assert read_best("run")["step"] == best_pt("run")["step"] == 0

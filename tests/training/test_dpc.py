@@ -11,12 +11,12 @@ from dpc_cases import RECIPE, blocks
 from dpc_cases import main as ranks_main
 from processes import launch, said, wait
 from runs import numbers, same, weights
+from steps import Killed, stopped_at
 
 import training.train
 from fastseq.video import Augmentation, ConsecutiveBlocks
 from training.data.index import build_index
 from training.loop.dpc_step import dense_nce
-from training.loop.trainer import Trainer
 from training.models.dpc import DPCModel
 from training.models.small_cnn3d import SmallCNN3d
 from training.recipe.load import load_config
@@ -158,23 +158,11 @@ def test_whole_videos_are_encoded_by_the_backbone(recipe):
     assert features.shape == (1, 9, 16 * 2 * 2)
 
 
-def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
+def test_resumed_run_equals_the_uninterrupted_one(recipe):
     assert main([recipe, "train.run_dir=whole"]) == 0
 
-    class Killed(BaseException):
-        pass
-
-    original = Trainer._train_step
-
-    def train_step(self, batch, rate):
-        if self.step == 9:
-            raise Killed
-        return original(self, batch, rate)
-
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
-    with pytest.raises(Killed):
+    with stopped_at(9), pytest.raises(Killed):
         main([recipe, "train.run_dir=parts"])
-    monkeypatch.setattr(Trainer, "_train_step", original)
     torch.rand(7)
     assert main([recipe, "train.run_dir=parts", "--resume"]) == 0
     assert same(weights("whole"), weights("parts"))

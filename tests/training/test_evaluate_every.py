@@ -10,9 +10,9 @@ import pytest
 import torch
 from narrow import NARROW_CNN
 from runs import RECIPE, numbers, same, weights
+from steps import Killed, stopped_at
 from vclr_cases import RECIPE as VCLR_RECIPE
 
-import training.loop.trainer
 from fastseq.video import write_video
 from training import evaluate, report, retrieve
 from training.data.index import build_index
@@ -62,7 +62,7 @@ def lines(run):
     return read_lines(Path(run) / "evaluations.jsonl")
 
 
-def test_a_run_with_evaluations_equals_one_without(place, monkeypatch):
+def test_a_run_with_evaluations_equals_one_without(place):
     assert main(["tiny.yaml", "train.run_dir=plain"]) == 0
     assert main(["tiny.yaml", "train.run_dir=watched", EVERY]) == 0
     assert same(weights("plain"), weights("watched"))
@@ -78,21 +78,9 @@ def test_a_run_with_evaluations_equals_one_without(place, monkeypatch):
     assert lines("watched")[0]["metrics"] != lines("watched")[-1]["metrics"]
 
     # Killed in step 12 with a checkpoint of step 5, after the log lines of steps 0, 5 and 10.
-    class Killed(BaseException):
-        pass
-
-    original = training.loop.trainer.Trainer._train_step
-
-    def killed(self, batch, rate):
-        if self.step == 11:
-            raise Killed
-        return original(self, batch, rate)
-
     arguments = ["tiny.yaml", "train.run_dir=parts", EVERY, "train.checkpoint_every=7"]
-    with monkeypatch.context() as patch:
-        patch.setattr(training.loop.trainer.Trainer, "_train_step", killed)
-        with pytest.raises(Killed):
-            main(arguments)
+    with stopped_at(11), pytest.raises(Killed):
+        main(arguments)
     assert [line["step"] for line in lines("parts")] == [0, 5, 10]
     assert main([*arguments, "--resume"]) == 0
     assert lines("parts") == lines("watched")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from ops.tcc.cases import cycle
 from runs import numbers, same, squares, weights
+from steps import Killed, stopped_at
 
 import fastseq
 import training.train
@@ -369,23 +370,11 @@ def test_wrong_options_show_before_the_run(recipe, capsys):
         ["loss.soft_dtw.weight=1", "data.clips=videos", "train.chunk_frames=20"],
     ],
 )
-def test_runs_with_other_losses_resume(recipe, options, monkeypatch):
+def test_runs_with_other_losses_resume(recipe, options):
     options = [*options, "train.steps=4", "train.checkpoint_every=2"]
     main([recipe, "train.run_dir=whole", *options])
-    original = training.loop.trainer.Trainer._train_step
-
-    class Killed(BaseException):
-        pass
-
-    def train_step(self, batch, rate):
-        if self.step == 3:
-            raise Killed
-        return original(self, batch, rate)
-
-    monkeypatch.setattr(training.loop.trainer.Trainer, "_train_step", train_step)
-    with pytest.raises(Killed):
+    with stopped_at(3), pytest.raises(Killed):
         main([recipe, "train.run_dir=parts", *options])
-    monkeypatch.setattr(training.loop.trainer.Trainer, "_train_step", original)
     assert main([recipe, "train.run_dir=parts", *options, "--resume"]) == 0
     assert same(weights("whole"), weights("parts"))
     assert numbers("whole") == numbers("parts")

@@ -11,13 +11,13 @@ from processes import launch, said, wait
 from runs import numbers, same, weights
 from seco_ranks import SECO
 from seco_ranks import main as ranks_main
+from steps import Killed, stopped_at
 from vclr_cases import CLIPS, RECIPE, tuples
 
 import fastseq
 import training.train
 from training.data.index import build_index
 from training.loop.seco_step import order_validation, places_of_halves
-from training.loop.trainer import Trainer
 from training.models import resnet, small_cnn
 from training.recipe.load import load_config
 from training.runs.log import read_log
@@ -136,23 +136,11 @@ def test_first_step_from_the_definitions(recipe, form, clips):
     assert {key.split(".")[1] for key in after if key.startswith("queues")} == {"inter"}
 
 
-def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch):
+def test_resumed_run_equals_the_uninterrupted_one(recipe):
     assert main([*recipe, "train.run_dir=whole"]) == 0
 
-    class Killed(BaseException):
-        pass
-
-    original = Trainer._train_step
-
-    def train_step(self, batch, rate):
-        if self.step == 9:
-            raise Killed
-        return original(self, batch, rate)
-
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
-    with pytest.raises(Killed):
+    with stopped_at(9), pytest.raises(Killed):
         main([*recipe, "train.run_dir=parts"])
-    monkeypatch.setattr(Trainer, "_train_step", original)
     torch.rand(7)
     assert main([*recipe, "train.run_dir=parts", "--resume"]) == 0
     assert same(weights("whole"), weights("parts"))

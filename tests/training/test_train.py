@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from runs import numbers, same, squares, weights
+from steps import Killed, stopped_at
 
 import training.loop.meter
 import training.loop.trainer
@@ -87,27 +88,12 @@ def test_first_step_is_that_of_plain_adam(recipe):
     assert agreed == moved
 
 
-def test_resumed_run_equals_the_uninterrupted_one(recipe, whole, monkeypatch):
+def test_resumed_run_equals_the_uninterrupted_one(recipe, whole):
     # Killed after step 9, with a checkpoint of step 5 and a log line of step 8; then after step 11.
-    class Killed(BaseException):
-        pass
-
-    original = training.loop.trainer.Trainer._train_step
-
-    def killed_at(step):
-        def train_step(self, batch, rate):
-            if self.step == step:
-                raise Killed
-            return original(self, batch, rate)
-
-        return train_step
-
     arguments = [recipe, "train.run_dir=parts"]
     for step, resume in ((9, []), (11, ["--resume"])):
-        monkeypatch.setattr(training.loop.trainer.Trainer, "_train_step", killed_at(step))
-        with pytest.raises(Killed):
+        with stopped_at(step), pytest.raises(Killed):
             main([*arguments, *resume])
-    monkeypatch.setattr(training.loop.trainer.Trainer, "_train_step", original)
     torch.rand(7)  # the resuming process has another random state
     assert main([*arguments, "--resume"]) == 0
     assert same(weights("whole"), weights("parts"))

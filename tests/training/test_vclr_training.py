@@ -7,6 +7,7 @@ import pytest
 import torch
 from narrow import NARROW_CNN, NARROW_RESNET
 from runs import numbers, same, weights
+from steps import Killed, stopped_at
 from vclr_cases import CLIPS, RECIPE, by_definition, tuples
 
 import training.train
@@ -84,23 +85,11 @@ def test_momentum_encoder_averages_parameters_alone():
 
 
 @pytest.mark.parametrize("clips", [[], CLIPS], ids=["frames", "clips"])
-def test_resumed_run_equals_the_uninterrupted_one(recipe, monkeypatch, clips):
+def test_resumed_run_equals_the_uninterrupted_one(recipe, clips):
     assert main([recipe, "train.run_dir=whole", *clips]) == 0
 
-    class Killed(BaseException):
-        pass
-
-    original = Trainer._train_step
-
-    def train_step(self, batch, rate):
-        if self.step == 9:
-            raise Killed
-        return original(self, batch, rate)
-
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
-    with pytest.raises(Killed):
+    with stopped_at(9), pytest.raises(Killed):
         main([recipe, "train.run_dir=parts", *clips])
-    monkeypatch.setattr(Trainer, "_train_step", original)
     torch.rand(7)
     assert main([recipe, "train.run_dir=parts", "--resume", *clips]) == 0
     assert same(weights("whole"), weights("parts"))
