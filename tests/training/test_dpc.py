@@ -199,7 +199,7 @@ def test_two_ranks_train_as_one(tmp_path, monkeypatch):
         ("model.encoder=fve", "loss.dpc needs model.encoder=dpc, got fve"),
         ("loss.scl.weight=1", "loss.dpc cannot be combined with loss.scl"),
         ("model.backbone=resnet18", "loss.dpc needs a network of clips: model.backbone must be"),
-        ("loss.dpc.predict=5", "loss.dpc.predict: the last 5 of the 5 blocks of data.segments"),
+        ("loss.dpc.predict=5", "them, so data.segments must be at least 6, got 5"),
         ("data.num_context=2", "data.clips=blocks has no context frames, expected 1"),
         ("data.cache=features", "data.clips=blocks reads clips: set data.cache=none or ram"),
     ],

@@ -317,7 +317,10 @@ def test_help_imports_nothing_heavy():
 
 
 def test_a_folder_without_test_videos_is_told_how_to_choose_them(folder, capsys):
-    said = "no test videos: training needs none, but evaluation and the report do. Choose them"
+    said = (
+        "no test videos: training needs none, evaluation does, and the report shows training "
+        "videos instead. Choose them"
+    )
     assert main([str(folder)]) == 0
     out = capsys.readouterr().out
     assert f"{said} before training: write " in out

@@ -9,7 +9,7 @@ import pytest
 
 from fastseq.video import probe
 from training import compare
-from training.demo.classes import CLASSES, FRAMES, REVERSED, plan_class, render_classes
+from training.demo.classes import CLASSES, FRAMES, REVERSED, main, plan_class, render_classes
 from training.demo.render import VideoPlan, render_video
 from training.demo.scene import ACTIONS
 from training.recipe.load import load_config
@@ -63,6 +63,16 @@ def test_rendered_classes(tmp_path):
     assert render_classes(tmp_path / "videos", seed=1, **SMALL).reused
     with pytest.raises(FileExistsError, match="holds something else"):
         render_classes(tmp_path / "videos", seed=2, **SMALL)
+
+
+@pytest.mark.parametrize("numbers", [(-3, 20), (0, 0)])
+def test_numbers_that_make_no_videos_are_refused(tmp_path, capsys, numbers):
+    train, test = numbers
+    with pytest.raises(SystemExit, match="2"):
+        main([f"{tmp_path}/v", f"--train-per-class={train}", f"--test-per-class={test}"])
+    error = capsys.readouterr().err
+    assert f"not both 0, got train_per_class={train}, test_per_class={test}" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_class_is_a_part_of_its_action():

@@ -166,9 +166,10 @@ def no_test_videos(folder: Path, labels: Path | None, val: int = 0) -> str:
             "data.test_split=val, or add --split val to training.evaluate"
         )
     return (
-        "no test videos: training needs none, but evaluation and the report do. Choose them before "
-        f'training: write "split": "test" for some videos in {labels or folder / LABELS_NAME}, or '
-        f"set it in `python -m training.view {shlex.quote(str(folder))}`, and prepare again: "
+        "no test videos: training needs none, evaluation does, and the report shows training "
+        'videos instead. Choose them before training: write "split": "test" for some videos in '
+        f"{labels or folder / LABELS_NAME}, or set it in "
+        f"`python -m training.view {shlex.quote(str(folder))}`, and prepare again: "
         f"`{_COMMAND} {shlex.quote(str(folder))}{as_words(made_with(folder))}`"
     )
 

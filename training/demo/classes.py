@@ -23,6 +23,7 @@ from training.demo.render import (
     SPLITS,
     RenderSummary,
     VideoPlan,
+    check_numbers,
     describe,
     write_dataset,
 )
@@ -100,6 +101,7 @@ def render_classes(
 
     In labels.json the class is the "action" of a video; there are no phases.
     """
+    check_numbers(train_per_class=train_per_class, test_per_class=test_per_class)
     counts = dict(zip(SPLITS, (train_per_class, test_per_class), strict=True))
     plans = [
         plan_class(seed, name, split, number)

@@ -200,6 +200,13 @@ def _is_there(folder: Path, labels: dict) -> bool:
     return True
 
 
+def check_numbers(**numbers: int) -> None:
+    """UserError if the numbers of training and test videos do not make a data set."""
+    if min(numbers.values()) < 0 or not any(numbers.values()):
+        got = ", ".join(f"{name}={number}" for name, number in numbers.items())
+        raise UserError(f"expected numbers of videos of at least 0 and not both 0, got {got}")
+
+
 def render_dataset(
     folder: str | os.PathLike,
     *,
@@ -225,11 +232,7 @@ def render_dataset(
         UserError: side is odd or below 16, or there would be no video.
         FileExistsError: the folder holds something else.
     """
-    if min(train_per_action, test_per_action) < 0 or train_per_action + test_per_action == 0:
-        raise UserError(
-            "expected numbers of videos of at least 0 and not both 0, got "
-            f"train_per_action={train_per_action}, test_per_action={test_per_action}"
-        )
+    check_numbers(train_per_action=train_per_action, test_per_action=test_per_action)
     plans = plan_dataset(
         seed=seed, train_per_action=train_per_action, test_per_action=test_per_action
     )

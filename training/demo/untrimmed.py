@@ -18,9 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from training.demo.classes import CLASSES
-from training.demo.render import SPLITS, RenderSummary, VideoPlan, describe, write_dataset
+from training.demo.render import (
+    SPLITS,
+    RenderSummary,
+    VideoPlan,
+    check_numbers,
+    describe,
+    write_dataset,
+)
 from training.demo.scene import ACTIONS
-from training.support.command import UserError
 
 GENERATOR = "training.demo.untrimmed/1"  # raise the number whenever pictures or labels change
 FRAMES = (200, 300)
@@ -119,11 +125,7 @@ def render_untrimmed(
         train, test: numbers of videos.
         side: width and height in pixels.
     """
-    if min(train, test) < 0 or train + test == 0:
-        raise UserError(
-            "expected numbers of videos of at least 0 and not both 0, got "
-            f"train={train}, test={test}"
-        )
+    check_numbers(train=train, test=test)
     plans = [
         plan_untrimmed(seed, split, number)
         for split, count in zip(SPLITS, (train, test), strict=True)

@@ -31,8 +31,8 @@ def check_dpc(config: DictConfig, losses: Sequence[str]) -> None:
     predict, blocks = config.loss.dpc.predict, config.data.segments
     if predict >= blocks:
         raise ConfigError(
-            f"loss.dpc.predict: the last {predict} of the {blocks} blocks of data.segments are "
-            f"predicted from those before them; expected at most {blocks - 1}"
+            f"loss.dpc.predict: the last {predict} blocks are predicted from at least one before "
+            f"them, so data.segments must be at least {predict + 1}, got {blocks}"
         )
     if config.data.num_context > 1:
         raise ConfigError(
